@@ -1,0 +1,62 @@
+# Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix lock clean
+
+PY := .venv/bin/python
+PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
+# More than 4 workers would wait for each other: each has servers of its own.
+TEST := $(PY) -m pytest -q -rs --numprocesses auto --maxprocesses 4 --dist loadgroup
+LOCK := $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes \
+	--python-version 3.11 --no-header --no-annotate --upgrade
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1 \t\2/p' Makefile | expand -t 14
+
+setup: ## make .venv with everything the other commands need (PYTHON=... chooses the interpreter)
+	@if cmp -s requirements-dev.lock .venv/installed.lock && $(PY) -c '' 2>/dev/null; then exit 0; fi; \
+	old=; bare=; python=; \
+	for each in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+		$$each -c '' 2>/dev/null || continue; \
+		if ! $$each -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then old=$$each; \
+		elif ! $$each -c 'import ensurepip, venv' 2>/dev/null; then bare=$$each; \
+		else python=$$each; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		if [ -n "$$bare" ]; then echo "$$bare cannot make a virtual environment." \
+			"On Debian and Ubuntu: apt install python3-venv"; \
+		elif [ -n "$$old" ]; then echo "Python 3.11 or later is needed; $$old is" \
+			"$$($$old -c 'import platform; print(platform.python_version())')." \
+			"Name another one: make setup PYTHON=/path/to/python3"; \
+		else echo "Python 3.11 or later is needed, and none was found." \
+			"Name one: make setup PYTHON=/path/to/python3"; fi >&2; \
+		exit 1; \
+	fi; \
+	echo "Making .venv with $$python and installing what requirements-dev.lock lists ..."; \
+	rm -f .venv/installed.lock; \
+	$$python -m venv --clear .venv && \
+	$(PY) -m pip $(PIP_INSTALL) -r requirements-dev.lock && \
+	cp requirements-dev.lock .venv/installed.lock
+
+demo: setup ## watch the job bring a real database up to date
+	@$(PY) -m tests.demo
+
+test: setup ## run every test that needs no docker (ARGS='-k lock' chooses)
+	@$(TEST) $(ARGS)
+
+check: setup ## look at format, lint and types
+	@$(PY) -m ruff format --check
+	@$(PY) -m ruff check
+	@$(PY) -m mypy
+
+fix: setup ## format, and repair what the linter can repair
+	@$(PY) -m ruff check --fix-only --exit-zero
+	@$(PY) -m ruff format
+
+lock: setup ## resolve the dependencies of pyproject.toml anew
+	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: uv
+	@$(LOCK) --output-file requirements.lock
+	@$(LOCK) --group dev --output-file requirements-dev.lock
+
+clean: ## remove what these commands made
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

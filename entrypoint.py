@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""Make a PostgreSQL database ready before the app starts.
+
+`up()` is the story; `main()` turns an outcome into an exit code, one `run.finished` and one
+termination message. What every step promises stands in its module under `preflight/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from preflight import history, lock, logs, migrations, plan, server, stop
+from preflight.config import Config, environment
+from preflight.errors import ExitCode, Failure, PlanChanged
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+HARD_STOP_S = 4.0  # a stop takes less than 5 s, even against a server that went silent
+MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
+HERE = Path(__file__).resolve().parent
+
+
+def up(config: Config) -> None:
+    """Bring the database up to date, or stop at the first step that cannot."""
+    files = load(config)  # what can fail without a server fails first
+
+    with server.connect(config) as session:  # 10 21 22
+        todo = make_plan(config, files, history.read(session))  # 26 28
+        if todo.empty:
+            return  # the common case: one connection, one query
+
+        from preflight import apply, backup, rehearsal  # noqa: PLC0415 -- only when work is due
+
+        server.require_writable(session)  # 22
+        saved = None
+        while not todo.empty:
+            lock.acquire(session)  # 11; held until the session ends
+            todo = make_plan(config, files, history.settle(session, files))  # 26 28 32 33
+            if todo.empty:
+                return  # another run did it, or everything was there already
+            saved = saved or backup.take(session, todo.todo)  # 14 23 24
+            rehearsal.run(config)  # 27
+            try:
+                for migration in todo.todo:
+                    lock.require(session)
+                    apply.forward(session, migration, saved.name if saved else None)  # 12 13 30 31
+            except PlanChanged:  # another run was there, or the session had to be replaced
+                todo = make_plan(config, files, history.read(session))
+            else:
+                return
+
+
+def load(config: Config) -> tuple[migrations.Migration, ...]:
+    """Read the files and say so."""
+    files = migrations.load(config.migrations_dir)  # 20 25
+    structlog.get_logger().info(
+        "files.loaded",
+        count=len(files),
+        newest=files[-1].name,
+        directory=str(config.migrations_dir),
+    )
+    return files
+
+
+def make_plan(
+    config: Config, files: Sequence[migrations.Migration], known: plan.History
+) -> plan.Plan:
+    """Make the plan and say so."""
+    made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+    log = structlog.get_logger()
+    if made.ahead:
+        log.warning("schema.ahead", migrations=[record.name for record in made.ahead])
+    log.info("plan.made", pending=[migration.name for migration in made.todo])
+    return made
+
+
+class Tally:
+    """What the events of a run say was done: `run.finished` repeats nothing else."""
+
+    LISTS = {"migration.applied": "applied", "migration.adopted": "adopted"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.done: dict[str, Any] = {}
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Keep what an event says was done."""
+        if key := self.LISTS.get(str(event["event"])):
+            self.done.setdefault(key, []).append(event["migration"])
+        elif event["event"] == "migration.rolled_back":
+            self.done.setdefault("rolled_back", []).append(event["migration"])
+        elif event["event"] == "backup.verified":
+            self.done["backup"] = event["backup"]
+
+
+class Run:
+    """One run from its first line to its last, whatever happens in between."""
+
+    def __init__(self, command: str, environ: Mapping[str, str]) -> None:
+        self.command = command
+        self.run_id = os.urandom(6).hex()
+        self.began = time.monotonic()
+        self.tally = Tally()
+        self.termination_log = Path(
+            environ.get("PREFLIGHT_TERMINATION_LOG") or "/dev/termination-log"
+        )
+        self.ended = threading.Lock()
+
+    def end(self, code: int, outcome: str, error: Mapping[str, Any] | None = None) -> int:
+        """Log `run.finished`, leave the termination message, return the exit code; once."""
+        if not self.ended.acquire(blocking=False):
+            return code
+        data: dict[str, Any] = {
+            "command": self.command,
+            "outcome": outcome,
+            "exit_code": code,
+            "duration_s": round(time.monotonic() - self.began, 3),
+            **self.tally.done,
+        }
+        if error:
+            data["error"] = dict(error)
+        log = structlog.get_logger()
+        (log.error if code not in (0, ExitCode.PENDING) else log.info)("run.finished", **data)
+        self._leave_message(data)
+        return code
+
+    def _leave_message(self, data: dict[str, Any]) -> None:
+        try:
+            descriptor = os.open(self.termination_log, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        except OSError:
+            return  # not in Kubernetes
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(termination_message({"run_id": self.run_id, **data}))
+
+    def outcome(self) -> str:
+        """Name what a run that reached its end has done."""
+        done = self.tally.done
+        return next((key for key in ("rolled_back", "applied", "adopted") if key in done), "ok")
+
+
+def termination_message(data: Mapping[str, Any]) -> bytes:
+    """Return the object as one line of JSON of at most 4096 bytes; the reason stays readable."""
+    shown = dict(data)
+    message = json.dumps(shown, default=str, ensure_ascii=False).encode()
+    if len(message) > MESSAGE_MAX and isinstance(shown.get("error"), dict):
+        error = {key: value for key, value in shown["error"].items() if key != "problems"}
+        short = {
+            key: value[:600] if isinstance(value, str) else value for key, value in error.items()
+        }
+        shown["error"] = short
+        message = json.dumps(shown, default=str, ensure_ascii=False).encode()
+    for key in ("applied", "adopted", "rolled_back"):
+        if len(message) > MESSAGE_MAX and key in shown:
+            shown[key] = len(shown[key])
+            message = json.dumps(shown, default=str, ensure_ascii=False).encode()
+    return message if len(message) <= MESSAGE_MAX else json.dumps(shown).encode()[:MESSAGE_MAX]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return the exit code; nothing but a signal's number escapes."""
+    environ = environment()
+    run = Run(next(iter(arguments), "up").lstrip("-"), environ)
+    handle_signals(run)
+    _set_up_logs(run, environ, {})
+    try:
+        command, options = chosen(arguments)
+        run.command = options.get("name", "up")
+        config = Config.from_env(environ, HERE / "migrations", run.run_id)
+        _set_up_logs(run, environ, options, config)
+        log = structlog.get_logger()
+        log.info("run.started", command=run.command, version=_version(), database=config.database)
+        for warning in config.warnings:
+            log.warning("config.warned", warning=warning)
+        command(config)
+        return run.end(ExitCode.OK, run.outcome())
+    except Failure as failure:
+        outcome = "pending" if failure.exit_code == ExitCode.PENDING else "failed"
+        return run.end(failure.exit_code, outcome, failure.data())
+    except KeyboardInterrupt:
+        return _stopped(run)
+    except SystemExit as ended:  # argparse has printed --help
+        return int(ended.code or 0)
+    except Exception as error:  # noqa: BLE001 -- the last resort: exit 70 with a place to look at
+        return run.end(ExitCode.INTERNAL, "failed", internal(error))
+
+
+def internal(error: BaseException) -> dict[str, object]:
+    """Return the error object for a bug of ours: where, and what kind; no values."""
+    import traceback  # noqa: PLC0415 -- only for a bug
+
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if str(HERE) in frame.filename] or frames[-1:]
+    places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(ours[-4:]))
+    sqlstate = getattr(error, "sqlstate", None)
+    return {
+        "code": "internal.error",
+        "message": f"a bug in pg-preflight: {type(error).__name__} at {places}"
+        + (f" (SQLSTATE {sqlstate})" if sqlstate else f": {error}"[:300]),
+        "hint": "Everything unfinished was rolled back. Please report this line.",
+    }
+
+
+def chosen(arguments: Sequence[str]) -> tuple[Callable[[Config], None], dict[str, Any]]:
+    """Return the command to run and its options; `up` needs no parser."""
+    if not arguments or list(arguments) == ["up"]:
+        return up, {}
+    from preflight import commands  # noqa: PLC0415 -- every pod start runs `up`
+
+    return commands.parse(arguments, up)
+
+
+def _set_up_logs(
+    run: Run, environ: Mapping[str, str], options: Mapping[str, Any], config: Config | None = None
+) -> None:
+    choice = config.log if config else environ.get("PREFLIGHT_LOG", "")
+    logs.set_up(
+        sys.stderr if options.get("result_on_stdout") else sys.stdout,
+        choice=choice if choice in ("json", "console") else "auto",
+        level=config.log_level if config else "info",
+        run_id=run.run_id,
+        no_color=environ.get("NO_COLOR"),
+        observe=run.tally.see,
+    )
+
+
+def _version() -> str:
+    from preflight import __version__  # noqa: PLC0415 -- beside its only use
+
+    return __version__
+
+
+def handle_signals(run: Run) -> None:
+    """Turn SIGTERM and SIGINT into a stop request with a hard end."""
+
+    def ask(signum: int, _frame: FrameType | None) -> None:
+        if stop.requested() is None:
+            timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
+            timer.daemon = True
+            timer.start()
+        stop.request(signum)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+
+
+def _stopped(run: Run) -> int:
+    number = stop.requested() or signal.SIGINT
+    name = signal.Signals(number).name
+    error = {
+        "code": "run.stopped",
+        "message": f"stopped by {name}; unfinished work was rolled back and the lock is free",
+        "hint": "Run again.",
+    }
+    return run.end(128 + number, "stopped", error)
+
+
+def _stop_hard(run: Run) -> None:
+    """End the process although the server does not answer; it rolls back when it sees us gone."""
+    while stop.busy.is_set():
+        time.sleep(0.05)  # COMMIT or a rename: its answer decides
+    if run.ended.locked():
+        return
+    code = _stopped(run)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,525 @@
+"""The two tables, and every SQL statement about them.
+
+`migrations` is the present, one row a version; `journal` is append-only. Everyone may read what
+`wait --schema` needs, never the texts.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight import __version__, sql, stop, verify
+from preflight.errors import (
+    HistoryConflict,
+    NeedsRepair,
+    Problem,
+    TargetUnusable,
+    VerifyFailed,
+)
+from preflight.plan import History, Record
+from preflight.server import FACTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from preflight.migrations import Migration
+    from preflight.server import Session
+
+_TABLES = """
+CREATE SCHEMA IF NOT EXISTS {schema};
+CREATE TABLE IF NOT EXISTS {schema}.migrations (
+  version bigint PRIMARY KEY,
+  name text NOT NULL,
+  checksum text NOT NULL,
+  state text NOT NULL CHECK (state IN ('running', 'done', 'failed')),
+  how text NOT NULL CHECK (how IN ('applied', 'adopted', 'forced')),
+  statements_done int NOT NULL DEFAULT 0,
+  statements_started int NOT NULL DEFAULT 0,
+  up_sql text NOT NULL,
+  rollback_sql text,
+  breaking bool NOT NULL DEFAULT false,
+  applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  duration_ms bigint,
+  applied_by text NOT NULL DEFAULT current_user,
+  backup text,
+  tool_version text NOT NULL,
+  run_id text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS {schema}.journal (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  event text NOT NULL,
+  version bigint NOT NULL,
+  name text NOT NULL,
+  checksum text,
+  checksum_before text,
+  run_id text NOT NULL,
+  host text NOT NULL,
+  role text NOT NULL DEFAULT current_user,
+  duration_ms bigint,
+  backup text,
+  sqlstate text,
+  error text,
+  tool_version text NOT NULL
+);
+GRANT USAGE ON SCHEMA {schema} TO PUBLIC;
+GRANT SELECT (version, name, checksum, state, breaking) ON {schema}.migrations TO PUBLIC;
+COMMENT ON SCHEMA {schema} IS 'pg-preflight: what was applied to this database, and when';
+"""
+_COLUMNS = {
+    "migrations": {
+        "version",
+        "name",
+        "checksum",
+        "state",
+        "how",
+        "statements_done",
+        "statements_started",
+        "up_sql",
+        "rollback_sql",
+        "breaking",
+        "applied_at",
+        "duration_ms",
+        "applied_by",
+        "backup",
+        "tool_version",
+        "run_id",
+    },
+    "journal": {"event", "version", "name", "checksum", "run_id", "host", "role", "error"},
+}
+_OURS = """
+SELECT c.relname::text, c.relkind::text, pg_catalog.pg_has_role(c.relowner, 'MEMBER'),
+ pg_catalog.pg_get_userbyid(c.relowner)::text,
+ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s::name AND c.relname IN ('migrations', 'journal')
+"""
+_RIGHTS = """
+SELECT pg_catalog.has_database_privilege(pg_catalog.current_database()::text, 'CREATE'),
+ (SELECT pg_catalog.has_schema_privilege(n.oid, 'CREATE') FROM pg_catalog.pg_namespace n
+  WHERE n.nspname = %s::name)
+"""
+# nothing of anybody's: no relation, type or function but the system's, extensions' and our own
+_EMPTY = """
+WITH theirs AS (
+ SELECT n.oid FROM pg_catalog.pg_namespace n
+ WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', %s::name)
+  AND n.nspname::text NOT LIKE 'pg\\_%%'
+), members AS (
+ SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
+)
+SELECT NOT EXISTS (
+ SELECT FROM pg_catalog.pg_class c JOIN theirs ON theirs.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (
+  SELECT FROM members WHERE classid = 'pg_catalog.pg_class'::regclass AND objid = c.oid)
+) AND NOT EXISTS (
+ SELECT FROM pg_catalog.pg_type t JOIN theirs ON theirs.oid = t.typnamespace
+ WHERE t.typrelid = 0::oid AND t.typcategory <> 'A' AND NOT EXISTS (
+  SELECT FROM members WHERE classid = 'pg_catalog.pg_type'::regclass AND objid = t.oid)
+) AND NOT EXISTS (
+ SELECT FROM pg_catalog.pg_proc p JOIN theirs ON theirs.oid = p.pronamespace
+ WHERE NOT EXISTS (
+  SELECT FROM members WHERE classid = 'pg_catalog.pg_proc'::regclass AND objid = p.oid)
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What only a run under the lock needs to know of a recorded migration."""
+
+    version: int
+    name: str
+    state: str
+    statements_done: int
+    statements_started: int
+    up_sql: str
+    rollback_sql: str | None
+    run_id: str
+    checksum: str
+
+
+def read(session: Session) -> History:
+    """Return the history and learn the server's facts, in one query."""
+    query = f"""SELECT {FACTS}, m.version, m.name, m.checksum, m.state, m.breaking
+ FROM (SELECT 1) AS one LEFT JOIN {session.config.schema}.migrations m ON true ORDER BY m.version"""  # noqa: S608
+    try:
+        rows = session.ask(query)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        session.learn(session.ask(f"SELECT {FACTS}")[0])
+        return History(present=False)
+    except psycopg.errors.UndefinedColumn as error:
+        raise _damaged(session, error.diag.message_primary or "a column is missing") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise HistoryConflict(
+            "history.not_readable",
+            f"the history cannot be read: {error.diag.message_primary}",
+            f"GRANT USAGE ON SCHEMA {session.config.schema} to this role, "
+            "or choose another PREFLIGHT_SCHEMA.",
+            sqlstate=error.sqlstate,
+        ) from error
+    session.learn(rows[0])
+    records = {
+        row["version"]: Record(
+            row["version"], row["name"], row["checksum"], row["state"], row["breaking"]
+        )
+        for row in rows
+        if row["version"] is not None
+    }
+    return History(records)
+
+
+def _damaged(session: Session, what: str) -> HistoryConflict:
+    return HistoryConflict(
+        "history.damaged",
+        f"the tables in schema {session.config.schema} are not ours as we made them: {what}",
+        "Was the schema made by another tool, or changed by hand? Choose another PREFLIGHT_SCHEMA, "
+        "or restore the tables from a backup.",
+    )
+
+
+@contextmanager
+def transaction(session: Session) -> Iterator[None]:
+    """Run statements in one transaction, rolled back when they raise."""
+    session.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+    try:
+        yield
+    except BaseException:
+        roll_back(session)
+        raise
+    commit(session)
+
+
+def commit(session: Session) -> None:
+    """Commit; a stop request waits until the answer is there. Raises what the server says."""
+    with stop.deferred():
+        result = session.connection.execute("COMMIT")
+    if result.statusmessage != "COMMIT":
+        raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
+
+
+def roll_back(session: Session) -> None:
+    """Roll back if there is anything to roll back on."""
+    if not session.lost:
+        try:
+            session.connection.execute("ROLLBACK")
+        except psycopg.OperationalError:
+            session.close()
+
+
+def settle(session: Session, files: Sequence[Migration]) -> History:
+    """Return the history as it stands under the lock, made or completed where it is missing.
+
+    First contact: what is already there is adopted. Raises HistoryConflict, NeedsRepair,
+    VerifyFailed (partial), TargetUnusable (no right to make the tables).
+    """
+    session.grow_up()
+    with transaction(session):
+        if _make_tables(session) or _untold(session):
+            _first_contact(session, files)
+    history = read(session)
+    for row in _unfinished(session):
+        file = next((file for file in files if file.version == row.version), None)
+        if file is not None:
+            require_resumable(file, row)
+    return history
+
+
+def _make_tables(session: Session) -> bool:
+    """Make the tables that are missing; return whether all were."""
+    schema = session.config.schema
+    found = {name: rest for name, *rest in session.execute(_OURS, [schema]).fetchall()}
+    for name, (kind, member, owner, columns) in found.items():
+        if kind != "r":
+            raise _damaged(session, f"{name} is not a table")
+        if not member:
+            raise HistoryConflict(
+                "history.owner",
+                f"the history belongs to role {owner!r}, of which this role is no member",
+                f"Run as {owner!r}, or GRANT it to this role, or choose another PREFLIGHT_SCHEMA.",
+            )
+        if gone := _COLUMNS[name] - set(columns):
+            raise _damaged(session, f"{name} has no column {', '.join(sorted(gone))}")
+    if len(found) == len(_COLUMNS):
+        return False
+    in_database, in_schema = session.execute(_RIGHTS, [schema]).fetchone() or (False, False)
+    if not (in_schema or (in_schema is None and in_database)):
+        raise TargetUnusable(
+            "target.no_right",
+            f"this role may not create the schema {schema} for the history",
+            "As the database's owner: GRANT CREATE ON DATABASE … TO this role, or CREATE SCHEMA "
+            f"{schema} AUTHORIZATION this role.",
+            sqlstate="42501",
+        )
+    session.execute(_TABLES.format(schema=schema))
+    return not found
+
+
+def _untold(session: Session) -> bool:
+    """Tell whether nothing was ever recorded: an earlier run made the tables and got no further."""
+    schema = session.config.schema
+    row = session.execute(
+        f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations) AND NOT EXISTS (
+ SELECT FROM {schema}.journal j WHERE j.event <> 'failed')"""  # noqa: S608 -- a checked name
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def _first_contact(session: Session, files: Sequence[Migration]) -> None:
+    row = session.execute(_EMPTY, [session.config.schema]).fetchone()
+    if row and row[0]:
+        return
+    for file, checks in adoptable(session, files):
+        record(session, file, how="adopted")
+        journal(session, "adopted", file)
+        structlog.get_logger().info(
+            "migration.adopted", migration=file.name, version=file.version, checks=len(checks)
+        )
+
+
+def adoptable(
+    session: Session, files: Sequence[Migration]
+) -> list[tuple[Migration, tuple[verify.Check, ...]]]:
+    """Return the leading files that a database already holds, with their checks; reads only.
+
+    Call inside a transaction. Raises VerifyFailed (partial), HistoryConflict (cannot be told).
+    """
+    found = []
+    for file in files:
+        checks = verify.run(session, file.verify) if file.verify else ()
+        match verify.answer(checks):
+            case "present":
+                found.append((file, checks))
+            case "absent":
+                break
+            case "partial":
+                verify.report(file, checks)
+                raise VerifyFailed(
+                    "verify.partial",
+                    f"{file.name} is in the database only in part: {verify.described(checks)}",
+                    "Complete it or take it back by hand, then run again; `verify` lists every "
+                    "check.",
+                    migration=file.name,
+                    version=file.version,
+                )
+            case _:
+                if session.config.first_contact == "pending":
+                    break
+                raise HistoryConflict(
+                    "history.first_contact",
+                    f"the database has objects but no history, and {file.name} has no verify file "
+                    "that could tell whether it was applied",
+                    f"It is there: `adopt {file.version}`. It is not: set "
+                    "PREFLIGHT_FIRST_CONTACT=pending, and it will run.",
+                    migration=file.name,
+                    version=file.version,
+                )
+    return found
+
+
+def is_empty(session: Session) -> bool:
+    """Tell whether the database holds nothing of anybody's."""
+    row = session.execute(_EMPTY, [session.config.schema]).fetchone()
+    return bool(row and row[0])
+
+
+def _unfinished(session: Session) -> list[Row]:
+    return _rows(session, "m.state <> 'done'")
+
+
+def row_of(session: Session, version: int) -> Row | None:
+    """Return a recorded migration, or None."""
+    rows = _rows(session, f"m.version = {int(version)}")
+    return rows[0] if rows else None
+
+
+def _rows(session: Session, where: str) -> list[Row]:
+    rows = session.execute(
+        f"""SELECT m.version, m.name, m.state, m.statements_done, m.statements_started, m.up_sql,
+ m.rollback_sql, m.run_id, m.checksum FROM {session.config.schema}.migrations m
+ WHERE {where} ORDER BY m.version"""  # noqa: S608 -- a checked name, a constant or a number
+    ).fetchall()
+    return [Row(*row) for row in rows]
+
+
+def require_resumable(file: Migration, row: Row) -> None:
+    """Make sure that a file which stopped part-way can go on; raises NeedsRepair."""
+    before = row.up_sql.encode()
+    old = [statement.text(before) for statement in sql.statements(before)]
+    new = [statement.text(file.up.text) for statement in file.up.statements()]
+    begun = max(row.statements_done, row.statements_started)
+    reason = None
+    if file.up.transactional:
+        reason = "the file runs in a transaction now"
+    elif old[:begun] != new[:begun]:
+        reason = f"the file's first {begun} statements changed since they ran"
+    elif row.statements_started > row.statements_done and not repeatable(new[begun - 1]):
+        reason = f"what statement {begun} did cannot be read back"
+    if reason:
+        raise NeedsRepair(
+            "migration.needs_repair",
+            f"{file.name} stopped after {row.statements_done} of {len(old)} statements, and "
+            f"{reason}",
+            f"Look at the database. All of it is there: `adopt {file.version}`. Run it again from "
+            f"its start: `force {file.version}`.",
+            migration=file.name,
+            version=file.version,
+        )
+
+
+def repeatable(text: bytes) -> bool:
+    """Tell whether a statement outside a transaction can be read back or simply run again."""
+    said = sql.words(text[:400], 3)
+    return said[:1] in (["VACUUM"], ["REINDEX"], ["CLUSTER"]) or (
+        "INDEX" in said and said[0] in ("CREATE", "DROP")
+    )
+
+
+def insert(session: Session, migration: Migration, backup: str | None, how: str) -> bool:
+    """Claim a version that was not recorded; return False when another run was there."""
+    return record(session, migration, how=how, state="running", backup=backup)
+
+
+def record(
+    session: Session,
+    migration: Migration,
+    *,
+    how: str,
+    state: str = "done",
+    backup: str | None = None,
+) -> bool:
+    """Insert a version's row; return False when there is one."""
+    rollback = migration.rollback.text if migration.rollback else None
+    return (
+        session.execute(
+            f"""INSERT INTO {session.config.schema}.migrations
+ (version, name, checksum, state, how, up_sql, rollback_sql, breaking, backup, tool_version, run_id)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (version) DO NOTHING""",  # noqa: S608
+            [
+                migration.version,
+                migration.name,
+                migration.checksum,
+                state,
+                how,
+                migration.up.text,
+                rollback,
+                migration.up.breaking,
+                backup,
+                __version__,
+                session.config.run_id,
+            ],
+        ).rowcount
+        == 1
+    )
+
+
+def take_over(session: Session, migration: Migration, row: Row, backup: str | None) -> bool:
+    """Claim a row as it was planned, to go on with its file; False when it changed meanwhile."""
+    return (
+        session.execute(
+            f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
+ state = 'running', up_sql = %s, rollback_sql = %s, breaking = %s, backup = %s, tool_version = %s,
+ run_id = %s, applied_by = current_user
+ WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+            [
+                migration.name,
+                migration.checksum,
+                migration.up.text,
+                migration.rollback.text if migration.rollback else None,
+                migration.up.breaking,
+                backup,
+                __version__,
+                session.config.run_id,
+                row.version,
+                row.state,
+                row.run_id,
+            ],
+        ).rowcount
+        == 1
+    )
+
+
+def mark(
+    session: Session, version: int, *, done: int, started: int, state: str = "running"
+) -> None:
+    """Record how far a non-transactional file is; counts of statements."""
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.migrations
+ SET statements_done = %s, statements_started = %s, state = %s
+ WHERE version = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [done, started, state, version, session.config.run_id],
+    )
+    _require_one(session, updated.rowcount)
+
+
+def finish(
+    session: Session, migration: Migration, *, duration_ms: int, statements: int, backup: str | None
+) -> None:
+    """Write the end mark and the journal's success row, in the caller's transaction."""
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.migrations SET state = 'done', duration_ms = %s,
+ statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
+ WHERE version = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [duration_ms, statements, statements, migration.version, session.config.run_id],
+    )
+    _require_one(session, updated.rowcount)
+    journal(session, "applied", migration, duration_ms=duration_ms, backup=backup)
+
+
+def _require_one(session: Session, count: int) -> None:
+    if count != 1:
+        raise _damaged(session, "the row of the running migration is gone")
+
+
+def journal(  # noqa: PLR0913 -- one row
+    session: Session,
+    event: str,
+    migration: Migration,
+    *,
+    duration_ms: int | None = None,
+    backup: str | None = None,
+    problem: Problem | None = None,
+) -> None:
+    """Append what happened."""
+    session.execute(
+        f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum, run_id,
+ host, duration_ms, backup, sqlstate, error, tool_version)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+        [
+            event,
+            migration.version,
+            migration.name,
+            migration.checksum,
+            session.config.run_id,
+            socket.gethostname(),
+            duration_ms,
+            backup,
+            problem.sqlstate if problem else None,
+            problem.message if problem else None,
+            __version__,
+        ],
+    )
+
+
+def listing(session: Session) -> list[dict[str, Any]]:
+    """Return every row for people: all that this role may read."""
+    schema = session.config.schema
+    try:
+        return session.ask(
+            f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking, m.how, m.applied_at,
+ m.duration_ms, m.applied_by, m.backup, m.statements_done
+ FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
+        )
+    except psycopg.errors.InsufficientPrivilege:
+        return session.ask(
+            f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking
+ FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
+        )

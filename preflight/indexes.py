@@ -1,0 +1,98 @@
+"""CONCURRENTLY indexes: what a statement wants, what the catalog has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preflight import sql
+
+if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import IndexElem
+
+    from preflight.server import Session
+
+DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
+
+_FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), i.indisvalid AND i.indisready,
+ pg_catalog.pg_get_indexdef(i.indexrelid)
+ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relname = %(name)s::name AND ("""
+_BESIDE = """i.indrelid = pg_catalog.to_regclass(%(table)s::text))"""
+_NAMED = """c.oid = pg_catalog.to_regclass(%(table)s::text))"""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What a statement names: an index, and the table (quoted) or, for DROP, the index itself."""
+
+    name: str
+    place: str
+    dropped: bool = False
+    if_not_exists: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An index as the catalog has it; `name` is qualified and quoted."""
+
+    name: str
+    valid: bool
+    definition: str
+
+
+def wanted(text: bytes) -> Index | None:
+    """Return the index that a CREATE or DROP INDEX CONCURRENTLY names, or None."""
+    node = sql.parsed(text)
+    if node is None:
+        return None
+    if node.WhichOneof("node") == "index_stmt" and node.index_stmt.idxname:
+        statement = node.index_stmt
+        place = _quoted(statement.relation.schemaname, statement.relation.relname)
+        return Index(statement.idxname, place, if_not_exists=statement.if_not_exists)
+    if node.WhichOneof("node") == "drop_stmt":
+        names = [item.string.sval for item in node.drop_stmt.objects[0].list.items]
+        return Index(names[-1], _quoted(*names), dropped=True)
+    return None
+
+
+def _quoted(*names: str) -> str:
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names if name)
+
+
+def find(session: Session, index: Index) -> Found | None:
+    """Return the index of that name on that table, if there is one."""
+    query = _FIND + (_NAMED if index.dropped else _BESIDE)
+    row = session.execute(query, {"name": index.name, "table": index.place}).fetchone()
+    return Found(*row) if row else None
+
+
+def same(definition: str, text: bytes) -> bool:
+    """Tell whether the catalog's definition is what a statement asks for.
+
+    Expressions are compared by their presence: the server writes them anew, with casts.
+    """
+    return _shape(definition.encode()) == _shape(text)
+
+
+def _shape(text: bytes) -> tuple[object, ...] | None:
+    node = sql.parsed(text)
+    if node is None or node.WhichOneof("node") != "index_stmt":
+        return None
+    statement = node.index_stmt
+    columns = [item.index_elem for item in statement.index_params]
+    return (
+        statement.relation.relname,
+        statement.unique,
+        statement.access_method,
+        tuple((item.name, item.ordering == DESC, _nulls_first(item)) for item in columns),
+        tuple(item.index_elem.name for item in statement.index_including_params),
+        statement.HasField("where_clause"),
+    )
+
+
+def _nulls_first(element: IndexElem) -> bool:
+    if element.nulls_ordering in (0, 1):  # not said
+        return bool(element.ordering == DESC)
+    return bool(element.nulls_ordering == NULLS_FIRST)

@@ -1,0 +1,107 @@
+"""structlog set-up, console or JSON; nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class _Stream:
+    """A stream that outlives its reader: a closed pipe must not end a migration."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.broken = False
+
+    def write(self, text: str) -> None:
+        if self.broken:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.broken = True
+
+    def flush(self) -> None:
+        """Nothing to do: every line is flushed as it is written."""
+
+
+def console_wanted(choice: str, stream: TextIO) -> bool:
+    """Tell whether people read this stream: asked for, or a terminal."""
+    return choice == "console" or (choice == "auto" and stream.isatty())
+
+
+def colour_wanted(stream: TextIO, *, no_color: str | None) -> bool:
+    """Tell whether to colour: only on a terminal, and not with NO_COLOR (no-color.org)."""
+    return stream.isatty() and not no_color
+
+
+def set_up(  # noqa: PLR0913 -- one call, at the start
+    stream: TextIO,
+    *,
+    choice: str,
+    level: str,
+    run_id: str,
+    no_color: str | None = None,
+    observe: Callable[[EventDict], None] | None = None,
+) -> None:
+    """Send events of at least `level` to `stream`, one line each; `run.finished` always."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    processors: list[Any] = [structlog.processors.add_log_level]
+    if observe:
+        processors.append(_seen_by(observe))
+    processors.append(_at_least(level))
+    if console_wanted(choice, stream):
+        from preflight import report  # noqa: PLC0415 -- only people need it
+
+        coloured = colour_wanted(stream, no_color=no_color)
+        processors.append(lambda _, __, event: report.event_line(event, colour=coloured))
+    else:
+        stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        renderer = structlog.processors.JSONRenderer(default=str)
+        processors += [stamper, _with_run(run_id), renderer]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        logger_factory=structlog.WriteLoggerFactory(file=_Stream(stream)),  # type: ignore[arg-type]
+        cache_logger_on_first_use=False,
+    )
+
+
+def _seen_by(observe: Callable[[EventDict], None]) -> Processor:
+    def see(_logger: object, _method: str, event: EventDict) -> EventDict:
+        observe(event)
+        return event
+
+    return see
+
+
+def _at_least(level: str) -> Processor:
+    least = LEVELS[level]
+
+    def drop_below(_logger: object, method: str, event: EventDict) -> EventDict:
+        if LEVELS[method] < least and event["event"] != "run.finished":
+            raise structlog.DropEvent
+        return event
+
+    return drop_below
+
+
+def _with_run(run_id: str) -> Processor:
+    def put_first(_logger: object, _method: str, event: EventDict) -> EventDict:
+        first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+        return {**first, "run_id": run_id, **event}
+
+    return put_first

@@ -1,0 +1,368 @@
+"""Migration files as frozen values: names, companions, directives, checksums."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from preflight import sql
+from preflight.errors import ConfigInvalid, FilesInvalid, Problem
+
+KINDS = ("rollback", "verify", "export")
+MAX_BYTES = 1_000_000_000  # a server refuses a message above 1 GiB and drops the connection
+
+_NAME = re.compile(r"(?P<version>\d{3,18})_(?P<title>[a-z0-9]+(?:_[a-z0-9]+)*)\.sql")
+_KIND = re.compile(rf"(?P<base>.+)_(?P<kind>{'|'.join(KINDS)})\.sql")
+_DURATION = re.compile(r"(?P<number>\d{1,9})(?P<unit>ms|s|min|h)?")
+_MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One file: the bytes that were hashed are the bytes that run (BOM removed, CRLF as LF).
+
+    Timeouts are milliseconds, 0 for none, None where the file does not say.
+    """
+
+    file: str
+    text: bytes
+    checksum: str
+    transactional: bool = True
+    breaking: bool = False
+    lock_timeout_ms: int | None = None
+    statement_timeout_ms: int | None = None
+    wrapped: bool = False
+
+    def statements(self) -> Iterator[sql.Statement]:
+        """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
+        found = sql.statements(self.text)
+        if not self.wrapped:
+            yield from found
+            return
+        next(found)
+        held = next(found)
+        for statement in found:
+            yield held
+            held = statement
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A version, and what its files say."""
+
+    version: int
+    name: str
+    up: Script
+    rollback: Script | None = None
+    verify: Script | None = None
+    export: Script | None = None
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the forward file."""
+        return self.up.checksum
+
+
+class _Changed(Exception):
+    pass
+
+
+def load(directory: Path) -> tuple[Migration, ...]:
+    """Read every migration, in order of version.
+
+    Raises ConfigInvalid for a directory that is missing or empty (a wrong mount must not look like
+    success), FilesInvalid with everything that is wrong with any file.
+    """
+    for _ in range(3):
+        try:
+            return _load(directory)
+        except _Changed:
+            continue
+    raise ConfigInvalid(
+        "config.migrations_dir", f"{directory} keeps changing while it is read", "Run again."
+    )
+
+
+def _load(directory: Path) -> tuple[Migration, ...]:
+    try:
+        before = _mount(directory)
+        names = sorted(name for name in os.listdir(directory) if _counts(name))  # noqa: PTH208
+    except OSError as error:
+        raise ConfigInvalid(
+            "config.migrations_dir",
+            f"the migrations directory {directory} cannot be read: {error.strerror}",
+            "Set PREFLIGHT_MIGRATIONS_DIR, or mount the files there.",
+        ) from error
+    if not names:
+        raise ConfigInvalid(
+            "config.migrations_dir",
+            f"the migrations directory {directory} holds no .sql file",
+            "Is the volume mounted, and at the right place?",
+        )
+    problems: list[Problem] = []
+    scripts = {
+        name: script for name in names if (script := _script(directory, name, problems)) is not None
+    }
+    if _mount(directory) != before:
+        raise _Changed
+    migrations = _assemble(names, scripts, problems)
+    if problems:
+        raise FilesInvalid.of("files.invalid", problems)
+    return migrations
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name.endswith(".sql")
+
+
+def _mount(directory: Path) -> str | None:
+    """Return what a ConfigMap or Secret mount points at now; it is swapped whole."""
+    try:
+        return str((directory / "..data").readlink())
+    except OSError:
+        return None
+
+
+def _script(directory: Path, name: str, problems: list[Problem]) -> Script | None:
+    named = _NAME.fullmatch(name)
+    if named is None:
+        problems.append(
+            Problem(
+                f"{name!r} is not a migration's name",
+                "Name it NNN_snake_case.sql: 3 to 18 digits, then lower-case words.",
+                file=name,
+            )
+        )
+        return None
+    read = _Reading(name)
+    text = read.text(directory / name)
+    script = read.script(text) if text is not None else None
+    problems.extend(read.problems)
+    return script if not read.problems else None
+
+
+class _Reading:
+    """What is found while one file is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        companion = _KIND.fullmatch(name)
+        self.kind = companion["kind"] if companion else "up"
+        self.problems: list[Problem] = []
+
+    def wrong(
+        self, message: str, hint: str | None = None, at: tuple[int, int] | None = None
+    ) -> None:
+        line, column = at or (None, None)
+        where = f"{self.name}:{line}:{column}: " if at else f"{self.name}: "
+        migration = self.name.removesuffix(".sql")
+        if self.kind != "up":
+            migration = migration.removesuffix(f"_{self.kind}")
+        self.problems.append(
+            Problem(
+                where + message,
+                hint,
+                migration=migration,
+                version=int(self.name.split("_")[0]),
+                file=self.name,
+                line=line,
+                column=column,
+            )
+        )
+
+    def text(self, path: Path) -> bytes | None:
+        """Return the file's text; None when it cannot be used at all."""
+        try:
+            # O_NONBLOCK: a FIFO without a writer must not hang us
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+            self.wrong("a link to nothing" if dangling else f"cannot be read: {error.strerror}")
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                self.wrong("not a regular file", "A migration is a plain text file.")
+                return None
+            if facts.st_size > MAX_BYTES:
+                self.wrong("larger than 1 GB", "Load data of this size with pg_restore or COPY.")
+                return None
+            raw = file.read()
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            self.wrong("UTF-16, not UTF-8", "Save it as UTF-8.", (1, 1))
+            return None
+        text = raw.removeprefix(codecs.BOM_UTF8)
+        if b"\r\n" in text:
+            text = text.replace(b"\r\n", b"\n")
+        nul = text.find(b"\0")
+        if nul >= 0:
+            self.wrong(
+                "a NUL byte: PostgreSQL would silently stop reading here",
+                "Remove it.",
+                sql.position(text, nul),
+            )
+        bad = _not_utf8(text)
+        if bad is not None:
+            self.wrong(
+                f"byte 0x{text[bad]:02x} is not UTF-8", "Save it as UTF-8.", sql.position(text, bad)
+            )
+        return None if self.problems else text
+
+    def script(self, text: bytes) -> Script:
+        """Return the script; what is wrong with it is in `problems`."""
+        first, directives, sound = -1, [], True
+        for item in sql.scan(text):
+            if isinstance(item, sql.Defect):
+                sound = False
+                self.wrong(item.message, item.hint, sql.position(text, item.start))
+            elif isinstance(item, sql.Statement):
+                first = item.start if first < 0 else first
+            elif first < 0:
+                directives.append(item)
+            else:
+                self.wrong(
+                    "a directive after the first statement has no effect",
+                    "Move it to the top of the file.",
+                    sql.position(text, item.start),
+                )
+        said = self._directives(text, directives)
+        if sound and first < 0:
+            self.wrong("holds no statement", "Write SQL, or remove the file.")
+        if sound and first >= 0:
+            said["wrapped"] = self._check_statements(
+                text, transactional="transactional" not in said
+            )
+        checksum = hashlib.sha256(text).hexdigest()
+        return Script(self.name, text, checksum, **said)  # type: ignore[arg-type]
+
+    def _directives(self, text: bytes, directives: list[sql.Directive]) -> dict[str, object]:
+        said: dict[str, object] = {}
+        for directive in directives:
+            at = sql.position(text, directive.start)
+            word, _, value = directive.text.partition(" ")
+            if self.kind not in ("up", "rollback"):
+                self.wrong("directives belong into forward and rollback files", None, at)
+            elif directive.text == "no-transaction":
+                said["transactional"] = False
+            elif directive.text == "breaking" and self.kind == "up":
+                said["breaking"] = True
+            elif word in ("lock-timeout", "statement-timeout"):
+                duration = _DURATION.fullmatch(value.strip())
+                if duration is None:
+                    self.wrong(f"{value!r} is not a duration", "Write 500ms, 5s, 2min or 1h.", at)
+                else:
+                    milliseconds = int(duration["number"]) * _MILLISECONDS[duration["unit"]]
+                    said[word.replace("-", "_") + "_ms"] = min(milliseconds, 2**31 - 1)
+            else:
+                self.wrong(
+                    f"unknown directive {directive.text!r}",
+                    "Known: no-transaction, lock-timeout 5s, statement-timeout 30s, breaking.",
+                    at,
+                )
+        return said
+
+    def _check_statements(self, text: bytes, *, transactional: bool) -> bool:
+        """Report statements that may not stand here; return whether BEGIN and COMMIT wrap all."""
+        found = sql.statements(text)
+        first = next(found)
+        opening = sql.opens_transaction(first.text(text)) and self.kind in ("up", "rollback")
+        held: list[sql.Statement] = []
+        last, count = first, 0
+        for statement in chain([first], found):
+            last, count = statement, count + 1
+            body = statement.text(text)
+            if self.kind in ("verify", "export"):
+                if not sql.reads_only(body):
+                    self._at(
+                        text, statement, f"a {self.kind} file holds queries only", "Use SELECT."
+                    )
+            elif sql.is_control(body):
+                held.append(statement)
+            elif transactional and sql.outside_transaction(body):
+                self._at(
+                    text,
+                    statement,
+                    "cannot run inside a transaction",
+                    "Put `-- preflight: no-transaction` at the top of the file.",
+                )
+        wrapped = (
+            opening and transactional and count > 2 and sql.closes_transaction(last.text(text))  # noqa: PLR2004
+        )
+        for statement in held:
+            if not (wrapped and statement in (first, last)):
+                self._at(
+                    text,
+                    statement,
+                    "transaction control inside a migration",
+                    "Leave it out: the runner opens and closes the transaction.",
+                )
+        return wrapped
+
+    def _at(self, text: bytes, statement: sql.Statement, message: str, hint: str) -> None:
+        shown = " ".join(statement.text(text)[:40].decode("utf-8", "replace").split())
+        self.wrong(f"{shown}: {message}", hint, sql.position(text, statement.start))
+
+
+def _not_utf8(text: bytes) -> int | None:
+    """Return the offset of the first byte that is not UTF-8, without a decoded copy of it all."""
+    decoder, size = codecs.getincrementaldecoder("utf-8")(), 1 << 20
+    for start in range(0, len(text) + 1, size):
+        chunk = text[start : start + size]
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(chunk, final=start + size > len(text))
+        except UnicodeDecodeError as error:
+            return start - pending + error.start
+    return None
+
+
+def _assemble(
+    names: list[str], scripts: dict[str, Script], problems: list[Problem]
+) -> tuple[Migration, ...]:
+    forward = {
+        name: int(named["version"])
+        for name in names
+        if (named := _NAME.fullmatch(name)) and not _KIND.fullmatch(name)
+    }
+    by_version: dict[int, list[str]] = {}
+    for name, version in forward.items():
+        by_version.setdefault(version, []).append(name)
+    problems.extend(
+        Problem(
+            f"version {version} is claimed by {' and '.join(claimed)}",
+            "Give one of them a number of its own.",
+            version=version,
+            file=claimed[-1],
+        )
+        for version, claimed in by_version.items()
+        if len(claimed) > 1
+    )
+    for name in names:
+        companion = _KIND.fullmatch(name)
+        if companion and _NAME.fullmatch(name) and f"{companion['base']}.sql" not in forward:
+            problems.append(
+                Problem(
+                    f"{name} has no forward file {companion['base']}.sql",
+                    "Add it, or name the companion after the file that it belongs to.",
+                    file=name,
+                )
+            )
+    if not forward and not problems:
+        problems.append(Problem("there is no forward file"))
+    if problems:
+        return ()
+    return tuple(
+        Migration(version, name[:-4], scripts[name], *_companions(name[:-4], scripts))
+        for name, version in sorted(forward.items(), key=lambda item: item[1])
+    )
+
+
+def _companions(base: str, scripts: dict[str, Script]) -> list[Script | None]:
+    return [scripts.get(f"{base}_{kind}.sql") for kind in KINDS]

@@ -1,0 +1,83 @@
+"""A stop request: remembered at once, acted on only where waiting is allowed to end.
+
+A signal handler that raises anywhere would tear clean-up apart, and one that raises an ordinary
+exception leaves the server's statement running. So the handler only remembers; code that waits
+says `with stop.allowed():`, and only there the request is raised, as a KeyboardInterrupt, on which
+psycopg cancels the statement. COMMIT and the backup's rename stand outside.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop; `signum` is the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+_requested: int | None = None
+_raised = False
+_depth = 0
+busy = threading.Event()
+
+
+def request(signum: int) -> None:
+    """Ask the run to stop; called by the signal handler, in the main thread."""
+    global _requested  # noqa: PLW0603 -- one process, one stop request
+    if _requested is None:
+        _requested = signum
+        if _depth:
+            _raise()
+
+
+def _raise() -> None:
+    global _raised  # noqa: PLW0603 -- see request
+    if _requested is not None and not _raised:
+        _raised = True
+        raise Stopped(_requested)
+
+
+def check() -> None:
+    """Raise Stopped if a stop was asked for and nobody was told yet."""
+    _raise()
+
+
+def requested() -> int | None:
+    """Return the number of the signal that asked us to stop, if one did."""
+    return _requested
+
+
+@contextmanager
+def allowed() -> Iterator[None]:
+    """Let a stop request end the waiting inside; raises Stopped, once a run."""
+    global _depth  # noqa: PLW0603 -- see request
+    before = _depth
+    try:
+        _depth = before + 1
+        check()
+        yield
+    finally:
+        _depth = before
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Mark what must come to its end even when the time to stop runs out: COMMIT, rename."""
+    busy.set()
+    try:
+        yield
+    finally:
+        busy.clear()
+
+
+def sleep(seconds: float) -> None:
+    """Wait, unless asked to stop."""
+    with allowed():
+        time.sleep(max(0.0, seconds))

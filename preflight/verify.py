@@ -1,0 +1,129 @@
+"""Run verify files: queries whose rows are checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+from psycopg.rows import dict_row
+
+from preflight import sql, stop
+from preflight.errors import VerifyFailed
+
+if TYPE_CHECKING:
+    from preflight.migrations import Migration, Script
+    from preflight.server import Session
+
+ABSENT = {"42P01", "42703", "42704", "42883", "3F000"}  # what a query about missing objects raises
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row of a verify file; `effect` is false for a condition that holds without the file."""
+
+    suite: str
+    check: str
+    ok: bool
+    detail: str | None = None
+    effect: bool = True
+
+
+def run(session: Session, script: Script) -> tuple[Check, ...]:
+    """Return every check of a verify file; call inside a transaction, which it leaves as it was.
+
+    Raises VerifyFailed for an error that does not mean "not there".
+    """
+    # without the savepoint the read-only mode could not be undone
+    session.execute("SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY")
+    checks: list[Check] = []
+    for statement in script.statements():
+        checks += _checks(session, script, statement)
+    session.execute("ROLLBACK TO SAVEPOINT preflight_verify; RELEASE SAVEPOINT preflight_verify")
+    return tuple(checks)
+
+
+def _checks(session: Session, script: Script, statement: sql.Statement) -> list[Check]:
+    line, column = sql.position(script.text, statement.start)
+    where = f"{script.file}:{line}"
+    session.execute("SAVEPOINT preflight_check")
+    try:
+        with stop.allowed(), session.connection.cursor(row_factory=dict_row) as cursor:
+            rows: list[dict[str, Any]] = cursor.execute(statement.text(script.text)).fetchall()
+    except psycopg.Error as error:
+        if session.lost:
+            raise
+        message = error.diag.message_primary or str(error)
+        session.execute("ROLLBACK TO SAVEPOINT preflight_check")
+        if error.sqlstate in ABSENT:
+            return [Check("objects", f"query at {where}", ok=False, detail=message)]
+        raise VerifyFailed(
+            "verify.error",
+            f"{where}: {message}",
+            "The verify file itself fails: correct it, or the rights of this role.",
+            file=script.file,
+            line=line,
+            column=column,
+            sqlstate=error.sqlstate,
+        ) from error
+    session.execute("RELEASE SAVEPOINT preflight_check")
+    if not rows:
+        return [Check("rows", f"query at {where} returns a check", ok=False, detail="no rows")]
+    if not {"suite", "check", "ok"} <= rows[0].keys():
+        raise VerifyFailed(
+            "verify.columns",
+            f"{where}: the query returns {', '.join(rows[0])}, not suite, check and ok",
+            'Return the columns suite text, "check" text, ok boolean, and if you like detail text '
+            "and effect boolean.",
+            file=script.file,
+            line=line,
+            column=column,
+        )
+    return [
+        Check(
+            str(row["suite"]),
+            str(row["check"]),
+            ok=row["ok"] is True,
+            detail=None if row.get("detail") is None else str(row["detail"]),
+            effect=row.get("effect") is not False,
+        )
+        for row in rows
+    ]
+
+
+def answer(checks: Sequence[Check]) -> str:
+    """Return present (all hold), absent (no effect holds), partial or unknown (none asked)."""
+    effects = [check for check in checks if check.effect]
+    if not effects:
+        return "unknown"
+    if all(check.ok for check in checks):
+        return "present"
+    return "partial" if any(check.ok for check in effects) else "absent"
+
+
+def failed(checks: Sequence[Check]) -> list[Check]:
+    """Return the checks that do not hold."""
+    return [check for check in checks if not check.ok]
+
+
+def report(migration: Migration, checks: Sequence[Check]) -> None:
+    """Log every check that does not hold."""
+    log = structlog.get_logger()
+    for check in failed(checks):
+        log.error(
+            "check.failed",
+            migration=migration.name,
+            version=migration.version,
+            suite=check.suite,
+            check=check.check,
+            detail=check.detail,
+        )
+
+
+def described(checks: Sequence[Check]) -> str:
+    """Name the checks that do not hold, shortly."""
+    names = [f"{check.suite}: {check.check}" for check in failed(checks)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""  # noqa: PLR2004 -- a line's worth
+    return f"{len(names)} of {len(checks)} checks fail ({'; '.join(names[:5])}{more})"

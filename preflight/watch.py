@@ -1,0 +1,132 @@
+"""A second connection's view of a long statement: who blocks us, how far is the index."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight import server
+
+if TYPE_CHECKING:
+    from preflight.migrations import Migration
+
+LOOK_EVERY_S = 1.0
+TELL_EVERY_S = 10.0
+
+_BLOCKERS = """SELECT a.pid, a.application_name, a.usename::text, a.state,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8,
+ a.backend_type, a.query
+ FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%s::int4)) AS b(pid)
+ LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid"""
+_INDEX = """SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total
+ FROM pg_catalog.pg_stat_progress_create_index WHERE pid = %s::int4"""
+
+
+class Watch:
+    """What the second connection saw; the thread never touches the first one."""
+
+    def __init__(self, session: server.Session, migration: Migration, first_look_s: float) -> None:
+        self.target = session.address() | session.secrets()
+        self.pid = session.connection.info.backend_pid
+        self.log_sql = session.config.log_sql == "on"
+        self.migration = migration
+        self.first_look_s = first_look_s
+        self.over = threading.Event()
+        self.statement = 0
+        self.blocked_by: list[dict[str, Any]] = []
+        self.began = time.monotonic()
+        self._told: tuple[list[int], float] = ([], 0.0)
+
+    def run(self) -> None:
+        """Look once a second until the migration is over."""
+        if self.over.wait(self.first_look_s):
+            return  # most files are done before anybody needs to look
+        with suppress(server.Refused, psycopg.Error):
+            connection = server.call(
+                self.target | {"application_name": f"{server.application_name()[:55]} watch"}
+            )
+            with connection:
+                connection.execute("SET statement_timeout = '5s'")
+                while not self.over.is_set():
+                    self._look(connection)
+                    self.over.wait(LOOK_EVERY_S)
+
+    def _look(self, connection: psycopg.Connection[Any]) -> None:
+        rows = connection.execute(_BLOCKERS, [self.pid]).fetchall()
+        now = time.monotonic()
+        pids = [row[0] for row in rows]
+        if rows:
+            self.blocked_by = [self._blocker(row) for row in rows]
+            if pids != self._told[0] or now - self._told[1] >= TELL_EVERY_S:
+                self._told = (pids, now)
+                structlog.get_logger().warning(
+                    "migration.blocked", **self._named(), blocked_by=self.blocked_by
+                )
+        elif now - max(self.began, self._told[1]) >= TELL_EVERY_S:
+            self._told = ([], now)
+            structlog.get_logger().info(
+                "migration.progressed",
+                **self._named(),
+                elapsed_s=round(now - self.began, 1),
+                **self._index(connection),
+            )
+
+    def _named(self) -> dict[str, object]:
+        return {
+            "migration": self.migration.name,
+            "version": self.migration.version,
+            "statement": self.statement,
+        }
+
+    def _blocker(self, row: tuple[Any, ...]) -> dict[str, Any]:
+        pid, application, user, state, age, kind, query = row
+        found = {
+            "pid": pid,
+            "application": application,
+            "user": user,
+            "state": state,
+            "age_s": None if age is None else round(age, 1),
+            "kind": None if kind == "client backend" else kind,
+            "query": query if self.log_sql else None,
+        }
+        return {key: value for key, value in found.items() if value not in (None, "")}
+
+    def _index(self, connection: psycopg.Connection[Any]) -> dict[str, object]:
+        row = connection.execute(_INDEX, [self.pid]).fetchone()
+        if row is None:
+            return {}
+        phase, blocks, blocks_all, tuples, tuples_all = row
+        done, total = (blocks, blocks_all) if blocks_all else (tuples, tuples_all)
+        percent = {"percent": round(100 * done / total, 1)} if total else {}
+        return {"phase": phase} | percent
+
+
+@contextmanager
+def over(session: server.Session, migration: Migration) -> Iterator[Watch]:
+    """Watch the session while a migration runs; nothing is opened for a short one."""
+    timeout_ms = migration.up.lock_timeout_ms or session.config.lock_timeout_ms
+    watch = Watch(session, migration, min(0.5, timeout_ms / 2000))
+    thread = threading.Thread(target=watch.run, daemon=True, name="watch")
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.over.set()
+        thread.join(2.0)
+
+
+def named(blockers: list[dict[str, Any]]) -> str:
+    """Name blockers in a sentence."""
+    if not blockers:
+        return "the blocker was gone before it could be named"
+    return ", ".join(
+        f"pid {item['pid']} ({item.get('application', 'unnamed')}, {item.get('state', 'unknown')}, "
+        f"{item.get('age_s', '?')} s)"
+        for item in blockers
+    )

@@ -1,0 +1,1 @@
+"""Tests: `unit` needs no server, `postgres` starts real ones."""

@@ -1,0 +1,294 @@
+"""Fixtures, from the outside in: server, database, connection, environment, run."""
+
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import LiteralString, Protocol
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests import program, servers
+
+DEFAULT_MAJOR = 17
+STRICT = os.environ.get("CI") == "true"
+
+
+# --- what the run says about itself ---------------------------------------------------------------
+
+
+def pytest_report_header() -> list[str]:
+    """Say which servers this run has, and why it lacks the others."""
+    found = servers.sources().values()
+    return [
+        f"postgres {each}" if each.available else f"postgres {each} (skipped)" for each in found
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skipped test into a failed one where everything must run."""
+    report = yield
+    if not hasattr(report, "wasxfail"):
+        _refuse_to_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a skipped module into a failed one where everything must run."""
+    report = yield
+    _refuse_to_skip(report)
+    return report
+
+
+def _refuse_to_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if STRICT and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"CI=true: nothing may be skipped. {reason}"
+
+
+# --- servers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Callable[[int], servers.Server]]:
+    """Give the one server of each major version that this process has, started when first asked."""
+    started: dict[int, servers.Server] = {}
+
+    def get(major: int) -> servers.Server:
+        if major not in started:
+            started[major] = _start(major)
+        return started[major]
+
+    yield get
+    for server in started.values():
+        server.remove()
+
+
+@pytest.fixture(
+    params=[
+        # One worker runs all tests of one version, so that its server is made once.
+        pytest.param(major, id=f"pg{major}", marks=pytest.mark.xdist_group(f"pg{major}"))
+        for major in servers.MAJORS
+    ]
+)
+def any_server(
+    request: pytest.FixtureRequest, running: Callable[[int], servers.Server]
+) -> servers.Server:
+    """Give a server of every supported major version in turn; `server` is the same one then."""
+    return running(request.param)
+
+
+@pytest.fixture
+def server(
+    request: pytest.FixtureRequest, running: Callable[[int], servers.Server]
+) -> servers.Server:
+    """Give the server to test with: 17, or the one of `any_server`.
+
+    It is shared: leave it as it is.
+    """
+    if "any_server" in request.fixturenames:
+        shared: servers.Server = request.getfixturevalue("any_server")
+        return shared
+    return running(DEFAULT_MAJOR)
+
+
+class StartServer(Protocol):
+    """Start a server of one's own."""
+
+    def __call__(self, major: int = DEFAULT_MAJOR, **settings: str | int) -> servers.Server:
+        """Start it with these lines in postgresql.conf."""
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start servers that belong to one test: to stop, kill and configure as it likes."""
+    started: list[servers.Server] = []
+
+    def start(major: int = DEFAULT_MAJOR, **settings: str | int) -> servers.Server:
+        started.append(_start(major, **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.remove()
+
+
+def _start(major: int, **settings: str | int) -> servers.Server:
+    try:
+        return servers.start(major, **settings)
+    except servers.Unavailable as reason:
+        pytest.skip(f"no PostgreSQL {major}: {reason}")
+
+
+# --- databases ------------------------------------------------------------------------------------
+
+
+class CreateDatabase(Protocol):
+    """Create a database."""
+
+    def __call__(
+        self, server: servers.Server, name: str | None = None, options: LiteralString = ""
+    ) -> servers.Database:
+        """Create it, with what follows the name in CREATE DATABASE."""
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Iterator[int]:
+    """Give a new number each time."""
+    return count(1)
+
+
+@pytest.fixture
+def create_database(numbers: Iterator[int]) -> Iterator[CreateDatabase]:
+    """Create databases that are dropped after the test, whoever is connected."""
+    created: list[servers.Database] = []
+
+    def create(
+        server: servers.Server, name: str | None = None, options: LiteralString = ""
+    ) -> servers.Database:
+        database = servers.Database(server, name or f"test_{next(numbers)}")
+        statement = sql.SQL("CREATE DATABASE {} {}").format(
+            sql.Identifier(database.name),
+            sql.SQL(options),
+        )
+        with server.connect() as connection:
+            connection.execute(statement)
+        created.append(database)
+        return database
+
+    yield create
+    for database in created:
+        if database.server.running:
+            with database.server.connect() as connection:
+                connection.execute(
+                    sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
+                        sql.Identifier(database.name)
+                    )
+                )
+
+
+@pytest.fixture
+def database(server: servers.Server, create_database: CreateDatabase) -> servers.Database:
+    """Give an empty database of the test's own."""
+    return create_database(server)
+
+
+@pytest.fixture
+def connection(database: servers.Database) -> Iterator[psycopg.Connection]:
+    """Give the superuser's session in that database, in autocommit mode."""
+    with database.server.connect(database.name) as session:
+        yield session
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def backup_dir(tmp_path: Path) -> Path:
+    """Give the directory that PREFLIGHT_BACKUP_DIR names."""
+    made = tmp_path / "backups"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def termination_log(tmp_path: Path) -> Path:
+    """Give the file that PREFLIGHT_TERMINATION_LOG names; it exists, as Kubernetes makes it."""
+    made = tmp_path / "termination-log"
+    made.touch()
+    return made
+
+
+class WriteMigrations(Protocol):
+    """Write files into the migrations directory."""
+
+    directory: Path
+
+    def __call__(self, files: Mapping[str, str | bytes]) -> Path:
+        """Write them and return the directory."""
+
+
+class _Migrations:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, files: Mapping[str, str | bytes]) -> Path:
+        for name, text in files.items():
+            content = text.encode() if isinstance(text, str) else text
+            (self.directory / name).write_bytes(content)
+        return self.directory
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> WriteMigrations:
+    """Write files into the directory that PREFLIGHT_MIGRATIONS_DIR names, empty at first."""
+    directory = tmp_path / "migrations"
+    directory.mkdir()
+    return _Migrations(directory)
+
+
+@pytest.fixture
+def bare_environment(
+    backup_dir: Path, termination_log: Path, migrations: WriteMigrations
+) -> dict[str, str]:
+    """Give the environment of a run that is told of no server; change it as the test needs."""
+    return {
+        "PATH": program.path(),
+        "PREFLIGHT_BACKUP_DIR": str(backup_dir),
+        "PREFLIGHT_MIGRATIONS_DIR": str(migrations.directory),
+        "PREFLIGHT_TERMINATION_LOG": str(termination_log),
+    }
+
+
+@pytest.fixture
+def environment(bare_environment: dict[str, str], database: servers.Database) -> dict[str, str]:
+    """Give the environment of a run against `database`; change it as the test needs."""
+    return {**bare_environment, **database.env()}
+
+
+class Run(Protocol):
+    """Run the program."""
+
+    def __call__(
+        self,
+        *args: str,
+        env: Mapping[str, str | None] | None = None,
+        timeout: float = program.TIMEOUT_S,
+    ) -> program.Result:
+        """Run it to the end."""
+
+
+class Start(Protocol):
+    """Start the program."""
+
+    def __call__(self, *args: str, env: Mapping[str, str | None] | None = None) -> program.Process:
+        """Start it and return at once."""
+
+
+@pytest.fixture
+def run(environment: dict[str, str], tmp_path: Path) -> Iterator[Run]:
+    """Run entrypoint.py against `database`: `run("check", env={"PREFLIGHT_SCHEMA": "x"})`."""
+    main = program.Program(environment, tmp_path)
+    yield main.run
+    main.close()
+
+
+@pytest.fixture
+def run_bare(bare_environment: dict[str, str], tmp_path: Path) -> Iterator[Run]:
+    """Run entrypoint.py without any server in its environment."""
+    main = program.Program(bare_environment, tmp_path)
+    yield main.run
+    main.close()
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Start entrypoint.py against `database` and go on; what still runs at the end is killed."""
+    main = program.Program(environment, tmp_path)
+    yield main.start
+    main.close()

@@ -1,0 +1,114 @@
+"""The rooms of the house: who may import whom, and what only one room may do."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+
+FILES = {
+    path.stem: path
+    for path in (
+        servers.REPOSITORY / "entrypoint.py",
+        *(servers.REPOSITORY / "preflight").glob("[!_]*.py"),
+    )
+    if path.is_file()
+}
+
+VALUES = {"migrations", "sql", "plan"}
+HELPERS = {"errors", "stop", "config", "logs", "report"}
+EVERY_STEP = {*VALUES, *HELPERS, "server"}
+STEPS = {"server", "lock", "history", "backup", "rehearsal", "apply", "verify", "indexes", "watch"}
+
+MAY_IMPORT = {
+    "errors": set(),
+    "stop": {"errors"},
+    "config": {"errors"},
+    "sql": {"errors"},
+    "migrations": {"errors", "sql"},
+    "plan": {"errors", "sql", "migrations"},
+    "report": {"errors", *VALUES},
+    "logs": {"errors", "report"},
+    "server": {*VALUES, *HELPERS},
+    "lock": EVERY_STEP,
+    "history": {*EVERY_STEP, "verify"},
+    "backup": EVERY_STEP,
+    "rehearsal": {*EVERY_STEP, "backup", "apply"},
+    "apply": {*EVERY_STEP, "history", "verify", "indexes", "watch"},
+    "verify": EVERY_STEP,
+    "indexes": EVERY_STEP,
+    "watch": EVERY_STEP,
+    "commands": {*HELPERS, *VALUES, *STEPS},
+    "entrypoint": {*HELPERS, *VALUES, *STEPS, "commands"},
+}
+
+ONLY_IN = {
+    "os.environ": "config",
+    "os.environb": "config",
+    "os.getenv": "config",
+    "subprocess": "backup",
+    "structlog.configure": "logs",
+    "signal": "entrypoint",
+    "sys.exit": "entrypoint",
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield each dotted name that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def named(path: Path) -> Iterator[str]:
+    """Yield what a file imports and each `module.name` that it mentions."""
+    yield from imported(path)
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{node.value.id}.{node.attr}"
+
+
+def rooms(path: Path) -> set[str]:
+    """Return which rooms a file imports."""
+    names = (each.split(".") for each in imported(path))
+    found = {parts[1] for parts in names if parts[0] == "preflight" and len(parts) > 1}
+    return found - {"__version__"}
+
+
+def test_every_room_has_its_place() -> None:
+    """A new module is a decision: it gets a line in the table above."""
+    assert set() == FILES.keys() - MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("room", sorted(FILES.keys() & MAY_IMPORT.keys()))
+def test_arrows_run_down(room: str) -> None:
+    """A room imports only what lies below it."""
+    assert set() == rooms(FILES[room]) - MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize(("what", "owner"), ONLY_IN.items())
+def test_one_room_owns_it(what: str, owner: str) -> None:
+    """The environment, processes, the log set-up, signals and exits have one place each."""
+    users = {room for room, path in FILES.items() if what in named(path)}
+
+    assert set() == users - {owner}
+
+
+def test_imports_are_found_everywhere(tmp_path: Path) -> None:
+    """An import in a function, of a module or of a name in it, counts."""
+    file = tmp_path / "example.py"
+    file.write_text(
+        "from preflight import plan\n"
+        "import preflight.sql\n"
+        "def later():\n"
+        "    from preflight.backup import take\n"
+        "    os.environ['X']\n"
+    )
+
+    assert {"plan", "sql", "backup"} == rooms(file)
+    assert "os.environ" in set(named(file))
