@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix lock clean
+.PHONY: help setup demo test check fix schema lock clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -52,10 +52,14 @@ fix: setup ## format, and repair what the linter can repair
 	@$(PY) -m ruff check --fix-only --exit-zero
 	@$(PY) -m ruff format
 
+schema: setup ## write SCHEMA.md anew from a database that the migrations made
+	@$(PY) -m tests.schema_doc
+
 lock: setup ## resolve the dependencies of pyproject.toml anew
 	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: uv
 	@$(LOCK) --output-file requirements.lock
 	@$(LOCK) --group dev --output-file requirements-dev.lock
+	@$(LOCK) --group image --output-file requirements-image.lock
 
 clean: ## remove what these commands made
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 HARD_STOP_S = 4.0  # a stop takes less than 5 s, even against a server that went silent
+LAST_ANSWER_S = 0.6  # more for a COMMIT or a rename
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 HERE = Path(__file__).resolve().parent
 
@@ -42,9 +44,9 @@ def up(config: Config) -> None:
 
         from preflight import apply, backup, rehearsal  # noqa: PLC0415 -- only when work is due
 
-        server.require_writable(session)  # 22
         saved = None
         while not todo.empty:
+            server.require_writable(session)  # 22
             lock.acquire(session)  # 11; held until the session ends
             todo = make_plan(config, files, history.settle(session, files))  # 26 28 32 33
             if todo.empty:
@@ -135,11 +137,11 @@ class Run:
         return code
 
     def _leave_message(self, data: dict[str, Any]) -> None:
-        try:
-            descriptor = os.open(self.termination_log, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-        except OSError:
-            return  # not in Kubernetes
-        with os.fdopen(descriptor, "wb") as file:
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us
+        with (
+            suppress(OSError),  # not in Kubernetes, or not writable: the log has it, too
+            os.fdopen(os.open(self.termination_log, flags), "wb") as file,
+        ):
             file.write(termination_message({"run_id": self.run_id, **data}))
 
     def outcome(self) -> str:
@@ -149,34 +151,48 @@ class Run:
 
 
 def termination_message(data: Mapping[str, Any]) -> bytes:
-    """Return the object as one line of JSON of at most 4096 bytes; the reason stays readable."""
-    shown = dict(data)
-    message = json.dumps(shown, default=str, ensure_ascii=False).encode()
-    if len(message) > MESSAGE_MAX and isinstance(shown.get("error"), dict):
-        error = {key: value for key, value in shown["error"].items() if key != "problems"}
-        short = {
-            key: value[:600] if isinstance(value, str) else value for key, value in error.items()
-        }
-        shown["error"] = short
-        message = json.dumps(shown, default=str, ensure_ascii=False).encode()
-    for key in ("applied", "adopted", "rolled_back"):
-        if len(message) > MESSAGE_MAX and key in shown:
-            shown[key] = len(shown[key])
-            message = json.dumps(shown, default=str, ensure_ascii=False).encode()
-    return message if len(message) <= MESSAGE_MAX else json.dumps(shown).encode()[:MESSAGE_MAX]
+    """Return the object as JSON of at most 4096 bytes: lists are counted and texts cut, if need be.
+
+    A lone surrogate, of a file's name that is not UTF-8, becomes the escape that JSON knows.
+    """
+    message = b""
+    for longest in (None, 600, 200, 60, 20):
+        shown = data if longest is None else _shortened(data, longest)
+        text = json.dumps(shown, default=str, ensure_ascii=False)
+        message = text.encode("utf-8", "backslashreplace")
+        if len(message) <= MESSAGE_MAX:
+            break
+    return message
+
+
+def _shortened(value: object, longest: int) -> object:
+    if isinstance(value, Mapping):
+        return {key: _shortened(item, longest) for key, item in value.items()}
+    if isinstance(value, list):
+        return len(value)
+    return value[:longest] if isinstance(value, str) else value
+
+
+def open_streams() -> None:
+    """Open what this process was started without: a connection must not become stdout."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code; nothing but a signal's number escapes."""
+    open_streams()
     environ = environment()
     run = Run(next(iter(arguments), "up").lstrip("-"), environ)
     handle_signals(run)
-    _set_up_logs(run, environ, {})
+    _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(arguments))
     try:
-        command, options = chosen(arguments)
-        run.command = options.get("name", "up")
+        command, run.command, result_on_stdout = chosen(arguments)
+        _set_up_logs(run, environ, to_stderr=result_on_stdout)
         config = Config.from_env(environ, HERE / "migrations", run.run_id)
-        _set_up_logs(run, environ, options, config)
+        _set_up_logs(run, environ, config, to_stderr=result_on_stdout)
         log = structlog.get_logger()
         log.info("run.started", command=run.command, version=_version(), database=config.database)
         for warning in config.warnings:
@@ -210,21 +226,31 @@ def internal(error: BaseException) -> dict[str, object]:
     }
 
 
-def chosen(arguments: Sequence[str]) -> tuple[Callable[[Config], None], dict[str, Any]]:
-    """Return the command to run and its options; `up` needs no parser."""
+def chosen(arguments: Sequence[str]) -> tuple[Callable[[Config], None], str, bool]:
+    """Return the command to run, its name, and whether its result has stdout for itself."""
     if not arguments or list(arguments) == ["up"]:
-        return up, {}
-    from preflight import commands  # noqa: PLC0415 -- every pod start runs `up`
+        return up, "up", False  # every pod start: no parser
+    from preflight import arguments as parser  # noqa: PLC0415 -- see above
 
-    return commands.parse(arguments, up)
+    said = parser.parse(arguments)
+    if said.name == "up":
+        return up, "up", False
+    from preflight import commands  # noqa: PLC0415 -- see above
+
+    story = commands.STORIES[said.name]
+    return lambda config: story(config, said), said.name, said.result is not None
 
 
 def _set_up_logs(
-    run: Run, environ: Mapping[str, str], options: Mapping[str, Any], config: Config | None = None
+    run: Run,
+    environ: Mapping[str, str],
+    config: Config | None = None,
+    *,
+    to_stderr: bool = False,
 ) -> None:
     choice = config.log if config else environ.get("PREFLIGHT_LOG", "")
     logs.set_up(
-        sys.stderr if options.get("result_on_stdout") else sys.stdout,
+        sys.stderr if to_stderr else sys.stdout,
         choice=choice if choice in ("json", "console") else "auto",
         level=config.log_level if config else "info",
         run_id=run.run_id,
@@ -256,6 +282,14 @@ def handle_signals(run: Run) -> None:
 def _stopped(run: Run) -> int:
     number = stop.requested() or signal.SIGINT
     name = signal.Signals(number).name
+    if stop.busy.is_set():
+        error = {
+            "code": "connection.unanswered",
+            "message": f"stopped by {name} while the server did not answer: whether the last step "
+            "came through is not known",
+            "hint": "Run again: what was recorded decides what is left to do.",
+        }
+        return run.end(ExitCode.CONNECTION_LOST, "stopped", error)
     error = {
         "code": "run.stopped",
         "message": f"stopped by {name}; unfinished work was rolled back and the lock is free",
@@ -266,13 +300,15 @@ def _stopped(run: Run) -> int:
 
 def _stop_hard(run: Run) -> None:
     """End the process although the server does not answer; it rolls back when it sees us gone."""
-    while stop.busy.is_set():
-        time.sleep(0.05)  # COMMIT or a rename: its answer decides
-    if run.ended.locked():
-        return
-    code = _stopped(run)
-    os._exit(code)
+    until = time.monotonic() + (LAST_ANSWER_S if stop.busy.is_set() else 0)
+    while time.monotonic() < until and not run.ended.locked():
+        time.sleep(0.02)
+    if not run.ended.locked():
+        os._exit(_stopped(run))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    for late in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(late, signal.SIG_IGN)  # Python puts the default back before it ends
+    sys.exit(exit_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,59 +10,91 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from preflight import history, indexes, server, sql, stop, verify, watch
+from preflight import history, server, statements, steps, stop, verify, watch
 from preflight.errors import (
     ConnectionLost,
     DatabaseBusy,
     Failure,
-    LockBusy,
     MigrationFailed,
-    MigrationPartial,
     NotReady,
     PlanChanged,
     Problem,
-    VerifyFailed,
 )
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
+    from preflight.history import Row
     from preflight.migrations import Migration, Script
     from preflight.server import Session
 
-PASSING = {"55P03", "40P01", "40001"}  # lock_not_available, deadlock, serialization failure
-COPY_CHUNK = 1 << 16
 NOTICES = 20  # a file; a loop may raise 100,000
 READ_BACK_S = 30.0
-_RETURNING = re.compile(rb"(?i)\breturning\b")
+
+execute, located = statements.execute, statements.located
+fence = history.fence
 
 
-def forward(session: Session, migration: Migration, backup: str | None) -> None:
-    """Apply one migration and record it.
+def forward(
+    session: Session, migration: Migration, backup: str | None, again: Row | None = None
+) -> None:
+    """Apply one migration and record it; `again` is the row of one that is recorded already.
 
     Raises MigrationFailed (rolled back), MigrationPartial, DatabaseBusy, LockBusy, ConnectionLost,
     and PlanChanged when another run was there first or the session had to be replaced.
     """
+
+    def once(seen: watch.Watch) -> int:
+        if not migration.up.transactional:
+            return steps.run(session, migration, backup, seen, again)
+        return patiently(
+            session,
+            migration,
+            seen,
+            lambda: _transaction(session, migration, backup, seen, again),
+        )
+
+    def recorded(row: Row | None) -> bool:
+        return row is not None and row.state == "done" and row.run_id == session.config.run_id
+
+    if not guarded(session, migration, once, recorded, "migration.applied"):
+        raise PlanChanged
+
+
+def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back share
+    session: Session,
+    migration: Migration,
+    once: Callable[[watch.Watch], int],
+    recorded: Callable[[Row | None], bool],
+    event: str,
+    note: str | None = None,
+) -> bool:
+    """Run a migration's file, watched; log how it went and keep the failure in the journal.
+
+    Return False when the connection broke at COMMIT and the history, read on a new one, says that
+    it came through: the lock has to be taken again.
+    """
     log = structlog.get_logger()
-    named = {"migration": migration.name, "version": migration.version}
+    named = _named(migration)
+    said = {"note": note} if note else {}
     began = time.monotonic()
+    _clean(session)  # before, not after: a signal after the last COMMIT comes too late to matter
     log.info("migration.started", **named, transactional=migration.up.transactional)
-    run = _whole if migration.up.transactional else _step_by_step
     try:
         with watch.over(session, migration) as seen, _notices(session, migration):
-            count = run(session, migration, backup, seen)
+            count = once(seen)
     except psycopg.OperationalError as error:
         if not session.lost:
             raise
-        if not _read_back(session, migration):
+        if not _read_back(session, migration, recorded):
             raise _lost(migration, error) from error
-        log.info("migration.applied", **named, duration_s=_since(began), read_back=True)
-        raise PlanChanged from None
+        log.info(event, **named, duration_s=_since(began), read_back=True, **said)
+        return False
     except Failure as failure:
         _record_failure(session, migration, failure)
         raise
-    log.info("migration.applied", **named, duration_s=_since(began), statements=count)
-    _clean(session)
+    log.info(event, **named, duration_s=_since(began), statements=count, **said)
+    return True
 
 
 def _since(began: float) -> float:
@@ -71,14 +102,15 @@ def _since(began: float) -> float:
 
 
 def _clean(session: Session) -> None:
-    """Undo what the file left in the session; the lock stays."""
+    """Undo what an earlier file, or an earlier attempt, left in the session; the lock stays."""
     session.reset()
-    for statement in ("DISCARD TEMP", "UNLISTEN *", "CLOSE ALL", "DEALLOCATE ALL"):
-        session.execute(statement)
+    session.execute("DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *; CLOSE ALL; DEALLOCATE ALL")
 
 
-def _whole(session: Session, migration: Migration, backup: str | None, seen: watch.Watch) -> int:
-    """Run a file in one transaction, again while somebody is in the way; return the statements."""
+def patiently(
+    session: Session, migration: Migration, seen: watch.Watch, transaction: Callable[[], int]
+) -> int:
+    """Run a file's transaction, again while somebody is in the way; return the statements."""
     from tenacity import Retrying, retry_if_exception, wait_random_exponential  # noqa: PLC0415
 
     deadline = time.monotonic() + session.config.lock_retry_s
@@ -87,11 +119,11 @@ def _whole(session: Session, migration: Migration, backup: str | None, seen: wat
         wait=wait_random_exponential(0.1, max=5, min=0.1),
         stop=lambda _: time.monotonic() >= deadline,
         sleep=stop.sleep,
-        before_sleep=lambda state: _tell_retry(migration, state, seen),
+        before_sleep=lambda state: _before_retry(session, migration, state, seen),
         reraise=True,
     )
     try:
-        return retrying(_transaction, session, migration, backup, seen)
+        return retrying(transaction)
     except psycopg.Error as error:
         if session.lost or not _passing(error):
             raise
@@ -108,10 +140,12 @@ def _whole(session: Session, migration: Migration, backup: str | None, seen: wat
 
 
 def _passing(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error) and error.sqlstate in PASSING
+    return isinstance(error, psycopg.Error) and error.sqlstate in server.PASSING
 
 
-def _tell_retry(migration: Migration, state: RetryCallState, seen: watch.Watch) -> None:
+def _before_retry(
+    session: Session, migration: Migration, state: RetryCallState, seen: watch.Watch
+) -> None:
     error = state.outcome.exception() if state.outcome else None
     structlog.get_logger().warning(
         "migration.retried",
@@ -121,62 +155,43 @@ def _tell_retry(migration: Migration, state: RetryCallState, seen: watch.Watch) 
         sqlstate=getattr(error, "sqlstate", None),
         blocked_by=seen.blocked_by,
     )
+    _clean(session)  # prepared statements outlive a rollback
 
 
 def _transaction(
-    session: Session, migration: Migration, backup: str | None, seen: watch.Watch
+    session: Session,
+    migration: Migration,
+    backup: str | None,
+    seen: watch.Watch,
+    again: Row | None,
 ) -> int:
     began = time.monotonic()
-    with history.transaction(session):
-        _fence(lambda: history.insert(session, migration, backup, "applied"))
-        _set_timeouts(session, migration.up, "SET LOCAL")
-        count = _statements(session, migration, migration.up, seen)
-        _constraints(session, migration)
+    with history.recorded(session, migration, MigrationFailed), history.transaction(session):
+        history.fence(lambda: history.claim(session, migration, again, backup))
+        statements.prepare(session, migration.up, "SET LOCAL")
+        count = run_all(session, migration, migration.up, seen)
+        check_constraints(session, migration, migration.up)
         session.reset()
-        _verify(session, migration, MigrationFailed)
+        if migration.verify:
+            verify.require(session, migration, MigrationFailed)
         history.finish(
             session,
             migration,
             duration_ms=round(1000 * (time.monotonic() - began)),
             statements=count,
             backup=backup,
+            before=again,
         )
     return count
 
 
-def _fence(claim: Callable[[], bool]) -> None:
-    """Claim the history row before anything else; raises PlanChanged when it is not as planned."""
-    try:
-        claimed = claim()
-    except psycopg.errors.LockNotAvailable as error:
-        raise LockBusy(
-            "lock.fence",
-            "another run is in the middle of this migration",
-            "Let it finish and run again.",
-            sqlstate=error.sqlstate,
-        ) from error
-    if not claimed:
-        raise PlanChanged
-
-
-def _set_timeouts(session: Session, script: Script, how: str) -> None:
-    config = session.config
-    lock_ms = config.lock_timeout_ms if script.lock_timeout_ms is None else script.lock_timeout_ms
-    statement_ms = (
-        round(config.statement_timeout_s * 1000)
-        if script.statement_timeout_ms is None
-        else script.statement_timeout_ms
-    )
-    session.execute(f"{how} lock_timeout = {lock_ms}")
-    session.execute(f"{how} statement_timeout = {statement_ms}")
-
-
-def _statements(session: Session, migration: Migration, script: Script, seen: watch.Watch) -> int:
+def run_all(session: Session, migration: Migration, script: Script, seen: watch.Watch) -> int:
+    """Run every statement of a script inside the transaction; return how many there are."""
     count = 0
-    for statement, text in _texts(script):
+    for statement, text in statements.each(script):
         seen.statement = count = count + 1
         try:
-            execute(session, script, statement, text)
+            statements.execute(session, script, statement, text)
         except psycopg.Error as error:
             if session.lost or _passing(error):
                 raise
@@ -191,130 +206,18 @@ def _statements(session: Session, migration: Migration, script: Script, seen: wa
     return count
 
 
-def _texts(script: Script) -> list[tuple[sql.Statement, bytes]] | map:  # type: ignore[type-arg]
-    """Return statements with their texts; a script of one statement is sent without a copy."""
-    found = script.statements()
-    first = next(found)
-    second = next(found, None)
-    if second is None:
-        if first.data is None and not script.wrapped:
-            return [(sql.Statement(0, len(script.text)), script.text)]
-        return [(first, first.text(script.text))]
-    return map(lambda item: (item, item.text(script.text)), script.statements())  # noqa: C417
-
-
-def execute(session: Session, script: Script, statement: sql.Statement, text: bytes) -> None:
-    """Run one statement; rows that it returns are thrown away as they come."""
-    with stop.allowed(), session.connection.cursor() as cursor:
-        if statement.data is not None:
-            view = memoryview(script.text)
-            at, end = sql.copy_data(script.text, statement)
-            with cursor.copy(text) as copy:
-                while at < end:
-                    copy.write(view[at : min(at + COPY_CHUNK, end)])
-                    at += COPY_CHUNK
-        elif sql.reads_only(text) or _RETURNING.search(text):
-            chunk = 500 if pq.version() >= 170000 else 1  # noqa: PLR2004 -- PQsetChunkedRowsMode
-            for _ in cursor.stream(text, size=chunk):
-                pass
-        else:
-            cursor.execute(text)
-
-
-def _constraints(session: Session, migration: Migration) -> None:
+def check_constraints(session: Session, migration: Migration, script: Script) -> None:
     """Check deferred constraints now, while the failure can still be named."""
     try:
         session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     except psycopg.Error as error:
         if session.lost or _passing(error):
             raise
-        raise located(MigrationFailed, session, migration, migration.up, None, error) from error
-
-
-def _verify(session: Session, migration: Migration, outcome: type[Failure]) -> None:
-    if migration.verify is None:
-        return
-    try:
-        checks = verify.run(session, migration.verify)
-    except VerifyFailed as failure:
-        raise outcome(failure.code, **failure.problem.data() | _named(migration)) from failure  # type: ignore[arg-type]
-    if verify.failed(checks):
-        verify.report(migration, checks)
-        raise outcome(
-            "verify.failed",
-            f"{migration.name} ran, but {verify.described(checks)}",
-            "Correct the migration or its verify file; "
-            + (
-                "everything was rolled back."
-                if outcome is MigrationFailed
-                else "its statements stay, and a re-run verifies again."
-            ),
-            **_named(migration),
-        )
+        raise located(MigrationFailed, session, migration, script, None, error) from error
 
 
 def _named(migration: Migration) -> dict[str, object]:
     return {"migration": migration.name, "version": migration.version}
-
-
-def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
-    outcome: type[Failure],
-    session: Session,
-    migration: Migration,
-    script: Script,
-    statement: sql.Statement | None,
-    error: psycopg.Error,
-) -> Failure:
-    """Return the failure with file, line, column, SQLSTATE and the server's hint."""
-    diag = error.diag
-    where: dict[str, object] = {}
-    place = script.file
-    if statement is not None:
-        line, column = sql.position(script.text, _offset(script.text, statement, diag))
-        where = {"line": line, "column": column}
-        place = f"{script.file}:{line}:{column}"
-    if session.config.log_sql == "on":
-        where["detail"] = diag.message_detail
-        if statement is not None:
-            where["sql"] = statement.text(script.text)[:2000].decode("utf-8", "replace")
-    hint = diag.message_hint
-    if error.sqlstate == "25001":
-        hint = "Put `-- preflight: no-transaction` at the top of the file."
-    elif error.sqlstate in ("42P07", "42701", "42710"):
-        hint = (
-            f"Is it there already? `adopt {migration.version}` records the file without running "
-            "it, if its verify file agrees."
-        )
-    elif error.sqlstate == "42501":
-        hint = "This role lacks a right: run as the owner, or GRANT it."
-    return outcome(
-        "migration.sql_error",
-        f"{place}: {diag.message_primary or error}",
-        hint,
-        file=script.file,
-        sqlstate=error.sqlstate,
-        **_named(migration),
-        **where,
-    )
-
-
-def _offset(script: bytes, statement: sql.Statement, diag: psycopg.errors.Diagnostic) -> int:
-    """Return the byte where the server sees the error, else the statement's first one."""
-    text = statement.text(script)
-    if diag.statement_position:
-        characters = int(diag.statement_position) - 1
-        return statement.start + len(text.decode("utf-8", "replace")[:characters].encode())
-    if statement.data is not None and (
-        row := re.match(r"COPY \D*(?:\"[^\"]*\")?\D*(\d+)", diag.context or "")
-    ):
-        at = statement.data[0]
-        for _ in range(int(row[1]) - 1):
-            at = script.find(b"\n", at, statement.data[1]) + 1 or at
-        return at
-    for item in sql.scan(text):  # a whole script may begin with comments
-        if isinstance(item, sql.Statement):
-            return statement.start + item.start
-    return statement.start
 
 
 def _notices(session: Session, migration: Migration) -> _Notices:
@@ -349,182 +252,6 @@ class _Notices:
         getattr(log, level)("migration.progressed", **_named(self.migration), notice=notice)
 
 
-def _step_by_step(
-    session: Session, migration: Migration, backup: str | None, seen: watch.Watch
-) -> int:
-    """Run a non-transactional file, each statement with its mark; return the statements."""
-    began = time.monotonic()
-    row = history.row_of(session, migration.version)
-    with history.transaction(session):
-        if row is None:
-            _fence(lambda: history.insert(session, migration, backup, "applied"))
-        else:
-            history.require_resumable(migration, row)
-            _fence(lambda: history.take_over(session, migration, row, backup))
-    done = row.statements_done if row else 0
-    begun = row.statements_started if row else 0
-    if done:
-        structlog.get_logger().info(
-            "migration.progressed", **_named(migration), resumed_after_statement=done
-        )
-    count = done
-    for number, (statement, text) in enumerate(_texts(migration.up), 1):
-        if number <= done:
-            continue
-        seen.statement = count = number
-        _set_timeouts(session, migration.up, "SET")
-        step = _Step(session, migration, statement, text, number)
-        if sql.outside_transaction(text):
-            step.outside(begun_before=begun >= number)
-        else:
-            step.inside()
-    session.reset()
-    with _partly(session, migration, count, count), history.transaction(session):
-        _verify(session, migration, MigrationPartial)
-        history.finish(
-            session,
-            migration,
-            duration_ms=round(1000 * (time.monotonic() - began)),
-            statements=count,
-            backup=backup,
-        )
-    return count
-
-
-class _partly:  # noqa: N801 -- reads as a word where it is used
-    """Marks the file as failed at a place when what is inside fails."""
-
-    def __init__(self, session: Session, migration: Migration, done: int, started: int) -> None:
-        self.session, self.migration = session, migration
-        self.done, self.started = done, started
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None or not isinstance(error, Exception) or self.session.lost:
-            return
-        history.mark(
-            self.session,
-            self.migration.version,
-            done=self.done,
-            started=self.started,
-            state="failed",
-        )
-
-
-class _Step:
-    """One statement of a non-transactional file."""
-
-    def __init__(
-        self,
-        session: Session,
-        migration: Migration,
-        statement: sql.Statement,
-        text: bytes,
-        number: int,
-    ) -> None:
-        self.session, self.migration = session, migration
-        self.statement, self.text, self.number = statement, text, number
-
-    def run(self) -> None:
-        try:
-            execute(self.session, self.migration.up, self.statement, self.text)
-        except psycopg.Error as error:
-            if self.session.lost:
-                raise
-            raise located(
-                MigrationPartial,
-                self.session,
-                self.migration,
-                self.migration.up,
-                self.statement,
-                error,
-            ) from error
-
-    def mark(self, *, done: int, started: int) -> None:
-        history.mark(self.session, self.migration.version, done=done, started=started)
-
-    def inside(self) -> None:
-        """Run it in a transaction together with its progress mark."""
-        before = self.number - 1
-        with (
-            _partly(self.session, self.migration, before, before),
-            history.transaction(self.session),
-        ):
-            self.run()
-            self.session.execute("RESET ROLE")
-            self.mark(done=self.number, started=self.number)
-
-    def outside(self, *, begun_before: bool) -> None:
-        """Run it outside any transaction: marked before, read back after."""
-        before = self.number - 1
-        index = indexes.wanted(self.text)
-        if self.migration.up.lock_timeout_ms is None and index is not None:
-            self.session.execute("SET lock_timeout = 0")  # CONCURRENTLY queues nobody
-        with _partly(self.session, self.migration, before, before):
-            if index is not None and self._settle_index(index, begun_before=begun_before):
-                self.mark(done=self.number, started=self.number)
-                return
-            self.mark(done=before, started=self.number)
-        # a failed index statement may leave an INVALID index of ours: its mark stays
-        with _partly(self.session, self.migration, before, self.number if index else before):
-            self.run()
-            if index is not None:
-                self._require_index(index)
-            self.mark(done=self.number, started=self.number)
-
-    def _settle_index(self, index: indexes.Index, *, begun_before: bool) -> bool:
-        """Read back what an earlier run left; return whether nothing is left to do."""
-        found = indexes.find(self.session, index)
-        if index.dropped:
-            return begun_before and found is None
-        if found is None:
-            return False
-        if begun_before and not found.valid:
-            structlog.get_logger().warning(
-                "migration.progressed",
-                **_named(self.migration),
-                statement=self.number,
-                dropped_invalid_index=found.name,
-            )
-            self.session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {found.name}")
-            return False
-        if begun_before and indexes.same(found.definition, self.text):
-            return True
-        if not found.valid:
-            raise self._index_failure(
-                "index.invalid",
-                f"index {found.name} exists and is INVALID, and this run did not make it",
-                f"DROP INDEX CONCURRENTLY {found.name}; then run again.",
-            )
-        if index.if_not_exists and not indexes.same(found.definition, self.text):
-            raise self._index_failure(
-                "index.differs",
-                f"index {found.name} exists with another definition, so IF NOT EXISTS would skip "
-                "the one that is wanted",
-                f"Rename or drop {found.name}, or correct the file; then run again.",
-            )
-        return False
-
-    def _require_index(self, index: indexes.Index) -> None:
-        found = indexes.find(self.session, index)
-        if index.dropped:
-            return
-        if found is None or not found.valid:
-            raise self._index_failure(
-                "index.invalid",
-                f"index {found.name if found else index.name} is not valid after its statement",
-                "Run again: it is dropped and built anew.",
-            )
-
-    def _index_failure(self, code: str, message: str, hint: str) -> MigrationPartial:
-        line, column = sql.position(self.migration.up.text, self.statement.start)
-        return MigrationPartial(
-            code, message, hint, line=line, column=column, **_named(self.migration)
-        )
-
-
 def _record_failure(session: Session, migration: Migration, failure: Failure) -> None:
     """Log the failure and append it to the journal, if the server still listens."""
     problem = failure.problem
@@ -547,7 +274,9 @@ def _without_names(problem: Problem) -> dict[str, object]:
     }
 
 
-def _read_back(session: Session, migration: Migration) -> bool:
+def _read_back(
+    session: Session, migration: Migration, recorded: Callable[[Row | None], bool]
+) -> bool:
     """Ask the history on a new connection whether a COMMIT whose answer was lost came through."""
     session.deadline = time.monotonic() + min(READ_BACK_S, session.config.wait_timeout_s)
     try:
@@ -556,7 +285,7 @@ def _read_back(session: Session, migration: Migration) -> bool:
         row = history.row_of(session, migration.version)
     except (NotReady, ConnectionLost, psycopg.Error, Failure):
         return False
-    return row is not None and row.state == "done" and row.run_id == session.config.run_id
+    return recorded(row)
 
 
 def _lost(migration: Migration, error: psycopg.Error) -> ConnectionLost:

@@ -1,111 +1,74 @@
-"""The command line, and the commands besides `up`: each a short story of the same steps."""
+"""The commands besides `up`: each a short story of the same steps."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
+import dataclasses
 import json
+import random
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import structlog
 
-from preflight import history, logs, migrations, plan, report, server
-from preflight.config import Config
+from preflight import history, lock, logs, migrations, plan, report, server, stop, verify
 from preflight.errors import (
     ConfigInvalid,
     Failure,
     HistoryConflict,
+    LockBusy,
     NeedsRepair,
     Pending,
+    PlanChanged,
     SchemaAhead,
     VerifyFailed,
 )
 
-Command = Callable[[Config], None]
+if TYPE_CHECKING:
+    from preflight.arguments import Arguments
+    from preflight.config import Config
+    from preflight.migrations import Migration
+    from preflight.server import Session
 
-SPELLINGS = {"--check": "check", "--rollback": "rollback", "--force": "force"}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigInvalid("config.arguments", message, f"See `{self.prog} --help`.")
-
-
-def parse(arguments: Sequence[str], up: Command) -> tuple[Command, dict[str, Any]]:
-    """Return the command that the arguments name, and its options; raises ConfigInvalid."""
-    said = list(arguments)
-    said[0] = SPELLINGS.get(said[0], said[0])
-    if not said[0].startswith("-") and said[0] not in COMMANDS:
-        near = difflib.get_close_matches(said[0], COMMANDS, 1)
-        raise ConfigInvalid(
-            "config.arguments",
-            f"there is no command {said[0]!r}",
-            f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}.",
-        )
-    options = vars(_parser().parse_args(said))
-    name = options["name"] or "up"
-    result = options.get("result")
-    options["name"] = name
-    options["result_on_stdout"] = result is not None
-    run = up if name == "up" else COMMANDS[name][0]
-    return (run if name == "up" else lambda config: run(config, result)), options  # type: ignore[call-arg]
+POLL_S = (0.2, 1.0)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="entrypoint.py",
-        description="Make a PostgreSQL database ready before the app starts: wait, back up, "
-        "migrate, verify.",
-        epilog="Settings are environment variables: see README.md. Exit codes: 0 done, 3 pending, "
-        "1x run again, 2x change something first, 3x look at the database first.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub = parser.add_subparsers(dest="name", metavar="COMMAND", parser_class=_Parser)
-    for name, (_, words, example) in COMMANDS.items():
-        one = sub.add_parser(
-            name,
-            help=words,
-            description=words[0].upper() + words[1:] + ".",
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if name == "check":
-            form = one.add_mutually_exclusive_group()
-            form.add_argument(
-                "--json", dest="result", action="store_const", const="json",
-                help="one JSON document on stdout; events go to stderr",
-            )  # fmt: skip
-            form.add_argument(
-                "--table", dest="result", action="store_const", const="table",
-                help="the table on stdout, also into a pipe; events go to stderr",
-            )  # fmt: skip
-    return parser
+# looking
 
 
-def check(config: Config, result: str | None) -> None:
+def check(config: Config, said: Arguments) -> None:
     """Show every migration and its state; raises what stands in the way, then Pending."""
     files = migrations.load(config.migrations_dir)
     with server.connect(config) as session:
         known = history.read(session)
         details = history.listing(session) if known.present else []
-        adoptable, problem = _first_look(session, files, known)
+        adoptable, problem = first_look(session, files, known)
+        repair = stuck(session, files, known)
         database = session.facts.database if session.facts else config.database
     rows = states(files, known, details, adoptable)
-    verdict = problem or judge(config, files, known)
-    _show(config, database, rows, current=verdict is None, result=result)
+    verdict = problem or judge(config, files, known, repair)
+    document = {"database": database, "current": verdict is None, "migrations": rows}
+    show(config, said, document, _check_table(rows), _listed(rows))
     if verdict:
         raise verdict
 
 
-def _first_look(
-    session: server.Session, files: Sequence[migrations.Migration], known: plan.History
+def first_look(
+    session: Session, files: Sequence[Migration], known: plan.History
 ) -> tuple[set[int], Failure | None]:
     """Before first contact: return the versions that `up` would adopt; writes nothing."""
     if known.records:
         return set(), None
+    if known.present:
+        try:
+            if not history.untold(session):
+                return set(), None  # everything was rolled back
+        except psycopg.errors.InsufficientPrivilege:
+            return set(), None  # the journal is not for everyone: nothing to tell by
     session.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
     try:
         if history.is_empty(session):
@@ -117,23 +80,47 @@ def _first_look(
         history.roll_back(session)
 
 
+def stuck(session: Session, files: Sequence[Migration], known: plan.History) -> NeedsRepair | None:
+    """Tell what stopped part-way and cannot be resumed, as far as this role may see.
+
+    Without the lock a `running` row may belong to a live run: only that of a dead one counts.
+    """
+    for file in files:
+        if file.version not in known.records or known.done(file.version):
+            continue
+        try:
+            row = history.row_of(session, file.version)
+        except psycopg.errors.InsufficientPrivilege:
+            return None  # the texts are not for everyone
+        if row is None or row.state == "done" or _alive(session, row):
+            continue
+        try:
+            history.require_resumable(file, row)
+        except NeedsRepair as failure:
+            return failure
+    return None
+
+
+def _alive(session: Session, row: history.Row) -> bool:
+    """Tell whether a run may be at work on a row; a standby does not see its primary's locks."""
+    if session.facts is None or session.facts.standby:
+        return row.state == "running"
+    return bool(lock.holder(session)) or history.row_of(session, row.version) != row
+
+
 def judge(
-    config: Config, files: Sequence[migrations.Migration], known: plan.History
+    config: Config,
+    files: Sequence[Migration],
+    known: plan.History,
+    repair: NeedsRepair | None = None,
 ) -> Failure | None:
-    """Return the first that holds of 26, 28, 32, 33 and 3."""
+    """Return the first that holds of 26, 28, 32 and 3."""
     try:
         made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
     except (HistoryConflict, SchemaAhead) as failure:
         return failure
-    partial = [record for record in known.records.values() if record.state == "failed"]
-    if partial:
-        return NeedsRepair(
-            "migration.partial",
-            f"{partial[0].name} stopped part-way",
-            "`up` resumes it where that is safe, and says so where it is not.",
-            migration=partial[0].name,
-            version=partial[0].version,
-        )
+    if repair:
+        return repair
     if made.empty:
         return None
     return Pending(
@@ -146,7 +133,7 @@ def judge(
 
 
 def states(
-    files: Sequence[migrations.Migration],
+    files: Sequence[Migration],
     known: plan.History,
     details: Sequence[dict[str, Any]],
     adoptable: set[int],
@@ -174,7 +161,7 @@ def states(
 
 
 def _state(
-    file: migrations.Migration | None,
+    file: Migration | None,
     record: plan.Record | None,
     detail: dict[str, Any],
     newest: int,
@@ -192,47 +179,484 @@ def _state(
     return "adopted" if detail.get("how") == "adopted" else "applied"
 
 
-def _show(
-    config: Config, database: str, rows: list[dict[str, Any]], *, current: bool, result: str | None
-) -> None:
-    if result == "json":
-        document = {"database": database, "current": current, "migrations": rows}
-        sys.stdout.write(json.dumps(document, default=_iso, indent=2) + "\n")
-    elif result == "table" or logs.console_wanted(config.log, sys.stdout):
-        sys.stdout.write(_table(rows) + "\n")
-    else:
-        for row in rows:
-            fields = {key: value for key, value in row.items() if value is not None}
-            fields["migration"] = fields.pop("name")
-            structlog.get_logger().info("migration.listed", **fields)
+def _listed(rows: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (
+            "migration.listed",
+            {"migration": row["name"], **{k: v for k, v in row.items() if k != "name"}},
+        )
+        for row in rows
+    ]
 
 
-def _iso(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def _check_table(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Sequence[object]]]:
+    heads = ("version", "description", "state", "when", "took", "by")
+    return heads, [
+        (
+            f"{row['version']:03d}",
+            row["name"].partition("_")[2].replace("_", " "),
+            row["state"],
+            row["applied_at"] and row["applied_at"].strftime("%Y-%m-%d %H:%M:%S %Z"),
+            None if row["duration_ms"] is None else f"{row['duration_ms'] / 1000:.2f} s",
+            row["applied_by"],
+        )
+        for row in rows
+    ]
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    return report.table(
-        ("version", "description", "state", "when", "took", "by"),
-        [
-            (
-                f"{row['version']:03d}",
-                row["name"].partition("_")[2].replace("_", " "),
-                row["state"],
-                row["applied_at"] and row["applied_at"].strftime("%Y-%m-%d %H:%M:%S %Z"),
-                None if row["duration_ms"] is None else f"{row['duration_ms'] / 1000:.2f} s",
-                row["applied_by"],
+def show_plan(config: Config, said: Arguments) -> None:
+    """Show what `up` would do, statement by statement; raises what would stop it."""
+    from preflight import rehearsal, watch  # noqa: PLC0415 -- other commands do without
+
+    files = migrations.load(config.migrations_dir)
+    with server.connect(config) as session:
+        known = history.read(session)
+        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+        adoptable, problem = first_look(session, made.todo, known)
+        if problem:
+            raise problem
+        todo = [file for file in made.todo if file.version not in adoptable]
+        steps = [step for file in todo for step in planned(file)]
+        for step in steps:
+            step["blocked_by"] = [
+                found
+                for item in step["locks"]
+                for found in watch.in_the_way(session, item["table"], item["mode"])
+            ]
+        database = session.facts.database if session.facts else config.database
+    adopted = [file.name for file in made.todo if file.version in adoptable]
+    structlog.get_logger().info("plan.made", pending=[file.name for file in todo], adopts=adopted)
+    if said.rehearse:
+        rehearsal.run(dataclasses.replace(config, rehearse="always"))
+    document = {
+        "database": database,
+        "adopts": adopted,
+        "pending": [file.name for file in todo],
+        "statements": steps,
+    }
+    events = [("statement.planned", {k: v for k, v in step.items() if v}) for step in steps]
+    show(config, said, document, _plan_table(steps), events)
+
+
+def planned(file: Migration) -> list[dict[str, Any]]:
+    """Return what each statement of a file does."""
+    from preflight import explain, sql  # noqa: PLC0415 -- only a plan and lint need the parser
+
+    found: list[dict[str, Any]] = []
+    new: set[str] = set()  # nobody waits for a table that this file makes
+    for number, statement in enumerate(file.up.statements(), 1):
+        effect = explain.effect(statement.text(file.up.text))
+        if effect.creates:
+            new.add(effect.creates)
+        line, column = sql.position(file.up.text, statement.start)
+        found.append(
+            {
+                "migration": file.name,
+                "version": file.version,
+                "statement": number,
+                "line": line,
+                "column": column,
+                "does": effect.does,
+                "locks": [
+                    {"table": lock.table, "mode": lock.mode}
+                    for lock in effect.locks
+                    if lock.table not in new
+                ],
+                "destroys": effect.destroys,
+                "external": effect.external,
+                "in_transaction": file.up.transactional,
+            }
+        )
+    return found
+
+
+def _plan_table(steps: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Sequence[object]]]:
+    heads = ("place", "does", "lock", "destroys", "blocked now by")
+    return heads, [
+        (
+            f"{step['version']:03d}:{step['line']}",
+            _short(step["does"]),
+            ", ".join(f"{item['mode']} on {item['table']}" for item in step["locks"]),
+            step["destroys"] and _short(step["destroys"]),
+            ", ".join(f"pid {found['pid']}" for found in step.get("blocked_by", ())),
+        )
+        for step in steps
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"  # noqa: PLR2004 -- a table must fit
+
+
+def verify_all(config: Config, said: Arguments) -> None:
+    """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
+    files = migrations.load(config.migrations_dir)
+    with server.connect(config) as session:
+        known = history.read(session)
+        chosen = _to_verify(files, known, said.version)
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        results = [
+            (file, check)
+            for file in chosen
+            if file.verify
+            for check in verify.run(session, file.verify)
+        ]
+        history.roll_back(session)
+        database = session.facts.database if session.facts else config.database
+    rows = [
+        {
+            "migration": file.name,
+            "version": file.version,
+            "suite": check.suite,
+            "check": check.check,
+            "ok": check.ok,
+            "detail": check.detail,
+        }
+        for file, check in results
+    ]
+    bad = [row for row in rows if not row["ok"]]
+    document = {"database": database, "ok": not bad, "checks": rows}
+    heads = ("version", "suite", "check", "result", "detail")
+    table = [
+        (f"{r['version']:03d}", r["suite"], r["check"], "ok" if r["ok"] else "FAILED", r["detail"])
+        for r in rows
+    ]
+    events = [
+        (
+            "check.passed" if row["ok"] else "check.failed",
+            {k: v for k, v in row.items() if k != "ok"},
+        )
+        for row in rows
+    ]
+    show(config, said, document, (heads, table), events)
+    if bad:
+        raise VerifyFailed(
+            "verify.failed",
+            f"{len(bad)} of {len(rows)} checks fail, first {bad[0]['suite']}: {bad[0]['check']}",
+            "Compare the database with the migration; was it changed by hand?",
+            migration=bad[0]["migration"],
+            version=bad[0]["version"],
+        )
+
+
+def _to_verify(
+    files: Sequence[Migration], known: plan.History, version: int | None
+) -> list[Migration]:
+    if version is None:
+        return [file for file in files if known.done(file.version)]
+    found = [file for file in files if file.version == version]
+    if not found or found[0].verify is None:
+        missing = "no file" if not found else "no verify file"
+        raise ConfigInvalid(
+            "config.arguments", f"version {version} has {missing}", "See `check --table`."
+        )
+    return found
+
+
+def lint(config: Config, said: Arguments) -> None:
+    """Read the files and say what a careful reader would; raises FilesInvalid."""
+    files = migrations.load(config.migrations_dir)
+    rows: list[dict[str, Any]] = [
+        {
+            "migration": file.name,
+            "version": file.version,
+            "statements": len(steps),
+            "transactional": file.up.transactional,
+            "breaking": file.up.breaking,
+            "checksum": file.checksum,
+            "companions": [kind for kind in migrations.KINDS if getattr(file, kind) is not None],
+            "remarks": remarks(file, steps),
+        }
+        for file in files
+        for steps in [planned(file)]
+    ]
+    heads = ("version", "name", "statements", "companions", "remarks")
+    table = [
+        (f"{r['version']:03d}", r["migration"], r["statements"], " ".join(r["companions"]),
+         "; ".join(r["remarks"]))
+        for r in rows
+    ]  # fmt: skip
+    show(config, said, {"files": rows}, (heads, table), [("migration.listed", r) for r in rows])
+
+
+def remarks(file: Migration, steps: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what a careful reader would of a valid file."""
+    found = []
+    if file.verify is None:
+        found.append("no verify file: nobody can tell whether it is applied")
+    if file.rollback is None:
+        found.append("no rollback file: it cannot be taken back")
+    elif file.export is None and any(step["destroys"] for step in steps):
+        found.append("no export file")
+    found += [
+        f"line {step['line']} destroys {step['destroys']}" for step in steps if step["destroys"]
+    ]
+    found += [f"line {step['line']} {step['external']}" for step in steps if step["external"]]
+    return found
+
+
+def wait(config: Config, said: Arguments) -> None:
+    """Wait for the server; with `schema`, until the migrations are applied. Raises Pending."""
+    if not said.schema:
+        with server.connect(config):
+            return
+    files = migrations.load(config.migrations_dir) if said.version is None else ()
+    with server.connect(config) as session:
+        known = history.read(session)
+        told = False
+        while True:
+            if said.version is not None:
+                left = [] if known.done(said.version) else [f"version {said.version}"]
+            else:
+                made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+                left = [file.name for file in made.todo]
+            if not left:
+                return
+            if time.monotonic() >= session.deadline:
+                raise Pending(
+                    "schema.pending",
+                    f"{', '.join(left)} not applied after {config.wait_timeout_s:g} s",
+                    "Does the job that migrates run, and did it succeed?",
+                )
+            if not told:
+                told = True
+                structlog.get_logger().info(
+                    "server.waiting", reason="migrations are pending", pending=left
+                )
+            stop.sleep(random.uniform(*POLL_S))  # noqa: S311 -- jitter, not a secret
+            known = history.read(session)
+
+
+# changing the history
+
+
+def adopt(config: Config, said: Arguments) -> None:
+    """Record what is in the database already; raises VerifyFailed when it is not."""
+    files = migrations.load(config.migrations_dir)
+    chosen = None if said.version is None else named(files, said.version)
+    with server.connect(config) as session:
+        history.read(session)
+        server.require_writable(session)
+        lock.acquire(session)
+        history.ensure(session)
+        known = history.read(session)
+        unrecorded = [file for file in files if file.version not in known.records]
+        for file in unrecorded if chosen is None else [chosen]:
+            if not _adopted(session, file, by_name=chosen is not None):
+                break
+
+
+def _adopted(session: Session, file: Migration, *, by_name: bool) -> bool:
+    """Record one file if the database holds it; return whether it was."""
+    with history.transaction(session):
+        checks = verify.run(session, file.verify) if file.verify else ()
+        answer = verify.answer(checks)
+        if answer == "absent" and not by_name:
+            structlog.get_logger().info("plan.made", pending=[file.name], adopts=[])
+            return False
+        if answer == "unknown" and not by_name:
+            raise HistoryConflict(
+                "history.first_contact",
+                f"{file.name} has no verify file that could tell whether it is there",
+                f"If you know that it is: `adopt {file.version}`.",
+                migration=file.name,
+                version=file.version,
             )
-            for row in rows
-        ],
+        if verify.failed(checks):
+            verify.report(file, checks)
+            raise VerifyFailed(
+                "verify.not_there",
+                f"{file.name} is not in the database as it should be: {verify.described(checks)}",
+                "It was not recorded. `up` applies what is absent; what is there in part needs a "
+                "look.",
+                migration=file.name,
+                version=file.version,
+            )
+        history.adopt(session, file)
+    structlog.get_logger().info(
+        "migration.adopted", migration=file.name, version=file.version, checks=len(checks)
+    )
+    return True
+
+
+def named(files: Sequence[Migration], version: int) -> Migration:
+    """Return the file of a version; raises ConfigInvalid when there is none."""
+    for file in files:
+        if file.version == version:
+            return file
+    raise ConfigInvalid(
+        "config.arguments",
+        f"there is no file of version {version}",
+        f"Versions on disk: {', '.join(str(file.version) for file in files)}.",
     )
 
 
-COMMANDS: dict[str, tuple[Any, str, str]] = {
-    "up": (None, "apply what is pending (the default)", "entrypoint.py"),
-    "check": (
-        check,
-        "show every migration and its state; 0 current, 3 pending",
-        "entrypoint.py check --table",
-    ),
+def force(config: Config, said: Arguments) -> None:
+    """Run a recorded file again from its start, with the safety of `up`."""
+    from preflight import apply, backup, rehearsal  # noqa: PLC0415 -- only when work is due
+
+    files = migrations.load(config.migrations_dir)
+    with server.connect(config) as session:
+        file = _to_force(config, files, history.read(session), said.version)
+        server.require_writable(session)
+        lock.acquire(session)
+        history.ensure(session)
+        file = _to_force(config, files, history.read(session), said.version)
+        row = history.row_of(session, file.version)
+        saved = backup.take(session, [file], "force")
+        rehearsal.run(config)
+        with _undisturbed():
+            try:
+                apply.forward(session, file, saved.name if saved else None, row)
+            except PlanChanged:  # also when the COMMIT came through and only its answer was lost
+                row = history.row_of(session, file.version)
+                if row is None or (row.run_id, row.state) != (config.run_id, "done"):
+                    raise
+
+
+def _to_force(
+    config: Config, files: Sequence[Migration], known: plan.History, version: int | None
+) -> Migration:
+    recorded = [file for file in files if file.version in known.records]
+    if version is None and not recorded:
+        raise ConfigInvalid(
+            "config.arguments", "no file on disk is recorded in the database", "Run `up` instead."
+        )
+    file = recorded[-1] if version is None else named(files, version)
+    if file not in recorded:
+        raise ConfigInvalid(
+            "config.arguments", f"{file.name} was never applied", "Run `up` instead."
+        )
+    others = [other for other in files if other.version != file.version]
+    rest = {v: record for v, record in known.records.items() if v != file.version}
+    plan.make(others, plan.History(rest), ahead=config.ahead, out_of_order=config.out_of_order)
+    return file
+
+
+def rollback(config: Config, said: Arguments) -> None:
+    """Take back the newest migration, or all above a version, newest first."""
+    from preflight import backup, rehearsal, undo  # noqa: PLC0415 -- only when work is due
+
+    files = migrations.load(config.migrations_dir)
+    with server.connect(config) as session:
+        if not undo.choose(files, history.read(session), said.to):
+            structlog.get_logger().info("plan.made", rollback=[])
+            return  # nothing recorded that could be taken back
+        server.require_writable(session)
+        lock.acquire(session)
+        history.ensure(session)
+        steps = undo.prepare(session, files, undo.choose(files, history.read(session), said.to))
+        if not steps:
+            return
+        saved = backup.take(session, [step.migration for step in steps], "rollback")
+        for step in steps:
+            undo.export(session, step, saved)
+        rehearsal.run(config)
+        for step in steps:
+            lock.require(session)
+            with _undisturbed():
+                same_session = undo.back(session, step, saved.name if saved else None)
+            if not same_session:  # it had to be replaced, and its lock went with it
+                lock.acquire(session)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Say what it means when the history is not as it was a moment ago."""
+    try:
+        yield
+    except PlanChanged as changed:
+        raise LockBusy(
+            "history.changed",
+            "another run changed the history meanwhile, or the connection broke at COMMIT",
+            "Look with `check --table`, and run again if it is still wanted.",
+        ) from changed
+
+
+# backups
+
+
+def take_backup(config: Config, _said: Arguments) -> None:
+    """Make one verified backup, whatever PREFLIGHT_BACKUP says."""
+    from preflight import backup  # noqa: PLC0415 -- only when work is due
+
+    with server.connect(dataclasses.replace(config, backup="required")) as session:
+        session.learn(session.ask(f"SELECT {server.FACTS}")[0])  # whatever the history is like
+        lock.acquire(session)
+        backup.take(session, (), "backup")
+
+
+def backups(config: Config, said: Arguments) -> None:
+    """List the backups of every database in the directory; needs no server."""
+    from preflight import backup  # noqa: PLC0415 -- only when asked
+
+    rows = backup.described(config.backup_dir)
+    heads = ("backup", "database", "when", "size", "rows", "taken for", "verified")
+    table = [
+        (
+            row["backup"],
+            row["database"],
+            row["snapshot_at"],
+            f"{(row['size_bytes'] or 0) / 1e6:.1f} MB",
+            row["rows"],
+            row["taken_for"],
+            row["verified"],
+        )
+        for row in rows
+    ]
+    events = [("backup.listed", row) for row in rows]
+    show(
+        config, said, {"directory": str(config.backup_dir), "backups": rows}, (heads, table), events
+    )
+
+
+def restore(config: Config, said: Arguments) -> None:
+    """Restore a backup into a new database and, when asked, put it in the live one's place."""
+    from preflight import restore as steps  # noqa: PLC0415 -- only when asked
+
+    steps.run(config, said.backup, into=said.into, swap=said.swap, end_sessions=said.end_sessions)
+
+
+# results
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]
+
+
+def show(
+    config: Config,
+    said: Arguments,
+    document: dict[str, Any],
+    table: Table,
+    events: Iterable[tuple[str, dict[str, Any]]],
+) -> None:
+    """Give a command's result: a table for people, a document for machines, else events."""
+    if said.result == "json":
+        sys.stdout.write(json.dumps(document, default=_plain, indent=2) + "\n")
+    elif said.result == "table" or logs.console_wanted(config.log, sys.stdout):
+        colour = logs.colour_wanted(sys.stdout, no_color=config.child_env.get("NO_COLOR"))
+        sys.stdout.write(report.table(*table, colour=colour) + "\n")
+    else:
+        log = structlog.get_logger()
+        for name, data in events:
+            known = {key: value for key, value in data.items() if value is not None}
+            (log.error if name == "check.failed" else log.info)(name, **known)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+STORIES: dict[str, Callable[[Config, Arguments], None]] = {
+    "check": check,
+    "plan": show_plan,
+    "verify": verify_all,
+    "rollback": rollback,
+    "force": force,
+    "adopt": adopt,
+    "backup": take_backup,
+    "backups": backups,
+    "restore": restore,
+    "wait": wait,
+    "lint": lint,
 }

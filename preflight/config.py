@@ -27,13 +27,29 @@ VOCABULARIES = {
         "dbname": "POSTGRES_DB",
     },
 }
+ESCAPE = "In a URL write the characters @ : / ? # % of a password as %40 %3A %2F %3F %23 %25."
 SECRETS = ("DATABASE_URL", "PGPASSWORD", "POSTGRES_PASSWORD", "PREFLIGHT_REHEARSE_URL")
+MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
 SECRET_MAX_BYTES = 64 * 1024
 
 _SERVICE_LINK = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
 )
 _SERVICE_PORT_VALUE = re.compile(r"(tcp|udp|sctp)://")
+# PostgreSQL's reserved words, which would have to be quoted wherever the schema is named
+_RESERVED = frozenset(
+    """all analyse analyze and any array as asc asymmetric authorization binary both case cast check
+    collate collation column concurrently constraint create cross current_catalog current_date
+    current_role current_schema current_time current_timestamp current_user default deferrable desc
+    distinct do else end except false fetch for foreign freeze from full grant group having ilike in
+    initially inner intersect into is isnull join lateral leading left like limit localtime
+    localtimestamp natural not notnull null offset on only or order outer overlaps placing primary
+    references returning right select session_user similar some symmetric system_user table
+    tablesample then to trailing true union unique user using variadic verbose when where window
+    with information_schema public""".split()  # noqa: SIM905 -- a hundred words in eleven lines
+)
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_URL = re.compile(r"[a-z0-9+]+://(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+://", re.IGNORECASE)
 
 
@@ -91,7 +107,12 @@ class Config:
 
 
 def environment() -> dict[str, str]:
-    """Return the process environment as UTF-8, whatever the locale says."""
+    """Return the process environment as UTF-8, whatever the locale says.
+
+    An empty value is no value: libpq would take PGSSLMODE= for a wrong one, so that goes.
+    """
+    for name in [name for name, value in os.environb.items() if name[:2] == b"PG" and not value]:
+        del os.environb[name]
     return {
         name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
         for name, value in os.environb.items()
@@ -109,24 +130,20 @@ def _text(value: str) -> str:
     return value
 
 
-def _number(least: float) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        number = float(value)
-        if not least <= number < 1e9:  # noqa: PLR2004 -- thirty years in seconds; also refuses nan
-            raise ValueError
-        return number
-
-    parse.__doc__ = f"a number of at least {least:g}"
-    return parse
+def _seconds(value: str) -> float:
+    """A number from 0 to 2147483."""  # noqa: D401 -- part of an error's sentence
+    if not _NUMBER.fullmatch(value) or float(value) > MOST_SECONDS:
+        raise ValueError
+    return float(value)
 
 
 def _whole(least: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", value) or int(value) < least:
+        if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
             raise ValueError
         return int(value)
 
-    parse.__doc__ = f"a whole number of at least {least}"
+    parse.__doc__ = f"a whole number from {least} to 999999999"
     return parse
 
 
@@ -141,9 +158,12 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _schema(value: str) -> str:
-    """A lower-case name of 1 to 63 characters, not public or one of the system's."""  # noqa: D401
-    reserved = value.startswith("pg_") or value in ("public", "information_schema")
-    if reserved or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
+    """A lower-case name of 1 to 63 letters, digits and _, not public, a system's or reserved."""  # noqa: D401
+    if (
+        value.startswith("pg_")
+        or value in _RESERVED
+        or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value)
+    ):
         raise ValueError
     return value
 
@@ -154,11 +174,11 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "BACKUP_DIR": Path,
     "BACKUP": _one_of("required", "off"),
     "BACKUP_KEEP": _whole(1),
-    "WAIT_TIMEOUT_S": _number(0),
-    "LOCK_WAIT_S": _number(0),
+    "WAIT_TIMEOUT_S": _seconds,
+    "LOCK_WAIT_S": _seconds,
     "LOCK_TIMEOUT_MS": _whole(1),
-    "LOCK_RETRY_S": _number(0),
-    "STATEMENT_TIMEOUT_S": _number(0),
+    "LOCK_RETRY_S": _seconds,
+    "STATEMENT_TIMEOUT_S": _seconds,
     "REHEARSE": _one_of("auto", "always", "off"),
     "REHEARSE_MAX_MB": _whole(0),
     "REHEARSE_URL": _text,
@@ -198,8 +218,10 @@ class _Reader:
             with open(path, "rb") as file:  # noqa: PTH123 -- a bound on what is read
                 raw = file.read(SECRET_MAX_BYTES + 1)
         except OSError as error:
+            # a password set where its file's name belongs must not be shown
+            shown = path if path.startswith("/") else "a file"
             self.wrong(
-                f"{name}_FILE names {path}, which cannot be read: {error.strerror}",
+                f"{name}_FILE names {shown}, which cannot be read: {error.strerror}",
                 "Check the path, and that this user may read it (mode 0400, or 0440 with fsGroup).",
             )
             return None
@@ -250,7 +272,8 @@ class _Reader:
         if found:
             target["password"] = next(iter(found.values()))
         for key, name in (("options", "PGOPTIONS"), ("connect_timeout", "PGCONNECT_TIMEOUT")):
-            if key not in sources["DATABASE_URL"] and (value := self.environ.get(name)):
+            value = self._clean(name, self.environ.get(name))
+            if value and key not in sources["DATABASE_URL"]:
                 target[key] = value
         self._check_address(target)
         if "service" not in sources["DATABASE_URL"] and "PGSERVICE" not in self.environ:
@@ -273,15 +296,24 @@ class _Reader:
         if "@" in target.get("host", ""):
             self.wrong(
                 "the host holds an '@'",
-                "In DATABASE_URL write @ : / ? # % of a password as %40 %3A %2F %3F %23 %25.",
+                ESCAPE,
             )
         for port in filter(None, target.get("port", "").split(",")):
-            if not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
+            if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
+                # not shown: in a URL with a stray character it may be a piece of the password
                 self.wrong("the port is not a number from 1 to 65535")
 
     def _url(self, name: str) -> dict[str, str]:
         url = self.secret(name)
         if url is None:
+            return {}
+        address = _URL.match(url)
+        if address and (
+            "@" in address["rest"].partition("@")[2].partition("?")[0]
+            or "@" in address["rest"].partition("?")[0].partition("/")[2]
+        ):
+            # libpq would take a piece of the password for the host or the database
+            self.wrong(f"{name} holds an unescaped @ or /", ESCAPE)
             return {}
         import psycopg  # noqa: PLC0415 -- not needed without a URL
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 -- see above
@@ -326,9 +358,8 @@ class _Reader:
 
                 near = difflib.get_close_matches(name, known, 1)
                 self.wrong(f"{name} is not a setting", f"Did you mean {near[0]}?" if near else None)
-        if relevant := [
-            name for name in self.links if name.startswith((PREFIX, "POSTGRES_", "PG"))
-        ]:
+        ours = {name for names in VOCABULARIES.values() for name in names.values()}
+        if relevant := [name for name in self.links if name.startswith(PREFIX) or name in ours]:
             self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
 
 
@@ -338,6 +369,5 @@ def _described(parse: Callable[[str], object]) -> str:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    if name.endswith("_PORT"):
-        return bool(_SERVICE_PORT_VALUE.match(value))
-    return bool(_SERVICE_LINK.search(name))
+    link = name.endswith("_PORT") and _SERVICE_PORT_VALUE.match(value)
+    return bool(link or _SERVICE_LINK.search(name))

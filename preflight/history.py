@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,23 +18,25 @@ import structlog
 
 from preflight import __version__, sql, stop, verify
 from preflight.errors import (
+    Failure,
     HistoryConflict,
+    LockBusy,
     NeedsRepair,
+    PlanChanged,
     Problem,
     TargetUnusable,
     VerifyFailed,
 )
 from preflight.plan import History, Record
-from preflight.server import FACTS
+from preflight.server import FACTS, PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from preflight.migrations import Migration
+    from preflight.migrations import Migration, Script
     from preflight.server import Session
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE IF NOT EXISTS {schema}.migrations (
   version bigint PRIMARY KEY,
   name text NOT NULL,
@@ -42,6 +45,7 @@ CREATE TABLE IF NOT EXISTS {schema}.migrations (
   how text NOT NULL CHECK (how IN ('applied', 'adopted', 'forced')),
   statements_done int NOT NULL DEFAULT 0,
   statements_started int NOT NULL DEFAULT 0,
+  undoing bool NOT NULL DEFAULT false,
   up_sql text NOT NULL,
   rollback_sql text,
   breaking bool NOT NULL DEFAULT false,
@@ -71,7 +75,8 @@ CREATE TABLE IF NOT EXISTS {schema}.journal (
 );
 GRANT USAGE ON SCHEMA {schema} TO PUBLIC;
 GRANT SELECT (version, name, checksum, state, breaking) ON {schema}.migrations TO PUBLIC;
-COMMENT ON SCHEMA {schema} IS 'pg-preflight: what was applied to this database, and when';
+COMMENT ON TABLE {schema}.migrations IS
+ 'pg-preflight: what was applied to this database, and when';
 """
 _COLUMNS = {
     "migrations": {
@@ -82,6 +87,7 @@ _COLUMNS = {
         "how",
         "statements_done",
         "statements_started",
+        "undoing",
         "up_sql",
         "rollback_sql",
         "breaking",
@@ -95,7 +101,7 @@ _COLUMNS = {
     "journal": {"event", "version", "name", "checksum", "run_id", "host", "role", "error"},
 }
 _OURS = """
-SELECT c.relname::text, c.relkind::text, pg_catalog.pg_has_role(c.relowner, 'MEMBER'),
+SELECT c.relname::text, c.relkind::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
  pg_catalog.pg_get_userbyid(c.relowner)::text,
  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
@@ -114,20 +120,21 @@ WITH theirs AS (
  WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', %s::name)
   AND n.nspname::text NOT LIKE 'pg\\_%%'
 ), members AS (
- SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
+ -- of an extension, or made along with something else: a row's type, an array, a multirange
+ SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype IN ('e', 'i')
 )
 SELECT NOT EXISTS (
  SELECT FROM pg_catalog.pg_class c JOIN theirs ON theirs.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (
-  SELECT FROM members WHERE classid = 'pg_catalog.pg_class'::regclass AND objid = c.oid)
+  SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid)
 ) AND NOT EXISTS (
  SELECT FROM pg_catalog.pg_type t JOIN theirs ON theirs.oid = t.typnamespace
- WHERE t.typrelid = 0::oid AND t.typcategory <> 'A' AND NOT EXISTS (
-  SELECT FROM members WHERE classid = 'pg_catalog.pg_type'::regclass AND objid = t.oid)
+ WHERE NOT EXISTS (
+  SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_type'::regclass AND m.objid = t.oid)
 ) AND NOT EXISTS (
  SELECT FROM pg_catalog.pg_proc p JOIN theirs ON theirs.oid = p.pronamespace
  WHERE NOT EXISTS (
-  SELECT FROM members WHERE classid = 'pg_catalog.pg_proc'::regclass AND objid = p.oid)
+  SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid)
 )
 """
 
@@ -145,6 +152,7 @@ class Row:
     rollback_sql: str | None
     run_id: str
     checksum: str
+    undoing: bool = False  # the two counts are of the rollback file's statements
 
 
 def read(session: Session) -> History:
@@ -167,6 +175,11 @@ def read(session: Session) -> History:
             sqlstate=error.sqlstate,
         ) from error
     session.learn(rows[0])
+    for row in rows:
+        kinds = (int, str, str, str, bool)
+        values = [row[name] for name in ("version", "name", "checksum", "state", "breaking")]
+        if row["version"] is not None and not all(map(isinstance, values, kinds)):
+            raise _damaged(session, "a column has another type")
     records = {
         row["version"]: Record(
             row["version"], row["name"], row["checksum"], row["state"], row["breaking"]
@@ -198,6 +211,44 @@ def transaction(session: Session) -> Iterator[None]:
     commit(session)
 
 
+@contextmanager
+def recorded(
+    session: Session, migration: Migration, outcome: Callable[..., Failure]
+) -> Iterator[None]:
+    """Turn what keeps us from recording a migration into a failure of that migration."""
+    try:
+        yield
+    except (psycopg.Error, HistoryConflict) as error:
+        sqlstate = getattr(error, "sqlstate", None)
+        if session.lost or sqlstate in PASSING:
+            raise
+        message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        raise outcome(
+            "migration.not_recorded",
+            f"{migration.name} cannot be recorded: {message or error}",
+            f"Does the file drop or change schema {session.config.schema}, make its transaction "
+            "read only, or hold characters that the database's encoding lacks?",
+            migration=migration.name,
+            version=migration.version,
+            sqlstate=sqlstate,
+        ) from error
+
+
+def fence(claim: Callable[[], bool]) -> None:
+    """Claim the history row before anything else; raises PlanChanged when it is not as planned."""
+    try:
+        claimed = claim()
+    except psycopg.errors.LockNotAvailable as error:
+        raise LockBusy(
+            "lock.fence",
+            "another run is in the middle of this migration",
+            "Let it finish and run again.",
+            sqlstate=error.sqlstate,
+        ) from error
+    if not claimed:
+        raise PlanChanged
+
+
 def commit(session: Session) -> None:
     """Commit; a stop request waits until the answer is there. Raises what the server says."""
     with stop.deferred():
@@ -222,8 +273,8 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     VerifyFailed (partial), TargetUnusable (no right to make the tables).
     """
     session.grow_up()
-    with transaction(session):
-        if _make_tables(session) or _untold(session):
+    with _made(session), transaction(session):
+        if _make_tables(session) or untold(session):
             _first_contact(session, files)
     history = read(session)
     for row in _unfinished(session):
@@ -231,6 +282,23 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
         if file is not None:
             require_resumable(file, row)
     return history
+
+
+@contextmanager
+def _made(session: Session) -> Iterator[None]:
+    """Name what keeps us from making or reading our tables: an event trigger, a lost right."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if session.lost or error.sqlstate in PASSING:
+            raise
+        raise TargetUnusable(
+            "target.no_history",
+            f"the history in schema {session.config.schema} cannot be made or read: "
+            f"{error.diag.message_primary or error}",
+            "Does this role have the rights, or does an event trigger of the database object?",
+            sqlstate=error.sqlstate,
+        ) from error
 
 
 def _make_tables(session: Session) -> bool:
@@ -250,6 +318,8 @@ def _make_tables(session: Session) -> bool:
             raise _damaged(session, f"{name} has no column {', '.join(sorted(gone))}")
     if len(found) == len(_COLUMNS):
         return False
+    if "journal" in found:  # to run everything again would be a guess
+        raise _damaged(session, "the journal is there, but the table migrations is gone")
     in_database, in_schema = session.execute(_RIGHTS, [schema]).fetchone() or (False, False)
     if not (in_schema or (in_schema is None and in_database)):
         raise TargetUnusable(
@@ -259,11 +329,13 @@ def _make_tables(session: Session) -> bool:
             f"{schema} AUTHORIZATION this role.",
             sqlstate="42501",
         )
+    if in_schema is None:  # IF NOT EXISTS would ask for the right to make it even where it is
+        session.execute(f"CREATE SCHEMA {schema}")
     session.execute(_TABLES.format(schema=schema))
     return not found
 
 
-def _untold(session: Session) -> bool:
+def untold(session: Session) -> bool:
     """Tell whether nothing was ever recorded: an earlier run made the tables and got no further."""
     schema = session.config.schema
     row = session.execute(
@@ -344,7 +416,7 @@ def row_of(session: Session, version: int) -> Row | None:
 def _rows(session: Session, where: str) -> list[Row]:
     rows = session.execute(
         f"""SELECT m.version, m.name, m.state, m.statements_done, m.statements_started, m.up_sql,
- m.rollback_sql, m.run_id, m.checksum FROM {session.config.schema}.migrations m
+ m.rollback_sql, m.run_id, m.checksum, m.undoing FROM {session.config.schema}.migrations m
  WHERE {where} ORDER BY m.version"""  # noqa: S608 -- a checked name, a constant or a number
     ).fetchall()
     return [Row(*row) for row in rows]
@@ -352,6 +424,14 @@ def _rows(session: Session, where: str) -> list[Row]:
 
 def require_resumable(file: Migration, row: Row) -> None:
     """Make sure that a file which stopped part-way can go on; raises NeedsRepair."""
+    if row.undoing:
+        raise NeedsRepair(
+            "migration.needs_repair",
+            f"the rollback of {file.name} stopped after {row.statements_done} statements",
+            f"Finish it: `rollback`. Or run the file again from its start: `force {file.version}`.",
+            migration=file.name,
+            version=file.version,
+        )
     before = row.up_sql.encode()
     old = [statement.text(before) for statement in sql.statements(before)]
     new = [statement.text(file.up.text) for statement in file.up.statements()]
@@ -377,9 +457,18 @@ def require_resumable(file: Migration, row: Row) -> None:
 
 def repeatable(text: bytes) -> bool:
     """Tell whether a statement outside a transaction can be read back or simply run again."""
-    said = sql.words(text[:400], 3)
-    return said[:1] in (["VACUUM"], ["REINDEX"], ["CLUSTER"]) or (
-        "INDEX" in said and said[0] in ("CREATE", "DROP")
+    if sql.words(text[:400], 1)[:1] in (["VACUUM"], ["REINDEX"], ["CLUSTER"]):
+        return True
+    node = sql.parsed(text)
+    kind = node.WhichOneof("node") if node else None
+    return kind == "drop_stmt" or (kind == "index_stmt" and not unnamed_index(text))
+
+
+def unnamed_index(text: bytes) -> bool:
+    """Tell whether a statement makes an index that the server is to name."""
+    node = sql.parsed(text)
+    return (
+        node is not None and node.WhichOneof("node") == "index_stmt" and not node.index_stmt.idxname
     )
 
 
@@ -427,7 +516,7 @@ def take_over(session: Session, migration: Migration, row: Row, backup: str | No
         session.execute(
             f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
  state = 'running', up_sql = %s, rollback_sql = %s, breaking = %s, backup = %s, tool_version = %s,
- run_id = %s, applied_by = current_user
+ run_id = %s, applied_by = current_user, undoing = false
  WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
             [
                 migration.name,
@@ -447,21 +536,92 @@ def take_over(session: Session, migration: Migration, row: Row, backup: str | No
     )
 
 
+def claim(session: Session, migration: Migration, row: Row | None, backup: str | None) -> bool:
+    """Claim a version from its start: one that was not recorded, or a row as it was planned."""
+    if row is None:
+        return insert(session, migration, backup, "applied")
+    if not take_over(session, migration, row, backup):
+        return False
+    session.execute(
+        f"""UPDATE {session.config.schema}.migrations
+ SET how = 'forced', statements_done = 0, statements_started = 0 WHERE version = %s""",  # noqa: S608
+        [row.version],
+    )
+    return True
+
+
+def give_up(session: Session, row: Row) -> bool:
+    """Delete a row as it was planned; False when it changed meanwhile."""
+    deleted = session.execute(
+        f"""DELETE FROM {session.config.schema}.migrations
+ WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [row.version, row.state, row.run_id],
+    )
+    return deleted.rowcount == 1
+
+
+def begin_undo(session: Session, row: Row, rollback: Script, *, done: int, started: int) -> bool:
+    """Mark a row whose non-transactional rollback begins; False when it changed meanwhile."""
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.migrations SET state = 'running', undoing = true,
+ rollback_sql = %s, statements_done = %s, statements_started = %s, run_id = %s
+ WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [
+            rollback.text,
+            done,
+            started,
+            session.config.run_id,
+            row.version,
+            row.state,
+            row.run_id,
+        ],
+    )
+    return updated.rowcount == 1
+
+
+def adopt(session: Session, migration: Migration) -> None:
+    """Record a file that is in the database already, whatever was recorded of it before."""
+    before = row_of(session, migration.version)
+    if before is not None:
+        give_up(session, before)
+    record(session, migration, how="adopted")
+    journal(session, "adopted", migration, before=before)
+
+
+def ensure(session: Session) -> None:
+    """Make the tables where they are missing; nothing is adopted."""
+    session.grow_up()
+    with transaction(session):
+        _make_tables(session)
+
+
 def mark(
     session: Session, version: int, *, done: int, started: int, state: str = "running"
 ) -> None:
-    """Record how far a non-transactional file is; counts of statements."""
-    updated = session.execute(
-        f"""UPDATE {session.config.schema}.migrations
- SET statements_done = %s, statements_started = %s, state = %s
- WHERE version = %s AND run_id = %s""",  # noqa: S608 -- a checked name
-        [done, started, state, version, session.config.run_id],
+    """Record how far a non-transactional file is, in counts of statements.
+
+    Call at the end of a transaction: until its COMMIT the session is ours again, whatever role and
+    search_path the file has set.
+    """
+    cursor = session.execute(
+        f"""SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL role TO DEFAULT;
+ SET LOCAL search_path = pg_catalog, pg_temp; UPDATE {session.config.schema}.migrations
+ SET statements_done = {int(done)}, statements_started = {int(started)}, state = '{state}'
+ WHERE version = {int(version)} AND run_id = '{session.config.run_id}'"""  # noqa: S608
     )
-    _require_one(session, updated.rowcount)
+    while cursor.nextset():
+        pass
+    _require_one(session, cursor.rowcount)
 
 
-def finish(
-    session: Session, migration: Migration, *, duration_ms: int, statements: int, backup: str | None
+def finish(  # noqa: PLR0913 -- one row
+    session: Session,
+    migration: Migration,
+    *,
+    duration_ms: int,
+    statements: int,
+    backup: str | None,
+    before: Row | None = None,
 ) -> None:
     """Write the end mark and the journal's success row, in the caller's transaction."""
     updated = session.execute(
@@ -471,7 +631,8 @@ def finish(
         [duration_ms, statements, statements, migration.version, session.config.run_id],
     )
     _require_one(session, updated.rowcount)
-    journal(session, "applied", migration, duration_ms=duration_ms, backup=backup)
+    event = "forced" if before else "applied"
+    journal(session, event, migration, duration_ms=duration_ms, backup=backup, before=before)
 
 
 def _require_one(session: Session, count: int) -> None:
@@ -487,17 +648,19 @@ def journal(  # noqa: PLR0913 -- one row
     duration_ms: int | None = None,
     backup: str | None = None,
     problem: Problem | None = None,
+    before: Row | None = None,
 ) -> None:
-    """Append what happened."""
+    """Append what happened; `before` is the row that it replaced."""
     session.execute(
-        f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum, run_id,
- host, duration_ms, backup, sqlstate, error, tool_version)
- VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+        f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
+ checksum_before, run_id, host, duration_ms, backup, sqlstate, error, tool_version)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
         [
             event,
             migration.version,
             migration.name,
             migration.checksum,
+            before.checksum if before else None,
             session.config.run_id,
             socket.gethostname(),
             duration_ms,
@@ -510,11 +673,12 @@ def journal(  # noqa: PLR0913 -- one row
 
 
 def listing(session: Session) -> list[dict[str, Any]]:
-    """Return every row for people: all that this role may read."""
+    """Return every row for people: all that this role may read; `applied_at` is in UTC."""
     schema = session.config.schema
     try:
-        return session.ask(
-            f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking, m.how, m.applied_at,
+        rows = session.ask(
+            f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking, m.how,
+ EXTRACT(epoch FROM m.applied_at)::pg_catalog.float8 AS applied_at,
  m.duration_ms, m.applied_by, m.backup, m.statements_done
  FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
         )
@@ -523,3 +687,6 @@ def listing(session: Session) -> list[dict[str, Any]]:
             f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking
  FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
         )
+    for row in rows:  # as a number, because a role's DateStyle may be one that nobody can parse
+        row["applied_at"] = datetime.fromtimestamp(row["applied_at"], UTC)
+    return rows

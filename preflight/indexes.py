@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
 
+# the file's own search_path finds the table, so everything else is said in full
 _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), i.indisvalid AND i.indisready,
  pg_catalog.pg_get_indexdef(i.indexrelid)
- FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
- JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relname = %(name)s::name AND ("""
-_BESIDE = """i.indrelid = pg_catalog.to_regclass(%(table)s::text))"""
-_NAMED = """c.oid = pg_catalog.to_regclass(%(table)s::text))"""
+ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
+  ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name AND """
+_SAID = "OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(table)s::pg_catalog.text)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def _quoted(*names: str) -> str:
 
 def find(session: Session, index: Index) -> Found | None:
     """Return the index of that name on that table, if there is one."""
-    query = _FIND + (_NAMED if index.dropped else _BESIDE)
+    query = f"{_FIND}{'c.oid' if index.dropped else 'i.indrelid'} {_SAID}"
     row = session.execute(query, {"name": index.name, "table": index.place}).fetchone()
     return Found(*row) if row else None
 

@@ -48,6 +48,7 @@ def key(schema: str) -> int:
 def acquire(session: Session) -> None:
     """Hold the lock until the session ends; raises LockBusy at LOCK_WAIT_S, naming the holder."""
     log = structlog.get_logger()
+    session.grow_up()
     number = key(session.config.schema)
     began = told = time.monotonic()
     busy = False
@@ -100,7 +101,8 @@ def _described(found: dict[str, object]) -> str:
     if not found:
         return "it was let go this moment"
     address = f" from {found['holder_address']}" if "holder_address" in found else ""
-    return f"pid {found['holder_pid']}, {found.get('holder', 'unknown')!r}{address}"
+    age = f", connected for {found['holder_age_s']} s" if "holder_age_s" in found else ""
+    return f"pid {found['holder_pid']}, {found.get('holder', 'unknown')!r}{address}{age}"
 
 
 def _parameters(session: Session) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -32,6 +34,14 @@ class _Stream:
             self.stream.flush()
         except (OSError, ValueError):
             self.broken = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Point the stream elsewhere: what it still holds would fail again at exit, as code 120."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
     def flush(self) -> None:
         """Nothing to do: every line is flushed as it is written."""

@@ -8,8 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from preflight import sql
@@ -18,9 +17,10 @@ from preflight.errors import ConfigInvalid, FilesInvalid, Problem
 KINDS = ("rollback", "verify", "export")
 MAX_BYTES = 1_000_000_000  # a server refuses a message above 1 GiB and drops the connection
 
-_NAME = re.compile(r"(?P<version>\d{3,18})_(?P<title>[a-z0-9]+(?:_[a-z0-9]+)*)\.sql")
+_NAME = re.compile(r"(?P<version>[0-9]{3,18})_(?P<title>[a-z0-9]+(?:_[a-z0-9]+)*)\.sql")
 _KIND = re.compile(rf"(?P<base>.+)_(?P<kind>{'|'.join(KINDS)})\.sql")
-_DURATION = re.compile(r"(?P<number>\d{1,9})(?P<unit>ms|s|min|h)?")
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
+PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 
 
@@ -68,6 +68,15 @@ class Migration:
     def checksum(self) -> str:
         """The SHA-256 of the forward file."""
         return self.up.checksum
+
+
+def script(file: str, text: bytes) -> Script:
+    """Return a script whose text is at hand, as the history keeps it; raises FilesInvalid."""
+    reading = _Reading(file)
+    found = reading.script(text)
+    if reading.problems:
+        raise FilesInvalid.of("files.invalid", reading.problems)
+    return found
 
 
 class _Changed(Exception):
@@ -148,6 +157,29 @@ def _script(directory: Path, name: str, problems: list[Problem]) -> Script | Non
     return script if not read.problems else None
 
 
+@dataclass(slots=True)
+class _Found:
+    """What one script holds, as far as more than the one statement decides about it."""
+
+    first: sql.Statement | None = None
+    last: sql.Statement | None = None
+    count: int = 0
+    directives: list[sql.Directive] = field(default_factory=list)
+    control: list[sql.Statement] = field(default_factory=list)
+    alone: list[sql.Statement] = field(default_factory=list)  # refused inside a transaction
+
+    def wrapped(self, text: bytes) -> bool:
+        """Tell whether all of it stands between one BEGIN and one COMMIT."""
+        return (
+            self.first is not None
+            and self.last is not None
+            and self.control == [self.first, self.last]
+            and self.count > 2  # noqa: PLR2004 -- BEGIN, COMMIT and something to run
+            and sql.opens_transaction(self.first.text(text))
+            and sql.closes_transaction(self.last.text(text))
+        )
+
+
 class _Reading:
     """What is found while one file is read."""
 
@@ -180,25 +212,17 @@ class _Reading:
     def text(self, path: Path) -> bytes | None:
         """Return the file's text; None when it cannot be used at all."""
         try:
-            # O_NONBLOCK: a FIFO without a writer must not hang us
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            text = self._read(path)
         except OSError as error:
             dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
             self.wrong("a link to nothing" if dangling else f"cannot be read: {error.strerror}")
             return None
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                self.wrong("not a regular file", "A migration is a plain text file.")
-                return None
-            if facts.st_size > MAX_BYTES:
-                self.wrong("larger than 1 GB", "Load data of this size with pg_restore or COPY.")
-                return None
-            raw = file.read()
-        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        if text is None:
+            return None
+        if text.startswith((b"\xff\xfe", b"\xfe\xff")):
             self.wrong("UTF-16, not UTF-8", "Save it as UTF-8.", (1, 1))
             return None
-        text = raw.removeprefix(codecs.BOM_UTF8)
+        text = text.removeprefix(codecs.BOM_UTF8)
         if b"\r\n" in text:
             text = text.replace(b"\r\n", b"\n")
         nul = text.find(b"\0")
@@ -215,39 +239,92 @@ class _Reading:
             )
         return None if self.problems else text
 
+    def _read(self, path: Path) -> bytes | None:
+        # O_NONBLOCK: a FIFO without a writer must not hang us
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                self.wrong("not a regular file", "A migration is a plain text file.")
+            elif facts.st_size > MAX_BYTES:
+                self.wrong("larger than 1 GB", "Load data of this size with pg_restore or COPY.")
+            else:
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    return file.read()
+        finally:
+            os.close(descriptor)
+        return None
+
     def script(self, text: bytes) -> Script:
         """Return the script; what is wrong with it is in `problems`."""
-        first, directives, sound = -1, [], True
+        found, sound = _Found(), True
         for item in sql.scan(text):
-            if isinstance(item, sql.Defect):
+            if isinstance(item, sql.Statement):
+                found.first, found.last = found.first or item, item
+                found.count += 1
+                self._sort(text, item, found)
+            elif isinstance(item, sql.Directive):
+                found.directives.append(item)
+            else:
                 sound = False
                 self.wrong(item.message, item.hint, sql.position(text, item.start))
-            elif isinstance(item, sql.Statement):
-                first = item.start if first < 0 else first
-            elif first < 0:
-                directives.append(item)
-            else:
-                self.wrong(
-                    "a directive after the first statement has no effect",
-                    "Move it to the top of the file.",
-                    sql.position(text, item.start),
-                )
-        said = self._directives(text, directives)
-        if sound and first < 0:
+            if len(self.problems) >= PROBLEMS_MAX:
+                self.wrong("so much is wrong that the rest of the file was not looked at")
+                break
+        said = self._directives(text, found)
+        if sound and found.first is None:
             self.wrong("holds no statement", "Write SQL, or remove the file.")
-        if sound and first >= 0:
-            said["wrapped"] = self._check_statements(
-                text, transactional="transactional" not in said
+        if said.get("transactional", True):
+            said["wrapped"] = self._inside_transaction(text, found)
+        for statement in found.control:
+            self._at(
+                text,
+                statement,
+                "transaction control inside a migration",
+                "Leave it out: the runner opens and closes the transaction.",
             )
         checksum = hashlib.sha256(text).hexdigest()
         return Script(self.name, text, checksum, **said)  # type: ignore[arg-type]
 
-    def _directives(self, text: bytes, directives: list[sql.Directive]) -> dict[str, object]:
+    def _sort(self, text: bytes, statement: sql.Statement, found: _Found) -> None:
+        """Report a statement that may not stand in such a file; keep those that depend on more."""
+        if self.kind in ("verify", "export"):
+            if not sql.reads_only(statement.text(text)):
+                self._at(text, statement, f"a {self.kind} file holds queries only", "Use SELECT.")
+        elif sql.first_word(text, statement.start) in sql.NOTABLE:
+            body = statement.text(text)
+            if sql.is_control(body):
+                found.control.append(statement)
+            elif sql.outside_transaction(body):
+                found.alone.append(statement)
+
+    def _inside_transaction(self, text: bytes, found: _Found) -> bool:
+        """Report what a transaction refuses; return whether BEGIN and COMMIT wrap the file."""
+        for statement in found.alone:
+            self._at(
+                text,
+                statement,
+                "cannot run inside a transaction",
+                "Put `-- preflight: no-transaction` at the top of the file.",
+            )
+        wrapped = found.wrapped(text)
+        if wrapped:
+            found.control.clear()
+        return wrapped
+
+    def _directives(self, text: bytes, found: _Found) -> dict[str, object]:
         said: dict[str, object] = {}
-        for directive in directives:
+        first = len(text) if found.first is None else found.first.start
+        for directive in found.directives:
             at = sql.position(text, directive.start)
             word, _, value = directive.text.partition(" ")
-            if self.kind not in ("up", "rollback"):
+            if directive.start > first:
+                self.wrong(
+                    "a directive after the first statement has no effect",
+                    "Move it to the top of the file.",
+                    at,
+                )
+            elif self.kind not in ("up", "rollback"):
                 self.wrong("directives belong into forward and rollback files", None, at)
             elif directive.text == "no-transaction":
                 said["transactional"] = False
@@ -268,45 +345,11 @@ class _Reading:
                 )
         return said
 
-    def _check_statements(self, text: bytes, *, transactional: bool) -> bool:
-        """Report statements that may not stand here; return whether BEGIN and COMMIT wrap all."""
-        found = sql.statements(text)
-        first = next(found)
-        opening = sql.opens_transaction(first.text(text)) and self.kind in ("up", "rollback")
-        held: list[sql.Statement] = []
-        last, count = first, 0
-        for statement in chain([first], found):
-            last, count = statement, count + 1
-            body = statement.text(text)
-            if self.kind in ("verify", "export"):
-                if not sql.reads_only(body):
-                    self._at(
-                        text, statement, f"a {self.kind} file holds queries only", "Use SELECT."
-                    )
-            elif sql.is_control(body):
-                held.append(statement)
-            elif transactional and sql.outside_transaction(body):
-                self._at(
-                    text,
-                    statement,
-                    "cannot run inside a transaction",
-                    "Put `-- preflight: no-transaction` at the top of the file.",
-                )
-        wrapped = (
-            opening and transactional and count > 2 and sql.closes_transaction(last.text(text))  # noqa: PLR2004
-        )
-        for statement in held:
-            if not (wrapped and statement in (first, last)):
-                self._at(
-                    text,
-                    statement,
-                    "transaction control inside a migration",
-                    "Leave it out: the runner opens and closes the transaction.",
-                )
-        return wrapped
-
     def _at(self, text: bytes, statement: sql.Statement, message: str, hint: str) -> None:
-        shown = " ".join(statement.text(text)[:40].decode("utf-8", "replace").split())
+        if len(self.problems) >= PROBLEMS_MAX:
+            return
+        head = text[statement.start : min(statement.end, statement.start + 40)]
+        shown = " ".join(head.decode("utf-8", "ignore").split())
         self.wrong(f"{shown}: {message}", hint, sql.position(text, statement.start))
 
 

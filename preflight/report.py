@@ -31,7 +31,7 @@ def event_line(event: Mapping[str, Any], *, colour: bool) -> str:
     data.pop("version", None)
     words = [f"{key}={_value(value)}" for key, value in data.items() if value is not None]
     head = painted(f"{mark} {name:<20}", code, colour=colour)
-    return " ".join([clock, head, *([str(subject)] if subject else []), *words]).rstrip()
+    return " ".join([clock, head, *([_plain(str(subject))] if subject else []), *words]).rstrip()
 
 
 def _finished(data: dict[str, Any], *, colour: bool) -> str:
@@ -41,12 +41,13 @@ def _finished(data: dict[str, Any], *, colour: bool) -> str:
         applied = data.get("applied") or []
         done = f"applied {', '.join(applied)}" if applied else data["outcome"].replace("_", " ")
         return painted(f"✓ {done}", "32", colour=colour) + f" ({seconds})"
-    lines = [painted(f"✗ exit {code}: {error['message']}", "31", colour=colour) + f" ({seconds})"]
+    said = f"✗ exit {code}: {_plain(error['message'])}"
+    lines = [painted(said, "31", colour=colour) + f" ({seconds})"]
     problems = error.get("problems") or [error]
     if len(problems) > 1:
-        lines += [f"           - {item['message']}" for item in problems]
+        lines += [f"           - {_plain(item['message'])}" for item in problems]
     hints = dict.fromkeys(item["hint"] for item in problems if item.get("hint"))
-    lines += [f"           → {hint}" for hint in hints]
+    lines += [f"           → {_plain(hint)}" for hint in hints]
     return "\n".join(lines)
 
 
@@ -75,6 +76,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, colour: boo
 
 
 def _plain(text: str) -> str:
+    """Return text on one line, without anything that a terminal would obey."""
+    text = text.replace("\n", " ")
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

@@ -1,18 +1,9 @@
-"""Reach the server: wait, tell passing from lasting failures, and keep the session's settings.
-
-psycopg gives connection failures no SQLSTATE and the server's texts are localised. libpq adds the
-SQLSTATE to its text when PQsetErrorVerbosity is set between the start of a connection and its
-first poll, so a connection is made here step by step; only libpq's own texts (C locale) are read.
-"""
+"""Reach the server: wait, tell passing from lasting failures, and keep the session's settings."""
 
 from __future__ import annotations
 
-import ctypes
 import random
-import re
-import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
-from psycopg import pq
-from psycopg.adapt import Buffer, Dumper
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from preflight import stop
+from preflight import dial, stop
+from preflight.dial import Refused
 from preflight.errors import (
     AuthFailed,
     ConfigInvalid,
     ConnectionLost,
+    DatabaseBusy,
     Failure,
     NotReady,
     TargetUnusable,
@@ -42,23 +32,24 @@ if TYPE_CHECKING:
     from preflight.config import Config
 
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
-PAUSE_S = (0.05, 0.25)  # least and most between attempts while refused or starting up
+PAUSE_S = (0.05, 0.15)  # least and most between attempts while refused or starting up
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
-ATTEMPT_S = 5.0  # for each address; psycopg's own default is 130
 SECRETS = ("password", "sslpassword")
 OLDEST, NEWEST = 13, 18  # majors that are tested
+STABLE_S = 3.0  # how long a server that may be temporary must live before work starts on it
+PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
 
 FACTS = """pg_catalog.pg_backend_pid() AS fact_pid,
  pg_catalog.pg_is_in_recovery() AS fact_standby,
  pg_catalog.current_setting('transaction_read_only') AS fact_read_only,
- pg_catalog.current_setting('server_version_num')::int4 AS fact_version,
- pg_catalog.current_database()::text AS fact_database,
- current_user::text AS fact_user"""
+ pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS fact_version,
+ pg_catalog.current_database()::pg_catalog.text AS fact_database,
+ current_user::pg_catalog.text AS fact_user"""
 
 _SETTINGS = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    "default_transaction_isolation": r"read\ committed",
+    "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "synchronous_commit": "on",
     "standard_conforming_strings": "on",
@@ -68,13 +59,18 @@ _SETTINGS = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
+KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waited for for two hours
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+_SPACE = "\\ "  # in the `options` of a connection
 _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
     17: {"transaction_timeout": "0"},
 }
-_SQLSTATE = re.compile(r":  ([0-9A-Z]{5}): ")
 Parameters = Sequence[object] | Mapping[str, object] | None
-_VERBOSE, _DEFAULT = 2, 1  # PGVerbosity
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,58 +88,6 @@ class Facts:
     def major(self) -> int:
         """The server's major version."""
         return self.version // 10000
-
-
-class Refused(Exception):
-    """One attempt to connect that did not succeed; `kind` says how much hope there is."""
-
-    def __init__(self, kind: str, text: str, sqlstate: str | None = None) -> None:
-        super().__init__(text)
-        self.kind = kind
-        self.sqlstate = sqlstate
-
-
-KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
-    # kind, libpq's own words under the C locale, the server's SQLSTATEs
-    (
-        "config",
-        (
-            r"invalid (connection option|integer value|port number|\w+ value|URI)|missing \"=\"|"
-            r"service file \S+ not found|definition of service|could not find .* service"
-        ),
-        frozenset({"42704", "22023", "42601"}),
-    ),
-    (
-        "auth",
-        (
-            r"does not support SSL|certificate|channel binding|no password supplied|SSL error|"
-            r"private key|authentication method requirement|SCRAM|server does not support GSS"
-        ),
-        frozenset({"28P01", "28000", "42501"}),
-    ),
-    ("database", "$^", frozenset({"3D000"})),
-    (
-        "alien",
-        (
-            r"invalid response to (SSL|GSSAPI) negotiation|expected authentication request|"
-            r"unsupported frontend protocol|invalid response"
-        ),
-        frozenset({"0A000"}),
-    ),
-    ("standby", r"session is (not )?read-only|server is (not )?in hot standby", frozenset()),
-)
-
-
-def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
-    """Return config, auth, database, alien, standby, options or passing."""
-    if "08P01" in sqlstates and "startup parameter" in text:
-        return "options"
-    for kind, words, states in KINDS:
-        if states.intersection(sqlstates):
-            return kind
-        if not sqlstates and re.search(words, text):
-            return kind
-    return "auth" if needs_password and not sqlstates else "passing"
 
 
 class Session:
@@ -171,7 +115,7 @@ class Session:
             return
         from tenacity import Retrying, retry_if_exception_type  # noqa: PLC0415 -- only to wait
 
-        patience = _Patience(self.deadline, began, first)
+        patience = _Patience(self.target, began, self.deadline, first)
         try:
             Retrying(
                 retry=retry_if_exception_type(Refused),
@@ -181,26 +125,21 @@ class Session:
                 reraise=True,
             )(patience.attempt, self._attempt)
         except Refused as refused:
-            raise patience.failure(refused, self.config) from None
+            raise patience.failure(refused) from None
 
     def _attempt(self) -> None:
         target = dict(self.target) | {
             "application_name": application_name(),
             "client_encoding": "UTF8",
         }
-        for name, value in {
-            "keepalives_idle": "10",
-            "keepalives_interval": "5",
-            "keepalives_count": "3",
-            "tcp_user_timeout": "20000",
-        }.items():
-            target.setdefault(name, value)
+        target = KEEPALIVE | target
         if self._options:
-            ours = _SETTINGS | {"lock_timeout": str(self.config.lock_timeout_ms)}
-            said = " ".join(f"-c {name}={value}" for name, value in ours.items())
+            said = " ".join(
+                f"-c {name}={value.replace(' ', _SPACE)}" for name, value in self._ours().items()
+            )
             target["options"] = f"{target.get('options', '')} {said}".strip()
         try:
-            self.connection = connection(dial(target))
+            self.connection = dial.connect(target, self.deadline - time.monotonic())
         except Refused as refused:
             if refused.kind != "options" or not self._options:
                 raise
@@ -239,6 +178,11 @@ class Session:
         """Tell whether the connection is gone."""
         return self.connection.closed
 
+    @property
+    def local(self) -> bool:
+        """Tell whether this is a Unix socket."""
+        return not self.connection.info.hostaddr
+
     def learn(self, row: Mapping[str, Any]) -> None:
         """Keep the facts that came with a query's row."""
         self.facts = Facts(
@@ -254,16 +198,20 @@ class Session:
         """Set what only newer servers know; call before work, not before a look."""
         if self._grown_up or self.facts is None:
             return
-        for since, settings in _SINCE.items():
-            if self.facts.major >= since:
-                for name, value in settings.items():
-                    self.execute(f"SET {name} = '{value}'")
+        settings = {} if self._options else self._ours()
+        for since, newer in _SINCE.items():
+            settings |= newer if self.facts.major >= since else {}
+        # our own statements find nothing that somebody put into public; files get the role's path
+        said = [f"SET {name} = '{value}'" for name, value in settings.items()]
+        self.execute("; ".join(["SET search_path = pg_catalog, pg_temp", *said]))
         self._grown_up = True
+
+    def _ours(self) -> dict[str, str]:
+        return _SETTINGS | {"lock_timeout": str(self.config.lock_timeout_ms)}
 
     def reset(self) -> None:
         """Undo what a file left in the session, but keep the advisory lock (never DISCARD ALL)."""
-        self.execute("RESET SESSION AUTHORIZATION")
-        self.execute("RESET ALL")
+        self.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
         self._grown_up = False
         self.grow_up()
 
@@ -277,9 +225,11 @@ class Session:
         info = self.connection.info
         here = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
         kept.pop("target_session_attrs", None)
+        if "password" in self.target:
+            kept.pop("passfile", None)  # it would be read instead of ours
         if info.hostaddr and not info.host.startswith("/"):
             here["hostaddr"] = info.hostaddr
-        return kept | {name: value for name, value in here.items() if value}
+        return KEEPALIVE | kept | {name: value for name, value in here.items() if value}
 
 
 @contextmanager
@@ -303,12 +253,23 @@ def _opened(session: Session) -> Iterator[Session]:
     try:
         session.open()
         yield session
-    except psycopg.OperationalError as error:
-        if not session.lost:
-            raise
-        raise lost(error) from error
+    except psycopg.Error as error:
+        if session.lost:
+            raise lost(error) from error
+        if error.sqlstate in PASSING:
+            raise _busy(error) from error
+        raise
     finally:
         session.close()
+
+
+def _busy(error: psycopg.Error) -> DatabaseBusy:
+    return DatabaseBusy(
+        "database.busy",
+        f"another session is in the way: {error.diag.message_primary or error}",
+        "What was begun was rolled back. Run again at a quieter time, or end the blocker.",
+        sqlstate=error.sqlstate,
+    )
 
 
 def lost(error: psycopg.Error) -> ConnectionLost:
@@ -342,7 +303,7 @@ def require_writable(session: Session) -> None:
                 f"Supported: {OLDEST} to {NEWEST}.",
             )
         if not (facts.standby or facts.read_only):
-            return
+            break
         what = "a standby" if facts.standby else "read-only"
         if time.monotonic() >= session.deadline:
             raise TargetUnusable(
@@ -357,12 +318,47 @@ def require_writable(session: Session) -> None:
         stop.sleep(random.uniform(0.2, 0.5))  # noqa: S311 -- jitter, not a secret
         session.reopen()
         session.learn(session.ask(f"SELECT {FACTS}")[0])
+    if session.local:
+        _require_stable(session)
+
+
+def _require_stable(session: Session) -> None:
+    """Do not start work on the server that an image starts to initialise itself.
+
+    The official image runs its init scripts on one that listens on the Unix socket alone, and then
+    stops it. So a server without TCP must be the same one for a few seconds of consecutive looks.
+    """
+    alone, started = _life(session)
+    since = time.monotonic()
+    if alone:
+        structlog.get_logger().info(
+            "server.waiting", reason=f"no TCP: making sure for {STABLE_S:g} s that it stays"
+        )
+    while alone and time.monotonic() - since < STABLE_S:
+        stop.sleep(0.2)
+        before = started
+        alone, started = _life(session)
+        if started != before:
+            since = time.monotonic()
+
+
+def _life(session: Session) -> tuple[bool, str]:
+    """Return whether the server has no TCP, and when it was started."""
+    row = session.ask(
+        """SELECT pg_catalog.current_setting('listen_addresses') = '' AS alone,
+ pg_catalog.pg_postmaster_start_time()::text AS started"""
+    )[0]
+    return row["alone"], row["started"]
 
 
 class _Patience:
     """How long to wait and what to say meanwhile."""
 
-    def __init__(self, deadline: float, began: float, first: Refused) -> None:
+    def __init__(
+        self, target: Mapping[str, str], began: float, deadline: float, first: Refused
+    ) -> None:
+        self.target = target
+        self.where = f"{target.get('host', 'the default host')}:{target.get('port', '5432')}"
         self.deadline = deadline
         self.began = began
         self.answered: float | None = None
@@ -397,7 +393,11 @@ class _Patience:
         self.said = (key, now)
         data = {"sqlstate": refused.sqlstate} if refused.sqlstate else {}
         structlog.get_logger().info(
-            "server.waiting", reason=str(refused), attempts=self.attempts, **data
+            "server.waiting",
+            host=self.where,
+            reason=str(refused),
+            attempts=self.attempts,
+            **data,
         )
 
     def pause(self, state: RetryCallState) -> float:
@@ -421,11 +421,10 @@ class _Patience:
             and now - self.answered >= GRACE_S
         )
 
-    def failure(self, refused: Refused, config: Config) -> Failure:
-        target = config.target
-        where = f"{target.get('host', 'the default host')}:{target.get('port', '5432')}"
+    def failure(self, refused: Refused) -> Failure:
+        where = self.where
         waited = f"after {time.monotonic() - self.began:.1f} s"
-        database, user = target.get("dbname"), target.get("user")
+        database, user = self.target.get("dbname"), self.target.get("user")
         said = f"{refused} ({waited}, {self.attempts} attempts)"
         state = refused.sqlstate
         match refused.kind:
@@ -473,193 +472,3 @@ class _Patience:
 def application_name() -> str:
     """Return the name that other sessions see, with our host; at most 63 bytes."""
     return f"pg-preflight@{socket.gethostname()}"[:63]
-
-
-def connection(pgconn: pq.abc.PGconn) -> psycopg.Connection[Any]:
-    """Wrap a finished libpq connection, as psycopg's own connect() does."""
-    pgconn.nonblocking = 1
-    made: psycopg.Connection[Any] = psycopg.Connection(pgconn)
-    made.autocommit = True
-    made.prepare_threshold = None
-    made.adapters.register_dumper(bytes, Utf8)
-    return made
-
-
-class Utf8(Dumper):
-    """Sends bytes as text without copying them: a migration may have 100 MB."""
-
-    format = pq.Format.BINARY
-    oid = 25  # text
-
-    def dump(self, obj: Buffer) -> Buffer | None:
-        """Return the bytes themselves."""
-        return obj
-
-
-def call(target: Mapping[str, str]) -> psycopg.Connection[Any]:
-    """Connect from a helper thread, which no stop request interrupts; raises Refused."""
-    return connection(_Call(dict(target)).connect())
-
-
-def dial(target: Mapping[str, str]) -> pq.abc.PGconn:
-    """Connect once, at every address in turn, each bounded; raises Refused.
-
-    A thread does it, because name resolution cannot be bounded or interrupted otherwise.
-    """
-    call = _Call(dict(target))
-    threading.Thread(target=call.run, daemon=True, name="dial").start()
-    try:
-        with stop.allowed():
-            finished = call.done.wait(call.longest_s)
-    except BaseException:
-        call.abandon()
-        raise
-    if not finished:
-        call.abandon()
-        raise Refused("passing", f"no answer within {call.longest_s:g} s")
-    if call.error is not None:
-        raise call.error
-    if call.made is None:
-        raise Refused("passing", "no connection")
-    return call.made
-
-
-class _Call:
-    """One attempt at connecting, in a thread of its own."""
-
-    def __init__(self, target: dict[str, str]) -> None:
-        self.target = target
-        asked = target.get("connect_timeout", "")
-        self.each_s = float(asked) if asked.isdecimal() and int(asked) > 0 else ATTEMPT_S
-        hosts = target.get("host", "").count(",") + 1
-        self.longest_s = self.each_s * (hosts + 1)
-        self.done = threading.Event()
-        self.abandoned = threading.Event()
-        self.made: pq.abc.PGconn | None = None
-        self.error: Exception | None = None
-
-    def abandon(self) -> None:
-        """Nobody waits any more: whatever comes is closed."""
-        self.abandoned.set()
-        if self.done.is_set() and self.made is not None:
-            self.made.finish()
-
-    def run(self) -> None:
-        try:
-            made = self.connect()
-            if self.abandoned.is_set():
-                made.finish()
-            self.made = made
-        except Exception as error:  # noqa: BLE001 -- carried over to the waiting thread
-            self.error = error
-        self.done.set()
-
-    def connect(self) -> pq.abc.PGconn:
-        addresses = resolve(self.target)
-        silent: list[str] = []
-        while addresses:
-            target = self.target | _lists(addresses)
-            pgconn = pq.PGconn.connect_start(make_conninfo("", **target).encode())
-            quiet_at = self.poll(pgconn)
-            if quiet_at is None:
-                return pgconn
-            pgconn.finish()
-            at = next((i for i, item in enumerate(addresses) if item[1] == quiet_at), 0)
-            silent.append(quiet_at)
-            addresses = addresses[at + 1 :]
-        raise Refused(
-            "passing", f"no answer within {self.each_s:g} s from {', '.join(filter(None, silent))}"
-        )
-
-    def poll(self, pgconn: pq.abc.PGconn) -> str | None:
-        """Drive the connection to its end; return the address that stays silent, if one does."""
-        _set_verbosity(pgconn, _VERBOSE)
-        address, until = None, time.monotonic() + self.each_s
-        while True:
-            if pgconn.status == pq.ConnStatus.BAD:
-                raise _refusal(pgconn)
-            status = pgconn.connect_poll()
-            if status == pq.PollingStatus.OK:
-                _set_verbosity(pgconn, _DEFAULT)
-                return None
-            if status == pq.PollingStatus.FAILED:
-                raise _refusal(pgconn)
-            if (now_at := pgconn.hostaddr) != address:
-                address, until = now_at, time.monotonic() + self.each_s
-            poller = select.poll()
-            wanted = select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT
-            poller.register(pgconn.socket, wanted)
-            left = until - time.monotonic()
-            if self.abandoned.is_set() or left <= 0 or not poller.poll(left * 1000):
-                return (address or b"").decode()
-
-
-def _refusal(pgconn: pq.abc.PGconn) -> Refused:
-    text = pgconn.error_message.decode("utf-8", "replace")
-    sqlstates = _SQLSTATE.findall(text)
-    kind = kind_of(text, sqlstates, needs_password=bool(pgconn.needs_password))
-    lines = [line for line in text.splitlines() if not line.startswith("LOCATION:")]
-    shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()
-    pgconn.finish()
-    return Refused(kind, shown or "no reason given", sqlstates[-1] if sqlstates else None)
-
-
-def resolve(target: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Return (host, address, port) for every address of every host; the address is "" for libpq.
-
-    Raises Refused when no name can be resolved; a service file's hosts are left to libpq.
-    """
-    hosts, ports = target.get("host", "").split(","), target.get("port", "").split(",")
-    if "host" not in target or "hostaddr" in target:
-        return [("", "", "")]
-    if len(ports) == 1:
-        ports *= len(hosts)
-    found: list[tuple[str, str, str]] = []
-    problem = ""
-    for host, port in zip(hosts, ports, strict=False):
-        if not host or host.startswith(("/", "@")):
-            found.append((host, "", port))
-            continue
-        try:
-            answers = socket.getaddrinfo(host, int(port or 5432), type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            problem = f"the name {host!r} cannot be resolved: {error}"
-            continue
-        for *_, address in answers:
-            entry = (host, str(address[0]), port)
-            if entry not in found:
-                found.append(entry)
-    if not found:
-        raise Refused("passing", problem)
-    return found
-
-
-def _lists(addresses: list[tuple[str, str, str]]) -> dict[str, str]:
-    if addresses == [("", "", "")]:
-        return {}
-    hosts, found, ports = zip(*addresses, strict=True)
-    lists = {"host": ",".join(hosts), "port": ",".join(ports)}
-    return lists | ({"hostaddr": ",".join(found)} if any(found) else {})
-
-
-def _set_verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
-    """Call PQsetErrorVerbosity of the very libpq that psycopg uses."""
-    library = _libpq()
-    pointer = getattr(pgconn, "pgconn_ptr", None)
-    if library is not None and pointer:
-        library.PQsetErrorVerbosity(pointer, level)
-
-
-_library: list[ctypes.CDLL | None] = []
-
-
-def _libpq() -> ctypes.CDLL | None:
-    if not _library:
-        found = None
-        with suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123
-            paths = [line.split(None, 5)[-1].strip() for line in maps if "/libpq" in line]
-            if paths:
-                found = ctypes.CDLL(paths[0])
-                found.PQsetErrorVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
-        _library.append(found)
-    return _library[0]

@@ -9,42 +9,64 @@ only when its first words leave a doubt: the import costs 0.12 s.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
 
-_TOKEN = re.compile(
-    rb"""
-    (?P<comment>--[^\n]*)
-  | (?P<block>/\*)
-  | (?P<string>(?<![\w$\x80-\xff])[eE]'(?:[^'\\]++|\\.|'')*+' | '[^']*+')
-  | (?P<name>"[^"]*+")
-  | (?P<dollar>(?<![\w$\x80-\xff])\$(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*+)?\$)
-  | (?P<end>;)
-  | (?P<open>\() | (?P<close>\))
-  | (?P<meta>\\[^\s\\]*)
-  | (?P<broken>['"])
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_BLOCK_EDGE = re.compile(rb"/\*|\*/")
-_SOLID = re.compile(rb"[^\s]")
-_WORD = re.compile(
-    rb"""--[^\n]*|/\*|(?<![\w$\x80-\xff])[eE]'(?:[^'\\]++|\\.|'')*+'|'[^']*+'|"[^"]*+"
-    |(?<![\w$\x80-\xff])(?P<tag>\$(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*+)?\$)
-    |(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)|(?P<sign>[(),=.])""",
-    re.VERBOSE | re.DOTALL,
-)
-_COPY_END = re.compile(rb"^\\\.[ \t]*(?:\n|\Z)", re.MULTILINE)
-_DIRECTIVE = re.compile(rb"--\s*preflight\s*:\s*(.*?)\s*\Z", re.DOTALL)
+_TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$"
+_NOTE = rb"--[ \t]*(?i:preflight)[ \t]*:"  # how a directive begins
+_REST = rb"[^\n\r]*+"  # a comment ends at a lone CR, too
+_COMMENT = rb"--" + _REST
+_MORE = rb"[ \t\f\v]*+(?:%b)?+[\n\r](?:\s++|%b)*+" % (_COMMENT, _COMMENT)
+_ESCAPED = rb"'(?:[^'\\]++|\\.|'')*+'"
+_ESCAPED += rb"(?:%b%b)*+(?!%b')" % (_MORE, _ESCAPED, _MORE)  # goes on on a further line
+_EASY = (
+    rb"[^'\"$();\\/-]++|(?<![eE])'[^']*+'|(?<=[A-Za-z_\x80-\xff][eE])'[^']*+'"
+    rb"|(?<=[^\w$\x80-\xff][eE])%b|\"[^\"]*+\"|-(?!-)|/(?!\*)|(?!%b)%b"
+) % (_ESCAPED, _NOTE, _COMMENT)
+_PAIR = rb"\((?:%b)*+\)" % _EASY
 
+_GAP = re.compile(rb"(?:\s++|(?!%b)%b)*+" % (_NOTE, _COMMENT))
+# all that needs no thought, so that an INSERT of many rows is one match
+_RUN = re.compile(rb"(?:%b|%b|\((?:%b|%b)*+\))*+" % (_EASY, _PAIR, _EASY, _PAIR), re.DOTALL)
+_LINE = re.compile(_REST)
+_DIRECTIVE = re.compile(_NOTE + rb"[ \t]*(.*?)\s*\Z", re.DOTALL)
+_STRING = re.compile(rb"'[^']*+'")
+_E_STRING = re.compile(_ESCAPED, re.DOTALL)
+_DOLLAR = re.compile(_TAG)
+_META = re.compile(rb"\\[^\s\\]*")
+_BLOCK_EDGE = re.compile(rb"/\*|\*/")
+_FIRST = re.compile(rb"[A-Za-z]*")
+_TOKEN = re.compile(
+    rb"%b|(?P<block>/\*)|(?<![\w$\x80-\xff])[eE]%b|'[^']*+'|\"[^\"]*+\"" % (_COMMENT, _ESCAPED)
+    + rb"|(?<![\w$\x80-\xff])(?P<tag>%b)" % _TAG
+    + rb"|(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)|(?P<sign>[(),=.])",
+    re.DOTALL,
+)
+_SPACE = rb"(?:\s|%b|/\*(?:[^*]|\*(?!/))*\*/)++" % _COMMENT
+_ROUTINE = re.compile(
+    rb"CREATE%b(?:OR%bREPLACE%b)?(?:FUNCTION|PROCEDURE)\b" % (_SPACE, _SPACE, _SPACE),
+    re.IGNORECASE,
+)
+_ATOMIC = re.compile(rb"\bATOMIC\b", re.IGNORECASE)
+_REST_OF_LINE = re.compile(rb"[ \t\f\v]*+(?:%b)?+" % _COMMENT)
+_COPY_END = re.compile(rb"^\\\.(?:\n|\Z)", re.MULTILINE)
+_SEMICOLON, _BACKSLASH = b";\\"
+_IN_NAMES = bytes([*b"_$", *b"0123456789", *b"abcdefghijklmnopqrstuvwxyz"])
+_IN_NAMES += bytes([*_IN_NAMES.upper(), *range(0x80, 0x100)])
+
+# the first words of all that needs a second look
+NOTABLE = frozenset(
+    b"ABORT ALTER BEGIN CLUSTER COMMIT COPY CREATE DISCARD DROP END PREPARE REINDEX RELEASE"
+    b" ROLLBACK SAVEPOINT START VACUUM".split()
+)
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
-_DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD", "PREPARE"}
+_DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
 _DOUBTFUL_PAIRS = {
     ("CREATE", "DATABASE"),
     ("DROP", "DATABASE"),
@@ -54,7 +76,6 @@ _DOUBTFUL_PAIRS = {
     ("ALTER", "SYSTEM"),
     ("CREATE", "SUBSCRIPTION"),
     ("ALTER", "SUBSCRIPTION"),
-    ("DROP", "SUBSCRIPTION"),
 }
 
 
@@ -102,58 +123,104 @@ def statements(script: bytes) -> Iterator[Statement]:
     return (item for item in scan(script) if isinstance(item, Statement))
 
 
-def scan(  # noqa: C901, PLR0912 -- one branch a kind of token
-    script: bytes,
-) -> Iterator[Statement | Directive | Defect]:
-    """Yield what a script contains, in order; stops at a defect after which nothing is certain."""
-    start, depth, at = -1, 0, 0
-    while True:
-        token = _TOKEN.search(script, at)
-        found = token.start() if token else len(script)
-        if start < 0 and (solid := _SOLID.search(script, at, found)):
-            start = solid.start()
-        if token is None:
-            break
-        kind, at = token.lastgroup, token.end()
-        if start < 0 and kind not in ("comment", "block", "end", "meta"):
-            start = found
-        if kind == "comment":
-            if directive := _DIRECTIVE.match(token.group()):
-                yield Directive(found, directive[1].decode("utf-8", "replace"))
-        elif kind == "block":
-            at = _block_end(script, at)
-            if at < 0:
-                yield Defect(found, "this comment never ends", "Close it with */.")
-                return
-        elif kind == "dollar":
-            close = script.find(token.group(), at)
-            if close < 0:
-                yield Defect(found, f"this {token.group().decode()} quote never ends")
-                return
-            at = close + len(token.group())
-        elif kind == "broken":
-            what = "string" if token.group() == b"'" else "quoted name"
-            yield Defect(found, f"this {what} never ends", "Its closing quote is missing.")
+def scan(script: bytes) -> Iterator[Statement | Directive | Defect]:
+    """Yield what a script contains, in order; stops at a defect after which nothing is certain.
+
+    A directive inside a statement comes before it, because the statement's end is not known yet.
+    """
+    at, size = 0, len(script)
+    while at >= 0:
+        at = _after(_GAP, script, at)
+        if at == size:
             return
-        elif kind == "meta":
-            yield _meta_command(token)
-            line_end = script.find(b"\n", at)
-            at = len(script) if line_end < 0 else line_end
-            start, depth = -1, 0
-        elif kind == "open":
-            depth += 1
-        elif kind == "close":
-            depth = max(0, depth - 1)
-        elif kind == "end" and depth == 0 and not _inside_atomic(script, start, found):
-            if start >= 0:
-                item = _statement(script, start, found)
+        if script[at] == _SEMICOLON:
+            at += 1
+        elif script.startswith((b"--", b"/*", b"\\"), at):
+            item, at = _aside(script, at)
+            if item is not None:
                 yield item
-                if isinstance(item, Defect):
-                    return
-                at = item.data[1] if item.data else at
-            start = -1
-    if start >= 0:
-        yield _statement(script, start, len(script))
+        elif script[at] in b"cC":  # CREATE and COPY may be longer than they seem
+            at = yield from _statement(script, at, at)
+        elif (run := _after(_RUN, script, at)) < size and script[run] == _SEMICOLON:
+            yield Statement(at, run)
+            at = run + 1
+        else:
+            at = yield from _statement(script, at, run)
+
+
+def _after(pattern: re.Pattern[bytes], script: bytes, at: int) -> int:
+    """Return where a pattern that matches everywhere, if only nothing, ends."""
+    found = pattern.match(script, at)
+    return found.end() if found else at
+
+
+def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
+    script: bytes, start: int, at: int
+) -> Generator[Statement | Directive | Defect, None, int]:
+    """Yield the statement that begins at `start` and was read up to `at`; return where to go on.
+
+    -1 is nowhere.
+    """
+    body = _Body(script, start)
+    known, depth = start, 0  # a name does not reach back beyond `known`
+    while (at := _after(_RUN, script, at)) < len(script):
+        match script[at : at + 1]:
+            case b"(":
+                depth, at = depth + 1, at + 1
+            case b")":
+                depth, at = max(0, depth - 1), at + 1
+            case b";":
+                if depth == 0 and not body.open(at):
+                    break
+                at += 1
+            case b"$":
+                tag = _DOLLAR.match(script, at)
+                if tag is None or _name_before(script, known, at):
+                    at += 1
+                    continue
+                close = script.find(tag.group(), tag.end())
+                if close < 0:
+                    yield Defect(at, f"this {tag.group().decode('utf-8', 'replace')} never ends")
+                    return -1
+                known = at = close + len(tag.group())
+            case b"'":
+                escaped = _name_before(script, known, at) in (b"e", b"E")
+                string = (_E_STRING if escaped else _STRING).match(script, at)
+                if string is None:
+                    yield Defect(at, "this string never ends", "Its closing quote is missing.")
+                    return -1
+                known = at = string.end()
+            case b'"':
+                yield Defect(at, "this quoted name never ends", "Its closing quote is missing.")
+                return -1
+            case _:  # -- /* \
+                item, after = _aside(script, at)
+                if item is not None:
+                    yield item
+                if after < 0 or script[at] == _BACKSLASH:
+                    return after
+                known = at = after
+    statement, at = _with_data(script, start, at)
+    yield statement
+    return at
+
+
+def _name_before(script: bytes, known: int, at: int) -> bytes:
+    """Return the name that ends right before an offset, or nothing."""
+    text = script[max(known, at - 256) : at]
+    return text[len(text.rstrip(_IN_NAMES)) :].lstrip(b"$0123456789")
+
+
+def _aside(script: bytes, at: int) -> tuple[Directive | Defect | None, int]:
+    """Return what a comment or meta-command is and where to go on; -1 for nowhere."""
+    end = _after(_LINE, script, at)
+    if script[at] == _BACKSLASH:
+        return _meta_command(script, at), end
+    if script[at : at + 2] == b"--":
+        said = _DIRECTIVE.match(script, at, end)
+        return Directive(at, said[1].decode("utf-8", "replace")) if said else None, end
+    end = _block_end(script, at + 2)
+    return (Defect(at, "this comment never ends", "Close it with */.") if end < 0 else None), end
 
 
 def _block_end(script: bytes, at: int) -> int:
@@ -167,30 +234,46 @@ def _block_end(script: bytes, at: int) -> int:
     return at
 
 
-def _meta_command(token: re.Match[bytes]) -> Defect:
-    command = token.group().decode("utf-8", "replace")
+def _meta_command(script: bytes, at: int) -> Defect:
+    found = _META.match(script, at)
+    command = found.group().decode("utf-8", "replace") if found else ""
     if command == "\\.":
-        return Defect(token.start(), "\\. ends inline COPY data, but no COPY … FROM stdin is open")
+        return Defect(at, "\\. ends inline COPY data, but no COPY … FROM stdin is open")
     hint = "Only psql knows this command; write plain SQL"
     hint += (
         " (this looks like a dump: restore it with psql, do not migrate with it)."
         if command in ("\\restrict", "\\unrestrict", "\\connect")
         else "."
     )
-    return Defect(token.start(), f"psql meta-command {command}", hint)
+    return Defect(at, f"psql meta-command {command}", hint)
 
 
-def _statement(script: bytes, start: int, end: int) -> Statement | Defect:
+def _with_data(script: bytes, start: int, end: int) -> tuple[Statement | Defect, int]:
+    """Return a statement with the inline data that follows it, and where to go on."""
     statement = Statement(start, end)
-    if script[start : start + 4].upper() != b"COPY" or not _copies_from_stdin(script[start:end]):
-        return statement
-    line_end = script.find(b"\n", end)
-    if line_end < 0 or script[end + 1 : line_end].strip():
-        return Defect(end, "COPY … FROM stdin without its data on the next line")
-    close = _COPY_END.search(script, line_end + 1)
+    if first_word(script, start) != b"COPY" or not copies(script[start:end], "FROM"):
+        return statement, end + 1
+    after = _after(_REST_OF_LINE, script, end + 1)
+    if script[after : after + 1] != b"\n":
+        hint = r"Its rows begin on the line after the semicolon and end with a line \."
+        return Defect(start, "COPY … FROM stdin without its data on the next line", hint), -1
+    close = _COPY_END.search(script, after + 1)
     if close is None:
-        return Defect(start, "the data of COPY … FROM stdin never ends", r"End it with a line \.")
-    return Statement(start, end, (line_end + 1, close.end()))
+        hint = r"End it with a line \."
+        return Defect(start, "the data of COPY … FROM stdin never ends", hint), -1
+    return Statement(start, end, (after + 1, close.end())), close.end()
+
+
+def copies(text: bytes, direction: str) -> bool:
+    """Tell whether a COPY statement reads its rows FROM us, or sends them TO us."""
+    depth, before = 0, ""
+    for word in _tokens(text):
+        # to PostgreSQL's grammar the two are one word
+        if depth == 0 and before == direction and word in ("STDIN", "STDOUT"):
+            return True
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        before = word
+    return False
 
 
 def copy_data(script: bytes, statement: Statement) -> tuple[int, int]:
@@ -199,58 +282,68 @@ def copy_data(script: bytes, statement: Statement) -> tuple[int, int]:
     return first, max(first, script.rfind(b"\\.", first, last))
 
 
-def _copies_from_stdin(text: bytes) -> bool:
-    said = words(text, 200)
-    return any(pair == ("FROM", "STDIN") for pair in pairwise(said))
+class _Body:
+    """Counts BEGIN ATOMIC … END of the statement that begins at `at`, as far as it was read."""
+
+    def __init__(self, script: bytes, at: int) -> None:
+        self.script, self.at = script, at
+        self.depth, self.before = 0, ""
+        self.routine = _ROUTINE.match(script, at) is not None
+
+    def open(self, end: int) -> bool:
+        """Tell whether a semicolon at this offset stands inside such a body."""
+        if not self.routine or not (self.depth or _ATOMIC.search(self.script, self.at, end)):
+            return False
+        for word in _tokens(self.script, self.at, end):
+            label = self.before in (".", "AS")  # there any keyword is a name
+            if not self.depth:
+                self.depth += (self.before, word) == ("BEGIN", "ATOMIC")
+            elif not label:
+                self.depth += {"CASE": 1, "END": -1}.get(word, 0)
+            self.before = word
+        self.at = end
+        return self.depth > 0
 
 
-def _inside_atomic(script: bytes, start: int, end: int) -> bool:
-    """Tell whether a semicolon stands inside BEGIN ATOMIC … END, as psql counts it."""
-    if start < 0 or script[start : start + 6].upper() != b"CREATE":
-        return False
-    head = [word for word in words(script[start : start + 400], 8) if word not in ("OR", "REPLACE")]
-    if len(head) < 2 or head[1] not in ("FUNCTION", "PROCEDURE"):  # noqa: PLR2004 -- two words
-        return False
-    depth, before = 0, ""
-    for word in words(script[start:end]):
-        if (depth and word in ("BEGIN", "CASE")) or (before == "BEGIN" and word == "ATOMIC"):
-            depth += 1
-        elif depth and word == "END":
-            depth -= 1
-        before = word
-    return depth > 0
+def _tokens(text: bytes, at: int = 0, end: int | None = None) -> Iterator[str]:
+    """Yield bare words in upper case, the signs ( ) , = . and `'` or `"` for what is quoted."""
+    end = len(text) if end is None else end
+    while (token := _TOKEN.search(text, at, end)) is not None:
+        at = token.end()
+        if token["block"]:
+            at = _block_end(text, at)
+            if at < 0:
+                return
+        elif token["tag"]:
+            close = text.find(token["tag"], at, end)
+            at = end if close < 0 else close + len(token["tag"])
+            yield "'"
+        elif token["word"] or token["sign"]:
+            yield token.group().decode("utf-8", "replace").upper()
+        elif not token.group().startswith(b"--"):
+            yield chr(token.group()[-1])
 
 
 def words(text: bytes, limit: int | None = None) -> list[str]:
     """Return the bare words and the signs ( ) , = . of a statement, upper case, quotes left out."""
-    found: list[str] = []
-    at = 0
-    while limit is None or len(found) < limit:
-        token = _WORD.search(text, at)
-        if token is None:
-            break
-        at = token.end()
-        if token.group() == b"/*":
-            at = _block_end(text, at)
-            if at < 0:
-                break
-        elif token["tag"]:
-            close = text.find(token["tag"], at)
-            at = len(text) if close < 0 else close + len(token["tag"])
-        elif token["word"] or token["sign"]:
-            found.append(token.group().decode("utf-8", "replace").upper())
-    return found
+    return list(islice((word for word in _tokens(text) if word not in "'\""), limit))
+
+
+def first_word(script: bytes, at: int) -> bytes:
+    """Return the word that a statement begins with, in upper case."""
+    found = _FIRST.match(script, at)
+    return found.group().upper() if found else b""
 
 
 def is_control(text: bytes) -> bool:
     """Tell whether a statement begins or ends a transaction or a savepoint."""
-    head = words(text[:400], 2)
+    head = words(text, 2)
     return bool(head) and (head[0] in CONTROL or head == ["PREPARE", "TRANSACTION"])
 
 
 def opens_transaction(text: bytes) -> bool:
     """Tell whether a statement is a BEGIN that asks for nothing else."""
-    return words(text) in (
+    return words(text, 3) in (
         ["BEGIN"],
         ["BEGIN", "WORK"],
         ["BEGIN", "TRANSACTION"],
@@ -260,15 +353,13 @@ def opens_transaction(text: bytes) -> bool:
 
 def closes_transaction(text: bytes) -> bool:
     """Tell whether a statement is a plain COMMIT."""
-    said = words(text)
-    return (
-        bool(said) and said[0] in ("COMMIT", "END") and said[1:] in ([], ["WORK"], ["TRANSACTION"])
-    )
+    said = words(text, 3)
+    return said[:1] in (["COMMIT"], ["END"]) and said[1:] in ([], ["WORK"], ["TRANSACTION"])
 
 
 def reads_only(text: bytes) -> bool:
     """Tell whether a statement is a query."""
-    return words(text[:4000].lstrip(b"( \t\n"), 1)[:1] in [[word] for word in READING]
+    return next((word for word in _tokens(text) if word != "("), "") in READING
 
 
 def outside_transaction(text: bytes) -> bool:
@@ -277,7 +368,7 @@ def outside_transaction(text: bytes) -> bool:
     The list was tried against PostgreSQL 15 and 18; REINDEX of a partitioned relation cannot be
     told from the text, so the server has the last word.
     """
-    head = words(text[:400], 2)
+    head = words(text, 2)
     pair = tuple(head)
     if not head or not (
         head[0] in _DOUBTFUL

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -11,7 +12,7 @@ import structlog
 from psycopg.rows import dict_row
 
 from preflight import sql, stop
-from preflight.errors import VerifyFailed
+from preflight.errors import Failure, VerifyFailed
 
 if TYPE_CHECKING:
     from preflight.migrations import Migration, Script
@@ -37,7 +38,9 @@ def run(session: Session, script: Script) -> tuple[Check, ...]:
     Raises VerifyFailed for an error that does not mean "not there".
     """
     # without the savepoint the read-only mode could not be undone
-    session.execute("SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY")
+    session.execute(
+        "SAVEPOINT preflight_verify; SET LOCAL search_path TO DEFAULT; SET TRANSACTION READ ONLY"
+    )
     checks: list[Check] = []
     for statement in script.statements():
         checks += _checks(session, script, statement)
@@ -48,6 +51,7 @@ def run(session: Session, script: Script) -> tuple[Check, ...]:
 def _checks(session: Session, script: Script, statement: sql.Statement) -> list[Check]:
     line, column = sql.position(script.text, statement.start)
     where = f"{script.file}:{line}"
+    wrong = partial(_wrong, script, line, column)
     session.execute("SAVEPOINT preflight_check")
     try:
         with stop.allowed(), session.connection.cursor(row_factory=dict_row) as cursor:
@@ -59,28 +63,19 @@ def _checks(session: Session, script: Script, statement: sql.Statement) -> list[
         session.execute("ROLLBACK TO SAVEPOINT preflight_check")
         if error.sqlstate in ABSENT:
             return [Check("objects", f"query at {where}", ok=False, detail=message)]
-        raise VerifyFailed(
-            "verify.error",
-            f"{where}: {message}",
-            "The verify file itself fails: correct it, or the rights of this role.",
-            file=script.file,
-            line=line,
-            column=column,
-            sqlstate=error.sqlstate,
-        ) from error
+        hint = "The verify file itself fails: correct it, or the rights of this role."
+        raise wrong("verify.error", f"{where}: {message}", hint, error.sqlstate) from error
     session.execute("RELEASE SAVEPOINT preflight_check")
     if not rows:
         return [Check("rows", f"query at {where} returns a check", ok=False, detail="no rows")]
     if not {"suite", "check", "ok"} <= rows[0].keys():
-        raise VerifyFailed(
-            "verify.columns",
-            f"{where}: the query returns {', '.join(rows[0])}, not suite, check and ok",
-            'Return the columns suite text, "check" text, ok boolean, and if you like detail text '
-            "and effect boolean.",
-            file=script.file,
-            line=line,
-            column=column,
+        names = ", ".join(rows[0])
+        raise wrong(
+            "verify.columns", f"{where}: the query returns {names}, not suite, check and ok"
         )
+    for name in ("ok", "effect"):
+        if not all(isinstance(row.get(name), bool | None) for row in rows):
+            raise wrong("verify.columns", f"{where}: the column {name} is not boolean")
     return [
         Check(
             str(row["suite"]),
@@ -91,6 +86,63 @@ def _checks(session: Session, script: Script, statement: sql.Statement) -> list[
         )
         for row in rows
     ]
+
+
+_COLUMNS = (
+    'Return the columns suite text, "check" text, ok boolean, and if you like detail text '
+    "and effect boolean."
+)
+
+
+def _wrong(  # noqa: PLR0913, PLR0917 -- a place and what is wrong there
+    script: Script,
+    line: int,
+    column: int,
+    code: str,
+    message: str,
+    hint: str = _COLUMNS,
+    sqlstate: str | None = None,
+) -> VerifyFailed:
+    name = script.file.removesuffix("_verify.sql")
+    return VerifyFailed(
+        code,
+        message,
+        hint,
+        migration=name,
+        version=int(name.partition("_")[0]),
+        file=script.file,
+        line=line,
+        column=column,
+        sqlstate=sqlstate,
+    )
+
+
+def require(session: Session, migration: Migration, outcome: Callable[..., Failure]) -> None:
+    """Make sure that every check holds after a file ran; raises `outcome`, naming those that fail.
+
+    Call inside a transaction, and only for a migration that has a verify file.
+    """
+    if migration.verify is None:
+        return
+    try:
+        checks = run(session, migration.verify)
+    except VerifyFailed as failure:
+        named = {"migration": migration.name, "version": migration.version}
+        raise outcome(failure.code, **failure.problem.data() | named) from failure
+    if failed(checks):
+        report(migration, checks)
+        raise outcome(
+            "verify.failed",
+            f"{migration.name} ran, but {described(checks)}",
+            "Correct the migration or its verify file"
+            + (
+                "; everything was rolled back."
+                if migration.up.transactional
+                else "; its statements stay, and a re-run verifies again."
+            ),
+            migration=migration.name,
+            version=migration.version,
+        )
 
 
 def answer(checks: Sequence[Check]) -> str:

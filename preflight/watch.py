@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import server
+from preflight import dial, server
 
 if TYPE_CHECKING:
     from preflight.migrations import Migration
@@ -47,8 +47,8 @@ class Watch:
         """Look once a second until the migration is over."""
         if self.over.wait(self.first_look_s):
             return  # most files are done before anybody needs to look
-        with suppress(server.Refused, psycopg.Error):
-            connection = server.call(
+        with suppress(dial.Refused, psycopg.Error):
+            connection = dial.from_thread(
                 self.target | {"application_name": f"{server.application_name()[:55]} watch"}
             )
             with connection:
@@ -105,6 +105,39 @@ class Watch:
         done, total = (blocks, blocks_all) if blocks_all else (tuples, tuples_all)
         percent = {"percent": round(100 * done / total, 1)} if total else {}
         return {"phase": phase} | percent
+
+
+_ROW = ("RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareRowExclusiveLock")
+_STRONG = ("ExclusiveLock", "AccessExclusiveLock")
+CONFLICTS = {  # a wanted lock and the held ones that stop it (manual, "Explicit Locking")
+    "ACCESS SHARE": ["AccessExclusiveLock"],
+    "ROW SHARE": [*_STRONG],
+    "ROW EXCLUSIVE": ["ShareLock", "ShareRowExclusiveLock", *_STRONG],
+    "SHARE UPDATE EXCLUSIVE": [
+        "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", *_STRONG
+    ],
+    "SHARE": [*_ROW, *_STRONG],
+    "SHARE ROW EXCLUSIVE": [*_ROW, "ShareLock", *_STRONG],
+    "EXCLUSIVE": ["RowShareLock", *_ROW, "ShareLock", *_STRONG],
+    "ACCESS EXCLUSIVE": ["AccessShareLock", "RowShareLock", *_ROW, "ShareLock", *_STRONG],
+}  # fmt: skip
+_IN_THE_WAY = """SELECT a.pid, a.application_name, a.usename::text, a.state,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8
+ FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ WHERE l.granted AND l.relation = pg_catalog.to_regclass(%(table)s::text)
+ AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database())
+ AND l.mode = ANY (%(modes)s::text[]) AND l.pid <> pg_catalog.pg_backend_pid()"""
+
+
+def in_the_way(session: server.Session, table: str, mode: str) -> list[dict[str, Any]]:
+    """Return the sessions that hold a lock on a table which stops the wanted one now."""
+    session.execute("SET search_path TO DEFAULT")  # names are meant as the file would find them
+    rows = session.execute(_IN_THE_WAY, {"table": table, "modes": CONFLICTS[mode]}).fetchall()
+    return [
+        {"pid": pid, "application": name, "user": user, "state": state, "age_s": round(age or 0, 1)}
+        for pid, name, user, state, age in rows
+    ]
 
 
 @contextmanager

@@ -473,7 +473,8 @@ class Server:
         status = self.data / "postmaster.pid"
         while self.running and self._process is not None and time.monotonic() < deadline:
             lines = status.read_text().splitlines() if status.exists() else []
-            if lines[:1] == [str(self._process.pid)] and "".join(lines[7:8]).strip() == "ready":
+            status_line = "".join(lines[7:8]).strip()
+            if lines[:1] == [str(self._process.pid)] and status_line in ("ready", "standby"):
                 return True
             time.sleep(0.02)
         return False

@@ -19,8 +19,9 @@ FILES = {
 
 VALUES = {"migrations", "sql", "plan"}
 HELPERS = {"errors", "stop", "config", "logs", "report"}
-EVERY_STEP = {*VALUES, *HELPERS, "server"}
-STEPS = {"server", "lock", "history", "backup", "rehearsal", "apply", "verify", "indexes", "watch"}
+EVERY_STEP = {*VALUES, *HELPERS, "dial", "server"}
+STEPS = {"dial", "server", "lock", "history", "backup", "rehearsal", "apply", "verify"}
+STEPS |= {"indexes", "statements", "steps", "watch", "undo", "restore", "store"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -31,24 +32,33 @@ MAY_IMPORT = {
     "plan": {"errors", "sql", "migrations"},
     "report": {"errors", *VALUES},
     "logs": {"errors", "report"},
-    "server": {*VALUES, *HELPERS},
+    "dial": {"stop"},
+    "server": {*VALUES, *HELPERS, "dial"},
     "lock": EVERY_STEP,
     "history": {*EVERY_STEP, "verify"},
-    "backup": EVERY_STEP,
+    "archive": EVERY_STEP,
+    "store": EVERY_STEP,
+    "backup": {*EVERY_STEP, "archive", "store"},
     "rehearsal": {*EVERY_STEP, "backup", "apply"},
-    "apply": {*EVERY_STEP, "history", "verify", "indexes", "watch"},
+    "statements": EVERY_STEP,
+    "steps": {*EVERY_STEP, "history", "verify", "statements", "indexes", "watch"},
+    "apply": {*EVERY_STEP, "history", "verify", "statements", "steps", "watch"},
     "verify": EVERY_STEP,
     "indexes": EVERY_STEP,
     "watch": EVERY_STEP,
-    "commands": {*HELPERS, *VALUES, *STEPS},
-    "entrypoint": {*HELPERS, *VALUES, *STEPS, "commands"},
+    "explain": {"errors", "sql"},
+    "undo": {*EVERY_STEP, "history", "verify", "statements", "steps", "apply", "watch", "store"},
+    "restore": {*EVERY_STEP, "history", "lock", "archive", "backup", "store"},
+    "arguments": {"errors"},
+    "commands": {*HELPERS, *VALUES, *STEPS, "arguments", "explain"},
+    "entrypoint": {*HELPERS, *VALUES, *STEPS, "arguments", "commands"},
 }
 
 ONLY_IN = {
     "os.environ": "config",
     "os.environb": "config",
     "os.getenv": "config",
-    "subprocess": "backup",
+    "subprocess": "archive",
     "structlog.configure": "logs",
     "signal": "entrypoint",
     "sys.exit": "entrypoint",

@@ -1,0 +1,285 @@
+"""A non-transactional file, statement by statement, each with its mark in the history.
+
+A statement that may run in a transaction runs in one together with its mark. The others are marked
+before and read back after, so that a run that was killed can be taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight import history, indexes, sql, statements, verify
+from preflight.errors import Failure, HistoryConflict, MigrationPartial
+
+if TYPE_CHECKING:
+    from preflight.history import Row
+    from preflight.migrations import Migration
+    from preflight.server import Session
+    from preflight.watch import Watch
+
+
+def run(
+    session: Session,
+    migration: Migration,
+    backup: str | None,
+    seen: Watch,
+    again: Row | None = None,
+) -> int:
+    """Run or resume a non-transactional file, or run it `again` from its start.
+
+    Return how many statements it has.
+
+    Raises MigrationPartial, NeedsRepair (it cannot be resumed), LockBusy and PlanChanged.
+    """
+    began = time.monotonic()
+    row = None if again else history.row_of(session, migration.version)
+    with history.recorded(session, migration, MigrationPartial):
+        if again:
+            with history.transaction(session):
+                history.fence(lambda: history.claim(session, migration, again, backup))
+        else:
+            _claim(session, migration, backup, row)
+        statements.prepare(session, migration.up, "SET")
+        count = run_statements(session, migration, row, seen)
+        session.reset()
+        with marked(session, migration, count), history.transaction(session):
+            verify.require(session, migration, MigrationPartial)
+            history.finish(
+                session,
+                migration,
+                duration_ms=round(1000 * (time.monotonic() - began)),
+                statements=count,
+                backup=backup,
+                before=again,
+            )
+    return count
+
+
+def _claim(session: Session, migration: Migration, backup: str | None, row: Row | None) -> None:
+    with history.transaction(session):
+        if row is None:
+            history.fence(lambda: history.insert(session, migration, backup, "applied"))
+        else:
+            history.require_resumable(migration, row)
+            history.fence(lambda: history.take_over(session, migration, row, backup))
+    if row and row.statements_done:
+        structlog.get_logger().info(
+            "migration.progressed",
+            migration=migration.name,
+            version=migration.version,
+            resumed_after_statement=row.statements_done,
+        )
+
+
+def run_statements(session: Session, migration: Migration, row: Row | None, seen: Watch) -> int:
+    """Run what is left of a file whose row is claimed, with marks; return how many there are."""
+    done, started = (row.statements_done, row.statements_started) if row else (0, 0)
+    number, patient = 0, migration.up.lock_timeout_ms is None
+    for number, (statement, text) in enumerate(statements.each(migration.up), 1):
+        step = _Step(session, migration, statement, text, number)
+        if number > done:
+            seen.statement = number
+            if sql.outside_transaction(statement.text(migration.up.text)):
+                step.outside(begun_before=started >= number, patient=patient)
+            else:
+                step.inside()
+        elif step.sets:
+            step.run()  # what a done statement set went with its session
+        patient = patient and not (step.sets and "LOCK_TIMEOUT" in step.said)
+    return number
+
+
+@contextmanager
+def marked(
+    session: Session, migration: Migration, done: int, started: Callable[[], int] | None = None
+) -> Iterator[None]:
+    """Mark the file as failed after `done` statements when what is inside fails."""
+    try:
+        yield
+    except Exception:
+        if not session.lost:
+            # where it cannot be marked, the first failure is the one to tell
+            with suppress(psycopg.Error, HistoryConflict), history.transaction(session):
+                begun = started() if started else done
+                history.mark(session, migration.version, done=done, started=begun, state="failed")
+        raise
+
+
+class _Step:
+    """One statement of a non-transactional file."""
+
+    def __init__(
+        self,
+        session: Session,
+        migration: Migration,
+        statement: sql.Statement,
+        text: bytes,
+        number: int,
+    ) -> None:
+        self.session, self.migration = session, migration
+        self.statement, self.text, self.number = statement, text, number
+        self.said = sql.words(statements.head(migration.up, statement), 5)
+
+    @property
+    def sets(self) -> bool:
+        """Tell whether the statement sets something for the rest of the session."""
+        return self.said[:1] in (["SET"], ["RESET"]) and self.said[1:2] not in (
+            ["LOCAL"],
+            ["TRANSACTION"],
+            ["CONSTRAINTS"],
+        )
+
+    def run(self) -> None:
+        try:
+            statements.execute(self.session, self.migration.up, self.statement, self.text)
+        except psycopg.Error as error:
+            if self.session.lost:
+                raise
+            raise statements.located(
+                MigrationPartial,
+                self.session,
+                self.migration,
+                self.migration.up,
+                self.statement,
+                error,
+            ) from error
+
+    def mark(self, *, done: int, started: int) -> None:
+        history.mark(self.session, self.migration.version, done=done, started=started)
+
+    def inside(self) -> None:
+        """Run it in a transaction together with its progress mark."""
+        with (
+            marked(self.session, self.migration, self.number - 1),
+            history.transaction(self.session),
+        ):
+            self.run()
+            self.mark(done=self.number, started=self.number)
+
+    def outside(self, *, begun_before: bool, patient: bool) -> None:
+        """Run it outside any transaction: marked before, read back after."""
+        index = indexes.wanted(self.text)
+        before = self.number - 1
+        with marked(self.session, self.migration, before):
+            there = index is not None and self._settle(index, begun_before=begun_before)
+            with history.transaction(self.session):
+                self.mark(done=self.number if there else before, started=self.number)
+        if there:
+            return
+        begun = partial(self._begun, index)
+        with marked(self.session, self.migration, before, begun):
+            try:
+                with self._patience() if patient else nullcontext():
+                    self.run()
+            except MigrationPartial as failure:
+                raise self._explained(index, failure) from failure
+            if index is not None:
+                self._require(index)
+            with history.transaction(self.session):
+                self.mark(done=self.number, started=self.number)
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Let CONCURRENTLY, which queues nobody, wait for its locks as long as it takes."""
+        if not re.search(rb"(?i)\bconcurrently\b", self.text):
+            yield
+            return
+        self.session.execute("SET lock_timeout = 0")
+        try:
+            yield
+        finally:
+            if not self.session.lost:
+                lock_ms, _ = statements.timeouts(self.session, self.migration.up)
+                self.session.execute(f"SET lock_timeout = {lock_ms}")
+
+    def _settle(self, index: indexes.Index, *, begun_before: bool) -> bool:
+        """Read back what an earlier run left; return whether nothing is left to do."""
+        found = indexes.find(self.session, index)
+        if index.dropped:
+            return begun_before and found is None
+        if found is None:
+            return False
+        same = indexes.same(found.definition, self.text)
+        if begun_before and not found.valid:
+            structlog.get_logger().warning(
+                "migration.progressed",
+                migration=self.migration.name,
+                version=self.migration.version,
+                statement=self.number,
+                dropped_invalid_index=found.name,
+            )
+            with self._patience():
+                self.session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {found.name}")
+            return False
+        if begun_before and same:
+            return True
+        if not found.valid:
+            raise self._failure(
+                "index.invalid",
+                f"index {found.name} exists and is INVALID, and this run did not make it",
+                f"DROP INDEX CONCURRENTLY {found.name}; then run again.",
+            )
+        if index.if_not_exists and not same:
+            raise self._failure(
+                "index.differs",
+                f"index {found.name} exists with another definition, so IF NOT EXISTS would skip "
+                "the one that is wanted",
+                f"Rename or drop {found.name}, or correct the file; then run again.",
+            )
+        return False
+
+    def _begun(self, index: indexes.Index | None) -> int:
+        """Return how many statements left something, now that this one failed."""
+        if index is None:  # an index without a name cannot be looked for
+            return self.number if history.unnamed_index(self.text) else self.number - 1
+        found = indexes.find(self.session, index)
+        return self.number if found and not found.valid else self.number - 1
+
+    def _explained(self, index: indexes.Index | None, failure: MigrationPartial) -> Failure:
+        """Add to a failure what it left behind."""
+        found = None if index is None or self.session.lost else indexes.find(self.session, index)
+        if found is None or found.valid:
+            return failure
+        told = failure.problem.data() | {
+            "message": f"{failure}; index {found.name} is left INVALID",
+            "hint": "Remove the cause and run again: the index is dropped and built anew.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+
+    def _require(self, index: indexes.Index) -> None:
+        found = indexes.find(self.session, index)
+        if index.dropped or (found and found.valid):
+            return
+        if found is None:
+            raise self._failure(
+                "index.elsewhere",
+                f"there is no index {index.name} on {index.place} after its statement",
+                "Has another table an index of that name, so that IF NOT EXISTS skipped this one? "
+                "Choose another name.",
+            )
+        raise self._failure(
+            "index.invalid",
+            f"index {found.name} is INVALID after its statement",
+            "Run again: it is dropped and built anew.",
+        )
+
+    def _failure(self, code: str, message: str, hint: str) -> MigrationPartial:
+        line, column = sql.position(self.migration.up.text, self.statement.start)
+        return MigrationPartial(
+            code,
+            message,
+            hint,
+            migration=self.migration.name,
+            version=self.migration.version,
+            file=self.migration.up.file,
+            line=line,
+            column=column,
+        )

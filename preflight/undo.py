@@ -1,0 +1,272 @@
+"""Take migrations back: choose, export what would be destroyed, run the rollback file, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight import apply, history, migrations, sql, statements, steps, stop, store, verify
+from preflight.errors import (
+    BackupFailed,
+    ConfigInvalid,
+    Failure,
+    FilesInvalid,
+    MigrationFailed,
+    MigrationPartial,
+    Problem,
+    VerifyFailed,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preflight.history import Row
+    from preflight.migrations import Migration, Script
+    from preflight.plan import History
+    from preflight.server import Session
+    from preflight.store import Backup
+    from preflight.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One migration to take back: its row as planned, and its files or what the history kept."""
+
+    migration: Migration
+    row: Row
+    script: Script
+
+    @property
+    def undo(self) -> Migration:
+        """The way back as a file to run like any other."""
+        return dataclasses.replace(self.migration, up=self.script, verify=None)
+
+
+def choose(files: Sequence[Migration], known: History, to: int | None) -> tuple[int, ...]:
+    """Return the versions to take back, newest first; raises ConfigInvalid for a wrong one."""
+    recorded = sorted(known.records, reverse=True)
+    if to is None:
+        return tuple(recorded[:1])
+    if to != 0 and to not in known.records and to not in {file.version for file in files}:
+        raise ConfigInvalid(
+            "config.arguments",
+            f"there is no version {to}",
+            f"Recorded: {', '.join(map(str, reversed(recorded))) or 'none'}; 0 takes all back.",
+        )
+    return tuple(version for version in recorded if version > to)
+
+
+def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int]) -> list[Step]:
+    """Return what to run; raises FilesInvalid naming every version that cannot be taken back.
+
+    Raises NeedsRepair when an earlier rollback stopped part-way and cannot be resumed.
+    """
+    on_disk = {file.version: file for file in files}
+    found, problems = [], []
+    for version in versions:
+        row = history.row_of(session, version)
+        if row is None:
+            continue
+        file = on_disk.get(version) or _remembered(row)
+        rollback = file.rollback or _remembered(row).rollback
+        if rollback is None:
+            problems.append(
+                Problem(
+                    f"{file.name} has no rollback file, on disk or in the history",
+                    f"Write {file.name}_rollback.sql, or restore a backup (`backups --table`).",
+                    migration=file.name,
+                    version=version,
+                )
+            )
+        else:
+            found.append(Step(file, row, rollback))
+    if problems:
+        raise FilesInvalid.of("files.no_rollback", problems)
+    for step in found:
+        _begun(step)
+    structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
+    return found
+
+
+def _begun(step: Step) -> Row:
+    """Return how far an earlier rollback came, as the row of a file that runs forward."""
+    row = step.row
+    if not row.undoing:
+        return dataclasses.replace(row, statements_done=0, statements_started=0)
+    before = dataclasses.replace(row, up_sql=row.rollback_sql or "", undoing=False)
+    history.require_resumable(step.undo, before)
+    return before
+
+
+def _remembered(row: Row) -> Migration:
+    """Return a migration that is not on disk as the history kept it: this image is older."""
+    return migrations.Migration(
+        row.version,
+        row.name,
+        migrations.script(f"{row.name}.sql", row.up_sql.encode()),
+        migrations.script(f"{row.name}_rollback.sql", row.rollback_sql.encode())
+        if row.rollback_sql
+        else None,
+    )
+
+
+def export(session: Session, step: Step, saved: Backup | None) -> None:
+    """Save what the export file selects as CSV in the backup; raises BackupFailed."""
+    script = step.migration.export
+    if script is None:
+        return
+    if saved is None:
+        raise BackupFailed(
+            "backup.no_export",
+            f"{script.file} cannot be saved: backups are off",
+            "Leave PREFLIGHT_BACKUP at required: an export belongs into a backup.",
+        )
+    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        statements.prepare(session, script, "SET LOCAL")
+        for number, statement in enumerate(script.statements(), 1):
+            path = saved.path / f"export-{step.migration.name}-{number}.csv"
+            try:
+                rows = _save(session, script, statement, path)
+            except psycopg.Error as error:
+                if session.lost:
+                    raise
+                if error.sqlstate in verify.ABSENT and step.row.state != "done":
+                    break  # it stopped before it made what would be saved
+                raise statements.located(
+                    MigrationFailed, session, step.migration, script, statement, error
+                ) from error
+            structlog.get_logger().info(
+                "export.saved", **_named(step), file=path.name, backup=saved.name, rows=rows
+            )
+    finally:
+        history.roll_back(session)
+
+
+def _save(session: Session, script: Script, statement: sql.Statement, path: Path) -> int:
+    """Write one query's rows as CSV: a header, NULL as nothing, an empty text as two quotes."""
+    query = b"COPY (" + statement.text(script.text) + b"\n) TO STDOUT (FORMAT csv, HEADER)"
+    hidden = path.with_name(f".{path.name}.partial")
+    descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            with stop.allowed(), session.connection.cursor() as cursor:
+                with cursor.copy(query) as copy:
+                    for block in copy:
+                        file.write(block)
+                rows = cursor.rowcount
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.rename(path)
+        store.sync(path.parent)
+    except OSError as error:
+        raise BackupFailed(
+            "backup.no_export",
+            f"{path.name} cannot be written: {error.strerror}",
+            "Free space or correct the rights of the backup directory; nothing was taken back.",
+        ) from error
+    finally:
+        hidden.unlink(missing_ok=True)
+    return rows
+
+
+def back(session: Session, step: Step, backup: str | None) -> bool:
+    """Run one rollback file and take its row away; return False when the session was replaced.
+
+    Raises MigrationFailed (also when the verify file still finds effects), MigrationPartial,
+    DatabaseBusy, ConnectionLost, PlanChanged.
+    """
+    began = time.monotonic()
+
+    def once(seen: Watch) -> int:
+        if not step.script.transactional:
+            return _step_by_step(session, step, backup, seen, began)
+        return apply.patiently(
+            session, step.migration, seen, lambda: _transaction(session, step, backup, seen, began)
+        )
+
+    return apply.guarded(
+        session,
+        step.migration,
+        once,
+        lambda row: row is None,
+        "migration.rolled_back",
+        note="an image that has this migration applies it again at its next start",
+    )
+
+
+def _transaction(
+    session: Session, step: Step, backup: str | None, seen: Watch, began: float
+) -> int:
+    with (
+        history.recorded(session, step.migration, MigrationFailed),
+        history.transaction(session),
+    ):
+        history.fence(lambda: history.give_up(session, step.row))
+        statements.prepare(session, step.script, "SET LOCAL")
+        count = apply.run_all(session, step.migration, step.script, seen)
+        apply.check_constraints(session, step.migration, step.script)
+        session.reset()
+        _require_absent(session, step, MigrationFailed)
+        _record(session, step, backup, began)
+    return count
+
+
+def _step_by_step(
+    session: Session, step: Step, backup: str | None, seen: Watch, began: float
+) -> int:
+    """Run or resume a non-transactional rollback file; its row stays until all of it is done."""
+    begun = _begun(step)
+    done, started = begun.statements_done, begun.statements_started
+    with history.recorded(session, step.migration, MigrationPartial):
+        with history.transaction(session):
+            history.fence(
+                lambda: history.begin_undo(
+                    session, step.row, step.script, done=done, started=started
+                )
+            )
+        statements.prepare(session, step.script, "SET")
+        count = steps.run_statements(session, step.undo, begun, seen)
+        session.reset()
+        with steps.marked(session, step.undo, count), history.transaction(session):
+            row = history.row_of(session, step.row.version)
+            history.fence(lambda: row is not None and history.give_up(session, row))
+            _require_absent(session, step, MigrationPartial)
+            _record(session, step, backup, began)
+    return count
+
+
+def _record(session: Session, step: Step, backup: str | None, began: float) -> None:
+    milliseconds = round(1000 * (time.monotonic() - began))
+    history.journal(session, "rolled_back", step.migration, duration_ms=milliseconds, backup=backup)
+
+
+def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure]) -> None:
+    """Make sure that the verify file finds no effect any more."""
+    if step.migration.verify is None:
+        return
+    try:
+        checks = verify.run(session, step.migration.verify)
+    except VerifyFailed as failure:
+        raise outcome(failure.code, **failure.problem.data() | _named(step)) from failure
+    left = [check for check in checks if check.effect and check.ok]
+    if left:
+        names = "; ".join(f"{check.suite}: {check.check}" for check in left[:5])
+        raise outcome(
+            "rollback.incomplete",
+            f"{step.script.file} ran, but {len(left)} effects of {step.migration.name} are still "
+            f"there ({names})",
+            "Correct the rollback file; it must undo all that the verify file looks for.",
+            **_named(step),
+        )
+
+
+def _named(step: Step) -> dict[str, object]:
+    return {"migration": step.migration.name, "version": step.migration.version}

@@ -1,0 +1,324 @@
+"""Faults to inject: strangers on the port, a proxy that fails, a standby; and waiting for effects.
+
+The proxy knows where a message of PostgreSQL's protocol ends; a `Fault` sees each one and may
+change it, drop it, or cut the connection.
+"""
+
+import contextlib
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from tests import servers
+
+SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
+
+
+class Cut(Exception):
+    """Close the connection now, on both sides."""
+
+
+class Fault:
+    """What a proxy does with each message: nothing at all, unless a subclass says otherwise."""
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Return None to go on, or what the server would have answered before it hung up."""
+        del message
+        return None
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Return what the server gets."""
+        del kind
+        return message
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Return what the program gets."""
+        del kind
+        return message
+
+
+class Pooler(Fault):
+    """Tells another process id than the server's, as every pooler does."""
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Change BackendKeyData."""
+        return message[:5] + struct.pack("!i", 424242) + message[9:] if kind == b"K" else message
+
+
+class OldPooler(Pooler):
+    """Refuses the startup parameter `options`, as PgBouncer did before 1.20."""
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Answer as PgBouncer 1.18 does."""
+        if b"\0options\0" not in message:
+            return None
+        fields = (b"SFATAL", b"C08P01", b"Munsupported startup parameter: options", b"")
+        body = b"\0".join(fields) + b"\0"
+        return b"E" + struct.pack("!i", len(body) + 4) + body
+
+
+class CutAfter(Fault):
+    """Cuts one connection after so many messages of the server to anybody, then behaves."""
+
+    def __init__(self, messages: int) -> None:
+        """Count from the first connection on."""
+        self.left = messages
+        self.lock = threading.Lock()
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Drop the message that is one too many."""
+        del kind
+        with self.lock:
+            self.left -= 1
+            if self.left == -1:
+                raise Cut
+        return message
+
+
+class LostCommit(Fault):
+    """Loses the answer to a COMMIT that the server has carried out, once; or all that follows."""
+
+    def __init__(self, number: int = 1, *, silently: bool = False) -> None:
+        """Lose that of the COMMIT with this number; silently: the connection stays open."""
+        self.number = number
+        self.silently = silently
+        self.committing = False
+        self.done = threading.Event()
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Notice the COMMIT."""
+        if kind == b"Q" and message[5:].startswith(b"COMMIT"):
+            self.number -= 1
+            self.committing = self.number == 0
+        return message
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Swallow the answer; ReadyForQuery says that the server is through."""
+        if not self.committing:
+            return message
+        if kind == b"Z":
+            self.done.set()
+            if not self.silently:
+                self.committing = False
+                raise Cut
+        return b""
+
+
+class SlowCommit(Fault):
+    """Keeps the answer to a COMMIT back until it is let go."""
+
+    def __init__(self, number: int = 1) -> None:
+        """Hold that of the COMMIT with this number."""
+        self.number = number
+        self.committing = False
+        self.held = threading.Event()
+        self.let_go = threading.Event()
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Notice the COMMIT."""
+        if kind == b"Q" and message[5:].startswith(b"COMMIT"):
+            self.number -= 1
+            self.committing = self.number == 0
+        return message
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Wait with its answer."""
+        del kind
+        if self.committing:
+            self.held.set()
+            self.let_go.wait(30)
+        return message
+
+
+class Proxy:
+    """A TCP proxy in front of a server; it answers TLS requests with no."""
+
+    def __init__(self, server: servers.Server, fault: Fault) -> None:
+        """Listen on a port of its own."""
+        self._server = server
+        self._fault = fault
+        self._listener = socket.create_server((servers.HOST, 0))
+        self.port = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def env(self) -> dict[str, str]:
+        """Return the variables that lead through here."""
+        return {"PGPORT": str(self.port), "PGSSLMODE": "disable", "PGGSSENCMODE": "disable"}
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for each in (self._listener, *self._sockets):
+            _hang_up(each)
+        self._accepting.join(5)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._sockets.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError, Cut):
+            startup = _startup(client)
+            if (answer := self._fault.startup(startup)) is not None:
+                client.sendall(answer)
+                raise Cut
+            upstream = socket.create_connection((servers.HOST, self._server.port))
+            self._sockets.append(upstream)
+            upstream.sendall(startup)
+            pump = threading.Thread(
+                target=_pump, args=(client, upstream, self._fault.to_server), daemon=True
+            )
+            pump.start()
+            _pump(upstream, client, self._fault.to_client)
+            pump.join()
+        _hang_up(client)
+
+
+def _startup(client: socket.socket) -> bytes:
+    while True:
+        length = _exactly(client, 4)
+        message = length + _exactly(client, struct.unpack("!i", length)[0] - 4)
+        if struct.unpack("!i", message[4:8])[0] not in (SSL_REQUEST, GSS_REQUEST):
+            return message
+        client.sendall(b"N")
+
+
+def _pump(
+    source: socket.socket, sink: socket.socket, change: Callable[[bytes, bytes], bytes]
+) -> None:
+    try:
+        while True:
+            head = _exactly(source, 5)
+            body = _exactly(source, struct.unpack("!i", head[1:])[0] - 4)
+            sink.sendall(change(head[:1], head + body))
+    except (OSError, Cut):
+        _hang_up(sink)
+        _hang_up(source)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        chunk = source.recv(min(size - len(found), 1 << 16))
+        if not chunk:
+            raise Cut
+        found += chunk
+    return found
+
+
+def _hang_up(each: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()
+
+
+@contextlib.contextmanager
+def through(server: servers.Server, fault: Fault) -> Iterator[Proxy]:
+    """Put a proxy in front of a server."""
+    proxy = Proxy(server, fault)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+@contextlib.contextmanager
+def stranger(answer: Callable[[socket.socket], None]) -> Iterator[dict[str, str]]:
+    """Listen on a port and treat every caller alike; yield the variables that lead there."""
+    listener = socket.create_server((servers.HOST, 0))
+    called: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = listener.accept()
+                called.append(caller)
+                with contextlib.suppress(OSError, Cut):
+                    answer(caller)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield {"PGHOST": servers.HOST, "PGPORT": str(listener.getsockname()[1])}
+    finally:
+        for each in (listener, *called):
+            _hang_up(each)
+        thread.join(5)
+
+
+def hangs_up(caller: socket.socket) -> None:
+    """Accept and close, as a load balancer without a server does."""
+    caller.close()
+
+
+def resets(caller: socket.socket) -> None:
+    """Accept and send RST."""
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    caller.close()
+
+
+def says_nothing(caller: socket.socket) -> None:
+    """Accept and never answer."""
+    del caller
+
+
+def speaks_http(caller: socket.socket) -> None:
+    """Answer as a web server does."""
+    caller.recv(4096)
+    caller.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+    caller.close()
+
+
+def breaks_tls(caller: socket.socket) -> None:
+    """Agree to speak TLS, then hang up, as a proxy whose server is not there yet."""
+    if struct.unpack("!i", _exactly(caller, 8)[4:])[0] == SSL_REQUEST:
+        caller.sendall(b"S")
+        caller.recv(1)
+    _hang_up(caller)
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+    """Return as soon as the condition holds; fail when it does not come true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def frozen(server: servers.Server) -> Iterator[None]:
+    """Stop the main process from running for a while; its port still accepts."""
+    server.signal_postmaster(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal_postmaster(signal.SIGCONT)
+
+
+def make_standby(primary: servers.Server, standby: servers.Server) -> None:
+    """Turn a server into a hot standby of another one of the same major version."""
+    standby.stop()
+    shutil.rmtree(standby.data)
+    subprocess.run(
+        [
+            *(primary.bin / "pg_basebackup", "--checkpoint=fast", "--write-recovery-conf"),
+            *(f"--pgdata={standby.data}", f"--dbname={primary.conninfo()}"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    for each in (standby.data, *standby.data.rglob("*")):
+        shutil.chown(each, standby.home.stat().st_uid, standby.home.stat().st_gid)
+    standby.configure(port=standby.port)
+    standby.start()

@@ -1,0 +1,586 @@
+"""Transactional files: what runs, what is rolled back, and what a failure tells."""
+
+import hashlib
+import signal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests import program, servers
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """Do without backups, which have tests of their own."""
+    return environment | {"PREFLIGHT_BACKUP": "off"}
+
+
+def error_of(result: program.Result) -> dict[str, Any]:
+    """Return the error that a run ended with."""
+    found: dict[str, Any] = result.finished["error"]
+    return found
+
+
+def place_of(result: program.Result) -> tuple[int, int | None, int | None, str | None]:
+    """Return exit code, line, column and SQLSTATE."""
+    error = error_of(result)
+    return result.code, error.get("line"), error.get("column"), error.get("sqlstate")
+
+
+TABLE = "CREATE TABLE t (id int PRIMARY KEY, name text);\n"
+
+
+# --- what a failure leaves ------------------------------------------------------------------------
+
+
+def test_failing_file_is_rolled_back_and_later_ones_do_not_run(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The third of five fails: two stay, the third leaves nothing, the rest never ran."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a ();",
+            "002_b.sql": "CREATE TABLE b ();",
+            "003_c.sql": "CREATE TABLE c ();\n  SELECT 1/0;",
+            "004_d.sql": "CREATE TABLE d ();",
+            "005_e.sql": "CREATE TABLE e ();",
+        }
+    )
+
+    result = run()
+
+    assert (30, 2, 3, "22012") == place_of(result)
+    assert ["001_a", "002_b"] == result.finished["applied"]
+    tables = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    assert {"a", "b"} == set(database.query(tables))
+    assert [(1, "done"), (2, "done")] == database.query(
+        "SELECT version, state FROM preflight.migrations ORDER BY version"
+    )
+    assert [("applied", 1), ("applied", 2), ("failed", 3)] == database.query(
+        "SELECT event, version FROM preflight.journal ORDER BY id"
+    )
+    assert [("22012", "003_c.sql:2:3: division by zero")] == database.query(
+        "SELECT sqlstate, error FROM preflight.journal WHERE event = 'failed'"
+    )
+
+    migrations({"003_c.sql": "CREATE TABLE c ();"})
+    assert 0 == run().code
+    assert [5] == database.query("SELECT count(*) FROM preflight.migrations WHERE state = 'done'")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SELECT 'äöü€😀', nope;", (1, 17, "42703")),
+        ("-- é\n/* ü\n*/ SELECT nope;", (3, 11, "42703")),
+        ("SELECT 1; SELECT 'é'; SELEC 2;", (1, 23, "42601")),
+        (TABLE + "\n  INSERT INTO t VALUES (1), (1);", (3, 3, "23505")),
+        (TABLE + "COPY t FROM stdin;\n1\ta\n2\tb\nx\tc\n\\.\n", (5, 1, "22P02")),
+        ('CREATE TABLE "T 9" (a int);COPY "T 9" FROM stdin;\n1\nx\n\\.\n', (3, 1, "22P02")),
+        (
+            (
+                "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n"
+                "  RETURN 1/0;\nEND $$;\nSELECT f();"
+            ),
+            (5, 1, "22012"),
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$\n  SELECT nope $$;",
+            (2, 10, "42703"),
+        ),
+        ("DO $$ BEGIN COMMIT; END $$;", (1, 1, "2D000")),
+        (
+            "CREATE PROCEDURE p() LANGUAGE plpgsql AS 'BEGIN COMMIT; END';CALL p();",
+            (1, 62, "2D000"),
+        ),
+        (
+            (
+                "CREATE TABLE p (id int PRIMARY KEY);"
+                "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);"
+                "INSERT INTO c VALUES (1);"
+            ),
+            (None, None, "23503"),
+        ),
+        ("SET TRANSACTION READ ONLY;", (None, None, "25006")),
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;", (1, 1, "25001")),
+    ],
+)
+def test_failure_names_line_column_and_sqlstate(
+    run: Run,
+    migrations: WriteMigrations,
+    text: str,
+    expected: tuple[int | None, int | None, str],
+) -> None:
+    """Where the server gives a position it is that one, else the statement's first token."""
+    migrations({"001_a.sql": text})
+
+    result = run()
+
+    assert (30, *expected) == place_of(result)
+    assert "001_a" == error_of(result)["migration"]
+    assert ["001_a"] == [each["migration"] for each in result.event("migration.failed")]
+    assert "no-transaction" not in error_of(result).get("hint", "")
+
+
+def test_row_data_and_sql_are_told_only_when_asked_for(
+    run: Run,
+    migrations: WriteMigrations,
+    termination_log: Path,
+) -> None:
+    """DETAIL and SQL text may hold secrets."""
+    migrations({"001_a.sql": TABLE + "INSERT INTO t VALUES (1, 's3cret'), (1, 's3cret');"})
+
+    quiet, loud = run(), run(env={"PREFLIGHT_LOG_SQL": "on"})
+
+    assert "s3cret" not in str(quiet)
+    assert "Key (id)" not in str(quiet)
+    assert "Key (id)=(1) already exists." == error_of(loud)["detail"]
+    assert "s3cret" in error_of(loud)["sql"]
+    assert "s3cret" in termination_log.read_text()
+
+
+# --- what runs ------------------------------------------------------------------------------------
+
+
+def test_text_reaches_the_server_unchanged(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nothing is a placeholder; COPY data loads; BEGIN and COMMIT around the file are dropped."""
+    migrations(
+        {
+            "001_a.sql": "BEGIN;\n"
+            + TABLE
+            + "INSERT INTO t VALUES (1, '100% {} %s $1 :v returning');\n"
+            'COPY t (id, name) FROM stdin;\n2\tit\'s "50%" \\\\ é\n3\t\\N\n4\ta\\tb\n\\.\n'
+            'COPY t FROM stdin WITH (FORMAT csv);\n5,"a ""b""\nc"\n\\.\nCOMMIT;\n',
+            "002_b.sql": "SELECT id INTO copied FROM t; WITH x AS (SELECT 9 AS a) INSERT INTO t "
+            "SELECT a, 'cte' FROM x; UPDATE t SET name = 'u' WHERE id = 9 RETURNING *; "
+            "COPY t TO STDOUT; EXPLAIN SELECT 1; SHOW search_path; (SELECT 1); VALUES (1); "
+            "TABLE t; "
+            "PREPARE q AS SELECT 1; EXECUTE q; DECLARE c CURSOR FOR TABLE t; FETCH ALL FROM c; "
+            "SELECT 5 % 2;",
+        }
+    )
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert [
+        (1, "100% {} %s $1 :v returning"),
+        (2, 'it\'s "50%" \\ é'),
+        (3, None),
+        (4, "a\tb"),
+        (5, 'a "b"\nc'),
+        (9, "u"),
+    ] == database.query("SELECT id, name FROM t ORDER BY id")
+    assert [5] == database.query("SELECT count(*) FROM copied")
+
+
+def test_nothing_that_a_file_sets_reaches_the_next(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Role, settings, temporary tables, prepared statements, cursors and channels end with it."""
+    database.script(
+        "CREATE SCHEMA elsewhere; CREATE ROLE someone_else; GRANT CREATE ON SCHEMA public "
+        "TO someone_else; CREATE SEQUENCE s"
+    )
+    try:
+        migrations(
+            {
+                "001_a.sql": "SET search_path = elsewhere; SET lock_timeout = '7s'; "
+                "SET session_replication_role = replica; SET default_transaction_read_only = on; "
+                "SET statement_timeout = '9s'; SET client_encoding = 'LATIN1'; "
+                "CREATE TEMP TABLE leak (); LISTEN leak; PREPARE leak AS SELECT 1; "
+                "DECLARE leak CURSOR WITH HOLD FOR SELECT 1; SELECT nextval('public.s'); "
+                "SET SESSION AUTHORIZATION someone_else; SET ROLE someone_else; "
+                "CREATE TABLE public.theirs ();",
+                "002_b.sql": "CREATE TABLE state AS SELECT current_user::text AS who, "
+                "session_user::text AS session, current_setting('role') AS role, "
+                "current_setting('search_path') AS path, current_setting('lock_timeout') AS wait, "
+                "current_setting('session_replication_role') AS rep, "
+                "current_setting('default_transaction_read_only') AS ro, "
+                "current_setting('statement_timeout') AS st, "
+                "current_setting('client_encoding') AS e, "
+                "to_regclass('leak')::text AS temp, (SELECT count(*) FROM pg_prepared_statements "
+                "WHERE name = 'leak') AS prepared, (SELECT count(*) FROM pg_cursors WHERE name = "
+                "'leak') AS cursors, (SELECT count(*) FROM pg_listening_channels()) AS channels; "
+                "DO $$ BEGIN PERFORM lastval(); RAISE 'leak'; EXCEPTION WHEN "
+                "object_not_in_prerequisite_state THEN NULL; END $$;",
+            }
+        )
+
+        result = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+        assert 0 == result.code, str(result)
+        assert [
+            (
+                *("postgres", "postgres", "none", '"$user", public', "2s", "origin", "off", "0"),
+                *("UTF8", None, 0, 0, 0),
+            )
+        ] == database.query("TABLE public.state")
+        assert ["postgres"] == database.query(
+            "SELECT DISTINCT applied_by FROM preflight.migrations"
+        )
+        assert ["someone_else"] == database.query(
+            "SELECT relowner::regrole::text FROM pg_class WHERE relname = 'theirs'"
+        )
+    finally:
+        database.script("DROP OWNED BY someone_else; DROP ROLE someone_else")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DROP SCHEMA preflight CASCADE;",
+        "DROP TABLE preflight.migrations;",
+        "DELETE FROM preflight.migrations;",
+        "ALTER TABLE preflight.migrations DROP COLUMN run_id;",
+    ],
+)
+def test_file_that_harms_the_history_fails_and_is_rolled_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations, text: str
+) -> None:
+    """It says what it cannot do instead of falling over."""
+    migrations({"001_a.sql": "CREATE TABLE a ();" + text})
+
+    result = run()
+
+    assert 30 == result.code, str(result)
+    assert "migration.not_recorded" == error_of(result)["code"]
+    assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
+    assert [None] == database.query("SELECT to_regclass('a')")
+
+
+def test_file_that_the_encoding_cannot_hold_says_so(
+    run: Run, create_database: CreateDatabase, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """The history keeps the file's text, and a LATIN1 database cannot keep a snowman."""
+    latin = create_database(
+        server, options="ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    migrations({"001_a.sql": "-- ☃\nCREATE TABLE a ();"})
+
+    result = run(env={"PGDATABASE": latin.name})
+
+    assert (30, "22P05") == (result.code, error_of(result)["sqlstate"])
+    assert "encoding" in error_of(result)["hint"]
+
+
+def test_defaults_of_the_role_do_not_bite(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Timeouts and odd formats that an administrator gave the role are ours to override."""
+    database.script(
+        "CREATE ROLE bitten LOGIN SUPERUSER PASSWORD 'p'; "
+        "ALTER ROLE bitten SET statement_timeout = '1ms'; "
+        "ALTER ROLE bitten SET lock_timeout = '1ms'; "
+        "ALTER ROLE bitten SET idle_in_transaction_session_timeout = '1ms'; "
+        "ALTER ROLE bitten SET idle_session_timeout = '1s'; "
+        "ALTER ROLE bitten SET transaction_timeout = '1s'; "
+        "ALTER ROLE bitten SET default_transaction_isolation = serializable; "
+        "ALTER ROLE bitten SET standard_conforming_strings = off; "
+        "ALTER ROLE bitten SET datestyle = 'German'; "
+        "ALTER ROLE bitten SET timezone = 'Asia/Kathmandu'; "
+        "ALTER ROLE bitten SET search_path = public, pg_catalog; "
+    )
+    try:
+        migrations(
+            {
+                "001_a.sql": "SELECT pg_sleep(1.1); CREATE TABLE seen AS SELECT 'a\\b'::text AS a, "
+                "current_setting('transaction_isolation') AS isolation;"
+            }
+        )
+
+        result = run(env={"PGUSER": "bitten", "PGPASSWORD": "p"})
+        again = run("check", "--json", env={"PGUSER": "bitten", "PGPASSWORD": "p"})
+
+        assert 0 == result.code, str(result)
+        assert [("a\\b", "read committed")] == database.query("TABLE seen")
+        assert 0 == again.code, str(again)
+    finally:
+        database.script("DROP OWNED BY bitten CASCADE; DROP ROLE bitten")
+
+
+def test_flood_of_notices_and_rows_leaves_memory_flat(
+    start: Start, migrations: WriteMigrations, database: servers.Database
+) -> None:
+    """100,000 notices, a million rows and rows of a megabyte: the process stays below 64 MB."""
+    migrations(
+        {
+            "001_a.sql": "DO $$ BEGIN FOR i IN 1..100000 LOOP RAISE NOTICE 'n %', i; END LOOP; "
+            "RAISE WARNING 'look'; END $$;\n"
+            "SELECT i, 'some text' FROM generate_series(1, 1000000) i;\n"
+            "SELECT repeat('x', 1000000) FROM generate_series(1, 50);\n",
+            "002_b.sql": "SELECT pg_advisory_lock(42);",
+        }
+    )
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("SELECT pg_advisory_lock(42)")
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "60000"})
+        process.wait_for_event("migration.applied")
+        peak_kb = _peak_kb(process.pid)
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert 64 * 1024 > peak_kb
+    assert 20 > len(result.event("migration.progressed"))
+
+
+def _peak_kb(pid: int) -> int:
+    with Path(f"/proc/{pid}/status").open(encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+@pytest.mark.parametrize("kind", ["inserts", "one statement", "copy"])
+def test_large_file_needs_at_most_three_times_its_size(
+    start: Start, migrations: WriteMigrations, database: servers.Database, kind: str
+) -> None:
+    """The history keeps its text too; the interpreter's own 48 MB come on top."""
+    row = "x" * 990
+    many = 20_000
+    text = {
+        "inserts": TABLE + f"INSERT INTO t VALUES (1, '{row}') ON CONFLICT DO NOTHING;\n" * many,
+        "one statement": "CREATE TABLE t AS VALUES " + ",\n".join([f"(1, '{row}')"] * many) + ";\n",
+        "copy": TABLE.replace(" PRIMARY KEY", "")
+        + "COPY t FROM stdin;\n"
+        + f"1\t{row}\n" * many
+        + "\\.\n",
+    }[kind]
+    migrations({"001_a.sql": text, "002_b.sql": "SELECT pg_advisory_lock(42);"})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("SELECT pg_advisory_lock(42)")
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "60000"})
+        process.wait_for_event("migration.applied", timeout=60)
+        peak_kb = _peak_kb(process.pid)
+    assert 0 == process.wait().code
+    assert 3 * len(text) / 1024 + 48 * 1024 > peak_kb
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def test_blocked_file_is_tried_again_and_readers_go_on(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The blocker is named, readers pass between the tries, and its end lets the file through."""
+    database.script(TABLE)
+    migrations({"001_a.sql": "ALTER TABLE t ADD COLUMN b int;"})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("SET application_name = 'long report'")
+        blocker.execute("BEGIN; TABLE t")
+        process = start(
+            env={"PREFLIGHT_LOCK_TIMEOUT_MS": "400", "PREFLIGHT_FIRST_CONTACT": "pending"}
+        )
+        blocked = process.wait_for_event("migration.blocked")
+        process.wait_for_event("migration.retried")
+        with database.server.connect(database.name) as reader:
+            reader.execute("SET statement_timeout = '10s'")
+            for _ in range(3):
+                assert (0,) == reader.execute("SELECT count(*) FROM t").fetchone()
+        pid = blocker.info.backend_pid
+        blocker.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    named = blocked["blocked_by"][0]
+    assert (pid, "long report", "idle in transaction") == (
+        named["pid"],
+        named["application"],
+        named["state"],
+    )
+    assert named["age_s"] >= 0
+    assert ["001_a"] == result.finished["applied"]
+
+
+def test_exhausted_retries_name_the_blocker(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """12: run again unchanged; the file left nothing."""
+    database.script(TABLE)
+    migrations({"001_a.sql": "CREATE TABLE a (); ALTER TABLE t ADD COLUMN b int;"})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("SET application_name = 'long report'")
+        blocker.execute("BEGIN; TABLE t")
+        result = run(
+            env={
+                "PREFLIGHT_LOCK_TIMEOUT_MS": "1000",
+                "PREFLIGHT_LOCK_RETRY_S": "0",
+                "PREFLIGHT_FIRST_CONTACT": "pending",
+            }
+        )
+        pid = blocker.info.backend_pid
+
+    assert (12, "55P03") == (result.code, error_of(result)["sqlstate"])
+    assert f"pid {pid} (long report" in error_of(result)["message"]
+    assert [None] == database.query("SELECT to_regclass('a')")
+    assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
+
+
+@pytest.mark.parametrize("sqlstate", ["40P01", "40001", "55P03"])
+def test_passing_failure_runs_the_whole_file_again(
+    run: Run, database: servers.Database, migrations: WriteMigrations, sqlstate: str
+) -> None:
+    """A sequence counts the tries, because it does not roll back."""
+    database.script("CREATE SEQUENCE tries")
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (); PREPARE p AS SELECT 1;\n"
+            "DO $$ BEGIN IF nextval('tries') < 3 THEN "
+            f"RAISE 'not now' USING ERRCODE = '{sqlstate}'; END IF; END $$;"
+        }
+    )
+
+    result = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+    assert [sqlstate] * 2 == [each["sqlstate"] for each in result.event("migration.retried")]
+    assert [3] == database.query("SELECT last_value FROM tries")
+
+
+def test_directives_set_the_timeouts_of_their_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """And only of their file."""
+    show = (
+        "CREATE TABLE {} AS SELECT current_setting('lock_timeout') AS a, "
+        "current_setting('statement_timeout') AS b;"
+    )
+    migrations(
+        {
+            "001_a.sql": "-- preflight: lock-timeout 7s\n-- preflight: statement-timeout 2min\n"
+            + show.format("a"),
+            "002_b.sql": show.format("b"),
+            "003_c.sql": "-- preflight: statement-timeout 50ms\nSELECT pg_sleep(60);",
+        }
+    )
+
+    result = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "1500", "PREFLIGHT_STATEMENT_TIMEOUT_S": "90"})
+
+    assert (30, 2, 1, "57014") == place_of(result)
+    assert [("7s", "2min")] == database.query("TABLE a")
+    assert [("1500ms", "90s")] == database.query("TABLE b")
+
+
+# --- the fence ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def claimed(run: Run, migrations: WriteMigrations) -> WriteMigrations:
+    """Give a directory whose 002 is pending, in a database that knows 001."""
+    migrations({"001_a.sql": "CREATE TABLE a ();"})
+    assert 0 == run().code
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+    return migrations
+
+
+CLAIM = (
+    "INSERT INTO preflight.migrations (version, name, checksum, state, how, up_sql, tool_version, "
+    "run_id) SELECT 2, '002_b', %s, 'done', 'applied', '', '', 'another'"
+)
+
+
+@pytest.mark.usefixtures("claimed")
+def test_wait_on_the_fence_is_the_lock_being_busy(run: Run, database: servers.Database) -> None:
+    """11, not 12: no table is blocked, another run is in the middle of it."""
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN")
+        other.execute(CLAIM, ["x"])
+        result = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "300"})
+
+    assert (11, "lock.fence") == (result.code, error_of(result)["code"])
+
+
+@pytest.mark.usefixtures("claimed")
+def test_run_that_comes_second_plans_again(start: Start, database: servers.Database) -> None:
+    """The other run commits while we wait on the fence: nothing is left to do."""
+    checksum = hashlib.sha256(b"CREATE TABLE b ();").hexdigest()
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN")
+        other.execute(CLAIM, [checksum])
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "60000"})
+        process.wait_for_event("migration.blocked")
+        other.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert "applied" not in result.finished
+    assert [None] == database.query("SELECT to_regclass('b')")
+
+
+# --- connections that end -------------------------------------------------------------------------
+
+
+def test_terminated_session_is_connection_lost(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """13: the file was rolled back, and the history says so to the next run."""
+    migrations({"001_a.sql": "CREATE TABLE a (); SELECT pg_sleep(60);"})
+    process = start()
+    process.wait_for_event("migration.started")
+    terminated = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE %s"
+    while not database.query(terminated, "SELECT pg_sleep(60)%"):
+        assert process.running
+    result = process.wait()
+
+    assert 13 == result.code, str(result)
+    assert "001_a" == error_of(result)["migration"]
+    assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
+
+
+def test_stop_in_the_middle_of_a_statement_rolls_back(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """143, no session of ours is left, and the next run does all of it."""
+    migrations({"001_a.sql": "CREATE TABLE a (); SELECT pg_sleep(60);"})
+    process = start()
+    process.wait_for_event("migration.started")
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND state = 'active'"
+    while database.query(sleeping, "SELECT pg_sleep(60)%") == [0]:
+        assert process.running
+    process.signal(signal.SIGTERM)
+    result = process.wait(5)
+
+    assert 143 == result.code, str(result)
+    assert 0 == database.sessions()
+    assert [None] == database.query("SELECT to_regclass('a')")
+
+
+def test_plain_role_and_odd_names_work(
+    run: Run, server: servers.Server, create_database: CreateDatabase, migrations: WriteMigrations
+) -> None:
+    """An owner who is no superuser, whose name and database need quotes."""
+    database = create_database(server, 'Ünicorn\'s "db" = 100%')
+    role = 'o\'Neil "%s" é'
+    with server.connect() as connection:
+        connection.execute(
+            psycopg.sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'p'").format(
+                psycopg.sql.Identifier(role)
+            )
+        )
+        connection.execute(
+            psycopg.sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
+                psycopg.sql.Identifier(database.name), psycopg.sql.Identifier(role)
+            )
+        )
+    try:
+        migrations({"001_a.sql": "CREATE SCHEMA app; CREATE TABLE app.a ();"})
+        result = run(env=database.env(role, "p"))
+
+        assert 0 == result.code, str(result)
+        assert [(role, "done")] == database.query(
+            "SELECT applied_by, state FROM preflight.migrations"
+        )
+    finally:
+        with server.connect(database.name) as connection:
+            connection.execute(
+                psycopg.sql.SQL("ALTER DATABASE {} OWNER TO postgres").format(
+                    psycopg.sql.Identifier(database.name)
+                )
+            )
+            connection.execute(
+                psycopg.sql.SQL("DROP OWNED BY {} CASCADE").format(psycopg.sql.Identifier(role))
+            )
+            connection.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(role)))

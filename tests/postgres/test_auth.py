@@ -1,0 +1,273 @@
+"""Passwords, roles, TLS: what a server may refuse, and what must reach it unchanged."""
+
+import shutil
+import subprocess
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import program, servers
+from tests.conftest import Run, Start, WriteMigrations
+
+pytestmark = pytest.mark.usefixtures("one")
+
+BRIEFLY = {"PREFLIGHT_WAIT_TIMEOUT_S": "0.2"}
+EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+ODD = """ a'b"c\\d:e%f@g h/i?j#k&l=m+n%41é€ """
+
+
+@pytest.fixture
+def one(migrations: WriteMigrations) -> None:
+    """Have one migration to apply."""
+    migrations({"001_one.sql": "CREATE TABLE one (id int);\n"})
+
+
+# a password's way
+
+
+@pytest.fixture
+def odd_role(database: servers.Database) -> Iterator[str]:
+    """Give a superuser with the oddest password there is."""
+    role = f"odd_{database.name}"
+    literal = ODD.replace("'", "''")
+    database.script(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{literal}'")
+    yield role
+    database.script(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    "way", ["PGPASSWORD", "POSTGRES_PASSWORD", "POSTGRES_PASSWORD_FILE", "DATABASE_URL"]
+)
+def test_password_arrives_as_it_is(
+    run: Run, database: servers.Database, odd_role: str, tmp_path: Path, way: str
+) -> None:
+    """Every vocabulary carries any character, to us and to pg_dump, and shows it nowhere."""
+    given = database.env(odd_role, ODD)
+    names = {"PGHOST": "HOST", "PGPORT": "PORT", "PGUSER": "USER", "PGDATABASE": "DB"}
+    others = {f"POSTGRES_{new}": given[old] for old, new in names.items()}
+    secret = tmp_path / "secret"
+    secret.write_text(f"{ODD}\n")
+    quoted = urllib.parse.quote(ODD, safe="")
+    url = f"postgresql://{odd_role}:{quoted}@{given['PGHOST']}:{given['PGPORT']}/{database.name}"
+    ways: dict[str, dict[str, str]] = {
+        "PGPASSWORD": given,
+        "POSTGRES_PASSWORD": {**others, "POSTGRES_PASSWORD": ODD},
+        "POSTGRES_PASSWORD_FILE": {**others, "POSTGRES_PASSWORD_FILE": str(secret)},
+        "DATABASE_URL": {"DATABASE_URL": url},
+    }
+    result = run(env={**dict.fromkeys(given), **ways[way]})
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.verified"))
+    assert [odd_role] == database.query("SELECT applied_by FROM preflight.migrations")
+    assert [] == [each for each in (ODD, quoted, "e%f@g") if each in str(result)]
+
+
+# what a server refuses
+
+
+def test_wrong_password_is_told_from_an_absent_server(run: Run) -> None:
+    """At a deadline the class of the last failure decides: 21, not 10; the password stays ours."""
+    result = run(env={**BRIEFLY, "PGPASSWORD": "not the pass word"})
+
+    assert (21, "28P01") == (result.code, result.finished["error"]["sqlstate"])
+    assert "not the pass word" not in str(result)
+
+
+def test_no_password_is_a_lasting_failure(run: Run) -> None:
+    """The server asks, and there is nothing to answer: libpq says so, without an SQLSTATE."""
+    result = run(env={**BRIEFLY, "PGPASSWORD": None, "PGPASSFILE": "/nowhere"})
+
+    assert 21 == result.code, str(result)
+
+
+def test_missing_database_is_a_wrong_target(run: Run) -> None:
+    """It is named, with the variables that could be wrong."""
+    result = run(env={**BRIEFLY, "PGDATABASE": "not there"})
+
+    assert (22, "target.no_database") == (result.code, result.finished["error"]["code"])
+    assert "'not there'" in result.finished["error"]["message"]
+    assert "PGDATABASE" in result.finished["error"]["hint"]
+
+
+def test_right_to_connect_is_missed(run: Run, database: servers.Database) -> None:
+    """42501 at the door is a matter of rights like a wrong password."""
+    role = f"outsider_{database.name}"
+    database.script(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x';"
+        f' REVOKE CONNECT ON DATABASE "{database.name}" FROM PUBLIC'
+    )
+    result = run(env={**BRIEFLY, **database.env(role, "x")})
+    database.script(f"DROP ROLE {role}")
+
+    assert (21, "42501") == (result.code, result.finished["error"]["sqlstate"])
+
+
+def test_role_and_database_made_late_are_waited_for(
+    start: Start, server: servers.Server, database: servers.Database
+) -> None:
+    """Operators make them after the server is up: there is a grace of 15 seconds."""
+    role = f"late_{database.name}"
+    process = start(env={**database.env(role, "x"), "PGDATABASE": role, "PREFLIGHT_BACKUP": "off"})
+    first = process.wait_for_event("server.waiting")
+    with server.connect() as connection:
+        connection.execute(f"CREATE DATABASE {role}".encode())
+        connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'x'".encode())
+    result = process.wait()
+    with server.connect() as connection:
+        connection.execute(f"DROP DATABASE {role}".encode())
+        connection.execute(f"DROP ROLE {role}".encode())
+
+    assert "28P01" == first["sqlstate"]
+    assert 0 == result.code, str(result)
+
+
+def test_wrong_password_gives_up_before_the_deadline(run: Run) -> None:
+    """Fifteen seconds after the first answer, and after few attempts: no lock-out is provoked."""
+    result = run(env={"PGPASSWORD": "wrong", "PREFLIGHT_WAIT_TIMEOUT_S": "600"})
+
+    assert 21 == result.code, str(result)
+    assert "6 attempts" in result.finished["error"]["message"]
+
+
+# protection that was asked for
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"PGSSLMODE": "require"},
+        {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere"},
+        {"PGCHANNELBINDING": "require", "PGSSLMODE": "disable"},
+        {"PGREQUIREAUTH": "password"},
+    ],
+)
+def test_protection_is_never_given_up(run: Run, asked: dict[str, str]) -> None:
+    """A server that cannot give what was asked for gets no password."""
+    result = run(env={**BRIEFLY, **asked})
+
+    assert (21, "auth.rejected") == (result.code, result.finished["error"]["code"])
+
+
+one_server = pytest.mark.xdist_group("tls")  # one worker, so that it is made once
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a certificate for 127.0.0.1, its authority, and an authority that has nothing to do."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificates, is not on PATH")
+    place = tmp_path_factory.mktemp("tls")
+    for name in ("right", "wrong"):
+        _openssl(
+            place,
+            *("req", "-x509", *EC, "-nodes", "-days", "2"),
+            *("-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt"),
+        )
+    _openssl(
+        place,
+        *("req", *EC, "-nodes", "-subj", "/CN=server"),
+        *("-keyout", "server.key", "-out", "server.csr"),
+    )
+    (place / "names").write_text(f"subjectAltName=IP:{servers.HOST}\n")
+    _openssl(
+        place,
+        *("x509", "-req", "-in", "server.csr", "-CA", "right.crt", "-CAkey", "right.key"),
+        *("-CAcreateserial", "-days", "2", "-extfile", "names", "-out", "server.crt"),
+    )
+    return place
+
+
+def _openssl(place: Path, *args: str) -> None:
+    subprocess.run(["openssl", *args], cwd=place, check=True, capture_output=True)  # noqa: S607 - of the system
+
+
+@pytest.fixture(scope="module")
+def tls_server(authorities: Path) -> Iterator[servers.Server]:
+    """Start a server that speaks TLS and turns one role away."""
+    try:
+        server = servers.start(17)
+    except servers.Unavailable as reason:
+        pytest.skip(f"no PostgreSQL 17: {reason}")
+    for name in ("server.crt", "server.key"):
+        server.put(name, (authorities / name).read_text())
+    server.put(
+        "pg_hba.conf",
+        "host all rejected all reject\n"
+        "hostssl all postgres all scram-sha-256\n"
+        "host all observer all trust\n",
+    )
+    server.configure(ssl="on")
+    server.restart()
+    with server.connect() as connection:
+        connection.execute("CREATE DATABASE app")
+        connection.execute("CREATE ROLE rejected LOGIN")
+        connection.execute("CREATE ROLE observer LOGIN")
+    yield server
+    server.remove()
+
+
+@one_server
+def test_tls_is_verified_in_full_for_the_dump_too(
+    run: Run, tls_server: servers.Server, authorities: Path
+) -> None:
+    """verify-full with the right authority, and channel binding on top of it."""
+    result = run(
+        env={
+            **tls_server.env("app"),
+            "PATH": program.path(17),  # the client 18 has no TLS
+            "PGSSLMODE": "verify-full",
+            "PGSSLROOTCERT": str(authorities / "right.crt"),
+            "PGCHANNELBINDING": "require",
+        }
+    )
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.verified"))
+
+
+@one_server
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"PGSSLROOTCERT": "wrong.crt"}, "certificate verify failed"),
+        ({"PGSSLROOTCERT": "right.crt", "PGHOST": "localhost"}, "does not match host name"),
+    ],
+)
+def test_certificate_of_somebody_else_is_refused(
+    run: Run,
+    tls_server: servers.Server,
+    authorities: Path,
+    asked: dict[str, str],
+    reason: str,
+) -> None:
+    """An unknown authority, a name that is not the host's: 21, and the check that failed."""
+    env = {**tls_server.env("app"), **BRIEFLY, "PGSSLMODE": "verify-full", **asked}
+    result = run(env={**env, "PGSSLROOTCERT": str(authorities / asked["PGSSLROOTCERT"])})
+
+    assert 21 == result.code, str(result)
+    assert reason in result.finished["error"]["message"]
+
+
+@one_server
+@pytest.mark.parametrize(
+    "asked", [{"PGUSER": "rejected"}, {"PGSSLMODE": "disable"}], ids=["reject", "no entry"]
+)
+def test_pg_hba_has_the_last_word(
+    run: Run, tls_server: servers.Server, asked: dict[str, str]
+) -> None:
+    """A line that rejects, and no line at all."""
+    result = run(env={**tls_server.env("app"), **BRIEFLY, **asked})
+
+    assert (21, "28000") == (result.code, result.finished["error"]["sqlstate"])
+
+
+@one_server
+def test_channel_binding_needs_more_than_trust(run: Run, tls_server: servers.Server) -> None:
+    """A server that asks for nothing proves nothing."""
+    env = {"PGUSER": "observer", "PGCHANNELBINDING": "require", "PGSSLMODE": "require"}
+    result = run(env={**tls_server.env("app"), **BRIEFLY, **env})
+
+    assert 21 == result.code, str(result)

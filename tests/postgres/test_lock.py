@@ -1,0 +1,188 @@
+"""One run at a time: the lock is waited for, its holder named, its loss noticed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from preflight import lock
+from tests import faults, servers
+from tests.conftest import Run, Start, WriteMigrations
+
+ONE = {"001_one.sql": "CREATE TABLE one (id int);\n"}
+QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+
+
+@contextmanager
+def held(database: servers.Database, schema: str = "preflight") -> Iterator[psycopg.Connection]:
+    """Hold the lock as a run elsewhere would."""
+    name = "pg-preflight@elsewhere"
+    with psycopg.connect(database.conninfo(application_name=name), autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [lock.key(schema)])
+        yield holder
+
+
+def test_busy_lock_names_its_holder(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Code 11 at the deadline, with what an operator needs to find the other run and end it."""
+    migrations(ONE)
+    with held(database) as holder:
+        result = run(env={"PREFLIGHT_LOCK_WAIT_S": "0.5"})
+        pid = holder.info.backend_pid
+
+    busy = result.event("lock.busy")[0]
+    error = result.finished["error"]
+    assert (11, "lock.busy") == (result.code, error["code"])
+    assert (pid, "pg-preflight@elsewhere") == (busy["holder_pid"], busy["holder"])
+    assert busy["holder_age_s"] >= 0
+    assert f"pid {pid}, 'pg-preflight@elsewhere'" in error["message"]
+    assert "connected for" in error["message"]
+    assert f"pg_terminate_backend({pid})" in error["hint"]
+    assert "backup.started" not in result.names
+
+
+def test_no_patience_is_no_wait(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """LOCK_WAIT_S=0 looks once."""
+    migrations(ONE)
+    with held(database):
+        result = run(env={"PREFLIGHT_LOCK_WAIT_S": "0"})
+
+    assert 11 == result.code, str(result)
+
+
+def test_holder_of_another_role_is_named_as_far_as_it_shows(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Without pg_monitor the age of somebody else's session is hidden; its name is not."""
+    migrations(ONE)
+    role = f"owner_{database.name}"
+    database.script(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x';"
+        f' GRANT CREATE ON DATABASE "{database.name}" TO {role}'
+    )
+    with held(database):
+        result = run(env={**database.env(role, "x"), "PREFLIGHT_LOCK_WAIT_S": "0"})
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 11 == result.code, str(result)
+    assert "pg-preflight@elsewhere" in result.finished["error"]["message"]
+
+
+def test_nothing_pending_needs_no_lock(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Every pod start looks; only work queues."""
+    migrations(ONE)
+    run(env=QUICKLY)
+    with held(database):
+        result = run(env={"PREFLIGHT_LOCK_WAIT_S": "0"})
+
+    assert 0 == result.code, str(result)
+
+
+def test_apps_with_schemas_of_their_own_do_not_wait_for_each_other(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The schema is part of the lock's key."""
+    migrations(ONE)
+    with held(database):
+        result = run(env={**QUICKLY, "PREFLIGHT_SCHEMA": "other", "PREFLIGHT_LOCK_WAIT_S": "0"})
+
+    assert 0 == result.code, str(result)
+    assert "lock.busy" not in result.names
+    assert [1] == database.query("SELECT version FROM other.migrations")
+
+
+def test_other_run_is_waited_for(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It ends, and the work is looked at again."""
+    migrations(ONE)
+    with held(database):
+        process = start(env=QUICKLY)
+        process.wait_for_event("lock.busy")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert ["lock.busy", "lock.acquired"] == [
+        each for each in result.names if each.startswith("lock.")
+    ]
+
+
+def test_killed_holder_frees_the_lock_in_the_middle_of_a_statement(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The server looks once a second whether its client is still there, and ends the statement."""
+    migrations({"001_nap.sql": "SELECT pg_sleep(current_setting('app.nap')::float8);\n"})
+    database.script(f"ALTER DATABASE \"{database.name}\" SET app.nap = '600'")
+    holder = start(env=QUICKLY)
+    faults.until(lambda: napping(database), "the migration sleeps")
+    database.script(f"ALTER DATABASE \"{database.name}\" SET app.nap = '0'")
+    waiter = start(env=QUICKLY)
+    waiter.wait_for_event("lock.busy")
+    holder.kill()
+    result = waiter.wait()
+
+    assert 0 == result.code, str(result)
+    assert [(1, "done")] == database.query("SELECT version, state FROM preflight.migrations")
+
+
+def napping(database: servers.Database) -> bool:
+    """Tell whether a migration sleeps."""
+    return [1] == database.query(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event = 'PgSleep'"
+    )
+
+
+def test_waiter_does_not_hold_an_index_up(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """CREATE INDEX CONCURRENTLY waits for every open snapshot: a blocked waiter would be one."""
+    migrations(ONE)
+    run(env=QUICKLY)
+    migrations(
+        {
+            "002_index.sql": "-- preflight: no-transaction\n"
+            "CREATE INDEX CONCURRENTLY one_id ON one (id);\n"
+        }
+    )
+    with database.server.connect(database.name) as reader, reader.transaction():
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT FROM one")
+        builder = start(env=QUICKLY)
+        faults.until(
+            lambda: database.query("SELECT pid FROM pg_stat_progress_create_index"),
+            "the index is being built",
+        )
+        waiter = start(env=QUICKLY)
+        waiter.wait_for_event("lock.busy")
+    results = [builder.wait(), waiter.wait()]
+
+    assert [0, 0] == [each.code for each in results], "\n".join(map(str, results))
+    assert [True] == database.query(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'one_id'::regclass"
+    )
+
+
+def test_lock_that_a_file_let_go_is_missed(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nothing runs without it: the run ends with 13, and the next one goes on where it stopped."""
+    migrations(
+        {
+            "001_careless.sql": "CREATE TABLE one (id int);\nSELECT pg_advisory_unlock_all();\n",
+            "002_two.sql": "CREATE TABLE two (id int);\n",
+        }
+    )
+    result = run(env=QUICKLY)
+    applied = database.query("SELECT version FROM preflight.migrations")
+    again = run(env=QUICKLY)
+
+    assert (13, "lock.lost") == (result.code, result.finished["error"]["code"])
+    assert [1] == applied
+    assert 0 == again.code, str(again)
+    assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")

@@ -1,0 +1,398 @@
+"""Files that run outside a transaction: marks, resuming, and what is read back."""
+
+import signal
+import time
+from typing import Any
+
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from tests import program, servers
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+
+MARK = "-- preflight: no-transaction\n"
+CIC = "CREATE INDEX CONCURRENTLY t_a ON t (a);"
+UNIQUE = "CREATE UNIQUE INDEX CONCURRENTLY t_a ON t (a);"
+INDEXES = (
+    "SELECT c.relname::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+    "WHERE c.relnamespace = 'public'::regnamespace ORDER BY 1"
+)
+PROGRESS = "SELECT state, statements_done, statements_started FROM preflight.migrations"
+ACTIVE = (
+    "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s AND pid <> "
+    "pg_backend_pid() AND clock_timestamp() - query_start > %s::interval"
+)
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """Do without backups; the tests make tables of their own first."""
+    return environment | {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_FIRST_CONTACT": "pending"}
+
+
+@pytest.fixture
+def table(database: servers.Database) -> None:
+    """Give a table with rows that are not unique."""
+    database.script("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1), (2)")
+
+
+def error_of(result: program.Result) -> dict[str, Any]:
+    """Return the error that a run ended with."""
+    found: dict[str, Any] = result.finished["error"]
+    return found
+
+
+def wait_for_statement(
+    process: program.Process, database: servers.Database, text: str, longer_than: str = "0s"
+) -> None:
+    """Return once the server is at a statement that contains this."""
+    deadline = time.monotonic() + 30
+    while not database.query(ACTIVE, f"%{text}%", longer_than):
+        assert process.running
+        assert time.monotonic() < deadline
+
+
+def end_of_sessions(database: servers.Database) -> None:
+    """Return once the server has noticed that the program is gone."""
+    deadline = time.monotonic() + 30
+    while database.sessions():
+        assert time.monotonic() < deadline
+
+
+def test_what_cannot_run_in_a_transaction_runs(
+    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """On every version of the server, with what the statements before it set."""
+    assert any_server is database.server
+    migrations(
+        {
+            "001_a.sql": MARK + "CREATE SCHEMA app; SET search_path = app; SET lock_timeout = '7s';"
+            "CREATE TABLE t (a int, b text DEFAULT current_setting('lock_timeout'));"
+            "INSERT INTO t VALUES (1), (2);"
+            'CREATE UNIQUE INDEX CONCURRENTLY "T a" ON t (a DESC) INCLUDE (b) WHERE a > 0;'
+            "CREATE INDEX CONCURRENTLY IF NOT EXISTS expr ON app.t (lower(b), a NULLS FIRST);"
+            'REINDEX INDEX CONCURRENTLY "T a"; VACUUM (ANALYZE) t; DROP INDEX CONCURRENTLY expr;'
+            "CREATE TYPE mood AS ENUM ('sad'); ALTER TYPE mood ADD VALUE 'ok'; "
+            "CREATE TABLE m AS SELECT 'ok'::mood AS now;",
+            "001_a_verify.sql": "SELECT 's' AS suite, 'c' AS \"check\", "
+            "count(*) = 2 AS ok FROM app.t",
+            "002_b.sql": "CREATE TABLE after AS SELECT current_setting('search_path') AS path;",
+        }
+    )
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert [("done", 13, 13), ("done", 1, 1)] == database.query(PROGRESS + " ORDER BY version")
+    assert ["T a"] == database.query(
+        "SELECT c.relname::text FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
+        "WHERE indisvalid AND c.relnamespace = 'app'::regnamespace"
+    )
+    assert [(1, "7s"), (2, "7s")] == database.query("SELECT a, b FROM app.t ORDER BY a")
+    assert ['"$user", public'] == database.query("SELECT path FROM after")
+
+
+def test_role_of_the_file_stays_and_marks_are_ours(
+    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A role that may not touch the history runs the statements; the marks are still made."""
+    role = f"{database.name}_other"
+    with any_server.connect(database.name) as connection:
+        connection.execute(SQL("CREATE ROLE {}").format(Identifier(role)))
+        connection.execute(SQL("GRANT CREATE ON SCHEMA public TO {}").format(Identifier(role)))
+    try:
+        migrations(
+            {
+                "001_a.sql": MARK + f"SET ROLE {role}; CREATE TABLE a (i int); "
+                "CREATE INDEX CONCURRENTLY a_i ON a (i);"
+                f"RESET ROLE; SET SESSION AUTHORIZATION {role}; CREATE TABLE b ();"
+            }
+        )
+        result = run()
+
+        assert 0 == result.code, str(result)
+        assert [role] == database.query(
+            "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('a','a_i','b')"
+        )
+    finally:
+        with any_server.connect(database.name) as connection:
+            connection.execute(SQL("DROP OWNED BY {}").format(Identifier(role)))
+            connection.execute(SQL("DROP ROLE {}").format(Identifier(role)))
+
+
+@pytest.mark.usefixtures("table")
+def test_failed_file_resumes_where_the_done_statements_are_unchanged(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """31, then the later statement is corrected: what was done is not done again."""
+    first = MARK + "SET search_path = public, pg_temp; INSERT INTO t VALUES (7);\n"
+    migrations({"001_a.sql": first + "  INSERT INTO nope VALUES (1); SELECT 1;"})
+
+    failed = run()
+
+    assert 31 == failed.code, str(failed)
+    assert (3, 15, "42P01") == tuple(
+        error_of(failed)[each] for each in ("line", "column", "sqlstate")
+    )
+    assert [("failed", 2, 2)] == database.query(PROGRESS)
+    assert 3 == run("check").code
+    assert ["failed"] == database.query("SELECT event FROM preflight.journal")
+
+    migrations(
+        {"001_a.sql": first + "CREATE TABLE path AS SELECT current_setting('search_path') p;"}
+    )
+    resumed = run()
+
+    assert 0 == resumed.code, str(resumed)
+    assert [2] == [
+        each["resumed_after_statement"] for each in resumed.event("migration.progressed")
+    ]
+    assert [1] == database.query("SELECT count(*) FROM t WHERE a = 7")
+    assert ["public, pg_temp"] == database.query("SELECT p FROM path")
+    assert [("done", 3, 3)] == database.query(PROGRESS)
+
+
+@pytest.mark.usefixtures("table")
+def test_changed_beginning_cannot_be_resumed(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """32, naming both ways out, and nothing runs."""
+    migrations({"001_a.sql": MARK + "INSERT INTO t VALUES (7); SELECT 1/0;"})
+    run()
+    migrations({"001_a.sql": MARK + "INSERT INTO t VALUES (8); SELECT 1;"})
+
+    result = run()
+
+    assert 32 == result.code, str(result)
+    assert "adopt 1" in error_of(result)["hint"]
+    assert "force 1" in error_of(result)["hint"]
+    assert [0] == database.query("SELECT count(*) FROM t WHERE a = 8")
+
+
+@pytest.mark.usefixtures("table")
+def test_killed_index_is_dropped_and_built_anew(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """After kill -9 there is an INVALID index; the next run knows it for its own."""
+    migrations({"001_a.sql": MARK + CIC})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
+        process = start()
+        process.wait_for_event("migration.blocked")
+        process.signal(signal.SIGKILL)
+        process.wait()
+        end_of_sessions(database)
+        blocker.execute("COMMIT")
+    assert [("t_a", False)] == database.query(INDEXES)
+    assert [("running", 0, 1)] == database.query(PROGRESS)
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert "public.t_a" in [
+        each.get("dropped_invalid_index") for each in result.event("migration.progressed")
+    ]
+    assert [("t_a", True)] == database.query(INDEXES)
+
+
+@pytest.mark.usefixtures("table")
+def test_stopped_index_is_dropped_and_built_anew(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """SIGTERM: 143 within 5 s although the index waits for somebody."""
+    migrations({"001_a.sql": MARK + CIC})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
+        process = start()
+        process.wait_for_event("migration.blocked")
+        process.signal(signal.SIGTERM)
+        assert 143 == process.wait(5).code
+        blocker.execute("COMMIT")
+
+    assert 0 == run().code
+    assert [("t_a", True)] == database.query(INDEXES)
+
+
+@pytest.mark.usefixtures("table")
+def test_failed_index_is_named_and_built_once_the_cause_is_gone(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A unique index over rows that are not."""
+    migrations({"001_a.sql": MARK + UNIQUE})
+
+    failed = run()
+
+    assert (31, "23505") == (failed.code, error_of(failed)["sqlstate"])
+    assert "public.t_a is left INVALID" in error_of(failed)["message"]
+    database.query("DELETE FROM t WHERE a = 1")
+    again = run()
+    assert 0 == again.code, str(again)
+    assert [("t_a", True)] == database.query(INDEXES)
+
+
+@pytest.mark.usefixtures("table")
+def test_index_without_a_name_is_not_guessed_at(run: Run, migrations: WriteMigrations) -> None:
+    """What it left cannot be found again, so the second run is 32."""
+    migrations({"001_a.sql": MARK + "CREATE UNIQUE INDEX CONCURRENTLY ON t (a);"})
+
+    assert [31, 32] == [run().code, run().code]
+
+
+@pytest.mark.usefixtures("table")
+def test_invalid_index_of_somebody_else_is_left_alone(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """31, naming it; not even the second run drops it."""
+    with database.server.connect(database.name) as theirs, pytest.raises(Exception, match="unique"):
+        theirs.execute(UNIQUE)
+    oid = database.query("SELECT 't_a'::regclass::oid::int")
+    migrations({"001_a.sql": MARK + CIC.replace("t_a", "IF NOT EXISTS t_a")})
+
+    for _ in range(2):
+        result = run()
+        assert (31, "index.invalid") == (result.code, error_of(result)["code"]), str(result)
+        assert "public.t_a" in error_of(result)["message"]
+        assert oid == database.query("SELECT 't_a'::regclass::oid::int")
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        ("CREATE INDEX t_a ON t (a DESC)", "index.differs"),
+        ("CREATE UNIQUE INDEX t_a ON t (a) WHERE a > 1", "index.differs"),
+        ("CREATE TABLE u (a int); CREATE INDEX t_a ON u (a)", "index.elsewhere"),
+        ("CREATE INDEX t_a ON t (a)", None),
+    ],
+)
+def test_if_not_exists_does_not_hide_another_index(
+    run: Run, database: servers.Database, migrations: WriteMigrations, before: str, code: str | None
+) -> None:
+    """IF NOT EXISTS asks for the name only; the file asks for the index."""
+    database.script(before)
+    migrations({"001_a.sql": MARK + CIC.replace("t_a", "IF NOT EXISTS t_a")})
+
+    result = run()
+
+    assert (31 if code else 0) == result.code, str(result)
+    assert code == result.finished.get("error", {}).get("code")
+
+
+@pytest.mark.usefixtures("table")
+def test_killed_statement_in_a_transaction_has_no_double_effect(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its effect and its mark are one transaction."""
+    migrations(
+        {
+            "001_a.sql": MARK + "INSERT INTO t VALUES (7);"
+            "INSERT INTO t SELECT 8 FROM pg_advisory_xact_lock(42);"
+        }
+    )
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("SELECT pg_advisory_lock(42)")
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "60000"})
+        wait_for_statement(process, database, "INSERT INTO t SELECT")
+        process.signal(signal.SIGKILL)
+        process.wait()
+        end_of_sessions(database)
+
+    assert [("running", 1, 1)] == database.query(PROGRESS)
+    assert 0 == run().code
+    assert [7, 8] == database.query("SELECT a FROM t WHERE a > 6 ORDER BY a")
+
+
+def test_statement_that_cannot_be_read_back_needs_repair(
+    start: Start,
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """CREATE DATABASE was under way when the run was killed: 32, and 32 again."""
+    template = create_database(database.server)
+    migrations(
+        {"001_a.sql": MARK + f"CREATE DATABASE {template.name}_copy TEMPLATE {template.name};"}
+    )
+    with database.server.connect(template.name):  # makes CREATE DATABASE wait
+        process = start()
+        wait_for_statement(process, database, "CREATE DATABASE")
+        process.signal(signal.SIGKILL)
+        process.wait()
+        end_of_sessions(database)
+
+    for _ in range(2):
+        result = run()
+        assert (32, "migration.needs_repair") == (result.code, error_of(result)["code"])
+    assert "cannot be read back" in error_of(result)["message"]
+    assert [("running", 0, 1)] == database.query(PROGRESS)
+
+
+@pytest.mark.usefixtures("table")
+def test_failed_verify_file_is_asked_again(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """31: the statements stay and are not repeated, and a re-run verifies again."""
+    migrations(
+        {
+            "001_a.sql": MARK + "INSERT INTO t VALUES (7);",
+            "001_a_verify.sql": "SELECT 'rows' AS suite, 'there is an 8' AS \"check\", "
+            "EXISTS (SELECT FROM t WHERE a = 8) AS ok",
+        }
+    )
+
+    failed = run()
+
+    assert (31, "verify.failed") == (failed.code, error_of(failed)["code"])
+    assert ["there is an 8"] == [each["check"] for each in failed.event("check.failed")]
+    assert 31 == run().code
+    database.query("INSERT INTO t VALUES (8)")
+    assert 0 == run().code
+    assert [1] == database.query("SELECT count(*) FROM t WHERE a = 7")
+
+
+@pytest.mark.usefixtures("table")
+def test_concurrently_waits_longer_than_the_lock_timeout(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It queues nobody, so the configured lock_timeout is not for it."""
+    migrations({"001_a.sql": MARK + CIC})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        wait_for_statement(process, database, "CREATE INDEX", longer_than="400ms")
+        blocker.execute("COMMIT")
+
+    assert 0 == process.wait().code
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "said", ["-- preflight: lock-timeout 100ms\n", "SET lock_timeout = '100ms';"]
+)
+def test_concurrently_obeys_the_lock_timeout_of_its_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations, said: str
+) -> None:
+    """31, and the statement before it stays done."""
+    migrations({"001_a.sql": MARK + said + CIC})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
+        failed = run()
+        blocker.execute("COMMIT")
+
+    assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"])
+    assert 0 == run().code
+    assert [("t_a", True)] == database.query(INDEXES)
+
+
+@pytest.mark.usefixtures("table")
+def test_file_that_drops_the_history_fails_clearly(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its own statement cannot be marked, and so is rolled back."""
+    migrations({"001_a.sql": MARK + "INSERT INTO t VALUES (7); DROP SCHEMA preflight CASCADE;"})
+
+    result = run()
+
+    assert (31, "migration.not_recorded") == (result.code, error_of(result)["code"])
+    assert [("failed", 1, 1)] == database.query(PROGRESS)

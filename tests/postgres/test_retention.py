@@ -1,0 +1,174 @@
+"""Which backups stay, and what is never touched."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import program, servers
+from tests.conftest import CreateDatabase, Run, WriteMigrations
+from tests.fakes import contents, run_without_privileges
+
+
+@pytest.fixture(autouse=True)
+def settings(environment: dict[str, str]) -> None:
+    """Keep two, unless a test says otherwise."""
+    environment["PREFLIGHT_BACKUP_KEEP"] = "2"
+    environment["PREFLIGHT_REHEARSE"] = "off"
+
+
+Up = Callable[..., str]
+
+
+@pytest.fixture
+def up(run: Run, migrations: WriteMigrations, backup_dir: Path) -> Up:
+    """Apply one more migration with its backup, and return the backup's name."""
+    numbers = iter(range(1, 100))
+
+    def up(**env: str) -> str:
+        number = next(numbers)
+        migrations({f"{number:03}_next.sql": f"CREATE TABLE t{number} (id int);"})
+        result = run(env=env)
+        assert 0 == result.code, str(result)
+        name: str = result.event("backup.verified")[0]["backup"]
+        assert (backup_dir / name).is_dir()
+        return name
+
+    return up
+
+
+def names(backup_dir: Path) -> list[str]:
+    """Return everything in the directory, also the hidden."""
+    return sorted(path.name for path in backup_dir.iterdir())
+
+
+def test_newest_backups_are_kept_and_the_others_said_goodbye_to(
+    up: Up, run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Each removal is an event."""
+    first, second = up(), up()
+    migrations({"003_next.sql": "CREATE TABLE t3 (id int);"})
+    result = run()
+    third = result.event("backup.verified")[0]["backup"]
+
+    assert [first] == [event["backup"] for event in result.event("backup.pruned")]
+    assert sorted([second, third]) == names(backup_dir)
+
+
+def test_clock_that_was_set_back_removes_no_new_backup(up: Up, backup_dir: Path) -> None:
+    """The number in the manifest decides; neither the name nor the file's time does."""
+    first = backup_dir / up()
+    late = first.with_name(first.name.replace("-20", "-99", 1))
+    first.rename(late)
+    os.utime(late, (2**33, 2**33))
+    second, third = up(), up()
+
+    assert sorted([second, third]) == names(backup_dir)
+
+
+def test_crash_loop_keeps_its_first_and_its_newest_backup(
+    up: Up, run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """The state before the trouble began, and the last; the older backups are not pushed out."""
+    before = [up(PREFLIGHT_BACKUP_KEEP="4"), up(PREFLIGHT_BACKUP_KEEP="4")]
+    migrations({"010_broken.sql": "SELECT 1/0;"})
+    results = [run(env={"PREFLIGHT_BACKUP_KEEP": "4"}) for _ in range(5)]
+    taken = [result.event("backup.verified")[0]["backup"] for result in results]
+
+    assert [30] * 5 == [result.code for result in results]
+    assert sorted([*before, taken[0], taken[-1]]) == names(backup_dir)
+
+
+def test_backup_with_exports_is_never_removed(up: Up, backup_dir: Path) -> None:
+    """It holds what a rollback destroyed, and nothing else does."""
+    precious = up()
+    (backup_dir / precious / "export-001_next-1.csv").touch()
+    up()
+    second, third = up(), up()
+
+    assert sorted([precious, second, third]) == names(backup_dir)
+
+
+def test_databases_that_share_a_directory_do_not_see_each_other(
+    up: Up, server: servers.Server, create_database: CreateDatabase, backup_dir: Path
+) -> None:
+    """Each keeps its own."""
+    other = create_database(server)
+    theirs = up(**other.env())
+    up()
+    mine = [up(), up()]
+
+    assert sorted([theirs, *mine]) == names(backup_dir)
+
+
+def test_what_is_not_ours_is_never_touched(up: Up, backup_dir: Path, tmp_path: Path) -> None:
+    """Files of others, broken backups, and links that lead out of the directory."""
+    first = up()
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("precious")
+    (backup_dir / "lost+found").mkdir()
+    (backup_dir / "app.dump").write_text("by hand")
+    (backup_dir / first.replace("-", "-0", 1)).symlink_to(victim)
+    broken = backup_dir / f"{first}-broken"
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")
+    manifest = json.loads((backup_dir / first / "manifest.json").read_text())
+    for prefix in ("partial", "pruned"):
+        hidden = f".{prefix}-{manifest['system_identifier']}-{manifest['database']}-x"
+        (backup_dir / hidden).symlink_to(victim)
+    before = contents(backup_dir).items()
+    up(), up()
+
+    left = contents(backup_dir).items()
+    assert {item for item in before if first not in item[0] or "broken" in item[0]} <= set(left)
+    assert {"precious": b"precious"} == contents(victim)
+
+
+def hidden_rest(backup_dir: Path, system: str, database: str, name: str) -> Path:
+    """Make what a killed run leaves."""
+    made = backup_dir / f".partial-{system}-{database}-{name}"
+    made.mkdir()
+    (made / ".lock").touch()
+    (made / "database.dump").write_bytes(b"PGDMP")
+    return made
+
+
+def test_only_a_dead_runs_rest_of_this_database_is_swept(
+    up: Up, database: servers.Database, backup_dir: Path
+) -> None:
+    """Another run of another app in the same database may be at work; its lock says so."""
+    (system,) = database.query("SELECT system_identifier::text FROM pg_control_system()")
+    dead = hidden_rest(backup_dir, system, database.name, "dead")
+    live = hidden_rest(backup_dir, system, database.name, "live")
+    elsewhere = hidden_rest(backup_dir, "1", database.name, "dead")
+    neighbour = hidden_rest(backup_dir, system, f"{database.name}_2", "dead")
+    with (live / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        backup = up()
+
+    assert not dead.exists()
+    assert sorted([backup, live.name, elsewhere.name, neighbour.name]) == names(backup_dir)
+
+
+def test_backup_that_cannot_be_removed_is_a_warning(
+    up: Up, environment: dict[str, str], migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """The run has its backup; the rest is for a person to look at."""
+    stubborn = backup_dir / up()
+    (stubborn / "inner").mkdir()
+    (stubborn / "inner" / "file").touch()
+    (stubborn / "inner").chmod(0o500)
+    up()
+    migrations({"003_next.sql": "CREATE TABLE t3 (id int);"})
+    result: program.Result = run_without_privileges(environment)
+    for left in backup_dir.rglob("inner"):
+        left.chmod(0o700)
+
+    assert 0 == result.code, str(result)
+    (warned,) = result.event("backup.pruned")
+    assert ("warning", stubborn.name) == (warned["level"], warned["backup"])
+    assert "failed" in warned

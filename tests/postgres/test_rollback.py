@@ -1,0 +1,479 @@
+"""Take migrations back: backup, export, rollback file, and what proves that nothing is left."""
+
+import csv
+import signal
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from tests import faults, servers
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+from tests.fakes import Fakes
+
+REPOSITORY = {"PREFLIGHT_MIGRATIONS_DIR": str(servers.REPOSITORY / "migrations")}
+VERIFY = "SELECT 's' AS suite, '{0} is there' AS \"check\", to_regclass('{0}') IS NOT NULL AS ok;\n"
+A = {
+    "001_a.sql": "CREATE TABLE a (id int PRIMARY KEY, t text);\n",
+    "001_a_rollback.sql": "DROP TABLE a;\n",
+    "001_a_verify.sql": VERIFY.format("a"),
+}
+B = {
+    "002_b.sql": "CREATE TABLE b (id int);\n",
+    "002_b_rollback.sql": "DROP TABLE b;\n",
+    "002_b_verify.sql": VERIFY.format("b"),
+}
+MARK = "-- preflight: no-transaction\n"
+PRESENT = "SELECT version FROM preflight.migrations WHERE state = 'done' ORDER BY 1"
+JOURNAL = "SELECT event, version FROM preflight.journal ORDER BY id"
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    """Give a directory for fake clients."""
+    return Fakes(tmp_path / "fakes")
+
+
+def backups(directory: Path) -> list[Path]:
+    """Return what can be seen in the backup directory."""
+    return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+
+
+def dropped(database: servers.Database, *tables: str) -> bool:
+    """Tell whether none of these tables is there."""
+    return all(database.query("SELECT to_regclass(%s)", name) == [None] for name in tables)
+
+
+# --- which ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["rollback"], [1]),
+        (["--rollback"], [1]),
+        (["rollback", "--to", "1"], [1]),
+        (["rollback", "--to", "001"], [1]),
+        (["rollback", "--to", "0"], []),
+        (["--rollback", "--to", "2"], [1, 2]),
+    ],
+)
+def test_rollback_takes_back_what_was_asked(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    arguments: list[str],
+    left: list[int],
+) -> None:
+    """Newest first; each is told, with what happens at the next start of the same image."""
+    migrations(A | B)
+    run()
+    result = run(*arguments)
+
+    gone = [f"00{v}_{n}" for v, n in ((2, "b"), (1, "a")) if v not in left]
+    assert 0 == result.code, result
+    assert left == database.query(PRESENT)
+    assert gone == [event["migration"] for event in result.event("migration.rolled_back")]
+    assert gone == result.finished.get("rolled_back", [])
+    assert all("applies it again" in e["note"] for e in result.event("migration.rolled_back"))
+    assert (1 if gone else 0) == len(result.event("backup.verified"))
+    assert 0 == run().code
+    assert [1, 2] == database.query(PRESENT)
+
+
+def test_nothing_recorded_is_nothing_to_do(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """It says so, writes nothing and takes no backup."""
+    migrations(A)
+    result = run("rollback")
+
+    assert 0 == result.code
+    assert [[]] == [event["rollback"] for event in result.event("plan.made")]
+    assert dropped(database, "preflight.migrations")
+    assert [] == backups(backup_dir)
+
+
+def test_version_that_nobody_knows_is_20(run: Run, migrations: WriteMigrations) -> None:
+    """A typing error must not take everything back."""
+    migrations(A | B)
+    run()
+    result = run("rollback", "--to", "7")
+
+    assert (20, "config.arguments") == (result.code, result.finished["error"]["code"])
+    assert "1, 2" in result.finished["error"]["hint"]
+
+
+def test_missing_rollback_file_is_told_before_any_backup(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Every version that lacks one is named, and nothing is taken back."""
+    migrations({"001_a.sql": A["001_a.sql"]} | B)
+    run(env={"PREFLIGHT_BACKUP": "off"})
+    result = run("rollback", "--to", "0")
+
+    error = result.finished["error"]
+    assert (25, "files.no_rollback", 1) == (result.code, error["code"], error["version"])
+    assert [] == backups(backup_dir)
+    assert [1, 2] == database.query(PRESENT)
+
+
+@pytest.mark.parametrize("how", ["applied", "adopted"])
+def test_older_image_takes_back_a_newer_migration(
+    run: Run, database: servers.Database, migrations: WriteMigrations, how: str
+) -> None:
+    """The rollback text comes from the history, also of one that was only recorded."""
+    folder = migrations(A | {"002_b.sql": "-- preflight: breaking\n" + B["002_b.sql"]})
+    migrations({"002_b_rollback.sql": B["002_b_rollback.sql"]})
+    if how == "adopted":
+        database.script(A["001_a.sql"] + B["002_b.sql"])
+        run("adopt", "1")
+        run("adopt", "2")
+    else:
+        run()
+    for path in folder.glob("002_*"):
+        path.unlink()
+    before = run()
+    result = run("rollback")
+
+    assert (28, 0) == (before.code, result.code), result
+    assert [1] == database.query(PRESENT)
+    assert dropped(database, "b")
+    assert 0 == run().code
+
+
+def test_late_migration_is_taken_back_by_its_number(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Newest is the highest version, not the one applied last."""
+    migrations(A | {"003_c.sql": "CREATE TABLE c ();", "003_c_rollback.sql": "DROP TABLE c;"})
+    run()
+    migrations(B)
+    assert 0 == run(env={"PREFLIGHT_OUT_OF_ORDER": "allow"}).code
+    assert 0 == run("rollback").code
+
+    assert [1, 2] == database.query(PRESENT)
+
+
+# --- the backup and its exports -------------------------------------------------------------------
+
+
+def test_export_is_csv_that_tells_null_from_empty(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Everything a text can hold comes back from it; private, counted, and kept for ever."""
+    texts = ["", "a,b", 'say "no"', "two\nlines\r\n", "né 日本 🐘", " x ", "\\N", "NULL", ";'--"]
+    migrations(A | {"001_a_export.sql": "SELECT t, id FROM a ORDER BY id; -- all\nSELECT 1 AS x"})
+    run()
+    with database.server.connect(database.name) as connection:
+        connection.cursor().executemany("INSERT INTO a VALUES (%s, %s)", list(enumerate(texts)))
+        connection.execute("INSERT INTO a VALUES (99, NULL)")
+    result = run("rollback")
+    (name,) = [event["backup"] for event in result.event("backup.verified")]
+    path = backup_dir / name / "export-001_a-1.csv"
+    raw = path.read_bytes()
+
+    assert 0 == result.code, result
+    assert [10, 1] == [event["rows"] for event in result.event("export.saved")]
+    assert b'\n"",0\n' in raw
+    assert raw.endswith(b"\n,99\n")
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [["t", "id"], *([t, str(i)] for i, t in enumerate(texts)), ["", "99"]] == list(
+            csv.reader(file)
+        )
+    files = {item.name: stat.S_IMODE(item.stat().st_mode) for item in path.parent.iterdir()}
+    assert {0o600} == set(files.values())
+    assert {"export-001_a-1.csv", "export-001_a-2.csv", "database.dump", "manifest.json"} == set(
+        files
+    )
+    for _ in range(3):
+        assert 0 == run("backup", env={"PREFLIGHT_BACKUP_KEEP": "1"}).code
+    assert path.exists()
+    assert 2 == len(backups(backup_dir))
+
+
+def test_export_that_fails_takes_nothing_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """The place is named; what would be destroyed is still there, and no half file is."""
+    migrations(A | {"001_a_export.sql": "SELECT id FROM a;\nSELECT 1 / 0;"})
+    run()
+    result = run("rollback")
+
+    error = result.finished["error"]
+    assert (30, "22012", 2) == (result.code, error["sqlstate"], error["line"])
+    assert [1] == database.query(PRESENT)
+    assert [] == [path for path in backup_dir.rglob("*.partial")]
+
+
+def test_export_without_a_backup_is_refused(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It has no place to go; without an export file a backup may be off."""
+    migrations(A | B | {"001_a_export.sql": "SELECT id FROM a;"})
+    run()
+    off = {"PREFLIGHT_BACKUP": "off"}
+    with_export, without = run("rollback", "--to", "0", env=off), run("rollback", env=off)
+
+    assert (23, "backup.no_export") == (with_export.code, with_export.finished["error"]["code"])
+    assert 0 == without.code
+    assert 1 == len(without.event("backup.skipped"))
+    assert [1] == database.query(PRESENT)
+
+
+def test_failed_backup_takes_nothing_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations, fakes: Fakes
+) -> None:
+    """No backup, no rollback."""
+    migrations(A)
+    run()
+    result = run("rollback", env={"PATH": fakes.write("exit 0")})
+
+    assert 24 == result.code, result
+    assert [1] == database.query(PRESENT)
+    assert not dropped(database, "a")
+
+
+# --- one transaction ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rollback", "code"),
+    [
+        ("DROP TABLE a;\nSELECT 1 / 0;", "migration.sql_error"),
+        ("SELECT 1;", "rollback.incomplete"),
+        ("DROP SCHEMA preflight CASCADE; DROP TABLE a;", "migration.not_recorded"),
+    ],
+)
+def test_rollback_that_fails_changes_nothing(
+    run: Run, database: servers.Database, migrations: WriteMigrations, rollback: str, code: str
+) -> None:
+    """Neither the database nor the history; also one that leaves its columns behind."""
+    migrations(A | {"001_a_rollback.sql": rollback})
+    run()
+    result = run("rollback")
+
+    assert (30, code) == (result.code, result.finished["error"]["code"]), result
+    assert [1] == database.query(PRESENT)
+    assert not dropped(database, "a")
+    assert [("applied", 1), ("failed", 1)] == database.query(JOURNAL)
+    assert 0 == run().code
+
+
+def test_steps_before_the_failing_one_stay_taken_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Each migration is its own transaction; running again takes up where it stopped."""
+    migrations(A | B | {"001_a_rollback.sql": "SELECT 1 / 0;"})
+    run()
+    failed = run("rollback", "--to", "0")
+    assert (30, [1]) == (failed.code, database.query(PRESENT))
+
+    migrations({"001_a_rollback.sql": "DROP TABLE a;"})
+    assert 0 == run("rollback", "--to", "0").code
+    assert [] == database.query(PRESENT)
+
+
+def test_blocked_rollback_is_tried_again(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Like a migration: the blocker is named, and when it goes the rollback comes through."""
+    migrations(A)
+    run()
+    with psycopg.connect(database.conninfo(application_name="reader")) as reader:
+        reader.execute("SELECT * FROM a")
+        quick = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100"}
+        busy = run("rollback", env=quick | {"PREFLIGHT_LOCK_RETRY_S": "1"})
+        process = start("rollback", env=quick)
+        process.wait_for_event("migration.retried")
+        reader.rollback()
+        done = process.wait()
+
+    assert (12, "database.busy") == (busy.code, busy.finished["error"]["code"])
+    assert "reader" in busy.finished["error"]["message"]
+    assert 0 == done.code, done
+    assert dropped(database, "a")
+
+
+SLEEP = "DROP TABLE a; SELECT pg_sleep(60);"
+ASLEEP = (
+    "SELECT pid FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND wait_event = 'PgSleep'"
+)
+
+
+def wait_until_asleep(database: servers.Database) -> int:
+    """Return the process of the session that sleeps, once it does."""
+    faults.until(lambda: database.query(ASLEEP), "the sleeping statement")
+    return int(database.query(ASLEEP)[0])
+
+
+@pytest.mark.parametrize("how", ["stop", "kill", "cut"])
+def test_interrupted_rollback_changed_nothing_and_can_be_done_again(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations, how: str
+) -> None:
+    """SIGTERM, kill -9, or a session that is terminated in the middle of the file."""
+    migrations(A | {"001_a_rollback.sql": SLEEP})
+    run()
+    process = start("rollback")
+    process.wait_for_event("migration.started")
+    pid = wait_until_asleep(database)
+    if how == "stop":
+        process.signal(signal.SIGTERM)
+        assert 143 == process.wait(10).code
+    elif how == "kill":
+        process.kill()
+    else:
+        database.query("SELECT pg_terminate_backend(%s)", pid)
+        assert 13 == process.wait().code
+    faults.until(lambda: not database.query(ASLEEP), "the end of the session")
+
+    assert [1] == database.query(PRESENT)
+    migrations({"001_a_rollback.sql": "DROP TABLE a;"})
+    assert 0 == run("rollback").code
+    assert dropped(database, "a")
+
+
+# --- without a transaction ------------------------------------------------------------------------
+
+
+def test_failed_file_without_transaction_can_be_taken_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What it never made need not be exported; then it is as if it had not been run."""
+    migrations(
+        A
+        | {
+            "002_b.sql": MARK + "CREATE TABLE b (id int); SELECT 1 / 0; CREATE TABLE c ();",
+            "002_b_rollback.sql": "DROP TABLE IF EXISTS b, c;",
+            "002_b_export.sql": "SELECT * FROM c;",
+        }
+    )
+    assert 31 == run().code
+    result = run("rollback")
+
+    assert 0 == result.code, result
+    assert [1] == database.query(PRESENT)
+    assert dropped(database, "b")
+
+
+def test_rollback_without_transaction_resumes_where_it_stopped(
+    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A done statement is not run twice; until it is through, `up` does not touch the file."""
+    assert any_server is database.server
+    migrations(
+        A
+        | {
+            "002_b.sql": "CREATE TABLE b (id int); CREATE INDEX b_id ON b (id);",
+            "002_b_rollback.sql": MARK
+            + "DROP INDEX CONCURRENTLY b_id; ALTER TABLE b DROP COLUMN id; SELECT 1 / 0;",
+            "002_b_verify.sql": VERIFY.format("b"),
+        }
+    )
+    run()
+    failed, again, looked = run("rollback"), run(), run("check")
+    changed = {"002_b_rollback.sql": MARK + "SELECT 1; DROP TABLE b;"}
+    migrations(changed)
+    refused = run("rollback")
+    migrations(
+        {
+            "002_b_rollback.sql": MARK
+            + "DROP INDEX CONCURRENTLY b_id; ALTER TABLE b DROP COLUMN id; DROP TABLE b;"
+        }
+    )
+    done = run("rollback")
+
+    assert (31, "22012") == (failed.code, failed.finished["error"]["sqlstate"])
+    assert [32, 32, 32] == [again.code, looked.code, refused.code], again
+    assert [] == refused.event("backup.started")
+    assert 0 == done.code, done
+    assert [1] == database.query(PRESENT)
+    assert dropped(database, "b")
+    assert 0 == run().code
+    assert [1, 2] == database.query(PRESENT)
+
+
+def test_killed_rollback_without_transaction_is_finished_by_the_next(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The statement in which it was killed runs again, the one before it does not."""
+    text = MARK + "ALTER TABLE a DROP COLUMN t; SELECT pg_sleep({}); DROP TABLE a;"
+    migrations(A | {"001_a_rollback.sql": text.format(60)})
+    run()
+    process = start("rollback")
+    process.wait_for_event("migration.started")
+    wait_until_asleep(database)
+    process.kill()
+    faults.until(lambda: not database.query(ASLEEP), "the end of the session")
+    migrations({"001_a_rollback.sql": text.format(0)})
+
+    assert 32 == run("check").code
+    assert 0 == run("rollback").code
+    assert dropped(database, "a")
+    assert [] == database.query(PRESENT)
+
+
+def test_unfinished_rollback_gives_way_to_force(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The other way out of it: the file again, from its start."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE IF NOT EXISTS a (id int);",
+            "001_a_rollback.sql": MARK + "DROP TABLE a; SELECT 1 / 0;",
+        }
+    )
+    run()
+    assert 31 == run("rollback").code
+    assert 0 == run("force").code
+
+    assert not dropped(database, "a")
+    assert [(False, "forced")] == database.query("SELECT undoing, how FROM preflight.migrations")
+    assert 0 == run().code
+
+
+# --- there and back -------------------------------------------------------------------------------
+
+
+def catalog(database: servers.Database) -> tuple[str, dict[str, list[Any]]]:
+    """Return the schema as pg_dump writes it, and every row of every table but its times."""
+    pg_dump = str(servers.client_bin(18) / "pg_dump")
+    done = subprocess.run(
+        [pg_dump, "--schema-only", "--exclude-schema=preflight", "--restrict-key=x"],
+        env=database.env(),
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    tables = database.query(
+        "SELECT relname::text FROM pg_class WHERE relkind = 'r' "
+        "AND relnamespace = 'public'::regnamespace ORDER BY 1"
+    )
+    rows = "SELECT to_jsonb(t) - 'created_at' - 'updated_at' FROM {} t ORDER BY 1"
+    return done.stdout, {
+        name: database.query(SQL(rows).format(Identifier(name))) for name in tables
+    }
+
+
+def test_there_and_back_and_there_again_is_the_same_as_there(
+    any_server: servers.Server,
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+) -> None:
+    """The repository's own migrations leave nothing behind, on every version of the server."""
+    once = create_database(any_server)
+    assert 0 == run(env={**REPOSITORY, **once.env()}).code
+    empty = catalog(database)
+    assert 0 == run(env=REPOSITORY).code
+    back = run("rollback", "--to", "0", env=REPOSITORY)
+
+    assert 0 == back.code, back
+    assert ["002_add_system_api_keys", "001_create_llm_tables"] == back.finished["rolled_back"]
+    assert empty == catalog(database)
+    assert 0 == run(env=REPOSITORY).code
+    assert catalog(once) == catalog(database)

@@ -1,0 +1,317 @@
+"""SIGTERM and SIGINT at every step: gone within five seconds, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from preflight import lock
+from tests import faults, program, servers
+from tests.conftest import Run, Start, WriteMigrations
+
+STOP_S = 5.0
+ONE = {"001_one.sql": "CREATE TABLE one (id int);\n"}
+NAP = {"001_nap.sql": "CREATE TABLE nap (id int);\nSELECT pg_sleep(600);\n"}
+QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+OUR_LOCKS = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+LeavesNothing = Callable[[program.Result], None]
+
+
+@pytest.fixture
+def leaves_nothing(
+    database: servers.Database, backup_dir: Path, termination_log: Path
+) -> LeavesNothing:
+    """Check what a stopped run leaves: one last event, its copy, and nothing else."""
+
+    def check(result: program.Result) -> None:
+        code = result.finished["exit_code"]
+        assert (code, "stopped") == (result.code, result.finished["outcome"]), str(result)
+        assert code == json.loads(termination_log.read_text())["exit_code"]
+        assert [] == list(backup_dir.iterdir())
+        faults.until(lambda: database.sessions() == 0, "our sessions are gone")
+        assert [0] == database.query(OUR_LOCKS)
+
+    return check
+
+
+def asleep(database: servers.Database) -> list[int]:
+    """Return the backends in which a migration sleeps."""
+    return database.query(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event = 'PgSleep'"
+    )
+
+
+class Blocked:
+    """A client program that starts, says a little, and then never ends by itself."""
+
+    def __init__(self, place: Path, name: str, *, stubborn: bool = False) -> None:
+        """Put it in front of the real one on PATH."""
+        place.mkdir()
+        self.path = f"{place}:{program.path()}"
+        self._pid = place / "pid"
+        script = place / name
+        ignore = "trap '' TERM" if stubborn else ""
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case "$1" in --version) exec "{servers.client_bin(18)}/{name}" "$@";; esac\n'
+            f"{ignore}\n"
+            f'printf partial\necho $$ > "{self._pid}.new"\nmv "{self._pid}.new" "{self._pid}"\n'
+            "exec sleep 600\n"
+        )
+        script.chmod(0o755)
+
+    def started(self) -> bool:
+        """Tell whether it runs, or ran."""
+        return self._pid.exists()
+
+    def gone(self) -> bool:
+        """Tell whether it is dead and buried."""
+        try:
+            os.kill(int(self._pid.read_text()), 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+
+def asked_again(process: program.Process) -> bool:
+    """Send SIGTERM once more; tell whether the process is gone."""
+    process.signal(signal.SIGTERM)
+    return not process.running
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stop_while_waiting_for_the_server(
+    start: Start,
+    migrations: WriteMigrations,
+    leaves_nothing: LeavesNothing,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    """The code is 128 and the signal's number."""
+    migrations(ONE)
+    with faults.stranger(faults.says_nothing) as silent:
+        process = start(env={**silent, "PGCONNECT_TIMEOUT": "1"})
+        process.wait_for_event("server.waiting")
+        process.signal(number)
+        result = process.wait(STOP_S)
+
+    assert code == result.code
+    leaves_nothing(result)
+
+
+def test_stop_while_waiting_for_the_lock(
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    leaves_nothing: LeavesNothing,
+) -> None:
+    """The other run is not disturbed."""
+    migrations(ONE)
+    with psycopg.connect(database.conninfo(), autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        process = start()
+        process.wait_for_event("lock.busy")
+        process.signal(signal.SIGTERM)
+        result = process.wait(STOP_S)
+
+        assert [1] == database.query(OUR_LOCKS)
+
+    assert 143 == result.code
+    leaves_nothing(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "stubborn"), [("pg_dump", False), ("pg_dump", True), ("pg_restore", False)]
+)
+def test_stop_while_the_backup_is_made(  # noqa: PLR0913, PLR0917 - fixtures
+    start: Start,
+    migrations: WriteMigrations,
+    leaves_nothing: LeavesNothing,
+    tmp_path: Path,
+    name: str,
+    stubborn: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Asked again and again: the client program ends, its half of a dump is removed."""
+    migrations(ONE)
+    client = Blocked(tmp_path / "bin", name, stubborn=stubborn)
+    process = start(env={"PATH": client.path})
+    faults.until(client.started, f"{name} runs")
+    faults.until(lambda: asked_again(process), "it is gone", STOP_S)
+    result = process.wait()
+
+    assert 143 == result.code
+    assert client.gone()
+    leaves_nothing(result)
+
+
+def test_stop_in_the_middle_of_a_migration(
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    leaves_nothing: LeavesNothing,
+) -> None:
+    """The statement is cancelled on the server, and the file rolled back."""
+    migrations({**NAP, "002_two.sql": "CREATE TABLE two (id int);\n"})
+    process = start(env=QUICKLY)
+    faults.until(lambda: asleep(database), "the migration sleeps")
+    process.signal(signal.SIGTERM)
+    result = process.wait(STOP_S)
+
+    assert 143 == result.code
+    assert [] == asleep(database)
+    assert [(None, None, 0)] == database.query(
+        "SELECT to_regclass('nap'), to_regclass('two'), (SELECT count(*) FROM preflight.migrations)"
+    )
+    leaves_nothing(result)
+
+
+def test_stop_between_the_steps_of_a_file_without_transaction(
+    start: Start,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    leaves_nothing: LeavesNothing,
+) -> None:
+    """What is done stays done, and the next run goes on from there."""
+    migrations(
+        {
+            "001_steps.sql": "-- preflight: no-transaction\nCREATE TABLE one (id int);\n"
+            "SELECT pg_sleep(current_setting('app.nap')::float8);\nCREATE TABLE two (id int);\n"
+        }
+    )
+    database.script(f"ALTER DATABASE \"{database.name}\" SET app.nap = '600'")
+    process = start(env=QUICKLY)
+    faults.until(lambda: asleep(database), "the migration sleeps")
+    process.signal(signal.SIGTERM)
+    result = process.wait(STOP_S)
+    leaves_nothing(result)
+    database.script(f"ALTER DATABASE \"{database.name}\" SET app.nap = '0'")
+    again = run(env=QUICKLY)
+
+    assert 143 == result.code
+    assert 0 == again.code, str(again)
+    assert [("done", 3)] == database.query(
+        "SELECT state, statements_done FROM preflight.migrations"
+    )
+
+
+def test_stop_against_a_silent_server(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A backend that does not answer a cancel request cannot hold us; it rolls back later."""
+    migrations(NAP)
+    process = start(env=QUICKLY)
+    faults.until(lambda: asleep(database), "the migration sleeps")
+    backend = asleep(database)[0]
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        process.signal(signal.SIGTERM)
+        result = process.wait(STOP_S)
+    finally:
+        os.kill(backend, signal.SIGCONT)
+
+    assert (143, 143) == (result.code, result.finished["exit_code"])
+    faults.until(lambda: database.sessions() == 0, "the backend has seen that we are gone")
+    assert [None] == database.query("SELECT to_regclass('nap')")
+
+
+def test_stop_after_the_last_commit_is_success(
+    start: Start,
+    server: servers.Server,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """A COMMIT that is under way is waited for, and with it everything is done."""
+    migrations(ONE)
+    fault = faults.SlowCommit(2)  # the first is that of the history's tables
+    with faults.through(server, fault) as proxy:
+        process = start(env={**QUICKLY, **proxy.env()})
+        assert fault.held.wait(20)
+        process.signal(signal.SIGTERM)
+        fault.let_go.set()
+        result = process.wait(STOP_S)
+
+    assert (0, ["001_one"]) == (result.code, result.finished.get("applied")), str(result)
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
+def test_stop_during_a_commit_without_answer_says_that_it_does_not_know(
+    start: Start,
+    run: Run,
+    server: servers.Server,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """Neither done nor rolled back can be promised then: 13, and the next run reads it back."""
+    migrations(ONE)
+    fault = faults.LostCommit(2, silently=True)  # the first is that of the history's tables
+    with faults.through(server, fault) as proxy:
+        process = start(env={**QUICKLY, **proxy.env()})
+        assert fault.done.wait(20)
+        process.signal(signal.SIGTERM)
+        result = process.wait(STOP_S)
+    again = run(env=QUICKLY)
+
+    assert (13, "connection.unanswered") == (result.code, result.finished["error"]["code"])
+    assert 0 == again.code, str(again)
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
+# as a container starts it
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """Give a directory that every user can reach."""
+    made = Path(tempfile.mkdtemp(prefix="pg-preflight-test-", dir="/tmp"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+def test_any_user_without_a_home_can_run_it(
+    outside: Path, bare_environment: dict[str, str], database: servers.Database
+) -> None:
+    """A user id that nobody knows, no HOME, a directory it may not write to, and one for TMPDIR."""
+    for name, text in ONE.items():
+        (outside / "migrations").mkdir()
+        (outside / "migrations" / name).write_text(text)
+    places = {"PREFLIGHT_BACKUP_DIR": outside / "backups", "TMPDIR": outside / "tmp"}
+    for each in places.values():
+        each.mkdir()
+    user = []
+    if os.geteuid() == 0 and program.ENTRYPOINT.stat().st_mode & 0o004:
+        user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--no-new-privs"]
+        for each in places.values():
+            os.chown(each, 54321, 54321)
+    done = subprocess.run(
+        [*user, sys.executable, program.ENTRYPOINT],
+        env={
+            **{name: value for name, value in bare_environment.items() if name == "PATH"},
+            **database.env(),
+            "PREFLIGHT_MIGRATIONS_DIR": str(outside / "migrations"),
+            **{name: str(path) for name, path in places.items()},
+        },
+        cwd="/proc",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+    assert [] == list((outside / "tmp").iterdir())

@@ -1,0 +1,121 @@
+"""Verify files: what counts as a check, and what they may do to the database (nothing)."""
+
+from typing import Any
+
+import pytest
+
+from tests import program, servers
+from tests.conftest import Run, WriteMigrations
+
+UP = "CREATE TABLE t (id int);\nINSERT INTO t VALUES (1);"
+HOLDS = "SELECT 's' AS suite, 'c' AS \"check\", true AS ok"
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """Do without backups, which have tests of their own."""
+    return environment | {"PREFLIGHT_BACKUP": "off"}
+
+
+def error_of(result: program.Result) -> dict[str, Any]:
+    """Return the error that a run ended with."""
+    found: dict[str, Any] = result.finished["error"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("verify", "failed"),
+    [
+        (HOLDS, []),
+        (f"{HOLDS}, 5 % 2 AS n, '100%' AS detail;", []),
+        ("SELECT 's', 'c' AS \"check\", true AS ok, 's' AS suite", []),
+        (f"{HOLDS}; SELECT * FROM nope", ["query at 001_a_verify.sql:1"]),  # 42P01
+        (f"{HOLDS};\nSELECT nope FROM t", ["query at 001_a_verify.sql:2"]),  # 42703
+        (f"SELECT 'x'::nope; {HOLDS}", ["query at 001_a_verify.sql:1"]),  # 42704
+        ("SELECT nope()", ["query at 001_a_verify.sql:1"]),  # 42883
+        ("SELECT nope.nope()", ["query at 001_a_verify.sql:1"]),  # 3F000
+        ("SELECT 's' AS suite, 'null' AS \"check\", NULL::boolean AS ok", ["null"]),
+        (
+            "SELECT 's' AS suite, 'no effect' AS \"check\", false AS ok, false AS effect",
+            ["no effect"],
+        ),
+        (f"{HOLDS} WHERE false", ["query at 001_a_verify.sql:1 returns a check"]),
+        (
+            (
+                "SELECT 's' AS suite, i::text AS \"check\", i <> 3 AS ok "
+                "FROM generate_series(1, 50000) i"
+            ),
+            ["3"],
+        ),
+    ],
+)
+def test_check_that_does_not_hold_rolls_the_file_back(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    verify: str,
+    failed: list[str],
+) -> None:
+    """30 and one check.failed for each; what is not there is a failed check, not an error."""
+    migrations({"001_a.sql": UP, "001_a_verify.sql": verify})
+
+    result = run()
+
+    assert (30 if failed else 0) == result.code, str(result)
+    assert failed == [each["check"] for each in result.event("check.failed")]
+    assert [not failed] == database.query("SELECT to_regclass('t') IS NOT NULL")
+
+
+@pytest.mark.parametrize(
+    ("verify", "code", "sqlstate"),
+    [
+        ("SELECT 1/0", "verify.error", "22012"),
+        ("SELECT 1 AS suite, 2 AS ok", "verify.columns", None),
+        ("SELECT write_it()", "verify.error", "25006"),
+        ("SELECT nextval('s')", "verify.error", "25006"),
+        ("SELECT set_config('transaction_read_only', 'off', true)", "verify.error", "25001"),
+        ("WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x", "verify.error", "25006"),
+        ("SELECT 's' AS suite, 'c' AS \"check\", 1 AS ok", "verify.columns", None),
+    ],
+)
+def test_verify_file_that_fails_itself_is_an_error(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    verify: str,
+    code: str,
+    sqlstate: str | None,
+) -> None:
+    """Its place is told, and it cannot write."""
+    migrations(
+        {
+            "001_a.sql": UP
+            + "CREATE SEQUENCE s; CREATE FUNCTION write_it() RETURNS void LANGUAGE sql "
+            "AS 'INSERT INTO t VALUES (2)';",
+            "001_a_verify.sql": f"{HOLDS};\n  {verify}",
+        }
+    )
+
+    result = run()
+
+    assert 30 == result.code, str(result)
+    error = error_of(result)
+    assert (code, sqlstate) == (error["code"], error.get("sqlstate"))
+    assert ("001_a_verify.sql", 2, 3) == (error["file"], error["line"], error["column"])
+    assert "001_a" == error["migration"]
+    assert [None] == database.query("SELECT to_regclass('t')")
+
+
+def test_verify_file_leaves_the_transaction_usable(
+    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """On every version: read only ends with it, and the end mark is written."""
+    assert any_server is database.server
+    migrations(
+        {"001_a.sql": UP, "001_a_verify.sql": HOLDS, "002_b.sql": "INSERT INTO t VALUES (2)"}
+    )
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert [1, 2] == database.query("SELECT id FROM t ORDER BY id")

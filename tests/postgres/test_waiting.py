@@ -1,0 +1,282 @@
+"""Waiting for a server that is not there, not ready, not writable, or not a server at all."""
+
+import json
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests import faults, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
+
+ONE = {"001_one.sql": "CREATE TABLE one (id int);\n"}
+QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+
+
+pytestmark = pytest.mark.usefixtures("one")
+
+
+@pytest.fixture
+def one(migrations: WriteMigrations) -> None:
+    """Have one migration to apply."""
+    migrations(ONE)
+
+
+@pytest.fixture
+def nobody_there() -> int:
+    """Give a port that refuses connections."""
+    with socket.create_server((servers.HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+# not there
+
+
+def test_server_that_starts_late_is_waited_for(
+    start: Start, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """The usual start of a compose file: the job is there before the server."""
+    server = start_server()
+    database = create_database(server, "app")
+    server.stop()
+    process = start(env={**database.env(), **QUICKLY})
+    waiting = process.wait_for_event("server.waiting")
+    server.start()
+    result = process.wait()
+
+    assert f"{servers.HOST}:{server.port}" == waiting["host"]
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("server.ready"))
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
+def test_no_server_ends_at_the_deadline(run: Run, nobody_there: int, termination_log: Path) -> None:
+    """Code 10, and host and port stand where an operator looks first."""
+    result = run(env={"PGPORT": str(nobody_there), "PREFLIGHT_WAIT_TIMEOUT_S": "0.5"})
+
+    assert 10 == result.code, str(result)
+    assert "server.not_ready" == result.finished["error"]["code"]
+    message = json.loads(termination_log.read_text())["error"]["message"]
+    assert f"{servers.HOST}:{nobody_there}" in message
+
+
+def test_name_that_nobody_knows_is_passing(run: Run) -> None:
+    """A Service may be created after the job; the host that is missing is named."""
+    result = run(env={"PGHOST": "nowhere.invalid", "PREFLIGHT_WAIT_TIMEOUT_S": "0.3"})
+
+    assert 10 == result.code, str(result)
+    assert "nowhere.invalid" in result.event("server.waiting")[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("stranger", "code"),
+    [
+        (faults.hangs_up, 10),
+        (faults.resets, 10),
+        (faults.breaks_tls, 10),
+        (faults.says_nothing, 10),
+        (faults.speaks_http, 22),
+    ],
+)
+def test_stranger_on_the_port_is_no_server(
+    run: Run,
+    stranger: Callable[[socket.socket], None],
+    code: int,
+) -> None:
+    """An open port proves nothing: what answers must speak PostgreSQL, and within bounds."""
+    with faults.stranger(stranger) as elsewhere:
+        result = run(env={**elsewhere, "PREFLIGHT_WAIT_TIMEOUT_S": "0.3"}, timeout=10)
+
+    assert code == result.code, str(result)
+
+
+def test_frozen_server_is_waited_for(
+    start: Start, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """A server that accepts and says nothing costs one attempt after the other, no more."""
+    server = start_server()
+    database = create_database(server, "app")
+    with faults.frozen(server):
+        process = start(env={**database.env(), **QUICKLY, "PGCONNECT_TIMEOUT": "1"})
+        waiting = process.wait_for_event("server.waiting")
+    result = process.wait()
+
+    assert "no answer within 1 s" in waiting["reason"]
+    assert 0 == result.code, str(result)
+
+
+# there, but not ready
+
+
+def test_server_that_shuts_down_is_waited_for(
+    start: Start, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """57P03 is an answer, but passing: also past the grace for a wrong password."""
+    server = start_server()
+    database = create_database(server, "app")
+    with server.connect("app"):
+        server.signal_postmaster(signal.SIGTERM)  # smart: it waits for the session that is open
+        process = start(env={**database.env(), **QUICKLY})
+        waiting = process.wait_for_event("server.waiting")
+    server.stop()
+    server.start()
+    result = process.wait()
+
+    assert "57P03" == waiting["sqlstate"]
+    assert 0 == result.code, str(result)
+
+
+def test_server_without_a_free_slot_is_waited_for(start: Start, database: servers.Database) -> None:
+    """53300 passes when somebody leaves."""
+    role = f"crowded_{database.name}"
+    database.script(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1 PASSWORD 'x'")
+    with psycopg.connect(database.conninfo(user=role, password="x")):  # noqa: S106 - here
+        process = start("check", env=database.env(role, "x"))
+        waiting = process.wait_for_event("server.waiting")
+    result = process.wait()
+    database.script(f"DROP ROLE {role}")
+
+    assert "53300" == waiting["sqlstate"]
+    assert 3 == result.code, str(result)
+
+
+# there, but not to be written to
+
+
+def test_read_only_database_gets_no_backup(
+    run: Run, database: servers.Database, backup_dir: Path
+) -> None:
+    """Work waits for a writable server, then ends with 22; a look is content."""
+    database.script(f'ALTER DATABASE "{database.name}" SET default_transaction_read_only = on')
+    looked = run("check")
+    result = run(env={"PREFLIGHT_WAIT_TIMEOUT_S": "0.3"})
+
+    assert 3 == looked.code, str(looked)
+    assert (22, "target.read_only") == (result.code, result.finished["error"]["code"])
+    assert 1 == len(result.event("server.waiting"))
+    assert [] == list(backup_dir.iterdir())
+    assert [None] == database.query("SELECT to_regclass('preflight.migrations')")
+
+
+def test_standby_is_good_enough_to_look(
+    run: Run,
+    start: Start,
+    migrations: WriteMigrations,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+) -> None:
+    """Nothing pending is 0 there; work is not begun until it is promoted; host lists find both."""
+    primary, standby = start_server(), start_server()
+    database = create_database(primary, "app")
+    assert 0 == run(env={**database.env(), **QUICKLY}).code
+    faults.make_standby(primary, standby)
+    there = {**standby.env("app"), **QUICKLY}
+
+    assert (0, 0) == (run(env=there).code, run("check", env=there).code)
+
+    migrations({"002_two.sql": "CREATE TABLE two (id int);\n"})
+    refused = run(env={**there, "PREFLIGHT_WAIT_TIMEOUT_S": "0.3"})
+    both = {
+        "PGHOST": f"{servers.HOST},{servers.HOST}",
+        "PGPORT": f"{standby.port},{primary.port}",
+        "PGTARGETSESSIONATTRS": "read-write",
+    }
+    found = run(env={**there, **both})
+
+    assert (22, "target.read_only") == (refused.code, refused.finished["error"]["code"])
+    assert 0 == found.code, str(found)
+    assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+    migrations({"003_three.sql": "CREATE TABLE three (id int);\n"})
+    process = start(env=there)
+    waiting = process.wait_for_event("server.waiting")
+    with standby.connect() as connection:
+        connection.execute("SELECT pg_promote()")
+    promoted = process.wait()
+
+    assert "standby" in waiting["reason"]
+    assert 0 == promoted.code, str(promoted)
+
+
+# somebody in between
+
+
+def test_pooler_is_refused_at_once_for_work(
+    run: Run, server: servers.Server, database: servers.Database
+) -> None:
+    """Locks and settings do not hold behind a pooler; with nothing to do it does not matter."""
+    with faults.through(server, faults.Pooler()) as proxy:
+        refused = run(env=proxy.env())
+        untouched = database.query("SELECT to_regclass('preflight.migrations')")
+        run(env=QUICKLY)
+        accepted = run(env=proxy.env())
+
+    assert (22, "target.pooler") == (refused.code, refused.finished["error"]["code"])
+    assert "directly" in refused.finished["error"]["hint"]
+    assert "server.waiting" not in refused.names
+    assert [None] == untouched
+    assert 0 == accepted.code, str(accepted)
+
+
+def test_old_pooler_is_good_enough_to_look(run: Run, server: servers.Server) -> None:
+    """PgBouncer 1.18 refuses the startup parameter `options`: then without it."""
+    with faults.through(server, faults.OldPooler()) as proxy:
+        looked = run("check", env=proxy.env())
+        refused = run(env=proxy.env())
+
+    assert 3 == looked.code, str(looked)
+    assert (22, "target.pooler") == (refused.code, refused.finished["error"]["code"])
+
+
+@pytest.mark.parametrize("first", ["refuses", "is silent"])
+def test_host_list_goes_on_to_the_next(
+    run: Run, server: servers.Server, nobody_there: int, first: str
+) -> None:
+    """A dead or a silent host does not hide the one behind it; the dump follows."""
+    with faults.stranger(faults.says_nothing) as silent:
+        before = str(nobody_there) if first == "refuses" else silent["PGPORT"]
+        result = run(
+            env={
+                "PGHOST": f"{servers.HOST},{servers.HOST}",
+                "PGPORT": f"{before},{server.port}",
+                "PGCONNECT_TIMEOUT": "1",
+            }
+        )
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.verified"))
+
+
+# a Unix socket
+
+
+def test_server_of_an_image_that_initialises_itself_is_not_worked_on(
+    run: Run, start: Start, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """The official image first runs a server without TCP, and stops it: work waits for the next."""
+    server = start_server()
+    database = create_database(server, "app")
+    server.stop()
+    server.configure(unix_socket_directories=str(server.home), listen_addresses="")
+    server.start()
+    process = start(env={**database.env(), "PGHOST": str(server.home)})
+    waiting = process.wait_for_event("server.waiting")
+    server.stop()
+    server.configure(listen_addresses=servers.HOST)
+    server.start()
+    result = process.wait()
+    born = database.query("SELECT pg_postmaster_start_time()")[0]
+
+    assert "no TCP" in waiting["reason"]
+    assert 0 == result.code, str(result)
+    assert born < database.query("SELECT applied_at FROM preflight.migrations")[0]
+
+    server.configure(listen_addresses="")
+    server.restart()
+    again = run(env={**database.env(), "PGHOST": str(server.home)})
+
+    assert (0, False) == (again.code, "server.waiting" in again.names), str(again)

@@ -1,0 +1,357 @@
+"""Backups without a server: what is counted, what is kept, and where they may be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preflight import archive, backup, store
+from preflight.store import Backup, Identity
+
+# --- rows in pg_restore's output ------------------------------------------------------------------
+
+STREAM = rb"""--
+-- PostgreSQL database dump
+--
+
+\restrict 8HkQbYpVqWzM
+
+SET client_encoding = 'UTF8';
+SELECT pg_catalog.set_config('search_path', '', false);
+
+--
+-- Data for Name: it's; not the end of a statement: COPY public.comment FROM stdin;
+--
+
+COPY public.plain (id, note) FROM stdin;
+1	first
+2	COPY public.fake (id) FROM stdin;
+3	a\nb\\.
+4	"quote' ;
+\.
+
+
+COPY public.empty (id) FROM stdin;
+\.
+
+
+COPY public.no_columns  FROM stdin;
+
+
+
+\.
+
+
+COPY "Odd ""one"" (x)"."with.dot
+COPY public.fake (id) FROM stdin;
+and lines" ("a ""b"", c", "FROM stdin;
+x") FROM stdin;
+1	2
+\.
+
+
+SELECT pg_catalog.setval('public."a
+COPY public.fake (id) FROM stdin;
+_id_seq"', 42, true);
+
+BEGIN;
+SELECT pg_catalog.lowrite(0, '\x5c2e0a');
+COMMIT;
+
+COPY public."caf?" (id) FROM stdin;
+\\.
+\N
+\.
+
+
+--
+-- PostgreSQL database dump complete
+--
+
+\unrestrict 8HkQbYpVqWzM
+
+""".replace(b"?", "é".encode("latin-1"))  # an archive speaks the encoding of its database
+ROWS = {
+    (b"public", b"plain"): 4,
+    (b"public", b"empty"): 0,
+    (b"public", b"no_columns"): 3,
+    (
+        b'Odd "one" (x)',
+        b"with.dot\nCOPY public.fake (id) FROM stdin;\nand lines",
+    ): 1,
+    (b"public", b"caf\xe9"): 2,
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 1000, 1 << 20])
+def test_rows_are_counted_wherever_the_stream_is_cut(size: int) -> None:
+    """Chunks end in the middle of a header, a name, a row or the end mark."""
+    counter = archive.RowCounter()
+    for start in range(0, len(STREAM), size):
+        counter.feed(STREAM[start : start + size])
+
+    assert ROWS == counter.rows
+    assert not counter.inside
+
+
+def test_stream_that_ends_inside_a_table_is_noticed() -> None:
+    """A cut archive may well end with complete rows."""
+    counter = archive.RowCounter()
+    counter.feed(b"COPY public.t (id) FROM stdin;\n1\n2\n")
+
+    assert counter.inside
+
+
+def test_name_with_dots_stays_one_name() -> None:
+    """In the manifest two tables never share a line."""
+    names = [
+        backup.Table(schema, table, (b"", b""), has_rows=True, condition="").name
+        for schema, table in (("public", "t"), ("a.b", "c"), ("a", "b.c"), ("a", 'b"c'))
+    ]
+
+    assert ["public.t", '"a.b".c', 'a."b.c"', 'a."b""c"'] == names
+
+
+# --- hope -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hope", "code", "said"),
+    [
+        ("passing", -9, ""),
+        ("passing", 137, ""),
+        ("passing", 1, 'error: connection to server at "db", port 5432 failed: timeout expired'),
+        ("passing", 1, "error: Dumping failed; server closed the connection unexpectedly"),
+        ("busy", 1, "error: query failed: FEHLER: Zeit; detail: Query was: LOCK TABLE public.t IN"),
+        ("none", 1, "error: query failed: ERROR:  permission denied for table t"),
+        ("none", 1, "error: aborting because of server version mismatch"),
+        ("unknown", 1, "error: query failed: ERROR:  invalid page in block 7"),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(hope: str, code: int, said: str) -> None:
+    """The server's words may be in any language; the client's own are English."""
+    assert hope == archive.hope_of(code, said)
+
+
+# --- the directory of a container -----------------------------------------------------------------
+
+DOCKER, PODMAN, KUBERNETES = store.CONTAINER_MARKS
+HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+MOUNTS = {
+    "docker overlay2": (
+        "542 401 0:61 / / rw,relatime master:201 - overlay overlay rw,"
+        "lowerdir=/var/lib/docker/overlay2/l/ABC:/var/lib/docker/overlay2/l/DEF,"
+        f"upperdir=/var/lib/docker/overlay2/{HASH}/diff\n"
+        f"555 542 254:1 /var/lib/docker/containers/{HASH}/hosts /etc/hosts rw - ext4 /dev/vda1 rw\n"
+    ),
+    "docker volume": (
+        "542 401 0:61 / / rw - overlay overlay rw,lowerdir=/var/lib/docker/overlay2/l/ABC\n"
+        "560 542 254:1 /var/lib/docker/volumes/b/_data /backups rw - ext4 /dev/vda1 rw\n"
+    ),
+    "bind mount": (
+        "542 401 0:61 / / rw - overlay overlay rw,lowerdir=/var/lib/docker/overlay2/l/ABC\n"
+        "560 542 254:1 /srv/my\\040backups /backups rw - ext4 /dev/vda1 rw\n"
+    ),
+    "volume above": (
+        "542 401 0:61 / / rw - overlay overlay rw,lowerdir=/var/lib/docker/overlay2/l/ABC\n"
+        "560 542 0:70 / /backups-of-others rw - tmpfs tmpfs rw\n"
+    ),
+    "tmpfs": (
+        "542 401 0:61 / / rw - overlay overlay rw,lowerdir=/var/lib/docker/overlay2/l/ABC\n"
+        "561 542 0:70 / /backups rw,nosuid - tmpfs tmpfs rw,size=65536k\n"
+    ),
+    "podman rootless": (
+        "600 580 0:50 / / rw,relatime - fuse.fuse-overlayfs fuse-overlayfs rw,user_id=0\n"
+    ),
+    "containerd": (
+        "1200 1100 0:300 / / ro,relatime - overlay overlay rw,lowerdir="
+        "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/41/fs\n"
+    ),
+    "docker btrfs": (
+        f"542 401 0:35 /@/var/lib/docker/btrfs/subvolumes/{HASH} / rw - btrfs /dev/sda2 rw\n"
+    ),
+    "docker zfs": f"542 401 0:47 / / rw - zfs tank/ROOT/docker/{HASH} rw,xattr\n",
+    "docker vfs": f"542 401 8:1 /srv/engine/vfs/dir/{HASH} / rw - ext4 /dev/sda1 rw\n",
+    "gvisor": "1 0 0:2 / / rw - 9p none rw,trans=fd\n",
+    "plain host": "27 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n",
+    "host with btrfs": "27 1 0:25 /@ / rw,relatime - btrfs /dev/nvme0n1p2 rw,subvol=/@\n",
+    "host with ostree": f"27 1 8:4 /ostree/deploy/fcos/deploy/{HASH}.0 / rw - xfs /dev/sda4 rw\n",
+    "host with overlayroot": "27 1 0:25 / / rw - overlay overlayroot rw,lowerdir=/media/root-ro\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("lost", "mounts", "marks"),
+    [
+        (True, "docker overlay2", [DOCKER]),
+        (True, "docker overlay2", []),
+        (False, "docker volume", [DOCKER]),
+        (False, "bind mount", [DOCKER]),
+        (True, "volume above", [DOCKER]),
+        (False, "tmpfs", [DOCKER]),
+        (True, "podman rootless", [PODMAN]),
+        (True, "containerd", [KUBERNETES]),
+        (True, "containerd", []),
+        (True, "docker btrfs", [DOCKER]),
+        (True, "docker zfs", [DOCKER]),
+        (True, "docker vfs", [DOCKER]),
+        (True, "gvisor", [KUBERNETES]),
+        (False, "plain host", []),
+        (False, "plain host", [DOCKER]),  # a machine made from an image still carries its mark
+        (True, "plain host", [store.IMAGE_MARK]),  # our image as a machine: its disk is not kept
+        (False, "host with btrfs", []),
+        (False, "host with ostree", []),
+        (False, "host with overlayroot", []),
+    ],
+)
+def test_directory_in_a_containers_own_layer_is_told(
+    *, lost: bool, mounts: str, marks: list[str]
+) -> None:
+    """Below a mount it is kept; in the layer it dies with the container."""
+    assert lost is store.in_own_layer(Path("/backups/app"), MOUNTS[mounts], marks)
+
+
+def test_without_a_list_of_mounts_nothing_is_refused() -> None:
+    """Elsewhere than on Linux, or where /proc is hidden, there is nothing to go by."""
+    assert not store.in_own_layer(Path("/backups"), "", [DOCKER])
+
+
+# --- names and space ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slug", "database"),
+    [
+        ("unicorn_db", "unicorn_db"),
+        ("my_db", "my db"),
+        ("_etc_passwd", "../etc/passwd"),
+        ("hidden", ".hidden"),
+        ("_", "..."),
+        ("caf_", "café"),
+        ("a_b_c", 'a"b\nc'),
+    ],
+)
+def test_directory_is_named_safely(slug: str, database: str) -> None:
+    """A database may be named like a path, a hidden file, or with anything at all."""
+    assert slug == Identity("1", database).slug
+
+
+def test_space_is_needed_for_a_dump_half_as_large_again() -> None:
+    """Without an earlier backup a quarter of the database is the best guess."""
+    assert 150 == store.space_needed(100, 10_000)
+    assert 2_500 == store.space_needed(None, 10_000)
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def kept(backups: list[Backup], keep: int) -> list[str]:
+    """Return the names that stay."""
+    gone = store.surplus(backups, keep)
+    return [item.name for item in backups if item not in gone]
+
+
+def made(name: str, pending: str = "") -> Backup:
+    """Return a backup that was taken for a set of files."""
+    sets = [{"version": 1, "checksum": pending}] if pending else []
+    return Backup(Path(name), {"taken_for": {"command": "up", "pending": sets}})
+
+
+def test_newest_backups_are_kept() -> None:
+    """As many as asked for."""
+    backups = [made(name, name) for name in "abcde"]
+
+    assert ["d", "e"] == kept(backups, 2)
+
+
+def test_last_backup_is_never_removed() -> None:
+    """Not even when nobody asks for one."""
+    assert ["b"] == kept([made("a"), made("b")], 0)
+
+
+def test_set_that_fails_again_and_again_keeps_its_first_and_newest() -> None:
+    """A crash loop does not push the older backups out."""
+    loop = [made(f"x{number}", "x") for number in range(6)]
+
+    assert ["a", "b", "x0", "x5"] == kept([made("a", "a"), made("b", "b"), *loop], 5)
+
+
+def test_backups_taken_by_hand_are_no_crash_loop() -> None:
+    """They were all taken for nothing, and are all worth keeping."""
+    backups = [made(name) for name in "abcd"]
+
+    assert ["a", "b", "c", "d"] == kept(backups, 5)
+
+
+Put = Callable[[str, object], Path]
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Put:
+    """Put a directory with a dump of four bytes and this manifest into a backup directory."""
+
+    def put(name: str, manifest: object) -> Path:
+        made = tmp_path / name
+        made.mkdir()
+        (made / store.DUMP).write_bytes(b"dump")
+        (made / store.MANIFEST).write_text(
+            manifest if isinstance(manifest, str) else json.dumps(manifest)
+        )
+        return made
+
+    return put
+
+
+GOOD = {"format": 1, "size_bytes": 4, "sequence": 1}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        {**GOOD, "format": 2},
+        {**GOOD, "sequence": "7"},
+        {**GOOD, "sequence": None},
+        {**GOOD, "size_bytes": 5},  # cut since
+    ],
+)
+def test_broken_backup_is_not_counted(put: Put, tmp_path: Path, manifest: object) -> None:
+    """It must not push a good one out."""
+    put("broken", manifest)
+    good = put("good", GOOD)
+
+    assert [good] == [item.path for item in store.listing(tmp_path)]
+
+
+def test_hidden_foreign_and_linked_directories_are_not_listed(put: Put, tmp_path: Path) -> None:
+    """Only what a run has published counts."""
+    good = put("good", GOOD)
+    put(".partial-1-app-run", GOOD)
+    (tmp_path / "link").symlink_to(good)
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "notes.txt").touch()
+
+    assert [good] == [item.path for item in store.listing(tmp_path)]
+
+
+def test_sequence_says_which_backup_is_newer(put: Put, tmp_path: Path) -> None:
+    """The clock may have been set back between two runs."""
+    newer = put("app-20200101T000000Z-b", {**GOOD, "sequence": 2})
+    older = put("app-20991231T000000Z-a", GOOD)
+
+    assert [older, newer] == [item.path for item in store.listing(tmp_path)]
+
+
+def test_manifest_is_replaced_as_a_whole(put: Put) -> None:
+    """And stays private; the level of verification is raised this way."""
+    path = put("good", GOOD) / store.MANIFEST
+    store.write_durably(path, {**GOOD, "verified": "restored"})
+
+    assert {**GOOD, "verified": "restored"} == json.loads(path.read_text())
+    assert 0o600 == path.stat().st_mode & 0o777
+    assert {store.DUMP, store.MANIFEST} == {item.name for item in path.parent.iterdir()}

@@ -1,0 +1,349 @@
+"""Settings and the three ways to say where the database is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import postgast
+import pytest
+from postgast import pg_query_pb2
+
+from preflight import config
+from preflight.config import Config
+from preflight.errors import ConfigInvalid
+from tests import servers
+
+SECRET = "hunter2-Sésame"  # noqa: S105 - a canary
+
+
+def read(**environ: str) -> Config:
+    """Read an environment."""
+    return Config.from_env(environ, Path("/migrations"), "run")
+
+
+def target(**environ: str) -> dict[str, str]:
+    """Return the libpq parameters of an environment."""
+    return dict(read(**environ).target)
+
+
+def wrong(**environ: str) -> list[str]:
+    """Return all that is wrong with an environment, with the hints."""
+    with pytest.raises(ConfigInvalid) as raised:
+        read(**environ)
+    problems = raised.value.problems
+    return [" ".join(filter(None, (problem.message, problem.hint))) for problem in problems]
+
+
+# where the database is
+
+
+def test_defaults_are_the_house_names() -> None:
+    """An empty environment leads to Ops-Center's database."""
+    assert {
+        "host": "unicorn-postgresql", "port": "5432", "user": "unicorn", "dbname": "unicorn_db"
+    } == target()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DATABASE_URL": "postgresql://u:p%40s@h:6000/d"},
+        {"DATABASE_URL": "postgres://u:p%40s@h:6000/d"},
+        {"DATABASE_URL": "postgresql+asyncpg://u:p%40s@h:6000/d"},
+        {"DATABASE_URL": "postgres+psycopg2://u:p%40s@h:6000/d"},
+        {"DATABASE_URL": "host=h port=6000 user=u password='p@s' dbname=d"},
+        {"PGHOST": "h", "PGPORT": "6000", "PGUSER": "u", "PGPASSWORD": "p@s", "PGDATABASE": "d"},
+        {"POSTGRES_HOST": "h", "POSTGRES_PORT": "6000", "POSTGRES_USER": "u",
+         "POSTGRES_PASSWORD": "p@s", "POSTGRES_DB": "d"},
+        {"DATABASE_URL": "postgresql://u@h:6000/d", "PGPASSWORD": "p@s"},
+        {"POSTGRES_HOST": "h", "PGHOST": "h", "PGPORT": "6000", "PGUSER": "u", "PGDATABASE": "d",
+         "POSTGRES_PASSWORD": "p@s"},
+    ],
+)  # fmt: skip
+def test_every_vocabulary_says_the_same(environ: dict[str, str]) -> None:
+    """URL, DSN, PG* and POSTGRES_*; the password may come from any one of them."""
+    assert {"host": "h", "port": "6000", "user": "u", "password": "p@s", "dbname": "d"} == target(
+        **environ
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"DATABASE_URL": "postgresql://h/d", "PGHOST": "x"}, ["DATABASE_URL", "PG*", "host"]),
+        ({"PGPORT": "1", "POSTGRES_PORT": "2"}, ["PG*", "POSTGRES_*", "port"]),
+        ({"PGUSER": "a", "POSTGRES_USER": "b"}, ["PG*", "POSTGRES_*", "user"]),
+        ({"DATABASE_URL": "postgresql://h/d", "POSTGRES_DB": "x"},
+         ["DATABASE_URL", "POSTGRES_*", "dbname"]),
+        ({"PGPASSWORD": SECRET, "POSTGRES_PASSWORD": "x" + SECRET},
+         ["PGPASSWORD", "POSTGRES_PASSWORD", "password"]),
+    ],
+)  # fmt: skip
+def test_disagreement_names_both(environ: dict[str, str], names: list[str]) -> None:
+    """Two answers are no answer; a password is compared, never shown."""
+    (problem,) = wrong(**environ)
+
+    assert [name for name in names if name in problem] == names
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize(
+    "environ", [{"PGSERVICE": "prod"}, {"DATABASE_URL": "service=prod user=me"}]
+)
+def test_service_file_leaves_no_room_for_defaults(environ: dict[str, str]) -> None:
+    """What the service file says must not be overridden by our own names."""
+    assert not {"host", "port", "dbname"} & target(**environ).keys()
+
+
+def test_other_parameters_of_a_url_are_kept() -> None:
+    """TLS, several hosts and timeouts are libpq's business."""
+    found = target(DATABASE_URL="postgresql://u@a:1,b:2/d?sslmode=require&connect_timeout=7")
+
+    assert ("a,b", "1,2") == (found["host"], found["port"])
+    assert ("require", "7") == (found["sslmode"], found["connect_timeout"])
+
+
+def test_address_without_a_name_gets_no_default_name() -> None:
+    """PGHOSTADDR alone must not be checked against our default host."""
+    assert "host" not in target(PGHOSTADDR="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:{SECRET}@more@h/d",
+        f"postgresql://u:a@{SECRET}@h/d",
+        f"postgresql://u:a@b:{SECRET}@h/d",
+        f"postgresql://u:{SECRET}/x@h/d",
+        f"postgresql://u:123/{SECRET}@h/d",
+        f"postgresql://u:{SECRET}%zz@h/d",
+        f"postgresql://u:{SECRET}%00@h/d",
+        f"postgresql://u:x@h/d?passwort={SECRET}",
+        f"host=h password=a {SECRET}",
+        f"host=h password='{SECRET}",
+        f"mysql://u:{SECRET}@h/d",
+        f"jdbc:postgresql://h/d?password={SECRET}",
+        SECRET,
+    ],
+)
+def test_malformed_url_shows_no_part_of_the_password(url: str) -> None:
+    """Neither libpq's quotation nor a piece that slipped into host, port or database."""
+    found = wrong(DATABASE_URL=url)
+
+    assert not [text for text in found if "hunter" in text or "same" in text], found
+    assert all("DATABASE_URL" in text for text in found)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "tcp", "5432 ", "5432,x", "\u0665", "1e3"])
+def test_wrong_port_is_refused(port: str) -> None:
+    """Before libpq sees it; the value may be a piece of a password."""
+    assert ["the port is not a number from 1 to 65535"] == wrong(PGPORT=port)
+
+
+# secrets in files
+
+
+def test_one_line_end_is_stripped_from_a_secret_file(tmp_path: Path) -> None:
+    """Editors add one; more belong to the password."""
+    for number, (text, expected) in enumerate(
+        [("p", "p"), ("p\n", "p"), ("p\r\n", "p"), ("p\n\n", "p\n"), (" p ", " p "), ("é", "é")]
+    ):
+        file = tmp_path / str(number)
+        file.write_bytes(text.encode())
+        for name in ("PGPASSWORD_FILE", "POSTGRES_PASSWORD_FILE"):
+            assert expected == target(**{name: str(file)})["password"]
+
+
+def test_url_may_come_from_a_file(tmp_path: Path) -> None:
+    """As a Secret of CloudNativePG gives it."""
+    (tmp_path / "uri").write_text("postgresql://u:p@h/d\n")
+
+    assert "h" == target(DATABASE_URL_FILE=str(tmp_path / "uri"))["host"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"x" * 70_000, "larger than 64 KiB"),
+        (b"a\0b", "NUL byte"),
+        (b"caf\xe9", "not valid UTF-8"),
+    ],
+)
+def test_unusable_secret_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
+    """It says which variable, which file, and why."""
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+
+    (problem,) = wrong(PGPASSWORD_FILE=str(file))
+
+    assert "PGPASSWORD_FILE" in problem
+    assert words in problem
+
+
+def test_directory_is_no_secret_file(tmp_path: Path) -> None:
+    """A mount in the wrong place."""
+    (problem,) = wrong(POSTGRES_PASSWORD_FILE=str(tmp_path))
+    assert "Is a directory" in problem
+
+
+def test_password_where_its_file_belongs_is_not_shown() -> None:
+    """The commonest slip with _FILE."""
+    (problem,) = wrong(PGPASSWORD_FILE=SECRET)
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize("name", config.SECRETS)
+def test_value_and_file_are_not_both_allowed(tmp_path: Path, name: str) -> None:
+    """Which one holds would be a guess."""
+    (tmp_path / "secret").write_text("postgresql://h/d")
+    found = wrong(**{name: "postgresql://h/d", f"{name}_FILE": str(tmp_path / "secret")})
+
+    assert [f"{name} and {name}_FILE are both set Keep one of the two."] == found
+
+
+# Kubernetes
+
+
+def test_service_links_are_ignored_with_one_warning() -> None:
+    """Services named preflight and postgres put twenty variables into every pod."""
+    links: dict[str, str] = {}
+    for service in ("PREFLIGHT", "POSTGRES", "PREFLIGHT_LOG"):
+        links |= {
+            f"{service}_SERVICE_HOST": "10.0.0.1",
+            f"{service}_SERVICE_PORT": "5432",
+            f"{service}_SERVICE_PORT_SQL": "5432",
+            f"{service}_PORT": "tcp://10.0.0.1:5432",
+            f"{service}_PORT_5432_TCP": "tcp://10.0.0.1:5432",
+            f"{service}_PORT_5432_TCP_PROTO": "tcp",
+            f"{service}_PORT_5432_TCP_PORT": "5432",
+            f"{service}_PORT_5432_TCP_ADDR": "10.0.0.1",
+        }
+    found = read(**links)
+
+    assert "5432" == found.target["port"]
+    assert 1 == len(found.warnings)
+    assert "POSTGRES_PORT" in found.warnings[0]
+
+
+def test_service_links_of_others_are_no_news() -> None:
+    """A service that nobody could mistake for a setting is not worth a line in every pod."""
+    assert () == read(PGADMIN_PORT="tcp://10.0.0.1:80", REDIS_SERVICE_HOST="10.0.0.2").warnings
+
+
+# settings
+
+
+def test_settings_are_read() -> None:
+    """Each under its name."""
+    found = read(
+        PREFLIGHT_SCHEMA="app_two",
+        PREFLIGHT_BACKUP="off",
+        PREFLIGHT_BACKUP_KEEP="3",
+        PREFLIGHT_WAIT_TIMEOUT_S="0.5",
+        PREFLIGHT_MIGRATIONS_DIR="/elsewhere",
+    )
+
+    assert ("app_two", "off", 3, 0.5) == (
+        found.schema, found.backup, found.backup_keep, found.wait_timeout_s
+    )  # fmt: skip
+    assert Path("/elsewhere") == found.migrations_dir
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in ("WAIT_TIMEOUT_S", "LOCK_WAIT_S", "LOCK_RETRY_S", "STATEMENT_TIMEOUT_S")
+        for value in ("-1", "nan", "inf", "1e3", "1_0", " 5", "5s", "2147484", "\u0665", "x")
+    ]
+    + [("BACKUP_KEEP", "0"), ("BACKUP_KEEP", "1.5"), ("BACKUP_KEEP", "9" * 10)]
+    + [("LOCK_TIMEOUT_MS", "0"), ("LOCK_TIMEOUT_MS", "2s"), ("REHEARSE_MAX_MB", "-1")]
+    + [(name, "maybe") for name in ("BACKUP", "REHEARSE", "FIRST_CONTACT", "AHEAD", "LOG")]
+    + [("OUT_OF_ORDER", "yes"), ("LOG_LEVEL", "INFO"), ("LOG_SQL", "true")]
+    + [("SCHEMA", value) for value in ("public", "pg_x", "Order", "order", "a-b", "1a", "a" * 64)],
+)
+def test_wrong_value_is_refused(name: str, value: str) -> None:
+    """The message shows the variable, the value and what would be right."""
+    (problem,) = wrong(**{f"PREFLIGHT_{name}": value})
+    assert f"PREFLIGHT_{name}={value!r} is not " in problem
+
+
+def test_schema_needs_no_quotes() -> None:
+    """No reserved word of PostgreSQL gets through."""
+    reserved = {pg_query_pb2.RESERVED_KEYWORD, pg_query_pb2.TYPE_FUNC_NAME_KEYWORD}
+    words = {name.lower().removesuffix("_p") for name in pg_query_pb2.Token.keys()}  # noqa: SIM118 - an enum of protobuf, not a dict
+    words = {word for word in words if word.isidentifier()}
+    quoted = {
+        word for word in words if postgast.scan(word).tokens[0].keyword_kind in reserved
+    }  # fmt: skip
+
+    assert len(quoted) > 90
+    assert set() == {word for word in quoted if not wrong(PREFLIGHT_SCHEMA=word)}
+
+
+def test_unknown_setting_is_refused_with_the_nearest() -> None:
+    """A typo must not switch off what was asked for."""
+    (problem,) = wrong(PREFLIGHT_BAKUP_DIR="/backups")
+    assert "PREFLIGHT_BAKUP_DIR is not a setting Did you mean PREFLIGHT_BACKUP_DIR?" == problem
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    """One run shows everything that has to be changed."""
+    found = wrong(
+        PREFLIGHT_BAKUP="off",
+        PREFLIGHT_LOG="loud",
+        PGPORT="x",
+        PGUSER="a",
+        POSTGRES_USER="b",
+        PGPASSWORD_FILE="/nowhere",
+    )
+    assert 5 == len(found), found
+
+
+def test_empty_value_is_no_value() -> None:
+    """As compose files leave them."""
+    names = ("PREFLIGHT_SCHEMA", "PREFLIGHT_NONSENSE", "PGHOST", "DATABASE_URL", "PGSERVICE",
+             "PGPASSWORD_FILE", "POSTGRES_PORT")  # fmt: skip
+    assert target() == target(**dict.fromkeys(names, ""))
+
+
+@pytest.mark.parametrize("name", ["PGUSER", "PGPASSWORD", "PGOPTIONS", "PREFLIGHT_SCHEMA"])
+def test_value_that_is_not_utf8_is_refused(name: str) -> None:
+    """The server would get other bytes than were meant."""
+    assert [f"{name} is not valid UTF-8"] == wrong(**{name: "caf\udce9"})
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "de_DE.ISO-8859-1", "C.UTF-8", ""])
+def test_password_is_the_same_in_every_locale(locale: str) -> None:
+    """The environment is bytes, and the bytes are UTF-8."""
+    code = "from preflight import config; print(ascii(config.environment()['PGPASSWORD']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=servers.REPOSITORY,
+        env={b"LC_ALL": locale.encode(), b"PGPASSWORD": "pä ß€".encode()},
+        capture_output=True,
+        check=True,
+    )
+
+    assert ascii("pä ß€") == done.stdout.decode().strip()
+
+
+def test_config_shows_no_secret() -> None:
+    """Not in a traceback, not in a debugger's line."""
+    url = f"postgresql://u:{SECRET}@h/d"
+    shown = repr(read(DATABASE_URL=url, PREFLIGHT_REHEARSE_URL=url))
+
+    assert SECRET not in shown
+
+
+def test_children_get_no_secret() -> None:
+    """What pg_dump needs comes through its arguments and a passfile."""
+    given = dict.fromkeys(config.SECRETS, SECRET) | {"PATH": "/bin", "PGSSLMODE": "require"}
+    kept = config.child_environment(given)
+
+    assert SECRET not in kept.values()
+    assert ("/bin", "require", "C") == (kept["PATH"], kept["PGSSLMODE"], kept["LC_ALL"])

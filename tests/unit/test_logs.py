@@ -1,0 +1,104 @@
+"""Log lines: one object each, whatever they carry."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+import structlog
+
+from preflight import logs
+
+NASTY = 'a\nb\r\n\x1b[31mred\x1b[0m "quoted" \\ \0 é \u2028 \udcff'
+
+
+class Terminal(io.StringIO):
+    """A stream that people read."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def logged(stream: io.StringIO | None = None, **settings: str) -> io.StringIO:
+    """Set the logs up on a stream."""
+    stream = stream or io.StringIO()
+    chosen: dict[str, Any] = {"choice": "json", "level": "info", "run_id": "r1", **settings}
+    logs.set_up(stream, **chosen)
+    return stream
+
+
+def test_event_is_one_json_object_a_line() -> None:
+    """Line ends, colours and quotes in values stay inside their strings."""
+    stream = logged()
+    structlog.get_logger().warning("thing.done", name=NASTY, size_bytes=3, items=[NASTY])
+
+    (line,) = stream.getvalue().splitlines()
+    event = json.loads(line)
+    assert ["timestamp", "level", "event", "run_id", "name", "size_bytes", "items"] == list(event)
+    assert ("warning", "thing.done", "r1") == (event["level"], event["event"], event["run_id"])
+    assert (NASTY, 3, [NASTY]) == (event["name"], event["size_bytes"], event["items"])
+    assert event["timestamp"].endswith("Z")
+
+
+def test_console_shows_one_line_without_control_characters() -> None:
+    """A value cannot colour the terminal or forge a second event."""
+    stream = logged(choice="console")
+    structlog.get_logger().info("thing.done", migration=NASTY, name=NASTY)
+
+    assert 1 == len(stream.getvalue().splitlines())
+    assert not [char for char in stream.getvalue() if char != "\n" and not char.isprintable()]
+
+
+@pytest.mark.parametrize(
+    ("choice", "terminal", "expected"),
+    [
+        ("auto", True, False),
+        ("auto", False, True),
+        ("json", True, True),
+        ("console", False, False),
+    ],
+)
+def test_json_is_for_machines(choice: str, *, terminal: bool, expected: bool) -> None:
+    """`auto` looks at the stream; a choice is a choice."""
+    stream = logged(Terminal() if terminal else io.StringIO(), choice=choice)
+    structlog.get_logger().info("thing.done")
+
+    assert expected == stream.getvalue().startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("stream", "no_color", "expected"),
+    [(Terminal(), "", True), (Terminal(), "1", False), (io.StringIO(), "", False)],
+    ids=["terminal", "NO_COLOR", "pipe"],
+)
+def test_colour_is_for_terminals(stream: io.StringIO, no_color: str, *, expected: bool) -> None:
+    """Never into a pipe, and not with NO_COLOR."""
+    logged(stream, choice="console", no_color=no_color)
+    structlog.get_logger().error("thing.failed")
+
+    assert expected == ("\x1b[" in stream.getvalue())
+
+
+def test_level_filters_all_but_the_end() -> None:
+    """`run.finished` is there at every level."""
+    stream = logged(level="error")
+    for name in ("thing.done", "run.finished"):
+        structlog.get_logger().info(name)
+
+    assert ["run.finished"] == [json.loads(x)["event"] for x in stream.getvalue().splitlines()]
+
+
+def test_observer_sees_what_the_level_hides() -> None:
+    """What was done is counted also when it is not shown."""
+    seen: list[str] = []
+    logs.set_up(
+        io.StringIO(),
+        choice="json",
+        level="error",
+        run_id="r1",
+        observe=lambda event: seen.append(event["event"]),
+    )
+    structlog.get_logger().debug("thing.done")
+
+    assert ["thing.done"] == seen

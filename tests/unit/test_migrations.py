@@ -1,0 +1,404 @@
+"""Reading the migrations directory: what is accepted, and what is refused with which words."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preflight import migrations
+from preflight.errors import ConfigInvalid, FilesInvalid, Problem
+from tests import servers
+from tests.conftest import WriteMigrations
+
+OK = "SELECT 1;\n"
+
+
+def problems(directory: Path) -> list[Problem]:
+    """Return everything that is wrong with the files in a directory."""
+    with pytest.raises(FilesInvalid) as raised:
+        migrations.load(directory)
+    return list(raised.value.problems)
+
+
+def texts(script: migrations.Script) -> list[str]:
+    """Return the statements that a script would run."""
+    return [each.text(script.text).decode() for each in script.statements()]
+
+
+# what is accepted
+
+
+def test_files_are_ordered_as_numbers(migrations: WriteMigrations) -> None:
+    """010 comes after 9, whatever the width of the number."""
+    loaded = load(migrations({f"{name}_x.sql": OK for name in ("010", "009", "1000", "000")}))
+
+    assert [0, 9, 10, 1000] == [each.version for each in loaded]
+
+
+def test_companions_belong_to_their_file(migrations: WriteMigrations) -> None:
+    """Rollback, verify and export are found by the forward file's name."""
+    kinds = ("", "_rollback", "_verify", "_export")
+    (one,) = load(migrations({f"001_add_it{kind}.sql": OK for kind in kinds}))
+
+    assert "001_add_it" == one.name
+    assert ["001_add_it_rollback.sql", "001_add_it_verify.sql", "001_add_it_export.sql"] == [
+        each.file for each in (one.rollback, one.verify, one.export) if each
+    ]
+
+
+def test_line_ends_and_byte_order_mark_do_not_change_the_checksum(
+    migrations: WriteMigrations,
+) -> None:
+    """A file that went through Windows is the same migration, and its lines are the same."""
+    plain = "SELECT 'é',\n1;\n"
+    loaded = load(
+        migrations(
+            {
+                "001_lf.sql": plain,
+                "002_crlf.sql": plain.replace("\n", "\r\n"),
+                "003_bom.sql": b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode(),
+            }
+        )
+    )
+
+    assert {hashlib.sha256(plain.encode()).hexdigest()} == {each.checksum for each in loaded}
+    assert {plain.encode()} == {each.up.text for each in loaded}
+
+
+def test_other_files_are_ignored(migrations: WriteMigrations) -> None:
+    """Hidden files, editors' leftovers and everything that does not end in .sql."""
+    names = (".001_x.sql", "..data.sql", "README.md", "001_x.sql~", "001_x.sql.swp", "001_x.SQL")
+    loaded = load(migrations({"001_x.sql": OK} | dict.fromkeys(names, "\\i nonsense")))
+
+    assert ["001_x"] == [each.name for each in loaded]
+
+
+def test_directives_are_obeyed(migrations: WriteMigrations) -> None:
+    """Each of them, with every unit of time."""
+    one, two, three = load(
+        migrations(
+            {
+                "001_a.sql": "-- preflight: no-transaction\n--preflight:breaking\nVACUUM;",
+                "002_b.sql": "-- why\n/* how */\n-- preflight: lock-timeout 5s\n"
+                "-- preflight: statement-timeout 2min\nSELECT 1;",
+                "003_c.sql": "-- Preflight: lock-timeout 250ms\n"
+                "-- preflight: statement-timeout 1h\nSELECT 1;",
+            }
+        )
+    )
+
+    assert (False, True) == (one.up.transactional, one.up.breaking)
+    assert (5000, 120_000) == (two.up.lock_timeout_ms, two.up.statement_timeout_ms)
+    assert (250, 3_600_000) == (three.up.lock_timeout_ms, three.up.statement_timeout_ms)
+    assert (True, False, None) == (two.up.transactional, two.up.breaking, one.up.lock_timeout_ms)
+
+
+@pytest.mark.parametrize("begin", ["BEGIN", "begin work", "START TRANSACTION"])
+@pytest.mark.parametrize("commit", ["COMMIT", "END TRANSACTION"])
+def test_transaction_around_the_file_is_dropped(
+    migrations: WriteMigrations, begin: str, commit: str
+) -> None:
+    """The runner opens the transaction itself."""
+    (one,) = load(
+        migrations({"001_a.sql": f"-- c\n{begin};\nSELECT 1;\nSELECT 2;\n{commit};\n-- c"})
+    )
+
+    assert ["SELECT 1", "SELECT 2"] == texts(one.up)
+
+
+def test_words_of_transaction_control_elsewhere_are_fine(migrations: WriteMigrations) -> None:
+    """In comments, strings, bodies and CASE they control no transaction."""
+    statements = [
+        "SELECT 'COMMIT;', $$ROLLBACK;$$, \"BEGIN;\" /* COMMIT; */ -- COMMIT;\n FROM t",
+        "DO $$ BEGIN RAISE NOTICE 'x'; END; $$",
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN a THEN 1 END; END",
+        "SELECT CASE WHEN true THEN 1\nEND",
+    ]
+    (one,) = load(migrations({"001_a.sql": ";\n".join(statements)}))
+
+    assert statements == texts(one.up)
+
+
+def test_real_configmap_is_read_once(tmp_path: Path) -> None:
+    """Kubernetes mounts every file as a link through `..data` into a dated directory."""
+    configmap(tmp_path, "..2026_11_23_1", {"001_a.sql": OK, "002_b.sql": OK})
+
+    assert ["001_a", "002_b"] == [each.name for each in load(tmp_path)]
+
+
+def test_configmap_that_is_swapped_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is returned never mixes two versions of a mount."""
+    configmap(
+        tmp_path, "..2026_11_23_1", {"001_a.sql": "SELECT 'old a';", "002_b.sql": "SELECT 1;"}
+    )
+    script = migrations._script  # noqa: SLF001 - the moment between two files has no other name
+
+    def swap_after_the_first(directory: Path, name: str, found: list[Problem]) -> object:
+        read = script(directory, name, found)
+        if name == "001_a.sql" and not (tmp_path / "..2026_11_23_2").exists():
+            configmap(
+                tmp_path, "..2026_11_23_2", {"001_a.sql": "SELECT 'new a';", "002_b.sql": "bad '"}
+            )
+            configmap(tmp_path, "..2026_11_23_3", {"001_a.sql": "SELECT 'new a';", "002_b.sql": OK})
+        return read
+
+    monkeypatch.setattr(migrations, "_script", swap_after_the_first)
+
+    assert ["SELECT 'new a'", "SELECT 1"] == [texts(each.up)[0] for each in load(tmp_path)]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _: None, Path.mkdir, Path.touch], ids=["missing", "empty", "file"]
+)
+def test_directory_without_files_is_a_configuration_error(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A wrong mount must not look like success."""
+    directory = tmp_path / "migrations"
+    make(directory)
+
+    with pytest.raises(ConfigInvalid) as raised:
+        migrations.load(directory)
+
+    assert "config.migrations_dir" == raised.value.code
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["1_a.sql", "01_a.sql", "001.sql", "001_.sql", "001_A.sql", "001-a.sql", "001_a__b.sql",
+     "a.sql", "001_a b.sql", "1234567890123456789_a.sql", "\u0660\u0660\u0661_a.sql",
+     "001_é.sql", "V1__a.sql"],
+)  # fmt: skip
+def test_bad_name_is_refused(migrations: WriteMigrations, name: str) -> None:
+    """What ends in .sql and is no migration may be a migration with a typo."""
+    (problem,) = problems(migrations({"002_b.sql": OK, name: OK}))
+
+    assert (name, None) == (problem.file, problem.line)
+    assert "is not a migration's name" in problem.message
+
+
+def test_name_that_is_not_utf8_is_refused(migrations: WriteMigrations) -> None:
+    """Also with the bytes that nobody can print."""
+    directory = migrations({"001_a.sql": OK})
+    (directory / os.fsdecode(b"002_\xff.sql")).write_text(OK)
+
+    (problem,) = problems(directory)
+
+    assert "is not a migration's name" in problem.message
+
+
+def test_duplicate_version_names_both_files(migrations: WriteMigrations) -> None:
+    """Numbers count, not digits."""
+    (problem,) = problems(migrations({"002_b.sql": OK, "0002_c.sql": OK}))
+
+    assert "version 2 is claimed by 0002_c.sql and 002_b.sql" == problem.message
+
+
+@pytest.mark.parametrize("kind", ["rollback", "verify", "export"])
+def test_companion_without_a_forward_file_is_refused(
+    migrations: WriteMigrations, kind: str
+) -> None:
+    """A renamed forward file must not lose its companions silently."""
+    (problem,) = problems(migrations({"001_a.sql": OK, f"001_b_{kind}.sql": OK}))
+
+    assert f"001_b_{kind}.sql has no forward file 001_b.sql" == problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        (b"SELECT 1;\n-- \xc3\xa9\0;", (2, 5), "a NUL byte"),
+        (b"-- \xc3\xa9\nSELECT 'caf\xe9';", (2, 12), "byte 0xe9 is not UTF-8"),
+        (b"SELECT '\xed\xa0\x80';", (1, 9), "is not UTF-8"),
+        ("SELECT 1;".encode("utf-16"), (1, 1), "UTF-16"),
+        ("SELECT 1;".encode("utf-16-be"), (1, 1), "a NUL byte"),
+        (b"SELECT 1;\n \\i other.sql", (2, 2), "psql meta-command \\i"),
+        (b"\\restrict abc\nSELECT 1;", (1, 1), "psql meta-command \\restrict"),
+        (b"SELECT 1;\nSELECT 'a;\n", (2, 8), "this string never ends"),
+        (b'SELECT "a;', (1, 8), "this quoted name never ends"),
+        (b"DO $x$ BEGIN END $y$;", (1, 4), "this $x$ never ends"),
+        (b"SELECT 1; /* /* */", (1, 11), "this comment never ends"),
+        (b"SELECT 1;\n  COMMIT;", (2, 3), "COMMIT: transaction control inside"),
+        (b"BEGIN; SELECT 1;", (1, 1), "BEGIN: transaction control inside"),
+        (b"BEGIN; COMMIT;", (1, 1), "BEGIN: transaction control inside"),
+        (b"BEGIN READ ONLY; SELECT 1; COMMIT;", (1, 1), "BEGIN READ ONLY: transaction control"),
+        (b"BEGIN; SELECT 1; COMMIT AND CHAIN;", (1, 1), "BEGIN: transaction control"),
+        (b"BEGIN; SELECT 1; COMMIT; SELECT 2;", (1, 1), "BEGIN: transaction control"),
+        (b"BEGIN; SELECT 1; ROLLBACK;", (1, 1), "BEGIN: transaction control"),
+        (b"-- preflight: no-transaction\nBEGIN; VACUUM; COMMIT;", (2, 1), "BEGIN: transaction"),
+        (b"SELECT 1; SAVEPOINT a;", (1, 11), "SAVEPOINT a: transaction control"),
+        (b"PREPARE TRANSACTION 'a';", (1, 1), "PREPARE TRANSACTION 'a': transaction control"),
+        (b"CREATE TABLE t (); -- x\rCOMMIT;", (1, 25), "COMMIT: transaction control"),
+        (b"CREATE INDEX CONCURRENTLY ON t (a);", (1, 1), "cannot run inside a transaction"),
+        (b"SELECT 1; VACUUM t;", (1, 11), "VACUUM t: cannot run inside a transaction"),
+        (b"", None, "holds no statement"),
+        (b"-- only words\n/* here */;;", None, "holds no statement"),
+        (b"-- preflight: no-transactions\nSELECT 1;", (1, 1), "unknown directive"),
+        (b"-- preflight: lock-timeout=5s\nSELECT 1;", (1, 1), "unknown directive"),
+        (b"-- preflight: lock-timeout 5 days\nSELECT 1;", (1, 1), "'5 days' is not a duration"),
+        (b"-- preflight: statement-timeout\nSELECT 1;", (1, 1), "'' is not a duration"),
+        (b"SELECT 1;\n-- preflight: breaking\n", (2, 1), "a directive after the first statement"),
+        (b"SELECT\n-- preflight: breaking\n1;", (2, 1), "a directive after the first statement"),
+        (b"COPY t FROM stdin;\n1\n", (1, 1), "the data of COPY"),
+    ],
+)  # fmt: skip
+def test_file_is_refused_with_its_place(
+    migrations: WriteMigrations, text: bytes, place: tuple[int, int] | None, words: str
+) -> None:
+    """File, line and column (in characters), and what is wrong there."""
+    problem = problems(migrations({"001_a.sql": OK, "002_b.sql": text}))[0]
+
+    where = "" if place is None else f"{place[0]}:{place[1]}: "
+    assert problem.message.startswith(f"002_b.sql:{where or ' '}")
+    assert words in problem.message
+    assert place == (problem.line and (problem.line, problem.column))
+    assert ("002_b.sql", "002_b", 2) == (problem.file, problem.migration, problem.version)
+
+
+@pytest.mark.parametrize("kind", ["verify", "export"])
+@pytest.mark.parametrize("text", ["DELETE FROM t;", "SELECT 1; COMMIT;", "SET a = 1; SELECT 1;"])
+def test_only_queries_may_verify_and_export(
+    migrations: WriteMigrations, kind: str, text: str
+) -> None:
+    """They look, they do not touch."""
+    (problem,) = problems(migrations({"001_a.sql": OK, f"001_a_{kind}.sql": text}))
+
+    assert f"a {kind} file holds queries only" in problem.message
+    assert "001_a" == problem.migration
+
+
+def test_directives_belong_into_forward_and_rollback_files(migrations: WriteMigrations) -> None:
+    """`breaking` says something of the forward file only."""
+    files = {
+        "001_a.sql": OK,
+        "001_a_verify.sql": "-- preflight: lock-timeout 5s\n" + OK,
+        "001_a_rollback.sql": "-- preflight: breaking\n" + OK,
+    }
+    found = problems(migrations(files))
+
+    assert ["001_a_rollback.sql", "001_a_verify.sql"] == [each.file for each in found]
+
+
+@pytest.mark.parametrize("what", ["fifo", "device", "directory", "dangling", "loop", "socket"])
+def test_what_is_not_a_file_is_refused(migrations: WriteMigrations, what: str) -> None:
+    """And it is never waited for."""
+    directory = migrations({"001_a.sql": OK})
+    path = directory / "002_b.sql"
+    listener = socket.socket(socket.AF_UNIX)
+    match what:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "directory":
+            path.mkdir()
+        case "dangling":
+            path.symlink_to("nowhere")
+        case "loop":
+            path.symlink_to(path)
+        case "socket":
+            with tempfile.TemporaryDirectory() as short:  # a socket's path may have 107 bytes
+                listener.bind(f"{short}/s")
+                os.link(f"{short}/s", path)
+    listener.close()
+
+    (problem,) = problems(directory)
+
+    assert "002_b.sql" == problem.file
+
+
+def test_everything_wrong_is_reported_at_once(migrations: WriteMigrations) -> None:
+    """One run shows all problems of all files."""
+    found = problems(
+        migrations(
+            {
+                "001_a.sql": "\\i x\nCOMMIT;\nVACUUM;\n",
+                "002_b.sql": b"\xff",
+                "002_c.sql": OK,
+                "003_d_verify.sql": "DROP TABLE t;",
+                "bad.sql": OK,
+            }
+        )
+    )
+
+    assert 8 == len(found), [each.message for each in found]
+    assert {"001_a.sql", "002_b.sql", "002_c.sql", "003_d_verify.sql", "bad.sql"} == {
+        each.file for each in found
+    }
+
+
+def test_hopeless_file_is_not_reported_without_end(migrations: WriteMigrations) -> None:
+    """A million wrong lines must not become a million problems."""
+    found = problems(
+        migrations({"001_a.sql": OK, "001_a_verify.sql": "DELETE FROM t;\n" * 100_000})
+    )
+
+    assert 51 == len(found)
+    assert "so much is wrong" in found[-1].message
+
+
+# how much it costs
+
+
+@pytest.mark.parametrize(
+    ("first", "repeated", "last"),
+    [
+        ("", "INSERT INTO t (id, name) VALUES (1, 'it''s a name; really');\n", ""),
+        ("INSERT INTO t VALUES ", "(1, 'it''s; a name', E'\\n'),\n", "(2, 'b', 'c');\n"),
+        ("COPY t FROM stdin;\n", "1\tit's a name; really\n", "\\.\n"),
+        ("SELECT $$", "it's a name; really\r\n", "$$;\n"),
+    ],
+    ids=["statements", "statement", "copy", "crlf"],
+)
+def test_memory_is_at_most_three_times_the_file(
+    tmp_path: Path, first: str, repeated: str, last: str
+) -> None:
+    """A big file is not copied for each thing that is asked of it."""
+    size = 24_000_000
+    file = tmp_path / "001_big.sql"
+    file.write_bytes((first + repeated * (size // len(repeated)) + last).encode())
+    code = (
+        "import pathlib, sys\n"
+        "from preflight import migrations\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "before = peak()\n"
+        "found, = migrations.load(pathlib.Path(sys.argv[1]))\n"
+        "count = sum(1 for _ in found.up.statements())\n"
+        "print(count, (peak() - before) * 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=servers.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert int(done.stdout.split()[1]) < 3 * size
+
+
+def load(directory: Path) -> tuple[migrations.Migration, ...]:
+    """Read a directory, which the fixture's name hides from a test."""
+    return migrations.load(directory)
+
+
+def configmap(mount: Path, dated: str, files: dict[str, str]) -> None:
+    """Write or swap a mount as the kubelet does: a dated directory, `..data`, a link a file."""
+    (mount / dated).mkdir()
+    for name, text in files.items():
+        (mount / dated / name).write_text(text)
+        if not (mount / name).is_symlink():
+            (mount / name).symlink_to(f"..data/{name}")
+    (mount / "..data_tmp").symlink_to(dated)
+    (mount / "..data_tmp").rename(mount / "..data")

@@ -1,0 +1,85 @@
+"""What people read: lines, tables, and the message that Kubernetes keeps."""
+
+import json
+from typing import Any
+
+import pytest
+
+import entrypoint
+from preflight import report
+
+FAILED: dict[str, Any] = {
+    "event": "run.finished",
+    "level": "error",
+    "command": "up",
+    "outcome": "failed",
+    "exit_code": 25,
+    "duration_s": 0.01,
+    "error": {"code": "files.invalid", "message": "001_a.sql:1:1: no", "hint": "Do this."},
+}
+
+
+def test_failure_says_what_is_true_and_what_to_do() -> None:
+    """The exit code, the sentence, the next step."""
+    line = report.event_line(FAILED, colour=False)
+
+    assert "✗ exit 25: 001_a.sql:1:1: no (0.01 s)" in line
+    assert line.endswith("→ Do this.")
+
+
+def test_failure_shows_every_problem_and_each_hint_once() -> None:
+    """All that is wrong stands on lines of its own."""
+    problems = [{"message": f"problem {i}", "hint": "Same hint."} for i in range(3)]
+    line = report.event_line(
+        FAILED | {"error": FAILED["error"] | {"problems": problems}}, colour=False
+    )
+
+    assert ["problem 0", "problem 1", "problem 2"] == [
+        each.strip(" -") for each in line.splitlines()[1:4]
+    ]
+    assert 1 == line.count("Same hint.")
+
+
+def test_success_says_what_was_applied() -> None:
+    """In one line."""
+    done = {"event": "run.finished", "outcome": "applied", "exit_code": 0, "duration_s": 1.0}
+    line = report.event_line(done | {"applied": ["001_a", "002_b"]}, colour=False)
+
+    assert line.endswith("✓ applied 001_a, 002_b (1.00 s)")
+
+
+def test_table_is_aligned() -> None:
+    """Columns as wide as their widest cell; nothing for None, nothing at a line's end."""
+    assert "A    LONG\nx    1\nyyy" == report.table(("a", "long"), [("x", 1), ("yyy", None)])
+
+
+def test_table_shows_no_control_characters() -> None:
+    """A name from the database cannot draw on the terminal."""
+    assert "A\nx?[31m y" == report.table(("a",), [("x\x1b[31m\ny",)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        FAILED,
+        FAILED | {"applied": [f"{n:03d}_a_rather_long_name" for n in range(1000)]},
+        FAILED | {"error": {"code": "x.y", "message": "é" * 5000, "hint": "\0" * 5000}},
+        FAILED | {"error": {"code": "x.y", "message": "m", "problems": [FAILED["error"]] * 500}},
+        FAILED | {"error": {"code": "x.y"} | {f"key{n}": '\x1b"\\' * 2000 for n in range(12)}},
+        FAILED | {"command": "up" * 5000},
+        FAILED | {"error": {"code": "x.y", "message": "name \udcff.sql"}},
+    ],
+    ids=["small", "many", "long", "problems", "nasty", "command", "bytes"],
+)
+def test_termination_message_is_whole_and_small(data: dict[str, Any]) -> None:
+    """At most 4096 bytes, always valid JSON, the exit code always in it."""
+    message = entrypoint.termination_message(data)
+
+    assert len(message) <= 4096
+    assert 25 == json.loads(message)["exit_code"]
+    assert data["error"]["code"] == json.loads(message)["error"]["code"]
+
+
+def test_small_termination_message_loses_nothing() -> None:
+    """What fits is the very object of `run.finished`."""
+    assert FAILED == json.loads(entrypoint.termination_message(FAILED))

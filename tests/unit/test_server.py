@@ -1,0 +1,111 @@
+"""How a failed attempt is told from another, and how long we go on; without any server."""
+
+import socket
+
+import pytest
+
+from preflight import dial, errors, server
+
+DEAD = 'connection to server at "db" (10.0.0.1), port 5432 failed: Connection refused'
+
+
+@pytest.mark.parametrize(
+    ("kind", "sqlstate", "german"),
+    [
+        ("auth", "28P01", "Passwort-Authentifizierung für Benutzer »app« fehlgeschlagen"),
+        ("auth", "28000", "kein pg_hba.conf-Eintrag für Host »10.0.0.9«, Benutzer »app«"),
+        ("auth", "42501", "keine Berechtigung für Datenbank »app«"),
+        ("database", "3D000", "Datenbank »app« existiert nicht"),
+        ("passing", "57P03", "das Datenbanksystem startet"),
+        ("passing", "53300", "tut mir leid, schon zu viele Verbindungen"),
+        ("config", "42704", "unbekannter Konfigurationsparameter »certificate«"),
+        ("alien", "0A000", "nicht unterstütztes Frontend-Protokoll 3.0"),
+    ],
+)
+def test_server_is_understood_in_any_language(kind: str, sqlstate: str, german: str) -> None:
+    """What the server says is told by its SQLSTATE; its words may be any."""
+    for words in (german, "", "does not support SSL, no password supplied, certificate"):
+        text = f"FATAL:  {sqlstate}: {words}"
+
+        assert kind == dial.kind_of(text, [sqlstate], needs_password=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("passing", DEAD),
+        ("passing", "server closed the connection unexpectedly"),
+        ("passing", "SSL error: unexpected eof while reading"),
+        ("passing", "SSL SYSCALL error: Connection reset by peer"),
+        ("auth", "server does not support SSL, but SSL was required"),
+        ("auth", "SSL error: certificate verify failed"),
+        ("auth", 'server certificate for "a" does not match host name "b"'),
+        ("auth", "channel binding required, but SSL not in use"),
+        ("auth", "fe_sendauth: no password supplied"),
+        ("alien", "received invalid response to SSL negotiation: H"),
+        ("standby", "session is read-only"),
+        ("config", 'invalid sslmode value: "sometimes"'),
+        ("config", 'definition of service "app" not found'),
+    ],
+)
+def test_libpq_is_understood_by_its_words(kind: str, text: str) -> None:
+    """Its language is English here, and it has no SQLSTATE."""
+    assert kind == dial.kind_of(text, [], needs_password=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("options", "unsupported startup parameter: options"),
+        ("auth", "password authentication failed"),
+        ("database", "no such database: app"),
+        ("passing", "query_wait_timeout"),
+    ],
+)
+def test_pooler_is_understood_by_its_words(kind: str, text: str) -> None:
+    """PgBouncer 1.18 has one SQLSTATE for everything, and one language."""
+    assert kind == dial.kind_of(f"FATAL:  08P01: {text}", ["08P01"], needs_password=False)
+
+
+def test_lasting_failure_of_one_host_outlasts_a_passing_one() -> None:
+    """With several hosts, the one that answered says more than the one that did not."""
+    assert "auth" == dial.kind_of(f"{DEAD}\nFATAL:  28P01: no", ["28P01"], needs_password=False)
+
+
+def test_every_address_of_every_host_is_dialled() -> None:
+    """A socket directory, two ports and a name that is unknown: what is known is tried in order."""
+    hosts = {"host": "/run/pg,nowhere.invalid,127.0.0.1", "port": "1,2,3"}
+
+    assert [("/run/pg", "", "1"), ("127.0.0.1", "127.0.0.1", "3")] == dial.resolve(hosts)
+
+
+def test_one_port_serves_all_hosts() -> None:
+    """As libpq reads it."""
+    found = dial.resolve({"host": "127.0.0.1,127.0.0.2", "port": "7"})
+
+    assert ["7", "7"] == [port for _, _, port in found]
+
+
+def test_no_attempt_outlives_the_deadline() -> None:
+    """Two silent hosts, and a second and a half left: both still get their turn."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        with pytest.raises(dial.Refused) as refused:
+            dial.connect({"host": "127.0.0.1,127.0.0.1", "port": f"{port},{port}"}, 0.5)
+
+    assert "passing" == refused.value.kind
+    assert f"127.0.0.1:{port}" in str(refused.value)
+
+
+class Old(server.Session):
+    """A session that a server of long ago answered."""
+
+    def __init__(self) -> None:
+        """Know the facts, and nothing else."""
+        self.facts = server.Facts(90624, "app", "app", standby=False, read_only=False, pooler=False)
+
+
+def test_old_server_is_refused() -> None:
+    """A major version that nobody tested is no place to work."""
+    with pytest.raises(errors.TargetUnusable, match=r"9 .*not supported"):
+        server.require_writable(Old())

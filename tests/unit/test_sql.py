@@ -1,0 +1,267 @@
+"""Cutting a script into statements, and telling what they are."""
+
+import random
+import re
+
+import postgast
+import pytest
+
+from preflight import sql
+
+# every piece that begins, ends or disguises something
+PIECES = (
+    "'", "'", "''", "E'", "e'", "\\'", "\\\\", "U&'", "B'", "N'", "$$", "$a$", "$é$", "$a", "$1",
+    "--", "-", "\n", "\n", "\r", "/*", "*/", "/", "*", ";", ";", ";", "(", ")", '"', '""', " ", " ",
+    "a", "e", "E", "é", "1", "x_", "date", "select", "+", "a$b", "\t", ".", "-- preflight: x",
+)  # fmt: skip
+# valid statements that look like several, or like none
+STATEMENTS = (
+    "SELECT 1",
+    "SELECT ';'",
+    "SELECT 'it''s; here', E'a\\';', U&'d\\0061t;', B'01', N'x;', date'2020-01-01'",
+    "SELECT E'a'\n  '\\';'",
+    'SELECT "a;b" FROM "c""d;"',
+    'SELECT U&"d\\0061t;" FROM t',
+    "SELECT $$a;b$$ || $x$;$$;$x$ || $é_1$;$é_1$",
+    "SELECT a$b$c FROM t",
+    "SELECT 1 /* ; /* nested ; */ ' */ + 2",
+    "SELECT 1 -- ; ' $$ /* (\n + 2",
+    "SELECT 5*/*;*/3, 5/ 3, - -1",
+    "SELECT ((1)), (SELECT (2 + (3 * (4))))",
+    "SELECT * FROM f(',', ';', $$($$)",
+    "INSERT INTO t VALUES (1, 'a;'), (2, E'\\\\'), (3, $$;$$)",
+    "DO $do$ BEGIN PERFORM 1; COMMIT; END $do$",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT 1; SELECT 2; $$",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1; SELECT 2'",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END",
+    """CREATE OR REPLACE /* ; */ FUNCTION f() RETURNS int BEGIN ATOMIC
+      SELECT CASE WHEN true THEN 1 ELSE CASE 1 WHEN 1 THEN 2 END END; SELECT 3; END""",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT t.end, 1 AS case FROM t; SELECT 2; END",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT begin FROM t; SELECT 2; END",
+    'CREATE PROCEDURE "begin"(atomic int) BEGIN ATOMIC INSERT INTO t VALUES (1); END',
+    "CREATE FUNCTION atomic() RETURNS int RETURN 1",
+    "CREATE RULE r AS ON INSERT TO t DO ALSO (INSERT INTO u VALUES (1); DELETE FROM v;)",
+    "CREATE TABLE t (\n  a int, -- first;\n  b text DEFAULT ';' /* ; */\n)",
+    "CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f(';')",
+    "COMMENT ON TABLE t IS 'a; -- b'",
+    "BEGIN",
+    "END",
+    "COPY t TO STDOUT",
+)
+GAPS = ("", " ", "\n", "-- c;'\n", "/* ;' */", "\n\n-- $$\n/* /* */ */\t", ";", " ; ;")
+
+
+def cut(text: str) -> list[str]:
+    """Return the texts of the statements in a script without defects."""
+    script = text.encode()
+    found = list(sql.scan(script))
+    assert not [item for item in found if isinstance(item, sql.Defect)], found
+    return [each.text(script).decode() for each in found if isinstance(each, sql.Statement)]
+
+
+def tokens_say(text: str) -> list[int]:
+    """Return where statements end, from the tokens of PostgreSQL's own scanner."""
+    script, ends, depth, begun = text.encode(), [], 0, False
+    for token in postgast.scan(text).tokens:
+        word = script[token.start : token.end]
+        if word.startswith((b"--", b"/*")):
+            continue
+        if word == b";" and depth == 0:
+            ends += [token.start] if begun else []
+            begun = False
+            continue
+        begun = True
+        depth = max(0, depth + (word == b"(") - (word == b")"))
+    return ends + ([len(script)] if begun else [])
+
+
+def test_noise_is_cut_where_postgresql_would_cut_it() -> None:
+    """Whatever quotes, comments and names are thrown together, the scanners agree."""
+    dice, compared, unterminated = random.Random(20261123), 0, 0  # noqa: S311 - repeatable noise
+    while compared < 15_000:
+        text = "".join(dice.choices(PIECES, k=dice.randint(1, 25)))
+        found = list(sql.scan(text.encode()))
+        defects = [item for item in found if isinstance(item, sql.Defect)]
+        if any("meta-command" in defect.message for defect in defects):
+            continue  # a backslash: not SQL
+        if re.search(r"'\s*--", text):
+            continue  # the server goes on with a string after a comment; libpg_query does not
+        try:
+            expected = tokens_say(text)
+        except postgast.PgQueryError as error:
+            refused = str(error)
+        else:
+            refused = ""
+        if refused:
+            assert defects or "unterminated" not in refused, f"{text!r}: {refused}"
+            unterminated += "unterminated" in refused
+            continue
+        compared += 1
+        ends = [item.end for item in found if isinstance(item, sql.Statement)]
+        assert (expected, []) == (ends, defects), repr(text)
+    assert unterminated > 1000
+
+
+def test_string_goes_on_after_a_comment_and_a_line_end() -> None:
+    """What the scanner above cannot be asked; every server from 13 to 18 does it."""
+    assert ["SELECT E'a' -- c\n '\\';'", "SELECT 2"] == cut("SELECT E'a' -- c\n '\\';'; SELECT 2")
+
+
+def test_statements_are_cut_where_the_grammar_ends_them() -> None:
+    """Every tricky statement beside every other, as PostgreSQL's parser splits them."""
+    dice = random.Random(18)  # noqa: S311 - repeatable
+    for _ in range(400):
+        chosen = dice.choices(STATEMENTS, k=dice.randint(1, 6))
+        text = dice.choice(GAPS)
+        for statement in chosen:
+            text += statement + dice.choice(("", " ", "\n")) + ";" + dice.choice(GAPS)
+        expected = [each.strip() for each in postgast.split(text, method="parser")]
+        assert expected == [each.strip() for each in cut(text)], text
+
+
+def test_lone_carriage_return_ends_a_comment() -> None:
+    """The server runs what follows it, so it must not hide a COMMIT."""
+    assert ["COMMIT"] == cut("-- harmless\rCOMMIT;")
+
+
+def test_quoting_needs_standard_strings_only_where_it_says_so() -> None:
+    """A backslash ends nothing in a plain string, and escapes in E'…'."""
+    assert [r"SELECT 'a\'", "SELECT 'b'"] == cut(r"SELECT 'a\'; SELECT 'b'")
+    assert [r"SELECT E'a\'; '"] == cut(r"SELECT E'a\'; '")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        ("SELECT 1;\nSELECT 'it;\n", "this string never ends", (2, 8)),
+        ("SELECT E'it\\';", "this string never ends", (1, 9)),
+        ('é; SELECT "a;', "this quoted name never ends", (1, 11)),
+        ("SELECT $body$ a $$ $BODY$;", "this $body$ never ends", (1, 8)),
+        ("SELECT 1; /* a /* b */ ;", "this comment never ends", (1, 11)),
+        ("\\i other.sql\nSELECT 1;", "psql meta-command \\i", (1, 1)),
+        ("SELECT 1;\n  \\set x 'y;\n", "psql meta-command \\set", (2, 3)),
+        ("SELECT 1 \\gexec\n", "psql meta-command \\gexec", (1, 10)),
+        ("\\.\n", "\\. ends inline COPY data, but no COPY … FROM stdin is open", (1, 1)),
+        ("COPY t FROM stdin;", "COPY … FROM stdin without its data on the next line", (1, 1)),
+        ("COPY t FROM stdin; SELECT 1;\n1\n\\.\n",
+         "COPY … FROM stdin without its data on the next line", (1, 1)),
+        ("SELECT 1;\nCOPY t FROM stdin;\n1\n\\. \n",
+         "the data of COPY … FROM stdin never ends", (2, 1)),
+    ],
+)  # fmt: skip
+def test_defect_is_named_with_its_place(text: str, message: str, place: tuple[int, int]) -> None:
+    """What never ends is reported where it begins; the column counts characters."""
+    script = text.encode()
+    defect = next(item for item in sql.scan(script) if isinstance(item, sql.Defect))
+
+    assert (message, place) == (defect.message, sql.position(script, defect.start))
+
+
+def test_all_meta_commands_are_found() -> None:
+    """One does not hide the next."""
+    found = sql.scan(b"\\i a\nSELECT 1;\n\\i b\n\\connect c\n")
+    assert [0, 15, 20] == [item.start for item in found if isinstance(item, sql.Defect)]
+
+
+def test_backslash_inside_quotes_and_comments_is_no_command() -> None:
+    r"""'\i', "\i", $$\i$$ and comments are the user's business."""
+    text = r"""SELECT '\i', "\i", $$\i$$, E'\\i' -- \i
+ /* \i */"""
+    assert [text] == cut(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("COPY t FROM stdin;\n1\ta\n2\tb\n\\.\n", "1\ta\n2\tb\n"),
+        ("copy t (a, b)\n from STDIN with (format csv); -- rows\n1,';\n\\.", "1,';\n"),
+        ("COPY t FROM stdin;\n\\.\n", ""),
+        ("COPY t FROM stdin;\nSELECT 1; -- '\n/*\nx\\.\n\\.y\n \\.\n\\.\n",
+         "SELECT 1; -- '\n/*\nx\\.\n\\.y\n \\.\n"),
+        ("COPY t FROM STDOUT;\n1\n\\.\n", "1\n"),
+        ("COPY t (" + ", ".join(f"c{i}" for i in range(300)) + ") FROM stdin;\n1\n\\.\n", "1\n"),
+    ],
+)  # fmt: skip
+def test_copy_data_is_found(text: str, data: str) -> None:
+    r"""Rows begin after the line of the semicolon and end before the line that is exactly `\.`."""
+    script = text.encode() + b"\nSELECT 'next'"
+    first, second = sql.statements(script)
+    begin, end = sql.copy_data(script, first)
+
+    assert data == script[begin:end].decode()
+    assert b"SELECT 'next'" == second.text(script)
+
+
+def test_copy_data_may_end_with_the_file() -> None:
+    r"""The last line needs no line end."""
+    script = b"COPY t FROM stdin;\n1\n\\."
+    (only,) = sql.statements(script)
+    begin, end = sql.copy_data(script, only)
+
+    assert b"1\n" == script[begin:end]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "COPY t FROM '/a/file'",
+        "COPY t TO STDOUT",
+        "COPY (SELECT * FROM stdin) TO STDOUT",
+        "COPY t FROM PROGRAM 'cat stdin'",
+        "SELECT 1 FROM stdin",
+    ],
+)
+def test_other_copies_have_no_data(text: str) -> None:
+    """Only COPY … FROM stdin is followed by rows."""
+    assert [text, "SELECT 2"] == [each.strip() for each in cut(text + ";\nSELECT 2;")]
+
+
+def test_directives_are_comments_of_their_own_kind() -> None:
+    """They are found wherever they stand, and nothing else is taken for one."""
+    script = (
+        b"-- preflight: no-transaction\n--PREFLIGHT:lock-timeout 5s  \n/* preflight: breaking */\n"
+        b"-- about preflight: x\nSELECT '-- preflight: a', $$\n-- preflight: b\n$$ --preflight: c\n"
+    )
+    found = [item.text for item in sql.scan(script) if isinstance(item, sql.Directive)]
+
+    assert ["no-transaction", "lock-timeout 5s", "c"] == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "BEGIN", "begin work", "START TRANSACTION", "COMMIT AND CHAIN", "End", "ROLLBACK",
+        "ABORT", "SAVEPOINT a", "RELEASE a", "ROLLBACK TO a", "PREPARE /* */ TRANSACTION 'x'",
+        "COMMIT PREPARED 'x'",
+    ],
+)  # fmt: skip
+def test_transaction_control_is_recognised(text: str) -> None:
+    """All of it, in any case and however it is spaced."""
+    assert sql.is_control(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["PREPARE p AS SELECT 1", "SET TRANSACTION READ ONLY", "DO $$ BEGIN COMMIT; END $$",
+     "SELECT 'COMMIT'", "CREATE TABLE begin ()"],
+)  # fmt: skip
+def test_other_statements_are_no_transaction_control(text: str) -> None:
+    """Words in bodies, names and strings do not count."""
+    assert not sql.is_control(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SELECT 1", True),
+        ("( /* c */ (SELECT 1))", True),
+        ("WITH a AS (SELECT 1) TABLE a", True),
+        ("VALUES (1)", True),
+        ("INSERT INTO t SELECT 1", False),
+        ("EXPLAIN SELECT 1", False),
+        ("SET x = 1", False),
+    ],
+)
+def test_queries_are_recognised(text: str, *, expected: bool) -> None:
+    """Verify and export files hold nothing else."""
+    assert expected == sql.reads_only(text.encode())
