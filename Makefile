@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix schema lock clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema lock clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -10,7 +10,7 @@ LOCK := $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-ha
 	--python-version 3.11 --no-header --no-annotate --upgrade
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1 \t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/make \1 \t\2/p' Makefile | expand -t 19
 
 setup: ## make .venv with everything the other commands need (PYTHON=... chooses the interpreter)
 	@if cmp -s requirements-dev.lock .venv/installed.lock && $(PY) -c '' 2>/dev/null; then exit 0; fi; \
@@ -42,6 +42,23 @@ demo: setup ## watch the job bring a real database up to date
 
 test: setup ## run every test that needs no docker (ARGS='-k lock' chooses)
 	@$(TEST) $(ARGS)
+
+IMAGE := $(or $(PG_PREFLIGHT_IMAGE),pg-preflight:pg$(or $(CLIENT),17))
+
+image: ## build the image and measure it (CLIENT=18 for that client major)
+	@PG_PREFLIGHT_IMAGE=$(IMAGE) image/build.sh $(CLIENT)
+
+test-image: setup image ## run the image and compose.yaml with docker
+	@CLIENT=$(or $(CLIENT),17) PG_PREFLIGHT_IMAGE=$(IMAGE) $(PY) -m pytest -q -rs -n 2 tests/image $(ARGS)
+
+test-kube: setup image ## play k8s/ with podman, in a container
+	@PG_PREFLIGHT_IMAGE=$(IMAGE) tests/cluster/podman.sh $(PY) -m pytest -q -rs tests/cluster/test_manifests.py $(ARGS)
+
+test-cluster: setup ## the same on the cluster that KUBECONFIG names
+	@test -n "$$KUBECONFIG" || { echo "There is no cluster here: KUBECONFIG is not set." >&2; exit 1; }
+	@test -n "$$CLUSTER_IMAGE" || { echo "Set CLUSTER_IMAGE (and CLUSTER_POSTGRES) to images that" \
+		"the cluster's nodes can pull." >&2; exit 1; }
+	@PG_PREFLIGHT_CLUSTER=kubectl $(PY) -m pytest -q -rs tests/cluster $(ARGS)
 
 check: setup ## look at format, lint and types
 	@$(PY) -m ruff format --check

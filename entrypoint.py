@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 import threading
@@ -27,8 +28,9 @@ from preflight.errors import ExitCode, Failure, PlanChanged
 if TYPE_CHECKING:
     from types import FrameType
 
-HARD_STOP_S = 4.0  # a stop takes less than 5 s, even against a server that went silent
-LAST_ANSWER_S = 0.6  # more for a COMMIT or a rename
+HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
+ROUNDS = 5  # plans in a row that come to nothing before the history is called damaged
+LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 HERE = Path(__file__).resolve().parent
 
@@ -44,21 +46,27 @@ def up(config: Config) -> None:
 
         from preflight import apply, backup, rehearsal  # noqa: PLC0415 -- only when work is due
 
-        saved = None
+        saved, due, rounds = None, True, 0
         while not todo.empty:
             server.require_writable(session)  # 22
             lock.acquire(session)  # 11; held until the session ends
             todo = make_plan(config, files, history.settle(session, files))  # 26 28 32 33
             if todo.empty:
                 return  # another run did it, or everything was there already
-            saved = saved or backup.take(session, todo.todo)  # 14 23 24
+            if due:
+                saved, due = backup.take(session, todo.todo), False  # 14 23 24
             rehearsal.run(config)  # 27
             try:
                 for migration in todo.todo:
                     lock.require(session)
                     apply.forward(session, migration, saved.name if saved else None)  # 12 13 30 31
             except PlanChanged:  # another run was there, or the session had to be replaced
-                todo = make_plan(config, files, history.read(session))
+                due = config.backup != "off"  # the old backup is of another state
+                before, todo = todo, make_plan(config, files, history.read(session))
+                rounds = rounds + 1 if todo == before else 0
+                if rounds == ROUNDS:
+                    raise history.unwritable(session) from None
+                stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret
             else:
                 return
 
@@ -221,8 +229,8 @@ def internal(error: BaseException) -> dict[str, object]:
     return {
         "code": "internal.error",
         "message": f"a bug in pg-preflight: {type(error).__name__} at {places}"
-        + (f" (SQLSTATE {sqlstate})" if sqlstate else f": {error}"[:300]),
-        "hint": "Everything unfinished was rolled back. Please report this line.",
+        + (f" (SQLSTATE {sqlstate})" if sqlstate else ""),
+        "hint": f"Please report this line; {stop.stays or 'unfinished work was rolled back'}.",
     }
 
 
@@ -279,7 +287,7 @@ def handle_signals(run: Run) -> None:
         signal.signal(number, ask)
 
 
-def _stopped(run: Run) -> int:
+def _stopped(run: Run, *, answered: bool = True) -> int:
     number = stop.requested() or signal.SIGINT
     name = signal.Signals(number).name
     if stop.busy.is_set():
@@ -290,10 +298,16 @@ def _stopped(run: Run) -> int:
             "hint": "Run again: what was recorded decides what is left to do.",
         }
         return run.end(ExitCode.CONNECTION_LOST, "stopped", error)
+    if answered:
+        lock_is = "the lock is free"
+    else:
+        name += " without the server's answer"
+        lock_is = "the server ends it and frees the lock when it notices that we are gone"
+    left = stop.stays or "unfinished work is rolled back"
     error = {
         "code": "run.stopped",
-        "message": f"stopped by {name}; unfinished work was rolled back and the lock is free",
-        "hint": "Run again.",
+        "message": f"stopped by {name}; {left}; {lock_is}",
+        "hint": "Run again: it goes on from there." if stop.stays else "Run again.",
     }
     return run.end(128 + number, "stopped", error)
 
@@ -304,7 +318,7 @@ def _stop_hard(run: Run) -> None:
     while time.monotonic() < until and not run.ended.locked():
         time.sleep(0.02)
     if not run.ended.locked():
-        os._exit(_stopped(run))
+        os._exit(_stopped(run, answered=False))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from preflight.errors import (
     ConnectionLost,
     DatabaseBusy,
     Failure,
+    LockBusy,
     MigrationFailed,
     NotReady,
     PlanChanged,
@@ -87,12 +88,22 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
         if not session.lost:
             raise
         if not _read_back(session, migration, recorded):
-            raise _lost(migration, error) from error
+            failure = _lost(migration, error)
+            _record_failure(session, migration, failure)
+            raise failure from error
+        stop.stays = None
         log.info(event, **named, duration_s=_since(began), read_back=True, **said)
         return False
+    except LockBusy:
+        raise  # the file never ran
     except Failure as failure:
         _record_failure(session, migration, failure)
         raise
+    except stop.Stopped:
+        if stop.stays:
+            _journal_failure(session, migration, Problem(f"stopped by a signal; {stop.stays}"))
+        raise
+    stop.stays = None
     log.info(event, **named, duration_s=_since(began), statements=count, **said)
     return True
 
@@ -130,7 +141,7 @@ def patiently(
         raise DatabaseBusy(
             "database.busy",
             f"{migration.name}: {error.diag.message_primary or error} after all retries; "
-            f"blocked by {watch.named(seen.blocked_by)}",
+            f"blocked by {watch.named(seen.blockers(error.sqlstate))}",
             "It was rolled back. Run again at a quieter time, end the blocker, or raise "
             "PREFLIGHT_LOCK_RETRY_S.",
             migration=migration.name,
@@ -147,14 +158,16 @@ def _before_retry(
     session: Session, migration: Migration, state: RetryCallState, seen: watch.Watch
 ) -> None:
     error = state.outcome.exception() if state.outcome else None
+    sqlstate = getattr(error, "sqlstate", None)
     structlog.get_logger().warning(
         "migration.retried",
         migration=migration.name,
         version=migration.version,
         attempt=state.attempt_number,
-        sqlstate=getattr(error, "sqlstate", None),
-        blocked_by=seen.blocked_by,
+        sqlstate=sqlstate,
+        blocked_by=seen.blockers(sqlstate),
     )
+    seen.begin()
     _clean(session)  # prepared statements outlive a rollback
 
 
@@ -167,7 +180,7 @@ def _transaction(
 ) -> int:
     began = time.monotonic()
     with history.recorded(session, migration, MigrationFailed), history.transaction(session):
-        history.fence(lambda: history.claim(session, migration, again, backup))
+        history.fence(session, lambda: history.claim(session, migration, again, backup))
         statements.prepare(session, migration.up, "SET LOCAL")
         count = run_all(session, migration, migration.up, seen)
         check_constraints(session, migration, migration.up)
@@ -189,7 +202,8 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
     """Run every statement of a script inside the transaction; return how many there are."""
     count = 0
     for statement, text in statements.each(script):
-        seen.statement = count = count + 1
+        count += 1
+        seen.begin(count)
         try:
             statements.execute(session, script, statement, text)
         except psycopg.Error as error:
@@ -256,6 +270,10 @@ def _record_failure(session: Session, migration: Migration, failure: Failure) ->
     """Log the failure and append it to the journal, if the server still listens."""
     problem = failure.problem
     structlog.get_logger().error("migration.failed", **_named(migration), **_without_names(problem))
+    _journal_failure(session, migration, problem)
+
+
+def _journal_failure(session: Session, migration: Migration, problem: Problem) -> None:
     if session.lost:
         return
     try:

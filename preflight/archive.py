@@ -155,6 +155,12 @@ def passfile(session: Session) -> Iterator[dict[str, str]]:
     """Yield an environment whose password is in a private file, removed afterwards."""
     environment = dict(session.config.child_env)
     password = session.target.get("password")
+    if hidden := sorted(session.secrets().keys() - {"password"}):
+        raise BackupFailed(
+            "backup.password",
+            f"pg_dump cannot be given {', '.join(hidden)} without showing it to other users",
+            "Use a key file without a passphrase, or a password.",
+        )
     if password is None:
         yield environment
         return

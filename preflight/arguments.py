@@ -110,11 +110,35 @@ def parse(arguments: Sequence[str]) -> Arguments:
             f"there is no command {said[0]!r}",
             f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}.",
         )
-    found = vars(_parser().parse_args(said))
+    parser = _parser()
+    namespace, unknown = parser.parse_known_args(said)
+    if unknown:
+        _refuse(parser, said[0], unknown)
+    found = vars(namespace)
     if isinstance(found.get("schema"), int):
         found["version"] = None if found["schema"] < 0 else found["schema"]
         found["schema"] = True
     return Arguments(**{name: value for name, value in found.items() if value is not None})
+
+
+def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> NoReturn:
+    """Name what nobody knows, and what may have been meant."""
+    usage = parser if command.startswith("-") else _choices(parser)[command]
+    known = [option for action in usage._actions for option in action.option_strings]  # noqa: SLF001 -- argparse tells it nowhere else
+    known += SPELLINGS if command.startswith("-") else ()
+    near = [option for word in unknown for option in known if option.startswith(word)] + [
+        found for word in unknown for found in difflib.get_close_matches(word, known, 1, cutoff=0.5)
+    ]
+    raise ConfigInvalid(
+        "config.arguments",
+        f"unknown arguments: {' '.join(unknown)}",
+        f"Did you mean {near[0]}?" if near else f"See `{usage.prog} --help`.",
+    )
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]  # noqa: SLF001 -- likewise
+    return dict(commands.choices)
 
 
 def _version(text: str) -> int:

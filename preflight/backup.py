@@ -17,7 +17,13 @@ import psycopg
 import structlog
 
 from preflight import __version__, archive, server, stop, store
-from preflight.errors import BackupFailed, BackupInterrupted, ConnectionLost, DatabaseBusy
+from preflight.errors import (
+    BackupFailed,
+    BackupInterrupted,
+    ConnectionLost,
+    DatabaseBusy,
+    NotReady,
+)
 
 if TYPE_CHECKING:
     from preflight.archive import Clients
@@ -167,6 +173,7 @@ def _dumped(session: Session, path: Path, programs: Clients) -> dict[str, Any]:
                 f"no backup after {attempt} attempts: {said}{others}",
                 "Run again; nothing was migrated.",
             )
+        structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
     wanted = {table.key: (table.name, rows) for table, rows in snapshot.tables.items()}
     size = archive.require_whole(path, digest, programs, session.config.child_env, wanted)
@@ -252,7 +259,7 @@ def _snapshot(session: Session) -> Iterator[Snapshot]:
 
     ACCESS SHARE on every table comes first: a TRUNCATE in between would empty the dump.
     """
-    with server.beside(session) as other:
+    with _second(session) as other:
         tables = _require_readable(other)
         while True:
             other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -266,6 +273,22 @@ def _snapshot(session: Session) -> Iterator[Snapshot]:
             tables = _require_readable(other)
         yield Snapshot(name, taken_at, _counts(other))
         other.execute("COMMIT")
+
+
+@contextmanager
+def _second(session: Session) -> Iterator[Session]:
+    """Yield a session beside ours; that we may have only one is nothing to wait for in vain."""
+    try:
+        with server.beside(session) as other:
+            yield other
+    except NotReady as failure:
+        raise BackupInterrupted(
+            "backup.no_session",
+            f"the server is up, but a second session could not be had: {failure}",
+            "A backup needs three sessions at a time (ours, the snapshot's, pg_dump's): raise the "
+            "CONNECTION LIMIT of the role or the database, or run again when fewer are connected.",
+            sqlstate=failure.problem.sqlstate,
+        ) from failure
 
 
 def _tables(session: Session) -> list[Table]:

@@ -50,7 +50,9 @@ def check(config: Config, said: Arguments) -> None:
         repair = stuck(session, files, known)
         database = session.facts.database if session.facts else config.database
     rows = states(files, known, details, adoptable)
-    verdict = problem or judge(config, files, known, repair)
+    verdict = judge(config, files, known, repair)
+    if problem and (verdict is None or isinstance(verdict, Pending)):
+        verdict = problem
     document = {"database": database, "current": verdict is None, "migrations": rows}
     show(config, said, document, _check_table(rows), _listed(rows))
     if verdict:
@@ -60,24 +62,33 @@ def check(config: Config, said: Arguments) -> None:
 def first_look(
     session: Session, files: Sequence[Migration], known: plan.History
 ) -> tuple[set[int], Failure | None]:
-    """Before first contact: return the versions that `up` would adopt; writes nothing."""
-    if known.records:
-        return set(), None
-    if known.present:
-        try:
-            if not history.untold(session):
-                return set(), None  # everything was rolled back
-        except psycopg.errors.InsufficientPrivilege:
-            return set(), None  # the journal is not for everyone: nothing to tell by
-    session.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
+    """While nothing was ever run here: return the versions that `up` would adopt; writes nothing.
+
+    The failure is what would stop it; the versions are then those before.
+    """
+    unrecorded = [file for file in files if file.version not in known.records]
+    found: set[int] = set()
+    session.execute(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; "
+        "SET LOCAL search_path = pg_catalog, pg_temp"
+    )
     try:
-        if history.is_empty(session):
-            return set(), None
-        return {file.version for file, _ in history.adoptable(session, files)}, None
+        if _first_contact(session, known):
+            for file, _ in history.adoptable(session, unrecorded):
+                found.add(file.version)
     except (VerifyFailed, HistoryConflict) as failure:
-        return set(), failure
+        return found, failure
+    else:
+        return found, None
     finally:
         history.roll_back(session)
+
+
+def _first_contact(session: Session, known: plan.History) -> bool:
+    try:
+        return (not known.present or history.untold(session)) and not history.is_empty(session)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable):
+        return False  # the journal is not for everyone, or gone: nothing to tell by
 
 
 def stuck(session: Session, files: Sequence[Migration], known: plan.History) -> NeedsRepair | None:
@@ -218,6 +229,10 @@ def show_plan(config: Config, said: Arguments) -> None:
         todo = [file for file in made.todo if file.version not in adoptable]
         steps = [step for file in todo for step in planned(file)]
         for step in steps:
+            for item in step["locks"]:
+                if index := item.pop("index", None):
+                    item["table"] = watch.table_of(session, index)
+            step["locks"] = [item for item in step["locks"] if item["table"]]
             step["blocked_by"] = [
                 found
                 for item in step["locks"]
@@ -258,9 +273,10 @@ def planned(file: Migration) -> list[dict[str, Any]]:
                 "column": column,
                 "does": effect.does,
                 "locks": [
-                    {"table": lock.table, "mode": lock.mode}
-                    for lock in effect.locks
-                    if lock.table not in new
+                    {"table": taken.table, "mode": taken.mode}
+                    | ({"index": taken.table} if taken.of_index else {})
+                    for taken in effect.locks
+                    if taken.table not in new
                 ],
                 "destroys": effect.destroys,
                 "external": effect.external,
@@ -440,43 +456,60 @@ def adopt(config: Config, said: Arguments) -> None:
         lock.acquire(session)
         history.ensure(session)
         known = history.read(session)
-        unrecorded = [file for file in files if file.version not in known.records]
-        for file in unrecorded if chosen is None else [chosen]:
-            if not _adopted(session, file, by_name=chosen is not None):
-                break
+        todo = [file for file in files if file.version not in known.records]
+        if chosen is not None:  # what is below a new record must be recorded, too
+            new = chosen in todo
+            todo = [file for file in todo if new and file.version < chosen.version] + [chosen]
+        adopted = []
+        with history.transaction(session):  # all of it or, when one is refused, nothing
+            for file in todo:
+                checks = _adopted(session, file, chosen)
+                if checks is None:
+                    break
+                adopted.append((file, checks))
+        history.tell_adopted(adopted)
 
 
-def _adopted(session: Session, file: Migration, *, by_name: bool) -> bool:
-    """Record one file if the database holds it; return whether it was."""
-    with history.transaction(session):
-        checks = verify.run(session, file.verify) if file.verify else ()
-        answer = verify.answer(checks)
-        if answer == "absent" and not by_name:
-            structlog.get_logger().info("plan.made", pending=[file.name], adopts=[])
-            return False
-        if answer == "unknown" and not by_name:
-            raise HistoryConflict(
-                "history.first_contact",
-                f"{file.name} has no verify file that could tell whether it is there",
-                f"If you know that it is: `adopt {file.version}`.",
-                migration=file.name,
-                version=file.version,
-            )
-        if verify.failed(checks):
-            verify.report(file, checks)
-            raise VerifyFailed(
-                "verify.not_there",
-                f"{file.name} is not in the database as it should be: {verify.described(checks)}",
-                "It was not recorded. `up` applies what is absent; what is there in part needs a "
-                "look.",
-                migration=file.name,
-                version=file.version,
-            )
-        history.adopt(session, file)
-    structlog.get_logger().info(
-        "migration.adopted", migration=file.name, version=file.version, checks=len(checks)
-    )
-    return True
+def _adopted(
+    session: Session, file: Migration, chosen: Migration | None
+) -> tuple[verify.Check, ...] | None:
+    """Record one file if the database holds it; return its checks, or None when it is absent."""
+    checks = verify.run(session, file.verify) if file.verify else ()
+    answer = verify.answer(checks)
+    if answer == "absent" and chosen is None:
+        structlog.get_logger().info("plan.made", pending=[file.name], adopts=[])
+        return None
+    if answer == "unknown" and file is not chosen:
+        raise HistoryConflict(
+            "history.first_contact",
+            f"{file.name} has no verify file that could tell whether it is there",
+            f"Nothing was recorded. If you know that it is: `adopt {file.version}`.",
+            migration=file.name,
+            version=file.version,
+        )
+    if answer != "present" and chosen is not None and file is not chosen:
+        verify.report(file, checks)
+        raise HistoryConflict(
+            "history.gap",
+            f"{file.name} is neither recorded nor in the database as it should be "
+            f"({verify.described(checks)}), so {chosen.name} above it cannot be recorded",
+            "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
+            "look.",
+            migration=file.name,
+            version=file.version,
+        )
+    if verify.failed(checks):
+        verify.report(file, checks)
+        raise VerifyFailed(
+            "verify.not_there",
+            f"{file.name} is not in the database as it should be: {verify.described(checks)}",
+            "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
+            "look.",
+            migration=file.name,
+            version=file.version,
+        )
+    history.adopt(session, file, by_name=chosen is not None)
+    return checks
 
 
 def named(files: Sequence[Migration], version: int) -> Migration:

@@ -215,8 +215,9 @@ class _Reader:
             self.wrong(f"{name} and {name}_FILE are both set", "Keep one of the two.")
             return None
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 -- a bound on what is read
-                raw = file.read(SECRET_MAX_BYTES + 1)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:  # a FIFO without a writer must not hang us
+                raw = file.read(SECRET_MAX_BYTES + 1) or b""
         except OSError as error:
             # a password set where its file's name belongs must not be shown
             shown = path if path.startswith("/") else "a file"
@@ -267,6 +268,7 @@ class _Reader:
             self._agree(key, found)
             if found:
                 target[key] = next(iter(found.values()))
+        self._check_hostaddr(sources)
         found = {name: value for name, value in passwords.items() if value}
         self._agree("password", found)
         if found:
@@ -290,6 +292,16 @@ class _Reader:
             self.wrong(
                 f"{names} name different values for {key}{shown}",
                 "Keep one way to say where the database is and unset the others.",
+            )
+
+    def _check_hostaddr(self, sources: Mapping[str, Mapping[str, str]]) -> None:
+        """A host's address must come with its host: alone it would lead another name elsewhere."""  # noqa: D401
+        hosts = next((name for name, source in sources.items() if "host" in source), None)
+        address = next((name for name, source in sources.items() if "hostaddr" in source), None)
+        if hosts and address and hosts != address:
+            self.wrong(
+                f"the host comes from {hosts} and its address (hostaddr) from {address}",
+                "Unset PGHOSTADDR, or say both in one place.",
             )
 
     def _check_address(self, target: Mapping[str, str]) -> None:

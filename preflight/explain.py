@@ -209,8 +209,8 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
             name = _name(statement.into.rel)
             return f"create {name} from a query", _read(_queried(statement.query))
         case "create_publication_stmt" | "alter_publication_stmt":
-            tables = [Lock(name, SHARE_UPDATE) for name in _queried(statement)]
-            return " ".join(sql.words(text[:200], 3)).lower(), tables
+            taken = [Lock(name, SHARE_UPDATE) for name in _queried(statement)]
+            return " ".join(sql.words(text[:200], 3)).lower(), taken
         case _:
             return " ".join(sql.words(text[:200], 3)).lower(), []
 

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from preflight.migrations import Migration, Script
     from preflight.server import Session
 
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS {schema}.migrations (
   version bigint PRIMARY KEY,
@@ -199,10 +202,17 @@ def _damaged(session: Session, what: str) -> HistoryConflict:
     )
 
 
+def unwritable(session: Session) -> HistoryConflict:
+    """Return the failure for a history that takes no new rows, without saying why."""
+    return _damaged(
+        session, "rows of the history cannot be written (does a trigger or a rule drop them?)"
+    )
+
+
 @contextmanager
 def transaction(session: Session) -> Iterator[None]:
     """Run statements in one transaction, rolled back when they raise."""
-    session.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+    session.execute(_BEGIN)
     try:
         yield
     except BaseException:
@@ -234,19 +244,59 @@ def recorded(
         ) from error
 
 
-def fence(claim: Callable[[], bool]) -> None:
-    """Claim the history row before anything else; raises PlanChanged when it is not as planned."""
-    try:
-        claimed = claim()
-    except psycopg.errors.LockNotAvailable as error:
-        raise LockBusy(
-            "lock.fence",
-            "another run is in the middle of this migration",
-            "Let it finish and run again.",
-            sqlstate=error.sqlstate,
-        ) from error
+def fence(session: Session, claim: Callable[[], bool]) -> None:
+    """Claim the history row; call before anything else in a transaction, which may begin anew.
+
+    Raises PlanChanged when the row is not as planned, LockBusy when another run still holds it at
+    LOCK_WAIT_S.
+    """
+    began = time.monotonic()
+    told = False
+    while True:
+        try:
+            claimed = claim()
+        except psycopg.errors.LockNotAvailable as error:
+            session.execute("ROLLBACK")
+            found = _writer(session)
+            waited = time.monotonic() - began
+            if waited >= session.config.lock_wait_s:
+                raise _fenced(found, waited, error) from error
+            if not told:
+                told = True
+                structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
+            stop.sleep(random.uniform(0.1, 0.4))  # noqa: S311 -- jitter, not a secret
+            session.execute(_BEGIN)
+        else:
+            break
     if not claimed:
         raise PlanChanged
+
+
+def _writer(session: Session) -> dict[str, object]:
+    """Return which other session writes the history, as log data."""
+    row = session.execute(
+        """SELECT a.pid, a.application_name, a.client_addr::text
+ FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+ WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'
+ AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database())
+ AND l.relation = %s::regclass AND a.pid <> pg_catalog.pg_backend_pid()
+ ORDER BY a.xact_start LIMIT 1""",
+        [f"{session.config.schema}.migrations"],
+    ).fetchone()
+    names = ("holder_pid", "holder", "holder_address")
+    return {name: value for name, value in zip(names, row or (), strict=False) if value is not None}
+
+
+def _fenced(found: dict[str, object], waited: float, error: psycopg.Error) -> LockBusy:
+    who = f": pid {found['holder_pid']}, {found.get('holder')!r}" if found else ""
+    return LockBusy(
+        "lock.fence",
+        f"another run is still in the middle of this migration after {waited:.0f} s{who}",
+        "Let it finish and run again; if it hangs, "
+        f"SELECT pg_terminate_backend({found.get('holder_pid', 'pid')}) ends it.",
+        sqlstate=error.sqlstate,
+    )
 
 
 def commit(session: Session) -> None:
@@ -273,9 +323,11 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     VerifyFailed (partial), TargetUnusable (no right to make the tables).
     """
     session.grow_up()
+    adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
     with _made(session), transaction(session):
         if _make_tables(session) or untold(session):
-            _first_contact(session, files)
+            adopted = _first_contact(session, files)
+    tell_adopted(adopted)
     history = read(session)
     for row in _unfinished(session):
         file = next((file for file in files if file.version == row.version), None)
@@ -336,42 +388,53 @@ def _make_tables(session: Session) -> bool:
 
 
 def untold(session: Session) -> bool:
-    """Tell whether nothing was ever recorded: an earlier run made the tables and got no further."""
+    """Tell whether first contact is still to come: nothing ran, nothing but named files adopted."""
     schema = session.config.schema
     row = session.execute(
-        f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations) AND NOT EXISTS (
- SELECT FROM {schema}.journal j WHERE j.event <> 'failed')"""  # noqa: S608 -- a checked name
+        f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
+ AND NOT EXISTS (SELECT FROM {schema}.journal j
+  WHERE j.event NOT IN ('failed', 'vouched'))"""  # noqa: S608 -- a checked name
     ).fetchone()
     return bool(row and row[0])
 
 
-def _first_contact(session: Session, files: Sequence[Migration]) -> None:
-    row = session.execute(_EMPTY, [session.config.schema]).fetchone()
-    if row and row[0]:
-        return
-    for file, checks in adoptable(session, files):
-        record(session, file, how="adopted")
-        journal(session, "adopted", file)
+def _first_contact(
+    session: Session, files: Sequence[Migration]
+) -> list[tuple[Migration, tuple[verify.Check, ...]]]:
+    if is_empty(session):
+        return []
+    schema = session.config.schema
+    rows = session.execute(f"SELECT version FROM {schema}.migrations").fetchall()  # noqa: S608
+    known = {version for (version,) in rows}
+    adopted = []
+    for file, checks in adoptable(session, [file for file in files if file.version not in known]):
+        adopt(session, file)
+        adopted.append((file, checks))
+    return adopted
+
+
+def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) -> None:
+    """Log what was adopted; call after the COMMIT, before which it is not true."""
+    for file, checks in adopted:
         structlog.get_logger().info(
             "migration.adopted", migration=file.name, version=file.version, checks=len(checks)
         )
 
 
 def adoptable(
-    session: Session, files: Sequence[Migration]
-) -> list[tuple[Migration, tuple[verify.Check, ...]]]:
-    """Return the leading files that a database already holds, with their checks; reads only.
+    session: Session, unrecorded: Sequence[Migration]
+) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
+    """Yield the leading files that a database already holds, with their checks; reads only.
 
     Call inside a transaction. Raises VerifyFailed (partial), HistoryConflict (cannot be told).
     """
-    found = []
-    for file in files:
+    for file in unrecorded:
         checks = verify.run(session, file.verify) if file.verify else ()
         match verify.answer(checks):
             case "present":
-                found.append((file, checks))
+                yield file, checks
             case "absent":
-                break
+                return
             case "partial":
                 verify.report(file, checks)
                 raise VerifyFailed(
@@ -384,17 +447,16 @@ def adoptable(
                 )
             case _:
                 if session.config.first_contact == "pending":
-                    break
+                    return
                 raise HistoryConflict(
                     "history.first_contact",
-                    f"the database has objects but no history, and {file.name} has no verify file "
-                    "that could tell whether it was applied",
+                    f"the database has objects but nothing was ever run here, and {file.name} has "
+                    "no verify file that could tell whether it was applied",
                     f"It is there: `adopt {file.version}`. It is not: set "
                     "PREFLIGHT_FIRST_CONTACT=pending, and it will run.",
                     migration=file.name,
                     version=file.version,
                 )
-    return found
 
 
 def is_empty(session: Session) -> bool:
@@ -579,13 +641,17 @@ def begin_undo(session: Session, row: Row, rollback: Script, *, done: int, start
     return updated.rowcount == 1
 
 
-def adopt(session: Session, migration: Migration) -> None:
-    """Record a file that is in the database already, whatever was recorded of it before."""
+def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> None:
+    """Record a file that is in the database already, whatever was recorded of it before.
+
+    One that a person named says nothing of the others, so first contact goes on.
+    """
     before = row_of(session, migration.version)
     if before is not None:
         give_up(session, before)
-    record(session, migration, how="adopted")
-    journal(session, "adopted", migration, before=before)
+    if not record(session, migration, how="adopted"):
+        raise unwritable(session)
+    journal(session, "vouched" if by_name else "adopted", migration, before=before)
 
 
 def ensure(session: Session) -> None:

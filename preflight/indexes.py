@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from preflight.server import Session
 
 DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
+SCHEMA = 3  # libpg_query's ReindexObjectType
 
 # the file's own search_path finds the table, so everything else is said in full
 _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), i.indisvalid AND i.indisready,
@@ -22,6 +23,37 @@ _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), i.indisval
  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
  WHERE c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name AND """
 _SAID = "OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(table)s::pg_catalog.text)"
+
+
+# what REINDEX CONCURRENTLY leaves when it is interrupted: of the table (an index's table), its
+# partitions and what they TOAST; of a schema; or of the database
+_LEFT = """WITH said AS (
+ SELECT coalesce(i.indrelid, c.oid) AS oid FROM pg_catalog.pg_class c
+ LEFT JOIN pg_catalog.pg_index i ON i.indexrelid OPERATOR(pg_catalog.=) c.oid
+ WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(relation)s::pg_catalog.text)
+), tables AS (
+ SELECT oid FROM said
+ UNION SELECT p.relid FROM said, pg_catalog.pg_partition_tree(said.oid) p
+), all_tables AS (
+ SELECT oid FROM tables UNION SELECT c.reltoastrelid FROM pg_catalog.pg_class c
+  JOIN tables ON tables.oid OPERATOR(pg_catalog.=) c.oid
+)
+SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
+  ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE NOT i.indisvalid AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'
+ AND (%(everywhere)s OR n.nspname OPERATOR(pg_catalog.=) %(schema)s::pg_catalog.name
+  OR EXISTS (SELECT FROM all_tables t WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid))
+ ORDER BY 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reindex:
+    """What REINDEX CONCURRENTLY names: a table or index (quoted), a schema, or all there is."""
+
+    relation: str = ""
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +88,28 @@ def wanted(text: bytes) -> Index | None:
         names = [item.string.sval for item in node.drop_stmt.objects[0].list.items]
         return Index(names[-1], _quoted(*names), dropped=True)
     return None
+
+
+def reindexed(text: bytes) -> Reindex | None:
+    """Return what a REINDEX CONCURRENTLY names, or None for any other statement."""
+    if sql.words(text, 1) != ["REINDEX"] or (node := sql.parsed(text)) is None:
+        return None
+    statement = node.reindex_stmt
+    if "concurrently" not in {item.def_elem.defname for item in statement.params}:
+        return None
+    if statement.HasField("relation"):
+        return Reindex(_quoted(statement.relation.schemaname, statement.relation.relname))
+    return Reindex(schema=statement.name if statement.kind == SCHEMA else "")
+
+
+def left(session: Session, reindex: Reindex) -> list[str]:
+    """Return the INVALID indexes that an interrupted REINDEX CONCURRENTLY left, quoted."""
+    said = {
+        "relation": reindex.relation,
+        "schema": reindex.schema,
+        "everywhere": not (reindex.relation or reindex.schema),
+    }
+    return [name for (name,) in session.execute(_LEFT, said).fetchall()]
 
 
 def _quoted(*names: str) -> str:

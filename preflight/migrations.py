@@ -168,6 +168,11 @@ class _Found:
     control: list[sql.Statement] = field(default_factory=list)
     alone: list[sql.Statement] = field(default_factory=list)  # refused inside a transaction
 
+    @property
+    def unbound(self) -> bool:
+        """Tell whether the file said that it runs outside a transaction."""
+        return any(directive.text == "no-transaction" for directive in self.directives)
+
     def wrapped(self, text: bytes) -> bool:
         """Tell whether all of it stands between one BEGIN and one COMMIT."""
         return (
@@ -295,7 +300,7 @@ class _Reading:
             body = statement.text(text)
             if sql.is_control(body):
                 found.control.append(statement)
-            elif sql.outside_transaction(body):
+            elif not found.unbound and sql.outside_transaction(body):
                 found.alone.append(statement)
 
     def _inside_transaction(self, text: bytes, found: _Found) -> bool:
@@ -328,8 +333,8 @@ class _Reading:
                 self.wrong("directives belong into forward and rollback files", None, at)
             elif directive.text == "no-transaction":
                 said["transactional"] = False
-            elif directive.text == "breaking" and self.kind == "up":
-                said["breaking"] = True
+            elif directive.text == "breaking":
+                said["breaking"] = self.kind == "up"  # it speaks of what the forward file made
             elif word in ("lock-timeout", "statement-timeout"):
                 duration = _DURATION.fullmatch(value.strip())
                 if duration is None:

@@ -118,7 +118,8 @@ def late(todo: Sequence[Migration], history: History) -> list[Problem]:
     return [
         Problem(
             f"{file.name} is pending but version {newest} was applied before it",
-            "Give it a number above the newest, or set PREFLIGHT_OUT_OF_ORDER=allow.",
+            "Give it a number above the newest, or set PREFLIGHT_OUT_OF_ORDER=allow to run it; if "
+            f"it is in the database already: `adopt {file.version}`.",
             migration=file.name,
             version=file.version,
         )

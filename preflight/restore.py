@@ -40,10 +40,12 @@ MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way t
 MARK = "pg-preflight restore: "
 RENAME_TRIES = 10
 UNFINISHED = f"{MARK}unfinished"
+LAST_SESSIONS_S = 2.0
 NAME_BYTES = 63
 KNOWS_TRANSACTION_TIMEOUT = 17
 NEWBORN_LIMIT = 70_613  # the connection limit of a database that has no comment yet
 # settings whose value is a list of quoted names already (pg_dump's variable_is_guc_list_quote)
+_WORD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
 LISTS = {
     "local_preload_libraries", "search_path", "session_preload_libraries",
     "shared_preload_libraries", "temp_tablespaces", "unix_socket_directories",
@@ -384,7 +386,8 @@ def setting_command(database: str, role: str | None, setting: str) -> str:
     """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
     name, _, value = setting.partition("=")
     whom = f"ROLE {_quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
-    said = value if name in LISTS and value else _literal(value)
+    words = [quoted.replace('""', '"') or plain for quoted, plain in _WORD.findall(value)]
+    said = ", ".join(map(_literal, words)) if name in LISTS and value else _literal(value)
     quoted = ".".join(_quoted(part) for part in name.split("."))
     return f"ALTER {whom} SET {quoted} TO {said}"
 
@@ -393,7 +396,7 @@ def _swap(session: Session, place: Place, *, end_sessions: bool) -> str | None:
     """Rename both databases in one transaction; return the old one's new name."""
     kept = _suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     for attempt in range(1, RENAME_TRIES + 1):
-        others = session.execute(_SESSIONS, [place.live, place.into]).fetchall()
+        others = _others(session, place)
         if others and not end_sessions:
             names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user in others[:10])
             raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
@@ -416,6 +419,16 @@ def _swap(session: Session, place: Place, *, end_sessions: bool) -> str | None:
                 sqlstate=error.sqlstate,
             ) from error
     return None
+
+
+def _others(session: Session, place: Place) -> list[tuple[Any, ...]]:
+    """Return who is connected to either database, once our own last sessions had time to end."""
+    until = time.monotonic() + LAST_SESSIONS_S
+    while found := session.execute(_SESSIONS, [place.live, place.into]).fetchall():
+        if time.monotonic() >= until:
+            break
+        stop.sleep(0.1)
+    return found
 
 
 def _in_the_way(place: Place, what: str) -> TargetUnusable:

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
     from preflight.config import Config
 
+BESIDE_S = 15.0  # for another session where we have one: nobody else gets the lock meanwhile
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
 PAUSE_S = (0.05, 0.15)  # least and most between attempts while refused or starting up
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
-SECRETS = ("password", "sslpassword")
+SECRETS = (
+    "password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key",
+)  # fmt: skip
 OLDEST, NEWEST = 13, 18  # majors that are tested
 STABLE_S = 3.0  # how long a server that may be temporary must live before work starts on it
 PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
@@ -171,6 +174,7 @@ class Session:
             except psycopg.OperationalError:
                 if not self.lost or time.monotonic() >= self.deadline:
                     raise
+            stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret
             self.reopen()
 
     @property
@@ -235,7 +239,9 @@ class Session:
 @contextmanager
 def beside(session: Session) -> Iterator[Session]:
     """Yield a second, short session on the same server."""
-    with _opened(Session(session.config, session.address() | session.secrets())) as other:
+    other = Session(session.config, session.address() | session.secrets())
+    other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
+    with _opened(other):
         other.facts = session.facts
         other.grow_up()
         yield other

@@ -155,6 +155,11 @@ def _hint(
         )
     if error.sqlstate == "42501":
         return "This role lacks a right: run as the owner, or GRANT it."
+    if error.sqlstate == "2D000":  # invalid transaction termination
+        return (
+            "A procedure or DO block that commits by itself cannot run here: each statement is "
+            "recorded in its transaction. Split the work into several statements or files."
+        )
     return error.diag.message_hint
 
 

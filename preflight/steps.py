@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
-from preflight import history, indexes, sql, statements, verify
+from preflight import history, indexes, server, sql, statements, stop, verify
 from preflight.errors import Failure, HistoryConflict, MigrationPartial
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(
     with history.recorded(session, migration, MigrationPartial):
         if again:
             with history.transaction(session):
-                history.fence(lambda: history.claim(session, migration, again, backup))
+                history.fence(session, lambda: history.claim(session, migration, again, backup))
         else:
             _claim(session, migration, backup, row)
         statements.prepare(session, migration.up, "SET")
@@ -66,10 +66,10 @@ def run(
 def _claim(session: Session, migration: Migration, backup: str | None, row: Row | None) -> None:
     with history.transaction(session):
         if row is None:
-            history.fence(lambda: history.insert(session, migration, backup, "applied"))
+            history.fence(session, lambda: history.insert(session, migration, backup, "applied"))
         else:
             history.require_resumable(migration, row)
-            history.fence(lambda: history.take_over(session, migration, row, backup))
+            history.fence(session, lambda: history.take_over(session, migration, row, backup))
     if row and row.statements_done:
         structlog.get_logger().info(
             "migration.progressed",
@@ -83,33 +83,55 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
     """Run what is left of a file whose row is claimed, with marks; return how many there are."""
     done, started = (row.statements_done, row.statements_started) if row else (0, 0)
     number, patient = 0, migration.up.lock_timeout_ms is None
+    stop.stays = _stays(migration, done)
     for number, (statement, text) in enumerate(statements.each(migration.up), 1):
         step = _Step(session, migration, statement, text, number)
         if number > done:
-            seen.statement = number
+            seen.begin(number)
             if sql.outside_transaction(statement.text(migration.up.text)):
                 step.outside(begun_before=started >= number, patient=patient)
             else:
                 step.inside()
+            stop.stays = _stays(migration, number)
         elif step.sets:
             step.run()  # what a done statement set went with its session
         patient = patient and not (step.sets and "LOCK_TIMEOUT" in step.said)
     return number
 
 
+def _stays(migration: Migration, done: int) -> str:
+    return (
+        f"the finished statements of {migration.up.file} ({done}) stay, and an index that was "
+        "being built may be INVALID"
+    )
+
+
 @contextmanager
 def marked(
     session: Session, migration: Migration, done: int, started: Callable[[], int] | None = None
 ) -> Iterator[None]:
-    """Mark the file as failed after `done` statements when what is inside fails."""
+    """Mark the file as failed after `done` statements when what is inside fails or is stopped.
+
+    Raises MigrationPartial when somebody is in the way of the mark: no statement is rolled back.
+    """
     try:
         yield
-    except Exception:
+    except (Exception, stop.Stopped) as error:
         if not session.lost:
             # where it cannot be marked, the first failure is the one to tell
             with suppress(psycopg.Error, HistoryConflict), history.transaction(session):
                 begun = started() if started else done
                 history.mark(session, migration.version, done=done, started=begun, state="failed")
+        if isinstance(error, psycopg.Error) and error.sqlstate in server.PASSING:
+            raise MigrationPartial(
+                "migration.not_recorded",
+                f"{migration.name}: its progress cannot be recorded: {error.diag.message_primary}",
+                "End the session that locks the history, and run again: the finished statements "
+                "stay.",
+                migration=migration.name,
+                version=migration.version,
+                sqlstate=error.sqlstate,
+            ) from error
         raise
 
 
@@ -138,8 +160,13 @@ class _Step:
         )
 
     def run(self) -> None:
-        try:
+        with self._located():
             statements.execute(self.session, self.migration.up, self.statement, self.text)
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        try:
+            yield
         except psycopg.Error as error:
             if self.session.lost:
                 raise
@@ -162,25 +189,32 @@ class _Step:
             history.transaction(self.session),
         ):
             self.run()
+            with self._located():  # else a deferred constraint fails where no statement is named
+                self.session.execute("SET CONSTRAINTS ALL IMMEDIATE")
             self.mark(done=self.number, started=self.number)
 
     def outside(self, *, begun_before: bool, patient: bool) -> None:
         """Run it outside any transaction: marked before, read back after."""
         index = indexes.wanted(self.text)
+        reindex = indexes.reindexed(self.text)
         before = self.number - 1
-        with marked(self.session, self.migration, before):
+        begun_already = self.number if begun_before else before
+        with marked(self.session, self.migration, before, lambda: begun_already):
             there = index is not None and self._settle(index, begun_before=begun_before)
+            if reindex and reindex.relation and begun_before:
+                for name in indexes.left(self.session, reindex):
+                    self._drop(name)
             with history.transaction(self.session):
                 self.mark(done=self.number if there else before, started=self.number)
         if there:
             return
-        begun = partial(self._begun, index)
+        begun = partial(self._begun, index, reindex)
         with marked(self.session, self.migration, before, begun):
             try:
                 with self._patience() if patient else nullcontext():
                     self.run()
             except MigrationPartial as failure:
-                raise self._explained(index, failure) from failure
+                raise self._explained(index, reindex, failure) from failure
             if index is not None:
                 self._require(index)
             with history.transaction(self.session):
@@ -209,15 +243,7 @@ class _Step:
             return False
         same = indexes.same(found.definition, self.text)
         if begun_before and not found.valid:
-            structlog.get_logger().warning(
-                "migration.progressed",
-                migration=self.migration.name,
-                version=self.migration.version,
-                statement=self.number,
-                dropped_invalid_index=found.name,
-            )
-            with self._patience():
-                self.session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {found.name}")
+            self._drop(found.name)
             return False
         if begun_before and same:
             return True
@@ -236,21 +262,58 @@ class _Step:
             )
         return False
 
-    def _begun(self, index: indexes.Index | None) -> int:
+    def _drop(self, name: str) -> None:
+        """Drop an INVALID index that an earlier run of this statement left."""
+        structlog.get_logger().warning(
+            "migration.progressed",
+            migration=self.migration.name,
+            version=self.migration.version,
+            statement=self.number,
+            dropped_invalid_index=name,
+        )
+        with self._patience():
+            self.session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+
+    def _begun(self, index: indexes.Index | None, reindex: indexes.Reindex | None) -> int:
         """Return how many statements left something, now that this one failed."""
+        if stop.requested():  # its end may have been faster: the next run reads it back
+            return self.number
+        if reindex is not None:
+            return self.number if indexes.left(self.session, reindex) else self.number - 1
         if index is None:  # an index without a name cannot be looked for
             return self.number if history.unnamed_index(self.text) else self.number - 1
         found = indexes.find(self.session, index)
         return self.number if found and not found.valid else self.number - 1
 
-    def _explained(self, index: indexes.Index | None, failure: MigrationPartial) -> Failure:
+    def _explained(
+        self,
+        index: indexes.Index | None,
+        reindex: indexes.Reindex | None,
+        failure: MigrationPartial,
+    ) -> Failure:
         """Add to a failure what it left behind."""
+        if reindex is not None and not self.session.lost:
+            return self._explained_reindex(reindex, failure)
         found = None if index is None or self.session.lost else indexes.find(self.session, index)
         if found is None or found.valid:
             return failure
         told = failure.problem.data() | {
             "message": f"{failure}; index {found.name} is left INVALID",
             "hint": "Remove the cause and run again: the index is dropped and built anew.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+
+    def _explained_reindex(
+        self, reindex: indexes.Reindex, failure: MigrationPartial
+    ) -> MigrationPartial:
+        names = ", ".join(indexes.left(self.session, reindex))
+        if not names:
+            return failure
+        told = failure.problem.data() | {
+            "message": f"{failure}; left INVALID: {names}",
+            "hint": "Remove the cause and run again: what is left INVALID is dropped first."
+            if reindex.relation
+            else f"Remove the cause, DROP INDEX CONCURRENTLY {names}, and run again.",
         }
         return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
 

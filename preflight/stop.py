@@ -25,6 +25,7 @@ class Stopped(KeyboardInterrupt):
 _requested: int | None = None
 _raised = False
 _depth = 0
+stays: str | None = None  # what a stop leaves of the file under way; None when it is rolled back
 busy = threading.Event()
 
 

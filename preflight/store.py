@@ -12,10 +12,12 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from preflight import stop
 from preflight.errors import BackupFailed
 
 FORMAT = 1
+ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
 DUMP, MANIFEST, LOCK = "database.dump", "manifest.json", ".lock"
 IMAGE_MARK = "/.pg-preflight-image"  # made by our own image: its root is a container's, always
 CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
@@ -266,6 +269,9 @@ def sweep(directory: Path, identity: Identity) -> None:
         with suppress(OSError):
             if path.is_symlink():
                 continue
+            if not (path / LOCK).exists() and time.time() - path.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(path)  # killed while it was made, or while it was removed
+                continue
             descriptor = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -290,16 +296,22 @@ def prune(directory: Path, identity: Identity, keep: int) -> None:
             log.info("backup.pruned", backup=item.name)
 
 
+def _awaited(backup: Backup) -> str | None:
+    """Return the set of files that `up` took a backup for."""
+    taken_for = backup.manifest.get("taken_for")
+    if not isinstance(taken_for, dict) or taken_for.get("command") != "up":
+        return None
+    return json.dumps(taken_for, sort_keys=True) if taken_for.get("pending") else None
+
+
 def surplus(backups: Sequence[Backup], keep: int) -> list[Backup]:
     """Return what may go, the oldest first given: all but the newest `keep`.
 
-    Of a set of files that fails again and again only its first and its newest backup stay.
+    Of a set of files that fails again and again only its first and its newest backup stay: `up`
+    takes backups of one and the same set in a row only as long as it is not applied.
     """
-    sets: dict[str, list[Backup]] = {}
-    for item in backups:
-        taken_for = item.manifest.get("taken_for")
-        if isinstance(taken_for, dict) and taken_for.get("pending"):
-            sets.setdefault(json.dumps(taken_for, sort_keys=True), []).append(item)
-    between = [item for group in sets.values() for item in group[1:-1]]
+    between: list[Backup] = []
+    for wanted, group in groupby(backups, key=_awaited):
+        between += list(group)[1:-1] if wanted else []
     left = [item for item in backups if item not in between]
     return between + left[: max(0, len(left) - max(1, keep))]

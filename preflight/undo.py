@@ -209,7 +209,7 @@ def _transaction(
         history.recorded(session, step.migration, MigrationFailed),
         history.transaction(session),
     ):
-        history.fence(lambda: history.give_up(session, step.row))
+        history.fence(session, lambda: history.give_up(session, step.row))
         statements.prepare(session, step.script, "SET LOCAL")
         count = apply.run_all(session, step.migration, step.script, seen)
         apply.check_constraints(session, step.migration, step.script)
@@ -228,16 +228,17 @@ def _step_by_step(
     with history.recorded(session, step.migration, MigrationPartial):
         with history.transaction(session):
             history.fence(
+                session,
                 lambda: history.begin_undo(
                     session, step.row, step.script, done=done, started=started
-                )
+                ),
             )
         statements.prepare(session, step.script, "SET")
         count = steps.run_statements(session, step.undo, begun, seen)
         session.reset()
         with steps.marked(session, step.undo, count), history.transaction(session):
             row = history.row_of(session, step.row.version)
-            history.fence(lambda: row is not None and history.give_up(session, row))
+            history.fence(session, lambda: row is not None and history.give_up(session, row))
             _require_absent(session, step, MigrationPartial)
             _record(session, step, backup, began)
     return count

@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 
 from preflight import sql, stop
 from preflight.errors import Failure, VerifyFailed
+from preflight.server import PASSING
 
 if TYPE_CHECKING:
     from preflight.migrations import Migration, Script
@@ -35,7 +36,7 @@ class Check:
 def run(session: Session, script: Script) -> tuple[Check, ...]:
     """Return every check of a verify file; call inside a transaction, which it leaves as it was.
 
-    Raises VerifyFailed for an error that does not mean "not there".
+    Raises VerifyFailed for an error that means neither "not there" nor "not now".
     """
     # without the savepoint the read-only mode could not be undone
     session.execute(
@@ -57,8 +58,8 @@ def _checks(session: Session, script: Script, statement: sql.Statement) -> list[
         with stop.allowed(), session.connection.cursor(row_factory=dict_row) as cursor:
             rows: list[dict[str, Any]] = cursor.execute(statement.text(script.text)).fetchall()
     except psycopg.Error as error:
-        if session.lost:
-            raise
+        if session.lost or error.sqlstate in PASSING:
+            raise  # somebody is in the way: that says nothing of the file
         message = error.diag.message_primary or str(error)
         session.execute("ROLLBACK TO SAVEPOINT preflight_check")
         if error.sqlstate in ABSENT:
@@ -129,6 +130,18 @@ def require(session: Session, migration: Migration, outcome: Callable[..., Failu
     except VerifyFailed as failure:
         named = {"migration": migration.name, "version": migration.version}
         raise outcome(failure.code, **failure.problem.data() | named) from failure
+    except psycopg.Error as error:
+        if session.lost or migration.up.transactional:
+            raise
+        raise outcome(
+            "verify.busy",
+            f"{migration.name} ran, but its verify file cannot be asked now: "
+            f"{error.diag.message_primary or error}",
+            "Its statements stay, and a re-run verifies again.",
+            migration=migration.name,
+            version=migration.version,
+            sqlstate=error.sqlstate,
+        ) from error
     if failed(checks):
         report(migration, checks)
         raise outcome(

@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 1.0
 TELL_EVERY_S = 10.0
 
-_BLOCKERS = """SELECT a.pid, a.application_name, a.usename::text, a.state,
+_BLOCKERS = """SELECT DISTINCT b.pid, a.application_name, a.usename::text, a.state,
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8,
  a.backend_type, a.query
  FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%s::int4)) AS b(pid)
- LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid"""
+ LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid"""
+# pid 0 is a prepared transaction; its locks belong to no process, one of them is on its own id
+_PREPARED = """SELECT DISTINCT p.gid, p.owner::text,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.prepared)::float8
+ FROM pg_catalog.pg_locks w JOIN pg_catalog.pg_locks h ON h.pid IS NULL AND h.granted
+  AND (h.locktype, h.database, h.relation, h.page, h.tuple, h.virtualxid, h.transactionid::text,
+   h.classid, h.objid, h.objsubid) IS NOT DISTINCT FROM (w.locktype, w.database, w.relation, w.page,
+   w.tuple, w.virtualxid, w.transactionid::text, w.classid, w.objid, w.objsubid)
+ JOIN pg_catalog.pg_locks x ON x.pid IS NULL AND x.locktype = 'transactionid'
+  AND x.virtualtransaction = h.virtualtransaction
+ JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
+ WHERE w.pid = %s::int4 AND NOT w.granted ORDER BY p.gid"""
 _INDEX = """SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total
  FROM pg_catalog.pg_stat_progress_create_index WHERE pid = %s::int4"""
 
@@ -40,8 +51,22 @@ class Watch:
         self.over = threading.Event()
         self.statement = 0
         self.blocked_by: list[dict[str, Any]] = []
+        self._earlier: dict[int, list[dict[str, Any]]] = {}
         self.began = time.monotonic()
         self._told: tuple[list[int], float] = ([], 0.0)
+
+    def begin(self, statement: int = 0) -> None:
+        """Forget who was in the way of what came before."""
+        self.statement = statement
+        self.blocked_by = []
+
+    def blockers(self, sqlstate: str | None) -> list[dict[str, Any]]:
+        """Return who was in the way of the statement that failed.
+
+        A lock timeout may be too short to look, so then an earlier attempt's blocker counts.
+        """
+        earlier = self._earlier.get(self.statement, []) if sqlstate == "55P03" else []
+        return self.blocked_by or earlier
 
     def run(self) -> None:
         """Look once a second until the migration is over."""
@@ -58,15 +83,21 @@ class Watch:
                     self.over.wait(LOOK_EVERY_S)
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
+        before = self.blocked_by
         rows = connection.execute(_BLOCKERS, [self.pid]).fetchall()
         now = time.monotonic()
         pids = [row[0] for row in rows]
-        if rows:
-            self.blocked_by = [self._blocker(row) for row in rows]
+        if rows and self.statement:  # before the first, a wait on the fence is the lock being busy
+            found = [self._blocker(row) for row in rows if row[0]]
+            if 0 in pids:
+                found += self._prepared(connection)
+            if self.blocked_by is not before:
+                return  # another statement has begun meanwhile
+            self.blocked_by = self._earlier[self.statement] = found
             if pids != self._told[0] or now - self._told[1] >= TELL_EVERY_S:
                 self._told = (pids, now)
                 structlog.get_logger().warning(
-                    "migration.blocked", **self._named(), blocked_by=self.blocked_by
+                    "migration.blocked", **self._named(), blocked_by=found
                 )
         elif now - max(self.began, self._told[1]) >= TELL_EVERY_S:
             self._told = ([], now)
@@ -96,6 +127,13 @@ class Watch:
             "query": query if self.log_sql else None,
         }
         return {key: value for key, value in found.items() if value not in (None, "")}
+
+    def _prepared(self, connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+        kind = {"pid": 0, "kind": "prepared transaction"}
+        rows = connection.execute(_PREPARED, [self.pid]).fetchall()
+        return [
+            kind | {"gid": gid, "user": owner, "age_s": round(age, 1)} for gid, owner, age in rows
+        ] or [kind]
 
     def _index(self, connection: psycopg.Connection[Any]) -> dict[str, object]:
         row = connection.execute(_INDEX, [self.pid]).fetchone()
@@ -130,6 +168,17 @@ _IN_THE_WAY = """SELECT a.pid, a.application_name, a.usename::text, a.state,
  AND l.mode = ANY (%(modes)s::text[]) AND l.pid <> pg_catalog.pg_backend_pid()"""
 
 
+def table_of(session: server.Session, index: str) -> str | None:
+    """Return the table of an index, or None when there is no such index yet."""
+    session.execute("SET search_path TO DEFAULT")
+    row = session.execute(
+        """SELECT i.indrelid::pg_catalog.regclass::text FROM pg_catalog.pg_index i
+ WHERE i.indexrelid = pg_catalog.to_regclass(%s::text)""",
+        [index],
+    ).fetchone()
+    return row[0] if row else None
+
+
 def in_the_way(session: server.Session, table: str, mode: str) -> list[dict[str, Any]]:
     """Return the sessions that hold a lock on a table which stops the wanted one now."""
     session.execute("SET search_path TO DEFAULT")  # names are meant as the file would find them
@@ -158,8 +207,16 @@ def named(blockers: list[dict[str, Any]]) -> str:
     """Name blockers in a sentence."""
     if not blockers:
         return "the blocker was gone before it could be named"
-    return ", ".join(
-        f"pid {item['pid']} ({item.get('application', 'unnamed')}, {item.get('state', 'unknown')}, "
-        f"{item.get('age_s', '?')} s)"
-        for item in blockers
-    )
+    return ", ".join(_name(item) for item in blockers)
+
+
+def _name(item: dict[str, Any]) -> str:
+    if "gid" in item:
+        return (
+            f"prepared transaction {item['gid']!r} of {item['user']} ({item['age_s']} s): "
+            "COMMIT PREPARED or ROLLBACK PREPARED ends it"
+        )
+    if item.get("pid") == 0:
+        return "a prepared transaction (see pg_prepared_xacts)"
+    who, state = item.get("application", "unnamed"), item.get("state", "unknown")
+    return f"pid {item.get('pid')} ({who}, {state}, {item.get('age_s', '?')} s)"

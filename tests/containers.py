@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 import uuid
@@ -13,6 +12,7 @@ from typing import Any
 from tests import program
 
 IMAGE = os.environ.get("PG_PREFLIGHT_IMAGE", "pg-preflight:pg17")
+CLIENT = int(os.environ.get("CLIENT", "17"))  # the major of its pg_dump
 REPOSITORY = program.ENTRYPOINT.parent
 TIMEOUT_S = 120.0
 
@@ -23,20 +23,27 @@ STRICT = (
 )
 
 
-def docker(*args: object, text: str | None = None, env: Mapping[str, str] | None = None) -> str:
-    """Run one docker command that must succeed; return its stdout."""
+def docker_said(*args: object, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run one docker command; return its exit code, and its stdout and stderr together."""
     done = subprocess.run(
         ["docker", *map(str, args)],  # noqa: S607 - the docker of this machine
         check=False,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        input=text,
         env={**os.environ, **(env or {})},
         timeout=600,
     )
-    assert 0 == done.returncode, f"docker {args}: {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    return done.returncode, done.stdout
+
+
+def docker(*args: object) -> str:
+    """Run one docker command that must succeed; return what it said."""
+    code, said = docker_said(*args)
+    assert 0 == code, f"docker {args}: {code}\n{said}"
+    return said
 
 
 def inspect(name: str) -> dict[str, Any]:
@@ -123,10 +130,11 @@ class Containers:
         env: Mapping[str, str] | None = None,
         options: Sequence[object] = (),
         image: str | None = None,
+        network: str = "host",
     ) -> Container:
         """Start one and return at once."""
         settings = [f"--env={name}={value}" for name, value in (env or {}).items()]
-        arguments = ["--network=host", *settings, *options, image or self.image]
+        arguments = [f"--network={network}", *settings, *options, image or self.image]
         container = Container(arguments, command)
         self._started.append(container)
         return container
@@ -167,11 +175,3 @@ def build(context: Path, *arguments: object, tag: str) -> str:
     """Build an image and return its name."""
     docker("build", "--quiet", "--tag", tag, *arguments, context)
     return tag
-
-
-def available() -> bool:
-    """Tell whether docker can be used here."""
-    if shutil.which("docker") is None:
-        return False
-    done = subprocess.run(["docker", "info"], check=False, capture_output=True, timeout=60)  # noqa: S607 - see docker()
-    return done.returncode == 0

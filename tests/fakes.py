@@ -42,6 +42,15 @@ class Fakes:
             f'read _ < "$HERE/gate"; touch "$HERE/open"; fi\n{then}'
         )
 
+    def hold_restore(self) -> str:
+        """Write a pg_restore that waits for let_go() at its first call, and leaves `waiting`."""
+        os.mkfifo(self.here / "gate")
+        return self.write(
+            'if mkdir "$HERE/waiting" 2>/dev/null; then read _ < "$HERE/gate"; fi\n'
+            'exec "$REAL" "$@"',
+            "pg_restore",
+        )
+
     def let_go(self) -> None:
         """Let the held one go on; returns when it does."""
         (self.here / "gate").write_text("\n")

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests import program, servers
-from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
 
 @pytest.fixture
@@ -464,6 +464,66 @@ def test_directives_set_the_timeouts_of_their_file(
     assert [("1500ms", "90s")] == database.query("TABLE b")
 
 
+def test_prepared_transaction_in_the_way_is_named(
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    run: Run,
+    migrations: WriteMigrations,
+) -> None:
+    """It has no process, so it is named by the name that ends it."""
+    database = create_database(start_server(max_prepared_transactions=2))
+    database.script(TABLE)
+    migrations({"001_a.sql": "ALTER TABLE t ADD COLUMN b int;"})
+    with database.server.connect(database.name) as connection:
+        for gid, statement in (("bystander", "CREATE TABLE u ()"), ("order 7", "TABLE t")):
+            connection.execute(f"BEGIN; {statement}; PREPARE TRANSACTION '{gid}'")
+        result = run(
+            env={
+                **database.env(),
+                "PREFLIGHT_LOCK_TIMEOUT_MS": "1000",
+                "PREFLIGHT_LOCK_RETRY_S": "0",
+                "PREFLIGHT_FIRST_CONTACT": "pending",
+            }
+        )
+        for gid in ("bystander", "order 7"):
+            connection.execute(f"ROLLBACK PREPARED '{gid}'")
+
+    assert (12, "55P03") == (result.code, error_of(result)["sqlstate"]), str(result)
+    assert "blocked by prepared transaction 'order 7' of postgres" in error_of(result)["message"]
+    assert [[(0, "order 7")]] == [
+        [(each["pid"], each["gid"]) for each in event["blocked_by"]]
+        for event in result.event("migration.blocked")
+    ]
+
+
+def test_blocker_of_an_earlier_statement_is_not_named(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What was in the way once has nothing to do with a later deadlock."""
+    database.script(TABLE)
+    migrations(
+        {
+            "001_a.sql": "ALTER TABLE t ADD COLUMN b int;\n"
+            "DO $$ BEGIN RAISE 'dead' USING ERRCODE = '40P01'; END $$;"
+        }
+    )
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; TABLE t")
+        process = start(
+            env={
+                "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
+                "PREFLIGHT_LOCK_RETRY_S": "0",
+                "PREFLIGHT_FIRST_CONTACT": "pending",
+            }
+        )
+        process.wait_for_event("migration.blocked")
+        blocker.execute("COMMIT")
+    result = process.wait()
+
+    assert (12, "40P01") == (result.code, error_of(result)["sqlstate"]), str(result)
+    assert error_of(result)["message"].endswith("the blocker was gone before it could be named")
+
+
 # --- the fence ------------------------------------------------------------------------------------
 
 
@@ -484,13 +544,18 @@ CLAIM = (
 
 @pytest.mark.usefixtures("claimed")
 def test_wait_on_the_fence_is_the_lock_being_busy(run: Run, database: servers.Database) -> None:
-    """11, not 12: no table is blocked, another run is in the middle of it."""
+    """11, not 12: another run is in the middle of it; it is named, and the file did not fail."""
     with database.server.connect(database.name) as other:
+        pid = other.info.backend_pid
         other.execute("BEGIN")
         other.execute(CLAIM, ["x"])
-        result = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "300"})
+        result = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_WAIT_S": "1"})
 
     assert (11, "lock.fence") == (result.code, error_of(result)["code"])
+    assert [pid] == [each["holder_pid"] for each in result.event("lock.busy")]
+    assert f"pid {pid}" in error_of(result)["message"]
+    assert [] == result.event("migration.failed")
+    assert ["applied"] == database.query("SELECT event FROM preflight.journal")
 
 
 @pytest.mark.usefixtures("claimed")
@@ -500,14 +565,29 @@ def test_run_that_comes_second_plans_again(start: Start, database: servers.Datab
     with database.server.connect(database.name) as other:
         other.execute("BEGIN")
         other.execute(CLAIM, [checksum])
-        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "60000"})
-        process.wait_for_event("migration.blocked")
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        process.wait_for_event("lock.busy")
         other.execute("COMMIT")
     result = process.wait()
 
     assert 0 == result.code, str(result)
     assert "applied" not in result.finished
     assert [None] == database.query("SELECT to_regclass('b')")
+
+
+def test_replaced_session_takes_a_backup_of_its_own(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nobody held the lock for a moment: the first backup may be of another state."""
+    migrations({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "CREATE TABLE b ();"})
+    with faults.through(database.server, faults.LostCommit(3)) as proxy:
+        result = run(env={**proxy.env(), "PREFLIGHT_BACKUP": "required"})
+
+    assert 0 == result.code, str(result)
+    assert [each["backup"] for each in result.event("backup.verified")] == database.query(
+        "SELECT backup FROM preflight.migrations ORDER BY version"
+    )
+    assert 2 == len(set(database.query("SELECT backup FROM preflight.migrations")))
 
 
 # --- connections that end -------------------------------------------------------------------------
@@ -528,6 +608,10 @@ def test_terminated_session_is_connection_lost(
     assert 13 == result.code, str(result)
     assert "001_a" == error_of(result)["migration"]
     assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
+    assert ["001_a"] == [each["migration"] for each in result.event("migration.failed")]
+    assert [("failed", error_of(result)["message"])] == database.query(
+        "SELECT event, error FROM preflight.journal"
+    )
 
 
 def test_stop_in_the_middle_of_a_statement_rolls_back(

@@ -589,6 +589,18 @@ def test_role_that_may_read_everything_needs_no_more(run: Run, role: str, backup
     assert 0 == manifest(backup_dir)["rows"]["closed.secret"]
 
 
+def test_role_with_one_session_is_told_that_a_backup_needs_more(
+    run: Run, role: str, database: servers.Database, backup_dir: Path
+) -> None:
+    """The server is there, so waiting for it is not the advice."""
+    database.query(sql.SQL("ALTER ROLE {} CONNECTION LIMIT 1").format(sql.Identifier(role)))
+    result = run(env={"PGUSER": role, "PREFLIGHT_WAIT_TIMEOUT_S": "1"})
+
+    assert (14, "backup.no_session") == (result.code, result.finished["error"]["code"])
+    assert "CONNECTION LIMIT" in result.finished["error"]["hint"]
+    assert [] == list(backup_dir.iterdir())
+
+
 @pytest.mark.parametrize(
     ("named", "code", "change"),
     [

@@ -5,8 +5,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests import program, servers
-from tests.conftest import Run, WriteMigrations
+from tests import faults, program, servers
+from tests.conftest import Run, Start, WriteMigrations
 
 A = {
     "001_a.sql": "CREATE TABLE a (x int, y int);",
@@ -182,3 +182,157 @@ def test_first_contact_happens_again_when_an_earlier_run_got_no_further(
     result = run()
 
     assert (0, ["001_a"]) == (result.code, result.finished.get("adopted")), str(result)
+
+
+# --- a database that was migrated by hand, told by name -------------------------------------------
+
+
+UNVERIFIED = {"001_t.sql": "CREATE TABLE t (price int);"}
+TWICE = {
+    "002_u.sql": "CREATE TABLE IF NOT EXISTS u ();\nUPDATE t SET price = price * 100;",
+    "002_u_verify.sql": "SELECT 'tables' AS suite, 'u' AS \"check\", "
+    "to_regclass('u') IS NOT NULL AS ok",
+}
+BY_HAND = "CREATE TABLE t (price int); INSERT INTO t VALUES (1); CREATE TABLE u ();"
+
+
+def test_adopting_one_file_by_name_does_not_end_first_contact(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Following the hint of 26 must not run 002, which is in the database, a second time."""
+    database.script(BY_HAND)
+    migrations(UNVERIFIED | TWICE)
+
+    assert "`adopt 1`" in error_of(run())["hint"]
+    assert 0 == run("adopt", "1").code
+    before, result = run("check"), run()
+
+    assert (3, ["adopted", "adoptable"]) == (
+        before.code,
+        [each["state"] for each in before.event("migration.listed")],
+    )
+    assert (0, ["002_u"]) == (result.code, result.finished.get("adopted")), str(result)
+    assert [1] == database.query("SELECT price FROM t")
+    migrations({"003_c.sql": "CREATE TABLE c ();", "003_c_verify.sql": "SELECT 's' AS suite, "
+                "'c' AS \"check\", to_regclass('c') IS NOT NULL AS ok"})  # fmt: skip
+    assert ["003_c"] == run().finished["applied"]
+
+
+def test_first_contact_ends_with_the_first_file_that_ran(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Also where it stopped part-way: what comes after is ours, and needs no verify file."""
+    database.script(OTHER)
+    migrations({"001_a.sql": "-- preflight: no-transaction\nCREATE TABLE a (); SELECT 1/0;"})
+    assert 31 == run(env={"PREFLIGHT_FIRST_CONTACT": "pending"}).code
+    text = "-- preflight: no-transaction\nCREATE TABLE a (); SELECT 1;"
+    migrations({"001_a.sql": text, "002_b.sql": "CREATE TABLE b ();"})
+
+    result = run()
+
+    assert (0, ["001_a", "002_b"]) == (result.code, result.finished.get("applied")), str(result)
+
+
+def test_earlier_files_are_shown_adoptable_when_a_later_one_cannot_be_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What was found before the verify file that fails is not forgotten."""
+    database.script(OTHER + A["001_a.sql"])
+    migrations(A | B | {"002_b_verify.sql": "SELECT 1/0"})
+
+    result = run("check")
+
+    assert (33, ["adoptable", "pending"]) == (
+        result.code,
+        [each["state"] for each in result.event("migration.listed")],
+    )
+
+
+def test_adopt_by_name_first_adopts_what_is_below(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """No hole is left that the next run would call out of order."""
+    database.script(OTHER + A["001_a.sql"] + "CREATE TABLE c ()")
+    migrations(A | {"002_c.sql": "CREATE TABLE c ();"})
+
+    assert "`adopt 2`" in error_of(run())["hint"]
+    result = run("adopt", "2")
+
+    assert (0, ["001_a", "002_c"]) == (result.code, result.finished.get("adopted")), str(result)
+    assert 0 == run().code
+
+
+@pytest.mark.parametrize(
+    ("below", "name"),
+    [
+        (A | B, "002_b"),  # absent
+        (A | {"002_b.sql": B["002_b.sql"]}, "002_b"),  # nobody can tell
+        ({"001_a.sql": A["001_a.sql"]} | B, "001_a"),
+    ],
+)
+def test_adopt_records_nothing_above_a_hole(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    below: dict[str, str],
+    name: str,
+) -> None:
+    """26 names the first file below that is not known to be there; no row stays, none is told."""
+    database.script(OTHER + A["001_a.sql"])
+    migrations(below | {"003_c.sql": "CREATE TABLE c ();"})
+
+    result = run("adopt", "3")
+
+    assert (26, name) == (result.code, error_of(result)["migration"]), str(result)
+    assert [] == result.event("migration.adopted")
+    assert [] == database.query("SELECT version FROM preflight.migrations")
+
+
+def test_lock_timeout_says_nothing_of_a_verify_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """12, not 33: somebody is in the way, and the next run finds it there."""
+    database.script(OTHER + A["001_a.sql"])
+    asks = A["001_a_verify.sql"] + ";\nSELECT 's' AS suite, 'n' AS \"check\", "
+    migrations(A | {"001_a_verify.sql": asks + "count(*) >= 0 AS ok FROM a"})
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN; LOCK TABLE a")
+        blocked = [run(each, env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"}) for each in ("up", "check")]
+
+    assert [(12, "55P03")] * 2 == [(each.code, error_of(each)["sqlstate"]) for each in blocked]
+    assert ["001_a"] == run().finished["adopted"]
+
+
+def test_adoption_is_told_only_when_it_is_committed(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A connection that is cut before the COMMIT leaves neither the row nor the event."""
+    database.script(OTHER + A["001_a.sql"])
+    migrations(A | {"002_b.sql": B["002_b.sql"], "002_b_verify.sql": "SELECT 's' AS suite, "
+               "'b' AS \"check\", pg_sleep(600) IS NULL AS ok"})  # fmt: skip
+    process = start()
+    sleeping = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event = 'PgSleep'"
+    )
+    faults.until(lambda: database.query(sleeping), "the second verify file is asked")
+    database.query("SELECT pg_terminate_backend(%s)", database.query(sleeping)[0])
+    result = process.wait()
+
+    assert (13, []) == (result.code, result.event("migration.adopted")), str(result)
+    assert [0] == database.query(OURS)
+
+
+def test_file_that_comes_after_first_contact_is_new(
+    run: Run, migrations: WriteMigrations, database: servers.Database
+) -> None:
+    """Everything was adopted then; a later file runs, also without a verify file."""
+    database.query("CREATE TABLE a (id int)")
+    there = "SELECT 's' AS suite, 'a' AS \"check\", to_regclass('a') IS NOT NULL AS ok;"
+    migrations({"001_a.sql": "CREATE TABLE a (id int);", "001_a_verify.sql": there})
+    adopted = run()
+    migrations({"002_b.sql": "CREATE TABLE b (id int);"})
+    applied = run()
+
+    assert (0, ["001_a"]) == (adopted.code, adopted.finished["adopted"])
+    assert (0, ["002_b"]) == (applied.code, applied.finished["applied"]), str(applied)

@@ -361,3 +361,23 @@ def test_late_file_is_out_of_order(
     assert 26 == run().code
     assert ["001_a"] == run(env={"PREFLIGHT_OUT_OF_ORDER": "allow"}).finished["applied"]
     assert [2] == database.query("SELECT count(*) FROM preflight.migrations")
+
+
+def test_history_that_drops_new_rows_ends_the_run(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """26 after a few rounds, with one backup.skipped, instead of planning for ever."""
+    migrations({"001_a.sql": "CREATE TABLE a ();"})
+    assert 0 == run().code
+    database.script(
+        "CREATE FUNCTION preflight.drop() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER drop BEFORE INSERT ON preflight.migrations "
+        "FOR EACH ROW EXECUTE FUNCTION preflight.drop()"
+    )
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+    result = run(env={"PREFLIGHT_BACKUP": "off"})
+
+    assert (26, "history.damaged") == (result.code, result.finished["error"]["code"]), str(result)
+    assert "cannot be written" in result.finished["error"]["message"]
+    assert 1 == len(result.event("backup.skipped"))
+    assert [None] == database.query("SELECT to_regclass('b')")

@@ -206,9 +206,16 @@ def test_stopped_index_is_dropped_and_built_anew(
         process = start()
         process.wait_for_event("migration.blocked")
         process.signal(signal.SIGTERM)
-        assert 143 == process.wait(5).code
+        stopped = process.wait(5)
         blocker.execute("COMMIT")
 
+    assert 143 == stopped.code
+    assert (
+        "stopped by SIGTERM; the finished statements of 001_a.sql (0) stay, and an index that was "
+        "being built may be INVALID; the lock is free"
+    ) == error_of(stopped)["message"]
+    assert [("failed", 0, 1)] == database.query(PROGRESS)
+    assert ["failed"] == database.query("SELECT event FROM preflight.journal")
     assert 0 == run().code
     assert [("t_a", True)] == database.query(INDEXES)
 
@@ -396,3 +403,113 @@ def test_file_that_drops_the_history_fails_clearly(
 
     assert (31, "migration.not_recorded") == (result.code, error_of(result)["code"])
     assert [("failed", 1, 1)] == database.query(PROGRESS)
+
+
+def test_deferred_constraint_fails_at_its_statement(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It is checked before the statement is marked."""
+    migrations(
+        {
+            "001_a.sql": MARK + "CREATE TABLE p (id int PRIMARY KEY, "
+            "up int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
+            "  INSERT INTO p VALUES (1, 2);"
+        }
+    )
+
+    result = run()
+
+    assert (31, 3, 3, "23503") == (
+        result.code,
+        *(error_of(result).get(each) for each in ("line", "column", "sqlstate")),
+    ), str(result)
+    assert [("failed", 1, 1)] == database.query(PROGRESS)
+
+
+@pytest.mark.usefixtures("table")
+def test_statement_whose_mark_waits_in_vain_is_partial(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """31, not 12: the statements before it stay. The next run goes on there."""
+    migrations(
+        {
+            "001_a.sql": MARK + "INSERT INTO t VALUES (7);"
+            "CREATE FUNCTION busy() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'somebody has it' USING ERRCODE = '55P03'; END $$;"
+            "CREATE TRIGGER busy BEFORE UPDATE ON preflight.migrations FOR EACH ROW "
+            "WHEN (new.statements_done = 4) EXECUTE FUNCTION busy();"
+            "INSERT INTO t VALUES (8);"
+        }
+    )
+
+    failed = run()
+
+    assert (31, "migration.not_recorded", "55P03") == (
+        failed.code,
+        *(error_of(failed)[each] for each in ("code", "sqlstate")),
+    ), str(failed)
+    assert [("failed", 3, 3)] == database.query(PROGRESS)
+    database.script("DROP TRIGGER busy ON preflight.migrations")
+    again = run()
+    assert 0 == again.code, str(again)
+    assert [7, 8] == database.query("SELECT a FROM t WHERE a > 6 ORDER BY a")
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("what", ["TABLE CONCURRENTLY t", "INDEX CONCURRENTLY public.t_b"])
+def test_failed_reindex_is_named_and_cleaned_up(
+    any_server: servers.Server,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    what: str,
+) -> None:
+    """The half-made copy is INVALID and would stay for ever, kept up to date at every write."""
+    database.script("ALTER TABLE t ADD b text; CREATE INDEX t_b ON t (b)")
+    migrations({"001_a.sql": MARK + f"-- preflight: lock-timeout 100ms\nREINDEX {what};"})
+    with any_server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
+        failed = run()
+        blocker.execute("COMMIT")
+
+    assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
+    assert "left INVALID: " in error_of(failed)["message"]
+    assert "public.t_b_ccnew" in error_of(failed)["message"]
+    assert [("t_b", True), ("t_b_ccnew", False)] == database.query(INDEXES)
+    again = run()
+    assert 0 == again.code, str(again)
+    assert [("t_b", True)] == database.query(INDEXES)
+    assert [0] == database.query("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
+
+
+@pytest.mark.usefixtures("table")
+def test_failed_reindex_of_a_schema_is_named_only(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Whose INVALID indexes there are in a whole schema, nobody can tell."""
+    database.script("CREATE INDEX t_a ON t (a)")
+    migrations(
+        {
+            "001_a.sql": MARK + "-- preflight: lock-timeout 100ms\n"
+            "REINDEX SCHEMA CONCURRENTLY public;"
+        }
+    )
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
+        failed = run()
+        blocker.execute("COMMIT")
+
+    assert 31 == failed.code, str(failed)
+    assert "DROP INDEX CONCURRENTLY public.t_a_ccnew" in error_of(failed)["hint"]
+
+
+def test_procedure_that_commits_by_itself_is_explained(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """PostgreSQL says only "invalid transaction termination"."""
+    migrations({"001_a.sql": MARK + "DO $$ BEGIN COMMIT; END $$;"})
+
+    result = run()
+
+    assert (31, "2D000") == (result.code, error_of(result)["sqlstate"])
+    assert "commits by itself" in error_of(result)["hint"]

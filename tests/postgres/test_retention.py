@@ -154,6 +154,21 @@ def test_only_a_dead_runs_rest_of_this_database_is_swept(
     assert sorted([backup, live.name, elsewhere.name, neighbour.name]) == names(backup_dir)
 
 
+def test_rest_without_a_lock_file_is_swept_once_it_is_old(
+    up: Up, database: servers.Database, backup_dir: Path
+) -> None:
+    """A kill may hit while the directory is made, or while it is removed."""
+    (system,) = database.query("SELECT system_identifier::text FROM pg_control_system()")
+    young = hidden_rest(backup_dir, system, database.name, "young")
+    old = hidden_rest(backup_dir, system, database.name, "old")
+    for each in (young, old):
+        (each / ".lock").unlink()
+    os.utime(old, (0, 0))
+    up()
+
+    assert (True, False) == (young.exists(), old.exists())
+
+
 def test_backup_that_cannot_be_removed_is_a_warning(
     up: Up, environment: dict[str, str], migrations: WriteMigrations, backup_dir: Path
 ) -> None:

@@ -207,7 +207,7 @@ def test_export_that_fails_takes_nothing_back(
     error = result.finished["error"]
     assert (30, "22012", 2) == (result.code, error["sqlstate"], error["line"])
     assert [1] == database.query(PRESENT)
-    assert [] == [path for path in backup_dir.rglob("*.partial")]
+    assert [] == list(backup_dir.rglob("*.partial"))
 
 
 def test_export_without_a_backup_is_refused(

@@ -119,3 +119,23 @@ def test_verify_file_leaves_the_transaction_usable(
 
     assert 0 == result.code, str(result)
     assert [1, 2] == database.query("SELECT id FROM t ORDER BY id")
+
+
+@pytest.mark.parametrize(("head", "code"), [("", 12), ("-- preflight: no-transaction\n", 31)])
+def test_lock_timeout_in_a_verify_file_says_nothing_of_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations, head: str, code: int
+) -> None:
+    """12 after retries; 31 where the statements stay, and a re-run only verifies."""
+    migrations({"000_other.sql": "CREATE TABLE other ();"})
+    assert 0 == run().code
+    asks = f"{HOLDS}; SELECT 's' AS suite, 'n' AS \"check\", count(*) = 0 AS ok FROM other"
+    migrations({"001_a.sql": head + UP, "001_a_verify.sql": asks})
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN; LOCK TABLE other")
+        blocked = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "1"})
+    again = run()
+
+    assert (code, "55P03") == (blocked.code, error_of(blocked)["sqlstate"]), str(blocked)
+    assert (code == 12) == bool(blocked.event("migration.retried"))
+    assert 0 == again.code, str(again)
+    assert [1] == database.query("SELECT id FROM t")

@@ -355,3 +355,11 @@ def test_manifest_is_replaced_as_a_whole(put: Put) -> None:
     assert {**GOOD, "verified": "restored"} == json.loads(path.read_text())
     assert 0o600 == path.stat().st_mode & 0o777
     assert {store.DUMP, store.MANIFEST} == {item.name for item in path.parent.iterdir()}
+
+
+def test_backups_of_runs_that_succeeded_are_no_crash_loop() -> None:
+    """The same files applied, taken back and applied again are three good reasons for a backup."""
+    back = Backup(Path("r"), {"taken_for": {"command": "rollback", "pending": [{"version": 1}]}})
+    backups = [made("a", "x"), back, made("b", "x"), back, made("c", "x")]
+
+    assert [] == store.surplus(backups, 5)

@@ -1,5 +1,6 @@
 """Settings and the three ways to say where the database is."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,13 @@ def test_other_parameters_of_a_url_are_kept() -> None:
     assert ("require", "7") == (found["sslmode"], found["connect_timeout"])
 
 
+def test_address_must_come_with_its_host() -> None:
+    """A stray PGHOSTADDR would lead the URL's host to another server."""
+    (problem,) = wrong(DATABASE_URL="postgresql://u@db1/x", PGHOSTADDR="10.0.0.9")
+
+    assert problem.startswith("the host comes from DATABASE_URL and its address (hostaddr) from")
+
+
 def test_address_without_a_name_gets_no_default_name() -> None:
     """PGHOSTADDR alone must not be checked against our default host."""
     assert "host" not in target(PGHOSTADDR="127.0.0.1")
@@ -182,6 +190,14 @@ def test_unusable_secret_file_is_refused(tmp_path: Path, content: bytes | None, 
 
     assert "PGPASSWORD_FILE" in problem
     assert words in problem
+
+
+def test_pipe_without_a_writer_does_not_hang(tmp_path: Path) -> None:
+    """It is read as what it is at that moment: empty."""
+    path = tmp_path / "secret"
+    os.mkfifo(path)
+
+    assert [f"PGPASSWORD_FILE names {path}, which is empty"] == wrong(PGPASSWORD_FILE=str(path))
 
 
 def test_directory_is_no_secret_file(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+# pg-preflight as an image: CPython, psycopg on Debian's libpq, pg_dump and pg_restore; no shell.
+#
+#   docker build -t pg-preflight:pg17 .                                    Debian 13, client 17
+#   docker build -t pg-preflight:pg18 --build-arg BASE=debian:forky-slim --build-arg PG_MAJOR=18 .
+#
+# A release pins the base by its digest: --build-arg BASE=debian:trixie-slim@sha256:…
+# There is no HEALTHCHECK, because the job ends, and no VOLUME: an anonymous volume would look like a
+# place for backups that somebody keeps.
+ARG BASE=debian:trixie-slim
+
+FROM ${BASE} AS build
+ARG PG_MAJOR=17
+# Debian's packages move with its security updates, so no patch level of theirs is named here.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends \
+    binutils ca-certificates gcc libc6-dev libpq-dev patchelf "postgresql-client-${PG_MAJOR}" \
+    python3 python3-dev python3-pip python3-setuptools python3-wheel tzdata \
+ && rm -rf /var/lib/apt/lists/*
+# By hash; all but psycopg's C part from wheels. What builds that part is Debian's.
+WORKDIR /build
+COPY requirements-image.lock ./
+RUN pip install --quiet --no-cache-dir --disable-pip-version-check --no-compile \
+    --require-hashes --no-deps --only-binary :all: --no-binary psycopg-c --no-build-isolation \
+    --target libraries --requirement requirements-image.lock
+COPY image/assemble.py ./
+COPY entrypoint.py app/
+COPY preflight/ app/preflight/
+ARG SOURCE_DATE_EPOCH
+RUN python3 assemble.py /image libraries app "${PG_MAJOR}"
+
+FROM scratch
+ARG BASE
+ARG PG_MAJOR=17
+COPY --from=build /image/ /
+ENV PATH=/usr/bin \
+    LANG=C.UTF-8 \
+    LC_ALL=C.UTF-8 \
+    PYTHONTZPATH=/usr/share/zoneinfo
+# A number: Kubernetes cannot tell that a name is not root's. Any other works, too.
+USER 65532:0
+STOPSIGNAL SIGTERM
+WORKDIR /app
+ENTRYPOINT ["python3", "/app/entrypoint.py"]
+LABEL org.opencontainers.image.title="pg-preflight" \
+      org.opencontainers.image.description="Brings a PostgreSQL database up to date before the application starts" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE}" \
+      io.pg-preflight.client="${PG_MAJOR}"

@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""Assemble the image's root file system: what the job needs, and a list of what that is.
+
+usage: assemble.py ROOT LIBRARIES APP PG_MAJOR      (in the build stage, as root; see Dockerfile)
+
+Copied are the files that CPython, psycopg, pg_dump and pg_restore need, with every shared library
+that they need in turn. No shell, no package manager: `/var/lib/dpkg/status.d` (as distroless images
+have it) and an SPDX document tell scanners what is there. Nothing here knows a version of Python,
+of Debian or a processor: the build stage is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+USER = 65532  # the number that distroless images gave to "nonroot"
+
+# Parts of the standard library that no migration job imports. A name that is not there is no error.
+LEFT_OUT = frozenset(
+    """__hello__ __phello__ _aix_support _android_support _apple_support _ios_support
+    _osx_support _pydatetime _pydecimal _pyio _pyrepl antigravity bdb cmd code codeop colorsys
+    compileall cProfile curses dbm distutils doctest ensurepip filecmp fileinput ftplib getopt
+    html http idlelib imaplib lib2to3 mailbox modulefinder msilib multiprocessing netrc nntplib
+    nturl2path optparse pdb pickletools plistlib poplib profile pstats pty py_compile pyclbr
+    pydoc pydoc_data rlcompleter sched shelve sitecustomize smtplib socketserver sqlite3
+    statistics symtable tabnanny tarfile test this timeit tkinter tomllib trace tracemalloc tty
+    turtle turtledemo unittest venv wave webbrowser wsgiref xml xmlrpc zipapp
+    """.split()  # noqa: SIM905 -- eighty names in nine lines
+)
+# Compiled modules that are needed; the others belong to what is left out.
+MODULES = frozenset(
+    """_asyncio _bz2 _contextvars _ctypes _datetime _decimal _hashlib _heapq _json _lzma _pickle
+    _posixsubprocess _queue _random _socket _ssl _struct _uuid _zoneinfo array binascii fcntl
+    math mmap resource select termios unicodedata zlib""".split()  # noqa: SIM905 -- see above
+)
+# Codecs of East Asian texts, whose compiled modules are left out.
+CODECS = re.compile("big5|cp9[345]|euc_|gb|hz|iso2022|johab|shift_jis")
+
+
+def main(root: Path, libraries: Path, app: Path, pg_major: str) -> None:
+    """Assemble everything and say how large it is."""
+    layout(root)
+    python = Path(sys.executable).resolve()
+    clients = Path(f"/usr/lib/postgresql/{pg_major}/bin")
+    sources = {python}
+    place(python, root / python.relative_to("/"))
+    (root / "usr/bin/python3").symlink_to(python.name)
+    for name in ("pg_dump", "pg_restore"):
+        place(clients / name, root / "usr/bin" / name)
+        sources.add(clients / name)
+    sources |= set(standard_library(root))
+    packages(libraries, root / "usr/lib/python3/dist-packages")
+    sources |= set(shared_libraries(root))
+    sources |= set(data(root))
+    application(app, root / "app")
+    debian = owners(sources)
+    record(root, debian, libraries)
+    subprocess.run(["chroot", root, "/usr/bin/python3", "-c", EVERY_IMPORT], check=True)
+    size = sum(path.lstat().st_size for path in root.rglob("*") if path.is_file())
+    print(f"image: {size / 1e6:.1f} MB in files, {len(debian)} Debian packages in part")
+
+
+EVERY_IMPORT = """
+import pkgutil, sys, importlib
+sys.dont_write_bytecode = True
+sys.path.insert(0, "/app")
+for name in ("entrypoint", "preflight", "postgast", "psycopg", "structlog", "tenacity", "zoneinfo"):
+    importlib.import_module(name)
+for found in pkgutil.iter_modules(sys.modules["preflight"].__path__):
+    importlib.import_module(f"preflight.{found.name}")
+assert sys.modules["psycopg"].pq.__impl__ == "c"
+sys.modules["zoneinfo"].ZoneInfo("Europe/Berlin")
+"localhost".encode("idna")
+"""
+
+
+def layout(root: Path) -> None:
+    """Make the directories, and the two that may be written to."""
+    for path in ("usr/bin", "usr/lib64", "etc", "proc", "sys", "dev", "app/migrations"):
+        (root / path).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        target = "usr/bin" if name == "bin" else f"usr/{name}"
+        (root / name).symlink_to(target)
+    (root / "tmp").mkdir()
+    (root / "tmp").chmod(0o1777)
+    # a new named volume takes its owner and mode from here: any user of group 0 may write
+    (root / "backups").mkdir()
+    os.chown(root / "backups", USER, 0)
+    (root / "backups").chmod(0o770)
+    (root / ".pg-preflight-image").touch()  # preflight/store.py: this root is a container's
+
+
+def place(source: Path, target: Path, mode: int | None = None) -> None:
+    """Copy one file with its times; make its directory."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
+    if mode is not None:
+        target.chmod(mode)
+
+
+def compiled(source: Path, target: Path, name: str) -> None:
+    """Compile one module; the byte code never looks at its source's time."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    py_compile.compile(
+        str(source),
+        str(target),
+        name,
+        doraise=True,
+        optimize=0,  # docstrings are read: by config, by protobuf
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+
+
+def standard_library(root: Path) -> Iterator[Path]:
+    """Put the byte code of the standard library in place; yield what it was made from."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for source in sorted(stdlib.rglob("*.py")):
+        inside = source.relative_to(stdlib)
+        left_out = inside.parts[0].removesuffix(".py") in LEFT_OUT
+        if (
+            left_out
+            or (inside.parts[0] == "encodings" and CODECS.match(inside.name))
+            or any(part in ("test", "tests", "dist-packages", "_vendor") for part in inside.parts)
+            or inside.parts[0].startswith("config-")
+        ):
+            continue
+        compiled(source, root / source.relative_to("/").with_suffix(".pyc"), str(source))
+        yield source.resolve()
+    for module in sorted((stdlib / "lib-dynload").glob("*.so")):
+        if module.name.partition(".")[0] in MODULES:
+            place(module, root / module.relative_to("/"))
+            yield module
+
+
+def packages(libraries: Path, target: Path) -> None:
+    """Put the Python packages in place: byte code, libraries without symbols, licences."""
+    for source in sorted(libraries.rglob("*")):
+        inside = source.relative_to(libraries)
+        if not source.is_file() or inside.parts[0] in ("bin", "__pycache__"):
+            continue
+        if source.suffix == ".py":
+            name = f"/usr/lib/python3/dist-packages/{inside}"
+            compiled(source, target / inside.with_suffix(".pyc"), name)
+        elif source.suffix == ".so":
+            place(source, target / inside, 0o644)
+            subprocess.run(["strip", "--strip-unneeded", target / inside], check=True)
+            without_unused(target / inside)
+        elif ".dist-info" in inside.parts[0]:
+            if inside.name in ("METADATA", "WHEEL") or "licens" in str(inside).lower():
+                place(source, target / inside, 0o644)
+        elif source.suffix not in (".c", ".pyi", ".pyx", ".pxd", ".typed"):
+            place(source, target / inside, 0o644)
+
+
+def without_unused(library: Path) -> None:
+    """Let a library ask for what it uses only: protobuf's asks for libstdc++, 2.5 MB, in vain."""
+    unused = re.findall(r"^\t(/\S+)$", _ldd("-u", library), re.MULTILINE)
+    for path in unused:
+        subprocess.run(["patchelf", "--remove-needed", Path(path).name, library], check=True)
+
+
+def shared_libraries(root: Path) -> Iterator[Path]:
+    """Copy every library that an executable or module in the root asks for; yield them."""
+    objects = [*(root / "usr/bin").iterdir(), *root.rglob("*.so")]
+    found = set(re.findall(r"(/\S+) \(0x", "\n".join(map(_ldd, objects))))
+    # Python ends a daemon thread with pthread_exit(), which loads this one by name
+    found |= set(re.findall(r"libgcc_s\.so\.1 .*=> (\S+)", _output("ldconfig", "-p")))
+    for path in sorted(map(Path, found)):
+        real = path.resolve()
+        if root in real.parents:
+            continue
+        if not (target := root / real.relative_to("/")).exists():
+            place(real, target)
+        for link in (path, real.with_name(path.name)):
+            at = root / os.path.realpath(link.parent)[1:] / link.name
+            if not at.exists():
+                at.symlink_to(os.path.relpath(target, at.parent))
+        yield real
+
+
+def _ldd(*arguments: str | Path) -> str:
+    # not a dynamic executable, unused dependencies: its exit code means neither more nor less
+    return subprocess.run(["ldd", *arguments], check=False, capture_output=True, text=True).stdout
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def data(root: Path) -> Iterator[Path]:
+    """Put the data files in place: time zones, certificates, and what names users and hosts."""
+    zones = Path("/usr/share/zoneinfo")
+    for zone in sorted(zones.rglob("*")):
+        if zone.is_dir() or zone.relative_to(zones).parts[0] in ("posix", "right", "Etc/localtime"):
+            continue
+        target = root / zone.relative_to("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not zone.is_symlink():
+            place(zone, target)
+            yield zone
+        elif not zone.readlink().is_absolute():
+            target.symlink_to(zone.readlink())
+    certificates = Path("/etc/ssl/certs/ca-certificates.crt")
+    place(certificates, root / certificates.relative_to("/"))
+    (root / "usr/lib/ssl").mkdir(parents=True)  # where OpenSSL looks: PGSSLROOTCERT=system
+    (root / "usr/lib/ssl/cert.pem").symlink_to(certificates)
+    for name in ("os-release", "debian_version"):
+        place(Path("/etc", name).resolve(), root / "etc" / name)
+    (root / "etc/passwd").write_text(
+        "root:x:0:0:root:/nonexistent:/nonexistent\n"
+        f"preflight:x:{USER}:{USER}:pg-preflight:/nonexistent:/nonexistent\n"
+    )
+    (root / "etc/group").write_text(f"root:x:0:\npreflight:x:{USER}:\n")
+    (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    yield Path("/usr/share/doc/ca-certificates/copyright")
+
+
+def application(source: Path, target: Path) -> None:
+    """Put the program in place: sources, for tracebacks that say something, and byte code."""
+    for file in sorted([source / "entrypoint.py", *(source / "preflight").glob("*.py")]):
+        inside = file.relative_to(source)
+        place(file, target / inside, 0o644)
+        cache = target / inside.parent / "__pycache__"
+        tag = sys.implementation.cache_tag
+        compiled(file, cache / f"{inside.stem}.{tag}.pyc", f"/app/{inside}")
+    (target / "run_migration.py").symlink_to("entrypoint.py")  # its old name
+
+
+# what is there
+
+
+def owners(sources: Iterable[Path]) -> list[str]:
+    """Return the Debian packages that files come from; one that belongs to none is an error."""
+    wanted = {str(source) for source in sources}
+    owned: dict[str, str] = {}
+    for listing in Path("/var/lib/dpkg/info").glob("*.list"):
+        for line in listing.read_text().splitlines():
+            path = Path(line)
+            real = f"{os.path.realpath(path.parent)}/{path.name}"  # /lib is /usr/lib
+            if real in wanted and not path.is_symlink():
+                owned[real] = listing.stem
+    if missing := sorted(wanted - owned.keys()):
+        raise SystemExit(f"no Debian package owns {missing}")
+    return sorted(set(owned.values()) | {"base-files"})
+
+
+def record(root: Path, debian: Iterable[str], libraries: Path) -> None:
+    """Write the dpkg entries, the licences and the SPDX document."""
+    listed = []
+    status = root / "var/lib/dpkg/status.d"
+    status.mkdir(parents=True)
+    for package in debian:
+        text = _output("dpkg-query", "--status", package)
+        fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", text, re.MULTILINE))
+        name = fields["Package"]
+        (status / name).write_text(text)
+        (status / f"{name}.md5sums").write_text("".join(_sums(root, package)))
+        licence = Path("/usr/share/doc", name, "copyright")
+        if licence.exists():
+            place(licence.resolve(), root / licence.relative_to("/"))
+        listed.append(_debian(fields))
+    listed += [_python(found) for found in importlib.metadata.distributions(path=[str(libraries)])]
+    document = json.dumps(spdx(listed), indent=1) + "\n"
+    target = root / "usr/share/sbom/pg-preflight.spdx.json"
+    target.parent.mkdir(parents=True)
+    target.write_text(document)
+
+
+def _sums(root: Path, package: str) -> Iterator[str]:
+    sums = Path("/var/lib/dpkg/info", f"{package}.md5sums")
+    for line in sums.read_text().splitlines(keepends=True) if sums.exists() else ():
+        if os.path.lexists(root / line.split(maxsplit=1)[1].rstrip("\n")):
+            yield line
+
+
+def _debian(fields: dict[str, str]) -> dict[str, object]:
+    name, version, arch = (fields[key] for key in ("Package", "Version", "Architecture"))
+    release = platform.freedesktop_os_release()
+    distro = release.get("VERSION_ID") or release.get("VERSION_CODENAME", "")
+    source = fields.get("Source", name).split()[0]
+    return _package(
+        name,
+        version,
+        f"pkg:deb/debian/{name}@{version.replace('+', '%2B').replace(':', '%3A')}"
+        f"?arch={arch}&distro=debian-{distro}&upstream={source}",
+        supplier=f"Organization: Debian ({fields['Maintainer']})",
+    )
+
+
+def _python(found: importlib.metadata.Distribution) -> dict[str, object]:
+    name, version = found.metadata["Name"].lower(), found.version
+    licence = found.metadata["License-Expression"] or ""
+    return _package(name, version, f"pkg:pypi/{name}@{version}", licence=licence)
+
+
+def _package(
+    name: str, version: str, purl: str, *, supplier: str = "", licence: str = ""
+) -> dict[str, object]:
+    reference = {
+        "referenceCategory": "PACKAGE-MANAGER",
+        "referenceType": "purl",
+        "referenceLocator": purl,
+    }
+    return {
+        "SPDXID": "SPDXRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", purl.partition("@")[0]),
+        "name": name,
+        "versionInfo": version,
+        "supplier": supplier or "NOASSERTION",
+        "downloadLocation": "NOASSERTION",
+        "filesAnalyzed": False,
+        "licenseConcluded": "NOASSERTION",
+        "licenseDeclared": licence or "NOASSERTION",
+        "copyrightText": "NOASSERTION",
+        "externalRefs": [reference],
+    }
+
+
+def spdx(listed: list[dict[str, object]]) -> dict[str, object]:
+    """Return the SPDX 2.3 document; the same packages give the same document."""
+    sys.path.insert(0, "/build/app")
+    from preflight import __version__  # noqa: PLC0415 -- of the program that is being packed
+
+    ours = _package(
+        "pg-preflight",
+        __version__,
+        f"pkg:generic/pg-preflight@{__version__}",
+        licence="Apache-2.0",
+    )
+    digest = hashlib.sha256(json.dumps([ours, *listed]).encode()).hexdigest()
+    built = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
+    contains = [
+        {
+            "spdxElementId": ours["SPDXID"],
+            "relationshipType": "CONTAINS",
+            "relatedSpdxElement": package["SPDXID"],
+        }
+        for package in listed
+    ]
+    describes = {
+        "spdxElementId": "SPDXRef-DOCUMENT",
+        "relationshipType": "DESCRIBES",
+        "relatedSpdxElement": ours["SPDXID"],
+    }
+    return {
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": "SPDXRef-DOCUMENT",
+        "name": f"pg-preflight-{__version__}",
+        "documentNamespace": f"https://spdx.org/spdxdocs/pg-preflight-{__version__}-{digest[:32]}",
+        "creationInfo": {
+            "created": datetime.fromtimestamp(built, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "creators": ["Tool: pg-preflight-image/assemble.py"],
+        },
+        "packages": [ours, *listed],
+        "relationships": [describes, *contains],
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

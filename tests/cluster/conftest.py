@@ -1,0 +1,270 @@
+"""Where the manifests are played: podman in a container, or the cluster that KUBECONFIG names."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import yaml
+
+from tests import containers, program
+
+HERE = Path(__file__).resolve().parent
+PATIENCE_S = 60.0
+ON_CLUSTER = os.environ.get("PG_PREFLIGHT_CLUSTER") == "kubectl"
+# Images as the nodes can have them: podman wants a host in the name and gets them by `load`.
+IMAGES = {
+    "pg-preflight": os.environ.get("CLUSTER_IMAGE", "localhost/pg-preflight:test"),
+    "postgres": os.environ.get("CLUSTER_POSTGRES", "localhost/pg-preflight-test/postgres:17"),
+}
+Document = dict[str, Any]
+
+
+class Place(Protocol):
+    """What plays manifests."""
+
+    def play(self, documents: list[Document]) -> None:
+        """Play them; whether they succeed is asked afterwards."""
+
+    def ended(self, workload: str, container: str) -> tuple[int, program.Event]:
+        """Return the exit code and the last event of a container of a workload, once it ended."""
+
+    def started(self, workload: str, container: str) -> bool:
+        """Tell whether a container of a workload has ever started."""
+
+    def query(self, statement: str) -> str:
+        """Ask the database."""
+
+    def clear(self) -> None:
+        """Remove everything that was played."""
+
+
+def said(*command: str, text: str = "") -> tuple[int, str]:
+    """Run a command; return its exit code and what it said."""
+    done = subprocess.run(
+        command,
+        check=False,
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+def until(found: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 - whatever is found
+    """Return what is found as soon as it is."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.2)  # asking again, bounded by the event
+    return value
+
+
+PSQL = ("psql", "-qtA", "-U", "unicorn", "-d", "unicorn_db")
+
+
+class Podman:
+    """`podman kube play`: no kubelet, so nothing is retried and no policy is enforced."""
+
+    def __init__(self) -> None:
+        """Keep what was played."""
+        self._played: list[str] = []
+
+    @staticmethod
+    def _podman(*args: str, text: str = "") -> tuple[int, str]:
+        return said("docker", "exec", "-i", "podman-kube", "podman", *args, text=text)
+
+    def play(self, documents: list[Document]) -> None:
+        """Play them."""
+        # It plays one after the other and waits for init containers: what they wait for is first.
+        last = [each for each in documents if each["kind"] == "Deployment"]
+        for each in last:  # keeps init containers, to be looked at
+            kept = {"io.podman.annotations.init.container.type": "always"}
+            each["metadata"]["annotations"] = kept
+        documents = [each for each in documents if each not in last] + last
+        text = yaml.safe_dump_all(documents)
+        self._played.append(text)
+        code, output = self._podman("kube", "play", "-", text=text)
+        assert code in (0, 125), output  # 125: an init container failed
+
+    def _inspect(self, workload: str, container: str) -> Document | None:
+        code, text = self._podman("inspect", f"{workload}-pod-{container}")
+        found: list[Document] = json.loads(text) if code == 0 else []
+        return found[0] if found else None
+
+    def ended(self, workload: str, container: str) -> tuple[int, program.Event]:
+        """Return the exit code and the last event of a container, once it ended."""
+
+        def state() -> Document | None:
+            found = self._inspect(workload, container)
+            return found["State"] if found and found["State"]["Status"] == "exited" else None
+
+        code = until(state, f"{workload} {container} ended")["ExitCode"]
+        logs = self._podman("logs", f"{workload}-pod-{container}")[1]
+        return code, program.parse(logs)[-1]
+
+    def started(self, workload: str, container: str) -> bool:
+        """Tell whether a container has ever started."""
+        found = self._inspect(workload, container)
+        return found is not None and found["State"]["Status"] not in ("created", "initialized")
+
+    def query(self, statement: str) -> str:
+        """Ask the database."""
+        ask = ("exec", "unicorn-postgresql-postgres", *PSQL, "-h", "/tmp")  # noqa: S108 - in the pod
+        code, text = self._podman(*ask, "-c", statement)
+        assert 0 == code, text
+        return text.strip()
+
+    def clear(self) -> None:
+        """Remove everything that was played."""
+        self._podman("pod", "rm", "--all", "--force", "--time", "0")
+        for text in reversed(self._played):
+            self._podman("kube", "down", "--force", "-", text=text)  # its exit code means nothing
+        self._podman("volume", "prune", "--force")
+
+
+class Cluster:
+    """The cluster that KUBECONFIG names, in a namespace that enforces the restricted profile."""
+
+    def __init__(self) -> None:
+        """Make the namespace."""
+        self.namespace = f"pg-preflight-test-{os.getpid()}"
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        namespace = {"metadata": {"name": self.namespace, "labels": labels}}
+        self._apply({"apiVersion": "v1", "kind": "Namespace", **namespace})
+
+    def _kubectl(self, *args: str, text: str = "") -> str:
+        code, output = said("kubectl", "--namespace", self.namespace, *args, text=text)
+        assert 0 == code, f"kubectl {args}: {output}"
+        return output
+
+    def _apply(self, *documents: Document) -> None:
+        self._kubectl("apply", "--filename", "-", text=yaml.safe_dump_all(documents))
+
+    def play(self, documents: list[Document]) -> None:
+        """Play them."""
+        self._apply(*documents)
+
+    def _containers(self, workload: str, container: str) -> list[tuple[str, Document]]:
+        selector = f"app.kubernetes.io/name={workload.removesuffix('-002')}"
+        listed = json.loads(self._kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+        return [
+            (pod["metadata"]["name"], status)
+            for pod in listed
+            for key in ("initContainerStatuses", "containerStatuses")
+            for status in pod["status"].get(key, ())
+            if status["name"] == container
+        ]
+
+    def ended(self, workload: str, container: str) -> tuple[int, program.Event]:
+        """Return the exit code and the last event of a container, once it ended."""
+
+        def terminated() -> tuple[str, Document] | None:
+            for pod, status in self._containers(workload, container):
+                for state in (status["state"], status.get("lastState", {})):
+                    if "terminated" in state:
+                        return pod, state["terminated"]
+            return None
+
+        _, state = until(terminated, f"{workload} {container} ended")
+        return state["exitCode"], json.loads(state["message"])  # what `kubectl describe` shows
+
+    def started(self, workload: str, container: str) -> bool:
+        """Tell whether a container has ever started."""
+        return any(
+            "running" in status["state"] or "terminated" in status["state"]
+            for _, status in self._containers(workload, container)
+        )
+
+    def query(self, statement: str) -> str:
+        """Ask the database."""
+        ask = " ".join(map(shlex.quote, (*PSQL, "-h", "127.0.0.1", "-c", statement)))
+        command = f"PGPASSWORD=$POSTGRES_PASSWORD {ask}"
+        return self._kubectl("exec", "unicorn-postgresql", "--", "sh", "-c", command).strip()
+
+    def clear(self) -> None:
+        """Remove everything that was played."""
+        self._kubectl("delete", "namespace", self.namespace, "--wait=false")
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """Give a place with a database in it, empty after the test."""
+    made: Place = Cluster() if ON_CLUSTER else Podman()
+    try:
+        text = (HERE / "postgres.yaml").read_text().replace("postgres-image", IMAGES["postgres"])
+        made.play(list(yaml.safe_load_all(text)))
+        yield made
+    finally:
+        made.clear()
+
+
+class Render(Protocol):
+    """Render an overlay."""
+
+    def __call__(
+        self, overlay: str, migrations: Mapping[str, str] | None = None, patch: str = ""
+    ) -> list[Document]:
+        """Render it with the images of the test, these migrations mounted, and a JSON patch."""
+
+
+MOUNT = """
+- {op: add, path: /spec/template/spec/volumes/-,
+   value: {name: migrations, configMap: {name: migrations}}}
+- {op: add, path: "/spec/template/spec/%s/0/volumeMounts/-",
+   value: {name: migrations, mountPath: /app/migrations, readOnly: true}}
+"""
+# podman applies no fsGroup to secrets
+READABLE = "- {op: replace, path: /spec/template/spec/volumes/0/secret/defaultMode, value: 0444}\n"
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Render:
+    """Render overlays of the repository with kustomize."""
+
+    def render(
+        overlay: str, migrations: Mapping[str, str] | None = None, patch: str = ""
+    ) -> list[Document]:
+        base = containers.REPOSITORY / overlay
+        names = {name: image.rpartition(":") for name, image in IMAGES.items()}
+        wanted: Document = {
+            "resources": [os.path.relpath(base, tmp_path)],
+            "images": [
+                {"name": name, "newName": new, "newTag": tag}
+                for name, (new, _, tag) in names.items()
+            ],
+            "patches": [],
+        }
+        for kind, where in (("Deployment", "initContainers"), ("Job", "containers")):
+            if kind == "Job" and not (base / "job.yaml").exists():
+                continue
+            said_of = patch if kind == "Deployment" else ""
+            said_of += MOUNT % where if migrations else ""
+            said_of += "" if ON_CLUSTER else READABLE
+            if said_of:
+                wanted["patches"].append({"target": {"kind": kind}, "patch": said_of})
+        if migrations:
+            for name, text in migrations.items():
+                (tmp_path / name).write_text(text)
+            wanted["configMapGenerator"] = [{"name": "migrations", "files": list(migrations)}]
+        (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+        kubectl: tuple[str, ...] = ("kubectl",)
+        if shutil.which("kubectl") is None:
+            mounts = (f"{path}:{path}:ro" for path in (containers.REPOSITORY, tmp_path))
+            volumes = (part for mount in mounts for part in ("--volume", mount))
+            tmp_path.chmod(0o755)  # whoever kubectl is in its container
+            kubectl = ("docker", "run", "--rm", *volumes, "pg-preflight-test/kubectl")
+        code, text = said(*kubectl, "kustomize", str(tmp_path))
+        assert 0 == code, text
+        return [each for each in yaml.safe_load_all(text) if each]
+
+    return render

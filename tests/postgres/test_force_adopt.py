@@ -1,0 +1,236 @@
+"""Run a recorded file again, or record one without running it."""
+
+import pytest
+
+from tests import faults, servers
+from tests.conftest import Run, WriteMigrations
+
+VERIFY = "SELECT 's' AS suite, '{0} is there' AS \"check\", to_regclass('{0}') IS NOT NULL AS ok;\n"
+A = {
+    "001_a.sql": "CREATE TABLE IF NOT EXISTS a (id int);\n",
+    "001_a_verify.sql": VERIFY.format("a"),
+}
+B = {
+    "002_b.sql": "CREATE TABLE IF NOT EXISTS b (id int);\n",
+    "002_b_verify.sql": VERIFY.format("b"),
+}
+MARK = "-- preflight: no-transaction\n"
+ROWS = "SELECT version, how FROM preflight.migrations WHERE state = 'done' ORDER BY 1"
+JOURNAL = "SELECT event, version FROM preflight.journal ORDER BY id"
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """Do without backups, but where a test asks for one."""
+    return environment | {"PREFLIGHT_BACKUP": "off"}
+
+
+# --- force ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "version"),
+    [(["force"], 2), (["--force"], 2), (["force", "1"], 1), (["--force", "001"], 1)],
+)
+def test_force_runs_one_recorded_file_again(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    arguments: list[str],
+    version: int,
+) -> None:
+    """The newest that is recorded, or the one named, after a backup of its own."""
+    migrations(A | B)
+    run()
+    migrations({"003_c.sql": "CREATE TABLE c ();"})
+    database.script("DROP TABLE a, b")
+    result = run(*arguments, env={"PREFLIGHT_BACKUP": "required"})
+
+    name = {1: "a", 2: "b"}[version]
+    assert 0 == result.code, result
+    assert [f"00{version}_{name}"] == result.finished["applied"]
+    assert 1 == len(result.event("backup.verified"))
+    assert [(v, "forced" if v == version else "applied") for v in (1, 2)] == database.query(ROWS)
+    assert ("forced", version) == database.query(JOURNAL)[-1]
+    assert [name] == database.query("SELECT relname::text FROM pg_class WHERE relname IN ('a','b')")
+
+
+def test_force_accepts_an_edit_and_the_journal_keeps_both_checksums(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Before it the run ends with 26, after it everything is current."""
+    migrations(A)
+    run()
+    (before,) = database.query("SELECT checksum FROM preflight.migrations")
+    migrations({"001_a.sql": A["001_a.sql"] + "ALTER TABLE a ADD COLUMN x int;"})
+    refused, forced, current = run(), run("force"), run("check")
+    (after,) = database.query("SELECT checksum FROM preflight.migrations")
+
+    assert [26, 0, 0] == [refused.code, forced.code, current.code]
+    assert before != after
+    assert [("applied", before, None), ("forced", after, before)] == database.query(
+        "SELECT event, checksum, checksum_before FROM preflight.journal ORDER BY id"
+    )
+
+
+def test_force_settles_no_other_conflict(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What is wrong with another file stays a conflict; what was never applied is for `up`."""
+    migrations(A | B)
+    assert 20 == run("force").code
+    assert 20 == run("force", "1").code
+    run()
+    migrations({"001_a.sql": "SELECT 1;", "003_c.sql": "SELECT 3;"})
+
+    assert (26, "001_a") == (
+        (other := run("force", "2")).code,
+        other.finished["error"]["migration"],
+    )
+    assert 20 == run("force", "3").code
+    assert 20 == run("force", "9").code
+    assert [(1, "applied"), (2, "applied")] == database.query(ROWS)
+
+
+def test_force_that_fails_leaves_the_row_as_it_was(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """And what the file did is rolled back."""
+    migrations(A)
+    run()
+    row = "SELECT to_jsonb(m) FROM preflight.migrations m"
+    before = database.query(row)
+    migrations({"001_a.sql": "CREATE TABLE x (); SELECT 1 / 0;"})
+    result = run("force")
+
+    assert 30 == result.code
+    assert before == database.query(row)
+    assert [None] == database.query("SELECT to_regclass('x')")
+    assert [("applied", 1), ("failed", 1)] == database.query(JOURNAL)
+
+
+def test_force_starts_a_file_without_transaction_from_its_start(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Also after a 32: what was done before is done again."""
+    migrations({"001_a.sql": MARK + "CREATE TABLE a (); SELECT 1 / 0;"})
+    assert 31 == run().code
+    migrations({"001_a.sql": MARK + "CREATE TABLE IF NOT EXISTS a (); CREATE TABLE b ();"})
+    stuck, looked, forced = run(), run("check"), run("force")
+
+    assert [32, 32, 0] == [stuck.code, looked.code, forced.code], forced
+    assert [("done", "forced", 2)] == database.query(
+        "SELECT state, how, statements_done FROM preflight.migrations"
+    )
+    text = MARK + "CREATE TABLE IF NOT EXISTS a (); DROP TABLE b; CREATE TABLE b ();"
+    migrations({"001_a.sql": text})
+    assert 0 == run("force").code
+    assert 0 == run("check").code
+
+
+def test_forced_commit_whose_answer_is_lost_is_success(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The history, read back, says that it came through."""
+    migrations(A)
+    run()
+    with faults.through(database.server, faults.LostCommit(2)) as proxy:
+        result = run("force", env={"PGPORT": str(proxy.port)})
+
+    assert [(1, "forced")] == database.query(ROWS)
+    assert 0 == result.code, result
+
+
+# --- adopt ----------------------------------------------------------------------------------------
+
+
+def test_adopt_records_all_that_agree_and_runs_nothing(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The leading files whose verify files say present; the rest stays pending."""
+    migrations(A | B | {"003_c.sql": "CREATE TABLE c ();", "003_c_verify.sql": VERIFY.format("c")})
+    database.script(A["001_a.sql"] + B["002_b.sql"] + "CREATE VIEW uses AS SELECT * FROM a")
+    result = run("adopt")
+
+    assert 0 == result.code, result
+    assert ["001_a", "002_b"] == result.finished["adopted"]
+    assert [(1, "adopted"), (2, "adopted")] == database.query(ROWS)
+    assert [("adopted", 1), ("adopted", 2)] == database.query(JOURNAL)
+    assert 3 == run("check").code
+    assert [None] == database.query("SELECT to_regclass('c')")
+
+
+def test_adopt_on_an_empty_database_records_nothing(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nothing is there to be recorded, and it says what is pending."""
+    migrations(A)
+    result = run("adopt")
+
+    assert 0 == result.code
+    assert [["001_a"]] == [event["pending"] for event in result.event("plan.made")]
+    assert [] == database.query(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("verify", "arguments", "code"),
+    [
+        (A["001_a_verify.sql"], ["adopt", "1"], 33),
+        (A["001_a_verify.sql"] + VERIFY.format("there"), ["adopt", "1"], 33),
+        (A["001_a_verify.sql"] + VERIFY.format("there"), ["adopt"], 33),
+        (VERIFY.format("a").replace(" AS ok", " AS ok, false AS effect"), ["adopt", "1"], 33),
+        ("SELECT 1 / 0 AS ok;", ["adopt", "1"], 33),
+        (None, ["adopt"], 26),
+        (None, ["adopt", "9"], 20),
+        (None, ["adopt", "1"], 0),
+    ],
+)
+def test_adopt_believes_the_verify_file_only(  # noqa: PLR0913, PLR0917 - fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    verify: str | None,
+    arguments: list[str],
+    code: int,
+) -> None:
+    """Absent or partial is 33 and recorded nowhere; named, a file without one is believed."""
+    migrations({"001_a.sql": A["001_a.sql"]} | ({"001_a_verify.sql": verify} if verify else {}))
+    database.script("CREATE TABLE there ()")
+    result = run(*arguments)
+
+    assert code == result.code, result
+    recorded = database.query("SELECT to_regclass('preflight.migrations') IS NOT NULL")[0]
+    assert ([(1, "adopted")] if code == 0 else []) == (database.query(ROWS) if recorded else [])
+
+
+def test_adopt_settles_an_edit_without_running_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The journal keeps both checksums."""
+    migrations(A)
+    run()
+    (before,) = database.query("SELECT checksum FROM preflight.migrations")
+    migrations({"001_a.sql": "SELECT 1 / 0;"})
+    result = run("adopt", "1")
+
+    assert 0 == result.code, result
+    assert [before] == database.query(
+        "SELECT checksum_before FROM preflight.journal WHERE event = 'vouched'"
+    )
+    assert 0 == run().code
+
+
+def test_adopt_settles_what_stopped_part_way(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Only by name: a run of `adopt` for all does not touch it."""
+    migrations(A | {"001_a.sql": MARK + "CREATE TABLE a (); SELECT 1 / 0;"})
+    assert 31 == run().code
+    migrations({"001_a.sql": A["001_a.sql"]})
+    assert 32 == run().code
+    assert 0 == run("adopt").code
+    assert 32 == run().code
+
+    assert 0 == run("adopt", "1").code
+    assert [(1, "adopted")] == database.query(ROWS)
+    assert 0 == run().code

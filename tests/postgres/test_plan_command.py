@@ -1,0 +1,367 @@
+"""`plan`: what `up` would do, and what is in its way now."""
+
+import contextlib
+import threading
+
+import psycopg
+import pytest
+
+from preflight import explain
+from tests import faults, servers
+from tests.conftest import Run, WriteMigrations
+
+CATALOG = (
+    "SELECT (SELECT array_agg(oid ORDER BY oid) FROM pg_class), (SELECT count(*) FROM pg_namespace)"
+)
+VERIFY = "SELECT 's' AS suite, '{0}' AS \"check\", to_regclass('{0}') IS NOT NULL AS ok;"
+FILES = {
+    "001_a.sql": "CREATE TABLE a (id int PRIMARY KEY);\n",
+    "001_a_verify.sql": VERIFY.format("a"),
+    "002_b.sql": "CREATE TABLE b (a_id int REFERENCES a);\nALTER TABLE b ADD COLUMN x int;\n\n"
+    "  ALTER TABLE a ADD COLUMN n int;\nDROP INDEX old;\n"
+    "DELETE FROM c;\nCREATE ROLE somebody;\n",
+    "002_b_verify.sql": VERIFY.format("b"),
+}
+
+
+def test_plan_tells_what_each_statement_does(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Line, locks, what is destroyed, what reaches beyond; and it writes nothing."""
+    migrations(FILES)
+    database.script(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE c (i int); CREATE INDEX old ON c (i)"
+    )
+    before = database.query(CATALOG)
+    with psycopg.connect(database.conninfo(application_name="reader")) as reader:
+        reader.execute("SELECT * FROM a")
+        pid = reader.info.backend_pid
+        document = (result := run("plan", "--json")).json()
+
+    assert 0 == result.code
+    assert before == database.query(CATALOG)
+    assert {"database", "adopts", "pending", "statements"} == document.keys()
+    assert (database.name, ["001_a"], ["002_b"]) == (
+        document["database"],
+        document["adopts"],
+        document["pending"],
+    )
+    found = [
+        (step["line"], [(item["table"], item["mode"]) for item in step["locks"]],
+         [found["pid"] for found in step["blocked_by"]])
+        for step in document["statements"]
+    ]  # fmt: skip
+    assert [
+        (1, [("a", "SHARE ROW EXCLUSIVE")], []),
+        (2, [], []),
+        (4, [("a", "ACCESS EXCLUSIVE")], [pid]),
+        (5, [("c", "ACCESS EXCLUSIVE")], []),
+        (6, [("c", "ROW EXCLUSIVE")], []),
+        (7, [], []),
+    ] == found
+    assert [None, None, None, None, "all rows of c", None] == [
+        step["destroys"] for step in document["statements"]
+    ]
+    assert "whole server" in document["statements"][5]["external"]
+    assert "reader" == document["statements"][2]["blocked_by"][0]["application"]
+
+
+def test_plan_is_events_in_a_pipe_and_a_table_when_asked(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """One event a statement; the table stands alone on stdout."""
+    migrations({"001_a.sql": "CREATE TABLE a (id int);\nDROP TABLE IF EXISTS z;"})
+    events, table = run("plan"), run("plan", "--table")
+
+    assert [1, 2] == [event["line"] for event in events.event("statement.planned")]
+    assert ["001_a"] == events.event("plan.made")[0]["pending"]
+    assert ["PLACE", "DOES", "LOCK", "DESTROYS", "BLOCKED", "NOW", "BY"] == table.stdout.split(
+        "\n"
+    )[0].split()
+    assert "001:2" in table.stdout
+    assert '"event"' not in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "by_hand", "code"),
+    [
+        ({"001_a.sql": "CREATE TABLE a ();"}, "CREATE TABLE x ()", 26),
+        (
+            FILES | {"001_a_verify.sql": FILES["001_a_verify.sql"] + FILES["002_b_verify.sql"]},
+            "CREATE TABLE a ()",
+            33,
+        ),
+    ],
+)
+def test_plan_ends_as_up_would(  # noqa: PLR0913, PLR0917 - fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    files: dict[str, str],
+    by_hand: str,
+    code: int,
+) -> None:
+    """What would stop `up` before it does anything stops the plan."""
+    migrations(files)
+    database.script(by_hand)
+
+    assert [code, code] == [run("plan").code, run("up").code]
+
+
+def test_nothing_pending_is_an_empty_plan(run: Run, migrations: WriteMigrations) -> None:
+    """Nothing to do is no error."""
+    migrations({"001_a.sql": "SELECT 1;"})
+    run("up")
+    result = run("plan", "--json")
+
+    assert (0, [], []) == (result.code, result.json()["pending"], result.json()["statements"])
+
+
+# --- the locks are PostgreSQL's -------------------------------------------------------------------
+
+TABLES = """
+CREATE TABLE a (id int PRIMARY KEY, n int, t text, CONSTRAINT n_pos CHECK (n > 0) NOT VALID);
+CREATE TABLE b (id int PRIMARY KEY, a_id int CONSTRAINT b_fk REFERENCES a, g int);
+CREATE INDEX a_n ON a (n); CREATE UNIQUE INDEX a_u ON a (n);
+CREATE VIEW v AS SELECT * FROM a;
+CREATE MATERIALIZED VIEW m AS SELECT id FROM a; CREATE UNIQUE INDEX m_id ON m (id);
+CREATE TABLE p (id int) PARTITION BY RANGE (id);
+CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+CREATE TABLE p2 (id int);
+CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER tr BEFORE UPDATE ON a FOR EACH ROW EXECUTE FUNCTION f();
+CREATE RULE ru AS ON INSERT TO b DO ALSO NOTHING;
+CREATE POLICY po ON a USING (true);
+CREATE SEQUENCE s; CREATE STATISTICS st ON id, n FROM a;
+CREATE TABLE "Odd ""name" (id int);
+CREATE TABLE par (id int); CREATE TABLE chi () INHERITS (par);
+CREATE SCHEMA other; CREATE TYPE mood AS ENUM ('a'); CREATE DOMAIN dom AS int;
+CREATE PUBLICATION pub FOR TABLE a;
+CREATE TABLE idt (id int GENERATED ALWAYS AS IDENTITY, g int GENERATED ALWAYS AS (1) STORED);
+CREATE MATERIALIZED VIEW nothing_else AS SELECT 1 AS id; CREATE UNIQUE INDEX ON nothing_else (id);
+"""
+STATEMENTS = """
+SELECT * FROM a
+SELECT * FROM a FOR UPDATE
+SELECT * FROM a JOIN b ON true FOR UPDATE OF a
+SELECT * FROM a WHERE id IN (SELECT id FROM b) FOR SHARE
+WITH x AS (DELETE FROM a RETURNING *) SELECT * FROM x, b
+WITH x AS (SELECT * FROM a) SELECT * FROM x
+SELECT count(*) INTO n1 FROM a
+INSERT INTO a VALUES (1)
+INSERT INTO b SELECT id, id, id FROM a
+UPDATE a SET n = 1
+UPDATE a SET n = b.g FROM b WHERE b.id = a.id
+DELETE FROM a
+DELETE FROM b USING a WHERE a.id = b.a_id
+TRUNCATE a, b
+TRUNCATE b
+CREATE TABLE n1 (id int)
+CREATE TABLE n1 (id int REFERENCES a)
+CREATE TABLE n1 (id int, FOREIGN KEY (id) REFERENCES a (id))
+CREATE TABLE n1 (LIKE a)
+CREATE TABLE n1 () INHERITS (par)
+CREATE TABLE n1 PARTITION OF p FOR VALUES FROM (10) TO (20)
+CREATE TABLE n1 AS SELECT * FROM a
+CREATE MATERIALIZED VIEW n1 AS SELECT * FROM a
+CREATE INDEX i1 ON a (n)
+CREATE UNIQUE INDEX i1 ON a (n)
+CREATE VIEW w AS SELECT * FROM a
+CREATE OR REPLACE VIEW v AS SELECT * FROM a
+CREATE OR REPLACE VIEW w AS SELECT * FROM a
+CREATE TRIGGER t2 BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION f()
+CREATE CONSTRAINT TRIGGER t2 AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION f()
+CREATE RULE r2 AS ON UPDATE TO a DO ALSO NOTHING
+CREATE RULE r2 AS ON UPDATE TO a DO ALSO DELETE FROM b
+CREATE POLICY p2 ON a USING (true)
+CREATE POLICY p2 ON a USING (EXISTS (SELECT FROM b))
+ALTER POLICY po ON a USING (false)
+CREATE STATISTICS s2 ON id, t FROM a
+ALTER STATISTICS st SET STATISTICS 10
+COMMENT ON TABLE a IS 'x'
+COMMENT ON COLUMN a.n IS 'x'
+COMMENT ON VIEW v IS 'x'
+COMMENT ON INDEX a_n IS 'x'
+COMMENT ON CONSTRAINT n_pos ON a IS 'x'
+COMMENT ON TRIGGER tr ON a IS 'x'
+COMMENT ON POLICY po ON a IS 'x'
+COMMENT ON MATERIALIZED VIEW m IS 'x'
+COMMENT ON SCHEMA other IS 'x'
+COMMENT ON FUNCTION f() IS 'x'
+LOCK TABLE a
+LOCK TABLE a, b IN SHARE MODE
+LOCK TABLE a IN ROW EXCLUSIVE MODE
+ANALYZE a
+CLUSTER a USING a_n
+REINDEX TABLE a
+REINDEX INDEX a_n
+ALTER TABLE a ADD COLUMN x int
+ALTER TABLE a ADD COLUMN x int REFERENCES b
+ALTER TABLE a ALTER COLUMN n SET DEFAULT 3
+ALTER TABLE a ALTER COLUMN n DROP DEFAULT
+ALTER TABLE a ALTER COLUMN n SET NOT NULL
+ALTER TABLE a ALTER COLUMN id SET STATISTICS 10
+ALTER TABLE a ALTER COLUMN t SET STORAGE external
+ALTER TABLE a ALTER COLUMN n SET (n_distinct = 5)
+ALTER TABLE a ALTER COLUMN n RESET (n_distinct)
+ALTER TABLE a ADD CONSTRAINT c2 CHECK (n > 1)
+ALTER TABLE a ADD CONSTRAINT c2 CHECK (n > 1) NOT VALID
+ALTER TABLE a ADD CONSTRAINT c2 UNIQUE (t)
+ALTER TABLE a ADD CONSTRAINT c2 UNIQUE USING INDEX a_u
+ALTER TABLE b ADD CONSTRAINT f2 FOREIGN KEY (a_id) REFERENCES a
+ALTER TABLE b ADD CONSTRAINT f2 FOREIGN KEY (a_id) REFERENCES a NOT VALID
+ALTER TABLE b ADD FOREIGN KEY (a_id) REFERENCES a, ADD COLUMN z int
+ALTER TABLE a VALIDATE CONSTRAINT n_pos
+ALTER TABLE b VALIDATE CONSTRAINT b_fk
+ALTER TABLE a DROP CONSTRAINT n_pos
+ALTER TABLE a RENAME CONSTRAINT n_pos TO z
+ALTER TABLE b ALTER CONSTRAINT b_fk DEFERRABLE
+ALTER TABLE a DISABLE TRIGGER tr
+ALTER TABLE a ENABLE ALWAYS TRIGGER tr
+ALTER TABLE a DISABLE TRIGGER USER
+ALTER TABLE b DISABLE RULE ru
+ALTER TABLE a ENABLE ROW LEVEL SECURITY
+ALTER TABLE a FORCE ROW LEVEL SECURITY
+ALTER TABLE a CLUSTER ON a_n
+ALTER TABLE a SET WITHOUT CLUSTER
+ALTER TABLE a SET (fillfactor = 70)
+ALTER TABLE a SET (autovacuum_enabled = off)
+ALTER TABLE a RESET (fillfactor)
+ALTER VIEW v SET (security_barrier = true)
+ALTER TABLE b SET UNLOGGED
+ALTER TABLE a REPLICA IDENTITY FULL
+ALTER TABLE a OWNER TO postgres
+ALTER TABLE a INHERIT par
+ALTER TABLE chi NO INHERIT par
+ALTER TABLE a SET SCHEMA other
+ALTER TABLE a RENAME TO z
+ALTER TABLE a RENAME COLUMN n TO z
+ALTER VIEW v RENAME TO z
+ALTER VIEW v SET SCHEMA other
+ALTER INDEX a_n RENAME TO z
+ALTER INDEX a_n SET (fillfactor = 50)
+ALTER TRIGGER tr ON a RENAME TO z
+ALTER POLICY po ON a RENAME TO z
+ALTER SEQUENCE s RENAME TO z
+ALTER SEQUENCE s RESTART
+ALTER TABLE p ATTACH PARTITION p2 FOR VALUES FROM (20) TO (30)
+ALTER TABLE idt ALTER COLUMN id SET GENERATED BY DEFAULT
+ALTER TABLE idt ALTER COLUMN id DROP IDENTITY
+ALTER TABLE a ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY
+ALTER TABLE idt ALTER COLUMN g DROP EXPRESSION
+DROP VIEW v
+DROP MATERIALIZED VIEW m
+DROP INDEX a_n
+DROP TRIGGER tr ON a
+DROP RULE ru ON b
+DROP POLICY po ON a
+DROP SEQUENCE s
+DROP SCHEMA other
+DROP TYPE mood
+COPY a TO '/dev/null'
+COPY (SELECT * FROM a) TO '/dev/null'
+COPY a FROM '/dev/null'
+ALTER TYPE mood ADD VALUE 'b'
+CREATE FUNCTION g() RETURNS int LANGUAGE sql AS 'SELECT 1'
+CREATE TABLE "Odd" (id int REFERENCES a)
+ALTER TABLE "Odd ""name" ADD COLUMN x int
+EXPLAIN SELECT * FROM a
+EXPLAIN ANALYZE DELETE FROM a
+PREPARE q AS DELETE FROM a
+DO 'BEGIN END'
+CREATE PUBLICATION p9 FOR TABLE a
+ALTER PUBLICATION pub ADD TABLE b
+ALTER PUBLICATION pub DROP TABLE a
+DROP PUBLICATION pub
+ALTER TABLE b DROP COLUMN g
+ALTER TABLE b ALTER COLUMN g TYPE bigint
+ALTER TABLE b SET UNLOGGED
+DROP TABLE "Odd ""name"
+REFRESH MATERIALIZED VIEW nothing_else
+REFRESH MATERIALIZED VIEW CONCURRENTLY nothing_else
+"""
+OUTSIDE = """
+CREATE INDEX CONCURRENTLY i9 ON a (n)
+DROP INDEX CONCURRENTLY a_n
+REINDEX TABLE CONCURRENTLY a
+REINDEX INDEX CONCURRENTLY a_n
+VACUUM a
+VACUUM (FULL) a
+ANALYZE a
+CLUSTER a USING a_n
+"""
+NAMES = (
+    "SELECT oid, quote_ident(relname) FROM pg_class "
+    "WHERE relkind IN ('r', 'p', 'v', 'm') AND relnamespace = 'public'::regnamespace"
+)
+HELD = "SELECT relation, mode FROM pg_locks WHERE locktype = 'relation' AND pid = %s"
+MODES = {mode.title().replace(" ", "") + "Lock": mode for mode in explain.STRENGTH}
+
+
+def strongest(locks: list[tuple[int, str]], names: dict[int, str]) -> dict[str, str]:
+    """Return the strongest lock on each table that was there before."""
+    found: dict[str, str] = {}
+    for mode in explain.STRENGTH:
+        found |= {names[oid]: mode for oid, held in locks if oid in names and MODES[held] == mode}
+    return found
+
+
+def said(statement: str, names: dict[int, str]) -> dict[str, str]:
+    """Return what the plan says of the same tables; every index here is one of table a."""
+    locks = explain.effect(statement.encode()).locks
+    found = {"a" if lock.of_index else lock.table: lock.mode for lock in locks}
+    return {table: mode for table, mode in found.items() if table in names.values()}
+
+
+def test_locks_of_the_plan_are_those_that_the_server_takes(
+    any_server: servers.Server, connection: psycopg.Connection
+) -> None:
+    """Each kind of statement, run in a transaction, holds what was said: no more, no less."""
+    connection.execute(TABLES.encode())
+    names: dict[int, str] = dict(connection.execute(NAMES).fetchall())
+    wrong = {}
+    for statement in STATEMENTS.strip().splitlines():
+        connection.execute("BEGIN")
+        connection.execute(statement.encode())
+        held = connection.execute(HELD, [connection.info.backend_pid]).fetchall()
+        connection.execute("ROLLBACK")
+        if (real := strongest(held, names)) != (claimed := said(statement, names)):
+            wrong[statement] = {"real": real, "said": claimed}
+
+    assert {} == wrong, any_server
+
+
+def asked_for(database: servers.Database, statement: str) -> list[tuple[int, str]]:
+    """Return the locks that a statement queues for, while somebody else has the table."""
+    with psycopg.connect(database.conninfo(), autocommit=True) as session:
+        pid = session.info.backend_pid
+        waiting = "SELECT relation, mode FROM pg_locks WHERE pid = %s AND NOT granted"
+        runs = threading.Thread(target=until_ended, args=(session, statement))
+        runs.start()
+        faults.until(lambda: database.query(waiting, pid), f"{statement} waits")
+        found = database.query(waiting, pid)
+        database.query("SELECT pg_terminate_backend(%s)", pid)
+        runs.join()
+        return found
+
+
+def until_ended(session: psycopg.Connection, statement: str) -> None:
+    """Run a statement until somebody ends the session."""
+    with contextlib.suppress(psycopg.OperationalError):
+        session.execute(statement.encode())
+
+
+def test_locks_outside_a_transaction_are_those_that_the_server_asks_for(
+    connection: psycopg.Connection, database: servers.Database
+) -> None:
+    """What cannot run in a transaction, seen while it queues."""
+    connection.execute(TABLES.encode())
+    names: dict[int, str] = dict(connection.execute(NAMES).fetchall())
+    with psycopg.connect(database.conninfo()) as holder:
+        holder.execute("LOCK TABLE a IN EXCLUSIVE MODE")  # all but ACCESS SHARE wait
+        found = {
+            statement: strongest(asked_for(database, statement), names)
+            for statement in OUTSIDE.strip().splitlines()
+        }
+
+    assert {statement: said(statement, names) for statement in found} == found

@@ -1,0 +1,470 @@
+"""Restore a backup beside the live database, and put it in its place."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier, Literal
+
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer
+from tests.fakes import Fakes
+
+SECRET = "p'w: \\%é"  # noqa: S105 - of a role that lives for a test
+DATABASE = (
+    "SELECT to_jsonb(d) - '{oid,datname,datfrozenxid,datminmxid,datacl}'::text[] "
+    "FROM pg_database d WHERE datname = %s"
+)
+GRANTS = (
+    "SELECT a.grantee::regrole::text, a.privilege_type, a.is_grantable FROM pg_database d, "
+    "aclexplode(coalesce(datacl, acldefault('d', datdba))) a WHERE datname = %s ORDER BY 1, 2"
+)
+SETTINGS = (
+    "SELECT setrole::regrole::text, unnest(setconfig) FROM pg_db_role_setting "
+    "JOIN pg_database d ON d.oid = setdatabase WHERE datname = %s ORDER BY 1, 2"
+)
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    """Give a directory for fake clients."""
+    return Fakes(tmp_path / "fakes")
+
+
+@pytest.fixture
+def filled(database: servers.Database) -> Iterator[servers.Database]:
+    """Give a database with rows; what is restored beside it is dropped with it."""
+    database.script(
+        "CREATE TABLE t (id int PRIMARY KEY, t text); INSERT INTO t VALUES (1,'one'),(2,'é')"
+    )
+    yield database
+    drop_beside(database)
+
+
+@pytest.fixture
+def role(filled: servers.Database) -> Iterator[str]:
+    """Give a role that may log in and nothing else; its name is the database's, and odd."""
+    name = f'{filled.name} "ro\\le'
+    with filled.server.connect() as connection:
+        connection.execute(
+            SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(Identifier(name), Literal(SECRET))
+        )
+    yield name
+    drop_beside(filled)
+    with filled.server.connect() as connection:
+        connection.execute(
+            SQL("ALTER DATABASE {} OWNER TO postgres").format(Identifier(filled.name))
+        )
+        with filled.server.connect(filled.name) as inside:
+            inside.execute(SQL("REASSIGN OWNED BY {} TO postgres").format(Identifier(name)))
+            inside.execute(SQL("DROP OWNED BY {}").format(Identifier(name)))
+        connection.execute(SQL("DROP ROLE {}").format(Identifier(name)))
+
+
+def drop_beside(database: servers.Database) -> None:
+    """Drop what was restored beside a database, or kept when it was swapped."""
+    with database.server.connect() as connection:
+        for name in beside(database):
+            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+def beside(database: servers.Database) -> list[str]:
+    """Return the databases whose names begin like this one's."""
+    return [
+        name
+        for name in database.query("SELECT datname::text FROM pg_database ORDER BY 1")
+        if name.startswith(f"{database.name}_")
+    ]
+
+
+def restored(database: servers.Database, suffix: str = "_restored") -> servers.Database:
+    """Return the database beside."""
+    return servers.Database(database.server, f"{database.name}{suffix}")
+
+
+def facts(database: servers.Database) -> tuple[Any, ...]:
+    """Return everything that belongs to a database and not to what is in it."""
+    (row,) = database.query(DATABASE, database.name)
+    return row, database.query(GRANTS, database.name), database.query(SETTINGS, database.name)
+
+
+def error_of(result: program.Result) -> dict[str, Any]:
+    """Return the error that a run ended with."""
+    found: dict[str, Any] = result.finished["error"]
+    return found
+
+
+ROWS = "SELECT id, t FROM t ORDER BY id"
+ALL = [(1, "one"), (2, "é")]
+
+
+# --- beside ---------------------------------------------------------------------------------------
+
+
+def test_backup_is_restored_beside_the_live_database(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """By `latest`, by name or by path, under a name of one's own or a derived one."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    filled.script("DELETE FROM t")
+    done = [
+        run("restore", "latest"),
+        run("restore", path.name, "--into", f"{filled.name}_by name"),
+        run("restore", str(path), "--into", f'{filled.name}_by "path"'),
+    ]
+
+    assert [0, 0, 0] == [result.code for result in done], done[0]
+    names = ["_restored", "_by name", '_by "path"']
+    assert [ALL] * 3 == [restored(filled, name).query(ROWS) for name in names]
+    assert [0] == filled.query("SELECT count(*) FROM t")
+    (event,) = done[0].event("restore.finished")
+    assert (2, path.name) == (event["rows"], event["backup"])
+    assert "kept_as" not in event or event["kept_as"] is None
+
+
+def test_everything_that_belongs_to_a_database_is_carried_over(
+    any_server: servers.Server, run: Run, filled: servers.Database, role: str
+) -> None:
+    """Owner, rights, settings of all kinds, connection limit, text rules, and the comment."""
+    assert any_server is filled.server
+    names = {"d": Identifier(filled.name), "r": Identifier(role)}
+    with any_server.connect() as connection:
+        for command in (
+            "ALTER DATABASE {d} CONNECTION LIMIT 17",
+            "ALTER DATABASE {d} OWNER TO {r}",
+            "GRANT CREATE ON DATABASE {d} TO pg_monitor WITH GRANT OPTION",
+            "REVOKE TEMPORARY ON DATABASE {d} FROM PUBLIC",
+            'ALTER DATABASE {d} SET search_path TO "$user", public, "odd, \'one"',
+            "ALTER DATABASE {d} SET work_mem TO '5MB'",
+            "ALTER DATABASE {d} SET \"my.own\" TO 'it''s \"so\" \\ here'",
+            "ALTER DATABASE {d} SET datestyle TO 'SQL, DMY'",
+            "ALTER ROLE {r} IN DATABASE {d} SET search_path TO ''",
+            "ALTER ROLE {r} IN DATABASE {d} SET statement_timeout TO '3min'",
+            "COMMENT ON DATABASE {d} IS 'the ''live'' one'",
+        ):
+            connection.execute(SQL(command).format(**names))
+    before = facts(filled)
+    assert 0 == run("backup").code
+    beside_it = run("restore", "latest")
+
+    assert 0 == beside_it.code, beside_it
+    assert before == facts(restored(filled))
+    swapped = run("restore", "latest", "--swap")
+    assert 0 == swapped.code, swapped
+    assert before == facts(filled)
+    assert ["the 'live' one"] == filled.query(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database "
+        "WHERE datname = current_database()"
+    )
+    assert ALL == filled.query(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("major", "options"),
+    [
+        (17, "ENCODING 'LATIN1' LOCALE 'C'"),
+        (15, "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' LOCALE 'C'"),
+        (18, "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"),
+    ],
+)
+def test_text_rules_of_any_provider_are_carried_over(
+    running: Any,  # noqa: ANN401 - the fixture's function
+    create_database: CreateDatabase,
+    run: Run,
+    major: int,
+    options: Any,  # noqa: ANN401 - a literal string
+) -> None:
+    """Encoding, collation, and the locale of ICU or of the server itself."""
+    try:
+        database = create_database(running(major), None, f"TEMPLATE template0 {options}")
+    except psycopg.errors.FeatureNotSupported as reason:
+        pytest.skip(f"this build of the server cannot: {reason}")
+    assert 0 == run("backup", env=database.env()).code
+    result = run("restore", "latest", env=database.env())
+
+    assert 0 == result.code, result
+    assert facts(database) == facts(restored(database))
+    drop_beside(database)
+
+
+def test_public_is_locked_out_until_the_rows_are_compared(
+    run: Run, start: Start, filled: servers.Database, role: str, fakes: Fakes
+) -> None:
+    """Whoever may connect to the live database may connect to the new one only at the end."""
+    run("backup")
+    target = restored(filled)
+    path = fakes.hold_restore()
+    process = start("restore", "latest", env={"PATH": path})
+    faults.until((fakes.here / "waiting").exists, "pg_restore has begun")
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        psycopg.connect(target.conninfo(user=role, password=SECRET)).close()
+    fakes.let_go()
+    result = process.wait()
+
+    assert 0 == result.code, result
+    psycopg.connect(target.conninfo(user=role, password=SECRET)).close()
+
+
+def test_new_server_without_the_live_database_is_enough(
+    run: Run, start_server: StartServer, filled: servers.Database
+) -> None:
+    """A restore with --swap makes the database there; PUBLIC may connect, as by default."""
+    run("backup")
+    elsewhere = servers.Database(start_server(), filled.name)
+    result = run("restore", "latest", "--swap", env=elsewhere.env())
+
+    assert 0 == result.code, result
+    assert ALL == elsewhere.query(ROWS)
+    assert [filled.name] == [event["database"] for event in result.event("restore.finished")]
+
+
+# --- other versions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(13, 17), (14, 18), (15, 17), (16, 18), (18, 16), (17, 13), (16, 16)]
+)
+def test_backup_is_restored_on_another_major(
+    running: Any,  # noqa: ANN401 - the fixture's function
+    create_database: CreateDatabase,
+    run: Run,
+    old: int,
+    new: int,
+) -> None:
+    """From an older one and from a newer one; a client 18 complains to old servers of one thing."""
+    source = create_database(running(old))
+    source.script(
+        "CREATE TABLE t (id int PRIMARY KEY, t text); INSERT INTO t VALUES (1,'one'),(2,'é')"
+    )
+    assert 0 == run("backup", env=source.env()).code
+    target = create_database(running(new), f"{source.name}_other")
+    name = f"{source.name}_copy"
+    result = run(
+        "restore", "latest", "--into", name, env={**target.env(), "PGDATABASE": source.name}
+    )
+
+    assert 0 == result.code, result
+    assert ALL == servers.Database(running(new), name).query(ROWS)
+    drop_beside(servers.Database(running(new), target.name))
+
+
+@pytest.mark.parametrize("major", [16, 17])
+def test_no_other_error_is_waved_through(
+    running: Any,  # noqa: ANN401 - the fixture's function
+    create_database: CreateDatabase,
+    run: Run,
+    major: int,
+) -> None:
+    """A role that the other server lacks: the new database is dropped again."""
+    source = create_database(running(18))
+    gone = SQL("{}").format(Identifier(f"{source.name}_owner"))
+    with running(18).connect(source.name) as connection:
+        connection.execute(SQL("CREATE ROLE {}").format(gone))
+        connection.execute("CREATE TABLE t (id int)")
+        connection.execute(SQL("ALTER TABLE t OWNER TO {}").format(gone))
+    try:
+        assert 0 == run("backup", env=source.env()).code
+        target = {**source.env(), "PGPORT": str(running(major).port)}
+        result = run("restore", "latest", env=target)
+
+        assert (24, "restore.failed") == (result.code, error_of(result)["code"]), result
+        assert f"{source.name}_owner" in error_of(result)["message"]
+        with running(major).connect() as connection:
+            names = connection.execute("SELECT datname::text FROM pg_database").fetchall()
+        assert (f"{source.name}_restored",) not in names
+    finally:
+        with running(18).connect(source.name) as connection:
+            connection.execute("DROP TABLE t")
+            connection.execute(SQL("DROP ROLE {}").format(gone))
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def test_database_that_is_there_already_is_left_alone(
+    run: Run, filled: servers.Database, create_database: CreateDatabase, backup_dir: Path
+) -> None:
+    """Somebody else's, and also the complete restore of another backup."""
+    run("backup")
+    run("backup")
+    first, second = sorted(path.name for path in backup_dir.iterdir())
+    foreign = create_database(filled.server, f"{filled.name}_foreign")
+    foreign.script("CREATE TABLE theirs ()")
+
+    taken = run("restore", first, "--into", foreign.name)
+    done, again, other = (run("restore", name) for name in (first, first, second))
+
+    assert (22, "restore.exists") == (taken.code, error_of(taken)["code"])
+    assert ["theirs"] == foreign.query(
+        "SELECT relname::text FROM pg_class WHERE relname = 'theirs'"
+    )
+    assert [0, 0, 22] == [done.code, again.code, other.code]
+    assert first in error_of(other)["message"]
+
+
+def test_wrong_names_are_20(run: Run, filled: servers.Database) -> None:
+    """No such backup, the live database itself, a name that the server would cut."""
+    assert 20 == run("restore", "latest").code
+    run("backup")
+
+    assert 20 == run("restore", "nonesuch").code
+    assert 20 == run("restore").code
+    assert 20 == run("restore", "latest", "--into", filled.name).code
+    assert 20 == run("restore", "latest", "--into", "é" * 32).code
+    assert [] == beside(filled)
+
+
+@pytest.mark.parametrize("what", ["dump", "rows"])
+def test_damaged_backup_is_not_restored(
+    run: Run, filled: servers.Database, backup_dir: Path, what: str
+) -> None:
+    """A flipped bit, or counts that differ from what is in the new database: 24, and it is gone."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    dump, manifest = path / "database.dump", path / "manifest.json"
+    if what == "dump":
+        content = bytearray(dump.read_bytes())
+        content[len(content) // 2] ^= 1
+        dump.write_bytes(content)
+    else:
+        said = json.loads(manifest.read_bytes())
+        said["rows"]["public.t"] = 3
+        manifest.write_text(json.dumps(said))
+    result = run("restore", "latest", "--swap")
+
+    code = {"dump": "backup.corrupt", "rows": "restore.rows_differ"}[what]
+    assert (24, code) == (result.code, error_of(result)["code"])
+    assert [] == beside(filled)
+    assert ALL == filled.query(ROWS)
+
+
+def test_role_without_rights_is_told_what_it_lacks(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """To create a database, and to give it the owner of the live one."""
+    run("backup")
+    login = {"PGUSER": role, "PGPASSWORD": SECRET}
+    no_createdb = run("restore", "latest", env=login)
+    with filled.server.connect() as connection:
+        connection.execute(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
+        connection.execute(SQL("GRANT pg_read_all_data TO {}").format(Identifier(role)))
+    filled.script("ALTER TABLE t OWNER TO " + Identifier(role).as_string(None))
+    run("backup")
+    no_owner = run("restore", "latest", env=login)
+
+    assert (22, "restore.no_right") == (no_createdb.code, error_of(no_createdb)["code"])
+    assert (22, "restore.no_right") == (no_owner.code, error_of(no_owner)["code"]), no_owner
+    assert [] == beside(filled)
+
+
+# --- swap -----------------------------------------------------------------------------------------
+
+
+def test_swap_keeps_the_old_database_under_a_dated_name(run: Run, filled: servers.Database) -> None:
+    """What was written since the backup is in it."""
+    run("backup")
+    filled.script("INSERT INTO t VALUES (3, 'later')")
+    result = run("restore", "latest", "--swap")
+    (event,) = result.event("restore.finished")
+
+    assert 0 == result.code, result
+    assert ALL == filled.query(ROWS)
+    assert [event["kept_as"]] == beside(filled)
+    assert [*ALL, (3, "later")] == servers.Database(filled.server, event["kept_as"]).query(ROWS)
+
+
+@pytest.mark.parametrize("name", ['a "b" \\ %s é', "é" * 31, "x" * 63])
+def test_swap_works_with_any_name(
+    run: Run, server: servers.Server, create_database: CreateDatabase, name: str
+) -> None:
+    """Also one that leaves no room for a suffix."""
+    database = create_database(server, name)
+    database.script("CREATE TABLE t ()")
+    before = set(database.query("SELECT datname::text FROM pg_database"))
+    assert 0 == run("backup", env=database.env()).code
+    result = run("restore", "latest", "--swap", env=database.env())
+
+    assert 0 == result.code, result
+    (event,) = result.event("restore.finished")
+    (kept,) = set(database.query("SELECT datname::text FROM pg_database")) - before
+    assert (name, kept) == (event["database"], event["kept_as"])
+    servers.Database(server, kept).query("SELECT 1")
+    database.query(SQL("DROP DATABASE {}").format(Identifier(kept)))
+
+
+def test_swap_refuses_while_somebody_is_connected(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """It names who, keeps the copy, and the same command finishes it once they are gone."""
+    run("backup")
+    filled.script("DELETE FROM t")
+    app = {"user": role, "password": SECRET, "application_name": "the app"}
+    with psycopg.connect(filled.conninfo(**app)) as session:
+        refused = run("restore", "latest", "--swap")
+        kept = beside(filled)
+        pid = session.info.backend_pid
+    faults.until(
+        lambda: not filled.query("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid), "gone"
+    )
+    finished = run("restore", "latest", "--swap")
+
+    assert (22, "restore.sessions") == (refused.code, error_of(refused)["code"])
+    assert "the app" in error_of(refused)["message"]
+    assert [f"{filled.name}_restored"] == kept
+    assert 0 == finished.code, finished
+    assert ALL == filled.query(ROWS)
+
+
+def test_swap_ends_sessions_when_told_to(run: Run, filled: servers.Database) -> None:
+    """Of an application that comes back at once, too."""
+    run("backup")
+    filled.script("DELETE FROM t")
+    with psycopg.connect(filled.conninfo()) as session:
+        result = run("restore", "latest", "--swap", "--end-sessions")
+
+        assert 0 == result.code, result
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+    assert ALL == filled.query(ROWS)
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_interrupted_restore_is_settled_by_the_next_call(
+    run: Run, start: Start, filled: servers.Database, fakes: Fakes, how: str
+) -> None:
+    """SIGTERM leaves nothing; what kill -9 leaves is recognised and made anew."""
+    run("backup")
+    process = start("restore", "latest", env={"PATH": fakes.hold_restore()})
+    faults.until((fakes.here / "waiting").exists, "pg_restore has begun")
+    if how == "stop":
+        process.signal(signal.SIGTERM)
+        assert 143 == process.wait(10).code
+        assert [] == beside(filled)
+    else:
+        process.kill()
+        assert [f"{filled.name}_restored"] == beside(filled)
+        fakes.let_go()
+    result = run("restore", "latest")
+
+    assert 0 == result.code, result
+    assert ALL == restored(filled).query(ROWS)
+
+
+@pytest.mark.parametrize(("script", "code"), [("kill -9 $$", 14), ("exit 1", 14), ("exit 0", 24)])
+def test_client_that_restores_nothing_is_found_out(
+    run: Run, filled: servers.Database, fakes: Fakes, script: str, code: int
+) -> None:
+    """Killed, failed without a word, or lying: the new database is dropped again."""
+    run("backup")
+    result = run("restore", "latest", env={"PATH": fakes.write(script, "pg_restore")})
+
+    assert code == result.code, result
+    assert [] == beside(filled)

@@ -1,0 +1,83 @@
+"""The command line: spellings, typing errors, and help that teaches."""
+
+import pytest
+
+from preflight import arguments
+from preflight.errors import ConfigInvalid
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ([], {"name": "up"}),
+        (["--check"], {"name": "check"}),
+        (["check", "--json"], {"name": "check", "result": "json"}),
+        (["--check", "--table"], {"name": "check", "result": "table"}),
+        (["verify", "002"], {"name": "verify", "version": 2}),
+        (["rollback", "--to", "0"], {"name": "rollback", "to": 0}),
+        (["--rollback", "--to", "2"], {"name": "rollback", "to": 2}),
+        (["--force"], {"name": "force"}),
+        (["--force", "2"], {"name": "force", "version": 2}),
+        (["wait"], {"name": "wait"}),
+        (["wait", "--schema"], {"name": "wait", "schema": True}),
+        (["wait", "--schema", "2"], {"name": "wait", "schema": True, "version": 2}),
+        (["wait", "--schema", "0"], {"name": "wait", "schema": True, "version": 0}),
+        (["plan", "--rehearse"], {"name": "plan", "rehearse": True}),
+        (["restore", "x"], {"name": "restore", "backup": "x"}),
+        (
+            ["restore", "latest", "--into", "a b", "--swap", "--end-sessions"],
+            {"name": "restore", "into": "a b", "swap": True, "end_sessions": True},
+        ),
+    ],
+)
+def test_command_line_means(said: list[str], meant: dict[str, object]) -> None:
+    """Old and new spellings, versions as they stand in file names."""
+    assert arguments.Arguments(**meant) == arguments.parse(said)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["chekc"], "check"),
+        (["roll-back"], "rollback"),
+        (["nonsense!"], "Commands: up, check"),
+        (["check", "--jsno"], "--json"),
+        (["rollback", "--too", "1"], "--to"),
+        (["restore", "latest", "--swp"], "--swap"),
+        (["restore", "latest", "--end"], "--end-sessions"),
+        (["wait", "--shema"], "--schema"),
+        (["up", "now"], "See"),
+        (["--chekc"], "--check"),
+        (["restore"], "BACKUP"),
+        (["force", "two"], "two"),
+        (["force", "-1"], "See"),
+        (["force", "1" * 19], "is not a version"),
+        (["rollback", "--to"], "--to"),
+        (["check", "--json", "--table"], "not allowed"),
+        ([""], "Commands"),
+    ],
+)
+def test_typing_error_says_what_was_meant(said: list[str], words: str) -> None:
+    """Every one is a failure of ours, never argparse's exit 2."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse(said)
+
+    assert words in f"{failure.value} {failure.value.problem.hint}"
+
+
+@pytest.mark.parametrize("command", [None, *arguments.COMMANDS])
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_teaches_with_an_example(
+    capsys: pytest.CaptureFixture[str], command: str | None, option: str
+) -> None:
+    """It ends with 0, says what the command does, and shows a line to copy."""
+    with pytest.raises(SystemExit) as ended:
+        arguments.parse([command, option] if command else [option])
+
+    said = capsys.readouterr()
+    assert (0, "") == (ended.value.code, said.err)
+    assert f"entrypoint.py {command or 'COMMAND'}".removesuffix(" up") in said.out
+    if command:
+        assert f"example:\n  {arguments.COMMANDS[command].example}" in said.out
+    else:
+        assert [] == [name for name in arguments.COMMANDS if f"    {name} " not in said.out]

@@ -1,0 +1,99 @@
+"""What a restore says to the server and to pg_restore, and what it makes of the answer."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from preflight import restore
+
+PAIR = [
+    'pg_restore: error: could not execute query: ERROR:  unrecognized "transaction_timeout"',
+    "Command was: SET transaction_timeout = 0;",
+]
+GERMAN = [PAIR[0].replace("unrecognized", "unbekannt:"), PAIR[1]]
+OTHER = [
+    'pg_restore: error: could not execute query: ERROR:  role "x" does not exist',
+    "Command was: ALTER TABLE public.t OWNER TO x;",
+]
+IGNORED = ["pg_restore: warning: errors ignored on restore: 1"]
+
+
+@pytest.mark.parametrize(
+    ("said", "problems", "waved"),
+    [
+        ([], 0, 0),
+        (PAIR + IGNORED, 0, 1),
+        (GERMAN + IGNORED, 0, 1),
+        (PAIR + OTHER + IGNORED, 1, 1),
+        (OTHER + PAIR, 1, 1),
+        (PAIR[:1], 1, 0),
+        ([OTHER[0], PAIR[1]], 1, 0),
+        ([PAIR[0], "Command was: SET transaction_timeout = 0; DROP TABLE t;"], 1, 0),
+        (["pg_restore: fatal: out of memory"], 1, 0),
+    ],
+)
+def test_only_the_pair_about_transaction_timeout_is_accepted(
+    said: list[str], problems: int, waved: int
+) -> None:
+    """Whatever the language; any other error is one, also beside it."""
+    found, accepted = restore.real_problems(said, old=True)
+
+    assert (problems, waved) == (len(found), accepted)
+
+
+def test_server_that_knows_the_setting_has_no_excuse() -> None:
+    """From 17 on the pair is an error like any other."""
+    assert (1, 0) == (len(restore.real_problems(PAIR, old=False)[0]), 0)
+
+
+@pytest.mark.parametrize(
+    ("role", "setting", "command"),
+    [
+        (None, "work_mem=4MB", """DATABASE d SET "work_mem" TO '4MB'"""),
+        ("a b", "my.own=it's=so", """ROLE "a b" IN DATABASE d SET "my"."own" TO 'it''s=so'"""),
+        (
+            None,
+            'search_path="$user", public',
+            "DATABASE d SET \"search_path\" TO '$user', 'public'",
+        ),
+        (None, 'search_path=""', "DATABASE d SET \"search_path\" TO ''"),
+        (None, "search_path=", "DATABASE d SET \"search_path\" TO ''"),
+        (None, 'search_path="a, ""b""", c', """DATABASE d SET "search_path" TO 'a, "b"', 'c'"""),
+        (None, "DateStyle=SQL, DMY", """DATABASE d SET "DateStyle" TO 'SQL, DMY'"""),
+    ],
+)
+def test_settings_are_said_as_they_were(role: str | None, setting: str, command: str) -> None:
+    """A list of names is one of literals; any other value is one literal."""
+    assert f"ALTER {command}" == restore.setting_command("d", role, setting)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, ""),
+        ({"datlocprovider": "c"}, " LOCALE_PROVIDER libc"),
+        ({"datlocprovider": "i", "daticulocale": "de"}, " LOCALE_PROVIDER icu ICU_LOCALE 'de'"),
+        (
+            {"datlocprovider": "i", "datlocale": "de", "daticurules": "&a<'b"},
+            " LOCALE_PROVIDER icu ICU_LOCALE 'de' ICU_RULES '&a<''b'",
+        ),
+        ({"datlocprovider": "b", "datlocale": "C"}, " LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'"),
+    ],
+)
+def test_text_rules_are_said_as_each_version_keeps_them(found: dict[str, str], said: str) -> None:
+    """13 and 14 have no provider; 15 and 16 call the locale otherwise."""
+    live = {"everything": found, "encoding": "UTF8", "lc_collate": "C", "lc_ctype": "C"}
+
+    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == restore.locale_options(live)
+
+
+def test_pg_restore_is_called_without_a_password() -> None:
+    """Any name of a database is one argument."""
+    command = restore.restore_command("pg_restore", {"dbname": "a 'b' \\"}, Path("/b/x.dump"), 4)
+    (conninfo,) = [word for word in command if word.startswith("--dbname=")]
+
+    assert {"--no-password", "--jobs=4", "--format=custom"} < set(command)
+    assert {"dbname": "a 'b' \\"} == psycopg.conninfo.conninfo_to_dict(
+        conninfo.removeprefix("--dbname=")
+    )
