@@ -630,7 +630,7 @@ def backups(config: Config, said: Arguments) -> None:
             row["backup"],
             row["database"],
             row["snapshot_at"],
-            f"{(row['size_bytes'] or 0) / 1e6:.1f} MB",
+            report.size(row["size_bytes"] or 0),
             row["rows"],
             row["taken_for"],
             row["verified"],

@@ -62,6 +62,15 @@ def _value(value: object) -> str:
     return repr(text) if " " in text or not text.isprintable() else text
 
 
+def size(count: float) -> str:
+    """Return a number of bytes as people say it, in powers of 1000."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:  # noqa: PLR2004 -- the next unit
+        count /= 1000
+        units = units[1:]
+    return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, colour: bool = False) -> str:
     """Return an aligned table; empty cells for None."""
     cells = [["" if cell is None else _plain(str(cell)) for cell in row] for row in rows]

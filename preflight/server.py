@@ -104,6 +104,7 @@ class Session:
         self.target = config.target if target is None else target
         self.deadline = time.monotonic() + config.wait_timeout_s
         self.facts = None
+        self.attempts = 1
         self._options = True
         self._grown_up = False
 
@@ -129,6 +130,7 @@ class Session:
             )(patience.attempt, self._attempt)
         except Refused as refused:
             raise patience.failure(refused) from None
+        self.attempts = patience.attempts + 1
 
     def _attempt(self) -> None:
         target = dict(self.target) | {
@@ -250,7 +252,10 @@ def beside(session: Session) -> Iterator[Session]:
 @contextmanager
 def connect(config: Config) -> Iterator[Session]:
     """Wait for the server and yield a session on the target database."""
+    began = time.monotonic()
     with _opened(Session(config)) as session:
+        waited_s = round(time.monotonic() - began, 3)
+        structlog.get_logger().info("server.ready", attempts=session.attempts, waited_s=waited_s)
         yield session
 
 
@@ -383,11 +388,6 @@ class _Patience:
             self.attempts += 1
             self.tell(refused)
             raise
-        structlog.get_logger().info(
-            "server.ready",
-            attempts=self.attempts + 1,
-            waited_s=round(time.monotonic() - self.began, 3),
-        )
 
     def tell(self, refused: Refused) -> None:
         now = time.monotonic()

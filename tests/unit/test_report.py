@@ -83,3 +83,10 @@ def test_termination_message_is_whole_and_small(data: dict[str, Any]) -> None:
 def test_small_termination_message_loses_nothing() -> None:
     """What fits is the very object of `run.finished`."""
     assert FAILED == json.loads(entrypoint.termination_message(FAILED))
+
+
+def test_size_is_said_in_the_unit_that_fits() -> None:
+    """40 kB are not 0.0 MB."""
+    said = [report.size(count) for count in (0, 999, 40_000, 1_500_000, 2e9, 3e15)]
+
+    assert ["0 B", "999 B", "40.0 kB", "1.5 MB", "2.0 GB", "3000.0 TB"] == said
