@@ -579,15 +579,16 @@ def test_replaced_session_takes_a_backup_of_its_own(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """Nobody held the lock for a moment: the first backup may be of another state."""
-    migrations({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "CREATE TABLE b ();"})
+    migrations({f"00{n}_t.sql": f"CREATE TABLE t{n} ();" for n in (1, 2, 3)})
     with faults.through(database.server, faults.LostCommit(3)) as proxy:
         result = run(env={**proxy.env(), "PREFLIGHT_BACKUP": "required"})
 
     assert 0 == result.code, str(result)
-    assert [each["backup"] for each in result.event("backup.verified")] == database.query(
-        "SELECT backup FROM preflight.migrations ORDER BY version"
+    taken = [each["backup"] for each in result.event("backup.verified")]
+    assert 2 == len(taken), str(result)
+    assert taken == database.query(
+        "SELECT backup FROM preflight.migrations GROUP BY backup ORDER BY min(version)"
     )
-    assert 2 == len(set(database.query("SELECT backup FROM preflight.migrations")))
 
 
 # --- connections that end -------------------------------------------------------------------------
