@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 NOTICES = 20  # a file; a loop may raise 100,000
 READ_BACK_S = 30.0
 
-execute, located = statements.execute, statements.located
-fence = history.fence
-
 
 def forward(
     session: Session, migration: Migration, backup: str | None, again: Row | None = None
@@ -82,7 +79,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     _clean(session)  # before, not after: a signal after the last COMMIT comes too late to matter
     log.info("migration.started", **named, transactional=migration.up.transactional)
     try:
-        with watch.over(session, migration) as seen, _notices(session, migration):
+        with watch.over(session, migration) as seen, _Notices(session, migration):
             count = once(seen)
     except psycopg.OperationalError as error:
         if not session.lost:
@@ -209,7 +206,9 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
         except psycopg.Error as error:
             if session.lost or _passing(error):
                 raise
-            raise located(MigrationFailed, session, migration, script, statement, error) from error
+            raise statements.located(
+                MigrationFailed, session, migration, script, statement, error
+            ) from error
         if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
             raise MigrationFailed(
                 "migration.left_transaction",
@@ -227,15 +226,13 @@ def check_constraints(session: Session, migration: Migration, script: Script) ->
     except psycopg.Error as error:
         if session.lost or _passing(error):
             raise
-        raise located(MigrationFailed, session, migration, script, None, error) from error
+        raise statements.located(
+            MigrationFailed, session, migration, script, None, error
+        ) from error
 
 
 def _named(migration: Migration) -> dict[str, object]:
     return {"migration": migration.name, "version": migration.version}
-
-
-def _notices(session: Session, migration: Migration) -> _Notices:
-    return _Notices(session, migration)
 
 
 class _Notices:
