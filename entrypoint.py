@@ -55,7 +55,7 @@ def up(config: Config) -> None:
                 return  # another run did it, or everything was there already
             if due:
                 saved, due = backup.take(session, todo.todo), False  # 14 23 24
-            rehearsal.run(config)  # 27
+                rehearsal.run(session, saved, todo.todo)  # 24 27
             try:
                 for migration in todo.todo:
                     lock.require(session)
@@ -230,7 +230,7 @@ def internal(error: BaseException) -> dict[str, object]:
         "code": "internal.error",
         "message": f"a bug in pg-preflight: {type(error).__name__} at {places}"
         + (f" (SQLSTATE {sqlstate})" if sqlstate else ""),
-        "hint": f"Please report this line; {stop.stays or 'unfinished work was rolled back'}.",
+        "hint": f"Please report this line; {stop.left() or 'unfinished work was rolled back'}.",
     }
 
 
@@ -303,11 +303,11 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
     else:
         name += " without the server's answer"
         lock_is = "the server ends it and frees the lock when it notices that we are gone"
-    left = stop.stays or "unfinished work is rolled back"
+    left = stop.left() or "unfinished work is rolled back"
     error = {
         "code": "run.stopped",
         "message": f"stopped by {name}; {left}; {lock_is}",
-        "hint": "Run again: it goes on from there." if stop.stays else "Run again.",
+        "hint": "Run again: it goes on from there." if stop.left() else "Run again.",
     }
     return run.end(128 + number, "stopped", error)
 

@@ -200,10 +200,17 @@ def _sweep_passfiles(place: Path) -> None:
             path.unlink()
 
 
-def listen(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, list[str]]:
-    """Run a client to its end; return its exit code and the lines of its complaints."""
+def listen(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[int, list[str]]:
+    """Run a client to its end; return its exit code and the lines of its complaints.
+
+    `tick` is called about once a second meanwhile.
+    """
     with _child(command, environment, remember=1000) as (child, words):
-        for _ in _chunks(child):
+        for _ in _chunks(child, tick):
             pass
         return _wait(child), words.lines()
 
@@ -365,7 +372,10 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
         return child.wait()
 
 
-_CHATTER = re.compile(r"pg_\w+: (?!error:|fatal:|warning:|detail:|hint:)")
+# what names the entry that a complaint is about is none, and jobs write into each other's lines
+_CHATTER = re.compile(
+    r"(?:pg_\w+: )+(?!pg_\w+: |error:|fatal:|warning:|detail:|hint:|from TOC entry)"
+)
 _BEGUN = re.compile(r'pg_dump: dumping contents of table "(.*)"$')
 
 

@@ -24,7 +24,9 @@ class Command:
 
 
 COMMANDS = {
-    "up": Command("apply what is pending: back up, migrate, verify (the default)", "entrypoint.py"),
+    "up": Command(
+        "apply what is pending: back up, rehearse, migrate, verify (the default)", "entrypoint.py"
+    ),
     "check": Command(
         "show every migration and its state; exit 0 current, 3 pending, 26 conflict, 33 partial",
         "entrypoint.py check --table",
@@ -32,7 +34,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "show what `up` would do: each statement, its locks, what it destroys, what blocks it now",
-        "entrypoint.py plan --table",
+        "entrypoint.py plan --rehearse --table",
         result=True,
     ),
     "verify": Command(
@@ -42,7 +44,7 @@ COMMANDS = {
         result=True,
     ),
     "rollback": Command(
-        "take back the newest migration: back up, export, run its rollback file, record",
+        "take back the newest migration: back up, export, rehearse, run its rollback file, record",
         "entrypoint.py rollback --to 1     # take back everything above version 1",
     ),
     "force": Command(
@@ -55,7 +57,7 @@ COMMANDS = {
         "entrypoint.py adopt 1     # also settles an edited checksum or an exit 32",
         version="this one, also when it has no verify file (default: all whose verify file agrees)",
     ),
-    "backup": Command("make one verified backup", "entrypoint.py backup"),
+    "backup": Command("make one backup, and restore it as proof", "entrypoint.py backup"),
     "backups": Command(
         "list the backups: time, size, taken for, how far verified",
         "entrypoint.py backups --table",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import __version__, archive, server, stop, store
+from preflight import __version__, archive, catalog, server, stop, store
 from preflight.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -75,28 +75,85 @@ WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation 
 """
 
 
-def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Backup | None:
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What the snapshot's session saw besides the rows: what a restored copy has to show, too."""
+
+    objects: catalog.Objects
+    sequences: Mapping[str, tuple[bool, int | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A backup that this run made, whose it is, and what a copy of it has to show."""
+
+    backup: Backup
+    identity: Identity
+    witness: Witness
+    visible: bool = True  # a plan's is removed afterwards
+
+    @property
+    def name(self) -> str:
+        """The backup's name."""
+        return self.backup.name
+
+    @property
+    def path(self) -> Path:
+        """The backup's directory."""
+        return self.backup.path
+
+
+def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Taken | None:
     """Back the database up before `todo`; return None when backups are off.
 
     Raises BackupInterrupted (passing), BackupFailed (change something), BackupUnverified.
     """
-    config, log = session.config, structlog.get_logger()
-    if config.backup == "off":
+    log = structlog.get_logger()
+    if session.config.backup == "off":
         log.warning("backup.skipped", reason="PREFLIGHT_BACKUP=off")
         return None
     began = time.monotonic()
+    with _made(session, todo, purpose) as draft:
+        with store.usable(session.config.backup_dir) as directory:
+            made = store.publish(draft.path, directory, draft.identity, draft.backup.manifest)
+        manifest = made.manifest
+        log.info(
+            "backup.verified",
+            backup=made.name,
+            verified=manifest["verified"],
+            size_bytes=manifest["size_bytes"],
+            tables=len(manifest["rows"]),
+            rows=sum(manifest["rows"].values()),
+            sha256=manifest["sha256"],
+            duration_s=round(time.monotonic() - began, 3),
+        )
+    return Taken(made, draft.identity, draft.witness)
+
+
+@contextmanager
+def draft(session: Session, todo: Sequence[Migration]) -> Iterator[Taken]:
+    """Yield a backup that nobody sees and that is gone afterwards; raises what `take` raises."""
+    with _made(session, todo, "plan") as made:
+        yield made
+
+
+@contextmanager
+def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator[Taken]:
+    """Yield a whole backup under its hidden name; it is removed unless it gets another one."""
+    config = session.config
     programs = archive.clients(config, session)
     identity, size = _identity(session)
     taken_for = {
         "command": purpose,
         "pending": [{"version": file.version, "checksum": file.checksum} for file in todo],
     }
-    with store.usable(config.backup_dir) as directory:
-        store.require_mounted(directory)
-        store.sweep(directory, identity)
-        store.require_space(directory, identity, size)
-        with store.building(directory, identity, config.run_id) as hidden:
-            found = _dumped(session, hidden / store.DUMP, programs)
+    with ExitStack() as stack:
+        with store.usable(config.backup_dir) as directory:
+            store.require_mounted(directory)
+            store.sweep(directory, identity)
+            store.require_space(directory, identity, size)
+            hidden = stack.enter_context(store.building(directory, identity, config.run_id))
+            found, witness = _dumped(session, hidden / store.DUMP, programs)
             manifest = {
                 "format": store.FORMAT,
                 "version": __version__,
@@ -110,20 +167,13 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ba
                 "taken_for": taken_for,
                 "verified": "read",
             }
-            made = store.publish(hidden, directory, identity, manifest)
-        log.info(
-            "backup.verified",
-            backup=made.name,
-            verified=manifest["verified"],
-            size_bytes=manifest["size_bytes"],
-            tables=len(manifest["rows"]),
-            rows=sum(manifest["rows"].values()),
-            sha256=manifest["sha256"],
-            duration_s=round(time.monotonic() - began, 3),
-        )
-        with suppress(OSError):  # the backup is there; what cannot be removed is told by prune
-            store.prune(directory, identity, config.backup_keep)
-    return made
+        yield Taken(store.Backup(hidden, manifest), identity, witness, visible=False)
+
+
+def prune(session: Session, saved: Taken) -> None:
+    """Let go what is more than BACKUP_KEEP; call once it is known what the newest is worth."""
+    with suppress(OSError):  # the backup is there; what cannot be removed is told by the store
+        store.prune(saved.path.parent, saved.identity, session.config.backup_keep)
 
 
 def _identity(session: Session) -> tuple[Identity, int]:
@@ -140,8 +190,8 @@ def _identity(session: Session) -> tuple[Identity, int]:
 # attempts
 
 
-def _dumped(session: Session, path: Path, programs: Clients) -> dict[str, Any]:
-    """Write the dump and read it back; return what the manifest says of it.
+def _dumped(session: Session, path: Path, programs: Clients) -> tuple[dict[str, Any], Witness]:
+    """Write the dump and read it back; return what the manifest says of it, and what else was seen.
 
     A table lock is waited for as long as LOCK_RETRY_S says; other passing reasons get ATTEMPTS.
     """
@@ -177,12 +227,13 @@ def _dumped(session: Session, path: Path, programs: Clients) -> dict[str, Any]:
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
     wanted = {table.key: (table.name, rows) for table, rows in snapshot.tables.items()}
     size = archive.require_whole(path, digest, programs, session.config.child_env, wanted)
-    return {
+    found = {
         "snapshot_at": snapshot.taken_at,
         "size_bytes": size,
         "sha256": digest,
         "rows": {table.name: rows for table, rows in snapshot.tables.items()},
     }
+    return found, snapshot.witness
 
 
 _HINT = "These are the words of pg_dump or of the server; nothing was migrated."
@@ -246,11 +297,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An exported snapshot and the rows of every table in it."""
+    """An exported snapshot, the rows of every table in it, and what else there is."""
 
     name: str
     taken_at: str
     tables: Mapping[Table, int]
+    witness: Witness
 
 
 @contextmanager
@@ -271,7 +323,7 @@ def _snapshot(session: Session) -> Iterator[Snapshot]:
                 break
             other.execute("ROLLBACK")  # a table was made in between
             tables = _require_readable(other)
-        yield Snapshot(name, taken_at, _counts(other))
+        yield Snapshot(name, taken_at, _counts(other), _witness(other))
         other.execute("COMMIT")
 
 
@@ -289,6 +341,13 @@ def _second(session: Session) -> Iterator[Session]:
             "CONNECTION LIMIT of the role or the database, or run again when fewer are connected.",
             sqlstate=failure.problem.sqlstate,
         ) from failure
+
+
+def _witness(session: Session) -> Witness:
+    """Look at all that a copy is compared with; nothing where there will be no copy."""
+    if session.config.rehearse == "off":
+        return Witness({}, {})
+    return Witness(catalog.shapes(session), catalog.sequences(session))
 
 
 def _tables(session: Session) -> list[Table]:

@@ -24,6 +24,7 @@ from preflight.errors import (
     NeedsRepair,
     Pending,
     PlanChanged,
+    RehearsalFailed,
     SchemaAhead,
     VerifyFailed,
 )
@@ -217,7 +218,7 @@ def _check_table(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Se
 
 def show_plan(config: Config, said: Arguments) -> None:
     """Show what `up` would do, statement by statement; raises what would stop it."""
-    from preflight import rehearsal, watch  # noqa: PLC0415 -- other commands do without
+    from preflight import watch  # noqa: PLC0415 -- other commands do without
 
     files = migrations.load(config.migrations_dir)
     with server.connect(config) as session:
@@ -239,10 +240,14 @@ def show_plan(config: Config, said: Arguments) -> None:
                 for found in watch.in_the_way(session, item["table"], item["mode"])
             ]
         database = session.facts.database if session.facts else config.database
-    adopted = [file.name for file in made.todo if file.version in adoptable]
-    structlog.get_logger().info("plan.made", pending=[file.name for file in todo], adopts=adopted)
-    if said.rehearse:
-        rehearsal.run(dataclasses.replace(config, rehearse="always"))
+        adopted = [file.name for file in made.todo if file.version in adoptable]
+        names = [file.name for file in todo]
+        structlog.get_logger().info("plan.made", pending=names, adopts=adopted)
+        if said.rehearse and todo:
+            try:
+                measure(session, files, todo, steps)
+            except RehearsalFailed as failure:
+                problem = failure
     document = {
         "database": database,
         "adopts": adopted,
@@ -250,7 +255,28 @@ def show_plan(config: Config, said: Arguments) -> None:
         "statements": steps,
     }
     events = [("statement.planned", {k: v for k, v in step.items() if v}) for step in steps]
-    show(config, said, document, _plan_table(steps), events)
+    table = _measured_table(steps) if said.rehearse else _plan_table(steps)
+    show(config, said, document, table, events)
+    if problem:
+        raise problem
+
+
+def measure(
+    session: Session,
+    files: Sequence[Migration],
+    todo: Sequence[Migration],
+    steps: Sequence[dict[str, Any]],
+) -> None:
+    """Try the plan on a copy and write beside each of its steps what it took."""
+    from preflight import backup, rehearsal  # noqa: PLC0415 -- only when asked
+
+    server.require_writable(session)
+    session.grow_up()
+    with backup.draft(session, todo) as saved:
+        gauge = rehearsal.look(session, saved, files)
+    found = {(item.script.file, *item.place()): item.data() for item in gauge.found.values()}
+    for step in steps:
+        step["measured"] = found.get((f"{step['migration']}.sql", step["line"], step["column"]))
 
 
 def planned(file: Migration) -> list[dict[str, Any]]:
@@ -297,6 +323,18 @@ def _plan_table(steps: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Se
             ", ".join(f"pid {found['pid']}" for found in step.get("blocked_by", ())),
         )
         for step in steps
+    ]
+
+
+def _measured_table(
+    steps: Sequence[dict[str, Any]],
+) -> tuple[Sequence[str], list[Sequence[object]]]:
+    heads = ("place", "does", "took", "lock", "rewrites", "destroys", "blocked now by")
+    _, rows = _plan_table(steps)
+    return heads, [
+        (place, does, *(report.costs(found) if found else (None, lock, None)), destroys, blocked)
+        for step, (place, does, lock, destroys, blocked) in zip(steps, rows, strict=True)
+        for found in [step.get("measured")]
     ]
 
 
@@ -537,7 +575,7 @@ def force(config: Config, said: Arguments) -> None:
         file = _to_force(config, files, history.read(session), said.version)
         row = history.row_of(session, file.version)
         saved = backup.take(session, [file], "force")
-        rehearsal.run(config)
+        rehearsal.run(session, saved, [file], row)
         with _undisturbed():
             try:
                 apply.forward(session, file, saved.name if saved else None, row)
@@ -583,8 +621,8 @@ def rollback(config: Config, said: Arguments) -> None:
             return
         saved = backup.take(session, [step.migration for step in steps], "rollback")
         for step in steps:
-            undo.export(session, step, saved)
-        rehearsal.run(config)
+            undo.export(session, step, saved.backup if saved else None)
+        rehearsal.back(session, saved, steps)
         for step in steps:
             lock.require(session)
             with _undisturbed():
@@ -610,13 +648,13 @@ def _undisturbed() -> Iterator[None]:
 
 
 def take_backup(config: Config, _said: Arguments) -> None:
-    """Make one verified backup, whatever PREFLIGHT_BACKUP says."""
-    from preflight import backup  # noqa: PLC0415 -- only when work is due
+    """Make one verified backup, whatever PREFLIGHT_BACKUP says, and restore it as proof."""
+    from preflight import backup, rehearsal  # noqa: PLC0415 -- only when work is due
 
     with server.connect(dataclasses.replace(config, backup="required")) as session:
         session.learn(session.ask(f"SELECT {server.FACTS}")[0])  # whatever the history is like
         lock.acquire(session)
-        backup.take(session, (), "backup")
+        rehearsal.run(session, backup.take(session, (), "backup"), ())
 
 
 def backups(config: Config, said: Arguments) -> None:

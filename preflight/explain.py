@@ -7,7 +7,7 @@ What only the catalog knows is left out: the table of a dropped index, tables be
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -336,6 +336,46 @@ def _external(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- see a
         "drop_subscription_stmt": "connects to another server",
     }
     return words.get(kind)
+
+
+_MAY_REACH = re.compile(
+    rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke)\b"
+)
+_CALL = re.compile(
+    r"(?i)\b(dblink\w*|lo_import|lo_export|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
+    r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_file_\w+|pg_logical_emit_message|"
+    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_origin_\w+|http_\w+)\s*\("
+)
+_BODY = re.compile(
+    r"(?i)\b(?:create|alter|drop)\s+(?:role|user(?!\s+mapping)|group|tablespace|database|"
+    r"subscription)\b|\balter\s+system\b|\bcopy\b[^;]*\b(?:program\b|(?:from|to)\s+'/)"
+)
+
+
+def reach(text: bytes, foreign: Collection[str] = ()) -> str | None:
+    """Say what a statement reaches beyond its database, also in the body of a block or function.
+
+    `foreign` are the names of foreign tables. What a trigger or a function that is there already
+    does cannot be told.
+    """
+    if (_MAY_REACH.search(text) or foreign) and (node := sql.parsed(text)):
+        found = _effect(node, text)
+        if found.external:
+            return found.external
+        for lock in found.locks:
+            name = lock.table.rpartition(".")[2].strip('"')
+            if name in foreign and STRENGTH.index(lock.mode) >= STRENGTH.index(ROW_EXCLUSIVE):
+                return f"changes the foreign table {lock.table}"
+    said = sql.words(text[:400], 4)
+    with_body = said[:1] == ["DO"] or {"FUNCTION", "PROCEDURE"}.intersection(said)
+    whole = text.decode("utf-8", "replace")
+    if with_body and (body := _BODY.search(whole)):
+        return f"holds `{' '.join(body[0].split())[:40]}`, which reaches beyond the database"
+    if _CALL.search(whole) and (
+        call := _CALL.search(whole if with_body else " ".join(sql.words(text)))  # not in quotes
+    ):
+        return f"calls {call[1].lower()}, which reaches beyond the database"
+    return None
 
 
 def _strongest(locks: Iterable[Lock]) -> tuple[Lock, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import structlog
@@ -69,7 +70,7 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
     """Send events of at least `level` to `stream`, one line each; `run.finished` always."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    processors: list[Any] = [structlog.processors.add_log_level]
+    processors: list[Any] = [_unless_muted, structlog.processors.add_log_level]
     if observe:
         processors.append(_seen_by(observe))
     processors.append(_at_least(level))
@@ -88,6 +89,25 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
         logger_factory=structlog.WriteLoggerFactory(file=_Stream(stream)),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
+
+
+_muted = threading.Event()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Keep every event back: what a rehearsal does with its copy is no news of the database."""
+    _muted.set()
+    try:
+        yield
+    finally:
+        _muted.clear()
+
+
+def _unless_muted(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if _muted.is_set() and event["event"] != "run.finished":
+        raise structlog.DropEvent
+    return event
 
 
 def _seen_by(observe: Callable[[EventDict], None]) -> Processor:

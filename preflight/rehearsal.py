@@ -1,25 +1,624 @@
-"""The pending files on a restored copy: not there yet, and it says so."""
+"""Prove a backup by restoring it, and try the pending files on that copy.
+
+The copy is a scratch database: on the same server, or on the one that REHEARSE_URL names. It is
+closed to PUBLIC before a row is in it and dropped in the end; what a killed run left is dropped by
+the next one, which knows it by its name, its comment and an advisory lock that nobody holds.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
+import psycopg
 import structlog
+from psycopg.conninfo import conninfo_to_dict
 
-from preflight.errors import RehearsalFailed
+from preflight import (
+    apply,
+    archive,
+    backup,
+    catalog,
+    explain,
+    history,
+    lock,
+    logs,
+    meter,
+    plan,
+    report,
+    server,
+    sibling,
+    sql,
+    stop,
+    store,
+    undo,
+)
+from preflight.errors import (
+    BackupInterrupted,
+    BackupUnverified,
+    Failure,
+    HistoryConflict,
+    MigrationFailed,
+    MigrationPartial,
+    NeedsRepair,
+    PlanChanged,
+    RehearsalFailed,
+    VerifyFailed,
+)
 
 if TYPE_CHECKING:
+    from preflight.backup import Taken
     from preflight.config import Config
+    from preflight.history import Row
+    from preflight.migrations import Migration, Script
+    from preflight.server import Session
+
+PREFIX = "preflight_scratch_"
+TELL_EVERY_S = 5.0
+SHOWN = 10
+# what a file does wrong; a busy or vanished server is no fault of it
+FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
+# entries of an archive that need no right but to the table, which the role has made itself
+_CONTENT = (
+    "TABLE DATA", "BLOBS", "BLOB", "LARGE OBJECT", "SEQUENCE SET", "INDEX", "CONSTRAINT",
+    "FK CONSTRAINT", "CHECK CONSTRAINT", "MATERIALIZED VIEW DATA", "STATISTICS DATA", "TRIGGER",
+    "RULE",
+)  # fmt: skip
+_RIGHTS = """
+SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text,
+ pg_catalog.pg_database_size(pg_catalog.current_database())
+FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
+"""
+_FOREIGN = """
+SELECT c.relname::text FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
+"""
+_LOCK = "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)"
+_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock(%s::int8)"
 
 
-def run(config: Config) -> None:
-    """Say that nothing is rehearsed; raises RehearsalFailed when a rehearsal was demanded."""
-    reason = "this version of pg-preflight does not rehearse yet"
+class Unavailable(Exception):
+    """Nothing can be rehearsed here; `objects` are what only the scratch side lacks."""
+
+    def __init__(self, reason: str, objects: Sequence[str] = (), **where: object) -> None:
+        super().__init__(reason)
+        self.objects = list(objects)
+        self.where = where
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A restored copy with a session on it, and how long the way there was, in seconds."""
+
+    session: Session
+    name: str
+    restore_s: float
+    began: float
+
+
+# what the stories call
+
+
+def run(
+    session: Session, saved: Taken | None, todo: Sequence[Migration], again: Row | None = None
+) -> None:
+    """Restore the backup, compare it, and try the files on the copy as `apply` will run them.
+
+    Raises BackupUnverified (the copy is not what was dumped), BackupInterrupted, RehearsalFailed
+    (a file fails on it; or it cannot be tried and PREFLIGHT_REHEARSE is `always`).
+    """
+    with _copy(session, saved, [file.up for file in todo]) as copy:
+        if copy is not None:
+            _tell_passed(copy, saved, _trial(copy.session, todo, again))
+
+
+def back(session: Session, saved: Taken | None, steps: Sequence[undo.Step]) -> None:
+    """Restore the backup, compare it, and try the rollback files on the copy; raises as `run`."""
+    with _copy(session, saved, [step.script for step in steps]) as copy:
+        if copy is None:
+            return
+        trial = Trial(meter.Meter(copy.session), [step.migration for step in steps])
+        with _quietly():
+            trial.size = _size(copy.session)
+            for step in steps:
+                with trial.gauge.over(step.migration):
+                    _tried(step.migration, partial(undo.back, copy.session, step, None))
+        _tell_passed(copy, saved, trial)
+
+
+def look(session: Session, saved: Taken, files: Sequence[Migration]) -> meter.Meter:
+    """Try on a copy what `up` would do to it, first contact included; return what it cost.
+
+    For a plan: raises RehearsalFailed also when nothing can be tried.
+    """
+    config = session.config
+    always = dataclasses.replace(config, rehearse="always")
+    with _copy(session, saved, [file.up for file in files], always) as copy:
+        assert copy is not None  # noqa: S101 -- `always` gives one or raises
+        with _quietly():
+            known = history.settle(copy.session, files)
+        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+        trial = _trial(copy.session, made.todo, None)
+        _tell_passed(copy, saved, trial)
+        return trial.gauge
+
+
+# the trial
+
+
+@dataclass(slots=True)
+class Trial:
+    """What was tried on a copy; the size is of the copy before it, in bytes."""
+
+    gauge: meter.Meter
+    files: Sequence[Migration]
+    undone: list[Migration] = field(default_factory=list)
+    size: int = 0
+
+
+def _trial(copy: Session, todo: Sequence[Migration], again: Row | None) -> Trial:
+    """Run the files forward, then back and forward again as far as rollback files reach."""
+    trial = Trial(meter.Meter(copy), todo)
+    before: dict[int, catalog.Objects] = {}
+    reversible = again is None and any(file.rollback for file in todo)
+    different: list[str] = []
+    with _quietly():
+        trial.size = _size(copy)
+        if todo:
+            _analyze(copy)
+        for file in todo:
+            if reversible:
+                before[file.version] = catalog.definitions(copy)
+            with trial.gauge.over(file):
+                _tried(file, partial(apply.forward, copy, file, None, again))
+        for file in reversed(todo if reversible else ()):
+            if different or file.rollback is None or _reaching([file.rollback]):
+                break
+            different = _back(copy, file, before[file.version])
+            trial.undone.append(file)
+        for file in reversed(() if different else trial.undone):
+            _tried(file, partial(apply.forward, copy, file, None))
+    if different:
+        _tell_different(copy.config, trial.undone[-1], different)
+    return trial
+
+
+def _analyze(copy: Session) -> None:
+    """Give the planner the statistics that it has in production, as far as they can be had."""
+    try:
+        copy.execute("ANALYZE")
+    except psycopg.Error:  # a function in an index may fail: no fault of the files
+        if copy.lost:
+            raise
+
+
+def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
+    """Take a file back on the copy; return what is not as it was before it, object by object."""
+    row = history.row_of(copy, file.version)
+    if row is None or file.rollback is None:
+        return []
+    step = undo.Step(dataclasses.replace(file, verify=None), row, file.rollback)
+    _tried(file, lambda: undo.back(copy, step, None))
+    return catalog.difference(before, catalog.definitions(copy))
+
+
+def _tell_different(config: Config, file: Migration, different: Sequence[str]) -> None:
+    """Say what a rollback file leaves; raises RehearsalFailed with PREFLIGHT_REHEARSE=always."""
+    script = file.rollback.file if file.rollback else file.name
+    message = f"{script} does not return the database to where it was: {_some(different)}"
+    if config.rehearse == "always":
+        raise RehearsalFailed(
+            "rehearsal.rollback_differs",
+            message,
+            "Correct the rollback file; PREFLIGHT_REHEARSE=auto makes this a warning. "
+            "The live database was not changed.",
+            migration=file.name,
+            version=file.version,
+            file=script,
+        )
+    structlog.get_logger().warning(
+        "rehearsal.warned",
+        migration=file.name,
+        version=file.version,
+        reason=message,
+        objects=list(different[:100]),
+    )
+
+
+def _tried(file: Migration, attempt: Callable[[], object]) -> None:
+    """Run a part of the trial; what fails there is RehearsalFailed, with the place."""
+    try:
+        attempt()
+    except FAILURES as failure:
+        raise _failed(failure) from failure
+    except PlanChanged as changed:
+        raise RehearsalFailed(
+            "rehearsal.changed",
+            f"{file.name}: the copy's history is not the one that was planned with",
+            "Another run changed it meanwhile; run again.",
+            migration=file.name,
+            version=file.version,
+        ) from changed
+
+
+def _failed(failure: Failure) -> RehearsalFailed:
+    where = failure.problem.data()
+    message, hint = where.pop("message"), where.pop("hint", None)
+    advice = "The live database was not changed: correct the data or the file, and run again."
+    if "detail" not in where and str(where.get("sqlstate", ""))[:2] in ("22", "23"):
+        advice += " PREFLIGHT_LOG_SQL=on shows the row."
+    return RehearsalFailed(
+        "rehearsal.failed",
+        f"on the restored copy: {message}",
+        f"{hint} {advice}" if hint else advice,
+        **where,
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep to ourselves what happens to the copy: it is no news, and nothing of it stays."""
+    stop.on_copy.set()
+    try:
+        with logs.muted():
+            yield
+    finally:
+        stop.stays = None
+        stop.on_copy.clear()
+
+
+def _size(copy: Session) -> int:
+    query = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
+    (size,) = copy.execute(query).fetchone() or (0,)
+    return int(size)
+
+
+def _tell_passed(copy: Copy, saved: Taken | None, trial: Trial) -> None:
+    statements = trial.gauge.told()
+    structlog.get_logger().info(
+        "rehearsal.passed",
+        backup=saved.name if saved and saved.visible else None,
+        verified="restored",
+        migrations=[file.name for file in trial.files],
+        rollbacks_tried=[file.name for file in trial.undone],
+        statements=statements,
+        statements_untold=len(trial.gauge.found) - len(statements),
+        size_before_bytes=trial.size,
+        size_after_bytes=_size(copy.session),
+        restore_s=round(copy.restore_s, 3),
+        duration_s=round(time.monotonic() - copy.began, 3),
+    )
+
+
+# the copy
+
+
+@contextmanager
+def _copy(
+    session: Session,
+    saved: Taken | None,
+    scripts: Sequence[Script],
+    config: Config | None = None,
+) -> Iterator[Copy | None]:
+    """Yield a proven copy of the backup; None, and why, where there can be none."""
+    config = config or session.config
+    with ExitStack() as stack:
+        copy = None
+        try:
+            if config.rehearse != "off":
+                copy = stack.enter_context(_restored(session, config, saved, scripts))
+        except Unavailable as reason:
+            _tell_skipped(config, reason)
+        if saved is not None and saved.visible:
+            backup.prune(session, saved)  # not before it is known what the newest is worth
+        yield copy
+
+
+def _tell_skipped(config: Config, why: Unavailable) -> None:
+    """Say why nothing is rehearsed; raises RehearsalFailed when it was demanded."""
     if config.rehearse == "always":
         raise RehearsalFailed(
             "rehearsal.unavailable",
-            f"PREFLIGHT_REHEARSE=always, but {reason}",
-            "Set PREFLIGHT_REHEARSE=auto or off; nothing was migrated.",
+            f"a rehearsal was demanded, but {why}",
+            "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_URL names another "
+            "server to rehearse on. Nothing was migrated.",
+            **why.where,
         )
-    if config.rehearse == "auto":
-        structlog.get_logger().info("rehearsal.skipped", reason=reason)
+    objects = {"objects": why.objects} if why.objects else {}
+    structlog.get_logger().info("rehearsal.skipped", reason=str(why), **objects, **why.where)
+
+
+@contextmanager
+def _restored(
+    session: Session, config: Config, saved: Taken | None, scripts: Sequence[Script]
+) -> Iterator[Copy]:
+    if saved is None:
+        raise Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
+    began = time.monotonic()
+    _require_allowed(session, config)
+    if config.rehearse_url is None:
+        _require_inside(session, scripts)
+    live = sibling.described(session, saved.identity.database)
+    with _home(session, config) as home, _scratch(home, saved.identity, config, live) as name:
+        jobs = sibling.jobs(home)
+        structlog.get_logger().info(
+            "rehearsal.started",
+            backup=saved.name if saved.visible else None,
+            database=name,
+            server=f"{home.connection.info.host}:{home.connection.info.port}",
+            rows=sum(saved.backup.manifest["rows"].values()),
+            jobs=jobs,
+        )
+        try:
+            _fill(home, saved, name, jobs)
+            restored_s = time.monotonic() - began
+            _dress(session, home, live, name)
+            with _reached(home, name) as copy:
+                _compare(copy, saved)
+                if saved.visible:
+                    store.improve(saved.backup, verified="restored")
+                yield Copy(copy, name, restored_s, began)
+        except BackupUnverified:
+            if saved.visible:
+                store.withdraw(saved.backup, saved.identity)
+            raise
+
+
+def _require_allowed(session: Session, config: Config) -> None:
+    """Make sure that this role may make a copy, and that `auto` finds it small enough."""
+    row = session.execute(_RIGHTS).fetchone() or (False, False, "", 0)
+    may_create, _, role, size = row
+    if config.rehearse_url is None and not may_create:
+        raise Unavailable(f"the role {role} may not create a database (ALTER ROLE … CREATEDB)")
+    if config.rehearse == "auto" and size > config.rehearse_max_mb * 1_000_000:
+        raise Unavailable(
+            f"the database has {report.size(size)}, more than PREFLIGHT_REHEARSE_MAX_MB="
+            f"{config.rehearse_max_mb}"
+        )
+
+
+def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
+    """Make sure that no statement reaches beyond its database: what it does there would stay."""
+    foreign = {name for (name,) in session.execute(_FOREIGN).fetchall()}
+    if found := _reaching(scripts, foreign):
+        script, statement, reach = found
+        line, column = sql.position(script.text, statement.start)
+        raise Unavailable(
+            f"{script.file}:{line} {reach}, and the copy is on the same server",
+            file=script.file,
+            line=line,
+            column=column,
+        )
+
+
+def _reaching(
+    scripts: Sequence[Script], foreign: set[str] | None = None
+) -> tuple[Script, sql.Statement, str] | None:
+    """Return the first statement with an effect beyond its database, and what it reaches."""
+    for script in scripts:
+        for statement in script.statements():
+            if reach := explain.reach(statement.text(script.text), foreign or set()):
+                return script, statement, reach
+    return None
+
+
+@contextmanager
+def _home(session: Session, config: Config) -> Iterator[Session]:
+    """Yield the session that makes and drops the copy: ours, or one on the scratch server."""
+    if config.rehearse_url is None:
+        yield session
+        return
+    target = {name: str(value) for name, value in conninfo_to_dict(config.rehearse_url).items()}
+    wait_s = min(config.wait_timeout_s, server.BESIDE_S)
+    elsewhere = dataclasses.replace(config, target=target, wait_timeout_s=wait_s)
+    with ExitStack() as stack:
+        try:
+            with logs.muted():
+                other = stack.enter_context(server.connect(elsewhere))
+            other.learn(other.ask(f"SELECT {server.FACTS}")[0])
+            server.require_writable(other)
+            other.grow_up()
+        except Failure as failure:
+            raise Unavailable(f"the server of PREFLIGHT_REHEARSE_URL: {failure}") from failure
+        yield other
+
+
+@contextmanager
+def _scratch(
+    home: Session, identity: store.Identity, config: Config, live: dict[str, Any] | None
+) -> Iterator[str]:
+    """Make the scratch database, with an advisory lock that tells that its run is alive."""
+    whose = f"{zlib.crc32(f'{identity.system}/{identity.database}'.encode()):08x}"
+    name = f"{PREFIX}{whose}_{config.run_id}"
+    _sweep(home, whose, identity.database)
+    key = lock.key(name)
+    home.execute(_LOCK, [key])
+    try:
+        try:
+            sibling.create(home, name, live, _mark(name, identity.database))
+        except psycopg.Error as error:
+            if home.lost:
+                raise
+            raise Unavailable(
+                f"no copy can be made: {error.diag.message_primary or error}",
+            ) from error
+        try:
+            yield name
+        finally:
+            _drop(home, name)
+    finally:
+        if not home.lost:
+            home.connection.execute(_UNLOCK, [key])
+
+
+def _mark(name: str, database: str) -> str:
+    """Return the comment that says what a scratch database is."""
+    return f"pg-preflight: scratch copy of {database}, of run {name.rpartition('_')[2]}"
+
+
+def _sweep(home: Session, whose: str, database: str) -> None:
+    """Drop what killed runs left of this database's copies: those whose lock nobody holds."""
+    pattern = f"{PREFIX}{whose}_%".replace("_", r"\_")
+    for found in sibling.like(home, pattern):
+        name = found["name"]
+        if found["comment"] != _mark(name, database) and not sibling.newborn(found):
+            continue
+        (free,) = home.execute(_LOCK, [lock.key(name)]).fetchone() or (False,)
+        if free:
+            _drop(home, name)
+            home.execute(_UNLOCK, [lock.key(name)])
+
+
+def _drop(home: Session, name: str) -> None:
+    """Drop a scratch database; what cannot be dropped is named, and the next run tries again."""
+    try:
+        sibling.drop(home, name)
+    except psycopg.Error as error:
+        if not home.lost:
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason=f"the scratch database {name} could not be dropped: "
+                f"{error.diag.message_primary or error}",
+            )
+
+
+@contextmanager
+def _reached(home: Session, name: str) -> Iterator[Session]:
+    """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable."""
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(server.beside(home, name))
+        except Failure as failure:
+            raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
+        yield copy
+
+
+def _fill(home: Session, saved: Taken, name: str, jobs: int) -> None:
+    """Restore the dump; raises Unavailable for what only the scratch side lacks."""
+    dump = saved.path / store.DUMP
+    with _Progress(home, saved, name) as progress:
+        try:
+            code, problems = sibling.fill(
+                home,
+                name,
+                dump,
+                jobs,
+                "--no-publications",
+                "--no-subscriptions",
+                tick=progress.tell,
+            )
+        except archive.ClientFailed as failure:
+            raise Unavailable(f"pg_restore: {failure}") from failure
+    if code == 0 and not problems:
+        return
+    home.execute("SELECT 1")  # a server that went away says so here
+    said = "; ".join(problem.text for problem in problems[:3])
+    if not any(problem.entry for problem in problems):
+        match archive.hope_of(code, said):
+            case "passing" if problems:
+                raise Unavailable(f"the copy cannot be restored: {said}")
+            case "passing":
+                raise BackupInterrupted(
+                    "rehearsal.client",
+                    f"pg_restore ended with {code}, without a word",
+                    "Run again; nothing was migrated.",
+                )
+    if any("No space left on device" in problem.text for problem in problems):
+        raise Unavailable(f"the server has no room for a copy: {said}")
+    lacking = [problem for problem in problems if not problem.entry.startswith(_CONTENT)]
+    (_, superuser, role, _) = home.execute(_RIGHTS).fetchone() or (False, False, "", 0)
+    elsewhere = home.config.rehearse_url is not None
+    if lacking and (
+        elsewhere or not superuser or any(p.entry.startswith("EXTENSION") for p in lacking)
+    ):
+        objects = list(dict.fromkeys(problem.entry for problem in lacking))
+        raise Unavailable(
+            f"the role {role} cannot restore {_some(objects)}: {lacking[0].text}",
+            objects[:100],
+        )
+    raise BackupUnverified(
+        "backup.not_restorable",
+        f"the dump was restored with {len(problems)} errors: "
+        + "; ".join(f"{p.entry}: {p.text}" if p.entry else p.text for p in problems[:3]),
+        "A backup that does not restore is none: it is hidden again, and nothing was migrated. "
+        "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
+        "this proof.",
+    )
+
+
+class _Progress:
+    """Tells how far a long restore is, by the size of the copy."""
+
+    def __init__(self, home: Session, saved: Taken, name: str) -> None:
+        self.home, self.name = home, name
+        self.rows = sum(saved.backup.manifest["rows"].values())
+        self.began = self.told = time.monotonic()
+        self.bar = report.Bar("restore")
+
+    def __enter__(self) -> Self:
+        """Nothing is shown yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+    def tell(self) -> None:
+        """Show it on a terminal, and log it now and then."""
+        now = time.monotonic()
+        if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
+            return
+        query = "SELECT pg_catalog.pg_database_size(%s::name)"
+        (size,) = self.home.execute(query, [self.name]).fetchone() or (0,)
+        self.bar.show(0.0, f"{report.size(size)} restored")
+        if now - self.told >= TELL_EVERY_S:
+            self.told = now
+            structlog.get_logger().info(
+                "rehearsal.progressed", size_bytes=size, elapsed_s=round(now - self.began, 1)
+            )
+
+
+def _dress(session: Session, home: Session, live: dict[str, Any] | None, name: str) -> None:
+    """Give the copy the live database's settings, for every role and for ours."""
+    us = session.facts.user if session.facts else ""
+    for role, setting in sibling.settings(session, live) if live else ():
+        if role not in (None, us):
+            continue
+        try:
+            home.execute(sibling.setting_command(sibling.quoted(name), role, setting))
+        except psycopg.Error as error:
+            if home.lost:
+                raise
+            raise Unavailable(
+                f"the copy cannot have the setting {setting.partition('=')[0]} of the live "
+                f"database: {error.diag.message_primary or error}"
+            ) from error
+
+
+def _compare(copy: Session, saved: Taken) -> None:
+    """Compare the copy with what the snapshot's session saw; raises BackupUnverified."""
+    rows, wanted = backup.count_rows(copy), saved.backup.manifest["rows"]
+    different = [
+        f"{table} has {rows.get(table, 'no')} rows, not {count}"
+        for table, count in wanted.items()
+        if rows.get(table) != count
+    ]
+    different += catalog.lacking(saved.witness.objects, catalog.shapes(copy))
+    different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))
+    if different:
+        raise BackupUnverified(
+            "backup.restore_differs",
+            f"the restored copy is not what was dumped: {_some(different)}",
+            "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
+            "Is the pg_dump on PATH a real and whole one?",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

@@ -9,6 +9,7 @@ from typing import Any
 
 MARKS = {"info": " ", "debug": "·", "warning": "!", "error": "✗"}
 COLOURS = {"info": "", "debug": "2", "warning": "33", "error": "31"}
+SLOW_S = 0.1
 GOOD = {"migration.applied", "migration.adopted", "backup.verified", "rehearsal.passed"}
 
 
@@ -27,11 +28,38 @@ def event_line(event: Mapping[str, Any], *, colour: bool) -> str:
     mark, code = MARKS.get(level, " "), COLOURS.get(level, "")
     if name in GOOD:
         mark, code = "✓", "32"
+    told = data.pop("statements") if isinstance(data.get("statements"), list) else []
     subject = data.pop("migration", None)
     data.pop("version", None)
     words = [f"{key}={_value(value)}" for key, value in data.items() if value is not None]
     head = painted(f"{mark} {name:<20}", code, colour=colour)
-    return " ".join([clock, head, *([_plain(str(subject))] if subject else []), *words]).rstrip()
+    line = " ".join([clock, head, *([_plain(str(subject))] if subject else []), *words]).rstrip()
+    return "\n           ".join([line, *_rehearsed(told)])
+
+
+def _rehearsed(statements: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say in a line each what was in somebody's way on the copy, or took its time there."""
+    lines = []
+    for found in statements:
+        took, locks, rewrites = costs(found)
+        if locks or rewrites or found["duration_s"] >= SLOW_S:
+            rewriting = f"rewrites {rewrites}" if rewrites else ""
+            said = "; ".join(filter(None, (f"took {took}", locks, rewriting)))
+            lines.append(_plain(f"{found['file']}:{found['line']}  {said}"))
+    return lines
+
+
+def costs(measured: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return what a statement took, its locks with the time they were held, and its rewrites."""
+    locks = [
+        f"{item['mode']} on {item['table']}, {item['held_s']:.2f} s"
+        for item in measured.get("locks", ())
+    ]
+    rewrites = [
+        f"{item['table']} {size(item['before_bytes'])} → {size(item['after_bytes'])}"
+        for item in measured.get("rewrites", ())
+    ]
+    return f"{measured['duration_s']:.2f} s", "; ".join(locks), "; ".join(rewrites)
 
 
 def _finished(data: dict[str, Any], *, colour: bool) -> str:

@@ -1,17 +1,15 @@
 """Restore a backup beside the live database and, when asked, put it in its place.
 
-The new database is made from template0 with the live one's encoding and locale, closed to PUBLIC
-until its rows are compared. Both renames of a swap are one transaction, so a swap is done or not;
-what an interrupted call left is told by the comment on the new database, and used or dropped.
+The new database is closed to PUBLIC until its rows are compared. Both renames of a swap are one
+transaction, so a swap is done or not; what an interrupted call left is told by the comment on the
+new database, and used or dropped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
-from psycopg.conninfo import make_conninfo
 
-from preflight import archive, backup, history, lock, server, stop, store
+from preflight import archive, backup, history, lock, server, sibling, stop, store
 from preflight.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -42,34 +39,13 @@ RENAME_TRIES = 10
 UNFINISHED = f"{MARK}unfinished"
 LAST_SESSIONS_S = 2.0
 NAME_BYTES = 63
-KNOWS_TRANSACTION_TIMEOUT = 17
-NEWBORN_LIMIT = 70_613  # the connection limit of a database that has no comment yet
-# settings whose value is a list of quoted names already (pg_dump's variable_is_guc_list_quote)
-_WORD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
-LISTS = {
-    "local_preload_libraries", "search_path", "session_preload_libraries",
-    "shared_preload_libraries", "temp_tablespaces", "unix_socket_directories",
-}  # fmt: skip
 
-_DATABASE = """
-SELECT d.oid, pg_catalog.pg_get_userbyid(d.datdba)::text AS owner,
- pg_catalog.pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS lc_collate,
- d.datctype::text AS lc_ctype, d.datconnlimit AS connection_limit, d.datacl IS NULL AS default_acl,
- pg_catalog.to_jsonb(d) AS everything,
- pg_catalog.shobj_description(d.oid, 'pg_database') AS comment
-FROM pg_catalog.pg_database d WHERE d.datname = %s::name
-"""
 _GRANTS = """
 SELECT a.grantee = 0::oid AS to_public, pg_catalog.pg_get_userbyid(a.grantee)::text,
  a.privilege_type, a.is_grantable
 FROM pg_catalog.pg_database d, pg_catalog.aclexplode(
  coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
 WHERE d.oid = %s::oid
-"""
-_SETTINGS = """
-SELECT CASE WHEN s.setrole <> 0::oid THEN pg_catalog.pg_get_userbyid(s.setrole)::text END,
- pg_catalog.unnest(s.setconfig)
-FROM pg_catalog.pg_db_role_setting s WHERE s.setdatabase = %s::oid
 """
 _SESSIONS = """
 SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), a.usename::text
@@ -197,15 +173,14 @@ def _require_whole(source: Backup) -> None:
 
 def _finished_before(session: Session, place: Place) -> bool:
     """Tell whether an earlier call restored this backup there; drop what one left half done."""
-    found = _database(session, place.into)
+    found = sibling.described(session, place.into)
     if found is None:
         return False
     said = found["comment"] or ""
     if said == place.mark:
         return True
-    newborn = not said and found["connection_limit"] == NEWBORN_LIMIT
-    if said == UNFINISHED or (newborn and not found["everything"]["datallowconn"]):
-        _drop(session, place.into)
+    if said == UNFINISHED or sibling.newborn(found):
+        sibling.drop(session, place.into)
         return False
     what = f"the restore of {said.removeprefix(MARK)}" if said.startswith(MARK) else "not ours"
     raise TargetUnusable(
@@ -215,24 +190,11 @@ def _finished_before(session: Session, place: Place) -> bool:
     )
 
 
-def _database(session: Session, name: str) -> dict[str, Any] | None:
-    cursor = session.execute(_DATABASE, [name])
-    row = cursor.fetchone()
-    names = [column.name for column in cursor.description or ()]
-    return dict(zip(names, row, strict=True)) if row else None
-
-
 @contextmanager
 def _new_database(session: Session, place: Place) -> Iterator[None]:
     """Make the database, closed to everybody else; drop it again when what follows fails."""
-    live = _database(session, place.live)
-    name = _quoted(place.into)
-    command = f"CREATE DATABASE {name} TEMPLATE template0 ALLOW_CONNECTIONS false"
-    command += f" CONNECTION LIMIT {NEWBORN_LIMIT}"
-    if live:
-        command += locale_options(live)
     try:
-        session.execute(command)
+        sibling.create(session, place.into, sibling.described(session, place.live), UNFINISHED)
     except psycopg.errors.InsufficientPrivilege as error:
         raise TargetUnusable(
             "restore.no_right",
@@ -241,56 +203,18 @@ def _new_database(session: Session, place: Place) -> Iterator[None]:
             sqlstate=error.sqlstate,
         ) from error
     try:
-        with history.transaction(session):  # nobody was let in before PUBLIC is locked out
-            session.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
-            _comment(session, place.into, UNFINISHED)
-            session.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true CONNECTION LIMIT -1")
         yield
-        _comment(session, place.into, place.mark)
+        sibling.say(session, place.into, place.mark)
     except BaseException:
         if not session.lost:
-            _drop(session, place.into)
+            sibling.drop(session, place.into)
         raise
-
-
-def locale_options(live: Mapping[str, Any]) -> str:
-    """Return the options of CREATE DATABASE that give a new one the live one's text rules."""
-    everything = live["everything"]
-    options = f" ENCODING {_literal(live['encoding'])}"
-    options += f" LC_COLLATE {_literal(live['lc_collate'])} LC_CTYPE {_literal(live['lc_ctype'])}"
-    provider = everything.get("datlocprovider")
-    locale = everything.get("datlocale") or everything.get("daticulocale")
-    if provider == "i":
-        options += f" LOCALE_PROVIDER icu ICU_LOCALE {_literal(locale)}"
-        if rules := everything.get("daticurules"):
-            options += f" ICU_RULES {_literal(rules)}"
-    elif provider == "c":
-        options += " LOCALE_PROVIDER libc"
-    elif provider == "b":
-        options += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {_literal(locale)}"
-    return options
-
-
-def _drop(session: Session, name: str) -> None:
-    session.connection.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)".encode())
-
-
-def _comment(session: Session, name: str, text: str) -> None:
-    session.execute(f"COMMENT ON DATABASE {_quoted(name)} IS {_literal(text)}")
 
 
 def _fill(session: Session, config: Config, place: Place) -> None:
     """Run pg_restore and compare every table's rows with the manifest."""
-    clients = archive.clients(config, session)
-    address = {**session.address(), "dbname": place.into}
     dump = place.source.path / store.DUMP
-    with archive.passfile(session) as environment:
-        # one job where each would complain of transaction_timeout: their words could mix
-        old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
-        jobs = 1 if old else max(1, min(4, os.cpu_count() or 1))
-        command = restore_command(clients.pg_restore, address, dump, jobs)
-        code, said = archive.listen(command, environment)
-    _require_clean(code, said, old=old)
+    _require_clean(*sibling.fill(session, place.into, dump, sibling.jobs(session)))
     found = dataclasses.replace(config, target={**config.target, "dbname": place.into})
     with server.connect(found) as other:
         other.facts = session.facts
@@ -311,85 +235,39 @@ def _fill(session: Session, config: Config, place: Place) -> None:
         )
 
 
-def _require_clean(code: int, said: list[str], *, old: bool) -> None:
+def _require_clean(code: int, problems: list[sibling.Complaint]) -> None:
     """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted."""
-    problems, waved = real_problems(said, old=old)
     if problems:
         raise BackupUnverified(
             "restore.failed",
-            f"pg_restore reports: {'; '.join(problems[:3])}",
+            f"pg_restore reports: {'; '.join(problem.text for problem in problems[:3])}",
             "The new database was dropped; the live one was not touched. A dump of a newer major "
             "version or of roles that this server lacks cannot be restored here.",
         )
-    if code not in (0, 1 if waved else 0):
+    if code != 0:
         raise BackupInterrupted(
             "restore.client",
-            f"pg_restore ended with {code}: {' '.join(said[-3:]) or 'without a word'}",
+            f"pg_restore ended with {code}, without a word",
             "Run again; the live database was not touched.",
         )
 
 
-def restore_command(
-    pg_restore: str, address: Mapping[str, str], dump: Path, jobs: int
-) -> list[str]:
-    """Return the pg_restore call; the password is in a passfile, never here."""
-    conninfo = make_conninfo("", **address)
-    return [
-        pg_restore,
-        "--format=custom",
-        f"--jobs={jobs}",
-        "--no-password",
-        f"--dbname={conninfo}",
-        str(dump),
-    ]
-
-
-def real_problems(said: Sequence[str], *, old: bool) -> tuple[list[str], int]:
-    """Return pg_restore's errors but the one that a client 17 causes on an older server.
-
-    It sends SET transaction_timeout whatever wrote the archive. The server's words may be
-    localised, but the setting's name and the command on the next line are not. Also return how many
-    of these there were.
-    """
-    problems, waved, after = [], 0, [*said[1:], ""]
-    for line, following in zip(said, after, strict=False):  # nothing said: no line
-        found = re.match(r"pg_restore: (?:error|fatal): (.*)", line)
-        if found is None:
-            continue
-        setting = "could not execute query" in line and "transaction_timeout" in line
-        if old and setting and following.strip() == "Command was: SET transaction_timeout = 0;":
-            waved += 1
-        else:
-            problems.append(found[1])
-    return problems, waved
-
-
 def _dress(session: Session, place: Place) -> None:
     """Give the new database the live one's owner, settings, rights and connection limit."""
-    live = _database(session, place.live)
-    name = _quoted(place.into)
+    live = sibling.described(session, place.live)
+    name = sibling.quoted(place.into)
     if live is None:  # nothing to copy from: a restore on a new server
         session.execute(f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC")
         return
-    for role, setting in session.execute(_SETTINGS, [live["oid"]]).fetchall():
-        session.execute(setting_command(name, role, setting))
+    for role, setting in sibling.settings(session, live):
+        session.execute(sibling.setting_command(name, role, setting))
     session.execute(f"ALTER DATABASE {name} CONNECTION LIMIT {live['connection_limit']}")
     for to_public, role, privilege, grantable in session.execute(_GRANTS, [live["oid"]]).fetchall():
         if to_public or role != live["owner"]:
-            to = "PUBLIC" if to_public else _quoted(role)
+            to = "PUBLIC" if to_public else sibling.quoted(role)
             option = " WITH GRANT OPTION" if grantable else ""
             session.execute(f"GRANT {privilege} ON DATABASE {name} TO {to}{option}")
-    session.execute(f"ALTER DATABASE {name} OWNER TO {_quoted(live['owner'])}")
-
-
-def setting_command(database: str, role: str | None, setting: str) -> str:
-    """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
-    name, _, value = setting.partition("=")
-    whom = f"ROLE {_quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
-    words = [quoted.replace('""', '"') or plain for quoted, plain in _WORD.findall(value)]
-    said = ", ".join(map(_literal, words)) if name in LISTS and value else _literal(value)
-    quoted = ".".join(_quoted(part) for part in name.split("."))
-    return f"ALTER {whom} SET {quoted} TO {said}"
+    session.execute(f"ALTER DATABASE {name} OWNER TO {sibling.quoted(live['owner'])}")
 
 
 def _swap(session: Session, place: Place, *, end_sessions: bool) -> str | None:
@@ -441,19 +319,12 @@ def _in_the_way(place: Place, what: str) -> TargetUnusable:
 
 
 def _rename(session: Session, place: Place, kept: str) -> str | None:
-    live, into = _quoted(place.live), _quoted(place.into)
-    before = _database(session, place.live)
+    live, into = sibling.quoted(place.live), sibling.quoted(place.into)
+    before = sibling.described(session, place.live)
     if before:
-        session.execute(f"ALTER DATABASE {live} RENAME TO {_quoted(kept)}")
+        session.execute(f"ALTER DATABASE {live} RENAME TO {sibling.quoted(kept)}")
     session.execute(f"ALTER DATABASE {into} RENAME TO {live}")
     comment = before["comment"] if before else None
-    session.execute(f"COMMENT ON DATABASE {live} IS {_literal(comment) if comment else 'NULL'}")
+    said = sibling.literal(comment) if comment else "NULL"
+    session.execute(f"COMMENT ON DATABASE {live} IS {said}")
     return kept if before else None
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"  # standard_conforming_strings is on

@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
     from preflight.config import Config
+    from preflight.migrations import Script
+    from preflight.sql import Statement
 
 BESIDE_S = 15.0  # for another session where we have one: nobody else gets the lock meanwhile
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
@@ -74,6 +76,7 @@ _SINCE = {  # settings that older servers do not know
     17: {"transaction_timeout": "0"},
 }
 Parameters = Sequence[object] | Mapping[str, object] | None
+Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Session:
         self.deadline = time.monotonic() + config.wait_timeout_s
         self.facts = None
         self.attempts = 1
+        self.observe: Observer | None = None
         self._options = True
         self._grown_up = False
 
@@ -239,9 +243,10 @@ class Session:
 
 
 @contextmanager
-def beside(session: Session) -> Iterator[Session]:
-    """Yield a second, short session on the same server."""
-    other = Session(session.config, session.address() | session.secrets())
+def beside(session: Session, database: str | None = None) -> Iterator[Session]:
+    """Yield a second session on the same server, in the same database or in another one."""
+    where = {"dbname": database} if database else {}
+    other = Session(session.config, session.address() | session.secrets() | where)
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,8 @@ def head(script: Script, statement: sql.Statement) -> bytes:
 
 def execute(session: Session, script: Script, statement: sql.Statement, text: bytes) -> None:
     """Run one statement; rows that it returns are thrown away as they come."""
-    with stop.allowed(), session.connection.cursor() as cursor:
+    observed = session.observe(script, statement) if session.observe else nullcontext()
+    with observed, stop.allowed(), session.connection.cursor() as cursor:
         if statement.data is not None:
             view = memoryview(script.text)
             at, end = sql.copy_data(script.text, statement)

@@ -26,6 +26,7 @@ _requested: int | None = None
 _raised = False
 _depth = 0
 stays: str | None = None  # what a stop leaves of the file under way; None when it is rolled back
+on_copy = threading.Event()  # what stays is a copy's, which is dropped
 busy = threading.Event()
 
 
@@ -53,6 +54,11 @@ def check() -> None:
 def requested() -> int | None:
     """Return the number of the signal that asked us to stop, if one did."""
     return _requested
+
+
+def left() -> str | None:
+    """Return what a stop would leave of the file under way, if anything."""
+    return None if on_copy.is_set() else stays
 
 
 @contextmanager

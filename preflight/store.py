@@ -258,6 +258,21 @@ def sync(directory: Path) -> None:
         os.close(descriptor)
 
 
+def improve(backup: Backup, **said: object) -> Backup:
+    """Replace a backup's manifest by one that says more; atomic and durable."""
+    manifest = {**backup.manifest, **said}
+    write_durably(backup.path / MANIFEST, manifest)
+    return Backup(backup.path, manifest)
+
+
+def withdraw(backup: Backup, identity: Identity) -> Path:
+    """Hide a backup that turned out to be none; `sweep` removes it after a while."""
+    hidden = backup.path.with_name(identity.hidden("partial", backup.name))
+    backup.path.rename(hidden)
+    sync(hidden.parent)
+    return hidden
+
+
 # keeping
 
 

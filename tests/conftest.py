@@ -240,6 +240,8 @@ def bare_environment(
     return {
         "PATH": program.path(),
         "PREFLIGHT_BACKUP_DIR": str(backup_dir),
+        # What a copy is good for has tests of its own; elsewhere it would only take time.
+        "PREFLIGHT_REHEARSE": "off",
         "PREFLIGHT_MIGRATIONS_DIR": str(migrations.directory),
         "PREFLIGHT_TERMINATION_LOG": str(termination_log),
     }

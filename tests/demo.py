@@ -4,6 +4,7 @@ Everything is made for this and gone afterwards. Ends with 1 when a step did not
 """
 
 import contextlib
+import json
 import os
 import shlex
 import subprocess
@@ -120,6 +121,10 @@ def _tell(server: servers.Server, directory: Path) -> None:
 
     heading("2  Bring it up to date")
     _run(environment, "up")
+    say(
+        "Before the file ran here, the backup was restored into a database of its own, compared,",
+        "and the file was tried there, with its way back. Nothing of that copy is left.",
+    )
 
     heading("3  What is different now")
     _show(_sizes(database), before)
@@ -243,14 +248,18 @@ def _show(sizes: Mapping[str, Size], before: Mapping[str, Size] | None = None) -
 
 
 def _list(backups: Path) -> None:
+    """Print what is there, and how far the one backup is verified."""
     for path in sorted(backups.rglob("*")):
         depth = "  " * (len(path.relative_to(backups).parts) - 1)
         if path.is_dir():
             say(f"{depth}{path.name}/")
         else:
             say(f"{depth}{path.name:<20}{_bytes(path.stat().st_size):>10}")
-    if not any(backups.glob("*/database.dump")):
-        raise WentWrong("there is no backup")
+    (manifest,) = backups.glob("*/manifest.json")
+    verified = json.loads(manifest.read_bytes())["verified"]
+    say("", f"verified: {verified}")
+    if verified != "restored":
+        raise WentWrong("the backup was not proven")
 
 
 if __name__ == "__main__":

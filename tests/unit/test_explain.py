@@ -57,3 +57,33 @@ def test_statement_is_described(statement: str, does: str, destroys: str | None)
 def test_what_reaches_beyond_the_database_is_said(statement: str, external: bool) -> None:  # noqa: FBT001 - a column of the table
     """Such a statement is never rehearsed on the same server."""
     assert external == (explain.effect(statement.encode()).external is not None)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reaches"),
+    [
+        ("GRANT admin TO unicorn", "roles"),
+        ("GRANT SELECT ON t TO unicorn", None),
+        ("DO $$ BEGIN CREATE ROLE r; END $$", "CREATE ROLE"),
+        ("DO $$ BEGIN ALTER  USER\n MAPPING FOR u SERVER s; END $$", None),
+        (
+            "CREATE FUNCTION f() RETURNS int AS 'alter system reset all' LANGUAGE sql",
+            "alter system",
+        ),
+        ("INSERT INTO docs VALUES ('first CREATE ROLE r')", None),
+        ("SELECT dblink_exec('x', 'y')", "dblink_exec"),
+        ("SELECT 'dblink_exec(' AS not_a_call -- dblink_exec()", None),
+        ("SELECT pg_terminate_backend(pid) FROM pg_stat_activity", "pg_terminate_backend"),
+        ("SELECT pg_create_logical_replication_slot('s', 'o')", "replication_slot"),
+        ("COPY t FROM PROGRAM 'cat'", "a program"),
+        ("INSERT INTO app.far VALUES (1)", "foreign table app.far"),
+        ("SELECT * FROM far", None),
+        ("CREATE TABLE groups (role text, database text)", None),
+    ],
+)
+def test_reach_is_seen_in_bodies_but_not_in_texts(statement: str, reaches: str | None) -> None:
+    """What is only talked about is done by nobody."""
+    found = explain.reach(statement.encode(), {"far"})
+
+    assert (reaches is None) == (found is None), found
+    assert (reaches or "") in (found or "")

@@ -21,7 +21,8 @@ VALUES = {"migrations", "sql", "plan"}
 HELPERS = {"errors", "stop", "config", "logs", "report"}
 EVERY_STEP = {*VALUES, *HELPERS, "dial", "server"}
 STEPS = {"dial", "server", "lock", "history", "backup", "rehearsal", "apply", "verify"}
-STEPS |= {"indexes", "statements", "steps", "watch", "undo", "restore", "store"}
+STEPS |= {"indexes", "statements", "steps", "watch", "undo", "restore", "store", "sibling"}
+STEPS |= {"catalog", "meter"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -38,8 +39,24 @@ MAY_IMPORT = {
     "history": {*EVERY_STEP, "verify"},
     "archive": EVERY_STEP,
     "store": EVERY_STEP,
-    "backup": {*EVERY_STEP, "archive", "store"},
-    "rehearsal": {*EVERY_STEP, "backup", "apply"},
+    "catalog": EVERY_STEP,
+    "backup": {*EVERY_STEP, "archive", "catalog", "store"},
+    "sibling": {*EVERY_STEP, "history", "archive"},
+    "meter": {*EVERY_STEP, "explain", "statements"},
+    "rehearsal": {
+        *EVERY_STEP,
+        "history",
+        "lock",
+        "archive",
+        "backup",
+        "catalog",
+        "store",
+        "sibling",
+        "apply",
+        "undo",
+        "explain",
+        "meter",
+    },
     "statements": EVERY_STEP,
     "steps": {*EVERY_STEP, "history", "verify", "statements", "indexes", "watch"},
     "apply": {*EVERY_STEP, "history", "verify", "statements", "steps", "watch"},
@@ -48,7 +65,7 @@ MAY_IMPORT = {
     "watch": EVERY_STEP,
     "explain": {"errors", "sql"},
     "undo": {*EVERY_STEP, "history", "verify", "statements", "steps", "apply", "watch", "store"},
-    "restore": {*EVERY_STEP, "history", "lock", "archive", "backup", "store"},
+    "restore": {*EVERY_STEP, "history", "lock", "archive", "backup", "store", "sibling"},
     "arguments": {"errors"},
     "commands": {*HELPERS, *VALUES, *STEPS, "arguments", "explain"},
     "entrypoint": {*HELPERS, *VALUES, *STEPS, "arguments", "commands"},

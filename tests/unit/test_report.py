@@ -90,3 +90,27 @@ def test_size_is_said_in_the_unit_that_fits() -> None:
     said = [report.size(count) for count in (0, 999, 40_000, 1_500_000, 2e9, 3e15)]
 
     assert ["0 B", "999 B", "40.0 kB", "1.5 MB", "2.0 GB", "3000.0 TB"] == said
+
+
+def test_rehearsal_is_told_a_line_a_statement_that_matters() -> None:
+    """What was in nobody's way and took no time is not worth a line."""
+    lock = {"table": "users", "mode": "ACCESS EXCLUSIVE", "held_s": 0.8}
+    rewrite = {"table": "users", "before_bytes": 120_000_000, "after_bytes": 121_000_000}
+    event = {
+        "event": "rehearsal.passed",
+        "level": "info",
+        "statements": [
+            {"file": "002.sql", "line": 1, "duration_s": 0.01},
+            {
+                "file": "002.sql",
+                "line": 14,
+                "duration_s": 0.7,
+                "locks": [lock],
+                "rewrites": [rewrite],
+            },
+        ],
+    }
+
+    (line,) = report.event_line(event, colour=False).splitlines()[1:]
+    took = "002.sql:14  took 0.70 s; ACCESS EXCLUSIVE on users, 0.80 s"
+    assert f"{took}; rewrites users 120.0 MB → 121.0 MB" == line.strip()

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from preflight import restore
+from preflight import sibling
 
 PAIR = [
     'pg_restore: error: could not execute query: ERROR:  unrecognized "transaction_timeout"',
@@ -37,14 +37,14 @@ def test_only_the_pair_about_transaction_timeout_is_accepted(
     said: list[str], problems: int, waved: int
 ) -> None:
     """Whatever the language; any other error is one, also beside it."""
-    found, accepted = restore.real_problems(said, old=True)
+    found, accepted = sibling.complaints(said, old=True)
 
     assert (problems, waved) == (len(found), accepted)
 
 
 def test_server_that_knows_the_setting_has_no_excuse() -> None:
     """From 17 on the pair is an error like any other."""
-    assert (1, 0) == (len(restore.real_problems(PAIR, old=False)[0]), 0)
+    assert (1, 0) == (len(sibling.complaints(PAIR, old=False)[0]), 0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_server_that_knows_the_setting_has_no_excuse() -> None:
 )
 def test_settings_are_said_as_they_were(role: str | None, setting: str, command: str) -> None:
     """A list of names is one of literals; any other value is one literal."""
-    assert f"ALTER {command}" == restore.setting_command("d", role, setting)
+    assert f"ALTER {command}" == sibling.setting_command("d", role, setting)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,36 @@ def test_text_rules_are_said_as_each_version_keeps_them(found: dict[str, str], s
     """13 and 14 have no provider; 15 and 16 call the locale otherwise."""
     live = {"everything": found, "encoding": "UTF8", "lc_collate": "C", "lc_ctype": "C"}
 
-    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == restore.locale_options(live)
+    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == sibling.locale_options(live)
 
 
 def test_pg_restore_is_called_without_a_password() -> None:
     """Any name of a database is one argument."""
-    command = restore.restore_command("pg_restore", {"dbname": "a 'b' \\"}, Path("/b/x.dump"), 4)
+    command = sibling.restore_command("pg_restore", {"dbname": "a 'b' \\"}, Path("/b/x.dump"), 4)
     (conninfo,) = [word for word in command if word.startswith("--dbname=")]
 
     assert {"--no-password", "--jobs=4", "--format=custom"} < set(command)
     assert {"dbname": "a 'b' \\"} == psycopg.conninfo.conninfo_to_dict(
         conninfo.removeprefix("--dbname=")
     )
+
+
+def test_jobs_that_write_at_once_are_understood() -> None:
+    """What stands before a message may be another job's; the message itself is one piece."""
+    message = PAIR[0].removeprefix("pg_restore: error: ")
+    said = [f"pg_restore: pg_restore: error: error: {message}", PAIR[1], message, PAIR[1]]
+    said[2] = f"error: {message}"
+    real = OTHER[0].removeprefix("pg_restore: ")
+
+    assert ([], 2) == sibling.complaints(said, old=True)
+    (found,), waved = sibling.complaints([*said, f"pg_restore: {real}", OTHER[1]], old=True)
+    assert ('could not execute query: ERROR:  role "x" does not exist', 2) == (found.text, waved)
+
+
+def test_complaint_names_its_entry() -> None:
+    """The archive's entry says what could not be restored."""
+    said = ["pg_restore: from TOC entry 215; 1259 16386 TABLE orders unicorn", *OTHER]
+
+    assert ["TABLE orders unicorn"] == [
+        each.entry for each in sibling.complaints(said, old=True)[0]
+    ]

@@ -1,0 +1,230 @@
+"""What a database is made of, object by object, to compare it with another or with itself later.
+
+Two views: `shapes` survive a dump and a restore (names, types, labels), `definitions` do not (the
+server prints the expression of a restored CHECK another way) and compare one database with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preflight.server import Session
+
+# One row an object: what it is called, whether a dump holds it, its shape, and its definition.
+# Members of extensions are the extension's; indexes left INVALID are in no dump, and neither are
+# the names of constraints and triggers that partitions have from their parents.
+_OBJECTS = """
+WITH members AS (
+ SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
+), schemas AS (
+ SELECT n.* FROM pg_catalog.pg_namespace n
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+), relations AS (
+ SELECT c.*, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+  CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view'
+   WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence' WHEN 'f' THEN 'foreign table'
+   ELSE 'type' END AS kind
+ FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (SELECT FROM members m
+  WHERE m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid)
+), types AS (
+ SELECT t.*, pg_catalog.format('%I.%I', n.nspname, t.typname) AS name
+ FROM pg_catalog.pg_type t JOIN schemas n ON n.oid = t.typnamespace
+ WHERE t.typtype IN ('b', 'd', 'e', 'r') AND t.typrelid = 0::oid
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = t.oid)
+  AND NOT EXISTS (SELECT FROM members m
+   WHERE m.classid = 'pg_catalog.pg_type'::regclass AND m.objid = t.oid)
+)
+SELECT {columns} FROM (
+SELECT 'schema ' || pg_catalog.quote_ident(n.nspname::text), true, '',
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(n.nspowner),
+  pg_catalog.obj_description(n.oid, 'pg_namespace'), {schema_acl})
+FROM schemas n WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_namespace'::regclass AND m.objid = n.oid)
+UNION ALL
+SELECT r.kind || ' ' || r.name, true,
+ pg_catalog.concat_ws(' ', r.relkind, r.relpersistence, r.relispartition, r.relispopulated,
+  r.relrowsecurity, r.relforcerowsecurity),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), r.reloptions,
+  pg_catalog.obj_description(r.oid, 'pg_class'), {relation_acl}, r.relreplident,
+  CASE WHEN r.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(r.oid) END,
+  CASE WHEN r.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(r.oid) END,
+  CASE WHEN r.relispartition THEN pg_catalog.pg_get_expr(r.relpartbound, r.oid) END,
+  (SELECT s::text FROM pg_catalog.pg_sequence s WHERE s.seqrelid = r.oid))
+FROM relations r
+UNION ALL
+SELECT pg_catalog.format('column %s.%I', r.name, a.attname), true,
+ pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
+  a.atthasdef, 'i' || a.attidentity::text, 'g' || a.attgenerated::text),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+  pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation, a.attstorage,
+  a.attoptions)
+FROM relations r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = r.oid AND d.adnum = a.attnum
+WHERE r.relkind <> 'S' AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT pg_catalog.format('index %I.%I', n.nspname, c.relname), true,
+ pg_catalog.concat_ws(' ', r.name, i.indisunique, i.indisprimary, i.indnatts, i.indnkeyatts),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_indexdef(c.oid),
+  pg_catalog.obj_description(c.oid, 'pg_class'), i.indisclustered, i.indisreplident, i.indisvalid)
+FROM pg_catalog.pg_index i JOIN relations r ON r.oid = i.indrelid
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indisvalid OR c.relkind = 'I'
+UNION ALL
+SELECT pg_catalog.format('constraint %I of %s', c.conname, coalesce(r.name, t.name)), true,
+ pg_catalog.concat_ws(' ', c.contype, c.convalidated, c.condeferrable, c.condeferred, c.conkey),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_constraintdef(c.oid),
+  pg_catalog.obj_description(c.oid, 'pg_constraint'))
+FROM pg_catalog.pg_constraint c LEFT JOIN relations r ON r.oid = c.conrelid
+LEFT JOIN types t ON t.oid = c.contypid
+WHERE coalesce(r.name, t.name) IS NOT NULL AND c.contype <> 'n' AND c.conparentid = 0::oid
+UNION ALL
+SELECT pg_catalog.format('trigger %I on %s', t.tgname, r.name), true,
+ pg_catalog.concat_ws(' ', t.tgtype, t.tgenabled), pg_catalog.pg_get_triggerdef(t.oid)
+FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND t.tgparentid = 0::oid
+UNION ALL
+SELECT pg_catalog.format('policy %I on %s', p.polname, r.name), true,
+ pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive),
+ pg_catalog.concat_ws(' ', p.polroles, pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+  pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
+FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
+UNION ALL
+SELECT pg_catalog.format('rule %I on %s', w.rulename, r.name), true,
+ pg_catalog.concat_ws(' ', w.ev_type, w.ev_enabled), pg_catalog.pg_get_ruledef(w.oid)
+FROM pg_catalog.pg_rewrite w JOIN relations r ON r.oid = w.ev_class
+WHERE w.rulename <> '_RETURN'
+UNION ALL
+SELECT pg_catalog.format('function %I.%I(%s)', n.nspname, p.proname,
+  pg_catalog.pg_get_function_identity_arguments(p.oid)), true,
+ pg_catalog.concat_ws(' ', p.prokind, l.lanname, p.prosecdef, p.provolatile, p.proisstrict,
+  pg_catalog.pg_get_function_result(p.oid)),
+ pg_catalog.concat_ws(' ', CASE WHEN p.prokind <> 'a' THEN pg_catalog.pg_get_functiondef(p.oid) END,
+  pg_catalog.pg_get_userbyid(p.proowner), pg_catalog.obj_description(p.oid, 'pg_proc'),
+  {function_acl})
+FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid)
+UNION ALL
+SELECT 'type ' || t.name, true,
+ pg_catalog.concat_ws(' ', t.typtype, t.typnotnull,
+  CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) END,
+  (SELECT pg_catalog.array_agg(e.enumlabel ORDER BY e.enumsortorder)
+   FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(t.typowner), t.typdefault,
+  pg_catalog.obj_description(t.oid, 'pg_type'), {type_acl})
+FROM types t
+UNION ALL
+SELECT 'extension ' || pg_catalog.quote_ident(e.extname::text), true, '',
+ pg_catalog.concat_ws(' ', e.extversion, e.extnamespace)
+FROM pg_catalog.pg_extension e
+UNION ALL
+SELECT pg_catalog.format('%s %I.%I', o.kind, n.nspname, o.name), true, '', o.owner
+FROM (
+ SELECT 'collation' AS kind, c.collname AS name, c.collnamespace AS place, c.oid,
+  'pg_catalog.pg_collation'::regclass AS catalog, c.collowner::text AS owner
+ FROM pg_catalog.pg_collation c
+ UNION ALL SELECT 'statistics', s.stxname, s.stxnamespace, s.oid,
+  'pg_catalog.pg_statistic_ext'::regclass, pg_catalog.pg_get_statisticsobjdef(s.oid)
+ FROM pg_catalog.pg_statistic_ext s
+ UNION ALL SELECT 'operator class', o.opcname, o.opcnamespace, o.oid,
+  'pg_catalog.pg_opclass'::regclass, o.opcowner::text FROM pg_catalog.pg_opclass o
+ UNION ALL SELECT 'operator', o.oprname, o.oprnamespace, o.oid,
+  'pg_catalog.pg_operator'::regclass, o.oprowner::text FROM pg_catalog.pg_operator o
+ UNION ALL SELECT 'text search configuration', t.cfgname, t.cfgnamespace, t.oid,
+  'pg_catalog.pg_ts_config'::regclass, t.cfgowner::text FROM pg_catalog.pg_ts_config t
+ UNION ALL SELECT 'text search dictionary', t.dictname, t.dictnamespace, t.oid,
+  'pg_catalog.pg_ts_dict'::regclass, t.dictinitoption FROM pg_catalog.pg_ts_dict t
+) o JOIN schemas n ON n.oid = o.place
+WHERE NOT EXISTS (SELECT FROM members m WHERE m.classid = o.catalog AND m.objid = o.oid)
+UNION ALL
+SELECT 'foreign server ' || pg_catalog.quote_ident(s.srvname::text), true, '', s.srvoptions::text
+FROM pg_catalog.pg_foreign_server s
+UNION ALL
+SELECT 'event trigger ' || pg_catalog.quote_ident(e.evtname::text), true, e.evtevent::text,
+ e.evtenabled::text
+FROM pg_catalog.pg_event_trigger e WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_event_trigger'::regclass AND m.objid = e.oid)
+UNION ALL
+SELECT 'publication ' || pg_catalog.quote_ident(p.pubname::text), false, '', p.puballtables::text
+FROM pg_catalog.pg_publication p
+UNION ALL
+SELECT 'large objects', true, count(*)::text, '' FROM pg_catalog.pg_largeobject_metadata
+) AS object(name, dumped, shape, definition) ORDER BY name
+"""
+_ACL = """(SELECT pg_catalog.string_agg(a::text, ',' ORDER BY a::text) FROM pg_catalog.unnest(
+ coalesce({acl}, pg_catalog.acldefault('{kind}', {owner}))) AS a)"""
+_ACLS = {
+    "schema_acl": _ACL.format(acl="n.nspacl", kind="n", owner="n.nspowner"),
+    "relation_acl": _ACL.format(acl="r.relacl", kind="r", owner="r.relowner"),
+    "function_acl": _ACL.format(acl="p.proacl", kind="f", owner="p.proowner"),
+    "type_acl": _ACL.format(acl="t.typacl", kind="T", owner="t.typowner"),
+}
+# a cycle may have begun anew meanwhile
+_SEQUENCES = """
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), s.seqincrement > 0,
+ pg_catalog.pg_sequence_last_value(c.oid)
+FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT s.seqcycle AND c.relpersistence <> 't' AND NOT EXISTS (
+ SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
+  AND d.objid = c.oid AND d.deptype = 'e')
+"""
+Objects = Mapping[str, str]
+
+
+def shapes(session: Session) -> dict[str, str]:
+    """Return each object that a dump holds with what of it a dump and a restore leave as it is.
+
+    No definition is computed for it: in production others may be dropping what it is made of.
+    """
+    query = _OBJECTS.format(columns="name, shape, dumped", **_ACLS)
+    return {name: shape for name, shape, dumped in session.execute(query).fetchall() if dumped}
+
+
+def definitions(session: Session) -> dict[str, str]:
+    """Return each object with all that is known of it."""
+    query = _OBJECTS.format(columns="name, shape, definition", **_ACLS)
+    return {name: f"{shape}\0{more}" for name, shape, more in session.execute(query).fetchall()}
+
+
+def sequences(session: Session) -> dict[str, tuple[bool, int | None]]:
+    """Return for each sequence whether it counts upwards, and its last value (None: not used)."""
+    return {name: (up, last) for name, up, last in session.execute(_SEQUENCES).fetchall()}
+
+
+def lacking(wanted: Objects, found: Objects) -> list[str]:
+    """Name what a copy lacks or has in another shape; what it has besides is template0's."""
+    return [_named(name, wanted, found) for name in wanted if found.get(name) != wanted[name]]
+
+
+def difference(before: Objects, after: Objects) -> list[str]:
+    """Name what was added, removed or changed."""
+    names = sorted(before.keys() | after.keys())
+    return [_named(name, before, after) for name in names if before.get(name) != after.get(name)]
+
+
+def _named(name: str, before: Objects, after: Objects) -> str:
+    if name not in after:
+        return f"{name} is missing"
+    if name not in before:
+        return f"{name} is new"
+    if name == "large objects":
+        return f"there are {after[name]} large objects, not {before[name]}"
+    return f"{name} differs"
+
+
+def behind(
+    wanted: Mapping[str, tuple[bool, int | None]], found: Mapping[str, tuple[bool, int | None]]
+) -> list[str]:
+    """Name the sequences that do not stand at least where they should; one may have gone on."""
+    short = []
+    for name, (upwards, least) in wanted.items():
+        _, last = found.get(name, (upwards, None))
+        if least is not None and (last is None or (last < least if upwards else last > least)):
+            short.append(f"sequence {name} stands at {last}, not {least}")
+    return short

@@ -1,0 +1,236 @@
+"""A new database beside the live one: made closed, filled by pg_restore, dropped.
+
+It is made from template0 with the live one's encoding and locale, and closed to PUBLIC before a
+row is in it: a new database lets everyone connect. `restore` keeps one, `rehearsal` drops it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psycopg.conninfo import make_conninfo
+
+from preflight import archive, history
+
+if TYPE_CHECKING:
+    from preflight.server import Session
+
+KNOWS_TRANSACTION_TIMEOUT = 17
+NEWBORN_LIMIT = 70_613  # the connection limit of a database that has no comment yet
+MOST_JOBS = 4  # more did not help on any machine that was measured
+# settings whose value is a list of quoted names already (pg_dump's variable_is_guc_list_quote)
+_WORD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
+LISTS = {
+    "local_preload_libraries", "search_path", "session_preload_libraries",
+    "shared_preload_libraries", "temp_tablespaces", "unix_socket_directories",
+}  # fmt: skip
+
+_DATABASE = """
+SELECT d.oid, d.datname::text AS name, pg_catalog.pg_get_userbyid(d.datdba)::text AS owner,
+ pg_catalog.pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS lc_collate,
+ d.datctype::text AS lc_ctype, d.datconnlimit AS connection_limit, d.datacl IS NULL AS default_acl,
+ pg_catalog.to_jsonb(d) AS everything,
+ pg_catalog.shobj_description(d.oid, 'pg_database') AS comment
+FROM pg_catalog.pg_database d WHERE d.datname::text LIKE %s ORDER BY d.datname
+"""
+_SETTINGS = """
+SELECT CASE WHEN s.setrole <> 0::oid THEN pg_catalog.pg_get_userbyid(s.setrole)::text END,
+ pg_catalog.unnest(s.setconfig)
+FROM pg_catalog.pg_db_role_setting s WHERE s.setdatabase = %s::oid
+"""
+# how many sessions this role may still open; the server keeps some for superusers
+_ROOM = """
+SELECT least(
+ pg_catalog.current_setting('max_connections')::int4
+  - pg_catalog.current_setting('superuser_reserved_connections')::int4
+  - (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid IS NOT NULL),
+ (SELECT CASE WHEN r.rolconnlimit < 0 THEN 2147483647 ELSE r.rolconnlimit
+   - (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid) END
+  FROM pg_catalog.pg_roles r WHERE r.rolname = session_user))
+"""
+
+
+# the database
+
+
+def described(session: Session, name: str) -> dict[str, Any] | None:
+    """Return what the server knows of a database, or None when there is none of that name."""
+    return next(iter(like(session, re.sub(r"([%_\\])", r"\\\1", name))), None)
+
+
+def like(session: Session, pattern: str) -> list[dict[str, Any]]:
+    """Return what the server knows of each database whose name is LIKE a pattern."""
+    cursor = session.execute(_DATABASE, [pattern])
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def create(session: Session, name: str, model: Mapping[str, Any] | None, comment: str) -> None:
+    """Make a database with the text rules of `model`, closed to PUBLIC; raises psycopg.Error.
+
+    A kill in between leaves one that `newborn` tells.
+    """
+    command = f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ALLOW_CONNECTIONS false"
+    command += f" CONNECTION LIMIT {NEWBORN_LIMIT}"
+    if model:
+        command += locale_options(model)
+    session.execute(command)
+    try:
+        with history.transaction(session):  # nobody was let in before PUBLIC is locked out
+            session.execute(f"REVOKE ALL ON DATABASE {quoted(name)} FROM PUBLIC")
+            say(session, name, comment)
+            session.execute(
+                f"ALTER DATABASE {quoted(name)} ALLOW_CONNECTIONS true CONNECTION LIMIT -1"
+            )
+    except BaseException:
+        if not session.lost:
+            drop(session, name)
+        raise
+
+
+def newborn(found: Mapping[str, Any]) -> bool:
+    """Tell whether a database was made by us and never opened."""
+    limit, opened = found["connection_limit"], found["everything"]["datallowconn"]
+    return not found["comment"] and limit == NEWBORN_LIMIT and not opened
+
+
+def say(session: Session, name: str, text: str) -> None:
+    """Write the comment on a database, which says what it is."""
+    session.execute(f"COMMENT ON DATABASE {quoted(name)} IS {literal(text)}")
+
+
+def drop(session: Session, name: str) -> None:
+    """Drop a database with whoever is connected to it; a stop request waits for that."""
+    session.connection.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
+
+
+def locale_options(live: Mapping[str, Any]) -> str:
+    """Return the options of CREATE DATABASE that give a new one the live one's text rules."""
+    everything = live["everything"]
+    options = f" ENCODING {literal(live['encoding'])}"
+    options += f" LC_COLLATE {literal(live['lc_collate'])} LC_CTYPE {literal(live['lc_ctype'])}"
+    provider = everything.get("datlocprovider")
+    locale = everything.get("datlocale") or everything.get("daticulocale")
+    if provider == "i":
+        options += f" LOCALE_PROVIDER icu ICU_LOCALE {literal(locale)}"
+        if rules := everything.get("daticurules"):
+            options += f" ICU_RULES {literal(rules)}"
+    elif provider == "c":
+        options += " LOCALE_PROVIDER libc"
+    elif provider == "b":
+        options += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {literal(locale)}"
+    return options
+
+
+def settings(session: Session, live: Mapping[str, Any]) -> list[tuple[str | None, str]]:
+    """Return the settings of a database as (role or None for every role, `name=value`)."""
+    return session.execute(_SETTINGS, [live["oid"]]).fetchall()
+
+
+def setting_command(database: str, role: str | None, setting: str) -> str:
+    """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
+    name, _, value = setting.partition("=")
+    whom = f"ROLE {quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
+    words = [inner.replace('""', '"') or plain for inner, plain in _WORD.findall(value)]
+    said = ", ".join(map(literal, words)) if name in LISTS and value else literal(value)
+    setting_name = ".".join(quoted(part) for part in name.split("."))
+    return f"ALTER {whom} SET {setting_name} TO {said}"
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return a text as a literal; standard_conforming_strings is on in our sessions."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+# its content
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One error of pg_restore: its words, and which entry of the archive it is about."""
+
+    text: str
+    entry: str = ""  # such as `TABLE DATA users unicorn`
+
+
+def fill(
+    session: Session,
+    name: str,
+    dump: Path,
+    parallel: int,
+    *options: str,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[int, list[Complaint]]:
+    """Run pg_restore into a database; return its exit code and its errors.
+
+    The code is 0 when the only errors were those that every client 17 makes on an older server.
+    """
+    clients = archive.clients(session.config, session)
+    address = {**session.address(), "dbname": name}
+    old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
+    with archive.passfile(session) as environment:
+        command = restore_command(clients.pg_restore, address, dump, parallel, *options)
+        code, said = archive.listen(command, environment, tick)
+    problems, waved = complaints(said, old=old)
+    return (0 if code == 1 and waved and not problems else code), problems
+
+
+def jobs(session: Session) -> int:
+    """Return how many sessions pg_restore may have: by the cores, and by what limits leave free."""
+    (room,) = session.execute(_ROOM).fetchone() or (1,)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    return max(1, min(MOST_JOBS, max(2, cores), room - 1))  # one is left for the app
+
+
+def restore_command(
+    pg_restore: str, address: Mapping[str, str], dump: Path, parallel: int, *options: str
+) -> list[str]:
+    """Return the pg_restore call; the password is in a passfile, never here."""
+    conninfo = make_conninfo("", **address)
+    return [
+        pg_restore,
+        "--format=custom",
+        f"--jobs={parallel}",
+        "--no-password",
+        *options,
+        f"--dbname={conninfo}",
+        str(dump),
+    ]
+
+
+_ERROR = re.compile(r"(?:^|: |pg_restore: )(?:error|fatal): (.*)")
+_ENTRY = re.compile(r"from TOC entry \d+; \d+ \d+ (.*)")
+_WAVED = re.compile(r"Command was: SET transaction_timeout = 0;")
+
+
+def complaints(said: Sequence[str], *, old: bool) -> tuple[list[Complaint], int]:
+    """Return pg_restore's errors but the one that a client 17 causes on an older server.
+
+    It sends SET transaction_timeout whatever wrote the archive, in every one of its jobs. The
+    server's words may be localised, but the setting's name and the command on the next line are
+    not; jobs write at once, so that what stands before a message may be another's. Also return how
+    many of these there were.
+    """
+    problems, waved, entry = [], 0, ""
+    for line, following in zip(said, [*said[1:], ""], strict=False):  # nothing said: no line
+        if found := _ENTRY.search(line):
+            entry = found[1]
+        found = _ERROR.search(line)
+        if found is None:
+            continue
+        setting = "could not execute query" in line and "transaction_timeout" in line
+        if old and setting and _WAVED.fullmatch(following.strip()):
+            waved += 1
+        else:
+            problems.append(Complaint(re.sub(r"^(?:error: )+", "", found[1]), entry))
+    return problems, waved

@@ -1,0 +1,675 @@
+"""The pending files are tried on a restored copy first; production learns nothing of it."""
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
+
+USERS = """
+CREATE TABLE users (id int PRIMARY KEY, email text, age text);
+INSERT INTO users SELECT n, 'user-' || n, n::text FROM generate_series(1, 1000) n;
+INSERT INTO users VALUES (0, 'user-1', 'secret-value'), (-1, NULL, '1');
+CREATE TABLE orders (id int PRIMARY KEY, user_id int);
+INSERT INTO orders VALUES (1, 1), (2, 5000);
+"""
+CATALOG = """
+SELECT md5(string_agg(c::text, ' ' ORDER BY c.oid)) FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
+"""
+SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
+SLEEPING = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname LIKE 'preflight\\_scratch%' AND query LIKE '%pg_sleep%' AND state = 'active'
+"""
+ONE = {"001_one.sql": "CREATE TABLE one (id int);"}
+SLEEPER = {"001_sleeper.sql": "CREATE TABLE slept ();\nSELECT pg_sleep(100);\n"}
+
+
+@pytest.fixture(autouse=True)
+def settings(environment: dict[str, str]) -> None:
+    """Begin with a database that was made by hand, and rehearse."""
+    environment["PREFLIGHT_FIRST_CONTACT"] = "pending"
+    environment["PREFLIGHT_REHEARSE"] = "auto"
+
+
+def verified(backup_dir: Path) -> list[str]:
+    """Return how far each backup is verified, the oldest first."""
+    found = [json.loads(each.read_bytes()) for each in backup_dir.glob("*/manifest.json")]
+    return [each["verified"] for each in sorted(found, key=lambda each: each["sequence"])]
+
+
+def scratches(server: servers.Server) -> list[str]:
+    """Return the scratch databases of a server."""
+    return servers.Database(server, "postgres").query(SCRATCH)
+
+
+@contextlib.contextmanager
+def readers(database: servers.Database) -> Iterator[None]:
+    """Read every table in a transaction that stays open: ACCESS EXCLUSIVE would wait for it."""
+    with psycopg.connect(database.conninfo()) as reader:
+        reader.execute("SELECT * FROM users, orders LIMIT 1")
+        yield
+
+
+# --- what only real data shows --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "sqlstate"),
+    [
+        pytest.param("CREATE UNIQUE INDEX ON users (email);", "23505", id="unique"),
+        pytest.param("ALTER TABLE users ALTER email SET NOT NULL;", "23502", id="not null"),
+        pytest.param("ALTER TABLE users ADD CHECK (id > 0);", "23514", id="check"),
+        pytest.param("ALTER TABLE users ALTER age TYPE int USING age::int;", "22P02", id="cast"),
+        pytest.param(
+            "ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users;", "23503", id="orphan"
+        ),
+    ],
+)
+def test_what_the_data_forbids_is_found_on_the_copy(  # noqa: PLR0913, PLR0917 -- a case each
+    statement: str,
+    sqlstate: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """27 with the place; nobody had to make room for it in production, where nothing changed."""
+    database.script(USERS)
+    migrations(ONE | {"002_two.sql": f"CREATE TABLE two ();\n\n  {statement}\n"})
+    before = database.query(CATALOG)
+    with readers(database):
+        result = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "50", "PREFLIGHT_LOCK_RETRY_S": "0"})
+
+    error = result.finished["error"]
+    assert (27, "rehearsal.failed") == (result.code, error["code"])
+    assert ("002_two", "002_two.sql", 3, sqlstate) == (
+        error["migration"],
+        error["file"],
+        error["line"],
+        error["sqlstate"],
+    )
+    assert before == database.query(CATALOG)
+    assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
+    assert ["restored"] == verified(backup_dir)
+    assert [] == scratches(database.server)
+
+
+def test_failure_shows_a_row_only_when_asked(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The hint says how; DETAIL may hold what nobody should read in a log."""
+    database.script(USERS)
+    migrations({"001_one.sql": "CREATE UNIQUE INDEX ON users (email);"})
+    plain, told = run(), run(env={"PREFLIGHT_LOG_SQL": "on"})
+
+    assert "user-1" not in plain.stdout
+    assert "PREFLIGHT_LOG_SQL=on" in plain.finished["error"]["hint"]
+    assert "(email)=(user-1)" in told.finished["error"]["detail"]
+
+
+def test_verify_file_is_asked_on_the_copy(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A file that does not do what it promises never reaches production."""
+    migrations(ONE | {"001_one_verify.sql": "SELECT 's' AS suite, 'c' AS check, false AS ok;"})
+    result = run()
+
+    assert (27, "001_one") == (result.code, result.finished["error"]["migration"])
+    assert [] == result.event("check.failed")
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+# --- what passes ----------------------------------------------------------------------------------
+
+
+def test_rehearsal_comes_between_the_backup_and_the_first_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Nothing that is done to the copy is told as if it were done to the database."""
+    database.script(USERS)
+    migrations(ONE | {"002_two.sql": "CREATE TABLE two ();"})
+    result = run()
+
+    wanted = ["backup.started", "backup.verified", "rehearsal.started", "rehearsal.passed"]
+    wanted += ["migration.started", "migration.applied"] * 2 + ["run.finished"]
+    assert wanted == result.names[result.names.index("backup.started") :]
+    assert 0 == result.code
+    assert ["restored"] == verified(backup_dir)
+    assert [] == scratches(database.server)
+    passed = result.event("rehearsal.passed")[0]
+    assert (["001_one", "002_two"], "restored") == (passed["migrations"], passed["verified"])
+
+
+@pytest.mark.parametrize("client", [17, 18])
+def test_older_server_is_the_normal_case(  # noqa: PLR0913, PLR0917 -- a server of its own
+    client: int,
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """A client 17 or 18 complains of a server 16 in each of its jobs; that is no error."""
+    database = create_database(start_server(16))
+    database.script(USERS)
+    migrations(ONE)
+    result = run(env={**database.env(), "PATH": program.path(client)})
+
+    assert 0 == result.code
+    assert ["restored"] == verified(backup_dir)
+    assert [2] <= [each["jobs"] for each in result.event("rehearsal.started")]
+
+
+def test_measures_are_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Which statement takes which lock on which table for how long, and what it rewrites."""
+    database.script(USERS)
+    migrations(
+        {
+            "001_one.sql": "CREATE TABLE one (id int);\nALTER TABLE one ADD n int;\n"
+            "ALTER TABLE orders ADD note text;\nALTER TABLE users ALTER id TYPE bigint;\n"
+            "SELECT pg_sleep(0.2);\n"
+        }
+    )
+    passed = run().event("rehearsal.passed")[0]
+
+    told = {each["line"]: each for each in passed["statements"]}
+    assert [1, 2, 3, 4, 5] == sorted(told)
+    assert {"locks", "rewrites"}.isdisjoint(told[1].keys() | told[2].keys())
+    locks = [(each["table"], each["mode"]) for line in (3, 4) for each in told[line]["locks"]]
+    assert [("orders", "ACCESS EXCLUSIVE"), ("users", "ACCESS EXCLUSIVE")] == locks
+    assert 0.2 <= told[3]["locks"][0]["held_s"]
+    assert 0.2 <= told[5]["duration_s"]
+    (rewrite,) = told[4]["rewrites"]
+    assert "users" == rewrite["table"]
+    assert 0 < min(rewrite["before_bytes"], rewrite["after_bytes"])
+    assert 0 < min(passed["size_before_bytes"], passed["size_after_bytes"])
+
+
+def test_file_without_a_transaction_is_rehearsed_as_it_runs(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Step by step, also one that an earlier run left half done."""
+    database.script(USERS)
+    text = "-- preflight: no-transaction\nCREATE TABLE IF NOT EXISTS one ();\n"
+    text += "CREATE UNIQUE INDEX CONCURRENTLY u ON users (email);\n"
+    migrations({"001_one.sql": text})
+    first = run()
+    left = run(env={"PREFLIGHT_REHEARSE": "off"})
+    database.script("DELETE FROM users WHERE id = 0")
+    second = run()
+
+    assert (27, 31, 0) == (first.code, left.code, second.code)
+    locks = [each.get("locks") for each in second.event("rehearsal.passed")[0]["statements"]]
+    mode = "SHARE UPDATE EXCLUSIVE"
+    assert [("users", mode, True)] == [
+        (each["table"], each["mode"], each["documented"]) for each in locks[0]
+    ]
+    assert [True] == database.query(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'u'::regclass"
+    )
+
+
+def test_copy_has_the_settings_of_the_database(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A file that relies on the database's search_path finds its tables on the copy, too."""
+    database.script(
+        "CREATE SCHEMA app; CREATE TABLE app.here (id int); "
+        f"ALTER DATABASE {database.name} SET search_path = app, public"
+    )
+    migrations({"001_one.sql": "ALTER TABLE here ADD n int;"})
+
+    assert 0 == run().code
+
+
+def test_what_is_there_already_is_adopted_on_the_way(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """First contact and a rehearsal of the rest in one run."""
+    database.script("CREATE TABLE one (id int)")
+    verify = "SELECT 's' AS suite, 'c' AS check, to_regclass('{}') IS NOT NULL AS ok;"
+    migrations(
+        ONE
+        | {"001_one_verify.sql": verify.format("one")}
+        | {"002_two.sql": "CREATE TABLE two ();", "002_two_verify.sql": verify.format("two")}
+    )
+    result = run()
+
+    assert (0, ["002_two"]) == (result.code, result.event("rehearsal.passed")[0]["migrations"])
+    assert 1 == len(result.event("migration.adopted"))
+
+
+# --- and back -------------------------------------------------------------------------------------
+
+
+def test_rollback_is_tried_and_the_file_run_again(run: Run, migrations: WriteMigrations) -> None:
+    """A rollback file that leaves nothing behind is named, and nothing else is said."""
+    migrations(
+        ONE
+        | {"001_one_rollback.sql": "DROP TABLE one;", "002_two.sql": "CREATE TABLE two ();"}
+        | {"002_two_rollback.sql": "DROP TABLE two;"}
+    )
+    result = run()
+
+    passed = result.event("rehearsal.passed")[0]
+    assert (0, ["002_two", "001_one"]) == (result.code, passed["rollbacks_tried"])
+    assert [] == result.event("rehearsal.warned")
+
+
+INCOMPLETE = {
+    "001_one.sql": "CREATE TABLE one (id int);\nCREATE INDEX one_id ON two (id);\n"
+    "ALTER TABLE two ALTER n SET DEFAULT 2;\nCOMMENT ON TABLE two IS 'x';\n",
+    "001_one_rollback.sql": "ALTER TABLE one ADD m int;\n",
+}
+
+
+def test_rollback_that_leaves_something_is_named_object_by_object(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A warning; the migration itself goes on."""
+    database.script("CREATE TABLE two (id int, n int DEFAULT 1)")
+    migrations(INCOMPLETE)
+    result = run()
+
+    assert 0 == result.code
+    (warned,) = result.event("rehearsal.warned")
+    assert ("warning", "001_one") == (warned["level"], warned["migration"])
+    assert [
+        "column public.one.id is new",
+        "column public.one.m is new",
+        "column public.two.n differs",
+        "index public.one_id is new",
+        "table public.one is new",
+        "table public.two differs",
+    ] == warned["objects"]
+
+
+def test_rollback_that_leaves_something_is_refused_with_always(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Who demands a rehearsal demands a way back."""
+    database.script("CREATE TABLE two (id int, n int DEFAULT 1)")
+    migrations(INCOMPLETE)
+    result = run(env={"PREFLIGHT_REHEARSE": "always"})
+
+    error = result.finished["error"]
+    assert (27, "rehearsal.rollback_differs") == (result.code, error["code"])
+    assert "index public.one_id is new" in error["message"]
+    assert [None] == database.query("SELECT to_regclass('one')")
+    assert [] == scratches(database.server)
+
+
+def test_rollback_that_fails_on_the_copy_is_27(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """With the place in the rollback file."""
+    migrations(ONE | {"001_one_rollback.sql": "\nDROP TABLE two;"})
+    result = run()
+
+    error = result.finished["error"]
+    assert (27, "001_one_rollback.sql", 2) == (result.code, error["file"], error["line"])
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_rollback_command_is_rehearsed(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """What it would fail at, it fails at on the copy."""
+    rollback = (
+        migrations(ONE | {"001_one_rollback.sql": "DROP TABLE one;"}) / "001_one_rollback.sql"
+    )
+    assert 0 == run().code
+    database.script("CREATE VIEW seen AS SELECT * FROM one")
+    failed = run("rollback")
+    rollback.write_text("DROP TABLE one CASCADE;")
+    done = run("rollback")
+
+    assert (27, "2BP01") == (failed.code, failed.finished["error"]["sqlstate"])
+    assert (0, ["001_one"]) == (done.code, done.event("rehearsal.passed")[0]["migrations"])
+    assert ["restored"] * 3 == verified(backup_dir)
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_force_is_rehearsed(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A file that cannot run twice is not run twice."""
+    migrations(ONE)
+    assert 0 == run().code
+    failed = run("force")
+    migrations({"001_one.sql": "CREATE TABLE IF NOT EXISTS one (id int);"})
+    done = run("force")
+
+    assert (27, "42P07") == (failed.code, failed.finished["error"]["sqlstate"])
+    assert (0, ["001_one"]) == (done.code, done.event("rehearsal.passed")[0]["migrations"])
+    assert ["forced"] == database.query("SELECT how FROM preflight.migrations")
+
+
+def test_backup_command_restores_what_it_made(run: Run, backup_dir: Path) -> None:
+    """One backup, proven."""
+    assert 0 == run("backup").code
+    assert ["restored"] == verified(backup_dir)
+
+
+# --- where nothing can be rehearsed ---------------------------------------------------------------
+
+SKIPPED = [
+    pytest.param({"PREFLIGHT_BACKUP": "off"}, {}, "PREFLIGHT_BACKUP=off", id="no backup"),
+    pytest.param({}, {"001_one.sql": "\n CREATE ROLE x;"}, "001_one.sql:2 roles", id="role"),
+    pytest.param(
+        {},
+        {"001_one.sql": "DO $$ BEGIN IF false THEN CREATE ROLE x; END IF; END $$;"},
+        "001_one.sql:1 holds `CREATE ROLE`",
+        id="role in a block",
+    ),
+    pytest.param(
+        {"PREFLIGHT_REHEARSE_URL": "postgresql://postgres@127.0.0.1:1/postgres"},
+        {},
+        "PREFLIGHT_REHEARSE_URL",
+        id="nobody there",
+    ),
+]
+
+
+@pytest.mark.parametrize(("env", "files", "reason"), SKIPPED)
+def test_auto_says_why_it_does_not_rehearse(  # noqa: PLR0913, PLR0917 -- a case each
+    env: Mapping[str, str],
+    files: Mapping[str, str],
+    reason: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """One event with the reason; the backup has been read back, and the files run."""
+    migrations(ONE | files)
+    result = run(env={**env, "PREFLIGHT_WAIT_TIMEOUT_S": "3"})
+    database.script("DROP ROLE IF EXISTS x")
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert 0 == result.code
+    assert reason in skipped["reason"]
+    assert [] == result.event("rehearsal.passed")
+    assert ([] if "PREFLIGHT_BACKUP" in env else ["read"]) == verified(backup_dir)
+
+
+@pytest.mark.parametrize(("env", "files", "reason"), SKIPPED)
+def test_always_ends_where_it_cannot_rehearse(  # noqa: PLR0913, PLR0917 -- a case each
+    env: Mapping[str, str],
+    files: Mapping[str, str],
+    reason: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """27, and nothing is migrated."""
+    migrations(ONE | files)
+    result = run(env={**env, "PREFLIGHT_REHEARSE": "always", "PREFLIGHT_WAIT_TIMEOUT_S": "3"})
+
+    error = result.finished["error"]
+    assert (27, "rehearsal.unavailable") == (result.code, error["code"])
+    assert reason in error["message"]
+    assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
+    assert [] == database.query("SELECT 1 FROM pg_roles WHERE rolname = 'x'")
+
+
+def test_large_database_is_rehearsed_only_when_demanded(
+    run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """REHEARSE_MAX_MB is for `auto` alone."""
+    migrations(ONE)
+    automatic = run("backup", env={"PREFLIGHT_REHEARSE_MAX_MB": "1"})
+    demanded = run(env={"PREFLIGHT_REHEARSE_MAX_MB": "1", "PREFLIGHT_REHEARSE": "always"})
+
+    assert "PREFLIGHT_REHEARSE_MAX_MB=1" in automatic.event("rehearsal.skipped")[0]["reason"]
+    assert (0, 0) == (automatic.code, demanded.code)
+    assert ["read", "restored"] == verified(backup_dir)
+
+
+def test_off_says_nothing(run: Run, migrations: WriteMigrations, backup_dir: Path) -> None:
+    """Who has switched it off knows it."""
+    migrations(ONE)
+    result = run(env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert [] == [name for name in result.names if name.startswith("rehearsal")]
+    assert ["read"] == verified(backup_dir)
+
+
+# --- another server -------------------------------------------------------------------------------
+
+
+def test_other_server_can_be_rehearsed_on(
+    run: Run,
+    database: servers.Database,
+    start_server: StartServer,
+    migrations: WriteMigrations,
+) -> None:
+    """There also what reaches beyond the database may be tried; here nothing is made."""
+    other = start_server(18)
+    password = quote(servers.PASSWORD, safe="")
+    url = f"postgresql://{servers.SUPERUSER}:{password}@{other.host}:{other.port}/postgres"
+    database.script(USERS)
+    migrations({"001_one.sql": "CREATE ROLE made_here; CREATE TABLE one ();"})
+    result = run(env={"PREFLIGHT_REHEARSE_URL": url})
+    elsewhere = servers.Database(other, "postgres")
+    database.script("DROP ROLE IF EXISTS made_here")
+
+    assert 0 == result.code, result
+    assert f"{other.host}:{other.port}" == result.event("rehearsal.started")[0]["server"]
+    assert 1 == len(elsewhere.query("SELECT 1 FROM pg_roles WHERE rolname = 'made_here'"))
+    assert ([], []) == (scratches(other), scratches(database.server))
+    assert servers.PASSWORD not in result.stdout
+
+
+# --- nothing is left ------------------------------------------------------------------------------
+
+
+def asleep(database: servers.Database) -> None:
+    """Return when the file of SLEEPER sleeps on the copy."""
+    faults.until(lambda: database.query(SLEEPING) == [1], "the copy's session sleeps")
+
+
+def test_signal_drops_the_copy(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """143 within 5 s, the copy gone, the lock free, and production never knew."""
+    database.script(USERS)
+    directory = migrations(SLEEPER)
+    process = start()
+    asleep(database)
+    process.signal(signal.SIGTERM)
+    result = process.wait(5)
+
+    assert 143 == result.code, result
+    assert "unfinished work is rolled back; the lock is free" in result.finished["error"]["message"]
+    assert [] == scratches(database.server)
+    assert [None] == database.query("SELECT to_regclass('slept')")
+    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
+    assert 0 == run().code
+
+
+def test_next_run_drops_what_a_killed_one_left(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It settles by itself."""
+    directory = migrations(SLEEPER)
+    process = start()
+    asleep(database)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    left = scratches(database.server)
+    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
+    result = run()
+
+    assert 1 == len(left)
+    assert (0, []) == (result.code, scratches(database.server))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_end_in_the_middle_of_the_restore_settles(  # noqa: PLR0913, PLR0917 -- a case each
+    number: signal.Signals,
+    start: Start,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """Also while pg_restore is at work, which may live on for a while after a kill."""
+    database.script("CREATE TABLE big AS SELECT md5(n::text) FROM generate_series(1, 300000) n")
+    migrations(ONE)
+    process = start()
+    copy = process.wait_for_event("rehearsal.started")["database"]
+    loading = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{copy}' AND query LIKE 'COPY %'"
+    faults.until(lambda: database.query(loading), "pg_restore loads rows")
+    process.signal(number)
+    code = process.wait(5).code
+    left = scratches(database.server)
+    again = run()
+
+    stopped = (143, []) if number == signal.SIGTERM else (-9, [copy])
+    assert stopped == (code, left)
+    assert (0, []) == (again.code, scratches(database.server)), again
+    assert ["read", "restored"] == verified(backup_dir)
+
+
+def test_copy_of_a_living_run_is_not_swept(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A plan needs no lock, so one may be at work on its copy while another run comes by."""
+    migrations(SLEEPER)
+    plan = start("plan", "--rehearse")
+    asleep(database)
+    assert 0 == run("backup").code
+    left = scratches(database.server)
+    plan.signal(signal.SIGTERM)
+
+    assert 1 == len(left)
+    assert (143, []) == (plan.wait().code, scratches(database.server))
+
+
+def test_database_that_is_not_ours_is_left_alone(
+    run: Run, database: servers.Database, migrations: WriteMigrations, start: Start
+) -> None:
+    """Its name alone makes no database a leftover."""
+    migrations(SLEEPER)
+    process = start()
+    asleep(database)
+    (ours,) = scratches(database.server)
+    process.signal(signal.SIGTERM)
+    process.wait()
+    theirs = ours.rpartition("_")[0] + "_0123456789ab"
+    database.script(f"CREATE DATABASE {theirs}")
+    try:
+        assert 0 == run("backup").code
+        assert [theirs] == scratches(database.server)
+    finally:
+        database.script(f"DROP DATABASE {theirs}")
+
+
+def test_copy_is_closed_to_everybody_else(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A new database lets everyone connect; this one holds everyone's rows."""
+    database.script(
+        "CREATE PUBLICATION p FOR ALL TABLES; CREATE ROLE stranger LOGIN PASSWORD 'x'; "
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
+        "WITH (connect = false)"
+    )
+    migrations(SLEEPER)
+    process = start()
+    try:
+        asleep(database)
+        copy = servers.Database(database.server, scratches(database.server)[0])
+        closed = "permission denied for database"
+        with pytest.raises(psycopg.OperationalError, match=closed):
+            psycopg.connect(copy.conninfo(user="stranger", password="x"))  # noqa: S106 -- as it says
+        here = "SELECT count(*) FROM pg_subscription WHERE subdbid = "
+        here += "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        assert ([0], [0]) == (copy.query("SELECT count(*) FROM pg_publication"), copy.query(here))
+    finally:
+        process.signal(signal.SIGTERM)
+        process.wait()
+        database.script("ALTER SUBSCRIPTION s SET (slot_name = NONE)")
+        database.script("DROP SUBSCRIPTION s")
+        database.script("DROP ROLE stranger")
+
+
+def test_lost_session_ends_with_13_and_the_next_run_settles(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The session that holds the lock makes and drops the copy; without it there is no going on."""
+    directory = migrations(SLEEPER)
+    process = start()
+    asleep(database)
+    database.script(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        f"WHERE application_name LIKE 'pg-preflight%' AND (datname = '{database.name}' "
+        "OR datname LIKE 'preflight%')"
+    )
+    result = process.wait()
+    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
+    again = run()
+
+    assert (13, 0) == (result.code, again.code), result
+    assert [] == scratches(database.server)
+
+
+def test_many_at_once_rehearse_once(
+    start: Start, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """One takes the lock, proves and applies; the others find it done."""
+    database.script(USERS)
+    migrations(ONE)
+    results = [each.wait(120) for each in [start() for _ in range(12)]]
+
+    assert [0] * 12 == [each.code for each in results]
+    assert 1 == sum(len(each.event("rehearsal.passed")) for each in results)
+    assert (["restored"], []) == (verified(backup_dir), scratches(database.server))
+
+
+# --- plan -----------------------------------------------------------------------------------------
+
+
+def test_plan_says_what_was_measured_on_a_copy(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """And it writes nothing: no backup, no history, no copy that stays."""
+    database.script(USERS)
+    migrations({"001_one.sql": "\nALTER TABLE users ALTER id TYPE bigint;\n"})
+    document = run("plan", "--rehearse", "--json").json()
+    table = run("plan", "--rehearse", "--table").stdout
+
+    (step,) = document["statements"]
+    assert ("users", "ACCESS EXCLUSIVE") == (
+        step["measured"]["locks"][0]["table"],
+        step["measured"]["locks"][0]["mode"],
+    )
+    assert "users" == step["measured"]["rewrites"][0]["table"]
+    assert "ACCESS EXCLUSIVE on users, 0." in table
+    assert " kB → " in table
+    assert [None] == database.query("SELECT to_regclass('preflight.migrations')")
+    assert ([], []) == ([*backup_dir.iterdir()], scratches(database.server))
+
+
+def test_plan_that_fails_on_the_copy_is_shown_and_ends_with_27(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """The table first, then the reason."""
+    database.script(USERS)
+    migrations({"001_one.sql": "CREATE UNIQUE INDEX ON users (email);\n"})
+    result = run("plan", "--rehearse", "--table")
+
+    assert (27, "23505") == (result.code, result.finished["error"]["sqlstate"])
+    assert "001:1" in result.stdout
+    assert ([], []) == ([*backup_dir.iterdir()], scratches(database.server))
