@@ -273,7 +273,7 @@ def measure(
     server.require_writable(session)
     session.grow_up()
     with backup.draft(session, todo) as saved:
-        gauge = rehearsal.look(session, saved, files)
+        gauge = rehearsal.look(session, saved, files, todo)
     found = {(item.script.file, *item.place()): item.data() for item in gauge.found.values()}
     for step in steps:
         step["measured"] = found.get((f"{step['migration']}.sql", step["line"], step["column"]))

@@ -131,14 +131,17 @@ def back(session: Session, saved: Taken | None, steps: Sequence[undo.Step]) -> N
         _tell_passed(copy, saved, trial)
 
 
-def look(session: Session, saved: Taken, files: Sequence[Migration]) -> meter.Meter:
+def look(
+    session: Session, saved: Taken, files: Sequence[Migration], todo: Sequence[Migration]
+) -> meter.Meter:
     """Try on a copy what `up` would do to it, first contact included; return what it cost.
 
-    For a plan: raises RehearsalFailed also when nothing can be tried.
+    Of `files`, `todo` are those that will run. For a plan: raises RehearsalFailed also when nothing
+    can be tried.
     """
     config = session.config
     always = dataclasses.replace(config, rehearse="always")
-    with _copy(session, saved, [file.up for file in files], always) as copy:
+    with _copy(session, saved, [file.up for file in todo], always) as copy:
         assert copy is not None  # noqa: S101 -- `always` gives one or raises
         with _quietly():
             known = history.settle(copy.session, files)
@@ -340,11 +343,13 @@ def _restored(
     if saved is None:
         raise Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
     began = time.monotonic()
-    _require_allowed(session, config)
-    if config.rehearse_url is None:
-        _require_inside(session, scripts)
+    live_bytes = _require_allowed(session, config)
     live = sibling.described(session, saved.identity.database)
-    with _home(session, config) as home, _scratch(home, saved.identity, config, live) as name:
+    with ExitStack() as stack:
+        home = stack.enter_context(_home(session, config))
+        if _system(home) == saved.identity.system:
+            _require_inside(session, scripts)
+        name = stack.enter_context(_scratch(home, saved.identity, config, live))
         jobs = sibling.jobs(home)
         structlog.get_logger().info(
             "rehearsal.started",
@@ -355,7 +360,7 @@ def _restored(
             jobs=jobs,
         )
         try:
-            _fill(home, saved, name, jobs)
+            _fill(home, saved, name, jobs, live_bytes)
             restored_s = time.monotonic() - began
             _dress(session, home, live, name)
             with _reached(home, name) as copy:
@@ -369,8 +374,11 @@ def _restored(
             raise
 
 
-def _require_allowed(session: Session, config: Config) -> None:
-    """Make sure that this role may make a copy, and that `auto` finds it small enough."""
+def _require_allowed(session: Session, config: Config) -> int:
+    """Make sure that this role may make a copy, and that `auto` finds it small enough.
+
+    Return the live database's size in bytes.
+    """
     row = session.execute(_RIGHTS).fetchone() or (False, False, "", 0)
     may_create, _, role, size = row
     if config.rehearse_url is None and not may_create:
@@ -380,6 +388,14 @@ def _require_allowed(session: Session, config: Config) -> None:
             f"the database has {report.size(size)}, more than PREFLIGHT_REHEARSE_MAX_MB="
             f"{config.rehearse_max_mb}"
         )
+    return int(size)
+
+
+def _system(home: Session) -> str:
+    """Return which server it is, whatever name it was called by."""
+    query = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+    (identifier,) = home.execute(query).fetchone() or ("",)
+    return str(identifier)
 
 
 def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
@@ -447,11 +463,9 @@ def _scratch(
             raise Unavailable(
                 f"no copy can be made: {error.diag.message_primary or error}",
             ) from error
-        try:
-            yield name
-        finally:
-            _drop(home, name)
+        yield name
     finally:
+        _drop(home, name)
         if not home.lost:
             home.connection.execute(_UNLOCK, [key])
 
@@ -498,10 +512,10 @@ def _reached(home: Session, name: str) -> Iterator[Session]:
         yield copy
 
 
-def _fill(home: Session, saved: Taken, name: str, jobs: int) -> None:
+def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) -> None:
     """Restore the dump; raises Unavailable for what only the scratch side lacks."""
     dump = saved.path / store.DUMP
-    with _Progress(home, saved, name) as progress:
+    with _Progress(home, name, live_bytes) as progress:
         try:
             code, problems = sibling.fill(
                 home,
@@ -554,9 +568,8 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int) -> None:
 class _Progress:
     """Tells how far a long restore is, by the size of the copy."""
 
-    def __init__(self, home: Session, saved: Taken, name: str) -> None:
-        self.home, self.name = home, name
-        self.rows = sum(saved.backup.manifest["rows"].values())
+    def __init__(self, home: Session, name: str, live_bytes: int) -> None:
+        self.home, self.name, self.live_bytes = home, name, live_bytes
         self.began = self.told = time.monotonic()
         self.bar = report.Bar("restore")
 
@@ -575,11 +588,15 @@ class _Progress:
             return
         query = "SELECT pg_catalog.pg_database_size(%s::name)"
         (size,) = self.home.execute(query, [self.name]).fetchone() or (0,)
-        self.bar.show(0.0, f"{report.size(size)} restored")
+        share = min(0.99, size / max(1, self.live_bytes))  # the live one may be bloated
+        self.bar.show(share, f"{report.size(size)} of {report.size(self.live_bytes)} at most")
         if now - self.told >= TELL_EVERY_S:
             self.told = now
             structlog.get_logger().info(
-                "rehearsal.progressed", size_bytes=size, elapsed_s=round(now - self.began, 1)
+                "rehearsal.progressed",
+                size_bytes=size,
+                live_bytes=self.live_bytes,
+                elapsed_s=round(now - self.began, 1),
             )
 
 

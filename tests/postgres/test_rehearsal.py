@@ -472,6 +472,23 @@ def test_other_server_can_be_rehearsed_on(
     assert servers.PASSWORD not in result.stdout
 
 
+def test_url_of_the_same_server_is_the_same_server(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A role made by a rehearsal would stay, whatever name the server is called by."""
+    password = quote(servers.PASSWORD, safe="")
+    here = f"{servers.SUPERUSER}:{password}@localhost:{database.server.port}/postgres"
+    migrations(ONE)
+    proven = run(env={"PREFLIGHT_REHEARSE_URL": f"postgresql://{here}"})
+    migrations({"002_two.sql": "CREATE ROLE made_twice;"})
+    result = run(env={"PREFLIGHT_REHEARSE_URL": f"postgresql://{here}"})
+    database.script("DROP ROLE IF EXISTS made_twice")
+
+    assert (0, 1) == (proven.code, len(proven.event("rehearsal.passed")))
+    assert "on the same server" in result.event("rehearsal.skipped")[0]["reason"]
+    assert 0 == result.code
+
+
 # --- nothing is left ------------------------------------------------------------------------------
 
 
