@@ -127,6 +127,8 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
             sha256=manifest["sha256"],
             duration_s=round(time.monotonic() - began, 3),
         )
+        with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
+            store.prune(made.path.parent, draft.identity, session.config.backup_keep + 1)
     return Taken(made, draft.identity, draft.witness)
 
 

@@ -290,7 +290,7 @@ def _tell_passed(copy: Copy, saved: Taken | None, trial: Trial) -> None:
         migrations=[file.name for file in trial.files],
         rollbacks_tried=[file.name for file in trial.undone],
         statements=statements,
-        statements_untold=len(trial.gauge.found) - len(statements),
+        statements_untold=sum(trial.gauge.counts.values()) - len(statements),
         size_before_bytes=trial.size,
         size_after_bytes=_size(copy.session),
         restore_s=round(copy.restore_s, 3),
@@ -311,14 +311,16 @@ def _copy(
     """Yield a proven copy of the backup; None, and why, where there can be none."""
     config = config or session.config
     with ExitStack() as stack:
-        copy = None
+        copy, why = None, None
         try:
             if config.rehearse != "off":
                 copy = stack.enter_context(_restored(session, config, saved, scripts))
         except Unavailable as reason:
-            _tell_skipped(config, reason)
+            why = reason
         if saved is not None and saved.visible:
             backup.prune(session, saved)  # not before it is known what the newest is worth
+        if why is not None:
+            _tell_skipped(config, why)
         yield copy
 
 
@@ -365,13 +367,20 @@ def _restored(
             _dress(session, home, live, name)
             with _reached(home, name) as copy:
                 _compare(copy, saved)
-                if saved.visible:
-                    store.improve(saved.backup, verified="restored")
+                _record(saved)
                 yield Copy(copy, name, restored_s, began)
         except BackupUnverified:
             if saved.visible:
-                store.withdraw(saved.backup, saved.identity)
+                with store.usable(saved.path.parent):
+                    store.withdraw(saved.backup, saved.identity)
             raise
+
+
+def _record(saved: Taken) -> None:
+    """Write into the manifest that the backup was restored; a plan's nobody will read."""
+    if saved.visible:
+        with store.usable(saved.path.parent):
+            store.improve(saved.backup, verified="restored")
 
 
 def _require_allowed(session: Session, config: Config) -> int:

@@ -265,12 +265,10 @@ def improve(backup: Backup, **said: object) -> Backup:
     return Backup(backup.path, manifest)
 
 
-def withdraw(backup: Backup, identity: Identity) -> Path:
-    """Hide a backup that turned out to be none; `sweep` removes it after a while."""
-    hidden = backup.path.with_name(identity.hidden("partial", backup.name))
-    backup.path.rename(hidden)
-    sync(hidden.parent)
-    return hidden
+def withdraw(backup: Backup, identity: Identity) -> None:
+    """Hide a backup that turned out to be none, for somebody to look at until the next `sweep`."""
+    backup.path.rename(backup.path.with_name(identity.hidden("unproven", backup.name)))
+    sync(backup.path.parent)
 
 
 # keeping
@@ -278,8 +276,9 @@ def withdraw(backup: Backup, identity: Identity) -> Path:
 
 def sweep(directory: Path, identity: Identity) -> None:
     """Remove what killed runs left of this database: the hidden, if no run holds its lock."""
-    for path in directory.glob(identity.hidden("pruned", "*")):
-        shutil.rmtree(path, ignore_errors=True)
+    for kind in ("pruned", "unproven"):
+        for path in directory.glob(identity.hidden(kind, "*")):
+            shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob(identity.hidden("partial", "*")):
         with suppress(OSError):
             if path.is_symlink():

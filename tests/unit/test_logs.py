@@ -102,3 +102,18 @@ def test_observer_sees_what_the_level_hides() -> None:
     structlog.get_logger().debug("thing.done")
 
     assert ["thing.done"] == seen
+
+
+def test_nothing_is_told_of_a_copy_but_how_long_it_takes() -> None:
+    """A long statement of a rehearsal shows that it goes on, under a name of its own."""
+    stream = io.StringIO()
+    logs.set_up(stream, choice="json", level="debug", run_id="r")
+    log = structlog.get_logger()
+    with logs.muted():
+        log.info("migration.applied", migration="001_a")
+        log.warning("migration.progressed", migration="001_a", notice="a row's value")
+        log.info("migration.progressed", migration="001_a", elapsed_s=10.0)
+    log.info("migration.applied", migration="001_a")
+
+    told = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert ["rehearsal.progressed", "migration.applied"] == told
