@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -229,15 +230,14 @@ def show_plan(config: Config, said: Arguments) -> None:
             raise problem
         todo = [file for file in made.todo if file.version not in adoptable]
         steps = [step for file in todo for step in planned(file)]
+        in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
         for step in steps:
             for item in step["locks"]:
                 if index := item.pop("index", None):
                     item["table"] = watch.table_of(session, index)
             step["locks"] = [item for item in step["locks"] if item["table"]]
             step["blocked_by"] = [
-                found
-                for item in step["locks"]
-                for found in watch.in_the_way(session, item["table"], item["mode"])
+                found for item in step["locks"] for found in in_the_way(item["table"], item["mode"])
             ]
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.version in adoptable]
@@ -248,6 +248,8 @@ def show_plan(config: Config, said: Arguments) -> None:
                 measure(session, files, todo, steps)
             except RehearsalFailed as failure:
                 problem = failure
+    for step in steps:
+        del step["start"]
     document = {
         "database": database,
         "adopts": adopted,
@@ -274,9 +276,9 @@ def measure(
     session.grow_up()
     with backup.draft(session, todo) as saved:
         gauge = rehearsal.look(session, saved, files, todo)
-    found = {(item.script.file, *item.place()): item.data() for item in gauge.found.values()}
     for step in steps:
-        step["measured"] = found.get((f"{step['migration']}.sql", step["line"], step["column"]))
+        item = gauge.found.get((f"{step['migration']}.sql", step["start"]))
+        step["measured"] = item.data() if item else None
 
 
 def planned(file: Migration) -> list[dict[str, Any]]:
@@ -285,16 +287,19 @@ def planned(file: Migration) -> list[dict[str, Any]]:
 
     found: list[dict[str, Any]] = []
     new: set[str] = set()  # nobody waits for a table that this file makes
+    starts = (statement.start for statement in file.up.statements())
+    places = sql.places(file.up.text, starts)
     for number, statement in enumerate(file.up.statements(), 1):
         effect = explain.effect(statement.text(file.up.text))
+        line, column = next(places)
         if effect.creates:
             new.add(effect.creates)
-        line, column = sql.position(file.up.text, statement.start)
         found.append(
             {
                 "migration": file.name,
                 "version": file.version,
                 "statement": number,
+                "start": statement.start,
                 "line": line,
                 "column": column,
                 "does": effect.does,

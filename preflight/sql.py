@@ -118,6 +118,16 @@ def position(script: bytes, offset: int) -> tuple[int, int]:
     return script.count(b"\n", 0, offset) + 1, column + 1
 
 
+def places(script: bytes, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield the position of each of many ascending offsets; the script is read once."""
+    line, before = 1, 0
+    for offset in offsets:
+        line += script.count(b"\n", before, offset)
+        start = script.rfind(b"\n", 0, offset) + 1
+        yield line, len(script[start:offset].decode("utf-8", "replace")) + 1
+        before = offset
+
+
 def statements(script: bytes) -> Iterator[Statement]:
     """Yield the statements of a script that was found sound."""
     return (item for item in scan(script) if isinstance(item, Statement))

@@ -265,3 +265,12 @@ def test_other_statements_are_no_transaction_control(text: str) -> None:
 def test_queries_are_recognised(text: str, *, expected: bool) -> None:
     """Verify and export files hold nothing else."""
     assert expected == sql.reads_only(text.encode())
+
+
+def test_places_of_many_are_those_of_each() -> None:
+    """Counted in one go, because a file may have a million statements."""
+    script = "SELECT 'é'; SELECT 2;\n\n  SELECT\n 3;SELECT 4".encode()
+    starts = [statement.start for statement in sql.statements(script)]
+
+    assert [sql.position(script, start) for start in starts] == [*sql.places(script, starts)]
+    assert [(1, 1), (1, 13), (3, 3), (4, 4)] == [*sql.places(script, starts)]
