@@ -54,7 +54,7 @@ test-image: setup image ## run the image and compose.yaml with docker
 test-kube: setup image ## play k8s/ with podman, in a container
 	@PG_PREFLIGHT_IMAGE=$(IMAGE) tests/cluster/podman.sh $(PY) -m pytest -q -rs tests/cluster/test_manifests.py $(ARGS)
 
-test-cluster: setup ## the same on the cluster that KUBECONFIG names
+test-cluster: setup ## the same, and replicas, on the cluster that KUBECONFIG names
 	@test -n "$$KUBECONFIG" || { echo "There is no cluster here: KUBECONFIG is not set." >&2; exit 1; }
 	@test -n "$$CLUSTER_IMAGE" || { echo "Set CLUSTER_IMAGE (and CLUSTER_POSTGRES) to images that" \
 		"the cluster's nodes can pull." >&2; exit 1; }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -16,8 +17,8 @@ import yaml
 from tests import containers, program
 
 HERE = Path(__file__).resolve().parent
-PATIENCE_S = 60.0
 ON_CLUSTER = os.environ.get("PG_PREFLIGHT_CLUSTER") == "kubectl"
+PATIENCE_S = 180.0 if ON_CLUSTER else 60.0  # its nodes may have to pull the images
 # Images as the nodes can have them: podman wants a host in the name and gets them by `load`.
 IMAGES = {
     "pg-preflight": os.environ.get("CLUSTER_IMAGE", "localhost/pg-preflight:test"),
@@ -37,6 +38,9 @@ class Place(Protocol):
 
     def started(self, workload: str, container: str) -> bool:
         """Tell whether a container of a workload has ever started."""
+
+    def answers(self) -> bool:
+        """Tell whether the database answers."""
 
     def query(self, statement: str) -> str:
         """Ask the database."""
@@ -69,7 +73,12 @@ def until(found: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 - whateve
     return value
 
 
-PSQL = ("psql", "-qtA", "-U", "unicorn", "-d", "unicorn_db")
+def asking(statement: str) -> tuple[str, ...]:
+    """Return a command that asks the database, in its own container."""
+    ask = shlex.join(["psql", "-qtA", "-U", "unicorn", "-d", "unicorn_db", "-c", statement])
+    # The password's line break at the end is not part of it.
+    env = 'PGHOST=127.0.0.1 PGPASSWORD=$(printf %s "$POSTGRES_PASSWORD")'
+    return ("sh", "-c", f"{env} {ask}")
 
 
 class Podman:
@@ -117,10 +126,16 @@ class Podman:
         found = self._inspect(workload, container)
         return found is not None and found["State"]["Status"] not in ("created", "initialized")
 
+    def _ask(self, statement: str) -> tuple[int, str]:
+        return self._podman("exec", "unicorn-postgresql-postgres", *asking(statement))
+
+    def answers(self) -> bool:
+        """Tell whether the database answers."""
+        return self._ask("SELECT 1")[0] == 0
+
     def query(self, statement: str) -> str:
         """Ask the database."""
-        ask = ("exec", "unicorn-postgresql-postgres", *PSQL, "-h", "/tmp")  # noqa: S108 - in the pod
-        code, text = self._podman(*ask, "-c", statement)
+        code, text = self._ask(statement)
         assert 0 == code, text
         return text.strip()
 
@@ -137,63 +152,84 @@ class Cluster:
 
     def __init__(self) -> None:
         """Make the namespace."""
-        self.namespace = f"pg-preflight-test-{os.getpid()}"
+        self.namespace = f"pg-preflight-test-{secrets.token_hex(4)}"
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         namespace = {"metadata": {"name": self.namespace, "labels": labels}}
-        self._apply({"apiVersion": "v1", "kind": "Namespace", **namespace})
+        self.play([{"apiVersion": "v1", "kind": "Namespace", **namespace}])
+        # A pod is refused until its account is there.
+        until(lambda: self.said("get", "serviceaccount", "default")[0] == 0, "the account")
 
-    def _kubectl(self, *args: str, text: str = "") -> str:
-        code, output = said("kubectl", "--namespace", self.namespace, *args, text=text)
+    def said(self, *args: str, text: str = "") -> tuple[int, str]:
+        """Run kubectl in the namespace; return its exit code and what it said."""
+        return said("kubectl", "--namespace", self.namespace, *args, text=text)
+
+    def kubectl(self, *args: str, text: str = "") -> str:
+        """Run kubectl in the namespace, which must succeed; return what it said."""
+        code, output = self.said(*args, text=text)
         assert 0 == code, f"kubectl {args}: {output}"
         return output
 
-    def _apply(self, *documents: Document) -> None:
-        self._kubectl("apply", "--filename", "-", text=yaml.safe_dump_all(documents))
-
     def play(self, documents: list[Document]) -> None:
         """Play them."""
-        self._apply(*documents)
+        self.kubectl("apply", "--filename", "-", text=yaml.safe_dump_all(documents))
 
-    def _containers(self, workload: str, container: str) -> list[tuple[str, Document]]:
+    def get(self, kind: str, name: str) -> Document:
+        """Return an object as it is now."""
+        found: Document = json.loads(self.kubectl("get", kind, name, "--output", "json"))
+        return found
+
+    def statuses(self, workload: str, container: str) -> dict[str, Document]:
+        """Return the state of a container in each pod of a workload, by the pod's name."""
         selector = f"app.kubernetes.io/name={workload.removesuffix('-002')}"
-        listed = json.loads(self._kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
-        return [
-            (pod["metadata"]["name"], status)
+        listed = json.loads(self.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+        return {
+            pod["metadata"]["name"]: status
             for pod in listed
             for key in ("initContainerStatuses", "containerStatuses")
             for status in pod["status"].get(key, ())
             if status["name"] == container
-        ]
+        }
+
+    def endings(self, workload: str, container: str) -> dict[str, tuple[int, program.Event]]:
+        """Return exit code and termination message where a container has ended, by pod."""
+        found = {}
+        for pod, status in self.statuses(workload, container).items():
+            for state in (status["state"], status.get("lastState", {})):
+                if "terminated" in state:  # the later one of two
+                    ended = state["terminated"]
+                    found[pod] = (ended["exitCode"], json.loads(ended["message"]))
+                    break
+        return found
 
     def ended(self, workload: str, container: str) -> tuple[int, program.Event]:
         """Return the exit code and the last event of a container, once it ended."""
-
-        def terminated() -> tuple[str, Document] | None:
-            for pod, status in self._containers(workload, container):
-                for state in (status["state"], status.get("lastState", {})):
-                    if "terminated" in state:
-                        return pod, state["terminated"]
-            return None
-
-        _, state = until(terminated, f"{workload} {container} ended")
-        return state["exitCode"], json.loads(state["message"])  # what `kubectl describe` shows
+        found = until(lambda: self.endings(workload, container), f"{workload} {container} ended")
+        first: tuple[int, program.Event] = next(iter(found.values()))
+        return first
 
     def started(self, workload: str, container: str) -> bool:
         """Tell whether a container has ever started."""
         return any(
-            "running" in status["state"] or "terminated" in status["state"]
-            for _, status in self._containers(workload, container)
+            status["restartCount"] or {"running", "terminated"} & status["state"].keys()
+            for status in self.statuses(workload, container).values()
         )
+
+    def _ask(self, statement: str) -> tuple[int, str]:
+        return self.said("exec", "unicorn-postgresql", "--", *asking(statement))
+
+    def answers(self) -> bool:
+        """Tell whether the database answers."""
+        return self._ask("SELECT 1")[0] == 0
 
     def query(self, statement: str) -> str:
         """Ask the database."""
-        ask = " ".join(map(shlex.quote, (*PSQL, "-h", "127.0.0.1", "-c", statement)))
-        command = f"PGPASSWORD=$POSTGRES_PASSWORD {ask}"
-        return self._kubectl("exec", "unicorn-postgresql", "--", "sh", "-c", command).strip()
+        code, text = self._ask(statement)
+        assert 0 == code, text
+        return text.strip()
 
     def clear(self) -> None:
         """Remove everything that was played."""
-        self._kubectl("delete", "namespace", self.namespace, "--wait=false")
+        self.kubectl("delete", "namespace", self.namespace, "--wait=false")
 
 
 @pytest.fixture
@@ -212,9 +248,12 @@ class Render(Protocol):
     """Render an overlay."""
 
     def __call__(
-        self, overlay: str, migrations: Mapping[str, str] | None = None, patch: str = ""
+        self,
+        overlay: str,
+        migrations: Mapping[str, str] | None = None,
+        patches: Mapping[str, str] | None = None,
     ) -> list[Document]:
-        """Render it with the images of the test, these migrations mounted, and a JSON patch."""
+        """Render it with the images of the test, these migrations mounted, JSON patches by kind."""
 
 
 MOUNT = """
@@ -232,26 +271,30 @@ def render(tmp_path: Path) -> Render:
     """Render overlays of the repository with kustomize."""
 
     def render(
-        overlay: str, migrations: Mapping[str, str] | None = None, patch: str = ""
+        overlay: str,
+        migrations: Mapping[str, str] | None = None,
+        patches: Mapping[str, str] | None = None,
     ) -> list[Document]:
         base = containers.REPOSITORY / overlay
         names = {name: image.rpartition(":") for name, image in IMAGES.items()}
+        said_of = {**(patches or {})}
+        for kind, where in (("Deployment", "initContainers"), ("Job", "containers")):
+            if kind == "Deployment" or (base / "job.yaml").exists():
+                said_of.setdefault(kind, "")
+                said_of[kind] += MOUNT % where if migrations else ""
+                said_of[kind] += "" if ON_CLUSTER else READABLE
         wanted: Document = {
             "resources": [os.path.relpath(base, tmp_path)],
             "images": [
                 {"name": name, "newName": new, "newTag": tag}
                 for name, (new, _, tag) in names.items()
             ],
-            "patches": [],
+            "patches": [
+                {"target": {"kind": kind}, "patch": patch}
+                for kind, patch in said_of.items()
+                if patch
+            ],
         }
-        for kind, where in (("Deployment", "initContainers"), ("Job", "containers")):
-            if kind == "Job" and not (base / "job.yaml").exists():
-                continue
-            said_of = patch if kind == "Deployment" else ""
-            said_of += MOUNT % where if migrations else ""
-            said_of += "" if ON_CLUSTER else READABLE
-            if said_of:
-                wanted["patches"].append({"target": {"kind": kind}, "patch": said_of})
         if migrations:
             for name, text in migrations.items():
                 (tmp_path / name).write_text(text)

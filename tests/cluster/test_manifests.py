@@ -1,9 +1,10 @@
 """k8s/ as it stands: the app starts after the migrations, or never, and the reason is in view."""
 
-from tests.cluster.conftest import Place, Render
+from tests.cluster.conftest import Place, Render, until
 
 CAT = {"001_create_cat.sql": "CREATE TABLE cat (name text);\n"}
-BAD = {**CAT, "002_divide.sql": "SELECT 1/0;\n"}
+# fails in the database itself, not in the copy that it is rehearsed on
+BAD = {**CAT, "002_divide.sql": "SELECT 1 / (current_database() <> 'unicorn_db')::int;\n"}
 NO_PATIENCE = (
     "- {op: replace, path: /spec/template/spec/initContainers/0/env/1/value, value: '5'}\n"
 )
@@ -17,7 +18,7 @@ def test_app_starts_after_its_init_container(place: Place, render: Render) -> No
 
     assert (0, ["001_create_customers", "002_add_customer_names"]) == (code, last["applied"])
     assert last["backup"].startswith("unicorn_db-")
-    assert place.started("ops-center", "app")
+    until(lambda: place.started("ops-center", "app"), "the app started")
     assert "0" == place.query("SELECT count(name) FROM customers")
 
 
@@ -41,12 +42,13 @@ def test_app_waits_for_the_schema_that_a_job_makes(place: Place, render: Render)
 
     assert (0, ["001_create_cat"]) == (job, made["applied"])
     assert (0, "wait") == (wait, seen["command"])
-    assert place.started("ops-center", "app")
+    until(lambda: place.started("ops-center", "app"), "the app started")
 
 
 def test_app_never_starts_when_the_job_fails(place: Place, render: Render) -> None:
     """The Job ends with 30; the app's init container says that the schema is behind."""
-    place.play(render("k8s/overlays/job", migrations=BAD, patch=NO_PATIENCE))
+    until(place.answers, "the database answers")
+    place.play(render("k8s/overlays/job", migrations=BAD, patches={"Deployment": NO_PATIENCE}))
 
     job, made = place.ended("ops-center-migrate-002", "preflight")
     wait, seen = place.ended("ops-center", "wait-for-schema")

@@ -393,7 +393,7 @@ def test_auto_says_why_it_does_not_rehearse(  # noqa: PLR0913, PLR0917 -- a case
     backup_dir: Path,
 ) -> None:
     """One event with the reason; the backup has been read back, and the files run."""
-    migrations(ONE | files)
+    migrations({**ONE, **files})
     result = run(env={**env, "PREFLIGHT_WAIT_TIMEOUT_S": "3"})
     database.script("DROP ROLE IF EXISTS x")
 
@@ -414,7 +414,7 @@ def test_always_ends_where_it_cannot_rehearse(  # noqa: PLR0913, PLR0917 -- a ca
     migrations: WriteMigrations,
 ) -> None:
     """27, and nothing is migrated."""
-    migrations(ONE | files)
+    migrations({**ONE, **files})
     result = run(env={**env, "PREFLIGHT_REHEARSE": "always", "PREFLIGHT_WAIT_TIMEOUT_S": "3"})
 
     error = result.finished["error"]
