@@ -75,6 +75,7 @@ def test_app_starts_after_the_job_and_a_second_up_has_nothing_to_do(project: Pro
     } == states
     assert ["001_create_llm_tables", "002_add_system_api_keys"] == first[-1]["applied"]
     assert 1 == [each["event"] for each in first].count("backup.verified")
+    assert 1 == [each["event"] for each in first].count("rehearsal.passed")
     assert ("run.finished", 0) == (second[-1]["event"], second[-1]["exit_code"])
     assert not {"backup.started", "lock.acquired"} & {each["event"] for each in second}
     assert second[-1]["duration_s"] < 0.8
@@ -82,15 +83,15 @@ def test_app_starts_after_the_job_and_a_second_up_has_nothing_to_do(project: Pro
 
 
 def test_app_never_starts_after_a_failure(project: Project) -> None:
-    """`up` fails, the app stays created, and the job's last line says why."""
+    """`up` fails on the rehearsal, the app stays created, and the job's last line says why."""
     (project.directory / "migrations" / "003_divide.sql").write_text("SELECT 1/0;\n")
 
     said = project.compose("up", "--detach", "--no-build", fails=True)
 
     last = project.job()[-1]
-    assert "exit 30" in said
+    assert "exit 27" in said
     assert {"preflight": "exited", "app": "created"}.items() <= project.states().items()
-    assert (30, "003_divide", "22012") == (
+    assert (27, "003_divide", "22012") == (
         last["exit_code"],
         last["error"]["migration"],
         last["error"]["sqlstate"],

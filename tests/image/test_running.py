@@ -102,7 +102,8 @@ def test_backup_in_the_containers_own_layer_is_refused(
         (21, CAT, {"PGPASSWORD": "wrong", "PREFLIGHT_WAIT_TIMEOUT_S": "3600"}),
         (22, CAT, {"PGDATABASE": "nowhere", "PREFLIGHT_WAIT_TIMEOUT_S": "3600"}),
         (25, {"001_x.sql": "SELECT 'open"}, {}),
-        (30, {"001_x.sql": "SELECT 1/0;"}, {}),
+        (27, {"001_x.sql": "SELECT 1/0;"}, {}),
+        (30, {"001_x.sql": "SELECT 1/0;"}, {"PREFLIGHT_REHEARSE": "off"}),
     ],
 )
 def test_exit_code_last_line_and_termination_message_agree(  # noqa: PLR0913,PLR0917 - fixtures
@@ -200,7 +201,7 @@ def test_stop_in_a_statement_leaves_no_session_and_no_zombie(
 ) -> None:
     """The programs that PID 1 started are reaped, the statement is cancelled, the file undone."""
     migrations(SLOW)
-    job = start_job()
+    job = start_job(env={"PREFLIGHT_REHEARSE": "off"})
     job.wait_for_event("migration.started", migration="002_take_long")
     processes = job.processes()
     began = time.monotonic()
