@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 # One row an object: what it is called, whether a dump holds it, its shape, and its definition.
 # Members of extensions are the extension's; indexes left INVALID are in no dump, and neither are
-# the names of constraints and triggers that partitions have from their parents.
+# the names of constraints and triggers that partitions have from their parents. A restore numbers
+# columns anew, leaves unfilled what reads from an unfilled materialized view, and gives a child in
+# an inheritance its parent's defaults and NOT VALID where it had dropped or outlived them.
 _OBJECTS = """
-WITH members AS (
+WITH RECURSIVE members AS (
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
 ), schemas AS (
  SELECT n.* FROM pg_catalog.pg_namespace n
@@ -29,6 +31,12 @@ WITH members AS (
  FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (SELECT FROM members m
   WHERE m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid)
+), unfilled AS (
+ SELECT c.oid FROM pg_catalog.pg_class c WHERE NOT c.relispopulated
+ UNION SELECT w.ev_class FROM unfilled u JOIN pg_catalog.pg_depend d ON d.refobjid = u.oid
+  AND d.refclassid = 'pg_catalog.pg_class'::regclass
+  AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+ JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid AND w.rulename = '_RETURN'
 ), types AS (
  SELECT t.*, pg_catalog.format('%I.%I', n.nspname, t.typname) AS name
  FROM pg_catalog.pg_type t JOIN schemas n ON n.oid = t.typnamespace
@@ -45,21 +53,24 @@ FROM schemas n WHERE NOT EXISTS (SELECT FROM members m
  WHERE m.classid = 'pg_catalog.pg_namespace'::regclass AND m.objid = n.oid)
 UNION ALL
 SELECT r.kind || ' ' || r.name, true,
- pg_catalog.concat_ws(' ', r.relkind, r.relpersistence, r.relispartition, r.relispopulated,
-  r.relrowsecurity, r.relforcerowsecurity),
+ pg_catalog.concat_ws(' ', r.relkind, r.relpersistence, r.relispartition,
+  r.oid NOT IN (SELECT u.oid FROM unfilled u), r.relrowsecurity, r.relforcerowsecurity),
  pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), r.reloptions,
   pg_catalog.obj_description(r.oid, 'pg_class'), {relation_acl}, r.relreplident,
+  r.relispopulated,
   CASE WHEN r.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(r.oid) END,
   CASE WHEN r.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(r.oid) END,
   CASE WHEN r.relispartition THEN pg_catalog.pg_get_expr(r.relpartbound, r.oid) END,
-  (SELECT s::text FROM pg_catalog.pg_sequence s WHERE s.seqrelid = r.oid))
+  (SELECT pg_catalog.concat_ws(' ', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqmax,
+   s.seqmin, s.seqcache, s.seqcycle) FROM pg_catalog.pg_sequence s WHERE s.seqrelid = r.oid))
 FROM relations r
 UNION ALL
 SELECT pg_catalog.format('column %s.%I', r.name, a.attname), true,
  pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
-  a.atthasdef, 'i' || a.attidentity::text, 'g' || a.attgenerated::text),
+  CASE WHEN a.attinhcount = 0 OR r.relispartition THEN a.atthasdef END,
+  'i' || a.attidentity::text, 'g' || a.attgenerated::text),
  pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-  pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation, a.attstorage,
+  pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation::regcollation, a.attstorage,
   a.attoptions)
 FROM relations r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = r.oid AND d.adnum = a.attnum
@@ -75,7 +86,11 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE i.indisvalid OR c.relkind = 'I'
 UNION ALL
 SELECT pg_catalog.format('constraint %I of %s', c.conname, coalesce(r.name, t.name)), true,
- pg_catalog.concat_ws(' ', c.contype, c.convalidated, c.condeferrable, c.condeferred, c.conkey),
+ pg_catalog.concat_ws(' ', c.contype, CASE WHEN c.coninhcount = 0 THEN c.convalidated END,
+  c.condeferrable, c.condeferred,
+  (SELECT pg_catalog.array_agg(a.attname ORDER BY k.place)
+   FROM pg_catalog.unnest(c.conkey) WITH ORDINALITY k(attnum, place)
+   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum)),
  pg_catalog.concat_ws(' ', pg_catalog.pg_get_constraintdef(c.oid),
   pg_catalog.obj_description(c.oid, 'pg_constraint'))
 FROM pg_catalog.pg_constraint c LEFT JOIN relations r ON r.oid = c.conrelid
@@ -89,7 +104,7 @@ WHERE NOT t.tgisinternal AND t.tgparentid = 0::oid
 UNION ALL
 SELECT pg_catalog.format('policy %I on %s', p.polname, r.name), true,
  pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive),
- pg_catalog.concat_ws(' ', p.polroles, pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+ pg_catalog.concat_ws(' ', p.polroles::regrole[], pg_catalog.pg_get_expr(p.polqual, p.polrelid),
   pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
 FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
 UNION ALL
@@ -120,7 +135,7 @@ SELECT 'type ' || t.name, true,
 FROM types t
 UNION ALL
 SELECT 'extension ' || pg_catalog.quote_ident(e.extname::text), true, '',
- pg_catalog.concat_ws(' ', e.extversion, e.extnamespace)
+ pg_catalog.concat_ws(' ', e.extversion, e.extnamespace::regnamespace)
 FROM pg_catalog.pg_extension e
 UNION ALL
 SELECT pg_catalog.format('%s %I.%I', o.kind, n.nspname, o.name), true, '', o.owner
@@ -139,8 +154,23 @@ FROM (
   'pg_catalog.pg_ts_config'::regclass, t.cfgowner::text FROM pg_catalog.pg_ts_config t
  UNION ALL SELECT 'text search dictionary', t.dictname, t.dictnamespace, t.oid,
   'pg_catalog.pg_ts_dict'::regclass, t.dictinitoption FROM pg_catalog.pg_ts_dict t
+ UNION ALL SELECT 'operator family', f.opfname, f.opfnamespace, f.oid,
+  'pg_catalog.pg_opfamily'::regclass, f.opfowner::text FROM pg_catalog.pg_opfamily f
+ UNION ALL SELECT 'conversion', c.conname, c.connamespace, c.oid,
+  'pg_catalog.pg_conversion'::regclass, c.conowner::text FROM pg_catalog.pg_conversion c
 ) o JOIN schemas n ON n.oid = o.place
 WHERE NOT EXISTS (SELECT FROM members m WHERE m.classid = o.catalog AND m.objid = o.oid)
+UNION ALL
+SELECT pg_catalog.format('cast %s AS %s', pg_catalog.format_type(c.castsource, NULL),
+  pg_catalog.format_type(c.casttarget, NULL)), true,
+ pg_catalog.concat_ws(' ', c.castcontext, c.castmethod), c.castfunc::regprocedure::text
+FROM pg_catalog.pg_cast c WHERE c.oid >= 16384::oid AND NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_cast'::regclass AND m.objid = c.oid)
+UNION ALL
+SELECT 'foreign data wrapper ' || pg_catalog.quote_ident(w.fdwname::text), true, '',
+ pg_catalog.concat_ws(' ', w.fdwoptions, w.fdwhandler)
+FROM pg_catalog.pg_foreign_data_wrapper w WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_foreign_data_wrapper'::regclass AND m.objid = w.oid)
 UNION ALL
 SELECT 'foreign server ' || pg_catalog.quote_ident(s.srvname::text), true, '', s.srvoptions::text
 FROM pg_catalog.pg_foreign_server s
@@ -195,6 +225,18 @@ def definitions(session: Session) -> dict[str, str]:
 def sequences(session: Session) -> dict[str, tuple[bool, int | None]]:
     """Return for each sequence whether it counts upwards, and its last value (None: not used)."""
     return {name: (up, last) for name, up, last in session.execute(_SEQUENCES).fetchall()}
+
+
+def undoing(before: Objects, after: Objects) -> dict[str, str | None]:
+    """Return what leads from a state back to the one before it: little, where states are large."""
+    names = before.keys() | after.keys()
+    return {name: before.get(name) for name in names if before.get(name) != after.get(name)}
+
+
+def undone(after: Objects, changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the state before `changes`, which `undoing` has found."""
+    found = {**after, **changes}
+    return {name: said for name, said in found.items() if said is not None}
 
 
 def lacking(wanted: Objects, found: Objects) -> list[str]:

@@ -71,7 +71,7 @@ class Config:
     statement_timeout_s: float = 0
     rehearse: str = "auto"
     rehearse_max_mb: int = 2048
-    rehearse_url: str | None = field(default=None, repr=False)
+    rehearse_url: Mapping[str, str] | None = field(default=None, repr=False)  # as libpq reads it
     first_contact: str = "refuse"
     ahead: str = "allow"
     out_of_order: str = "fail"
@@ -109,14 +109,17 @@ class Config:
 def environment() -> dict[str, str]:
     """Return the process environment as UTF-8, whatever the locale says.
 
-    An empty value is no value: libpq would take PGSSLMODE= for a wrong one, so that goes.
+    An empty value is no value: libpq would take PGSSLMODE= for a wrong one, so that goes. So does
+    the password, once it is read: libpq would offer it to a scratch server, too.
     """
     for name in [name for name, value in os.environb.items() if name[:2] == b"PG" and not value]:
         del os.environb[name]
-    return {
+    found = {
         name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
         for name, value in os.environb.items()
     }
+    os.environb.pop(b"PGPASSWORD", None)
+    return found
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -348,9 +351,8 @@ class _Reader:
         for name, parse in SETTINGS.items():
             variable = PREFIX + name
             if variable in SECRETS:
-                value = self.secret(variable)
-                if value is not None and self._url(variable):
-                    found[name.lower()] = value
+                if target := self._url(variable):
+                    found[name.lower()] = target
                 continue
             value = self._clean(variable, self.environ.get(variable))
             if value is None:

@@ -339,17 +339,37 @@ def _external(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- see a
 
 
 _MAY_REACH = re.compile(
-    rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke)\b"
+    rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke|owned|"
+    rb"parameter|pg_\w+|foreign)\b"
 )
 _CALL = re.compile(
     r"(?i)\b(dblink\w*|lo_import|lo_export|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
     r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_file_\w+|pg_logical_emit_message|"
-    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_origin_\w+|http_\w+)\s*\("
+    r"pg_stat_reset_(?:shared|slru|replication_slot)|pg_(?:backup_)?(?:start|stop)(?:_backup)?|"
+    r"pg_create_restore_point|pg_wal_replay_\w+|set_config_by_\w+|"
+    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+|http\w*|"
+    r"cron\s*\.\s*\w+|aws_\w+\s*\.\s*\w+|aws_lambda\w*|net\s*\.\s*http\w*)\s*\("
 )
 _BODY = re.compile(
-    r"(?i)\b(?:create|alter|drop)\s+(?:role|user(?!\s+mapping)|group|tablespace|database|"
-    r"subscription)\b|\balter\s+system\b|\bcopy\b[^;]*\b(?:program\b|(?:from|to)\s+'/)"
+    r"(?i)\b(?:create|alter|drop|comment\s+on|security\s+label\s+on)\s+(?:role|"
+    r"user(?!\s+mapping)|group|tablespace|database|subscription)\b|"
+    r"\bon\s+(?:database|tablespace|parameter)\b|\b(?:reassign|drop)\s+owned\b|"
+    r"\bgrant\s+(?:(?!\bon\b)[^;])+?\s+to\b|\brevoke\s+(?:(?!\bon\b)[^;])+?\s+from\b|"
+    r"\balter\s+system\b|"
+    r"\bcopy\b[^;]*\b(?:program\b|(?:from|to)\s+'/)|"
+    r"\b(?:insert\s+into|update|delete\s+from|truncate)\s+(?:pg_catalog\s*\.\s*)?"
+    r"pg_(?:database|authid|auth_members|tablespace|db_role_setting|shdepend|shdescription|"
+    r"shseclabel|parameter_acl|subscription|replication_origin)\b"
 )
+_SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
+    "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
+    "OBJECT_SUBSCRIPTION",
+}  # fmt: skip
+_SHARED_CATALOGS = {
+    "pg_database", "pg_authid", "pg_auth_members", "pg_tablespace", "pg_db_role_setting",
+    "pg_shdepend", "pg_shdescription", "pg_shseclabel", "pg_parameter_acl", "pg_subscription",
+    "pg_replication_origin", "pg_roles", "pg_user", "pg_shadow", "pg_settings",
+}  # fmt: skip
 
 
 def reach(text: bytes, foreign: Collection[str] = ()) -> str | None:
@@ -360,12 +380,8 @@ def reach(text: bytes, foreign: Collection[str] = ()) -> str | None:
     """
     if (_MAY_REACH.search(text) or foreign) and (node := sql.parsed(text)):
         found = _effect(node, text)
-        if found.external:
-            return found.external
-        for lock in found.locks:
-            name = lock.table.rpartition(".")[2].strip('"')
-            if name in foreign and STRENGTH.index(lock.mode) >= STRENGTH.index(ROW_EXCLUSIVE):
-                return f"changes the foreign table {lock.table}"
+        if beyond := found.external or _shared(node) or _written_beyond(found, foreign):
+            return beyond
     said = sql.words(text[:400], 4)
     with_body = said[:1] == ["DO"] or {"FUNCTION", "PROCEDURE"}.intersection(said)
     whole = text.decode("utf-8", "replace")
@@ -375,6 +391,40 @@ def reach(text: bytes, foreign: Collection[str] = ()) -> str | None:
         call := _CALL.search(whole if with_body else " ".join(sql.words(text)))  # not in quotes
     ):
         return f"calls {call[1].lower()}, which reaches beyond the database"
+    return None
+
+
+def _written_beyond(effect: Effect, foreign: Collection[str]) -> str | None:
+    """Tell whether rows are changed that are not of this database."""
+    for lock in effect.locks:
+        name = lock.table.rpartition(".")[2].strip('"')
+        if STRENGTH.index(lock.mode) < STRENGTH.index(ROW_EXCLUSIVE):
+            continue
+        if name in _SHARED_CATALOGS:
+            return f"changes {name}, which belongs to the whole server"
+        if name in foreign:
+            return f"changes the foreign table {lock.table}"
+    return None
+
+
+def _shared(node: Node) -> str | None:
+    """Tell whether a statement changes something of the whole server: its owner, rights, words."""
+    from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
+
+    kind = str(node.WhichOneof("node"))
+    statement = getattr(node, kind)
+    if kind in ("reassign_owned_stmt", "drop_owned_stmt"):
+        return "owned objects may be of the whole server"
+    if kind == "alter_table_move_all_stmt":
+        return "tablespaces belong to the whole server"
+    if kind == "import_foreign_schema_stmt":
+        return "connects to another server"
+    fields = {field.name for field in statement.DESCRIPTOR.fields}
+    for field in {"objtype", "object_type", "rename_type"} & fields:
+        named = str(ObjectType.Name(getattr(statement, field)))
+        if named in _SHARED:
+            word = named.removeprefix("OBJECT_").removesuffix("_ACL").lower()
+            return f"{word}s belong to the whole server"
     return None
 
 

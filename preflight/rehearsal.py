@@ -2,7 +2,7 @@
 
 The copy is a scratch database: on the same server, or on the one that REHEARSE_URL names. It is
 closed to PUBLIC before a row is in it and dropped in the end; what a killed run left is dropped by
-the next one, which knows it by its name, its comment and an advisory lock that nobody holds.
+the next one, which knows it by its name, its comment and the session that made it, which is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict
 
 from preflight import (
     apply,
@@ -27,7 +26,6 @@ from preflight import (
     catalog,
     explain,
     history,
-    lock,
     logs,
     meter,
     plan,
@@ -40,8 +38,10 @@ from preflight import (
     undo,
 )
 from preflight.errors import (
+    BackupFailed,
     BackupInterrupted,
     BackupUnverified,
+    ConnectionLost,
     Failure,
     HistoryConflict,
     MigrationFailed,
@@ -64,12 +64,6 @@ TELL_EVERY_S = 5.0
 SHOWN = 10
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
-# entries of an archive that need no right but to the table, which the role has made itself
-_CONTENT = (
-    "TABLE DATA", "BLOBS", "BLOB", "LARGE OBJECT", "SEQUENCE SET", "INDEX", "CONSTRAINT",
-    "FK CONSTRAINT", "CHECK CONSTRAINT", "MATERIALIZED VIEW DATA", "STATISTICS DATA", "TRIGGER",
-    "RULE",
-)  # fmt: skip
 _RIGHTS = """
 SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text,
  pg_catalog.pg_database_size(pg_catalog.current_database())
@@ -78,8 +72,21 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 _FOREIGN = """
 SELECT c.relname::text FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
 """
-_LOCK = "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)"
-_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock(%s::int8)"
+# when a session began is not for everyone to see, so a number that is in use again counts as alive
+_ALIVE = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = %s::int4
+ AND (a.backend_start IS NULL OR %s::text IS NULL OR {since} = %s::text))
+"""
+_SINCE = "EXTRACT(epoch FROM a.backend_start)::text"
+_MYSELF = f"""
+SELECT a.pid, {_SINCE}, session_user::text, current_user::text
+FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()
+"""  # noqa: S608 -- a constant
+_END_OURS = """
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+WHERE a.datname = %s::name AND a.usename = session_user
+"""
+DROP_TRIES = 3  # each waits for 5 s
 
 
 class Unavailable(Exception):
@@ -167,28 +174,54 @@ class Trial:
 def _trial(copy: Session, todo: Sequence[Migration], again: Row | None) -> Trial:
     """Run the files forward, then back and forward again as far as rollback files reach."""
     trial = Trial(meter.Meter(copy), todo)
-    before: dict[int, catalog.Objects] = {}
-    reversible = again is None and any(file.rollback for file in todo)
-    different: list[str] = []
+    trouble: list[str] = []
     with _quietly():
         trial.size = _size(copy)
         if todo:
             _analyze(copy)
+        way_back = _reversible(copy, todo) if again is None else []
+        state = catalog.definitions(copy) if way_back else {}
+        changes: list[dict[str, str | None]] = []
         for file in todo:
-            if reversible:
-                before[file.version] = catalog.definitions(copy)
             with trial.gauge.over(file):
                 _tried(file, partial(apply.forward, copy, file, None, again))
-        for file in reversed(todo if reversible else ()):
-            if different or file.rollback is None or _reaching([file.rollback]):
-                break
-            different = _back(copy, file, before[file.version])
+            if file in way_back:
+                state, before = catalog.definitions(copy), state
+                changes.append(catalog.undoing(before, state))
+            elif way_back:
+                state = catalog.definitions(copy)
+        for file in reversed(way_back):
+            state = catalog.undone(state, changes.pop())
             trial.undone.append(file)
-        for file in reversed(() if different else trial.undone):
-            _tried(file, partial(apply.forward, copy, file, None))
-    if different:
-        _tell_different(copy.config, trial.undone[-1], different)
+            if trouble := _back(copy, file, state):
+                break
+        for file in reversed(() if trouble else trial.undone):
+            if trouble := _second(copy, file):
+                trial.undone = [file]
+                break
+    if trouble:
+        _tell_trouble(copy.config, trial.undone[-1], trouble)
     return trial
+
+
+def _reversible(copy: Session, todo: Sequence[Migration]) -> list[Migration]:
+    """Return the last files, as many as can be taken back: a half-done one has no way back."""
+    found: list[Migration] = []
+    for file in reversed(todo):
+        begun = history.row_of(copy, file.version)
+        if begun or file.rollback is None or _reaching([file.rollback]):
+            break
+        found.insert(0, file)
+    return found
+
+
+def _second(copy: Session, file: Migration) -> list[str]:
+    """Run a file again after its rollback; return what went wrong: the rollback's doing."""
+    try:
+        _tried(file, partial(apply.forward, copy, file, None))
+    except RehearsalFailed as failure:
+        return [f"after its rollback the file does not run a second time: {failure}"]
+    return []
 
 
 def _analyze(copy: Session) -> None:
@@ -210,10 +243,10 @@ def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
     return catalog.difference(before, catalog.definitions(copy))
 
 
-def _tell_different(config: Config, file: Migration, different: Sequence[str]) -> None:
+def _tell_trouble(config: Config, file: Migration, trouble: Sequence[str]) -> None:
     """Say what a rollback file leaves; raises RehearsalFailed with PREFLIGHT_REHEARSE=always."""
     script = file.rollback.file if file.rollback else file.name
-    message = f"{script} does not return the database to where it was: {_some(different)}"
+    message = f"{script} does not return the database to where it was: {_some(trouble)}"
     if config.rehearse == "always":
         raise RehearsalFailed(
             "rehearsal.rollback_differs",
@@ -229,7 +262,7 @@ def _tell_different(config: Config, file: Migration, different: Sequence[str]) -
         migration=file.name,
         version=file.version,
         reason=message,
-        objects=list(different[:100]),
+        objects=list(trouble[:100]),
     )
 
 
@@ -312,16 +345,31 @@ def _copy(
     config = config or session.config
     with ExitStack() as stack:
         copy, why = None, None
+        if saved is not None:
+            _sweep(session, saved.identity)
         try:
             if config.rehearse != "off":
                 copy = stack.enter_context(_restored(session, config, saved, scripts))
         except Unavailable as reason:
             why = reason
+        except ConnectionLost as lost:
+            why = _elsewhere(session, lost)
         if saved is not None and saved.visible:
             backup.prune(session, saved)  # not before it is known what the newest is worth
         if why is not None:
             _tell_skipped(config, why)
-        yield copy
+        try:
+            yield copy
+        except ConnectionLost as lost:
+            _tell_skipped(config, _elsewhere(session, lost))
+
+
+def _elsewhere(session: Session, lost: ConnectionLost) -> Unavailable:
+    """Return what the loss of the scratch server means; raises it when it is the live one."""
+    session.execute("SELECT 1")
+    if session.config.rehearse_url is None:
+        raise lost
+    return Unavailable(f"the server of PREFLIGHT_REHEARSE_URL went away: {lost}")
 
 
 def _tell_skipped(config: Config, why: Unavailable) -> None:
@@ -348,10 +396,12 @@ def _restored(
     live_bytes = _require_allowed(session, config)
     live = sibling.described(session, saved.identity.database)
     with ExitStack() as stack:
-        home = stack.enter_context(_home(session, config))
+        home = stack.enter_context(_home(session))
         if _system(home) == saved.identity.system:
             _require_inside(session, scripts)
-        name = stack.enter_context(_scratch(home, saved.identity, config, live))
+        if home is not session:
+            _sweep(home, saved.identity)
+        name = stack.enter_context(_scratch(home, saved.identity, live))
         jobs = sibling.jobs(home)
         structlog.get_logger().info(
             "rehearsal.started",
@@ -433,14 +483,14 @@ def _reaching(
 
 
 @contextmanager
-def _home(session: Session, config: Config) -> Iterator[Session]:
+def _home(session: Session) -> Iterator[Session]:
     """Yield the session that makes and drops the copy: ours, or one on the scratch server."""
+    config = session.config
     if config.rehearse_url is None:
         yield session
         return
-    target = {name: str(value) for name, value in conninfo_to_dict(config.rehearse_url).items()}
     wait_s = min(config.wait_timeout_s, server.BESIDE_S)
-    elsewhere = dataclasses.replace(config, target=target, wait_timeout_s=wait_s)
+    elsewhere = dataclasses.replace(config, target=config.rehearse_url, wait_timeout_s=wait_s)
     with ExitStack() as stack:
         try:
             with logs.muted():
@@ -454,18 +504,16 @@ def _home(session: Session, config: Config) -> Iterator[Session]:
 
 
 @contextmanager
-def _scratch(
-    home: Session, identity: store.Identity, config: Config, live: dict[str, Any] | None
-) -> Iterator[str]:
-    """Make the scratch database, with an advisory lock that tells that its run is alive."""
-    whose = f"{zlib.crc32(f'{identity.system}/{identity.database}'.encode()):08x}"
-    name = f"{PREFIX}{whose}_{config.run_id}"
-    _sweep(home, whose, identity.database)
-    key = lock.key(name)
-    home.execute(_LOCK, [key])
+def _scratch(home: Session, identity: store.Identity, live: dict[str, Any] | None) -> Iterator[str]:
+    """Make the scratch database; its name and its comment tell which session made it."""
+    pid, since, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
+    name = f"{_family(identity)}{home.config.run_id}_{pid}"
     try:
         try:
-            sibling.create(home, name, live, _mark(name, identity.database))
+            sibling.create(home, name, live, _mark(name, identity.database, since))
+            if logged_in != us:  # a role that becomes another one at once, by its own settings
+                here, whom = sibling.quoted(name), sibling.quoted(logged_in)
+                home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
         except psycopg.Error as error:
             if home.lost:
                 raise
@@ -475,32 +523,42 @@ def _scratch(
         yield name
     finally:
         _drop(home, name)
-        if not home.lost:
-            home.connection.execute(_UNLOCK, [key])
 
 
-def _mark(name: str, database: str) -> str:
+def _family(identity: store.Identity) -> str:
+    """Return how the names of all copies of one database begin."""
+    whose = zlib.crc32(f"{identity.system}/{identity.database}".encode())
+    return f"{PREFIX}{whose:08x}_"
+
+
+def _mark(name: str, database: str, since: str) -> str:
     """Return the comment that says what a scratch database is."""
-    return f"pg-preflight: scratch copy of {database}, of run {name.rpartition('_')[2]}"
+    run = name.split("_")[-2]
+    return f"pg-preflight: scratch copy of {database}, of run {run}, by a session of {since}"
 
 
-def _sweep(home: Session, whose: str, database: str) -> None:
-    """Drop what killed runs left of this database's copies: those whose lock nobody holds."""
-    pattern = f"{PREFIX}{whose}_%".replace("_", r"\_")
-    for found in sibling.like(home, pattern):
-        name = found["name"]
-        if found["comment"] != _mark(name, database) and not sibling.newborn(found):
+def _sweep(home: Session, identity: store.Identity) -> None:
+    """Drop what killed runs left of this database's copies: those whose session is gone."""
+    family = _family(identity)
+    for found in sibling.like(home, family.replace("_", r"\_") + "%"):
+        name, said = found["name"], found["comment"] or ""
+        pid, since = name.rpartition("_")[2], said.rpartition(" ")[2] or None
+        ours = sibling.newborn(found) or said == _mark(name, identity.database, str(since))
+        if name.count("_") != family.count("_") + 1 or not pid.isdecimal() or not ours:
             continue
-        (free,) = home.execute(_LOCK, [lock.key(name)]).fetchone() or (False,)
-        if free:
+        query = _ALIVE.format(since=_SINCE)
+        (alive,) = home.execute(query, [int(pid), since, since]).fetchone() or (True,)
+        if not alive:
             _drop(home, name)
-            home.execute(_UNLOCK, [lock.key(name)])
 
 
 def _drop(home: Session, name: str) -> None:
     """Drop a scratch database; what cannot be dropped is named, and the next run tries again."""
     try:
-        sibling.drop(home, name)
+        try:
+            sibling.drop(home, name)
+        except psycopg.errors.InsufficientPrivilege:  # autovacuum is at work there
+            _drop_gently(home, name)
     except psycopg.Error as error:
         if not home.lost:
             structlog.get_logger().warning(
@@ -508,6 +566,19 @@ def _drop(home: Session, name: str) -> None:
                 reason=f"the scratch database {name} could not be dropped: "
                 f"{error.diag.message_primary or error}",
             )
+
+
+def _drop_gently(home: Session, name: str) -> None:
+    """Drop without FORCE, which a plain role may not use against autovacuum; this cancels it."""
+    for attempt in range(1, DROP_TRIES + 1):
+        home.connection.execute(_END_OURS, [name])
+        try:
+            home.connection.execute(f"DROP DATABASE IF EXISTS {sibling.quoted(name)}".encode())
+        except psycopg.errors.ObjectInUse:
+            if attempt == DROP_TRIES:
+                raise
+        else:
+            return
 
 
 @contextmanager
@@ -535,25 +606,28 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) ->
                 "--no-subscriptions",
                 tick=progress.tell,
             )
-        except archive.ClientFailed as failure:
+        except (archive.ClientFailed, BackupFailed) as failure:  # none here, or too old for there
             raise Unavailable(f"pg_restore: {failure}") from failure
+        except psycopg.Error as error:  # the copy could not be made anew for another attempt
+            if home.lost:
+                raise
+            raise Unavailable(f"no copy can be made: {error.diag.message_primary}") from error
     if code == 0 and not problems:
         return
     home.execute("SELECT 1")  # a server that went away says so here
-    said = "; ".join(problem.text for problem in problems[:3])
-    if not any(problem.entry for problem in problems):
-        match archive.hope_of(code, said):
-            case "passing" if problems:
-                raise Unavailable(f"the copy cannot be restored: {said}")
-            case "passing":
-                raise BackupInterrupted(
-                    "rehearsal.client",
-                    f"pg_restore ended with {code}, without a word",
-                    "Run again; nothing was migrated.",
-                )
+    said = "; ".join(_told(home.config, problem) for problem in problems[:3])
+    if not problems:
+        raise BackupInterrupted(
+            "rehearsal.client",
+            f"pg_restore ended with {code}, without a word",
+            "Run again; nothing was migrated.",
+        )
+    located = any(problem.entry for problem in problems)
+    if not located and archive.hope_of(code, said) == "passing":
+        raise Unavailable(f"the copy cannot be restored: {said}")
     if any("No space left on device" in problem.text for problem in problems):
         raise Unavailable(f"the server has no room for a copy: {said}")
-    lacking = [problem for problem in problems if not problem.entry.startswith(_CONTENT)]
+    lacking = [problem for problem in problems if not problem.entry.startswith(sibling.CONTENT)]
     (_, superuser, role, _) = home.execute(_RIGHTS).fetchone() or (False, False, "", 0)
     elsewhere = home.config.rehearse_url is not None
     if lacking and (
@@ -566,12 +640,18 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) ->
         )
     raise BackupUnverified(
         "backup.not_restorable",
-        f"the dump was restored with {len(problems)} errors: "
-        + "; ".join(f"{p.entry}: {p.text}" if p.entry else p.text for p in problems[:3]),
+        f"the dump was restored with {len(problems)} errors: {said}",
         "A backup that does not restore is none: it is hidden again, and nothing was migrated. "
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",
     )
+
+
+def _told(config: Config, problem: sibling.Complaint) -> str:
+    """Return a complaint with its entry; the words about rows may hold their values."""
+    if problem.entry.startswith("TABLE DATA") and config.log_sql != "on":
+        return f"{problem.entry} (PREFLIGHT_LOG_SQL=on shows why)"
+    return f"{problem.entry}: {problem.text}" if problem.entry else problem.text
 
 
 class _Progress:
@@ -611,15 +691,18 @@ class _Progress:
 
 def _dress(session: Session, home: Session, live: dict[str, Any] | None, name: str) -> None:
     """Give the copy the live database's settings, for every role and for ours."""
-    us = session.facts.user if session.facts else ""
+    (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
     for role, setting in sibling.settings(session, live) if live else ():
         if role not in (None, us):
             continue
         try:
-            home.execute(sibling.setting_command(sibling.quoted(name), role, setting))
+            command = sibling.setting_command(sibling.quoted(name), role, setting)
+            # its own settings a role may change only as itself
+            home.execute(f"SET ROLE NONE; {command}; RESET ROLE" if role else command)
         except psycopg.Error as error:
             if home.lost:
                 raise
+            home.execute("RESET ROLE")
             raise Unavailable(
                 f"the copy cannot have the setting {setting.partition('=')[0]} of the live "
                 f"database: {error.diag.message_primary or error}"
@@ -628,12 +711,7 @@ def _dress(session: Session, home: Session, live: dict[str, Any] | None, name: s
 
 def _compare(copy: Session, saved: Taken) -> None:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified."""
-    rows, wanted = backup.count_rows(copy), saved.backup.manifest["rows"]
-    different = [
-        f"{table} has {rows.get(table, 'no')} rows, not {count}"
-        for table, count in wanted.items()
-        if rows.get(table) != count
-    ]
+    different = backup.differing(copy, saved.backup.manifest["rows"])
     different += catalog.lacking(saved.witness.objects, catalog.shapes(copy))
     different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))
     if different:

@@ -219,18 +219,12 @@ def _fill(session: Session, config: Config, place: Place) -> None:
     with server.connect(found) as other:
         other.facts = session.facts
         other.grow_up()
-        rows = backup.count_rows(other)
+        different = backup.differing(other, place.source.manifest["rows"])
         other.execute("ANALYZE")
-    different = {
-        table: (rows.get(table), count)
-        for table, count in place.source.manifest["rows"].items()
-        if rows.get(table) != count
-    }
     if different:
-        shown = [f"{t} has {found} rows, not {wanted}" for t, (found, wanted) in different.items()]
         raise BackupUnverified(
             "restore.rows_differ",
-            f"{len(different)} tables differ from the manifest: {'; '.join(shown[:5])}",
+            f"{len(different)} tables differ from the manifest: {'; '.join(different[:5])}",
             "The new database was dropped; the live one was not touched.",
         )
 

@@ -24,6 +24,7 @@ _ROWS_CHUNK = 5 if pq.version() >= 170000 else 1  # noqa: PLR2004 -- a libpq ver
 _ROWS = {*sql.READING, "FETCH", "EXECUTE", "EXPLAIN", "SHOW", "CALL"}
 _WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE"}
 _RETURNING = re.compile(rb"(?i)\breturning\b")
+_VALUE = re.compile(r'(["„«“»”]).*["“»”«]', re.DOTALL)  # in whatever language
 _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
 
 
@@ -134,7 +135,7 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
             where["sql"] = text.decode("utf-8", "replace")
     return outcome(
         "migration.sql_error",
-        f"{place}: {diag.message_primary or error}",
+        f"{place}: {_words(session, error)}",
         _hint(migration, script, statement, error),
         file=script.file,
         sqlstate=error.sqlstate,
@@ -142,6 +143,15 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
         version=migration.version,
         **where,
     )
+
+
+def _words(session: Session, error: psycopg.Error) -> str:
+    """Return the server's words, without the value of a row that it could not convert."""
+    said = error.diag.message_primary or str(error)
+    of_a_row = str(error.sqlstate)[:2] == "22" and not error.diag.statement_position
+    if of_a_row and session.config.log_sql != "on":
+        return _VALUE.sub("…", said)
+    return said
 
 
 def _hint(

@@ -79,7 +79,12 @@ head -c $(( $(stat -c %s "$HERE/whole") * {percent} / 100 )) "$HERE/whole" """
         pytest.param(24, "empty", "exit 0", id="writes nothing"),
         pytest.param(24, "unreadable", CUT.format(percent=98), id="cut to 98 percent"),
         pytest.param(24, "unreadable", CUT.format(percent=2), id="cut to 2 percent"),
-        pytest.param(24, "unreadable", 'echo hello; exec "$REAL" "$@"', id="garbage before"),
+        pytest.param(
+            24,
+            "unreadable",
+            '"$REAL" "$@" | cat > "$HERE/whole"; echo hello; cat "$HERE/whole"',
+            id="garbage before",
+        ),
         pytest.param(24, "unreadable", '"$REAL" "$@" && echo bye', id="garbage after"),
         pytest.param(24, "unreadable", "echo I am no archive", id="garbage only"),
         pytest.param(

@@ -42,7 +42,7 @@ def settings(environment: dict[str, str]) -> None:
 
 def verified(backup_dir: Path) -> list[str]:
     """Return how far each backup is verified, the oldest first."""
-    found = [json.loads(each.read_bytes()) for each in backup_dir.glob("*/manifest.json")]
+    found = [json.loads(each.read_bytes()) for each in backup_dir.glob("[!.]*/manifest.json")]
     return [each["verified"] for each in sorted(found, key=lambda each: each["sequence"])]
 
 
@@ -126,6 +126,23 @@ def test_verify_file_is_asked_on_the_copy(
     assert (27, "001_one") == (result.code, result.finished["error"]["migration"])
     assert [] == result.event("check.failed")
     assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_value_of_a_row_is_in_no_message(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A cast that one row breaks quotes the row; what stands in the file may be shown."""
+    database.script(USERS)
+    cast = "ALTER TABLE users ALTER age TYPE int USING age::int;"
+    migrations({"001_one.sql": cast})
+    hidden = run()
+    shown = run(env={"PREFLIGHT_LOG_SQL": "on"}).finished["error"]["message"]
+    migrations({"001_one.sql": "SELECT 'a-literal'::int;"})
+    literal = run().finished["error"]["message"]
+
+    assert "invalid input syntax for type integer: …" in hidden.finished["error"]["message"]
+    assert "secret-value" not in hidden.stdout
+    assert ('"secret-value"' in shown, '"a-literal"' in literal) == (True, True)
 
 
 # --- what passes ----------------------------------------------------------------------------------
@@ -233,6 +250,80 @@ def test_copy_has_the_settings_of_the_database(
     assert 0 == run().code
 
 
+def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Settings of a database are those of the role that logs in; the copy belongs to the other."""
+    name = database.name
+    database.script(
+        f"CREATE ROLE {name}_owner CREATEDB; "
+        f"CREATE ROLE {name}_job LOGIN NOINHERIT PASSWORD 'x' IN ROLE {name}_owner; "
+        f"ALTER ROLE {name}_job SET role = '{name}_owner'; "
+        f"ALTER ROLE {name}_job IN DATABASE {name} SET search_path = app; "
+        f"ALTER DATABASE {name} OWNER TO {name}_owner; SET ROLE {name}_owner; "
+        "CREATE SCHEMA app; CREATE TABLE app.here (id int)"
+    )
+    migrations({"001_one.sql": "ALTER TABLE here ADD n int;"})
+    try:
+        result = run(env=database.env(user=f"{name}_job", password="x"))  # noqa: S106 -- as it says
+        assert (0, 1) == (result.code, len(result.event("rehearsal.passed"))), result
+    finally:
+        database.script(f"DROP OWNED BY {name}_owner CASCADE; DROP ROLE {name}_job")
+        database.script(f"REASSIGN OWNED BY {name}_owner TO postgres; DROP ROLE {name}_owner")
+
+
+@pytest.mark.parametrize("role", ["postgres", "plain"])
+def test_backup_that_does_not_restore_is_none_for_any_role(
+    role: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """Rows that break a constraint of their own: 24 that names it, and nothing is migrated."""
+    name = f"{database.name}_plain"
+    database.script(
+        f"CREATE ROLE {name} LOGIN CREATEDB PASSWORD 'x'; ALTER DATABASE {database.name} OWNER TO "
+        f"{name}; SET session_replication_role = replica; SET ROLE {name}; CREATE SCHEMA app; "
+        "CREATE TABLE app.a (id int PRIMARY KEY); CREATE TABLE app.b (a int REFERENCES app.a)"
+    )
+    database.script("SET session_replication_role = replica; INSERT INTO app.b VALUES (1)")
+    migrations(ONE)
+    env = database.env(user=name, password="x") if role == "plain" else {}  # noqa: S106 -- as it says
+    try:
+        result = run(env=env)
+    finally:
+        database.script(f"REASSIGN OWNED BY {name} TO postgres; DROP ROLE {name}")
+
+    error = result.finished["error"]
+    assert (24, "backup.not_restorable") == (result.code, error["code"]), result
+    assert "FK CONSTRAINT" in error["message"]
+    assert ([], []) == (verified(backup_dir), scratches(database.server))
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_index_that_needs_a_search_path_can_be_backed_up_but_not_restored(
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """PostgreSQL restores with an empty path: 24 that names the index; `off` goes without."""
+    database = create_database(start_server(16))
+    database.script(
+        "CREATE FUNCTION plain(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT lower($1)'; "
+        "CREATE FUNCTION nested(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT plain($1)'; "
+        "CREATE TABLE named (n text); CREATE INDEX odd ON named (nested(n)); "
+        "INSERT INTO named VALUES ('A')"
+    )
+    migrations(ONE)
+    refused = run(env=database.env())
+    without = run(env={**database.env(), "PREFLIGHT_REHEARSE": "off"})
+
+    assert (24, 0) == (refused.code, without.code), refused
+    assert "INDEX odd" in refused.finished["error"]["message"]
+
+
 def test_what_is_there_already_is_adopted_on_the_way(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -320,6 +411,66 @@ def test_rollback_that_fails_on_the_copy_is_27(
     error = result.finished["error"]
     assert (27, "001_one_rollback.sql", 2) == (result.code, error["file"], error["line"])
     assert [None] == database.query("SELECT to_regclass('one')")
+
+
+SEEDS = {
+    "001_one.sql": "CREATE TABLE IF NOT EXISTS one (id int PRIMARY KEY);\n"
+    "INSERT INTO one VALUES (1);",
+    "001_one_rollback.sql": "SELECT 1; -- the rows stay",
+    "002_two.sql": "CREATE TABLE two ();",
+}
+
+
+@pytest.mark.parametrize(("rehearse", "code"), [("auto", 0), ("always", 27)])
+def test_file_that_cannot_follow_its_rollback_is_the_rollbacks_fault(
+    rehearse: str, code: int, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It passed its first run, so `auto` warns and goes on; the row that stays is no object."""
+    database.script("CREATE TABLE one (id int PRIMARY KEY)")
+    migrations({name: text for name, text in SEEDS.items() if not name.startswith("002")})
+    result = run(env={"PREFLIGHT_REHEARSE": rehearse})
+
+    said = [each["reason"] for each in result.event("rehearsal.warned")]
+    said += [result.finished["error"]["message"]] if code else []
+    assert code == result.code
+    assert 1 == len(said)
+    assert "after its rollback the file does not run a second time" in said[0]
+    assert "001_one.sql:2" in said[0]
+
+
+def test_rollback_that_makes_the_same_again_is_no_difference(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Whatever numbers the server gives the new ones."""
+    table = "CREATE TABLE app (id serial PRIMARY KEY, n text COLLATE \"C\" DEFAULT 'x')"
+    policy = "CREATE POLICY mine ON app TO postgres USING (id > 0)"
+    database.script(f"{table}; {policy}")
+    migrations({"001_one.sql": "DROP TABLE app;", "001_one_rollback.sql": f"{table};\n{policy};\n"})
+    result = run(env={"PREFLIGHT_REHEARSE": "always"})
+
+    assert (0, ["001_one"]) == (
+        result.code,
+        result.event("rehearsal.passed")[0]["rollbacks_tried"],
+    ), result
+
+
+def test_file_that_goes_on_has_no_way_back_to_compare(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What a half-done file has made before is not what its rollback leaves."""
+    database.script(USERS)
+    migrations(
+        {
+            "001_one.sql": "-- preflight: no-transaction\nCREATE TABLE one ();\n"
+            "CREATE UNIQUE INDEX CONCURRENTLY u ON users (email);\n",
+            "001_one_rollback.sql": "DROP INDEX u; DROP TABLE one;",
+        }
+    )
+    left = run(env={"PREFLIGHT_REHEARSE": "off"})
+    database.script("DELETE FROM users WHERE id = 0")
+    result = run(env={"PREFLIGHT_REHEARSE": "always"})
+
+    assert (31, 0) == (left.code, result.code), result
 
 
 def test_rollback_command_is_rehearsed(
@@ -489,6 +640,39 @@ def test_url_of_the_same_server_is_the_same_server(
     assert 0 == result.code
 
 
+def test_other_server_that_goes_away_keeps_nobody_waiting(
+    start: Start, start_server: StartServer, migrations: WriteMigrations
+) -> None:
+    """The live one is well: `auto` goes on without a rehearsal."""
+    other = start_server(18)
+    password = quote(servers.PASSWORD, safe="")
+    url = f"postgresql+asyncpg://postgres:{password}@{other.host}:{other.port}/postgres"
+    migrations({"001_one.sql": "CREATE TABLE one ();\nSELECT pg_sleep(0.5);\n"})
+    process = start(env={"PREFLIGHT_REHEARSE_URL": url})
+    elsewhere = servers.Database(other, "postgres")
+    faults.until(lambda: elsewhere.query(SLEEPING) == [1], "the copy's session sleeps")
+    other.stop("immediate")
+    result = process.wait()
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert "went away" in skipped["reason"]
+
+
+def test_password_of_the_live_server_is_not_offered_to_another(
+    run: Run, start_server: StartServer, migrations: WriteMigrations
+) -> None:
+    """A URL without a password means that there is none."""
+    other = start_server(18)
+    url = f"postgresql://postgres@{other.host}:{other.port}/postgres"
+    migrations(ONE)
+    env = {"PREFLIGHT_REHEARSE_URL": url, "PREFLIGHT_WAIT_TIMEOUT_S": "1"}
+    result = run(env={**env, "POSTGRES_PASSWORD": None, "PGPASSWORD": servers.PASSWORD})
+
+    assert 0 == result.code, result
+    assert "no password supplied" in result.event("rehearsal.skipped")[0]["reason"]
+
+
 # --- nothing is left ------------------------------------------------------------------------------
 
 
@@ -560,14 +744,35 @@ def test_end_in_the_middle_of_the_restore_settles(  # noqa: PLR0913, PLR0917 -- 
     assert ["read", "restored"] == verified(backup_dir)
 
 
+def test_run_without_a_rehearsal_sweeps_too(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A copy of production must not stay because somebody switched rehearsals off."""
+    directory = migrations(SLEEPER)
+    process = start()
+    asleep(database)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
+    result = run(env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert (0, []) == (result.code, scratches(database.server))
+
+
 def test_copy_of_a_living_run_is_not_swept(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """A plan needs no lock, so one may be at work on its copy while another run comes by."""
+    """A plan needs no lock, so one may be at work on its copy while another run comes by.
+
+    Also one that reaches the server another way.
+    """
     migrations(SLEEPER)
     plan = start("plan", "--rehearse")
     asleep(database)
+    password = quote(servers.PASSWORD, safe="")
+    url = f"postgresql://postgres:{password}@localhost:{database.server.port}/postgres"
     assert 0 == run("backup").code
+    assert 0 == run("backup", env={"PREFLIGHT_REHEARSE_URL": url}).code
     left = scratches(database.server)
     plan.signal(signal.SIGTERM)
 
@@ -585,7 +790,7 @@ def test_database_that_is_not_ours_is_left_alone(
     (ours,) = scratches(database.server)
     process.signal(signal.SIGTERM)
     process.wait()
-    theirs = ours.rpartition("_")[0] + "_0123456789ab"
+    theirs = "_".join([*ours.split("_")[:-2], "0123456789ab", "1"])
     database.script(f"CREATE DATABASE {theirs}")
     try:
         assert 0 == run("backup").code
@@ -664,7 +869,7 @@ def test_plan_says_what_was_measured_on_a_copy(
     """And it writes nothing: no backup, no history, no copy that stays."""
     database.script(USERS)
     migrations({"001_one.sql": "\nALTER TABLE users ALTER id TYPE bigint;\n"})
-    document = run("plan", "--rehearse", "--json").json()
+    document = run("plan", "--rehearse", "--json", env={"PREFLIGHT_REHEARSE": "off"}).json()
     table = run("plan", "--rehearse", "--table").stdout
 
     (step,) = document["statements"]

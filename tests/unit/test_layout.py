@@ -46,7 +46,6 @@ MAY_IMPORT = {
     "rehearsal": {
         *EVERY_STEP,
         "history",
-        "lock",
         "archive",
         "backup",
         "catalog",
