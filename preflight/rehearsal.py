@@ -417,6 +417,7 @@ def _restored(
             _dress(session, home, live, name)
             with _reached(home, name) as copy:
                 _compare(copy, saved)
+                _strip(copy, saved)
                 _record(saved)
                 yield Copy(copy, name, restored_s, began)
         except BackupUnverified:
@@ -721,6 +722,17 @@ def _compare(copy: Session, saved: Taken) -> None:
             "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
             "Is the pg_dump on PATH a real and whole one?",
         )
+
+
+def _strip(copy: Session, saved: Taken) -> None:
+    """Drop the schema that template0 brought along where the live database has it no more."""
+    if "schema public" in saved.witness.objects:
+        return
+    try:
+        copy.execute("DROP SCHEMA IF EXISTS public")
+    except psycopg.Error:  # before PostgreSQL 15 it is the superuser's
+        if copy.lost:
+            raise
 
 
 def _some(names: Sequence[str]) -> str:

@@ -250,6 +250,17 @@ def test_copy_has_the_settings_of_the_database(
     assert 0 == run().code
 
 
+def test_copy_has_no_schema_that_the_database_lacks(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A file that counts on `public` fails on the copy, as it would in earnest."""
+    database.script("DROP SCHEMA public; CREATE SCHEMA app; CREATE TABLE app.here (id int)")
+    migrations(ONE)
+    result = run()
+
+    assert (27, "3F000") == (result.code, result.finished["error"]["sqlstate"]), result
+
+
 def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
