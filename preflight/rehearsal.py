@@ -180,16 +180,16 @@ def _trial(copy: Session, todo: Sequence[Migration], again: Row | None) -> Trial
         if todo:
             _analyze(copy)
         way_back = _reversible(copy, todo) if again is None else []
-        state = catalog.definitions(copy) if way_back else {}
+        state: catalog.Objects = {}
         changes: list[dict[str, str | None]] = []
         for file in todo:
+            if file in way_back and not state:
+                state = catalog.definitions(copy)
             with trial.gauge.over(file):
                 _tried(file, partial(apply.forward, copy, file, None, again))
             if file in way_back:
                 state, before = catalog.definitions(copy), state
                 changes.append(catalog.undoing(before, state))
-            elif way_back:
-                state = catalog.definitions(copy)
         for file in reversed(way_back):
             state = catalog.undone(state, changes.pop())
             trial.undone.append(file)
