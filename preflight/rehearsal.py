@@ -82,9 +82,12 @@ _MYSELF = f"""
 SELECT a.pid, {_SINCE}, session_user::text, current_user::text
 FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()
 """  # noqa: S608 -- a constant
+# as the role that logged in: the one that it became may not end its sessions
 _END_OURS = """
+SET ROLE NONE;
 SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
-WHERE a.datname = %s::name AND a.usename = session_user
+WHERE a.datname = {name}::name AND a.usename = session_user;
+RESET ROLE
 """
 DROP_TRIES = 3  # each waits for 5 s
 
@@ -558,7 +561,7 @@ def _drop(home: Session, name: str) -> None:
     try:
         try:
             sibling.drop(home, name)
-        except psycopg.errors.InsufficientPrivilege:  # autovacuum is at work there
+        except psycopg.errors.InsufficientPrivilege:  # autovacuum, or sessions of another name
             _drop_gently(home, name)
     except psycopg.Error as error:
         if not home.lost:
@@ -572,7 +575,7 @@ def _drop(home: Session, name: str) -> None:
 def _drop_gently(home: Session, name: str) -> None:
     """Drop without FORCE, which a plain role may not use against autovacuum; this cancels it."""
     for attempt in range(1, DROP_TRIES + 1):
-        home.connection.execute(_END_OURS, [name])
+        home.connection.execute(_END_OURS.format(name=sibling.literal(name)).encode())
         try:
             home.connection.execute(f"DROP DATABASE IF EXISTS {sibling.quoted(name)}".encode())
         except psycopg.errors.ObjectInUse:

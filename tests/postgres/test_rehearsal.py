@@ -261,10 +261,9 @@ def test_copy_has_no_schema_that_the_database_lacks(
     assert (27, "3F000") == (result.code, result.finished["error"]["sqlstate"]), result
 
 
-def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
-    run: Run, database: servers.Database, migrations: WriteMigrations
-) -> None:
-    """Settings of a database are those of the role that logs in; the copy belongs to the other."""
+@pytest.fixture
+def becoming(database: servers.Database) -> Iterator[dict[str, str]]:
+    """Give the environment of a role that becomes the owner of everything when it logs in."""
     name = database.name
     database.script(
         f"CREATE ROLE {name}_owner CREATEDB; "
@@ -274,13 +273,38 @@ def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
         f"ALTER DATABASE {name} OWNER TO {name}_owner; SET ROLE {name}_owner; "
         "CREATE SCHEMA app; CREATE TABLE app.here (id int)"
     )
+    yield database.env(user=f"{name}_job", password="x")  # noqa: S106 -- as it says
+    database.script(f"DROP OWNED BY {name}_owner CASCADE; DROP ROLE {name}_job")
+    database.script(f"REASSIGN OWNED BY {name}_owner TO postgres; DROP ROLE {name}_owner")
+
+
+def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
+    run: Run, becoming: dict[str, str], migrations: WriteMigrations
+) -> None:
+    """Settings of a database are those of the role that logs in; the copy belongs to the other."""
     migrations({"001_one.sql": "ALTER TABLE here ADD n int;"})
-    try:
-        result = run(env=database.env(user=f"{name}_job", password="x"))  # noqa: S106 -- as it says
-        assert (0, 1) == (result.code, len(result.event("rehearsal.passed"))), result
-    finally:
-        database.script(f"DROP OWNED BY {name}_owner CASCADE; DROP ROLE {name}_job")
-        database.script(f"REASSIGN OWNED BY {name}_owner TO postgres; DROP ROLE {name}_owner")
+    result = run(env=becoming)
+
+    assert (0, 1) == (result.code, len(result.event("rehearsal.passed"))), result
+
+
+def test_role_that_becomes_another_one_drops_its_copy(
+    start: Start,
+    database: servers.Database,
+    becoming: dict[str, str],
+    migrations: WriteMigrations,
+) -> None:
+    """Though the owner may not end the sessions of the role that logged in."""
+    migrations({"001_one.sql": "CREATE TABLE one ();\nSELECT pg_sleep(1);\n"})
+    process = start(env=becoming)
+    asleep(database)
+    copy = servers.Database(database.server, scratches(database.server)[0])
+    user = becoming["PGUSER"]
+    with contextlib.closing(psycopg.connect(copy.conninfo(user=user, password="x"))):  # noqa: S106 -- as it says
+        result = process.wait()
+
+    assert ([], 0) == (result.event("rehearsal.warned"), result.code), result
+    assert [] == scratches(database.server)
 
 
 @pytest.mark.parametrize("role", ["postgres", "plain"])
