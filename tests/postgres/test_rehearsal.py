@@ -683,7 +683,7 @@ def test_other_server_that_goes_away_keeps_nobody_waiting(
     password = quote(servers.PASSWORD, safe="")
     url = f"postgresql+asyncpg://postgres:{password}@{other.host}:{other.port}/postgres"
     migrations({"001_one.sql": "CREATE TABLE one ();\nSELECT pg_sleep(0.5);\n"})
-    process = start(env={"PREFLIGHT_REHEARSE_URL": url})
+    process = start(env={"PREFLIGHT_REHEARSE_URL": url, "PREFLIGHT_WAIT_TIMEOUT_S": "3"})
     elsewhere = servers.Database(other, "postgres")
     faults.until(lambda: elsewhere.query(SLEEPING) == [1], "the copy's session sleeps")
     other.stop("immediate")
