@@ -716,6 +716,18 @@ def asleep(database: servers.Database) -> None:
     faults.until(lambda: database.query(SLEEPING) == [1], "the copy's session sleeps")
 
 
+def killed_on_the_copy(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Kill a run in the middle of its rehearsal, and leave a file that the next one can apply."""
+    directory = migrations(SLEEPER)
+    process = start()
+    asleep(database)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
+
+
 def test_signal_drops_the_copy(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -739,13 +751,8 @@ def test_next_run_drops_what_a_killed_one_left(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """It settles by itself."""
-    directory = migrations(SLEEPER)
-    process = start()
-    asleep(database)
-    process.signal(signal.SIGKILL)
-    process.wait()
+    killed_on_the_copy(start, database, migrations)
     left = scratches(database.server)
-    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
     result = run()
 
     assert 1 == len(left)
@@ -783,12 +790,7 @@ def test_run_without_a_rehearsal_sweeps_too(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """A copy of production must not stay because somebody switched rehearsals off."""
-    directory = migrations(SLEEPER)
-    process = start()
-    asleep(database)
-    process.signal(signal.SIGKILL)
-    process.wait()
-    (directory / "001_sleeper.sql").write_text("CREATE TABLE slept ();")
+    killed_on_the_copy(start, database, migrations)
     result = run(env={"PREFLIGHT_REHEARSE": "off"})
 
     assert (0, []) == (result.code, scratches(database.server))
