@@ -162,6 +162,11 @@ class Complaint:
     text: str
     entry: str = ""  # such as `TABLE DATA users unicorn`
 
+    @property
+    def doubtful(self) -> bool:
+        """Tell whether other jobs may be to blame for it."""
+        return not self.entry or self.entry.startswith(CONTENT) or "pg_restore: " in self.text
+
 
 # entries that need no right but to their tables, which the role has made itself a moment ago
 CONTENT = (
@@ -183,10 +188,11 @@ def fill(
 
     The code is 0 when the only errors were those that every client 17 makes on an older server.
     Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
-    key is checked against: then the database is made anew and filled by one.
+    key is checked against, and they write into each other's lines: where either may be the reason
+    of an error, the database is made anew and filled by one.
     """
     code, problems = _filled(session, name, dump, parallel, *options, tick=tick)
-    if parallel > 1 and any(problem.entry.startswith(CONTENT) for problem in problems):
+    if parallel > 1 and any(problem.doubtful for problem in problems):
         model = described(session, name)
         drop(session, name)
         create(session, name, model, (model or {}).get("comment") or "")

@@ -118,3 +118,14 @@ def test_complaint_names_its_entry() -> None:
     assert ["TABLE orders unicorn"] == [
         each.entry for each in sibling.complaints(said, old=True)[0]
     ]
+
+
+def test_error_in_another_jobs_line_is_doubtful() -> None:
+    """So is one that names no entry, or only content: one job alone then has the last word."""
+    torn = ["pg_restore: error: pg_restore: finished item 7 TABLE DATA t", *PAIR[:1], PAIR[1]]
+    torn[1] = torn[1].removeprefix("pg_restore: error: ")
+    owner = ["pg_restore: from TOC entry 2; 1 2 TABLE t other", *OTHER]
+    orphan = ["pg_restore: from TOC entry 2; 1 2 FK CONSTRAINT t f unicorn", *OTHER]
+
+    found = [sibling.complaints(said, old=True)[0] for said in (torn, owner, orphan)]
+    assert [[True], [False], [True]] == [[each.doubtful for each in one] for one in found]
