@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import __version__, archive, catalog, server, stop, store
+from preflight import __version__, archive, catalog, report, server, sql, stop, store
 from preflight.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -149,7 +149,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
     """Yield a whole backup under its hidden name; it is removed unless it gets another one."""
     config = session.config
     programs = archive.clients(config, session)
-    identity, size = _identity(session)
+    identity, size = identity_of(session)
     taken_for = {
         "command": purpose,
         "pending": [{"version": file.version, "checksum": file.checksum} for file in todo],
@@ -183,7 +183,7 @@ def prune(session: Session, saved: Taken) -> None:
         store.prune(saved.path.parent, saved.identity, session.config.backup_keep)
 
 
-def _identity(session: Session) -> tuple[Identity, int]:
+def identity_of(session: Session) -> tuple[Identity, int]:
     """Return whose backups these are, and the database's size in bytes."""
     row = session.execute(
         """SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
@@ -291,7 +291,7 @@ class Table:
     def name(self) -> str:
         """Return `schema.table`; a name that holds a dot or a quote is quoted, to stay one name."""
         parts = (self.schema, self.table)
-        return ".".join(_quoted(part) if set(part) & {".", '"'} else part for part in parts)
+        return ".".join(sql.quoted(part) if set(part) & {".", '"'} else part for part in parts)
 
     @property
     def plain(self) -> str:
@@ -301,7 +301,7 @@ class Table:
     @property
     def sql(self) -> str:
         """The name for a statement."""
-        return f"ONLY {_quoted(self.schema)}.{_quoted(self.table)}"
+        return f"ONLY {sql.quoted(self.schema)}.{sql.quoted(self.table)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,36 +399,26 @@ def differing(copy: Session, wanted: Mapping[str, int]) -> list[str]:
 def _require_readable(session: Session) -> list[Table]:
     """Return every table; raises BackupFailed that names what this role cannot dump whole."""
     rows = session.execute(_RELATIONS, [["r", "p", "S"]]).fetchall()
-    hidden = [f"{_quoted(row[0])}.{_quoted(row[1])}" for row in rows if not row[6]]
+    hidden = [f"{sql.quoted(row[0])}.{sql.quoted(row[1])}" for row in rows if not row[6]]
     objects = session.execute(_LARGE_OBJECTS).fetchall()
     hidden += [f"large object {found[0]}" for found in objects]
     if hidden:
         raise BackupFailed(
             "backup.not_readable",
-            f"this role may not read {_some(hidden)}",
+            f"this role may not read {report.some(hidden)}",
             "GRANT USAGE on the schema and SELECT on the object (or the role pg_read_all_data, "
             "PostgreSQL 14 and later, but for large objects): a dump without it is no backup.",
             sqlstate="42501",
         )
-    if filtered := [f"{_quoted(row[0])}.{_quoted(row[1])}" for row in rows if row[7]]:
+    if filtered := [f"{sql.quoted(row[0])}.{sql.quoted(row[1])}" for row in rows if row[7]]:
         raise BackupFailed(
             "backup.row_security",
-            f"row security hides rows of {_some(filtered)} from this role",
+            f"row security hides rows of {report.some(filtered)} from this role",
             "Run as the tables' owner (without FORCE ROW LEVEL SECURITY) or as a role with "
             "BYPASSRLS: a dump without those rows is no backup.",
             sqlstate="42501",
         )
     return _tables(session)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = 10
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 # for people

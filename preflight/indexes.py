@@ -113,7 +113,7 @@ def left(session: Session, reindex: Reindex) -> list[str]:
 
 
 def _quoted(*names: str) -> str:
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names if name)
+    return ".".join(sql.quoted(name) for name in names if name)
 
 
 def find(session: Session, index: Index) -> Found | None:

@@ -95,9 +95,8 @@ class Meter:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.found: dict[
-            tuple[str, int], Measured
-        ] = {}  # by file and place: one retried counts once
+        # by file and place: one that is retried counts once
+        self.found: dict[tuple[str, int], Measured] = {}
         self.counts: dict[str, int] = {}  # of each file's statements
         self._last = -1
         self._migration: Migration | None = None
@@ -174,11 +173,11 @@ class Meter:
     def told(self) -> list[dict[str, Any]]:
         """Return what an event has room for: strong locks, rewrites, and what took longest."""
         found = list(self.found.values())
-        worst = sorted(found, key=_weight, reverse=True)[:MOST]
+        worst = {id(item) for item in sorted(found, key=_weight, reverse=True)[:MOST]}
         return [
             {"file": item.script.file, "line": item.place()[0], **item.data()}
             for item in found
-            if any(item is each for each in worst)
+            if id(item) in worst
         ]
 
 

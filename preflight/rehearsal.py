@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 
 PREFIX = "preflight_scratch_"
 TELL_EVERY_S = 5.0
-SHOWN = 10
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
 _RIGHTS = """
@@ -242,14 +241,14 @@ def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
     if row is None or file.rollback is None:
         return []
     step = undo.Step(dataclasses.replace(file, verify=None), row, file.rollback)
-    _tried(file, lambda: undo.back(copy, step, None))
+    _tried(file, partial(undo.back, copy, step, None))
     return catalog.difference(before, catalog.definitions(copy))
 
 
 def _tell_trouble(config: Config, file: Migration, trouble: Sequence[str]) -> None:
     """Say what a rollback file leaves; raises RehearsalFailed with PREFLIGHT_REHEARSE=always."""
     script = file.rollback.file if file.rollback else file.name
-    message = f"{script} does not return the database to where it was: {_some(trouble)}"
+    message = f"{script} does not return the database to where it was: {report.some(trouble)}"
     if config.rehearse == "always":
         raise RehearsalFailed(
             "rehearsal.rollback_differs",
@@ -400,7 +399,8 @@ def _restored(
     live = sibling.described(session, saved.identity.database)
     with ExitStack() as stack:
         home = stack.enter_context(_home(session))
-        if _system(home) == saved.identity.system:
+        there, _ = backup.identity_of(home)
+        if there.system == saved.identity.system:
             _require_inside(session, scripts)
         if home is not session:
             _sweep(home, saved.identity)
@@ -452,13 +452,6 @@ def _require_allowed(session: Session, config: Config) -> int:
             f"{config.rehearse_max_mb}"
         )
     return int(size)
-
-
-def _system(home: Session) -> str:
-    """Return which server it is, whatever name it was called by."""
-    query = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
-    (identifier,) = home.execute(query).fetchone() or ("",)
-    return str(identifier)
 
 
 def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
@@ -516,7 +509,7 @@ def _scratch(home: Session, identity: store.Identity, live: dict[str, Any] | Non
         try:
             sibling.create(home, name, live, _mark(name, identity.database, since))
             if logged_in != us:  # a role that becomes another one at once, by its own settings
-                here, whom = sibling.quoted(name), sibling.quoted(logged_in)
+                here, whom = sql.quoted(name), sql.quoted(logged_in)
                 home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
         except psycopg.Error as error:
             if home.lost:
@@ -575,9 +568,9 @@ def _drop(home: Session, name: str) -> None:
 def _drop_gently(home: Session, name: str) -> None:
     """Drop without FORCE, which a plain role may not use against autovacuum; this cancels it."""
     for attempt in range(1, DROP_TRIES + 1):
-        home.connection.execute(_END_OURS.format(name=sibling.literal(name)).encode())
+        home.connection.execute(_END_OURS.format(name=sql.literal(name)).encode())
         try:
-            home.connection.execute(f"DROP DATABASE IF EXISTS {sibling.quoted(name)}".encode())
+            home.connection.execute(f"DROP DATABASE IF EXISTS {sql.quoted(name)}".encode())
         except psycopg.errors.ObjectInUse:
             if attempt == DROP_TRIES:
                 raise
@@ -639,7 +632,7 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) ->
     ):
         objects = list(dict.fromkeys(problem.entry for problem in lacking))
         raise Unavailable(
-            f"the role {role} cannot restore {_some(objects)}: {lacking[0].text}",
+            f"the role {role} cannot restore {report.some(objects)}: {lacking[0].text}",
             objects[:100],
         )
     raise BackupUnverified(
@@ -700,7 +693,7 @@ def _dress(session: Session, home: Session, live: dict[str, Any] | None, name: s
         if role not in (None, us):
             continue
         try:
-            command = sibling.setting_command(sibling.quoted(name), role, setting)
+            command = sibling.setting_command(sql.quoted(name), role, setting)
             # its own settings a role may change only as itself
             home.execute(f"SET ROLE NONE; {command}; RESET ROLE" if role else command)
         except psycopg.Error as error:
@@ -721,7 +714,7 @@ def _compare(copy: Session, saved: Taken) -> None:
     if different:
         raise BackupUnverified(
             "backup.restore_differs",
-            f"the restored copy is not what was dumped: {_some(different)}",
+            f"the restored copy is not what was dumped: {report.some(different)}",
             "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
             "Is the pg_dump on PATH a real and whole one?",
         )
@@ -736,8 +729,3 @@ def _strip(copy: Session, saved: Taken) -> None:
     except psycopg.Error:  # before PostgreSQL 15 it is the superuser's
         if copy.lost:
             raise
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest

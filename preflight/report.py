@@ -10,6 +10,7 @@ from typing import Any
 MARKS = {"info": " ", "debug": "·", "warning": "!", "error": "✗"}
 COLOURS = {"info": "", "debug": "2", "warning": "33", "error": "31"}
 SLOW_S = 0.1
+SHOWN = 10
 GOOD = {"migration.applied", "migration.adopted", "backup.verified", "rehearsal.passed"}
 
 
@@ -88,6 +89,12 @@ def _value(value: object) -> str:
         return "{" + ", ".join(f"{key}={_value(item)}" for key, item in value.items()) + "}"
     text = str(value)
     return repr(text) if " " in text or not text.isprintable() else text
+
+
+def some(names: Sequence[str]) -> str:
+    """Name a few, and say how many more there are."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
 
 
 def size(count: float) -> str:

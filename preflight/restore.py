@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import archive, backup, history, lock, server, sibling, stop, store
+from preflight import archive, backup, history, lock, server, sibling, sql, stop, store
 from preflight.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -249,7 +249,7 @@ def _require_clean(code: int, problems: list[sibling.Complaint]) -> None:
 def _dress(session: Session, place: Place) -> None:
     """Give the new database the live one's owner, settings, rights and connection limit."""
     live = sibling.described(session, place.live)
-    name = sibling.quoted(place.into)
+    name = sql.quoted(place.into)
     if live is None:  # nothing to copy from: a restore on a new server
         session.execute(f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC")
         return
@@ -258,10 +258,10 @@ def _dress(session: Session, place: Place) -> None:
     session.execute(f"ALTER DATABASE {name} CONNECTION LIMIT {live['connection_limit']}")
     for to_public, role, privilege, grantable in session.execute(_GRANTS, [live["oid"]]).fetchall():
         if to_public or role != live["owner"]:
-            to = "PUBLIC" if to_public else sibling.quoted(role)
+            to = "PUBLIC" if to_public else sql.quoted(role)
             option = " WITH GRANT OPTION" if grantable else ""
             session.execute(f"GRANT {privilege} ON DATABASE {name} TO {to}{option}")
-    session.execute(f"ALTER DATABASE {name} OWNER TO {sibling.quoted(live['owner'])}")
+    session.execute(f"ALTER DATABASE {name} OWNER TO {sql.quoted(live['owner'])}")
 
 
 def _swap(session: Session, place: Place, *, end_sessions: bool) -> str | None:
@@ -313,12 +313,12 @@ def _in_the_way(place: Place, what: str) -> TargetUnusable:
 
 
 def _rename(session: Session, place: Place, kept: str) -> str | None:
-    live, into = sibling.quoted(place.live), sibling.quoted(place.into)
+    live, into = sql.quoted(place.live), sql.quoted(place.into)
     before = sibling.described(session, place.live)
     if before:
-        session.execute(f"ALTER DATABASE {live} RENAME TO {sibling.quoted(kept)}")
+        session.execute(f"ALTER DATABASE {live} RENAME TO {sql.quoted(kept)}")
     session.execute(f"ALTER DATABASE {into} RENAME TO {live}")
     comment = before["comment"] if before else None
-    said = sibling.literal(comment) if comment else "NULL"
+    said = sql.literal(comment) if comment else "NULL"
     session.execute(f"COMMENT ON DATABASE {live} IS {said}")
     return kept if before else None

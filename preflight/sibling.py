@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import make_conninfo
 
-from preflight import archive, history
+from preflight import archive, history, sql
 
 if TYPE_CHECKING:
     from preflight.server import Session
@@ -75,17 +75,17 @@ def create(session: Session, name: str, model: Mapping[str, Any] | None, comment
 
     A kill in between leaves one that `newborn` tells.
     """
-    command = f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ALLOW_CONNECTIONS false"
+    command = f"CREATE DATABASE {sql.quoted(name)} TEMPLATE template0 ALLOW_CONNECTIONS false"
     command += f" CONNECTION LIMIT {NEWBORN_LIMIT}"
     if model:
         command += locale_options(model)
     session.execute(command)
     try:
         with history.transaction(session):  # nobody was let in before PUBLIC is locked out
-            session.execute(f"REVOKE ALL ON DATABASE {quoted(name)} FROM PUBLIC")
+            session.execute(f"REVOKE ALL ON DATABASE {sql.quoted(name)} FROM PUBLIC")
             say(session, name, comment)
             session.execute(
-                f"ALTER DATABASE {quoted(name)} ALLOW_CONNECTIONS true CONNECTION LIMIT -1"
+                f"ALTER DATABASE {sql.quoted(name)} ALLOW_CONNECTIONS true CONNECTION LIMIT -1"
             )
     except BaseException:
         if not session.lost:
@@ -101,29 +101,31 @@ def newborn(found: Mapping[str, Any]) -> bool:
 
 def say(session: Session, name: str, text: str) -> None:
     """Write the comment on a database, which says what it is."""
-    session.execute(f"COMMENT ON DATABASE {quoted(name)} IS {literal(text)}")
+    session.execute(f"COMMENT ON DATABASE {sql.quoted(name)} IS {sql.literal(text)}")
 
 
 def drop(session: Session, name: str) -> None:
     """Drop a database with whoever is connected to it; a stop request waits for that."""
-    session.connection.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
+    session.connection.execute(f"DROP DATABASE IF EXISTS {sql.quoted(name)} WITH (FORCE)".encode())
 
 
 def locale_options(live: Mapping[str, Any]) -> str:
     """Return the options of CREATE DATABASE that give a new one the live one's text rules."""
     everything = live["everything"]
-    options = f" ENCODING {literal(live['encoding'])}"
-    options += f" LC_COLLATE {literal(live['lc_collate'])} LC_CTYPE {literal(live['lc_ctype'])}"
+    options = f" ENCODING {sql.literal(live['encoding'])}"
+    options += (
+        f" LC_COLLATE {sql.literal(live['lc_collate'])} LC_CTYPE {sql.literal(live['lc_ctype'])}"
+    )
     provider = everything.get("datlocprovider")
     locale = everything.get("datlocale") or everything.get("daticulocale")
     if provider == "i":
-        options += f" LOCALE_PROVIDER icu ICU_LOCALE {literal(locale)}"
+        options += f" LOCALE_PROVIDER icu ICU_LOCALE {sql.literal(locale)}"
         if rules := everything.get("daticurules"):
-            options += f" ICU_RULES {literal(rules)}"
+            options += f" ICU_RULES {sql.literal(rules)}"
     elif provider == "c":
         options += " LOCALE_PROVIDER libc"
     elif provider == "b":
-        options += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {literal(locale)}"
+        options += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {sql.literal(locale)}"
     return options
 
 
@@ -135,21 +137,11 @@ def settings(session: Session, live: Mapping[str, Any]) -> list[tuple[str | None
 def setting_command(database: str, role: str | None, setting: str) -> str:
     """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
     name, _, value = setting.partition("=")
-    whom = f"ROLE {quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
+    whom = f"ROLE {sql.quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
     words = [inner.replace('""', '"') or plain for inner, plain in _WORD.findall(value)]
-    said = ", ".join(map(literal, words)) if name in LISTS and value else literal(value)
-    setting_name = ".".join(quoted(part) for part in name.split("."))
+    said = ", ".join(map(sql.literal, words)) if name in LISTS and value else sql.literal(value)
+    setting_name = ".".join(sql.quoted(part) for part in name.split("."))
     return f"ALTER {whom} SET {setting_name} TO {said}"
-
-
-def quoted(name: str) -> str:
-    """Return a name as an identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return a text as a literal; standard_conforming_strings is on in our sessions."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 # its content

@@ -111,6 +111,16 @@ class Defect:
     hint: str | None = None
 
 
+def quoted(name: str) -> str:
+    """Return a name as an identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return a text as a literal; standard_conforming_strings is on in our sessions."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def position(script: bytes, offset: int) -> tuple[int, int]:
     """Return the line and the column (in characters) of a byte offset, both from 1."""
     line_start = script.rfind(b"\n", 0, offset) + 1
