@@ -5,6 +5,8 @@ change it, drop it, or cut the connection.
 """
 
 import contextlib
+import copy
+import itertools
 import shutil
 import signal
 import socket
@@ -25,6 +27,10 @@ class Cut(Exception):
 
 class Fault:
     """What a proxy does with each message: nothing at all, unless a subclass says otherwise."""
+
+    def connected(self) -> "Fault":
+        """Return what sees the messages of a new connection: here the same for all."""
+        return self
 
     def startup(self, message: bytes) -> bytes | None:
         """Return None to go on, or what the server would have answered before it hung up."""
@@ -80,22 +86,34 @@ class CutAfter(Fault):
         return message
 
 
-class LostCommit(Fault):
-    """Loses the answer to a COMMIT that the server has carried out, once; or all that follows."""
+class CommitFault(Fault):
+    """Counts the COMMITs of all connections, and notices one; the others are left alone."""
 
-    def __init__(self, number: int = 1, *, silently: bool = False) -> None:
-        """Lose that of the COMMIT with this number; silently: the connection stays open."""
+    def __init__(self, number: int = 1) -> None:
+        """Mean the COMMIT with this number."""
         self.number = number
-        self.silently = silently
+        self.numbers = itertools.count(1)
         self.committing = False
-        self.done = threading.Event()
+
+    def connected(self) -> "CommitFault":
+        """Count with the others, but change nothing of theirs."""
+        return copy.copy(self)
 
     def to_server(self, kind: bytes, message: bytes) -> bytes:
         """Notice the COMMIT."""
         if kind == b"Q" and message[5:].startswith(b"COMMIT"):
-            self.number -= 1
-            self.committing = self.number == 0
+            self.committing = next(self.numbers) == self.number
         return message
+
+
+class LostCommit(CommitFault):
+    """Loses the answer to a COMMIT that the server has carried out, once; or all that follows."""
+
+    def __init__(self, number: int = 1, *, silently: bool = False) -> None:
+        """Lose that of the COMMIT with this number; silently: the connection stays open."""
+        super().__init__(number)
+        self.silently = silently
+        self.done = threading.Event()
 
     def to_client(self, kind: bytes, message: bytes) -> bytes:
         """Swallow the answer; ReadyForQuery says that the server is through."""
@@ -104,27 +122,18 @@ class LostCommit(Fault):
         if kind == b"Z":
             self.done.set()
             if not self.silently:
-                self.committing = False
                 raise Cut
         return b""
 
 
-class SlowCommit(Fault):
+class SlowCommit(CommitFault):
     """Keeps the answer to a COMMIT back until it is let go."""
 
     def __init__(self, number: int = 1) -> None:
         """Hold that of the COMMIT with this number."""
-        self.number = number
-        self.committing = False
+        super().__init__(number)
         self.held = threading.Event()
         self.let_go = threading.Event()
-
-    def to_server(self, kind: bytes, message: bytes) -> bytes:
-        """Notice the COMMIT."""
-        if kind == b"Q" and message[5:].startswith(b"COMMIT"):
-            self.number -= 1
-            self.committing = self.number == 0
-        return message
 
     def to_client(self, kind: bytes, message: bytes) -> bytes:
         """Wait with its answer."""
@@ -174,11 +183,12 @@ class Proxy:
             upstream = socket.create_connection((servers.HOST, self._server.port))
             self._sockets.append(upstream)
             upstream.sendall(startup)
+            fault = self._fault.connected()
             pump = threading.Thread(
-                target=_pump, args=(client, upstream, self._fault.to_server), daemon=True
+                target=_pump, args=(client, upstream, fault.to_server), daemon=True
             )
             pump.start()
-            _pump(upstream, client, self._fault.to_client)
+            _pump(upstream, client, fault.to_client)
             pump.join()
         _hang_up(client)
 
