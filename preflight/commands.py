@@ -270,15 +270,19 @@ def measure(
     steps: Sequence[dict[str, Any]],
 ) -> None:
     """Try the plan on a copy and write beside each of its steps what it took."""
-    from preflight import backup, rehearsal  # noqa: PLC0415 -- only when asked
+    from preflight import backup, meter, rehearsal  # noqa: PLC0415 -- only when asked
 
     server.require_writable(session)
     session.grow_up()
     with backup.draft(session, todo) as saved:
-        gauge = rehearsal.look(session, saved, files, todo)
-    for step in steps:
-        item = gauge.found.get((f"{step['migration']}.sql", step["start"]))
-        step["measured"] = item.data() if item else None
+        gauge = meter.Meter()
+        try:
+            rehearsal.look(session, saved, files, todo, gauge)
+        finally:  # what passed was measured, whatever came after it
+            for step in steps:
+                item = gauge.found.get((f"{step['migration']}.sql", step["start"]))
+                told = item is not None and step["version"] in gauge.passed
+                step["measured"] = item.data() if item and told else None
 
 
 def planned(file: Migration) -> list[dict[str, Any]]:

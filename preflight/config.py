@@ -71,6 +71,7 @@ class Config:
     statement_timeout_s: float = 0
     rehearse: str = "auto"
     rehearse_max_mb: int = 2048
+    rehearse_max_lock_s: float = 0
     rehearse_url: Mapping[str, str] | None = field(default=None, repr=False)  # as libpq reads it
     first_contact: str = "refuse"
     ahead: str = "allow"
@@ -184,6 +185,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "STATEMENT_TIMEOUT_S": _seconds,
     "REHEARSE": _one_of("auto", "always", "off"),
     "REHEARSE_MAX_MB": _whole(0),
+    "REHEARSE_MAX_LOCK_S": _seconds,
     "REHEARSE_URL": _text,
     "FIRST_CONTACT": _one_of("refuse", "pending"),
     "AHEAD": _one_of("allow", "fail"),

@@ -10,7 +10,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -301,7 +301,7 @@ def _fenced(found: dict[str, object], waited: float, error: psycopg.Error) -> Lo
 
 def commit(session: Session) -> None:
     """Commit; a stop request waits until the answer is there. Raises what the server says."""
-    with stop.deferred():
+    with session.ending() if session.ending else nullcontext(), stop.deferred():
         result = session.connection.execute("COMMIT")
     if result.statusmessage != "COMMIT":
         raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")

@@ -19,6 +19,8 @@ LEVELS = {
     "error": logging.ERROR,
 }
 
+LINE_MAX = 15_999  # bytes without the line end; docker and containerd split longer ones
+
 
 class _Stream:
     """A stream that outlives its reader: a closed pipe must not end a migration."""
@@ -81,14 +83,42 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
         processors.append(lambda _, __, event: report.event_line(event, colour=coloured))
     else:
         stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        renderer = structlog.processors.JSONRenderer(default=str)
-        processors += [stamper, _with_run(run_id), renderer]
+        processors += [stamper, _with_run(run_id), _line]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.WriteLoggerFactory(file=_Stream(stream)),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
+
+
+_json = structlog.processors.JSONRenderer(default=str)
+
+
+def _line(logger: object, method: str, event: EventDict) -> str | bytes:
+    """Return the event as JSON that no log driver splits: what is too long is counted and cut."""
+    line = _json(logger, method, dict(event))
+    for most in (200, 50, 10, 3, 1):
+        if len(line) <= LINE_MAX:
+            break
+        shown = {key: _cut(value, most) for key, value in event.items()}
+        untold = {
+            f"{key}_untold": len(value) - len(shown[key]) + event.get(f"{key}_untold", 0)
+            for key, value in event.items()
+            if isinstance(value, list) and len(value) > len(shown[key])
+        }
+        line = _json(logger, method, shown | untold)
+    return line
+
+
+def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event holds
+    """Return a value with the first of its lists' items and the beginning of its texts."""
+    if isinstance(value, dict):
+        return {key: _cut(item, most) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cut(item, most) for item in value[:most]]
+    longest = 20 * most + 100
+    return f"{value[:longest]}…" if isinstance(value, str) and len(value) > longest else value
 
 
 _muted = threading.Event()

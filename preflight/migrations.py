@@ -38,6 +38,7 @@ class Script:
     breaking: bool = False
     lock_timeout_ms: int | None = None
     statement_timeout_ms: int | None = None
+    max_lock_ms: int | None = None
     wrapped: bool = False
 
     def statements(self) -> Iterator[sql.Statement]:
@@ -335,9 +336,11 @@ class _Reading:
                 said["transactional"] = False
             elif directive.text == "breaking":
                 said["breaking"] = self.kind == "up"  # it speaks of what the forward file made
-            elif word in ("lock-timeout", "statement-timeout"):
+            elif word in ("lock-timeout", "statement-timeout", "max-lock"):
                 duration = _DURATION.fullmatch(value.strip())
-                if duration is None:
+                # beside a variable in seconds a bare number would be read as seconds
+                bare = duration and word == "max-lock" and not duration["unit"]
+                if duration is None or (bare and int(duration["number"])):
                     self.wrong(f"{value!r} is not a duration", "Write 500ms, 5s, 2min or 1h.", at)
                 else:
                     milliseconds = int(duration["number"]) * _MILLISECONDS[duration["unit"]]
@@ -345,7 +348,8 @@ class _Reading:
             else:
                 self.wrong(
                     f"unknown directive {directive.text!r}",
-                    "Known: no-transaction, lock-timeout 5s, statement-timeout 30s, breaking.",
+                    "Known: no-transaction, lock-timeout 5s, statement-timeout 30s, max-lock 10s, "
+                    "breaking.",
                     at,
                 )
         return said

@@ -48,6 +48,7 @@ from preflight.errors import (
     MigrationPartial,
     NeedsRepair,
     PlanChanged,
+    Problem,
     RehearsalFailed,
     VerifyFailed,
 )
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 PREFIX = "preflight_scratch_"
 TELL_EVERY_S = 5.0
+WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
 _RIGHTS = """
@@ -123,7 +125,10 @@ def run(
     """
     with _copy(session, saved, [file.up for file in todo]) as copy:
         if copy is not None:
-            _tell_passed(copy, saved, _trial(copy.session, todo, again))
+            gauge = meter.Meter()
+            with _judged(session.config, gauge):
+                trial = _trial(copy.session, todo, again, gauge)
+            _tell_passed(copy, saved, trial)
 
 
 def back(session: Session, saved: Taken | None, steps: Sequence[undo.Step]) -> None:
@@ -131,19 +136,23 @@ def back(session: Session, saved: Taken | None, steps: Sequence[undo.Step]) -> N
     with _copy(session, saved, [step.script for step in steps]) as copy:
         if copy is None:
             return
-        trial = Trial(meter.Meter(copy.session), [step.migration for step in steps])
-        with _quietly():
+        trial = Trial(meter.Meter(), [step.migration for step in steps])
+        with _judged(session.config, trial.gauge), _quietly():
             trial.size = _size(copy.session)
             for step in steps:
-                with trial.gauge.over(step.migration):
+                with trial.gauge.over(copy.session, step.migration):
                     _tried(step.migration, partial(undo.back, copy.session, step, None))
         _tell_passed(copy, saved, trial)
 
 
 def look(
-    session: Session, saved: Taken, files: Sequence[Migration], todo: Sequence[Migration]
-) -> meter.Meter:
-    """Try on a copy what `up` would do to it, first contact included; return what it cost.
+    session: Session,
+    saved: Taken,
+    files: Sequence[Migration],
+    todo: Sequence[Migration],
+    gauge: meter.Meter,
+) -> None:
+    """Try on a copy what `up` would do to it, first contact included; `gauge` has what it cost.
 
     Of `files`, `todo` are those that will run. For a plan: raises RehearsalFailed also when nothing
     can be tried.
@@ -155,9 +164,9 @@ def look(
         with _quietly():
             known = history.settle(copy.session, files)
         made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
-        trial = _trial(copy.session, made.todo, None)
+        with _judged(config, gauge):
+            trial = _trial(copy.session, made.todo, None, gauge)
         _tell_passed(copy, saved, trial)
-        return trial.gauge
 
 
 # the trial
@@ -173,9 +182,11 @@ class Trial:
     size: int = 0
 
 
-def _trial(copy: Session, todo: Sequence[Migration], again: Row | None) -> Trial:
+def _trial(
+    copy: Session, todo: Sequence[Migration], again: Row | None, gauge: meter.Meter
+) -> Trial:
     """Run the files forward, then back and forward again as far as rollback files reach."""
-    trial = Trial(meter.Meter(copy), todo)
+    trial = Trial(gauge, todo)
     trouble: list[str] = []
     with _quietly():
         trial.size = _size(copy)
@@ -187,7 +198,7 @@ def _trial(copy: Session, todo: Sequence[Migration], again: Row | None) -> Trial
         for file in todo:
             if file in way_back and not state:
                 state = catalog.definitions(copy)
-            with trial.gauge.over(file):
+            with gauge.over(copy, file):
                 _tried(file, partial(apply.forward, copy, file, None, again))
             if file in way_back:
                 state, before = catalog.definitions(copy), state
@@ -316,16 +327,116 @@ def _size(copy: Session) -> int:
     return int(size)
 
 
+@contextmanager
+def _judged(config: Config, gauge: meter.Meter) -> Iterator[None]:
+    """Hold what a trial measured against the limits; when it fails, tell of the files that passed.
+
+    Raises RehearsalFailed when a lock was held for too long.
+    """
+    try:
+        yield
+        _require_short_locks(config, gauge)
+    except RehearsalFailed:
+        if gauge.passed:
+            structlog.get_logger().info("rehearsal.measured", **gauge.told())
+        raise
+
+
+def _limit(config: Config, script: Script) -> float:
+    """Return for how many seconds a file may hold a lock that stops writers; 0 for any number."""
+    if script.max_lock_ms is not None:
+        return script.max_lock_ms / 1000
+    return config.rehearse_max_lock_s
+
+
+def _require_short_locks(config: Config, gauge: meter.Meter) -> None:
+    """Refuse what holds a lock for longer than its limit; warn where there is none."""
+    problems: list[tuple[float, Problem]] = []
+    warned: dict[str, tuple[float, Problem]] = {}
+    for item in gauge.found.values():
+        taken, limit = item.longest(), _limit(config, item.script)
+        if item.unknown and 0 < limit < item.duration_s:
+            unseen = (item.duration_s, _unseen_lock(item, limit))
+            warned[item.script.file] = max(warned.get(item.script.file, unseen), unseen, key=_first)
+        if taken is None or taken.held_s <= (limit or WARN_LOCK_S):
+            continue
+        found = (taken.held_s, _long_lock(item, taken, limit))
+        if limit:
+            problems.append(found)
+        else:
+            warned[item.script.file] = max(warned.get(item.script.file, found), found, key=_first)
+    for _, problem in warned.values():
+        _warn(problem)
+    if problems:
+        longest = sorted(problems, key=_first, reverse=True)
+        raise RehearsalFailed.of("rehearsal.lock_too_long", [problem for _, problem in longest])
+
+
+def _first(pair: tuple[float, Problem]) -> float:
+    return pair[0]
+
+
+def _warn(problem: Problem) -> None:
+    where = problem.data()
+    reason, _ = where.pop("message"), where.pop("hint", None)
+    structlog.get_logger().warning("rehearsal.warned", reason=reason, **where)
+
+
+def _long_lock(item: meter.Measured, taken: meter.Taken, limit: float) -> Problem:
+    """Return the problem of a lock that stops writers for long."""
+    of_all = f" ({taken.partitions} partitions)" if taken.partitions else ""
+    how = ", as the manual says," if taken.documented else ""
+    said = f"the limit is {limit:g} s" if limit else "no limit is set"
+    return _at_statement(
+        item,
+        f"{taken.mode} on {taken.table}{of_all} was{how} held for {taken.held_s:.2f} s on the "
+        f"copy; {said}",
+        "Split the file, or take a way that locks less (CONCURRENTLY, NOT VALID and VALIDATE); or "
+        "allow it: `-- preflight: max-lock 30s` in the file, or PREFLIGHT_REHEARSE_MAX_LOCK_S. "
+        "The live database was not changed.",
+    )
+
+
+def _unseen_lock(item: meter.Measured, limit: float) -> Problem:
+    return _at_statement(
+        item,
+        f"which tables it locks, and for how long, could not be measured; it took "
+        f"{item.duration_s:.2f} s, and the limit is {limit:g} s",
+    )
+
+
+def _at_statement(item: meter.Measured, message: str, hint: str | None = None) -> Problem:
+    line, column = item.place()
+    return Problem(
+        f"{item.script.file}:{line}:{column}: {message}",
+        hint,
+        migration=item.migration.name,
+        version=item.migration.version,
+        file=item.script.file,
+        line=line,
+        column=column,
+    )
+
+
+def _tell_unmeasured(config: Config, scripts: Sequence[Script], why: str) -> None:
+    """Say that nobody has seen whether the files keep the limits that are set for them."""
+    files = [script.file for script in scripts if _limit(config, script)]
+    if files:
+        structlog.get_logger().warning(
+            "rehearsal.warned",
+            reason=f"how long locks are held was not measured, though a limit is set: {why}",
+            objects=files[:100],
+        )
+
+
 def _tell_passed(copy: Copy, saved: Taken | None, trial: Trial) -> None:
-    statements = trial.gauge.told()
     structlog.get_logger().info(
         "rehearsal.passed",
         backup=saved.name if saved and saved.visible else None,
         verified="restored",
         migrations=[file.name for file in trial.files],
         rollbacks_tried=[file.name for file in trial.undone],
-        statements=statements,
-        statements_untold=sum(trial.gauge.counts.values()) - len(statements),
+        **trial.gauge.told(),
         size_before_bytes=trial.size,
         size_after_bytes=_size(copy.session),
         restore_s=round(copy.restore_s, 3),
@@ -360,10 +471,14 @@ def _copy(
             backup.prune(session, saved)  # not before it is known what the newest is worth
         if why is not None:
             _tell_skipped(config, why)
+        if copy is None:
+            _tell_unmeasured(config, scripts, str(why or "PREFLIGHT_REHEARSE=off"))
         try:
             yield copy
         except ConnectionLost as lost:
-            _tell_skipped(config, _elsewhere(session, lost))
+            why = _elsewhere(session, lost)
+            _tell_skipped(config, why)
+            _tell_unmeasured(config, scripts, str(why))
 
 
 def _elsewhere(session: Session, lost: ConnectionLost) -> Unavailable:

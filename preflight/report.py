@@ -53,14 +53,18 @@ def _rehearsed(statements: Sequence[Mapping[str, Any]]) -> list[str]:
 def costs(measured: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return what a statement took, its locks with the time they were held, and its rewrites."""
     locks = [
-        f"{item['mode']} on {item['table']}, {item['held_s']:.2f} s"
+        f"{item['mode']} on {item['table']}{_parts(item)}, {item['held_s']:.2f} s"
         for item in measured.get("locks", ())
     ]
     rewrites = [
-        f"{item['table']} {size(item['before_bytes'])} → {size(item['after_bytes'])}"
+        f"{item['table']}{_parts(item)} {size(item['before_bytes'])} → {size(item['after_bytes'])}"
         for item in measured.get("rewrites", ())
     ]
     return f"{measured['duration_s']:.2f} s", "; ".join(locks), "; ".join(rewrites)
+
+
+def _parts(item: Mapping[str, Any]) -> str:
+    return f" ({item['partitions']} partitions)" if item.get("partitions") else ""
 
 
 def _finished(data: dict[str, Any], *, colour: bool) -> str:

@@ -77,6 +77,7 @@ _SINCE = {  # settings that older servers do not know
 }
 Parameters = Sequence[object] | Mapping[str, object] | None
 Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
+Ending = Callable[[], AbstractContextManager[None]]  # around a COMMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Session:
         self.facts = None
         self.attempts = 1
         self.observe: Observer | None = None
+        self.ending: Ending | None = None
         self._options = True
         self._grown_up = False
 

@@ -51,6 +51,31 @@ def test_console_shows_one_line_without_control_characters() -> None:
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        {"items": [f"public.table_{number}" for number in range(10_000)], "count": 10_000},
+        {"items": [{"locks": [{"table": "é" * 60}] * 500}] * 50, "items_untold": 7},
+        {"error": {"message": "x" * 100_000, "problems": [{"message": "y" * 1000}] * 500}},
+    ],
+    ids=["many names", "lists in lists", "long texts"],
+)
+def test_no_line_is_longer_than_log_drivers_take(data: dict[str, Any]) -> None:
+    """Docker and containerd split at 16 kB; a list that is cut says how much of it is missing."""
+    stream = logged()
+    structlog.get_logger().info("thing.done", **data)
+    structlog.get_logger().info("thing.done", items=["a"])
+
+    long, short = stream.getvalue().splitlines()
+    event = json.loads(long)
+    assert len(long.encode()) < 16_000
+    assert data.keys() <= event.keys()
+    assert ["a"] == json.loads(short)["items"]
+    if "items" in data:
+        all_of_it = len(data["items"]) + data.get("items_untold", 0)
+        assert all_of_it == len(event["items"]) + event["items_untold"]
+
+
+@pytest.mark.parametrize(
     ("choice", "terminal", "expected"),
     [
         ("auto", True, False),

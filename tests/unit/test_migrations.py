@@ -247,6 +247,8 @@ def test_companion_without_a_forward_file_is_refused(
         (b"-- preflight: no-transactions\nSELECT 1;", (1, 1), "unknown directive"),
         (b"-- preflight: lock-timeout=5s\nSELECT 1;", (1, 1), "unknown directive"),
         (b"-- preflight: lock-timeout 5 days\nSELECT 1;", (1, 1), "'5 days' is not a duration"),
+        (b"-- preflight: max-lock soon\nSELECT 1;", (1, 1), "'soon' is not a duration"),
+        (b"-- preflight: max-lock 10\nSELECT 1;", (1, 1), "'10' is not a duration"),
         (b"-- preflight: statement-timeout\nSELECT 1;", (1, 1), "'' is not a duration"),
         (b"SELECT 1;\n-- preflight: breaking\n", (2, 1), "a directive after the first statement"),
         (b"SELECT\n-- preflight: breaking\n1;", (2, 1), "a directive after the first statement"),
