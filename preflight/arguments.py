@@ -94,6 +94,7 @@ class Arguments:
     into: str | None = None
     swap: bool = False
     end_sessions: bool = False
+    again: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,4 +229,10 @@ def _add_options(name: str, parser: argparse.ArgumentParser) -> None:
             action="store_true",
             default=None,
             help="with --swap: end the sessions that are connected, instead of refusing",
+        )
+        parser.add_argument(
+            "--again",
+            action="store_true",
+            default=None,
+            help="with --swap: also when this very backup was swapped in before",
         )

@@ -167,6 +167,8 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 "run_id": config.run_id,
                 "database": identity.database,
                 "system_identifier": identity.system,
+                "address": identity.address,
+                "timeline": _timeline(session),
                 "server_version": session.facts.version if session.facts else None,
                 "pg_dump": programs.version,
                 "file": store.DUMP,
@@ -191,7 +193,25 @@ def identity_of(session: Session) -> tuple[Identity, int]:
  pg_catalog.pg_database_size(pg_catalog.current_database())"""
     ).fetchone()
     system, database, size = row or ("", "", 0)
-    return store.Identity(system, database), size
+    return store.Identity(system, database, _address(session)), size
+
+
+def _address(session: Session) -> str:
+    """Return the server's address as it is configured; a service's and a default is libpq's."""
+    info, configured = session.connection.info, dict(session.target)
+    if not configured.keys() & {"host", "hostaddr"}:
+        told = {each.keyword.decode(): each.val or b"" for each in session.connection.pgconn.info}
+        configured |= {key: told[key].decode() for key in ("host", "port") if told.get(key)}
+    return store.address({"host": info.host, "port": str(info.port), **configured})
+
+
+def _timeline(session: Session) -> int | None:
+    """Return the server's timeline, which a failover changes; None where it may not be asked."""
+    may = "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_control_checkpoint()','EXECUTE')"
+    if (session.execute(may).fetchone() or (False,))[0]:
+        query = "SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()"
+        return int((session.execute(query).fetchone() or (0,))[0])
+    return None
 
 
 # attempts
@@ -376,8 +396,8 @@ def _counts(session: Session) -> dict[Table, int]:
     return counts
 
 
-def differing(copy: Session, wanted: Mapping[str, int]) -> list[str]:
-    """Name the tables whose rows are not as many as wanted.
+def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False) -> list[str]:
+    """Name the tables whose rows are not as many as wanted; `exactly`: and those that are new.
 
     Rows may lie in other partitions than they did (an enum's value has another hash in every
     database), but none may be lost on the way.
@@ -393,7 +413,18 @@ def differing(copy: Session, wanted: Mapping[str, int]) -> list[str]:
         f"{name} has {rows.get(name, 'no')} rows, not {count}"
         for name, count in wanted.items()
         if rows.get(name) != count and ((root := roots.get(name)) is None or short[root] != 0)
-    ]
+    ] + [f"{name} is new" for name in rows if exactly and name not in wanted]
+
+
+def written_since(copy: Session, transaction: int) -> list[str]:
+    """Name the tables with rows that were written after a transaction, by its 64-bit number."""
+    recent = "pg_catalog.age(t.xmin) < pg_catalog.age(%s::text::xid)"
+    found = []
+    for table in _tables(copy):
+        query = f"SELECT EXISTS (SELECT FROM {table.sql} t WHERE {recent})"  # noqa: S608 -- quoted
+        (yes,) = copy.execute(query, [transaction % 2**32]).fetchone() or (False,)
+        found += [f"{table.name} was written to"] if table.has_rows and yes else []
+    return found
 
 
 def _require_readable(session: Session) -> list[Table]:
@@ -431,6 +462,7 @@ def described(directory: Path) -> list[dict[str, Any]]:
             {
                 "backup": item.name,
                 "database": item.manifest.get("database"),
+                "address": item.manifest.get("address"),
                 "snapshot_at": item.manifest.get("snapshot_at"),
                 "size_bytes": item.manifest.get("size_bytes"),
                 "rows": sum(item.manifest.get("rows", {}).values()),

@@ -694,7 +694,7 @@ def restore(config: Config, said: Arguments) -> None:
     """Restore a backup into a new database and, when asked, put it in the live one's place."""
     from preflight import restore as steps  # noqa: PLC0415 -- only when asked
 
-    steps.run(config, said.backup, into=said.into, swap=said.swap, end_sessions=said.end_sessions)
+    steps.run(config, said)
 
 
 # results

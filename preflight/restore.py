@@ -2,15 +2,19 @@
 
 The new database is closed to PUBLIC until its rows are compared. Both renames of a swap are one
 transaction, so a swap is done or not; what an interrupted call left is told by the comment on the
-new database, and used or dropped.
+new database. That only says what it held then: before an answer and before a swap it is compared
+again, for a swap with nobody let in from then on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +23,19 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import archive, backup, history, lock, server, sibling, sql, stop, store
+from preflight import (
+    archive,
+    backup,
+    catalog,
+    history,
+    lock,
+    report,
+    server,
+    sibling,
+    sql,
+    stop,
+    store,
+)
 from preflight.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -29,15 +45,18 @@ from preflight.errors import (
 )
 
 if TYPE_CHECKING:
+    from preflight.arguments import Arguments
     from preflight.config import Config
     from preflight.server import Session
-    from preflight.store import Backup
+    from preflight.store import Backup, Identity
 
 MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
 MARK = "pg-preflight restore: "
 RENAME_TRIES = 10
 UNFINISHED = f"{MARK}unfinished"
+NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 LAST_SESSIONS_S = 2.0
+TWICE_S = 24 * 3600.0  # a swap that is asked for again so soon is the same one
 NAME_BYTES = 63
 
 _GRANTS = """
@@ -48,11 +67,20 @@ FROM pg_catalog.pg_database d, pg_catalog.aclexplode(
 WHERE d.oid = %s::oid
 """
 _SESSIONS = """
-SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), a.usename::text
+SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), a.usename::text,
+ a.datname::text
 FROM pg_catalog.pg_stat_activity a
-WHERE a.datname IN (%s::name, %s::name) AND a.pid <> pg_catalog.pg_backend_pid()
+WHERE a.datname IN (%s::name, %s::name) AND a.pid <> ALL (%s::int4[])
  AND a.usesysid IS NOT NULL  -- of other roles' sessions, backend_type may not be seen
 """
+
+
+# what deparsing an expression depends on
+_ONE_WAY = """
+SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
+SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'
+"""
+_SAID = re.compile(re.escape(MARK) + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+)\))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,54 +91,62 @@ class Place:
     live: str
     into: str
 
-    @property
-    def mark(self) -> str:
-        """The comment that says which backup a database holds, completely."""
-        return f"{MARK}{self.source.name}"
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a database held when it was complete: the last transaction, and a hash of its objects.
+
+    Its comment says so, until it is swapped in.
+    """
+
+    xid: int
+    objects: str
+
+    def mark(self, source: Backup) -> str:
+        """Return the comment that says which backup a database holds, completely."""
+        return f"{MARK}{source.name} ({self.xid} {self.objects})"
 
 
-def run(config: Config, name: str, *, into: str | None, swap: bool, end_sessions: bool) -> None:
+def run(config: Config, said: Arguments) -> None:
     """Restore into a new database; with `swap`, rename it into the live one's place.
 
     Raises ConfigInvalid (no such backup), BackupUnverified (damaged, or rows differ),
-    TargetUnusable (no right, name taken, sessions in the way).
+    TargetUnusable (no right, name taken or changed since, sessions in the way, swapped before).
     """
     began = time.monotonic()
-    place = _place(config, name, into)
-    home = next(name for name in MAINTENANCE if name not in (place.live, place.into))
+    known = find(config.backup_dir, said.backup, config.database)
+    live, into = _names(config, said.into)
+    home = next(name for name in MAINTENANCE if name not in (live, into))
     maintenance = dataclasses.replace(config, target={**config.target, "dbname": home})
     with server.connect(maintenance) as session:
         session.learn(session.ask(f"SELECT {server.FACTS}")[0])
         server.require_writable(session)
         session.grow_up()
         lock.acquire(session)
-        if not _finished_before(session, place):
-            _require_whole(place.source)
-            with _new_database(session, place):
-                _fill(session, config, place)
-                try:
-                    _dress(session, place)
-                except psycopg.errors.InsufficientPrivilege as error:
-                    raise TargetUnusable(
-                        "restore.no_right",
-                        "this role may not give the new database the owner, rights and settings "
-                        f"of the live one: {error.diag.message_primary}",
-                        "Run as the live database's owner, or as a superuser.",
-                        sqlstate=error.sqlstate,
-                    ) from error
-        kept = _swap(session, place, end_sessions=end_sessions) if swap else None
+        identity = dataclasses.replace(backup.identity_of(session)[0], database=live)
+        place = Place(choose(known, identity), live, into)
+        if said.swap and not said.again and _swapped_before(session, place, identity):
+            return
+        _tell_started(place, identity, known)
+        with _read(place.source) as renew:
+            state = _there(session, place)
+            if state is None:
+                state = _made(session, place, renew)
+            elif not said.swap:
+                with server.beside(session, into) as other:
+                    _require_same(other, place, state)
+            kept = _swap(session, place, state, identity, said) if said.swap else None
     structlog.get_logger().info(
         "restore.finished",
         backup=place.source.name,
-        database=place.live if swap else place.into,
+        database=place.live if said.swap else place.into,
         kept_as=kept,
         rows=sum(place.source.manifest["rows"].values()),
         duration_s=round(time.monotonic() - began, 3),
     )
 
 
-def _place(config: Config, name: str, into: str | None) -> Place:
-    source = find(config.backup_dir, name, config.database)
+def _names(config: Config, into: str | None) -> tuple[str, str]:
     live = config.database
     target = into or _suffixed(live, "_restored")
     if target == live or len(target.encode()) > NAME_BYTES:
@@ -120,7 +156,7 @@ def _place(config: Config, name: str, into: str | None) -> Place:
             f"--into {target!r} {reason}",
             "A restore goes beside it, under another name; --swap puts it in its place.",
         )
-    return Place(source, live, target)
+    return live, target
 
 
 def _suffixed(name: str, suffix: str) -> str:
@@ -128,8 +164,14 @@ def _suffixed(name: str, suffix: str) -> str:
     return name.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
 
 
-def find(directory: Path, name: str, database: str) -> Backup:
-    """Return a backup by name, path, or `latest` of a database; raises ConfigInvalid."""
+# which backup
+
+
+def find(directory: Path, name: str, database: str) -> list[Backup]:
+    """Return what a name, a path or `latest` of a database may mean, the oldest first.
+
+    Raises ConfigInvalid (there is none), BackupUnverified (it is none).
+    """
     at = Path(name)
     if at.is_absolute() or "/" in name:
         directory, name = at.parent, at.name
@@ -142,11 +184,10 @@ def find(directory: Path, name: str, database: str) -> Backup:
             "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
     ours = [item for item in known if item.manifest.get("database") == database]
-    if name == "latest" and ours:
-        return ours[-1]
-    for item in known:
-        if item.name == name:
-            return item
+    if found := ours if name == "latest" else [item for item in known if item.name == name]:
+        return found
+    if name and (directory / name).is_dir():
+        _require_readable(directory / name)
     raise ConfigInvalid(
         "config.arguments",
         f"there is no backup {name!r} in {directory}",
@@ -154,15 +195,80 @@ def find(directory: Path, name: str, database: str) -> Backup:
     )
 
 
-def _require_whole(source: Backup) -> None:
+def _require_readable(path: Path) -> None:
     try:
-        digest, _ = archive.hash_of(source.path / store.DUMP)
+        store.read(path)
+    except store.Unreadable as why:
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{path.name} is no whole backup: {why}",
+            "Use another backup (`backups --table`) and check the disk.",
+        ) from why
+
+
+def choose(known: Sequence[Backup], identity: Identity) -> Backup:
+    """Return the newest of this server's backups, or of the only others; raises ConfigInvalid.
+
+    On a new server none is its own: then all must be from one place, as they are of one database.
+    """
+    if ours := identity.ours(known):
+        return ours[-1]
+    places = store.origins(known)
+    if len(places) == 1:
+        return known[-1]
+    each = [f"{items[-1].name} {_from(origin)}" for origin, items in places.items()]
+    raise ConfigInvalid(
+        "config.arguments",
+        f"`latest` may be of {len(places)} servers, and none is this one "
+        f"({identity.system} at {identity.address}): the newest of each are {'; '.join(each)}",
+        "Name the one that you want: `restore NAME`.",
+    )
+
+
+def _from(origin: tuple[str, str]) -> str:
+    system, where = origin
+    return f"(of server {system or 'unknown'}{f' at {where}' if where else ''})"
+
+
+def _tell_started(place: Place, identity: Identity, known: Sequence[Backup]) -> None:
+    """Say what is restored; a backup of another server or database is a warning."""
+    log, source = structlog.get_logger(), place.source
+    data = {"backup": source.name, "database": place.into}
+    if source in identity.ours(known):
+        log.info("restore.started", **data)
+        return
+    whose = source.manifest.get("database")
+    log.warning(
+        "restore.started",
+        **data,
+        reason=f"it is a backup of {whose} {_from(source.origin)}, and this is {place.live} "
+        f"{_from((identity.system, identity.address))}",
+    )
+
+
+@contextmanager
+def _read(source: Backup) -> Iterator[Callable[[], None]]:
+    """Keep the backup from being pruned meanwhile."""
+    try:
+        with store.reading(source) as renew:
+            yield renew
     except OSError as error:
         raise BackupFailed(
             "backup.directory",
-            f"{source.path / store.DUMP} cannot be read: {error.strerror}",
-            "Correct its rights, or run as the user that made it.",
+            f"{source.path} cannot be read: {error.strerror}",
+            "Correct its rights, or run as the user that made it. If another run has just removed "
+            "it, choose another one (`backups --table`).",
         ) from error
+
+
+def _require_whole(source: Backup) -> None:
+    if missing := sorted({"rows", "sha256"} - source.manifest.keys()):
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{source.name} cannot be compared: its manifest lacks {' and '.join(missing)}",
+            "Use another backup (`backups --table`).",
+        )
+    digest, _ = archive.hash_of(source.path / store.DUMP)
     if digest != source.manifest["sha256"]:
         raise BackupUnverified(
             "backup.corrupt",
@@ -171,23 +277,50 @@ def _require_whole(source: Backup) -> None:
         )
 
 
-def _finished_before(session: Session, place: Place) -> bool:
-    """Tell whether an earlier call restored this backup there; drop what one left half done."""
+# the new database
+
+
+def _there(session: Session, place: Place) -> State | None:
+    """Return what an earlier call restored there; drop what one left half done."""
     found = sibling.described(session, place.into)
     if found is None:
-        return False
-    said = found["comment"] or ""
-    if said == place.mark:
-        return True
-    if said == UNFINISHED or sibling.newborn(found):
+        return None
+    comment = found["comment"] or ""
+    if comment == UNFINISHED or sibling.newborn(found):
         sibling.drop(session, place.into)
-        return False
-    what = f"the restore of {said.removeprefix(MARK)}" if said.startswith(MARK) else "not ours"
+        return None
+    said = _SAID.fullmatch(comment)
+    if said and said["name"] == place.source.name and said["xid"]:
+        if not found["everything"]["datallowconn"]:  # a swap was killed
+            _let_in(session, place.into)
+        return State(int(said["xid"]), said["objects"])
+    what = f"is the restore of {said['name']}" if said else "is not ours"
+    if said and said["name"] == place.source.name:
+        what += " by an older version, which left nothing to compare it with"
     raise TargetUnusable(
         "restore.exists",
-        f"the database {place.into!r} exists already and is {what}",
+        f"the database {place.into!r} exists already and {what}",
         "Choose another name with --into, or drop it.",
     )
+
+
+def _made(session: Session, place: Place, renew: Callable[[], None]) -> State:
+    """Make the database, fill it, compare it, and give it what belongs to it."""
+    _require_whole(place.source)
+    with _new_database(session, place):
+        state = _fill(session, place, renew)
+        try:
+            _dress(session, place)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise TargetUnusable(
+                "restore.no_right",
+                "this role may not give the new database the owner, rights and settings "
+                f"of the live one: {error.diag.message_primary}",
+                "Run as the live database's owner, or as a superuser.",
+                sqlstate=error.sqlstate,
+            ) from error
+        sibling.say(session, place.into, state.mark(place.source))
+    return state
 
 
 @contextmanager
@@ -204,28 +337,72 @@ def _new_database(session: Session, place: Place) -> Iterator[None]:
         ) from error
     try:
         yield
-        sibling.say(session, place.into, place.mark)
     except BaseException:
         if not session.lost:
-            sibling.drop(session, place.into)
+            _drop(session, place.into)
         raise
 
 
-def _fill(session: Session, config: Config, place: Place) -> None:
+def _drop(session: Session, name: str) -> None:
+    """Drop what failed; that this fails, too, must not hide why."""
+    try:
+        sibling.drop(session, name)
+    except psycopg.Error as error:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"the database {name!r} could not be dropped: "
+            f"{error.diag.message_primary or error}",
+        )
+
+
+def _fill(session: Session, place: Place, renew: Callable[[], None]) -> State:
     """Run pg_restore and compare every table's rows with the manifest."""
-    dump = place.source.path / store.DUMP
-    _require_clean(*sibling.fill(session, place.into, dump, sibling.jobs(session)))
-    found = dataclasses.replace(config, target={**config.target, "dbname": place.into})
-    with server.connect(found) as other:
-        other.facts = session.facts
-        other.grow_up()
+    dump, jobs = place.source.path / store.DUMP, sibling.jobs(session)
+    filled = sibling.fill(session, place.into, dump, jobs, NO_SUBSCRIPTIONS, tick=renew)
+    _require_clean(*filled)
+    with server.beside(session, place.into) as other:
         different = backup.differing(other, place.source.manifest["rows"])
         other.execute("ANALYZE")
+        objects = _objects(other)
+        (xid,) = other.execute("SELECT pg_catalog.txid_current()").fetchone() or (0,)
     if different:
         raise BackupUnverified(
             "restore.rows_differ",
             f"{len(different)} tables differ from the manifest: {'; '.join(different[:5])}",
             "The new database was dropped; the live one was not touched.",
+        )
+    return State(xid, objects)
+
+
+def _objects(other: Session) -> str:
+    """Return a hash of what a database is made of but rows: definitions, rights, sequences."""
+    other.execute(_ONE_WAY)
+    found = sorted(catalog.definitions(other).items()), sorted(catalog.sequences(other).items())
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+
+
+def _require_same(other: Session, place: Place, state: State) -> None:
+    """Compare with what was restored there earlier; raises TargetUnusable that names tables."""
+    try:
+        wanted = place.source.manifest["rows"]
+        different = backup.differing(other, wanted, exactly=True)
+        different += backup.written_since(other, state.xid)
+        if not different and _objects(other) != state.objects:
+            different = ["its objects, rights or sequences were changed"]
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetUnusable(
+            "restore.no_right",
+            f"{place.into!r} cannot be compared: {error.diag.message_primary}",
+            "Run as its owner, or choose another name with --into.",
+            sqlstate=error.sqlstate,
+        ) from error
+    if different:
+        raise TargetUnusable(
+            "restore.changed",
+            f"the database {place.into!r} is no longer what was restored there: "
+            f"{report.some(different)}",
+            f"Drop it (DROP DATABASE {sql.quoted(place.into)}) and restore again, or choose "
+            "another name with --into. The live database was not touched.",
         )
 
 
@@ -264,13 +441,126 @@ def _dress(session: Session, place: Place) -> None:
     session.execute(f"ALTER DATABASE {name} OWNER TO {sql.quoted(live['owner'])}")
 
 
-def _swap(session: Session, place: Place, *, end_sessions: bool) -> str | None:
-    """Rename both databases in one transaction; return the old one's new name."""
+# the swap
+
+
+def _swapped_before(session: Session, place: Place, identity: Identity) -> bool:
+    """Tell whether the live database came from this very backup a short while ago.
+
+    What was written since would leave it. Raises TargetUnusable when that was long ago.
+    """
+    live = sibling.described(session, place.live)
+    said = live and store.swapped(place.source, identity.system, live["oid"])
+    if said is None or live is None:
+        return False
+    at = said.get("epoch_s")
+    (now,) = session.execute(_NOW).fetchone() or (0.0,)
+    when = said.get("at", "at an unknown time")
+    what = f"{place.live!r} was restored from {place.source.name} and swapped in already ({when})"
+    if isinstance(at, int | float) and now - at < TWICE_S:
+        structlog.get_logger().warning(
+            "restore.finished",
+            backup=place.source.name,
+            database=place.live,
+            reason=f"{what}: nothing was done; --again does it again",
+        )
+        return True
+    raise TargetUnusable(
+        "restore.swapped",
+        what,
+        "What was written since would leave the live database: if that is wanted, add --again.",
+    )
+
+
+_NOW = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8"
+
+
+def _swap(
+    session: Session, place: Place, state: State, identity: Identity, said: Arguments
+) -> str | None:
+    """Rename both databases in one transaction; return the old one's new name.
+
+    Nobody is let into the new one from before it is compared until it has its name.
+    """
     kept = _suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    into = sql.quoted(place.into)
+    try:
+        with server.beside(session, place.into) as other:
+            session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
+            ours = [item.connection.info.backend_pid for item in (session, other)]
+            _clear(session, place, ours, end_sessions=said.end_sessions)
+            _require_same(other, place, state)
+        _record(session, place, identity, kept, again=said.again)
+        return _renamed(session, place, kept, end_sessions=said.end_sessions)
+    except BaseException as error:
+        if not session.lost:
+            with suppress(psycopg.Error):
+                _let_in(session, place.into)
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise TargetUnusable(
+                "restore.no_right",
+                f"this role may not swap the databases: {error.diag.message_primary}",
+                f"Run as the owner with CREATEDB (to end sessions: pg_signal_backend); the "
+                f"restored database {place.into!r} is complete and waits.",
+                sqlstate=error.sqlstate,
+            ) from error
+        raise
+
+
+def _let_in(session: Session, name: str) -> None:
+    """Open a database again; a stop request waits for that."""
+    session.connection.execute(f"ALTER DATABASE {sql.quoted(name)} ALLOW_CONNECTIONS true".encode())
+
+
+def _clear(session: Session, place: Place, ours: Sequence[int], *, end_sessions: bool) -> None:
+    """Make sure that nobody is in the new database; raises TargetUnusable."""
+    others = _others(session, place, ours)
+    if others and not end_sessions:
+        names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
+        raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
+    for pid, *_, where in others:
+        if where == place.into:
+            session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
+    until = time.monotonic() + LAST_SESSIONS_S
+    while left := [
+        pid for pid, *_, where in _connected(session, place, ours) if where == place.into
+    ]:
+        if time.monotonic() >= until:
+            raise _in_the_way(place, f"sessions do not end: pid {', '.join(map(str, left))}")
+        stop.sleep(0.1)
+
+
+def _record(session: Session, place: Place, identity: Identity, kept: str, *, again: bool) -> None:
+    """Write down which database is about to take the live one's place, by its number.
+
+    It is true once the database of that number has the live one's name, so a swap that fails
+    after it needs nothing undone.
+    """
+    (oid,) = session.execute(_OID, [place.into]).fetchone() or (0,)
+    (now,) = session.execute(_NOW).fetchone() or (0.0,)
+    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+    said = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
+    try:
+        store.record_swap(place.source, identity.system, oid, said)
+    except OSError as error:
+        if not again:
+            raise BackupFailed(
+                "backup.directory",
+                f"the swap cannot be recorded in {place.source.path}: {error.strerror}",
+                f"The same command would do it again. Make it writable for user {os.getuid()}, or "
+                "go without a record: --again.",
+            ) from error
+
+
+_OID = "SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
+
+
+def _renamed(session: Session, place: Place, kept: str, *, end_sessions: bool) -> str | None:
+    ours = [session.connection.info.backend_pid]
     for attempt in range(1, RENAME_TRIES + 1):
-        others = _others(session, place)
+        others = _others(session, place, ours)
         if others and not end_sessions:
-            names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user in others[:10])
+            names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
             raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
         try:
             with history.transaction(session):
@@ -282,21 +572,17 @@ def _swap(session: Session, place: Place, *, end_sessions: bool) -> str | None:
                 said = f"{error.diag.message_primary}: {error.diag.message_detail}"
                 raise _in_the_way(place, said) from error
             stop.sleep(0.1 * attempt)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise TargetUnusable(
-                "restore.no_right",
-                f"this role may not swap the databases: {error.diag.message_primary}",
-                f"Run as the owner with CREATEDB (to end sessions: pg_signal_backend); the "
-                f"restored database {place.into!r} is complete and waits.",
-                sqlstate=error.sqlstate,
-            ) from error
     return None
 
 
-def _others(session: Session, place: Place) -> list[tuple[Any, ...]]:
+def _connected(session: Session, place: Place, ours: Sequence[int]) -> list[tuple[Any, ...]]:
+    return session.execute(_SESSIONS, [place.live, place.into, list(ours)]).fetchall()
+
+
+def _others(session: Session, place: Place, ours: Sequence[int]) -> list[tuple[Any, ...]]:
     """Return who is connected to either database, once our own last sessions had time to end."""
     until = time.monotonic() + LAST_SESSIONS_S
-    while found := session.execute(_SESSIONS, [place.live, place.into]).fetchall():
+    while found := _connected(session, place, ours):
         if time.monotonic() >= until:
             break
         stop.sleep(0.1)
@@ -321,4 +607,5 @@ def _rename(session: Session, place: Place, kept: str) -> str | None:
     comment = before["comment"] if before else None
     said = sql.literal(comment) if comment else "NULL"
     session.execute(f"COMMENT ON DATABASE {live} IS {said}")
+    session.execute(f"ALTER DATABASE {live} ALLOW_CONNECTIONS true")
     return kept if before else None

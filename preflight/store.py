@@ -12,8 +12,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +30,11 @@ from preflight.errors import BackupFailed
 
 FORMAT = 1
 ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
-DUMP, MANIFEST, LOCK = "database.dump", "manifest.json", ".lock"
+MANIFEST_MAX_BYTES = 32 << 20  # a line for each of 200,000 tables
+READER_S, RENEW_S = 600.0, 60.0  # a reader is gone when it has not renewed its mark for so long
+CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+LOOPBACK = {"127.0.0.1", "::1"}
+DUMP, MANIFEST, LOCK, READER = "database.dump", "manifest.json", ".lock", ".reader-"
 IMAGE_MARK = "/.pg-preflight-image"  # made by our own image: its root is a container's, always
 CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
 
@@ -45,27 +51,82 @@ class Backup:
         """The directory's name."""
         return self.path.name
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """The server's system identifier, and its address as configured ("": an older backup)."""
+        said = self.manifest
+        return said.get("system_identifier", ""), said.get("address", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose backups these are: the server's system identifier and the database."""
+    """Whose backups these are: of which server, reached where, and of which database.
+
+    A physical copy of a server has its system identifier, too, so the address as it is configured
+    tells them apart. The timeline does not: a failover changes it.
+    """
 
     system: str
     database: str
+    address: str = ""
 
     @property
     def slug(self) -> str:
         """The database's name as a safe part of a file name."""
         return re.sub(r"[^A-Za-z0-9_.]", "_", self.database).lstrip(".") or "_"
 
-    def owns(self, backup: Backup) -> bool:
-        """Tell whether a backup is of this database."""
-        found = backup.manifest.get("system_identifier"), backup.manifest.get("database")
-        return found == (self.system, self.database)
+    def ours(self, known: Sequence[Backup]) -> list[Backup]:
+        """Return which backups are surely of this database.
+
+        One that does not say its address is, where no other address is said beside it.
+        """
+        whose = (self.system, self.database)
+        own = [item for item in known if (item.origin[0], item.manifest.get("database")) == whose]
+        agreed = {item.origin[1] for item in own} <= {"", self.address}
+        return [item for item in own if item.origin[1] in ((self.address, "")[: 1 + agreed])]
 
     def hidden(self, what: str, name: str) -> str:
         """Return the name of something of ours that is no backup, or none any more."""
-        return f".{what}-{self.system}-{self.slug}-{name}"
+        return f".{what}-{self.system}-{self.slug}-{self._tag}-{name}"
+
+    def patterns(self, what: str) -> tuple[str, str]:
+        """Return the globs of what `hidden` names, and of what older versions did: no address."""
+        return self.hidden(what, "*"), f".{what}-{self.system}-{self.slug}-[!@]*"
+
+    @property
+    def _tag(self) -> str:
+        return f"@{zlib.crc32(self.address.encode()):08x}"
+
+
+def address(target: Mapping[str, str]) -> str:
+    """Return how libpq parameters name a server: `host:port` of each host, in order of the names.
+
+    No user and no secret. The names of this machine are one; a host's name is kept as it is, and
+    not resolved: it may lead elsewhere tomorrow.
+    """
+    hosts = (target.get("host") or target.get("hostaddr") or "").split(",")
+    ports = target.get("port", "").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    pairs = zip(hosts, ports, strict=False)
+    return ",".join(sorted({f"{_host(host)}:{port or 5432}" for host, port in pairs}))
+
+
+def _host(name: str) -> str:
+    if name.startswith(("/", "@")):
+        return name
+    lower = name.lower().rstrip(".")
+    return "localhost" if lower in LOOPBACK else lower
+
+
+def origins(known: Sequence[Backup]) -> dict[tuple[str, str], list[Backup]]:
+    """Return backups by where they are from; one that does not say joins the only others."""
+    found: dict[tuple[str, str], list[Backup]] = {}
+    for item in known:
+        system, where = item.origin
+        said = {other.origin[1] for other in known if other.origin[0] == system} - {""}
+        where = where or (said.pop() if len(said) == 1 else "")
+        found.setdefault((system, where), []).append(item)
+    return found
 
 
 # the directory
@@ -158,7 +219,7 @@ def _unescaped(field: str) -> str:
 
 def require_space(directory: Path, identity: Identity, database_bytes: int) -> None:
     """Make sure that a backup will fit; raises BackupFailed."""
-    ours = [item for item in listing(directory) if identity.owns(item)]
+    ours = identity.ours(listing(directory))
     need = space_needed(ours[-1].manifest["size_bytes"] if ours else None, database_bytes)
     found = os.statvfs(directory)
     free = found.f_bavail * found.f_frsize
@@ -176,22 +237,89 @@ def space_needed(newest_bytes: int | None, database_bytes: int) -> int:
 # what is in it
 
 
+class Unreadable(Exception):
+    """A directory that is no whole backup of ours; the text says what is wrong with it."""
+
+
 def listing(directory: Path) -> list[Backup]:
     """Return every whole backup, the oldest first; what is not one of ours is left out."""
-    found = [_read(path) for path in directory.iterdir() if not path.name.startswith(".")]
-    return sorted(filter(None, found), key=lambda item: (item.manifest["sequence"], item.name))
+    found = []
+    for path in directory.iterdir():
+        with suppress(Unreadable):
+            found.append(read(path))
+    return sorted(found, key=lambda item: (item.manifest["sequence"], item.name))
 
 
-def _read(path: Path) -> Backup | None:
-    """Return the backup in a directory; a clock may jump, so its `sequence` says when it was."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        if path.is_symlink():
-            return None
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        numbers = (manifest["sequence"], manifest["size_bytes"])
-        if manifest["format"] == FORMAT and all(type(number) is int for number in numbers):
-            whole = (path / DUMP).lstat().st_size == manifest["size_bytes"]
-            return Backup(path, manifest) if whole else None
+def read(path: Path) -> Backup:
+    """Return the backup in a directory; raises Unreadable.
+
+    A clock may jump, so its `sequence` says when it was. Others may write there: nothing is
+    followed, waited for, or believed to be of the type that it should be.
+    """
+    try:
+        if path.name.startswith(".") or path.is_symlink():
+            raise Unreadable("it is a link, or hidden")
+        manifest = json.loads(_small(path / MANIFEST))
+        dump = (path / DUMP).lstat()
+    except OSError as error:
+        raise Unreadable(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"{MANIFEST} is not the JSON that it should be") from error
+    if wrong := _wrong(manifest):
+        raise Unreadable(f"{MANIFEST} is not one of ours: {wrong}")
+    if not stat.S_ISREG(dump.st_mode) or dump.st_size != manifest["size_bytes"]:
+        raise Unreadable(f"{DUMP} is no file of {manifest['size_bytes']} bytes")
+    return Backup(path, manifest)
+
+
+def _small(path: Path) -> bytes:
+    """Return what is in a plain file of bounded size."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unreadable(f"{path.name} is no plain file")
+        text = file.read(MANIFEST_MAX_BYTES + 1)
+    if len(text) > MANIFEST_MAX_BYTES:
+        raise Unreadable(f"{path.name} is larger than {MANIFEST_MAX_BYTES} bytes")
+    return text
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: type(value) is int and value == FORMAT,
+    "sequence": _count,
+    "size_bytes": _count,
+    "sha256": _text,
+    "rows": lambda value: isinstance(value, dict) and all(map(_count, value.values())),
+    "database": _text,
+    "system_identifier": _text,
+    "address": _text,
+    "timeline": lambda value: value is None or _count(value),
+    "snapshot_at": _text,
+    "taken_for": lambda value: (
+        isinstance(value, dict)
+        and isinstance(value.get("command"), str)
+        and isinstance(value.get("pending", []), list)
+    ),
+    "verified": _text,
+}
+ALWAYS = {"format", "sequence", "size_bytes"}
+
+
+def _wrong(manifest: object) -> str | None:
+    """Name a key of a manifest that is not as it should be."""
+    if not isinstance(manifest, dict):
+        return "no object"
+    for key, right in SCHEMA.items():
+        if (key in manifest or key in ALWAYS) and not right(manifest.get(key)):
+            return f"`{key}`"
     return None
 
 
@@ -238,7 +366,7 @@ def publish(
 
 
 def write_durably(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest so that it is whole on the disk, or not there; replaces an older one."""
+    """Write a manifest, or a record beside it: whole on the disk, or not there."""
     new = path.with_name(f".{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -265,6 +393,26 @@ def improve(backup: Backup, **said: object) -> Backup:
     return Backup(backup.path, manifest)
 
 
+def record_swap(backup: Backup, system: str, oid: int, said: Mapping[str, Any]) -> None:
+    """Write beside a backup that a database with these rows is about to become the live one."""
+    write_durably(_swap_record(backup, system, oid), said)
+
+
+def swapped(backup: Backup, system: str, oid: int) -> dict[str, Any] | None:
+    """Return what was recorded when a database was made from a backup and swapped in."""
+    try:
+        said = json.loads(_small(_swap_record(backup, system, oid)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, Unreadable):
+        return {}  # it was, and nobody knows when
+    return said if isinstance(said, dict) else {}
+
+
+def _swap_record(backup: Backup, system: str, oid: int) -> Path:
+    return backup.path / f"swap-{int(system)}-{oid}.json"
+
+
 def withdraw(backup: Backup, identity: Identity) -> None:
     """Hide a backup that turned out to be none, for somebody to look at until the next `sweep`."""
     backup.path.rename(backup.path.with_name(identity.hidden("unproven", backup.name)))
@@ -276,32 +424,96 @@ def withdraw(backup: Backup, identity: Identity) -> None:
 
 def sweep(directory: Path, identity: Identity) -> None:
     """Remove what killed runs left of this database: the hidden, if no run holds its lock."""
-    for kind in ("pruned", "unproven"):
-        for path in directory.glob(identity.hidden(kind, "*")):
-            shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob(identity.hidden("partial", "*")):
+    for kind in ("pruned", "unproven", "partial"):
+        for path in (path for each in identity.patterns(kind) for path in directory.glob(each)):
+            with suppress(OSError):
+                if not path.is_symlink() and (kind != "partial" or _abandoned(path)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(path: Path) -> bool:
+    """Tell whether nobody builds there any more; raises OSError.
+
+    Without a lock file it was killed while it was made, or while it was removed. Where there are
+    no locks, time tells: a run at work writes.
+    """
+    if not (path / LOCK).exists():
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    free = _free(path / LOCK)
+    if free is None:
+        return time.time() - max(each.lstat().st_mtime for each in path.iterdir()) > ABANDONED_S
+    return free
+
+
+def _free(path: Path) -> bool | None:
+    """Tell whether nobody holds a file's lock; None where locks cannot be had."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in CANNOT_LOCK:
+            return None
+        raise
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def reading(backup: Backup) -> Iterator[Callable[[], None]]:
+    """Keep a backup from being pruned; yields what to call now and then meanwhile.
+
+    A lock says so on this machine; to others, and where there are no locks, a mark beside the
+    dump that is renewed. Neither is a must: the directory may be read-only. Raises OSError.
+    """
+    mark = backup.path / f"{READER}{os.urandom(6).hex()}"
+    dump = backup.path / DUMP
+    descriptor = os.open(dump, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    renewed = time.monotonic()
+
+    def renew() -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed >= RENEW_S:
+            renewed = time.monotonic()
+            with suppress(OSError):
+                os.utime(mark)
+
+    try:
         with suppress(OSError):
-            if path.is_symlink():
-                continue
-            if not (path / LOCK).exists() and time.time() - path.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(path)  # killed while it was made, or while it was removed
-                continue
-            descriptor = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            finally:
-                os.close(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with suppress(OSError):
+            mark.touch(0o600)
+        if not os.path.samestat(os.fstat(descriptor), dump.lstat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(dump))
+        yield renew
+    finally:
+        with suppress(OSError):
+            mark.unlink()
+        os.close(descriptor)
+
+
+def _in_use(backup: Backup) -> bool:
+    """Tell whether somebody reads a backup; raises OSError."""
+    for mark in backup.path.glob(f"{READER}*"):
+        if time.time() - mark.lstat().st_mtime < READER_S:
+            return True
+    return _free(backup.path / DUMP) is False
 
 
 def prune(directory: Path, identity: Identity, keep: int) -> None:
     """Keep the newest backups of this database; those with exports always. Failure is a warning."""
     log = structlog.get_logger()
-    ours = [item for item in listing(directory) if identity.owns(item)]
+    ours = identity.ours(listing(directory))
     plain = [item for item in ours if not any(item.path.glob("export-*.csv"))]
     for item in surplus(plain, keep):
         hidden = directory / identity.hidden("pruned", item.name)
         try:
+            if _in_use(item):
+                log.warning("backup.pruned", backup=item.name, failed="it is being restored")
+                continue
             item.path.rename(hidden)  # a kill in between leaves no half of a backup in view
             shutil.rmtree(hidden)
         except OSError as error:

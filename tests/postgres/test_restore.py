@@ -1,7 +1,10 @@
 """Restore a backup beside the live database, and put it in its place."""
 
 import json
+import os
+import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -467,4 +470,295 @@ def test_client_that_restores_nothing_is_found_out(
     result = run("restore", "latest", env={"PATH": fakes.write(script, "pg_restore")})
 
     assert code == result.code, result
+    assert [] == beside(filled)
+
+
+# --- believed only after a look -------------------------------------------------------------------
+
+CHANGES = {
+    "a row deleted": "DELETE FROM t WHERE id = 2",
+    "a row changed": "UPDATE t SET t = 'other' WHERE id = 1",
+    "a row replaced": "DELETE FROM t WHERE id = 1; INSERT INTO t VALUES (1, 'one')",
+    "a table more": "CREATE TABLE notes (id int)",
+    "a table less": "DROP TABLE t",
+    "another table of that name": "ALTER TABLE t RENAME TO u; CREATE TABLE t AS SELECT * FROM u",
+    "a function more": "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "a right more": "GRANT SELECT ON t TO PUBLIC",
+    "a sequence on": "SELECT nextval('s')",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_restored_database_that_was_written_to_is_not_believed(
+    run: Run, filled: servers.Database, change: str
+) -> None:
+    """Neither as an answer nor as the live one, whatever it was; both stay as they are."""
+    filled.script("CREATE SEQUENCE s; SELECT nextval('s')")
+    run("backup")
+    assert 0 == run("restore", "latest").code
+    copy = restored(filled)
+    copy.script(CHANGES[change])
+    answers = [run("restore", "latest"), run("restore", "latest", "--swap")]
+
+    assert [(22, "restore.changed")] * 2 == [(a.code, error_of(a)["code"]) for a in answers]
+    if "row" in change or "table" in change:
+        assert "public." in error_of(answers[0])["message"]
+    assert "DROP DATABASE" in error_of(answers[1])["hint"]
+    assert [copy.name] == beside(filled)
+    assert ALL == filled.query(ROWS)
+    copy.query("SELECT 1")  # it can still be looked at
+
+
+def test_restored_database_that_nobody_touched_is_believed(
+    any_server: servers.Server, run: Run, filled: servers.Database
+) -> None:
+    """Also after VACUUM FREEZE, ANALYZE, and with settings that print values another way."""
+    assert any_server is filled.server
+    filled.script("CREATE TABLE d (at timestamptz DEFAULT '2020-01-02 03:04:05+00', x int)")
+    with any_server.connect() as connection:
+        for what in ("datestyle TO 'SQL, DMY'", "timezone TO 'Asia/Tokyo'"):
+            query = SQL(f"ALTER DATABASE {{}} SET {what}")  # type: ignore[arg-type]
+            connection.execute(query.format(Identifier(filled.name)))
+    run("backup")
+    first = run("restore", "latest")
+    for command in ("VACUUM FREEZE", "ANALYZE"):
+        restored(filled).query(command)  # type: ignore[arg-type]
+    again, swapped = run("restore", "latest"), run("restore", "latest", "--swap")
+
+    assert [0, 0, 0] == [first.code, again.code, swapped.code], again
+    assert ALL == filled.query(ROWS)
+
+
+def test_nobody_gets_in_between_the_comparison_and_the_swap(
+    run: Run, start: Start, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """While the rows are compared for a swap, no new session is let in; when it fails, again."""
+    live = create_database(start_server(max_prepared_transactions=1), "live")
+    live.script("CREATE TABLE t AS SELECT 1 AS id")
+    run("backup", env=live.env())
+    run("restore", "latest", env=live.env())
+    copy = restored(live)
+    copy.query("BEGIN; LOCK TABLE t; PREPARE TRANSACTION 'no session, but its lock'")
+    process = start("restore", "latest", "--swap", env=live.env())
+    closed = "SELECT NOT datallowconn FROM pg_database WHERE datname = %s"
+    faults.until(lambda: [True] == live.query(closed, copy.name), "the copy is closed")
+    with pytest.raises(psycopg.OperationalError, match="not currently accepting"):
+        psycopg.connect(copy.conninfo()).close()
+
+    assert 12 == process.wait().code
+    copy.query("ROLLBACK PREPARED 'no session, but its lock'")
+    assert 0 == run("restore", "latest", "--swap", env=live.env()).code
+
+
+def test_swap_that_is_refused_leaves_the_copy_open(run: Run, filled: servers.Database) -> None:
+    """Whoever may connect to it before may connect to it after."""
+    run("backup")
+    run("restore", "latest")
+    with psycopg.connect(filled.conninfo()):
+        assert 22 == run("restore", "latest", "--swap").code
+        assert ALL == restored(filled).query(ROWS)
+
+
+# --- whose backup it is ---------------------------------------------------------------------------
+
+
+def test_latest_is_of_this_server(
+    run: Run, start_server: StartServer, filled: servers.Database
+) -> None:
+    """Another server's database of the same name is newer, in the same directory."""
+    assert 0 == run("backup").code
+    other = servers.Database(start_server(), filled.name)
+    with other.server.connect() as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(filled.name)))
+    assert 0 == run("backup", env=other.env()).code
+    result = run("restore", "latest", "--swap")
+
+    assert 0 == result.code, result
+    assert ALL == filled.query(ROWS)
+    (started,) = result.event("restore.started")
+    assert "info" == started["level"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_latest_that_may_be_of_several_servers_is_refused_with_the_list(
+    run: Run, backup_dir: Path
+) -> None:
+    """On a server that has none of its own; by name it goes, with a warning."""
+    run("backup")
+    run("backup")
+    paths = sorted(backup_dir.iterdir())
+    for path, system in zip(paths, ("1", "2"), strict=True):
+        rewrite(path, system_identifier=system)
+    refused = run("restore", "latest")
+    named = run("restore", paths[0].name)
+
+    assert (20, "config.arguments") == (refused.code, error_of(refused)["code"])
+    assert all(path.name in error_of(refused)["message"] for path in paths)
+    assert 0 == named.code, named
+    (started,) = named.event("restore.started")
+    assert ("warning", True) == (started["level"], "server 1" in started["reason"])
+
+
+@pytest.mark.usefixtures("filled")
+def test_backup_of_the_only_other_server_is_restored_with_a_warning(
+    run: Run, backup_dir: Path
+) -> None:
+    """On the day when the old server is gone."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    rewrite(path, system_identifier="1", address="old:5432")
+    result = run("restore", "latest")
+
+    assert 0 == result.code, result
+    (started,) = result.event("restore.started")
+    assert ("warning", True) == (started["level"], "old:5432" in started["reason"])
+
+
+def rewrite(path: Path, **said: object) -> None:
+    """Change what a backup's manifest says; None removes a key."""
+    manifest = {**json.loads((path / "manifest.json").read_bytes()), **said}
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (path / "manifest.json").write_text(json.dumps(kept))
+
+
+# --- twice ----------------------------------------------------------------------------------------
+
+
+def test_swap_of_the_same_backup_is_not_done_twice(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """A job whose exit status was lost runs again: what was written since stays live."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    first = run("restore", "latest", "--swap")
+    filled.script("INSERT INTO t VALUES (3, 'since')")
+    filled.query(SQL("DROP DATABASE {}").format(Identifier(beside(filled)[0])))
+    again = run("restore", "latest", "--swap")
+    drill = run("restore", "latest")
+    assert [0, 0, 0] == [first.code, again.code, drill.code], again
+    (event,) = again.event("restore.finished")
+    assert ("warning", True) == (event["level"], path.name in event["reason"])
+    assert [*ALL, (3, "since")] == filled.query(ROWS)
+
+    (record,) = path.glob("swap-*.json")
+    said = json.loads(record.read_bytes())
+    record.write_text(json.dumps({**said, "epoch_s": said["epoch_s"] - 25 * 3600}))
+    late = run("restore", "latest", "--swap")
+    assert (22, "restore.swapped") == (late.code, error_of(late)["code"])
+    assert "--again" in error_of(late)["hint"]
+    assert [*ALL, (3, "since")] == filled.query(ROWS)
+
+    assert 0 == run("restore", "latest", "--swap", "--again").code
+    assert ALL == filled.query(ROWS)
+
+
+def test_swap_that_failed_is_not_taken_for_done(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """Its record is there, but the database of that number is not the live one."""
+    run("backup")
+    filled.script("DELETE FROM t")
+    run("restore", "latest")
+    (path,) = backup_dir.iterdir()
+    (oid,) = filled.query("SELECT oid FROM pg_database WHERE datname = %s", restored(filled).name)
+    system = json.loads((path / "manifest.json").read_bytes())["system_identifier"]
+    record = {"database": filled.name, "epoch_s": time.time(), "at": "a moment ago"}
+    (path / f"swap-{system}-{oid}.json").write_text(json.dumps(record))
+
+    assert 0 == run("restore", "latest", "--swap").code
+    assert ALL == filled.query(ROWS)
+
+
+def test_swap_that_cannot_be_recorded_is_refused(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """It could be done twice; --again says that this is known."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    assert 0 == run("restore", "latest").code
+    (number,) = filled.query(
+        "SELECT oid FROM pg_database WHERE datname = %s", restored(filled).name
+    )
+    system = json.loads((path / "manifest.json").read_bytes())["system_identifier"]
+    (path / f".swap-{system}-{number}.json.new").mkdir()
+    refused = run("restore", "latest", "--swap")
+
+    assert (23, "backup.directory") == (refused.code, error_of(refused)["code"])
+    assert 0 == run("restore", "latest", "--swap", "--again").code
+
+
+# --- what reaches others, and what cannot be dropped ----------------------------------------------
+
+
+def test_subscription_does_not_come_alive_in_a_restored_database(
+    run: Run, filled: servers.Database
+) -> None:
+    """It would take its origin's place at the publisher, and keep the copy from being dropped."""
+    filled.query(
+        "CREATE SUBSCRIPTION live_sub CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)"
+    )
+    try:
+        run("backup")
+        result = run("restore", "latest")
+
+        assert 0 == result.code, result
+        assert [] == restored(filled).query(
+            "SELECT s.subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid "
+            "WHERE d.datname = current_database()"
+        )
+    finally:
+        filled.query("ALTER SUBSCRIPTION live_sub SET (slot_name = NONE)")
+        filled.query("DROP SUBSCRIPTION live_sub")
+
+
+# --- manifests that somebody else wrote -----------------------------------------------------------
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "what", ["fifo", "link to a device", "nested", "rows", "taken_for", "dump is a fifo"]
+)
+def test_bad_backup_hides_no_good_one(run: Run, backup_dir: Path, what: str) -> None:
+    """It is left out of the list; asked for by name it is 24, saying what is wrong."""
+    run("backup")
+    (good,) = backup_dir.iterdir()
+    bad = backup_dir / f"{good.name}-bad"
+    shutil.copytree(good, bad)
+    manifest, dump = bad / "manifest.json", bad / "database.dump"
+    match what:
+        case "fifo":
+            manifest.unlink()
+            os.mkfifo(manifest)
+        case "link to a device":
+            manifest.unlink()
+            manifest.symlink_to("/dev/zero")
+        case "nested":
+            manifest.write_text("[" * 100_000)
+        case "rows":
+            rewrite(bad, rows=["public.t"])
+        case "taken_for":
+            rewrite(bad, taken_for="up")
+        case "dump is a fifo":
+            dump.unlink()
+            os.mkfifo(dump)
+            rewrite(bad, size_bytes=0)
+    listed, restores, named = run("backups"), run("restore", "latest"), run("restore", bad.name)
+
+    assert [good.name] == [event["backup"] for event in listed.event("backup.listed")]
+    assert [0, 0, 24] == [listed.code, restores.code, named.code], named
+    assert "backup.corrupt" == error_of(named)["code"]
+
+
+@pytest.mark.parametrize("key", ["rows", "sha256"])
+def test_manifest_that_lacks_what_is_compared_is_24(
+    run: Run, filled: servers.Database, backup_dir: Path, key: str
+) -> None:
+    """Without the hash or the counts nobody can say that it is whole."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    rewrite(path, **{key: None})
+    result = run("restore", "latest")
+
+    assert (24, "backup.corrupt") == (result.code, error_of(result)["code"])
+    assert key in error_of(result)["message"]
     assert [] == beside(filled)

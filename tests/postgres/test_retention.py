@@ -3,14 +3,16 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from psycopg.sql import SQL, Identifier
 
-from tests import program, servers
-from tests.conftest import CreateDatabase, Run, WriteMigrations
-from tests.fakes import contents, run_without_privileges
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+from tests.fakes import Fakes, contents, run_without_privileges
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +189,94 @@ def test_backup_that_cannot_be_removed_is_a_warning(
     (warned,) = result.event("backup.pruned")
     assert ("warning", stubborn.name) == (warned["level"], warned["backup"])
     assert "failed" in warned
+
+
+def rewrite(path: Path, **said: object) -> None:
+    """Change what a backup's manifest says; None removes a key."""
+    manifest = {**json.loads((path / "manifest.json").read_bytes()), **said}
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (path / "manifest.json").write_text(json.dumps(kept))
+
+
+def test_physical_copy_prunes_nothing_of_its_origin(up: Up, backup_dir: Path) -> None:
+    """It has the same system identifier, and is configured under another address."""
+    origin = up()
+    rewrite(backup_dir / origin, address="prod:5432")
+    mine = [up(), up(), up()][1:]
+
+    assert sorted([origin, *mine]) == names(backup_dir)
+
+
+def test_failover_stops_no_pruning(up: Up, backup_dir: Path) -> None:
+    """A higher timeline under the same address is the same server."""
+    old = up()
+    rewrite(backup_dir / old, timeline=7)
+    mine = [up(), up()]
+
+    assert sorted(mine) == names(backup_dir)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_backup_without_an_address_counts_where_all_agree(
+    up: Up, backup_dir: Path, *, shared: bool
+) -> None:
+    """It was made by an older version; beside backups of two addresses nobody can tell whose."""
+    old = up()
+    rewrite(backup_dir / old, address=None)
+    others = []
+    if shared:
+        others = [up()]
+        rewrite(backup_dir / others[0], address="prod:5432")
+        others.append(old)
+    mine = [up(), up()]
+
+    assert sorted([*others, *mine]) == names(backup_dir)
+
+
+def test_address_is_one_however_this_machine_is_called(
+    up: Up, server: servers.Server, backup_dir: Path
+) -> None:
+    """In a list of hosts in any order, too."""
+    up(PGHOST="localhost")
+    second = up(PGHOST="127.0.0.1")
+    addresses = {
+        json.loads((p / "manifest.json").read_bytes())["address"] for p in backup_dir.iterdir()
+    }
+    third = up(PGHOST="127.0.0.1")
+
+    assert {f"localhost:{server.port}"} == addresses
+    assert sorted([second, third]) == names(backup_dir)
+
+
+def test_backup_that_is_being_restored_is_not_pruned(
+    up: Up, start: Start, database: servers.Database, backup_dir: Path
+) -> None:
+    """The restore goes on to its end; the run that would have pruned it says why it did not."""
+    fakes = Fakes(backup_dir.with_name("fakes"))
+    first = up()
+    process = start("restore", first, env={"PATH": fakes.hold_restore()})
+    faults.until((fakes.here / "waiting").exists, "pg_restore has begun")
+    second, third = up(), up()
+    kept = names(backup_dir)
+    fakes.let_go()
+    result = process.wait()
+    fourth = up()
+    database.query(SQL("DROP DATABASE {}").format(Identifier(f"{database.name}_restored")))
+
+    assert 0 == result.code, result
+    assert sorted([first, second, third]) == kept
+    assert sorted([third, fourth]) == names(backup_dir)
+
+
+@pytest.mark.parametrize("age_s", [0, 3600])
+def test_reader_on_another_machine_keeps_a_backup_by_its_mark(
+    up: Up, backup_dir: Path, age_s: int
+) -> None:
+    """As long as the mark is renewed: one that was killed does not keep it for ever."""
+    first = up()
+    mark = backup_dir / first / ".reader-x"
+    mark.touch()
+    os.utime(mark, (time.time() - age_s,) * 2)
+    mine = [up(), up()]
+
+    assert sorted(mine if age_s else [first, *mine]) == names(backup_dir)

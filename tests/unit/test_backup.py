@@ -237,6 +237,51 @@ def test_directory_is_named_safely(slug: str, database: str) -> None:
     assert slug == Identity("1", database).slug
 
 
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("db:5432", {"host": "DB.", "user": "u", "password": "secret"}),
+        ("db:5433", {"host": "db", "hostaddr": "10.0.0.1", "port": "5433"}),
+        ("10.0.0.1:5432", {"hostaddr": "10.0.0.1"}),
+        ("a:1,b:2", {"host": "b,a", "port": "2,1"}),
+        ("a:5432,b:5432", {"host": "b,a,b", "port": ""}),
+        ("localhost:5432", {"host": "127.0.0.1"}),
+        ("localhost:5432", {"host": "localhost,::1,127.0.0.1"}),
+        ("/run/PG:5432", {"host": "/run/PG"}),
+        ("@Abstract:5432", {"host": "@Abstract"}),
+    ],
+)
+def test_address_is_what_was_configured(address: str, target: dict[str, str]) -> None:
+    """In any order and case; no user, no secret, and no name is resolved."""
+    assert address == store.address(target)
+
+
+def of(name: str, system: str, address: str = "") -> Backup:
+    """Return a backup of `app` that is from somewhere."""
+    said = {"system_identifier": system, "database": "app"}
+    return Backup(Path(name), said | ({"address": address} if address else {}))
+
+
+def test_backups_of_other_places_are_not_ours() -> None:
+    """Not another server's, not a copy's; an older one only where nobody else made it."""
+    here, copy, other, old = of("a", "1", "x:1"), of("b", "1", "y:1"), of("c", "2"), of("d", "1")
+    us = Identity("1", "app", "x:1")
+
+    assert [here] == us.ours([here, copy, other, old])
+    assert [here, old] == us.ours([here, other, old])
+    assert [] == us.ours([copy, old])
+    assert [old] == us.ours([old])
+    assert [] == Identity("1", "shop", "x:1").ours([here, old])
+
+
+def test_places_that_backups_are_from() -> None:
+    """An older one belongs to the only place of that server that is said."""
+    here, copy, other, old = of("a", "1", "x:1"), of("b", "1", "y:1"), of("c", "2"), of("d", "1")
+
+    assert {("1", "x:1"): [here, old], ("2", ""): [other]} == store.origins([here, other, old])
+    assert 3 == len(store.origins([here, copy, old]))
+
+
 def test_space_is_needed_for_a_dump_half_as_large_again() -> None:
     """Without an earlier backup a quarter of the database is the best guess."""
     assert 150 == store.space_needed(100, 10_000)
