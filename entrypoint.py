@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,11 @@ def up(config: Config) -> None:
             if todo.empty:
                 return  # another run did it, or everything was there already
             if due:
-                saved, due = backup.take(session, todo.todo), False  # 14 23 24
-                rehearsal.run(session, saved, todo.todo)  # 24 27
+                saved = backup.proven(  # 14 23 24 27
+                    partial(backup.take, session, todo.todo),
+                    partial(rehearsal.run, session, todo=todo.todo),
+                )
+                due = False
             try:
                 for migration in todo.todo:
                     lock.require(session)

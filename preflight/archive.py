@@ -28,7 +28,7 @@ import psycopg
 import structlog
 
 from preflight import report, stop
-from preflight.errors import BackupFailed, BackupUnverified
+from preflight.errors import BackupDamaged, BackupFailed, BackupUnverified
 
 if TYPE_CHECKING:
     import io
@@ -203,16 +203,19 @@ def _sweep_passfiles(place: Path) -> None:
 def listen(
     command: Sequence[str],
     environment: Mapping[str, str],
+    hear: Callable[[str], None],
     tick: Callable[[], None] = lambda: None,
-) -> tuple[int, list[str]]:
-    """Run a client to its end; return its exit code and the lines of its complaints.
+) -> int:
+    """Run a client to its end; return its exit code. Each line of its complaints goes to `hear`.
 
     `tick` is called about once a second meanwhile.
     """
-    with _child(command, environment, remember=1000) as (child, words):
+    with _child(command, environment, hear) as (child, words):
         for _ in _chunks(child, tick):
             pass
-        return _wait(child), words.lines()
+        code = _wait(child)
+        words.thread.join()  # a client that ended says nothing more
+        return code
 
 
 # dumping
@@ -310,7 +313,9 @@ class Progress:
 
 @contextmanager
 def _child(
-    command: Sequence[str], environment: Mapping[str, str], remember: int = 10
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    hear: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], _Words]]:
     """Run a client program; it ends with us: by signal here, by its broken pipe after kill -9."""
     try:
@@ -324,7 +329,7 @@ def _child(
         )
     except OSError as error:
         raise ClientFailed(f"{command[0]} does not start: {error.strerror}", "none") from error
-    words = _Words(child, remember)
+    words = _Words(child, hear)
     try:
         yield child, words
     finally:
@@ -382,9 +387,10 @@ _BEGUN = re.compile(r'pg_dump: dumping contents of table "(.*)"$')
 class _Words:
     """What a client says on stderr: which tables it has begun, and its last complaints."""
 
-    def __init__(self, child: subprocess.Popen[bytes], remember: int) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], hear: Callable[[str], None]) -> None:
         self.begun: list[str] = []
-        self._lines: deque[str] = deque(maxlen=remember)
+        self._lines: deque[str] = deque(maxlen=10)
+        self._hear = hear
         self._stream = _stream(child.stderr)
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
@@ -396,6 +402,7 @@ class _Words:
                 self.begun.append(found[1])
             elif text and not _CHATTER.match(text):
                 self._lines.append(text[:300])
+                self._hear(text[:300])
 
     def lines(self) -> list[str]:
         """Return the complaints, once the client has ended."""
@@ -430,7 +437,7 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
     if size == 0:
         raise BackupUnverified("backup.empty", "pg_dump wrote nothing", _HINT)
     if found != digest:
-        raise BackupUnverified(
+        raise BackupDamaged(
             "backup.corrupt",
             f"the dump on disk is not what pg_dump sent: {found[:12]} instead of {digest[:12]}",
             "Check the disk below the backup directory; nothing was migrated.",

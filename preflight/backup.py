@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ import structlog
 
 from preflight import __version__, archive, catalog, report, server, sql, stop, store
 from preflight.errors import (
+    BackupDamaged,
     BackupFailed,
     BackupInterrupted,
+    BackupUnverified,
     ConnectionLost,
     DatabaseBusy,
     NotReady,
@@ -95,6 +97,7 @@ class Taken:
     backup: Backup
     identity: Identity
     witness: Witness
+    seen: tuple[int, ...]  # of the dump's file, before its hash was read back
     visible: bool = True  # a plan's is removed afterwards
 
     @property
@@ -134,7 +137,7 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
         )
         with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
             store.prune(made.path.parent, draft.identity, session.config.backup_keep + 1)
-    return Taken(made, draft.identity, draft.witness)
+    return Taken(made, draft.identity, draft.witness, draft.seen)
 
 
 @contextmanager
@@ -160,7 +163,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
             store.sweep(directory, identity)
             store.require_space(directory, identity, size)
             hidden = stack.enter_context(store.building(directory, identity, config.run_id))
-            found, witness = _dumped(session, hidden / store.DUMP, programs)
+            found, witness, seen = _dumped(session, hidden / store.DUMP, programs)
             manifest = {
                 "format": store.FORMAT,
                 "version": __version__,
@@ -176,13 +179,76 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 "taken_for": taken_for,
                 "verified": "read",
             }
-        yield Taken(store.Backup(hidden, manifest), identity, witness, visible=False)
+        yield Taken(store.Backup(hidden, manifest), identity, witness, seen, visible=False)
 
 
 def prune(session: Session, saved: Taken) -> None:
     """Let go what is more than BACKUP_KEEP; call once it is known what the newest is worth."""
     with suppress(OSError):  # the backup is there; what cannot be removed is told by the store
         store.prune(saved.path.parent, saved.identity, session.config.backup_keep)
+
+
+def proven(
+    take_one: Callable[[], Taken | None],
+    prove: Callable[[Taken | None], None],
+    beside: Callable[[Taken | None], Sequence[Path]] = lambda _: (),
+) -> Taken | None:
+    """Take a backup and prove it; return it as long as it is there. Raises what both raise.
+
+    What is wrong with a dump may come from what was changed while it was made: one more is taken
+    before the first is called bad, unless that was damaged. `beside` says what else it holds.
+    """
+    for last in (False, True):
+        saved = take_one()
+        try:
+            files = beside(saved)
+            prove(saved)
+            require_there(saved, files)
+        except BackupUnverified as failure:
+            if saved:
+                hide(saved)
+            if last or isinstance(failure, BackupDamaged):
+                raise
+            structlog.get_logger().info("backup.progressed", attempt=2, waiting=str(failure))
+        else:
+            break
+    return saved
+
+
+def require_there(saved: Taken | None, files: Sequence[Path] = (), *, again: bool = False) -> None:
+    """Make sure that a backup is still what was verified; raises BackupDamaged.
+
+    The hash is read again only where the dump's file is not as it was seen, or with `again`.
+    """
+    if saved is None:
+        return
+    dump, digest = saved.path / store.DUMP, saved.backup.manifest["sha256"]
+    try:
+        if again or store.seen(dump) != saved.seen:
+            digest, _ = archive.hash_of(dump)
+        gone = [str(path) for path in files if not path.is_file()]
+    except OSError as error:
+        gone = [f"{dump} ({error.strerror})"]
+    if digest != saved.backup.manifest["sha256"]:
+        raise BackupDamaged(
+            "backup.corrupt",
+            f"the dump in {saved.path} is not what was verified a moment ago: its hash differs",
+            "Who else writes to the backup directory? Check that, and the disk; the backup is "
+            "hidden again, and nothing was migrated.",
+        )
+    if gone or (saved.visible and not store.holds(saved.backup)):
+        raise BackupDamaged(
+            "backup.vanished",
+            f"the backup that was verified a moment ago is gone: {report.some(gone) or saved.path}",
+            "Who else removes files in the backup directory? Nothing was migrated.",
+        )
+
+
+def hide(saved: Taken) -> None:
+    """Take a backup out of view that turned out to be none."""
+    if saved.visible:
+        with store.usable(saved.path.parent):
+            store.withdraw(saved.backup, saved.identity)
 
 
 def identity_of(session: Session) -> tuple[Identity, int]:
@@ -217,8 +283,12 @@ def _timeline(session: Session) -> int | None:
 # attempts
 
 
-def _dumped(session: Session, path: Path, programs: Clients) -> tuple[dict[str, Any], Witness]:
+def _dumped(
+    session: Session, path: Path, programs: Clients
+) -> tuple[dict[str, Any], Witness, tuple[int, ...]]:
     """Write the dump and read it back; return what the manifest says of it, and what else was seen.
+
+    Last comes what its file looked like before its hash was read back.
 
     A table lock is waited for as long as LOCK_RETRY_S says; other passing reasons get ATTEMPTS.
     """
@@ -252,6 +322,7 @@ def _dumped(session: Session, path: Path, programs: Clients) -> tuple[dict[str, 
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
+    seen = store.seen(path)
     wanted = {table.key: (table.name, rows) for table, rows in snapshot.tables.items()}
     roots = {table.key: table.root for table in snapshot.tables if table.root}
     size = archive.require_whole(path, digest, programs, session.config.child_env, wanted, roots)
@@ -261,7 +332,7 @@ def _dumped(session: Session, path: Path, programs: Clients) -> tuple[dict[str, 
         "sha256": digest,
         "rows": {table.name: rows for table, rows in snapshot.tables.items()},
     }
-    return found, snapshot.witness
+    return found, snapshot.witness, seen
 
 
 _HINT = "These are the words of pg_dump or of the server; nothing was migrated."

@@ -18,6 +18,8 @@ import structlog
 
 from preflight import history, lock, logs, migrations, plan, report, server, stop, verify
 from preflight.errors import (
+    BackupDamaged,
+    BackupUnverified,
     ConfigInvalid,
     Failure,
     HistoryConflict,
@@ -274,15 +276,24 @@ def measure(
 
     server.require_writable(session)
     session.grow_up()
-    with backup.draft(session, todo) as saved:
-        gauge = meter.Meter()
-        try:
+    gauge = meter.Meter()
+
+    def look() -> None:
+        with backup.draft(session, todo) as saved:
             rehearsal.look(session, saved, files, todo, gauge)
-        finally:  # what passed was measured, whatever came after it
-            for step in steps:
-                item = gauge.found.get((f"{step['migration']}.sql", step["start"]))
-                told = item is not None and step["version"] in gauge.passed
-                step["measured"] = item.data() if item and told else None
+
+    try:
+        try:
+            look()
+        except BackupDamaged:
+            raise
+        except BackupUnverified:  # perhaps of what was changed while it was dumped
+            look()
+    finally:  # what passed was measured, whatever came after it
+        for step in steps:
+            item = gauge.found.get((f"{step['migration']}.sql", step["start"]))
+            told = item is not None and step["version"] in gauge.passed
+            step["measured"] = item.data() if item and told else None
 
 
 def planned(file: Migration) -> list[dict[str, Any]]:
@@ -583,8 +594,10 @@ def force(config: Config, said: Arguments) -> None:
         history.ensure(session)
         file = _to_force(config, files, history.read(session), said.version)
         row = history.row_of(session, file.version)
-        saved = backup.take(session, [file], "force")
-        rehearsal.run(session, saved, [file], row)
+        saved = backup.proven(
+            lambda: backup.take(session, [file], "force"),
+            lambda saved: rehearsal.run(session, saved, [file], row),
+        )
         with _undisturbed():
             try:
                 apply.forward(session, file, saved.name if saved else None, row)
@@ -628,10 +641,11 @@ def rollback(config: Config, said: Arguments) -> None:
         steps = undo.prepare(session, files, undo.choose(files, history.read(session), said.to))
         if not steps:
             return
-        saved = backup.take(session, [step.migration for step in steps], "rollback")
-        for step in steps:
-            undo.export(session, step, saved.backup if saved else None)
-        rehearsal.back(session, saved, steps)
+        saved = backup.proven(
+            lambda: backup.take(session, [step.migration for step in steps], "rollback"),
+            lambda saved: rehearsal.back(session, saved, steps),
+            lambda saved: undo.export(session, steps, saved.backup if saved else None),
+        )
         for step in steps:
             lock.require(session)
             with _undisturbed():
@@ -663,7 +677,10 @@ def take_backup(config: Config, _said: Arguments) -> None:
     with server.connect(dataclasses.replace(config, backup="required")) as session:
         session.learn(session.ask(f"SELECT {server.FACTS}")[0])  # whatever the history is like
         lock.acquire(session)
-        rehearsal.run(session, backup.take(session, (), "backup"), ())
+        backup.proven(
+            lambda: backup.take(session, (), "backup"),
+            lambda saved: rehearsal.run(session, saved, ()),
+        )
 
 
 def backups(config: Config, said: Arguments) -> None:

@@ -11,6 +11,7 @@ Failure                what ends a run, with a sentence and a next step
 ├── TargetUnusable     22
 ├── BackupFailed       23
 ├── BackupUnverified   24
+│   └── BackupDamaged  24
 ├── FilesInvalid       25
 ├── HistoryConflict    26
 ├── RehearsalFailed    27
@@ -171,6 +172,10 @@ class BackupUnverified(Failure):
     """The dump does not read back, or its counts differ."""
 
     exit_code = ExitCode.BACKUP_UNVERIFIED
+
+
+class BackupDamaged(BackupUnverified):
+    """Somebody, or the disk, changed or removed a dump: another one would fare no better."""
 
 
 class FilesInvalid(Failure):

@@ -534,14 +534,13 @@ def _restored(
             restored_s = time.monotonic() - began
             _dress(session, home, live, name)
             with _reached(home, name) as copy:
+                backup.require_there(saved)
                 _compare(copy, saved)
                 _strip(copy, saved)
                 _record(saved)
                 yield Copy(copy, name, restored_s, began)
         except BackupUnverified:
-            if saved.visible:
-                with store.usable(saved.path.parent):
-                    store.withdraw(saved.backup, saved.identity)
+            backup.hide(saved)
             raise
 
 
@@ -734,16 +733,20 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) ->
             f"pg_restore ended with {code}, without a word",
             "Run again; nothing was migrated.",
         )
-    located = any(problem.entry for problem in problems)
-    if not located and archive.hope_of(code, said) == "passing":
-        raise Unavailable(f"the copy cannot be restored: {said}")
+    backup.require_there(saved, again=True)  # whoever restores: a damaged dump is no backup
+    unread = [problem for problem in problems if problem.sort == "archive"]
+    words = "; ".join(problem.text for problem in unread)
+    if unread and archive.hope_of(code, words) == "passing":
+        raise Unavailable(f"the copy cannot be restored: {words}")
     if any("No space left on device" in problem.text for problem in problems):
         raise Unavailable(f"the server has no room for a copy: {said}")
-    lacking = [problem for problem in problems if not problem.entry.startswith(sibling.CONTENT)]
+    lacking = [problem for problem in problems if problem.sort in {"right", "program"}]
     (_, superuser, role, _) = home.execute(_RIGHTS).fetchone() or (False, False, "", 0)
     elsewhere = home.config.rehearse_url is not None
-    if lacking and (
-        elsewhere or not superuser or any(p.entry.startswith("EXTENSION") for p in lacking)
+    if (
+        lacking
+        and not unread
+        and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
     ):
         objects = list(dict.fromkeys(problem.entry for problem in lacking))
         raise Unavailable(
@@ -752,7 +755,7 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) ->
         )
     raise BackupUnverified(
         "backup.not_restorable",
-        f"the dump was restored with {len(problems)} errors: {said}",
+        f"the dump was restored with errors: {said}",
         "A backup that does not restore is none: it is hidden again, and nothing was migrated. "
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,15 @@ class Complaint:
     entry: str = ""  # such as `TABLE DATA users unicorn`
 
     @property
+    def sort(self) -> str:
+        """Tell what it may be a lack of: `archive`, `content`, `program` or `right`."""
+        if not self.entry:
+            return "archive"
+        if self.entry.startswith(CONTENT):
+            return "content"
+        return "program" if self.entry.startswith("EXTENSION") else "right"
+
+    @property
     def doubtful(self) -> bool:
         """Tell whether other jobs may be to blame for it."""
         return not self.entry or self.entry.startswith(CONTENT) or "pg_restore: " in self.text
@@ -203,10 +213,11 @@ def _filled(
     clients = archive.clients(session.config, session)
     address = {**session.address(), "dbname": name}
     old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
+    heard = _Heard(old=old)
     with archive.passfile(session) as environment:
         command = restore_command(clients.pg_restore, address, dump, parallel, *options)
-        code, said = archive.listen(command, environment, tick)
-    problems, waved = complaints(said, old=old)
+        code = archive.listen(command, environment, heard.line, tick)
+    problems, waved = heard.all()
     return (0 if code == 1 and waved and not problems else code), problems
 
 
@@ -237,26 +248,71 @@ def restore_command(
 _ERROR = re.compile(r"(?:^|: |pg_restore: )(?:error|fatal): (.*)")
 _ENTRY = re.compile(r"from TOC entry \d+; \d+ \d+ (.*)")
 _WAVED = re.compile(r"Command was: SET transaction_timeout = 0;")
+# what it says of a command that it sent for an entry; any other error ends it, whatever entry it
+# named last: an archive that cannot be read, a connection that is gone
+_OF_ENTRY = re.compile(
+    r"could not execute query: |COPY failed for table |could not set |could not write to large obj"
+)
+KEPT = 200  # complaints from the beginning, and as many from the end
 
 
-def complaints(said: Sequence[str], *, old: bool) -> tuple[list[Complaint], int]:
+def complaints(said: Iterable[str], *, old: bool) -> tuple[list[Complaint], int]:
     """Return pg_restore's errors but the one that a client 17 causes on an older server.
 
     It sends SET transaction_timeout whatever wrote the archive, in every one of its jobs. The
     server's words may be localised, but the setting's name and the command on the next line are
     not; jobs write at once, so that what stands before a message may be another's. Also return how
-    many of these there were.
+    many of these there were. Of many errors the first and the last are kept, and one of each sort.
     """
-    problems, waved, entry = [], 0, ""
-    for line, following in zip(said, [*said[1:], ""], strict=False):  # nothing said: no line
+    heard = _Heard(old=old)
+    for line in said:
+        heard.line(line)
+    return heard.all()
+
+
+class _Heard:
+    """What pg_restore complained of, told line by line: it may be more than anybody can keep."""
+
+    def __init__(self, *, old: bool) -> None:
+        self._old = old
+        self._entry = ""
+        self._setting: str | None = None  # may be waved through, as the next line will tell
+        self._waved = 0
+        self._first: list[Complaint] = []
+        self._sorts: set[str] = set()
+        self._last: deque[Complaint] = deque(maxlen=KEPT)
+
+    def line(self, line: str) -> None:
+        """Take the next line."""
+        if self._setting is not None:
+            text, self._setting = self._setting, None
+            if _WAVED.fullmatch(line.strip()):
+                self._waved += 1
+                return
+            self._keep(text)
         if found := _ENTRY.search(line):
-            entry = found[1]
-        found = _ERROR.search(line)
-        if found is None:
-            continue
-        setting = "could not execute query" in line and "transaction_timeout" in line
-        if old and setting and _WAVED.fullmatch(following.strip()):
-            waved += 1
+            self._entry = found[1]
+        if (found := _ERROR.search(line)) is None:
+            return
+        text = re.sub(r"^(?:error: )+", "", found[1])
+        if self._old and "could not execute query" in line and "transaction_timeout" in line:
+            self._setting = text
         else:
-            problems.append(Complaint(re.sub(r"^(?:error: )+", "", found[1]), entry))
-    return problems, waved
+            self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        problem = Complaint(text, self._entry if _OF_ENTRY.match(text) else "")
+        if len(self._first) < KEPT:
+            self._first.append(problem)
+        elif problem.sort in self._sorts:
+            self._last.append(problem)
+        else:
+            self._first.append(problem)
+        self._sorts.add(problem.sort)
+
+    def all(self) -> tuple[list[Complaint], int]:
+        """Return what was kept, and how many were waved through."""
+        if self._setting is not None:
+            text, self._setting = self._setting, None
+            self._keep(text)
+        return self._first + list(self._last), self._waved

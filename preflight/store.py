@@ -323,6 +323,21 @@ def _wrong(manifest: object) -> str | None:
     return None
 
 
+def holds(backup: Backup) -> bool:
+    """Tell whether a visible backup is there, under the manifest that was written for its dump."""
+    found = _read(backup.path)
+    same = ("sha256", "size_bytes", "run_id")
+    return found is not None and all(
+        found.manifest.get(key) == backup.manifest[key] for key in same
+    )
+
+
+def seen(path: Path) -> tuple[int, ...]:
+    """Return what changes when somebody writes to a file, replaces it or moves it away."""
+    found = path.lstat()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 # building
 
 
@@ -415,7 +430,8 @@ def _swap_record(backup: Backup, system: str, oid: int) -> Path:
 
 def withdraw(backup: Backup, identity: Identity) -> None:
     """Hide a backup that turned out to be none, for somebody to look at until the next `sweep`."""
-    backup.path.rename(backup.path.with_name(identity.hidden("unproven", backup.name)))
+    with suppress(FileNotFoundError):  # hidden already, or removed by somebody
+        backup.path.rename(backup.path.with_name(identity.hidden("unproven", backup.name)))
     sync(backup.path.parent)
 
 

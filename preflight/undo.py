@@ -117,11 +117,19 @@ def _remembered(row: Row) -> Migration:
     )
 
 
-def export(session: Session, step: Step, saved: Backup | None) -> None:
-    """Save what the export file selects as CSV in the backup; raises BackupFailed."""
+def export(session: Session, steps: Sequence[Step], saved: Backup | None) -> list[Path]:
+    """Save what the export files select as CSV in the backup; raises BackupFailed.
+
+    Return the files that were written.
+    """
+    return [path for step in steps for path in _export(session, step, saved)]
+
+
+def _export(session: Session, step: Step, saved: Backup | None) -> list[Path]:
     script = step.migration.export
+    written: list[Path] = []
     if script is None:
-        return
+        return written
     if saved is None:
         raise BackupFailed(
             "backup.no_export",
@@ -143,11 +151,13 @@ def export(session: Session, step: Step, saved: Backup | None) -> None:
                 raise statements.located(
                     MigrationFailed, session, step.migration, script, statement, error
                 ) from error
+            written.append(path)
             structlog.get_logger().info(
                 "export.saved", **_named(step), file=path.name, backup=saved.name, rows=rows
             )
     finally:
         history.roll_back(session)
+    return written
 
 
 def _save(session: Session, script: Script, statement: sql.Statement, path: Path) -> int:

@@ -1,7 +1,9 @@
 """A backup is proven by what its copy shows: whole databases of every kind, and those that lack."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, LiteralString, cast
@@ -10,8 +12,8 @@ import psycopg
 import pytest
 
 from preflight import catalog
-from tests import program, servers
-from tests.conftest import CreateDatabase, Run, StartServer, WriteMigrations
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes, contents
 
 if TYPE_CHECKING:
@@ -701,6 +703,170 @@ def test_what_only_the_copy_lacks_is_no_fault_of_the_backup(  # noqa: PLR0913, P
     assert named is None or named in [each[: len(named)] for each in skipped["objects"]]
     assert ["read", "read"] == verified(backup_dir)
     assert [] == scratches(database.server)
+
+
+# what happens to the dump between its verification and its restore; `$last` is its file
+DAMAGE = {
+    "cut": 'truncate -s $(( size / 2 )) "$last"',
+    "header": 'printf XXXXXXXX | dd of="$last" conv=notrunc 2>/dev/null',
+    "table of contents": 'dd if=/dev/zero of="$last" bs=1 seek=60 count=300 conv=notrunc 2>&-',
+    "emptied": ': > "$last"',
+    "flipped": 'printf XX | dd of="$last" bs=1 seek=$(( size - 300 )) conv=notrunc 2>/dev/null',
+    "removed": 'rm "$last"',
+    "removed with all": 'rm -r "$(dirname "$last")"',
+    "replaced": 'cp "$last" "$HERE/x"; printf X >> "$HERE/x"; mv "$HERE/x" "$last"',
+}
+DAMAGED = """case "$*" in *--jobs*) for last; do :; done; size=$(stat -c %s "$last"); {0};; esac
+exec "$REAL" "$@" """
+UNREAD = {
+    "unreadable": "echo 'pg_restore: error: could not read from input file: end of file' >&2",
+    "unreadable after a missing right": """cat >&2 <<'END'
+pg_restore: from TOC entry 2; 3079 16385 EXTENSION pageinspect
+pg_restore: error: could not execute query: ERROR:  permission denied
+Command was: CREATE EXTENSION pageinspect;
+pg_restore: error: could not uncompress data: (null)
+END""",
+}
+UNREADABLE = """case "$*" in *--jobs*) {0}
+exit 1;; esac; exec "$REAL" "$@" """
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        *(
+            pytest.param(
+                DAMAGED.format(each), "vanished" if "removed" in name else "corrupt", id=name
+            )
+            for name, each in DAMAGE.items()
+        ),
+        *(
+            pytest.param(UNREADABLE.format(each), "not_restorable", id=name)
+            for name, each in UNREAD.items()
+        ),
+    ],
+)
+def test_dump_that_cannot_be_read_is_no_missing_right(  # noqa: PLR0913, PLR0917 -- a case each
+    script: str,
+    code: str,
+    run: Run,
+    database: servers.Database,
+    role: dict[str, str],
+    backup_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """Whoever restores it: only a complaint that names an entry can be one."""
+    with psycopg.connect(database.conninfo(user=role["PGUSER"], password=PASSWORD)) as owner:
+        owner.execute(OWN.encode())
+    path = Fakes(tmp_path / "fakes").write(script, "pg_restore")
+    env = {"PREFLIGHT_REHEARSE": "auto", "PATH": path}
+    results = [run(env=env | role), run(env=env)]
+
+    assert [(24, f"backup.{code}")] * 2 == [code_of(each) for each in results], results
+    assert [None] == database.query("SELECT to_regclass('preflight.one')::text")
+    assert [] == list(backup_dir.glob("[!.]*"))
+    assert [] == scratches(database.server)
+
+
+GATE = """DO $$ BEGIN
+ WHILE EXISTS (SELECT FROM pg_stat_activity WHERE application_name = '{0}') LOOP
+  PERFORM pg_sleep(0.02), pg_stat_clear_snapshot();
+ END LOOP; END $$; CREATE TABLE preflight.one (id int);"""
+AT_GATE = """SELECT count(*) = 1 FROM pg_stat_activity
+WHERE query LIKE 'DO $$ BEGIN%' AND datname LIKE 'preflight\\_scratch%'"""
+HARM: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no dump": (lambda at: (at / "database.dump").unlink(), "vanished"),
+    "no directory": (shutil.rmtree, "vanished"),
+    "no manifest": (lambda at: (at / "manifest.json").unlink(), "vanished"),
+    "moved away": (lambda at: at.rename(at.with_name("moved")), "vanished"),
+    "cut": (lambda at: os.truncate(at / "database.dump", 100), "corrupt"),
+    "written to": (lambda at: (at / "database.dump").write_bytes(b"x" * 5000), "corrupt"),
+}
+
+
+@pytest.mark.parametrize(("harm", "code"), HARM.values(), ids=HARM.keys())
+def test_proven_backup_is_still_there_when_the_first_file_runs(  # noqa: PLR0913, PLR0917
+    harm: Callable[[Path], object],
+    code: str,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """It was restored a moment ago; since then somebody cleaned up, or wrote into it."""
+    migrations({"001_one.sql": GATE.format(database.name)})
+    with psycopg.connect(database.conninfo(application_name=database.name)):
+        process = start()
+        faults.until(lambda: database.query(AT_GATE) == [True], "the file runs on the copy")
+        (saved,) = backup_dir.glob("[!.]*")
+        harm(saved)
+    result = process.wait()
+
+    assert (24, f"backup.{code}") == code_of(result), result
+    assert [None] == database.query("SELECT to_regclass('preflight.one')::text")
+    assert [] == scratches(database.server)
+
+
+@pytest.mark.parametrize(("harm", "code"), list(HARM.values())[1::3])
+def test_backup_that_was_read_back_is_still_there_when_the_first_file_runs(  # noqa: PLR0913, PLR0917
+    harm: Callable[[Path], object],
+    code: str,
+    start: Start,
+    database: servers.Database,
+    backup_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """Without a rehearsal nothing else would look at it again."""
+    fakes = Fakes(tmp_path / "fakes")
+    env = {"PATH": fakes.hold_restore(), "PREFLIGHT_LOCK_TIMEOUT_MS": "30000"}
+    process = start(env=env | {"PREFLIGHT_REHEARSE": "off"})
+    faults.until((fakes.here / "waiting").exists, "it is read back")
+    with psycopg.connect(database.conninfo()) as holder:
+        holder.execute("LOCK TABLE pg_catalog.pg_database")  # where it looks for old copies
+        fakes.let_go()
+        process.wait_for_event("backup.verified")
+        (saved,) = backup_dir.glob("[!.]*")
+        harm(saved)
+    result = process.wait()
+
+    assert (24, f"backup.{code}") == code_of(result), result
+    assert [None] == database.query("SELECT to_regclass('preflight.one')::text")
+
+
+def test_backup_that_was_touched_is_still_one(
+    start: Start, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Another link to it, other rights: its hash is read again, and is what it was."""
+    migrations({"001_one.sql": GATE.format(database.name)})
+    with psycopg.connect(database.conninfo(application_name=database.name)):
+        process = start()
+        faults.until(lambda: database.query(AT_GATE) == [True], "the file runs on the copy")
+        (saved,) = backup_dir.glob("[!.]*")
+        os.link(saved / "database.dump", backup_dir.parent / "linked")
+        os.utime(saved / "database.dump")
+    result = process.wait()
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+
+
+@pytest.mark.parametrize("tables", [3, 450])
+def test_many_complaints_of_one_missing_extension_are_no_fault_of_the_backup(
+    tables: int,
+    run: Run,
+    database: servers.Database,
+    role: dict[str, str],
+    backup_dir: Path,
+) -> None:
+    """However many tables need it: the first complaint names it."""
+    database.script("CREATE EXTENSION pageinspect; GRANT ALL ON SCHEMA public TO PUBLIC")
+    page = "bytea DEFAULT get_raw_page('x', 0)"
+    with psycopg.connect(database.conninfo(user=role["PGUSER"], password=PASSWORD)) as owner:
+        owner.execute("".join(f"CREATE TABLE t{n} (b {page});" for n in range(tables)).encode())
+    result = run(env=role | {"PREFLIGHT_REHEARSE": "auto"})
+
+    assert (0, ["read"]) == (result.code, verified(backup_dir)), result
+    (skipped,) = result.event("rehearsal.skipped")
+    assert "cannot restore EXTENSION" in skipped["reason"]
 
 
 @pytest.mark.parametrize("limit", [3, 5])
