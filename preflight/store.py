@@ -325,11 +325,11 @@ def _wrong(manifest: object) -> str | None:
 
 def holds(backup: Backup) -> bool:
     """Tell whether a visible backup is there, under the manifest that was written for its dump."""
-    found = _read(backup.path)
-    same = ("sha256", "size_bytes", "run_id")
-    return found is not None and all(
-        found.manifest.get(key) == backup.manifest[key] for key in same
-    )
+    try:
+        found = read(backup.path).manifest
+    except Unreadable:
+        return False
+    return all(found.get(key) == backup.manifest[key] for key in ("sha256", "size_bytes", "run_id"))
 
 
 def seen(path: Path) -> tuple[int, ...]:
