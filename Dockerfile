@@ -41,7 +41,9 @@ ENV PATH=/usr/bin \
 USER 65532:0
 STOPSIGNAL SIGTERM
 WORKDIR /app
-ENTRYPOINT ["python3", "/app/entrypoint.py"]
+# Isolated: a PYTHONUTF8 or PYTHONPATH that is meant for the app must not stop the job. What is
+# imported is found by /usr/lib/python3/dist-packages/pg-preflight.pth.
+ENTRYPOINT ["python3", "-I", "/app/entrypoint.py"]
 LABEL org.opencontainers.image.title="pg-preflight" \
       org.opencontainers.image.description="Brings a PostgreSQL database up to date before the application starts" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+DIST_PACKAGES = "usr/lib/python3/dist-packages"
 USER = 65532  # the number that distroless images gave to "nonroot"
 
 # Parts of the standard library that no migration job imports. A name that is not there is no error.
@@ -62,7 +63,7 @@ def main(root: Path, libraries: Path, app: Path, pg_major: str) -> None:
         place(clients / name, root / "usr/bin" / name)
         sources.add(clients / name)
     sources |= set(standard_library(root))
-    packages(libraries, root / "usr/lib/python3/dist-packages")
+    packages(libraries, root / DIST_PACKAGES)
     sources |= set(shared_libraries(root))
     sources |= set(data(root))
     application(app, root / "app")
@@ -152,7 +153,7 @@ def packages(libraries: Path, target: Path) -> None:
         if not source.is_file() or inside.parts[0] in ("bin", "__pycache__"):
             continue
         if source.suffix == ".py":
-            name = f"/usr/lib/python3/dist-packages/{inside}"
+            name = f"/{DIST_PACKAGES}/{inside}"
             compiled(source, target / inside.with_suffix(".pyc"), name)
         elif source.suffix == ".so":
             place(source, target / inside, 0o644)
@@ -237,6 +238,8 @@ def application(source: Path, target: Path) -> None:
         tag = sys.implementation.cache_tag
         compiled(file, cache / f"{inside.stem}.{tag}.pyc", f"/app/{inside}")
     (target / "run_migration.py").symlink_to("entrypoint.py")  # its old name
+    # `python3 -I` does not look beside the program
+    (target.parent / DIST_PACKAGES / "pg-preflight.pth").write_text("/app\n")
 
 
 # what is there

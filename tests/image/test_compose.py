@@ -1,6 +1,7 @@
 """compose.yaml as it stands: the job is through before the app starts, or the app never starts."""
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,23 +14,22 @@ from tests import containers, program
 COPIED = ("compose.yaml", "migrations", "examples/postgres_password")
 
 
+STARTED = "the app of their own runs"
+
+
 class Project:
     """One project directory, as somebody would have it who pasted the file."""
 
     def __init__(self, directory: Path, images: dict[str, str]) -> None:
-        """Copy what `docker compose` needs."""
+        """Keep where it is."""
         self.directory = directory
         self.name = f"pg-preflight-test-{uuid.uuid4().hex[:8]}"
-        self._images = images
-        for each in COPIED:
-            source, target = containers.REPOSITORY / each, directory / each
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+        self.images = images
 
     def compose(self, *args: str, fails: bool = False) -> str:
         """Run docker compose here; return what it said."""
         command = ("compose", "--project-directory", str(self.directory), "-p", self.name, *args)
-        code, output = containers.docker_said(*command, env=self._images)
+        code, output = containers.docker_said(*command, env=self.images)
         assert fails is (code != 0), f"docker {command}: {code}\n{output}"
         return output
 
@@ -56,8 +56,30 @@ def postgres() -> str:
 def project(tmp_path: Path, postgres: str) -> Iterator[Project]:
     """Give a project that is gone after the test."""
     made = Project(tmp_path, {"POSTGRES_IMAGE": postgres, "PG_PREFLIGHT_IMAGE": containers.IMAGE})
+    for each in COPIED:
+        source, target = containers.REPOSITORY / each, tmp_path / each
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     yield made
     made.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
+
+
+@pytest.fixture
+def own(tmp_path: Path, postgres: str) -> Iterator[Project]:
+    """Give a project of somebody else: an app with a Dockerfile, and what our page says to copy."""
+    made = Project(tmp_path, {"PG_PREFLIGHT_IMAGE": containers.IMAGE})
+    page = (containers.REPOSITORY / "docs" / "containers.md").read_text("utf-8")
+    section = page.split("## In front of your own app\n")[1]
+    copied = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
+    (tmp_path / "compose.yaml").write_text(copied.replace("postgres:17", postgres))
+    (tmp_path / "Dockerfile").write_text(f'FROM {containers.BASE}\nCMD ["echo", "{STARTED}"]\n')
+    (tmp_path / "postgres_password").write_text("a password of theirs\n")
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "001_create_cat.sql").write_text("CREATE TABLE cat (name text);\n")
+    yield made
+    made.compose("down", "--volumes", "--timeout", "1")
+    for each in ("app", "theirs"):
+        containers.docker_said("image", "rm", "--force", f"{made.name}-{each}")
 
 
 def test_app_starts_after_the_job_and_a_second_up_has_nothing_to_do(project: Project) -> None:
@@ -131,3 +153,45 @@ def test_health_check_is_not_fooled_by_the_first_start(
 
     assert ("CMD", 0) == (check[0], code), "the first server is there"
     assert 2 == real, said
+
+
+# --- in front of an app of one's own --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [(), ("--build",)], ids=["up", "up --build"])
+def test_missing_image_is_an_error_and_never_their_own_app(
+    own: Project, build: tuple[str, ...]
+) -> None:
+    """Nothing is built in its place: `up` fails, names what is missing, and starts no app."""
+    missing = f"pg-preflight-test/missing-{uuid.uuid4().hex[:8]}:pg17"
+    own.images["PG_PREFLIGHT_IMAGE"] = missing
+
+    said = own.compose("up", "--detach", *build, fails=True)
+
+    assert f"No such image: {missing}" in said
+    assert "" == containers.docker("image", "ls", "--quiet", missing)
+    assert "running" not in own.states().get("app", "absent")
+    assert STARTED not in own.compose("logs", "app")
+
+
+def test_another_image_of_that_name_is_not_taken_for_the_job(own: Project) -> None:
+    """A `build: .` of an older copy left their app under our tag: it cannot end with 0."""
+    own.images["PG_PREFLIGHT_IMAGE"] = theirs = f"{own.name}-theirs"
+    containers.build(own.directory, tag=theirs)
+
+    own.compose("up", "--detach", fails=True)
+    logs = own.compose("logs")
+
+    assert STARTED not in logs
+    assert "app" not in own.states() or own.states()["app"] == "created"
+
+
+def test_page_puts_the_job_in_front_of_their_own_app(own: Project) -> None:
+    """What is copied from docs/containers.md migrates with a proven backup, then the app starts."""
+    own.compose("up", "--detach")
+
+    done = own.job()
+    containers.docker("wait", own.compose("ps", "--all", "--quiet", "app").strip())
+    assert (0, ["001_create_cat"]) == (done[-1]["exit_code"], done[-1]["applied"])
+    assert 1 == [each["event"] for each in done].count("backup.verified")
+    assert STARTED in own.compose("logs", "app")

@@ -72,10 +72,10 @@ def test_user_is_a_number_that_is_not_root(image: dict[str, Any]) -> None:
 
 
 def test_program_is_the_first_process_and_gets_the_signals(image: dict[str, Any]) -> None:
-    """No shell in between, so PID 1 is the job."""
+    """No shell in between, so PID 1 is the job; isolated from what the app tells its Python."""
     config = image["Config"]
 
-    assert ["python3", "/app/entrypoint.py"] == config["Entrypoint"]
+    assert ["python3", "-I", "/app/entrypoint.py"] == config["Entrypoint"]
     assert "SIGTERM" == config["StopSignal"]
     assert not config.get("Volumes"), "an anonymous volume is a place where nobody finds a backup"
 

@@ -69,6 +69,28 @@ def test_check_in_both_spellings(
     assert (3, "pending") == (result.code, result.finished["outcome"])
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONUTF8": "x"},
+        {"PYTHONIOENCODING": "x"},
+        {"PYTHONHOME": "/nowhere"},
+        {"PYTHONPATH": "/app/preflight", "PYTHONSAFEPATH": "1"},  # its `logs` is not a module's
+        {"PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "x"},
+    ],
+    ids=" ".join,
+)
+def test_variables_for_the_apps_python_do_not_stop_the_job(
+    run_job: RunJob, migrations: WriteMigrations, env: dict[str, str]
+) -> None:
+    """An env file that job and app share; some of these end an interpreter without a line."""
+    migrations(CAT)
+
+    result = run_job("check", env=env)
+
+    assert (3, "pending") == (result.code, result.finished["outcome"]), str(result)
+
+
 def test_old_name_of_the_program_still_works(run_job: RunJob, migrations: WriteMigrations) -> None:
     """`python3 /app/run_migration.py --check`, as Ops-Center's operators know it."""
     migrations(CAT)

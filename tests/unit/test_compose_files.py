@@ -1,0 +1,93 @@
+"""compose.yaml and what our pages say to copy: nothing builds another image in the job's place."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import servers
+
+ROOT = servers.REPOSITORY
+PAGE = ROOT / "docs" / "containers.md"
+Document = dict[str, Any]
+
+
+def blocks(path: Path) -> Iterator[str]:
+    """Yield what is YAML in a file: a document's blocks, or all of it."""
+    text = path.read_text("utf-8")
+    yield from (
+        re.findall(r"```ya?ml\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text]
+    )
+
+
+def projects() -> Iterator[tuple[str, Document]]:
+    """Yield every compose project of the repository, with the name of its file."""
+    files = [path for suffix in ("md", "yaml", "yml") for path in ROOT.rglob(f"*.{suffix}")]
+    for path in sorted(files):
+        inside = path.relative_to(ROOT)
+        if not inside.parts[0].startswith(".") and "/node/" not in str(inside):
+            found = [each for block in blocks(path) for each in yaml.safe_load_all(block)]
+            yield from (
+                (str(inside), each)
+                for each in found
+                if isinstance(each, dict) and isinstance(each.get("services"), dict)
+            )
+
+
+PROJECTS = list(projects())
+
+
+def job(project: Document) -> Document:
+    """Return the service that runs the job."""
+    found: Document = project["services"]["preflight"]
+    return found
+
+
+def test_projects_are_found() -> None:
+    """The one of the quick start, and the one to copy."""
+    assert {"compose.yaml", "docs/containers.md"} <= {name for name, _ in PROJECTS}
+
+
+@pytest.mark.parametrize(("name", "project"), PROJECTS, ids=[name for name, _ in PROJECTS])
+def test_no_other_image_can_be_the_job(name: str, project: Document) -> None:
+    """No `build`, by no other way either; the program is named, so no other one ends with 0."""
+    service = job(project)
+
+    assert not {"build", "extends", "profiles"} & service.keys(), name
+    assert "never" == service["pull_policy"]
+    assert ["python3", "-I", "/app/entrypoint.py"] == service["entrypoint"]
+    assert not {"include", *(key for key in project if key.startswith("x-"))} & project.keys()
+    assert (
+        "service_completed_successfully"
+        == (project["services"]["app"]["depends_on"]["preflight"]["condition"])
+    )
+
+
+def test_no_file_is_merged_by_itself() -> None:
+    """Compose merges an override file that lies beside, also for those who copy the directory."""
+    found = [
+        path.name
+        for pattern in ("*compose.override.y*ml", "docker-compose.y*ml", ".env")
+        for path in ROOT.rglob(pattern)
+        if not path.relative_to(ROOT).parts[0].startswith((".venv", ".cache"))
+    ]
+
+    assert [] == found
+
+
+def test_page_shows_the_service_of_the_quick_start() -> None:
+    """What is copied is what is tested: the same service, but for the names of the database."""
+    (copied,) = (project for name, project in PROJECTS if name == "docs/containers.md")
+    ours = next(project for name, project in PROJECTS if name == "compose.yaml")
+    theirs, service = dict(job(copied)), dict(job(ours))
+    for each in (theirs, service):
+        names = each.pop("environment")
+        assert {"POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE"} == {
+            *names
+        }
+        del each["depends_on"]
+
+    assert service == theirs
