@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from preflight.errors import ConfigInvalid
 
+PARTS = ("tablespace", "grants", "settings", "locale")  # what belongs to a database itself
 SPELLINGS = {"--check": "check", "--rollback": "rollback", "--force": "force"}
 
 
@@ -95,6 +96,7 @@ class Arguments:
     swap: bool = False
     end_sessions: bool = False
     again: bool = False
+    without: frozenset[str] = frozenset()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,6 +150,13 @@ def _version(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:  # noqa: PLR2004 -- the digits of a file name
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: write its number, 2 or 002")
     return int(text)
+
+
+def _parts(text: str) -> frozenset[str]:
+    found = frozenset(text.split(","))
+    if not found <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of {', '.join(PARTS)}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,4 +244,11 @@ def _add_options(name: str, parser: argparse.ArgumentParser) -> None:
             action="store_true",
             default=None,
             help="with --swap: also when this very backup was swapped in before",
+        )
+        parser.add_argument(
+            "--without",
+            type=_parts,
+            metavar="WHAT",
+            help="leave out of the new database what this server cannot give it, with commas: "
+            + ", ".join(PARTS),
         )

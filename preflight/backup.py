@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import __version__, archive, catalog, report, server, sql, stop, store
+from preflight import __version__, archive, belongings, catalog, report, server, sql, stop, store
 from preflight.errors import (
     BackupDamaged,
     BackupFailed,
@@ -153,6 +153,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
     config = session.config
     programs = archive.clients(config, session)
     identity, size = identity_of(session)
+    own = belongings.read(session, identity.database)
     taken_for = {
         "command": purpose,
         "pending": [{"version": file.version, "checksum": file.checksum} for file in todo],
@@ -176,6 +177,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 "pg_dump": programs.version,
                 "file": store.DUMP,
                 **found,
+                "belongings": own.told() if own else None,
                 "taken_for": taken_for,
                 "verified": "read",
             }

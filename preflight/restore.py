@@ -26,6 +26,7 @@ import structlog
 from preflight import (
     archive,
     backup,
+    belongings,
     catalog,
     history,
     lock,
@@ -46,6 +47,7 @@ from preflight.errors import (
 
 if TYPE_CHECKING:
     from preflight.arguments import Arguments
+    from preflight.belongings import Belongings
     from preflight.config import Config
     from preflight.server import Session
     from preflight.store import Backup, Identity
@@ -58,14 +60,8 @@ NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at t
 LAST_SESSIONS_S = 2.0
 TWICE_S = 24 * 3600.0  # a swap that is asked for again so soon is the same one
 NAME_BYTES = 63
+NO_RIGHT = "42501"
 
-_GRANTS = """
-SELECT a.grantee = 0::oid AS to_public, pg_catalog.pg_get_userbyid(a.grantee)::text,
- a.privilege_type, a.is_grantable
-FROM pg_catalog.pg_database d, pg_catalog.aclexplode(
- coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
-WHERE d.oid = %s::oid
-"""
 _SESSIONS = """
 SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), a.usename::text,
  a.datname::text
@@ -80,31 +76,42 @@ _ONE_WAY = """
 SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
 SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'
 """
-_SAID = re.compile(re.escape(MARK) + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+)\))?")
+_SAID = re.compile(
+    re.escape(MARK)
+    + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+) (?P<own>[0-9a-f]+)\))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which backup goes where."""
+    """Which backup goes where, and what is to belong to it (None: nobody knows)."""
 
     source: Backup
     live: str
     into: str
+    own: Belongings | None = None
+    without: frozenset[str] = frozenset()
+
+    @property
+    def steps(self) -> list[belongings.Step]:
+        """What gives the new database what belongs to it."""
+        return self.own.steps(self.into, self.without) if self.own else []
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a database held when it was complete: the last transaction, and a hash of its objects.
+    """What a database held when it was complete: the last transaction, and hashes of the rest.
 
-    Its comment says so, until it is swapped in.
+    Of its objects, and of what belongs to it. Its comment says so, until it is swapped in.
     """
 
     xid: int
     objects: str
+    own: str = ""
 
     def mark(self, source: Backup) -> str:
         """Return the comment that says which backup a database holds, completely."""
-        return f"{MARK}{source.name} ({self.xid} {self.objects})"
+        return f"{MARK}{source.name} ({self.xid} {self.objects} {self.own})"
 
 
 def run(config: Config, said: Arguments) -> None:
@@ -124,10 +131,10 @@ def run(config: Config, said: Arguments) -> None:
         session.grow_up()
         lock.acquire(session)
         identity = dataclasses.replace(backup.identity_of(session)[0], database=live)
-        place = Place(choose(known, identity), live, into)
+        place = _place(session, choose(known, identity), live, into, said.without)
         if said.swap and not said.again and _swapped_before(session, place, identity):
             return
-        _tell_started(place, identity, known)
+        _tell_started(session, place, identity, known)
         with _read(place.source) as renew:
             state = _there(session, place)
             if state is None:
@@ -135,6 +142,7 @@ def run(config: Config, said: Arguments) -> None:
             elif not said.swap:
                 with server.beside(session, into) as other:
                     _require_same(other, place, state)
+            _tell_closed(place)
             kept = _swap(session, place, state, identity, said) if said.swap else None
     structlog.get_logger().info(
         "restore.finished",
@@ -157,6 +165,24 @@ def _names(config: Config, into: str | None) -> tuple[str, str]:
             "A restore goes beside it, under another name; --swap puts it in its place.",
         )
     return live, target
+
+
+def _place(
+    session: Session, source: Backup, live: str, into: str, without: frozenset[str]
+) -> Place:
+    """Return where it goes with what belongs to it: as the backup says, else as the live one has.
+
+    Raises BackupUnverified when the manifest says what no version of ours has written.
+    """
+    try:
+        own = belongings.of_manifest(source.manifest.get("belongings"))
+    except ValueError as wrong:
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{source.name} cannot be used: `{wrong}` in its manifest is not one of ours",
+            "Use another backup (`backups --table`) and check the disk.",
+        ) from wrong
+    return Place(source, live, into, own or belongings.read(session, live), without)
 
 
 def _suffixed(name: str, suffix: str) -> str:
@@ -230,10 +256,18 @@ def _from(origin: tuple[str, str]) -> str:
     return f"(of server {system or 'unknown'}{f' at {where}' if where else ''})"
 
 
-def _tell_started(place: Place, identity: Identity, known: Sequence[Backup]) -> None:
+def _tell_started(
+    session: Session, place: Place, identity: Identity, known: Sequence[Backup]
+) -> None:
     """Say what is restored; a backup of another server or database is a warning."""
     log, source = structlog.get_logger(), place.source
-    data = {"backup": source.name, "database": place.into}
+    live = belongings.read(session, place.live)
+    data = {
+        "backup": source.name,
+        "database": place.into,
+        "differs": place.own.differing(live) if place.own and live else [],
+        "without": sorted(place.without),
+    }
     if source in identity.ours(known):
         log.info("restore.started", **data)
         return
@@ -244,6 +278,17 @@ def _tell_started(place: Place, identity: Identity, known: Sequence[Backup]) -> 
         reason=f"it is a backup of {whose} {_from(source.origin)}, and this is {place.live} "
         f"{_from((identity.system, identity.address))}",
     )
+
+
+def _tell_closed(place: Place) -> None:
+    """Say that PUBLIC is still locked out where nobody knows whether it was let in."""
+    if place.own is None or "grants" in place.without:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"who may connect to {place.into!r} is not known: nobody but its owner may. "
+            f"GRANT CONNECT ON DATABASE … TO …; PUBLIC is let in as in a new database by GRANT "
+            "CONNECT, TEMPORARY ON DATABASE … TO PUBLIC.",
+        )
 
 
 @contextmanager
@@ -293,7 +338,7 @@ def _there(session: Session, place: Place) -> State | None:
     if said and said["name"] == place.source.name and said["xid"]:
         if not found["everything"]["datallowconn"]:  # a swap was killed
             _let_in(session, place.into)
-        return State(int(said["xid"]), said["objects"])
+        return State(int(said["xid"]), said["objects"], said["own"])
     what = f"is the restore of {said['name']}" if said else "is not ours"
     if said and said["name"] == place.source.name:
         what += " by an older version, which left nothing to compare it with"
@@ -309,16 +354,8 @@ def _made(session: Session, place: Place, renew: Callable[[], None]) -> State:
     _require_whole(place.source)
     with _new_database(session, place):
         state = _fill(session, place, renew)
-        try:
-            _dress(session, place)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise TargetUnusable(
-                "restore.no_right",
-                "this role may not give the new database the owner, rights and settings "
-                f"of the live one: {error.diag.message_primary}",
-                "Run as the live database's owner, or as a superuser.",
-                sqlstate=error.sqlstate,
-            ) from error
+        belongings.give(session, place.steps)
+        state = dataclasses.replace(state, own=_own(session, place))
         sibling.say(session, place.into, state.mark(place.source))
     return state
 
@@ -326,8 +363,31 @@ def _made(session: Session, place: Place, renew: Callable[[], None]) -> State:
 @contextmanager
 def _new_database(session: Session, place: Place) -> Iterator[None]:
     """Make the database, closed to everybody else; drop it again when what follows fails."""
+    problems = _create(session, place)
     try:
-        sibling.create(session, place.into, sibling.described(session, place.live), UNFINISHED)
+        _require_had(problems + belongings.refused(session, place.steps))
+        yield
+    except BaseException:
+        if not session.lost:
+            _drop(session, place.into)
+        raise
+
+
+def _create(session: Session, place: Place) -> list[tuple[str, str | None]]:
+    """Make the database; return what of it cannot be had here. Raises TargetUnusable."""
+    major = session.facts.major if session.facts else 0
+    problems: list[tuple[str, str | None]] = []
+    without = place.without
+    if (
+        place.own
+        and "tablespace" not in without
+        and (why := belongings.no_place(session, place.own))
+    ):
+        problems.append((why, None))
+        without |= {"tablespace"}
+    model = place.own.model(major, without) if place.own else None
+    try:
+        sibling.create(session, place.into, model, UNFINISHED)
     except psycopg.errors.InsufficientPrivilege as error:
         raise TargetUnusable(
             "restore.no_right",
@@ -335,12 +395,49 @@ def _new_database(session: Session, place: Place) -> Iterator[None]:
             "ALTER ROLE … CREATEDB, or run the restore as a role that may.",
             sqlstate=error.sqlstate,
         ) from error
-    try:
-        yield
-    except BaseException:
-        if not session.lost:
-            _drop(session, place.into)
-        raise
+    except TEXT_RULES as error:
+        own = place.own
+        if own is None:
+            raise
+        rules = (own.encoding, own.lc_collate, own.lc_ctype, own.locale_provider, own.locale)
+        said = f"text rules {' '.join(filter(None, rules))}: {error.diag.message_primary}"
+        problems.append((said, error.sqlstate))
+        _require_had(problems)
+    return problems
+
+
+TEXT_RULES = (
+    psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidObjectDefinition,
+    psycopg.errors.SyntaxError,
+)
+
+
+def _require_had(problems: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse, before a row is restored, what this server cannot give; raises TargetUnusable."""
+    if not problems:
+        return
+    what = f"what belongs to it: {'; '.join(text for text, _ in problems)}"
+    advice = (
+        "leave it out: --without tablespace,grants,settings,locale (grants: also the owner). "
+        "Nothing was restored."
+    )
+    if all(state == NO_RIGHT for _, state in problems):
+        raise TargetUnusable(
+            "restore.no_right",
+            f"this role may not give the new database {what}",
+            f"Run as the live database's owner or as a superuser, or {advice}",
+            sqlstate=NO_RIGHT,
+        )
+    raise TargetUnusable(
+        "restore.lacking",
+        f"the new database cannot have {what}",
+        f"Make it on this server (CREATE ROLE, CREATE TABLESPACE, locales), or {advice}",
+        sqlstate=problems[0][1],
+    )
 
 
 def _drop(session: Session, name: str) -> None:
@@ -381,6 +478,13 @@ def _objects(other: Session) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
 
 
+def _own(session: Session, place: Place) -> str:
+    """Return a hash of what belongs to the new database, without the comment."""
+    found = belongings.read(session, place.into)
+    told = dataclasses.replace(found, comment=None) if found else None
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+
+
 def _require_same(other: Session, place: Place, state: State) -> None:
     """Compare with what was restored there earlier; raises TargetUnusable that names tables."""
     try:
@@ -389,6 +493,8 @@ def _require_same(other: Session, place: Place, state: State) -> None:
         different += backup.written_since(other, state.xid)
         if not different and _objects(other) != state.objects:
             different = ["its objects, rights or sequences were changed"]
+        if _own(other, place) != state.own:
+            different.append("the owner, settings or rights of the database were changed")
     except psycopg.errors.InsufficientPrivilege as error:
         raise TargetUnusable(
             "restore.no_right",
@@ -421,24 +527,6 @@ def _require_clean(code: int, problems: list[sibling.Complaint]) -> None:
             f"pg_restore ended with {code}, without a word",
             "Run again; the live database was not touched.",
         )
-
-
-def _dress(session: Session, place: Place) -> None:
-    """Give the new database the live one's owner, settings, rights and connection limit."""
-    live = sibling.described(session, place.live)
-    name = sql.quoted(place.into)
-    if live is None:  # nothing to copy from: a restore on a new server
-        session.execute(f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC")
-        return
-    for role, setting in sibling.settings(session, live):
-        session.execute(sibling.setting_command(name, role, setting))
-    session.execute(f"ALTER DATABASE {name} CONNECTION LIMIT {live['connection_limit']}")
-    for to_public, role, privilege, grantable in session.execute(_GRANTS, [live["oid"]]).fetchall():
-        if to_public or role != live["owner"]:
-            to = "PUBLIC" if to_public else sql.quoted(role)
-            option = " WITH GRANT OPTION" if grantable else ""
-            session.execute(f"GRANT {privilege} ON DATABASE {name} TO {to}{option}")
-    session.execute(f"ALTER DATABASE {name} OWNER TO {sql.quoted(live['owner'])}")
 
 
 # the swap
@@ -604,7 +692,8 @@ def _rename(session: Session, place: Place, kept: str) -> str | None:
     if before:
         session.execute(f"ALTER DATABASE {live} RENAME TO {sql.quoted(kept)}")
     session.execute(f"ALTER DATABASE {into} RENAME TO {live}")
-    comment = before["comment"] if before else None
+    known = place.own.comment if place.own else None
+    comment = before["comment"] if before else known
     said = sql.literal(comment) if comment else "NULL"
     session.execute(f"COMMENT ON DATABASE {live} IS {said}")
     session.execute(f"ALTER DATABASE {live} ALLOW_CONNECTIONS true")

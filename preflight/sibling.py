@@ -21,6 +21,7 @@ from preflight import archive, history, sql
 if TYPE_CHECKING:
     from preflight.server import Session
 
+KNOWS_PROVIDERS = 15
 KNOWS_TRANSACTION_TIMEOUT = 17
 NEWBORN_LIMIT = 70_613  # the connection limit of a database that has no comment yet
 MOST_JOBS = 4  # more did not help on any machine that was measured
@@ -35,14 +36,20 @@ _DATABASE = """
 SELECT d.oid, d.datname::text AS name, pg_catalog.pg_get_userbyid(d.datdba)::text AS owner,
  pg_catalog.pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS lc_collate,
  d.datctype::text AS lc_ctype, d.datconnlimit AS connection_limit, d.datacl IS NULL AS default_acl,
- pg_catalog.to_jsonb(d) AS everything,
+ pg_catalog.to_jsonb(d) AS everything, t.spcname::text AS tablespace,
  pg_catalog.shobj_description(d.oid, 'pg_database') AS comment
-FROM pg_catalog.pg_database d WHERE d.datname::text LIKE %s ORDER BY d.datname
+FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace
+WHERE d.datname::text LIKE %s ORDER BY d.datname
 """
 _SETTINGS = """
 SELECT CASE WHEN s.setrole <> 0::oid THEN pg_catalog.pg_get_userbyid(s.setrole)::text END,
  pg_catalog.unnest(s.setconfig)
 FROM pg_catalog.pg_db_role_setting s WHERE s.setdatabase = %s::oid
+"""
+# the default one may be used without any right on it, but not named
+_TABLESPACE = """
+SELECT t.spcname::text FROM pg_catalog.pg_tablespace t WHERE t.spcname = %s::name
+ AND t.oid <> (SELECT d.dattablespace FROM pg_catalog.pg_database d WHERE d.datname = 'template0')
 """
 # how many sessions this role may still open; the server keeps some for superusers
 _ROOM = """
@@ -74,12 +81,15 @@ def like(session: Session, pattern: str) -> list[dict[str, Any]]:
 def create(session: Session, name: str, model: Mapping[str, Any] | None, comment: str) -> None:
     """Make a database with the text rules of `model`, closed to PUBLIC; raises psycopg.Error.
 
-    A kill in between leaves one that `newborn` tells.
+    It lies in the tablespace of `model`, where this server has one of that name. A kill in between
+    leaves one that `newborn` tells.
     """
     command = f"CREATE DATABASE {sql.quoted(name)} TEMPLATE template0 ALLOW_CONNECTIONS false"
     command += f" CONNECTION LIMIT {NEWBORN_LIMIT}"
-    if model:
+    if model and model["encoding"]:
         command += locale_options(model)
+    if model and (row := session.execute(_TABLESPACE, [model["tablespace"]]).fetchone()):
+        command += f" TABLESPACE {sql.quoted(row[0])}"
     session.execute(command)
     try:
         with history.transaction(session):  # nobody was let in before PUBLIC is locked out

@@ -516,13 +516,15 @@ def test_restored_database_that_nobody_touched_is_believed(
     assert any_server is filled.server
     filled.script("CREATE TABLE d (at timestamptz DEFAULT '2020-01-02 03:04:05+00', x int)")
     with any_server.connect() as connection:
-        for what in ("datestyle TO 'SQL, DMY'", "timezone TO 'Asia/Tokyo'"):
-            query = SQL(f"ALTER DATABASE {{}} SET {what}")  # type: ignore[arg-type]
-            connection.execute(query.format(Identifier(filled.name)))
+        for query in (
+            "ALTER DATABASE {} SET datestyle TO 'SQL, DMY'",
+            "ALTER DATABASE {} SET timezone TO 'Asia/Tokyo'",
+        ):
+            connection.execute(SQL(query).format(Identifier(filled.name)))
     run("backup")
     first = run("restore", "latest")
-    for command in ("VACUUM FREEZE", "ANALYZE"):
-        restored(filled).query(command)  # type: ignore[arg-type]
+    restored(filled).query("VACUUM FREEZE")
+    restored(filled).query("ANALYZE")
     again, swapped = run("restore", "latest"), run("restore", "latest", "--swap")
 
     assert [0, 0, 0] == [first.code, again.code, swapped.code], again
@@ -762,3 +764,183 @@ def test_manifest_that_lacks_what_is_compared_is_24(
     assert (24, "backup.corrupt") == (result.code, error_of(result)["code"])
     assert key in error_of(result)["message"]
     assert [] == beside(filled)
+
+
+# --- what belongs to the database itself ----------------------------------------------------------
+
+BELONGINGS = (
+    "ALTER DATABASE {d} CONNECTION LIMIT 20",
+    "REVOKE ALL ON DATABASE {d} FROM PUBLIC",
+    "GRANT CONNECT ON DATABASE {d} TO {r}",
+    "ALTER DATABASE {d} OWNER TO {r}",
+    "REVOKE CREATE ON DATABASE {d} FROM {r}",
+    "ALTER DATABASE {d} SET search_path TO shop, public",
+    "ALTER DATABASE {d} SET TimeZone TO 'Asia/Tokyo'",
+    "ALTER ROLE {r} IN DATABASE {d} SET statement_timeout TO '3min'",
+    "COMMENT ON DATABASE {d} IS 'the one'",
+)
+PLACE = (
+    "SELECT spcname::text, pg_encoding_to_char(encoding)::text, datcollate::text, "
+    "shobj_description(d.oid, 'pg_database') FROM pg_database d "
+    "JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = %s"
+)
+
+
+def own(database: servers.Database) -> list[Any]:
+    """Return what belongs to a database, in words that hold on every server."""
+    found: list[Any] = [database.query(query, database.name) for query in (PLACE, GRANTS, SETTINGS)]
+    return [
+        *found,
+        database.query("SELECT datconnlimit FROM pg_database WHERE datname = %s", database.name),
+    ]
+
+
+def provide(server: servers.Server) -> None:
+    """Give a server of the test's own the role and the tablespace."""
+    with server.connect() as connection:
+        connection.execute("CREATE ROLE keeper LOGIN PASSWORD 'keeper'")
+        connection.execute("SET allow_in_place_tablespaces = on")
+        connection.execute("CREATE TABLESPACE big LOCATION ''")
+
+
+@pytest.fixture
+def special(start_server: StartServer, create_database: CreateDatabase) -> servers.Database:
+    """Give a database with belongings of every kind, on a server of its own."""
+    server = start_server()
+    provide(server)
+    options = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C' TABLESPACE big"
+    made = create_database(server, "special", options)
+    made.script("CREATE SCHEMA shop; CREATE TABLE shop.t AS SELECT 1 AS id")
+    names = {"d": Identifier("special"), "r": Identifier("keeper")}
+    with server.connect() as connection:
+        for command in BELONGINGS:
+            connection.execute(SQL(command).format(**names))
+    return made
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_new_server_gets_everything_that_belonged_to_the_database(
+    run: Run, start_server: StartServer, special: servers.Database, *, there: bool
+) -> None:
+    """Also where somebody has made an empty database of that name."""
+    assert 0 == run("backup", env=special.env()).code
+    before = own(special)
+    elsewhere = servers.Database(start_server(), special.name)
+    provide(elsewhere.server)
+    if there:
+        with elsewhere.server.connect() as connection:
+            connection.execute("CREATE DATABASE special")
+            connection.execute("COMMENT ON DATABASE special IS 'the one'")
+    result = run("restore", "latest", "--swap", env=elsewhere.env())
+
+    assert 0 == result.code, result
+    assert before == own(elsewhere)
+    assert [1] == elsewhere.query("SELECT id FROM t")
+    (started,) = result.event("restore.started")
+    assert there == ("grants" in started["differs"])
+
+
+def test_what_the_new_server_lacks_is_named_before_anything_is_restored(
+    run: Run, start_server: StartServer, special: servers.Database
+) -> None:
+    """All of it at once; without it the restore goes on, and lets nobody in."""
+    assert 0 == run("backup", env=special.env()).code
+    elsewhere = servers.Database(start_server(), special.name)
+    refused = run("restore", "latest", "--swap", env=elsewhere.env())
+    with elsewhere.server.connect() as connection:
+        left = connection.execute("SELECT datname FROM pg_database WHERE datname ~ 'spec'")
+        assert [] == left.fetchall()
+    options = ("--swap", "--without", "tablespace,grants,settings")
+    result = run("restore", "latest", *options, env=elsewhere.env())
+
+    assert (22, "restore.lacking") == (refused.code, error_of(refused)["code"])
+    message = error_of(refused)["message"]
+    assert [] == [
+        what
+        for what in ("tablespace big", "owner keeper", "statement_timeout of role keeper")
+        if what not in message
+    ]
+    assert "--without" in error_of(refused)["hint"]
+    assert 0 == result.code, result
+    assert [("pg_default", "LATIN1", "C", "the one")] == elsewhere.query(PLACE, special.name)
+    assert [] == elsewhere.query(SETTINGS, special.name)
+    rights = elsewhere.query(GRANTS, special.name)
+    assert {"postgres"} == {role for role, *_ in rights}
+    assert any("GRANT CONNECT" in event["warning"] for event in result.event("config.warned"))
+
+
+def test_older_backup_on_a_new_server_lets_nobody_in(
+    run: Run, start_server: StartServer, filled: servers.Database, backup_dir: Path
+) -> None:
+    """It does not say who might connect; the way to let them in is said."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    rewrite(path, belongings=None)
+    elsewhere = servers.Database(start_server(), filled.name)
+    result = run("restore", "latest", "--swap", env=elsewhere.env())
+
+    assert 0 == result.code, result
+    assert {"postgres"} == {role for role, *_ in elsewhere.query(GRANTS, filled.name)}
+    (warned,) = result.event("config.warned")
+    assert "GRANT CONNECT" in warned["warning"]
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "said",
+    [
+        [],
+        {"owner": "postgres"},
+        {"settings": [{"role": 1, "setting": "a=b"}]},
+        {"grants": ["CREATE"]},
+        {"owner": "post\0gres"},
+        {"locale_provider": "i"},
+    ],
+)
+def test_belongings_that_somebody_else_wrote_are_24(
+    run: Run,
+    backup_dir: Path,
+    said: Any,  # noqa: ANN401 - JSON
+) -> None:
+    """Of another type, cut, or with what no name can hold; the key is named."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    known = json.loads((path / "manifest.json").read_bytes())["belongings"]
+    changed = {**known, **said} if isinstance(said, dict) and len(said) == 1 else said
+    rewrite(path, belongings={"owner": "postgres"} if said == {"owner": "postgres"} else changed)
+    result = run("restore", "latest")
+
+    assert (24, "backup.corrupt") == (result.code, error_of(result)["code"])
+
+
+def test_restored_database_whose_rights_were_changed_is_not_believed(
+    run: Run, filled: servers.Database
+) -> None:
+    """Its settings and who may connect would go live with it."""
+    run("backup")
+    run("restore", "latest")
+    copy = restored(filled)
+    copy.query(SQL("GRANT CREATE ON DATABASE {} TO PUBLIC").format(Identifier(copy.name)))
+    result = run("restore", "latest", "--swap")
+
+    assert (22, "restore.changed") == (result.code, error_of(result)["code"])
+
+
+def test_scratch_copy_lies_where_its_origin_does_or_not_at_all(
+    run: Run, special: servers.Database
+) -> None:
+    """A role that may not use the tablespace would fill the default disk: skipped, and said."""
+    with special.server.connect() as connection:
+        connection.execute("ALTER ROLE keeper CREATEDB")
+        connection.execute("GRANT pg_read_all_data TO keeper")
+    special.script("ALTER SCHEMA shop OWNER TO keeper; ALTER TABLE shop.t OWNER TO keeper")
+    login = {"PGUSER": "keeper", "PGPASSWORD": "keeper"}
+    env = {**special.env(), **login, "PREFLIGHT_REHEARSE": "auto"}
+    skipped = run("backup", env=env)
+    special.query("GRANT CREATE ON TABLESPACE big TO keeper")
+    passed = run("backup", env=env)
+
+    assert 0 == skipped.code, skipped
+    (event,) = skipped.event("rehearsal.skipped")
+    assert (0, True) == (skipped.code, "tablespace big" in event["reason"])
+    assert (0, 1) == (passed.code, len(passed.event("rehearsal.passed"))), passed

@@ -22,7 +22,7 @@ HELPERS = {"errors", "stop", "config", "logs", "report"}
 EVERY_STEP = {*VALUES, *HELPERS, "dial", "server"}
 STEPS = {"dial", "server", "lock", "history", "backup", "rehearsal", "apply", "verify"}
 STEPS |= {"indexes", "statements", "steps", "watch", "undo", "restore", "store", "sibling"}
-STEPS |= {"catalog", "meter"}
+STEPS |= {"belongings", "catalog", "meter"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "archive": EVERY_STEP,
     "store": EVERY_STEP,
     "catalog": EVERY_STEP,
-    "backup": {*EVERY_STEP, "archive", "catalog", "store"},
+    "belongings": {*EVERY_STEP, "sibling"},
+    "backup": {*EVERY_STEP, "archive", "belongings", "catalog", "store"},
     "sibling": {*EVERY_STEP, "history", "archive"},
     "meter": {*EVERY_STEP, "explain", "statements"},
     "rehearsal": {
@@ -70,6 +71,7 @@ MAY_IMPORT = {
         "lock",
         "archive",
         "backup",
+        "belongings",
         "catalog",
         "store",
         "sibling",
