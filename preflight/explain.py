@@ -7,7 +7,7 @@ What only the catalog knows is left out: the table of a dropped index, tables be
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,10 +110,11 @@ def effect(text: bytes) -> Effect:
     node = sql.parsed(text)
     if node is None:
         return Effect(" ".join(sql.words(text[:200], 3)).lower() + " (not understood here)")
-    return _effect(node, text)
+    return effect_of(node, text)
 
 
-def _effect(node: Node, text: bytes) -> Effect:
+def effect_of(node: Node, text: bytes) -> Effect:
+    """Return what a parsed statement does; its text only names what has no better words."""
     kind = str(node.WhichOneof("node"))
     statement = getattr(node, kind)
     if kind in ("explain_stmt", "prepare_stmt", "declare_cursor_stmt"):
@@ -134,7 +135,7 @@ def _effect(node: Node, text: bytes) -> Effect:
 
 def _wrapped(kind: str, statement: Any, text: bytes) -> Effect:  # noqa: ANN401 -- a protobuf node
     """Return what EXPLAIN, PREPARE and DECLARE do: the locks of what is inside, at once."""
-    inner = _effect(statement.query, text)
+    inner = effect_of(statement.query, text)
     word = kind.partition("_")[0]
     runs = any(item.def_elem.defname == "analyze" for item in getattr(statement, "options", ()))
     return Effect(f"{word} {inner.does}", inner.locks, destroys=inner.destroys if runs else None)
@@ -170,7 +171,7 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
         case "create_stmt":
             referenced = [Lock(name, SHARE_ROW) for name in _referenced(statement.table_elts)]
             copied = [
-                item for part in statement.table_elts for item in _all(part, "TableLikeClause")
+                item for part in statement.table_elts for item in sql.every(part, "TableLikeClause")
             ]
             referenced += _read(_name(item.relation) for item in copied)
             mode = ACCESS_EXCLUSIVE if statement.HasField("partbound") else SHARE_UPDATE
@@ -338,96 +339,6 @@ def _external(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- see a
     return words.get(kind)
 
 
-_MAY_REACH = re.compile(
-    rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke|owned|"
-    rb"parameter|pg_\w+|foreign)\b"
-)
-_CALL = re.compile(
-    r"(?i)\b(dblink\w*|lo_import|lo_export|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
-    r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_file_\w+|pg_logical_emit_message|"
-    r"pg_stat_reset_(?:shared|slru|replication_slot)|pg_(?:backup_)?(?:start|stop)(?:_backup)?|"
-    r"pg_create_restore_point|pg_wal_replay_\w+|set_config_by_\w+|"
-    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+|http\w*|"
-    r"cron\s*\.\s*\w+|aws_\w+\s*\.\s*\w+|aws_lambda\w*|net\s*\.\s*http\w*)\s*\("
-)
-_BODY = re.compile(
-    r"(?i)\b(?:create|alter|drop|comment\s+on|security\s+label\s+on)\s+(?:role|"
-    r"user(?!\s+mapping)|group|tablespace|database|subscription)\b|"
-    r"\bon\s+(?:database|tablespace|parameter)\b|\b(?:reassign|drop)\s+owned\b|"
-    r"\bgrant\s+(?:(?!\bon\b)[^;])+?\s+to\b|\brevoke\s+(?:(?!\bon\b)[^;])+?\s+from\b|"
-    r"\balter\s+system\b|"
-    r"\bcopy\b[^;]*\b(?:program\b|(?:from|to)\s+'/)|"
-    r"\b(?:insert\s+into|update|delete\s+from|truncate)\s+(?:pg_catalog\s*\.\s*)?"
-    r"pg_(?:database|authid|auth_members|tablespace|db_role_setting|shdepend|shdescription|"
-    r"shseclabel|parameter_acl|subscription|replication_origin)\b"
-)
-_SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
-    "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
-    "OBJECT_SUBSCRIPTION",
-}  # fmt: skip
-_SHARED_CATALOGS = {
-    "pg_database", "pg_authid", "pg_auth_members", "pg_tablespace", "pg_db_role_setting",
-    "pg_shdepend", "pg_shdescription", "pg_shseclabel", "pg_parameter_acl", "pg_subscription",
-    "pg_replication_origin", "pg_roles", "pg_user", "pg_shadow", "pg_settings",
-}  # fmt: skip
-
-
-def reach(text: bytes, foreign: Collection[str] = ()) -> str | None:
-    """Say what a statement reaches beyond its database, also in the body of a block or function.
-
-    `foreign` are the names of foreign tables. What a trigger or a function that is there already
-    does cannot be told.
-    """
-    if (_MAY_REACH.search(text) or foreign) and (node := sql.parsed(text)):
-        found = _effect(node, text)
-        if beyond := found.external or _shared(node) or _written_beyond(found, foreign):
-            return beyond
-    said = sql.words(text[:400], 4)
-    with_body = said[:1] == ["DO"] or {"FUNCTION", "PROCEDURE"}.intersection(said)
-    whole = text.decode("utf-8", "replace")
-    if with_body and (body := _BODY.search(whole)):
-        return f"holds `{' '.join(body[0].split())[:40]}`, which reaches beyond the database"
-    if _CALL.search(whole) and (
-        call := _CALL.search(whole if with_body else " ".join(sql.words(text)))  # not in quotes
-    ):
-        return f"calls {call[1].lower()}, which reaches beyond the database"
-    return None
-
-
-def _written_beyond(effect: Effect, foreign: Collection[str]) -> str | None:
-    """Tell whether rows are changed that are not of this database."""
-    for lock in effect.locks:
-        name = lock.table.rpartition(".")[2].strip('"')
-        if STRENGTH.index(lock.mode) < STRENGTH.index(ROW_EXCLUSIVE):
-            continue
-        if name in _SHARED_CATALOGS:
-            return f"changes {name}, which belongs to the whole server"
-        if name in foreign:
-            return f"changes the foreign table {lock.table}"
-    return None
-
-
-def _shared(node: Node) -> str | None:
-    """Tell whether a statement changes something of the whole server: its owner, rights, words."""
-    from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
-
-    kind = str(node.WhichOneof("node"))
-    statement = getattr(node, kind)
-    if kind in ("reassign_owned_stmt", "drop_owned_stmt"):
-        return "owned objects may be of the whole server"
-    if kind == "alter_table_move_all_stmt":
-        return "tablespaces belong to the whole server"
-    if kind == "import_foreign_schema_stmt":
-        return "connects to another server"
-    fields = {field.name for field in statement.DESCRIPTOR.fields}
-    for field in {"objtype", "object_type", "rename_type"} & fields:
-        named = str(ObjectType.Name(getattr(statement, field)))
-        if named in _SHARED:
-            word = named.removeprefix("OBJECT_").removesuffix("_ACL").lower()
-            return f"{word}s belong to the whole server"
-    return None
-
-
 def _strongest(locks: Iterable[Lock]) -> tuple[Lock, ...]:
     """Return one lock a table, the strongest."""
     found: dict[str, Lock] = {}
@@ -468,21 +379,10 @@ def _queried(node: Node) -> list[str]:
 
 def _tables(message: Any) -> Iterator[RangeVar]:  # noqa: ANN401 -- any protobuf message
     """Yield every table that a tree names, but not its common table expressions."""
-    hidden = {item.ctename for item in _all(message, "CommonTableExpr")}
-    for table in _all(message, "RangeVar"):
+    hidden = {item.ctename for item in sql.every(message, "CommonTableExpr")}
+    for table in sql.every(message, "RangeVar"):
         if table.schemaname or table.relname not in hidden:
             yield table
-
-
-def _all(message: Any, kind: str) -> Iterator[Any]:  # noqa: ANN401 -- see above
-    if message.DESCRIPTOR.name == kind:
-        yield message
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        repeated = not hasattr(value, "DESCRIPTOR")
-        for item in value if repeated else [value]:
-            yield from _all(item, kind)
 
 
 def _changes(statement: Any) -> list[Any]:  # noqa: ANN401 -- see above
@@ -490,7 +390,7 @@ def _changes(statement: Any) -> list[Any]:  # noqa: ANN401 -- see above
     return [
         item
         for kind in ("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt")
-        for item in _all(statement, kind)
+        for item in sql.every(statement, kind)
         if item is not statement
     ]
 
@@ -514,7 +414,7 @@ def _referenced(elements: Iterable[Any]) -> list[str]:
     return [
         _name(constraint.pktable)
         for element in elements
-        for constraint in _all(element, "Constraint")
+        for constraint in sql.every(element, "Constraint")
         if constraint.HasField("pktable")
     ]
 
@@ -523,7 +423,7 @@ def _strings(node: Node) -> list[str]:
     """Return the parts of a dropped object's name."""
     if node.WhichOneof("node") == "object_with_args":
         return [item.string.sval for item in node.object_with_args.objname]
-    return [_written(item.sval) for item in _all(node, "String") if item.sval != "pg_catalog"]
+    return [_written(item.sval) for item in sql.every(node, "String") if item.sval != "pg_catalog"]
 
 
 def _commented(statement: Any) -> list[Lock]:  # noqa: ANN401 -- see above

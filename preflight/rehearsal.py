@@ -24,11 +24,11 @@ from preflight import (
     archive,
     backup,
     catalog,
-    explain,
     history,
     logs,
     meter,
     plan,
+    reach,
     report,
     server,
     sibling,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from preflight.config import Config
     from preflight.history import Row
     from preflight.migrations import Migration, Script
+    from preflight.reach import Reach
     from preflight.server import Session
 
 PREFIX = "preflight_scratch_"
@@ -94,11 +95,17 @@ DROP_TRIES = 3  # each waits for 5 s
 
 
 class Unavailable(Exception):
-    """Nothing can be rehearsed here; `objects` are what only the scratch side lacks."""
+    """Nothing can be rehearsed here; `objects` are what only the scratch side lacks.
 
-    def __init__(self, reason: str, objects: Sequence[str] = (), **where: object) -> None:
+    At level warning where a better informed look might have rehearsed it.
+    """
+
+    def __init__(
+        self, reason: str, objects: Sequence[str] = (), *, level: str = "info", **where: object
+    ) -> None:
         super().__init__(reason)
         self.objects = list(objects)
+        self.level = level
         self.where = where
 
 
@@ -500,7 +507,9 @@ def _tell_skipped(config: Config, why: Unavailable) -> None:
             **why.where,
         )
     objects = {"objects": why.objects} if why.objects else {}
-    structlog.get_logger().info("rehearsal.skipped", reason=str(why), **objects, **why.where)
+    log = structlog.get_logger()
+    say = log.warning if why.level == "warning" else log.info
+    say("rehearsal.skipped", reason=str(why), **objects, **why.where)
 
 
 @contextmanager
@@ -572,10 +581,11 @@ def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
     """Make sure that no statement reaches beyond its database: what it does there would stay."""
     foreign = {name for (name,) in session.execute(_FOREIGN).fetchall()}
     if found := _reaching(scripts, foreign):
-        script, statement, reach = found
+        script, statement, far = found
         line, column = sql.position(script.text, statement.start)
         raise Unavailable(
-            f"{script.file}:{line} {reach}, and the copy is on the same server",
+            f"{script.file}:{line} {far.words}, and the copy is on the same server",
+            level="info" if far.certain else "warning",
             file=script.file,
             line=line,
             column=column,
@@ -584,12 +594,12 @@ def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
 
 def _reaching(
     scripts: Sequence[Script], foreign: set[str] | None = None
-) -> tuple[Script, sql.Statement, str] | None:
+) -> tuple[Script, sql.Statement, Reach] | None:
     """Return the first statement with an effect beyond its database, and what it reaches."""
     for script in scripts:
         for statement in script.statements():
-            if reach := explain.reach(statement.text(script.text), foreign or set()):
-                return script, statement, reach
+            if far := reach.beyond(statement.text(script.text), foreign or set()):
+                return script, statement, far
     return None
 
 

@@ -8,11 +8,14 @@ only when its first words leave a doubt: the import costs 0.12 s.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Generator, Iterable, Iterator
+import resource
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
@@ -59,6 +62,7 @@ _SEMICOLON, _BACKSLASH = b";\\"
 _IN_NAMES = bytes([*b"_$", *b"0123456789", *b"abcdefghijklmnopqrstuvwxyz"])
 _IN_NAMES += bytes([*_IN_NAMES.upper(), *range(0x80, 0x100)])
 
+SHALLOW = 8192  # bytes; what is shorter cannot nest so deeply that the parser's stack ends
 # the first words of all that needs a second look
 NOTABLE = frozenset(
     b"ABORT ALTER BEGIN CLUSTER COMMIT COPY CREATE DISCARD DROP END PREPARE REINDEX RELEASE"
@@ -401,14 +405,61 @@ def outside_transaction(text: bytes) -> bool:
 
 
 def parsed(text: bytes) -> Node | None:
-    """Return what PostgreSQL's parser makes of one statement, or None for newer grammar."""
-    import postgast  # noqa: PLC0415 -- 0.12 s, and only for statements in doubt
+    """Return what PostgreSQL's parser makes of one statement.
 
+    None is "not known what it does": newer grammar, or nested too deeply for the parser.
+    """
+    if len(text) > SHALLOW and not survived(lambda: _parsed(text)):
+        return None
+    return _parsed(text)
+
+
+def _parsed(text: bytes) -> Node | None:
+    import postgast  # noqa: PLC0415 -- 0.12 s, and only for statements in doubt
+    from google.protobuf import message  # type: ignore[import-untyped] # noqa: PLC0415 -- its own
+    from google.protobuf.internal import (  # type: ignore[import-untyped] # noqa: PLC0415 -- likewise
+        api_implementation,
+    )
+
+    with suppress(AttributeError):  # else 48 operators in a row are too deep for its messages
+        api_implementation._c_module.SetAllowOversizeProtos(True)  # noqa: FBT003, SLF001 -- the only way
     try:
         tree = postgast.parse(text.decode())
-    except postgast.PgQueryError:
+    except (postgast.PgQueryError, message.DecodeError):
         return None
     return tree.stmts[0].stmt if len(tree.stmts) == 1 else None
+
+
+def survived(attempt: Callable[[], object]) -> bool:
+    """Tell whether a call comes to its end: it is tried in a child, whose crash is not ours.
+
+    50,000 operators in a row end the parser's stack, and the process with it.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            attempt()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return status == 0
+
+
+def every(message: Any, kind: str) -> Iterator[Any]:  # noqa: ANN401 -- any protobuf message
+    """Yield the messages of a kind in a tree, the outer ones first; as deep as it may be."""
+    rest = [message]
+    while rest:
+        found = rest.pop()
+        if found.DESCRIPTOR.name == kind:
+            yield found
+        below: list[Any] = []
+        for field, value in found.ListFields():
+            if field.message_type is not None:
+                below += [value] if hasattr(value, "DESCRIPTOR") else value
+        rest += reversed(below)
 
 
 def _refused_in_transaction(node: Node) -> bool:  # noqa: C901, PLR0911 -- one line a statement

@@ -557,8 +557,14 @@ SKIPPED = [
     pytest.param(
         {},
         {"001_one.sql": "DO $$ BEGIN IF false THEN CREATE ROLE x; END IF; END $$;"},
-        "001_one.sql:1 holds `CREATE ROLE`",
+        "001_one.sql:1 holds `CREATE ROLE x`",
         id="role in a block",
+    ),
+    pytest.param(
+        {},
+        {"001_one.sql": "DO $$ BEGIN EXECUTE (SELECT string_agg('SELECT 1', ';')); END $$;"},
+        "a text that is only known when it runs",
+        id="a text that nobody can read",
     ),
     pytest.param(
         {"PREFLIGHT_REHEARSE_URL": "postgresql://postgres@127.0.0.1:1/postgres"},
@@ -587,6 +593,7 @@ def test_auto_says_why_it_does_not_rehearse(  # noqa: PLR0913, PLR0917 -- a case
     (skipped,) = result.event("rehearsal.skipped")
     assert 0 == result.code
     assert reason in skipped["reason"]
+    assert ("warning" if "only known" in reason else "info") == skipped["level"]
     assert [] == result.event("rehearsal.passed")
     assert ([] if "PREFLIGHT_BACKUP" in env else ["read"]) == verified(backup_dir)
 

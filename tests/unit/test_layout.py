@@ -54,7 +54,7 @@ MAY_IMPORT = {
         "sibling",
         "apply",
         "undo",
-        "explain",
+        "reach",
         "meter",
     },
     "statements": EVERY_STEP,
@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "indexes": EVERY_STEP,
     "watch": EVERY_STEP,
     "explain": {"errors", "sql"},
+    "reach": {"errors", "sql", "explain"},
     "undo": {*EVERY_STEP, "history", "verify", "statements", "steps", "apply", "watch", "store"},
     "restore": {
         *EVERY_STEP,

@@ -6,7 +6,7 @@ import re
 import postgast
 import pytest
 
-from preflight import sql
+from preflight import explain, sql
 
 # every piece that begins, ends or disguises something
 PIECES = (
@@ -274,3 +274,31 @@ def test_places_of_many_are_those_of_each() -> None:
 
     assert [sql.position(script, start) for start in starts] == [*sql.places(script, starts)]
     assert [(1, 1), (1, 13), (3, 3), (4, 4)] == [*sql.places(script, starts)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT " + "1 + " * 500 + "1",
+        "SELECT '<td>'" + " || coalesce(a, '') || '</td>'" * 60,
+        "SELECT " + "f(" * 200 + "1" + ")" * 200,
+        " UNION ALL ".join(["SELECT 1"] * 600),
+        "INSERT INTO t VALUES " + ", ".join(["(1, 'x')"] * 5000),
+        "SELECT " + " OR ".join(f"a = {n}" for n in range(3000)),
+    ],
+    ids=["operators", "concatenations", "calls", "unions", "rows", "conditions"],
+)
+def test_everyday_size_is_understood(text: str) -> None:
+    """48 operators in a row were a bug of ours."""
+    assert sql.parsed(text.encode()) is not None
+    assert "not understood" not in explain.effect(text.encode()).does
+
+
+@pytest.mark.parametrize("times", [50_000, 300_000])
+@pytest.mark.parametrize("what", ["1 + ", "- ", "("])
+def test_what_ends_the_parser_ends_only_the_look(what: str, times: int) -> None:
+    """It is not known what such a statement does; the server has the last word."""
+    text = f"SELECT {what * times}1{')' * times if what == '(' else ''}".encode()
+
+    assert None is sql.parsed(text)
+    assert "select" in explain.effect(text).does
