@@ -165,6 +165,9 @@ def states(
             {
                 "version": version,
                 "name": file.name if file else record.name if record else "",
+                "recorded_as": record.name
+                if file and record and record.name != file.name
+                else None,
                 "state": _state(file, record, detail, newest, adoptable=version in adoptable),
                 "applied_at": detail.get("applied_at"),
                 "duration_ms": detail.get("duration_ms"),
@@ -187,10 +190,10 @@ def _state(
         return "adoptable" if adoptable else "pending"
     if file is None:
         return "ahead" if record.version > newest else "missing"
+    if (found := plan.compared(file, record)) != "same":
+        return found
     if record.state != "done":
         return "partial"
-    if record.checksum != file.checksum:
-        return "edited"
     return "adopted" if detail.get("how") == "adopted" else "applied"
 
 
@@ -368,6 +371,9 @@ def verify_all(config: Config, said: Arguments) -> None:
     with server.connect(config) as session:
         known = history.read(session)
         chosen = _to_verify(files, known, said.version)
+        foreign = plan.contradicted(chosen, known)
+        if foreign:  # what the files of another migration say is no answer
+            raise HistoryConflict.of("history.conflict", foreign)
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         results = [
             (file, check)
@@ -514,6 +520,9 @@ def adopt(config: Config, said: Arguments) -> None:
         lock.acquire(session)
         history.ensure(session)
         known = history.read(session)
+        record = known.records.get(chosen.version) if chosen else None
+        if chosen and record and plan.compared(chosen, record) == "other":
+            _refuse_contradiction(chosen, record)
         todo = [file for file in files if file.version not in known.records]
         if chosen is not None:  # what is below a new record must be recorded, too
             new = chosen in todo
@@ -570,6 +579,12 @@ def _adopted(
     return checks
 
 
+def _refuse_contradiction(file: Migration, record: plan.Record) -> None:
+    """Raise what stands against a file that is not what was recorded under its number."""
+    if problem := plan.contradiction(file, record):
+        raise HistoryConflict.of("history.conflict", [problem])
+
+
 def named(files: Sequence[Migration], version: int) -> Migration:
     """Return the file of a version; raises ConfigInvalid when there is none."""
     for file in files:
@@ -620,6 +635,9 @@ def _to_force(
         raise ConfigInvalid(
             "config.arguments", f"{file.name} was never applied", "Run `up` instead."
         )
+    record = known.records[file.version]
+    if plan.compared(file, record) in ("renamed", "other"):
+        _refuse_contradiction(file, record)
     others = [other for other in files if other.version != file.version]
     rest = {v: record for v, record in known.records.items() if v != file.version}
     plan.make(others, plan.History(rest), ahead=config.ahead, out_of_order=config.out_of_order)

@@ -60,7 +60,7 @@ def make(
     Raises HistoryConflict (edited, missing, out of order), then SchemaAhead.
     """
     plan = Plan(pending(files, history), newer(files, history))
-    problems = edited(files, history) + missing(files, history)
+    problems = contradicted(files, history) + missing(files, history)
     if out_of_order == "fail":
         problems += late(plan.todo, history)
     if problems:
@@ -80,20 +80,58 @@ def newer(files: Sequence[Migration], history: History) -> tuple[Record, ...]:
     return tuple(record for version, record in sorted(history.records.items()) if version > last)
 
 
-def edited(files: Sequence[Migration], history: History) -> list[Problem]:
-    """Name every applied file whose text is another one now."""
+def compared(file: Migration, record: Record) -> str:
+    """Return whether a file is what was recorded under its number: same, edited, renamed, other.
+
+    One that stopped part-way may be edited: what is left of it is still to run.
+    """
+    if file.name == record.name:
+        same = file.checksum == record.checksum or record.state != "done"
+        return "same" if same else "edited"
+    return "renamed" if file.checksum == record.checksum else "other"
+
+
+def contradicted(files: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every file that is not what was recorded under its number."""
+    pairs = ((file, history.records.get(file.version)) for file in files)
     return [
-        Problem(
-            f"{file.name} was edited after it was applied: "
-            f"recorded {history.records[file.version].checksum[:12]}, file {file.checksum[:12]}",
-            f"Restore the file, or accept the edit: `adopt {file.version}` records it without "
-            f"running it, `force {file.version}` runs it again.",
-            migration=file.name,
-            version=file.version,
-        )
-        for file in files
-        if history.done(file.version) and history.records[file.version].checksum != file.checksum
+        problem
+        for file, record in pairs
+        if record and (problem := contradiction(file, record)) is not None
     ]
+
+
+def contradiction(file: Migration, record: Record) -> Problem | None:
+    """Say how a file differs from what was recorded under its number, or None."""
+    match compared(file, record):
+        case "edited":
+            said = (
+                f"{file.name} was edited after it was applied: "
+                f"recorded {record.checksum[:12]}, file {file.checksum[:12]}"
+            )
+            hint = (
+                f"Restore the file, or accept the edit: `adopt {file.version}` records it without "
+                f"running it, `force {file.version}` runs it again."
+            )
+        case "renamed":
+            said = f"{file.name} was recorded as {record.name}: the file was renamed, not edited"
+            hint = (
+                f"Give it its name back, or accept the new one: `adopt {file.version}` records it "
+                "without running anything."
+            )
+        case "other":
+            said = (
+                f"another migration has the number of {file.name}: the database holds "
+                f"{record.name}, another text under another name"
+            )
+            hint = (
+                f"Give {file.name} a number above the newest, and put {record.name} back; was "
+                "another branch or a wrong directory mounted? `rollback` takes back what is "
+                "recorded, with the text that the history keeps."
+            )
+        case _:
+            return None
+    return Problem(said, hint, migration=file.name, version=file.version)
 
 
 def missing(files: Sequence[Migration], history: History) -> list[Problem]:

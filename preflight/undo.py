@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
-from preflight import apply, history, migrations, sql, statements, steps, stop, store, verify
+from preflight import (
+    apply,
+    history,
+    migrations,
+    plan,
+    sql,
+    statements,
+    steps,
+    stop,
+    store,
+    verify,
+)
 from preflight.errors import (
     BackupFailed,
     ConfigInvalid,
     Failure,
     FilesInvalid,
+    HistoryConflict,
     MigrationFailed,
     MigrationPartial,
     Problem,
@@ -64,35 +76,67 @@ def choose(files: Sequence[Migration], known: History, to: int | None) -> tuple[
 
 
 def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int]) -> list[Step]:
-    """Return what to run; raises FilesInvalid naming every version that cannot be taken back.
+    """Return what to run: of the disk what is the recorded migration's, else what was recorded.
 
-    Raises NeedsRepair when an earlier rollback stopped part-way and cannot be resumed.
+    Raises FilesInvalid naming every version that cannot be taken back, HistoryConflict where only
+    another migration's files are on disk, NeedsRepair when an earlier rollback stopped part-way and
+    cannot be resumed.
     """
     on_disk = {file.version: file for file in files}
-    found, problems = [], []
+    found: list[Step] = []
+    unwritten: list[Problem] = []
+    foreign: list[Problem] = []
     for version in versions:
         row = history.row_of(session, version)
         if row is None:
             continue
-        file = on_disk.get(version) or _remembered(row)
-        rollback = file.rollback or _remembered(row).rollback
-        if rollback is None:
-            problems.append(
-                Problem(
-                    f"{file.name} has no rollback file, on disk or in the history",
-                    f"Write {file.name}_rollback.sql, or restore a backup (`backups --table`).",
-                    migration=file.name,
-                    version=version,
-                )
-            )
+        kept, there = _remembered(row), on_disk.get(version)
+        same = there is not None and (there.name, there.checksum) == (row.name, row.checksum)
+        file = _completed(there, kept) if there and same else kept
+        if file.rollback is not None:
+            found.append(Step(file, row, file.rollback))
+        elif there is None or same:
+            unwritten.append(_unwritten(file))
         else:
-            found.append(Step(file, row, rollback))
-    if problems:
-        raise FilesInvalid.of("files.no_rollback", problems)
+            foreign.append(_foreign(there, row))
+    if foreign:
+        raise HistoryConflict.of("history.conflict", foreign)
+    if unwritten:
+        raise FilesInvalid.of("files.no_rollback", unwritten)
     for step in found:
         _begun(step)
     structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
     return found
+
+
+def _completed(file: Migration, kept: Migration) -> Migration:
+    """Return a migration's files on disk, and what the history kept where one is gone."""
+    return dataclasses.replace(file, rollback=file.rollback or kept.rollback)
+
+
+def _unwritten(file: Migration) -> Problem:
+    return Problem(
+        f"{file.name} has no rollback file, on disk or in the history",
+        f"Write {file.name}_rollback.sql, or restore a backup (`backups --table`).",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _foreign(file: Migration, row: Row) -> Problem:
+    """Say that the only rollback file of a version is not that of what was recorded."""
+    found = plan.compared(file, plan.Record(row.version, row.name, row.checksum))
+    differs = {
+        "edited": f"{file.name} was edited since",
+        "renamed": f"its file was renamed to {file.name}",
+        "other": f"{file.name} on disk is another migration",
+    }[found]
+    return Problem(
+        f"{row.name} cannot be taken back: the history keeps no rollback text of it, and {differs}",
+        f"Put {row.name}.sql back as it ran, with its {row.name}_rollback.sql.",
+        migration=row.name,
+        version=row.version,
+    )
 
 
 def _begun(step: Step) -> Row:

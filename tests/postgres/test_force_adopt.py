@@ -234,3 +234,72 @@ def test_adopt_settles_what_stopped_part_way(
     assert 0 == run("adopt", "1").code
     assert [(1, "adopted")] == database.query(ROWS)
     assert 0 == run().code
+
+
+# --- another file under a recorded number ---------------------------------------------------------
+
+
+OTHER = {
+    "002_colours.sql": "CREATE TABLE colours (id int);\n",
+    "002_colours_verify.sql": VERIFY.format("colours"),
+}
+
+
+@pytest.mark.parametrize("command", ["up", "check", "plan", "force", "adopt", "verify", "wait"])
+def test_another_migration_of_that_number_is_told_and_left_alone(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str
+) -> None:
+    """26 names both and does not speak of an edit: what was recorded may not be forgotten."""
+    folder = migrations(A | B)
+    run()
+    for name in B:
+        (folder / name).unlink()
+    migrations(OTHER)
+    more = {"force": ["2"], "adopt": ["2"], "verify": ["2"], "wait": ["--schema"]}
+
+    result = run(command, *more.get(command, []))
+
+    error = result.finished["error"]
+    assert (26, "history.conflict") == (result.code, error["code"]), str(result)
+    assert "another migration" in error["message"]
+    assert ("002_b" in error["message"], "edited" in error["message"]) == (True, False)
+    assert [(1, "001_a"), (2, "002_b")] == database.query(
+        "SELECT version, name FROM preflight.migrations ORDER BY 1"
+    )
+    if command == "check":
+        (row,) = [m for m in result.event("migration.listed") if m["version"] == 2]
+        assert ("other", "002_b") == (row["state"], row["recorded_as"])
+
+
+def test_renamed_file_is_told_and_adopted_under_its_new_name(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The text is the same: 26 says that it was renamed, and `adopt` settles it."""
+    folder = migrations(A | B)
+    run()
+    for name in B:
+        (folder / name).rename(folder / name.replace("002_b", "002_boats"))
+
+    for command, *more in (["up"], ["check"], ["plan"], ["force", "2"], ["verify"]):
+        result = run(command, *more)
+        assert 26 == result.code, str(result)
+        assert "002_boats was recorded as 002_b" in result.finished["error"]["message"]
+    assert 0 == run("adopt", "2").code
+    assert ["002_boats"] == database.query(
+        "SELECT name FROM preflight.migrations WHERE version = 2"
+    )
+    assert 0 == run("check").code
+
+
+def test_part_way_file_is_not_taken_for_another_of_its_number(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The rest of 001_a may be edited; a file of another name is no edit, whatever its text."""
+    begun = MARK + "CREATE TABLE a (id int);\nSELECT 1/0;\nSELECT 2;"
+    folder = migrations({"001_a.sql": begun})
+    assert 31 == run().code
+    (folder / "001_a.sql").unlink()
+    migrations({"001_z.sql": begun.replace("1/0", "1")})
+
+    assert [26, 26, 26] == [run(*each).code for each in (["up"], ["force", "1"], ["adopt", "1"])]
+    assert [("001_a", "failed")] == database.query("SELECT name, state FROM preflight.migrations")

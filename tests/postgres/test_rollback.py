@@ -477,3 +477,51 @@ def test_there_and_back_and_there_again_is_the_same_as_there(
     assert empty == catalog(database)
     assert 0 == run(env=REPOSITORY).code
     assert catalog(once) == catalog(database)
+
+
+# --- what is recorded, and what is on disk --------------------------------------------------------
+
+
+OTHER = {
+    "002_colours.sql": "CREATE TABLE colours (id int);\n",
+    "002_colours_rollback.sql": "DROP TABLE IF EXISTS colours;\n",
+    "002_colours_verify.sql": VERIFY.format("colours"),
+}
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        OTHER,  # another number's owner
+        {"002_renamed.sql": B["002_b.sql"], "002_renamed_rollback.sql": "SELECT 1/0;"},
+        {"002_b.sql": "CREATE TABLE b (id int, t text);", "002_b_rollback.sql": "SELECT 1/0;"},
+    ],
+    ids=["other", "renamed", "edited"],
+)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_rollback_never_runs_the_file_of_another_migration(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    there: dict[str, str],
+    *,
+    kept: bool,
+) -> None:
+    """It is what the history keeps that runs; 26, and nothing is touched, where it keeps none."""
+    gone = [name for name in B if kept or name != "002_b_rollback.sql"]
+    folder = migrations(A | {name: B[name] for name in gone})
+    run()
+    for name in gone:
+        (folder / name).unlink()
+    migrations(there)
+
+    result = run("rollback")
+
+    assert (0 if kept else 26) == result.code, str(result)
+    assert kept == dropped(database, "b")
+    assert [1] if kept else [1, 2] == database.query(PRESENT)
+    if kept:
+        assert ["002_b"] == result.finished["rolled_back"]
+    else:
+        assert "002_b" in result.finished["error"]["message"]
+        assert "history.conflict" == result.finished["error"]["code"]
