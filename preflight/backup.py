@@ -497,7 +497,13 @@ def written_since(copy: Session, transaction: int) -> list[str]:
         query = f"SELECT EXISTS (SELECT FROM {table.sql} t WHERE {recent})"  # noqa: S608 -- quoted
         (yes,) = copy.execute(query, [transaction % 2**32]).fetchone() or (False,)
         found += [f"{table.name} was written to"] if table.has_rows and yes else []
-    return found
+    for name in ("pg_catalog.pg_largeobject_metadata", "pg_catalog.pg_largeobject"):
+        may = "SELECT pg_catalog.has_table_privilege(%s::text, 'SELECT')"
+        if (copy.execute(may, [name]).fetchone() or (False,))[0]:
+            query = f"SELECT EXISTS (SELECT FROM {name} t WHERE {recent})"  # noqa: S608 -- constant
+            (yes,) = copy.execute(query, [transaction % 2**32]).fetchone() or (False,)
+            found += ["large objects were written to"] if yes else []
+    return list(dict.fromkeys(found))
 
 
 def _require_readable(session: Session) -> list[Table]:

@@ -27,6 +27,9 @@ FROM pg_catalog.pg_database d, pg_catalog.aclexplode(
  coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
 WHERE d.oid = %s::oid ORDER BY 1, 2, 3
 """
+_SUBSCRIPTIONS = """
+SELECT s.subname::text FROM pg_catalog.pg_subscription s WHERE s.subdbid = %s::oid ORDER BY 1
+"""
 _TABLESPACE = """
 SELECT pg_catalog.has_tablespace_privilege(t.oid, 'CREATE') OR t.oid = (
  SELECT d.dattablespace FROM pg_catalog.pg_database d WHERE d.datname = 'template0')
@@ -75,6 +78,7 @@ class Belongings:
     comment: str | None
     settings: tuple[Setting, ...]
     grants: tuple[Grant, ...]
+    subscriptions: tuple[str, ...] = ()  # named for whoever restores it: they are left out
 
     def told(self) -> dict[str, Any]:
         """Return it as a manifest holds it."""
@@ -138,6 +142,7 @@ def read(session: Session, name: str) -> Belongings | None:
     if found is None:
         return None
     grants = session.execute(_GRANTS, [found["oid"]]).fetchall()
+    subscriptions = session.execute(_SUBSCRIPTIONS, [found["oid"]]).fetchall()
     everything = found["everything"]
     return Belongings(
         owner=found["owner"],
@@ -154,6 +159,7 @@ def read(session: Session, name: str) -> Belongings | None:
             Setting(*each) for each in sorted(sibling.settings(session, found), key=repr)
         ),
         grants=tuple(Grant(*each) for each in grants),
+        subscriptions=tuple(name for (name,) in subscriptions),
     )
 
 
@@ -187,6 +193,10 @@ def of_manifest(said: object) -> Belongings | None:
         for each in _dicts(said, "grants", privilege=str, grantable=bool)
         if each["privilege"] in PRIVILEGES
     )
+    names = said.get("subscriptions", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("subscriptions")
+    plain["subscriptions"] = tuple(names)
     found = Belongings(**plain)
     if found.locale_provider not in (None, "c") and found.locale is None:
         raise ValueError("locale")

@@ -149,6 +149,7 @@ def run(config: Config, said: Arguments) -> None:
         backup=place.source.name,
         database=place.live if said.swap else place.into,
         kept_as=kept,
+        left_out=[f"subscription {name}" for name in place.own.subscriptions] if place.own else [],
         rows=sum(place.source.manifest["rows"].values()),
         duration_s=round(time.monotonic() - began, 3),
     )
@@ -332,7 +333,18 @@ def _there(session: Session, place: Place) -> State | None:
         return None
     comment = found["comment"] or ""
     if comment == UNFINISHED or sibling.newborn(found):
-        sibling.drop(session, place.into)
+        try:
+            sibling.drop(session, place.into)
+        except psycopg.Error as error:
+            if session.lost:
+                raise
+            raise TargetUnusable(
+                "restore.exists",
+                f"the database {place.into!r}, which another call left half done, cannot be "
+                f"dropped: {error.diag.message_primary or error}",
+                "Remove what is in the way and drop it, or choose another name with --into.",
+                sqlstate=error.sqlstate,
+            ) from error
         return None
     said = _SAID.fullmatch(comment)
     if said and said["name"] == place.source.name and said["xid"]:

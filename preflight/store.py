@@ -31,7 +31,8 @@ from preflight.errors import BackupFailed
 FORMAT = 1
 ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
 MANIFEST_MAX_BYTES = 32 << 20  # a line for each of 200,000 tables
-READER_S, RENEW_S = 600.0, 60.0  # a reader is gone when it has not renewed its mark for so long
+READER_S, RENEW_S = 3600.0, 60.0  # a reader is gone when it has not renewed its mark for so long
+CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 LOOPBACK = {"127.0.0.1", "::1"}
 DUMP, MANIFEST, LOCK, READER = "database.dump", "manifest.json", ".lock", ".reader-"
@@ -374,7 +375,11 @@ def publish(
     sync(hidden)
     with stop.deferred():
         hidden.rename(final)
-        sync(directory)
+        try:
+            sync(directory)
+        except OSError:
+            final.rename(hidden)  # what the message says is not there must not be seen
+            raise
     with suppress(OSError):  # the lock goes with our descriptor; its file is of no use any more
         (final / LOCK).unlink()
     return Backup(final, manifest)
@@ -393,10 +398,13 @@ def write_durably(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def sync(directory: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable, where its file system can."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # CIFS, vboxsf, some of FUSE: PostgreSQL goes on there, too
+        if error.errno not in CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

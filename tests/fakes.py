@@ -42,12 +42,11 @@ class Fakes:
             f'read _ < "$HERE/gate"; touch "$HERE/open"; fi\n{then}'
         )
 
-    def hold_restore(self) -> str:
+    def hold_restore(self, then: str = 'exec "$REAL" "$@"') -> str:
         """Write a pg_restore that waits for let_go() at its first call, and leaves `waiting`."""
         os.mkfifo(self.here / "gate")
         return self.write(
-            'if mkdir "$HERE/waiting" 2>/dev/null; then read _ < "$HERE/gate"; fi\n'
-            'exec "$REAL" "$@"',
+            f'if mkdir "$HERE/waiting" 2>/dev/null; then read _ < "$HERE/gate"; fi\n{then}',
             "pg_restore",
         )
 

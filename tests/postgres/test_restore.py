@@ -485,6 +485,7 @@ CHANGES = {
     "a function more": "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     "a right more": "GRANT SELECT ON t TO PUBLIC",
     "a sequence on": "SELECT nextval('s')",
+    "a large object changed": "SELECT lo_put(4711, 0, 'other')",
 }
 
 
@@ -493,7 +494,7 @@ def test_restored_database_that_was_written_to_is_not_believed(
     run: Run, filled: servers.Database, change: str
 ) -> None:
     """Neither as an answer nor as the live one, whatever it was; both stay as they are."""
-    filled.script("CREATE SEQUENCE s; SELECT nextval('s')")
+    filled.script("CREATE SEQUENCE s; SELECT nextval('s'); SELECT lo_from_bytea(4711, 'first')")
     run("backup")
     assert 0 == run("restore", "latest").code
     copy = restored(filled)
@@ -704,6 +705,9 @@ def test_subscription_does_not_come_alive_in_a_restored_database(
         result = run("restore", "latest")
 
         assert 0 == result.code, result
+        assert [["subscription live_sub"]] == [
+            event["left_out"] for event in result.event("restore.finished")
+        ]
         assert [] == restored(filled).query(
             "SELECT s.subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid "
             "WHERE d.datname = current_database()"
@@ -711,6 +715,28 @@ def test_subscription_does_not_come_alive_in_a_restored_database(
     finally:
         filled.query("ALTER SUBSCRIPTION live_sub SET (slot_name = NONE)")
         filled.query("DROP SUBSCRIPTION live_sub")
+
+
+def test_database_that_cannot_be_dropped_hides_no_reason(
+    run: Run, start: Start, start_server: StartServer, create_database: CreateDatabase, fakes: Fakes
+) -> None:
+    """The failure is the first one; the next call says what is in the way, and --into goes on."""
+    live = create_database(start_server(max_prepared_transactions=1), "live")
+    live.script("CREATE TABLE t AS SELECT 1 AS id")
+    run("backup", env=live.env())
+    path = fakes.hold_restore("exit 1")
+    process = start("restore", "latest", env={**live.env(), "PATH": path})
+    faults.until((fakes.here / "waiting").exists, "pg_restore has begun")
+    restored(live).query("BEGIN; CREATE TABLE x (); PREPARE TRANSACTION 'in the way'")
+    fakes.let_go()
+    first, second = process.wait(), run("restore", "latest", env=live.env())
+    third = run("restore", "latest", "--into", "another", env=live.env())
+
+    assert (14, "restore.client") == (first.code, error_of(first)["code"])
+    assert [True] == ["dropped" in event["warning"] for event in first.event("config.warned")]
+    assert (22, "restore.exists") == (second.code, error_of(second)["code"])
+    assert "prepared" in error_of(second)["message"]
+    assert 0 == third.code, third
 
 
 # --- manifests that somebody else wrote -----------------------------------------------------------

@@ -1,6 +1,8 @@
 """Backups without a server: what is counted, what is kept, and where they may be."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -408,3 +410,36 @@ def test_backups_of_runs_that_succeeded_are_no_crash_loop() -> None:
     backups = [made("a", "x"), back, made("b", "x"), back, made("c", "x")]
 
     assert [] == store.surplus(backups, 5)
+
+
+# --- file systems that cannot ---------------------------------------------------------------------
+
+
+def test_directory_that_cannot_be_synced_holds_backups_all_the_same() -> None:
+    """As on CIFS: EINVAL is how /proc answers, too."""
+    descriptor = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(descriptor)
+    os.close(descriptor)
+    store.sync(Path("/proc"))
+
+
+def test_backup_that_could_not_be_published_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says that there is none; so there is none, and nothing is left."""
+    identity = Identity("1", "app", "x:1")
+    real, failed = store.sync, OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def sync(directory: Path) -> None:
+        if directory == tmp_path:
+            raise failed
+        real(directory)
+
+    monkeypatch.setattr(store, "sync", sync)
+    with store.building(tmp_path, identity, "r") as hidden:
+        (hidden / store.DUMP).write_bytes(b"dump")
+        with pytest.raises(OSError, match="Input/output"):
+            store.publish(hidden, tmp_path, identity, {**GOOD, "run_id": "r"})
+
+    assert [] == list(tmp_path.iterdir())
