@@ -14,6 +14,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 import psycopg
 import structlog
@@ -38,11 +39,13 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 TELL_EVERY_S = 5.0
+HOLD_EVERY_S = 0.1
 END_S = 1.5  # how long a client may take to end when asked; the whole stop takes less than 5 s
 COMPRESSIONS = ("zstd:1", "1")  # what a build may lack, and gzip in the words of every version
 MEMORY = Path("/dev/shm")  # noqa: S108 -- a secret there never reaches a disk; mkstemp makes it safe
 PASSFILE = "pg-preflight-password-"
 TERM, KILL = 15, 9
+STOP, CONT = (17, 19) if sys.platform == "darwin" else (19, 18)
 Key = tuple[bytes, bytes]  # schema and table, in the archive's encoding
 
 
@@ -205,13 +208,21 @@ def listen(
     environment: Mapping[str, str],
     hear: Callable[[str], None],
     tick: Callable[[], None] = lambda: None,
+    hold: Callable[[], bool] | None = None,
 ) -> int:
     """Run a client to its end; return its exit code. Each line of its complaints goes to `hear`.
 
-    `tick` is called about once a second meanwhile.
+    `tick` is called about once a second meanwhile. While `hold`, asked more often, says so, the
+    client stands still.
     """
-    with _child(command, environment, hear) as (child, words):
-        for _ in _chunks(child, tick):
+    with _child(command, environment, hear) as (child, words), _Brake(child) as brake:
+
+        def look() -> None:
+            tick()
+            if hold is not None:
+                brake.set(on=hold())
+
+        for _ in _chunks(child, look, 1.0 if hold is None else HOLD_EVERY_S):
             pass
         code = _wait(child)
         words.thread.join()  # a client that ended says nothing more
@@ -347,18 +358,57 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             return
         with suppress(ProcessLookupError):
             os.killpg(child.pid, number)
+            os.killpg(child.pid, CONT)  # it may stand still
         with suppress(subprocess.TimeoutExpired):
             child.wait(END_S)
 
 
+_GUARD = "import os, sys; sys.stdin.buffer.read(); os.killpg(int(sys.argv[1]), int(sys.argv[2]))"
+
+
+class _Brake:
+    """Lets a client and its own children stand still for a while.
+
+    A process that stands still would do so for ever if we were killed meanwhile: a guard, which
+    notices by its end of a pipe, ends it then.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.child = child
+        self.guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.set(on=False)
+
+    def set(self, *, on: bool) -> None:
+        if on == (self.guard is not None):
+            return
+        if on:
+            command = [sys.executable, "-I", "-S", "-c", _GUARD, str(self.child.pid), str(KILL)]
+            self.guard = subprocess.Popen(  # noqa: S603 -- a command that we built
+                command, stdin=subprocess.PIPE, start_new_session=True
+            )
+        with suppress(ProcessLookupError):
+            os.killpg(self.child.pid, STOP if on else CONT)
+        if not on and self.guard is not None:
+            self.guard.kill()
+            self.guard.communicate()
+            self.guard = None
+
+
 def _chunks(
-    child: subprocess.Popen[bytes], tick: Callable[[], None] = lambda: None
+    child: subprocess.Popen[bytes],
+    tick: Callable[[], None] = lambda: None,
+    every_s: float = 1.0,
 ) -> Iterator[bytes]:
-    """Yield what a client writes; `tick` is called at least once a second, also in silence."""
+    """Yield what a client writes; `tick` is called at least that often, also in silence."""
     descriptor = _stream(child.stdout).fileno()
     while True:
         with stop.allowed():
-            ready, _, _ = select.select([descriptor], [], [], 1.0)
+            ready, _, _ = select.select([descriptor], [], [], every_s)
             chunk = os.read(descriptor, CHUNK) if ready else None
         tick()
         if chunk == b"":

@@ -158,6 +158,17 @@ class Row:
     undoing: bool = False  # the two counts are of the rollback file's statements
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """The journal's last row about a rehearsal: `rehearsing`, or `rehearsed` when it was over."""
+
+    event: str
+    life: str  # of the server, when it began
+    sqlstate: str | None
+    run_id: str
+    at: str  # in UTC
+
+
 def read(session: Session) -> History:
     """Return the history and learn the server's facts, in one query."""
     query = f"""SELECT {FACTS}, m.version, m.name, m.checksum, m.state, m.breaking
@@ -393,7 +404,7 @@ def untold(session: Session) -> bool:
     row = session.execute(
         f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
  AND NOT EXISTS (SELECT FROM {schema}.journal j
-  WHERE j.event NOT IN ('failed', 'vouched'))"""  # noqa: S608 -- a checked name
+  WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed'))"""  # noqa: S608 -- a checked name
     ).fetchone()
     return bool(row and row[0])
 
@@ -736,6 +747,57 @@ def journal(  # noqa: PLR0913 -- one row
             __version__,
         ],
     )
+
+
+def rehearsed(session: Session, place: str) -> Rehearsed | None:
+    """Return the last row about a rehearsal in a place; None where there is none for us to see."""
+    try:
+        row = session.execute(
+            f"""SELECT j.event, coalesce(j.checksum, ''), j.sqlstate, j.run_id,
+ pg_catalog.to_char(pg_catalog.timezone('UTC', j.at), 'YYYY-MM-DD HH24:MI')
+ FROM {session.config.schema}.journal j WHERE j.event IN ('rehearsing', 'rehearsed')
+ AND j.checksum_before = %s::text ORDER BY j.id DESC LIMIT 1""",  # noqa: S608 -- a checked name
+            [place],
+        ).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+        return None
+    return Rehearsed(*row) if row else None
+
+
+def note_rehearsal(  # noqa: PLR0913 -- one row
+    session: Session,
+    event: str,
+    name: str,
+    *,
+    place: str,
+    life: str,
+    backup: str,
+    sqlstate: str | None = None,
+) -> bool:
+    """Append that a rehearsal begins or is over; False where there is no journal."""
+    (there,) = session.execute(
+        "SELECT pg_catalog.to_regclass(%s::text) IS NOT NULL", [f"{session.config.schema}.journal"]
+    ).fetchone() or (False,)
+    if there:
+        version = name.partition("_")[0]
+        session.execute(
+            f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
+ checksum_before, run_id, host, backup, sqlstate, tool_version)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+            [
+                event,
+                int(version) if version.isdecimal() else 0,
+                name,
+                life,
+                place,
+                session.config.run_id,
+                socket.gethostname(),
+                backup,
+                sqlstate,
+                __version__,
+            ],
+        )
+    return bool(there)
 
 
 def listing(session: Session) -> list[dict[str, Any]]:

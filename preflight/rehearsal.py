@@ -11,7 +11,7 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +23,7 @@ from preflight import (
     apply,
     archive,
     backup,
+    burden,
     catalog,
     history,
     logs,
@@ -91,6 +92,7 @@ SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
 WHERE a.datname = {name}::name AND a.usename = session_user;
 RESET ROLE
 """
+DISK_FULL = "53100"
 DROP_TRIES = 3  # each waits for 5 s
 
 
@@ -117,6 +119,9 @@ class Copy:
     name: str
     restore_s: float
     began: float
+    home: Session
+    wal: int | None  # that the server had written before, in bytes
+    paused_s: float
 
 
 # what the stories call
@@ -305,6 +310,8 @@ def _tried(file: Migration, attempt: Callable[[], object]) -> None:
 def _failed(failure: Failure) -> RehearsalFailed:
     where = failure.problem.data()
     message, hint = where.pop("message"), where.pop("hint", None)
+    if where.get("sqlstate") == DISK_FULL:  # a copy and more did not fit: what is live may
+        raise Unavailable(f"the server has no room: {message}") from failure
     advice = "The live database was not changed: correct the data or the file, and run again."
     if "detail" not in where and str(where.get("sqlstate", ""))[:2] in ("22", "23"):
         advice += " PREFLIGHT_LOG_SQL=on shows the row."
@@ -437,6 +444,7 @@ def _tell_unmeasured(config: Config, scripts: Sequence[Script], why: str) -> Non
 
 
 def _tell_passed(copy: Copy, saved: Taken | None, trial: Trial) -> None:
+    wal = burden.wal(copy.home)
     structlog.get_logger().info(
         "rehearsal.passed",
         backup=saved.name if saved and saved.visible else None,
@@ -446,6 +454,8 @@ def _tell_passed(copy: Copy, saved: Taken | None, trial: Trial) -> None:
         **trial.gauge.told(),
         size_before_bytes=trial.size,
         size_after_bytes=_size(copy.session),
+        wal_bytes=None if copy.wal is None or wal is None else wal - copy.wal,
+        paused_s=round(copy.paused_s, 1),
         restore_s=round(copy.restore_s, 3),
         duration_s=round(time.monotonic() - copy.began, 3),
     )
@@ -463,29 +473,57 @@ def _copy(
 ) -> Iterator[Copy | None]:
     """Yield a proven copy of the backup; None, and why, where there can be none."""
     config = config or session.config
-    with ExitStack() as stack:
-        copy, why = None, None
-        if saved is not None:
-            _sweep(session, saved.identity)
+    with _named_loss(session):
         try:
-            if config.rehearse != "off":
-                copy = stack.enter_context(_restored(session, config, saved, scripts))
-        except Unavailable as reason:
-            why = reason
-        except ConnectionLost as lost:
-            why = _elsewhere(session, lost)
-        if saved is not None and saved.visible:
-            backup.prune(session, saved)  # not before it is known what the newest is worth
-        if why is not None:
-            _tell_skipped(config, why)
-        if copy is None:
-            _tell_unmeasured(config, scripts, str(why or "PREFLIGHT_REHEARSE=off"))
-        try:
-            yield copy
-        except ConnectionLost as lost:
-            why = _elsewhere(session, lost)
-            _tell_skipped(config, why)
-            _tell_unmeasured(config, scripts, str(why))
+            with ExitStack() as stack:
+                yield _had(stack, session, saved, scripts, config)
+        except (ConnectionLost, Unavailable) as gone:
+            why = _elsewhere(session, gone) if isinstance(gone, ConnectionLost) else gone
+            _tell_skipped(config, scripts, why)
+
+
+def _had(
+    stack: ExitStack,
+    session: Session,
+    saved: Taken | None,
+    scripts: Sequence[Script],
+    config: Config,
+) -> Copy | None:
+    """Return a copy that goes with `stack`; None, and why, where there can be none."""
+    copy, why = None, None
+    if saved is not None:
+        _sweep(session, saved.identity)
+    try:
+        if config.rehearse != "off":
+            copy = stack.enter_context(_restored(session, config, saved, scripts))
+    except Unavailable as reason:
+        why = reason
+    except ConnectionLost as lost:
+        why = _elsewhere(session, lost)
+    if saved is not None and saved.visible:
+        backup.prune(session, saved)  # not before it is known what the newest is worth
+    if why is not None:
+        _tell_skipped(config, scripts, why)
+    elif copy is None:
+        _tell_unmeasured(config, scripts, "PREFLIGHT_REHEARSE=off")
+    return copy
+
+
+@contextmanager
+def _named_loss(session: Session) -> Iterator[None]:
+    """Say what it means when the live server goes away while a copy is on it."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if not session.lost:
+            raise
+        raise ConnectionLost(
+            "connection.lost",
+            f"{server.lost(error)} (during the rehearsal; nothing was migrated)",
+            "Run again. If the server crashed or ran full meanwhile, the next run goes without a "
+            "rehearsal there, and says so; with PREFLIGHT_REHEARSE=always it ends with 27.",
+            sqlstate=error.sqlstate,
+        ) from error
 
 
 def _elsewhere(session: Session, lost: ConnectionLost) -> Unavailable:
@@ -496,7 +534,7 @@ def _elsewhere(session: Session, lost: ConnectionLost) -> Unavailable:
     return Unavailable(f"the server of PREFLIGHT_REHEARSE_URL went away: {lost}")
 
 
-def _tell_skipped(config: Config, why: Unavailable) -> None:
+def _tell_skipped(config: Config, scripts: Sequence[Script], why: Unavailable) -> None:
     """Say why nothing is rehearsed; raises RehearsalFailed when it was demanded."""
     if config.rehearse == "always":
         raise RehearsalFailed(
@@ -510,6 +548,7 @@ def _tell_skipped(config: Config, why: Unavailable) -> None:
     log = structlog.get_logger()
     say = log.warning if why.level == "warning" else log.info
     say("rehearsal.skipped", reason=str(why), **objects, **why.where)
+    _tell_unmeasured(config, scripts, str(why))
 
 
 @contextmanager
@@ -526,10 +565,12 @@ def _restored(
         there, _ = backup.identity_of(home)
         if there.system == saved.identity.system:
             _require_inside(session, scripts)
+            _require_bearable(session, home, live_bytes)
+            stack.enter_context(_noted(session, home, saved, scripts))
         if home is not session:
             _sweep(home, saved.identity)
         name = stack.enter_context(_scratch(home, saved.identity, live))
-        jobs = sibling.jobs(home)
+        jobs, wal = sibling.jobs(home), burden.wal(home)
         structlog.get_logger().info(
             "rehearsal.started",
             backup=saved.name if saved.visible else None,
@@ -537,9 +578,12 @@ def _restored(
             server=f"{home.connection.info.host}:{home.connection.info.port}",
             rows=sum(saved.backup.manifest["rows"].values()),
             jobs=jobs,
+            live_bytes=live_bytes,
+            wal_bytes_expected=round(burden.WAL_SHARE * live_bytes),
         )
+        minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
         try:
-            _fill(home, saved, name, jobs, live_bytes)
+            _fill(home, saved, name, jobs, live_bytes, minute)
             restored_s = time.monotonic() - began
             _dress(session, home, live, name)
             with _reached(home, name) as copy:
@@ -547,7 +591,7 @@ def _restored(
                 _compare(copy, saved)
                 _strip(copy, saved)
                 _record(saved)
-                yield Copy(copy, name, restored_s, began)
+                yield Copy(copy, name, restored_s, began, home, wal, minute.paused_s)
         except BackupUnverified:
             backup.hide(saved)
             raise
@@ -575,6 +619,79 @@ def _require_allowed(session: Session, config: Config) -> int:
             f"{config.rehearse_max_mb}"
         )
     return int(size)
+
+
+def _require_bearable(session: Session, home: Session, live_bytes: int) -> None:
+    """Make sure that a copy on the live server cannot stop it, as far as anybody can tell."""
+    reason = burden.against(home) or burden.without_room(home, live_bytes)
+    if reason:
+        raise Unavailable(reason)
+    before = history.rehearsed(session, _place(session))
+    if before is None:
+        return
+    how = None
+    if before.sqlstate == DISK_FULL:
+        how = "ran full"
+    elif before.event == "rehearsing" and burden.crashed(before.life, burden.life(home)):
+        how = "crashed"
+    if how:
+        raise Unavailable(
+            f"the server {how} during the rehearsal of run {before.run_id} ({before.at} UTC): none "
+            "is made there again until PREFLIGHT_REHEARSE_URL changes (docs/rehearsal.md says how "
+            "to allow it)"
+        )
+
+
+def _place(session: Session) -> str:
+    """Return what names the place of a rehearsal on the live server."""
+    url = session.config.rehearse_url
+    return "server" if url is None else f"{url.get('host', '')}:{url.get('port', '')}"
+
+
+@contextmanager
+def _noted(
+    session: Session, home: Session, saved: Taken, scripts: Sequence[Script]
+) -> Iterator[None]:
+    """Keep in the journal that a copy is on the live server: what ends us may be the server's end.
+
+    The row stands before the copy is made, and another one when it is gone. A plan writes nothing.
+    """
+    if not saved.visible:
+        yield
+        return
+    note = partial(
+        history.note_rehearsal,
+        session,
+        name=scripts[0].file.removesuffix(".sql") if scripts else "backup",
+        place=_place(session),
+        life=burden.life(home),
+        backup=saved.name,
+    )
+    try:
+        note("rehearsing")
+    except psycopg.Error as error:
+        if session.lost or error.sqlstate in server.PASSING:
+            raise
+        raise Unavailable(f"the journal cannot be written: {error.diag.message_primary}") from error
+    sqlstate = None
+    try:
+        yield
+    except BaseException as error:
+        sqlstate = DISK_FULL if _ran_full(error) else None
+        raise
+    finally:
+        if not session.lost:
+            with suppress(psycopg.Error):  # the next run sees that the server lives
+                note("rehearsed", sqlstate=sqlstate)
+
+
+def _ran_full(error: BaseException | None) -> bool:
+    """Tell whether a disk that was full is the reason of an error."""
+    while error is not None:
+        if getattr(error, "sqlstate", None) == DISK_FULL or "No space left" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
@@ -713,7 +830,9 @@ def _reached(home: Session, name: str) -> Iterator[Session]:
         yield copy
 
 
-def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) -> None:
+def _fill(  # noqa: PLR0913, PLR0917 -- what is filled, from what, and how fast
+    home: Session, saved: Taken, name: str, jobs: int, live_bytes: int, minute: burden.Minute
+) -> None:
     """Restore the dump; raises Unavailable for what only the scratch side lacks."""
     dump = saved.path / store.DUMP
     with _Progress(home, name, live_bytes) as progress:
@@ -726,7 +845,10 @@ def _fill(home: Session, saved: Taken, name: str, jobs: int, live_bytes: int) ->
                 "--no-publications",
                 "--no-subscriptions",
                 tick=progress.tell,
+                hold=_brake(home, minute),
             )
+        except burden.Overloaded as overloaded:
+            raise Unavailable(f"the restore would have to wait for long: {overloaded}") from None
         except (archive.ClientFailed, BackupFailed) as failure:  # none here, or too old for there
             raise Unavailable(f"pg_restore: {failure}") from failure
         except psycopg.Error as error:  # the copy could not be made anew for another attempt
@@ -777,6 +899,27 @@ def _told(config: Config, problem: sibling.Complaint) -> str:
     if problem.entry.startswith("TABLE DATA") and config.log_sql != "on":
         return f"{problem.entry} (PREFLIGHT_LOG_SQL=on shows why)"
     return f"{problem.entry}: {problem.text}" if problem.entry else problem.text
+
+
+def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
+    """Return what tells whether the restore has to pause, if it ever has to."""
+    if not minute.limit_bytes or burden.wal(home) is None:
+        return None
+    told = False
+
+    def hold() -> bool:
+        nonlocal told
+        above = minute.above(time.monotonic(), burden.wal(home) or 0)
+        if above and not told:
+            structlog.get_logger().info(
+                "rehearsal.progressed",
+                paused=True,
+                wal_mb_per_min=minute.limit_bytes // 1_000_000,
+            )
+        told = above
+        return above
+
+    return hold
 
 
 class _Progress:

@@ -188,13 +188,14 @@ CONTENT = (
 )  # fmt: skip
 
 
-def fill(
+def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhile
     session: Session,
     name: str,
     dump: Path,
     parallel: int,
     *options: str,
     tick: Callable[[], None] = lambda: None,
+    hold: Callable[[], bool] | None = None,
 ) -> tuple[int, list[Complaint]]:
     """Run pg_restore into a new database; return its exit code and its errors.
 
@@ -203,22 +204,23 @@ def fill(
     key is checked against, and they write into each other's lines: where either may be the reason
     of an error, the database is made anew and filled by one.
     """
-    code, problems = _filled(session, name, dump, parallel, *options, tick=tick)
+    code, problems = _filled(session, name, dump, parallel, *options, tick=tick, hold=hold)
     if parallel > 1 and any(problem.doubtful for problem in problems):
         model = described(session, name)
         drop(session, name)
         create(session, name, model, (model or {}).get("comment") or "")
-        code, problems = _filled(session, name, dump, 1, *options, tick=tick)
+        code, problems = _filled(session, name, dump, 1, *options, tick=tick, hold=hold)
     return code, problems
 
 
-def _filled(
+def _filled(  # noqa: PLR0913 -- see above
     session: Session,
     name: str,
     dump: Path,
     parallel: int,
     *options: str,
     tick: Callable[[], None],
+    hold: Callable[[], bool] | None,
 ) -> tuple[int, list[Complaint]]:
     clients = archive.clients(session.config, session)
     address = {**session.address(), "dbname": name}
@@ -226,7 +228,7 @@ def _filled(
     heard = _Heard(old=old)
     with archive.passfile(session) as environment:
         command = restore_command(clients.pg_restore, address, dump, parallel, *options)
-        code = archive.listen(command, environment, heard.line, tick)
+        code = archive.listen(command, environment, heard.line, tick, hold)
     problems, waved = heard.all()
     return (0 if code == 1 and waved and not problems else code), problems
 

@@ -1,11 +1,14 @@
 """What a rehearsal measures decides: how long locks are held, and what the server can bear."""
 
-from collections.abc import Mapping
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
-from tests import servers
-from tests.conftest import Run, WriteMigrations
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
 USERS = "CREATE TABLE users (id int PRIMARY KEY, n int); INSERT INTO users VALUES (1, 1)"
 SLEEP = "SELECT pg_sleep(0.3);\n"
@@ -23,6 +26,15 @@ def settings(environment: dict[str, str]) -> None:
     """Begin with a database that was made by hand, and rehearse."""
     environment["PREFLIGHT_FIRST_CONTACT"] = "pending"
     environment["PREFLIGHT_REHEARSE"] = "auto"
+
+
+ONE = {"001_one.sql": "CREATE TABLE one ();"}
+SLEEPER = {"001_one.sql": "CREATE TABLE one ();\nSELECT pg_sleep(100);"}
+SLEEPING = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname LIKE 'preflight\\_scratch%' AND query LIKE '%pg_sleep%' AND state = 'active'
+"""
+SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
 
 
 # --- how long a lock may be held ------------------------------------------------------------------
@@ -203,3 +215,262 @@ def test_partitions_are_told_as_their_table(
     ]
     assert [("parted", 30)] == [(each["table"], each["partitions"]) for each in first["rewrites"]]
     assert 16_000 > max(len(line) for line in result.stdout.splitlines())
+
+
+# --- what the live server can bear ----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def slot(server: servers.Server, *, reserved: bool) -> Iterator[None]:
+    """Make a replication slot that nobody uses."""
+    here = servers.Database(server, "postgres")
+    here.query("SELECT pg_create_physical_replication_slot('nobodys', %s)", reserved)
+    try:
+        yield
+    finally:
+        here.query("SELECT pg_drop_replication_slot('nobodys')")
+
+
+def skipped(result: program.Result) -> list[str]:
+    """Return why nothing was rehearsed."""
+    return [each["reason"] for each in result.event("rehearsal.skipped")]
+
+
+def test_slot_that_holds_wal_keeps_the_copy_off_the_server(
+    run: Run, server: servers.Server, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The WAL of the restore would stay on the disk: skipped with its name; 27 with `always`."""
+    migrations(ONE)
+    with slot(server, reserved=True):
+        demanded = run(env={"PREFLIGHT_REHEARSE": "always"})
+        nothing = database.query("SELECT to_regclass('one')")
+        result = run()
+
+    error = demanded.finished["error"]
+    assert (27, "rehearsal.unavailable", [None]) == (demanded.code, error["code"], nothing)
+    assert "replication slot nobodys is inactive and holds WAL" in error["message"]
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"])
+    assert ["replication slot nobodys is inactive and holds WAL"] == [
+        reason.partition(":")[0] for reason in skipped(result)
+    ]
+
+
+def test_slot_that_holds_nothing_is_no_reason(
+    run: Run, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """One that reserves no WAL is harmless."""
+    migrations(ONE)
+    with slot(server, reserved=False):
+        result = run()
+
+    assert (0, []) == (result.code, skipped(result))
+
+
+@pytest.fixture
+def plain(
+    start_server: StartServer, create_database: CreateDatabase
+) -> tuple[servers.Database, dict[str, str]]:
+    """Give a database on a server of its own whose owner is no superuser, and his environment."""
+    database = create_database(start_server(archive_mode="on", archive_command="true"))
+    database.script("CREATE ROLE plain LOGIN CREATEDB PASSWORD 'x'")
+    database.script(f"ALTER DATABASE {database.name} OWNER TO plain")
+    return database, database.env(user="plain", password="x")  # noqa: S106 -- as it says
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [("false", "archiving fails, last with 0"), ("", "no archive_command")]
+)
+def test_archiving_that_does_not_work_keeps_the_copy_off_the_server(
+    command: str,
+    reason: str,
+    plain: tuple[servers.Database, dict[str, str]],
+    run: Run,
+    migrations: WriteMigrations,
+) -> None:
+    """A plain role sees it, too; archiving that works again is no reason any more."""
+    database, env = plain
+    archived = "SELECT {} FROM pg_stat_archiver"
+    failing = archived.format("last_failed_time > coalesce(last_archived_time, '-infinity')")
+    database.server.configure(archive_command=command)
+    database.server.reload()
+    database.query("SELECT pg_switch_wal()")
+    if command:
+        faults.until(lambda: database.query(failing) == [True], "archiving fails")
+    migrations(ONE)
+    without = run(env=env)
+    database.server.configure(archive_command="true")
+    database.server.reload()
+    if command:
+        faults.until(lambda: database.query(failing) == [False], "archiving works", 90)
+    migrations({"002_two.sql": "CREATE TABLE two ();"})
+    again = run(env=env)
+
+    assert (0, 1) == (without.code, len(skipped(without))), without
+    assert reason in skipped(without)[0]
+    assert (0, []) == (again.code, skipped(again)), again
+
+
+@pytest.mark.parametrize("catalog", ["pg_replication_slots", "pg_stat_archiver"])
+def test_server_that_does_not_tell_gets_no_copy(
+    catalog: str,
+    plain: tuple[servers.Database, dict[str, str]],
+    run: Run,
+    migrations: WriteMigrations,
+) -> None:
+    """Where a catalog is closed to the role nobody guesses, and nothing is called a bug."""
+    database, env = plain
+    database.script(f"REVOKE SELECT ON pg_catalog.{catalog} FROM PUBLIC")
+    migrations(ONE)
+    result = run(env=env)
+
+    assert (0, 1) == (result.code, len(skipped(result))), result
+    assert f"permission denied for view {catalog}" in skipped(result)[0]
+
+
+def asleep(server: servers.Server) -> None:
+    """Return when the file of SLEEPER sleeps on the copy."""
+    here = servers.Database(server, "postgres")
+    faults.until(lambda: here.query(SLEEPING) == [1], "the copy's session sleeps")
+
+
+def test_server_that_crashed_during_a_rehearsal_gets_no_second_one(
+    start: Start,
+    run: Run,
+    plain: tuple[servers.Database, dict[str, str]],
+    migrations: WriteMigrations,
+) -> None:
+    """13 once; then the files run without, until another place is named. `always` is 27."""
+    database, env = plain
+    migrations(SLEEPER)
+    process = start(env=env)
+    asleep(database.server)
+    database.server.restart("immediate")
+    lost = process.wait()
+    migrations(ONE)
+    demanded = run(env={**env, "PREFLIGHT_REHEARSE": "always"})
+    once = run(env=env)
+    migrations({"002_two.sql": "CREATE TABLE two ();"})
+    twice = run(env=env)
+    migrations({"003_three.sql": "CREATE TABLE three ();"})
+    url = f"postgresql://plain:x@localhost:{database.server.port}/{database.name}"
+    elsewhere = run(env={**env, "PREFLIGHT_REHEARSE_URL": url})
+
+    assert 13 == lost.code, lost
+    assert "goes without a rehearsal" in lost.finished["error"]["hint"]
+    assert (27, "rehearsal.unavailable") == (
+        demanded.code,
+        demanded.finished["error"]["code"],
+    )
+    assert [0, 0, 0] == [once.code, twice.code, elsewhere.code]
+    assert [True, True] == [
+        "the server crashed during the rehearsal of run" in reason
+        for reason in skipped(once) + skipped(twice)
+    ]
+    assert ([], 1) == (skipped(elsewhere), len(elsewhere.event("rehearsal.passed")))
+
+
+def test_run_that_was_killed_stops_no_rehearsal(
+    start: Start,
+    run: Run,
+    plain: tuple[servers.Database, dict[str, str]],
+    migrations: WriteMigrations,
+) -> None:
+    """Nor does a restart of the server in good order: nothing crashed."""
+    database, env = plain
+    migrations(SLEEPER)
+    process = start(env=env)
+    asleep(database.server)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    database.server.restart()
+    migrations(ONE)
+    result = run(env=env)
+
+    assert (0, []) == (result.code, skipped(result)), result
+    told = "SELECT event, name FROM preflight.journal ORDER BY id"
+    assert [
+        ("rehearsing", "001_one"),
+        ("rehearsing", "001_one"),
+        ("rehearsed", "001_one"),
+        ("applied", "001_one"),
+    ] == database.query(told)
+
+
+def test_server_that_ran_full_during_a_rehearsal_gets_no_second_one(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What did not fit beside a copy may fit without it: skipped, and not tried there again."""
+    full = "DO 'BEGIN IF current_database() LIKE ''preflight%'' THEN "
+    full += "RAISE EXCEPTION SQLSTATE ''53100'' USING MESSAGE = ''no room''; END IF; END';"
+    migrations({"001_one.sql": full})
+    first = run()
+    migrations({"002_two.sql": "CREATE TABLE two ();"})
+    second = run()
+    migrations({"003_three.sql": "CREATE TABLE three ();"})
+    database.script("UPDATE preflight.journal SET sqlstate = NULL WHERE event = 'rehearsed'")
+    allowed = run()
+
+    assert [0, 0, 0] == [first.code, second.code, allowed.code], first
+    assert ["the server has no room: 001_one.sql:1:1: no room"] == skipped(first)
+    assert "the server ran full during the rehearsal" in skipped(second)[0]
+    assert [] == skipped(allowed)
+
+
+def test_wal_is_announced_and_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Replicas, archives and bills see it, so it is no secret."""
+    database.script("CREATE TABLE big AS SELECT md5(n::text) FROM generate_series(1, 20000) n")
+    migrations(ONE)
+    result = run()
+
+    (started,), (passed,) = result.event("rehearsal.started"), result.event("rehearsal.passed")
+    assert 0 < started["wal_bytes_expected"] < started["live_bytes"]
+    assert 500_000 < passed["wal_bytes"] < 3 * started["live_bytes"]
+
+
+def restoring(process: program.Process) -> list[Path]:
+    """Return the /proc directories of the pg_restore of a run and its jobs."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (each / "stat").read_text().rpartition(")")[2].split()
+            parent, group = stat[1], stat[2]
+            if b"pg_restore" in (each / "cmdline").read_bytes() and (
+                parent == str(process.pid) or group != each.name
+            ):
+                found.append(each)
+    return found
+
+
+def state(each: Path) -> str:
+    """Return what the kernel says of a process, T for one that stands still; empty when gone."""
+    with contextlib.suppress(OSError):
+        return (each / "stat").read_text().rpartition(")")[2].split()[0].replace("Z", "")
+    return ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_restore_that_stands_still_ends_with_us(
+    number: signal.Signals,
+    start: Start,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """It pauses above REHEARSE_WAL_MB_PER_MIN, and nothing of it stays when the run is ended."""
+    database.script("CREATE TABLE big AS SELECT md5(n::text) FROM generate_series(1, 200000) n")
+    migrations(ONE)
+    process = start(env={"PREFLIGHT_REHEARSE_WAL_MB_PER_MIN": "1"})
+    faults.until(
+        lambda: [each for each in process.events if each.get("paused")], "the restore pauses"
+    )
+    clients = restoring(process)
+    faults.until(lambda: {"T"} == {state(each) for each in clients}, "all of it stands still")
+    process.signal(number)
+    code = process.wait(5).code
+    faults.until(lambda: {""} == {state(each) for each in clients}, "all of it is gone")
+    again = run()
+
+    assert (143 if number == signal.SIGTERM else -9) == code
+    assert (0, []) == (again.code, database.query(SCRATCH)), again

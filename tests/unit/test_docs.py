@@ -21,7 +21,12 @@ DOCUMENTS = sorted(
 CODE = [ROOT / "entrypoint.py", *sorted((ROOT / "preflight").glob("*.py"))]
 LOG_METHODS = {"debug", "info", "warning", "error"}
 DOTTED = re.compile(r"[a-z]{2,}\.[a-z_]+")
-FILES = {"entrypoint.py", "database.dump", "manifest.json"}  # dotted, and no event
+FILES = {
+    "entrypoint.py",
+    "database.dump",
+    "manifest.json",
+    "postmaster.pid",
+}  # dotted, and no event
 FAILURES = {
     name: found
     for name, found in vars(errors).items()

@@ -22,7 +22,7 @@ HELPERS = {"errors", "stop", "config", "logs", "report"}
 EVERY_STEP = {*VALUES, *HELPERS, "dial", "server"}
 STEPS = {"dial", "server", "lock", "history", "backup", "rehearsal", "apply", "verify"}
 STEPS |= {"indexes", "statements", "steps", "watch", "undo", "restore", "store", "sibling"}
-STEPS |= {"belongings", "catalog", "meter"}
+STEPS |= {"belongings", "burden", "catalog", "meter"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "belongings": {*EVERY_STEP, "sibling"},
     "backup": {*EVERY_STEP, "archive", "belongings", "catalog", "store"},
     "sibling": {*EVERY_STEP, "history", "archive"},
+    "burden": EVERY_STEP,
     "meter": {*EVERY_STEP, "explain", "statements"},
     "rehearsal": {
         *EVERY_STEP,
@@ -56,6 +57,7 @@ MAY_IMPORT = {
         "undo",
         "reach",
         "meter",
+        "burden",
     },
     "statements": EVERY_STEP,
     "steps": {*EVERY_STEP, "history", "verify", "statements", "indexes", "watch"},
