@@ -266,6 +266,19 @@ MOUNT = """
 READABLE = "- {op: replace, path: /spec/template/spec/volumes/0/secret/defaultMode, value: 0444}\n"
 
 
+def kustomize(directory: Path) -> list[Document]:
+    """Return what kustomize makes of a directory; without kubectl here, one in a container does."""
+    kubectl: tuple[str, ...] = ("kubectl",)
+    if shutil.which("kubectl") is None:
+        mounts = (f"{path}:{path}:ro" for path in (containers.REPOSITORY, directory))
+        volumes = (part for mount in mounts for part in ("--volume", mount))
+        directory.chmod(0o755)  # whoever kubectl is in its container
+        kubectl = ("docker", "run", "--rm", *volumes, "pg-preflight-test/kubectl")
+    code, text = said(*kubectl, "kustomize", str(directory))
+    assert 0 == code, text
+    return [each for each in yaml.safe_load_all(text) if each]
+
+
 @pytest.fixture
 def render(tmp_path: Path) -> Render:
     """Render overlays of the repository with kustomize."""
@@ -279,7 +292,7 @@ def render(tmp_path: Path) -> Render:
         names = {name: image.rpartition(":") for name, image in IMAGES.items()}
         said_of = {**(patches or {})}
         for kind, where in (("Deployment", "initContainers"), ("Job", "containers")):
-            if kind == "Deployment" or (base / "job.yaml").exists():
+            if kind == "Deployment" or base.name == "job":
                 said_of.setdefault(kind, "")
                 said_of[kind] += MOUNT % where if migrations else ""
                 said_of[kind] += "" if ON_CLUSTER else READABLE
@@ -300,14 +313,6 @@ def render(tmp_path: Path) -> Render:
                 (tmp_path / name).write_text(text)
             wanted["configMapGenerator"] = [{"name": "migrations", "files": list(migrations)}]
         (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
-        kubectl: tuple[str, ...] = ("kubectl",)
-        if shutil.which("kubectl") is None:
-            mounts = (f"{path}:{path}:ro" for path in (containers.REPOSITORY, tmp_path))
-            volumes = (part for mount in mounts for part in ("--volume", mount))
-            tmp_path.chmod(0o755)  # whoever kubectl is in its container
-            kubectl = ("docker", "run", "--rm", *volumes, "pg-preflight-test/kubectl")
-        code, text = said(*kubectl, "kustomize", str(tmp_path))
-        assert 0 == code, text
-        return [each for each in yaml.safe_load_all(text) if each]
+        return kustomize(tmp_path)
 
     return render

@@ -88,7 +88,7 @@ def described_line(described: str, key: str) -> str:
 def test_three_replicas_at_once_apply_each_file_once(cluster: Cluster, render: Render) -> None:
     """One migrates while two wait, there is one backup, and the app of all three starts."""
     patches = {"Deployment": THREE, "PersistentVolumeClaim": MANY}
-    cluster.play(render("k8s/overlays/init-container", migrations=HELD, patches=patches))
+    cluster.play(render("examples/kubernetes/init-container", migrations=HELD, patches=patches))
 
     def waiting() -> list[str]:
         pods = cluster.statuses("ops-center", "preflight")
@@ -125,7 +125,7 @@ def test_three_replicas_at_once_apply_each_file_once(cluster: Cluster, render: R
 
 def test_failure_is_one_describe_or_logs_away(cluster: Cluster, render: Render) -> None:
     """Tried again by the kubelet, the app never starts, and both commands show the reason."""
-    cluster.play(render("k8s/overlays/init-container", migrations=BAD))
+    cluster.play(render("examples/kubernetes/init-container", migrations=BAD))
 
     def given_up() -> str | None:
         for pod, status in cluster.statuses("ops-center", "preflight").items():
@@ -151,7 +151,7 @@ def test_job_fails_at_once_where_trying_again_is_of_no_use(
     cluster: Cluster, render: Render, migrations: dict[str, str], wanted: int
 ) -> None:
     """30, or 27 by the rehearsal: one pod, no second one, and three app pods not started."""
-    cluster.play(render("k8s/overlays/job", migrations=migrations))
+    cluster.play(render("examples/kubernetes/job", migrations=migrations))
 
     condition = until(lambda: failure(cluster), "the Job failed")
     endings = cluster.endings(JOB, "preflight")
@@ -168,7 +168,7 @@ def test_job_fails_at_once_where_trying_again_is_of_no_use(
 
 def test_job_is_tried_again_where_that_helps(cluster: Cluster, render: Render) -> None:
     """10 counts: as many pods more as backoffLimit says, then the Job has failed."""
-    cluster.play(render("k8s/overlays/job", migrations=CAT, patches={"Job": NOBODY}))
+    cluster.play(render("examples/kubernetes/job", migrations=CAT, patches={"Job": NOBODY}))
 
     condition = until(lambda: failure(cluster), "the Job failed")
     endings = cluster.endings(JOB, "preflight")
@@ -184,7 +184,7 @@ def test_files_have_the_modes_that_the_page_says(cluster: Cluster, render: Rende
         f" value: {json.dumps(['python3', '-c', MODES])}}}\n"
     )
     cluster.play(
-        render("k8s/overlays/init-container", migrations=CAT, patches={"Deployment": patch})
+        render("examples/kubernetes/init-container", migrations=CAT, patches={"Deployment": patch})
     )
 
     code, said = cluster.ended("ops-center", "preflight")
@@ -199,7 +199,9 @@ def test_files_have_the_modes_that_the_page_says(cluster: Cluster, render: Rende
 def test_namespace_refuses_what_is_not_restricted(cluster: Cluster, render: Render) -> None:
     """So what runs in these tests was admitted by the restricted profile."""
     deployment = next(
-        each for each in render("k8s/overlays/init-container") if each["kind"] == "Deployment"
+        each
+        for each in render("examples/kubernetes/init-container")
+        if each["kind"] == "Deployment"
     )
     spec = deployment["spec"]["template"]["spec"]
     spec["serviceAccountName"] = "default"  # which is there

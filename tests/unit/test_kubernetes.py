@@ -1,6 +1,7 @@
 """k8s/ and its page, without a cluster: schemas, the restricted profile, and our exit codes."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from preflight.errors import ExitCode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "kubernetes.md"
+EXAMPLES = REPOSITORY / "examples" / "kubernetes"
+FOLDERS = [REPOSITORY / "k8s", EXAMPLES]
 MANIFESTS = sorted(
-    path for path in (REPOSITORY / "k8s").rglob("*.yaml") if path.name != "kustomization.yaml"
+    path
+    for folder in FOLDERS
+    for path in folder.rglob("*.yaml")
+    if path.name != "kustomization.yaml"
 )
 VERSIONS = ["1.31", "1.34", "1.37"]  # podFailurePolicy is stable since the first
 
@@ -34,7 +40,8 @@ def snippets() -> list[dict[str, Any]]:
     """Return the manifests on the page; a part of a pod is made a whole one."""
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     found = [each for block in blocks for each in yaml.safe_load_all(block)]
-    return [each if "kind" in each else pod_of(each) for each in found]
+    ours = [each for each in found if each.get("kind") != "Kustomization"]  # tests/cluster
+    return [each if "kind" in each else pod_of(each) for each in ours]
 
 
 def pod_of(part: dict[str, Any]) -> dict[str, Any]:
@@ -44,20 +51,47 @@ def pod_of(part: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "part"}, "spec": spec}
 
 
-EVERY = [each for path in MANIFESTS for each in documents(path)]
-SOURCES = {str(path.relative_to(REPOSITORY / "k8s")): documents(path) for path in MANIFESTS}
+def patched(example: str, component: str) -> dict[str, Any]:
+    """Return the Deployment of an example with what a component's first patch puts before it."""
+    (deployment,) = documents(EXAMPLES / example / "deployment.yaml")
+    gate = documents(REPOSITORY / "k8s" / "components" / component / "kustomization.yaml")[0]
+    selector = gate["patches"][0]["target"]["labelSelector"]
+    assert selector.split("=") in [list(each) for each in deployment["metadata"]["labels"].items()]
+    spec = yaml.safe_load(gate["patches"][0]["patch"])["spec"]
+    pod = spec["template"]["spec"]
+    deployment["spec"].update({key: spec[key] for key in spec if key != "template"})
+    for key in ("initContainers", "volumes"):
+        deployment["spec"]["template"]["spec"][key] = pod.pop(key)
+    assert {} == pod, "nothing else of the pod is touched"
+    return deployment
+
+
+PATCHED = {
+    "components/init-container": patched("init-container", "init-container"),
+    "components/wait": patched("job", "wait"),
+}
+EVERY = [each for path in MANIFESTS for each in documents(path)] + list(PATCHED.values())
+SOURCES = {str(path.relative_to(REPOSITORY)): documents(path) for path in MANIFESTS}
+SOURCES |= {name: [each] for name, each in PATCHED.items()}
 
 
 def named(value: dict[str, Any]) -> str:
     """Name a workload in a test's id."""
-    return f"{value['kind']}-{value['spec'].get('replicas', 1)}"
+    pod = value["spec"].get("template", {}).get("spec", {})
+    gate = next((f"-{each['name']}" for each in pod.get("initContainers", ())), "")
+    return f"{value['kind']}-{value['spec'].get('replicas', 1)}{gate}"
 
 
-PODS = [
-    pytest.param(each["spec"]["template"]["spec"], id=named(each))
-    for each in EVERY
-    if "template" in each.get("spec", {})
-]
+def pods() -> Iterator[Any]:
+    """Yield the pod of every workload; a CronJob has its own in a Job."""
+    for each in EVERY:
+        spec = each.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            yield pytest.param(spec["template"]["spec"], id=named(each))
+
+
+PODS = list(pods())
 
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
@@ -85,7 +119,7 @@ def test_pod_is_restricted(pod: dict[str, Any]) -> None:
     assert security["runAsNonRoot"] is True
     assert "RuntimeDefault" == security["seccompProfile"]["type"]
     assert not {"seLinuxOptions", "sysctls", "appArmorProfile", "windowsOptions"} & security.keys()
-    for volume in pod["volumes"]:
+    for volume in pod.get("volumes", ()):
         assert VOLUMES >= volume.keys() - {"name"}
     for container in containers(pod):
         own = container["securityContext"]
@@ -93,7 +127,9 @@ def test_pod_is_restricted(pod: dict[str, Any]) -> None:
         assert own["readOnlyRootFilesystem"] is True
         assert {"drop": ["ALL"]} == own["capabilities"]
         assert 0 != own.get("runAsUser", security.get("runAsUser"))
-        assert not {"privileged", "procMount", "seLinuxOptions", "seccompProfile"} & own.keys()
+        assert {"type": "RuntimeDefault"} == own.get("seccompProfile", security["seccompProfile"])
+        assert own.get("runAsNonRoot", True) is True
+        assert not {"privileged", "procMount", "seLinuxOptions"} & own.keys()
         assert not [port for port in container.get("ports", ()) if "hostPort" in port]
         assert not {"lifecycle", "livenessProbe"} & container.keys()
 
@@ -112,14 +148,46 @@ def test_password_is_a_file(pod: dict[str, Any]) -> None:
         mounts = {each["name"] for each in container.get("volumeMounts", ())}
         ours = container["image"] == "preflight-image"
         assert ours is ("POSTGRES_PASSWORD_FILE" in names)
-        assert ours is ("password" in mounts)
+        assert ours is ("preflight-password" in mounts)
         assert not {"PGPASSWORD", "POSTGRES_PASSWORD", "DATABASE_URL"} & names
 
 
-def rules() -> dict[str, Any]:
+def rules(kind: str = "Job") -> dict[str, Any]:
     """Return the Job's rules by their action."""
-    job = next(each for each in EVERY if each["kind"] == "Job")
-    return {rule["action"]: rule for rule in job["spec"]["podFailurePolicy"]["rules"]}
+    spec = next(each for each in EVERY if each["kind"] == kind)["spec"]
+    spec = spec.get("jobTemplate", {}).get("spec", spec)
+    return {rule["action"]: rule for rule in spec["podFailurePolicy"]["rules"]}
+
+
+def test_nightly_backup_has_the_policy_of_the_job() -> None:
+    """The same codes mean the same for a backup."""
+    assert rules() == rules("CronJob")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "k8s").rglob("kustomization.yaml")), ids=str)
+def test_images_are_left_to_the_outermost_kustomization(path: Path) -> None:
+    """An `images:` here would rename the placeholder before anybody else's could."""
+    names = {each["image"] for pod in PODS for each in containers(pod.values[0])}
+
+    assert not {"images", "namespace", "namePrefix"} & documents(path)[0].keys()
+    assert {"preflight-image", "app-image"} == names
+
+
+def test_policy_is_not_part_of_what_everybody_gets() -> None:
+    """It fits no database by itself; and no pod of the app's carries its label."""
+    users = [
+        path.parent.name
+        for path in (REPOSITORY / "k8s").rglob("kustomization.yaml")
+        if "network-policy" in path.read_text()
+    ]
+    labelled = [
+        each["kind"]
+        for each in EVERY
+        if "pg-preflight/network" in str(each) and "template" in str(each)
+    ]
+
+    assert ["network-policy"] == users
+    assert ["CronJob", "Job"] == sorted(labelled)
 
 
 @pytest.mark.parametrize(("action", "tens"), [("FailJob", (2, 3)), ("Count", (1,))])
