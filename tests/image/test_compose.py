@@ -121,13 +121,15 @@ def test_app_never_starts_after_a_failure(project: Project) -> None:
 
 
 def test_job_can_be_run_by_hand(project: Project) -> None:
-    """`docker compose run --rm preflight --check`, before and after."""
+    """`docker compose run --rm preflight --check`, before and after, and the old test script."""
     before = project.compose("run", "--rm", "preflight", "--check", fails=True)
     project.compose("run", "--rm", "preflight")
     after = project.compose("run", "--rm", "preflight", "check", "--table")
+    checks = project.compose("run", "--rm", "preflight", "verify", "--table")
 
     assert 3 == program.parse(before)[-1]["exit_code"]
     assert "add system api keys  applied" in after
+    assert "table llm_providers exists" in checks
 
 
 def test_health_check_is_not_fooled_by_the_first_start(

@@ -91,3 +91,18 @@ def test_page_shows_the_service_of_the_quick_start() -> None:
         del each["depends_on"]
 
     assert service == theirs
+
+
+def test_old_commands_have_a_spelling_for_containers() -> None:
+    """What was typed in the app's container has a line to type now that is the same command."""
+    page = (ROOT / "docs" / "old-commands.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if re.match(r"\| .*/app/", line)]
+    now = [re.findall(r"`entrypoint\.py ?([^`]*)`", row[1]) for row in rows]
+    container = [
+        re.findall(r"in a container `docker compose run --rm preflight ?([^`]*)`", row[2])
+        for row in rows
+    ]
+
+    assert 9 == len(rows)
+    assert now == container
+    assert all(len(each) == 1 for each in now)
