@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema lock clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -78,6 +78,9 @@ lock: setup ## resolve the dependencies of pyproject.toml anew
 	@$(LOCK) --group dev --output-file requirements-dev.lock
 	@$(LOCK) --group image --output-file requirements-image.lock
 
+release: setup ## version, changelog, tag, archives, checksums in dist/ (VERSION=0.2.0); publishes nothing
+	@.ci/release "$(VERSION)"
+
 clean: ## remove what these commands made
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

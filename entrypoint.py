@@ -34,6 +34,8 @@ ROUNDS = 5  # plans in a row that come to nothing before the history is called d
 LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 HERE = Path(__file__).resolve().parent
+INSTALLED = HERE.name in ("site-packages", "dist-packages")  # by pip: no files of ours beside us
+MIGRATIONS = Path("migrations") if INSTALLED else HERE / "migrations"
 
 
 def up(config: Config) -> None:
@@ -203,7 +205,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command, run.command, result_on_stdout = chosen(arguments)
         _set_up_logs(run, environ, to_stderr=result_on_stdout)
-        config = Config.from_env(environ, HERE / "migrations", run.run_id)
+        config = Config.from_env(environ, MIGRATIONS, run.run_id)
         _set_up_logs(run, environ, config, to_stderr=result_on_stdout)
         log = structlog.get_logger()
         log.info("run.started", command=run.command, version=_version(), database=config.database)
@@ -325,8 +327,13 @@ def _stop_hard(run: Run) -> None:
         os._exit(_stopped(run, answered=False))
 
 
-if __name__ == "__main__":
+def program() -> int:
+    """Run the command of this process; a signal that comes later changes nothing."""
     exit_code = main(sys.argv[1:])
     for late in (signal.SIGTERM, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)  # Python puts the default back before it ends
-    sys.exit(exit_code)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(program())
