@@ -232,10 +232,26 @@ def listen(
 # dumping
 
 
-def write(
-    session: Session, programs: Clients, snapshot: str, path: Path, progress: Progress
-) -> str:
-    """Run pg_dump into a new file; return the SHA-256 of what it sent; raises ClientFailed."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What pg_dump sent: its SHA-256, and what it warned about though it ended with 0."""
+
+    sha256: str
+    warnings: list[str]
+
+
+def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and who looks on
+    session: Session,
+    programs: Clients,
+    snapshot: str,
+    path: Path,
+    progress: Progress,
+    check: Callable[[], None],
+) -> Written:
+    """Run pg_dump into a new file; raises ClientFailed.
+
+    `check` is called at least once a second and may end it.
+    """
     for compression in COMPRESSIONS:
         command = dump_command(
             programs.pg_dump,
@@ -245,7 +261,7 @@ def write(
             session.config.lock_timeout_ms,
         )
         try:
-            return _pump(session, command, path, progress)
+            return _pump(session, command, path, progress, check)
         except ClientFailed as failure:
             if "compress" not in str(failure) or compression == COMPRESSIONS[-1]:
                 raise
@@ -253,12 +269,22 @@ def write(
     raise AssertionError  # the last compression returns or raises
 
 
-def _pump(session: Session, command: Sequence[str], path: Path, progress: Progress) -> str:
+def _pump(
+    session: Session,
+    command: Sequence[str],
+    path: Path,
+    progress: Progress,
+    check: Callable[[], None],
+) -> Written:
+    def tick() -> None:
+        check()
+        progress.tell(words.begun)
+
     digest = hashlib.sha256()
     with ExitStack() as secret, open(path, "xb", buffering=0, opener=private) as file:
         environment = secret.enter_context(passfile(session))
         with _child(command, environment) as (child, words), progress:
-            for chunk in _chunks(child, lambda: progress.tell(words.begun)):
+            for chunk in _chunks(child, tick):
                 secret.close()  # pg_dump is connected: nobody needs the password any more
                 digest.update(chunk)
                 _write_all(file, chunk)
@@ -268,7 +294,7 @@ def _pump(session: Session, command: Sequence[str], path: Path, progress: Progre
         if code != 0:
             raise ClientFailed(said or f"it ended with {code}", hope_of(code, said))
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return Written(digest.hexdigest(), words.warnings)
 
 
 def private(path: str, flags: int) -> int:
@@ -283,11 +309,14 @@ def _write_all(file: io.FileIO, chunk: bytes) -> None:
 
 
 class Progress:
-    """Tells how far a long dump is: by the rows of the tables that it has begun, and by bytes."""
+    """Tells how far a long dump is: by the rows of the tables that it has begun, and by bytes.
 
-    def __init__(self, rows: Mapping[str, int]) -> None:
+    The rows are counted meanwhile: `rows` has those that are, of `tables` by pg_dump's names.
+    """
+
+    def __init__(self, tables: int, rows: Mapping[str, int]) -> None:
+        self.tables = tables
         self.rows = rows
-        self.all_rows = sum(rows.values())
         self.size = 0
         self.began = self.told = time.monotonic()
         self.bar = report.Bar("backup")
@@ -302,18 +331,20 @@ class Progress:
     def tell(self, begun: Sequence[str]) -> None:
         """Show it on a terminal, and log it now and then."""
         now = time.monotonic()
-        done = sum(self.rows.get(name, 0) for name in begun[:-1])
-        share = done / self.all_rows if self.all_rows else 0.0
-        self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {len(begun)} of {len(self.rows)}")
+        rows = dict(self.rows)
+        all_rows = sum(rows.values()) if len(rows) == self.tables else None
+        done = sum(rows.get(name, 0) for name in begun[:-1])
+        share = done / all_rows if all_rows else len(begun[:-1]) / max(1, self.tables)
+        self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {len(begun)} of {self.tables}")
         if now - self.told >= TELL_EVERY_S:
             self.told = now
             structlog.get_logger().info(
                 "backup.progressed",
                 size_bytes=self.size,
                 tables_begun=len(begun),
-                tables=len(self.rows),
+                tables=self.tables,
                 rows_done=done,
-                rows=self.all_rows,
+                rows=all_rows,
                 percent=round(100 * share, 1),
                 elapsed_s=round(now - self.began, 1),
             )
@@ -431,6 +462,9 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 _CHATTER = re.compile(
     r"(?:pg_\w+: )+(?!pg_\w+: |error:|fatal:|warning:|detail:|hint:|from TOC entry)"
 )
+_WARNED = re.compile(r"pg_dump: warning: (.*)")
+_DETAIL = re.compile(r"pg_dump: (?:detail|hint): +(.*)")
+MOST_WARNINGS = 100
 _BEGUN = re.compile(r'pg_dump: dumping contents of table "(.*)"$')
 
 
@@ -439,6 +473,7 @@ class _Words:
 
     def __init__(self, child: subprocess.Popen[bytes], hear: Callable[[str], None]) -> None:
         self.begun: list[str] = []
+        self.warnings: list[str] = []
         self._lines: deque[str] = deque(maxlen=10)
         self._hear = hear
         self._stream = _stream(child.stderr)
@@ -451,8 +486,16 @@ class _Words:
             if found := _BEGUN.match(text):
                 self.begun.append(found[1])
             elif text and not _CHATTER.match(text):
+                self._warn(text[:300])
                 self._lines.append(text[:300])
                 self._hear(text[:300])
+
+    def _warn(self, text: str) -> None:
+        found = _WARNED.match(text)
+        if found and len(self.warnings) < MOST_WARNINGS:
+            self.warnings.append(found[1])
+        elif self.warnings and (found := _DETAIL.match(text)):
+            self.warnings[-1] = f"{self.warnings[-1]} {found[1]}"[:1000]
 
     def lines(self) -> list[str]:
         """Return the complaints, once the client has ended."""

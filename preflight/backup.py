@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import psycopg
 import structlog
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from preflight.server import Session
     from preflight.store import Backup, Identity
 
+TOLD = 20  # things that a backup is without, in an event; the manifest has all
+LISTINGS = 20  # tables may be made and dropped between their list and their locks
 ATTEMPTS = 3  # a table dropped at the wrong moment, a server restarted in the middle
 
 # Every relation of one kind that pg_dump dumps: not the system's, of extensions only what they
@@ -87,7 +90,7 @@ class Witness:
     """What the snapshot's session saw besides the rows: what a restored copy has to show, too."""
 
     objects: catalog.Objects
-    sequences: Mapping[str, tuple[bool, int | None]]
+    sequences: catalog.Sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
             tables=len(manifest["rows"]),
             rows=sum(manifest["rows"].values()),
             sha256=manifest["sha256"],
+            **({"without": manifest["without"][:TOLD]} if "without" in manifest else {}),
             duration_s=round(time.monotonic() - began, 3),
         )
         with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
@@ -298,18 +302,9 @@ def _dumped(
     while True:
         attempt += 1
         try:
-            with _snapshot(session) as snapshot:
-                structlog.get_logger().info(
-                    "backup.started",
-                    attempt=attempt,
-                    tables=len(snapshot.tables),
-                    rows=sum(snapshot.tables.values()),
-                    client=programs.version,
-                )
-                progress = archive.Progress({t.plain: n for t, n in snapshot.tables.items()})
-                digest = archive.write(session, programs, snapshot.name, path, progress)
+            taken_at, seen, written = _attempted(session, path, programs, attempt)
             break
-        except (archive.ClientFailed, psycopg.Error, ConnectionLost, DatabaseBusy) as error:
+        except (archive.ClientFailed, psycopg.Error, ConnectionLost, DatabaseBusy, _Moved) as error:
             hope, before, said = _hope_of(error), said, str(error).strip()
         path.unlink(missing_ok=True)
         if hope == "none" or (hope == "unknown" and said == before):
@@ -324,27 +319,69 @@ def _dumped(
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
-    seen = store.seen(path)
-    wanted = {table.key: (table.name, rows) for table, rows in snapshot.tables.items()}
-    roots = {table.key: table.root for table in snapshot.tables if table.root}
-    size = archive.require_whole(path, digest, programs, session.config.child_env, wanted, roots)
+    looks = store.seen(path)
+    wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
+    roots = {table.key: table.root for table in seen.rows if table.root}
+    digest, environment = written.sha256, session.config.child_env
+    size = archive.require_whole(path, digest, programs, environment, wanted, roots)
+    without = catalog.unseen(session)
+    listed = any(each["what"].startswith("subscription ") for each in without)
+    without += [
+        {"what": warning, "why": "a warning of pg_dump"}
+        for warning in written.warnings
+        if not (listed and warning.startswith("subscriptions not dumped"))
+    ]
     found = {
-        "snapshot_at": snapshot.taken_at,
+        "snapshot_at": taken_at,
         "size_bytes": size,
         "sha256": digest,
-        "rows": {table.name: rows for table, rows in snapshot.tables.items()},
+        "rows": {table.name: rows for table, rows in seen.rows.items()},
+        **({"without": without} if without else {}),
     }
-    return found, snapshot.witness, seen
+    return found, seen.witness, looks
+
+
+class _Moved(Exception):
+    """What no lock holds still was changed while it was dumped."""
+
+
+def _attempted(
+    session: Session, path: Path, programs: Clients, attempt: int
+) -> tuple[str, _Count, archive.Written]:
+    """Dump once, and count meanwhile; return when, what was seen in the snapshot, and the dump.
+
+    pg_dump starts as soon as there is a snapshot: whoever queues for a table after that waits for
+    our locks, and pg_dump would wait for him.
+    """
+    with _snapshot(session) as snapshot:
+        stood = catalog.sequences(session)
+        structlog.get_logger().info(
+            "backup.started",
+            attempt=attempt,
+            tables=len(snapshot.tables),
+            client=programs.version,
+        )
+        with _Count(snapshot).running() as count:
+            progress = archive.Progress(len(snapshot.tables), count.plain)
+            written = archive.write(session, programs, snapshot.name, path, progress, count.check)
+            count.finish()
+    if moved := catalog.moved(count.marks, catalog.marks(session)):
+        raise _Moved(f"changed while it was dumped: {report.some(moved)}")
+    count.sequences = catalog.settled(stood, catalog.sequences(session))
+    return snapshot.taken_at, count, written
 
 
 _HINT = "These are the words of pg_dump or of the server; nothing was migrated."
+
+
+_GONE = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 
 
 def _hope_of(error: Exception) -> str:
     """Return `busy`, `passing`, `unknown` or `none`."""
     if isinstance(error, archive.ClientFailed):
         return error.hope
-    gone = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, ConnectionLost)
+    gone = (*_GONE, ConnectionLost, _Moved)
     if isinstance(error, DatabaseBusy):
         return "busy"
     if isinstance(error, gone):
@@ -396,42 +433,132 @@ class Table:
         """The name for a statement."""
         return f"ONLY {sql.quoted(self.schema)}.{sql.quoted(self.table)}"
 
+    @property
+    def count(self) -> str:
+        """The query that counts what of it is dumped."""
+        return f"SELECT pg_catalog.count(*) FROM {self.sql} {self.condition}"  # noqa: S608 -- quoted
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An exported snapshot, the rows of every table in it, and what else there is."""
+    """An exported snapshot, the session that holds it, and the tables that are locked in it."""
 
     name: str
     taken_at: str
-    tables: Mapping[Table, int]
-    witness: Witness
+    tables: Sequence[Table]  # those that have rows
+    session: Session
 
 
 @contextmanager
 def _snapshot(session: Session) -> Iterator[Snapshot]:
-    """Yield an exported snapshot with its counts, held by a session of its own.
+    """Yield an exported snapshot, held by a session of its own.
 
     ACCESS SHARE on every table comes first: a TRUNCATE in between would empty the dump.
     """
     with _second(session) as other:
-        tables = _require_readable(other)
-        while True:
+        tables = require_readable(other)
+        for left in reversed(range(LISTINGS)):
             other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            if tables:
-                names = ", ".join(table.sql for table in tables)
-                other.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")
-            name, taken_at = other.execute(_EXPORT).fetchone() or ("", "")
-            if set(_tables(other)) <= set(tables):
-                break
-            other.execute("ROLLBACK")  # a table was made in between
-            tables = _require_readable(other)
-        # planning inlines what an index calls, and that may rely on the role's own path
-        other.execute("SET LOCAL search_path TO DEFAULT")
-        counts = _counts(other)
-        other.execute("SET LOCAL search_path = pg_catalog, pg_temp")
-        seen = Witness(catalog.shapes(other), catalog.sequences(other))
-        yield Snapshot(name, taken_at, counts, seen)
+            try:
+                if tables:
+                    names = ", ".join(table.sql for table in tables)
+                    other.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")
+            except _GONE:  # dropped since it was listed
+                if not left:
+                    raise
+            else:
+                name, taken_at = other.execute(_EXPORT).fetchone() or ("", "")
+                now = _tables(other)
+                if set(now) <= set(tables):
+                    break
+            other.execute("ROLLBACK")  # or a table was made in between
+            tables = require_readable(other)
+        else:
+            raise _Moved("tables are made and dropped faster than they can be locked")
+        yield Snapshot(name, taken_at, [table for table in now if table.has_rows], other)
         other.execute("COMMIT")
+
+
+class _Count:
+    """Counts the rows of a snapshot, and looks at what else is in it, while pg_dump is at work.
+
+    In a thread of its own, as the main one listens to pg_dump and to a request to stop; what goes
+    wrong in it is raised there. Each count is in a savepoint that is rolled back: planning locks
+    every index, and a server has room for only so many locks.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.rows: dict[Table, int] = {}
+        self.plain: dict[str, int] = {}
+        self.marks: catalog.Marks = {}
+        self.objects: catalog.Objects = {}
+        self.sequences: catalog.Sequences = {}
+        self._tables = snapshot.tables
+        self._connection = snapshot.session.connection
+        # whoever has an index for himself (REINDEX) keeps nobody waiting but us
+        self._patience_s = snapshot.session.config.lock_retry_s
+        self._error: BaseException | None = None
+        self._unwanted = False
+        self._done = threading.Event()
+
+    @property
+    def witness(self) -> Witness:
+        """What a copy has to show besides the rows; of sequences, those that were there."""
+        stood = {n: at for n, at in self.sequences.items() if f"sequence {n}" in self.objects}
+        return Witness(self.objects, stood)
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Count meanwhile; in the end it counts no more."""
+        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            yield self
+        finally:
+            self._unwanted = True
+            until = time.monotonic() + archive.END_S
+            while not self._done.wait(0.05) and time.monotonic() < until:
+                with suppress(psycopg.Error):
+                    self._connection.cancel_safe(timeout=archive.END_S)
+
+    def check(self) -> None:
+        """Raise what went wrong so far."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """Wait until everything is counted."""
+        with stop.allowed():
+            self._done.wait()
+        self.check()
+
+    def _run(self) -> None:
+        try:
+            self._look()
+        except BaseException as error:  # noqa: BLE001 -- raised in the main thread
+            self._error = error
+        finally:
+            self._done.set()
+
+    def _look(self) -> None:
+        quiet = cast("Session", self._connection)  # a stop request is the main thread's
+        self.marks = catalog.marks(quiet)
+        self.objects = catalog.shapes(quiet)
+        quiet.execute(f"SET LOCAL lock_timeout = {round(1000 * self._patience_s)}")
+        # planning inlines what an index calls, and that may rely on the role's own path
+        quiet.execute("SET LOCAL search_path TO DEFAULT")
+        for table in self._tables:
+            if self._unwanted:
+                return
+            self.rows[table] = self.plain[table.plain] = _count_alone(self._connection, table)
+
+
+def _count_alone(connection: psycopg.Connection[Any], table: Table) -> int:
+    """Count in one round trip, and keep no lock but the table's."""
+    query = f"SAVEPOINT one; {table.count}; ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one"
+    cursor = connection.execute(query.encode())
+    cursor.nextset()
+    (count,) = cursor.fetchone() or (0,)
+    return int(count)
 
 
 @contextmanager
@@ -461,12 +588,11 @@ def _tables(session: Session) -> list[Table]:
 
 
 def _counts(session: Session) -> dict[Table, int]:
-    counts = {}
-    for table in _tables(session):
-        if table.has_rows:
-            query = f"SELECT pg_catalog.count(*) FROM {table.sql} {table.condition}"  # noqa: S608 -- quoted
-            counts[table] = (session.execute(query).fetchone() or (0,))[0]
-    return counts
+    return {
+        table: (session.execute(table.count).fetchone() or (0,))[0]
+        for table in _tables(session)
+        if table.has_rows
+    }
 
 
 def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False) -> list[str]:
@@ -506,10 +632,11 @@ def written_since(copy: Session, transaction: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _require_readable(session: Session) -> list[Table]:
+def require_readable(session: Session) -> list[Table]:
     """Return every table; raises BackupFailed that names what this role cannot dump whole."""
     rows = session.execute(_RELATIONS, [["r", "p", "S"]]).fetchall()
-    hidden = [f"{sql.quoted(row[0])}.{sql.quoted(row[1])}" for row in rows if not row[6]]
+    # of one that was dropped a moment ago the privilege is NULL: it is in no dump
+    hidden = [f"{sql.quoted(row[0])}.{sql.quoted(row[1])}" for row in rows if row[6] is False]
     objects = session.execute(_LARGE_OBJECTS).fetchall()
     hidden += [f"large object {found[0]}" for found in objects]
     if hidden:

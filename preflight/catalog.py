@@ -200,11 +200,112 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), s.seqincrement > 0,
  pg_catalog.pg_sequence_last_value(c.oid)
 FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT s.seqcycle AND c.relpersistence <> 't' AND NOT EXISTS (
+WHERE NOT s.seqcycle AND c.relpersistence <> 't'
+ AND CASE WHEN c.relkind = 'S' -- NULL if it was just dropped
+  THEN pg_catalog.has_sequence_privilege(c.oid, 'USAGE, SELECT') END
+ AND NOT EXISTS (
  SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
   AND d.objid = c.oid AND d.deptype = 'e')
 """
+# What a lock on the tables does not hold still: one row each with its version. pg_dump lists the
+# objects in its snapshot, but prints what they are from the catalogs as they are by then. REFRESH
+# and REINDEX write to pg_class and change nothing that is dumped: there the name is the version.
+_MARKS = """
+WITH schemas AS (
+ SELECT n.oid, n.xmin, n.nspname FROM pg_catalog.pg_namespace n
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+), relations AS (
+ SELECT c.oid, c.xmin, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+ FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
+)
+SELECT 'schema', n.oid::text, n.xmin::text, pg_catalog.quote_ident(n.nspname::text) FROM schemas n
+UNION ALL SELECT 'function', p.oid::text, p.xmin::text,
+ pg_catalog.format('%I.%I', n.nspname, p.proname)
+FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
+UNION ALL SELECT 'type', t.oid::text, t.xmin::text,
+ pg_catalog.format('%I.%I', n.nspname, t.typname)
+FROM pg_catalog.pg_type t JOIN schemas n ON n.oid = t.typnamespace
+WHERE t.typrelid = 0::oid AND t.typcategory <> 'A'
+UNION ALL SELECT 'label', e.oid::text, e.xmin::text, e.enumtypid::regtype::text
+FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type t ON t.oid = e.enumtypid
+JOIN schemas n ON n.oid = t.typnamespace
+UNION ALL SELECT 'relation', r.oid::text,
+ CASE WHEN r.relkind IN ('v', 'f', 'c') THEN r.xmin::text ELSE r.name END, r.name
+FROM relations r WHERE r.relkind IN ('v', 'f', 'c', 'm', 'S', 'i', 'I')
+UNION ALL SELECT 'sequence', s.seqrelid::text, s.xmin::text, r.name
+FROM pg_catalog.pg_sequence s JOIN relations r ON r.oid = s.seqrelid
+UNION ALL SELECT 'column', a.attrelid::text || '.' || a.attnum, a.xmin::text,
+ pg_catalog.format('%s.%I', r.name, a.attname)
+FROM pg_catalog.pg_attribute a JOIN relations r ON r.oid = a.attrelid
+WHERE r.relkind IN ('v', 'f', 'c') AND a.attnum > 0
+UNION ALL SELECT 'default', d.oid::text, d.xmin::text, r.name
+FROM pg_catalog.pg_attrdef d JOIN relations r ON r.oid = d.adrelid
+UNION ALL SELECT 'rule', w.oid::text, w.xmin::text,
+ pg_catalog.format('%I on %s', w.rulename, r.name)
+FROM pg_catalog.pg_rewrite w JOIN relations r ON r.oid = w.ev_class
+UNION ALL SELECT 'trigger', t.oid::text, t.xmin::text,
+ pg_catalog.format('%I on %s', t.tgname, r.name)
+FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
+UNION ALL SELECT 'constraint', c.oid::text, c.xmin::text,
+ pg_catalog.quote_ident(c.conname::text)
+FROM pg_catalog.pg_constraint c JOIN schemas n ON n.oid = c.connamespace
+UNION ALL SELECT 'policy', p.oid::text, p.xmin::text,
+ pg_catalog.format('%I on %s', p.polname, r.name)
+FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
+UNION ALL SELECT o.kind, o.oid::text, o.version, pg_catalog.format('%I.%I', n.nspname, o.name)
+FROM (
+ SELECT 'operator' AS kind, o.oid, o.xmin::text AS version, o.oprname AS name,
+  o.oprnamespace AS place FROM pg_catalog.pg_operator o
+ UNION ALL SELECT 'operator class', o.oid, o.xmin::text, o.opcname, o.opcnamespace
+ FROM pg_catalog.pg_opclass o
+ UNION ALL SELECT 'operator family', o.oid, o.xmin::text, o.opfname, o.opfnamespace
+ FROM pg_catalog.pg_opfamily o
+ UNION ALL SELECT 'collation', o.oid, o.xmin::text, o.collname, o.collnamespace
+ FROM pg_catalog.pg_collation o
+ UNION ALL SELECT 'conversion', o.oid, o.xmin::text, o.conname, o.connamespace
+ FROM pg_catalog.pg_conversion o
+ UNION ALL SELECT 'text search configuration', o.oid, o.xmin::text, o.cfgname, o.cfgnamespace
+ FROM pg_catalog.pg_ts_config o
+ UNION ALL SELECT 'text search dictionary', o.oid, o.xmin::text, o.dictname, o.dictnamespace
+ FROM pg_catalog.pg_ts_dict o
+ UNION ALL SELECT 'statistics', o.oid, o.xmin::text, o.stxname, o.stxnamespace
+ FROM pg_catalog.pg_statistic_ext o
+) o JOIN schemas n ON n.oid = o.place
+UNION ALL SELECT 'cast', c.oid::text, c.xmin::text,
+ pg_catalog.format('%s AS %s', c.castsource::regtype, c.casttarget::regtype)
+FROM pg_catalog.pg_cast c WHERE c.oid >= 16384::oid
+UNION ALL SELECT 'extension', e.oid::text, e.xmin::text, e.extname::text
+FROM pg_catalog.pg_extension e
+UNION ALL SELECT 'language', l.oid::text, l.xmin::text, l.lanname::text
+FROM pg_catalog.pg_language l WHERE l.oid >= 16384::oid
+UNION ALL SELECT 'event trigger', e.oid::text, e.xmin::text, e.evtname::text
+FROM pg_catalog.pg_event_trigger e
+UNION ALL SELECT 'foreign data wrapper', w.oid::text, w.xmin::text, w.fdwname::text
+FROM pg_catalog.pg_foreign_data_wrapper w
+UNION ALL SELECT 'foreign server', s.oid::text, s.xmin::text, s.srvname::text
+FROM pg_catalog.pg_foreign_server s
+"""
+# What pg_dump leaves out without failing: what only others, or a superuser, may see.
+_UNSEEN = """
+SELECT pg_catalog.format('options of the user mapping for %s on server %I',
+ coalesce(pg_catalog.quote_ident(nullif(u.usename::text, 'public')), 'PUBLIC'), u.srvname),
+ 'only the mapped role and a superuser may see them'
+FROM pg_catalog.pg_user_mappings u JOIN pg_catalog.pg_foreign_server s ON s.oid = u.srvid
+JOIN pg_catalog.pg_roles r ON r.rolname = current_user
+WHERE u.umoptions IS NULL AND NOT r.rolsuper AND NOT CASE WHEN u.umuser = 0::oid
+ THEN pg_catalog.pg_has_role(s.srvowner, 'USAGE')
+ ELSE u.umuser = r.oid AND (pg_catalog.pg_has_role(s.srvowner, 'USAGE')
+  OR pg_catalog.has_server_privilege(s.oid, 'USAGE')) END
+UNION ALL
+SELECT pg_catalog.format('subscription %I', s.subname), 'only a superuser may dump subscriptions'
+FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+JOIN pg_catalog.pg_roles r ON r.rolname = current_user
+WHERE d.datname = pg_catalog.current_database() AND NOT r.rolsuper
+ORDER BY 1
+"""
 Objects = Mapping[str, str]
+Marks = Mapping[tuple[str, str], tuple[str, str]]  # kind and oid: version and name
+Sequences = Mapping[str, tuple[bool, int | None]]
 
 
 def shapes(session: Session) -> dict[str, str]:
@@ -225,6 +326,43 @@ def definitions(session: Session) -> dict[str, str]:
 def sequences(session: Session) -> dict[str, tuple[bool, int | None]]:
     """Return for each sequence whether it counts upwards, and its last value (None: not used)."""
     return {name: (up, last) for name, up, last in session.execute(_SEQUENCES).fetchall()}
+
+
+def marks(session: Session) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return the version of each object that no lock on a table holds still."""
+    found = session.execute(_MARKS).fetchall()
+    return {(kind, oid): (version, name) for kind, oid, version, name in found}
+
+
+def unseen(session: Session) -> list[dict[str, str]]:
+    """Return what this role's dump will be without, though nothing fails: `what` and `why`."""
+    return [{"what": what, "why": why} for what, why in session.execute(_UNSEEN).fetchall()]
+
+
+def moved(before: Marks, after: Marks) -> list[str]:
+    """Name what was changed or dropped in between; what is new is in no dump."""
+    return sorted(
+        {
+            f"{key[0]} {name}"
+            for key, (version, name) in before.items()
+            if key not in after or after[key][0] != version
+        }
+    )
+
+
+def settled(before: Sequences, after: Sequences) -> dict[str, tuple[bool, int | None]]:
+    """Return where the sequences stand at least in a dump that was made between two looks.
+
+    One that was set back meanwhile may stand anywhere in it, one that went on also where it was
+    set back to and came from.
+    """
+    found: dict[str, tuple[bool, int | None]] = {}
+    for name, (up, first) in before.items():
+        _, last = after.get(name, (up, None))
+        if first is None or last is None or (last < first if up else last > first):
+            continue
+        found[name] = (up, first if last == first else -(1 << 63) if up else (1 << 63))
+    return found
 
 
 def undoing(before: Objects, after: Objects) -> dict[str, str | None]:
@@ -260,9 +398,7 @@ def _named(name: str, before: Objects, after: Objects) -> str:
     return f"{name} differs"
 
 
-def behind(
-    wanted: Mapping[str, tuple[bool, int | None]], found: Mapping[str, tuple[bool, int | None]]
-) -> list[str]:
+def behind(wanted: Sequences, found: Sequences) -> list[str]:
     """Name the sequences that do not stand at least where they should; one may have gone on."""
     short = []
     for name, (upwards, least) in wanted.items():

@@ -135,6 +135,7 @@ def run(
     Raises BackupUnverified (the copy is not what was dumped), BackupInterrupted, RehearsalFailed
     (a file fails on it; or it cannot be tried and PREFLIGHT_REHEARSE is `always`).
     """
+    _require_complete(session.config, saved)
     with _copy(session, saved, [file.up for file in todo]) as copy:
         if copy is not None:
             gauge = meter.Meter()
@@ -145,6 +146,7 @@ def run(
 
 def back(session: Session, saved: Taken | None, steps: Sequence[undo.Step]) -> None:
     """Restore the backup, compare it, and try the rollback files on the copy; raises as `run`."""
+    _require_complete(session.config, saved)
     with _copy(session, saved, [step.script for step in steps]) as copy:
         if copy is None:
             return
@@ -595,6 +597,19 @@ def _restored(
         except BackupUnverified:
             backup.hide(saved)
             raise
+
+
+def _require_complete(config: Config, saved: Taken | None) -> None:
+    """Where a proof is demanded, take no backup that is without something; RehearsalFailed."""
+    without = saved.backup.manifest.get("without") if saved else None
+    if without and config.rehearse == "always":
+        named = report.some([f"{each['what']} ({each['why']})" for each in without])
+        raise RehearsalFailed(
+            "rehearsal.incomplete",
+            f"a proof was demanded, but the backup is without {named}",
+            "Run as a role that may see it (a superuser may), or keep it elsewhere and use "
+            "PREFLIGHT_REHEARSE=auto, which goes on. Nothing was migrated.",
+        )
 
 
 def _record(saved: Taken) -> None:

@@ -1,21 +1,27 @@
 """Backups that go wrong: nothing is migrated, nothing is left, older backups stay as they are."""
 
 import contextlib
+import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import psycopg
 import pytest
 
-from preflight import archive
+from preflight import archive, backup
 from preflight.errors import BackupUnverified
 from tests import faults, program, servers
 from tests.conftest import Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes, contents, run_without_privileges
+
+if TYPE_CHECKING:
+    from preflight.server import Session
 
 ITEMS = """
 CREATE TABLE items (id int PRIMARY KEY, note text);
@@ -149,8 +155,8 @@ def test_bit_that_flips_on_the_disk_is_found(
     database.script(ITEMS)
     migrations({"001_one.sql": "CREATE TABLE one (id int);"})
     assert 0 == run(env={"PATH": program.path(17)}).code
-    (backup,) = backup_dir.iterdir()
-    dump = backup / "database.dump"
+    (saved,) = backup_dir.iterdir()
+    dump = saved / "database.dump"
     home = servers.client_bin(17)
     clients = archive.Clients(str(home / "pg_dump"), str(home / "pg_restore"), "17")
     digest, size = archive.hash_of(dump)
@@ -375,3 +381,221 @@ def test_session_that_holds_the_snapshot_may_be_terminated(
     assert 0 == result.code, str(result)
     assert 2 == len(result.event("backup.started"))
     assert older.items() <= contents(backup_dir).items()
+
+
+# --- what others do meanwhile ---------------------------------------------------------------------
+
+MEANWHILE = """if {when}; then
+"$(dirname "$REAL")/psql" -X -q -d {whom} -c "{sql}" >&2 || exit 9; fi
+exec "$REAL" "$@" """
+SAME = """for each; do case "$each" in --snapshot=*) its="$each";; esac; done
+[ -e "$HERE/its" ] || echo "$its" > "$HERE/its"; [ "$its" = "$(cat "$HERE/its")" ]"""
+FIRST = 'mkdir "$HERE/first" 2>/dev/null'
+CHANGES: dict[str, tuple[str, int]] = {
+    "function re-created": (
+        "DROP FUNCTION f(int); CREATE FUNCTION f(int) RETURNS int LANGUAGE sql AS 'SELECT 2'",
+        2,
+    ),
+    "function dropped": ("DROP FUNCTION f(int)", 2),
+    "view replaced": ("CREATE OR REPLACE VIEW v AS SELECT id, note, 1 AS one FROM items", 2),
+    "label renamed": ("ALTER TYPE mood RENAME VALUE 'ok' TO 'okay'", 2),
+    "trigger disabled": ("ALTER TABLE items DISABLE TRIGGER t", 2),
+    "constraint validated": ("ALTER TABLE items VALIDATE CONSTRAINT later", 2),
+    "index renamed": ("ALTER INDEX by_note RENAME TO by_the_note", 2),
+    "sequence set back": ("SELECT setval('s', 3)", 1),
+    "sequence begun anew": ("SELECT setval('s', 1, false)", 1),
+    "sequence went on": ("SELECT nextval('s')", 1),
+    "view refreshed": ("REFRESH MATERIALIZED VIEW m", 1),
+    "made meanwhile": (
+        "CREATE TABLE new (id int); CREATE FUNCTION g() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        1,
+    ),
+}
+CHANGING = """CREATE FUNCTION f(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE VIEW v AS TABLE items; CREATE MATERIALIZED VIEW m AS TABLE items;
+CREATE TYPE mood AS ENUM ('ok'); CREATE TABLE moods (m mood); INSERT INTO moods VALUES ('ok');
+CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END';
+CREATE TRIGGER t BEFORE UPDATE ON items FOR EACH ROW EXECUTE FUNCTION touch();
+ALTER TABLE items ADD CONSTRAINT later CHECK (id > 0) NOT VALID;
+CREATE INDEX by_note ON items (note);
+CREATE SEQUENCE s; SELECT setval('s', 500);"""
+
+
+def meanwhile(database: servers.Database, change: str, when: str = FIRST) -> str:
+    """Return a pg_dump before which somebody changes something, after the snapshot was taken."""
+    return MEANWHILE.format(whom=shlex.quote(database.conninfo()), when=when, sql=change)
+
+
+@pytest.mark.parametrize(("change", "attempts"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_no_lock_holds_still_is_dumped_again_when_it_was_changed(
+    change: str,
+    attempts: int,
+    run: Run,
+    database: servers.Database,
+    fakes: Fakes,
+) -> None:
+    """pg_dump prints half of it as it was and half as it is; what may change is let be."""
+    database.script(ITEMS)
+    database.script(CHANGING)
+    path = fakes.write(meanwhile(database, change))
+    result = run("backup", env={"PATH": path, "PREFLIGHT_REHEARSE": "always"})
+
+    assert 0 == result.code, str(result)
+    assert attempts == len(result.event("backup.started"))
+    assert "restored" == result.event("rehearsal.passed")[0]["verified"]
+
+
+def test_what_changes_all_the_time_ends_with_14(
+    run: Run, database: servers.Database, backup_dir: Path, fakes: Fakes
+) -> None:
+    """Running again is all it takes: nothing is to be corrected in the database."""
+    database.script(ITEMS)
+    database.script(CHANGING)
+    result = run(
+        "backup",
+        env={"PATH": fakes.write(meanwhile(database, CHANGES["function re-created"][0], "true"))},
+    )
+
+    assert (14, "backup.interrupted") == code_of(result), str(result)
+    assert "function public.f" in result.finished["error"]["message"]
+    assert [] == list(backup_dir.iterdir())
+
+
+def test_one_fresh_dump_is_taken_before_a_backup_is_called_bad(
+    run: Run, database: servers.Database, backup_dir: Path, fakes: Fakes
+) -> None:
+    """The first lacks something when it is restored, the second is whole."""
+    database.script(ITEMS)
+    database.script(CHANGING)
+    script = f'{SAME} && set -- "$@" --exclude-table=v; exec "$REAL" "$@"'
+    result = run("backup", env={"PATH": fakes.write(script), "PREFLIGHT_REHEARSE": "always"})
+
+    assert 0 == result.code, str(result)
+    (again,) = [each for each in result.event("backup.progressed") if "waiting" in each]
+    assert "view public.v is missing" in again["waiting"]
+    assert 1 == len(list(backup_dir.glob("[!.]*")))
+
+
+def test_rows_are_counted_while_pg_dump_is_at_work(
+    start: Start, database: servers.Database, fakes: Fakes
+) -> None:
+    """It starts at once, so nobody queues between its locks and ours; one attempt is enough."""
+    database.script(ITEMS)
+    path = fakes.write('"$REAL" "$@"; code=$?; touch "$HERE/dumped"; exit $code')
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN")
+        other.execute("REINDEX INDEX items_pkey")  # a count has to wait for it, pg_dump has not
+        process = start("backup", env={"PATH": path, "PREFLIGHT_LOCK_TIMEOUT_MS": "300"})
+        faults.until((fakes.here / "dumped").exists, "pg_dump is through")
+        other.execute("ROLLBACK")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.started"))
+
+
+def test_stop_ends_a_count_that_waits(
+    start: Start, database: servers.Database, backup_dir: Path, fakes: Fakes
+) -> None:
+    """With pg_dump through and the count in the way of somebody's lock: 143, nothing left."""
+    database.script(ITEMS)
+    path = fakes.write('"$REAL" "$@"; code=$?; touch "$HERE/dumped"; exit $code')
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN")
+        other.execute("REINDEX INDEX items_pkey")
+        process = start("backup", env={"PATH": path})
+        faults.until((fakes.here / "dumped").exists, "pg_dump is through")
+        process.signal(signal.SIGTERM)
+        result = process.wait()
+
+    assert 143 == result.code, str(result)
+    assert [] == list(backup_dir.iterdir())
+
+
+def test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one(
+    database: servers.Database,
+) -> None:
+    """Its privileges are unknown then, and an unknown right is no missing one."""
+    database.script("CREATE TABLE gone (id serial); CREATE TABLE stays (id int)")
+    with psycopg.connect(database.conninfo()) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT 1")
+        database.query("DROP TABLE gone")
+        found = backup.require_readable(cast("Session", connection))
+
+    assert ["gone", "stays"] == [table.table for table in found]
+
+
+def test_backup_needs_no_more_locks_than_pg_dump(
+    run: Run, start_server: StartServer, backup_dir: Path
+) -> None:
+    """A count locks every index of its table, but not to the end of the backup."""
+    server = start_server(
+        max_locks_per_transaction=40,
+        max_connections=8,
+        max_wal_senders=0,
+        max_worker_processes=0,
+        autovacuum_max_workers=1,
+    )
+    database = servers.Database(server, "postgres")
+    for first in range(0, 250, 50):
+        database.script(
+            f"""DO $$ BEGIN FOR i IN {first} .. {first + 49} LOOP EXECUTE format('CREATE TABLE t%s
+            (id int PRIMARY KEY, a int UNIQUE, b int UNIQUE, c int UNIQUE)', i); END LOOP; END $$"""
+        )
+    pg_dump = str(servers.client_bin(18) / "pg_dump")
+    subprocess.run([pg_dump, "--file=/dev/null", database.conninfo()], check=True)
+    result = run("backup", env=database.env())
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(list(backup_dir.iterdir()))
+
+
+# --- what is not in it ----------------------------------------------------------------------------
+
+LEFT_OUT = {
+    "mapping": (
+        """CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA WRAPPER w;
+        ALTER SERVER far OWNER TO {0}; CREATE ROLE {0}_b IN ROLE {0};
+        CREATE USER MAPPING FOR {0}_b SERVER far OPTIONS (password 'x')""",
+        "options of the user mapping for {0}_b on server far",
+    ),
+    "subscription": (
+        "CREATE SUBSCRIPTION {0}_s CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)",
+        "subscription {0}_s",
+    ),
+    "warning": ("SELECT 1", "something was left out: of it all"),
+}
+WARNS = """echo 'pg_dump: warning: something was left out:' >&2
+echo 'pg_dump: detail: of it all' >&2; exec "$REAL" "$@" """
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_what_a_dump_silently_leaves_out_is_said(
+    kind: str, run: Run, database: servers.Database, backup_dir: Path, fakes: Fakes
+) -> None:
+    """In the manifest and in the event, with the reason; who demands a proof gets 27."""
+    role = f"{database.name}_plain"
+    script, what = (each.format(role) for each in LEFT_OUT[kind])
+    database.script(
+        f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x';"
+        f"ALTER DATABASE {database.name} OWNER TO {role}"
+    )
+    with database.server.connect(database.name) as connection:
+        for each in script.split(";"):
+            connection.execute(each.encode())
+    env = {"PGUSER": role, "PGPASSWORD": "x"}
+    env |= {"PATH": fakes.write(WARNS)} if kind == "warning" else {}
+    result = run("backup", env=env)
+    (saved,) = backup_dir.iterdir()
+    found = json.loads((saved / "manifest.json").read_bytes())
+    demanded = run("backup", env=env | {"PREFLIGHT_REHEARSE": "always"})
+    if kind == "subscription":
+        database.query(f"ALTER SUBSCRIPTION {role}_s SET (slot_name = NONE)")
+        database.query(f"DROP SUBSCRIPTION {role}_s")
+
+    assert 0 == result.code, str(result)
+    assert [what] == [each["what"] for each in found["without"]]
+    assert found["without"] == result.event("backup.verified")[0]["without"]
+    assert (27, "rehearsal.incomplete") == code_of(demanded), str(demanded)
+    assert what in demanded.finished["error"]["message"]
