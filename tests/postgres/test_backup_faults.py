@@ -538,7 +538,7 @@ def test_backup_needs_no_more_locks_than_pg_dump(
         autovacuum_max_workers=1,
     )
     database = servers.Database(server, "postgres")
-    for first in range(0, 250, 50):
+    for first in range(0, 150, 50):
         database.script(
             f"""DO $$ BEGIN FOR i IN {first} .. {first + 49} LOOP EXECUTE format('CREATE TABLE t%s
             (id int PRIMARY KEY, a int UNIQUE, b int UNIQUE, c int UNIQUE)', i); END LOOP; END $$"""
