@@ -147,12 +147,17 @@ def settings(session: Session, live: Mapping[str, Any]) -> list[tuple[str | None
 
 def setting_command(database: str, role: str | None, setting: str) -> str:
     """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
-    name, _, value = setting.partition("=")
     whom = f"ROLE {sql.quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
+    return f"ALTER {whom} {assignment(setting)}"
+
+
+def assignment(setting: str) -> str:
+    """Return the SET of an ALTER DATABASE or ALTER ROLE for a setting, `name=value`."""
+    name, _, value = setting.partition("=")
     words = [inner.replace('""', '"') or plain for inner, plain in _WORD.findall(value)]
     said = ", ".join(map(sql.literal, words)) if name in LISTS and value else sql.literal(value)
     setting_name = ".".join(sql.quoted(part) for part in name.split("."))
-    return f"ALTER {whom} SET {setting_name} TO {said}"
+    return f"SET {setting_name} TO {said}"
 
 
 # its content

@@ -144,7 +144,7 @@ def _wheel(major: int) -> Path | None:
 
 
 @functools.cache
-def _installation(major: int) -> Path:
+def installation(major: int) -> Path:
     """Return the directory above bin/, lib/ and share/, at a place the server's user can reach."""
     source = _source(major)
     if not source.available:
@@ -297,7 +297,7 @@ class Server:
     def __init__(self, major: int, settings: Mapping[str, str | int]) -> None:
         """Initialise the data directory; start() is what starts it."""
         self.major = major
-        self.bin = _installation(major) / "bin"
+        self.bin = installation(major) / "bin"
         self.home = _temporary(f"{major}")
         self.data = self.home / "data"
         self.log = self.home / "postgres.log"
