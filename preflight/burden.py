@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from preflight.server import Session
 
 MINUTE_S = 60.0
-WAL_SHARE = 0.9  # of a database's size is the WAL of its restore, and less where it is minimal
+WAL_SHARE = 0.9  # of a database's size is the WAL of its restore, at most, as measured
+MINIMAL_SHARE = 0.02  # where jobs load tables that their own transaction has just emptied
 
 # a slot that is lost holds no WAL any more
 _SLOTS = """
@@ -40,6 +41,7 @@ SELECT pg_catalog.current_setting('archive_mode') <> 'off'
 FROM pg_catalog.pg_stat_archiver a
 """
 _WAL = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), '0/0')::int8"
+_MINIMAL = "SELECT pg_catalog.current_setting('wal_level') = 'minimal'"
 # a crash forgets the statistics; a clean restart, or a run that was killed, does not
 _LIFE = """
 SELECT pg_catalog.concat_ws(' ', EXTRACT(epoch FROM a.stats_reset)::text,
@@ -104,6 +106,12 @@ def wal(session: Session) -> int | None:
     except psycopg.errors.InsufficientPrivilege:
         return None
     return None if position is None else int(position)
+
+
+def wal_expected(session: Session, live_bytes: int, jobs: int) -> int:
+    """Return about how many bytes of WAL the restore of a database of this size will write."""
+    (minimal,) = session.execute(_MINIMAL).fetchone() or (False,)
+    return round(live_bytes * (MINIMAL_SHARE if minimal and jobs > 1 else WAL_SHARE))
 
 
 def life(session: Session) -> str:

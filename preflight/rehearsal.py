@@ -581,7 +581,7 @@ def _restored(
             rows=sum(saved.backup.manifest["rows"].values()),
             jobs=jobs,
             live_bytes=live_bytes,
-            wal_bytes_expected=round(burden.WAL_SHARE * live_bytes),
+            wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
         )
         minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
         try:

@@ -1,7 +1,9 @@
 """What a rehearsal measures decides: how long locks are held, and what the server can bear."""
 
 import contextlib
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -474,3 +476,57 @@ def test_restore_that_stands_still_ends_with_us(
 
     assert (143 if number == signal.SIGTERM else -9) == code
     assert (0, []) == (again.code, database.query(SCRATCH)), again
+
+
+@pytest.fixture
+def small(start_server: StartServer, create_database: CreateDatabase) -> Iterator[servers.Database]:
+    """Give a database of 40 MB on a server whose disk has room for its files, not for its WAL."""
+    server = start_server(min_wal_size="32MB", max_wal_size="32MB", archive_mode="off")
+    server.stop()
+    disk = server.home / "disk"
+    disk.mkdir()
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=132m,mode=755", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no right to mount: {error}")
+    try:
+        subprocess.run(["/bin/cp", "-a", server.data, disk], check=True)
+        shutil.chown(disk, server.home.stat().st_uid, server.home.stat().st_gid)
+        server.data = disk / "data"
+        server.start()
+        database = create_database(server)
+        database.script(
+            "CREATE TABLE big AS SELECT n, md5(n::text) FROM generate_series(1, 400000) n"
+        )
+        database.script("CHECKPOINT")
+        yield database
+    finally:
+        server.stop("immediate")
+        subprocess.run(["/bin/umount", "--lazy", disk], check=True)
+
+
+def test_small_disk_with_a_slot_is_not_filled_by_a_rehearsal(
+    small: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """It ended in a PANIC, every session with it, and in 13 "run again" time after time."""
+    migrations(ONE)
+    with slot(small.server, reserved=True):
+        result = run(env=small.env())
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert "replication slot nobodys is inactive" in skipped(result)[0]
+    assert "PANIC" not in small.server.log.read_text()
+
+
+def test_disk_that_is_ours_to_see_is_looked_at(
+    small: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """A server on this machine: its disk has no room for a copy and its WAL, so none is begun."""
+    small.script("CREATE TABLE more AS SELECT * FROM big")
+    migrations(ONE)
+    result = run(env=small.env())
+
+    assert (0, 1) == (result.code, len(skipped(result))), result
+    assert "the server's disk has" in skipped(result)[0]
+    assert [] == result.event("rehearsal.started")
