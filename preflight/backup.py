@@ -553,9 +553,17 @@ class _Count:
 
 
 def _count_alone(connection: psycopg.Connection[Any], table: Table) -> int:
-    """Count in one round trip, and keep no lock but the table's."""
-    query = f"SAVEPOINT one; {table.count}; ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one"
+    """Count in one round trip, and keep no lock but the table's.
+
+    A condition's operators are looked for as pg_dump does, not where others may have put some.
+    """
+    path = server.PATH if table.condition else "search_path TO DEFAULT"
+    query = (
+        f"SAVEPOINT one; SET LOCAL {path}; {table.count}; "
+        "ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one"
+    )
     cursor = connection.execute(query.encode())
+    cursor.nextset()
     cursor.nextset()
     (count,) = cursor.fetchone() or (0,)
     return int(count)

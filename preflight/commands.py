@@ -51,7 +51,8 @@ def check(config: Config, said: Arguments) -> None:
         known = history.read(session)
         details = history.listing(session) if known.present else []
         adoptable, problem = first_look(session, files, known)
-        repair = stuck(session, files, known)
+        with history.looking(session):
+            repair = stuck(session, files, known)
         database = session.facts.database if session.facts else config.database
     rows = states(files, known, details, adoptable)
     verdict = judge(config, files, known, repair)
@@ -72,27 +73,21 @@ def first_look(
     """
     unrecorded = [file for file in files if file.version not in known.records]
     found: set[int] = set()
-    session.execute(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; "
-        "SET LOCAL search_path = pg_catalog, pg_temp"
-    )
     try:
-        if _first_contact(session, known):
-            for file, _ in history.adoptable(session, unrecorded):
-                found.add(file.version)
+        with history.looking(session):
+            if _first_contact(session, known):
+                for file, _ in history.adoptable(session, unrecorded):
+                    found.add(file.version)
     except (VerifyFailed, HistoryConflict) as failure:
         return found, failure
-    else:
-        return found, None
-    finally:
-        history.roll_back(session)
+    return found, None
 
 
 def _first_contact(session: Session, known: plan.History) -> bool:
     try:
         return (not known.present or history.untold(session)) and not history.is_empty(session)
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable):
-        return False  # the journal is not for everyone, or gone: nothing to tell by
+    except psycopg.errors.InsufficientPrivilege:
+        return False  # the journal is not for everyone: nothing to tell by
 
 
 def stuck(session: Session, files: Sequence[Migration], known: plan.History) -> NeedsRepair | None:
@@ -236,14 +231,17 @@ def show_plan(config: Config, said: Arguments) -> None:
         todo = [file for file in made.todo if file.version not in adoptable]
         steps = [step for file in todo for step in planned(file)]
         in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
-        for step in steps:
-            for item in step["locks"]:
-                if index := item.pop("index", None):
-                    item["table"] = watch.table_of(session, index)
-            step["locks"] = [item for item in step["locks"] if item["table"]]
-            step["blocked_by"] = [
-                found for item in step["locks"] for found in in_the_way(item["table"], item["mode"])
-            ]
+        with history.looking(session):
+            for step in steps:
+                for item in step["locks"]:
+                    if index := item.pop("index", None):
+                        item["table"] = watch.table_of(session, index)
+                step["locks"] = [item for item in step["locks"] if item["table"]]
+                step["blocked_by"] = [
+                    found
+                    for item in step["locks"]
+                    for found in in_the_way(item["table"], item["mode"])
+                ]
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.version in adoptable]
         names = [file.name for file in todo]
@@ -395,7 +393,7 @@ def verify_all(config: Config, said: Arguments) -> None:
         for file, check in results
     ]
     bad = [row for row in rows if not row["ok"]]
-    document = {"database": database, "ok": not bad, "checks": rows}
+    document = {"database": database, "ok": bool(chosen) and not bad, "checks": rows}
     heads = ("version", "suite", "check", "result", "detail")
     table = [
         (f"{r['version']:03d}", r["suite"], r["check"], "ok" if r["ok"] else "FAILED", r["detail"])
@@ -409,6 +407,14 @@ def verify_all(config: Config, said: Arguments) -> None:
         for row in rows
     ]
     show(config, said, document, (heads, table), events)
+    if not chosen:
+        raise Pending(
+            "verify.nothing_recorded",
+            f"none of the {len(files)} files is recorded as applied in {database}, so nothing was "
+            "verified",
+            "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
+            "`verify VERSION` asks a file's checks all the same.",
+        )
     if bad:
         raise VerifyFailed(
             "verify.failed",

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
 
-from preflight import __version__, sql, stop, verify
+from preflight import __version__, sql, stop, tables, verify
 from preflight.errors import (
     Failure,
     HistoryConflict,
@@ -30,7 +31,7 @@ from preflight.errors import (
     VerifyFailed,
 )
 from preflight.plan import History, Record
-from preflight.server import FACTS, PASSING
+from preflight.server import LOOK, PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _TABLES = """
-CREATE TABLE IF NOT EXISTS {schema}.migrations (
+CREATE TABLE {schema}.migrations (
   version bigint PRIMARY KEY,
   name text NOT NULL,
   checksum text NOT NULL,
@@ -59,7 +60,7 @@ CREATE TABLE IF NOT EXISTS {schema}.migrations (
   tool_version text NOT NULL,
   run_id text NOT NULL
 );
-CREATE TABLE IF NOT EXISTS {schema}.journal (
+CREATE TABLE {schema}.journal (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   event text NOT NULL,
@@ -77,44 +78,14 @@ CREATE TABLE IF NOT EXISTS {schema}.journal (
   tool_version text NOT NULL
 );
 GRANT USAGE ON SCHEMA {schema} TO PUBLIC;
+ALTER TABLE {schema}.migrations DISABLE ROW LEVEL SECURITY;
+ALTER TABLE {schema}.journal DISABLE ROW LEVEL SECURITY;
 GRANT SELECT (version, name, checksum, state, breaking) ON {schema}.migrations TO PUBLIC;
 COMMENT ON TABLE {schema}.migrations IS
  'pg-preflight: what was applied to this database, and when';
 """
-_COLUMNS = {
-    "migrations": {
-        "version",
-        "name",
-        "checksum",
-        "state",
-        "how",
-        "statements_done",
-        "statements_started",
-        "undoing",
-        "up_sql",
-        "rollback_sql",
-        "breaking",
-        "applied_at",
-        "duration_ms",
-        "applied_by",
-        "backup",
-        "tool_version",
-        "run_id",
-    },
-    "journal": {"event", "version", "name", "checksum", "run_id", "host", "role", "error"},
-}
-_OURS = """
-SELECT c.relname::text, c.relkind::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
- pg_catalog.pg_get_userbyid(c.relowner)::text,
- ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
-  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s::name AND c.relname IN ('migrations', 'journal')
-"""
-_RIGHTS = """
-SELECT pg_catalog.has_database_privilege(pg_catalog.current_database()::text, 'CREATE'),
- (SELECT pg_catalog.has_schema_privilege(n.oid, 'CREATE') FROM pg_catalog.pg_namespace n
-  WHERE n.nspname = %s::name)
+_RIGHT = """
+SELECT pg_catalog.has_database_privilege(pg_catalog.current_database()::text, 'CREATE')
 """
 # nothing of anybody's: no relation, type or function but the system's, extensions' and our own
 _EMPTY = """
@@ -170,52 +141,54 @@ class Rehearsed:
 
 
 def read(session: Session) -> History:
-    """Return the history and learn the server's facts, in one query."""
-    query = f"""SELECT {FACTS}, m.version, m.name, m.checksum, m.state, m.breaking
- FROM (SELECT 1) AS one LEFT JOIN {session.config.schema}.migrations m ON true ORDER BY m.version"""  # noqa: S608
-    try:
-        rows = session.ask(query)
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        session.learn(session.ask(f"SELECT {FACTS}")[0])
-        return History(present=False)
-    except psycopg.errors.UndefinedColumn as error:
-        raise _damaged(session, error.diag.message_primary or "a column is missing") from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise HistoryConflict(
-            "history.not_readable",
-            f"the history cannot be read: {error.diag.message_primary}",
-            f"GRANT USAGE ON SCHEMA {session.config.schema} to this role, "
-            "or choose another PREFLIGHT_SCHEMA.",
-            sqlstate=error.sqlstate,
-        ) from error
-    session.learn(rows[0])
+    """Return the history and learn the server's facts; raises HistoryConflict for a damaged one."""
+    return session.again(partial(_read, session))
+
+
+def _read(session: Session) -> History:
+    """Look whose the tables are and what they are, and in the same transaction read them."""
+    query = f"""SELECT {", ".join(f"m.{name}" for name in tables.PUBLIC)}
+ FROM ONLY {session.config.schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- checked names
+    with session.looking():
+        found = session.rows(f"{LOOK}; {tables.look(session)}")
+        session.learn(found[0])
+        if not tables.present(found):
+            return History(present=False)
+        tables.require(session, found)
+        try:
+            rows = session.rows(f"{query}; COMMIT")
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise tables.damaged(session, "a table was dropped this moment") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise HistoryConflict(
+                "history.not_readable",
+                f"the history cannot be read: {error.diag.message_primary}",
+                f"GRANT USAGE ON SCHEMA {session.config.schema} and SELECT "
+                f"({', '.join(tables.PUBLIC)}) ON {session.config.schema}.migrations to this role, "
+                "or choose another PREFLIGHT_SCHEMA.",
+                sqlstate=error.sqlstate,
+            ) from error
+    kinds = (int, str, str, str, bool)
+    records = {}
     for row in rows:
-        kinds = (int, str, str, str, bool)
-        values = [row[name] for name in ("version", "name", "checksum", "state", "breaking")]
-        if row["version"] is not None and not all(map(isinstance, values, kinds)):
-            raise _damaged(session, "a column has another type")
-    records = {
-        row["version"]: Record(
-            row["version"], row["name"], row["checksum"], row["state"], row["breaking"]
-        )
-        for row in rows
-        if row["version"] is not None
-    }
+        values = [row[name] for name in tables.PUBLIC]
+        if not all(map(isinstance, values, kinds)) or row["version"] in records:
+            raise tables.damaged(session, "a row of migrations is incomplete, or there twice")
+        records[row["version"]] = Record(*values)
     return History(records)
 
 
-def _damaged(session: Session, what: str) -> HistoryConflict:
-    return HistoryConflict(
-        "history.damaged",
-        f"the tables in schema {session.config.schema} are not ours as we made them: {what}",
-        "Was the schema made by another tool, or changed by hand? Choose another PREFLIGHT_SCHEMA, "
-        "or restore the tables from a backup.",
-    )
+@contextmanager
+def looking(session: Session) -> Iterator[None]:
+    """Look in one transaction under our own search_path; nothing of it stays in the session."""
+    with session.looking():
+        session.execute(LOOK)
+        yield
 
 
 def unwritable(session: Session) -> HistoryConflict:
     """Return the failure for a history that takes no new rows, without saying why."""
-    return _damaged(
+    return tables.damaged(
         session, "rows of the history cannot be written (does a trigger or a rule drop them?)"
     )
 
@@ -336,8 +309,10 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     session.grow_up()
     adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
     with _made(session), transaction(session):
-        if _make_tables(session) or untold(session):
+        new, closed = _make_tables(session)
+        if new or untold(session):
             adopted = _first_contact(session, files)
+    tables.tell_closed(session, closed)
     tell_adopted(adopted)
     history = read(session)
     for row in _unfinished(session):
@@ -364,27 +339,17 @@ def _made(session: Session) -> Iterator[None]:
         ) from error
 
 
-def _make_tables(session: Session) -> bool:
-    """Make the tables that are missing; return whether all were."""
+def _make_tables(session: Session) -> tuple[bool, list[str]]:
+    """Make the tables where there are none; return whether, and whose rights were taken back."""
     schema = session.config.schema
-    found = {name: rest for name, *rest in session.execute(_OURS, [schema]).fetchall()}
-    for name, (kind, member, owner, columns) in found.items():
-        if kind != "r":
-            raise _damaged(session, f"{name} is not a table")
-        if not member:
-            raise HistoryConflict(
-                "history.owner",
-                f"the history belongs to role {owner!r}, of which this role is no member",
-                f"Run as {owner!r}, or GRANT it to this role, or choose another PREFLIGHT_SCHEMA.",
-            )
-        if gone := _COLUMNS[name] - set(columns):
-            raise _damaged(session, f"{name} has no column {', '.join(sorted(gone))}")
-    if len(found) == len(_COLUMNS):
-        return False
-    if "journal" in found:  # to run everything again would be a guess
-        raise _damaged(session, "the journal is there, but the table migrations is gone")
-    in_database, in_schema = session.execute(_RIGHTS, [schema]).fetchone() or (False, False)
-    if not (in_schema or (in_schema is None and in_database)):
+    found = session.rows(tables.look(session))
+    if tables.present(found):
+        tables.require_ours(session, found)
+        return False, tables.close(session)
+    tables.require_place(session, found)
+    (in_database,) = session.execute(_RIGHT).fetchone() or (False,)
+    new = found[0]["place"] is None
+    if not (in_database if new else found[0]["may_create"]):
         raise TargetUnusable(
             "target.no_right",
             f"this role may not create the schema {schema} for the history",
@@ -392,10 +357,12 @@ def _make_tables(session: Session) -> bool:
             f"{schema} AUTHORIZATION this role.",
             sqlstate="42501",
         )
-    if in_schema is None:  # IF NOT EXISTS would ask for the right to make it even where it is
+    if new:  # IF NOT EXISTS would ask for the right to make it even where it is
         session.execute(f"CREATE SCHEMA {schema}")
+        tables.close_schema(session)
     session.execute(_TABLES.format(schema=schema))
-    return not found
+    tables.close(session)
+    return True, []
 
 
 def untold(session: Session) -> bool:
@@ -510,7 +477,9 @@ def require_resumable(file: Migration, row: Row) -> None:
     new = [statement.text(file.up.text) for statement in file.up.statements()]
     begun = max(row.statements_done, row.statements_started)
     reason = None
-    if file.up.transactional:
+    if not 0 <= row.statements_done <= begun <= len(old):
+        reason = f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
+    elif file.up.transactional:
         reason = "the file runs in a transaction now"
     elif old[:begun] != new[:begun]:
         reason = f"the file's first {begun} statements changed since they ran"
@@ -668,8 +637,9 @@ def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> N
 def ensure(session: Session) -> None:
     """Make the tables where they are missing; nothing is adopted."""
     session.grow_up()
-    with transaction(session):
-        _make_tables(session)
+    with _made(session), transaction(session):
+        _, closed = _make_tables(session)
+    tables.tell_closed(session, closed)
 
 
 def mark(
@@ -714,7 +684,7 @@ def finish(  # noqa: PLR0913 -- one row
 
 def _require_one(session: Session, count: int) -> None:
     if count != 1:
-        raise _damaged(session, "the row of the running migration is gone")
+        raise tables.damaged(session, "the row of the running migration is gone")
 
 
 def journal(  # noqa: PLR0913 -- one row
@@ -816,5 +786,10 @@ def listing(session: Session) -> list[dict[str, Any]]:
  FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
         )
     for row in rows:  # as a number, because a role's DateStyle may be one that nobody can parse
-        row["applied_at"] = datetime.fromtimestamp(row["applied_at"], UTC)
+        try:
+            row["applied_at"] = datetime.fromtimestamp(row["applied_at"], UTC)
+        except (TypeError, ValueError, OverflowError, OSError) as error:  # infinity, BC, after 9999
+            raise tables.damaged(
+                session, f"applied_at of version {row['version']} is no time of this era"
+            ) from error
     return rows

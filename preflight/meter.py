@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import pq
 
-from preflight import explain, sql, statements
+from preflight import explain, server, sql, statements
 
 if TYPE_CHECKING:
     from preflight.migrations import Migration, Script
@@ -41,8 +41,9 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v') AND n.nspname::text NOT LIKE 'pg\\_%'
  AND n.nspname NOT IN ('information_schema', '{schema}')
 """
+# under our own search_path; rolled back, the savepoint gives the file's back
 _LOCKED = """
-SAVEPOINT preflight_meter;
+SAVEPOINT preflight_meter; SET LOCAL {path};
 SELECT l.relation::int8, l.mode,
  coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8,
  CASE WHEN l.mode = 'AccessExclusiveLock' AND c.relkind IN ('r', 'm')
@@ -50,7 +51,7 @@ SELECT l.relation::int8, l.mode,
 FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
 WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.granted
  AND l.relation >= 16384::oid;
-RELEASE SAVEPOINT preflight_meter
+ROLLBACK TO SAVEPOINT preflight_meter; RELEASE SAVEPOINT preflight_meter
 """
 
 
@@ -225,12 +226,13 @@ class Meter:
         """Return the locks that the transaction did not have before; note what is rewritten."""
         self._open.append(item)
         try:
-            cursor = session.execute(_LOCKED)
+            cursor = session.execute(_LOCKED.format(path=server.PATH))
         except psycopg.Error:
             if not session.lost:
                 session.execute("ROLLBACK TO SAVEPOINT preflight_meter")
             item.unknown = True
             return []  # a timeout that the file has set: its own affair, not the file's failure
+        cursor.nextset()
         cursor.nextset()
         found = []
         for oid, (rank, filenode, size) in _strongest(cursor.fetchall()).items():
@@ -249,7 +251,10 @@ class Meter:
 
     def _young(self, session: Session, table: str) -> bool:
         """Tell whether an earlier file of the run has made a table, by its name in the file."""
-        query = "SELECT pg_catalog.to_regclass(%s::text)::oid::int8"
+        # the path is the file's here, and must be
+        query = (
+            "SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid::pg_catalog.int8"
+        )
         (oid,) = session.execute(query, [table]).fetchone() or (None,)
         return oid is not None and oid not in (self._old or ())
 

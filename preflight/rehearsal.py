@@ -842,6 +842,7 @@ def _reached(home: Session, name: str) -> Iterator[Session]:
             copy = stack.enter_context(server.beside(home, name))
         except Failure as failure:
             raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
+        copy.copy = True
         yield copy
 
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 import structlog
+from psycopg import pq
 from psycopg.rows import dict_row
 
 from preflight import dial, stop
@@ -46,7 +47,7 @@ PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, seri
 
 FACTS = """pg_catalog.pg_backend_pid() AS fact_pid,
  pg_catalog.pg_is_in_recovery() AS fact_standby,
- pg_catalog.current_setting('transaction_read_only') AS fact_read_only,
+ pg_catalog.current_setting('default_transaction_read_only') AS fact_read_only,
  pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS fact_version,
  pg_catalog.current_database()::pg_catalog.text AS fact_database,
  current_user::pg_catalog.text AS fact_user"""
@@ -70,12 +71,22 @@ KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waite
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
+# our own statements find nothing that somebody planted; a file's own are given the role's path.
+# Not among the options of a connection: `SET search_path TO DEFAULT` would lead back to it
+PATH = "search_path = pg_catalog, pg_temp"
+# a look leaves nothing behind in the session, which may be a pooler's
+LOOK = (
+    f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL {PATH}; "
+    "SET LOCAL row_security = off"
+)
 _SPACE = "\\ "  # in the `options` of a connection
 _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
     17: {"transaction_timeout": "0"},
 }
+IDLE = pq.TransactionStatus.IDLE
 Parameters = Sequence[object] | Mapping[str, object] | None
+T = TypeVar("T")
 Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
 Ending = Callable[[], AbstractContextManager[None]]  # around a COMMIT
 
@@ -111,6 +122,7 @@ class Session:
         self.attempts = 1
         self.observe: Observer | None = None
         self.ending: Ending | None = None
+        self.copy = False  # a restored copy's history was looked at where it comes from
         self._options = True
         self._grown_up = False
 
@@ -164,21 +176,53 @@ class Session:
             self.connection.close()
 
     def reopen(self) -> None:
-        """Connect anew."""
+        """Connect anew, with the settings that the session had."""
+        grown_up = self._grown_up
         self.close()
         self.open()
+        if grown_up:
+            self.grow_up()
 
     def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
         """Run one statement; a stop request cancels it."""
         with stop.allowed():
             return self.connection.execute(query, parameters)
 
+    def rows(self, script: str) -> list[dict[str, Any]]:
+        """Run statements in one round trip; return the rows of the last one that has any."""
+        rows: list[dict[str, Any]] = []
+        with stop.allowed(), self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(script.encode())
+            while True:
+                if cursor.description is not None:
+                    rows = cursor.fetchall()
+                if not cursor.nextset():
+                    return rows
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Leave no transaction open, however the look inside ends."""
+        try:
+            yield
+        finally:
+            if not self.lost and self.connection.info.transaction_status != IDLE:
+                with suppress(psycopg.OperationalError):
+                    self.connection.execute("ROLLBACK")
+
     def ask(self, query: str) -> list[dict[str, Any]]:
         """Return the rows of a query that may be asked again: reconnects until the deadline."""
+
+        def look() -> list[dict[str, Any]]:
+            with self.looking():
+                return self.rows(f"{LOOK}; {query}; COMMIT")
+
+        return self.again(look)
+
+    def again(self, look: Callable[[], T]) -> T:
+        """Return what a look returns that may be taken again: reconnects until the deadline."""
         while True:
             try:
-                with stop.allowed(), self.connection.cursor(row_factory=dict_row) as cursor:
-                    return cursor.execute(query.encode()).fetchall()
+                return look()
             except psycopg.OperationalError:
                 if not self.lost or time.monotonic() >= self.deadline:
                     raise
@@ -213,9 +257,8 @@ class Session:
         settings = {} if self._options else self._ours()
         for since, newer in _SINCE.items():
             settings |= newer if self.facts.major >= since else {}
-        # our own statements find nothing that somebody put into public; files get the role's path
         said = [f"SET {name} = '{value}'" for name, value in settings.items()]
-        self.execute("; ".join(["SET search_path = pg_catalog, pg_temp", *said]))
+        self.execute("; ".join([f"SET {PATH}", *said]))
         self._grown_up = True
 
     def _ours(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import dial, server
+from preflight import dial, server, sql
 
 if TYPE_CHECKING:
     from preflight.migrations import Migration
@@ -77,7 +77,7 @@ class Watch:
                 self.target | {"application_name": f"{server.application_name()[:55]} watch"}
             )
             with connection:
-                connection.execute("SET statement_timeout = '5s'")
+                connection.execute(f"SET {server.PATH}; SET statement_timeout = '5s'")
                 while not self.over.is_set():
                     self._look(connection)
                     self.over.wait(LOOK_EVERY_S)
@@ -162,27 +162,49 @@ CONFLICTS = {  # a wanted lock and the held ones that stop it (manual, "Explicit
 _IN_THE_WAY = """SELECT a.pid, a.application_name, a.usename::text, a.state,
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8
  FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
- WHERE l.granted AND l.relation = pg_catalog.to_regclass(%(table)s::text)
+ WHERE l.granted AND l.relation = %(table)s::oid
  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database())
  AND l.mode = ANY (%(modes)s::text[]) AND l.pid <> pg_catalog.pg_backend_pid()"""
 
 
+_INDEXED = "SELECT i.indrelid::int8 FROM pg_catalog.pg_index i WHERE i.indexrelid = %s::oid"
+
+
+def _by_the_role(session: server.Session, expression: str) -> Any:  # noqa: ANN401 -- whatever it is
+    """Evaluate with the role's own search_path, which a file's names are meant by.
+
+    No operator and no unqualified name of ours may stand in it. Call inside `history.looking`.
+    """
+    cursor = session.execute(
+        f"SET LOCAL search_path TO DEFAULT; SELECT {expression}; SET LOCAL {server.PATH}"
+    )
+    cursor.nextset()
+    (value,) = cursor.fetchone() or (None,)
+    return value
+
+
+def _oid(session: server.Session, name: str) -> int | None:
+    """Return the oid of the relation that a name in a file means, or None."""
+    said = f"pg_catalog.to_regclass({sql.literal(name)}::pg_catalog.text)"
+    found: int | None = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
+    return found
+
+
 def table_of(session: server.Session, index: str) -> str | None:
     """Return the table of an index, or None when there is no such index yet."""
-    session.execute("SET search_path TO DEFAULT")
-    row = session.execute(
-        """SELECT i.indrelid::pg_catalog.regclass::text FROM pg_catalog.pg_index i
- WHERE i.indexrelid = pg_catalog.to_regclass(%s::text)""",
-        [index],
-    ).fetchone()
-    return row[0] if row else None
+    row = session.execute(_INDEXED, [_oid(session, index)]).fetchone()
+    if row is None:
+        return None
+    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
+    name: str | None = _by_the_role(session, f"{int(row[0])}{text}")
+    return name
 
 
 def in_the_way(session: server.Session, table: str, mode: str) -> list[dict[str, Any]]:
     """Return the sessions that hold a lock on a table which stops the wanted one now."""
-    session.execute("SET search_path TO DEFAULT")  # names are meant as the file would find them
-    rows = session.execute(_IN_THE_WAY, {"table": table, "modes": CONFLICTS[mode]}).fetchall()
+    known = {"table": _oid(session, table), "modes": CONFLICTS[mode]}
+    rows = session.execute(_IN_THE_WAY, known).fetchall()
     return [
         {"pid": pid, "application": name, "user": user, "state": state, "age_s": round(age or 0, 1)}
         for pid, name, user, state, age in rows

@@ -1,12 +1,15 @@
 """The two tables: who may read them, what is written when, and what harms them."""
 
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from preflight import history, lock, tables
 from tests import program, servers
 from tests.conftest import Run, WriteMigrations
 
@@ -188,78 +191,510 @@ def test_damaged_history_is_told_and_not_guessed_at(
     assert [None] == database.query("SELECT to_regclass('b')")
 
 
-@pytest.mark.parametrize("path", ['"$user", public', "public, pg_catalog"])
-def test_nothing_in_public_can_come_between(
-    run: Run, database: servers.Database, migrations: WriteMigrations, path: str
+EVERY = (
+    ("check",), ("plan",), ("verify",), ("wait", "--schema"), ("up",), ("rollback",),
+    ("force", "1"), ("adopt", "1"),
+)  # fmt: skip
+TWO = (("check",), ("up",))  # one that reads and one that writes: all others look the same way
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("DROP TABLE preflight.migrations", "migrations is gone"),
+        ("DROP TABLE preflight.journal", "journal is gone"),
+        ("ALTER TABLE preflight.migrations DROP COLUMN how", "no column how"),
+        ("ALTER TABLE preflight.journal DROP COLUMN at", "no column at"),
+        ("ALTER TABLE preflight.migrations ALTER duration_ms TYPE text", "duration_ms is text"),
+        (
+            (
+                "CREATE DOMAIN public.sum AS text; "
+                "ALTER TABLE preflight.migrations ALTER checksum TYPE public.sum"
+            ),
+            "checksum is public.sum",
+        ),
+        (
+            (
+                "ALTER TABLE preflight.migrations DROP COLUMN breaking, "
+                "ADD breaking bool GENERATED ALWAYS AS (version > 9) STORED"
+            ),
+            "breaking is generated",
+        ),
+        ("CREATE TABLE c () INHERITS (preflight.migrations)", "inherits"),
+        ("CREATE RULE r AS ON INSERT TO preflight.journal DO INSTEAD NOTHING", "a rule"),
+        ("DROP TABLE preflight.migrations; CREATE SEQUENCE preflight.migrations", "a sequence"),
+        ("DROP TABLE preflight.journal; CREATE TYPE preflight.journal AS (i int)", "a type"),
+        (
+            (
+                "ALTER TABLE preflight.migrations DROP CONSTRAINT migrations_pkey; "
+                "INSERT INTO preflight.migrations TABLE preflight.migrations"
+            ),
+            "there twice",
+        ),
+        (
+            (
+                "ALTER TABLE preflight.migrations ALTER checksum DROP NOT NULL; "
+                "UPDATE preflight.migrations SET checksum = NULL"
+            ),
+            "incomplete",
+        ),
+    ],
+)
+def test_damaged_history_is_26_for_every_command(
+    run: Run, database: servers.Database, migrations: WriteMigrations, harm: str, words: str
 ) -> None:
-    """Functions, operators, casts and types that somebody planted are not ours to call."""
-    database.script(TROJANS)
-    database.query(
-        SQL("ALTER DATABASE {} SET search_path = {}").format(
-            Identifier(database.name),
-            SQL(path),
-        )
-    )
-    migrations(
-        {
-            "001_a.sql": "CREATE TABLE a ();",
-            "002_b.sql": "-- preflight: no-transaction\nCREATE TABLE b (i int4);\n"
-            "CREATE INDEX CONCURRENTLY b_i ON b (i);",
-        }
+    """Whether it reads or writes: never "not applied", never made anew, never a bug of ours."""
+    migrations(A)
+    run()
+    database.script(harm)
+
+    for command in EVERY if harm == "DROP TABLE preflight.migrations" else TWO:
+        result = run(*command)
+        assert (26, "history.damaged") == (result.code, error_of(result)["code"]), str(result)
+        assert words in error_of(result)["message"]
+    assert ["a"] == database.query("SELECT relname FROM pg_class WHERE relname = 'a'")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_row_security_on_the_history_is_26_for_every_command(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    *,
+    force: bool,
+) -> None:
+    """Rows that a role cannot see are not taken for files that were never applied."""
+    migrations(A)
+    run()
+    said = "FORCE" if force else "ENABLE"
+    database.script(
+        "ALTER TABLE preflight.migrations ENABLE ROW LEVEL SECURITY; "
+        f"ALTER TABLE preflight.migrations {said} ROW LEVEL SECURITY"
     )
 
-    result = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+    for command in TWO if force else EVERY:
+        result = run(*command, env={} if force else role)
+        assert (26, "history.not_readable") == (result.code, error_of(result)["code"]), str(result)
+        assert "row security" in error_of(result)["message"]
+
+
+def test_event_trigger_that_protects_every_table_does_not_hide_the_history(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """Hosted databases have one that switches row security on for each new table."""
+    database.script(
+        "CREATE FUNCTION public.protect() RETURNS event_trigger LANGUAGE plpgsql AS $$ DECLARE "
+        "made record; BEGIN FOR made IN SELECT * FROM pg_event_trigger_ddl_commands() "
+        "WHERE object_type = 'table' LOOP EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL "
+        "SECURITY', made.object_identity); "
+        "END LOOP; END $$; CREATE EVENT TRIGGER protect ON ddl_command_end "
+        "WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.protect()"
+    )
+    migrations(A)
+
+    assert 0 == run(env={"PREFLIGHT_FIRST_CONTACT": "pending"}).code
+    assert 0 == run("wait", "--schema", env=role).code
+
+
+@pytest.mark.parametrize(
+    ("harm", "codes"),
+    [
+        ("SET applied_at = 'infinity'", {"check": 26}),
+        ("SET applied_at = '-infinity'", {"check": 26}),
+        ("SET applied_at = '0044-03-15 BC'", {"check": 26}),
+        ("SET applied_at = '12345-01-01'", {"check": 26}),
+        ("SET state = 'running', statements_started = 9", {"check": 32, "up": 32}),
+        ("SET state = 'failed', statements_done = -3", {"check": 32, "up": 32}),
+    ],
+)
+def test_history_with_impossible_values_is_no_bug_of_ours(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    harm: str,
+    codes: dict[str, int],
+) -> None:
+    """A time that no calendar has, a count beyond the file's statements: 26 or 32, never 70."""
+    migrations({"001_a.sql": "-- preflight: no-transaction\nCREATE TABLE a ();\nVACUUM a;"})
+    run()
+    database.script(f"UPDATE preflight.migrations {harm}")
+
+    assert codes == {name: run(name).code for name in codes}
+
+
+def test_rights_taken_from_the_owner_are_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """26 with the GRANT, before anything is done; it is not a bug of ours."""
+    grant_create(database, role)
+    migrations(A)
+    assert 0 == run(env=role).code
+    database.query(
+        SQL("REVOKE ALL ON preflight.migrations FROM {}").format(Identifier(role["PGUSER"]))
+    )
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+
+    for command in ("up",), ("rollback",), ("force", "1"), ("adopt", "1"):
+        result = run(*command, env=role)
+        assert (26, "history.not_readable") == (result.code, error_of(result)["code"]), str(result)
+        assert "GRANT ALL ON preflight.migrations" in error_of(result)["hint"]
+
+
+# --- whose it is ----------------------------------------------------------------------------------
+
+STRANGER = """
+CREATE SCHEMA preflight;
+CREATE FUNCTION preflight.trap() RETURNS int8 IMMUTABLE LANGUAGE plpgsql AS
+ $$ BEGIN RAISE LOG 'sprung in %', current_database(); RETURN 1; END $$;
+CREATE FUNCTION preflight.trap_row() RETURNS trigger LANGUAGE plpgsql AS
+ $$ BEGIN PERFORM preflight.trap(); RETURN NEW; END $$;
+GRANT USAGE ON SCHEMA preflight TO PUBLIC;
+"""
+LIE = """SELECT 1::int8 AS version, '001_a'::text AS name, '{checksum}'::text AS checksum,
+ 'done'::text AS state, false AS breaking"""
+PLANTED = {
+    "view": (
+        "CREATE VIEW preflight.migrations AS SELECT preflight.trap() AS version, q.name, "
+        "q.checksum, q.state, q.breaking FROM ({lie}) q"
+    ),
+    "materialized view": "CREATE MATERIALIZED VIEW preflight.migrations AS {lie}",
+    "table": "CREATE TABLE preflight.migrations AS {lie}",
+    "our very tables": "{tables}; INSERT INTO preflight.migrations (version, name, checksum, "
+    "state, how, up_sql, tool_version, run_id) VALUES (1, '001_a', '{checksum}', 'done', "
+    "'applied', '', '', ''); CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE "
+    "ON preflight.migrations FOR EACH ROW EXECUTE FUNCTION preflight.trap_row()",
+    "row security": "{tables}; ALTER TABLE preflight.migrations ENABLE ROW LEVEL SECURITY; "
+    "CREATE POLICY p ON preflight.migrations USING (preflight.trap() = 1)",
+}
+
+
+@pytest.fixture
+def sprung(database: servers.Database) -> Callable[[], int]:
+    """Count how often a trap of this database's said so in the server's log."""
+
+    def count() -> int:
+        return database.server.log.read_text(errors="replace").count(f"sprung in {database.name}\n")
+
+    return count
+
+
+@pytest.mark.parametrize("superuser", [False, True])
+@pytest.mark.parametrize("what", PLANTED)
+def test_history_of_a_stranger_is_neither_believed_nor_run(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    sprung: Callable[[], int],
+    what: str,
+    *,
+    superuser: bool,
+) -> None:
+    """Who may make a schema could lie to us, or have code run as us: 26 before a row is read."""
+    grant_create(database, role)
+    file = migrations(A) / "001_a.sql"
+    lie = {"checksum": hashlib.sha256(file.read_bytes()).hexdigest()}
+    lie |= {"lie": LIE.format(**lie), "tables": history._TABLES.format(schema="preflight")}  # noqa: SLF001
+    mine = {"user": role["PGUSER"], "password": role["PGPASSWORD"]}
+    with psycopg.connect(database.conninfo(**mine), autocommit=True) as stranger:
+        stranger.execute((STRANGER + PLANTED[what].format(**lie)).encode())
+        stranger.execute("GRANT ALL ON ALL TABLES IN SCHEMA preflight TO PUBLIC")
+    other = f"{database.name}_other"
+    database.script(
+        f"CREATE ROLE {other} LOGIN PASSWORD 'p'; GRANT CREATE ON SCHEMA public TO {other}; "
+        f"GRANT CREATE ON DATABASE {database.name} TO {other}"
+    )
+    us = {} if superuser else {"PGUSER": other, "PGPASSWORD": "p"}
+    try:
+        for command in EVERY if what == "view" else TWO:
+            result = run(*command, env=us)
+            assert 26 == result.code, str(result)
+            assert error_of(result)["code"] in {"history.owner", "history.damaged"}, str(result)
+    finally:
+        database.script(f"DROP OWNED BY {other}; DROP ROLE {other}")
+    assert 0 == sprung()
+    assert [None] == database.query("SELECT to_regclass('public.a')")
+
+
+def test_trigger_with_the_function_of_a_stranger_is_not_fired(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    sprung: Callable[[], int],
+) -> None:
+    """A right to make triggers was enough to have code run as us: 26 before a row is written."""
+    migrations(A)
+    run()
+    grant_create(database, role)
+    database.script(f"GRANT TRIGGER ON preflight.migrations TO {role['PGUSER']}")
+    mine = {"user": role["PGUSER"], "password": role["PGPASSWORD"]}
+    with psycopg.connect(database.conninfo(**mine), autocommit=True) as stranger:
+        stranger.execute(
+            "CREATE FUNCTION public.trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE LOG 'sprung in %', current_database(); RETURN NEW; END $$; CREATE TRIGGER trap "
+            "BEFORE INSERT ON preflight.migrations FOR EACH ROW EXECUTE FUNCTION public.trap()"
+        )
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+
+    result = run()
+
+    assert (26, "history.damaged") == (result.code, error_of(result)["code"]), str(result)
+    assert "stranger" in error_of(result)["message"]
+    assert 0 == sprung()
+
+
+def test_history_that_the_database_owner_vouches_for_is_read_by_every_role(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """A migrating role that does not own the database made it: its app needs no membership."""
+    grant_create(database, role)
+    migrations(A)
+    assert 0 == run(env=role).code
+    app = f"{database.name}_reader"
+    reader = {"PGUSER": app, "PGPASSWORD": "p"}
+    database.script(f"CREATE ROLE {app} LOGIN PASSWORD 'p'")
+    try:
+        refused = run("wait", "--schema", env=reader)
+        assert (26, "history.owner") == (refused.code, error_of(refused)["code"])
+        assert "ALTER SCHEMA preflight OWNER TO" in error_of(refused)["hint"]
+
+        database.script("ALTER SCHEMA preflight OWNER TO CURRENT_USER")
+        assert 0 == run("wait", "--schema", env=reader).code
+        assert 0 == run("check", env=reader).code
+        migrations({"002_b.sql": "CREATE TABLE b ();"})
+        assert 0 == run(env=role).code
+
+        database.script(
+            f"ALTER SCHEMA preflight OWNER TO {role['PGUSER']}; "
+            f"ALTER DATABASE {database.name} OWNER TO {role['PGUSER']}"
+        )
+        assert 0 == run("wait", "--schema", env=reader).code
+    finally:
+        database.script(f"ALTER DATABASE {database.name} OWNER TO postgres; DROP ROLE {app}")
+
+
+def test_schema_that_was_given_to_a_role_without_more_rights_is_believed(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """CREATE SCHEMA … AUTHORIZATION: it could not have made one itself."""
+    database.script(
+        f"CREATE SCHEMA preflight AUTHORIZATION {role['PGUSER']}; "
+        f"GRANT CREATE ON SCHEMA public TO {role['PGUSER']}"
+    )
+    migrations(A)
+    assert 0 == run(env=role).code
+    app = f"{database.name}_reader"
+    database.script(f"CREATE ROLE {app} LOGIN PASSWORD 'p'")
+    try:
+        assert 0 == run("wait", "--schema", env={"PGUSER": app, "PGPASSWORD": "p"}).code
+    finally:
+        database.script(f"DROP ROLE {app}")
+
+
+# --- who may do what with it ----------------------------------------------------------------------
+
+GIVEN = """
+SELECT c.relname::text, a.grantee::regrole::text, a.privilege_type
+FROM pg_class c, aclexplode(c.relacl) a
+WHERE c.relnamespace = 'preflight'::regnamespace AND a.grantee <> c.relowner
+UNION ALL SELECT 'preflight', a.grantee::regrole::text, a.privilege_type
+FROM pg_namespace n, aclexplode(n.nspacl) a
+WHERE n.nspname = 'preflight' AND a.grantee <> n.nspowner
+UNION ALL SELECT c.relname || '.' || t.attname, a.grantee::regrole::text, a.privilege_type
+FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid, aclexplode(t.attacl) a
+WHERE c.relnamespace = 'preflight'::regnamespace AND a.grantee <> c.relowner ORDER BY 1, 2, 3
+"""
+OPEN = [("migrations." + name, "-", "SELECT") for name in sorted(tables.PUBLIC)]
+OPEN.append(("preflight", "-", "USAGE"))
+
+
+@pytest.mark.parametrize("whom", ["role", "PUBLIC"])
+def test_default_privileges_do_not_open_the_history(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    whom: str,
+) -> None:
+    """An app that is given every new table gets neither the texts nor the journal."""
+    whom = role["PGUSER"] if whom == "role" else whom
+    for kind in "TABLES", "SEQUENCES", "SCHEMAS", "FUNCTIONS":
+        database.script(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO {whom}")
+    migrations(A)
+
+    assert 0 == run().code
+
+    assert OPEN == database.query(GIVEN)
+    assert 0 == run("wait", "--schema", env=role).code
+
+
+def test_default_privileges_in_a_schema_that_was_there_do_not_open_the_history(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """IN SCHEMA, as an administrator says who made it; what the schema itself is stays his."""
+    whom = role["PGUSER"]
+    database.script(
+        f"CREATE SCHEMA preflight; GRANT USAGE, CREATE ON SCHEMA preflight TO {whom}; "
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA preflight GRANT ALL ON TABLES TO {whom}, PUBLIC; "
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA preflight GRANT ALL ON SEQUENCES TO {whom}"
+    )
+    migrations(A)
+
+    assert 0 == run().code
+
+    mine = [("preflight", whom, "CREATE"), ("preflight", whom, "USAGE")]
+    assert sorted(OPEN + mine) == database.query(GIVEN)
+
+
+def test_history_that_an_earlier_version_left_open_is_closed(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """When we write anyway, and it says from whom rights were taken back."""
+    migrations(A)
+    run()
+    database.script(
+        f"GRANT ALL ON ALL TABLES IN SCHEMA preflight TO {role['PGUSER']} WITH GRANT OPTION; "
+        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA preflight TO PUBLIC; "
+        f"GRANT SELECT (up_sql) ON preflight.migrations TO {role['PGUSER']}"
+    )
+    assert 0 == run().code  # nothing pending: nothing is written
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+
+    result = run()
 
     assert 0 == result.code, str(result)
-    assert ["001_a", "002_b"] == result.finished["applied"]
-    assert 0 == run("check").code
+    assert OPEN == database.query(GIVEN)
+    warnings = [event["warning"] for event in result.event("config.warned")]
+    assert 1 == len([text for text in warnings if role["PGUSER"] in text and "PUBLIC" in text])
 
 
-TROJANS = (
-    """
-CREATE FUNCTION trap() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'trojan'; END $$;
-CREATE DOMAIN public.oid AS pg_catalog.int4 CHECK (trap());
-CREATE DOMAIN public.name AS pg_catalog.text CHECK (trap());
-CREATE DOMAIN public.text AS pg_catalog.text CHECK (trap());
-CREATE DOMAIN public.int4 AS pg_catalog.int4 CHECK (trap());
-CREATE DOMAIN public.int8 AS pg_catalog.int8 CHECK (trap());
-CREATE DOMAIN public.float8 AS pg_catalog.float8 CHECK (trap());
-CREATE DOMAIN public.regclass AS pg_catalog.text CHECK (trap());
-DROP DOMAIN public.int4;
+# --- what others planted --------------------------------------------------------------------------
+
+
+# Functions, aggregates, operators, types and relations called as what our statements use, with the
+# very arguments of pg_catalog's; they say in the server's log that they ran.
+PLANT = """
+DO $plant$
+DECLARE
+ body text := $$ LANGUAGE plpgsql AS
+  'BEGIN RAISE LOG ''sprung in {database}''; RAISE ''trojan''; END' $$;
+ found record; operator text; l text; r text; kinds text[];
+BEGIN
+ EXECUTE 'CREATE FUNCTION {schema}.trap() RETURNS pg_catalog.bool' || body;
+ EXECUTE 'CREATE FUNCTION {schema}.trap(pg_catalog.int8) RETURNS pg_catalog.int8' || body;
+ CREATE AGGREGATE {schema}.count(*) (SFUNC = {schema}.trap, STYPE = pg_catalog.int8);
+ FOREACH kinds SLICE 1 IN ARRAY ARRAY[
+  ARRAY['oid', 'regclass', 'int2', 'int4', 'int8'],
+  ARRAY['text', 'name', '"char"', '_text', '_name'],
+  ARRAY['bool', 'timestamptz', 'interval', 'float8', 'numeric']] LOOP
+  FOREACH l IN ARRAY kinds LOOP FOREACH r IN ARRAY kinds LOOP
+   EXECUTE format('CREATE FUNCTION {schema}.trap(pg_catalog.%s, pg_catalog.%s)'
+    ' RETURNS pg_catalog.bool', l, r) || body;
+   FOREACH operator IN ARRAY ARRAY['=', '<>', '<', '>', '>=', '||', '~~', '!~~', '-'] LOOP
+    EXECUTE format('CREATE OPERATOR {schema}.%s (LEFTARG = pg_catalog.%s, RIGHTARG ='
+     ' pg_catalog.%s, FUNCTION = {schema}.trap)', operator, l, r);
+   END LOOP;
+  END LOOP; END LOOP;
+ END LOOP;
+ FOR found IN SELECT p.proname, pg_get_function_identity_arguments(p.oid) AS arguments,
+   format_type(p.prorettype, NULL) AS returned
+  FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace
+   AND p.proname = ANY ('{{{words}}}') AND p.proname <> 'count' LOOP
+  BEGIN
+   EXECUTE format('CREATE FUNCTION {schema}.%I(%s) RETURNS %s', found.proname, found.arguments,
+    found.returned) || body;
+  EXCEPTION WHEN OTHERS THEN NULL;  -- plpgsql knows no "any"
+  END;
+ END LOOP;
+ FOR found IN SELECT c.relname FROM pg_class c WHERE c.relkind IN ('r', 'v')
+   AND c.relnamespace = 'pg_catalog'::regnamespace AND c.relname = ANY ('{{{words}}}') LOOP
+  EXECUTE format('CREATE VIEW {schema}.%I AS SELECT {schema}.trap()', found.relname);
+ END LOOP;
+ FOR found IN SELECT t.typname FROM pg_type t WHERE t.typtype = 'b'
+   AND t.typnamespace = 'pg_catalog'::regnamespace AND t.typname = ANY ('{{{words}}}') LOOP
+  EXECUTE format('CREATE DOMAIN {schema}.%I AS pg_catalog.text CHECK ({schema}.trap())',
+   found.typname);
+ END LOOP;
+END $plant$;
 """
-    + "".join(
-        f"""
-CREATE FUNCTION public.trap(l pg_catalog.{left}, r pg_catalog.{right}) RETURNS pg_catalog.bool
- LANGUAGE plpgsql AS $$ BEGIN RAISE 'trojan'; END $$;
-CREATE OPERATOR public.= (LEFTARG = pg_catalog.{left}, RIGHTARG = pg_catalog.{right},
- FUNCTION = public.trap);
-CREATE OPERATOR public.<> (LEFTARG = pg_catalog.{left}, RIGHTARG = pg_catalog.{right},
- FUNCTION = public.trap);
-"""
-        for left, right in [
-            ("int8", "int8"),
-            ("int8", "int4"),
-            ("int8", "int2"),
-            ("text", "text"),
-            ("name", "name"),
-            ("name", "text"),
-            ("oid", "oid"),
-            ("int2", "int4"),
-            ("int4", "int4"),
-            ("bool", "bool"),
-        ]
-    )
-    + "".join(
-        f"CREATE FUNCTION public.{name}({kind}) RETURNS pg_catalog.{kind} LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE 'trojan'; END $$;\n"
-        for name, kind in [
-            ("upper", "text"),
-            ("lower", "text"),
-            ("count", "int8"),
-            ("format", "text"),
-        ]
-    )
+CHECKS = "SELECT 's' AS suite, '{0}' AS \"check\", to_regclass('public.{0}') IS NOT NULL AS ok"
+AMONG_TRAPS = {  # they fall into none by themselves: no operator, and names in full
+    "001_a.sql": "CREATE TABLE public.a (i int); CREATE INDEX a_i ON public.a (i); "
+    "INSERT INTO public.a VALUES (1);",
+    "001_a_verify.sql": CHECKS.replace("to_reg", "pg_catalog.to_reg").format("a"),
+    "001_a_rollback.sql": "DROP TABLE public.a;",
+    "001_a_export.sql": "SELECT a.i FROM public.a",
+    "002_b.sql": "-- preflight: no-transaction\nDROP INDEX public.a_i;\n"
+    "CREATE INDEX CONCURRENTLY a_j ON public.a (i);\nREINDEX INDEX CONCURRENTLY public.a_j;",
+    "002_b_rollback.sql": "DROP INDEX public.a_j; CREATE INDEX a_i ON public.a (i);",
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"), [("public", '"$user", public'), ("evil", "evil, public, pg_catalog")]
 )
+def test_no_command_steps_into_what_others_planted(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    sprung: Callable[[], int],
+    schema: str,
+    path: str,
+) -> None:
+    """No statement of ours finds it, whatever the path of the role or the database is."""
+    grant_create(database, role)
+    sources = servers.REPOSITORY.glob("preflight/*.py")
+    words = {word for file in sources for word in re.findall(r"[a-z]\w+", file.read_text())}
+    said = {"schema": schema, "database": database.name, "words": ",".join(sorted(words))}
+    mine = {"user": role["PGUSER"], "password": role["PGPASSWORD"]}
+    with psycopg.connect(database.conninfo(**mine), autocommit=True) as other:
+        other.execute("SET search_path = pg_catalog")
+        if schema != "public":
+            other.execute(f"CREATE SCHEMA {schema}".encode())
+        other.execute(PLANT.format(**said).encode())
+    database.script(f"ALTER DATABASE {database.name} SET search_path = {path}")
+    with pytest.raises(psycopg.errors.RaiseException):  # as a statement of ours would
+        database.query("SELECT 1::pg_catalog.oid = 'pg_catalog.pg_class'::pg_catalog.regclass")
+    assert 1 == sprung()
+    migrations(AMONG_TRAPS)
+    env = {"PREFLIGHT_FIRST_CONTACT": "pending", "PREFLIGHT_BACKUP": "required"}
+    env |= {"PREFLIGHT_REHEARSE": "always"}
+
+    def ends(code: int, *command: str, **more: str) -> None:
+        result = run(*command, env=env | more)
+        assert (code, 1) == (result.code, sprung()), f"{command}: {result}"
+
+    ends(3, "check")
+    ends(3, "verify")
+    ends(0, "plan", "--rehearse")
+    with psycopg.connect(database.conninfo(), autocommit=True) as session:
+        session.execute("SET search_path = pg_catalog")
+        session.execute("SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        ends(11, "up", PREFLIGHT_LOCK_WAIT_S="0")
+        with session.transaction(force_rollback=True):
+            session.execute("CREATE TABLE public.a (i int); CREATE INDEX a_i ON public.a (i)")
+            session.execute("LOCK TABLE public.a")
+            ends(0, "plan")
+    ends(0, "up")
+    ends(0, "up")
+    ends(0, "check")
+    ends(0, "verify")
+    ends(0, "wait", "--schema")
+    database.script(
+        "SET search_path = pg_catalog; "
+        "UPDATE preflight.migrations SET state = 'failed' WHERE version = 2"
+    )
+    ends(3, "check")
+    ends(0, "adopt", "2")
+    ends(0, "rollback", "--to", "0")
+    ends(0, "up")
+    ends(27, "force", "1")
+    ends(0, "backup")
+    ends(0, "restore", "latest", "--into", f"{database.name}_copy")
+    database.query(SQL("DROP DATABASE {}").format(Identifier(f"{database.name}_copy")))
 
 
 def test_event_trigger_that_objects_is_named(
