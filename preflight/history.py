@@ -719,18 +719,28 @@ def journal(  # noqa: PLR0913 -- one row
     )
 
 
+def _ours(session: Session) -> bool:
+    """Tell whether the tables are ours to write: a backup is taken whatever they are like."""
+    found = session.rows(tables.look(session))
+    try:
+        if tables.present(found):
+            tables.require_ours(session, found)
+    except HistoryConflict:
+        return False
+    return tables.present(found)
+
+
 def rehearsed(session: Session, place: str) -> Rehearsed | None:
     """Return the last row about a rehearsal in a place; None where there is none for us to see."""
-    try:
-        row = session.execute(
-            f"""SELECT j.event, coalesce(j.checksum, ''), j.sqlstate, j.run_id,
+    if not _ours(session):
+        return None
+    row = session.execute(
+        f"""SELECT j.event, coalesce(j.checksum, ''), j.sqlstate, j.run_id,
  pg_catalog.to_char(pg_catalog.timezone('UTC', j.at), 'YYYY-MM-DD HH24:MI')
  FROM {session.config.schema}.journal j WHERE j.event IN ('rehearsing', 'rehearsed')
  AND j.checksum_before = %s::text ORDER BY j.id DESC LIMIT 1""",  # noqa: S608 -- a checked name
-            [place],
-        ).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
-        return None
+        [place],
+    ).fetchone()
     return Rehearsed(*row) if row else None
 
 
@@ -745,9 +755,7 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
     sqlstate: str | None = None,
 ) -> bool:
     """Append that a rehearsal begins or is over; False where there is no journal."""
-    (there,) = session.execute(
-        "SELECT pg_catalog.to_regclass(%s::text) IS NOT NULL", [f"{session.config.schema}.journal"]
-    ).fetchone() or (False,)
+    there = _ours(session)
     if there:
         version = name.partition("_")[0]
         session.execute(
@@ -767,7 +775,7 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
                 __version__,
             ],
         )
-    return bool(there)
+    return there
 
 
 def listing(session: Session) -> list[dict[str, Any]]:
