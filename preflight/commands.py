@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import history, lock, logs, migrations, plan, report, server, stop, verify
+from preflight import history, lasting, lock, logs, migrations, plan, report, server, stop, verify
 from preflight.errors import (
     BackupDamaged,
     BackupUnverified,
@@ -228,6 +228,9 @@ def show_plan(config: Config, said: Arguments) -> None:
         adoptable, problem = first_look(session, made.todo, known)
         if problem:
             raise problem
+        lasting.require(
+            [file.up for file in made.todo if file.version not in {*adoptable, *known.records}]
+        )
         todo = [file for file in made.todo if file.version not in adoptable]
         steps = [step for file in todo for step in planned(file)]
         in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
@@ -478,6 +481,12 @@ def remarks(file: Migration, steps: Sequence[dict[str, Any]]) -> list[str]:
         f"line {step['line']} destroys {step['destroys']}" for step in steps if step["destroys"]
     ]
     found += [f"line {step['line']} {step['external']}" for step in steps if step["external"]]
+    found += [
+        problem.message
+        for script in (file.up, file.rollback)
+        if script
+        for problem in lasting.refused(script)
+    ]
     return found
 
 
@@ -615,6 +624,7 @@ def force(config: Config, said: Arguments) -> None:
         history.ensure(session)
         file = _to_force(config, files, history.read(session), said.version)
         row = history.row_of(session, file.version)
+        lasting.require([file.up])
         saved = backup.proven(
             lambda: backup.take(session, [file], "force"),
             lambda saved: rehearsal.run(session, saved, [file], row),

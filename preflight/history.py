@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight import __version__, sql, stop, tables, verify
+from preflight import __version__, lasting, sql, stop, tables, verify
 from preflight.errors import (
     Failure,
     HistoryConflict,
@@ -304,7 +304,8 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     """Return the history as it stands under the lock, made or completed where it is missing.
 
     First contact: what is already there is adopted. Raises HistoryConflict, NeedsRepair,
-    VerifyFailed (partial), TargetUnusable (no right to make the tables).
+    VerifyFailed (partial), TargetUnusable (no right to make the tables), FilesInvalid (a file that
+    is to run could not be taken up).
     """
     session.grow_up()
     adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
@@ -319,6 +320,7 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
         file = next((file for file in files if file.version == row.version), None)
         if file is not None:
             require_resumable(file, row)
+    lasting.require([file.up for file in files if file.version not in history.records])
     return history
 
 
@@ -473,8 +475,8 @@ def require_resumable(file: Migration, row: Row) -> None:
             version=file.version,
         )
     before = row.up_sql.encode()
-    old = [statement.text(before) for statement in sql.statements(before)]
-    new = [statement.text(file.up.text) for statement in file.up.statements()]
+    old = [_sent(statement, before) for statement in sql.statements(before)]
+    new = [_sent(statement, file.up.text) for statement in file.up.statements()]
     begun = max(row.statements_done, row.statements_started)
     reason = None
     if not 0 <= row.statements_done <= begun <= len(old):
@@ -483,8 +485,10 @@ def require_resumable(file: Migration, row: Row) -> None:
         reason = "the file runs in a transaction now"
     elif old[:begun] != new[:begun]:
         reason = f"the file's first {begun} statements changed since they ran"
-    elif row.statements_started > row.statements_done and not repeatable(new[begun - 1]):
+    elif row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
         reason = f"what statement {begun} did cannot be read back"
+    elif gone := lasting.before(file.up, row.statements_done):
+        reason = gone
     if reason:
         raise NeedsRepair(
             "migration.needs_repair",
@@ -495,6 +499,12 @@ def require_resumable(file: Migration, row: Row) -> None:
             migration=file.name,
             version=file.version,
         )
+
+
+def _sent(statement: sql.Statement, script: bytes) -> tuple[bytes, bytes]:
+    """Return all that a statement sends: its text, and the rows of a COPY."""
+    first, last = statement.data or (0, 0)
+    return statement.text(script), script[first:last]
 
 
 def repeatable(text: bytes) -> bool:

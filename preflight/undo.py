@@ -15,6 +15,7 @@ import structlog
 from preflight import (
     apply,
     history,
+    lasting,
     migrations,
     plan,
     sql,
@@ -72,7 +73,7 @@ def choose(files: Sequence[Migration], known: History, to: int | None) -> tuple[
             f"there is no version {to}",
             f"Recorded: {', '.join(map(str, reversed(recorded))) or 'none'}; 0 takes all back.",
         )
-    return tuple(version for version in recorded if version > to)
+    return tuple(version for version in recorded if version > to or to == 0)  # also version 000
 
 
 def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int]) -> list[Step]:
@@ -105,6 +106,7 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
         raise FilesInvalid.of("files.no_rollback", unwritten)
     for step in found:
         _begun(step)
+    lasting.require([step.script for step in found if not step.row.undoing])
     structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
     return found
 

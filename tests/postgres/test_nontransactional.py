@@ -513,3 +513,65 @@ def test_procedure_that_commits_by_itself_is_explained(
 
     assert (31, "2D000") == (result.code, error_of(result)["sqlstate"])
     assert "commits by itself" in error_of(result)["hint"]
+
+
+# --- what a resume would miss ---------------------------------------------------------------------
+
+
+def test_edited_rows_of_a_done_copy_are_an_edit(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """32: the statement's text is the same, but new rows in its data would be nowhere."""
+    text = MARK + "CREATE TABLE t (x int);\nCOPY t FROM stdin;\n1\n2\n\\.\nSELECT 1/0;\n"
+    migrations({"001_t.sql": text})
+    assert 31 == run().code
+    migrations({"001_t.sql": text.replace("1\n2\n", "1\n2\n3\n").replace("1/0", "1")})
+
+    assert [32, 32] == [run("check").code, run().code]
+    migrations({"001_t.sql": text.replace("1/0", "1")})
+    assert 0 == run().code
+    assert [1, 2] == database.query("SELECT x FROM t ORDER BY 1")
+
+
+@pytest.mark.parametrize("command", ["up", "plan", "rollback", "force"])
+def test_what_a_resume_would_miss_is_refused_before_anything_runs(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str
+) -> None:
+    """25 before the backup; `lint` warns, and a file that is recorded is not judged by it."""
+    wrong = MARK + "SELECT set_config('search_path', 'app', false);\nCREATE TABLE t (x int);\n"
+    folder = migrations({"001_a.sql": "CREATE TABLE a (x int);"})
+    if command == "rollback":
+        migrations({"001_a_rollback.sql": wrong})
+    elif command == "force":
+        migrations({"001_a.sql": wrong})
+    if command in ("rollback", "force"):
+        assert 0 == run("adopt", "1").code
+        assert 0 == run().code  # recorded: nobody asks
+    else:
+        (folder / "001_a.sql").unlink()
+        migrations({"001_t.sql": wrong})
+
+    result, linted = run(command), run("lint")
+
+    assert (25, 2) == (result.code, result.finished["error"]["line"]), str(result)
+    assert [] == result.event("backup.started")
+    assert [None] == database.query("SELECT to_regclass('t')")
+    assert 0 == linted.code
+    assert "set_config" in str(linted.event("migration.listed")[0]["remarks"])
+
+
+def test_half_done_file_whose_session_held_something_is_not_resumed(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """32 for one that began before such files were refused: the rest would run elsewhere."""
+    text = MARK + "SELECT 1;\nCREATE TABLE t (x int);\nSELECT 1/0;\n"
+    migrations({"001_t.sql": text})
+    assert 31 == run().code
+    held = text.replace("SELECT 1;", "SELECT set_config('search_path', 'app', false);")
+    database.query("UPDATE preflight.migrations SET up_sql = %s", held)
+    migrations({"001_t.sql": held.replace("1/0", "1")})
+
+    result = run()
+
+    assert (32, 32) == (result.code, run("check").code), str(result)
+    assert "set_config" in result.finished["error"]["message"]

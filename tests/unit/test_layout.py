@@ -17,7 +17,7 @@ FILES = {
     if path.is_file()
 }
 
-VALUES = {"migrations", "sql", "plan"}
+VALUES = {"migrations", "sql", "plan", "lasting"}
 HELPERS = {"errors", "stop", "config", "logs", "report"}
 EVERY_STEP = {*VALUES, *HELPERS, "dial", "server"}
 STEPS = {"dial", "server", "lock", "history", "backup", "rehearsal", "apply", "verify"}
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "sql": {"errors"},
     "migrations": {"errors", "sql"},
+    "lasting": {"errors", "sql", "migrations"},
     "plan": {"errors", "sql", "migrations"},
     "report": {"errors", *VALUES},
     "logs": {"errors", "report"},

@@ -1,0 +1,92 @@
+"""What a statement leaves in its session, told from its text."""
+
+import pytest
+
+from preflight import lasting, migrations
+from preflight.errors import FilesInvalid
+
+MARK = "-- preflight: no-transaction\n"
+LEAVES = [
+    "SELECT set_config('a.b', 'c', false)",
+    "WITH x AS (SELECT pg_catalog.set_config('a.b', 'c', false)) SELECT 1 FROM x",
+    "UPDATE pg_settings SET setting = 'x' WHERE name = 'a'",
+    "CREATE TEMP TABLE x (a int)",
+    "CREATE LOCAL TEMPORARY TABLE x AS SELECT 1",
+    "SELECT 1 AS a INTO TEMP y",
+    "EXPLAIN ANALYZE CREATE TEMP TABLE x AS SELECT 1",
+    "CREATE TEMP VIEW v AS SELECT 1",
+    "CREATE TEMP SEQUENCE s",
+    "CREATE TABLE pg_temp.x (a int)",
+    "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE DOMAIN pg_temp.d AS int",
+    "CREATE TYPE pg_temp.x AS (a int)",
+    "CREATE TYPE pg_temp.e AS ENUM ('a')",
+    "SET search_path = pg_temp, app",
+    "PREPARE a AS SELECT 1",
+    "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "LOAD 'x'",
+    "LISTEN a",
+    "DO $$ BEGIN PERFORM set_config('a.b', 'c', false); END $$",
+    "DO $$ BEGIN CREATE TEMP TABLE x (a int); END $$",
+    "DO $$ BEGIN EXECUTE 'create temp table x (a int)'; END $$",
+    "DO $$ BEGIN SET search_path = app; END $$",
+    "DO $$ BEGIN IF true THEN LISTEN a; END IF; END $$",
+    "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN LISTEN a; END $$; SELECT f()",
+]
+GIVES_THE_LOCK_AWAY = ["DISCARD ALL", "SELECT pg_advisory_unlock_all()"]
+LEAVES_NOTHING = [
+    "SET search_path = app",
+    "SET search_path = pg_catalog, pg_temp",
+    "SELECT set_config('a.b', 'c', true)",
+    "SELECT load, set_config FROM t",
+    "-- DISCARD ALL; set_config\nSELECT 'create temp table'",
+    "CREATE TABLE templates (a int)",
+    "CREATE TEMP TABLE x (a int) ON COMMIT DROP",
+    "DO $$ BEGIN SET LOCAL search_path = app; END $$",
+    "DO $$ BEGIN CREATE TEMP TABLE x (a int) ON COMMIT DROP; END $$",
+    "DO $$ BEGIN UPDATE t SET a = 1; END $$",
+    "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS "
+    "$$ BEGIN PERFORM set_config('a.b', 'c', false); END $$",
+    "UPDATE t SET load = 1, listen = 2",
+    "DECLARE c CURSOR FOR SELECT 1",
+    "DISCARD PLANS",
+]
+
+
+def refused(text: str) -> int:
+    """Return how many statements of a file are refused."""
+    return len(lasting.refused(migrations.script("001_a.sql", text.encode())))
+
+
+@pytest.mark.parametrize("statement", LEAVES)
+def test_what_a_resume_cannot_bring_back_is_refused_before_another_statement(
+    statement: str,
+) -> None:
+    """As the last one it does no harm, nor in a transaction, which is run whole or not at all."""
+    assert (1, 0, 0) == (
+        refused(f"{MARK}{statement};\nSELECT 2;"),
+        refused(f"{MARK}{statement};"),
+        refused(f"{statement};\nSELECT 2;"),
+    )
+
+
+@pytest.mark.parametrize("statement", GIVES_THE_LOCK_AWAY)
+def test_statement_that_gives_the_lock_away_is_always_refused(statement: str) -> None:
+    """Also as the last one: another run would come in before this one is recorded."""
+    assert (1, 1) == (refused(f"{MARK}{statement};"), refused(f"{MARK}{statement};\nSELECT 2;"))
+
+
+@pytest.mark.parametrize("statement", LEAVES_NOTHING)
+def test_what_leaves_nothing_is_not_refused(statement: str) -> None:
+    """SET is set again, and a word in a name, a comment or a text is no statement."""
+    assert 0 == refused(f"{MARK}{statement};\nSELECT 2;")
+
+
+def test_refusal_names_every_place() -> None:
+    """All of it at once, with line and column."""
+    script = migrations.script("001_a.sql", f"{MARK}LISTEN a;\n  LOAD 'x';\nSELECT 1;".encode())
+
+    with pytest.raises(FilesInvalid) as raised:
+        lasting.require([script])
+
+    assert [(2, 1), (3, 3)] == [(each.line, each.column) for each in raised.value.problems]
