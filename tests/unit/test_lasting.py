@@ -45,8 +45,10 @@ LEAVES_NOTHING = [
     "DO $$ BEGIN SET LOCAL search_path = app; END $$",
     "DO $$ BEGIN CREATE TEMP TABLE x (a int) ON COMMIT DROP; END $$",
     "DO $$ BEGIN UPDATE t SET a = 1; END $$",
-    "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS "
-    "$$ BEGIN PERFORM set_config('a.b', 'c', false); END $$",
+    (
+        "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql SET search_path = x, pg_temp AS "
+        "$$ BEGIN PERFORM set_config('a.b', 'c', false); END $$"
+    ),
     "UPDATE t SET load = 1, listen = 2",
     "DECLARE c CURSOR FOR SELECT 1",
     "DISCARD PLANS",
