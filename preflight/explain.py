@@ -231,7 +231,7 @@ def _maintenance(kind: str, statement: Any) -> tuple[str, list[Lock]]:  # noqa: 
     if kind == "refresh_mat_view_stmt":
         mode = EXCLUSIVE if statement.concurrent else ACCESS_EXCLUSIVE
         return f"refresh {table}", [Lock(table, mode)]
-    concurrent = any(item.def_elem.defname == "concurrently" for item in statement.params)
+    concurrent = sql.options(statement.params).get("concurrently", False)
     mode = SHARE_UPDATE if concurrent else SHARE  # and ACCESS EXCLUSIVE on each index
     index = statement.kind == 1  # REINDEX_OBJECT_INDEX
     return f"reindex {table or statement.name}", [Lock(table, mode, index)] if table else []

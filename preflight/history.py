@@ -513,6 +513,8 @@ def repeatable(text: bytes) -> bool:
         return True
     node = sql.parsed(text)
     kind = node.WhichOneof("node") if node else None
+    if sql.detached(text):
+        return True
     return kind == "drop_stmt" or (kind == "index_stmt" and not unnamed_index(text))
 
 

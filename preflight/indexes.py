@@ -1,4 +1,4 @@
-"""CONCURRENTLY indexes: what a statement wants, what the catalog has."""
+"""What CONCURRENTLY makes, and leaves: what a statement wants, what the catalog has."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from preflight.server import Session
 
 DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
+DETACHES_CONCURRENTLY = 14  # servers since this one
 SCHEMA = 3  # libpg_query's ReindexObjectType
 
 # the file's own search_path finds the table, so everything else is said in full
@@ -95,7 +96,7 @@ def reindexed(text: bytes) -> Reindex | None:
     if sql.words(text, 1) != ["REINDEX"] or (node := sql.parsed(text)) is None:
         return None
     statement = node.reindex_stmt
-    if "concurrently" not in {item.def_elem.defname for item in statement.params}:
+    if not sql.options(statement.params).get("concurrently", False):
         return None
     if statement.HasField("relation"):
         return Reindex(_quoted(statement.relation.schemaname, statement.relation.relname))
@@ -114,6 +115,18 @@ def left(session: Session, reindex: Reindex) -> list[str]:
 
 def _quoted(*names: str) -> str:
     return ".".join(sql.quoted(name) for name in names if name)
+
+
+def attached(session: Session, table: str, partition: str) -> str | None:
+    """Return whether a partition is `attached` or its detaching `pending`; None when neither."""
+    query = """SELECT CASE WHEN i.inhdetachpending THEN 'pending' ELSE 'attached' END
+ FROM pg_catalog.pg_inherits i
+ WHERE i.inhparent OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)
+ AND i.inhrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)"""
+    if session.facts is None or session.facts.major < DETACHES_CONCURRENTLY:
+        return "attached"  # the server will say that it does not know the statement
+    row = session.execute(query, [table, partition]).fetchone()
+    return row[0] if row else None
 
 
 def find(session: Session, index: Index) -> Found | None:

@@ -314,7 +314,7 @@ def _summed(rewrites: Sequence[Rewrite]) -> list[Rewrite]:
 def _locks_many(does: str, text: bytes) -> bool:
     """Tell whether a statement outside a transaction locks tables that it does not name."""
     if does.startswith("reindex"):
-        return "CONCURRENTLY" not in sql.words(text, 20)
+        return not sql.queues_nobody(text)
     return does.strip() in ("vacuum full", "cluster")
 
 

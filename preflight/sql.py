@@ -69,6 +69,7 @@ NOTABLE = frozenset(
     b" ROLLBACK SAVEPOINT START VACUUM".split()
 )
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
+RESET_ALL = 6  # libpg_query's VariableSetKind
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
 _DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
 _DOUBTFUL_PAIRS = {
@@ -404,6 +405,51 @@ def outside_transaction(text: bytes) -> bool:
     return node is not None and _refused_in_transaction(node)
 
 
+def queues_nobody(text: bytes) -> bool:
+    """Tell whether a statement waits for its locks without anybody queueing behind it.
+
+    These are CREATE INDEX, DROP INDEX and REINDEX with CONCURRENTLY; DETACH PARTITION does not
+    belong to them, whose second half takes ACCESS EXCLUSIVE on the partition.
+    """
+    if words(text, 1) not in (["CREATE"], ["DROP"], ["REINDEX"]):
+        return False
+    node = parsed(text)
+    if node is None:
+        return False
+    if node.WhichOneof("node") == "reindex_stmt":
+        return options(node.reindex_stmt.params).get("concurrently", False)
+    return bool(node.index_stmt.concurrent or node.drop_stmt.concurrent)
+
+
+def detached(text: bytes) -> tuple[str, str] | None:
+    """Return the table and the partition, quoted, of a DETACH PARTITION CONCURRENTLY."""
+    if words(text, 2) != ["ALTER", "TABLE"] or b"concurrently" not in text.lower():
+        return None
+    node = parsed(text)
+    if node is None:
+        return None
+    for item in node.alter_table_stmt.cmds:
+        command = getattr(item.alter_table_cmd, "def")
+        if command.WhichOneof("node") == "partition_cmd" and command.partition_cmd.concurrent:
+            part, table = command.partition_cmd.name, node.alter_table_stmt.relation
+            return _path(table.schemaname, table.relname), _path(part.schemaname, part.relname)
+    return None
+
+
+def _path(*names: str) -> str:
+    return ".".join(quoted(name) for name in names if name)
+
+
+def sets_lock_timeout(text: bytes) -> bool:
+    """Tell whether a SET or RESET changes lock_timeout for the rest of the session."""
+    node = parsed(text)
+    if node is None or node.WhichOneof("node") != "variable_set_stmt":
+        return False
+    said = node.variable_set_stmt
+    everything = said.kind == RESET_ALL
+    return everything or (said.name.lower() == "lock_timeout" and not said.is_local)
+
+
 def parsed(text: bytes) -> Node | None:
     """Return what PostgreSQL's parser makes of one statement.
 
@@ -477,7 +523,7 @@ def _refused_in_transaction(node: Node) -> bool:  # noqa: C901, PLR0911 -- one l
             return bool(node.discard_stmt.target == 1)  # DISCARD_ALL
         case "reindex_stmt":
             whole = node.reindex_stmt.kind in (3, 4, 5)  # SCHEMA, SYSTEM, DATABASE
-            return whole or _options(node.reindex_stmt.params).get("concurrently", False)
+            return whole or options(node.reindex_stmt.params).get("concurrently", False)
         case "alter_table_stmt":
             commands = [item.alter_table_cmd for item in node.alter_table_stmt.cmds]
             return any(
@@ -486,12 +532,12 @@ def _refused_in_transaction(node: Node) -> bool:  # noqa: C901, PLR0911 -- one l
                 if getattr(command, "def").WhichOneof("node") == "partition_cmd"
             )
         case "alter_database_stmt":
-            return "tablespace" in _options(node.alter_database_stmt.options)
+            return "tablespace" in options(node.alter_database_stmt.options)
         case "create_subscription_stmt":
-            said = _options(node.create_subscription_stmt.options)
+            said = options(node.create_subscription_stmt.options)
             return said.get("connect", True) and said.get("create_slot", True)
         case "alter_subscription_stmt":  # SET, ADD, DROP PUBLICATION and REFRESH
-            said = _options(node.alter_subscription_stmt.options)
+            said = options(node.alter_subscription_stmt.options)
             return node.alter_subscription_stmt.kind in range(3, 7) and said.get("refresh", True)
         case _:
             return kind in (
@@ -503,11 +549,18 @@ def _refused_in_transaction(node: Node) -> bool:  # noqa: C901, PLR0911 -- one l
             )
 
 
-def _options(items: Iterable[Node]) -> dict[str, bool]:
+def options(items: Iterable[Node]) -> dict[str, bool]:
     """Return the names of a statement's options and whether each is switched on."""
     said = {item.def_elem.defname: item.def_elem.arg for item in items}
-    return {
-        name: str(argument.string.sval).lower() not in ("false", "off", "0")
-        and not (argument.WhichOneof("node") == "boolean" and not argument.boolean.boolval)
-        for name, argument in said.items()
-    }
+    return {name: _is_on(argument) for name, argument in said.items()}
+
+
+def _is_on(argument: Node) -> bool:
+    """Read an option's value as the server does: nothing said is on."""
+    match argument.WhichOneof("node"):
+        case "boolean":
+            return bool(argument.boolean.boolval)
+        case "integer":
+            return bool(argument.integer.ival)
+        case _:
+            return str(argument.string.sval).lower() not in ("false", "off")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -59,7 +58,7 @@ def execute(session: Session, script: Script, statement: sql.Statement, text: by
                 while at < end:
                     copy.write(view[at : min(at + COPY_CHUNK, end)])
                     at += COPY_CHUNK
-        elif _copies_out(head(script, statement)):
+        elif _copies_out(text):
             with cursor.copy(text) as copy:
                 for _ in copy:
                     pass
@@ -82,10 +81,8 @@ def _may_return_rows(beginning: bytes, text: bytes) -> bool:
     )
 
 
-def _copies_out(beginning: bytes) -> bool:
-    if sql.words(beginning, 1) != ["COPY"]:
-        return False
-    return ("TO", "STDOUT") in pairwise(sql.words(beginning, 200))
+def _copies_out(text: bytes) -> bool:
+    return sql.words(text, 1) == ["COPY"] and sql.copies(text, "TO")
 
 
 def prepare(session: Session, script: Script, how: str) -> None:

@@ -6,10 +6,9 @@ before and read back after, so that a run that was killed can be taken up where 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -89,13 +88,14 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
         if number > done:
             seen.begin(number)
             if sql.outside_transaction(statement.text(migration.up.text)):
-                step.outside(begun_before=started >= number, patient=patient)
+                step.patient = patient and sql.queues_nobody(text)
+                step.outside(begun_before=started >= number)
             else:
                 step.inside()
             stop.stays = _stays(migration, number)
         elif step.sets:
             step.run()  # what a done statement set went with its session
-        patient = patient and not (step.sets and "LOCK_TIMEOUT" in step.said)
+        patient = patient and not (step.sets and sql.sets_lock_timeout(text))
     return number
 
 
@@ -148,7 +148,8 @@ class _Step:
     ) -> None:
         self.session, self.migration = session, migration
         self.statement, self.text, self.number = statement, text, number
-        self.said = sql.words(statements.head(migration.up, statement), 5)
+        self.said = sql.words(statements.head(migration.up, statement), 2)
+        self.patient = False  # may wait for its locks as long as it takes
 
     @property
     def sets(self) -> bool:
@@ -193,10 +194,12 @@ class _Step:
                 self.session.execute("SET CONSTRAINTS ALL IMMEDIATE")
             self.mark(done=self.number, started=self.number)
 
-    def outside(self, *, begun_before: bool, patient: bool) -> None:
+    def outside(self, *, begun_before: bool) -> None:
         """Run it outside any transaction: marked before, read back after."""
         index = indexes.wanted(self.text)
         reindex = indexes.reindexed(self.text)
+        if self._detached(begun_before=begun_before):
+            return
         before = self.number - 1
         begun_already = self.number if begun_before else before
         with marked(self.session, self.migration, before, lambda: begun_already):
@@ -211,7 +214,7 @@ class _Step:
         begun = partial(self._begun, index, reindex)
         with marked(self.session, self.migration, before, begun):
             try:
-                with self._patience() if patient else nullcontext():
+                with self._patience():
                     self.run()
             except MigrationPartial as failure:
                 raise self._explained(index, reindex, failure) from failure
@@ -222,8 +225,8 @@ class _Step:
 
     @contextmanager
     def _patience(self) -> Iterator[None]:
-        """Let CONCURRENTLY, which queues nobody, wait for its locks as long as it takes."""
-        if not re.search(rb"(?i)\bconcurrently\b", self.text):
+        """Let what queues nobody wait for its locks as long as it takes."""
+        if not self.patient:
             yield
             return
         self.session.execute("SET lock_timeout = 0")
@@ -233,6 +236,37 @@ class _Step:
             if not self.session.lost:
                 lock_ms, _ = statements.timeouts(self.session, self.migration.up)
                 self.session.execute(f"SET lock_timeout = {lock_ms}")
+
+    def _detached(self, *, begun_before: bool) -> bool:
+        """Finish a DETACH CONCURRENTLY that an earlier run left half done; return whether it is."""
+        names = sql.detached(self.text)
+        state = indexes.attached(self.session, *names) if names else "attached"
+        if state == "attached" or (state is None and not begun_before):
+            return False
+        with (
+            marked(self.session, self.migration, self.number - 1, lambda: self.number),
+            history.transaction(self.session),
+        ):
+            if state == "pending":
+                try:
+                    with self._located():
+                        self.session.execute(_finalize(self.text))
+                except MigrationPartial as failure:
+                    raise self._explained_detach(failure) from failure
+            self.mark(done=self.number, started=self.number)
+        return True
+
+    def _is_pending(self) -> bool:
+        names = sql.detached(self.text)
+        return names is not None and indexes.attached(self.session, *names) == "pending"
+
+    def _explained_detach(self, failure: MigrationPartial) -> MigrationPartial:
+        said = _finalize(self.text)
+        told = failure.problem.data() | {
+            "message": f"{failure}; the partition is left with its detaching pending",
+            "hint": f"End what is in its way and run again: `{said}` finishes it then.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
 
     def _settle(self, index: indexes.Index, *, begun_before: bool) -> bool:
         """Read back what an earlier run left; return whether nothing is left to do."""
@@ -280,6 +314,8 @@ class _Step:
             return self.number
         if reindex is not None:
             return self.number if indexes.left(self.session, reindex) else self.number - 1
+        if self._is_pending():
+            return self.number
         if index is None:  # an index without a name cannot be looked for
             return self.number if history.unnamed_index(self.text) else self.number - 1
         found = indexes.find(self.session, index)
@@ -294,6 +330,8 @@ class _Step:
         """Add to a failure what it left behind."""
         if reindex is not None and not self.session.lost:
             return self._explained_reindex(reindex, failure)
+        if not self.session.lost and self._is_pending():
+            return self._explained_detach(failure)
         found = None if index is None or self.session.lost else indexes.find(self.session, index)
         if found is None or found.valid:
             return failure
@@ -346,3 +384,9 @@ class _Step:
             line=line,
             column=column,
         )
+
+
+def _finalize(text: bytes) -> str:
+    """Return what finishes a DETACH PARTITION CONCURRENTLY whose second half did not come."""
+    table, partition = sql.detached(text) or ("", "")
+    return f"ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE"

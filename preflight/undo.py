@@ -310,7 +310,7 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
     if step.migration.verify is None:
         return
     try:
-        checks = verify.run(session, step.migration.verify)
+        checks = verify.run(session, step.migration.verify, step.script)
     except VerifyFailed as failure:
         raise outcome(failure.code, **failure.problem.data() | _named(step)) from failure
     left = [check for check in checks if check.effect and check.ok]

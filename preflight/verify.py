@@ -33,15 +33,17 @@ class Check:
     effect: bool = True
 
 
-def run(session: Session, script: Script) -> tuple[Check, ...]:
+def run(session: Session, script: Script, after: Script | None = None) -> tuple[Check, ...]:
     """Return every check of a verify file; call inside a transaction, which it leaves as it was.
 
+    The timeouts are those of the file that it is asked `after`, whose locks are still held.
     Raises VerifyFailed for an error that means neither "not there" nor "not now".
     """
     # without the savepoint the read-only mode could not be undone
-    session.execute(
-        "SAVEPOINT preflight_verify; SET LOCAL search_path TO DEFAULT; SET TRANSACTION READ ONLY"
-    )
+    from preflight import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
+
+    session.execute("SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY")
+    statements.prepare(session, after or script, "SET LOCAL")
     checks: list[Check] = []
     for statement in script.statements():
         checks += _checks(session, script, statement)
@@ -126,7 +128,7 @@ def require(session: Session, migration: Migration, outcome: Callable[..., Failu
     if migration.verify is None:
         return
     try:
-        checks = run(session, migration.verify)
+        checks = run(session, migration.verify, migration.up)
     except VerifyFailed as failure:
         named = {"migration": migration.name, "version": migration.version}
         raise outcome(failure.code, **failure.problem.data() | named) from failure

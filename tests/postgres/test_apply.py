@@ -464,6 +464,36 @@ def test_directives_set_the_timeouts_of_their_file(
     assert [("1500ms", "90s")] == database.query("TABLE b")
 
 
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+@pytest.mark.parametrize("limit", ["directive", "variable"])
+def test_verify_file_obeys_the_timeouts_of_its_file(
+    run: Run, migrations: WriteMigrations, mark: str, limit: str
+) -> None:
+    """It runs while the file's locks are held; a rollback's verify file, too."""
+    said = "-- preflight: statement-timeout 50ms\n" if limit == "directive" else ""
+    env = {} if said else {"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.05"}
+    env |= {"PREFLIGHT_REHEARSE": "off"}
+    check = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('a') IS NOT NULL AS ok"
+    slow = {"001_a_verify.sql": f"{check} FROM pg_sleep(60);"}
+    migrations(
+        {
+            "001_a.sql": f"{mark}{said}CREATE TABLE a ();",
+            "001_a_rollback.sql": f"{mark}{said}DROP TABLE a;",
+        }
+        | slow
+    )
+    forward = run(env=env)
+    migrations({"001_a_verify.sql": f"{check};"})
+    assert 0 == run(env=env).code
+    migrations(slow)
+    back = run("rollback", env=env)
+
+    code = 31 if mark else 30
+    assert [(code, "57014")] * 2 == [
+        (each.code, each.finished["error"].get("sqlstate")) for each in (forward, back)
+    ], f"{forward}{back}"
+
+
 def test_prepared_transaction_in_the_way_is_named(
     start_server: StartServer,
     create_database: CreateDatabase,

@@ -393,6 +393,54 @@ def test_concurrently_obeys_the_lock_timeout_of_its_file(
 
 
 @pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "-- VACUUM FULL cannot run concurrently with anything\nVACUUM FULL t;",
+        "REINDEX (CONCURRENTLY off) SCHEMA public;",
+        'CREATE TABLE "concurrently" (a int); CLUSTER t USING t_b;',
+    ],
+)
+def test_statement_that_queues_readers_obeys_the_lock_timeout(
+    run: Run, database: servers.Database, migrations: WriteMigrations, statement: str
+) -> None:
+    """Whatever words stand in it or around it."""
+    database.script("CREATE INDEX t_b ON t (a)")
+    migrations({"001_a.sql": MARK + statement})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; SELECT * FROM t; INSERT INTO t VALUES (3)")
+        failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+
+    assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
+
+
+def test_partition_that_is_half_detached_is_named_and_finished(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its second half queues readers, so it obeys the lock timeout; the next run finishes it."""
+    database.script(
+        "CREATE TABLE p (a int) PARTITION BY LIST (a); CREATE TABLE p1 PARTITION OF p FOR VALUES "
+        "IN (1); CREATE TABLE p2 PARTITION OF p FOR VALUES IN (2)"
+    )
+    migrations({"001_a.sql": MARK + "ALTER TABLE p DETACH PARTITION p1 CONCURRENTLY;"})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; SELECT * FROM p1")
+        failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        again = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        blocker.execute("COMMIT")
+    pending = database.query("SELECT inhdetachpending FROM pg_inherits ORDER BY 1")
+    finished = run()
+
+    for each in (failed, again):
+        assert (31, "55P03") == (each.code, error_of(each)["sqlstate"]), str(each)
+        assert "FINALIZE" in error_of(each)["hint"]
+        assert "pending" in error_of(each)["message"]
+    assert [False, True] == pending
+    assert 0 == finished.code, str(finished)
+    assert ["p2"] == database.query("SELECT inhrelid::regclass::text FROM pg_inherits")
+
+
+@pytest.mark.usefixtures("table")
 def test_file_that_drops_the_history_fails_clearly(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "statements": EVERY_STEP,
     "steps": {*EVERY_STEP, "history", "verify", "statements", "indexes", "watch"},
     "apply": {*EVERY_STEP, "history", "verify", "statements", "steps", "watch"},
-    "verify": EVERY_STEP,
+    "verify": {*EVERY_STEP, "statements"},
     "indexes": EVERY_STEP,
     "watch": EVERY_STEP,
     "explain": {"errors", "sql"},

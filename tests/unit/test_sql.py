@@ -302,3 +302,48 @@ def test_what_ends_the_parser_ends_only_the_look(what: str, times: int) -> None:
 
     assert None is sql.parsed(text)
     assert "select" in explain.effect(text).does
+
+
+@pytest.mark.parametrize(
+    ("text", "queues_nobody"),
+    [
+        ("CREATE INDEX CONCURRENTLY i ON t (a)", True),
+        ("create unique index /* now */ concurrently i ON t (a)", True),
+        ("DROP INDEX CONCURRENTLY i", True),
+        ("REINDEX (VERBOSE, CONCURRENTLY) TABLE t", True),
+        ("REINDEX (CONCURRENTLY off) TABLE CONCURRENTLY t", True),
+        ("REINDEX SCHEMA CONCURRENTLY s", True),
+        ("REINDEX (CONCURRENTLY off) SCHEMA s", False),
+        ("REINDEX (CONCURRENTLY 0) SCHEMA s", False),
+        ("REINDEX (CONCURRENTLY 'false') SCHEMA s", False),
+        ("REINDEX /* not CONCURRENTLY */ DATABASE d", False),
+        ("REINDEX TABLE concurrently.t", False),
+        ("DROP INDEX \"concurrently\"", False),
+        ("CREATE INDEX i ON t (a) WHERE b = 'concurrently'", False),
+        ("-- not concurrently\nVACUUM FULL t", False),
+        ("VACUUM FULL concurrently", False),
+        ("DO $$BEGIN /* concurrently */ END$$", False),
+        ("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", False),
+        ("REFRESH MATERIALIZED VIEW CONCURRENTLY m", False),
+        ("CREATE INDEX CONCURRENTLY i ON t (a) WITHOUT GRAMMAR OF TODAY", False),
+    ],
+)
+def test_word_in_the_text_decides_nothing(text: str, queues_nobody: bool) -> None:  # noqa: FBT001
+    """Only what PostgreSQL's parser calls CONCURRENTLY may wait for its locks without end."""
+    assert queues_nobody == sql.queues_nobody(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "sets"),
+    [
+        ("SET lock_timeout = 0", True),
+        ('SET SESSION "lock_timeout" TO DEFAULT', True),
+        ("RESET lock_timeout", True),
+        ("RESET ALL", True),
+        ("SET LOCAL lock_timeout = 0", False),
+        ("SET search_path = lock_timeout", False),
+    ],
+)
+def test_file_that_sets_lock_timeout_is_known_by_its_grammar(text: str, sets: bool) -> None:  # noqa: FBT001
+    """Quoted it is the same setting, and as a value it is none."""
+    assert sets == sql.sets_lock_timeout(text.encode())
