@@ -17,6 +17,7 @@ from preflight.errors import (
     Failure,
     LockBusy,
     MigrationFailed,
+    MigrationPartial,
     NotReady,
     PlanChanged,
     Problem,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 NOTICES = 20  # a file; a loop may raise 100,000
 READ_BACK_S = 30.0
+# idle in transaction, transaction_timeout, idle session
+_OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
 
 
 def forward(
@@ -66,6 +69,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     recorded: Callable[[Row | None], bool],
     event: str,
     note: str | None = None,
+    script: Script | None = None,
 ) -> bool:
     """Run a migration's file, watched; log how it went and keep the failure in the journal.
 
@@ -74,18 +78,19 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     """
     log = structlog.get_logger()
     named = _named(migration)
+    script = script or migration.up
     said = {"note": note} if note else {}
     began = time.monotonic()
     _clean(session)  # before, not after: a signal after the last COMMIT comes too late to matter
-    log.info("migration.started", **named, transactional=migration.up.transactional)
+    log.info("migration.started", **named, transactional=script.transactional)
     try:
         with watch.over(session, migration) as seen, _Notices(session, migration):
             count = once(seen)
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         if not session.lost:
             raise
         if not _read_back(session, migration, recorded):
-            failure = _lost(migration, error)
+            failure = _lost(migration, script, error)
             _record_failure(session, migration, failure)
             raise failure from error
         stop.stays = None
@@ -118,12 +123,15 @@ def _clean(session: Session) -> None:
 def patiently(
     session: Session, migration: Migration, seen: watch.Watch, transaction: Callable[[], int]
 ) -> int:
-    """Run a file's transaction, again while somebody is in the way; return the statements."""
+    """Run a file's transaction, again while somebody is in the way; return the statements.
+
+    One with an effect beyond the database is not run again: that would not be rolled back.
+    """
     from tenacity import Retrying, retry_if_exception, wait_random_exponential  # noqa: PLC0415
 
     deadline = time.monotonic() + session.config.lock_retry_s
     retrying = Retrying(
-        retry=retry_if_exception(_passing),
+        retry=retry_if_exception(lambda error: _passing(error) and not _beyond(migration.up)),
         wait=wait_random_exponential(0.1, max=5, min=0.1),
         stop=lambda _: time.monotonic() >= deadline,
         sleep=stop.sleep,
@@ -135,16 +143,29 @@ def patiently(
     except psycopg.Error as error:
         if session.lost or not _passing(error):
             raise
+        beyond = _beyond(migration.up)
         raise DatabaseBusy(
             "database.busy",
-            f"{migration.name}: {error.diag.message_primary or error} after all retries; "
+            f"{migration.name}: {error.diag.message_primary or error}"
+            f"{'' if beyond else ' after all retries'}; "
             f"blocked by {watch.named(seen.blockers(error.sqlstate))}",
-            "It was rolled back. Run again at a quieter time, end the blocker, or raise "
+            f"It was rolled back but not tried again, for it {beyond}. Put that into a file of its "
+            "own, and run again at a quieter time."
+            if beyond
+            else "It was rolled back. Run again at a quieter time, end the blocker, or raise "
             "PREFLIGHT_LOCK_RETRY_S.",
             migration=migration.name,
             version=migration.version,
             sqlstate=error.sqlstate,
         ) from error
+
+
+def _beyond(script: Script) -> str | None:
+    """Return the first effect beyond the database of a file that met somebody in its way."""
+    from preflight import reach  # noqa: PLC0415 -- only then
+
+    reached = (reach.beyond(text, ()) for _, text in statements.each(script))
+    return next((found.words for found in reached if found), None)
 
 
 def _passing(error: BaseException) -> bool:
@@ -303,7 +324,17 @@ def _read_back(
     return recorded(row)
 
 
-def _lost(migration: Migration, error: psycopg.Error) -> ConnectionLost:
+def _lost(migration: Migration, script: Script, error: psycopg.Error) -> Failure:
+    """Return the failure for a session that ended: by a timeout of the file's own, or 13."""
+    if error.sqlstate in _OWN_TIMEOUTS:  # ours are off, so the file or its functions set one
+        outcome = MigrationFailed if script.transactional else MigrationPartial
+        return outcome(
+            "migration.timed_out",
+            f"{migration.name}: {error.diag.message_primary or error}",
+            "The file sets a timeout that ends its session: remove it, or let it do less at once.",
+            sqlstate=error.sqlstate,
+            **_named(migration),
+        )
     failure = server.lost(error)
     return ConnectionLost(
         failure.code,

@@ -493,7 +493,7 @@ def remarks(file: Migration, steps: Sequence[dict[str, Any]]) -> list[str]:
 def wait(config: Config, said: Arguments) -> None:
     """Wait for the server; with `schema`, until the migrations are applied. Raises Pending."""
     if not said.schema:
-        with server.connect(config):
+        with server.connect(config, asked=True):
             return
     files = migrations.load(config.migrations_dir) if said.version is None else ()
     with server.connect(config) as session:
@@ -710,6 +710,7 @@ def take_backup(config: Config, _said: Arguments) -> None:
 
     with server.connect(dataclasses.replace(config, backup="required")) as session:
         session.learn(session.ask(f"SELECT {server.FACTS}")[0])  # whatever the history is like
+        server.require_direct(session)  # a standby can be backed up
         lock.acquire(session)
         backup.proven(
             lambda: backup.take(session, (), "backup"),

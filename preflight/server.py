@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -61,9 +63,14 @@ _SETTINGS = {
     "standard_conforming_strings": "on",
     "client_min_messages": "notice",
     "quote_all_identifiers": "off",
+}
+# how soon the server notices that we are gone: a vanished node holds no lock for longer, neither
+# idle (keepalives) nor with an answer on its way into nothing (tcp_user_timeout)
+_GONE = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "15000",
 }
 KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waited for for two hours
     "keepalives_idle": "10",
@@ -85,6 +92,7 @@ _SINCE = {  # settings that older servers do not know
     17: {"transaction_timeout": "0"},
 }
 IDLE = pq.TransactionStatus.IDLE
+ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
 Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
 Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
@@ -125,6 +133,9 @@ class Session:
         self.copy = False  # a restored copy's history was looked at where it comes from
         self._options = True
         self._grown_up = False
+        self._at_work = False  # a lock may be held: from now on patience has no end
+        self._silent = False
+        self._refused: set[str] = set()
 
     def open(self) -> None:
         """Connect, waiting until the deadline; raises 10, 20, 21 or 22 as the last attempt says."""
@@ -157,18 +168,16 @@ class Session:
         }
         target = KEEPALIVE | target
         if self._options:
-            said = " ".join(
-                f"-c {name}={value.replace(' ', _SPACE)}" for name, value in self._ours().items()
-            )
-            target["options"] = f"{target.get('options', '')} {said}".strip()
+            target |= _options(target, self._ours() | _GONE)
         try:
             self.connection = dial.connect(target, self.deadline - time.monotonic())
         except Refused as refused:
-            if refused.kind != "options" or not self._options:
+            refused_one = refused.kind == "config" and refused.sqlstate is not None
+            if not (refused.kind == "options" or refused_one) or not self._options:
                 raise
-            self._options = False  # an older PgBouncer: good enough to read through
-            self._attempt()
-        self._grown_up = False
+            self._options = False  # an older PgBouncer, good enough to read through; or a server
+            self._attempt()  # that refuses one of them: each is set on its own before work
+        self._grown_up = self._at_work = self._silent = False
 
     def close(self) -> None:
         """End the session; the lock goes with it."""
@@ -185,13 +194,17 @@ class Session:
 
     def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
         """Run one statement; a stop request cancels it."""
-        with stop.allowed():
+        with self._bounded(), stop.allowed():
             return self.connection.execute(query, parameters)
 
     def rows(self, script: str) -> list[dict[str, Any]]:
         """Run statements in one round trip; return the rows of the last one that has any."""
         rows: list[dict[str, Any]] = []
-        with stop.allowed(), self.connection.cursor(row_factory=dict_row) as cursor:
+        with (
+            self._bounded(),
+            stop.allowed(),
+            self.connection.cursor(row_factory=dict_row) as cursor,
+        ):
             cursor.execute(script.encode())
             while True:
                 if cursor.description is not None:
@@ -223,11 +236,56 @@ class Session:
         while True:
             try:
                 return look()
-            except psycopg.OperationalError:
-                if not self.lost or time.monotonic() >= self.deadline:
+            except psycopg.OperationalError as error:
+                if not self.lost or (self._at_work and time.monotonic() >= self.deadline):
+                    raise
+                if time.monotonic() >= self.deadline:
+                    raise self._unanswered(error) from error
+            except NotReady:
+                if time.monotonic() >= self.deadline:
                     raise
             stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret
             self.reopen()
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Hang up on a server that does not answer a look in time; raises NotReady.
+
+        Work is not bounded: there a lost connection is a lost lock.
+        """
+        if self._at_work:
+            yield
+            return
+        least, most = (self.config.lock_timeout_ms / 1000 + each for each in ANSWER_S)
+        within_s = max(least, min(most, self.deadline - time.monotonic()))
+        timer = threading.Timer(within_s, self._hang_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except psycopg.Error as error:
+            if self._silent:
+                raise self._unanswered(error) from error
+            raise
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError, psycopg.Error):  # it was closed meanwhile
+            connection = socket.socket(fileno=os.dup(self.connection.pgconn.socket))
+            self._silent = True
+            connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _unanswered(self, error: psycopg.Error) -> NotReady:
+        where = f"{self.target.get('host', 'the default host')}:{self.target.get('port', '5432')}"
+        said = "it did not answer in time" if self._silent else str(lost(error))
+        return NotReady(
+            "server.not_ready",
+            f"{where} lets us in, but was not usable: {said}",
+            "Is the database behind it running? Then run again.",
+            sqlstate=error.sqlstate,
+        )
 
     @property
     def lost(self) -> bool:
@@ -254,12 +312,29 @@ class Session:
         """Set what only newer servers know; call before work, not before a look."""
         if self._grown_up or self.facts is None:
             return
-        settings = {} if self._options else self._ours()
+        needed = {} if self._options else self._ours()
+        said = [f"SET {name} = '{value}'" for name, value in needed.items()]
+        wanted = {} if self._options else dict(_GONE)
         for since, newer in _SINCE.items():
-            settings |= newer if self.facts.major >= since else {}
-        said = [f"SET {name} = '{value}'" for name, value in settings.items()]
+            wanted |= newer if self.facts.major >= since else {}
         self.execute("; ".join([f"SET {PATH}", *said]))
-        self._grown_up = True
+        self._ask_for({name: wanted[name] for name in wanted.keys() - self._refused})
+        self._grown_up = self._at_work = True
+
+    def _ask_for(self, settings: Mapping[str, str]) -> None:
+        """Set what is good to have and no server must grant (Windows, forks, older ones)."""
+        said = [f"SET {name} = '{value}'" for name, value in sorted(settings.items())]
+        try:
+            if said:
+                self.execute("; ".join(said))
+        except psycopg.Error:
+            if self.lost:
+                raise
+            if len(said) == 1:
+                self._refused |= settings.keys()
+                return
+            for name, value in settings.items():
+                self._ask_for({name: value})
 
     def _ours(self) -> dict[str, str]:
         return _SETTINGS | {"lock_timeout": str(self.config.lock_timeout_ms)}
@@ -284,7 +359,14 @@ class Session:
             kept.pop("passfile", None)  # it would be read instead of ours
         if info.hostaddr and not info.host.startswith("/"):
             here["hostaddr"] = info.hostaddr
-        return KEEPALIVE | kept | {name: value for name, value in here.items() if value}
+        here = {name: value for name, value in here.items() if value}
+        return KEEPALIVE | kept | here | (_options(kept, _GONE) if self._options else {})
+
+
+def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq's `options` with settings of ours behind those that were said."""
+    said = [f"-c {name}={value.replace(' ', _SPACE)}" for name, value in settings.items()]
+    return {"options": " ".join([target.get("options", ""), *said]).strip()}
 
 
 @contextmanager
@@ -300,10 +382,15 @@ def beside(session: Session, database: str | None = None) -> Iterator[Session]:
 
 
 @contextmanager
-def connect(config: Config) -> Iterator[Session]:
-    """Wait for the server and yield a session on the target database."""
+def connect(config: Config, *, asked: bool = False) -> Iterator[Session]:
+    """Wait for the server and yield a session on the target database.
+
+    `asked`: until it has answered a question, too; a pooler lets us in without any server.
+    """
     began = time.monotonic()
     with _opened(Session(config)) as session:
+        if asked:
+            session.learn(session.ask(f"SELECT {FACTS}")[0])
         waited_s = round(time.monotonic() - began, 3)
         structlog.get_logger().info("server.ready", attempts=session.attempts, waited_s=waited_s)
         yield session
@@ -344,25 +431,31 @@ def lost(error: psycopg.Error) -> ConnectionLost:
     )
 
 
+def require_direct(session: Session) -> None:
+    """Refuse a pooler, behind which no lock holds, and a server that is too old: TargetUnusable."""
+    facts = session.facts
+    if facts is not None and facts.pooler:
+        raise TargetUnusable(
+            "target.pooler",
+            "a connection pooler stands between us and the server: locks and session settings "
+            "would not hold",
+            "Connect to PostgreSQL directly for migrations (the app may keep the pooler).",
+        )
+    if facts is not None and facts.major < OLDEST:
+        raise TargetUnusable(
+            "target.version",
+            f"PostgreSQL {facts.major} is not supported",
+            f"Supported: {OLDEST} to {NEWEST}.",
+        )
+
+
 def require_writable(session: Session) -> None:
     """Wait for a writable primary; a pooler is refused at once. Raises TargetUnusable."""
     log = structlog.get_logger()
     waited = False
     while session.facts is not None:
         facts = session.facts
-        if facts.pooler:
-            raise TargetUnusable(
-                "target.pooler",
-                "a connection pooler stands between us and the server: locks and session settings "
-                "would not hold",
-                "Connect to PostgreSQL directly for migrations (the app may keep the pooler).",
-            )
-        if facts.major < OLDEST:
-            raise TargetUnusable(
-                "target.version",
-                f"PostgreSQL {facts.major} is not supported",
-                f"Supported: {OLDEST} to {NEWEST}.",
-            )
+        require_direct(session)
         if not (facts.standby or facts.read_only):
             break
         what = "a standby" if facts.standby else "read-only"

@@ -245,7 +245,7 @@ def back(session: Session, step: Step, backup: str | None) -> bool:
         if not step.script.transactional:
             return _step_by_step(session, step, backup, seen, began)
         return apply.patiently(
-            session, step.migration, seen, lambda: _transaction(session, step, backup, seen, began)
+            session, step.undo, seen, lambda: _transaction(session, step, backup, seen, began)
         )
 
     return apply.guarded(
@@ -255,6 +255,7 @@ def back(session: Session, step: Step, backup: str | None) -> bool:
         lambda row: row is None,
         "migration.rolled_back",
         note="an image that has this migration applies it again at its next start",
+        script=step.script,
     )
 
 

@@ -6,6 +6,8 @@ change it, drop it, or cut the connection.
 
 import contextlib
 import copy
+import ctypes
+import fcntl
 import itertools
 import shutil
 import signal
@@ -15,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tests import servers
 
@@ -332,3 +335,52 @@ def make_standby(primary: servers.Server, standby: servers.Server) -> None:
         shutil.chown(each, standby.home.stat().st_uid, standby.home.stat().st_gid)
     standby.configure(port=standby.port)
     standby.start()
+
+
+_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+_GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 0x1  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP
+
+
+class Island:
+    """A network of this thread's own: what it starts meanwhile is in it, and cut off with it."""
+
+    def __init__(self) -> None:
+        """Look for its only device from inside."""
+        self._device = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def connect(self) -> None:
+        """Let packets pass."""
+        self._set(up=True)
+
+    def cut(self) -> None:
+        """Drop every packet from now on: nobody hears of it, not even that a socket was closed."""
+        self._set(up=False)
+
+    def close(self) -> None:
+        """Forget it."""
+        self._device.close()
+
+    def _set(self, *, up: bool) -> None:
+        asked = struct.pack("16sh14x", b"lo", 0)
+        (flags,) = struct.unpack("16xh14x", fcntl.ioctl(self._device, _GET_FLAGS, asked))
+        flags = flags | _UP if up else flags & ~_UP
+        fcntl.ioctl(self._device, _SET_FLAGS, struct.pack("16sh14x", b"lo", flags))
+
+
+@contextlib.contextmanager
+def island() -> Iterator[Island]:
+    """Leave the machine's network for one without any other machine; needs root.
+
+    A server in it is reached from outside through its Unix socket.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open("rb") as home:
+        if libc.unshare(_NEW_NETWORK) != 0:
+            raise OSError(ctypes.get_errno(), "a network of one's own needs root")
+        made = Island()
+        try:
+            made.connect()
+            yield made
+        finally:
+            made.close()
+            libc.setns(home.fileno(), _NEW_NETWORK)

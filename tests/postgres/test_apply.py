@@ -419,6 +419,50 @@ def test_exhausted_retries_name_the_blocker(
     assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
 
 
+def test_effect_beyond_the_database_is_not_repeated(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """12 at once: what a program was told cannot be rolled back; a rollback file, too."""
+    out = "COPY (SELECT 1) TO PROGRAM 'cat >/dev/null';"
+    migrations({"001_a.sql": "CREATE TABLE t ();", "001_a_rollback.sql": f"{out} DROP TABLE t;"})
+    assert 0 == run().code
+    migrations({"002_b.sql": f"{out} ALTER TABLE t ADD COLUMN b int;"})
+    env = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "600"}
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; TABLE t")
+        results = [run(env=env), run("rollback", env=env)]
+
+    for result in results:
+        assert (12, "55P03") == (result.code, error_of(result)["sqlstate"]), str(result)
+        assert "not tried again" in error_of(result)["hint"]
+        assert [] == result.event("migration.retried")
+
+
+@pytest.mark.parametrize(
+    ("setting", "mark", "code"),
+    [
+        ("transaction_timeout", "", 30),
+        ("transaction_timeout", "-- preflight: no-transaction\n", 31),
+    ],
+)
+def test_file_that_ends_its_own_session_failed(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    setting: str,
+    mark: str,
+    code: int,
+) -> None:
+    """Run again would be wrong advice: it is told and kept like any other failure of a file."""
+    wait = "SELECT pg_sleep(60);"
+    migrations({"001_a.sql": f"{mark}SET {setting} = '300ms'; {wait}"})
+    result = run(env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert (code, "migration.timed_out") == (result.code, error_of(result)["code"]), str(result)
+    assert "001_a" == result.event("migration.failed")[0]["migration"]
+    assert ["failed"] == database.query("SELECT event FROM preflight.journal")
+
+
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001", "55P03"])
 def test_passing_failure_runs_the_whole_file_again(
     run: Run, database: servers.Database, migrations: WriteMigrations, sqlstate: str

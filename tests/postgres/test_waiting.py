@@ -280,3 +280,115 @@ def test_server_of_an_image_that_initialises_itself_is_not_worked_on(
     again = run(env={**database.env(), "PGHOST": str(server.home)})
 
     assert (0, False) == (again.code, "server.waiting" in again.names), str(again)
+
+
+# a peer that lets us in and then says nothing
+
+
+class _SaysNothing(faults.Pooler):
+    """Answers the login itself, as a pooler whose server is gone does; every query waits."""
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Let only the login pass."""
+        return b"" if kind in (b"Q", b"P", b"B", b"E", b"S") else message
+
+
+@pytest.mark.parametrize(
+    "args", [["up"], ["check"], ["plan"], ["verify"], ["wait"], ["wait", "--schema"], ["backup"]]
+)
+def test_peer_that_never_answers_ends_at_the_deadline(
+    run: Run, server: servers.Server, args: list[str]
+) -> None:
+    """Code 10 for every command: a login proves nothing, and no question waits without end."""
+    with faults.through(server, _SaysNothing()) as proxy:
+        env = {**proxy.env(), "PREFLIGHT_WAIT_TIMEOUT_S": "1", "PREFLIGHT_LOCK_TIMEOUT_MS": "100"}
+        result = run(*args, env=env, timeout=25)
+
+    assert (10, "server.not_ready") == (result.code, result.finished["error"]["code"]), str(result)
+    assert "did not answer" in result.finished["error"]["message"]
+
+
+class _SaysNothingOnce(_SaysNothing):
+    """Its first session is stuck, the next one is not."""
+
+    def __init__(self) -> None:
+        """Be silent at first."""
+        self.stuck = True
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Look at each login but the first."""
+        self.logins = getattr(self, "logins", 0) + 1
+        self.stuck = self.logins == 1
+        return super().startup(message)
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Be silent to the first session."""
+        return super().to_server(kind, message) if self.stuck else message
+
+
+def test_question_is_asked_again_on_a_new_connection(run: Run, server: servers.Server) -> None:
+    """One stuck session does not use up the deadline."""
+    with faults.through(server, _SaysNothingOnce()) as proxy:
+        result = run("check", env={**proxy.env(), "PREFLIGHT_LOCK_TIMEOUT_MS": "100"}, timeout=40)
+
+    assert 3 == result.code, str(result)
+
+
+@pytest.mark.parametrize("pooler", [faults.Pooler, faults.OldPooler])
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["check"], 0),
+        (["plan"], 0),
+        (["verify"], 0),
+        (["wait"], 0),
+        (["wait", "--schema"], 0),
+        (["up"], 0),
+        (["backup"], 22),
+        (["rollback"], 22),
+        (["force"], 22),
+        (["adopt", "1"], 22),
+        (["restore", "latest"], 22),
+    ],
+)
+def test_pooler_may_be_looked_through_and_not_worked_through(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    server: servers.Server,
+    database: servers.Database,
+    pooler: type[faults.Pooler],
+    args: list[str],
+    code: int,
+) -> None:
+    """One rule for all commands; no lock stays on a pooled session."""
+    assert 0 == run("up").code
+    with faults.through(server, pooler()) as proxy:
+        result = run(*args, env=proxy.env())
+        held = database.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+
+    assert code == result.code, str(result)
+    if code:
+        assert "target.pooler" == result.finished["error"]["code"]
+    assert [0] == held
+
+
+class _Refuses(faults.Fault):
+    """Refuses a setting, as a server on Windows does."""
+
+    refused = (b"client_connection_check_interval", b"tcp_user_timeout")
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Make its name unknown."""
+        for name in self.refused if kind == b"Q" else ():
+            message = message.replace(name, name[:-1] + b"x")
+        return message
+
+
+@pytest.mark.parametrize("args", [["up"], ["backup"]])
+def test_setting_that_a_server_refuses_is_done_without(
+    run: Run, server: servers.Server, args: list[str]
+) -> None:
+    """What is only good to have is no reason to stop."""
+    with faults.through(server, _Refuses()) as proxy:
+        result = run(*args, env=proxy.env())
+
+    assert 0 == result.code, str(result)

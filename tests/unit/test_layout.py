@@ -65,7 +65,7 @@ MAY_IMPORT = {
     },
     "statements": EVERY_STEP,
     "steps": {*EVERY_STEP, "history", "verify", "statements", "indexes", "watch"},
-    "apply": {*EVERY_STEP, "history", "verify", "statements", "steps", "watch"},
+    "apply": {*EVERY_STEP, "reach", "history", "verify", "statements", "steps", "watch"},
     "verify": {*EVERY_STEP, "statements"},
     "indexes": EVERY_STEP,
     "watch": EVERY_STEP,

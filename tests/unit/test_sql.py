@@ -318,7 +318,7 @@ def test_what_ends_the_parser_ends_only_the_look(what: str, times: int) -> None:
         ("REINDEX (CONCURRENTLY 'false') SCHEMA s", False),
         ("REINDEX /* not CONCURRENTLY */ DATABASE d", False),
         ("REINDEX TABLE concurrently.t", False),
-        ("DROP INDEX \"concurrently\"", False),
+        ('DROP INDEX "concurrently"', False),
         ("CREATE INDEX i ON t (a) WHERE b = 'concurrently'", False),
         ("-- not concurrently\nVACUUM FULL t", False),
         ("VACUUM FULL concurrently", False),
