@@ -2,6 +2,7 @@
 #
 #   docker build -t pg-preflight:pg17 .                                    Debian 13, client 17
 #   docker build -t pg-preflight:pg18 --build-arg BASE=debian:forky-slim --build-arg PG_MAJOR=18 .
+#   docker build -t pg-preflight:pg17-full --build-arg FULL=1 .            with a throwaway server
 #
 # A release pins the base by its digest: --build-arg BASE=debian:trixie-slim@sha256:…
 # There is no HEALTHCHECK, because the job ends, and no VOLUME: an anonymous volume would look like a
@@ -23,15 +24,26 @@ COPY requirements-image.lock ./
 RUN pip install --quiet --no-cache-dir --disable-pip-version-check --no-compile \
     --require-hashes --no-deps --only-binary :all: --no-binary psycopg-c --no-build-isolation \
     --target libraries --requirement requirements-image.lock
+# The full image has a server, too: postgres, its extensions, a cluster made here. No initdb, which
+# needs a shell; no JIT, which needs 120 MB.
+ARG FULL=
+# hadolint ignore=DL3008
+RUN if [ -n "${FULL}" ]; then \
+    mkdir -p /etc/postgresql-common \
+ && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf \
+ && apt-get update \
+ && apt-get install -y --no-install-recommends locales "postgresql-${PG_MAJOR}" \
+ && rm -rf /var/lib/apt/lists/*; fi
 COPY image/assemble.py ./
 COPY entrypoint.py app/
 COPY preflight/ app/preflight/
 ARG SOURCE_DATE_EPOCH
-RUN python3 assemble.py /image libraries app "${PG_MAJOR}"
+RUN python3 assemble.py /image libraries app "${PG_MAJOR}" "${FULL}"
 
 FROM scratch
 ARG BASE
 ARG PG_MAJOR=17
+ARG FULL=
 COPY --from=build /image/ /
 ENV PATH=/usr/bin \
     LANG=C.UTF-8 \
@@ -48,4 +60,5 @@ LABEL org.opencontainers.image.title="pg-preflight" \
       org.opencontainers.image.description="Brings a PostgreSQL database up to date before the application starts" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="${BASE}" \
-      io.pg-preflight.client="${PG_MAJOR}"
+      io.pg-preflight.client="${PG_MAJOR}" \
+      io.pg-preflight.server="${FULL:+${PG_MAJOR}}"

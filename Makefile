@@ -45,10 +45,11 @@ test: setup ## run every test that needs no docker (ARGS='-k lock' chooses)
 
 IMAGE := $(or $(PG_PREFLIGHT_IMAGE),pg-preflight:pg$(or $(CLIENT),17))
 
-image: ## build the image and measure it (CLIENT=18 for that client major)
-	@PG_PREFLIGHT_IMAGE=$(IMAGE) image/build.sh $(CLIENT)
+image: ## build the image and measure it (CLIENT=18 for that client major, FULL=1 with a server in it)
+	@PG_PREFLIGHT_IMAGE=$(IMAGE)$(if $(FULL),-full) image/build.sh $(or $(CLIENT),17) $(if $(FULL),--build-arg FULL=1)
 
-test-image: setup image ## run the image and compose.yaml with docker
+test-image: setup image ## run the images and compose.yaml with docker
+	@PG_PREFLIGHT_IMAGE=$(IMAGE)-full image/build.sh $(or $(CLIENT),17) --build-arg FULL=1
 	@CLIENT=$(or $(CLIENT),17) PG_PREFLIGHT_IMAGE=$(IMAGE) $(PY) -m pytest -q -rs -n 2 tests/image $(ARGS)
 
 test-kube: setup image ## play k8s/ with podman, in a container

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Assemble the image's root file system: what the job needs, and a list of what that is.
 
-usage: assemble.py ROOT LIBRARIES APP PG_MAJOR      (in the build stage, as root; see Dockerfile)
+usage: assemble.py ROOT LIBRARIES APP PG_MAJOR [FULL] (in the build stage, as root; see Dockerfile)
 
 Copied are the files that CPython, psycopg, pg_dump and pg_restore need, with every shared library
 that they need in turn. No shell, no package manager: `/var/lib/dpkg/status.d` (as distroless images
@@ -11,6 +11,7 @@ of Debian or a processor: the build stage is asked.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import importlib.metadata
 import json
@@ -51,8 +52,8 @@ MODULES = frozenset(
 CODECS = re.compile("big5|cp9[345]|euc_|gb|hz|iso2022|johab|shift_jis")
 
 
-def main(root: Path, libraries: Path, app: Path, pg_major: str) -> None:
-    """Assemble everything and say how large it is."""
+def main(root: Path, libraries: Path, app: Path, pg_major: str, *, full: bool) -> None:
+    """Assemble everything and say how large it is; the full image has a server."""
     layout(root)
     python = Path(sys.executable).resolve()
     clients = Path(f"/usr/lib/postgresql/{pg_major}/bin")
@@ -64,6 +65,8 @@ def main(root: Path, libraries: Path, app: Path, pg_major: str) -> None:
         sources.add(clients / name)
     sources |= set(standard_library(root))
     packages(libraries, root / DIST_PACKAGES)
+    if full:
+        sources |= set(server(root, clients.parent, libraries, app))
     sources |= set(shared_libraries(root))
     sources |= set(data(root))
     application(app, root / "app")
@@ -146,6 +149,59 @@ def standard_library(root: Path) -> Iterator[Path]:
             yield module
 
 
+LOCALE = "en_US"  # besides C: what the official image's databases have
+
+
+def server(root: Path, home: Path, libraries: Path, app: Path) -> Iterator[Path]:
+    """Put a server in place, with a cluster to copy; yield what is Debian's of it.
+
+    Its extensions come with it, but neither its JIT nor what initdb alone reads.
+    """
+    share = Path("/usr/share/postgresql", home.name)
+    files = [home / "bin/postgres", *(home / "lib").glob("*.so")]
+    for part in ("extension", "timezonesets", "tsearch_data"):
+        files += [path for path in (share / part).rglob("*") if path.is_file()]
+    for source in sorted(files):
+        if "llvmjit" not in source.name:
+            place(source, root / source.relative_to("/"))
+            yield source.resolve()
+    localedef = ("localedef", "--no-archive", "-i", LOCALE, "-f", "UTF-8")
+    subprocess.run([*localedef, f"/usr/lib/locale/{LOCALE}.utf8"], check=True)
+    yield Path("/usr/share/i18n/locales", LOCALE)
+    for source in Path("/usr/lib/locale").glob("*.utf8/LC_*"):
+        if source.name in ("LC_COLLATE", "LC_CTYPE"):
+            place(source, root / source.relative_to("/"))
+    yield Path("/usr/lib/locale/C.utf8/LC_CTYPE").resolve()
+    (root / "scratch").mkdir()  # a tmpfs or a new volume there takes its mode from here
+    (root / "scratch").chmod(0o1777)
+    cluster(home, libraries, app)
+    target = root / home.relative_to("/") / "cluster"
+    shutil.copytree(home / "cluster", target)
+    for path in (target, *target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        os.chown(path, 0, 0)
+    for path in (target / "base/1").iterdir():  # its two databases are the same, 7 MB each
+        other = target / "base/4" / path.name
+        if other.exists() and filecmp.cmp(path, other, shallow=False):
+            other.unlink()
+            other.hardlink_to(path)
+
+
+def cluster(home: Path, libraries: Path, app: Path) -> None:
+    """Make the cluster that each throwaway server starts from, as the program would make it."""
+    sys.path[:0] = [str(app.resolve()), str(libraries.resolve())]
+    from preflight import local  # noqa: PLC0415 -- of the program that is being packed
+
+    data, user = home / local.TEMPLATE, "postgres"
+    data.mkdir()
+    shutil.chown(data, user, user)
+    command = local.initdb_command(home / "bin/initdb", data, int(home.name))
+    subprocess.run(command, check=True, user=user, group=user, cwd="/", stdout=subprocess.DEVNULL)
+    single = [str(home / "bin/postgres"), "--single", "-D", str(data), local.HOME]
+    drop = b"DROP DATABASE postgres\n"  # 7 MB that each start would copy
+    subprocess.run(single, check=True, user=user, group=user, cwd="/", input=drop)
+
+
 def packages(libraries: Path, target: Path) -> None:
     """Put the Python packages in place: byte code, libraries without symbols, licences."""
     for source in sorted(libraries.rglob("*")):
@@ -175,7 +231,8 @@ def without_unused(library: Path) -> None:
 
 def shared_libraries(root: Path) -> Iterator[Path]:
     """Copy every library that an executable or module in the root asks for; yield them."""
-    objects = [*(root / "usr/bin").iterdir(), *root.rglob("*.so")]
+    servers = root.glob("usr/lib/postgresql/*/bin/*")
+    objects = [*(root / "usr/bin").iterdir(), *servers, *root.rglob("*.so")]
     found = set(re.findall(r"(/\S+) \(0x", "\n".join(map(_ldd, objects))))
     # Python ends a daemon thread with pthread_exit(), which loads this one by name
     found |= set(re.findall(r"libgcc_s\.so\.1 .*=> (\S+)", _output("ldconfig", "-p")))
@@ -373,4 +430,10 @@ def spdx(listed: list[dict[str, object]]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    main(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        Path(sys.argv[3]),
+        sys.argv[4],
+        full=bool("".join(sys.argv[5:])),
+    )

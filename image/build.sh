@@ -1,6 +1,7 @@
 #!/bin/sh
 # Build the image for one client major and say how large it is.
 # usage: image/build.sh [17|18] [arguments for docker build]       tags pg-preflight:pg17 or :pg18
+#        PG_PREFLIGHT_IMAGE=pg-preflight:pg17-full image/build.sh 17 --build-arg FULL=1
 set -eu
 cd "$(dirname "$0")/.."
 major=${1:-17}

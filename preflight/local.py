@@ -44,6 +44,7 @@ QUIT, KILL = 3, 9
 NOBODY = 65534
 SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
+    "shared_buffers": "64MB",
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",

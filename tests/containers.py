@@ -12,6 +12,7 @@ from typing import Any
 from tests import program
 
 IMAGE = os.environ.get("PG_PREFLIGHT_IMAGE", "pg-preflight:pg17")
+FULL_IMAGE = f"{IMAGE}-full"  # the same with a server in it
 CLIENT = int(os.environ.get("CLIENT", "17"))  # the major of its pg_dump
 REPOSITORY = program.ENTRYPOINT.parent
 TIMEOUT_S = 120.0

@@ -1,0 +1,85 @@
+"""The image with a server in it: small enough, and the server starts as any user."""
+
+import json
+import subprocess
+import zlib
+
+import pytest
+
+from tests import containers
+
+MOST_BYTES, MOST_COMPRESSED = 125_000_000, 45_000_000
+START = """
+import json, os
+from pathlib import Path
+from preflight import cluster, local
+from preflight.config import Config
+programs = local.find(CLIENT, "/usr/bin/pg_dump", os.environ["PATH"])
+config = Config({}, {}, Path("/"), run_id="run")
+with local.started(programs, local.place(), "run", need=0) as server:
+    with cluster.connected(config, server) as session:
+        names = ("pgcrypto", "pg_trgm", "uuid-ossp", "hstore")
+        for name in names:
+            session.execute(f'CREATE EXTENSION "{name}" SCHEMA public')
+        session.execute("CREATE DATABASE german TEMPLATE template0 LOCALE_PROVIDER icu"
+                        " ICU_LOCALE 'de-DE' LOCALE 'en_US.utf8'")
+        version = session.facts.major
+    owner = Path(f"/proc/{server.process.pid}").stat().st_uid
+print(json.dumps({"major": version, "uid": owner, "left": os.listdir("/scratch")}))
+"""
+
+
+@pytest.mark.parametrize("user", ["65532:0", "1000720000:0", "1234:1234"])
+def test_server_starts_as_any_user_with_a_read_only_root(
+    docker: containers.Containers, user: str
+) -> None:
+    """No name in passwd, no home, no shell, 64 MB of /dev/shm: a tmpfs at /scratch is all."""
+    done = docker.run(
+        "-c",
+        START.replace("CLIENT", str(containers.CLIENT)),
+        options=[
+            *containers.STRICT,
+            *("--user", user, "--entrypoint", "python3", "--tmpfs", "/scratch"),
+        ],
+        image=containers.FULL_IMAGE,
+    )
+
+    assert 0 == done.code, done
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert {"major": containers.CLIENT, "uid": int(user.partition(":")[0]), "left": []} == said
+
+
+def test_server_without_a_mount_is_refused(docker: containers.Containers) -> None:
+    """A copy of the database does not belong into the container's own layer."""
+    done = docker.run(
+        "-c",
+        START.replace("CLIENT", str(containers.CLIENT)),
+        options=["--entrypoint", "python3"],
+        image=containers.FULL_IMAGE,
+    )
+
+    assert 1 == done.code
+    assert "is in this container's own layer: mount a volume" in done.stderr
+
+
+def test_images_say_whether_they_have_a_server() -> None:
+    """A label, for those who choose a tag."""
+    found = [
+        containers.inspect(image)["Config"]["Labels"]["io.pg-preflight.server"]
+        for image in (containers.IMAGE, containers.FULL_IMAGE)
+    ]
+
+    assert ["", str(containers.CLIENT)] == found
+
+
+def test_full_image_is_small_too() -> None:
+    """At most 125 MB on disk, and 45 MB to download."""
+    saved = subprocess.run(
+        ["docker", "save", containers.FULL_IMAGE],  # noqa: S607 - the docker of this machine
+        check=True,
+        capture_output=True,
+        timeout=120,
+    ).stdout
+
+    assert containers.inspect(containers.FULL_IMAGE)["Size"] <= MOST_BYTES
+    assert len(zlib.compress(saved, 9)) <= MOST_COMPRESSED
