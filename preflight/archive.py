@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,35 @@ def read_command(pg_restore: str, dump: Path) -> list[str]:
 
 
 @contextmanager
+def list_without(
+    dump: Path, programs: Clients, environment: Mapping[str, str], kind: str, oids: Collection[int]
+) -> Iterator[Path]:
+    """Yield a file for pg_restore's --use-list: the archive's entries but those of these objects.
+
+    Raises ClientFailed when the list cannot be had.
+    """
+    command = [programs.pg_restore, "--list", str(dump)]
+    with _child(command, environment) as (child, words):
+        entries = b"".join(_chunks(child)).splitlines(keepends=True)
+        if _wait(child) != 0:
+            raise ClientFailed(words.said() or "pg_restore --list failed", "none")
+    entry = re.compile(rb"\d+; \d+ (\d+) " + kind.encode() + b" ")
+    with tempfile.NamedTemporaryFile(prefix=PASSFILE, dir=_memory()) as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)  # as a passfile's: a sweep leaves it alone
+        file.writelines(
+            line for line in entries if not ((found := entry.match(line)) and int(found[1]) in oids)
+        )
+        file.flush()
+        yield Path(file.name)
+
+
+def _memory() -> Path:
+    """Return where small private files go."""
+    return MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+@contextmanager
 def passfile(session: Session) -> Iterator[dict[str, str]]:
     """Yield an environment whose password is in a private file, removed afterwards."""
     environment = dict(session.config.child_env)
@@ -175,7 +204,7 @@ def passfile(session: Session) -> Iterator[dict[str, str]]:
         )
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
     try:
-        place = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+        place = _memory()
         _sweep_passfiles(place)
         descriptor, name = tempfile.mkstemp(prefix=PASSFILE, dir=place)  # 0600
     except OSError as error:

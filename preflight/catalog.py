@@ -6,6 +6,7 @@ server prints the expression of a restored CHECK another way) and compare one da
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -307,6 +308,27 @@ Objects = Mapping[str, str]
 Marks = Mapping[tuple[str, str], tuple[str, str]]  # kind and oid: version and name
 Sequences = Mapping[str, tuple[bool, int | None]]
 
+# what reads, near or far, from a foreign table: a refresh calls the other server
+_CALLING = """
+WITH RECURSIVE calling AS (
+ SELECT c.oid, c.relkind FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
+ UNION SELECT v.oid, v.relkind FROM calling
+ JOIN pg_catalog.pg_depend d ON d.refobjid = calling.oid
+  AND d.refclassid = 'pg_catalog.pg_class'::regclass
+  AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+ JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
+ JOIN pg_catalog.pg_class v ON v.oid = w.ev_class
+)
+SELECT c.oid::int8, pg_catalog.format('%I.%I', n.nspname, c.relname) FROM calling
+JOIN pg_catalog.pg_class c ON c.oid = calling.oid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' ORDER BY 2
+"""
+
+
+def calling(session: Session) -> dict[int, str]:
+    """Return the materialised views whose refresh asks another server, by oid."""
+    return dict(session.execute(_CALLING).fetchall())
+
 
 def shapes(session: Session) -> dict[str, str]:
     """Return each object that a dump holds with what of it a dump and a restore leave as it is.
@@ -382,10 +404,23 @@ def lacking(wanted: Objects, found: Objects) -> list[str]:
     return [_named(name, wanted, found) for name in wanted if found.get(name) != wanted[name]]
 
 
+def unfilled(wanted: Objects, found: Objects) -> list[str]:
+    """Name the views that only differ in that a copy's read from what was never filled there."""
+    return [
+        name
+        for name, shape in wanted.items()
+        if name.startswith(("view ", "materialized view "))
+        and found.get(name) == _FILLED.sub(" f", shape)
+    ]
+
+
 def difference(before: Objects, after: Objects) -> list[str]:
     """Name what was added, removed or changed."""
     names = sorted(before.keys() | after.keys())
     return [_named(name, before, after) for name in names if before.get(name) != after.get(name)]
+
+
+_FILLED = re.compile(r"(?<=^\w \w \w) t\b")  # the fourth word of a relation's shape
 
 
 def _named(name: str, before: Objects, after: Objects) -> str:

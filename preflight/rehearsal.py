@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,6 +94,7 @@ RESET ROLE
 """
 DISK_FULL = "53100"
 DROP_TRIES = 3  # each waits for 5 s
+UNFILLED = "55000"  # a query reads a materialised view without rows
 
 
 class Unavailable(Exception):
@@ -122,6 +123,7 @@ class Copy:
     home: Session
     wal: int | None  # that the server had written before, in bytes
     paused_s: float
+    empty: tuple[str, ...] = ()  # views that are not filled in it
 
 
 # what the stories call
@@ -478,10 +480,23 @@ def _copy(
     with _named_loss(session):
         try:
             with ExitStack() as stack:
-                yield _had(stack, session, saved, scripts, config)
+                copy = _had(stack, session, saved, scripts, config)
+                with _readable(copy):
+                    yield copy
         except (ConnectionLost, Unavailable) as gone:
             why = _elsewhere(session, gone) if isinstance(gone, ConnectionLost) else gone
             _tell_skipped(config, scripts, why)
+
+
+@contextmanager
+def _readable(copy: Copy | None) -> Iterator[None]:
+    """Say that a file cannot be tried where it reads what only the copy has not filled."""
+    try:
+        yield
+    except RehearsalFailed as failure:
+        if copy is None or not copy.empty or failure.problem.sqlstate != UNFILLED:
+            raise
+        raise Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 
 
 def _had(
@@ -584,16 +599,21 @@ def _restored(
             wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
         )
         minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
+        quiet, calling = sibling.quiet(home), catalog.calling(session)
         try:
-            _fill(home, saved, name, jobs, live_bytes, minute)
+            restoring = Restoring(name, jobs, live_bytes, quiet, calling)
+            refused = _fill(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             _dress(session, home, live, name)
-            with _reached(home, name) as copy:
+            with _reached(home, name, quiet) as copy:
                 backup.require_there(saved)
-                _compare(copy, saved)
+                empty = _compare(copy, saved, empty_allowed=bool(calling or refused))
                 _strip(copy, saved)
-                _record(saved)
-                yield Copy(copy, name, restored_s, began, home, wal, minute.paused_s)
+            _record(saved)
+            _tell_empty(config, saved, refused, calling.values())
+            quiet.pop("event_triggers", None)  # from here on they fire as in production
+            with _reached(home, name, quiet) as copy:
+                yield Copy(copy, name, restored_s, began, home, wal, minute.paused_s, tuple(empty))
         except BackupUnverified:
             backup.hide(saved)
             raise
@@ -835,31 +855,46 @@ def _drop_gently(home: Session, name: str) -> None:
 
 
 @contextmanager
-def _reached(home: Session, name: str) -> Iterator[Session]:
+def _reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[Session]:
     """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable."""
     with ExitStack() as stack:
         try:
-            copy = stack.enter_context(server.beside(home, name))
+            copy = stack.enter_context(server.beside(home, name, settings))
         except Failure as failure:
             raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
         copy.copy = True
         yield copy
 
 
-def _fill(  # noqa: PLR0913, PLR0917 -- what is filled, from what, and how fast
-    home: Session, saved: Taken, name: str, jobs: int, live_bytes: int, minute: burden.Minute
-) -> None:
-    """Restore the dump; raises Unavailable for what only the scratch side lacks."""
-    dump = saved.path / store.DUMP
-    with _Progress(home, name, live_bytes) as progress:
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """How the dump gets into the scratch database."""
+
+    name: str
+    jobs: int
+    live_bytes: int
+    quiet: Mapping[str, str]  # settings of the sessions that restore
+    calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
+
+
+def _fill(
+    home: Session, saved: Taken, restoring: Restoring, minute: burden.Minute
+) -> list[sibling.Complaint]:
+    """Restore the dump; return which materialised views could not be refreshed.
+
+    Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
+    """
+    with _Progress(home, restoring.name, restoring.live_bytes) as progress, ExitStack() as stack:
         try:
             code, problems = sibling.fill(
                 home,
-                name,
-                dump,
-                jobs,
+                restoring.name,
+                saved.path / store.DUMP,
+                restoring.jobs,
                 "--no-publications",
                 "--no-subscriptions",
+                *_listed(stack, home, saved, restoring.calling),
+                settings=restoring.quiet,
                 tick=progress.tell,
                 hold=_brake(home, minute),
             )
@@ -871,9 +906,14 @@ def _fill(  # noqa: PLR0913, PLR0917 -- what is filled, from what, and how fast
             if home.lost:
                 raise
             raise Unavailable(f"no copy can be made: {error.diag.message_primary}") from error
-    if code == 0 and not problems:
-        return
-    home.execute("SELECT 1")  # a server that went away says so here
+    if code != 0 or problems:
+        home.execute("SELECT 1")  # a server that went away says so here
+        _judge(home, saved, code, problems)
+    return problems
+
+
+def _judge(home: Session, saved: Taken, code: int, problems: list[sibling.Complaint]) -> None:
+    """Say whose lack an error of pg_restore is; returns when no row of the dump is concerned."""
     said = "; ".join(_told(home.config, problem) for problem in problems[:3])
     if not problems:
         raise BackupInterrupted(
@@ -881,6 +921,8 @@ def _fill(  # noqa: PLR0913, PLR0917 -- what is filled, from what, and how fast
             f"pg_restore ended with {code}, without a word",
             "Run again; nothing was migrated.",
         )
+    if all(problem.sort == "refresh" for problem in problems):
+        return  # a query that ran anew: every row of the dump is there
     backup.require_there(saved, again=True)  # whoever restores: a damaged dump is no backup
     unread = [problem for problem in problems if problem.sort == "archive"]
     words = "; ".join(problem.text for problem in unread)
@@ -908,6 +950,41 @@ def _fill(  # noqa: PLR0913, PLR0917 -- what is filled, from what, and how fast
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",
     )
+
+
+def _listed(
+    stack: ExitStack, home: Session, saved: Taken, calling: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Return the options that keep the restore from calling other servers."""
+    if not calling:
+        return ()
+    programs, environment = archive.clients(home.config, home), home.config.child_env
+    dump = saved.path / store.DUMP
+    wanted = archive.list_without(dump, programs, environment, sibling.REFRESH, calling)
+    return (f"--use-list={stack.enter_context(wanted)}",)
+
+
+def _tell_empty(
+    config: Config, saved: Taken, refused: Sequence[sibling.Complaint], calling: Iterable[str]
+) -> None:
+    """Say which materialised views the copy has unfilled; raises RehearsalFailed on demand."""
+    if names := list(calling):
+        structlog.get_logger().info(
+            "rehearsal.warned",
+            backup=saved.name if saved.visible else None,
+            reason="materialised views are not filled in the copy: they read foreign tables, and "
+            "another server is not asked for a proof",
+            objects=names,
+        )
+    if not refused:
+        return
+    names = [problem.entry.removeprefix(f"{sibling.REFRESH} ") for problem in refused]
+    message = f"{report.some(names)} cannot be filled again: {_told(config, refused[0])}"
+    hint = "No row of the dump is missing; the view's own query fails after a restore. Let it not "
+    hint += "rely on a search_path or on another server."
+    if config.rehearse == "always":
+        raise RehearsalFailed("rehearsal.incomplete", message, hint)
+    structlog.get_logger().warning("rehearsal.warned", reason=message, hint=hint, objects=names)
 
 
 def _told(config: Config, problem: sibling.Complaint) -> str:
@@ -977,7 +1054,7 @@ def _dress(session: Session, home: Session, live: dict[str, Any] | None, name: s
     """Give the copy the live database's settings, for every role and for ours."""
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
     for role, setting in sibling.settings(session, live) if live else ():
-        if role not in (None, us):
+        if role not in (None, us) or setting.partition("=")[0] in sibling.QUIET:
             continue
         try:
             command = sibling.setting_command(sql.quoted(name), role, setting)
@@ -993,10 +1070,15 @@ def _dress(session: Session, home: Session, live: dict[str, Any] | None, name: s
             ) from error
 
 
-def _compare(copy: Session, saved: Taken) -> None:
-    """Compare the copy with what the snapshot's session saw; raises BackupUnverified."""
+def _compare(copy: Session, saved: Taken, *, empty_allowed: bool) -> list[str]:
+    """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
+
+    Return which views are not filled there, where that is known to be no lack of the backup.
+    """
+    wanted, shapes = saved.witness.objects, catalog.shapes(copy)
+    empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
     different = backup.differing(copy, saved.backup.manifest["rows"])
-    different += catalog.lacking(saved.witness.objects, catalog.shapes(copy))
+    different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in empty}})
     different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))
     if different:
         raise BackupUnverified(
@@ -1005,6 +1087,7 @@ def _compare(copy: Session, saved: Taken) -> None:
             "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
             "Is the pg_dump on PATH a real and whole one?",
         )
+    return empty
 
 
 def _strip(copy: Session, saved: Taken) -> None:

@@ -140,7 +140,7 @@ def run(config: Config, said: Arguments) -> None:
             if state is None:
                 state = _made(session, place, renew)
             elif not said.swap:
-                with server.beside(session, into) as other:
+                with server.beside(session, into, sibling.quiet(session)) as other:
                     _require_same(other, place, state)
             _tell_closed(place)
             kept = _swap(session, place, state, identity, said) if said.swap else None
@@ -467,9 +467,12 @@ def _drop(session: Session, name: str) -> None:
 def _fill(session: Session, place: Place, renew: Callable[[], None]) -> State:
     """Run pg_restore and compare every table's rows with the manifest."""
     dump, jobs = place.source.path / store.DUMP, sibling.jobs(session)
-    filled = sibling.fill(session, place.into, dump, jobs, NO_SUBSCRIPTIONS, tick=renew)
+    quiet = sibling.quiet(session)  # a login event trigger would write into what is compared
+    filled = sibling.fill(
+        session, place.into, dump, jobs, NO_SUBSCRIPTIONS, settings=quiet, tick=renew
+    )
     _require_clean(*filled)
-    with server.beside(session, place.into) as other:
+    with server.beside(session, place.into, quiet) as other:
         different = backup.differing(other, place.source.manifest["rows"])
         other.execute("ANALYZE")
         objects = _objects(other)
@@ -525,15 +528,25 @@ def _require_same(other: Session, place: Place, state: State) -> None:
 
 
 def _require_clean(code: int, problems: list[sibling.Complaint]) -> None:
-    """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted."""
-    if problems:
+    """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
+
+    A materialised view that cannot be filled now is a warning: its rows are in no dump.
+    """
+    if problems and all(problem.sort == "refresh" for problem in problems):
+        names = [problem.entry.removeprefix(f"{sibling.REFRESH} ") for problem in problems]
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but not filled: {report.some(names)} ({problems[0].text}); remove "
+            "the cause and REFRESH MATERIALIZED VIEW",
+        )
+    elif problems:
         raise BackupUnverified(
             "restore.failed",
             f"pg_restore reports: {'; '.join(problem.text for problem in problems[:3])}",
             "The new database was dropped; the live one was not touched. A dump of a newer major "
             "version or of roles that this server lacks cannot be restored here.",
         )
-    if code != 0:
+    elif code != 0:
         raise BackupInterrupted(
             "restore.client",
             f"pg_restore ended with {code}, without a word",
@@ -585,7 +598,7 @@ def _swap(
     kept = _suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     into = sql.quoted(place.into)
     try:
-        with server.beside(session, place.into) as other:
+        with server.beside(session, place.into, sibling.quiet(session)) as other:
             session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
             ours = [item.connection.info.backend_pid for item in (session, other)]
             _clear(session, place, ours, end_sessions=said.end_sessions)

@@ -369,11 +369,21 @@ def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str
     return {"options": " ".join([target.get("options", ""), *said]).strip()}
 
 
+def with_settings(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq parameters for a session that begins with these settings."""
+    said = " ".join(f"-c {name}={value.replace(' ', _SPACE)}" for name, value in settings.items())
+    options = f"{target.get('options', '')} {said}".strip()
+    return {**target, **({"options": options} if options else {})}
+
+
 @contextmanager
-def beside(session: Session, database: str | None = None) -> Iterator[Session]:
+def beside(
+    session: Session, database: str | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Session]:
     """Yield a second session on the same server, in the same database or in another one."""
     where = {"dbname": database} if database else {}
-    other = Session(session.config, session.address() | session.secrets() | where)
+    target = with_settings(session.address() | session.secrets() | where, settings or {})
+    other = Session(session.config, target)
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts

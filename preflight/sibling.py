@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import make_conninfo
 
-from preflight import archive, history, sql
+from preflight import archive, history, server, sql
 
 if TYPE_CHECKING:
     from preflight.server import Session
@@ -51,6 +51,29 @@ _TABLESPACE = """
 SELECT t.spcname::text FROM pg_catalog.pg_tablespace t WHERE t.spcname = %s::name
  AND t.oid <> (SELECT d.dattablespace FROM pg_catalog.pg_database d WHERE d.datname = 'template0')
 """
+# what a session on a copy had better be without, where its role may: triggers that make the copy
+# differ, and logs and statistics of production's server that would hold production's rows twice
+QUIET = {
+    "event_triggers": "off",
+    "log_statement": "none",
+    "log_duration": "off",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_transaction_sample_rate": "0",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": "0",
+    "auto_explain.log_min_duration": "-1",
+    "pgaudit.log": "none",
+    "pg_stat_statements.track": "none",
+}
+_QUIET = """
+SELECT s.name::text FROM pg_catalog.pg_settings s
+WHERE s.name = ANY (%s::text[]) AND (s.context = 'user' OR {})
+"""
+_SUPERUSER = "(SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = session_user)"
+_MAY_SET = "pg_catalog.has_parameter_privilege(session_user, s.name, 'SET')"  # also a superuser
+KNOWS_PARAMETER_RIGHTS = 15
 # how many sessions this role may still open; the server keeps some for superusers
 _ROOM = """
 SELECT least(
@@ -160,6 +183,14 @@ def assignment(setting: str) -> str:
     return f"SET {setting_name} TO {said}"
 
 
+def quiet(session: Session) -> dict[str, str]:
+    """Return the settings with which this role's sessions on a copy are heard of least."""
+    new = session.facts is not None and session.facts.major >= KNOWS_PARAMETER_RIGHTS
+    query = _QUIET.format(_MAY_SET if new else _SUPERUSER)
+    rows = session.execute(query, [list(QUIET)]).fetchall()
+    return {name: QUIET[name] for (name,) in rows}
+
+
 # its content
 
 
@@ -172,9 +203,11 @@ class Complaint:
 
     @property
     def sort(self) -> str:
-        """Tell what it may be a lack of: `archive`, `content`, `program` or `right`."""
+        """Tell what it may be a lack of: `archive`, `content`, `refresh`, `program` or `right`."""
         if not self.entry:
             return "archive"
+        if self.entry.startswith(REFRESH):
+            return "refresh"
         if self.entry.startswith(CONTENT):
             return "content"
         return "program" if self.entry.startswith("EXTENSION") else "right"
@@ -185,6 +218,7 @@ class Complaint:
         return not self.entry or self.entry.startswith(CONTENT) or "pg_restore: " in self.text
 
 
+REFRESH = "MATERIALIZED VIEW DATA"  # no rows of the dump, but a query that runs anew
 # entries that need no right but to their tables, which the role has made itself a moment ago
 CONTENT = (
     "TABLE DATA", "BLOBS", "BLOB", "LARGE OBJECT", "SEQUENCE SET", "INDEX", "CONSTRAINT",
@@ -199,6 +233,7 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     dump: Path,
     parallel: int,
     *options: str,
+    settings: Mapping[str, str] | None = None,
     tick: Callable[[], None] = lambda: None,
     hold: Callable[[], bool] | None = None,
 ) -> tuple[int, list[Complaint]]:
@@ -209,26 +244,27 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     key is checked against, and they write into each other's lines: where either may be the reason
     of an error, the database is made anew and filled by one.
     """
-    code, problems = _filled(session, name, dump, parallel, *options, tick=tick, hold=hold)
+    address = server.with_settings({**session.address(), "dbname": name}, settings or {})
+    how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold}
+    code, problems = _filled(session, dump, parallel, *options, **how)
     if parallel > 1 and any(problem.doubtful for problem in problems):
         model = described(session, name)
         drop(session, name)
         create(session, name, model, (model or {}).get("comment") or "")
-        code, problems = _filled(session, name, dump, 1, *options, tick=tick, hold=hold)
+        code, problems = _filled(session, dump, 1, *options, **how)
     return code, problems
 
 
 def _filled(  # noqa: PLR0913 -- see above
     session: Session,
-    name: str,
     dump: Path,
     parallel: int,
     *options: str,
+    address: Mapping[str, str],
     tick: Callable[[], None],
     hold: Callable[[], bool] | None,
 ) -> tuple[int, list[Complaint]]:
     clients = archive.clients(session.config, session)
-    address = {**session.address(), "dbname": name}
     old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
     heard = _Heard(old=old)
     with archive.passfile(session) as environment:
