@@ -44,13 +44,15 @@ def require(scripts: Sequence[Script]) -> None:
 
 def refused(script: Script) -> list[Problem]:
     """Name every statement whose effect a later one would miss, or that gives our lock away."""
-    found = []
+    found: list[Problem] = []
+    if script.transactional:
+        return found  # done or not done; a lock that it lets go is missed before the next file
     held: tuple[sql.Statement, str] | None = None
     for statement, what in _each(script):
-        if held and not script.transactional:
+        if held:
             found.append(_problem(script, *held, _lost(held[1])))
         held = (statement, what) if what and what not in (_DISCARDS, _UNLOCKS) else None
-        if what == _UNLOCKS or (what == _DISCARDS and not script.transactional):
+        if what in (_DISCARDS, _UNLOCKS):
             found.append(
                 _problem(script, statement, what, f"{what} gives away the lock of this run")
             )
