@@ -610,7 +610,7 @@ def _restored(
                 empty = _compare(copy, saved, empty_allowed=bool(calling or refused))
                 _strip(copy, saved)
             _record(saved)
-            _tell_empty(config, saved, refused, calling.values())
+            _tell_empty(config, refused, calling.values())
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with _reached(home, name, quiet) as copy:
                 yield Copy(copy, name, restored_s, began, home, wal, minute.paused_s, tuple(empty))
@@ -965,13 +965,12 @@ def _listed(
 
 
 def _tell_empty(
-    config: Config, saved: Taken, refused: Sequence[sibling.Complaint], calling: Iterable[str]
+    config: Config, refused: Sequence[sibling.Complaint], calling: Iterable[str]
 ) -> None:
     """Say which materialised views the copy has unfilled; raises RehearsalFailed on demand."""
     if names := list(calling):
         structlog.get_logger().info(
             "rehearsal.warned",
-            backup=saved.name if saved.visible else None,
             reason="materialised views are not filled in the copy: they read foreign tables, and "
             "another server is not asked for a proof",
             objects=names,
@@ -984,7 +983,8 @@ def _tell_empty(
     hint += "rely on a search_path or on another server."
     if config.rehearse == "always":
         raise RehearsalFailed("rehearsal.incomplete", message, hint)
-    structlog.get_logger().warning("rehearsal.warned", reason=message, hint=hint, objects=names)
+    reason = f"{message}. {hint}"
+    structlog.get_logger().warning("rehearsal.warned", reason=reason, objects=names)
 
 
 def _told(config: Config, problem: sibling.Complaint) -> str:

@@ -26,6 +26,7 @@ FILES = {
     "database.dump",
     "manifest.json",
     "postmaster.pid",
+    "pgaudit.log",
 }  # dotted, and no event
 FAILURES = {
     name: found
