@@ -638,12 +638,13 @@ def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> N
 
     One that a person named says nothing of the others, so first contact goes on.
     """
-    before = row_of(session, migration.version)
-    if before is not None:
-        give_up(session, before)
-    if not record(session, migration, how="adopted"):
-        raise unwritable(session)
-    journal(session, "vouched" if by_name else "adopted", migration, before=before)
+    with recorded(session, migration, HistoryConflict):
+        before = row_of(session, migration.version)
+        if before is not None:
+            give_up(session, before)
+        if not record(session, migration, how="adopted"):
+            raise unwritable(session)
+        journal(session, "vouched" if by_name else "adopted", migration, before=before)
 
 
 def ensure(session: Session) -> None:

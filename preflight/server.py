@@ -416,6 +416,8 @@ def _opened(session: Session) -> Iterator[Session]:
             raise lost(error) from error
         if error.sqlstate in PASSING:
             raise _busy(error) from error
+        if error.sqlstate == "42501":  # a file's own statements say so of the file
+            raise _denied(error) from error
         raise
     finally:
         session.close()
@@ -426,6 +428,16 @@ def _busy(error: psycopg.Error) -> DatabaseBusy:
         "database.busy",
         f"another session is in the way: {error.diag.message_primary or error}",
         "What was begun was rolled back. Run again at a quieter time, or end the blocker.",
+        sqlstate=error.sqlstate,
+    )
+
+
+def _denied(error: psycopg.Error) -> TargetUnusable:
+    return TargetUnusable(
+        "target.denied",
+        f"the server keeps from this role what is needed: {error.diag.message_primary or error}",
+        "Was a right revoked that PUBLIC has in a new database? GRANT it to this role: SELECT on "
+        "the view, or EXECUTE on the function.",
         sqlstate=error.sqlstate,
     )
 

@@ -57,6 +57,12 @@ COLUMNS = {
     },
 }
 PUBLIC = ("version", "name", "checksum", "state", "breaking")  # what everybody may read
+GIVEN = {  # what every row of ours brings along; all else has a default, or may be null
+    "migrations": {
+        "version", "name", "checksum", "state", "how", "up_sql", "tool_version", "run_id",
+    },
+    "journal": {"event", "version", "name", "run_id", "host", "tool_version"},
+}  # fmt: skip
 _KINDS = {
     "v": "a view", "m": "a materialized view", "S": "a sequence", "p": "a partitioned table",
     "f": "a foreign table", "i": "an index", "I": "an index", "c": "a type",
@@ -84,6 +90,13 @@ SELECT n.oid::int8 AS place, pg_catalog.pg_get_userbyid(n.nspowner)::text AS sch
   AND pg_catalog.has_table_privilege(c.oid, 'INSERT') AND (c.relname = 'journal'
   OR pg_catalog.has_table_privilege(c.oid, 'UPDATE')
    AND pg_catalog.has_table_privilege(c.oid, 'DELETE')) AS writable,
+ c.relname <> 'migrations' OR EXISTS (SELECT FROM pg_catalog.pg_index k
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.indkey[0]
+  WHERE k.indrelid = c.oid AND k.indisunique AND k.indimmediate AND k.indisvalid
+   AND k.indnkeyatts = 1 AND k.indpred IS NULL AND a.attname = 'version') AS keyed,
+ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+   AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '') AS needed,
  ARRAY(SELECT a.attname::text || ' ' || CASE a.attgenerated WHEN '' THEN '' ELSE 'generated ' END
    || pg_catalog.format_type(a.atttypid, NULL)
   FROM pg_catalog.pg_attribute a
@@ -171,6 +184,10 @@ def require(session: Session, rows: Rows) -> None:
             what = "a rule" if row["rules"] else "another table that inherits from it"
             raise damaged(session, f"{name} has {what}")
         _require_columns(session, name, row["columns"])
+        if not row["keyed"]:
+            raise damaged(session, f"{name} has no primary key on version")
+        if bare := set(row["needed"]) - GIVEN[name]:
+            raise damaged(session, f"{name} has no default for {', '.join(sorted(bare))}")
     if gone := COLUMNS.keys() - {row["relation"] for row in rows}:  # to run all again is a guess
         there = COLUMNS.keys() - gone
         raise damaged(
@@ -216,10 +233,10 @@ def _foreign(session: Session, owner: str) -> HistoryConflict:
     schema = session.config.schema
     return HistoryConflict(
         "history.owner",
-        f"the history belongs to role {owner!r}, of which this role is no member",
+        f"the history belongs to role {owner!r}, of which this role is no member (with INHERIT)",
         f"Does {owner!r} migrate this database? Run as that role, or GRANT it to this one; or let "
-        f"the database's owner vouch for it to all that only read: ALTER SCHEMA {schema} OWNER TO "
-        "the database's owner. Else choose another PREFLIGHT_SCHEMA.",
+        f"a superuser vouch for it to all that only read: ALTER SCHEMA {schema} OWNER TO the "
+        "database's owner. Else choose another PREFLIGHT_SCHEMA.",
     )
 
 

@@ -201,6 +201,24 @@ def test_verify_one_version_whether_applied_or_not(run: Run, migrations: WriteMi
     assert 0 == run("verify", "2").code
 
 
+def test_verify_of_nothing_recorded_is_no_success(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nothing was asked, so nothing is well: 3 before the first run, and where all is newer."""
+    migrations(A)
+    database.script("CREATE TABLE a (id int)")
+    before, document = run("verify"), run("verify", "--json")
+    assert (3, "verify.nothing_recorded") == (before.code, before.finished["error"]["code"])
+    assert (3, False, []) == (document.code, document.json()["ok"], document.json()["checks"])
+
+    run()
+    assert 0 == run("verify").code
+    (migrations.directory / "001_a.sql").rename(migrations.directory / "002_a.sql")
+    (migrations.directory / "001_a_verify.sql").rename(migrations.directory / "002_a_verify.sql")
+    other = run("verify")
+    assert (3, "verify.nothing_recorded") == (other.code, other.finished["error"]["code"])
+
+
 # --- lint, backup, backups ------------------------------------------------------------------------
 
 

@@ -229,7 +229,17 @@ TWO = (("check",), ("up",))  # one that reads and one that writes: all others lo
                 "ALTER TABLE preflight.migrations DROP CONSTRAINT migrations_pkey; "
                 "INSERT INTO preflight.migrations TABLE preflight.migrations"
             ),
-            "there twice",
+            "no primary key",
+        ),
+        ("ALTER TABLE preflight.journal ALTER id DROP IDENTITY", "no default for id"),
+        ("ALTER TABLE preflight.journal ALTER role DROP DEFAULT", "no default for role"),
+        ("ALTER TABLE preflight.migrations ALTER undoing DROP DEFAULT", "no default for undoing"),
+        (
+            (
+                "ALTER TABLE preflight.migrations ADD extra int NOT NULL DEFAULT 1; "
+                "ALTER TABLE preflight.migrations ALTER extra DROP DEFAULT"
+            ),
+            "no default for extra",
         ),
         (
             (
@@ -253,6 +263,50 @@ def test_damaged_history_is_26_for_every_command(
         assert (26, "history.damaged") == (result.code, error_of(result)["code"]), str(result)
         assert words in error_of(result)["message"]
     assert ["a"] == database.query("SELECT relname FROM pg_class WHERE relname = 'a'")
+
+
+def test_adoption_that_cannot_be_recorded_is_no_bug_of_ours(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A constraint that somebody added refuses our rows: 26, and nothing is changed."""
+    migrations(A)
+    run()
+    database.script("ALTER TABLE preflight.migrations ADD CHECK (false) NOT VALID")
+
+    result = run("adopt", "1")
+
+    assert (26, "migration.not_recorded") == (result.code, error_of(result)["code"]), str(result)
+    assert ["applied"] == database.query("SELECT how FROM preflight.migrations")
+
+
+@pytest.mark.parametrize(
+    ("what", "busy"),
+    [
+        ("TABLE pg_locks", False),
+        ("TABLE pg_stat_activity", True),  # who holds the lock
+        ("FUNCTION pg_control_system()", False),
+    ],
+)
+def test_catalog_that_was_closed_is_named(  # noqa: PLR0913 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    what: str,
+    *,
+    busy: bool,
+) -> None:
+    """22 for a role that may not look, where nothing can be done without; never a bug of ours."""
+    grant_create(database, role)
+    migrations(A)
+    database.script(f"REVOKE ALL ON {what} FROM PUBLIC")
+    with psycopg.connect(database.conninfo(), autocommit=True) as session:
+        if busy:
+            session.execute("SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        result = run(env=role | {"PREFLIGHT_BACKUP": "required"})
+
+    assert (22, "target.denied") == (result.code, error_of(result)["code"]), str(result)
+    assert what.split()[1].removesuffix("()") in error_of(result)["message"]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -459,6 +513,7 @@ def test_history_that_the_database_owner_vouches_for_is_read_by_every_role(
         refused = run("wait", "--schema", env=reader)
         assert (26, "history.owner") == (refused.code, error_of(refused)["code"])
         assert "ALTER SCHEMA preflight OWNER TO" in error_of(refused)["hint"]
+        assert "superuser" in error_of(refused)["hint"]  # the owner of the schema is another role
 
         database.script("ALTER SCHEMA preflight OWNER TO CURRENT_USER")
         assert 0 == run("wait", "--schema", env=reader).code
@@ -489,6 +544,25 @@ def test_schema_that_was_given_to_a_role_without_more_rights_is_believed(
     database.script(f"CREATE ROLE {app} LOGIN PASSWORD 'p'")
     try:
         assert 0 == run("wait", "--schema", env={"PGUSER": app, "PGPASSWORD": "p"}).code
+    finally:
+        database.script(f"DROP ROLE {app}")
+
+
+def test_schema_that_was_prepared_for_a_role_with_more_rights_is_believed(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """As docs/operations.md says it: for a migrating role that may make schemas, and its apps."""
+    grant_create(database, role)
+    page = (servers.REPOSITORY / "docs" / "operations.md").read_text()
+    (recipe,) = re.findall(r"^CREATE SCHEMA preflight;\n.*?(?=```)", page, re.MULTILINE | re.DOTALL)
+    database.script(recipe.replace("MIGRATOR", role["PGUSER"]))
+    migrations(A)
+    assert 0 == run(env=role).code
+    app = f"{database.name}_reader"
+    database.script(f"CREATE ROLE {app} LOGIN PASSWORD 'p'")
+    try:
+        assert 0 == run("wait", "--schema", env={"PGUSER": app, "PGPASSWORD": "p"}).code
+        assert 0 == run("check").code
     finally:
         database.script(f"DROP ROLE {app}")
 
