@@ -542,56 +542,55 @@ def adopt(config: Config, said: Arguments) -> None:
         if chosen is not None:  # what is below a new record must be recorded, too
             new = chosen in todo
             todo = [file for file in todo if new and file.version < chosen.version] + [chosen]
-        adopted = []
         with history.transaction(session):  # all of it or, when one is refused, nothing
-            for file in todo:
-                checks = _adopted(session, file, chosen)
-                if checks is None:
-                    break
+            there = _there(session, todo, chosen) if chosen else history.adoptable(session, todo)
+            adopted = []
+            for file, checks in there:
+                history.adopt(session, file, by_name=chosen is not None)
                 adopted.append((file, checks))
         history.tell_adopted(adopted)
+    names = [file.name for file, _ in adopted]
+    if left := [file.name for file in todo if file.name not in names]:
+        structlog.get_logger().info("plan.made", pending=left, adopts=[])
 
 
-def _adopted(
-    session: Session, file: Migration, chosen: Migration | None
-) -> tuple[verify.Check, ...] | None:
-    """Record one file if the database holds it; return its checks, or None when it is absent."""
-    checks = verify.run(session, file.verify) if file.verify else ()
-    answer = verify.answer(checks)
-    if answer == "absent" and chosen is None:
-        structlog.get_logger().info("plan.made", pending=[file.name], adopts=[])
-        return None
-    if answer == "unknown" and file is not chosen:
-        raise HistoryConflict(
-            "history.first_contact",
-            f"{file.name} has no verify file that could tell whether it is there",
-            f"Nothing was recorded. If you know that it is: `adopt {file.version}`.",
-            migration=file.name,
-            version=file.version,
-        )
-    if answer != "present" and chosen is not None and file is not chosen:
-        verify.report(file, checks)
-        raise HistoryConflict(
-            "history.gap",
-            f"{file.name} is neither recorded nor in the database as it should be "
-            f"({verify.described(checks)}), so {chosen.name} above it cannot be recorded",
-            "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
-            "look.",
-            migration=file.name,
-            version=file.version,
-        )
-    if verify.failed(checks):
-        verify.report(file, checks)
-        raise VerifyFailed(
-            "verify.not_there",
-            f"{file.name} is not in the database as it should be: {verify.described(checks)}",
-            "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
-            "look.",
-            migration=file.name,
-            version=file.version,
-        )
-    history.adopt(session, file, by_name=chosen is not None)
-    return checks
+def _there(
+    session: Session, files: Sequence[Migration], chosen: Migration
+) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
+    """Yield the files up to the one that a person named, with their checks, which must hold."""
+    for file in files:
+        checks = verify.run(session, file.verify) if file.verify else ()
+        answer = verify.answer(checks)
+        if answer == "unknown" and file is not chosen:
+            raise HistoryConflict(
+                "history.first_contact",
+                f"{file.name} has no verify file that could tell whether it is there",
+                f"Nothing was recorded. If you know that it is: `adopt {file.version}`.",
+                migration=file.name,
+                version=file.version,
+            )
+        if answer != "present" and file is not chosen:
+            verify.report(file, checks)
+            raise HistoryConflict(
+                "history.gap",
+                f"{file.name} is neither recorded nor in the database as it should be "
+                f"({verify.described(checks)}), so {chosen.name} above it cannot be recorded",
+                "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
+                "look.",
+                migration=file.name,
+                version=file.version,
+            )
+        if verify.failed(checks):
+            verify.report(file, checks)
+            raise VerifyFailed(
+                "verify.not_there",
+                f"{file.name} is not in the database as it should be: {verify.described(checks)}",
+                "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
+                "look.",
+                migration=file.name,
+                version=file.version,
+            )
+        yield file, checks
 
 
 def _refuse_contradiction(file: Migration, record: plan.Record) -> None:

@@ -87,15 +87,22 @@ COMMENT ON TABLE {schema}.migrations IS
 _RIGHT = """
 SELECT pg_catalog.has_database_privilege(pg_catalog.current_database()::text, 'CREATE')
 """
-# nothing of anybody's: no relation, type or function but the system's, extensions' and our own
+# nothing of anybody's: no relation, type or function but the system's, extensions' and our tables
 _EMPTY = """
 WITH theirs AS (
  SELECT n.oid FROM pg_catalog.pg_namespace n
- WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', %s::name)
+ WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
   AND n.nspname::text NOT LIKE 'pg\\_%%'
 ), members AS (
  -- of an extension, or made along with something else: a row's type, an array, a multirange
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype IN ('e', 'i')
+ UNION ALL
+ SELECT 'pg_catalog.pg_class'::regclass, c.oid
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s::name AND c.relname IN ('migrations', 'journal') AND c.relkind = 'r'
+  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid
+   AND a.attname::text = ANY (ARRAY['version', 'name', 'checksum', 'run_id', 'tool_version'])) = 5
 )
 SELECT NOT EXISTS (
  SELECT FROM pg_catalog.pg_class c JOIN theirs ON theirs.oid = c.relnamespace
@@ -404,39 +411,79 @@ def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) 
 def adoptable(
     session: Session, unrecorded: Sequence[Migration]
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
-    """Yield the leading files that a database already holds, with their checks; reads only.
+    """Yield the files that a database already holds, with their checks; reads only.
 
-    Call inside a transaction. Raises VerifyFailed (partial), HistoryConflict (cannot be told).
+    Call inside a transaction. Raises VerifyFailed (partial, or there above one that is absent),
+    HistoryConflict (cannot be told).
     """
+    absent: Migration | None = None
     for file in unrecorded:
         checks = verify.run(session, file.verify) if file.verify else ()
-        match verify.answer(checks):
-            case "present":
-                yield file, checks
-            case "absent":
-                return
-            case "partial":
-                verify.report(file, checks)
-                raise VerifyFailed(
-                    "verify.partial",
-                    f"{file.name} is in the database only in part: {verify.described(checks)}",
-                    "Complete it or take it back by hand, then run again; `verify` lists every "
-                    "check.",
-                    migration=file.name,
-                    version=file.version,
-                )
-            case _:
-                if session.config.first_contact == "pending":
-                    return
-                raise HistoryConflict(
-                    "history.first_contact",
-                    f"the database has objects but nothing was ever run here, and {file.name} has "
-                    "no verify file that could tell whether it was applied",
-                    f"It is there: `adopt {file.version}`. It is not: set "
-                    "PREFLIGHT_FIRST_CONTACT=pending, and it will run.",
-                    migration=file.name,
-                    version=file.version,
-                )
+        answer = verify.answer(checks)
+        guess = absent is None and session.config.first_contact != "pending"
+        if answer == "unknown" and guess:
+            raise _cannot_tell(file)
+        if answer == "untold" and guess:
+            raise _untold(file, checks)
+        if answer == "partial":
+            raise _in_part(file, checks, absent)
+        if answer != "present":
+            absent = absent or file
+        elif absent is not None and session.config.out_of_order == "fail":
+            raise _above(file, absent)
+        else:
+            yield file, checks
+
+
+def _cannot_tell(file: Migration) -> HistoryConflict:
+    return HistoryConflict(
+        "history.first_contact",
+        f"the database has objects but nothing was ever run here, and {file.name} has no verify "
+        "file that could tell whether it was applied",
+        f"It is there: `adopt {file.version}`. It is not: set PREFLIGHT_FIRST_CONTACT=pending, and "
+        "it will run.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _in_part(
+    file: Migration, checks: Sequence[verify.Check], absent: Migration | None
+) -> VerifyFailed:
+    verify.report(file, checks)
+    below = f"; and {absent.name} below it is absent" if absent else ""
+    return VerifyFailed(
+        "verify.partial",
+        f"{file.name} is in the database only in part: {verify.described(checks)}{below}",
+        "Complete it or take it back by hand, then run again; `verify` lists every check.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _untold(file: Migration, checks: Sequence[verify.Check]) -> VerifyFailed:
+    verify.report(file, checks)
+    return VerifyFailed(
+        "verify.untold",
+        f"whether {file.name} is in the database cannot be told: {verify.described(checks)}, "
+        "and a query that fails says nothing of the other checks that it would have made",
+        "Write one query a check, with to_regclass in place of FROM. Or say it yourself: it is "
+        "not there, also not in part: PREFLIGHT_FIRST_CONTACT=pending.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _above(file: Migration, absent: Migration) -> VerifyFailed:
+    return VerifyFailed(
+        "verify.out_of_order",
+        f"{file.name} is in the database, but {absent.name} below it is not",
+        f"{absent.name} is there all the same: `adopt {absent.version}`. It is to run although "
+        f"{file.name} is there: PREFLIGHT_OUT_OF_ORDER=allow. {file.name} is not there: mark the "
+        "checks that hold without it with `false AS effect`.",
+        migration=file.name,
+        version=file.version,
+    )
 
 
 def is_empty(session: Session) -> bool:

@@ -16,6 +16,8 @@ from preflight.errors import Failure, VerifyFailed
 from preflight.server import PASSING
 
 if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import Node
+
     from preflight.migrations import Migration, Script
     from preflight.server import Session
 
@@ -31,6 +33,7 @@ class Check:
     ok: bool
     detail: str | None = None
     effect: bool = True
+    told: bool = True  # false: the query failed, and nobody knows what it would have told
 
 
 def run(session: Session, script: Script, after: Script | None = None) -> tuple[Check, ...]:
@@ -51,6 +54,20 @@ def run(session: Session, script: Script, after: Script | None = None) -> tuple[
     return tuple(checks)
 
 
+def asks_more(query: bytes) -> bool:
+    """Tell whether a query may make more than one check: it does not say what its check is."""
+    node = sql.parsed(query)
+    if node is None or node.WhichOneof("node") != "select_stmt":
+        return True
+    names = [each.res_target for each in node.select_stmt.target_list]
+    kinds = [_bare(each.val).WhichOneof("node") for each in names if each.name == "check"]
+    return kinds != ["a_const"]  # of a UNION the arms have the targets
+
+
+def _bare(value: Node) -> Node:
+    return _bare(value.type_cast.arg) if value.HasField("type_cast") else value
+
+
 def _checks(session: Session, script: Script, statement: sql.Statement) -> list[Check]:
     line, column = sql.position(script.text, statement.start)
     where = f"{script.file}:{line}"
@@ -65,7 +82,8 @@ def _checks(session: Session, script: Script, statement: sql.Statement) -> list[
         message = error.diag.message_primary or str(error)
         session.execute("ROLLBACK TO SAVEPOINT preflight_check")
         if error.sqlstate in ABSENT:
-            return [Check("objects", f"query at {where}", ok=False, detail=message)]
+            told = not asks_more(statement.text(script.text))
+            return [Check("objects", f"query at {where}", ok=False, detail=message, told=told)]
         hint = "The verify file itself fails: correct it, or the rights of this role."
         raise wrong("verify.error", f"{where}: {message}", hint, error.sqlstate) from error
     session.execute("RELEASE SAVEPOINT preflight_check")
@@ -161,13 +179,18 @@ def require(session: Session, migration: Migration, outcome: Callable[..., Failu
 
 
 def answer(checks: Sequence[Check]) -> str:
-    """Return present (all hold), absent (no effect holds), partial or unknown (none asked)."""
+    """Return present (all hold), absent (no effect holds), partial or unknown (none asked).
+
+    `untold`: the only queries about effects failed, and might have found some.
+    """
     effects = [check for check in checks if check.effect]
     if not effects:
         return "unknown"
     if all(check.ok for check in checks):
         return "present"
-    return "partial" if any(check.ok for check in effects) else "absent"
+    if any(check.ok for check in effects):
+        return "partial"
+    return "absent" if any(check.told for check in effects) else "untold"
 
 
 def failed(checks: Sequence[Check]) -> list[Check]:

@@ -336,3 +336,132 @@ def test_file_that_comes_after_first_contact_is_new(
 
     assert (0, ["001_a"]) == (adopted.code, adopted.finished["adopted"])
     assert (0, ["002_b"]) == (applied.code, applied.finished["applied"]), str(applied)
+
+
+# --- what lies above a file that is absent --------------------------------------------------------
+
+
+CENTS = {
+    "003_cents.sql": "UPDATE accounts SET cents = cents * 100;",
+    "003_cents_verify.sql": "SELECT 's' AS suite, 'cents' AS \"check\", "
+    "col_description(to_regclass('accounts'), 1) IS NOT DISTINCT FROM 'cents' AS ok",
+}
+INDEX = {"002_i.sql": "CREATE INDEX i ON accounts (cents);"}
+ASKED = {
+    "002_i_verify.sql": "SELECT 's' AS suite, 'i' AS \"check\", to_regclass('i') IS NOT NULL AS ok"
+}
+ACCOUNTS = (
+    "CREATE TABLE accounts (cents int); INSERT INTO accounts VALUES (100);"
+    "COMMENT ON COLUMN accounts.cents IS 'cents';"
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "setting"),
+    [(INDEX | ASKED, "refuse"), (INDEX, "pending"), (INDEX | ASKED, "pending")],
+    ids=["absent", "said to be absent", "both"],
+)
+def test_file_that_is_there_above_an_absent_one_does_not_run_again(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    files: dict[str, str],
+    setting: str,
+) -> None:
+    """33 names both, for `check` and `plan` as for `up`; OUT_OF_ORDER=allow adopts it."""
+    database.script(ACCOUNTS)
+    migrations(files | CENTS)
+    env = {"PREFLIGHT_FIRST_CONTACT": setting, "PREFLIGHT_BACKUP": "off"}
+
+    for command in ("up", "check", "plan", "adopt"):
+        refused = run(command, env=env)
+        assert 33 == refused.code, str(refused)
+        named = [
+            "002_i" in error_of(refused)["message"],
+            "003_cents" in error_of(refused)["message"],
+        ]
+        assert [True, True] == named or command == "adopt"
+    allowed = run(env=env | {"PREFLIGHT_OUT_OF_ORDER": "allow"})
+
+    assert 0 == allowed.code, str(allowed)
+    assert (["003_cents"], ["002_i"]) == (allowed.finished["adopted"], allowed.finished["applied"])
+    assert [100] == database.query("SELECT cents FROM accounts")
+
+
+def test_later_file_that_cannot_be_told_is_pending_like_the_absent_one_below(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its query fails because what 001 makes is not there: no reason to stop a new database."""
+    database.script(OTHER)
+    migrations(
+        B
+        | {
+            "003_c.sql": "ALTER TABLE b ADD c int;",
+            "003_c_verify.sql": "SELECT 's' AS suite, x.n AS \"check\", x.ok FROM (VALUES "
+            "('b', (SELECT count(*) >= 0 FROM b)), ('c', true)) x (n, ok)",
+            "004_d.sql": "SELECT 4;",
+        }
+    )
+
+    result = run(env={"PREFLIGHT_BACKUP": "off"})
+
+    assert (0, ["002_b", "003_c", "004_d"]) == (result.code, result.finished.get("applied"))
+
+
+def test_query_of_many_checks_that_fails_is_no_evidence_of_absence(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """33: half of it may be there, and the one query that could tell names a missing table.
+
+    Whoever knows that nothing of it is there says so with FIRST_CONTACT=pending.
+    """
+    database.script("CREATE TABLE users (team_id int)")
+    both = (
+        "SELECT 's' AS suite, x.n AS \"check\", x.ok FROM (VALUES "
+        "('teams', (SELECT count(*) >= 0 FROM teams)), "
+        "('team_id', to_regclass('users') IS NOT NULL)) x (n, ok)"
+    )
+    migrations({"001_t.sql": "CREATE TABLE teams ();", "001_t_verify.sql": both})
+
+    for command in ("up", "check", "plan"):
+        result = run(command)
+        assert (33, "verify.untold") == (result.code, error_of(result)["code"]), str(result)
+    assert [0] == database.query(OURS)
+    said = run(env={"PREFLIGHT_FIRST_CONTACT": "pending", "PREFLIGHT_BACKUP": "off"})
+    assert (0, ["001_t"]) == (said.code, said.finished.get("applied")), str(said)
+
+
+def test_query_of_one_check_about_a_missing_table_says_absent(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The ordinary verify file stops no first deployment beside other things in the database."""
+    database.script(OTHER)
+    one = """SELECT 's' AS suite, 'rows' AS "check", count(*) >= 0 AS ok FROM teams"""
+    migrations({"001_t.sql": "CREATE TABLE teams ();", "001_t_verify.sql": one})
+
+    result = run(env={"PREFLIGHT_BACKUP": "off"})
+
+    assert (0, ["001_t"]) == (result.code, result.finished.get("applied")), str(result)
+
+
+def test_tables_of_the_app_in_our_schema_are_not_ours(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """PREFLIGHT_SCHEMA=app beside the app's tables: the database is not empty, and 001 is asked."""
+    database.script(
+        "CREATE SCHEMA app; CREATE TABLE app.accounts (cents int);"
+        "INSERT INTO app.accounts VALUES (100)"
+    )
+    there = (
+        "SELECT 's' AS suite, 'accounts' AS \"check\", "
+        "to_regclass('app.accounts') IS NOT NULL AS ok"
+    )
+    migrations(
+        {"001_a.sql": "UPDATE app.accounts SET cents = cents * 100;", "001_a_verify.sql": there}
+    )
+
+    before, result = (run(each, env={"PREFLIGHT_SCHEMA": "app"}) for each in ("check", "up"))
+
+    assert ["adoptable"] == [each["state"] for each in before.event("migration.listed")]
+    assert (0, ["001_a"]) == (result.code, result.finished.get("adopted")), str(result)
+    assert [100] == database.query("SELECT cents FROM app.accounts")

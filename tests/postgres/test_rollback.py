@@ -525,3 +525,38 @@ def test_rollback_never_runs_the_file_of_another_migration(
     else:
         assert "002_b" in result.finished["error"]["message"]
         assert "history.conflict" == result.finished["error"]["code"]
+
+
+def test_rollback_to_zero_takes_back_version_000(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """0 is before all, whatever number the first file has."""
+    migrations({"000_z.sql": "CREATE TABLE z ();", "000_z_rollback.sql": "DROP TABLE z;"} | A)
+    run()
+
+    assert 0 == run("rollback", "--to", "0").code
+    assert [] == database.query(PRESENT)
+    assert dropped(database, "a", "z")
+
+
+TWO_IN_ONE = (
+    "SELECT 's' AS suite, x.c AS \"check\", x.ok FROM (VALUES "
+    "('b is readable', (SELECT count(*) >= 0 FROM b)), "
+    "('a has y', EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('a') "
+    "AND attname = 'y' AND NOT attisdropped))) x (c, ok);"
+)
+
+
+def test_verify_query_that_fails_after_a_rollback_is_no_proof_that_nothing_is_left(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """A column stays, and the query that would find it names a table that is gone: a warning."""
+    text = "CREATE TABLE b ();\nALTER TABLE a ADD y int;\n"
+    migrations(A | B | {"002_b.sql": text, "002_b_verify.sql": TWO_IN_ONE})
+    run()
+
+    result = run("rollback")
+
+    assert 0 == result.code, str(result)
+    (told,) = [e for e in result.event("migration.progressed") if "no evidence" in str(e)]
+    assert "warning" == told["level"]

@@ -6,6 +6,7 @@ from preflight import verify
 from preflight.verify import Check
 
 YES, NO = Check("s", "yes", ok=True), Check("s", "no", ok=False)
+ASKED = Check("s", "query", ok=False, told=False)
 KEPT, LOST = Check("s", "kept", ok=True, effect=False), Check("s", "lost", ok=False, effect=False)
 
 
@@ -20,6 +21,10 @@ KEPT, LOST = Check("s", "kept", ok=True, effect=False), Check("s", "lost", ok=Fa
         ("partial", [YES, NO]),
         ("partial", [YES, NO, KEPT]),
         ("partial", [YES, LOST]),
+        ("partial", [YES, ASKED]),
+        ("absent", [NO, ASKED]),
+        ("untold", [ASKED]),
+        ("untold", [ASKED, KEPT]),
         ("unknown", []),
         ("unknown", [KEPT]),
         ("unknown", [LOST]),
@@ -35,3 +40,26 @@ def test_description_names_the_first_failures() -> None:
     described = verify.described([YES, *[NO] * 7])
 
     assert "7 of 8 checks fail (s: no; s: no; s: no; s: no; s: no and 2 more)" == described
+
+
+@pytest.mark.parametrize(
+    ("more", "query"),
+    [
+        (False, """SELECT 's' AS suite, 'c' AS "check", count(*) = 3 AS ok FROM t"""),
+        (False, """SELECT 's' AS suite, 'c'::text AS "check", ok FROM t WHERE id = 1"""),
+        (False, """WITH w AS (SELECT FROM t) SELECT 's' suite, 'c' "check", EXISTS (TABLE w) ok"""),
+        (True, """SELECT 's' AS suite, x.c AS "check", x.ok FROM (VALUES ('c', true)) x (c, ok)"""),
+        (True, """SELECT 's' suite, 'c' "check", true ok UNION ALL SELECT 's', 'd', true FROM t"""),
+        (True, """SELECT 's' suite, unnest(ARRAY['c', 'd']) "check", true ok"""),
+        (
+            True,
+            """SELECT suite, format('%s', c) AS "check", count(*) = 1 ok FROM t GROUP BY 1, 2""",
+        ),
+        (True, "SELECT * FROM checks"),
+        (True, "VALUES (1)"),
+        (True, "TABLE checks"),
+    ],
+)
+def test_only_a_query_that_names_its_check_makes_no_other(*, more: bool, query: str) -> None:
+    """What names it in a row, a list or a function may make many."""
+    assert more == verify.asks_more(query.encode())
