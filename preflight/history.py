@@ -370,6 +370,7 @@ def _make_tables(session: Session) -> tuple[bool, list[str]]:
         session.execute(f"CREATE SCHEMA {schema}")
         tables.close_schema(session)
     session.execute(_TABLES.format(schema=schema))
+    tables.keep(session)
     tables.close(session)
     return True, []
 

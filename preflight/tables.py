@@ -241,10 +241,25 @@ def _foreign(session: Session, owner: str) -> HistoryConflict:
 
 
 def close_schema(session: Session) -> None:
-    """Take back what default privileges gave away of a schema that was made this moment."""
+    """Undo what default privileges gave away, or took from us, of a schema that was just made."""
     schema = session.config.schema
+    session.execute(f"GRANT ALL ON SCHEMA {schema} TO CURRENT_USER")
     for (whom,) in session.execute(_SCHEMA_GRANTS.format(schema=schema)).fetchall():
         session.execute(f"REVOKE ALL ON SCHEMA {schema} FROM {whom} CASCADE")
+
+
+def keep(session: Session) -> None:
+    """Say our own rights on the tables that were just made, whatever a default takes from us."""
+    schema = session.config.schema
+    session.execute(f"GRANT ALL ON {schema}.migrations, {schema}.journal TO CURRENT_USER")
+    session.execute(f"GRANT ALL ON SEQUENCE {_sequence(session)} TO CURRENT_USER")
+
+
+def _sequence(session: Session) -> str:
+    (name,) = session.execute(
+        f"SELECT pg_catalog.pg_get_serial_sequence('{session.config.schema}.journal', 'id')"
+    ).fetchone() or ("",)
+    return str(name)
 
 
 def close(session: Session) -> list[str]:
@@ -257,12 +272,9 @@ def close(session: Session) -> list[str]:
     query = _GRANTS.format(schema=schema, public=public)
     found = [whom for (whom,) in session.execute(query).fetchall()]
     if found:
-        (sequence,) = session.execute(
-            f"SELECT pg_catalog.pg_get_serial_sequence('{schema}.journal', 'id')"
-        ).fetchone() or ("",)
         tables, whom = f"{schema}.migrations, {schema}.journal", ", ".join(found)
         session.execute(f"REVOKE ALL ON {tables} FROM {whom} CASCADE")
-        session.execute(f"REVOKE ALL ON SEQUENCE {sequence} FROM {whom} CASCADE")
+        session.execute(f"REVOKE ALL ON SEQUENCE {_sequence(session)} FROM {whom} CASCADE")
         columns = ", ".join(PUBLIC)
         session.execute(f"GRANT SELECT ({columns}) ON {schema}.migrations TO PUBLIC")
     return found

@@ -622,6 +622,23 @@ def test_default_privileges_in_a_schema_that_was_there_do_not_open_the_history(
     assert sorted(OPEN + mine) == database.query(GIVEN)
 
 
+def test_default_privileges_that_take_from_the_owner_do_not_lock_us_out(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """Our own rights on what we make are said, and not what a default happens to leave."""
+    grant_create(database, role)
+    for what in "TABLES", "SEQUENCES", "SCHEMAS":
+        database.script(
+            f"ALTER DEFAULT PRIVILEGES FOR ROLE {role['PGUSER']} "
+            f"REVOKE ALL ON {what} FROM {role['PGUSER']}"
+        )
+    migrations({"001_a.sql": "SELECT 1;"})
+
+    assert 0 == run(env=role | {"PREFLIGHT_BACKUP": "required"}).code
+    assert 0 == run("backup", env=role).code
+    assert 0 == run("check", env=role).code
+
+
 def test_history_that_an_earlier_version_left_open_is_closed(
     run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
 ) -> None:
