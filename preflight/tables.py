@@ -70,14 +70,23 @@ _KINDS = {
 
 # A superuser has every role's rights, so of him membership says nothing: he believes who could act
 # as the database's owner. A schema is `vouched` for when its owner could, or may make none himself.
+# Before PostgreSQL 15 a role can make anybody its member by itself: such a membership is no trust.
 _LOOK = """
+WITH RECURSIVE granted(role) AS (
+ SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname IN (current_user, 'pg_database_owner')
+ UNION SELECT m.roleid FROM granted g JOIN pg_catalog.pg_auth_members m ON m.member = g.role
+ WHERE m.grantor <> m.roleid
+)
 SELECT n.oid::int8 AS place, pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
- vouched.schema OR NOT us.super AND pg_catalog.pg_has_role(n.nspowner, 'MEMBER') AS schema_believed,
+ vouched.schema OR NOT us.super AND pg_catalog.pg_has_role(n.nspowner, 'MEMBER')
+  AND n.nspowner IN (SELECT g.role FROM granted g) AS schema_believed,
  pg_catalog.has_schema_privilege(n.oid, 'CREATE') AS may_create,
  c.relname::text AS relation, c.relkind::text AS kind,
  pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
- CASE WHEN us.super THEN vouched.owner ELSE pg_catalog.pg_has_role(c.relowner, 'USAGE') END AS ours,
+ CASE WHEN us.super THEN vouched.owner ELSE pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND (vouched.owner OR c.relowner IN (SELECT g.role FROM granted g)) END AS ours,
  vouched.owner OR NOT us.super AND pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+  AND c.relowner IN (SELECT g.role FROM granted g)
   OR vouched.schema AND NOT pg_catalog.has_schema_privilege('public', n.oid, 'CREATE') AS believed,
  c.relrowsecurity AS row_security,
  EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = c.oid) AS rules,

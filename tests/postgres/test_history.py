@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -407,6 +408,7 @@ GRANT USAGE ON SCHEMA preflight TO PUBLIC;
 """
 LIE = """SELECT 1::int8 AS version, '001_a'::text AS name, '{checksum}'::text AS checksum,
  'done'::text AS state, false AS breaking"""
+MAKES_NO_MEMBERS = 15  # the major from which on a role cannot grant itself
 PLANTED = {
     "view": (
         "CREATE VIEW preflight.migrations AS SELECT preflight.trap() AS version, q.name, "
@@ -469,6 +471,35 @@ def test_history_of_a_stranger_is_neither_believed_nor_run(  # noqa: PLR0913, PL
         database.script(f"DROP OWNED BY {other}; DROP ROLE {other}")
     assert 0 == sprung()
     assert [None] == database.query("SELECT to_regclass('public.a')")
+
+
+def test_stranger_who_makes_us_his_member_is_still_a_stranger(
+    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Before PostgreSQL 15 he can; the right to act as him is no reason to believe him."""
+    file = migrations(A) / "001_a.sql"
+    lie = {"checksum": hashlib.sha256(file.read_bytes()).hexdigest()}
+    lie["tables"] = history._TABLES.format(schema="preflight")  # noqa: SLF001
+    stranger, other = f"{database.name}_stranger", f"{database.name}_other"
+    for role in (stranger, other):
+        database.script(
+            f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT CREATE ON SCHEMA public TO {role}; "
+            f"GRANT CREATE ON DATABASE {database.name} TO {role}"
+        )
+    try:
+        mine = database.conninfo(user=stranger, password="p")  # noqa: S106 -- a test's
+        with psycopg.connect(mine, autocommit=True) as session:
+            planted = STRANGER + PLANTED["our very tables"].format(**lie)
+            session.execute(planted.encode())
+            with suppress(psycopg.errors.InsufficientPrivilege):  # PostgreSQL 15 and later
+                session.execute(f"GRANT {stranger} TO {other}".encode())
+                assert any_server.major < MAKES_NO_MEMBERS
+        for command in TWO:
+            result = run(*command, env={"PGUSER": other, "PGPASSWORD": "p"})
+            assert (26, "history.owner") == (result.code, error_of(result)["code"]), str(result)
+    finally:
+        for role in (stranger, other):
+            database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_trigger_with_the_function_of_a_stranger_is_not_fired(
