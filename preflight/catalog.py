@@ -286,6 +286,20 @@ FROM pg_catalog.pg_foreign_data_wrapper w
 UNION ALL SELECT 'foreign server', s.oid::text, s.xmin::text, s.srvname::text
 FROM pg_catalog.pg_foreign_server s
 """
+# What is compared by number and version only. Left out is what the server writes to by itself, for
+# a temporary table, and in VACUUM FULL and REINDEX.
+_CATALOGS = """
+SELECT c.relname::text, pg_catalog.has_table_privilege('public', c.oid, 'SELECT')
+FROM pg_catalog.pg_class c
+WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind = 'r' AND NOT c.relisshared
+ AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AND c.relname <> ALL (%s::name[])
+ORDER BY 1
+"""
+_RESTLESS = [
+    *("pg_statistic", "pg_statistic_ext_data", "pg_class", "pg_attribute", "pg_attrdef", "pg_type"),
+    *("pg_namespace", "pg_index", "pg_depend", "pg_constraint", "pg_sequence", "pg_rewrite"),
+    *("pg_trigger", "pg_largeobject", "pg_largeobject_metadata"),
+]
 # What pg_dump leaves out without failing: what only others, or a superuser, may see.
 _UNSEEN = """
 SELECT pg_catalog.format('options of the user mapping for %s on server %I',
@@ -354,6 +368,29 @@ def marks(session: Session) -> dict[tuple[str, str], tuple[str, str]]:
     """Return the version of each object that no lock on a table holds still."""
     found = session.execute(_MARKS).fetchall()
     return {(kind, oid): (version, name) for kind, oid, version, name in found}
+
+
+def counts(session: Session) -> dict[str, int]:
+    """Return how many rows each catalog has that everybody may read: what was dropped shows."""
+    found = session.execute(_CATALOGS, [_RESTLESS]).fetchall()
+    queries = [
+        f"SELECT '{name}', count(*) FROM pg_catalog.{name}"  # noqa: S608 -- a catalog's name
+        for name, public in found
+        if public
+    ]
+    return dict(session.execute(" UNION ALL ".join(queries)).fetchall()) if queries else {}
+
+
+def written_since(session: Session, transaction: int) -> list[str]:
+    """Name the catalogs with rows that were written after a transaction, by its 64-bit number."""
+    recent = f"pg_catalog.age(t.xmin) < pg_catalog.age('{transaction % 2**32}'::xid)"
+    found = session.execute(_CATALOGS, [_RESTLESS]).fetchall()
+    queries = [
+        f"SELECT '{name}' WHERE EXISTS (SELECT FROM pg_catalog.{name} t WHERE {recent})"  # noqa: S608 -- a catalog's name
+        for name, _ in found
+    ]
+    rows = session.execute(" UNION ALL ".join(queries)).fetchall() if queries else []
+    return [name for (name,) in rows]
 
 
 def unseen(session: Session) -> list[dict[str, str]]:

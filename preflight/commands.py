@@ -535,9 +535,8 @@ def adopt(config: Config, said: Arguments) -> None:
         lock.acquire(session)
         history.ensure(session)
         known = history.read(session)
-        record = known.records.get(chosen.version) if chosen else None
-        if chosen and record and plan.compared(chosen, record) == "other":
-            _refuse_contradiction(chosen, record)
+        if foreign := plan.foreign(files, known):  # others' files say nothing of this database
+            raise HistoryConflict.of("history.conflict", foreign)
         todo = [file for file in files if file.version not in known.records]
         if chosen is not None:  # what is below a new record must be recorded, too
             new = chosen in todo

@@ -155,9 +155,12 @@ def _in_tree(kind: str, statement: Any, functions: dict[str, str]) -> str | None
     if what := _by_kind(kind, statement):
         return what
     made = kind.startswith(("create", "define", "composite", "view"))
+    into = {_mention(item.rel) for item in _all(statement, {"IntoClause"})}
     rules: dict[str, Callable[[Any], str | None]] = {
         "FuncCall": lambda item: _called(item, functions),
-        "RangeVar": lambda item: _TEMPORARIES if _is_temporary(item, made=made) else None,
+        "RangeVar": lambda item: (
+            _TEMPORARIES if _is_temporary(item, made=made or _mention(item) in into) else None
+        ),
         "UpdateStmt": lambda item: "set_config" if _settings(item) else None,
     }
     dropped = {

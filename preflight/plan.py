@@ -101,6 +101,17 @@ def contradicted(files: Sequence[Migration], history: History) -> list[Problem]:
     ]
 
 
+def foreign(files: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every file that is another migration than the one recorded under its number."""
+    records = history.records
+    others = [
+        file
+        for file in files
+        if file.version in records and compared(file, records[file.version]) == "other"
+    ]
+    return contradicted(others, history)
+
+
 def contradiction(file: Migration, record: Record) -> Problem | None:
     """Say how a file differs from what was recorded under its number, or None."""
     match compared(file, record):

@@ -489,7 +489,8 @@ def _fill(session: Session, place: Place, renew: Callable[[], None]) -> State:
 def _objects(other: Session) -> str:
     """Return a hash of what a database is made of but rows: definitions, rights, sequences."""
     other.execute(_ONE_WAY)
-    found = sorted(catalog.definitions(other).items()), sorted(catalog.sequences(other).items())
+    looks = (catalog.definitions, catalog.sequences, catalog.counts)
+    found = [sorted(look(other).items()) for look in looks]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
 
 
@@ -508,6 +509,8 @@ def _require_same(other: Session, place: Place, state: State) -> None:
         different += backup.written_since(other, state.xid)
         if not different and _objects(other) != state.objects:
             different = ["its objects, rights or sequences were changed"]
+        if not different and (touched := catalog.written_since(other, state.xid)):
+            different = [f"its objects or rights were changed ({', '.join(touched)})"]
         if _own(other, place) != state.own:
             different.append("the owner, settings or rights of the database were changed")
     except psycopg.errors.InsufficientPrivilege as error:

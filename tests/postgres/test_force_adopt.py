@@ -271,6 +271,27 @@ def test_another_migration_of_that_number_is_told_and_left_alone(
         assert ("other", "002_b") == (row["state"], row["recorded_as"])
 
 
+@pytest.mark.parametrize("which", [[], ["3"]], ids=["all", "one"])
+def test_nothing_is_adopted_from_another_migrations_folder(
+    run: Run, database: servers.Database, migrations: WriteMigrations, which: list[str]
+) -> None:
+    """26, also for the files above: a wrong directory is mounted, or another branch."""
+    folder = migrations(A | B)
+    run()
+    for name in B:
+        (folder / name).unlink()
+    database.script("CREATE TABLE c (id int)")
+    migrations(
+        OTHER | {"003_c.sql": "CREATE TABLE c (id int);", "003_c_verify.sql": VERIFY.format("c")}
+    )
+
+    result = run("adopt", *which)
+
+    assert 26 == result.code, str(result)
+    assert "another migration" in result.finished["error"]["message"]
+    assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+
 def test_renamed_file_is_told_and_adopted_under_its_new_name(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -485,6 +485,9 @@ CHANGES = {
     "a function more": "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     "a right more": "GRANT SELECT ON t TO PUBLIC",
     "a sequence on": "SELECT nextval('s')",
+    "a right on what will be made": "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+    "a default right gone": "ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC",
+    "a comment on a language": "COMMENT ON LANGUAGE plpgsql IS 'other'",
     "a large object changed": "SELECT lo_put(4711, 0, 'other')",
 }
 
@@ -494,7 +497,10 @@ def test_restored_database_that_was_written_to_is_not_believed(
     run: Run, filled: servers.Database, change: str
 ) -> None:
     """Neither as an answer nor as the live one, whatever it was; both stay as they are."""
-    filled.script("CREATE SEQUENCE s; SELECT nextval('s'); SELECT lo_from_bytea(4711, 'first')")
+    filled.script(
+        "CREATE SEQUENCE s; SELECT nextval('s'); SELECT lo_from_bytea(4711, 'first'); "
+        "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC"
+    )
     run("backup")
     assert 0 == run("restore", "latest").code
     copy = restored(filled)
@@ -513,7 +519,7 @@ def test_restored_database_that_was_written_to_is_not_believed(
 def test_restored_database_that_nobody_touched_is_believed(
     any_server: servers.Server, run: Run, filled: servers.Database
 ) -> None:
-    """Also after VACUUM FREEZE, ANALYZE, and with settings that print values another way."""
+    """Also after VACUUM, a temporary table, and with settings that print values another way."""
     assert any_server is filled.server
     filled.script("CREATE TABLE d (at timestamptz DEFAULT '2020-01-02 03:04:05+00', x int)")
     with any_server.connect() as connection:
@@ -526,6 +532,9 @@ def test_restored_database_that_nobody_touched_is_believed(
     first = run("restore", "latest")
     restored(filled).query("VACUUM FREEZE")
     restored(filled).query("ANALYZE")
+    restored(filled).script("CREATE TEMP TABLE own (id serial PRIMARY KEY)")
+    restored(filled).script("VACUUM FULL t")
+    restored(filled).script("REINDEX TABLE t")
     again, swapped = run("restore", "latest"), run("restore", "latest", "--swap")
 
     assert [0, 0, 0] == [first.code, again.code, swapped.code], again
