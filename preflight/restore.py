@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -566,8 +566,12 @@ def _swapped_before(session: Session, place: Place, identity: Identity) -> bool:
     What was written since would leave it. Raises TargetUnusable when that was long ago.
     """
     live = sibling.described(session, place.live)
-    said = live and store.swapped(place.source, identity.system, live["oid"])
-    if said is None or live is None:
+    if live is None:
+        return False
+    swaps = store.swaps(place.source, identity)
+    said = swaps.pop(live["oid"], None)
+    if said is None:
+        _require_not_replaced(session, place, swaps)
         return False
     at = said.get("epoch_s")
     (now,) = session.execute(_NOW).fetchone() or (0.0,)
@@ -586,6 +590,21 @@ def _swapped_before(session: Session, place: Place, identity: Identity) -> bool:
         what,
         "What was written since would leave the live database: if that is wanted, add --again.",
     )
+
+
+def _require_not_replaced(session: Session, place: Place, swaps: Mapping[int, Any]) -> None:
+    """Make sure that no call of long ago is done again over what took its place since.
+
+    A swap that failed left its database where this one wants to restore.
+    """
+    (waiting,) = session.execute(_OID, [place.into]).fetchone() or (0,)
+    if gone := [said for oid, said in swaps.items() if oid != waiting]:
+        raise TargetUnusable(
+            "restore.swapped",
+            f"{place.source.name} was swapped in before ({gone[-1].get('at', 'some time ago')}), "
+            f"and {place.live!r} is another database now",
+            "What it holds would leave the live place: if that is wanted, add --again.",
+        )
 
 
 _NOW = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8"
@@ -656,6 +675,7 @@ def _record(session: Session, place: Place, identity: Identity, kept: str, *, ag
     (now,) = session.execute(_NOW).fetchone() or (0.0,)
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
     said = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
+    said["address"] = identity.address
     try:
         store.record_swap(place.source, identity.system, oid, said)
     except OSError as error:

@@ -441,15 +441,21 @@ def record_swap(backup: Backup, system: str, oid: int, said: Mapping[str, Any]) 
     write_durably(_swap_record(backup, system, oid), said)
 
 
-def swapped(backup: Backup, system: str, oid: int) -> dict[str, Any] | None:
-    """Return what was recorded when a database was made from a backup and swapped in."""
-    try:
-        said = json.loads(_small(_swap_record(backup, system, oid)))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError, Unreadable):
-        return {}  # it was, and nobody knows when
-    return said if isinstance(said, dict) else {}
+def swaps(backup: Backup, identity: Identity) -> dict[int, dict[str, Any]]:
+    """Return what was recorded of each database that was made from a backup and swapped in."""
+    found = {}
+    for path in sorted(backup.path.glob(f"swap-{int(identity.system)}-*.json")):
+        try:
+            said = json.loads(_small(path))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError, Unreadable):
+            said = None  # it was, and nobody knows when
+        said = said if isinstance(said, dict) else {}
+        number = path.stem.rpartition("-")[2]
+        if number.isdecimal() and said.get("address") in (None, identity.address):
+            found[int(number)] = said
+    return found
 
 
 def _swap_record(backup: Backup, system: str, oid: int) -> Path:

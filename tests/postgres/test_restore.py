@@ -664,6 +664,25 @@ def test_swap_of_the_same_backup_is_not_done_twice(
     assert ALL == filled.query(ROWS)
 
 
+def test_swap_of_a_backup_that_another_one_replaced_is_not_done_again(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """A retry that comes late would throw out what took its place: 22, unless it is wanted."""
+    run("backup")
+    (older,) = backup_dir.iterdir()
+    filled.script("INSERT INTO t VALUES (3, 'newer')")
+    run("backup")
+    swaps = [run("restore", name, "--swap").code for name in (older.name, "latest")]
+
+    again = run("restore", older.name, "--swap")
+
+    assert [0, 0] == swaps
+    assert (22, "restore.swapped") == (again.code, error_of(again)["code"])
+    assert [*ALL, (3, "newer")] == filled.query(ROWS)
+    assert 0 == run("restore", older.name, "--swap", "--again").code
+    assert ALL == filled.query(ROWS)
+
+
 def test_swap_that_failed_is_not_taken_for_done(
     run: Run, filled: servers.Database, backup_dir: Path
 ) -> None:
