@@ -52,6 +52,8 @@ CREATE TABLE {schema}.migrations (
   undoing bool NOT NULL DEFAULT false,
   up_sql text NOT NULL,
   rollback_sql text,
+  verify_sql text,
+  export_sql text,
   breaking bool NOT NULL DEFAULT false,
   applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   duration_ms bigint,
@@ -134,6 +136,8 @@ class Row:
     run_id: str
     checksum: str
     undoing: bool = False  # the two counts are of the rollback file's statements
+    verify_sql: str | None = None  # None: not known, recorded by an older version; "": none
+    export_sql: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +324,7 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
         new, closed = _make_tables(session)
         if new or untold(session):
             adopted = _first_contact(session, files)
+        _keep(session, files)
     tables.tell_closed(session, closed)
     tell_adopted(adopted)
     history = read(session)
@@ -354,6 +359,7 @@ def _make_tables(session: Session) -> tuple[bool, list[str]]:
     found = session.rows(tables.look(session))
     if tables.present(found):
         tables.require_ours(session, found)
+        tables.complete(session, found)
         return False, tables.close(session)
     tables.require_place(session, found)
     (in_database,) = session.execute(_RIGHT).fetchone() or (False,)
@@ -373,6 +379,28 @@ def _make_tables(session: Session) -> tuple[bool, list[str]]:
     tables.keep(session)
     tables.close(session)
     return True, []
+
+
+def _keep(session: Session, files: Sequence[Migration]) -> None:
+    """Keep the companions of what an older version recorded without them, where it is the same."""
+    table = f"{session.config.schema}.migrations"
+    lacking = session.execute(
+        f"SELECT version FROM {table} WHERE verify_sql IS NULL AND state = 'done'"  # noqa: S608
+    ).fetchall()
+    versions = {version for (version,) in lacking}
+    for file in files:
+        if file.version in versions:
+            session.execute(
+                f"""UPDATE {table} SET rollback_sql = coalesce(%s, rollback_sql), verify_sql = %s,
+ export_sql = %s WHERE version = %s AND name = %s AND checksum = %s""",  # noqa: S608 -- a checked name
+                [*_kept(file), file.version, file.name, file.checksum],
+            )
+
+
+def _kept(file: Migration) -> list[str | bytes | None]:
+    """Return the companions as the history keeps them: an empty text says that there was none."""
+    rollback, *others = (file.rollback, file.verify, file.export)
+    return [rollback.text if rollback else None, *(each.text if each else "" for each in others)]
 
 
 def untold(session: Session) -> bool:
@@ -504,10 +532,12 @@ def row_of(session: Session, version: int) -> Row | None:
 
 
 def _rows(session: Session, where: str) -> list[Row]:
+    # a column that the table lacks is found one level further out, and is NULL
     rows = session.execute(
-        f"""SELECT m.version, m.name, m.state, m.statements_done, m.statements_started, m.up_sql,
- m.rollback_sql, m.run_id, m.checksum, m.undoing FROM {session.config.schema}.migrations m
- WHERE {where} ORDER BY m.version"""  # noqa: S608 -- a checked name, a constant or a number
+        f"""SELECT r.* FROM (SELECT NULL::text AS verify_sql, NULL::text AS export_sql) lacking,
+ LATERAL (SELECT m.version, m.name, m.state, m.statements_done, m.statements_started, m.up_sql,
+  m.rollback_sql, m.run_id, m.checksum, m.undoing, verify_sql, export_sql
+  FROM {session.config.schema}.migrations m WHERE {where}) r ORDER BY r.version"""  # noqa: S608 -- a checked name, a constant or a number
     ).fetchall()
     return [Row(*row) for row in rows]
 
@@ -588,12 +618,12 @@ def record(
     backup: str | None = None,
 ) -> bool:
     """Insert a version's row; return False when there is one."""
-    rollback = migration.rollback.text if migration.rollback else None
     return (
         session.execute(
             f"""INSERT INTO {session.config.schema}.migrations
- (version, name, checksum, state, how, up_sql, rollback_sql, breaking, backup, tool_version, run_id)
- VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (version) DO NOTHING""",  # noqa: S608
+ (version, name, checksum, state, how, up_sql, rollback_sql, verify_sql, export_sql, breaking,
+ backup, tool_version, run_id)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (version) DO NOTHING""",  # noqa: S608
             [
                 migration.version,
                 migration.name,
@@ -601,7 +631,7 @@ def record(
                 state,
                 how,
                 migration.up.text,
-                rollback,
+                *_kept(migration),
                 migration.up.breaking,
                 backup,
                 __version__,
@@ -617,14 +647,14 @@ def take_over(session: Session, migration: Migration, row: Row, backup: str | No
     return (
         session.execute(
             f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
- state = 'running', up_sql = %s, rollback_sql = %s, breaking = %s, backup = %s, tool_version = %s,
- run_id = %s, applied_by = current_user, undoing = false
+ state = 'running', up_sql = %s, rollback_sql = %s, verify_sql = %s, export_sql = %s, breaking = %s,
+ backup = %s, tool_version = %s, run_id = %s, applied_by = current_user, undoing = false
  WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
             [
                 migration.name,
                 migration.checksum,
                 migration.up.text,
-                migration.rollback.text if migration.rollback else None,
+                *_kept(migration),
                 migration.up.breaking,
                 backup,
                 __version__,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from preflight import server, sql
-from preflight.errors import HistoryConflict
+from preflight.errors import HistoryConflict, SchemaAhead
 
 if TYPE_CHECKING:
     from preflight.server import Session
@@ -55,6 +55,11 @@ COLUMNS = {
         "error": "text",
         "tool_version": "text",
     },
+}
+# what tables of an older version lack: added when we write, and read where it is there
+ADDED: dict[str, dict[str, str]] = {
+    "migrations": {"verify_sql": "text", "export_sql": "text"},
+    "journal": {},
 }
 PUBLIC = ("version", "name", "checksum", "state", "breaking")  # what everybody may read
 GIVEN = {  # what every row of ours brings along; all else has a default, or may be null
@@ -212,6 +217,9 @@ def _require_columns(session: Session, name: str, found: Sequence[str]) -> None:
     for column, wanted in COLUMNS[name].items():
         if types[column] != wanted:
             raise damaged(session, f"{name}.{column} is {types[column]}, not {wanted}")
+    for column, wanted in ADDED[name].items():
+        if types.get(column, wanted) != wanted:
+            raise damaged(session, f"{name}.{column} is {types[column]}, not {wanted}")
 
 
 def require_ours(session: Session, rows: Rows) -> None:
@@ -229,6 +237,29 @@ def require_ours(session: Session, rows: Rows) -> None:
                 f"GRANT ALL ON {session.config.schema}.{row['relation']} TO {row['owner']}, its "
                 "owner.",
                 sqlstate="42501",
+            )
+
+
+def complete(session: Session, rows: Rows) -> None:
+    """Add the columns that a later version brought; raises SchemaAhead for those of a newer one.
+
+    Call in a transaction, under the lock.
+    """
+    for row in rows:
+        name = row["relation"]
+        found = {column.split(" ", 1)[0] for column in row["columns"]}
+        if newer := found - COLUMNS[name].keys() - ADDED[name].keys():
+            raise SchemaAhead(
+                "schema.newer_history",
+                f"the history's table {name} has columns that this version does not know: "
+                f"{', '.join(sorted(newer))}",
+                "A newer pg-preflight has been here: start that version, or a later one. Reading "
+                "commands of this one still work.",
+            )
+        for column in sorted(ADDED[name].keys() - found):
+            session.execute(
+                f"ALTER TABLE {session.config.schema}.{name} ADD COLUMN {column} "
+                f"{ADDED[name][column]}"
             )
 
 

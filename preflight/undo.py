@@ -96,6 +96,8 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
         file = _completed(there, kept) if there and same else kept
         if file.rollback is not None:
             found.append(Step(file, row, file.rollback))
+            if not same and row.verify_sql is None:
+                _tell_unknown(row)
         elif there is None or same:
             unwritten.append(_unwritten(file))
         else:
@@ -113,7 +115,12 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
 
 def _completed(file: Migration, kept: Migration) -> Migration:
     """Return a migration's files on disk, and what the history kept where one is gone."""
-    return dataclasses.replace(file, rollback=file.rollback or kept.rollback)
+    return dataclasses.replace(
+        file,
+        rollback=file.rollback or kept.rollback,
+        verify=file.verify or kept.verify,
+        export=file.export or kept.export,
+    )
 
 
 def _unwritten(file: Migration) -> Problem:
@@ -122,6 +129,16 @@ def _unwritten(file: Migration) -> Problem:
         f"Write {file.name}_rollback.sql, or restore a backup (`backups --table`).",
         migration=file.name,
         version=file.version,
+    )
+
+
+def _tell_unknown(row: Row) -> None:
+    structlog.get_logger().warning(
+        "migration.progressed",
+        migration=row.name,
+        version=row.version,
+        notice="it was recorded by an older version, which kept no verify and no export file: "
+        "nothing is exported, and nothing tells whether the rollback is complete",
     )
 
 
@@ -153,13 +170,16 @@ def _begun(step: Step) -> Row:
 
 def _remembered(row: Row) -> Migration:
     """Return a migration that is not on disk as the history kept it: this image is older."""
+    texts = {"rollback": row.rollback_sql, "verify": row.verify_sql, "export": row.export_sql}
     return migrations.Migration(
         row.version,
         row.name,
         migrations.script(f"{row.name}.sql", row.up_sql.encode()),
-        migrations.script(f"{row.name}_rollback.sql", row.rollback_sql.encode())
-        if row.rollback_sql
-        else None,
+        **{
+            kind: migrations.script(f"{row.name}_{kind}.sql", text.encode())
+            for kind, text in texts.items()
+            if text
+        },
     )
 
 

@@ -560,3 +560,72 @@ def test_verify_query_that_fails_after_a_rollback_is_no_proof_that_nothing_is_le
     assert 0 == result.code, str(result)
     (told,) = [e for e in result.event("migration.progressed") if "no evidence" in str(e)]
     assert "warning" == told["level"]
+
+
+EXPORTED = {"002_b_export.sql": "SELECT id FROM b;"}
+TABLES_OF_0_1 = "ALTER TABLE preflight.migrations DROP COLUMN verify_sql, DROP COLUMN export_sql"
+
+
+def test_image_without_the_files_exports_and_verifies_as_they_did(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """The history keeps the texts: no export is 23, an effect that is left 30."""
+    incomplete = {"002_b_rollback.sql": "SELECT 1;"}
+    folder = migrations(A | B | EXPORTED | incomplete)
+    run()
+    for name in B | EXPORTED:
+        (folder / name).unlink()
+    database.query("INSERT INTO b VALUES (7)")
+
+    assert 23 == run("rollback", env={"PREFLIGHT_BACKUP": "off"}).code
+    left = run("rollback", env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert (30, "rollback.incomplete") == (left.code, left.finished["error"]["code"]), str(left)
+    (export,) = left.event("export.saved")
+    assert 1 == export["rows"]
+    assert "id\n7\n" == (backup_dir / export["backup"] / export["file"]).read_text()
+
+
+def test_tables_of_an_older_version_are_read_and_completed(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Reading does not need the new columns; the next run that writes adds and fills them."""
+    folder = migrations(A | B | EXPORTED)
+    run()
+    database.query(TABLES_OF_0_1)
+    codes = [run(each).code for each in ("up", "check", "verify", "plan")]
+    (folder / "002_b_rollback.sql").rename(folder / ".kept")
+    migrations({"003_c.sql": "SELECT 3;"})
+
+    assert ([0] * 4, 0) == (codes, run(env={"PREFLIGHT_BACKUP": "off"}).code)
+    assert [(B["002_b_verify.sql"], EXPORTED["002_b_export.sql"]), ("", "")] == database.query(
+        "SELECT verify_sql, export_sql FROM preflight.migrations WHERE version > 1 ORDER BY version"
+    )
+    (folder / ".kept").rename(folder / "002_b_rollback.sql")
+    assert [True] == database.query(
+        "SELECT rollback_sql IS NOT NULL FROM preflight.migrations WHERE version = 2"
+    )
+    database.query(TABLES_OF_0_1)
+    for name in ["003_c.sql", *B, *EXPORTED]:
+        (folder / name).unlink()
+    database.query("DELETE FROM preflight.migrations WHERE version = 3")
+    result = run("rollback", env={"PREFLIGHT_BACKUP": "off"})
+    assert 0 == result.code, str(result)
+    assert "older version" in str(result.event("migration.progressed"))
+
+
+def test_newer_tables_are_read_and_not_written(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """28 where a row would lack what a newer version keeps; nothing pending is still 0."""
+    migrations(A)
+    run()
+    database.query("ALTER TABLE preflight.migrations ADD COLUMN label text NOT NULL DEFAULT ''")
+    assert [0, 0, 0] == [run(each).code for each in ("up", "check", "verify")]
+    migrations(B)
+
+    result = run()
+
+    assert (28, "schema.newer_history") == (result.code, result.finished["error"]["code"])
+    assert 28 == run("rollback").code
+    assert [] == result.event("backup.started")
