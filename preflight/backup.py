@@ -319,12 +319,11 @@ def _dumped(
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
-    looks = store.seen(path)
+    looks, without = store.seen(path), catalog.unseen(session)
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
     digest, environment = written.sha256, session.config.child_env
     size = archive.require_whole(path, digest, programs, environment, wanted, roots)
-    without = catalog.unseen(session)
     listed = any(each["what"].startswith("subscription ") for each in without)
     without += [
         {"what": warning, "why": "a warning of pg_dump"}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -157,9 +157,18 @@ def read(session: Session) -> History:
 
 
 def _read(session: Session) -> History:
-    """Look whose the tables are and what they are, and in the same transaction read them."""
+    """Look whose the tables are and what they are, and in the same transaction read them.
+
+    In one message where all is as it should be; what is not, the second look tells.
+    """
     query = f"""SELECT {", ".join(f"m.{name}" for name in tables.PUBLIC)}
  FROM ONLY {session.config.schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- checked names
+    with suppress(psycopg.DataError, psycopg.ProgrammingError), session.looking():
+        message = f"{LOOK}; {tables.look_strictly(session)}; {query}; COMMIT"
+        found, rows = session.results(message)
+        session.learn(found[0])
+        tables.require(session, found)
+        return _recorded(session, rows)
     with session.looking():
         found = session.rows(f"{LOOK}; {tables.look(session)}")
         session.learn(found[0])
@@ -179,6 +188,10 @@ def _read(session: Session) -> History:
                 "or choose another PREFLIGHT_SCHEMA.",
                 sqlstate=error.sqlstate,
             ) from error
+    return _recorded(session, rows)
+
+
+def _recorded(session: Session, rows: Sequence[Mapping[str, Any]]) -> History:
     kinds = (int, str, str, str, bool)
     records = {}
     for row in rows:

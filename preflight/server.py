@@ -199,7 +199,11 @@ class Session:
 
     def rows(self, script: str) -> list[dict[str, Any]]:
         """Run statements in one round trip; return the rows of the last one that has any."""
-        rows: list[dict[str, Any]] = []
+        return self.results(script)[-1]
+
+    def results(self, script: str) -> list[list[dict[str, Any]]]:
+        """Run statements in one round trip; return the rows of each one that may have any."""
+        found: list[list[dict[str, Any]]] = []
         with (
             self._bounded(),
             stop.allowed(),
@@ -208,9 +212,9 @@ class Session:
             cursor.execute(script.encode())
             while True:
                 if cursor.description is not None:
-                    rows = cursor.fetchall()
+                    found.append(cursor.fetchall())
                 if not cursor.nextset():
-                    return rows
+                    return found
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -481,6 +485,9 @@ def require_writable(session: Session) -> None:
         if not (facts.standby or facts.read_only):
             break
         what = "a standby" if facts.standby else "read-only"
+        if not waited:
+            log.info("server.waiting", reason=f"{what}: waiting for a writable primary")
+            waited = True
         if time.monotonic() >= session.deadline:
             raise TargetUnusable(
                 "target.read_only",
@@ -488,9 +495,6 @@ def require_writable(session: Session) -> None:
                 "Connect to the primary; with several hosts set PGTARGETSESSIONATTRS=read-write. "
                 "If default_transaction_read_only is set for the database or the role, unset it.",
             )
-        if not waited:
-            log.info("server.waiting", reason=f"{what}: waiting for a writable primary")
-            waited = True
         stop.sleep(random.uniform(0.2, 0.5))  # noqa: S311 -- jitter, not a secret
         session.reopen()
         session.learn(session.ask(f"SELECT {FACTS}")[0])

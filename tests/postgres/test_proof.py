@@ -450,11 +450,16 @@ CREATE MATERIALIZED VIEW stored AS TABLE items; CREATE SEQUENCE loose;
 CREATE TABLE alone (n int);
 """
 # pg_dump of another database, which has the same rows: a snapshot is of one database only
+# the other database gets what this run has written into the journal of the live one
 TWIN = """
 for arg do shift; case "$arg" in
  --snapshot=*) ;;
- --dbname=*) set -- "$@" "$(printf %s "$arg" | sed 's/dbname={0}\\b/dbname={1}/')" ;;
+ --dbname=*) live="${{arg#--dbname=}}"
+  twin="$(printf %s "$live" | sed 's/dbname={0}\\b/dbname={1}/')"; set -- "$@" "--dbname=$twin" ;;
  *) set -- "$@" "$arg" ;; esac; done
+psql="$(dirname "$REAL")/psql"
+"$psql" -Xqd "$live" -c 'COPY preflight.journal TO STDOUT' | "$psql" -Xqd "$twin" \\
+ -c 'TRUNCATE preflight.journal' -c 'COPY preflight.journal FROM STDIN' || exit
 exec "$REAL" "$@" """
 LEFT_OUT = [
     ("--exclude-table=seen", "", "view public.seen is missing"),
