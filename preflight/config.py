@@ -127,6 +127,7 @@ def environment() -> dict[str, str]:
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what pg_dump and pg_restore may see: no secret, no locale, no vocabulary of ours."""
     hidden = {*SECRETS, "PGDATABASE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER"}
+    hidden |= {"PGCLIENTENCODING"}  # ours is fixed; a dump is in the database's own encoding
     kept = {name: value for name, value in environ.items() if name not in hidden}
     return kept | {"LC_ALL": "C", "LANGUAGE": "C"}
 

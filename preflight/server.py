@@ -358,7 +358,8 @@ class Session:
         kept = {name: value for name, value in self.target.items() if name not in SECRETS}
         info = self.connection.info
         here = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
-        kept.pop("target_session_attrs", None)
+        for name in ("target_session_attrs", "client_encoding"):  # a dump is in the database's own
+            kept.pop(name, None)
         if "password" in self.target:
             kept.pop("passfile", None)  # it would be read instead of ours
         if info.hostaddr and not info.host.startswith("/"):

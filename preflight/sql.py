@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -481,11 +480,15 @@ def survived(attempt: Callable[[], object]) -> bool:
 
     50,000 operators in a row end the parser's stack, and the process with it.
     """
+    import faulthandler  # noqa: PLC0415 -- only for what is long
+    import resource  # noqa: PLC0415 -- likewise
+
     child = os.fork()
     if child == 0:
         code = 1
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            faulthandler.disable()  # a crash is what is asked about, not what is to be reported
             attempt()
             code = 0
         finally:

@@ -215,6 +215,26 @@ def test_rows_of_foreign_tables_stay_where_they_are(
     assert "public.distant" not in manifest(backup_dir)["rows"]
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PGCLIENTENCODING": "LATIN1"},
+        {"DATABASE_URL": "postgresql://?client_encoding=LATIN1"},
+    ],
+    ids=["variable", "option"],
+)
+def test_encoding_meant_for_the_app_does_not_reach_the_dump(
+    env: dict[str, str], run: Run, database: servers.Database
+) -> None:
+    """Names would be spelled another way there, and what LATIN1 lacks could not be dumped."""
+    database.script("CREATE TABLE \"café\" (word text); INSERT INTO \"café\" VALUES ('日'), ('b')")
+
+    result = run("backup", env=env)
+
+    assert 0 == result.code, str(result)
+    assert 2 == result.event("backup.verified")[0]["rows"]
+
+
 def test_names_in_another_encoding_are_found_in_the_dump(
     run: Run, server: servers.Server, create_database: CreateDatabase, backup_dir: Path
 ) -> None:
