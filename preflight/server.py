@@ -376,9 +376,7 @@ def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str
 
 def with_settings(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """Return libpq parameters for a session that begins with these settings."""
-    said = " ".join(f"-c {name}={value.replace(' ', _SPACE)}" for name, value in settings.items())
-    options = f"{target.get('options', '')} {said}".strip()
-    return {**target, **({"options": options} if options else {})}
+    return {**target, **(_options(target, settings) if settings else {})}
 
 
 @contextmanager
