@@ -83,8 +83,10 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, "/app")
 for name in ("entrypoint", "preflight", "postgast", "psycopg", "structlog", "tenacity", "zoneinfo"):
     importlib.import_module(name)
-for found in pkgutil.iter_modules(sys.modules["preflight"].__path__):
-    importlib.import_module(f"preflight.{found.name}")
+rooms = list(pkgutil.walk_packages(sys.modules["preflight"].__path__, "preflight."))
+assert len(rooms) >= 50, rooms
+for found in rooms:
+    importlib.import_module(found.name)
 assert sys.modules["psycopg"].pq.__impl__ == "c"
 sys.modules["zoneinfo"].ZoneInfo("Europe/Berlin")
 "localhost".encode("idna")
@@ -104,7 +106,7 @@ def layout(root: Path) -> None:
     (root / "backups").mkdir()
     os.chown(root / "backups", USER, 0)
     (root / "backups").chmod(0o770)
-    (root / ".pg-preflight-image").touch()  # preflight/store.py: this root is a container's
+    (root / ".pg-preflight-image").touch()  # preflight/backup/store.py: this root is a container's
 
 
 def place(source: Path, target: Path, mode: int | None = None) -> None:
@@ -190,7 +192,7 @@ def server(root: Path, home: Path, libraries: Path, app: Path) -> Iterator[Path]
 def cluster(home: Path, libraries: Path, app: Path) -> None:
     """Make the cluster that each throwaway server starts from, as the program would make it."""
     sys.path[:0] = [str(app.resolve()), str(libraries.resolve())]
-    from preflight import local  # noqa: PLC0415 -- of the program that is being packed
+    from preflight.rehearsal import local  # noqa: PLC0415 -- of the program that is being packed
 
     data, user = home / local.TEMPLATE, "postgres"
     data.mkdir()
@@ -288,7 +290,9 @@ def data(root: Path) -> Iterator[Path]:
 
 def application(source: Path, target: Path) -> None:
     """Put the program in place: sources, for tracebacks that say something, and byte code."""
-    for file in sorted([source / "entrypoint.py", *(source / "preflight").glob("*.py")]):
+    rooms = sorted((source / "preflight").rglob("*.py"))
+    assert len(rooms) >= 50, rooms  # noqa: S101, PLR2004 -- a walk that finds fewer has gone blind
+    for file in [source / "entrypoint.py", *rooms]:
         inside = file.relative_to(source)
         place(file, target / inside, 0o644)
         cache = target / inside.parent / "__pycache__"

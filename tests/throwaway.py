@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preflight import local, stop
+from preflight.base import stop
+from preflight.rehearsal import local
 
 
 def main(arguments: Sequence[str]) -> int:

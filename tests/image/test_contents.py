@@ -116,10 +116,10 @@ def test_sources_of_the_job_are_there_with_their_byte_code(
     files: dict[str, tarfile.TarInfo],
 ) -> None:
     """A traceback shows its lines, and a read-only root costs no compilation at each start."""
-    sources = [Path(path) for path in files if re.fullmatch(r"/app/preflight/\w+\.py", path)]
-    compiled = [path for path in files if re.fullmatch(r"/app/preflight/__pycache__/.*\.pyc", path)]
+    sources = [Path(path) for path in files if re.fullmatch(r"/app/preflight/[\w/]+\.py", path)]
+    compiled = [path for path in files if re.fullmatch(r"/app/preflight/.*\.pyc", path)]
 
-    assert len(list((containers.REPOSITORY / "preflight").glob("*.py"))) == len(sources)
+    assert len(list((containers.REPOSITORY / "preflight").rglob("*.py"))) == len(sources)
     assert len(sources) == len(compiled)
     assert "/app/entrypoint.py" in files
 

@@ -12,8 +12,8 @@ MOST_BYTES, MOST_COMPRESSED = 125_000_000, 45_000_000
 START = """
 import json, os
 from pathlib import Path
-from preflight import cluster, local
-from preflight.config import Config
+from preflight.rehearsal import cluster, local
+from preflight.base.config import Config
 programs = local.find(CLIENT, "/usr/bin/pg_dump", os.environ["PATH"])
 config = Config({}, {}, Path("/"), run_id="run")
 with local.started(programs, local.place(), "run", need=0) as server:

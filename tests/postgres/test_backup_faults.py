@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, cast
 import psycopg
 import pytest
 
-from preflight import archive, backup
-from preflight.errors import BackupUnverified
+from preflight.backup import clients, reading_back, snapshots
+from preflight.base.errors import BackupUnverified
 from tests import faults, program, servers
 from tests.conftest import Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes, contents, run_without_privileges
 
 if TYPE_CHECKING:
-    from preflight.server import Session
+    from preflight.server.sessions import Session
 
 ITEMS = """
 CREATE TABLE items (id int PRIMARY KEY, note text);
@@ -158,16 +158,16 @@ def test_bit_that_flips_on_the_disk_is_found(
     (saved,) = backup_dir.iterdir()
     dump = saved / "database.dump"
     home = servers.client_bin(17)
-    clients = archive.Clients(str(home / "pg_dump"), str(home / "pg_restore"), "17")
-    digest, size = archive.hash_of(dump)
+    counted = clients.Clients(str(home / "pg_dump"), str(home / "pg_restore"), "17")
+    digest, size = reading_back.hash_of(dump)
     wanted = {(b"public", b"items"): ("public.items", 5000)}
 
-    assert size == archive.require_whole(dump, digest, clients, os.environ, wanted)
+    assert size == reading_back.require_whole(dump, digest, counted, os.environ, wanted)
     flipped = bytearray(dump.read_bytes())
     flipped[size // 2] ^= 1
     dump.write_bytes(flipped)
     with pytest.raises(BackupUnverified) as raised:
-        archive.require_whole(dump, digest, clients, os.environ, wanted)
+        reading_back.require_whole(dump, digest, counted, os.environ, wanted)
     assert "backup.corrupt" == raised.value.code
 
 
@@ -521,7 +521,7 @@ def test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one(
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SELECT 1")
         database.query("DROP TABLE gone")
-        found = backup.require_readable(cast("Session", connection))
+        found = snapshots.require_readable(cast("Session", connection))
 
     assert ["gone", "stays"] == [table.table for table in found]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from preflight import cluster, local, server
-from preflight.config import Config
+from preflight.base.config import Config
+from preflight.rehearsal import cluster, local
+from preflight.server import sessions
 from tests import servers
 from tests.conftest import CreateDatabase
 
@@ -86,7 +87,7 @@ def named(text: str, database: servers.Database) -> str:
 
 
 @contextmanager
-def session_on(database: servers.Database, role: str) -> Iterator[tuple[server.Session, Config]]:
+def session_on(database: servers.Database, role: str) -> Iterator[tuple[sessions.Session, Config]]:
     """Yield a session of a plain role."""
     target = {
         "host": database.server.host,
@@ -96,8 +97,8 @@ def session_on(database: servers.Database, role: str) -> Iterator[tuple[server.S
         "dbname": database.name,
     }
     config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
-    with server.connect(config) as session:
-        session.learn(session.ask(f"SELECT {server.FACTS}")[0])
+    with sessions.connect(config) as session:
+        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
         session.grow_up()
         yield session, config
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-from preflight import sql
+from preflight.files import kinds
 from tests import program, servers
 from tests.conftest import Run, StartServer, WriteMigrations
 
@@ -196,7 +196,7 @@ def test_what_is_refused_in_a_transaction_is_known(
     if any_server.major == 13:  # it lets a refresh into a transaction; the files do not know that
         assert 2 == sum(not answers.pop(each) for each in REFRESHES)
     assert len(answers) > 30
-    assert answers == {each: sql.outside_transaction(each.encode()) for each in answers}
+    assert answers == {each: kinds.outside_transaction(each.encode()) for each in answers}
 
 
 # settings
@@ -500,7 +500,7 @@ def test_nothing_pending_imports_only_what_it_needs(
     migrations(ONE)
     assert 0 == run().code
     code = (
-        "import sys; sys.argv = ['entrypoint.py']; import entrypoint; code = entrypoint.main([]);"
+        "import sys; sys.argv = ['entrypoint.py']; import entrypoint; code = entrypoint.main();"
         "sys.stderr.write(' '.join(sys.modules)); sys.exit(code)"
     )
     done = subprocess.run(
@@ -515,10 +515,12 @@ def test_nothing_pending_imports_only_what_it_needs(
 
     unwanted = {
         "postgast", "google.protobuf", "tenacity", "argparse", "difflib",
-        "preflight.backup", "preflight.apply", "preflight.commands", "preflight.arguments",
-        "preflight.rehearsal", "preflight.report", "preflight.watch", "preflight.indexes",
+        "preflight.backup.take", "preflight.apply.forward", "preflight.commands.stories",
+        "preflight.commands.arguments",
+        "preflight.rehearsal.trial", "preflight.base.console", "preflight.server.watch",
+        "preflight.apply.indexes",
     }  # fmt: skip
-    assert "preflight.plan" in loaded
+    assert "preflight.history.plan" in loaded
     assert set() == loaded & unwanted
 
 

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from preflight import history, lock, tables
+from preflight.history import ledger, tables
+from preflight.server import lock
 from tests import program, servers
 from tests.conftest import Run, WriteMigrations
 
@@ -451,7 +452,7 @@ def test_history_of_a_stranger_is_neither_believed_nor_run(  # noqa: PLR0913, PL
     grant_create(database, role)
     file = migrations(A) / "001_a.sql"
     lie = {"checksum": hashlib.sha256(file.read_bytes()).hexdigest()}
-    lie |= {"lie": LIE.format(**lie), "tables": history._TABLES.format(schema="preflight")}  # noqa: SLF001
+    lie |= {"lie": LIE.format(**lie), "tables": ledger._TABLES.format(schema="preflight")}  # noqa: SLF001
     mine = {"user": role["PGUSER"], "password": role["PGPASSWORD"]}
     with psycopg.connect(database.conninfo(**mine), autocommit=True) as stranger:
         stranger.execute((STRANGER + PLANTED[what].format(**lie)).encode())
@@ -479,7 +480,7 @@ def test_stranger_who_makes_us_his_member_is_still_a_stranger(
     """Before PostgreSQL 15 he can; the right to act as him is no reason to believe him."""
     file = migrations(A) / "001_a.sql"
     lie = {"checksum": hashlib.sha256(file.read_bytes()).hexdigest()}
-    lie["tables"] = history._TABLES.format(schema="preflight")  # noqa: SLF001
+    lie["tables"] = ledger._TABLES.format(schema="preflight")  # noqa: SLF001
     stranger, other = f"{database.name}_stranger", f"{database.name}_other"
     for role in (stranger, other):
         database.script(

@@ -18,8 +18,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from preflight import cluster, local
-from preflight.config import Config, child_environment
+from preflight.base.config import Config, child_environment
+from preflight.rehearsal import cluster, local
 from tests import servers
 
 MAJORS = (16, 17, 18)  # whose wheels have initdb

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from preflight import lock
+from preflight.server import lock
 from tests import faults, servers
 from tests.conftest import Run, Start, WriteMigrations
 

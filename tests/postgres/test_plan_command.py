@@ -6,7 +6,7 @@ import threading
 import psycopg
 import pytest
 
-from preflight import explain
+from preflight.files import effects
 from tests import faults, servers
 from tests.conftest import Run, WriteMigrations
 
@@ -295,20 +295,20 @@ NAMES = (
     "WHERE relkind IN ('r', 'p', 'v', 'm') AND relnamespace = 'public'::regnamespace"
 )
 HELD = "SELECT relation, mode FROM pg_locks WHERE locktype = 'relation' AND pid = %s"
-MODES = {mode.title().replace(" ", "") + "Lock": mode for mode in explain.STRENGTH}
+MODES = {mode.title().replace(" ", "") + "Lock": mode for mode in effects.STRENGTH}
 
 
 def strongest(locks: list[tuple[int, str]], names: dict[int, str]) -> dict[str, str]:
     """Return the strongest lock on each table that was there before."""
     found: dict[str, str] = {}
-    for mode in explain.STRENGTH:
+    for mode in effects.STRENGTH:
         found |= {names[oid]: mode for oid, held in locks if oid in names and MODES[held] == mode}
     return found
 
 
 def said(statement: str, names: dict[int, str]) -> dict[str, str]:
     """Return what the plan says of the same tables; every index here is one of table a."""
-    locks = explain.effect(statement.encode()).locks
+    locks = effects.of(statement.encode()).locks
     found = {"a" if lock.of_index else lock.table: lock.mode for lock in locks}
     return {table: mode for table, mode in found.items() if table in names.values()}
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, LiteralString, cast
 import psycopg
 import pytest
 
-from preflight import catalog
+from preflight.server import catalog
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes, contents
 
 if TYPE_CHECKING:
-    from preflight.server import Session
+    from preflight.server.sessions import Session
 
 SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
 ICU = "(provider = icu, locale = 'de-u-kn-true', deterministic = false)"

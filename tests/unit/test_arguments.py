@@ -2,8 +2,8 @@
 
 import pytest
 
-from preflight import arguments
-from preflight.errors import ConfigInvalid
+from preflight.base.errors import ConfigInvalid
+from preflight.commands import arguments
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preflight import archive, backup, store
-from preflight.store import Backup, Identity
+from preflight.backup import children, manifests, mounts, reading_back, retention, snapshots, store
+from preflight.backup.manifests import Backup, Identity
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ ROWS = {
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 1000, 1 << 20])
 def test_rows_are_counted_wherever_the_stream_is_cut(size: int) -> None:
     """Chunks end in the middle of a header, a name, a row or the end mark."""
-    counter = archive.RowCounter()
+    counter = reading_back.RowCounter()
     for start in range(0, len(STREAM), size):
         counter.feed(STREAM[start : start + size])
 
@@ -99,7 +99,7 @@ def test_rows_are_counted_wherever_the_stream_is_cut(size: int) -> None:
 
 def test_stream_that_ends_inside_a_table_is_noticed() -> None:
     """A cut archive may well end with complete rows."""
-    counter = archive.RowCounter()
+    counter = reading_back.RowCounter()
     counter.feed(b"COPY public.t (id) FROM stdin;\n1\n2\n")
 
     assert counter.inside
@@ -108,7 +108,7 @@ def test_stream_that_ends_inside_a_table_is_noticed() -> None:
 def test_name_with_dots_stays_one_name() -> None:
     """In the manifest two tables never share a line."""
     names = [
-        backup.Table(schema, table, (b"", b""), has_rows=True, condition="").name
+        snapshots.Table(schema, table, (b"", b""), has_rows=True, condition="").name
         for schema, table in (("public", "t"), ("a.b", "c"), ("a", "b.c"), ("a", 'b"c'))
     ]
 
@@ -133,12 +133,12 @@ def test_name_with_dots_stays_one_name() -> None:
 )
 def test_only_what_may_pass_is_tried_again(hope: str, code: int, said: str) -> None:
     """The server's words may be in any language; the client's own are English."""
-    assert hope == archive.hope_of(code, said)
+    assert hope == children.hope_of(code, said)
 
 
 # --- the directory of a container -----------------------------------------------------------------
 
-DOCKER, PODMAN, KUBERNETES = store.CONTAINER_MARKS
+DOCKER, PODMAN, KUBERNETES = mounts.CONTAINER_MARKS
 HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 MOUNTS = {
     "docker overlay2": (
@@ -184,7 +184,7 @@ MOUNTS = {
 
 
 @pytest.mark.parametrize(
-    ("lost", "mounts", "marks"),
+    ("lost", "where", "marks"),
     [
         (True, "docker overlay2", [DOCKER]),
         (True, "docker overlay2", []),
@@ -201,22 +201,22 @@ MOUNTS = {
         (True, "gvisor", [KUBERNETES]),
         (False, "plain host", []),
         (False, "plain host", [DOCKER]),  # a machine made from an image still carries its mark
-        (True, "plain host", [store.IMAGE_MARK]),  # our image as a machine: its disk is not kept
+        (True, "plain host", [mounts.IMAGE_MARK]),  # our image as a machine: its disk is not kept
         (False, "host with btrfs", []),
         (False, "host with ostree", []),
         (False, "host with overlayroot", []),
     ],
 )
 def test_directory_in_a_containers_own_layer_is_told(
-    *, lost: bool, mounts: str, marks: list[str]
+    *, lost: bool, where: str, marks: list[str]
 ) -> None:
     """Below a mount it is kept; in the layer it dies with the container."""
-    assert lost is store.in_own_layer(Path("/backups/app"), MOUNTS[mounts], marks)
+    assert lost is mounts.in_own_layer(Path("/backups/app"), MOUNTS[where], marks)
 
 
 def test_without_a_list_of_mounts_nothing_is_refused() -> None:
     """Elsewhere than on Linux, or where /proc is hidden, there is nothing to go by."""
-    assert not store.in_own_layer(Path("/backups"), "", [DOCKER])
+    assert not mounts.in_own_layer(Path("/backups"), "", [DOCKER])
 
 
 # --- names and space ------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_directory_is_named_safely(slug: str, database: str) -> None:
 )
 def test_address_is_what_was_configured(address: str, target: dict[str, str]) -> None:
     """In any order and case; no user, no secret, and no name is resolved."""
-    assert address == store.address(target)
+    assert address == manifests.address(target)
 
 
 def of(name: str, system: str, address: str = "") -> Backup:
@@ -280,8 +280,8 @@ def test_places_that_backups_are_from() -> None:
     """An older one belongs to the only place of that server that is said."""
     here, copy, other, old = of("a", "1", "x:1"), of("b", "1", "y:1"), of("c", "2"), of("d", "1")
 
-    assert {("1", "x:1"): [here, old], ("2", ""): [other]} == store.origins([here, other, old])
-    assert 3 == len(store.origins([here, copy, old]))
+    assert {("1", "x:1"): [here, old], ("2", ""): [other]} == manifests.origins([here, other, old])
+    assert 3 == len(manifests.origins([here, copy, old]))
 
 
 def test_space_is_needed_for_a_dump_half_as_large_again() -> None:
@@ -295,7 +295,7 @@ def test_space_is_needed_for_a_dump_half_as_large_again() -> None:
 
 def kept(backups: list[Backup], keep: int) -> list[str]:
     """Return the names that stay."""
-    gone = store.surplus(backups, keep)
+    gone = retention.surplus(backups, keep)
     return [item.name for item in backups if item not in gone]
 
 
@@ -341,8 +341,8 @@ def put(tmp_path: Path) -> Put:
     def put(name: str, manifest: object) -> Path:
         made = tmp_path / name
         made.mkdir()
-        (made / store.DUMP).write_bytes(b"dump")
-        (made / store.MANIFEST).write_text(
+        (made / manifests.DUMP).write_bytes(b"dump")
+        (made / manifests.MANIFEST).write_text(
             manifest if isinstance(manifest, str) else json.dumps(manifest)
         )
         return made
@@ -396,12 +396,12 @@ def test_sequence_says_which_backup_is_newer(put: Put, tmp_path: Path) -> None:
 
 def test_manifest_is_replaced_as_a_whole(put: Put) -> None:
     """And stays private; the level of verification is raised this way."""
-    path = put("good", GOOD) / store.MANIFEST
+    path = put("good", GOOD) / manifests.MANIFEST
     store.write_durably(path, {**GOOD, "verified": "restored"})
 
     assert {**GOOD, "verified": "restored"} == json.loads(path.read_text())
     assert 0o600 == path.stat().st_mode & 0o777
-    assert {store.DUMP, store.MANIFEST} == {item.name for item in path.parent.iterdir()}
+    assert {manifests.DUMP, manifests.MANIFEST} == {item.name for item in path.parent.iterdir()}
 
 
 def test_backups_of_runs_that_succeeded_are_no_crash_loop() -> None:
@@ -409,7 +409,7 @@ def test_backups_of_runs_that_succeeded_are_no_crash_loop() -> None:
     back = Backup(Path("r"), {"taken_for": {"command": "rollback", "pending": [{"version": 1}]}})
     backups = [made("a", "x"), back, made("b", "x"), back, made("c", "x")]
 
-    assert [] == store.surplus(backups, 5)
+    assert [] == retention.surplus(backups, 5)
 
 
 # --- file systems that cannot ---------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_backup_that_could_not_be_published_is_not_seen(
 
     monkeypatch.setattr(store, "sync", sync)
     with store.building(tmp_path, identity, "r") as hidden:
-        (hidden / store.DUMP).write_bytes(b"dump")
+        (hidden / manifests.DUMP).write_bytes(b"dump")
         with pytest.raises(OSError, match="Input/output"):
             store.publish(hidden, tmp_path, identity, {**GOOD, "run_id": "r"})
 

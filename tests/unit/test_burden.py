@@ -2,7 +2,7 @@
 
 import pytest
 
-from preflight import burden
+from preflight.rehearsal import burden
 
 MB = 1_000_000
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from preflight import catalog, meter
+from preflight.rehearsal import meter
+from preflight.server import catalog
 
 LIVE = {"table public.a": "r", "column public.a.id": "integer", "large objects": "2"}
 

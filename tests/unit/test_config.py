@@ -9,9 +9,9 @@ import postgast
 import pytest
 from postgast import pg_query_pb2
 
-from preflight import config
-from preflight.config import Config
-from preflight.errors import ConfigInvalid
+from preflight.base import config
+from preflight.base.config import Config
+from preflight.base.errors import ConfigInvalid
 from tests import servers
 
 SECRET = "hunter2-Sésame"  # noqa: S105 - a canary
@@ -336,7 +336,7 @@ def test_value_that_is_not_utf8_is_refused(name: str) -> None:
 @pytest.mark.parametrize("locale", ["C", "POSIX", "de_DE.ISO-8859-1", "C.UTF-8", ""])
 def test_password_is_the_same_in_every_locale(locale: str) -> None:
     """The environment is bytes, and the bytes are UTF-8."""
-    code = "from preflight import config; print(ascii(config.environment()['PGPASSWORD']))"
+    code = "from preflight.base import config; print(ascii(config.environment()['PGPASSWORD']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=servers.REPOSITORY,

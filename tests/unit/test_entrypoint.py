@@ -1,6 +1,6 @@
 """What the program says about a bug of its own."""
 
-import entrypoint
+from preflight import run
 
 
 def test_bug_is_told_without_values() -> None:
@@ -8,7 +8,7 @@ def test_bug_is_told_without_values() -> None:
     try:
         int("hunter2")
     except ValueError as error:
-        told = entrypoint.internal(error)
+        told = run.internal(error)
 
     assert "internal.error" == told["code"]
     assert "ValueError at test_entrypoint.py:" in str(told["message"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preflight import explain, reach
+from preflight.files import effects, reach
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from preflight import explain, reach
 )
 def test_statement_is_described(statement: str, does: str, destroys: str | None) -> None:
     """In words for people, with what nobody can get back."""
-    found = explain.effect(statement.encode())
+    found = effects.of(statement.encode())
 
     assert (does, destroys) == (found.does, found.destroys)
 
@@ -56,7 +56,7 @@ def test_statement_is_described(statement: str, does: str, destroys: str | None)
 )
 def test_what_reaches_beyond_the_database_is_said(statement: str, external: bool) -> None:  # noqa: FBT001 - a column of the table
     """Such a statement is never rehearsed on the same server."""
-    assert external == (explain.effect(statement.encode()).external is not None)
+    assert external == (effects.of(statement.encode()).external is not None)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from preflight import indexes
-from preflight.indexes import Index
+from preflight.apply import indexes
+from preflight.apply.indexes import Index
 
 CATALOG = (
     "CREATE UNIQUE INDEX i ON public.t USING btree (a DESC, lower(b)) INCLUDE (c) WHERE (a > 0)"

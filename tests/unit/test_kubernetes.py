@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from preflight.errors import ExitCode
+from preflight.base.errors import ExitCode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "kubernetes.md"

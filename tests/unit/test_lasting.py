@@ -2,8 +2,8 @@
 
 import pytest
 
-from preflight import lasting, migrations
-from preflight.errors import FilesInvalid
+from preflight.base.errors import FilesInvalid
+from preflight.files import lasting, reading
 
 MARK = "-- preflight: no-transaction\n"
 LEAVES = [
@@ -60,7 +60,7 @@ LEAVES_NOTHING = [
 
 def refused(text: str) -> int:
     """Return how many statements of a file are refused."""
-    return len(lasting.refused(migrations.script("001_a.sql", text.encode())))
+    return len(lasting.refused(reading.script("001_a.sql", text.encode())))
 
 
 @pytest.mark.parametrize("statement", LEAVES)
@@ -89,7 +89,7 @@ def test_what_leaves_nothing_is_not_refused(statement: str) -> None:
 
 def test_refusal_names_every_place() -> None:
     """All of it at once, with line and column."""
-    script = migrations.script("001_a.sql", f"{MARK}LISTEN a;\n  LOAD 'x';\nSELECT 1;".encode())
+    script = reading.script("001_a.sql", f"{MARK}LISTEN a;\n  LOAD 'x';\nSELECT 1;".encode())
 
     with pytest.raises(FilesInvalid) as raised:
         lasting.require([script])

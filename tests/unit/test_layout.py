@@ -1,4 +1,4 @@
-"""The rooms of the house: who may import whom, and what only one room may do."""
+"""The rule of the house: each wing imports only what stands below it; what only one room may do."""
 
 import ast
 from collections.abc import Iterator
@@ -6,154 +6,85 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import house
 
-FILES = {
-    path.stem: path
-    for path in (
-        servers.REPOSITORY / "entrypoint.py",
-        *(servers.REPOSITORY / "preflight").glob("[!_]*.py"),
-    )
-    if path.is_file()
+ONLY_IN = {
+    "os.environ": {"base.config"},
+    "os.environb": {"base.config"},
+    "subprocess": {
+        "backup.children",
+        "backup.clients",
+        "rehearsal.local",
+    },  # the clients' processes, and a server's
+    "os.fork": {"files.parser"},
+    "structlog.configure": {"base.logs"},
+    "signal.signal": {"run"},
+    "sys.exit": {"entrypoint"},
 }
-
-VALUES = {"migrations", "sql", "plan", "lasting"}
-HELPERS = {"errors", "stop", "config", "logs", "report"}
-EVERY_STEP = {*VALUES, *HELPERS, "dial", "server"}
-STEPS = {"dial", "server", "lock", "history", "backup", "rehearsal", "apply", "verify"}
-STEPS |= {"indexes", "statements", "steps", "watch", "undo", "restore", "store", "sibling"}
-STEPS |= {"belongings", "burden", "catalog", "cluster", "local", "meter"}
-
-MAY_IMPORT = {
-    "errors": set(),
-    "stop": {"errors"},
-    "config": {"errors"},
-    "sql": {"errors"},
-    "migrations": {"errors", "sql"},
-    "lasting": {"errors", "sql", "migrations"},
-    "plan": {"errors", "sql", "migrations"},
-    "report": {"errors", *VALUES},
-    "logs": {"errors", "report"},
-    "dial": {"stop"},
-    "server": {*VALUES, *HELPERS, "dial"},
-    "lock": EVERY_STEP,
-    "tables": EVERY_STEP,
-    "history": {*EVERY_STEP, "verify", "tables"},
-    "archive": EVERY_STEP,
-    "store": EVERY_STEP,
-    "catalog": EVERY_STEP,
-    "belongings": {*EVERY_STEP, "sibling"},
-    "backup": {*EVERY_STEP, "archive", "belongings", "catalog", "store"},
-    "sibling": {*EVERY_STEP, "history", "archive"},
-    "burden": EVERY_STEP,
-    "local": {*EVERY_STEP, "store"},
-    "cluster": {*EVERY_STEP, "history", "sibling", "local"},
-    "meter": {*EVERY_STEP, "explain", "statements"},
-    "rehearsal": {
-        *EVERY_STEP,
-        "history",
-        "archive",
-        "backup",
-        "catalog",
-        "store",
-        "sibling",
-        "apply",
-        "undo",
-        "reach",
-        "meter",
-        "burden",
-    },
-    "statements": EVERY_STEP,
-    "steps": {*EVERY_STEP, "history", "verify", "statements", "indexes", "watch"},
-    "apply": {*EVERY_STEP, "reach", "history", "verify", "statements", "steps", "watch"},
-    "verify": {*EVERY_STEP, "statements"},
-    "indexes": EVERY_STEP,
-    "watch": EVERY_STEP,
-    "explain": {"errors", "sql"},
-    "reach": {"errors", "sql", "explain"},
-    "undo": {*EVERY_STEP, "history", "verify", "statements", "steps", "apply", "watch", "store"},
-    "restore": {
-        *EVERY_STEP,
-        "history",
-        "lock",
-        "archive",
-        "backup",
-        "belongings",
-        "catalog",
-        "store",
-        "sibling",
-        "arguments",
-    },
-    "arguments": {"errors"},
-    "commands": {*HELPERS, *VALUES, *STEPS, "arguments", "explain"},
-    "entrypoint": {*HELPERS, *VALUES, *STEPS, "arguments", "commands"},
-}
-
-ONLY_IN: dict[str, str | tuple[str, ...]] = {
-    "os.environ": "config",
-    "os.environb": "config",
-    "os.getenv": "config",
-    "subprocess": ("archive", "local"),  # the clients' processes, and a server's
-    "structlog.configure": "logs",
-    "signal": "entrypoint",
-    "sys.exit": "entrypoint",
-}
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Yield each dotted name that a file imports, wherever in the file it does."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (each.name for each in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{each.name}" for each in node.names)
 
 
 def named(path: Path) -> Iterator[str]:
     """Yield what a file imports and each `module.name` that it mentions."""
-    yield from imported(path)
+    yield from house.imported(path)
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield f"{node.value.id}.{node.attr}"
 
 
-def rooms(path: Path) -> set[str]:
-    """Return which rooms a file imports."""
-    names = (each.split(".") for each in imported(path))
-    found = {parts[1] for parts in names if parts[0] == "preflight" and len(parts) > 1}
-    return found - {"__version__"}
+def test_every_room_is_in_a_wing() -> None:
+    """A new wing is a decision: it gets its place in the list."""
+    assert set(house.WINGS) == {house.wing(room) for room in house.rooms()}
 
 
-def test_every_room_has_its_place() -> None:
-    """A new module is a decision: it gets a line in the table above."""
-    assert set() == FILES.keys() - MAY_IMPORT.keys()
+def test_arrows_run_down() -> None:
+    """A wing imports only what stands below it."""
+    order = {name: number for number, name in enumerate(house.WINGS)}
+
+    assert [] == sorted(
+        (room, other)
+        for room, other in house.arrows()
+        if order[house.wing(room)] > order[house.wing(other)]
+    )
 
 
-@pytest.mark.parametrize("room", sorted(FILES.keys() & MAY_IMPORT.keys()))
-def test_arrows_run_down(room: str) -> None:
-    """A room imports only what lies below it."""
-    assert set() == rooms(FILES[room]) - MAY_IMPORT[room]
+def test_no_room_imports_itself_on_a_way_round() -> None:
+    """Inside a wing nothing goes in a circle."""
+    below = {
+        room: {other for one, other in house.arrows() if one == room} for room in house.rooms()
+    }
+    while free := {room for room, others in below.items() if not others}:
+        below = {room: others - free for room, others in below.items() if room not in free}
+
+    assert {} == below
 
 
 @pytest.mark.parametrize(("what", "owners"), ONLY_IN.items())
-def test_few_rooms_own_it(what: str, owners: str | tuple[str, ...]) -> None:
-    """The environment, processes, the log set-up, signals and exits have their places."""
-    users = {room for room, path in FILES.items() if what in named(path)}
+def test_one_room_owns_it(what: str, owners: set[str]) -> None:
+    """The environment, processes, the log set-up, signals and exits have one place each."""
+    users = {room for room, path in house.rooms().items() if what in named(path)}
 
-    assert set() == users - ({owners} if isinstance(owners, str) else {*owners})
+    assert set() == users - owners
 
 
 def test_imports_are_found_everywhere(tmp_path: Path) -> None:
     """An import in a function, of a module or of a name in it, counts."""
     file = tmp_path / "example.py"
     file.write_text(
-        "from preflight import plan\n"
-        "import preflight.sql\n"
+        "from preflight.history import plan\n"
+        "import preflight.files.scan\n"
         "def later():\n"
-        "    from preflight.backup import take\n"
+        "    from preflight.backup.take import take\n"
         "    os.environ['X']\n"
     )
 
-    assert {"plan", "sql", "backup"} == rooms(file)
-    assert "os.environ" in set(named(file))
+    names = set(named(file))
+    assert {"preflight.history.plan", "preflight.files.scan", "preflight.backup.take"} < names
+    assert "os.environ" in names
+
+
+def test_page_shows_the_house_as_it_is() -> None:
+    """The drawing is made from the imports; `make picture` makes it anew."""
+    page = house.PAGE.read_text(encoding="utf-8")
+
+    assert house.picture() in page
+    assert house.written(page) == page

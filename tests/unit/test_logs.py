@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from preflight import logs
+from preflight.base import logs
 
 NASTY = 'a\nb\r\n\x1b[31mred\x1b[0m "quoted" \\ \0 é \u2028 \udcff'
 

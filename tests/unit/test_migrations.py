@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from preflight import migrations
-from preflight.errors import ConfigInvalid, FilesInvalid, Problem
+from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
+from preflight.files import migrations, reading
 from tests import servers
 from tests.conftest import WriteMigrations
 
@@ -22,7 +22,7 @@ OK = "SELECT 1;\n"
 def problems(directory: Path) -> list[Problem]:
     """Return everything that is wrong with the files in a directory."""
     with pytest.raises(FilesInvalid) as raised:
-        migrations.load(directory)
+        reading.load(directory)
     return list(raised.value.problems)
 
 
@@ -139,7 +139,7 @@ def test_configmap_that_is_swapped_while_it_is_read_is_read_again(
     configmap(
         tmp_path, "..2026_11_23_1", {"001_a.sql": "SELECT 'old a';", "002_b.sql": "SELECT 1;"}
     )
-    script = migrations._script  # noqa: SLF001 - the moment between two files has no other name
+    script = reading._script  # noqa: SLF001 - the moment between two files has no other name
 
     def swap_after_the_first(directory: Path, name: str, found: list[Problem]) -> object:
         read = script(directory, name, found)
@@ -150,7 +150,7 @@ def test_configmap_that_is_swapped_while_it_is_read_is_read_again(
             configmap(tmp_path, "..2026_11_23_3", {"001_a.sql": "SELECT 'new a';", "002_b.sql": OK})
         return read
 
-    monkeypatch.setattr(migrations, "_script", swap_after_the_first)
+    monkeypatch.setattr(reading, "_script", swap_after_the_first)
 
     assert ["SELECT 'new a'", "SELECT 1"] == [texts(each.up)[0] for each in load(tmp_path)]
 
@@ -169,7 +169,7 @@ def test_directory_without_files_is_a_configuration_error(
     make(directory)
 
     with pytest.raises(ConfigInvalid) as raised:
-        migrations.load(directory)
+        reading.load(directory)
 
     assert "config.migrations_dir" == raised.value.code
 
@@ -372,10 +372,10 @@ def test_memory_is_at_most_three_times_the_file(
     file.write_bytes((first + repeated * (size // len(repeated)) + last).encode())
     code = (
         "import pathlib, sys\n"
-        "from preflight import migrations\n"
+        "from preflight.files import reading\n"
         "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "before = peak()\n"
-        "found, = migrations.load(pathlib.Path(sys.argv[1]))\n"
+        "found, = reading.load(pathlib.Path(sys.argv[1]))\n"
         "count = sum(1 for _ in found.up.statements())\n"
         "print(count, (peak() - before) * 1024)\n"
     )
@@ -392,7 +392,7 @@ def test_memory_is_at_most_three_times_the_file(
 
 def load(directory: Path) -> tuple[migrations.Migration, ...]:
     """Read a directory, which the fixture's name hides from a test."""
-    return migrations.load(directory)
+    return reading.load(directory)
 
 
 def configmap(mount: Path, dated: str, files: dict[str, str]) -> None:

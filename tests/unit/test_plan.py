@@ -2,9 +2,9 @@
 
 import pytest
 
-from preflight import plan
-from preflight.errors import HistoryConflict, SchemaAhead
-from preflight.migrations import Migration, Script
+from preflight.base.errors import HistoryConflict, SchemaAhead
+from preflight.files.migrations import Migration, Script
+from preflight.history import plan
 
 
 def files(*versions: int) -> list[Migration]:

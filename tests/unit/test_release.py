@@ -111,7 +111,9 @@ def test_release_has_the_sources_and_the_bill_of_materials(released: Path) -> No
     found = {each["name"]: each["versionInfo"] for each in bill["packages"]}
     lock = (ROOT / "requirements.lock").read_text()
 
-    assert {f"pg-preflight-{VERSION}/{name}" for name in ("Makefile", "preflight/sql.py")} <= names
+    assert {
+        f"pg-preflight-{VERSION}/{name}" for name in ("Makefile", "preflight/files/scan.py")
+    } <= names
     assert {
         "pg-preflight": VERSION,
         **dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE)),

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-import entrypoint
-from preflight import report
+from preflight import run
+from preflight.base import console
 
 FAILED: dict[str, Any] = {
     "event": "run.finished",
@@ -21,7 +21,7 @@ FAILED: dict[str, Any] = {
 
 def test_failure_says_what_is_true_and_what_to_do() -> None:
     """The exit code, the sentence, the next step."""
-    line = report.event_line(FAILED, colour=False)
+    line = console.event_line(FAILED, colour=False)
 
     assert "✗ exit 25: 001_a.sql:1:1: no (0.01 s)" in line
     assert line.endswith("→ Do this.")
@@ -30,7 +30,7 @@ def test_failure_says_what_is_true_and_what_to_do() -> None:
 def test_failure_shows_every_problem_and_each_hint_once() -> None:
     """All that is wrong stands on lines of its own."""
     problems = [{"message": f"problem {i}", "hint": "Same hint."} for i in range(3)]
-    line = report.event_line(
+    line = console.event_line(
         FAILED | {"error": FAILED["error"] | {"problems": problems}}, colour=False
     )
 
@@ -43,19 +43,19 @@ def test_failure_shows_every_problem_and_each_hint_once() -> None:
 def test_success_says_what_was_applied() -> None:
     """In one line."""
     done = {"event": "run.finished", "outcome": "applied", "exit_code": 0, "duration_s": 1.0}
-    line = report.event_line(done | {"applied": ["001_a", "002_b"]}, colour=False)
+    line = console.event_line(done | {"applied": ["001_a", "002_b"]}, colour=False)
 
     assert line.endswith("✓ applied 001_a, 002_b (1.00 s)")
 
 
 def test_table_is_aligned() -> None:
     """Columns as wide as their widest cell; nothing for None, nothing at a line's end."""
-    assert "A    LONG\nx    1\nyyy" == report.table(("a", "long"), [("x", 1), ("yyy", None)])
+    assert "A    LONG\nx    1\nyyy" == console.table(("a", "long"), [("x", 1), ("yyy", None)])
 
 
 def test_table_shows_no_control_characters() -> None:
     """A name from the database cannot draw on the terminal."""
-    assert "A\nx?[31m y" == report.table(("a",), [("x\x1b[31m\ny",)])
+    assert "A\nx?[31m y" == console.table(("a",), [("x\x1b[31m\ny",)])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_table_shows_no_control_characters() -> None:
 )
 def test_termination_message_is_whole_and_small(data: dict[str, Any]) -> None:
     """At most 4096 bytes, always valid JSON, the exit code always in it."""
-    message = entrypoint.termination_message(data)
+    message = run.termination_message(data)
 
     assert len(message) <= 4096
     assert 25 == json.loads(message)["exit_code"]
@@ -82,12 +82,12 @@ def test_termination_message_is_whole_and_small(data: dict[str, Any]) -> None:
 
 def test_small_termination_message_loses_nothing() -> None:
     """What fits is the very object of `run.finished`."""
-    assert FAILED == json.loads(entrypoint.termination_message(FAILED))
+    assert FAILED == json.loads(run.termination_message(FAILED))
 
 
 def test_size_is_said_in_the_unit_that_fits() -> None:
     """40 kB are not 0.0 MB."""
-    said = [report.size(count) for count in (0, 999, 40_000, 1_500_000, 2e9, 3e15)]
+    said = [console.size(count) for count in (0, 999, 40_000, 1_500_000, 2e9, 3e15)]
 
     assert ["0 B", "999 B", "40.0 kB", "1.5 MB", "2.0 GB", "3000.0 TB"] == said
 
@@ -111,6 +111,6 @@ def test_rehearsal_is_told_a_line_a_statement_that_matters() -> None:
         ],
     }
 
-    (line,) = report.event_line(event, colour=False).splitlines()[1:]
+    (line,) = console.event_line(event, colour=False).splitlines()[1:]
     took = "002.sql:14  took 0.70 s; ACCESS EXCLUSIVE on users, 0.80 s"
     assert f"{took}; rewrites users 120.0 MB → 121.0 MB" == line.strip()

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from preflight import dial, errors, server
+from preflight.base import errors
+from preflight.server import dial, ready, sessions
 
 DEAD = 'connection to server at "db" (10.0.0.1), port 5432 failed: Connection refused'
 
@@ -97,15 +98,17 @@ def test_no_attempt_outlives_the_deadline() -> None:
     assert f"127.0.0.1:{port}" in str(refused.value)
 
 
-class Old(server.Session):
+class Old(sessions.Session):
     """A session that a server of long ago answered."""
 
     def __init__(self) -> None:
         """Know the facts, and nothing else."""
-        self.facts = server.Facts(90624, "app", "app", standby=False, read_only=False, pooler=False)
+        self.facts = sessions.Facts(
+            90624, "app", "app", standby=False, read_only=False, pooler=False
+        )
 
 
 def test_old_server_is_refused() -> None:
     """A major version that nobody tested is no place to work."""
     with pytest.raises(errors.TargetUnusable, match=r"9 .*not supported"):
-        server.require_writable(Old())
+        ready.require_writable(Old())

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from preflight import sibling
+from preflight.backup import new_database
 
 PAIR = [
     'pg_restore: error: could not execute query: ERROR:  unrecognized "transaction_timeout"',
@@ -37,14 +37,14 @@ def test_only_the_pair_about_transaction_timeout_is_accepted(
     said: list[str], problems: int, waved: int
 ) -> None:
     """Whatever the language; any other error is one, also beside it."""
-    found, accepted = sibling.complaints(said, old=True)
+    found, accepted = new_database.complaints(said, old=True)
 
     assert (problems, waved) == (len(found), accepted)
 
 
 def test_server_that_knows_the_setting_has_no_excuse() -> None:
     """From 17 on the pair is an error like any other."""
-    assert (1, 0) == (len(sibling.complaints(PAIR, old=False)[0]), 0)
+    assert (1, 0) == (len(new_database.complaints(PAIR, old=False)[0]), 0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_server_that_knows_the_setting_has_no_excuse() -> None:
 )
 def test_settings_are_said_as_they_were(role: str | None, setting: str, command: str) -> None:
     """A list of names is one of literals; any other value is one literal."""
-    assert f"ALTER {command}" == sibling.setting_command("d", role, setting)
+    assert f"ALTER {command}" == new_database.setting_command("d", role, setting)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,16 @@ def test_text_rules_are_said_as_each_version_keeps_them(found: dict[str, str], s
     """13 and 14 have no provider; 15 and 16 call the locale otherwise."""
     live = {"everything": found, "encoding": "UTF8", "lc_collate": "C", "lc_ctype": "C"}
 
-    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == sibling.locale_options(live)
+    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == new_database.locale_options(
+        live
+    )
 
 
 def test_pg_restore_is_called_without_a_password() -> None:
     """Any name of a database is one argument."""
-    command = sibling.restore_command("pg_restore", {"dbname": "a 'b' \\"}, Path("/b/x.dump"), 4)
+    command = new_database.restore_command(
+        "pg_restore", {"dbname": "a 'b' \\"}, Path("/b/x.dump"), 4
+    )
     (conninfo,) = [word for word in command if word.startswith("--dbname=")]
 
     assert {"--no-password", "--jobs=4", "--format=custom"} < set(command)
@@ -106,8 +110,8 @@ def test_jobs_that_write_at_once_are_understood() -> None:
     said[2] = f"error: {message}"
     real = OTHER[0].removeprefix("pg_restore: ")
 
-    assert ([], 2) == sibling.complaints(said, old=True)
-    (found,), waved = sibling.complaints([*said, f"pg_restore: {real}", OTHER[1]], old=True)
+    assert ([], 2) == new_database.complaints(said, old=True)
+    (found,), waved = new_database.complaints([*said, f"pg_restore: {real}", OTHER[1]], old=True)
     assert ('could not execute query: ERROR:  role "x" does not exist', 2) == (found.text, waved)
 
 
@@ -116,7 +120,7 @@ def test_complaint_names_its_entry() -> None:
     said = ["pg_restore: from TOC entry 215; 1259 16386 TABLE orders unicorn", *OTHER]
 
     assert ["TABLE orders unicorn"] == [
-        each.entry for each in sibling.complaints(said, old=True)[0]
+        each.entry for each in new_database.complaints(said, old=True)[0]
     ]
 
 
@@ -127,5 +131,5 @@ def test_error_in_another_jobs_line_is_doubtful() -> None:
     owner = ["pg_restore: from TOC entry 2; 1 2 TABLE t other", *OTHER]
     orphan = ["pg_restore: from TOC entry 2; 1 2 FK CONSTRAINT t f unicorn", *OTHER]
 
-    found = [sibling.complaints(said, old=True)[0] for said in (torn, owner, orphan)]
+    found = [new_database.complaints(said, old=True)[0] for said in (torn, owner, orphan)]
     assert [[True], [False], [True]] == [[each.doubtful for each in one] for one in found]

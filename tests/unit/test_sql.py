@@ -6,7 +6,7 @@ import re
 import postgast
 import pytest
 
-from preflight import explain, sql
+from preflight.files import effects, kinds, parser, scan
 
 # every piece that begins, ends or disguises something
 PIECES = (
@@ -54,9 +54,9 @@ GAPS = ("", " ", "\n", "-- c;'\n", "/* ;' */", "\n\n-- $$\n/* /* */ */\t", ";", 
 def cut(text: str) -> list[str]:
     """Return the texts of the statements in a script without defects."""
     script = text.encode()
-    found = list(sql.scan(script))
-    assert not [item for item in found if isinstance(item, sql.Defect)], found
-    return [each.text(script).decode() for each in found if isinstance(each, sql.Statement)]
+    found = list(scan.items(script))
+    assert not [item for item in found if isinstance(item, scan.Defect)], found
+    return [each.text(script).decode() for each in found if isinstance(each, scan.Statement)]
 
 
 def tokens_say(text: str) -> list[int]:
@@ -80,8 +80,8 @@ def test_noise_is_cut_where_postgresql_would_cut_it() -> None:
     dice, compared, unterminated = random.Random(20261123), 0, 0  # noqa: S311 - repeatable noise
     while compared < 15_000:
         text = "".join(dice.choices(PIECES, k=dice.randint(1, 25)))
-        found = list(sql.scan(text.encode()))
-        defects = [item for item in found if isinstance(item, sql.Defect)]
+        found = list(scan.items(text.encode()))
+        defects = [item for item in found if isinstance(item, scan.Defect)]
         if any("meta-command" in defect.message for defect in defects):
             continue  # a backslash: not SQL
         if re.search(r"'\s*--", text):
@@ -97,7 +97,7 @@ def test_noise_is_cut_where_postgresql_would_cut_it() -> None:
             unterminated += "unterminated" in refused
             continue
         compared += 1
-        ends = [item.end for item in found if isinstance(item, sql.Statement)]
+        ends = [item.end for item in found if isinstance(item, scan.Statement)]
         assert (expected, []) == (ends, defects), repr(text)
     assert unterminated > 1000
 
@@ -152,15 +152,15 @@ def test_quoting_needs_standard_strings_only_where_it_says_so() -> None:
 def test_defect_is_named_with_its_place(text: str, message: str, place: tuple[int, int]) -> None:
     """What never ends is reported where it begins; the column counts characters."""
     script = text.encode()
-    defect = next(item for item in sql.scan(script) if isinstance(item, sql.Defect))
+    defect = next(item for item in scan.items(script) if isinstance(item, scan.Defect))
 
-    assert (message, place) == (defect.message, sql.position(script, defect.start))
+    assert (message, place) == (defect.message, scan.position(script, defect.start))
 
 
 def test_all_meta_commands_are_found() -> None:
     """One does not hide the next."""
-    found = sql.scan(b"\\i a\nSELECT 1;\n\\i b\n\\connect c\n")
-    assert [0, 15, 20] == [item.start for item in found if isinstance(item, sql.Defect)]
+    found = scan.items(b"\\i a\nSELECT 1;\n\\i b\n\\connect c\n")
+    assert [0, 15, 20] == [item.start for item in found if isinstance(item, scan.Defect)]
 
 
 def test_backslash_inside_quotes_and_comments_is_no_command() -> None:
@@ -185,8 +185,8 @@ def test_backslash_inside_quotes_and_comments_is_no_command() -> None:
 def test_copy_data_is_found(text: str, data: str) -> None:
     r"""Rows begin after the line of the semicolon and end before the line that is exactly `\.`."""
     script = text.encode() + b"\nSELECT 'next'"
-    first, second = sql.statements(script)
-    begin, end = sql.copy_data(script, first)
+    first, second = scan.statements(script)
+    begin, end = scan.copy_data(script, first)
 
     assert data == script[begin:end].decode()
     assert b"SELECT 'next'" == second.text(script)
@@ -195,8 +195,8 @@ def test_copy_data_is_found(text: str, data: str) -> None:
 def test_copy_data_may_end_with_the_file() -> None:
     r"""The last line needs no line end."""
     script = b"COPY t FROM stdin;\n1\n\\."
-    (only,) = sql.statements(script)
-    begin, end = sql.copy_data(script, only)
+    (only,) = scan.statements(script)
+    begin, end = scan.copy_data(script, only)
 
     assert b"1\n" == script[begin:end]
 
@@ -222,7 +222,7 @@ def test_directives_are_comments_of_their_own_kind() -> None:
         b"-- preflight: no-transaction\n--PREFLIGHT:lock-timeout 5s  \n/* preflight: breaking */\n"
         b"-- about preflight: x\nSELECT '-- preflight: a', $$\n-- preflight: b\n$$ --preflight: c\n"
     )
-    found = [item.text for item in sql.scan(script) if isinstance(item, sql.Directive)]
+    found = [item.text for item in scan.items(script) if isinstance(item, scan.Directive)]
 
     assert ["no-transaction", "lock-timeout 5s", "c"] == found
 
@@ -237,7 +237,7 @@ def test_directives_are_comments_of_their_own_kind() -> None:
 )  # fmt: skip
 def test_transaction_control_is_recognised(text: str) -> None:
     """All of it, in any case and however it is spaced."""
-    assert sql.is_control(text.encode())
+    assert kinds.is_control(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_transaction_control_is_recognised(text: str) -> None:
 )  # fmt: skip
 def test_other_statements_are_no_transaction_control(text: str) -> None:
     """Words in bodies, names and strings do not count."""
-    assert not sql.is_control(text.encode())
+    assert not kinds.is_control(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -264,16 +264,16 @@ def test_other_statements_are_no_transaction_control(text: str) -> None:
 )
 def test_queries_are_recognised(text: str, *, expected: bool) -> None:
     """Verify and export files hold nothing else."""
-    assert expected == sql.reads_only(text.encode())
+    assert expected == kinds.reads_only(text.encode())
 
 
 def test_places_of_many_are_those_of_each() -> None:
     """Counted in one go, because a file may have a million statements."""
     script = "SELECT 'é'; SELECT 2;\n\n  SELECT\n 3;SELECT 4".encode()
-    starts = [statement.start for statement in sql.statements(script)]
+    starts = [statement.start for statement in scan.statements(script)]
 
-    assert [sql.position(script, start) for start in starts] == [*sql.places(script, starts)]
-    assert [(1, 1), (1, 13), (3, 3), (4, 4)] == [*sql.places(script, starts)]
+    assert [scan.position(script, start) for start in starts] == [*scan.places(script, starts)]
+    assert [(1, 1), (1, 13), (3, 3), (4, 4)] == [*scan.places(script, starts)]
 
 
 @pytest.mark.parametrize(
@@ -290,8 +290,8 @@ def test_places_of_many_are_those_of_each() -> None:
 )
 def test_everyday_size_is_understood(text: str) -> None:
     """48 operators in a row were a bug of ours."""
-    assert sql.parsed(text.encode()) is not None
-    assert "not understood" not in explain.effect(text.encode()).does
+    assert parser.parsed(text.encode()) is not None
+    assert "not understood" not in effects.of(text.encode()).does
 
 
 @pytest.mark.parametrize("times", [50_000, 300_000])
@@ -300,8 +300,8 @@ def test_what_ends_the_parser_ends_only_the_look(what: str, times: int) -> None:
     """It is not known what such a statement does; the server has the last word."""
     text = f"SELECT {what * times}1{')' * times if what == '(' else ''}".encode()
 
-    assert None is sql.parsed(text)
-    assert "select" in explain.effect(text).does
+    assert None is parser.parsed(text)
+    assert "select" in effects.of(text).does
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_what_ends_the_parser_ends_only_the_look(what: str, times: int) -> None:
 )
 def test_word_in_the_text_decides_nothing(text: str, queues_nobody: bool) -> None:  # noqa: FBT001
     """Only what PostgreSQL's parser calls CONCURRENTLY may wait for its locks without end."""
-    assert queues_nobody == sql.queues_nobody(text.encode())
+    assert queues_nobody == kinds.queues_nobody(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -346,4 +346,4 @@ def test_word_in_the_text_decides_nothing(text: str, queues_nobody: bool) -> Non
 )
 def test_file_that_sets_lock_timeout_is_known_by_its_grammar(text: str, sets: bool) -> None:  # noqa: FBT001
     """Quoted it is the same setting, and as a value it is none."""
-    assert sets == sql.sets_lock_timeout(text.encode())
+    assert sets == kinds.sets_lock_timeout(text.encode())

@@ -2,8 +2,8 @@
 
 import pytest
 
-from preflight import verify
-from preflight.verify import Check
+from preflight.apply import verify
+from preflight.apply.verify import Check
 
 YES, NO = Check("s", "yes", ok=True), Check("s", "no", ok=False)
 ASKED = Check("s", "query", ok=False, told=False)

@@ -1,0 +1,1 @@
+"""Run one file, forward or back, and settle what is there already."""

@@ -1,0 +1,274 @@
+"""Take migrations back: choose, export what would be destroyed, run the rollback file, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from preflight.apply import forward, resume, statements, steps, verify
+from preflight.base.errors import (
+    ConfigInvalid,
+    Failure,
+    FilesInvalid,
+    HistoryConflict,
+    MigrationFailed,
+    MigrationPartial,
+    Problem,
+    VerifyFailed,
+)
+from preflight.files import lasting, migrations, reading
+from preflight.history import fence, journal, ledger, plan
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration, Script
+    from preflight.history.journal import Row
+    from preflight.history.plan import History
+    from preflight.server.sessions import Session
+    from preflight.server.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One migration to take back: its row as planned, and its files or what the history kept."""
+
+    migration: Migration
+    row: Row
+    script: Script
+
+    @property
+    def undo(self) -> Migration:
+        """The way back as a file to run like any other."""
+        return dataclasses.replace(self.migration, up=self.script, verify=None)
+
+
+def choose(files: Sequence[Migration], known: History, to: int | None) -> tuple[int, ...]:
+    """Return the versions to take back, newest first; raises ConfigInvalid for a wrong one."""
+    recorded = sorted(known.records, reverse=True)
+    if to is None:
+        return tuple(recorded[:1])
+    if to != 0 and to not in known.records and to not in {file.version for file in files}:
+        raise ConfigInvalid(
+            "config.arguments",
+            f"there is no version {to}",
+            f"Recorded: {', '.join(map(str, reversed(recorded))) or 'none'}; 0 takes all back.",
+        )
+    return tuple(version for version in recorded if version > to or to == 0)  # version 000, too
+
+
+def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int]) -> list[Step]:
+    """Return what to run: of the disk what is the recorded migration's, else what was recorded.
+
+    Raises FilesInvalid naming every version that cannot be taken back, HistoryConflict where only
+    another migration's files are on disk, NeedsRepair when an earlier rollback stopped part-way and
+    cannot be resumed.
+    """
+    on_disk = {file.version: file for file in files}
+    found: list[Step] = []
+    unwritten: list[Problem] = []
+    foreign: list[Problem] = []
+    for version in versions:
+        row = ledger.row_of(session, version)
+        if row is None:
+            continue
+        kept, there = _remembered(row), on_disk.get(version)
+        same = there is not None and (there.name, there.checksum) == (row.name, row.checksum)
+        file = _completed(there, kept) if there and same else kept
+        if file.rollback is not None:
+            found.append(Step(file, row, file.rollback))
+            if not same and row.verify_sql is None:
+                _tell_unknown(row)
+        elif there is None or same:
+            unwritten.append(_unwritten(file))
+        else:
+            foreign.append(_foreign(there, row))
+    if foreign:
+        raise HistoryConflict.of("history.conflict", foreign)
+    if unwritten:
+        raise FilesInvalid.of("files.no_rollback", unwritten)
+    for step in found:
+        _begun(step)
+    lasting.require([step.script for step in found if not step.row.undoing])
+    structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
+    return found
+
+
+def _completed(file: Migration, kept: Migration) -> Migration:
+    """Return a migration's files on disk, and what the history kept where one is gone."""
+    return dataclasses.replace(
+        file,
+        rollback=file.rollback or kept.rollback,
+        verify=file.verify or kept.verify,
+        export=file.export or kept.export,
+    )
+
+
+def _unwritten(file: Migration) -> Problem:
+    return Problem(
+        f"{file.name} has no rollback file, on disk or in the history",
+        f"Write {file.name}_rollback.sql, or restore a backup (`backups --table`).",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _tell_unknown(row: Row) -> None:
+    structlog.get_logger().warning(
+        "migration.progressed",
+        migration=row.name,
+        version=row.version,
+        notice="it was recorded by an older version, which kept no verify and no export file: "
+        "nothing is exported, and nothing tells whether the rollback is complete",
+    )
+
+
+def _foreign(file: Migration, row: Row) -> Problem:
+    """Say that the only rollback file of a version is not that of what was recorded."""
+    found = plan.compared(file, plan.Record(row.version, row.name, row.checksum))
+    differs = {
+        "edited": f"{file.name} was edited since",
+        "renamed": f"its file was renamed to {file.name}",
+        "other": f"{file.name} on disk is another migration",
+    }[found]
+    return Problem(
+        f"{row.name} cannot be taken back: the history keeps no rollback text of it, and {differs}",
+        f"Put {row.name}.sql back as it ran, with its {row.name}_rollback.sql.",
+        migration=row.name,
+        version=row.version,
+    )
+
+
+def _begun(step: Step) -> Row:
+    """Return how far an earlier rollback came, as the row of a file that runs forward."""
+    row = step.row
+    if not row.undoing:
+        return dataclasses.replace(row, statements_done=0, statements_started=0)
+    before = dataclasses.replace(row, up_sql=row.rollback_sql or "", undoing=False)
+    resume.require_resumable(step.undo, before)
+    return before
+
+
+def _remembered(row: Row) -> Migration:
+    """Return a migration that is not on disk as the history kept it: this image is older."""
+    texts = {"rollback": row.rollback_sql, "verify": row.verify_sql, "export": row.export_sql}
+    return migrations.Migration(
+        row.version,
+        row.name,
+        reading.script(f"{row.name}.sql", row.up_sql.encode()),
+        **{
+            kind: reading.script(f"{row.name}_{kind}.sql", text.encode())
+            for kind, text in texts.items()
+            if text
+        },
+    )
+
+
+def back(session: Session, step: Step, backup: str | None) -> bool:
+    """Run one rollback file and take its row away; return False when the session was replaced.
+
+    Raises MigrationFailed (also when the verify file still finds effects), MigrationPartial,
+    DatabaseBusy, ConnectionLost, PlanChanged.
+    """
+    began = time.monotonic()
+
+    def once(seen: Watch) -> int:
+        if not step.script.transactional:
+            return _step_by_step(session, step, backup, seen, began)
+        return forward.patiently(
+            session, step.undo, seen, lambda: _transaction(session, step, backup, seen, began)
+        )
+
+    return forward.guarded(
+        session,
+        step.migration,
+        once,
+        lambda row: row is None,
+        "migration.rolled_back",
+        note="an image that has this migration applies it again at its next start",
+        script=step.script,
+    )
+
+
+def _transaction(
+    session: Session, step: Step, backup: str | None, seen: Watch, began: float
+) -> int:
+    with (
+        fence.recorded(session, step.migration, MigrationFailed),
+        sessions.transaction(session),
+    ):
+        fence.fence(session, lambda: ledger.give_up(session, step.row))
+        statements.prepare(session, step.script, "SET LOCAL")
+        count = forward.run_all(session, step.migration, step.script, seen)
+        forward.check_constraints(session, step.migration, step.script)
+        session.reset()
+        _require_absent(session, step, MigrationFailed)
+        _record(session, step, backup, began)
+    return count
+
+
+def _step_by_step(
+    session: Session, step: Step, backup: str | None, seen: Watch, began: float
+) -> int:
+    """Run or resume a non-transactional rollback file; its row stays until all of it is done."""
+    begun = _begun(step)
+    done, started = begun.statements_done, begun.statements_started
+    with fence.recorded(session, step.migration, MigrationPartial):
+        with sessions.transaction(session):
+            fence.fence(
+                session,
+                lambda: ledger.begin_undo(
+                    session, step.row, step.script, done=done, started=started
+                ),
+            )
+        statements.prepare(session, step.script, "SET")
+        count = steps.run_statements(session, step.undo, begun, seen)
+        session.reset()
+        with steps.marked(session, step.undo, count), sessions.transaction(session):
+            row = ledger.row_of(session, step.row.version)
+            fence.fence(session, lambda: row is not None and ledger.give_up(session, row))
+            _require_absent(session, step, MigrationPartial)
+            _record(session, step, backup, began)
+    return count
+
+
+def _record(session: Session, step: Step, backup: str | None, began: float) -> None:
+    milliseconds = round(1000 * (time.monotonic() - began))
+    journal.journal(session, "rolled_back", step.migration, duration_ms=milliseconds, backup=backup)
+
+
+def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure]) -> None:
+    """Make sure that the verify file finds no effect any more."""
+    if step.migration.verify is None:
+        return
+    try:
+        checks = verify.run(session, step.migration.verify, step.script)
+    except VerifyFailed as failure:
+        raise outcome(failure.code, **failure.problem.data() | named(step)) from failure
+    untold = [check for check in checks if not check.told]
+    if untold:
+        structlog.get_logger().warning(
+            "migration.progressed",
+            **named(step),
+            notice=f"{len(untold)} queries of the verify file fail now, which is no evidence that "
+            f"nothing is left: {verify.described(untold)}; write one query a check",
+        )
+    left = [check for check in checks if check.effect and check.ok]
+    if left:
+        names = "; ".join(f"{check.suite}: {check.check}" for check in left[:5])
+        raise outcome(
+            "rollback.incomplete",
+            f"{step.script.file} ran, but {len(left)} effects of {step.migration.name} are still "
+            f"there ({names})",
+            "Correct the rollback file; it must undo all that the verify file looks for.",
+            **named(step),
+        )
+
+
+def named(step: Step) -> dict[str, object]:
+    """Return a step's migration as an event says it."""
+    return {"migration": step.migration.name, "version": step.migration.version}

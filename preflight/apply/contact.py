@@ -1,0 +1,239 @@
+"""First contact with a database: what is there already is recorded, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.apply import resume, verify
+from preflight.base.errors import (
+    ConfigInvalid,
+    Failure,
+    HistoryConflict,
+    VerifyFailed,
+)
+from preflight.files import lasting
+from preflight.history import fence, ledger, plan, tables
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from preflight.files.migrations import Migration
+    from preflight.history.plan import History
+    from preflight.server.sessions import Session
+# nothing of anybody's: no relation, type or function but the system's, extensions' and our tables
+_EMPTY = """
+WITH theirs AS (
+ SELECT n.oid FROM pg_catalog.pg_namespace n
+ WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
+  AND n.nspname::text NOT LIKE 'pg\\_%%'
+), members AS (
+ -- of an extension, or made along with something else: a row's type, an array, a multirange
+ SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype IN ('e', 'i')
+ UNION ALL
+ SELECT 'pg_catalog.pg_class'::regclass, c.oid
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s::name AND c.relname IN ('migrations', 'journal') AND c.relkind = 'r'
+  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid
+   AND a.attname::text = ANY (ARRAY['version', 'name', 'checksum', 'run_id', 'tool_version'])) = 5
+)
+SELECT NOT EXISTS (
+ SELECT FROM pg_catalog.pg_class c JOIN theirs ON theirs.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (
+  SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid)
+) AND NOT EXISTS (
+ SELECT FROM pg_catalog.pg_type t JOIN theirs ON theirs.oid = t.typnamespace
+ WHERE NOT EXISTS (
+  SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_type'::regclass AND m.objid = t.oid)
+) AND NOT EXISTS (
+ SELECT FROM pg_catalog.pg_proc p JOIN theirs ON theirs.oid = p.pronamespace
+ WHERE NOT EXISTS (
+  SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid)
+)
+"""
+
+
+def settle(session: Session, files: Sequence[Migration]) -> History:
+    """Return the history as it stands under the lock, made or completed where it is missing.
+
+    First contact: what is already there is adopted. Raises HistoryConflict, NeedsRepair,
+    VerifyFailed (partial), TargetUnusable (no right to make the tables), FilesInvalid (a file that
+    is to run could not be taken up).
+    """
+    session.grow_up()
+    adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
+    with fence.made(session), sessions.transaction(session):
+        new, closed = ledger.make_tables(session)
+        if new or untold(session):
+            adopted = _first_contact(session, files)
+        ledger.keep(session, files)
+    tables.tell_closed(session, closed)
+    tell_adopted(adopted)
+    history = ledger.read(session)
+    for row in ledger.unfinished(session):
+        file = next((file for file in files if file.version == row.version), None)
+        if file is not None:
+            resume.require_resumable(file, row)
+    lasting.require([file.up for file in files if file.version not in history.records])
+    return history
+
+
+def untold(session: Session) -> bool:
+    """Tell whether first contact is still to come: nothing ran, nothing but named files adopted."""
+    schema = session.config.schema
+    row = session.execute(
+        f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
+ AND NOT EXISTS (SELECT FROM {schema}.journal j
+  WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed'))"""  # noqa: S608 -- a checked name
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def _first_contact(
+    session: Session, files: Sequence[Migration]
+) -> list[tuple[Migration, tuple[verify.Check, ...]]]:
+    if is_empty(session):
+        return []
+    schema = session.config.schema
+    rows = session.execute(f"SELECT version FROM {schema}.migrations").fetchall()  # noqa: S608
+    known = {version for (version,) in rows}
+    adopted = []
+    for file, checks in adoptable(session, [file for file in files if file.version not in known]):
+        ledger.adopt(session, file)
+        adopted.append((file, checks))
+    return adopted
+
+
+def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) -> None:
+    """Log what was adopted; call after the COMMIT, before which it is not true."""
+    for file, checks in adopted:
+        structlog.get_logger().info(
+            "migration.adopted", migration=file.name, version=file.version, checks=len(checks)
+        )
+
+
+def adoptable(
+    session: Session, unrecorded: Sequence[Migration]
+) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
+    """Yield the files that a database already holds, with their checks; reads only.
+
+    Call inside a transaction. Raises VerifyFailed (partial, or there above one that is absent),
+    HistoryConflict (cannot be told).
+    """
+    absent: Migration | None = None
+    for file in unrecorded:
+        checks = verify.run(session, file.verify) if file.verify else ()
+        answer = verify.answer(checks)
+        guess = absent is None and session.config.first_contact != "pending"
+        if answer == "unknown" and guess:
+            raise _cannot_tell(file)
+        if answer == "untold" and guess:
+            raise _untold(file, checks)
+        if answer == "partial":
+            raise _in_part(file, checks, absent)
+        if answer != "present":
+            absent = absent or file
+        elif absent is not None and session.config.out_of_order == "fail":
+            raise _above(file, absent)
+        else:
+            yield file, checks
+
+
+def _cannot_tell(file: Migration) -> HistoryConflict:
+    return HistoryConflict(
+        "history.first_contact",
+        f"the database has objects but nothing was ever run here, and {file.name} has no verify "
+        "file that could tell whether it was applied",
+        f"It is there: `adopt {file.version}`. It is not: set PREFLIGHT_FIRST_CONTACT=pending, and "
+        "it will run.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _in_part(
+    file: Migration, checks: Sequence[verify.Check], absent: Migration | None
+) -> VerifyFailed:
+    verify.report(file, checks)
+    below = f"; and {absent.name} below it is absent" if absent else ""
+    return VerifyFailed(
+        "verify.partial",
+        f"{file.name} is in the database only in part: {verify.described(checks)}{below}",
+        "Complete it or take it back by hand, then run again; `verify` lists every check.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _untold(file: Migration, checks: Sequence[verify.Check]) -> VerifyFailed:
+    verify.report(file, checks)
+    return VerifyFailed(
+        "verify.untold",
+        f"whether {file.name} is in the database cannot be told: {verify.described(checks)}, "
+        "and a query that fails says nothing of the other checks that it would have made",
+        "Write one query a check, with to_regclass in place of FROM. Or say it yourself: it is "
+        "not there, also not in part: PREFLIGHT_FIRST_CONTACT=pending.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def _above(file: Migration, absent: Migration) -> VerifyFailed:
+    return VerifyFailed(
+        "verify.out_of_order",
+        f"{file.name} is in the database, but {absent.name} below it is not",
+        f"{absent.name} is there all the same: `adopt {absent.version}`. It is to run although "
+        f"{file.name} is there: PREFLIGHT_OUT_OF_ORDER=allow. {file.name} is not there: mark the "
+        "checks that hold without it with `false AS effect`.",
+        migration=file.name,
+        version=file.version,
+    )
+
+
+def is_empty(session: Session) -> bool:
+    """Tell whether the database holds nothing of anybody's."""
+    row = session.execute(_EMPTY, [session.config.schema]).fetchone()
+    return bool(row and row[0])
+
+
+def first_look(
+    session: Session, files: Sequence[Migration], known: plan.History
+) -> tuple[set[int], Failure | None]:
+    """While nothing was ever run here: return the versions that `up` would adopt; writes nothing.
+
+    The failure is what would stop it; the versions are then those before.
+    """
+    unrecorded = [file for file in files if file.version not in known.records]
+    found: set[int] = set()
+    try:
+        with ledger.looking(session):
+            if _would_adopt(session, known):
+                for file, _ in adoptable(session, unrecorded):
+                    found.add(file.version)
+    except (VerifyFailed, HistoryConflict) as failure:
+        return found, failure
+    return found, None
+
+
+def _would_adopt(session: Session, known: plan.History) -> bool:
+    try:
+        return (not known.present or untold(session)) and not is_empty(session)
+    except psycopg.errors.InsufficientPrivilege:
+        return False  # the journal is not for everyone: nothing to tell by
+
+
+def named(files: Sequence[Migration], version: int) -> Migration:
+    """Return the file of a version; raises ConfigInvalid when there is none."""
+    for file in files:
+        if file.version == version:
+            return file
+    raise ConfigInvalid(
+        "config.arguments",
+        f"there is no file of version {version}",
+        f"Versions on disk: {', '.join(str(file.version) for file in files)}.",
+    )

@@ -1,0 +1,348 @@
+"""Run one file and record it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+from psycopg import pq
+
+from preflight.apply import statements, steps, verify
+from preflight.base import stop
+from preflight.base.errors import (
+    ConnectionLost,
+    DatabaseBusy,
+    Failure,
+    LockBusy,
+    MigrationFailed,
+    MigrationPartial,
+    NotReady,
+    PlanChanged,
+    Problem,
+)
+from preflight.history import fence, journal, ledger
+from preflight.server import sessions, watch
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+    from preflight.files.migrations import Migration, Script
+    from preflight.history.journal import Row
+    from preflight.server.sessions import Session
+
+NOTICES = 20  # a file; a loop may raise 100,000
+READ_BACK_S = 30.0
+# idle in transaction, transaction_timeout, idle session
+_OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
+
+
+def forward(
+    session: Session, migration: Migration, backup: str | None, again: Row | None = None
+) -> None:
+    """Apply one migration and record it; `again` is the row of one that is recorded already.
+
+    Raises MigrationFailed (rolled back), MigrationPartial, DatabaseBusy, LockBusy, ConnectionLost,
+    and PlanChanged when another run was there first or the session had to be replaced.
+    """
+
+    def once(seen: watch.Watch) -> int:
+        if not migration.up.transactional:
+            return steps.run(session, migration, backup, seen, again)
+        return patiently(
+            session,
+            migration,
+            seen,
+            lambda: _transaction(session, migration, backup, seen, again),
+        )
+
+    def recorded(row: Row | None) -> bool:
+        return row is not None and row.state == "done" and row.run_id == session.config.run_id
+
+    if not guarded(session, migration, once, recorded, "migration.applied"):
+        raise PlanChanged
+
+
+def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back share
+    session: Session,
+    migration: Migration,
+    once: Callable[[watch.Watch], int],
+    recorded: Callable[[Row | None], bool],
+    event: str,
+    note: str | None = None,
+    script: Script | None = None,
+) -> bool:
+    """Run a migration's file, watched; log how it went and keep the failure in the journal.
+
+    Return False when the connection broke at COMMIT and the history, read on a new one, says that
+    it came through: the lock has to be taken again.
+    """
+    log = structlog.get_logger()
+    named = _named(migration)
+    script = script or migration.up
+    said = {"note": note} if note else {}
+    began = time.monotonic()
+    _clean(session)  # before, not after: a signal after the last COMMIT comes too late to matter
+    log.info("migration.started", **named, transactional=script.transactional)
+    try:
+        with watch.over(session, migration) as seen, _Notices(session, migration):
+            count = once(seen)
+    except psycopg.Error as error:
+        if not session.lost:
+            raise
+        if not _read_back(session, migration, recorded):
+            failure = _lost(migration, script, error)
+            _record_failure(session, migration, failure)
+            raise failure from error
+        stop.stays = None
+        log.info(event, **named, duration_s=_since(began), read_back=True, **said)
+        return False
+    except LockBusy:
+        raise  # the file never ran
+    except Failure as failure:
+        _record_failure(session, migration, failure)
+        raise
+    except stop.Stopped:
+        if stop.stays:
+            _journal_failure(session, migration, Problem(f"stopped by a signal; {stop.stays}"))
+        raise
+    stop.stays = None
+    log.info(event, **named, duration_s=_since(began), statements=count, **said)
+    return True
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)
+
+
+def _clean(session: Session) -> None:
+    """Undo what an earlier file, or an earlier attempt, left in the session; the lock stays."""
+    session.reset()
+    session.execute("DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *; CLOSE ALL; DEALLOCATE ALL")
+
+
+def patiently(
+    session: Session, migration: Migration, seen: watch.Watch, transaction: Callable[[], int]
+) -> int:
+    """Run a file's transaction, again while somebody is in the way; return the statements.
+
+    One with an effect beyond the database is not run again: that would not be rolled back.
+    """
+    from tenacity import Retrying, retry_if_exception, wait_random_exponential  # noqa: PLC0415
+
+    deadline = time.monotonic() + session.config.lock_retry_s
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: _passing(error) and not _beyond(migration.up)),
+        wait=wait_random_exponential(0.1, max=5, min=0.1),
+        stop=lambda _: time.monotonic() >= deadline,
+        sleep=stop.sleep,
+        before_sleep=lambda state: _before_retry(session, migration, state, seen),
+        reraise=True,
+    )
+    try:
+        return retrying(transaction)
+    except psycopg.Error as error:
+        if session.lost or not _passing(error):
+            raise
+        beyond = _beyond(migration.up)
+        raise DatabaseBusy(
+            "database.busy",
+            f"{migration.name}: {error.diag.message_primary or error}"
+            f"{'' if beyond else ' after all retries'}; "
+            f"blocked by {watch.named(seen.blockers(error.sqlstate))}",
+            f"It was rolled back but not tried again, for it {beyond}. Put that into a file of its "
+            "own, and run again at a quieter time."
+            if beyond
+            else "It was rolled back. Run again at a quieter time, end the blocker, or raise "
+            "PREFLIGHT_LOCK_RETRY_S.",
+            migration=migration.name,
+            version=migration.version,
+            sqlstate=error.sqlstate,
+        ) from error
+
+
+def _beyond(script: Script) -> str | None:
+    """Return the first effect beyond the database of a file that met somebody in its way."""
+    from preflight.files import reach  # noqa: PLC0415 -- only then
+
+    reached = (reach.beyond(text, ()) for _, text in statements.each(script))
+    return next((found.words for found in reached if found), None)
+
+
+def _passing(error: BaseException) -> bool:
+    return isinstance(error, psycopg.Error) and error.sqlstate in sessions.PASSING
+
+
+def _before_retry(
+    session: Session, migration: Migration, state: RetryCallState, seen: watch.Watch
+) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    sqlstate = getattr(error, "sqlstate", None)
+    structlog.get_logger().warning(
+        "migration.retried",
+        migration=migration.name,
+        version=migration.version,
+        attempt=state.attempt_number,
+        sqlstate=sqlstate,
+        blocked_by=seen.blockers(sqlstate),
+    )
+    seen.begin()
+    _clean(session)  # prepared statements outlive a rollback
+
+
+def _transaction(
+    session: Session,
+    migration: Migration,
+    backup: str | None,
+    seen: watch.Watch,
+    again: Row | None,
+) -> int:
+    began = time.monotonic()
+    with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session):
+        fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
+        statements.prepare(session, migration.up, "SET LOCAL")
+        count = run_all(session, migration, migration.up, seen)
+        check_constraints(session, migration, migration.up)
+        session.reset()
+        if migration.verify:
+            verify.require(session, migration, MigrationFailed)
+        ledger.finish(
+            session,
+            migration,
+            duration_ms=round(1000 * (time.monotonic() - began)),
+            statements=count,
+            backup=backup,
+            before=again,
+        )
+    return count
+
+
+def run_all(session: Session, migration: Migration, script: Script, seen: watch.Watch) -> int:
+    """Run every statement of a script inside the transaction; return how many there are."""
+    count = 0
+    for statement, text in statements.each(script):
+        count += 1
+        seen.begin(count)
+        try:
+            statements.execute(session, script, statement, text)
+        except psycopg.Error as error:
+            if session.lost or _passing(error):
+                raise
+            raise statements.located(
+                MigrationFailed, session, migration, script, statement, error
+            ) from error
+        if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
+            raise MigrationFailed(
+                "migration.left_transaction",
+                f"{script.file}: statement {count} ended the runner's transaction",
+                "Leave transaction control to the runner.",
+                **_named(migration),
+            )
+    return count
+
+
+def check_constraints(session: Session, migration: Migration, script: Script) -> None:
+    """Check deferred constraints now, while the failure can still be named."""
+    try:
+        session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    except psycopg.Error as error:
+        if session.lost or _passing(error):
+            raise
+        raise statements.located(
+            MigrationFailed, session, migration, script, None, error
+        ) from error
+
+
+def _named(migration: Migration) -> dict[str, object]:
+    return {"migration": migration.name, "version": migration.version}
+
+
+class _Notices:
+    """Passes a file's notices on, up to a number; memory stays flat in a flood."""
+
+    def __init__(self, session: Session, migration: Migration) -> None:
+        self.session = session
+        self.migration = migration
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.session.connection.add_notice_handler(self.hear)
+
+    def __exit__(self, *_: object) -> None:
+        if not self.session.lost:
+            self.session.connection.remove_notice_handler(self.hear)
+        if self.count > NOTICES:
+            self.tell("debug", f"{self.count - NOTICES} more notices")
+
+    def hear(self, diag: psycopg.errors.Diagnostic) -> None:
+        self.count += 1
+        if self.count <= NOTICES:
+            warning = diag.severity_nonlocalized == "WARNING"
+            self.tell("warning" if warning else "debug", diag.message_primary or "")
+
+    def tell(self, level: str, notice: str) -> None:
+        log = structlog.get_logger()
+        getattr(log, level)("migration.progressed", **_named(self.migration), notice=notice)
+
+
+def _record_failure(session: Session, migration: Migration, failure: Failure) -> None:
+    """Log the failure and append it to the journal, if the server still listens."""
+    problem = failure.problem
+    structlog.get_logger().error("migration.failed", **_named(migration), **_without_names(problem))
+    _journal_failure(session, migration, problem)
+
+
+def _journal_failure(session: Session, migration: Migration, problem: Problem) -> None:
+    if session.lost:
+        return
+    try:
+        sessions.roll_back(session)
+        session.reset()
+        journal.journal(session, "failed", migration, problem=problem)
+    except psycopg.Error as error:
+        structlog.get_logger().warning(
+            "migration.failed", **_named(migration), journal=f"not written: {error.sqlstate}"
+        )
+
+
+def _without_names(problem: Problem) -> dict[str, object]:
+    return {
+        key: value for key, value in problem.data().items() if key not in ("migration", "version")
+    }
+
+
+def _read_back(
+    session: Session, migration: Migration, recorded: Callable[[Row | None], bool]
+) -> bool:
+    """Ask the history on a new connection whether a COMMIT whose answer was lost came through."""
+    session.deadline = time.monotonic() + min(READ_BACK_S, session.config.wait_timeout_s)
+    try:
+        session.reopen()
+        ledger.read(session)
+        row = ledger.row_of(session, migration.version)
+    except (NotReady, ConnectionLost, psycopg.Error, Failure):
+        return False
+    return recorded(row)
+
+
+def _lost(migration: Migration, script: Script, error: psycopg.Error) -> Failure:
+    """Return the failure for a session that ended: by a timeout of the file's own, or 13."""
+    if error.sqlstate in _OWN_TIMEOUTS:  # ours are off, so the file or its functions set one
+        outcome = MigrationFailed if script.transactional else MigrationPartial
+        return outcome(
+            "migration.timed_out",
+            f"{migration.name}: {error.diag.message_primary or error}",
+            "The file sets a timeout that ends its session: remove it, or let it do less at once.",
+            sqlstate=error.sqlstate,
+            **_named(migration),
+        )
+    failure = sessions.lost(error)
+    return ConnectionLost(
+        failure.code,
+        f"{migration.name}: {failure}",
+        failure.problem.hint,
+        sqlstate=error.sqlstate,
+        **_named(migration),
+    )

@@ -1,0 +1,167 @@
+"""What CONCURRENTLY makes, and leaves: what a statement wants, what the catalog has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preflight.base import quoting
+from preflight.files import kinds, parser, scan
+
+if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import IndexElem
+
+    from preflight.server.sessions import Session
+
+DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
+DETACHES_CONCURRENTLY = 14  # servers since this one
+SCHEMA = 3  # libpg_query's ReindexObjectType
+
+# the file's own search_path finds the table, so everything else is said in full
+_FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), i.indisvalid AND i.indisready,
+ pg_catalog.pg_get_indexdef(i.indexrelid)
+ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
+  ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name AND """
+_SAID = "OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(table)s::pg_catalog.text)"
+
+
+# what REINDEX CONCURRENTLY leaves when it is interrupted: of the table (an index's table), its
+# partitions and what they TOAST; of a schema; or of the database
+_LEFT = """WITH said AS (
+ SELECT coalesce(i.indrelid, c.oid) AS oid FROM pg_catalog.pg_class c
+ LEFT JOIN pg_catalog.pg_index i ON i.indexrelid OPERATOR(pg_catalog.=) c.oid
+ WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(relation)s::pg_catalog.text)
+), tables AS (
+ SELECT oid FROM said
+ UNION SELECT p.relid FROM said, pg_catalog.pg_partition_tree(said.oid) p
+), all_tables AS (
+ SELECT oid FROM tables UNION SELECT c.reltoastrelid FROM pg_catalog.pg_class c
+  JOIN tables ON tables.oid OPERATOR(pg_catalog.=) c.oid
+)
+SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
+  ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE NOT i.indisvalid AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'
+ AND (%(everywhere)s OR n.nspname OPERATOR(pg_catalog.=) %(schema)s::pg_catalog.name
+  OR EXISTS (SELECT FROM all_tables t WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid))
+ ORDER BY 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reindex:
+    """What REINDEX CONCURRENTLY names: a table or index (quoted), a schema, or all there is."""
+
+    relation: str = ""
+    schema: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What a statement names: an index, and the table (quoted) or, for DROP, the index itself."""
+
+    name: str
+    place: str
+    dropped: bool = False
+    if_not_exists: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An index as the catalog has it; `name` is qualified and quoted."""
+
+    name: str
+    valid: bool
+    definition: str
+
+
+def wanted(text: bytes) -> Index | None:
+    """Return the index that a CREATE or DROP INDEX CONCURRENTLY names, or None."""
+    node = parser.parsed(text)
+    if node is None:
+        return None
+    if node.WhichOneof("node") == "index_stmt" and node.index_stmt.idxname:
+        statement = node.index_stmt
+        place = _quoted(statement.relation.schemaname, statement.relation.relname)
+        return Index(statement.idxname, place, if_not_exists=statement.if_not_exists)
+    if node.WhichOneof("node") == "drop_stmt":
+        names = [item.string.sval for item in node.drop_stmt.objects[0].list.items]
+        return Index(names[-1], _quoted(*names), dropped=True)
+    return None
+
+
+def reindexed(text: bytes) -> Reindex | None:
+    """Return what a REINDEX CONCURRENTLY names, or None for any other statement."""
+    if scan.words(text, 1) != ["REINDEX"] or (node := parser.parsed(text)) is None:
+        return None
+    statement = node.reindex_stmt
+    if not kinds.options(statement.params).get("concurrently", False):
+        return None
+    if statement.HasField("relation"):
+        return Reindex(_quoted(statement.relation.schemaname, statement.relation.relname))
+    return Reindex(schema=statement.name if statement.kind == SCHEMA else "")
+
+
+def left(session: Session, reindex: Reindex) -> list[str]:
+    """Return the INVALID indexes that an interrupted REINDEX CONCURRENTLY left, quoted."""
+    said = {
+        "relation": reindex.relation,
+        "schema": reindex.schema,
+        "everywhere": not (reindex.relation or reindex.schema),
+    }
+    return [name for (name,) in session.execute(_LEFT, said).fetchall()]
+
+
+def _quoted(*names: str) -> str:
+    return ".".join(quoting.name(name) for name in names if name)
+
+
+def attached(session: Session, table: str, partition: str) -> str | None:
+    """Return whether a partition is `attached` or its detaching `pending`; None when neither."""
+    query = """SELECT CASE WHEN i.inhdetachpending THEN 'pending' ELSE 'attached' END
+ FROM pg_catalog.pg_inherits i
+ WHERE i.inhparent OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)
+ AND i.inhrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)"""
+    if session.facts is None or session.facts.major < DETACHES_CONCURRENTLY:
+        return "attached"  # the server will say that it does not know the statement
+    row = session.execute(query, [table, partition]).fetchone()
+    return row[0] if row else None
+
+
+def find(session: Session, index: Index) -> Found | None:
+    """Return the index of that name on that table, if there is one."""
+    query = f"{_FIND}{'c.oid' if index.dropped else 'i.indrelid'} {_SAID}"
+    row = session.execute(query, {"name": index.name, "table": index.place}).fetchone()
+    return Found(*row) if row else None
+
+
+def same(definition: str, text: bytes) -> bool:
+    """Tell whether the catalog's definition is what a statement asks for.
+
+    Expressions are compared by their presence: the server writes them anew, with casts.
+    """
+    return _shape(definition.encode()) == _shape(text)
+
+
+def _shape(text: bytes) -> tuple[object, ...] | None:
+    node = parser.parsed(text)
+    if node is None or node.WhichOneof("node") != "index_stmt":
+        return None
+    statement = node.index_stmt
+    columns = [item.index_elem for item in statement.index_params]
+    return (
+        statement.relation.relname,
+        statement.unique,
+        statement.access_method,
+        tuple((item.name, item.ordering == DESC, _nulls_first(item)) for item in columns),
+        tuple(item.index_elem.name for item in statement.index_including_params),
+        statement.HasField("where_clause"),
+    )
+
+
+def _nulls_first(element: IndexElem) -> bool:
+    if element.nulls_ordering in (0, 1):  # not said
+        return bool(element.ordering == DESC)
+    return bool(element.nulls_ordering == NULLS_FIRST)

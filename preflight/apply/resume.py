@@ -1,0 +1,76 @@
+"""Whether a file that stopped part-way may go on where it stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from preflight.base.errors import (
+    NeedsRepair,
+)
+from preflight.files import kinds, lasting, parser, scan
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+    from preflight.history import journal
+
+
+def require_resumable(file: Migration, row: journal.Row) -> None:
+    """Make sure that a file which stopped part-way can go on; raises NeedsRepair."""
+    if row.undoing:
+        raise NeedsRepair(
+            "migration.needs_repair",
+            f"the rollback of {file.name} stopped after {row.statements_done} statements",
+            f"Finish it: `rollback`. Or run the file again from its start: `force {file.version}`.",
+            migration=file.name,
+            version=file.version,
+        )
+    before = row.up_sql.encode()
+    old = [_sent(statement, before) for statement in scan.statements(before)]
+    new = [_sent(statement, file.up.text) for statement in file.up.statements()]
+    begun = max(row.statements_done, row.statements_started)
+    reason = None
+    if not 0 <= row.statements_done <= begun <= len(old):
+        reason = f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
+    elif file.up.transactional:
+        reason = "the file runs in a transaction now"
+    elif old[:begun] != new[:begun]:
+        reason = f"the file's first {begun} statements changed since they ran"
+    elif row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
+        reason = f"what statement {begun} did cannot be read back"
+    elif gone := lasting.before(file.up, row.statements_done):
+        reason = gone
+    if reason:
+        raise NeedsRepair(
+            "migration.needs_repair",
+            f"{file.name} stopped after {row.statements_done} of {len(old)} statements, and "
+            f"{reason}",
+            f"Look at the database. All of it is there: `adopt {file.version}`. Run it again from "
+            f"its start: `force {file.version}`.",
+            migration=file.name,
+            version=file.version,
+        )
+
+
+def _sent(statement: scan.Statement, script: bytes) -> tuple[bytes, bytes]:
+    """Return all that a statement sends: its text, and the rows of a COPY."""
+    first, last = statement.data or (0, 0)
+    return statement.text(script), script[first:last]
+
+
+def repeatable(text: bytes) -> bool:
+    """Tell whether a statement outside a transaction can be read back or simply run again."""
+    if scan.words(text[:400], 1)[:1] in (["VACUUM"], ["REINDEX"], ["CLUSTER"]):
+        return True
+    node = parser.parsed(text)
+    kind = node.WhichOneof("node") if node else None
+    if kinds.detached(text):
+        return True
+    return kind == "drop_stmt" or (kind == "index_stmt" and not unnamed_index(text))
+
+
+def unnamed_index(text: bytes) -> bool:
+    """Tell whether a statement makes an index that the server is to name."""
+    node = parser.parsed(text)
+    return (
+        node is not None and node.WhichOneof("node") == "index_stmt" and not node.index_stmt.idxname
+    )

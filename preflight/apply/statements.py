@@ -1,0 +1,200 @@
+"""Run the statements of a script, and name the place where one fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import pq
+
+from preflight.base import stop
+from preflight.files import kinds, parser, scan
+
+if TYPE_CHECKING:
+    from preflight.base.errors import Failure
+    from preflight.files.migrations import Migration, Script
+    from preflight.server.sessions import Session
+
+COPY_CHUNK = 1 << 16
+# Rows thrown away at a time: one may have megabytes. Before libpq 17 there are no chunks.
+_ROWS_CHUNK = 5 if pq.version() >= 170000 else 1  # noqa: PLR2004 -- a libpq version
+_ROWS = {*kinds.READING, "FETCH", "EXECUTE", "EXPLAIN", "SHOW", "CALL"}
+_WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE"}
+_RETURNING = re.compile(rb"(?i)\breturning\b")
+_VALUE = re.compile(r'(["„«“»”]).*["“»”«]', re.DOTALL)  # in whatever language
+_THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
+
+
+def each(script: Script) -> Iterator[tuple[scan.Statement, bytes]]:
+    """Yield the statements with their texts; a script that is one statement is not copied."""
+    if only := _only(script):
+        yield only, script.text
+        return
+    for statement in script.statements():
+        yield statement, statement.text(script.text)
+
+
+def _only(script: Script) -> scan.Statement | None:
+    found = script.statements()
+    first, second = next(found), next(found, None)
+    return first if second is None and first.data is None and not script.wrapped else None
+
+
+def head(script: Script, statement: scan.Statement) -> bytes:
+    """Return enough of a statement to tell what kind it is, without comments before it."""
+    return script.text[statement.start : min(statement.end, statement.start + 4000)]
+
+
+def execute(session: Session, script: Script, statement: scan.Statement, text: bytes) -> None:
+    """Run one statement; rows that it returns are thrown away as they come."""
+    observed = session.observe(script, statement) if session.observe else nullcontext()
+    with observed, stop.allowed(), session.connection.cursor() as cursor:
+        if statement.data is not None:
+            view = memoryview(script.text)
+            at, end = scan.copy_data(script.text, statement)
+            with cursor.copy(text) as copy:
+                while at < end:
+                    copy.write(view[at : min(at + COPY_CHUNK, end)])
+                    at += COPY_CHUNK
+        elif _copies_out(text):
+            with cursor.copy(text) as copy:
+                for _ in copy:
+                    pass
+        elif _may_return_rows(head(script, statement), text):
+            try:
+                for _ in cursor.stream(text, size=_ROWS_CHUNK):
+                    pass
+            except psycopg.ProgrammingError as error:
+                if error.sqlstate is not None:
+                    raise
+                # psycopg's complaint, once it ran, that it returned no rows (SELECT … INTO)
+        else:
+            cursor.execute(text)
+
+
+def _may_return_rows(beginning: bytes, text: bytes) -> bool:
+    first = scan.words(beginning.lstrip(b"( \t\n"), 1)
+    return bool(first) and (
+        first[0] in _ROWS or (first[0] in _WRITES and _RETURNING.search(text) is not None)
+    )
+
+
+def _copies_out(text: bytes) -> bool:
+    return scan.words(text, 1) == ["COPY"] and scan.copies(text, "TO")
+
+
+def prepare(session: Session, script: Script, how: str) -> None:
+    """Give the session to a file: the role's own search_path, and the timeouts.
+
+    They are what the file's directives say, else the configuration. `how` is SET or SET LOCAL.
+    """
+    lock_ms, statement_ms = timeouts(session, script)
+    session.execute(
+        f"{how} search_path TO DEFAULT; {how} lock_timeout = {lock_ms}; "
+        f"{how} statement_timeout = {statement_ms}"
+    )
+
+
+def timeouts(session: Session, script: Script) -> tuple[int, int]:
+    """Return lock_timeout and statement_timeout for a file, in milliseconds."""
+    config = session.config
+    lock_ms = config.lock_timeout_ms if script.lock_timeout_ms is None else script.lock_timeout_ms
+    statement_ms = (
+        round(config.statement_timeout_s * 1000)
+        if script.statement_timeout_ms is None
+        else script.statement_timeout_ms
+    )
+    return lock_ms, statement_ms
+
+
+def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
+    outcome: Callable[..., Failure],
+    session: Session,
+    migration: Migration,
+    script: Script,
+    statement: scan.Statement | None,
+    error: psycopg.Error,
+) -> Failure:
+    """Return the failure with file, line, column, SQLSTATE and the server's hint."""
+    diag = error.diag
+    where: dict[str, object] = {}
+    place = script.file
+    if statement is not None:
+        line, column = scan.position(script.text, _offset(script, statement, diag))
+        where = {"line": line, "column": column}
+        place = f"{script.file}:{line}:{column}"
+    if session.config.log_sql == "on":
+        where["detail"] = diag.message_detail
+        if statement is not None:
+            text = script.text[statement.start : min(statement.end, statement.start + 2000)]
+            where["sql"] = text.decode("utf-8", "replace")
+    return outcome(
+        "migration.sql_error",
+        f"{place}: {_words(session, error)}",
+        _hint(migration, script, statement, error),
+        file=script.file,
+        sqlstate=error.sqlstate,
+        migration=migration.name,
+        version=migration.version,
+        **where,
+    )
+
+
+def _words(session: Session, error: psycopg.Error) -> str:
+    """Return the server's words, without the value of a row that it could not convert."""
+    said = error.diag.message_primary or str(error)
+    of_a_row = str(error.sqlstate)[:2] == "22" and not error.diag.statement_position
+    if of_a_row and session.config.log_sql != "on":
+        return _VALUE.sub("…", said)
+    return said
+
+
+def _hint(
+    migration: Migration, script: Script, statement: scan.Statement | None, error: psycopg.Error
+) -> str | None:
+    said = scan.words(head(script, statement), 1) if statement is not None else []
+    if error.sqlstate == "25001" and script.transactional and said != ["SET"]:
+        return "Put `-- preflight: no-transaction` at the top of the file."
+    if error.sqlstate in _THERE_ALREADY:
+        return (
+            f"Is it there already? `adopt {migration.version}` records the file without running "
+            "it, if its verify file agrees."
+        )
+    if error.sqlstate == "42501":
+        return "This role lacks a right: run as the owner, or GRANT it."
+    if error.sqlstate == "2D000":  # invalid transaction termination
+        return (
+            "A procedure or DO block that commits by itself cannot run here: each statement is "
+            "recorded in its transaction. Split the work into several statements or files."
+        )
+    return error.diag.message_hint
+
+
+def _offset(script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic) -> int:
+    """Return the byte where the server sees the error, else the statement's first one."""
+    if diag.statement_position:
+        sent = 0 if _only(script) else statement.start  # as `each` cut it
+        characters = int(diag.statement_position) - 1
+        longest = script.text[sent : sent + 4 * characters]  # a character has at most 4 bytes
+        return sent + len(longest.decode("utf-8", "ignore")[:characters].encode())
+    if statement.data is not None and (row := _copy_row(script, statement, diag)):
+        at, end = scan.copy_data(script.text, statement)
+        for _ in range(row - 1):
+            at = script.text.find(b"\n", at, end) + 1 or at
+        return at
+    return statement.start
+
+
+def _copy_row(
+    script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic
+) -> int | None:
+    """Return the line of the data that the context names: `COPY <table>, line 3, column a`."""
+    node = parser.parsed(statement.text(script.text))
+    if node is None:
+        return None
+    table = re.escape(node.copy_stmt.relation.relname)
+    found = re.search(rf"^COPY {table}, \D*(\d+)", diag.context or "", re.MULTILINE)
+    return int(found[1]) if found else None

@@ -1,0 +1,396 @@
+"""A non-transactional file, statement by statement, each with its mark in the history.
+
+A statement that may run in a transaction runs in one together with its mark. The others are marked
+before and read back after, so that a run that was killed can be taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.apply import indexes, resume, statements, verify
+from preflight.base import stop
+from preflight.base.errors import Failure, HistoryConflict, MigrationPartial
+from preflight.files import kinds, scan
+from preflight.history import fence, ledger
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+    from preflight.history.journal import Row
+    from preflight.server.sessions import Session
+    from preflight.server.watch import Watch
+
+
+def run(
+    session: Session,
+    migration: Migration,
+    backup: str | None,
+    seen: Watch,
+    again: Row | None = None,
+) -> int:
+    """Run or resume a non-transactional file, or run it `again` from its start.
+
+    Return how many statements it has.
+
+    Raises MigrationPartial, NeedsRepair (it cannot be resumed), LockBusy and PlanChanged.
+    """
+    began = time.monotonic()
+    row = None if again else ledger.row_of(session, migration.version)
+    with fence.recorded(session, migration, MigrationPartial):
+        if again:
+            with sessions.transaction(session):
+                fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
+        else:
+            _claim(session, migration, backup, row)
+        statements.prepare(session, migration.up, "SET")
+        count = run_statements(session, migration, row, seen)
+        session.reset()
+        with marked(session, migration, count), sessions.transaction(session):
+            verify.require(session, migration, MigrationPartial)
+            ledger.finish(
+                session,
+                migration,
+                duration_ms=round(1000 * (time.monotonic() - began)),
+                statements=count,
+                backup=backup,
+                before=again,
+            )
+    return count
+
+
+def _claim(session: Session, migration: Migration, backup: str | None, row: Row | None) -> None:
+    with sessions.transaction(session):
+        if row is None:
+            fence.fence(session, lambda: ledger.insert(session, migration, backup, "applied"))
+        else:
+            resume.require_resumable(migration, row)
+            fence.fence(session, lambda: ledger.take_over(session, migration, row, backup))
+    if row and row.statements_done:
+        structlog.get_logger().info(
+            "migration.progressed",
+            migration=migration.name,
+            version=migration.version,
+            resumed_after_statement=row.statements_done,
+        )
+
+
+def run_statements(session: Session, migration: Migration, row: Row | None, seen: Watch) -> int:
+    """Run what is left of a file whose row is claimed, with marks; return how many there are."""
+    done, started = (row.statements_done, row.statements_started) if row else (0, 0)
+    number, patient = 0, migration.up.lock_timeout_ms is None
+    stop.stays = _stays(migration, done)
+    for number, (statement, text) in enumerate(statements.each(migration.up), 1):
+        step = _Step(session, migration, statement, text, number)
+        if number > done:
+            seen.begin(number)
+            if kinds.outside_transaction(statement.text(migration.up.text)):
+                step.patient = patient and kinds.queues_nobody(text)
+                step.outside(begun_before=started >= number)
+            else:
+                step.inside()
+            stop.stays = _stays(migration, number)
+        elif step.sets:
+            step.run()  # what a done statement set went with its session
+        patient = patient and not (step.sets and kinds.sets_lock_timeout(text))
+    return number
+
+
+def _stays(migration: Migration, done: int) -> str:
+    return (
+        f"the finished statements of {migration.up.file} ({done}) stay, and an index that was "
+        "being built may be INVALID"
+    )
+
+
+@contextmanager
+def marked(
+    session: Session, migration: Migration, done: int, started: Callable[[], int] | None = None
+) -> Iterator[None]:
+    """Mark the file as failed after `done` statements when what is inside fails or is stopped.
+
+    Raises MigrationPartial when somebody is in the way of the mark: no statement is rolled back.
+    """
+    try:
+        yield
+    except (Exception, stop.Stopped) as error:
+        if not session.lost:
+            # where it cannot be marked, the first failure is the one to tell
+            with suppress(psycopg.Error, HistoryConflict), sessions.transaction(session):
+                begun = started() if started else done
+                ledger.mark(session, migration.version, done=done, started=begun, state="failed")
+        if isinstance(error, psycopg.Error) and error.sqlstate in sessions.PASSING:
+            raise MigrationPartial(
+                "migration.not_recorded",
+                f"{migration.name}: its progress cannot be recorded: {error.diag.message_primary}",
+                "End the session that locks the history, and run again: the finished statements "
+                "stay.",
+                migration=migration.name,
+                version=migration.version,
+                sqlstate=error.sqlstate,
+            ) from error
+        raise
+
+
+class _Step:
+    """One statement of a non-transactional file."""
+
+    def __init__(
+        self,
+        session: Session,
+        migration: Migration,
+        statement: scan.Statement,
+        text: bytes,
+        number: int,
+    ) -> None:
+        self.session, self.migration = session, migration
+        self.statement, self.text, self.number = statement, text, number
+        self.said = scan.words(statements.head(migration.up, statement), 2)
+        self.patient = False  # may wait for its locks as long as it takes
+
+    @property
+    def sets(self) -> bool:
+        """Tell whether the statement sets something for the rest of the session."""
+        return self.said[:1] in (["SET"], ["RESET"]) and self.said[1:2] not in (
+            ["LOCAL"],
+            ["TRANSACTION"],
+            ["CONSTRAINTS"],
+        )
+
+    def run(self) -> None:
+        with self._located():
+            statements.execute(self.session, self.migration.up, self.statement, self.text)
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            if self.session.lost:
+                raise
+            raise statements.located(
+                MigrationPartial,
+                self.session,
+                self.migration,
+                self.migration.up,
+                self.statement,
+                error,
+            ) from error
+
+    def mark(self, *, done: int, started: int) -> None:
+        ledger.mark(self.session, self.migration.version, done=done, started=started)
+
+    def inside(self) -> None:
+        """Run it in a transaction together with its progress mark."""
+        with (
+            marked(self.session, self.migration, self.number - 1),
+            sessions.transaction(self.session),
+        ):
+            self.run()
+            with self._located():  # else a deferred constraint fails where no statement is named
+                self.session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            self.mark(done=self.number, started=self.number)
+
+    def outside(self, *, begun_before: bool) -> None:
+        """Run it outside any transaction: marked before, read back after."""
+        index = indexes.wanted(self.text)
+        reindex = indexes.reindexed(self.text)
+        if self._detached(begun_before=begun_before):
+            return
+        before = self.number - 1
+        begun_already = self.number if begun_before else before
+        with marked(self.session, self.migration, before, lambda: begun_already):
+            there = index is not None and self._settle(index, begun_before=begun_before)
+            if reindex and reindex.relation and begun_before:
+                for name in indexes.left(self.session, reindex):
+                    self._drop(name)
+            with sessions.transaction(self.session):
+                self.mark(done=self.number if there else before, started=self.number)
+        if there:
+            return
+        begun = partial(self._begun, index, reindex)
+        with marked(self.session, self.migration, before, begun):
+            try:
+                with self._patience():
+                    self.run()
+            except MigrationPartial as failure:
+                raise self._explained(index, reindex, failure) from failure
+            if index is not None:
+                self._require(index)
+            with sessions.transaction(self.session):
+                self.mark(done=self.number, started=self.number)
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Let what queues nobody wait for its locks as long as it takes."""
+        if not self.patient:
+            yield
+            return
+        self.session.execute("SET lock_timeout = 0")
+        try:
+            yield
+        finally:
+            if not self.session.lost:
+                lock_ms, _ = statements.timeouts(self.session, self.migration.up)
+                self.session.execute(f"SET lock_timeout = {lock_ms}")
+
+    def _detached(self, *, begun_before: bool) -> bool:
+        """Finish a DETACH CONCURRENTLY that an earlier run left half done; return whether it is."""
+        names = kinds.detached(self.text)
+        state = indexes.attached(self.session, *names) if names else "attached"
+        if state == "attached" or (state is None and not begun_before):
+            return False
+        with (
+            marked(self.session, self.migration, self.number - 1, lambda: self.number),
+            sessions.transaction(self.session),
+        ):
+            if state == "pending":
+                try:
+                    with self._located():
+                        self.session.execute(_finalize(self.text))
+                except MigrationPartial as failure:
+                    raise self._explained_detach(failure) from failure
+            self.mark(done=self.number, started=self.number)
+        return True
+
+    def _is_pending(self) -> bool:
+        names = kinds.detached(self.text)
+        return names is not None and indexes.attached(self.session, *names) == "pending"
+
+    def _explained_detach(self, failure: MigrationPartial) -> MigrationPartial:
+        said = _finalize(self.text)
+        told = failure.problem.data() | {
+            "message": f"{failure}; the partition is left with its detaching pending",
+            "hint": f"End what is in its way and run again: `{said}` finishes it then.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+
+    def _settle(self, index: indexes.Index, *, begun_before: bool) -> bool:
+        """Read back what an earlier run left; return whether nothing is left to do."""
+        found = indexes.find(self.session, index)
+        if index.dropped:
+            return begun_before and found is None
+        if found is None:
+            return False
+        same = indexes.same(found.definition, self.text)
+        if begun_before and not found.valid:
+            self._drop(found.name)
+            return False
+        if begun_before and same:
+            return True
+        if not found.valid:
+            raise self._failure(
+                "index.invalid",
+                f"index {found.name} exists and is INVALID, and this run did not make it",
+                f"DROP INDEX CONCURRENTLY {found.name}; then run again.",
+            )
+        if index.if_not_exists and not same:
+            raise self._failure(
+                "index.differs",
+                f"index {found.name} exists with another definition, so IF NOT EXISTS would skip "
+                "the one that is wanted",
+                f"Rename or drop {found.name}, or correct the file; then run again.",
+            )
+        return False
+
+    def _drop(self, name: str) -> None:
+        """Drop an INVALID index that an earlier run of this statement left."""
+        structlog.get_logger().warning(
+            "migration.progressed",
+            migration=self.migration.name,
+            version=self.migration.version,
+            statement=self.number,
+            dropped_invalid_index=name,
+        )
+        with self._patience():
+            self.session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+
+    def _begun(self, index: indexes.Index | None, reindex: indexes.Reindex | None) -> int:
+        """Return how many statements left something, now that this one failed."""
+        if stop.requested():  # its end may have been faster: the next run reads it back
+            return self.number
+        if reindex is not None:
+            return self.number if indexes.left(self.session, reindex) else self.number - 1
+        if self._is_pending():
+            return self.number
+        if index is None:  # an index without a name cannot be looked for
+            return self.number if resume.unnamed_index(self.text) else self.number - 1
+        found = indexes.find(self.session, index)
+        return self.number if found and not found.valid else self.number - 1
+
+    def _explained(
+        self,
+        index: indexes.Index | None,
+        reindex: indexes.Reindex | None,
+        failure: MigrationPartial,
+    ) -> Failure:
+        """Add to a failure what it left behind."""
+        if reindex is not None and not self.session.lost:
+            return self._explained_reindex(reindex, failure)
+        if not self.session.lost and self._is_pending():
+            return self._explained_detach(failure)
+        found = None if index is None or self.session.lost else indexes.find(self.session, index)
+        if found is None or found.valid:
+            return failure
+        told = failure.problem.data() | {
+            "message": f"{failure}; index {found.name} is left INVALID",
+            "hint": "Remove the cause and run again: the index is dropped and built anew.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+
+    def _explained_reindex(
+        self, reindex: indexes.Reindex, failure: MigrationPartial
+    ) -> MigrationPartial:
+        names = ", ".join(indexes.left(self.session, reindex))
+        if not names:
+            return failure
+        told = failure.problem.data() | {
+            "message": f"{failure}; left INVALID: {names}",
+            "hint": "Remove the cause and run again: what is left INVALID is dropped first."
+            if reindex.relation
+            else f"Remove the cause, DROP INDEX CONCURRENTLY {names}, and run again.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+
+    def _require(self, index: indexes.Index) -> None:
+        found = indexes.find(self.session, index)
+        if index.dropped or (found and found.valid):
+            return
+        if found is None:
+            raise self._failure(
+                "index.elsewhere",
+                f"there is no index {index.name} on {index.place} after its statement",
+                "Has another table an index of that name, so that IF NOT EXISTS skipped this one? "
+                "Choose another name.",
+            )
+        raise self._failure(
+            "index.invalid",
+            f"index {found.name} is INVALID after its statement",
+            "Run again: it is dropped and built anew.",
+        )
+
+    def _failure(self, code: str, message: str, hint: str) -> MigrationPartial:
+        line, column = scan.position(self.migration.up.text, self.statement.start)
+        return MigrationPartial(
+            code,
+            message,
+            hint,
+            migration=self.migration.name,
+            version=self.migration.version,
+            file=self.migration.up.file,
+            line=line,
+            column=column,
+        )
+
+
+def _finalize(text: bytes) -> str:
+    """Return what finishes a DETACH PARTITION CONCURRENTLY whose second half did not come."""
+    table, partition = kinds.detached(text) or ("", "")
+    return f"ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE"

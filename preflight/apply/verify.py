@@ -1,0 +1,220 @@
+"""Run verify files: queries whose rows are checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+from psycopg.rows import dict_row
+
+from preflight.base import stop
+from preflight.base.errors import Failure, VerifyFailed
+from preflight.files import parser, scan
+from preflight.server.sessions import PASSING
+
+if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import Node
+
+    from preflight.files.migrations import Migration, Script
+    from preflight.server.sessions import Session
+
+ABSENT = {"42P01", "42703", "42704", "42883", "3F000"}  # what a query about missing objects raises
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row of a verify file; `effect` is false for a condition that holds without the file."""
+
+    suite: str
+    check: str
+    ok: bool
+    detail: str | None = None
+    effect: bool = True
+    told: bool = True  # false: the query failed, and nobody knows what it would have told
+
+
+def run(session: Session, script: Script, after: Script | None = None) -> tuple[Check, ...]:
+    """Return every check of a verify file; call inside a transaction, which it leaves as it was.
+
+    The timeouts are those of the file that it is asked `after`, whose locks are still held.
+    Raises VerifyFailed for an error that means neither "not there" nor "not now".
+    """
+    # without the savepoint the read-only mode could not be undone
+    from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
+
+    session.execute("SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY")
+    statements.prepare(session, after or script, "SET LOCAL")
+    checks: list[Check] = []
+    for statement in script.statements():
+        checks += _checks(session, script, statement)
+    session.execute("ROLLBACK TO SAVEPOINT preflight_verify; RELEASE SAVEPOINT preflight_verify")
+    return tuple(checks)
+
+
+def asks_more(query: bytes) -> bool:
+    """Tell whether a query may make more than one check: it does not say what its check is."""
+    node = parser.parsed(query)
+    if node is None or node.WhichOneof("node") != "select_stmt":
+        return True
+    names = [each.res_target for each in node.select_stmt.target_list]
+    kinds = [_bare(each.val).WhichOneof("node") for each in names if each.name == "check"]
+    return kinds != ["a_const"]  # of a UNION the arms have the targets
+
+
+def _bare(value: Node) -> Node:
+    return _bare(value.type_cast.arg) if value.HasField("type_cast") else value
+
+
+def _checks(session: Session, script: Script, statement: scan.Statement) -> list[Check]:
+    line, column = scan.position(script.text, statement.start)
+    where = f"{script.file}:{line}"
+    wrong = partial(_wrong, script, line, column)
+    session.execute("SAVEPOINT preflight_check")
+    try:
+        with stop.allowed(), session.connection.cursor(row_factory=dict_row) as cursor:
+            rows: list[dict[str, Any]] = cursor.execute(statement.text(script.text)).fetchall()
+    except psycopg.Error as error:
+        if session.lost or error.sqlstate in PASSING:
+            raise  # somebody is in the way: that says nothing of the file
+        message = error.diag.message_primary or str(error)
+        session.execute("ROLLBACK TO SAVEPOINT preflight_check")
+        if error.sqlstate in ABSENT:
+            told = not asks_more(statement.text(script.text))
+            return [Check("objects", f"query at {where}", ok=False, detail=message, told=told)]
+        hint = "The verify file itself fails: correct it, or the rights of this role."
+        raise wrong("verify.error", f"{where}: {message}", hint, error.sqlstate) from error
+    session.execute("RELEASE SAVEPOINT preflight_check")
+    if not rows:
+        return [Check("rows", f"query at {where} returns a check", ok=False, detail="no rows")]
+    if not {"suite", "check", "ok"} <= rows[0].keys():
+        names = ", ".join(rows[0])
+        raise wrong(
+            "verify.columns", f"{where}: the query returns {names}, not suite, check and ok"
+        )
+    for name in ("ok", "effect"):
+        if not all(isinstance(row.get(name), bool | None) for row in rows):
+            raise wrong("verify.columns", f"{where}: the column {name} is not boolean")
+    return [
+        Check(
+            str(row["suite"]),
+            str(row["check"]),
+            ok=row["ok"] is True,
+            detail=None if row.get("detail") is None else str(row["detail"]),
+            effect=row.get("effect") is not False,
+        )
+        for row in rows
+    ]
+
+
+_COLUMNS = (
+    'Return the columns suite text, "check" text, ok boolean, and if you like detail text '
+    "and effect boolean."
+)
+
+
+def _wrong(  # noqa: PLR0913, PLR0917 -- a place and what is wrong there
+    script: Script,
+    line: int,
+    column: int,
+    code: str,
+    message: str,
+    hint: str = _COLUMNS,
+    sqlstate: str | None = None,
+) -> VerifyFailed:
+    name = script.file.removesuffix("_verify.sql")
+    return VerifyFailed(
+        code,
+        message,
+        hint,
+        migration=name,
+        version=int(name.partition("_")[0]),
+        file=script.file,
+        line=line,
+        column=column,
+        sqlstate=sqlstate,
+    )
+
+
+def require(session: Session, migration: Migration, outcome: Callable[..., Failure]) -> None:
+    """Make sure that every check holds after a file ran; raises `outcome`, naming those that fail.
+
+    Call inside a transaction, and only for a migration that has a verify file.
+    """
+    if migration.verify is None:
+        return
+    try:
+        checks = run(session, migration.verify, migration.up)
+    except VerifyFailed as failure:
+        named = {"migration": migration.name, "version": migration.version}
+        raise outcome(failure.code, **failure.problem.data() | named) from failure
+    except psycopg.Error as error:
+        if session.lost or migration.up.transactional:
+            raise
+        raise outcome(
+            "verify.busy",
+            f"{migration.name} ran, but its verify file cannot be asked now: "
+            f"{error.diag.message_primary or error}",
+            "Its statements stay, and a re-run verifies again.",
+            migration=migration.name,
+            version=migration.version,
+            sqlstate=error.sqlstate,
+        ) from error
+    if failed(checks):
+        report(migration, checks)
+        raise outcome(
+            "verify.failed",
+            f"{migration.name} ran, but {described(checks)}",
+            "Correct the migration or its verify file"
+            + (
+                "; everything was rolled back."
+                if migration.up.transactional
+                else "; its statements stay, and a re-run verifies again."
+            ),
+            migration=migration.name,
+            version=migration.version,
+        )
+
+
+def answer(checks: Sequence[Check]) -> str:
+    """Return present (all hold), absent (no effect holds), partial or unknown (none asked).
+
+    `untold`: the only queries about effects failed, and might have found some.
+    """
+    effects = [check for check in checks if check.effect]
+    if not effects:
+        return "unknown"
+    if all(check.ok for check in checks):
+        return "present"
+    if any(check.ok for check in effects):
+        return "partial"
+    return "absent" if any(check.told for check in effects) else "untold"
+
+
+def failed(checks: Sequence[Check]) -> list[Check]:
+    """Return the checks that do not hold."""
+    return [check for check in checks if not check.ok]
+
+
+def report(migration: Migration, checks: Sequence[Check]) -> None:
+    """Log every check that does not hold."""
+    log = structlog.get_logger()
+    for check in failed(checks):
+        log.error(
+            "check.failed",
+            migration=migration.name,
+            version=migration.version,
+            suite=check.suite,
+            check=check.check,
+            detail=check.detail,
+        )
+
+
+def described(checks: Sequence[Check]) -> str:
+    """Name the checks that do not hold, shortly."""
+    names = [f"{check.suite}: {check.check}" for check in failed(checks)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""  # noqa: PLR2004 -- a line's worth
+    return f"{len(names)} of {len(checks)} checks fail ({'; '.join(names[:5])}{more})"

@@ -1,0 +1,1 @@
+"""Take a backup, read it back, keep it, restore it."""

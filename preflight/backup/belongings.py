@@ -1,0 +1,273 @@
+"""What belongs to a database itself and is in no archive's objects: read, remembered, given.
+
+Owner, text rules, tablespace, connection limit, comment, settings, and rights on the database. A
+backup's manifest carries them for the day when the live database is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from preflight.backup import new_database
+from preflight.base import quoting
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+PRIVILEGES = ("CREATE", "TEMPORARY", "CONNECT")
+NEVER = 2**31  # no connection limit is so high
+_GRANTS = """
+SELECT CASE WHEN a.grantee <> 0::oid THEN pg_catalog.pg_get_userbyid(a.grantee)::text END,
+ a.privilege_type, a.is_grantable
+FROM pg_catalog.pg_database d, pg_catalog.aclexplode(
+ coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
+WHERE d.oid = %s::oid ORDER BY 1, 2, 3
+"""
+_SUBSCRIPTIONS = """
+SELECT s.subname::text FROM pg_catalog.pg_subscription s WHERE s.subdbid = %s::oid ORDER BY 1
+"""
+_TABLESPACE = """
+SELECT pg_catalog.has_tablespace_privilege(t.oid, 'CREATE') OR t.oid = (
+ SELECT d.dattablespace FROM pg_catalog.pg_database d WHERE d.datname = 'template0')
+FROM pg_catalog.pg_tablespace t WHERE t.spcname = %s::name
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting, `name=value` as the server keeps it, of one role or of every one (None)."""
+
+    role: str | None
+    setting: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A right on the database; PUBLIC is None."""
+
+    role: str | None
+    privilege: str
+    grantable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command that gives a database something, and what to call it when it is refused."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Belongings:
+    """All of it; the names are the keys in a manifest. None: the server's version has none."""
+
+    owner: str
+    encoding: str
+    lc_collate: str
+    lc_ctype: str
+    locale_provider: str | None
+    locale: str | None
+    icu_rules: str | None
+    tablespace: str | None
+    connection_limit: int
+    comment: str | None
+    settings: tuple[Setting, ...]
+    grants: tuple[Grant, ...]
+    subscriptions: tuple[str, ...] = ()  # named for whoever restores it: they are left out
+
+    def told(self) -> dict[str, Any]:
+        """Return it as a manifest holds it."""
+        return dataclasses.asdict(self)
+
+    def model(self, major: int, without: Collection[str] = ()) -> dict[str, Any]:
+        """Return what CREATE DATABASE is to follow on a server of a major version."""
+        found: dict[str, Any] = {"encoding": None}
+        if "locale" not in without:
+            provider = self.locale_provider or "c"
+            known = {} if provider == "c" and major < new_database.KNOWS_PROVIDERS else {
+                "datlocprovider": provider, "datlocale": self.locale, "daticurules": self.icu_rules
+            }  # fmt: skip
+            found = {"encoding": self.encoding, "lc_collate": self.lc_collate}
+            found |= {"lc_ctype": self.lc_ctype, "everything": known}
+        return found | {"tablespace": None if "tablespace" in without else self.tablespace}
+
+    def steps(self, name: str, without: Collection[str] = ()) -> list[Step]:
+        """Return what gives a new database all but its text rules, tablespace and comment."""
+        here = quoting.name(name)
+        found = []
+        for each in () if "settings" in without else self.settings:
+            whose = f" of role {each.role}" if each.role else ""
+            what = f"setting {each.setting.partition('=')[0]}{whose}"
+            found.append(Step(what, new_database.setting_command(here, each.role, each.setting)))
+        limit = f"ALTER DATABASE {here} CONNECTION LIMIT {self.connection_limit}"
+        found.append(Step("connection limit", limit))
+        return found if "grants" in without else [*found, *self._rights(here)]
+
+    def _rights(self, here: str) -> list[Step]:
+        found = []
+        for each in self.grants:
+            if each.role == self.owner:
+                continue
+            to = "PUBLIC" if each.role is None else quoting.name(each.role)
+            option = " WITH GRANT OPTION" if each.grantable else ""
+            command = f"GRANT {each.privilege} ON DATABASE {here} TO {to}{option}"
+            found.append(Step(f"grant of {each.privilege} to {each.role or 'PUBLIC'}", command))
+        owner = quoting.name(self.owner)
+        found.append(Step(f"owner {self.owner}", f"ALTER DATABASE {here} OWNER TO {owner}"))
+        kept = {each.privilege for each in self.grants if each.role == self.owner}
+        found += [
+            Step(
+                f"revoke of {each} from {self.owner}",
+                f"REVOKE {each} ON DATABASE {here} FROM {owner}",
+            )
+            for each in PRIVILEGES
+            if each not in kept
+        ]
+        return found
+
+    def differing(self, other: Belongings) -> list[str]:
+        """Name the keys that differ but for the comment."""
+        names = [each.name for each in dataclasses.fields(self) if each.name != "comment"]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def read(session: Session, name: str) -> Belongings | None:
+    """Return what belongs to a database; None when there is none of that name."""
+    found = new_database.described(session, name)
+    if found is None:
+        return None
+    grants = session.execute(_GRANTS, [found["oid"]]).fetchall()
+    subscriptions = session.execute(_SUBSCRIPTIONS, [found["oid"]]).fetchall()
+    everything = found["everything"]
+    return Belongings(
+        owner=found["owner"],
+        encoding=found["encoding"],
+        lc_collate=found["lc_collate"],
+        lc_ctype=found["lc_ctype"],
+        locale_provider=everything.get("datlocprovider"),
+        locale=everything.get("datlocale") or everything.get("daticulocale"),
+        icu_rules=everything.get("daticurules"),
+        tablespace=found["tablespace"],
+        connection_limit=found["connection_limit"],
+        comment=found["comment"],
+        settings=tuple(
+            Setting(*each) for each in sorted(new_database.settings(session, found), key=repr)
+        ),
+        grants=tuple(Grant(*each) for each in grants),
+        subscriptions=tuple(name for (name,) in subscriptions),
+    )
+
+
+def of_manifest(said: object) -> Belongings | None:
+    """Return what a manifest says; None when it says nothing. Raises ValueError: not as it should.
+
+    What is not known is left out, so that a later version may say more.
+    """
+    if said is None:
+        return None
+    if not isinstance(said, dict):
+        raise ValueError("belongings")  # noqa: TRY004 -- JSON of another type is a wrong value
+    texts = ("owner", "encoding", "lc_collate", "lc_ctype")
+    for key in (*texts, "locale_provider", "locale", "icu_rules", "tablespace", "comment"):
+        value = said.get(key)
+        if not isinstance(value, str) and (key in texts or value is not None):
+            raise ValueError(key)
+    limit = said.get("connection_limit")
+    if type(limit) is not int or not -1 <= limit < NEVER:
+        raise ValueError("connection_limit")
+    plain: dict[str, Any] = {
+        each.name: said.get(each.name) for each in dataclasses.fields(Belongings)
+    }
+    plain["settings"] = tuple(
+        Setting(_role(each, "settings"), each["setting"])
+        for each in _dicts(said, "settings", setting=str)
+        if "=" in each["setting"]
+    )
+    plain["grants"] = tuple(
+        Grant(_role(each, "grants"), each["privilege"], each["grantable"])
+        for each in _dicts(said, "grants", privilege=str, grantable=bool)
+        if each["privilege"] in PRIVILEGES
+    )
+    names = said.get("subscriptions", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("subscriptions")
+    plain["subscriptions"] = tuple(names)
+    found = Belongings(**plain)
+    if found.locale_provider not in (None, "c") and found.locale is None:
+        raise ValueError("locale")
+    if "\0" in "".join(_strings(found.told())):
+        raise ValueError("belongings")
+    return found
+
+
+def _strings(value: object) -> list[str]:
+    """Return every text in a value; raises ValueError where one cannot be sent as UTF-8."""
+    if isinstance(value, str):
+        value.encode()
+        return [value]
+    inner = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(inner, list | tuple):
+        return []
+    return [text for each in inner for text in _strings(each)]
+
+
+def _dicts(said: dict[str, Any], key: str, **types: type) -> Sequence[dict[str, Any]]:
+    found = said.get(key)
+    if not isinstance(found, list):
+        raise ValueError(key)  # noqa: TRY004 -- see above
+    for each in found:
+        if not isinstance(each, dict) or any(
+            not isinstance(each.get(name), kind) for name, kind in types.items()
+        ):
+            raise ValueError(key)
+    return found
+
+
+def _role(each: dict[str, Any], key: str) -> str | None:
+    role = each.get("role")
+    if role is not None and not isinstance(role, str):
+        raise ValueError(key)
+    return role
+
+
+def no_place(session: Session, wanted: Belongings) -> str | None:
+    """Say why its tablespace cannot be had on this server; None when it can."""
+    if wanted.tablespace is None:
+        return None
+    row = session.execute(_TABLESPACE, [wanted.tablespace]).fetchone()
+    if row and row[0]:
+        return None
+    why = "this role has no CREATE on it" if row else "there is none of that name"
+    return f"tablespace {wanted.tablespace}: {why}"
+
+
+def refused(session: Session, steps: Sequence[Step]) -> list[tuple[str, str | None]]:
+    """Try all and take them back; return what is refused, as (what and why, SQLSTATE)."""
+    problems = []
+    session.execute("BEGIN")
+    try:
+        for step in steps:
+            session.execute("SAVEPOINT step")
+            try:
+                session.execute(step.command)
+            except psycopg.Error as error:
+                if session.lost:
+                    raise
+                problems.append((f"{step.what}: {error.diag.message_primary}", error.sqlstate))
+                session.execute("ROLLBACK TO SAVEPOINT step")
+    finally:
+        if not session.lost:
+            session.connection.execute("ROLLBACK")
+    return problems
+
+
+def give(session: Session, steps: Sequence[Step]) -> None:
+    """Do all of them; raises psycopg.Error."""
+    for step in steps:
+        session.execute(step.command)

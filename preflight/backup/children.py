@@ -1,0 +1,214 @@
+"""A client as a child process: started, listened to, held, ended with us."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Self
+
+from preflight.base import stop
+
+CHUNK = 1 << 18
+HOLD_EVERY_S = 0.1
+END_S = 1.5  # how long a client may take to end when asked; the whole stop takes less than 5 s
+TERM, KILL = 15, 9
+STOP, CONT = (17, 19) if sys.platform == "darwin" else (19, 18)
+
+
+class ClientFailed(Exception):
+    """A client program failed; `hope` is `busy`, `passing`, `unknown` or `none`."""
+
+    def __init__(self, text: str, hope: str) -> None:
+        super().__init__(text)
+        self.hope = hope
+
+
+_NONE = re.compile(
+    r"server version mismatch|row-level security|permission denied|out of shared memory|"
+    r"unrecognized option|invalid option"
+)
+_PASSING = re.compile(
+    r"connection to server|server closed the connection|lost synchronization|no connection to the"
+)
+
+
+def hope_of(code: int, said: str) -> str:
+    """Tell from a client's exit code and words how much hope another attempt has.
+
+    Only the client's own words are sure to be English; a server's may be localised.
+    """
+    if _NONE.search(said):
+        return "none"
+    if "Query was: LOCK TABLE" in said:
+        return "busy"  # somebody queues for the table between our session and pg_dump
+    if code < 0 or code > 128 or _PASSING.search(said):  # noqa: PLR2004 -- 128 + a signal's number
+        return "passing"
+    return "unknown"
+
+
+# a child
+
+
+@contextmanager
+def started(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    hear: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[subprocess.Popen[bytes], _Words]]:
+    """Run a client program; it ends with us: by signal here, by its broken pipe after kill -9."""
+    try:
+        child = subprocess.Popen(  # noqa: S603 -- a command that we built
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+        )
+    except OSError as error:
+        raise ClientFailed(f"{command[0]} does not start: {error.strerror}", "none") from error
+    words = _Words(child, hear)
+    try:
+        yield child, words
+    finally:
+        _end(child)
+        words.thread.join(1)
+        for stream in (child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a client and what it started, which may be the real one behind a wrapper."""
+    for number in (TERM, KILL):
+        if child.poll() is not None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+            os.killpg(child.pid, CONT)  # it may stand still
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(END_S)
+
+
+_GUARD = "import os, sys; sys.stdin.buffer.read(); os.killpg(int(sys.argv[1]), int(sys.argv[2]))"
+
+
+class Brake:
+    """Lets a client and its own children stand still for a while.
+
+    A process that stands still would do so for ever if we were killed meanwhile: a guard, which
+    notices by its end of a pipe, ends it then.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.child = child
+        self.guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Let the child run until it is to stand still."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go on."""
+        self.set(on=False)
+
+    def set(self, *, on: bool) -> None:
+        """Let the child stand still, or go on."""
+        if on == (self.guard is not None):
+            return
+        if on:
+            command = [sys.executable, "-I", "-S", "-c", _GUARD, str(self.child.pid), str(KILL)]
+            self.guard = subprocess.Popen(  # noqa: S603 -- a command that we built
+                command, stdin=subprocess.PIPE, start_new_session=True
+            )
+        with suppress(ProcessLookupError):
+            os.killpg(self.child.pid, STOP if on else CONT)
+        if not on and self.guard is not None:
+            self.guard.kill()
+            self.guard.communicate()
+            self.guard = None
+
+
+def chunks(
+    child: subprocess.Popen[bytes],
+    tick: Callable[[], None] = lambda: None,
+    every_s: float = 1.0,
+) -> Iterator[bytes]:
+    """Yield what a client writes; `tick` is called at least that often, also in silence."""
+    descriptor = _stream(child.stdout).fileno()
+    while True:
+        with stop.allowed():
+            ready, _, _ = select.select([descriptor], [], [], every_s)
+            chunk = os.read(descriptor, CHUNK) if ready else None
+        tick()
+        if chunk == b"":
+            return
+        if chunk:
+            yield chunk
+
+
+def _stream(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None  # noqa: S101 -- every child is started with pipes
+    return stream
+
+
+def wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait for a client's end; return its exit code."""
+    with stop.allowed():
+        return child.wait()
+
+
+# what names the entry that a complaint is about is none, and jobs write into each other's lines
+_CHATTER = re.compile(
+    r"(?:pg_\w+: )+(?!pg_\w+: |error:|fatal:|warning:|detail:|hint:|from TOC entry)"
+)
+_WARNED = re.compile(r"pg_dump: warning: (.*)")
+_DETAIL = re.compile(r"pg_dump: (?:detail|hint): +(.*)")
+MOST_WARNINGS = 100
+_BEGUN = re.compile(r'pg_dump: dumping contents of table "(.*)"$')
+
+
+class _Words:
+    """What a client says on stderr: which tables it has begun, and its last complaints."""
+
+    def __init__(self, child: subprocess.Popen[bytes], hear: Callable[[str], None]) -> None:
+        self.begun: list[str] = []
+        self.warnings: list[str] = []
+        self._lines: deque[str] = deque(maxlen=10)
+        self._hear = hear
+        self._stream = _stream(child.stderr)
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def _listen(self) -> None:
+        for line in self._stream:
+            text = line.decode("utf-8", "replace").rstrip()
+            if found := _BEGUN.match(text):
+                self.begun.append(found[1])
+            elif text and not _CHATTER.match(text):
+                self._warn(text[:300])
+                self._lines.append(text[:300])
+                self._hear(text[:300])
+
+    def _warn(self, text: str) -> None:
+        found = _WARNED.match(text)
+        if found and len(self.warnings) < MOST_WARNINGS:
+            self.warnings.append(found[1])
+        elif self.warnings and (found := _DETAIL.match(text)):
+            self.warnings[-1] = f"{self.warnings[-1]} {found[1]}"[:1000]
+
+    def lines(self) -> list[str]:
+        """Return the complaints, once the client has ended."""
+        self.thread.join(1)
+        return list(self._lines)
+
+    def said(self) -> str:
+        """Return the complaints as one line."""
+        return "; ".join(re.sub(r"^pg_\w+: ", "", line).strip() for line in self.lines())

@@ -1,0 +1,286 @@
+"""The client programs: pg_dump into a file, pg_restore out of it, and what they said.
+
+`pg_restore --list` proves nothing (it passes on a dump cut to 2 %), and a flipped bit in zstd or
+lz4 passes a full read. So the dump is hashed as it is written, read back from the disk, and its
+rows are counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.backup import children, passfile
+from preflight.base import console
+from preflight.base.errors import BackupFailed
+
+if TYPE_CHECKING:
+    import io
+
+    from preflight.base.config import Config
+    from preflight.server.sessions import Session
+TELL_EVERY_S = 5.0
+COMPRESSIONS = ("zstd:1", "1")  # what a build may lack, and gzip in the words of every version
+Key = tuple[bytes, bytes]  # schema and table, in the archive's encoding
+
+
+# the programs
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The client programs, and what pg_dump says its version is."""
+
+    pg_dump: str
+    pg_restore: str
+    version: str
+
+
+def clients(config: Config, session: Session) -> Clients:
+    """Return pg_dump and pg_restore; raises BackupFailed when they cannot dump this server."""
+    path = config.child_env.get("PATH", os.defpath)
+    found = {name: shutil.which(name, path=path) for name in ("pg_dump", "pg_restore")}
+    server_major = session.facts.major if session.facts else 0
+    hint = f"Use the image tagged pg{server_major}, or install a client {server_major} or newer."
+    if missing := [name for name, at in found.items() if at is None]:
+        raise BackupFailed(
+            "backup.no_client", f"{' and '.join(missing)} cannot be found on PATH", hint
+        )
+    pg_dump, pg_restore = (str(at) for at in found.values())
+    try:
+        said, problem = _said_version(pg_dump, config.child_env)
+    except children.ClientFailed as failure:
+        said, problem = "", str(failure)
+    number = re.search(r"\d+", said)
+    if number is None:
+        raise BackupFailed(
+            "backup.no_client", f"{pg_dump} does not tell its version: {problem or said!r}", hint
+        )
+    if int(number[0]) < server_major:
+        raise BackupFailed(
+            "backup.client_too_old",
+            f"pg_dump {number[0]} cannot dump a PostgreSQL {server_major} server",
+            hint,
+        )
+    return Clients(pg_dump, pg_restore, said)
+
+
+def _said_version(pg_dump: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    with children.started([pg_dump, "--version"], environment) as (child, words):
+        said = b"".join(children.chunks(child))
+        children.wait(child)
+        return said.decode("utf-8", "replace").strip(), words.said()
+
+
+def dump_command(
+    pg_dump: str, address: Mapping[str, str], snapshot: str, compression: str, lock_timeout_ms: int
+) -> list[str]:
+    """Return the pg_dump call; the password is in a passfile, never here."""
+    conninfo = psycopg.conninfo.make_conninfo("", **address)
+    return [
+        pg_dump,
+        "--format=custom",
+        f"--compress={compression}",
+        f"--snapshot={snapshot}",
+        f"--lock-wait-timeout={lock_timeout_ms}",
+        "--no-password",
+        "--verbose",
+        f"--dbname={conninfo}",
+    ]
+
+
+def read_command(pg_restore: str, dump: Path) -> list[str]:
+    """Return the pg_restore call that reads every data block and writes the rows to stdout."""
+    return [pg_restore, "--data-only", "--file=-", str(dump)]
+
+
+@contextmanager
+def list_without(
+    dump: Path, programs: Clients, environment: Mapping[str, str], kind: str, oids: Collection[int]
+) -> Iterator[Path]:
+    """Yield a file for pg_restore's --use-list: the archive's entries but those of these objects.
+
+    Raises ClientFailed when the list cannot be had.
+    """
+    command = [programs.pg_restore, "--list", str(dump)]
+    with children.started(command, environment) as (child, words):
+        entries = b"".join(children.chunks(child)).splitlines(keepends=True)
+        if children.wait(child) != 0:
+            raise children.ClientFailed(words.said() or "pg_restore --list failed", "none")
+    entry = re.compile(rb"\d+; \d+ (\d+) " + kind.encode() + b" ")
+    with tempfile.NamedTemporaryFile(prefix=passfile.PASSFILE, dir=passfile.memory()) as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)  # as a passfile's: a sweep leaves it alone
+        file.writelines(
+            line for line in entries if not ((found := entry.match(line)) and int(found[1]) in oids)
+        )
+        file.flush()
+        yield Path(file.name)
+
+
+def listen(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    hear: Callable[[str], None],
+    tick: Callable[[], None] = lambda: None,
+    hold: Callable[[], bool] | None = None,
+) -> int:
+    """Run a client to its end; return its exit code. Each line of its complaints goes to `hear`.
+
+    `tick` is called about once a second meanwhile. While `hold`, asked more often, says so, the
+    client stands still.
+    """
+    with (
+        children.started(command, environment, hear) as (child, words),
+        children.Brake(child) as brake,
+    ):
+
+        def look() -> None:
+            tick()
+            if hold is not None:
+                brake.set(on=hold())
+
+        for _ in children.chunks(child, look, 1.0 if hold is None else children.HOLD_EVERY_S):
+            pass
+        code = children.wait(child)
+        words.thread.join()  # a client that ended says nothing more
+        return code
+
+
+# dumping
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What pg_dump sent: its SHA-256, and what it warned about though it ended with 0."""
+
+    sha256: str
+    warnings: list[str]
+
+
+def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and who looks on
+    session: Session,
+    programs: Clients,
+    snapshot: str,
+    path: Path,
+    progress: Progress,
+    check: Callable[[], None],
+) -> Written:
+    """Run pg_dump into a new file; raises ClientFailed.
+
+    `check` is called at least once a second and may end it.
+    """
+    for compression in COMPRESSIONS:
+        command = dump_command(
+            programs.pg_dump,
+            session.address(),
+            snapshot,
+            compression,
+            session.config.lock_timeout_ms,
+        )
+        try:
+            return _pump(session, command, path, progress, check)
+        except children.ClientFailed as failure:
+            if "compress" not in str(failure) or compression == COMPRESSIONS[-1]:
+                raise
+            path.unlink()
+    raise AssertionError  # the last compression returns or raises
+
+
+def _pump(
+    session: Session,
+    command: Sequence[str],
+    path: Path,
+    progress: Progress,
+    check: Callable[[], None],
+) -> Written:
+    def tick() -> None:
+        check()
+        progress.tell(words.begun)
+
+    digest = hashlib.sha256()
+    with ExitStack() as secret, open(path, "xb", buffering=0, opener=private) as file:
+        environment = secret.enter_context(passfile.passfile(session))
+        with children.started(command, environment) as (child, words), progress:
+            for chunk in children.chunks(child, tick):
+                secret.close()  # pg_dump is connected: nobody needs the password any more
+                digest.update(chunk)
+                _write_all(file, chunk)
+                progress.size += len(chunk)
+            code = children.wait(child)
+            said = words.said()
+        if code != 0:
+            raise children.ClientFailed(
+                said or f"it ended with {code}", children.hope_of(code, said)
+            )
+        os.fsync(file.fileno())
+    return Written(digest.hexdigest(), words.warnings)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only this user can read; follows no link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _write_all(file: io.FileIO, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
+class Progress:
+    """Tells how far a long dump is: by the rows of the tables that it has begun, and by bytes.
+
+    The rows are counted meanwhile: `rows` has those that are, of `tables` by pg_dump's names.
+    """
+
+    def __init__(self, tables: int, rows: Mapping[str, int]) -> None:
+        self.tables = tables
+        self.rows = rows
+        self.size = 0
+        self.began = self.told = time.monotonic()
+        self.bar = console.Bar("backup")
+
+    def __enter__(self) -> None:
+        """Nothing is shown yet."""
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+    def tell(self, begun: Sequence[str]) -> None:
+        """Show it on a terminal, and log it now and then."""
+        now = time.monotonic()
+        rows = dict(self.rows)
+        all_rows = sum(rows.values()) if len(rows) == self.tables else None
+        done = sum(rows.get(name, 0) for name in begun[:-1])
+        share = done / all_rows if all_rows else len(begun[:-1]) / max(1, self.tables)
+        self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {len(begun)} of {self.tables}")
+        if now - self.told >= TELL_EVERY_S:
+            self.told = now
+            structlog.get_logger().info(
+                "backup.progressed",
+                size_bytes=self.size,
+                tables_begun=len(begun),
+                tables=self.tables,
+                rows_done=done,
+                rows=all_rows,
+                percent=round(100 * share, 1),
+                elapsed_s=round(now - self.began, 1),
+            )
+
+
+HINT = "Is the pg_dump on PATH a real and whole one? Nothing was migrated."

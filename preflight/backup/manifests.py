@@ -1,0 +1,185 @@
+"""A backup and whose it is: values, read from a manifest that nobody trusts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST_MAX_BYTES = 32 << 20  # a line for each of 200,000 tables
+LOOPBACK = {"127.0.0.1", "::1"}
+DUMP, MANIFEST = "database.dump", "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A verified backup: its directory, its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """The server's system identifier, and its address as configured ("": an older backup)."""
+        said = self.manifest
+        return said.get("system_identifier", ""), said.get("address", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose backups these are: of which server, reached where, and of which database.
+
+    A physical copy of a server has its system identifier, too, so the address as it is configured
+    tells them apart. The timeline does not: a failover changes it.
+    """
+
+    system: str
+    database: str
+    address: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The database's name as a safe part of a file name."""
+        return re.sub(r"[^A-Za-z0-9_.]", "_", self.database).lstrip(".") or "_"
+
+    def ours(self, known: Sequence[Backup]) -> list[Backup]:
+        """Return which backups are surely of this database.
+
+        One that does not say its address is, where no other address is said beside it.
+        """
+        whose = (self.system, self.database)
+        own = [item for item in known if (item.origin[0], item.manifest.get("database")) == whose]
+        agreed = {item.origin[1] for item in own} <= {"", self.address}
+        return [item for item in own if item.origin[1] in ((self.address, "")[: 1 + agreed])]
+
+    def hidden(self, what: str, name: str) -> str:
+        """Return the name of something of ours that is no backup, or none any more."""
+        return f".{what}-{self.system}-{self.slug}-{self._tag}-{name}"
+
+    def patterns(self, what: str) -> tuple[str, str]:
+        """Return the globs of what `hidden` names, and of what older versions did: no address."""
+        return self.hidden(what, "*"), f".{what}-{self.system}-{self.slug}-[!@]*"
+
+    @property
+    def _tag(self) -> str:
+        return f"@{zlib.crc32(self.address.encode()):08x}"
+
+
+def address(target: Mapping[str, str]) -> str:
+    """Return how libpq parameters name a server: `host:port` of each host, in order of the names.
+
+    No user and no secret. The names of this machine are one; a host's name is kept as it is, and
+    not resolved: it may lead elsewhere tomorrow.
+    """
+    hosts = (target.get("host") or target.get("hostaddr") or "").split(",")
+    ports = target.get("port", "").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    pairs = zip(hosts, ports, strict=False)
+    return ",".join(sorted({f"{_host(host)}:{port or 5432}" for host, port in pairs}))
+
+
+def _host(name: str) -> str:
+    if name.startswith(("/", "@")):
+        return name
+    lower = name.lower().rstrip(".")
+    return "localhost" if lower in LOOPBACK else lower
+
+
+def origins(known: Sequence[Backup]) -> dict[tuple[str, str], list[Backup]]:
+    """Return backups by where they are from; one that does not say joins the only others."""
+    found: dict[tuple[str, str], list[Backup]] = {}
+    for item in known:
+        system, where = item.origin
+        said = {other.origin[1] for other in known if other.origin[0] == system} - {""}
+        where = where or (said.pop() if len(said) == 1 else "")
+        found.setdefault((system, where), []).append(item)
+    return found
+
+
+class Unreadable(Exception):
+    """A directory that is no whole backup of ours; the text says what is wrong with it."""
+
+
+def read(path: Path) -> Backup:
+    """Return the backup in a directory; raises Unreadable.
+
+    A clock may jump, so its `sequence` says when it was. Others may write there: nothing is
+    followed, waited for, or believed to be of the type that it should be.
+    """
+    try:
+        if path.name.startswith(".") or path.is_symlink():
+            raise Unreadable("it is a link, or hidden")
+        manifest = json.loads(small(path / MANIFEST))
+        dump = (path / DUMP).lstat()
+    except OSError as error:
+        raise Unreadable(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"{MANIFEST} is not the JSON that it should be") from error
+    if wrong := _wrong(manifest):
+        raise Unreadable(f"{MANIFEST} is not one of ours: {wrong}")
+    if not stat.S_ISREG(dump.st_mode) or dump.st_size != manifest["size_bytes"]:
+        raise Unreadable(f"{DUMP} is no file of {manifest['size_bytes']} bytes")
+    return Backup(path, manifest)
+
+
+def small(path: Path) -> bytes:
+    """Return what is in a plain file of bounded size."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unreadable(f"{path.name} is no plain file")
+        text = file.read(MANIFEST_MAX_BYTES + 1)
+    if len(text) > MANIFEST_MAX_BYTES:
+        raise Unreadable(f"{path.name} is larger than {MANIFEST_MAX_BYTES} bytes")
+    return text
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: type(value) is int and value == FORMAT,
+    "sequence": _count,
+    "size_bytes": _count,
+    "sha256": _text,
+    "rows": lambda value: isinstance(value, dict) and all(map(_count, value.values())),
+    "database": _text,
+    "system_identifier": _text,
+    "address": _text,
+    "timeline": lambda value: value is None or _count(value),
+    "snapshot_at": _text,
+    "taken_for": lambda value: (
+        isinstance(value, dict)
+        and isinstance(value.get("command"), str)
+        and isinstance(value.get("pending", []), list)
+    ),
+    "verified": _text,
+}
+ALWAYS = {"format", "sequence", "size_bytes"}
+
+
+def _wrong(manifest: object) -> str | None:
+    """Name a key of a manifest that is not as it should be."""
+    if not isinstance(manifest, dict):
+        return "no object"
+    for key, right in SCHEMA.items():
+        if (key in manifest or key in ALWAYS) and not right(manifest.get(key)):
+            return f"`{key}`"
+    return None

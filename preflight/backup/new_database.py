@@ -1,0 +1,378 @@
+"""A new database beside the live one: made closed, filled by pg_restore, dropped.
+
+It is made from template0 with the live one's encoding and locale, and closed to PUBLIC before a
+row is in it: a new database lets everyone connect. `restore` keeps one, `rehearsal` drops it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psycopg.conninfo import make_conninfo
+
+from preflight.backup import clients, passfile
+from preflight.base import quoting
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+KNOWS_PROVIDERS = 15
+KNOWS_TRANSACTION_TIMEOUT = 17
+NEWBORN_LIMIT = 70_613  # the connection limit of a database that has no comment yet
+MOST_JOBS = 4  # more did not help on any machine that was measured
+# settings whose value is a list of quoted names already (pg_dump's variable_is_guc_list_quote)
+_WORD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
+LISTS = {
+    "local_preload_libraries", "search_path", "session_preload_libraries",
+    "shared_preload_libraries", "temp_tablespaces", "unix_socket_directories",
+}  # fmt: skip
+
+_DATABASE = """
+SELECT d.oid, d.datname::text AS name, pg_catalog.pg_get_userbyid(d.datdba)::text AS owner,
+ pg_catalog.pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS lc_collate,
+ d.datctype::text AS lc_ctype, d.datconnlimit AS connection_limit, d.datacl IS NULL AS default_acl,
+ pg_catalog.to_jsonb(d) AS everything, t.spcname::text AS tablespace,
+ pg_catalog.shobj_description(d.oid, 'pg_database') AS comment
+FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace
+WHERE d.datname::text LIKE %s ORDER BY d.datname
+"""
+_SETTINGS = """
+SELECT CASE WHEN s.setrole <> 0::oid THEN pg_catalog.pg_get_userbyid(s.setrole)::text END,
+ pg_catalog.unnest(s.setconfig)
+FROM pg_catalog.pg_db_role_setting s WHERE s.setdatabase = %s::oid
+"""
+# the default one may be used without any right on it, but not named
+_TABLESPACE = """
+SELECT t.spcname::text FROM pg_catalog.pg_tablespace t WHERE t.spcname = %s::name
+ AND t.oid <> (SELECT d.dattablespace FROM pg_catalog.pg_database d WHERE d.datname = 'template0')
+"""
+# what a session on a copy had better be without, where its role may: triggers that make the copy
+# differ, and logs and statistics of production's server that would hold production's rows twice
+QUIET = {
+    "event_triggers": "off",
+    "log_statement": "none",
+    "log_duration": "off",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_transaction_sample_rate": "0",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": "0",
+    "auto_explain.log_min_duration": "-1",
+    "pgaudit.log": "none",
+    "pg_stat_statements.track": "none",
+}
+_QUIET = """
+SELECT s.name::text FROM pg_catalog.pg_settings s
+WHERE s.name = ANY (%s::text[]) AND (s.context = 'user' OR {})
+"""
+_SUPERUSER = "(SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = session_user)"
+_MAY_SET = "pg_catalog.has_parameter_privilege(session_user, s.name, 'SET')"  # also a superuser
+KNOWS_PARAMETER_RIGHTS = 15
+# how many sessions this role may still open; the server keeps some for superusers
+_ROOM = """
+SELECT least(
+ pg_catalog.current_setting('max_connections')::int4
+  - pg_catalog.current_setting('superuser_reserved_connections')::int4
+  - (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid IS NOT NULL),
+ (SELECT CASE WHEN r.rolconnlimit < 0 THEN 2147483647 ELSE r.rolconnlimit
+   - (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid) END
+  FROM pg_catalog.pg_roles r WHERE r.rolname = session_user))
+"""
+
+
+# the database
+
+
+def described(session: Session, name: str) -> dict[str, Any] | None:
+    """Return what the server knows of a database, or None when there is none of that name."""
+    return next(iter(like(session, re.sub(r"([%_\\])", r"\\\1", name))), None)
+
+
+def like(session: Session, pattern: str) -> list[dict[str, Any]]:
+    """Return what the server knows of each database whose name is LIKE a pattern."""
+    cursor = session.execute(_DATABASE, [pattern])
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def create(session: Session, name: str, model: Mapping[str, Any] | None, comment: str) -> None:
+    """Make a database with the text rules of `model`, closed to PUBLIC; raises psycopg.Error.
+
+    It lies in the tablespace of `model`, where this server has one of that name. A kill in between
+    leaves one that `newborn` tells.
+    """
+    command = f"CREATE DATABASE {quoting.name(name)} TEMPLATE template0 ALLOW_CONNECTIONS false"
+    command += f" CONNECTION LIMIT {NEWBORN_LIMIT}"
+    if model and model["encoding"]:
+        command += locale_options(model)
+    if model and (row := session.execute(_TABLESPACE, [model["tablespace"]]).fetchone()):
+        command += f" TABLESPACE {quoting.name(row[0])}"
+    session.execute(command)
+    try:
+        with sessions.transaction(session):  # nobody was let in before PUBLIC is locked out
+            session.execute(f"REVOKE ALL ON DATABASE {quoting.name(name)} FROM PUBLIC")
+            say(session, name, comment)
+            session.execute(
+                f"ALTER DATABASE {quoting.name(name)} ALLOW_CONNECTIONS true CONNECTION LIMIT -1"
+            )
+    except BaseException:
+        if not session.lost:
+            drop(session, name)
+        raise
+
+
+def newborn(found: Mapping[str, Any]) -> bool:
+    """Tell whether a database was made by us and never opened."""
+    limit, opened = found["connection_limit"], found["everything"]["datallowconn"]
+    return not found["comment"] and limit == NEWBORN_LIMIT and not opened
+
+
+def say(session: Session, name: str, text: str) -> None:
+    """Write the comment on a database, which says what it is."""
+    session.execute(f"COMMENT ON DATABASE {quoting.name(name)} IS {quoting.literal(text)}")
+
+
+def drop(session: Session, name: str) -> None:
+    """Drop a database with whoever is connected to it; a stop request waits for that."""
+    session.connection.execute(
+        f"DROP DATABASE IF EXISTS {quoting.name(name)} WITH (FORCE)".encode()
+    )
+
+
+def locale_options(live: Mapping[str, Any]) -> str:
+    """Return the options of CREATE DATABASE that give a new one the live one's text rules."""
+    everything = live["everything"]
+    options = f" ENCODING {quoting.literal(live['encoding'])}"
+    options += f" LC_COLLATE {quoting.literal(live['lc_collate'])}"
+    options += f" LC_CTYPE {quoting.literal(live['lc_ctype'])}"
+    provider = everything.get("datlocprovider")
+    locale = everything.get("datlocale") or everything.get("daticulocale")
+    if provider == "i":
+        options += f" LOCALE_PROVIDER icu ICU_LOCALE {quoting.literal(locale)}"
+        if rules := everything.get("daticurules"):
+            options += f" ICU_RULES {quoting.literal(rules)}"
+    elif provider == "c":
+        options += " LOCALE_PROVIDER libc"
+    elif provider == "b":
+        options += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {quoting.literal(locale)}"
+    return options
+
+
+def settings(session: Session, live: Mapping[str, Any]) -> list[tuple[str | None, str]]:
+    """Return the settings of a database as (role or None for every role, `name=value`)."""
+    return session.execute(_SETTINGS, [live["oid"]]).fetchall()
+
+
+def setting_command(database: str, role: str | None, setting: str) -> str:
+    """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
+    whom = f"ROLE {quoting.name(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
+    return f"ALTER {whom} {assignment(setting)}"
+
+
+def assignment(setting: str) -> str:
+    """Return the SET of an ALTER DATABASE or ALTER ROLE for a setting, `name=value`."""
+    name, _, value = setting.partition("=")
+    words = [inner.replace('""', '"') or plain for inner, plain in _WORD.findall(value)]
+    said = (
+        ", ".join(map(quoting.literal, words))
+        if name in LISTS and value
+        else quoting.literal(value)
+    )
+    setting_name = ".".join(quoting.name(part) for part in name.split("."))
+    return f"SET {setting_name} TO {said}"
+
+
+def quiet(session: Session) -> dict[str, str]:
+    """Return the settings with which this role's sessions on a copy are heard of least."""
+    new = session.facts is not None and session.facts.major >= KNOWS_PARAMETER_RIGHTS
+    query = _QUIET.format(_MAY_SET if new else _SUPERUSER)
+    rows = session.execute(query, [list(QUIET)]).fetchall()
+    return {name: QUIET[name] for (name,) in rows}
+
+
+# its content
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One error of pg_restore: its words, and which entry of the archive it is about."""
+
+    text: str
+    entry: str = ""  # such as `TABLE DATA users unicorn`
+
+    @property
+    def sort(self) -> str:
+        """Tell what it may be a lack of: `archive`, `content`, `refresh`, `program` or `right`."""
+        if not self.entry:
+            return "archive"
+        if self.entry.startswith(REFRESH):
+            return "refresh"
+        if self.entry.startswith(CONTENT):
+            return "content"
+        return "program" if self.entry.startswith("EXTENSION") else "right"
+
+    @property
+    def doubtful(self) -> bool:
+        """Tell whether other jobs may be to blame for it."""
+        return not self.entry or self.entry.startswith(CONTENT) or "pg_restore: " in self.text
+
+
+REFRESH = "MATERIALIZED VIEW DATA"  # no rows of the dump, but a query that runs anew
+# entries that need no right but to their tables, which the role has made itself a moment ago
+CONTENT = (
+    "TABLE DATA", "BLOBS", "BLOB", "LARGE OBJECT", "SEQUENCE SET", "INDEX", "CONSTRAINT",
+    "FK CONSTRAINT", "CHECK CONSTRAINT", "MATERIALIZED VIEW DATA", "STATISTICS DATA", "TRIGGER",
+    "RULE",
+)  # fmt: skip
+
+
+def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhile
+    session: Session,
+    name: str,
+    dump: Path,
+    parallel: int,
+    *options: str,
+    settings: Mapping[str, str] | None = None,
+    tick: Callable[[], None] = lambda: None,
+    hold: Callable[[], bool] | None = None,
+) -> tuple[int, list[Complaint]]:
+    """Run pg_restore into a new database; return its exit code and its errors.
+
+    The code is 0 when the only errors were those that every client 17 makes on an older server.
+    Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
+    key is checked against, and they write into each other's lines: where either may be the reason
+    of an error, the database is made anew and filled by one.
+    """
+    address = sessions.with_settings({**session.address(), "dbname": name}, settings or {})
+    how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold}
+    code, problems = _filled(session, dump, parallel, *options, **how)
+    if parallel > 1 and any(problem.doubtful for problem in problems):
+        model = described(session, name)
+        drop(session, name)
+        create(session, name, model, (model or {}).get("comment") or "")
+        code, problems = _filled(session, dump, 1, *options, **how)
+    return code, problems
+
+
+def _filled(  # noqa: PLR0913 -- see above
+    session: Session,
+    dump: Path,
+    parallel: int,
+    *options: str,
+    address: Mapping[str, str],
+    tick: Callable[[], None],
+    hold: Callable[[], bool] | None,
+) -> tuple[int, list[Complaint]]:
+    counted = clients.clients(session.config, session)
+    old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
+    heard = _Heard(old=old)
+    with passfile.passfile(session) as environment:
+        command = restore_command(counted.pg_restore, address, dump, parallel, *options)
+        code = clients.listen(command, environment, heard.line, tick, hold)
+    problems, waved = heard.all()
+    return (0 if code == 1 and waved and not problems else code), problems
+
+
+def jobs(session: Session) -> int:
+    """Return how many sessions pg_restore may have: by the cores, and by what limits leave free."""
+    (room,) = session.execute(_ROOM).fetchone() or (1,)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    return max(1, min(MOST_JOBS, max(2, cores), room - 1))  # one is left for the app
+
+
+def restore_command(
+    pg_restore: str, address: Mapping[str, str], dump: Path, parallel: int, *options: str
+) -> list[str]:
+    """Return the pg_restore call; the password is in a passfile, never here."""
+    conninfo = make_conninfo("", **address)
+    return [
+        pg_restore,
+        "--format=custom",
+        f"--jobs={parallel}",
+        "--no-password",
+        "--verbose",  # else an error does not say which entry of the archive it is about
+        *options,
+        f"--dbname={conninfo}",
+        str(dump),
+    ]
+
+
+_ERROR = re.compile(r"(?:^|: |pg_restore: )(?:error|fatal): (.*)")
+_ENTRY = re.compile(r"from TOC entry \d+; \d+ \d+ (.*)")
+_WAVED = re.compile(r"Command was: SET transaction_timeout = 0;")
+# what it says of a command that it sent for an entry; any other error ends it, whatever entry it
+# named last: an archive that cannot be read, a connection that is gone
+_OF_ENTRY = re.compile(
+    r"could not execute query: |COPY failed for table |could not set |could not write to large obj"
+)
+KEPT = 200  # complaints from the beginning, and as many from the end
+
+
+def complaints(said: Iterable[str], *, old: bool) -> tuple[list[Complaint], int]:
+    """Return pg_restore's errors but the one that a client 17 causes on an older server.
+
+    It sends SET transaction_timeout whatever wrote the archive, in every one of its jobs. The
+    server's words may be localised, but the setting's name and the command on the next line are
+    not; jobs write at once, so that what stands before a message may be another's. Also return how
+    many of these there were. Of many errors the first and the last are kept, and one of each sort.
+    """
+    heard = _Heard(old=old)
+    for line in said:
+        heard.line(line)
+    return heard.all()
+
+
+class _Heard:
+    """What pg_restore complained of, told line by line: it may be more than anybody can keep."""
+
+    def __init__(self, *, old: bool) -> None:
+        self._old = old
+        self._entry = ""
+        self._setting: str | None = None  # may be waved through, as the next line will tell
+        self._waved = 0
+        self._first: list[Complaint] = []
+        self._sorts: set[str] = set()
+        self._last: deque[Complaint] = deque(maxlen=KEPT)
+
+    def line(self, line: str) -> None:
+        """Take the next line."""
+        if self._setting is not None:
+            text, self._setting = self._setting, None
+            if _WAVED.fullmatch(line.strip()):
+                self._waved += 1
+                return
+            self._keep(text)
+        if found := _ENTRY.search(line):
+            self._entry = found[1]
+        if (found := _ERROR.search(line)) is None:
+            return
+        text = re.sub(r"^(?:error: )+", "", found[1])
+        if self._old and "could not execute query" in line and "transaction_timeout" in line:
+            self._setting = text
+        else:
+            self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        problem = Complaint(text, self._entry if _OF_ENTRY.match(text) else "")
+        if len(self._first) < KEPT:
+            self._first.append(problem)
+        elif problem.sort in self._sorts:
+            self._last.append(problem)
+        else:
+            self._first.append(problem)
+        self._sorts.add(problem.sort)
+
+    def all(self) -> tuple[list[Complaint], int]:
+        """Return what was kept, and how many were waved through."""
+        if self._setting is not None:
+            text, self._setting = self._setting, None
+            self._keep(text)
+        return self._first + list(self._last), self._waved

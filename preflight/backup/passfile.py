@@ -1,0 +1,74 @@
+"""The password for a client, in a private file that does not outlive it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preflight.base.errors import BackupFailed
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+MEMORY = Path("/dev/shm")  # noqa: S108 -- a secret there never reaches a disk; mkstemp makes it safe
+PASSFILE = "pg-preflight-password-"
+
+
+def memory() -> Path:
+    """Return where small private files go."""
+    return MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+@contextmanager
+def passfile(session: Session) -> Iterator[dict[str, str]]:
+    """Yield an environment whose password is in a private file, removed afterwards."""
+    environment = dict(session.config.child_env)
+    password = session.target.get("password")
+    if hidden := sorted(session.secrets().keys() - {"password"}):
+        raise BackupFailed(
+            "backup.password",
+            f"pg_dump cannot be given {', '.join(hidden)} without showing it to other users",
+            "Use a key file without a passphrase, or a password.",
+        )
+    if password is None:
+        yield environment
+        return
+    if re.search(r"[\r\n]", password):
+        raise BackupFailed(
+            "backup.password",
+            "the password holds a line break, which a libpq passfile cannot hold",
+            "Give the role a password of one line.",
+        )
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    try:
+        place = memory()
+        _sweep_passfiles(place)
+        descriptor, name = tempfile.mkstemp(prefix=PASSFILE, dir=place)  # 0600
+    except OSError as error:
+        raise BackupFailed(
+            "backup.no_temporary",
+            f"no place for pg_dump's private passfile: {error.strerror}",
+            f"Let this user write to {MEMORY} or /tmp, or set TMPDIR.",
+        ) from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_SH)  # tells a sweep that somebody needs it
+            file.write(f"*:*:*:*:{escaped}\n")
+            file.flush()
+            yield environment | {"PGPASSFILE": name}
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _sweep_passfiles(place: Path) -> None:
+    """Remove what a run left that was killed before pg_dump was connected."""
+    for path in place.glob(f"{PASSFILE}*"):
+        with suppress(OSError), path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

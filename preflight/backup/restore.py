@@ -1,0 +1,433 @@
+"""Restore a backup beside the live database and, when asked, put it in its place.
+
+The new database is closed to PUBLIC until its rows are compared. Both renames of a swap are one
+transaction, so a swap is done or not; what an interrupted call left is told by the comment on the
+new database. That only says what it held then: before an answer and before a swap it is compared
+again, for a swap with nobody let in from then on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.backup import (
+    belongings,
+    manifests,
+    new_database,
+    reading_back,
+    restored,
+    retention,
+    snapshots,
+    store,
+    swap,
+    take,
+)
+from preflight.base import console
+from preflight.base.errors import (
+    BackupFailed,
+    BackupInterrupted,
+    BackupUnverified,
+    ConfigInvalid,
+    TargetUnusable,
+)
+from preflight.server import lock, ready, sessions
+
+if TYPE_CHECKING:
+    from preflight.backup.manifests import Backup, Identity
+    from preflight.base.config import Config
+    from preflight.server.sessions import Session
+
+MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
+NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
+
+
+def run(config: Config, asked: restored.Asked) -> None:
+    """Restore into a new database; with `swap`, rename it into the live one's place.
+
+    Raises ConfigInvalid (no such backup), BackupUnverified (damaged, or rows differ),
+    TargetUnusable (no right, name taken or changed since, sessions in the way, swapped before).
+    """
+    began = time.monotonic()
+    known = find(config.backup_dir, asked.backup, config.database)
+    live, into = _names(config, asked.into)
+    home = next(name for name in MAINTENANCE if name not in (live, into))
+    maintenance = dataclasses.replace(config, target={**config.target, "dbname": home})
+    with sessions.connect(maintenance) as session:
+        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
+        ready.require_writable(session)
+        session.grow_up()
+        lock.acquire(session)
+        identity = dataclasses.replace(take.identity_of(session)[0], database=live)
+        place = _place(session, choose(known, identity), live, into, asked.without)
+        if asked.swap and not asked.again and swap.swapped_before(session, place, identity):
+            return
+        _tell_started(session, place, identity, known)
+        with _read(place.source) as renew:
+            state = _there(session, place)
+            if state is None:
+                state = _made(session, place, renew)
+            elif not asked.swap:
+                with sessions.beside(session, into, new_database.quiet(session)) as other:
+                    restored.require_same(other, place, state)
+            _tell_closed(place)
+            kept = swap.swap(session, place, state, identity, asked) if asked.swap else None
+    structlog.get_logger().info(
+        "restore.finished",
+        backup=place.source.name,
+        database=place.live if asked.swap else place.into,
+        kept_as=kept,
+        left_out=[f"subscription {name}" for name in place.own.subscriptions] if place.own else [],
+        rows=sum(place.source.manifest["rows"].values()),
+        duration_s=round(time.monotonic() - began, 3),
+    )
+
+
+def _names(config: Config, into: str | None) -> tuple[str, str]:
+    live = config.database
+    target = into or restored.suffixed(live, "_restored")
+    if target == live or len(target.encode()) > restored.NAME_BYTES:
+        reason = "is the live database itself" if target == live else "is longer than 63 bytes"
+        raise ConfigInvalid(
+            "config.arguments",
+            f"--into {target!r} {reason}",
+            "A restore goes beside it, under another name; --swap puts it in its place.",
+        )
+    return live, target
+
+
+def _place(
+    session: Session, source: Backup, live: str, into: str, without: frozenset[str]
+) -> restored.Place:
+    """Return where it goes with what belongs to it: as the backup says, else as the live one has.
+
+    Raises BackupUnverified when the manifest says what no version of ours has written.
+    """
+    try:
+        own = belongings.of_manifest(source.manifest.get("belongings"))
+    except ValueError as wrong:
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{source.name} cannot be used: `{wrong}` in its manifest is not one of ours",
+            "Use another backup (`backups --table`) and check the disk.",
+        ) from wrong
+    return restored.Place(source, live, into, own or belongings.read(session, live), without)
+
+
+# which backup
+
+
+def find(directory: Path, name: str, database: str) -> list[Backup]:
+    """Return what a name, a path or `latest` of a database may mean, the oldest first.
+
+    Raises ConfigInvalid (there is none), BackupUnverified (it is none).
+    """
+    at = Path(name)
+    if at.is_absolute() or "/" in name:
+        directory, name = at.parent, at.name
+    try:
+        known = store.listing(directory)
+    except OSError as error:
+        raise ConfigInvalid(
+            "config.backup_dir",
+            f"the backups in {directory} cannot be read: {error.strerror}",
+            "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
+        ) from error
+    ours = [item for item in known if item.manifest.get("database") == database]
+    if found := ours if name == "latest" else [item for item in known if item.name == name]:
+        return found
+    if name and (directory / name).is_dir():
+        _require_readable(directory / name)
+    raise ConfigInvalid(
+        "config.arguments",
+        f"there is no backup {name!r} in {directory}",
+        "See `backups --table`." if known else "That directory holds no backup.",
+    )
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        manifests.read(path)
+    except manifests.Unreadable as why:
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{path.name} is no whole backup: {why}",
+            "Use another backup (`backups --table`) and check the disk.",
+        ) from why
+
+
+def choose(known: Sequence[Backup], identity: Identity) -> Backup:
+    """Return the newest of this server's backups, or of the only others; raises ConfigInvalid.
+
+    On a new server none is its own: then all must be from one place, as they are of one database.
+    """
+    if ours := identity.ours(known):
+        return ours[-1]
+    places = manifests.origins(known)
+    if len(places) == 1:
+        return known[-1]
+    each = [f"{items[-1].name} {_from(origin)}" for origin, items in places.items()]
+    raise ConfigInvalid(
+        "config.arguments",
+        f"`latest` may be of {len(places)} servers, and none is this one "
+        f"({identity.system} at {identity.address}): the newest of each are {'; '.join(each)}",
+        "Name the one that you want: `restore NAME`.",
+    )
+
+
+def _from(origin: tuple[str, str]) -> str:
+    system, where = origin
+    return f"(of server {system or 'unknown'}{f' at {where}' if where else ''})"
+
+
+def _tell_started(
+    session: Session, place: restored.Place, identity: Identity, known: Sequence[Backup]
+) -> None:
+    """Say what is restored; a backup of another server or database is a warning."""
+    log, source = structlog.get_logger(), place.source
+    live = belongings.read(session, place.live)
+    data = {
+        "backup": source.name,
+        "database": place.into,
+        "differs": place.own.differing(live) if place.own and live else [],
+        "without": sorted(place.without),
+    }
+    if source in identity.ours(known):
+        log.info("restore.started", **data)
+        return
+    whose = source.manifest.get("database")
+    log.warning(
+        "restore.started",
+        **data,
+        reason=f"it is a backup of {whose} {_from(source.origin)}, and this is {place.live} "
+        f"{_from((identity.system, identity.address))}",
+    )
+
+
+def _tell_closed(place: restored.Place) -> None:
+    """Say that PUBLIC is still locked out where nobody knows whether it was let in."""
+    if place.own is None or "grants" in place.without:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"who may connect to {place.into!r} is not known: nobody but its owner may. "
+            f"GRANT CONNECT ON DATABASE … TO …; PUBLIC is let in as in a new database by GRANT "
+            "CONNECT, TEMPORARY ON DATABASE … TO PUBLIC.",
+        )
+
+
+@contextmanager
+def _read(source: Backup) -> Iterator[Callable[[], None]]:
+    """Keep the backup from being pruned meanwhile."""
+    try:
+        with retention.reading(source) as renew:
+            yield renew
+    except OSError as error:
+        raise BackupFailed(
+            "backup.directory",
+            f"{source.path} cannot be read: {error.strerror}",
+            "Correct its rights, or run as the user that made it. If another run has just removed "
+            "it, choose another one (`backups --table`).",
+        ) from error
+
+
+def _require_whole(source: Backup) -> None:
+    if missing := sorted({"rows", "sha256"} - source.manifest.keys()):
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{source.name} cannot be compared: its manifest lacks {' and '.join(missing)}",
+            "Use another backup (`backups --table`).",
+        )
+    digest, _ = reading_back.hash_of(source.path / manifests.DUMP)
+    if digest != source.manifest["sha256"]:
+        raise BackupUnverified(
+            "backup.corrupt",
+            f"{source.name} is not what was written: its hash differs from the manifest's",
+            "Use another backup (`backups --table`) and check the disk.",
+        )
+
+
+# the new database
+
+
+def _there(session: Session, place: restored.Place) -> restored.State | None:
+    """Return what an earlier call restored there; drop what one left half done."""
+    found = new_database.described(session, place.into)
+    if found is None:
+        return None
+    comment = found["comment"] or ""
+    if comment == restored.UNFINISHED or new_database.newborn(found):
+        try:
+            new_database.drop(session, place.into)
+        except psycopg.Error as error:
+            if session.lost:
+                raise
+            raise TargetUnusable(
+                "restore.exists",
+                f"the database {place.into!r}, which another call left half done, cannot be "
+                f"dropped: {error.diag.message_primary or error}",
+                "Remove what is in the way and drop it, or choose another name with --into.",
+                sqlstate=error.sqlstate,
+            ) from error
+        return None
+    said = restored.SAID.fullmatch(comment)
+    if said and said["name"] == place.source.name and said["xid"]:
+        if not found["everything"]["datallowconn"]:  # a swap was killed
+            swap.let_in(session, place.into)
+        return restored.State(int(said["xid"]), said["objects"], said["own"])
+    what = f"is the restore of {said['name']}" if said else "is not ours"
+    if said and said["name"] == place.source.name:
+        what += " by an older version, which left nothing to compare it with"
+    raise TargetUnusable(
+        "restore.exists",
+        f"the database {place.into!r} exists already and {what}",
+        "Choose another name with --into, or drop it.",
+    )
+
+
+def _made(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
+    """Make the database, fill it, compare it, and give it what belongs to it."""
+    _require_whole(place.source)
+    with _new_database(session, place):
+        state = _fill(session, place, renew)
+        belongings.give(session, place.steps)
+        state = dataclasses.replace(state, own=restored.own_of(session, place))
+        new_database.say(session, place.into, state.mark(place.source))
+    return state
+
+
+@contextmanager
+def _new_database(session: Session, place: restored.Place) -> Iterator[None]:
+    """Make the database, closed to everybody else; drop it again when what follows fails."""
+    problems = _create(session, place)
+    try:
+        _require_had(problems + belongings.refused(session, place.steps))
+        yield
+    except BaseException:
+        if not session.lost:
+            _drop(session, place.into)
+        raise
+
+
+def _create(session: Session, place: restored.Place) -> list[tuple[str, str | None]]:
+    """Make the database; return what of it cannot be had here. Raises TargetUnusable."""
+    major = session.facts.major if session.facts else 0
+    problems: list[tuple[str, str | None]] = []
+    without = place.without
+    if (
+        place.own
+        and "tablespace" not in without
+        and (why := belongings.no_place(session, place.own))
+    ):
+        problems.append((why, None))
+        without |= {"tablespace"}
+    model = place.own.model(major, without) if place.own else None
+    try:
+        new_database.create(session, place.into, model, restored.UNFINISHED)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetUnusable(
+            "restore.no_right",
+            "this role may not create a database",
+            "ALTER ROLE … CREATEDB, or run the restore as a role that may.",
+            sqlstate=error.sqlstate,
+        ) from error
+    except restored.TEXT_RULES as error:
+        own = place.own
+        if own is None:
+            raise
+        rules = (own.encoding, own.lc_collate, own.lc_ctype, own.locale_provider, own.locale)
+        said = f"text rules {' '.join(filter(None, rules))}: {error.diag.message_primary}"
+        problems.append((said, error.sqlstate))
+        _require_had(problems)
+    return problems
+
+
+def _require_had(problems: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse, before a row is restored, what this server cannot give; raises TargetUnusable."""
+    if not problems:
+        return
+    what = f"what belongs to it: {'; '.join(text for text, _ in problems)}"
+    advice = (
+        "leave it out: --without tablespace,grants,settings,locale (grants: also the owner). "
+        "Nothing was restored."
+    )
+    if all(state == restored.NO_RIGHT for _, state in problems):
+        raise TargetUnusable(
+            "restore.no_right",
+            f"this role may not give the new database {what}",
+            f"Run as the live database's owner or as a superuser, or {advice}",
+            sqlstate=restored.NO_RIGHT,
+        )
+    raise TargetUnusable(
+        "restore.lacking",
+        f"the new database cannot have {what}",
+        f"Make it on this server (CREATE ROLE, CREATE TABLESPACE, locales), or {advice}",
+        sqlstate=problems[0][1],
+    )
+
+
+def _drop(session: Session, name: str) -> None:
+    """Drop what failed; that this fails, too, must not hide why."""
+    try:
+        new_database.drop(session, name)
+    except psycopg.Error as error:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"the database {name!r} could not be dropped: "
+            f"{error.diag.message_primary or error}",
+        )
+
+
+def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
+    """Run pg_restore and compare every table's rows with the manifest."""
+    dump, jobs = place.source.path / manifests.DUMP, new_database.jobs(session)
+    quiet = new_database.quiet(session)  # a login event trigger would write into what is compared
+    filled = new_database.fill(
+        session, place.into, dump, jobs, NO_SUBSCRIPTIONS, settings=quiet, tick=renew
+    )
+    _require_clean(*filled)
+    with sessions.beside(session, place.into, quiet) as other:
+        different = snapshots.differing(other, place.source.manifest["rows"])
+        other.execute("ANALYZE")
+        objects = restored.objects_of(other)
+        (xid,) = other.execute("SELECT pg_catalog.txid_current()").fetchone() or (0,)
+    if different:
+        raise BackupUnverified(
+            "restore.rows_differ",
+            f"{len(different)} tables differ from the manifest: {'; '.join(different[:5])}",
+            "The new database was dropped; the live one was not touched.",
+        )
+    return restored.State(xid, objects)
+
+
+def _require_clean(code: int, problems: list[new_database.Complaint]) -> None:
+    """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
+
+    A materialised view that cannot be filled now is a warning: its rows are in no dump.
+    """
+    if problems and all(problem.sort == "refresh" for problem in problems):
+        names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in problems]
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but not filled: {console.some(names)} ({problems[0].text}); remove "
+            "the cause and REFRESH MATERIALIZED VIEW",
+        )
+    elif problems:
+        raise BackupUnverified(
+            "restore.failed",
+            f"pg_restore reports: {'; '.join(problem.text for problem in problems[:3])}",
+            "The new database was dropped; the live one was not touched. A dump of a newer major "
+            "version or of roles that this server lacks cannot be restored here.",
+        )
+    elif code != 0:
+        raise BackupInterrupted(
+            "restore.client",
+            f"pg_restore ended with {code}, without a word",
+            "Run again; the live database was not touched.",
+        )

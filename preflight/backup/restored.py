@@ -1,0 +1,141 @@
+"""What a restored database must hold, and how it is known again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from preflight.backup import belongings, snapshots
+from preflight.base import console, quoting
+from preflight.base.errors import (
+    TargetUnusable,
+)
+from preflight.server import catalog
+
+if TYPE_CHECKING:
+    from preflight.backup.belongings import Belongings
+    from preflight.backup.manifests import Backup
+    from preflight.server.sessions import Session
+MARK = "pg-preflight restore: "
+UNFINISHED = f"{MARK}unfinished"
+NAME_BYTES = 63
+NO_RIGHT = "42501"
+
+
+# what deparsing an expression depends on
+_ONE_WAY = """
+SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
+SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'
+"""
+SAID = re.compile(
+    re.escape(MARK)
+    + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+) (?P<own>[0-9a-f]+)\))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which backup is asked for, into which database, and what is to happen to the live one."""
+
+    backup: str
+    into: str | None = None
+    swap: bool = False
+    end_sessions: bool = False
+    again: bool = False
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which backup goes where, and what is to belong to it (None: nobody knows)."""
+
+    source: Backup
+    live: str
+    into: str
+    own: Belongings | None = None
+    without: frozenset[str] = frozenset()
+
+    @property
+    def steps(self) -> list[belongings.Step]:
+        """What gives the new database what belongs to it."""
+        return self.own.steps(self.into, self.without) if self.own else []
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a database held when it was complete: the last transaction, and hashes of the rest.
+
+    Of its objects, and of what belongs to it. Its comment says so, until it is swapped in.
+    """
+
+    xid: int
+    objects: str
+    own: str = ""
+
+    def mark(self, source: Backup) -> str:
+        """Return the comment that says which backup a database holds, completely."""
+        return f"{MARK}{source.name} ({self.xid} {self.objects} {self.own})"
+
+
+def suffixed(name: str, suffix: str) -> str:
+    """Return a database's name with a suffix, as long as the server lets it be."""
+    return name.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
+
+
+TEXT_RULES = (
+    psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidObjectDefinition,
+    psycopg.errors.SyntaxError,
+)
+
+
+def objects_of(other: Session) -> str:
+    """Return a hash of what a database is made of but rows: definitions, rights, sequences."""
+    other.execute(_ONE_WAY)
+    looks = (catalog.definitions, catalog.sequences, catalog.counts)
+    found = [sorted(look(other).items()) for look in looks]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+
+
+def own_of(session: Session, place: Place) -> str:
+    """Return a hash of what belongs to the new database, without the comment."""
+    found = belongings.read(session, place.into)
+    told = dataclasses.replace(found, comment=None) if found else None
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+
+
+def require_same(other: Session, place: Place, state: State) -> None:
+    """Compare with what was restored there earlier; raises TargetUnusable that names tables."""
+    try:
+        wanted = place.source.manifest["rows"]
+        different = snapshots.differing(other, wanted, exactly=True)
+        different += snapshots.written_since(other, state.xid)
+        if not different and objects_of(other) != state.objects:
+            different = ["its objects, rights or sequences were changed"]
+        if not different and (touched := catalog.written_since(other, state.xid)):
+            different = [f"its objects or rights were changed ({', '.join(touched)})"]
+        if own_of(other, place) != state.own:
+            different.append("the owner, settings or rights of the database were changed")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TargetUnusable(
+            "restore.no_right",
+            f"{place.into!r} cannot be compared: {error.diag.message_primary}",
+            "Run as its owner, or choose another name with --into.",
+            sqlstate=error.sqlstate,
+        ) from error
+    if different:
+        raise TargetUnusable(
+            "restore.changed",
+            f"the database {place.into!r} is no longer what was restored there: "
+            f"{console.some(different)}",
+            f"Drop it (DROP DATABASE {quoting.name(place.into)}) and restore again, or choose "
+            "another name with --into. The live database was not touched.",
+        )

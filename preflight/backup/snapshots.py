@@ -1,0 +1,340 @@
+"""The snapshot that is dumped, and what was seen in it: tables, rows, objects, sequences."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import psycopg
+
+from preflight.backup import children, clients
+from preflight.base import console, quoting, stop
+from preflight.base.errors import (
+    BackupFailed,
+    BackupInterrupted,
+    NotReady,
+)
+from preflight.server import catalog, sessions
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+LISTINGS = 20  # tables may be made and dropped between their list and their locks
+
+# Every relation of one kind that pg_dump dumps: not the system's, of extensions only what they
+# declare as configuration. The names also as the archive spells them, in the database's encoding.
+_RELATIONS = """
+SELECT n.nspname::text, c.relname::text,
+ pg_catalog.convert_to(n.nspname::text, pg_catalog.getdatabaseencoding()),
+ pg_catalog.convert_to(c.relname::text, pg_catalog.getdatabaseencoding()),
+ c.relkind = 'r', coalesce(config.condition, ''),
+ pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND CASE c.relkind
+  WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
+  ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END,
+ pg_catalog.row_security_active(c.oid),
+ pg_catalog.convert_to(rn.nspname::text, pg_catalog.getdatabaseencoding()),
+ pg_catalog.convert_to(rc.relname::text, pg_catalog.getdatabaseencoding())
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_class rc
+ ON c.relispartition AND rc.oid = pg_catalog.pg_partition_root(c.oid)
+LEFT JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
+LEFT JOIN (
+ SELECT given.relation, given.condition FROM pg_catalog.pg_extension e,
+  unnest(e.extconfig, e.extcondition) AS given(relation, condition)
+) config ON config.relation = c.oid
+WHERE c.relkind::text = ANY (%s::text[]) AND (config.relation IS NOT NULL
+ OR n.nspname::text NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' AND NOT EXISTS (
+  SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+   AND d.objid = c.oid AND d.deptype = 'e'))
+ORDER BY 1, 2
+"""
+_LARGE_OBJECTS = """
+SELECT o.oid::text FROM pg_catalog.pg_largeobject_metadata o
+WHERE NOT pg_catalog.pg_has_role(o.lomowner, 'USAGE')
+ AND pg_catalog.current_setting('lo_compat_privileges') = 'off' AND NOT EXISTS (
+  SELECT FROM pg_catalog.aclexplode(o.lomacl) a WHERE a.privilege_type = 'SELECT'
+   AND (a.grantee = 0::oid OR pg_catalog.pg_has_role(a.grantee, 'USAGE')))
+LIMIT 11
+"""
+_EXPORT = """
+SELECT pg_catalog.pg_export_snapshot(), pg_catalog.to_char(
+ pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What the snapshot's session saw besides the rows: what a restored copy has to show, too."""
+
+    objects: catalog.Objects
+    sequences: catalog.Sequences
+
+
+class Moved(Exception):
+    """What no lock holds still was changed while it was dumped."""
+
+
+GONE = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, or rather what of it pg_dump dumps."""
+
+    schema: str
+    table: str
+    key: clients.Key
+    has_rows: bool  # a partitioned table has none of its own
+    condition: str  # of an extension's configuration table: which rows are the user's
+    root: clients.Key | None = None  # of a partition
+
+    @property
+    def name(self) -> str:
+        """Return `schema.table`; a name that holds a dot or a quote is quoted, to stay one name."""
+        parts = (self.schema, self.table)
+        return ".".join(quoting.name(part) if set(part) & {".", '"'} else part for part in parts)
+
+    @property
+    def plain(self) -> str:
+        """The name as pg_dump says it while it works."""
+        return f"{self.schema}.{self.table}"
+
+    @property
+    def sql(self) -> str:
+        """The name for a statement."""
+        return f"ONLY {quoting.name(self.schema)}.{quoting.name(self.table)}"
+
+    @property
+    def count(self) -> str:
+        """The query that counts what of it is dumped."""
+        return f"SELECT pg_catalog.count(*) FROM {self.sql} {self.condition}"  # noqa: S608 -- quoted
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An exported snapshot, the session that holds it, and the tables that are locked in it."""
+
+    name: str
+    taken_at: str
+    tables: Sequence[Table]  # those that have rows
+    session: Session
+
+
+@contextmanager
+def exported(session: Session) -> Iterator[Snapshot]:
+    """Yield an exported snapshot, held by a session of its own.
+
+    ACCESS SHARE on every table comes first: a TRUNCATE in between would empty the dump.
+    """
+    with _second(session) as other:
+        tables = require_readable(other)
+        for left in reversed(range(LISTINGS)):
+            other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                if tables:
+                    names = ", ".join(table.sql for table in tables)
+                    other.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")
+            except GONE:  # dropped since it was listed
+                if not left:
+                    raise
+            else:
+                name, taken_at = other.execute(_EXPORT).fetchone() or ("", "")
+                now = _tables(other)
+                if set(now) <= set(tables):
+                    break
+            other.execute("ROLLBACK")  # or a table was made in between
+            tables = require_readable(other)
+        else:
+            raise Moved("tables are made and dropped faster than they can be locked")
+        yield Snapshot(name, taken_at, [table for table in now if table.has_rows], other)
+        other.execute("COMMIT")
+
+
+class Count:
+    """Counts the rows of a snapshot, and looks at what else is in it, while pg_dump is at work.
+
+    In a thread of its own, as the main one listens to pg_dump and to a request to stop; what goes
+    wrong in it is raised there. Each count is in a savepoint that is rolled back: planning locks
+    every index, and a server has room for only so many locks.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.rows: dict[Table, int] = {}
+        self.plain: dict[str, int] = {}
+        self.marks: catalog.Marks = {}
+        self.objects: catalog.Objects = {}
+        self.sequences: catalog.Sequences = {}
+        self._tables = snapshot.tables
+        self._connection = snapshot.session.connection
+        # whoever has an index for himself (REINDEX) keeps nobody waiting but us
+        self._patience_s = snapshot.session.config.lock_retry_s
+        self._error: BaseException | None = None
+        self._unwanted = False
+        self._done = threading.Event()
+
+    @property
+    def witness(self) -> Witness:
+        """What a copy has to show besides the rows; of sequences, those that were there."""
+        stood = {n: at for n, at in self.sequences.items() if f"sequence {n}" in self.objects}
+        return Witness(self.objects, stood)
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Count meanwhile; in the end it counts no more."""
+        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            yield self
+        finally:
+            self._unwanted = True
+            until = time.monotonic() + children.END_S
+            while not self._done.wait(0.05) and time.monotonic() < until:
+                with suppress(psycopg.Error):
+                    self._connection.cancel_safe(timeout=children.END_S)
+
+    def check(self) -> None:
+        """Raise what went wrong so far."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """Wait until everything is counted."""
+        with stop.allowed():
+            self._done.wait()
+        self.check()
+
+    def _run(self) -> None:
+        try:
+            self._look()
+        except BaseException as error:  # noqa: BLE001 -- raised in the main thread
+            self._error = error
+        finally:
+            self._done.set()
+
+    def _look(self) -> None:
+        quiet = cast("Session", self._connection)  # a stop request is the main thread's
+        self.marks = catalog.marks(quiet)
+        self.objects = catalog.shapes(quiet)
+        quiet.execute(f"SET LOCAL lock_timeout = {round(1000 * self._patience_s)}")
+        # planning inlines what an index calls, and that may rely on the role's own path
+        quiet.execute("SET LOCAL search_path TO DEFAULT")
+        for table in self._tables:
+            if self._unwanted:
+                return
+            self.rows[table] = self.plain[table.plain] = _count_alone(self._connection, table)
+
+
+def _count_alone(connection: psycopg.Connection[Any], table: Table) -> int:
+    """Count in one round trip, and keep no lock but the table's.
+
+    A condition's operators are looked for as pg_dump does, not where others may have put some.
+    """
+    path = sessions.PATH if table.condition else "search_path TO DEFAULT"
+    query = (
+        f"SAVEPOINT one; SET LOCAL {path}; {table.count}; "
+        "ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one"
+    )
+    cursor = connection.execute(query.encode())
+    cursor.nextset()
+    cursor.nextset()
+    (count,) = cursor.fetchone() or (0,)
+    return int(count)
+
+
+@contextmanager
+def _second(session: Session) -> Iterator[Session]:
+    """Yield a session beside ours; that we may have only one is nothing to wait for in vain."""
+    try:
+        with sessions.beside(session) as other:
+            yield other
+    except NotReady as failure:
+        raise BackupInterrupted(
+            "backup.no_session",
+            f"the server is up, but a second session could not be had: {failure}",
+            "A backup needs three sessions at a time (ours, the snapshot's, pg_dump's): raise the "
+            "CONNECTION LIMIT of the role or the database, or run again when fewer are connected.",
+            sqlstate=failure.problem.sqlstate,
+        ) from failure
+
+
+def _tables(session: Session) -> list[Table]:
+    rows = session.execute(_RELATIONS, [["r", "p"]]).fetchall()
+    return [
+        Table(
+            row[0], row[1], (row[2], row[3]), row[4], row[5], (row[8], row[9]) if row[9] else None
+        )
+        for row in rows
+    ]
+
+
+def _counts(session: Session) -> dict[Table, int]:
+    return {
+        table: (session.execute(table.count).fetchone() or (0,))[0]
+        for table in _tables(session)
+        if table.has_rows
+    }
+
+
+def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False) -> list[str]:
+    """Name the tables whose rows are not as many as wanted; `exactly`: and those that are new.
+
+    Rows may lie in other partitions than they did (an enum's value has another hash in every
+    database), but none may be lost on the way.
+    """
+    counts = _counts(copy)
+    rows = {table.name: count for table, count in counts.items()}
+    roots = {table.name: table.root for table in counts}
+    short: dict[clients.Key, int] = {}
+    for name, count in wanted.items():
+        if root := roots.get(name):
+            short[root] = short.get(root, 0) + rows[name] - count
+    return [
+        f"{name} has {rows.get(name, 'no')} rows, not {count}"
+        for name, count in wanted.items()
+        if rows.get(name) != count and ((root := roots.get(name)) is None or short[root] != 0)
+    ] + [f"{name} is new" for name in rows if exactly and name not in wanted]
+
+
+def written_since(copy: Session, transaction: int) -> list[str]:
+    """Name the tables with rows that were written after a transaction, by its 64-bit number."""
+    recent = "pg_catalog.age(t.xmin) < pg_catalog.age(%s::text::xid)"
+    found = []
+    for table in _tables(copy):
+        query = f"SELECT EXISTS (SELECT FROM {table.sql} t WHERE {recent})"  # noqa: S608 -- quoted
+        (yes,) = copy.execute(query, [transaction % 2**32]).fetchone() or (False,)
+        found += [f"{table.name} was written to"] if table.has_rows and yes else []
+    for name in ("pg_catalog.pg_largeobject_metadata", "pg_catalog.pg_largeobject"):
+        may = "SELECT pg_catalog.has_table_privilege(%s::text, 'SELECT')"
+        if (copy.execute(may, [name]).fetchone() or (False,))[0]:
+            query = f"SELECT EXISTS (SELECT FROM {name} t WHERE {recent})"  # noqa: S608 -- constant
+            (yes,) = copy.execute(query, [transaction % 2**32]).fetchone() or (False,)
+            found += ["large objects were written to"] if yes else []
+    return list(dict.fromkeys(found))
+
+
+def require_readable(session: Session) -> list[Table]:
+    """Return every table; raises BackupFailed that names what this role cannot dump whole."""
+    rows = session.execute(_RELATIONS, [["r", "p", "S"]]).fetchall()
+    # of one that was dropped a moment ago the privilege is NULL: it is in no dump
+    hidden = [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[6] is False]
+    objects = session.execute(_LARGE_OBJECTS).fetchall()
+    hidden += [f"large object {found[0]}" for found in objects]
+    if hidden:
+        raise BackupFailed(
+            "backup.not_readable",
+            f"this role may not read {console.some(hidden)}",
+            "GRANT USAGE on the schema and SELECT on the object (or the role pg_read_all_data, "
+            "PostgreSQL 14 and later, but for large objects): a dump without it is no backup.",
+            sqlstate="42501",
+        )
+    if filtered := [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[7]]:
+        raise BackupFailed(
+            "backup.row_security",
+            f"row security hides rows of {console.some(filtered)} from this role",
+            "Run as the tables' owner (without FORCE ROW LEVEL SECURITY) or as a role with "
+            "BYPASSRLS: a dump without those rows is no backup.",
+            sqlstate="42501",
+        )
+    return _tables(session)

@@ -1,0 +1,240 @@
+"""Rename a restored database into the live one's place, and the live one out of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight.backup import new_database, restored, store
+from preflight.base import quoting, stop
+from preflight.base.errors import (
+    BackupFailed,
+    TargetUnusable,
+)
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.backup.manifests import Identity
+    from preflight.server.sessions import Session
+RENAME_TRIES = 10
+LAST_SESSIONS_S = 2.0
+TWICE_S = 24 * 3600.0  # a swap that is asked for again so soon is the same one
+
+_SESSIONS = """
+SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), a.usename::text,
+ a.datname::text
+FROM pg_catalog.pg_stat_activity a
+WHERE a.datname IN (%s::name, %s::name) AND a.pid <> ALL (%s::int4[])
+ AND a.usesysid IS NOT NULL  -- of other roles' sessions, backend_type may not be seen
+"""
+
+
+def swapped_before(session: Session, place: restored.Place, identity: Identity) -> bool:
+    """Tell whether the live database came from this very backup a short while ago.
+
+    What was written since would leave it. Raises TargetUnusable when that was long ago.
+    """
+    live = new_database.described(session, place.live)
+    if live is None:
+        return False
+    swaps = store.swaps(place.source, identity)
+    said = swaps.pop(live["oid"], None)
+    if said is None:
+        _require_not_replaced(session, place, swaps)
+        return False
+    at = said.get("epoch_s")
+    (now,) = session.execute(_NOW).fetchone() or (0.0,)
+    when = said.get("at", "at an unknown time")
+    what = f"{place.live!r} was restored from {place.source.name} and swapped in already ({when})"
+    if isinstance(at, int | float) and now - at < TWICE_S:
+        structlog.get_logger().warning(
+            "restore.finished",
+            backup=place.source.name,
+            database=place.live,
+            reason=f"{what}: nothing was done; --again does it again",
+        )
+        return True
+    raise TargetUnusable(
+        "restore.swapped",
+        what,
+        "What was written since would leave the live database: if that is wanted, add --again.",
+    )
+
+
+def _require_not_replaced(
+    session: Session, place: restored.Place, swaps: Mapping[int, Any]
+) -> None:
+    """Make sure that no call of long ago is done again over what took its place since.
+
+    A swap that failed left its database where this one wants to restore.
+    """
+    (waiting,) = session.execute(_OID, [place.into]).fetchone() or (0,)
+    if gone := [said for oid, said in swaps.items() if oid != waiting]:
+        raise TargetUnusable(
+            "restore.swapped",
+            f"{place.source.name} was swapped in before ({gone[-1].get('at', 'some time ago')}), "
+            f"and {place.live!r} is another database now",
+            "What it holds would leave the live place: if that is wanted, add --again.",
+        )
+
+
+_NOW = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8"
+
+
+def swap(
+    session: Session,
+    place: restored.Place,
+    state: restored.State,
+    identity: Identity,
+    asked: restored.Asked,
+) -> str | None:
+    """Rename both databases in one transaction; return the old one's new name.
+
+    Nobody is let into the new one from before it is compared until it has its name.
+    """
+    kept = restored.suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    into = quoting.name(place.into)
+    try:
+        with sessions.beside(session, place.into, new_database.quiet(session)) as other:
+            session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
+            ours = [item.connection.info.backend_pid for item in (session, other)]
+            _clear(session, place, ours, end_sessions=asked.end_sessions)
+            restored.require_same(other, place, state)
+        _record(session, place, identity, kept, again=asked.again)
+        return _renamed(session, place, kept, end_sessions=asked.end_sessions)
+    except BaseException as error:
+        if not session.lost:
+            with suppress(psycopg.Error):
+                let_in(session, place.into)
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise TargetUnusable(
+                "restore.no_right",
+                f"this role may not swap the databases: {error.diag.message_primary}",
+                f"Run as the owner with CREATEDB (to end sessions: pg_signal_backend); the "
+                f"restored database {place.into!r} is complete and waits.",
+                sqlstate=error.sqlstate,
+            ) from error
+        raise
+
+
+def let_in(session: Session, name: str) -> None:
+    """Open a database again; a stop request waits for that."""
+    session.connection.execute(
+        f"ALTER DATABASE {quoting.name(name)} ALLOW_CONNECTIONS true".encode()
+    )
+
+
+def _clear(
+    session: Session, place: restored.Place, ours: Sequence[int], *, end_sessions: bool
+) -> None:
+    """Make sure that nobody is in the new database; raises TargetUnusable."""
+    others = _others(session, place, ours)
+    if others and not end_sessions:
+        names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
+        raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
+    for pid, *_, where in others:
+        if where == place.into:
+            session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
+    until = time.monotonic() + LAST_SESSIONS_S
+    while left := [
+        pid for pid, *_, where in _connected(session, place, ours) if where == place.into
+    ]:
+        if time.monotonic() >= until:
+            raise _in_the_way(place, f"sessions do not end: pid {', '.join(map(str, left))}")
+        stop.sleep(0.1)
+
+
+def _record(
+    session: Session, place: restored.Place, identity: Identity, kept: str, *, again: bool
+) -> None:
+    """Write down which database is about to take the live one's place, by its number.
+
+    It is true once the database of that number has the live one's name, so a swap that fails
+    after it needs nothing undone.
+    """
+    (oid,) = session.execute(_OID, [place.into]).fetchone() or (0,)
+    (now,) = session.execute(_NOW).fetchone() or (0.0,)
+    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+    said = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
+    said["address"] = identity.address
+    try:
+        store.record_swap(place.source, identity.system, oid, said)
+    except OSError as error:
+        if not again:
+            raise BackupFailed(
+                "backup.directory",
+                f"the swap cannot be recorded in {place.source.path}: {error.strerror}",
+                f"The same command would do it again. Make it writable for user {os.getuid()}, or "
+                "go without a record: --again.",
+            ) from error
+
+
+_OID = "SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
+
+
+def _renamed(
+    session: Session, place: restored.Place, kept: str, *, end_sessions: bool
+) -> str | None:
+    ours = [session.connection.info.backend_pid]
+    for attempt in range(1, RENAME_TRIES + 1):
+        others = _others(session, place, ours)
+        if others and not end_sessions:
+            names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
+            raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
+        try:
+            with sessions.transaction(session):
+                for pid, *_ in others:
+                    session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
+                return _rename(session, place, kept)
+        except psycopg.errors.ObjectInUse as error:  # somebody connected in between
+            if attempt == RENAME_TRIES:
+                said = f"{error.diag.message_primary}: {error.diag.message_detail}"
+                raise _in_the_way(place, said) from error
+            stop.sleep(0.1 * attempt)
+    return None
+
+
+def _connected(
+    session: Session, place: restored.Place, ours: Sequence[int]
+) -> list[tuple[Any, ...]]:
+    return session.execute(_SESSIONS, [place.live, place.into, list(ours)]).fetchall()
+
+
+def _others(session: Session, place: restored.Place, ours: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Return who is connected to either database, once our own last sessions had time to end."""
+    until = time.monotonic() + LAST_SESSIONS_S
+    while found := _connected(session, place, ours):
+        if time.monotonic() >= until:
+            break
+        stop.sleep(0.1)
+    return found
+
+
+def _in_the_way(place: restored.Place, what: str) -> TargetUnusable:
+    return TargetUnusable(
+        "restore.sessions",
+        what,
+        f"The restored database {place.into!r} is complete and waits. Stop the app and run the "
+        "same command again, or add --end-sessions.",
+    )
+
+
+def _rename(session: Session, place: restored.Place, kept: str) -> str | None:
+    live, into = quoting.name(place.live), quoting.name(place.into)
+    before = new_database.described(session, place.live)
+    if before:
+        session.execute(f"ALTER DATABASE {live} RENAME TO {quoting.name(kept)}")
+    session.execute(f"ALTER DATABASE {into} RENAME TO {live}")
+    known = place.own.comment if place.own else None
+    comment = before["comment"] if before else known
+    said = quoting.literal(comment) if comment else "NULL"
+    session.execute(f"COMMENT ON DATABASE {live} IS {said}")
+    session.execute(f"ALTER DATABASE {live} ALLOW_CONNECTIONS true")
+    return kept if before else None

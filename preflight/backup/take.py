@@ -1,0 +1,364 @@
+"""Take a backup and read it back: the rows are counted in the very snapshot that is dumped.
+
+`archive` runs the client programs, `store` keeps the directory; here is what the server is asked.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight import __version__
+from preflight.backup import (
+    belongings,
+    children,
+    clients,
+    manifests,
+    mounts,
+    reading_back,
+    retention,
+    snapshots,
+    store,
+)
+from preflight.base import console, stop
+from preflight.base.errors import (
+    BackupDamaged,
+    BackupFailed,
+    BackupInterrupted,
+    BackupUnverified,
+    ConnectionLost,
+    DatabaseBusy,
+)
+from preflight.server import catalog
+
+if TYPE_CHECKING:
+    from preflight.backup.clients import Clients
+    from preflight.backup.manifests import Backup, Identity
+    from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
+
+TOLD = 20  # things that a backup is without, in an event; the manifest has all
+ATTEMPTS = 3  # a table dropped at the wrong moment, a server restarted in the middle
+_LOCKERS = """
+SELECT DISTINCT l.relation::pg_catalog.regclass::text, a.pid, a.application_name
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation >= 16384::oid
+ AND a.datname = pg_catalog.current_database() LIMIT 3
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A backup that this run made, whose it is, and what a copy of it has to show."""
+
+    backup: Backup
+    identity: Identity
+    witness: snapshots.Witness
+    seen: tuple[int, ...]  # of the dump's file, before its hash was read back
+    visible: bool = True  # a plan's is removed afterwards
+
+    @property
+    def name(self) -> str:
+        """The backup's name."""
+        return self.backup.name
+
+    @property
+    def path(self) -> Path:
+        """The backup's directory."""
+        return self.backup.path
+
+
+def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Taken | None:
+    """Back the database up before `todo`; return None when backups are off.
+
+    Raises BackupInterrupted (passing), BackupFailed (change something), BackupUnverified.
+    """
+    log = structlog.get_logger()
+    if session.config.backup == "off":
+        log.warning("backup.skipped", reason="PREFLIGHT_BACKUP=off")
+        return None
+    began = time.monotonic()
+    with _made(session, todo, purpose) as draft:
+        with store.usable(session.config.backup_dir) as directory:
+            made = store.publish(draft.path, directory, draft.identity, draft.backup.manifest)
+        manifest = made.manifest
+        log.info(
+            "backup.verified",
+            backup=made.name,
+            verified=manifest["verified"],
+            size_bytes=manifest["size_bytes"],
+            tables=len(manifest["rows"]),
+            rows=sum(manifest["rows"].values()),
+            sha256=manifest["sha256"],
+            **({"without": manifest["without"][:TOLD]} if "without" in manifest else {}),
+            duration_s=round(time.monotonic() - began, 3),
+        )
+        with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
+            retention.prune(made.path.parent, draft.identity, session.config.backup_keep + 1)
+    return Taken(made, draft.identity, draft.witness, draft.seen)
+
+
+@contextmanager
+def draft(session: Session, todo: Sequence[Migration]) -> Iterator[Taken]:
+    """Yield a backup that nobody sees and that is gone afterwards; raises what `take` raises."""
+    with _made(session, todo, "plan") as made:
+        yield made
+
+
+@contextmanager
+def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator[Taken]:
+    """Yield a whole backup under its hidden name; it is removed unless it gets another one."""
+    config = session.config
+    programs = clients.clients(config, session)
+    identity, size = identity_of(session)
+    own = belongings.read(session, identity.database)
+    taken_for = {
+        "command": purpose,
+        "pending": [{"version": file.version, "checksum": file.checksum} for file in todo],
+    }
+    with ExitStack() as stack:
+        with store.usable(config.backup_dir) as directory:
+            mounts.require_mounted(directory)
+            retention.sweep(directory, identity)
+            store.require_space(directory, identity, size)
+            hidden = stack.enter_context(store.building(directory, identity, config.run_id))
+            found, witness, seen = _dumped(session, hidden / manifests.DUMP, programs)
+            manifest = {
+                "format": manifests.FORMAT,
+                "version": __version__,
+                "run_id": config.run_id,
+                "database": identity.database,
+                "system_identifier": identity.system,
+                "address": identity.address,
+                "timeline": _timeline(session),
+                "server_version": session.facts.version if session.facts else None,
+                "pg_dump": programs.version,
+                "file": manifests.DUMP,
+                **found,
+                "belongings": own.told() if own else None,
+                "taken_for": taken_for,
+                "verified": "read",
+            }
+        yield Taken(manifests.Backup(hidden, manifest), identity, witness, seen, visible=False)
+
+
+def prune(session: Session, saved: Taken) -> None:
+    """Let go what is more than BACKUP_KEEP; call once it is known what the newest is worth."""
+    with suppress(OSError):  # the backup is there; what cannot be removed is told by the store
+        retention.prune(saved.path.parent, saved.identity, session.config.backup_keep)
+
+
+def proven(
+    take_one: Callable[[], Taken | None],
+    prove: Callable[[Taken | None], None],
+    beside: Callable[[Taken | None], Sequence[Path]] = lambda _: (),
+) -> Taken | None:
+    """Take a backup and prove it; return it as long as it is there. Raises what both raise.
+
+    What is wrong with a dump may come from what was changed while it was made: one more is taken
+    before the first is called bad, unless that was damaged. `beside` says what else it holds.
+    """
+    for last in (False, True):
+        saved = take_one()
+        try:
+            files = beside(saved)
+            prove(saved)
+            require_there(saved, files)
+        except BackupUnverified as failure:
+            if saved:
+                hide(saved)
+            if last or isinstance(failure, BackupDamaged):
+                raise
+            structlog.get_logger().info("backup.progressed", attempt=2, waiting=str(failure))
+        else:
+            break
+    return saved
+
+
+def require_there(saved: Taken | None, files: Sequence[Path] = (), *, again: bool = False) -> None:
+    """Make sure that a backup is still what was verified; raises BackupDamaged.
+
+    The hash is read again only where the dump's file is not as it was seen, or with `again`.
+    """
+    if saved is None:
+        return
+    dump, digest = saved.path / manifests.DUMP, saved.backup.manifest["sha256"]
+    try:
+        if again or store.seen(dump) != saved.seen:
+            digest, _ = reading_back.hash_of(dump)
+        gone = [str(path) for path in files if not path.is_file()]
+    except OSError as error:
+        gone = [f"{dump} ({error.strerror})"]
+    if digest != saved.backup.manifest["sha256"]:
+        raise BackupDamaged(
+            "backup.corrupt",
+            f"the dump in {saved.path} is not what was verified a moment ago: its hash differs",
+            "Who else writes to the backup directory? Check that, and the disk; the backup is "
+            "hidden again, and nothing was migrated.",
+        )
+    if gone or (saved.visible and not store.holds(saved.backup)):
+        raise BackupDamaged(
+            "backup.vanished",
+            "the backup that was verified a moment ago is gone: "
+            f"{console.some(gone) or saved.path}",
+            "Who else removes files in the backup directory? Nothing was migrated.",
+        )
+
+
+def hide(saved: Taken) -> None:
+    """Take a backup out of view that turned out to be none."""
+    if saved.visible:
+        with store.usable(saved.path.parent):
+            store.withdraw(saved.backup, saved.identity)
+
+
+def identity_of(session: Session) -> tuple[Identity, int]:
+    """Return whose backups these are, and the database's size in bytes."""
+    row = session.execute(
+        """SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+ pg_catalog.current_database()::text,
+ pg_catalog.pg_database_size(pg_catalog.current_database())"""
+    ).fetchone()
+    system, database, size = row or ("", "", 0)
+    return manifests.Identity(system, database, _address(session)), size
+
+
+def _address(session: Session) -> str:
+    """Return the server's address as it is configured; a service's and a default is libpq's."""
+    info, configured = session.connection.info, dict(session.target)
+    if not configured.keys() & {"host", "hostaddr"}:
+        told = {each.keyword.decode(): each.val or b"" for each in session.connection.pgconn.info}
+        configured |= {key: told[key].decode() for key in ("host", "port") if told.get(key)}
+    return manifests.address({"host": info.host, "port": str(info.port), **configured})
+
+
+def _timeline(session: Session) -> int | None:
+    """Return the server's timeline, which a failover changes; None where it may not be asked."""
+    may = "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_control_checkpoint()','EXECUTE')"
+    if (session.execute(may).fetchone() or (False,))[0]:
+        query = "SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()"
+        return int((session.execute(query).fetchone() or (0,))[0])
+    return None
+
+
+# attempts
+
+
+def _dumped(
+    session: Session, path: Path, programs: Clients
+) -> tuple[dict[str, Any], snapshots.Witness, tuple[int, ...]]:
+    """Write the dump and read it back; return what the manifest says of it, and what else was seen.
+
+    Last comes what its file looked like before its hash was read back.
+
+    A table lock is waited for as long as LOCK_RETRY_S says; other passing reasons get ATTEMPTS.
+    """
+    began, attempt, said = time.monotonic(), 0, ""
+    while True:
+        attempt += 1
+        try:
+            taken_at, seen, written = _attempted(session, path, programs, attempt)
+            break
+        except (
+            children.ClientFailed,
+            psycopg.Error,
+            ConnectionLost,
+            DatabaseBusy,
+            snapshots.Moved,
+        ) as error:
+            hope, before, said = _hope_of(error), said, str(error).strip()
+        path.unlink(missing_ok=True)
+        if hope == "none" or (hope == "unknown" and said == before):
+            raise BackupFailed("backup.pg_dump", f"the dump failed: {said}", _HINT)
+        others = _lockers(session)
+        patient = time.monotonic() - began < session.config.lock_retry_s
+        if not (patient if hope == "busy" else attempt < ATTEMPTS):
+            raise BackupInterrupted(
+                "backup.interrupted",
+                f"no backup after {attempt} attempts: {said}{others}",
+                "Run again; nothing was migrated.",
+            )
+        structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
+        stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
+    looks, without = store.seen(path), catalog.unseen(session)
+    wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
+    roots = {table.key: table.root for table in seen.rows if table.root}
+    digest, environment = written.sha256, session.config.child_env
+    size = reading_back.require_whole(path, digest, programs, environment, wanted, roots)
+    listed = any(each["what"].startswith("subscription ") for each in without)
+    without += [
+        {"what": warning, "why": "a warning of pg_dump"}
+        for warning in written.warnings
+        if not (listed and warning.startswith("subscriptions not dumped"))
+    ]
+    found = {
+        "snapshot_at": taken_at,
+        "size_bytes": size,
+        "sha256": digest,
+        "rows": {table.name: rows for table, rows in seen.rows.items()},
+        **({"without": without} if without else {}),
+    }
+    return found, seen.witness, looks
+
+
+def _attempted(
+    session: Session, path: Path, programs: Clients, attempt: int
+) -> tuple[str, snapshots.Count, clients.Written]:
+    """Dump once, and count meanwhile; return when, what was seen in the snapshot, and the dump.
+
+    pg_dump starts as soon as there is a snapshot: whoever queues for a table after that waits for
+    our locks, and pg_dump would wait for him.
+    """
+    with snapshots.exported(session) as snapshot:
+        stood = catalog.sequences(session)
+        structlog.get_logger().info(
+            "backup.started",
+            attempt=attempt,
+            tables=len(snapshot.tables),
+            client=programs.version,
+        )
+        with snapshots.Count(snapshot).running() as count:
+            progress = clients.Progress(len(snapshot.tables), count.plain)
+            written = clients.write(session, programs, snapshot.name, path, progress, count.check)
+            count.finish()
+    if moved := catalog.moved(count.marks, catalog.marks(session)):
+        raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")
+    count.sequences = catalog.settled(stood, catalog.sequences(session))
+    return snapshot.taken_at, count, written
+
+
+_HINT = "These are the words of pg_dump or of the server; nothing was migrated."
+
+
+def _hope_of(error: Exception) -> str:
+    """Return `busy`, `passing`, `unknown` or `none`."""
+    if isinstance(error, children.ClientFailed):
+        return error.hope
+    gone = (*snapshots.GONE, ConnectionLost, snapshots.Moved)
+    if isinstance(error, DatabaseBusy):
+        return "busy"
+    if isinstance(error, gone):
+        return "passing"  # a table dropped between the list and its lock; a server restarted
+    return "unknown"
+
+
+def _lockers(session: Session) -> str:
+    """Name who has or wants a table for itself; raises BackupInterrupted when our lock is gone."""
+    try:
+        rows = session.execute(_LOCKERS).fetchall()
+    except psycopg.OperationalError as error:
+        raise BackupInterrupted(
+            "backup.interrupted",
+            "the connection that holds the run's lock was lost during the backup",
+            "Run again; nothing was migrated.",
+        ) from error
+    names = [f"{table} by pid {pid} ({name or 'unnamed'})" for table, pid, name in rows]
+    return f"; locked: {', '.join(names)}" if names else ""

@@ -1,0 +1,392 @@
+"""Settings and the three connection vocabularies, read once; every problem is reported at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preflight.base.errors import ConfigInvalid, Problem
+
+PREFIX = "PREFLIGHT_"
+DEFAULTS = {"host": "unicorn-postgresql", "port": "5432", "user": "unicorn", "dbname": "unicorn_db"}
+VOCABULARIES = {
+    "PG*": {
+        "host": "PGHOST",
+        "hostaddr": "PGHOSTADDR",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "dbname": "PGDATABASE",
+    },
+    "POSTGRES_*": {
+        "host": "POSTGRES_HOST",
+        "port": "POSTGRES_PORT",
+        "user": "POSTGRES_USER",
+        "dbname": "POSTGRES_DB",
+    },
+}
+ESCAPE = "In a URL write the characters @ : / ? # % of a password as %40 %3A %2F %3F %23 %25."
+SECRETS = ("DATABASE_URL", "PGPASSWORD", "POSTGRES_PASSWORD", "PREFLIGHT_REHEARSE_URL")
+MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
+SECRET_MAX_BYTES = 64 * 1024
+
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
+_SERVICE_PORT_VALUE = re.compile(r"(tcp|udp|sctp)://")
+# PostgreSQL's reserved words, which would have to be quoted wherever the schema is named
+_RESERVED = frozenset(
+    """all analyse analyze and any array as asc asymmetric authorization binary both case cast check
+    collate collation column concurrently constraint create cross current_catalog current_date
+    current_role current_schema current_time current_timestamp current_user default deferrable desc
+    distinct do else end except false fetch for foreign freeze from full grant group having ilike in
+    initially inner intersect into is isnull join lateral leading left like limit localtime
+    localtimestamp natural not notnull null offset on only or order outer overlaps placing primary
+    references returning right select session_user similar some symmetric system_user table
+    tablesample then to trailing true union unique user using variadic verbose when where window
+    with information_schema public""".split()  # noqa: SIM905 -- a hundred words in eleven lines
+)
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_URL = re.compile(r"[a-z0-9+]+://(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What one run was told; seconds, milliseconds and megabytes as the names say."""
+
+    target: Mapping[str, str] = field(repr=False)
+    child_env: Mapping[str, str] = field(repr=False)
+    migrations_dir: Path
+    schema: str = "preflight"
+    backup_dir: Path = Path("/backups")
+    backup: str = "required"
+    backup_keep: int = 5
+    wait_timeout_s: float = 120
+    lock_wait_s: float = 600
+    lock_timeout_ms: int = 2000
+    lock_retry_s: float = 300
+    statement_timeout_s: float = 0
+    rehearse: str = "auto"
+    rehearse_max_mb: int = 2048
+    rehearse_max_lock_s: float = 0
+    rehearse_wal_mb_per_min: int = 2000
+    rehearse_url: Mapping[str, str] | None = field(default=None, repr=False)  # as libpq reads it
+    first_contact: str = "refuse"
+    ahead: str = "allow"
+    out_of_order: str = "fail"
+    log: str = "auto"
+    log_level: str = "info"
+    log_sql: str = "off"
+    termination_log: Path = Path("/dev/termination-log")
+    run_id: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def database(self) -> str:
+        """The database's name, as far as it is known before a connection."""
+        return self.target.get("dbname", "")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], migrations_dir: Path, run_id: str) -> Config:
+        """Read every setting; raises ConfigInvalid that names all problems, never a secret."""
+        reader = _Reader(environ)
+        target = reader.target()
+        settings = reader.settings()
+        reader.unknown_settings()
+        if reader.problems:
+            raise ConfigInvalid.of("config.invalid", reader.problems)
+        settings.setdefault("migrations_dir", migrations_dir)
+        return cls(
+            target=target,
+            child_env=child_environment(environ),
+            run_id=run_id,
+            warnings=tuple(reader.warnings),
+            **settings,  # type: ignore[arg-type]
+        )
+
+
+def environment() -> dict[str, str]:
+    """Return the process environment as UTF-8, whatever the locale says.
+
+    An empty value is no value: libpq would take PGSSLMODE= for a wrong one, so that goes. So does
+    the password, once it is read: libpq would offer it to a scratch server, too.
+    """
+    for name in [name for name, value in os.environb.items() if name[:2] == b"PG" and not value]:
+        del os.environb[name]
+    found = {
+        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+        for name, value in os.environb.items()
+    }
+    os.environb.pop(b"PGPASSWORD", None)
+    return found
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what pg_dump and pg_restore may see: no secret, no locale, no vocabulary of ours."""
+    hidden = {*SECRETS, "PGDATABASE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER"}
+    hidden |= {"PGCLIENTENCODING"}  # ours is fixed; a dump is in the database's own encoding
+    kept = {name: value for name, value in environ.items() if name not in hidden}
+    return kept | {"LC_ALL": "C", "LANGUAGE": "C"}
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _seconds(value: str) -> float:
+    """A number from 0 to 2147483."""  # noqa: D401 -- part of an error's sentence
+    if not _NUMBER.fullmatch(value) or float(value) > MOST_SECONDS:
+        raise ValueError
+    return float(value)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
+            raise ValueError
+        return int(value)
+
+    parse.__doc__ = f"a whole number from {least} to 999999999"
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in words:
+            raise ValueError
+        return value
+
+    parse.__doc__ = "one of " + ", ".join(words)
+    return parse
+
+
+def _schema(value: str) -> str:
+    """A lower-case name of 1 to 63 letters, digits and _, not public, a system's or reserved."""  # noqa: D401
+    if (
+        value.startswith("pg_")
+        or value in _RESERVED
+        or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value)
+    ):
+        raise ValueError
+    return value
+
+
+SETTINGS: dict[str, Callable[[str], object]] = {
+    "MIGRATIONS_DIR": Path,
+    "SCHEMA": _schema,
+    "BACKUP_DIR": Path,
+    "BACKUP": _one_of("required", "off"),
+    "BACKUP_KEEP": _whole(1),
+    "WAIT_TIMEOUT_S": _seconds,
+    "LOCK_WAIT_S": _seconds,
+    "LOCK_TIMEOUT_MS": _whole(1),
+    "LOCK_RETRY_S": _seconds,
+    "STATEMENT_TIMEOUT_S": _seconds,
+    "REHEARSE": _one_of("auto", "always", "off"),
+    "REHEARSE_MAX_MB": _whole(0),
+    "REHEARSE_MAX_LOCK_S": _seconds,
+    "REHEARSE_WAL_MB_PER_MIN": _whole(0),
+    "REHEARSE_URL": _text,
+    "FIRST_CONTACT": _one_of("refuse", "pending"),
+    "AHEAD": _one_of("allow", "fail"),
+    "OUT_OF_ORDER": _one_of("fail", "allow"),
+    "LOG": _one_of("auto", "json", "console"),
+    "LOG_LEVEL": _one_of("debug", "info", "warning", "error"),
+    "LOG_SQL": _one_of("off", "on"),
+    "TERMINATION_LOG": Path,
+}
+
+
+class _Reader:
+    """Collects problems and warnings while the environment is read; an empty value is no value."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.links = [name for name, value in environ.items() if _is_service_link(name, value)]
+        self.environ = {
+            name: value for name, value in environ.items() if value and name not in self.links
+        }
+
+    def wrong(self, message: str, hint: str | None = None) -> None:
+        self.problems.append(Problem(message, hint))
+
+    def secret(self, name: str) -> str | None:
+        """Return the value of NAME or of the file that NAME_FILE names."""
+        value, path = self.environ.get(name), self.environ.get(f"{name}_FILE")
+        if path is None:
+            return self._clean(name, value)
+        if value is not None:
+            self.wrong(f"{name} and {name}_FILE are both set", "Keep one of the two.")
+            return None
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:  # a FIFO without a writer must not hang us
+                raw = file.read(SECRET_MAX_BYTES + 1) or b""
+        except OSError as error:
+            # a password set where its file's name belongs must not be shown
+            shown = path if path.startswith("/") else "a file"
+            self.wrong(
+                f"{name}_FILE names {shown}, which cannot be read: {error.strerror}",
+                "Check the path, and that this user may read it (mode 0400, or 0440 with fsGroup).",
+            )
+            return None
+        if len(raw) > SECRET_MAX_BYTES:
+            self.wrong(f"{name}_FILE names {path}, which is larger than 64 KiB: not a secret")
+            return None
+        text = re.sub(r"\r?\n\Z", "", raw.decode("utf-8", "surrogateescape"))
+        if not text:
+            self.wrong(f"{name}_FILE names {path}, which is empty")
+            return None
+        return self._clean(f"{name}_FILE", text)
+
+    def _clean(self, name: str, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if "\0" in value:
+            self.wrong(f"{name} holds a NUL byte")
+            return None
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.wrong(f"{name} is not valid UTF-8")
+            return None
+        return value
+
+    def target(self) -> dict[str, str]:
+        """Return the libpq parameters to connect with."""
+        sources = {"DATABASE_URL": self._url("DATABASE_URL")}
+        for vocabulary, names in VOCABULARIES.items():
+            sources[vocabulary] = {
+                key: value
+                for key, name in names.items()
+                if (value := self._clean(name, self.environ.get(name)))
+            }
+        passwords = {
+            "DATABASE_URL": sources["DATABASE_URL"].pop("password", None),
+            "PGPASSWORD": self.secret("PGPASSWORD"),
+            "POSTGRES_PASSWORD": self.secret("POSTGRES_PASSWORD"),
+        }
+        target: dict[str, str] = {}
+        for key in ("host", "hostaddr", "port", "user", "dbname"):
+            found = {name: source[key] for name, source in sources.items() if key in source}
+            self._agree(key, found)
+            if found:
+                target[key] = next(iter(found.values()))
+        self._check_hostaddr(sources)
+        found = {name: value for name, value in passwords.items() if value}
+        self._agree("password", found)
+        if found:
+            target["password"] = next(iter(found.values()))
+        for key, name in (("options", "PGOPTIONS"), ("connect_timeout", "PGCONNECT_TIMEOUT")):
+            value = self._clean(name, self.environ.get(name))
+            if value and key not in sources["DATABASE_URL"]:
+                target[key] = value
+        self._check_address(target)
+        if "service" not in sources["DATABASE_URL"] and "PGSERVICE" not in self.environ:
+            defaults = dict(DEFAULTS)
+            if "hostaddr" in target:
+                del defaults["host"]
+            target = defaults | target
+        return sources["DATABASE_URL"] | target
+
+    def _agree(self, key: str, found: Mapping[str, str]) -> None:
+        if len(set(found.values())) > 1:
+            names = " and ".join(found)
+            shown = "" if key == "password" else ": " + " / ".join(found.values())
+            self.wrong(
+                f"{names} name different values for {key}{shown}",
+                "Keep one way to say where the database is and unset the others.",
+            )
+
+    def _check_hostaddr(self, sources: Mapping[str, Mapping[str, str]]) -> None:
+        """A host's address must come with its host: alone it would lead another name elsewhere."""  # noqa: D401
+        hosts = next((name for name, source in sources.items() if "host" in source), None)
+        address = next((name for name, source in sources.items() if "hostaddr" in source), None)
+        if hosts and address and hosts != address:
+            self.wrong(
+                f"the host comes from {hosts} and its address (hostaddr) from {address}",
+                "Unset PGHOSTADDR, or say both in one place.",
+            )
+
+    def _check_address(self, target: Mapping[str, str]) -> None:
+        if "@" in target.get("host", ""):
+            self.wrong(
+                "the host holds an '@'",
+                ESCAPE,
+            )
+        for port in filter(None, target.get("port", "").split(",")):
+            if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
+                # not shown: in a URL with a stray character it may be a piece of the password
+                self.wrong("the port is not a number from 1 to 65535")
+
+    def _url(self, name: str) -> dict[str, str]:
+        url = self.secret(name)
+        if url is None:
+            return {}
+        address = _URL.match(url)
+        if address and (
+            "@" in address["rest"].partition("@")[2].partition("?")[0]
+            or "@" in address["rest"].partition("?")[0].partition("/")[2]
+        ):
+            # libpq would take a piece of the password for the host or the database
+            self.wrong(f"{name} holds an unescaped @ or /", ESCAPE)
+            return {}
+        import psycopg  # noqa: PLC0415 -- not needed without a URL
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 -- see above
+
+        try:
+            parsed = conninfo_to_dict(_DRIVER.sub(r"\1://", url))
+        except psycopg.Error:
+            # libpq quotes the text that it could not read, and that may be the password
+            self.wrong(
+                f"{name} cannot be read as a PostgreSQL URL",
+                "postgresql://USER:PASSWORD@HOST:PORT/DATABASE; write special characters of "
+                "the password percent-encoded (@ as %40), and only options that libpq knows.",
+            )
+            return {}
+        return {key: str(value) for key, value in parsed.items() if value not in (None, "")}
+
+    def settings(self) -> dict[str, object]:
+        """Return the values of the settings that are set."""
+        found: dict[str, object] = {}
+        for name, parse in SETTINGS.items():
+            variable = PREFIX + name
+            if variable in SECRETS:
+                if target := self._url(variable):
+                    found[name.lower()] = target
+                continue
+            value = self._clean(variable, self.environ.get(variable))
+            if value is None:
+                continue
+            try:
+                found[name.lower()] = parse(value)
+            except ValueError:
+                self.wrong(f"{variable}={value!r} is not {_described(parse)}")
+        return found
+
+    def unknown_settings(self) -> None:
+        """Report every PREFLIGHT_ variable that is no setting, with the nearest one that is."""
+        known = {PREFIX + name for name in SETTINGS} | {PREFIX + "REHEARSE_URL_FILE"}
+        for name in sorted(self.environ):
+            if name.startswith(PREFIX) and name not in known:
+                import difflib  # noqa: PLC0415 -- only for a typo
+
+                near = difflib.get_close_matches(name, known, 1)
+                self.wrong(f"{name} is not a setting", f"Did you mean {near[0]}?" if near else None)
+        ours = {name for names in VOCABULARIES.values() for name in names.values()}
+        if relevant := [name for name in self.links if name.startswith(PREFIX) or name in ours]:
+            self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
+
+
+def _described(parse: Callable[[str], object]) -> str:
+    words = (parse.__doc__ or "valid").rstrip(".")
+    return words[0].lower() + words[1:]
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    link = name.endswith("_PORT") and _SERVICE_PORT_VALUE.match(value)
+    return bool(link or _SERVICE_LINK.search(name))

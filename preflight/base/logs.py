@@ -1,0 +1,169 @@
+"""structlog set-up, console or JSON; nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+LINE_MAX = 15_999  # bytes without the line end; docker and containerd split longer ones
+
+
+class _Stream:
+    """A stream that outlives its reader: a closed pipe must not end a migration."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.broken = False
+
+    def write(self, text: str) -> None:
+        if self.broken:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.broken = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Point the stream elsewhere: what it still holds would fail again at exit, as code 120."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def flush(self) -> None:
+        """Nothing to do: every line is flushed as it is written."""
+
+
+def console_wanted(choice: str, stream: TextIO) -> bool:
+    """Tell whether people read this stream: asked for, or a terminal."""
+    return choice == "console" or (choice == "auto" and stream.isatty())
+
+
+def colour_wanted(stream: TextIO, *, no_color: str | None) -> bool:
+    """Tell whether to colour: only on a terminal, and not with NO_COLOR (no-color.org)."""
+    return stream.isatty() and not no_color
+
+
+def set_up(  # noqa: PLR0913 -- one call, at the start
+    stream: TextIO,
+    *,
+    choice: str,
+    level: str,
+    run_id: str,
+    no_color: str | None = None,
+    observe: Callable[[EventDict], None] | None = None,
+) -> None:
+    """Send events of at least `level` to `stream`, one line each; `run.finished` always."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    processors: list[Any] = [_unless_muted, structlog.processors.add_log_level]
+    if observe:
+        processors.append(_seen_by(observe))
+    processors.append(_at_least(level))
+    if console_wanted(choice, stream):
+        from preflight.base import console  # noqa: PLC0415 -- only people need it
+
+        coloured = colour_wanted(stream, no_color=no_color)
+        processors.append(lambda _, __, event: console.event_line(event, colour=coloured))
+    else:
+        stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        processors += [stamper, _with_run(run_id), _line]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        logger_factory=structlog.WriteLoggerFactory(file=_Stream(stream)),  # type: ignore[arg-type]
+        cache_logger_on_first_use=False,
+    )
+
+
+_json = structlog.processors.JSONRenderer(default=str)
+
+
+def _line(logger: object, method: str, event: EventDict) -> str | bytes:
+    """Return the event as JSON that no log driver splits: what is too long is counted and cut."""
+    line = _json(logger, method, dict(event))
+    for most in (200, 50, 10, 3, 1):
+        if len(line) <= LINE_MAX:
+            break
+        shown = {key: _cut(value, most) for key, value in event.items()}
+        untold = {
+            f"{key}_untold": len(value) - len(shown[key]) + event.get(f"{key}_untold", 0)
+            for key, value in event.items()
+            if isinstance(value, list) and len(value) > len(shown[key])
+        }
+        line = _json(logger, method, shown | untold)
+    return line
+
+
+def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event holds
+    """Return a value with the first of its lists' items and the beginning of its texts."""
+    if isinstance(value, dict):
+        return {key: _cut(item, most) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cut(item, most) for item in value[:most]]
+    longest = 20 * most + 100
+    return f"{value[:longest]}…" if isinstance(value, str) and len(value) > longest else value
+
+
+_muted = threading.Event()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Keep every event back: what a rehearsal does with its copy is no news of the database."""
+    _muted.set()
+    try:
+        yield
+    finally:
+        _muted.clear()
+
+
+def _unless_muted(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if not _muted.is_set() or event["event"] == "run.finished":
+        return event
+    if event["event"] == "migration.progressed" and "elapsed_s" in event:
+        return {**event, "event": "rehearsal.progressed"}  # a long statement, on the copy
+    raise structlog.DropEvent
+
+
+def _seen_by(observe: Callable[[EventDict], None]) -> Processor:
+    def see(_logger: object, _method: str, event: EventDict) -> EventDict:
+        observe(event)
+        return event
+
+    return see
+
+
+def _at_least(level: str) -> Processor:
+    least = LEVELS[level]
+
+    def drop_below(_logger: object, method: str, event: EventDict) -> EventDict:
+        if LEVELS[method] < least and event["event"] != "run.finished":
+            raise structlog.DropEvent
+        return event
+
+    return drop_below
+
+
+def _with_run(run_id: str) -> Processor:
+    def put_first(_logger: object, _method: str, event: EventDict) -> EventDict:
+        first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+        return {**first, "run_id": run_id, **event}
+
+    return put_first

@@ -1,0 +1,1 @@
+"""A file a command: what it says of itself, its story and how its result is shown."""

@@ -1,0 +1,54 @@
+"""`backups`: list what the directory holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preflight.backup import store
+from preflight.base import console
+from preflight.commands import results
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.commands.arguments import Arguments
+
+
+def described(directory: Path) -> list[dict[str, Any]]:
+    """Return what the manifests in a directory say, the oldest first; raises BackupFailed."""
+    with store.usable(directory) as resolved:
+        return [
+            {
+                "backup": item.name,
+                "database": item.manifest.get("database"),
+                "address": item.manifest.get("address"),
+                "snapshot_at": item.manifest.get("snapshot_at"),
+                "size_bytes": item.manifest.get("size_bytes"),
+                "rows": sum(item.manifest.get("rows", {}).values()),
+                "taken_for": (item.manifest.get("taken_for") or {}).get("command"),
+                "verified": item.manifest.get("verified"),
+            }
+            for item in store.listing(resolved)
+        ]
+
+
+def run(config: Config, said: Arguments) -> None:
+    """List the backups of every database in the directory; needs no server."""
+    rows = described(config.backup_dir)
+    heads = ("backup", "database", "when", "size", "rows", "taken for", "verified")
+    table = [
+        (
+            row["backup"],
+            row["database"],
+            row["snapshot_at"],
+            console.size(row["size_bytes"] or 0),
+            row["rows"],
+            row["taken_for"],
+            row["verified"],
+        )
+        for row in rows
+    ]
+    events = [("backup.listed", row) for row in rows]
+    results.show(
+        config, said, {"directory": str(config.backup_dir), "backups": rows}, (heads, table), events
+    )

@@ -1,0 +1,174 @@
+"""`check`: every migration and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from preflight.apply import contact, resume
+from preflight.base.errors import (
+    Failure,
+    HistoryConflict,
+    NeedsRepair,
+    Pending,
+    SchemaAhead,
+)
+from preflight.commands import results
+from preflight.files import reading
+from preflight.history import journal, ledger, plan
+from preflight.server import lock, sessions
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.commands.arguments import Arguments
+    from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
+
+
+def run(config: Config, said: Arguments) -> None:
+    """Show every migration and its state; raises what stands in the way, then Pending."""
+    files = reading.load(config.migrations_dir)
+    with sessions.connect(config) as session:
+        known = ledger.read(session)
+        details = ledger.listing(session) if known.present else []
+        adoptable, problem = contact.first_look(session, files, known)
+        with ledger.looking(session):
+            repair = stuck(session, files, known)
+        database = session.facts.database if session.facts else config.database
+    rows = states(files, known, details, adoptable)
+    verdict = judge(config, files, known, repair)
+    if problem and (verdict is None or isinstance(verdict, Pending)):
+        verdict = problem
+    document = {"database": database, "current": verdict is None, "migrations": rows}
+    results.show(config, said, document, _check_table(rows), _listed(rows))
+    if verdict:
+        raise verdict
+
+
+def stuck(session: Session, files: Sequence[Migration], known: plan.History) -> NeedsRepair | None:
+    """Tell what stopped part-way and cannot be resumed, as far as this role may see.
+
+    Without the lock a `running` row may belong to a live run: only that of a dead one counts.
+    """
+    for file in files:
+        if file.version not in known.records or known.done(file.version):
+            continue
+        try:
+            row = ledger.row_of(session, file.version)
+        except psycopg.errors.InsufficientPrivilege:
+            return None  # the texts are not for everyone
+        if row is None or row.state == "done" or _alive(session, row):
+            continue
+        try:
+            resume.require_resumable(file, row)
+        except NeedsRepair as failure:
+            return failure
+    return None
+
+
+def _alive(session: Session, row: journal.Row) -> bool:
+    """Tell whether a run may be at work on a row; a standby does not see its primary's locks."""
+    if session.facts is None or session.facts.standby:
+        return row.state == "running"
+    return bool(lock.holder(session)) or ledger.row_of(session, row.version) != row
+
+
+def judge(
+    config: Config,
+    files: Sequence[Migration],
+    known: plan.History,
+    repair: NeedsRepair | None = None,
+) -> Failure | None:
+    """Return the first that holds of 26, 28, 32 and 3."""
+    try:
+        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+    except (HistoryConflict, SchemaAhead) as failure:
+        return failure
+    if repair:
+        return repair
+    if made.empty:
+        return None
+    return Pending(
+        "schema.pending",
+        f"{len(made.todo)} of {len(files)} migrations are pending, first {made.todo[0].name}",
+        "Run `up`.",
+        migration=made.todo[0].name,
+        version=made.todo[0].version,
+    )
+
+
+def states(
+    files: Sequence[Migration],
+    known: plan.History,
+    details: Sequence[dict[str, Any]],
+    adoptable: set[int],
+) -> list[dict[str, Any]]:
+    """Return one row a migration, on disk or recorded, in order."""
+    by_version = {row["version"]: row for row in details}
+    on_disk = {file.version: file for file in files}
+    newest = max(on_disk, default=-1)
+    rows = []
+    for version in sorted(on_disk.keys() | known.records.keys()):
+        file, record = on_disk.get(version), known.records.get(version)
+        detail = by_version.get(version, {})
+        rows.append(
+            {
+                "version": version,
+                "name": file.name if file else record.name if record else "",
+                "recorded_as": record.name
+                if file and record and record.name != file.name
+                else None,
+                "state": _state(file, record, detail, newest, adoptable=version in adoptable),
+                "applied_at": detail.get("applied_at"),
+                "duration_ms": detail.get("duration_ms"),
+                "applied_by": detail.get("applied_by"),
+                "backup": detail.get("backup"),
+            }
+        )
+    return rows
+
+
+def _state(
+    file: Migration | None,
+    record: plan.Record | None,
+    detail: dict[str, Any],
+    newest: int,
+    *,
+    adoptable: bool,
+) -> str:
+    if record is None:
+        return "adoptable" if adoptable else "pending"
+    if file is None:
+        return "ahead" if record.version > newest else "missing"
+    if (found := plan.compared(file, record)) != "same":
+        return found
+    if record.state != "done":
+        return "partial"
+    return "adopted" if detail.get("how") == "adopted" else "applied"
+
+
+def _listed(rows: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (
+            "migration.listed",
+            {"migration": row["name"], **{k: v for k, v in row.items() if k != "name"}},
+        )
+        for row in rows
+    ]
+
+
+def _check_table(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Sequence[object]]]:
+    heads = ("version", "description", "state", "when", "took", "by")
+    return heads, [
+        (
+            f"{row['version']:03d}",
+            row["name"].partition("_")[2].replace("_", " "),
+            row["state"],
+            row["applied_at"] and row["applied_at"].strftime("%Y-%m-%d %H:%M:%S %Z"),
+            None if row["duration_ms"] is None else f"{row['duration_ms'] / 1000:.2f} s",
+            row["applied_by"],
+        )
+        for row in rows
+    ]

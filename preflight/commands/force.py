@@ -1,0 +1,71 @@
+"""`force`: run a recorded file again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from preflight.apply import contact
+from preflight.base.errors import (
+    ConfigInvalid,
+    PlanChanged,
+)
+from preflight.commands import adopt, rollback
+from preflight.files import lasting, reading
+from preflight.history import ledger, plan
+from preflight.server import lock, ready, sessions
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.commands.arguments import Arguments
+    from preflight.files.migrations import Migration
+
+
+def run(config: Config, said: Arguments) -> None:
+    """Run a recorded file again from its start, with the safety of `up`."""
+    from preflight.apply import forward  # noqa: PLC0415 -- only when work is due
+    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
+    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
+
+    files = reading.load(config.migrations_dir)
+    with sessions.connect(config) as session:
+        file = _to_force(config, files, ledger.read(session), said.version)
+        ready.require_writable(session)
+        lock.acquire(session)
+        ledger.ensure(session)
+        file = _to_force(config, files, ledger.read(session), said.version)
+        row = ledger.row_of(session, file.version)
+        lasting.require([file.up])
+        saved = take.proven(
+            lambda: take.take(session, [file], "force"),
+            lambda saved: trial.run(session, saved, [file], row),
+        )
+        with rollback.undisturbed():
+            try:
+                forward.forward(session, file, saved.name if saved else None, row)
+            except PlanChanged:  # also when the COMMIT came through and only its answer was lost
+                row = ledger.row_of(session, file.version)
+                if row is None or (row.run_id, row.state) != (config.run_id, "done"):
+                    raise
+
+
+def _to_force(
+    config: Config, files: Sequence[Migration], known: plan.History, version: int | None
+) -> Migration:
+    recorded = [file for file in files if file.version in known.records]
+    if version is None and not recorded:
+        raise ConfigInvalid(
+            "config.arguments", "no file on disk is recorded in the database", "Run `up` instead."
+        )
+    file = recorded[-1] if version is None else contact.named(files, version)
+    if file not in recorded:
+        raise ConfigInvalid(
+            "config.arguments", f"{file.name} was never applied", "Run `up` instead."
+        )
+    record = known.records[file.version]
+    if plan.compared(file, record) in ("renamed", "other"):
+        adopt.refuse_contradiction(file, record)
+    others = [other for other in files if other.version != file.version]
+    rest = {v: record for v, record in known.records.items() if v != file.version}
+    plan.make(others, plan.History(rest), ahead=config.ahead, out_of_order=config.out_of_order)
+    return file

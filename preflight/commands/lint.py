@@ -1,0 +1,40 @@
+"""`lint`: read the files, without a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from preflight.commands import plan, results
+from preflight.files import reading, review
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.commands.arguments import Arguments
+
+
+def run(config: Config, said: Arguments) -> None:
+    """Read the files and say what a careful reader would; raises FilesInvalid."""
+    files = reading.load(config.migrations_dir)
+    rows: list[dict[str, Any]] = [
+        {
+            "migration": file.name,
+            "version": file.version,
+            "statements": len(steps),
+            "transactional": file.up.transactional,
+            "breaking": file.up.breaking,
+            "checksum": file.checksum,
+            "companions": [kind for kind in reading.KINDS if getattr(file, kind) is not None],
+            "remarks": review.remarks(file, steps),
+        }
+        for file in files
+        for steps in [plan.planned(file)]
+    ]
+    heads = ("version", "name", "statements", "companions", "remarks")
+    table = [
+        (f"{r['version']:03d}", r["migration"], r["statements"], " ".join(r["companions"]),
+         "; ".join(r["remarks"]))
+        for r in rows
+    ]  # fmt: skip
+    results.show(
+        config, said, {"files": rows}, (heads, table), [("migration.listed", r) for r in rows]
+    )

@@ -1,0 +1,99 @@
+"""`verify`: ask the verify files of what is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from preflight.apply import verify
+from preflight.base.errors import (
+    ConfigInvalid,
+    HistoryConflict,
+    Pending,
+    VerifyFailed,
+)
+from preflight.commands import results
+from preflight.files import reading
+from preflight.history import ledger, plan
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.commands.arguments import Arguments
+    from preflight.files.migrations import Migration
+
+
+def run(config: Config, said: Arguments) -> None:
+    """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
+    files = reading.load(config.migrations_dir)
+    with sessions.connect(config) as session:
+        known = ledger.read(session)
+        chosen = _to_verify(files, known, said.version)
+        foreign = plan.contradicted(chosen, known)
+        if foreign:  # what the files of another migration say is no answer
+            raise HistoryConflict.of("history.conflict", foreign)
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        answers = [
+            (file, check)
+            for file in chosen
+            if file.verify
+            for check in verify.run(session, file.verify)
+        ]
+        sessions.roll_back(session)
+        database = session.facts.database if session.facts else config.database
+    rows = [
+        {
+            "migration": file.name,
+            "version": file.version,
+            "suite": check.suite,
+            "check": check.check,
+            "ok": check.ok,
+            "detail": check.detail,
+        }
+        for file, check in answers
+    ]
+    bad = [row for row in rows if not row["ok"]]
+    document = {"database": database, "ok": bool(chosen) and not bad, "checks": rows}
+    heads = ("version", "suite", "check", "result", "detail")
+    table = [
+        (f"{r['version']:03d}", r["suite"], r["check"], "ok" if r["ok"] else "FAILED", r["detail"])
+        for r in rows
+    ]
+    events = [
+        (
+            "check.passed" if row["ok"] else "check.failed",
+            {k: v for k, v in row.items() if k != "ok"},
+        )
+        for row in rows
+    ]
+    results.show(config, said, document, (heads, table), events)
+    if not chosen:
+        raise Pending(
+            "verify.nothing_recorded",
+            f"none of the {len(files)} files is recorded as applied in {database}, so nothing was "
+            "verified",
+            "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
+            "`verify VERSION` asks a file's checks all the same.",
+        )
+    if bad:
+        raise VerifyFailed(
+            "verify.failed",
+            f"{len(bad)} of {len(rows)} checks fail, first {bad[0]['suite']}: {bad[0]['check']}",
+            "Compare the database with the migration; was it changed by hand?",
+            migration=bad[0]["migration"],
+            version=bad[0]["version"],
+        )
+
+
+def _to_verify(
+    files: Sequence[Migration], known: plan.History, version: int | None
+) -> list[Migration]:
+    if version is None:
+        return [file for file in files if known.done(file.version)]
+    found = [file for file in files if file.version == version]
+    if not found or found[0].verify is None:
+        missing = "no file" if not found else "no verify file"
+        raise ConfigInvalid(
+            "config.arguments", f"version {version} has {missing}", "See `check --table`."
+        )
+    return found

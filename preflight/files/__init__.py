@@ -1,0 +1,1 @@
+"""The files of migrations: what they hold, and what they would do."""

@@ -1,0 +1,443 @@
+"""What a statement does, whether it destroys something, and which lock it takes on which table.
+
+Locks are the documented ones (PostgreSQL manual, "Explicit Locking" and the page of each command).
+What only the catalog knows is left out: the table of a dropped index, tables behind functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from preflight.files import kinds, parser, scan
+
+if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import AlterTableStmt, DropStmt, Node, RangeVar
+
+ACCESS_SHARE = "ACCESS SHARE"
+ROW_SHARE = "ROW SHARE"
+ROW_EXCLUSIVE = "ROW EXCLUSIVE"
+SHARE_UPDATE = "SHARE UPDATE EXCLUSIVE"
+SHARE = "SHARE"
+SHARE_ROW = "SHARE ROW EXCLUSIVE"
+EXCLUSIVE = "EXCLUSIVE"
+ACCESS_EXCLUSIVE = "ACCESS EXCLUSIVE"
+STRENGTH = (
+    ACCESS_SHARE, ROW_SHARE, ROW_EXCLUSIVE, SHARE_UPDATE, SHARE, SHARE_ROW, EXCLUSIVE,
+    ACCESS_EXCLUSIVE,
+)  # fmt: skip
+
+# sub-commands of ALTER TABLE that take less than ACCESS EXCLUSIVE
+_ALTER_LOCKS = {
+    "AT_ValidateConstraint": SHARE_UPDATE,
+    "AT_SetStatistics": SHARE_UPDATE,
+    "AT_SetOptions": SHARE_UPDATE,
+    "AT_ResetOptions": SHARE_UPDATE,
+    "AT_ClusterOn": SHARE_UPDATE,
+    "AT_DropCluster": SHARE_UPDATE,
+    "AT_SetRelOptions": SHARE_UPDATE,
+    "AT_ResetRelOptions": SHARE_UPDATE,
+    "AT_AttachPartition": SHARE_UPDATE,
+    "AT_EnableTrig": SHARE_ROW,
+    "AT_EnableAlwaysTrig": SHARE_ROW,
+    "AT_EnableReplicaTrig": SHARE_ROW,
+    "AT_EnableTrigAll": SHARE_ROW,
+    "AT_EnableTrigUser": SHARE_ROW,
+    "AT_DisableTrig": SHARE_ROW,
+    "AT_DisableTrigAll": SHARE_ROW,
+    "AT_DisableTrigUser": SHARE_ROW,
+}
+_ALTER_PARENT = {"AT_AddInherit": SHARE_UPDATE, "AT_DropInherit": ACCESS_SHARE}
+_ALTER_WORDS = {
+    "AT_AddColumn": "add column",
+    "AT_DropColumn": "drop column",
+    "AT_AlterColumnType": "change type of",
+    "AT_ColumnDefault": "change default of",
+    "AT_SetNotNull": "set not null on",
+    "AT_DropNotNull": "drop not null on",
+    "AT_AddConstraint": "add constraint",
+    "AT_DropConstraint": "drop constraint",
+    "AT_ValidateConstraint": "validate constraint",
+    "AT_AttachPartition": "attach partition",
+    "AT_DetachPartition": "detach partition",
+}
+_ALTER_DESTROYS = {"AT_DropColumn", "AT_AlterColumnType", "AT_DropExpression"}
+_DROPPED_DATA = {
+    "OBJECT_TABLE", "OBJECT_SCHEMA", "OBJECT_MATVIEW", "OBJECT_SEQUENCE", "OBJECT_TYPE",
+    "OBJECT_DOMAIN", "OBJECT_EXTENSION", "OBJECT_FOREIGN_TABLE",
+}  # fmt: skip
+_FIXED = {  # kind of node: what it does, the lock on the tables it names
+    "insert_stmt": ("insert rows", ROW_EXCLUSIVE),
+    "update_stmt": ("update rows", ROW_EXCLUSIVE),
+    "delete_stmt": ("delete rows", ROW_EXCLUSIVE),
+    "merge_stmt": ("merge rows", ROW_EXCLUSIVE),
+    "truncate_stmt": ("truncate", ACCESS_EXCLUSIVE),
+    "create_trig_stmt": ("create trigger", SHARE_ROW),
+    "rule_stmt": ("create rule", ACCESS_EXCLUSIVE),
+    "create_policy_stmt": ("create policy", ACCESS_EXCLUSIVE),
+    "alter_policy_stmt": ("alter policy", ACCESS_EXCLUSIVE),
+    "create_stats_stmt": ("create statistics", SHARE_UPDATE),
+    "alter_object_schema_stmt": ("move to another schema", ACCESS_EXCLUSIVE),
+}
+_DESTROYING = {"delete_stmt", "truncate_stmt", "dropdb_stmt", "drop_table_space_stmt",
+               "drop_owned_stmt", "drop_role_stmt"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock on a table, as the file writes the table's name."""
+
+    table: str
+    mode: str
+    of_index: bool = False  # `table` is an index: the lock is on its table
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one statement does."""
+
+    does: str
+    locks: tuple[Lock, ...] = ()
+    destroys: str | None = None
+    external: str | None = None
+    creates: str | None = None
+
+
+def of(text: bytes) -> Effect:
+    """Return what a statement does, as far as its text tells."""
+    node = parser.parsed(text)
+    if node is None:
+        return Effect(" ".join(scan.words(text[:200], 3)).lower() + " (not understood here)")
+    return of_node(node, text)
+
+
+def of_node(node: Node, text: bytes) -> Effect:
+    """Return what a parsed statement does; its text only names what has no better words."""
+    kind = str(node.WhichOneof("node"))
+    statement = getattr(node, kind)
+    if kind in ("explain_stmt", "prepare_stmt", "declare_cursor_stmt"):
+        return _wrapped(kind, statement, text)
+    if kind == "alter_table_stmt":
+        return _alter_table(statement)
+    if kind == "drop_stmt":
+        return _drop(statement)
+    does, locks = _described(kind, statement, text)
+    return Effect(
+        does,
+        _strongest(locks),
+        destroys=_destroyed(kind, statement, does),
+        external=_external(kind, statement),
+        creates=_created(kind, statement),
+    )
+
+
+def _wrapped(kind: str, statement: Any, text: bytes) -> Effect:  # noqa: ANN401 -- a protobuf node
+    """Return what EXPLAIN, PREPARE and DECLARE do: the locks of what is inside, at once."""
+    inner = of_node(statement.query, text)
+    word = kind.partition("_")[0]
+    runs = any(item.def_elem.defname == "analyze" for item in getattr(statement, "options", ()))
+    return Effect(f"{word} {inner.does}", inner.locks, destroys=inner.destroys if runs else None)
+
+
+def _created(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- a protobuf node
+    """Return the relation that a statement makes, under whose name no one waits yet."""
+    if kind == "create_stmt":
+        return _name(statement.relation)
+    if kind == "create_table_as_stmt":
+        return _name(statement.into.rel)
+    if kind == "view_stmt" and not statement.replace:
+        return _name(statement.view)
+    if kind == "select_stmt" and statement.HasField("into_clause"):
+        return _name(statement.into_clause.rel)
+    return None
+
+
+def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]:  # noqa: ANN401, C901, PLR0911, PLR0912 -- a protobuf node; one line a statement
+    if kind in _FIXED:
+        does, mode = _FIXED[kind]
+        targets = [_name(table) for table in _targets(statement)]
+        others = [name for name in map(_name, _tables(statement)) if name not in targets]
+        locks = [Lock(name, mode) for name in targets]
+        locks += [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
+        return f"{does} {', '.join(targets)}".strip(), locks + _read(others)
+    match kind:
+        case "index_stmt":
+            mode = SHARE_UPDATE if statement.concurrent else SHARE
+            how = " concurrently" if statement.concurrent else ""
+            table = _name(statement.relation)
+            return f"create index{how} {statement.idxname} on {table}", [Lock(table, mode)]
+        case "create_stmt":
+            referenced = [Lock(name, SHARE_ROW) for name in _referenced(statement.table_elts)]
+            copied = [
+                item
+                for part in statement.table_elts
+                for item in parser.every(part, "TableLikeClause")
+            ]
+            referenced += _read(_name(item.relation) for item in copied)
+            mode = ACCESS_EXCLUSIVE if statement.HasField("partbound") else SHARE_UPDATE
+            parents = [Lock(_name(item.range_var), mode) for item in statement.inh_relations]
+            return f"create table {_name(statement.relation)}", referenced + parents
+        case "rename_stmt":
+            table = _name(statement.relation) if statement.HasField("relation") else ""
+            what = f"rename {statement.subname or table} to {statement.newname}"
+            index = statement.rename_type == 21  # noqa: PLR2004 -- OBJECT_INDEX
+            mode = SHARE_UPDATE if index else ACCESS_EXCLUSIVE
+            return what, [Lock(table, mode)] if table else []
+        case "comment_stmt":
+            return "comment", _commented(statement)
+        case "copy_stmt":
+            if not statement.HasField("relation"):
+                return "copy from a query", _read(_queried(statement.query))
+            table = _name(statement.relation)
+            mode = ROW_EXCLUSIVE if statement.is_from else ACCESS_SHARE
+            return f"copy {'into' if statement.is_from else 'from'} {table}", [Lock(table, mode)]
+        case "lock_stmt":
+            mode = STRENGTH[statement.mode - 1]
+            tables = [_name(item.range_var) for item in statement.relations]
+            return f"lock {', '.join(tables)}", [Lock(table, mode) for table in tables]
+        case "vacuum_stmt" | "cluster_stmt" | "reindex_stmt" | "refresh_mat_view_stmt":
+            return _maintenance(kind, statement)
+        case "select_stmt":
+            changed = [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
+            kept = [Lock(name, ROW_SHARE) for name in _row_locked(statement)]
+            read = _read(_queried(statement))
+            return "change rows in a query" if changed else "query", read + kept + changed
+        case "view_stmt":
+            mode = ACCESS_EXCLUSIVE if statement.replace else ACCESS_SHARE
+            view = [Lock(_name(statement.view), mode)] if statement.replace else []
+            return f"create view {_name(statement.view)}", view + _read(_queried(statement.query))
+        case "create_table_as_stmt":
+            name = _name(statement.into.rel)
+            return f"create {name} from a query", _read(_queried(statement.query))
+        case "create_publication_stmt" | "alter_publication_stmt":
+            taken = [Lock(name, SHARE_UPDATE) for name in _queried(statement)]
+            return " ".join(scan.words(text[:200], 3)).lower(), taken
+        case _:
+            return " ".join(scan.words(text[:200], 3)).lower(), []
+
+
+def _maintenance(kind: str, statement: Any) -> tuple[str, list[Lock]]:  # noqa: ANN401 -- see above
+    if kind == "vacuum_stmt":
+        full = any(item.def_elem.defname == "full" for item in statement.options)
+        tables = [_name(item.vacuum_relation.relation) for item in statement.rels]
+        word = "vacuum" if statement.is_vacuumcmd else "analyze"
+        mode = ACCESS_EXCLUSIVE if full else SHARE_UPDATE
+        return f"{word}{' full' if full else ''} {', '.join(tables)}".strip(), [
+            Lock(table, mode) for table in tables
+        ]
+    table = _name(statement.relation) if statement.HasField("relation") else ""
+    if kind == "cluster_stmt":
+        return f"cluster {table}".strip(), [Lock(table, ACCESS_EXCLUSIVE)] if table else []
+    if kind == "refresh_mat_view_stmt":
+        mode = EXCLUSIVE if statement.concurrent else ACCESS_EXCLUSIVE
+        return f"refresh {table}", [Lock(table, mode)]
+    concurrent = kinds.options(statement.params).get("concurrently", False)
+    mode = SHARE_UPDATE if concurrent else SHARE  # and ACCESS EXCLUSIVE on each index
+    index = statement.kind == 1  # REINDEX_OBJECT_INDEX
+    return f"reindex {table or statement.name}", [Lock(table, mode, index)] if table else []
+
+
+def _alter_table(statement: AlterTableStmt) -> Effect:
+    from postgast.pg_query_pb2 import AlterTableType, ObjectType  # noqa: PLC0415 -- it is loaded
+
+    table = _name(statement.relation)
+    view = ObjectType.Name(statement.objtype) == "OBJECT_VIEW"
+    does, destroys, locks = [], [], []
+    for item in statement.cmds:
+        command = item.alter_table_cmd
+        subtype = str(AlterTableType.Name(command.subtype))
+        name = command.name or getattr(command, "def").column_def.colname
+        constraint = getattr(command, "def").constraint
+        name = name or constraint.conname
+        words = _ALTER_WORDS.get(subtype, subtype.removeprefix("AT_"))
+        does.append(f"{words} {name}".strip())
+        mode = _ALTER_LOCKS.get(subtype, ACCESS_EXCLUSIVE)
+        if subtype == "AT_AddConstraint" and constraint.HasField("pktable"):
+            mode = SHARE_ROW
+            locks.append(Lock(_name(constraint.pktable), SHARE_ROW))
+        if subtype == "AT_DetachPartition" and getattr(command, "def").partition_cmd.concurrent:
+            mode = SHARE_UPDATE
+        if subtype in ("AT_SetRelOptions", "AT_ResetRelOptions") and view:
+            mode = ACCESS_EXCLUSIVE
+        if subtype in ("AT_AddInherit", "AT_DropInherit"):
+            parent = _name(getattr(command, "def").range_var)
+            locks.append(Lock(parent, _ALTER_PARENT[subtype]))
+        if subtype in ("AT_AttachPartition", "AT_DetachPartition"):
+            part = _name(getattr(command, "def").partition_cmd.name)
+            locks.append(Lock(part, ACCESS_EXCLUSIVE))
+        locks.append(Lock(table, mode))
+        locks += [Lock(other, SHARE_ROW) for other in _referenced([getattr(command, "def")])]
+        if subtype in _ALTER_DESTROYS:
+            destroys.append(f"{'old values of' if 'Type' in subtype else 'column'} {table}.{name}")
+    return Effect(
+        f"alter {table}: {', '.join(does)}",
+        _strongest(locks),
+        destroys=", ".join(destroys) or None,
+    )
+
+
+def _drop(statement: DropStmt) -> Effect:
+    from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
+
+    kind = str(ObjectType.Name(statement.remove_type))
+    word = kind.removeprefix("OBJECT_").lower().replace("matview", "materialized view")
+    names = [".".join(_strings(item)) for item in statement.objects]
+    does = f"drop {word} {', '.join(filter(None, names))}"
+    cascade = " and all that depends on it" if statement.behavior == 2 else ""  # noqa: PLR2004 -- DROP_CASCADE
+    locks: list[Lock] = []
+    if kind in ("OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW"):
+        locks = [Lock(name, ACCESS_EXCLUSIVE) for name in names]
+    elif kind == "OBJECT_INDEX":
+        mode = SHARE_UPDATE if statement.concurrent else ACCESS_EXCLUSIVE
+        locks = [Lock(name, mode, of_index=True) for name in names]
+    elif kind in ("OBJECT_TRIGGER", "OBJECT_POLICY", "OBJECT_RULE"):
+        locks = [
+            Lock(".".join(_strings(item)[:-1]), ACCESS_EXCLUSIVE) for item in statement.objects
+        ]
+    lost = kind in _DROPPED_DATA or cascade
+    return Effect(
+        does, _strongest(locks), destroys=f"{word} {', '.join(names)}{cascade}" if lost else None
+    )
+
+
+def _destroyed(kind: str, statement: Any, does: str) -> str | None:  # noqa: ANN401 -- see above
+    if kind == "delete_stmt":
+        all_rows = not statement.HasField("where_clause")
+        return f"{'all rows' if all_rows else 'rows'} of {_name(statement.relation)}"
+    if kind == "update_stmt" and not statement.HasField("where_clause"):
+        return f"old values in every row of {_name(statement.relation)}"
+    if kind == "truncate_stmt":
+        return f"all rows of {does.removeprefix('truncate ')}"
+    if kind == "select_stmt" and any(
+        item.DESCRIPTOR.name == "DeleteStmt" for item in _changes(statement)
+    ):
+        return "rows, by a DELETE inside the query"
+    return does if kind in _DESTROYING else None
+
+
+def _external(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- see above
+    """Say what a statement reaches beyond its database, if it does."""
+    if kind == "copy_stmt" and (statement.is_program or statement.filename):
+        return "reads or writes a program or a file of the server"
+    words = {
+        "create_role_stmt": "roles belong to the whole server",
+        "alter_role_stmt": "roles belong to the whole server",
+        "alter_role_set_stmt": "roles belong to the whole server",
+        "drop_role_stmt": "roles belong to the whole server",
+        "grant_role_stmt": "roles belong to the whole server",
+        "createdb_stmt": "databases belong to the whole server",
+        "dropdb_stmt": "databases belong to the whole server",
+        "alter_database_stmt": "databases belong to the whole server",
+        "alter_database_set_stmt": "databases belong to the whole server",
+        "create_table_space_stmt": "tablespaces belong to the whole server",
+        "drop_table_space_stmt": "tablespaces belong to the whole server",
+        "alter_system_stmt": "changes the server's configuration",
+        "create_subscription_stmt": "connects to another server",
+        "alter_subscription_stmt": "connects to another server",
+        "drop_subscription_stmt": "connects to another server",
+    }
+    return words.get(kind)
+
+
+def _strongest(locks: Iterable[Lock]) -> tuple[Lock, ...]:
+    """Return one lock a table, the strongest."""
+    found: dict[str, Lock] = {}
+    for lock in locks:
+        before = found.setdefault(lock.table, lock)
+        if STRENGTH.index(lock.mode) > STRENGTH.index(before.mode):
+            found[lock.table] = lock
+    return tuple(found.values())
+
+
+def _read(tables: Iterable[str]) -> list[Lock]:
+    return [Lock(table, ACCESS_SHARE) for table in tables]
+
+
+def _name(table: RangeVar) -> str:
+    return ".".join(_written(part) for part in (table.schemaname, table.relname) if part)
+
+
+def _written(name: str) -> str:
+    """Return a name as SQL writes it, quoted where it must be."""
+    plain = re.fullmatch(r"[a-z_][a-z0-9_$]*", name)
+    return name if plain else '"' + name.replace('"', '""') + '"'
+
+
+def _targets(statement: Any) -> list[RangeVar]:  # noqa: ANN401 -- see above
+    """Return the tables that a statement changes."""
+    names = {field.name for field in statement.DESCRIPTOR.fields}
+    if "relations" in names:
+        return [item.range_var for item in statement.relations]
+    if "table" in names:
+        return [statement.table]
+    return [statement.relation] if "relation" in names and statement.HasField("relation") else []
+
+
+def _queried(node: Node) -> list[str]:
+    return [_name(table) for table in _tables(node)]
+
+
+def _tables(message: Any) -> Iterator[RangeVar]:  # noqa: ANN401 -- any protobuf message
+    """Yield every table that a tree names, but not its common table expressions."""
+    hidden = {item.ctename for item in parser.every(message, "CommonTableExpr")}
+    for table in parser.every(message, "RangeVar"):
+        if table.schemaname or table.relname not in hidden:
+            yield table
+
+
+def _changes(statement: Any) -> list[Any]:  # noqa: ANN401 -- see above
+    """Return the statements inside another, in a WITH or a rule, that change rows."""
+    return [
+        item
+        for kind in ("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt")
+        for item in parser.every(statement, kind)
+        if item is not statement
+    ]
+
+
+def _row_locked(statement: Any) -> list[str]:  # noqa: ANN401 -- see above
+    """Return the tables of a FROM whose rows FOR UPDATE and its like keep."""
+    found = []
+    for clause in statement.locking_clause:
+        of = {item.range_var.relname for item in clause.locking_clause.locked_rels}
+        for part in statement.from_clause:
+            found += [
+                _name(table)
+                for table in _tables(part)
+                if not of or of & {table.relname, table.alias.aliasname}
+            ]
+    return found
+
+
+def _referenced(elements: Iterable[Any]) -> list[str]:
+    """Return the tables that foreign keys among these elements point at."""
+    return [
+        _name(constraint.pktable)
+        for element in elements
+        for constraint in parser.every(element, "Constraint")
+        if constraint.HasField("pktable")
+    ]
+
+
+def _strings(node: Node) -> list[str]:
+    """Return the parts of a dropped object's name."""
+    if node.WhichOneof("node") == "object_with_args":
+        return [item.string.sval for item in node.object_with_args.objname]
+    return [
+        _written(item.sval) for item in parser.every(node, "String") if item.sval != "pg_catalog"
+    ]
+
+
+def _commented(statement: Any) -> list[Lock]:  # noqa: ANN401 -- see above
+    from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
+
+    kind = ObjectType.Name(statement.objtype)
+    parts = _strings(statement.object)
+    if kind in ("OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW", "OBJECT_FOREIGN_TABLE"):
+        return [Lock(".".join(parts), SHARE_UPDATE)]
+    if kind == "OBJECT_COLUMN":
+        return [Lock(".".join(parts[:-1]), SHARE_UPDATE)]
+    inside = ("OBJECT_TABCONSTRAINT", "OBJECT_TRIGGER", "OBJECT_POLICY", "OBJECT_RULE")
+    return [Lock(".".join(parts[:-1]), ACCESS_SHARE)] if kind in inside else []

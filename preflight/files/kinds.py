@@ -1,0 +1,180 @@
+"""What kind of statement a text is, as far as running it depends on that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from preflight.base import quoting
+from preflight.files import parser, scan
+
+if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import Node
+# the first words of all that needs a second look
+NOTABLE = frozenset(
+    b"ABORT ALTER BEGIN CLUSTER COMMIT COPY CREATE DISCARD DROP END PREPARE REINDEX RELEASE"
+    b" ROLLBACK SAVEPOINT START VACUUM".split()
+)
+CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
+RESET_ALL = 6  # libpg_query's VariableSetKind
+READING = {"SELECT", "WITH", "VALUES", "TABLE"}
+_DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
+_DOUBTFUL_PAIRS = {
+    ("CREATE", "DATABASE"),
+    ("DROP", "DATABASE"),
+    ("ALTER", "DATABASE"),
+    ("CREATE", "TABLESPACE"),
+    ("DROP", "TABLESPACE"),
+    ("ALTER", "SYSTEM"),
+    ("CREATE", "SUBSCRIPTION"),
+    ("ALTER", "SUBSCRIPTION"),
+}
+
+
+def is_control(text: bytes) -> bool:
+    """Tell whether a statement begins or ends a transaction or a savepoint."""
+    head = scan.words(text, 2)
+    return bool(head) and (head[0] in CONTROL or head == ["PREPARE", "TRANSACTION"])
+
+
+def opens_transaction(text: bytes) -> bool:
+    """Tell whether a statement is a BEGIN that asks for nothing else."""
+    return scan.words(text, 3) in (
+        ["BEGIN"],
+        ["BEGIN", "WORK"],
+        ["BEGIN", "TRANSACTION"],
+        ["START", "TRANSACTION"],
+    )
+
+
+def closes_transaction(text: bytes) -> bool:
+    """Tell whether a statement is a plain COMMIT."""
+    said = scan.words(text, 3)
+    return said[:1] in (["COMMIT"], ["END"]) and said[1:] in ([], ["WORK"], ["TRANSACTION"])
+
+
+def reads_only(text: bytes) -> bool:
+    """Tell whether a statement is a query."""
+    return next((word for word in scan.tokens(text) if word != "("), "") in READING
+
+
+def outside_transaction(text: bytes) -> bool:
+    """Tell whether PostgreSQL refuses a statement inside a transaction (SQLSTATE 25001).
+
+    The list was tried against PostgreSQL 15 and 18; REINDEX of a partitioned relation cannot be
+    told from the text, so the server has the last word.
+    """
+    head = scan.words(text, 2)
+    pair = tuple(head)
+    if not head or not (
+        head[0] in _DOUBTFUL
+        or pair in _DOUBTFUL_PAIRS
+        or (head[0] in ("CREATE", "DROP", "ALTER") and re.search(rb"(?i)concurrently", text))
+    ):
+        return False
+    node = parser.parsed(text)
+    return node is not None and _refused_in_transaction(node)
+
+
+def queues_nobody(text: bytes) -> bool:
+    """Tell whether a statement waits for its locks without anybody queueing behind it.
+
+    These are CREATE INDEX, DROP INDEX and REINDEX with CONCURRENTLY; DETACH PARTITION does not
+    belong to them, whose second half takes ACCESS EXCLUSIVE on the partition.
+    """
+    if scan.words(text, 1) not in (["CREATE"], ["DROP"], ["REINDEX"]):
+        return False
+    node = parser.parsed(text)
+    if node is None:
+        return False
+    if node.WhichOneof("node") == "reindex_stmt":
+        return options(node.reindex_stmt.params).get("concurrently", False)
+    return bool(node.index_stmt.concurrent or node.drop_stmt.concurrent)
+
+
+def detached(text: bytes) -> tuple[str, str] | None:
+    """Return the table and the partition, quoted, of a DETACH PARTITION CONCURRENTLY."""
+    if scan.words(text, 2) != ["ALTER", "TABLE"] or b"concurrently" not in text.lower():
+        return None
+    node = parser.parsed(text)
+    if node is None:
+        return None
+    for item in node.alter_table_stmt.cmds:
+        command = getattr(item.alter_table_cmd, "def")
+        if command.WhichOneof("node") == "partition_cmd" and command.partition_cmd.concurrent:
+            part, table = command.partition_cmd.name, node.alter_table_stmt.relation
+            return _path(table.schemaname, table.relname), _path(part.schemaname, part.relname)
+    return None
+
+
+def _path(*names: str) -> str:
+    return ".".join(quoting.name(name) for name in names if name)
+
+
+def sets_lock_timeout(text: bytes) -> bool:
+    """Tell whether a SET or RESET changes lock_timeout for the rest of the session."""
+    node = parser.parsed(text)
+    if node is None or node.WhichOneof("node") != "variable_set_stmt":
+        return False
+    said = node.variable_set_stmt
+    everything = said.kind == RESET_ALL
+    return everything or (said.name.lower() == "lock_timeout" and not said.is_local)
+
+
+def _refused_in_transaction(node: Node) -> bool:  # noqa: C901, PLR0911 -- one line a statement
+    kind = node.WhichOneof("node")
+    match kind:
+        case "index_stmt":
+            return bool(node.index_stmt.concurrent)
+        case "drop_stmt":
+            return bool(node.drop_stmt.concurrent)
+        case "vacuum_stmt":
+            return bool(node.vacuum_stmt.is_vacuumcmd)
+        case "cluster_stmt":
+            return not node.cluster_stmt.HasField("relation")
+        case "discard_stmt":
+            return bool(node.discard_stmt.target == 1)  # DISCARD_ALL
+        case "reindex_stmt":
+            whole = node.reindex_stmt.kind in (3, 4, 5)  # SCHEMA, SYSTEM, DATABASE
+            return whole or options(node.reindex_stmt.params).get("concurrently", False)
+        case "alter_table_stmt":
+            commands = [item.alter_table_cmd for item in node.alter_table_stmt.cmds]
+            return any(
+                getattr(command, "def").partition_cmd.concurrent
+                for command in commands
+                if getattr(command, "def").WhichOneof("node") == "partition_cmd"
+            )
+        case "alter_database_stmt":
+            return "tablespace" in options(node.alter_database_stmt.options)
+        case "create_subscription_stmt":
+            said = options(node.create_subscription_stmt.options)
+            return said.get("connect", True) and said.get("create_slot", True)
+        case "alter_subscription_stmt":  # SET, ADD, DROP PUBLICATION and REFRESH
+            said = options(node.alter_subscription_stmt.options)
+            return node.alter_subscription_stmt.kind in range(3, 7) and said.get("refresh", True)
+        case _:
+            return kind in (
+                "createdb_stmt",
+                "dropdb_stmt",
+                "create_table_space_stmt",
+                "drop_table_space_stmt",
+                "alter_system_stmt",
+            )
+
+
+def options(items: Iterable[Node]) -> dict[str, bool]:
+    """Return the names of a statement's options and whether each is switched on."""
+    said = {item.def_elem.defname: item.def_elem.arg for item in items}
+    return {name: _is_on(argument) for name, argument in said.items()}
+
+
+def _is_on(argument: Node) -> bool:
+    """Read an option's value as the server does: nothing said is on."""
+    match argument.WhichOneof("node"):
+        case "boolean":
+            return bool(argument.boolean.boolval)
+        case "integer":
+            return bool(argument.integer.ival)
+        case _:
+            return str(argument.string.sval).lower() not in ("false", "off")

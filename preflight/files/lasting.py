@@ -1,0 +1,293 @@
+"""What a statement leaves in its session alone, where no run that takes up the file can have it.
+
+What SET holds is set again on a resume; this is about the rest. A file that would need it is
+refused before it runs, and one that stopped behind it is not resumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from preflight.base.errors import FilesInvalid, Problem
+from preflight.files import parser, scan
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Script
+
+_SUSPECT = re.compile(
+    rb"(?i)set_config|temp|\bprepare\b|\bhold\b|\bload\b|\blisten\b|\bdiscard\b|pg_settings"
+    rb"|advisory_unlock_all"
+)
+_WITH_BODY = re.compile(rb"(?i)\s*(?:do|create)\b")
+_SETS = re.compile(rb"(?i)\b(?:re)?set\b")
+_TEMPORARY = re.compile(r"pg_temp(?:_\d+)?")
+_QUOTED = re.compile(r"\$(\w*)\$(.*?)\$\1\$|'((?:[^']|'')*)'", re.DOTALL)
+_OPENING = {"BEGIN", "THEN", "ELSE", "LOOP"}
+_UNLOCKS = "pg_advisory_unlock_all"
+_DISCARDS = "DISCARD ALL"
+_BY_KIND = {
+    "prepare_stmt": "PREPARE",
+    "load_stmt": "LOAD",
+    "listen_stmt": "LISTEN",
+}
+_HOLD = 0x20  # CURSOR_OPT_HOLD
+_DROPPED = 4  # ONCOMMIT_DROP: gone with the transaction that every statement has
+
+
+def require(scripts: Sequence[Script]) -> None:
+    """Make sure that files which are about to run could be taken up; raises FilesInvalid."""
+    if problems := [problem for script in scripts for problem in refused(script)]:
+        raise FilesInvalid.of("files.invalid", problems)
+
+
+def refused(script: Script) -> list[Problem]:
+    """Name every statement whose effect a later one would miss, or that gives our lock away."""
+    found: list[Problem] = []
+    if script.transactional:
+        return found  # done or not done; a lock that it lets go is missed before the next file
+    held: tuple[scan.Statement, str] | None = None
+    for statement, what in _each(script):
+        if held:
+            found.append(_problem(script, *held, _lost(held[1])))
+        held = (statement, what) if what and what not in (_DISCARDS, _UNLOCKS) else None
+        if what in (_DISCARDS, _UNLOCKS):
+            found.append(
+                _problem(script, statement, what, f"{what} gives away the lock of this run")
+            )
+    return found
+
+
+def before(script: Script, done: int) -> str | None:
+    """Name what the first `done` statements left in a session that is gone, if more are to come."""
+    found = None
+    for number, (_, what) in enumerate(_each(script), 1):
+        if number > done:
+            return found
+        found = found or (f"statement {number}: {_lost(what)}" if what else None)
+    return None
+
+
+def _lost(what: str) -> str:
+    return f"{what} lasts as long as its session, and a run that is taken up has another"
+
+
+def _problem(script: Script, statement: scan.Statement, what: str, said: str) -> Problem:
+    line, column = scan.position(script.text, statement.start)
+    hints = {
+        "set_config": "Write SET, which is set again, or name schemas in full.",
+        "a temporary table, view, sequence or function": "Make it a permanent one and drop it in "
+        "the end, or do all of it in one statement (a DO block, ON COMMIT DROP).",
+    }
+    name = re.sub(r"(?:_(?:rollback|verify|export))?\.sql$", "", script.file)
+    return Problem(
+        f"{script.file}:{line}:{column}: {said}",
+        hints.get(what, "Leave it out, or run the file in a transaction."),
+        migration=name,
+        version=int(name.partition("_")[0]),
+        file=script.file,
+        line=line,
+        column=column,
+    )
+
+
+def _each(script: Script) -> Iterator[tuple[scan.Statement, str | None]]:
+    """Yield each statement and what it leaves in its session."""
+    functions: dict[str, str] = {}
+    for statement in script.statements():
+        yield statement, left(statement.text(script.text), functions)
+
+
+def left(text: bytes, functions: dict[str, str]) -> str | None:
+    """Name what a statement leaves in its session.
+
+    `functions` are those that the file made before, and what a call leaves: it is added to.
+    """
+    called = functions and any(name.encode() in text.lower() for name in functions)
+    with_body = _WITH_BODY.match(text) and _SETS.search(text)
+    if not (called or with_body or _SUSPECT.search(text)):
+        return None
+    node = parser.parsed(text)
+    if node is None:  # a grammar newer than the parser's
+        return _in_body(text.decode("utf-8", "replace"), functions)
+    kind = str(node.WhichOneof("node"))
+    statement = getattr(node, kind)
+    if kind == "do_stmt":
+        return _in_body(_body(statement.args), functions)
+    if kind == "create_function_stmt":
+        return _function(statement, functions)
+    return _in_tree(kind, statement, functions)
+
+
+def _function(statement: Any, functions: dict[str, str]) -> str | None:  # noqa: ANN401 -- a node
+    """Keep what a call of a new function leaves; making it leaves only one in pg_temp."""
+    names = [item.string.sval for item in statement.funcname]
+    inside = _in_body(_body(statement.options), functions)
+    if statement.HasField("sql_body"):
+        inside = _in_tree("", statement.sql_body, functions)
+    if inside:
+        functions[names[-1].lower()] = inside
+    return _TEMPORARIES if _TEMPORARY.fullmatch(names[0]) and len(names) > 1 else None
+
+
+_TEMPORARIES = "a temporary table, view, sequence or function"
+
+
+def _by_kind(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- a node
+    """Name what a statement leaves by its own kind."""
+    if kind == "discard_stmt":
+        return _DISCARDS if statement.target == 1 else None  # DISCARD_ALL
+    if kind == "declare_cursor_stmt":
+        return "a cursor WITH HOLD" if statement.options & _HOLD else None
+    names: Sequence[Any] = ()
+    if kind == "variable_set_stmt" and statement.name == "search_path" and statement.args:
+        return _TEMPORARIES if _TEMPORARY.fullmatch(statement.args[0].a_const.sval.sval) else None
+    if kind in ("create_domain_stmt", "define_stmt", "create_enum_stmt", "create_range_stmt"):
+        field = {"create_domain_stmt": "domainname", "define_stmt": "defnames"}
+        names = getattr(statement, field.get(kind, "type_name"))
+    if len(names) > 1 and _TEMPORARY.fullmatch(names[0].string.sval):
+        return _TEMPORARIES
+    return _BY_KIND.get(kind)
+
+
+def _in_tree(kind: str, statement: Any, functions: dict[str, str]) -> str | None:  # noqa: ANN401
+    if what := _by_kind(kind, statement):
+        return what
+    made = kind.startswith(("create", "define", "composite", "view"))
+    into = {_mention(item.rel) for item in _all(statement, {"IntoClause"})}
+    rules: dict[str, Callable[[Any], str | None]] = {
+        "FuncCall": lambda item: _called(item, functions),
+        "RangeVar": lambda item: (
+            _TEMPORARIES if _is_temporary(item, made=made or _mention(item) in into) else None
+        ),
+        "UpdateStmt": lambda item: "set_config" if _settings(item) else None,
+    }
+    dropped = {
+        _mention(item.rel) for item in _all(statement, {"IntoClause"}) if item.on_commit == _DROPPED
+    }
+    if kind == "create_stmt" and statement.oncommit == _DROPPED:
+        dropped.add(_mention(statement.relation))
+    for item in _all(statement, set(rules)):
+        if item.DESCRIPTOR.name == "RangeVar" and _mention(item) in dropped:
+            continue
+        if what := rules[item.DESCRIPTOR.name](item):
+            return what
+    return None
+
+
+def _mention(table: Any) -> tuple[str, int]:  # noqa: ANN401 -- a RangeVar
+    """Tell one mention of a table from another: its name and its place."""
+    return table.relname, table.location
+
+
+def _is_temporary(table: Any, *, made: bool) -> bool:  # noqa: ANN401 -- a RangeVar
+    """Tell whether a table is made as a temporary one; one that is only named is there."""
+    in_schema = made and _TEMPORARY.fullmatch(table.schemaname) is not None
+    return table.relpersistence == "t" or in_schema
+
+
+def _settings(update: Any) -> bool:  # noqa: ANN401 -- an UpdateStmt
+    return str(update.relation.relname) == "pg_settings"
+
+
+def _called(call: Any, functions: dict[str, str]) -> str | None:  # noqa: ANN401 -- a FuncCall
+    name = call.funcname[-1].string.sval.lower()
+    if name == "set_config":
+        last = call.args[-1] if call.args else None
+        local = last is not None and _is_true(last)
+        return None if local else "set_config"
+    return _UNLOCKS if name == _UNLOCKS else functions.get(name)
+
+
+def _is_true(node: Any) -> bool:  # noqa: ANN401 -- a node
+    cast = node.WhichOneof("node") == "type_cast"
+    constant = node.type_cast.arg.a_const if cast else node.a_const
+    return bool(constant.boolval.boolval) or constant.sval.sval.lower() in ("t", "true", "on")
+
+
+def _all(message: Any, kinds: set[str]) -> Iterator[Any]:  # noqa: ANN401 -- any protobuf message
+    """Yield every message of some kinds in a tree; without recursion, which deep ones would end."""
+    waiting = [message]
+    while waiting:
+        found = waiting.pop()
+        if found.DESCRIPTOR.name in kinds:
+            yield found
+        for field, value in found.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if hasattr(value, "DESCRIPTOR") else value)
+
+
+def _body(options: Sequence[Any]) -> str:
+    """Return the text of a DO block or of a function."""
+    for option in options:
+        if option.def_elem.defname == "as":
+            argument = option.def_elem.arg
+            items = argument.list.items
+            return str(items[0].string.sval if items else argument.string.sval)
+    return ""
+
+
+def _in_body(body: str, functions: dict[str, str]) -> str | None:
+    """Name what a body leaves, by its words: strings count where EXECUTE runs them."""
+    text = body.encode()
+    for statement in scan.statements(text):
+        piece = statement.text(text)
+        words = scan.words(piece)
+        if what := _in_words(words, functions):
+            return what
+        if "EXECUTE" in words:
+            for _, dollar, quote in _QUOTED.findall(piece.decode("utf-8", "replace")):
+                if what := _in_body(dollar or quote.replace("''", "'"), functions):
+                    return what
+    return None
+
+
+def _in_words(words: Sequence[str], functions: dict[str, str]) -> str | None:  # noqa: PLR0911 -- one line a kind
+    for at, word in enumerate(words):
+        begins = at == 0 or words[at - 1] in _OPENING
+        following = list(words[at + 1 : at + 4])
+        if word == "SET_CONFIG" and not _local(words[at + 1 :]):
+            return "set_config"
+        if word == _UNLOCKS.upper():
+            return _UNLOCKS
+        if following[:1] == ["("] and word.lower() in functions:
+            return functions[word.lower()]
+        if word in ("CREATE", "INTO") and _makes_temporary(words[at:]):
+            return _TEMPORARIES
+        if begins and word in ("LISTEN", "LOAD", "PREPARE"):
+            return word
+        if begins and (word, *following[:1]) == ("DISCARD", "ALL"):
+            return _DISCARDS
+        if begins and (word, *following[:1]) == ("UPDATE", "PG_SETTINGS"):
+            return "set_config"
+        if begins and _sets([word, *following]):
+            return "SET inside a block"
+    return None
+
+
+def _makes_temporary(words: Sequence[str]) -> bool:
+    """Tell whether CREATE or INTO, and what follows it, makes something temporary that stays."""
+    head = words[1:6]
+    kind = {"TEMP", "TEMPORARY"}.intersection(head[:2] if words[0] == "INTO" else head[:4])
+    schema = words[0] == "CREATE" and any(_TEMPORARY.fullmatch(word.lower()) for word in head)
+    text = " ".join(words)
+    return bool(kind or schema) and "ON COMMIT DROP" not in text
+
+
+def _sets(words: Sequence[str]) -> bool:
+    return words[0] in ("SET", "RESET") and words[1:2] not in (
+        ["LOCAL"],
+        ["TRANSACTION"],
+        ["CONSTRAINTS"],
+    )
+
+
+def _local(words: Sequence[str]) -> bool:
+    """Tell whether the call that opens here ends with `true`: until the transaction's end."""
+    depth = 0
+    for at, word in enumerate(words):
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        if depth <= 0:
+            return words[at - 1] == "TRUE"
+    return False

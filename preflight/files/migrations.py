@@ -1,0 +1,55 @@
+"""A migration and its scripts, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from preflight.files import scan
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One file: the bytes that were hashed are the bytes that run (BOM removed, CRLF as LF).
+
+    Timeouts are milliseconds, 0 for none, None where the file does not say.
+    """
+
+    file: str
+    text: bytes
+    checksum: str
+    transactional: bool = True
+    breaking: bool = False
+    lock_timeout_ms: int | None = None
+    statement_timeout_ms: int | None = None
+    max_lock_ms: int | None = None
+    wrapped: bool = False
+
+    def statements(self) -> Iterator[scan.Statement]:
+        """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
+        found = scan.statements(self.text)
+        if not self.wrapped:
+            yield from found
+            return
+        next(found)
+        held = next(found)
+        for statement in found:
+            yield held
+            held = statement
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A version, and what its files say."""
+
+    version: int
+    name: str
+    up: Script
+    rollback: Script | None = None
+    verify: Script | None = None
+    export: Script | None = None
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the forward file."""
+        return self.up.checksum

@@ -1,0 +1,287 @@
+"""What a statement reaches beyond its database."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from preflight.files import effects, parser, scan
+
+if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import Node
+
+_MAY_REACH = re.compile(
+    rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke|owned|"
+    rb"parameter|pg_\w+|foreign|do|function|procedure|prepare|execute|schema|rule|explain|declare)\b"
+)
+_CALLS = (
+    r"dblink\w*|lo_import|lo_export|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
+    r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_file_\w+|pg_logical_emit_message|"
+    r"pg_stat_reset_(?:shared|slru|replication_slot)|pg_(?:backup_)?(?:start|stop)(?:_backup)?|"
+    r"pg_create_restore_point|pg_wal_replay_\w+|set_config_by_\w+|"
+    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+|http\w*"
+)
+_CALLED = re.compile(
+    rf"(?:.*\.)?(?:{_CALLS})|cron\.\w+|aws_\w+\.\w+|aws_lambda\w*|net\.http\w*", re.DOTALL
+)
+_MAY_CALL = re.compile(rb"(?i)\b(?:%b|cron|aws_\w+|net)\b" % _CALLS.encode())
+# for a body that no parser reads: its words, without comments and quotes
+_WORDS = re.compile(
+    r"(?i)\b(?:create|alter|drop|comment on|security label on) (?:role|"
+    r"user(?! mapping)|group|tablespace|database|subscription)\b|"
+    r"\b(?:grant|revoke) (?:(?!on\b|;)\S+ )+on (?:database|tablespace|parameter)\b|"
+    r"\b(?:reassign|drop) owned\b|"
+    r"\bgrant (?:(?!on\b|;)\S+ )+to\b|\brevoke (?:(?!on\b|;)\S+ )+from\b|\balter system\b|"
+    r"\bcopy [^;]*\b(?:program\b)|"
+    r"\b(?:insert into|update|delete from|truncate) (?:pg_catalog \. )?"
+    r"pg_(?:database|authid|auth_members|tablespace|db_role_setting|shdepend|shdescription|"
+    r"shseclabel|parameter_acl|subscription|replication_origin)\b|"
+    rf"\b(?:{_CALLS}|cron \. \w+|aws_\w+ \. \w+|aws_lambda\w*|net \. http\w*) \("
+)
+_SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
+    "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
+    "OBJECT_SUBSCRIPTION",
+}  # fmt: skip
+_SHARED_CATALOGS = {
+    "pg_database", "pg_authid", "pg_auth_members", "pg_tablespace", "pg_db_role_setting",
+    "pg_shdepend", "pg_shdescription", "pg_shseclabel", "pg_parameter_acl", "pg_subscription",
+    "pg_replication_origin", "pg_roles", "pg_user", "pg_shadow", "pg_settings",
+}  # fmt: skip
+_ELSEWHERE = {
+    "reassign_owned_stmt": "owned objects may be of the whole server",
+    "drop_owned_stmt": "owned objects may be of the whole server",
+    "alter_table_move_all_stmt": "tablespaces belong to the whole server",
+    "import_foreign_schema_stmt": "connects to another server",
+}
+_BODY = "holds `{}`, which reaches beyond the database"
+_UNKNOWN = "runs `{}`, a text that is only known when it runs"
+_DEEPEST = 5  # a body in a body in a body
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a statement reaches beyond its database; not `certain` where it could not be read."""
+
+    words: str
+    certain: bool = True
+
+
+def beyond(text: bytes, foreign: Collection[str] = (), depth: int = 0) -> Reach | None:
+    """Return what a statement reaches beyond its database, if it does or may.
+
+    `foreign` are the names of foreign tables.
+    """
+    if not (_MAY_REACH.search(text) or _MAY_CALL.search(text) or foreign):
+        return None
+    node = parser.parsed(text)
+    if node is None:
+        return _by_words(text)
+    if found := _named(node, text, foreign):
+        return Reach(found)
+    if depth == _DEEPEST:
+        return None
+    return _in_bodies(node, text, foreign, depth)
+
+
+def _named(node: Node, text: bytes, foreign: Collection[str]) -> str | None:
+    """Say what a statement, or one inside it, reaches by its kind, its target or a call."""
+    for inner in parser.every(node, "Node"):
+        kind = str(inner.WhichOneof("node"))
+        if kind == "func_call":
+            name = ".".join(part.string.sval for part in inner.func_call.funcname).lower()
+            if _CALLED.fullmatch(name):
+                return f"calls {name}, which reaches beyond the database"
+        elif kind.endswith("_stmt") and (
+            found := _ELSEWHERE.get(kind)
+            or effects.of_node(inner, text).external
+            or _shared(getattr(inner, kind))
+        ):
+            return found
+    return _written_beyond(effects.of_node(node, text), foreign)
+
+
+def _written_beyond(effect: effects.Effect, foreign: Collection[str]) -> str | None:
+    """Tell whether rows are changed that are not of this database."""
+    for lock in effect.locks:
+        name = lock.table.rpartition(".")[2].strip('"')
+        if effects.STRENGTH.index(lock.mode) < effects.STRENGTH.index(effects.ROW_EXCLUSIVE):
+            continue
+        if name in _SHARED_CATALOGS:
+            return f"changes {name}, which belongs to the whole server"
+        if name in foreign:
+            return f"changes the foreign table {lock.table}"
+    return None
+
+
+def _shared(statement: Any) -> str | None:  # noqa: ANN401 -- a protobuf message
+    """Tell whether a statement changes something of the whole server: its owner, rights, words."""
+    from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
+
+    fields = {field.name for field in statement.DESCRIPTOR.fields}
+    for field in {"objtype", "object_type", "rename_type"} & fields:
+        named = str(ObjectType.Name(getattr(statement, field)))
+        if named in _SHARED:
+            word = named.removeprefix("OBJECT_").removesuffix("_ACL").lower()
+            return f"{word}s belong to the whole server"
+    return None
+
+
+# bodies
+
+
+def _in_bodies(node: Node, text: bytes, foreign: Collection[str], depth: int) -> Reach | None:
+    """Look at what a block or a routine holds; what could not be read is told last."""
+    unread = None
+    for statement in _inner(node, text):
+        if isinstance(statement, Reach):
+            found: Reach | None = statement
+        else:
+            found = beyond(statement.encode(), foreign, depth + 1)
+            if found and found.certain and not found.words.startswith("holds"):
+                found = Reach(_BODY.format(" ".join(statement.split())[:60]))
+        if found and found.certain:
+            return found
+        unread = unread or found
+    return unread
+
+
+def _inner(node: Node, text: bytes) -> Iterator[str | Reach]:
+    """Yield the statements of a body, and instead of one that cannot be read why."""
+    kind = str(node.WhichOneof("node"))
+    if kind == "do_stmt":
+        options = {item.def_elem.defname: item.def_elem.arg for item in node.do_stmt.args}
+    elif kind == "create_function_stmt":
+        made = node.create_function_stmt
+        options = {item.def_elem.defname: item.def_elem.arg for item in made.options}
+    else:
+        return
+    language = options["language"].string.sval.lower() if "language" in options else "plpgsql"
+    body = next((item.sval for item in parser.every(options.get("as"), "String")), None)
+    if body is None or language in ("c", "internal"):
+        return  # BEGIN ATOMIC is part of the tree
+    if language == "sql":
+        yield from _statements(body)
+    elif language == "plpgsql":
+        yield from _of_plpgsql(text, body)
+    else:
+        yield Reach(f"has a body in {language}, which cannot be read here", certain=False)
+
+
+def _statements(body: str) -> Iterator[str | Reach]:
+    script = body.encode()
+    for item in scan.items(script):
+        if isinstance(item, scan.Statement):
+            yield item.text(script).decode()
+
+
+def _of_plpgsql(text: bytes, body: str) -> Iterator[str | Reach]:
+    short = len(text) <= parser.SHALLOW
+    tree = _tree(text) if short or parser.survived(lambda: _tree(text)) else None
+    if tree is not None:
+        yield from _expressions(tree)
+        return
+    said = scan.words(body.encode())
+    if found := _by_words(body.encode()):
+        yield found
+    elif any(
+        word == "EXECUTE" and after not in ("FUNCTION", "PROCEDURE")
+        for word, after in zip(said, [*said[1:], ""], strict=False)
+    ):
+        yield Reach(_UNKNOWN.format("EXECUTE"), certain=False)
+
+
+def _tree(text: bytes) -> object | None:
+    """Return the tree of a PL/pgSQL body; None where it has a type that only the server knows."""
+    import postgast  # noqa: PLC0415 -- parsed, so it is loaded
+    from postgast.native import lib  # noqa: PLC0415 -- likewise
+
+    result = lib.pg_query_parse_plpgsql(text)
+    try:
+        postgast.errors.check_error(result)
+        # a trigger's own variables are written as `{}}`
+        found: object = json.loads(re.sub(rb"(?<=[,\[])\{\}\}", b"{}", result.plpgsql_funcs))
+    except (postgast.PgQueryError, ValueError, RecursionError):
+        return None
+    else:
+        return found
+    finally:
+        lib.pg_query_free_plpgsql_parse_result(result)
+
+
+def _expressions(tree: Any) -> Iterator[str | Reach]:  # noqa: ANN401 -- JSON
+    """Yield each SQL text of a PL/pgSQL tree, and what EXECUTE is given where that is constant."""
+    rest = [tree]
+    while rest:
+        found = rest.pop()
+        if isinstance(found, list):
+            rest += reversed(found)
+            continue
+        if not isinstance(found, dict):
+            continue
+        for name, value in found.items():
+            dynamic = {"PLpgSQL_stmt_dynexecute": "query", "PLpgSQL_stmt_dynfors": "query"}
+            dynamic |= {"PLpgSQL_stmt_return_query": "dynquery", "PLpgSQL_stmt_open": "dynquery"}
+            given = value.get(dynamic[name]) if name in dynamic else None
+            if given:
+                said = given["PLpgSQL_expr"]["query"]
+                text = _constant(said)
+                yield (
+                    Reach(_UNKNOWN.format(f"EXECUTE {' '.join(said.split())[:40]}"), certain=False)
+                    if text is None
+                    else text
+                )
+            if name == "PLpgSQL_expr":
+                yield _sql_of(value)
+        rest += reversed(list(found.values()))
+
+
+def _sql_of(expression: dict[str, Any]) -> str:
+    """Return an expression of PL/pgSQL as a statement: some are none by themselves."""
+    said, mode = str(expression["query"]), expression.get("parseMode", 0)
+    if mode == 0:
+        return said
+    if mode > 2:  # noqa: PLR2004 -- an assignment, whose target does nothing
+        said = re.split(r":=|=", said, maxsplit=1)[-1]
+    return f"SELECT {said}"
+
+
+_ONLY_NAMES = re.compile(r"(?:[^%]|%%|%(?:\d+\$)?-?\d*[IL])*", re.DOTALL)
+
+
+def _constant(expression: str) -> str | None:
+    """Return the text that an expression gives but for names and values; None if nobody knows."""
+    node = parser.parsed(b"SELECT " + expression.encode())
+    if node is None or len(node.select_stmt.target_list) != 1:
+        return None
+    return _folded(node.select_stmt.target_list[0].res_target.val)
+
+
+def _folded(node: Node) -> str | None:  # noqa: PLR0911 -- one line a kind of expression
+    kind = node.WhichOneof("node")
+    if kind == "a_const":
+        return str(node.a_const.sval.sval) if node.a_const.HasField("sval") else None
+    if kind == "type_cast":
+        return _folded(node.type_cast.arg)
+    if kind == "a_expr" and [part.string.sval for part in node.a_expr.name] == ["||"]:
+        left, right = _folded(node.a_expr.lexpr), _folded(node.a_expr.rexpr)
+        return None if left is None or right is None else left + right
+    if kind != "func_call":
+        return None
+    name = node.func_call.funcname[-1].string.sval
+    if name in ("quote_ident", "quote_literal", "quote_nullable"):
+        return '"x"' if name == "quote_ident" else "'x'"
+    if name == "format" and node.func_call.args:
+        form = _folded(node.func_call.args[0])
+        if form is not None and _ONLY_NAMES.fullmatch(form):
+            named = re.sub(r"%(?:\d+\$)?-?\d*I", '"x"', form)
+            return re.sub(r"%(?:\d+\$)?-?\d*L", "'x'", named).replace("%%", "%")
+    return None
+
+
+def _by_words(text: bytes) -> Reach | None:
+    """Look at the words of what no parser reads, without comments and quotes."""
+    found = _WORDS.search(" ".join(scan.words(text)).lower())
+    return Reach(_BODY.format(found[0][:60])) if found else None

@@ -1,0 +1,374 @@
+"""Migration files as frozen values: names, companions, directives, checksums."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
+from preflight.files import kinds, migrations, scan
+
+KINDS = ("rollback", "verify", "export")
+MAX_BYTES = 1_000_000_000  # a server refuses a message above 1 GiB and drops the connection
+
+_NAME = re.compile(r"(?P<version>[0-9]{3,18})_(?P<title>[a-z0-9]+(?:_[a-z0-9]+)*)\.sql")
+_KIND = re.compile(rf"(?P<base>.+)_(?P<kind>{'|'.join(KINDS)})\.sql")
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
+PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
+_MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
+
+
+def script(file: str, text: bytes) -> migrations.Script:
+    """Return a script whose text is at hand, as the history keeps it; raises FilesInvalid."""
+    reading = _Reading(file)
+    found = reading.script(text)
+    if reading.problems:
+        raise FilesInvalid.of("files.invalid", reading.problems)
+    return found
+
+
+class _Changed(Exception):
+    pass
+
+
+def load(directory: Path) -> tuple[migrations.Migration, ...]:
+    """Read every migration, in order of version.
+
+    Raises ConfigInvalid for a directory that is missing or empty (a wrong mount must not look like
+    success), FilesInvalid with everything that is wrong with any file.
+    """
+    for _ in range(3):
+        try:
+            return _load(directory)
+        except _Changed:
+            continue
+    raise ConfigInvalid(
+        "config.migrations_dir", f"{directory} keeps changing while it is read", "Run again."
+    )
+
+
+def _load(directory: Path) -> tuple[migrations.Migration, ...]:
+    try:
+        before = _mount(directory)
+        names = sorted(name for name in os.listdir(directory) if _counts(name))  # noqa: PTH208
+    except OSError as error:
+        raise ConfigInvalid(
+            "config.migrations_dir",
+            f"the migrations directory {directory} cannot be read: {error.strerror}",
+            "Set PREFLIGHT_MIGRATIONS_DIR, or mount the files there.",
+        ) from error
+    if not names:
+        raise ConfigInvalid(
+            "config.migrations_dir",
+            f"the migrations directory {directory} holds no .sql file",
+            "Is the volume mounted, and at the right place?",
+        )
+    problems: list[Problem] = []
+    scripts = {
+        name: script for name in names if (script := _script(directory, name, problems)) is not None
+    }
+    if _mount(directory) != before:
+        raise _Changed
+    migrations = _assemble(names, scripts, problems)
+    if problems:
+        raise FilesInvalid.of("files.invalid", problems)
+    return migrations
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name.endswith(".sql")
+
+
+def _mount(directory: Path) -> str | None:
+    """Return what a ConfigMap or Secret mount points at now; it is swapped whole."""
+    try:
+        return str((directory / "..data").readlink())
+    except OSError:
+        return None
+
+
+def _script(directory: Path, name: str, problems: list[Problem]) -> migrations.Script | None:
+    named = _NAME.fullmatch(name)
+    if named is None:
+        problems.append(
+            Problem(
+                f"{name!r} is not a migration's name",
+                "Name it NNN_snake_case.sql: 3 to 18 digits, then lower-case words.",
+                file=name,
+            )
+        )
+        return None
+    read = _Reading(name)
+    text = read.text(directory / name)
+    script = read.script(text) if text is not None else None
+    problems.extend(read.problems)
+    return script if not read.problems else None
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one script holds, as far as more than the one statement decides about it."""
+
+    first: scan.Statement | None = None
+    last: scan.Statement | None = None
+    count: int = 0
+    directives: list[scan.Directive] = field(default_factory=list)
+    control: list[scan.Statement] = field(default_factory=list)
+    alone: list[scan.Statement] = field(default_factory=list)  # refused inside a transaction
+
+    @property
+    def unbound(self) -> bool:
+        """Tell whether the file said that it runs outside a transaction."""
+        return any(directive.text == "no-transaction" for directive in self.directives)
+
+    def wrapped(self, text: bytes) -> bool:
+        """Tell whether all of it stands between one BEGIN and one COMMIT."""
+        return (
+            self.first is not None
+            and self.last is not None
+            and self.control == [self.first, self.last]
+            and self.count > 2  # noqa: PLR2004 -- BEGIN, COMMIT and something to run
+            and kinds.opens_transaction(self.first.text(text))
+            and kinds.closes_transaction(self.last.text(text))
+        )
+
+
+class _Reading:
+    """What is found while one file is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        companion = _KIND.fullmatch(name)
+        self.kind = companion["kind"] if companion else "up"
+        self.problems: list[Problem] = []
+
+    def wrong(
+        self, message: str, hint: str | None = None, at: tuple[int, int] | None = None
+    ) -> None:
+        line, column = at or (None, None)
+        where = f"{self.name}:{line}:{column}: " if at else f"{self.name}: "
+        migration = self.name.removesuffix(".sql")
+        if self.kind != "up":
+            migration = migration.removesuffix(f"_{self.kind}")
+        self.problems.append(
+            Problem(
+                where + message,
+                hint,
+                migration=migration,
+                version=int(self.name.split("_")[0]),
+                file=self.name,
+                line=line,
+                column=column,
+            )
+        )
+
+    def text(self, path: Path) -> bytes | None:
+        """Return the file's text; None when it cannot be used at all."""
+        try:
+            text = self._read(path)
+        except OSError as error:
+            dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+            self.wrong("a link to nothing" if dangling else f"cannot be read: {error.strerror}")
+            return None
+        if text is None:
+            return None
+        if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+            self.wrong("UTF-16, not UTF-8", "Save it as UTF-8.", (1, 1))
+            return None
+        text = text.removeprefix(codecs.BOM_UTF8)
+        if b"\r\n" in text:
+            text = text.replace(b"\r\n", b"\n")
+        nul = text.find(b"\0")
+        if nul >= 0:
+            self.wrong(
+                "a NUL byte: PostgreSQL would silently stop reading here",
+                "Remove it.",
+                scan.position(text, nul),
+            )
+        bad = _not_utf8(text)
+        if bad is not None:
+            self.wrong(
+                f"byte 0x{text[bad]:02x} is not UTF-8",
+                "Save it as UTF-8.",
+                scan.position(text, bad),
+            )
+        return None if self.problems else text
+
+    def _read(self, path: Path) -> bytes | None:
+        # O_NONBLOCK: a FIFO without a writer must not hang us
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                self.wrong("not a regular file", "A migration is a plain text file.")
+            elif facts.st_size > MAX_BYTES:
+                self.wrong("larger than 1 GB", "Load data of this size with pg_restore or COPY.")
+            else:
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    return file.read()
+        finally:
+            os.close(descriptor)
+        return None
+
+    def script(self, text: bytes) -> migrations.Script:
+        """Return the script; what is wrong with it is in `problems`."""
+        found, sound = _Found(), True
+        for item in scan.items(text):
+            if isinstance(item, scan.Statement):
+                found.first, found.last = found.first or item, item
+                found.count += 1
+                self._sort(text, item, found)
+            elif isinstance(item, scan.Directive):
+                found.directives.append(item)
+            else:
+                sound = False
+                self.wrong(item.message, item.hint, scan.position(text, item.start))
+            if len(self.problems) >= PROBLEMS_MAX:
+                self.wrong("so much is wrong that the rest of the file was not looked at")
+                break
+        said = self._directives(text, found)
+        if sound and found.first is None:
+            self.wrong("holds no statement", "Write SQL, or remove the file.")
+        if said.get("transactional", True):
+            said["wrapped"] = self._inside_transaction(text, found)
+        for statement in found.control:
+            self._at(
+                text,
+                statement,
+                "transaction control inside a migration",
+                "Leave it out: the runner opens and closes the transaction.",
+            )
+        checksum = hashlib.sha256(text).hexdigest()
+        return migrations.Script(self.name, text, checksum, **said)  # type: ignore[arg-type]
+
+    def _sort(self, text: bytes, statement: scan.Statement, found: _Found) -> None:
+        """Report a statement that may not stand in such a file; keep those that depend on more."""
+        if self.kind in ("verify", "export"):
+            if not kinds.reads_only(statement.text(text)):
+                self._at(text, statement, f"a {self.kind} file holds queries only", "Use SELECT.")
+        elif scan.first_word(text, statement.start) in kinds.NOTABLE:
+            body = statement.text(text)
+            if kinds.is_control(body):
+                found.control.append(statement)
+            elif not found.unbound and kinds.outside_transaction(body):
+                found.alone.append(statement)
+
+    def _inside_transaction(self, text: bytes, found: _Found) -> bool:
+        """Report what a transaction refuses; return whether BEGIN and COMMIT wrap the file."""
+        for statement in found.alone:
+            self._at(
+                text,
+                statement,
+                "cannot run inside a transaction",
+                "Put `-- preflight: no-transaction` at the top of the file.",
+            )
+        wrapped = found.wrapped(text)
+        if wrapped:
+            found.control.clear()
+        return wrapped
+
+    def _directives(self, text: bytes, found: _Found) -> dict[str, object]:
+        said: dict[str, object] = {}
+        first = len(text) if found.first is None else found.first.start
+        for directive in found.directives:
+            at = scan.position(text, directive.start)
+            word, _, value = directive.text.partition(" ")
+            if directive.start > first:
+                self.wrong(
+                    "a directive after the first statement has no effect",
+                    "Move it to the top of the file.",
+                    at,
+                )
+            elif self.kind not in ("up", "rollback"):
+                self.wrong("directives belong into forward and rollback files", None, at)
+            elif directive.text == "no-transaction":
+                said["transactional"] = False
+            elif directive.text == "breaking":
+                said["breaking"] = self.kind == "up"  # it speaks of what the forward file made
+            elif word in ("lock-timeout", "statement-timeout", "max-lock"):
+                duration = _DURATION.fullmatch(value.strip())
+                # beside a variable in seconds a bare number would be read as seconds
+                bare = duration and word == "max-lock" and not duration["unit"]
+                if duration is None or (bare and int(duration["number"])):
+                    self.wrong(f"{value!r} is not a duration", "Write 500ms, 5s, 2min or 1h.", at)
+                else:
+                    milliseconds = int(duration["number"]) * _MILLISECONDS[duration["unit"]]
+                    said[word.replace("-", "_") + "_ms"] = min(milliseconds, 2**31 - 1)
+            else:
+                self.wrong(
+                    f"unknown directive {directive.text!r}",
+                    "Known: no-transaction, lock-timeout 5s, statement-timeout 30s, max-lock 10s, "
+                    "breaking.",
+                    at,
+                )
+        return said
+
+    def _at(self, text: bytes, statement: scan.Statement, message: str, hint: str) -> None:
+        if len(self.problems) >= PROBLEMS_MAX:
+            return
+        head = text[statement.start : min(statement.end, statement.start + 40)]
+        shown = " ".join(head.decode("utf-8", "ignore").split())
+        self.wrong(f"{shown}: {message}", hint, scan.position(text, statement.start))
+
+
+def _not_utf8(text: bytes) -> int | None:
+    """Return the offset of the first byte that is not UTF-8, without a decoded copy of it all."""
+    decoder, size = codecs.getincrementaldecoder("utf-8")(), 1 << 20
+    for start in range(0, len(text) + 1, size):
+        chunk = text[start : start + size]
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(chunk, final=start + size > len(text))
+        except UnicodeDecodeError as error:
+            return start - pending + error.start
+    return None
+
+
+def _assemble(
+    names: list[str], scripts: dict[str, migrations.Script], problems: list[Problem]
+) -> tuple[migrations.Migration, ...]:
+    forward = {
+        name: int(named["version"])
+        for name in names
+        if (named := _NAME.fullmatch(name)) and not _KIND.fullmatch(name)
+    }
+    by_version: dict[int, list[str]] = {}
+    for name, version in forward.items():
+        by_version.setdefault(version, []).append(name)
+    problems.extend(
+        Problem(
+            f"version {version} is claimed by {' and '.join(claimed)}",
+            "Give one of them a number of its own.",
+            version=version,
+            file=claimed[-1],
+        )
+        for version, claimed in by_version.items()
+        if len(claimed) > 1
+    )
+    for name in names:
+        companion = _KIND.fullmatch(name)
+        if companion and _NAME.fullmatch(name) and f"{companion['base']}.sql" not in forward:
+            problems.append(
+                Problem(
+                    f"{name} has no forward file {companion['base']}.sql",
+                    "Add it, or name the companion after the file that it belongs to.",
+                    file=name,
+                )
+            )
+    if not forward and not problems:
+        problems.append(Problem("there is no forward file"))
+    if problems:
+        return ()
+    return tuple(
+        migrations.Migration(version, name[:-4], scripts[name], *_companions(name[:-4], scripts))
+        for name, version in sorted(forward.items(), key=lambda item: item[1])
+    )
+
+
+def _companions(base: str, scripts: dict[str, migrations.Script]) -> list[migrations.Script | None]:
+    return [scripts.get(f"{base}_{kind}.sql") for kind in KINDS]

@@ -1,0 +1,135 @@
+"""No write to the history but of the run that holds the lock."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.base import stop
+from preflight.base.errors import (
+    Failure,
+    HistoryConflict,
+    LockBusy,
+    PlanChanged,
+    TargetUnusable,
+)
+from preflight.history import tables
+from preflight.server import sessions
+from preflight.server.sessions import PASSING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
+RIGHT = """
+SELECT pg_catalog.has_database_privilege(pg_catalog.current_database()::text, 'CREATE')
+"""
+
+
+def unwritable(session: Session) -> HistoryConflict:
+    """Return the failure for a history that takes no new rows, without saying why."""
+    return tables.damaged(
+        session, "rows of the history cannot be written (does a trigger or a rule drop them?)"
+    )
+
+
+@contextmanager
+def recorded(
+    session: Session, migration: Migration, outcome: Callable[..., Failure]
+) -> Iterator[None]:
+    """Turn what keeps us from recording a migration into a failure of that migration."""
+    try:
+        yield
+    except (psycopg.Error, HistoryConflict) as error:
+        sqlstate = getattr(error, "sqlstate", None)
+        if session.lost or sqlstate in PASSING:
+            raise
+        message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        raise outcome(
+            "migration.not_recorded",
+            f"{migration.name} cannot be recorded: {message or error}",
+            f"Does the file drop or change schema {session.config.schema}, make its transaction "
+            "read only, or hold characters that the database's encoding lacks?",
+            migration=migration.name,
+            version=migration.version,
+            sqlstate=sqlstate,
+        ) from error
+
+
+def fence(session: Session, claim: Callable[[], bool]) -> None:
+    """Claim the history row; call before anything else in a transaction, which may begin anew.
+
+    Raises PlanChanged when the row is not as planned, LockBusy when another run still holds it at
+    LOCK_WAIT_S.
+    """
+    began = time.monotonic()
+    told = False
+    while True:
+        try:
+            claimed = claim()
+        except psycopg.errors.LockNotAvailable as error:
+            session.execute("ROLLBACK")
+            found = _writer(session)
+            waited = time.monotonic() - began
+            if waited >= session.config.lock_wait_s:
+                raise _fenced(found, waited, error) from error
+            if not told:
+                told = True
+                structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
+            stop.sleep(random.uniform(0.1, 0.4))  # noqa: S311 -- jitter, not a secret
+            session.execute(sessions.BEGIN)
+        else:
+            break
+    if not claimed:
+        raise PlanChanged
+
+
+def _writer(session: Session) -> dict[str, object]:
+    """Return which other session writes the history, as log data."""
+    row = session.execute(
+        """SELECT a.pid, a.application_name, a.client_addr::text
+ FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+ WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'
+ AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database())
+ AND l.relation = %s::regclass AND a.pid <> pg_catalog.pg_backend_pid()
+ ORDER BY a.xact_start LIMIT 1""",
+        [f"{session.config.schema}.migrations"],
+    ).fetchone()
+    names = ("holder_pid", "holder", "holder_address")
+    return {name: value for name, value in zip(names, row or (), strict=False) if value is not None}
+
+
+def _fenced(found: dict[str, object], waited: float, error: psycopg.Error) -> LockBusy:
+    who = f": pid {found['holder_pid']}, {found.get('holder')!r}" if found else ""
+    return LockBusy(
+        "lock.fence",
+        f"another run is still in the middle of this migration after {waited:.0f} s{who}",
+        "Let it finish and run again; if it hangs, "
+        f"SELECT pg_terminate_backend({found.get('holder_pid', 'pid')}) ends it.",
+        sqlstate=error.sqlstate,
+    )
+
+
+@contextmanager
+def made(session: Session) -> Iterator[None]:
+    """Name what keeps us from making or reading our tables: an event trigger, a lost right."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if session.lost or error.sqlstate in PASSING:
+            raise
+        raise TargetUnusable(
+            "target.no_history",
+            f"the history in schema {session.config.schema} cannot be made or read: "
+            f"{error.diag.message_primary or error}",
+            "Does this role have the rights, or does an event trigger of the database object?",
+            sqlstate=error.sqlstate,
+        ) from error

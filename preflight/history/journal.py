@@ -1,0 +1,138 @@
+"""The journal: what was tried, when and by whom, and how it ended."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preflight import __version__
+from preflight.base.errors import (
+    HistoryConflict,
+    Problem,
+)
+from preflight.history import tables
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What only a run under the lock needs to know of a recorded migration."""
+
+    version: int
+    name: str
+    state: str
+    statements_done: int
+    statements_started: int
+    up_sql: str
+    rollback_sql: str | None
+    run_id: str
+    checksum: str
+    undoing: bool = False  # the two counts are of the rollback file's statements
+    verify_sql: str | None = None  # None: not known, recorded by an older version; "": none
+    export_sql: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """The journal's last row about a rehearsal: `rehearsing`, or `rehearsed` when it was over."""
+
+    event: str
+    life: str  # of the server, when it began
+    sqlstate: str | None
+    run_id: str
+    at: str  # in UTC
+
+
+def journal(  # noqa: PLR0913 -- one row
+    session: Session,
+    event: str,
+    migration: Migration,
+    *,
+    duration_ms: int | None = None,
+    backup: str | None = None,
+    problem: Problem | None = None,
+    before: Row | None = None,
+) -> None:
+    """Append what happened; `before` is the row that it replaced."""
+    session.execute(
+        f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
+ checksum_before, run_id, host, duration_ms, backup, sqlstate, error, tool_version)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+        [
+            event,
+            migration.version,
+            migration.name,
+            migration.checksum,
+            before.checksum if before else None,
+            session.config.run_id,
+            socket.gethostname(),
+            duration_ms,
+            backup,
+            problem.sqlstate if problem else None,
+            problem.message if problem else None,
+            __version__,
+        ],
+    )
+
+
+def _ours(session: Session) -> bool:
+    """Tell whether the tables are ours to write: a backup is taken whatever they are like."""
+    found = session.rows(tables.look(session))
+    try:
+        if tables.present(found):
+            tables.require_ours(session, found)
+    except HistoryConflict:
+        return False
+    return tables.present(found)
+
+
+def rehearsed(session: Session, place: str) -> Rehearsed | None:
+    """Return the last row about a rehearsal in a place; None where there is none for us to see."""
+    if not _ours(session):
+        return None
+    row = session.execute(
+        f"""SELECT j.event, coalesce(j.checksum, ''), j.sqlstate, j.run_id,
+ pg_catalog.to_char(pg_catalog.timezone('UTC', j.at), 'YYYY-MM-DD HH24:MI')
+ FROM {session.config.schema}.journal j WHERE j.event IN ('rehearsing', 'rehearsed')
+ AND j.checksum_before = %s::text ORDER BY j.id DESC LIMIT 1""",  # noqa: S608 -- a checked name
+        [place],
+    ).fetchone()
+    return Rehearsed(*row) if row else None
+
+
+def note_rehearsal(  # noqa: PLR0913 -- one row
+    session: Session,
+    event: str,
+    name: str,
+    *,
+    place: str,
+    life: str,
+    backup: str,
+    sqlstate: str | None = None,
+) -> bool:
+    """Append that a rehearsal begins or is over; False where there is no journal."""
+    there = _ours(session)
+    if there:
+        version = name.partition("_")[0]
+        session.execute(
+            f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
+ checksum_before, run_id, host, backup, sqlstate, tool_version)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+            [
+                event,
+                int(version) if version.isdecimal() else 0,
+                name,
+                life,
+                place,
+                session.config.run_id,
+                socket.gethostname(),
+                backup,
+                sqlstate,
+                __version__,
+            ],
+        )
+    return there

@@ -1,0 +1,413 @@
+"""The two tables, and every SQL statement about them.
+
+`migrations` is the present, one row a version; `journal` is append-only. Everyone may read what
+`wait --schema` needs, never the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from preflight import __version__
+from preflight.base.errors import (
+    HistoryConflict,
+    TargetUnusable,
+)
+from preflight.history import fence, journal, tables
+from preflight.history.plan import History, Record
+from preflight.server import sessions
+from preflight.server.sessions import LOOK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from preflight.files.migrations import Migration, Script
+    from preflight.server.sessions import Session
+_TABLES = """
+CREATE TABLE {schema}.migrations (
+  version bigint PRIMARY KEY,
+  name text NOT NULL,
+  checksum text NOT NULL,
+  state text NOT NULL CHECK (state IN ('running', 'done', 'failed')),
+  how text NOT NULL CHECK (how IN ('applied', 'adopted', 'forced')),
+  statements_done int NOT NULL DEFAULT 0,
+  statements_started int NOT NULL DEFAULT 0,
+  undoing bool NOT NULL DEFAULT false,
+  up_sql text NOT NULL,
+  rollback_sql text,
+  verify_sql text,
+  export_sql text,
+  breaking bool NOT NULL DEFAULT false,
+  applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  duration_ms bigint,
+  applied_by text NOT NULL DEFAULT current_user,
+  backup text,
+  tool_version text NOT NULL,
+  run_id text NOT NULL
+);
+CREATE TABLE {schema}.journal (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  event text NOT NULL,
+  version bigint NOT NULL,
+  name text NOT NULL,
+  checksum text,
+  checksum_before text,
+  run_id text NOT NULL,
+  host text NOT NULL,
+  role text NOT NULL DEFAULT current_user,
+  duration_ms bigint,
+  backup text,
+  sqlstate text,
+  error text,
+  tool_version text NOT NULL
+);
+GRANT USAGE ON SCHEMA {schema} TO PUBLIC;
+ALTER TABLE {schema}.migrations DISABLE ROW LEVEL SECURITY;
+ALTER TABLE {schema}.journal DISABLE ROW LEVEL SECURITY;
+GRANT SELECT (version, name, checksum, state, breaking) ON {schema}.migrations TO PUBLIC;
+COMMENT ON TABLE {schema}.migrations IS
+ 'pg-preflight: what was applied to this database, and when';
+"""
+
+
+def read(session: Session) -> History:
+    """Return the history and learn the server's facts; raises HistoryConflict for a damaged one."""
+    return session.again(partial(_read, session))
+
+
+def _read(session: Session) -> History:
+    """Look whose the tables are and what they are, and in the same transaction read them.
+
+    In one message where all is as it should be; what is not, the second look tells.
+    """
+    query = f"""SELECT {", ".join(f"m.{name}" for name in tables.PUBLIC)}
+ FROM ONLY {session.config.schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- checked names
+    with suppress(psycopg.DataError, psycopg.ProgrammingError), session.looking():
+        message = f"{LOOK}; {tables.look_strictly(session)}; {query}; COMMIT"
+        found, rows = session.results(message)
+        session.learn(found[0])
+        tables.require(session, found)
+        return _recorded(session, rows)
+    with session.looking():
+        found = session.rows(f"{LOOK}; {tables.look(session)}")
+        session.learn(found[0])
+        if not tables.present(found):
+            return History(present=False)
+        tables.require(session, found)
+        try:
+            rows = session.rows(f"{query}; COMMIT")
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise tables.damaged(session, "a table was dropped this moment") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise HistoryConflict(
+                "history.not_readable",
+                f"the history cannot be read: {error.diag.message_primary}",
+                f"GRANT USAGE ON SCHEMA {session.config.schema} and SELECT "
+                f"({', '.join(tables.PUBLIC)}) ON {session.config.schema}.migrations to this role, "
+                "or choose another PREFLIGHT_SCHEMA.",
+                sqlstate=error.sqlstate,
+            ) from error
+    return _recorded(session, rows)
+
+
+def _recorded(session: Session, rows: Sequence[Mapping[str, Any]]) -> History:
+    kinds = (int, str, str, str, bool)
+    records = {}
+    for row in rows:
+        values = [row[name] for name in tables.PUBLIC]
+        if not all(map(isinstance, values, kinds)) or row["version"] in records:
+            raise tables.damaged(session, "a row of migrations is incomplete, or there twice")
+        records[row["version"]] = Record(*values)
+    return History(records)
+
+
+@contextmanager
+def looking(session: Session) -> Iterator[None]:
+    """Look in one transaction under our own search_path; nothing of it stays in the session."""
+    with session.looking():
+        session.execute(LOOK)
+        yield
+
+
+def make_tables(session: Session) -> tuple[bool, list[str]]:
+    """Make the tables where there are none; return whether, and whose rights were taken back."""
+    schema = session.config.schema
+    found = session.rows(tables.look(session))
+    if tables.present(found):
+        tables.require_ours(session, found)
+        tables.complete(session, found)
+        return False, tables.close(session)
+    tables.require_place(session, found)
+    (in_database,) = session.execute(fence.RIGHT).fetchone() or (False,)
+    new = found[0]["place"] is None
+    if not (in_database if new else found[0]["may_create"]):
+        raise TargetUnusable(
+            "target.no_right",
+            f"this role may not create the schema {schema} for the history",
+            "As the database's owner: GRANT CREATE ON DATABASE … TO this role, or CREATE SCHEMA "
+            f"{schema} AUTHORIZATION this role.",
+            sqlstate="42501",
+        )
+    if new:  # IF NOT EXISTS would ask for the right to make it even where it is
+        session.execute(f"CREATE SCHEMA {schema}")
+        tables.close_schema(session)
+    session.execute(_TABLES.format(schema=schema))
+    tables.keep(session)
+    tables.close(session)
+    return True, []
+
+
+def keep(session: Session, files: Sequence[Migration]) -> None:
+    """Keep the companions of what an older version recorded without them, where it is the same."""
+    table = f"{session.config.schema}.migrations"
+    lacking = session.execute(
+        f"SELECT version FROM {table} WHERE verify_sql IS NULL AND state = 'done'"  # noqa: S608
+    ).fetchall()
+    versions = {version for (version,) in lacking}
+    for file in files:
+        if file.version in versions:
+            session.execute(
+                f"""UPDATE {table} SET rollback_sql = coalesce(%s, rollback_sql), verify_sql = %s,
+ export_sql = %s WHERE version = %s AND name = %s AND checksum = %s""",  # noqa: S608 -- a checked name
+                [*_kept(file), file.version, file.name, file.checksum],
+            )
+
+
+def _kept(file: Migration) -> list[str | bytes | None]:
+    """Return the companions as the history keeps them: an empty text says that there was none."""
+    rollback, *others = (file.rollback, file.verify, file.export)
+    return [rollback.text if rollback else None, *(each.text if each else "" for each in others)]
+
+
+def unfinished(session: Session) -> list[journal.Row]:
+    """Return the rows of files that stopped part-way."""
+    return _rows(session, "m.state <> 'done'")
+
+
+def row_of(session: Session, version: int) -> journal.Row | None:
+    """Return a recorded migration, or None."""
+    rows = _rows(session, f"m.version = {int(version)}")
+    return rows[0] if rows else None
+
+
+def _rows(session: Session, where: str) -> list[journal.Row]:
+    # a column that the table lacks is found one level further out, and is NULL
+    rows = session.execute(
+        f"""SELECT r.* FROM (SELECT NULL::text AS verify_sql, NULL::text AS export_sql) lacking,
+ LATERAL (SELECT m.version, m.name, m.state, m.statements_done, m.statements_started, m.up_sql,
+  m.rollback_sql, m.run_id, m.checksum, m.undoing, verify_sql, export_sql
+  FROM {session.config.schema}.migrations m WHERE {where}) r ORDER BY r.version"""  # noqa: S608 -- a checked name, a constant or a number
+    ).fetchall()
+    return [journal.Row(*row) for row in rows]
+
+
+def insert(session: Session, migration: Migration, backup: str | None, how: str) -> bool:
+    """Claim a version that was not recorded; return False when another run was there."""
+    return record(session, migration, how=how, state="running", backup=backup)
+
+
+def record(
+    session: Session,
+    migration: Migration,
+    *,
+    how: str,
+    state: str = "done",
+    backup: str | None = None,
+) -> bool:
+    """Insert a version's row; return False when there is one."""
+    return (
+        session.execute(
+            f"""INSERT INTO {session.config.schema}.migrations
+ (version, name, checksum, state, how, up_sql, rollback_sql, verify_sql, export_sql, breaking,
+ backup, tool_version, run_id)
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (version) DO NOTHING""",  # noqa: S608
+            [
+                migration.version,
+                migration.name,
+                migration.checksum,
+                state,
+                how,
+                migration.up.text,
+                *_kept(migration),
+                migration.up.breaking,
+                backup,
+                __version__,
+                session.config.run_id,
+            ],
+        ).rowcount
+        == 1
+    )
+
+
+def take_over(session: Session, migration: Migration, row: journal.Row, backup: str | None) -> bool:
+    """Claim a row as it was planned, to go on with its file; False when it changed meanwhile."""
+    return (
+        session.execute(
+            f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
+ state = 'running', up_sql = %s, rollback_sql = %s, verify_sql = %s, export_sql = %s, breaking = %s,
+ backup = %s, tool_version = %s, run_id = %s, applied_by = current_user, undoing = false
+ WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+            [
+                migration.name,
+                migration.checksum,
+                migration.up.text,
+                *_kept(migration),
+                migration.up.breaking,
+                backup,
+                __version__,
+                session.config.run_id,
+                row.version,
+                row.state,
+                row.run_id,
+            ],
+        ).rowcount
+        == 1
+    )
+
+
+def claim(
+    session: Session, migration: Migration, row: journal.Row | None, backup: str | None
+) -> bool:
+    """Claim a version from its start: one that was not recorded, or a row as it was planned."""
+    if row is None:
+        return insert(session, migration, backup, "applied")
+    if not take_over(session, migration, row, backup):
+        return False
+    session.execute(
+        f"""UPDATE {session.config.schema}.migrations
+ SET how = 'forced', statements_done = 0, statements_started = 0 WHERE version = %s""",  # noqa: S608
+        [row.version],
+    )
+    return True
+
+
+def give_up(session: Session, row: journal.Row) -> bool:
+    """Delete a row as it was planned; False when it changed meanwhile."""
+    deleted = session.execute(
+        f"""DELETE FROM {session.config.schema}.migrations
+ WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [row.version, row.state, row.run_id],
+    )
+    return deleted.rowcount == 1
+
+
+def begin_undo(
+    session: Session, row: journal.Row, rollback: Script, *, done: int, started: int
+) -> bool:
+    """Mark a row whose non-transactional rollback begins; False when it changed meanwhile."""
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.migrations SET state = 'running', undoing = true,
+ rollback_sql = %s, statements_done = %s, statements_started = %s, run_id = %s
+ WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [
+            rollback.text,
+            done,
+            started,
+            session.config.run_id,
+            row.version,
+            row.state,
+            row.run_id,
+        ],
+    )
+    return updated.rowcount == 1
+
+
+def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> None:
+    """Record a file that is in the database already, whatever was recorded of it before.
+
+    One that a person named says nothing of the others, so first contact goes on.
+    """
+    with fence.recorded(session, migration, HistoryConflict):
+        before = row_of(session, migration.version)
+        if before is not None:
+            give_up(session, before)
+        if not record(session, migration, how="adopted"):
+            raise fence.unwritable(session)
+        journal.journal(session, "vouched" if by_name else "adopted", migration, before=before)
+
+
+def ensure(session: Session) -> None:
+    """Make the tables where they are missing; nothing is adopted."""
+    session.grow_up()
+    with fence.made(session), sessions.transaction(session):
+        _, closed = make_tables(session)
+    tables.tell_closed(session, closed)
+
+
+def mark(
+    session: Session, version: int, *, done: int, started: int, state: str = "running"
+) -> None:
+    """Record how far a non-transactional file is, in counts of statements.
+
+    Call at the end of a transaction: until its COMMIT the session is ours again, whatever role and
+    search_path the file has set.
+    """
+    cursor = session.execute(
+        f"""SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL role TO DEFAULT;
+ SET LOCAL search_path = pg_catalog, pg_temp; UPDATE {session.config.schema}.migrations
+ SET statements_done = {int(done)}, statements_started = {int(started)}, state = '{state}'
+ WHERE version = {int(version)} AND run_id = '{session.config.run_id}'"""  # noqa: S608
+    )
+    while cursor.nextset():
+        pass
+    _require_one(session, cursor.rowcount)
+
+
+def finish(  # noqa: PLR0913 -- one row
+    session: Session,
+    migration: Migration,
+    *,
+    duration_ms: int,
+    statements: int,
+    backup: str | None,
+    before: journal.Row | None = None,
+) -> None:
+    """Write the end mark and the journal's success row, in the caller's transaction."""
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.migrations SET state = 'done', duration_ms = %s,
+ statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
+ WHERE version = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [duration_ms, statements, statements, migration.version, session.config.run_id],
+    )
+    _require_one(session, updated.rowcount)
+    event = "forced" if before else "applied"
+    journal.journal(
+        session, event, migration, duration_ms=duration_ms, backup=backup, before=before
+    )
+
+
+def _require_one(session: Session, count: int) -> None:
+    if count != 1:
+        raise tables.damaged(session, "the row of the running migration is gone")
+
+
+def listing(session: Session) -> list[dict[str, Any]]:
+    """Return every row for people: all that this role may read; `applied_at` is in UTC."""
+    schema = session.config.schema
+    try:
+        rows = session.ask(
+            f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking, m.how,
+ EXTRACT(epoch FROM m.applied_at)::pg_catalog.float8 AS applied_at,
+ m.duration_ms, m.applied_by, m.backup, m.statements_done
+ FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
+        )
+    except psycopg.errors.InsufficientPrivilege:
+        return session.ask(
+            f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking
+ FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
+        )
+    for row in rows:  # as a number, because a role's DateStyle may be one that nobody can parse
+        try:
+            row["applied_at"] = datetime.fromtimestamp(row["applied_at"], UTC)
+        except (TypeError, ValueError, OverflowError, OSError) as error:  # infinity, BC, after 9999
+            raise tables.damaged(
+                session, f"applied_at of version {row['version']} is no time of this era"
+            ) from error
+    return rows

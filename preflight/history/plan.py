@@ -1,0 +1,200 @@
+"""Files and history in, what to do out, or the conflict; pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from preflight.base.errors import HistoryConflict, Problem, SchemaAhead
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the history, as everyone may read it."""
+
+    version: int
+    name: str
+    checksum: str
+    state: str = "done"
+    breaking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the database says was applied; not `present` before first contact."""
+
+    records: Mapping[int, Record] = field(default_factory=dict)
+    present: bool = True
+
+    def done(self, version: int) -> bool:
+        """Tell whether a version was applied completely."""
+        return version in self.records and self.records[version].state == "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do: files to run in order, and newer migrations that we do not have."""
+
+    todo: tuple[Migration, ...]
+    ahead: tuple[Record, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Tell whether there is nothing to do."""
+        return not self.todo
+
+
+def make(
+    files: Sequence[Migration],
+    history: History,
+    *,
+    ahead: str = "allow",
+    out_of_order: str = "fail",
+) -> Plan:
+    """Return what is pending, in order.
+
+    Raises HistoryConflict (edited, missing, out of order), then SchemaAhead.
+    """
+    plan = Plan(pending(files, history), newer(files, history))
+    problems = contradicted(files, history) + missing(files, history)
+    if out_of_order == "fail":
+        problems += late(plan.todo, history)
+    if problems:
+        raise HistoryConflict.of("history.conflict", problems)
+    _refuse_ahead(plan.ahead, ahead)
+    return plan
+
+
+def pending(files: Sequence[Migration], history: History) -> tuple[Migration, ...]:
+    """Return the files that are not applied completely."""
+    return tuple(file for file in files if not history.done(file.version))
+
+
+def newer(files: Sequence[Migration], history: History) -> tuple[Record, ...]:
+    """Return the recorded migrations above every file on disk."""
+    last = max((file.version for file in files), default=-1)
+    return tuple(record for version, record in sorted(history.records.items()) if version > last)
+
+
+def compared(file: Migration, record: Record) -> str:
+    """Return whether a file is what was recorded under its number: same, edited, renamed, other.
+
+    One that stopped part-way may be edited: what is left of it is still to run.
+    """
+    if file.name == record.name:
+        same = file.checksum == record.checksum or record.state != "done"
+        return "same" if same else "edited"
+    return "renamed" if file.checksum == record.checksum else "other"
+
+
+def contradicted(files: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every file that is not what was recorded under its number."""
+    pairs = ((file, history.records.get(file.version)) for file in files)
+    return [
+        problem
+        for file, record in pairs
+        if record and (problem := contradiction(file, record)) is not None
+    ]
+
+
+def foreign(files: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every file that is another migration than the one recorded under its number."""
+    records = history.records
+    others = [
+        file
+        for file in files
+        if file.version in records and compared(file, records[file.version]) == "other"
+    ]
+    return contradicted(others, history)
+
+
+def contradiction(file: Migration, record: Record) -> Problem | None:
+    """Say how a file differs from what was recorded under its number, or None."""
+    match compared(file, record):
+        case "edited":
+            said = (
+                f"{file.name} was edited after it was applied: "
+                f"recorded {record.checksum[:12]}, file {file.checksum[:12]}"
+            )
+            hint = (
+                f"Restore the file, or accept the edit: `adopt {file.version}` records it without "
+                f"running it, `force {file.version}` runs it again."
+            )
+        case "renamed":
+            said = f"{file.name} was recorded as {record.name}: the file was renamed, not edited"
+            hint = (
+                f"Give it its name back, or accept the new one: `adopt {file.version}` records it "
+                "without running anything."
+            )
+        case "other":
+            said = (
+                f"another migration has the number of {file.name}: the database holds "
+                f"{record.name}, another text under another name"
+            )
+            hint = (
+                f"Give {file.name} a number above the newest, and put {record.name} back; was "
+                "another branch or a wrong directory mounted? `rollback` takes back what is "
+                "recorded, with the text that the history keeps."
+            )
+        case _:
+            return None
+    return Problem(said, hint, migration=file.name, version=file.version)
+
+
+def missing(files: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every recorded migration that has no file though newer files are there."""
+    known = {file.version for file in files}
+    last = max(known, default=-1)
+    return [
+        Problem(
+            f"{record.name} is recorded in the database but its file is missing",
+            "Put the file back; was an old or a wrong directory mounted?",
+            migration=record.name,
+            version=version,
+        )
+        for version, record in sorted(history.records.items())
+        if version not in known and version < last
+    ]
+
+
+def late(todo: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every pending file below one that was applied already."""
+    newest = max((record.version for record in history.records.values()), default=-1)
+    return [
+        Problem(
+            f"{file.name} is pending but version {newest} was applied before it",
+            "Give it a number above the newest, or set PREFLIGHT_OUT_OF_ORDER=allow to run it; if "
+            f"it is in the database already: `adopt {file.version}`.",
+            migration=file.name,
+            version=file.version,
+        )
+        for file in todo
+        if file.version < newest and file.version not in history.records
+    ]
+
+
+def _refuse_ahead(records: Sequence[Record], ahead: str) -> None:
+    if not records:
+        return
+    names = ", ".join(record.name for record in records)
+    if breaking := [record for record in records if record.breaking]:
+        raise SchemaAhead(
+            "schema.ahead",
+            f"the database holds newer migrations ({names}), and {breaking[0].name} is marked "
+            "breaking: this version must not start on it",
+            "Start a newer version, or roll back with `rollback --to` this version's newest file.",
+            migration=breaking[0].name,
+            version=breaking[0].version,
+        )
+    if ahead == "fail":
+        raise SchemaAhead(
+            "schema.ahead",
+            f"the database holds newer migrations: {names}",
+            "Start a newer version, or set PREFLIGHT_AHEAD=allow.",
+            migration=records[0].name,
+            version=records[0].version,
+        )

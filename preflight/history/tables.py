@@ -1,0 +1,346 @@
+"""Whose our two tables are and what they are: looked at before a row of them is read or written.
+
+A view in their place would run its maker's code as us, and a stranger's table would be believed.
+So the table's owner must be us or somebody who could do anything here anyway, and the schema's
+owner, too: he may put another table there at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from preflight.base import quoting
+from preflight.base.errors import HistoryConflict, SchemaAhead
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+COLUMNS = {
+    "migrations": {
+        "version": "bigint",
+        "name": "text",
+        "checksum": "text",
+        "state": "text",
+        "how": "text",
+        "statements_done": "integer",
+        "statements_started": "integer",
+        "undoing": "boolean",
+        "up_sql": "text",
+        "rollback_sql": "text",
+        "breaking": "boolean",
+        "applied_at": "timestamp with time zone",
+        "duration_ms": "bigint",
+        "applied_by": "text",
+        "backup": "text",
+        "tool_version": "text",
+        "run_id": "text",
+    },
+    "journal": {
+        "id": "bigint",
+        "at": "timestamp with time zone",
+        "event": "text",
+        "version": "bigint",
+        "name": "text",
+        "checksum": "text",
+        "checksum_before": "text",
+        "run_id": "text",
+        "host": "text",
+        "role": "text",
+        "duration_ms": "bigint",
+        "backup": "text",
+        "sqlstate": "text",
+        "error": "text",
+        "tool_version": "text",
+    },
+}
+# what tables of an older version lack: added when we write, and read where it is there
+ADDED: dict[str, dict[str, str]] = {
+    "migrations": {"verify_sql": "text", "export_sql": "text"},
+    "journal": {},
+}
+PUBLIC = ("version", "name", "checksum", "state", "breaking")  # what everybody may read
+GIVEN = {  # what every row of ours brings along; all else has a default, or may be null
+    "migrations": {
+        "version", "name", "checksum", "state", "how", "up_sql", "tool_version", "run_id",
+    },
+    "journal": {"event", "version", "name", "run_id", "host", "tool_version"},
+}  # fmt: skip
+_KINDS = {
+    "v": "a view", "m": "a materialized view", "S": "a sequence", "p": "a partitioned table",
+    "f": "a foreign table", "i": "an index", "I": "an index", "c": "a type",
+}  # fmt: skip
+
+# A superuser has every role's rights, so of him membership says nothing: he believes who could act
+# as the database's owner. A schema is `vouched` for when its owner could, or may make none himself.
+# Before PostgreSQL 15 a role can make anybody its member by itself: such a membership is no trust.
+_LOOK = """
+WITH RECURSIVE granted(role) AS (
+ SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname IN (current_user, 'pg_database_owner')
+ UNION SELECT m.roleid FROM granted g JOIN pg_catalog.pg_auth_members m ON m.member = g.role
+ WHERE m.grantor <> m.roleid
+)
+SELECT n.oid::int8 AS place, pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
+ vouched.schema OR NOT us.super AND pg_catalog.pg_has_role(n.nspowner, 'MEMBER')
+  AND n.nspowner IN (SELECT g.role FROM granted g) AS schema_believed,
+ pg_catalog.has_schema_privilege(n.oid, 'CREATE') AS may_create,
+ c.relname::text AS relation, c.relkind::text AS kind,
+ pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
+ CASE WHEN us.super THEN vouched.owner ELSE pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND (vouched.owner OR c.relowner IN (SELECT g.role FROM granted g)) END AS ours,
+ vouched.owner OR NOT us.super AND pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+  AND c.relowner IN (SELECT g.role FROM granted g)
+  OR vouched.schema AND NOT pg_catalog.has_schema_privilege('public', n.oid, 'CREATE') AS believed,
+ c.relrowsecurity AS row_security,
+ EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = c.oid) AS rules,
+ EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS children,
+ EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+  WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
+   AND NOT pg_catalog.pg_has_role(p.proowner, c.relowner, 'USAGE')
+   AND NOT pg_catalog.pg_has_role(p.proowner, d.datdba, 'USAGE')) AS triggers,
+ pg_catalog.has_table_privilege(c.oid, 'SELECT')
+  AND pg_catalog.has_table_privilege(c.oid, 'INSERT') AND (c.relname = 'journal'
+  OR pg_catalog.has_table_privilege(c.oid, 'UPDATE')
+   AND pg_catalog.has_table_privilege(c.oid, 'DELETE')) AS writable,
+ c.relname <> 'migrations' OR EXISTS (SELECT FROM pg_catalog.pg_index k
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.indkey[0]
+  WHERE k.indrelid = c.oid AND k.indisunique AND k.indimmediate AND k.indisvalid
+   AND k.indnkeyatts = 1 AND k.indpred IS NULL AND a.attname = 'version') AS keyed,
+ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+   AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '') AS needed,
+ ARRAY(SELECT a.attname::text || ' ' || CASE a.attgenerated WHEN '' THEN '' ELSE 'generated ' END
+   || pg_catalog.format_type(a.atttypid, NULL)
+  FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns
+FROM pg_catalog.pg_namespace n
+JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+LEFT JOIN pg_catalog.pg_class c
+ ON c.relnamespace = n.oid AND c.relname IN ('migrations', 'journal')
+CROSS JOIN LATERAL (SELECT pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE') AS owner,
+ pg_catalog.pg_has_role(n.nspowner, d.datdba, 'USAGE')
+  OR pg_catalog.pg_get_userbyid(n.nspowner) = 'pg_database_owner'
+  OR NOT pg_catalog.has_database_privilege(n.nspowner, d.oid, 'CREATE') AS schema) vouched
+CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('is_superuser') = 'on' AS super) us
+WHERE n.nspname = '{schema}'
+"""
+# what anybody but the owner may do with them beyond what everybody may; grants to the owner's own
+# members are no exception
+_GRANTS = """
+SELECT DISTINCT CASE given.grantee WHEN 0::oid THEN 'PUBLIC'
+ ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(given.grantee)::text) END
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+ SELECT a.* FROM pg_catalog.aclexplode(c.relacl) a
+ UNION ALL SELECT a.* FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a
+  WHERE t.attrelid = c.oid AND NOT (a.grantee = 0::oid AND a.privilege_type = 'SELECT'
+   AND c.relname = 'migrations' AND t.attname IN ({public}))
+) given
+WHERE n.nspname = '{schema}' AND given.grantee <> c.relowner
+ AND (c.relname IN ('migrations', 'journal') OR c.relkind = 'S' AND EXISTS (
+  SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class j ON j.oid = d.refobjid
+  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'i'
+   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND j.relname = 'journal'
+   AND j.relnamespace = c.relnamespace))
+ORDER BY 1
+"""
+_SCHEMA_GRANTS = """
+SELECT DISTINCT CASE a.grantee WHEN 0::oid THEN 'PUBLIC'
+ ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)::text) END
+FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a
+WHERE n.nspname = '{schema}' AND a.grantee <> n.nspowner
+"""
+Rows = Sequence[Mapping[str, Any]]
+
+
+def look(session: Session) -> str:
+    """Return the query that tells what is there, beside the server's facts.
+
+    A row a table; or one for the schema alone, or for nothing (`place` is None).
+    """
+    return _query(session, "")
+
+
+def look_strictly(session: Session) -> str:
+    """Return the same query for what nobody may take for ours: it divides by zero there.
+
+    So that what stands behind it in the same message is not even planned.
+    """
+    believed = "true" if session.copy else "t.believed AND t.schema_believed"
+    sound = f"t.kind = 'r' AND {believed} AND NOT (t.row_security OR t.rules OR t.children)"
+    return _query(session, f", 1 / CASE WHEN {sound} THEN 1 ELSE 0 END AS sound")
+
+
+def _query(session: Session, more: str) -> str:
+    there = _LOOK.format(schema=session.config.schema)
+    one = "(SELECT 1) AS one"
+    return f"SELECT {sessions.FACTS}, t.*{more} FROM {one} LEFT JOIN ({there}) AS t ON true"  # noqa: S608
+
+
+def present(rows: Rows) -> bool:
+    """Tell whether there is anything called as our tables are."""
+    return rows[0]["relation"] is not None
+
+
+def damaged(session: Session, what: str) -> HistoryConflict:
+    """Return the failure for tables that are not as we made them."""
+    return HistoryConflict(
+        "history.damaged",
+        f"the tables in schema {session.config.schema} are not ours as we made them: {what}",
+        "Was the schema made by another tool, or changed by hand? Choose another PREFLIGHT_SCHEMA, "
+        "or restore the tables from a backup.",
+    )
+
+
+def require(session: Session, rows: Rows) -> None:
+    """Make sure that both tables may be read and believed; raises HistoryConflict."""
+    for row in rows:
+        name = row["relation"]
+        if row["kind"] != "r":
+            raise damaged(session, f"{name} is {_KINDS.get(row['kind'], 'something else')}")
+        if not session.copy and not (row["believed"] and row["schema_believed"]):
+            raise _foreign(session, row["owner"] if row["schema_believed"] else row["schema_owner"])
+        if row["row_security"]:
+            raise HistoryConflict(
+                "history.not_readable",
+                f"row security is on for the history's table {name}: rows that it hides would be "
+                "taken for files that were never applied",
+                f"ALTER TABLE {session.config.schema}.{name} DISABLE ROW LEVEL SECURITY.",
+            )
+        if row["rules"] or row["children"]:
+            what = "a rule" if row["rules"] else "another table that inherits from it"
+            raise damaged(session, f"{name} has {what}")
+        _require_columns(session, name, row["columns"])
+        if not row["keyed"]:
+            raise damaged(session, f"{name} has no primary key on version")
+        if bare := set(row["needed"]) - GIVEN[name]:
+            raise damaged(session, f"{name} has no default for {', '.join(sorted(bare))}")
+    if gone := COLUMNS.keys() - {row["relation"] for row in rows}:  # to run all again is a guess
+        there = COLUMNS.keys() - gone
+        raise damaged(
+            session,
+            f"the table {''.join(gone)} is gone, but {''.join(there)} is there",
+        )
+
+
+def _require_columns(session: Session, name: str, found: Sequence[str]) -> None:
+    types = dict(column.split(" ", 1) for column in found)
+    if gone := COLUMNS[name].keys() - types.keys():
+        raise damaged(session, f"{name} has no column {', '.join(sorted(gone))}")
+    for column, wanted in COLUMNS[name].items():
+        if types[column] != wanted:
+            raise damaged(session, f"{name}.{column} is {types[column]}, not {wanted}")
+    for column, wanted in ADDED[name].items():
+        if types.get(column, wanted) != wanted:
+            raise damaged(session, f"{name}.{column} is {types[column]}, not {wanted}")
+
+
+def require_ours(session: Session, rows: Rows) -> None:
+    """Make sure that both tables are ours to write; raises HistoryConflict."""
+    require(session, rows)
+    for row in rows:
+        if not (row["ours"] or session.copy):
+            raise _foreign(session, row["owner"])
+        if row["triggers"]:
+            raise damaged(session, f"a trigger on {row['relation']} calls a stranger's function")
+        if not row["writable"]:
+            raise HistoryConflict(
+                "history.not_readable",
+                f"this role may not read and write the history's table {row['relation']}",
+                f"GRANT ALL ON {session.config.schema}.{row['relation']} TO {row['owner']}, its "
+                "owner.",
+                sqlstate="42501",
+            )
+
+
+def complete(session: Session, rows: Rows) -> None:
+    """Add the columns that a later version brought; raises SchemaAhead for those of a newer one.
+
+    Call in a transaction, under the lock.
+    """
+    for row in rows:
+        name = row["relation"]
+        found = {column.split(" ", 1)[0] for column in row["columns"]}
+        if newer := found - COLUMNS[name].keys() - ADDED[name].keys():
+            raise SchemaAhead(
+                "schema.newer_history",
+                f"the history's table {name} has columns that this version does not know: "
+                f"{', '.join(sorted(newer))}",
+                "A newer pg-preflight has been here: start that version, or a later one. Reading "
+                "commands of this one still work.",
+            )
+        for column in sorted(ADDED[name].keys() - found):
+            session.execute(
+                f"ALTER TABLE {session.config.schema}.{name} ADD COLUMN {column} "
+                f"{ADDED[name][column]}"
+            )
+
+
+def require_place(session: Session, rows: Rows) -> None:
+    """Make sure that nobody but us can take away what is made in the schema."""
+    if rows[0]["schema_believed"] is False:
+        raise _foreign(session, rows[0]["schema_owner"])
+
+
+def _foreign(session: Session, owner: str) -> HistoryConflict:
+    schema = session.config.schema
+    return HistoryConflict(
+        "history.owner",
+        f"the history belongs to role {owner!r}, of which this role is no member (with INHERIT)",
+        f"Does {owner!r} migrate this database? Run as that role, or GRANT it to this one; or let "
+        f"a superuser vouch for it to all that only read: ALTER SCHEMA {schema} OWNER TO the "
+        "database's owner. Else choose another PREFLIGHT_SCHEMA.",
+    )
+
+
+def close_schema(session: Session) -> None:
+    """Undo what default privileges gave away, or took from us, of a schema that was just made."""
+    schema = session.config.schema
+    session.execute(f"GRANT ALL ON SCHEMA {schema} TO CURRENT_USER")
+    for (whom,) in session.execute(_SCHEMA_GRANTS.format(schema=schema)).fetchall():
+        session.execute(f"REVOKE ALL ON SCHEMA {schema} FROM {whom} CASCADE")
+
+
+def keep(session: Session) -> None:
+    """Say our own rights on the tables that were just made, whatever a default takes from us."""
+    schema = session.config.schema
+    session.execute(f"GRANT ALL ON {schema}.migrations, {schema}.journal TO CURRENT_USER")
+    session.execute(f"GRANT ALL ON SEQUENCE {_sequence(session)} TO CURRENT_USER")
+
+
+def _sequence(session: Session) -> str:
+    (name,) = session.execute(
+        f"SELECT pg_catalog.pg_get_serial_sequence('{session.config.schema}.journal', 'id')"
+    ).fetchone() or ("",)
+    return str(name)
+
+
+def close(session: Session) -> list[str]:
+    """Take back what default privileges gave away of the tables; return from whom, quoted.
+
+    Call in a transaction, under the lock.
+    """
+    schema = session.config.schema
+    public = ", ".join(map(quoting.literal, PUBLIC))
+    query = _GRANTS.format(schema=schema, public=public)
+    found = [whom for (whom,) in session.execute(query).fetchall()]
+    if found:
+        tables, whom = f"{schema}.migrations, {schema}.journal", ", ".join(found)
+        session.execute(f"REVOKE ALL ON {tables} FROM {whom} CASCADE")
+        session.execute(f"REVOKE ALL ON SEQUENCE {_sequence(session)} FROM {whom} CASCADE")
+        columns = ", ".join(PUBLIC)
+        session.execute(f"GRANT SELECT ({columns}) ON {schema}.migrations TO PUBLIC")
+    return found
+
+
+def tell_closed(session: Session, found: Sequence[str]) -> None:
+    """Say whose rights were taken back; call after the COMMIT, before which it is not true."""
+    if found:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"rights on the history in schema {session.config.schema} were taken back from "
+            f"{', '.join(found)}: it is open to nobody but its owner",
+        )

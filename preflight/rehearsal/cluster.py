@@ -1,0 +1,453 @@
+"""What a database has around it: the roles, rights, extensions and settings of its server.
+
+A copy on another server shows what production would do only if all of it is there, too. It is read
+from the live server's catalogs, which every role may read, and made on a throwaway server, where we
+are superuser. No password is read or made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from preflight.backup import new_database
+from preflight.base import logs, quoting
+from preflight.base.errors import Failure
+from preflight.rehearsal import local
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.rehearsal.local import Server
+    from preflight.server.sessions import Session
+
+# Limits that a file can run into, and what its statements are read with. No more connections than
+# a copy needs, but as many locks as the live server has for all of its own.
+_SETTINGS = """
+SELECT s.name, s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = ANY (%s::text[])
+"""
+LIMITS = (
+    "max_connections", "max_locks_per_transaction", "max_prepared_transactions",
+    "max_pred_locks_per_transaction",
+)  # fmt: skip
+MEANING = (
+    "TimeZone", "DateStyle", "IntervalStyle", "bytea_output", "extra_float_digits", "xmloption",
+    "xmlbinary", "array_nulls", "transform_null_equals", "backslash_quote", "lo_compat_privileges",
+    "default_text_search_config", "default_toast_compression",
+    "createrole_self_grant", "password_encryption", "search_path", "check_function_bodies",
+    "row_security", "max_stack_depth",
+)  # fmt: skip
+MOST_CONNECTIONS = 100
+# what loads a library that is not here
+_LOADS = {"session_preload_libraries", "local_preload_libraries", "shared_preload_libraries"}
+
+# A superuser's rights go with what it owns (a view, a function of its definer, an event trigger),
+# and with those who may become it.
+_ROLES = """
+WITH us AS (
+ SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname IN (session_user, current_user)
+), owners AS (
+ SELECT d.refobjid AS oid FROM pg_catalog.pg_shdepend d
+ WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.deptype = 'o' AND d.dbid = (
+  SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname = pg_catalog.current_database())
+ UNION SELECT b.datdba FROM pg_catalog.pg_database b
+  WHERE b.datname = pg_catalog.current_database()
+ UNION SELECT 10::oid
+)
+SELECT r.rolname::text AS name,
+ r.rolsuper AND (r.oid IN (SELECT u.oid FROM us u) OR r.oid IN (SELECT o.oid FROM owners o)
+  OR EXISTS (SELECT FROM us u WHERE pg_catalog.pg_has_role(u.oid, r.oid, 'MEMBER'))) AS super,
+ r.rolinherit AS inherit, r.rolcreaterole AS createrole, r.rolcreatedb AS createdb,
+ r.rolreplication AS replication, r.rolbypassrls AS bypassrls,
+ r.oid IN (SELECT u.oid FROM us u) AS ours, coalesce(r.rolconfig, '{}') AS settings
+FROM pg_catalog.pg_roles r WHERE r.rolname::text NOT LIKE 'pg\\_%' ORDER BY r.oid
+"""
+_MEMBERSHIPS = """
+SELECT r.rolname::text, m.rolname::text, pg_catalog.bool_or(a.admin_option){options}
+FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles r ON r.oid = a.roleid
+JOIN pg_catalog.pg_roles m ON m.oid = a.member WHERE m.rolname::text NOT LIKE 'pg\\_%'
+GROUP BY 1, 2 ORDER BY 1, 2
+"""
+_OPTIONS = ", pg_catalog.bool_or(a.inherit_option), pg_catalog.bool_or(a.set_option)"
+OPTIONS_SINCE = 16
+_RIGHTS = """
+SELECT {kind}, o.{name}::text, CASE WHEN a.grantee <> 0::oid
+ THEN pg_catalog.pg_get_userbyid(a.grantee)::text END, a.privilege_type, a.is_grantable
+FROM pg_catalog.{catalog} o, pg_catalog.aclexplode(o.{acl}) a WHERE {which}
+"""
+PARAMETERS_SINCE = 15
+_EXTENSIONS = """
+SELECT e.extname::text AS name, e.extversion AS version, n.nspname::text AS schema,
+ pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
+ pg_catalog.pg_get_userbyid(e.extowner)::text AS owner,
+ EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refobjid = e.oid AND d.objid = n.oid
+  AND d.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.deptype = 'e') AS its_own
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+WHERE e.oid >= 16384::oid ORDER BY e.oid
+"""
+_TABLESPACES = """
+SELECT t.spcname::text, pg_catalog.pg_get_userbyid(t.spcowner)::text,
+ coalesce(t.spcoptions, '{}') FROM pg_catalog.pg_tablespace t
+WHERE t.spcname::text NOT LIKE 'pg\\_%' ORDER BY t.oid
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A role of the live server; `ours` is who the run logs in as, or becomes."""
+
+    name: str
+    super: bool  # also: but only where a copy needs it
+    inherit: bool
+    createrole: bool
+    createdb: bool
+    replication: bool
+    bypassrls: bool
+    ours: bool
+    settings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Who is a member of which role; before PostgreSQL 16 there is no option but ADMIN."""
+
+    role: str
+    member: str
+    admin: bool
+    inherit: bool | None = None
+    set: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A right on the database, a tablespace or a parameter; nobody's name is PUBLIC."""
+
+    kind: str
+    name: str
+    grantee: str | None
+    privilege: str
+    grantable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """An extension of the live database."""
+
+    name: str
+    version: str
+    schema: str
+    schema_owner: str
+    owner: str
+    its_own: bool  # the schema belongs to the extension, which makes it
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is around the live database."""
+
+    database: Mapping[str, Any]  # as sibling.described says it
+    database_settings: Sequence[tuple[str | None, str]]
+    settings: Mapping[str, str]  # of the server
+    roles: Sequence[Role]
+    memberships: Sequence[Membership]
+    rights: Sequence[Right]
+    extensions: Sequence[Extension]
+    tablespaces: Sequence[tuple[str, str, Sequence[str]]]
+
+
+@dataclass(slots=True)
+class Made:
+    """What was made, and in what it is not as the live one."""
+
+    database: str
+    fidelity: list[str] = field(default_factory=list)  # such as `collation`
+    lacking: dict[str, str] = field(default_factory=dict)  # what this side lacks, and why
+    schemas: list[str] = field(default_factory=list)  # made for extensions: in the archive, too
+
+
+# reading the live one
+
+
+def look(session: Session) -> Surroundings:
+    """Read what is around the live database that a session is on; needs no right but to connect."""
+    major = session.facts.major if session.facts else 0
+    (name,) = session.execute("SELECT pg_catalog.current_database()::text").fetchone() or ("",)
+    database = new_database.described(session, name) or {}
+    options = _OPTIONS if major >= OPTIONS_SINCE else ""
+    members = session.execute(_MEMBERSHIPS.format(options=options)).fetchall()
+    return Surroundings(
+        database,
+        new_database.settings(session, database),
+        _settings(session),
+        [Role(**row) for row in _rows(session, _ROLES)],
+        [Membership(*row) for row in members],
+        [Right(*row) for row in session.execute(_rights_query(major)).fetchall()],
+        [Extension(**row) for row in _rows(session, _EXTENSIONS)],
+        session.execute(_TABLESPACES).fetchall(),
+    )
+
+
+def _rows(session: Session, query: str) -> list[dict[str, Any]]:
+    cursor = session.execute(query)
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _rights_query(major: int) -> str:
+    current = "o.datname = pg_catalog.current_database()"
+    sources = [
+        ("DATABASE", "datname", "pg_database", "datacl", current),
+        ("TABLESPACE", "spcname", "pg_tablespace", "spcacl", "o.spcname::text NOT LIKE 'pg\\_%'"),
+    ]
+    if major >= PARAMETERS_SINCE:
+        sources.append(("PARAMETER", "parname", "pg_parameter_acl", "paracl", "true"))
+    parts = [
+        _RIGHTS.format(kind=f"'{kind}'", name=name, catalog=catalog, acl=acl, which=which)
+        for kind, name, catalog, acl, which in sources
+    ]
+    return " UNION ALL ".join(parts)
+
+
+def _settings(session: Session) -> dict[str, str]:
+    found = dict(session.execute(_SETTINGS, [[*LIMITS, *MEANING]]).fetchall())
+    return server_settings(found)
+
+
+def server_settings(live: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings for a server of few connections and all the locks of the live one."""
+    made = {name: value for name, value in live.items() if name in MEANING}
+    limits = {name: int(live[name]) for name in LIMITS if name in live}
+    connections = limits.get("max_connections", MOST_CONNECTIONS)
+    prepared = limits.get("max_prepared_transactions", 0)
+    few = min(connections, MOST_CONNECTIONS)
+    for name in ("max_locks_per_transaction", "max_pred_locks_per_transaction"):
+        if name in limits:
+            made[name] = str(-(-limits[name] * (connections + prepared) // (few + prepared)))
+    made |= {"max_connections": str(few), "max_prepared_transactions": str(prepared)}
+    if "max_stack_depth" in made:
+        made["max_stack_depth"] += "kB"
+    return made
+
+
+# making it
+
+
+# what may be asked of a connection, and a socket of our own cannot give
+_LENIENT = {"require_auth": "", "sslnegotiation": "postgres"}
+
+
+@contextmanager
+def connected(
+    config: Config, where: Server, database: str = local.HOME, role: str = local.SUPERUSER
+) -> Iterator[Session]:
+    """Yield a session on a throwaway server; raises local.Broken when that is no more."""
+    led = led_to(config, where, database, role)
+    with ExitStack() as stack:
+        try:
+            with logs.muted():
+                session = stack.enter_context(sessions.connect(led))
+            session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
+            session.grow_up()
+        except Failure as failure:
+            raise where.death() or local.Broken(
+                f"the throwaway server lets nobody in: {failure}"
+            ) from failure
+        yield session
+
+
+def led_to(
+    config: Config, where: Server, database: str = local.HOME, role: str = local.SUPERUSER
+) -> Config:
+    """Return the run's configuration led to a throwaway server, and nowhere else."""
+    target = where.target(database, role)
+    if role != local.SUPERUSER:  # as on the live server; a `-c role=…` is not for who makes roles
+        target["options"] = config.target.get("options", "")
+    asked = {
+        option.keyword.decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.envvar and option.envvar.decode() in config.child_env
+    }
+    target |= {name: value for name, value in _LENIENT.items() if name in asked}
+    child_env = {name: value for name, value in config.child_env.items() if name[:2] != "PG"}
+    return dataclasses.replace(
+        config, target=target, child_env=child_env, wait_timeout_s=sessions.BESIDE_S
+    )
+
+
+def make(home: Session, where: Server, live: Surroundings) -> Made:
+    """Make roles, tablespaces, the database with its rights and settings, and its extensions.
+
+    `home` is a superuser's session on the throwaway server. The database gets the live one's name.
+    """
+    make_roles(home, live.roles, live.memberships)
+    made = Made(live.database["name"])
+    _make_tablespaces(home, where, live)
+    if not _create(home, live):
+        made.fidelity.append("collation")
+    _grant(home, live.rights)
+    _set(home, live, made)
+    with sessions.beside(home, made.database) as inside:
+        _make_extensions(inside, live.extensions, made)
+    return made
+
+
+def make_roles(
+    home: Session, roles: Sequence[Role], memberships: Sequence[Membership] = ()
+) -> None:
+    """Make roles without a password; only our own may log in."""
+    with sessions.transaction(home):
+        known = {name for (name,) in home.execute("SELECT rolname::text FROM pg_catalog.pg_roles")}
+        for role in roles:
+            if role.name not in known:
+                home.execute(role_command(role))
+            for setting in role.settings if role.ours else ():
+                if setting.partition("=")[0] not in _LOADS:
+                    home.execute(
+                        f"ALTER ROLE {quoting.name(role.name)} {new_database.assignment(setting)}"
+                    )
+        known |= {role.name for role in roles}
+        for each in memberships:
+            if {each.role, each.member} <= known:
+                home.execute(membership_command(each))
+
+
+def role_command(role: Role) -> str:
+    """Return the CREATE ROLE for a role as it is, but without its password and its limits."""
+    said = {
+        "SUPERUSER": role.super,
+        "INHERIT": role.inherit,
+        "CREATEROLE": role.createrole,
+        "CREATEDB": role.createdb,
+        "REPLICATION": role.replication,
+        "BYPASSRLS": role.bypassrls,
+        "LOGIN": role.ours,
+    }
+    options = " ".join(name if on else f"NO{name}" for name, on in said.items())
+    return f"CREATE ROLE {quoting.name(role.name)} {options}"
+
+
+def membership_command(each: Membership) -> str:
+    """Return the GRANT that makes a role a member of another."""
+    options = {"ADMIN": each.admin, "INHERIT": each.inherit, "SET": each.set}
+    if each.inherit is None:
+        said = " WITH ADMIN OPTION" if each.admin else ""
+    else:
+        said = " WITH " + ", ".join(
+            f"{name} {'TRUE' if on else 'FALSE'}" for name, on in options.items()
+        )
+    return f"GRANT {quoting.name(each.role)} TO {quoting.name(each.member)}{said}"
+
+
+def _make_tablespaces(home: Session, where: Server, live: Surroundings) -> None:
+    for number, (name, owner, options) in enumerate(live.tablespaces):
+        folder = where.folder(f"tablespace-{number}")
+        command = f"CREATE TABLESPACE {quoting.name(name)} OWNER {quoting.name(owner)}"
+        home.execute(f"{command} LOCATION {quoting.literal(str(folder))}")
+        for option in options:
+            said, _, value = option.partition("=")
+            home.execute(
+                f"ALTER TABLESPACE {quoting.name(name)} SET ({said} = {quoting.literal(value)})"
+            )
+
+
+def _create(home: Session, live: Surroundings) -> bool:
+    """Create the database; return False when it sorts as C does and not as the live one."""
+    name, owner = quoting.name(live.database["name"]), quoting.name(live.database["owner"])
+    home.execute(f"DROP DATABASE IF EXISTS {name}")  # initdb's own `postgres`
+    plain = {**live.database, "lc_collate": "C", "lc_ctype": "C"}
+    tries = [live.database, {**plain, "everything": {}}]
+    if live.database["everything"].get("datlocprovider") in ("i", "b"):
+        tries.insert(1, plain)  # the system's locale matters little there
+    for number, model in enumerate(tries, 1):
+        command = f"CREATE DATABASE {name} TEMPLATE template0 OWNER {owner}"
+        try:
+            home.execute(command + new_database.locale_options(model))
+        except psycopg.Error:
+            if home.lost or number == len(tries):
+                raise
+        else:
+            return number < len(tries)
+    raise AssertionError  # the last try returns or raises
+
+
+def _grant(home: Session, rights: Sequence[Right]) -> None:
+    """Give the rights that stand in the catalogs, and no others: where one stands, all do."""
+    for kind, name in dict.fromkeys((right.kind, right.name) for right in rights):
+        if kind != "PARAMETER":
+            home.execute(f"REVOKE ALL ON {kind} {quoting.name(name)} FROM PUBLIC")
+    for right in rights:
+        whom = quoting.name(right.grantee) if right.grantee else "PUBLIC"
+        parts = right.name.split(".") if right.kind == "PARAMETER" else [right.name]
+        on = f"{right.kind} {'.'.join(map(quoting.name, parts))}"
+        more = " WITH GRANT OPTION" if right.grantable and right.grantee else ""
+        try:
+            home.execute(f"GRANT {right.privilege} ON {on} TO {whom}{more}")
+        except psycopg.errors.UndefinedObject:  # a role dropped meanwhile, a provider's own
+            continue
+
+
+def _set(home: Session, live: Surroundings, made: Made) -> None:
+    """Give the database its settings; what this server does not know is named."""
+    for role, setting in live.database_settings:
+        name = setting.partition("=")[0]
+        if name in _LOADS:
+            continue
+        try:
+            home.execute(new_database.setting_command(quoting.name(made.database), role, setting))
+        except psycopg.Error as error:
+            if home.lost:
+                raise
+            made.lacking[f"setting {name}"] = str(error.diag.message_primary or error)
+
+
+def _make_extensions(inside: Session, extensions: Sequence[Extension], made: Made) -> None:
+    """Create the extensions at the live versions; those that need another come after it."""
+    left = list(extensions)
+    while left:
+        failed = []
+        for extension in left:
+            if why := _extended(inside, extension, made):
+                made.lacking[f"extension {extension.name}"] = why
+                failed.append(extension)
+            else:
+                made.lacking.pop(f"extension {extension.name}", None)
+        if len(failed) == len(left):
+            return
+        left = failed
+
+
+def _extended(inside: Session, extension: Extension, made: Made) -> str | None:
+    """Create one extension; return why this server cannot."""
+    name, schema = quoting.name(extension.name), quoting.name(extension.schema)
+    try:
+        with sessions.transaction(inside):
+            if not extension.its_own:
+                before = inside.execute(
+                    "SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = %s",
+                    [extension.schema],
+                ).fetchone()
+                if before is None:
+                    owner = quoting.name(extension.schema_owner)
+                    inside.execute(f"CREATE SCHEMA {schema} AUTHORIZATION {owner}")
+            inside.execute(
+                f"CREATE EXTENSION {name} VERSION {quoting.literal(extension.version)}"
+                + ("" if extension.its_own else f" SCHEMA {schema}")
+            )
+            # there is no ALTER EXTENSION … OWNER, and its owner may update it
+            inside.execute(
+                "UPDATE pg_catalog.pg_extension SET extowner = r.oid FROM pg_catalog.pg_roles r"
+                " WHERE r.rolname = %s AND extname = %s",
+                [extension.owner, extension.name],
+            )
+    except psycopg.Error as error:
+        if inside.lost:
+            raise
+        return f"{extension.version}: {error.diag.message_primary or error}"
+    if not extension.its_own and before is None:
+        made.schemas.append(extension.schema)
+    return None

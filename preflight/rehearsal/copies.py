@@ -1,0 +1,487 @@
+"""A proven copy of a backup: made, compared, closed to others, and dropped in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+import structlog
+
+from preflight.backup import children, clients, manifests, new_database, snapshots, store, take
+from preflight.base import console
+from preflight.base.errors import (
+    BackupFailed,
+    BackupInterrupted,
+    BackupUnverified,
+    ConnectionLost,
+    RehearsalFailed,
+)
+from preflight.files import reach, scan
+from preflight.history import journal
+from preflight.rehearsal import burden, scratch
+from preflight.server import catalog, sessions
+
+if TYPE_CHECKING:
+    from preflight.backup.take import Taken
+    from preflight.base.config import Config
+    from preflight.files.migrations import Script
+    from preflight.files.reach import Reach
+    from preflight.server.sessions import Session
+TELL_EVERY_S = 5.0
+DISK_FULL = "53100"
+UNFILLED = "55000"  # a query reads a materialised view without rows
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A restored copy with a session on it, and how long the way there was, in seconds."""
+
+    session: Session
+    name: str
+    restore_s: float
+    began: float
+    home: Session
+    wal: int | None  # that the server had written before, in bytes
+    paused_s: float
+    empty: tuple[str, ...] = ()  # views that are not filled in it
+
+
+@contextmanager
+def named_loss(session: Session) -> Iterator[None]:
+    """Say what it means when the live server goes away while a copy is on it."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if not session.lost:
+            raise
+        raise ConnectionLost(
+            "connection.lost",
+            f"{sessions.lost(error)} (during the rehearsal; nothing was migrated)",
+            "Run again. If the server crashed or ran full meanwhile, the next run goes without a "
+            "rehearsal there, and says so; with PREFLIGHT_REHEARSE=always it ends with 27.",
+            sqlstate=error.sqlstate,
+        ) from error
+
+
+def elsewhere(session: Session, lost: ConnectionLost) -> scratch.Unavailable:
+    """Return what the loss of the scratch server means; raises it when it is the live one."""
+    session.execute("SELECT 1")
+    if session.config.rehearse_url is None:
+        raise lost
+    return scratch.Unavailable(f"the server of PREFLIGHT_REHEARSE_URL went away: {lost}")
+
+
+@contextmanager
+def restored(
+    session: Session, config: Config, saved: Taken | None, scripts: Sequence[Script]
+) -> Iterator[Copy]:
+    """Yield a copy restored from a backup and compared; raises Unavailable, BackupUnverified."""
+    if saved is None:
+        raise scratch.Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
+    began = time.monotonic()
+    live_bytes = _require_allowed(session, config)
+    live = new_database.described(session, saved.identity.database)
+    with ExitStack() as stack:
+        home = stack.enter_context(scratch.home(session))
+        there, _ = take.identity_of(home)
+        if there.system == saved.identity.system:
+            _require_inside(session, scripts)
+            _require_bearable(session, home, live_bytes)
+            stack.enter_context(_noted(session, home, saved, scripts))
+        if home is not session:
+            scratch.sweep(home, saved.identity)
+        name = stack.enter_context(scratch.made(home, saved.identity, live))
+        jobs, wal = new_database.jobs(home), burden.wal(home)
+        structlog.get_logger().info(
+            "rehearsal.started",
+            backup=saved.name if saved.visible else None,
+            database=name,
+            server=f"{home.connection.info.host}:{home.connection.info.port}",
+            rows=sum(saved.backup.manifest["rows"].values()),
+            jobs=jobs,
+            live_bytes=live_bytes,
+            wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
+        )
+        minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
+        quiet, calling = new_database.quiet(home), catalog.calling(session)
+        try:
+            restoring = Restoring(name, jobs, live_bytes, quiet, calling)
+            refused = _fill(home, saved, restoring, minute)
+            restored_s = time.monotonic() - began
+            scratch.apply_database_settings(session, home, live, name)
+            with scratch.reached(home, name, quiet) as copy:
+                take.require_there(saved)
+                empty = _compare(copy, saved, empty_allowed=bool(calling or refused))
+                _strip(copy, saved)
+            _record(saved)
+            _tell_empty(config, refused, calling.values())
+            quiet.pop("event_triggers", None)  # from here on they fire as in production
+            with scratch.reached(home, name, quiet) as copy:
+                yield Copy(copy, name, restored_s, began, home, wal, minute.paused_s, tuple(empty))
+        except BackupUnverified:
+            take.hide(saved)
+            raise
+
+
+def require_complete(config: Config, saved: Taken | None) -> None:
+    """Where a proof is demanded, take no backup that is without something; RehearsalFailed."""
+    without = saved.backup.manifest.get("without") if saved else None
+    if without and config.rehearse == "always":
+        named = console.some([f"{each['what']} ({each['why']})" for each in without])
+        raise RehearsalFailed(
+            "rehearsal.incomplete",
+            f"a proof was demanded, but the backup is without {named}",
+            "Run as a role that may see it (a superuser may), or keep it elsewhere and use "
+            "PREFLIGHT_REHEARSE=auto, which goes on. Nothing was migrated.",
+        )
+
+
+def _record(saved: Taken) -> None:
+    """Write into the manifest that the backup was restored; a plan's nobody will read."""
+    if saved.visible:
+        with store.usable(saved.path.parent):
+            store.improve(saved.backup, verified="restored")
+
+
+def _require_allowed(session: Session, config: Config) -> int:
+    """Make sure that this role may make a copy, and that `auto` finds it small enough.
+
+    Return the live database's size in bytes.
+    """
+    row = session.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
+    may_create, _, role, size = row
+    if config.rehearse_url is None and not may_create:
+        raise scratch.Unavailable(
+            f"the role {role} may not create a database (ALTER ROLE … CREATEDB)"
+        )
+    if config.rehearse == "auto" and size > config.rehearse_max_mb * 1_000_000:
+        raise scratch.Unavailable(
+            f"the database has {console.size(size)}, more than PREFLIGHT_REHEARSE_MAX_MB="
+            f"{config.rehearse_max_mb}"
+        )
+    return int(size)
+
+
+def _require_bearable(session: Session, home: Session, live_bytes: int) -> None:
+    """Make sure that a copy on the live server cannot stop it, as far as anybody can tell."""
+    reason = burden.against(home) or burden.without_room(home, live_bytes)
+    if reason:
+        raise scratch.Unavailable(reason)
+    before = journal.rehearsed(session, _place(session))
+    if before is None:
+        return
+    how = None
+    if before.sqlstate == DISK_FULL:
+        how = "ran full"
+    elif before.event == "rehearsing" and burden.crashed(before.life, burden.life(home)):
+        how = "crashed"
+    if how:
+        raise scratch.Unavailable(
+            f"the server {how} during the rehearsal of run {before.run_id} ({before.at} UTC): none "
+            "is made there again until PREFLIGHT_REHEARSE_URL changes (docs/rehearsal.md says how "
+            "to allow it)"
+        )
+
+
+def _place(session: Session) -> str:
+    """Return what names the place of a rehearsal on the live server."""
+    url = session.config.rehearse_url
+    return "server" if url is None else f"{url.get('host', '')}:{url.get('port', '')}"
+
+
+@contextmanager
+def _noted(
+    session: Session, home: Session, saved: Taken, scripts: Sequence[Script]
+) -> Iterator[None]:
+    """Keep in the journal that a copy is on the live server: what ends us may be the server's end.
+
+    The row stands before the copy is made, and another one when it is gone. A plan writes nothing.
+    """
+    if not saved.visible:
+        yield
+        return
+    note = partial(
+        journal.note_rehearsal,
+        session,
+        name=scripts[0].file.removesuffix(".sql") if scripts else "backup",
+        place=_place(session),
+        life=burden.life(home),
+        backup=saved.name,
+    )
+    try:
+        note("rehearsing")
+    except psycopg.Error as error:
+        if session.lost or error.sqlstate in sessions.PASSING:
+            raise
+        raise scratch.Unavailable(
+            f"the journal cannot be written: {error.diag.message_primary}"
+        ) from error
+    sqlstate = None
+    try:
+        yield
+    except BaseException as error:
+        sqlstate = DISK_FULL if _ran_full(error) else None
+        raise
+    finally:
+        if not session.lost:
+            with suppress(psycopg.Error):  # the next run sees that the server lives
+                note("rehearsed", sqlstate=sqlstate)
+
+
+def _ran_full(error: BaseException | None) -> bool:
+    """Tell whether a disk that was full is the reason of an error."""
+    while error is not None:
+        if getattr(error, "sqlstate", None) == DISK_FULL or "No space left" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
+    """Make sure that no statement reaches beyond its database: what it does there would stay."""
+    foreign = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
+    if found := reaching(scripts, foreign):
+        script, statement, far = found
+        line, column = scan.position(script.text, statement.start)
+        raise scratch.Unavailable(
+            f"{script.file}:{line} {far.words}, and the copy is on the same server",
+            level="info" if far.certain else "warning",
+            file=script.file,
+            line=line,
+            column=column,
+        )
+
+
+def reaching(
+    scripts: Sequence[Script], foreign: set[str] | None = None
+) -> tuple[Script, scan.Statement, Reach] | None:
+    """Return the first statement with an effect beyond its database, and what it reaches."""
+    for script in scripts:
+        for statement in script.statements():
+            if far := reach.beyond(statement.text(script.text), foreign or set()):
+                return script, statement, far
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """How the dump gets into the scratch database."""
+
+    name: str
+    jobs: int
+    live_bytes: int
+    quiet: Mapping[str, str]  # settings of the sessions that restore
+    calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
+
+
+def _fill(
+    home: Session, saved: Taken, restoring: Restoring, minute: burden.Minute
+) -> list[new_database.Complaint]:
+    """Restore the dump; return which materialised views could not be refreshed.
+
+    Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
+    """
+    with _Progress(home, restoring.name, restoring.live_bytes) as progress, ExitStack() as stack:
+        try:
+            code, problems = new_database.fill(
+                home,
+                restoring.name,
+                saved.path / manifests.DUMP,
+                restoring.jobs,
+                "--no-publications",
+                "--no-subscriptions",
+                *_listed(stack, home, saved, restoring.calling),
+                settings=restoring.quiet,
+                tick=progress.tell,
+                hold=_brake(home, minute),
+            )
+        except burden.Overloaded as overloaded:
+            raise scratch.Unavailable(
+                f"the restore would have to wait for long: {overloaded}"
+            ) from None
+        except (children.ClientFailed, BackupFailed) as failure:  # none here, or too old for there
+            raise scratch.Unavailable(f"pg_restore: {failure}") from failure
+        except psycopg.Error as error:  # the copy could not be made anew for another attempt
+            if home.lost:
+                raise
+            raise scratch.Unavailable(
+                f"no copy can be made: {error.diag.message_primary}"
+            ) from error
+    if code != 0 or problems:
+        home.execute("SELECT 1")  # a server that went away says so here
+        _judge(home, saved, code, problems)
+    return problems
+
+
+def _judge(home: Session, saved: Taken, code: int, problems: list[new_database.Complaint]) -> None:
+    """Say whose lack an error of pg_restore is; returns when no row of the dump is concerned."""
+    said = "; ".join(_told(home.config, problem) for problem in problems[:3])
+    if not problems:
+        raise BackupInterrupted(
+            "rehearsal.client",
+            f"pg_restore ended with {code}, without a word",
+            "Run again; nothing was migrated.",
+        )
+    if all(problem.sort == "refresh" for problem in problems):
+        return  # a query that ran anew: every row of the dump is there
+    take.require_there(saved, again=True)  # whoever restores: a damaged dump is no backup
+    unread = [problem for problem in problems if problem.sort == "archive"]
+    words = "; ".join(problem.text for problem in unread)
+    if unread and children.hope_of(code, words) == "passing":
+        raise scratch.Unavailable(f"the copy cannot be restored: {words}")
+    if any("No space left on device" in problem.text for problem in problems):
+        raise scratch.Unavailable(f"the server has no room for a copy: {said}")
+    lacking = [problem for problem in problems if problem.sort in {"right", "program"}]
+    (_, superuser, role, _) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
+    elsewhere = home.config.rehearse_url is not None
+    if (
+        lacking
+        and not unread
+        and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
+    ):
+        objects = list(dict.fromkeys(problem.entry for problem in lacking))
+        raise scratch.Unavailable(
+            f"the role {role} cannot restore {console.some(objects)}: {lacking[0].text}",
+            objects[:100],
+        )
+    raise BackupUnverified(
+        "backup.not_restorable",
+        f"the dump was restored with errors: {said}",
+        "A backup that does not restore is none: it is hidden again, and nothing was migrated. "
+        "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
+        "this proof.",
+    )
+
+
+def _listed(
+    stack: ExitStack, home: Session, saved: Taken, calling: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Return the options that keep the restore from calling other servers."""
+    if not calling:
+        return ()
+    programs, environment = clients.clients(home.config, home), home.config.child_env
+    dump = saved.path / manifests.DUMP
+    wanted = clients.list_without(dump, programs, environment, new_database.REFRESH, calling)
+    return (f"--use-list={stack.enter_context(wanted)}",)
+
+
+def _tell_empty(
+    config: Config, refused: Sequence[new_database.Complaint], calling: Iterable[str]
+) -> None:
+    """Say which materialised views the copy has unfilled; raises RehearsalFailed on demand."""
+    if names := list(calling):
+        structlog.get_logger().info(
+            "rehearsal.warned",
+            reason="materialised views are not filled in the copy: they read foreign tables, and "
+            "another server is not asked for a proof",
+            objects=names,
+        )
+    if not refused:
+        return
+    names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in refused]
+    message = f"{console.some(names)} cannot be filled again: {_told(config, refused[0])}"
+    hint = "No row of the dump is missing; the view's own query fails after a restore. Let it not "
+    hint += "rely on a search_path or on another server."
+    if config.rehearse == "always":
+        raise RehearsalFailed("rehearsal.incomplete", message, hint)
+    reason = f"{message}. {hint}"
+    structlog.get_logger().warning("rehearsal.warned", reason=reason, objects=names)
+
+
+def _told(config: Config, problem: new_database.Complaint) -> str:
+    """Return a complaint with its entry; the words about rows may hold their values."""
+    if problem.entry.startswith("TABLE DATA") and config.log_sql != "on":
+        return f"{problem.entry} (PREFLIGHT_LOG_SQL=on shows why)"
+    return f"{problem.entry}: {problem.text}" if problem.entry else problem.text
+
+
+def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
+    """Return what tells whether the restore has to pause, if it ever has to."""
+    if not minute.limit_bytes or burden.wal(home) is None:
+        return None
+    told = False
+
+    def hold() -> bool:
+        nonlocal told
+        above = minute.above(time.monotonic(), burden.wal(home) or 0)
+        if above and not told:
+            structlog.get_logger().info(
+                "rehearsal.progressed",
+                paused=True,
+                wal_mb_per_min=minute.limit_bytes // 1_000_000,
+            )
+        told = above
+        return above
+
+    return hold
+
+
+class _Progress:
+    """Tells how far a long restore is, by the size of the copy."""
+
+    def __init__(self, home: Session, name: str, live_bytes: int) -> None:
+        self.home, self.name, self.live_bytes = home, name, live_bytes
+        self.began = self.told = time.monotonic()
+        self.bar = console.Bar("restore")
+
+    def __enter__(self) -> Self:
+        """Nothing is shown yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+    def tell(self) -> None:
+        """Show it on a terminal, and log it now and then."""
+        now = time.monotonic()
+        if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
+            return
+        query = "SELECT pg_catalog.pg_database_size(%s::name)"
+        (size,) = self.home.execute(query, [self.name]).fetchone() or (0,)
+        share = min(0.99, size / max(1, self.live_bytes))  # the live one may be bloated
+        self.bar.show(share, f"{console.size(size)} of {console.size(self.live_bytes)} at most")
+        if now - self.told >= TELL_EVERY_S:
+            self.told = now
+            structlog.get_logger().info(
+                "rehearsal.progressed",
+                size_bytes=size,
+                live_bytes=self.live_bytes,
+                elapsed_s=round(now - self.began, 1),
+            )
+
+
+def _compare(copy: Session, saved: Taken, *, empty_allowed: bool) -> list[str]:
+    """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
+
+    Return which views are not filled there, where that is known to be no lack of the backup.
+    """
+    wanted, shapes = saved.witness.objects, catalog.shapes(copy)
+    empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
+    different = snapshots.differing(copy, saved.backup.manifest["rows"])
+    different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in empty}})
+    different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))
+    if different:
+        raise BackupUnverified(
+            "backup.restore_differs",
+            f"the restored copy is not what was dumped: {console.some(different)}",
+            "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
+            "Is the pg_dump on PATH a real and whole one?",
+        )
+    return empty
+
+
+def _strip(copy: Session, saved: Taken) -> None:
+    """Drop the schema that template0 brought along where the live database has it no more."""
+    if "schema public" in saved.witness.objects:
+        return
+    try:
+        copy.execute("DROP SCHEMA IF EXISTS public")
+    except psycopg.Error:  # before PostgreSQL 15 it is the superuser's
+        if copy.lost:
+            raise

@@ -1,0 +1,733 @@
+"""A throwaway PostgreSQL server inside the job: where a copy can be tried at no cost to production.
+
+Its cluster lies in a hidden directory of this run, which a file lock holds; it listens on a socket
+in there alone, makes nothing durable, and ends with the job, however that ends. What a killed run
+leaves, the next one removes: the server by its pid and its directory, never a stranger's process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preflight.backup import mounts, retention
+from preflight.base import console, stop
+
+DIRECTORY = Path("/scratch")
+SUPERUSER = "preflight_rehearsal_superuser"  # a name that no live server has: its roles come here
+HOME = "template1"  # the database that is always there
+TEMPLATE = "cluster"  # beside bin/: what initdb made when the image was built
+PREFIX = ".preflight-rehearsal-"
+LOCK, DATA, SHORT, LOG = ".lock", "data", "socket", "log"
+CONF = ".conf"
+SHARE, EXTRA_BYTES = 1.2, 300_000_000  # of the database, and for WAL, sorting and the cluster
+RESERVE_BYTES = 64_000_000  # what a restore leaves free: of a disk, of a cgroup's memory
+SOCKET_BYTES = 107  # the longest path of a socket, but for its final zero
+PORT = 5432  # in the socket's name
+START_S, END_S = 60.0, 2.0
+QUIT, KILL = 3, 9
+NOBODY = 65534
+SETTINGS: Mapping[str, str] = {
+    "unix_socket_permissions": "0700",
+    "shared_buffers": "64MB",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "min_wal_size": "32MB",
+    "max_wal_size": "128MB",
+    "checkpoint_timeout": "1h",
+    "autovacuum": "off",  # no locks but the files' own; what they need is analyzed beforehand
+    "max_logical_replication_workers": "0",
+    "jit": "off",
+    "dynamic_shared_memory_type": "mmap",  # not /dev/shm, which may be small or not there
+    "huge_pages": "off",
+    "restart_after_crash": "off",
+    "shared_preload_libraries": "",
+    "log_destination": "stderr",
+    "logging_collector": "off",
+    "log_min_messages": "log",  # no statement that fails, no row: only how the server does
+    "log_checkpoints": "off",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+    "lc_messages": "C",
+    "cluster_name": "pg-preflight rehearsal",
+}
+_SINCE = {18: {"io_method": "sync"}}  # three processes less
+
+
+class Unavailable(Exception):
+    """There can be no throwaway server; the message says why, as the end of a sentence."""
+
+
+class NotHere(Unavailable):
+    """Not with these programs, this directory, this user: another run will find the same."""
+
+
+class NoRoom(Unavailable):
+    """Less room than the copy needs, known before a byte is written or while it is filled."""
+
+
+class Broken(Unavailable):
+    """The server did not start, or it ended by itself."""
+
+
+# the programs
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """A server's programs, of one folder; `template` is a cluster to copy instead of initdb."""
+
+    postgres: Path
+    initdb: Path | None
+    template: Path | None
+    version: str
+    major: int
+
+
+def find(major: int, pg_dump: str, path: str) -> Programs:
+    """Return the server programs of a major: beside pg_dump, on PATH, where systems put them.
+
+    Raises NotHere that says where they were looked for, and what was found instead.
+    """
+    others: dict[str, Path] = {}
+    folders = list(dict.fromkeys(_folders(major, pg_dump, path)))
+    for folder in folders:
+        postgres = folder / "postgres"
+        if not _runs(postgres):
+            continue
+        version = _version(postgres)
+        if version.partition(".")[0] != str(major):
+            others.setdefault(version or "no version", folder)
+            continue
+        template, initdb = folder.parent / TEMPLATE, folder / "initdb"
+        return Programs(
+            postgres,
+            initdb if _runs(initdb) else None,
+            template if (template / "PG_VERSION").is_file() else None,
+            version,
+            major,
+        )
+    found = "; ".join(f"{version} in {folder}" for version, folder in others.items())
+    raise NotHere(
+        f"no server program of PostgreSQL {major} is here: no `postgres` of that major beside "
+        f"{pg_dump}, on PATH or in /usr/lib/postgresql/{major}/bin"
+        + (f" (found: {found})" if found else "")
+        + f"; the image's tag pg{major}-full has it"
+    )
+
+
+def _folders(major: int, pg_dump: str, path: str) -> Iterator[Path]:
+    beside = Path(pg_dump)
+    yield beside.parent
+    yield Path(os.path.realpath(beside)).parent
+    yield from (Path(each) for each in path.split(os.pathsep) if each)
+    for folder in ("/usr/lib/postgresql/{}", "/usr/pgsql-{}", "/opt/homebrew/opt/postgresql@{}"):
+        yield Path(folder.format(major), "bin")
+    for each in sys.path:  # wheels that bring a whole server
+        with suppress(OSError):
+            yield from sorted(Path(each).glob("*/pginstall/bin"))
+
+
+def _runs(program: Path) -> bool:
+    """Tell whether there is a program that we may start; of a folder that is closed to us: no."""
+    return os.path.isfile(program) and os.access(program, os.X_OK)  # noqa: PTH113 -- never raises
+
+
+def _version(postgres: Path) -> str:
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(  # noqa: S603 -- a program that was looked for by its name
+            [postgres, "--version"],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_S,
+        ).stdout
+        if found := re.search(r"\(PostgreSQL\) (\d+\S*)", said):
+            return found[1]
+    return ""
+
+
+def _environment() -> dict[str, str]:
+    """Return what the server's processes see: nothing of ours, whatever our locale is."""
+    return {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
+
+
+# the place
+
+
+def place(chosen: Path = DIRECTORY) -> Path:
+    """Return the directory that throwaway servers may live in; raises NotHere.
+
+    In a container it must be a mount; on a host that has no such directory, and none was named,
+    the temporary one will do.
+    """
+    if chosen == DIRECTORY and not chosen.exists() and not mounts.in_container():
+        chosen = Path(tempfile.gettempdir())
+    try:
+        directory = Path(os.path.realpath(chosen, strict=True))
+    except OSError as error:
+        raise NotHere(
+            f"there is no directory {chosen} (PREFLIGHT_REHEARSE_DIR): {error.strerror}"
+        ) from error
+    if not directory.is_dir():
+        raise NotHere(f"{chosen} (PREFLIGHT_REHEARSE_DIR) is no directory")
+    if mounts.unmounted(directory):
+        raise NotHere(
+            f"{chosen} (PREFLIGHT_REHEARSE_DIR) is in this container's own layer: "
+            "mount a volume, an emptyDir or a tmpfs there"
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise NotHere(f"user {os.geteuid()} may not write to {chosen} (PREFLIGHT_REHEARSE_DIR)")
+    return directory
+
+
+def needed(database_bytes: int) -> int:
+    """Return how many bytes a copy of a database may take, with its cluster."""
+    return int(database_bytes * SHARE) + EXTRA_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many bytes are free for us, and what the bound is that says so."""
+
+    free: int
+    bound: str
+
+
+def room(directory: Path, limit_mb: int = 0, *, taken: int | None = None) -> Room:
+    """Return what is free in a directory: of its file system, its memory, its limit (0: none).
+
+    `taken` are the bytes that lie below it; when they are not given they are counted.
+    """
+    found = os.statvfs(directory)
+    rooms = [Room(found.f_bavail * found.f_frsize, "on its file system")]
+    if mounts.mount_kind(directory) in ("tmpfs", "ramfs"):
+        rooms += [Room(left, f"of the memory ({whose})") for left, whose in memory()]
+    if limit_mb:
+        taken = size(directory) if taken is None else taken
+        bound = f"below PREFLIGHT_REHEARSE_DIR_MB={limit_mb}"
+        rooms.append(Room(limit_mb * 1_000_000 - taken, bound))
+    return min(rooms, key=lambda each: each.free)
+
+
+def memory(
+    cgroup: Path = Path("/proc/self/cgroup"),
+    mounted: Path = Path("/sys/fs/cgroup"),
+    meminfo: Path = Path("/proc/meminfo"),
+) -> list[tuple[int, str]]:
+    """Return the bytes of memory that the machine and each of our cgroups (v1, v2) leave."""
+    left = []
+    with suppress(OSError, ValueError):
+        if found := re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE):
+            left.append((int(found[1]) * 1024, "the machine's"))
+    with suppress(OSError):
+        for line in cgroup.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, names = (
+                (mounted / "memory", ("limit_in_bytes", "usage_in_bytes"))
+                if controllers
+                else (mounted, ("max", "current"))
+            )
+            inside = root / path.lstrip("/")
+            groups = [inside, *inside.parents]  # a container's own may be mounted at the root
+            left += [
+                (free, "the cgroup's")
+                for group in groups
+                if group.is_relative_to(root) and (free := _left(group, *names)) is not None
+            ]
+    return left
+
+
+def _left(group: Path, limit: str, used: str) -> int | None:
+    """Return what a cgroup leaves; cached pages of files give way, so they count as free."""
+    with suppress(OSError, ValueError):  # `max` is no number: no limit
+        most, now, more = (group / f"memory.{name}" for name in (limit, used, "stat"))
+        left = int(most.read_text()) - int(now.read_text())
+        cached = re.search(r"^(?:total_)?inactive_file (\d+)$", more.read_text(), re.MULTILINE)
+        return left + (int(cached[1]) if cached else 0)
+    return None
+
+
+def size(directory: Path) -> int:
+    """Return the bytes that lie on the disk below a directory; what vanishes meanwhile is none."""
+    total, below = 0, [str(directory)]
+    while below:
+        with suppress(OSError), os.scandir(below.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(entry.path)
+    return total
+
+
+# the user
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who the server runs as when that is not ourselves: PostgreSQL refuses root."""
+
+    uid: int
+    gid: int
+
+    def give(self, path: Path) -> None:
+        """Make a file or a directory the server's."""
+        os.chown(path, self.uid, self.gid)
+
+
+def user() -> User | None:
+    """Return who the server runs as, None for ourselves; raises NotHere."""
+    if os.geteuid() != 0:
+        return None
+    with suppress(KeyError):
+        found = pwd.getpwnam("nobody")
+        return User(found.pw_uid, found.pw_gid)
+    return User(NOBODY, NOBODY)
+
+
+def _require_reachable(path: Path, whose: User | None) -> None:
+    """Make sure that the server's user gets to a file of ours; raises NotHere."""
+    for each in (path, *path.parents) if whose else ():
+        if not each.stat().st_mode & 0o001:
+            raise NotHere(
+                f"as root the server runs as user {whose.uid if whose else 0}, "
+                f"who may not enter {each}"
+            )
+
+
+# what killed runs left
+
+
+def sweep(directory: Path) -> list[str]:
+    """Remove what dead runs left in a directory, their servers first; return the names.
+
+    A run is dead when the lock on its directory is free. A server is ended only when it works in
+    that very directory.
+    """
+    gone = []
+    mine = {os.geteuid(), *((found.uid,) if (found := user()) else ())}
+    for path in directory.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if path.is_symlink() or not path.is_dir() or path.stat().st_uid not in mine:
+                continue
+            if _abandoned(path):
+                gone.append(path.name)
+    return gone
+
+
+def _abandoned(path: Path) -> bool:
+    """Remove a directory if its run is dead; tell whether it was."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:  # killed while it was made or removed; or it is being made just now
+        if time.time() - path.stat().st_mtime < retention.ABANDONED_S:
+            return False
+        _remove(path)
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _end_left(path / DATA)
+        _remove(path)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _end_left(data: Path) -> None:
+    """End the server that a killed run left: the process of its pid file, if it works there."""
+    for number in (QUIT, KILL):
+        until = time.monotonic() + END_S
+        while (pid := _postmaster(data)) is not None and time.monotonic() < until:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+            stop.sleep(0.05)
+
+
+def _postmaster(data: Path) -> int | None:
+    """Return the pid of the server that works in a data directory, if there is one."""
+    with suppress(OSError, ValueError, IndexError):
+        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+        where = Path(f"/proc/{pid}/cwd")
+        return pid if pid > 0 and where.exists() and where.samefile(data) else None
+    return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a run's directory and the short one of its socket; its lock goes last."""
+    with suppress(OSError):
+        short = (path / SHORT).readlink()
+        if short.name.startswith(PREFIX) and not short.is_symlink():
+            shutil.rmtree(short, ignore_errors=True)
+    for each in path.iterdir():
+        if each.name == LOCK:
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        else:
+            each.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+# a server
+
+
+@dataclass(slots=True)
+class Server:
+    """A running throwaway server; sizes in bytes."""
+
+    programs: Programs
+    directory: Path  # of this run, below `place`
+    socket: Path  # the directory of its socket
+    limit_mb: int = 0
+    port: int = PORT
+    tcp: bool = False
+    process: subprocess.Popen[bytes] | None = None
+    _looked: tuple[float, float, int] = field(default=(0.0, 0.0, 0))  # when again, how long, what
+
+    @property
+    def data(self) -> Path:
+        """The cluster's directory."""
+        return self.directory / DATA
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def said(self) -> str:
+        """Return the last words that the server logged: of itself, never of a row."""
+        with suppress(OSError):
+            lines = (self.directory / LOG).read_text("utf-8", "replace").splitlines()
+            words = [re.sub(r"^.*?\] *(?=[A-Z]+:)", "", line) for line in lines[-5:]]
+            return "; ".join(word.strip()[:300] for word in words if word.strip())
+        return ""
+
+    def death(self) -> Broken | None:
+        """Return why the server is no more, None while it lives."""
+        if self.running:
+            return None
+        return Broken(f"the throwaway server ended by itself: {self.said() or 'no words'}")
+
+    def target(self, database: str = HOME, role: str = SUPERUSER) -> dict[str, str]:
+        """Return the libpq parameters that lead to it, whatever the environment says.
+
+        Without a password: who gets into the socket's directory is us.
+        """
+        return {
+            "host": str(self.socket),
+            "hostaddr": "",  # PGHOSTADDR would lead elsewhere
+            "port": str(self.port),
+            "user": role,
+            "dbname": database,
+            "sslmode": "disable",
+            "gssencmode": "disable",
+            "channel_binding": "prefer",
+            "target_session_attrs": "any",
+            "options": "",
+        }
+
+    def folder(self, name: str) -> Path:
+        """Make a directory of the server's beside its cluster, as for a tablespace."""
+        made = self.directory / name
+        made.mkdir(mode=0o700)
+        if whose := user():
+            whose.give(made)
+        return made
+
+    def used(self) -> int:
+        """Return what it has on the disk; looking again costs at most a twentieth of the time."""
+        again, _, found = self._looked
+        began = time.monotonic()
+        if began >= again:
+            found = size(self.directory)
+            took = time.monotonic() - began
+            self._looked = (began + max(0.5, 20 * took), took, found)
+        return found
+
+    def forget(self) -> None:
+        """Look again the next time, however soon."""
+        self._looked = (0.0, 0.0, 0)
+
+    def require_room(self) -> int:
+        """Return what it has on the disk; raises NoRoom when the bound is near."""
+        taken = self.used()
+        left = room(self.directory, self.limit_mb, taken=taken)
+        if left.free < RESERVE_BYTES:
+            raise NoRoom(
+                f"the copy has {console.size(taken)} by now, and only "
+                f"{console.size(max(0, left.free))} are left {left.bound}"
+            )
+        return taken
+
+    def end(self) -> None:
+        """End it at once: nothing in it is worth a shutdown."""
+        for number in (QUIT, KILL):
+            if self.process is None or self.process.poll() is not None:
+                return
+            self.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_S)
+
+
+@contextmanager
+def started(  # noqa: PLR0913 -- what a server is made from
+    programs: Programs,
+    directory: Path,
+    run_id: str,
+    *,
+    need: int,
+    limit_mb: int = 0,
+    settings: Mapping[str, str] | None = None,
+    tcp: bool = False,
+) -> Iterator[Server]:
+    """Yield a running server in a directory that `place` returned; nothing of it stays.
+
+    `need` are the bytes that must be free, `settings` come after ours (the live server's limits,
+    its `wal_level`). With `tcp` it listens on 127.0.0.1, too, where a password is asked for. Raises
+    NotHere, NoRoom, Broken. Call in the main thread: the server ends with the thread that started
+    it.
+    """
+    whose = user()
+    _require_reachable(programs.postgres, whose)
+    _require_reachable(directory, whose)
+    sweep(directory)
+    with ExitStack() as stack:
+        home = stack.enter_context(_held(directory, run_id, need, limit_mb, whose))
+        server = Server(programs, home, stack.enter_context(_short(home, whose)), limit_mb)
+        try:
+            _make_cluster(programs, server.data, whose)
+            _configure(server, settings or {}, tcp=tcp)
+            if whose:
+                for path in (server.data, *server.data.rglob("*")):
+                    whose.give(path)
+        except OSError as error:
+            raise Broken(f"no cluster can be made in {home}: {error.strerror}") from error
+        stack.callback(server.end)
+        _start(server, whose)
+        yield server
+
+
+@contextmanager
+def _held(
+    directory: Path, run_id: str, need: int, limit_mb: int, whose: User | None
+) -> Iterator[Path]:
+    """Yield a private directory that this run holds a lock on, if there is room; removed after."""
+    home = directory / f"{PREFIX}{run_id or secrets.token_hex(6)}"
+    descriptor = -1
+    try:
+        try:
+            with _one_at_a_time(directory):
+                _require_room(directory, need, limit_mb)
+                home.mkdir(mode=0o700)
+                unlocked = home / f"{LOCK}.new"  # a sweep never meets the file without its lock
+                descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                os.write(descriptor, json.dumps({"need": need}).encode())
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unlocked.rename(home / LOCK)
+            if whose:
+                whose.give(home)
+        except OSError as error:
+            raise NotHere(f"{home} cannot be made and locked: {error.strerror}") from error
+        yield home
+    finally:
+        if descriptor >= 0:
+            with suppress(OSError):
+                _remove(home)
+            os.close(descriptor)
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Let runs that begin together ask for room one after the other."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _require_room(directory: Path, need: int, limit_mb: int) -> None:
+    """Make sure that a copy will fit beside those of other runs; raises NoRoom."""
+    left = room(directory, limit_mb)
+    promised = sum(map(_promised, directory.glob(f"{PREFIX}*")))
+    if left.free - promised < need:
+        others = f", {console.size(promised)} of them for other runs" if promised else ""
+        raise NoRoom(
+            f"{directory} has too little room: {console.size(max(0, left.free))} are free "
+            f"{left.bound}{others}, {console.size(need)} are needed"
+        )
+
+
+def _promised(home: Path) -> int:
+    """Return what another run may still write: what it said that it needs, but what it has."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        need = int(json.loads((home / LOCK).read_bytes())["need"])
+        return max(0, need - size(home))
+    return 0
+
+
+@contextmanager
+def _short(home: Path, whose: User | None) -> Iterator[Path]:
+    """Yield the socket's directory: our own, or a short private one where its path is too long."""
+    if len(os.fsencode(home / f".s.PGSQL.{PORT}")) <= SOCKET_BYTES:
+        yield home
+        return
+    for parent in map(Path, ("/tmp", "/var/tmp", "/dev/shm", "/run")):  # noqa: S108 -- mkdir is private
+        short = parent / f"{PREFIX}{secrets.token_hex(6)}"
+        with suppress(OSError):
+            (home / SHORT).unlink(missing_ok=True)
+            (home / SHORT).symlink_to(short)  # first: the next run is to find it after a kill
+            short.mkdir(mode=0o700)
+            break
+    else:
+        raise NotHere(f"the path of a socket in {home} is too long, and there is no /tmp for it")
+    try:
+        if whose:
+            whose.give(short)
+        yield short
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+# making and starting it
+
+
+def initdb_command(initdb: Path, data: Path, major: int) -> list[str]:
+    """Return the call that makes the cluster, as for the image's template."""
+    return [
+        str(initdb),
+        *("--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=1"),
+        *(("--no-data-checksums",) if major >= 18 else ()),  # noqa: PLR2004 -- where they became the default
+        f"--username={SUPERUSER}",
+        f"--pgdata={data}",
+    ]
+
+
+def _make_cluster(programs: Programs, data: Path, whose: User | None) -> None:
+    """Copy the template; without one run initdb, which needs a shell and a name for its user."""
+    if programs.template:
+        shutil.copytree(programs.template, data, copy_function=shutil.copyfile)
+        data.chmod(0o700)
+        return
+    if programs.initdb is None:
+        raise NotHere(f"{programs.postgres.parent} has neither initdb nor a template of a cluster")
+    data.mkdir(mode=0o700)
+    if whose:
+        whose.give(data)
+    try:
+        done = subprocess.run(  # noqa: S603 -- a command that we built
+            initdb_command(programs.initdb, data, programs.major),
+            cwd="/",
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            **_identity(whose),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotHere(f"initdb does not start: {error}") from error
+    if done.returncode != 0:
+        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise NotHere(f"initdb failed: {'; '.join(said[:3]) or done.stderr.strip()[-300:]}")
+
+
+def _identity(whose: User | None) -> dict[str, Any]:
+    return {"user": whose.uid, "group": whose.gid, "extra_groups": []} if whose else {}
+
+
+def _configure(server: Server, settings: Mapping[str, str], *, tcp: bool) -> None:
+    """Write the configuration: ours, the caller's, and where to listen."""
+    ours = dict(SETTINGS)
+    for since, newer in _SINCE.items():
+        ours |= newer if server.programs.major >= since else {}
+    if tcp:
+        server.tcp, server.port = True, _free_port()
+    where = {
+        "listen_addresses": "127.0.0.1" if tcp else "",
+        "port": str(server.port),
+        "unix_socket_directories": str(server.socket),
+    }
+    lines = [_line(name, value) for name, value in (ours | dict(settings) | where).items()]
+    (server.data / f"postgresql{CONF}").write_text("".join(lines), encoding="utf-8")
+    host = "host all all 127.0.0.1/32 scram-sha-256\n" if tcp else ""
+    (server.data / f"pg_hba{CONF}").write_text(f"local all all trust\n{host}", encoding="utf-8")
+
+
+def _line(name: str, value: str) -> str:
+    quoted = value.replace("\\", "\\\\").replace("'", "''")
+    return f"{name} = '{quoted}'\n"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(server: Server, whose: User | None) -> None:
+    """Start the server and wait for what it writes into its own file; raises Broken."""
+    with open(server.directory / LOG, "wb") as log:  # noqa: PTH123 -- as bytes
+        try:
+            server.process = subprocess.Popen(  # noqa: S603 -- a command that we built
+                [server.programs.postgres, "-D", server.data],
+                cwd="/",
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+                preexec_fn=_dies_with_us(),  # noqa: PLW1509 -- calls prctl and getppid, no more
+                umask=0o077,
+                **_identity(whose),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Broken(f"{server.programs.postgres} does not start: {error}") from error
+    until, status = time.monotonic() + START_S, server.data / "postmaster.pid"
+    while server.running and time.monotonic() < until:
+        with suppress(OSError, IndexError):
+            lines = status.read_text().splitlines()
+            if lines[0] == str(server.process.pid) and lines[7].strip() == "ready":
+                return
+        stop.sleep(0.01)
+    raise Broken(f"the throwaway server does not start: {server.said() or 'it says nothing'}")
+
+
+def _dies_with_us() -> Callable[[], object] | None:
+    """Return what makes Linux end the server at once when we are gone, however we went."""
+    if sys.platform != "linux":
+        return None
+    us, pr_set_pdeathsig = os.getpid(), 1
+    prctl, parent, leave = ctypes.CDLL(None).prctl, os.getppid, os._exit
+
+    def armed() -> None:
+        prctl(pr_set_pdeathsig, QUIT)
+        if parent() != us:  # gone in between
+            leave(1)
+
+    return armed

@@ -1,0 +1,341 @@
+"""What the statements of a rehearsal cost: how long, which lock on which table, what they rewrite.
+
+The session's own look at `pg_locks` right after a statement, inside its transaction; of statements
+outside any, whose locks are gone by then, the documented lock is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import pq
+
+from preflight.apply import statements
+from preflight.files import effects, kinds, scan
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration, Script
+    from preflight.server.sessions import Session
+
+SHORT_S = 0.1  # a change of rows that takes less is not looked at: its lock is in nobody's way
+MOST, MOST_BYTES = 50, 10_000  # statements in one event, and what they may take of its line
+KEPT = 10_000  # short changes of rows that are remembered; a file may have a million
+ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SET", "RESET", "COMMENT"}
+STRONG = effects.STRENGTH[effects.STRENGTH.index(effects.SHARE) :]  # nobody writes meanwhile
+
+_TABLES = """
+SELECT c.oid::int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8,
+ CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_total_relation_size(c.oid) ELSE 0 END,
+ CASE WHEN n.nspname <> 'public' THEN pg_catalog.quote_ident(n.nspname::text) || '.' ELSE '' END
+  || pg_catalog.quote_ident(c.relname::text),
+ CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid::int8 END
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v') AND n.nspname::text NOT LIKE 'pg\\_%'
+ AND n.nspname NOT IN ('information_schema', '{schema}')
+"""
+# under our own search_path; rolled back, the savepoint gives the file's back
+_LOCKED = """
+SAVEPOINT preflight_meter; SET LOCAL {path};
+SELECT l.relation::int8, l.mode,
+ coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8,
+ CASE WHEN l.mode = 'AccessExclusiveLock' AND c.relkind IN ('r', 'm')
+  THEN pg_catalog.pg_total_relation_size(c.oid) ELSE 0 END
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
+WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.granted
+ AND l.relation >= 16384::oid;
+ROLLBACK TO SAVEPOINT preflight_meter; RELEASE SAVEPOINT preflight_meter
+"""
+
+
+@dataclass(slots=True)
+class Taken:
+    """A lock on a table that was there before the file; held until the transaction ended."""
+
+    table: str
+    mode: str
+    held_s: float = 0.0
+    documented: bool = False  # not seen, but what the manual says
+    young: bool = False  # an earlier file of the same run has made the table
+    root: str = ""  # of a partition
+    partitions: int = 0  # that it stands for
+
+    def data(self) -> dict[str, Any]:
+        """Return it as log data."""
+        found = {"table": self.table, "mode": self.mode, "held_s": round(self.held_s, 3)}
+        found |= {"partitions": self.partitions} if self.partitions else {}
+        return found | ({"documented": True} if self.documented else {})
+
+
+@dataclass(slots=True)
+class Rewrite:
+    """A table that was written anew; bytes are with its indexes."""
+
+    table: str
+    before_bytes: int
+    after_bytes: int
+    root: str = ""  # of a partition
+    partitions: int = 0  # that it stands for
+
+    def data(self) -> dict[str, Any]:
+        """Return it as log data."""
+        sizes = {"before_bytes": self.before_bytes, "after_bytes": self.after_bytes}
+        more = {"partitions": self.partitions} if self.partitions else {}
+        return {"table": self.table, **sizes, **more}
+
+
+@dataclass(slots=True)
+class Measured:
+    """One statement of a file; sizes are of the table with its indexes, in bytes."""
+
+    migration: Migration
+    script: Script
+    start: int  # the statement's first byte
+    began: float
+    duration_s: float = 0.0
+    locks: list[Taken] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    unknown: bool = False  # which tables it locked, and for how long, was not to be seen
+    outside: bool = False  # of any transaction
+
+    def place(self) -> tuple[int, int]:
+        """Return the line and the column of its first token."""
+        return scan.position(self.script.text, self.start)
+
+    def data(self) -> dict[str, Any]:
+        """Return what it cost, as log data."""
+        found: dict[str, Any] = {"duration_s": round(self.duration_s, 3)}
+        if self.locks:
+            found["locks"] = [taken.data() for taken in grouped(self.locks)]
+        if self.rewrites:
+            found["rewrites"] = [rewrite.data() for rewrite in _summed(self.rewrites)]
+        return found
+
+    def longest(self) -> Taken | None:
+        """Return the strong lock on a table older than the run that was held for longest.
+
+        Inside a transaction only what was seen counts. Outside one the manual says which lock, and
+        nobody can hold it for longer than the statement takes.
+        """
+        strong = [
+            taken
+            for taken in grouped(self.locks)
+            if taken.mode in STRONG and not taken.young and (self.outside or not taken.documented)
+        ]
+        return max(strong, key=lambda taken: taken.held_s, default=None)
+
+
+class Meter:
+    """Measures the statements that sessions run, a file at a time."""
+
+    def __init__(self) -> None:
+        # by file and place: one that is retried counts once
+        self.found: dict[tuple[str, int], Measured] = {}
+        self.passed: set[int] = set()  # versions whose file came to its end
+        self._counts: dict[str, int] = {}  # of each file's statements
+        self._last = -1
+        self._tables: dict[int, _Table] = {}  # what was there before the file
+        self._old: set[int] | None = None  # and before the first one
+        self._held: dict[int, int] = {}  # the strongest lock that the transaction has
+        self._open: list[Measured] = []  # statements of the transaction under way
+        self._unseen: Measured | None = None  # the first one that was not looked at
+
+    @contextmanager
+    def over(self, session: Session, migration: Migration) -> Iterator[None]:
+        """Measure one migration's file."""
+        query = _TABLES.format(schema=session.config.schema)
+        self._tables = {oid: _Table(*rest) for oid, *rest in session.execute(query).fetchall()}
+        self._old = set(self._tables) if self._old is None else self._old
+        self._begin()
+        session.observe = partial(self._observe, session, migration)
+        session.ending = partial(self._ending, session)
+        try:
+            yield
+        finally:
+            session.observe = session.ending = None
+        self.passed.add(migration.version)
+
+    def _begin(self) -> None:
+        self._held, self._open, self._unseen = {}, [], None
+
+    @contextmanager
+    def _observe(
+        self, session: Session, migration: Migration, script: Script, statement: scan.Statement
+    ) -> Iterator[None]:
+        item = Measured(migration, script, statement.start, time.monotonic())
+        if item.start <= self._last or script.file not in self._counts:
+            self._counts[script.file] = 0  # another file, or another attempt at this one
+            self._begin()
+        yield
+        item.duration_s = time.monotonic() - item.began
+        self._counts[script.file] += 1
+        self._last = item.start
+        said = scan.words(statements.head(script, statement).lstrip(b"( \t\n"), 1)
+        looked_at = not ROWS.intersection(said) or item.duration_s >= SHORT_S
+        if looked_at:
+            self._look(session, item, statement.text(script.text))
+        else:
+            self._unseen = self._unseen or item
+        if looked_at or len(self.found) < KEPT:
+            self.found[script.file, item.start] = item
+
+    @contextmanager
+    def _ending(self, session: Session) -> Iterator[None]:
+        """Settle, at a COMMIT, for how long the transaction has held its locks."""
+        inside = session.connection.info.transaction_status == pq.TransactionStatus.INTRANS
+        if inside and (
+            item := self._unseen
+        ):  # a trigger, say, may have locked what nobody looked at
+            locks = self._seen(session, item)
+            item.locks += [taken for taken in locks if taken.mode in STRONG]
+            if item.locks:
+                self.found[item.script.file, item.start] = item
+        yield
+        ended = time.monotonic()
+        for item in self._open:
+            for taken in item.locks:
+                taken.held_s = ended - item.began
+        self._begin()
+
+    def _look(self, session: Session, item: Measured, text: bytes) -> None:
+        """See which locks a statement took: what is documented only counts where nothing is."""
+        self._unseen = None
+        effect = effects.of(text)
+        said = [Taken(lock.table, lock.mode, documented=True) for lock in effect.locks]
+        if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
+            item.outside, item.locks = True, said
+            item.unknown = not said and _locks_many(effect.does, text)
+            for taken in said:
+                taken.held_s = item.duration_s
+                taken.young = taken.mode in STRONG and self._young(session, taken.table)
+            return
+        item.locks = self._seen(session, item)
+        # what the transaction had already, it would have had to wait for here
+        there = {table.name for table in self._tables.values()}
+        seen = {taken.table for taken in item.locks}
+        item.locks += [taken for taken in said if taken.table in there - seen]
+
+    def _seen(self, session: Session, item: Measured) -> list[Taken]:
+        """Return the locks that the transaction did not have before; note what is rewritten."""
+        self._open.append(item)
+        try:
+            cursor = session.execute(_LOCKED.format(path=sessions.PATH))
+        except psycopg.Error:
+            if not session.lost:
+                session.execute("ROLLBACK TO SAVEPOINT preflight_meter")
+            item.unknown = True
+            return []  # a timeout that the file has set: its own affair, not the file's failure
+        cursor.nextset()
+        cursor.nextset()
+        found = []
+        for oid, (rank, filenode, size) in _strongest(cursor.fetchall()).items():
+            if (table := self._tables.get(oid)) is None:
+                continue  # nobody waits for what this file has made
+            root = self._tables[table.root].name if table.root in self._tables else ""
+            if rank > self._held.get(oid, -1):
+                self._held[oid] = rank
+                young = self._old is not None and oid not in self._old
+                taken = Taken(table.name, effects.STRENGTH[rank], young=young, root=root)
+                found.append(taken)
+            if size and table.filenode != filenode:
+                item.rewrites.append(Rewrite(table.name, table.size, size, root))
+                self._tables[oid] = _Table(filenode, size, table.name, table.root)
+        return found
+
+    def _young(self, session: Session, table: str) -> bool:
+        """Tell whether an earlier file of the run has made a table, by its name in the file."""
+        # the path is the file's here, and must be
+        query = (
+            "SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid::pg_catalog.int8"
+        )
+        (oid,) = session.execute(query, [table]).fetchone() or (None,)
+        return oid is not None and oid not in (self._old or ())
+
+    def told(self) -> dict[str, Any]:
+        """Return what an event has room for: strong locks, rewrites, and what took longest."""
+        found = [item for item in self.found.values() if item.migration.version in self.passed]
+        worst, room = set(), MOST_BYTES
+        data = {
+            id(item): {"file": item.script.file, "line": item.place()[0], **item.data()}
+            for item in sorted(found, key=_weight, reverse=True)[:MOST]
+        }
+        for key, said in data.items():  # the worst first
+            room -= len(json.dumps(said))
+            if room < 0:
+                break
+            worst.add(key)
+        files = {item.script.file for item in found}
+        count = sum(number for file, number in self._counts.items() if file in files)
+        shown = [data[id(item)] for item in found if id(item) in worst]
+        return {"statements": shown, "statements_untold": count - len(shown)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What was there before a file; the size in bytes with the indexes."""
+
+    filenode: int
+    size: int
+    name: str
+    root: int | None  # of a partition
+
+
+def grouped(locks: Sequence[Taken]) -> list[Taken]:
+    """Return locks with those on the partitions of one table as one on that table."""
+    found: dict[tuple[str, str, bool], Taken] = {}
+    for taken in locks:
+        key = (taken.root or taken.table, taken.mode, taken.documented)
+        one = found.setdefault(key, dataclasses.replace(taken, table=key[0], root=""))
+        one.held_s = max(one.held_s, taken.held_s)
+        one.young = one.young and taken.young
+        one.partitions += bool(taken.root)
+    return list(found.values())
+
+
+def _summed(rewrites: Sequence[Rewrite]) -> list[Rewrite]:
+    """Return rewrites with those of the partitions of one table as one of that table."""
+    found: dict[str, Rewrite] = {}
+    for rewrite in rewrites:
+        name = rewrite.root or rewrite.table
+        one = found.setdefault(name, Rewrite(name, 0, 0))
+        one.before_bytes += rewrite.before_bytes
+        one.after_bytes += rewrite.after_bytes
+        one.partitions += bool(rewrite.root)
+    return list(found.values())
+
+
+def _locks_many(does: str, text: bytes) -> bool:
+    """Tell whether a statement outside a transaction locks tables that it does not name."""
+    if does.startswith("reindex"):
+        return not kinds.queues_nobody(text)
+    return does.strip() in ("vacuum full", "cluster")
+
+
+def _weight(item: Measured) -> tuple[int, float]:
+    strongest = max((effects.STRENGTH.index(taken.mode) for taken in item.locks), default=-1)
+    harmless = strongest <= effects.STRENGTH.index("ROW EXCLUSIVE")
+    return -1 if harmless else strongest, item.duration_s
+
+
+def _strongest(rows: list[tuple[int, str, int, int]]) -> dict[int, tuple[int, int, int]]:
+    """Return for each table the strongest lock's rank, the table's filenode and bytes."""
+    found: dict[int, tuple[int, int, int]] = {}
+    for oid, mode, filenode, size in rows:
+        rank = effects.STRENGTH.index(mode_of(mode))
+        if rank > found.get(oid, (-1,))[0]:
+            found[oid] = (rank, filenode, size)
+    return found
+
+
+def mode_of(lock: str) -> str:
+    """Return a lock mode of `pg_locks` as SQL writes it: AccessShareLock is ACCESS SHARE."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", lock.removesuffix("Lock")).upper()

@@ -1,0 +1,198 @@
+"""A scratch database on a server: made, marked, swept when its run is dead."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight.backup import manifests, new_database
+from preflight.base import logs, quoting
+from preflight.base.errors import (
+    Failure,
+)
+from preflight.server import ready, sessions
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+PREFIX = "preflight_scratch_"
+RIGHTS = """
+SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text,
+ pg_catalog.pg_database_size(pg_catalog.current_database())
+FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
+"""
+FOREIGN = """
+SELECT c.relname::text FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
+"""
+# when a session began is not for everyone to see, so a number that is in use again counts as alive
+_ALIVE = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = %s::int4
+ AND (a.backend_start IS NULL OR %s::text IS NULL OR {since} = %s::text))
+"""
+_SINCE = "EXTRACT(epoch FROM a.backend_start)::text"
+_MYSELF = f"""
+SELECT a.pid, {_SINCE}, session_user::text, current_user::text
+FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()
+"""  # noqa: S608 -- a constant
+# as the role that logged in: the one that it became may not end its sessions
+_END_OURS = """
+SET ROLE NONE;
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+WHERE a.datname = {name}::name AND a.usename = session_user;
+RESET ROLE
+"""
+DROP_TRIES = 3  # each waits for 5 s
+
+
+class Unavailable(Exception):
+    """Nothing can be rehearsed here; `objects` are what only the scratch side lacks.
+
+    At level warning where a better informed look might have rehearsed it.
+    """
+
+    def __init__(
+        self, reason: str, objects: Sequence[str] = (), *, level: str = "info", **where: object
+    ) -> None:
+        super().__init__(reason)
+        self.objects = list(objects)
+        self.level = level
+        self.where = where
+
+
+@contextmanager
+def home(session: Session) -> Iterator[Session]:
+    """Yield the session that makes and drops the copy: ours, or one on the scratch server."""
+    config = session.config
+    if config.rehearse_url is None:
+        yield session
+        return
+    wait_s = min(config.wait_timeout_s, sessions.BESIDE_S)
+    elsewhere = dataclasses.replace(config, target=config.rehearse_url, wait_timeout_s=wait_s)
+    with ExitStack() as stack:
+        try:
+            with logs.muted():
+                other = stack.enter_context(sessions.connect(elsewhere))
+            other.learn(other.ask(f"SELECT {sessions.FACTS}")[0])
+            ready.require_writable(other)
+            other.grow_up()
+        except Failure as failure:
+            raise Unavailable(f"the server of PREFLIGHT_REHEARSE_URL: {failure}") from failure
+        yield other
+
+
+@contextmanager
+def made(home: Session, identity: manifests.Identity, live: dict[str, Any] | None) -> Iterator[str]:
+    """Make the scratch database; its name and its comment tell which session made it."""
+    pid, since, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
+    name = f"{_family(identity)}{home.config.run_id}_{pid}"
+    try:
+        try:
+            new_database.create(home, name, live, _mark(name, identity.database, since))
+            if logged_in != us:  # a role that becomes another one at once, by its own settings
+                here, whom = quoting.name(name), quoting.name(logged_in)
+                home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
+        except psycopg.Error as error:
+            if home.lost:
+                raise
+            raise Unavailable(
+                f"no copy can be made: {error.diag.message_primary or error}",
+            ) from error
+        yield name
+    finally:
+        _drop(home, name)
+
+
+def _family(identity: manifests.Identity) -> str:
+    """Return how the names of all copies of one database begin."""
+    whose = zlib.crc32(f"{identity.system}/{identity.database}".encode())
+    return f"{PREFIX}{whose:08x}_"
+
+
+def _mark(name: str, database: str, since: str) -> str:
+    """Return the comment that says what a scratch database is."""
+    run = name.split("_")[-2]
+    return f"pg-preflight: scratch copy of {database}, of run {run}, by a session of {since}"
+
+
+def sweep(home: Session, identity: manifests.Identity) -> None:
+    """Drop what killed runs left of this database's copies: those whose session is gone."""
+    family = _family(identity)
+    for found in new_database.like(home, family.replace("_", r"\_") + "%"):
+        name, said = found["name"], found["comment"] or ""
+        pid, since = name.rpartition("_")[2], said.rpartition(" ")[2] or None
+        ours = new_database.newborn(found) or said == _mark(name, identity.database, str(since))
+        if name.count("_") != family.count("_") + 1 or not pid.isdecimal() or not ours:
+            continue
+        query = _ALIVE.format(since=_SINCE)
+        (alive,) = home.execute(query, [int(pid), since, since]).fetchone() or (True,)
+        if not alive:
+            _drop(home, name)
+
+
+def _drop(home: Session, name: str) -> None:
+    """Drop a scratch database; what cannot be dropped is named, and the next run tries again."""
+    try:
+        try:
+            new_database.drop(home, name)
+        except psycopg.errors.InsufficientPrivilege:  # autovacuum, or sessions of another name
+            _drop_gently(home, name)
+    except psycopg.Error as error:
+        if not home.lost:
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason=f"the scratch database {name} could not be dropped: "
+                f"{error.diag.message_primary or error}",
+            )
+
+
+def _drop_gently(home: Session, name: str) -> None:
+    """Drop without FORCE, which a plain role may not use against autovacuum; this cancels it."""
+    for attempt in range(1, DROP_TRIES + 1):
+        home.connection.execute(_END_OURS.format(name=quoting.literal(name)).encode())
+        try:
+            home.connection.execute(f"DROP DATABASE IF EXISTS {quoting.name(name)}".encode())
+        except psycopg.errors.ObjectInUse:
+            if attempt == DROP_TRIES:
+                raise
+        else:
+            return
+
+
+@contextmanager
+def reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[Session]:
+    """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable."""
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(sessions.beside(home, name, settings))
+        except Failure as failure:
+            raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
+        copy.copy = True
+        yield copy
+
+
+def apply_database_settings(
+    session: Session, home: Session, live: dict[str, Any] | None, name: str
+) -> None:
+    """Give the copy the live database's settings, for every role and for ours."""
+    (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
+    for role, setting in new_database.settings(session, live) if live else ():
+        if role not in (None, us) or setting.partition("=")[0] in new_database.QUIET:
+            continue
+        try:
+            command = new_database.setting_command(quoting.name(name), role, setting)
+            # its own settings a role may change only as itself
+            home.execute(f"SET ROLE NONE; {command}; RESET ROLE" if role else command)
+        except psycopg.Error as error:
+            if home.lost:
+                raise
+            home.execute("RESET ROLE")
+            raise Unavailable(
+                f"the copy cannot have the setting {setting.partition('=')[0]} of the live "
+                f"database: {error.diag.message_primary or error}"
+            ) from error

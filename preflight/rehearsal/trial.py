@@ -1,0 +1,465 @@
+"""Prove a backup by restoring it, and try the pending files on that copy.
+
+The copy is a scratch database: on the same server, or on the one that REHEARSE_URL names. It is
+closed to PUBLIC before a row is in it and dropped in the end; what a killed run left is dropped by
+the next one, which knows it by its name, its comment and the session that made it, which is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.apply import back, contact, forward
+from preflight.backup import take
+from preflight.base import console, logs, stop
+from preflight.base.errors import (
+    ConnectionLost,
+    Failure,
+    HistoryConflict,
+    MigrationFailed,
+    MigrationPartial,
+    NeedsRepair,
+    PlanChanged,
+    Problem,
+    RehearsalFailed,
+    VerifyFailed,
+)
+from preflight.history import ledger, plan
+from preflight.rehearsal import burden, copies, meter, scratch
+from preflight.server import catalog
+
+if TYPE_CHECKING:
+    from preflight.backup.take import Taken
+    from preflight.base.config import Config
+    from preflight.files.migrations import Migration, Script
+    from preflight.history.journal import Row
+    from preflight.server.sessions import Session
+WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
+# what a file does wrong; a busy or vanished server is no fault of it
+FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
+
+
+# what the stories call
+
+
+def run(
+    session: Session, saved: Taken | None, todo: Sequence[Migration], again: Row | None = None
+) -> None:
+    """Restore the backup, compare it, and try the files on the copy as `apply` will run them.
+
+    Raises BackupUnverified (the copy is not what was dumped), BackupInterrupted, RehearsalFailed
+    (a file fails on it; or it cannot be tried and PREFLIGHT_REHEARSE is `always`).
+    """
+    copies.require_complete(session.config, saved)
+    with _copy(session, saved, [file.up for file in todo]) as copy:
+        if copy is not None:
+            gauge = meter.Meter()
+            with _judged(session.config, gauge):
+                trial = _trial(copy.session, todo, again, gauge)
+            _tell_passed(copy, saved, trial)
+
+
+def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) -> None:
+    """Restore the backup, compare it, and try the rollback files on the copy; raises as `run`."""
+    copies.require_complete(session.config, saved)
+    with _copy(session, saved, [step.script for step in steps]) as copy:
+        if copy is None:
+            return
+        trial = Trial(meter.Meter(), [step.migration for step in steps])
+        with _judged(session.config, trial.gauge), _quietly():
+            trial.size = _size(copy.session)
+            for step in steps:
+                with trial.gauge.over(copy.session, step.migration):
+                    _tried(step.migration, partial(back.back, copy.session, step, None))
+        _tell_passed(copy, saved, trial)
+
+
+def look(
+    session: Session,
+    saved: Taken,
+    files: Sequence[Migration],
+    todo: Sequence[Migration],
+    gauge: meter.Meter,
+) -> None:
+    """Try on a copy what `up` would do to it, first contact included; `gauge` has what it cost.
+
+    Of `files`, `todo` are those that will run. For a plan: raises RehearsalFailed also when nothing
+    can be tried.
+    """
+    config = session.config
+    always = dataclasses.replace(config, rehearse="always")
+    with _copy(session, saved, [file.up for file in todo], always) as copy:
+        assert copy is not None  # noqa: S101 -- `always` gives one or raises
+        with _quietly():
+            known = contact.settle(copy.session, files)
+        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+        with _judged(config, gauge):
+            trial = _trial(copy.session, made.todo, None, gauge)
+        _tell_passed(copy, saved, trial)
+
+
+# the trial
+
+
+@dataclass(slots=True)
+class Trial:
+    """What was tried on a copy; the size is of the copy before it, in bytes."""
+
+    gauge: meter.Meter
+    files: Sequence[Migration]
+    undone: list[Migration] = field(default_factory=list)
+    size: int = 0
+
+
+def _trial(
+    copy: Session, todo: Sequence[Migration], again: Row | None, gauge: meter.Meter
+) -> Trial:
+    """Run the files forward, then back and forward again as far as rollback files reach."""
+    trial = Trial(gauge, todo)
+    trouble: list[str] = []
+    with _quietly():
+        trial.size = _size(copy)
+        if todo:
+            _analyze(copy)
+        way_back = _reversible(copy, todo) if again is None else []
+        state: catalog.Objects = {}
+        changes: list[dict[str, str | None]] = []
+        for file in todo:
+            if file in way_back and not state:
+                state = catalog.definitions(copy)
+            with gauge.over(copy, file):
+                _tried(file, partial(forward.forward, copy, file, None, again))
+            if file in way_back:
+                state, before = catalog.definitions(copy), state
+                changes.append(catalog.undoing(before, state))
+        for file in reversed(way_back):
+            state = catalog.undone(state, changes.pop())
+            trial.undone.append(file)
+            if trouble := _back(copy, file, state):
+                break
+        for file in reversed(() if trouble else trial.undone):
+            if trouble := _second(copy, file):
+                trial.undone = [file]
+                break
+    if trouble:
+        _tell_trouble(copy.config, trial.undone[-1], trouble)
+    return trial
+
+
+def _reversible(copy: Session, todo: Sequence[Migration]) -> list[Migration]:
+    """Return the last files, as many as can be taken back: a half-done one has no way back."""
+    found: list[Migration] = []
+    for file in reversed(todo):
+        begun = ledger.row_of(copy, file.version)
+        if begun or file.rollback is None or copies.reaching([file.rollback]):
+            break
+        found.insert(0, file)
+    return found
+
+
+def _second(copy: Session, file: Migration) -> list[str]:
+    """Run a file again after its rollback; return what went wrong: the rollback's doing."""
+    try:
+        _tried(file, partial(forward.forward, copy, file, None))
+    except RehearsalFailed as failure:
+        return [f"after its rollback the file does not run a second time: {failure}"]
+    return []
+
+
+def _analyze(copy: Session) -> None:
+    """Give the planner the statistics that it has in production, as far as they can be had."""
+    try:
+        copy.execute("ANALYZE")
+    except psycopg.Error:  # a function in an index may fail: no fault of the files
+        if copy.lost:
+            raise
+
+
+def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
+    """Take a file back on the copy; return what is not as it was before it, object by object."""
+    row = ledger.row_of(copy, file.version)
+    if row is None or file.rollback is None:
+        return []
+    step = back.Step(dataclasses.replace(file, verify=None), row, file.rollback)
+    _tried(file, partial(back.back, copy, step, None))
+    return catalog.difference(before, catalog.definitions(copy))
+
+
+def _tell_trouble(config: Config, file: Migration, trouble: Sequence[str]) -> None:
+    """Say what a rollback file leaves; raises RehearsalFailed with PREFLIGHT_REHEARSE=always."""
+    script = file.rollback.file if file.rollback else file.name
+    message = f"{script} does not return the database to where it was: {console.some(trouble)}"
+    if config.rehearse == "always":
+        raise RehearsalFailed(
+            "rehearsal.rollback_differs",
+            message,
+            "Correct the rollback file; PREFLIGHT_REHEARSE=auto makes this a warning. "
+            "The live database was not changed.",
+            migration=file.name,
+            version=file.version,
+            file=script,
+        )
+    structlog.get_logger().warning(
+        "rehearsal.warned",
+        migration=file.name,
+        version=file.version,
+        reason=message,
+        objects=list(trouble[:100]),
+    )
+
+
+def _tried(file: Migration, attempt: Callable[[], object]) -> None:
+    """Run a part of the trial; what fails there is RehearsalFailed, with the place."""
+    try:
+        attempt()
+    except FAILURES as failure:
+        raise _failed(failure) from failure
+    except PlanChanged as changed:
+        raise RehearsalFailed(
+            "rehearsal.changed",
+            f"{file.name}: the copy's history is not the one that was planned with",
+            "Another run changed it meanwhile; run again.",
+            migration=file.name,
+            version=file.version,
+        ) from changed
+
+
+def _failed(failure: Failure) -> RehearsalFailed:
+    where = failure.problem.data()
+    message, hint = where.pop("message"), where.pop("hint", None)
+    if where.get("sqlstate") == copies.DISK_FULL:  # a copy and more did not fit: what is live may
+        raise scratch.Unavailable(f"the server has no room: {message}") from failure
+    advice = "The live database was not changed: correct the data or the file, and run again."
+    if "detail" not in where and str(where.get("sqlstate", ""))[:2] in ("22", "23"):
+        advice += " PREFLIGHT_LOG_SQL=on shows the row."
+    return RehearsalFailed(
+        "rehearsal.failed",
+        f"on the restored copy: {message}",
+        f"{hint} {advice}" if hint else advice,
+        **where,
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep to ourselves what happens to the copy: it is no news, and nothing of it stays."""
+    stop.on_copy.set()
+    try:
+        with logs.muted():
+            yield
+    finally:
+        stop.stays = None
+        stop.on_copy.clear()
+
+
+def _size(copy: Session) -> int:
+    query = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
+    (size,) = copy.execute(query).fetchone() or (0,)
+    return int(size)
+
+
+@contextmanager
+def _judged(config: Config, gauge: meter.Meter) -> Iterator[None]:
+    """Hold what a trial measured against the limits; when it fails, tell of the files that passed.
+
+    Raises RehearsalFailed when a lock was held for too long.
+    """
+    try:
+        yield
+        _require_short_locks(config, gauge)
+    except RehearsalFailed:
+        if gauge.passed:
+            structlog.get_logger().info("rehearsal.measured", **gauge.told())
+        raise
+
+
+def _limit(config: Config, script: Script) -> float:
+    """Return for how many seconds a file may hold a lock that stops writers; 0 for any number."""
+    if script.max_lock_ms is not None:
+        return script.max_lock_ms / 1000
+    return config.rehearse_max_lock_s
+
+
+def _require_short_locks(config: Config, gauge: meter.Meter) -> None:
+    """Refuse what holds a lock for longer than its limit; warn where there is none."""
+    problems: list[tuple[float, Problem]] = []
+    warned: dict[str, tuple[float, Problem]] = {}
+    for item in gauge.found.values():
+        taken, limit = item.longest(), _limit(config, item.script)
+        if item.unknown and 0 < limit < item.duration_s:
+            unseen = (item.duration_s, _unseen_lock(item, limit))
+            warned[item.script.file] = max(warned.get(item.script.file, unseen), unseen, key=_first)
+        if taken is None or taken.held_s <= (limit or WARN_LOCK_S):
+            continue
+        found = (taken.held_s, _long_lock(item, taken, limit))
+        if limit:
+            problems.append(found)
+        else:
+            warned[item.script.file] = max(warned.get(item.script.file, found), found, key=_first)
+    for _, problem in warned.values():
+        _warn(problem)
+    if problems:
+        longest = sorted(problems, key=_first, reverse=True)
+        raise RehearsalFailed.of("rehearsal.lock_too_long", [problem for _, problem in longest])
+
+
+def _first(pair: tuple[float, Problem]) -> float:
+    return pair[0]
+
+
+def _warn(problem: Problem) -> None:
+    where = problem.data()
+    reason, _ = where.pop("message"), where.pop("hint", None)
+    structlog.get_logger().warning("rehearsal.warned", reason=reason, **where)
+
+
+def _long_lock(item: meter.Measured, taken: meter.Taken, limit: float) -> Problem:
+    """Return the problem of a lock that stops writers for long."""
+    of_all = f" ({taken.partitions} partitions)" if taken.partitions else ""
+    how = ", as the manual says," if taken.documented else ""
+    said = f"the limit is {limit:g} s" if limit else "no limit is set"
+    return _at_statement(
+        item,
+        f"{taken.mode} on {taken.table}{of_all} was{how} held for {taken.held_s:.2f} s on the "
+        f"copy; {said}",
+        "Split the file, or take a way that locks less (CONCURRENTLY, NOT VALID and VALIDATE); or "
+        "allow it: `-- preflight: max-lock 30s` in the file, or PREFLIGHT_REHEARSE_MAX_LOCK_S. "
+        "The live database was not changed.",
+    )
+
+
+def _unseen_lock(item: meter.Measured, limit: float) -> Problem:
+    return _at_statement(
+        item,
+        f"which tables it locks, and for how long, could not be measured; it took "
+        f"{item.duration_s:.2f} s, and the limit is {limit:g} s",
+    )
+
+
+def _at_statement(item: meter.Measured, message: str, hint: str | None = None) -> Problem:
+    line, column = item.place()
+    return Problem(
+        f"{item.script.file}:{line}:{column}: {message}",
+        hint,
+        migration=item.migration.name,
+        version=item.migration.version,
+        file=item.script.file,
+        line=line,
+        column=column,
+    )
+
+
+def _tell_unmeasured(config: Config, scripts: Sequence[Script], why: str) -> None:
+    """Say that nobody has seen whether the files keep the limits that are set for them."""
+    files = [script.file for script in scripts if _limit(config, script)]
+    if files:
+        structlog.get_logger().warning(
+            "rehearsal.warned",
+            reason=f"how long locks are held was not measured, though a limit is set: {why}",
+            objects=files[:100],
+        )
+
+
+def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
+    wal = burden.wal(copy.home)
+    structlog.get_logger().info(
+        "rehearsal.passed",
+        backup=saved.name if saved and saved.visible else None,
+        verified="restored",
+        migrations=[file.name for file in trial.files],
+        rollbacks_tried=[file.name for file in trial.undone],
+        **trial.gauge.told(),
+        size_before_bytes=trial.size,
+        size_after_bytes=_size(copy.session),
+        wal_bytes=None if copy.wal is None or wal is None else wal - copy.wal,
+        paused_s=round(copy.paused_s, 1),
+        restore_s=round(copy.restore_s, 3),
+        duration_s=round(time.monotonic() - copy.began, 3),
+    )
+
+
+# the copy
+
+
+@contextmanager
+def _copy(
+    session: Session,
+    saved: Taken | None,
+    scripts: Sequence[Script],
+    config: Config | None = None,
+) -> Iterator[copies.Copy | None]:
+    """Yield a proven copy of the backup; None, and why, where there can be none."""
+    config = config or session.config
+    with copies.named_loss(session):
+        try:
+            with ExitStack() as stack:
+                copy = _had(stack, session, saved, scripts, config)
+                with _readable(copy):
+                    yield copy
+        except (ConnectionLost, scratch.Unavailable) as gone:
+            why = copies.elsewhere(session, gone) if isinstance(gone, ConnectionLost) else gone
+            _tell_skipped(config, scripts, why)
+
+
+@contextmanager
+def _readable(copy: copies.Copy | None) -> Iterator[None]:
+    """Say that a file cannot be tried where it reads what only the copy has not filled."""
+    try:
+        yield
+    except RehearsalFailed as failure:
+        if copy is None or not copy.empty or failure.problem.sqlstate != copies.UNFILLED:
+            raise
+        raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
+
+
+def _had(
+    stack: ExitStack,
+    session: Session,
+    saved: Taken | None,
+    scripts: Sequence[Script],
+    config: Config,
+) -> copies.Copy | None:
+    """Return a copy that goes with `stack`; None, and why, where there can be none."""
+    copy, why = None, None
+    if saved is not None:
+        scratch.sweep(session, saved.identity)
+    try:
+        if config.rehearse != "off":
+            copy = stack.enter_context(copies.restored(session, config, saved, scripts))
+    except scratch.Unavailable as reason:
+        why = reason
+    except ConnectionLost as lost:
+        why = copies.elsewhere(session, lost)
+    if saved is not None and saved.visible:
+        take.prune(session, saved)  # not before it is known what the newest is worth
+    if why is not None:
+        _tell_skipped(config, scripts, why)
+    elif copy is None:
+        _tell_unmeasured(config, scripts, "PREFLIGHT_REHEARSE=off")
+    return copy
+
+
+def _tell_skipped(config: Config, scripts: Sequence[Script], why: scratch.Unavailable) -> None:
+    """Say why nothing is rehearsed; raises RehearsalFailed when it was demanded."""
+    if config.rehearse == "always":
+        raise RehearsalFailed(
+            "rehearsal.unavailable",
+            f"a rehearsal was demanded, but {why}",
+            "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_URL names another "
+            "server to rehearse on. Nothing was migrated.",
+            **why.where,
+        )
+    objects = {"objects": why.objects} if why.objects else {}
+    log = structlog.get_logger()
+    say = log.warning if why.level == "warning" else log.info
+    say("rehearsal.skipped", reason=str(why), **objects, **why.where)
+    _tell_unmeasured(config, scripts, str(why))

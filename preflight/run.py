@@ -1,0 +1,255 @@
+"""One run from its first line to its last: log, signals, exit code, termination message."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from preflight.base import logs, stop
+from preflight.base.config import Config, environment
+from preflight.base.errors import ExitCode, Failure
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
+LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
+MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
+HERE = Path(__file__).resolve().parent.parent
+INSTALLED = HERE.name in ("site-packages", "dist-packages")  # by pip: no files of ours beside us
+MIGRATIONS = Path("migrations") if INSTALLED else HERE / "migrations"
+
+# from the arguments to a command, its name, and whether its result has stdout for itself
+Choose = Callable[[Sequence[str]], tuple[Callable[[Config], None], str, bool]]
+
+
+class Tally:
+    """What the events of a run say was done: `run.finished` repeats nothing else."""
+
+    LISTS = {"migration.applied": "applied", "migration.adopted": "adopted"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.done: dict[str, Any] = {}
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Keep what an event says was done."""
+        if key := self.LISTS.get(str(event["event"])):
+            self.done.setdefault(key, []).append(event["migration"])
+        elif event["event"] == "migration.rolled_back":
+            self.done.setdefault("rolled_back", []).append(event["migration"])
+        elif event["event"] == "backup.verified":
+            self.done["backup"] = event["backup"]
+
+
+class Run:
+    """One run from its first line to its last, whatever happens in between."""
+
+    def __init__(self, command: str, environ: Mapping[str, str]) -> None:
+        self.command = command
+        self.run_id = os.urandom(6).hex()
+        self.began = time.monotonic()
+        self.tally = Tally()
+        self.termination_log = Path(
+            environ.get("PREFLIGHT_TERMINATION_LOG") or "/dev/termination-log"
+        )
+        self.ended = threading.Lock()
+
+    def end(self, code: int, outcome: str, error: Mapping[str, Any] | None = None) -> int:
+        """Log `run.finished`, leave the termination message, return the exit code; once."""
+        if not self.ended.acquire(blocking=False):
+            return code
+        data: dict[str, Any] = {
+            "command": self.command,
+            "outcome": outcome,
+            "exit_code": code,
+            "duration_s": round(time.monotonic() - self.began, 3),
+            **self.tally.done,
+        }
+        if error:
+            data["error"] = dict(error)
+        log = structlog.get_logger()
+        (log.error if code not in (0, ExitCode.PENDING) else log.info)("run.finished", **data)
+        self._leave_message(data)
+        return code
+
+    def _leave_message(self, data: dict[str, Any]) -> None:
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us
+        with (
+            suppress(OSError),  # not in Kubernetes, or not writable: the log has it, too
+            os.fdopen(os.open(self.termination_log, flags), "wb") as file,
+        ):
+            file.write(termination_message({"run_id": self.run_id, **data}))
+
+    def outcome(self) -> str:
+        """Name what a run that reached its end has done."""
+        done = self.tally.done
+        return next((key for key in ("rolled_back", "applied", "adopted") if key in done), "ok")
+
+
+def termination_message(data: Mapping[str, Any]) -> bytes:
+    """Return the object as JSON of at most 4096 bytes: lists are counted and texts cut, if need be.
+
+    A lone surrogate, of a file's name that is not UTF-8, becomes the escape that JSON knows.
+    """
+    message = b""
+    for longest in (None, 600, 200, 60, 20):
+        shown = data if longest is None else _shortened(data, longest)
+        text = json.dumps(shown, default=str, ensure_ascii=False)
+        message = text.encode("utf-8", "backslashreplace")
+        if len(message) <= MESSAGE_MAX:
+            break
+    return message
+
+
+def _shortened(value: object, longest: int) -> object:
+    if isinstance(value, Mapping):
+        return {key: _shortened(item, longest) for key, item in value.items()}
+    if isinstance(value, list):
+        return len(value)
+    return value[:longest] if isinstance(value, str) else value
+
+
+def open_streams() -> None:
+    """Open what this process was started without: a connection must not become stdout."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
+def process(arguments: Sequence[str], choose: Choose) -> int:
+    """Run the command of this process; a signal that comes later changes nothing.
+
+    Returns the exit code.
+    """
+    exit_code = once(arguments, choose)
+    for late in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(late, signal.SIG_IGN)  # Python puts the default back before it ends
+    return exit_code
+
+
+def once(arguments: Sequence[str], choose: Choose) -> int:
+    """Run one command and return the exit code; nothing but a signal's number escapes."""
+    open_streams()
+    environ = environment()
+    run = Run(next(iter(arguments), "up").lstrip("-"), environ)
+    handle_signals(run)
+    _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(arguments))
+    try:
+        command, run.command, result_on_stdout = choose(arguments)
+        _set_up_logs(run, environ, to_stderr=result_on_stdout)
+        config = Config.from_env(environ, MIGRATIONS, run.run_id)
+        _set_up_logs(run, environ, config, to_stderr=result_on_stdout)
+        log = structlog.get_logger()
+        log.info("run.started", command=run.command, version=_version(), database=config.database)
+        for warning in config.warnings:
+            log.warning("config.warned", warning=warning)
+        command(config)
+        return run.end(ExitCode.OK, run.outcome())
+    except Failure as failure:
+        outcome = "pending" if failure.exit_code == ExitCode.PENDING else "failed"
+        return run.end(failure.exit_code, outcome, failure.data())
+    except KeyboardInterrupt:
+        return _stopped(run)
+    except SystemExit as ended:  # argparse has printed --help
+        return int(ended.code or 0)
+    except Exception as error:  # noqa: BLE001 -- the last resort: exit 70 with a place to look at
+        return run.end(ExitCode.INTERNAL, "failed", internal(error))
+
+
+def internal(error: BaseException) -> dict[str, object]:
+    """Return the error object for a bug of ours: where, and what kind; no values."""
+    import traceback  # noqa: PLC0415 -- only for a bug
+
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if str(HERE) in frame.filename] or frames[-1:]
+    places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(ours[-4:]))
+    sqlstate = getattr(error, "sqlstate", None)
+    return {
+        "code": "internal.error",
+        "message": f"a bug in pg-preflight: {type(error).__name__} at {places}"
+        + (f" (SQLSTATE {sqlstate})" if sqlstate else ""),
+        "hint": f"Please report this line; {stop.left() or 'unfinished work was rolled back'}.",
+    }
+
+
+def _set_up_logs(
+    run: Run,
+    environ: Mapping[str, str],
+    config: Config | None = None,
+    *,
+    to_stderr: bool = False,
+) -> None:
+    choice = config.log if config else environ.get("PREFLIGHT_LOG", "")
+    logs.set_up(
+        sys.stderr if to_stderr else sys.stdout,
+        choice=choice if choice in ("json", "console") else "auto",
+        level=config.log_level if config else "info",
+        run_id=run.run_id,
+        no_color=environ.get("NO_COLOR"),
+        observe=run.tally.see,
+    )
+
+
+def _version() -> str:
+    from preflight import __version__  # noqa: PLC0415 -- beside its only use
+
+    return __version__
+
+
+def handle_signals(run: Run) -> None:
+    """Turn SIGTERM and SIGINT into a stop request with a hard end."""
+
+    def ask(signum: int, _frame: FrameType | None) -> None:
+        if stop.requested() is None:
+            timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
+            timer.daemon = True
+            timer.start()
+        stop.request(signum)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+
+
+def _stopped(run: Run, *, answered: bool = True) -> int:
+    number = stop.requested() or signal.SIGINT
+    name = signal.Signals(number).name
+    if stop.busy.is_set():
+        error = {
+            "code": "connection.unanswered",
+            "message": f"stopped by {name} while the server did not answer: whether the last step "
+            "came through is not known",
+            "hint": "Run again: what was recorded decides what is left to do.",
+        }
+        return run.end(ExitCode.CONNECTION_LOST, "stopped", error)
+    if answered:
+        lock_is = "the lock is free"
+    else:
+        name += " without the server's answer"
+        lock_is = "the server ends it and frees the lock when it notices that we are gone"
+    left = stop.left() or "unfinished work is rolled back"
+    error = {
+        "code": "run.stopped",
+        "message": f"stopped by {name}; {left}; {lock_is}",
+        "hint": "Run again: it goes on from there." if stop.left() else "Run again.",
+    }
+    return run.end(128 + number, "stopped", error)
+
+
+def _stop_hard(run: Run) -> None:
+    """End the process although the server does not answer; it rolls back when it sees us gone."""
+    until = time.monotonic() + (LAST_ANSWER_S if stop.busy.is_set() else 0)
+    while time.monotonic() < until and not run.ended.locked():
+        time.sleep(0.02)
+    if not run.ended.locked():
+        os._exit(_stopped(run, answered=False))

@@ -1,0 +1,480 @@
+"""What a database is made of, object by object, to compare it with another or with itself later.
+
+Two views: `shapes` survive a dump and a restore (names, types, labels), `definitions` do not (the
+server prints the expression of a restored CHECK another way) and compare one database with itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+# One row an object: what it is called, whether a dump holds it, its shape, and its definition.
+# Members of extensions are the extension's; indexes left INVALID are in no dump, and neither are
+# the names of constraints and triggers that partitions have from their parents. A restore numbers
+# columns anew, leaves unfilled what reads from an unfilled materialized view, and gives a child in
+# an inheritance its parent's defaults and NOT VALID where it had dropped or outlived them.
+_OBJECTS = """
+WITH RECURSIVE members AS (
+ SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
+), schemas AS (
+ SELECT n.* FROM pg_catalog.pg_namespace n
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+), relations AS (
+ SELECT c.*, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+  CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view'
+   WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence' WHEN 'f' THEN 'foreign table'
+   ELSE 'type' END AS kind
+ FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (SELECT FROM members m
+  WHERE m.classid = 'pg_catalog.pg_class'::regclass AND m.objid = c.oid)
+), unfilled AS (
+ SELECT c.oid FROM pg_catalog.pg_class c WHERE NOT c.relispopulated
+ UNION SELECT w.ev_class FROM unfilled u JOIN pg_catalog.pg_depend d ON d.refobjid = u.oid
+  AND d.refclassid = 'pg_catalog.pg_class'::regclass
+  AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+ JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid AND w.rulename = '_RETURN'
+), types AS (
+ SELECT t.*, pg_catalog.format('%I.%I', n.nspname, t.typname) AS name
+ FROM pg_catalog.pg_type t JOIN schemas n ON n.oid = t.typnamespace
+ WHERE t.typtype IN ('b', 'd', 'e', 'r') AND t.typrelid = 0::oid
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = t.oid)
+  AND NOT EXISTS (SELECT FROM members m
+   WHERE m.classid = 'pg_catalog.pg_type'::regclass AND m.objid = t.oid)
+)
+SELECT {columns} FROM (
+SELECT 'schema ' || pg_catalog.quote_ident(n.nspname::text), true, '',
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(n.nspowner),
+  pg_catalog.obj_description(n.oid, 'pg_namespace'), {schema_acl})
+FROM schemas n WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_namespace'::regclass AND m.objid = n.oid)
+UNION ALL
+SELECT r.kind || ' ' || r.name, true,
+ pg_catalog.concat_ws(' ', r.relkind, r.relpersistence, r.relispartition,
+  r.oid NOT IN (SELECT u.oid FROM unfilled u), r.relrowsecurity, r.relforcerowsecurity),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), r.reloptions,
+  pg_catalog.obj_description(r.oid, 'pg_class'), {relation_acl}, r.relreplident,
+  r.relispopulated,
+  CASE WHEN r.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(r.oid) END,
+  CASE WHEN r.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(r.oid) END,
+  CASE WHEN r.relispartition THEN pg_catalog.pg_get_expr(r.relpartbound, r.oid) END,
+  (SELECT pg_catalog.concat_ws(' ', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqmax,
+   s.seqmin, s.seqcache, s.seqcycle) FROM pg_catalog.pg_sequence s WHERE s.seqrelid = r.oid))
+FROM relations r
+UNION ALL
+SELECT pg_catalog.format('column %s.%I', r.name, a.attname), true,
+ pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
+  CASE WHEN a.attinhcount = 0 OR r.relispartition THEN a.atthasdef END,
+  'i' || a.attidentity::text, 'g' || a.attgenerated::text),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+  pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation::regcollation, a.attstorage,
+  a.attoptions)
+FROM relations r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = r.oid AND d.adnum = a.attnum
+WHERE r.relkind <> 'S' AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT pg_catalog.format('index %I.%I', n.nspname, c.relname), true,
+ pg_catalog.concat_ws(' ', r.name, i.indisunique, i.indisprimary, i.indnatts, i.indnkeyatts),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_indexdef(c.oid),
+  pg_catalog.obj_description(c.oid, 'pg_class'), i.indisclustered, i.indisreplident, i.indisvalid)
+FROM pg_catalog.pg_index i JOIN relations r ON r.oid = i.indrelid
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indisvalid OR c.relkind = 'I'
+UNION ALL
+SELECT pg_catalog.format('constraint %I of %s', c.conname, coalesce(r.name, t.name)), true,
+ pg_catalog.concat_ws(' ', c.contype, CASE WHEN c.coninhcount = 0 THEN c.convalidated END,
+  c.condeferrable, c.condeferred,
+  (SELECT pg_catalog.array_agg(a.attname ORDER BY k.place)
+   FROM pg_catalog.unnest(c.conkey) WITH ORDINALITY k(attnum, place)
+   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum)),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_constraintdef(c.oid),
+  pg_catalog.obj_description(c.oid, 'pg_constraint'))
+FROM pg_catalog.pg_constraint c LEFT JOIN relations r ON r.oid = c.conrelid
+LEFT JOIN types t ON t.oid = c.contypid
+WHERE coalesce(r.name, t.name) IS NOT NULL AND c.contype <> 'n' AND c.conparentid = 0::oid
+UNION ALL
+SELECT pg_catalog.format('trigger %I on %s', t.tgname, r.name), true,
+ pg_catalog.concat_ws(' ', t.tgtype, t.tgenabled), pg_catalog.pg_get_triggerdef(t.oid)
+FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid
+WHERE NOT t.tgisinternal AND t.tgparentid = 0::oid
+UNION ALL
+SELECT pg_catalog.format('policy %I on %s', p.polname, r.name), true,
+ pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive),
+ pg_catalog.concat_ws(' ', p.polroles::regrole[], pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+  pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
+FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
+UNION ALL
+SELECT pg_catalog.format('rule %I on %s', w.rulename, r.name), true,
+ pg_catalog.concat_ws(' ', w.ev_type, w.ev_enabled), pg_catalog.pg_get_ruledef(w.oid)
+FROM pg_catalog.pg_rewrite w JOIN relations r ON r.oid = w.ev_class
+WHERE w.rulename <> '_RETURN'
+UNION ALL
+SELECT pg_catalog.format('function %I.%I(%s)', n.nspname, p.proname,
+  pg_catalog.pg_get_function_identity_arguments(p.oid)), true,
+ pg_catalog.concat_ws(' ', p.prokind, l.lanname, p.prosecdef, p.provolatile, p.proisstrict,
+  pg_catalog.pg_get_function_result(p.oid)),
+ pg_catalog.concat_ws(' ', CASE WHEN p.prokind <> 'a' THEN pg_catalog.pg_get_functiondef(p.oid) END,
+  pg_catalog.pg_get_userbyid(p.proowner), pg_catalog.obj_description(p.oid, 'pg_proc'),
+  {function_acl})
+FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_proc'::regclass AND m.objid = p.oid)
+UNION ALL
+SELECT 'type ' || t.name, true,
+ pg_catalog.concat_ws(' ', t.typtype, t.typnotnull,
+  CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) END,
+  (SELECT pg_catalog.array_agg(e.enumlabel ORDER BY e.enumsortorder)
+   FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)),
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(t.typowner), t.typdefault,
+  pg_catalog.obj_description(t.oid, 'pg_type'), {type_acl})
+FROM types t
+UNION ALL
+SELECT 'extension ' || pg_catalog.quote_ident(e.extname::text), true, '',
+ pg_catalog.concat_ws(' ', e.extversion, e.extnamespace::regnamespace)
+FROM pg_catalog.pg_extension e
+UNION ALL
+SELECT pg_catalog.format('%s %I.%I', o.kind, n.nspname, o.name), true, '', o.owner
+FROM (
+ SELECT 'collation' AS kind, c.collname AS name, c.collnamespace AS place, c.oid,
+  'pg_catalog.pg_collation'::regclass AS catalog, c.collowner::text AS owner
+ FROM pg_catalog.pg_collation c
+ UNION ALL SELECT 'statistics', s.stxname, s.stxnamespace, s.oid,
+  'pg_catalog.pg_statistic_ext'::regclass, pg_catalog.pg_get_statisticsobjdef(s.oid)
+ FROM pg_catalog.pg_statistic_ext s
+ UNION ALL SELECT 'operator class', o.opcname, o.opcnamespace, o.oid,
+  'pg_catalog.pg_opclass'::regclass, o.opcowner::text FROM pg_catalog.pg_opclass o
+ UNION ALL SELECT 'operator', o.oprname, o.oprnamespace, o.oid,
+  'pg_catalog.pg_operator'::regclass, o.oprowner::text FROM pg_catalog.pg_operator o
+ UNION ALL SELECT 'text search configuration', t.cfgname, t.cfgnamespace, t.oid,
+  'pg_catalog.pg_ts_config'::regclass, t.cfgowner::text FROM pg_catalog.pg_ts_config t
+ UNION ALL SELECT 'text search dictionary', t.dictname, t.dictnamespace, t.oid,
+  'pg_catalog.pg_ts_dict'::regclass, t.dictinitoption FROM pg_catalog.pg_ts_dict t
+ UNION ALL SELECT 'operator family', f.opfname, f.opfnamespace, f.oid,
+  'pg_catalog.pg_opfamily'::regclass, f.opfowner::text FROM pg_catalog.pg_opfamily f
+ UNION ALL SELECT 'conversion', c.conname, c.connamespace, c.oid,
+  'pg_catalog.pg_conversion'::regclass, c.conowner::text FROM pg_catalog.pg_conversion c
+) o JOIN schemas n ON n.oid = o.place
+WHERE NOT EXISTS (SELECT FROM members m WHERE m.classid = o.catalog AND m.objid = o.oid)
+UNION ALL
+SELECT pg_catalog.format('cast %s AS %s', pg_catalog.format_type(c.castsource, NULL),
+  pg_catalog.format_type(c.casttarget, NULL)), true,
+ pg_catalog.concat_ws(' ', c.castcontext, c.castmethod), c.castfunc::regprocedure::text
+FROM pg_catalog.pg_cast c WHERE c.oid >= 16384::oid AND NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_cast'::regclass AND m.objid = c.oid)
+UNION ALL
+SELECT 'foreign data wrapper ' || pg_catalog.quote_ident(w.fdwname::text), true, '',
+ pg_catalog.concat_ws(' ', w.fdwoptions, w.fdwhandler)
+FROM pg_catalog.pg_foreign_data_wrapper w WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_foreign_data_wrapper'::regclass AND m.objid = w.oid)
+UNION ALL
+SELECT 'foreign server ' || pg_catalog.quote_ident(s.srvname::text), true, '', s.srvoptions::text
+FROM pg_catalog.pg_foreign_server s
+UNION ALL
+SELECT 'event trigger ' || pg_catalog.quote_ident(e.evtname::text), true, e.evtevent::text,
+ e.evtenabled::text
+FROM pg_catalog.pg_event_trigger e WHERE NOT EXISTS (SELECT FROM members m
+ WHERE m.classid = 'pg_catalog.pg_event_trigger'::regclass AND m.objid = e.oid)
+UNION ALL
+SELECT 'publication ' || pg_catalog.quote_ident(p.pubname::text), false, '', p.puballtables::text
+FROM pg_catalog.pg_publication p
+UNION ALL
+SELECT 'large objects', true, count(*)::text, '' FROM pg_catalog.pg_largeobject_metadata
+) AS object(name, dumped, shape, definition) ORDER BY name
+"""
+_ACL = """(SELECT pg_catalog.string_agg(a::text, ',' ORDER BY a::text) FROM pg_catalog.unnest(
+ coalesce({acl}, pg_catalog.acldefault('{kind}', {owner}))) AS a)"""
+_ACLS = {
+    "schema_acl": _ACL.format(acl="n.nspacl", kind="n", owner="n.nspowner"),
+    "relation_acl": _ACL.format(acl="r.relacl", kind="r", owner="r.relowner"),
+    "function_acl": _ACL.format(acl="p.proacl", kind="f", owner="p.proowner"),
+    "type_acl": _ACL.format(acl="t.typacl", kind="T", owner="t.typowner"),
+}
+# a cycle may have begun anew meanwhile
+_SEQUENCES = """
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), s.seqincrement > 0,
+ pg_catalog.pg_sequence_last_value(c.oid)
+FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT s.seqcycle AND c.relpersistence <> 't'
+ AND CASE WHEN c.relkind = 'S' -- NULL if it was just dropped
+  THEN pg_catalog.has_sequence_privilege(c.oid, 'USAGE, SELECT') END
+ AND NOT EXISTS (
+ SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
+  AND d.objid = c.oid AND d.deptype = 'e')
+"""
+# What a lock on the tables does not hold still: one row each with its version. pg_dump lists the
+# objects in its snapshot, but prints what they are from the catalogs as they are by then. REFRESH
+# and REINDEX write to pg_class and change nothing that is dumped: there the name is the version.
+_MARKS = """
+WITH schemas AS (
+ SELECT n.oid, n.xmin, n.nspname FROM pg_catalog.pg_namespace n
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+), relations AS (
+ SELECT c.oid, c.xmin, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+ FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
+)
+SELECT 'schema', n.oid::text, n.xmin::text, pg_catalog.quote_ident(n.nspname::text) FROM schemas n
+UNION ALL SELECT 'function', p.oid::text, p.xmin::text,
+ pg_catalog.format('%I.%I', n.nspname, p.proname)
+FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
+UNION ALL SELECT 'type', t.oid::text, t.xmin::text,
+ pg_catalog.format('%I.%I', n.nspname, t.typname)
+FROM pg_catalog.pg_type t JOIN schemas n ON n.oid = t.typnamespace
+WHERE t.typrelid = 0::oid AND t.typcategory <> 'A'
+UNION ALL SELECT 'label', e.oid::text, e.xmin::text, e.enumtypid::regtype::text
+FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type t ON t.oid = e.enumtypid
+JOIN schemas n ON n.oid = t.typnamespace
+UNION ALL SELECT 'relation', r.oid::text,
+ CASE WHEN r.relkind IN ('v', 'f', 'c') THEN r.xmin::text ELSE r.name END, r.name
+FROM relations r WHERE r.relkind IN ('v', 'f', 'c', 'm', 'S', 'i', 'I')
+UNION ALL SELECT 'sequence', s.seqrelid::text, s.xmin::text, r.name
+FROM pg_catalog.pg_sequence s JOIN relations r ON r.oid = s.seqrelid
+UNION ALL SELECT 'column', a.attrelid::text || '.' || a.attnum, a.xmin::text,
+ pg_catalog.format('%s.%I', r.name, a.attname)
+FROM pg_catalog.pg_attribute a JOIN relations r ON r.oid = a.attrelid
+WHERE r.relkind IN ('v', 'f', 'c') AND a.attnum > 0
+UNION ALL SELECT 'default', d.oid::text, d.xmin::text, r.name
+FROM pg_catalog.pg_attrdef d JOIN relations r ON r.oid = d.adrelid
+UNION ALL SELECT 'rule', w.oid::text, w.xmin::text,
+ pg_catalog.format('%I on %s', w.rulename, r.name)
+FROM pg_catalog.pg_rewrite w JOIN relations r ON r.oid = w.ev_class
+UNION ALL SELECT 'trigger', t.oid::text, t.xmin::text,
+ pg_catalog.format('%I on %s', t.tgname, r.name)
+FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
+UNION ALL SELECT 'constraint', c.oid::text, c.xmin::text,
+ pg_catalog.quote_ident(c.conname::text)
+FROM pg_catalog.pg_constraint c JOIN schemas n ON n.oid = c.connamespace
+UNION ALL SELECT 'policy', p.oid::text, p.xmin::text,
+ pg_catalog.format('%I on %s', p.polname, r.name)
+FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
+UNION ALL SELECT o.kind, o.oid::text, o.version, pg_catalog.format('%I.%I', n.nspname, o.name)
+FROM (
+ SELECT 'operator' AS kind, o.oid, o.xmin::text AS version, o.oprname AS name,
+  o.oprnamespace AS place FROM pg_catalog.pg_operator o
+ UNION ALL SELECT 'operator class', o.oid, o.xmin::text, o.opcname, o.opcnamespace
+ FROM pg_catalog.pg_opclass o
+ UNION ALL SELECT 'operator family', o.oid, o.xmin::text, o.opfname, o.opfnamespace
+ FROM pg_catalog.pg_opfamily o
+ UNION ALL SELECT 'collation', o.oid, o.xmin::text, o.collname, o.collnamespace
+ FROM pg_catalog.pg_collation o
+ UNION ALL SELECT 'conversion', o.oid, o.xmin::text, o.conname, o.connamespace
+ FROM pg_catalog.pg_conversion o
+ UNION ALL SELECT 'text search configuration', o.oid, o.xmin::text, o.cfgname, o.cfgnamespace
+ FROM pg_catalog.pg_ts_config o
+ UNION ALL SELECT 'text search dictionary', o.oid, o.xmin::text, o.dictname, o.dictnamespace
+ FROM pg_catalog.pg_ts_dict o
+ UNION ALL SELECT 'statistics', o.oid, o.xmin::text, o.stxname, o.stxnamespace
+ FROM pg_catalog.pg_statistic_ext o
+) o JOIN schemas n ON n.oid = o.place
+UNION ALL SELECT 'cast', c.oid::text, c.xmin::text,
+ pg_catalog.format('%s AS %s', c.castsource::regtype, c.casttarget::regtype)
+FROM pg_catalog.pg_cast c WHERE c.oid >= 16384::oid
+UNION ALL SELECT 'extension', e.oid::text, e.xmin::text, e.extname::text
+FROM pg_catalog.pg_extension e
+UNION ALL SELECT 'language', l.oid::text, l.xmin::text, l.lanname::text
+FROM pg_catalog.pg_language l WHERE l.oid >= 16384::oid
+UNION ALL SELECT 'event trigger', e.oid::text, e.xmin::text, e.evtname::text
+FROM pg_catalog.pg_event_trigger e
+UNION ALL SELECT 'foreign data wrapper', w.oid::text, w.xmin::text, w.fdwname::text
+FROM pg_catalog.pg_foreign_data_wrapper w
+UNION ALL SELECT 'foreign server', s.oid::text, s.xmin::text, s.srvname::text
+FROM pg_catalog.pg_foreign_server s
+"""
+# What is compared by number and version only. Left out is what the server writes to by itself, for
+# a temporary table, and in VACUUM FULL and REINDEX.
+_CATALOGS = """
+SELECT c.relname::text, pg_catalog.has_table_privilege('public', c.oid, 'SELECT')
+FROM pg_catalog.pg_class c
+WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind = 'r' AND NOT c.relisshared
+ AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AND c.relname <> ALL (%s::name[])
+ORDER BY 1
+"""
+_RESTLESS = [
+    *("pg_statistic", "pg_statistic_ext_data", "pg_class", "pg_attribute", "pg_attrdef", "pg_type"),
+    *("pg_namespace", "pg_index", "pg_depend", "pg_constraint", "pg_sequence", "pg_rewrite"),
+    *("pg_trigger", "pg_largeobject", "pg_largeobject_metadata"),
+]
+# What pg_dump leaves out without failing: what only others, or a superuser, may see.
+_UNSEEN = """
+SELECT pg_catalog.format('options of the user mapping for %s on server %I',
+ coalesce(pg_catalog.quote_ident(nullif(u.usename::text, 'public')), 'PUBLIC'), u.srvname),
+ 'only the mapped role and a superuser may see them'
+FROM pg_catalog.pg_user_mappings u JOIN pg_catalog.pg_foreign_server s ON s.oid = u.srvid
+JOIN pg_catalog.pg_roles r ON r.rolname = current_user
+WHERE u.umoptions IS NULL AND NOT r.rolsuper AND NOT CASE WHEN u.umuser = 0::oid
+ THEN pg_catalog.pg_has_role(s.srvowner, 'USAGE')
+ ELSE u.umuser = r.oid AND (pg_catalog.pg_has_role(s.srvowner, 'USAGE')
+  OR pg_catalog.has_server_privilege(s.oid, 'USAGE')) END
+UNION ALL
+SELECT pg_catalog.format('subscription %I', s.subname), 'only a superuser may dump subscriptions'
+FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+JOIN pg_catalog.pg_roles r ON r.rolname = current_user
+WHERE d.datname = pg_catalog.current_database() AND NOT r.rolsuper
+ORDER BY 1
+"""
+Objects = Mapping[str, str]
+Marks = Mapping[tuple[str, str], tuple[str, str]]  # kind and oid: version and name
+Sequences = Mapping[str, tuple[bool, int | None]]
+
+# what reads, near or far, from a foreign table: a refresh calls the other server
+_CALLING = """
+WITH RECURSIVE calling AS (
+ SELECT c.oid, c.relkind FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
+ UNION SELECT v.oid, v.relkind FROM calling
+ JOIN pg_catalog.pg_depend d ON d.refobjid = calling.oid
+  AND d.refclassid = 'pg_catalog.pg_class'::regclass
+  AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+ JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
+ JOIN pg_catalog.pg_class v ON v.oid = w.ev_class
+)
+SELECT c.oid::int8, pg_catalog.format('%I.%I', n.nspname, c.relname) FROM calling
+JOIN pg_catalog.pg_class c ON c.oid = calling.oid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' ORDER BY 2
+"""
+
+
+def calling(session: Session) -> dict[int, str]:
+    """Return the materialised views whose refresh asks another server, by oid."""
+    return dict(session.execute(_CALLING).fetchall())
+
+
+def shapes(session: Session) -> dict[str, str]:
+    """Return each object that a dump holds with what of it a dump and a restore leave as it is.
+
+    No definition is computed for it: in production others may be dropping what it is made of.
+    """
+    query = _OBJECTS.format(columns="name, shape, dumped", **_ACLS)
+    return {name: shape for name, shape, dumped in session.execute(query).fetchall() if dumped}
+
+
+def definitions(session: Session) -> dict[str, str]:
+    """Return each object with all that is known of it."""
+    query = _OBJECTS.format(columns="name, shape, definition", **_ACLS)
+    return {name: f"{shape}\0{more}" for name, shape, more in session.execute(query).fetchall()}
+
+
+def sequences(session: Session) -> dict[str, tuple[bool, int | None]]:
+    """Return for each sequence whether it counts upwards, and its last value (None: not used)."""
+    return {name: (up, last) for name, up, last in session.execute(_SEQUENCES).fetchall()}
+
+
+def marks(session: Session) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return the version of each object that no lock on a table holds still."""
+    found = session.execute(_MARKS).fetchall()
+    return {(kind, oid): (version, name) for kind, oid, version, name in found}
+
+
+def counts(session: Session) -> dict[str, int]:
+    """Return how many rows each catalog has that everybody may read: what was dropped shows."""
+    found = session.execute(_CATALOGS, [_RESTLESS]).fetchall()
+    queries = [
+        f"SELECT '{name}', count(*) FROM pg_catalog.{name}"  # noqa: S608 -- a catalog's name
+        for name, public in found
+        if public
+    ]
+    return dict(session.execute(" UNION ALL ".join(queries)).fetchall()) if queries else {}
+
+
+def written_since(session: Session, transaction: int) -> list[str]:
+    """Name the catalogs with rows that were written after a transaction, by its 64-bit number."""
+    recent = f"pg_catalog.age(t.xmin) < pg_catalog.age('{transaction % 2**32}'::xid)"
+    found = session.execute(_CATALOGS, [_RESTLESS]).fetchall()
+    queries = [
+        f"SELECT '{name}' WHERE EXISTS (SELECT FROM pg_catalog.{name} t WHERE {recent})"  # noqa: S608 -- a catalog's name
+        for name, _ in found
+    ]
+    rows = session.execute(" UNION ALL ".join(queries)).fetchall() if queries else []
+    return [name for (name,) in rows]
+
+
+def unseen(session: Session) -> list[dict[str, str]]:
+    """Return what this role's dump will be without, though nothing fails: `what` and `why`."""
+    return [{"what": what, "why": why} for what, why in session.execute(_UNSEEN).fetchall()]
+
+
+def moved(before: Marks, after: Marks) -> list[str]:
+    """Name what was changed or dropped in between; what is new is in no dump."""
+    return sorted(
+        {
+            f"{key[0]} {name}"
+            for key, (version, name) in before.items()
+            if key not in after or after[key][0] != version
+        }
+    )
+
+
+def settled(before: Sequences, after: Sequences) -> dict[str, tuple[bool, int | None]]:
+    """Return where the sequences stand at least in a dump that was made between two looks.
+
+    One that was set back meanwhile may stand anywhere in it, one that went on also where it was
+    set back to and came from.
+    """
+    found: dict[str, tuple[bool, int | None]] = {}
+    for name, (up, first) in before.items():
+        _, last = after.get(name, (up, None))
+        if first is None or last is None or (last < first if up else last > first):
+            continue
+        found[name] = (up, first if last == first else -(1 << 63) if up else (1 << 63))
+    return found
+
+
+def undoing(before: Objects, after: Objects) -> dict[str, str | None]:
+    """Return what leads from a state back to the one before it: little, where states are large."""
+    names = before.keys() | after.keys()
+    return {name: before.get(name) for name in names if before.get(name) != after.get(name)}
+
+
+def undone(after: Objects, changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the state before `changes`, which `undoing` has found."""
+    found = {**after, **changes}
+    return {name: said for name, said in found.items() if said is not None}
+
+
+def lacking(wanted: Objects, found: Objects) -> list[str]:
+    """Name what a copy lacks or has in another shape; what it has besides is template0's."""
+    return [_named(name, wanted, found) for name in wanted if found.get(name) != wanted[name]]
+
+
+def unfilled(wanted: Objects, found: Objects) -> list[str]:
+    """Name the views that only differ in that a copy's read from what was never filled there."""
+    return [
+        name
+        for name, shape in wanted.items()
+        if name.startswith(("view ", "materialized view "))
+        and found.get(name) == _FILLED.sub(" f", shape)
+    ]
+
+
+def difference(before: Objects, after: Objects) -> list[str]:
+    """Name what was added, removed or changed."""
+    names = sorted(before.keys() | after.keys())
+    return [_named(name, before, after) for name in names if before.get(name) != after.get(name)]
+
+
+_FILLED = re.compile(r"(?<=^\w \w \w) t\b")  # the fourth word of a relation's shape
+
+
+def _named(name: str, before: Objects, after: Objects) -> str:
+    if name not in after:
+        return f"{name} is missing"
+    if name not in before:
+        return f"{name} is new"
+    if name == "large objects":
+        return f"there are {after[name]} large objects, not {before[name]}"
+    return f"{name} differs"
+
+
+def behind(wanted: Sequences, found: Sequences) -> list[str]:
+    """Name the sequences that do not stand at least where they should; one may have gone on."""
+    short = []
+    for name, (upwards, least) in wanted.items():
+        _, last = found.get(name, (upwards, None))
+        if least is not None and (last is None or (last < least if upwards else last > least)):
+            short.append(f"sequence {name} stands at {last}, not {least}")
+    return short

@@ -1,0 +1,279 @@
+"""One attempt at connecting: resolve, dial each address for a bounded time, say what went wrong.
+
+psycopg gives connection failures no SQLSTATE and the server's texts are localised. libpq adds the
+SQLSTATE to its text when PQsetErrorVerbosity is set between the start of a connection and its
+first poll, so a connection is made here step by step; only libpq's own texts (C locale) are read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import select
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Buffer, Dumper
+from psycopg.conninfo import make_conninfo
+
+from preflight.base import stop
+
+ATTEMPT_S = 5.0  # for each address; psycopg's own default is 130
+LEAST_S = 1.0  # also for the last attempt before a deadline
+
+Address = tuple[str, str, str]  # host, address, port
+
+_SQLSTATE = re.compile(r":  ([0-9A-Z]{5}): ")
+_VERBOSE, _DEFAULT = 2, 1  # PGVerbosity
+
+
+class Refused(Exception):
+    """One attempt to connect that did not succeed; `kind` says how much hope there is."""
+
+    def __init__(self, kind: str, text: str, sqlstate: str | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.sqlstate = sqlstate
+
+
+KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
+    # kind, libpq's own words under the C locale, the server's SQLSTATEs
+    (
+        "config",
+        (
+            r"invalid (connection option|integer value|port number|\w+ value|URI)|missing \"=\"|"
+            r"service file \S+ not found|definition of service|could not find .* service"
+        ),
+        frozenset({"42704", "22023", "42601"}),
+    ),
+    (
+        "auth",
+        (
+            r"does not support SSL|certificate|channel binding|no password supplied|"
+            r"SSL error: (?!unexpected eof)|"
+            r"private key|authentication method requirement|SCRAM|server does not support GSS"
+        ),
+        frozenset({"28P01", "28000", "42501"}),
+    ),
+    ("database", "$^", frozenset({"3D000"})),
+    (
+        "alien",
+        (
+            r"invalid response to (SSL|GSSAPI) negotiation|expected authentication request|"
+            r"unsupported frontend protocol|invalid response"
+        ),
+        frozenset({"0A000"}),
+    ),
+    ("standby", r"session is (not )?read-only|server is (not )?in hot standby", frozenset()),
+)
+POOLER = {  # PgBouncer says everything with 08P01, and in English only
+    "startup parameter": "options",
+    "password authentication failed": "auth",
+    "no such database": "database",
+}
+
+
+def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
+    """Return config, auth, database, alien, standby, options or passing."""
+    if "08P01" in sqlstates:
+        return next((kind for words, kind in POOLER.items() if words in text), "passing")
+    for kind, words, states in KINDS:
+        if states.intersection(sqlstates):
+            return kind
+        if not sqlstates and re.search(words, text):
+            return kind
+    return "auth" if needs_password and not sqlstates else "passing"
+
+
+def connect(target: Mapping[str, str], within_s: float) -> psycopg.Connection[Any]:
+    """Connect once, each address bounded; a stop request ends the waiting. Raises Refused.
+
+    A thread does it, because name resolution cannot be bounded or interrupted otherwise.
+    """
+    call = _Call(target, within_s)
+    threading.Thread(target=call.run, daemon=True, name="dial").start()
+    try:
+        with stop.allowed():
+            finished = call.done.wait(call.longest_s)
+    except BaseException:
+        call.abandoned.set()
+        raise
+    if not finished:
+        call.abandoned.set()
+        raise Refused("passing", f"no answer within {call.longest_s:g} s")
+    if call.error is not None:
+        raise call.error
+    return _wrapped(call.made)
+
+
+def from_thread(target: Mapping[str, str]) -> psycopg.Connection[Any]:
+    """Connect from a helper thread, which no stop request interrupts; raises Refused."""
+    return _wrapped(_Call(target, ATTEMPT_S).connect())
+
+
+def _wrapped(pgconn: pq.abc.PGconn | None) -> psycopg.Connection[Any]:
+    """Wrap a finished libpq connection, as psycopg's own connect() does."""
+    if pgconn is None:
+        raise Refused("passing", "no connection")
+    pgconn.nonblocking = 1
+    made: psycopg.Connection[Any] = psycopg.Connection(pgconn)
+    made.autocommit = True
+    made.prepare_threshold = None
+    made.adapters.register_dumper(bytes, Utf8)
+    return made
+
+
+class Utf8(Dumper):
+    """Sends bytes as text without copying them: a migration may have 100 MB."""
+
+    format = pq.Format.BINARY
+    oid = 25  # text
+
+    def dump(self, obj: Buffer) -> Buffer | None:
+        """Return the bytes themselves."""
+        return obj
+
+
+class _Call:
+    """One attempt at connecting, in a thread of its own."""
+
+    def __init__(self, target: Mapping[str, str], within_s: float) -> None:
+        self.target = dict(target)
+        asked = target.get("connect_timeout", "")
+        hosts = target.get("host", "").count(",") + 1
+        each_s = float(asked) if asked.isdecimal() and int(asked) > 0 else ATTEMPT_S
+        self.each_s = max(LEAST_S, min(each_s, within_s / hosts))
+        self.longest_s = self.each_s * (hosts + 1)
+        self.done = threading.Event()
+        self.abandoned = threading.Event()  # nobody waits any more: whatever comes is closed
+        self.made: pq.abc.PGconn | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.made = self.connect()
+        except Exception as error:  # noqa: BLE001 -- carried over to the waiting thread
+            self.error = error
+        self.done.set()
+        if self.abandoned.is_set() and self.made is not None:
+            self.made.finish()
+
+    def connect(self) -> pq.abc.PGconn:
+        addresses = resolve(self.target)
+        silent: list[str] = []
+        while addresses and not self.abandoned.is_set():
+            target = self.target | _lists(addresses)
+            pgconn = pq.PGconn.connect_start(make_conninfo("", **target).encode())
+            quiet = self.poll(pgconn)
+            if quiet is None:
+                return pgconn
+            pgconn.finish()
+            host, address, port = quiet
+            silent.append(f"{address or host}:{port}")
+            # libpq has tried those before; what comes after the silent one is still to try
+            at = addresses.index(quiet) if quiet in addresses else 0
+            addresses = addresses[at + 1 :]
+        raise Refused("passing", f"no answer within {self.each_s:g} s from {', '.join(silent)}")
+
+    def poll(self, pgconn: pq.abc.PGconn) -> Address | None:
+        """Drive the connection to its end; return the address that stays silent, if one does."""
+        _set_verbosity(pgconn, _VERBOSE)
+        address, until = None, time.monotonic() + self.each_s
+        while True:
+            if pgconn.status == pq.ConnStatus.BAD:
+                raise _refusal(pgconn)
+            status = pgconn.connect_poll()
+            if status == pq.PollingStatus.OK:
+                _set_verbosity(pgconn, _DEFAULT)
+                return None
+            if status == pq.PollingStatus.FAILED:
+                raise _refusal(pgconn)
+            if (now_at := _address(pgconn)) != address:
+                address, until = now_at, time.monotonic() + self.each_s
+            poller = select.poll()
+            wanted = select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT
+            poller.register(pgconn.socket, wanted)
+            left = until - time.monotonic()
+            if self.abandoned.is_set() or left <= 0 or not poller.poll(left * 1000):
+                return address
+
+
+def _address(pgconn: pq.abc.PGconn) -> Address:
+    return pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode()
+
+
+def _refusal(pgconn: pq.abc.PGconn) -> Refused:
+    text = pgconn.error_message.decode("utf-8", "replace")
+    sqlstates = _SQLSTATE.findall(text)
+    kind = kind_of(text, sqlstates, needs_password=bool(pgconn.needs_password))
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
+    shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()
+    pgconn.finish()
+    return Refused(kind, shown or "no reason given", sqlstates[-1] if sqlstates else None)
+
+
+def resolve(target: Mapping[str, str]) -> list[Address]:
+    """Return (host, address, port) for every address of every host; the address is "" for libpq.
+
+    Raises Refused when no name can be resolved; a service file's hosts are left to libpq.
+    """
+    hosts, ports = target.get("host", "").split(","), target.get("port", "").split(",")
+    if "host" not in target or "hostaddr" in target:
+        return [("", "", "")]
+    if len(ports) == 1:
+        ports *= len(hosts)
+    found: list[Address] = []
+    problem = ""
+    for host, port in zip(hosts, ports, strict=False):
+        if not host or host.startswith(("/", "@")):
+            found.append((host, "", port))
+            continue
+        try:
+            answers = socket.getaddrinfo(host, int(port or 5432), type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            problem = f"the name {host!r} cannot be resolved: {error}"
+            continue
+        for *_, address in answers:
+            entry = (host, str(address[0]), port)
+            if entry not in found:
+                found.append(entry)
+    if not found:
+        raise Refused("passing", problem)
+    return found
+
+
+def _lists(addresses: list[Address]) -> dict[str, str]:
+    if addresses == [("", "", "")]:
+        return {}
+    hosts, found, ports = zip(*addresses, strict=True)
+    lists = {"host": ",".join(hosts), "port": ",".join(ports)}
+    return lists | ({"hostaddr": ",".join(found)} if any(found) else {})
+
+
+def _set_verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
+    """Call PQsetErrorVerbosity of the very libpq that psycopg uses."""
+    library = _libpq()
+    pointer = getattr(pgconn, "pgconn_ptr", None)
+    if library is not None and pointer:
+        library.PQsetErrorVerbosity(pointer, level)
+
+
+_library: list[ctypes.CDLL | None] = []
+
+
+def _libpq() -> ctypes.CDLL | None:
+    if not _library:
+        found = None
+        with suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123
+            paths = [line.split(None, 5)[-1].strip() for line in maps if "/libpq" in line]
+            if paths:
+                found = ctypes.CDLL(paths[0])
+                found.PQsetErrorVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        _library.append(found)
+    return _library[0]

@@ -1,0 +1,91 @@
+"""What work needs of a server that a look does not: a writable primary that stays."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import structlog
+
+from preflight.base import stop
+from preflight.base.errors import (
+    TargetUnusable,
+)
+from preflight.server import sessions
+
+OLDEST, NEWEST = 13, 18  # majors that are tested
+STABLE_S = 3.0  # how long a server that may be temporary must live before work starts on it
+
+
+def require_direct(session: sessions.Session) -> None:
+    """Refuse a pooler, behind which no lock holds, and a server that is too old: TargetUnusable."""
+    facts = session.facts
+    if facts is not None and facts.pooler:
+        raise TargetUnusable(
+            "target.pooler",
+            "a connection pooler stands between us and the server: locks and session settings "
+            "would not hold",
+            "Connect to PostgreSQL directly for migrations (the app may keep the pooler).",
+        )
+    if facts is not None and facts.major < OLDEST:
+        raise TargetUnusable(
+            "target.version",
+            f"PostgreSQL {facts.major} is not supported",
+            f"Supported: {OLDEST} to {NEWEST}.",
+        )
+
+
+def require_writable(session: sessions.Session) -> None:
+    """Wait for a writable primary; a pooler is refused at once. Raises TargetUnusable."""
+    log = structlog.get_logger()
+    waited = False
+    while session.facts is not None:
+        facts = session.facts
+        require_direct(session)
+        if not (facts.standby or facts.read_only):
+            break
+        what = "a standby" if facts.standby else "read-only"
+        if not waited:
+            log.info("server.waiting", reason=f"{what}: waiting for a writable primary")
+            waited = True
+        if time.monotonic() >= session.deadline:
+            raise TargetUnusable(
+                "target.read_only",
+                f"the server is {what}, and there is work to do",
+                "Connect to the primary; with several hosts set PGTARGETSESSIONATTRS=read-write. "
+                "If default_transaction_read_only is set for the database or the role, unset it.",
+            )
+        stop.sleep(random.uniform(0.2, 0.5))  # noqa: S311 -- jitter, not a secret
+        session.reopen()
+        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
+    if session.local:
+        _require_stable(session)
+
+
+def _require_stable(session: sessions.Session) -> None:
+    """Do not start work on the server that an image starts to initialise itself.
+
+    The official image runs its init scripts on one that listens on the Unix socket alone, and then
+    stops it. So a server without TCP must be the same one for a few seconds of consecutive looks.
+    """
+    alone, started = _life(session)
+    since = time.monotonic()
+    if alone:
+        structlog.get_logger().info(
+            "server.waiting", reason=f"no TCP: making sure for {STABLE_S:g} s that it stays"
+        )
+    while alone and time.monotonic() - since < STABLE_S:
+        stop.sleep(0.2)
+        before = started
+        alone, started = _life(session)
+        if started != before:
+            since = time.monotonic()
+
+
+def _life(session: sessions.Session) -> tuple[bool, str]:
+    """Return whether the server has no TCP, and when it was started."""
+    row = session.ask(
+        """SELECT pg_catalog.current_setting('listen_addresses') = '' AS alone,
+ pg_catalog.pg_postmaster_start_time()::text AS started"""
+    )[0]
+    return row["alone"], row["started"]

@@ -1,0 +1,486 @@
+"""Reach the server: wait, tell passing from lasting failures, and keep the session's settings."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+import structlog
+from psycopg import pq
+from psycopg.rows import dict_row
+
+from preflight.base import stop
+from preflight.base.errors import (
+    ConnectionLost,
+    DatabaseBusy,
+    NotReady,
+    TargetUnusable,
+)
+from preflight.server import dial, waiting
+from preflight.server.dial import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from preflight.base.config import Config
+    from preflight.files.migrations import Script
+    from preflight.files.scan import Statement
+
+BESIDE_S = 15.0  # for another session where we have one: nobody else gets the lock meanwhile
+SECRETS = (
+    "password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key",
+)  # fmt: skip
+PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
+
+FACTS = """pg_catalog.pg_backend_pid() AS fact_pid,
+ pg_catalog.pg_is_in_recovery() AS fact_standby,
+ pg_catalog.current_setting('default_transaction_read_only') AS fact_read_only,
+ pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS fact_version,
+ pg_catalog.current_database()::pg_catalog.text AS fact_database,
+ current_user::pg_catalog.text AS fact_user"""
+
+_SETTINGS = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "synchronous_commit": "on",
+    "standard_conforming_strings": "on",
+    "client_min_messages": "notice",
+    "quote_all_identifiers": "off",
+}
+# how soon the server notices that we are gone: a vanished node holds no lock for longer, neither
+# idle (keepalives) nor with an answer on its way into nothing (tcp_user_timeout)
+_GONE = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
+KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waited for for two hours
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+# our own statements find nothing that somebody planted; a file's own are given the role's path.
+# Not among the options of a connection: `SET search_path TO DEFAULT` would lead back to it
+PATH = "search_path = pg_catalog, pg_temp"
+# a look leaves nothing behind in the session, which may be a pooler's
+LOOK = (
+    f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL {PATH}; "
+    "SET LOCAL row_security = off"
+)
+_SPACE = "\\ "  # in the `options` of a connection
+_SINCE = {  # settings that older servers do not know
+    14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
+    17: {"transaction_timeout": "0"},
+}
+IDLE = pq.TransactionStatus.IDLE
+ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
+Parameters = Sequence[object] | Mapping[str, object] | None
+T = TypeVar("T")
+Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
+Ending = Callable[[], AbstractContextManager[None]]  # around a COMMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the server says of itself and of us."""
+
+    version: int
+    database: str
+    user: str
+    standby: bool
+    read_only: bool
+    pooler: bool
+
+    @property
+    def major(self) -> int:
+        """The server's major version."""
+        return self.version // 10000
+
+
+class Session:
+    """The one connection that reads, holds the lock and does the work."""
+
+    connection: psycopg.Connection[Any]
+    facts: Facts | None
+
+    def __init__(self, config: Config, target: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self.target = config.target if target is None else target
+        self.deadline = time.monotonic() + config.wait_timeout_s
+        self.facts = None
+        self.attempts = 1
+        self.observe: Observer | None = None
+        self.ending: Ending | None = None
+        self.copy = False  # a restored copy's history was looked at where it comes from
+        self._options = True
+        self._grown_up = False
+        self._at_work = False  # a lock may be held: from now on patience has no end
+        self._silent = False
+        self._refused: set[str] = set()
+
+    def open(self) -> None:
+        """Connect, waiting until the deadline; raises 10, 20, 21 or 22 as the last attempt says."""
+        began = time.monotonic()
+        try:
+            self._attempt()
+        except Refused as refused:
+            first = refused
+        else:
+            return
+        from tenacity import Retrying, retry_if_exception_type  # noqa: PLC0415 -- only to wait
+
+        patience = waiting.Patience(self.target, began, self.deadline, first)
+        try:
+            Retrying(
+                retry=retry_if_exception_type(Refused),
+                wait=patience.pause,
+                stop=patience.over,
+                sleep=stop.sleep,
+                reraise=True,
+            )(patience.attempt, self._attempt)
+        except Refused as refused:
+            raise patience.failure(refused) from None
+        self.attempts = patience.attempts + 1
+
+    def _attempt(self) -> None:
+        target = dict(self.target) | {
+            "application_name": application_name(),
+            "client_encoding": "UTF8",
+        }
+        target = KEEPALIVE | target
+        if self._options:
+            target |= _options(target, self._ours() | _GONE)
+        try:
+            self.connection = dial.connect(target, self.deadline - time.monotonic())
+        except Refused as refused:
+            refused_one = refused.kind == "config" and refused.sqlstate is not None
+            if not (refused.kind == "options" or refused_one) or not self._options:
+                raise
+            self._options = False  # an older PgBouncer, good enough to read through; or a server
+            self._attempt()  # that refuses one of them: each is set on its own before work
+        self._grown_up = self._at_work = self._silent = False
+
+    def close(self) -> None:
+        """End the session; the lock goes with it."""
+        with suppress(AttributeError, psycopg.Error):
+            self.connection.close()
+
+    def reopen(self) -> None:
+        """Connect anew, with the settings that the session had."""
+        grown_up = self._grown_up
+        self.close()
+        self.open()
+        if grown_up:
+            self.grow_up()
+
+    def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
+        """Run one statement; a stop request cancels it."""
+        with self._bounded(), stop.allowed():
+            return self.connection.execute(query, parameters)
+
+    def rows(self, script: str) -> list[dict[str, Any]]:
+        """Run statements in one round trip; return the rows of the last one that has any."""
+        return self.results(script)[-1]
+
+    def results(self, script: str) -> list[list[dict[str, Any]]]:
+        """Run statements in one round trip; return the rows of each one that may have any."""
+        found: list[list[dict[str, Any]]] = []
+        with (
+            self._bounded(),
+            stop.allowed(),
+            self.connection.cursor(row_factory=dict_row) as cursor,
+        ):
+            cursor.execute(script.encode())
+            while True:
+                if cursor.description is not None:
+                    found.append(cursor.fetchall())
+                if not cursor.nextset():
+                    return found
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Leave no transaction open, however the look inside ends."""
+        try:
+            yield
+        finally:
+            if not self.lost and self.connection.info.transaction_status != IDLE:
+                with suppress(psycopg.OperationalError):
+                    self.connection.execute("ROLLBACK")
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """Return the rows of a query that may be asked again: reconnects until the deadline."""
+
+        def look() -> list[dict[str, Any]]:
+            with self.looking():
+                return self.rows(f"{LOOK}; {query}; COMMIT")
+
+        return self.again(look)
+
+    def again(self, look: Callable[[], T]) -> T:
+        """Return what a look returns that may be taken again: reconnects until the deadline."""
+        while True:
+            try:
+                return look()
+            except psycopg.OperationalError as error:
+                if not self.lost or (self._at_work and time.monotonic() >= self.deadline):
+                    raise
+                if time.monotonic() >= self.deadline:
+                    raise self._unanswered(error) from error
+            except NotReady:
+                if time.monotonic() >= self.deadline:
+                    raise
+            stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret
+            self.reopen()
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Hang up on a server that does not answer a look in time; raises NotReady.
+
+        Work is not bounded: there a lost connection is a lost lock.
+        """
+        if self._at_work:
+            yield
+            return
+        least, most = (self.config.lock_timeout_ms / 1000 + each for each in ANSWER_S)
+        within_s = max(least, min(most, self.deadline - time.monotonic()))
+        timer = threading.Timer(within_s, self._hang_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except psycopg.Error as error:
+            if self._silent:
+                raise self._unanswered(error) from error
+            raise
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError, psycopg.Error):  # it was closed meanwhile
+            connection = socket.socket(fileno=os.dup(self.connection.pgconn.socket))
+            self._silent = True
+            connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _unanswered(self, error: psycopg.Error) -> NotReady:
+        where = f"{self.target.get('host', 'the default host')}:{self.target.get('port', '5432')}"
+        said = "it did not answer in time" if self._silent else str(lost(error))
+        return NotReady(
+            "server.not_ready",
+            f"{where} lets us in, but was not usable: {said}",
+            "Is the database behind it running? Then run again.",
+            sqlstate=error.sqlstate,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether the connection is gone."""
+        return self.connection.closed
+
+    @property
+    def local(self) -> bool:
+        """Tell whether this is a Unix socket."""
+        return not self.connection.info.hostaddr
+
+    def learn(self, row: Mapping[str, Any]) -> None:
+        """Keep the facts that came with a query's row."""
+        self.facts = Facts(
+            version=row["fact_version"],
+            database=row["fact_database"],
+            user=row["fact_user"],
+            standby=row["fact_standby"],
+            read_only=row["fact_read_only"] == "on",
+            pooler=row["fact_pid"] != self.connection.pgconn.backend_pid,
+        )
+
+    def grow_up(self) -> None:
+        """Set what only newer servers know; call before work, not before a look."""
+        if self._grown_up or self.facts is None:
+            return
+        needed = {} if self._options else self._ours()
+        said = [f"SET {name} = '{value}'" for name, value in needed.items()]
+        wanted = {} if self._options else dict(_GONE)
+        for since, newer in _SINCE.items():
+            wanted |= newer if self.facts.major >= since else {}
+        self.execute("; ".join([f"SET {PATH}", *said]))
+        self._ask_for({name: wanted[name] for name in wanted.keys() - self._refused})
+        self._grown_up = self._at_work = True
+
+    def _ask_for(self, settings: Mapping[str, str]) -> None:
+        """Set what is good to have and no server must grant (Windows, forks, older ones)."""
+        said = [f"SET {name} = '{value}'" for name, value in sorted(settings.items())]
+        try:
+            if said:
+                self.execute("; ".join(said))
+        except psycopg.Error:
+            if self.lost:
+                raise
+            if len(said) == 1:
+                self._refused |= settings.keys()
+                return
+            for name, value in settings.items():
+                self._ask_for({name: value})
+
+    def _ours(self) -> dict[str, str]:
+        return _SETTINGS | {"lock_timeout": str(self.config.lock_timeout_ms)}
+
+    def reset(self) -> None:
+        """Undo what a file left in the session, but keep the advisory lock (never DISCARD ALL)."""
+        self.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
+        self._grown_up = False
+        self.grow_up()
+
+    def secrets(self) -> dict[str, str]:
+        """Return the libpq parameters that nobody may see."""
+        return {name: self.target[name] for name in SECRETS if name in self.target}
+
+    def address(self) -> dict[str, str]:
+        """Return the libpq parameters that lead to this very server, without any secret."""
+        kept = {name: value for name, value in self.target.items() if name not in SECRETS}
+        info = self.connection.info
+        here = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
+        for name in ("target_session_attrs", "client_encoding"):  # a dump is in the database's own
+            kept.pop(name, None)
+        if "password" in self.target:
+            kept.pop("passfile", None)  # it would be read instead of ours
+        if info.hostaddr and not info.host.startswith("/"):
+            here["hostaddr"] = info.hostaddr
+        here = {name: value for name, value in here.items() if value}
+        return KEEPALIVE | kept | here | (_options(kept, _GONE) if self._options else {})
+
+
+def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq's `options` with settings of ours behind those that were said."""
+    said = [f"-c {name}={value.replace(' ', _SPACE)}" for name, value in settings.items()]
+    return {"options": " ".join([target.get("options", ""), *said]).strip()}
+
+
+def with_settings(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq parameters for a session that begins with these settings."""
+    return {**target, **(_options(target, settings) if settings else {})}
+
+
+@contextmanager
+def beside(
+    session: Session, database: str | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Session]:
+    """Yield a second session on the same server, in the same database or in another one."""
+    where = {"dbname": database} if database else {}
+    target = with_settings(session.address() | session.secrets() | where, settings or {})
+    other = Session(session.config, target)
+    other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
+    with _opened(other):
+        other.facts = session.facts
+        other.grow_up()
+        yield other
+
+
+@contextmanager
+def connect(config: Config, *, asked: bool = False) -> Iterator[Session]:
+    """Wait for the server and yield a session on the target database.
+
+    `asked`: until it has answered a question, too; a pooler lets us in without any server.
+    """
+    began = time.monotonic()
+    with _opened(Session(config)) as session:
+        if asked:
+            session.learn(session.ask(f"SELECT {FACTS}")[0])
+        waited_s = round(time.monotonic() - began, 3)
+        structlog.get_logger().info("server.ready", attempts=session.attempts, waited_s=waited_s)
+        yield session
+
+
+@contextmanager
+def _opened(session: Session) -> Iterator[Session]:
+    try:
+        session.open()
+        yield session
+    except psycopg.Error as error:
+        if session.lost:
+            raise lost(error) from error
+        if error.sqlstate in PASSING:
+            raise _busy(error) from error
+        if error.sqlstate == "42501":  # a file's own statements say so of the file
+            raise _denied(error) from error
+        raise
+    finally:
+        session.close()
+
+
+def _busy(error: psycopg.Error) -> DatabaseBusy:
+    return DatabaseBusy(
+        "database.busy",
+        f"another session is in the way: {error.diag.message_primary or error}",
+        "What was begun was rolled back. Run again at a quieter time, or end the blocker.",
+        sqlstate=error.sqlstate,
+    )
+
+
+def _denied(error: psycopg.Error) -> TargetUnusable:
+    return TargetUnusable(
+        "target.denied",
+        f"the server keeps from this role what is needed: {error.diag.message_primary or error}",
+        "Was a right revoked that PUBLIC has in a new database? GRANT it to this role: SELECT on "
+        "the view, or EXECUTE on the function.",
+        sqlstate=error.sqlstate,
+    )
+
+
+def lost(error: psycopg.Error) -> ConnectionLost:
+    """Return the failure for a connection that went away."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    return ConnectionLost(
+        "connection.lost",
+        f"the connection to the server was lost: {reason}",
+        "Run again: what was recorded decides what is left to do.",
+        sqlstate=error.sqlstate,
+    )
+
+
+def application_name() -> str:
+    """Return the name that other sessions see, with our host; at most 63 bytes."""
+    return f"pg-preflight@{socket.gethostname()}"[:63]
+
+
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+
+
+@contextmanager
+def transaction(session: Session) -> Iterator[None]:
+    """Run statements in one transaction, rolled back when they raise."""
+    session.execute(BEGIN)
+    try:
+        yield
+    except BaseException:
+        roll_back(session)
+        raise
+    commit(session)
+
+
+def commit(session: Session) -> None:
+    """Commit; a stop request waits until the answer is there. Raises what the server says."""
+    with session.ending() if session.ending else nullcontext(), stop.deferred():
+        result = session.connection.execute("COMMIT")
+    if result.statusmessage != "COMMIT":
+        raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
+
+
+def roll_back(session: Session) -> None:
+    """Roll back if there is anything to roll back on."""
+    if not session.lost:
+        try:
+            session.connection.execute("ROLLBACK")
+        except psycopg.OperationalError:
+            session.close()

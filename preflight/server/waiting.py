@@ -1,0 +1,144 @@
+"""How long to wait for a server, and what to say meanwhile."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from preflight.base.errors import (
+    AuthFailed,
+    ConfigInvalid,
+    Failure,
+    NotReady,
+    TargetUnusable,
+)
+from preflight.server.dial import Refused
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+GRACE_S = 15.0  # a role or a database may be created a moment after the server
+PAUSE_S = (0.05, 0.15)  # least and most between attempts while refused or starting up
+AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
+
+
+class Patience:
+    """How long to wait and what to say meanwhile."""
+
+    def __init__(
+        self, target: Mapping[str, str], began: float, deadline: float, first: Refused
+    ) -> None:
+        self.target = target
+        self.where = f"{target.get('host', 'the default host')}:{target.get('port', '5432')}"
+        self.deadline = deadline
+        self.began = began
+        self.answered: float | None = None
+        self.attempts = 1
+        self.said: tuple[str, float] = ("", 0.0)
+        self.first: Refused | None = first
+
+    def attempt(self, connect_once: Callable[[], None]) -> None:
+        """Connect once more, and say why not."""
+        if self.first is not None:  # made before tenacity was imported
+            first, self.first = self.first, None
+            self.tell(first)
+            raise first
+        try:
+            connect_once()
+        except Refused as refused:
+            self.attempts += 1
+            self.tell(refused)
+            raise
+
+    def tell(self, refused: Refused) -> None:
+        """Say what is waited for, now and then."""
+        now = time.monotonic()
+        if refused.kind in ("auth", "database", "alien") and self.answered is None:
+            self.answered = now
+        key = f"{refused.kind} {refused.sqlstate}"
+        if key == self.said[0] and now - self.said[1] < 10:  # noqa: PLR2004 -- seconds
+            return
+        self.said = (key, now)
+        data = {"sqlstate": refused.sqlstate} if refused.sqlstate else {}
+        structlog.get_logger().info(
+            "server.waiting",
+            host=self.where,
+            reason=str(refused),
+            attempts=self.attempts,
+            **data,
+        )
+
+    def pause(self, state: RetryCallState) -> float:
+        """Return how many seconds to wait before the next attempt."""
+        error = state.outcome.exception() if state.outcome else None
+        left = max(0.0, self.deadline - time.monotonic())
+        if isinstance(error, Refused) and error.kind in ("auth", "database", "alien"):
+            return min(AUTH_PAUSE_S, left)
+        least, most = PAUSE_S
+        longest = min(most, least * 2 ** min(state.attempt_number, 10))
+        return min(random.uniform(least, longest), left)  # noqa: S311 -- jitter, not a secret
+
+    def over(self, state: RetryCallState) -> bool:
+        """Tell whether no further attempt is made."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Refused) and error.kind == "config":
+            return True
+        now = time.monotonic()
+        return now >= self.deadline or (
+            self.answered is not None
+            and isinstance(error, Refused)
+            and error.kind in ("auth", "database", "alien")
+            and now - self.answered >= GRACE_S
+        )
+
+    def failure(self, refused: Refused) -> Failure:
+        """Return what the last refusal means."""
+        where = self.where
+        waited = f"after {time.monotonic() - self.began:.1f} s"
+        database, user = self.target.get("dbname"), self.target.get("user")
+        said = f"{refused} ({waited}, {self.attempts} attempts)"
+        state = refused.sqlstate
+        match refused.kind:
+            case "config":
+                hint = "Check the connection settings."
+                return ConfigInvalid("config.connection", f"{where}: {refused}", hint)
+            case "auth":
+                return AuthFailed(
+                    "auth.rejected",
+                    f"{where} does not accept user {user!r}: {said}",
+                    "Check user, password, pg_hba.conf and the TLS settings (PGSSLMODE, "
+                    "PGSSLROOTCERT); nothing was sent without the protection that was asked for.",
+                    sqlstate=state,
+                )
+            case "database":
+                return TargetUnusable(
+                    "target.no_database",
+                    f"{where} has no database {database!r}: {said}",
+                    "Create it, or correct the name (PGDATABASE, POSTGRES_DB or DATABASE_URL).",
+                    sqlstate=state,
+                )
+            case "alien":
+                return TargetUnusable(
+                    "target.not_postgresql",
+                    f"what listens on {where} does not speak PostgreSQL: {said}",
+                    "Check host and port.",
+                    sqlstate=state,
+                )
+            case "standby":
+                return TargetUnusable(
+                    "target.read_only",
+                    f"no host of {where} is in the state that was asked for: {said}",
+                    "Check PGTARGETSESSIONATTRS and the host list.",
+                    sqlstate=state,
+                )
+            case _:
+                return NotReady(
+                    "server.not_ready",
+                    f"{where} was not usable: {said}",
+                    "Is the database running, and may this container reach it? Then run again.",
+                    sqlstate=state,
+                )

@@ -1,0 +1,247 @@
+"""A second connection's view of a long statement: who blocks us, how far is the index."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight.base import quoting
+from preflight.server import dial, sessions
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+
+LOOK_EVERY_S = 1.0
+TELL_EVERY_S = 10.0
+
+_BLOCKERS = """SELECT DISTINCT b.pid, a.application_name, a.usename::text, a.state,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8,
+ a.backend_type, a.query
+ FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%s::int4)) AS b(pid)
+ LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid"""
+# pid 0 is a prepared transaction; its locks belong to no process, one of them is on its own id
+_PREPARED = """SELECT DISTINCT p.gid, p.owner::text,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.prepared)::float8
+ FROM pg_catalog.pg_locks w JOIN pg_catalog.pg_locks h ON h.pid IS NULL AND h.granted
+  AND (h.locktype, h.database, h.relation, h.page, h.tuple, h.virtualxid, h.transactionid::text,
+   h.classid, h.objid, h.objsubid) IS NOT DISTINCT FROM (w.locktype, w.database, w.relation, w.page,
+   w.tuple, w.virtualxid, w.transactionid::text, w.classid, w.objid, w.objsubid)
+ JOIN pg_catalog.pg_locks x ON x.pid IS NULL AND x.locktype = 'transactionid'
+  AND x.virtualtransaction = h.virtualtransaction
+ JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
+ WHERE w.pid = %s::int4 AND NOT w.granted ORDER BY p.gid"""
+_INDEX = """SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total
+ FROM pg_catalog.pg_stat_progress_create_index WHERE pid = %s::int4"""
+
+
+class Watch:
+    """What the second connection saw; the thread never touches the first one."""
+
+    def __init__(
+        self, session: sessions.Session, migration: Migration, first_look_s: float
+    ) -> None:
+        self.target = session.address() | session.secrets()
+        self.pid = session.connection.info.backend_pid
+        self.log_sql = session.config.log_sql == "on"
+        self.migration = migration
+        self.first_look_s = first_look_s
+        self.over = threading.Event()
+        self.statement = 0
+        self.blocked_by: list[dict[str, Any]] = []
+        self._earlier: dict[int, list[dict[str, Any]]] = {}
+        self.began = time.monotonic()
+        self._told: tuple[list[int], float] = ([], 0.0)
+
+    def begin(self, statement: int = 0) -> None:
+        """Forget who was in the way of what came before."""
+        self.statement = statement
+        self.blocked_by = []
+
+    def blockers(self, sqlstate: str | None) -> list[dict[str, Any]]:
+        """Return who was in the way of the statement that failed.
+
+        A lock timeout may be too short to look, so then an earlier attempt's blocker counts.
+        """
+        earlier = self._earlier.get(self.statement, []) if sqlstate == "55P03" else []
+        return self.blocked_by or earlier
+
+    def run(self) -> None:
+        """Look once a second until the migration is over."""
+        if self.over.wait(self.first_look_s):
+            return  # most files are done before anybody needs to look
+        with suppress(dial.Refused, psycopg.Error):
+            connection = dial.from_thread(
+                self.target | {"application_name": f"{sessions.application_name()[:55]} watch"}
+            )
+            with connection:
+                connection.execute(f"SET {sessions.PATH}; SET statement_timeout = '5s'")
+                while not self.over.is_set():
+                    self._look(connection)
+                    self.over.wait(LOOK_EVERY_S)
+
+    def _look(self, connection: psycopg.Connection[Any]) -> None:
+        before = self.blocked_by
+        rows = connection.execute(_BLOCKERS, [self.pid]).fetchall()
+        now = time.monotonic()
+        pids = [row[0] for row in rows]
+        if rows and self.statement:  # before the first, a wait on the fence is the lock being busy
+            found = [self._blocker(row) for row in rows if row[0]]
+            if 0 in pids:
+                found += self._prepared(connection)
+            if self.blocked_by is not before:
+                return  # another statement has begun meanwhile
+            self.blocked_by = self._earlier[self.statement] = found
+            if pids != self._told[0] or now - self._told[1] >= TELL_EVERY_S:
+                self._told = (pids, now)
+                structlog.get_logger().warning(
+                    "migration.blocked", **self._named(), blocked_by=found
+                )
+        elif now - max(self.began, self._told[1]) >= TELL_EVERY_S:
+            self._told = ([], now)
+            structlog.get_logger().info(
+                "migration.progressed",
+                **self._named(),
+                elapsed_s=round(now - self.began, 1),
+                **self._index(connection),
+            )
+
+    def _named(self) -> dict[str, object]:
+        return {
+            "migration": self.migration.name,
+            "version": self.migration.version,
+            "statement": self.statement,
+        }
+
+    def _blocker(self, row: tuple[Any, ...]) -> dict[str, Any]:
+        pid, application, user, state, age, kind, query = row
+        found = {
+            "pid": pid,
+            "application": application,
+            "user": user,
+            "state": state,
+            "age_s": None if age is None else round(age, 1),
+            "kind": None if kind == "client backend" else kind,
+            "query": query if self.log_sql else None,
+        }
+        return {key: value for key, value in found.items() if value not in (None, "")}
+
+    def _prepared(self, connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+        kind = {"pid": 0, "kind": "prepared transaction"}
+        rows = connection.execute(_PREPARED, [self.pid]).fetchall()
+        return [
+            kind | {"gid": gid, "user": owner, "age_s": round(age, 1)} for gid, owner, age in rows
+        ] or [kind]
+
+    def _index(self, connection: psycopg.Connection[Any]) -> dict[str, object]:
+        row = connection.execute(_INDEX, [self.pid]).fetchone()
+        if row is None:
+            return {}
+        phase, blocks, blocks_all, tuples, tuples_all = row
+        done, total = (blocks, blocks_all) if blocks_all else (tuples, tuples_all)
+        percent = {"percent": round(100 * done / total, 1)} if total else {}
+        return {"phase": phase} | percent
+
+
+_ROW = ("RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareRowExclusiveLock")
+_STRONG = ("ExclusiveLock", "AccessExclusiveLock")
+CONFLICTS = {  # a wanted lock and the held ones that stop it (manual, "Explicit Locking")
+    "ACCESS SHARE": ["AccessExclusiveLock"],
+    "ROW SHARE": [*_STRONG],
+    "ROW EXCLUSIVE": ["ShareLock", "ShareRowExclusiveLock", *_STRONG],
+    "SHARE UPDATE EXCLUSIVE": [
+        "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", *_STRONG
+    ],
+    "SHARE": [*_ROW, *_STRONG],
+    "SHARE ROW EXCLUSIVE": [*_ROW, "ShareLock", *_STRONG],
+    "EXCLUSIVE": ["RowShareLock", *_ROW, "ShareLock", *_STRONG],
+    "ACCESS EXCLUSIVE": ["AccessShareLock", "RowShareLock", *_ROW, "ShareLock", *_STRONG],
+}  # fmt: skip
+_IN_THE_WAY = """SELECT a.pid, a.application_name, a.usename::text, a.state,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8
+ FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ WHERE l.granted AND l.relation = %(table)s::oid
+ AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database())
+ AND l.mode = ANY (%(modes)s::text[]) AND l.pid <> pg_catalog.pg_backend_pid()"""
+
+
+_INDEXED = "SELECT i.indrelid::int8 FROM pg_catalog.pg_index i WHERE i.indexrelid = %s::oid"
+
+
+def _by_the_role(session: sessions.Session, expression: str) -> Any:  # noqa: ANN401 -- whatever it is
+    """Evaluate with the role's own search_path, which a file's names are meant by.
+
+    No operator and no unqualified name of ours may stand in it. Call inside `history.looking`.
+    """
+    cursor = session.execute(
+        f"SET LOCAL search_path TO DEFAULT; SELECT {expression}; SET LOCAL {sessions.PATH}"
+    )
+    cursor.nextset()
+    (value,) = cursor.fetchone() or (None,)
+    return value
+
+
+def _oid(session: sessions.Session, name: str) -> int | None:
+    """Return the oid of the relation that a name in a file means, or None."""
+    said = f"pg_catalog.to_regclass({quoting.literal(name)}::pg_catalog.text)"
+    found: int | None = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
+    return found
+
+
+def table_of(session: sessions.Session, index: str) -> str | None:
+    """Return the table of an index, or None when there is no such index yet."""
+    row = session.execute(_INDEXED, [_oid(session, index)]).fetchone()
+    if row is None:
+        return None
+    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
+    name: str | None = _by_the_role(session, f"{int(row[0])}{text}")
+    return name
+
+
+def in_the_way(session: sessions.Session, table: str, mode: str) -> list[dict[str, Any]]:
+    """Return the sessions that hold a lock on a table which stops the wanted one now."""
+    known = {"table": _oid(session, table), "modes": CONFLICTS[mode]}
+    rows = session.execute(_IN_THE_WAY, known).fetchall()
+    return [
+        {"pid": pid, "application": name, "user": user, "state": state, "age_s": round(age or 0, 1)}
+        for pid, name, user, state, age in rows
+    ]
+
+
+@contextmanager
+def over(session: sessions.Session, migration: Migration) -> Iterator[Watch]:
+    """Watch the session while a migration runs; nothing is opened for a short one."""
+    timeout_ms = migration.up.lock_timeout_ms or session.config.lock_timeout_ms
+    watch = Watch(session, migration, min(0.5, timeout_ms / 2000))
+    thread = threading.Thread(target=watch.run, daemon=True, name="watch")
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.over.set()
+        thread.join(2.0)
+
+
+def named(blockers: list[dict[str, Any]]) -> str:
+    """Name blockers in a sentence."""
+    if not blockers:
+        return "the blocker was gone before it could be named"
+    return ", ".join(_name(item) for item in blockers)
+
+
+def _name(item: dict[str, Any]) -> str:
+    if "gid" in item:
+        return (
+            f"prepared transaction {item['gid']!r} of {item['user']} ({item['age_s']} s): "
+            "COMMIT PREPARED or ROLLBACK PREPARED ends it"
+        )
+    if item.get("pid") == 0:
+        return "a prepared transaction (see pg_prepared_xacts)"
+    who, state = item.get("application", "unnamed"), item.get("state", "unknown")
+    return f"pid {item.get('pid')} ({who}, {state}, {item.get('age_s', '?')} s)"
