@@ -14,6 +14,7 @@ WINGS = (
     "entrypoint",
     "commands",
     "run",
+    "gate",
     "rehearsal",
     "backup",
     "apply",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,31 +156,21 @@ def prune(session: Session, saved: Taken) -> None:
         retention.prune(saved.path.parent, saved.identity, session.config.backup_keep)
 
 
-def proven(
-    take_one: Callable[[], Taken | None],
-    prove: Callable[[Taken | None], None],
-    beside: Callable[[Taken | None], Sequence[Path]] = lambda _: (),
-) -> Taken | None:
-    """Take a backup and prove it; return it as long as it is there. Raises what both raise.
+@contextmanager
+def kept(saved: Taken | None) -> Iterator[list[Path]]:
+    """Take a backup out of view when what is done with it says that it is none.
 
-    What is wrong with a dump may come from what was changed while it was made: one more is taken
-    before the first is called bad, unless that was damaged. `beside` says what else it holds.
+    Yields a list for the files that it holds besides; at the end all of it must still be there.
+    Raises BackupDamaged.
     """
-    for last in (False, True):
-        saved = take_one()
-        try:
-            files = beside(saved)
-            prove(saved)
-            require_there(saved, files)
-        except BackupUnverified as failure:
-            if saved:
-                hide(saved)
-            if last or isinstance(failure, BackupDamaged):
-                raise
-            structlog.get_logger().info("backup.progressed", attempt=2, waiting=str(failure))
-        else:
-            break
-    return saved
+    beside: list[Path] = []
+    try:
+        yield beside
+        require_there(saved, beside)
+    except BackupUnverified:
+        if saved:
+            hide(saved)
+        raise
 
 
 def require_there(saved: Taken | None, files: Sequence[Path] = (), *, again: bool = False) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from preflight import gate
 from preflight.apply import contact, verify
 from preflight.base.errors import (
     HistoryConflict,
@@ -14,7 +15,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reading
 from preflight.history import ledger, plan
-from preflight.server import lock, ready, sessions
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -29,8 +30,7 @@ def run(config: Config, said: Arguments) -> None:
     chosen = None if said.version is None else contact.named(files, said.version)
     with sessions.connect(config) as session:
         ledger.read(session)
-        ready.require_writable(session)
-        lock.acquire(session)
+        gate.enter(session)
         ledger.ensure(session)
         known = ledger.read(session)
         if foreign := plan.foreign(files, known):  # others' files say nothing of this database

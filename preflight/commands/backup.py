@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from preflight import gate
 from preflight.server import lock, ready, sessions
 
 if TYPE_CHECKING:
@@ -14,14 +15,8 @@ if TYPE_CHECKING:
 
 def run(config: Config, _said: Arguments) -> None:
     """Make one verified backup, whatever PREFLIGHT_BACKUP says, and restore it as proof."""
-    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
-    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
-
     with sessions.connect(dataclasses.replace(config, backup="required")) as session:
         session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])  # whatever the history is like
         ready.require_direct(session)  # a standby can be backed up
         lock.acquire(session)
-        take.proven(
-            lambda: take.take(session, (), "backup"),
-            lambda saved: trial.run(session, saved, ()),
-        )
+        gate.proven(session, (), "backup")

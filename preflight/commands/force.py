@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from preflight import gate
 from preflight.apply import contact
 from preflight.base.errors import (
     ConfigInvalid,
     PlanChanged,
 )
-from preflight.commands import adopt, rollback
+from preflight.commands import adopt
 from preflight.files import lasting, reading
 from preflight.history import ledger, plan
-from preflight.server import lock, ready, sessions
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -24,25 +25,19 @@ if TYPE_CHECKING:
 def run(config: Config, said: Arguments) -> None:
     """Run a recorded file again from its start, with the safety of `up`."""
     from preflight.apply import forward  # noqa: PLC0415 -- only when work is due
-    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
-    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
         file = _to_force(config, files, ledger.read(session), said.version)
-        ready.require_writable(session)
-        lock.acquire(session)
+        gate.enter(session)
         ledger.ensure(session)
         file = _to_force(config, files, ledger.read(session), said.version)
         row = ledger.row_of(session, file.version)
         lasting.require([file.up])
-        saved = take.proven(
-            lambda: take.take(session, [file], "force"),
-            lambda saved: trial.run(session, saved, [file], row),
-        )
-        with rollback.undisturbed():
+        backup = gate.proven(session, [file], "force", row)
+        with gate.undisturbed():
             try:
-                forward.forward(session, file, saved.name if saved else None, row)
+                forward.forward(session, file, backup, row)
             except PlanChanged:  # also when the COMMIT came through and only its answer was lost
                 row = ledger.row_of(session, file.version)
                 if row is None or (row.run_id, row.state) != (config.run_id, "done"):

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from preflight import gate
 from preflight.apply import contact
 from preflight.base import console
 from preflight.base.errors import (
-    BackupDamaged,
-    BackupUnverified,
     RehearsalFailed,
 )
 from preflight.commands import results
@@ -98,12 +97,7 @@ def measure(
             trial.look(session, saved, files, todo, gauge)
 
     try:
-        try:
-            look()
-        except BackupDamaged:
-            raise
-        except BackupUnverified:  # perhaps of what was changed while it was dumped
-            look()
+        gate.twice(look)
     finally:  # what passed was measured, whatever came after it
         for step in steps:
             item = gauge.found.get((f"{step['migration']}.sql", step["start"]))

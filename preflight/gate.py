@@ -1,0 +1,184 @@
+"""Writable, locked, backed up, proven, rehearsed: what stands between a wish and a change.
+
+`up` and every command that changes something goes through here; what needs a backup or a copy is
+imported only once work is due.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import structlog
+
+from preflight.apply import contact
+from preflight.base import stop
+from preflight.base.errors import BackupDamaged, BackupUnverified, LockBusy, PlanChanged
+from preflight.files import reading
+from preflight.history import fence, ledger, plan
+from preflight.server import lock, ready
+
+if TYPE_CHECKING:
+    from preflight.apply import back
+    from preflight.base.config import Config
+    from preflight.files.migrations import Migration
+    from preflight.history.journal import Row
+    from preflight.server.sessions import Session
+
+T = TypeVar("T")
+ROUNDS = 5  # plans in a row that come to nothing before the history is called damaged
+
+
+def files(config: Config) -> tuple[Migration, ...]:
+    """Read the files and say so; raises ConfigInvalid, FilesInvalid."""
+    found = reading.load(config.migrations_dir)
+    structlog.get_logger().info(
+        "files.loaded",
+        count=len(found),
+        newest=found[-1].name,
+        directory=str(config.migrations_dir),
+    )
+    return found
+
+
+def planned(session: Session, known: plan.History, on_disk: Sequence[Migration]) -> plan.Plan:
+    """Make the plan and say so; raises HistoryConflict, SchemaAhead."""
+    config = session.config
+    made = plan.make(on_disk, known, ahead=config.ahead, out_of_order=config.out_of_order)
+    log = structlog.get_logger()
+    if made.ahead:
+        log.warning("schema.ahead", migrations=[record.name for record in made.ahead])
+    log.info("plan.made", pending=[migration.name for migration in made.todo])
+    return made
+
+
+def pending(session: Session, on_disk: Sequence[Migration]) -> bool:
+    """Tell whether anything is to be done: the common case is one query and a no."""
+    return not planned(session, ledger.read(session), on_disk).empty
+
+
+def enter(session: Session) -> None:
+    """Make sure that the server takes changes, and be the only one that makes any.
+
+    The lock is held until the session ends. Raises TargetUnusable, LockBusy.
+    """
+    ready.require_writable(session)
+    lock.acquire(session)
+
+
+def proven(
+    session: Session, todo: Sequence[Migration], purpose: str = "up", again: Row | None = None
+) -> str | None:
+    """Back up, prove the backup by restoring it, rehearse `todo` on the copy; return its name.
+
+    `again` is the row of a migration that is recorded already; None is returned when backups are
+    off. Raises what `take.take` and `trial.run` raise.
+    """
+    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
+    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
+
+    def attempt() -> str | None:
+        saved = take.take(session, todo, purpose)
+        with take.kept(saved):
+            trial.run(session, saved, todo, again)
+        return saved.name if saved else None
+
+    return twice(attempt)
+
+
+def proven_back(session: Session, steps: Sequence[back.Step]) -> str | None:
+    """Back up before a rollback, prove that, export into it, rehearse the steps; return its name.
+
+    Raises what `take.take`, `exports.export` and `trial.backward` raise.
+    """
+    from preflight.backup import exports, take  # noqa: PLC0415 -- only when work is due
+    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
+
+    def attempt() -> str | None:
+        saved = take.take(session, [step.migration for step in steps], "rollback")
+        with take.kept(saved) as beside:
+            beside.extend(exports.export(session, steps, saved.backup if saved else None))
+            trial.backward(session, saved, steps)
+        return saved.name if saved else None
+
+    return twice(attempt)
+
+
+def twice(attempt: Callable[[], T]) -> T:
+    """Return what an attempt with a backup of its own gives; raises what the second one raises.
+
+    What is wrong with a dump may come from what was changed while it was made: one more is taken
+    before the first is called bad, unless that was damaged.
+    """
+    try:
+        return attempt()
+    except BackupDamaged:
+        raise
+    except BackupUnverified as failure:
+        structlog.get_logger().info("backup.progressed", attempt=2, waiting=str(failure))
+    return attempt()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Say what it means when the history is not as it was a moment ago; raises LockBusy."""
+    try:
+        yield
+    except PlanChanged as changed:
+        raise LockBusy(
+            "history.changed",
+            "another run changed the history meanwhile, or the connection broke at COMMIT",
+            "Look with `check --table`, and run again if it is still wanted.",
+        ) from changed
+
+
+class Round:
+    """One plan under the lock; a change of the history meanwhile ends it without an error."""
+
+    def __init__(self, session: Session, todo: Sequence[Migration], *, first: bool) -> None:
+        self.session = session
+        self.todo = todo
+        self.first = first
+        self.changed = False
+
+    def proven(self) -> str | None:
+        """Return the name of this round's backup; an earlier round's is of another state."""
+        if self.session.config.backup == "off" and not self.first:
+            return None  # as was said before
+        return proven(self.session, self.todo)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        """Take note when another run was there, or the session had to be replaced."""
+        self.changed = kind is not None and issubclass(kind, PlanChanged)
+        return self.changed
+
+
+def rounds(session: Session, on_disk: Sequence[Migration]) -> Iterator[Round]:
+    """Yield what is to be done, under the lock, until it was done or nothing is left.
+
+    Raises what `enter`, `contact.settle` and `planned` raise, and HistoryConflict when the history
+    never becomes what was written to it.
+    """
+    first, same = True, 0
+    while True:
+        enter(session)
+        made = planned(session, contact.settle(session, on_disk), on_disk)
+        if made.empty:
+            return  # another run did it, or everything was there already
+        attempt = Round(session, made.todo, first=first)
+        yield attempt
+        if not attempt.changed:
+            return
+        left = planned(session, ledger.read(session), on_disk)
+        if left.empty:
+            return  # before the lock: the server may not have noticed yet that our session is gone
+        first, same = False, same + 1 if left == made else 0
+        if same == ROUNDS:
+            raise fence.unwritable(session)
+        stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret
