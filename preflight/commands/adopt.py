@@ -13,21 +13,21 @@ from preflight.base.errors import (
     HistoryConflict,
     VerifyFailed,
 )
+from preflight.commands import command
 from preflight.files import reading
 from preflight.history import ledger, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, version: int | None = None) -> None:
     """Record what is in the database already; raises VerifyFailed when it is not."""
     files = reading.load(config.migrations_dir)
-    chosen = None if said.version is None else contact.named(files, said.version)
+    chosen = None if version is None else contact.named(files, version)
     with sessions.connect(config) as session:
         ledger.read(session)
         gate.enter(session)
@@ -94,3 +94,12 @@ def refuse_contradiction(file: Migration, record: plan.Record) -> None:
     """Raise what stands against a file that is not what was recorded under its number."""
     if problem := plan.contradiction(file, record):
         raise HistoryConflict.of("history.conflict", [problem])
+
+
+COMMAND = command.Command(
+    place=6,
+    does="record files that are in the database already, without running them",
+    example="entrypoint.py adopt 1     # also settles an edited checksum or an exit 32",
+    run=run,
+    version="this one, also when it has no verify file (default: all whose verify file agrees)",
+)

@@ -6,17 +6,25 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from preflight import gate
+from preflight.commands import command
 from preflight.server import lock, ready, sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 
-def run(config: Config, _said: Arguments) -> None:
+def run(config: Config) -> None:
     """Make one verified backup, whatever PREFLIGHT_BACKUP says, and restore it as proof."""
     with sessions.connect(dataclasses.replace(config, backup="required")) as session:
         session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])  # whatever the history is like
         ready.require_direct(session)  # a standby can be backed up
         lock.acquire(session)
         gate.proven(session, (), "backup")
+
+
+COMMAND = command.Command(
+    place=7,
+    does="make one backup, and restore it as proof",
+    example="entrypoint.py backup",
+    run=run,
+)

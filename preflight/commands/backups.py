@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.backup import store
 from preflight.base import console
-from preflight.commands import results
+from preflight.commands import command, results
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 
 def described(directory: Path) -> list[dict[str, Any]]:
@@ -32,7 +31,7 @@ def described(directory: Path) -> list[dict[str, Any]]:
         ]
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, form: str | None = None) -> None:
     """List the backups of every database in the directory; needs no server."""
     rows = described(config.backup_dir)
     heads = ("backup", "database", "when", "size", "rows", "taken for", "verified")
@@ -50,5 +49,14 @@ def run(config: Config, said: Arguments) -> None:
     ]
     events = [("backup.listed", row) for row in rows]
     results.show(
-        config, said, {"directory": str(config.backup_dir), "backups": rows}, (heads, table), events
+        config, form, {"directory": str(config.backup_dir), "backups": rows}, (heads, table), events
     )
+
+
+COMMAND = command.Command(
+    place=8,
+    does="list the backups: time, size, taken for, how far verified",
+    example="entrypoint.py backups --table",
+    run=run,
+    result=True,
+)

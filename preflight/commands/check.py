@@ -15,19 +15,18 @@ from preflight.base.errors import (
     Pending,
     SchemaAhead,
 )
-from preflight.commands import results
+from preflight.commands import command, results
 from preflight.files import reading
 from preflight.history import journal, ledger, plan
 from preflight.server import lock, sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, form: str | None = None) -> None:
     """Show every migration and its state; raises what stands in the way, then Pending."""
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
@@ -42,7 +41,7 @@ def run(config: Config, said: Arguments) -> None:
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
     document = {"database": database, "current": verdict is None, "migrations": rows}
-    results.show(config, said, document, _check_table(rows), _listed(rows))
+    results.show(config, form, document, _check_table(rows), _listed(rows))
     if verdict:
         raise verdict
 
@@ -172,3 +171,12 @@ def _check_table(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Se
         )
         for row in rows
     ]
+
+
+COMMAND = command.Command(
+    place=1,
+    does="show every migration and its state; exit 0 current, 3 pending, 26 conflict, 33 partial",
+    example="entrypoint.py check --table",
+    run=run,
+    result=True,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,8 @@ def made(arguments: Sequence[str], up: Story) -> tuple[Story, str, bool]:
     if not arguments or list(arguments) == ["up"]:
         return up, "up", False  # every pod start: no parser
     from preflight.commands import arguments as parser  # noqa: PLC0415 -- see above
+    from preflight.commands import registry  # noqa: PLC0415 -- see above
 
     said = parser.parse(arguments)
-    if said.name == "up":
-        return up, "up", False
-    from preflight.commands import stories  # noqa: PLC0415 -- see above
-
-    story = stories.STORIES[said.name]
-    return lambda config: story(config, said), said.name, said.result is not None
+    story = registry.COMMANDS[said.name].run or up
+    return partial(story, **said.options), said.name, "form" in said.options

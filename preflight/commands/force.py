@@ -11,27 +11,26 @@ from preflight.base.errors import (
     ConfigInvalid,
     PlanChanged,
 )
-from preflight.commands import adopt
+from preflight.commands import adopt, command
 from preflight.files import lasting, reading
 from preflight.history import ledger, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
     from preflight.files.migrations import Migration
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, version: int | None = None) -> None:
     """Run a recorded file again from its start, with the safety of `up`."""
     from preflight.apply import forward  # noqa: PLC0415 -- only when work is due
 
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
-        file = _to_force(config, files, ledger.read(session), said.version)
+        file = _to_force(config, files, ledger.read(session), version)
         gate.enter(session)
         ledger.ensure(session)
-        file = _to_force(config, files, ledger.read(session), said.version)
+        file = _to_force(config, files, ledger.read(session), version)
         row = ledger.row_of(session, file.version)
         lasting.require([file.up])
         backup = gate.proven(session, [file], "force", row)
@@ -64,3 +63,12 @@ def _to_force(
     rest = {v: record for v, record in known.records.items() if v != file.version}
     plan.make(others, plan.History(rest), ahead=config.ahead, out_of_order=config.out_of_order)
     return file
+
+
+COMMAND = command.Command(
+    place=5,
+    does="run one recorded file again from its start, with the safety of `up`; accepts an edit",
+    example="entrypoint.py force 2",
+    run=run,
+    version="the version to run again (default: the newest that is recorded)",
+)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from preflight.commands import plan, results
+from preflight.commands import command, plan, results
 from preflight.files import reading, review
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, form: str | None = None) -> None:
     """Read the files and say what a careful reader would; raises FilesInvalid."""
     files = reading.load(config.migrations_dir)
     rows: list[dict[str, Any]] = [
@@ -36,5 +35,14 @@ def run(config: Config, said: Arguments) -> None:
         for r in rows
     ]  # fmt: skip
     results.show(
-        config, said, {"files": rows}, (heads, table), [("migration.listed", r) for r in rows]
+        config, form, {"files": rows}, (heads, table), [("migration.listed", r) for r in rows]
     )
+
+
+COMMAND = command.Command(
+    place=11,
+    does="read the migration files only, no server; exit 25 when one is invalid",
+    example="entrypoint.py lint --table",
+    run=run,
+    result=True,
+)

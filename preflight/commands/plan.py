@@ -14,19 +14,20 @@ from preflight.base import console
 from preflight.base.errors import (
     RehearsalFailed,
 )
-from preflight.commands import results
+from preflight.commands import command, results
 from preflight.files import lasting, reading
 from preflight.history import ledger, plan
 from preflight.server import ready, sessions
 
 if TYPE_CHECKING:
+    import argparse
+
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> None:
     """Show what `up` would do, statement by statement; raises what would stop it."""
     from preflight.server import watch  # noqa: PLC0415 -- other commands do without
 
@@ -58,7 +59,7 @@ def run(config: Config, said: Arguments) -> None:
         adopted = [file.name for file in made.todo if file.version in adoptable]
         names = [file.name for file in todo]
         structlog.get_logger().info("plan.made", pending=names, adopts=adopted)
-        if said.rehearse and todo:
+        if rehearse and todo:
             try:
                 measure(session, files, todo, steps)
             except RehearsalFailed as failure:
@@ -72,8 +73,8 @@ def run(config: Config, said: Arguments) -> None:
         "statements": steps,
     }
     events = [("statement.planned", {k: v for k, v in step.items() if v}) for step in steps]
-    table = _measured_table(steps) if said.rehearse else _plan_table(steps)
-    results.show(config, said, document, table, events)
+    table = _measured_table(steps) if rehearse else _plan_table(steps)
+    results.show(config, form, document, table, events)
     if problem:
         raise problem
 
@@ -169,3 +170,22 @@ def _measured_table(
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:59] + "…"  # noqa: PLR2004 -- a table must fit
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        default=None,
+        help="try it on a restored copy, with times",
+    )
+
+
+COMMAND = command.Command(
+    place=2,
+    does="show what `up` would do: each statement, its locks, what it destroys, what blocks it now",
+    example="entrypoint.py plan --rehearse --table",
+    run=run,
+    options=_options,
+    result=True,
+)

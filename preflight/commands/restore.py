@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from preflight.commands import command
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, **asked: Any) -> None:  # noqa: ANN401 -- as `_options` below says
     """Restore a backup into a new database and, when asked, put it in the live one's place."""
     from preflight.backup import restore, restored  # noqa: PLC0415 -- only when asked
 
-    restore.run(
-        config,
-        restored.Asked(
-            backup=said.backup,
-            into=said.into,
-            swap=said.swap,
-            end_sessions=said.end_sessions,
-            again=said.again,
-            without=said.without,
-        ),
+    restore.run(config, restored.Asked(**asked))
+
+
+PARTS = ("tablespace", "grants", "settings", "locale")  # what belongs to a database itself
+
+
+def _parts(text: str) -> frozenset[str]:
+    found = frozenset(text.split(","))
+    if not found <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of {', '.join(PARTS)}")
+    return found
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("backup", metavar="BACKUP", help="its name or path, or `latest`")
+    parser.add_argument(
+        "--into", metavar="DB", help="the new database (default: the name with _restored)"
     )
+    parser.add_argument(
+        "--swap",
+        action="store_true",
+        default=None,
+        help="then rename it into the live one's place, which is kept under a dated name",
+    )
+    parser.add_argument(
+        "--end-sessions",
+        action="store_true",
+        default=None,
+        help="with --swap: end the sessions that are connected, instead of refusing",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        default=None,
+        help="with --swap: also when this very backup was swapped in before",
+    )
+    parser.add_argument(
+        "--without",
+        type=_parts,
+        metavar="WHAT",
+        help="leave out of the new database what this server cannot give it, with commas: "
+        + ", ".join(PARTS),
+    )
+
+
+COMMAND = command.Command(
+    place=9,
+    does="restore a backup into a new database beside the live one",
+    example="entrypoint.py restore unicorn_db-20261123T120000Z-ab12 --into unicorn_copy\n"
+    "  entrypoint.py restore latest --swap     # and put it in the live one's place",
+    run=run,
+    options=_options,
+)

@@ -14,7 +14,6 @@ from preflight.base import console, logs
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
@@ -22,15 +21,18 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 def show(
     config: Config,
-    said: Arguments,
+    form: str | None,
     document: dict[str, Any],
     table: Table,
     events: Iterable[tuple[str, dict[str, Any]]],
 ) -> None:
-    """Give a command's result: a table for people, a document for machines, else events."""
-    if said.result == "json":
+    """Give a command's result: a table for people, a document for machines, else events.
+
+    `form` is what was asked for, table or json; without it a terminal gets the table.
+    """
+    if form == "json":
         sys.stdout.write(json.dumps(document, default=_plain, indent=2) + "\n")
-    elif said.result == "table" or logs.console_wanted(config.log, sys.stdout):
+    elif form == "table" or logs.console_wanted(config.log, sys.stdout):
         colour = logs.colour_wanted(sys.stdout, no_color=config.child_env.get("NO_COLOR"))
         sys.stdout.write(console.table(*table, colour=colour) + "\n")
     else:

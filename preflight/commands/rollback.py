@@ -7,27 +7,29 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight import gate
+from preflight.commands import command
 from preflight.files import reading
 from preflight.history import ledger
 from preflight.server import lock, sessions
 
 if TYPE_CHECKING:
+    import argparse
+
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, to: int | None = None) -> None:
     """Take back the newest migration, or all above a version, newest first."""
     from preflight.apply import back  # noqa: PLC0415 -- only when work is due
 
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
-        if not back.choose(files, ledger.read(session), said.to):
+        if not back.choose(files, ledger.read(session), to):
             structlog.get_logger().info("plan.made", rollback=[])
             return  # nothing recorded that could be taken back
         gate.enter(session)
         ledger.ensure(session)
-        steps = back.prepare(session, files, back.choose(files, ledger.read(session), said.to))
+        steps = back.prepare(session, files, back.choose(files, ledger.read(session), to))
         if not steps:
             return
         backup = gate.proven_back(session, steps)
@@ -37,3 +39,21 @@ def run(config: Config, said: Arguments) -> None:
                 same_session = back.back(session, step, backup)
             if not same_session:  # it had to be replaced, and its lock went with it
                 lock.acquire(session)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to",
+        type=command.version,
+        metavar="VERSION",
+        help="take back everything above VERSION, newest first (0: everything)",
+    )
+
+
+COMMAND = command.Command(
+    place=4,
+    does="take back the newest migration: back up, export, rehearse, run its rollback file, record",
+    example="entrypoint.py rollback --to 1     # take back everything above version 1",
+    run=run,
+    options=_options,
+)

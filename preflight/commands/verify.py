@@ -12,23 +12,22 @@ from preflight.base.errors import (
     Pending,
     VerifyFailed,
 )
-from preflight.commands import results
+from preflight.commands import command, results
 from preflight.files import reading
 from preflight.history import ledger, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
     from preflight.files.migrations import Migration
 
 
-def run(config: Config, said: Arguments) -> None:
+def run(config: Config, *, form: str | None = None, version: int | None = None) -> None:
     """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
         known = ledger.read(session)
-        chosen = _to_verify(files, known, said.version)
+        chosen = _to_verify(files, known, version)
         foreign = plan.contradicted(chosen, known)
         if foreign:  # what the files of another migration say is no answer
             raise HistoryConflict.of("history.conflict", foreign)
@@ -66,7 +65,7 @@ def run(config: Config, said: Arguments) -> None:
         )
         for row in rows
     ]
-    results.show(config, said, document, (heads, table), events)
+    results.show(config, form, document, (heads, table), events)
     if not chosen:
         raise Pending(
             "verify.nothing_recorded",
@@ -97,3 +96,13 @@ def _to_verify(
             "config.arguments", f"version {version} has {missing}", "See `check --table`."
         )
     return found
+
+
+COMMAND = command.Command(
+    place=3,
+    does="run the verify files of what is applied; exit 33 when a check fails",
+    example="entrypoint.py verify 2 --table",
+    run=run,
+    version="only this version, applied or not",
+    result=True,
+)

@@ -12,29 +12,32 @@ from preflight.base import stop
 from preflight.base.errors import (
     Pending,
 )
+from preflight.commands import command
 from preflight.files import reading
 from preflight.history import ledger, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
+    import argparse
+
     from preflight.base.config import Config
-    from preflight.commands.arguments import Arguments
 
 POLL_S = (0.2, 1.0)
+FILES = -1  # `--schema` without a version: what is on disk
 
 
-def run(config: Config, said: Arguments) -> None:
-    """Wait for the server; with `schema`, until the migrations are applied. Raises Pending."""
-    if not said.schema:
+def run(config: Config, *, schema: int | None = None) -> None:
+    """Wait for the server; with `schema` until that version, or FILES, is there. Raises Pending."""
+    if schema is None:
         with sessions.connect(config, asked=True):
             return
-    files = reading.load(config.migrations_dir) if said.version is None else ()
+    files = reading.load(config.migrations_dir) if schema == FILES else ()
     with sessions.connect(config) as session:
         known = ledger.read(session)
         told = False
         while True:
-            if said.version is not None:
-                left = [] if known.done(said.version) else [f"version {said.version}"]
+            if schema != FILES:
+                left = [] if known.done(schema) else [f"version {schema}"]
             else:
                 made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
                 left = [file.name for file in made.todo]
@@ -53,3 +56,23 @@ def run(config: Config, said: Arguments) -> None:
                 )
             stop.sleep(random.uniform(*POLL_S))  # noqa: S311 -- jitter, not a secret
             known = ledger.read(session)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--schema",
+        nargs="?",
+        type=command.version,
+        const=FILES,
+        metavar="VERSION",
+        help="until every file on disk, or VERSION, is applied; exit 3 at the deadline",
+    )
+
+
+COMMAND = command.Command(
+    place=10,
+    does="wait for the server; with --schema until migrations are applied (writes nothing)",
+    example="entrypoint.py wait --schema     # in front of an app whose migrations a Job runs",
+    run=run,
+    options=_options,
+)

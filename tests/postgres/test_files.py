@@ -515,7 +515,7 @@ def test_nothing_pending_imports_only_what_it_needs(
 
     unwanted = {
         "postgast", "google.protobuf", "tenacity", "argparse", "difflib",
-        "preflight.backup.take", "preflight.apply.forward", "preflight.commands.stories",
+        "preflight.backup.take", "preflight.apply.forward", "preflight.commands.registry",
         "preflight.commands.arguments",
         "preflight.rehearsal.trial", "preflight.base.console", "preflight.server.watch",
         "preflight.apply.indexes",

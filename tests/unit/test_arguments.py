@@ -3,7 +3,7 @@
 import pytest
 
 from preflight.base.errors import ConfigInvalid
-from preflight.commands import arguments
+from preflight.commands import arguments, registry, wait
 
 
 @pytest.mark.parametrize(
@@ -11,28 +11,36 @@ from preflight.commands import arguments
     [
         ([], {"name": "up"}),
         (["--check"], {"name": "check"}),
-        (["check", "--json"], {"name": "check", "result": "json"}),
-        (["--check", "--table"], {"name": "check", "result": "table"}),
+        (["check", "--json"], {"name": "check", "form": "json"}),
+        (["--check", "--table"], {"name": "check", "form": "table"}),
         (["verify", "002"], {"name": "verify", "version": 2}),
         (["rollback", "--to", "0"], {"name": "rollback", "to": 0}),
         (["--rollback", "--to", "2"], {"name": "rollback", "to": 2}),
         (["--force"], {"name": "force"}),
         (["--force", "2"], {"name": "force", "version": 2}),
         (["wait"], {"name": "wait"}),
-        (["wait", "--schema"], {"name": "wait", "schema": True}),
-        (["wait", "--schema", "2"], {"name": "wait", "schema": True, "version": 2}),
-        (["wait", "--schema", "0"], {"name": "wait", "schema": True, "version": 0}),
+        (["wait", "--schema"], {"name": "wait", "schema": wait.FILES}),
+        (["wait", "--schema", "2"], {"name": "wait", "schema": 2}),
+        (["wait", "--schema", "0"], {"name": "wait", "schema": 0}),
         (["plan", "--rehearse"], {"name": "plan", "rehearse": True}),
         (["restore", "x"], {"name": "restore", "backup": "x"}),
         (
             ["restore", "latest", "--into", "a b", "--swap", "--end-sessions"],
-            {"name": "restore", "into": "a b", "swap": True, "end_sessions": True},
+            {
+                "name": "restore",
+                "backup": "latest",
+                "into": "a b",
+                "swap": True,
+                "end_sessions": True,
+            },
         ),
     ],
 )
 def test_command_line_means(said: list[str], meant: dict[str, object]) -> None:
     """Old and new spellings, versions as they stand in file names."""
-    assert arguments.Arguments(**meant) == arguments.parse(said)  # type: ignore[arg-type]
+    found = arguments.parse(said)
+
+    assert meant == {"name": found.name, **found.options}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +73,7 @@ def test_typing_error_says_what_was_meant(said: list[str], words: str) -> None:
     assert words in f"{failure.value} {failure.value.problem.hint}"
 
 
-@pytest.mark.parametrize("command", [None, *arguments.COMMANDS])
+@pytest.mark.parametrize("command", [None, *registry.COMMANDS])
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_teaches_with_an_example(
     capsys: pytest.CaptureFixture[str], command: str | None, option: str
@@ -78,6 +86,6 @@ def test_help_teaches_with_an_example(
     assert (0, "") == (ended.value.code, said.err)
     assert f"entrypoint.py {command or 'COMMAND'}".removesuffix(" up") in said.out
     if command:
-        assert f"example:\n  {arguments.COMMANDS[command].example}" in said.out
+        assert f"example:\n  {registry.COMMANDS[command].example}" in said.out
     else:
-        assert [] == [name for name in arguments.COMMANDS if f"    {name} " not in said.out]
+        assert [] == [name for name in registry.COMMANDS if f"    {name} " not in said.out]

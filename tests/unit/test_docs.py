@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base import config, errors
-from preflight.commands import arguments
+from preflight.commands import arguments, registry
 from tests import house, servers
 
 ROOT = servers.REPOSITORY
@@ -144,11 +144,11 @@ def test_every_command_is_documented() -> None:
     """README's table and docs/commands.md name the commands that there are, in their order."""
     sections = re.findall(r"^### (.*)", text("docs/commands.md"), re.MULTILINE)
 
-    assert list(arguments.COMMANDS) == sections
-    assert list(arguments.COMMANDS) == [words(row[0])[0] for row in rows("README.md", "command")]
+    assert list(registry.COMMANDS) == sections
+    assert list(registry.COMMANDS) == [words(row[0])[0] for row in rows("README.md", "command")]
 
 
-@pytest.mark.parametrize("name", arguments.COMMANDS)
+@pytest.mark.parametrize("name", registry.COMMANDS)
 def test_every_option_is_documented(name: str) -> None:
     """A command's section names the options that its help names, and no other."""
     section = text("docs/commands.md").split(f"### {name}\n")[1].split("\n### ")[0]

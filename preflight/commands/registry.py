@@ -1,0 +1,21 @@
+"""Every command, in the order of the help: what the files beside this one say of themselves."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preflight.commands.command import Command
+
+
+def _found() -> dict[str, Command]:
+    names = [each.name for each in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    rooms = {name: importlib.import_module(f"{__package__}.{name}") for name in names}
+    commands = {name: room.COMMAND for name, room in rooms.items() if hasattr(room, "COMMAND")}
+    return dict(sorted(commands.items(), key=lambda item: item[1].place))
+
+
+COMMANDS = _found()
