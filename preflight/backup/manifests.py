@@ -8,7 +8,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,63 @@ DUMP, MANIFEST = "database.dump", "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
+class Purpose:
+    """Which command a backup was taken for, and the files that were pending then, as JSON."""
+
+    command: str
+    pending: Sequence[object] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """A thing that a dump is without, though nothing failed, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is written of a backup; None or empty is what an older version did not say."""
+
+    size_bytes: int
+    sha256: str | None = None
+    rows: Mapping[str, int] | None = None
+    sequence: int = 0  # the clock may jump
+    run_id: str | None = None
+    database: str | None = None
+    system_identifier: str = ""
+    address: str = ""
+    timeline: int | None = None
+    snapshot_at: str | None = None
+    server_version: int | None = None
+    version: str | None = None
+    pg_dump: str | None = None
+    file: str = DUMP
+    taken_for: Purpose | None = None
+    verified: str | None = None
+    without: tuple[Lacking, ...] = ()
+    belongings: object = None  # belongings.of_manifest reads it
+    more: Mapping[str, Any] = field(default_factory=dict)  # said by a later version, and kept
+
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        said = plain.pop("more")
+        told = {key: value for key, value in plain.items() if value is not None and value != ()}
+        if self.taken_for:
+            told["taken_for"] = asdict(self.taken_for)
+        if self.without:
+            told["without"] = [asdict(each) for each in self.without]
+        return {"format": FORMAT, **told, **said}
+
+
+@dataclass(frozen=True, slots=True)
 class Backup:
     """A verified backup: its directory, its manifest."""
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def name(self) -> str:
@@ -33,8 +85,7 @@ class Backup:
     @property
     def origin(self) -> tuple[str, str]:
         """The server's system identifier, and its address as configured ("": an older backup)."""
-        said = self.manifest
-        return said.get("system_identifier", ""), said.get("address", "")
+        return self.manifest.system_identifier, self.manifest.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +111,7 @@ class Identity:
         One that does not say its address is, where no other address is said beside it.
         """
         whose = (self.system, self.database)
-        own = [item for item in known if (item.origin[0], item.manifest.get("database")) == whose]
+        own = [item for item in known if (item.origin[0], item.manifest.database) == whose]
         agreed = {item.origin[1] for item in own} <= {"", self.address}
         return [item for item in own if item.origin[1] in ((self.address, "")[: 1 + agreed])]
 
@@ -127,11 +178,25 @@ def read(path: Path) -> Backup:
         raise Unreadable(f"{error.filename or path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise Unreadable(f"{MANIFEST} is not the JSON that it should be") from error
-    if wrong := _wrong(manifest):
+    found = parsed(manifest)
+    if not stat.S_ISREG(dump.st_mode) or dump.st_size != found.size_bytes:
+        raise Unreadable(f"{DUMP} is no file of {found.size_bytes} bytes")
+    return Backup(path, found)
+
+
+def parsed(said: object) -> Manifest:
+    """Return what JSON says of a backup; raises Unreadable naming what is not as it should be."""
+    wrong = _wrong(said)
+    if wrong or not isinstance(said, dict):
         raise Unreadable(f"{MANIFEST} is not one of ours: {wrong}")
-    if not stat.S_ISREG(dump.st_mode) or dump.st_size != manifest["size_bytes"]:
-        raise Unreadable(f"{DUMP} is no file of {manifest['size_bytes']} bytes")
-    return Backup(path, manifest)
+    known = {each.name for each in fields(Manifest)} - {"more"}
+    plain = {key: value for key, value in said.items() if key in known and value is not None}
+    if "taken_for" in plain:
+        purpose = plain["taken_for"]
+        plain["taken_for"] = Purpose(purpose["command"], purpose.get("pending", []))
+    plain["without"] = tuple(Lacking(each["what"], each["why"]) for each in said.get("without", ()))
+    more = {key: value for key, value in said.items() if key not in known | {"format"}}
+    return Manifest(**plain, more=more)
 
 
 def small(path: Path) -> bytes:
@@ -154,6 +219,10 @@ def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
 SCHEMA: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: type(value) is int and value == FORMAT,
     "sequence": _count,
@@ -171,6 +240,18 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
         and isinstance(value.get("pending", []), list)
     ),
     "verified": _text,
+    "run_id": _text,
+    "server_version": lambda value: value is None or _count(value),
+    "version": _or_none,
+    "pg_dump": _or_none,
+    "file": _text,
+    "without": lambda value: (
+        isinstance(value, list)
+        and all(
+            isinstance(each, dict) and _text(each.get("what")) and _text(each.get("why"))
+            for each in value
+        )
+    ),
 }
 ALWAYS = {"format", "sequence", "size_bytes"}
 

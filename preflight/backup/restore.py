@@ -85,7 +85,7 @@ def run(config: Config, asked: restored.Asked) -> None:
         database=place.live if asked.swap else place.into,
         kept_as=kept,
         left_out=[f"subscription {name}" for name in place.own.subscriptions] if place.own else [],
-        rows=sum(place.source.manifest["rows"].values()),
+        rows=sum((place.source.manifest.rows or {}).values()),
         duration_s=round(time.monotonic() - began, 3),
     )
 
@@ -111,7 +111,7 @@ def _place(
     Raises BackupUnverified when the manifest says what no version of ours has written.
     """
     try:
-        own = belongings.of_manifest(source.manifest.get("belongings"))
+        own = belongings.of_manifest(source.manifest.belongings)
     except ValueError as wrong:
         raise BackupUnverified(
             "backup.corrupt",
@@ -140,7 +140,7 @@ def find(directory: Path, name: str, database: str) -> list[Backup]:
             f"the backups in {directory} cannot be read: {error.strerror}",
             "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
-    ours = [item for item in known if item.manifest.get("database") == database]
+    ours = [item for item in known if item.manifest.database == database]
     if found := ours if name == "latest" else [item for item in known if item.name == name]:
         return found
     if name and (directory / name).is_dir():
@@ -202,7 +202,7 @@ def _tell_started(
     if source in identity.ours(known):
         log.info("restore.started", **data)
         return
-    whose = source.manifest.get("database")
+    whose = source.manifest.database
     log.warning(
         "restore.started",
         **data,
@@ -238,14 +238,15 @@ def _read(source: Backup) -> Iterator[Callable[[], None]]:
 
 
 def _require_whole(source: Backup) -> None:
-    if missing := sorted({"rows", "sha256"} - source.manifest.keys()):
+    said = {"rows": source.manifest.rows, "sha256": source.manifest.sha256}
+    if missing := [name for name, value in said.items() if value is None]:
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} cannot be compared: its manifest lacks {' and '.join(missing)}",
             "Use another backup (`backups --table`).",
         )
     digest, _ = reading_back.hash_of(source.path / manifests.DUMP)
-    if digest != source.manifest["sha256"]:
+    if digest != source.manifest.sha256:
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} is not what was written: its hash differs from the manifest's",
@@ -393,7 +394,7 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     )
     _require_clean(*filled)
     with sessions.beside(session, place.into, quiet) as other:
-        different = snapshots.differing(other, place.source.manifest["rows"])
+        different = snapshots.differing(other, place.source.manifest.rows or {})
         other.execute("ANALYZE")
         objects = restored.objects_of(other)
         (xid,) = other.execute("SELECT pg_catalog.txid_current()").fetchone() or (0,)

@@ -115,7 +115,7 @@ def own_of(session: Session, place: Place) -> str:
 def require_same(other: Session, place: Place, state: State) -> None:
     """Compare with what was restored there earlier; raises TargetUnusable that names tables."""
     try:
-        wanted = place.source.manifest["rows"]
+        wanted = place.source.manifest.rows or {}
         different = snapshots.differing(other, wanted, exactly=True)
         different += snapshots.written_since(other, state.xid)
         if not different and objects_of(other) != state.objects:

@@ -122,10 +122,10 @@ def prune(directory: Path, identity: manifests.Identity, keep: int) -> None:
 
 def _awaited(backup: manifests.Backup) -> str | None:
     """Return the set of files that `up` took a backup for."""
-    taken_for = backup.manifest.get("taken_for")
-    if not isinstance(taken_for, dict) or taken_for.get("command") != "up":
+    taken_for = backup.manifest.taken_for
+    if taken_for is None or taken_for.command != "up" or not taken_for.pending:
         return None
-    return json.dumps(taken_for, sort_keys=True) if taken_for.get("pending") else None
+    return json.dumps(taken_for.pending, sort_keys=True)
 
 
 def surplus(backups: Sequence[manifests.Backup], keep: int) -> list[manifests.Backup]:

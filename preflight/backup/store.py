@@ -6,6 +6,7 @@ whole. What a killed run leaves keeps the hidden name and a free lock: the next 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -68,7 +69,7 @@ def _no_space(directory: Path, why: str) -> BackupFailed:
 def require_space(directory: Path, identity: manifests.Identity, database_bytes: int) -> None:
     """Make sure that a backup will fit; raises BackupFailed."""
     ours = identity.ours(listing(directory))
-    need = space_needed(ours[-1].manifest["size_bytes"] if ours else None, database_bytes)
+    need = space_needed(ours[-1].manifest.size_bytes if ours else None, database_bytes)
     found = os.statvfs(directory)
     free = found.f_bavail * found.f_frsize
     if free < need:
@@ -88,7 +89,7 @@ def listing(directory: Path) -> list[manifests.Backup]:
     for path in directory.iterdir():
         with suppress(manifests.Unreadable):
             found.append(manifests.read(path))
-    return sorted(found, key=lambda item: (item.manifest["sequence"], item.name))
+    return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
 
 
 def holds(backup: manifests.Backup) -> bool:
@@ -97,7 +98,12 @@ def holds(backup: manifests.Backup) -> bool:
         found = manifests.read(backup.path).manifest
     except manifests.Unreadable:
         return False
-    return all(found.get(key) == backup.manifest[key] for key in ("sha256", "size_bytes", "run_id"))
+    wanted = backup.manifest
+    return (found.sha256, found.size_bytes, found.run_id) == (
+        wanted.sha256,
+        wanted.size_bytes,
+        wanted.run_id,
+    )
 
 
 def seen(path: Path) -> tuple[int, ...]:
@@ -129,16 +135,16 @@ def building(directory: Path, identity: manifests.Identity, run_id: str) -> Iter
 
 
 def publish(
-    hidden: Path, directory: Path, identity: manifests.Identity, manifest: Mapping[str, Any]
+    hidden: Path, directory: Path, identity: manifests.Identity, manifest: manifests.Manifest
 ) -> manifests.Backup:
     """Make a finished backup visible, durably."""
-    earlier = (item.manifest["sequence"] for item in listing(directory))
-    manifest = {**manifest, "sequence": 1 + max(earlier, default=0)}
+    earlier = (item.manifest.sequence for item in listing(directory))
+    manifest = dataclasses.replace(manifest, sequence=1 + max(earlier, default=0))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    final = directory / f"{identity.slug}-{stamp}-{manifest['run_id']}"
+    final = directory / f"{identity.slug}-{stamp}-{manifest.run_id}"
     while final.exists():  # two backups of one run in one second
         final = final.with_name(f"{final.name}b")
-    write_durably(hidden / manifests.MANIFEST, manifest)
+    write_durably(hidden / manifests.MANIFEST, manifest.data())
     sync(hidden)
     with stop.deferred():
         hidden.rename(final)
@@ -176,10 +182,9 @@ def sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def improve(backup: manifests.Backup, **said: object) -> manifests.Backup:
+def improve(backup: manifests.Backup, manifest: manifests.Manifest) -> manifests.Backup:
     """Replace a backup's manifest by one that says more; atomic and durable."""
-    manifest = {**backup.manifest, **said}
-    write_durably(backup.path / manifests.MANIFEST, manifest)
+    write_durably(backup.path / manifests.MANIFEST, manifest.data())
     return manifests.Backup(backup.path, manifest)
 
 

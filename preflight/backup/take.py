@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
@@ -28,6 +29,7 @@ from preflight.backup import (
     snapshots,
     store,
 )
+from preflight.backup.manifests import Backup, Identity, Manifest
 from preflight.base import console, stop
 from preflight.base.errors import (
     BackupDamaged,
@@ -41,7 +43,6 @@ from preflight.server import catalog
 
 if TYPE_CHECKING:
     from preflight.backup.clients import Clients
-    from preflight.backup.manifests import Backup, Identity
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
@@ -89,16 +90,16 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
     with _made(session, todo, purpose) as draft:
         with store.usable(session.config.backup_dir) as directory:
             made = store.publish(draft.path, directory, draft.identity, draft.backup.manifest)
-        manifest = made.manifest
+        manifest, rows = made.manifest, made.manifest.rows or {}
         log.info(
             "backup.verified",
             backup=made.name,
-            verified=manifest["verified"],
-            size_bytes=manifest["size_bytes"],
-            tables=len(manifest["rows"]),
-            rows=sum(manifest["rows"].values()),
-            sha256=manifest["sha256"],
-            **({"without": manifest["without"][:TOLD]} if "without" in manifest else {}),
+            verified=manifest.verified,
+            size_bytes=manifest.size_bytes,
+            tables=len(rows),
+            rows=sum(rows.values()),
+            sha256=manifest.sha256,
+            **({"without": manifest.data()["without"][:TOLD]} if manifest.without else {}),
             duration_s=round(time.monotonic() - began, 3),
         )
         with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
@@ -120,10 +121,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
     programs = clients.clients(config, session)
     identity, size = identity_of(session)
     own = belongings.read(session, identity.database)
-    taken_for = {
-        "command": purpose,
-        "pending": [{"version": file.version, "checksum": file.checksum} for file in todo],
-    }
+    files = [{"version": file.version, "checksum": file.checksum} for file in todo]
     with ExitStack() as stack:
         with store.usable(config.backup_dir) as directory:
             mounts.require_mounted(directory)
@@ -131,22 +129,20 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
             store.require_space(directory, identity, size)
             hidden = stack.enter_context(store.building(directory, identity, config.run_id))
             found, witness, seen = _dumped(session, hidden / manifests.DUMP, programs)
-            manifest = {
-                "format": manifests.FORMAT,
-                "version": __version__,
-                "run_id": config.run_id,
-                "database": identity.database,
-                "system_identifier": identity.system,
-                "address": identity.address,
-                "timeline": _timeline(session),
-                "server_version": session.facts.version if session.facts else None,
-                "pg_dump": programs.version,
-                "file": manifests.DUMP,
-                **found,
-                "belongings": own.told() if own else None,
-                "taken_for": taken_for,
-                "verified": "read",
-            }
+            manifest = dataclasses.replace(
+                found,
+                version=__version__,
+                run_id=config.run_id,
+                database=identity.database,
+                system_identifier=identity.system,
+                address=identity.address,
+                timeline=_timeline(session),
+                server_version=session.facts.version if session.facts else None,
+                pg_dump=programs.version,
+                belongings=own.told() if own else None,
+                taken_for=manifests.Purpose(purpose, files),
+                verified="read",
+            )
         yield Taken(manifests.Backup(hidden, manifest), identity, witness, seen, visible=False)
 
 
@@ -180,14 +176,14 @@ def require_there(saved: Taken | None, files: Sequence[Path] = (), *, again: boo
     """
     if saved is None:
         return
-    dump, digest = saved.path / manifests.DUMP, saved.backup.manifest["sha256"]
+    dump, digest = saved.path / manifests.DUMP, saved.backup.manifest.sha256
     try:
         if again or store.seen(dump) != saved.seen:
             digest, _ = reading_back.hash_of(dump)
         gone = [str(path) for path in files if not path.is_file()]
     except OSError as error:
         gone = [f"{dump} ({error.strerror})"]
-    if digest != saved.backup.manifest["sha256"]:
+    if digest != saved.backup.manifest.sha256:
         raise BackupDamaged(
             "backup.corrupt",
             f"the dump in {saved.path} is not what was verified a moment ago: its hash differs",
@@ -244,7 +240,7 @@ def _timeline(session: Session) -> int | None:
 
 def _dumped(
     session: Session, path: Path, programs: Clients
-) -> tuple[dict[str, Any], snapshots.Witness, tuple[int, ...]]:
+) -> tuple[Manifest, snapshots.Witness, tuple[int, ...]]:
     """Write the dump and read it back; return what the manifest says of it, and what else was seen.
 
     Last comes what its file looked like before its hash was read back.
@@ -278,24 +274,25 @@ def _dumped(
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
-    looks, without = store.seen(path), catalog.unseen(session)
+    looks = store.seen(path)
+    without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
     digest, environment = written.sha256, session.config.child_env
     size = reading_back.require_whole(path, digest, programs, environment, wanted, roots)
-    listed = any(each["what"].startswith("subscription ") for each in without)
+    listed = any(each.what.startswith("subscription ") for each in without)
     without += [
-        {"what": warning, "why": "a warning of pg_dump"}
+        manifests.Lacking(warning, "a warning of pg_dump")
         for warning in written.warnings
         if not (listed and warning.startswith("subscriptions not dumped"))
     ]
-    found = {
-        "snapshot_at": taken_at,
-        "size_bytes": size,
-        "sha256": digest,
-        "rows": {table.name: rows for table, rows in seen.rows.items()},
-        **({"without": without} if without else {}),
-    }
+    found = Manifest(
+        snapshot_at=taken_at,
+        size_bytes=size,
+        sha256=digest,
+        rows={table.name: rows for table, rows in seen.rows.items()},
+        without=tuple(without),
+    )
     return found, seen.witness, looks
 
 

@@ -19,13 +19,13 @@ def described(directory: Path) -> list[dict[str, Any]]:
         return [
             {
                 "backup": item.name,
-                "database": item.manifest.get("database"),
-                "address": item.manifest.get("address"),
-                "snapshot_at": item.manifest.get("snapshot_at"),
-                "size_bytes": item.manifest.get("size_bytes"),
-                "rows": sum(item.manifest.get("rows", {}).values()),
-                "taken_for": (item.manifest.get("taken_for") or {}).get("command"),
-                "verified": item.manifest.get("verified"),
+                "database": item.manifest.database,
+                "address": item.manifest.address or None,
+                "snapshot_at": item.manifest.snapshot_at,
+                "size_bytes": item.manifest.size_bytes,
+                "rows": sum((item.manifest.rows or {}).values()),
+                "taken_for": item.manifest.taken_for.command if item.manifest.taken_for else None,
+                "verified": item.manifest.verified,
             }
             for item in store.listing(resolved)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -102,7 +103,7 @@ def restored(
             backup=saved.name if saved.visible else None,
             database=name,
             server=f"{home.connection.info.host}:{home.connection.info.port}",
-            rows=sum(saved.backup.manifest["rows"].values()),
+            rows=sum((saved.backup.manifest.rows or {}).values()),
             jobs=jobs,
             live_bytes=live_bytes,
             wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
@@ -130,9 +131,9 @@ def restored(
 
 def require_complete(config: Config, saved: Taken | None) -> None:
     """Where a proof is demanded, take no backup that is without something; RehearsalFailed."""
-    without = saved.backup.manifest.get("without") if saved else None
+    without = saved.backup.manifest.without if saved else ()
     if without and config.rehearse == "always":
-        named = console.some([f"{each['what']} ({each['why']})" for each in without])
+        named = console.some([f"{each.what} ({each.why})" for each in without])
         raise RehearsalFailed(
             "rehearsal.incomplete",
             f"a proof was demanded, but the backup is without {named}",
@@ -145,7 +146,8 @@ def _record(saved: Taken) -> None:
     """Write into the manifest that the backup was restored; a plan's nobody will read."""
     if saved.visible:
         with store.usable(saved.path.parent):
-            store.improve(saved.backup, verified="restored")
+            restored_too = dataclasses.replace(saved.backup.manifest, verified="restored")
+            store.improve(saved.backup, restored_too)
 
 
 def _require_allowed(session: Session, config: Config) -> int:
@@ -463,7 +465,7 @@ def _compare(copy: Session, saved: Taken, *, empty_allowed: bool) -> list[str]:
     """
     wanted, shapes = saved.witness.objects, catalog.shapes(copy)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
-    different = snapshots.differing(copy, saved.backup.manifest["rows"])
+    different = snapshots.differing(copy, saved.backup.manifest.rows or {})
     different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in empty}})
     different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))
     if different:

@@ -393,9 +393,9 @@ def written_since(session: Session, transaction: int) -> list[str]:
     return [name for (name,) in rows]
 
 
-def unseen(session: Session) -> list[dict[str, str]]:
-    """Return what this role's dump will be without, though nothing fails: `what` and `why`."""
-    return [{"what": what, "why": why} for what, why in session.execute(_UNSEEN).fetchall()]
+def unseen(session: Session) -> list[tuple[str, str]]:
+    """Return what this role's dump will be without, though nothing fails: what, and why."""
+    return [(what, why) for what, why in session.execute(_UNSEEN).fetchall()]
 
 
 def moved(before: Marks, after: Marks) -> list[str]:

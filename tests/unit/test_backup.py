@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preflight.backup import children, manifests, mounts, reading_back, retention, snapshots, store
-from preflight.backup.manifests import Backup, Identity
+from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
 
@@ -260,8 +260,8 @@ def test_address_is_what_was_configured(address: str, target: dict[str, str]) ->
 
 def of(name: str, system: str, address: str = "") -> Backup:
     """Return a backup of `app` that is from somewhere."""
-    said = {"system_identifier": system, "database": "app"}
-    return Backup(Path(name), said | ({"address": address} if address else {}))
+    said = Manifest(0, system_identifier=system, database="app", address=address)
+    return Backup(Path(name), said)
 
 
 def test_backups_of_other_places_are_not_ours() -> None:
@@ -302,7 +302,7 @@ def kept(backups: list[Backup], keep: int) -> list[str]:
 def made(name: str, pending: str = "") -> Backup:
     """Return a backup that was taken for a set of files."""
     sets = [{"version": 1, "checksum": pending}] if pending else []
-    return Backup(Path(name), {"taken_for": {"command": "up", "pending": sets}})
+    return Backup(Path(name), Manifest(0, taken_for=Purpose("up", sets)))
 
 
 def test_newest_backups_are_kept() -> None:
@@ -406,7 +406,7 @@ def test_manifest_is_replaced_as_a_whole(put: Put) -> None:
 
 def test_backups_of_runs_that_succeeded_are_no_crash_loop() -> None:
     """The same files applied, taken back and applied again are three good reasons for a backup."""
-    back = Backup(Path("r"), {"taken_for": {"command": "rollback", "pending": [{"version": 1}]}})
+    back = Backup(Path("r"), Manifest(0, taken_for=Purpose("rollback", [{"version": 1}])))
     backups = [made("a", "x"), back, made("b", "x"), back, made("c", "x")]
 
     assert [] == retention.surplus(backups, 5)
@@ -440,6 +440,6 @@ def test_backup_that_could_not_be_published_is_not_seen(
     with store.building(tmp_path, identity, "r") as hidden:
         (hidden / manifests.DUMP).write_bytes(b"dump")
         with pytest.raises(OSError, match="Input/output"):
-            store.publish(hidden, tmp_path, identity, {**GOOD, "run_id": "r"})
+            store.publish(hidden, tmp_path, identity, Manifest(4, run_id="r"))
 
     assert [] == list(tmp_path.iterdir())
