@@ -25,6 +25,7 @@ _ROWS = {*kinds.READING, "FETCH", "EXECUTE", "EXPLAIN", "SHOW", "CALL"}
 _WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE"}
 _RETURNING = re.compile(rb"(?i)\breturning\b")
 _VALUE = re.compile(r'(["„«“»”]).*["“»”«]', re.DOTALL)  # in whatever language
+_QUOTED = re.compile(r'["„«“»”]([^"„«“»”]*)["“»”«]')
 _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
 
 
@@ -133,7 +134,7 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
             where["sql"] = text.decode("utf-8", "replace")
     return outcome(
         "migration.sql_error",
-        f"{place}: {_words(session, error)}",
+        f"{place}: {words(session, script, error)}",
         _hint(migration, script, statement, error),
         file=script.file,
         sqlstate=error.sqlstate,
@@ -143,13 +144,24 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
     )
 
 
-def _words(session: Session, error: psycopg.Error) -> str:
-    """Return the server's words, without the value of a row that it could not convert."""
-    said = error.diag.message_primary or str(error)
-    of_a_row = str(error.sqlstate)[:2] == "22" and not error.diag.statement_position
-    if of_a_row and session.config.log_sql != "on":
+def words(session: Session, script: Script, error: psycopg.Error) -> str:
+    """Return the server's words, without the value of a row that it could not convert or find.
+
+    Where it names no place in the statement, it was running: what it quotes is a row's, unless it
+    stands in the file or is the name of what the error is about.
+    """
+    diag, state = error.diag, str(error.sqlstate)
+    said = diag.message_primary or str(error)
+    if session.config.log_sql == "on" or diag.statement_position:
+        return said
+    if state[:2] == "22":
         return _VALUE.sub("…", said)
-    return said
+    inside = diag.internal_position and state != "42601"  # that is of text which EXECUTE was given
+    if state[:2] != "42" or inside:
+        return said
+    names = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
+    known = script.text.decode("utf-8", "replace") + " ".join(filter(None, names))
+    return _QUOTED.sub(lambda found: found[0] if found[1] in known else "…", said)
 
 
 def _hint(

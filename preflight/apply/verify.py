@@ -80,7 +80,9 @@ def _checks(session: Session, script: Script, statement: scan.Statement) -> list
     except psycopg.Error as error:
         if session.lost or error.sqlstate in PASSING:
             raise  # somebody is in the way: that says nothing of the file
-        message = error.diag.message_primary or str(error)
+        from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
+
+        message = statements.words(session, script, error)
         session.execute("ROLLBACK TO SAVEPOINT preflight_check")
         if error.sqlstate in ABSENT:
             told = not asks_more(statement.text(script.text))

@@ -27,8 +27,8 @@ VOCABULARIES = {
         "dbname": "POSTGRES_DB",
     },
 }
-ESCAPE = "In a URL write the characters @ : / ? # % of a password as %40 %3A %2F %3F %23 %25."
-SECRETS = ("DATABASE_URL", "PGPASSWORD", "POSTGRES_PASSWORD", "PREFLIGHT_REHEARSE_URL")
+PASSWORDS = ("PGPASSWORD", "POSTGRES_PASSWORD")
+SECRETS = ("DATABASE_URL", *PASSWORDS, "PREFLIGHT_REHEARSE_URL")
 MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
 SECRET_MAX_BYTES = 64 * 1024
 
@@ -48,9 +48,10 @@ _RESERVED = frozenset(
     tablesample then to trailing true union unique user using variadic verbose when where window
     with information_schema public""".split()  # noqa: SIM905 -- a hundred words in eleven lines
 )
+_READ = (PREFIX, "DATABASE_URL", "PG", "POSTGRES_")
+_QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
+_FILES = "a shell takes quotes off, `docker run --env-file` does not"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_URL = re.compile(r"[a-z0-9+]+://(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
-_DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +211,21 @@ class _Reader:
         self.environ = {
             name: value for name, value in environ.items() if value and name not in self.links
         }
+        self._take_quotes()
 
     def wrong(self, message: str, hint: str | None = None) -> None:
         self.problems.append(Problem(message, hint))
+
+    def _take_quotes(self) -> None:
+        """Name what has its quotes on: a shell takes them off, docker's --env-file does not."""
+        for name, value in sorted(self.environ.items()):
+            if not _QUOTED.fullmatch(value) or not name.startswith(_READ):
+                continue
+            if name in PASSWORDS:  # they may belong to it
+                self.warnings.append(f"{name} begins and ends with a quote, which counts: {_FILES}")
+            elif name not in SECRETS:
+                self.wrong(f"{name} has its quotes on", f"Take them off: {_FILES}.")
+                del self.environ[name]
 
     def secret(self, name: str) -> str | None:
         """Return the value of NAME or of the file that NAME_FILE names."""
@@ -316,7 +329,7 @@ class _Reader:
         if "@" in target.get("host", ""):
             self.wrong(
                 "the host holds an '@'",
-                ESCAPE,
+                "In a URL write the @ of a password as %40.",
             )
         for port in filter(None, target.get("port", "").split(",")):
             if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
@@ -327,28 +340,16 @@ class _Reader:
         url = self.secret(name)
         if url is None:
             return {}
-        address = _URL.match(url)
-        if address and (
-            "@" in address["rest"].partition("@")[2].partition("?")[0]
-            or "@" in address["rest"].partition("?")[0].partition("/")[2]
-        ):
-            # libpq would take a piece of the password for the host or the database
-            self.wrong(f"{name} holds an unescaped @ or /", ESCAPE)
-            return {}
-        import psycopg  # noqa: PLC0415 -- not needed without a URL
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 -- see above
+        from preflight.base import urls  # noqa: PLC0415 -- not needed without a URL
 
         try:
-            parsed = conninfo_to_dict(_DRIVER.sub(r"\1://", url))
-        except psycopg.Error:
-            # libpq quotes the text that it could not read, and that may be the password
-            self.wrong(
-                f"{name} cannot be read as a PostgreSQL URL",
-                "postgresql://USER:PASSWORD@HOST:PORT/DATABASE; write special characters of "
-                "the password percent-encoded (@ as %40), and only options that libpq knows.",
-            )
+            found, dropped = urls.read(url)
+        except urls.Unreadable as wrong:
+            self.wrong(f"{name} {wrong}", wrong.hint)
             return {}
-        return {key: str(value) for key, value in parsed.items() if value not in (None, "")}
+        if dropped:
+            self.warnings.append(f"{name}: {', '.join(dropped)}: not for PostgreSQL, left out")
+        return found
 
     def settings(self) -> dict[str, object]:
         """Return the values of the settings that are set."""

@@ -8,6 +8,7 @@ first poll, so a connection is made here step by step; only libpq's own texts (C
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import select
 import socket
@@ -47,7 +48,7 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
     (
         "config",
         (
-            r"invalid (connection option|integer value|port number|\w+ value|URI)|missing \"=\"|"
+            r"invalid (connection option|integer value|port number|\"?\w+\"? value|URI)|missing \"=\"|"
             r"service file \S+ not found|definition of service|could not find .* service"
         ),
         frozenset({"42704", "22023", "42601"}),
@@ -187,13 +188,13 @@ class _Call:
         address, until = None, time.monotonic() + self.each_s
         while True:
             if pgconn.status == pq.ConnStatus.BAD:
-                raise _refusal(pgconn)
+                raise _refusal(pgconn, self.target)
             status = pgconn.connect_poll()
             if status == pq.PollingStatus.OK:
                 _set_verbosity(pgconn, _DEFAULT)
                 return None
             if status == pq.PollingStatus.FAILED:
-                raise _refusal(pgconn)
+                raise _refusal(pgconn, self.target)
             if (now_at := _address(pgconn)) != address:
                 address, until = now_at, time.monotonic() + self.each_s
             poller = select.poll()
@@ -208,14 +209,37 @@ def _address(pgconn: pq.abc.PGconn) -> Address:
     return pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode()
 
 
-def _refusal(pgconn: pq.abc.PGconn) -> Refused:
+def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
     text = pgconn.error_message.decode("utf-8", "replace")
     sqlstates = _SQLSTATE.findall(text)
     kind = kind_of(text, sqlstates, needs_password=bool(pgconn.needs_password))
+    text = _unsaid(text, pgconn, target)
     lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
     shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()
     pgconn.finish()
     return Refused(kind, shown or "no reason given", sqlstates[-1] if sqlstates else None)
+
+
+PLAIN = ("host", "hostaddr", "user", "dbname", "application_name")  # said in every run, or ours
+_ITEM = re.compile(r"[,\s=]+")
+
+
+def _unsaid(text: str, pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> str:
+    """Take the values of options out of libpq's and the server's words: one may be a password.
+
+    What is no value of ours stays, such as a path, and the names that every run shows.
+    """
+    said = {"service": os.environ.get("PGSERVICE", ""), **target}  # gone where none is found
+    said |= {each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val}
+    plain = {item for key in PLAIN for item in (said.get(key) or "").split(",")}
+    values = {value for key, value in said.items() if key not in PLAIN}
+    values |= {item for value in values for item in _ITEM.split(value)}
+    for value in sorted(values - plain, key=len, reverse=True):
+        if value and not value.startswith(("/", "~")):
+            text = text.replace(f'"{value}"', '"…"')
+    for value in filter(None, _ITEM.split(said.get("options", ""))):
+        text = re.sub(rf"(?<=: ){re.escape(value)}$", "…", text, flags=re.MULTILINE)
+    return text
 
 
 def resolve(target: Mapping[str, str]) -> list[Address]:

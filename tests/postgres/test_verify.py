@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests import program, servers
@@ -104,6 +105,40 @@ def test_verify_file_that_fails_itself_is_an_error(  # noqa: PLR0913, PLR0917 --
     assert ("001_a_verify.sql", 2, 3) == (error["file"], error["line"], error["column"])
     assert "001_a" == error["migration"]
     assert [None] == database.query("SELECT to_regclass('t')")
+
+
+@pytest.mark.parametrize(
+    "uses", ["txt::int", "txt::date", "txt::regclass", "current_setting(txt)", "run_it(txt)"]
+)
+@pytest.mark.parametrize("where", ["file", "verify"])
+def test_row_s_value_is_not_repeated(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    connection: psycopg.Connection,
+    where: str,
+    uses: str,
+) -> None:
+    """Neither by a verify file that trips over it nor by the file: not in the log, not kept."""
+    connection.execute(
+        "CREATE SCHEMA theirs; CREATE TABLE theirs.v (txt text); "
+        "INSERT INTO theirs.v VALUES ('rowcanary!'); CREATE FUNCTION theirs.run_it(text) "
+        "RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; RETURN 1; END'"
+    )
+    uses = uses.replace("run_it", "theirs.run_it")
+    query = f"SELECT 's' AS suite, 'c' AS \"check\", {uses} IS NOT NULL AS ok FROM theirs.v"
+    files = {"001_a.sql": f"CREATE TABLE made AS {query};"}
+    if where == "verify":
+        files = {"001_a.sql": "CREATE TABLE t ();", "001_a_verify.sql": f"{query};"}
+    migrations(files)
+
+    result = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert result.code in {30, 33}, str(result)
+    assert "rowcanary" not in result.stdout + result.stderr, str(result)
+    if where == "file":
+        (journal,) = database.query("SELECT string_agg(j::text, '') FROM preflight.journal j")
+        assert "rowcanary" not in journal
 
 
 def test_verify_file_leaves_the_transaction_usable(

@@ -130,7 +130,13 @@ def test_address_without_a_name_gets_no_default_name() -> None:
         f"host=h password=a {SECRET}",
         f"host=h password='{SECRET}",
         f"mysql://u:{SECRET}@h/d",
-        f"jdbc:postgresql://h/d?password={SECRET}",
+        f"jdbc:mysql://h/d?password={SECRET}",
+        f"jdbc:postgresql://h/d?password=x&{SECRET}=1",
+        f"postgresql://u:a?{SECRET}=b@h/d",
+        f"postgresql://u@h/d?{SECRET}",
+        f"postgresql://u:p@h/d?schema={SECRET}",
+        f"'postgresql://u:{SECRET}@h/d",
+        f"'postgresql://u:{SECRET}%zz@h/d'",
         SECRET,
     ],
 )
@@ -140,6 +146,79 @@ def test_malformed_url_shows_no_part_of_the_password(url: str) -> None:
 
     assert not [text for text in found if "hunter" in text or "same" in text], found
     assert all("DATABASE_URL" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("url", "dropped"),
+    [
+        ("postgresql://u:p@h:6000/d?schema=public", "schema"),
+        ("postgresql://u:p@h:6000/d?pgbouncer=true&connection_limit=1", "pgbouncer, connection_limit"),
+        ("postgres://u:p@h:6000/d?serverVersion=16&charset=utf8", "serverVersion, charset"),
+        ("jdbc:postgresql://h:6000/d?user=u&password=p&prepareThreshold=0", "prepareThreshold"),
+        ("postgres://u:p@h:6000/d?x-migrations-table=m", "x-migrations-table"),
+        ("postgres://u:p@h:6000/d?pool=5&encoding=unicode", "pool, encoding"),
+        ("pgsql://u:p@h:6000/d", None),
+        ('"postgresql://u:p@h:6000/d"', None),
+        (" 'postgresql://u:p@h:6000/d?schema=public'\n", "schema"),
+    ],
+)  # fmt: skip
+def test_what_other_readers_of_a_url_need_is_left_out(url: str, dropped: str | None) -> None:
+    """And said: it is harmless."""
+    found = read(DATABASE_URL=url)
+
+    named = {"host": "h", "port": "6000", "user": "u", "password": "p", "dbname": "d"}
+    assert named == dict(found.target)
+    said = (f"DATABASE_URL: {dropped}: not for PostgreSQL, left out",) if dropped else ()
+    assert said == found.warnings
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://u:p@h/d?schema=app", ["option schema,", "options=-csearch_path%3DNAME"]),
+        ("jdbc:postgresql://h/d?currentSchema=app", ["option currentSchema,", "search_path"]),
+        ("postgresql://u:p@h/d?sslmod=require", ["option sslmod,", "Did you mean sslmode?"]),
+        ("postgresql://u:p@h/d?SSLMODE=require", ["option SSLMODE,", "Did you mean sslmode?"]),
+        ("postgresql://u:p@h/d?colour=blue", ["option colour,", "Leave it out."]),
+        ("mysql://u:p@h/d", ["begins with mysql://", "postgresql://"]),
+        ('"postgresql://u:p@h/d', ["begins with a quote"]),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_named(url: str, words: list[str]) -> None:
+    """The option, the scheme or the quote, and what to write instead."""
+    (found,) = wrong(DATABASE_URL=url)
+
+    assert [] == [word for word in words if word not in found], found
+
+
+@pytest.mark.parametrize(
+    ("said", "sslmode"),
+    [("sslmode=no-verify", "require"), ("ssl=true", "require"), ("ssl=verify-full", "verify-full"),
+     ("ssl=false", None)],
+)  # fmt: skip
+def test_tls_is_asked_for_in_every_driver_s_words(said: str, sslmode: str | None) -> None:
+    """Never less than was asked for."""
+    assert sslmode == target(DATABASE_URL=f"postgresql://u@h/d?{said}").get("sslmode")
+
+
+@pytest.mark.parametrize(
+    "name", ["POSTGRES_HOST", "PGUSER", "PGSSLMODE", "PREFLIGHT_BACKUP", "PREFLIGHT_BACKUP_DIR",
+             "DATABASE_URL_FILE", "PREFLIGHT_WAIT_TIMEOUT_S"]
+)  # fmt: skip
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_value_with_its_quotes_on_is_named(name: str, quote: str) -> None:
+    """As docker's --env-file leaves them; once, and not as a wrong value."""
+    (found,) = wrong(**{name: f"{quote}x{quote}"})
+
+    assert found.startswith(f"{name} has its quotes on Take them off")
+
+
+def test_quotes_of_a_password_count_and_are_told() -> None:
+    """They may belong to it."""
+    found = read(PGPASSWORD="'p'")
+
+    assert "'p'" == found.target["password"]
+    assert "PGPASSWORD begins and ends with a quote" in found.warnings[0]
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "tcp", "5432 ", "5432,x", "\u0665", "1e3"])
