@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from preflight.base import stop
+
+if __name__ == "__main__":
+    stop.listen(stop.remember)  # what is imported below takes a quarter of a second
+
 import sys
 from functools import partial
 from typing import TYPE_CHECKING

@@ -133,8 +133,7 @@ def process(arguments: Sequence[str], choose: Choose) -> int:
     Returns the exit code.
     """
     exit_code = once(arguments, choose)
-    for late in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(late, signal.SIG_IGN)  # Python puts the default back before it ends
+    stop.listen(signal.SIG_IGN)  # Python puts the default back before it ends
     return exit_code
 
 
@@ -146,6 +145,7 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
     handle_signals(run)
     _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(arguments))
     try:
+        stop.check()  # it may have come while Python was loading
         command, run.command, result_on_stdout = choose(arguments)
         _set_up_logs(run, environ, to_stderr=result_on_stdout)
         config = Config.from_env(environ, MIGRATIONS, run.run_id)
@@ -154,6 +154,7 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
         log.info("run.started", command=run.command, version=_version(), database=config.database)
         for warning in config.warnings:
             log.warning("config.warned", warning=warning)
+        stop.check()
         command(config)
         return run.end(ExitCode.OK, run.outcome())
     except Failure as failure:
@@ -217,8 +218,7 @@ def handle_signals(run: Run) -> None:
             timer.start()
         stop.request(signum)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
+    stop.listen(ask)
 
 
 def _stopped(run: Run, *, answered: bool = True) -> int:

@@ -8,10 +8,15 @@ psycopg cancels the statement. COMMIT and the backup's rename stand outside.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,6 +33,20 @@ _depth = 0
 stays: str | None = None  # what a stop leaves of the file under way; None when it is rolled back
 on_copy = threading.Event()  # what stays is a copy's, which is dropped
 busy = threading.Event()
+
+
+def listen(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """Have SIGTERM and SIGINT handled from now on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def remember(signum: int, _frame: FrameType | None) -> None:
+    """Remember a stop request: the handler until more is loaded.
+
+    As process 1 of a container a signal that nobody handles is lost.
+    """
+    request(signum)
 
 
 def request(signum: int) -> None:

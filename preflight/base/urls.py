@@ -20,20 +20,21 @@ _ANY_SCHEME = re.compile(r"(?i)^(?:jdbc:)?[a-z][a-z0-9+.-]{0,30}://")
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,40}", re.ASCII)
 # what tells a pool, a cache or a driver how to work, and nothing about the session that we need
 _OTHERS = frozenset(
-    """pgbouncer connection_limit pool_timeout socket_timeout statement_cache_size single_use_connections
-    pool pool_size pool_max_conns pool_min_conns pool_max_conn_lifetime pool_max_conn_idle_time
-    pool_health_check_period pool_max_conn_lifetime_jitter pool_mode max_pool_size min_pool_size maxsize
-    minsize max_overflow pool_recycle pool_pre_ping poolclass max_connections conn_max_age idle_timeout
-    max_lifetime checkout_timeout reaping_frequency reconnect prepared_statements prepare
-    prepared_statement_cache_size prepared_statement_name_func default_query_exec_mode
-    statement_cache_capacity statement_cache_mode description_cache_capacity uselibpqcompat
-    binary_parameters async_fallback command_timeout timeout serverversion server_version driver
-    adapter preparethreshold preparedstatementcachequeries preparedstatementcachesizemib
-    rewritebatchedinserts rewritebatchedinsertssize defaultrowfetchsize logintimeout sockettimeout
-    connecttimeout canceltimeout tcpkeepalive tcpnodelay stringtype binarytransfer autosave
-    assumeminserverversion loggerlevel loggerfile loadbalancehosts hostrecheckseconds
-    disablecolumnsanitiser unknownlength logunclosedconnections adaptivefetch
-    reapinterval maxresultbuffer supa workaround""".split()  # noqa: SIM905 -- seventy words in some lines
+    """pgbouncer connection_limit pool_timeout socket_timeout statement_cache_size
+    single_use_connections pool pool_size pool_max_conns pool_min_conns pool_max_conn_lifetime
+    pool_max_conn_idle_time pool_health_check_period pool_max_conn_lifetime_jitter pool_mode
+    max_pool_size min_pool_size maxsize minsize max_overflow pool_recycle pool_pre_ping
+    poolclass max_connections conn_max_age idle_timeout max_lifetime checkout_timeout
+    reaping_frequency reconnect prepared_statements prepare prepared_statement_cache_size
+    prepared_statement_name_func default_query_exec_mode statement_cache_capacity
+    statement_cache_mode description_cache_capacity uselibpqcompat binary_parameters
+    async_fallback command_timeout timeout serverversion server_version driver adapter
+    preparethreshold preparedstatementcachequeries preparedstatementcachesizemib
+    rewritebatchedinserts rewritebatchedinsertssize defaultrowfetchsize logintimeout
+    sockettimeout connecttimeout canceltimeout tcpkeepalive tcpnodelay stringtype binarytransfer
+    autosave assumeminserverversion loggerlevel loggerfile loadbalancehosts hostrecheckseconds
+    disablecolumnsanitiser unknownlength logunclosedconnections adaptivefetch reapinterval
+    maxresultbuffer supa workaround""".split()  # noqa: SIM905 -- seventy words in some lines
 )
 # harmless with these values only; with another one they say what libpq's way of saying is for
 _SEARCH_PATH = ("schema", "currentschema", "search_path", "schema_search_path", "searchpath")
@@ -89,8 +90,9 @@ def read(url: str) -> tuple[dict[str, str], list[str]]:
     if not known:
         return _parsed(url), []
     rest = url[known.end() :]
-    if "@" in rest.partition("@")[2].partition("?")[0] or "@" in (
-        rest.partition("?")[0].partition("/")[2]
+    if (
+        "@" in rest.partition("@")[2].partition("?")[0]
+        or "@" in (rest.partition("?")[0].partition("/")[2])
     ):
         # libpq would take a piece of the password for the host or the database
         raise Unreadable("holds an unescaped @ or /", ESCAPE)
@@ -110,8 +112,10 @@ def _sorted(query: str) -> tuple[list[str], list[str]]:
         if name in libpq:
             secret = secret or "password" in name
             kept.append(item)
-        elif low in _OTHERS or unquote(value).lower() in _WITH_VALUE.get(low, ()) or (
-            low.startswith("x-") and has_value
+        elif (
+            low in _OTHERS
+            or unquote(value).lower() in _WITH_VALUE.get(low, ())
+            or (low.startswith("x-") and has_value)
         ):
             dropped.append(name)
         else:

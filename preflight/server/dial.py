@@ -8,7 +8,6 @@ first poll, so a connection is made here step by step; only libpq's own texts (C
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import select
 import socket
@@ -48,7 +47,8 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
     (
         "config",
         (
-            r"invalid (connection option|integer value|port number|\"?\w+\"? value|URI)|missing \"=\"|"
+            r"invalid (connection option|integer value|port number|\"?\w+\"? value|URI)|"
+            r"missing \"=\"|"
             r"service file \S+ not found|definition of service|could not find .* service"
         ),
         frozenset({"42704", "22023", "42601"}),
@@ -221,6 +221,7 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
 
 
 PLAIN = ("host", "hostaddr", "user", "dbname", "application_name")  # said in every run, or ours
+_SERVICE = re.compile(r"(definition of service )\S+( not found)")
 _ITEM = re.compile(r"[,\s=]+")
 
 
@@ -229,8 +230,10 @@ def _unsaid(text: str, pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> str:
 
     What is no value of ours stays, such as a path, and the names that every run shows.
     """
-    said = {"service": os.environ.get("PGSERVICE", ""), **target}  # gone where none is found
-    said |= {each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val}
+    text = _SERVICE.sub(r"\1…\2", text)
+    said = dict(target) | {
+        each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val
+    }
     plain = {item for key in PLAIN for item in (said.get(key) or "").split(",")}
     values = {value for key, value in said.items() if key not in PLAIN}
     values |= {item for value in values for item in _ITEM.split(value)}

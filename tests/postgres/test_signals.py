@@ -56,6 +56,32 @@ def asleep(database: servers.Database) -> list[int]:
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("module", ["preflight.run", "structlog", "preflight.base.config"])
+def test_stop_while_python_still_loads_ends_the_run(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    leaves_nothing: LeavesNothing,
+    database: servers.Database,
+    tmp_path: Path,
+    module: str,
+    number: signal.Signals,
+) -> None:
+    """As later: its exit code, one last event, nothing done."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Ask:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Ask())\n"
+    )
+
+    result = run(env={"PYTHONPATH": str(tmp_path)})
+
+    leaves_nothing(result)
+    assert 128 + number == result.code
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
 class Blocked:
     """A client program that starts, says a little, and then never ends by itself."""
 

@@ -152,7 +152,7 @@ def test_malformed_url_shows_no_part_of_the_password(url: str) -> None:
     ("url", "dropped"),
     [
         ("postgresql://u:p@h:6000/d?schema=public", "schema"),
-        ("postgresql://u:p@h:6000/d?pgbouncer=true&connection_limit=1", "pgbouncer, connection_limit"),
+        ("postgresql://u:p@h:6000/d?pgbouncer=true&pool_timeout=1", "pgbouncer, pool_timeout"),
         ("postgres://u:p@h:6000/d?serverVersion=16&charset=utf8", "serverVersion, charset"),
         ("jdbc:postgresql://h:6000/d?user=u&password=p&prepareThreshold=0", "prepareThreshold"),
         ("postgres://u:p@h:6000/d?x-migrations-table=m", "x-migrations-table"),

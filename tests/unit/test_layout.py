@@ -18,7 +18,7 @@ ONLY_IN = {
     },  # the clients' processes, and a server's
     "os.fork": {"files.parser"},
     "structlog.configure": {"base.logs"},
-    "signal.signal": {"run"},
+    "signal.signal": {"base.stop"},
     "sys.exit": {"entrypoint"},
 }
 

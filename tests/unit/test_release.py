@@ -135,7 +135,11 @@ def test_installed_program_reads_the_files_where_it_is_started(
     (tmp_path / "migrations").mkdir()
     (tmp_path / "migrations" / "001_create_cat.sql").write_text("CREATE TABLE cat (name text);\n")
 
-    done = said(tmp_path, venv / "bin/pg-preflight", "lint", "--json")
+    link = tmp_path / "pg-preflight"  # as pipx does
+    link.symlink_to(venv / "bin/pg-preflight")
+    app = {"PYTHONUTF8": "x", "PYTHONIOENCODING": "x", "PYTHONHOME": "/nowhere"}  # not for us
+
+    done = said(tmp_path, link, "lint", "--json", env=app)
 
     assert 0 == installed.returncode, installed.stderr
     assert 0 == done.returncode, done.stderr
