@@ -242,6 +242,9 @@ def bare_environment(
         "PREFLIGHT_BACKUP_DIR": str(backup_dir),
         # What a copy is good for has tests of its own; elsewhere it would only take time.
         "PREFLIGHT_REHEARSE": "off",
+        # Where there is a copy, it is on the live server: the way that needs the most care. The
+        # throwaway server has tests of its own, and would cost each of the others a second.
+        "PREFLIGHT_REHEARSE_ON": "server",
         "PREFLIGHT_MIGRATIONS_DIR": str(migrations.directory),
         "PREFLIGHT_TERMINATION_LOG": str(termination_log),
     }

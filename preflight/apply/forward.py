@@ -167,7 +167,7 @@ def _beyond(script: Script) -> str | None:
     """Return the first effect beyond the database of a file that met somebody in its way."""
     from preflight.files import reach  # noqa: PLC0415 -- only then
 
-    reached = (reach.beyond(text, ()) for _, text in statements.each(script))
+    reached = (reach.beyond(text) for _, text in statements.each(script))
     return next((found.words for found in reached if found), None)
 
 

@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,23 +244,28 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     settings: Mapping[str, str] | None = None,
     tick: Callable[[], None] = lambda: None,
     hold: Callable[[], bool] | None = None,
+    anew: Callable[[], None] | None = None,
 ) -> tuple[int, list[Complaint]]:
     """Run pg_restore into a new database; return its exit code and its errors.
 
     The code is 0 when the only errors were those that every client 17 makes on an older server.
     Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
     key is checked against, and they write into each other's lines: where either may be the reason
-    of an error, the database is made anew and filled by one.
+    of an error, the database is made anew (by `anew`, or as it is) and filled by one.
     """
     address = sessions.with_settings({**session.address(), "dbname": name}, settings or {})
     how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold}
     code, problems = _filled(session, dump, parallel, *options, **how)
     if parallel > 1 and any(problem.doubtful for problem in problems):
-        model = described(session, name)
-        drop(session, name)
-        create(session, name, model, (model or {}).get("comment") or "")
+        (anew or partial(_make_anew, session, name))()
         code, problems = _filled(session, dump, 1, *options, **how)
     return code, problems
+
+
+def _make_anew(session: Session, name: str) -> None:
+    model = described(session, name)
+    drop(session, name)
+    create(session, name, model, (model or {}).get("comment") or "")
 
 
 def _filled(  # noqa: PLR0913 -- see above

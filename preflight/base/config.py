@@ -74,6 +74,9 @@ class Config:
     rehearse_max_mb: int = 2048
     rehearse_max_lock_s: float = 0
     rehearse_wal_mb_per_min: int = 2000
+    rehearse_on: str = "auto"
+    rehearse_dir: Path = Path("/scratch")
+    rehearse_dir_mb: int = 0
     rehearse_url: Mapping[str, str] | None = field(default=None, repr=False)  # as libpq reads it
     first_contact: str = "refuse"
     ahead: str = "allow"
@@ -190,6 +193,9 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "REHEARSE_MAX_MB": _whole(0),
     "REHEARSE_MAX_LOCK_S": _seconds,
     "REHEARSE_WAL_MB_PER_MIN": _whole(0),
+    "REHEARSE_ON": _one_of("auto", "local", "server"),
+    "REHEARSE_DIR": Path,
+    "REHEARSE_DIR_MB": _whole(0),
     "REHEARSE_URL": _text,
     "FIRST_CONTACT": _one_of("refuse", "pending"),
     "AHEAD": _one_of("allow", "fail"),

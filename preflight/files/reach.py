@@ -17,16 +17,17 @@ _MAY_REACH = re.compile(
     rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke|owned|"
     rb"parameter|pg_\w+|foreign|do|function|procedure|prepare|execute|schema|rule|explain|declare)\b"
 )
+_CALLS_AWAY = r"dblink\w*|lo_import|lo_export|pg_file_\w+|http\w*"  # to files, to other servers
 _CALLS = (
-    r"dblink\w*|lo_import|lo_export|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
-    r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_file_\w+|pg_logical_emit_message|"
+    rf"{_CALLS_AWAY}|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
+    r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_logical_emit_message|"
     r"pg_stat_reset_(?:shared|slru|replication_slot)|pg_(?:backup_)?(?:start|stop)(?:_backup)?|"
     r"pg_create_restore_point|pg_wal_replay_\w+|set_config_by_\w+|"
-    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+|http\w*"
+    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+"
 )
-_CALLED = re.compile(
-    rf"(?:.*\.)?(?:{_CALLS})|cron\.\w+|aws_\w+\.\w+|aws_lambda\w*|net\.http\w*", re.DOTALL
-)
+_SCHEMAS_AWAY = r"cron\.\w+|aws_\w+\.\w+|aws_lambda\w*|net\.http\w*"
+_CALLED = re.compile(rf"(?:.*\.)?(?:{_CALLS})|{_SCHEMAS_AWAY}", re.DOTALL)
+_CALLED_AWAY = re.compile(rf"(?:.*\.)?(?:{_CALLS_AWAY})|{_SCHEMAS_AWAY}", re.DOTALL)
 _MAY_CALL = re.compile(rb"(?i)\b(?:%b|cron|aws_\w+|net)\b" % _CALLS.encode())
 # for a body that no parser reads: its words, without comments and quotes
 _WORDS = re.compile(
@@ -40,6 +41,12 @@ _WORDS = re.compile(
     r"pg_(?:database|authid|auth_members|tablespace|db_role_setting|shdepend|shdescription|"
     r"shseclabel|parameter_acl|subscription|replication_origin)\b|"
     rf"\b(?:{_CALLS}|cron \. \w+|aws_\w+ \. \w+|aws_lambda\w*|net \. http\w*) \("
+)
+_WORDS_AWAY = re.compile(
+    r"(?i)\b(?:create|alter|drop|comment on|security label on) subscription\b|"
+    r"\bcreate tablespace\b|\bimport foreign schema\b|\bcopy [^;]*\b(?:program\b)|"
+    r"\b(?:insert into|update|delete from|truncate) (?:pg_catalog \. )?pg_subscription\b|"
+    rf"\b(?:{_CALLS_AWAY}|cron \. \w+|aws_\w+ \. \w+|aws_lambda\w*|net \. http\w*) \("
 )
 _SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
     "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
@@ -56,6 +63,13 @@ _ELSEWHERE = {
     "alter_table_move_all_stmt": "tablespaces belong to the whole server",
     "import_foreign_schema_stmt": "connects to another server",
 }
+# what leaves the whole server: for its files, or for another one
+_AWAY = {
+    "copy_stmt", "create_table_space_stmt", "import_foreign_schema_stmt",
+    "create_subscription_stmt", "alter_subscription_stmt", "drop_subscription_stmt",
+}  # fmt: skip
+_SHARED_AWAY = {"OBJECT_SUBSCRIPTION"}
+_SHARED_CATALOGS_AWAY = {"pg_subscription"}
 _BODY = "holds `{}`, which reaches beyond the database"
 _UNKNOWN = "runs `{}`, a text that is only known when it runs"
 _DEEPEST = 5  # a body in a body in a body
@@ -63,67 +77,84 @@ _DEEPEST = 5  # a body in a body in a body
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a statement reaches beyond its database; not `certain` where it could not be read."""
+    """What a statement reaches beyond its bounds; not `certain` where it could not be read."""
 
     words: str
     certain: bool = True
 
 
-def beyond(text: bytes, foreign: Collection[str] = (), depth: int = 0) -> Reach | None:
-    """Return what a statement reaches beyond its database, if it does or may.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a statement is to stay inside of: its database; or its server, if that is thrown away.
 
     `foreign` are the names of foreign tables.
     """
-    if not (_MAY_REACH.search(text) or _MAY_CALL.search(text) or foreign):
+
+    foreign: Collection[str] = ()
+    server: bool = False
+
+
+DATABASE = Bounds()
+
+
+def beyond(text: bytes, bounds: Bounds = DATABASE, depth: int = 0) -> Reach | None:
+    """Return what a statement reaches beyond its bounds, if it does or may."""
+    if not (_MAY_REACH.search(text) or _MAY_CALL.search(text) or bounds.foreign):
         return None
     node = parser.parsed(text)
     if node is None:
-        return _by_words(text)
-    if found := _named(node, text, foreign):
+        return _by_words(text, bounds)
+    if found := _named(node, text, bounds):
         return Reach(found)
     if depth == _DEEPEST:
         return None
-    return _in_bodies(node, text, foreign, depth)
+    return _in_bodies(node, text, bounds, depth)
 
 
-def _named(node: Node, text: bytes, foreign: Collection[str]) -> str | None:
+def _named(node: Node, text: bytes, bounds: Bounds) -> str | None:
     """Say what a statement, or one inside it, reaches by its kind, its target or a call."""
     for inner in parser.every(node, "Node"):
         kind = str(inner.WhichOneof("node"))
         if kind == "func_call":
             name = ".".join(part.string.sval for part in inner.func_call.funcname).lower()
-            if _CALLED.fullmatch(name):
+            if (_CALLED_AWAY if bounds.server else _CALLED).fullmatch(name):
                 return f"calls {name}, which reaches beyond the database"
         elif kind.endswith("_stmt") and (
-            found := _ELSEWHERE.get(kind)
-            or effects.of_node(inner, text).external
-            or _shared(getattr(inner, kind))
+            found := _of_kind(inner, kind, text, bounds)
+            or _shared(getattr(inner, kind), _SHARED_AWAY if bounds.server else _SHARED)
         ):
             return found
-    return _written_beyond(effects.of_node(node, text), foreign)
+    return _written_beyond(effects.of_node(node, text), bounds)
 
 
-def _written_beyond(effect: effects.Effect, foreign: Collection[str]) -> str | None:
-    """Tell whether rows are changed that are not of this database."""
+def _of_kind(node: Node, kind: str, text: bytes, bounds: Bounds) -> str | None:
+    if bounds.server and kind not in _AWAY:
+        return None
+    return _ELSEWHERE.get(kind) or effects.of_node(node, text).external
+
+
+def _written_beyond(effect: effects.Effect, bounds: Bounds) -> str | None:
+    """Tell whether rows are changed that are not inside the bounds."""
+    catalogs = _SHARED_CATALOGS_AWAY if bounds.server else _SHARED_CATALOGS
     for lock in effect.locks:
         name = lock.table.rpartition(".")[2].strip('"')
         if effects.STRENGTH.index(lock.mode) < effects.STRENGTH.index(effects.ROW_EXCLUSIVE):
             continue
-        if name in _SHARED_CATALOGS:
+        if name in catalogs:
             return f"changes {name}, which belongs to the whole server"
-        if name in foreign:
+        if name in bounds.foreign:
             return f"changes the foreign table {lock.table}"
     return None
 
 
-def _shared(statement: Any) -> str | None:  # noqa: ANN401 -- a protobuf message
+def _shared(statement: Any, kinds: Collection[str]) -> str | None:  # noqa: ANN401 -- protobuf
     """Tell whether a statement changes something of the whole server: its owner, rights, words."""
     from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
 
     fields = {field.name for field in statement.DESCRIPTOR.fields}
     for field in {"objtype", "object_type", "rename_type"} & fields:
         named = str(ObjectType.Name(getattr(statement, field)))
-        if named in _SHARED:
+        if named in kinds:
             word = named.removeprefix("OBJECT_").removesuffix("_ACL").lower()
             return f"{word}s belong to the whole server"
     return None
@@ -132,14 +163,14 @@ def _shared(statement: Any) -> str | None:  # noqa: ANN401 -- a protobuf message
 # bodies
 
 
-def _in_bodies(node: Node, text: bytes, foreign: Collection[str], depth: int) -> Reach | None:
+def _in_bodies(node: Node, text: bytes, bounds: Bounds, depth: int) -> Reach | None:
     """Look at what a block or a routine holds; what could not be read is told last."""
     unread = None
-    for statement in _inner(node, text):
+    for statement in _inner(node, text, bounds):
         if isinstance(statement, Reach):
             found: Reach | None = statement
         else:
-            found = beyond(statement.encode(), foreign, depth + 1)
+            found = beyond(statement.encode(), bounds, depth + 1)
             if found and found.certain and not found.words.startswith("holds"):
                 found = Reach(_BODY.format(" ".join(statement.split())[:60]))
         if found and found.certain:
@@ -148,7 +179,7 @@ def _in_bodies(node: Node, text: bytes, foreign: Collection[str], depth: int) ->
     return unread
 
 
-def _inner(node: Node, text: bytes) -> Iterator[str | Reach]:
+def _inner(node: Node, text: bytes, bounds: Bounds) -> Iterator[str | Reach]:
     """Yield the statements of a body, and instead of one that cannot be read why."""
     kind = str(node.WhichOneof("node"))
     if kind == "do_stmt":
@@ -165,7 +196,7 @@ def _inner(node: Node, text: bytes) -> Iterator[str | Reach]:
     if language == "sql":
         yield from _statements(body)
     elif language == "plpgsql":
-        yield from _of_plpgsql(text, body)
+        yield from _of_plpgsql(text, body, bounds)
     else:
         yield Reach(f"has a body in {language}, which cannot be read here", certain=False)
 
@@ -177,14 +208,14 @@ def _statements(body: str) -> Iterator[str | Reach]:
             yield item.text(script).decode()
 
 
-def _of_plpgsql(text: bytes, body: str) -> Iterator[str | Reach]:
+def _of_plpgsql(text: bytes, body: str, bounds: Bounds) -> Iterator[str | Reach]:
     short = len(text) <= parser.SHALLOW
     tree = _tree(text) if short or parser.survived(lambda: _tree(text)) else None
     if tree is not None:
         yield from _expressions(tree)
         return
     said = scan.words(body.encode())
-    if found := _by_words(body.encode()):
+    if found := _by_words(body.encode(), bounds):
         yield found
     elif any(
         word == "EXECUTE" and after not in ("FUNCTION", "PROCEDURE")
@@ -281,7 +312,7 @@ def _folded(node: Node) -> str | None:  # noqa: PLR0911 -- one line a kind of ex
     return None
 
 
-def _by_words(text: bytes) -> Reach | None:
+def _by_words(text: bytes, bounds: Bounds) -> Reach | None:
     """Look at the words of what no parser reads, without comments and quotes."""
-    found = _WORDS.search(" ".join(scan.words(text)).lower())
+    found = (_WORDS_AWAY if bounds.server else _WORDS).search(" ".join(scan.words(text)).lower())
     return Reach(_BODY.format(found[0][:60])) if found else None

@@ -42,6 +42,7 @@ MEANING = (
     "createrole_self_grant", "password_encryption", "search_path", "check_function_bodies",
     "row_security", "max_stack_depth",
 )  # fmt: skip
+WAL = ("wal_level", "max_replication_slots")
 MOST_CONNECTIONS = 100
 # what loads a library that is not here
 _LOADS = {"session_preload_libraries", "local_preload_libraries", "shared_preload_libraries"}
@@ -153,6 +154,7 @@ class Surroundings:
     database: Mapping[str, Any]  # as sibling.described says it
     database_settings: Sequence[tuple[str | None, str]]
     settings: Mapping[str, str]  # of the server
+    wal: Mapping[str, str]  # settings that cost WAL, for files that ask for it
     roles: Sequence[Role]
     memberships: Sequence[Membership]
     rights: Sequence[Right]
@@ -183,7 +185,7 @@ def look(session: Session) -> Surroundings:
     return Surroundings(
         database,
         new_database.settings(session, database),
-        _settings(session),
+        *_settings(session),
         [Role(**row) for row in _rows(session, _ROLES)],
         [Membership(*row) for row in members],
         [Right(*row) for row in session.execute(_rights_query(major)).fetchall()],
@@ -213,9 +215,9 @@ def _rights_query(major: int) -> str:
     return " UNION ALL ".join(parts)
 
 
-def _settings(session: Session) -> dict[str, str]:
-    found = dict(session.execute(_SETTINGS, [[*LIMITS, *MEANING]]).fetchall())
-    return server_settings(found)
+def _settings(session: Session) -> tuple[dict[str, str], dict[str, str]]:
+    found = dict(session.execute(_SETTINGS, [[*LIMITS, *MEANING, *WAL]]).fetchall())
+    return server_settings(found), {name: found[name] for name in WAL if name in found}
 
 
 def server_settings(live: Mapping[str, str]) -> dict[str, str]:
@@ -285,8 +287,13 @@ def make(home: Session, where: Server, live: Surroundings) -> Made:
     `home` is a superuser's session on the throwaway server. The database gets the live one's name.
     """
     make_roles(home, live.roles, live.memberships)
-    made = Made(live.database["name"])
     _make_tablespaces(home, where, live)
+    return make_database(home, live)
+
+
+def make_database(home: Session, live: Surroundings) -> Made:
+    """Make the database anew, with its rights and settings, and its extensions."""
+    made = Made(live.database["name"])
     if not _create(home, live):
         made.fidelity.append("collation")
     _grant(home, live.rights)
@@ -358,7 +365,7 @@ def _make_tablespaces(home: Session, where: Server, live: Surroundings) -> None:
 def _create(home: Session, live: Surroundings) -> bool:
     """Create the database; return False when it sorts as C does and not as the live one."""
     name, owner = quoting.name(live.database["name"]), quoting.name(live.database["owner"])
-    home.execute(f"DROP DATABASE IF EXISTS {name}")  # initdb's own `postgres`
+    home.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # initdb's own `postgres`
     plain = {**live.database, "lc_collate": "C", "lc_ctype": "C"}
     tries = [live.database, {**plain, "everything": {}}]
     if live.database["everything"].get("datlocprovider") in ("i", "b"):

@@ -1,4 +1,7 @@
-"""A proven copy of a backup: made, compared, closed to others, and dropped in the end."""
+"""A proven copy of a backup on a server that others use, and what any proven copy has to show.
+
+It is made, compared, closed to others, and dropped in the end.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +50,11 @@ class Copy:
     restore_s: float
     began: float
     home: Session
-    wal: int | None  # that the server had written before, in bytes
+    wal: int | None  # that the server had written before, in bytes; None where nobody cares
     paused_s: float
     empty: tuple[str, ...] = ()  # views that are not filled in it
+    where: str = "server"  # `server`, `url`, or `local`: thrown away with its server
+    fidelity: str | None = None  # in what it is not as the live one
 
 
 @contextmanager
@@ -79,19 +84,18 @@ def elsewhere(session: Session, lost: ConnectionLost) -> scratch.Unavailable:
 
 @contextmanager
 def restored(
-    session: Session, config: Config, saved: Taken | None, scripts: Sequence[Script]
+    session: Session, config: Config, saved: Taken, scripts: Sequence[Script]
 ) -> Iterator[Copy]:
     """Yield a copy restored from a backup and compared; raises Unavailable, BackupUnverified."""
-    if saved is None:
-        raise scratch.Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
     began = time.monotonic()
     live_bytes = _require_allowed(session, config)
+    where = "server" if config.rehearse_url is None else "url"
     live = new_database.described(session, saved.identity.database)
     with ExitStack() as stack:
         home = stack.enter_context(scratch.home(session))
         there, _ = take.identity_of(home)
         if there.system == saved.identity.system:
-            _require_inside(session, scripts)
+            require_inside(session, scripts)
             _require_bearable(session, home, live_bytes)
             stack.enter_context(_noted(session, home, saved, scripts))
         if home is not session:
@@ -102,6 +106,7 @@ def restored(
             "rehearsal.started",
             backup=saved.name if saved.visible else None,
             database=name,
+            where=where,
             server=f"{home.connection.info.host}:{home.connection.info.port}",
             rows=sum((saved.backup.manifest.rows or {}).values()),
             jobs=jobs,
@@ -116,14 +121,15 @@ def restored(
             restored_s = time.monotonic() - began
             scratch.apply_database_settings(session, home, live, name)
             with scratch.reached(home, name, quiet) as copy:
-                take.require_there(saved)
-                empty = _compare(copy, saved, empty_allowed=bool(calling or refused))
-                _strip(copy, saved)
-            _record(saved)
-            _tell_empty(config, refused, calling.values())
+                empty = proven(copy, saved, empty_allowed=bool(calling or refused))
+            record(saved)
+            tell_empty(config, refused, calling.values())
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
-                yield Copy(copy, name, restored_s, began, home, wal, minute.paused_s, tuple(empty))
+                if scripts:
+                    analyze(copy)
+                paused = minute.paused_s
+                yield Copy(copy, name, restored_s, began, home, wal, paused, empty, where)
         except BackupUnverified:
             take.hide(saved)
             raise
@@ -142,7 +148,16 @@ def require_complete(config: Config, saved: Taken | None) -> None:
         )
 
 
-def _record(saved: Taken) -> None:
+def analyze(copy: Session) -> None:
+    """Give the planner the statistics that it has in production, as far as they can be had."""
+    try:
+        copy.execute("ANALYZE")
+    except psycopg.Error:  # a function in an index may fail: no fault of the files
+        if copy.lost:
+            raise
+
+
+def record(saved: Taken) -> None:
     """Write into the manifest that the backup was restored; a plan's nobody will read."""
     if saved.visible:
         with store.usable(saved.path.parent):
@@ -157,11 +172,12 @@ def _require_allowed(session: Session, config: Config) -> int:
     """
     row = session.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
     may_create, _, role, size = row
-    if config.rehearse_url is None and not may_create:
+    live = config.rehearse_url is None
+    if live and not may_create:
         raise scratch.Unavailable(
             f"the role {role} may not create a database (ALTER ROLE … CREATEDB)"
         )
-    if config.rehearse == "auto" and size > config.rehearse_max_mb * 1_000_000:
+    if live and config.rehearse == "auto" and size > config.rehearse_max_mb * 1_000_000:
         raise scratch.Unavailable(
             f"the database has {console.size(size)}, more than PREFLIGHT_REHEARSE_MAX_MB="
             f"{config.rehearse_max_mb}"
@@ -185,8 +201,8 @@ def _require_bearable(session: Session, home: Session, live_bytes: int) -> None:
     if how:
         raise scratch.Unavailable(
             f"the server {how} during the rehearsal of run {before.run_id} ({before.at} UTC): none "
-            "is made there again until PREFLIGHT_REHEARSE_URL changes (docs/rehearsal.md says how "
-            "to allow it)"
+            "is made there again (PREFLIGHT_REHEARSE_ON=local and PREFLIGHT_REHEARSE_URL name "
+            "other places; docs/rehearsal.md says how to allow it)"
         )
 
 
@@ -244,14 +260,22 @@ def _ran_full(error: BaseException | None) -> bool:
     return False
 
 
-def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
-    """Make sure that no statement reaches beyond its database: what it does there would stay."""
+def require_inside(
+    session: Session, scripts: Sequence[Script], *, thrown_away: bool = False
+) -> None:
+    """Make sure that no statement reaches beyond its database: what it does there would stay.
+
+    Where the whole server is thrown away, beyond that.
+    """
     foreign = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
-    if found := reaching(scripts, foreign):
+    if found := reaching(scripts, reach.Bounds(foreign, server=thrown_away)):
         script, statement, far = found
         line, column = scan.position(script.text, statement.start)
+        why = (
+            "and would do so from the copy" if thrown_away else "and the copy is on the same server"
+        )
         raise scratch.Unavailable(
-            f"{script.file}:{line} {far.words}, and the copy is on the same server",
+            f"{script.file}:{line} {far.words}, {why}",
             level="info" if far.certain else "warning",
             file=script.file,
             line=line,
@@ -260,12 +284,12 @@ def _require_inside(session: Session, scripts: Sequence[Script]) -> None:
 
 
 def reaching(
-    scripts: Sequence[Script], foreign: set[str] | None = None
+    scripts: Sequence[Script], bounds: reach.Bounds = reach.DATABASE
 ) -> tuple[Script, scan.Statement, Reach] | None:
-    """Return the first statement with an effect beyond its database, and what it reaches."""
+    """Return the first statement with an effect beyond its bounds, and what it reaches."""
     for script in scripts:
         for statement in script.statements():
-            if far := reach.beyond(statement.text(script.text), foreign or set()):
+            if far := reach.beyond(statement.text(script.text), bounds):
                 return script, statement, far
     return None
 
@@ -288,7 +312,7 @@ def _fill(
 
     Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
     """
-    with _Progress(home, restoring.name, restoring.live_bytes) as progress, ExitStack() as stack:
+    with Progress(restoring.live_bytes) as progress, ExitStack() as stack:
         try:
             code, problems = new_database.fill(
                 home,
@@ -297,9 +321,9 @@ def _fill(
                 restoring.jobs,
                 "--no-publications",
                 "--no-subscriptions",
-                *_listed(stack, home, saved, restoring.calling),
+                *listed(stack, home, saved, restoring.calling),
                 settings=restoring.quiet,
-                tick=progress.tell,
+                tick=lambda: progress.tell(partial(_size, home, restoring.name)),
                 hold=_brake(home, minute),
             )
         except burden.Overloaded as overloaded:
@@ -316,13 +340,30 @@ def _fill(
             ) from error
     if code != 0 or problems:
         home.execute("SELECT 1")  # a server that went away says so here
-        _judge(home, saved, code, problems)
+        other = None if home.config.rehearse_url is None else "the server of PREFLIGHT_REHEARSE_URL"
+        judge(home, saved, code, problems, elsewhere=other)
     return problems
 
 
-def _judge(home: Session, saved: Taken, code: int, problems: list[new_database.Complaint]) -> None:
-    """Say whose lack an error of pg_restore is; returns when no row of the dump is concerned."""
-    said = "; ".join(_told(home.config, problem) for problem in problems[:3])
+def _size(home: Session, name: str) -> int:
+    query = "SELECT pg_catalog.pg_database_size(%s::name)"
+    (size,) = home.execute(query, [name]).fetchone() or (0,)
+    return int(size)
+
+
+def judge(
+    home: Session,
+    saved: Taken,
+    code: int,
+    problems: list[new_database.Complaint],
+    *,
+    elsewhere: str | None,
+) -> None:
+    """Say whose lack an error of pg_restore is; returns when no row of the dump is concerned.
+
+    On a server that is `elsewhere`, which names it, things may be missing that the live one has.
+    """
+    said = "; ".join(told(home.config, problem) for problem in problems[:3])
     if not problems:
         raise BackupInterrupted(
             "rehearsal.client",
@@ -340,7 +381,6 @@ def _judge(home: Session, saved: Taken, code: int, problems: list[new_database.C
         raise scratch.Unavailable(f"the server has no room for a copy: {said}")
     lacking = [problem for problem in problems if problem.sort in {"right", "program"}]
     (_, superuser, role, _) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
-    elsewhere = home.config.rehearse_url is not None
     if (
         lacking
         and not unread
@@ -348,7 +388,8 @@ def _judge(home: Session, saved: Taken, code: int, problems: list[new_database.C
     ):
         objects = list(dict.fromkeys(problem.entry for problem in lacking))
         raise scratch.Unavailable(
-            f"the role {role} cannot restore {console.some(objects)}: {lacking[0].text}",
+            f"{elsewhere or f'the role {role}'} cannot restore {console.some(objects)}: "
+            f"{lacking[0].text}",
             objects[:100],
         )
     raise BackupUnverified(
@@ -360,7 +401,7 @@ def _judge(home: Session, saved: Taken, code: int, problems: list[new_database.C
     )
 
 
-def _listed(
+def listed(
     stack: ExitStack, home: Session, saved: Taken, calling: Mapping[int, str]
 ) -> tuple[str, ...]:
     """Return the options that keep the restore from calling other servers."""
@@ -372,7 +413,7 @@ def _listed(
     return (f"--use-list={stack.enter_context(wanted)}",)
 
 
-def _tell_empty(
+def tell_empty(
     config: Config, refused: Sequence[new_database.Complaint], calling: Iterable[str]
 ) -> None:
     """Say which materialised views the copy has unfilled; raises RehearsalFailed on demand."""
@@ -386,7 +427,7 @@ def _tell_empty(
     if not refused:
         return
     names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in refused]
-    message = f"{console.some(names)} cannot be filled again: {_told(config, refused[0])}"
+    message = f"{console.some(names)} cannot be filled again: {told(config, refused[0])}"
     hint = "No row of the dump is missing; the view's own query fails after a restore. Let it not "
     hint += "rely on a search_path or on another server."
     if config.rehearse == "always":
@@ -395,7 +436,7 @@ def _tell_empty(
     structlog.get_logger().warning("rehearsal.warned", reason=reason, objects=names)
 
 
-def _told(config: Config, problem: new_database.Complaint) -> str:
+def told(config: Config, problem: new_database.Complaint) -> str:
     """Return a complaint with its entry; the words about rows may hold their values."""
     if problem.entry.startswith("TABLE DATA") and config.log_sql != "on":
         return f"{problem.entry} (PREFLIGHT_LOG_SQL=on shows why)"
@@ -423,11 +464,11 @@ def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
     return hold
 
 
-class _Progress:
+class Progress:
     """Tells how far a long restore is, by the size of the copy."""
 
-    def __init__(self, home: Session, name: str, live_bytes: int) -> None:
-        self.home, self.name, self.live_bytes = home, name, live_bytes
+    def __init__(self, live_bytes: int) -> None:
+        self.live_bytes = live_bytes
         self.began = self.told = time.monotonic()
         self.bar = console.Bar("restore")
 
@@ -439,13 +480,12 @@ class _Progress:
         """Remove the bar."""
         self.bar.close()
 
-    def tell(self) -> None:
-        """Show it on a terminal, and log it now and then."""
+    def tell(self, measure: Callable[[], int]) -> None:
+        """Show it on a terminal, and log it now and then; `measure` returns bytes."""
         now = time.monotonic()
         if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
             return
-        query = "SELECT pg_catalog.pg_database_size(%s::name)"
-        (size,) = self.home.execute(query, [self.name]).fetchone() or (0,)
+        size = measure()
         share = min(0.99, size / max(1, self.live_bytes))  # the live one may be bloated
         self.bar.show(share, f"{console.size(size)} of {console.size(self.live_bytes)} at most")
         if now - self.told >= TELL_EVERY_S:
@@ -458,11 +498,12 @@ class _Progress:
             )
 
 
-def _compare(copy: Session, saved: Taken, *, empty_allowed: bool) -> list[str]:
+def proven(copy: Session, saved: Taken, *, empty_allowed: bool) -> tuple[str, ...]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
     Return which views are not filled there, where that is known to be no lack of the backup.
     """
+    take.require_there(saved)
     wanted, shapes = saved.witness.objects, catalog.shapes(copy)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
     different = snapshots.differing(copy, saved.backup.manifest.rows or {})
@@ -475,7 +516,8 @@ def _compare(copy: Session, saved: Taken, *, empty_allowed: bool) -> list[str]:
             "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
             "Is the pg_dump on PATH a real and whole one?",
         )
-    return empty
+    _strip(copy, saved)
+    return tuple(empty)
 
 
 def _strip(copy: Session, saved: Taken) -> None:

@@ -432,6 +432,13 @@ class Server:
             return None
         return Broken(f"the throwaway server ended by itself: {self.said() or 'no words'}")
 
+    def ended(self, within_s: float) -> Broken | None:
+        """Return why the server is no more, waiting for its end; None while it lives."""
+        if self.process is not None and within_s:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(within_s)
+        return self.death()
+
     def target(self, database: str = HOME, role: str = SUPERUSER) -> dict[str, str]:
         """Return the libpq parameters that lead to it, whatever the environment says.
 

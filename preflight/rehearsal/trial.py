@@ -1,8 +1,9 @@
 """Prove a backup by restoring it, and try the pending files on that copy.
 
-The copy is a scratch database: on the same server, or on the one that REHEARSE_URL names. It is
-closed to PUBLIC before a row is in it and dropped in the end; what a killed run left is dropped by
-the next one, which knows it by its name, its comment and the session that made it, which is gone.
+The copy is on a throwaway server inside the job, or a scratch database: on the same server, or on
+the one that REHEARSE_URL names. That is closed to PUBLIC before a row is in it and dropped in the
+end; what a killed run left is dropped by the next one, which knows it by its name, its comment and
+the session that made it, which is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import psycopg
 import structlog
 
 from preflight.apply import back, contact, forward
@@ -33,8 +33,9 @@ from preflight.base.errors import (
     RehearsalFailed,
     VerifyFailed,
 )
+from preflight.files import reach
 from preflight.history import ledger, plan
-from preflight.rehearsal import burden, copies, meter, scratch
+from preflight.rehearsal import burden, copies, local, meter, scratch, throwaway
 from preflight.server import catalog
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run(
         if copy is not None:
             gauge = meter.Meter()
             with _judged(session.config, gauge):
-                trial = _trial(copy.session, todo, again, gauge)
+                trial = _trial(copy, todo, again, gauge)
             _tell_passed(copy, saved, trial)
 
 
@@ -103,7 +104,7 @@ def look(
             known = contact.settle(copy.session, files)
         made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
         with _judged(config, gauge):
-            trial = _trial(copy.session, made.todo, None, gauge)
+            trial = _trial(copy, made.todo, None, gauge)
         _tell_passed(copy, saved, trial)
 
 
@@ -121,16 +122,15 @@ class Trial:
 
 
 def _trial(
-    copy: Session, todo: Sequence[Migration], again: Row | None, gauge: meter.Meter
+    proven: copies.Copy, todo: Sequence[Migration], again: Row | None, gauge: meter.Meter
 ) -> Trial:
     """Run the files forward, then back and forward again as far as rollback files reach."""
+    copy = proven.session
     trial = Trial(gauge, todo)
     trouble: list[str] = []
     with _quietly():
         trial.size = _size(copy)
-        if todo:
-            _analyze(copy)
-        way_back = _reversible(copy, todo) if again is None else []
+        way_back = _reversible(proven, todo) if again is None else []
         state: catalog.Objects = {}
         changes: list[dict[str, str | None]] = []
         for file in todo:
@@ -155,12 +155,13 @@ def _trial(
     return trial
 
 
-def _reversible(copy: Session, todo: Sequence[Migration]) -> list[Migration]:
+def _reversible(copy: copies.Copy, todo: Sequence[Migration]) -> list[Migration]:
     """Return the last files, as many as can be taken back: a half-done one has no way back."""
+    bounds = reach.Bounds(server=copy.where == "local")
     found: list[Migration] = []
     for file in reversed(todo):
-        begun = ledger.row_of(copy, file.version)
-        if begun or file.rollback is None or copies.reaching([file.rollback]):
+        begun = ledger.row_of(copy.session, file.version)
+        if begun or file.rollback is None or copies.reaching([file.rollback], bounds):
             break
         found.insert(0, file)
     return found
@@ -173,15 +174,6 @@ def _second(copy: Session, file: Migration) -> list[str]:
     except RehearsalFailed as failure:
         return [f"after its rollback the file does not run a second time: {failure}"]
     return []
-
-
-def _analyze(copy: Session) -> None:
-    """Give the planner the statistics that it has in production, as far as they can be had."""
-    try:
-        copy.execute("ANALYZE")
-    except psycopg.Error:  # a function in an index may fail: no fault of the files
-        if copy.lost:
-            raise
 
 
 def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
@@ -370,11 +362,13 @@ def _tell_unmeasured(config: Config, scripts: Sequence[Script], why: str) -> Non
 
 
 def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
-    wal = burden.wal(copy.home)
+    wal = None if copy.wal is None else burden.wal(copy.home)
     structlog.get_logger().info(
         "rehearsal.passed",
         backup=saved.name if saved and saved.visible else None,
         verified="restored",
+        where=copy.where,
+        fidelity=copy.fidelity,
         migrations=[file.name for file in trial.files],
         rollbacks_tried=[file.name for file in trial.undone],
         **trial.gauge.told(),
@@ -432,9 +426,10 @@ def _had(
     copy, why = None, None
     if saved is not None:
         scratch.sweep(session, saved.identity)
+    throwaway.sweep(config)
     try:
         if config.rehearse != "off":
-            copy = stack.enter_context(copies.restored(session, config, saved, scripts))
+            copy = _entered(stack, session, saved, scripts, config)
     except scratch.Unavailable as reason:
         why = reason
     except ConnectionLost as lost:
@@ -448,14 +443,39 @@ def _had(
     return copy
 
 
+def _entered(
+    stack: ExitStack,
+    session: Session,
+    saved: Taken | None,
+    scripts: Sequence[Script],
+    config: Config,
+) -> copies.Copy:
+    """Return a copy where the configuration wants it; raises Unavailable, BackupUnverified."""
+    if saved is None:
+        raise scratch.Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
+    alone = ""
+    if config.rehearse_url is None and config.rehearse_on != "server":
+        try:
+            return stack.enter_context(throwaway.restored(session, config, saved, scripts))
+        except local.NotHere as reason:
+            if config.rehearse_on == "local":
+                raise scratch.Unavailable(str(reason)) from reason
+            alone = f"; and there is no server of our own: {reason}"
+    try:
+        return stack.enter_context(copies.restored(session, config, saved, scripts))
+    except scratch.Unavailable as reason:
+        reason.args = (f"{reason}{alone}",)
+        raise
+
+
 def _tell_skipped(config: Config, scripts: Sequence[Script], why: scratch.Unavailable) -> None:
     """Say why nothing is rehearsed; raises RehearsalFailed when it was demanded."""
     if config.rehearse == "always":
         raise RehearsalFailed(
             "rehearsal.unavailable",
             f"a rehearsal was demanded, but {why}",
-            "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_URL names another "
-            "server to rehearse on. Nothing was migrated.",
+            "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_ON and "
+            "PREFLIGHT_REHEARSE_URL name other places to rehearse. Nothing was migrated.",
             **why.where,
         )
     objects = {"objects": why.objects} if why.objects else {}

@@ -111,7 +111,7 @@ def test_what_reaches_beyond_the_database_is_said(statement: str, external: bool
 )
 def test_reach_is_seen_in_bodies_but_not_in_texts(statement: str, reaches: str | None) -> None:
     """What is only talked about is done by nobody."""
-    found = reach.beyond(statement.encode(), {"far"})
+    found = reach.beyond(statement.encode(), reach.Bounds({"far"}))
 
     assert (reaches is None) == (found is None), found
     assert (reaches or "").lower() in (found.words.lower() if found else "")

@@ -1,0 +1,314 @@
+"""A proven copy on a throwaway server inside the job: production gives a dump, and no more.
+
+Its server is ours alone, so nothing of it has to be closed, marked or dropped, and the files meet
+there the roles and rights that they will meet in earnest. What ends it is no fault of theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import structlog
+
+from preflight.backup import children, clients, manifests, new_database, take
+from preflight.base import console
+from preflight.base.errors import (
+    BackupFailed,
+    BackupUnverified,
+    ConnectionLost,
+    RehearsalFailed,
+)
+from preflight.rehearsal import cluster, copies, local, scratch
+from preflight.server import catalog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preflight.backup.take import Taken
+    from preflight.base.config import Config
+    from preflight.files.migrations import Script
+    from preflight.server.sessions import Session
+
+JOBS_AT_LEAST = 2  # only then pg_restore loads each table in a transaction that has emptied it
+DEATH_S = 6.0  # a server that lost a process needs up to 5 s to end the others
+_LOST = re.compile(r"57P0\d|08\d{3}")
+# what says of a file that its WAL has to be that of the live server
+_ASKS_FOR_WAL = re.compile(
+    rb"(?i)replication_slot|replication_origin|restore_point|backup_st|_start_backup|_stop_backup|"
+    rb"wal_level|switch_wal|walfile|logical_emit|publication"
+)
+# errors of this server alone: what it is not loaded with, has not on its disk or does not reach
+_OURS = {
+    "55000": r"wal_level|WAL level|shared_preload_libraries|must be loaded via|has no handler",
+    "0A000": r'extension "(.*)" is not available',
+    "22023": r'extension "(.*)" has no installation script|locale',
+    "42704": r"collation .* for encoding",
+    "58P01": "",
+    "3D000": "",  # another database of the live server
+    "08001": "", "08006": "", "HV00N": "",
+}  # fmt: skip
+# a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
+# takes from the options is of no use to it
+_SHUT = """
+UPDATE pg_catalog.pg_foreign_data_wrapper SET fdwhandler = 0::oid WHERE fdwhandler <> 0::oid;
+UPDATE pg_catalog.pg_foreign_server SET srvoptions = ARRAY(
+ SELECT CASE pg_catalog.split_part(o.o, '=', 1)
+  WHEN 'host' THEN 'host=/nowhere' WHEN 'hostaddr' THEN 'hostaddr=' WHEN 'port' THEN 'port=1'
+  WHEN 'service' THEN 'service=' ELSE o.o END
+ FROM pg_catalog.unnest(srvoptions) o) WHERE srvoptions IS NOT NULL;
+UPDATE pg_catalog.pg_user_mapping SET umoptions = ARRAY(
+ SELECT CASE WHEN pg_catalog.split_part(o.o, '=', 1) ~* 'user|pass|secret|key|token'
+   AND pg_catalog.split_part(o.o, '=', 1) <> 'password_required'
+  THEN pg_catalog.split_part(o.o, '=', 1) || '=-' ELSE o.o END
+ FROM pg_catalog.unnest(umoptions) o) WHERE umoptions IS NOT NULL
+"""
+
+
+@contextmanager
+def restored(
+    session: Session, config: Config, saved: Taken, scripts: Sequence[Script]
+) -> Iterator[copies.Copy]:
+    """Yield a copy on a server of our own, compared.
+
+    Raises local.NotHere where there can be none, Unavailable, BackupUnverified. Call in the main
+    thread.
+    """
+    began = time.monotonic()
+    directory, programs = _found(session, config)
+    copies.require_inside(session, scripts, thrown_away=True)
+    around, calling = cluster.look(session), catalog.calling(session)
+    _, live_bytes = take.identity_of(session)
+    (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            _started(session, config, programs, directory, live_bytes, settings(around, scripts))
+        )
+        home = stack.enter_context(cluster.connected(session.config, server))
+        made = cluster.make(home, server, around)
+        _require_whole(made)
+        jobs = max(JOBS_AT_LEAST, new_database.jobs(home))
+        fidelity = ", ".join(made.fidelity) or None
+        structlog.get_logger().info(
+            "rehearsal.started",
+            backup=saved.name if saved.visible else None,
+            database=made.database,
+            where="local",
+            server=f"PostgreSQL {programs.version} in {directory}",
+            fidelity=fidelity,
+            rows=sum((saved.backup.manifest.rows or {}).values()),
+            jobs=jobs,
+            live_bytes=live_bytes,
+            wal_bytes_expected=0,
+        )
+        quiet = new_database.quiet(home)
+        try:
+            restoring = copies.Restoring(made.database, jobs, live_bytes, quiet, calling)
+            refused = _filled(home, server, saved, around, made, restoring)
+            restore_s = time.monotonic() - began
+            with scratch.reached(home, made.database, quiet) as inside:
+                empty = copies.proven(inside, saved, empty_allowed=bool(calling or refused))
+                inside.execute(_SHUT)
+                if scripts:
+                    copies.analyze(inside)
+            copies.record(saved)
+            copies.tell_empty(config, refused, calling.values())
+        except BackupUnverified:
+            if server.death() is None:
+                take.hide(saved)
+            raise
+        with cluster.connected(session.config, server, made.database, us) as copy:
+            copy.copy = True
+            yield copies.Copy(
+                copy, made.database, restore_s, began, home, None, 0.0, empty, "local", fidelity
+            )
+
+
+def sweep(config: Config) -> None:
+    """Remove what killed runs left where throwaway servers live, whether we are to have one."""
+    with suppress(local.NotHere, OSError):
+        local.sweep(local.place(config.rehearse_dir))
+
+
+# the server
+
+
+def _found(session: Session, config: Config) -> tuple[Path, local.Programs]:
+    """Return where the server will live and what it is made of; raises local.NotHere."""
+    try:
+        pg_dump = clients.clients(config, session).pg_dump
+    except BackupFailed as failure:  # it was there a moment ago, for the backup
+        raise scratch.Unavailable(str(failure)) from failure
+    path = config.child_env.get("PATH", os.defpath)
+    programs = local.find(session.facts.major if session.facts else 0, pg_dump, path)
+    return local.place(config.rehearse_dir), programs
+
+
+def settings(around: cluster.Surroundings, scripts: Sequence[Script]) -> dict[str, str]:
+    """Return the settings of the live server that count here; its WAL's where a file asks for it.
+
+    Less WAL is much less work: no table that is restored is written twice.
+    """
+    asked = any(_ASKS_FOR_WAL.search(script.text) for script in scripts)
+    return dict(around.settings) | (dict(around.wal) if asked else {})
+
+
+@contextmanager
+def _started(  # noqa: PLR0913, PLR0917 -- what it is made from
+    session: Session,
+    config: Config,
+    programs: local.Programs,
+    directory: Path,
+    live_bytes: int,
+    wanted: dict[str, str],
+) -> Iterator[local.Server]:
+    """Yield a server; what fails because it ended, or for its own sake, is Unavailable."""
+    try:
+        with local.started(
+            programs,
+            directory,
+            config.run_id,
+            need=local.needed(live_bytes),
+            limit_mb=config.rehearse_dir_mb,
+            settings=wanted,
+        ) as server:
+            try:
+                yield server
+            except Exception as error:
+                if why := _ours(session, server, error):
+                    raise why from error
+                raise
+    except local.NotHere:
+        raise
+    except local.Unavailable as reason:
+        raise scratch.Unavailable(str(reason)) from reason
+
+
+def _ours(session: Session, server: local.Server, error: Exception) -> Exception | None:
+    """Return what an error means when it is of the throwaway server's making; else None."""
+    if session.lost:
+        return None
+    lost = _is_loss(error)
+    if death := server.ended(DEATH_S if lost else 0.0):
+        return death
+    if isinstance(error, ConnectionLost):
+        return scratch.Unavailable(f"the copy's session ended, but not its server: {error}")
+    if isinstance(error, RehearsalFailed) and _only_here(session, error):
+        return _not_here(error)
+    return None
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Tell whether the end of a connection is the reason of an error."""
+    while error is not None:
+        sqlstate = getattr(error, "sqlstate", "") or ""
+        if isinstance(error, ConnectionLost) or _LOST.fullmatch(sqlstate):
+            return True
+        if isinstance(error, psycopg.OperationalError) and not sqlstate:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _only_here(session: Session, failure: RehearsalFailed) -> bool:
+    """Tell whether a file fails on the throwaway server for what the live one has or is."""
+    pattern = _OURS.get(failure.problem.sqlstate or "")
+    if pattern is None:
+        return False
+    found = re.search(pattern, str(failure))
+    if found and found.groups() and found[1]:  # is it there, in earnest?
+        query = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
+        return session.execute(query, [found[1]]).fetchone() is not None
+    return found is not None
+
+
+def _not_here(failure: RehearsalFailed) -> scratch.Unavailable:
+    told = failure.problem.data()
+    where: dict[str, Any] = {
+        name: told[name] for name in ("file", "line", "column") if name in told
+    }
+    return scratch.Unavailable(f"{failure}, which only the throwaway server says", (), **where)
+
+
+def _require_whole(made: cluster.Made) -> None:
+    """Make sure that this server has what the live one has; raises Unavailable that names it."""
+    if made.lacking:
+        named = console.some([f"{what} ({why})" for what, why in made.lacking.items()])
+        raise scratch.Unavailable(
+            f"the throwaway server lacks {named}; PREFLIGHT_REHEARSE_URL can name one of the live "
+            "server's own image, which has it",
+            list(made.lacking),
+        )
+
+
+# its content
+
+
+def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
+    home: Session,
+    server: local.Server,
+    saved: Taken,
+    around: cluster.Surroundings,
+    made: cluster.Made,
+    restoring: copies.Restoring,
+) -> list[new_database.Complaint]:
+    """Restore the dump; return which materialised views could not be refreshed.
+
+    Raises local.Unavailable, Unavailable for what only this side lacks, BackupUnverified.
+    """
+    with copies.Progress(restoring.live_bytes) as progress, ExitStack() as stack:
+        try:
+            code, problems = new_database.fill(
+                home,
+                made.database,
+                saved.path / manifests.DUMP,
+                restoring.jobs,
+                "--no-subscriptions",  # they would connect to where the rows come from
+                "--no-tablespaces",
+                *copies.listed(stack, home, saved, restoring.calling),
+                settings=restoring.quiet,
+                tick=lambda: progress.tell(server.require_room),
+                anew=lambda: _make_anew(home, around),
+            )
+        except (children.ClientFailed, BackupFailed) as failure:
+            raise scratch.Unavailable(f"pg_restore: {failure}") from failure
+    excused = [problem for problem in problems if _made_before(problem, made)]
+    problems = [problem for problem in problems if problem not in excused]
+    if problems or (code != 0 and not excused):
+        if death := server.ended(1.0):  # its end looks like anything to who was connected
+            raise death
+        _require_sorted_alike(home.config, saved, made, problems)
+        copies.judge(home, saved, code, problems, elsewhere="the throwaway server")
+    return problems
+
+
+def _make_anew(home: Session, around: cluster.Surroundings) -> None:
+    cluster.make_database(home, around)
+
+
+def _made_before(problem: new_database.Complaint, made: cluster.Made) -> bool:
+    """Tell whether it is about a schema that we made for an extension, and the archive has, too."""
+    names = {f"SCHEMA {name} " for name in made.schemas}
+    return "already exists" in problem.text and any(map(problem.entry.startswith, names))
+
+
+def _require_sorted_alike(
+    config: Config,
+    saved: Taken,
+    made: cluster.Made,
+    problems: Sequence[new_database.Complaint],
+) -> None:
+    """Where text sorts otherwise here, a row that breaks a rule may keep it on the live server."""
+    broken = [problem for problem in problems if problem.sort == "content"]
+    if made.fidelity and broken:
+        take.require_there(saved, again=True)
+        raise scratch.Unavailable(
+            "the copy sorts as C does, because the live database's locale is not here, and so "
+            f"this cannot be restored: {copies.told(config, broken[0])}",
+            [problem.entry for problem in broken[:100]],
+        )

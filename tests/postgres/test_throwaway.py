@@ -1,0 +1,563 @@
+"""The proof runs on a server of the job's own: production gives a dump, and knows no more of it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preflight.rehearsal import local
+from tests import faults, program, servers
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
+
+MAJOR = 17
+PASSWORD = "x"  # noqa: S105 - of a role that lives for a minute
+TRYING = f": {servers.SUPERUSER} test_"  # a process of the run's own role, as it calls itself
+ONE = {"001_one.sql": "CREATE TABLE one (id int);"}
+SLEEPER = {"001_sleeper.sql": "CREATE TABLE slept ();\nSELECT pg_sleep(100);\n"}
+MANAGED = """
+CREATE SCHEMA extensions AUTHORIZATION {name}_boss;
+CREATE EXTENSION pgcrypto SCHEMA extensions; CREATE EXTENSION hstore SCHEMA extensions;
+CREATE SCHEMA auth AUTHORIZATION {name}_admin;
+CREATE TABLE auth.users (id int PRIMARY KEY, secret text);
+INSERT INTO auth.users SELECT n, md5(n::text) FROM generate_series(1, 1000) n;
+ALTER TABLE auth.users OWNER TO {name}_admin;
+CREATE FUNCTION auth.hello() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
+ALTER FUNCTION auth.hello() OWNER TO {name}_boss;
+CREATE FUNCTION auth.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN NULL; END';
+CREATE EVENT TRIGGER {name}_watch ON ddl_command_end EXECUTE FUNCTION auth.watch();
+ALTER EVENT TRIGGER {name}_watch OWNER TO {name}_boss;
+ALTER DEFAULT PRIVILEGES FOR ROLE {name}_admin GRANT SELECT ON TABLES TO {name}_reader;
+CREATE PUBLICATION everything FOR ALL TABLES;
+GRANT USAGE ON SCHEMA auth TO {name}_app; GRANT SELECT ON auth.users TO {name}_app;
+CREATE SCHEMA app AUTHORIZATION {name}_app;
+CREATE TABLE app.mine (id int PRIMARY KEY, tags extensions.hstore);
+INSERT INTO app.mine VALUES (1, 'a=>1'), (2, 'b=>2');
+ALTER TABLE app.mine OWNER TO {name}_app;
+"""
+BIG = """
+CREATE TABLE big AS SELECT n, md5(n::text) FROM generate_series(1, {}) n;
+ALTER TABLE big ADD PRIMARY KEY (n)
+"""
+
+
+@pytest.fixture(scope="session")
+def installed() -> Iterator[Path]:
+    """Give the programs as the full image has them: beside each other, with a cluster to copy."""
+    try:
+        bare = servers.installation(MAJOR)
+    except servers.Unavailable as reason:
+        pytest.skip(f"no PostgreSQL {MAJOR}: {reason}")
+    home = Path(tempfile.mkdtemp(prefix="pg-preflight-full-", dir="/tmp"))
+    home.chmod(0o755)
+    (home / "bin").mkdir(mode=0o755)
+    for name in ("postgres", "pg_dump", "pg_restore"):
+        (home / "bin" / name).symlink_to(bare / "bin" / name)
+    found = dataclasses.replace(local.find(MAJOR, str(bare / "bin" / "pg_dump"), ""), template=None)
+    scratch = home / "scratch"
+    scratch.mkdir(mode=0o777)
+    scratch.chmod(0o777)
+    with local.started(found, scratch, "template", need=0) as server:
+        server.end()
+        (server.data / "postmaster.pid").unlink(missing_ok=True)
+        shutil.copytree(server.data, home / local.TEMPLATE, copy_function=shutil.copyfile)
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Give the directory that PREFLIGHT_REHEARSE_DIR names, which the server's user can enter."""
+    made = Path(tempfile.mkdtemp(prefix="pg-preflight-scratch-", dir="/tmp"))
+    made.chmod(0o777)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(autouse=True)
+def settings(environment: dict[str, str], scratch: Path, installed: Path) -> None:
+    """Begin with a database that was made by hand, and rehearse on a server of our own."""
+    environment["PREFLIGHT_FIRST_CONTACT"] = "pending"
+    environment["PREFLIGHT_REHEARSE"] = "always"
+    environment["PREFLIGHT_REHEARSE_ON"] = "local"
+    environment["PREFLIGHT_REHEARSE_DIR"] = str(scratch)
+    environment["PATH"] = os.pathsep.join([str(installed / "bin"), "/usr/bin", "/bin"])
+
+
+def verified(backup_dir: Path) -> list[str]:
+    """Return how far each backup is verified, the oldest first."""
+    found = [json.loads(each.read_bytes()) for each in backup_dir.glob("[!.]*/manifest.json")]
+    return [each["verified"] for each in sorted(found, key=lambda each: each["sequence"])]
+
+
+def reasons(result: program.Result) -> list[str]:
+    """Return why nothing was rehearsed."""
+    return [each["reason"] for each in result.event("rehearsal.skipped")]
+
+
+def wal(database: servers.Database) -> int:
+    """Return how much WAL a server has ever written."""
+    (found,) = database.query("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8")
+    return int(found)
+
+
+def processes_in(home: Path) -> list[int]:
+    """Return the processes that work below a directory."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (each / "cwd").readlink().is_relative_to(home):
+                found.append(int(each.name))
+    return found
+
+
+def postmaster(scratch: Path) -> int:
+    """Return the pid of the server that lives in a directory, 0 for none yet."""
+    for each in scratch.glob(".*/data/postmaster.pid"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int(each.read_text().splitlines()[0])
+    return 0
+
+
+def backends(scratch: Path, doing: str) -> list[int]:
+    """Return the processes of that server whose title says what they do."""
+    found = []
+    for pid in processes_in(scratch):
+        with contextlib.suppress(OSError):
+            if doing in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
+                found.append(pid)
+    return found
+
+
+@pytest.fixture
+def managed(
+    server: servers.Server, database: servers.Database, environment: dict[str, str]
+) -> Iterator[servers.Database]:
+    """Give a database as a provider sells it: an app's role that may do little, and his own."""
+    name = database.name
+    with server.connect() as connection:
+        for statement in (
+            f"CREATE ROLE {name}_app LOGIN PASSWORD '{PASSWORD}' NOCREATEDB",
+            f"CREATE ROLE {name}_admin CREATEROLE",
+            f"CREATE ROLE {name}_boss SUPERUSER",
+            f"CREATE ROLE {name}_reader",
+            f"GRANT {name}_reader TO {name}_app",
+            f"GRANT CREATE ON DATABASE {name} TO {name}_app",
+        ):
+            connection.execute(statement.encode())
+    database.script(MANAGED.replace("{name}", name))
+    environment |= database.env(user=f"{name}_app", password=PASSWORD)
+    yield database
+    with server.connect() as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        for role in ("app", "admin", "boss", "reader"):
+            connection.execute(f"DROP ROLE {name}_{role}".encode())
+
+
+# --- what it is for -------------------------------------------------------------------------------
+
+
+def test_role_that_may_not_create_a_database_proves_what_others_own(
+    managed: servers.Database, run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Schemas, extensions, event triggers of a provider: on the live server it could never be."""
+    migrations({"001_one.sql": "ALTER TABLE app.mine ADD note text DEFAULT auth.hello()::text;"})
+    elsewhere = run("backup", env={"PREFLIGHT_REHEARSE_ON": "server"})
+    result = run()
+
+    assert "may not create a database" in elsewhere.finished["error"]["message"]
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert ["read", "restored"] == verified(backup_dir)
+    (started,), (passed,) = result.event("rehearsal.started"), result.event("rehearsal.passed")
+    assert (managed.name, "local", None) == (
+        started["database"],
+        started["where"],
+        started["fidelity"],
+    )
+    assert ("local", None) == (passed["where"], passed["wal_bytes"])
+
+
+def test_right_that_the_role_lacks_is_found_on_the_copy(
+    managed: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """The copy is restored by a superuser, but the files run as the run's own role."""
+    migrations({"001_one.sql": "SELECT 1;\nALTER TABLE auth.users ADD note text;"})
+    result = run()
+
+    error = result.finished["error"]
+    assert (27, "rehearsal.failed", "42501") == (result.code, error["code"], error["sqlstate"])
+    assert ("001_one.sql", 2) == (error["file"], error["line"])
+    assert [0] == managed.query("SELECT count(*) FROM preflight.migrations")
+
+
+def test_production_writes_no_wal_for_its_copy(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Nor has it room, a database or a session of it: it gives a dump."""
+    database.script(BIG.format(200_000))
+    database.query("VACUUM (FREEZE, ANALYZE) big")
+    migrations(ONE)
+    before = wal(database)
+    result = run()
+    written = wal(database) - before
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+    assert written < 1_000_000
+    assert [] == database.query(
+        "SELECT 1 FROM preflight.journal WHERE event IN ('rehearsing', 'rehearsed')"
+    )
+
+
+def test_nothing_is_left_where_the_server_was(
+    run: Run, migrations: WriteMigrations, scratch: Path
+) -> None:
+    """Neither when the files pass nor when one fails."""
+    migrations(ONE)
+    assert 0 == run().code
+    migrations({"002_two.sql": "SELECT 1 / 0;"})
+    assert 27 == run().code
+
+    assert [] == list(scratch.iterdir())
+    assert [] == processes_in(scratch)
+
+
+def test_size_is_no_limit_where_production_has_no_part_in_it(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """REHEARSE_MAX_MB protects the live server, REHEARSE_WAL_MB_PER_MIN its replicas."""
+    migrations(ONE)
+    limits = {"PREFLIGHT_REHEARSE_MAX_MB": "0", "PREFLIGHT_REHEARSE_WAL_MB_PER_MIN": "1"}
+    result = run(env={**limits, "PREFLIGHT_REHEARSE": "auto"})
+
+    assert (0, []) == (result.code, reasons(result))
+
+
+# --- what is tried there --------------------------------------------------------------------------
+
+
+def test_what_stays_inside_the_server_is_tried_there(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Roles, rights and settings of databases and parameters: all of it is thrown away."""
+    name = database.name
+    migrations(
+        {
+            "001_one.sql": f"CREATE ROLE {name}_made; GRANT {name}_made TO CURRENT_USER;\n"
+            f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC;\n"
+            f"ALTER DATABASE {name} SET work_mem = '5MB';\n"
+            f"GRANT SET ON PARAMETER log_duration TO {name}_made;\nSELECT 1 / 0;",
+        }
+    )
+    failed = run()
+    roles = database.query("SELECT 1 FROM pg_roles WHERE rolname LIKE '%_made'")
+    migrations(
+        {
+            "001_one.sql": f"CREATE ROLE {name}_made;",
+            "001_one_rollback.sql": f"DROP ROLE {name}_made;",
+        }
+    )
+    result = run()
+    database.script(f"DROP ROLE {name}_made")
+
+    assert (27, 5) == (failed.code, failed.finished["error"]["line"]), failed
+    assert [] == roles
+    assert (0, ["001_one"]) == (result.code, result.event("rehearsal.passed")[0]["rollbacks_tried"])
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'", "a program or a file of the server"),
+        ("DO $$ BEGIN PERFORM dblink_exec('x', 'y'); END $$", "dblink_exec"),
+        (
+            "-- preflight: no-transaction\nCREATE TABLESPACE elsewhere LOCATION '/tmp'",
+            "tablespaces",
+        ),
+        ("DO $$ BEGIN EXECUTE (SELECT 'SELECT 1'); END $$", "only known when it runs"),
+        ("ALTER SUBSCRIPTION s DISABLE", "connects to another server"),
+    ],
+)
+def test_what_leaves_the_server_is_not_tried(
+    statement: str, reason: str, run: Run, migrations: WriteMigrations
+) -> None:
+    """27 with `always`, and named: a copy must not do to others what the file will do."""
+    migrations({"001_one.sql": f"{statement};"})
+    result = run()
+
+    error = result.finished["error"]
+    line = 1 + statement.count("\n")
+    assert (27, "rehearsal.unavailable", line) == (result.code, error["code"], error["line"]), (
+        result
+    )
+    assert reason in error["message"]
+    assert [] == result.event("rehearsal.started")
+
+
+def test_other_servers_cannot_be_reached_from_the_copy(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It holds production's passwords: a view, a trigger and dblink find nobody with them."""
+    host, port = database.server.host, database.server.port
+    database.script(f"""
+        CREATE EXTENSION postgres_fdw; CREATE EXTENSION dblink;
+        CREATE TABLE near (id int); INSERT INTO near VALUES (1); CREATE TABLE log (n int);
+        CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw
+         OPTIONS (host '{host}', port '{port}', dbname '{database.name}');
+        CREATE USER MAPPING FOR CURRENT_USER SERVER far
+         OPTIONS (user 'postgres', password {quoted(servers.PASSWORD)});
+        CREATE FOREIGN TABLE remote (id int) SERVER far OPTIONS (table_name 'near');
+        CREATE FUNCTION spread() RETURNS trigger LANGUAGE plpgsql AS
+         $$BEGIN PERFORM dblink_exec('far', 'DELETE FROM near'); RETURN NEW; END$$;
+        CREATE TRIGGER spreading BEFORE INSERT ON log FOR EACH ROW EXECUTE FUNCTION spread();
+        """)
+    said = []
+    for text in ("SELECT * FROM remote;", "INSERT INTO log VALUES (1);"):
+        migrations({"001_one.sql": f"CREATE TABLE one ();\n{text}"})
+        result = run("plan", "--rehearse")
+        said.append((result.code, result.finished["error"]["line"]))
+    migrations(
+        {
+            "001_one.sql": "ALTER SERVER far OPTIONS (SET host 'elsewhere');\n"
+            "ALTER USER MAPPING FOR CURRENT_USER SERVER far OPTIONS (SET password 'new');"
+        }
+    )
+    result = run("plan", "--rehearse")
+
+    assert [(27, 2), (27, 2)] == said
+    assert [1] == database.query("SELECT id FROM near")
+    assert 0 == result.code, result
+
+
+def quoted(text: str) -> str:
+    """Return a text as a literal."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def test_wal_level_of_the_live_server_is_there_for_a_file_that_asks(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """A restore point needs WAL that the restore has no need of."""
+    migrations({"001_one.sql": "SELECT pg_create_restore_point('before');"})
+    result = run()
+
+    assert 0 == result.code, result
+    assert 1 == len(result.event("rehearsal.passed"))
+
+
+# --- what only this side lacks --------------------------------------------------------------------
+
+
+def test_extension_that_only_this_side_lacks_is_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """A provider's own version is not in our image; the backup is no worse for that."""
+    database.script("CREATE EXTENSION hstore")
+    database.script("UPDATE pg_extension SET extversion = '9.9.prov' WHERE extname = 'hstore'")
+    migrations(ONE)
+    demanded = run()
+    result = run(env={"PREFLIGHT_REHEARSE": "auto"})
+
+    assert (27, "rehearsal.unavailable") == (demanded.code, demanded.finished["error"]["code"])
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    (skipped,) = result.event("rehearsal.skipped")
+    assert ["extension hstore"] == skipped["objects"]
+    assert "9.9.prov" in skipped["reason"]
+    assert ["read", "read"] == verified(backup_dir)
+
+
+def test_locale_that_only_this_side_lacks_is_told(  # noqa: PLR0913, PLR0917 -- a server of its own
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+    scratch: Path,
+) -> None:
+    """The copy sorts as C does, and says so; its rows are all there."""
+    locales = scratch / "locales"
+    shutil.copytree("/usr/lib/locale/C.utf8", locales / "xx_YY.UTF-8")
+    server = start_server()
+    server.stop()
+    wrapper = server.home / "postgres"
+    wrapper.write_text(f'#!/bin/sh\nLOCPATH={locales} exec {server.bin}/postgres "$@"\n', "ascii")
+    wrapper.chmod(0o755)
+    server.bin = server.home
+    server.start()
+    database = create_database(server, options="TEMPLATE template0 LOCALE 'xx_YY.UTF-8'")
+    database.script(BIG.format(100))
+    migrations(ONE)
+    result = run(env=database.env())
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+    assert ["collation"] * 2 == [
+        each["fidelity"]
+        for name in ("rehearsal.started", "rehearsal.passed")
+        for each in result.event(name)
+    ]
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def test_too_little_room_is_known_before_anything_is_made(
+    run: Run, migrations: WriteMigrations, scratch: Path, backup_dir: Path
+) -> None:
+    """Skipped with the numbers, 27 with `always`; never on the live server instead."""
+    migrations(ONE)
+    small = {"PREFLIGHT_REHEARSE_DIR_MB": "100", "PREFLIGHT_REHEARSE_ON": "auto"}
+    demanded = run(env=small)
+    result = run(env={**small, "PREFLIGHT_REHEARSE": "auto"})
+
+    assert (27, "rehearsal.unavailable") == (demanded.code, demanded.finished["error"]["code"])
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"])
+    assert "below PREFLIGHT_REHEARSE_DIR_MB=100" in reasons(result)[0]
+    assert [] == result.event("rehearsal.started")
+    assert ["read", "read"] == verified(backup_dir)
+    assert [] == list(scratch.iterdir())
+
+
+def test_restore_ends_before_the_bound_of_its_directory(
+    run: Run, database: servers.Database, migrations: WriteMigrations, scratch: Path
+) -> None:
+    """A kubelet evicts the pod whose emptyDir is too large: what the copy takes is measured."""
+    database.script(
+        "CREATE TABLE big (t text); INSERT INTO big SELECT repeat('x', 1000000)"
+        " FROM generate_series(1, 600); ALTER TABLE big ALTER t SET STORAGE EXTERNAL"
+    )  # which no row has been written with
+    migrations(ONE)
+    result = run(env={"PREFLIGHT_REHEARSE_DIR_MB": "340", "PREFLIGHT_REHEARSE": "auto"})
+
+    assert (0, 1) == (result.code, len(result.event("rehearsal.started"))), result
+    assert "left below PREFLIGHT_REHEARSE_DIR_MB=340" in reasons(result)[0]
+    assert [] == list(scratch.iterdir())
+
+
+# --- its end --------------------------------------------------------------------------------------
+
+
+def test_killed_run_leaves_no_process_and_after_the_next_no_directory(
+    start: Start, run: Run, migrations: WriteMigrations, scratch: Path
+) -> None:
+    """Kill -9 gives nobody a chance: the kernel ends the server, the next run the rest."""
+    migrations(SLEEPER)
+    process = start()
+    process.wait_for_event("rehearsal.started")
+    faults.until(lambda: backends(scratch, TRYING), "the copy's session sleeps")
+    process.kill()
+    faults.until(lambda: not processes_in(scratch), "no process is left")
+    left = list(scratch.iterdir())
+    migrations(ONE)
+    (migrations.directory / "001_sleeper.sql").unlink()
+    result = run(env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert 1 == len(left)
+    assert 0 == result.code
+    assert [] == list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_leaves_nothing(
+    number: signal.Signals, start: Start, migrations: WriteMigrations, scratch: Path
+) -> None:
+    """A stopped run takes its server with it."""
+    migrations(SLEEPER)
+    process = start()
+    process.wait_for_event("rehearsal.started")
+    faults.until(lambda: backends(scratch, TRYING), "the copy's session sleeps")
+    process.signal(number)
+    result = process.wait(10)
+
+    assert 128 + number == result.code
+    assert ([], []) == (list(scratch.iterdir()), processes_in(scratch))
+
+
+@pytest.mark.parametrize("what", ["server", "session"])
+def test_end_of_the_server_under_a_file_is_no_fault_of_the_file(
+    what: str, start: Start, migrations: WriteMigrations, scratch: Path, backup_dir: Path
+) -> None:
+    """Out of memory in there is a skip with the server's words: neither 13 nor 27."""
+    migrations({"001_one.sql": "CREATE TABLE one ();\nSELECT pg_sleep(1);\n"})
+    process = start(env={"PREFLIGHT_REHEARSE": "auto"})
+    process.wait_for_event("rehearsal.started")
+    faults.until(lambda: backends(scratch, TRYING), "the copy's session sleeps")
+    pid = postmaster(scratch) if what == "server" else backends(scratch, TRYING)[0]
+    os.kill(pid, signal.SIGKILL)
+    result = process.wait()
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert "the throwaway server ended by itself" in reasons(result)[0]
+    assert ["restored"] == verified(backup_dir)
+
+
+@pytest.mark.parametrize("what", ["server", "session"])
+def test_end_of_the_server_under_the_restore_is_no_fault_of_the_backup(  # noqa: PLR0913, PLR0917 -- a case each
+    what: str,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    scratch: Path,
+    backup_dir: Path,
+) -> None:
+    """A skip, and the backup stays what it is: never 24."""
+    database.script(BIG.format(300_000))
+    migrations(ONE)
+    process = start(env={"PREFLIGHT_REHEARSE": "auto"})
+    process.wait_for_event("rehearsal.started")
+    faults.until(lambda: backends(scratch, "COPY"), "rows are restored")
+    pid = postmaster(scratch) if what == "server" else backends(scratch, "COPY")[0]
+    os.kill(pid, signal.SIGKILL)
+    result = process.wait()
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert "the throwaway server ended by itself" in reasons(result)[0]
+    assert ["read"] == verified(backup_dir)
+
+
+def test_many_at_once_start_one_server(
+    start: Start, migrations: WriteMigrations, scratch: Path
+) -> None:
+    """The lock decides who proves and applies; the others find it done."""
+    migrations(ONE)
+    processes = [start() for _ in range(20)]
+    results = [process.wait() for process in processes]
+
+    assert [0] * 20 == [result.code for result in results]
+    assert 1 == sum(len(result.event("rehearsal.started")) for result in results)
+    assert [] == list(scratch.iterdir())
+
+
+# --- where it cannot be ---------------------------------------------------------------------------
+
+
+def test_auto_goes_to_the_live_server_where_there_is_no_place(
+    run: Run, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """`local` says why there is none, and never does something else instead."""
+    migrations(ONE)
+    nowhere = {"PREFLIGHT_REHEARSE_DIR": str(tmp_path / "nowhere")}
+    demanded = run(env={**nowhere, "PREFLIGHT_REHEARSE_ON": "local"})
+    result = run(env={**nowhere, "PREFLIGHT_REHEARSE_ON": "auto"})
+
+    assert (27, "rehearsal.unavailable") == (demanded.code, demanded.finished["error"]["code"])
+    assert "nowhere (PREFLIGHT_REHEARSE_DIR)" in demanded.finished["error"]["message"]
+    assert (0, "server") == (result.code, result.event("rehearsal.started")[0]["where"])
+
+
+@pytest.mark.usefixtures("managed")
+def test_auto_that_can_be_nowhere_names_both_reasons(
+    run: Run, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """Who may not create a database learns what else there is."""
+    migrations({"001_one.sql": "CREATE TABLE app.one ();"})
+    nowhere = {"PREFLIGHT_REHEARSE_DIR": str(tmp_path / "nowhere"), "PREFLIGHT_REHEARSE_ON": "auto"}
+    result = run(env={**nowhere, "PREFLIGHT_REHEARSE": "auto"})
+
+    assert 0 == result.code
+    assert "may not create a database" in reasons(result)[0]
+    assert "no server of our own: there is no directory" in reasons(result)[0]
