@@ -217,7 +217,10 @@ def _step_by_step(
     """Run or resume a non-transactional rollback file; its row stays until all of it is done."""
     begun = _begun(step)
     done, started = begun.statements_done, begun.statements_started
-    with fence.recorded(session, step.migration, MigrationPartial):
+    with (
+        fence.recorded(session, step.migration, MigrationPartial),
+        steps.untouched(session, step.undo, step.row),
+    ):
         with sessions.transaction(session):
             fence.fence(
                 session,

@@ -120,7 +120,7 @@ def _since(began: float) -> float:
 def _clean(session: Session) -> None:
     """Undo what an earlier file, or an earlier attempt, left in the session; the lock stays."""
     session.reset()
-    session.execute("DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *; CLOSE ALL; DEALLOCATE ALL")
+    session.forget()
 
 
 def patiently(

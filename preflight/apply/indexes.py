@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from preflight.base import quoting
 from preflight.files import kinds, parser, scan
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import IndexElem
@@ -15,11 +18,15 @@ if TYPE_CHECKING:
 
 DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
 DETACHES_CONCURRENTLY = 14  # servers since this one
+SHAPE = "preflight_shape"  # a table of a moment
 SCHEMA = 3  # libpg_query's ReindexObjectType
 
 # the file's own search_path finds the table, so everything else is said in full
-_FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), i.indisvalid AND i.indisready,
- pg_catalog.pg_get_indexdef(i.indexrelid)
+_FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
+ i.indisvalid AND i.indisready, pg_catalog.pg_get_indexdef(i.indexrelid),
+ (SELECT pg_catalog.format('%%I.%%I', tn.nspname, t.relname) FROM pg_catalog.pg_class t
+  JOIN pg_catalog.pg_namespace tn ON tn.oid OPERATOR(pg_catalog.=) t.relnamespace
+  WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid)
  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
   ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -28,7 +35,8 @@ _SAID = "OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(table)s::pg_catalog.tex
 
 
 # what REINDEX CONCURRENTLY leaves when it is interrupted: of the table (an index's table), its
-# partitions and what they TOAST; of a schema; or of the database
+# partitions and what they TOAST; of a schema; or of the database. A copy of an index beside it,
+# under its name with an ending: an index that somebody builds under such a name is none
 _LEFT = """WITH said AS (
  SELECT coalesce(i.indrelid, c.oid) AS oid FROM pg_catalog.pg_class c
  LEFT JOIN pg_catalog.pg_index i ON i.indexrelid OPERATOR(pg_catalog.=) c.oid
@@ -40,13 +48,27 @@ _LEFT = """WITH said AS (
  SELECT oid FROM tables UNION SELECT c.reltoastrelid FROM pg_catalog.pg_class c
   JOIN tables ON tables.oid OPERATOR(pg_catalog.=) c.oid
 )
-SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
+ (SELECT pg_catalog.format('%%I.%%I', tn.nspname, t.relname) FROM pg_catalog.pg_class t
+  JOIN pg_catalog.pg_namespace tn ON tn.oid OPERATOR(pg_catalog.=) t.relnamespace
+  WHERE t.reltoastrelid OPERATOR(pg_catalog.=) i.indrelid
+   OR (t.oid OPERATOR(pg_catalog.=) i.indrelid AND t.relkind OPERATOR(pg_catalog.<>) 't'))
  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
   ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
  WHERE NOT i.indisvalid AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'
  AND (%(everywhere)s OR n.nspname OPERATOR(pg_catalog.=) %(schema)s::pg_catalog.name
   OR EXISTS (SELECT FROM all_tables t WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid))
+ AND EXISTS (SELECT FROM pg_catalog.pg_index o JOIN pg_catalog.pg_class oc
+   ON oc.oid OPERATOR(pg_catalog.=) o.indexrelid
+  WHERE o.indrelid OPERATOR(pg_catalog.=) i.indrelid
+  AND o.indexrelid OPERATOR(pg_catalog.<>) i.indexrelid
+  AND o.indisunique OPERATOR(pg_catalog.=) i.indisunique
+  AND pg_catalog.starts_with(oc.relname::pg_catalog.text,
+   pg_catalog.regexp_replace(c.relname::pg_catalog.text, '_cc(new|old)[0-9]*$', ''))
+  AND pg_catalog.regexp_replace(pg_catalog.pg_get_indexdef(o.indexrelid), '^.*? USING ', '')
+   OPERATOR(pg_catalog.=)
+   pg_catalog.regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^.*? USING ', ''))
  ORDER BY 1"""
 
 
@@ -70,11 +92,12 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An index as the catalog has it; `name` is qualified and quoted."""
+    """An index as the catalog has it; `name` and its table's are qualified and quoted."""
 
     name: str
     valid: bool
     definition: str
+    table: str
 
 
 def wanted(text: bytes) -> Index | None:
@@ -104,14 +127,14 @@ def reindexed(text: bytes) -> Reindex | None:
     return Reindex(schema=statement.name if statement.kind == SCHEMA else "")
 
 
-def left(session: Session, reindex: Reindex) -> list[str]:
-    """Return the INVALID indexes that an interrupted REINDEX CONCURRENTLY left, quoted."""
+def left(session: Session, reindex: Reindex) -> dict[str, str]:
+    """Return the INVALID indexes of an interrupted REINDEX CONCURRENTLY, and their tables."""
     said = {
         "relation": reindex.relation,
         "schema": reindex.schema,
         "everywhere": not (reindex.relation or reindex.schema),
     }
-    return [name for (name,) in session.execute(_LEFT, said).fetchall()]
+    return dict(session.execute(_LEFT, said).fetchall())
 
 
 def _quoted(*names: str) -> str:
@@ -130,6 +153,15 @@ def attached(session: Session, table: str, partition: str) -> str | None:
     return row[0] if row else None
 
 
+def subscribed(session: Session, name: str) -> bool:
+    """Tell whether the database has a subscription of that name."""
+    query = """SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d
+ ON d.oid OPERATOR(pg_catalog.=) s.subdbid
+ WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+ AND s.subname OPERATOR(pg_catalog.=) %s::pg_catalog.name"""
+    return session.execute(query, [name]).fetchone() is not None
+
+
 def find(session: Session, index: Index) -> Found | None:
     """Return the index of that name on that table, if there is one."""
     query = f"{_FIND}{'c.oid' if index.dropped else 'i.indrelid'} {_SAID}"
@@ -137,8 +169,54 @@ def find(session: Session, index: Index) -> Found | None:
     return Found(*row) if row else None
 
 
+def wait(session: Session, table: str) -> None:
+    """Let whoever builds or drops an index of a table finish; it stops no reader and no writer."""
+    with sessions.transaction(session):
+        session.execute(f"LOCK TABLE ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE")
+
+
+def made_by(session: Session, found: Found, text: bytes) -> bool:
+    """Tell whether an index is exactly what a statement makes, in the server's own words.
+
+    Where the server cannot be asked, expressions are compared by their presence.
+    """
+    theirs = _made(found.definition, found.table)
+    ours = _in_its_words(session, found, text)
+    return theirs == ours if ours else same(found.definition, text)
+
+
+def _in_its_words(session: Session, found: Found, text: bytes) -> tuple[bool, str] | None:
+    """Return what the catalog would say of a statement's index: made on an empty copy, undone."""
+    node = parser.parsed(text)
+    if node is None or node.WhichOneof("node") != "index_stmt":
+        return None
+    statement = node.index_stmt
+    statement.concurrent = statement.if_not_exists = False
+    statement.relation.schemaname, statement.relation.relname = "pg_temp", SHAPE
+    query = f"""SELECT pg_catalog.pg_get_indexdef(i.indexrelid) FROM pg_catalog.pg_index i
+ WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('pg_temp.{SHAPE}')"""  # noqa: S608 -- a constant
+    session.execute(sessions.BEGIN)
+    try:
+        session.execute(f"CREATE TEMP TABLE {SHAPE} (LIKE {found.table})")
+        session.execute(parser.written(node))
+        row = session.execute(query).fetchone()
+    except psycopg.Error:
+        if session.lost:
+            raise
+        return None  # no right to make it, say
+    finally:
+        sessions.roll_back(session)
+    return _made(row[0], SHAPE) if row else None
+
+
+def _made(definition: str, table: str) -> tuple[bool, str]:
+    """Return what a definition says but the names: whether it is unique, and all behind them."""
+    _, _, how = definition.partition(f"{table} ")  # a temporary one's schema has many names
+    return definition.startswith("CREATE UNIQUE "), how
+
+
 def same(definition: str, text: bytes) -> bool:
-    """Tell whether the catalog's definition is what a statement asks for.
+    """Tell whether the catalog's definition looks like what a statement asks for.
 
     Expressions are compared by their presence: the server writes them anew, with casts.
     """

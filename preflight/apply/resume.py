@@ -63,7 +63,7 @@ def repeatable(text: bytes) -> bool:
         return True
     node = parser.parsed(text)
     kind = node.WhichOneof("node") if node else None
-    if kinds.detached(text):
+    if kinds.detached(text) or kinds.unsubscribed(text):
         return True
     return kind == "drop_stmt" or (kind == "index_stmt" and not unnamed_index(text))
 

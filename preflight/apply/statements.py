@@ -168,7 +168,7 @@ def _hint(
     migration: Migration, script: Script, statement: scan.Statement | None, error: psycopg.Error
 ) -> str | None:
     said = scan.words(head(script, statement), 1) if statement is not None else []
-    if error.sqlstate == "25001" and script.transactional and said != ["SET"]:
+    if error.sqlstate == kinds.IN_TRANSACTION and script.transactional and said != ["SET"]:
         return "Put `-- preflight: no-transaction` at the top of the file."
     if error.sqlstate in _THERE_ALREADY:
         return (

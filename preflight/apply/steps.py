@@ -44,7 +44,10 @@ def run(
     """
     began = time.monotonic()
     row = None if again else ledger.row_of(session, migration.version)
-    with fence.recorded(session, migration, MigrationPartial):
+    with (
+        fence.recorded(session, migration, MigrationPartial),
+        untouched(session, migration, again),
+    ):
         if again:
             with sessions.transaction(session):
                 fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
@@ -91,16 +94,52 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
         step = _Step(session, migration, statement, text, number)
         if number > done:
             seen.begin(number)
-            if kinds.outside_transaction(statement.text(migration.up.text)):
+            alone = kinds.outside_transaction(statement.text(migration.up.text))
+            if alone or started >= number:  # begun before, so it ran outside
                 step.patient = patient and kinds.queues_nobody(text)
                 step.outside(begun_before=started >= number)
-            else:
-                step.inside()
+            elif not step.inside():
+                step.outside(begun_before=started >= number)
             stop.stays = _stays(migration, number)
         elif step.sets:
             step.run()  # what a done statement set went with its session
         patient = patient and not (step.sets and kinds.sets_lock_timeout(text))
     return number
+
+
+@contextmanager
+def untouched(session: Session, migration: Migration, row: Row | None) -> Iterator[None]:
+    """Leave a complete file recorded as it is when its first statement fails and leaves nothing.
+
+    `row` is the one that is claimed inside.
+    """
+    if row is None or row.state != "done":
+        yield
+        return
+    kept = ledger.copy_of(session, row.version)
+    try:
+        yield
+    except (Exception, stop.Stopped) as error:
+        if session.lost or kept is None or not _put_back(session, row.version, kept):
+            raise
+        stop.stays = None
+        if not isinstance(error, MigrationPartial):
+            raise
+        told = error.problem.data() | {
+            "message": f"{error}; nothing of {migration.up.file} ran, so {migration.name} stays "
+            "recorded as it was"
+        }
+        raise MigrationPartial(error.code, **told) from error  # type: ignore[arg-type]
+
+
+def _put_back(session: Session, version: int, kept: str) -> bool:
+    try:
+        sessions.roll_back(session)
+        session.reset()
+        with sessions.transaction(session):
+            return ledger.put_back(session, version, kept)
+    except psycopg.Error:
+        return False  # it is marked as failed, and the first failure is the one to tell
 
 
 def _stays(migration: Migration, done: int) -> str:
@@ -187,12 +226,23 @@ class _Step:
     def mark(self, *, done: int, started: int) -> None:
         ledger.mark(self.session, self.migration.version, done=done, started=started)
 
-    def inside(self) -> None:
-        """Run it in a transaction together with its progress mark."""
-        with (
-            marked(self.session, self.migration, self.number - 1),
-            sessions.transaction(self.session),
-        ):
+    def inside(self) -> bool:
+        """Run it in a transaction with its progress mark; False when the server takes it in none.
+
+        What its text does not tell: whether a relation has partitions, a subscription its slot.
+        """
+        with marked(self.session, self.migration, self.number - 1):
+            try:
+                self._inside()
+            except MigrationPartial as failure:
+                alone = kinds.may_be_refused(self.text)
+                if failure.problem.sqlstate == kinds.IN_TRANSACTION and alone:
+                    return False
+                raise
+        return True
+
+    def _inside(self) -> None:
+        with sessions.transaction(self.session):
             self.run()
             with self._located():  # else a deferred constraint fails where no statement is named
                 self.session.execute("SET CONSTRAINTS ALL IMMEDIATE")
@@ -202,15 +252,14 @@ class _Step:
         """Run it outside any transaction: marked before, read back after."""
         index = indexes.wanted(self.text)
         reindex = indexes.reindexed(self.text)
-        if self._detached(begun_before=begun_before):
+        if self._detached(begun_before=begun_before) or (begun_before and self._unsubscribed()):
             return
         before = self.number - 1
         begun_already = self.number if begun_before else before
         with marked(self.session, self.migration, before, lambda: begun_already):
             there = index is not None and self._settle(index, begun_before=begun_before)
             if reindex and reindex.relation and begun_before:
-                for name in indexes.left(self.session, reindex):
-                    self._drop(name)
+                self._drop_left(reindex)
             with sessions.transaction(self.session):
                 self.mark(done=self.number if there else before, started=self.number)
         if there:
@@ -260,6 +309,18 @@ class _Step:
             self.mark(done=self.number, started=self.number)
         return True
 
+    def _unsubscribed(self) -> bool:
+        """Mark a DROP SUBSCRIPTION of an earlier run as done, when it is gone."""
+        name = kinds.unsubscribed(self.text)
+        if name is None or indexes.subscribed(self.session, name):
+            return False
+        with (
+            marked(self.session, self.migration, self.number - 1, lambda: self.number),
+            sessions.transaction(self.session),
+        ):
+            self.mark(done=self.number, started=self.number)
+        return True
+
     def _is_pending(self) -> bool:
         names = kinds.detached(self.text)
         return names is not None and indexes.attached(self.session, *names) == "pending"
@@ -277,21 +338,24 @@ class _Step:
         found = indexes.find(self.session, index)
         if index.dropped:
             return begun_before and found is None
+        if found and not found.valid:  # or somebody builds it this moment
+            self._wait(found.table)
+            found = indexes.find(self.session, index)
         if found is None:
             return False
-        same = indexes.same(found.definition, self.text)
-        if begun_before and not found.valid:
+        ours = begun_before and indexes.made_by(self.session, found, self.text)
+        if ours and not found.valid:
             self._drop(found.name)
             return False
-        if begun_before and same:
+        if ours:
             return True
         if not found.valid:
             raise self._failure(
                 "index.invalid",
-                f"index {found.name} exists and is INVALID, and this run did not make it",
+                f"index {found.name} exists and is INVALID, and this file did not make it",
                 f"DROP INDEX CONCURRENTLY {found.name}; then run again.",
             )
-        if index.if_not_exists and not same:
+        if index.if_not_exists and not indexes.made_by(self.session, found, self.text):
             raise self._failure(
                 "index.differs",
                 f"index {found.name} exists with another definition, so IF NOT EXISTS would skip "
@@ -299,6 +363,27 @@ class _Step:
                 f"Rename or drop {found.name}, or correct the file; then run again.",
             )
         return False
+
+    def _wait(self, table: str) -> None:
+        """Let whoever is at work on a table's indexes finish: what is INVALID may be theirs."""
+        try:
+            indexes.wait(self.session, table)
+        except psycopg.Error as error:
+            if self.session.lost:
+                raise
+            raise self._failure(
+                "index.busy",
+                f"an index of {table} is INVALID, and somebody may be at work on it: "
+                f"{error.diag.message_primary or error}",
+                "Let them finish, or end their session; then run again.",
+            ) from error
+
+    def _drop_left(self, reindex: indexes.Reindex) -> None:
+        """Drop what an earlier run of this REINDEX left."""
+        for table in set(indexes.left(self.session, reindex).values()):
+            self._wait(table)
+        for name in indexes.left(self.session, reindex):
+            self._drop(name)
 
     def _drop(self, name: str) -> None:
         """Drop an INVALID index that an earlier run of this statement left."""
@@ -322,8 +407,15 @@ class _Step:
             return self.number
         if index is None:  # an index without a name cannot be looked for
             return self.number if resume.unnamed_index(self.text) else self.number - 1
+        return self.number if self._left_invalid(index) else self.number - 1
+
+    def _left_invalid(self, index: indexes.Index) -> indexes.Found | None:
+        """Return the INVALID index that this statement left; somebody else's is none."""
         found = indexes.find(self.session, index)
-        return self.number if found and not found.valid else self.number - 1
+        if found is None or found.valid:
+            return None
+        ours = index.dropped or indexes.made_by(self.session, found, self.text)
+        return found if ours else None
 
     def _explained(
         self,
@@ -336,8 +428,8 @@ class _Step:
             return self._explained_reindex(reindex, failure)
         if not self.session.lost and self._is_pending():
             return self._explained_detach(failure)
-        found = None if index is None or self.session.lost else indexes.find(self.session, index)
-        if found is None or found.valid:
+        found = None if index is None or self.session.lost else self._left_invalid(index)
+        if found is None:
             return failure
         told = failure.problem.data() | {
             "message": f"{failure}; index {found.name} is left INVALID",

@@ -46,6 +46,8 @@ def run(session: Session, script: Script, after: Script | None = None) -> tuple[
     # without the savepoint the read-only mode could not be undone
     from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
 
+    if after is not None:
+        session.forget()  # a later `verify` would not see it either
     session.execute("SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY")
     statements.prepare(session, after or script, "SET LOCAL")
     checks: list[Check] = []

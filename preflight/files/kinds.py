@@ -16,10 +16,12 @@ NOTABLE = frozenset(
     b"ABORT ALTER BEGIN CLUSTER COMMIT COPY CREATE DISCARD DROP END PREPARE REINDEX RELEASE"
     b" ROLLBACK SAVEPOINT START VACUUM".split()
 )
+IN_TRANSACTION = "25001"  # the SQLSTATE of what a transaction does not take
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 RESET_ALL = 6  # libpg_query's VariableSetKind
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
 _DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
+_ALONE = [[word] for word in ("ALTER", "CLUSTER", "CREATE", "DROP", "REINDEX", "REPACK", "VACUUM")]
 _DOUBTFUL_PAIRS = {
     ("CREATE", "DATABASE"),
     ("DROP", "DATABASE"),
@@ -62,8 +64,8 @@ def reads_only(text: bytes) -> bool:
 def outside_transaction(text: bytes) -> bool:
     """Tell whether PostgreSQL refuses a statement inside a transaction (SQLSTATE 25001).
 
-    The list was tried against PostgreSQL 15 and 18; REINDEX of a partitioned relation cannot be
-    told from the text, so the server has the last word.
+    The list was tried against PostgreSQL 15 and 18. What only the catalog knows the server has to
+    say (`may_be_refused`).
     """
     head = scan.words(text, 2)
     pair = tuple(head)
@@ -75,6 +77,22 @@ def outside_transaction(text: bytes) -> bool:
         return False
     node = parser.parsed(text)
     return node is not None and _refused_in_transaction(node)
+
+
+def may_be_refused(text: bytes) -> bool:
+    """Tell whether a statement that a transaction did not take may be run without one.
+
+    REINDEX or CLUSTER of a partitioned relation, DROP SUBSCRIPTION with a slot, and what newer
+    servers add. A query, a call or a block may have done something before it met such a refusal.
+    """
+    return scan.words(text, 1)[0:1] in _ALONE
+
+
+def unsubscribed(text: bytes) -> str | None:
+    """Return the name of the subscription that a statement drops."""
+    if scan.words(text, 2) != ["DROP", "SUBSCRIPTION"] or (node := parser.parsed(text)) is None:
+        return None
+    return str(node.drop_subscription_stmt.subname)
 
 
 def queues_nobody(text: bytes) -> bool:

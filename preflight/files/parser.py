@@ -39,6 +39,15 @@ def _parsed(text: bytes) -> Node | None:
     return tree.stmts[0].stmt if len(tree.stmts) == 1 else None
 
 
+def written(node: Node) -> str:
+    """Return a parsed statement as SQL."""
+    import postgast  # noqa: PLC0415 -- it was parsed, so it is loaded
+    from postgast import pg_query_pb2  # noqa: PLC0415 -- likewise
+
+    raw = pg_query_pb2.RawStmt(stmt=node)
+    return str(postgast.deparse(pg_query_pb2.ParseResult(stmts=[raw])))
+
+
 def survived(attempt: Callable[[], object]) -> bool:
     """Tell whether a call comes to its end: it is tried in a child, whose crash is not ours.
 

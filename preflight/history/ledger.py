@@ -288,6 +288,32 @@ def claim(
     return True
 
 
+def copy_of(session: Session, version: int) -> str | None:
+    """Return a version's whole row, to be put back."""
+    table = f"{session.config.schema}.migrations"
+    query = f"SELECT pg_catalog.row_to_json(m)::text FROM {table} m WHERE version = %s"  # noqa: S608
+    row = session.execute(query, [version]).fetchone()
+    return row[0] if row else None
+
+
+def put_back(session: Session, version: int, kept: str) -> bool:
+    """Put a version's row back as it was before this run claimed it, if nothing was done since."""
+    table = f"{session.config.schema}.migrations"
+    deleted = session.execute(
+        f"""DELETE FROM {table} WHERE version = %s AND run_id = %s
+ AND statements_done = 0 AND statements_started = 0""",  # noqa: S608 -- a checked name
+        [version, session.config.run_id],
+    )
+    if deleted.rowcount != 1:
+        return False
+    session.execute(
+        f"""INSERT INTO {table}
+ SELECT r.* FROM pg_catalog.json_populate_record(NULL::{table}, %s::pg_catalog.json) r""",  # noqa: S608
+        [kept],
+    )
+    return True
+
+
 def give_up(session: Session, row: journal.Row) -> bool:
     """Delete a row as it was planned; False when it changed meanwhile."""
     deleted = session.execute(

@@ -342,6 +342,10 @@ class Session:
         self._grown_up = False
         self.grow_up()
 
+    def forget(self) -> None:
+        """Drop what a file left for the session only: no other session would see it."""
+        self.execute("CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *")
+
     def secrets(self) -> dict[str, str]:
         """Return the libpq parameters that nobody may see."""
         return {name: self.target[name] for name in SECRETS if name in self.target}

@@ -109,6 +109,54 @@ def test_force_that_fails_leaves_the_row_as_it_was(
     assert [("applied", 1), ("failed", 1)] == database.query(JOURNAL)
 
 
+@pytest.mark.parametrize("command", ["force", "rollback"])
+def test_file_without_transaction_whose_first_statement_fails_stays_recorded(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str
+) -> None:
+    """Nothing ran, so nothing is part-way: 31 once, and `up` has nothing to do."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (x int);",
+            "002_i.sql": f"{MARK}CREATE INDEX CONCURRENTLY i ON a (x); VACUUM a;",
+            "002_i_rollback.sql": f"{MARK}DROP INDEX CONCURRENTLY j; DROP INDEX i;",
+        }
+    )
+    assert 0 == run().code
+    before = database.query("SELECT m::text FROM preflight.migrations m ORDER BY version")
+
+    result = run(command)
+
+    assert 31 == result.code, str(result)
+    assert "stays recorded as it was" in result.finished["error"]["message"]
+    assert before == database.query("SELECT m::text FROM preflight.migrations m ORDER BY version")
+    assert ["failed"] == database.query(
+        "SELECT event FROM preflight.journal WHERE event NOT IN ('applied')"
+    )
+    assert 0 == run("check").code
+    assert 0 == run().code
+
+
+def test_force_that_did_something_before_it_failed_is_part_way(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What ran again stays, so the file is not as it was recorded."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (x int);",
+            "002_i.sql": f"{MARK}DROP INDEX CONCURRENTLY IF EXISTS i;"
+            "CREATE INDEX CONCURRENTLY i ON a (x); CREATE TABLE b (x int);",
+        }
+    )
+    assert 0 == run().code
+
+    result = run("force")
+
+    assert 31 == result.code, str(result)
+    assert [("failed", 2)] == database.query(
+        "SELECT state, statements_done FROM preflight.migrations WHERE version = 2"
+    )
+
+
 def test_force_starts_a_file_without_transaction_from_its_start(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

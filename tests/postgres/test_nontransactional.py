@@ -2,6 +2,7 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -260,6 +261,117 @@ def test_invalid_index_of_somebody_else_is_left_alone(
         assert (31, "index.invalid") == (result.code, error_of(result)["code"]), str(result)
         assert "public.t_a" in error_of(result)["message"]
         assert oid == database.query("SELECT 't_a'::regclass::oid::int")
+
+
+MADE = "CREATE UNIQUE INDEX CONCURRENTLY t_a ON t (a) "
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("", "WHERE a > 0"),
+        ("WHERE a > 0", "WHERE a > -1"),
+        ("WHERE a > 0", "WHERE a > 0 AND a < 9"),
+        ("", "WITH (fillfactor = 50)"),
+        ("INCLUDE (b)", "INCLUDE (c)"),
+        ("WHERE lower(b) > ''", "WHERE upper(b) > ''"),
+    ],
+)
+def test_only_what_the_statement_of_this_file_makes_is_dropped(
+    run: Run, database: servers.Database, migrations: WriteMigrations, ours: str, theirs: str
+) -> None:
+    """What somebody else built under its name meanwhile stays, INVALID or not; 31 names it."""
+    database.script("ALTER TABLE t ADD b text DEFAULT 'b', ADD c text")
+    migrations({"001_a.sql": MARK + MADE + ours})
+    assert 31 == run().code
+    assert [("failed", 0, 1)] == database.query(PROGRESS)
+    with database.server.connect(database.name) as operator:
+        operator.execute("DROP INDEX t_a")
+        with pytest.raises(Exception, match="unique"):
+            operator.execute((MADE + theirs).encode())
+    oid = database.query("SELECT 't_a'::regclass::oid::int")
+
+    result = run()
+    database.script("DELETE FROM t WHERE a = 1; REINDEX INDEX t_a")
+    valid = run()
+
+    assert (31, "index.invalid") == (result.code, error_of(result)["code"]), str(result)
+    assert (31, "42P07") == (valid.code, error_of(valid)["sqlstate"]), str(valid)
+    assert oid == database.query("SELECT 't_a'::regclass::oid::int")
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "what", ["(lower(b), a) WHERE a IN (1, 2) AND b LIKE 'b%'", "(a, b) WITH (fillfactor = 70)"]
+)
+def test_index_is_known_for_ours_in_whatever_words_the_catalog_has_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations, what: str
+) -> None:
+    """The server writes expressions anew; what is ours is dropped and built all the same."""
+    database.script("ALTER TABLE t ADD b text DEFAULT 'b'")
+    migrations({"001_a.sql": MARK + f"CREATE UNIQUE INDEX CONCURRENTLY t_a ON t {what};"})
+    failed = run()
+    database.script("DELETE FROM t WHERE a = 1")
+
+    again = run()
+
+    assert "is left INVALID" in error_of(failed)["message"]
+    assert 0 == again.code, str(again)
+    assert [("t_a", True)] == database.query(INDEXES)
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("theirs", ["t_a ON t (a) WHERE a > 0", "t_a ON t (a)"])
+def test_index_that_an_operator_builds_this_moment_is_left_to_him(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations, theirs: str
+) -> None:
+    """It is INVALID as long as it is being built; what was killed before it made any is not it."""
+    migrations({"001_a.sql": MARK + CIC})
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+        process = start()
+        process.wait_for_event("migration.blocked")
+        process.kill()
+        end_of_sessions(database)
+    assert [] == database.query(INDEXES)
+    with database.server.connect(database.name) as old, ThreadPoolExecutor() as pool:
+        old.execute("BEGIN; INSERT INTO t VALUES (3)")
+        done = pool.submit(database.script, f"CREATE INDEX CONCURRENTLY {theirs}")
+        while not database.query(INDEXES):
+            assert not done.done()
+        busy = run()
+        old.execute("ROLLBACK")
+        done.result()
+    oid = database.query("SELECT 't_a'::regclass::oid::int")
+
+    later = run()
+
+    assert (31, "index.busy") == (busy.code, error_of(busy)["code"]), str(busy)
+    assert (0 if theirs == "t_a ON t (a)" else 31) == later.code, str(later)
+    assert oid == database.query("SELECT 't_a'::regclass::oid::int")
+
+
+@pytest.mark.usefixtures("table")
+def test_index_with_a_name_like_a_leftover_is_nobodys_leftover(
+    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """REINDEX CONCURRENTLY cleans up copies of indexes, and not what only has such a name."""
+    database.script("CREATE INDEX t_b ON t (a)")
+    migrations({"001_a.sql": MARK + "REINDEX (VERBOSE) TABLE CONCURRENTLY t;"})
+    with any_server.connect(database.name) as operator:
+        with pytest.raises(Exception, match="unique"):
+            operator.execute(UNIQUE.replace("t_a", "t_b_ccnew"))
+        operator.execute("BEGIN; INSERT INTO t VALUES (3)")
+        failed = run(env={"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.5"})
+        operator.execute("COMMIT")
+    assert 31 == failed.code, str(failed)
+    assert [("t_b", True), ("t_b_ccnew", False), ("t_b_ccnew1", False)] == database.query(INDEXES)
+
+    again = run()
+
+    assert 0 == again.code, str(again)
+    assert [("t_b", True), ("t_b_ccnew", False)] == database.query(INDEXES)
 
 
 @pytest.mark.usefixtures("table")
@@ -623,3 +735,74 @@ def test_half_done_file_whose_session_held_something_is_not_resumed(
 
     assert (32, 32) == (result.code, run("check").code), str(result)
     assert "set_config" in result.finished["error"]["message"]
+
+
+PARTITIONED = (
+    "CREATE TABLE p (x int) PARTITION BY RANGE (x);"
+    "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); CREATE INDEX p_x ON p (x)"
+)
+SUBSCRIBED = (
+    "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1 dbname=nowhere' PUBLICATION pub "
+    "WITH (connect = false, slot_name = 'slot')"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "statement"),
+    [
+        (PARTITIONED, "REINDEX TABLE p"),
+        (PARTITIONED, "REINDEX (VERBOSE) INDEX public.p_x"),
+        (PARTITIONED, "CLUSTER p USING p_x"),
+        (PARTITIONED, "CLUSTER (VERBOSE) p USING p_x"),
+    ],
+)
+def test_what_only_the_catalog_knows_to_need_no_transaction_runs_in_none(
+    run: Run, database: servers.Database, migrations: WriteMigrations, before: str, statement: str
+) -> None:
+    """In a file with a transaction the hint names the directive, and with it the file runs."""
+    database.script(before)
+    migrations({"001_a.sql": f"{statement};"})
+    refused = run()
+    migrations({"001_a.sql": f"{MARK}CREATE TABLE a (x int); {statement}; CREATE TABLE b (x int);"})
+
+    result = run()
+
+    assert (30, "25001") == (refused.code, error_of(refused)["sqlstate"])
+    assert "no-transaction" in error_of(refused)["hint"]
+    assert 0 == result.code, str(result)
+    assert [("done", 3, 3)] == database.query(PROGRESS)
+
+
+def test_subscription_with_a_slot_is_dropped_outside_a_transaction(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its publisher cannot be reached: that is what is said, and a dropped one is read back."""
+    database.script(SUBSCRIBED)
+    migrations({"001_a.sql": f"{MARK}DROP SUBSCRIPTION s;"})
+
+    failed = run()
+
+    assert (31, "08006") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
+    database.script("ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s")
+    database.script("UPDATE preflight.migrations SET statements_started = 1")  # as after a kill
+    again = run()
+    assert 0 == again.code, str(again)
+    assert [("done", 1, 1)] == database.query(PROGRESS)
+
+
+def test_block_that_meets_such_a_refusal_is_not_run_twice(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Only a statement that the server refuses as a whole is tried without a transaction."""
+    database.script("CREATE SEQUENCE tried")
+    migrations(
+        {
+            "001_a.sql": MARK + "DO $$ BEGIN PERFORM nextval('tried'); RAISE SQLSTATE '25001';"
+            " END $$;"
+        }
+    )
+
+    result = run()
+
+    assert (31, "25001") == (result.code, error_of(result)["sqlstate"]), str(result)
+    assert [1] == database.query("SELECT last_value FROM tried")

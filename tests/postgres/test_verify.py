@@ -174,3 +174,48 @@ def test_lock_timeout_in_a_verify_file_says_nothing_of_it(
     assert (code == 12) == bool(blocked.event("migration.retried"))
     assert 0 == again.code, str(again)
     assert [1] == database.query("SELECT id FROM t")
+
+
+@pytest.mark.parametrize(
+    ("own", "seen"),
+    [
+        ("CREATE TEMP TABLE kept AS SELECT 1 AS x", "to_regclass('kept') IS NOT NULL"),
+        ("CREATE FUNCTION pg_temp.f() RETURNS int RETURN 1", "pg_temp.f() = 1"),
+        (
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "EXISTS (SELECT FROM pg_cursors WHERE name = 'c')",
+        ),
+        (
+            "PREPARE q AS SELECT 1",
+            "EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'q')",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+def test_verify_file_does_not_see_what_only_the_files_session_has(  # noqa: PLR0913, PLR0917 - fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    own: str,
+    seen: str,
+    mark: str,
+) -> None:
+    """What no later `verify` will find is no evidence, neither forward nor back."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (x int);",
+            "001_a_rollback.sql": f"{mark}{own};",
+            "002_b.sql": f"{mark}{own};",
+            "002_b_verify.sql": f"SELECT 's' AS suite, 'c' AS \"check\", {seen} AS ok",
+        }
+    )
+    forward = run()
+    there = migrations.directory / "002_b_verify.sql"
+    there.rename(migrations.directory / "001_a_verify.sql")
+    (migrations.directory / "002_b.sql").unlink()
+    database.script("DELETE FROM preflight.migrations WHERE version = 2")
+
+    back = run("rollback")
+
+    assert (31 if mark else 30) == forward.code, str(forward)
+    assert 0 == back.code, str(back)
