@@ -6,7 +6,6 @@ imported only once work is due.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -165,20 +164,19 @@ def rounds(session: Session, on_disk: Sequence[Migration]) -> Iterator[Round]:
     Raises what `enter`, `contact.settle` and `planned` raise, and HistoryConflict when the history
     never becomes what was written to it.
     """
-    first, same = True, 0
-    while True:
+    same = 0
+    for waited in stop.looks(0.05, 0.25):
         enter(session)
         made = planned(session, contact.settle(session, on_disk), on_disk)
         if made.empty:
             return  # another run did it, or everything was there already
-        attempt = Round(session, made.todo, first=first)
+        attempt = Round(session, made.todo, first=not waited)
         yield attempt
         if not attempt.changed:
             return
         left = planned(session, ledger.read(session), on_disk)
         if left.empty:
             return  # before the lock: the server may not have noticed yet that our session is gone
-        first, same = False, same + 1 if left == made else 0
+        same = same + 1 if left == made else 0
         if same == ROUNDS:
             raise fence.unwritable(session)
-        stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret

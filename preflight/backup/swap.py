@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -142,13 +141,13 @@ def _clear(
     for pid, *_, where in others:
         if where == place.into:
             session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
-    until = time.monotonic() + LAST_SESSIONS_S
-    while left := [
-        pid for pid, *_, where in _connected(session, place, ours) if where == place.into
-    ]:
-        if time.monotonic() >= until:
+    for waited in stop.looks(0.1, 0.1):
+        there = _connected(session, place, ours)
+        left = [pid for pid, *_, where in there if where == place.into]
+        if not left:
+            break
+        if waited >= LAST_SESSIONS_S:
             raise _in_the_way(place, f"sessions do not end: pid {', '.join(map(str, left))}")
-        stop.sleep(0.1)
 
 
 def _record(
@@ -209,11 +208,11 @@ def _connected(
 
 def _others(session: Session, place: restored.Place, ours: Sequence[int]) -> list[tuple[Any, ...]]:
     """Return who is connected to either database, once our own last sessions had time to end."""
-    until = time.monotonic() + LAST_SESSIONS_S
-    while found := _connected(session, place, ours):
-        if time.monotonic() >= until:
+    found: list[tuple[Any, ...]] = []
+    for waited in stop.looks(0.1, 0.1):
+        found = _connected(session, place, ours)
+        if not found or waited >= LAST_SESSIONS_S:
             break
-        stop.sleep(0.1)
     return found
 
 

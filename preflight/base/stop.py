@@ -8,6 +8,7 @@ psycopg cancels the statement. COMMIT and the backup's rename stand outside.
 
 from __future__ import annotations
 
+import random
 import signal
 import threading
 import time
@@ -101,6 +102,19 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         busy.clear()
+
+
+def looks(least: float, most: float) -> Iterator[float]:
+    """Yield 0 at once, and after each pause of `least` to `most` seconds how many have passed.
+
+    The one way to wait for what nobody tells us of: who waits looks, and leaves when it has seen
+    enough or has waited for too long. A stop request ends a pause; raises Stopped.
+    """
+    began, passed = time.monotonic(), 0.0
+    while True:
+        yield passed
+        sleep(random.uniform(least, most))  # noqa: S311 -- jitter, not a secret
+        passed = time.monotonic() - began
 
 
 def sleep(seconds: float) -> None:

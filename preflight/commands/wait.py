@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
+    from preflight.files.migrations import Migration
 
 POLL_S = (0.2, 1.0)
 FILES = -1  # `--schema` without a version: what is on disk
@@ -33,14 +34,8 @@ def run(config: Config, *, schema: int | None = None) -> None:
             return
     files = reading.load(config.migrations_dir) if schema == FILES else ()
     with sessions.connect(config) as session:
-        known = ledger.read(session)
-        told = False
-        while True:
-            if schema != FILES:
-                left = [] if known.done(schema) else [f"version {schema}"]
-            else:
-                made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
-                left = [file.name for file in made.todo]
+        for waited in stop.looks(*POLL_S):
+            left = _left(config, files, ledger.read(session), schema)
             if not left:
                 return
             if time.monotonic() >= session.deadline:
@@ -49,13 +44,20 @@ def run(config: Config, *, schema: int | None = None) -> None:
                     f"{', '.join(left)} not applied after {config.wait_timeout_s:g} s",
                     "Does the job that migrates run, and did it succeed?",
                 )
-            if not told:
-                told = True
+            if not waited:
                 structlog.get_logger().info(
                     "server.waiting", reason="migrations are pending", pending=left
                 )
-            stop.sleep(random.uniform(*POLL_S))  # noqa: S311 -- jitter, not a secret
-            known = ledger.read(session)
+
+
+def _left(
+    config: Config, files: Sequence[Migration], known: plan.History, schema: int
+) -> list[str]:
+    """Name what is not applied yet of what is waited for."""
+    if schema != FILES:
+        return [] if known.done(schema) else [f"version {schema}"]
+    made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+    return [file.name for file in made.todo]
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -70,21 +69,18 @@ def fence(session: Session, claim: Callable[[], bool]) -> None:
     LOCK_WAIT_S.
     """
     began = time.monotonic()
-    told = False
-    while True:
+    for again in stop.looks(0.1, 0.4):
         try:
+            if again:
+                session.execute(sessions.BEGIN)
             claimed = claim()
         except psycopg.errors.LockNotAvailable as error:
             session.execute("ROLLBACK")
-            found = _writer(session)
-            waited = time.monotonic() - began
+            found, waited = _writer(session), time.monotonic() - began
             if waited >= session.config.lock_wait_s:
                 raise _fenced(found, waited, error) from error
-            if not told:
-                told = True
+            if not again:
                 structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
-            stop.sleep(random.uniform(0.1, 0.4))  # noqa: S311 -- jitter, not a secret
-            session.execute(sessions.BEGIN)
         else:
             break
     if not claimed:

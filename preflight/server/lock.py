@@ -12,8 +12,6 @@ A blocking pg_advisory_lock() would deadlock with another run's CREATE INDEX CON
 from __future__ import annotations
 
 import hashlib
-import random
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -50,28 +48,25 @@ def acquire(session: Session) -> None:
     log = structlog.get_logger()
     session.grow_up()
     number = key(session.config.schema)
-    began = told = time.monotonic()
-    busy = False
-    while True:
+    told = None
+    for waited in stop.looks(*POLL_S):
         row = session.execute(
             "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", [number]
         ).fetchone()
         if row is not None and row[0]:
             break
-        now = time.monotonic()
-        if not busy or now - told >= TELL_EVERY_S:
-            busy, told = True, now
-            log.info("lock.busy", waited_s=round(now - began, 1), **holder(session))
-        if now - began >= session.config.lock_wait_s:
+        if told is None or waited - told >= TELL_EVERY_S:
+            told = waited
+            log.info("lock.busy", waited_s=round(waited, 1), **holder(session))
+        if waited >= session.config.lock_wait_s:
             found = holder(session)
             raise LockBusy(
                 "lock.busy",
-                f"another run still holds the lock after {now - began:.0f} s: {_described(found)}",
+                f"another run still holds the lock after {waited:.0f} s: {_described(found)}",
                 "Let it finish and run again; if it hangs, "
                 f"SELECT pg_terminate_backend({found.get('holder_pid', 'pid')}) ends it.",
             )
-        stop.sleep(random.uniform(*POLL_S))  # noqa: S311 -- jitter, not a secret
-    log.info("lock.acquired", waited_s=round(time.monotonic() - began, 3))
+    log.info("lock.acquired", waited_s=round(waited, 3))
 
 
 def require(session: Session) -> None:

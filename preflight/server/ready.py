@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 
 import structlog
@@ -38,16 +37,19 @@ def require_direct(session: sessions.Session) -> None:
 def require_writable(session: sessions.Session) -> None:
     """Wait for a writable primary; a pooler is refused at once. Raises TargetUnusable."""
     log = structlog.get_logger()
-    waited = False
-    while session.facts is not None:
+    for waited in stop.looks(0.2, 0.5):
+        if waited:
+            session.reopen()
+            session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
         facts = session.facts
+        if facts is None:
+            break
         require_direct(session)
         if not (facts.standby or facts.read_only):
             break
         what = "a standby" if facts.standby else "read-only"
         if not waited:
             log.info("server.waiting", reason=f"{what}: waiting for a writable primary")
-            waited = True
         if time.monotonic() >= session.deadline:
             raise TargetUnusable(
                 "target.read_only",
@@ -55,9 +57,6 @@ def require_writable(session: sessions.Session) -> None:
                 "Connect to the primary; with several hosts set PGTARGETSESSIONATTRS=read-write. "
                 "If default_transaction_read_only is set for the database or the role, unset it.",
             )
-        stop.sleep(random.uniform(0.2, 0.5))  # noqa: S311 -- jitter, not a secret
-        session.reopen()
-        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
     if session.local:
         _require_stable(session)
 
@@ -69,17 +68,18 @@ def _require_stable(session: sessions.Session) -> None:
     stops it. So a server without TCP must be the same one for a few seconds of consecutive looks.
     """
     alone, started = _life(session)
-    since = time.monotonic()
     if alone:
         structlog.get_logger().info(
             "server.waiting", reason=f"no TCP: making sure for {STABLE_S:g} s that it stays"
         )
-    while alone and time.monotonic() - since < STABLE_S:
-        stop.sleep(0.2)
+    since = 0.0
+    for waited in stop.looks(0.2, 0.2):
+        if not alone or waited - since >= STABLE_S:
+            break
         before = started
         alone, started = _life(session)
         if started != before:
-            since = time.monotonic()
+            since = waited
 
 
 def _life(session: sessions.Session) -> tuple[bool, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 import threading
 import time
@@ -230,8 +229,10 @@ class Session:
 
     def again(self, look: Callable[[], T]) -> T:
         """Return what a look returns that may be taken again: reconnects until the deadline."""
-        while True:
+        for waited in stop.looks(0.05, 0.25):
             try:
+                if waited:
+                    self.reopen()
                 return look()
             except psycopg.OperationalError as error:
                 if not self.lost or (self._at_work and time.monotonic() >= self.deadline):
@@ -241,8 +242,7 @@ class Session:
             except NotReady:
                 if time.monotonic() >= self.deadline:
                     raise
-            stop.sleep(random.uniform(0.05, 0.25))  # noqa: S311 -- jitter, not a secret
-            self.reopen()
+        raise AssertionError  # looks() does not end
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:
