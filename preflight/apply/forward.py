@@ -96,7 +96,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
             failure = _lost(migration, script, error)
             _record_failure(session, migration, failure)
             raise failure from error
-        stop.stays = None
+        stop.leaves(session, None)
         log.info(event, **named, duration_s=_since(began), read_back=True, **said)
         return False
     except LockBusy:
@@ -105,10 +105,10 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
         _record_failure(session, migration, failure)
         raise
     except stop.Stopped:
-        if stop.stays:
-            _journal_failure(session, migration, Problem(f"stopped by a signal; {stop.stays}"))
+        if left := stop.left(session):
+            _journal_failure(session, migration, Problem(f"stopped by a signal; {left}"))
         raise
-    stop.stays = None
+    stop.leaves(session, None)
     log.info(event, **named, duration_s=_since(began), statements=count, **said)
     return True
 

@@ -89,7 +89,7 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
     """Run what is left of a file whose row is claimed, with marks; return how many there are."""
     done, started = (row.statements_done, row.statements_started) if row else (0, 0)
     number, patient = 0, migration.up.lock_timeout_ms is None
-    stop.stays = _stays(migration, done)
+    stop.leaves(session, _stays(session, migration, done))
     for number, (statement, text) in enumerate(statements.each(migration.up), 1):
         step = _Step(session, migration, statement, text, number)
         if number > done:
@@ -100,7 +100,7 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
                 step.outside(begun_before=started >= number)
             elif not step.inside():
                 step.outside(begun_before=started >= number)
-            stop.stays = _stays(migration, number)
+            stop.leaves(session, _stays(session, migration, number))
         elif step.sets:
             step.run()  # what a done statement set went with its session
         patient = patient and not (step.sets and kinds.sets_lock_timeout(text))
@@ -122,7 +122,7 @@ def untouched(session: Session, migration: Migration, row: Row | None) -> Iterat
     except (Exception, stop.Stopped) as error:
         if session.lost or kept is None or not _put_back(session, row.version, kept):
             raise
-        stop.stays = None
+        stop.leaves(session, None)
         if not isinstance(error, MigrationPartial):
             raise
         told = error.problem.data() | {
@@ -142,7 +142,9 @@ def _put_back(session: Session, version: int, kept: str) -> bool:
         return False  # it is marked as failed, and the first failure is the one to tell
 
 
-def _stays(migration: Migration, done: int) -> str:
+def _stays(session: Session, migration: Migration, done: int) -> str | None:
+    if session.copy:
+        return None  # it is dropped
     return (
         f"the finished statements of {migration.up.file} ({done}) stay, and an index that was "
         "being built may be INVALID"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 import structlog
@@ -121,21 +121,21 @@ def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event hol
     return f"{value[:longest]}…" if isinstance(value, str) and len(value) > longest else value
 
 
-_muted = threading.Event()
+_muted: ContextVar[bool] = ContextVar("muted", default=False)  # a run's own, and its threads'
 
 
 @contextmanager
 def muted() -> Iterator[None]:
     """Keep every event back: what a rehearsal does with its copy is no news of the database."""
-    _muted.set()
+    before = _muted.set(True)
     try:
         yield
     finally:
-        _muted.clear()
+        _muted.reset(before)
 
 
 def _unless_muted(_logger: object, _method: str, event: EventDict) -> EventDict:
-    if not _muted.is_set() or event["event"] == "run.finished":
+    if not _muted.get() or event["event"] == "run.finished":
         return event
     if event["event"] == "migration.progressed" and "elapsed_s" in event:
         return {**event, "event": "rehearsal.progressed"}  # a long statement, on the copy

@@ -31,8 +31,7 @@ class Stopped(KeyboardInterrupt):
 _requested: int | None = None
 _raised = False
 _depth = 0
-stays: str | None = None  # what a stop leaves of the file under way; None when it is rolled back
-on_copy = threading.Event()  # what stays is a copy's, which is dropped
+_left: dict[int, str] = {}  # by the session at work: what a stop would leave of its file
 busy = threading.Event()
 
 
@@ -76,9 +75,19 @@ def requested() -> int | None:
     return _requested
 
 
-def left() -> str | None:
-    """Return what a stop would leave of the file under way, if anything."""
-    return None if on_copy.is_set() else stays
+def leaves(session: object, what: str | None) -> None:
+    """Say what a stop would leave of the file that a session runs; None: it is rolled back."""
+    if what is None:
+        _left.pop(id(session), None)
+    else:
+        _left[id(session)] = what
+
+
+def left(session: object = None) -> str | None:
+    """Return what a stop would leave of the file that a session runs, or any, if anything."""
+    if session is not None:
+        return _left.get(id(session))
+    return "; ".join(_left.values()) or None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import structlog
 
 from preflight.apply import back, contact, forward
 from preflight.backup import take
-from preflight.base import console, logs, stop
+from preflight.base import console, logs
 from preflight.base.errors import (
     ConnectionLost,
     Failure,
@@ -243,14 +243,9 @@ def _failed(failure: Failure) -> RehearsalFailed:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep to ourselves what happens to the copy: it is no news, and nothing of it stays."""
-    stop.on_copy.set()
-    try:
-        with logs.muted():
-            yield
-    finally:
-        stop.stays = None
-        stop.on_copy.clear()
+    """Keep to ourselves what happens to the copy: it is no news."""
+    with logs.muted():
+        yield
 
 
 def _size(copy: Session) -> int:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -219,7 +220,8 @@ def over(session: sessions.Session, migration: Migration) -> Iterator[Watch]:
     """Watch the session while a migration runs; nothing is opened for a short one."""
     timeout_ms = migration.up.lock_timeout_ms or session.config.lock_timeout_ms
     watch = Watch(session, migration, min(0.5, timeout_ms / 2000))
-    thread = threading.Thread(target=watch.run, daemon=True, name="watch")
+    context = copy_context()  # of a copy nothing is told, here neither
+    thread = threading.Thread(target=context.run, args=[watch.run], daemon=True, name="watch")
     thread.start()
     try:
         yield watch
