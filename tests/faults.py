@@ -89,6 +89,23 @@ class CutAfter(Fault):
         return message
 
 
+class Held(Fault):
+    """Holds the first message to the server that has these words until it is let go."""
+
+    def __init__(self, words: bytes) -> None:
+        """Hold nothing before that."""
+        self.words = words
+        self.reached, self.free = threading.Event(), threading.Event()
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Wait; other connections go on."""
+        del kind
+        if self.words in message and not self.reached.is_set():
+            self.reached.set()
+            self.free.wait(60)
+        return message
+
+
 class CommitFault(Fault):
     """Counts the COMMITs of all connections, and notices one; the others are left alone."""
 

@@ -125,6 +125,41 @@ def test_failure_names_line_column_and_sqlstate(
     assert "no-transaction" not in error_of(result).get("hint", "")
 
 
+def test_deferred_constraint_is_the_files_failure(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It is checked before COMMIT, where it would look as if the history could not be written."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE p (id int PRIMARY KEY);"
+            "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);"
+            "INSERT INTO c VALUES (1);"
+        }
+    )
+    result = run()
+
+    assert (30, "migration.sql_error") == (result.code, error_of(result)["code"])
+    assert [None] == database.query("SELECT to_regclass('p')")
+
+
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+def test_success_is_on_the_disk_before_it_is_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations, mark: str
+) -> None:
+    """COMMIT waits for the disk, whatever the database or the file says of synchronous_commit."""
+    database.script(f"ALTER DATABASE {database.name} SET synchronous_commit = off")
+    ok = "current_setting('synchronous_commit') = 'on' AS ok"
+    migrations(
+        {
+            "001_a.sql": f"{mark}CREATE TABLE a ();\nSET synchronous_commit = off;\n",
+            "001_a_verify.sql": f"SELECT 's' AS suite, 'it waits' AS \"check\", {ok};\n",
+        }
+    )
+    result = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+
+
 def test_row_data_and_sql_are_told_only_when_asked_for(
     run: Run,
     migrations: WriteMigrations,

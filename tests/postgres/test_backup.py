@@ -475,6 +475,42 @@ def test_truncate_cannot_empty_the_dump(
     assert 2000 == manifest(backup_dir)["rows"]["public.items"]
 
 
+@pytest.mark.usefixtures("items")
+def test_tables_are_locked_before_the_snapshot_is_taken(
+    start: Start, server: servers.Server, database: servers.Database, backup_dir: Path
+) -> None:
+    """Else a TRUNCATE in between is in the snapshot and yet empties the table that is dumped."""
+    held = faults.Held(b"pg_export_snapshot")
+    with faults.through(server, held) as proxy:
+        process = start(env=proxy.env())
+        assert held.reached.wait(60)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            database.script("SET lock_timeout = '50ms'; TRUNCATE items;")
+        held.free.set()
+        result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert 2000 == manifest(backup_dir)["rows"]["public.items"]
+
+
+@pytest.mark.usefixtures("items")
+def test_row_written_after_the_snapshot_is_neither_dumped_nor_counted(
+    start: Start, server: servers.Server, database: servers.Database, backup_dir: Path
+) -> None:
+    """Both look at one moment, however long after it they begin."""
+    held = faults.Held(b"SAVEPOINT one")
+    with faults.through(server, held) as proxy:
+        process = start(env=proxy.env())
+        assert held.reached.wait(60)
+        database.script("INSERT INTO items VALUES (9999, 'late')")
+        held.free.set()
+        result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert [] == result.event("backup.progressed")
+    assert 2000 == manifest(backup_dir)["rows"]["public.items"]
+
+
 WAITING = "SELECT 1 FROM pg_locks l WHERE NOT granted AND relation = 'items'::regclass"
 
 

@@ -182,7 +182,8 @@ def test_connection_cut_after_any_message_converges(
 ) -> None:
     """Each file is applied once or not at all, the history tells which, and a re-run is 0."""
     migrations(TWO)
-    with faults.through(server, faults.CutAfter(message)) as proxy:
+    cut = faults.CutAfter(message)
+    with faults.through(server, cut) as proxy:
         first = run(env={**QUICKLY, **proxy.env()})
     known = database.query("SELECT to_regclass('preflight.migrations')") != [None]
     history = database.query("SELECT version FROM preflight.migrations ORDER BY 1") if known else []
@@ -192,6 +193,7 @@ def test_connection_cut_after_any_message_converges(
     )
     again = run(env=QUICKLY)
 
+    assert cut.left < 0, "a run has fewer messages than that: nothing was cut"
     assert first.code in (0, 13), str(first)
     assert reality == history
     assert 0 == again.code, str(again)

@@ -186,3 +186,26 @@ def test_lock_that_a_file_let_go_is_missed(
     assert [1] == applied
     assert 0 == again.code, str(again)
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+
+def test_lock_that_a_rollback_file_let_go_is_missed(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What comes after it is not taken back without the lock: 13, and the next run goes on."""
+    migrations(
+        {
+            "001_one.sql": "CREATE TABLE one (id int);\n",
+            "001_one_rollback.sql": "DROP TABLE one;\n",
+            "002_two.sql": "CREATE TABLE two (id int);\n",
+            "002_two_rollback.sql": "DROP TABLE two;\nSELECT pg_advisory_unlock_all();\n",
+        }
+    )
+    run(env=QUICKLY)
+    result = run("rollback", "--to", "0", env=QUICKLY)
+    left = database.query("SELECT version FROM preflight.migrations")
+    again = run("rollback", "--to", "0", env=QUICKLY)
+
+    assert (13, "lock.lost") == (result.code, result.finished["error"]["code"]), str(result)
+    assert [1] == left
+    assert 0 == again.code, str(again)
+    assert [None] == database.query("SELECT to_regclass('one')")

@@ -714,6 +714,7 @@ def test_password_of_the_live_server_is_not_offered_to_another(
 
     assert 0 == result.code, result
     assert "no password supplied" in result.event("rehearsal.skipped")[0]["reason"]
+    assert [] == result.event("rehearsal.started")  # else it was, and only pg_restore was refused
 
 
 # --- nothing is left ------------------------------------------------------------------------------
