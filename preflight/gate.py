@@ -21,6 +21,7 @@ from preflight.server import lock, ready
 
 if TYPE_CHECKING:
     from preflight.apply import back
+    from preflight.backup.manifests import Backup
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
     from preflight.history.journal import Row
@@ -87,20 +88,20 @@ def proven(
     return twice(attempt)
 
 
-def proven_back(session: Session, steps: Sequence[back.Step]) -> str | None:
-    """Back up before a rollback, prove that, export into it, rehearse the steps; return its name.
+def proven_back(session: Session, steps: Sequence[back.Step]) -> Backup | None:
+    """Back up before a rollback, prove that, export into it, rehearse the steps; return it.
 
     Raises what `take.take`, `exports.export` and `trial.backward` raise.
     """
     from preflight.backup import exports, take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
-    def attempt() -> str | None:
+    def attempt() -> Backup | None:
         saved = take.take(session, [step.migration for step in steps], "rollback")
         with take.kept(saved) as beside:
             beside.extend(exports.export(session, steps, saved.backup if saved else None))
             trial.backward(session, saved, steps)
-        return saved.name if saved else None
+        return saved.backup if saved else None
 
     return twice(attempt)
 

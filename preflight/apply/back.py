@@ -168,9 +168,16 @@ def _remembered(row: Row) -> Migration:
     )
 
 
-def back(session: Session, step: Step, backup: str | None) -> bool:
+def back(
+    session: Session,
+    step: Step,
+    backup: str | None,
+    last_look: Callable[[], None] = lambda: None,
+) -> bool:
     """Run one rollback file and take its row away; return False when the session was replaced.
 
+    `last_look` is called in its transaction before anything is destroyed; without a transaction in
+    the one that claims the row, right before the first statement.
     Raises MigrationFailed (also when the verify file still finds effects), MigrationPartial,
     DatabaseBusy, ConnectionLost, PlanChanged.
     """
@@ -178,9 +185,12 @@ def back(session: Session, step: Step, backup: str | None) -> bool:
 
     def once(seen: Watch) -> int:
         if not step.script.transactional:
-            return _step_by_step(session, step, backup, seen, began)
+            return _step_by_step(session, step, backup, seen, began, last_look)
         return forward.patiently(
-            session, step.undo, seen, lambda: _transaction(session, step, backup, seen, began)
+            session,
+            step.undo,
+            seen,
+            lambda: _transaction(session, step, backup, seen, began, last_look),
         )
 
     return forward.guarded(
@@ -194,14 +204,21 @@ def back(session: Session, step: Step, backup: str | None) -> bool:
     )
 
 
-def _transaction(
-    session: Session, step: Step, backup: str | None, seen: Watch, began: float
+def _transaction(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
+    session: Session,
+    step: Step,
+    backup: str | None,
+    seen: Watch,
+    began: float,
+    last_look: Callable[[], None],
 ) -> int:
     with (
         fence.recorded(session, step.migration, MigrationFailed),
         sessions.transaction(session),
     ):
         fence.fence(session, lambda: ledger.give_up(session, step.row))
+        seen.begin(1)  # a wait for its tables is one of its own
+        last_look()
         statements.prepare(session, step.script, "SET LOCAL")
         count = forward.run_all(session, step.migration, step.script, seen)
         forward.check_constraints(session, step.migration, step.script)
@@ -211,8 +228,13 @@ def _transaction(
     return count
 
 
-def _step_by_step(
-    session: Session, step: Step, backup: str | None, seen: Watch, began: float
+def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
+    session: Session,
+    step: Step,
+    backup: str | None,
+    seen: Watch,
+    began: float,
+    last_look: Callable[[], None],
 ) -> int:
     """Run or resume a non-transactional rollback file; its row stays until all of it is done."""
     begun = _begun(step)
@@ -228,6 +250,9 @@ def _step_by_step(
                     session, step.row, step.script, done=done, started=started
                 ),
             )
+            if not started:
+                seen.begin(1)
+                last_look()
         statements.prepare(session, step.script, "SET")
         count = steps.run_statements(session, step.undo, begun, seen)
         session.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def run(config: Config, *, to: int | None = None) -> None:
     """Take back the newest migration, or all above a version, newest first."""
     from preflight.apply import back  # noqa: PLC0415 -- only when work is due
+    from preflight.backup import exports  # noqa: PLC0415 -- only when work is due
 
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
@@ -32,11 +34,12 @@ def run(config: Config, *, to: int | None = None) -> None:
         steps = back.prepare(session, files, back.choose(files, ledger.read(session), to))
         if not steps:
             return
-        backup = gate.proven_back(session, steps)
+        saved = gate.proven_back(session, steps)
         for step in steps:
             lock.require(session)
+            save = partial(exports.again, session, step, saved, first=step is steps[0])
             with gate.undisturbed():
-                same_session = back.back(session, step, backup)
+                same_session = back.back(session, step, saved.name if saved else None, save)
             if not same_session:  # it had to be replaced, and its lock went with it
                 lock.acquire(session)
 

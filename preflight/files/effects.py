@@ -189,7 +189,7 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
             return "comment", _commented(statement)
         case "copy_stmt":
             if not statement.HasField("relation"):
-                return "copy from a query", _read(_queried(statement.query))
+                return "copy from a query", _read(named_tables(statement.query))
             table = _name(statement.relation)
             mode = ROW_EXCLUSIVE if statement.is_from else ACCESS_SHARE
             return f"copy {'into' if statement.is_from else 'from'} {table}", [Lock(table, mode)]
@@ -202,17 +202,19 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
         case "select_stmt":
             changed = [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
             kept = [Lock(name, ROW_SHARE) for name in _row_locked(statement)]
-            read = _read(_queried(statement))
+            read = _read(named_tables(statement))
             return "change rows in a query" if changed else "query", read + kept + changed
         case "view_stmt":
             mode = ACCESS_EXCLUSIVE if statement.replace else ACCESS_SHARE
             view = [Lock(_name(statement.view), mode)] if statement.replace else []
-            return f"create view {_name(statement.view)}", view + _read(_queried(statement.query))
+            return f"create view {_name(statement.view)}", view + _read(
+                named_tables(statement.query)
+            )
         case "create_table_as_stmt":
             name = _name(statement.into.rel)
-            return f"create {name} from a query", _read(_queried(statement.query))
+            return f"create {name} from a query", _read(named_tables(statement.query))
         case "create_publication_stmt" | "alter_publication_stmt":
-            taken = [Lock(name, SHARE_UPDATE) for name in _queried(statement)]
+            taken = [Lock(name, SHARE_UPDATE) for name in named_tables(statement)]
             return " ".join(scan.words(text[:200], 3)).lower(), taken
         case _:
             return " ".join(scan.words(text[:200], 3)).lower(), []
@@ -375,7 +377,8 @@ def _targets(statement: Any) -> list[RangeVar]:  # noqa: ANN401 -- see above
     return [statement.relation] if "relation" in names and statement.HasField("relation") else []
 
 
-def _queried(node: Node) -> list[str]:
+def named_tables(node: Node) -> list[str]:
+    """Return the tables that a statement names, but not its common table expressions."""
     return [_name(table) for table in _tables(node)]
 
 

@@ -196,6 +196,97 @@ def test_export_is_csv_that_tells_null_from_empty(
     assert 2 == len(backups(backup_dir))
 
 
+@pytest.mark.parametrize("mark", ["", MARK])
+@pytest.mark.parametrize("query", ["SELECT id FROM a ORDER BY 1", "SELECT id FROM of_a ORDER BY 1"])
+def test_row_that_is_written_after_the_export_is_in_it_all_the_same(  # noqa: PLR0913, PLR0917 - fixtures
+    start: Start,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+    mark: str,
+    query: str,
+) -> None:
+    """Writers are kept off and the export is made again, right before its rows are destroyed."""
+    migrations(
+        A
+        | {
+            "001_a_export.sql": query,
+            "001_a_rollback.sql": f"{mark}DROP VIEW of_a; DROP TABLE a;",
+        }
+    )
+    run()
+    database.script("CREATE VIEW of_a AS SELECT * FROM a; INSERT INTO a VALUES (1)")
+    with database.server.connect(database.name) as app:
+        app.execute("BEGIN; INSERT INTO a VALUES (2)")
+        process = start("rollback", env={"PREFLIGHT_LOCK_TIMEOUT_MS": "20000"})
+        process.wait_for_event("migration.blocked")
+        app.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    (path,) = backup_dir.glob("*/export-*.csv")
+    assert ["id", "1", "2"] == path.read_text().split()
+    assert [1, 2] == [event["rows"] for event in result.event("export.saved")]
+
+
+def test_export_of_a_step_is_not_made_poorer_by_the_steps_before_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """What an earlier step of the same rollback destroyed is still in the first export."""
+    migrations(
+        A
+        | {
+            "001_a_export.sql": "SELECT * FROM a",
+            "002_b.sql": "ALTER TABLE a ADD b text DEFAULT 'b';",
+            "002_b_rollback.sql": "ALTER TABLE a DROP b;",
+        }
+    )
+    run()
+    database.script("INSERT INTO a VALUES (1, 't')")
+
+    assert 0 == run("rollback", "--to", "0").code
+    found = {path.name: path.read_text().split() for path in backup_dir.glob("*/export-*.csv")}
+    assert {
+        "export-001_a-1.csv": ["id,t,b", "1,t,b"],
+        "export-001_a-1-late.csv": ["id,t", "1,t"],
+    } == found
+
+
+def test_values_of_an_export_do_not_depend_on_settings(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Digits, the order of a date and bytes are as in a dump, whatever the role has set."""
+    name = Identifier(database.name)
+    with database.server.connect(database.name) as connection:
+        for setting in (
+            "DateStyle = 'SQL, DMY'",
+            "IntervalStyle = 'sql_standard'",
+            "extra_float_digits = 0",
+            "bytea_output = 'escape'",
+        ):
+            connection.execute(SQL("ALTER DATABASE {} SET ").format(name) + SQL(setting))
+    columns = "d date, ts timestamptz, f float8, r real, i interval, b bytea"
+    migrations(
+        {
+            "001_a.sql": f"CREATE TABLE a ({columns}); INSERT INTO a VALUES ('03/04/2026', "
+            "'03/04/2026 05:06:07.123456+00', 0.1::float8 + 0.2::float8, 5592405.5, "
+            "'1 day -2 hours', '\\x00ff');",
+            "001_a_rollback.sql": "DROP TABLE a;",
+            "001_a_export.sql": "SELECT d, ts AT TIME ZONE 'UTC', f, r, i, b, "
+            "'05/04/2026'::date FROM a;",
+        }
+    )
+    run()
+
+    assert 0 == run("rollback").code
+    (path,) = backup_dir.glob("*/export-*.csv")
+    assert (
+        "2026-04-03,2026-04-03 05:06:07.123456,0.30000000000000004,5.5924055e+06,1 day -02:00:00,"
+        "\\x00ff,2026-04-05"
+    ) == path.read_text().splitlines()[1]
+
+
 def test_export_that_fails_takes_nothing_back(
     run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
