@@ -48,13 +48,6 @@ def _tests(*names: str) -> tuple[str, ...]:
 MUTANTS = [
     # --- durability
     Mutant(
-        "fsync of the hidden directory",
-        "backup/store",
-        "    sync(hidden)\n",
-        "",
-        _tests("durability"),
-    ),
-    Mutant(
         "fsync of the parent after the rename",
         "backup/store",
         "            sync(directory)\n",
@@ -86,6 +79,13 @@ MUTANTS = [
         "fsync of an export's name",
         "backup/exports",
         "        store.sync(path.parent)\n",
+        "",
+        _tests("durability"),
+    ),
+    Mutant(
+        "fsync of a manifest's name",
+        "backup/store",
+        "    sync(path.parent)\n",
         "",
         _tests("durability"),
     ),

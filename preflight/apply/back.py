@@ -22,6 +22,7 @@ from preflight.base.errors import (
     VerifyFailed,
 )
 from preflight.files import lasting, migrations, reading
+from preflight.files.layout import NATIVE
 from preflight.history import fence, journal, ledger, plan
 from preflight.server import sessions
 
@@ -111,9 +112,8 @@ def _completed(file: Migration, kept: Migration) -> Migration:
 def _unwritten(file: Migration) -> Problem:
     return Problem(
         f"{file.name} has no rollback file, on disk or in the history",
-        f"Write {file.name}_rollback.sql, or restore a backup (`backups --table`).",
-        migration=file.name,
-        version=file.version,
+        f"Write {NATIVE.file(file.name, 'rollback')}, or restore a backup (`backups --table`).",
+        **file.named,
     )
 
 
@@ -137,7 +137,8 @@ def _foreign(file: Migration, row: Row) -> Problem:
     }[found]
     return Problem(
         f"{row.name} cannot be taken back: the history keeps no rollback text of it, and {differs}",
-        f"Put {row.name}.sql back as it ran, with its {row.name}_rollback.sql.",
+        f"Put {NATIVE.file(row.name, 'up')} back as it ran, with its "
+        f"{NATIVE.file(row.name, 'rollback')}.",
         migration=row.name,
         version=row.version,
     )
@@ -159,9 +160,9 @@ def _remembered(row: Row) -> Migration:
     return migrations.Migration(
         row.version,
         row.name,
-        reading.script(f"{row.name}.sql", row.up_sql.encode()),
+        reading.kept(row.version, row.name, "up", row.up_sql.encode()),
         **{
-            kind: reading.script(f"{row.name}_{kind}.sql", text.encode())
+            kind: reading.kept(row.version, row.name, kind, text.encode())
             for kind, text in texts.items()
             if text
         },
@@ -276,12 +277,12 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
     try:
         checks = verify.run(session, step.migration.verify, step.script)
     except VerifyFailed as failure:
-        raise outcome(failure.code, **failure.problem.data() | named(step)) from failure
+        raise outcome(failure.code, **failure.problem.data() | step.migration.named) from failure
     untold = [check for check in checks if not check.told]
     if untold:
         structlog.get_logger().warning(
             "migration.progressed",
-            **named(step),
+            **step.migration.named,
             notice=f"{len(untold)} queries of the verify file fail now, which is no evidence that "
             f"nothing is left: {verify.described(untold)}; write one query a check",
         )
@@ -293,10 +294,5 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
             f"{step.script.file} ran, but {len(left)} effects of {step.migration.name} are still "
             f"there ({names})",
             "Correct the rollback file; it must undo all that the verify file looks for.",
-            **named(step),
+            **step.migration.named,
         )
-
-
-def named(step: Step) -> dict[str, object]:
-    """Return a step's migration as an event says it."""
-    return {"migration": step.migration.name, "version": step.migration.version}

@@ -112,9 +112,7 @@ def _first_contact(
 def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) -> None:
     """Log what was adopted; call after the COMMIT, before which it is not true."""
     for file, checks in adopted:
-        structlog.get_logger().info(
-            "migration.adopted", migration=file.name, version=file.version, checks=len(checks)
-        )
+        structlog.get_logger().info("migration.adopted", **file.named, checks=len(checks))
 
 
 def adoptable(
@@ -151,8 +149,7 @@ def _cannot_tell(file: Migration) -> HistoryConflict:
         "file that could tell whether it was applied",
         f"It is there: `adopt {file.version}`. It is not: set PREFLIGHT_FIRST_CONTACT=pending, and "
         "it will run.",
-        migration=file.name,
-        version=file.version,
+        **file.named,
     )
 
 
@@ -165,8 +162,7 @@ def _in_part(
         "verify.partial",
         f"{file.name} is in the database only in part: {verify.described(checks)}{below}",
         "Complete it or take it back by hand, then run again; `verify` lists every check.",
-        migration=file.name,
-        version=file.version,
+        **file.named,
     )
 
 
@@ -178,8 +174,7 @@ def _untold(file: Migration, checks: Sequence[verify.Check]) -> VerifyFailed:
         "and a query that fails says nothing of the other checks that it would have made",
         "Write one query a check, with to_regclass in place of FROM. Or say it yourself: it is "
         "not there, also not in part: PREFLIGHT_FIRST_CONTACT=pending.",
-        migration=file.name,
-        version=file.version,
+        **file.named,
     )
 
 
@@ -190,8 +185,7 @@ def _above(file: Migration, absent: Migration) -> VerifyFailed:
         f"{absent.name} is there all the same: `adopt {absent.version}`. It is to run although "
         f"{file.name} is there: PREFLIGHT_OUT_OF_ORDER=allow. {file.name} is not there: mark the "
         "checks that hold without it with `false AS effect`.",
-        migration=file.name,
-        version=file.version,
+        **file.named,
     )
 
 

@@ -80,7 +80,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     it came through: the lock has to be taken again.
     """
     log = structlog.get_logger()
-    named = _named(migration)
+    named = migration.named
     script = script or migration.up
     said = {"note": note} if note else {}
     began = time.monotonic()
@@ -157,8 +157,7 @@ def patiently(
             if beyond
             else "It was rolled back. Run again at a quieter time, end the blocker, or raise "
             "PREFLIGHT_LOCK_RETRY_S.",
-            migration=migration.name,
-            version=migration.version,
+            **migration.named,
             sqlstate=error.sqlstate,
         ) from error
 
@@ -182,8 +181,7 @@ def _before_retry(
     sqlstate = getattr(error, "sqlstate", None)
     structlog.get_logger().warning(
         "migration.retried",
-        migration=migration.name,
-        version=migration.version,
+        **migration.named,
         attempt=state.attempt_number,
         sqlstate=sqlstate,
         blocked_by=seen.blockers(sqlstate),
@@ -238,7 +236,7 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
                 "migration.left_transaction",
                 f"{script.file}: statement {count} ended the runner's transaction",
                 "Leave transaction control to the runner.",
-                **_named(migration),
+                **migration.named,
             )
     return count
 
@@ -253,10 +251,6 @@ def check_constraints(session: Session, migration: Migration, script: Script) ->
         raise statements.located(
             MigrationFailed, session, migration, script, None, error
         ) from error
-
-
-def _named(migration: Migration) -> dict[str, object]:
-    return {"migration": migration.name, "version": migration.version}
 
 
 class _Notices:
@@ -284,13 +278,13 @@ class _Notices:
 
     def tell(self, level: str, notice: str) -> None:
         log = structlog.get_logger()
-        getattr(log, level)("migration.progressed", **_named(self.migration), notice=notice)
+        getattr(log, level)("migration.progressed", **self.migration.named, notice=notice)
 
 
 def _record_failure(session: Session, migration: Migration, failure: Failure) -> None:
     """Log the failure and append it to the journal, if the server still listens."""
     problem = failure.problem
-    structlog.get_logger().error("migration.failed", **_named(migration), **_without_names(problem))
+    structlog.get_logger().error("migration.failed", **migration.named, **_without_names(problem))
     _journal_failure(session, migration, problem)
 
 
@@ -303,7 +297,7 @@ def _journal_failure(session: Session, migration: Migration, problem: Problem) -
         journal.journal(session, "failed", migration, problem=problem)
     except psycopg.Error as error:
         structlog.get_logger().warning(
-            "migration.failed", **_named(migration), journal=f"not written: {error.sqlstate}"
+            "migration.failed", **migration.named, journal=f"not written: {error.sqlstate}"
         )
 
 
@@ -336,7 +330,7 @@ def _lost(migration: Migration, script: Script, error: psycopg.Error) -> Failure
             f"{migration.name}: {error.diag.message_primary or error}",
             "The file sets a timeout that ends its session: remove it, or let it do less at once.",
             sqlstate=error.sqlstate,
-            **_named(migration),
+            **migration.named,
         )
     failure = sessions.lost(error)
     return ConnectionLost(
@@ -344,5 +338,5 @@ def _lost(migration: Migration, script: Script, error: psycopg.Error) -> Failure
         f"{migration.name}: {failure}",
         failure.problem.hint,
         sqlstate=error.sqlstate,
-        **_named(migration),
+        **migration.named,
     )

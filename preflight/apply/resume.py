@@ -21,8 +21,7 @@ def require_resumable(file: Migration, row: journal.Row) -> None:
             "migration.needs_repair",
             f"the rollback of {file.name} stopped after {row.statements_done} statements",
             f"Finish it: `rollback`. Or run the file again from its start: `force {file.version}`.",
-            migration=file.name,
-            version=file.version,
+            **file.named,
         )
     before = row.up_sql.encode()
     old = [_sent(statement, before) for statement in scan.statements(before)]
@@ -46,8 +45,7 @@ def require_resumable(file: Migration, row: journal.Row) -> None:
             f"{reason}",
             f"Look at the database. All of it is there: `adopt {file.version}`. Run it again from "
             f"its start: `force {file.version}`.",
-            migration=file.name,
-            version=file.version,
+            **file.named,
         )
 
 

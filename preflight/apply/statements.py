@@ -138,8 +138,7 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
         _hint(migration, script, statement, error),
         file=script.file,
         sqlstate=error.sqlstate,
-        migration=migration.name,
-        version=migration.version,
+        **migration.named,
         **where,
     )
 

@@ -79,8 +79,7 @@ def _claim(session: Session, migration: Migration, backup: str | None, row: Row 
     if row and row.statements_done:
         structlog.get_logger().info(
             "migration.progressed",
-            migration=migration.name,
-            version=migration.version,
+            **migration.named,
             resumed_after_statement=row.statements_done,
         )
 
@@ -173,8 +172,7 @@ def marked(
                 f"{migration.name}: its progress cannot be recorded: {error.diag.message_primary}",
                 "End the session that locks the history, and run again: the finished statements "
                 "stay.",
-                migration=migration.name,
-                version=migration.version,
+                **migration.named,
                 sqlstate=error.sqlstate,
             ) from error
         raise
@@ -391,8 +389,7 @@ class _Step:
         """Drop an INVALID index that an earlier run of this statement left."""
         structlog.get_logger().warning(
             "migration.progressed",
-            migration=self.migration.name,
-            version=self.migration.version,
+            **self.migration.named,
             statement=self.number,
             dropped_invalid_index=name,
         )
@@ -476,8 +473,7 @@ class _Step:
             code,
             message,
             hint,
-            migration=self.migration.name,
-            version=self.migration.version,
+            **self.migration.named,
             file=self.migration.up.file,
             line=line,
             column=column,

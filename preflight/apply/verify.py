@@ -129,13 +129,11 @@ def _wrong(  # noqa: PLR0913, PLR0917 -- a place and what is wrong there
     hint: str = _COLUMNS,
     sqlstate: str | None = None,
 ) -> VerifyFailed:
-    name = script.file.removesuffix("_verify.sql")
     return VerifyFailed(
         code,
         message,
         hint,
-        migration=name,
-        version=int(name.partition("_")[0]),
+        **script.named,
         file=script.file,
         line=line,
         column=column,
@@ -163,8 +161,7 @@ def require(session: Session, migration: Migration, outcome: Callable[..., Failu
             f"{migration.name} ran, but its verify file cannot be asked now: "
             f"{error.diag.message_primary or error}",
             "Its statements stay, and a re-run verifies again.",
-            migration=migration.name,
-            version=migration.version,
+            **migration.named,
             sqlstate=error.sqlstate,
         ) from error
     if failed(checks):
@@ -178,8 +175,7 @@ def require(session: Session, migration: Migration, outcome: Callable[..., Failu
                 if migration.up.transactional
                 else "; its statements stay, and a re-run verifies again."
             ),
-            migration=migration.name,
-            version=migration.version,
+            **migration.named,
         )
 
 
@@ -209,8 +205,7 @@ def report(migration: Migration, checks: Sequence[Check]) -> None:
     for check in failed(checks):
         log.error(
             "check.failed",
-            migration=migration.name,
-            version=migration.version,
+            **migration.named,
             suite=check.suite,
             check=check.check,
             detail=check.detail,

@@ -133,7 +133,7 @@ def _queries(
 
 def _tell(step: back.Step, path: Path, saved: Backup, rows: int) -> None:
     structlog.get_logger().info(
-        "export.saved", **back.named(step), file=path.name, backup=saved.name, rows=rows
+        "export.saved", **step.migration.named, file=path.name, backup=saved.name, rows=rows
     )
 
 

@@ -145,7 +145,6 @@ def publish(
     while final.exists():  # two backups of one run in one second
         final = final.with_name(f"{final.name}b")
     write_durably(hidden / manifests.MANIFEST, manifest.data())
-    sync(hidden)
     with stop.deferred():
         hidden.rename(final)
         try:

@@ -63,8 +63,7 @@ def _there(
                 "history.first_contact",
                 f"{file.name} has no verify file that could tell whether it is there",
                 f"Nothing was recorded. If you know that it is: `adopt {file.version}`.",
-                migration=file.name,
-                version=file.version,
+                **file.named,
             )
         if answer != "present" and file is not chosen:
             verify.report(file, checks)
@@ -74,8 +73,7 @@ def _there(
                 f"({verify.described(checks)}), so {chosen.name} above it cannot be recorded",
                 "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
                 "look.",
-                migration=file.name,
-                version=file.version,
+                **file.named,
             )
         if verify.failed(checks):
             verify.report(file, checks)
@@ -84,8 +82,7 @@ def _there(
                 f"{file.name} is not in the database as it should be: {verify.described(checks)}",
                 "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
                 "look.",
-                migration=file.name,
-                version=file.version,
+                **file.named,
             )
         yield file, checks
 

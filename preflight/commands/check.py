@@ -93,8 +93,7 @@ def judge(
         "schema.pending",
         f"{len(made.todo)} of {len(files)} migrations are pending, first {made.todo[0].name}",
         "Run `up`.",
-        migration=made.todo[0].name,
-        version=made.todo[0].version,
+        **made.todo[0].named,
     )
 
 

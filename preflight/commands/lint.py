@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.commands import command, plan, results
 from preflight.files import reading, review
+from preflight.files.layout import KINDS
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -22,7 +23,7 @@ def run(config: Config, *, form: str | None = None) -> None:
             "transactional": file.up.transactional,
             "breaking": file.up.breaking,
             "checksum": file.checksum,
-            "companions": [kind for kind in reading.KINDS if getattr(file, kind) is not None],
+            "companions": [kind for kind in KINDS if getattr(file, kind) is not None],
             "remarks": review.remarks(file, steps),
         }
         for file in files

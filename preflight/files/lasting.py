@@ -80,12 +80,10 @@ def _problem(script: Script, statement: scan.Statement, what: str, said: str) ->
         "a temporary table, view, sequence or function": "Make it a permanent one and drop it in "
         "the end, or do all of it in one statement (a DO block, ON COMMIT DROP).",
     }
-    name = re.sub(r"(?:_(?:rollback|verify|export))?\.sql$", "", script.file)
     return Problem(
         f"{script.file}:{line}:{column}: {said}",
         hints.get(what, "Leave it out, or run the file in a transaction."),
-        migration=name,
-        version=int(name.partition("_")[0]),
+        **script.named,
         file=script.file,
         line=line,
         column=column,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from preflight.files import scan
 
@@ -24,6 +25,13 @@ class Script:
     statement_timeout_ms: int | None = None
     max_lock_ms: int | None = None
     wrapped: bool = False
+    migration: str = ""  # whose it is
+    version: int = 0
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Its migration, as an event and an error name it."""
+        return {"migration": self.migration, "version": self.version}
 
     def statements(self) -> Iterator[scan.Statement]:
         """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
@@ -48,6 +56,11 @@ class Migration:
     rollback: Script | None = None
     verify: Script | None = None
     export: Script | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """It, as an event and an error name it."""
+        return {"migration": self.name, "version": self.version}
 
     @property
     def checksum(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import hashlib
 import os
 import re
@@ -12,20 +13,18 @@ from pathlib import Path
 
 from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
 from preflight.files import kinds, migrations, scan
+from preflight.files.layout import KINDS, NATIVE, Layout, Source
 
-KINDS = ("rollback", "verify", "export")
 MAX_BYTES = 1_000_000_000  # a server refuses a message above 1 GiB and drops the connection
 
-_NAME = re.compile(r"(?P<version>[0-9]{3,18})_(?P<title>[a-z0-9]+(?:_[a-z0-9]+)*)\.sql")
-_KIND = re.compile(rf"(?P<base>.+)_(?P<kind>{'|'.join(KINDS)})\.sql")
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 
 
-def script(file: str, text: bytes) -> migrations.Script:
+def kept(version: int, name: str, kind: str, text: bytes) -> migrations.Script:
     """Return a script whose text is at hand, as the history keeps it; raises FilesInvalid."""
-    reading = _Reading(file)
+    reading = _Reading(NATIVE.file(name, kind), Source(version, name, kind))
     found = reading.script(text)
     if reading.problems:
         raise FilesInvalid.of("files.invalid", reading.problems)
@@ -36,7 +35,7 @@ class _Changed(Exception):
     pass
 
 
-def load(directory: Path) -> tuple[migrations.Migration, ...]:
+def load(directory: Path, layout: Layout = NATIVE) -> tuple[migrations.Migration, ...]:
     """Read every migration, in order of version.
 
     Raises ConfigInvalid for a directory that is missing or empty (a wrong mount must not look like
@@ -44,7 +43,7 @@ def load(directory: Path) -> tuple[migrations.Migration, ...]:
     """
     for _ in range(3):
         try:
-            return _load(directory)
+            return _load(directory, layout)
         except _Changed:
             continue
     raise ConfigInvalid(
@@ -52,10 +51,10 @@ def load(directory: Path) -> tuple[migrations.Migration, ...]:
     )
 
 
-def _load(directory: Path) -> tuple[migrations.Migration, ...]:
+def _load(directory: Path, layout: Layout) -> tuple[migrations.Migration, ...]:
     try:
         before = _mount(directory)
-        names = sorted(name for name in os.listdir(directory) if _counts(name))  # noqa: PTH208
+        names = sorted(name for name in os.listdir(directory) if layout.counts(name))  # noqa: PTH208
     except OSError as error:
         raise ConfigInvalid(
             "config.migrations_dir",
@@ -69,19 +68,23 @@ def _load(directory: Path) -> tuple[migrations.Migration, ...]:
             "Is the volume mounted, and at the right place?",
         )
     problems: list[Problem] = []
+    sources = {name: source for name in names if (source := layout.source(name)) is not None}
+    problems += [
+        Problem(f"{name!r} is not a migration's name", layout.hint, file=name)
+        for name in names
+        if name not in sources
+    ]
     scripts = {
-        name: script for name in names if (script := _script(directory, name, problems)) is not None
+        source: script
+        for name, source in sources.items()
+        if (script := _script(directory, name, source, problems)) is not None
     }
     if _mount(directory) != before:
         raise _Changed
-    migrations = _assemble(names, scripts, problems)
+    migrations = _assemble(sources, scripts, problems, layout)
     if problems:
         raise FilesInvalid.of("files.invalid", problems)
     return migrations
-
-
-def _counts(name: str) -> bool:
-    return not name.startswith(".") and name.endswith(".sql")
 
 
 def _mount(directory: Path) -> str | None:
@@ -92,18 +95,10 @@ def _mount(directory: Path) -> str | None:
         return None
 
 
-def _script(directory: Path, name: str, problems: list[Problem]) -> migrations.Script | None:
-    named = _NAME.fullmatch(name)
-    if named is None:
-        problems.append(
-            Problem(
-                f"{name!r} is not a migration's name",
-                "Name it NNN_snake_case.sql: 3 to 18 digits, then lower-case words.",
-                file=name,
-            )
-        )
-        return None
-    read = _Reading(name)
+def _script(
+    directory: Path, name: str, source: Source, problems: list[Problem]
+) -> migrations.Script | None:
+    read = _Reading(name, source)
     text = read.text(directory / name)
     script = read.script(text) if text is not None else None
     problems.extend(read.problems)
@@ -141,10 +136,10 @@ class _Found:
 class _Reading:
     """What is found while one file is read."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, source: Source) -> None:
         self.name = name
-        companion = _KIND.fullmatch(name)
-        self.kind = companion["kind"] if companion else "up"
+        self.source = source
+        self.kind = source.kind
         self.problems: list[Problem] = []
 
     def wrong(
@@ -152,15 +147,12 @@ class _Reading:
     ) -> None:
         line, column = at or (None, None)
         where = f"{self.name}:{line}:{column}: " if at else f"{self.name}: "
-        migration = self.name.removesuffix(".sql")
-        if self.kind != "up":
-            migration = migration.removesuffix(f"_{self.kind}")
         self.problems.append(
             Problem(
                 where + message,
                 hint,
-                migration=migration,
-                version=int(self.name.split("_")[0]),
+                migration=self.source.name,
+                version=self.source.version,
                 file=self.name,
                 line=line,
                 column=column,
@@ -244,7 +236,8 @@ class _Reading:
                 "Leave it out: the runner opens and closes the transaction.",
             )
         checksum = hashlib.sha256(text).hexdigest()
-        return migrations.Script(self.name, text, checksum, **said)  # type: ignore[arg-type]
+        of = {"migration": self.source.name, "version": self.source.version}
+        return migrations.Script(self.name, text, checksum, **of, **said)  # type: ignore[arg-type]
 
     def _sort(self, text: bytes, statement: scan.Statement, found: _Found) -> None:
         """Report a statement that may not stand in such a file; keep those that depend on more."""
@@ -330,16 +323,15 @@ def _not_utf8(text: bytes) -> int | None:
 
 
 def _assemble(
-    names: list[str], scripts: dict[str, migrations.Script], problems: list[Problem]
+    sources: dict[str, Source],
+    scripts: dict[Source, migrations.Script],
+    problems: list[Problem],
+    layout: Layout,
 ) -> tuple[migrations.Migration, ...]:
-    forward = {
-        name: int(named["version"])
-        for name in names
-        if (named := _NAME.fullmatch(name)) and not _KIND.fullmatch(name)
-    }
+    forward = {source: name for name, source in sources.items() if source.kind == "up"}
     by_version: dict[int, list[str]] = {}
-    for name, version in forward.items():
-        by_version.setdefault(version, []).append(name)
+    for source, name in forward.items():
+        by_version.setdefault(source.version, []).append(name)
     problems.extend(
         Problem(
             f"version {version} is claimed by {' and '.join(claimed)}",
@@ -350,12 +342,11 @@ def _assemble(
         for version, claimed in by_version.items()
         if len(claimed) > 1
     )
-    for name in names:
-        companion = _KIND.fullmatch(name)
-        if companion and _NAME.fullmatch(name) and f"{companion['base']}.sql" not in forward:
+    for name, source in sources.items():
+        if dataclasses.replace(source, kind="up") not in forward:
             problems.append(
                 Problem(
-                    f"{name} has no forward file {companion['base']}.sql",
+                    f"{name} has no forward file {layout.file(source.name, 'up')}",
                     "Add it, or name the companion after the file that it belongs to.",
                     file=name,
                 )
@@ -365,10 +356,11 @@ def _assemble(
     if problems:
         return ()
     return tuple(
-        migrations.Migration(version, name[:-4], scripts[name], *_companions(name[:-4], scripts))
-        for name, version in sorted(forward.items(), key=lambda item: item[1])
+        migrations.Migration(
+            source.version,
+            source.name,
+            scripts[source],
+            **{kind: scripts.get(dataclasses.replace(source, kind=kind)) for kind in KINDS},
+        )
+        for source in sorted(forward, key=lambda source: source.version)
     )
-
-
-def _companions(base: str, scripts: dict[str, migrations.Script]) -> list[migrations.Script | None]:
-    return [scripts.get(f"{base}_{kind}.sql") for kind in KINDS]

@@ -56,8 +56,7 @@ def recorded(
             f"{migration.name} cannot be recorded: {message or error}",
             f"Does the file drop or change schema {session.config.schema}, make its transaction "
             "read only, or hold characters that the database's encoding lacks?",
-            migration=migration.name,
-            version=migration.version,
+            **migration.named,
             sqlstate=sqlstate,
         ) from error
 

@@ -108,6 +108,7 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
     session: Session,
     event: str,
     name: str,
+    version: int,
     *,
     place: str,
     life: str,
@@ -117,14 +118,13 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
     """Append that a rehearsal begins or is over; False where there is no journal."""
     there = _ours(session)
     if there:
-        version = name.partition("_")[0]
         session.execute(
             f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
  checksum_before, run_id, host, backup, sqlstate, tool_version)
  VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
             [
                 event,
-                int(version) if version.isdecimal() else 0,
+                version,
                 name,
                 life,
                 place,

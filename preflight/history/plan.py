@@ -142,7 +142,7 @@ def contradiction(file: Migration, record: Record) -> Problem | None:
             )
         case _:
             return None
-    return Problem(said, hint, migration=file.name, version=file.version)
+    return Problem(said, hint, **file.named)
 
 
 def missing(files: Sequence[Migration], history: History) -> list[Problem]:
@@ -169,8 +169,7 @@ def late(todo: Sequence[Migration], history: History) -> list[Problem]:
             f"{file.name} is pending but version {newest} was applied before it",
             "Give it a number above the newest, or set PREFLIGHT_OUT_OF_ORDER=allow to run it; if "
             f"it is in the database already: `adopt {file.version}`.",
-            migration=file.name,
-            version=file.version,
+            **file.named,
         )
         for file in todo
         if file.version < newest and file.version not in history.records

@@ -226,7 +226,8 @@ def _noted(
     note = partial(
         journal.note_rehearsal,
         session,
-        name=scripts[0].file.removesuffix(".sql") if scripts else "backup",
+        name=scripts[0].migration if scripts else "backup",
+        version=scripts[0].version if scripts else 0,
         place=_place(session),
         life=burden.life(home),
         backup=saved.name,

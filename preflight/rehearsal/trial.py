@@ -196,14 +196,12 @@ def _tell_trouble(config: Config, file: Migration, trouble: Sequence[str]) -> No
             message,
             "Correct the rollback file; PREFLIGHT_REHEARSE=auto makes this a warning. "
             "The live database was not changed.",
-            migration=file.name,
-            version=file.version,
+            **file.named,
             file=script,
         )
     structlog.get_logger().warning(
         "rehearsal.warned",
-        migration=file.name,
-        version=file.version,
+        **file.named,
         reason=message,
         objects=list(trouble[:100]),
     )
@@ -220,8 +218,7 @@ def _tried(file: Migration, attempt: Callable[[], object]) -> None:
             "rehearsal.changed",
             f"{file.name}: the copy's history is not the one that was planned with",
             "Another run changed it meanwhile; run again.",
-            migration=file.name,
-            version=file.version,
+            **file.named,
         ) from changed
 
 

@@ -60,7 +60,7 @@ LEAVES_NOTHING = [
 
 def refused(text: str) -> int:
     """Return how many statements of a file are refused."""
-    return len(lasting.refused(reading.script("001_a.sql", text.encode())))
+    return len(lasting.refused(reading.kept(1, "001_a", "up", text.encode())))
 
 
 @pytest.mark.parametrize("statement", LEAVES)
@@ -89,7 +89,7 @@ def test_what_leaves_nothing_is_not_refused(statement: str) -> None:
 
 def test_refusal_names_every_place() -> None:
     """All of it at once, with line and column."""
-    script = reading.script("001_a.sql", f"{MARK}LISTEN a;\n  LOAD 'x';\nSELECT 1;".encode())
+    script = reading.kept(1, "001_a", "up", f"{MARK}LISTEN a;\n  LOAD 'x';\nSELECT 1;".encode())
 
     with pytest.raises(FilesInvalid) as raised:
         lasting.require([script])

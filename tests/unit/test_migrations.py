@@ -13,6 +13,7 @@ import pytest
 
 from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
 from preflight.files import migrations, reading
+from preflight.files.layout import Source
 from tests import servers
 from tests.conftest import WriteMigrations
 
@@ -141,8 +142,10 @@ def test_configmap_that_is_swapped_while_it_is_read_is_read_again(
     )
     script = reading._script  # noqa: SLF001 - the moment between two files has no other name
 
-    def swap_after_the_first(directory: Path, name: str, found: list[Problem]) -> object:
-        read = script(directory, name, found)
+    def swap_after_the_first(
+        directory: Path, name: str, source: Source, found: list[Problem]
+    ) -> object:
+        read = script(directory, name, source, found)
         if name == "001_a.sql" and not (tmp_path / "..2026_11_23_2").exists():
             configmap(
                 tmp_path, "..2026_11_23_2", {"001_a.sql": "SELECT 'new a';", "002_b.sql": "bad '"}
