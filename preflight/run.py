@@ -63,6 +63,7 @@ class Run:
             environ.get("PREFLIGHT_TERMINATION_LOG") or "/dev/termination-log"
         )
         self.ended = threading.Lock()
+        self.as_json = False
 
     def end(self, code: int, outcome: str, error: Mapping[str, Any] | None = None) -> int:
         """Log `run.finished`, leave the termination message, return the exit code; once."""
@@ -79,8 +80,19 @@ class Run:
             data["error"] = dict(error)
         log = structlog.get_logger()
         (log.error if code not in (0, ExitCode.PENDING) else log.info)("run.finished", **data)
+        if error and self.as_json:
+            self._give(code, error)
         self._leave_message(data)
         return code
+
+    @staticmethod
+    def _give(code: int, error: Mapping[str, Any]) -> None:
+        """Leave no empty stdout to who asked for a document."""
+        from preflight.base import document  # noqa: PLC0415 -- only with --json
+
+        with suppress(OSError, ValueError):
+            document.give({"exit_code": code, "error": dict(error)})
+            sys.stdout.flush()
 
     def _leave_message(self, data: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us
@@ -142,6 +154,7 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
     open_streams()
     environ = environment()
     run = Run(next(iter(arguments), "up").lstrip("-"), environ)
+    run.as_json = "--json" in arguments
     handle_signals(run)
     _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(arguments))
     try:
@@ -194,7 +207,7 @@ def _set_up_logs(
     choice = config.log if config else environ.get("PREFLIGHT_LOG", "")
     logs.set_up(
         sys.stderr if to_stderr else sys.stdout,
-        choice=choice if choice in ("json", "console") else "auto",
+        choice=choice if choice in ("json", "gcp", "console") else "auto",
         level=config.log_level if config else "info",
         run_id=run.run_id,
         no_color=environ.get("NO_COLOR"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from preflight.base.config import Config
     from preflight.server.sessions import Session
+PRIOR, PRIOR_BYTES = 1000, 40  # what a row takes before any is known: as if so many had taken it
 TELL_EVERY_S = 5.0
 COMPRESSIONS = ("zstd:1", "1")  # what a build may lack, and gzip in the words of every version
 Key = tuple[bytes, bytes]  # schema and table, in the archive's encoding
@@ -253,6 +254,12 @@ class Progress:
         self.size = 0
         self.began = self.told = time.monotonic()
         self.bar = console.Bar("backup")
+        self._tables_begun = self._before = 0
+
+    def _guess(self, done: int, rows: int) -> int:
+        """Return how many rows of the table under way are written, by the bytes that rows took."""
+        each = (self._before + PRIOR * PRIOR_BYTES) / (done + PRIOR)
+        return min(int((self.size - self._before) / each), rows * 19 // 20)
 
     def __enter__(self) -> None:
         """Nothing is shown yet."""
@@ -266,10 +273,13 @@ class Progress:
         now = time.monotonic()
         rows = dict(self.rows)
         all_rows = sum(rows.values()) if len(rows) == self.tables else None
+        if len(begun) != self._tables_begun:
+            self._tables_begun, self._before = len(begun), self.size
         done = sum(rows.get(name, 0) for name in begun[:-1])
+        done += self._guess(done, rows.get(begun[-1], 0) if begun else 0)
         share = done / all_rows if all_rows else len(begun[:-1]) / max(1, self.tables)
         self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {len(begun)} of {self.tables}")
-        if now - self.told >= TELL_EVERY_S:
+        if now - self.told >= TELL_EVERY_S and not self.bar.instead:
             self.told = now
             structlog.get_logger().info(
                 "backup.progressed",

@@ -9,6 +9,7 @@ again, for a swap with nobody let in from then on.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -140,16 +141,35 @@ def find(directory: Path, name: str, database: str) -> list[Backup]:
             f"the backups in {directory} cannot be read: {error.strerror}",
             "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
-    ours = [item for item in known if item.manifest.database == database]
-    if found := ours if name == "latest" else [item for item in known if item.name == name]:
-        return found
-    if name and (directory / name).is_dir():
+    if name == "latest":
+        found = [item for item in known if item.manifest.database == database]
+    elif (directory / name).is_dir() and name:
         _require_readable(directory / name)
+        found = [item for item in known if item.name == name]
+    else:
+        found = _begun(known, name, directory)
+    if found:
+        return found
+    near = difflib.get_close_matches(name, ["latest", *(item.name for item in known)], 1)
+    hint = "See `backups --table`." if known else "That directory holds no backup."
     raise ConfigInvalid(
         "config.arguments",
         f"there is no backup {name!r} in {directory}",
-        "See `backups --table`." if known else "That directory holds no backup.",
+        f"Did you mean {near[0]}? {hint}" if near and known else hint,
     )
+
+
+def _begun(known: Sequence[Backup], name: str, directory: Path) -> list[Backup]:
+    """Return the one backup whose name begins so; raises ConfigInvalid when there are several."""
+    found = [item for item in known if name and item.name.startswith(name)]
+    if len(found) > 1:
+        raise ConfigInvalid(
+            "config.arguments",
+            f"{len(found)} backups in {directory} begin with {name!r}: "
+            f"{console.some([item.name for item in found])}",
+            "Say more of the name.",
+        )
+    return found
 
 
 def _require_readable(path: Path) -> None:

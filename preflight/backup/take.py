@@ -94,6 +94,7 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
         log.info(
             "backup.verified",
             backup=made.name,
+            directory=str(session.config.backup_dir),
             verified=manifest.verified,
             size_bytes=manifest.size_bytes,
             tables=len(rows),

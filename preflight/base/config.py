@@ -137,7 +137,13 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _text(value: str) -> str:
+    """A URL."""  # noqa: D401 -- part of an error's sentence
     return value
+
+
+def _path(value: str) -> Path:
+    """A path."""  # noqa: D401 -- likewise
+    return Path(value)
 
 
 def _seconds(value: str) -> float:
@@ -179,9 +185,9 @@ def _schema(value: str) -> str:
 
 
 SETTINGS: dict[str, Callable[[str], object]] = {
-    "MIGRATIONS_DIR": Path,
+    "MIGRATIONS_DIR": _path,
     "SCHEMA": _schema,
-    "BACKUP_DIR": Path,
+    "BACKUP_DIR": _path,
     "BACKUP": _one_of("required", "off"),
     "BACKUP_KEEP": _whole(1),
     "WAIT_TIMEOUT_S": _seconds,
@@ -200,10 +206,10 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "FIRST_CONTACT": _one_of("refuse", "pending"),
     "AHEAD": _one_of("allow", "fail"),
     "OUT_OF_ORDER": _one_of("fail", "allow"),
-    "LOG": _one_of("auto", "json", "console"),
+    "LOG": _one_of("auto", "json", "gcp", "console"),
     "LOG_LEVEL": _one_of("debug", "info", "warning", "error"),
     "LOG_SQL": _one_of("off", "on"),
-    "TERMINATION_LOG": Path,
+    "TERMINATION_LOG": _path,
 }
 
 
@@ -372,7 +378,7 @@ class _Reader:
             try:
                 found[name.lower()] = parse(value)
             except ValueError:
-                self.wrong(f"{variable}={value!r} is not {_described(parse)}")
+                self.wrong(f"{variable}={value!r} is not {described(parse)}")
         return found
 
     def unknown_settings(self) -> None:
@@ -389,7 +395,8 @@ class _Reader:
             self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
 
 
-def _described(parse: Callable[[str], object]) -> str:
+def described(parse: Callable[[str], object]) -> str:
+    """Return what a setting's value must be."""
     words = (parse.__doc__ or "valid").rstrip(".")
     return words[0].lower() + words[1:]
 

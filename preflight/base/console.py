@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Self, TextIO
+
+from preflight.base import terminal
 
 MARKS = {"info": " ", "debug": "·", "warning": "!", "error": "✗"}
 COLOURS = {"info": "", "debug": "2", "warning": "33", "error": "31"}
+INDENT = " " * 11
 SLOW_S = 0.1
 SHOWN = 10
+GAP, LEAST = "  ", 8  # between columns; how narrow one may become
 GOOD = {"migration.applied", "migration.adopted", "backup.verified", "rehearsal.passed"}
 
 
@@ -32,10 +38,69 @@ def event_line(event: Mapping[str, Any], *, colour: bool) -> str:
     told = data.pop("statements") if isinstance(data.get("statements"), list) else []
     subject = data.pop("migration", None)
     data.pop("version", None)
-    words = [f"{key}={_value(value)}" for key, value in data.items() if value is not None]
+    data.pop("sha256", None)  # in the manifest, for whoever compares it
+    words = [_word(key, value) for key, value in data.items() if value is not None]
     head = painted(f"{mark} {name:<20}", code, colour=colour)
     line = " ".join([clock, head, *([_plain(str(subject))] if subject else []), *words]).rstrip()
-    return "\n           ".join([line, *_rehearsed(told)])
+    return f"\n{INDENT}".join([line, *_rehearsed(told)])
+
+
+class Summary:
+    """What a run has done, for people: kept from its events, and said below the last one."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, dict[str, Any]] = {}
+        self.applied: list[dict[str, Any]] = []
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Keep what an event says was done."""
+        if event["event"] == "migration.applied":
+            self.applied.append(dict(event))
+        elif event["event"] in KEPT:
+            self.seen[event["event"]] = dict(event)
+
+    def line(self, event: Mapping[str, Any], *, colour: bool) -> str:
+        """Return one event as lines for people; the last with what was done."""
+        said = event_line(event, colour=colour)
+        told = self.told(event) if event["event"] == "run.finished" else []
+        return "\n".join([said, *(f"{INDENT}{head:<8} {_plain(text)}" for head, text in told)])
+
+    def told(self, last: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return what to know of a run that is over: where the backup is, and the way back."""
+        found = [
+            ("applied", f"{each['migration']} in {each['duration_s']:.2f} s")
+            for each in self.applied
+        ]
+        backup = self.seen.get("backup.verified")
+        hidden = str(last.get("error", {}).get("code", "")).startswith("backup.")
+        if backup and not hidden:
+            found.append(("backup", f"{backup['directory']}/{backup['backup']}"))
+            found.append(("proof", self._proof()))
+        if self.applied:
+            below = max(0, int(self.applied[0]["version"]) - 1)
+            back = "rollback" if len(self.applied) == 1 else f"rollback --to {below}"
+            found.append(("go back", f"`{back}` runs the rollback files"))
+        if backup and not hidden and (self.applied or last.get("rolled_back")):
+            said = f"`restore {backup['backup']} --swap` puts the backup in its place"
+            found.append(("" if self.applied else "go back", said))
+        restored = self.seen.get("restore.finished")
+        if restored and restored.get("kept_as"):
+            said = f"{restored['kept_as']} was live before: DROP DATABASE when nobody needs it"
+            found.append(("kept", said))
+        elif restored and not restored.get("reason"):
+            said = f"{restored['database']}: --swap puts it in the live one's place, "
+            found.append(("beside", said + "DROP DATABASE removes it"))
+        return found
+
+    def _proof(self) -> str:
+        if "rehearsal.passed" in self.seen:
+            without = self.seen["rehearsal.passed"].get("without")
+            return "restored and compared" + (f", without {', '.join(without)}" if without else "")
+        skipped = self.seen.get("rehearsal.skipped", {}).get("reason")
+        return "read back whole, not restored" + (f": {skipped}" if skipped else "")
+
+
+KEPT = {"backup.verified", "rehearsal.passed", "rehearsal.skipped", "restore.finished"}
 
 
 def _rehearsed(statements: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -77,11 +142,21 @@ def _finished(data: dict[str, Any], *, colour: bool) -> str:
     said = f"✗ exit {code}: {_plain(error['message'])}"
     lines = [painted(said, "31", colour=colour) + f" ({seconds})"]
     problems = error.get("problems") or [error]
-    if len(problems) > 1:
-        lines += [f"           - {_plain(item['message'])}" for item in problems]
-    hints = dict.fromkeys(item["hint"] for item in problems if item.get("hint"))
-    lines += [f"           → {_plain(hint)}" for hint in hints]
+    by_hint: dict[str, list[str]] = {}
+    for item in problems:
+        by_hint.setdefault(item.get("hint") or "", []).append(item["message"])
+    for hint, messages in by_hint.items():
+        if len(problems) > 1:
+            lines += [f"{INDENT}- {_plain(message)}" for message in messages]
+        lines += [f"{INDENT}→ {_plain(hint)}"] if hint else []
     return "\n".join(lines)
+
+
+def _word(key: str, value: object) -> str:
+    """Return a key and its value as people say it: sizes in their unit."""
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{key.removesuffix('_bytes')}={size(value).replace(' ', '')}"
+    return f"{key}={_value(value)}"
 
 
 def _value(value: object) -> str:
@@ -110,17 +185,50 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, colour: bool = False) -> str:
-    """Return an aligned table; empty cells for None."""
-    cells = [["" if cell is None else _plain(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
-    top = "  ".join(head.upper().ljust(width) for head, width in zip(heads, widths, strict=True))
-    lines = [painted(top.rstrip(), "1", colour=colour)]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
+def width(stream: TextIO) -> int:
+    """Return how many columns a terminal has; any number for what is none."""
+    return shutil.get_terminal_size().columns if stream.isatty() else sys.maxsize
+
+
+def _cells(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    return [["" if cell is None else _plain(str(cell)) for cell in row] for row in rows]
+
+
+def _widths(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
+
+
+def widest(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
+    """Return how many columns of a terminal a table takes."""
+    return sum(_widths(heads, _cells(rows))) + len(GAP) * (len(heads) - 1)
+
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    colour: bool = False,
+    width: int = sys.maxsize,
+) -> str:
+    """Return an aligned table; empty cells for None. What is too wide goes on below in its cell."""
+    cells = _cells(rows)
+    widths = _widths(heads, cells)
+    while sum(widths) + len(GAP) * (len(heads) - 1) > width and max(widths) > LEAST:
+        widths[widths.index(max(widths))] -= 1
+    lines = [
+        GAP.join(part.ljust(each) for part, each in zip(parts, widths, strict=True)).rstrip()
+        for row in [[head.upper() for head in heads], *cells]
+        for parts in zip_longest(*map(_folded, row, widths), fillvalue="")
     ]
-    return "\n".join(lines)
+    return "\n".join([painted(lines[0], "1", colour=colour), *lines[1:]])
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    if len(cell) <= width:
+        return [cell]
+    import textwrap  # noqa: PLC0415 -- only where there is no room
+
+    return textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
 
 
 def _plain(text: str) -> str:
@@ -133,25 +241,63 @@ class Bar:
     """A progress bar on stderr, when that is a terminal; else nothing."""
 
     WIDTH, EVERY_S = 24, 0.1
+    LEFT_S, LEFT_SHARE = 3.0, 0.02  # before that nobody knows how long it will take
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.on = sys.stderr.isatty()
+        self.began = time.monotonic()
         self.shown = 0.0
 
-    def show(self, share: float, words: str) -> None:
-        """Draw the bar at a share from 0 to 1."""
+    @property
+    def instead(self) -> bool:
+        """Tell whether it stands in the place of progress events."""
+        return self.on and terminal.for_people()
+
+    def __enter__(self) -> Self:
+        """Nothing is shown yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self.close()
+
+    def show(self, share: float | None, words: str) -> None:
+        """Draw the bar at a share from 0 to 1; None: nobody knows how much there is."""
         now = time.monotonic()
         if not self.on or now - self.shown < self.EVERY_S:
             return
         self.shown = now
+        told = self.told(share, words, now - self.began)
+        if self._clear not in terminal.bars:
+            terminal.bars.append(self._clear)
+        sys.stderr.write(f"\r\x1b[K{told[: width(sys.stderr) - 1]}")
+        sys.stderr.flush()
+
+    def told(self, share: float | None, words: str, elapsed_s: float) -> str:
+        """Return the bar's text."""
+        if share is None:
+            return f"{self.label} {words}"
         full = round(self.WIDTH * min(share, 1.0))
-        bar = "█" * full + "░" * (self.WIDTH - full)
-        sys.stderr.write(f"\r\x1b[K{self.label} {bar} {100 * share:3.0f} % {words}")
+        drawn = "█" * full + "░" * (self.WIDTH - full)
+        text = f"{self.label} {drawn} {100 * share:3.0f} % {words}"
+        if elapsed_s >= self.LEFT_S and self.LEFT_SHARE <= share < 1:
+            text += f", {span(elapsed_s * (1 - share) / share)} left"
+        return text
+
+    def _clear(self) -> None:
+        sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
 
     def close(self) -> None:
         """Remove the bar."""
-        if self.on and self.shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        if self._clear in terminal.bars:
+            terminal.bars.remove(self._clear)
+            self._clear()
+
+
+def span(seconds: float) -> str:
+    """Return a time that nobody knows exactly."""
+    if seconds < 90:  # noqa: PLR2004 -- a minute and a half
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
+from preflight.base import terminal
+
 LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -19,6 +22,7 @@ LEVELS = {
     "error": logging.ERROR,
 }
 
+SENTENCE_MAX = 300
 LINE_MAX = 15_999  # bytes without the line end; docker and containerd split longer ones
 
 
@@ -33,6 +37,7 @@ class _Stream:
         if self.broken:
             return
         try:
+            terminal.clear()
             self.stream.write(text)
             self.stream.flush()
         except (OSError, ValueError):
@@ -76,14 +81,18 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
     if observe:
         processors.append(_seen_by(observe))
     processors.append(_at_least(level))
-    if console_wanted(choice, stream):
+    terminal.log_for_people(yes=console_wanted(choice, stream))
+    if terminal.for_people():
         from preflight.base import console  # noqa: PLC0415 -- only people need it
 
         coloured = colour_wanted(stream, no_color=no_color)
-        processors.append(lambda _, __, event: console.event_line(event, colour=coloured))
+        summary = console.Summary()
+        processors.insert(2, _seen_by(summary.see))
+        processors.append(lambda _, __, event: summary.line(event, colour=coloured))
     else:
         stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        processors += [stamper, _with_run(run_id), _line]
+        level_key = "severity" if choice == "gcp" else "level"
+        processors += [stamper, _with_run(run_id, level_key), _line]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
@@ -108,7 +117,22 @@ def _line(logger: object, method: str, event: EventDict) -> str | bytes:
             if isinstance(value, list) and len(value) > len(shown[key])
         }
         line = _json(logger, method, shown | untold)
+    else:
+        line = _least(event, shown | untold)
     return line
+
+
+def _least(event: EventDict, shown: dict[str, Any]) -> str:
+    """Return an event with its largest values left out, by name, until it is short enough."""
+    sizes = {key: len(json.dumps(value, default=str)) for key, value in shown.items()}
+    gone: list[str] = []
+    while sum(sizes.values()) + sum(map(len, sizes)) + 8 * len(sizes) > LINE_MAX - 500:
+        largest = max(sizes, key=lambda key: sizes[key] + len(key))
+        del sizes[largest]
+        gone.append(largest[:50])
+    left = {key: value for key, value in shown.items() if key in sizes}
+    told = {"event": event["event"]} | left | {"left_out": gone[:5], "left_out_count": len(gone)}
+    return json.dumps(told, default=str)
 
 
 def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event holds
@@ -161,9 +185,26 @@ def _at_least(level: str) -> Processor:
     return drop_below
 
 
-def _with_run(run_id: str) -> Processor:
+def _with_run(run_id: str, level_key: str) -> Processor:
     def put_first(_logger: object, _method: str, event: EventDict) -> EventDict:
-        first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-        return {**first, "run_id": run_id, **event}
+        level = event.pop("level")
+        first = {
+            "timestamp": event.pop("timestamp"),
+            level_key: level.upper() if level_key == "severity" else level,
+            "event": event.pop("event"),
+            "run_id": run_id,
+        }
+        return {**first, "message": _sentence(first["event"], event), **event}
 
     return put_first
+
+
+def _sentence(name: str, data: EventDict) -> str:
+    """Return an event as a short sentence, for viewers that show one."""
+    error = data.get("error") or {}
+    subjects = (data.get(key) for key in ("migration", "backup", "database", "command"))
+    subject = next((str(each) for each in subjects if each), "")
+    reasons = (data.get(key) for key in ("reason", "warning", "waiting", "outcome"))
+    reason = error.get("message") or next((str(each) for each in reasons if each), "")
+    said = f"{name.replace('.', ' ').replace('_', ' ')}{f' {subject}' if subject else ''}"
+    return f"{said}: {reason}"[:SENTENCE_MAX] if reason else said[:SENTENCE_MAX]

@@ -4,15 +4,71 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from preflight.base.errors import ConfigInvalid
+from preflight import __version__
+from preflight.base import config, errors
+from preflight.base.errors import ConfigInvalid, ExitCode
 from preflight.commands.command import version
 from preflight.commands.registry import COMMANDS
 
 SPELLINGS = {"--check": "check", "--rollback": "rollback", "--force": "force"}
+VERSION = ("version", "--version", "-V")
+# what other tools call it, and what it is here
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("migrate", "apply", "deploy", "upgrade", "update", "run", "start", "latest", "sync"),
+        "`up` applies what is pending.",
+    ),
+    **dict.fromkeys(
+        ("status", "info", "state", "show", "current", "history", "list", "pending", "heads"),
+        "`check --table` shows every migration and its state.",
+    ),
+    **dict.fromkeys(
+        ("down", "undo", "revert", "downgrade", "back", "rollback-to"),
+        "`rollback` takes back the newest migration, `rollback --to VERSION` all above it.",
+    ),
+    **dict.fromkeys(
+        ("redo", "rerun", "reapply", "retry"), "`force VERSION` runs a recorded file again."
+    ),
+    **dict.fromkeys(
+        ("dry-run", "dryrun", "preview", "diff", "explain", "pretend", "updatesql", "simulate"),
+        "`plan --rehearse --table` shows what `up` would do, tried on a copy.",
+    ),
+    **dict.fromkeys(
+        ("baseline", "stamp", "repair", "resolve", "mark", "fake", "fix", "changelogsync"),
+        "`adopt VERSION` records a file without running it; `force VERSION` runs it again.",
+    ),
+    **dict.fromkeys(("test", "tests"), "`verify` runs the verify files."),
+    **dict.fromkeys(("validate", "inspect"), "`lint` reads the files, `verify` asks the database."),
+    **dict.fromkeys(("dump", "snapshot", "save"), "`backup` makes a proven backup."),
+    **dict.fromkeys(("load", "recover"), "`restore BACKUP` restores one."),
+    **dict.fromkeys(
+        ("new", "create", "generate", "make", "add", "revision", "init"),
+        "A migration is a file, NNN_name.sql, in the migrations directory; `lint` reads it.",
+    ),
+    **dict.fromkeys(
+        ("drop", "reset", "clean", "wipe", "fresh", "seed"),
+        "Nothing here empties a database; `rollback --to 0` takes every migration back.",
+    ),
+}
+OPTIONS_ELSEWHERE = {
+    **dict.fromkeys(("--dry-run", "--dry_run", "--plan", "--pretend", "-n"), ELSEWHERE["dry-run"]),
+    **dict.fromkeys(("--status", "--list", "--info"), ELSEWHERE["status"]),
+    **dict.fromkeys(("--fake", "--baseline"), ELSEWHERE["baseline"]),
+    **dict.fromkeys(("--verbose", "-v", "--debug", "--quiet", "-q"), "See PREFLIGHT_LOG_LEVEL."),
+    **dict.fromkeys(
+        ("--url", "--database", "--dsn", "--database-url", "--host", "--port", "--user", "-d", "-h",
+         "-U", "-p"),
+        "DATABASE_URL, or the PG* variables, say where the database is.",
+    ),
+    **dict.fromkeys(("--path", "--dir", "--source", "--folder"), "See PREFLIGHT_MIGRATIONS_DIR."),
+    **dict.fromkeys(("--up", "--apply", "--migrate"), ELSEWHERE["migrate"]),
+    **dict.fromkeys(("--down", "--undo"), ELSEWHERE["down"]),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +88,18 @@ def parse(arguments: Sequence[str]) -> Said:
     """Return what the command line says; raises ConfigInvalid, prints help and exits for --help."""
     said = list(arguments) or ["up"]
     said[0] = SPELLINGS.get(said[0], said[0])
+    if said[0] in VERSION:
+        sys.stdout.write(f"pg-preflight {__version__}\n")
+        raise SystemExit(0)
+    if said[0] == "help":
+        said = [*said[1:2], "--help"]
     if not said[0].startswith("-") and said[0] not in COMMANDS:
-        near = difflib.get_close_matches(said[0], COMMANDS, 1)
+        near = difflib.get_close_matches(said[0], [*COMMANDS, "version", "help"], 1)
+        elsewhere = ELSEWHERE.get(said[0].lower())
         raise ConfigInvalid(
             "config.arguments",
             f"there is no command {said[0]!r}",
-            f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}.",
+            elsewhere or (f"Did you mean {near[0]}?" if near else _all()),
         )
     parser = _parser()
     namespace, unknown = parser.parse_known_args(said)
@@ -45,6 +107,10 @@ def parse(arguments: Sequence[str]) -> Said:
         _refuse(parser, said[0], unknown)
     found = {key: value for key, value in vars(namespace).items() if value is not None}
     return Said(found.pop("name"), found)
+
+
+def _all() -> str:
+    return f"Commands: {', '.join(COMMANDS)}, version, help."
 
 
 def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str]) -> NoReturn:
@@ -55,10 +121,12 @@ def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str
     near = [option for word in unknown for option in known if option.startswith(word)] + [
         found for word in unknown for found in difflib.get_close_matches(word, known, 1, cutoff=0.5)
     ]
+    elsewhere = [OPTIONS_ELSEWHERE[word] for word in unknown if word in OPTIONS_ELSEWHERE]
+    hint = f"Did you mean {near[0]}?" if near else f"See `{usage.prog} --help`."
     raise ConfigInvalid(
         "config.arguments",
         f"unknown arguments: {' '.join(unknown)}",
-        f"Did you mean {near[0]}?" if near else f"See `{usage.prog} --help`.",
+        elsewhere[0] if elsewhere else hint,
     )
 
 
@@ -67,15 +135,57 @@ def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
     return dict(commands.choices)
 
 
+def _epilog() -> str:
+    """Return what the help says below the commands: exit codes and variables."""
+    codes = [f"  {code:<4} {words}" for code, words in exit_codes().items()]
+    settings = [
+        f"  {f'{config.PREFIX}{name}':<34} {config.described(parse)}"
+        for name, parse in config.SETTINGS.items()
+    ]
+    return "\n".join(
+        [
+            "  entrypoint.py COMMAND --help    says more of one, with an example",
+            "  entrypoint.py version           says which version this is",
+            "",
+            "exit codes (1x: run again unchanged; 2x: change something first; 3x: look at the",
+            "database first):",
+            *codes,
+            "",
+            "variables (the secrets among them also as NAME_FILE):",
+            "  DATABASE_URL, or PGHOST PGPORT PGUSER PGPASSWORD PGDATABASE and what else libpq",
+            "  reads, or POSTGRES_HOST POSTGRES_PORT POSTGRES_USER POSTGRES_PASSWORD POSTGRES_DB",
+            *settings,
+            "",
+            "More is in docs/ of the repository; `docker inspect IMAGE` shows its address in the",
+            "label org.opencontainers.image.source.",
+        ]
+    )
+
+
+def exit_codes() -> dict[int, str]:
+    """Return every exit code with what it means."""
+    found = {
+        each.exit_code: (each.__doc__ or "").partition("\n")[0]
+        for each in reversed(list(vars(errors).values()))
+        if isinstance(each, type)
+        and issubclass(each, errors.Failure)
+        and each is not errors.Failure
+    }
+    codes = {
+        ExitCode.OK: "What was wanted is reached, or --help.",
+        **found,
+        ExitCode.INTERNAL: "A bug in this program.",
+        ExitCode.SIGINT: "Stopped by SIGINT.",
+        ExitCode.SIGTERM: "Stopped by SIGTERM.",
+    }
+    return {int(code): codes[code] for code in ExitCode}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="entrypoint.py",
         description="Make a PostgreSQL database ready before the app starts.",
-        epilog="Settings are environment variables (DATABASE_URL, PG*, POSTGRES_*, PREFLIGHT_*): "
-        "see docs/configuration.md.\n"
-        "Exit codes: 0 done, 3 pending, 1x run again, 2x change something first, "
-        "3x look at the database first: see docs/exit-codes.md.\n"
-        "`entrypoint.py COMMAND --help` says more, with an example.",
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preflight.backup import store
+from preflight.backup import manifests, store
 from preflight.base import console
 from preflight.commands import command, results
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
+
+
+HEADS = ("size", "rows", "taken for", "verified")
+FEW = 3  # versions that a table names
 
 
 def described(directory: Path) -> list[dict[str, Any]]:
@@ -25,32 +31,73 @@ def described(directory: Path) -> list[dict[str, Any]]:
                 "size_bytes": item.manifest.size_bytes,
                 "rows": sum((item.manifest.rows or {}).values()),
                 "taken_for": item.manifest.taken_for.command if item.manifest.taken_for else None,
+                "pending": _versions(item.manifest.taken_for),
                 "verified": item.manifest.verified,
             }
             for item in store.listing(resolved)
         ]
 
 
+def _versions(purpose: manifests.Purpose | None) -> list[int]:
+    """Return the versions that were pending, of JSON that nobody has looked at."""
+    said = purpose.pending if purpose else ()
+    found = [each.get("version") for each in said if isinstance(each, dict)]
+    return [version for version in found if type(version) is int and version >= 0]
+
+
 def run(config: Config, *, form: str | None = None) -> None:
     """List the backups of every database in the directory; needs no server."""
     rows = described(config.backup_dir)
-    heads = ("backup", "database", "when", "size", "rows", "taken for", "verified")
-    table = [
-        (
-            row["backup"],
-            row["database"],
-            row["snapshot_at"],
-            console.size(row["size_bytes"] or 0),
-            row["rows"],
-            row["taken_for"],
-            row["verified"],
-        )
-        for row in rows
-    ]
     events = [("backup.listed", row) for row in rows]
+    pairs = zip(rows, beginnings([row["backup"] for row in rows]), strict=True)
+    narrow = [cells[:1] + cells[3:] for row, name in pairs for cells in [_cells(row, name)]]
     results.show(
-        config, form, {"directory": str(config.backup_dir), "backups": rows}, (heads, table), events
+        config,
+        form,
+        {"directory": str(config.backup_dir), "backups": rows},
+        (("backup", "database", "when", *HEADS), [_cells(row, row["backup"]) for row in rows]),
+        events,
+        nothing=f"there is no backup in {config.backup_dir}",
+        narrow=(("backup", *HEADS), narrow),
     )
+
+
+def _cells(row: dict[str, Any], name: str) -> tuple[object, ...]:
+    return (
+        name,
+        row["database"],
+        _when(row["snapshot_at"]),
+        console.size(row["size_bytes"] or 0),
+        f"{row['rows']:,}",
+        " ".join(filter(None, (row["taken_for"], _few(row["pending"])))),
+        row["verified"],
+    )
+
+
+def _when(text: str | None) -> str | None:
+    """Return a time of a manifest as `check` says it."""
+    try:
+        at = datetime.fromisoformat(text or "")
+    except ValueError:
+        return text
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at.tzinfo else text
+
+
+def _few(versions: Sequence[int]) -> str:
+    more = "…" if len(versions) > FEW else ""
+    return ",".join(f"{version:03d}" for version in versions[:FEW]) + more
+
+
+def beginnings(names: Sequence[str]) -> list[str]:
+    """Return the shortest beginning of each name, down to its time, that `restore` takes for it."""
+    found = []
+    for name in names:
+        others = [other for other in names if other != name]
+        least = len(name.rpartition("-")[0]) or len(name)
+        lengths = range(least, len(name) + 1)
+        unique = (n for n in lengths if not any(o.startswith(name[:n]) for o in others))
+        found.append(name[: next(unique, len(name))])
+    return found
 
 
 COMMAND = command.Command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -37,7 +37,7 @@ def run(config: Config, *, form: str | None = None) -> None:
             repair = stuck(session, files, known)
         database = session.facts.database if session.facts else config.database
     rows = states(files, known, details, adoptable)
-    verdict = judge(config, files, known, repair)
+    verdict = judge(config, files, known, repair, adoptable)
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
     document = {"database": database, "current": verdict is None, "migrations": rows}
@@ -79,6 +79,7 @@ def judge(
     files: Sequence[Migration],
     known: plan.History,
     repair: NeedsRepair | None = None,
+    adoptable: Container[int] = (),
 ) -> Failure | None:
     """Return the first that holds of 26, 28, 32 and 3."""
     try:
@@ -89,11 +90,18 @@ def judge(
         return repair
     if made.empty:
         return None
+    there = [file for file in made.todo if file.version in adoptable]
+    due = [file for file in made.todo if file not in there]
+    first, said = (due or there)[0], []
+    if due:
+        said.append(f"{len(due)} of {len(files)} migrations are pending, first {first.name}")
+    if there:
+        said.append(f"{len(there)} of {len(files)} are there already, and not recorded")
     return Pending(
         "schema.pending",
-        f"{len(made.todo)} of {len(files)} migrations are pending, first {made.todo[0].name}",
-        "Run `up`.",
-        **made.todo[0].named,
+        "; ".join(said),
+        "Run `up`: it records what is there without running it." if there else "Run `up`.",
+        **first.named,
     )
 
 

@@ -74,7 +74,10 @@ def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> N
     }
     events = [("statement.planned", {k: v for k, v in step.items() if v}) for step in steps]
     table = _measured_table(steps) if rehearse else _plan_table(steps)
-    results.show(config, form, document, table, events)
+    nothing = "nothing is pending"
+    if adopted:
+        nothing += f"; there already, and recorded by the next `up`: {', '.join(adopted)}"
+    results.show(config, form, document, table, events, nothing=nothing)
     if problem:
         raise problem
 

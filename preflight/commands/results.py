@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from preflight.base import console, logs
+from preflight.base import console, document, logs
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -19,28 +17,32 @@ if TYPE_CHECKING:
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 
-def show(
+def show(  # noqa: PLR0913 -- each form's own content
     config: Config,
     form: str | None,
-    document: dict[str, Any],
+    whole: dict[str, Any],
     table: Table,
     events: Iterable[tuple[str, dict[str, Any]]],
+    *,
+    nothing: str = "",
+    narrow: Table | None = None,
 ) -> None:
     """Give a command's result: a table for people, a document for machines, else events.
 
-    `form` is what was asked for, table or json; without it a terminal gets the table.
+    `form` is what was asked for, table or json; without it a terminal gets the table. `nothing` is
+    said in the place of a table without rows, `narrow` where the terminal has no room for it.
     """
     if form == "json":
-        sys.stdout.write(json.dumps(document, default=_plain, indent=2) + "\n")
+        document.give(whole)
     elif form == "table" or logs.console_wanted(config.log, sys.stdout):
         colour = logs.colour_wanted(sys.stdout, no_color=config.child_env.get("NO_COLOR"))
-        sys.stdout.write(console.table(*table, colour=colour) + "\n")
+        width = console.width(sys.stdout)
+        if narrow and console.widest(*table) > width:
+            table = narrow
+        shown = console.table(*table, colour=colour, width=width)
+        sys.stdout.write((shown if table[1] or not nothing else nothing) + "\n")
     else:
         log = structlog.get_logger()
         for name, data in events:
             known = {key: value for key, value in data.items() if value is not None}
             (log.error if name == "check.failed" else log.info)(name, **known)
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

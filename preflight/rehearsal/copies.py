@@ -489,7 +489,7 @@ class Progress:
         size = measure()
         share = min(0.99, size / max(1, self.live_bytes))  # the live one may be bloated
         self.bar.show(share, f"{console.size(size)} of {console.size(self.live_bytes)} at most")
-        if now - self.told >= TELL_EVERY_S:
+        if now - self.told >= TELL_EVERY_S and not self.bar.instead:
             self.told = now
             structlog.get_logger().info(
                 "rehearsal.progressed",

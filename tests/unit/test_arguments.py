@@ -2,7 +2,9 @@
 
 import pytest
 
-from preflight.base.errors import ConfigInvalid
+from preflight import __version__
+from preflight.base import config
+from preflight.base.errors import ConfigInvalid, ExitCode
 from preflight.commands import arguments, registry, wait
 
 
@@ -89,3 +91,67 @@ def test_help_teaches_with_an_example(
         assert f"example:\n  {registry.COMMANDS[command].example}" in said.out
     else:
         assert [] == [name for name in registry.COMMANDS if f"    {name} " not in said.out]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["status"], "`check --table`"),
+        (["info"], "`check --table`"),
+        (["migrate"], "`up`"),
+        (["down"], "`rollback`"),
+        (["Undo"], "`rollback`"),
+        (["baseline"], "`adopt VERSION`"),
+        (["dry-run"], "`plan"),
+        (["new"], "NNN_name.sql"),
+        (["reset"], "rollback --to 0"),
+        (["up", "--dry-run"], "`plan"),
+        (["--dry-run"], "`plan"),
+        (["--status"], "`check --table`"),
+        (["up", "--url", "x"], "DATABASE_URL"),
+        (["check", "--verbose"], "PREFLIGHT_LOG_LEVEL"),
+        (["versoin"], "Did you mean version?"),
+    ],
+)
+def test_other_tools_words_lead_to_ours(said: list[str], words: str) -> None:
+    """Who knows another migrator finds the command here."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse(said)
+
+    assert words in str(failure.value.problem.hint)
+
+
+@pytest.mark.parametrize("said", ["version", "--version", "-V"])
+def test_version_is_said_alone(capsys: pytest.CaptureFixture[str], said: str) -> None:
+    """One line, exit code 0."""
+    with pytest.raises(SystemExit) as ended:
+        arguments.parse([said])
+
+    assert (0, f"pg-preflight {__version__}\n") == (ended.value.code, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [None, *registry.COMMANDS])
+def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str], command: str | None) -> None:
+    """`help restore` is `restore --help`."""
+    told = []
+    for said in (
+        ["help", command] if command else ["help"],
+        [*([command] if command else []), "-h"],
+    ):
+        with pytest.raises(SystemExit):
+            arguments.parse(said)
+        told.append(capsys.readouterr().out)
+
+    assert told[0] == told[1]
+
+
+def test_help_has_every_exit_code_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reader of the image has no other page; the one that is named has an address there."""
+    with pytest.raises(SystemExit):
+        arguments.parse(["--help"])
+
+    said = capsys.readouterr().out
+    assert [] == [code for code in ExitCode if f"\n  {int(code)} " not in said]
+    assert [] == [name for name in config.SETTINGS if f" PREFLIGHT_{name} " not in said]
+    assert "docs/" not in said.replace("docs/ of the repository", "")
+    assert "org.opencontainers.image.source" in said

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from preflight.base import logs
+from preflight.base import logs, terminal
 
 NASTY = 'a\nb\r\n\x1b[31mred\x1b[0m "quoted" \\ \0 é \u2028 \udcff'
 
@@ -35,7 +35,8 @@ def test_event_is_one_json_object_a_line() -> None:
 
     (line,) = stream.getvalue().splitlines()
     event = json.loads(line)
-    assert ["timestamp", "level", "event", "run_id", "name", "size_bytes", "items"] == list(event)
+    first = ["timestamp", "level", "event", "run_id", "message"]
+    assert [*first, "name", "size_bytes", "items"] == list(event)
     assert ("warning", "thing.done", "r1") == (event["level"], event["event"], event["run_id"])
     assert (NASTY, 3, [NASTY]) == (event["name"], event["size_bytes"], event["items"])
     assert event["timestamp"].endswith("Z")
@@ -142,3 +143,57 @@ def test_nothing_is_told_of_a_copy_but_how_long_it_takes() -> None:
 
     told = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
     assert ["rehearsal.progressed", "migration.applied"] == told
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {f"key{n}": "x" * 300 for n in range(500)},
+        {"rows": {f"public.table_{n}": n for n in range(5000)}},
+        {"k" * 20_000: 1},
+        {"error": {"code": "x.y", "problems": [{f"k{n}": "\0" * 300 for n in range(300)}]}},
+    ],
+    ids=["keys", "map", "a key", "nested"],
+)
+def test_whatever_an_event_holds_it_is_bounded(data: dict[str, Any]) -> None:
+    """Also keys, of which nobody can keep the first: they are left out, and that is said."""
+    stream = logged()
+    structlog.get_logger().info("thing.done", exit_code=3, **data)
+
+    event = json.loads(stream.getvalue())
+    assert len(stream.getvalue().encode()) <= 16_000
+    assert ("thing.done", "r1", 3) == (event["event"], event["run_id"], event["exit_code"])
+    assert 0 < event["left_out_count"]
+
+
+def test_json_has_a_sentence_for_viewers_that_show_one() -> None:
+    """The event in words, and why."""
+    stream = logged()
+    structlog.get_logger().info("migration.applied", migration="001_a", version=1)
+    structlog.get_logger().info("run.finished", error={"message": "no such table"})
+
+    said = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert ["migration applied 001_a", "run finished: no such table"] == said
+
+
+def test_google_cloud_gets_its_severity() -> None:
+    """The level under the name, and in the words, that its logging reads."""
+    stream = logged(choice="gcp")
+    structlog.get_logger().warning("thing.done")
+
+    event = json.loads(stream.getvalue())
+    assert "WARNING" == event["severity"]
+    assert "level" not in event
+
+
+def test_line_of_the_log_does_not_share_one_with_a_bar() -> None:
+    """The bar goes before the line is written."""
+    stream = logged(choice="console")
+    cleared: list[str] = []
+    terminal.bars.append(lambda: cleared.append(stream.getvalue()))
+    try:
+        structlog.get_logger().info("thing.done")
+    finally:
+        terminal.bars.clear()
+
+    assert [""] == cleared

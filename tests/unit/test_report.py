@@ -114,3 +114,76 @@ def test_rehearsal_is_told_a_line_a_statement_that_matters() -> None:
     (line,) = console.event_line(event, colour=False).splitlines()[1:]
     took = "002.sql:14  took 0.70 s; ACCESS EXCLUSIVE on users, 0.80 s"
     assert f"{took}; rewrites users 120.0 MB → 121.0 MB" == line.strip()
+
+
+def test_each_problem_stands_above_its_hint() -> None:
+    """Which hint belongs to which problem is seen at once."""
+    pairs = [("a is wrong", "Mend a."), ("b is wrong", "Mend b."), ("c is wrong", "Mend a.")]
+    problems = [{"message": message, "hint": hint} for message, hint in pairs]
+    line = console.event_line(
+        FAILED | {"error": FAILED["error"] | {"problems": problems}}, colour=False
+    )
+
+    assert ["- a is wrong", "- c is wrong", "→ Mend a.", "- b is wrong", "→ Mend b."] == [
+        each.strip() for each in line.splitlines()[1:]
+    ]
+
+
+def test_table_that_is_too_wide_goes_on_in_its_cells() -> None:
+    """A terminal would break it in the middle of a cell, and the columns with it."""
+    rows = [("001:1", "ALTER TABLE the_first_table ADD COLUMN a int", "x")]
+
+    shown = console.table(("place", "does", "lock"), rows, width=30)
+
+    assert max(map(len, shown.splitlines())) <= 30
+    assert "ALTER TABLE the_first_table ADD COLUMN a int" == " ".join(
+        line[7:].removesuffix("x").strip() for line in shown.splitlines()[1:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "elapsed_s", "left"),
+    [(0.5, 10, ", 10 s left"), (0.25, 100, ", 5 min left"), (0.5, 1, ""), (0.01, 60, "")],
+)  # fmt: skip
+def test_bar_says_how_long_it_will_take(share: float, elapsed_s: float, left: str) -> None:
+    """Once that can be told."""
+    told = console.Bar("backup").told(share, "1 MB", elapsed_s)
+
+    assert told.endswith(f" % 1 MB{left}")
+
+
+def test_run_ends_with_what_people_need_next() -> None:
+    """What was done, where the backup is and how far proven, and the way back."""
+    summary = console.Summary()
+    for event in (
+        {"event": "backup.verified", "backup": "shop-1-a", "directory": "/backups"},
+        {"event": "rehearsal.skipped", "reason": "the role may not"},
+        {"event": "migration.applied", "migration": "002_b", "version": 2, "duration_s": 0.5},
+        {"event": "migration.applied", "migration": "003_c", "version": 3, "duration_s": 1},
+    ):
+        summary.see(event)
+
+    last = {"event": "run.finished", "outcome": "applied", "exit_code": 0, "duration_s": 1.0}
+    assert [
+        "applied  002_b in 0.50 s",
+        "applied  003_c in 1.00 s",
+        "backup   /backups/shop-1-a",
+        "proof    read back whole, not restored: the role may not",
+        "go back  `rollback --to 1` runs the rollback files",
+        "`restore shop-1-a --swap` puts the backup in its place",
+    ] == [line.strip() for line in summary.line(last, colour=False).splitlines()[1:]]
+
+
+def test_nothing_done_needs_no_summary() -> None:
+    """One line, as before."""
+    last = {"event": "run.finished", "outcome": "ok", "exit_code": 0, "duration_s": 1.0}
+
+    assert 1 == len(console.Summary().line(last, colour=False).splitlines())
+
+
+def test_swap_names_what_waits_to_be_dropped() -> None:
+    """The database that was live before takes its room until then."""
+    summary = console.Summary()
+    summary.see({"event": "restore.finished", "database": "shop", "kept_as": "shop_before_1"})
+
+    assert "shop_before_1 was live before: DROP DATABASE" in str(summary.told({}))

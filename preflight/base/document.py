@@ -1,0 +1,21 @@
+"""The one JSON document that `--json` promises on stdout, also when a command fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import Any
+
+_given: list[bool] = []
+
+
+def give(document: dict[str, Any]) -> None:
+    """Write the document; a second one is not written."""
+    if not _given:
+        _given.append(True)
+        sys.stdout.write(json.dumps(document, default=_plain, indent=2) + "\n")
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
