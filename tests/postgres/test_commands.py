@@ -225,7 +225,7 @@ def test_verify_of_nothing_recorded_is_no_success(
 def test_lint_needs_no_server_and_remarks_on_valid_files(
     run_bare: Run, migrations: WriteMigrations
 ) -> None:
-    """What a careful reader would say; an invalid file is 25, and stdout stays empty."""
+    """What a careful reader would say; an invalid file is 25, with a document that says so."""
     migrations(
         {
             "001_a.sql": "CREATE TABLE a ();",
@@ -243,11 +243,11 @@ def test_lint_needs_no_server_and_remarks_on_valid_files(
             "no rollback file: it cannot be taken back"] == remarks[0]  # fmt: skip
     assert ["no export file", "line 1 destroys table a",
             "line 2 roles belong to the whole server"] == remarks[1][1:]  # fmt: skip
-    assert (25, "") == (invalid.code, invalid.stdout)
-    assert 25 == invalid.finished["exit_code"]
+    assert (25, 25) == (invalid.code, invalid.json()["exit_code"])
+    assert invalid.finished["error"] == invalid.json()["error"]
 
 
-def test_errors_with_json_leave_stdout_to_the_document(
+def test_failure_with_json_is_one_document(
     run: Run, run_bare: Run, migrations: WriteMigrations
 ) -> None:
     """Also when the arguments themselves are wrong."""
@@ -257,8 +257,9 @@ def test_errors_with_json_leave_stdout_to_the_document(
         run("check", "--json", env={"PGPORT": "x"}),
     )
 
-    assert [(20, ""), (20, "")] == [(typo.code, typo.stdout), (off.code, off.stdout)]
-    assert [20, 20] == [typo.finished["exit_code"], off.finished["exit_code"]]
+    for each in (typo, off):
+        assert 20 == each.code
+        assert {"exit_code": 20, "error": each.finished["error"]} == each.json()
 
 
 def test_backup_is_made_whatever_the_settings_and_the_history_say(

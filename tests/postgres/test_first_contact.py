@@ -465,3 +465,27 @@ def test_tables_of_the_app_in_our_schema_are_not_ours(
     assert ["adoptable"] == [each["state"] for each in before.event("migration.listed")]
     assert (0, ["001_a"]) == (result.code, result.finished.get("adopted")), str(result)
     assert [100] == database.query("SELECT cents FROM app.accounts")
+
+
+def test_what_is_there_already_is_not_called_pending(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The first line that the owner of a database migrated by hand reads."""
+    holds = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('{}') IS NOT NULL AS ok;"
+    migrations({f"00{n}_{t}.sql": f"CREATE TABLE {t} ();" for n, t in enumerate("abc", 1)}
+               | {f"00{n}_{t}_verify.sql": holds.format(t) for n, t in enumerate("abc", 1)})  # fmt: skip
+    said = []
+    for table in "abc":
+        database.script(f"CREATE TABLE {table} ()")
+        result = run("check")
+        assert 3 == result.code
+        said.append(result.finished["error"]["message"])
+
+    plan = run("plan", "--table")
+
+    assert [
+        "2 of 3 migrations are pending, first 002_b; 1 of 3 are there already, and not recorded",
+        "1 of 3 migrations are pending, first 003_c; 2 of 3 are there already, and not recorded",
+        "3 of 3 are there already, and not recorded",
+    ] == said
+    assert plan.stdout.startswith("nothing is pending; there already, and recorded by the next `up`")
