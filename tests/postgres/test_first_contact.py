@@ -488,4 +488,6 @@ def test_what_is_there_already_is_not_called_pending(
         "1 of 3 migrations are pending, first 003_c; 2 of 3 are there already, and not recorded",
         "3 of 3 are there already, and not recorded",
     ] == said
-    assert plan.stdout.startswith("nothing is pending; there already, and recorded by the next `up`")
+    assert plan.stdout.startswith(
+        "nothing is pending; there already, and recorded by the next `up`"
+    )
