@@ -472,8 +472,10 @@ def test_what_is_there_already_is_not_called_pending(
 ) -> None:
     """The first line that the owner of a database migrated by hand reads."""
     holds = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('{}') IS NOT NULL AS ok;"
-    migrations({f"00{n}_{t}.sql": f"CREATE TABLE {t} ();" for n, t in enumerate("abc", 1)}
-               | {f"00{n}_{t}_verify.sql": holds.format(t) for n, t in enumerate("abc", 1)})  # fmt: skip
+    for n, table in enumerate("abc", 1):
+        name = f"00{n}_{table}"
+        files = {f"{name}.sql": f"CREATE TABLE {table} ();"}
+        migrations(files | {f"{name}_verify.sql": holds.format(table)})
     said = []
     for table in "abc":
         database.script(f"CREATE TABLE {table} ()")
