@@ -117,13 +117,18 @@ def _tell(server: servers.Server, directory: Path) -> None:
 
     backups = directory / "backups"
     backups.mkdir()
-    environment = _environment(server, backups)
+    scratch = directory / "scratch"
+    scratch.mkdir()
+    for each in (directory, scratch):
+        each.chmod(0o711)  # as root the throwaway server is another user's
+    environment = _environment(server, backups, scratch)
 
     heading("2  Bring it up to date")
     _run(environment, "up")
     say(
-        "Before the file ran here, the backup was restored into a database of its own, compared,",
-        "and the file was tried there, with its way back. Nothing of that copy is left.",
+        "Before the file ran here, the backup was restored on a throwaway server of the job's own,",
+        "compared, and the file was tried there, with its way back. Nothing of that copy is left,",
+        "and this server had no part in it: no room, no WAL, no right to create a database.",
     )
 
     heading("3  What is different now")
@@ -151,7 +156,7 @@ def _as_production_is(server: servers.Server) -> servers.Database:
     with server.connect() as connection:
         version = connection.info.parameter_status("server_version")
         connection.execute(
-            sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}").format(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
                 sql.Identifier(ROLE), sql.Literal(PASSWORD)
             )
         )
@@ -174,19 +179,21 @@ def _as_production_is(server: servers.Server) -> servers.Database:
     return database
 
 
-def _environment(server: servers.Server, backups: Path) -> dict[str, str]:
+def _environment(server: servers.Server, backups: Path, scratch: Path) -> dict[str, str]:
     kept = {
         name: os.environ[name] for name in ("NO_COLOR", "TERM", "COLUMNS") if name in os.environ
     }
     return {
         **kept,
-        "PATH": program.path(18),
+        "PATH": os.pathsep.join([str(server.bin), os.defpath]),
         "POSTGRES_HOST": server.host,
         "POSTGRES_PORT": str(server.port),
         "POSTGRES_USER": ROLE,
         "POSTGRES_PASSWORD": PASSWORD,
         "POSTGRES_DB": "unicorn_db",
         "PREFLIGHT_BACKUP_DIR": str(backups),
+        "PREFLIGHT_REHEARSE_ON": "local",
+        "PREFLIGHT_REHEARSE_DIR": str(scratch),
         "PREFLIGHT_LOG": "console",
     }
 

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,7 +41,7 @@ SHARE, EXTRA_BYTES = 1.2, 300_000_000  # of the database, and for WAL, sorting a
 RESERVE_BYTES = 64_000_000  # what a restore leaves free: of a disk, of a cgroup's memory
 SOCKET_BYTES = 107  # the longest path of a socket, but for its final zero
 PORT = 5432  # in the socket's name
-START_S, END_S = 60.0, 2.0
+START_S, END_S, WATCH_S = 60.0, 2.0, 0.2
 QUIT, KILL = 3, 9
 NOBODY = 65534
 SETTINGS: Mapping[str, str] = {
@@ -131,7 +132,7 @@ def find(major: int, pg_dump: str, path: str) -> Programs:
         f"no server program of PostgreSQL {major} is here: no `postgres` of that major beside "
         f"{pg_dump}, on PATH or in /usr/lib/postgresql/{major}/bin"
         + (f" (found: {found})" if found else "")
-        + f"; the image's tag pg{major}-full has it"
+        + f"; of the image, a tag pg{major}-full would have it"
     )
 
 
@@ -406,6 +407,7 @@ class Server:
     port: int = PORT
     tcp: bool = False
     process: subprocess.Popen[bytes] | None = None
+    _full: NoRoom | None = None  # why it was ended by us
     _looked: tuple[float, float, int] = field(default=(0.0, 0.0, 0))  # when again, how long, what
 
     @property
@@ -426,13 +428,15 @@ class Server:
             return "; ".join(word.strip()[:300] for word in words if word.strip())
         return ""
 
-    def death(self) -> Broken | None:
+    def death(self) -> Unavailable | None:
         """Return why the server is no more, None while it lives."""
         if self.running:
             return None
-        return Broken(f"the throwaway server ended by itself: {self.said() or 'no words'}")
+        return self._full or Broken(
+            f"the throwaway server ended by itself: {self.said() or 'no words'}"
+        )
 
-    def ended(self, within_s: float) -> Broken | None:
+    def ended(self, within_s: float) -> Unavailable | None:
         """Return why the server is no more, waiting for its end; None while it lives."""
         if self.process is not None and within_s:
             with suppress(subprocess.TimeoutExpired):
@@ -472,7 +476,7 @@ class Server:
         if began >= again:
             found = size(self.directory)
             took = time.monotonic() - began
-            self._looked = (began + max(0.5, 20 * took), took, found)
+            self._looked = (began + max(WATCH_S, 20 * took), took, found)
         return found
 
     def forget(self) -> None:
@@ -489,6 +493,28 @@ class Server:
                 f"{console.size(max(0, left.free))} are left {left.bound}"
             )
         return taken
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """End it when the bound of its directory is near, whoever fills it; `death` says so."""
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(WATCH_S):
+                try:
+                    self.require_room()
+                except NoRoom as reason:
+                    self._full = reason
+                    self.end()
+                    return
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def end(self) -> None:
         """End it at once: nothing in it is worth a shutdown."""

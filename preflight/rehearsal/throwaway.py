@@ -178,7 +178,8 @@ def _started(  # noqa: PLR0913, PLR0917 -- what it is made from
             settings=wanted,
         ) as server:
             try:
-                yield server
+                with server.watched():
+                    yield server
             except Exception as error:
                 if why := _ours(session, server, error):
                     raise why from error
@@ -272,7 +273,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
                 "--no-tablespaces",
                 *copies.listed(stack, home, saved, restoring.calling),
                 settings=restoring.quiet,
-                tick=lambda: progress.tell(server.require_room),
+                tick=lambda: progress.tell(server.used),
                 anew=lambda: _make_anew(home, around),
             )
         except (children.ClientFailed, BackupFailed) as failure:

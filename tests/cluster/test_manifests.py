@@ -117,7 +117,7 @@ def test_outer_overlay_puts_the_gate_first_and_names_its_image(
     assert [gate, "theirs"] == names
     assert {"name": "tmp", "emptyDir": {}} in pod["volumes"]
     assert "preflight-image" not in yaml.safe_dump_all(found)
-    assert "registry.example/team/pg-preflight:0.1.0-pg17" == pod["initContainers"][0]["image"]
+    assert "registry.example/team/pg-preflight:0.1.0-pg17-full" == pod["initContainers"][0]["image"]
     assert "NetworkPolicy" not in {each["kind"] for each in found}
 
 

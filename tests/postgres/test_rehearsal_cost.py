@@ -1,9 +1,11 @@
 """What a rehearsal measures decides: how long locks are held, and what the server can bear."""
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -516,6 +518,27 @@ def test_small_disk_with_a_slot_is_not_filled_by_a_rehearsal(
 
     assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
     assert "replication slot nobodys is inactive" in skipped(result)[0]
+    assert "PANIC" not in small.server.log.read_text()
+
+
+def test_small_disk_with_a_slot_has_its_backup_proven_elsewhere(
+    small: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """The copy is on a throwaway server: where the PANIC was, a proven backup and an applied file.
+
+    The disk is not written to but for the file.
+    """
+    here = Path(tempfile.mkdtemp(prefix="pg-preflight-scratch-", dir="/tmp"))
+    here.chmod(0o777)
+    migrations(ONE)
+    env = small.env() | {"PATH": os.pathsep.join([str(small.server.bin), os.defpath])}
+    env |= {"PREFLIGHT_REHEARSE_ON": "local", "PREFLIGHT_REHEARSE_DIR": str(here)}
+    with slot(small.server, reserved=True):
+        result = run(env=env)
+    shutil.rmtree(here)
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert ["restored"] == [each["verified"] for each in result.event("rehearsal.passed")]
     assert "PANIC" not in small.server.log.read_text()
 
 

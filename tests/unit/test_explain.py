@@ -117,6 +117,43 @@ def test_reach_is_seen_in_bodies_but_not_in_texts(statement: str, reaches: str |
     assert (reaches or "").lower() in (found.words.lower() if found else "")
 
 
+@pytest.mark.parametrize(
+    ("statement", "reaches"),
+    [
+        ("CREATE ROLE r", None),
+        ("GRANT admin TO unicorn", None),
+        ("ALTER DATABASE d SET work_mem = '1MB'", None),
+        ("ALTER SYSTEM SET work_mem = '1MB'", None),
+        ("REASSIGN OWNED BY a TO b", None),
+        ("ALTER TABLE ALL IN TABLESPACE a SET TABLESPACE b", None),
+        ("GRANT SET ON PARAMETER work_mem TO r", None),
+        ("UPDATE pg_database SET datallowconn = true", None),
+        ("SELECT pg_terminate_backend(1)", None),
+        ("SELECT pg_create_logical_replication_slot('s', 'o')", None),
+        ("DO $$ BEGIN CREATE ROLE r; END $$", None),
+        ("CREATE TABLESPACE t LOCATION '/x'", "tablespaces"),
+        ("COPY t TO '/x'", "file of the server"),
+        ("COPY t FROM PROGRAM 'cat'", "a program"),
+        ("SELECT dblink_exec('x', 'y')", "dblink_exec"),
+        ("SELECT net.http_post('x')", "net.http_post"),
+        ("SELECT lo_export(1, '/x')", "lo_export"),
+        ("INSERT INTO app.far VALUES (1)", "foreign table app.far"),
+        ("CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION p", "another server"),
+        ("COMMENT ON SUBSCRIPTION s IS 'x'", "subscriptions"),
+        ("UPDATE pg_subscription SET subenabled = true", "pg_subscription"),
+        ("DO $$ BEGIN CREATE ROLE r; PERFORM dblink_exec('x', 'y'); END $$", "dblink_exec"),
+        ("DO $$ BEGIN EXECUTE text; END $$", "only known when it runs"),
+        ("DO $$ BEGIN PERFORM odd%type; COPY t TO PROGRAM 'x'; END $$", "copy t to program"),
+    ],
+)
+def test_server_that_is_thrown_away_is_left_by_less(statement: str, reaches: str | None) -> None:
+    """Its roles, databases and parameters go with it; its files and other servers do not."""
+    found = reach.beyond(statement.encode(), reach.Bounds({"far"}, server=True))
+
+    assert (reaches is None) == (found is None), found
+    assert (reaches or "").lower() in (found.words.lower() if found else "")
+
+
 TRIGGER = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ {} $$"
 
 

@@ -152,6 +152,20 @@ def test_password_is_a_file(pod: dict[str, Any]) -> None:
         assert not {"PGPASSWORD", "POSTGRES_PASSWORD", "DATABASE_URL"} & names
 
 
+@pytest.mark.parametrize("pod", PODS)
+def test_bound_of_the_throwaway_server_is_below_its_volumes(pod: dict[str, Any]) -> None:
+    """The kubelet evicts a pod whose emptyDir is too large; we are told its size by a variable."""
+    for container in containers(pod):
+        mounts = {each["mountPath"]: each["name"] for each in container.get("volumeMounts", ())}
+        said = {each["name"]: each.get("value") for each in container.get("env", ())}
+        assert ("/backups" in mounts) is ("/scratch" in mounts)
+        if "/scratch" in mounts:
+            volumes = {each["name"]: each for each in pod["volumes"]}
+            limit = volumes[mounts["/scratch"]]["emptyDir"]["sizeLimit"]
+            bound = int(said["PREFLIGHT_REHEARSE_DIR_MB"]) * 1_000_000
+            assert 0.9 < bound / (int(limit.removesuffix("Gi")) * 2**30) < 1
+
+
 def rules(kind: str = "Job") -> dict[str, Any]:
     """Return the Job's rules by their action."""
     spec = next(each for each in EVERY if each["kind"] == kind)["spec"]
