@@ -78,8 +78,8 @@ MUTANTS = [
     Mutant(
         "fsync of an export's name",
         "backup/exports",
-        "        store.sync(path.parent)\n",
-        "",
+        "        hidden.rename(path)\n        store.sync(path.parent)\n",
+        "        hidden.rename(path)\n",
         _tests("durability"),
     ),
     Mutant(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from preflight.commands import command, plan, results
-from preflight.files import reading, review
+from preflight.commands import command, results
+from preflight.files import planned, reading, review
 from preflight.files.layout import KINDS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run(config: Config, *, form: str | None = None) -> None:
             "remarks": review.remarks(file, steps),
         }
         for file in files
-        for steps in [plan.planned(file)]
+        for steps in [planned.each(file)]
     ]
     heads = ("version", "name", "statements", "companions", "remarks")
     table = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from preflight.base.errors import (
     RehearsalFailed,
 )
 from preflight.commands import command, results
-from preflight.files import lasting, reading
+from preflight.files import lasting, planned, reading
 from preflight.history import ledger, plan
 from preflight.server import ready, sessions
 
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
 
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
+    from preflight.files.planned import Planned
     from preflight.server.sessions import Session
 
 
 def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> None:
     """Show what `up` would do, statement by statement; raises what would stop it."""
-    from preflight.server import watch  # noqa: PLC0415 -- other commands do without
-
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
         known = ledger.read(session)
@@ -42,37 +42,25 @@ def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> N
             [file.up for file in made.todo if file.version not in {*adoptable, *known.records}]
         )
         todo = [file for file in made.todo if file.version not in adoptable]
-        steps = [step for file in todo for step in planned(file)]
-        in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
         with ledger.looking(session):
-            for step in steps:
-                for item in step["locks"]:
-                    if index := item.pop("index", None):
-                        item["table"] = watch.table_of(session, index)
-                step["locks"] = [item for item in step["locks"] if item["table"]]
-                step["blocked_by"] = [
-                    found
-                    for item in step["locks"]
-                    for found in in_the_way(item["table"], item["mode"])
-                ]
+            found = [step for file in todo for step in planned.each(file)]
+            steps = list(_looked_at(session, found))
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.version in adoptable]
         names = [file.name for file in todo]
         structlog.get_logger().info("plan.made", pending=names, adopts=adopted)
         if rehearse and todo:
-            try:
-                measure(session, files, todo, steps)
-            except RehearsalFailed as failure:
-                problem = failure
-    for step in steps:
-        del step["start"]
+            steps, problem = measure(session, files, todo, steps)
+    told = [_data(step, measured=rehearse) for step in steps]
     document = {
         "database": database,
         "adopts": adopted,
         "pending": [file.name for file in todo],
-        "statements": steps,
+        "statements": told,
     }
-    events = [("statement.planned", {k: v for k, v in step.items() if v}) for step in steps]
+    events = [
+        ("statement.planned", {key: value for key, value in each.items() if value}) for each in told
+    ]
     table = _measured_table(steps) if rehearse else _plan_table(steps)
     nothing = "nothing is pending"
     if adopted:
@@ -82,92 +70,78 @@ def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> N
         raise problem
 
 
+def _looked_at(session: Session, steps: Sequence[Planned]) -> Iterator[Planned]:
+    """Yield the statements with their locks on tables that are there, and who is in the way."""
+    from preflight.server import watch  # noqa: PLC0415 -- other commands do without
+
+    in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
+    for step in steps:
+        named = [
+            (lock, watch.table_of(session, lock.table) if lock.of_index else lock.table)
+            for lock in step.locks
+        ]
+        locks = tuple(
+            dataclasses.replace(lock, table=table, of_index=False) for lock, table in named if table
+        )
+        blocked = tuple(found for lock in locks for found in in_the_way(lock.table, lock.mode))
+        yield dataclasses.replace(step, locks=locks, blocked_by=blocked)
+
+
 def measure(
     session: Session,
     files: Sequence[Migration],
     todo: Sequence[Migration],
-    steps: Sequence[dict[str, Any]],
-) -> None:
-    """Try the plan on a copy and write beside each of its steps what it took."""
+    steps: Sequence[Planned],
+) -> tuple[list[Planned], RehearsalFailed | None]:
+    """Try the plan on a copy; return its steps with what they took, and what failed there."""
     from preflight.backup import take  # noqa: PLC0415 -- only when asked
     from preflight.rehearsal import meter, trial  # noqa: PLC0415 -- only when asked
 
     ready.require_writable(session)
     session.grow_up()
-    gauge = meter.Meter()
+    gauge, problem = meter.Meter(), None
 
     def look() -> None:
         with take.draft(session, todo) as saved:
             trial.look(session, saved, files, todo, gauge)
 
+    def measured(step: Planned) -> dict[str, object] | None:
+        item = gauge.found.get((step.of.up.file, step.start))
+        return item.data() if item is not None and step.of.version in gauge.passed else None
+
     try:
         gate.twice(look)
-    finally:  # what passed was measured, whatever came after it
-        for step in steps:
-            item = gauge.found.get((f"{step['migration']}.sql", step["start"]))
-            told = item is not None and step["version"] in gauge.passed
-            step["measured"] = item.data() if item and told else None
+    except RehearsalFailed as failure:  # what passed was measured, whatever came after it
+        problem = failure
+    return [dataclasses.replace(step, measured=measured(step)) for step in steps], problem
 
 
-def planned(file: Migration) -> list[dict[str, Any]]:
-    """Return what each statement of a file does."""
-    from preflight.files import effects, scan  # noqa: PLC0415 -- only a plan and lint need the parser
-
-    found: list[dict[str, Any]] = []
-    new: set[str] = set()  # nobody waits for a table that this file makes
-    starts = (statement.start for statement in file.up.statements())
-    places = scan.places(file.up.text, starts)
-    for number, statement in enumerate(file.up.statements(), 1):
-        effect = effects.of(statement.text(file.up.text))
-        line, column = next(places)
-        if effect.creates:
-            new.add(effect.creates)
-        found.append(
-            {
-                "migration": file.name,
-                "version": file.version,
-                "statement": number,
-                "start": statement.start,
-                "line": line,
-                "column": column,
-                "does": effect.does,
-                "locks": [
-                    {"table": taken.table, "mode": taken.mode}
-                    | ({"index": taken.table} if taken.of_index else {})
-                    for taken in effect.locks
-                    if taken.table not in new
-                ],
-                "destroys": effect.destroys,
-                "external": effect.external,
-                "in_transaction": file.up.transactional,
-            }
-        )
-    return found
+def _data(step: Planned, *, measured: bool) -> dict[str, Any]:
+    told = {**step.data(), "blocked_by": list(step.blocked_by)}
+    return told | ({"measured": step.measured} if measured else {})
 
 
-def _plan_table(steps: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Sequence[object]]]:
+def _plan_table(steps: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
     heads = ("place", "does", "lock", "destroys", "blocked now by")
     return heads, [
         (
-            f"{step['version']:03d}:{step['line']}",
-            _short(step["does"]),
-            ", ".join(f"{item['mode']} on {item['table']}" for item in step["locks"]),
-            step["destroys"] and _short(step["destroys"]),
-            ", ".join(f"pid {found['pid']}" for found in step.get("blocked_by", ())),
+            f"{step.of.version:03d}:{step.line}",
+            _short(step.does),
+            ", ".join(f"{lock.mode} on {lock.table}" for lock in step.locks),
+            step.destroys and _short(step.destroys),
+            ", ".join(f"pid {found['pid']}" for found in step.blocked_by),
         )
         for step in steps
     ]
 
 
-def _measured_table(
-    steps: Sequence[dict[str, Any]],
-) -> tuple[Sequence[str], list[Sequence[object]]]:
+def _measured_table(steps: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
     heads = ("place", "does", "took", "lock", "rewrites", "destroys", "blocked now by")
     _, rows = _plan_table(steps)
     return heads, [
         (place, does, *(console.costs(found) if found else (None, lock, None)), destroys, blocked)
         for step, (place, does, lock, destroys, blocked) in zip(steps, rows, strict=True)
-        for found in [step.get("measured")]
+        for found in [step.measured]
     ]
 
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from preflight.files import lasting
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration
+    from preflight.files.planned import Planned
 
 
-def remarks(file: Migration, steps: Sequence[dict[str, Any]]) -> list[str]:
+def remarks(file: Migration, steps: Sequence[Planned]) -> list[str]:
     """Say what a careful reader would of a valid file."""
     found = []
     if file.verify is None:
         found.append("no verify file: nobody can tell whether it is applied")
     if file.rollback is None:
         found.append("no rollback file: it cannot be taken back")
-    elif file.export is None and any(step["destroys"] for step in steps):
+    elif file.export is None and any(step.destroys for step in steps):
         found.append("no export file")
-    found += [
-        f"line {step['line']} destroys {step['destroys']}" for step in steps if step["destroys"]
-    ]
-    found += [f"line {step['line']} {step['external']}" for step in steps if step["external"]]
+    found += [f"line {step.line} destroys {step.destroys}" for step in steps if step.destroys]
+    found += [f"line {step.line} {step.external}" for step in steps if step.external]
     found += [
         problem.message
         for script in (file.up, file.rollback)

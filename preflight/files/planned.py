@@ -1,0 +1,70 @@
+"""What each statement of a file does, as a plan and lint tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preflight.files.effects import Lock
+    from preflight.files.migrations import Migration
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One statement: where it stands, what it does, and what it is held up by."""
+
+    of: Migration
+    number: int
+    start: int  # its offset in the file
+    line: int
+    column: int
+    does: str
+    locks: tuple[Lock, ...] = ()
+    destroys: str | None = None
+    external: str | None = None
+    blocked_by: tuple[dict[str, Any], ...] = ()
+    measured: dict[str, object] | None = None  # on a copy
+
+    def data(self) -> dict[str, Any]:
+        """Return it as an event and a document have it."""
+        return {
+            **self.of.named,
+            "statement": self.number,
+            "line": self.line,
+            "column": self.column,
+            "does": self.does,
+            "locks": [{"table": lock.table, "mode": lock.mode} for lock in self.locks],
+            "destroys": self.destroys,
+            "external": self.external,
+            "in_transaction": self.of.up.transactional,
+        }
+
+
+def each(file: Migration) -> list[Planned]:
+    """Return what each statement of a file does; the parser is loaded here."""
+    from preflight.files import effects, scan  # noqa: PLC0415 -- only a plan and lint need it
+
+    found: list[Planned] = []
+    new: set[str] = set()  # nobody waits for a table that this file makes
+    starts = (statement.start for statement in file.up.statements())
+    places = scan.places(file.up.text, starts)
+    for number, statement in enumerate(file.up.statements(), 1):
+        effect = effects.of(statement.text(file.up.text))
+        line, column = next(places)
+        if effect.creates:
+            new.add(effect.creates)
+        found.append(
+            Planned(
+                file,
+                number,
+                statement.start,
+                line,
+                column,
+                effect.does,
+                tuple(lock for lock in effect.locks if lock.table not in new),
+                effect.destroys,
+                effect.external,
+            )
+        )
+    return found
