@@ -65,7 +65,7 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     VerifyFailed (partial), TargetUnusable (no right to make the tables), FilesInvalid (a file that
     is to run could not be taken up).
     """
-    session.grow_up()
+    session.prepare()
     adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
     with fence.made(session), sessions.transaction(session):
         new, closed = ledger.make_tables(session)

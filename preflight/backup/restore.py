@@ -62,9 +62,9 @@ def run(config: Config, asked: restored.Asked) -> None:
     home = next(name for name in MAINTENANCE if name not in (live, into))
     maintenance = dataclasses.replace(config, target={**config.target, "dbname": home})
     with sessions.connect(maintenance) as session:
-        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
+        session.look()
         ready.require_writable(session)
-        session.grow_up()
+        session.prepare()
         lock.acquire(session)
         identity = dataclasses.replace(take.identity_of(session)[0], database=live)
         place = _place(session, choose(known, identity), live, into, asked.without)

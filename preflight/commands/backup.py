@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """Make one verified backup, whatever PREFLIGHT_BACKUP says, and restore it as proof."""
     with sessions.connect(dataclasses.replace(config, backup="required")) as session:
-        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])  # whatever the history is like
+        session.look()  # whatever the history is like
         ready.require_direct(session)  # a standby can be backed up
         lock.acquire(session)
         gate.proven(session, (), "backup")

@@ -98,7 +98,7 @@ def measure(
     from preflight.rehearsal import meter, trial  # noqa: PLC0415 -- only when asked
 
     ready.require_writable(session)
-    session.grow_up()
+    session.prepare()
     gauge, problem = meter.Meter(), None
 
     def look() -> None:

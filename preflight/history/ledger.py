@@ -92,12 +92,12 @@ def _read(session: Session) -> History:
     with suppress(psycopg.DataError, psycopg.ProgrammingError), session.looking():
         message = f"{LOOK}; {tables.look_strictly(session)}; {query}; COMMIT"
         found, rows = session.results(message)
-        session.learn(found[0])
+        session.keep_facts(found[0])
         tables.require(session, found)
         return _recorded(session, rows)
     with session.looking():
         found = session.rows(f"{LOOK}; {tables.look(session)}")
-        session.learn(found[0])
+        session.keep_facts(found[0])
         if not tables.present(found):
             return History(present=False)
         tables.require(session, found)
@@ -361,7 +361,7 @@ def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> N
 
 def ensure(session: Session) -> None:
     """Make the tables where they are missing; nothing is adopted."""
-    session.grow_up()
+    session.prepare()
     with fence.made(session), sessions.transaction(session):
         _, closed = make_tables(session)
     tables.tell_closed(session, closed)

@@ -253,8 +253,8 @@ def connected(
         try:
             with logs.muted():
                 session = stack.enter_context(sessions.connect(led))
-            session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
-            session.grow_up()
+            session.look()
+            session.prepare()
         except Failure as failure:
             raise where.death() or local.Broken(
                 f"the throwaway server lets nobody in: {failure}"

@@ -78,9 +78,9 @@ def home(session: Session) -> Iterator[Session]:
         try:
             with logs.muted():
                 other = stack.enter_context(sessions.connect(elsewhere))
-            other.learn(other.ask(f"SELECT {sessions.FACTS}")[0])
+            other.look()
             ready.require_writable(other)
-            other.grow_up()
+            other.prepare()
         except Failure as failure:
             raise Unavailable(f"the server of PREFLIGHT_REHEARSE_URL: {failure}") from failure
         yield other

@@ -46,7 +46,7 @@ def key(schema: str) -> int:
 def acquire(session: Session) -> None:
     """Hold the lock until the session ends; raises LockBusy at LOCK_WAIT_S, naming the holder."""
     log = structlog.get_logger()
-    session.grow_up()
+    session.prepare()
     number = key(session.config.schema)
     told = None
     for waited in stop.looks(*POLL_S):

@@ -10,7 +10,10 @@ from preflight.base import stop
 from preflight.base.errors import (
     TargetUnusable,
 )
-from preflight.server import sessions
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preflight.server import sessions
 
 OLDEST, NEWEST = 13, 18  # majors that are tested
 STABLE_S = 3.0  # how long a server that may be temporary must live before work starts on it
@@ -40,7 +43,7 @@ def require_writable(session: sessions.Session) -> None:
     for waited in stop.looks(0.2, 0.5):
         if waited:
             session.reopen()
-            session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
+            session.look()
         facts = session.facts
         if facts is None:
             break

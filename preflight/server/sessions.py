@@ -124,7 +124,7 @@ class Session:
         self.ending: Ending | None = None
         self.copy = False  # a restored copy's history was looked at where it comes from
         self._options = True
-        self._grown_up = False
+        self._prepared = False
         self._at_work = False  # a lock may be held: from now on patience has no end
         self._silent = False
         self._refused: set[str] = set()
@@ -169,7 +169,7 @@ class Session:
                 raise
             self._options = False  # an older PgBouncer, good enough to read through; or a server
             self._attempt()  # that refuses one of them: each is set on its own before work
-        self._grown_up = self._at_work = self._silent = False
+        self._prepared = self._at_work = self._silent = False
 
     def close(self) -> None:
         """End the session; the lock goes with it."""
@@ -178,11 +178,11 @@ class Session:
 
     def reopen(self) -> None:
         """Connect anew, with the settings that the session had."""
-        grown_up = self._grown_up
+        grown_up = self._prepared
         self.close()
         self.open()
         if grown_up:
-            self.grow_up()
+            self.prepare()
 
     def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
         """Run one statement; a stop request cancels it."""
@@ -294,7 +294,11 @@ class Session:
         """Tell whether this is a Unix socket."""
         return not self.connection.info.hostaddr
 
-    def learn(self, row: Mapping[str, Any]) -> None:
+    def look(self) -> None:
+        """Ask for the facts: version, role, standby, pooler."""
+        self.keep_facts(self.ask(f"SELECT {FACTS}")[0])
+
+    def keep_facts(self, row: Mapping[str, Any]) -> None:
         """Keep the facts that came with a query's row."""
         self.facts = Facts(
             version=row["fact_version"],
@@ -305,9 +309,9 @@ class Session:
             pooler=row["fact_pid"] != self.connection.pgconn.backend_pid,
         )
 
-    def grow_up(self) -> None:
+    def prepare(self) -> None:
         """Set what only newer servers know; call before work, not before a look."""
-        if self._grown_up or self.facts is None:
+        if self._prepared or self.facts is None:
             return
         needed = {} if self._options else self._ours()
         said = [f"SET {name} = '{value}'" for name, value in needed.items()]
@@ -316,7 +320,7 @@ class Session:
             wanted |= newer if self.facts.major >= since else {}
         self.execute("; ".join([f"SET {PATH}", *said]))
         self._ask_for({name: wanted[name] for name in wanted.keys() - self._refused})
-        self._grown_up = self._at_work = True
+        self._prepared = self._at_work = True
 
     def _ask_for(self, settings: Mapping[str, str]) -> None:
         """Set what is good to have and no server must grant (Windows, forks, older ones)."""
@@ -339,8 +343,8 @@ class Session:
     def reset(self) -> None:
         """Undo what a file left in the session, but keep the advisory lock (never DISCARD ALL)."""
         self.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
-        self._grown_up = False
-        self.grow_up()
+        self._prepared = False
+        self.prepare()
 
     def forget(self) -> None:
         """Drop what a file left for the session only: no other session would see it."""
@@ -387,7 +391,7 @@ def beside(
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts
-        other.grow_up()
+        other.prepare()
         yield other
 
 
@@ -400,7 +404,7 @@ def connect(config: Config, *, asked: bool = False) -> Iterator[Session]:
     began = time.monotonic()
     with _opened(Session(config)) as session:
         if asked:
-            session.learn(session.ask(f"SELECT {FACTS}")[0])
+            session.look()
         waited_s = round(time.monotonic() - began, 3)
         structlog.get_logger().info("server.ready", attempts=session.attempts, waited_s=waited_s)
         yield session

@@ -98,8 +98,8 @@ def session_on(database: servers.Database, role: str) -> Iterator[tuple[sessions
     }
     config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
     with sessions.connect(config) as session:
-        session.learn(session.ask(f"SELECT {sessions.FACTS}")[0])
-        session.grow_up()
+        session.look()
+        session.prepare()
         yield session, config
 
 
