@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from preflight.commands.command import Command
 
+NO_COMMANDS = {"arguments", "choice", "command", "registry", "results"}
+
 
 def _found() -> dict[str, Command]:
-    names = [each.name for each in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    rooms = {name: importlib.import_module(f"{__package__}.{name}") for name in names}
-    commands = {name: room.COMMAND for name, room in rooms.items() if hasattr(room, "COMMAND")}
+    names = {each.name for each in pkgutil.iter_modules([str(Path(__file__).parent)])}
+    rooms = {name: importlib.import_module(f"{__package__}.{name}") for name in names - NO_COMMANDS}
+    commands = {name: room.COMMAND for name, room in rooms.items()}
     return dict(sorted(commands.items(), key=lambda item: item[1].place))
 
 

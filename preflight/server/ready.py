@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -10,7 +11,6 @@ from preflight.base import stop
 from preflight.base.errors import (
     TargetUnusable,
 )
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from preflight.server import sessions
