@@ -47,11 +47,21 @@ def planned(session: Session, known: plan.History, on_disk: Sequence[Migration])
     """Make the plan and say so; raises HistoryConflict, SchemaAhead."""
     config = session.config
     made = plan.make(on_disk, known, ahead=config.ahead, out_of_order=config.out_of_order)
-    log = structlog.get_logger()
-    if made.ahead:
-        log.warning("schema.ahead", migrations=[record.name for record in made.ahead])
-    log.info("plan.made", pending=[migration.name for migration in made.todo])
+    tell_ahead(made.ahead)
+    pending = [migration.name for migration in made.todo]
+    structlog.get_logger().info("plan.made", pending=pending)
     return made
+
+
+def tell_ahead(records: Sequence[plan.Record]) -> None:
+    """Say which newer migrations the database holds, and which of them stopped part-way."""
+    if records:
+        part_way = [record.name for record in records if record.state != "done"]
+        structlog.get_logger().warning(
+            "schema.ahead",
+            migrations=[record.name for record in records],
+            **({"part_way": part_way} if part_way else {}),
+        )
 
 
 def pending(session: Session, on_disk: Sequence[Migration]) -> bool:

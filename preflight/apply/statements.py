@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import pq
 
-from preflight.base import stop
+from preflight.base import logs, stop
+from preflight.base.errors import MigrationPartial
 from preflight.files import kinds, parser, scan
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ _WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE"}
 _RETURNING = re.compile(rb"(?i)\breturning\b")
 _VALUE = re.compile(r'(["„«“»”]).*["“»”«]', re.DOTALL)  # in whatever language
 _QUOTED = re.compile(r'["„«“»”]([^"„«“»”]*)["“»”«]')
+_ROUTINE = re.compile(r"PL/pgSQL.*(?:inline_code_block|\)).*\d|^SQL function \"[^\"]*\" ")
+# a DO block as it runs, a function as it is made: in whatever language
+_BODY_LINE = re.compile(r"(?:inline_code_block|PL/pgSQL[^()]*[\"”»“])\D*(\d+)")
+_QUOTE = re.compile(rb"[$']")
+HINTS = (
+    "Correct the file or the data, and run again: nothing of it stayed.",
+    "Correct the file from this statement on, or the data, and run again: what is finished stays.",
+)
 _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
 
 
@@ -40,7 +49,9 @@ def each(script: Script) -> Iterator[tuple[scan.Statement, bytes]]:
 
 def _only(script: Script) -> scan.Statement | None:
     found = script.statements()
-    first, second = next(found), next(found, None)
+    first, second = next(found, None), next(found, None)
+    if first is None:
+        return None  # nothing but comments
     return first if second is None and first.data is None and not script.wrapped else None
 
 
@@ -121,26 +132,55 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
 ) -> Failure:
     """Return the failure with file, line, column, SQLSTATE and the server's hint."""
     diag = error.diag
-    where: dict[str, object] = {}
+    where: dict[str, object] = {"context": _context(session, diag)}
     place = script.file
     if statement is not None:
-        line, column = scan.position(script.text, _offset(script, statement, diag))
-        where = {"line": line, "column": column}
+        at = _offset(script, statement, diag)
+        line, column = scan.position(script.text, at)
+        where |= {"line": line, "column": column}
         place = f"{script.file}:{line}:{column}"
+        if logs.read_by_people(session.config.log):
+            where["excerpt"] = _excerpt(script.text, at)
     if session.config.log_sql == "on":
         where["detail"] = diag.message_detail
         if statement is not None:
             text = script.text[statement.start : min(statement.end, statement.start + 2000)]
             where["sql"] = text.decode("utf-8", "replace")
+    hint = _hint(migration, script, statement, error) or HINTS[outcome is MigrationPartial]
     return outcome(
         "migration.sql_error",
         f"{place}: {words(session, script, error)}",
-        _hint(migration, script, statement, error),
+        " ".join(filter(None, [hint, _withheld(session, script, error)])),
         file=script.file,
         sqlstate=error.sqlstate,
         **migration.named,
         **where,
     )
+
+
+def _withheld(session: Session, script: Script, error: psycopg.Error) -> str | None:
+    """Name the setting that shows a row, where the server told of one."""
+    told = error.diag.message_detail or words(session, script, error) != error.diag.message_primary
+    of_a_row = str(error.sqlstate)[:2] in ("22", "23") and session.config.log_sql != "on"
+    return "PREFLIGHT_LOG_SQL=on shows the row." if of_a_row and told else None
+
+
+def _context(session: Session, diag: psycopg.errors.Diagnostic) -> str | None:
+    """Return the functions and blocks that an error came through; the rest may hold values."""
+    lines = (diag.context or "").splitlines()
+    if session.config.log_sql != "on":
+        lines = [line for line in lines if _ROUTINE.search(line)]
+    return "\n".join(lines) or None
+
+
+def _excerpt(text: bytes, at: int) -> str:
+    """Return the line of a place in a script, with a caret under it."""
+    start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+    line = text[start : end if end >= 0 else len(text)].decode("utf-8", "replace")
+    before = len(text[start:at].decode("utf-8", "replace"))
+    first = max(0, before - 40)
+    shown = "".join(each if each.isprintable() else " " for each in line[first : first + 76])
+    return f"{shown}\n{' ' * (before - first)}^"
 
 
 def words(session: Session, script: Script, error: psycopg.Error) -> str:
@@ -196,7 +236,28 @@ def _offset(script: Script, statement: scan.Statement, diag: psycopg.errors.Diag
         for _ in range(row - 1):
             at = script.text.find(b"\n", at, end) + 1 or at
         return at
-    return statement.start
+    return _in_body(script, statement, diag) or statement.start
+
+
+def _in_body(
+    script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic
+) -> int | None:
+    """Return where the line is that the context names inside a DO block or a function's text."""
+    if scan.first_word(script.text, statement.start) not in (b"DO", b"CREATE"):
+        return None
+    found = _BODY_LINE.findall(diag.context or "")
+    if not found or (node := parser.parsed(statement.text(script.text))) is None:
+        return None
+    elements = [each for each in parser.every(node, "DefElem") if each.defname == "as"]
+    if not elements:
+        return None
+    quote = _QUOTE.search(script.text, statement.start + elements[0].location, statement.end)
+    at = quote.start() if quote else statement.start
+    for _ in range(int(found[-1]) - 1):
+        at = script.text.find(b"\n", at, statement.end) + 1
+        if not at:
+            return None
+    return at + len(script.text[at : statement.end]) - len(script.text[at : statement.end].lstrip())
 
 
 def _copy_row(

@@ -142,6 +142,8 @@ def _finished(data: dict[str, Any], *, colour: bool) -> str:
     said = f"✗ exit {code}: {_plain(error['message'])}"
     lines = [painted(said, "31", colour=colour) + f" ({seconds})"]
     problems = error.get("problems") or [error]
+    for key in ("excerpt", "context", "detail"):
+        lines += [f"{INDENT}{_kept(line)}" for line in str(error.get(key) or "").splitlines()]
     by_hint: dict[str, list[str]] = {}
     for item in problems:
         by_hint.setdefault(item.get("hint") or "", []).append(item["message"])
@@ -229,6 +231,11 @@ def _folded(cell: str, width: int) -> list[str]:
     import textwrap  # noqa: PLC0415 -- only where there is no room
 
     return textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
+
+
+def _kept(line: str) -> str:
+    """Return a line without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 def _plain(text: str) -> str:

@@ -73,6 +73,8 @@ class Problem:
     sqlstate: str | None = None
     detail: str | None = None  # may hold a row's values: only with PREFLIGHT_LOG_SQL=on
     sql: str | None = None  # likewise
+    context: str | None = None  # the functions and blocks that it came through
+    excerpt: str | None = None  # the line and a caret, only on a terminal
 
     def data(self) -> dict[str, object]:
         """Return the fields that are known, as log data."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -63,6 +64,11 @@ def console_wanted(choice: str, stream: TextIO) -> bool:
 def colour_wanted(stream: TextIO, *, no_color: str | None) -> bool:
     """Tell whether to colour: only on a terminal, and not with NO_COLOR (no-color.org)."""
     return stream.isatty() and not no_color
+
+
+def read_by_people(choice: str) -> bool:
+    """Tell whether the log goes to a terminal, where its own file's text may be shown."""
+    return console_wanted(choice, sys.stdout) and sys.stdout.isatty()
 
 
 def set_up(  # noqa: PLR0913 -- one call, at the start

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from preflight import gate
 from preflight.apply import contact, resume
 from preflight.base.errors import (
     Failure,
@@ -36,8 +37,11 @@ def run(config: Config, *, form: str | None = None) -> None:
         with ledger.looking(session):
             repair = stuck(session, files, known)
         database = session.facts.database if session.facts else config.database
+        verdict = judge(config, files, known, repair, adoptable)
+        if isinstance(verdict, Pending):
+            verdict = unwritable(session) or verdict
+    gate.tell_ahead(plan.newer(files, known))
     rows = states(files, known, details, adoptable)
-    verdict = judge(config, files, known, repair, adoptable)
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
     document = {"database": database, "current": verdict is None, "migrations": rows}
@@ -64,6 +68,15 @@ def stuck(session: Session, files: Sequence[Migration], known: plan.History) -> 
             resume.require_resumable(file, row)
         except NeedsRepair as failure:
             return failure
+    return None
+
+
+def unwritable(session: Session) -> SchemaAhead | None:
+    """Tell whether only a newer version can write what is pending."""
+    try:
+        ledger.require_writable(session)
+    except SchemaAhead as failure:
+        return failure
     return None
 
 
@@ -147,7 +160,8 @@ def _state(
     if record is None:
         return "adoptable" if adoptable else "pending"
     if file is None:
-        return "ahead" if record.version > newest else "missing"
+        ahead = "ahead" if record.state == "done" else "partial"
+        return ahead if record.version > newest else "missing"
     if (found := plan.compared(file, record)) != "same":
         return found
     if record.state != "done":

@@ -15,7 +15,7 @@ from preflight.base import console
 from preflight.base.errors import (
     RehearsalFailed,
 )
-from preflight.commands import command, results
+from preflight.commands import check, command, results
 from preflight.files import lasting, planned, reading
 from preflight.history import ledger, plan
 from preflight.server import ready, sessions
@@ -42,13 +42,22 @@ def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> N
             [file.up for file in made.todo if file.version not in {*adoptable, *known.records}]
         )
         todo = [file for file in made.todo if file.version not in adoptable]
+        if todo:
+            ledger.require_writable(session)
+        gate.tell_ahead(made.ahead)
+        resumes = part_way(session, todo, known)
         with ledger.looking(session):
-            found = [step for file in todo for step in planned.each(file)]
+            found = [
+                step
+                for file in todo
+                for step in planned.each(file)
+                if step.number > resumes.get(file.name, 0)
+            ]
             steps = list(_looked_at(session, found))
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.version in adoptable]
         names = [file.name for file in todo]
-        structlog.get_logger().info("plan.made", pending=names, adopts=adopted)
+        structlog.get_logger().info("plan.made", pending=names, adopts=adopted, **_told(resumes))
         if rehearse and todo:
             steps, problem = measure(session, files, todo, steps)
     told = [_data(step, measured=rehearse) for step in steps]
@@ -56,6 +65,7 @@ def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> N
         "database": database,
         "adopts": adopted,
         "pending": [file.name for file in todo],
+        **_told(resumes),
         "statements": told,
     }
     events = [
@@ -85,6 +95,22 @@ def _looked_at(session: Session, steps: Sequence[Planned]) -> Iterator[Planned]:
         )
         blocked = tuple(found for lock in locks for found in in_the_way(lock.table, lock.mode))
         yield dataclasses.replace(step, locks=locks, blocked_by=blocked)
+
+
+def part_way(session: Session, todo: Sequence[Migration], known: plan.History) -> dict[str, int]:
+    """Return after how many statements files go on that stopped part-way; raises NeedsRepair."""
+    begun = [file for file in todo if file.version in known.records]
+    if not begun:
+        return {}
+    with ledger.looking(session):
+        if repair := check.stuck(session, begun, known):
+            raise repair
+    done = {row["version"]: row.get("statements_done") or 0 for row in ledger.listing(session)}
+    return {file.name: done[file.version] for file in begun if done.get(file.version)}
+
+
+def _told(resumes: dict[str, int]) -> dict[str, dict[str, int]]:
+    return {"resumes_after": resumes} if resumes else {}
 
 
 def measure(

@@ -39,6 +39,21 @@ def _parsed(text: bytes) -> Node | None:
     return tree.stmts[0].stmt if len(tree.stmts) == 1 else None
 
 
+def complaint(text: bytes) -> str | None:
+    """Return what PostgreSQL's grammar says against a statement; a newer server may know better."""
+    import postgast  # noqa: PLC0415 -- only for what is looked at closely
+
+    if len(text) > SHALLOW and not survived(lambda: _parsed(text)):
+        return None
+    try:
+        postgast.parse(text.decode())
+    except postgast.PgQueryError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 -- too deep to be read, and no syntax error
+        return None
+    return None
+
+
 def written(node: Node) -> str:
     """Return a parsed statement as SQL."""
     import postgast  # noqa: PLC0415 -- it was parsed, so it is loaded

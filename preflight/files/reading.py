@@ -210,6 +210,7 @@ class _Reading:
     def script(self, text: bytes) -> migrations.Script:
         """Return the script; what is wrong with it is in `problems`."""
         found, sound = _Found(), True
+        restricted: list[scan.Defect] = []
         for item in scan.items(text):
             if isinstance(item, scan.Statement):
                 found.first, found.last = found.first or item, item
@@ -217,6 +218,8 @@ class _Reading:
                 self._sort(text, item, found)
             elif isinstance(item, scan.Directive):
                 found.directives.append(item)
+            elif item.message in scan.RESTRICTS:
+                restricted.append(item)
             else:
                 sound = False
                 self.wrong(item.message, item.hint, scan.position(text, item.start))
@@ -224,8 +227,14 @@ class _Reading:
                 self.wrong("so much is wrong that the rest of the file was not looked at")
                 break
         said = self._directives(text, found)
-        if sound and found.first is None:
-            self.wrong("holds no statement", "Write SQL, or remove the file.")
+        blank = not text.strip(b" \t\r\n\f\v;")
+        if sound and found.first is None and (blank or self.kind in ("verify", "export")):
+            self.wrong(
+                "holds no statement",
+                "Write SQL, or a comment that says why there is nothing to do; or remove the file."
+                if self.kind in ("up", "rollback")
+                else "Write SQL, or remove the file.",
+            )
         if said.get("transactional", True):
             said["wrapped"] = self._inside_transaction(text, found)
         for statement in found.control:
@@ -235,9 +244,22 @@ class _Reading:
                 "transaction control inside a migration",
                 "Leave it out: the runner opens and closes the transaction.",
             )
+        self._restricted(text, restricted)
         checksum = hashlib.sha256(text).hexdigest()
         of = {"migration": self.source.name, "version": self.source.version}
         return migrations.Script(self.name, text, checksum, **of, **said)  # type: ignore[arg-type]
+
+    def _restricted(self, text: bytes, lines: list[scan.Defect]) -> None:
+        """Report the lines by which pg_dump keeps psql from obeying what a dump holds."""
+        alone = not self.problems
+        for line in lines:
+            hint = (
+                "These lines are all that is in the way of this dump: remove \\restrict and "
+                "\\unrestrict."
+                if alone
+                else line.hint
+            )
+            self.wrong(line.message, hint, scan.position(text, line.start))
 
     def _sort(self, text: bytes, statement: scan.Statement, found: _Found) -> None:
         """Report a statement that may not stand in such a file; keep those that depend on more."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from preflight.files import lasting
+from preflight.files import lasting, parser, scan
 
 if TYPE_CHECKING:
-    from preflight.files.migrations import Migration
+    from preflight.files.migrations import Migration, Script
     from preflight.files.planned import Planned
 
 
@@ -29,4 +29,18 @@ def remarks(file: Migration, steps: Sequence[Planned]) -> list[str]:
         if script
         for problem in lasting.refused(script)
     ]
+    if not steps:
+        found.append("nothing but comments: it is recorded, and nothing runs")
+    for script in filter(None, (file.up, file.rollback, file.verify, file.export)):
+        found += unparsed(script)
+    return found
+
+
+def unparsed(script: Script) -> list[str]:
+    """Name the statements that PostgreSQL's grammar does not take."""
+    found = []
+    for statement in script.statements():
+        if said := parser.complaint(statement.text(script.text)):
+            line, column = scan.position(script.text, statement.start)
+            found.append(f"{script.file}:{line}:{column} does not parse: {said}")
     return found

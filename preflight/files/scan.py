@@ -221,6 +221,9 @@ def _block_end(script: bytes, at: int) -> int:
     return at
 
 
+RESTRICTS = ("psql meta-command \\restrict", "psql meta-command \\unrestrict")
+
+
 def _meta_command(script: bytes, at: int) -> Defect:
     found = _META.match(script, at)
     command = found.group().decode("utf-8", "replace") if found else ""

@@ -359,6 +359,14 @@ def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> N
         journal.journal(session, "vouched" if by_name else "adopted", migration, before=before)
 
 
+def require_writable(session: Session) -> None:
+    """Make sure that this version can write the history there is; raises SchemaAhead."""
+    with session.looking():
+        found = session.rows(f"{LOOK}; {tables.look(session)}")
+    if tables.present(found):
+        tables.require_known(found)
+
+
 def ensure(session: Session) -> None:
     """Make the tables where they are missing; nothing is adopted."""
     session.prepare()

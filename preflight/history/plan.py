@@ -179,7 +179,9 @@ def late(todo: Sequence[Migration], history: History) -> list[Problem]:
 def _refuse_ahead(records: Sequence[Record], ahead: str) -> None:
     if not records:
         return
-    names = ", ".join(record.name for record in records)
+    names = ", ".join(
+        record.name + ("" if record.state == "done" else " (part-way)") for record in records
+    )
     if breaking := [record for record in records if record.breaking]:
         raise SchemaAhead(
             "schema.ahead",

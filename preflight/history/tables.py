@@ -261,10 +261,21 @@ def complete(session: Session, rows: Rows) -> None:
 
     Call in a transaction, under the lock.
     """
+    require_known(rows)
     for row in rows:
         name = row["relation"]
-        found = {column.split(" ", 1)[0] for column in row["columns"]}
-        if newer := found - COLUMNS[name].keys() - ADDED[name].keys():
+        for column in sorted(ADDED[name].keys() - _columns(row)):
+            session.execute(
+                f"ALTER TABLE {session.config.schema}.{name} ADD COLUMN {column} "
+                f"{ADDED[name][column]}"
+            )
+
+
+def require_known(rows: Rows) -> None:
+    """Make sure that no newer version has made the tables: this one cannot write to them."""
+    for row in rows:
+        name = row["relation"]
+        if newer := _columns(row) - COLUMNS[name].keys() - ADDED[name].keys():
             raise SchemaAhead(
                 "schema.newer_history",
                 f"the history's table {name} has columns that this version does not know: "
@@ -272,11 +283,10 @@ def complete(session: Session, rows: Rows) -> None:
                 "A newer pg-preflight has been here: start that version, or a later one. Reading "
                 "commands of this one still work.",
             )
-        for column in sorted(ADDED[name].keys() - found):
-            session.execute(
-                f"ALTER TABLE {session.config.schema}.{name} ADD COLUMN {column} "
-                f"{ADDED[name][column]}"
-            )
+
+
+def _columns(row: Mapping[str, Any]) -> set[str]:
+    return {column.split(" ", 1)[0] for column in row["columns"]}
 
 
 def require_place(session: Session, rows: Rows) -> None:

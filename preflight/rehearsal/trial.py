@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from preflight.apply import back, contact, forward
+from preflight.apply import back, contact, forward, statements
 from preflight.backup import take
 from preflight.base import console, logs
 from preflight.base.errors import (
@@ -182,7 +182,12 @@ def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
     if row is None or file.rollback is None:
         return []
     step = back.Step(dataclasses.replace(file, verify=None), row, file.rollback)
-    _tried(file, partial(back.back, copy, step, None))
+    try:
+        _tried(file, partial(back.back, copy, step, None))
+    except RehearsalFailed as failure:  # nobody takes anything back now
+        if copy.config.rehearse == "always" or failure.problem.sqlstate == copies.UNFILLED:
+            raise
+        return [f"it fails {failure}"]
     return catalog.difference(before, catalog.definitions(copy))
 
 
@@ -228,8 +233,8 @@ def _failed(failure: Failure) -> RehearsalFailed:
     if where.get("sqlstate") == copies.DISK_FULL:  # a copy and more did not fit: what is live may
         raise scratch.Unavailable(f"the server has no room: {message}") from failure
     advice = "The live database was not changed: correct the data or the file, and run again."
-    if "detail" not in where and str(where.get("sqlstate", ""))[:2] in ("22", "23"):
-        advice += " PREFLIGHT_LOG_SQL=on shows the row."
+    for general in statements.HINTS:  # it is said below for what a copy is
+        hint = str(hint or "").replace(general, "").strip()
     return RehearsalFailed(
         "rehearsal.failed",
         f"on the restored copy: {message}",

@@ -778,3 +778,82 @@ def test_plain_role_and_odd_names_work(
                 psycopg.sql.SQL("DROP OWNED BY {} CASCADE").format(psycopg.sql.Identifier(role))
             )
             connection.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(role)))
+
+
+BLOCK = "CREATE TABLE t (a int);\n\nDO $$\nBEGIN\n  PERFORM 1;\n  PERFORM err_here FROM t;\nEND $$;"
+CALLED = (
+    "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $f$\nBEGIN\n  RAISE 'no';\nEND $f$;\n"
+    "DO LANGUAGE plpgsql '\nDECLARE n int;\nBEGIN\n\n  PERFORM f(); END';"
+)
+MADE = (
+    "SELECT 1;\nCREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS\n $x$\nBEGIN\n"
+    "  IF 1 THEN nope nope; END IF;\nEND $x$;"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "context"),
+    [
+        (BLOCK, 6, "inline_code_block line 4 at PERFORM"),
+        (CALLED, 9, "function f() line 3 at RAISE"),
+        (MADE, 5, ""),
+        ("DO $$ BEGIN PERFORM 1 / 0; END $$;", 1, "inline_code_block line 1 at PERFORM"),
+    ],
+)
+def test_error_inside_a_block_names_its_line_there(
+    run: Run, migrations: WriteMigrations, text: str, line: int, context: str
+) -> None:
+    """And the context that psql shows, without the texts and values in it."""
+    migrations({"001_a.sql": text})
+
+    error = run().finished["error"]
+
+    assert line == error["line"], error
+    assert f"001_a.sql:{line}:" in error["message"]
+    assert context in error.get("context", "")
+    assert "SQL statement" not in error.get("context", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shows"),
+    [
+        ("CREATE TABLE t (a int UNIQUE); INSERT INTO t VALUES (7), (7);", True),
+        ("CREATE TABLE t AS SELECT 'x7'::text AS a; SELECT a::int FROM t;", True),
+        ("SELECT 1 / 0;", False),
+        ("SELEC 1;", False),
+    ],
+)
+def test_failed_file_has_a_hint_that_is_true(
+    run: Run, migrations: WriteMigrations, text: str, *, shows: bool
+) -> None:
+    """30 says what to do; a row is promised only where there is one, and then it is shown."""
+    migrations({"001_a.sql": text})
+
+    error = run().finished["error"]
+    people = run(env={"PREFLIGHT_LOG_SQL": "on", "PREFLIGHT_LOG": "console"}).stdout
+
+    assert "run again" in error["hint"]
+    assert shows == ("shows the row" in error["hint"])
+    assert "7" not in error["message"].removeprefix("001_a.sql:1:")[3:]
+    assert not shows or "(7)" in people or "x7" in people
+
+
+def test_file_of_comments_only_is_recorded(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """With and without a transaction, there and back: nothing runs, and it is done."""
+    migrations(
+        {
+            "001_a.sql": "-- nothing to do on PostgreSQL\n",
+            "001_a_rollback.sql": "/* nothing to undo */",
+            "002_b.sql": "-- preflight: no-transaction\n-- nothing\n;",
+        }
+    )
+
+    assert 0 == run().code
+    assert [("done", 0), ("done", 0)] == database.query(
+        "SELECT state, statements_done FROM preflight.migrations"
+    )
+    assert [0, 0] == [run("plan").code, run("lint").code]
+    database.script("DELETE FROM preflight.migrations WHERE version = 2")
+    assert 0 == run("rollback").code

@@ -365,3 +365,53 @@ def test_locks_outside_a_transaction_are_those_that_the_server_asks_for(
         }
 
     assert {statement: said(statement, names) for statement in found} == found
+
+
+def test_plan_leaves_out_what_a_part_way_file_has_done(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """What `up` would do is what is left; and what it refuses (32) is no plan."""
+    text = "-- preflight: no-transaction\nCREATE TABLE t (x int);\nDELETE FROM t;\nSELECT 1 / {};\n"
+    migrations({"001_t.sql": text.format("0")})
+    assert 31 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
+
+    result = run("plan", "--json")
+    migrations({"001_t.sql": text.replace("FROM t", "FROM t WHERE x = 1").format("1")})
+    edited = run("plan")
+
+    assert 0 == result.code, str(result)
+    assert [3] == [each["statement"] for each in result.json()["statements"]]
+    assert {"001_t": 2} == result.json()["resumes_after"]
+    assert [32, 32] == [edited.code, run("up").code]
+
+
+def test_newer_file_that_is_part_way_is_said_to_be(run: Run, migrations: WriteMigrations) -> None:
+    """An older image goes on, and nobody takes the database for one that is only newer."""
+    migrations({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "-- preflight: no-transaction\nX;"})
+    assert 31 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
+    (migrations.directory / "002_b.sql").unlink()
+
+    for command in ("check", "plan", "up"):
+        result = run(command)
+        assert 0 == result.code, str(result)
+        assert [["002_b"]] == [each["part_way"] for each in result.event("schema.ahead")]
+    assert "partial" == run("check", "--json").json()["migrations"][1]["state"]
+    refused = run("check", env={"PREFLIGHT_AHEAD": "fail"})
+    assert "002_b (part-way)" in refused.finished["error"]["message"]
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "up"])
+def test_history_of_a_newer_version_is_28_for_whoever_would_write_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str
+) -> None:
+    """`check` and `plan` say what `up` would; with nothing pending all of them end with 0."""
+    migrations({"001_a.sql": "CREATE TABLE a ();"})
+    assert 0 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
+    database.script("ALTER TABLE preflight.migrations ADD COLUMN label text")
+    current = run(command)
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+
+    result = run(command)
+
+    assert (0, 28) == (current.code, result.code), str(result)
+    assert "schema.newer_history" == result.finished["error"]["code"]

@@ -437,16 +437,24 @@ def test_rollback_that_leaves_something_is_refused_with_always(
     assert [] == scratches(database.server)
 
 
-def test_rollback_that_fails_on_the_copy_is_27(
+def test_rollback_that_fails_on_the_copy_is_a_warning_or_27_with_always(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """With the place in the rollback file."""
-    migrations(ONE | {"001_one_rollback.sql": "\nDROP TABLE two;"})
+    """With the place in the rollback file; nobody takes anything back now."""
+    migrations(ONE | {"001_one_rollback.sql": "\nDROP TABEL one;"})
+    demanded = run(env={"PREFLIGHT_REHEARSE": "always"})
+    before = database.query("SELECT to_regclass('one')")
     result = run()
 
-    error = result.finished["error"]
-    assert (27, "001_one_rollback.sql", 2) == (result.code, error["file"], error["line"])
-    assert [None] == database.query("SELECT to_regclass('one')")
+    error = demanded.finished["error"]
+    assert (27, "001_one_rollback.sql", 2) == (demanded.code, error["file"], error["line"])
+    assert [None] == before
+    assert 0 == result.code, str(result)
+    (warned,) = result.event("rehearsal.warned")
+    assert "001_one_rollback.sql:2:6: syntax error" in warned["reason"]
+    assert ["one"] == database.query("SELECT to_regclass('one')::text")
+    (remark,) = run("lint", "--json").json()["files"][0]["remarks"][-1:]
+    assert remark.startswith("001_one_rollback.sql:2:1 does not parse: syntax error")
 
 
 SEEDS = {

@@ -246,7 +246,7 @@ def test_companion_without_a_forward_file_is_refused(
         (b"CREATE INDEX CONCURRENTLY ON t (a);", (1, 1), "cannot run inside a transaction"),
         (b"SELECT 1; VACUUM t;", (1, 11), "VACUUM t: cannot run inside a transaction"),
         (b"", None, "holds no statement"),
-        (b"-- only words\n/* here */;;", None, "holds no statement"),
+        (b" \n;\t;\n", None, "holds no statement"),
         (b"-- preflight: no-transactions\nSELECT 1;", (1, 1), "unknown directive"),
         (b"-- preflight: lock-timeout=5s\nSELECT 1;", (1, 1), "unknown directive"),
         (b"-- preflight: lock-timeout 5 days\nSELECT 1;", (1, 1), "'5 days' is not a duration"),
@@ -407,3 +407,34 @@ def configmap(mount: Path, dated: str, files: dict[str, str]) -> None:
             (mount / name).symlink_to(f"..data/{name}")
     (mount / "..data_tmp").symlink_to(dated)
     (mount / "..data_tmp").rename(mount / "..data")
+
+
+@pytest.mark.parametrize("name", ["001_a.sql", "001_a_rollback.sql"])
+def test_file_of_comments_only_is_one_with_nothing_to_do(
+    migrations: WriteMigrations, name: str
+) -> None:
+    """As every other tool has it; a verify file without a query would promise nothing."""
+    directory = migrations({"001_a.sql": OK, name: "-- nothing to do on PostgreSQL\n/* x */;\n"})
+
+    (file,) = reading.load(directory)
+
+    script = file.rollback if "rollback" in name else file.up
+    assert script is not None
+    assert [] == list(script.statements())
+    migrations({"001_a_verify.sql": "-- nothing\n"})
+    assert "holds no statement" in problems(directory)[0].message
+
+
+@pytest.mark.parametrize(
+    ("between", "alone"), [("SELECT 1;\n", True), ("\\connect x\nSELECT 1;\n", False)]
+)
+def test_dump_is_told_what_is_in_its_way(
+    migrations: WriteMigrations, between: str, *, alone: bool
+) -> None:
+    """Two lines, unless there is more."""
+    text = f"\\restrict abc\n{between}\\unrestrict abc\n"
+
+    found = problems(migrations({"001_a.sql": text}))
+
+    assert alone == all("all that is in the way" in (each.hint or "") for each in found)
+    assert (2 if alone else 3) == len(found)
