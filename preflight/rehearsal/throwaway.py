@@ -82,7 +82,9 @@ def restored(
     began = time.monotonic()
     directory, programs = _found(session, config)
     copies.require_inside(session, scripts, thrown_away=True)
-    around, calling = cluster.look(session), catalog.calling(session)
+    calling = catalog.calling(session)
+    with _or_unavailable(session, "what is around the live database cannot be read"):
+        around = cluster.look(session)
     _, live_bytes = take.identity_of(session)
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
     with ExitStack() as stack:
@@ -90,7 +92,8 @@ def restored(
             _started(session, config, programs, directory, live_bytes, settings(around, scripts))
         )
         home = stack.enter_context(cluster.connected(session.config, server))
-        made = cluster.make(home, server, around)
+        with _or_unavailable(home, "the throwaway server cannot be made like the live one"):
+            made = cluster.make(home, server, around)
         _require_whole(made)
         jobs = max(JOBS_AT_LEAST, new_database.jobs(home))
         fidelity = ", ".join(made.fidelity) or None
@@ -113,7 +116,8 @@ def restored(
             restore_s = time.monotonic() - began
             with scratch.reached(home, made.database, quiet) as inside:
                 empty = copies.proven(inside, saved, empty_allowed=bool(calling or refused))
-                inside.execute(_SHUT)
+                with _or_unavailable(inside, "other servers cannot be closed to the copy"):
+                    inside.execute(_SHUT)
                 if scripts:
                     copies.analyze(inside)
             copies.record(saved)
@@ -156,6 +160,17 @@ def settings(around: cluster.Surroundings, scripts: Sequence[Script]) -> dict[st
     """
     asked = any(_ASKS_FOR_WAL.search(script.text) for script in scripts)
     return dict(around.settings) | (dict(around.wal) if asked else {})
+
+
+@contextmanager
+def _or_unavailable(session: Session, what: str) -> Iterator[None]:
+    """Take an error of the server for a reason to do without a copy; its end stays what it is."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if session.lost:
+            raise
+        raise scratch.Unavailable(f"{what}: {error.diag.message_primary or error}") from error
 
 
 @contextmanager

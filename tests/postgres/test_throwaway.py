@@ -402,6 +402,40 @@ def test_locale_that_only_this_side_lacks_is_told(  # noqa: PLR0913, PLR0917 -- 
     ]
 
 
+def test_catalog_that_is_closed_to_the_role_is_a_reason_not_an_end(
+    managed: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """A hardened server keeps a list from the role: skipped, and named."""
+    managed.script("REVOKE SELECT ON pg_catalog.pg_parameter_acl FROM PUBLIC")
+    migrations({"001_one.sql": "CREATE TABLE app.one ();"})
+    result = run(env={"PREFLIGHT_REHEARSE": "auto"})
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert "permission denied for table pg_parameter_acl" in reasons(result)[0]
+
+
+def test_setting_that_this_server_refuses_is_a_reason_not_an_end(
+    run: Run, server: servers.Server, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What a provider's build takes for a role, ours may not."""
+    role = f"{database.name}_app"
+    with server.connect() as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD '{PASSWORD}'".encode())
+        connection.execute(
+            f"ALTER ROLE {role} SET work_mem = '8MB'; UPDATE pg_db_role_setting"
+            f" SET setconfig = '{{work_memory_of_a_provider=8MB}}'"
+            f" WHERE setrole = '{role}'::regrole".encode()
+        )
+    migrations(ONE)
+    result = run(env={**database.env(user=role, password=PASSWORD), "PREFLIGHT_REHEARSE": "auto"})
+    with server.connect() as connection:
+        connection.execute(f"REASSIGN OWNED BY {role} TO postgres".encode())
+    database.script(f"REASSIGN OWNED BY {role} TO postgres; DROP ROLE {role}")
+
+    assert 0 == result.code, result
+    assert "work_memory_of_a_provider" in reasons(result)[0]
+
+
 # --- room -----------------------------------------------------------------------------------------
 
 
