@@ -82,6 +82,7 @@ def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> N
 
 def _looked_at(session: Session, steps: Sequence[Planned]) -> Iterator[Planned]:
     """Yield the statements with their locks on tables that are there, and who is in the way."""
+    from preflight.files import effects  # noqa: PLC0415 -- other commands do without
     from preflight.server import watch  # noqa: PLC0415 -- other commands do without
 
     in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
@@ -93,8 +94,16 @@ def _looked_at(session: Session, steps: Sequence[Planned]) -> Iterator[Planned]:
         locks = tuple(
             dataclasses.replace(lock, table=table, of_index=False) for lock, table in named if table
         )
+        lost = [step.destroys] if step.destroys else []
+        for table, gone in [
+            pair for reach in step.reaches for pair in watch.reached(session, reach)
+        ]:
+            locks = effects.strongest([*locks, effects.Lock(table, effects.ACCESS_EXCLUSIVE)])
+            lost += [gone] if gone else []
         blocked = tuple(found for lock in locks for found in in_the_way(lock.table, lock.mode))
-        yield dataclasses.replace(step, locks=locks, blocked_by=blocked)
+        yield dataclasses.replace(
+            step, locks=locks, blocked_by=blocked, destroys=", ".join(lost) or None
+        )
 
 
 def part_way(session: Session, todo: Sequence[Migration], known: plan.History) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What a statement does, whether it destroys something, and which lock it takes on which table.
 
 Locks are the documented ones (PostgreSQL manual, "Explicit Locking" and the page of each command).
-What only the catalog knows is left out: the table of a dropped index, tables behind functions.
+What only the catalogs know is named for them to tell (`Reach`); not what functions do.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ STRENGTH = (
     ACCESS_EXCLUSIVE,
 )  # fmt: skip
 
+DELETES = 5  # libpg_query's CmdType
+CASCADE = 2  # libpg_query's DropBehavior
 # sub-commands of ALTER TABLE that take less than ACCESS EXCLUSIVE
 _ALTER_LOCKS = {
     "AT_ValidateConstraint": SHARE_UPDATE,
@@ -68,6 +70,11 @@ _DROPPED_DATA = {
     "OBJECT_TABLE", "OBJECT_SCHEMA", "OBJECT_MATVIEW", "OBJECT_SEQUENCE", "OBJECT_TYPE",
     "OBJECT_DOMAIN", "OBJECT_EXTENSION", "OBJECT_FOREIGN_TABLE",
 }  # fmt: skip
+_DROPPED_KINDS = {
+    "OBJECT_TABLE": "relation", "OBJECT_VIEW": "relation", "OBJECT_MATVIEW": "relation",
+    "OBJECT_SEQUENCE": "relation", "OBJECT_FOREIGN_TABLE": "relation", "OBJECT_INDEX": "relation",
+    "OBJECT_SCHEMA": "schema", "OBJECT_TYPE": "type", "OBJECT_DOMAIN": "type",
+}  # fmt: skip
 _FIXED = {  # kind of node: what it does, the lock on the tables it names
     "insert_stmt": ("insert rows", ROW_EXCLUSIVE),
     "update_stmt": ("update rows", ROW_EXCLUSIVE),
@@ -95,6 +102,21 @@ class Lock:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """What a statement takes away, which the catalogs say what depends on.
+
+    `kind` is relation, schema or type; `rows`: a TRUNCATE, which reaches along foreign keys.
+    """
+
+    kind: str
+    name: str
+    column: str = ""
+    constraint: str = ""
+    cascade: bool = False
+    rows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """What one statement does."""
 
@@ -103,6 +125,7 @@ class Effect:
     destroys: str | None = None
     external: str | None = None
     creates: str | None = None
+    reaches: tuple[Reach, ...] = ()
 
 
 def of(text: bytes) -> Effect:
@@ -126,10 +149,15 @@ def of_node(node: Node, text: bytes) -> Effect:
     does, locks = _described(kind, statement, text)
     return Effect(
         does,
-        _strongest(locks),
+        strongest(locks),
         destroys=_destroyed(kind, statement, does),
         external=_external(kind, statement),
         creates=_created(kind, statement),
+        reaches=tuple(
+            Reach("relation", _name(table), rows=True)
+            for table in _targets(statement)
+            if kind == "truncate_stmt" and statement.behavior == CASCADE
+        ),
     )
 
 
@@ -160,7 +188,7 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
         targets = [_name(table) for table in _targets(statement)]
         others = [name for name in map(_name, _tables(statement)) if name not in targets]
         locks = [Lock(name, mode) for name in targets]
-        locks += [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
+        locks += _changed(statement)
         return f"{does} {', '.join(targets)}".strip(), locks + _read(others)
     match kind:
         case "index_stmt":
@@ -189,7 +217,8 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
             return "comment", _commented(statement)
         case "copy_stmt":
             if not statement.HasField("relation"):
-                return "copy from a query", _read(named_tables(statement.query))
+                read = _read(named_tables(statement.query))
+                return "copy from a query", read + _changed(statement)
             table = _name(statement.relation)
             mode = ROW_EXCLUSIVE if statement.is_from else ACCESS_SHARE
             return f"copy {'into' if statement.is_from else 'from'} {table}", [Lock(table, mode)]
@@ -200,7 +229,7 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
         case "vacuum_stmt" | "cluster_stmt" | "reindex_stmt" | "refresh_mat_view_stmt":
             return _maintenance(kind, statement)
         case "select_stmt":
-            changed = [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
+            changed = _changed(statement)
             kept = [Lock(name, ROW_SHARE) for name in _row_locked(statement)]
             read = _read(named_tables(statement))
             return "change rows in a query" if changed else "query", read + kept + changed
@@ -212,7 +241,9 @@ def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]
             )
         case "create_table_as_stmt":
             name = _name(statement.into.rel)
-            return f"create {name} from a query", _read(named_tables(statement.query))
+            return f"create {name} from a query", _read(named_tables(statement.query)) + _changed(
+                statement
+            )
         case "create_publication_stmt" | "alter_publication_stmt":
             taken = [Lock(name, SHARE_UPDATE) for name in named_tables(statement)]
             return " ".join(scan.words(text[:200], 3)).lower(), taken
@@ -246,7 +277,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
 
     table = _name(statement.relation)
     view = ObjectType.Name(statement.objtype) == "OBJECT_VIEW"
-    does, destroys, locks = [], [], []
+    does, destroys, locks, reaches = [], [], [], []
     for item in statement.cmds:
         command = item.alter_table_cmd
         subtype = str(AlterTableType.Name(command.subtype))
@@ -271,12 +302,17 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
             locks.append(Lock(part, ACCESS_EXCLUSIVE))
         locks.append(Lock(table, mode))
         locks += [Lock(other, SHARE_ROW) for other in _referenced([getattr(command, "def")])]
+        if subtype in ("AT_DropColumn", "AT_AlterColumnType", "AT_DropConstraint"):
+            cascade = command.behavior == CASCADE or subtype == "AT_AlterColumnType"
+            part = "constraint" if subtype == "AT_DropConstraint" else "column"
+            reaches.append(Reach("relation", table, cascade=cascade, **{part: command.name}))
         if subtype in _ALTER_DESTROYS:
             destroys.append(f"{'old values of' if 'Type' in subtype else 'column'} {table}.{name}")
     return Effect(
         f"alter {table}: {', '.join(does)}",
-        _strongest(locks),
+        strongest(locks),
         destroys=", ".join(destroys) or None,
+        reaches=tuple(reaches),
     )
 
 
@@ -287,7 +323,7 @@ def _drop(statement: DropStmt) -> Effect:
     word = kind.removeprefix("OBJECT_").lower().replace("matview", "materialized view")
     names = [".".join(_strings(item)) for item in statement.objects]
     does = f"drop {word} {', '.join(filter(None, names))}"
-    cascade = " and all that depends on it" if statement.behavior == 2 else ""  # noqa: PLR2004 -- DROP_CASCADE
+    cascade = " and all that depends on it" if statement.behavior == CASCADE else ""
     locks: list[Lock] = []
     if kind in ("OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW"):
         locks = [Lock(name, ACCESS_EXCLUSIVE) for name in names]
@@ -299,8 +335,12 @@ def _drop(statement: DropStmt) -> Effect:
             Lock(".".join(_strings(item)[:-1]), ACCESS_EXCLUSIVE) for item in statement.objects
         ]
     lost = kind in _DROPPED_DATA or cascade
+    reached = _DROPPED_KINDS.get(kind)
     return Effect(
-        does, _strongest(locks), destroys=f"{word} {', '.join(names)}{cascade}" if lost else None
+        does,
+        strongest(locks),
+        destroys=f"{word} {', '.join(names)}{cascade}" if lost else None,
+        reaches=tuple(Reach(reached, name, cascade=bool(cascade)) for name in names if reached),
     )
 
 
@@ -312,10 +352,9 @@ def _destroyed(kind: str, statement: Any, does: str) -> str | None:  # noqa: ANN
         return f"old values in every row of {_name(statement.relation)}"
     if kind == "truncate_stmt":
         return f"all rows of {does.removeprefix('truncate ')}"
-    if kind == "select_stmt" and any(
-        item.DESCRIPTOR.name == "DeleteStmt" for item in _changes(statement)
-    ):
-        return "rows, by a DELETE inside the query"
+    inside = ("rule_stmt", "create_function_stmt")  # it runs later, if at all
+    if kind not in inside and (deleted := _deleted(statement)):
+        return f"rows of {', '.join(deleted)}"
     return does if kind in _DESTROYING else None
 
 
@@ -343,7 +382,7 @@ def _external(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- see a
     return words.get(kind)
 
 
-def _strongest(locks: Iterable[Lock]) -> tuple[Lock, ...]:
+def strongest(locks: Iterable[Lock]) -> tuple[Lock, ...]:
     """Return one lock a table, the strongest."""
     found: dict[str, Lock] = {}
     for lock in locks:
@@ -398,6 +437,20 @@ def _changes(statement: Any) -> list[Any]:  # noqa: ANN401 -- see above
         for item in parser.every(statement, kind)
         if item is not statement
     ]
+
+
+def _changed(statement: Any) -> list[Lock]:  # noqa: ANN401 -- see above
+    return [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
+
+
+def _deleted(statement: Any) -> list[str]:  # noqa: ANN401 -- see above
+    """Return the tables that a statement deletes from: in a WITH, or as MERGE does."""
+    found = [_name(item.relation) for item in parser.every(statement, "DeleteStmt")]
+    for merge in parser.every(statement, "MergeStmt"):
+        actions = [item.merge_when_clause for item in merge.merge_when_clauses]
+        if any(action.command_type == DELETES for action in actions):
+            found.append(_name(merge.relation))
+    return list(dict.fromkeys(found))
 
 
 def _row_locked(statement: Any) -> list[str]:  # noqa: ANN401 -- see above

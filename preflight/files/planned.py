@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preflight.files.effects import Lock
+    from preflight.files.effects import Lock, Reach
     from preflight.files.migrations import Migration
 
 
@@ -24,6 +24,7 @@ class Planned:
     destroys: str | None = None
     external: str | None = None
     blocked_by: tuple[dict[str, Any], ...] = ()
+    reaches: tuple[Reach, ...] = ()
     measured: dict[str, object] | None = None  # on a copy
 
     def data(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def each(file: Migration) -> list[Planned]:
                 tuple(lock for lock in effect.locks if lock.table not in new),
                 effect.destroys,
                 effect.external,
+                reaches=effect.reaches,
             )
         )
     return found

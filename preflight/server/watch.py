@@ -16,6 +16,7 @@ from preflight.base import quoting
 from preflight.server import dial, sessions
 
 if TYPE_CHECKING:
+    from preflight.files.effects import Reach
     from preflight.files.migrations import Migration
 
 LOOK_EVERY_S = 1.0
@@ -192,6 +193,90 @@ def _oid(session: sessions.Session, name: str) -> int | None:
     """Return the oid of the relation that a name in a file means, or None."""
     said = f"pg_catalog.to_regclass({quoting.literal(name)}::pg_catalog.text)"
     found: int | None = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
+    return found
+
+
+# what goes with an object (always what is part of it, with CASCADE what only uses it), and the
+# relation that each of it belongs to and that is locked for it
+_WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
+ SELECT %(classid)s::oid, %(objid)s::oid, %(objsubid)s::int4, true
+ UNION
+ SELECT d.*, false FROM gone g, LATERAL (
+  SELECT d.classid, d.objid, d.objsubid FROM pg_depend d
+  WHERE d.refclassid = g.classid AND d.refobjid = g.objid
+  AND (g.objsubid = 0 OR d.refobjsubid = g.objsubid)
+  AND (d.deptype IN ('a', 'i', 'P', 'S', 'e') OR %(cascade)s)
+  UNION ALL SELECT d.refclassid, d.refobjid, d.refobjsubid FROM pg_depend d  -- a rule's view
+  WHERE d.classid = g.classid AND d.objid = g.objid AND d.deptype = 'i' AND NOT g.own
+ ) d
+), named AS (
+ SELECT g.*, CASE g.classid
+  WHEN 'pg_class'::regclass THEN coalesce(
+   (SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = g.objid), g.objid)
+  WHEN 'pg_trigger'::regclass THEN (SELECT t.tgrelid FROM pg_trigger t WHERE t.oid = g.objid)
+  WHEN 'pg_rewrite'::regclass THEN (SELECT w.ev_class FROM pg_rewrite w WHERE w.oid = g.objid)
+  WHEN 'pg_attrdef'::regclass THEN (SELECT a.adrelid FROM pg_attrdef a WHERE a.oid = g.objid)
+  WHEN 'pg_policy'::regclass THEN (SELECT p.polrelid FROM pg_policy p WHERE p.oid = g.objid)
+  WHEN 'pg_constraint'::regclass
+   THEN (SELECT c.conrelid FROM pg_constraint c WHERE c.oid = g.objid)
+ END AS relation FROM gone g
+)
+SELECT n.relation::int8, bool_or(NOT n.own AND n.classid = 'pg_class'::regclass
+ AND n.objsubid = 0 AND n.objid = n.relation AND c.relkind IN ('r', 'p', 'm')),
+ array_agg(DISTINCT a.attname::text) FILTER (WHERE NOT n.own AND n.classid = 'pg_class'::regclass)
+FROM named n JOIN pg_class c ON c.oid = n.relation AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+LEFT JOIN pg_attribute a ON a.attrelid = n.objid AND a.attnum = n.objsubid AND n.objsubid > 0
+GROUP BY n.relation ORDER BY n.relation"""
+_TRUNCATED = """WITH RECURSIVE emptied AS (
+ SELECT %s::oid AS oid
+ UNION SELECT c.conrelid FROM emptied e JOIN pg_constraint c
+  ON c.confrelid = e.oid AND c.contype = 'f'
+) SELECT oid::int8, true, NULL FROM emptied ORDER BY oid"""
+
+
+def reached(session: sessions.Session, reach: Reach) -> Iterator[tuple[str, str | None]]:
+    """Yield the tables that go, or are locked, with what a statement takes away.
+
+    With each what of it is destroyed, if it is not what the statement names.
+    """
+    start = _start(session, reach)
+    if start is None:
+        return
+    if reach.rows:
+        rows = session.execute(_TRUNCATED, [start["objid"]]).fetchall()
+    else:
+        rows = session.execute(_WITH_IT, {**start, "cascade": reach.cascade}).fetchall()
+    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
+    for oid, whole, columns in rows:
+        name = str(_by_the_role(session, f"{int(oid)}{text}"))
+        same = oid == start["objid"]
+        lost = None
+        if whole and not same:
+            lost = f"all rows of {name}" if reach.rows else f"table {name}"
+        elif columns and not same:
+            lost = ", ".join(f"column {name}.{column}" for column in columns)
+        yield name, lost
+
+
+def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
+    """Return the object that a statement takes away as the catalogs know it."""
+    kind = {"relation": "regclass", "schema": "regnamespace", "type": "regtype"}[reach.kind]
+    said = f"pg_catalog.to_{kind}({quoting.literal(reach.name)}::pg_catalog.text)"
+    oid = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
+    if oid is None:
+        return None
+    catalog = {"relation": "pg_class", "schema": "pg_namespace", "type": "pg_type"}[reach.kind]
+    (classid,) = session.execute(f"SELECT '{catalog}'::regclass::oid::int8").fetchone() or (0,)
+    found: dict[str, object] = {"classid": classid, "objid": oid, "objsubid": 0}
+    if reach.column:
+        query = "SELECT attnum FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s::name"
+        row = session.execute(query, [oid, reach.column]).fetchone()
+        return found | {"objsubid": row[0]} if row else None
+    if reach.constraint:
+        query = """SELECT 'pg_constraint'::regclass::oid::int8, oid::int8 FROM pg_constraint
+ WHERE conrelid = %s::oid AND conname = %s::name"""
+        row = session.execute(query, [oid, reach.constraint]).fetchone()
+        return {"classid": row[0], "objid": row[1], "objsubid": 0} if row else None
     return found
 
 

@@ -415,3 +415,92 @@ def test_history_of_a_newer_version_is_28_for_whoever_would_write_it(
 
     assert (0, 28) == (current.code, result.code), str(result)
     assert "schema.newer_history" == result.finished["error"]["code"]
+
+
+REACHING = """
+ALTER TABLE b DROP CONSTRAINT b_fk
+ALTER TABLE b DROP COLUMN a_id
+ALTER TABLE a DROP COLUMN id CASCADE
+ALTER TABLE a DROP CONSTRAINT a_pkey CASCADE
+ALTER TABLE b ALTER COLUMN a_id TYPE bigint
+ALTER TABLE b ALTER a_id TYPE bigint, DROP g
+DROP TABLE b CASCADE
+DROP TABLE c
+DROP TABLE a CASCADE
+DROP VIEW v CASCADE
+DROP TYPE mood CASCADE
+DROP SCHEMA away CASCADE
+DROP DOMAIN dom CASCADE
+TRUNCATE a CASCADE
+TRUNCATE TABLE c, a CASCADE
+DROP INDEX a_n
+DROP MATERIALIZED VIEW m CASCADE
+"""
+MORE = """
+CREATE TABLE c (id int PRIMARY KEY, m mood, d dom, b_id int REFERENCES b);
+CREATE VIEW vv AS SELECT * FROM v;
+CREATE SCHEMA away; CREATE TABLE away.x (id int PRIMARY KEY);
+CREATE TABLE d (x_id int REFERENCES away.x);
+CREATE VIEW vd AS SELECT * FROM away.x;
+"""
+
+
+def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
+    any_server: servers.Server,
+    run: Run,
+    connection: psycopg.Connection,
+    migrations: WriteMigrations,
+) -> None:
+    """The other table of a foreign key, and all that CASCADE takes: no lock is understated."""
+    connection.execute((TABLES + MORE).encode())
+    names: dict[int, str] = dict(connection.execute(NAMES).fetchall())
+    statements = REACHING.strip().splitlines()
+    migrations({f"{i:03d}_s.sql": text + ";" for i, text in enumerate(statements, 1)})
+
+    planned = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == planned.code, str(planned)
+    wrong = {}
+    for statement, step in zip(statements, planned.json()["statements"], strict=True):
+        connection.execute("BEGIN")
+        connection.execute(statement.encode())
+        held = connection.execute(HELD, [connection.info.backend_pid]).fetchall()
+        connection.execute("ROLLBACK")
+        claimed = {item["table"]: item["mode"] for item in step["locks"]}
+        real = strongest(held, names)
+        weaker = {
+            table: mode
+            for table, mode in real.items()
+            if effects.STRENGTH.index(mode)
+            > effects.STRENGTH.index(claimed.get(table, effects.ACCESS_SHARE))
+        }
+        if weaker:
+            wrong[statement] = {"understated": weaker, "said": claimed}
+    lost = {step["does"]: step["destroys"] or "" for step in planned.json()["statements"]}
+    assert {} == wrong, any_server
+    assert "all rows of b" in lost["truncate a"]
+    assert "all rows of c" in lost["truncate a"]
+    assert "table away.x" in lost["drop schema away"]
+    assert "column c.m" in lost["drop type mood"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("WITH x AS (DELETE FROM a RETURNING *) INSERT INTO b SELECT * FROM x", "a"),
+        ("WITH x AS (DELETE FROM a RETURNING *) UPDATE b SET n = 1 WHERE id = 1", "a"),
+        ("CREATE TABLE n AS WITH x AS (DELETE FROM a RETURNING *) SELECT * FROM x", "a"),
+        ("COPY (DELETE FROM a RETURNING *) TO STDOUT", "a"),
+        ("MERGE INTO a USING b ON a.id = b.id WHEN MATCHED THEN DELETE", "a"),
+        ("WITH x AS (SELECT 1) SELECT * FROM x", None),
+        ("MERGE INTO a USING b ON a.id = b.id WHEN MATCHED THEN DO NOTHING", None),
+    ],
+)
+def test_rows_that_a_statement_deletes_on_the_way_are_destroyed(
+    statement: str, table: str | None
+) -> None:
+    """In a WITH, inside a COPY, as an action of MERGE; and the table is locked for it."""
+    effect = effects.of(statement.encode())
+
+    assert (f"rows of {table}" if table else None) == effect.destroys
+    assert not table or effects.Lock(table, effects.ROW_EXCLUSIVE) in effect.locks

@@ -26,7 +26,7 @@ from preflight.files import effects, reach
         (
             "WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x",
             "change rows in a query",
-            "rows, by a DELETE inside the query",
+            "rows of t",
         ),
         ("EXPLAIN DELETE FROM t", "explain delete rows t", None),
         ("EXPLAIN ANALYZE DELETE FROM t", "explain delete rows t", "all rows of t"),
