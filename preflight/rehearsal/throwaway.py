@@ -50,9 +50,11 @@ _OURS = {
     "22023": r'extension "(.*)" has no installation script|locale',
     "42704": r"collation .* for encoding",
     "58P01": "",
-    "3D000": "",  # another database of the live server
+    "3D000": r'database "(.*)" does not exist',
     "08001": "", "08006": "", "HV00N": "",
 }  # fmt: skip
+_DATABASE = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
+_EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
 # takes from the options is of no use to it
 _SHUT = """
@@ -238,7 +240,7 @@ def _only_here(session: Session, failure: RehearsalFailed) -> bool:
         return False
     found = re.search(pattern, str(failure))
     if found and found.groups() and found[1]:  # is it there, in earnest?
-        query = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
+        query = _DATABASE if failure.problem.sqlstate == "3D000" else _EXTENSION
         return session.execute(query, [found[1]]).fetchone() is not None
     return found is not None
 

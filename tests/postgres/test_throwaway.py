@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -339,6 +340,29 @@ def quoted(text: str) -> str:
     return "E'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("neighbour", "rehearsal.unavailable"), ("no_such_database", "rehearsal.failed")],
+)
+def test_database_that_only_the_live_server_has_is_no_fault_of_the_file(  # noqa: PLR0913, PLR0917 -- a case each
+    name: str,
+    error: str,
+    run: Run,
+    server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """A neighbour's is not on the copy's server; one that nobody has is a mistake of the file."""
+    create_database(server, "neighbour")
+    migrations(
+        {"001_one.sql": f"SELECT 1;\nALTER DATABASE {name} SET work_mem = '5MB';\nSELECT 1 / 0;"}
+    )
+    result = run()
+
+    found = result.finished["error"]
+    assert (27, error, 2) == (result.code, found["code"], found["line"]), result
+
+
 def test_wal_level_of_the_live_server_is_there_for_a_file_that_asks(
     run: Run, migrations: WriteMigrations
 ) -> None:
@@ -470,6 +494,22 @@ def test_restore_ends_before_the_bound_of_its_directory(
     assert (0, 1) == (result.code, len(result.event("rehearsal.started"))), result
     assert "left below PREFLIGHT_REHEARSE_DIR_MB=340" in reasons(result)[0]
     assert [] == list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("options", ["size=700m,noexec,nosuid,nodev"] if os.geteuid() == 0 else [])
+def test_tmpfs_without_the_right_to_execute_will_do(
+    options: str, run: Run, migrations: WriteMigrations, scratch: Path, backup_dir: Path
+) -> None:
+    """Volumes are mounted like that: nothing is executed from there."""
+    command = ["/bin/mount", "-t", "tmpfs", "-o", f"{options},mode=0777", "tmpfs", str(scratch)]
+    subprocess.run(command, check=True)
+    migrations(ONE)
+    try:
+        result = run()
+    finally:
+        subprocess.run(["/bin/umount", "--lazy", scratch], check=True)
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
 
 
 # --- its end --------------------------------------------------------------------------------------
