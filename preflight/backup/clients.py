@@ -14,9 +14,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,17 @@ def clients(config: Config, session: Session) -> Clients:
     return Clients(pg_dump, pg_restore, said)
 
 
+_UNABLE = re.compile(
+    r"[^;]*(?:unsupported version|not supported by this|build does not support)[^;]*"
+)
+
+
+def unable(said: str) -> str | None:
+    """Return what pg_restore says when it is too old for an archive, or built with less."""
+    found = _UNABLE.search(said)
+    return found[0].strip() if found else None
+
+
 def _said_version(pg_dump: str, environment: Mapping[str, str]) -> tuple[str, str]:
     with children.started([pg_dump, "--version"], environment) as (child, words):
         said = b"".join(children.chunks(child))
@@ -116,18 +128,57 @@ def list_without(
 
     Raises ClientFailed when the list cannot be had.
     """
+    entry = re.compile(rb"\d+; \d+ (\d+) " + kind.encode() + b" ")
+    with _list(
+        line
+        for line in _entries(dump, programs, environment)
+        if not ((found := entry.match(line)) and int(found[1]) in oids)
+    ) as path:
+        yield path
+
+
+@contextmanager
+def list_skipping(
+    dump: Path, programs: Clients, environment: Mapping[str, str], skip: Collection[str]
+) -> Iterator[Path]:
+    """Yield a file for --use-list without these entries, as pg_restore names them in an error.
+
+    An entry may be said with or without its schema and its owner. Raises ClientFailed when the
+    list cannot be had.
+    """
+    wanted = {" ".join(each.split()) for each in skip}
+    with _list(
+        line
+        for line in _entries(dump, programs, environment)
+        if not wanted.intersection(spellings(line.decode("utf-8", "replace")))
+    ) as path:
+        yield path
+
+
+def spellings(line: str) -> set[str]:
+    """Return how people may call an entry of pg_restore's list: less its schema, its owner."""
+    words = line.split()[3:]
+    kind = list(takewhile(lambda word: word.isupper() and word.isalpha(), words))
+    rest = words[len(kind) :]
+    tails = [rest, rest[1:], rest[:-1], rest[1:-1]]
+    return {" ".join([*kind, *tail]) for tail in tails if kind and tail}
+
+
+def _entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> list[bytes]:
     command = [programs.pg_restore, "--list", str(dump)]
     with children.started(command, environment) as (child, words):
         entries = b"".join(children.chunks(child)).splitlines(keepends=True)
         if children.wait(child) != 0:
             raise children.ClientFailed(words.said() or "pg_restore --list failed", "none")
-    entry = re.compile(rb"\d+; \d+ (\d+) " + kind.encode() + b" ")
+    return entries
+
+
+@contextmanager
+def _list(lines: Iterable[bytes]) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile(prefix=passfile.PASSFILE, dir=passfile.memory()) as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)  # as a passfile's: a sweep leaves it alone
-        file.writelines(
-            line for line in entries if not ((found := entry.match(line)) and int(found[1]) in oids)
-        )
+        file.writelines(lines)
         file.flush()
         yield Path(file.name)
 

@@ -116,6 +116,12 @@ def rows_of(
             code, said = children.wait(child), words.said()
     except children.ClientFailed as failure:
         raise BackupFailed("backup.no_client", str(failure), "Reinstall the client.") from failure
+    if code != 0 and (why := clients.unable(said)):
+        raise BackupFailed(
+            "backup.client_too_old",
+            f"{programs.pg_restore} cannot read what {programs.version} writes: {why}",
+            "Both must be of one installation: correct PATH, or use the image.",
+        )
     if code != 0 or counter.inside:
         raise BackupUnverified(
             "backup.unreadable",

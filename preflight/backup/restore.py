@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import psycopg
 import structlog
 
 from preflight.backup import (
     belongings,
+    clients,
     manifests,
     new_database,
     reading_back,
@@ -31,7 +33,7 @@ from preflight.backup import (
     swap,
     take,
 )
-from preflight.base import console
+from preflight.base import console, quoting
 from preflight.base.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
+TELL_EVERY_S = 5.0
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
 
@@ -67,7 +70,7 @@ def run(config: Config, asked: restored.Asked) -> None:
         session.prepare()
         lock.acquire(session)
         identity = dataclasses.replace(take.identity_of(session)[0], database=live)
-        place = _place(session, choose(known, identity), live, into, asked.without)
+        place = _place(session, choose(known, identity), live, into, asked)
         if asked.swap and not asked.again and swap.swapped_before(session, place, identity):
             return
         _tell_started(session, place, identity, known)
@@ -105,7 +108,7 @@ def _names(config: Config, into: str | None) -> tuple[str, str]:
 
 
 def _place(
-    session: Session, source: Backup, live: str, into: str, without: frozenset[str]
+    session: Session, source: Backup, live: str, into: str, asked: restored.Asked
 ) -> restored.Place:
     """Return where it goes with what belongs to it: as the backup says, else as the live one has.
 
@@ -119,7 +122,8 @@ def _place(
             f"{source.name} cannot be used: `{wrong}` in its manifest is not one of ours",
             "Use another backup (`backups --table`) and check the disk.",
         ) from wrong
-    return restored.Place(source, live, into, own or belongings.read(session, live), without)
+    own = own or belongings.read(session, live)
+    return restored.Place(source, live, into, own, asked.without, tuple(asked.skip), asked.no_owner)
 
 
 # which backup
@@ -315,6 +319,7 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
 def _made(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
     """Make the database, fill it, compare it, and give it what belongs to it."""
     _require_whole(place.source)
+    _require_roles(session, place)
     with _new_database(session, place):
         state = _fill(session, place, renew)
         belongings.give(session, place.steps)
@@ -409,12 +414,22 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     """Run pg_restore and compare every table's rows with the manifest."""
     dump, jobs = place.source.path / manifests.DUMP, new_database.jobs(session)
     quiet = new_database.quiet(session)  # a login event trigger would write into what is compared
-    filled = new_database.fill(
-        session, place.into, dump, jobs, NO_SUBSCRIPTIONS, settings=quiet, tick=renew
-    )
-    _require_clean(*filled)
+    with ExitStack() as stack:
+        options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
+        if place.skip:
+            programs, environment = (
+                clients.clients(session.config, session),
+                session.config.child_env,
+            )
+            left = clients.list_skipping(dump, programs, environment, place.skip)
+            options.append(f"--use-list={stack.enter_context(left)}")
+        progress = stack.enter_context(_Progress(session, place, renew))
+        filled = new_database.fill(
+            session, place.into, dump, jobs, *options, settings=quiet, tick=progress.tell
+        )
+    _require_clean(*filled, skipped=bool(place.skip))
     with sessions.beside(session, place.into, quiet) as other:
-        different = snapshots.differing(other, place.source.manifest.rows or {})
+        different = snapshots.differing(other, place.rows)
         other.execute("ANALYZE")
         objects = restored.objects_of(other)
         (xid,) = other.execute("SELECT pg_catalog.txid_current()").fetchone() or (0,)
@@ -427,7 +442,106 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     return restored.State(xid, objects)
 
 
-def _require_clean(code: int, problems: list[new_database.Complaint]) -> None:
+class _Progress:
+    """Tells how far a long restore is, by the size of the new database."""
+
+    def __init__(self, session: Session, place: restored.Place, renew: Callable[[], None]) -> None:
+        self.session = session
+        self.place = place
+        self.renew = renew
+        said = place.source.manifest.more.get("database_bytes")
+        self.expected = said if type(said) is int and said > 0 else None
+        self.began = self.told = time.monotonic()
+        self.bar = console.Bar("restore")
+
+    def __enter__(self) -> Self:
+        """Nothing is shown yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+    def tell(self) -> None:
+        """Show it on a terminal, and log it now and then; the backup stays ours meanwhile."""
+        self.renew()
+        now = time.monotonic()
+        if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
+            return
+        query = "SELECT pg_catalog.pg_database_size(%s::name)"
+        (size,) = self.session.execute(query, [self.place.into]).fetchone() or (0,)
+        share = min(0.99, size / self.expected) if self.expected else None
+        of = f" of {console.size(self.expected)} at most" if self.expected else ""
+        self.bar.show(share, f"{console.size(size)}{of}")
+        if now - self.told >= TELL_EVERY_S:
+            self.told = now
+            if not self.bar.instead:
+                structlog.get_logger().info(
+                    "restore.progressed",
+                    size_bytes=size,
+                    expected_bytes=self.expected,
+                    elapsed_s=round(now - self.began, 1),
+                )
+
+
+def _require_roles(session: Session, place: restored.Place) -> None:
+    """Name every role that the backup needs and this server lacks; raises TargetUnusable."""
+    said = place.source.manifest.more.get("roles")
+    wanted = [role for role in said if isinstance(role, str)] if isinstance(said, list) else []
+    missing = session.execute(_MISSING, [wanted]).fetchall() if not place.no_owner else []
+    if missing:
+        names = [quoting.name(role) for (role,) in missing]
+        raise TargetUnusable(
+            "restore.lacking",
+            f"this server lacks {len(names)} roles of the backup: {console.some(names)}",
+            f"{' '.join(f'CREATE ROLE {name};' for name in names[:10])} or go without owners and "
+            "rights: --no-owner. Nothing was restored.",
+        )
+
+
+_MISSING = """
+SELECT w.name FROM pg_catalog.unnest(%s::text[]) w (name)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = w.name::name) ORDER BY 1
+"""
+
+
+def _refuse(problems: list[new_database.Complaint], *, skipped: bool) -> None:
+    """Say whose lack it is: this server's and role's, the client's, or the backup's."""
+    gone = "The new database was dropped; the live one was not touched."
+    words = "; ".join(problem.text for problem in problems)
+    if why := clients.unable(words):
+        raise BackupFailed(
+            "backup.client_too_old",
+            f"this pg_restore cannot read the backup: {why}",
+            f"Use a client of the version that made it, or newer. {gone}",
+        )
+    programs = [problem for problem in problems if problem.sort == "program"]
+    sorts = ("right", "content") if skipped else ("right",)  # what needs what was left out
+    lacking = programs or [problem for problem in problems if problem.sort in sorts]
+    if not lacking or any(problem.sort == "archive" for problem in problems):
+        raise BackupUnverified(
+            "restore.failed",
+            f"pg_restore reports: {'; '.join(problem.text for problem in problems[:3])}",
+            gone,
+        )
+    roles = sorted({role for each in lacking for role in _ROLE.findall(each.text)})
+    advice = f"CREATE ROLE {', '.join(roles)}; or " if roles else ""
+    what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
+    skip = " ".join(dict.fromkeys(f"--skip '{each.entry.strip()}'" for each in lacking[:5]))
+    raise TargetUnusable(
+        "restore.lacking",
+        f"this server or role cannot have {console.some(list(what))}",
+        f"{advice}go without: --no-owner leaves owners and rights out, {skip} leaves entries out. "
+        f"{gone}",
+    )
+
+
+_ROLE = re.compile(r'role "([^"]+)" does not exist')
+
+
+def _require_clean(
+    code: int, problems: list[new_database.Complaint], *, skipped: bool = False
+) -> None:
     """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
 
     A materialised view that cannot be filled now is a warning: its rows are in no dump.
@@ -439,12 +553,14 @@ def _require_clean(code: int, problems: list[new_database.Complaint]) -> None:
             warning=f"restored, but not filled: {console.some(names)} ({problems[0].text}); remove "
             "the cause and REFRESH MATERIALIZED VIEW",
         )
+    elif left := [problem for problem in problems if not problem.rebuilt]:
+        _refuse(left, skipped=skipped)
     elif problems:
-        raise BackupUnverified(
-            "restore.failed",
-            f"pg_restore reports: {'; '.join(problem.text for problem in problems[:3])}",
-            "The new database was dropped; the live one was not touched. A dump of a newer major "
-            "version or of roles that this server lacks cannot be restored here.",
+        names = [problem.entry for problem in problems]
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but not built: {console.some(names)} ({problems[0].text}); name "
+            "the schema in its functions and CREATE INDEX",
         )
     elif code != 0:
         raise BackupInterrupted(

@@ -143,6 +143,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 belongings=own.told() if own else None,
                 taken_for=manifests.Purpose(purpose, files),
                 verified="read",
+                more={"database_bytes": size, "roles": _roles(session)},
             )
         yield Taken(manifests.Backup(hidden, manifest), identity, witness, seen, visible=False)
 
@@ -216,6 +217,20 @@ def identity_of(session: Session) -> tuple[Identity, int]:
     ).fetchone()
     system, database, size = row or ("", "", 0)
     return manifests.Identity(system, database, _address(session)), size
+
+
+def _roles(session: Session) -> list[str]:
+    """Return which roles own something in the database, or have a right on it: names alone."""
+    return [name for (name,) in session.execute(_ROLES).fetchall()]
+
+
+_ROLES = """
+SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s
+JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
+WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.dbid =
+ (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+ORDER BY 1
+"""
 
 
 def _address(session: Session) -> str:

@@ -58,6 +58,19 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="leave out of the new database what this server cannot give it, with commas: "
         + ", ".join(PARTS),
     )
+    parser.add_argument(
+        "--skip",
+        action="append",
+        metavar="ENTRY",
+        help="leave out an entry of the archive, as an error names it: 'EXTENSION pg_cron' (may be "
+        "given several times)",
+    )
+    parser.add_argument(
+        "--no-owner",
+        action="store_true",
+        default=None,
+        help="leave out owners and rights of what is in it: everything belongs to this role",
+    )
 
 
 COMMAND = command.Command(

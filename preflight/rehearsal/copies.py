@@ -36,8 +36,15 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Script
     from preflight.files.reach import Reach
     from preflight.server.sessions import Session
+# what this role does not own in the copy, such as an extension's tables
+_THEIRS = """
+SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+ ON n.oid = c.relnamespace AND n.nspname::text NOT LIKE 'pg\\_%'
+WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
+"""
 TELL_EVERY_S = 5.0
 DISK_FULL = "53100"
+NO_RIGHT = "42501"
 UNFILLED = "55000"  # a query reads a materialised view without rows
 
 
@@ -55,6 +62,7 @@ class Copy:
     empty: tuple[str, ...] = ()  # views that are not filled in it
     where: str = "server"  # `server`, `url`, or `local`: thrown away with its server
     fidelity: str | None = None  # in what it is not as the live one
+    without: tuple[str, ...] = ()  # owners and rights, where they could not be had
 
 
 @contextmanager
@@ -117,19 +125,21 @@ def restored(
         quiet, calling = new_database.quiet(home), catalog.calling(session)
         try:
             restoring = Restoring(name, jobs, live_bytes, quiet, calling)
-            refused = _fill(home, saved, restoring, minute)
+            refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             scratch.apply_database_settings(session, home, live, name)
             with scratch.reached(home, name, quiet) as copy:
-                empty = proven(copy, saved, empty_allowed=bool(calling or refused))
-            record(saved)
+                empty = proven(copy, saved, refused, empty_allowed=bool(calling or refused))
+            record(saved, refused, without)
             tell_empty(config, refused, calling.values())
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
                 if scripts:
                     analyze(copy)
                 paused = minute.paused_s
-                yield Copy(copy, name, restored_s, began, home, wal, paused, empty, where)
+                yield Copy(
+                    copy, name, restored_s, began, home, wal, paused, empty, where, without=without
+                )
         except BackupUnverified:
             take.hide(saved)
             raise
@@ -157,11 +167,21 @@ def analyze(copy: Session) -> None:
             raise
 
 
-def record(saved: Taken) -> None:
-    """Write into the manifest that the backup was restored; a plan's nobody will read."""
+def record(
+    saved: Taken, refused: Sequence[new_database.Complaint] = (), without: Sequence[str] = ()
+) -> None:
+    """Write into the manifest how far the backup was restored; a plan's nobody will read."""
     if saved.visible:
         with store.usable(saved.path.parent):
-            restored_too = dataclasses.replace(saved.backup.manifest, verified="restored")
+            manifest = saved.backup.manifest
+            left = [manifests.Lacking(what, "not given to the copy") for what in without]
+            more = {"except": [problem.entry for problem in refused]} if refused else {}
+            restored_too = dataclasses.replace(
+                manifest,
+                verified="restored",
+                without=(*manifest.without, *left),
+                more={**manifest.more, **more},
+            )
             store.improve(saved.backup, restored_too)
 
 
@@ -306,10 +326,30 @@ class Restoring:
     calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
 
 
-def _fill(
+def _filled(
     home: Session, saved: Taken, restoring: Restoring, minute: burden.Minute
+) -> tuple[list[new_database.Complaint], tuple[str, ...]]:
+    """Restore the dump, without owners and rights where that cannot be had with them.
+
+    Return what could not be filled again, and what the copy is without.
+    """
+    try:
+        return _fill(home, saved, restoring, minute), ()
+    except scratch.NoRight as reason:
+        structlog.get_logger().info("rehearsal.progressed", waiting=f"once more without: {reason}")
+    try:
+        new_database.make_anew(home, restoring.name)
+    except psycopg.Error as error:
+        if home.lost:
+            raise
+        raise scratch.Unavailable(f"no copy can be made: {error.diag.message_primary}") from error
+    return _fill(home, saved, restoring, minute, *new_database.BARE), ("owners", "rights")
+
+
+def _fill(
+    home: Session, saved: Taken, restoring: Restoring, minute: burden.Minute, *options: str
 ) -> list[new_database.Complaint]:
-    """Restore the dump; return which materialised views could not be refreshed.
+    """Restore the dump; return what could not be filled again.
 
     Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
     """
@@ -322,6 +362,7 @@ def _fill(
                 restoring.jobs,
                 "--no-publications",
                 "--no-subscriptions",
+                *options,
                 *listed(stack, home, saved, restoring.calling),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(partial(_size, home, restoring.name)),
@@ -342,8 +383,15 @@ def _fill(
     if code != 0 or problems:
         home.execute("SELECT 1")  # a server that went away says so here
         other = None if home.config.rehearse_url is None else "the server of PREFLIGHT_REHEARSE_URL"
-        judge(home, saved, code, problems, elsewhere=other)
+        judge(home, saved, code, problems, elsewhere=other, bare=bool(options),
+              foreign=partial(_theirs, home, restoring))  # fmt: skip
     return problems
+
+
+def _theirs(home: Session, restoring: Restoring) -> set[str]:
+    """Name what this role does not own in the copy."""
+    with scratch.reached(home, restoring.name, restoring.quiet) as copy:
+        return {name for (name,) in copy.execute(_THEIRS).fetchall()}
 
 
 def _size(home: Session, name: str) -> int:
@@ -352,15 +400,19 @@ def _size(home: Session, name: str) -> int:
     return int(size)
 
 
-def judge(
+def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     home: Session,
     saved: Taken,
     code: int,
     problems: list[new_database.Complaint],
     *,
     elsewhere: str | None,
+    bare: bool = False,
+    foreign: Callable[[], set[str]] = set,
 ) -> None:
-    """Say whose lack an error of pg_restore is; returns when no row of the dump is concerned.
+    """Say whose lack an error of pg_restore is; returns when nothing is lost that we can have.
+
+    `bare`: owners and rights were left out already; `foreign` names what is another's in the copy.
 
     On a server that is `elsewhere`, which names it, things may be missing that the live one has.
     """
@@ -380,15 +432,22 @@ def judge(
         raise scratch.Unavailable(f"the copy cannot be restored: {words}")
     if any("No space left on device" in problem.text for problem in problems):
         raise scratch.Unavailable(f"the server has no room for a copy: {said}")
-    lacking = [problem for problem in problems if problem.sort in {"right", "program"}]
+    others = foreign()
+    theirs = [p for p in problems if p.sort == "content" and others.intersection(p.entry.split())]
+    if all(p.sort == "refresh" or p.rebuilt or p.name in others for p in problems):
+        return  # whose rows or counters those are, only he may write
+    lacking = [p for p in problems if p.sort in {"right", "program"} or p in theirs]
     (_, superuser, role, _) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
     if (
         lacking
         and not unread
         and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
     ):
+        programs = [problem for problem in lacking if problem.sort == "program"]
+        kind = scratch.Unavailable if programs or bare else scratch.NoRight
+        lacking = programs or lacking  # what lacks an extension fails because of it
         objects = list(dict.fromkeys(problem.entry for problem in lacking))
-        raise scratch.Unavailable(
+        raise kind(
             f"{elsewhere or f'the role {role}'} cannot restore {console.some(objects)}: "
             f"{lacking[0].text}",
             objects[:100],
@@ -425,12 +484,32 @@ def tell_empty(
             "another server is not asked for a proof",
             objects=names,
         )
+    views = [problem for problem in refused if problem.sort == "refresh"]
+    others = [problem for problem in refused if problem.sort != "refresh"]
+    names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in views]
+    _tell_refused(
+        config,
+        views,
+        names,
+        "No row of the dump is missing; the view's own query fails after a restore. Let it not "
+        "rely on a search_path or on another server.",
+    )
+    _tell_refused(
+        config,
+        others,
+        [problem.entry for problem in others],
+        "All else is proven. An index that PostgreSQL cannot build again relies on a search_path: "
+        "name the schema in its functions, or ALTER FUNCTION … SET search_path. What an extension "
+        "made belongs to another role.",
+    )
+
+
+def _tell_refused(
+    config: Config, refused: Sequence[new_database.Complaint], names: list[str], hint: str
+) -> None:
     if not refused:
         return
-    names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in refused]
     message = f"{console.some(names)} cannot be filled again: {told(config, refused[0])}"
-    hint = "No row of the dump is missing; the view's own query fails after a restore. Let it not "
-    hint += "rely on a search_path or on another server."
     if config.rehearse == "always":
         raise RehearsalFailed("rehearsal.incomplete", message, hint)
     reason = f"{message}. {hint}"
@@ -499,23 +578,41 @@ class Progress:
             )
 
 
-def proven(copy: Session, saved: Taken, *, empty_allowed: bool) -> tuple[str, ...]:
+def _bare(name: str) -> str:
+    """Return a name without kind, schema and quotes."""
+    return name.rpartition(".")[2].strip('"').replace('""', '"')
+
+
+def proven(
+    copy: Session,
+    saved: Taken,
+    refused: Sequence[new_database.Complaint] = (),
+    *,
+    empty_allowed: bool,
+) -> tuple[str, ...]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
+
+    `refused` is what cannot be there, and why is known.
 
     Return which views are not filled there, where that is known to be no lack of the backup.
     """
     take.require_there(saved)
     wanted, shapes = saved.witness.objects, catalog.shapes(copy)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
-    different = snapshots.differing(copy, saved.backup.manifest.rows or {})
-    different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in empty}})
-    different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))
+    gone = {problem.name for problem in refused if problem.sort != "refresh"}
+    excused = [*empty, *(n for n in wanted if n.startswith("index ") and _bare(n) in gone)]
+    rows = saved.backup.manifest.rows or {}
+    different = snapshots.differing(copy, {n: c for n, c in rows.items() if _bare(n) not in gone})
+    short = bool(different)
+    different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in excused}})
+    stood = {n: at for n, at in saved.witness.sequences.items() if _bare(n) not in gone}
+    different += catalog.behind(stood, catalog.sequences(copy))
     if different:
         raise BackupUnverified(
             "backup.restore_differs",
             f"the restored copy is not what was dumped: {console.some(different)}",
-            "A backup that lacks something is none: it is hidden again, and nothing was migrated. "
-            "Is the pg_dump on PATH a real and whole one?",
+            "A backup that lacks something is none: it is hidden again, and nothing was migrated."
+            + (" Is the pg_dump on PATH a real and whole one?" if short else ""),
         )
     _strip(copy, saved)
     return tuple(empty)

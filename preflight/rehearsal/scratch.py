@@ -65,6 +65,10 @@ class Unavailable(Exception):
         self.where = where
 
 
+class NoRight(Unavailable):
+    """Owners and rights cannot be had here; without them it may do."""
+
+
 @contextmanager
 def home(session: Session) -> Iterator[Session]:
     """Yield the session that makes and drops the copy: ours, or one on the scratch server."""

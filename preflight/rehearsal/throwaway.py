@@ -117,12 +117,14 @@ def restored(
             refused = _filled(home, server, saved, around, made, restoring)
             restore_s = time.monotonic() - began
             with scratch.reached(home, made.database, quiet) as inside:
-                empty = copies.proven(inside, saved, empty_allowed=bool(calling or refused))
+                empty = copies.proven(
+                    inside, saved, refused, empty_allowed=bool(calling or refused)
+                )
                 with _or_unavailable(inside, "other servers cannot be closed to the copy"):
                     inside.execute(_SHUT)
                 if scripts:
                     copies.analyze(inside)
-            copies.record(saved)
+            copies.record(saved, refused)
             copies.tell_empty(config, refused, calling.values())
         except BackupUnverified:
             if server.death() is None:

@@ -366,6 +366,7 @@ def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
         verified="restored",
         where=copy.where,
         fidelity=copy.fidelity,
+        without=list(copy.without) or None,
         migrations=[file.name for file in trial.files],
         rollbacks_tried=[file.name for file in trial.undone],
         **trial.gauge.told(),
@@ -407,7 +408,11 @@ def _readable(copy: copies.Copy | None) -> Iterator[None]:
     try:
         yield
     except RehearsalFailed as failure:
-        if copy is None or not copy.empty or failure.problem.sqlstate != copies.UNFILLED:
+        state = failure.problem.sqlstate
+        if copy is not None and copy.without and state == copies.NO_RIGHT:
+            without = " and ".join(copy.without)
+            raise scratch.Unavailable(f"{failure}, and the copy is without {without}") from failure
+        if copy is None or not copy.empty or state != copies.UNFILLED:
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 

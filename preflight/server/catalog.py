@@ -68,7 +68,8 @@ FROM relations r
 UNION ALL
 SELECT pg_catalog.format('column %s.%I', r.name, a.attname), true,
  pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
-  CASE WHEN a.attinhcount = 0 OR r.relispartition THEN a.atthasdef END,
+  CASE WHEN a.attinhcount = 0 OR r.relispartition
+   THEN a.atthasdef AND pg_catalog.pg_get_expr(d.adbin, d.adrelid) !~ '^NULL(::|$)' END,
   'i' || a.attidentity::text, 'g' || a.attgenerated::text),
  pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
   pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation::regcollation, a.attstorage,
@@ -151,6 +152,7 @@ FROM (
   'pg_catalog.pg_opclass'::regclass, o.opcowner::text FROM pg_catalog.pg_opclass o
  UNION ALL SELECT 'operator', o.oprname, o.oprnamespace, o.oid,
   'pg_catalog.pg_operator'::regclass, o.oprowner::text FROM pg_catalog.pg_operator o
+  WHERE o.oprcode <> 0::oid
  UNION ALL SELECT 'text search configuration', t.cfgname, t.cfgnamespace, t.oid,
   'pg_catalog.pg_ts_config'::regclass, t.cfgowner::text FROM pg_catalog.pg_ts_config t
  UNION ALL SELECT 'text search dictionary', t.dictname, t.dictnamespace, t.oid,
@@ -438,7 +440,12 @@ def undone(after: Objects, changes: Mapping[str, str | None]) -> dict[str, str]:
 
 def lacking(wanted: Objects, found: Objects) -> list[str]:
     """Name what a copy lacks or has in another shape; what it has besides is template0's."""
-    return [_named(name, wanted, found) for name in wanted if found.get(name) != wanted[name]]
+    return [
+        _named(name, wanted, found)
+        + (f": {_told(found[name])}, not {_told(wanted[name])}" if _comparable(name, found) else "")
+        for name in wanted
+        if found.get(name) != wanted[name]
+    ]
 
 
 def unfilled(wanted: Objects, found: Objects) -> list[str]:
@@ -468,6 +475,16 @@ def _named(name: str, before: Objects, after: Objects) -> str:
     if name == "large objects":
         return f"there are {after[name]} large objects, not {before[name]}"
     return f"{name} differs"
+
+
+def _comparable(name: str, found: Objects) -> bool:
+    return name in found and name != "large objects"
+
+
+def _told(shape: str) -> str:
+    """Return a shape, of which nobody needs to read very much."""
+    text = " ".join(shape.replace("\0", " ").split())
+    return f"`{text[:80]}…`" if len(text) > 80 else f"`{text}`"  # noqa: PLR2004 -- a line's worth
 
 
 def behind(wanted: Sequences, found: Sequences) -> list[str]:

@@ -665,11 +665,6 @@ def test_owner_without_superuser_proves_its_backup(
 
 SKIPPED = [
     ("ALTER ROLE {0} NOCREATEDB", "may not create a database", None),
-    (
-        "CREATE TABLE theirs (id int); GRANT SELECT ON theirs TO {0}",
-        "cannot restore",
-        "TABLE theirs postgres",
-    ),
     ("CREATE EXTENSION pageinspect", "cannot restore", "EXTENSION pageinspect "),
     (
         """CREATE FUNCTION w() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
@@ -708,6 +703,135 @@ def test_what_only_the_copy_lacks_is_no_fault_of_the_backup(  # noqa: PLR0913, P
     assert named is None or named in [each[: len(named)] for each in skipped["objects"]]
     assert ["read", "read"] == verified(backup_dir)
     assert [] == scratches(database.server)
+
+
+@pytest.mark.parametrize("rehearse", ["auto", "always"])
+def test_what_belongs_to_others_is_proven_without_owners_and_rights(  # noqa: PLR0913, PLR0917
+    rehearse: str,
+    run: Run,
+    database: servers.Database,
+    role: dict[str, str],
+    backup_dir: Path,
+    migrations: WriteMigrations,
+) -> None:
+    """As managed servers have it; a file that lacks a right there is not rehearsed, and no 27."""
+    database.script(
+        "CREATE SCHEMA vault; CREATE TABLE vault.theirs (id int); INSERT INTO vault.theirs VALUES "
+        f"(1); GRANT USAGE ON SCHEMA vault TO {role['PGUSER']}; "
+        f"GRANT SELECT ON vault.theirs TO {role['PGUSER']}"
+    )
+    role |= {"PREFLIGHT_REHEARSE": rehearse}
+    result = run(env=role)
+    migrations({"009_x.sql": f"SET ROLE {role['PGUSER']}; SET SESSION AUTHORIZATION postgres;"})
+    refused = run(env=role)
+
+    (passed,) = result.event("rehearsal.passed")
+    assert (0, ["owners", "rights"]) == (result.code, passed["without"]), result
+    manifest = json.loads(next(backup_dir.glob("*/manifest.json")).read_bytes())
+    assert "restored" == manifest["verified"]
+    assert {"owners", "rights"} == {each["what"] for each in manifest["without"]}
+    if rehearse == "always":
+        assert (27, "rehearsal.unavailable") == code_of(refused), refused
+    else:
+        (skipped,) = refused.event("rehearsal.skipped")
+        assert "the copy is without owners and rights" in skipped["reason"]
+        assert 30 == refused.code
+    assert [] == scratches(database.server)
+
+
+EXTENSION = """
+default_version = '1'
+relocatable = true
+trusted = true
+"""
+EXTENSION_SQL = """
+CREATE TABLE known (id int, name text); GRANT SELECT ON known TO PUBLIC;
+CREATE SEQUENCE counted; GRANT SELECT ON counted TO PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('known', '');
+"""
+
+
+def test_rows_of_the_provider_s_extension_are_no_fault_of_the_backup(
+    run: Run, start_server: StartServer, backup_dir: Path
+) -> None:
+    """Whose they are in the copy decides: all else is proven, and they are named."""
+    server = start_server(18)
+    place = server.put("catalogue.control", EXTENSION).parent / "ext" / "extension"
+    place.mkdir(parents=True)
+    (place / "catalogue.control").write_text(EXTENSION)
+    (place / "catalogue--1.sql").write_text(EXTENSION_SQL)
+    for path in (place.parent, place):
+        path.chmod(0o755)
+    server.configure(extension_control_path=f"$system:{place.parent}")
+    server.reload()
+    database = servers.Database(server, "d")
+    server_wide = servers.Database(server, "postgres")
+    server_wide.script("CREATE ROLE app LOGIN CREATEDB PASSWORD '" + PASSWORD + "'")
+    server_wide.query("CREATE DATABASE d OWNER app")
+    env = database.env(user="app", password=PASSWORD)
+    with psycopg.connect(database.conninfo(user="app", password=PASSWORD)) as owner:
+        owner.execute("CREATE EXTENSION catalogue; CREATE TABLE mine AS SELECT 1 id")
+    database.script("INSERT INTO known VALUES (1, 'a')")
+    env |= {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run("backup", env=env)
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+    (warned,) = result.event("rehearsal.warned")
+    assert ["TABLE DATA known postgres"] == warned["objects"]
+    manifest = json.loads(next(backup_dir.glob("*/manifest.json")).read_bytes())
+    assert ["TABLE DATA known postgres"] == manifest["except"]
+    assert "app" in manifest["roles"]
+
+
+EQUAL = {
+    "a partition without its parent's default": (
+        "CREATE DOMAIN whole AS int; CREATE TABLE p (k int NOT NULL, d whole DEFAULT 1, at "
+        "timestamp(3) NOT NULL DEFAULT now(), c varchar(3) DEFAULT 'x') PARTITION BY RANGE (k); "
+        "CREATE TABLE p1 (LIKE p); ALTER TABLE p ATTACH PARTITION p1 FOR VALUES FROM (0) TO (10)"
+    ),
+    "a shell operator": (
+        "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq, NEGATOR = !==); "
+        "DROP OPERATOR === (int, int)"
+    ),
+}
+
+
+@pytest.mark.parametrize("script", EQUAL.values(), ids=EQUAL.keys())
+def test_what_a_dump_does_not_keep_is_not_missed(
+    run: Run, database: servers.Database, script: str, backup_dir: Path
+) -> None:
+    """Equal catalogs are equal, whatever a restore makes of what says nothing."""
+    database.script(script)
+    result = run("backup")
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+
+
+def test_what_differs_is_named_and_the_program_not_blamed(
+    run: Run, unharmed: Callable[[], bool], database: servers.Database,
+    create_database: CreateDatabase, tmp_path: Path
+) -> None:  # fmt: skip
+    """Which attribute it is; that pg_dump may be none is said where rows are missing."""
+    twin = create_database(database.server, options=f"TEMPLATE {database.name}")
+    twin.query("ALTER TABLE alone ALTER n TYPE bigint")
+    script = TWIN.format(database.name, twin.name)
+    result = run(env={"PATH": Fakes(tmp_path / "fakes").write(script)})
+
+    error = result.finished["error"]
+    assert 24 == result.code
+    assert "column public.alone.n differs: `bigint" in error["message"]
+    assert "pg_dump" not in error["hint"]
+    assert unharmed()
+
+
+def test_pg_restore_that_is_too_old_is_no_fault_of_the_backup(run: Run, tmp_path: Path) -> None:
+    """23, naming the program."""
+    words = "pg_restore: error: unsupported version (1.16) in file header"
+    result = run(env={"PATH": Fakes(tmp_path / "fakes").write(f"echo '{words}' >&2; exit 1",
+                                                              "pg_restore")})  # fmt: skip
+
+    assert (23, "backup.client_too_old") == code_of(result), result
+    assert "unsupported version (1.16)" in result.finished["error"]["message"]
 
 
 # what happens to the dump between its verification and its restore; `$last` is its file

@@ -338,13 +338,14 @@ def test_backup_that_does_not_restore_is_none_for_any_role(
     assert [None] == database.query("SELECT to_regclass('one')")
 
 
-def test_index_that_needs_a_search_path_can_be_backed_up_but_not_restored(
+def test_index_that_needs_a_search_path_stops_no_deployment(
     run: Run,
     start_server: StartServer,
     create_database: CreateDatabase,
     migrations: WriteMigrations,
+    backup_dir: Path,
 ) -> None:
-    """PostgreSQL restores with an empty path: 24 that names the index; `off` goes without."""
+    """PostgreSQL restores with an empty path: all else is proven, the index named; or 27."""
     database = create_database(start_server(16))
     database.script(
         "CREATE FUNCTION plain(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT lower($1)'; "
@@ -353,11 +354,23 @@ def test_index_that_needs_a_search_path_can_be_backed_up_but_not_restored(
         "INSERT INTO named VALUES ('A')"
     )
     migrations(ONE)
-    refused = run(env=database.env())
-    without = run(env={**database.env(), "PREFLIGHT_REHEARSE": "off"})
+    refused = run(env={**database.env(), "PREFLIGHT_REHEARSE": "always"})
+    done = run(env={**database.env(), "PREFLIGHT_REHEARSE": "auto"})
+    restored = run("restore", "latest", env=database.env())
 
-    assert (24, 0) == (refused.code, without.code), refused
-    assert "INDEX odd" in refused.finished["error"]["message"]
+    error = refused.finished["error"]
+    assert (27, "rehearsal.incomplete") == (refused.code, error["code"]), refused
+    assert "INDEX odd" in error["message"]
+    assert "SET search_path" in error["hint"]
+    assert 0 == done.code, done
+    assert ["INDEX odd postgres"] == [
+        name for each in done.event("rehearsal.warned") for name in each.get("objects", [])
+    ]
+    newest = max(backup_dir.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    manifest = json.loads(newest.read_bytes())
+    assert ("restored", ["INDEX odd postgres"]) == (manifest["verified"], manifest["except"])
+    assert 0 == restored.code, restored
+    assert "INDEX odd" in str(restored.event("config.warned"))
 
 
 def test_what_is_there_already_is_adopted_on_the_way(

@@ -998,3 +998,78 @@ def test_scratch_copy_lies_where_its_origin_does_or_not_at_all(
     (event,) = skipped.event("rehearsal.skipped")
     assert (0, True) == (skipped.code, "tablespace big" in event["reason"])
     assert (0, 1) == (passed.code, len(passed.event("rehearsal.passed"))), passed
+
+
+def test_role_that_the_server_lacks_is_named_and_can_be_done_without(
+    run: Run, database: servers.Database
+) -> None:
+    """All of them at once, before a row is restored (22); --no-owner goes on."""
+    gone = [f"{database.name}_gone_{n}" for n in range(2)]
+    database.script(
+        f"CREATE TABLE t AS SELECT 1 id; CREATE ROLE {gone[0]}; CREATE ROLE {gone[1]}; "
+        f"GRANT SELECT ON t TO {gone[0]}; CREATE TABLE theirs (); "
+        f"ALTER TABLE theirs OWNER TO {gone[1]}"
+    )
+    assert 0 == run("backup").code
+    database.script(
+        f"DROP TABLE theirs; REVOKE ALL ON t FROM {gone[0]}; DROP ROLE {gone[0]}; "
+        f"DROP ROLE {gone[1]}"
+    )
+
+    refused = run("restore", "latest")
+    done = run("restore", "latest", "--no-owner", "--swap")
+
+    error = refused.finished["error"]
+    assert (22, "restore.lacking") == (refused.code, error["code"]), refused
+    assert [] == [role for role in gone if f'CREATE ROLE "{role}";' not in error["hint"]]
+    assert 0 == done.code, done
+    assert [1] == database.query("SELECT id FROM t")
+    database.query("SELECT * FROM theirs")
+
+
+def test_extension_that_cannot_be_had_is_named_and_can_be_skipped(
+    run: Run, database: servers.Database
+) -> None:
+    """22 and the very option that goes without; the rest is there."""
+    role = f"{database.name}_plain"
+    database.script(
+        "CREATE EXTENSION pageinspect; CREATE TABLE t AS SELECT 1 id; GRANT SELECT ON t TO PUBLIC; "
+        f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'"
+    )
+    assert 0 == run("backup").code
+    env = database.env(user=role, password="x")  # noqa: S106 -- as it says
+    how = ("restore", "latest", "--into", f"{database.name}_r", "--without", "grants")
+    try:
+        refused = run(*how, "--no-owner", env=env)
+        hint = refused.finished["error"]["hint"]
+        done = run(*how, "--no-owner", "--skip", "EXTENSION pageinspect", env=env)
+        restored = servers.Database(database.server, f"{database.name}_r")
+        rows = restored.query("SELECT id FROM t") if done.code == 0 else None
+    finally:
+        with database.server.connect() as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {database.name}_r WITH (FORCE)".encode())
+            connection.execute(f"DROP ROLE {role}".encode())
+
+    assert (22, "restore.lacking") == (refused.code, refused.finished["error"]["code"]), refused
+    assert "--skip 'EXTENSION pageinspect'" in hint
+    assert (0, [1]) == (done.code, rows), done
+
+
+def test_beginning_of_a_name_is_enough_where_only_one_has_it(
+    run: Run, database: servers.Database, backup_dir: Path
+) -> None:
+    """Several are listed (20); a typing error is told what was meant."""
+    for _ in range(2):
+        assert 0 == run("backup").code
+    first, second = sorted(path.name for path in backup_dir.iterdir())
+    common = first[: len(database.name) + 3]
+
+    several = run("restore", common)
+    typo = run("restore", "lastest")
+    one = run("restore", first[:-1])
+
+    assert (20, 20, 0) == (several.code, typo.code, one.code), one
+    assert first in several.finished["error"]["message"]
+    assert second in several.finished["error"]["message"]
+    assert "Did you mean latest?" in typo.finished["error"]["hint"]
+    assert first == one.event("restore.finished")[0]["backup"]

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from preflight.backup import children, manifests, mounts, reading_back, retention, snapshots, store
+from preflight.backup import (
+    children,
+    clients,
+    manifests,
+    mounts,
+    reading_back,
+    retention,
+    snapshots,
+    store,
+)
 from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
@@ -443,3 +452,20 @@ def test_backup_that_could_not_be_published_is_not_seen(
             store.publish(hidden, tmp_path, identity, Manifest(4, run_id="r"))
 
     assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("3; 3079 16400 EXTENSION - pg_cron ", "EXTENSION pg_cron"),
+        ("4; 0 0 COMMENT - EXTENSION pg_cron ", "COMMENT EXTENSION pg_cron"),
+        ("215; 1259 16386 TABLE public t app", "TABLE t app"),
+        ("3451; 0 16387 TABLE DATA public known postgres", "TABLE DATA known"),
+        ("3451; 0 16387 TABLE DATA public known postgres", "TABLE DATA public known"),
+        ("9; 2606 1 FK CONSTRAINT public t t_fkey app", "FK CONSTRAINT t t_fkey app"),
+    ],
+)
+def test_entry_is_skipped_under_every_name_that_pg_restore_gives_it(line: str, said: str) -> None:
+    """Its list has the schema, its errors have not."""
+    assert said in clients.spellings(line)
+    assert f"{said}2" not in clients.spellings(line)

@@ -13,7 +13,10 @@ LIVE = {"table public.a": "r", "column public.a.id": "integer", "large objects":
     [
         (LIVE, []),
         (LIVE | {"schema public": ""}, []),
-        ({**LIVE, "column public.a.id": "bigint"}, ["column public.a.id differs"]),
+        (
+            {**LIVE, "column public.a.id": "bigint"},
+            ["column public.a.id differs: `bigint`, not `integer`"],
+        ),
         ({**LIVE, "large objects": "1"}, ["there are 1 large objects, not 2"]),
         ({"large objects": "2"}, ["table public.a is missing", "column public.a.id is missing"]),
     ],
