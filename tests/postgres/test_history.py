@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Identifier
 
 from preflight.history import ledger, tables
 from preflight.server import lock
-from tests import program, servers
+from tests import program, house, servers
 from tests.conftest import Run, WriteMigrations
 
 A = {"001_a.sql": "CREATE TABLE a ();", "001_a_rollback.sql": "DROP TABLE a;"}
@@ -769,7 +769,7 @@ def test_no_command_steps_into_what_others_planted(  # noqa: PLR0913, PLR0917 --
 ) -> None:
     """No statement of ours finds it, whatever the path of the role or the database is."""
     grant_create(database, role)
-    sources = servers.REPOSITORY.glob("preflight/*.py")
+    sources = house.rooms().values()
     words = {word for file in sources for word in re.findall(r"[a-z]\w+", file.read_text())}
     said = {"schema": schema, "database": database.name, "words": ",".join(sorted(words))}
     mine = {"user": role["PGUSER"], "password": role["PGPASSWORD"]}
