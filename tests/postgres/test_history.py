@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Identifier
 
 from preflight.history import ledger, tables
 from preflight.server import lock
-from tests import program, house, servers
+from tests import house, program, servers
 from tests.conftest import Run, WriteMigrations
 
 A = {"001_a.sql": "CREATE TABLE a ();", "001_a_rollback.sql": "DROP TABLE a;"}
