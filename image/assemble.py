@@ -34,7 +34,7 @@ USER = 65532  # the number that distroless images gave to "nonroot"
 LEFT_OUT = frozenset(
     """__hello__ __phello__ _aix_support _android_support _apple_support _ios_support
     _osx_support _pydatetime _pydecimal _pyio _pyrepl antigravity bdb cmd code codeop colorsys
-    compileall cProfile curses dbm distutils doctest ensurepip filecmp fileinput ftplib getopt
+    compileall cProfile curses dbm distutils doctest ensurepip fileinput ftplib getopt
     html http idlelib imaplib lib2to3 mailbox modulefinder msilib multiprocessing netrc nntplib
     nturl2path optparse pdb pickletools plistlib poplib profile pstats pty py_compile pyclbr
     pydoc pydoc_data rlcompleter sched shelve sitecustomize smtplib socketserver sqlite3
@@ -106,7 +106,7 @@ def layout(root: Path) -> None:
     (root / "backups").mkdir()
     os.chown(root / "backups", USER, 0)
     (root / "backups").chmod(0o770)
-    (root / ".pg-preflight-image").touch()  # preflight/backup/store.py: this root is a container's
+    (root / ".pg-preflight-image").touch()  # preflight/backup/mounts.py: this root is a container's
 
 
 def place(source: Path, target: Path, mode: int | None = None) -> None:
