@@ -206,7 +206,7 @@ class _Words:
 
     def lines(self) -> list[str]:
         """Return the complaints, once the client has ended."""
-        self.thread.join(1)
+        self.thread.join(END_S)  # on a busy machine its last words come late
         return list(self._lines)
 
     def said(self) -> str:

@@ -6,6 +6,7 @@ row is in it: a new database lets everyone connect. `restore` keeps one, `rehear
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import deque
@@ -208,6 +209,7 @@ class Complaint:
 
     text: str
     entry: str = ""  # such as `TABLE DATA users unicorn`
+    unique: bool = False  # of an index: it makes a promise about rows
 
     @property
     def sort(self) -> str:
@@ -235,10 +237,11 @@ class Complaint:
     def rebuilt(self) -> bool:
         """Tell whether it is an index that PostgreSQL cannot build again, and no row is to blame.
 
-        Its functions rely on a search_path, for example; of an index that is unique with rows that
-        are not, the rows are.
+        Its functions rely on a search_path, for example. Of a unique one the rows may be to blame:
+        unless the server says in words that we know that something does not exist, they are.
         """
-        return self.entry.startswith("INDEX ") and "could not create unique index" not in self.text
+        said = not self.unique or "does not exist" in self.text
+        return self.entry.startswith("INDEX ") and said
 
     @property
     def doubtful(self) -> bool:
@@ -340,6 +343,7 @@ def restore_command(
 _ERROR = re.compile(r"(?:^|: |pg_restore: )(?:error|fatal): (.*)")
 _ENTRY = re.compile(r"from TOC entry \d+; \d+ \d+ (.*)")
 _WAVED = re.compile(r"Command was: SET transaction_timeout = 0;")
+_UNIQUE = re.compile(r"Command was: CREATE UNIQUE INDEX (\"(?:[^\"]|\"\")+\"|\S+) ON ")
 # what it says of a command that it sent for an entry; any other error ends it, whatever entry it
 # named last: an archive that cannot be read, a connection that is gone
 _OF_ENTRY = re.compile(
@@ -370,6 +374,7 @@ class _Heard:
         self._entry = ""
         self._setting: str | None = None  # may be waved through, as the next line will tell
         self._waved = 0
+        self._unique: set[str] = set()  # indexes, as an entry names them
         self._first: list[Complaint] = []
         self._sorts: set[str] = set()
         self._last: deque[Complaint] = deque(maxlen=KEPT)
@@ -384,6 +389,9 @@ class _Heard:
             self._keep(text)
         if found := _ENTRY.search(line):
             self._entry = found[1].removesuffix("(no owner)")  # as if it had said none
+        if found := _UNIQUE.search(line):
+            quoted = found[1].startswith('"')
+            self._unique.add(found[1][1:-1].replace('""', '"') if quoted else found[1])
         if (found := _ERROR.search(line)) is None:
             return
         text = re.sub(r"^(?:error: )+", "", found[1])
@@ -407,4 +415,7 @@ class _Heard:
         if self._setting is not None:
             text, self._setting = self._setting, None
             self._keep(text)
-        return self._first + list(self._last), self._waved
+        kept = self._first + list(self._last)
+        return [dataclasses.replace(each, unique=each.name in self._unique) for each in kept], (
+            self._waved
+        )

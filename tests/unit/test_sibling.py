@@ -115,6 +115,31 @@ def test_jobs_that_write_at_once_are_understood() -> None:
     assert ('could not execute query: ERROR:  role "x" does not exist', 2) == (found.text, waved)
 
 
+@pytest.mark.parametrize(
+    ("rebuilt", "index", "command", "words"),
+    [
+        (True, "odd", "CREATE INDEX odd ON", "ERROR:  function plain(text) does not exist"),
+        (True, "odd", "CREATE INDEX odd ON", "FEHLER:  Funktion plain(text) existiert nicht"),
+        (True, "odd", "CREATE UNIQUE INDEX odd ON", "ERROR:  type public.t does not exist"),
+        (False, "odd", "CREATE UNIQUE INDEX odd ON", "ERROR:  could not create unique index"),
+        (False, "odd", "CREATE UNIQUE INDEX odd ON", "FEHLER:  konnte Index nicht erstellen"),
+        (False, 'an "odd"', 'CREATE UNIQUE INDEX "an ""odd""" ON', "FEHLER:  konnte nicht"),
+    ],
+)
+def test_rows_of_a_unique_index_are_to_blame_in_every_language(
+    *, rebuilt: bool, index: str, command: str, words: str
+) -> None:
+    """Only a word that is known takes the blame from them: a backup with such rows is none."""
+    said = [
+        f"pg_restore: from TOC entry 9; 1259 16390 INDEX {index} unicorn",
+        f"pg_restore: error: could not execute query: {words}",
+        f"Command was: {command} public.named USING btree (n);",
+    ]
+    (found,), _ = new_database.complaints(said, old=False)
+
+    assert rebuilt is found.rebuilt
+
+
 def test_complaint_names_its_entry() -> None:
     """The archive's entry says what could not be restored."""
     said = ["pg_restore: from TOC entry 215; 1259 16386 TABLE orders unicorn", *OTHER]
