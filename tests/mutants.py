@@ -135,7 +135,8 @@ MUTANTS = [
     Mutant(
         "the copy's rows are compared",
         "rehearsal/copies",
-        "    different = snapshots.differing(copy, saved.backup.manifest.rows or {})\n",
+        "    different = snapshots.differing(copy, {n: c for n, c in rows.items() if _bare(n) "
+        "not in gone})\n",
         "    different: list[str] = []\n",
         _tests("proof", "rehearsal"),
     ),
@@ -149,7 +150,7 @@ MUTANTS = [
     Mutant(
         "the copy's sequences are compared",
         "rehearsal/copies",
-        "    different += catalog.behind(saved.witness.sequences, catalog.sequences(copy))\n",
+        "    different += catalog.behind(stood, catalog.sequences(copy))\n",
         "",
         _tests("proof", "rehearsal"),
     ),

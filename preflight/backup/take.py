@@ -121,7 +121,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
     config = session.config
     programs = clients.clients(config, session)
     identity, size = identity_of(session)
-    own = belongings.read(session, identity.database)
+    own, roles = belongings.read(session, identity.database), _roles(session)
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
     with ExitStack() as stack:
         with store.usable(config.backup_dir) as directory:
@@ -143,7 +143,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 belongings=own.told() if own else None,
                 taken_for=manifests.Purpose(purpose, files),
                 verified="read",
-                more={"database_bytes": size, "roles": _roles(session)},
+                more={"database_bytes": size, "roles": roles},
             )
         yield Taken(manifests.Backup(hidden, manifest), identity, witness, seen, visible=False)
 

@@ -69,16 +69,14 @@ def _load(directory: Path, layout: Layout) -> tuple[migrations.Migration, ...]:
         )
     problems: list[Problem] = []
     sources = {name: source for name in names if (source := layout.source(name)) is not None}
-    problems += [
-        Problem(f"{name!r} is not a migration's name", layout.hint, file=name)
-        for name in names
-        if name not in sources
-    ]
-    scripts = {
-        source: script
-        for name, source in sources.items()
-        if (script := _script(directory, name, source, problems)) is not None
-    }
+    scripts: dict[Source, migrations.Script] = {}
+    for name in names:
+        source = sources.get(name)
+        if source is None:
+            wrong = f"{name!r} is not a migration's name"
+            problems.append(Problem(wrong, layout.hint, file=name))
+        elif (script := _script(directory, name, source, problems)) is not None:
+            scripts[source] = script
     if _mount(directory) != before:
         raise _Changed
     migrations = _assemble(sources, scripts, problems, layout)

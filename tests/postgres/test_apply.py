@@ -91,7 +91,7 @@ def test_failing_file_is_rolled_back_and_later_ones_do_not_run(
             "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$\n  SELECT nope $$;",
             (2, 10, "42703"),
         ),
-        ("DO $$ BEGIN COMMIT; END $$;", (1, 1, "2D000")),
+        ("DO $$ BEGIN COMMIT; END $$;", (1, 4, "2D000")),
         (
             "CREATE PROCEDURE p() LANGUAGE plpgsql AS 'BEGIN COMMIT; END';CALL p();",
             (1, 62, "2D000"),

@@ -102,7 +102,7 @@ def test_export_is_on_the_disk_before_its_rows_are_destroyed(
     migrations(MIGRATION)
     record()
     told = record("rollback")
-    (named,) = [n for n, each in enumerate(told) if each[-1].startswith("+/export-")]
+    (named,) = [n for n, each in enumerate(told) if each[-1] == "+/export-001_a-1.csv"]
 
     hidden, final = told[named][1:]
     assert [("fsync", hidden), ("rename", hidden, final), ("fsync", "+")] == told[

@@ -407,7 +407,8 @@ def test_console_lines_have_no_colour_in_a_pipe(run: Run, migrations: WriteMigra
 
     assert 0 == result.code
     assert "\x1b" not in result.stdout
-    assert result.stdout.splitlines()[-1].partition(" ")[2].startswith("✓ applied 001_one (")
+    lines = [line.partition(" ")[2] for line in result.stdout.splitlines()]
+    assert 1 == sum(line.startswith("✓ applied 001_one (") for line in lines)
 
 
 def shell(environment: dict[str, str], command: str, cwd: Path) -> subprocess.CompletedProcess[str]:

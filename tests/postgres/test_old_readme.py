@@ -93,7 +93,7 @@ class Old:
         """Run a command of the page; its events hold no key that the documents do not list."""
         assert "entrypoint.py" == program
         done = self.run(*args, env={"PREFLIGHT_MIGRATIONS_DIR": str(MIGRATIONS), **env})
-        keys, common = documented_keys(), {"timestamp", "level", "event", "run_id"}
+        keys, common = documented_keys(), {"timestamp", "level", "event", "run_id", "message"}
         unlisted = {
             (event["event"], key)
             for event in done.events

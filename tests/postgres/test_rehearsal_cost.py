@@ -415,7 +415,7 @@ def test_server_that_ran_full_during_a_rehearsal_gets_no_second_one(
     allowed = run()
 
     assert [0, 0, 0] == [first.code, second.code, allowed.code], first
-    assert ["the server has no room: 001_one.sql:1:1: no room"] == skipped(first)
+    assert ["the server has no room: 001_one.sql:1:4: no room"] == skipped(first)
     assert "the server ran full during the rehearsal" in skipped(second)[0]
     assert [] == skipped(allowed)
 
