@@ -17,6 +17,7 @@ from preflight.base import stop
 
 CHUNK = 1 << 18
 HOLD_EVERY_S = 0.1
+LAST_WORDS_S = 5.0  # of a client that has ended: on a busy machine they come late
 END_S = 1.5  # how long a client may take to end when asked; the whole stop takes less than 5 s
 TERM, KILL = 15, 9
 STOP, CONT = (17, 19) if sys.platform == "darwin" else (19, 18)
@@ -206,7 +207,7 @@ class _Words:
 
     def lines(self) -> list[str]:
         """Return the complaints, once the client has ended."""
-        self.thread.join(END_S)  # on a busy machine its last words come late
+        self.thread.join(LAST_WORDS_S)
         return list(self._lines)
 
     def said(self) -> str:
