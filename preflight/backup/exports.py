@@ -91,7 +91,7 @@ def again(session: Session, step: back.Step, saved: Backup | None, *, first: boo
             continue
         if first:
             path = path.rename(before)  # noqa: PLW2901 -- it is the same file
-        store.sync(path.parent)
+            store.sync(path.parent)
         _tell(step, path, saved, rows)
     session.execute("ROLLBACK TO SAVEPOINT preflight_export; RELEASE SAVEPOINT preflight_export")
 

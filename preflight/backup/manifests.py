@@ -56,12 +56,15 @@ class Manifest:
     verified: str | None = None
     without: tuple[Lacking, ...] = ()
     belongings: object = None  # belongings.of_manifest reads it
+    database_bytes: int | None = None  # of the live database when it was dumped
+    roles: tuple[str, ...] = ()  # that a restore needs
+    excepted: tuple[str, ...] = ()  # entries that cannot be there; the key is `except`
     more: Mapping[str, Any] = field(default_factory=dict)  # said by a later version, and kept
 
     def data(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        said = plain.pop("more")
+        said, plain["except"] = plain.pop("more"), plain.pop("excepted")
         told = {key: value for key, value in plain.items() if value is not None and value != ()}
         if self.taken_for:
             told["taken_for"] = asdict(self.taken_for)
@@ -189,12 +192,14 @@ def parsed(said: object) -> Manifest:
     wrong = _wrong(said)
     if wrong or not isinstance(said, dict):
         raise Unreadable(f"{MANIFEST} is not one of ours: {wrong}")
-    known = {each.name for each in fields(Manifest)} - {"more"}
+    known = {each.name for each in fields(Manifest)} - {"more", "excepted"} | {"except"}
     plain = {key: value for key, value in said.items() if key in known and value is not None}
     if "taken_for" in plain:
         purpose = plain["taken_for"]
         plain["taken_for"] = Purpose(purpose["command"], purpose.get("pending", []))
     plain["without"] = tuple(Lacking(each["what"], each["why"]) for each in said.get("without", ()))
+    plain["roles"] = tuple(said.get("roles", ()))
+    plain["excepted"] = tuple(plain.pop("except", ()))
     more = {key: value for key, value in said.items() if key not in known | {"format"}}
     return Manifest(**plain, more=more)
 
@@ -223,6 +228,10 @@ def _or_none(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
 SCHEMA: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: type(value) is int and value == FORMAT,
     "sequence": _count,
@@ -245,6 +254,9 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "version": _or_none,
     "pg_dump": _or_none,
     "file": _text,
+    "database_bytes": _count,
+    "roles": _texts,
+    "except": _texts,
     "without": lambda value: (
         isinstance(value, list)
         and all(

@@ -105,6 +105,13 @@ def like(session: Session, pattern: str) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+def size_of(session: Session, name: str) -> int:
+    """Return a database's size in bytes."""
+    query = "SELECT pg_catalog.pg_database_size(%s::name)"
+    (size,) = session.execute(query, [name]).fetchone() or (0,)
+    return int(size)
+
+
 def create(session: Session, name: str, model: Mapping[str, Any] | None, comment: str) -> None:
     """Make a database with the text rules of `model`, closed to PUBLIC; raises psycopg.Error.
 

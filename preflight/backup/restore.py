@@ -14,8 +14,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
@@ -33,6 +34,7 @@ from preflight.backup import (
     swap,
     take,
 )
+from preflight.backup.progress import Progress
 from preflight.base import console, quoting
 from preflight.base.errors import (
     BackupFailed,
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
-TELL_EVERY_S = 5.0
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
 
@@ -423,9 +424,15 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
             )
             left = clients.list_skipping(dump, programs, environment, place.skip)
             options.append(f"--use-list={stack.enter_context(left)}")
-        progress = stack.enter_context(_Progress(session, place, renew))
+        expected = place.source.manifest.database_bytes
+        told = stack.enter_context(Progress("restore.progressed", "expected_bytes", expected))
+
+        def tick() -> None:
+            renew()  # the backup stays ours meanwhile
+            told.tell(partial(new_database.size_of, session, place.into))
+
         filled = new_database.fill(
-            session, place.into, dump, jobs, *options, settings=quiet, tick=progress.tell
+            session, place.into, dump, jobs, *options, settings=quiet, tick=tick
         )
     _require_clean(*filled, skipped=bool(place.skip))
     with sessions.beside(session, place.into, quiet) as other:
@@ -442,52 +449,9 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     return restored.State(xid, objects)
 
 
-class _Progress:
-    """Tells how far a long restore is, by the size of the new database."""
-
-    def __init__(self, session: Session, place: restored.Place, renew: Callable[[], None]) -> None:
-        self.session = session
-        self.place = place
-        self.renew = renew
-        said = place.source.manifest.more.get("database_bytes")
-        self.expected = said if type(said) is int and said > 0 else None
-        self.began = self.told = time.monotonic()
-        self.bar = console.Bar("restore")
-
-    def __enter__(self) -> Self:
-        """Nothing is shown yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Remove the bar."""
-        self.bar.close()
-
-    def tell(self) -> None:
-        """Show it on a terminal, and log it now and then; the backup stays ours meanwhile."""
-        self.renew()
-        now = time.monotonic()
-        if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
-            return
-        query = "SELECT pg_catalog.pg_database_size(%s::name)"
-        (size,) = self.session.execute(query, [self.place.into]).fetchone() or (0,)
-        share = min(0.99, size / self.expected) if self.expected else None
-        of = f" of {console.size(self.expected)} at most" if self.expected else ""
-        self.bar.show(share, f"{console.size(size)}{of}")
-        if now - self.told >= TELL_EVERY_S:
-            self.told = now
-            if not self.bar.instead:
-                structlog.get_logger().info(
-                    "restore.progressed",
-                    size_bytes=size,
-                    expected_bytes=self.expected,
-                    elapsed_s=round(now - self.began, 1),
-                )
-
-
 def _require_roles(session: Session, place: restored.Place) -> None:
     """Name every role that the backup needs and this server lacks; raises TargetUnusable."""
-    said = place.source.manifest.more.get("roles")
-    wanted = [role for role in said if isinstance(role, str)] if isinstance(said, list) else []
+    wanted = list(place.source.manifest.roles)
     missing = session.execute(_MISSING, [wanted]).fetchall() if not place.no_owner else []
     if missing:
         names = [quoting.name(role) for (role,) in missing]

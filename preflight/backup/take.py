@@ -143,7 +143,8 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 belongings=own.told() if own else None,
                 taken_for=manifests.Purpose(purpose, files),
                 verified="read",
-                more={"database_bytes": size, "roles": roles},
+                database_bytes=size,
+                roles=tuple(roles),
             )
         yield Taken(manifests.Backup(hidden, manifest), identity, witness, seen, visible=False)
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
 
 from preflight.backup import children, clients, manifests, new_database, snapshots, store, take
+from preflight.backup.progress import Progress
 from preflight.base import console
 from preflight.base.errors import (
     BackupFailed,
@@ -42,7 +43,6 @@ SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
  ON n.oid = c.relnamespace AND n.nspname::text NOT LIKE 'pg\\_%'
 WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
 """
-TELL_EVERY_S = 5.0
 DISK_FULL = "53100"
 NO_RIGHT = "42501"
 UNFILLED = "55000"  # a query reads a materialised view without rows
@@ -175,12 +175,11 @@ def record(
         with store.usable(saved.path.parent):
             manifest = saved.backup.manifest
             left = [manifests.Lacking(what, "not given to the copy") for what in without]
-            more = {"except": [problem.entry for problem in refused]} if refused else {}
             restored_too = dataclasses.replace(
                 manifest,
                 verified="restored",
                 without=(*manifest.without, *left),
-                more={**manifest.more, **more},
+                excepted=tuple(problem.entry for problem in refused) or manifest.excepted,
             )
             store.improve(saved.backup, restored_too)
 
@@ -325,6 +324,10 @@ class Restoring:
     quiet: Mapping[str, str]  # settings of the sessions that restore
     calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
 
+    def progress(self) -> Progress:
+        """Return what tells how far it is."""
+        return Progress("rehearsal.progressed", "live_bytes", self.live_bytes)
+
 
 def _filled(
     home: Session, saved: Taken, restoring: Restoring, minute: burden.Minute
@@ -353,7 +356,7 @@ def _fill(
 
     Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
     """
-    with Progress(restoring.live_bytes) as progress, ExitStack() as stack:
+    with restoring.progress() as progress, ExitStack() as stack:
         try:
             code, problems = new_database.fill(
                 home,
@@ -365,7 +368,7 @@ def _fill(
                 *options,
                 *listed(stack, home, saved, restoring.calling),
                 settings=restoring.quiet,
-                tick=lambda: progress.tell(partial(_size, home, restoring.name)),
+                tick=lambda: progress.tell(partial(new_database.size_of, home, restoring.name)),
                 hold=_brake(home, minute),
             )
         except burden.Overloaded as overloaded:
@@ -392,12 +395,6 @@ def _theirs(home: Session, restoring: Restoring) -> set[str]:
     """Name what this role does not own in the copy."""
     with scratch.reached(home, restoring.name, restoring.quiet) as copy:
         return {name for (name,) in copy.execute(_THEIRS).fetchall()}
-
-
-def _size(home: Session, name: str) -> int:
-    query = "SELECT pg_catalog.pg_database_size(%s::name)"
-    (size,) = home.execute(query, [name]).fetchone() or (0,)
-    return int(size)
 
 
 def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
@@ -542,40 +539,6 @@ def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
         return above
 
     return hold
-
-
-class Progress:
-    """Tells how far a long restore is, by the size of the copy."""
-
-    def __init__(self, live_bytes: int) -> None:
-        self.live_bytes = live_bytes
-        self.began = self.told = time.monotonic()
-        self.bar = console.Bar("restore")
-
-    def __enter__(self) -> Self:
-        """Nothing is shown yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Remove the bar."""
-        self.bar.close()
-
-    def tell(self, measure: Callable[[], int]) -> None:
-        """Show it on a terminal, and log it now and then; `measure` returns bytes."""
-        now = time.monotonic()
-        if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
-            return
-        size = measure()
-        share = min(0.99, size / max(1, self.live_bytes))  # the live one may be bloated
-        self.bar.show(share, f"{console.size(size)} of {console.size(self.live_bytes)} at most")
-        if now - self.told >= TELL_EVERY_S and not self.bar.instead:
-            self.told = now
-            structlog.get_logger().info(
-                "rehearsal.progressed",
-                size_bytes=size,
-                live_bytes=self.live_bytes,
-                elapsed_s=round(now - self.began, 1),
-            )
 
 
 def _bare(name: str) -> str:

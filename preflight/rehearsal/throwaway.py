@@ -281,7 +281,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
 
     Raises local.Unavailable, Unavailable for what only this side lacks, BackupUnverified.
     """
-    with copies.Progress(restoring.live_bytes) as progress, ExitStack() as stack:
+    with restoring.progress() as progress, ExitStack() as stack:
         try:
             code, problems = new_database.fill(
                 home,

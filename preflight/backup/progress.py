@@ -1,0 +1,53 @@
+"""How far a long restore is: a bar for people, an event now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Self
+
+import structlog
+
+from preflight.base import console
+
+TELL_EVERY_S = 5.0
+
+
+class Progress:
+    """Tells how far it is by the size of the new database.
+
+    `event` is what the log calls it, with the bytes that are expected under the key `of`; None:
+    nobody knows. The live database may be bloated, so they are the most that it can be.
+    """
+
+    def __init__(self, event: str, of: str, expected: int | None) -> None:
+        self.event, self.of, self.expected = event, of, expected
+        self.began = self.told = time.monotonic()
+        self.bar = console.Bar("restore")
+
+    def __enter__(self) -> Self:
+        """Nothing is shown yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+    def tell(self, measure: Callable[[], int]) -> None:
+        """Show it on a terminal, and log it now and then; `measure` returns bytes."""
+        now = time.monotonic()
+        if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
+            return
+        size = measure()
+        share = min(0.99, size / self.expected) if self.expected else None
+        of = f" of {console.size(self.expected)} at most" if self.expected else ""
+        self.bar.show(share, f"{console.size(size)}{of}")
+        if now - self.told >= TELL_EVERY_S:
+            self.told = now
+            if not self.bar.instead:
+                structlog.get_logger().info(
+                    self.event,
+                    size_bytes=size,
+                    elapsed_s=round(now - self.began, 1),
+                    **{self.of: self.expected},
+                )
