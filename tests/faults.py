@@ -325,6 +325,16 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -
         time.sleep(0.02)
 
 
+def processes_in(home: Path) -> list[int]:
+    """Return the processes that work below a directory."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (each / "cwd").readlink().is_relative_to(home):
+                found.append(int(each.name))
+    return found
+
+
 @contextlib.contextmanager
 def frozen(server: servers.Server) -> Iterator[None]:
     """Stop the main process from running for a while; its port still accepts."""

@@ -20,7 +20,7 @@ import pytest
 
 from preflight.base.config import Config, child_environment
 from preflight.rehearsal import cluster, local
-from tests import servers
+from tests import faults, servers
 
 MAJORS = (16, 17, 18)  # whose wheels have initdb
 ROOT = os.geteuid() == 0
@@ -126,19 +126,9 @@ def job(directory: Path, run_id: str = "job", **wanted: object) -> Iterator[Job]
         started.process.communicate()
 
 
-def processes_in(home: Path) -> list[int]:
-    """Return the processes that work in a run's directory."""
-    found = []
-    for each in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (each / "cwd").readlink().is_relative_to(home):
-                found.append(int(each.name))
-    return found
-
-
 def wait_until_gone(home: Path) -> None:
     """Wait for the end of every process in a run's directory, not longer than half a minute."""
-    for pid in processes_in(home):
+    for pid in faults.processes_in(home):
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
             try:
@@ -176,7 +166,7 @@ def test_server_is_of_that_major_listens_on_its_socket_alone_and_leaves_nothing(
     assert 0o700 == mode
     assert whose != 0
     assert [] == ours(directory)
-    assert [] == processes_in(directory)
+    assert [] == faults.processes_in(directory)
 
 
 def test_limits_and_wal_level_are_the_callers(programs: local.Programs, directory: Path) -> None:
@@ -325,7 +315,7 @@ def test_server_that_outlived_its_job_is_ended_by_the_next_run(
         said = started.begun()
         os.kill(said["pid"], signal.SIGSTOP)
         started.end(signal.SIGKILL)
-        assert processes_in(directory)
+        assert faults.processes_in(directory)
 
         swept = local.sweep(directory)
         wait_until_gone(directory)
@@ -343,7 +333,7 @@ def test_stopped_job_ends_its_server_at_once(directory: Path, template: Path) ->
         took = time.monotonic() - began
 
     assert 143 == code
-    assert [] == processes_in(Path(said["home"]))
+    assert [] == faults.processes_in(Path(said["home"]))
     assert [] == ours(directory)
     assert took < local.END_S + 1
 
@@ -408,7 +398,7 @@ def test_twenty_at_once_share_a_directory(directory: Path, template: Path) -> No
     assert sorted(Path(home).name for home in homes) == running
     assert (20, 0) == (len(running), code)
     assert [] == ours(directory)
-    assert [] == processes_in(directory)
+    assert [] == faults.processes_in(directory)
 
 
 # --- room -----------------------------------------------------------------------------------------

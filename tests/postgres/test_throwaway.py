@@ -108,16 +108,6 @@ def wal(database: servers.Database) -> int:
     return int(found)
 
 
-def processes_in(home: Path) -> list[int]:
-    """Return the processes that work below a directory."""
-    found = []
-    for each in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (each / "cwd").readlink().is_relative_to(home):
-                found.append(int(each.name))
-    return found
-
-
 def postmaster(scratch: Path) -> int:
     """Return the pid of the server that lives in a directory, 0 for none yet."""
     for each in scratch.glob(".*/data/postmaster.pid"):
@@ -129,7 +119,7 @@ def postmaster(scratch: Path) -> int:
 def backends(scratch: Path, doing: str) -> list[int]:
     """Return the processes of that server whose title says what they do."""
     found = []
-    for pid in processes_in(scratch):
+    for pid in faults.processes_in(scratch):
         with contextlib.suppress(OSError):
             if doing in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
                 found.append(pid)
@@ -225,7 +215,7 @@ def test_nothing_is_left_where_the_server_was(
     assert 27 == run().code
 
     assert [] == list(scratch.iterdir())
-    assert [] == processes_in(scratch)
+    assert [] == faults.processes_in(scratch)
 
 
 def test_size_is_no_limit_where_production_has_no_part_in_it(
@@ -524,7 +514,7 @@ def test_killed_run_leaves_no_process_and_after_the_next_no_directory(
     process.wait_for_event("rehearsal.started")
     faults.until(lambda: backends(scratch, TRYING), "the copy's session sleeps")
     process.kill()
-    faults.until(lambda: not processes_in(scratch), "no process is left")
+    faults.until(lambda: not faults.processes_in(scratch), "no process is left")
     left = list(scratch.iterdir())
     migrations(ONE)
     (migrations.directory / "001_sleeper.sql").unlink()
@@ -548,7 +538,7 @@ def test_stop_leaves_nothing(
     result = process.wait(10)
 
     assert 128 + number == result.code
-    assert ([], []) == (list(scratch.iterdir()), processes_in(scratch))
+    assert ([], []) == (list(scratch.iterdir()), faults.processes_in(scratch))
 
 
 @pytest.mark.parametrize("what", ["server", "session"])
