@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture faults mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -75,6 +75,9 @@ schema: setup ## write SCHEMA.md anew from a database that the migrations made
 
 picture: setup ## draw the house anew in docs/architecture.md, from its imports
 	@$(PY) -m tests.house
+
+faults: setup ## write docs/faults.md anew from the fault table and the tests that stand for its rows
+	@$(PY) -m tests.faults.table
 
 mutate: setup ## break lines that promises rest on, and print what no test notices (ARGS='12 lock')
 	@$(PY) -m tests.mutants $(ARGS)

@@ -44,6 +44,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let `-k B036` find what stands for that row of the fault table."""
+    for mark in item.iter_markers("fault"):
+        item.extra_keyword_matches.update(mark.args)
+
+
 def _refuse_to_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if STRICT and report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr

@@ -82,6 +82,7 @@ def own(tmp_path: Path, postgres: str) -> Iterator[Project]:
         containers.docker_said("image", "rm", "--force", f"{made.name}-{each}")
 
 
+@pytest.mark.fault("F150")
 def test_app_starts_after_the_job_and_a_second_up_has_nothing_to_do(project: Project) -> None:
     """The quick start; the second `up` takes no backup and well under a second."""
     project.compose("up", "--detach", "--no-build")
@@ -132,6 +133,7 @@ def test_job_can_be_run_by_hand(project: Project) -> None:
     assert "table llm_providers exists" in checks
 
 
+@pytest.mark.fault("A013")
 def test_health_check_is_not_fooled_by_the_first_start(
     docker: containers.Containers, project: Project, postgres: str
 ) -> None:

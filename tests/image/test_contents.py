@@ -71,6 +71,7 @@ def test_user_is_a_number_that_is_not_root(image: dict[str, Any]) -> None:
     assert "65532:0" == image["Config"]["User"]
 
 
+@pytest.mark.fault("F132")
 def test_program_is_the_first_process_and_gets_the_signals(image: dict[str, Any]) -> None:
     """No shell in between, so PID 1 is the job; isolated from what the app tells its Python."""
     config = image["Config"]

@@ -19,6 +19,7 @@ SLOW = {
 }
 
 
+@pytest.mark.fault("F134", "F135")
 def test_the_job_needs_only_its_volumes(
     run_job: RunJob, migrations: WriteMigrations, database: servers.Database
 ) -> None:
@@ -36,6 +37,7 @@ def test_the_job_needs_only_its_volumes(
     assert ["cat"] == database.query("SELECT relname FROM pg_class WHERE relname = 'cat'")
 
 
+@pytest.mark.fault("F133")
 @pytest.mark.parametrize("user", ["65532:65532", "12345:0", "1000:1000"])
 def test_any_user_will_do(
     run_job: RunJob, migrations: WriteMigrations, backups: str, user: str
@@ -218,6 +220,7 @@ def test_stop_while_waiting(
     assert code == job.wait().code
 
 
+@pytest.mark.fault("F132")
 def test_stop_in_a_statement_leaves_no_session_and_no_zombie(
     start_job: StartJob, migrations: WriteMigrations, database: servers.Database
 ) -> None:

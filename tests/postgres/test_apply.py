@@ -36,6 +36,7 @@ TABLE = "CREATE TABLE t (id int PRIMARY KEY, name text);\n"
 # --- what a failure leaves ------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E108")
 def test_failing_file_is_rolled_back_and_later_ones_do_not_run(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -71,6 +72,7 @@ def test_failing_file_is_rolled_back_and_later_ones_do_not_run(
     assert [5] == database.query("SELECT count(*) FROM preflight.migrations WHERE state = 'done'")
 
 
+@pytest.mark.fault("E108")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -160,6 +162,7 @@ def test_success_is_on_the_disk_before_it_is_told(
     assert 0 == result.code, str(result)
 
 
+@pytest.mark.fault("F147")
 def test_row_data_and_sql_are_told_only_when_asked_for(
     run: Run,
     migrations: WriteMigrations,
@@ -180,6 +183,7 @@ def test_row_data_and_sql_are_told_only_when_asked_for(
 # --- what runs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D105")
 def test_text_reaches_the_server_unchanged(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -214,6 +218,7 @@ def test_text_reaches_the_server_unchanged(
     assert [5] == database.query("SELECT count(*) FROM copied")
 
 
+@pytest.mark.fault("D106")
 def test_nothing_that_a_file_sets_reaches_the_next(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -266,6 +271,7 @@ def test_nothing_that_a_file_sets_reaches_the_next(
         database.script("DROP OWNED BY someone_else; DROP ROLE someone_else")
 
 
+@pytest.mark.fault("D107")
 @pytest.mark.parametrize(
     "text",
     [
@@ -304,6 +310,7 @@ def test_file_that_the_encoding_cannot_hold_says_so(
     assert "encoding" in error_of(result)["hint"]
 
 
+@pytest.mark.fault("E112")
 def test_defaults_of_the_role_do_not_bite(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -339,6 +346,7 @@ def test_defaults_of_the_role_do_not_bite(
         database.script("DROP OWNED BY bitten CASCADE; DROP ROLE bitten")
 
 
+@pytest.mark.fault("E125")
 def test_flood_of_notices_and_rows_leaves_memory_flat(
     start: Start, migrations: WriteMigrations, database: servers.Database
 ) -> None:
@@ -369,6 +377,7 @@ def _peak_kb(pid: int) -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
+@pytest.mark.fault("D095")
 @pytest.mark.parametrize("kind", ["inserts", "one statement", "copy"])
 def test_large_file_needs_at_most_three_times_its_size(
     start: Start, migrations: WriteMigrations, database: servers.Database, kind: str
@@ -397,6 +406,7 @@ def test_large_file_needs_at_most_three_times_its_size(
 # --- locks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E110")
 def test_blocked_file_is_tried_again_and_readers_go_on(
     start: Start, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -430,6 +440,7 @@ def test_blocked_file_is_tried_again_and_readers_go_on(
     assert ["001_a"] == result.finished["applied"]
 
 
+@pytest.mark.fault("E110")
 def test_exhausted_retries_name_the_blocker(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -454,6 +465,7 @@ def test_exhausted_retries_name_the_blocker(
     assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
 
 
+@pytest.mark.fault("D100")
 def test_effect_beyond_the_database_is_not_repeated(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -498,6 +510,7 @@ def test_file_that_ends_its_own_session_failed(  # noqa: PLR0913, PLR0917 -- fix
     assert ["failed"] == database.query("SELECT event FROM preflight.journal")
 
 
+@pytest.mark.fault("E111")
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001", "55P03"])
 def test_passing_failure_runs_the_whole_file_again(
     run: Run, database: servers.Database, migrations: WriteMigrations, sqlstate: str
@@ -667,6 +680,7 @@ def test_wait_on_the_fence_is_the_lock_being_busy(run: Run, database: servers.Da
     assert ["applied"] == database.query("SELECT event FROM preflight.journal")
 
 
+@pytest.mark.fault("B039")
 @pytest.mark.usefixtures("claimed")
 def test_run_that_comes_second_plans_again(start: Start, database: servers.Database) -> None:
     """The other run commits while we wait on the fence: nothing is left to do."""
@@ -703,6 +717,7 @@ def test_replaced_session_takes_a_backup_of_its_own(
 # --- connections that end -------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E113")
 def test_terminated_session_is_connection_lost(
     start: Start, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -838,6 +853,7 @@ def test_failed_file_has_a_hint_that_is_true(
     assert not shows or "(7)" in people or "x7" in people
 
 
+@pytest.mark.fault("D081")
 def test_file_of_comments_only_is_recorded(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

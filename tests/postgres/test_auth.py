@@ -37,6 +37,7 @@ def odd_role(database: servers.Database) -> Iterator[str]:
     database.script(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
+@pytest.mark.fault("F142")
 @pytest.mark.parametrize(
     "way", ["PGPASSWORD", "POSTGRES_PASSWORD", "POSTGRES_PASSWORD_FILE", "DATABASE_URL"]
 )
@@ -83,6 +84,7 @@ def test_no_password_is_a_lasting_failure(run: Run) -> None:
     assert 21 == result.code, str(result)
 
 
+@pytest.mark.fault("A017")
 def test_missing_database_is_a_wrong_target(run: Run) -> None:
     """It is named, with the variables that could be wrong."""
     result = run(env={**BRIEFLY, "PGDATABASE": "not there"})
@@ -105,6 +107,7 @@ def test_right_to_connect_is_missed(run: Run, database: servers.Database) -> Non
     assert (21, "42501") == (result.code, result.finished["error"]["sqlstate"])
 
 
+@pytest.mark.fault("A016")
 def test_role_and_database_made_late_are_waited_for(
     start: Start, server: servers.Server, database: servers.Database
 ) -> None:
@@ -124,6 +127,7 @@ def test_role_and_database_made_late_are_waited_for(
     assert 0 == result.code, str(result)
 
 
+@pytest.mark.fault("A015")
 def test_wrong_password_gives_up_before_the_deadline(run: Run) -> None:
     """Fifteen seconds after the first answer, and after few attempts: no lock-out is provoked."""
     result = run(env={"PGPASSWORD": "wrong", "PREFLIGHT_WAIT_TIMEOUT_S": "600"})
@@ -158,6 +162,7 @@ def test_what_could_not_be_read_is_not_repeated(run: Run, options: str) -> None:
 # protection that was asked for
 
 
+@pytest.mark.fault("A019")
 @pytest.mark.parametrize(
     "asked",
     [
@@ -251,6 +256,7 @@ def test_tls_is_verified_in_full_for_the_dump_too(
     assert 1 == len(result.event("backup.verified"))
 
 
+@pytest.mark.fault("A020")
 @one_server
 @pytest.mark.parametrize(
     ("asked", "reason"),
@@ -274,6 +280,7 @@ def test_certificate_of_somebody_else_is_refused(
     assert reason in result.finished["error"]["message"]
 
 
+@pytest.mark.fault("A018")
 @one_server
 @pytest.mark.parametrize(
     "asked", [{"PGUSER": "rejected"}, {"PGSSLMODE": "disable"}], ids=["reject", "no entry"]
@@ -287,6 +294,7 @@ def test_pg_hba_has_the_last_word(
     assert (21, "28000") == (result.code, result.finished["error"]["sqlstate"])
 
 
+@pytest.mark.fault("A021")
 @one_server
 def test_channel_binding_needs_more_than_trust(run: Run, tls_server: servers.Server) -> None:
     """A server that asks for nothing proves nothing."""

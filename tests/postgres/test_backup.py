@@ -97,6 +97,7 @@ def test_manifest_tells_what_the_backup_holds(
     assert (only(backup_dir).name, 2000) == (verified["backup"], verified["rows"])
 
 
+@pytest.mark.fault("C070")
 @pytest.mark.usefixtures("items")
 def test_backup_is_private_whatever_the_umask_says(run: Run, backup_dir: Path) -> None:
     """A dump holds everybody's data."""
@@ -326,6 +327,7 @@ def test_clients_that_know_only_numbers_compress_too(
     assert "read" == manifest(backup_dir)["verified"]
 
 
+@pytest.mark.fault("C052")
 def test_client_older_than_the_server_is_refused_before_anything_starts(
     run: Run, database: servers.Database, backup_dir: Path
 ) -> None:
@@ -338,6 +340,7 @@ def test_client_older_than_the_server_is_refused_before_anything_starts(
     assert [] == list(backup_dir.iterdir())
 
 
+@pytest.mark.fault("C053")
 def test_missing_client_is_refused(run: Run, database: servers.Database) -> None:
     """Without pg_dump there is no backup, and without a backup no migration."""
     result = run(env={"PATH": "/nowhere"})
@@ -356,6 +359,7 @@ exec "$REAL" "$@"
 """
 
 
+@pytest.mark.fault("F144")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and GNU stat")
 def test_password_is_in_a_private_file_and_nowhere_else(
     run: Run, database: servers.Database, fakes: Fakes, backup_dir: Path, termination_log: Path
@@ -394,6 +398,7 @@ def test_password_is_in_a_private_file_and_nowhere_else(
 PASSWORDS = ["plain", " edges ", "a:b\\c\\\\:", "'\"`$(x)", "%40@/?#&=", "né日本", "*:*:*:*:x"]
 
 
+@pytest.mark.fault("F142")
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_any_password_reaches_pg_dump(run: Run, database: servers.Database, password: str) -> None:
     """Spaces at its ends, what a passfile escapes, what a shell or a URL would read otherwise."""
@@ -534,6 +539,7 @@ def test_writer_that_queues_between_our_session_and_pg_dump_gets_its_turn(
     assert 0 == manifest(backup_dir)["rows"]["public.items"]
 
 
+@pytest.mark.fault("C056")
 @pytest.mark.usefixtures("items")
 def test_table_that_stays_locked_ends_the_run_before_any_migration(
     run: Run, database: servers.Database, backup_dir: Path
@@ -551,6 +557,7 @@ def test_table_that_stays_locked_ends_the_run_before_any_migration(
     assert [] == list(backup_dir.iterdir())
 
 
+@pytest.mark.fault("C057")
 @pytest.mark.usefixtures("items")
 def test_changes_under_our_list_of_tables_are_seen(
     start: Start, database: servers.Database, backup_dir: Path
@@ -657,6 +664,7 @@ def test_role_with_one_session_is_told_that_a_backup_needs_more(
     assert [] == list(backup_dir.iterdir())
 
 
+@pytest.mark.fault("C054", "C055")
 @pytest.mark.parametrize(
     ("named", "code", "change"),
     [
@@ -765,6 +773,7 @@ def test_bar_is_drawn_on_a_terminal(environment: dict[str, str]) -> None:
 # --- no backup ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C072")
 def test_nothing_pending_takes_no_backup_and_needs_no_directory(run: Run, backup_dir: Path) -> None:
     """Every start of every pod comes along here."""
     assert 0 == run().code
@@ -777,6 +786,7 @@ def test_nothing_pending_takes_no_backup_and_needs_no_directory(run: Run, backup
     assert [] == [name for name in again.names if name.startswith("backup")]
 
 
+@pytest.mark.fault("C071")
 def test_backup_that_is_off_is_a_warning_in_every_run(
     run: Run, database: servers.Database, backup_dir: Path
 ) -> None:

@@ -82,16 +82,29 @@ head -c $(( $(stat -c %s "$HERE/whole") * {percent} / 100 )) "$HERE/whole" """
 @pytest.mark.parametrize(
     ("code", "dotted", "script"),
     [
-        pytest.param(24, "empty", "exit 0", id="writes nothing"),
-        pytest.param(24, "unreadable", CUT.format(percent=98), id="cut to 98 percent"),
+        pytest.param(24, "empty", "exit 0", id="writes nothing", marks=pytest.mark.fault("C063")),
+        pytest.param(
+            24,
+            "unreadable",
+            CUT.format(percent=98),
+            id="cut to 98 percent",
+            marks=pytest.mark.fault("C059"),
+        ),
         pytest.param(24, "unreadable", CUT.format(percent=2), id="cut to 2 percent"),
         pytest.param(
             24,
             "unreadable",
             '"$REAL" "$@" | cat > "$HERE/whole"; echo hello; cat "$HERE/whole"',
             id="garbage before",
+            marks=pytest.mark.fault("C062"),
         ),
-        pytest.param(24, "unreadable", '"$REAL" "$@" && echo bye', id="garbage after"),
+        pytest.param(
+            24,
+            "unreadable",
+            '"$REAL" "$@" && echo bye',
+            id="garbage after",
+            marks=pytest.mark.fault("C062"),
+        ),
         pytest.param(24, "unreadable", "echo I am no archive", id="garbage only"),
         pytest.param(
             24, "rows_differ", 'exec "$REAL" "$@" --exclude-table=items', id="leaves a table out"
@@ -101,7 +114,13 @@ head -c $(( $(stat -c %s "$HERE/whole") * {percent} / 100 )) "$HERE/whole" """
         ),
         pytest.param(24, "rows_differ", 'exec "$REAL" "$@" --schema-only', id="no rows at all"),
         pytest.param(23, "pg_dump", "echo 'cannot think' >&2; exit 1", id="fails"),
-        pytest.param(14, "interrupted", 'printf PGDMP; kill -9 "$$"', id="killed"),
+        pytest.param(
+            14,
+            "interrupted",
+            'printf PGDMP; kill -9 "$$"',
+            id="killed",
+            marks=pytest.mark.fault("C044"),
+        ),
         pytest.param(
             14,
             "interrupted",
@@ -137,6 +156,7 @@ def test_failure_that_passes_is_tried_again(run: Run, fakes: Fakes) -> None:
     assert [1, 2] == [event["attempt"] for event in result.event("backup.started")]
 
 
+@pytest.mark.fault("C074")
 @pytest.mark.parametrize("script", ["exit 1", 'kill -SEGV "$$"', "exit 0"])
 def test_pg_restore_that_cannot_read_the_dump_stops_the_run(
     run: Run, unharmed: Callable[[], bool], fakes: Fakes, script: str
@@ -148,6 +168,7 @@ def test_pg_restore_that_cannot_read_the_dump_stops_the_run(
     assert unharmed()
 
 
+@pytest.mark.fault("C060", "C061")
 def test_bit_that_flips_on_the_disk_is_found(
     run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
@@ -194,6 +215,7 @@ def test_client_that_ignores_a_stop_is_ended_all_the_same(
         os.open(fakes.here / "gate", os.O_WRONLY | os.O_NONBLOCK)
 
 
+@pytest.mark.fault("B033", "C045")
 def test_kill_leaves_no_lock_and_its_rest_is_swept(
     start: Start, run: Run, older: dict[str, bytes], backup_dir: Path, fakes: Fakes
 ) -> None:
@@ -221,6 +243,7 @@ def held(fakes: Fakes) -> str:
     return file.read_text().strip() if file.exists() else ""
 
 
+@pytest.mark.fault("C058")
 def test_server_that_restarts_during_the_dump_ends_the_run_before_any_migration(
     start: Start,
     start_server: StartServer,
@@ -283,6 +306,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["/bin/umount", disk], check=True)
 
 
+@pytest.mark.fault("C046")
 def test_full_disk_stops_the_run_and_nothing_is_left_on_it(
     run: Run, database: servers.Database, migrations: WriteMigrations, small_disk: Path
 ) -> None:
@@ -310,6 +334,7 @@ def test_full_disk_stops_the_run_and_nothing_is_left_on_it(
 # --- the directory --------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C049")
 def test_directory_that_is_none_is_refused(
     run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path
 ) -> None:
@@ -329,6 +354,7 @@ def test_directory_that_is_none_is_refused(
     assert [None] == database.query("SELECT to_regclass('one')::text")
 
 
+@pytest.mark.fault("C049")
 @pytest.mark.parametrize("mode", [0o555, 0o333, 0o000])
 def test_directory_without_rights_is_refused(
     environment: dict[str, str],
@@ -349,6 +375,7 @@ def test_directory_without_rights_is_refused(
     assert [] == list(backup_dir.iterdir())
 
 
+@pytest.mark.fault("C051")
 @pytest.mark.usefixtures("older")
 def test_directory_behind_a_link_is_used(run: Run, backup_dir: Path, tmp_path: Path) -> None:
     """It is resolved once, at the start."""
@@ -512,6 +539,7 @@ def test_stop_ends_a_count_that_waits(
     assert [] == list(backup_dir.iterdir())
 
 
+@pytest.mark.fault("C057")
 def test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one(
     database: servers.Database,
 ) -> None:

@@ -30,6 +30,7 @@ def lonely(
         island.connect()
 
 
+@pytest.mark.fault("B035")
 @pytest.mark.parametrize(
     ("sql", "there", "state"),
     [

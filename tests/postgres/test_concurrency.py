@@ -26,6 +26,7 @@ NAP = {
 }
 
 
+@pytest.mark.fault("B031", "B037")
 def test_thirty_runs_at_once_do_the_work_once(
     start: Start, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_killed_migration_is_run_again(start: Start, run: Run, asleep: servers.D
     assert [1] == asleep.query("SELECT version FROM preflight.journal WHERE event = 'applied'")
 
 
+@pytest.mark.fault("C045")
 def test_killed_backup_is_swept_and_made_again(
     start: Start, run: Run, migrations: WriteMigrations, backup_dir: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_terminated_session_is_a_lost_connection(
     assert 0 == again.code, str(again)
 
 
+@pytest.mark.fault("E114", "E115")
 @pytest.mark.parametrize("how", ["restart", "crash"])
 def test_server_that_goes_away_in_the_middle_leaves_no_doubt(  # noqa: PLR0913, PLR0917 - fixtures
     start: Start,
@@ -156,6 +159,7 @@ def test_server_that_goes_away_in_the_middle_leaves_no_doubt(  # noqa: PLR0913, 
     assert (0, ["001_nap"]) == (again.code, again.finished["applied"]), str(again)
 
 
+@pytest.mark.fault("E116")
 def test_commit_whose_answer_is_lost_is_read_back(
     run: Run, server: servers.Server, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -172,6 +176,7 @@ def test_commit_whose_answer_is_lost_is_read_back(
     assert [1] == database.query("SELECT id FROM two")
 
 
+@pytest.mark.fault("E117")
 @pytest.mark.parametrize("message", range(8, 248, 20))
 def test_connection_cut_after_any_message_converges(
     run: Run,

@@ -32,6 +32,7 @@ def tables(database: servers.Database) -> list[str]:
 # files
 
 
+@pytest.mark.fault("D076")
 def test_invalid_files_end_with_25_before_any_connection(
     run_bare: Run, migrations: WriteMigrations, termination_log: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_files_are_checked_without_any_server(run_bare: Run, migrations: WriteMi
     assert 25 == run_bare(env={"PGHOST": "no-such-host.invalid"}).code
 
 
+@pytest.mark.fault("D094")
 @pytest.mark.parametrize("how", ["empty", "missing"])
 def test_directory_without_files_ends_with_20(
     run_bare: Run, migrations: WriteMigrations, how: str
@@ -77,6 +79,7 @@ def test_directory_without_files_ends_with_20(
     assert (20, "config.migrations_dir") == (result.code, result.finished["error"]["code"])
 
 
+@pytest.mark.fault("D099")
 def test_copy_data_of_all_kinds_arrives(
     run: Run, migrations: WriteMigrations, database: servers.Database
 ) -> None:
@@ -167,6 +170,7 @@ STATEMENTS = (
 REFRESHES = ("ALTER SUBSCRIPTION s1 SET PUBLICATION q", "ALTER SUBSCRIPTION s1 REFRESH PUBLICATION")
 
 
+@pytest.mark.fault("D102")
 def test_what_is_refused_in_a_transaction_is_known(
     any_server: servers.Server, database: servers.Database
 ) -> None:
@@ -202,6 +206,7 @@ def test_what_is_refused_in_a_transaction_is_known(
 # settings
 
 
+@pytest.mark.fault("F143")
 def test_malformed_url_shows_no_password_anywhere(
     run_bare: Run, migrations: WriteMigrations, termination_log: Path
 ) -> None:
@@ -227,6 +232,7 @@ def test_all_wrong_settings_are_reported_at_once(run_bare: Run) -> None:
     assert "PREFLIGHT_BACKUP" in result.stdout
 
 
+@pytest.mark.fault("F141")
 def test_service_links_do_not_disturb_a_run(run: Run, migrations: WriteMigrations) -> None:
     """A pod beside Services named postgres and preflight works, and warns once."""
     migrations(ONE)
@@ -245,6 +251,7 @@ def test_service_links_do_not_disturb_a_run(run: Run, migrations: WriteMigration
     assert 1 == len(result.event("config.warned"))
 
 
+@pytest.mark.fault("F139")
 @pytest.mark.parametrize("locale", ["C", "de_DE.ISO-8859-1"])
 def test_password_of_any_letters_works_in_any_locale(
     run: Run, migrations: WriteMigrations, locale: str
@@ -346,6 +353,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("D085", "D086")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_history_and_files_that_disagree(
     run: Run, migrations: WriteMigrations, database: servers.Database, case: Case
@@ -423,6 +431,7 @@ def shell(environment: dict[str, str], command: str, cwd: Path) -> subprocess.Co
     )
 
 
+@pytest.mark.fault("F138")
 @pytest.mark.parametrize(
     "command",
     [
@@ -449,6 +458,7 @@ def test_nobody_listening_does_not_end_the_job(
     assert 1 == len(list(Path(environment["PREFLIGHT_BACKUP_DIR"]).iterdir()))
 
 
+@pytest.mark.fault("F138")
 def test_nobody_listening_does_not_hide_a_failure(
     environment: dict[str, str], migrations: WriteMigrations, tmp_path: Path
 ) -> None:
@@ -459,6 +469,7 @@ def test_nobody_listening_does_not_hide_a_failure(
     assert (30, "") == (done.returncode, done.stderr)
 
 
+@pytest.mark.fault("F146")
 @pytest.mark.parametrize("what", ["missing", "directory", "fifo", "full"])
 def test_termination_log_that_cannot_be_written_changes_nothing(
     run: Run, migrations: WriteMigrations, tmp_path: Path, what: str
@@ -479,6 +490,7 @@ def test_termination_log_that_cannot_be_written_changes_nothing(
     assert (0, "") == (result.code, result.stderr)
 
 
+@pytest.mark.fault("F148")
 def test_name_that_is_not_utf8_is_reported_whole(
     run_bare: Run, migrations: WriteMigrations, termination_log: Path
 ) -> None:

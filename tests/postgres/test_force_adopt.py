@@ -340,6 +340,7 @@ def test_nothing_is_adopted_from_another_migrations_folder(
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
 
 
+@pytest.mark.fault("D087")
 def test_renamed_file_is_told_and_adopted_under_its_new_name(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -163,6 +163,7 @@ def test_schema_that_an_administrator_made_is_used(
     assert [role["PGUSER"]] == database.query("SELECT applied_by FROM preflight.migrations")
 
 
+@pytest.mark.fault("E127")
 @pytest.mark.parametrize(
     "harm",
     [
@@ -755,6 +756,7 @@ AMONG_TRAPS = {  # they fall into none by themselves: no operator, and names in 
 }
 
 
+@pytest.mark.fault("E126")
 @pytest.mark.parametrize(
     ("schema", "path"), [("public", '"$user", public'), ("evil", "evil, public, pg_catalog")]
 )
@@ -908,6 +910,7 @@ def test_history_that_contradicts_the_files_stops_the_run(  # noqa: PLR0913, PLR
     assert words in error_of(result)["message"]
 
 
+@pytest.mark.fault("D084")
 def test_late_file_is_out_of_order(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

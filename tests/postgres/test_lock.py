@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
+import pytest
 
 from preflight.server import lock
 from tests import faults, servers
@@ -22,6 +23,7 @@ def held(database: servers.Database, schema: str = "preflight") -> Iterator[psyc
         yield holder
 
 
+@pytest.mark.fault("B032", "B040")
 def test_busy_lock_names_its_holder(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -83,6 +85,7 @@ def test_nothing_pending_needs_no_lock(
     assert 0 == result.code, str(result)
 
 
+@pytest.mark.fault("B043")
 def test_apps_with_schemas_of_their_own_do_not_wait_for_each_other(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -112,6 +115,7 @@ def test_other_run_is_waited_for(
     ]
 
 
+@pytest.mark.fault("B034")
 def test_killed_holder_frees_the_lock_in_the_middle_of_a_statement(
     start: Start, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -138,6 +142,7 @@ def napping(database: servers.Database) -> bool:
     )
 
 
+@pytest.mark.fault("B036")
 def test_waiter_does_not_hold_an_index_up(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -168,6 +173,7 @@ def test_waiter_does_not_hold_an_index_up(
     )
 
 
+@pytest.mark.fault("B038")
 def test_lock_that_a_file_let_go_is_missed(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -60,6 +60,7 @@ def end_of_sessions(database: servers.Database) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.fault("D103")
 def test_what_cannot_run_in_a_transaction_runs(
     any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -170,6 +171,7 @@ def test_changed_beginning_cannot_be_resumed(
     assert [0] == database.query("SELECT count(*) FROM t WHERE a = 8")
 
 
+@pytest.mark.fault("E121")
 @pytest.mark.usefixtures("table")
 def test_killed_index_is_dropped_and_built_anew(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
@@ -221,6 +223,7 @@ def test_stopped_index_is_dropped_and_built_anew(
     assert [("t_a", True)] == database.query(INDEXES)
 
 
+@pytest.mark.fault("E119")
 @pytest.mark.usefixtures("table")
 def test_failed_index_is_named_and_built_once_the_cause_is_gone(
     run: Run, database: servers.Database, migrations: WriteMigrations
@@ -374,6 +377,7 @@ def test_index_with_a_name_like_a_leftover_is_nobodys_leftover(
     assert [("t_b", True), ("t_b_ccnew", False)] == database.query(INDEXES)
 
 
+@pytest.mark.fault("E120")
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("before", "code"),

@@ -619,6 +619,7 @@ def test_auto_says_why_it_does_not_rehearse(  # noqa: PLR0913, PLR0917 -- a case
     assert ([] if "PREFLIGHT_BACKUP" in env else ["read"]) == verified(backup_dir)
 
 
+@pytest.mark.fault("C073")
 @pytest.mark.parametrize(("env", "files", "reason"), SKIPPED)
 def test_always_ends_where_it_cannot_rehearse(  # noqa: PLR0913, PLR0917 -- a case each
     env: Mapping[str, str],
@@ -777,6 +778,7 @@ def test_signal_drops_the_copy(
     assert 0 == run().code
 
 
+@pytest.mark.fault("C073")
 def test_next_run_drops_what_a_killed_one_left(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -847,6 +849,7 @@ def test_copy_of_a_living_run_is_not_swept(
     assert (143, []) == (plan.wait().code, scratches(database.server))
 
 
+@pytest.mark.fault("C073")
 def test_database_that_is_not_ours_is_left_alone(
     run: Run, database: servers.Database, migrations: WriteMigrations, start: Start
 ) -> None:

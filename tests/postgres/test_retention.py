@@ -60,6 +60,7 @@ def test_newest_backups_are_kept_and_the_others_said_goodbye_to(
     assert sorted([second, third]) == names(backup_dir)
 
 
+@pytest.mark.fault("C067")
 def test_clock_that_was_set_back_removes_no_new_backup(up: Up, backup_dir: Path) -> None:
     """The number in the manifest decides; neither the name nor the file's time does."""
     first = backup_dir / up()
@@ -106,6 +107,7 @@ def test_databases_that_share_a_directory_do_not_see_each_other(
     assert sorted([theirs, *mine]) == names(backup_dir)
 
 
+@pytest.mark.fault("C069")
 def test_what_is_not_ours_is_never_touched(up: Up, backup_dir: Path, tmp_path: Path) -> None:
     """Files of others, broken backups, and links that lead out of the directory."""
     first = up()

@@ -122,6 +122,7 @@ def test_missing_rollback_file_is_told_before_any_backup(
     assert [1, 2] == database.query(PRESENT)
 
 
+@pytest.mark.fault("B042")
 @pytest.mark.parametrize("how", ["applied", "adopted"])
 def test_older_image_takes_back_a_newer_migration(
     run: Run, database: servers.Database, migrations: WriteMigrations, how: str

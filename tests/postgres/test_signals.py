@@ -120,6 +120,7 @@ def asked_again(process: program.Process) -> bool:
     return not process.running
 
 
+@pytest.mark.fault("F128")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stop_while_waiting_for_the_server(
     start: Start,
@@ -161,6 +162,7 @@ def test_stop_while_waiting_for_the_lock(
     leaves_nothing(result)
 
 
+@pytest.mark.fault("C075")
 @pytest.mark.parametrize(
     ("name", "stubborn"), [("pg_dump", False), ("pg_dump", True), ("pg_restore", False)]
 )
@@ -185,6 +187,7 @@ def test_stop_while_the_backup_is_made(  # noqa: PLR0913, PLR0917 - fixtures
     leaves_nothing(result)
 
 
+@pytest.mark.fault("F129")
 def test_stop_in_the_middle_of_a_migration(
     start: Start,
     database: servers.Database,
@@ -284,6 +287,7 @@ def test_stop_after_the_last_commit_is_success(
     assert [1] == database.query("SELECT version FROM preflight.migrations")
 
 
+@pytest.mark.fault("F130")
 def test_stop_during_a_commit_without_answer_says_that_it_does_not_know(
     start: Start,
     run: Run,
@@ -318,6 +322,7 @@ def outside() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+@pytest.mark.fault("F133")
 def test_any_user_without_a_home_can_run_it(
     outside: Path, bare_environment: dict[str, str], database: servers.Database
 ) -> None:

@@ -36,6 +36,7 @@ def nobody_there() -> int:
 # not there
 
 
+@pytest.mark.fault("A001")
 def test_server_that_starts_late_is_waited_for(
     start: Start, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
@@ -54,6 +55,7 @@ def test_server_that_starts_late_is_waited_for(
     assert [1] == database.query("SELECT version FROM preflight.migrations")
 
 
+@pytest.mark.fault("A002")
 def test_no_server_ends_at_the_deadline(run: Run, nobody_there: int, termination_log: Path) -> None:
     """Code 10, and host and port stand where an operator looks first."""
     result = run(env={"PGPORT": str(nobody_there), "PREFLIGHT_WAIT_TIMEOUT_S": "0.5"})
@@ -72,6 +74,7 @@ def test_name_that_nobody_knows_is_passing(run: Run) -> None:
     assert "nowhere.invalid" in result.event("server.waiting")[0]["reason"]
 
 
+@pytest.mark.fault("A005", "A006", "A008", "A009")
 @pytest.mark.parametrize(
     ("stranger", "code"),
     [
@@ -94,6 +97,7 @@ def test_stranger_on_the_port_is_no_server(
     assert code == result.code, str(result)
 
 
+@pytest.mark.fault("A006")
 def test_frozen_server_is_waited_for(
     start: Start, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
@@ -112,6 +116,7 @@ def test_frozen_server_is_waited_for(
 # there, but not ready
 
 
+@pytest.mark.fault("A011")
 def test_server_that_shuts_down_is_waited_for(
     start: Start, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
@@ -130,6 +135,7 @@ def test_server_that_shuts_down_is_waited_for(
     assert 0 == result.code, str(result)
 
 
+@pytest.mark.fault("A012")
 def test_server_without_a_free_slot_is_waited_for(start: Start, database: servers.Database) -> None:
     """53300 passes when somebody leaves."""
     role = f"crowded_{database.name}"
@@ -147,6 +153,7 @@ def test_server_without_a_free_slot_is_waited_for(start: Start, database: server
 # there, but not to be written to
 
 
+@pytest.mark.fault("A024")
 def test_read_only_database_gets_no_backup(
     run: Run, database: servers.Database, backup_dir: Path
 ) -> None:
@@ -162,6 +169,7 @@ def test_read_only_database_gets_no_backup(
     assert [None] == database.query("SELECT to_regclass('preflight.migrations')")
 
 
+@pytest.mark.fault("A022", "A023")
 def test_standby_is_good_enough_to_look(
     run: Run,
     start: Start,
@@ -205,6 +213,7 @@ def test_standby_is_good_enough_to_look(
 # somebody in between
 
 
+@pytest.mark.fault("A025", "A026")
 def test_pooler_is_refused_at_once_for_work(
     run: Run, server: servers.Server, database: servers.Database
 ) -> None:
@@ -222,6 +231,7 @@ def test_pooler_is_refused_at_once_for_work(
     assert 0 == accepted.code, str(accepted)
 
 
+@pytest.mark.fault("A028")
 def test_old_pooler_is_good_enough_to_look(run: Run, server: servers.Server) -> None:
     """PgBouncer 1.18 refuses the startup parameter `options`: then without it."""
     with faults.through(server, faults.OldPooler()) as proxy:
@@ -232,6 +242,7 @@ def test_old_pooler_is_good_enough_to_look(run: Run, server: servers.Server) -> 
     assert (22, "target.pooler") == (refused.code, refused.finished["error"]["code"])
 
 
+@pytest.mark.fault("A023")
 @pytest.mark.parametrize("first", ["refuses", "is silent"])
 def test_host_list_goes_on_to_the_next(
     run: Run, server: servers.Server, nobody_there: int, first: str
@@ -254,6 +265,7 @@ def test_host_list_goes_on_to_the_next(
 # a Unix socket
 
 
+@pytest.mark.fault("A014")
 def test_server_of_an_image_that_initialises_itself_is_not_worked_on(
     run: Run, start: Start, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
@@ -334,6 +346,7 @@ def test_question_is_asked_again_on_a_new_connection(run: Run, server: servers.S
     assert 3 == result.code, str(result)
 
 
+@pytest.mark.fault("A025")
 @pytest.mark.parametrize("pooler", [faults.Pooler, faults.OldPooler])
 @pytest.mark.parametrize(
     ("args", "code"),

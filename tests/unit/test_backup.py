@@ -321,6 +321,7 @@ def test_newest_backups_are_kept() -> None:
     assert ["d", "e"] == kept(backups, 2)
 
 
+@pytest.mark.fault("C068")
 def test_last_backup_is_never_removed() -> None:
     """Not even when nobody asks for one."""
     assert ["b"] == kept([made("a"), made("b")], 0)
@@ -362,6 +363,7 @@ def put(tmp_path: Path) -> Put:
 GOOD = {"format": 1, "size_bytes": 4, "sequence": 1}
 
 
+@pytest.mark.fault("C068")
 @pytest.mark.parametrize(
     "manifest",
     [

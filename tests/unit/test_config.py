@@ -230,6 +230,7 @@ def test_wrong_port_is_refused(port: str) -> None:
 # secrets in files
 
 
+@pytest.mark.fault("F140")
 def test_one_line_end_is_stripped_from_a_secret_file(tmp_path: Path) -> None:
     """Editors add one; more belong to the password."""
     for number, (text, expected) in enumerate(
@@ -248,6 +249,7 @@ def test_url_may_come_from_a_file(tmp_path: Path) -> None:
     assert "h" == target(DATABASE_URL_FILE=str(tmp_path / "uri"))["host"]
 
 
+@pytest.mark.fault("F140")
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -291,6 +293,7 @@ def test_password_where_its_file_belongs_is_not_shown() -> None:
     assert SECRET not in problem
 
 
+@pytest.mark.fault("F140")
 @pytest.mark.parametrize("name", config.SECRETS)
 def test_value_and_file_are_not_both_allowed(tmp_path: Path, name: str) -> None:
     """Which one holds would be a guess."""
@@ -380,6 +383,7 @@ def test_schema_needs_no_quotes() -> None:
     assert set() == {word for word in quoted if not wrong(PREFLIGHT_SCHEMA=word)}
 
 
+@pytest.mark.fault("F149")
 def test_unknown_setting_is_refused_with_the_nearest() -> None:
     """A typo must not switch off what was asked for."""
     (problem,) = wrong(PREFLIGHT_BAKUP_DIR="/backups")

@@ -28,6 +28,7 @@ def logged(stream: io.StringIO | None = None, **settings: str) -> io.StringIO:
     return stream
 
 
+@pytest.mark.fault("F148")
 def test_event_is_one_json_object_a_line() -> None:
     """Line ends, colours and quotes in values stay inside their strings."""
     stream = logged()

@@ -35,6 +35,7 @@ def texts(script: migrations.Script) -> list[str]:
 # what is accepted
 
 
+@pytest.mark.fault("D088")
 def test_files_are_ordered_as_numbers(migrations: WriteMigrations) -> None:
     """010 comes after 9, whatever the width of the number."""
     loaded = load(migrations({f"{name}_x.sql": OK for name in ("010", "009", "1000", "000")}))
@@ -53,6 +54,7 @@ def test_companions_belong_to_their_file(migrations: WriteMigrations) -> None:
     ]
 
 
+@pytest.mark.fault("D077", "D080")
 def test_line_ends_and_byte_order_mark_do_not_change_the_checksum(
     migrations: WriteMigrations,
 ) -> None:
@@ -72,6 +74,7 @@ def test_line_ends_and_byte_order_mark_do_not_change_the_checksum(
     assert {plain.encode()} == {each.up.text for each in loaded}
 
 
+@pytest.mark.fault("D090")
 def test_other_files_are_ignored(migrations: WriteMigrations) -> None:
     """Hidden files, editors' leftovers and everything that does not end in .sql."""
     names = (".001_x.sql", "..data.sql", "README.md", "001_x.sql~", "001_x.sql.swp", "001_x.SQL")
@@ -113,6 +116,7 @@ def test_transaction_around_the_file_is_dropped(
     assert ["SELECT 1", "SELECT 2"] == texts(one.up)
 
 
+@pytest.mark.fault("D101")
 def test_words_of_transaction_control_elsewhere_are_fine(migrations: WriteMigrations) -> None:
     """In comments, strings, bodies and CASE they control no transaction."""
     statements = [
@@ -126,6 +130,7 @@ def test_words_of_transaction_control_elsewhere_are_fine(migrations: WriteMigrat
     assert statements == texts(one.up)
 
 
+@pytest.mark.fault("D091")
 def test_real_configmap_is_read_once(tmp_path: Path) -> None:
     """Kubernetes mounts every file as a link through `..data` into a dated directory."""
     configmap(tmp_path, "..2026_11_23_1", {"001_a.sql": OK, "002_b.sql": OK})
@@ -133,6 +138,7 @@ def test_real_configmap_is_read_once(tmp_path: Path) -> None:
     assert ["001_a", "002_b"] == [each.name for each in load(tmp_path)]
 
 
+@pytest.mark.fault("D091")
 def test_configmap_that_is_swapped_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +183,7 @@ def test_directory_without_files_is_a_configuration_error(
     assert "config.migrations_dir" == raised.value.code
 
 
+@pytest.mark.fault("D089", "D090")
 @pytest.mark.parametrize(
     "name",
     ["1_a.sql", "01_a.sql", "001.sql", "001_.sql", "001_A.sql", "001-a.sql", "001_a__b.sql",
@@ -201,6 +208,7 @@ def test_name_that_is_not_utf8_is_refused(migrations: WriteMigrations) -> None:
     assert "is not a migration's name" in problem.message
 
 
+@pytest.mark.fault("D082", "D088")
 def test_duplicate_version_names_both_files(migrations: WriteMigrations) -> None:
     """Numbers count, not digits."""
     (problem,) = problems(migrations({"002_b.sql": OK, "0002_c.sql": OK}))
@@ -218,6 +226,7 @@ def test_companion_without_a_forward_file_is_refused(
     assert f"001_b_{kind}.sql has no forward file 001_b.sql" == problem.message
 
 
+@pytest.mark.fault("D076", "D078", "D079", "D097", "D101", "D102", "D104")
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
@@ -295,6 +304,7 @@ def test_directives_belong_into_forward_and_rollback_files(migrations: WriteMigr
     assert ["001_a_verify.sql"] == [each.file for each in found]
 
 
+@pytest.mark.fault("D092")
 @pytest.mark.parametrize("what", ["fifo", "device", "directory", "dangling", "loop", "socket"])
 def test_what_is_not_a_file_is_refused(migrations: WriteMigrations, what: str) -> None:
     """And it is never waited for."""

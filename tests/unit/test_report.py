@@ -58,6 +58,7 @@ def test_table_shows_no_control_characters() -> None:
     assert "A\nx?[31m y" == console.table(("a",), [("x\x1b[31m\ny",)])
 
 
+@pytest.mark.fault("F146")
 @pytest.mark.parametrize(
     "data",
     [

@@ -157,6 +157,7 @@ def test_defect_is_named_with_its_place(text: str, message: str, place: tuple[in
     assert (message, place) == (defect.message, scan.position(script, defect.start))
 
 
+@pytest.mark.fault("D097")
 def test_all_meta_commands_are_found() -> None:
     """One does not hide the next."""
     found = scan.items(b"\\i a\nSELECT 1;\n\\i b\n\\connect c\n")
@@ -227,6 +228,7 @@ def test_directives_are_comments_of_their_own_kind() -> None:
     assert ["no-transaction", "lock-timeout 5s", "c"] == found
 
 
+@pytest.mark.fault("D101")
 @pytest.mark.parametrize(
     "text",
     [
