@@ -21,7 +21,7 @@ from preflight.server import lock, ready
 
 if TYPE_CHECKING:
     from preflight.apply import back
-    from preflight.backup.manifests import Backup
+    from preflight.backup.take import Taken
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
     from preflight.history.journal import Row
@@ -98,7 +98,7 @@ def proven(
     return twice(attempt)
 
 
-def proven_back(session: Session, steps: Sequence[back.Step]) -> Backup | None:
+def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
     """Back up before a rollback, prove that, export into it, rehearse the steps; return it.
 
     Raises what `take.take`, `exports.export` and `trial.backward` raise.
@@ -106,12 +106,12 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> Backup | None:
     from preflight.backup import exports, take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
-    def attempt() -> Backup | None:
+    def attempt() -> Taken | None:
         saved = take.take(session, [step.migration for step in steps], "rollback")
         with take.kept(saved) as beside:
-            beside.extend(exports.export(session, steps, saved.backup if saved else None))
+            beside.extend(exports.export(session, steps, saved))
             trial.backward(session, saved, steps)
-        return saved.backup if saved else None
+        return saved
 
     return twice(attempt)
 

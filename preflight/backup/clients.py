@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -29,8 +29,7 @@ from preflight.base import console
 from preflight.base.errors import BackupFailed
 
 if TYPE_CHECKING:
-    import io
-
+    from preflight.backup.store import Sink
     from preflight.base.config import Config
     from preflight.server.sessions import Session
 PRIOR, PRIOR_BYTES = 1000, 40  # what a row takes before any is known: as if so many had taken it
@@ -227,11 +226,11 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
     session: Session,
     programs: Clients,
     snapshot: str,
-    path: Path,
+    sink: Callable[[], AbstractContextManager[Sink]],
     progress: Progress,
     check: Callable[[], None],
 ) -> Written:
-    """Run pg_dump into a new file; raises ClientFailed.
+    """Run pg_dump into a file; raises ClientFailed.
 
     `check` is called at least once a second and may end it.
     """
@@ -244,18 +243,17 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
             session.config.lock_timeout_ms,
         )
         try:
-            return _pump(session, command, path, progress, check)
+            return _pump(session, command, sink, progress, check)
         except children.ClientFailed as failure:
             if "compress" not in str(failure) or compression == COMPRESSIONS[-1]:
                 raise
-            path.unlink()
     raise AssertionError  # the last compression returns or raises
 
 
 def _pump(
     session: Session,
     command: Sequence[str],
-    path: Path,
+    sink: Callable[[], AbstractContextManager[Sink]],
     progress: Progress,
     check: Callable[[], None],
 ) -> Written:
@@ -264,13 +262,13 @@ def _pump(
         progress.tell(words.begun)
 
     digest = hashlib.sha256()
-    with ExitStack() as secret, open(path, "xb", buffering=0, opener=private) as file:
+    with ExitStack() as secret, sink() as file:
         environment = secret.enter_context(passfile.passfile(session))
         with children.started(command, environment) as (child, words), progress:
             for chunk in children.chunks(child, tick):
                 secret.close()  # pg_dump is connected: nobody needs the password any more
                 digest.update(chunk)
-                _write_all(file, chunk)
+                file.write(chunk)
                 progress.size += len(chunk)
             code = children.wait(child)
             said = words.said()
@@ -278,19 +276,7 @@ def _pump(
             raise children.ClientFailed(
                 said or f"it ended with {code}", children.hope_of(code, said)
             )
-        os.fsync(file.fileno())
     return Written(digest.hexdigest(), words.warnings)
-
-
-def private(path: str, flags: int) -> int:
-    """Open a file that only this user can read; follows no link."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _write_all(file: io.FileIO, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
 
 
 class Progress:

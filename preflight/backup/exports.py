@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import filecmp
-import os
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
 
 from preflight.apply import back, statements, verify
-from preflight.backup import store
+from preflight.backup import reading_back, retention
 from preflight.base import stop
 from preflight.base.errors import (
     BackupFailed,
@@ -21,10 +21,7 @@ from preflight.files import effects, parser
 from preflight.server import sessions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from preflight.backup.manifests import Backup
-    from preflight.files import scan
+    from preflight.backup.take import Taken
     from preflight.files.migrations import Script
     from preflight.server.sessions import Session
 
@@ -48,15 +45,15 @@ _TABLES = """WITH RECURSIVE reached AS (
  AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE') ORDER BY 1"""
 
 
-def export(session: Session, steps: Sequence[back.Step], saved: Backup | None) -> list[Path]:
+def export(session: Session, steps: Sequence[back.Step], saved: Taken | None) -> list[str]:
     """Save what the export files select as CSV in the backup; raises BackupFailed.
 
     Return the files that were written.
     """
-    return [path for step in steps for path in _export(session, step, saved)]
+    return [file for step in steps for file in _export(session, step, saved)]
 
 
-def _export(session: Session, step: back.Step, saved: Backup | None) -> list[Path]:
+def _export(session: Session, step: back.Step, saved: Taken | None) -> list[str]:
     script = step.migration.export
     if script is None:
         return []
@@ -68,12 +65,12 @@ def _export(session: Session, step: back.Step, saved: Backup | None) -> list[Pat
         )
     session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
-        return [path for path, _ in _queries(session, step, script, saved, "")]
+        return _queries(session, step, script, saved, "")
     finally:
         sessions.roll_back(session)
 
 
-def again(session: Session, step: back.Step, saved: Backup | None, *, first: bool) -> None:
+def again(session: Session, step: back.Step, saved: Taken | None, *, first: bool) -> None:
     """Save once more what the rollback is about to destroy, its tables locked against writers.
 
     Call in the rollback's transaction, before anything of it ran. What differs from the first
@@ -84,15 +81,7 @@ def again(session: Session, step: back.Step, saved: Backup | None, *, first: boo
         return
     _lock(session, script)
     session.execute("SAVEPOINT preflight_export; SET TRANSACTION READ ONLY")
-    for path, rows in _queries(session, step, script, saved, "-late"):
-        before = path.with_name(path.name.replace("-late.csv", ".csv"))
-        if before.exists() and filecmp.cmp(before, path, shallow=False):
-            path.unlink()
-            continue
-        if first:
-            path = path.rename(before)  # noqa: PLW2901 -- it is the same file
-            store.sync(path.parent)
-        _tell(step, path, saved, rows)
+    _queries(session, step, script, saved, "" if first else "-late", again=True)
     session.execute("ROLLBACK TO SAVEPOINT preflight_export; RELEASE SAVEPOINT preflight_export")
 
 
@@ -108,57 +97,72 @@ def _lock(session: Session, script: Script) -> None:
         session.execute(f"LOCK TABLE {', '.join(tables)} IN SHARE ROW EXCLUSIVE MODE")
 
 
-def _queries(
-    session: Session, step: back.Step, script: Script, saved: Backup, suffix: str
-) -> Iterator[tuple[Path, int]]:
-    """Save each query, and yield its file and how many rows it has."""
+def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
+    session: Session,
+    step: back.Step,
+    script: Script,
+    saved: Taken,
+    suffix: str,
+    *,
+    again: bool = False,
+) -> list[str]:
+    """Save each query and say so; with `again` only what differs from the first time.
+
+    Return the files.
+    """
     statements.prepare(session, script, "SET LOCAL")
     session.execute(_FORMATS)
+    files = []
     for number, statement in enumerate(script.statements(), 1):
-        path = saved.path / f"export-{step.migration.name}-{number}{suffix}.csv"
+        name = f"{retention.EXPORT}{step.migration.name}-{number}"
+        query, file = statement.text(script.text), f"{name}{suffix}.csv"
+        before = _hash(saved, f"{name}.csv") if again else None
         try:
-            rows = _save(session, script, statement, path)
+            rows = _save(session, query, saved, file, before)
         except psycopg.Error as error:
             if session.lost or error.sqlstate in sessions.PASSING:
                 raise
             if error.sqlstate in verify.ABSENT and step.row.state != "done":
-                return  # it stopped before it made what would be saved
+                break  # it stopped before it made what would be saved
             raise statements.located(
                 MigrationFailed, session, step.migration, script, statement, error
             ) from error
-        if not suffix:
-            _tell(step, path, saved, rows)
-        yield path, rows
+        if rows is not None:
+            structlog.get_logger().info(
+                "export.saved", **step.migration.named, file=file, backup=saved.name, rows=rows
+            )
+            files.append(file)
+    return files
 
 
-def _tell(step: back.Step, path: Path, saved: Backup, rows: int) -> None:
-    structlog.get_logger().info(
-        "export.saved", **step.migration.named, file=path.name, backup=saved.name, rows=rows
-    )
+def _hash(saved: Taken, file: str) -> str | None:
+    with suppress(OSError):  # it was not saved, or cannot be compared: then both are kept
+        return reading_back.hashed(saved.store, saved.name, file).sha256
+    return None
 
 
-def _save(session: Session, script: Script, statement: scan.Statement, path: Path) -> int:
-    """Write one query's rows as CSV: a header, NULL as nothing, an empty text as two quotes."""
-    query = b"COPY (" + statement.text(script.text) + b"\n) TO STDOUT (FORMAT csv, HEADER)"
-    hidden = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+def _save(
+    session: Session, query: bytes, saved: Taken, file: str, before: str | None
+) -> int | None:
+    """Write a query's rows as CSV: a header, NULL as nothing, an empty text as two quotes.
+
+    Return how many they are; None, and nothing is kept, where the file would hash as `before`.
+    """
+    copied, digest = b"COPY (" + query + b"\n) TO STDOUT (FORMAT csv, HEADER)", hashlib.sha256()
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with saved.store.sink(saved.name, file) as sink:
             with stop.allowed(), session.connection.cursor() as cursor:
-                with cursor.copy(query) as copy:
+                with cursor.copy(copied) as copy:
                     for block in copy:
-                        file.write(block)
+                        digest.update(block)
+                        sink.write(block)
                 rows = cursor.rowcount
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.rename(path)
-        store.sync(path.parent)
+            if same := digest.hexdigest() == before:
+                sink.abandon()
     except OSError as error:
         raise BackupFailed(
             "backup.no_export",
-            f"{path.name} cannot be written: {error.strerror}",
+            f"{file} cannot be written: {error.strerror}",
             "Free space or correct the rights of the backup directory; nothing was taken back.",
         ) from error
-    finally:
-        hidden.unlink(missing_ok=True)
-    return rows
+    return None if same else rows

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 FORMAT = 1
@@ -72,18 +69,17 @@ class Manifest:
             told["without"] = [asdict(each) for each in self.without]
         return {"format": FORMAT, **told, **said}
 
+    def text(self) -> bytes:
+        """Return it as it is written."""
+        return json.dumps(self.data(), indent=2, ensure_ascii=False).encode() + b"\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A verified backup: its directory, its manifest."""
+    """A verified backup: its name in its store, its manifest."""
 
-    path: Path
+    name: str
     manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        """The directory's name."""
-        return self.path.name
 
     @property
     def origin(self) -> tuple[str, str]:
@@ -163,28 +159,7 @@ def origins(known: Sequence[Backup]) -> dict[tuple[str, str], list[Backup]]:
 
 
 class Unreadable(Exception):
-    """A directory that is no whole backup of ours; the text says what is wrong with it."""
-
-
-def read(path: Path) -> Backup:
-    """Return the backup in a directory; raises Unreadable.
-
-    A clock may jump, so its `sequence` says when it was. Others may write there: nothing is
-    followed, waited for, or believed to be of the type that it should be.
-    """
-    try:
-        if path.name.startswith(".") or path.is_symlink():
-            raise Unreadable("it is a link, or hidden")
-        manifest = json.loads(small(path / MANIFEST))
-        dump = (path / DUMP).lstat()
-    except OSError as error:
-        raise Unreadable(f"{error.filename or path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise Unreadable(f"{MANIFEST} is not the JSON that it should be") from error
-    found = parsed(manifest)
-    if not stat.S_ISREG(dump.st_mode) or dump.st_size != found.size_bytes:
-        raise Unreadable(f"{DUMP} is no file of {found.size_bytes} bytes")
-    return Backup(path, found)
+    """What is no whole backup of ours; the text says what is wrong with it."""
 
 
 def parsed(said: object) -> Manifest:
@@ -202,18 +177,6 @@ def parsed(said: object) -> Manifest:
     plain["excepted"] = tuple(plain.pop("except", ()))
     more = {key: value for key, value in said.items() if key not in known | {"format"}}
     return Manifest(**plain, more=more)
-
-
-def small(path: Path) -> bytes:
-    """Return what is in a plain file of bounded size."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unreadable(f"{path.name} is no plain file")
-        text = file.read(MANIFEST_MAX_BYTES + 1)
-    if len(text) > MANIFEST_MAX_BYTES:
-        raise Unreadable(f"{path.name} is larger than {MANIFEST_MAX_BYTES} bytes")
-    return text
 
 
 def _count(value: object) -> bool:

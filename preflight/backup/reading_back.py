@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from preflight.backup import children, clients
+from preflight.backup import children, clients, manifests
 from preflight.base import stop
 from preflight.base.errors import BackupDamaged, BackupFailed, BackupUnverified
 
 if TYPE_CHECKING:
-    import io
+    from pathlib import Path
+
+    from preflight.backup.store import Store, Stream
 
 _END = bytes(5)  # the chunk of length 0 that ends a custom archive's last data block
 
 
 def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
-    dump: Path,
+    backups: Store,
+    name: str,
     digest: str,
     programs: clients.Clients,
     environment: Mapping[str, str],
     wanted: Mapping[clients.Key, tuple[str, int]],
     roots: Mapping[clients.Key, clients.Key] | None = None,
 ) -> int:
-    """Read a dump from the disk: hash, whole archive, rows of each table; return its size.
+    """Read a backup's dump: hash, whole archive, rows of each table; return its size in bytes.
 
     `wanted` gives for each table its name for people and its rows. Raises BackupUnverified.
     """
-    found, size = hash_of(dump)
-    if size == 0:
+    found = hashed(backups, name)
+    if found.size_bytes == 0:
         raise BackupUnverified("backup.empty", "pg_dump wrote nothing", clients.HINT)
-    if found != digest:
+    if found.sha256 != digest:
         raise BackupDamaged(
             "backup.corrupt",
-            f"the dump on disk is not what pg_dump sent: {found[:12]} instead of {digest[:12]}",
+            f"the dump on disk is not what pg_dump sent: {found.sha256[:12]} instead of "
+            f"{digest[:12]}",
             "Check the disk below the backup directory; nothing was migrated.",
         )
-    rows = _settled(rows_of(dump, programs, environment), wanted, roots or {})
+    with backups.local(name, manifests.DUMP) as dump:
+        rows = _settled(rows_of(dump, programs, environment), wanted, roots or {})
     different = [
         f"{name} has {rows.get(key, 'no')} rows in the dump, {count} in the database"
         for key, (name, count) in wanted.items()
@@ -53,11 +56,11 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
             f"{len(different)} tables differ: {'; '.join(different[:5])}",
             clients.HINT,
         )
-    if wanted and not _ends_as_it_should(dump):
+    if wanted and found.end != _END:
         raise BackupUnverified(
             "backup.unreadable", "the dump does not end as an archive ends", clients.HINT
         )
-    return size
+    return found.size_bytes
 
 
 def _settled(
@@ -78,27 +81,29 @@ def _settled(
     return settled
 
 
-def hash_of(path: Path) -> tuple[str, int]:
-    """Return a file's SHA-256 and size in bytes, read from the disk and not from the cache."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 -- unbuffered
-        with suppress(OSError, AttributeError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while chunk := _part(file):
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """What a file is: its SHA-256, its size, and its last bytes."""
+
+    sha256: str
+    size_bytes: int
+    end: bytes
+
+
+def hashed(backups: Store, name: str, file: str = manifests.DUMP) -> Hashed:
+    """Read a file as its store has it; raises OSError."""
+    digest, size, end = hashlib.sha256(), 0, b""
+    with backups.open(name, file) as stream:
+        while chunk := _part(stream):
             digest.update(chunk)
             size += len(chunk)
-    return digest.hexdigest(), size
+            end = (end + chunk[-len(_END) :])[-len(_END) :]
+    return Hashed(digest.hexdigest(), size, end)
 
 
-def _part(file: io.FileIO) -> bytes:
+def _part(stream: Stream) -> bytes:
     with stop.allowed():
-        return file.read(children.CHUNK)
-
-
-def _ends_as_it_should(dump: Path) -> bool:
-    with dump.open("rb") as file:
-        file.seek(-len(_END), os.SEEK_END)
-        return file.read() == _END
+        return stream.read(children.CHUNK)
 
 
 def rows_of(

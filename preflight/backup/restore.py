@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -28,9 +27,8 @@ from preflight.backup import (
     new_database,
     reading_back,
     restored,
-    retention,
     snapshots,
-    store,
+    stores,
     swap,
     take,
 )
@@ -47,6 +45,7 @@ from preflight.server import lock, ready, sessions
 
 if TYPE_CHECKING:
     from preflight.backup.manifests import Backup, Identity
+    from preflight.backup.store import Store
     from preflight.base.config import Config
     from preflight.server.sessions import Session
 
@@ -61,7 +60,8 @@ def run(config: Config, asked: restored.Asked) -> None:
     TargetUnusable (no right, name taken or changed since, sessions in the way, swapped before).
     """
     began = time.monotonic()
-    known = find(config.backup_dir, asked.backup, config.database)
+    backups, name = stores.named(config, asked.backup)
+    known = find(backups, name, config.database)
     live, into = _names(config, asked.into)
     home = next(name for name in MAINTENANCE if name not in (live, into))
     maintenance = dataclasses.replace(config, target={**config.target, "dbname": home})
@@ -71,11 +71,11 @@ def run(config: Config, asked: restored.Asked) -> None:
         session.prepare()
         lock.acquire(session)
         identity = dataclasses.replace(take.identity_of(session)[0], database=live)
-        place = _place(session, choose(known, identity), live, into, asked)
+        place = _place(session, backups, choose(known, identity), live, into, asked)
         if asked.swap and not asked.again and swap.swapped_before(session, place, identity):
             return
         _tell_started(session, place, identity, known)
-        with _read(place.source) as renew:
+        with _read(place) as renew:
             state = _there(session, place)
             if state is None:
                 state = _made(session, place, renew)
@@ -108,8 +108,8 @@ def _names(config: Config, into: str | None) -> tuple[str, str]:
     return live, target
 
 
-def _place(
-    session: Session, source: Backup, live: str, into: str, asked: restored.Asked
+def _place(  # noqa: PLR0913, PLR0917 -- from where to where
+    session: Session, backups: Store, source: Backup, live: str, into: str, asked: restored.Asked
 ) -> restored.Place:
     """Return where it goes with what belongs to it: as the backup says, else as the live one has.
 
@@ -124,66 +124,65 @@ def _place(
             "Use another backup (`backups --table`) and check the disk.",
         ) from wrong
     own = own or belongings.read(session, live)
-    return restored.Place(source, live, into, own, asked.without, tuple(asked.skip), asked.no_owner)
+    return restored.Place(
+        backups, source, live, into, own, asked.without, tuple(asked.skip), asked.no_owner
+    )
 
 
 # which backup
 
 
-def find(directory: Path, name: str, database: str) -> list[Backup]:
-    """Return what a name, a path or `latest` of a database may mean, the oldest first.
+def find(backups: Store, name: str, database: str) -> list[Backup]:
+    """Return what a name or `latest` of a database may mean, the oldest first.
 
     Raises ConfigInvalid (there is none), BackupUnverified (it is none).
     """
-    at = Path(name)
-    if at.is_absolute() or "/" in name:
-        directory, name = at.parent, at.name
     try:
-        known = store.listing(directory)
+        known = backups.listing()
     except OSError as error:
         raise ConfigInvalid(
             "config.backup_dir",
-            f"the backups in {directory} cannot be read: {error.strerror}",
+            f"the backups in {backups.place} cannot be read: {error.strerror}",
             "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
     if name == "latest":
         found = [item for item in known if item.manifest.database == database]
-    elif (directory / name).is_dir() and name:
-        _require_readable(directory / name)
-        found = [item for item in known if item.name == name]
     else:
-        found = _begun(known, name, directory)
+        found = _called(backups, name) or _begun(known, name, backups.place)
     if found:
         return found
     near = difflib.get_close_matches(name, ["latest", *(item.name for item in known)], 1)
     hint = "See `backups --table`." if known else "That directory holds no backup."
     raise ConfigInvalid(
         "config.arguments",
-        f"there is no backup {name!r} in {directory}",
+        f"there is no backup {name!r} in {backups.place}",
         f"Did you mean {near[0]}? {hint}" if near and known else hint,
     )
 
 
-def _begun(known: Sequence[Backup], name: str, directory: Path) -> list[Backup]:
+def _begun(known: Sequence[Backup], name: str, place: str) -> list[Backup]:
     """Return the one backup whose name begins so; raises ConfigInvalid when there are several."""
     found = [item for item in known if name and item.name.startswith(name)]
     if len(found) > 1:
         raise ConfigInvalid(
             "config.arguments",
-            f"{len(found)} backups in {directory} begin with {name!r}: "
+            f"{len(found)} backups in {place} begin with {name!r}: "
             f"{console.some([item.name for item in found])}",
             "Say more of the name.",
         )
     return found
 
 
-def _require_readable(path: Path) -> None:
+def _called(backups: Store, name: str) -> list[Backup]:
+    """Return the backup of that very name, if anything is called so; raises BackupUnverified."""
     try:
-        manifests.read(path)
+        return [backups.read(name)] if name else []
+    except FileNotFoundError:
+        return []
     except manifests.Unreadable as why:
         raise BackupUnverified(
             "backup.corrupt",
-            f"{path.name} is no whole backup: {why}",
+            f"{name} is no whole backup: {why}",
             "Use another backup (`backups --table`) and check the disk.",
         ) from why
 
@@ -248,21 +247,22 @@ def _tell_closed(place: restored.Place) -> None:
 
 
 @contextmanager
-def _read(source: Backup) -> Iterator[Callable[[], None]]:
+def _read(place: restored.Place) -> Iterator[Callable[[], None]]:
     """Keep the backup from being pruned meanwhile."""
     try:
-        with retention.reading(source) as renew:
+        with place.store.reading(place.source.name) as renew:
             yield renew
     except OSError as error:
         raise BackupFailed(
             "backup.directory",
-            f"{source.path} cannot be read: {error.strerror}",
+            f"{place.at} cannot be read: {error.strerror}",
             "Correct its rights, or run as the user that made it. If another run has just removed "
             "it, choose another one (`backups --table`).",
         ) from error
 
 
-def _require_whole(source: Backup) -> None:
+def _require_whole(place: restored.Place) -> None:
+    source = place.source
     said = {"rows": source.manifest.rows, "sha256": source.manifest.sha256}
     if missing := [name for name, value in said.items() if value is None]:
         raise BackupUnverified(
@@ -270,8 +270,7 @@ def _require_whole(source: Backup) -> None:
             f"{source.name} cannot be compared: its manifest lacks {' and '.join(missing)}",
             "Use another backup (`backups --table`).",
         )
-    digest, _ = reading_back.hash_of(source.path / manifests.DUMP)
-    if digest != source.manifest.sha256:
+    if reading_back.hashed(place.store, source.name).sha256 != source.manifest.sha256:
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} is not what was written: its hash differs from the manifest's",
@@ -319,7 +318,7 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
 
 def _made(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
     """Make the database, fill it, compare it, and give it what belongs to it."""
-    _require_whole(place.source)
+    _require_whole(place)
     _require_roles(session, place)
     with _new_database(session, place):
         state = _fill(session, place, renew)
@@ -413,9 +412,10 @@ def _drop(session: Session, name: str) -> None:
 
 def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
     """Run pg_restore and compare every table's rows with the manifest."""
-    dump, jobs = place.source.path / manifests.DUMP, new_database.jobs(session)
+    jobs = new_database.jobs(session)
     quiet = new_database.quiet(session)  # a login event trigger would write into what is compared
     with ExitStack() as stack:
+        dump = stack.enter_context(place.store.local(place.source.name, manifests.DUMP))
         options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
         if place.skip:
             programs, environment = (

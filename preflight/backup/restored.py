@@ -21,6 +21,7 @@ from preflight.server import catalog
 if TYPE_CHECKING:
     from preflight.backup.belongings import Belongings
     from preflight.backup.manifests import Backup
+    from preflight.backup.store import Store
     from preflight.server.sessions import Session
 MARK = "pg-preflight restore: "
 UNFINISHED = f"{MARK}unfinished"
@@ -57,6 +58,7 @@ class Asked:
 class Place:
     """Which backup goes where, and what is to belong to it (None: nobody knows)."""
 
+    store: Store
     source: Backup
     live: str
     into: str
@@ -64,6 +66,11 @@ class Place:
     without: frozenset[str] = frozenset()
     skip: tuple[str, ...] = ()  # entries of the archive that are left out
     no_owner: bool = False  # owners and rights are
+
+    @property
+    def at(self) -> str:
+        """How people call where the backup is."""
+        return f"{self.store.place}/{self.source.name}"
 
     @property
     def rows(self) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight.backup import new_database, restored, store
+from preflight.backup import manifests, new_database, restored, store
 from preflight.base import quoting, stop
 from preflight.base.errors import (
     BackupFailed,
@@ -43,7 +45,7 @@ def swapped_before(session: Session, place: restored.Place, identity: Identity) 
     live = new_database.described(session, place.live)
     if live is None:
         return False
-    swaps = store.swaps(place.source, identity)
+    swaps = _swaps(place, identity)
     said = swaps.pop(live["oid"], None)
     if said is None:
         _require_not_replaced(session, place, swaps)
@@ -82,6 +84,30 @@ def _require_not_replaced(
             f"and {place.live!r} is another database now",
             "What it holds would leave the live place: if that is wanted, add --again.",
         )
+
+
+def _family(identity: Identity) -> str:
+    """Return how the records of swaps on one server begin; a database's number follows."""
+    return f"swap-{int(identity.system)}-"
+
+
+def _swaps(place: restored.Place, identity: Identity) -> dict[int, dict[str, Any]]:
+    """Return what was recorded of each database that was made from a backup and swapped in."""
+    recorded: dict[int, dict[str, Any]] = {}
+    pattern = re.compile(re.escape(_family(identity)) + r"(\d+)\.json")
+    with store.usable(place.store):
+        files = place.store.files(place.source.name)
+    for number, file in ((match[1], each) for each in files if (match := pattern.fullmatch(each))):
+        try:
+            said = json.loads(store.small(place.store, place.source.name, file))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError, manifests.Unreadable):
+            said = None  # it was, and nobody knows when
+        said = said if isinstance(said, dict) else {}
+        if said.get("address") in (None, identity.address):
+            recorded[int(number)] = said
+    return recorded
 
 
 _NOW = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8"
@@ -164,12 +190,14 @@ def _record(
     said = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
     said["address"] = identity.address
     try:
-        store.record_swap(place.source, identity.system, oid, said)
+        file = f"{_family(identity)}{oid}.json"
+        with place.store.sink(place.source.name, file) as sink:
+            sink.write(json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         if not again:
             raise BackupFailed(
                 "backup.directory",
-                f"the swap cannot be recorded in {place.source.path}: {error.strerror}",
+                f"the swap cannot be recorded in {place.at}: {error.strerror}",
                 f"The same command would do it again. Make it writable for user {os.getuid()}, or "
                 "go without a record: --again.",
             ) from error

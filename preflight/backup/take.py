@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -23,11 +23,11 @@ from preflight.backup import (
     children,
     clients,
     manifests,
-    mounts,
     reading_back,
     retention,
     snapshots,
     store,
+    stores,
 )
 from preflight.backup.manifests import Backup, Identity, Manifest
 from preflight.base import console, stop
@@ -42,7 +42,10 @@ from preflight.base.errors import (
 from preflight.server import catalog
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from preflight.backup.clients import Clients
+    from preflight.backup.store import Store
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
@@ -58,12 +61,13 @@ WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A backup that this run made, whose it is, and what a copy of it has to show."""
+    """A backup that this run made, where, whose it is, and what a copy of it has to show."""
 
+    store: Store
     backup: Backup
     identity: Identity
     witness: snapshots.Witness
-    seen: tuple[int, ...]  # of the dump's file, before its hash was read back
+    seen: object  # of the dump's file, before its hash was read back
     visible: bool = True  # a plan's is removed afterwards
 
     @property
@@ -72,9 +76,17 @@ class Taken:
         return self.backup.name
 
     @property
-    def path(self) -> Path:
-        """The backup's directory."""
-        return self.backup.path
+    def place(self) -> str:
+        """How people call where it is."""
+        return f"{self.store.place}/{self.name}"
+
+    @contextmanager
+    def dump(self) -> Iterator[Path]:
+        """Yield its dump as a file for another program; raises BackupFailed."""
+        with ExitStack() as stack:
+            with store.usable(self.store):
+                path = stack.enter_context(self.store.local(self.name, manifests.DUMP))
+            yield path
 
 
 def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Taken | None:
@@ -88,13 +100,13 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
         return None
     began = time.monotonic()
     with _made(session, todo, purpose) as draft:
-        with store.usable(session.config.backup_dir) as directory:
-            made = store.publish(draft.path, directory, draft.identity, draft.backup.manifest)
+        with store.usable(draft.store):
+            made = draft.store.publish(draft.name, draft.identity, draft.backup.manifest)
         manifest, rows = made.manifest, made.manifest.rows or {}
         log.info(
             "backup.verified",
             backup=made.name,
-            directory=str(session.config.backup_dir),
+            directory=draft.store.place,
             verified=manifest.verified,
             size_bytes=manifest.size_bytes,
             tables=len(rows),
@@ -104,8 +116,8 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
             duration_s=round(time.monotonic() - began, 3),
         )
         with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
-            retention.prune(made.path.parent, draft.identity, session.config.backup_keep + 1)
-    return Taken(made, draft.identity, draft.witness, draft.seen)
+            retention.prune(draft.store, draft.identity, session.config.backup_keep + 1)
+    return dataclasses.replace(draft, backup=made, visible=True)
 
 
 @contextmanager
@@ -123,13 +135,13 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
     identity, size = identity_of(session)
     own, roles = belongings.read(session, identity.database), _roles(session)
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
+    backups = stores.of(config)
     with ExitStack() as stack:
-        with store.usable(config.backup_dir) as directory:
-            mounts.require_mounted(directory)
-            retention.sweep(directory, identity)
-            store.require_space(directory, identity, size)
-            hidden = stack.enter_context(store.building(directory, identity, config.run_id))
-            found, witness, seen = _dumped(session, hidden / manifests.DUMP, programs)
+        with store.usable(backups):
+            ours = identity.ours(backups.listing())
+            needed = store.space_needed(ours[-1].manifest.size_bytes if ours else None, size)
+            name = stack.enter_context(backups.draft(identity, config.run_id, needed))
+            found, witness, seen = _dumped(session, backups, name, programs)
             manifest = dataclasses.replace(
                 found,
                 version=__version__,
@@ -146,23 +158,24 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 database_bytes=size,
                 roles=tuple(roles),
             )
-        yield Taken(manifests.Backup(hidden, manifest), identity, witness, seen, visible=False)
+        backup = manifests.Backup(name, manifest)
+        yield Taken(backups, backup, identity, witness, seen, visible=False)
 
 
 def prune(session: Session, saved: Taken) -> None:
     """Let go what is more than BACKUP_KEEP; call once it is known what the newest is worth."""
     with suppress(OSError):  # the backup is there; what cannot be removed is told by the store
-        retention.prune(saved.path.parent, saved.identity, session.config.backup_keep)
+        retention.prune(saved.store, saved.identity, session.config.backup_keep)
 
 
 @contextmanager
-def kept(saved: Taken | None) -> Iterator[list[Path]]:
+def kept(saved: Taken | None) -> Iterator[list[str]]:
     """Take a backup out of view when what is done with it says that it is none.
 
     Yields a list for the files that it holds besides; at the end all of it must still be there.
     Raises BackupDamaged.
     """
-    beside: list[Path] = []
+    beside: list[str] = []
     try:
         yield beside
         require_there(saved, beside)
@@ -172,32 +185,33 @@ def kept(saved: Taken | None) -> Iterator[list[Path]]:
         raise
 
 
-def require_there(saved: Taken | None, files: Sequence[Path] = (), *, again: bool = False) -> None:
+def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool = False) -> None:
     """Make sure that a backup is still what was verified; raises BackupDamaged.
 
     The hash is read again only where the dump's file is not as it was seen, or with `again`.
     """
     if saved is None:
         return
-    dump, digest = saved.path / manifests.DUMP, saved.backup.manifest.sha256
+    digest = saved.backup.manifest.sha256
     try:
-        if again or store.seen(dump) != saved.seen:
-            digest, _ = reading_back.hash_of(dump)
-        gone = [str(path) for path in files if not path.is_file()]
+        if again or saved.store.stamp(saved.name, manifests.DUMP) != saved.seen:
+            digest = reading_back.hashed(saved.store, saved.name).sha256
+        there = saved.store.files(saved.name) if files else ()
+        gone = [f"{saved.place}/{file}" for file in files if file not in there]
     except OSError as error:
-        gone = [f"{dump} ({error.strerror})"]
+        gone = [f"{saved.place}/{manifests.DUMP} ({error.strerror})"]
     if digest != saved.backup.manifest.sha256:
         raise BackupDamaged(
             "backup.corrupt",
-            f"the dump in {saved.path} is not what was verified a moment ago: its hash differs",
+            f"the dump in {saved.place} is not what was verified a moment ago: its hash differs",
             "Who else writes to the backup directory? Check that, and the disk; the backup is "
             "hidden again, and nothing was migrated.",
         )
-    if gone or (saved.visible and not store.holds(saved.backup)):
+    if gone or (saved.visible and not store.holds(saved.store, saved.backup)):
         raise BackupDamaged(
             "backup.vanished",
             "the backup that was verified a moment ago is gone: "
-            f"{console.some(gone) or saved.path}",
+            f"{console.some(gone) or saved.place}",
             "Who else removes files in the backup directory? Nothing was migrated.",
         )
 
@@ -205,8 +219,8 @@ def require_there(saved: Taken | None, files: Sequence[Path] = (), *, again: boo
 def hide(saved: Taken) -> None:
     """Take a backup out of view that turned out to be none."""
     if saved.visible:
-        with store.usable(saved.path.parent):
-            store.withdraw(saved.backup, saved.identity)
+        with store.usable(saved.store):
+            saved.store.withdraw(saved.backup, saved.identity)
 
 
 def identity_of(session: Session) -> tuple[Identity, int]:
@@ -256,8 +270,8 @@ def _timeline(session: Session) -> int | None:
 
 
 def _dumped(
-    session: Session, path: Path, programs: Clients
-) -> tuple[Manifest, snapshots.Witness, tuple[int, ...]]:
+    session: Session, backups: Store, name: str, programs: Clients
+) -> tuple[Manifest, snapshots.Witness, object]:
     """Write the dump and read it back; return what the manifest says of it, and what else was seen.
 
     Last comes what its file looked like before its hash was read back.
@@ -268,7 +282,7 @@ def _dumped(
     while True:
         attempt += 1
         try:
-            taken_at, seen, written = _attempted(session, path, programs, attempt)
+            taken_at, seen, written = _attempted(session, backups, name, programs, attempt)
             break
         except (
             children.ClientFailed,
@@ -278,7 +292,6 @@ def _dumped(
             snapshots.Moved,
         ) as error:
             hope, before, said = _hope_of(error), said, str(error).strip()
-        path.unlink(missing_ok=True)
         if hope == "none" or (hope == "unknown" and said == before):
             raise BackupFailed("backup.pg_dump", f"the dump failed: {said}", _HINT)
         others = _lockers(session)
@@ -291,12 +304,12 @@ def _dumped(
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
-    looks = store.seen(path)
+    looks = backups.stamp(name, manifests.DUMP)
     without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
     digest, environment = written.sha256, session.config.child_env
-    size = reading_back.require_whole(path, digest, programs, environment, wanted, roots)
+    size = reading_back.require_whole(backups, name, digest, programs, environment, wanted, roots)
     listed = any(each.what.startswith("subscription ") for each in without)
     without += [
         manifests.Lacking(warning, "a warning of pg_dump")
@@ -314,7 +327,7 @@ def _dumped(
 
 
 def _attempted(
-    session: Session, path: Path, programs: Clients, attempt: int
+    session: Session, backups: Store, name: str, programs: Clients, attempt: int
 ) -> tuple[str, snapshots.Count, clients.Written]:
     """Dump once, and count meanwhile; return when, what was seen in the snapshot, and the dump.
 
@@ -331,7 +344,8 @@ def _attempted(
         )
         with snapshots.Count(snapshot).running() as count:
             progress = clients.Progress(len(snapshot.tables), count.plain)
-            written = clients.write(session, programs, snapshot.name, path, progress, count.check)
+            sink = partial(backups.sink, name, manifests.DUMP)
+            written = clients.write(session, programs, snapshot.name, sink, progress, count.check)
             count.finish()
     if moved := catalog.moved(count.marks, catalog.marks(session)):
         raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")

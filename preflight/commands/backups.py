@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preflight.backup import manifests, store
+from preflight.backup import manifests, store, stores
 from preflight.base import console
 from preflight.commands import command, results
 
 if TYPE_CHECKING:
+    from preflight.backup.store import Store
     from preflight.base.config import Config
 
 
@@ -19,9 +19,9 @@ HEADS = ("size", "rows", "taken for", "verified")
 FEW = 3  # versions that a table names
 
 
-def described(directory: Path) -> list[dict[str, Any]]:
-    """Return what the manifests in a directory say, the oldest first; raises BackupFailed."""
-    with store.usable(directory) as resolved:
+def described(backups: Store) -> list[dict[str, Any]]:
+    """Return what the manifests in a store say, the oldest first; raises BackupFailed."""
+    with store.usable(backups):
         return [
             {
                 "backup": item.name,
@@ -34,7 +34,7 @@ def described(directory: Path) -> list[dict[str, Any]]:
                 "pending": _versions(item.manifest.taken_for),
                 "verified": item.manifest.verified,
             }
-            for item in store.listing(resolved)
+            for item in backups.listing()
         ]
 
 
@@ -47,17 +47,18 @@ def _versions(purpose: manifests.Purpose | None) -> list[int]:
 
 def run(config: Config, *, form: str | None = None) -> None:
     """List the backups of every database in the directory; needs no server."""
-    rows = described(config.backup_dir)
+    backups = stores.of(config)
+    rows = described(backups)
     events = [("backup.listed", row) for row in rows]
     pairs = zip(rows, beginnings([row["backup"] for row in rows]), strict=True)
     narrow = [cells[:1] + cells[3:] for row, name in pairs for cells in [_cells(row, name)]]
     results.show(
         config,
         form,
-        {"directory": str(config.backup_dir), "backups": rows},
+        {"directory": backups.place, "backups": rows},
         (("backup", "database", "when", *HEADS), [_cells(row, row["backup"]) for row in rows]),
         events,
-        nothing=f"there is no backup in {config.backup_dir}",
+        nothing=f"there is no backup in {backups.place}",
         narrow=(("backup", *HEADS), narrow),
     )
 

@@ -172,7 +172,7 @@ def record(
 ) -> None:
     """Write into the manifest how far the backup was restored; a plan's nobody will read."""
     if saved.visible:
-        with store.usable(saved.path.parent):
+        with store.usable(saved.store):
             manifest = saved.backup.manifest
             left = [manifests.Lacking(what, "not given to the copy") for what in without]
             restored_too = dataclasses.replace(
@@ -181,7 +181,7 @@ def record(
                 without=(*manifest.without, *left),
                 excepted=tuple(problem.entry for problem in refused) or manifest.excepted,
             )
-            store.improve(saved.backup, restored_too)
+            saved.store.improve(saved.backup, restored_too)
 
 
 def _require_allowed(session: Session, config: Config) -> int:
@@ -361,7 +361,7 @@ def _fill(
             code, problems = new_database.fill(
                 home,
                 restoring.name,
-                saved.path / manifests.DUMP,
+                stack.enter_context(saved.dump()),
                 restoring.jobs,
                 "--no-publications",
                 "--no-subscriptions",
@@ -465,7 +465,7 @@ def listed(
     if not calling:
         return ()
     programs, environment = clients.clients(home.config, home), home.config.child_env
-    dump = saved.path / manifests.DUMP
+    dump = stack.enter_context(saved.dump())
     wanted = clients.list_without(dump, programs, environment, new_database.REFRESH, calling)
     return (f"--use-list={stack.enter_context(wanted)}",)
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preflight.backup import mounts, retention
+from preflight.backup import mounts
 from preflight.base import console, stop
 
 DIRECTORY = Path("/scratch")
@@ -35,6 +35,7 @@ SUPERUSER = "preflight_rehearsal_superuser"  # a name that no live server has: i
 HOME = "template1"  # the database that is always there
 TEMPLATE = "cluster"  # beside bin/: what initdb made when the image was built
 PREFIX = ".preflight-rehearsal-"
+ABANDONED_S = 3600.0  # a directory without its lock file is being made, or is left over
 LOCK, DATA, SHORT, LOG = ".lock", "data", "socket", "log"
 CONF = ".conf"
 SHARE, EXTRA_BYTES = 1.2, 300_000_000  # of the database, and for WAL, sorting and the cluster
@@ -345,7 +346,7 @@ def _abandoned(path: Path) -> bool:
     try:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:  # killed while it was made or removed; or it is being made just now
-        if time.time() - path.stat().st_mtime < retention.ABANDONED_S:
+        if time.time() - path.stat().st_mtime < ABANDONED_S:
             return False
         _remove(path)
         return True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight.backup import children, clients, manifests, new_database, take
+from preflight.backup import children, clients, new_database, take
 from preflight.base import console
 from preflight.base.errors import (
     BackupFailed,
@@ -286,7 +286,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
             code, problems = new_database.fill(
                 home,
                 made.database,
-                saved.path / manifests.DUMP,
+                stack.enter_context(saved.dump()),
                 restoring.jobs,
                 "--no-subscriptions",  # they would connect to where the rows come from
                 "--no-tablespaces",

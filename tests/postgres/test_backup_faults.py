@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from preflight.backup import clients, reading_back, snapshots
+from preflight.backup.directory import Directory
 from preflight.base.errors import BackupUnverified
 from tests import faults, program, servers
 from tests.conftest import Run, Start, StartServer, WriteMigrations
@@ -180,15 +181,21 @@ def test_bit_that_flips_on_the_disk_is_found(
     dump = saved / "database.dump"
     home = servers.client_bin(17)
     counted = clients.Clients(str(home / "pg_dump"), str(home / "pg_restore"), "17")
-    digest, size = reading_back.hash_of(dump)
+    backups = Directory(backup_dir)
+    found = reading_back.hashed(backups, saved.name)
     wanted = {(b"public", b"items"): ("public.items", 5000)}
 
-    assert size == reading_back.require_whole(dump, digest, counted, os.environ, wanted)
+    def read() -> int:
+        return reading_back.require_whole(
+            backups, saved.name, found.sha256, counted, os.environ, wanted
+        )
+
+    assert found.size_bytes == read()
     flipped = bytearray(dump.read_bytes())
-    flipped[size // 2] ^= 1
+    flipped[found.size_bytes // 2] ^= 1
     dump.write_bytes(flipped)
     with pytest.raises(BackupUnverified) as raised:
-        reading_back.require_whole(dump, digest, counted, os.environ, wanted)
+        read()
     assert "backup.corrupt" == raised.value.code
 
 

@@ -1,5 +1,6 @@
 """Backups without a server: what is counted, what is kept, and where they may be."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 from preflight.backup import (
     children,
     clients,
+    directory,
     manifests,
     mounts,
     reading_back,
@@ -18,6 +20,7 @@ from preflight.backup import (
     snapshots,
     store,
 )
+from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
@@ -270,7 +273,7 @@ def test_address_is_what_was_configured(address: str, target: dict[str, str]) ->
 def of(name: str, system: str, address: str = "") -> Backup:
     """Return a backup of `app` that is from somewhere."""
     said = Manifest(0, system_identifier=system, database="app", address=address)
-    return Backup(Path(name), said)
+    return Backup(name, said)
 
 
 def test_backups_of_other_places_are_not_ours() -> None:
@@ -311,7 +314,7 @@ def kept(backups: list[Backup], keep: int) -> list[str]:
 def made(name: str, pending: str = "") -> Backup:
     """Return a backup that was taken for a set of files."""
     sets = [{"version": 1, "checksum": pending}] if pending else []
-    return Backup(Path(name), Manifest(0, taken_for=Purpose("up", sets)))
+    return Backup(name, Manifest(0, taken_for=Purpose("up", sets)))
 
 
 def test_newest_backups_are_kept() -> None:
@@ -383,7 +386,7 @@ def test_broken_backup_is_not_counted(put: Put, tmp_path: Path, manifest: object
     put("broken", manifest)
     good = put("good", GOOD)
 
-    assert [good] == [item.path for item in store.listing(tmp_path)]
+    assert [good.name] == [item.name for item in Directory(tmp_path).listing()]
 
 
 def test_hidden_foreign_and_linked_directories_are_not_listed(put: Put, tmp_path: Path) -> None:
@@ -394,7 +397,7 @@ def test_hidden_foreign_and_linked_directories_are_not_listed(put: Put, tmp_path
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "notes.txt").touch()
 
-    assert [good] == [item.path for item in store.listing(tmp_path)]
+    assert [good.name] == [item.name for item in Directory(tmp_path).listing()]
 
 
 def test_sequence_says_which_backup_is_newer(put: Put, tmp_path: Path) -> None:
@@ -402,22 +405,25 @@ def test_sequence_says_which_backup_is_newer(put: Put, tmp_path: Path) -> None:
     newer = put("app-20200101T000000Z-b", {**GOOD, "sequence": 2})
     older = put("app-20991231T000000Z-a", GOOD)
 
-    assert [older, newer] == [item.path for item in store.listing(tmp_path)]
+    assert [older.name, newer.name] == [item.name for item in Directory(tmp_path).listing()]
 
 
 def test_manifest_is_replaced_as_a_whole(put: Put) -> None:
     """And stays private; the level of verification is raised this way."""
     path = put("good", GOOD) / manifests.MANIFEST
-    store.write_durably(path, {**GOOD, "verified": "restored"})
+    backups = Directory(path.parent.parent)
+    (known,) = backups.listing()
+    backups.improve(known, dataclasses.replace(known.manifest, verified="restored"))
 
-    assert {**GOOD, "verified": "restored"} == json.loads(path.read_text())
+    said = json.loads(path.read_text())
+    assert {**GOOD, "verified": "restored"} == {key: said[key] for key in (*GOOD, "verified")}
     assert 0o600 == path.stat().st_mode & 0o777
     assert {manifests.DUMP, manifests.MANIFEST} == {item.name for item in path.parent.iterdir()}
 
 
 def test_backups_of_runs_that_succeeded_are_no_crash_loop() -> None:
     """The same files applied, taken back and applied again are three good reasons for a backup."""
-    back = Backup(Path("r"), Manifest(0, taken_for=Purpose("rollback", [{"version": 1}])))
+    back = Backup("r", Manifest(0, taken_for=Purpose("rollback", [{"version": 1}])))
     backups = [made("a", "x"), back, made("b", "x"), back, made("c", "x")]
 
     assert [] == retention.surplus(backups, 5)
@@ -432,7 +438,7 @@ def test_directory_that_cannot_be_synced_holds_backups_all_the_same() -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         os.fsync(descriptor)
     os.close(descriptor)
-    store.sync(Path("/proc"))
+    directory.sync(Path("/proc"))
 
 
 def test_backup_that_could_not_be_published_is_not_seen(
@@ -440,18 +446,20 @@ def test_backup_that_could_not_be_published_is_not_seen(
 ) -> None:
     """The message says that there is none; so there is none, and nothing is left."""
     identity = Identity("1", "app", "x:1")
-    real, failed = store.sync, OSError(errno.EIO, os.strerror(errno.EIO))
+    real, failed = directory.sync, OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def sync(directory: Path) -> None:
-        if directory == tmp_path:
+    def sync(path: Path) -> None:
+        if path == tmp_path:
             raise failed
-        real(directory)
+        real(path)
 
-    monkeypatch.setattr(store, "sync", sync)
-    with store.building(tmp_path, identity, "r") as hidden:
-        (hidden / manifests.DUMP).write_bytes(b"dump")
+    monkeypatch.setattr(directory, "sync", sync)
+    backups = Directory(tmp_path)
+    with backups.draft(identity, "r", 0) as draft:
+        with backups.sink(draft, manifests.DUMP) as sink:
+            sink.write(b"dump")
         with pytest.raises(OSError, match="Input/output"):
-            store.publish(hidden, tmp_path, identity, Manifest(4, run_id="r"))
+            backups.publish(draft, identity, Manifest(4, run_id="r"))
 
     assert [] == list(tmp_path.iterdir())
 

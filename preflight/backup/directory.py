@@ -1,0 +1,366 @@
+"""The store of backups that is a directory.
+
+A backup is built under a hidden name on which its run holds a file lock, and renamed when it is
+whole. What a killed run leaves keeps the hidden name and a free lock: the next run removes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preflight.backup import manifests, mounts, store
+from preflight.base import stop
+from preflight.base.errors import BackupFailed
+
+if TYPE_CHECKING:
+    import io
+
+    from preflight.backup.manifests import Backup, Identity, Manifest
+
+READER_S, RENEW_S = 3600.0, 60.0  # a reader is gone when it has not renewed its mark for so long
+ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
+CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+LOCK, READER = ".lock", ".reader-"
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Directory(store.Store):
+    """Backups in a directory, each in one of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def place(self) -> str:
+        """The directory as it was named."""
+        return str(self._path)
+
+    @cached_property
+    def _root(self) -> Path:
+        """The real path: a link that is turned meanwhile leads nowhere else; raises OSError."""
+        root = Path(os.path.realpath(self._path, strict=True))
+        if not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return root
+
+    def failure(self, error: OSError) -> BackupFailed:
+        """Say whether it lacks room, rights or the directory."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return self._no_space(os.strerror(error.errno))
+        hint = "Set PREFLIGHT_BACKUP_DIR to a directory that exists, or mount a volume there."
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = (
+                f"Make it writable for user {os.getuid()} (chown, or fsGroup in Kubernetes), "
+                "or set PREFLIGHT_BACKUP_DIR."
+            )
+        return BackupFailed(
+            "backup.directory", f"backups cannot be kept in {self.place}: {error.strerror}", hint
+        )
+
+    def _no_space(self, why: str) -> BackupFailed:
+        return BackupFailed(
+            "backup.no_space",
+            f"no space for a backup in {self.place}: {why}",
+            "Free or add space; older backups were not touched. PREFLIGHT_BACKUP_KEEP says how "
+            "many are kept.",
+        )
+
+    # what is there
+
+    def listing(self) -> list[Backup]:
+        """Return every whole backup, the oldest first; what is not one of ours is left out."""
+        found = []
+        for path in self._root.iterdir():
+            with suppress(manifests.Unreadable, FileNotFoundError):
+                found.append(self.read(path.name))
+        return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
+
+    def read(self, name: str) -> Backup:
+        """Return one backup; raises FileNotFoundError, Unreadable.
+
+        A clock may jump, so its `sequence` says when it was. Others may write there: nothing is
+        followed, waited for, or believed to be of the type that it should be.
+        """
+        path = self._root / name
+        if not path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        try:
+            if name.startswith(".") or path.is_symlink():
+                raise manifests.Unreadable("it is a link, or hidden")
+            said = json.loads(store.small(self, name, manifests.MANIFEST))
+            dump = (path / manifests.DUMP).lstat()
+        except OSError as error:
+            why = f"{error.filename or path} cannot be read: {error.strerror}"
+            raise manifests.Unreadable(why) from error
+        except (ValueError, RecursionError, MemoryError) as error:
+            why = f"{manifests.MANIFEST} is not the JSON that it should be"
+            raise manifests.Unreadable(why) from error
+        found = manifests.parsed(said)
+        if not stat.S_ISREG(dump.st_mode) or dump.st_size != found.size_bytes:
+            raise manifests.Unreadable(f"{manifests.DUMP} is no file of {found.size_bytes} bytes")
+        return manifests.Backup(name, found)
+
+    def files(self, name: str) -> list[str]:
+        """Return what is there and not hidden."""
+        names = sorted(each.name for each in (self._root / name).iterdir())
+        return [each for each in names if not each.startswith(".")]
+
+    # what is written
+
+    @contextmanager
+    def draft(self, identity: Identity, run_id: str, needed: int) -> Iterator[str]:
+        """Make a hidden directory that this run holds a file lock on; removed unless published."""
+        mounts.require_mounted(self._root)
+        sweep(self._root, identity)
+        self._require_space(needed)
+        hidden = self._root / identity.hidden("partial", run_id)
+        hidden.mkdir(mode=0o700)
+        descriptor = -1
+        try:
+            unlocked = hidden / f"{LOCK}.new"  # no sweep meets the lock's file without its lock
+            descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unlocked.rename(hidden / LOCK)
+            yield hidden.name
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _require_space(self, needed: int) -> None:
+        found = os.statvfs(self._root)
+        free = found.f_bavail * found.f_frsize
+        if free < needed:
+            raise self._no_space(
+                f"{free / 1e6:.1f} MB are free, about {needed / 1e6:.1f} MB are needed"
+            )
+
+    @contextmanager
+    def sink(self, name: str, file: str) -> Iterator[store.Sink]:
+        """Write beside the file and rename; in a draft, which nobody sees, in its place."""
+        path = self._root / name / file
+        new = path if name.startswith(".") else path.with_name(f".{file}.new")
+        with _written(path, new) as made:
+            yield made
+
+    def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
+        """Rename the hidden directory once its manifest is on the disk."""
+        hidden = self._root / draft
+        earlier = (item.manifest.sequence for item in self.listing())
+        manifest = dataclasses.replace(manifest, sequence=1 + max(earlier, default=0))
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        final = self._root / f"{identity.slug}-{stamp}-{manifest.run_id}"
+        while final.exists():  # two backups of one run in one second
+            final = final.with_name(f"{final.name}b")
+        _write_manifest(hidden, manifest)
+        with stop.deferred():
+            hidden.rename(final)
+            try:
+                sync(self._root)
+            except OSError:
+                final.rename(hidden)  # what the message says is not there must not be seen
+                raise
+        with suppress(OSError):  # the lock goes with our descriptor; its file is of no use any more
+            (final / LOCK).unlink()
+        return manifests.Backup(final.name, manifest)
+
+    def improve(self, backup: Backup, manifest: Manifest) -> Backup:
+        """Replace the manifest."""
+        _write_manifest(self._root / backup.name, manifest)
+        return manifests.Backup(backup.name, manifest)
+
+    def withdraw(self, backup: Backup, identity: Identity) -> None:
+        """Hide it, for somebody to look at until the next `sweep`."""
+        with suppress(FileNotFoundError):  # hidden already, or removed by somebody
+            hidden = self._root / identity.hidden("unproven", backup.name)
+            (self._root / backup.name).rename(hidden)
+        sync(self._root)
+
+    def remove(self, backup: Backup, identity: Identity) -> bool:
+        """Hide it and remove what is hidden: a kill in between leaves no half of it in view."""
+        path, hidden = self._root / backup.name, self._root / identity.hidden("pruned", backup.name)
+        if _in_use(path):
+            return False
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+        return True
+
+    # what is read
+
+    @contextmanager
+    def open(self, name: str, file: str) -> Iterator[store.Stream]:
+        """Read from the disk, and not from the cache; no link is followed, no pipe waited for."""
+        path = self._root / name / file
+        with os.fdopen(os.open(path, _READ), "rb", buffering=0) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is no plain file", str(path))
+            with suppress(OSError, AttributeError):
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            yield stream
+
+    @contextmanager
+    def local(self, name: str, file: str) -> Iterator[Path]:
+        """Yield the file itself."""
+        yield self._root / name / file
+
+    def stamp(self, name: str, file: str) -> object:
+        """Return which file it is, its size and times."""
+        found = (self._root / name / file).lstat()
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Callable[[], None]]:
+        """Lock the dump, which this machine sees, and renew a mark beside it, which others see.
+
+        Where there are no locks the mark tells. Neither is a must: the directory may be read-only.
+        """
+        path = self._root / name
+        mark, dump = path / f"{READER}{os.urandom(6).hex()}", path / manifests.DUMP
+        descriptor = os.open(dump, _READ)
+        renewed = time.monotonic()
+
+        def renew() -> None:
+            nonlocal renewed
+            if time.monotonic() - renewed >= RENEW_S:
+                renewed = time.monotonic()
+                with suppress(OSError):
+                    os.utime(mark)
+
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with suppress(OSError):
+                mark.touch(0o600)
+            if not os.path.samestat(os.fstat(descriptor), dump.lstat()):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(dump))
+            yield renew
+        finally:
+            with suppress(OSError):
+                mark.unlink()
+            os.close(descriptor)
+
+
+# files
+
+
+class _Sink:
+    """A file that is being written."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self.file = file
+        self.abandoned = False
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Take the next part."""
+        return self.file.write(data)
+
+    def abandon(self) -> None:
+        """Keep nothing."""
+        self.abandoned = True
+
+
+@contextmanager
+def _written(path: Path, new: Path) -> Iterator[_Sink]:
+    """Write a file under a new name, and give it its own when it is whole on the disk."""
+    how = os.O_EXCL if new == path else os.O_TRUNC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how
+    made, whole = _Sink(os.fdopen(os.open(new, flags, 0o600), "wb")), False
+    try:
+        yield made
+        if made.abandoned:
+            return
+        made.file.flush()
+        os.fsync(made.file.fileno())
+        if new != path:
+            new.replace(path)
+            sync(path.parent)
+        whole = True
+    finally:
+        with suppress(OSError):  # what could not be flushed was said above
+            made.file.close()
+        if not whole:
+            new.unlink(missing_ok=True)
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    path = directory / manifests.MANIFEST
+    with _written(path, path.with_name(f".{path.name}.new")) as made:
+        made.write(manifest.text())
+
+
+def sync(directory: Path) -> None:
+    """Make the names in a directory durable, where its file system can."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # CIFS, vboxsf, some of FUSE: PostgreSQL goes on there, too
+        if error.errno not in CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# what others do there
+
+
+def sweep(root: Path, identity: Identity) -> None:
+    """Remove what killed runs left of this database: the hidden, if no run holds its lock."""
+    for kind in ("pruned", "unproven", "partial"):
+        for path in (path for each in identity.patterns(kind) for path in root.glob(each)):
+            with suppress(OSError):
+                if not path.is_symlink() and (kind != "partial" or _abandoned(path)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(path: Path) -> bool:
+    """Tell whether nobody builds there any more; raises OSError.
+
+    Without a lock file it was killed while it was made, or while it was removed. Where there are
+    no locks, time tells: a run at work writes.
+    """
+    if not (path / LOCK).exists():
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    free = _free(path / LOCK)
+    if free is None:
+        return time.time() - max(each.lstat().st_mtime for each in path.iterdir()) > ABANDONED_S
+    return free
+
+
+def _free(path: Path) -> bool | None:
+    """Tell whether nobody holds a file's lock; None where locks cannot be had."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in CANNOT_LOCK:
+            return None
+        raise
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(path: Path) -> bool:
+    """Tell whether somebody reads a backup; raises OSError."""
+    for mark in path.glob(f"{READER}*"):
+        if time.time() - mark.lstat().st_mtime < READER_S:
+            return True
+    return _free(path / manifests.DUMP) is False

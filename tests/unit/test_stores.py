@@ -1,0 +1,172 @@
+"""What every store of backups promises, asked of the directory and of one that is none."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preflight.backup import manifests, reading_back, retention, store
+from preflight.backup.directory import Directory
+from preflight.backup.manifests import Backup, Identity, Manifest
+from tests import flat
+
+ME = Identity("1", "app", "x:1")
+MANIFEST = Manifest(4, sha256="s", run_id="r", database="app", system_identifier="1", address="x:1")
+KINDS: dict[str, Callable[[Path], store.Store]] = {"directory": Directory, "flat": flat.Flat}
+
+
+@pytest.fixture(params=KINDS)
+def backups(request: pytest.FixtureRequest, tmp_path: Path) -> store.Store:
+    """Return an empty store."""
+    place = tmp_path / "backups"
+    place.mkdir()
+    return KINDS[request.param](place)
+
+
+def put(backups: store.Store, name: str, file: str, data: bytes) -> None:
+    """Write a file."""
+    with backups.sink(name, file) as sink:
+        sink.write(data)
+
+
+def took(backups: store.Store, run: str = "r") -> Backup:
+    """Publish a backup with a dump of four bytes."""
+    with backups.draft(ME, run, 0) as draft:
+        put(backups, draft, manifests.DUMP, b"dump")
+        return backups.publish(draft, ME, dataclasses.replace(MANIFEST, run_id=run))
+
+
+def test_draft_is_read_as_a_backup_is_and_seen_by_nobody(backups: store.Store) -> None:
+    """It is hashed and restored before it is published, and gone when it never is."""
+    with backups.draft(ME, "r", 0) as draft:
+        put(backups, draft, manifests.DUMP, b"dump")
+        with backups.local(draft, manifests.DUMP) as path:
+            assert b"dump" == path.read_bytes()
+        assert 4 == reading_back.hashed(backups, draft).size_bytes
+        assert [manifests.DUMP] == backups.files(draft)
+        assert [] == backups.listing()
+
+    with pytest.raises(OSError, match=r"No such|no such"):
+        backups.stamp(draft, manifests.DUMP)
+
+
+def test_published_backup_is_listed_and_read(backups: store.Store) -> None:
+    """With the next number in its manifest, and all that it said."""
+    first, second = took(backups, "a"), took(backups, "b")
+
+    assert [first, second] == backups.listing()
+    assert [1, 2] == [each.manifest.sequence for each in (first, second)]
+    assert second == backups.read(second.name)
+    assert [manifests.DUMP, manifests.MANIFEST] == backups.files(second.name)
+    assert store.holds(backups, second)
+
+
+def test_what_is_not_there_and_what_is_none_are_told_apart(backups: store.Store) -> None:
+    """A name that nothing has is a typing error; one whose manifest is broken is a damage."""
+    broken = took(backups)
+    put(backups, broken.name, manifests.MANIFEST, b"{")
+
+    with pytest.raises(FileNotFoundError):
+        backups.read("nobody")
+    with pytest.raises(manifests.Unreadable):
+        backups.read(broken.name)
+    assert not store.holds(backups, broken)
+
+
+class Broken(Exception):
+    """The source of a file failed."""
+
+
+def fail(backups: store.Store, name: str, file: str) -> None:
+    """Write half of a file."""
+    with backups.sink(name, file) as sink:
+        sink.write(b"half")
+        raise Broken
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_file_whose_source_fails_is_as_it_was(backups: store.Store, *, published: bool) -> None:
+    """Half of a file is never there, neither in a draft nor in a backup."""
+    with backups.draft(ME, "r", 0) as draft:
+        name = took(backups, "other").name if published else draft
+        if published:
+            put(backups, name, "export-a-1.csv", b"before")
+        with pytest.raises(Broken):
+            fail(backups, name, "export-a-1.csv")
+        there = [each for each in backups.files(name) if each.startswith("export")]
+
+        assert there == (["export-a-1.csv"] if published else [])
+        if published:
+            assert b"before" == store.small(backups, name, "export-a-1.csv")
+        put(backups, draft, manifests.DUMP, b"once more")  # as another attempt does
+
+
+def test_file_that_is_given_up_is_as_it_was(backups: store.Store) -> None:
+    """Its writer found that it says nothing new."""
+    name = took(backups).name
+    put(backups, name, "export-a-1.csv", b"before")
+    with backups.sink(name, "export-a-1.csv") as sink:
+        sink.write(b"again")
+        sink.abandon()
+
+    assert b"before" == store.small(backups, name, "export-a-1.csv")
+
+
+def test_better_manifest_takes_the_place_of_the_other(backups: store.Store) -> None:
+    """The number and the name stay."""
+    backup = took(backups)
+    better = backups.improve(backup, dataclasses.replace(backup.manifest, verified="restored"))
+
+    assert [better] == backups.listing()
+    assert ("restored", backup.name) == (better.manifest.verified, better.name)
+
+
+def test_withdrawn_backup_is_none(backups: store.Store) -> None:
+    """And that it is gone already is no failure."""
+    backup = took(backups)
+    backups.withdraw(backup, ME)
+    backups.withdraw(backup, ME)
+
+    assert [] == backups.listing()
+
+
+def test_backup_that_is_read_is_not_removed(backups: store.Store) -> None:
+    """Once nobody reads it any more it is."""
+    backup = took(backups)
+    with backups.reading(backup.name) as renew:
+        renew()
+        refused = backups.remove(backup, ME)
+    removed = backups.remove(backup, ME)
+
+    assert (False, True) == (refused, removed)
+    assert [] == backups.listing()
+
+
+def test_reader_of_nothing_is_told(backups: store.Store) -> None:
+    """It may have been removed a moment ago."""
+    with pytest.raises(OSError, match=r"No such|no such"), backups.reading("nobody"):
+        pass
+
+
+def test_stamp_tells_that_somebody_wrote(backups: store.Store) -> None:
+    """Then the hash is read again."""
+    name = took(backups).name
+    before = backups.stamp(name, manifests.DUMP)
+    unchanged = backups.stamp(name, manifests.DUMP)
+    put(backups, name, manifests.DUMP, b"other")
+
+    assert before == unchanged
+    assert before != backups.stamp(name, manifests.DUMP)
+
+
+def test_oldest_go_and_those_with_exports_stay(
+    backups: store.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Retention knows the verbs alone."""
+    made = [took(backups, each) for each in "abcd"]
+    put(backups, made[0].name, "export-a-1.csv", b"precious")
+    retention.prune(backups, ME, 2)
+
+    assert [made[0], made[2], made[3]] == backups.listing()
+    assert "backup.pruned" in capsys.readouterr().out
