@@ -13,6 +13,7 @@ PAGE = ROOT / "docs/architecture.md"
 WINGS = (
     "entrypoint",
     "commands",
+    "wrapping",
     "run",
     "gate",
     "rehearsal",

@@ -15,10 +15,11 @@ ONLY_IN = {
         "backup.children",
         "backup.clients",
         "rehearsal.local",
-    },  # the clients' processes, and a server's
-    "os.fork": {"files.parser"},
+        "wrapping.child",
+    },  # the clients' processes, a server's, and somebody else's command
+    "os.fork": {"files.parser", "wrapping.keeper"},
     "structlog.configure": {"base.logs"},
-    "signal.signal": {"base.stop"},
+    "signal.signal": {"base.stop", "wrapping.keeper"},  # the second is a process of its own
     "sys.exit": {"entrypoint"},
 }
 

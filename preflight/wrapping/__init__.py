@@ -1,0 +1,1 @@
+"""Run somebody else's command: heard, walled in, and ended with all that it started."""

@@ -1,0 +1,256 @@
+"""Run COMMAND: heard line by line, stopped with us, ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from preflight.base import stop
+from preflight.base.errors import ConfigInvalid, RehearsalFailed
+from preflight.wrapping import keeper, said, wall
+
+ROOT = Path(__file__).resolve().parents[2]
+CHUNK = 1 << 16
+EVERY_S = 0.1
+GRACE_S = 1.5  # how long it may take to end when asked; the whole stop takes less than 5 s
+CLEAR_S = 2 * keeper.LEAVE_S + 1  # how long the keeper may take to end the rest
+OURS = "PREFLIGHT_"
+KEPT = "_PG_PREFLIGHT_"  # image/launcher.c: what the app's environment had before the launcher came
+_KEEP = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from preflight.wrapping import keeper; "
+    "keeper.keep(sys.argv[2:])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How COMMAND ended; a negative code is a signal's number, None our timeout."""
+
+    code: int | None
+    duration_s: float
+    last: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """COMMAND while it lives: all of its processes are below `pid`."""
+
+    pid: int
+
+
+def own(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return COMMAND's environment: nothing of ours, and what a launcher changed as it was."""
+    kept = {name: value for name, value in environment.items() if not name.startswith((OURS, KEPT))}
+    for name, value in environment.items():
+        if name.startswith(KEPT):
+            kept.pop(name.removeprefix(KEPT), None)
+            if value.startswith("="):  # it had one; else it had none
+                kept[name.removeprefix(KEPT)] = value[1:]
+    return kept
+
+
+def run(  # noqa: PLR0913 -- what, with what, and who looks on
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    secrets: Collection[str],
+    timeout_s: float | None,
+    wall: wall.Wall | None = None,
+    each: Callable[[Child], None] | None = None,
+    rehearsal: bool = False,
+) -> Ended:
+    """Run COMMAND to its end and tell each line that it says as `wrap.said`.
+
+    `each` is called about ten times a second while it lives, and may end it by raising. Raises
+    ConfigInvalid when it cannot be started, RehearsalFailed when the wall cannot be built, Stopped
+    once a stop request was passed on to all that it started and they have ended.
+    """
+    began = time.monotonic()
+    running = _Running(command, own(environment), wall, said.Mask(secrets), rehearsal=rehearsal)
+    try:
+        code = running.listen(began + timeout_s if timeout_s else None, each)
+    except stop.Stopped as stopped:
+        running.end(stopped.signum)
+        raise
+    finally:
+        running.end(signal.SIGTERM)
+    return Ended(code, round(time.monotonic() - began, 3), tuple(running.last))
+
+
+class _Running:
+    """COMMAND below its keeper, and the pipes to both."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        around: wall.Wall | None,
+        mask: said.Mask,
+        *,
+        rehearsal: bool,
+    ) -> None:
+        """Start it."""
+        self.command = command
+        self.last: deque[str] = deque(maxlen=said.LAST)
+        self.result: tuple[str, int] | None = None
+        self.group: int | None = None
+        self._status = b""
+        status, theirs = os.pipe()
+        ports = keeper.NO_WALL if around is None else ",".join(map(str, around.ports))
+        start = [sys.executable, "-I", "-S", "-c", _KEEP, str(ROOT), str(theirs), ports, *command]
+        try:
+            self.keeper = subprocess.Popen(  # noqa: S603 -- COMMAND, as it was given
+                start,
+                env={"LC_ALL": "C.UTF-8"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=[theirs],
+                start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+            )
+        except (OSError, ValueError) as error:
+            os.close(status)
+            raise _not_started(command, str(error)) from error
+        finally:
+            os.close(theirs)
+        self.heard: dict[int, said.Heard | None] = {status: None}
+        for name, pipe in (("stdout", self.keeper.stdout), ("stderr", self.keeper.stderr)):
+            assert pipe is not None  # noqa: S101 -- the keeper was started with pipes
+            self.heard[pipe.fileno()] = said.Heard(name, mask, self.last, rehearsal=rehearsal)
+        self._send(_told(environment))
+
+    def listen(self, until: float | None, each: Callable[[Child], None] | None) -> int | None:
+        """Hear it to its end; return its exit code, None if that took too long."""
+        looked = 0.0
+        while not self.over():
+            with stop.allowed():
+                self.hear(EVERY_S)
+            now = time.monotonic()
+            if each is not None and not self.over() and now - looked >= EVERY_S:
+                looked = now
+                each(Child(self.keeper.pid))
+            if until is not None and now >= until and not self.over():
+                self.end(signal.SIGTERM)
+                return None
+        self._drain(CLEAR_S)
+        return self._code()
+
+    def over(self) -> bool:
+        """Tell whether the keeper has said how it ended."""
+        return self.result is not None
+
+    def hear(self, most_s: float) -> None:
+        """Take what it says, or what its keeper says of it; wait for it at most so long."""
+        ready, _, _ = select.select(list(self.heard), [], [], most_s)
+        for descriptor in ready:
+            chunk = os.read(descriptor, CHUNK)
+            stream = self.heard[descriptor]
+            if stream is not None and chunk:
+                stream.hear(chunk)
+            elif stream is not None:
+                stream.end()
+                del self.heard[descriptor]
+            elif chunk:
+                self._told_of(chunk)
+            else:
+                self._lost()
+                os.close(descriptor)
+                del self.heard[descriptor]
+
+    def _told_of(self, chunk: bytes) -> None:
+        self._status += chunk
+        *lines, self._status = self._status.split(b"\n")
+        for line in lines:
+            what, number, *left = line.decode().split()
+            if what == "started":
+                self.group = int(number)
+            else:
+                self.result = self.result or (what, int(number))
+            if left and left != ["0"]:
+                structlog.get_logger().warning("wrap.left_behind", processes=int(left[0]))
+
+    def _lost(self) -> None:
+        """End what a keeper leaves that somebody killed: the kernel has ended COMMAND itself."""
+        if self.result is None:
+            self.result = ("ended", -signal.SIGKILL)
+            if self.group is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.group, signal.SIGKILL)
+
+    def _code(self) -> int:
+        what, number = self.result or ("ended", -signal.SIGKILL)
+        if what == "failed":
+            raise _not_started(self.command, os.strerror(number))
+        if what == "unwalled":
+            raise RehearsalFailed(
+                "wrap.no_wall",
+                "the kernel does not keep the command off the live database: "
+                + os.strerror(number),
+                "Nothing was changed. Go on knowingly with --trust-environment.",
+            )
+        return number
+
+    def _send(self, data: bytes) -> None:
+        assert self.keeper.stdin is not None  # noqa: S101 -- it is a pipe
+        with suppress(BrokenPipeError):
+            view = memoryview(data)
+            while view:
+                view = view[self.keeper.stdin.write(view) or 0 :]
+
+    def _drain(self, most_s: float) -> None:
+        """Hear what is left to be heard, to the end of the pipes; at most so long."""
+        until = time.monotonic() + most_s
+        while self.heard and (left := until - time.monotonic()) > 0:
+            self.hear(left)
+
+    def end(self, number: int) -> None:
+        """End it with all that it started, and hear its last words; once."""
+        if self.keeper.stdin is None or self.keeper.stdin.closed:
+            return
+        if not self.over():
+            self._send(bytes([number]))
+            until = time.monotonic() + GRACE_S
+            while not self.over() and (left := until - time.monotonic()) > 0:
+                self.hear(left)
+        self.keeper.stdin.close()  # whoever is still there is killed
+        self._drain(GRACE_S)
+        try:
+            self.keeper.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.keeper.kill()
+            self.keeper.wait()
+        for descriptor, stream in self.heard.items():
+            if stream is None:
+                os.close(descriptor)
+            else:
+                stream.end()
+        for pipe in (self.keeper.stdout, self.keeper.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _told(environment: Mapping[str, str]) -> bytes:
+    """Return an environment as the keeper reads it."""
+    text = "\0".join(f"{name}={value}" for name, value in environment.items())
+    raw = text.encode("utf-8", "surrogateescape")
+    return b"%d\n" % len(raw) + raw
+
+
+def _not_started(command: Sequence[str], why: str) -> ConfigInvalid:
+    return ConfigInvalid(
+        "wrap.not_started",
+        f"{command[0]} cannot be started: {why}",
+        "Is it in this image, executable, and on the PATH that the command is given?",
+    )

@@ -1,0 +1,643 @@
+"""Somebody else's command: heard, kept from its secrets, walled in, ended with all it started."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from preflight.base import stop
+from preflight.base.errors import ConfigInvalid
+from preflight.wrapping import child, said, tree, wall
+
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
+PATIENCE_S = 30.0
+
+
+def python(text: str, *arguments: object) -> list[str]:
+    """Return the command that runs a script."""
+    return [sys.executable, "-I", "-S", "-c", textwrap.dedent(text), *map(str, arguments)]
+
+
+def run(  # noqa: PLR0913 - what child.run takes
+    command: Sequence[str],
+    *,
+    secrets: Sequence[str] = (),
+    timeout_s: float | None = PATIENCE_S,
+    around: wall.Wall | None = None,
+    each: Callable[[child.Child], None] | None = None,
+    environment: dict[str, str] = ENVIRONMENT,
+) -> tuple[child.Ended, list[dict[str, Any]]]:
+    """Run a command; return how it ended and what it was heard to say."""
+    with capture_logs() as events:
+        ended = child.run(
+            command, environment, secrets=secrets, timeout_s=timeout_s, wall=around, each=each
+        )
+    return ended, [dict(event) for event in events]
+
+
+def texts(events: Sequence[dict[str, Any]], stream: str = "stdout") -> list[str]:
+    """Return the lines of one stream."""
+    return [event["text"] for event in events if event.get("stream") == stream]
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    """Return as soon as something is so."""
+    until = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < until, "it never was"
+        time.sleep(0.01)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_every_line_is_told_with_its_stream() -> None:
+    """Stdout and stderr are told apart, and the exit code is the command's."""
+    ended, events = run(
+        python("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
+    )
+
+    assert 7 == ended.code
+    assert ["out"] == texts(events)
+    assert ["err"] == texts(events, "stderr")
+    assert {"out", "err"} == set(ended.last)
+
+
+def test_last_line_without_an_end_is_told() -> None:
+    """What a command says as it dies often lacks its newline."""
+    ended, events = run(python("import sys; sys.stdout.write('one\\ntwo')"))
+
+    assert ["one", "two"] == texts(events)
+    assert ("one", "two") == ended.last
+
+
+def test_line_that_is_a_json_object_stays_one() -> None:
+    """Whoever logs JSON finds its keys again; what only looks like it stays a text."""
+    _, events = run(
+        python("""
+            print('{"level": "info", "n": 1}')
+            print('{"n": NaN}')
+            print('[1]')
+            print('{broken}')
+        """)
+    )
+
+    assert [{"level": "info", "n": 1}] == [e["object"] for e in events if "object" in e]
+    assert ['{"n": NaN}', "[1]", "{broken}"] == [e["text"] for e in events if "text" in e]
+
+
+def test_bytes_that_are_no_text_are_shown_safely() -> None:
+    """Neither UTF-8 errors nor a terminal's commands reach the log."""
+    _, events = run(
+        python(r"import os; os.write(1, b'a\xff\xfeb\n\x1b[31mred\x1b[0m\n\x07bell\n\x00\n')")
+    )
+
+    assert [r"a\xff\xfeb", "red", r"\x07bell", r"\x00"] == texts(events)
+
+
+def test_progress_bar_is_lines() -> None:
+    """A carriage return begins a new line; Windows' line end is one, also cut in two."""
+    _, events = run(
+        python(r"""
+            import os, time
+            os.write(1, b"10%\r50%\rone\r")
+            time.sleep(0.05)
+            os.write(1, b"\ntwo\r\n")
+        """)
+    )
+
+    assert ["10%", "50%", "one", "two"] == texts(events)
+
+
+def test_long_line_is_cut_and_says_so() -> None:
+    """A line of a megabyte costs neither memory nor the log; the next one is whole."""
+    _, events = run(python("print('x' * 1_000_000); print('next')"))
+
+    first = events[0]
+    assert "x" * said.MOST == first["text"]
+    assert 1_000_000 == len(first["text"]) + first["untold_bytes"]
+    assert "next" == events[1]["text"]
+
+
+def test_flood_of_lines_loses_none_and_is_looked_at_meanwhile() -> None:
+    """A chatty command does not keep us from looking, and only its last lines are kept."""
+    looks: list[int] = []
+    ended, events = run(
+        python("[print(n) for n in range(30_000)]"), each=lambda each: looks.append(each.pid)
+    )
+
+    assert [str(n) for n in range(30_000)] == texts(events)
+    assert tuple(map(str, range(29_980, 30_000))) == ended.last
+    assert looks
+
+
+def test_command_that_closes_its_streams_is_waited_for() -> None:
+    """A closed stream is no end: the exit code counts."""
+    ended, _ = run(
+        python("import os, sys, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(5)")
+    )
+
+    assert 5 == ended.code
+    assert ended.duration_s >= 0.3
+
+
+def test_it_has_nothing_to_read() -> None:
+    """A question that nobody can answer ends at once."""
+    _, events = run(python("import sys; print(repr(sys.stdin.read()))"))
+
+    assert ["''"] == texts(events)
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "s3cret/p@ss word",
+        "s3cret%2Fp%40ss%20word",
+        "s3cret%2fp%40ss%20word",
+        "s3cret/p%40ss%20word",
+        "s3cret%2Fp%40ss+word",
+    ],
+)
+def test_secret_is_masked_in_each_spelling(spelling: str) -> None:
+    """A password in a URL is percent-encoded by some, and not by others."""
+    ended, events = run(python("import sys; print('at', sys.argv[1])", spelling), secrets=[SECRET])
+
+    assert ["at ***"] == texts(events)
+    assert ("at ***",) == ended.last
+
+
+@pytest.mark.parametrize(
+    ("secret", "line"),
+    [
+        ("it's", "password='it''s'"),
+        ("it's", r"password='it\'s'"),
+        ('a"b\\c', r'{"url": "x:a\"b\\c@y"}'),
+        ("pä", '{"url": "x:p\\u00e4@y"}'),
+        ("ab", r'{"url": "\u0061b"}'),
+        ("12345", '{"password": 12345}'),
+        ("key", '{"key": {"deep": ["key"]}}'),
+    ],
+)
+def test_secret_is_masked_in_sql_and_json(secret: str, line: str) -> None:
+    """Quotes are doubled or escaped, JSON has escapes of its own, and keys are texts, too."""
+    ended, events = run(python("import sys; print(sys.argv[1])", line), secrets=[secret])
+
+    shown = json.dumps([events, ended.last], ensure_ascii=False, default=str)
+    assert "***" in shown
+    assert secret not in shown
+    assert line not in json.loads(shown)[1]
+
+
+def test_each_line_of_a_secret_is_masked() -> None:
+    """A private key has lines, and is said line by line."""
+    _, events = run(python("print('one-line\\ntwo-line')"), secrets=["one-line\ntwo-line\n"])
+
+    assert ["***", "***"] == texts(events)
+
+
+def test_secret_is_masked_where_its_pieces_come_one_by_one() -> None:
+    """A write, a buffer or a colour may cut it anywhere."""
+    _, events = run(
+        python(r"""
+            import os, time
+            for piece in (b"<hid", b"den", b"\x1b[1m-one>", b"\n"):
+                os.write(1, piece)
+                time.sleep(0.05)
+        """),
+        secrets=["hidden-one"],
+    )
+
+    assert ["<***>"] == texts(events)
+
+
+@pytest.mark.parametrize("before", range(said.MOST - 12, said.MOST + 3))
+def test_no_piece_of_a_secret_is_left_where_a_long_line_is_cut(before: int) -> None:
+    """The cut may fall into a secret; masks before it make the line shorter."""
+    last: list[str] = []
+    mask = said.Mask(["hidden-one"])
+    with capture_logs() as events:
+        heard = said.Heard("stdout", mask, last, rehearsal=False)  # type: ignore[arg-type]
+        heard.hear(b"hidden-one" * 5 + b"." * (before - 50))
+        heard.hear(b"hidden-one and " + b"y" * 100)
+        heard.hear(b"z" * 100_000 + b"\n")
+
+    (event,) = events
+    assert event["text"].startswith("***" * 5)
+    assert "hi" not in event["text"]
+    assert event["untold_bytes"] >= 100_000
+
+
+# --- what it is given -----------------------------------------------------------------------------
+
+
+def test_nothing_of_ours_is_inherited() -> None:
+    """Our settings are not COMMAND's; what the launcher changed is as the app's image had it."""
+    given = {
+        "PATH": "/opt/pg-preflight/bin:/usr/bin",
+        "_PG_PREFLIGHT_PATH": "=/app/bin:/usr/bin",
+        "LC_ALL": "C.UTF-8",
+        "_PG_PREFLIGHT_LC_ALL": "",
+        "_PG_PREFLIGHT_LD_PRELOAD": "=libjemalloc.so",
+        "PREFLIGHT_BACKUP_DIR": "/backups",
+        "EMPTY": "",
+        "LINES": "a\nb=c",
+    }
+
+    assert {
+        "PATH": "/app/bin:/usr/bin",
+        "LD_PRELOAD": "libjemalloc.so",
+        "EMPTY": "",
+        "LINES": "a\nb=c",
+    } == child.own(given)
+
+
+def test_environment_arrives_as_it_is() -> None:
+    """Empty values, line breaks, and bytes that are no text."""
+    given = {**ENVIRONMENT, "EMPTY": "", "LINES": "a\nb=c", "RAW": "\udcff"}
+    _, events = run(
+        python("import json, os; print(json.dumps({'env': dict(os.environ)}))"), environment=given
+    )
+
+    (event,) = events
+    assert given == {k: v for k, v in event["object"]["env"].items() if k != "LC_CTYPE"}
+
+
+def test_open_files_of_ours_are_not_inherited(tmp_path: Path) -> None:
+    """Only the three streams: a connection or a lock of ours stays ours."""
+    with (tmp_path / "ours").open("w") as ours:
+        os.set_inheritable(ours.fileno(), True)  # noqa: FBT003 - has no name
+        _, events = run(["ls", "-l", "/proc/self/fd"])
+
+    names = [line.split()[-3] for line in texts(events) if "->" in line]
+    assert ["0", "1", "2"] == names[:3]
+    assert len(names) <= 4, "ls opens the directory itself"
+
+
+@pytest.mark.parametrize("kind", ["absent", "directory", "not executable", "no interpreter"])
+def test_command_that_cannot_be_started_is_a_configuration_error(kind: str, tmp_path: Path) -> None:
+    """The sentence says which command, and why."""
+    file = tmp_path / "command"
+    if kind == "directory":
+        file.mkdir()
+    elif kind == "not executable":
+        file.write_text("#!/bin/sh\n")
+    elif kind == "no interpreter":
+        file.write_text("#!/not/there\n")
+        file.chmod(0o755)
+
+    with pytest.raises(ConfigInvalid, match=r"command cannot be started: \w+") as caught:
+        run([str(file)])
+    assert "wrap.not_started" == caught.value.code
+
+
+def test_command_is_found_on_its_own_path(tmp_path: Path) -> None:
+    """The PATH of COMMAND's environment, not ours."""
+    tool = tmp_path / "migrator"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+
+    _, events = run(["migrator"], environment={"PATH": str(tmp_path)})
+
+    assert ["found"] == texts(events)
+
+
+# --- how it ends ----------------------------------------------------------------------------------
+
+STUBBORN = """
+    import os, signal, subprocess, sys, time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), flush=True)
+    if len(sys.argv) > 1:
+        subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1]], start_new_session=True)
+    while True:
+        time.sleep(1)
+"""
+CHILD = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_timeout_ends_it_and_what_it_started() -> None:
+    """None is no exit code: it took too long; who does not listen is killed."""
+    ended, events = run(python(STUBBORN, CHILD), timeout_s=0.7)
+
+    assert ended.code is None
+    assert 2 == len(texts(events))
+    assert [False, False] == [alive(int(text)) for text in texts(events)]
+
+
+def test_signal_that_ended_it_is_its_code() -> None:
+    """As subprocess has it: negative."""
+    ended, _ = run(python("import os; os.kill(os.getpid(), 9)"))
+
+    assert -signal.SIGKILL == ended.code
+
+
+@pytest.fixture
+def _no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget a stop request after the test."""
+    monkeypatch.setattr(stop, "_requested", None)
+    monkeypatch.setattr(stop, "_raised", False)
+
+
+@pytest.mark.usefixtures("_no_stop")
+def test_stop_request_is_passed_on_to_all_that_it_started() -> None:
+    """Also behind a shell that passes nothing on; their last words are told."""
+    script = python("""
+        import os, signal, sys, time
+        def end(*_):
+            print("rolled back", flush=True)
+            os._exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("ready", flush=True)
+        while True:
+            time.sleep(1)
+    """)
+    with capture_logs() as events:
+
+        def ask(_: child.Child) -> None:
+            if "ready" in texts([dict(event) for event in events]):
+                stop.request(signal.SIGTERM)
+
+        with pytest.raises(stop.Stopped):
+            child.run(
+                ["sh", "-c", '"$@"; exit 3', "sh", *script],
+                ENVIRONMENT,
+                secrets=[],
+                timeout_s=PATIENCE_S,
+                each=ask,
+            )
+
+    assert "rolled back" in texts([dict(event) for event in events])
+
+
+def test_error_of_who_looks_on_ends_it() -> None:
+    """A lost lock ends the command at once."""
+    pids: list[int] = []
+
+    def look(each: child.Child) -> None:
+        pids.extend(tree.below(each.pid))
+        if pids:
+            raise RuntimeError("the lock is lost")
+
+    with pytest.raises(RuntimeError, match="the lock is lost"):
+        run(python("import time; time.sleep(100)"), each=look)
+
+    assert not any(map(alive, pids))
+
+
+def test_what_it_leaves_behind_is_ended_and_told() -> None:
+    """A daemon that holds the pipes must neither hang us nor go on with the database."""
+    ended, events = run(
+        python(
+            """
+            import os, subprocess, sys
+            subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1]],
+                             start_new_session=True, stdout=1)
+            """,
+            CHILD,
+        )
+    )
+
+    assert 0 == ended.code
+    assert [1] == [e["processes"] for e in events if e["event"] == "wrap.left_behind"]
+    assert [False] == [alive(int(text)) for text in texts(events)]
+
+
+def test_what_ends_by_itself_soon_after_is_left_alone() -> None:
+    """The end of a pipeline has the last word."""
+    ended, events = run(["sh", "-c", "(sleep 0.2; echo late) & echo early"])
+
+    assert 0 == ended.code
+    assert ["early", "late"] == texts(events)
+    assert "wrap.left_behind" not in {event["event"] for event in events}
+
+
+OURS = """
+import sys
+from preflight.wrapping import child
+child.run(sys.argv[2:], {'PATH': sys.argv[1]}, secrets=[], timeout_s=None)
+"""
+
+
+def test_kill_of_ours_ends_it_and_what_it_started() -> None:
+    """Nobody works on the database when the lock is gone with us, also after kill -9."""
+    ours = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            OURS,
+            os.environ["PATH"],
+            *python(STUBBORN, CHILD),
+        ],
+        cwd=Path(child.ROOT),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: len(tree.below(ours.pid)) >= 3)  # keeper, command, its child
+        below = tree.below(ours.pid)
+    finally:
+        ours.kill()
+        ours.wait()
+
+    wait_until(lambda: not any(map(alive, below)))
+
+
+def test_kill_of_the_keeper_ends_it_and_its_group() -> None:
+    """The kernel tells COMMAND of its parent's death, and we end the rest of its group."""
+    pids: list[int] = []
+
+    def kill(each: child.Child) -> None:
+        pids[:] = tree.below(each.pid)
+        if len(pids) == 2:
+            os.kill(each.pid, signal.SIGKILL)
+
+    ended, _ = run(["sh", "-c", "sleep 100; echo"], each=kill)
+
+    assert -signal.SIGKILL == ended.code
+    wait_until(lambda: not any(map(alive, pids)))
+
+
+# --- the wall -------------------------------------------------------------------------------------
+
+CONNECT = """
+import socket, subprocess, sys
+for port in map(int, sys.argv[2:]):
+    with socket.socket() as client:
+        try:
+            client.connect(("127.0.0.1", port))
+            print(sys.argv[1], port, "open", flush=True)
+        except PermissionError:
+            print(sys.argv[1], port, "closed", flush=True)
+if sys.argv[1] == "child":
+    script = open("/proc/self/cmdline", "rb").read().split(b"\\0")[4]
+    subprocess.run([sys.executable, "-I", "-S", "-c", script, "grandchild", *sys.argv[2:]])
+"""
+
+
+@pytest.fixture
+def two_ports() -> Iterator[tuple[int, int]]:
+    """Give two ports on which somebody listens."""
+    with contextlib.ExitStack() as stack:
+        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        one, two = (each.getsockname()[1] for each in listening)
+        yield one, two
+
+
+needs_landlock = pytest.mark.skipif(
+    not wall.available(), reason="this kernel has not Landlock's TCP rules (Linux 6.7)"
+)
+
+
+@needs_landlock
+def test_wall_lets_a_command_and_its_children_through_to_its_ports_only(
+    two_ports: tuple[int, int],
+) -> None:
+    """Whatever their configuration says: no other TCP port answers, for them or their children."""
+    copy, live = two_ports
+    _, events = run(python(CONNECT, "child", copy, live), around=wall.Wall((copy,)))
+
+    assert [
+        f"child {copy} open",
+        f"child {live} closed",
+        f"grandchild {copy} open",
+        f"grandchild {live} closed",
+    ] == texts(events)
+
+
+@needs_landlock
+def test_wall_without_ports_lets_nobody_through(two_ports: tuple[int, int]) -> None:
+    """A copy behind a Unix socket needs no port at all."""
+    one, two = two_ports
+    _, events = run(python(CONNECT, "child", one, two), around=wall.Wall(()))
+
+    assert not [text for text in texts(events) if "open" in text]
+
+
+def test_without_a_wall_every_port_is_open(two_ports: tuple[int, int]) -> None:
+    """In earnest nothing is taken away, also after a rehearsal in the same process."""
+    one, two = two_ports
+    if wall.available():
+        run(python("pass"), around=wall.Wall(()))
+    _, events = run(python(CONNECT, "child", one, two))
+
+    assert not [text for text in texts(events) if "closed" in text]
+
+
+@needs_landlock
+def test_wall_closes_nameless_unix_sockets() -> None:
+    """A server may listen on a socket of the abstract kind, which no file system guards."""
+    name = f"\0pg-preflight-{os.getpid()}"
+    script = """
+        import socket, sys
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect("\\0" + sys.argv[1])
+                print("open")
+            except PermissionError:
+                print("closed")
+    """
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        _, walled = run(python(script, name[1:]), around=wall.Wall(()))
+        _, free = run(python(script, name[1:]))
+
+    assert ["closed"] == texts(walled)
+    assert ["open"] == texts(free)
+
+
+# --- whose session --------------------------------------------------------------------------------
+
+
+def test_only_the_sockets_of_its_own_processes_are_its_sessions() -> None:
+    """A grandchild's session is the command's, another program's on the same server is not."""
+    script = """
+        import socket, subprocess, sys
+        client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+        print(client.getsockname()[1], flush=True)
+        if len(sys.argv) > 2:
+            subprocess.run([sys.executable, "-I", "-S", "-c", sys.argv[2], sys.argv[1]])
+        client.recv(1)
+    """
+    script = textwrap.dedent(script)
+    found: set[tuple[str | None, int]] = set()
+    with socket.create_server(("127.0.0.1", 0)) as server, capture_logs() as events:
+        port = server.getsockname()[1]
+        theirs: list[socket.socket] = []
+
+        def look(each: child.Child) -> None:
+            said_ports = [int(text) for text in texts([dict(event) for event in events])]
+            if len(said_ports) < 2 or found:
+                return
+            others: list[tuple[str | None, int]] = [
+                *(("127.0.0.1", own) for own in said_ports),
+                ("127.0.0.1/32", other.getsockname()[1]),
+                ("127.0.0.2", said_ports[0]),
+                (None, -1),
+            ]
+            found.update(wall.sessions(each.pid, others, port))
+            assert set() == wall.sessions(each.pid, others, port + 1)
+            theirs.extend(server.accept()[0] for _ in range(3))
+            for each_one in theirs:
+                each_one.close()
+
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            child.run(
+                python(script, port, script),
+                ENVIRONMENT,
+                secrets=[],
+                timeout_s=PATIENCE_S,
+                each=look,
+            )
+
+    assert {("127.0.0.1", int(text)) for text in texts([dict(e) for e in events])} == found
+    assert 2 == len(found)
+
+
+def test_addresses_are_read_as_the_kernel_prints_them() -> None:
+    """Four bytes at a time in the processor's order; an IPv4 address in IPv6's clothes is one."""
+    with (
+        socket.socket(socket.AF_INET6) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.bind(("::", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        try:
+            six = stack.enter_context(socket.create_connection(("::1", port)))
+        except OSError:
+            pytest.skip("there is no IPv6 here")
+        mapped = stack.enter_context(socket.socket(socket.AF_INET6))
+        mapped.connect(("::ffff:127.0.0.1", port))
+        others = [("::1", six.getsockname()[1]), ("127.0.0.1", mapped.getsockname()[1])]
+
+        assert set(others) == wall.sessions(os.getpid(), [*others, ("::2", others[0][1])], port)
