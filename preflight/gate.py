@@ -95,7 +95,10 @@ def proven(
             trial.run(session, saved, todo, again)
         return saved.name if saved else None
 
-    return twice(attempt)
+    name = twice(attempt)
+    if todo:
+        session.tell("migrating")
+    return name
 
 
 def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
@@ -113,7 +116,9 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
             trial.backward(session, saved, steps)
         return saved
 
-    return twice(attempt)
+    backup = twice(attempt)
+    session.tell("rolling back")
+    return backup
 
 
 def twice(attempt: Callable[[], T]) -> T:

@@ -283,11 +283,13 @@ class Progress:
     """Tells how far a long dump is: by the rows of the tables that it has begun, and by bytes.
 
     The rows are counted meanwhile: `rows` has those that are, of `tables` by pg_dump's names.
+    `others` is told it in words, for whoever waits for this run.
     """
 
-    def __init__(self, tables: int, rows: Mapping[str, int]) -> None:
+    def __init__(self, tables: int, rows: Mapping[str, int], others: Callable[[str], None]) -> None:
         self.tables = tables
         self.rows = rows
+        self.others = others
         self.size = 0
         self.began = self.told = time.monotonic()
         self.bar = console.Bar("backup")
@@ -316,8 +318,11 @@ class Progress:
         done += self._guess(done, rows.get(begun[-1], 0) if begun else 0)
         share = done / all_rows if all_rows else len(begun[:-1]) / max(1, self.tables)
         self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {len(begun)} of {self.tables}")
-        if now - self.told >= TELL_EVERY_S and not self.bar.instead:
-            self.told = now
+        if now - self.told < TELL_EVERY_S:
+            return
+        self.told = now
+        self.others(f"backing up{console.part(share, now - self.began)}")
+        if not self.bar.instead:
             structlog.get_logger().info(
                 "backup.progressed",
                 size_bytes=self.size,

@@ -18,10 +18,18 @@ class Progress:
 
     `event` is what the log calls it, with the bytes that are expected under the key `of`; None:
     nobody knows. The live database may be bloated, so they are the most that it can be.
+    `others` is told it in words, for whoever waits for this run.
     """
 
-    def __init__(self, event: str, of: str, expected: int | None) -> None:
+    def __init__(
+        self,
+        event: str,
+        of: str,
+        expected: int | None,
+        others: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.event, self.of, self.expected = event, of, expected
+        self.others = others
         self.began = self.told = time.monotonic()
         self.bar = console.Bar("restore")
 
@@ -44,6 +52,7 @@ class Progress:
         self.bar.show(share, f"{console.size(size)}{of}")
         if now - self.told >= TELL_EVERY_S:
             self.told = now
+            self.others(f"restoring{console.part(share, now - self.began)}")
             if not self.bar.instead:
                 structlog.get_logger().info(
                     self.event,

@@ -132,6 +132,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
     """Yield a whole backup under its hidden name; it is removed unless it gets another one."""
     config = session.config
     programs = clients.clients(config, session)
+    session.tell("backing up")
     identity, size = identity_of(session)
     own, roles = belongings.read(session, identity.database), _roles(session)
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
@@ -343,7 +344,7 @@ def _attempted(
             client=programs.version,
         )
         with snapshots.Count(snapshot).running() as count:
-            progress = clients.Progress(len(snapshot.tables), count.plain)
+            progress = clients.Progress(len(snapshot.tables), count.plain, session.tell)
             sink = partial(backups.sink, name, manifests.DUMP)
             written = clients.write(session, programs, snapshot.name, sink, progress, count.check)
             count.finish()

@@ -17,6 +17,7 @@ INDENT = " " * 11
 SLOW_S = 0.1
 SHOWN = 10
 GAP, LEAST = "  ", 8  # between columns; how narrow one may become
+LEFT_S, LEFT_SHARE = 3.0, 0.02  # before that nobody knows how long something will take
 GOOD = {"migration.applied", "migration.adopted", "backup.verified", "rehearsal.passed"}
 
 
@@ -248,7 +249,6 @@ class Bar:
     """A progress bar on stderr, when that is a terminal; else nothing."""
 
     WIDTH, EVERY_S = 24, 0.1
-    LEFT_S, LEFT_SHARE = 3.0, 0.02  # before that nobody knows how long it will take
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -287,10 +287,7 @@ class Bar:
             return f"{self.label} {words}"
         full = round(self.WIDTH * min(share, 1.0))
         drawn = "█" * full + "░" * (self.WIDTH - full)
-        text = f"{self.label} {drawn} {100 * share:3.0f} % {words}"
-        if elapsed_s >= self.LEFT_S and self.LEFT_SHARE <= share < 1:
-            text += f", {span(elapsed_s * (1 - share) / share)} left"
-        return text
+        return f"{self.label} {drawn} {100 * share:3.0f} % {words}{left(share, elapsed_s)}"
 
     def _clear(self) -> None:
         sys.stderr.write("\r\x1b[K")
@@ -301,6 +298,18 @@ class Bar:
         if self._clear in terminal.bars:
             terminal.bars.remove(self._clear)
             self._clear()
+
+
+def left(share: float, elapsed_s: float) -> str:
+    """Return how long the rest will take, to go on with; nothing while nobody knows."""
+    if elapsed_s < LEFT_S or not LEFT_SHARE <= share < 1:
+        return ""
+    return f", {span(elapsed_s * (1 - share) / share)} left"
+
+
+def part(share: float | None, elapsed_s: float) -> str:
+    """Return how far something is and how long the rest will take, to go on with."""
+    return "" if share is None else f", {100 * share:.0f} %{left(share, elapsed_s)}"
 
 
 def span(seconds: float) -> str:

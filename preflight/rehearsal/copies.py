@@ -124,7 +124,8 @@ def restored(
         minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
         quiet, calling = new_database.quiet(home), catalog.calling(session)
         try:
-            restoring = Restoring(name, jobs, live_bytes, quiet, calling)
+            session.tell("restoring")
+            restoring = Restoring(name, jobs, live_bytes, quiet, calling, session.tell)
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             scratch.apply_database_settings(session, home, live, name)
@@ -323,10 +324,11 @@ class Restoring:
     live_bytes: int
     quiet: Mapping[str, str]  # settings of the sessions that restore
     calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
+    others: Callable[[str], None]  # tells whoever waits for this run
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
-        return Progress("rehearsal.progressed", "live_bytes", self.live_bytes)
+        return Progress("rehearsal.progressed", "live_bytes", self.live_bytes, self.others)
 
 
 def _filled(

@@ -113,7 +113,10 @@ def restored(
         )
         quiet = new_database.quiet(home)
         try:
-            restoring = copies.Restoring(made.database, jobs, live_bytes, quiet, calling)
+            session.tell("restoring")
+            restoring = copies.Restoring(
+                made.database, jobs, live_bytes, quiet, calling, session.tell
+            )
             refused = _filled(home, server, saved, around, made, restoring)
             restore_s = time.monotonic() - began
             with scratch.reached(home, made.database, quiet) as inside:

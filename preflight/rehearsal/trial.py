@@ -64,6 +64,7 @@ def run(
     with _copy(session, saved, [file.up for file in todo]) as copy:
         if copy is not None:
             gauge = meter.Meter()
+            session.tell("trying the files on a copy")
             with _judged(session.config, gauge):
                 trial = _trial(copy, todo, again, gauge)
             _tell_passed(copy, saved, trial)
@@ -75,6 +76,7 @@ def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) 
     with _copy(session, saved, [step.script for step in steps]) as copy:
         if copy is None:
             return
+        session.tell("trying the rollback on a copy")
         trial = Trial(meter.Meter(), [step.migration for step in steps])
         with _judged(session.config, trial.gauge), _quietly():
             trial.size = _size(copy.session)

@@ -87,6 +87,9 @@ def holder(session: Session) -> dict[str, object]:
         return {}
     names = ("holder_pid", "holder", "holder_address", "holder_age_s")
     found = {name: value for name, value in zip(names, row, strict=True) if value is not None}
+    name, told, doing = str(found.get("holder", "")).partition(": ")
+    if told:
+        found |= {"holder": name, "holder_doing": doing}
     if isinstance(age := found.get("holder_age_s"), float):
         found["holder_age_s"] = round(age, 1)
     return found
@@ -97,7 +100,8 @@ def _described(found: dict[str, object]) -> str:
         return "it was let go this moment"
     address = f" from {found['holder_address']}" if "holder_address" in found else ""
     age = f", connected for {found['holder_age_s']} s" if "holder_age_s" in found else ""
-    return f"pid {found['holder_pid']}, {found.get('holder', 'unknown')!r}{address}{age}"
+    doing = f", {found['holder_doing']}" if "holder_doing" in found else ""
+    return f"pid {found['holder_pid']}, {found.get('holder', 'unknown')!r}{address}{age}{doing}"
 
 
 def _parameters(session: Session) -> dict[str, int]:

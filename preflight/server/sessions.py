@@ -16,7 +16,7 @@ import structlog
 from psycopg import pq
 from psycopg.rows import dict_row
 
-from preflight.base import stop
+from preflight.base import quoting, stop
 from preflight.base.errors import (
     ConnectionLost,
     DatabaseBusy,
@@ -127,6 +127,7 @@ class Session:
         self._prepared = False
         self._at_work = False  # a lock may be held: from now on patience has no end
         self._silent = False
+        self._called = ""
         self._refused: set[str] = set()
 
     def open(self) -> None:
@@ -315,6 +316,7 @@ class Session:
             return
         needed = {} if self._options else self._ours()
         said = [f"SET {name} = '{value}'" for name, value in needed.items()]
+        said += [f"SET {self._name()}"] if self._called else []  # a file's RESET ALL took it
         wanted = {} if self._options else dict(_GONE)
         for since, newer in _SINCE.items():
             wanted |= newer if self.facts.major >= since else {}
@@ -349,6 +351,18 @@ class Session:
     def forget(self) -> None:
         """Drop what a file left for the session only: no other session would see it."""
         self.execute("CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *")
+
+    def tell(self, doing: str) -> None:
+        """Say what this run is doing, in the name that other sessions see: who waits for us, asks.
+
+        It stays until the next word; nobody's work depends on it.
+        """
+        self._called = application_name(doing)
+        with suppress(psycopg.Error):
+            self.execute(f"SET {self._name()}")
+
+    def _name(self) -> str:
+        return f"application_name = {quoting.literal(self._called)}"
 
     def secrets(self) -> dict[str, str]:
         """Return the libpq parameters that nobody may see."""
@@ -457,9 +471,10 @@ def lost(error: psycopg.Error) -> ConnectionLost:
     )
 
 
-def application_name() -> str:
-    """Return the name that other sessions see, with our host; at most 63 bytes."""
-    return f"pg-preflight@{socket.gethostname()}"[:63]
+def application_name(doing: str = "") -> str:
+    """Return the name that other sessions see, with our host and what we do; at most 63 bytes."""
+    said = f": {doing}" if doing else ""
+    return f"pg-preflight@{socket.gethostname()}"[: 63 - len(said)] + said
 
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"

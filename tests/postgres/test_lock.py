@@ -1,5 +1,6 @@
 """One run at a time: the lock is waited for, its holder named, its loss noticed."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -71,6 +72,30 @@ def test_holder_of_another_role_is_named_as_far_as_it_shows(
 
     assert 11 == result.code, str(result)
     assert "pg-preflight@elsewhere" in result.finished["error"]["message"]
+
+
+def test_who_waits_is_told_what_the_holder_does(
+    run: Run, start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Whoever finds the lock held learns which step the other run is at, and its host as before."""
+    migrations({"001_wait_for_me.sql": "SELECT pg_advisory_xact_lock(1);"})
+    database.script("CREATE TABLE one (id int)")
+    at_once = {"PREFLIGHT_LOCK_WAIT_S": "0", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    with psycopg.connect(database.conninfo()) as other:
+        other.execute("SELECT pg_advisory_lock(1)")
+        other.execute("LOCK TABLE one IN ACCESS EXCLUSIVE MODE")
+        holder = start(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+        holder.wait_for_event("backup.progressed")
+        first = run(env=at_once)
+        other.rollback()
+        holder.wait_for_event("migration.started")
+        second = run(env=at_once)
+    holder.wait()
+
+    found = [each for result in (first, second) for each in result.event("lock.busy")]
+    assert ["backing up", "migrating"] == [each["holder_doing"] for each in found]
+    assert [f"pg-preflight@{socket.gethostname()}"[:40]] * 2 == [e["holder"][:40] for e in found]
+    assert "migrating" in second.finished["error"]["message"]
 
 
 def test_nothing_pending_needs_no_lock(

@@ -153,6 +153,15 @@ def test_bar_says_how_long_it_will_take(share: float, elapsed_s: float, left: st
     assert told.endswith(f" % 1 MB{left}")
 
 
+@pytest.mark.parametrize(
+    ("share", "elapsed_s", "told"),
+    [(None, 9.0, ""), (0.4, 1.0, ", 40 %"), (0.25, 30.0, ", 25 %, 2 min left")],
+)
+def test_others_are_told_how_far_it_is(share: float | None, elapsed_s: float, told: str) -> None:
+    """Who waits for the lock is told a share, and a time that is left once one can be known."""
+    assert told == console.part(share, elapsed_s)
+
+
 def test_run_ends_with_what_people_need_next() -> None:
     """What was done, where the backup is and how far proven, and the way back."""
     summary = console.Summary()
