@@ -159,11 +159,14 @@ def _trial(
 
 def _reversible(copy: copies.Copy, todo: Sequence[Migration]) -> list[Migration]:
     """Return the last files, as many as can be taken back: a half-done one has no way back."""
-    bounds = reach.Bounds(server=copy.where == "local")
+    thrown_away = copy.where == "local"
+    bounds = reach.Bounds(server=thrown_away)
     found: list[Migration] = []
     for file in reversed(todo):
-        begun = ledger.row_of(copy.session, file.version)
-        if begun or file.rollback is None or copies.reaching([file.rollback], bounds):
+        if file.rollback is None or ledger.row_of(copy.session, file.version):
+            break
+        reaching = copies.reaching([file.rollback], bounds)
+        if any(far.certain or not thrown_away for _, _, far in reaching):
             break
         found.insert(0, file)
     return found

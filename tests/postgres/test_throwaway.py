@@ -270,7 +270,6 @@ def test_what_stays_inside_the_server_is_tried_there(
             "-- preflight: no-transaction\nCREATE TABLESPACE elsewhere LOCATION '/tmp'",
             "tablespaces",
         ),
-        ("DO $$ BEGIN EXECUTE (SELECT 'SELECT 1'); END $$", "only known when it runs"),
         ("ALTER SUBSCRIPTION s DISABLE", "connects to another server"),
     ],
 )
@@ -288,6 +287,49 @@ def test_what_leaves_the_server_is_not_tried(
     )
     assert reason in error["message"]
     assert [] == result.event("rehearsal.started")
+
+
+def test_what_nobody_can_read_is_tried_and_said(run: Run, migrations: WriteMigrations) -> None:
+    """A text that is put together when it runs: a warning, and the file's own fault is found.
+
+    Another statement of the file that leaves the server is found behind it.
+    """
+    unread = "DO $$ BEGIN EXECUTE (SELECT 'SELECT 1/' || {}); END $$;"
+    done = {"001_one.sql": f"\n{unread.format(1)}", "001_one_rollback.sql": unread.format(1)}
+    broken, away = unread.format(0), f"{unread.format(1)} COPY (SELECT 1) TO PROGRAM 'true';"
+    results = []
+    for files in (done, {"001_one.sql": broken}, {"001_one.sql": away}):
+        migrations(files)
+        results.append(run("plan", "--rehearse"))
+
+    (warned,) = results[0].event("rehearsal.warned")
+    assert ("warning", "001_one.sql", 2) == (warned["level"], warned["file"], warned["line"])
+    assert ["001_one"] == results[0].event("rehearsal.passed")[0]["rollbacks_tried"], results[0]
+    assert [0, 27, 27] == [result.code for result in results]
+    errors = [result.finished["error"]["code"] for result in results[1:]]
+    assert ["rehearsal.failed", "rehearsal.unavailable"] == errors
+
+
+def test_partition_of_another_server_keeps_no_statistics_from_the_others(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What ANALYZE cannot read is left out alone: the file sees every other table's figures."""
+    database.script("""
+        CREATE EXTENSION postgres_fdw;
+        CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '/nowhere');
+        CREATE USER MAPPING FOR CURRENT_USER SERVER far;
+        CREATE TABLE parted (id int) PARTITION BY LIST (id);
+        CREATE TABLE near PARTITION OF parted FOR VALUES IN (1);
+        CREATE FOREIGN TABLE away PARTITION OF parted FOR VALUES IN (2) SERVER far;
+        CREATE TABLE zoo AS SELECT 7 AS id FROM generate_series(1, 100);
+        INSERT INTO near SELECT 1 FROM generate_series(1, 50); ANALYZE near, zoo;
+        """)
+    seen = """DO $$ BEGIN ASSERT (SELECT array_agg(reltuples::int ORDER BY relname) = '{50,100}'
+        FROM pg_class WHERE relname IN ('near', 'zoo')); END $$;"""
+    migrations({"001_one.sql": seen})
+    result = run("plan", "--rehearse")
+
+    assert 0 == result.code, result
 
 
 def test_other_servers_cannot_be_reached_from_the_copy(
