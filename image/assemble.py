@@ -35,7 +35,7 @@ LEFT_OUT = frozenset(
     """__hello__ __phello__ _aix_support _android_support _apple_support _ios_support
     _osx_support _pydatetime _pydecimal _pyio _pyrepl antigravity bdb cmd code codeop colorsys
     compileall cProfile curses dbm distutils doctest ensurepip fileinput ftplib getopt
-    html http idlelib imaplib lib2to3 mailbox modulefinder msilib multiprocessing netrc nntplib
+    html idlelib imaplib lib2to3 mailbox modulefinder msilib multiprocessing netrc nntplib
     nturl2path optparse pdb pickletools plistlib poplib profile pstats pty py_compile pyclbr
     pydoc pydoc_data rlcompleter sched shelve sitecustomize smtplib socketserver sqlite3
     statistics symtable tabnanny tarfile test this timeit tkinter tomllib trace tracemalloc tty

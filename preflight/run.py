@@ -10,17 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from preflight.base import logs, stop
-from preflight.base.config import Config, environment
+from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ExitCode, Failure
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from preflight.base import notify
 
 HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
 LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
@@ -40,6 +43,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.done: dict[str, Any] = {}
+        self.backup: dict[str, float] = {}  # for the metrics
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Keep what an event says was done."""
@@ -49,6 +53,14 @@ class Tally:
             self.done.setdefault("rolled_back", []).append(event["migration"])
         elif event["event"] == "backup.verified":
             self.done["backup"] = event["backup"]
+            self.backup = {
+                "backup_timestamp_seconds": round(time.time(), 3),
+                "backup_size_bytes": event["size_bytes"],
+                "backup_duration_seconds": event["duration_s"],
+                "backup_restored": 0,
+            }
+        elif event["event"] == "rehearsal.passed" and self.backup:
+            self.backup["backup_restored"] = int(event["verified"] == "restored")
 
 
 class Run:
@@ -62,6 +74,9 @@ class Run:
         self.termination_log = Path(
             environ.get("PREFLIGHT_TERMINATION_LOG") or "/dev/termination-log"
         )
+        self.metrics_file = environ.get("PREFLIGHT_METRICS_FILE")
+        self.messages: notify.Messages | None = None
+        self.database = ""
         self.ended = threading.Lock()
         self.as_json = False
 
@@ -78,12 +93,72 @@ class Run:
         }
         if error:
             data["error"] = dict(error)
+        self._write_metrics(data)
+        self._tell(data)
         log = structlog.get_logger()
         (log.error if code not in (0, ExitCode.PENDING) else log.info)("run.finished", **data)
         if error and self.as_json:
             self._give(code, error)
         self._leave_message(data)
         return code
+
+    def begin(self, environ: Mapping[str, str]) -> None:
+        """Find out whom to tell, so that they hear of wrong settings, too."""
+        if environ.get("PREFLIGHT_NOTIFY_URL") or environ.get("PREFLIGHT_NOTIFY_URL_FILE"):
+            from preflight.base import notify  # noqa: PLC0415 -- only where somebody listens
+
+            if address := notified(environ):
+                self.messages = notify.Messages(address)
+
+    def started(self, config: Config) -> None:
+        """Say that the run has begun."""
+        self.database = config.database
+        data = {"command": self.command, "version": _version(), "database": config.database}
+        structlog.get_logger().info("run.started", **data)
+        if self.messages:
+            self.messages.send(self._message("run.started", data))
+
+    def _message(self, event: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        first = {"timestamp": now, "event": event, "run_id": self.run_id}
+        return first | ({"database": self.database} if self.database else {}) | dict(data)
+
+    def _write_metrics(self, data: Mapping[str, Any]) -> None:
+        """Leave the numbers of this run where they are looked for."""
+        if not self.metrics_file:
+            return
+        from preflight.base import metrics  # noqa: PLC0415 -- only where somebody looks
+
+        now = round(time.time(), 3)
+        numbers = {
+            "last_run_timestamp_seconds": now,
+            "last_run_exit_code": data["exit_code"],
+            "last_run_duration_seconds": data["duration_s"],
+            "last_run_applied_migrations": len(data.get("applied", ())),
+        }
+        if data["exit_code"] == ExitCode.OK:
+            numbers["last_success_timestamp_seconds"] = now
+        if data["exit_code"] != ExitCode.BACKUP_UNVERIFIED:  # else it is none
+            numbers |= self.tally.backup
+        try:
+            metrics.write(Path(self.metrics_file), self.database, self.command, numbers)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            warning = f"PREFLIGHT_METRICS_FILE could not be written: {reason}"
+            structlog.get_logger().warning("config.warned", warning=warning)
+
+    def _tell(self, data: Mapping[str, Any]) -> None:
+        """Tell who listens how it ended, and say who could not be told."""
+        if not self.messages:
+            return
+        from preflight.base import notify  # noqa: PLC0415 -- loaded already
+
+        self.messages.send(self._message("run.finished", data))
+        limit_s = notify.LIMIT_S if stop.requested() is None else notify.STOPPED_S
+        for event, why in self.messages.wait(limit_s).items():
+            where = self.messages.address.shown
+            warning = f"PREFLIGHT_NOTIFY_URL: {where} was not told of {event}: {why}"
+            structlog.get_logger().warning("config.warned", warning=warning)
 
     @staticmethod
     def _give(code: int, error: Mapping[str, Any]) -> None:
@@ -161,12 +236,12 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
         stop.check()  # it may have come while Python was loading
         command, run.command, result_on_stdout = choose(arguments)
         _set_up_logs(run, environ, to_stderr=result_on_stdout)
+        run.begin(environ)
         config = Config.from_env(environ, MIGRATIONS, run.run_id)
         _set_up_logs(run, environ, config, to_stderr=result_on_stdout)
-        log = structlog.get_logger()
-        log.info("run.started", command=run.command, version=_version(), database=config.database)
+        run.started(config)
         for warning in config.warnings:
-            log.warning("config.warned", warning=warning)
+            structlog.get_logger().warning("config.warned", warning=warning)
         stop.check()
         command(config)
         return run.end(ExitCode.OK, run.outcome())

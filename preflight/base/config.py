@@ -7,8 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preflight.base.errors import ConfigInvalid, Problem
+
+if TYPE_CHECKING:
+    from preflight.base import notify
 
 PREFIX = "PREFLIGHT_"
 DEFAULTS = {"host": "unicorn-postgresql", "port": "5432", "user": "unicorn", "dbname": "unicorn_db"}
@@ -28,7 +32,8 @@ VOCABULARIES = {
     },
 }
 PASSWORDS = ("PGPASSWORD", "POSTGRES_PASSWORD")
-SECRETS = ("DATABASE_URL", *PASSWORDS, "PREFLIGHT_REHEARSE_URL")
+SECRETS = ("DATABASE_URL", *PASSWORDS, "PREFLIGHT_REHEARSE_URL", "PREFLIGHT_NOTIFY_URL")
+AS_FILES = frozenset(f"{name}_FILE" for name in SECRETS if name.startswith(PREFIX))
 MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
 SECRET_MAX_BYTES = 64 * 1024
 
@@ -85,6 +90,8 @@ class Config:
     log_level: str = "info"
     log_sql: str = "off"
     termination_log: Path = Path("/dev/termination-log")
+    metrics_file: Path | None = None
+    notify_url: notify.Address | None = field(default=None, repr=False)
     run_id: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -126,6 +133,11 @@ def environment() -> dict[str, str]:
     }
     os.environb.pop(b"PGPASSWORD", None)
     return found
+
+
+def notified(environ: Mapping[str, str]) -> notify.Address | None:
+    """Return the address that is told of runs, whatever else is wrong with the settings."""
+    return _Reader(environ)._address("PREFLIGHT_NOTIFY_URL")  # noqa: SLF001 -- of this room
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -210,6 +222,8 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "LOG_LEVEL": _one_of("debug", "info", "warning", "error"),
     "LOG_SQL": _one_of("off", "on"),
     "TERMINATION_LOG": _path,
+    "METRICS_FILE": _path,
+    "NOTIFY_URL": _text,
 }
 
 
@@ -363,13 +377,26 @@ class _Reader:
             self.warnings.append(f"{name}: {', '.join(dropped)}: not for PostgreSQL, left out")
         return found
 
+    def _address(self, name: str) -> notify.Address | None:
+        url = self.secret(name)
+        if url is None:
+            return None
+        from preflight.base import notify  # noqa: PLC0415 -- not needed without an address
+
+        try:
+            return notify.Address(url)
+        except notify.Unusable as wrong:
+            self.wrong(f"{name} {wrong}")
+            return None
+
     def settings(self) -> dict[str, object]:
         """Return the values of the settings that are set."""
         found: dict[str, object] = {}
         for name, parse in SETTINGS.items():
             variable = PREFIX + name
             if variable in SECRETS:
-                if target := self._url(variable):
+                read = self._address if name == "NOTIFY_URL" else self._url
+                if target := read(variable):
                     found[name.lower()] = target
                 continue
             value = self._clean(variable, self.environ.get(variable))
@@ -383,7 +410,7 @@ class _Reader:
 
     def unknown_settings(self) -> None:
         """Report every PREFLIGHT_ variable that is no setting, with the nearest one that is."""
-        known = {PREFIX + name for name in SETTINGS} | {PREFIX + "REHEARSE_URL_FILE"}
+        known = {PREFIX + name for name in SETTINGS} | AS_FILES
         for name in sorted(self.environ):
             if name.startswith(PREFIX) and name not in known:
                 import difflib  # noqa: PLC0415 -- only for a typo

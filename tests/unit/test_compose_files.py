@@ -106,3 +106,16 @@ def test_old_commands_have_a_spelling_for_containers() -> None:
     assert 9 == len(rows)
     assert now == container
     assert all(len(each) == 1 for each in now)
+
+
+def test_nightly_backup_is_the_same_job() -> None:
+    """Asked for by its profile alone, it differs in its command and in what it demands."""
+    project = dict(PROJECTS)["compose.yaml"]
+    migrate, backup = job(project), project["services"]["backup"]
+    differing = {key for key in backup if backup[key] != migrate.get(key)}
+
+    assert {"profiles", "command", "environment"} == differing
+    assert (["backup"], ["backup"]) == (backup["profiles"], backup["command"])
+    assert {"PREFLIGHT_REHEARSE": "always"} == dict(
+        backup["environment"].items() - migrate["environment"].items()
+    )

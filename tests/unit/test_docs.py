@@ -271,7 +271,7 @@ def test_every_other_variable_is_documented() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_name_settings_that_exist(path: Path) -> None:
     """A variable that is gone is gone from the documents as well."""
-    known = {config.PREFIX + name for name in config.SETTINGS} | {"PREFLIGHT_REHEARSE_URL_FILE"}
+    known = {config.PREFIX + name for name in config.SETTINGS} | config.AS_FILES
     named = re.findall(r"\bPREFLIGHT_[A-Z_]*[A-Z]\b", path.read_text("utf-8"))
 
     assert set() == set(named) - known
