@@ -28,6 +28,12 @@ class Cut(Exception):
     """Close the connection now, on both sides."""
 
 
+def refusal(code: bytes, message: bytes) -> bytes:
+    """Return the message with which a server, or a pooler, refuses a login."""
+    body = b"SFATAL\0C" + code + b"\0M" + message + b"\0\0"
+    return b"E" + struct.pack("!i", len(body) + 4) + body
+
+
 class Fault:
     """What a proxy does with each message: nothing at all, unless a subclass says otherwise."""
 
@@ -66,9 +72,7 @@ class OldPooler(Pooler):
         """Answer as PgBouncer 1.18 does."""
         if b"\0options\0" not in message:
             return None
-        fields = (b"SFATAL", b"C08P01", b"Munsupported startup parameter: options", b"")
-        body = b"\0".join(fields) + b"\0"
-        return b"E" + struct.pack("!i", len(body) + 4) + body
+        return refusal(b"08P01", b"unsupported startup parameter: options")
 
 
 class CutAfter(Fault):
@@ -314,6 +318,21 @@ def breaks_tls(caller: socket.socket) -> None:
         caller.sendall(b"S")
         caller.recv(1)
     _hang_up(caller)
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    """Have a file system of that size; needs the right to mount, and raises OSError without."""
+    place.mkdir()
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        raise PermissionError(f"no right to mount: {error.stderr!r}") from error
+    try:
+        yield place
+    finally:
+        subprocess.run(["/bin/umount", "--lazy", str(place)], check=True)
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:

@@ -389,6 +389,7 @@ def test_broken_backup_is_not_counted(put: Put, tmp_path: Path, manifest: object
     assert [good.name] == [item.name for item in Directory(tmp_path).listing()]
 
 
+@pytest.mark.fault("C050")
 def test_hidden_foreign_and_linked_directories_are_not_listed(put: Put, tmp_path: Path) -> None:
     """Only what a run has published counts."""
     good = put("good", GOOD)

@@ -1,0 +1,69 @@
+"""Crash anywhere, a sample of it: `make crash` strikes at random, for as long as it is told."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.conftest import DEFAULT_MAJOR
+from tests.faults import crash
+from tests.faults.crash import Strike
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[str]:
+    """Give a new database's name each time."""
+    return (f"crash_{number}" for number in itertools.count(1))
+
+
+@pytest.mark.parametrize(
+    "strikes",
+    [
+        pytest.param(
+            [
+                Strike("job", event="lock.acquired"),
+                Strike("job", event="backup.started"),
+                Strike("job", event="backup.verified"),
+            ],
+            id="job before the first file",
+            marks=pytest.mark.fault("E122", "F136"),
+        ),
+        pytest.param(
+            [
+                Strike("job", event="migration.started"),
+                Strike("job", event="migration.applied"),
+                Strike("connection", 110),
+            ],
+            id="job among the files",
+            marks=pytest.mark.fault("E122", "F136"),
+        ),
+        pytest.param(
+            [
+                Strike("backend", 60),
+                Strike("postmaster", 100),
+                Strike("backend", event="migration.started"),
+            ],
+            id="server",
+            marks=pytest.mark.fault("E122"),
+        ),
+        pytest.param(
+            [
+                Strike("pg_dump", 200, "clients"),
+                Strike("job", event="rehearsal.started", rehearse="auto"),
+                Strike("postmaster", event="rehearsal.started", rehearse="auto"),
+            ],
+            id="clients and copies",
+            marks=pytest.mark.fault("E122"),
+        ),
+    ],
+)
+def test_e122_whatever_is_killed_the_next_run_settles_it(
+    running: Callable[[int], servers.Server],
+    tmp_path: Path,
+    names: Iterator[str],
+    strikes: list[Strike],
+) -> None:
+    """After each end every promise holds, and the run after the last applies all, once."""
+    assert crash.crash(running(DEFAULT_MAJOR), tmp_path / "world", next(names), strikes)

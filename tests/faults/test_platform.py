@@ -1,0 +1,84 @@
+"""Faults of the platform: signals that come twice, processes that cannot be had, files too open."""
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import faults, servers
+from tests.conftest import Run, Start, WriteMigrations
+from tests.faults.conftest import Answers
+
+QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+ASLEEP = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+)
+
+
+@pytest.mark.fault("F131")
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGTERM, signal.SIGTERM, signal.SIGTERM],
+        [signal.SIGTERM, signal.SIGINT, signal.SIGINT],
+        [signal.SIGINT, signal.SIGTERM],
+    ],
+)
+def test_f131_stop_after_stop_is_as_clean_as_one(
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    signals: list[signal.Signals],
+) -> None:
+    """Either one may count that comes at once; no traceback, no session, nothing of the file."""
+    migrations({"001_nap.sql": "CREATE TABLE nap ();\nSELECT pg_sleep(600);"})
+    process = start(env=QUICKLY)
+    faults.until(lambda: database.query(ASLEEP), "the file sleeps")
+    for number in signals:
+        process.signal(number)
+    result = process.wait()
+    faults.until(lambda: database.sessions() == 0, "our sessions are gone")
+
+    assert result.code in {128 + each for each in signals}, str(result)
+    assert "run.stopped" == result.finished["error"]["code"]
+    assert "Traceback" not in result.stderr + result.stdout
+    assert [None] == database.query("SELECT to_regclass('nap')")
+
+
+@pytest.mark.fault("F137")
+def test_f137_process_that_cannot_be_started_is_no_backup(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+    answers: Answers,
+) -> None:
+    """EAGAIN of a pids limit: told, and nothing is migrated."""
+    migrations({"001_a.sql": "CREATE TABLE a ();"})
+    result = run(env=answers(fork=errno.EAGAIN))
+
+    assert (23, "backup.no_client") == (result.code, result.finished["error"]["code"]), str(result)
+    assert [] == list(backup_dir.iterdir())
+    assert [None] == database.query("SELECT to_regclass('a')")
+
+
+@pytest.mark.fault("F145")
+def test_f145_password_file_that_others_may_read_is_told(
+    run: Run, environment: dict[str, str], migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """Kubernetes makes it 0440 with fsGroup, and libpq ignores it then: the file is named."""
+    migrations({"001_a.sql": "CREATE TABLE a ();"})
+    passfile = tmp_path / "pgpass"
+    secret = servers.PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
+    passfile.write_text(f"*:*:*:*:{secret}\n", encoding="utf-8")
+    passfile.chmod(0o440)
+    environment["PGPASSFILE"] = str(passfile)
+    refused = run(env={"PGPASSWORD": None, **QUICKLY})
+    passfile.chmod(0o400)
+    read = run(env={"PGPASSWORD": None, **QUICKLY})
+
+    error = refused.finished["error"]
+    assert (21, "auth.rejected") == (refused.code, error["code"]), str(refused)
+    assert str(passfile) in error["message"] + error.get("hint", "") + refused.stderr
+    assert 0 == read.code, str(read)

@@ -1,0 +1,145 @@
+"""Faults between the program and its server: names, packets, servers that are not there yet."""
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import faults, servers
+from tests.conftest import Run, Start, WriteMigrations
+from tests.faults.conftest import Answers
+
+QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+ONE = {"001_one.sql": "CREATE TABLE one (id int);\n"}
+
+
+@pytest.mark.fault("A003")
+def test_a003_name_that_is_known_later_is_asked_for_again(
+    start: Start, answers: Answers, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """A Service that is created after the job: nothing remembers that it was not there."""
+    migrations(ONE)
+    known = tmp_path / "known"
+    process = start(env={**QUICKLY, **answers(resolver=str(known)), "PGHOST": "db.example"})
+    waiting = process.wait_for_event("server.waiting")
+    known.touch()
+    result = process.wait()
+
+    assert "db.example" in waiting["reason"]
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), str(result)
+
+
+@pytest.mark.fault("A004")
+@pytest.mark.parametrize("how", ["hangs", "fails"])
+def test_a004_resolver_that_is_no_help_keeps_nobody_beyond_the_deadline(
+    run: Run, answers: Answers, migrations: WriteMigrations, how: str
+) -> None:
+    """Whether it says so or nothing at all."""
+    migrations(ONE)
+    env = {**answers(resolver=how), "PGHOST": "db.example", "PREFLIGHT_WAIT_TIMEOUT_S": "1"}
+    result = run(env={**env, "PGCONNECT_TIMEOUT": "2"}, timeout=20)
+
+    assert (10, "server.not_ready") == (result.code, result.finished["error"]["code"])
+    assert "db.example" in result.finished["error"]["message"]
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[dict[str, str]]:
+    """Listen with a queue that is full: the kernel drops what comes, without a word."""
+    with contextlib.ExitStack() as open_:
+        listener = open_.enter_context(socket.socket())
+        listener.bind((servers.HOST, 0))
+        listener.listen(0)
+        for _ in range(3):
+            caller = open_.enter_context(socket.socket())
+            caller.setblocking(False)  # noqa: FBT003 - the method's own way
+            with contextlib.suppress(BlockingIOError):
+                caller.connect(listener.getsockname())
+        yield {"PGHOST": servers.HOST, "PGPORT": str(listener.getsockname()[1])}
+
+
+@pytest.mark.fault("A007")
+def test_a007_packets_that_vanish_end_at_the_deadline(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """Not after the two minutes that a kernel goes on asking."""
+    migrations(ONE)
+    with black_hole() as nowhere:
+        result = run(env={**nowhere, "PREFLIGHT_WAIT_TIMEOUT_S": "1"}, timeout=20)
+
+    assert (10, "server.not_ready") == (result.code, result.finished["error"]["code"])
+
+
+class Refuses(faults.Fault):
+    """Answers the first logins with an error of the server's."""
+
+    def __init__(self, code: bytes, message: bytes, times: int) -> None:
+        """Let everybody in after so many."""
+        self.answer = faults.refusal(code, message)
+        self.logins, self.times = itertools.count(), times
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Refuse, or go on."""
+        del message
+        return self.answer if next(self.logins) < self.times else None
+
+
+@pytest.mark.fault("A010")
+def test_a010_server_that_starts_or_recovers_is_waited_for(
+    run: Run, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """57P03 passes, whatever language the server says it in."""
+    migrations(ONE)
+    refuses = Refuses(b"57P03", b"das Datenbanksystem erholt sich", 2)
+    with faults.through(server, refuses) as proxy:
+        result = run(env={**QUICKLY, **proxy.env()})
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), str(result)
+    assert "server.waiting" in result.names
+
+
+@pytest.mark.fault("A027")
+def test_a027_pooler_whose_server_is_down_is_waited_for(
+    run: Run, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """08P01 may be anything; that nobody answers behind it passes."""
+    migrations(ONE)
+    refuses = Refuses(b"08P01", b"server login has been failed, try again later", 2)
+    with faults.through(server, refuses) as proxy:
+        later = run("check", env=proxy.env())
+    with faults.through(server, Refuses(b"08P01", b"query_wait_timeout", 1000)) as proxy:
+        never = run("check", env={**proxy.env(), "PREFLIGHT_WAIT_TIMEOUT_S": "1"})
+
+    assert 3 == later.code, str(later)
+    assert "server.waiting" in later.names
+    assert (10, "server.not_ready") == (never.code, never.finished["error"]["code"])
+
+
+@pytest.mark.fault("A029")
+def test_a029_connection_that_is_cut_while_the_server_works_is_lost(
+    start: Start,
+    run: Run,
+    server: servers.Server,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """13, the server notices within seconds, and the next run does it."""
+    asleep = (
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    )
+    migrations({"001_nap.sql": "CREATE TABLE nap (id int);\nSELECT pg_sleep(600);\n"})
+    with faults.through(server, faults.Fault()) as proxy:
+        process = start(env={**QUICKLY, **proxy.env(), "PREFLIGHT_WAIT_TIMEOUT_S": "2"})
+        faults.until(lambda: database.query(asleep), "the file sleeps")
+        proxy.close()
+        cut = process.wait()
+    faults.until(lambda: not database.query(asleep), "the server has noticed")
+    migrations({"001_nap.sql": "CREATE TABLE nap (id int);\n"})
+    again = run(env=QUICKLY)
+
+    assert (13, "connection.lost") == (cut.code, cut.finished["error"]["code"]), str(cut)
+    assert (0, ["001_nap"]) == (again.code, again.finished["applied"]), str(again)
