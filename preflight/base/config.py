@@ -32,7 +32,8 @@ VOCABULARIES = {
     },
 }
 PASSWORDS = ("PGPASSWORD", "POSTGRES_PASSWORD")
-SECRETS = ("DATABASE_URL", *PASSWORDS, "PREFLIGHT_REHEARSE_URL", "PREFLIGHT_NOTIFY_URL")
+REHEARSE_URLS = ("PREFLIGHT_REHEARSE_URL", "PREFLIGHT_REHEARSE_CLONE_URL")
+SECRETS = ("DATABASE_URL", *PASSWORDS, *REHEARSE_URLS, "PREFLIGHT_NOTIFY_URL")
 AS_FILES = frozenset(f"{name}_FILE" for name in SECRETS if name.startswith(PREFIX))
 MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
 SECRET_MAX_BYTES = 64 * 1024
@@ -83,6 +84,7 @@ class Config:
     rehearse_dir: Path = Path("/scratch")
     rehearse_dir_mb: int = 0
     rehearse_url: Mapping[str, str] | None = field(default=None, repr=False)  # as libpq reads it
+    rehearse_clone_url: Mapping[str, str] | None = field(default=None, repr=False)
     first_contact: str = "refuse"
     ahead: str = "allow"
     out_of_order: str = "fail"
@@ -215,6 +217,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "REHEARSE_DIR": Path,
     "REHEARSE_DIR_MB": _whole(0),
     "REHEARSE_URL": _text,
+    "REHEARSE_CLONE_URL": _text,
     "FIRST_CONTACT": _one_of("refuse", "pending"),
     "AHEAD": _one_of("allow", "fail"),
     "OUT_OF_ORDER": _one_of("fail", "allow"),
@@ -406,6 +409,8 @@ class _Reader:
                 found[name.lower()] = parse(value)
             except ValueError:
                 self.wrong(f"{variable}={value!r} is not {described(parse)}")
+        if {"rehearse_url", "rehearse_clone_url"} <= found.keys():
+            self.wrong(f"{' and '.join(REHEARSE_URLS)} are both set", "Keep one of the two.")
         return found
 
     def unknown_settings(self) -> None:

@@ -94,6 +94,8 @@ class Summary:
         return found
 
     def _proof(self) -> str:
+        if self.seen.get("rehearsal.passed", {}).get("where") == "clone":
+            return "read back whole, not restored; the files were tried on a clone"
         if "rehearsal.passed" in self.seen:
             without = self.seen["rehearsal.passed"].get("without")
             return "restored and compared" + (f", without {', '.join(without)}" if without else "")

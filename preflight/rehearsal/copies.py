@@ -65,7 +65,7 @@ class Copy:
     wal: int | None  # that the server had written before, in bytes; None where nobody cares
     paused_s: float
     empty: tuple[str, ...] = ()  # views that are not filled in it
-    where: str = "server"  # `server`, `url`, or `local`: thrown away with its server
+    where: str = "server"  # `server`, `url`, `clone`, or `local`: thrown away with its server
     fidelity: str | None = None  # in what it is not as the live one
     without: tuple[str, ...] = ()  # owners and rights, where they could not be had
 
@@ -90,7 +90,10 @@ def named_loss(session: Session) -> Iterator[None]:
 def elsewhere(session: Session, lost: ConnectionLost) -> scratch.Unavailable:
     """Return what the loss of the scratch server means; raises it when it is the live one."""
     session.execute("SELECT 1")
-    if session.config.rehearse_url is None:
+    config = session.config
+    if config.rehearse_clone_url is not None:
+        return scratch.Unavailable(f"the server of PREFLIGHT_REHEARSE_CLONE_URL went away: {lost}")
+    if config.rehearse_url is None:
         raise lost
     return scratch.Unavailable(f"the server of PREFLIGHT_REHEARSE_URL went away: {lost}")
 

@@ -19,6 +19,7 @@ from preflight.base.errors import (
 from preflight.server import ready, sessions
 
 if TYPE_CHECKING:
+    from preflight.base.config import Config
     from preflight.server.sessions import Session
 
 PREFIX = "preflight_scratch_"
@@ -76,17 +77,24 @@ def home(session: Session) -> Iterator[Session]:
     if config.rehearse_url is None:
         yield session
         return
+    with elsewhere(config, config.rehearse_url, "the server of PREFLIGHT_REHEARSE_URL") as other:
+        yield other
+
+
+@contextmanager
+def elsewhere(config: Config, target: Mapping[str, str], name: str) -> Iterator[Session]:
+    """Yield a session on another server that takes changes; raises Unavailable that names it."""
     wait_s = min(config.wait_timeout_s, sessions.BESIDE_S)
-    elsewhere = dataclasses.replace(config, target=config.rehearse_url, wait_timeout_s=wait_s)
+    there = dataclasses.replace(config, target=target, wait_timeout_s=wait_s)
     with ExitStack() as stack:
         try:
             with logs.muted():
-                other = stack.enter_context(sessions.connect(elsewhere))
+                other = stack.enter_context(sessions.connect(there))
             other.look()
             ready.require_writable(other)
             other.prepare()
         except Failure as failure:
-            raise Unavailable(f"the server of PREFLIGHT_REHEARSE_URL: {failure}") from failure
+            raise Unavailable(f"{name}: {failure}") from failure
         yield other
 
 

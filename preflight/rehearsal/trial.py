@@ -35,7 +35,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach
 from preflight.history import ledger, plan
-from preflight.rehearsal import burden, copies, local, meter, scratch, throwaway
+from preflight.rehearsal import burden, clone, copies, local, meter, scratch, throwaway
 from preflight.server import catalog
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _failed(failure: Failure) -> RehearsalFailed:
         hint = str(hint or "").replace(general, "").strip()
     return RehearsalFailed(
         "rehearsal.failed",
-        f"on the restored copy: {message}",
+        f"on the copy: {message}",
         f"{hint} {advice}" if hint else advice,
         **where,
     )
@@ -368,7 +368,7 @@ def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
     structlog.get_logger().info(
         "rehearsal.passed",
         backup=saved.name if saved and saved.visible else None,
-        verified="restored",
+        verified="restored" if copy.where != "clone" else saved and saved.backup.manifest.verified,
         where=copy.where,
         fidelity=copy.fidelity,
         without=list(copy.without) or None,
@@ -458,6 +458,8 @@ def _entered(
     config: Config,
 ) -> copies.Copy:
     """Return a copy where the configuration wants it; raises Unavailable, BackupUnverified."""
+    if config.rehearse_clone_url is not None:
+        return stack.enter_context(clone.checked(session, config, scripts))
     if saved is None:
         raise scratch.Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
     alone = ""
