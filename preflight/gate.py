@@ -101,6 +101,21 @@ def proven(
     return name
 
 
+def proven_for(session: Session, purpose: str, rehearse: Callable[[Taken | None], T]) -> T:
+    """Back up, and return what `rehearse` makes of the backup; raises what `take.take` raises.
+
+    It restores and compares it, and tries on the copy what is to be done.
+    """
+    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
+
+    def attempt() -> T:
+        saved = take.take(session, (), purpose)
+        with take.kept(saved):
+            return rehearse(saved)
+
+    return twice(attempt)
+
+
 def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
     """Back up before a rollback, prove that, export into it, rehearse the steps; return it.
 

@@ -41,6 +41,13 @@ WITH theirs AS (
   AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
   AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid
    AND a.attname::text = ANY (ARRAY['version', 'name', 'checksum', 'run_id', 'tool_version'])) = 5
+ UNION ALL
+ SELECT 'pg_catalog.pg_class'::regclass, c.oid
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s::name AND c.relname = 'wraps' AND c.relkind = 'r'
+  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid
+   AND a.attname::text = ANY (ARRAY['key', 'command', 'watched', 'run_id', 'tool_version'])) = 5
 )
 SELECT NOT EXISTS (
  SELECT FROM pg_catalog.pg_class c JOIN theirs ON theirs.oid = c.relnamespace
@@ -89,7 +96,7 @@ def untold(session: Session) -> bool:
     row = session.execute(
         f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
  AND NOT EXISTS (SELECT FROM {schema}.journal j
-  WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed'))"""  # noqa: S608 -- a checked name
+  WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed', 'wrapped'))"""  # noqa: S608 -- a checked name
     ).fetchone()
     return bool(row and row[0])
 
@@ -191,7 +198,7 @@ def _above(file: Migration, absent: Migration) -> VerifyFailed:
 
 def is_empty(session: Session) -> bool:
     """Tell whether the database holds nothing of anybody's."""
-    row = session.execute(_EMPTY, [session.config.schema]).fetchone()
+    row = session.execute(_EMPTY, [session.config.schema] * 2).fetchone()
     return bool(row and row[0])
 
 

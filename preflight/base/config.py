@@ -65,7 +65,7 @@ class Config:
     """What one run was told; seconds, milliseconds and megabytes as the names say."""
 
     target: Mapping[str, str] = field(repr=False)
-    child_env: Mapping[str, str] = field(repr=False)
+    child_env: Mapping[str, str] = field(repr=False)  # of pg_dump and pg_restore
     migrations_dir: Path
     schema: str = "preflight"
     backup_dir: Path = Path("/backups")
@@ -96,6 +96,7 @@ class Config:
     notify_url: notify.Address | None = field(default=None, repr=False)
     run_id: str = ""
     warnings: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # as it was given to us
 
     @property
     def database(self) -> str:
@@ -117,6 +118,7 @@ class Config:
             child_env=child_environment(environ),
             run_id=run_id,
             warnings=tuple(reader.warnings),
+            environ=environ,
             **settings,  # type: ignore[arg-type]
         )
 

@@ -102,11 +102,23 @@ def parse(arguments: Sequence[str]) -> Said:
             elsewhere or (f"Did you mean {near[0]}?" if near else _all()),
         )
     parser = _parser()
+    said, behind = _split(said)
     namespace, unknown = parser.parse_known_args(said)
     if unknown:
         _refuse(parser, said[0], unknown)
     found = {key: value for key, value in vars(namespace).items() if value is not None}
+    if behind is not None:
+        found["command"] = behind
     return Said(found.pop("name"), found)
+
+
+def _split(said: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Return what is ours, and what stands behind `--`, if anything may and does."""
+    takes = said[0] in COMMANDS and COMMANDS[said[0]].wraps
+    if not takes or "--" not in said:
+        return list(said), None
+    at = said.index("--")
+    return list(said[:at]), list(said[at + 1 :])
 
 
 def _all() -> str:

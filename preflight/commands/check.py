@@ -16,7 +16,7 @@ from preflight.base.errors import (
     Pending,
     SchemaAhead,
 )
-from preflight.commands import command, results
+from preflight.commands import command, results, wrap
 from preflight.files import reading
 from preflight.history import journal, ledger, plan
 from preflight.server import lock, sessions
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 
-def run(config: Config, *, form: str | None = None) -> None:
+def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # noqa: ANN401 -- options
     """Show every migration and its state; raises what stands in the way, then Pending."""
+    if wrapped:
+        wrap.check(config, wrapped, form)
+        return
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
         known = ledger.read(session)
@@ -200,4 +203,6 @@ COMMAND = command.Command(
     example="entrypoint.py check --table",
     run=run,
     result=True,
+    options=command.wrapped,
+    wraps=True,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def _nothing(_parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,34 @@ class Command:
     options: Callable[[argparse.ArgumentParser], None] = _nothing
     version: str | None = None  # what the optional VERSION means
     result: bool = False  # --table and --json
+    wraps: bool = False  # takes `-- COMMAND`, another tool's
+
+
+def wrapped(parser: argparse.ArgumentParser) -> None:
+    """Take what is said of another tool's command."""
+    group = parser.add_argument_group("of a wrapped command, which stands behind `--`")
+    several: tuple[tuple[str, str, type, str], ...] = (
+        ("--watch", "PATH", Path, "what it depends on: files and directories"),
+        ("--url-variable", "NAME", str, "a variable that names the live database in its own way"),
+        ("--verify", "FILE", Path, "a verify file to ask afterwards"),
+    )
+    for name, metavar, kind, words in several:
+        group.add_argument(
+            name, action="append", type=kind, metavar=metavar, help=f"{words} (several times)"
+        )
+    once: tuple[tuple[str, str, type, str], ...] = (
+        ("--history", "TABLE", str, "its own history table, if that is not a known one"),
+        ("--timeout", "S", float, "end it after so many seconds"),
+        ("--lock-timeout", "DURATION", str, "give it a lock_timeout, through PGOPTIONS: 2s"),
+    )
+    for name, metavar, kind, words in once:
+        group.add_argument(name, type=kind, metavar=metavar, help=words)
+    for name, words in (
+        ("--always", "run it each time, whatever has changed"),
+        ("--trust-environment", "rehearse though nothing keeps it off the live database"),
+        ("--strict", "exit 33 when what happened is not what was rehearsed"),
+    ):
+        group.add_argument(name, action="store_true", default=None, help=words)
 
 
 def version(text: str) -> int:

@@ -15,7 +15,7 @@ from preflight.base import console
 from preflight.base.errors import (
     RehearsalFailed,
 )
-from preflight.commands import check, command, results
+from preflight.commands import check, command, results, wrap
 from preflight.files import lasting, planned, reading
 from preflight.history import ledger, plan
 from preflight.server import ready, sessions
@@ -29,8 +29,17 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 
-def run(config: Config, *, form: str | None = None, rehearse: bool = False) -> None:
+def run(
+    config: Config,
+    *,
+    form: str | None = None,
+    rehearse: bool = False,
+    **wrapped: Any,  # noqa: ANN401 -- options
+) -> None:
     """Show what `up` would do, statement by statement; raises what would stop it."""
+    if wrapped:
+        wrap.plan(config, wrapped, form, rehearse=rehearse)
+        return
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
         known = ledger.read(session)
@@ -191,6 +200,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="try it on a restored copy, with times",
     )
+    command.wrapped(parser)
 
 
 COMMAND = command.Command(
@@ -200,4 +210,5 @@ COMMAND = command.Command(
     run=run,
     options=_options,
     result=True,
+    wraps=True,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -12,7 +12,7 @@ from preflight.base import stop
 from preflight.base.errors import (
     Pending,
 )
-from preflight.commands import command
+from preflight.commands import command, wrap
 from preflight.files import reading
 from preflight.history import ledger, plan
 from preflight.server import sessions
@@ -27,8 +27,11 @@ POLL_S = (0.2, 1.0)
 FILES = -1  # `--schema` without a version: what is on disk
 
 
-def run(config: Config, *, schema: int | None = None) -> None:
+def run(config: Config, *, schema: int | None = None, **wrapped: Any) -> None:  # noqa: ANN401 -- options
     """Wait for the server; with `schema` until that version, or FILES, is there. Raises Pending."""
+    if wrapped:
+        wrap.wait(config, wrapped, schema=schema)
+        return
     if schema is None:
         with sessions.connect(config, asked=True):
             return
@@ -69,6 +72,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help="until every file on disk, or VERSION, is applied; exit 3 at the deadline",
     )
+    command.wrapped(parser)
 
 
 COMMAND = command.Command(
@@ -77,4 +81,5 @@ COMMAND = command.Command(
     example="entrypoint.py wait --schema     # in front of an app whose migrations a Job runs",
     run=run,
     options=_options,
+    wraps=True,
 )

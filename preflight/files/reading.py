@@ -51,6 +51,15 @@ def load(directory: Path, layout: Layout = NATIVE) -> tuple[migrations.Migration
     )
 
 
+def checks(path: Path) -> migrations.Script:
+    """Return a verify file that belongs to no migration; raises FilesInvalid."""
+    problems: list[Problem] = []
+    script = _script(path.parent, path.name, Source(0, path.stem, "verify"), problems)
+    if script is None:
+        raise FilesInvalid.of("files.invalid", problems)
+    return script
+
+
 def _load(directory: Path, layout: Layout) -> tuple[migrations.Migration, ...]:
     try:
         before = _mount(directory)

@@ -56,18 +56,33 @@ COLUMNS = {
         "error": "text",
         "tool_version": "text",
     },
+    "wraps": {
+        "id": "bigint",
+        "key": "text",
+        "command": "text",
+        "watched": "text",
+        "at": "timestamp with time zone",
+        "duration_ms": "bigint",
+        "backup": "text",
+        "run_id": "text",
+        "tool_version": "text",
+    },
 }
+LATER = {"wraps"}  # made when it is first needed; without it the others are whole
 # what tables of an older version lack: added when we write, and read where it is there
 ADDED: dict[str, dict[str, str]] = {
     "migrations": {"verify_sql": "text", "export_sql": "text"},
     "journal": {},
+    "wraps": {},
 }
 PUBLIC = ("version", "name", "checksum", "state", "breaking")  # what everybody may read
+WRAPS_PUBLIC = ("id", "key")
 GIVEN = {  # what every row of ours brings along; all else has a default, or may be null
     "migrations": {
         "version", "name", "checksum", "state", "how", "up_sql", "tool_version", "run_id",
     },
     "journal": {"event", "version", "name", "run_id", "host", "tool_version"},
+    "wraps": {"key", "command", "watched", "run_id", "tool_version"},
 }  # fmt: skip
 _KINDS = {
     "v": "a view", "m": "a materialized view", "S": "a sequence", "p": "a partitioned table",
@@ -102,7 +117,7 @@ SELECT n.oid::int8 AS place, pg_catalog.pg_get_userbyid(n.nspowner)::text AS sch
    AND NOT pg_catalog.pg_has_role(p.proowner, c.relowner, 'USAGE')
    AND NOT pg_catalog.pg_has_role(p.proowner, d.datdba, 'USAGE')) AS triggers,
  pg_catalog.has_table_privilege(c.oid, 'SELECT')
-  AND pg_catalog.has_table_privilege(c.oid, 'INSERT') AND (c.relname = 'journal'
+  AND pg_catalog.has_table_privilege(c.oid, 'INSERT') AND (c.relname <> 'migrations'
   OR pg_catalog.has_table_privilege(c.oid, 'UPDATE')
    AND pg_catalog.has_table_privilege(c.oid, 'DELETE')) AS writable,
  c.relname <> 'migrations' OR EXISTS (SELECT FROM pg_catalog.pg_index k
@@ -119,7 +134,7 @@ SELECT n.oid::int8 AS place, pg_catalog.pg_get_userbyid(n.nspowner)::text AS sch
 FROM pg_catalog.pg_namespace n
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_class c
- ON c.relnamespace = n.oid AND c.relname IN ('migrations', 'journal')
+ ON c.relnamespace = n.oid AND c.relname IN ('migrations', 'journal', 'wraps')
 CROSS JOIN LATERAL (SELECT pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE') AS owner,
  pg_catalog.pg_has_role(n.nspowner, d.datdba, 'USAGE')
   OR pg_catalog.pg_get_userbyid(n.nspowner) = 'pg_database_owner'
@@ -137,13 +152,14 @@ CROSS JOIN LATERAL (
  SELECT a.* FROM pg_catalog.aclexplode(c.relacl) a
  UNION ALL SELECT a.* FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a
   WHERE t.attrelid = c.oid AND NOT (a.grantee = 0::oid AND a.privilege_type = 'SELECT'
-   AND c.relname = 'migrations' AND t.attname IN ({public}))
+   AND (c.relname = 'migrations' AND t.attname IN ({public})
+    OR c.relname = 'wraps' AND t.attname IN ({wraps})))
 ) given
 WHERE n.nspname = '{schema}' AND given.grantee <> c.relowner
- AND (c.relname IN ('migrations', 'journal') OR c.relkind = 'S' AND EXISTS (
+ AND (c.relname IN ('migrations', 'journal', 'wraps') OR c.relkind = 'S' AND EXISTS (
   SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class j ON j.oid = d.refobjid
   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'i'
-   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND j.relname = 'journal'
+   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND j.relname IN ('journal', 'wraps')
    AND j.relnamespace = c.relnamespace))
 ORDER BY 1
 """
@@ -185,6 +201,11 @@ def present(rows: Rows) -> bool:
     return rows[0]["relation"] is not None
 
 
+def wraps_present(rows: Rows) -> bool:
+    """Tell whether there is anything called as our table of wrapped commands is."""
+    return any(row["relation"] == "wraps" for row in rows)
+
+
 def damaged(session: Session, what: str) -> HistoryConflict:
     """Return the failure for tables that are not as we made them."""
     return HistoryConflict(
@@ -218,11 +239,14 @@ def require(session: Session, rows: Rows) -> None:
             raise damaged(session, f"{name} has no primary key on version")
         if bare := set(row["needed"]) - GIVEN[name]:
             raise damaged(session, f"{name} has no default for {', '.join(sorted(bare))}")
-    if gone := COLUMNS.keys() - {row["relation"] for row in rows}:  # to run all again is a guess
-        there = COLUMNS.keys() - gone
+    if (
+        gone := COLUMNS.keys() - LATER - {row["relation"] for row in rows}
+    ):  # to run all again is a guess
+        there = {row["relation"] for row in rows}
         raise damaged(
             session,
-            f"the table {''.join(gone)} is gone, but {''.join(there)} is there",
+            f"the table {' and '.join(sorted(gone))} is gone, but {' and '.join(sorted(there))} "
+            "is there",
         )
 
 
@@ -316,16 +340,29 @@ def close_schema(session: Session) -> None:
 
 def keep(session: Session) -> None:
     """Say our own rights on the tables that were just made, whatever a default takes from us."""
-    schema = session.config.schema
-    session.execute(f"GRANT ALL ON {schema}.migrations, {schema}.journal TO CURRENT_USER")
-    session.execute(f"GRANT ALL ON SEQUENCE {_sequence(session)} TO CURRENT_USER")
+    names = _there(session)
+    session.execute(f"GRANT ALL ON {', '.join(names)} TO CURRENT_USER")
+    for sequence in _sequences(session, names):
+        session.execute(f"GRANT ALL ON SEQUENCE {sequence} TO CURRENT_USER")
 
 
-def _sequence(session: Session) -> str:
-    (name,) = session.execute(
-        f"SELECT pg_catalog.pg_get_serial_sequence('{session.config.schema}.journal', 'id')"
-    ).fetchone() or ("",)
-    return str(name)
+def _there(session: Session) -> list[str]:
+    """Return which tables of ours are there, with their schema."""
+    names = [f"{session.config.schema}.{name}" for name in COLUMNS]
+    found = session.execute(
+        "SELECT t FROM pg_catalog.unnest(%s::text[]) t WHERE pg_catalog.to_regclass(t) IS NOT NULL",
+        [names],
+    ).fetchall()
+    return [name for (name,) in found]
+
+
+def _sequences(session: Session, names: Sequence[str]) -> list[str]:
+    counted = [name for name in names if not name.endswith(".migrations")]
+    found = session.execute(
+        "SELECT pg_catalog.pg_get_serial_sequence(t, 'id') FROM pg_catalog.unnest(%s::text[]) t",
+        [counted],
+    ).fetchall()
+    return [name for (name,) in found if name]
 
 
 def close(session: Session) -> list[str]:
@@ -334,15 +371,17 @@ def close(session: Session) -> list[str]:
     Call in a transaction, under the lock.
     """
     schema = session.config.schema
-    public = ", ".join(map(quoting.literal, PUBLIC))
-    query = _GRANTS.format(schema=schema, public=public)
+    public, wraps = (", ".join(map(quoting.literal, each)) for each in (PUBLIC, WRAPS_PUBLIC))
+    query = _GRANTS.format(schema=schema, public=public, wraps=wraps)
     found = [whom for (whom,) in session.execute(query).fetchall()]
     if found:
-        tables, whom = f"{schema}.migrations, {schema}.journal", ", ".join(found)
-        session.execute(f"REVOKE ALL ON {tables} FROM {whom} CASCADE")
-        session.execute(f"REVOKE ALL ON SEQUENCE {_sequence(session)} FROM {whom} CASCADE")
-        columns = ", ".join(PUBLIC)
-        session.execute(f"GRANT SELECT ({columns}) ON {schema}.migrations TO PUBLIC")
+        names, whom = _there(session), ", ".join(found)
+        session.execute(f"REVOKE ALL ON {', '.join(names)} FROM {whom} CASCADE")
+        for sequence in _sequences(session, names):
+            session.execute(f"REVOKE ALL ON SEQUENCE {sequence} FROM {whom} CASCADE")
+        for name, columns in (("migrations", PUBLIC), ("wraps", WRAPS_PUBLIC)):
+            if f"{schema}.{name}" in names:
+                session.execute(f"GRANT SELECT ({', '.join(columns)}) ON {schema}.{name} TO PUBLIC")
     return found
 
 

@@ -28,7 +28,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach, scan
 from preflight.history import journal
-from preflight.rehearsal import burden, scratch
+from preflight.rehearsal import burden, local, scratch
 from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Copy:
     where: str = "server"  # `server`, `url`, `clone`, or `local`: thrown away with its server
     fidelity: str | None = None  # in what it is not as the live one
     without: tuple[str, ...] = ()  # owners and rights, where they could not be had
+    server: local.Server | None = None  # the one that is thrown away with it
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Measured:
         if self.locks:
             found["locks"] = [taken.data() for taken in grouped(self.locks)]
         if self.rewrites:
-            found["rewrites"] = [rewrite.data() for rewrite in _summed(self.rewrites)]
+            found["rewrites"] = [rewrite.data() for rewrite in summed(self.rewrites)]
         return found
 
     def longest(self) -> Taken | None:
@@ -143,7 +143,7 @@ class Meter:
         self.passed: set[int] = set()  # versions whose file came to its end
         self._counts: dict[str, int] = {}  # of each file's statements
         self._last = -1
-        self._tables: dict[int, _Table] = {}  # what was there before the file
+        self._tables: dict[int, Table] = {}  # what was there before the file
         self._old: set[int] | None = None  # and before the first one
         self._held: dict[int, int] = {}  # the strongest lock that the transaction has
         self._open: list[Measured] = []  # statements of the transaction under way
@@ -152,8 +152,7 @@ class Meter:
     @contextmanager
     def over(self, session: Session, migration: Migration) -> Iterator[None]:
         """Measure one migration's file."""
-        query = _TABLES.format(schema=session.config.schema)
-        self._tables = {oid: _Table(*rest) for oid, *rest in session.execute(query).fetchall()}
+        self._tables = tables(session)
         self._old = set(self._tables) if self._old is None else self._old
         self._begin()
         session.observe = partial(self._observe, session, migration)
@@ -248,7 +247,7 @@ class Meter:
                 found.append(taken)
             if size and table.filenode != filenode:
                 item.rewrites.append(Rewrite(table.name, table.size, size, root))
-                self._tables[oid] = _Table(filenode, size, table.name, table.root)
+                self._tables[oid] = Table(filenode, size, table.name, table.root)
         return found
 
     def _young(self, session: Session, table: str) -> bool:
@@ -280,13 +279,19 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class Table:
     """What was there before a file; the size in bytes with the indexes."""
 
     filenode: int
     size: int
     name: str
     root: int | None  # of a partition
+
+
+def tables(session: Session) -> dict[int, Table]:
+    """Return what can be locked and rewritten in a database, by oid."""
+    query = _TABLES.format(schema=session.config.schema)
+    return {oid: Table(*rest) for oid, *rest in session.execute(query).fetchall()}
 
 
 def grouped(locks: Sequence[Taken]) -> list[Taken]:
@@ -301,7 +306,7 @@ def grouped(locks: Sequence[Taken]) -> list[Taken]:
     return list(found.values())
 
 
-def _summed(rewrites: Sequence[Rewrite]) -> list[Rewrite]:
+def summed(rewrites: Sequence[Rewrite]) -> list[Rewrite]:
     """Return rewrites with those of the partitions of one table as one of that table."""
     found: dict[str, Rewrite] = {}
     for rewrite in rewrites:

@@ -74,9 +74,14 @@ UPDATE pg_catalog.pg_user_mapping SET umoptions = ARRAY(
 
 @contextmanager
 def restored(
-    session: Session, config: Config, saved: Taken, scripts: Sequence[Script]
+    session: Session,
+    config: Config,
+    saved: Taken,
+    scripts: Sequence[Script],
+    *,
+    guests: bool = False,
 ) -> Iterator[copies.Copy]:
-    """Yield a copy on a server of our own, compared.
+    """Yield a copy on a server of our own, compared; with `guests` others can connect, too.
 
     Raises local.NotHere where there can be none, Unavailable, BackupUnverified. Call in the main
     thread.
@@ -91,7 +96,15 @@ def restored(
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
     with ExitStack() as stack:
         server = stack.enter_context(
-            _started(session, config, programs, directory, live_bytes, settings(around, scripts))
+            _started(
+                session,
+                config,
+                programs,
+                directory,
+                live_bytes,
+                settings(around, scripts, all_of_it=guests),
+                guests=guests,
+            )
         )
         home = stack.enter_context(cluster.connected(session.config, server))
         with _or_unavailable(home, "the throwaway server cannot be made like the live one"):
@@ -125,7 +138,7 @@ def restored(
                 )
                 with _or_unavailable(inside, "other servers cannot be closed to the copy"):
                     inside.execute(_SHUT)
-                if scripts:
+                if scripts or guests:
                     copies.analyze(inside)
             copies.record(saved, refused)
             copies.tell_empty(config, refused, calling.values())
@@ -136,7 +149,17 @@ def restored(
         with cluster.connected(session.config, server, made.database, us) as copy:
             copy.copy = True
             yield copies.Copy(
-                copy, made.database, restore_s, began, home, None, 0.0, empty, "local", fidelity
+                copy,
+                made.database,
+                restore_s,
+                began,
+                home,
+                None,
+                0.0,
+                empty,
+                "local",
+                fidelity,
+                server=server,
             )
 
 
@@ -160,12 +183,14 @@ def _found(session: Session, config: Config) -> tuple[Path, local.Programs]:
     return local.place(config.rehearse_dir), programs
 
 
-def settings(around: cluster.Surroundings, scripts: Sequence[Script]) -> dict[str, str]:
+def settings(
+    around: cluster.Surroundings, scripts: Sequence[Script], *, all_of_it: bool = False
+) -> dict[str, str]:
     """Return the settings of the live server that count here; its WAL's where a file asks for it.
 
     Less WAL is much less work: no table that is restored is written twice.
     """
-    asked = any(_ASKS_FOR_WAL.search(script.text) for script in scripts)
+    asked = all_of_it or any(_ASKS_FOR_WAL.search(script.text) for script in scripts)
     return dict(around.settings) | (dict(around.wal) if asked else {})
 
 
@@ -188,6 +213,8 @@ def _started(  # noqa: PLR0913, PLR0917 -- what it is made from
     directory: Path,
     live_bytes: int,
     wanted: dict[str, str],
+    *,
+    guests: bool = False,
 ) -> Iterator[local.Server]:
     """Yield a server; what fails because it ended, or for its own sake, is Unavailable."""
     try:
@@ -198,6 +225,7 @@ def _started(  # noqa: PLR0913, PLR0917 -- what it is made from
             need=local.needed(live_bytes),
             limit_mb=config.rehearse_dir_mb,
             settings=wanted,
+            tcp=guests,
         ) as server:
             try:
                 with server.watched():

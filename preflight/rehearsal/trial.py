@@ -110,6 +110,19 @@ def look(
         _tell_passed(copy, saved, trial)
 
 
+@contextmanager
+def opened(
+    session: Session, saved: Taken | None, config: Config | None = None
+) -> Iterator[copies.Copy | None]:
+    """Yield a copy that another program can be led to; None, and why, where there can be none.
+
+    Raises BackupUnverified, BackupInterrupted, and RehearsalFailed where one is demanded.
+    """
+    copies.require_complete(session.config, saved)
+    with _copy(session, saved, (), config, guests=True) as copy:
+        yield copy
+
+
 # the trial
 
 
@@ -393,13 +406,15 @@ def _copy(
     saved: Taken | None,
     scripts: Sequence[Script],
     config: Config | None = None,
+    *,
+    guests: bool = False,
 ) -> Iterator[copies.Copy | None]:
     """Yield a proven copy of the backup; None, and why, where there can be none."""
     config = config or session.config
     with copies.named_loss(session):
         try:
             with ExitStack() as stack:
-                copy = _had(stack, session, saved, scripts, config)
+                copy = _had(stack, session, saved, scripts, config, guests=guests)
                 with _readable(copy):
                     yield copy
         except (ConnectionLost, scratch.Unavailable) as gone:
@@ -422,12 +437,14 @@ def _readable(copy: copies.Copy | None) -> Iterator[None]:
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 
 
-def _had(
+def _had(  # noqa: PLR0913 -- what a copy is made from, and for whom
     stack: ExitStack,
     session: Session,
     saved: Taken | None,
     scripts: Sequence[Script],
     config: Config,
+    *,
+    guests: bool,
 ) -> copies.Copy | None:
     """Return a copy that goes with `stack`; None, and why, where there can be none."""
     copy, why = None, None
@@ -436,7 +453,7 @@ def _had(
     throwaway.sweep(config)
     try:
         if config.rehearse != "off":
-            copy = _entered(stack, session, saved, scripts, config)
+            copy = _entered(stack, session, saved, scripts, config, guests=guests)
     except scratch.Unavailable as reason:
         why = reason
     except ConnectionLost as lost:
@@ -450,12 +467,14 @@ def _had(
     return copy
 
 
-def _entered(
+def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom
     stack: ExitStack,
     session: Session,
     saved: Taken | None,
     scripts: Sequence[Script],
     config: Config,
+    *,
+    guests: bool,
 ) -> copies.Copy:
     """Return a copy where the configuration wants it; raises Unavailable, BackupUnverified."""
     if config.rehearse_clone_url is not None:
@@ -465,7 +484,9 @@ def _entered(
     alone = ""
     if config.rehearse_url is None and config.rehearse_on != "server":
         try:
-            return stack.enter_context(throwaway.restored(session, config, saved, scripts))
+            return stack.enter_context(
+                throwaway.restored(session, config, saved, scripts, guests=guests)
+            )
         except local.NotHere as reason:
             if config.rehearse_on == "local":
                 raise scratch.Unavailable(str(reason)) from reason

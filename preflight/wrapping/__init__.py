@@ -1,1 +1,1 @@
-"""Run somebody else's command: heard, walled in, and ended with all that it started."""
+"""Another tool's command behind the same gate: its key, its way to the copy, its story."""

@@ -1,0 +1,132 @@
+"""`wrap`: any migrator behind the gate; and what other commands say of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from preflight import gate
+from preflight.base import stop
+from preflight.base.errors import ConfigInvalid, Pending
+from preflight.commands import command, results
+from preflight.history import wraps
+from preflight.server import ready, sessions
+from preflight.wrapping import asked, due, wrapped
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.wrapping.asked import Wrapped
+
+Said = Mapping[str, Any]
+POLL_S = (0.2, 1.0)
+
+
+def run(config: Config, **said: Any) -> None:  # noqa: ANN401 -- as `command.wrapped` says it
+    """Run another tool's command behind the gate, if it has anything to do."""
+    wrapped.run(config, asked.of(said))
+
+
+def check(config: Config, said: Said, form: str | None) -> None:
+    """Show whether a command has anything to do; raises Pending."""
+    one = asked.read(config, asked.of(said))
+    with sessions.connect(config) as session:
+        look = due.look(session, one)
+        last = wraps.newest(session) if look.known else None
+        database = session.facts.database if session.facts else config.database
+    state = "current" if look.current else "pending"
+    row = {"command": one.name, "state": state, "key": look.key, "last": last}
+    document = {"database": database, "current": look.current, "wrapped": [row]}
+    told = last or {}
+    took = f"{told['duration_ms'] / 1000:.2f} s" if told.get("duration_ms") is not None else None
+    table = (
+        ("command", "state", "last run", "took", "backup"),
+        [(one.name, state, told.get("at"), took, told.get("backup"))],
+    )
+    listed: dict[str, Any] = {"migration": one.name, "state": state, "key": look.key}
+    listed |= {"applied_at": told.get("at"), "backup": told.get("backup")}
+    results.show(config, form, document, table, [("migration.listed", listed)])
+    if not look.current:
+        raise _pending(one)
+
+
+def _pending(one: Wrapped, waited: str = "") -> Pending:
+    return Pending(
+        "schema.pending",
+        f"{one.name} has not run on these files and this database{waited}",
+        "Run `wrap` with the same options." if not waited else
+        "Does the job that migrates run, and did it succeed?",
+    )  # fmt: skip
+
+
+def plan(config: Config, said: Said, form: str | None, *, rehearse: bool) -> None:
+    """Show whether a command has anything to do, and with `rehearse` what it does to a copy."""
+    one = asked.read(config, asked.of(said))
+    told: dict[str, Any] = {}
+    with sessions.connect(config) as session:
+        look = due.look(session, one)
+        pending = wrapped.planned(look, one)
+        database = session.facts.database if session.facts else config.database
+        if pending and rehearse:
+            from preflight.backup import take  # noqa: PLC0415 -- only when asked
+            from preflight.wrapping import rehearsed  # noqa: PLC0415 -- only when asked
+
+            wrapped.require_startable(one)
+            ready.require_writable(session)
+            session.prepare()
+            always = dataclasses.replace(config, rehearse="always")
+
+            def attempt() -> dict[str, Any]:
+                with take.draft(session, ()) as saved:
+                    found = rehearsed.rehearse(session, one, look, saved, always)
+                return found.told if found else {}
+
+            told = gate.twice(attempt)
+    names = [one.name] if pending else []
+    document = {"database": database, "pending": names, "rehearsed": told or None}
+    rows = [(one.name, *_costs(told))] if pending else []
+    table = (("command", "took", "does", "locks", "rewrites"), rows)
+    results.show(config, form, document, table, [], nothing="nothing is pending")
+
+
+def _costs(told: Said) -> tuple[object, ...]:
+    """Return what a rehearsal has shown, as cells."""
+    did = [f"{len(told[what])} {what}" for what in ("made", "changed", "dropped") if what in told]
+    locks = [f"{each['mode']} on {each['table']}" for each in told.get("locks", ())]
+    rewrites = [each["table"] for each in told.get("rewrites", ())]
+    took = f"{told['command_s']:.2f} s" if "command_s" in told else None
+    return took, ", ".join(did), "; ".join(locks[:3]), ", ".join(rewrites)
+
+
+def wait(config: Config, said: Said, *, schema: int | None) -> None:
+    """Wait until a command has run on the files that are here; raises Pending at the deadline."""
+    one = asked.read(config, asked.of(said))
+    if schema is None or schema >= 0 or one.asked.always:
+        raise ConfigInvalid(
+            "config.arguments",
+            "`wait` knows a wrapped command by its files alone",
+            "Write: wait --schema --watch PATH -- COMMAND, as `wrap` has it.",
+        )
+    with sessions.connect(config) as session:
+        for waited in stop.looks(*POLL_S):
+            if due.look(session, one).current:
+                return
+            if time.monotonic() >= session.deadline:
+                raise _pending(one, f" after {config.wait_timeout_s:g} s")
+            if not waited:
+                structlog.get_logger().info(
+                    "server.waiting", reason="migrations are pending", pending=[one.name]
+                )
+
+
+COMMAND = command.Command(
+    place=12,
+    does="run another tool's migrations behind the same gate",
+    example="entrypoint.py wrap --watch migrations/ -- alembic upgrade head",
+    run=run,
+    options=command.wrapped,
+    wraps=True,
+)

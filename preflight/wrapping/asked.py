@@ -1,0 +1,136 @@
+"""What a command line says of a wrapped command, and what must not be said of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preflight.base.errors import ConfigInvalid
+from preflight.files import reading
+from preflight.wrapping import environment, key, said, tools
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+    from preflight.files.migrations import Script
+
+FILE_MAX = 64 * 1024  # bytes: larger files hold no secret, and no address
+NAME_MAX = 1000  # characters of a command that are shown and recorded
+_DURATION = re.compile(r"[0-9]{1,9}(ms|s|min|h)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A command and its options as they were given; `timeout` in seconds."""
+
+    command: tuple[str, ...] = ()
+    watch: tuple[Path, ...] = ()
+    always: bool = False
+    history: str | None = None
+    url_variable: tuple[str, ...] = ()
+    verify: tuple[Path, ...] = ()
+    timeout: float | None = None
+    lock_timeout: str | None = None
+    trust_environment: bool = False
+    strict: bool = False
+
+
+def of(said: Mapping[str, Any]) -> Asked:
+    """Return what a command line says of a command; its lists are made by argparse."""
+    found: dict[str, Any] = dict(said)
+    for name, value in said.items():
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return Asked(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A command that can be judged and run: its files are hashed, its environment is read."""
+
+    asked: Asked
+    environ: Mapping[str, str] = field(repr=False)
+    files: Mapping[str, str] = field(repr=False)  # what stands in files that variables name
+    files_key: str
+    checks: tuple[Script, ...]
+    mask: said.Mask = field(repr=False)
+    secrets: frozenset[str] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The command as people see it, without its secrets."""
+        return self.mask.text(shlex.join(self.asked.command))[:NAME_MAX]
+
+
+def read(config: Config, asked: Asked) -> Wrapped:
+    """Return the command with all that it depends on; raises ConfigInvalid, FilesInvalid."""
+    if not asked.command or not asked.command[0]:
+        raise ConfigInvalid(
+            "wrap.no_command",
+            "there is no command to wrap",
+            "Write it behind `--`: wrap --watch migrations/ -- alembic upgrade head.",
+        )
+    if not (asked.watch or asked.always):
+        raise ConfigInvalid(
+            "wrap.no_watch",
+            "nobody can tell when the command has something to do",
+            "Name with --watch what it reads (its migrations, the code that makes them), or run it "
+            "each time with --always.",
+        )
+    if asked.lock_timeout is not None and not _DURATION.fullmatch(asked.lock_timeout):
+        raise ConfigInvalid(
+            "wrap.lock_timeout",
+            f"--lock-timeout {asked.lock_timeout!r} is not a duration",
+            "Write 500ms, 5s, 2min or 1h.",
+        )
+    if asked.history is not None:
+        tools.parts(asked.history)
+    environ = config.environ
+    if missing := [name for name in asked.url_variable if not environ.get(name)]:
+        raise ConfigInvalid(
+            "wrap.url_variable",
+            f"--url-variable {missing[0]}: there is no such variable, or it is empty",
+            "Check its name; the command would not get its address from it.",
+        )
+    files = _contents(environ)
+    secrets = environment.secrets(environ, files) | environment.secrets(
+        {str(number): each for number, each in enumerate(asked.command)}
+    )
+    password = config.target.get("password")
+    secrets |= {password} if password else set()
+    return Wrapped(
+        asked,
+        environ,
+        files,
+        key.of_files(asked.command, asked.watch),
+        tuple(map(_checks, asked.verify)),
+        said.Mask(secrets),
+        secrets,
+    )
+
+
+def _checks(path: Path) -> Script:
+    if not path.exists():
+        raise ConfigInvalid(
+            "wrap.verify", f"--verify {path}: there is no such file", "Check the path."
+        )
+    return reading.checks(path)
+
+
+def _contents(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what stands in the files that variables called NAME_FILE name, if they are small."""
+    found: dict[str, str] = {}
+    for name, path in environ.items():
+        if not name.endswith(environment.FILE) or not path.startswith("/"):
+            continue
+        with suppress(OSError, UnicodeDecodeError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as content:
+                text = content.read(FILE_MAX + 1)
+            if len(text) <= FILE_MAX:
+                found[name] = text.decode()
+    return found

@@ -1,0 +1,108 @@
+"""What a command made of a catalog, object by object, and whether two databases agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from preflight.base import stop
+from preflight.server import catalog
+from preflight.server.sessions import PASSING
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+TRIES_S = 10.0  # for as long others may be dropping what a definition is made of
+State = Mapping[str, str]  # as `catalog.definitions` gives it
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is new, what is another, what is gone; each with what it was and what it is."""
+
+    made: Mapping[str, str]
+    changed: Mapping[str, tuple[str, str]]
+    dropped: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """Every object that is not as it was, and how."""
+        return (
+            [f"{name} made" for name in self.made]
+            + [f"{name} changed" for name in self.changed]
+            + [f"{name} dropped" for name in self.dropped]
+        )
+
+    def data(self) -> dict[str, Any]:
+        """Return them as log data."""
+        found = {"made": self.made, "changed": self.changed, "dropped": self.dropped}
+        return {name: list(objects) for name, objects in found.items() if objects}
+
+
+def state(session: Session) -> State:
+    """Return each object of a database with all that is known of it.
+
+    In production others may be at work on it: what fails for that is asked again for a while.
+    """
+    for waited in stop.looks(0.1, 0.3):
+        try:
+            return catalog.definitions(session)
+        except psycopg.Error as error:
+            passing = error.sqlstate in PASSING or error.sqlstate in {"XX000", "42P01", "42704"}
+            if session.lost or not passing or waited > TRIES_S:
+                raise
+    raise AssertionError  # looks() does not end
+
+
+def between(before: State, after: State, schema: str = "") -> Changes:
+    """Return what changed; our own tables, in `schema`, are not the command's doing."""
+    ours = (f" {schema}.", f"schema {schema}")
+    names = [
+        name
+        for name in sorted(before.keys() | after.keys())
+        if not schema or not (ours[0] in name or name == ours[1])
+    ]
+    return Changes(
+        {name: after[name] for name in names if name not in before},
+        {
+            name: (before[name], after[name])
+            for name in names
+            if name in before and name in after and before[name] != after[name]
+        },
+        {name: before[name] for name in names if name not in after},
+    )
+
+
+def differing(rehearsed: Changes, happened: Changes, *, bare: bool = False) -> list[str]:
+    """Name what was done on one side only, or came out otherwise.
+
+    `bare`: the copy had neither owners nor rights, so only what is left of an object is compared.
+    What stood there before a restore is printed another way after it: of that only the shape
+    counts.
+    """
+    found: list[str] = []
+    sides = (
+        ("made", rehearsed.made, happened.made),
+        ("changed", rehearsed.changed, happened.changed),
+        ("dropped", rehearsed.dropped, happened.dropped),
+    )
+    for what, copy, live in sides:
+        found += [f"{name} was {what} on the copy only" for name in copy if name not in live]
+        found += [
+            f"{name} was {what} on the live database only" for name in live if name not in copy
+        ]
+    for name, made in rehearsed.made.items():
+        other = happened.made.get(name, made)
+        if (_shape(made) != _shape(other)) if bare else (made != other):
+            found.append(f"{name} came out otherwise")
+    for name, (_, after) in rehearsed.changed.items():
+        if name in happened.changed and _shape(after) != _shape(happened.changed[name][1]):
+            found.append(f"{name} came out otherwise")
+    return found
+
+
+def _shape(definition: str) -> str:
+    return definition.partition("\0")[0]

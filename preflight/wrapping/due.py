@@ -1,0 +1,40 @@
+"""Is there anything for a wrapped command to do? Its key, beside that of the last success."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preflight.history import wraps
+from preflight.wrapping import key, tools
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+    from preflight.wrapping.asked import Wrapped
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The key as it is now, and what it was made of in the database."""
+
+    key: str
+    current: bool
+    tables: Sequence[tools.Table]
+    rows: Sequence[str]
+    known: bool  # there was a success
+
+
+def look(session: Session, wrapped: Wrapped) -> Look:
+    """Return the key of this moment, and whether the last success had the same.
+
+    Raises HistoryConflict for a damaged history, TargetUnusable where the tool's rows may not be
+    read.
+    """
+    before = wraps.last(session)
+    tables = tools.history(session, wrapped.asked.history)
+    rows = tools.rows(session, tables)
+    found = key.whole(wrapped.files_key, rows)
+    return Look(
+        found, found == before and not wrapped.asked.always, tables, rows, before is not None
+    )

@@ -1,0 +1,498 @@
+"""Which variables name the live database, and what they become so that they name its copy; pure.
+
+A variable that names another database of the server, or another server's, is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+
+from preflight.base.config import VOCABULARIES
+
+SHORTEST, SHORTEST_GUESSED = 3, 4  # characters of a secret: to mask less would garble all output
+
+_POSTGRES = re.compile(
+    r"(?i)postgre|pgsql|psql|postgis|ecto|cockroach|crdb|timescale|psycopg|\bpg\b"
+)
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.:-]{0,60}"
+_WHOLE_URL = re.compile(rf"(?P<scheme>{_SCHEME})://(?P<rest>\S*)")
+_URL = re.compile(rf"(?P<scheme>{_SCHEME})://(?P<rest>[^\s\"'`<>;|\\]*)")
+_JDBC_BARE = re.compile(r"(?i)(jdbc:postgresql):(?!//)/?([^/?\s:]*)(\?\S*)?")
+_PAIR = re.compile(
+    r"\s*([A-Za-z_]\w*)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s';\\]|\\.)*)(?=\s|$)", re.ASCII
+)
+_ADO = re.compile(
+    r"""\s*([A-Za-z][\w ]*?)\s*=\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^;]*?)\s*(?:;|$)"""
+)
+_PDO = "pgsql:"
+_KINDS = {  # what a key of a keyword string, or a variable's last word, says
+    **dict.fromkeys(("host", "hostaddr", "hostname", "server", "datasource", "addr"), "host"),
+    "port": "port",
+    **dict.fromkeys(("user", "username", "userid", "uid"), "user"),
+    **dict.fromkeys(("password", "pwd", "psw", "pass", "passwd"), "password"),
+    **dict.fromkeys(("dbname", "database", "db", "name", "initialcatalog"), "database"),
+}
+_NOT_IN_STRINGS = {"name", "addr"}  # `name=` of a keyword string is anybody's
+_NOT_NPGSQL = {"server", "datasource", "addr", "initialcatalog"}
+_VARIABLE = re.compile(
+    r"(?i)(?P<prefix>.+?)_*(?P<word>HOSTNAME|HOST|PORT|USERNAME|USER|PASSWORD|PASSWD|PASS|PWD|"
+    r"DATABASE|DBNAME|NAME|DB|URL|URI)"
+)
+_BARE = re.compile(r"(?i)(?:.*_)?(?:NAME|DB|DATABASE|DBNAME)|PGDATABASE")
+_OF_DATABASES = re.compile(r"(?i)db|database|pg|postgres|sql")
+_TLS = re.compile(r"(?i)ssl|channel_?binding|gssenc|require_?auth|tls")
+_ELSEWHERE = re.compile(r"(?i)service|passfile|target_?session_?attrs|targetservertype|hostaddr")
+_SECRET = re.compile(
+    r"(?i)pass(?!file)|passwd|pwd|secret|token|credential|private|api_?key|_key$|^key$"
+)
+_NO_SECRET = {"PWD", "OLDPWD", "SSH_AUTH_SOCK"}
+_PLAIN_VALUES = {"true", "false", "none", "null", "required", "prefer"}
+_LIBPQ_NAMES = {"host": "host", "port": "port", "user": "user", "password": "password",
+                "database": "dbname"}  # fmt: skip
+_ADO_NAMES = {"host": "Host", "port": "Port", "user": "Username", "password": "Password",
+              "database": "Database"}  # fmt: skip
+LIBPQ = VOCABULARIES["PG*"]
+_LEADING = {"PGSERVICE", "PGHOSTADDR"}
+_DEMANDS = {"PGTARGETSESSIONATTRS", "PGREQUIREAUTH"}
+OURS = "PREFLIGHT_"
+FILE = "_FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The live database by all names that are known of its server."""
+
+    database: str
+    hosts: frozenset[str]  # names, addresses and socket directories
+    ports: frozenset[str]
+    user: str
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Where the copy is; who is one of `users` there keeps his name, anybody else is `user`.
+
+    Unless it is `away`, on another server, everybody and his password are what they are.
+    """
+
+    host: str
+    port: str
+    database: str
+    user: str
+    password: str | None = field(default=None, repr=False)
+    users: frozenset[str] = frozenset()
+    away: bool = False
+    plain: bool = False  # its server has no TLS
+
+
+@dataclass(frozen=True, slots=True)
+class Led:
+    """An environment that leads to the copy, and which variables had to change for it.
+
+    `files` are the new contents of the files that variables name; `users` all that were named.
+    """
+
+    environment: Mapping[str, str] = field(repr=False)
+    arguments: Sequence[str] = field(repr=False)
+    variables: tuple[str, ...]
+    files: Mapping[str, str] = field(repr=False)
+    users: frozenset[str]
+
+
+def led(  # noqa: PLR0913 -- what is led, from where, to where
+    environ: Mapping[str, str],
+    live: Live,
+    copy: Copy,
+    *,
+    arguments: Sequence[str] = (),
+    also: Collection[str] = (),
+    files: Mapping[str, str] | None = None,
+) -> Led:
+    """Return the environment led to the copy.
+
+    `also` are variables that name the live database whatever they look like; `files` holds what is
+    in the files that variables called NAME_FILE name.
+    """
+    way = _Way(live, copy)
+    found: dict[str, str] = {}
+    ours = {name: text for name, text in environ.items() if not name.startswith(OURS) and text}
+    for name, text in ours.items():
+        new = way.value(text, certain=name in also)
+        if new is not None:
+            found[name] = new
+    found |= _grouped(ours, found, way)
+    for name, text in ours.items():
+        if name not in found and text == live.database and (_BARE.fullmatch(name) or name in also):
+            found[name] = copy.database
+    contents = _led_files(files or {}, ours, way)
+    told = [way.argument(each) for each in arguments]
+    gone = _elsewhere(copy) & ours.keys()
+    led_to = {name: text for name, text in environ.items() if name not in gone}
+    if copy.away:
+        led_to.pop("PGPASSWORD", None)
+    led_to |= way.libpq(ours) | found
+    if copy.plain:
+        led_to = {name: text for name, text in led_to.items() if not _pg_tls(name)}
+        led_to["PGSSLMODE"] = "disable"
+    aside = {name for name in ours if _pg_tls(name)} | _DEMANDS
+    changed = {name for name in ours if led_to.get(name) != ours[name]} - aside
+    moved = [f"argument {n}" for n, new in enumerate(told, 1) if new != arguments[n - 1]]
+    names = (*sorted(changed | contents.keys()), *moved)
+    return Led(led_to, told, names, contents, frozenset(way.users))
+
+
+def secrets(environ: Mapping[str, str], files: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Return what nobody may see of an environment: passwords, tokens, keys; longest needs first.
+
+    In URLs and keyword strings only the passwords in them.
+    """
+    found: set[str] = set()
+    for name, text in {**environ, **(files or {})}.items():
+        inside = _passwords(text)
+        found |= {each for each in inside if len(each) >= SHORTEST}
+        bare = name.removesuffix(FILE)
+        guessed = _SECRET.search(bare) and bare not in _NO_SECRET and not inside
+        value = text.strip()
+        path = name.endswith(FILE) and name in environ and name not in (files or {})
+        if guessed and not path and value.lower() not in _PLAIN_VALUES:
+            lines = [value, *value.splitlines()]
+            found |= {each for each in lines if len(each) >= SHORTEST_GUESSED}
+    return frozenset(found)
+
+
+def with_lock_timeout(environ: Mapping[str, str], said: str) -> dict[str, str]:
+    """Return an environment whose PGOPTIONS set a lock_timeout, behind what was set already."""
+    options = f"{environ.get('PGOPTIONS', '')} -c lock_timeout={said}".strip()
+    return {**environ, "PGOPTIONS": options}
+
+
+# values
+
+
+class _Way:
+    """From the live database to its copy."""
+
+    def __init__(self, live: Live, copy: Copy) -> None:
+        self.live = live
+        self.copy = copy
+        self.users: set[str] = set()
+
+    def value(self, text: str, *, certain: bool = False) -> str | None:
+        """Return a variable's new value; None where it does not name the live database."""
+        bare = text.strip()
+        if new := self._jdbc_bare(bare):
+            return new
+        if whole := _WHOLE_URL.fullmatch(bare):
+            return self._url(whole["scheme"], whole["rest"], certain=certain)
+        if (new := self._pairs(bare, certain=certain)) is not None:
+            return new
+        inside = _URL.sub(lambda m: self._url(m["scheme"], m["rest"]) or m[0], text)
+        return inside if inside != text else None
+
+    def argument(self, text: str) -> str:
+        """Return an argument, led where it, or what stands behind its =, names the database."""
+        new = self.value(text)
+        if new is None and text.startswith("-") and "=" in text:
+            option, _, behind = text.partition("=")
+            new = self.value(behind)
+            new = None if new is None else f"{option}={new}"
+        return text if new is None else new
+
+    def same_host(self, hosts: str, ports: str = "") -> bool:
+        """Tell whether one of several hosts, with commas, is known as the live server's."""
+        known = {each.strip("[]").lower() for each in self.live.hosts}
+        there = {each.strip("[] ").lower() for each in hosts.split(",")}
+        at = {each.strip() for each in ports.split(",") if each.strip()}
+        return bool(known & there) and (not at or bool(at & self.live.ports))
+
+    def user(self, name: str) -> str:
+        """Return who somebody is on the copy."""
+        if name:
+            self.users.add(name)
+        return name if name in self.copy.users or not self.copy.away else self.copy.user
+
+    def _jdbc_bare(self, text: str) -> str | None:
+        found = _JDBC_BARE.fullmatch(text)
+        if not found or unquote(found[2]) not in ("", self.live.database):
+            return None
+        return self._url(found[1], f"/{found[2]}{found[3] or ''}", certain=True)
+
+    def _url(self, scheme: str, rest: str, *, certain: bool = False) -> str | None:
+        where, mark, query = rest.partition("?")
+        said, at, place = where.rpartition("@")
+        hosts, slash, path = place.partition("/")
+        options = [item.partition("=") for item in query.split("&")] if mark else []
+        more = {_plain_key(name): unquote(value) for name, _, value in options}
+        names, ports = _addresses(unquote(hosts))
+        names, ports = more.get("host") or names, more.get("port") or ports
+        user = said.partition(":")[0]
+        whose = unquote(user) or more.get("user", "")
+        database = unquote(path.rstrip("/")) or more.get("dbname") or more.get("database", "")
+        known = bool(_POSTGRES.search(scheme))
+        if not (certain or self._named(database, names, ports, known=known)):
+            return None
+        whose = self.user(whose)
+        password = self.copy.password or ""
+        credentials = f"{quote(whose, safe='')}:{quote(password, safe='')}"
+        if self.copy.away and at:
+            said = credentials
+        jdbc = scheme.lower().startswith("jdbc:")
+        if self.copy.away and not at and not {"user", "password"} & more.keys():
+            if jdbc:
+                options += [("user", "=", whose), ("password", "=", "")]
+            else:
+                said, at = credentials, "@"
+        options = [each for each in options if self._kept(each[0])]
+        socket = self.copy.host.startswith("/")
+        in_query = "host" in more or socket
+        netloc = "" if in_query else _netloc(self.copy)
+        wanted = {
+            **({"user": whose, "password": password} if self.copy.away else {}),
+            **({"host": self.copy.host, "port": self.copy.port} if in_query else {}),
+            **({"sslmode": "disable"} if self.copy.plain else {}),
+            "dbname": self.copy.database,
+            "database": self.copy.database,
+        }
+        if in_query:
+            there = {_plain_key(name) for name, _, _ in options}
+            options += [(each, "=", "") for each in ("host", "port") if each not in there]
+        items = [_option(*each, wanted) for each in options if each[0] or each[1]]
+        led_to = quote(self.copy.database, safe="")
+        tail = f"?{'&'.join(items)}" if items else ""
+        has_path = slash or not ({"dbname", "database"} & more.keys())
+        return f"{scheme}://{said}{at}{netloc}{f'/{led_to}' if has_path else ''}{tail}"
+
+    def _named(self, database: str, hosts: str, ports: str, *, known: bool) -> bool:
+        """Tell whether a URL's parts name the live database.
+
+        A pooler has another address and leads there all the same, so of a driver's URL the
+        database's name is enough.
+        """
+        if database:
+            same = database == self.live.database
+            return same and (known or self.same_host(hosts, ports or next(iter(self.live.ports))))
+        return known and bool(hosts) and self.same_host(hosts, ports)
+
+    def _kept(self, name: str) -> bool:
+        """Tell whether a URL's option is good for the copy, too."""
+        if _ELSEWHERE.search(name):
+            return False
+        return not (self.copy.plain and _TLS.search(name) and name.lower() != "sslmode")
+
+    def _pairs(self, text: str, *, certain: bool) -> str | None:
+        """Return a keyword string, libpq's or with semicolons, led to the copy."""
+        prefix = _PDO if text.lower().startswith(_PDO) else ""
+        body = text[len(prefix) :]
+        libpq = _all(_PAIR, body)
+        pairs = libpq or _all(_ADO, body)
+        if not pairs:
+            return None
+        kinds = {_kind(name): _unquoted(value) for name, value in pairs}
+        written = {name.lower().replace(" ", "").replace("_", "") for name, _ in pairs}
+        if not certain:
+            if kinds.get("database") != self.live.database:
+                return None
+            at, port = kinds.get("host"), kinds.get("port", "")
+            if written & _NOT_NPGSQL and not (at and self.same_host(at, port)):
+                return None
+            if not (at or kinds.get("user") or libpq or prefix):
+                return None
+        whose = self.user(kinds.get("user", ""))
+        wanted = {"host": self.copy.host, "port": self.copy.port, "database": self.copy.database}
+        if self.copy.away:
+            wanted |= {"user": whose, "password": self.copy.password or ""}
+        names = _LIBPQ_NAMES if libpq or prefix else _ADO_NAMES
+        return prefix + self._joined(pairs, wanted, names, libpq=bool(libpq))
+
+    def _joined(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        wanted: Mapping[str, str],
+        names: Mapping[str, str],
+        *,
+        libpq: bool,
+    ) -> str:
+        kept = [(name, value) for name, value in pairs if self._kept(name.replace(" ", ""))]
+        left = dict(wanted)
+        said: list[tuple[str, str]] = []
+        for name, value in kept:
+            kind = _kind(name)
+            left.pop(kind, None)
+            if name.lower().replace(" ", "") == "sslmode" and self.copy.plain:
+                said.append((name, "disable"))
+            elif kind in wanted:
+                said.append((name, _quoted(wanted[kind], libpq=libpq)))
+            else:
+                said.append((name, value))
+        said += [(names[kind], _quoted(value, libpq=libpq)) for kind, value in left.items()]
+        return (" " if libpq else ";").join(f"{name}={value}" for name, value in said)
+
+    def libpq(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return libpq's own variables; whoever leaves something out of his URL reads them."""
+        user = self.user(environ.get("PGUSER", ""))
+        found = {
+            "PGHOST": self.copy.host,
+            "PGPORT": self.copy.port,
+            "PGDATABASE": self.copy.database,
+            "PGUSER": user or self.copy.user,
+        }
+        password = self.copy.password if self.copy.away else self.live.password
+        return found | ({"PGPASSWORD": password} if password else {})
+
+
+def _grouped(environ: Mapping[str, str], found: Mapping[str, str], way: _Way) -> dict[str, str]:
+    """Return the variables of groups that name the live database together."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name in environ:
+        if name in LIBPQ.values() or not (part := _VARIABLE.fullmatch(name)):
+            continue
+        word = part["word"].lower()
+        kind = "url" if word in ("url", "uri") else _KINDS[word]
+        groups.setdefault(part["prefix"].lower(), {}).setdefault(kind, []).append(name)
+    changed: dict[str, str] = {}
+    for prefix, group in groups.items():
+        if not _names_together(prefix, group, environ, found, way):
+            continue
+        user = next((environ[name] for name in group.get("user", ())), "")
+        wanted = {"host": way.copy.host, "port": way.copy.port, "database": way.copy.database}
+        if way.copy.away:
+            wanted |= {"user": way.user(user), "password": way.copy.password or ""}
+        elif user:
+            way.user(user)
+        for kind, new in wanted.items():
+            changed |= {
+                name: new
+                for name in group.get(kind, ())
+                if name not in found and (kind != "database" or environ[name] == way.live.database)
+            }
+    return changed
+
+
+def _names_together(
+    prefix: str,
+    group: Mapping[str, Sequence[str]],
+    environ: Mapping[str, str],
+    found: Mapping[str, str],
+    way: _Way,
+) -> bool:
+    """Tell whether variables with one prefix name the live database."""
+    if prefix == "postgres":
+        return True  # as this program reads them
+    if any(name in found for name in group.get("url", ())):
+        return True
+    said = {kind: [environ[name] for name in names] for kind, names in group.items()}
+    hosts, ports = said.get("host", []), said.get("port", [])
+    same = any(way.same_host(host, *ports[:1]) for host in hosts)
+    if "database" in said:
+        if way.live.database not in said["database"]:
+            return False
+        of_ours = way.live.user in said.get("user", ())
+        return same or of_ours or bool(_OF_DATABASES.search(prefix))
+    return same and "user" in said
+
+
+def _led_files(files: Mapping[str, str], environ: Mapping[str, str], way: _Way) -> dict[str, str]:
+    """Return the new contents of files that variables name."""
+    found: dict[str, str] = {}
+    for name, text in files.items():
+        new = way.value(text) if name in environ else None
+        if new is not None:
+            found[name] = new
+        elif way.copy.away and text.strip() == way.live.password:
+            found[name] = way.copy.password or ""
+    return found
+
+
+def _elsewhere(copy: Copy) -> set[str]:
+    """Return libpq's variables that would lead elsewhere, or ask for what the copy has not."""
+    return _LEADING | (_DEMANDS if copy.away else set())
+
+
+def _pg_tls(name: str) -> bool:
+    return name.startswith("PG") and bool(_TLS.search(name))
+
+
+# small parts
+
+
+def _addresses(netloc: str) -> tuple[str, str]:
+    """Return the hosts and the ports of a URL's address, each with commas."""
+    names, ports = [], []
+    for part in netloc.split(","):
+        head, bracket, tail = part.rpartition("]")
+        name, _, port = (tail if bracket else part).partition(":")
+        names.append(f"{head}{bracket}{name}" if bracket else name)
+        ports.append(port)
+    return ",".join(names), ",".join(filter(None, ports))
+
+
+def _netloc(copy: Copy) -> str:
+    host = f"[{copy.host}]" if ":" in copy.host else copy.host
+    return f"{host}:{copy.port}"
+
+
+def _plain_key(name: str) -> str:
+    return {"username": "user"}.get(unquote(name).lower(), unquote(name).lower())
+
+
+def _option(name: str, equals: str, value: str, wanted: Mapping[str, str | None]) -> str:
+    new = wanted.get(_plain_key(name))
+    return f"{name}{equals}{value}" if new is None else f"{name}={quote(new, safe='')}"
+
+
+def _all(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
+    """Return all pairs of a text that holds nothing else, else none."""
+    found: list[tuple[str, str]] = []
+    at = 0
+    while at < len(text):
+        match = pattern.match(text, at)
+        if not match or match.end() == at:
+            return [] if text[at:].strip() else found
+        found.append((match[1], match[2]))
+        at = match.end()
+    return found
+
+
+def _kind(name: str) -> str:
+    bare = name.lower().replace(" ", "").replace("_", "")
+    return "" if bare in _NOT_IN_STRINGS else _KINDS.get(bare, "")
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] == "'" and value[-1:] == "'" and len(value) > 1:
+        return re.sub(r"\\(.)", r"\1", value[1:-1]).replace("''", "'")
+    if value[:1] == '"' and value[-1:] == '"' and len(value) > 1:
+        return value[1:-1].replace('""', '"')
+    return value
+
+
+def _quoted(value: str, *, libpq: bool) -> str:
+    if re.fullmatch(r"[\w./:@%+-]+", value):
+        return value
+    if libpq:
+        return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
+    return '"' + value.replace('"', '""') + '"'
+
+
+def _passwords(text: str) -> set[str]:
+    """Return the passwords in a value's URLs and keyword strings, as written and as meant."""
+    found: set[str] = set()
+    bare = text.strip()
+    whole = _WHOLE_URL.fullmatch(bare)
+    for match in [whole] if whole else _URL.finditer(text):
+        where, _, query = match["rest"].partition("?")
+        said = where.rpartition("@")[0].partition(":")[2]
+        found |= {said, unquote(said)}
+        for item in query.split("&"):
+            name, _, value = item.partition("=")
+            if re.search(r"(?i)passw|pwd|secret|token", name):
+                found |= {value, unquote(value)}
+    body = bare[len(_PDO) :] if bare.lower().startswith(_PDO) else bare
+    for name, value in _all(_PAIR, body) or _all(_ADO, body):
+        if _kind(name) == "password":
+            found.add(_unquoted(value))
+    return {each for each in found if each}

@@ -1,0 +1,133 @@
+"""The way to the copy: who is let in there, and with which environment a command gets there."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from preflight.backup import passfile
+from preflight.base import quoting
+from preflight.base.errors import RehearsalFailed
+from preflight.server import dial
+from preflight.wrapping import environment
+
+if TYPE_CHECKING:
+    from preflight.rehearsal.copies import Copy
+    from preflight.server.sessions import Session
+    from preflight.wrapping.asked import Wrapped
+
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_ROLES = "SELECT r.rolname::text FROM pg_catalog.pg_roles r WHERE r.rolname = ANY (%s::text[])"
+_DIRECTORY = "pg-preflight-wrap-"
+
+
+@contextmanager
+def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environment.Led]:
+    """Yield the environment and the arguments that lead a command to the copy.
+
+    Secret files that it reads are private ones meanwhile. Raises RehearsalFailed where no variable
+    names the live database.
+    """
+    live = live_of(session)
+    named = _led(wrapped, live, environment.Copy("-", "0", "-", live.user)).users
+    led = _led(wrapped, live, _let_in(copy, named - {""}))
+    if not led.variables:
+        raise RehearsalFailed(
+            "wrap.no_address",
+            "no variable of the environment names the live database, so the command cannot be led "
+            "to the copy",
+            "Give it the address as DATABASE_URL, PGHOST and PGDATABASE, or DB_HOST and DB_NAME; "
+            "one that has another form with --url-variable NAME. Nothing was started.",
+        )
+    with ExitStack() as stack:
+        found = dict(led.environment)
+        if led.files:
+            made = tempfile.TemporaryDirectory(prefix=_DIRECTORY, dir=passfile.memory())
+            place = Path(stack.enter_context(made))
+            for name, text in led.files.items():
+                (place / name).write_text(text, encoding="utf-8")
+                (place / name).chmod(0o600)
+                found[name] = str(place / name)
+        yield environment.Led(found, led.arguments, led.variables, led.files, led.users)
+
+
+def _led(wrapped: Wrapped, live: environment.Live, copy: environment.Copy) -> environment.Led:
+    return environment.led(
+        wrapped.environ,
+        live,
+        copy,
+        arguments=wrapped.asked.command,
+        also=wrapped.asked.url_variable,
+        files=wrapped.files,
+    )
+
+
+def live_of(session: Session) -> environment.Live:
+    """Return the live database by every name that is known of its server."""
+    info, target = session.connection.info, session.target
+    hosts = {info.host, info.hostaddr, *target.get("host", "").split(",")}
+    hosts |= set(target.get("hostaddr", "").split(","))
+    ports = {str(info.port), *target.get("port", "").split(",")}
+    with suppress(dial.Refused):  # it is reached all the same
+        hosts |= {address for _, address, _ in dial.resolve(session.target)}
+    if hosts & _LOOPBACK:
+        hosts |= _LOOPBACK
+    return environment.Live(
+        info.dbname,
+        frozenset(hosts - {""}),
+        frozenset(ports - {""}),
+        info.user,
+        info.password or None,
+    )
+
+
+def _let_in(copy: Copy, named: frozenset[str]) -> environment.Copy:
+    """Let the roles that the environment names into the copy; return how it is reached."""
+    info = copy.home.connection.info
+    if copy.server is None:
+        away = copy.where == "url"
+        for role in () if away else _known(copy.home, named - {info.user}):
+            _grant(copy.home, copy.name, role)
+        return environment.Copy(
+            info.host, str(info.port), copy.name, info.user, info.password or None, away=away
+        )
+    us = copy.session.connection.info.user
+    password = secrets.token_urlsafe(24)
+    users = frozenset(_known(copy.home, named | {us}))
+    for role in users:
+        verifier = copy.home.connection.pgconn.encrypt_password(
+            password.encode(), role.encode(), b"scram-sha-256"
+        ).decode()
+        copy.home.execute(
+            f"ALTER ROLE {quoting.name(role)} LOGIN PASSWORD {quoting.literal(verifier)}"
+        )
+    return environment.Copy(
+        "127.0.0.1",
+        str(copy.server.port),
+        copy.name,
+        us,
+        password,
+        users,
+        away=True,
+        plain=True,
+    )
+
+
+def _known(home: Session, names: frozenset[str]) -> list[str]:
+    """Return which roles there are."""
+    return [name for (name,) in home.execute(_ROLES, [list(names)]).fetchall()]
+
+
+def _grant(home: Session, database: str, role: str) -> None:
+    """Let another role into a copy that is closed to PUBLIC, if the server lets us."""
+    try:
+        home.execute(f"GRANT CONNECT ON DATABASE {quoting.name(database)} TO {quoting.name(role)}")
+    except psycopg.Error:
+        if home.lost:
+            raise

@@ -1,0 +1,164 @@
+"""Who looks on while a command runs: which sessions are its own, what it locks and for how long."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from preflight.base import stop
+from preflight.files import effects
+from preflight.rehearsal import meter
+from preflight.wrapping import wall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from preflight.server.sessions import Session
+    from preflight.wrapping.child import Child
+
+STAY_S = 5.0  # for how long sessions that are over may be seen
+COUNTED_S = 1.0  # how soon the server counts a session
+_OTHERS = """
+SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port FROM pg_catalog.pg_stat_activity a
+WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+ AND a.client_port > 0
+"""
+_END = "SELECT pg_catalog.pg_terminate_backend(a) FROM pg_catalog.unnest(%s::int4[]) a"
+_ON_COPY = """
+SELECT a.pid, l.relation::int8, l.mode FROM pg_catalog.pg_stat_activity a
+LEFT JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND l.locktype = 'relation' AND l.granted
+ AND l.relation >= 16384::oid AND l.database =
+  (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+WHERE a.datname = pg_catalog.current_database() AND a.pid <> ALL (%s::int4[])
+ AND a.backend_type = 'client backend'
+"""
+_STATISTICS = """
+SELECT coalesce(pg_catalog.sum(s.n_tup_ins + s.n_tup_del), 0)::int8
+FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname <> '{schema}'
+"""
+_LEFT = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (%s::int4[])"
+COUNTED_SINCE = 14  # where a database knows how many sessions it had
+_SESSIONS = """
+SELECT {column} FROM pg_catalog.pg_stat_database s WHERE s.datname = pg_catalog.current_database()
+"""
+
+
+@dataclass(slots=True)
+class OnLive:
+    """Looks on the live database; where it is `to_end` them, a command's sessions are ended."""
+
+    session: Session
+    to_end: bool = False
+    pids: set[int] = field(default_factory=set)
+
+    def look(self, child: Child) -> None:
+        """See which sessions belong to the command's own processes."""
+        rows = self.session.execute(_OTHERS).fetchall()
+        if not rows:
+            return
+        port = self.session.connection.info.port
+        own = wall.sessions(child.pid, [(address, at) for _, address, at in rows], port)
+        found = {pid for pid, address, at in rows if (address, at) in own}
+        self.pids |= found
+        if found and self.to_end:
+            self.session.execute(_END, [list(found)])
+
+    def gone(self, within_s: float = STAY_S) -> bool:
+        """Tell whether no session that was seen is left, waiting for their end."""
+        for waited in stop.looks(0.02, 0.05):
+            rows = self.session.execute(_LEFT, [list(self.pids)]).fetchall()
+            if not rows or waited >= within_s:
+                break
+        return not rows
+
+
+@dataclass(slots=True)
+class _Held:
+    rank: int
+    since: float
+    until: float
+
+
+class OnCopy:
+    """Looks on the copy, where nobody is but us and the command."""
+
+    def __init__(self, copy: Session) -> None:
+        self.copy = copy
+        self.tables = meter.tables(copy)
+        self.seen = False
+        self._held: dict[int, _Held] = {}
+        self._sessions = self._counted()
+
+    def look(self) -> None:
+        """See who is there, and what is locked."""
+        ours = [self.copy.connection.info.backend_pid]
+        rows = self.copy.execute(_ON_COPY, [ours]).fetchall()
+        self.seen = self.seen or bool(rows)
+        now, strongest = time.monotonic(), dict[int, int]()
+        for _, oid, mode in rows:
+            if oid in self.tables:
+                rank = effects.STRENGTH.index(meter.mode_of(mode))
+                strongest[oid] = max(rank, strongest.get(oid, -1))
+        for oid, rank in strongest.items():
+            held = self._held.get(oid)
+            if held is None or rank > held.rank:
+                self._held[oid] = _Held(rank, now, now)
+            elif rank == held.rank:
+                held.until = now
+
+    def was_there(self) -> bool:
+        """Tell whether anybody connected; one who left at once only the server has counted."""
+        for waited in stop.looks(0.05, 0.1):
+            self.seen = self.seen or self._counted() > self._sessions
+            if self.seen or waited >= COUNTED_S or self._sessions < 0:
+                break
+        return self.seen
+
+    def _counted(self) -> int:
+        major = self.copy.facts.major if self.copy.facts else 0
+        if major < COUNTED_SINCE:
+            return -1
+        query = _SESSIONS.format(column="s.sessions")
+        self.copy.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")
+        return int((self.copy.execute(query).fetchone() or (0,))[0] or 0)
+
+    def rows_moved(self) -> int:
+        """Return how many rows were inserted and deleted so far, as the server counts them."""
+        self.copy.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")
+        query = _STATISTICS.format(schema=self.copy.config.schema)
+        return int((self.copy.execute(query).fetchone() or (0,))[0])
+
+    def cost(self) -> dict[str, Any]:
+        """Return the strongest lock on each table, and what was written anew, as log data."""
+        after = meter.tables(self.copy)
+        locks = [
+            meter.Taken(
+                self.tables[oid].name,
+                effects.STRENGTH[held.rank],
+                held.until - held.since,
+                root=self._root(oid),
+            )
+            for oid, held in self._held.items()
+            if held.rank > 0
+        ]
+        rewrites = [
+            meter.Rewrite(table.name, table.size, after[oid].size, self._root(oid))
+            for oid, table in self.tables.items()
+            if oid in after and table.filenode != after[oid].filenode and after[oid].size
+        ]
+        found: dict[str, Sequence[Any]] = {
+            "locks": [taken.data() for taken in _strongest_first(meter.grouped(locks))],
+            "rewrites": [rewrite.data() for rewrite in meter.summed(rewrites)],
+        }
+        return {name: items for name, items in found.items() if items}
+
+    def _root(self, oid: int) -> str:
+        root = self.tables[oid].root
+        return self.tables[root].name if root in self.tables else ""
+
+
+def _strongest_first(locks: list[meter.Taken]) -> list[meter.Taken]:
+    return sorted(
+        locks, key=lambda taken: (-effects.STRENGTH.index(taken.mode), -taken.held_s, taken.table)
+    )

@@ -1,0 +1,256 @@
+"""Try a wrapped command on a restored copy, and see what it does there."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from preflight.base import console
+from preflight.base.errors import MigrationPartial, RehearsalFailed, VerifyFailed
+from preflight.rehearsal import trial
+from preflight.wrapping import (
+    checked,
+    child,
+    compared,
+    environment,
+    fences,
+    leading,
+    onlooker,
+    tools,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from preflight.backup.take import Taken
+    from preflight.base.config import Config
+    from preflight.rehearsal.copies import Copy
+    from preflight.server.sessions import Session
+    from preflight.wrapping.asked import Wrapped
+    from preflight.wrapping.due import Look
+
+_SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What a command did to the copy, and what was seen meanwhile, as log data."""
+
+    changes: compared.Changes
+    bare: bool  # the copy had neither owners nor rights
+    told: dict[str, Any]
+
+
+def rehearse(
+    session: Session,
+    wrapped: Wrapped,
+    look: Look,
+    saved: Taken | None,
+    config: Config | None = None,
+) -> Rehearsed | None:
+    """Run the command on a restored copy; None, and why, where there can be none.
+
+    Raises RehearsalFailed, MigrationPartial (it changed the live database), ConfigInvalid (it
+    cannot be started), and what `trial.opened` raises.
+    """
+    with trial.opened(session, saved, config) as copy:
+        if copy is not None:
+            return _Trial(session, wrapped, look, copy).run(saved)
+    return None
+
+
+class _Trial:
+    """One rehearsal of a command."""
+
+    def __init__(self, session: Session, wrapped: Wrapped, look: Look, copy: Copy) -> None:
+        self.session = session
+        self.wrapped = wrapped
+        self.tables = look.tables
+        self.rows = look.rows
+        self.copy = copy
+        self.began = time.monotonic()
+
+    def run(self, saved: Taken | None) -> Rehearsed:
+        """Run it, judge what it did there, run it once more."""
+        asked, copy = self.wrapped.asked, self.copy.session
+        with ExitStack() as stack:
+            led = stack.enter_context(leading.to_copy(self.session, self.copy, self.wrapped))
+            live = compared.state(self.session)
+            fence = stack.enter_context(
+                fences.around(self.session, self.copy, self.tables, trust=asked.trust_environment)
+            )
+            say = structlog.get_logger()
+            (say.warning if fence.kind == fences.TRUST else say.info)(
+                "wrap.redirected",
+                variables=list(led.variables),
+                kept_off=fence.kind,
+                where=self.copy.where,
+                database=self.copy.name,
+            )
+            before, size = compared.state(copy), self._size()
+            there = onlooker.OnCopy(copy)
+            ended = self._started(led, fence, there)
+            changes = compared.between(before, compared.state(copy), copy.config.schema)
+            self._require_untouched(live, fence)
+            self._require_there(there, changes, ended)
+            if ended.code != 0:
+                raise self._failed(ended)
+            self._require_checks()
+            cost = there.cost()
+            again = self._again(led, fence, there)
+        told = {
+            "backup": saved.name if saved and saved.visible else None,
+            "verified": "restored",
+            "where": self.copy.where,
+            "fidelity": self.copy.fidelity,
+            "without": list(self.copy.without) or None,
+            **changes.data(),
+            **cost,
+            "command_s": ended.duration_s,
+            "size_before_bytes": size,
+            "size_after_bytes": self._size(),
+            "second_run": "changed" if again else "unchanged",
+            "restore_s": round(self.copy.restore_s, 3),
+            "duration_s": round(time.monotonic() - self.copy.began, 3),
+        }
+        told = {name: value for name, value in told.items() if value is not None}
+        structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
+        return Rehearsed(changes, bool(self.copy.without), told)
+
+    def _size(self) -> int:
+        return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
+
+    def _started(
+        self, led: environment.Led, fence: fences.Fence, there: onlooker.OnCopy
+    ) -> child.Ended:
+        asked = self.wrapped.asked
+        environ = led.environment
+        if asked.lock_timeout:
+            environ = environment.with_lock_timeout(environ, asked.lock_timeout)
+        stuck = _Stuck()
+
+        def each(running: child.Child) -> None:
+            there.look()
+            fence.look(running)
+            if not there.seen and stuck.since(waits=fence.waited_for()):
+                raise self._elsewhere("it waits for the tool's history table on the live database")
+
+        return child.run(
+            led.arguments,
+            environ,
+            secrets=self.wrapped.secrets | environment.secrets(environ, led.files),
+            timeout_s=asked.timeout,
+            wall=fence.wall,
+            each=each,
+            rehearsal=True,
+        )
+
+    def _require_untouched(self, before: compared.State, fence: fences.Fence) -> None:
+        """Make sure that the live database is what it was; raises MigrationPartial."""
+        if fence.live is not None:
+            fence.live.gone()
+        schema = self.session.config.schema
+        changed = compared.between(before, compared.state(self.session), schema).names
+        tables = tools.history(self.session, self.wrapped.asked.history)
+        if tools.rows(self.session, tables) != list(self.rows):
+            changed.append("rows of the tool's history table")
+        if not changed:
+            return
+        if fence.sure:
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason="somebody else changed the live database during the rehearsal; the command "
+                "could not reach it",
+                objects=changed[:100],
+            )
+            return
+        seen = "a session of the command was seen there"
+        seen = seen if fence.crossed else "by the command or by somebody else"
+        raise MigrationPartial(
+            "wrap.changed_live",
+            f"the live database was changed while the command was to be tried on a copy ({seen}): "
+            f"{console.some(changed)}",
+            "Does the command take its address from somewhere else than its environment? Name that "
+            "variable with --url-variable, or rehearse where the copy has a port of its own. Look "
+            "at what is named; the backup is from before it.",
+        )
+
+    def _require_there(
+        self, there: onlooker.OnCopy, changes: compared.Changes, ended: child.Ended
+    ) -> None:
+        if not (there.was_there() or changes.names):
+            raise self._elsewhere(how(ended), ended.last)
+
+    def _elsewhere(self, how: str, last: Sequence[str] = ()) -> RehearsalFailed:
+        return RehearsalFailed(
+            "wrap.not_redirected",
+            f"the command was led to the copy, and no session of it was seen there: {how}",
+            "Does it take its address from a file or an argument? Name the variable that it reads "
+            "with --url-variable. The live database was not changed.",
+            context="\n".join(last) or None,
+        )
+
+    def _require_checks(self) -> None:
+        try:
+            checked.require(self.copy.session, self.wrapped.checks)
+        except VerifyFailed as failure:
+            where = failure.problem.data() | {"hint": "The live database was not changed."}
+            message = f"on the restored copy: {where.pop('message')}"
+            raise RehearsalFailed("wrap.rehearsal_failed", message, **where) from failure  # type: ignore[arg-type]
+
+    def _failed(self, ended: child.Ended) -> RehearsalFailed:
+        return RehearsalFailed(
+            "wrap.rehearsal_failed",
+            f"on the restored copy {how(ended)}" + (f": {ended.last[-1]}" if ended.last else ""),
+            "The live database was not changed: correct the data or the migration, and run again.",
+            context="\n".join(ended.last) or None,
+        )
+
+    def _again(
+        self, led: environment.Led, fence: fences.Fence, there: onlooker.OnCopy
+    ) -> list[str]:
+        """Run it a second time, which should change nothing; warn and return what it does."""
+        copy, asked = self.copy.session, self.wrapped.asked
+        before, moved = compared.state(copy), there.rows_moved()
+        rows = tools.rows(copy, tools.history(copy, asked.history))
+        ended = self._started(led, fence, there)
+        changed = compared.between(before, compared.state(copy), copy.config.schema).names
+        if tools.rows(copy, tools.history(copy, asked.history)) != rows:
+            changed.append("rows of the tool's history table")
+        elif there.rows_moved() != moved:
+            changed.append("rows of tables")
+        if ended.code != 0:
+            changed.append(how(ended))
+        if changed:
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason=f"a second run of the command changes something: {console.some(changed)}",
+                objects=changed[:100],
+            )
+        return changed
+
+
+class _Stuck:
+    """Since when something holds without a break."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+
+    def since(self, *, waits: bool) -> bool:
+        """Tell whether it has held for too long."""
+        now = time.monotonic()
+        self.began = (self.began or now) if waits else None
+        return self.began is not None and now - self.began > fences.STUCK_S
+
+
+def how(ended: child.Ended) -> str:
+    """Say how a command ended."""
+    if ended.code is None:
+        return f"the command was ended after {ended.duration_s:.0f} s (--timeout)"
+    if ended.code < 0:
+        return f"the command was ended by signal {-ended.code}"
+    return f"the command ended with exit code {ended.code}"

@@ -1,0 +1,217 @@
+"""The story of a wrapped command: from its key to the record that it has run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import psycopg
+import structlog
+
+from preflight import gate
+from preflight.base import console, stop
+from preflight.base.errors import (
+    ConfigInvalid,
+    Failure,
+    MigrationFailed,
+    MigrationPartial,
+    VerifyFailed,
+)
+from preflight.history import wraps
+from preflight.server import lock, sessions
+from preflight.wrapping import asked as asking
+from preflight.wrapping import due
+
+if TYPE_CHECKING:
+    from preflight.backup.take import Taken
+    from preflight.base.config import Config
+    from preflight.server.sessions import Session
+    from preflight.wrapping import child, written
+    from preflight.wrapping.asked import Asked, Wrapped
+    from preflight.wrapping.rehearsed import Rehearsed
+
+T = TypeVar("T")
+
+
+def run(config: Config, asked: Asked) -> None:
+    """Run a command behind the gate, if it has anything to do."""
+    wrapped = asking.read(config, asked)  # 20 25
+    with sessions.connect(config) as session:  # 10 21 22
+        if planned(due.look(session, wrapped), wrapped):  # 26
+            require_startable(wrapped)  # 20
+            gate.enter(session)  # 11 22
+            look = due.look(session, wrapped)
+            if planned(look, wrapped):  # else another run did it
+                _Run(session, wrapped).through(look)
+
+
+def planned(look: due.Look, wrapped: Wrapped) -> bool:
+    """Tell, and say, whether the command has anything to do."""
+    pending = [] if look.current else [wrapped.name]
+    structlog.get_logger().info("plan.made", pending=pending)
+    return bool(pending)
+
+
+def require_startable(wrapped: Wrapped) -> None:
+    """Make sure that there is such a program; raises ConfigInvalid."""
+    program = wrapped.asked.command[0]
+    if shutil.which(program, path=wrapped.environ.get("PATH", os.defpath)) is None:
+        raise ConfigInvalid(
+            "wrap.not_started",
+            f"{program} cannot be started: there is no such program",
+            "Is it in this image, executable, and on the PATH that the command is given?",
+        )
+
+
+class _Run:
+    """One command that is due, under the lock."""
+
+    def __init__(self, session: Session, wrapped: Wrapped) -> None:
+        self.session = session
+        self.wrapped = wrapped
+        self.backup: str | None = None
+        self.began = time.monotonic()
+
+    def through(self, look: due.Look) -> None:
+        """Back up, prove, try, run, compare, verify, record."""
+        from preflight.wrapping import rehearsed, written  # noqa: PLC0415 -- only when work is due
+
+        wraps.ensure(self.session)  # 22 26 28
+
+        def tried(saved: Taken | None) -> Rehearsed | None:
+            self.backup = saved.name if saved else None
+            return rehearsed.rehearse(self.session, self.wrapped, look, saved)
+
+        copy = self._noted(lambda: gate.proven_for(self.session, "wrap", tried))  # 14 23 24 27 31
+        lock.require(self.session)
+        before = written.look(self.session, self.wrapped.asked.history)
+        ended = self._noted(partial(self._in_earnest, before))  # 20 30 31
+        self._noted(partial(self._matched, copy, before))  # 33
+        self._noted(self._verified)  # 33
+        self._record(ended)
+
+    def _noted(self, step: Callable[[], T]) -> T:
+        """Return what a step returns; its failure is noted in the journal."""
+        try:
+            return step()
+        except Failure as failure:
+            with suppress(psycopg.Error):
+                if not self.session.lost:
+                    self._journal(failure)
+            raise
+
+    def _journal(self, failure: Failure) -> None:
+        wraps.journal(
+            self.session,
+            "failed",
+            self.wrapped.name,
+            self.wrapped.files_key,
+            duration_ms=round(1000 * (time.monotonic() - self.began)),
+            backup=self.backup,
+            error=str(failure),
+        )
+
+    def _in_earnest(self, before: written.Before) -> child.Ended:
+        """Run the command with its own environment; raises MigrationFailed, MigrationPartial."""
+        from preflight.wrapping import child, environment, onlooker  # noqa: PLC0415 -- likewise
+
+        asked, environ = self.wrapped.asked, self.wrapped.environ
+        if asked.lock_timeout:
+            environ = environment.with_lock_timeout(environ, asked.lock_timeout)
+        live = onlooker.OnLive(self.session)
+        structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
+        stop.leaves(self.session, "what the command has committed stays")
+        ended = child.run(
+            asked.command,
+            environ,
+            secrets=self.wrapped.secrets,
+            timeout_s=asked.timeout,
+            each=live.look,
+        )
+        stop.leaves(self.session, None)
+        if ended.code != 0:
+            raise self._failed(ended, before, alone=live.gone())
+        return ended
+
+    def _failed(self, ended: child.Ended, before: written.Before, *, alone: bool) -> Failure:
+        """Return what its end means: whether anything stays of what it did."""
+        from preflight.wrapping import rehearsed, written  # noqa: PLC0415 -- likewise
+
+        how = rehearsed.how(ended) + (f": {ended.last[-1]}" if ended.last else "")
+        context = "\n".join(ended.last) or None
+        changed = written.changed(self.session, before, self.wrapped.asked.history)
+        if alone and not changed and written.nothing(self.session, before):
+            return MigrationFailed(
+                "wrap.failed",
+                f"{how}; nothing of it stays on the live database",
+                "The same went well on the copy: what is different here? Run again.",
+                context=context,
+            )
+        what = f"it has changed {console.some(changed)}" if changed else (
+            "no object was changed, but whether it wrote rows nobody can tell: others wrote, too"
+        )  # fmt: skip
+        if not alone:
+            what += "; a session of it is still at work"
+        back = (
+            f"`restore {self.backup} --swap` puts the backup in its place" if self.backup
+            else "there is no backup (PREFLIGHT_BACKUP=off)"
+        )  # fmt: skip
+        return MigrationPartial(
+            "wrap.partial",
+            f"{how}; {what}",
+            f"Look at the database. Run again when the tool can go on from there; {back}.",
+            context=context,
+        )
+
+    def _matched(self, copy: Rehearsed | None, before: written.Before) -> None:
+        """Say whether what happened is what was rehearsed; raises VerifyFailed with --strict."""
+        from preflight.wrapping import compared  # noqa: PLC0415 -- likewise
+
+        if copy is None:
+            return
+        happened = compared.between(
+            before.state, compared.state(self.session), self.session.config.schema
+        )
+        different = compared.differing(copy.changes, happened, bare=copy.bare)
+        log = structlog.get_logger()
+        if not different:
+            log.info("wrap.matched", command=self.wrapped.name, **happened.data())
+            return
+        log.warning("wrap.differs", command=self.wrapped.name, objects=different[:100])
+        if self.wrapped.asked.strict:
+            raise VerifyFailed(
+                "wrap.not_as_rehearsed",
+                f"what happened is not what was rehearsed: {console.some(different)}",
+                "The command has run. Look at what is named: did somebody else change it "
+                "meanwhile, or does the command do here what it did not do there?",
+            )
+
+    def _verified(self) -> None:
+        from preflight.wrapping import checked  # noqa: PLC0415 -- likewise
+
+        checked.require(self.session, self.wrapped.checks)
+
+    def _record(self, ended: child.Ended) -> None:
+        """Record the key as it is now; what the tool has written is a part of it."""
+        look = due.look(self.session, self.wrapped)
+        wraps.record(
+            self.session,
+            look.key,
+            command=self.wrapped.name,
+            watched=" ".join(map(str, self.wrapped.asked.watch)),
+            duration_ms=round(1000 * ended.duration_s),
+            backup=self.backup,
+        )
+        structlog.get_logger().info(
+            "wrap.finished",
+            command=self.wrapped.name,
+            exit_code=ended.code,
+            backup=self.backup,
+            command_s=ended.duration_s,
+            duration_s=round(time.monotonic() - self.began, 3),
+        )

@@ -1,0 +1,59 @@
+"""Did a command write anything before it failed? Yes, no, or nobody can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preflight.wrapping import compared, tools
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
+
+MOST = 1_000_000  # transactions that are asked one by one
+# whoever writes a row, or changes an object, has a number; the next one is at least this
+_NEXT = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8"
+_ENDED = """
+SELECT count(*) FROM pg_catalog.generate_series(%s::int8, %s::int8) n
+WHERE pg_catalog.pg_xact_status(n::text::pg_catalog.xid8) IS DISTINCT FROM 'aborted'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The live database before a command."""
+
+    state: compared.State
+    tables: Sequence[tools.Table]
+    rows: Sequence[str]
+    next: int  # transaction
+
+
+def look(session: Session, history: str | None) -> Before:
+    """Return what the live database is like."""
+    tables = tools.history(session, history)
+    return Before(compared.state(session), tables, tools.rows(session, tables), _next(session))
+
+
+def _next(session: Session) -> int:
+    return int((session.execute(_NEXT).fetchone() or (0,))[0])
+
+
+def nothing(session: Session, before: Before) -> bool:
+    """Tell whether surely nothing was written since: all transactions came to naught.
+
+    Whose a transaction was that came through, nobody can tell: then the answer is no.
+    """
+    after = _next(session)
+    if after - before.next > MOST:
+        return False
+    row = session.execute(_ENDED, [before.next, after - 1]).fetchone()
+    return row is not None and row[0] == 0
+
+
+def changed(session: Session, before: Before, history: str | None) -> list[str]:
+    """Name what is not as it was: objects, and the tool's history."""
+    now = look(session, history)
+    found = compared.between(before.state, now.state, session.config.schema).names
+    return found + (["rows of the tool's history table"] if now.rows != before.rows else [])

@@ -1,0 +1,392 @@
+"""What a wrapped command depends on, and how its environment is led to the copy."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from preflight.base.errors import ConfigInvalid
+from preflight.wrapping import environment, key, tools
+
+LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")
+BESIDE = environment.Copy("db", "5432", "scratch", "me")  # on the same server
+AWAY = environment.Copy(
+    "127.0.0.1", "6000", "app", "me", "r:4nd", frozenset({"me"}), away=True, plain=True
+)
+
+
+def led(environ: dict[str, str], copy: environment.Copy = AWAY, **more: object) -> environment.Led:
+    """Return an environment led to a copy."""
+    return environment.led(environ, LIVE, copy, **more)  # type: ignore[arg-type]
+
+
+# --- the key --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give a folder with two files."""
+    found = tmp_path / "watched"
+    (found / "sub").mkdir(parents=True)
+    (found / "001.py").write_text("one")
+    (found / "sub/002.py").write_text("two")
+    return found
+
+
+def of(*watched: Path, arguments: tuple[str, ...] = ("tool", "up")) -> str:
+    """Return the key of files."""
+    return key.of_files(arguments, watched)
+
+
+def test_key_is_the_same_wherever_the_files_are(folder: Path, tmp_path: Path) -> None:
+    """Names count from the watched path on: an image and a mount agree."""
+    before = of(folder)
+    moved = folder.rename(tmp_path / "elsewhere")
+
+    assert before == of(moved)
+
+
+@pytest.mark.parametrize("name", ["003.py", "sub/003.py", "003.bak"])
+def test_new_file_is_another_key(folder: Path, name: str) -> None:
+    """However deep it lies."""
+    before = of(folder)
+    (folder / name).write_text("")
+
+    assert before != of(folder)
+
+
+def test_renamed_and_edited_files_are_other_keys(folder: Path) -> None:
+    """Bytes and names count, and where the one ends and the other begins."""
+    found = {of(folder)}
+    (folder / "001.py").write_text("One")
+    found.add(of(folder))
+    (folder / "001.py").rename(folder / "01.py")
+    found.add(of(folder))
+    found.add(of(folder, arguments=("tool", "down")))
+    found.add(of(folder, arguments=("toolup",)))
+
+    assert 5 == len(found)
+
+
+@pytest.mark.parametrize(
+    "name", [".git", "001.py~", "#001.py#", "x.pyc", "__pycache__/x", "001.swp", "001.py.swo"]
+)
+def test_leftovers_do_not_count(folder: Path, name: str) -> None:
+    """What an editor or an interpreter leaves changes no key."""
+    before = of(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("anything")
+
+    assert before == of(folder)
+
+
+def test_config_map_can_be_watched(folder: Path) -> None:
+    """Kubernetes mounts one as links through a hidden directory."""
+    before = of(folder)
+    hidden = folder / "..2026"
+    hidden.mkdir()
+    (folder / "001.py").rename(hidden / "001.py")
+    (folder / "..data").symlink_to("..2026")
+    (folder / "001.py").symlink_to("..data/001.py")
+
+    assert before == of(folder)
+
+
+@pytest.mark.parametrize("what", ["missing", "out", "dangling", "circle", "fifo", "empty"])
+def test_what_cannot_be_watched_is_refused(folder: Path, what: str) -> None:
+    """A link out of it, a link to nowhere, a link to itself, a pipe, nothing: 20 that names it."""
+    watched, named = folder, folder / "odd"
+    match what:
+        case "missing":
+            watched = named
+        case "out":
+            named.symlink_to("/etc/passwd")
+        case "dangling":
+            named.symlink_to("nowhere")
+        case "circle":
+            named.symlink_to(".")
+        case "fifo":
+            os.mkfifo(named)
+        case _:
+            named.mkdir()
+            watched = named
+
+    with pytest.raises(ConfigInvalid, match="odd"):
+        of(watched)
+
+
+def test_key_changes_with_the_history() -> None:
+    """Rows that somebody else wrote make the command due again."""
+    assert key.whole("f", ["a"]) != key.whole("f", ["b"])
+    assert key.whole("f", ["a", "b"]) != key.whole("f", ["ab"])
+
+
+# --- led to the copy ------------------------------------------------------------------------------
+
+TO_AWAY = "me:r%3A4nd@127.0.0.1:6000/app"
+URLS = [
+    ("postgres://me:p%40ss@db:5432/app", f"postgres://{TO_AWAY}"),
+    ("postgresql+asyncpg://me:p%40ss@db/app", f"postgresql+asyncpg://{TO_AWAY}"),
+    ("ecto://me:p@ss@db/app", f"ecto://{TO_AWAY}"),
+    ("postgres://me@db,db2:5433/app", f"postgres://{TO_AWAY}"),
+    ("postgres://me@[::1]:5432/app", f"postgres://{TO_AWAY}"),
+    ("postgres://db/app", f"postgres://{TO_AWAY}"),
+    ("postgres://other:pw@pooler:6432/app", f"postgres://{TO_AWAY}"),
+    (
+        "postgres://me@db/app?sslmode=require&sslrootcert=/ca&pool_size=5",
+        f"postgres://{TO_AWAY}?sslmode=disable&pool_size=5",
+    ),
+    (
+        "jdbc:postgresql://db:5432/app?user=me&password=p%40ss&ssl=true",
+        "jdbc:postgresql://127.0.0.1:6000/app?user=me&password=r%3A4nd",
+    ),
+    (
+        "jdbc:postgresql://db/app",
+        "jdbc:postgresql://127.0.0.1:6000/app?user=me&password=r%3A4nd",
+    ),
+    ("r2dbc:postgresql://me:p@db/app", f"r2dbc:postgresql://{TO_AWAY}"),
+    ("cockroachdb://me:p@db/app", f"cockroachdb://{TO_AWAY}"),
+    ("driver://me:p@db:5432/app", f"driver://{TO_AWAY}"),
+    (
+        "postgresql://me:x@/app?host=/run/postgresql",
+        "postgresql://me:r%3A4nd@/app?host=127.0.0.1&port=6000",
+    ),
+    ("postgresql://me:x@db:5432", f"postgresql://{TO_AWAY}"),
+]
+
+
+@pytest.mark.parametrize(("url", "wanted"), URLS)
+def test_url_is_led_to_the_copy(url: str, wanted: str) -> None:
+    """Any scheme, with host, port, user and password, and without TLS where the copy has none."""
+    found = led({"ANY": url})
+
+    assert wanted == found.environment["ANY"]
+    assert ("ANY",) == found.variables
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgres://me@db:5432/other",
+        "http://db:8080/app",
+        "redis://db:6379/0",
+        "mysql://me@mysql/app",
+        "tcp://10.0.0.5:5432",
+        "https://example.org/app",
+        "app.example.org",
+        "postgres",
+        "Server=sqlserver;Database=app;User Id=me",
+    ],
+)
+def test_other_addresses_are_left_alone(text: str) -> None:
+    """What names another database, or none, is what it was."""
+    found = led({"ANY": text})
+
+    assert text == found.environment["ANY"]
+    assert () == found.variables
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "host=db port=5432 dbname=app user=me password='p @'",
+            "host=127.0.0.1 port=6000 dbname=app user=me password=r:4nd",
+        ),
+        (
+            "dbname=app host=db sslmode=verify-full sslrootcert=/ca",
+            "dbname=app host=127.0.0.1 sslmode=disable port=6000 user=me password=r:4nd",
+        ),
+        (
+            "Host=db;Port=5432;Database=app;Username=me;Password=p@ss;SSL Mode=Require",
+            "Host=127.0.0.1;Port=6000;Database=app;Username=me;Password=r:4nd;SSL Mode=disable",
+        ),
+        (
+            "Server=db;Database=app;User Id=me;Password=x;Pooling=true",
+            "Server=127.0.0.1;Database=app;User Id=me;Password=r:4nd;Pooling=true;Port=6000",
+        ),
+        (
+            "pgsql:host=db;port=5432;dbname=app",
+            "pgsql:host=127.0.0.1;port=6000;dbname=app;user=me;password=r:4nd",
+        ),
+    ],
+)
+def test_keyword_string_is_led_to_the_copy(text: str, wanted: str) -> None:
+    """As libpq writes it, as .NET does, as PHP does."""
+    assert wanted == led({"ANY": text}).environment["ANY"]
+
+
+def test_groups_are_led_together() -> None:
+    """Five variables with one prefix name one database; another prefix names another."""
+    found = led(
+        {
+            "DB_HOST": "db", "DB_PORT": "5432", "DB_USER": "me", "DB_PASSWORD": "x",
+            "DB_NAME": "app", "REDIS_HOST": "redis", "REDIS_PORT": "6379",
+            "AUDIT_DB_HOST": "db", "AUDIT_DB_NAME": "audit", "AUDIT_DB_PASSWORD": "y",
+        }
+    )  # fmt: skip
+
+    assert {
+        "DB_HOST": "127.0.0.1", "DB_PORT": "6000", "DB_USER": "me", "DB_PASSWORD": "r:4nd",
+        "DB_NAME": "app", "REDIS_HOST": "redis", "REDIS_PORT": "6379",
+        "AUDIT_DB_HOST": "db", "AUDIT_DB_NAME": "audit", "AUDIT_DB_PASSWORD": "y",
+    } == {name: found.environment[name] for name in found.environment if name[:2] != "PG"}  # fmt: skip
+    assert ("DB_HOST", "DB_PASSWORD", "DB_PORT") == found.variables
+
+
+def test_url_and_its_user_are_led_together() -> None:
+    """Flyway and Spring say the password beside the URL."""
+    found = led(
+        {
+            "FLYWAY_URL": "jdbc:postgresql://db:5432/app",
+            "FLYWAY_USER": "me",
+            "FLYWAY_PASSWORD": "p@ss",
+        }
+    )
+
+    assert "r:4nd" == found.environment["FLYWAY_PASSWORD"]
+    assert "jdbc:postgresql://127.0.0.1:6000/app" in found.environment["FLYWAY_URL"]
+
+
+def test_bare_names_are_led_beside_the_live_database() -> None:
+    """On the same server only the name is another one."""
+    found = led({"DB_NAME": "app", "TENANT_DATABASE": "app", "USERNAME": "app"}, BESIDE)
+
+    assert ("DB_NAME", "TENANT_DATABASE") == found.variables
+    assert "scratch" == found.environment["DB_NAME"]
+    assert "app" == found.environment["USERNAME"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"PGHOST": "db", "PGDATABASE": "app", "PGUSER": "me"}, ("PGDATABASE",)),
+        ({"POSTGRES_HOST": "db", "POSTGRES_DB": "app"}, ("POSTGRES_DB",)),
+        ({"PGSERVICE": "live"}, ("PGSERVICE",)),
+        ({"DATABASE_URL": "postgres://me:x@db/app"}, ("DATABASE_URL",)),
+    ],
+)
+def test_own_vocabularies_are_led(environ: dict[str, str], names: tuple[str, ...]) -> None:
+    """What this program reads, it leads; libpq's variables always point to the copy."""
+    found = led(environ, BESIDE)
+
+    assert names == found.variables
+    assert "scratch" == found.environment["PGDATABASE"]
+    assert "PGSERVICE" not in found.environment
+
+
+def test_nothing_found_is_told() -> None:
+    """An environment without an address leads nowhere."""
+    assert () == led({"PATH": "/bin", "HOME": "/root"}).variables
+
+
+def test_named_variable_is_led_whatever_it_looks_like() -> None:
+    """What --url-variable names is believed."""
+    text = "weird://me:x@somewhere/else"
+
+    assert ("ODD",) == led({"ODD": text}, also={"ODD"}).variables
+
+
+def test_own_settings_are_left_alone() -> None:
+    """A scratch server's URL of ours is no address of the command's."""
+    text = "postgres://me:x@db/app"
+
+    assert text == led({"PREFLIGHT_REHEARSE_URL": text}).environment["PREFLIGHT_REHEARSE_URL"]
+
+
+def test_url_in_another_text_is_led() -> None:
+    """As in the options of a JVM, or a platform's JSON."""
+    text = '{"uri": "postgres://me:x@db:5432/app", "n": 1}'
+
+    assert f'{{"uri": "postgres://{TO_AWAY}", "n": 1}}' == led({"VCAP": text}).environment["VCAP"]
+
+
+def test_arguments_are_led_too() -> None:
+    """A platform has put the address there before we saw it."""
+    url = "postgres://me:x@db/app"
+    found = led({}, arguments=["tool", "--database", url, f"--url={url}", "up"])
+    there = f"postgres://{TO_AWAY}"
+
+    assert ["tool", "--database", there, f"--url={there}", "up"] == list(found.arguments)
+    assert ("argument 3", "argument 4") == found.variables
+
+
+def test_other_roles_keep_their_names_where_they_are_known() -> None:
+    """The command's own role is tried, not ours."""
+    copy = dataclasses.replace(AWAY, users=frozenset({"me", "migrator"}))
+    found = led({"DATABASE_URL": "postgres://migrator:x@db/app"}, copy)
+
+    assert "postgres://migrator:r%3A4nd@127.0.0.1:6000/app" == found.environment["DATABASE_URL"]
+    assert {"migrator"} == found.users - {""}
+
+
+def test_secret_files_are_led() -> None:
+    """What a variable called NAME_FILE names is read by the command."""
+    files = {"DB_URL_FILE": "postgres://me:x@db/app\n", "DB_PASSWORD_FILE": "p@ss\n"}
+    found = led({"DB_URL_FILE": "/a", "DB_PASSWORD_FILE": "/b"}, files=files)
+
+    assert {"DB_URL_FILE": f"postgres://{TO_AWAY}", "DB_PASSWORD_FILE": "r:4nd"} == found.files
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+def test_secrets_of_the_environment_are_known() -> None:
+    """Passwords, tokens and keys, in URLs as they are written and as they are meant."""
+    found = environment.secrets(
+        {
+            "DATABASE_URL": "postgres://me:p%40ss@db/app",
+            "API_TOKEN": "t0ken",
+            "DB_PASSWORD": "hunter2",
+            "JDBC": "jdbc:postgresql://db/app?user=me&password=qwert",
+            "NET": "Host=db;Database=app;Password=netpw",
+            "PWD": "/srv/app",
+            "PGPASSFILE": "/home/me/.pgpass",
+            "PATH": "/bin",
+            "DB_PASSWORD_FILE": "/run/secrets/db",
+        },
+        {"DB_PASSWORD_FILE": "from-file\n"},
+    )
+
+    assert {"p%40ss", "p@ss", "t0ken", "hunter2", "qwert", "netpw", "from-file"} == found
+
+
+def test_lock_timeout_comes_behind_what_was_said() -> None:
+    """The last one counts."""
+    said = {"PGOPTIONS": "-c work_mem=1MB"}
+
+    assert (
+        "-c work_mem=1MB -c lock_timeout=2s"
+        == environment.with_lock_timeout(said, "2s")["PGOPTIONS"]
+    )
+
+
+# --- history tables -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("schema_migrations", ([], ["schema_migrations"])),
+        ("App.History", (["App", "app"], ["History", "history"])),
+        ('app."History"', (["app"], ["History"])),
+        ('"a.b"."c""d"', (["a.b"], ['c"d'])),
+    ],
+)
+def test_history_table_is_named_as_in_sql(name: str, wanted: tuple[list[str], list[str]]) -> None:
+    """With a schema or without, quoted or not."""
+    assert wanted == tools.parts(name)
+
+
+@pytest.mark.parametrize("name", ["", "a.b.c", "a..b", 'a"b', '"a"b', ".a", "a."])
+def test_what_names_no_table_is_refused(name: str) -> None:
+    """A typing error is found before the server is asked."""
+    with pytest.raises(ConfigInvalid):
+        tools.parts(name)
+
+
+def test_own_table_of_the_same_name_is_no_history() -> None:
+    """Birds migrate, too."""
+    assert not tools.known("migrations", ["id", "bird", "month"])
+    assert tools.known("migrations", ["id", "migration", "batch"])
