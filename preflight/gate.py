@@ -101,15 +101,16 @@ def proven(
     return name
 
 
-def proven_for(session: Session, purpose: str, rehearse: Callable[[Taken | None], T]) -> T:
-    """Back up, and return what `rehearse` makes of the backup; raises what `take.take` raises.
+def proven_for(session: Session, due: object, rehearse: Callable[[Taken | None], T]) -> T:
+    """Back up before a wrapped command; return what `rehearse` makes of the backup.
 
-    It restores and compares it, and tries on the copy what is to be done.
+    It restores and compares it, and tries the command on the copy. `due` is the command, as JSON.
+    Raises what `take.take` raises.
     """
     from preflight.backup import take  # noqa: PLC0415 -- only when work is due
 
     def attempt() -> T:
-        saved = take.take(session, (), purpose)
+        saved = take.take(session, (), "wrap", [due])
         with take.kept(saved):
             return rehearse(saved)
 

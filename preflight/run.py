@@ -51,6 +51,8 @@ class Tally:
             self.done.setdefault(key, []).append(event["migration"])
         elif event["event"] == "migration.rolled_back":
             self.done.setdefault("rolled_back", []).append(event["migration"])
+        elif event["event"] == "wrap.finished":
+            self.done["wrapped"] = event["command"]
         elif event["event"] == "backup.verified":
             self.done["backup"] = event["backup"]
             self.backup = {
@@ -180,7 +182,9 @@ class Run:
     def outcome(self) -> str:
         """Name what a run that reached its end has done."""
         done = self.tally.done
-        return next((key for key in ("rolled_back", "applied", "adopted") if key in done), "ok")
+        return next(
+            (key for key in ("rolled_back", "applied", "adopted", "wrapped") if key in done), "ok"
+        )
 
 
 def termination_message(data: Mapping[str, Any]) -> bytes:

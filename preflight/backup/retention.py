@@ -44,9 +44,9 @@ def _has_exports(backups: Store, name: str) -> bool:
 
 
 def _awaited(backup: Backup) -> str | None:
-    """Return the set of files that `up` took a backup for."""
+    """Return the set of files, or the command, that a run took a backup before."""
     taken_for = backup.manifest.taken_for
-    if taken_for is None or taken_for.command != "up" or not taken_for.pending:
+    if taken_for is None or taken_for.command not in {"up", "wrap"} or not taken_for.pending:
         return None
     return json.dumps(taken_for.pending, sort_keys=True)
 

@@ -89,8 +89,15 @@ class Taken:
             yield path
 
 
-def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Taken | None:
+def take(
+    session: Session,
+    todo: Sequence[Migration],
+    purpose: str = "up",
+    due: Sequence[object] = (),
+) -> Taken | None:
     """Back the database up before `todo`; return None when backups are off.
+
+    `due` is what else it is taken before, as JSON.
 
     Raises BackupInterrupted (passing), BackupFailed (change something), BackupUnverified.
     """
@@ -99,7 +106,7 @@ def take(session: Session, todo: Sequence[Migration], purpose: str = "up") -> Ta
         log.warning("backup.skipped", reason="PREFLIGHT_BACKUP=off")
         return None
     began = time.monotonic()
-    with _made(session, todo, purpose) as draft:
+    with _made(session, todo, purpose, due) as draft:
         with store.usable(draft.store):
             made = draft.store.publish(draft.name, draft.identity, draft.backup.manifest)
         manifest, rows = made.manifest, made.manifest.rows or {}
@@ -128,7 +135,9 @@ def draft(session: Session, todo: Sequence[Migration]) -> Iterator[Taken]:
 
 
 @contextmanager
-def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator[Taken]:
+def _made(
+    session: Session, todo: Sequence[Migration], purpose: str, due: Sequence[object] = ()
+) -> Iterator[Taken]:
     """Yield a whole backup under its hidden name; it is removed unless it gets another one."""
     config = session.config
     programs = clients.clients(config, session)
@@ -154,7 +163,7 @@ def _made(session: Session, todo: Sequence[Migration], purpose: str) -> Iterator
                 server_version=session.facts.version if session.facts else None,
                 pg_dump=programs.version,
                 belongings=own.told() if own else None,
-                taken_for=manifests.Purpose(purpose, files),
+                taken_for=manifests.Purpose(purpose, [*files, *due]),
                 verified="read",
                 database_bytes=size,
                 roles=tuple(roles),

@@ -18,7 +18,10 @@ SLOW_S = 0.1
 SHOWN = 10
 GAP, LEAST = "  ", 8  # between columns; how narrow one may become
 LEFT_S, LEFT_SHARE = 3.0, 0.02  # before that nobody knows how long something will take
-GOOD = {"migration.applied", "migration.adopted", "backup.verified", "rehearsal.passed"}
+GOOD = {
+    "migration.applied", "migration.adopted", "backup.verified", "rehearsal.passed",
+    "wrap.rehearsed", "wrap.matched", "wrap.finished",
+}  # fmt: skip
 
 
 def painted(text: str, code: str, *, colour: bool) -> str:
@@ -81,7 +84,11 @@ class Summary:
             below = max(0, int(self.applied[0]["version"]) - 1)
             back = "rollback" if len(self.applied) == 1 else f"rollback --to {below}"
             found.append(("go back", f"`{back}` runs the rollback files"))
-        if backup and not hidden and (self.applied or last.get("rolled_back")):
+        if (
+            backup
+            and not hidden
+            and (self.applied or last.get("rolled_back") or last.get("wrapped"))
+        ):
             said = f"`restore {backup['backup']} --swap` puts the backup in its place"
             found.append(("" if self.applied else "go back", said))
         restored = self.seen.get("restore.finished")
@@ -94,16 +101,20 @@ class Summary:
         return found
 
     def _proof(self) -> str:
-        if self.seen.get("rehearsal.passed", {}).get("where") == "clone":
+        passed = self.seen.get("rehearsal.passed") or self.seen.get("wrap.rehearsed") or {}
+        if passed.get("where") == "clone":
             return "read back whole, not restored; the files were tried on a clone"
-        if "rehearsal.passed" in self.seen:
-            without = self.seen["rehearsal.passed"].get("without")
+        if passed:
+            without = passed.get("without")
             return "restored and compared" + (f", without {', '.join(without)}" if without else "")
         skipped = self.seen.get("rehearsal.skipped", {}).get("reason")
         return "read back whole, not restored" + (f": {skipped}" if skipped else "")
 
 
-KEPT = {"backup.verified", "rehearsal.passed", "rehearsal.skipped", "restore.finished"}
+KEPT = {
+    "backup.verified", "rehearsal.passed", "rehearsal.skipped", "restore.finished",
+    "wrap.rehearsed",
+}  # fmt: skip
 
 
 def _rehearsed(statements: Sequence[Mapping[str, Any]]) -> list[str]:

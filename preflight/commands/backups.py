@@ -32,6 +32,7 @@ def described(backups: Store) -> list[dict[str, Any]]:
                 "rows": sum((item.manifest.rows or {}).values()),
                 "taken_for": item.manifest.taken_for.command if item.manifest.taken_for else None,
                 "pending": _versions(item.manifest.taken_for),
+                "wrapped": _wrapped(item.manifest.taken_for),
                 "verified": item.manifest.verified,
             }
             for item in backups.listing()
@@ -43,6 +44,12 @@ def _versions(purpose: manifests.Purpose | None) -> list[int]:
     said = purpose.pending if purpose else ()
     found = [each.get("version") for each in said if isinstance(each, dict)]
     return [version for version in found if type(version) is int and version >= 0]
+
+
+def _wrapped(said: manifests.Purpose | None) -> str | None:
+    """Return which wrapped command was due, of JSON that nobody has looked at."""
+    found = [each.get("command") for each in said.pending if isinstance(each, dict)] if said else []
+    return next((str(command) for command in found if command), None)
 
 
 def run(config: Config, *, form: str | None = None) -> None:
@@ -70,7 +77,7 @@ def _cells(row: dict[str, Any], name: str) -> tuple[object, ...]:
         _when(row["snapshot_at"]),
         console.size(row["size_bytes"] or 0),
         f"{row['rows']:,}",
-        " ".join(filter(None, (row["taken_for"], _few(row["pending"])))),
+        " ".join(filter(None, (row["taken_for"], _few(row["pending"]), row["wrapped"]))),
         row["verified"],
     )
 

@@ -87,7 +87,8 @@ class _Run:
             self.backup = saved.name if saved else None
             return rehearsed.rehearse(self.session, self.wrapped, look, saved)
 
-        copy = self._noted(lambda: gate.proven_for(self.session, "wrap", tried))  # 14 23 24 27 31
+        due_now = {"command": self.wrapped.name, "key": self.wrapped.files_key}
+        copy = self._noted(lambda: gate.proven_for(self.session, due_now, tried))  # 14 23 24 27 31
         lock.require(self.session)
         before = written.look(self.session, self.wrapped.asked.history)
         ended = self._noted(partial(self._in_earnest, before))  # 20 30 31

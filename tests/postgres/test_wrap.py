@@ -96,6 +96,25 @@ def local(tmp_path: Path) -> dict[str, str | None]:
     return {"PREFLIGHT_REHEARSE_ON": "local", "PREFLIGHT_REHEARSE_DIR": str(place)}
 
 
+def stubborn(app: Path, database: servers.Database, body: str) -> None:
+    """Have the app's migrator take its address from a file, and do as `body` says."""
+    (app / "address").write_text(database.conninfo())
+    text = TOOL.replace(
+        'os.environ["DATABASE_URL"]',
+        'open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "address")).read()',
+    )
+    (app / "tool.py").write_text(text.replace("        run(connection)\n", f"        {body}\n"))
+
+
+def tables(database: servers.Database) -> list[str]:
+    """Return the columns of the live database's tables."""
+    return database.query(
+        "SELECT format('%s.%s', attrelid::regclass, attname) FROM pg_attribute"
+        " JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'public'::regnamespace"
+        " AND attnum > 0 AND NOT attisdropped ORDER BY 1"
+    )
+
+
 def test_command_is_rehearsed_run_and_recorded(
     run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
 ) -> None:
@@ -117,3 +136,304 @@ def test_command_is_rehearsed_run_and_recorded(
     assert servers.PASSWORD not in first.stdout.replace("PREFLIGHT", "")
     assert 0 == again.code, again
     assert [] == again.event("wrap.said")
+
+
+def test_command_is_led_to_a_server_of_our_own(
+    run: Run, wrapped: dict[str, str | None], app: Path, tmp_path: Path
+) -> None:
+    """The throwaway server has a port and a password of its own, and the command gets both."""
+    (app / "versions/002.sql").write_text(GOOD)
+
+    found = run(*command(app), env=local(tmp_path))
+
+    assert 0 == found.code, found
+    (redirected,) = found.event("wrap.redirected")
+    assert ("local", "wall" if wall.available() else "net") == (
+        redirected["where"],
+        redirected["kept_off"],
+    )
+    assert [] == found.event("wrap.differs")
+    assert found.event("wrap.matched")
+
+
+def test_failure_on_the_copy_leaves_the_live_database_alone(
+    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+) -> None:
+    """27 with the command's last words; and nothing is recorded, so the next start tries again."""
+    (app / "versions/002.sql").write_text(BREAKS)
+
+    found = run(*command(app))
+    again = run(*command(app))
+
+    assert (27, 27) == (found.code, again.code), found
+    error = found.event("run.finished")[0]["error"]
+    assert "wrap.rehearsal_failed" == error["code"]
+    assert "check constraint" in error["message"] + error["context"]
+    assert [1] == database.query("SELECT count(*)::int FROM schema_migrations")
+    assert [] == found.event("wrap.started")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("address from a file", "run(connection)"),
+        (
+            "DDL before its row",
+            "connection.execute('CREATE TABLE early (n int)'); run(connection)",
+        ),
+        ("no row at all", "connection.execute('CREATE TABLE early (n int)')"),
+    ],
+)
+def test_command_with_an_address_of_its_own_is_found_out(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    wrapped: dict[str, str | None],
+    app: Path,
+    database: servers.Database,
+    tmp_path: Path,
+    kind: str,
+    body: str,
+) -> None:
+    """With the net it is refused, or told as a change of the live database: never a success."""
+    stubborn(app, database, body)
+    (app / "versions/002.sql").write_text(GOOD)
+    before = tables(database)
+
+    found = run(*command(app))
+
+    error = found.event("run.finished")[0]["error"]
+    if "early" in body:
+        assert (31, "wrap.changed_live") == (found.code, error["code"]), (kind, found)
+        assert "table public.early" in error["message"]
+    else:
+        assert (27, "wrap.not_redirected") == (found.code, error["code"]), (kind, found)
+        assert before == tables(database)
+    assert [] == found.event("wrap.started")
+
+
+@pytest.mark.skipif(not wall.available(), reason="this kernel has no TCP rules of Landlock")
+@pytest.mark.parametrize(
+    "body", ["run(connection)", "connection.execute('CREATE TABLE early (n int)')"]
+)
+def test_wall_keeps_a_command_off_the_live_database(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    wrapped: dict[str, str | None],
+    app: Path,
+    database: servers.Database,
+    tmp_path: Path,
+    body: str,
+) -> None:
+    """It cannot connect to anything but the copy, so the live database is never touched."""
+    stubborn(app, database, body)
+    (app / "versions/002.sql").write_text(GOOD)
+    before = tables(database)
+
+    found = run(*command(app), env=local(tmp_path))
+
+    error = found.event("run.finished")[0]["error"]
+    assert (27, "wrap.not_redirected") == (found.code, error["code"]), found
+    assert before == tables(database)
+
+
+def test_nothing_is_started_where_nothing_keeps_it_off(
+    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+) -> None:
+    """The first run of a tool without a history table, beside the live database: 27 before it."""
+    database.script("DROP TABLE schema_migrations, items")
+
+    refused = run(*command(app))
+    trusted = run(*command(app, "--trust-environment"))
+
+    assert 27 == refused.code, refused
+    assert "wrap.not_kept_off" == refused.event("run.finished")[0]["error"]["code"]
+    assert [] == refused.event("wrap.said")
+    assert 0 == trusted.code, trusted
+    assert ["trust"] == [each["kept_off"] for each in trusted.event("wrap.redirected")]
+    assert 0 == run(*command(app)).code
+
+
+def test_command_without_an_address_is_not_started(
+    run: Run,
+    wrapped: dict[str, str | None],
+    app: Path,
+    environment: dict[str, str],
+    database: servers.Database,
+) -> None:
+    """Where no variable names the live database there is nothing to lead."""
+    del environment["DATABASE_URL"]
+    env = database.env()
+    environment |= {name: env[name] for name in ("PGHOST", "PGPORT", "PGPASSWORD")}
+    environment["PGUSER"] = env["PGUSER"]
+    database.script("CREATE DATABASE unicorn_db")
+    try:
+        with database.server.connect("unicorn_db") as connection:
+            connection.execute("CREATE TABLE schema_migrations (version text)")
+        found = run(*command(app))
+    finally:
+        database.script("DROP DATABASE unicorn_db WITH (FORCE)")
+
+    assert (27, "wrap.no_address") == (
+        found.code,
+        found.event("run.finished")[0]["error"]["code"],
+    ), found
+    assert [] == found.event("wrap.said")
+
+
+def test_failure_in_earnest_says_whether_anything_stays(
+    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+) -> None:
+    """30 when all it did was rolled back; 31 that names what it changed."""
+    only_live = f"SELECT 1 / (current_database() <> '{database.name}')::int"
+    (app / "versions/002.sql").write_text(f"{GOOD}; {only_live}")
+
+    clean = run(*command(app))
+    (app / "versions/002.sql").write_text(GOOD)
+    (app / "versions/003.sql").write_text(only_live)
+    partial = run(*command(app))
+
+    assert 30 == clean.code, clean
+    assert "wrap.failed" == clean.event("run.finished")[0]["error"]["code"]
+    assert 31 == partial.code, partial
+    error = partial.event("run.finished")[0]["error"]
+    assert "wrap.partial" == error["code"]
+    assert "column public.items.price" in error["message"]
+    assert str(clean.event("backup.verified")[0]["backup"]) not in error["hint"]
+    assert ["failed", "failed"] == database.query(
+        "SELECT event FROM preflight.journal WHERE event IN ('failed', 'wrapped') ORDER BY id"
+    )
+
+
+def test_checks_are_asked_on_the_copy_and_afterwards(
+    run: Run, wrapped: dict[str, str | None], app: Path, tmp_path: Path, database: servers.Database
+) -> None:
+    """A check that cannot hold ends the run on the copy; one that fails only live is 33."""
+    (app / "versions/002.sql").write_text(GOOD)
+    check = tmp_path / "check.sql"
+    check.write_text("SELECT 's' AS suite, 'c' AS \"check\", false AS ok")
+    on_copy = run(*command(app, "--verify", str(check)))
+    check.write_text(
+        f"SELECT 's' AS suite, 'c' AS \"check\", current_database() <> '{database.name}' AS ok"
+    )
+    live = run(*command(app, "--verify", str(check)))
+
+    assert 27 == on_copy.code, on_copy
+    assert [1] == database.query(
+        "SELECT count(*)::int FROM schema_migrations WHERE version = '001.sql'"
+    )
+    assert 33 == live.code, live
+    assert [] == database.query("SELECT key FROM preflight.wraps")
+
+
+def test_what_happens_otherwise_than_rehearsed_is_told(
+    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+) -> None:
+    """A warning; with --strict 33."""
+    (app / "versions/002.sql").write_text(
+        f"DO $$BEGIN IF current_database() = '{database.name}' THEN CREATE TABLE only_live (n int);"
+        " END IF; END$$"
+    )
+
+    found = run(*command(app, "--strict"))
+
+    assert 33 == found.code, found
+    assert "wrap.not_as_rehearsed" == found.event("run.finished")[0]["error"]["code"]
+    (differs,) = found.event("wrap.differs")
+    assert "table public.only_live was made on the live database only" in differs["objects"]
+
+
+def test_check_and_wait_tell_by_the_key(
+    run: Run, wrapped: dict[str, str | None], app: Path
+) -> None:
+    """Pending before, current after, pending when a file is new or somebody wrote the history."""
+    behind = command(app)[1:]
+    pending = run("check", *behind)
+    planned = run("plan", "--rehearse", "--json", *behind)
+    waited = run("wait", "--schema", *behind, env={"PREFLIGHT_WAIT_TIMEOUT_S": "0"})
+    assert 0 == run(*command(app)).code
+    current = run("check", "--json", *behind)
+
+    assert (3, 0, 3, 0) == (pending.code, planned.code, waited.code, current.code), planned
+    assert "wrap.rehearsed" in planned.names
+    assert planned.json()["pending"]
+    assert current.json()["current"] is True
+    assert 0 == run("wait", "--schema", *behind).code
+    (app / "versions/002.sql").write_text(GOOD)
+    assert 3 == run("check", *behind).code
+
+
+def test_thirty_starts_at_once_run_it_once(
+    start: Start, wrapped: dict[str, str | None], app: Path, database: servers.Database
+) -> None:
+    """One works, the others wait and find nothing to do."""
+    (app / "versions/002.sql").write_text(GOOD)
+
+    started = [start(*command(app)) for _ in range(30)]
+    ended = [each.wait(300) for each in started]
+
+    assert [0] * 30 == [each.code for each in ended], ended[0]
+    assert 1 == sum(len(each.event("wrap.started")) for each in ended)
+    assert [1] == database.query("SELECT count(*)::int FROM preflight.wraps")
+
+
+@pytest.mark.parametrize("event", ["backup.started", "wrap.redirected", "wrap.started"])
+def test_run_that_is_killed_is_settled_by_the_next(
+    start: Start, run: Run, wrapped: dict[str, str | None], app: Path, event: str,
+    database: servers.Database,
+) -> None:  # fmt: skip
+    """Whenever it dies: the next one ends with the command run once, and no lock is left."""
+    (app / "versions/002.sql").write_text(GOOD)
+    killed = start(*command(app))
+    killed.wait_for_event(event)
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    assert [2] == database.query("SELECT count(*)::int FROM schema_migrations")
+    assert 0 == run("check", *command(app)[1:]).code
+
+
+def test_stop_is_passed_on(
+    start: Start, wrapped: dict[str, str | None], app: Path, database: servers.Database
+) -> None:
+    """143 once the command has ended; its session is gone."""
+    (app / "versions/002.sql").write_text(
+        f"SELECT pg_sleep(CASE WHEN current_database() = '{database.name}' THEN 60 ELSE 0 END)"
+    )
+    running = start(*command(app))
+    running.wait_for_event("wrap.started")
+    while "applying" not in str([each.get("text") for each in running.events][-1]):
+        running.wait_for_event("wrap.said")
+    running.signal(signal.SIGTERM)
+    found = running.wait()
+
+    assert 143 == found.code, found
+    assert [0] == database.query(
+        "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["wrap"], "wrap.no_command"),
+        (["wrap", "--always", "--"], "wrap.no_command"),
+        (["wrap", "--", "true"], "wrap.no_watch"),
+        (["wrap", "--watch", "/nowhere", "--", "true"], "wrap.watch"),
+        (["wrap", "--always", "--", "/no/such/program"], "wrap.not_started"),
+        (["wrap", "--always", "--url-variable", "NONE", "--", "true"], "wrap.url_variable"),
+        (["wrap", "--always", "--verify", "/nowhere", "--", "true"], "wrap.verify"),
+        (["wrap", "--always", "--lock-timeout", "soon", "--", "true"], "wrap.lock_timeout"),
+        (["wrap", "--always", "--history", "a b", "--", "true"], "wrap.history"),
+        (["check", "--strict"], "wrap.no_command"),
+        (["up", "--", "true"], "config.arguments"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_refused(
+    run: Run, wrapped: dict[str, str | None], arguments: list[str], code: str
+) -> None:
+    """20 before anything is done."""
+    found = run(*arguments)
+
+    assert (20, code) == (found.code, found.event("run.finished")[0]["error"]["code"]), found
