@@ -4,18 +4,16 @@ import os
 import signal
 import stat
 import sys
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from preflight.wrapping import wall
-from tests import program, servers
+from tests import servers
 from tests.conftest import Run, Start
 
-TOOL = '''
+TOOL = """
 import json, os, sys, time
 import psycopg
 
@@ -43,7 +41,7 @@ if __name__ == "__main__":
     print("connecting to", address(), flush=True)
     with psycopg.connect(address(), autocommit=True) as connection:
         run(connection)
-'''
+"""
 GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0; CREATE INDEX ON items (price)"
 BREAKS = "ALTER TABLE items ADD CONSTRAINT named CHECK (name <> 'b')"
 
@@ -64,21 +62,16 @@ def app(tmp_path: Path, database: servers.Database) -> Path:
     return folder
 
 
-@pytest.fixture
-def wrapped(
-    environment: dict[str, str], database: servers.Database, app: Path
-) -> dict[str, str | None]:
-    """Give what a wrapped run adds to the environment: a rehearsal, and the address as a URL."""
+@pytest.fixture(autouse=True)
+def wrapped(environment: dict[str, str], database: servers.Database) -> None:
+    """Have a rehearsal, and the address of the database as a URL alone."""
     del environment["PREFLIGHT_MIGRATIONS_DIR"]
     env = database.env()
     for name in env:
         environment.pop(name, None)
-    url = (
-        f"postgresql://{env['PGUSER']}:{quote(env['PGPASSWORD'], safe='')}@{env['PGHOST']}:{env['PGPORT']}"
-        f"/{database.name}"
-    )
+    password = quote(env["PGPASSWORD"], safe="")
+    url = f"postgresql://{env['PGUSER']}:{password}@{env['PGHOST']}:{env['PGPORT']}/{database.name}"
     environment |= {"DATABASE_URL": url, "PREFLIGHT_REHEARSE": "auto"}
-    return {}
 
 
 def command(app: Path, *more: str) -> list[str]:
@@ -116,7 +109,7 @@ def tables(database: servers.Database) -> list[str]:
 
 
 def test_command_is_rehearsed_run_and_recorded(
-    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+    run: Run, app: Path, database: servers.Database
 ) -> None:
     """The whole way: backup, copy, in earnest, compared; the second start starts nothing."""
     (app / "versions/002.sql").write_text(GOOD)
@@ -138,9 +131,7 @@ def test_command_is_rehearsed_run_and_recorded(
     assert [] == again.event("wrap.said")
 
 
-def test_command_is_led_to_a_server_of_our_own(
-    run: Run, wrapped: dict[str, str | None], app: Path, tmp_path: Path
-) -> None:
+def test_command_is_led_to_a_server_of_our_own(run: Run, app: Path, tmp_path: Path) -> None:
     """The throwaway server has a port and a password of its own, and the command gets both."""
     (app / "versions/002.sql").write_text(GOOD)
 
@@ -157,7 +148,7 @@ def test_command_is_led_to_a_server_of_our_own(
 
 
 def test_failure_on_the_copy_leaves_the_live_database_alone(
-    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+    run: Run, app: Path, database: servers.Database
 ) -> None:
     """27 with the command's last words; and nothing is recorded, so the next start tries again."""
     (app / "versions/002.sql").write_text(BREAKS)
@@ -184,12 +175,10 @@ def test_failure_on_the_copy_leaves_the_live_database_alone(
         ("no row at all", "connection.execute('CREATE TABLE early (n int)')"),
     ],
 )
-def test_command_with_an_address_of_its_own_is_found_out(  # noqa: PLR0913, PLR0917 -- fixtures
+def test_command_with_an_address_of_its_own_is_found_out(
     run: Run,
-    wrapped: dict[str, str | None],
     app: Path,
     database: servers.Database,
-    tmp_path: Path,
     kind: str,
     body: str,
 ) -> None:
@@ -214,13 +203,12 @@ def test_command_with_an_address_of_its_own_is_found_out(  # noqa: PLR0913, PLR0
 @pytest.mark.parametrize(
     "body", ["run(connection)", "connection.execute('CREATE TABLE early (n int)')"]
 )
-def test_wall_keeps_a_command_off_the_live_database(  # noqa: PLR0913, PLR0917 -- fixtures
+def test_wall_keeps_a_command_off_the_live_database(
     run: Run,
-    wrapped: dict[str, str | None],
     app: Path,
     database: servers.Database,
-    tmp_path: Path,
     body: str,
+    tmp_path: Path,
 ) -> None:
     """It cannot connect to anything but the copy, so the live database is never touched."""
     stubborn(app, database, body)
@@ -235,7 +223,7 @@ def test_wall_keeps_a_command_off_the_live_database(  # noqa: PLR0913, PLR0917 -
 
 
 def test_nothing_is_started_where_nothing_keeps_it_off(
-    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+    run: Run, app: Path, database: servers.Database
 ) -> None:
     """The first run of a tool without a history table, beside the live database: 27 before it."""
     database.script("DROP TABLE schema_migrations, items")
@@ -253,7 +241,6 @@ def test_nothing_is_started_where_nothing_keeps_it_off(
 
 def test_command_without_an_address_is_not_started(
     run: Run,
-    wrapped: dict[str, str | None],
     app: Path,
     environment: dict[str, str],
     database: servers.Database,
@@ -279,7 +266,7 @@ def test_command_without_an_address_is_not_started(
 
 
 def test_failure_in_earnest_says_whether_anything_stays(
-    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+    run: Run, app: Path, database: servers.Database
 ) -> None:
     """30 when all it did was rolled back; 31 that names what it changed."""
     only_live = f"SELECT 1 / (current_database() <> '{database.name}')::int"
@@ -303,7 +290,7 @@ def test_failure_in_earnest_says_whether_anything_stays(
 
 
 def test_checks_are_asked_on_the_copy_and_afterwards(
-    run: Run, wrapped: dict[str, str | None], app: Path, tmp_path: Path, database: servers.Database
+    run: Run, app: Path, tmp_path: Path, database: servers.Database
 ) -> None:
     """A check that cannot hold ends the run on the copy; one that fails only live is 33."""
     (app / "versions/002.sql").write_text(GOOD)
@@ -324,7 +311,7 @@ def test_checks_are_asked_on_the_copy_and_afterwards(
 
 
 def test_what_happens_otherwise_than_rehearsed_is_told(
-    run: Run, wrapped: dict[str, str | None], app: Path, database: servers.Database
+    run: Run, app: Path, database: servers.Database
 ) -> None:
     """A warning; with --strict 33."""
     (app / "versions/002.sql").write_text(
@@ -340,9 +327,7 @@ def test_what_happens_otherwise_than_rehearsed_is_told(
     assert "table public.only_live was made on the live database only" in differs["objects"]
 
 
-def test_check_and_wait_tell_by_the_key(
-    run: Run, wrapped: dict[str, str | None], app: Path
-) -> None:
+def test_check_and_wait_tell_by_the_key(run: Run, app: Path) -> None:
     """Pending before, current after, pending when a file is new or somebody wrote the history."""
     behind = command(app)[1:]
     pending = run("check", *behind)
@@ -361,7 +346,7 @@ def test_check_and_wait_tell_by_the_key(
 
 
 def test_thirty_starts_at_once_run_it_once(
-    start: Start, wrapped: dict[str, str | None], app: Path, database: servers.Database
+    start: Start, app: Path, database: servers.Database
 ) -> None:
     """One works, the others wait and find nothing to do."""
     (app / "versions/002.sql").write_text(GOOD)
@@ -376,7 +361,7 @@ def test_thirty_starts_at_once_run_it_once(
 
 @pytest.mark.parametrize("event", ["backup.started", "wrap.redirected", "wrap.started"])
 def test_run_that_is_killed_is_settled_by_the_next(
-    start: Start, run: Run, wrapped: dict[str, str | None], app: Path, event: str,
+    start: Start, run: Run, app: Path, event: str,
     database: servers.Database,
 ) -> None:  # fmt: skip
     """Whenever it dies: the next one ends with the command run once, and no lock is left."""
@@ -393,9 +378,7 @@ def test_run_that_is_killed_is_settled_by_the_next(
     assert 0 == run("check", *command(app)[1:]).code
 
 
-def test_stop_is_passed_on(
-    start: Start, wrapped: dict[str, str | None], app: Path, database: servers.Database
-) -> None:
+def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) -> None:
     """143 once the command has ended; its session is gone."""
     (app / "versions/002.sql").write_text(
         f"SELECT pg_sleep(CASE WHEN current_database() = '{database.name}' THEN 60 ELSE 0 END)"
@@ -430,9 +413,7 @@ def test_stop_is_passed_on(
         (["up", "--", "true"], "config.arguments"),
     ],
 )
-def test_what_cannot_be_wrapped_is_refused(
-    run: Run, wrapped: dict[str, str | None], arguments: list[str], code: str
-) -> None:
+def test_what_cannot_be_wrapped_is_refused(run: Run, arguments: list[str], code: str) -> None:
     """20 before anything is done."""
     found = run(*arguments)
 
