@@ -91,7 +91,7 @@ def _let_in(copy: Copy, named: frozenset[str]) -> environment.Copy:
     """Let the roles that the environment names into the copy; return how it is reached."""
     info = copy.home.connection.info
     if copy.server is None:
-        away = copy.where == "url"
+        away = copy.where in {"url", "clone"}
         for role in () if away else _known(copy.home, named - {info.user}):
             _grant(copy.home, copy.name, role)
         return environment.Copy(

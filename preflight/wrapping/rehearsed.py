@@ -104,7 +104,7 @@ class _Trial:
             again = self._again(led, fence, there)
         told = {
             "backup": saved.name if saved and saved.visible else None,
-            "verified": "restored",
+            "verified": "restored" if self.copy.where != "clone" else None,
             "where": self.copy.where,
             "fidelity": self.copy.fidelity,
             "without": list(self.copy.without) or None,
