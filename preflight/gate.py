@@ -75,6 +75,7 @@ def enter(session: Session) -> None:
     The lock is held until the session ends. Raises TargetUnusable, LockBusy.
     """
     ready.require_writable(session)
+    ready.require_schemas(session)
     lock.acquire(session)
 
 

@@ -30,7 +30,7 @@ _EMPTY = """
 WITH theirs AS (
  SELECT n.oid FROM pg_catalog.pg_namespace n
  WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
-  AND n.nspname::text NOT LIKE 'pg\\_%%'
+  AND n.nspname::text NOT LIKE 'pg\\_%%' {only}
 ), members AS (
  -- of an extension, or made along with something else: a row's type, an array, a multirange
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype IN ('e', 'i')
@@ -197,8 +197,11 @@ def _above(file: Migration, absent: Migration) -> VerifyFailed:
 
 
 def is_empty(session: Session) -> bool:
-    """Tell whether the database holds nothing of anybody's."""
-    row = session.execute(_EMPTY, [session.config.schema] * 2).fetchone()
+    """Tell whether the database, or what of it we are limited to, holds nothing of anybody's."""
+    from preflight.server import catalog  # noqa: PLC0415 -- only at first contact
+
+    only = catalog.only(session.config.only).replace("%", "%%")
+    row = session.execute(_EMPTY.replace("{only}", only), [session.config.schema] * 2).fetchone()
     return bool(row and row[0])
 
 

@@ -25,7 +25,7 @@ import psycopg
 import structlog
 
 from preflight.backup import children, passfile
-from preflight.base import console
+from preflight.base import console, quoting
 from preflight.base.errors import BackupFailed
 
 if TYPE_CHECKING:
@@ -97,10 +97,18 @@ def _said_version(pg_dump: str, environment: Mapping[str, str]) -> tuple[str, st
         return said.decode("utf-8", "replace").strip(), words.said()
 
 
-def dump_command(
-    pg_dump: str, address: Mapping[str, str], snapshot: str, compression: str, lock_timeout_ms: int
+def dump_command(  # noqa: PLR0913, PLR0917 -- what of what, and how
+    pg_dump: str,
+    address: Mapping[str, str],
+    snapshot: str,
+    compression: str,
+    lock_timeout_ms: int,
+    schemas: Sequence[str] = (),
 ) -> list[str]:
-    """Return the pg_dump call; the password is in a passfile, never here."""
+    """Return the pg_dump call, of all schemas or some; the password is in a passfile, never here.
+
+    What is quoted is a name to pg_dump, and no pattern.
+    """
     conninfo = psycopg.conninfo.make_conninfo("", **address)
     return [
         pg_dump,
@@ -110,6 +118,7 @@ def dump_command(
         f"--lock-wait-timeout={lock_timeout_ms}",
         "--no-password",
         "--verbose",
+        *(f"--schema={quoting.name(schema)}" for schema in schemas),
         f"--dbname={conninfo}",
     ]
 
@@ -241,6 +250,7 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
             snapshot,
             compression,
             session.config.lock_timeout_ms,
+            session.config.only,
         )
         try:
             return _pump(session, command, sink, progress, check)

@@ -32,6 +32,29 @@ class Lacking:
 
 
 @dataclass(frozen=True, slots=True)
+class Extension:
+    """An extension of the live database, and its schema; `its_own`: which it makes by itself."""
+
+    name: str
+    schema: str
+    schema_owner: str
+    its_own: bool
+    needed: bool  # something in the backup uses it
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a backup of some schemas is of, what it needs first, and the names of what is left out.
+
+    `outside` are the other schemas, and the foreign servers.
+    """
+
+    schemas: tuple[str, ...]
+    extensions: tuple[Extension, ...] = ()
+    outside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What is written of a backup; None or empty is what an older version did not say."""
 
@@ -55,6 +78,7 @@ class Manifest:
     belongings: object = None  # belongings.of_manifest reads it
     database_bytes: int | None = None  # of the live database when it was dumped
     roles: tuple[str, ...] = ()  # that a restore needs
+    partial: Part | None = None  # of some schemas only
     excepted: tuple[str, ...] = ()  # entries that cannot be there; the key is `except`
     more: Mapping[str, Any] = field(default_factory=dict)  # said by a later version, and kept
 
@@ -65,6 +89,8 @@ class Manifest:
         told = {key: value for key, value in plain.items() if value is not None and value != ()}
         if self.taken_for:
             told["taken_for"] = asdict(self.taken_for)
+        if self.partial:
+            told["partial"] = asdict(self.partial)
         if self.without:
             told["without"] = [asdict(each) for each in self.without]
         return {"format": FORMAT, **told, **said}
@@ -82,6 +108,11 @@ class Backup:
     manifest: Manifest
 
     @property
+    def schemas(self) -> tuple[str, ...]:
+        """The schemas that it is limited to; none: it is of all."""
+        return self.manifest.partial.schemas if self.manifest.partial else ()
+
+    @property
     def origin(self) -> tuple[str, str]:
         """The server's system identifier, and its address as configured ("": an older backup)."""
         return self.manifest.system_identifier, self.manifest.address
@@ -92,12 +123,14 @@ class Identity:
     """Whose backups these are: of which server, reached where, and of which database.
 
     A physical copy of a server has its system identifier, too, so the address as it is configured
-    tells them apart. The timeline does not: a failover changes it.
+    tells them apart. The timeline does not: a failover changes it. A backup of some schemas is none
+    of all, or of others.
     """
 
     system: str
     database: str
     address: str = ""
+    schemas: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -112,7 +145,11 @@ class Identity:
         whose = (self.system, self.database)
         own = [item for item in known if (item.origin[0], item.manifest.database) == whose]
         agreed = {item.origin[1] for item in own} <= {"", self.address}
-        return [item for item in own if item.origin[1] in ((self.address, "")[: 1 + agreed])]
+        return [
+            item
+            for item in own
+            if item.origin[1] in ((self.address, "")[: 1 + agreed]) and item.schemas == self.schemas
+        ]
 
     def hidden(self, what: str, name: str) -> str:
         """Return the name of something of ours that is no backup, or none any more."""
@@ -174,9 +211,22 @@ def parsed(said: object) -> Manifest:
         plain["taken_for"] = Purpose(purpose["command"], purpose.get("pending", []))
     plain["without"] = tuple(Lacking(each["what"], each["why"]) for each in said.get("without", ()))
     plain["roles"] = tuple(said.get("roles", ()))
+    if "partial" in plain:
+        plain["partial"] = _part(plain["partial"])
     plain["excepted"] = tuple(plain.pop("except", ()))
     more = {key: value for key, value in said.items() if key not in known | {"format"}}
     return Manifest(**plain, more=more)
+
+
+def _part(said: Mapping[str, Any]) -> Part:
+    known = [
+        {each.name: item[each.name] for each in fields(Extension)} for item in said["extensions"]
+    ]
+    return Part(
+        tuple(sorted(said["schemas"])),
+        tuple(Extension(**each) for each in known),
+        tuple(said["outside"]),
+    )
 
 
 def _count(value: object) -> bool:
@@ -193,6 +243,25 @@ def _or_none(value: object) -> bool:
 
 def _texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_text, value))
+
+
+def _is_extension(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(_text(value.get(key)) for key in ("name", "schema", "schema_owner"))
+        and all(type(value.get(key)) is bool for key in ("its_own", "needed"))
+    )
+
+
+def _is_part(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _texts(value.get("schemas"))
+        and len(value["schemas"]) > 0
+        and _texts(value.get("outside"))
+        and isinstance(value.get("extensions"), list)
+        and all(map(_is_extension, value["extensions"]))
+    )
 
 
 SCHEMA: dict[str, Callable[[Any], bool]] = {
@@ -219,6 +288,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "file": _text,
     "database_bytes": _count,
     "roles": _texts,
+    "partial": lambda value: value is None or _is_part(value),
     "except": _texts,
     "without": lambda value: (
         isinstance(value, list)

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from preflight.backup import (
     clients,
     manifests,
     new_database,
+    parts,
     reading_back,
     restored,
     snapshots,
@@ -61,17 +62,21 @@ def run(config: Config, asked: restored.Asked) -> None:
     """
     began = time.monotonic()
     backups, name = stores.named(config, asked.backup)
-    known = find(backups, name, config.database)
+    known = find(backups, name, config.database, config.only)
     live, into = _names(config, asked.into)
     home = next(name for name in MAINTENANCE if name not in (live, into))
-    maintenance = dataclasses.replace(config, target={**config.target, "dbname": home})
+    # a new database is looked at as a whole
+    maintenance = dataclasses.replace(config, target={**config.target, "dbname": home}, schemas=())
     with sessions.connect(maintenance) as session:
         session.look()
         ready.require_writable(session)
         session.prepare()
         lock.acquire(session)
-        identity = dataclasses.replace(take.identity_of(session)[0], database=live)
+        whose = take.identity_of(session)[0]
+        identity = dataclasses.replace(whose, database=live, schemas=known[-1].schemas)
         place = _place(session, backups, choose(known, identity), live, into, asked)
+        if asked.swap:
+            _require_of_all(place.source)
         if asked.swap and not asked.again and swap.swapped_before(session, place, identity):
             return
         _tell_started(session, place, identity, known)
@@ -132,8 +137,10 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
 # which backup
 
 
-def find(backups: Store, name: str, database: str) -> list[Backup]:
+def find(backups: Store, name: str, database: str, schemas: Sequence[str] = ()) -> list[Backup]:
     """Return what a name or `latest` of a database may mean, the oldest first.
+
+    `latest` is of all schemas, or of those that PREFLIGHT_SCHEMAS names.
 
     Raises ConfigInvalid (there is none), BackupUnverified (it is none).
     """
@@ -146,13 +153,16 @@ def find(backups: Store, name: str, database: str) -> list[Backup]:
             "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
     if name == "latest":
-        found = [item for item in known if item.manifest.database == database]
+        whose = (database, tuple(schemas))
+        found = [item for item in known if (item.manifest.database, item.schemas) == whose]
     else:
         found = _called(backups, name) or _begun(known, name, backups.place)
     if found:
         return found
     near = difflib.get_close_matches(name, ["latest", *(item.name for item in known)], 1)
     hint = "See `backups --table`." if known else "That directory holds no backup."
+    if name == "latest" and any(item.manifest.database == database for item in known):
+        hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
     raise ConfigInvalid(
         "config.arguments",
         f"there is no backup {name!r} in {backups.place}",
@@ -259,6 +269,17 @@ def _read(place: restored.Place) -> Iterator[Callable[[], None]]:
             "Correct its rights, or run as the user that made it. If another run has just removed "
             "it, choose another one (`backups --table`).",
         ) from error
+
+
+def _require_of_all(source: Backup) -> None:
+    """Refuse to put some schemas in the place of a whole database; raises TargetUnusable."""
+    if source.schemas:
+        raise TargetUnusable(
+            "restore.partial",
+            f"{source.name} is of the schemas {', '.join(source.schemas)} alone: in the live "
+            "database's place all others would be gone",
+            "Restore it beside the live database, with --into, and copy from there.",
+        )
 
 
 def _require_whole(place: restored.Place) -> None:
@@ -427,14 +448,32 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
         expected = place.source.manifest.database_bytes
         told = stack.enter_context(Progress("restore.progressed", "expected_bytes", expected))
 
+        part = place.source.manifest.partial
+        begin = partial(_extended, session, place, quiet)
+
+        def anew() -> None:
+            new_database.make_anew(session, place.into)
+            begin()
+
+        begin()
+
         def tick() -> None:
             renew()  # the backup stays ours meanwhile
             told.tell(partial(new_database.size_of, session, place.into))
 
-        filled = new_database.fill(
-            session, place.into, dump, jobs, *options, settings=quiet, tick=tick
+        code, problems = new_database.fill(
+            session,
+            place.into,
+            dump,
+            jobs,
+            *options,
+            settings=quiet,
+            tick=tick,
+            anew=anew,
+            there=parts.there(part),
         )
-    _require_clean(*filled, skipped=bool(place.skip))
+    strict = _without_outside(parts.marked(problems, part), part)
+    _require_clean(code if strict or not problems else 0, strict, skipped=bool(place.skip))
     with sessions.beside(session, place.into, quiet) as other:
         different = snapshots.differing(other, place.rows)
         other.execute("ANALYZE")
@@ -447,6 +486,39 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
             "The new database was dropped; the live one was not touched.",
         )
     return restored.State(xid, objects)
+
+
+def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:
+    """Make the extensions that a backup of some schemas needs; raises TargetUnusable."""
+    part = place.source.manifest.partial
+    if part is None:
+        return
+    skipped = {entry.partition(" ")[2] for entry in place.skip if entry.startswith("EXTENSION ")}
+    with sessions.beside(session, place.into, quiet) as inside:
+        lacking = parts.make(inside, part)
+    if named := [f"{name}: {why}" for name, why in lacking.items() if name not in skipped]:
+        skip = " ".join(f"--skip 'EXTENSION {name}'" for name in lacking)
+        raise TargetUnusable(
+            "restore.lacking",
+            f"this server or role cannot have the extension {console.some(named)}",
+            f"Install it, or go without: {skip}. The new database was dropped; the live one was "
+            "not touched.",
+        )
+
+
+def _without_outside(
+    problems: list[new_database.Complaint], part: manifests.Part | None
+) -> list[new_database.Complaint]:
+    """Return what is not explained by what a backup leaves out; of that, tables are no trifle."""
+    beside = [p for p in problems if p.outside and not p.entry.startswith(("TABLE ", "SEQUENCE"))]
+    if beside and part:
+        names = list(dict.fromkeys(problem.entry.strip() for problem in beside))
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but without {console.some(names)} ({beside[0].text}): the backup "
+            f"is of the schemas {', '.join(part.schemas)} alone",
+        )
+    return [problem for problem in problems if problem not in beside]
 
 
 def _require_roles(session: Session, place: restored.Place) -> None:

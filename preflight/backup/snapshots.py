@@ -45,7 +45,7 @@ LEFT JOIN (
  SELECT given.relation, given.condition FROM pg_catalog.pg_extension e,
   unnest(e.extconfig, e.extcondition) AS given(relation, condition)
 ) config ON config.relation = c.oid
-WHERE c.relkind::text = ANY (%s::text[]) AND (config.relation IS NOT NULL
+WHERE c.relkind::text = ANY (%s::text[]) {only} AND (config.relation IS NOT NULL
  OR n.nspname::text NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' AND NOT EXISTS (
   SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
    AND d.objid = c.oid AND d.deptype = 'e'))
@@ -168,6 +168,7 @@ class Count:
         self.objects: catalog.Objects = {}
         self.sequences: catalog.Sequences = {}
         self._tables = snapshot.tables
+        self._schemas = snapshot.session.config.only
         self._connection = snapshot.session.connection
         # whoever has an index for himself (REINDEX) keeps nobody waiting but us
         self._patience_s = snapshot.session.config.lock_retry_s
@@ -215,8 +216,8 @@ class Count:
 
     def _look(self) -> None:
         quiet = cast("Session", self._connection)  # a stop request is the main thread's
-        self.marks = catalog.marks(quiet)
-        self.objects = catalog.shapes(quiet)
+        self.marks = catalog.marks(quiet, self._schemas)
+        self.objects = catalog.shapes(quiet, self._schemas)
         quiet.execute(f"SET LOCAL lock_timeout = {round(1000 * self._patience_s)}")
         # planning inlines what an index calls, and that may rely on the role's own path
         quiet.execute("SET LOCAL search_path TO DEFAULT")
@@ -259,8 +260,13 @@ def _second(session: Session) -> Iterator[Session]:
         ) from failure
 
 
+def _relations(session: Session, *kinds: str) -> list[tuple[Any, ...]]:
+    only = catalog.only(session.config.only).replace("%", "%%")
+    return session.execute(_RELATIONS.replace("{only}", only), [list(kinds)]).fetchall()
+
+
 def _tables(session: Session) -> list[Table]:
-    rows = session.execute(_RELATIONS, [["r", "p"]]).fetchall()
+    rows = _relations(session, "r", "p")
     return [
         Table(
             row[0], row[1], (row[2], row[3]), row[4], row[5], (row[8], row[9]) if row[9] else None
@@ -316,17 +322,21 @@ def written_since(copy: Session, transaction: int) -> list[str]:
 
 def require_readable(session: Session) -> list[Table]:
     """Return every table; raises BackupFailed that names what this role cannot dump whole."""
-    rows = session.execute(_RELATIONS, [["r", "p", "S"]]).fetchall()
+    rows, limited = _relations(session, "r", "p", "S"), bool(session.config.only)
     # of one that was dropped a moment ago the privilege is NULL: it is in no dump
     hidden = [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[6] is False]
-    objects = session.execute(_LARGE_OBJECTS).fetchall()
+    objects = [] if limited else session.execute(_LARGE_OBJECTS).fetchall()
     hidden += [f"large object {found[0]}" for found in objects]
+    others = "" if limited else (
+        " If it is another app's, name the schemas of this one alone: PREFLIGHT_SCHEMAS=…"
+    )  # fmt: skip
     if hidden:
         raise BackupFailed(
             "backup.not_readable",
             f"this role may not read {console.some(hidden)}",
             "GRANT USAGE on the schema and SELECT on the object (or the role pg_read_all_data, "
-            "PostgreSQL 14 and later, but for large objects): a dump without it is no backup.",
+            "PostgreSQL 14 and later, but for large objects): a dump without it is no backup."
+            + others,
             sqlstate="42501",
         )
     if filtered := [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[7]]:
@@ -334,7 +344,7 @@ def require_readable(session: Session) -> list[Table]:
             "backup.row_security",
             f"row security hides rows of {console.some(filtered)} from this role",
             "Run as the tables' owner (without FORCE ROW LEVEL SECURITY) or as a role with "
-            "BYPASSRLS: a dump without those rows is no backup.",
+            "BYPASSRLS: a dump without those rows is no backup." + others,
             sqlstate="42501",
         )
     return _tables(session)

@@ -23,6 +23,7 @@ from preflight.backup import (
     children,
     clients,
     manifests,
+    parts,
     reading_back,
     retention,
     snapshots,
@@ -119,6 +120,7 @@ def take(
             tables=len(rows),
             rows=sum(rows.values()),
             sha256=manifest.sha256,
+            **({"schemas": made.schemas} if made.schemas else {}),
             **({"without": manifest.data()["without"][:TOLD]} if manifest.without else {}),
             duration_s=round(time.monotonic() - began, 3),
         )
@@ -144,6 +146,7 @@ def _made(
     session.tell("backing up")
     identity, size = identity_of(session)
     own, roles = belongings.read(session, identity.database), _roles(session)
+    part = parts.look(session)
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
     backups = stores.of(config)
     with ExitStack() as stack:
@@ -167,6 +170,7 @@ def _made(
                 verified="read",
                 database_bytes=size,
                 roles=tuple(roles),
+                partial=part,
             )
         backup = manifests.Backup(name, manifest)
         yield Taken(backups, backup, identity, witness, seen, visible=False)
@@ -234,18 +238,22 @@ def hide(saved: Taken) -> None:
 
 
 def identity_of(session: Session) -> tuple[Identity, int]:
-    """Return whose backups these are, and the database's size in bytes."""
+    """Return whose backups these are, and how many bytes what they are of has."""
     row = session.execute(
         """SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
  pg_catalog.current_database()::text,
  pg_catalog.pg_database_size(pg_catalog.current_database())"""
     ).fetchone()
     system, database, size = row or ("", "", 0)
-    return manifests.Identity(system, database, _address(session)), size
+    only = session.config.only
+    whose = manifests.Identity(system, database, _address(session), only)
+    return whose, parts.size(session) if only else size
 
 
 def _roles(session: Session) -> list[str]:
     """Return which roles own something in the database, or have a right on it: names alone."""
+    if session.config.only:
+        return parts.roles(session)
     return [name for (name,) in session.execute(_ROLES).fetchall()]
 
 
@@ -315,7 +323,10 @@ def _dumped(
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
     looks = backups.stamp(name, manifests.DUMP)
-    without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
+    if session.config.only:
+        without = parts.lacking(session)
+    else:
+        without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
     digest, environment = written.sha256, session.config.child_env
@@ -345,8 +356,9 @@ def _attempted(
     pg_dump starts as soon as there is a snapshot: whoever queues for a table after that waits for
     our locks, and pg_dump would wait for him.
     """
+    only = session.config.only
     with snapshots.exported(session) as snapshot:
-        stood = catalog.sequences(session)
+        stood = catalog.sequences(session, only)
         structlog.get_logger().info(
             "backup.started",
             attempt=attempt,
@@ -358,9 +370,9 @@ def _attempted(
             sink = partial(backups.sink, name, manifests.DUMP)
             written = clients.write(session, programs, snapshot.name, sink, progress, count.check)
             count.finish()
-    if moved := catalog.moved(count.marks, catalog.marks(session)):
+    if moved := catalog.moved(count.marks, catalog.marks(session, only)):
         raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")
-    count.sequences = catalog.settled(stood, catalog.sequences(session))
+    count.sequences = catalog.settled(stood, catalog.sequences(session, only))
     return snapshot.taken_at, count, written
 
 

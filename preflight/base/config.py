@@ -58,6 +58,8 @@ _READ = (PREFIX, "DATABASE_URL", "PG", "POSTGRES_")
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 _FILES = "a shell takes quotes off, `docker run --env-file` does not"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,"][^,]*))(?:,|\Z)')
+_NAME_BYTES = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Config:
     child_env: Mapping[str, str] = field(repr=False)  # of pg_dump and pg_restore
     migrations_dir: Path
     schema: str = "preflight"
+    schemas: tuple[str, ...] = ()  # as they were named; `only` has ours, too
     backup_dir: Path = Path("/backups")
     backup: str = "required"
     backup_keep: int = 5
@@ -102,6 +105,11 @@ class Config:
     def database(self) -> str:
         """The database's name, as far as it is known before a connection."""
         return self.target.get("dbname", "")
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        """The schemas that a run is limited to, ours among them; none: all."""
+        return tuple(sorted({*self.schemas, self.schema})) if self.schemas else ()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], migrations_dir: Path, run_id: str) -> Config:
@@ -200,9 +208,30 @@ def _schema(value: str) -> str:
     return value
 
 
+def _schemas(value: str) -> tuple[str, ...]:
+    """Names of schemas with commas between them; one that holds a comma in double quotes."""
+    found: list[str] = []
+    at = 0
+    while at < len(value):
+        item = _LISTED.match(value, at)
+        if item is None:
+            raise ValueError
+        found.append(item[1].replace('""', '"') if item[1] else item[2].strip())
+        at = item.end()
+    if value.endswith(",") or not all(map(_is_schema, found)):
+        raise ValueError
+    return tuple(dict.fromkeys(found))
+
+
+def _is_schema(name: str) -> bool:
+    system = name.startswith("pg_") or name == "information_schema"
+    return 0 < len(name.encode()) <= _NAME_BYTES and not system
+
+
 SETTINGS: dict[str, Callable[[str], object]] = {
     "MIGRATIONS_DIR": _path,
     "SCHEMA": _schema,
+    "SCHEMAS": _schemas,
     "BACKUP_DIR": _path,
     "BACKUP": _one_of("required", "off"),
     "BACKUP_KEEP": _whole(1),
@@ -250,7 +279,8 @@ class _Reader:
     def _take_quotes(self) -> None:
         """Name what has its quotes on: a shell takes them off, docker's --env-file does not."""
         for name, value in sorted(self.environ.items()):
-            if not _QUOTED.fullmatch(value) or not name.startswith(_READ):
+            listed = name == f"{PREFIX}SCHEMAS" and value.startswith('"')  # SQL's quotes
+            if listed or not _QUOTED.fullmatch(value) or not name.startswith(_READ):
                 continue
             if name in PASSWORDS:  # they may belong to it
                 self.warnings.append(f"{name} begins and ends with a quote, which counts: {_FILES}")

@@ -18,6 +18,7 @@ def run(config: Config) -> None:
     with sessions.connect(dataclasses.replace(config, backup="required")) as session:
         session.look()  # whatever the history is like
         ready.require_direct(session)  # a standby can be backed up
+        ready.require_schemas(session)
         lock.acquire(session)
         gate.proven(session, (), "backup")
 

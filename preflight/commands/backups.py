@@ -34,6 +34,7 @@ def described(backups: Store) -> list[dict[str, Any]]:
                 "pending": _versions(item.manifest.taken_for),
                 "wrapped": _wrapped(item.manifest.taken_for),
                 "verified": item.manifest.verified,
+                "schemas": list(item.schemas) or None,
             }
             for item in backups.listing()
         ]
@@ -78,7 +79,7 @@ def _cells(row: dict[str, Any], name: str) -> tuple[object, ...]:
         console.size(row["size_bytes"] or 0),
         f"{row['rows']:,}",
         " ".join(filter(None, (row["taken_for"], _few(row["pending"]), row["wrapped"]))),
-        row["verified"],
+        " ".join(filter(None, (row["verified"], _only(row["schemas"])))),
     )
 
 
@@ -89,6 +90,14 @@ def _when(text: str | None) -> str | None:
     except ValueError:
         return text
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at.tzinfo else text
+
+
+def _only(schemas: Sequence[str] | None) -> str:
+    """Return what a backup of some schemas is of."""
+    if not schemas:
+        return ""
+    more = ", …" if len(schemas) > FEW else ""
+    return f"(only {', '.join(schemas[:FEW])}{more})"
 
 
 def _few(versions: Sequence[int]) -> str:

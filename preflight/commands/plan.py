@@ -43,6 +43,7 @@ def run(
     files = reading.load(config.migrations_dir)
     with sessions.connect(config) as session:
         known = ledger.read(session)
+        ready.require_schemas(session)
         made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
         adoptable, problem = contact.first_look(session, made.todo, known)
         if problem:

@@ -166,7 +166,7 @@ def _shared(statement: Any, kinds: Collection[str]) -> str | None:  # noqa: ANN4
 def _in_bodies(node: Node, text: bytes, bounds: Bounds, depth: int) -> Reach | None:
     """Look at what a block or a routine holds; what could not be read is told last."""
     unread = None
-    for statement in _inner(node, text, bounds):
+    for statement in inner(node, text, bounds):
         if isinstance(statement, Reach):
             found: Reach | None = statement
         else:
@@ -179,7 +179,7 @@ def _in_bodies(node: Node, text: bytes, bounds: Bounds, depth: int) -> Reach | N
     return unread
 
 
-def _inner(node: Node, text: bytes, bounds: Bounds) -> Iterator[str | Reach]:
+def inner(node: Node, text: bytes, bounds: Bounds = DATABASE) -> Iterator[str | Reach]:
     """Yield the statements of a body, and instead of one that cannot be read why."""
     kind = str(node.WhichOneof("node"))
     if kind == "do_stmt":

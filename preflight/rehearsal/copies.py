@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight.backup import children, clients, manifests, new_database, snapshots, store, take
+from preflight.backup import (
+    children,
+    clients,
+    manifests,
+    new_database,
+    parts,
+    snapshots,
+    store,
+    take,
+)
 from preflight.backup.progress import Progress
 from preflight.base import console
 from preflight.base.errors import (
@@ -69,6 +78,8 @@ class Copy:
     fidelity: str | None = None  # in what it is not as the live one
     without: tuple[str, ...] = ()  # owners and rights, where they could not be had
     server: local.Server | None = None  # the one that is thrown away with it
+    part: manifests.Part | None = None  # of which it is a copy, where it is of some schemas
+    lacking: tuple[str, ...] = ()  # what needs the others, and is not in it
 
 
 @contextmanager
@@ -134,7 +145,8 @@ def restored(
         quiet, calling = new_database.quiet(home), catalog.calling(session)
         try:
             session.tell("restoring")
-            restoring = Restoring(name, jobs, live_bytes, quiet, calling, session.tell)
+            part = saved.backup.manifest.partial
+            restoring = Restoring(name, jobs, live_bytes, quiet, calling, session.tell, part)
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             scratch.apply_database_settings(session, home, live, name)
@@ -148,7 +160,18 @@ def restored(
                     analyze(copy)
                 paused = minute.paused_s
                 yield Copy(
-                    copy, name, restored_s, began, home, wal, paused, empty, where, without=without
+                    copy,
+                    name,
+                    restored_s,
+                    began,
+                    home,
+                    wal,
+                    paused,
+                    empty,
+                    where,
+                    without=without,
+                    part=part,
+                    lacking=parts.lost(refused),
                 )
         except BackupUnverified:
             take.hide(saved)
@@ -196,7 +219,7 @@ def record(
                 manifest,
                 verified="restored",
                 without=(*manifest.without, *left),
-                excepted=tuple(problem.entry for problem in refused) or manifest.excepted,
+                excepted=tuple(dict.fromkeys(each.entry for each in refused)) or manifest.excepted,
             )
             saved.store.improve(saved.backup, restored_too)
 
@@ -206,8 +229,8 @@ def _require_allowed(session: Session, config: Config) -> int:
 
     Return the live database's size in bytes.
     """
-    row = session.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
-    may_create, _, role, size = row
+    may_create, _, role = session.execute(scratch.RIGHTS).fetchone() or (False, False, "")
+    _, size = take.identity_of(session)
     live = config.rehearse_url is None
     if live and not may_create:
         raise scratch.Unavailable(
@@ -340,6 +363,7 @@ class Restoring:
     quiet: Mapping[str, str]  # settings of the sessions that restore
     calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
     others: Callable[[str], None]  # tells whoever waits for this run
+    part: manifests.Part | None = None  # of which it is, where it is of some schemas
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -373,6 +397,13 @@ def _fill(
 
     Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
     """
+    begin = partial(_begun, home, restoring)
+
+    def anew() -> None:
+        new_database.make_anew(home, restoring.name)
+        begin()
+
+    begin()
     with restoring.progress() as progress, ExitStack() as stack:
         try:
             code, problems = new_database.fill(
@@ -387,6 +418,8 @@ def _fill(
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(partial(new_database.size_of, home, restoring.name)),
                 hold=_brake(home, minute),
+                anew=anew,
+                there=parts.there(restoring.part),
             )
         except burden.Overloaded as overloaded:
             raise scratch.Unavailable(
@@ -400,12 +433,24 @@ def _fill(
             raise scratch.Unavailable(
                 f"no copy can be made: {error.diag.message_primary}"
             ) from error
+    problems = parts.marked(problems, restoring.part)
     if code != 0 or problems:
         home.execute("SELECT 1")  # a server that went away says so here
         other = None if home.config.rehearse_url is None else "the server of PREFLIGHT_REHEARSE_URL"
         judge(home, saved, code, problems, elsewhere=other, bare=bool(options),
               foreign=partial(_theirs, home, restoring))  # fmt: skip
     return problems
+
+
+def _begun(home: Session, restoring: Restoring) -> None:
+    """Make what a partial dump needs and does not hold; raises Unavailable."""
+    if restoring.part is None or not restoring.part.extensions:
+        return
+    with scratch.reached(home, restoring.name, restoring.quiet) as inside:
+        lacking = parts.make(inside, restoring.part)
+    if lacking:
+        named = console.some([f"extension {name} ({why})" for name, why in lacking.items()])
+        raise scratch.Unavailable(f"the copy cannot have {named}", list(lacking))
 
 
 def _theirs(home: Session, restoring: Restoring) -> set[str]:
@@ -437,6 +482,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
             f"pg_restore ended with {code}, without a word",
             "Run again; nothing was migrated.",
         )
+    problems = [problem for problem in problems if not problem.outside]
     if all(problem.sort == "refresh" for problem in problems):
         return  # a query that ran anew: every row of the dump is there
     take.require_there(saved, again=True)  # whoever restores: a damaged dump is no backup
@@ -451,7 +497,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     if all(p.sort == "refresh" or p.rebuilt or p.name in others for p in problems):
         return  # whose rows or counters those are, only he may write
     lacking = [p for p in problems if p.sort in {"right", "program"} or p in theirs]
-    (_, superuser, role, _) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "", 0)
+    (_, superuser, role) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
     if (
         lacking
         and not unread
@@ -498,8 +544,9 @@ def tell_empty(
             "another server is not asked for a proof",
             objects=names,
         )
-    views = [problem for problem in refused if problem.sort == "refresh"]
-    others = [problem for problem in refused if problem.sort != "refresh"]
+    outside = [problem for problem in refused if problem.outside]
+    views = [p for p in refused if p.sort == "refresh" and not p.outside]
+    others = [p for p in refused if p.sort != "refresh" and not p.outside]
     names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in views]
     _tell_refused(
         config,
@@ -515,6 +562,14 @@ def tell_empty(
         "All else is proven. An index that PostgreSQL cannot build again relies on a search_path: "
         "name the schema in its functions, or ALTER FUNCTION … SET search_path. What an extension "
         "made belongs to another role.",
+    )
+
+    _tell_refused(
+        config,
+        outside,
+        list(dict.fromkeys(problem.entry.strip() for problem in outside)),
+        "All else is proven. They need what PREFLIGHT_SCHEMAS leaves out, and a restore of this "
+        "backup alone will be without them: name those schemas, too, or back them up as well.",
     )
 
 
@@ -577,16 +632,18 @@ def proven(
     Return which views are not filled there, where that is known to be no lack of the backup.
     """
     take.require_there(saved)
-    wanted, shapes = saved.witness.objects, catalog.shapes(copy)
+    schemas = saved.backup.schemas
+    wanted, shapes = saved.witness.objects, catalog.shapes(copy, schemas)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
     gone = {problem.name for problem in refused if problem.sort != "refresh"}
-    excused = [*empty, *(n for n in wanted if n.startswith("index ") and _bare(n) in gone)]
+    excused = [*empty, *(n for n in wanted if parts.excused(n, refused))]
+    excused += [*(n for n in wanted if n.startswith("index ") and _bare(n) in gone)]
     rows = saved.backup.manifest.rows or {}
     different = snapshots.differing(copy, {n: c for n, c in rows.items() if _bare(n) not in gone})
     short = bool(different)
     different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in excused}})
     stood = {n: at for n, at in saved.witness.sequences.items() if _bare(n) not in gone}
-    different += catalog.behind(stood, catalog.sequences(copy))
+    different += catalog.behind(stood, catalog.sequences(copy, schemas))
     if different:
         raise BackupUnverified(
             "backup.restore_differs",
@@ -600,7 +657,7 @@ def proven(
 
 def _strip(copy: Session, saved: Taken) -> None:
     """Drop the schema that template0 brought along where the live database has it no more."""
-    if "schema public" in saved.witness.objects:
+    if "schema public" in saved.witness.objects or saved.backup.schemas:
         return
     try:
         copy.execute("DROP SCHEMA IF EXISTS public")

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX = "preflight_scratch_"
 RIGHTS = """
-SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text,
- pg_catalog.pg_database_size(pg_catalog.current_database())
+SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 """
 FOREIGN = """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight.backup import children, clients, new_database, take
+from preflight.backup import children, clients, manifests, new_database, parts, take
 from preflight.base import console
 from preflight.base.errors import (
     BackupFailed,
@@ -109,7 +109,8 @@ def restored(
         home = stack.enter_context(cluster.connected(session.config, server))
         with _or_unavailable(home, "the throwaway server cannot be made like the live one"):
             made = cluster.make(home, server, around)
-        _require_whole(made)
+        part = saved.backup.manifest.partial
+        _require_whole(made, part)
         jobs = max(JOBS_AT_LEAST, new_database.jobs(home))
         fidelity = ", ".join(made.fidelity) or None
         structlog.get_logger().info(
@@ -128,7 +129,7 @@ def restored(
         try:
             session.tell("restoring")
             restoring = copies.Restoring(
-                made.database, jobs, live_bytes, quiet, calling, session.tell
+                made.database, jobs, live_bytes, quiet, calling, session.tell, part
             )
             refused = _filled(home, server, saved, around, made, restoring)
             restore_s = time.monotonic() - began
@@ -160,6 +161,8 @@ def restored(
                 "local",
                 fidelity,
                 server=server,
+                part=part,
+                lacking=parts.lost(refused),
             )
 
 
@@ -286,14 +289,20 @@ def _not_here(failure: RehearsalFailed) -> scratch.Unavailable:
     return scratch.Unavailable(f"{failure}, which only the throwaway server says", (), **where)
 
 
-def _require_whole(made: cluster.Made) -> None:
-    """Make sure that this server has what the live one has; raises Unavailable that names it."""
-    if made.lacking:
-        named = console.some([f"{what} ({why})" for what, why in made.lacking.items()])
+def _require_whole(made: cluster.Made, part: manifests.Part | None) -> None:
+    """Make sure that this server has what the live one has; raises Unavailable that names it.
+
+    Of a backup of some schemas, what is known to be needed.
+    """
+    spare = (
+        {f"extension {each.name}" for each in part.extensions if not each.needed} if part else ()
+    )
+    if lacking := {what: why for what, why in made.lacking.items() if what not in spare}:
+        named = console.some([f"{what} ({why})" for what, why in lacking.items()])
         raise scratch.Unavailable(
             f"the throwaway server lacks {named}; PREFLIGHT_REHEARSE_URL can name one of the live "
             "server's own image, which has it",
-            list(made.lacking),
+            list(lacking),
         )
 
 
@@ -325,12 +334,12 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(server.used),
                 anew=lambda: _make_anew(home, around),
+                there=parts.there(restoring.part) | set(made.schemas),
             )
         except (children.ClientFailed, BackupFailed) as failure:
             raise scratch.Unavailable(f"pg_restore: {failure}") from failure
-    excused = [problem for problem in problems if _made_before(problem, made)]
-    problems = [problem for problem in problems if problem not in excused]
-    if problems or (code != 0 and not excused):
+    problems = parts.marked(problems, restoring.part)
+    if problems or code != 0:
         if death := server.ended(1.0):  # its end looks like anything to who was connected
             raise death
         _require_sorted_alike(home.config, saved, made, problems)
@@ -340,12 +349,6 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
 
 def _make_anew(home: Session, around: cluster.Surroundings) -> None:
     cluster.make_database(home, around)
-
-
-def _made_before(problem: new_database.Complaint, made: cluster.Made) -> bool:
-    """Tell whether it is about a schema that we made for an extension, and the archive has, too."""
-    names = {f"SCHEMA {name} " for name in made.schemas}
-    return "already exists" in problem.text and any(map(problem.entry.startswith, names))
 
 
 def _require_sorted_alike(

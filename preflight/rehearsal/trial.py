@@ -35,7 +35,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach
 from preflight.history import ledger, plan
-from preflight.rehearsal import burden, clone, copies, local, meter, scratch, throwaway
+from preflight.rehearsal import burden, clone, copies, limits, local, meter, scratch, throwaway
 from preflight.server import catalog
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def run(
     (a file fails on it; or it cannot be tried and PREFLIGHT_REHEARSE is `always`).
     """
     copies.require_complete(session.config, saved)
+    scripts = [limits.scripts_of(file) for file in todo]
+    todo = todo[: _within(session, saved, scripts)]
     with _copy(session, saved, [file.up for file in todo]) as copy:
         if copy is not None:
             gauge = meter.Meter()
@@ -73,6 +75,7 @@ def run(
 def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) -> None:
     """Restore the backup, compare it, and try the rollback files on the copy; raises as `run`."""
     copies.require_complete(session.config, saved)
+    steps = steps[: _within(session, saved, [[step.script] for step in steps])]
     with _copy(session, saved, [step.script for step in steps]) as copy:
         if copy is None:
             return
@@ -100,6 +103,7 @@ def look(
     """
     config = session.config
     always = dataclasses.replace(config, rehearse="always")
+    _within(session, saved, [limits.scripts_of(file) for file in todo], always)
     with _copy(session, saved, [file.up for file in todo], always) as copy:
         assert copy is not None  # noqa: S101 -- `always` gives one or raises
         with _quietly():
@@ -121,6 +125,26 @@ def opened(
     copies.require_complete(session.config, saved)
     with _copy(session, saved, (), config, guests=True) as copy:
         yield copy
+
+
+def _within(
+    session: Session,
+    saved: Taken | None,
+    files: Sequence[Sequence[Script | None]],
+    config: Config | None = None,
+) -> int:
+    """Return how many files can be tried on a copy of some schemas, and say why no more can.
+
+    Raises RehearsalFailed when that was demanded.
+    """
+    config = config or session.config
+    part = saved.backup.manifest.partial if saved and config.rehearse_clone_url is None else None
+    if config.rehearse == "off" or (found := limits.beyond(session, part, files)) is None:
+        return len(files)
+    number, why = found
+    left = [script for file in files[number:] for script in file if script]
+    _tell_skipped(config, left, why)
+    return number
 
 
 # the trial
@@ -174,12 +198,15 @@ def _reversible(copy: copies.Copy, todo: Sequence[Migration]) -> list[Migration]
     """Return the last files, as many as can be taken back: a half-done one has no way back."""
     thrown_away = copy.where == "local"
     bounds = reach.Bounds(server=thrown_away)
+    part = copy.part
     found: list[Migration] = []
     for file in reversed(todo):
         if file.rollback is None or ledger.row_of(copy.session, file.version):
             break
         reaching = copies.reaching([file.rollback], bounds)
         if any(far.certain or not thrown_away for _, _, far in reaching):
+            break
+        if limits.beyond(copy.session, part, [[file.rollback]]):
             break
         found.insert(0, file)
     return found
@@ -384,6 +411,7 @@ def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
         verified="restored" if copy.where != "clone" else saved and saved.backup.manifest.verified,
         where=copy.where,
         fidelity=copy.fidelity,
+        **({"schemas": copy.part.schemas} if copy.part else {}),
         without=list(copy.without) or None,
         migrations=[file.name for file in trial.files],
         rollbacks_tried=[file.name for file in trial.undone],
@@ -415,7 +443,7 @@ def _copy(
         try:
             with ExitStack() as stack:
                 copy = _had(stack, session, saved, scripts, config, guests=guests)
-                with _readable(copy):
+                with _readable(session, copy):
                     yield copy
         except (ConnectionLost, scratch.Unavailable) as gone:
             why = copies.elsewhere(session, gone) if isinstance(gone, ConnectionLost) else gone
@@ -423,8 +451,8 @@ def _copy(
 
 
 @contextmanager
-def _readable(copy: copies.Copy | None) -> Iterator[None]:
-    """Say that a file cannot be tried where it reads what only the copy has not filled."""
+def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
+    """Say that a file cannot be tried where it needs what only the copy has not, or not filled."""
     try:
         yield
     except RehearsalFailed as failure:
@@ -432,6 +460,10 @@ def _readable(copy: copies.Copy | None) -> Iterator[None]:
         if copy is not None and copy.without and state == copies.NO_RIGHT:
             without = " and ".join(copy.without)
             raise scratch.Unavailable(f"{failure}, and the copy is without {without}") from failure
+        if copy is not None and (
+            why := limits.explained(session, copy.part, copy.lacking, failure)
+        ):
+            raise why from failure
         if copy is None or not copy.empty or state != copies.UNFILLED:
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure

@@ -7,8 +7,10 @@ server prints the expression of a restored CHECK another way) and compare one da
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from preflight.base import quoting
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -23,7 +25,7 @@ WITH RECURSIVE members AS (
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
 ), schemas AS (
  SELECT n.* FROM pg_catalog.pg_namespace n
- WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' {only}
 ), relations AS (
  SELECT c.*, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
   CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view'
@@ -203,7 +205,7 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), s.seqincrement > 0,
  pg_catalog.pg_sequence_last_value(c.oid)
 FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT s.seqcycle AND c.relpersistence <> 't'
+WHERE NOT s.seqcycle AND c.relpersistence <> 't' {only}
  AND CASE WHEN c.relkind = 'S' -- NULL if it was just dropped
   THEN pg_catalog.has_sequence_privilege(c.oid, 'USAGE, SELECT') END
  AND NOT EXISTS (
@@ -216,7 +218,7 @@ WHERE NOT s.seqcycle AND c.relpersistence <> 't'
 _MARKS = """
 WITH schemas AS (
  SELECT n.oid, n.xmin, n.nspname FROM pg_catalog.pg_namespace n
- WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' {only}
 ), relations AS (
  SELECT c.oid, c.xmin, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
  FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
@@ -341,35 +343,63 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' O
 """
 
 
+# what lies in no schema: in no dump of some schemas
+_NOWHERE = (
+    "extension ", "cast ", "foreign data wrapper ", "foreign server ", "event trigger ",
+    "language ", "publication ", "large objects",
+)  # fmt: skip
+
+
+def only(schemas: Sequence[str]) -> str:
+    """Return what limits a query to some schemas, of which `n` is one; none: to nothing."""
+    names = ", ".join(map(quoting.literal, schemas))
+    return f"AND n.nspname::text IN ({names})" if names else ""
+
+
+def _within(schemas: Sequence[str], name: str) -> bool:
+    """Tell whether an object can be in one of some schemas."""
+    return not (schemas and name.startswith(_NOWHERE))
+
+
 def calling(session: Session) -> dict[int, str]:
     """Return the materialised views whose refresh asks another server, by oid."""
     return dict(session.execute(_CALLING).fetchall())
 
 
-def shapes(session: Session) -> dict[str, str]:
+def shapes(session: Session, schemas: Sequence[str] = ()) -> dict[str, str]:
     """Return each object that a dump holds with what of it a dump and a restore leave as it is.
 
+    Of all schemas, or of these and what lies in them.
     No definition is computed for it: in production others may be dropping what it is made of.
     """
-    query = _OBJECTS.format(columns="name, shape, dumped", **_ACLS)
-    return {name: shape for name, shape, dumped in session.execute(query).fetchall() if dumped}
+    query = _OBJECTS.format(columns="name, shape, dumped", only=only(schemas), **_ACLS)
+    return {
+        name: shape
+        for name, shape, dumped in session.execute(query).fetchall()
+        if dumped and _within(schemas, name)
+    }
 
 
 def definitions(session: Session) -> dict[str, str]:
     """Return each object with all that is known of it."""
-    query = _OBJECTS.format(columns="name, shape, definition", **_ACLS)
+    query = _OBJECTS.format(columns="name, shape, definition", only="", **_ACLS)
     return {name: f"{shape}\0{more}" for name, shape, more in session.execute(query).fetchall()}
 
 
-def sequences(session: Session) -> dict[str, tuple[bool, int | None]]:
+def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[bool, int | None]]:
     """Return for each sequence whether it counts upwards, and its last value (None: not used)."""
-    return {name: (up, last) for name, up, last in session.execute(_SEQUENCES).fetchall()}
+    query = _SEQUENCES.replace("{only}", only(schemas))
+    return {name: (up, last) for name, up, last in session.execute(query).fetchall()}
 
 
-def marks(session: Session) -> dict[tuple[str, str], tuple[str, str]]:
+def marks(session: Session, schemas: Sequence[str] = ()) -> dict[tuple[str, str], tuple[str, str]]:
     """Return the version of each object that no lock on a table holds still."""
-    found = session.execute(_MARKS).fetchall()
-    return {(kind, oid): (version, name) for kind, oid, version, name in found}
+    found = session.execute(_MARKS.replace("{only}", only(schemas))).fetchall()
+    return {
+        (kind, oid): (version, name)
+        for kind, oid, version, name in found
+        if _within(schemas, f"{kind} ")
+    }
 
 
 def counts(session: Session) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from preflight.base import stop
+from preflight.base import quoting, stop
 from preflight.base.errors import (
     TargetUnusable,
 )
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 OLDEST, NEWEST = 13, 18  # majors that are tested
 STABLE_S = 3.0  # how long a server that may be temporary must live before work starts on it
+
+_MISSING = """
+SELECT w.name FROM pg_catalog.unnest(%s::text[]) w (name)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname::text = w.name) ORDER BY 1
+"""
+_ALIKE = "SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE lower(n.nspname) = ANY (%s)"
 
 
 def require_direct(session: sessions.Session) -> None:
@@ -92,3 +98,22 @@ def _life(session: sessions.Session) -> tuple[bool, str]:
  pg_catalog.pg_postmaster_start_time()::text AS started"""
     )[0]
     return row["alone"], row["started"]
+
+
+def require_schemas(session: sessions.Session) -> None:
+    """Make sure that each schema that was named is there; raises TargetUnusable."""
+    named = list(session.config.schemas)
+    if not named:
+        return
+    gone = [name for (name,) in session.execute(_MISSING, [named]).fetchall()]
+    if gone:
+        lower = [name.lower() for name in gone]
+        alike = [name for (name,) in session.execute(_ALIKE, [lower]).fetchall()]
+        shown = ", ".join(map(quoting.name, gone))
+        raise TargetUnusable(
+            "target.no_schema",
+            f"PREFLIGHT_SCHEMAS names what the database does not have: {shown}",
+            f"{'There is ' + ', '.join(map(quoting.name, alike)) + '. ' if alike else ''}"
+            "Names are taken as they are written, capitals and stars too. One that the files are "
+            "to fill is made before the first run: CREATE SCHEMA ….",
+        )

@@ -228,9 +228,11 @@ def test_every_name_is_an_event_or_an_error() -> None:
 def test_every_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has the settings of the program and their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(config.Config)}
+    said: dict[object, str] = {None: "none", (): "all"}
     shown = {
-        config.PREFIX + name: "none" if (value := defaults[name.lower()]) is None else f"{value}"
+        config.PREFIX + name: said.get(value, f"{value}")
         for name in config.SETTINGS
+        for value in [defaults[name.lower()]]
         if name != "MIGRATIONS_DIR"  # no field default: it is the directory beside entrypoint.py
     }
     shown["PREFLIGHT_MIGRATIONS_DIR"] = "migrations"

@@ -1,0 +1,279 @@
+"""A backup of some schemas: what a copy of it needs first, and what it cannot have.
+
+`pg_dump --schema` leaves out what lies in no schema, extensions among it, and whatever lies in
+another one, though views, keys and defaults may need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from preflight.backup import manifests
+from preflight.base import quoting
+
+if TYPE_CHECKING:
+    from preflight.backup.new_database import Complaint
+    from preflight.server.sessions import Session
+
+PUBLIC = "public"  # every new database has it
+
+_CHOSEN = """chosen AS (
+ SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname::text = ANY (%(only)s::text[])
+)"""
+# what of an extension is used by what the schemas hold; a body's words say nothing to the catalogs
+_EXTENSIONS = f"""
+WITH RECURSIVE {_CHOSEN}, relations AS (
+ SELECT c.oid FROM pg_catalog.pg_class c JOIN chosen ON chosen.oid = c.relnamespace
+), held(classid, objid) AS (
+ SELECT 'pg_catalog.pg_class'::regclass::oid, r.oid FROM relations r
+ UNION ALL SELECT 'pg_catalog.pg_rewrite'::regclass, w.oid
+ FROM pg_catalog.pg_rewrite w JOIN relations r ON r.oid = w.ev_class
+ UNION ALL SELECT 'pg_catalog.pg_attrdef'::regclass, a.oid
+ FROM pg_catalog.pg_attrdef a JOIN relations r ON r.oid = a.adrelid
+ UNION ALL SELECT 'pg_catalog.pg_trigger'::regclass, t.oid
+ FROM pg_catalog.pg_trigger t JOIN relations r ON r.oid = t.tgrelid
+ UNION ALL SELECT 'pg_catalog.pg_policy'::regclass, p.oid
+ FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
+ UNION ALL SELECT 'pg_catalog.pg_constraint'::regclass, c.oid
+ FROM pg_catalog.pg_constraint c JOIN chosen ON chosen.oid = c.connamespace
+ UNION ALL SELECT 'pg_catalog.pg_proc'::regclass, p.oid
+ FROM pg_catalog.pg_proc p JOIN chosen ON chosen.oid = p.pronamespace
+ UNION ALL SELECT 'pg_catalog.pg_type'::regclass, t.oid
+ FROM pg_catalog.pg_type t JOIN chosen ON chosen.oid = t.typnamespace
+ UNION ALL SELECT 'pg_catalog.pg_operator'::regclass, o.oid
+ FROM pg_catalog.pg_operator o JOIN chosen ON chosen.oid = o.oprnamespace
+ UNION ALL SELECT 'pg_catalog.pg_opclass'::regclass, o.oid
+ FROM pg_catalog.pg_opclass o JOIN chosen ON chosen.oid = o.opcnamespace
+ UNION ALL SELECT 'pg_catalog.pg_ts_config'::regclass, t.oid
+ FROM pg_catalog.pg_ts_config t JOIN chosen ON chosen.oid = t.cfgnamespace
+), needed AS (
+ SELECT e.oid FROM pg_catalog.pg_extension e JOIN chosen ON chosen.oid = e.extnamespace
+ UNION SELECT m.refobjid FROM held
+ JOIN pg_catalog.pg_depend d ON d.classid = held.classid AND d.objid = held.objid
+ JOIN pg_catalog.pg_depend m ON m.classid = d.refclassid AND m.objid = d.refobjid
+  AND m.deptype = 'e'
+ UNION SELECT d.refobjid FROM needed JOIN pg_catalog.pg_depend d ON d.objid = needed.oid
+  AND d.classid = 'pg_catalog.pg_extension'::regclass AND d.refclassid = d.classid
+)
+SELECT e.extname::text, n.nspname::text, pg_catalog.pg_get_userbyid(n.nspowner)::text,
+ EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refobjid = e.oid AND d.objid = n.oid
+  AND d.classid = 'pg_catalog.pg_namespace'::regclass AND d.deptype = 'e'),
+ e.oid IN (SELECT needed.oid FROM needed)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+WHERE e.oid >= 16384::oid ORDER BY e.oid
+"""  # noqa: S608 -- a constant
+_OUTSIDE = """
+SELECT n.nspname::text FROM pg_catalog.pg_namespace n
+WHERE n.nspname::text <> ALL (%s::text[]) AND n.nspname::text NOT LIKE 'pg\\_%%'
+ AND n.nspname <> 'information_schema'
+UNION ALL SELECT s.srvname::text FROM pg_catalog.pg_foreign_server s ORDER BY 1
+"""
+# by pages: a look at the files would queue behind whoever has a table for himself
+_SIZE = """
+SELECT coalesce(pg_catalog.sum(c.relpages::int8 + coalesce(t.relpages, 0)), 0)::int8
+ * pg_catalog.current_setting('block_size')::int8
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid
+WHERE n.nspname::text = ANY (%s::text[])
+"""
+_ROLES = f"""
+WITH {_CHOSEN}, held(classid, objid) AS (
+ SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid
+ FROM pg_catalog.pg_class c JOIN chosen ON chosen.oid = c.relnamespace
+ UNION ALL SELECT 'pg_catalog.pg_proc'::regclass, p.oid
+ FROM pg_catalog.pg_proc p JOIN chosen ON chosen.oid = p.pronamespace
+ UNION ALL SELECT 'pg_catalog.pg_type'::regclass, t.oid
+ FROM pg_catalog.pg_type t JOIN chosen ON chosen.oid = t.typnamespace
+ UNION ALL SELECT 'pg_catalog.pg_namespace'::regclass, chosen.oid FROM chosen
+ UNION ALL SELECT 'pg_catalog.pg_policy'::regclass, p.oid FROM pg_catalog.pg_policy p
+ JOIN pg_catalog.pg_class c ON c.oid = p.polrelid JOIN chosen ON chosen.oid = c.relnamespace
+ UNION ALL SELECT 'pg_catalog.pg_default_acl'::regclass, a.oid
+ FROM pg_catalog.pg_default_acl a JOIN chosen ON chosen.oid = a.defaclnamespace
+)
+SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s
+JOIN held ON held.classid = s.classid AND held.objid = s.objid
+JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
+WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.dbid =
+ (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+ORDER BY 1
+"""  # noqa: S608 -- a constant
+# large objects lie in no schema; those of whoever owns a table of ours are probably ours
+_LARGE_OBJECTS = f"""
+WITH {_CHOSEN} SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata o
+WHERE o.lomowner IN (SELECT c.relowner FROM pg_catalog.pg_class c
+ JOIN chosen ON chosen.oid = c.relnamespace WHERE c.relkind IN ('r', 'p'))
+"""  # noqa: S608 -- a constant
+
+
+# the live database
+
+
+def look(session: Session) -> manifests.Part | None:
+    """Return what a backup of the run's schemas needs and leaves out; None when it is of all."""
+    if not (only := session.config.only):
+        return None
+    found = session.execute(_EXTENSIONS, {"only": list(only)}).fetchall()
+    outside = session.execute(_OUTSIDE, [list(only)]).fetchall()
+    return manifests.Part(
+        only,
+        tuple(manifests.Extension(*row) for row in found),
+        tuple(name for (name,) in outside),
+    )
+
+
+def size(session: Session) -> int:
+    """Return how many bytes the run's schemas have, by what the server last counted."""
+    (found,) = session.execute(_SIZE, [list(session.config.only)]).fetchone() or (0,)
+    return int(found)
+
+
+def roles(session: Session) -> list[str]:
+    """Return which roles own something in the run's schemas, or have a right on it."""
+    found = session.execute(_ROLES, {"only": list(session.config.only)}).fetchall()
+    return [name for (name,) in found]
+
+
+def lacking(session: Session) -> list[manifests.Lacking]:
+    """Return what belongs to the schemas, but lies in none."""
+    row = session.execute(_LARGE_OBJECTS, {"only": list(session.config.only)}).fetchone()
+    count = row[0] if row else 0
+    why = "they lie in no schema (PREFLIGHT_SCHEMAS)"
+    return [manifests.Lacking(f"{count} large objects", why)] if count else []
+
+
+# a new database
+
+
+def there(part: manifests.Part | None) -> frozenset[str]:
+    """Return which schemas a new database has before a partial dump is restored into it."""
+    if part is None:
+        return frozenset()
+    return frozenset({PUBLIC, *(each.schema for each in part.extensions)})
+
+
+def make(inside: Session, part: manifests.Part | None) -> dict[str, str]:
+    """Make the extensions in a new database; return what is needed and cannot be had, and why.
+
+    One that nothing is known to need is made where that is possible: a function's body may.
+    """
+    left = list(part.extensions) if part else []
+    failed: dict[str, str] = {}
+    while left:
+        failed = {each.name: why for each in left if (why := _made(inside, each))}
+        if len(failed) == len(left):  # else those that need another come after it
+            break
+        left = [each for each in left if each.name in failed]
+    return {each.name: failed[each.name] for each in left if each.needed}
+
+
+def _made(inside: Session, extension: manifests.Extension) -> str | None:
+    try:
+        if not extension.its_own:
+            _make_schema(inside, extension)
+        where = "" if extension.its_own else f" SCHEMA {quoting.name(extension.schema)}"
+        inside.execute(f"CREATE EXTENSION IF NOT EXISTS {quoting.name(extension.name)}{where}")
+    except psycopg.Error as error:
+        if inside.lost:
+            raise
+        return str(error.diag.message_primary or error)
+    return None
+
+
+def _make_schema(inside: Session, extension: manifests.Extension) -> None:
+    """Make it for its owner, or for us where he cannot be had."""
+    command = f"CREATE SCHEMA IF NOT EXISTS {quoting.name(extension.schema)}"
+    try:
+        inside.execute(f"{command} AUTHORIZATION {quoting.name(extension.schema_owner)}")
+    except psycopg.Error:
+        if inside.lost:
+            raise
+        inside.execute(command)
+
+
+# what it cannot have
+
+_KINDS = (
+    "MATERIALIZED VIEW DATA", "MATERIALIZED VIEW", "FOREIGN TABLE", "TABLE DATA", "TABLE ATTACH",
+    "TABLE", "VIEW", "FK CONSTRAINT", "CHECK CONSTRAINT", "CONSTRAINT", "DEFAULT", "INDEX ATTACH",
+    "INDEX", "TRIGGER", "RULE", "POLICY", "ROW SECURITY", "FUNCTION", "PROCEDURE", "AGGREGATE",
+    "SHELL TYPE", "TYPE", "DOMAIN", "SEQUENCE OWNED BY", "SEQUENCE SET", "SEQUENCE",
+    "OPERATOR CLASS", "OPERATOR FAMILY", "OPERATOR", "STATISTICS",
+)  # fmt: skip
+_OPENS, _CLOSES = (
+    "[\"'\u00ab\u201e\u201c\u2018]",
+    "[\"'\u00bb\u201c\u201d\u2019]",
+)  # in any language
+_PART = re.compile(r'"(?:[^"]|"")*"|[^.\s"()]+')
+
+
+def marked(problems: Sequence[Complaint], part: manifests.Part | None) -> list[Complaint]:
+    """Return pg_restore's complaints, those marked that are because of what a backup leaves out.
+
+    They name it, or name what failed because of it: what an entry needs is named in full, and
+    pg_restore works with several at once, in any order.
+    """
+    if part is None or not problems:
+        return list(problems)
+    outside = re.compile("|".join(_mention(name) for name in part.outside) or "(?!)")
+    found = [dataclasses.replace(p, outside=bool(outside.search(p.text))) for p in problems]
+    while True:
+        lost = {name for p in found if p.outside and (name := thing(p.entry))}
+        words = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in lost) or "(?!)")
+        again = [
+            dataclasses.replace(p, outside=p.outside or bool(words.search(p.text))) for p in found
+        ]
+        if again == found:
+            return found
+        found = again
+
+
+def _mention(name: str) -> str:
+    """Return a pattern for a schema before a name, or for a name in anybody's quotes."""
+    plain = "|".join({re.escape(name), re.escape(quoting.name(name))})
+    return rf"(?<![\w.])(?:{plain})\.|{_OPENS}\s?{re.escape(name)}\s?{_CLOSES}"
+
+
+def lost(refused: Sequence[Complaint]) -> tuple[str, ...]:
+    """Return the names of what could not be restored because of what a backup leaves out."""
+    return tuple(thing(problem.entry) for problem in refused if problem.outside)
+
+
+def thing(entry: str) -> str:
+    """Return what an entry of an archive makes, without its table, kind and owner."""
+    return " ".join(_tail(entry)[-1:])
+
+
+def _tail(entry: str) -> list[str]:
+    """Return an entry's name, and before it the name of its table, where it has one."""
+    kind = next((kind for kind in _KINDS if entry.startswith(f"{kind} ")), None)
+    if kind is None:
+        return []
+    rest = entry.removeprefix(f"{kind} ").rpartition(" ")[0]
+    if kind.startswith(("FUNCTION", "PROCEDURE", "AGGREGATE", "OPERATOR")):
+        return [rest.partition("(")[0]]
+    if kind.endswith("CONSTRAINT") or kind in {"DEFAULT", "TRIGGER", "RULE", "POLICY"}:
+        return rest.split(" ", 1)
+    return [rest]
+
+
+def excused(name: str, refused: Sequence[Complaint]) -> bool:
+    """Tell whether an object, as the catalog calls it, is one of what could not be restored."""
+    kind, _, rest = name.partition(" ")
+    what, _, table = rest.replace(" on ", " of ").rpartition(" of ")
+    place = [_bare(each) for each in _PART.findall((what and table) or rest.partition("(")[0])]
+    own = _bare(what) if what else place[-1] if place else ""
+    relation = place[1] if kind == "column" and len(place) > 2 else place[-1] if place else ""  # noqa: PLR2004 -- schema, table, column
+    for problem in refused:
+        tail = _tail(problem.entry)
+        if tail and problem.outside and (tail in ([relation], [own], [relation, own])):
+            return True
+    return False
+
+
+def _bare(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name

@@ -1,0 +1,168 @@
+"""What a copy of some schemas can tell of a file, and what it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from preflight.base import quoting
+from preflight.files import named, scan
+from preflight.rehearsal import scratch
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.backup.manifests import Part
+    from preflight.base.errors import RehearsalFailed
+    from preflight.files.migrations import Migration, Script
+    from preflight.server.sessions import Session
+
+MISSING = {"42P01", "42883", "42704", "3F000"}  # a table, a function, anything else, a schema
+# whatever has one of these names, by schema, and whether it is an extension's
+_FOUND = """
+SELECT n.nspname::text, o.name::text, pg_catalog.bool_and(EXISTS (SELECT FROM pg_catalog.pg_depend d
+ WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e'))
+FROM (
+ SELECT c.relname AS name, c.relnamespace AS place, c.oid,
+  'pg_catalog.pg_class'::regclass::oid AS catalog FROM pg_catalog.pg_class c
+ UNION ALL SELECT p.proname, p.pronamespace, p.oid, 'pg_catalog.pg_proc'::regclass
+ FROM pg_catalog.pg_proc p
+ UNION ALL SELECT t.typname, t.typnamespace, t.oid, 'pg_catalog.pg_type'::regclass
+ FROM pg_catalog.pg_type t WHERE t.typrelid = 0::oid
+ UNION ALL SELECT o.oprname, o.oprnamespace, o.oid, 'pg_catalog.pg_operator'::regclass
+ FROM pg_catalog.pg_operator o
+ UNION ALL SELECT o.opcname, o.opcnamespace, o.oid, 'pg_catalog.pg_opclass'::regclass
+ FROM pg_catalog.pg_opclass o
+ UNION ALL SELECT c.collname, c.collnamespace, c.oid, 'pg_catalog.pg_collation'::regclass
+ FROM pg_catalog.pg_collation c
+ UNION ALL SELECT t.cfgname, t.cfgnamespace, t.oid, 'pg_catalog.pg_ts_config'::regclass
+ FROM pg_catalog.pg_ts_config t
+) o JOIN pg_catalog.pg_namespace n ON n.oid = o.place
+WHERE o.name::text = ANY (%s::text[]) GROUP BY 1, 2
+"""
+_PATH = "SELECT pg_catalog.current_schemas(true)::text[]"
+Found = Mapping[tuple[str, str], bool]
+
+
+def beyond(
+    session: Session, part: Part | None, files: Sequence[Sequence[Script | None]]
+) -> tuple[int, scratch.Unavailable] | None:
+    """Return which of some files first names what a backup leaves out, and how; None if none does.
+
+    Each is given as the scripts that a rehearsal of it runs. The live database says where names
+    without a schema lead to, and what is an extension's, which the copy has.
+    """
+    if part is None:
+        return None
+    scripts = [[script for script in file if script] for file in files]
+    said = {script: list(_said(script)) for file in scripts for script in file}
+    wanted = {name.name for found in said.values() for _, names, _ in found for name in names}
+    found, path = _found(session, wanted), _path(session)
+    look = _Look(part, found, path)
+    for number, file in enumerate(scripts):
+        for script in file:
+            if why := look.at(script, said[script]):
+                return number, why
+    return None
+
+
+Said = tuple[scan.Statement, list[named.Name], list[str] | None]
+
+
+def _said(script: Script) -> Iterator[Said]:
+    for statement in script.statements():
+        text = statement.text(script.text)
+        yield statement, list(named.names(text)), named.path_of(text)
+
+
+class _Look:
+    """Reads scripts one after the other, and what they make and set on the way."""
+
+    def __init__(self, part: Part, found: Found, path: Sequence[str]) -> None:
+        self.part = part
+        self.found = dict(found)
+        self.path = path
+
+    def at(self, script: Script, said: Sequence[Said]) -> scratch.Unavailable | None:
+        """Return why a script tells nothing on the copy, if it names what is not there."""
+        path = self.path
+        for statement, names, set_path in said:
+            if set_path is not None:
+                path = ["pg_catalog", *set_path]
+            for name in names:
+                if what := self._outside(name, path):
+                    line, column = scan.position(script.text, statement.start)
+                    return scratch.Unavailable(
+                        f"{script.file}:{line} names {what}, and the backup is of "
+                        f"{', '.join(self.part.schemas)} alone (PREFLIGHT_SCHEMAS): neither this "
+                        "file is tried nor what comes after it",
+                        level="warning",
+                        file=script.file,
+                        line=line,
+                        column=column,
+                    )
+        return None
+
+    def _outside(self, name: named.Name, path: Sequence[str]) -> str | None:
+        """Say what of the other schemas a name leads to."""
+        schema = name.schema
+        if not schema:
+            schema = self._place(name, path)
+        if not schema or schema in self.part.schemas or named.SYSTEM.fullmatch(schema):
+            if name.made and schema:
+                self.found[schema, name.name] = False
+            return None
+        if self.found.get((schema, name.name)) or (name.perhaps and not self._known(schema)):
+            return None
+        if name.name:
+            return f"{quoting.name(schema)}.{quoting.name(name.name)}"
+        return f"the schema {quoting.name(schema)}"
+
+    def _known(self, schema: str) -> bool:
+        return schema in self.part.outside
+
+    def _place(self, name: named.Name, path: Sequence[str]) -> str:
+        """Return the schema in which a name without one is found, or made; none where nobody is."""
+        if name.made:
+            return next((each for each in path if not named.SYSTEM.fullmatch(each)), "")
+        return next((each for each in path if (each, name.name) in self.found), "")
+
+
+def _found(session: Session, names: Collection[str]) -> Found:
+    rows = session.execute(_FOUND, [sorted(names)]).fetchall()
+    return {(schema, name): member for schema, name, member in rows}
+
+
+def _path(session: Session) -> list[str]:
+    """Return the schemas that a file finds names in, as its role has them."""
+    with sessions.transaction(session):
+        session.execute("SET LOCAL search_path TO DEFAULT")
+        (path,) = session.execute(_PATH).fetchone() or ([],)
+    return list(path)
+
+
+def explained(
+    session: Session, part: Part | None, lacking: Collection[str], failure: RehearsalFailed
+) -> scratch.Unavailable | None:
+    """Return why a failure tells nothing of the live database: what it misses is left out here."""
+    if part is None or failure.problem.sqlstate not in MISSING:
+        return None
+    said = set(re.findall(r"[\w$]+", str(failure)))
+    found = _found(session, said)
+    inside = {name for schema, name in found if schema in part.schemas}
+    outside = {
+        name
+        for (schema, name), member in found.items()
+        if schema in part.outside and not member and name not in inside
+    }
+    if outside or said & {*part.outside, *lacking}:
+        return scratch.Unavailable(
+            f"{failure}, and the backup is of {', '.join(part.schemas)} alone (PREFLIGHT_SCHEMAS)",
+            level="warning",
+        )
+    return None
+
+
+def scripts_of(file: Migration) -> tuple[Script | None, ...]:
+    """Return what a rehearsal of a file runs for sure; its way back is taken where it can be."""
+    return file.up, file.verify
