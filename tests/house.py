@@ -1,6 +1,7 @@
 """The house as its imports draw it; `make picture` writes it into docs/architecture.md."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,15 +54,16 @@ def wing(room: str) -> str:
     return room.partition(".")[0]
 
 
-def arrows() -> set[tuple[str, str]]:
+@functools.cache  # every file is parsed
+def arrows() -> frozenset[tuple[str, str]]:
     """Return which room imports which."""
     known = rooms()
-    return {
+    return frozenset(
         (room, name.removeprefix("preflight."))
         for room, path in known.items()
         for name in imported(path)
         if name.removeprefix("preflight.") in known and name != room
-    }
+    )
 
 
 def between_wings() -> set[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The rule of the house: each wing imports only what stands below it; what only one room may do."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,13 @@ ONLY_IN = {
 }
 
 
-def named(path: Path) -> Iterator[str]:
-    """Yield what a file imports and each `module.name` that it mentions."""
+@functools.cache
+def named(path: Path) -> frozenset[str]:
+    """Return what a file imports and each `module.name` that it mentions."""
+    return frozenset(_named(path))
+
+
+def _named(path: Path) -> Iterator[str]:
     yield from house.imported(path)
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
