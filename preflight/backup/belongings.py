@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from preflight.backup import new_database
+from preflight.backup.new_database import Setting, TextRules
 from preflight.base import quoting
 
 if TYPE_CHECKING:
@@ -36,14 +37,6 @@ SELECT pg_catalog.has_tablespace_privilege(t.oid, 'CREATE') OR t.oid = (
  SELECT d.dattablespace FROM pg_catalog.pg_database d WHERE d.datname = 'template0')
 FROM pg_catalog.pg_tablespace t WHERE t.spcname = %s::name
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A setting, `name=value` as the server keeps it, of one role or of every one (None)."""
-
-    role: str | None
-    setting: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +78,15 @@ class Belongings:
         """Return it as a manifest holds it."""
         return dataclasses.asdict(self)
 
-    def model(self, major: int, without: Collection[str] = ()) -> dict[str, Any]:
-        """Return what CREATE DATABASE is to follow on a server of a major version."""
-        found: dict[str, Any] = {"encoding": None}
-        if "locale" not in without:
-            provider = self.locale_provider or "c"
-            known = {} if provider == "c" and major < new_database.KNOWS_PROVIDERS else {
-                "datlocprovider": provider, "datlocale": self.locale, "daticurules": self.icu_rules
-            }  # fmt: skip
-            found = {"encoding": self.encoding, "lc_collate": self.lc_collate}
-            found |= {"lc_ctype": self.lc_ctype, "everything": known}
-        return found | {"tablespace": None if "tablespace" in without else self.tablespace}
+    def rules(self, major: int) -> TextRules:
+        """Return the text rules that CREATE DATABASE is to follow on a server of a version."""
+        provider = self.locale_provider or "c"
+        rules = TextRules(self.encoding, self.lc_collate, self.lc_ctype)
+        if provider == "c" and major < new_database.KNOWS_PROVIDERS:
+            return rules
+        return dataclasses.replace(
+            rules, provider=provider, locale=self.locale, icu_rules=self.icu_rules
+        )
 
     def steps(self, name: str, without: Collection[str] = ()) -> list[Step]:
         """Return what gives a new database all but its text rules, tablespace and comment."""
@@ -103,8 +94,7 @@ class Belongings:
         found = []
         for each in () if "settings" in without else self.settings:
             whose = f" of role {each.role}" if each.role else ""
-            what = f"setting {each.setting.partition('=')[0]}{whose}"
-            found.append(Step(what, new_database.setting_command(here, each.role, each.setting)))
+            found.append(Step(f"setting {each.name}{whose}", each.command(here)))
         limit = f"ALTER DATABASE {here} CONNECTION LIMIT {self.connection_limit}"
         found.append(Step("connection limit", limit))
         return found if "grants" in without else [*found, *self._rights(here)]
@@ -114,9 +104,9 @@ class Belongings:
         for each in self.grants:
             if each.role == self.owner:
                 continue
-            to = "PUBLIC" if each.role is None else quoting.name(each.role)
-            option = " WITH GRANT OPTION" if each.grantable else ""
-            command = f"GRANT {each.privilege} ON DATABASE {here} TO {to}{option}"
+            command = new_database.grant_command(
+                f"DATABASE {here}", each.privilege, each.role, grantable=each.grantable
+            )
             found.append(Step(f"grant of {each.privilege} to {each.role or 'PUBLIC'}", command))
         owner = quoting.name(self.owner)
         found.append(Step(f"owner {self.owner}", f"ALTER DATABASE {here} OWNER TO {owner}"))
@@ -142,23 +132,21 @@ def read(session: Session, name: str) -> Belongings | None:
     found = new_database.described(session, name)
     if found is None:
         return None
-    grants = session.execute(_GRANTS, [found["oid"]]).fetchall()
-    subscriptions = session.execute(_SUBSCRIPTIONS, [found["oid"]]).fetchall()
-    everything = found["everything"]
+    grants = session.execute(_GRANTS, [found.oid]).fetchall()
+    subscriptions = session.execute(_SUBSCRIPTIONS, [found.oid]).fetchall()
+    rules = found.rules
     return Belongings(
-        owner=found["owner"],
-        encoding=found["encoding"],
-        lc_collate=found["lc_collate"],
-        lc_ctype=found["lc_ctype"],
-        locale_provider=everything.get("datlocprovider"),
-        locale=everything.get("datlocale") or everything.get("daticulocale"),
-        icu_rules=everything.get("daticurules"),
-        tablespace=found["tablespace"],
-        connection_limit=found["connection_limit"],
-        comment=found["comment"],
-        settings=tuple(
-            Setting(*each) for each in sorted(new_database.settings(session, found), key=repr)
-        ),
+        owner=found.owner,
+        encoding=rules.encoding,
+        lc_collate=rules.lc_collate,
+        lc_ctype=rules.lc_ctype,
+        locale_provider=rules.provider,
+        locale=rules.locale,
+        icu_rules=rules.icu_rules,
+        tablespace=found.tablespace,
+        connection_limit=found.connection_limit,
+        comment=found.comment,
+        settings=tuple(sorted(new_database.settings(session, found), key=repr)),
         grants=tuple(Grant(*each) for each in grants),
         subscriptions=tuple(name for (name,) in subscriptions),
     )

@@ -37,12 +37,13 @@ LISTS = {
 }  # fmt: skip
 
 _DATABASE = """
-SELECT d.oid, d.datname::text AS name, pg_catalog.pg_get_userbyid(d.datdba)::text AS owner,
- pg_catalog.pg_encoding_to_char(d.encoding)::text AS encoding, d.datcollate::text AS lc_collate,
- d.datctype::text AS lc_ctype, d.datconnlimit AS connection_limit, d.datacl IS NULL AS default_acl,
- pg_catalog.to_jsonb(d) AS everything, t.spcname::text AS tablespace,
- pg_catalog.shobj_description(d.oid, 'pg_database') AS comment
-FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace
+SELECT d.oid, d.datname::text, pg_catalog.pg_get_userbyid(d.datdba)::text, t.spcname::text,
+ d.datconnlimit, d.datallowconn, pg_catalog.shobj_description(d.oid, 'pg_database'),
+ pg_catalog.pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text,
+ j.j ->> 'datlocprovider', coalesce(j.j ->> 'datlocale', j.j ->> 'daticulocale'),
+ j.j ->> 'daticurules'
+FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace,
+ pg_catalog.to_jsonb(d) j (j)
 WHERE d.datname::text LIKE %s ORDER BY d.datname
 """
 _SETTINGS = """
@@ -78,6 +79,7 @@ WHERE s.name = ANY (%s::text[]) AND (s.context = 'user' OR {})
 _SUPERUSER = "(SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = session_user)"
 _MAY_SET = "pg_catalog.has_parameter_privilege(session_user, s.name, 'SET')"  # also a superuser
 KNOWS_PARAMETER_RIGHTS = 15
+OWN_LOCALE = ("i", "b")  # providers that do not follow the system's locale
 # how many sessions this role may still open; the server keeps some for superusers
 _ROOM = """
 SELECT least(
@@ -93,16 +95,94 @@ SELECT least(
 # the database
 
 
-def described(session: Session, name: str) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How a database keeps and sorts text; None: the server's version has no such thing."""
+
+    encoding: str
+    lc_collate: str
+    lc_ctype: str
+    provider: str | None = None  # `c`, `i` or `b`
+    locale: str | None = None  # which the versions call otherwise
+    icu_rules: str | None = None
+
+    def options(self) -> str:
+        """Return the options of CREATE DATABASE that give a new one these rules."""
+        options = f" ENCODING {quoting.literal(self.encoding)}"
+        options += f" LC_COLLATE {quoting.literal(self.lc_collate)}"
+        options += f" LC_CTYPE {quoting.literal(self.lc_ctype)}"
+        if self.provider == "c":
+            return f"{options} LOCALE_PROVIDER libc"
+        if self.provider not in OWN_LOCALE or self.locale is None:
+            return options
+        locale = quoting.literal(self.locale)
+        if self.provider == "b":
+            return f"{options} LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}"
+        options += f" LOCALE_PROVIDER icu ICU_LOCALE {locale}"
+        return (
+            f"{options} ICU_RULES {quoting.literal(self.icu_rules)}" if self.icu_rules else options
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What the server knows of a database."""
+
+    oid: int
+    name: str
+    owner: str
+    tablespace: str
+    connection_limit: int
+    open: bool  # to connections
+    comment: str | None
+    rules: TextRules
+
+    @property
+    def newborn(self) -> bool:
+        """Tell whether it was made by us and never opened."""
+        return not self.comment and self.connection_limit == NEWBORN_LIMIT and not self.open
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting, `name=value` as the server keeps it, of one role or of every one (None)."""
+
+    role: str | None
+    setting: str
+
+    @property
+    def name(self) -> str:
+        """What is set."""
+        return self.setting.partition("=")[0]
+
+    def command(self, database: str) -> str:
+        """Return the ALTER that gives it to a (quoted) database."""
+        whom = f"DATABASE {database}"
+        if self.role:
+            whom = f"ROLE {quoting.name(self.role)} IN {whom}"
+        return f"ALTER {whom} {assignment(self.setting)}"
+
+
+def grant_command(on: str, privilege: str, role: str | None, *, grantable: bool) -> str:
+    """Return the GRANT of a right on something (quoted, after its kind); nobody is PUBLIC."""
+    whom = quoting.name(role) if role else "PUBLIC"
+    return f"GRANT {privilege} ON {on} TO {whom}" + (
+        " WITH GRANT OPTION" if grantable and role else ""
+    )
+
+
+def described(session: Session, name: str) -> Database | None:
     """Return what the server knows of a database, or None when there is none of that name."""
     return next(iter(like(session, re.sub(r"([%_\\])", r"\\\1", name))), None)
 
 
-def like(session: Session, pattern: str) -> list[dict[str, Any]]:
+def like(session: Session, pattern: str) -> list[Database]:
     """Return what the server knows of each database whose name is LIKE a pattern."""
-    cursor = session.execute(_DATABASE, [pattern])
-    names = [column.name for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    rows = session.execute(_DATABASE, [pattern]).fetchall()
+    return [
+        Database(oid, known, owner, place, limit, may_connect, comment, TextRules(*rules))
+        for oid, known, owner, place, limit, may_connect, comment, *rules in rows
+    ]
 
 
 def size_of(session: Session, name: str) -> int:
@@ -112,17 +192,18 @@ def size_of(session: Session, name: str) -> int:
     return int(size)
 
 
-def create(session: Session, name: str, model: Mapping[str, Any] | None, comment: str) -> None:
-    """Make a database with the text rules of `model`, closed to PUBLIC; raises psycopg.Error.
+def create(
+    session: Session, name: str, rules: TextRules | None, tablespace: str | None, comment: str
+) -> None:
+    """Make a database with these text rules, closed to PUBLIC; raises psycopg.Error.
 
-    It lies in the tablespace of `model`, where this server has one of that name. A kill in between
-    leaves one that `newborn` tells.
+    It lies in the tablespace, where this server has one of that name. A kill in between leaves one
+    that is `newborn`.
     """
     command = f"CREATE DATABASE {quoting.name(name)} TEMPLATE template0 ALLOW_CONNECTIONS false"
     command += f" CONNECTION LIMIT {NEWBORN_LIMIT}"
-    if model and model["encoding"]:
-        command += locale_options(model)
-    if model and (row := session.execute(_TABLESPACE, [model["tablespace"]]).fetchone()):
+    command += rules.options() if rules else ""
+    if tablespace and (row := session.execute(_TABLESPACE, [tablespace]).fetchone()):
         command += f" TABLESPACE {quoting.name(row[0])}"
     session.execute(command)
     try:
@@ -138,12 +219,6 @@ def create(session: Session, name: str, model: Mapping[str, Any] | None, comment
         raise
 
 
-def newborn(found: Mapping[str, Any]) -> bool:
-    """Tell whether a database was made by us and never opened."""
-    limit, opened = found["connection_limit"], found["everything"]["datallowconn"]
-    return not found["comment"] and limit == NEWBORN_LIMIT and not opened
-
-
 def say(session: Session, name: str, text: str) -> None:
     """Write the comment on a database, which says what it is."""
     session.execute(f"COMMENT ON DATABASE {quoting.name(name)} IS {quoting.literal(text)}")
@@ -156,34 +231,9 @@ def drop(session: Session, name: str) -> None:
     )
 
 
-def locale_options(live: Mapping[str, Any]) -> str:
-    """Return the options of CREATE DATABASE that give a new one the live one's text rules."""
-    everything = live["everything"]
-    options = f" ENCODING {quoting.literal(live['encoding'])}"
-    options += f" LC_COLLATE {quoting.literal(live['lc_collate'])}"
-    options += f" LC_CTYPE {quoting.literal(live['lc_ctype'])}"
-    provider = everything.get("datlocprovider")
-    locale = everything.get("datlocale") or everything.get("daticulocale")
-    if provider == "i":
-        options += f" LOCALE_PROVIDER icu ICU_LOCALE {quoting.literal(locale)}"
-        if rules := everything.get("daticurules"):
-            options += f" ICU_RULES {quoting.literal(rules)}"
-    elif provider == "c":
-        options += " LOCALE_PROVIDER libc"
-    elif provider == "b":
-        options += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {quoting.literal(locale)}"
-    return options
-
-
-def settings(session: Session, live: Mapping[str, Any]) -> list[tuple[str | None, str]]:
-    """Return the settings of a database as (role or None for every role, `name=value`)."""
-    return session.execute(_SETTINGS, [live["oid"]]).fetchall()
-
-
-def setting_command(database: str, role: str | None, setting: str) -> str:
-    """Return the ALTER that gives a (quoted) database one of its settings, `name=value`."""
-    whom = f"ROLE {quoting.name(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
-    return f"ALTER {whom} {assignment(setting)}"
+def settings(session: Session, live: Database) -> list[Setting]:
+    """Return the settings of a database."""
+    return [Setting(*row) for row in session.execute(_SETTINGS, [live.oid]).fetchall()]
 
 
 def assignment(setting: str) -> str:
@@ -300,9 +350,10 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
 
 def make_anew(session: Session, name: str) -> None:
     """Drop a database and make it again as it was made."""
-    model = described(session, name)
+    before = described(session, name)
     drop(session, name)
-    create(session, name, model, (model or {}).get("comment") or "")
+    rules, place = (before.rules, before.tablespace) if before else (None, None)
+    create(session, name, rules, place, before.comment or "" if before else "")
 
 
 def _filled(  # noqa: PLR0913 -- see above

@@ -307,8 +307,8 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
     found = new_database.described(session, place.into)
     if found is None:
         return None
-    comment = found["comment"] or ""
-    if comment == restored.UNFINISHED or new_database.newborn(found):
+    comment = found.comment or ""
+    if comment == restored.UNFINISHED or found.newborn:
         try:
             new_database.drop(session, place.into)
         except psycopg.Error as error:
@@ -324,7 +324,7 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
         return None
     said = restored.SAID.fullmatch(comment)
     if said and said["name"] == place.source.name and said["xid"]:
-        if not found["everything"]["datallowconn"]:  # a swap was killed
+        if not found.open:  # a swap was killed
             swap.let_in(session, place.into)
         return restored.State(int(said["xid"]), said["objects"], said["own"])
     what = f"is the restore of {said['name']}" if said else "is not ours"
@@ -374,9 +374,11 @@ def _create(session: Session, place: restored.Place) -> list[tuple[str, str | No
     ):
         problems.append((why, None))
         without |= {"tablespace"}
-    model = place.own.model(major, without) if place.own else None
+    own = place.own
+    rules = own.rules(major) if own and "locale" not in without else None
+    tablespace = own.tablespace if own and "tablespace" not in without else None
     try:
-        new_database.create(session, place.into, model, restored.UNFINISHED)
+        new_database.create(session, place.into, rules, tablespace, restored.UNFINISHED)
     except psycopg.errors.InsufficientPrivilege as error:
         raise TargetUnusable(
             "restore.no_right",
@@ -385,11 +387,10 @@ def _create(session: Session, place: restored.Place) -> list[tuple[str, str | No
             sqlstate=error.sqlstate,
         ) from error
     except restored.TEXT_RULES as error:
-        own = place.own
         if own is None:
             raise
-        rules = (own.encoding, own.lc_collate, own.lc_ctype, own.locale_provider, own.locale)
-        said = f"text rules {' '.join(filter(None, rules))}: {error.diag.message_primary}"
+        asked = (own.encoding, own.lc_collate, own.lc_ctype, own.locale_provider, own.locale)
+        said = f"text rules {' '.join(filter(None, asked))}: {error.diag.message_primary}"
         problems.append((said, error.sqlstate))
         _require_had(problems)
     return problems

@@ -46,7 +46,7 @@ def swapped_before(session: Session, place: restored.Place, identity: Identity) 
     if live is None:
         return False
     swaps = _swaps(place, identity)
-    said = swaps.pop(live["oid"], None)
+    said = swaps.pop(live.oid, None)
     if said is None:
         _require_not_replaced(session, place, swaps)
         return False
@@ -260,7 +260,7 @@ def _rename(session: Session, place: restored.Place, kept: str) -> str | None:
         session.execute(f"ALTER DATABASE {live} RENAME TO {quoting.name(kept)}")
     session.execute(f"ALTER DATABASE {into} RENAME TO {live}")
     known = place.own.comment if place.own else None
-    comment = before["comment"] if before else known
+    comment = before.comment if before else known
     said = quoting.literal(comment) if comment else "NULL"
     session.execute(f"COMMENT ON DATABASE {live} IS {said}")
     session.execute(f"ALTER DATABASE {live} ALLOW_CONNECTIONS true")

@@ -151,8 +151,8 @@ class Extension:
 class Surroundings:
     """What is around the live database."""
 
-    database: Mapping[str, Any]  # as sibling.described says it
-    database_settings: Sequence[tuple[str | None, str]]
+    database: new_database.Database
+    database_settings: Sequence[new_database.Setting]
     settings: Mapping[str, str]  # of the server
     wal: Mapping[str, str]  # settings that cost WAL, for files that ask for it
     roles: Sequence[Role]
@@ -179,7 +179,9 @@ def look(session: Session) -> Surroundings:
     """Read what is around the live database that a session is on; needs no right but to connect."""
     major = session.facts.major if session.facts else 0
     (name,) = session.execute("SELECT pg_catalog.current_database()::text").fetchone() or ("",)
-    database = new_database.described(session, name) or {}
+    database = new_database.described(session, name)
+    if database is None:
+        raise local.Broken(f"the live database is not called {name!r} any more")
     options = _OPTIONS if major >= OPTIONS_SINCE else ""
     members = session.execute(_MEMBERSHIPS.format(options=options)).fetchall()
     return Surroundings(
@@ -293,7 +295,7 @@ def make(home: Session, where: Server, live: Surroundings) -> Made:
 
 def make_database(home: Session, live: Surroundings) -> Made:
     """Make the database anew, with its rights and settings, and its extensions."""
-    made = Made(live.database["name"])
+    made = Made(live.database.name)
     if not _create(home, live):
         made.fidelity.append("collation")
     _grant(home, live.rights)
@@ -364,16 +366,16 @@ def _make_tablespaces(home: Session, where: Server, live: Surroundings) -> None:
 
 def _create(home: Session, live: Surroundings) -> bool:
     """Create the database; return False when it sorts as C does and not as the live one."""
-    name, owner = quoting.name(live.database["name"]), quoting.name(live.database["owner"])
+    name, owner = quoting.name(live.database.name), quoting.name(live.database.owner)
     home.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # initdb's own `postgres`
-    plain = {**live.database, "lc_collate": "C", "lc_ctype": "C"}
-    tries = [live.database, {**plain, "everything": {}}]
-    if live.database["everything"].get("datlocprovider") in ("i", "b"):
-        tries.insert(1, plain)  # the system's locale matters little there
-    for number, model in enumerate(tries, 1):
+    rules = live.database.rules
+    tries = [rules, new_database.TextRules(rules.encoding, "C", "C")]
+    if rules.provider in new_database.OWN_LOCALE:  # the system's locale matters little there
+        tries.insert(1, dataclasses.replace(rules, lc_collate="C", lc_ctype="C"))
+    for number, each in enumerate(tries, 1):
         command = f"CREATE DATABASE {name} TEMPLATE template0 OWNER {owner}"
         try:
-            home.execute(command + new_database.locale_options(model))
+            home.execute(command + each.options())
         except psycopg.Error:
             if home.lost or number == len(tries):
                 raise
@@ -388,28 +390,28 @@ def _grant(home: Session, rights: Sequence[Right]) -> None:
         if kind != "PARAMETER":
             home.execute(f"REVOKE ALL ON {kind} {quoting.name(name)} FROM PUBLIC")
     for right in rights:
-        whom = quoting.name(right.grantee) if right.grantee else "PUBLIC"
         parts = right.name.split(".") if right.kind == "PARAMETER" else [right.name]
         on = f"{right.kind} {'.'.join(map(quoting.name, parts))}"
-        more = " WITH GRANT OPTION" if right.grantable and right.grantee else ""
+        command = new_database.grant_command(
+            on, right.privilege, right.grantee, grantable=right.grantable
+        )
         try:
-            home.execute(f"GRANT {right.privilege} ON {on} TO {whom}{more}")
+            home.execute(command)
         except psycopg.errors.UndefinedObject:  # a role dropped meanwhile, a provider's own
             continue
 
 
 def _set(home: Session, live: Surroundings, made: Made) -> None:
     """Give the database its settings; what this server does not know is named."""
-    for role, setting in live.database_settings:
-        name = setting.partition("=")[0]
-        if name in _LOADS:
+    for each in live.database_settings:
+        if each.name in _LOADS:
             continue
         try:
-            home.execute(new_database.setting_command(quoting.name(made.database), role, setting))
+            home.execute(each.command(quoting.name(made.database)))
         except psycopg.Error as error:
             if home.lost:
                 raise
-            made.lacking[f"setting {name}"] = str(error.diag.message_primary or error)
+            made.lacking[f"setting {each.name}"] = str(error.diag.message_primary or error)
 
 
 def _make_extensions(inside: Session, extensions: Sequence[Extension], made: Made) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
@@ -98,13 +98,17 @@ def elsewhere(config: Config, target: Mapping[str, str], name: str) -> Iterator[
 
 
 @contextmanager
-def made(home: Session, identity: manifests.Identity, live: dict[str, Any] | None) -> Iterator[str]:
+def made(
+    home: Session, identity: manifests.Identity, live: new_database.Database | None
+) -> Iterator[str]:
     """Make the scratch database; its name and its comment tell which session made it."""
     pid, since, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
     name = f"{_family(identity)}{home.config.run_id}_{pid}"
     try:
         try:
-            new_database.create(home, name, live, _mark(name, identity.database, since))
+            rules, place = (live.rules, live.tablespace) if live else (None, None)
+            mark = _mark(name, identity.database, since)
+            new_database.create(home, name, rules, place, mark)
             if logged_in != us:  # a role that becomes another one at once, by its own settings
                 here, whom = quoting.name(name), quoting.name(logged_in)
                 home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
@@ -135,9 +139,9 @@ def sweep(home: Session, identity: manifests.Identity) -> None:
     """Drop what killed runs left of this database's copies: those whose session is gone."""
     family = _family(identity)
     for found in new_database.like(home, family.replace("_", r"\_") + "%"):
-        name, said = found["name"], found["comment"] or ""
+        name, said = found.name, found.comment or ""
         pid, since = name.rpartition("_")[2], said.rpartition(" ")[2] or None
-        ours = new_database.newborn(found) or said == _mark(name, identity.database, str(since))
+        ours = found.newborn or said == _mark(name, identity.database, str(since))
         if name.count("_") != family.count("_") + 1 or not pid.isdecimal() or not ours:
             continue
         query = _ALIVE.format(since=_SINCE)
@@ -188,22 +192,22 @@ def reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[S
 
 
 def apply_database_settings(
-    session: Session, home: Session, live: dict[str, Any] | None, name: str
+    session: Session, home: Session, live: new_database.Database | None, name: str
 ) -> None:
     """Give the copy the live database's settings, for every role and for ours."""
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
-    for role, setting in new_database.settings(session, live) if live else ():
-        if role not in (None, us) or setting.partition("=")[0] in new_database.QUIET:
+    for each in new_database.settings(session, live) if live else ():
+        if each.role not in (None, us) or each.name in new_database.QUIET:
             continue
         try:
-            command = new_database.setting_command(quoting.name(name), role, setting)
+            command = each.command(quoting.name(name))
             # its own settings a role may change only as itself
-            home.execute(f"SET ROLE NONE; {command}; RESET ROLE" if role else command)
+            home.execute(f"SET ROLE NONE; {command}; RESET ROLE" if each.role else command)
         except psycopg.Error as error:
             if home.lost:
                 raise
             home.execute("RESET ROLE")
             raise Unavailable(
-                f"the copy cannot have the setting {setting.partition('=')[0]} of the live "
+                f"the copy cannot have the setting {each.name} of the live "
                 f"database: {error.diag.message_primary or error}"
             ) from error

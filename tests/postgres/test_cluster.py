@@ -149,7 +149,7 @@ def test_what_is_around_the_live_database_is_around_the_copy(
     assert set() == rights - set(copied.rights)
     assert around.database_settings == copied.database_settings
     assert around.extensions == copied.extensions
-    assert around.database["owner"] == copied.database["owner"]
+    assert around.database.owner == copied.database.owner
 
 
 def test_superuser_is_one_only_where_the_copy_needs_it(
@@ -177,20 +177,22 @@ def test_locale_that_only_this_system_lacks_is_told(
     with session_on(live, f"{live.name} app") as (session, config):
         around = cluster.look(session)
         there = {"lc_collate": "xx_YY.UTF-8", "lc_ctype": "xx_YY.UTF-8"}
-        odd = dataclasses.replace(around, database={**around.database, **there})
+        rules = dataclasses.replace(around.database.rules, **there)
+        database = dataclasses.replace(around.database, rules=rules)
+        odd = dataclasses.replace(around, database=database)
         with (
             throwaway(live, directory, odd) as where,
             cluster.connected(config, where) as home,
         ):
             made = cluster.make(home, where, odd)
-            rules = home.execute(
+            made_with = home.execute(
                 "SELECT datcollate::text, pg_encoding_to_char(encoding)::text"
                 " FROM pg_database WHERE datname = %s",
                 [made.database],
             ).fetchone()
 
     assert ["collation"] == made.fidelity
-    assert ("C", "UTF8") == rules
+    assert ("C", "UTF8") == made_with
 
 
 def test_extension_that_only_this_side_lacks_is_named_and_the_others_are_made(

@@ -65,29 +65,27 @@ def test_server_that_knows_the_setting_has_no_excuse() -> None:
 )
 def test_settings_are_said_as_they_were(role: str | None, setting: str, command: str) -> None:
     """A list of names is one of literals; any other value is one literal."""
-    assert f"ALTER {command}" == new_database.setting_command("d", role, setting)
+    assert f"ALTER {command}" == new_database.Setting(role, setting).command("d")
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
         ({}, ""),
-        ({"datlocprovider": "c"}, " LOCALE_PROVIDER libc"),
-        ({"datlocprovider": "i", "daticulocale": "de"}, " LOCALE_PROVIDER icu ICU_LOCALE 'de'"),
+        ({"provider": "c"}, " LOCALE_PROVIDER libc"),
+        ({"provider": "i", "locale": "de"}, " LOCALE_PROVIDER icu ICU_LOCALE 'de'"),
         (
-            {"datlocprovider": "i", "datlocale": "de", "daticurules": "&a<'b"},
+            {"provider": "i", "locale": "de", "icu_rules": "&a<'b"},
             " LOCALE_PROVIDER icu ICU_LOCALE 'de' ICU_RULES '&a<''b'",
         ),
-        ({"datlocprovider": "b", "datlocale": "C"}, " LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'"),
+        ({"provider": "b", "locale": "C"}, " LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'"),
     ],
 )
 def test_text_rules_are_said_as_each_version_keeps_them(found: dict[str, str], said: str) -> None:
-    """13 and 14 have no provider; 15 and 16 call the locale otherwise."""
-    live = {"everything": found, "encoding": "UTF8", "lc_collate": "C", "lc_ctype": "C"}
+    """13 and 14 have no provider, libc has no locale of its own."""
+    rules = new_database.TextRules("UTF8", "C", "C", **found)
 
-    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == new_database.locale_options(
-        live
-    )
+    assert f" ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'{said}" == rules.options()
 
 
 def test_pg_restore_is_called_without_a_password() -> None:
