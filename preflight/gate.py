@@ -46,7 +46,7 @@ def files(config: Config) -> tuple[Migration, ...]:
 def planned(session: Session, known: plan.History, on_disk: Sequence[Migration]) -> plan.Plan:
     """Make the plan and say so; raises HistoryConflict, SchemaAhead."""
     config = session.config
-    made = plan.make(on_disk, known, ahead=config.ahead, out_of_order=config.out_of_order)
+    made = plan.of(config, on_disk, known)
     tell_ahead(made.ahead)
     pending = [migration.name for migration in made.todo]
     structlog.get_logger().info("plan.made", pending=pending)

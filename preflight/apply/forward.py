@@ -184,7 +184,7 @@ def _before_retry(
         **migration.named,
         attempt=state.attempt_number,
         sqlstate=sqlstate,
-        blocked_by=seen.blockers(sqlstate),
+        blocked_by=watch.told(seen.blockers(sqlstate)),
     )
     seen.begin()
     _clean(session)  # prepared statements outlive a rollback
@@ -206,14 +206,7 @@ def _transaction(
         session.reset()
         if migration.verify:
             verify.require(session, migration, MigrationFailed)
-        ledger.finish(
-            session,
-            migration,
-            duration_ms=round(1000 * (time.monotonic() - began)),
-            statements=count,
-            backup=backup,
-            before=again,
-        )
+        ledger.finish(session, migration, began, count, backup=backup, before=again)
     return count
 
 

@@ -58,14 +58,7 @@ def run(
         session.reset()
         with marked(session, migration, count), sessions.transaction(session):
             verify.require(session, migration, MigrationPartial)
-            ledger.finish(
-                session,
-                migration,
-                duration_ms=round(1000 * (time.monotonic() - began)),
-                statements=count,
-                backup=backup,
-                before=again,
-            )
+            ledger.finish(session, migration, began, count, backup=backup, before=again)
     return count
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from datetime import datetime
 from typing import Any
 
-_given: list[bool] = []
+_given = threading.Event()
+
+
+def begin() -> None:
+    """Begin a run: none was written."""
+    _given.clear()
 
 
 def give(document: dict[str, Any]) -> None:
     """Write the document; a second one is not written."""
-    if not _given:
-        _given.append(True)
+    if not _given.is_set():
+        _given.set()
         sys.stdout.write(json.dumps(document, default=_plain, indent=2) + "\n")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from preflight.backup import manifests, store, stores
 from preflight.base import console
@@ -19,25 +21,44 @@ HEADS = ("size", "rows", "taken for", "verified")
 FEW = 3  # versions that a table names
 
 
-def described(backups: Store) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A backup as `backups` shows it; the names are the keys of its document."""
+
+    backup: str
+    database: str | None
+    address: str | None
+    snapshot_at: str | None
+    size_bytes: int
+    rows: int
+    taken_for: str | None
+    pending: list[int]
+    wrapped: str | None
+    verified: str | None
+    schemas: list[str] | None
+
+
+def described(backups: Store) -> list[Shown]:
     """Return what the manifests in a store say, the oldest first; raises BackupFailed."""
     with store.usable(backups):
-        return [
-            {
-                "backup": item.name,
-                "database": item.manifest.database,
-                "address": item.manifest.address or None,
-                "snapshot_at": item.manifest.snapshot_at,
-                "size_bytes": item.manifest.size_bytes,
-                "rows": sum((item.manifest.rows or {}).values()),
-                "taken_for": item.manifest.taken_for.command if item.manifest.taken_for else None,
-                "pending": _versions(item.manifest.taken_for),
-                "wrapped": _wrapped(item.manifest.taken_for),
-                "verified": item.manifest.verified,
-                "schemas": list(item.schemas) or None,
-            }
-            for item in backups.listing()
-        ]
+        return [_shown(item) for item in backups.listing()]
+
+
+def _shown(backup: manifests.Backup) -> Shown:
+    said = backup.manifest
+    return Shown(
+        backup=backup.name,
+        database=said.database,
+        address=said.address or None,
+        snapshot_at=said.snapshot_at,
+        size_bytes=said.size_bytes,
+        rows=sum((said.rows or {}).values()),
+        taken_for=said.taken_for.command if said.taken_for else None,
+        pending=_versions(said.taken_for),
+        wrapped=_wrapped(said.taken_for),
+        verified=said.verified,
+        schemas=list(backup.schemas) or None,
+    )
 
 
 def _versions(purpose: manifests.Purpose | None) -> list[int]:
@@ -57,29 +78,29 @@ def run(config: Config, *, form: str | None = None) -> None:
     """List the backups of every database in the directory; needs no server."""
     backups = stores.of(config)
     rows = described(backups)
-    events = [("backup.listed", row) for row in rows]
-    pairs = zip(rows, beginnings([row["backup"] for row in rows]), strict=True)
+    listed = [dataclasses.asdict(row) for row in rows]
+    pairs = zip(rows, beginnings([row.backup for row in rows]), strict=True)
     narrow = [cells[:1] + cells[3:] for row, name in pairs for cells in [_cells(row, name)]]
     results.show(
         config,
         form,
-        {"directory": backups.place, "backups": rows},
-        (("backup", "database", "when", *HEADS), [_cells(row, row["backup"]) for row in rows]),
-        events,
+        {"directory": backups.place, "backups": listed},
+        (("backup", "database", "when", *HEADS), [_cells(row, row.backup) for row in rows]),
+        [("backup.listed", row) for row in listed],
         nothing=f"there is no backup in {backups.place}",
         narrow=(("backup", *HEADS), narrow),
     )
 
 
-def _cells(row: dict[str, Any], name: str) -> tuple[object, ...]:
+def _cells(row: Shown, name: str) -> tuple[object, ...]:
     return (
         name,
-        row["database"],
-        _when(row["snapshot_at"]),
-        console.size(row["size_bytes"] or 0),
-        f"{row['rows']:,}",
-        " ".join(filter(None, (row["taken_for"], _few(row["pending"]), row["wrapped"]))),
-        " ".join(filter(None, (row["verified"], _only(row["schemas"])))),
+        row.database,
+        _when(row.snapshot_at),
+        console.size(row.size_bytes or 0),
+        f"{row.rows:,}",
+        " ".join(filter(None, (row.taken_for, _few(row.pending), row.wrapped))),
+        " ".join(filter(None, (row.verified, _only(row.schemas)))),
     )
 
 

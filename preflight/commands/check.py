@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -22,6 +24,8 @@ from preflight.history import journal, ledger, plan
 from preflight.server import lock, sessions
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
@@ -47,7 +51,8 @@ def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # 
     rows = states(files, known, details, adoptable)
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
-    document = {"database": database, "current": verdict is None, "migrations": rows}
+    listed = [dataclasses.asdict(row) for row in rows]
+    document = {"database": database, "current": verdict is None, "migrations": listed}
     results.show(config, form, document, _check_table(rows), _listed(rows))
     if verdict:
         raise verdict
@@ -99,7 +104,7 @@ def judge(
 ) -> Failure | None:
     """Return the first that holds of 26, 28, 32 and 3."""
     try:
-        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+        made = plan.of(config, files, known)
     except (HistoryConflict, SchemaAhead) as failure:
         return failure
     if repair:
@@ -121,33 +126,46 @@ def judge(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A migration as `check` shows it; the names are the keys of its document."""
+
+    version: int
+    name: str
+    recorded_as: str | None
+    state: str
+    applied_at: datetime | None
+    duration_ms: int | None
+    applied_by: str | None
+    backup: str | None
+
+
 def states(
     files: Sequence[Migration],
     known: plan.History,
-    details: Sequence[dict[str, Any]],
+    details: Sequence[ledger.Listed],
     adoptable: set[int],
-) -> list[dict[str, Any]]:
+) -> list[Shown]:
     """Return one row a migration, on disk or recorded, in order."""
-    by_version = {row["version"]: row for row in details}
+    by_version = {row.version: row for row in details}
     on_disk = {file.version: file for file in files}
     newest = max(on_disk, default=-1)
     rows = []
     for version in sorted(on_disk.keys() | known.records.keys()):
         file, record = on_disk.get(version), known.records.get(version)
-        detail = by_version.get(version, {})
+        detail = by_version.get(version)
+        renamed = file and record and record.name != file.name
         rows.append(
-            {
-                "version": version,
-                "name": file.name if file else record.name if record else "",
-                "recorded_as": record.name
-                if file and record and record.name != file.name
-                else None,
-                "state": _state(file, record, detail, newest, adoptable=version in adoptable),
-                "applied_at": detail.get("applied_at"),
-                "duration_ms": detail.get("duration_ms"),
-                "applied_by": detail.get("applied_by"),
-                "backup": detail.get("backup"),
-            }
+            Shown(
+                version=version,
+                name=file.name if file else record.name if record else "",
+                recorded_as=record.name if record and renamed else None,
+                state=_state(file, record, detail, newest, adoptable=version in adoptable),
+                applied_at=detail.applied_at if detail else None,
+                duration_ms=detail.duration_ms if detail else None,
+                applied_by=detail.applied_by if detail else None,
+                backup=detail.backup if detail else None,
+            )
         )
     return rows
 
@@ -155,7 +173,7 @@ def states(
 def _state(
     file: Migration | None,
     record: plan.Record | None,
-    detail: dict[str, Any],
+    detail: ledger.Listed | None,
     newest: int,
     *,
     adoptable: bool,
@@ -169,29 +187,25 @@ def _state(
         return found
     if record.state != "done":
         return "partial"
-    return "adopted" if detail.get("how") == "adopted" else "applied"
+    return "adopted" if detail and detail.how == "adopted" else "applied"
 
 
-def _listed(rows: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (
-            "migration.listed",
-            {"migration": row["name"], **{k: v for k, v in row.items() if k != "name"}},
-        )
-        for row in rows
-    ]
+def _listed(rows: Iterable[Shown]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the events: as the document, but a migration is called so in every event."""
+    each = (dataclasses.asdict(row) for row in rows)
+    return [("migration.listed", {"migration": data.pop("name"), **data}) for data in each]
 
 
-def _check_table(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], list[Sequence[object]]]:
+def _check_table(rows: Sequence[Shown]) -> tuple[Sequence[str], list[Sequence[object]]]:
     heads = ("version", "description", "state", "when", "took", "by")
     return heads, [
         (
-            f"{row['version']:03d}",
-            row["name"].partition("_")[2].replace("_", " "),
-            row["state"],
-            row["applied_at"] and row["applied_at"].strftime("%Y-%m-%d %H:%M:%S %Z"),
-            None if row["duration_ms"] is None else f"{row['duration_ms'] / 1000:.2f} s",
-            row["applied_by"],
+            f"{row.version:03d}",
+            row.name.partition("_")[2].replace("_", " "),
+            row.state,
+            row.applied_at and row.applied_at.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            None if row.duration_ms is None else f"{row.duration_ms / 1000:.2f} s",
+            row.applied_by,
         )
         for row in rows
     ]

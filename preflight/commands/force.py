@@ -61,7 +61,7 @@ def _to_force(
         adopt.refuse_contradiction(file, record)
     others = [other for other in files if other.version != file.version]
     rest = {v: record for v, record in known.records.items() if v != file.version}
-    plan.make(others, plan.History(rest), ahead=config.ahead, out_of_order=config.out_of_order)
+    plan.of(config, others, plan.History(rest))
     return file
 
 

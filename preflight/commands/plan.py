@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 
+BLOCKER = ("pid", "application", "user", "state", "age_s")  # what is told of one
+
+
 def run(
     config: Config,
     *,
@@ -44,7 +47,7 @@ def run(
     with sessions.connect(config) as session:
         known = ledger.read(session)
         ready.require_schemas(session)
-        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+        made = plan.of(config, files, known)
         adoptable, problem = contact.first_look(session, made.todo, known)
         if problem:
             raise problem
@@ -124,7 +127,7 @@ def part_way(session: Session, todo: Sequence[Migration], known: plan.History) -
     with ledger.looking(session):
         if repair := check.stuck(session, begun, known):
             raise repair
-    done = {row["version"]: row.get("statements_done") or 0 for row in ledger.listing(session)}
+    done = {row.version: row.statements_done or 0 for row in ledger.listing(session)}
     return {file.name: done[file.version] for file in begun if done.get(file.version)}
 
 
@@ -162,7 +165,8 @@ def measure(
 
 
 def _data(step: Planned, *, measured: bool) -> dict[str, Any]:
-    told = {**step.data(), "blocked_by": list(step.blocked_by)}
+    blocked = [{key: getattr(each, key) for key in BLOCKER} for each in step.blocked_by]
+    told = {**step.data(), "blocked_by": blocked}
     return told | ({"measured": step.measured} if measured else {})
 
 
@@ -174,7 +178,7 @@ def _plan_table(steps: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[
             _short(step.does),
             ", ".join(f"{lock.mode} on {lock.table}" for lock in step.locks),
             step.destroys and _short(step.destroys),
-            ", ".join(f"pid {found['pid']}" for found in step.blocked_by),
+            ", ".join(f"pid {each.pid}" for each in step.blocked_by),
         )
         for step in steps
     ]

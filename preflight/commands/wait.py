@@ -59,7 +59,7 @@ def _left(
     """Name what is not applied yet of what is waited for."""
     if schema != FILES:
         return [] if known.done(schema) else [f"version {schema}"]
-    made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+    made = plan.of(config, files, known)
     return [file.name for file in made.todo]
 
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preflight.files.effects import Lock, Reach
     from preflight.files.migrations import Migration
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """Who is in a statement's way: a session, or (pid 0) a prepared transaction."""
+
+    pid: int
+    application: str | None = None
+    user: str | None = None
+    state: str | None = None
+    age_s: float | None = None  # of its transaction
+    kind: str | None = None  # None: a client's session
+    gid: str | None = None  # of a prepared transaction
+    query: str | None = None
+
+    def data(self) -> dict[str, Any]:
+        """Return what is known, as an event has it."""
+        return {
+            key: value for key, value in dataclasses.asdict(self).items() if value or key in KEPT
+        }
+
+
+KEPT = ("pid", "age_s")  # zeros that say something
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +47,7 @@ class Planned:
     locks: tuple[Lock, ...] = ()
     destroys: str | None = None
     external: str | None = None
-    blocked_by: tuple[dict[str, Any], ...] = ()
+    blocked_by: tuple[Blocker, ...] = ()
     reaches: tuple[Reach, ...] = ()
     measured: dict[str, object] | None = None  # on a copy
 

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -397,13 +399,17 @@ def mark(
 def finish(  # noqa: PLR0913 -- one row
     session: Session,
     migration: Migration,
-    *,
-    duration_ms: int,
+    began: float,
     statements: int,
+    *,
     backup: str | None,
     before: journal.Row | None = None,
 ) -> None:
-    """Write the end mark and the journal's success row, in the caller's transaction."""
+    """Write the end mark and the journal's success row, in the caller's transaction.
+
+    `began` is a reading of the monotonic clock, in seconds.
+    """
+    duration_ms = round(1000 * (time.monotonic() - began))
     updated = session.execute(
         f"""UPDATE {session.config.schema}.migrations SET state = 'done', duration_ms = %s,
  statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
@@ -422,8 +428,25 @@ def _require_one(session: Session, count: int) -> None:
         raise tables.damaged(session, "the row of the running migration is gone")
 
 
-def listing(session: Session) -> list[dict[str, Any]]:
-    """Return every row for people: all that this role may read; `applied_at` is in UTC."""
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A row for people; None is also what this role may not read."""
+
+    version: int
+    name: str
+    checksum: str
+    state: str
+    breaking: bool
+    how: str | None = None
+    applied_at: datetime | None = None  # in UTC
+    duration_ms: int | None = None
+    applied_by: str | None = None
+    backup: str | None = None
+    statements_done: int | None = None
+
+
+def listing(session: Session) -> list[Listed]:
+    """Return every row, all of it that this role may read."""
     schema = session.config.schema
     try:
         rows = session.ask(
@@ -433,10 +456,11 @@ def listing(session: Session) -> list[dict[str, Any]]:
  FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
         )
     except psycopg.errors.InsufficientPrivilege:
-        return session.ask(
+        rows = session.ask(
             f"""SELECT m.version, m.name, m.checksum, m.state, m.breaking
  FROM {schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- a checked name
         )
+        return [Listed(**row) for row in rows]
     for row in rows:  # as a number, because a role's DateStyle may be one that nobody can parse
         try:
             row["applied_at"] = datetime.fromtimestamp(row["applied_at"], UTC)
@@ -444,4 +468,4 @@ def listing(session: Session) -> list[dict[str, Any]]:
             raise tables.damaged(
                 session, f"applied_at of version {row['version']} is no time of this era"
             ) from error
-    return rows
+    return [Listed(**row) for row in rows]

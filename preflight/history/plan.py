@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from preflight.base.errors import HistoryConflict, Problem, SchemaAhead
 
 if TYPE_CHECKING:
+    from preflight.base.config import Config
     from preflight.files.migrations import Migration
 
 
@@ -67,6 +68,11 @@ def make(
         raise HistoryConflict.of("history.conflict", problems)
     _refuse_ahead(plan.ahead, ahead)
     return plan
+
+
+def of(config: Config, files: Sequence[Migration], history: History) -> Plan:
+    """Return what is pending under the configured rules; raises what `make` raises."""
+    return make(files, history, ahead=config.ahead, out_of_order=config.out_of_order)
 
 
 def pending(files: Sequence[Migration], history: History) -> tuple[Migration, ...]:

@@ -108,7 +108,7 @@ def look(
         assert copy is not None  # noqa: S101 -- `always` gives one or raises
         with _quietly():
             known = contact.settle(copy.session, files)
-        made = plan.make(files, known, ahead=config.ahead, out_of_order=config.out_of_order)
+        made = plan.of(config, files, known)
         with _judged(config, gauge):
             trial = _trial(copy, made.todo, None, gauge)
         _tell_passed(copy, saved, trial)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import psycopg
 import structlog
 
 from preflight.base import quoting
+from preflight.files.planned import Blocker
 from preflight.server import dial, sessions
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ class Watch:
         self.first_look_s = first_look_s
         self.over = threading.Event()
         self.statement = 0
-        self.blocked_by: list[dict[str, Any]] = []
-        self._earlier: dict[int, list[dict[str, Any]]] = {}
+        self.blocked_by: list[Blocker] = []
+        self._earlier: dict[int, list[Blocker]] = {}
         self.began = time.monotonic()
         self._told: tuple[list[int], float] = ([], 0.0)
 
@@ -65,7 +67,7 @@ class Watch:
         self.statement = statement
         self.blocked_by = []
 
-    def blockers(self, sqlstate: str | None) -> list[dict[str, Any]]:
+    def blockers(self, sqlstate: str | None) -> list[Blocker]:
         """Return who was in the way of the statement that failed.
 
         A lock timeout may be too short to look, so then an earlier attempt's blocker counts.
@@ -102,7 +104,7 @@ class Watch:
             if pids != self._told[0] or now - self._told[1] >= TELL_EVERY_S:
                 self._told = (pids, now)
                 structlog.get_logger().warning(
-                    "migration.blocked", **self._named(), blocked_by=found
+                    "migration.blocked", **self._named(), blocked_by=told(found)
                 )
         elif now - max(self.began, self._told[1]) >= TELL_EVERY_S:
             self._told = ([], now)
@@ -120,25 +122,25 @@ class Watch:
             "statement": self.statement,
         }
 
-    def _blocker(self, row: tuple[Any, ...]) -> dict[str, Any]:
+    def _blocker(self, row: tuple[Any, ...]) -> Blocker:
         pid, application, user, state, age, kind, query = row
-        found = {
-            "pid": pid,
-            "application": application,
-            "user": user,
-            "state": state,
-            "age_s": None if age is None else round(age, 1),
-            "kind": None if kind == "client backend" else kind,
-            "query": query if self.log_sql else None,
-        }
-        return {key: value for key, value in found.items() if value not in (None, "")}
+        return Blocker(
+            pid,
+            application,
+            user,
+            state,
+            None if age is None else round(age, 1),
+            kind=None if kind == "client backend" else kind,
+            query=query if self.log_sql else None,
+        )
 
-    def _prepared(self, connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
-        kind = {"pid": 0, "kind": "prepared transaction"}
+    def _prepared(self, connection: psycopg.Connection[Any]) -> list[Blocker]:
+        some = Blocker(0, kind="prepared transaction")
         rows = connection.execute(_PREPARED, [self.pid]).fetchall()
         return [
-            kind | {"gid": gid, "user": owner, "age_s": round(age, 1)} for gid, owner, age in rows
-        ] or [kind]
+            dataclasses.replace(some, gid=gid, user=owner, age_s=round(age, 1))
+            for gid, owner, age in rows
+        ] or [some]
 
     def _index(self, connection: psycopg.Connection[Any]) -> dict[str, object]:
         row = connection.execute(_INDEX, [self.pid]).fetchone()
@@ -290,13 +292,12 @@ def table_of(session: sessions.Session, index: str) -> str | None:
     return name
 
 
-def in_the_way(session: sessions.Session, table: str, mode: str) -> list[dict[str, Any]]:
+def in_the_way(session: sessions.Session, table: str, mode: str) -> list[Blocker]:
     """Return the sessions that hold a lock on a table which stops the wanted one now."""
     known = {"table": _oid(session, table), "modes": CONFLICTS[mode]}
     rows = session.execute(_IN_THE_WAY, known).fetchall()
     return [
-        {"pid": pid, "application": name, "user": user, "state": state, "age_s": round(age or 0, 1)}
-        for pid, name, user, state, age in rows
+        Blocker(pid, name, user, state, round(age or 0, 1)) for pid, name, user, state, age in rows
     ]
 
 
@@ -315,20 +316,25 @@ def over(session: sessions.Session, migration: Migration) -> Iterator[Watch]:
         thread.join(2.0)
 
 
-def named(blockers: list[dict[str, Any]]) -> str:
+def told(blockers: Sequence[Blocker]) -> list[dict[str, Any]]:
+    """Return blockers as an event has them."""
+    return [each.data() for each in blockers]
+
+
+def named(blockers: Sequence[Blocker]) -> str:
     """Name blockers in a sentence."""
     if not blockers:
         return "the blocker was gone before it could be named"
     return ", ".join(_name(item) for item in blockers)
 
 
-def _name(item: dict[str, Any]) -> str:
-    if "gid" in item:
+def _name(item: Blocker) -> str:
+    if item.gid is not None:
         return (
-            f"prepared transaction {item['gid']!r} of {item['user']} ({item['age_s']} s): "
+            f"prepared transaction {item.gid!r} of {item.user} ({item.age_s} s): "
             "COMMIT PREPARED or ROLLBACK PREPARED ends it"
         )
-    if item.get("pid") == 0:
+    if item.pid == 0:
         return "a prepared transaction (see pg_prepared_xacts)"
-    who, state = item.get("application", "unnamed"), item.get("state", "unknown")
-    return f"pid {item.get('pid')} ({who}, {state}, {item.get('age_s', '?')} s)"
+    who, state = item.application or "unnamed", item.state or "unknown"
+    return f"pid {item.pid} ({who}, {state}, {'?' if item.age_s is None else item.age_s} s)"
