@@ -320,7 +320,7 @@ MUTANTS = [
     ),
     Mutant(
         "a statement outside is marked before it runs",
-        "apply/steps",
+        "apply/outside",
         "        ledger.mark(self.session, self.migration.version, done=done, started=started)\n",
         "",
         _tests("nontransactional"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from preflight.apply import forward, resume, statements, steps, verify
+from preflight.apply import forward, outside, resume, statements, verify
 from preflight.base.errors import (
     ConfigInvalid,
     Failure,
@@ -242,7 +242,7 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
     done, started = begun.statements_done, begun.statements_started
     with (
         fence.recorded(session, step.migration, MigrationPartial),
-        steps.untouched(session, step.undo, step.row),
+        outside.untouched(session, step.undo, step.row),
     ):
         with sessions.transaction(session):
             fence.fence(
@@ -255,9 +255,9 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
                 seen.begin(1)
                 last_look()
         statements.prepare(session, step.script, "SET")
-        count = steps.run_statements(session, step.undo, begun, seen)
+        count = outside.run_statements(session, step.undo, begun, seen)
         session.reset()
-        with steps.marked(session, step.undo, count), sessions.transaction(session):
+        with outside.marked(session, step.undo, count), sessions.transaction(session):
             row = ledger.row_of(session, step.row.version)
             fence.fence(session, lambda: row is not None and ledger.give_up(session, row))
             _require_absent(session, step, MigrationPartial)

@@ -10,7 +10,7 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from preflight.apply import statements, steps, verify
+from preflight.apply import outside, statements, verify
 from preflight.base import stop
 from preflight.base.errors import (
     ConnectionLost,
@@ -50,7 +50,7 @@ def forward(
 
     def once(seen: watch.Watch) -> int:
         if not migration.up.transactional:
-            return steps.run(session, migration, backup, seen, again)
+            return outside.run(session, migration, backup, seen, again)
         return patiently(
             session,
             migration,

@@ -49,11 +49,11 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Command:
     """One command that gives a database something, and what to call it when it is refused."""
 
     what: str
-    command: str
+    sql: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +88,18 @@ class Belongings:
             rules, provider=provider, locale=self.locale, icu_rules=self.icu_rules
         )
 
-    def steps(self, name: str, without: Collection[str] = ()) -> list[Step]:
+    def commands(self, name: str, without: Collection[str] = ()) -> list[Command]:
         """Return what gives a new database all but its text rules, tablespace and comment."""
         here = quoting.name(name)
         found = []
         for each in () if "settings" in without else self.settings:
             whose = f" of role {each.role}" if each.role else ""
-            found.append(Step(f"setting {each.name}{whose}", each.command(here)))
+            found.append(Command(f"setting {each.name}{whose}", each.command(here)))
         limit = f"ALTER DATABASE {here} CONNECTION LIMIT {self.connection_limit}"
-        found.append(Step("connection limit", limit))
+        found.append(Command("connection limit", limit))
         return found if "grants" in without else [*found, *self._rights(here)]
 
-    def _rights(self, here: str) -> list[Step]:
+    def _rights(self, here: str) -> list[Command]:
         found = []
         for each in self.grants:
             if each.role == self.owner:
@@ -107,12 +107,12 @@ class Belongings:
             command = new_database.grant_command(
                 f"DATABASE {here}", each.privilege, each.role, grantable=each.grantable
             )
-            found.append(Step(f"grant of {each.privilege} to {each.role or 'PUBLIC'}", command))
+            found.append(Command(f"grant of {each.privilege} to {each.role or 'PUBLIC'}", command))
         owner = quoting.name(self.owner)
-        found.append(Step(f"owner {self.owner}", f"ALTER DATABASE {here} OWNER TO {owner}"))
+        found.append(Command(f"owner {self.owner}", f"ALTER DATABASE {here} OWNER TO {owner}"))
         kept = {each.privilege for each in self.grants if each.role == self.owner}
         found += [
-            Step(
+            Command(
                 f"revoke of {each} from {self.owner}",
                 f"REVOKE {each} ON DATABASE {here} FROM {owner}",
             )
@@ -235,27 +235,27 @@ def no_place(session: Session, wanted: Belongings) -> str | None:
     return f"tablespace {wanted.tablespace}: {why}"
 
 
-def refused(session: Session, steps: Sequence[Step]) -> list[tuple[str, str | None]]:
+def refused(session: Session, commands: Sequence[Command]) -> list[tuple[str, str | None]]:
     """Try all and take them back; return what is refused, as (what and why, SQLSTATE)."""
     problems = []
     session.execute("BEGIN")
     try:
-        for step in steps:
-            session.execute("SAVEPOINT step")
+        for each in commands:
+            session.execute("SAVEPOINT preflight_command")
             try:
-                session.execute(step.command)
+                session.execute(each.sql)
             except psycopg.Error as error:
                 if session.lost:
                     raise
-                problems.append((f"{step.what}: {error.diag.message_primary}", error.sqlstate))
-                session.execute("ROLLBACK TO SAVEPOINT step")
+                problems.append((f"{each.what}: {error.diag.message_primary}", error.sqlstate))
+                session.execute("ROLLBACK TO SAVEPOINT preflight_command")
     finally:
         if not session.lost:
             session.connection.execute("ROLLBACK")
     return problems
 
 
-def give(session: Session, steps: Sequence[Step]) -> None:
+def give(session: Session, commands: Sequence[Command]) -> None:
     """Do all of them; raises psycopg.Error."""
-    for step in steps:
-        session.execute(step.command)
+    for each in commands:
+        session.execute(each.sql)

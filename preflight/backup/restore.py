@@ -343,7 +343,7 @@ def _made(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     _require_roles(session, place)
     with _new_database(session, place):
         state = _fill(session, place, renew)
-        belongings.give(session, place.steps)
+        belongings.give(session, place.commands)
         state = dataclasses.replace(state, own=restored.own_of(session, place))
         new_database.say(session, place.into, state.mark(place.source))
     return state
@@ -354,7 +354,7 @@ def _new_database(session: Session, place: restored.Place) -> Iterator[None]:
     """Make the database, closed to everybody else; drop it again when what follows fails."""
     problems = _create(session, place)
     try:
-        _require_had(problems + belongings.refused(session, place.steps))
+        _require_had(problems + belongings.refused(session, place.commands))
         yield
     except BaseException:
         if not session.lost:

@@ -85,9 +85,9 @@ class Place:
         )
 
     @property
-    def steps(self) -> list[belongings.Step]:
+    def commands(self) -> list[belongings.Command]:
         """What gives the new database what belongs to it."""
-        return self.own.steps(self.into, self.without) if self.own else []
+        return self.own.commands(self.into, self.without) if self.own else []
 
 
 @dataclass(frozen=True, slots=True)

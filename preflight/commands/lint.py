@@ -19,15 +19,15 @@ def run(config: Config, *, form: str | None = None) -> None:
         {
             "migration": file.name,
             "version": file.version,
-            "statements": len(steps),
+            "statements": len(statements),
             "transactional": file.up.transactional,
             "breaking": file.up.breaking,
             "checksum": file.checksum,
             "companions": [kind for kind in KINDS if getattr(file, kind) is not None],
-            "remarks": review.remarks(file, steps),
+            "remarks": review.remarks(file, statements),
         }
         for file in files
-        for steps in [planned.each(file)]
+        for statements in [planned.each(file)]
     ]
     heads = ("version", "name", "statements", "companions", "remarks")
     table = [

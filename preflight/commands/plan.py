@@ -61,19 +61,19 @@ def run(
         resumes = part_way(session, todo, known)
         with ledger.looking(session):
             found = [
-                step
+                statement
                 for file in todo
-                for step in planned.each(file)
-                if step.number > resumes.get(file.name, 0)
+                for statement in planned.each(file)
+                if statement.number > resumes.get(file.name, 0)
             ]
-            steps = list(_looked_at(session, found))
+            statements = list(_looked_at(session, found))
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.version in adoptable]
         names = [file.name for file in todo]
         structlog.get_logger().info("plan.made", pending=names, adopts=adopted, **_told(resumes))
         if rehearse and todo:
-            steps, problem = measure(session, files, todo, steps)
-    told = [_data(step, measured=rehearse) for step in steps]
+            statements, problem = measure(session, files, todo, statements)
+    told = [_data(statement, measured=rehearse) for statement in statements]
     document = {
         "database": database,
         "adopts": adopted,
@@ -84,7 +84,7 @@ def run(
     events = [
         ("statement.planned", {key: value for key, value in each.items() if value}) for each in told
     ]
-    table = _measured_table(steps) if rehearse else _plan_table(steps)
+    table = _measured_table(statements) if rehearse else _plan_table(statements)
     nothing = "nothing is pending"
     if adopted:
         nothing += f"; there already, and recorded by the next `up`: {', '.join(adopted)}"
@@ -93,29 +93,29 @@ def run(
         raise problem
 
 
-def _looked_at(session: Session, steps: Sequence[Planned]) -> Iterator[Planned]:
+def _looked_at(session: Session, statements: Sequence[Planned]) -> Iterator[Planned]:
     """Yield the statements with their locks on tables that are there, and who is in the way."""
     from preflight.files import effects  # noqa: PLC0415 -- other commands do without
     from preflight.server import watch  # noqa: PLC0415 -- other commands do without
 
     in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
-    for step in steps:
+    for statement in statements:
         named = [
             (lock, watch.table_of(session, lock.table) if lock.of_index else lock.table)
-            for lock in step.locks
+            for lock in statement.locks
         ]
         locks = tuple(
             dataclasses.replace(lock, table=table, of_index=False) for lock, table in named if table
         )
-        lost = [step.destroys] if step.destroys else []
+        lost = [statement.destroys] if statement.destroys else []
         for table, gone in [
-            pair for reach in step.reaches for pair in watch.reached(session, reach)
+            pair for reach in statement.reaches for pair in watch.reached(session, reach)
         ]:
             locks = effects.strongest([*locks, effects.Lock(table, effects.ACCESS_EXCLUSIVE)])
             lost += [gone] if gone else []
         blocked = tuple(found for lock in locks for found in in_the_way(lock.table, lock.mode))
         yield dataclasses.replace(
-            step, locks=locks, blocked_by=blocked, destroys=", ".join(lost) or None
+            statement, locks=locks, blocked_by=blocked, destroys=", ".join(lost) or None
         )
 
 
@@ -139,9 +139,9 @@ def measure(
     session: Session,
     files: Sequence[Migration],
     todo: Sequence[Migration],
-    steps: Sequence[Planned],
+    statements: Sequence[Planned],
 ) -> tuple[list[Planned], RehearsalFailed | None]:
-    """Try the plan on a copy; return its steps with what they took, and what failed there."""
+    """Try the plan on a copy; return its statements with what they took, and what failed there."""
     from preflight.backup import take  # noqa: PLC0415 -- only when asked
     from preflight.rehearsal import meter, trial  # noqa: PLC0415 -- only when asked
 
@@ -153,44 +153,46 @@ def measure(
         with take.draft(session, todo) as saved:
             trial.look(session, saved, files, todo, gauge)
 
-    def measured(step: Planned) -> dict[str, object] | None:
-        item = gauge.found.get((step.of.up.file, step.start))
-        return item.data() if item is not None and step.of.version in gauge.passed else None
+    def measured(statement: Planned) -> dict[str, object] | None:
+        item = gauge.found.get((statement.of.up.file, statement.start))
+        return item.data() if item is not None and statement.of.version in gauge.passed else None
 
     try:
         gate.twice(look)
     except RehearsalFailed as failure:  # what passed was measured, whatever came after it
         problem = failure
-    return [dataclasses.replace(step, measured=measured(step)) for step in steps], problem
+    return [
+        dataclasses.replace(statement, measured=measured(statement)) for statement in statements
+    ], problem
 
 
-def _data(step: Planned, *, measured: bool) -> dict[str, Any]:
-    blocked = [{key: getattr(each, key) for key in BLOCKER} for each in step.blocked_by]
-    told = {**step.data(), "blocked_by": blocked}
-    return told | ({"measured": step.measured} if measured else {})
+def _data(statement: Planned, *, measured: bool) -> dict[str, Any]:
+    blocked = [{key: getattr(each, key) for key in BLOCKER} for each in statement.blocked_by]
+    told = {**statement.data(), "blocked_by": blocked}
+    return told | ({"measured": statement.measured} if measured else {})
 
 
-def _plan_table(steps: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
+def _plan_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
     heads = ("place", "does", "lock", "destroys", "blocked now by")
     return heads, [
         (
-            f"{step.of.version:03d}:{step.line}",
-            _short(step.does),
-            ", ".join(f"{lock.mode} on {lock.table}" for lock in step.locks),
-            step.destroys and _short(step.destroys),
-            ", ".join(f"pid {each.pid}" for each in step.blocked_by),
+            f"{statement.of.version:03d}:{statement.line}",
+            _short(statement.does),
+            ", ".join(f"{lock.mode} on {lock.table}" for lock in statement.locks),
+            statement.destroys and _short(statement.destroys),
+            ", ".join(f"pid {each.pid}" for each in statement.blocked_by),
         )
-        for step in steps
+        for statement in statements
     ]
 
 
-def _measured_table(steps: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
+def _measured_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
     heads = ("place", "does", "took", "lock", "rewrites", "destroys", "blocked now by")
-    _, rows = _plan_table(steps)
+    _, rows = _plan_table(statements)
     return heads, [
         (place, does, *(console.costs(found) if found else (None, lock, None)), destroys, blocked)
-        for step, (place, does, lock, destroys, blocked) in zip(steps, rows, strict=True)
-        for found in [step.measured]
+        for statement, (place, does, lock, destroys, blocked) in zip(statements, rows, strict=True)
+        for found in [statement.measured]
     ]
 
 

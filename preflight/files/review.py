@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from preflight.files.planned import Planned
 
 
-def remarks(file: Migration, steps: Sequence[Planned]) -> list[str]:
+def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
     """Say what a careful reader would of a valid file."""
     found = []
     if file.verify is None:
         found.append("no verify file: nobody can tell whether it is applied")
     if file.rollback is None:
         found.append("no rollback file: it cannot be taken back")
-    elif file.export is None and any(step.destroys for step in steps):
+    elif file.export is None and any(each.destroys for each in statements):
         found.append("no export file")
-    found += [f"line {step.line} destroys {step.destroys}" for step in steps if step.destroys]
-    found += [f"line {step.line} {step.external}" for step in steps if step.external]
+    found += [f"line {each.line} destroys {each.destroys}" for each in statements if each.destroys]
+    found += [f"line {each.line} {each.external}" for each in statements if each.external]
     found += [
         problem.message
         for script in (file.up, file.rollback)
         if script
         for problem in lasting.refused(script)
     ]
-    if not steps:
+    if not statements:
         found.append("nothing but comments: it is recorded, and nothing runs")
     for script in filter(None, (file.up, file.rollback, file.verify, file.export)):
         found += unparsed(script)

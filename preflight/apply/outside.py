@@ -83,19 +83,19 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
     number, patient = 0, migration.up.lock_timeout_ms is None
     stop.leaves(session, _stays(session, migration, done))
     for number, (statement, text) in enumerate(statements.each(migration.up), 1):
-        step = _Step(session, migration, statement, text, number)
+        each = _Statement(session, migration, statement, text, number)
         if number > done:
             seen.begin(number)
             alone = kinds.outside_transaction(statement.text(migration.up.text))
             if alone or started >= number:  # begun before, so it ran outside
-                step.patient = patient and kinds.queues_nobody(text)
-                step.outside(begun_before=started >= number)
-            elif not step.inside():
-                step.outside(begun_before=started >= number)
+                each.patient = patient and kinds.queues_nobody(text)
+                each.outside(begun_before=started >= number)
+            elif not each.inside():
+                each.outside(begun_before=started >= number)
             stop.leaves(session, _stays(session, migration, number))
-        elif step.sets:
-            step.run()  # what a done statement set went with its session
-        patient = patient and not (step.sets and kinds.sets_lock_timeout(text))
+        elif each.sets:
+            each.run()  # what a done statement set went with its session
+        patient = patient and not (each.sets and kinds.sets_lock_timeout(text))
     return number
 
 
@@ -171,7 +171,7 @@ def marked(
         raise
 
 
-class _Step:
+class _Statement:
     """One statement of a non-transactional file."""
 
     def __init__(
