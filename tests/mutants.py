@@ -1,7 +1,7 @@
 """Break one line at a time and see whether a test notices: `make mutate` prints what survives.
 
 A few dozen lines that promises rest on, each held against the tests of its subject, in a copy of
-the repository. It takes about a minute a line; ARGS='12 lock' chooses by number or words.
+the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words.
 """
 
 import shutil
@@ -39,10 +39,14 @@ class Mutant:
 
 
 def _tests(*names: str) -> tuple[str, ...]:
-    return tuple(
-        f"{UNIT if name.startswith('unit_') else SERVER}test_{name.removeprefix('unit_')}.py"
-        for name in names
-    )
+    """Return files, or one test in each (`lock::test_name`), as pytest calls them."""
+    return tuple(map(_called, names))
+
+
+def _called(name: str) -> str:
+    file, _, test = name.partition("::")
+    where = UNIT if file.startswith("unit_") else SERVER
+    return f"{where}test_{file.removeprefix('unit_')}.py" + (f"::{test}" if test else "")
 
 
 MUTANTS = [
@@ -94,7 +98,7 @@ MUTANTS = [
         "server/sessions",
         '    "synchronous_commit": "on",\n',
         "",
-        _tests("apply"),
+        _tests("apply::test_success_is_on_the_disk_before_it_is_told"),
     ),
     # --- a proven backup
     Mutant(
@@ -102,35 +106,38 @@ MUTANTS = [
         "backup/reading_back",
         "    if found.sha256 != digest:\n",
         "    if False:\n",
-        _tests("backup_faults", "backup"),
+        _tests("backup_faults::test_bit_that_flips_on_the_disk_is_found"),
     ),
     Mutant(
         "the dump's rows are compared",
         "backup/reading_back",
         "        if rows.get(key) != count\n",
         "        if rows.get(key) is None\n",
-        _tests("backup_faults", "backup"),
+        _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
     ),
     Mutant(
         "an archive ends as it should",
         "backup/reading_back",
         "    if wanted and found.end != _END:\n",
         "    if False:\n",
-        _tests("backup_faults", "backup", "unit_backup"),
+        _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
     ),
     Mutant(
         "a table that is cut is noticed",
         "backup/reading_back",
         "    if code != 0 or counter.inside:\n",
         "    if code != 0:\n",
-        _tests("backup_faults", "backup", "unit_backup"),
+        _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
     ),
     Mutant(
         "pg_dump's exit code",
         "backup/clients",
         "        if code != 0:\n",
         "        if False:\n",
-        _tests("backup_faults", "backup"),
+        _tests(
+            "backup_faults::test_failure_that_passes_is_tried_again",
+            "backup_faults::test_dump_that_cannot_be_trusted_stops_the_run",
+        ),
     ),
     Mutant(
         "the copy's rows are compared",
@@ -138,70 +145,73 @@ MUTANTS = [
         "    different = snapshots.differing(copy, {n: c for n, c in rows.items() if _bare(n) "
         "not in gone})\n",
         "    different: list[str] = []\n",
-        _tests("proof", "rehearsal"),
+        _tests(
+            "proof::test_restore_that_loses_rows_is_no_proof",
+            "proof::test_dump_that_lacks_something_is_no_backup",
+        ),
     ),
     Mutant(
         "the copy's objects are compared",
         "rehearsal/copies",
         "    different += catalog.lacking(",
         "    _ = (",
-        _tests("proof", "rehearsal"),
+        _tests("proof::test_dump_that_lacks_something_is_no_backup"),
     ),
     Mutant(
         "the copy's sequences are compared",
         "rehearsal/copies",
-        "    different += catalog.behind(stood, catalog.sequences(copy))\n",
+        "    different += catalog.behind(stood, catalog.sequences(copy, schemas))\n",
         "",
-        _tests("proof", "rehearsal"),
+        _tests("proof::test_dump_that_lacks_something_is_no_backup"),
     ),
     Mutant(
         "tables are locked before the snapshot",
         "backup/snapshots",
         '                    other.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")\n',
         "                    del names\n",
-        _tests("backup"),
+        _tests("backup::test_tables_are_locked_before_the_snapshot_is_taken"),
     ),
     Mutant(
         "pg_dump uses the snapshot",
         "backup/clients",
         '        f"--snapshot={snapshot}",\n',
         "",
-        _tests("backup"),
+        _tests("backup::test_row_written_after_the_snapshot_is_neither_dumped_nor_counted"),
     ),
     Mutant(
         "a table that row security filters",
         "backup/snapshots",
         "if row[7]]:",
         "if False]:",
-        _tests("backup"),
+        _tests("backup::test_what_the_role_cannot_read_is_named_before_anything_starts"),
     ),
     Mutant(
         "a backup that fails its proof is hidden",
         "backup/take",
         "            hide(saved)\n",
         "            pass\n",
-        _tests("proof", "backup_faults", "rehearsal"),
+        _tests("rehearsal::test_backup_that_does_not_restore_is_none_for_any_role"),
     ),
     Mutant(
         "free space is asked for",
         "backup/directory",
         "        self._require_space(needed)\n",
         "",
-        _tests("backup_faults", "backup"),
+        _tests("backup_faults::test_full_disk_stops_the_run_and_nothing_is_left_on_it"),
     ),
     Mutant(
         "backups with exports stay",
         "backup/retention",
         "not _has_exports(backups, item.name)",
         "True",
-        _tests("retention", "rollback"),
+        _tests("retention::test_backup_with_exports_is_never_removed"),
     ),
     Mutant(
         "a partial that is being written stays",
         "backup/directory",
         "        return False\n    except OSError",
         "        return True\n    except OSError",
-        _tests("retention", "backup_faults"),
+        _tests("retention::test_only_a_dead_runs_rest_of_this_database_is_swept"),
     ),
     # --- the copy
     Mutant(
@@ -209,28 +219,28 @@ MUTANTS = [
         "backup/new_database",
         '            session.execute(f"REVOKE ALL ON DATABASE {quoting.name(name)} FROM PUBLIC")\n',
         "",
-        _tests("rehearsal", "proof", "restore"),
+        _tests("rehearsal::test_copy_is_closed_to_everybody_else"),
     ),
     Mutant(
         "the copy has the database's settings",
         "rehearsal/copies",
         "            scratch.apply_database_settings(session, home, live, name)\n",
         "            pass\n",
-        _tests("rehearsal", "proof"),
+        _tests("rehearsal::test_copy_has_the_settings_of_the_database"),
     ),
     Mutant(
         "a living run's copy is not swept",
         "rehearsal/scratch",
         "        if not alive:\n",
         "        if True:\n",
-        _tests("rehearsal"),
+        _tests("rehearsal::test_copy_of_a_living_run_is_not_swept"),
     ),
     Mutant(
         "the password is not offered to another server",
         "base/config",
         '    os.environb.pop(b"PGPASSWORD", None)\n',
         "",
-        _tests("rehearsal"),
+        _tests("rehearsal::test_password_of_the_live_server_is_not_offered_to_another"),
     ),
     # --- one run at a time
     Mutant(
@@ -238,49 +248,49 @@ MUTANTS = [
         "entrypoint.py",
         "                    lock.require(session)\n",
         "",
-        _tests("lock"),
+        _tests("lock::test_lock_that_a_file_let_go_is_missed"),
     ),
     Mutant(
         "the lock is asked for between rollbacks",
         "commands/rollback",
         "            lock.require(session)\n",
         "",
-        _tests("lock"),
+        _tests("lock::test_lock_that_a_rollback_file_let_go_is_missed"),
     ),
     Mutant(
         "nobody waits in the server for the lock",
         "server/lock",
         "pg_try_advisory_lock(%s::int8)",
         "pg_advisory_lock(%s::int8) IS NOT NULL",
-        _tests("lock"),
+        _tests("lock::test_waiter_does_not_hold_an_index_up"),
     ),
     Mutant(
         "the fence of a transactional file",
         "apply/forward",
         "        fence.fence(session, lambda: ledger.claim(session, migration, again, backup))\n",
         "        ledger.claim(session, migration, again, backup)\n",
-        _tests("concurrency", "lock"),
+        _tests("apply::test_run_that_comes_second_plans_again"),
     ),
     Mutant(
         "the exit code of a busy lock",
         "base/errors",
         "    LOCK_BUSY = 11\n",
         "    LOCK_BUSY = 12\n",
-        _tests("lock"),
+        _tests("lock::test_busy_lock_names_its_holder"),
     ),
     Mutant(
         "a pooler is refused",
         "server/ready",
         "    if facts is not None and facts.pooler:\n",
         "    if False:\n",
-        _tests("waiting"),
+        _tests("waiting::test_pooler_is_refused_at_once_for_work"),
     ),
     Mutant(
         "the server that an image starts for itself",
         "server/ready",
         "        _require_stable(session)\n",
         "        pass\n",
-        _tests("waiting"),
+        _tests("waiting::test_server_of_an_image_that_initialises_itself_is_not_worked_on"),
     ),
     # --- a file
     Mutant(
@@ -288,56 +298,231 @@ MUTANTS = [
         "apply/forward",
         "            verify.require(session, migration, MigrationFailed)\n",
         "            pass\n",
-        _tests("verify", "apply"),
+        _tests("verify::test_check_that_does_not_hold_rolls_the_file_back"),
     ),
     Mutant(
         "deferred constraints fail in their file",
         "apply/forward",
         '        session.execute("SET CONSTRAINTS ALL IMMEDIATE")\n',
         "        pass\n",
-        _tests("apply"),
+        _tests("apply::test_deferred_constraint_is_the_files_failure"),
     ),
     Mutant(
         "what a file set is reset",
         "server/sessions",
         "RESET ROLE; RESET ALL",
         "RESET ROLE",
-        _tests("apply", "nontransactional"),
+        _tests("apply::test_nothing_that_a_file_sets_reaches_the_next"),
     ),
     Mutant(
         "COMMIT outlives a stop",
         "server/sessions",
         "nullcontext(), stop.deferred():",
         "nullcontext():",
-        _tests("signals"),
+        _tests(
+            "signals::test_stop_during_a_commit_without_answer_says_that_it_does_not_know",
+            "signals::test_stop_after_the_last_commit_is_success",
+        ),
     ),
     Mutant(
         "a failure is kept in the journal",
         "apply/forward",
         "    _journal_failure(session, migration, problem)\n",
         "",
-        _tests("apply"),
+        _tests("apply::test_failing_file_is_rolled_back_and_later_ones_do_not_run"),
     ),
     Mutant(
         "a statement outside is marked before it runs",
         "apply/outside",
         "        ledger.mark(self.session, self.migration.version, done=done, started=started)\n",
         "",
-        _tests("nontransactional"),
+        _tests("nontransactional::test_statement_that_cannot_be_read_back_needs_repair"),
     ),
     Mutant(
         "files run without a statement timeout",
         "server/sessions",
         '    "statement_timeout": "0",\n',
         "",
-        _tests("apply", "backup", "auth"),
+        _tests("apply::test_defaults_of_the_role_do_not_bite"),
     ),
     Mutant(
         "only five columns are for everybody",
         "history/tables",
         'PUBLIC = ("version", "name", "checksum", "state", "breaking")',
         'PUBLIC = ("version", "name", "checksum", "state", "breaking", "up_sql")',
-        _tests("history", "auth"),
+        _tests("history::test_everyone_may_read_five_columns_and_nothing_else"),
+    ),
+    # --- a restore
+    Mutant(
+        "a restored database is compared with what belonged to it",
+        "backup/restored",
+        "        if own_of(other, place) != state.own:\n",
+        "        if False:\n",
+        _tests("restore::test_restored_database_whose_rights_were_changed_is_not_believed"),
+    ),
+    Mutant(
+        "a restored database's rows are compared again",
+        "backup/restored",
+        "        different += snapshots.written_since(other, state.xid)\n",
+        "",
+        _tests("restore::test_restored_database_that_was_written_to_is_not_believed"),
+    ),
+    Mutant(
+        "nobody is let in before the swap",
+        "backup/swap",
+        '            session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")\n',
+        "",
+        _tests("restore::test_nobody_gets_in_between_the_comparison_and_the_swap"),
+    ),
+    Mutant(
+        "a swap is not done twice",
+        "backup/restore",
+        "        if asked.swap and not asked.again and swap.swapped_before(",
+        "        if not asked.swap and swap.swapped_before(",
+        _tests("restore::test_swap_of_the_same_backup_is_not_done_twice"),
+    ),
+    Mutant(
+        "what took a backup's place is not thrown out",
+        "backup/swap",
+        "        _require_not_replaced(session, place, swaps)\n",
+        "",
+        _tests("restore::test_swap_of_a_backup_that_another_one_replaced_is_not_done_again"),
+    ),
+    Mutant(
+        "latest is this server's",
+        "backup/restore",
+        "    if ours := identity.ours(known):\n        return ours[-1]\n",
+        "",
+        _tests("restore::test_latest_is_of_this_server"),
+    ),
+    Mutant(
+        "a physical copy prunes nothing of its origin",
+        "backup/manifests",
+        '            if item.origin[1] in ((self.address, "")[: 1 + agreed]) and item.schemas',
+        "            if item.schemas",
+        _tests("retention::test_physical_copy_prunes_nothing_of_its_origin"),
+    ),
+    Mutant(
+        "a subscription stays asleep",
+        "backup/restore",
+        "        options = [NO_SUBSCRIPTIONS, *",
+        "        options = [*",
+        _tests("restore::test_subscription_does_not_come_alive_in_a_restored_database"),
+    ),
+    Mutant(
+        "a directory that cannot be synced is one",
+        "backup/directory",
+        "        if error.errno not in CANNOT_SYNC:\n",
+        "        if True:\n",
+        _tests("unit_backup::test_directory_that_cannot_be_synced_holds_backups_all_the_same"),
+    ),
+    # --- whose fault it is
+    Mutant(
+        "what changed while it was dumped is dumped again",
+        "backup/take",
+        "catalog.moved(count.marks, catalog.marks(session, only)):\n",
+        "catalog.moved(count.marks, count.marks):\n",
+        _tests("backup_faults::test_what_no_lock_holds_still_is_dumped_again_when_it_was_changed"),
+    ),
+    Mutant(
+        "one fresh dump before a backup is called bad",
+        "gate",
+        "    except BackupUnverified as failure:\n",
+        "    except BackupDamaged as failure:\n",
+        _tests("backup_faults::test_one_fresh_dump_is_taken_before_a_backup_is_called_bad"),
+    ),
+    Mutant(
+        "a proven backup is still there",
+        "backup/take",
+        "    if gone or (saved.visible and not store.holds(saved.store, saved.backup)):\n",
+        "    if False:\n",
+        _tests("proof::test_proven_backup_is_still_there_when_the_first_file_runs"),
+    ),
+    Mutant(
+        "a dump that cannot be read is no missing right",
+        "rehearsal/copies",
+        '    unread = [problem for problem in problems if problem.sort == "archive"]\n',
+        "    unread: list[new_database.Complaint] = []\n",
+        _tests("proof::test_dump_that_cannot_be_read_is_no_missing_right"),
+    ),
+    Mutant(
+        "what belongs to others is proven without owners and rights",
+        "rehearsal/copies",
+        "    return _fill(home, saved, restoring, minute, *new_database.BARE), ",
+        "    return _fill(home, saved, restoring, minute), ",
+        _tests("proof::test_what_belongs_to_others_is_proven_without_owners_and_rights"),
+    ),
+    Mutant(
+        "a slot that holds WAL keeps the copy away",
+        "rehearsal/burden",
+        "    return _asked(session, _held_by_slots) or ",
+        "    return ",
+        _tests("rehearsal_cost::test_slot_that_holds_wal_keeps_the_copy_off_the_server"),
+    ),
+    Mutant(
+        "a file's own limit for its locks",
+        "rehearsal/trial",
+        "        return script.max_lock_ms / 1000\n",
+        "        return config.rehearse_max_lock_s\n",
+        _tests("rehearsal_cost::test_lock_that_is_held_for_longer_than_the_limit_is_refused"),
+    ),
+    # --- resume, repair, retry
+    Mutant(
+        "an effect beyond the database is not repeated",
+        "apply/forward",
+        "_passing(error) and not _beyond(migration.up)),",
+        "_passing(error)),",
+        _tests("apply::test_effect_beyond_the_database_is_not_repeated"),
+    ),
+    Mutant(
+        "a file that ends its own session failed",
+        "apply/forward",
+        'frozenset({"25P03", "25P04", "57P05"})',
+        "frozenset[str]()",
+        _tests("apply::test_file_that_ends_its_own_session_failed"),
+    ),
+    Mutant(
+        "an index that another statement made stays",
+        "apply/outside",
+        "        ours = begun_before and indexes.made_by(self.session, found, self.text)\n",
+        "        ours = begun_before\n",
+        _tests("nontransactional::test_only_what_the_statement_of_this_file_makes_is_dropped"),
+    ),
+    Mutant(
+        "only what queues nobody waits for long",
+        "apply/outside",
+        "patient and kinds.queues_nobody(text)",
+        "patient",
+        _tests("nontransactional::test_statement_that_queues_readers_obeys_the_lock_timeout"),
+    ),
+    Mutant(
+        "writers are kept off what is exported",
+        "backup/exports",
+        "    _lock(session, script)\n",
+        "",
+        _tests("rollback::test_row_that_is_written_after_the_export_is_in_it_all_the_same"),
+    ),
+    Mutant(
+        "another migration of that number",
+        "history/plan",
+        '    return "renamed" if file.checksum == record.checksum else "other"\n',
+        '    return "renamed"\n',
+        _tests("force_adopt::test_another_migration_of_that_number_is_told_and_left_alone"),
+    ),
+    # --- what people see
+    Mutant(
+        "no line is longer than docker takes",
+        "base/logs",
+        "LINE_MAX = 15_999",
+        "LINE_MAX = 159_999",
+        _tests("unit_logs::test_no_line_is_longer_than_log_drivers_take"),
+    ),
+    Mutant(
+        "a vanished node holds nothing",
+        "server/sessions",
+        '    "tcp_user_timeout": "20000",\n',
+        "",
+        _tests("black_hole::test_vanished_node_holds_nothing_for_long"),
     ),
 ]
 
@@ -354,7 +539,9 @@ def survives(mutant: Mutant, copy: Path) -> bool:
     text = file.read_text(encoding="utf-8")
     file.write_text(mutant.broken(text), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", *mutant.tests]
+        few = all("::" in name for name in mutant.tests)
+        workers = "0" if few else "2"
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", workers, *mutant.tests]
         done = subprocess.run(command, cwd=copy, capture_output=True, check=False)
     finally:
         file.write_text(text, encoding="utf-8")
