@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from preflight.base import stop
+from preflight.base import stop, unloadable
 
 if __name__ == "__main__":
+    unloadable.listen()
     stop.listen(stop.remember)  # what is imported below takes a quarter of a second
 
 import sys

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from preflight.base import document, logs, stop
+from preflight.base import document, logs, stop, unloadable
 from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ExitCode, Failure
 
@@ -261,6 +261,8 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
 
 def internal(error: BaseException) -> dict[str, object]:
     """Return the error object for a bug of ours: where, and what kind; no values."""
+    if found := unloadable.error_of(error):
+        return found
     import traceback  # noqa: PLC0415 -- only for a bug
 
     frames = traceback.extract_tb(error.__traceback__)

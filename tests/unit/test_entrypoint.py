@@ -1,6 +1,16 @@
-"""What the program says about a bug of its own."""
+"""What the program says about a bug of its own, and when it cannot even be loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from preflight import run
+from tests import servers
 
 
 def test_bug_is_told_without_values() -> None:
@@ -13,3 +23,40 @@ def test_bug_is_told_without_values() -> None:
     assert "internal.error" == told["code"]
     assert "ValueError at test_entrypoint.py:" in str(told["message"])
     assert "hunter2" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("psycopg.py", "raise ImportError('no pq wrapper available.\\n- libpq.so.5: not there')"),
+        ("structlog.py", "def ("),
+        ("preflight/gate.py", "import nowhere"),
+        ("preflight/server/lock.py", None),
+    ],
+)
+def test_program_that_cannot_be_loaded_says_so(
+    module: str, text: str | None, tmp_path: Path
+) -> None:
+    """One line, one termination message and 70: never a traceback and 1."""
+    shutil.copytree(servers.REPOSITORY / "preflight", tmp_path / "preflight")
+    shutil.copy(servers.REPOSITORY / "entrypoint.py", tmp_path)
+    if text is None:
+        (tmp_path / module).unlink()
+    else:
+        (tmp_path / module).write_text(text)
+    message = tmp_path / "termination-log"
+    message.touch()
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "entrypoint.py", "check"],
+        env={"PATH": os.defpath, "PREFLIGHT_TERMINATION_LOG": str(message)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    (line,) = ended.stdout.splitlines()
+    finished = json.loads(line)
+    found = (ended.returncode, finished["event"], finished["command"], ended.stderr)
+    assert (70, "run.finished", "check", "") == found
+    assert finished["error"]["code"].startswith("internal.")
+    assert finished["error"] == json.loads(message.read_text())["error"]

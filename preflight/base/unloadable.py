@@ -1,0 +1,58 @@
+"""The last word of a program that cannot be loaded: one line and 70, where Python would end with 1.
+
+It uses nothing but Python's own, of which nothing can be missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+INTERNAL = 70
+UNREADABLE = (ImportError, SyntaxError, EOFError, UnicodeDecodeError)  # a module that is damaged
+
+
+def listen() -> None:
+    """Have the last word whatever ends the process from now on."""
+    sys.excepthook = _tell
+
+
+def error_of(error: BaseException) -> dict[str, object] | None:
+    """Return the error object for a part of the program that cannot be loaded; None for others."""
+    if not isinstance(error, UNREADABLE):
+        return None
+    said = " ".join(str(error).split())[:300]
+    return {
+        "code": "internal.installation",
+        "message": f"a part of pg-preflight cannot be loaded: {type(error).__name__}: {said}",
+        "hint": "The installation is damaged, or its libpq is missing: install it again, or use "
+        "the image. Nothing was changed.",
+    }
+
+
+def _tell(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    bug = {"code": "internal.error", "message": f"a bug in pg-preflight: {kind.__name__}"}
+    told = {
+        "run_id": os.urandom(6).hex(),
+        "command": (sys.argv[1:] or ["up"])[0].lstrip("-"),
+        "outcome": "failed",
+        "exit_code": INTERNAL,
+        "error": error_of(error) or bug,
+    }
+    line = {"timestamp": now, "level": "error", "event": "run.finished", **told}
+    with suppress(OSError, AttributeError):  # no stdout at all
+        os.write(1, json.dumps(line).encode() + b"\n")
+    place = os.environ.get("PREFLIGHT_TERMINATION_LOG") or "/dev/termination-log"
+    with suppress(OSError):
+        descriptor = os.open(place, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)
+        os.write(descriptor, json.dumps(told).encode())
+        os.close(descriptor)
+    os._exit(INTERNAL)
