@@ -187,7 +187,7 @@ def _called(backups: Store, name: str) -> list[Backup]:
     """Return the backup of that very name, if anything is called so; raises BackupUnverified."""
     try:
         return [backups.read(name)] if name else []
-    except FileNotFoundError:
+    except OSError:  # nothing is called so, or no file can be
         return []
     except manifests.Unreadable as why:
         raise BackupUnverified(

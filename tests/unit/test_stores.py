@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from preflight.backup import manifests, reading_back, retention, store
+from preflight.backup import manifests, reading_back, restore, retention, store
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest
+from preflight.base.errors import BackupUnverified, ConfigInvalid
 from tests import flat
 
 ME = Identity("1", "app", "x:1")
@@ -158,6 +159,16 @@ def test_stamp_tells_that_somebody_wrote(backups: store.Store) -> None:
 
     assert before == unchanged
     assert before != backups.stamp(name, manifests.DUMP)
+
+
+@pytest.mark.parametrize("name", ["nobody", "", ".", "x" * 300])
+def test_name_that_no_backup_has_is_a_wrong_argument(backups: store.Store, name: str) -> None:
+    """Also one that no file can have."""
+    took(backups)
+
+    with pytest.raises((ConfigInvalid, BackupUnverified)) as raised:
+        restore.find(backups, name, "app")
+    assert raised.value.code in {"config.arguments", "backup.corrupt"}
 
 
 def test_oldest_go_and_those_with_exports_stay(
