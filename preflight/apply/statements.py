@@ -15,6 +15,8 @@ from preflight.base.errors import MigrationPartial
 from preflight.files import kinds, parser, scan
 
 if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import Node
+
     from preflight.base.errors import Failure
     from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
@@ -30,6 +32,11 @@ _QUOTED = re.compile(r'["„«“»”]([^"„«“»”]*)["“»”«]')
 _ROUTINE = re.compile(r"PL/pgSQL.*(?:inline_code_block|\)).*\d|^SQL function \"[^\"]*\" ")
 # a DO block as it runs, a function as it is made: in whatever language
 _BODY_LINE = re.compile(r"(?:inline_code_block|PL/pgSQL[^()]*[\"”»“])\D*(\d+)")
+# a function as it runs: its name, its arguments' types, and the line of its body
+_IDENTIFIER = r'(?:"(?:[^"]|"")+"|[\w$]+)'
+_CALLED = re.compile(
+    rf"PL/pgSQL.*?(?:{_IDENTIFIER}\.)?({_IDENTIFIER})\(((?:[^()]|\([^()]*\))*)\)\D*(\d+)"
+)
 _QUOTE = re.compile(rb"[$']")
 HINTS = (
     "Correct the file or the data, and run again: nothing of it stayed.",
@@ -132,7 +139,7 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
 ) -> Failure:
     """Return the failure with file, line, column, SQLSTATE and the server's hint."""
     diag = error.diag
-    where: dict[str, object] = {"context": _context(session, diag)}
+    where: dict[str, object] = {"context": _context(session, script, diag)}
     place = script.file
     if statement is not None:
         at = _offset(script, statement, diag)
@@ -165,12 +172,41 @@ def _withheld(session: Session, script: Script, error: psycopg.Error) -> str | N
     return "PREFLIGHT_LOG_SQL=on shows the row." if of_a_row and told else None
 
 
-def _context(session: Session, diag: psycopg.errors.Diagnostic) -> str | None:
-    """Return the functions and blocks that an error came through; the rest may hold values."""
+def _context(session: Session, script: Script, diag: psycopg.errors.Diagnostic) -> str | None:
+    """Return the functions and blocks that an error came through; the rest may hold values.
+
+    Of a function that the file itself makes, also where in the file that line is.
+    """
     lines = (diag.context or "").splitlines()
     if session.config.log_sql != "on":
         lines = [line for line in lines if _ROUTINE.search(line)]
-    return "\n".join(lines) or None
+    return "\n".join(f"{line}{_in_file(script, line)}" for line in lines) or None
+
+
+def _in_file(script: Script, line: str) -> str:
+    """Return the place in the script of a line that the server names inside a function."""
+    if (found := _CALLED.search(line)) is None:
+        return ""
+    name = found[1][1:-1].replace('""', '"') if found[1].startswith('"') else found[1]
+    types = len(found[2].split(",")) if found[2] else 0
+    at = None
+    for statement in script.statements():
+        if scan.first_word(script.text, statement.start) != b"CREATE":
+            continue
+        text = statement.text(script.text)
+        if name.encode() not in text or (node := parser.parsed(text)) is None:
+            continue
+        made = node.create_function_stmt
+        inputs = [each for each in made.parameters if each.function_parameter.mode not in _GIVEN]
+        if [each.string.sval for each in made.funcname][-1:] == [name] and len(inputs) == types:
+            at = _line_of(script, statement, node, int(found[3]))
+    if at is None:
+        return ""
+    number, _ = scan.position(script.text, at)
+    return f" ({script.file}:{number})"
+
+
+_GIVEN = {2, 5}  # FUNC_PARAM_OUT, FUNC_PARAM_TABLE: no types of theirs are in its name
 
 
 def _excerpt(text: bytes, at: int) -> str:
@@ -248,12 +284,17 @@ def _in_body(
     found = _BODY_LINE.findall(diag.context or "")
     if not found or (node := parser.parsed(statement.text(script.text))) is None:
         return None
+    return _line_of(script, statement, node, int(found[-1]))
+
+
+def _line_of(script: Script, statement: scan.Statement, node: Node, line: int) -> int | None:
+    """Return where a line of a body begins in a script, counted as the server does."""
     elements = [each for each in parser.every(node, "DefElem") if each.defname == "as"]
     if not elements:
         return None
     quote = _QUOTE.search(script.text, statement.start + elements[0].location, statement.end)
     at = quote.start() if quote else statement.start
-    for _ in range(int(found[-1]) - 1):
+    for _ in range(line - 1):
         at = script.text.find(b"\n", at, statement.end) + 1
         if not at:
             return None

@@ -829,6 +829,37 @@ def test_error_inside_a_block_names_its_line_there(
     assert "SQL statement" not in error.get("context", "")
 
 
+THROUGH = """CREATE SCHEMA odd;
+CREATE FUNCTION odd."F x"(a int, b numeric(5, 2), OUT c int) LANGUAGE plpgsql AS $$
+BEGIN
+  -- what fails is two lines below
+  c := 1;
+  RAISE EXCEPTION 'no';
+END $$;
+CREATE FUNCTION odd."F x"(a int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN (SELECT c FROM odd."F x"(a, 2));
+END $$;
+DO $$
+BEGIN
+  PERFORM odd."F x"(1);
+END $$;
+"""
+
+
+def test_line_inside_a_function_of_the_file_is_named(run: Run, migrations: WriteMigrations) -> None:
+    """Of each one that the error came through, by its name and its arguments."""
+    migrations({"001_called.sql": THROUGH})
+    error = run().finished["error"]
+
+    assert 14 == error["line"]
+    assert [
+        "line 5 at RAISE (001_called.sql:6)",
+        "line 3 at RETURN (001_called.sql:10)",
+        "line 3 at PERFORM",
+    ] == [line[line.index("line ") :] for line in error["context"].splitlines()]
+
+
 @pytest.mark.parametrize(
     ("text", "shows"),
     [
