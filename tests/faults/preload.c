@@ -2,6 +2,7 @@
  *
  * FAULT_WRITE, FAULT_FSYNC   errno for files named database.dump
  * FAULT_DIRSYNC, FAULT_FLOCK errno for fsync of a directory, and for flock
+ * FAULT_PASSFILE             errno for the file that the password is in
  * FAULT_FORK                 errno for every new process
  * FAULT_NOW                  the time of day, standing still
  * FAULT_RESOLVER             "hangs", "fails", or a file: names are known once it is there
@@ -9,7 +10,9 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +56,27 @@ ssize_t write(int descriptor, const void *bytes, size_t size) {
     if (number && is_dump(descriptor) && refused(number))
         return -1;
     return real(descriptor, bytes, size);
+}
+
+int open64(const char *path, int flags, ...) {
+    static int (*real)(const char *, int, ...);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "open64");
+    va_list more;
+    va_start(more, flags);
+    int mode = flags & O_CREAT ? va_arg(more, int) : 0;
+    va_end(more);
+    if (strstr(path, "/pg-preflight-password-") && refused(answer("FAULT_PASSFILE")))
+        return -1;
+    return real(path, flags, mode);
+}
+
+int open(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    int mode = flags & O_CREAT ? va_arg(more, int) : 0;
+    va_end(more);
+    return open64(path, flags, mode);
 }
 
 int fsync(int descriptor) {

@@ -215,6 +215,22 @@ def test_every_error_code_is_documented() -> None:
     assert {} == {name: codes for name, codes in found.errors.items() if codes - documented[name]}
 
 
+def test_every_error_code_is_met_by_a_test() -> None:
+    """A test names it, whole or put together in its file as in f"backup.{code}"."""
+    told: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+        heads = {
+            node.values[0].value
+            for node in nodes
+            if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant)
+        }
+        told |= {f"{head}{text}" for head in heads for text in texts} | set(map(str, texts))
+
+    assert [] == sorted(documented_errors().keys() - told)
+
+
 def test_every_name_is_an_event_or_an_error() -> None:
     """No dotted name in the code is missing in both tables."""
     known = documented_events().keys() | documented_errors().keys()

@@ -1,0 +1,237 @@
+"""Errors that no other test names: each is met once, by its own code."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from preflight.base.errors import RehearsalFailed
+from preflight.wrapping import child, wall
+from tests import faults, servers
+from tests.conftest import Run, Start, WriteMigrations
+from tests.fakes import Fakes
+from tests.faults.conftest import Answers
+
+QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+THERE = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('{}') IS NOT NULL AS ok;\n"
+TWO = {
+    "001_one.sql": "CREATE TABLE one ();\n",
+    "001_one_verify.sql": THERE.format("one"),
+    "002_two.sql": "CREATE TABLE two ();\n",
+    "002_two_verify.sql": THERE.format("two"),
+}
+
+
+@pytest.mark.parametrize(
+    ("there", "command", "code", "dotted"),
+    [
+        ("two", ["adopt", "2"], 26, "history.gap"),
+        ("one", ["adopt", "2"], 33, "verify.not_there"),
+        ("two", ["up"], 33, "verify.out_of_order"),
+    ],
+)
+def test_what_is_there_in_the_wrong_order_is_told_by_its_code(  # noqa: PLR0913, PLR0917 - fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    there: str,
+    command: list[str],
+    code: int,
+    dotted: str,
+) -> None:
+    """Nothing is recorded."""
+    migrations(TWO)
+    database.script(f"CREATE TABLE {there} ()")
+    result = run(*command, env=QUICKLY)
+
+    assert (code, dotted) == (result.code, result.finished["error"]["code"]), str(result)
+    assert "applied" not in result.finished
+
+
+def test_something_else_than_postgresql_is_told_by_its_code(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """A web server on the port is a wrong address."""
+    migrations(TWO)
+    with faults.stranger(faults.speaks_http) as elsewhere:
+        result = run(env={**elsewhere, "PREFLIGHT_WAIT_TIMEOUT_S": "0.3"})
+
+    assert (22, "target.not_postgresql") == (result.code, result.finished["error"]["code"])
+
+
+def test_backup_directory_that_is_gone_is_told_to_restore(run: Run, tmp_path: Path) -> None:
+    """20, with what to set."""
+    result = run("restore", "latest", env={"PREFLIGHT_BACKUP_DIR": str(tmp_path / "gone")})
+
+    assert (20, "config.backup_dir") == (result.code, result.finished["error"]["code"]), str(result)
+
+
+class EndsTheTransaction(faults.Fault):
+    """Has the server say after one statement that no transaction is open any more."""
+
+    def __init__(self) -> None:
+        """Say nothing before that statement."""
+        self.seen = False
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Notice the statement."""
+        del kind
+        self.seen = self.seen or b"CREATE TABLE one" in message
+        return message
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Change ReadyForQuery."""
+        return message[:5] + b"I" if kind == b"Z" and self.seen else message
+
+
+def test_statement_that_ends_our_transaction_is_an_error(
+    run: Run, server: servers.Server, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Whatever brought it about: without a transaction nothing could be rolled back."""
+    migrations({"001_one.sql": TWO["001_one.sql"]})
+    with faults.through(server, EndsTheTransaction()) as proxy:
+        result = run(env={**QUICKLY, **proxy.env()})
+
+    assert (30, "migration.left_transaction") == (
+        result.code,
+        result.finished["error"]["code"],
+    ), str(result)
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_place_for_the_password_that_cannot_be_had_is_told(
+    run: Run, migrations: WriteMigrations, answers: Answers, backup_dir: Path
+) -> None:
+    """No file of the password's own, no backup."""
+    migrations(TWO)
+    result = run(env=answers(passfile=errno.ENOSPC))
+
+    assert (23, "backup.no_temporary") == (result.code, result.finished["error"]["code"])
+    assert [] == list(backup_dir.iterdir())
+
+
+def test_wall_that_cannot_be_built_starts_no_command(tmp_path: Path) -> None:
+    """A command is not run beside the live database because the kernel says no."""
+    nowhere = wall.Wall((1 << 16,))  # no kernel has such a port
+    with pytest.raises(RehearsalFailed) as raised:
+        child.run(
+            ["touch", str(tmp_path / "ran")],
+            {"PATH": os.environ["PATH"]},
+            wall=nowhere,
+            secrets=(),
+            timeout_s=30,
+        )
+
+    assert "wrap.no_wall" == raised.value.code
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_parameter_that_libpq_does_not_know_is_a_wrong_setting(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """It is not waited for."""
+    migrations(TWO)
+    result = run(env={"PGSSLMODE": "sometimes"})
+
+    assert (20, "config.connection") == (result.code, result.finished["error"]["code"]), str(result)
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    """Give a place for fake clients."""
+    return Fakes(tmp_path / "fakes")
+
+
+def test_history_that_changes_before_a_rollback_stops_it(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations, fakes: Fakes
+) -> None:
+    """Somebody else took it back meanwhile: nothing of ours runs."""
+    migrations({"001_one.sql": TWO["001_one.sql"], "001_one_rollback.sql": "DROP TABLE one;"})
+    assert 0 == run(env=QUICKLY).code
+    fakes.hold()
+    process = start("rollback", env={"PATH": fakes.path})
+    faults.until((fakes.here / "held").exists, "the backup has begun")
+    database.script("DELETE FROM preflight.migrations")
+    fakes.let_go()
+    result = process.wait()
+
+    assert (11, "history.changed") == (result.code, result.finished["error"]["code"]), str(result)
+    assert ["one"] == database.query("SELECT to_regclass('one')::text")
+
+
+def test_history_that_changes_before_the_copy_is_made_stops_the_rehearsal(
+    start: Start,
+    run: Run,
+    server: servers.Server,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """The plan is of another history than the copy."""
+    migrations(TWO)
+    assert 0 == run(env=QUICKLY).code
+    migrations({"003_three.sql": "CREATE TABLE three ();\n"})
+    held = faults.Held(b"pg_export_snapshot")
+    with faults.through(server, held) as proxy:
+        process = start(env={**proxy.env(), "PREFLIGHT_REHEARSE": "always"})
+        faults.until(held.reached.is_set, "the snapshot is asked for")
+        database.script(
+            "INSERT INTO preflight.migrations SELECT (jsonb_populate_record(m,"
+            ' \'{"version": 3, "name": "003_three"}\')).* FROM preflight.migrations m LIMIT 1'
+        )
+        held.free.set()
+        result = process.wait()
+
+    assert (27, "rehearsal.changed") == (result.code, result.finished["error"]["code"]), str(result)
+    assert [None] == database.query("SELECT to_regclass('three')")
+
+
+def test_client_that_ends_without_a_word_proves_nothing(
+    run: Run, database: servers.Database, migrations: WriteMigrations, fakes: Fakes
+) -> None:
+    """That passes, and nothing was migrated."""
+    migrations(TWO)
+    script = 'case "$*" in *dbname=*) exit 9;; esac; exec "$REAL" "$@"'
+    result = run(env={"PATH": fakes.write(script, "pg_restore"), "PREFLIGHT_REHEARSE": "always"})
+
+    assert (14, "rehearsal.client") == (result.code, result.finished["error"]["code"]), str(result)
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_archive_that_cannot_be_read_is_not_restored(run: Run, fakes: Fakes) -> None:
+    """What pg_restore says is told, and no half database is left."""
+    assert 0 == run("backup").code
+    error = "pg_restore: error: could not read from input file: end of file"
+    script = f'case "$*" in *dbname=*) echo "{error}" >&2; exit 1;; esac; exec "$REAL" "$@"'
+    path = fakes.write(script, "pg_restore")
+    result = run("restore", "latest", "--into", "half", env={"PATH": path})
+
+    assert (24, "restore.failed") == (result.code, result.finished["error"]["code"]), str(result)
+
+
+def test_verify_file_that_is_blocked_leaves_a_file_part_way(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Without a transaction its statements stay; once the way is free the next run asks again."""
+    head = "-- preflight: no-transaction\n-- preflight: lock-timeout 100ms\n"
+    check = "SELECT 's' AS suite, 'c' AS \"check\", count(*) = 0 AS ok FROM theirs"
+    migrations({"001_one.sql": f"{head}CREATE TABLE one ();", "001_one_verify.sql": check})
+    database.script("CREATE TABLE theirs ()")
+    env = {**QUICKLY, "PREFLIGHT_FIRST_CONTACT": "pending", "PREFLIGHT_LOCK_RETRY_S": "0.2"}
+    assert 0 == run("up", env={**env, "PREFLIGHT_MIGRATIONS_DIR": str(empty(migrations))}).code
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN; LOCK theirs")
+        busy = run(env=env)
+    again = run(env=env)
+
+    assert (31, "verify.busy") == (busy.code, busy.finished["error"]["code"]), str(busy)
+    assert 0 == again.code, str(again)
+
+
+def empty(migrations: WriteMigrations) -> Path:
+    """Return a directory with one file that makes nothing: first contact is over after it."""
+    made = migrations.directory.parent / "first"
+    made.mkdir()
+    (made / "000_first.sql").write_text("-- nothing\n;")
+    (migrations.directory / "000_first.sql").write_text("-- nothing\n;")
+    return made
