@@ -220,13 +220,13 @@ def test_every_error_code_is_met_by_a_test() -> None:
     told: set[str] = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
-        texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+        texts = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
         heads = {
-            node.values[0].value
+            str(node.values[0].value)
             for node in nodes
             if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant)
         }
-        told |= {f"{head}{text}" for head in heads for text in texts} | set(map(str, texts))
+        told |= {head + text for head in heads for text in texts} | texts
 
     assert [] == sorted(documented_errors().keys() - told)
 

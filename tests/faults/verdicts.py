@@ -1,0 +1,357 @@
+"""Verdicts: a whole database is never called bad, and a damaged dump always is.
+
+Databases of every kind are put together at random, with odd names, other owners, extensions, and
+writers at work. `make verdicts SEED=7 MINUTES=60` goes on for as long as told; `SEED=7/123` does
+number 123 of that seed again.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from tests import fakes, program, servers
+
+BAD = {23, 24, 27}
+NAMES = (
+    "plain", "Mixed Case", "select", "with.dot", 'quo"te', "semi;colon", "日本", "percent%s", "a'b",
+    "tab\there", "back\\slash", "new\nline", "{brace}", "$dollar$", "trailing ", "ñandú", "-dash",
+    "x" * 63,
+)  # fmt: skip
+# What a schema may hold; {s} is the schema, {n} a name in it, {m} another; each stands alone.
+KINDS = {
+    "table": "CREATE TABLE {s}.{n} (id int PRIMARY KEY, {m} text);"
+    "INSERT INTO {s}.{n} SELECT g, md5(g::text) FROM generate_series(1, {r}) g",
+    "serial": "CREATE TABLE {s}.{n} (id bigserial, at timestamptz DEFAULT now());"
+    "INSERT INTO {s}.{n} SELECT FROM generate_series(1, {r})",
+    "identity": "CREATE TABLE {s}.{n} ({m} int GENERATED ALWAYS AS IDENTITY (INCREMENT 7), v int);"
+    "INSERT INTO {s}.{n} (v) SELECT generate_series(1, {r})",
+    "generated": "CREATE TABLE {s}.{n} (a int, {m} int GENERATED ALWAYS AS (a * 2) STORED);"
+    "INSERT INTO {s}.{n} SELECT generate_series(1, {r})",
+    "partitioned": "CREATE TABLE {s}.{n} (id int, k text) PARTITION BY LIST (k);"
+    "CREATE TABLE {s}.{m} PARTITION OF {s}.{n} FOR VALUES IN ('a', 'b');"
+    "CREATE TABLE {s}.{o} PARTITION OF {s}.{n} DEFAULT;"
+    "INSERT INTO {s}.{n} SELECT g, chr(97 + g % 5) FROM generate_series(1, {r}) g",
+    "hashed": "CREATE TABLE {s}.{n} (id int) PARTITION BY HASH (id);"
+    "CREATE TABLE {s}.{m} PARTITION OF {s}.{n} FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+    "CREATE TABLE {s}.{o} PARTITION OF {s}.{n} FOR VALUES WITH (MODULUS 2, REMAINDER 1);"
+    "INSERT INTO {s}.{n} SELECT generate_series(1, {r})",
+    "inherited": "CREATE TABLE {s}.{n} (id int CHECK (id > 0));"
+    "CREATE TABLE {s}.{m} (more text) INHERITS ({s}.{n}); INSERT INTO {s}.{m} VALUES (1, 'x')",
+    "references": "CREATE TABLE {s}.{n} (id int PRIMARY KEY, up int REFERENCES {s}.{n});"
+    "CREATE TABLE {s}.{m} (id int REFERENCES {s}.{n} ON DELETE CASCADE DEFERRABLE);"
+    "INSERT INTO {s}.{n} VALUES (1, 1), (2, 1); INSERT INTO {s}.{m} VALUES (2)",
+    "not valid": "CREATE TABLE {s}.{n} (id int); INSERT INTO {s}.{n} VALUES (-1);"
+    "ALTER TABLE {s}.{n} ADD CONSTRAINT {m} CHECK (id > 0) NOT VALID",
+    "indexes": "CREATE TABLE {s}.{n} (a text, b int, j jsonb); CREATE INDEX ON {s}.{n} (lower(a));"
+    "CREATE UNIQUE INDEX ON {s}.{n} (b DESC) WHERE b > 3; CREATE INDEX ON {s}.{n} USING gin (j);"
+    "CREATE INDEX ON {s}.{n} USING brin (b); INSERT INTO {s}.{n} VALUES ('x', 5, '{{}}')",
+    "excluded": "CREATE TABLE {s}.{n} (r int4range, EXCLUDE USING gist (r WITH &&));"
+    "INSERT INTO {s}.{n} VALUES ('[1,3)')",
+    "enum": "CREATE TYPE {s}.{n} AS ENUM ('ok', 'it''s', 'ß'); CREATE TABLE {s}.{m} (v {s}.{n}[]);"
+    "INSERT INTO {s}.{m} VALUES ('{{ok,ß}}')",
+    "domain": "CREATE DOMAIN {s}.{n} AS text CHECK (VALUE <> ''); CREATE TABLE {s}.{m}"
+    " (v {s}.{n} DEFAULT 'x'); INSERT INTO {s}.{m} DEFAULT VALUES",
+    "composite": "CREATE TYPE {s}.{n} AS (a int, b text); CREATE TABLE {s}.{m} (v {s}.{n});"
+    "INSERT INTO {s}.{m} VALUES (ROW(1, 'x'))",
+    "range": "CREATE TYPE {s}.{n} AS RANGE (subtype = float8); CREATE TABLE {s}.{m} (v {s}.{n})",
+    "sequence": "CREATE SEQUENCE {s}.{n} INCREMENT -3 MINVALUE -9999 MAXVALUE 5 CYCLE;"
+    "SELECT nextval('{q}')",
+    "unused sequence": "CREATE SEQUENCE {s}.{n} AS smallint CACHE 20",
+    "view": "CREATE TABLE {s}.{n} (id int); CREATE VIEW {s}.{m} AS SELECT id FROM {s}.{n}",
+    "matview": "CREATE MATERIALIZED VIEW {s}.{n} AS SELECT g FROM generate_series(1, {r}) g;"
+    "CREATE UNIQUE INDEX ON {s}.{n} (g)",
+    "unfilled matview": "CREATE MATERIALIZED VIEW {s}.{n} AS SELECT 1 AS a WITH NO DATA",
+    "function": "CREATE FUNCTION {s}.{n}(a int DEFAULT 1) RETURNS int LANGUAGE sql IMMUTABLE"
+    " AS 'SELECT a + 1'; CREATE PROCEDURE {s}.{m}() LANGUAGE plpgsql AS 'BEGIN END'",
+    "aggregate": "CREATE AGGREGATE {s}.{n}(int) (sfunc = int4pl, stype = int, initcond = '0')",
+    "trigger": "CREATE TABLE {s}.{n} (id int); CREATE FUNCTION {s}.{m}() RETURNS trigger"
+    " LANGUAGE plpgsql AS 'BEGIN RETURN new; END'; CREATE TRIGGER {o} BEFORE INSERT ON {s}.{n}"
+    " FOR EACH ROW EXECUTE FUNCTION {s}.{m}(); ALTER TABLE {s}.{n} DISABLE TRIGGER {o}",
+    "rule": "CREATE TABLE {s}.{n} (id int);"
+    "CREATE RULE {m} AS ON DELETE TO {s}.{n} DO INSTEAD NOTHING",
+    "row security": "CREATE TABLE {s}.{n} (id int); INSERT INTO {s}.{n} VALUES (1);"
+    "ALTER TABLE {s}.{n} ENABLE ROW LEVEL SECURITY;"
+    "CREATE POLICY {m} ON {s}.{n} USING (id > 5)",
+    "unlogged": "CREATE UNLOGGED TABLE {s}.{n} (id int); INSERT INTO {s}.{n} VALUES (1)",
+    "no columns": "CREATE TABLE {s}.{n} (); INSERT INTO {s}.{n} DEFAULT VALUES",
+    "dropped columns": "CREATE TABLE {s}.{n} (a int, b text, c int);"
+    "ALTER TABLE {s}.{n} DROP b; INSERT INTO {s}.{n} VALUES (1, 2)",
+    "bytes": "CREATE TABLE {s}.{n} (b bytea, x xml, n numeric, f float8);"
+    "INSERT INTO {s}.{n} VALUES ('\\x00ff', '<a/>', 'NaN', '-infinity')",
+    "comments": "CREATE TABLE {s}.{n} (id int); COMMENT ON TABLE {s}.{n} IS 'it''s; \\ odd'",
+    "grants": "CREATE TABLE {s}.{n} (id int); GRANT SELECT (id) ON {s}.{n} TO PUBLIC;"
+    "ALTER DEFAULT PRIVILEGES IN SCHEMA {s} GRANT SELECT ON TABLES TO PUBLIC",
+    "statistics": "CREATE TABLE {s}.{n} (a int, b int); CREATE STATISTICS {s}.{m} ON a, b"
+    " FROM {s}.{n}; INSERT INTO {s}.{n} VALUES (1, 2); ANALYZE {s}.{n}",
+    "text search": "CREATE TEXT SEARCH CONFIGURATION {s}.{n} (COPY = english)",
+    "collation": "CREATE COLLATION {s}.{n} (provider = libc, locale = 'C')",
+    "large object": "SELECT lo_from_bytea(0, '\\x0102')",
+    "operator": "CREATE FUNCTION {s}.{n}(int, int) RETURNS bool LANGUAGE sql IMMUTABLE"
+    " AS 'SELECT $1 = $2'; CREATE OPERATOR {s}.=== (leftarg = int, rightarg = int,"
+    " function = {s}.{n})",
+}
+BY_SUPERUSER = {
+    "event trigger": "CREATE FUNCTION {s}.{n}() RETURNS event_trigger LANGUAGE plpgsql AS"
+    " 'BEGIN END'; CREATE EVENT TRIGGER {m} ON ddl_command_end EXECUTE FUNCTION {s}.{n}()",
+    "publication": "CREATE TABLE {s}.{n} (id int); CREATE PUBLICATION {m} FOR TABLE {s}.{n}",
+    "foreign": "CREATE FOREIGN DATA WRAPPER {n}; CREATE SERVER {m} FOREIGN DATA WRAPPER {n};"
+    "CREATE FOREIGN TABLE {s}.{o} (id int) SERVER {m}",
+    "cast": "CREATE TYPE {s}.{n} AS (a int); CREATE FUNCTION {s}.{m}(int) RETURNS {s}.{n}"
+    " LANGUAGE sql AS 'SELECT ROW($1)::{s}.{n}'; CREATE CAST (int AS {s}.{n})"
+    " WITH FUNCTION {s}.{m}(int)",
+}
+EXTENSIONS = (
+    "hstore", "citext", "pg_trgm", "btree_gist", "btree_gin", "ltree", "cube", "intarray", "isn",
+    "seg", "bloom", "fuzzystrmatch", "tablefunc", "unaccent", "dict_int", "pageinspect", "lo",
+    "pg_stat_statements", "postgres_fdw", "tcn", "tsm_system_rows", "pgcrypto", "uuid-ossp",
+)  # fmt: skip
+WRITES = (
+    "INSERT INTO written (v) SELECT generate_series(1, 20)",
+    "UPDATE written SET v = v + 1 WHERE id % 3 = 0",
+    "DELETE FROM written WHERE id % 7 = 0",
+    "SELECT nextval('counted')",
+    "SELECT setval('counted', 1)",
+    "SELECT lo_unlink(lo_from_bytea(0, '\\x01'))",
+)
+CHANGES = (  # what nobody does all the time
+    "TRUNCATE emptied; INSERT INTO emptied VALUES (1)",
+    "CREATE TABLE passing (id int); DROP TABLE passing",
+    "CREATE OR REPLACE FUNCTION passing() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE INDEX passing ON written (v); DROP INDEX passing",
+    "ANALYZE written",
+)
+# pg_read_all_data leaves large objects out
+READABLE = """DO $$ DECLARE l oid; BEGIN FOR l IN SELECT oid FROM pg_largeobject_metadata LOOP
+EXECUTE format('GRANT SELECT ON LARGE OBJECT %s TO {}', l); END LOOP; END $$"""
+PAUSE_S, CHANGE_EACH = 0.02, 100
+DAMAGES = (
+    '"$REAL" "$@" | head -c $(({bytes} + 600))',
+    '"$REAL" "$@" && printf x',
+    'exec "$REAL" "$@" --exclude-table-data=public.written',
+    'exec "$REAL" "$@" --exclude-table=public.emptied',
+    'exec "$REAL" "$@" --schema-only',
+    "exit 0",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a database is made: its statements in order, who looks at it, how many write to it."""
+
+    statements: tuple[str, ...]
+    role: str
+    writers: int
+    rehearse: bool
+
+    def __str__(self) -> str:
+        """Show it as it was made."""
+        made = ";\n".join(self.statements)
+        return f"as {self.role}, {self.writers} writers, rehearse {self.rehearse}:\n{made}"
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def recipe(choice: random.Random, number: int) -> Recipe:
+    """Put a database together."""
+    role = choice.choice(("superuser", "owner", "reader"))
+    statements = [
+        "CREATE TABLE written (id bigserial PRIMARY KEY, v int)",
+        "INSERT INTO written (v) SELECT generate_series(1, 100)",
+        "CREATE TABLE emptied (id int); INSERT INTO emptied VALUES (1)",
+        "CREATE SEQUENCE counted",
+    ]
+    if role != "owner":
+        statements += [
+            f'CREATE EXTENSION IF NOT EXISTS "{each}"'
+            for each in choice.sample(EXTENSIONS, choice.randint(0, 3))
+        ]
+    kinds = KINDS if role == "owner" else KINDS | BY_SUPERUSER
+    owners = [f"verdict_{each}_{number}" for each in ("a", "b")]
+    for schema in choice.sample(NAMES, choice.randint(1, 3)):
+        names = iter(choice.sample(NAMES, len(NAMES)))
+        statements.append(f"CREATE SCHEMA {quoted(schema)}")
+        for kind in choice.sample(sorted(kinds), choice.randint(2, 5)):
+            n, m, o = next(names), next(names), next(names)
+            made = kinds[kind].format(
+                s=quoted(schema), n=quoted(n), m=quoted(m), o=quoted(o), r=choice.randint(0, 300),
+                q=f"{quoted(schema)}.{quoted(n)}".replace("'", "''"),
+            )  # fmt: skip
+            statements.append(made)
+        if role != "owner" and choice.random() < 0.5:
+            statements.append(f"ALTER SCHEMA {quoted(schema)} OWNER TO {choice.choice(owners)}")
+    return Recipe(tuple(statements), role, choice.randint(0, 2), choice.random() < 0.7)
+
+
+@contextlib.contextmanager
+def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[servers.Database]:
+    """Make the database; what this server does not have is left out."""
+    database = servers.Database(server, f"verdict_{number}")
+    roles = [f"verdict_{each}_{number}" for each in ("a", "b", "owner", "reader")]
+    with server.connect() as connection:
+        for role in roles:
+            connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'".encode())
+        connection.execute(f"ALTER ROLE {roles[2]} CREATEDB".encode())
+        rights = f"pg_read_all_data, {roles[0]}, {roles[1]}"
+        connection.execute(f"ALTER ROLE {roles[3]} BYPASSRLS CREATEDB".encode())
+        connection.execute(f"GRANT {rights} TO {roles[3]}".encode())
+        connection.execute(f"CREATE DATABASE verdict_{number} OWNER {roles[2]}".encode())
+    try:
+        become = f"SET ROLE {roles[2]}" if made.role == "owner" else ""
+        with server.connect(database.name) as connection:
+            connection.execute(f"ALTER SCHEMA public OWNER TO {roles[2]}".encode())
+            connection.execute(become.encode())
+            for statement in made.statements:
+                with contextlib.suppress(psycopg.errors.FeatureNotSupported):
+                    connection.execute(statement.encode())
+            connection.execute("RESET ROLE")
+            connection.execute(READABLE.format(roles[3]).encode())
+        yield database
+    finally:
+        with server.connect(database.name) as connection:
+            connection.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE".encode())
+        with server.connect() as connection:
+            name = sql.Identifier(database.name)
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+            connection.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE".encode())
+            connection.execute(f"DROP ROLE {', '.join(roles)}".encode())
+
+
+@contextlib.contextmanager
+def writers(database: servers.Database, count: int, seed: str) -> Iterator[None]:
+    """Have so many sessions write as long as this lasts."""
+    over = threading.Event()
+
+    def write(choice: random.Random) -> None:
+        with database.server.connect(database.name) as connection:
+            while not over.wait(PAUSE_S):
+                change = choice.randrange(CHANGE_EACH) == 0
+                with contextlib.suppress(psycopg.Error):  # they are in each other's way
+                    connection.execute(choice.choice(CHANGES if change else WRITES).encode())
+
+    threads = [
+        threading.Thread(target=write, args=(random.Random(f"{seed}/{each}"),), daemon=True)  # noqa: S311 - to be repeated
+        for each in range(count)
+    ]
+    for each in threads:
+        each.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for each in threads:
+            each.join(30)
+
+
+def environment(database: servers.Database, home: Path, made: Recipe) -> dict[str, str]:
+    """Return the environment of a run as the recipe's role."""
+    number = database.name.rpartition("_")[2]
+    role = f"verdict_{made.role}_{number}"
+    who = database.env() if made.role == "superuser" else database.env(role, "x")
+    backups, files = home / "backups", home / "migrations"
+    for each in (backups, files):
+        each.mkdir(parents=True, exist_ok=True)
+    (files / "001_one.sql").write_text("CREATE TABLE one ();\n")
+    return {
+        **who,
+        "PATH": program.path(),
+        "PREFLIGHT_BACKUP_DIR": str(backups),
+        "PREFLIGHT_MIGRATIONS_DIR": str(files),
+        "PREFLIGHT_REHEARSE": "auto" if made.rehearse else "off",
+        "PREFLIGHT_REHEARSE_ON": "server",
+        "PREFLIGHT_LOCK_RETRY_S": "20",
+        "PREFLIGHT_TERMINATION_LOG": str(home / "none"),
+    }
+
+
+def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
+    """Have a whole database judged, then a damaged dump of it; return what was wrong."""
+    choice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    made = recipe(choice, number)
+    if made.role == "reader" and server.major < 14:
+        return ""
+    with cooked(server, made, number) as database:
+        env = environment(database, home, made)
+        with writers(database, made.writers, seed):
+            whole = program.Program(env, home).run("backup", timeout=300)
+        size = _size(home)
+        damage = choice.choice(DAMAGES).format(bytes=choice.randint(0, max(size - 1200, 0)))
+        fake = fakes.Fakes(home / "fakes")
+        damaged_env = {**env, "PATH": fake.write(damage), "PREFLIGHT_REHEARSE": "off"}
+        damaged = program.Program(damaged_env, home).run("backup", timeout=300)
+    wrong = ""
+    if whole.code in BAD or whole.code not in (0, 14):
+        wrong = f"a whole database was called bad: {whole}\n{made}"
+    elif whole.code == 0 and damaged.code != 24:
+        wrong = f"a damaged dump was not called bad ({damage}): {damaged}\n{made}"
+    return wrong
+
+
+def _size(home: Path) -> int:
+    found = list((home / "backups").glob("[!.]*/manifest.json"))
+    return int(json.loads(found[0].read_text())["size_bytes"]) if found else 0
+
+
+# --- for as long as told --------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Judge until the time is over; 1 when a verdict was false."""
+    parser = argparse.ArgumentParser(prog="make verdicts", description=__doc__)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--majors", default="15,16,17,18")
+    asked = parser.parse_args()
+    seed, _, only = str(asked.seed).partition("/")
+    majors = [int(each) for each in asked.majors.split(",")]
+    at = _started()
+    home = Path(tempfile.mkdtemp(prefix="pg-preflight-verdicts-"))
+    wrong = done = 0
+    end = time.monotonic() + 60 * asked.minutes
+    for number in [int(only)] if only else _numbers(end):
+        server = at(majors[number % len(majors)])
+        said = judge(server, home / str(number), f"{seed}/{number}", number)
+        done += 1
+        wrong += bool(said)
+        if said:
+            sys.stdout.write(f"SEED={seed}/{number} on {server!r}: {said}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"seed {seed}: {done} databases, {wrong} false verdicts\n")
+    shutil.rmtree(home)
+    return min(wrong, 1)
+
+
+def _numbers(end: float) -> Iterator[int]:
+    number = 0
+    while time.monotonic() < end:
+        number += 1
+        yield number
+
+
+def _started() -> Callable[[int], servers.Server]:
+    running: dict[int, servers.Server] = {}
+
+    def at(major: int) -> servers.Server:
+        if major not in running:
+            running[major] = servers.start(major)
+        return running[major]
+
+    return at
+
+
+if __name__ == "__main__":
+    sys.exit(main())
