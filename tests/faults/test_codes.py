@@ -143,6 +143,14 @@ def fakes(tmp_path: Path) -> Fakes:
     return Fakes(tmp_path / "fakes")
 
 
+def test_schema_that_is_not_there_is_a_wrong_target(run: Run, migrations: WriteMigrations) -> None:
+    """A backup without it would be one of something else."""
+    migrations(TWO)
+    result = run(env={"PREFLIGHT_SCHEMAS": "nowhere"})
+
+    assert (22, "target.no_schema") == (result.code, result.finished["error"]["code"]), str(result)
+
+
 def test_history_that_changes_before_a_rollback_stops_it(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations, fakes: Fakes
 ) -> None:

@@ -306,7 +306,7 @@ def test_checks_are_asked_on_the_copy_and_afterwards(
     assert [1] == database.query(
         "SELECT count(*)::int FROM schema_migrations WHERE version = '001.sql'"
     )
-    assert 33 == live.code, live
+    assert (33, "wrap.verify_failed") == (live.code, live.finished["error"]["code"]), live
     assert [] == database.query("SELECT key FROM preflight.wraps")
 
 
