@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from preflight.backup import manifests, reading_back, restore, retention, store
 from preflight.backup.directory import Directory
@@ -171,13 +172,12 @@ def test_name_that_no_backup_has_is_a_wrong_argument(backups: store.Store, name:
     assert raised.value.code in {"config.arguments", "backup.corrupt"}
 
 
-def test_oldest_go_and_those_with_exports_stay(
-    backups: store.Store, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_oldest_go_and_those_with_exports_stay(backups: store.Store) -> None:
     """Retention knows the verbs alone."""
     made = [took(backups, each) for each in "abcd"]
     put(backups, made[0].name, "export-a-1.csv", b"precious")
-    retention.prune(backups, ME, 2)
+    with structlog.testing.capture_logs() as said:
+        retention.prune(backups, ME, 2)
 
     assert [made[0], made[2], made[3]] == backups.listing()
-    assert "backup.pruned" in capsys.readouterr().out
+    assert ["backup.pruned"] == [each["event"] for each in said]
