@@ -39,7 +39,7 @@ def check(config: Config, said: Said, form: str | None) -> None:
         database = session.facts.database if session.facts else config.database
     state = "current" if look.current else "pending"
     row = {"command": one.name, "state": state, "key": look.key, "last": last}
-    document = {"database": database, "current": look.current, "wrapped": [row]}
+    document = {"database": database, "current": look.current, "migrations": [], "wrapped": [row]}
     told = last or {}
     took = f"{told['duration_ms'] / 1000:.2f} s" if told.get("duration_ms") is not None else None
     table = (

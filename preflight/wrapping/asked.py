@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -86,6 +87,12 @@ def read(config: Config, asked: Asked) -> Wrapped:
             "wrap.lock_timeout",
             f"--lock-timeout {asked.lock_timeout!r} is not a duration",
             "Write 500ms, 5s, 2min or 1h.",
+        )
+    if asked.timeout is not None and not 0 < asked.timeout < math.inf:
+        raise ConfigInvalid(
+            "wrap.timeout",
+            f"--timeout {asked.timeout:g} is not a number of seconds above 0",
+            "Leave it out for no limit.",
         )
     if asked.history is not None:
         tools.parts(asked.history)

@@ -89,8 +89,8 @@ class _Run:
 
         due_now = {"command": self.wrapped.name, "key": self.wrapped.files_key}
         copy = self._noted(lambda: gate.proven_for(self.session, due_now, tried))  # 14 23 24 27 31
-        lock.require(self.session)
         before = written.look(self.session, self.wrapped.asked.history)
+        lock.require(self.session)  # 13
         ended = self._noted(partial(self._in_earnest, before))  # 20 30 31
         self._noted(partial(self._matched, copy, before))  # 33
         self._noted(self._verified)  # 33

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import ConfigInvalid
-from preflight.wrapping import environment, key, tools
+from preflight.wrapping import compared, environment, key, tools
 
 LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")
 BESIDE = environment.Copy("db", "5432", "scratch", "me")  # on the same server
@@ -392,3 +392,47 @@ def test_own_table_of_the_same_name_is_no_history() -> None:
     """Birds migrate, too."""
     assert not tools.known("migrations", ["id", "bird", "month"])
     assert tools.known("migrations", ["id", "migration", "batch"])
+
+
+# --- what happened is what was rehearsed ----------------------------------------------------------
+
+
+def changes(before: dict[str, str], after: dict[str, str]) -> compared.Changes:
+    """Return what changed between two states."""
+    return compared.between(before, after, "preflight")
+
+
+def test_same_changes_match() -> None:
+    """Also where a restore prints what was there in another way."""
+    copy = changes({"table t": "r\0old"}, {"table t": "r\0changed", "column t.c": "int\0x"})
+    live = changes({"table t": "r\0OLD"}, {"table t": "r\0CHANGED", "column t.c": "int\0x"})
+
+    assert [] == compared.differing(copy, live)
+
+
+@pytest.mark.parametrize(
+    ("copy", "live", "words"),
+    [
+        ({"index i": "a\0b"}, {}, "index i was made on the copy only"),
+        ({}, {"index i": "a\0b"}, "index i was made on the live database only"),
+        ({"index i": "a\0b"}, {"index i": "a\0c"}, "index i came out otherwise"),
+    ],
+)
+def test_other_changes_are_named(copy: dict[str, str], live: dict[str, str], words: str) -> None:
+    """On one side only, or otherwise."""
+    assert [words] == compared.differing(changes({}, copy), changes({}, live))
+
+
+def test_owners_do_not_count_where_the_copy_has_none() -> None:
+    """Of a copy without owners and rights only the shape can be compared."""
+    copy, live = changes({}, {"table t": "r\0me"}), changes({}, {"table t": "r\0owner"})
+
+    assert [] == compared.differing(copy, live, bare=True)
+    assert compared.differing(copy, live)
+
+
+def test_own_tables_are_no_changes() -> None:
+    """What this program writes is not the command's doing."""
+    after = {"schema preflight": "", "table preflight.wraps": "", "column preflight.wraps.id": ""}
+
+    assert [] == changes({}, after).names
