@@ -120,8 +120,9 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     way = _Way(live, copy)
     found: dict[str, str] = {}
     ours = {name: text for name, text in environ.items() if not name.startswith(OURS) and text}
+    sure = {*also, "DATABASE_URL"}  # that one is where this program has the address from
     for name, text in ours.items():
-        new = way.value(text, certain=name in also)
+        new = way.value(text, certain=name in sure)
         if new is not None:
             found[name] = new
     found |= _grouped(ours, found, way)

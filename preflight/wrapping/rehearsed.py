@@ -70,7 +70,7 @@ class _Trial:
         self.session = session
         self.wrapped = wrapped
         self.tables = look.tables
-        self.rows = look.rows
+        self.rows: list[str] = []
         self.copy = copy
         self.began = time.monotonic()
 
@@ -79,10 +79,10 @@ class _Trial:
         asked, copy = self.wrapped.asked, self.copy.session
         with ExitStack() as stack:
             led = stack.enter_context(leading.to_copy(self.session, self.copy, self.wrapped))
-            live = compared.state(self.session)
             fence = stack.enter_context(
                 fences.around(self.session, self.copy, self.tables, trust=asked.trust_environment)
             )
+            live, self.rows = compared.state(self.session), self._history()
             say = structlog.get_logger()
             (say.warning if fence.kind == fences.TRUST else say.info)(
                 "wrap.redirected",
@@ -121,6 +121,11 @@ class _Trial:
         structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
         return Rehearsed(changes, bool(self.copy.without), told)
 
+    def _history(self) -> list[str]:
+        """Return what the tool's history on the live database holds."""
+        tables = tools.history(self.session, self.wrapped.asked.history)
+        return tools.rows(self.session, tables)
+
     def _size(self) -> int:
         return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
 
@@ -155,8 +160,7 @@ class _Trial:
             fence.live.gone()
         schema = self.session.config.schema
         changed = compared.between(before, compared.state(self.session), schema).names
-        tables = tools.history(self.session, self.wrapped.asked.history)
-        if tools.rows(self.session, tables) != list(self.rows):
+        if self._history() != self.rows:
             changed.append("rows of the tool's history table")
         if not changed:
             return

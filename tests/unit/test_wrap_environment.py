@@ -278,6 +278,20 @@ def test_own_vocabularies_are_led(environ: dict[str, str], names: tuple[str, ...
     assert "PGSERVICE" not in found.environment
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("postgresql:///?service=live", f"postgresql://{TO_AWAY}"),
+        ("service=live", "host=127.0.0.1 port=6000 dbname=app user=me password=r:4nd"),
+    ],
+)
+def test_own_url_is_led_whatever_it_says(text: str, wanted: str) -> None:
+    """DATABASE_URL is where this program has the address from: it cannot name another one."""
+    found = led({"DATABASE_URL": text})
+
+    assert wanted == found.environment["DATABASE_URL"]
+
+
 def test_nothing_found_is_told() -> None:
     """An environment without an address leads nowhere."""
     assert () == led({"PATH": "/bin", "HOME": "/root"}).variables
