@@ -25,7 +25,7 @@ def python(*packages: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want it at once
         if not (home / "complete").exists():
             subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-            install = [home / "bin/pip", "install", "--quiet", *packages]
+            install = [str(home / "bin/pip"), "install", "--quiet", *packages]
             done = subprocess.run(
                 install, check=False, capture_output=True, text=True, timeout=INSTALL_S
             )
