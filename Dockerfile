@@ -15,7 +15,7 @@ ARG PG_MAJOR=17
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
-    binutils ca-certificates gcc libc6-dev libpq-dev patchelf "postgresql-client-${PG_MAJOR}" \
+    binutils ca-certificates gcc libc6-dev libpq-dev musl-tools patchelf "postgresql-client-${PG_MAJOR}" \
     python3 python3-dev python3-pip python3-setuptools python3-wheel tzdata \
  && rm -rf /var/lib/apt/lists/*
 # By hash; all but psycopg's C part from wheels. What builds that part is Debian's.
@@ -34,7 +34,7 @@ RUN if [ -n "${FULL}" ]; then \
  && apt-get update \
  && apt-get install -y --no-install-recommends locales "postgresql-${PG_MAJOR}" \
  && rm -rf /var/lib/apt/lists/*; fi
-COPY image/assemble.py ./
+COPY image/assemble.py image/launcher.c ./
 COPY entrypoint.py app/
 COPY preflight/ app/preflight/
 ARG SOURCE_DATE_EPOCH
@@ -54,7 +54,8 @@ USER 65532:0
 STOPSIGNAL SIGTERM
 WORKDIR /app
 # Isolated: a PYTHONUTF8 or PYTHONPATH that is meant for the app must not stop the job. What is
-# imported is found by /usr/lib/python3/dist-packages/pg-preflight.pth.
+# imported is found by /usr/lib/python3/dist-packages/pg-preflight.pth. /app, /usr/bin and /usr/lib are
+# links into /opt/pg-preflight, which runs in any other image, too: /opt/pg-preflight/bin/pg-preflight.
 ENTRYPOINT ["python3", "-I", "/app/entrypoint.py"]
 LABEL org.opencontainers.image.title="pg-preflight" \
       org.opencontainers.image.description="Brings a PostgreSQL database up to date before the application starts" \

@@ -3,6 +3,9 @@
 
 usage: assemble.py ROOT LIBRARIES APP PG_MAJOR [FULL] (in the build stage, as root; see Dockerfile)
 
+Everything of ours comes to lie below /opt/pg-preflight, which runs wherever it is copied to:
+launcher.c starts it. The usual paths are links into it.
+
 Copied are the files that CPython, psycopg, pg_dump and pg_restore need, with every shared library
 that they need in turn. No shell, no package manager: `/var/lib/dpkg/status.d` (as distroless images
 have it) and an SPDX document tell scanners what is there. Nothing here knows a version of Python,
@@ -27,6 +30,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+HOME = "opt/pg-preflight"
 DIST_PACKAGES = "usr/lib/python3/dist-packages"
 USER = 65532  # the number that distroless images gave to "nonroot"
 
@@ -72,7 +76,9 @@ def main(root: Path, libraries: Path, app: Path, pg_major: str, *, full: bool) -
     application(app, root / "app")
     debian = owners(sources)
     record(root, debian, libraries)
-    subprocess.run(["chroot", root, "/usr/bin/python3", "-c", EVERY_IMPORT], check=True)
+    below_one_directory(root, python, f"lib/postgresql/{pg_major}" if full else "")
+    for each in ("/usr/bin/python3", f"/{HOME}/bin/python3"):
+        subprocess.run(["chroot", root, each, "-c", EVERY_IMPORT], check=True)
     size = sum(path.lstat().st_size for path in root.rglob("*") if path.is_file())
     print(f"image: {size / 1e6:.1f} MB in files, {len(debian)} Debian packages in part")
 
@@ -256,7 +262,7 @@ def _ldd(*arguments: str | Path) -> str:
     return subprocess.run(["ldd", *arguments], check=False, capture_output=True, text=True).stdout
 
 
-def _output(*command: str) -> str:
+def _output(*command: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -274,9 +280,11 @@ def data(root: Path) -> Iterator[Path]:
         elif not zone.readlink().is_absolute():
             target.symlink_to(zone.readlink())
     certificates = Path("/etc/ssl/certs/ca-certificates.crt")
-    place(certificates, root / certificates.relative_to("/"))
+    place(certificates, root / "usr/share" / certificates.name)
+    (root / "etc/ssl/certs").mkdir(parents=True)
+    (root / certificates.relative_to("/")).symlink_to(f"/usr/share/{certificates.name}")
     (root / "usr/lib/ssl").mkdir(parents=True)  # where OpenSSL looks: PGSSLROOTCERT=system
-    (root / "usr/lib/ssl/cert.pem").symlink_to(certificates)
+    (root / "usr/lib/ssl/cert.pem").symlink_to(f"../../share/{certificates.name}")
     for name in ("os-release", "debian_version"):
         place(Path("/etc", name).resolve(), root / "etc" / name)
     (root / "etc/passwd").write_text(
@@ -300,7 +308,54 @@ def application(source: Path, target: Path) -> None:
         compiled(file, cache / f"{inside.stem}.{tag}.pyc", f"/app/{inside}")
     (target / "run_migration.py").symlink_to("entrypoint.py")  # its old name
     # `python3 -I` does not look beside the program
-    (target.parent / DIST_PACKAGES / "pg-preflight.pth").write_text("/app\n")
+    (target.parent / DIST_PACKAGES / "pg-preflight.pth").write_text("../../../app\n")
+
+
+def below_one_directory(root: Path, python: Path, server: str) -> None:
+    """Move all of ours below one directory, with a launcher; leave links where it was."""
+    home = root / HOME
+    home.mkdir(parents=True)
+    for name, new in (("bin", "libexec"), ("lib", "lib"), ("lib64", "lib64"), ("share", "share")):
+        (root / "usr" / name).rename(home / new)
+        (root / "usr" / name).symlink_to(f"../{HOME}/{new}")
+    (root / "app").rename(home / "app")
+    (root / "app").mkdir()
+    for path in (home / "app").iterdir():
+        if path.name != "migrations":
+            (root / "app" / path.name).symlink_to(f"../{HOME}/app/{path.name}")
+    (home / "app/migrations").rename(root / "app/migrations")
+    (home / "app/migrations").symlink_to("/app/migrations")
+    launcher(home, python, server)
+    (home / "build-id").write_text(build_id(home) + "\n")
+
+
+def launcher(home: Path, python: Path, server: str) -> None:
+    """Compile what starts the carried programs, and give it their names."""
+    loader = Path(_output("patchelf", "--print-interpreter", python).strip()).resolve()
+    inside = loader.relative_to("/usr")
+    paths = {"LOADER": inside, "LIBRARIES": inside.parent, "SERVER": f"{server}/bin/postgres"}
+    (home / "bin").mkdir()
+    target = home / "bin/pg-preflight"
+    defined = [f'-D{name}="{path}"' for name, path in paths.items()]
+    command = ["musl-gcc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", *defined]
+    subprocess.run([*command, "-o", target, "launcher.c"], check=True)
+    names = ["python3", "pg_dump", "pg_restore", *(["postgres"] if server else [])]
+    for name in names:
+        (home / "bin" / name).symlink_to(target.name)
+    if server:  # a server's cluster is looked for beside its programs
+        (home / "cluster").symlink_to(f"{server}/cluster")
+
+
+def build_id(home: Path) -> str:
+    """Return what tells this directory from that of another build: a hash of all that is in it."""
+    digest = hashlib.sha256()
+    for path in sorted(home.rglob("*")):
+        digest.update(f"{path.relative_to(home)}\0{path.lstat().st_mode:o}\0".encode())
+        if path.is_symlink():
+            digest.update(os.fsencode(path.readlink()))
+        elif path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 # what is there

@@ -30,7 +30,7 @@ LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 HERE = Path(__file__).resolve().parent.parent
 INSTALLED = HERE.name in ("site-packages", "dist-packages")  # by pip: no files of ours beside us
-MIGRATIONS = Path("migrations") if INSTALLED else HERE / "migrations"
+MIGRATIONS = Path("migrations") if INSTALLED else (HERE / "migrations").resolve()
 
 # from the arguments to a command, its name, and whether its result has stdout for itself
 Choose = Callable[[Sequence[str]], tuple[Callable[[Config], None], str, bool]]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import posixpath
 import re
 import stat
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 from tests import containers
 
+HOME = "/opt/pg-preflight"
+APP = f"{HOME}/app"
 MOST_BYTES, MOST_COMPRESSED = 45_000_000, 18_000_000
 
 
@@ -90,14 +93,15 @@ def test_image_says_what_it_is(image: dict[str, Any]) -> None:
 
 
 def test_no_shell_and_no_package_manager(files: dict[str, tarfile.TarInfo]) -> None:
-    """Who gets in finds nothing to work with: three programs, and none of them is a shell."""
+    """Who gets in finds nothing to work with: three programs and their launcher, no shell."""
     programs = {
         path
         for path, file in files.items()
         if file.isfile() and file.mode & 0o111 and ".so" not in path
     }
 
-    assert {"/usr/bin/python3", "/usr/bin/pg_dump", "/usr/bin/pg_restore"} == {
+    carried = {f"{HOME}/libexec/{name}" for name in ("python3", "pg_dump", "pg_restore")}
+    assert carried | {f"{HOME}/bin/pg-preflight"} == {
         re.sub(r"(?<=python3)\.\d+$", "", path) for path in programs
     }
 
@@ -117,12 +121,28 @@ def test_sources_of_the_job_are_there_with_their_byte_code(
     files: dict[str, tarfile.TarInfo],
 ) -> None:
     """A traceback shows its lines, and a read-only root costs no compilation at each start."""
-    sources = [Path(path) for path in files if re.fullmatch(r"/app/preflight/[\w/]+\.py", path)]
-    compiled = [path for path in files if re.fullmatch(r"/app/preflight/.*\.pyc", path)]
+    sources = [Path(path) for path in files if re.fullmatch(rf"{APP}/preflight/[\w/]+\.py", path)]
+    compiled = [path for path in files if re.fullmatch(rf"{APP}/preflight/.*\.pyc", path)]
 
     assert len(list((containers.REPOSITORY / "preflight").rglob("*.py"))) == len(sources)
     assert len(sources) == len(compiled)
-    assert "/app/entrypoint.py" in files
+    assert f"{APP}/entrypoint.py" in files
+    assert f"../{APP[1:]}/entrypoint.py" == files["/app/entrypoint.py"].linkname
+
+
+def test_everything_of_ours_lies_below_one_directory(files: dict[str, tarfile.TarInfo]) -> None:
+    """So it can be copied: no file elsewhere but what names the system, no link out of it."""
+    outside = {path for path, file in files.items() if file.isfile() and not path.startswith(HOME)}
+    links = {
+        path: file.linkname
+        for path, file in files.items()
+        if path.startswith(HOME)
+        and file.issym()
+        and not posixpath.normpath(posixpath.join(path, "..", file.linkname)).startswith(HOME)
+    }
+
+    assert {"/etc", "/var", ""} >= {path.rpartition("/")[0][:4] for path in outside}
+    assert {f"{APP}/migrations": "/app/migrations"} == links
 
 
 def test_every_library_belongs_to_a_package_that_is_listed(
@@ -133,9 +153,9 @@ def test_every_library_belongs_to_a_package_that_is_listed(
     sums = "".join(read(docker_export, path) for path in listed if path.endswith(".md5sums"))
     owned = {line.split(maxsplit=1)[1] for line in sums.splitlines()}
     libraries = {
-        path.lstrip("/")
+        re.sub(rf"^{HOME}/(libexec)?", lambda at: f"usr/{'bin' if at[1] else ''}", path)
         for path, file in files.items()
-        if re.match(r"/usr/(bin|lib/[^/]+-linux-gnu)/", path) and file.isfile()
+        if re.match(rf"{HOME}/(libexec|lib/[^/]+-linux-gnu)/", path) and file.isfile()
     }
 
     moved = {"usr/bin/pg_dump", "usr/bin/pg_restore"}  # from /usr/lib/postgresql
@@ -143,7 +163,7 @@ def test_every_library_belongs_to_a_package_that_is_listed(
     for name in ("libpq5", "libssl3t64", "libc6", "tzdata", "ca-certificates", "base-files"):
         status = read(docker_export, f"/var/lib/dpkg/status.d/{name}")
         assert re.search(r"^Version: \S+$", status, re.MULTILINE)
-        assert f"/usr/share/doc/{name}/copyright" in files
+        assert f"{HOME}/share/doc/{name}/copyright" in files
     assert "/etc/os-release" in files
 
 
@@ -151,7 +171,7 @@ def test_bill_of_materials_names_every_part(
     files: dict[str, tarfile.TarInfo], docker_export: bytes
 ) -> None:
     """One SPDX document: us, each Debian package and each library of Python, with its purl."""
-    document = json.loads(read(docker_export, "/usr/share/sbom/pg-preflight.spdx.json"))
+    document = json.loads(read(docker_export, f"{HOME}/share/sbom/pg-preflight.spdx.json"))
     packages = {
         each["name"]: each["externalRefs"][0]["referenceLocator"] for each in document["packages"]
     }

@@ -42,14 +42,31 @@ PROJECTS = [each for each in projects() if "preflight" in each[1]["services"]]
 
 
 def job(project: Document) -> Document:
-    """Return the service that runs the job."""
-    found: Document = project["services"]["preflight"]
-    return found
+    """Return the service that is our image: the job, or what brings it into the app's."""
+    services: dict[str, Document] = project["services"]
+    return services["install" if "install" in services else "preflight"]
 
 
 def test_projects_are_found() -> None:
     """The one of the quick start, and the one to copy."""
-    assert {"compose.yaml", "docs/containers.md"} <= {name for name, _ in PROJECTS}
+    names = {name for name, _ in PROJECTS}
+
+    assert {"compose.yaml", "docs/containers.md", "examples/wrap/compose.yaml"} <= names
+
+
+def test_wrapped_command_runs_in_the_apps_image() -> None:
+    """The program comes by the volume, whole before it is used, and nothing else can end with 0."""
+    services = dict(PROJECTS)["examples/wrap/compose.yaml"]["services"]
+    gate, install = services["preflight"], services["install"]
+
+    assert services["app"]["image"] == gate["image"]
+    assert "build" not in gate
+    assert ["/opt/pg-preflight/bin/pg-preflight"] == gate["entrypoint"]
+    assert ["install", "/shared"] == install["command"]
+    assert "program:/shared" in install["volumes"]
+    assert "program:/opt/pg-preflight:ro" in gate["volumes"]
+    condition = gate["depends_on"]["install"]["condition"]
+    assert "service_completed_successfully" == condition
 
 
 @pytest.mark.parametrize(("name", "project"), PROJECTS, ids=[name for name, _ in PROJECTS])

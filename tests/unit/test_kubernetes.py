@@ -94,6 +94,13 @@ def pods() -> Iterator[Any]:
 PODS = list(pods())
 
 
+def runs_the_job(container: dict[str, Any]) -> bool:
+    """Tell whether a container works on the database: our image, or ours in the app's."""
+    wrapped = container.get("command") == ["/opt/pg-preflight/bin/pg-preflight"]
+    installs = container.get("args", [""])[0] == "install"
+    return (container["image"] == "preflight-image" and not installs) or wrapped
+
+
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     """Return all containers of a pod."""
     return [*pod.get("initContainers", ()), *pod["containers"]]
@@ -146,7 +153,7 @@ def test_password_is_a_file(pod: dict[str, Any]) -> None:
     for container in containers(pod):
         names = {each["name"] for each in container.get("env", ())}
         mounts = {each["name"] for each in container.get("volumeMounts", ())}
-        ours = container["image"] == "preflight-image"
+        ours = runs_the_job(container)
         assert ours is ("POSTGRES_PASSWORD_FILE" in names)
         assert ours is ("preflight-password" in mounts)
         assert not {"PGPASSWORD", "POSTGRES_PASSWORD", "DATABASE_URL"} & names
@@ -164,6 +171,23 @@ def test_bound_of_the_throwaway_server_is_below_its_volumes(pod: dict[str, Any])
             limit = volumes[mounts["/scratch"]]["emptyDir"]["sizeLimit"]
             bound = int(said["PREFLIGHT_REHEARSE_DIR_MB"]) * 1_000_000
             assert 0.9 < bound / (int(limit.removesuffix("Gi")) * 2**30) < 1
+
+
+def test_wrapped_command_finds_the_program_where_it_was_installed() -> None:
+    """One init container copies it into an emptyDir, the next, the app's image, has it mounted."""
+    (deployment,) = documents(EXAMPLES / "wrap" / "deployment.yaml")
+    pod = deployment["spec"]["template"]["spec"]
+    install, gate = pod["initContainers"]
+    mounted = [
+        {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+        for container in (install, gate)
+    ]
+
+    assert ("preflight-image", "app-image") == (install["image"], gate["image"])
+    assert ["install", "/shared"] == install["args"]
+    assert mounted[0]["/shared"] == mounted[1]["/opt/pg-preflight"]
+    assert gate["command"][0].startswith("/opt/pg-preflight/")
+    assert "wrap" == gate["args"][0]
 
 
 def rules(kind: str = "Job") -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""`install`: a whole copy or none, again and again, and nobody else's files touched."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from preflight.base.config import Config
+from preflight.base.errors import ConfigInvalid
+from preflight.commands import install
+
+CONFIG = Config({}, {}, Path("/"))
+
+
+def made(place: Path, build: str) -> Path:
+    """Make a small program as the image has it; its launcher says which build it is."""
+    (place / "bin").mkdir(parents=True)
+    (place / "bin/pg-preflight").write_text(f"#!/bin/sh\necho {build}\n")
+    (place / "bin/pg-preflight").chmod(0o755)
+    (place / "bin/pg_dump").symlink_to("pg-preflight")
+    (place / "build-id").write_text(f"{build}\n")
+    return place
+
+
+def said(directory: Path) -> str:
+    """Return what the installed program says."""
+    command = [directory / "bin/pg-preflight"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def run(directory: Path, home: Path | None = None) -> bool:
+    """Install; tell whether anything was copied."""
+    with capture_logs() as events:
+        install.run(CONFIG, directory=directory, home=home)
+    (event,) = events
+    assert "install.finished" == event["event"]
+    return bool(event["copied"])
+
+
+def test_installed_program_runs_and_is_copied_once(tmp_path: Path) -> None:
+    """Into a directory that is not there yet; the second time there is nothing to do."""
+    home, shared = made(tmp_path / "home", "one"), tmp_path / "a/shared"
+
+    assert [True, False] == [run(shared, home), run(shared, home)]
+    assert "one" == said(shared)
+    assert (shared / "bin/pg_dump").is_symlink()
+
+
+def test_another_version_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """`bin` is turned at once, and nothing is left of the first."""
+    shared = tmp_path / "shared"
+    run(shared, made(tmp_path / "one", "one"))
+
+    run(shared, made(tmp_path / "two", "two"))
+
+    assert "two" == said(shared)
+    assert [".pg-preflight-two", "bin"] == sorted(path.name for path in shared.iterdir())
+
+
+def test_what_a_killed_run_left_is_no_program(tmp_path: Path) -> None:
+    """A copy has its name only when it is whole."""
+    home, shared = made(tmp_path / "home", "one"), tmp_path / "shared"
+    (shared / ".pg-preflight-one.part/bin").mkdir(parents=True)
+    (shared / ".pg-preflight-one.part/bin/pg-preflight").write_text("half")
+    (shared / ".pg-preflight-bin.part").symlink_to("nowhere")
+
+    assert run(shared, home)
+    assert "one" == said(shared)
+    assert [".pg-preflight-one", "bin"] == sorted(path.name for path in shared.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "link"])
+def test_somebody_elses_bin_is_left_alone(kind: str, tmp_path: Path) -> None:
+    """DIR is /usr/local by mistake: 20, and nothing changed."""
+    home, shared = made(tmp_path / "home", "one"), tmp_path / "shared"
+    shared.mkdir()
+    if kind == "directory":
+        (shared / "bin").mkdir()
+    elif kind == "file":
+        (shared / "bin").touch()
+    else:
+        (shared / "bin").symlink_to("usr/bin")
+
+    with pytest.raises(ConfigInvalid, match="another `bin`") as caught:
+        run(shared, home)
+    assert "install.failed" == caught.value.code
+    assert ["bin"] == [path.name for path in shared.iterdir()]
+
+
+def test_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    """The sentence has the reason and the path; no copy is begun."""
+    home = made(tmp_path / "home", "one")
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigInvalid, match="Not a directory") as caught:
+        run(tmp_path / "file/shared", home)
+    assert "install.failed" == caught.value.code
+
+
+def test_only_the_image_can_be_installed() -> None:
+    """A checkout has no libraries that it could bring: 20 with the way to do it."""
+    with pytest.raises(ConfigInvalid, match="not the image") as caught:
+        run(Path("/nowhere"))
+    assert "install.not_here" == caught.value.code
