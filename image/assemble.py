@@ -83,10 +83,14 @@ def main(root: Path, libraries: Path, app: Path, pg_major: str, *, full: bool) -
     print(f"image: {size / 1e6:.1f} MB in files, {len(debian)} Debian packages in part")
 
 
+# the program lies beside Python's directory, whatever link led there: bin/python3, libexec/python3
+FIND_APP = (
+    "import os, sys; sys.path.append(os.path.join(os.path.dirname(os.path.dirname("
+    "os.path.realpath(sys.executable))), 'app'))\n"
+)
 EVERY_IMPORT = """
 import pkgutil, sys, importlib
 sys.dont_write_bytecode = True
-sys.path.insert(0, "/app")
 for name in ("entrypoint", "preflight", "postgast", "psycopg", "structlog", "tenacity", "zoneinfo"):
     importlib.import_module(name)
 rooms = list(pkgutil.walk_packages(sys.modules["preflight"].__path__, "preflight."))
@@ -308,7 +312,7 @@ def application(source: Path, target: Path) -> None:
         compiled(file, cache / f"{inside.stem}.{tag}.pyc", f"/app/{inside}")
     (target / "run_migration.py").symlink_to("entrypoint.py")  # its old name
     # `python3 -I` does not look beside the program
-    (target.parent / DIST_PACKAGES / "pg-preflight.pth").write_text("../../../app\n")
+    (target.parent / DIST_PACKAGES / "pg-preflight.pth").write_text(FIND_APP)
 
 
 def below_one_directory(root: Path, python: Path, server: str) -> None:

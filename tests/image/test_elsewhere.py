@@ -24,7 +24,7 @@ ROOTS = {
     "empty": "FROM scratch\n",
     "musl": f"""
         FROM {containers.BASE} AS musl
-        RUN apt-get update && apt-get install -y --no-install-recommends libc6-dev musl-tools
+        RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev musl-tools
         RUN mkdir -p /root/lib && cp -L /lib/ld-musl-* /root/lib/ \\
          && echo 'int main(void) {{ return 0; }}' > true.c && musl-gcc -o /root/true true.c
         FROM scratch
