@@ -104,7 +104,7 @@ def test_directory_runs_wherever_it_is_copied_to(
         if path.stat().st_uid == os.getuid():
             path.chmod(path.stat().st_mode | 0o055)
     env = {
-        **{name: str(value) for name, value in database.env().items() if value is not None},
+        **database.env(),
         **UNKIND,
         "PREFLIGHT_MIGRATIONS_DIR": str(migrations.directory),
         "PREFLIGHT_BACKUP_DIR": str(backups),
@@ -151,10 +151,11 @@ def test_neither_sees_the_others_paths(moved: Path) -> None:
 def test_each_program_is_started_by_its_name(moved: Path, name: str) -> None:
     """By PATH, by a link from elsewhere, and by a child of a program that was started so."""
     script = f"import subprocess; subprocess.run(['{name}', '--version'], check=True)"
-    for command in (
+    commands: list[list[str | Path]] = [
         [moved / "bin" / name, "--version"],
         [moved / "bin/python3", "-I", "-c", script],
-    ):
+    ]
+    for command in commands:
         said = subprocess.run(command, check=True, capture_output=True, text=True, env=UNKIND)
         assert ("Python 3" if name == "python3" else name) in said.stdout
         assert "" == said.stderr
