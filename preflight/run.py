@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from preflight.base import document, logs, stop, unloadable
+from preflight.base import logs, stop, unloadable
 from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ExitCode, Failure
 
@@ -165,6 +165,8 @@ class Run:
     @staticmethod
     def _give(code: int, error: Mapping[str, Any]) -> None:
         """Leave no empty stdout to who asked for a document."""
+        from preflight.base import document  # noqa: PLC0415 -- only with --json
+
         with suppress(OSError, ValueError):
             document.give({"exit_code": code, "error": dict(error)})
             sys.stdout.flush()
@@ -232,7 +234,10 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
     environ = environment()
     run = Run(next(iter(arguments), "up").lstrip("-"), environ)
     run.as_json = "--json" in arguments
-    document.begin()
+    if run.as_json:
+        from preflight.base import document  # noqa: PLC0415 -- only with --json
+
+        document.begin()
     handle_signals(run)
     _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(arguments))
     try:

@@ -19,7 +19,7 @@ from preflight.base.errors import (
     TargetUnusable,
 )
 from preflight.history import tables
-from preflight.server import sessions
+from preflight.server import lock, sessions
 from preflight.server.sessions import PASSING
 
 if TYPE_CHECKING:
@@ -79,15 +79,17 @@ def fence(session: Session, claim: Callable[[], bool]) -> None:
             if waited >= session.config.lock_wait_s:
                 raise _fenced(found, waited, error) from error
             if not again:
-                structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
+                structlog.get_logger().info(
+                    "lock.busy", waited_s=round(waited, 1), **lock.told(found)
+                )
         else:
             break
     if not claimed:
         raise PlanChanged
 
 
-def _writer(session: Session) -> dict[str, object]:
-    """Return which other session writes the history, as log data."""
+def _writer(session: Session) -> lock.Holder | None:
+    """Return which other session writes the history."""
     row = session.execute(
         """SELECT a.pid, a.application_name, a.client_addr::text
  FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
@@ -98,17 +100,15 @@ def _writer(session: Session) -> dict[str, object]:
  ORDER BY a.xact_start LIMIT 1""",
         [f"{session.config.schema}.migrations"],
     ).fetchone()
-    names = ("holder_pid", "holder", "holder_address")
-    return {name: value for name, value in zip(names, row or (), strict=False) if value is not None}
+    return lock.Holder.seen(*row) if row else None
 
 
-def _fenced(found: dict[str, object], waited: float, error: psycopg.Error) -> LockBusy:
-    who = f": pid {found['holder_pid']}, {found.get('holder')!r}" if found else ""
+def _fenced(found: lock.Holder | None, waited: float, error: psycopg.Error) -> LockBusy:
+    who = f": pid {found.pid}, {found.name!r}" if found else ""
     return LockBusy(
         "lock.fence",
         f"another run is still in the middle of this migration after {waited:.0f} s{who}",
-        "Let it finish and run again; if it hangs, "
-        f"SELECT pg_terminate_backend({found.get('holder_pid', 'pid')}) ends it.",
+        lock.advice(found),
         sqlstate=error.sqlstate,
     )
 

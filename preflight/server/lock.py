@@ -12,7 +12,8 @@ A blocking pg_advisory_lock() would deadlock with another run's CREATE INDEX CON
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
@@ -48,23 +49,23 @@ def acquire(session: Session) -> None:
     log = structlog.get_logger()
     session.prepare()
     number = key(session.config.schema)
-    told = None
+    last = None
     for waited in stop.looks(*POLL_S):
         row = session.execute(
             "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", [number]
         ).fetchone()
         if row is not None and row[0]:
             break
-        if told is None or waited - told >= TELL_EVERY_S:
-            told = waited
-            log.info("lock.busy", waited_s=round(waited, 1), **holder(session))
+        if last is None or waited - last >= TELL_EVERY_S:
+            last = waited
+            log.info("lock.busy", waited_s=round(waited, 1), **told(holder(session)))
         if waited >= session.config.lock_wait_s:
             found = holder(session)
             raise LockBusy(
                 "lock.busy",
-                f"another run still holds the lock after {waited:.0f} s: {_described(found)}",
-                "Let it finish and run again; if it hangs, "
-                f"SELECT pg_terminate_backend({found.get('holder_pid', 'pid')}) ends it.",
+                f"another run still holds the lock after {waited:.0f} s: "
+                f"{found or 'it was let go this moment'}",
+                advice(found),
             )
     log.info("lock.acquired", waited_s=round(waited, 3))
 
@@ -80,28 +81,63 @@ def require(session: Session) -> None:
         )
 
 
-def holder(session: Session) -> dict[str, object]:
-    """Return who holds the lock, as log data; empty when it was let go meanwhile."""
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose session stands in the way; None is what this role may not see."""
+
+    pid: int
+    name: str | None = None
+    address: str | None = None
+    age_s: float | None = None
+    doing: str | None = None  # as it says itself
+
+    @classmethod
+    def seen(
+        cls, pid: int, said: str | None, address: str | None, age_s: float | None = None
+    ) -> Self:
+        """Return what pg_stat_activity shows; an application's name may say what it does."""
+        name, _, doing = (said or "").partition(": ")
+        age = None if age_s is None else round(age_s, 1)
+        return cls(pid, name if doing else said, address, age, doing or None)
+
+    def data(self) -> dict[str, object]:
+        """Return what is known, as an event has it."""
+        told = {
+            "holder_pid": self.pid,
+            "holder": self.name,
+            "holder_address": self.address,
+            "holder_age_s": self.age_s,
+            "holder_doing": self.doing,
+        }
+        return {key: value for key, value in told.items() if value is not None}
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        address = f" from {self.address}" if self.address else ""
+        age = "" if self.age_s is None else f", connected for {self.age_s} s"
+        doing = f", {self.doing}" if self.doing else ""
+        return f"pid {self.pid}, {self.name or 'unknown'!r}{address}{age}{doing}"
+
+
+def told(found: Holder | None) -> dict[str, object]:
+    """Return what an event says of who stands in the way: nothing where nobody does any more."""
+    return found.data() if found else {}
+
+
+def advice(found: Holder | None) -> str:
+    """Return what to do about who stands in the way."""
+    return (
+        "Let it finish and run again; if it hangs, "
+        f"SELECT pg_terminate_backend({found.pid if found else 'pid'}) ends it."
+    )
+
+
+def holder(session: Session) -> Holder | None:
+    """Return who holds the lock; None when it was let go meanwhile."""
     row = session.execute(_HOLDER, _parameters(session)).fetchone()
     if row is None:
-        return {}
-    names = ("holder_pid", "holder", "holder_address", "holder_age_s")
-    found = {name: value for name, value in zip(names, row, strict=True) if value is not None}
-    name, told, doing = str(found.get("holder", "")).partition(": ")
-    if told:
-        found |= {"holder": name, "holder_doing": doing}
-    if isinstance(age := found.get("holder_age_s"), float):
-        found["holder_age_s"] = round(age, 1)
-    return found
-
-
-def _described(found: dict[str, object]) -> str:
-    if not found:
-        return "it was let go this moment"
-    address = f" from {found['holder_address']}" if "holder_address" in found else ""
-    age = f", connected for {found['holder_age_s']} s" if "holder_age_s" in found else ""
-    doing = f", {found['holder_doing']}" if "holder_doing" in found else ""
-    return f"pid {found['holder_pid']}, {found.get('holder', 'unknown')!r}{address}{age}{doing}"
+        return None
+    return Holder.seen(*row)
 
 
 def _parameters(session: Session) -> dict[str, int]:
