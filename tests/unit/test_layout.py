@@ -10,7 +10,7 @@ import pytest
 from tests import house
 
 ONLY_IN = {
-    "os.environ": {"base.config"},
+    "os.environ": {"base.config", "base.unloadable"},  # the second can rely on no other room
     "os.environb": {"base.config"},
     "subprocess": {
         "backup.children",
