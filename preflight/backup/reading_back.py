@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from preflight.backup import children, clients, manifests
-from preflight.base import stop
+from preflight.base import console, stop
 from preflight.base.errors import BackupDamaged, BackupFailed, BackupUnverified
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
             "Check the disk below the backup directory; nothing was migrated.",
         )
     with backups.local(name, manifests.DUMP) as dump:
-        rows = _settled(rows_of(dump, programs, environment), wanted, roots or {})
+        expected = sum(rows for _, rows in wanted.values())
+        rows = _settled(rows_of(dump, programs, environment, expected), wanted, roots or {})
     different = [
         f"{name} has {rows.get(key, 'no')} rows in the dump, {count} in the database"
         for key, (name, count) in wanted.items()
@@ -107,17 +108,24 @@ def _part(stream: Stream) -> bytes:
 
 
 def rows_of(
-    dump: Path, programs: clients.Clients, environment: Mapping[str, str]
+    dump: Path, programs: clients.Clients, environment: Mapping[str, str], expected: int = 0
 ) -> dict[clients.Key, int]:
     """Return the rows of every table in an archive; raises BackupUnverified if it does not read."""
     counter = RowCounter()
     try:
-        with children.started(clients.read_command(programs.pg_restore, dump), environment) as (
-            child,
-            words,
+        with (
+            console.Bar("read back") as bar,
+            children.started(clients.read_command(programs.pg_restore, dump), environment) as (
+                child,
+                words,
+            ),
         ):
             for chunk in children.chunks(child):
                 counter.feed(chunk)
+                if bar.due:
+                    found = sum(counter.rows.values())
+                    share = found / expected if expected else None
+                    bar.show(share, f"{found:,} of {expected:,} rows")
             code, said = children.wait(child), words.said()
     except children.ClientFailed as failure:
         raise BackupFailed("backup.no_client", str(failure), "Reinstall the client.") from failure

@@ -94,6 +94,7 @@ def run(config: Config, asked: restored.Asked) -> None:
         backup=place.source.name,
         database=place.live if asked.swap else place.into,
         kept_as=kept,
+        **({"schemas": place.source.schemas} if place.source.schemas else {}),
         left_out=[f"subscription {name}" for name in place.own.subscriptions] if place.own else [],
         rows=sum((place.source.manifest.rows or {}).values()),
         duration_s=round(time.monotonic() - began, 3),

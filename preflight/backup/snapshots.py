@@ -275,12 +275,17 @@ def _tables(session: Session) -> list[Table]:
     ]
 
 
-def _counts(session: Session) -> dict[Table, int]:
-    return {
-        table: (session.execute(table.count).fetchone() or (0,))[0]
-        for table in _tables(session)
-        if table.has_rows
-    }
+def _counts(session: Session, wanted: Mapping[str, int]) -> dict[Table, int]:
+    tables = [table for table in _tables(session) if table.has_rows]
+    expected, done = sum(wanted.values()), 0
+    found: dict[Table, int] = {}
+    with console.Bar("compare") as bar:
+        for number, table in enumerate(tables, 1):
+            share = done / expected if expected else None
+            bar.show(share, f"{table.name}, table {number} of {len(tables)}")
+            found[table] = (session.execute(table.count).fetchone() or (0,))[0]
+            done += found[table]
+    return found
 
 
 def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False) -> list[str]:
@@ -289,7 +294,7 @@ def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False
     Rows may lie in other partitions than they did (an enum's value has another hash in every
     database), but none may be lost on the way.
     """
-    counts = _counts(copy)
+    counts = _counts(copy, wanted)
     rows = {table.name: count for table, count in counts.items()}
     roots = {table.name: table.root for table in counts}
     short: dict[clients.Key, int] = {}

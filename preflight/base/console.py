@@ -90,6 +90,8 @@ class Summary:
             and (self.applied or last.get("rolled_back") or last.get("wrapped"))
         ):
             said = f"`restore {backup['backup']} --swap` puts the backup in its place"
+            if backup.get("schemas"):
+                said = f"`restore {backup['backup']}` makes a database beside it, to copy from"
             found.append(("" if self.applied else "go back", said))
         restored = self.seen.get("restore.finished")
         if restored and restored.get("kept_as"):
@@ -97,6 +99,8 @@ class Summary:
             found.append(("kept", said))
         elif restored and not restored.get("reason"):
             said = f"{restored['database']}: --swap puts it in the live one's place, "
+            if restored.get("schemas"):
+                said = f"{restored['database']}: of some schemas, to copy from; "
             found.append(("beside", said + "DROP DATABASE removes it"))
         return found
 
@@ -274,6 +278,11 @@ class Bar:
         """Tell whether it stands in the place of progress events."""
         return self.on and terminal.for_people()
 
+    @property
+    def due(self) -> bool:
+        """Tell whether it would be drawn now: what it says may cost something to find out."""
+        return self.on and time.monotonic() - self.shown >= self.EVERY_S
+
     def __enter__(self) -> Self:
         """Nothing is shown yet."""
         return self
@@ -284,10 +293,9 @@ class Bar:
 
     def show(self, share: float | None, words: str) -> None:
         """Draw the bar at a share from 0 to 1; None: nobody knows how much there is."""
-        now = time.monotonic()
-        if not self.on or now - self.shown < self.EVERY_S:
+        if not self.due:
             return
-        self.shown = now
+        self.shown = now = time.monotonic()
         told = self.told(share, words, now - self.began)
         if self._clear not in terminal.bars:
             terminal.bars.append(self._clear)
@@ -296,6 +304,7 @@ class Bar:
 
     def told(self, share: float | None, words: str, elapsed_s: float) -> str:
         """Return the bar's text."""
+        words = _plain(words)
         if share is None:
             return f"{self.label} {words}"
         full = round(self.WIDTH * min(share, 1.0))

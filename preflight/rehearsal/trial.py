@@ -167,12 +167,13 @@ def _trial(
     copy = proven.session
     trial = Trial(gauge, todo)
     trouble: list[str] = []
-    with _quietly():
+    with _quietly(), console.Bar("rehearse") as bar:
         trial.size = _size(copy)
         way_back = _reversible(proven, todo) if again is None else []
         state: catalog.Objects = {}
         changes: list[dict[str, str | None]] = []
-        for file in todo:
+        for number, file in enumerate(todo):
+            bar.show(number / len(todo), file.name)
             if file in way_back and not state:
                 state = catalog.definitions(copy)
             with gauge.over(copy, file):
@@ -181,11 +182,13 @@ def _trial(
                 state, before = catalog.definitions(copy), state
                 changes.append(catalog.undoing(before, state))
         for file in reversed(way_back):
+            bar.show(None, f"{file.name}, and back")
             state = catalog.undone(state, changes.pop())
             trial.undone.append(file)
             if trouble := _back(copy, file, state):
                 break
         for file in reversed(() if trouble else trial.undone):
+            bar.show(None, f"{file.name}, once more")
             if trouble := _second(copy, file):
                 trial.undone = [file]
                 break
