@@ -13,6 +13,7 @@ PAGE = ROOT / "docs/architecture.md"
 # from the top: each imports only what stands below it
 WINGS = (
     "entrypoint",
+    "quick",
     "commands",
     "wrapping",
     "run",

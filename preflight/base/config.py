@@ -9,34 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preflight.base import plain
 from preflight.base.errors import ConfigInvalid, Problem
 
 if TYPE_CHECKING:
     from preflight.base import notify
 
 PREFIX = "PREFLIGHT_"
-DEFAULTS = {"host": "unicorn-postgresql", "port": "5432", "user": "unicorn", "dbname": "unicorn_db"}
-VOCABULARIES = {
-    "PG*": {
-        "host": "PGHOST",
-        "hostaddr": "PGHOSTADDR",
-        "port": "PGPORT",
-        "user": "PGUSER",
-        "dbname": "PGDATABASE",
-    },
-    "POSTGRES_*": {
-        "host": "POSTGRES_HOST",
-        "port": "POSTGRES_PORT",
-        "user": "POSTGRES_USER",
-        "dbname": "POSTGRES_DB",
-    },
-}
 PASSWORDS = ("PGPASSWORD", "POSTGRES_PASSWORD")
 REHEARSE_URLS = ("PREFLIGHT_REHEARSE_URL", "PREFLIGHT_REHEARSE_CLONE_URL")
 SECRETS = ("DATABASE_URL", *PASSWORDS, *REHEARSE_URLS, "PREFLIGHT_NOTIFY_URL")
 AS_FILES = frozenset(f"{name}_FILE" for name in SECRETS if name.startswith(PREFIX))
 MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
-SECRET_MAX_BYTES = 64 * 1024
 
 _SERVICE_LINK = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
@@ -299,7 +283,7 @@ class _Reader:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:  # a FIFO without a writer must not hang us
-                raw = file.read(SECRET_MAX_BYTES + 1) or b""
+                raw = file.read(plain.SECRET_MAX_BYTES + 1) or b""
         except OSError as error:
             # a password set where its file's name belongs must not be shown
             shown = path if path.startswith("/") else "a file"
@@ -308,7 +292,7 @@ class _Reader:
                 "Check the path, and that this user may read it (mode 0400, or 0440 with fsGroup).",
             )
             return None
-        if len(raw) > SECRET_MAX_BYTES:
+        if len(raw) > plain.SECRET_MAX_BYTES:
             self.wrong(f"{name}_FILE names {path}, which is larger than 64 KiB: not a secret")
             return None
         text = re.sub(r"\r?\n\Z", "", raw.decode("utf-8", "surrogateescape"))
@@ -333,7 +317,7 @@ class _Reader:
     def target(self) -> dict[str, str]:
         """Return the libpq parameters to connect with."""
         sources = {"DATABASE_URL": self._url("DATABASE_URL")}
-        for vocabulary, names in VOCABULARIES.items():
+        for vocabulary, names in plain.VOCABULARIES.items():
             sources[vocabulary] = {
                 key: value
                 for key, name in names.items()
@@ -361,7 +345,7 @@ class _Reader:
                 target[key] = value
         self._check_address(target)
         if "service" not in sources["DATABASE_URL"] and "PGSERVICE" not in self.environ:
-            defaults = dict(DEFAULTS)
+            defaults = dict(plain.DEFAULTS)
             if "hostaddr" in target:
                 del defaults["host"]
             target = defaults | target
@@ -454,7 +438,7 @@ class _Reader:
 
                 near = difflib.get_close_matches(name, known, 1)
                 self.wrong(f"{name} is not a setting", f"Did you mean {near[0]}?" if near else None)
-        ours = {name for names in VOCABULARIES.values() for name in names.values()}
+        ours = {name for names in plain.VOCABULARIES.values() for name in names.values()}
         if relevant := [name for name in self.links if name.startswith(PREFIX) or name in ours]:
             self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
 

@@ -5,13 +5,10 @@ It uses nothing but Python's own, of which nothing can be missing.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from contextlib import suppress
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -38,6 +35,10 @@ def error_of(error: BaseException) -> dict[str, object] | None:
 
 
 def _tell(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    import json  # noqa: PLC0415 -- each only for the last word
+    from contextlib import suppress  # noqa: PLC0415
+    from datetime import UTC, datetime  # noqa: PLC0415
+
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     bug = {"code": "internal.error", "message": f"a bug in pg-preflight: {kind.__name__}"}
     told = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Protocol
 
-KINDS = ("rollback", "verify", "export")
+from preflight.files import names
+
+KINDS = names.KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +38,15 @@ class Native:
     """Our own: `NNN_what_it_does.sql`, and its companions beside it."""
 
     hint = "Name it NNN_snake_case.sql: 3 to 18 digits, then lower-case words."
-    _name = re.compile(r"(?P<version>[0-9]{3,18})_[a-z0-9]+(?:_[a-z0-9]+)*\.sql")
-    _kind = re.compile(rf"(?P<base>.+)_(?P<kind>{'|'.join(KINDS)})\.sql")
 
     def counts(self, file: str) -> bool:
         """Tell whether it ends with `.sql` and is not hidden."""
-        return not file.startswith(".") and file.endswith(".sql")
+        return names.counts(file)
 
     def source(self, file: str) -> Source | None:
         """Return what a file is; None when its name says nothing."""
-        named, companion = self._name.fullmatch(file), self._kind.fullmatch(file)
-        if named is None:
-            return None
-        if companion is None:
-            return Source(int(named["version"]), file.removesuffix(".sql"), "up")
-        return Source(int(named["version"]), companion["base"], companion["kind"])
+        parts = names.parts(file)
+        return Source(*parts) if parts else None
 
     def file(self, name: str, kind: str) -> str:
         """Return what a part of a migration is called."""

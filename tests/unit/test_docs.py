@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from preflight.base import config, errors
+from preflight.base import config, errors, plain
 from preflight.commands import arguments, registry
 from tests import house, servers
 
@@ -271,7 +271,7 @@ def test_readme_shows_true_defaults() -> None:
 
 def test_every_other_variable_is_documented() -> None:
     """Each PG…, POSTGRES_… and …_FILE that the program reads stands in docs/configuration.md."""
-    vocabularies = {name for names in config.VOCABULARIES.values() for name in names.values()}
+    vocabularies = {name for names in plain.VOCABULARIES.values() for name in names.values()}
     secrets = {*config.SECRETS, *(f"{name}_FILE" for name in config.SECRETS)}
     read = {
         node.value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preflight import run
-from tests import servers
+from tests import program, servers
 
 
 def test_bug_is_told_without_values() -> None:
@@ -60,3 +60,17 @@ def test_program_that_cannot_be_loaded_says_so(
     assert (70, "run.finished", "check", "") == found
     assert finished["error"]["code"].startswith("internal.")
     assert finished["error"] == json.loads(message.read_text())["error"]
+
+
+def test_nothing_is_taken_down_before_the_process_ends() -> None:
+    """Every start would pay a tenth of a second for it."""
+    done = subprocess.run(
+        [sys.executable, program.ENTRYPOINT, "--help"],
+        env=os.environ | {"PYTHONVERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.startswith("usage:")
+    assert "# cleanup[" not in done.stderr

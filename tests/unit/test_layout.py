@@ -11,7 +11,7 @@ from tests import house
 
 ONLY_IN = {
     "os.environ": {"base.config", "base.unloadable"},  # the second can rely on no other room
-    "os.environb": {"base.config"},
+    "os.environb": {"base.config", "quick.told"},
     "subprocess": {
         "backup.children",
         "backup.clients",

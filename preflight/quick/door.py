@@ -1,0 +1,222 @@
+"""Leave at once when there is nothing to do, with the very lines that `up` would have written.
+
+Nothing is said before everything is known: whatever is unusual is left to the full path, which
+begins as if nobody had looked. What may be imported here is listed in a test.
+"""
+
+import _signal  # type: ignore[import-not-found]
+import _thread
+import os
+import stat
+import sys
+import time
+
+try:  # OpenSSL's takes longer to load than these files to hash
+    from _sha256 import sha256  # type: ignore[import-not-found]
+except ImportError:  # Python 3.12 and later
+    from _sha2 import sha256  # type: ignore[import-not-found]
+
+from preflight import __version__
+from preflight.base import plain
+from preflight.files import names
+from preflight.quick import told
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+stops: list[int] = []  # signals that came while we looked
+Files = dict[tuple[int, str, str], str]  # from version, name and kind to the text's hash
+
+
+class Line:
+    """The lines of a run that finds nothing to do, as the log writes them."""
+
+    def __init__(self, run_id: str, level: str) -> None:
+        self.run_id = run_id
+        self.level = level
+        self.lines: list[str] = []
+
+    def add(self, event: str, about: str, **data: object) -> None:
+        """Add an event; `about` is what its sentence ends with."""
+        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        micros = nanoseconds // 1000
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        fraction = f".{micros:06}" if micros else ""
+        message = event.replace(".", " ") + about
+        words = {"event": event, "run_id": self.run_id, "message": message, **data}
+        self.lines.append(f'{{"timestamp": "{stamp}{fraction}Z", {self.level}, {inside(words)}}}\n')
+
+
+def inside(data: dict[str, object]) -> str:
+    """Return what stands between the braces of a JSON object; raises Unclear for an odd text."""
+    return ", ".join(f'"{key}": {_json(value)}' for key, value in data.items())
+
+
+def _json(value: object) -> str:
+    if not isinstance(value, str):
+        return repr(value)
+    if not (value.isascii() and value.isprintable()) or '"' in value or "\\" in value:
+        raise told.Unclear
+    return f'"{value}"'
+
+
+def leave_if_done() -> None:
+    """End the process with 0 when there is nothing to do; else return with nothing said."""
+    for number in (_signal.SIGTERM, _signal.SIGINT):
+        _signal.signal(number, _remember)
+    try:
+        done = answer()
+    except Exception:  # noqa: BLE001 -- whatever it is, the full path meets it and says so
+        return
+    if done and not stops:
+        _say(*done)
+
+
+def tell(remember: "Callable[[int, None], object]") -> None:
+    """Hand over the signals that came while we looked; call once others are listened to."""
+    for number in stops:
+        remember(number, None)
+
+
+def _remember(number: int, _frame: object) -> None:
+    stops.append(number)
+
+
+def answer() -> tuple[str, str, str] | None:
+    """Return the lines, the termination message and its path, if there is nothing to do."""
+    began = time.monotonic()
+    if sys.argv[1:] not in ([], ["up"]) or None in (sys.stdin, sys.stdout, sys.stderr):
+        return None
+    environ = told.environment()
+    settings, target = told.settings(environ), told.target(environ)
+    choice = settings.get("log", "auto")
+    if choice == "auto" and os.isatty(1):
+        return None
+    run_id = os.urandom(6).hex()
+    log = Line(run_id, '"severity": "INFO"' if choice == "gcp" else '"level": "info"')
+    database = target["dbname"]
+    log.add("run.started", f" {database}", command="up", version=__version__, database=database)
+    directory = settings.get("migrations_dir", plain.MIGRATIONS)
+    if directory != os.path.normpath(directory) or directory.startswith("//"):
+        return None  # a path is said in its plain form
+    asking = _Asking(target, settings.get("schema", "preflight"))
+    files = read(directory)
+    forward = sorted(part for part in files if part[2] == "up")
+    (_, newest, _), count = forward[-1], len(forward)
+    log.add("files.loaded", "", count=count, newest=newest, directory=directory)
+    connecting = time.monotonic()
+    recorded = asking.answer()
+    if recorded is None or not same(files, recorded):
+        return None
+    waited_s = round(time.monotonic() - connecting, 3)
+    log.add("server.ready", "", attempts=1, waited_s=waited_s)
+    log.add("plan.made", "", pending=[])
+    duration_s = round(time.monotonic() - began, 3)
+    ended = {"command": "up", "outcome": "ok", "exit_code": 0, "duration_s": duration_s}
+    log.add("run.finished", " up: ok", **ended)
+    message = f"{{{inside({'run_id': run_id, **ended})}}}"
+    return "".join(log.lines), message, settings.get("termination_log", "/dev/termination-log")
+
+
+def read(directory: str) -> Files:
+    """Return the hash of every file; raises OSError, Unclear."""
+    before = _mount(directory)
+    found: Files = {}
+    for file in os.listdir(directory):  # noqa: PTH208
+        if names.counts(file):
+            part = names.parts(file)
+            if part is None:
+                raise told.Unclear
+            found[part] = _hash(f"{directory}/{file}")
+    if _mount(directory) != before:
+        raise told.Unclear
+    return found
+
+
+def _mount(directory: str) -> str:
+    """Return what a ConfigMap or Secret mount points at now; "" for any other directory."""
+    try:
+        return os.readlink(f"{directory}/..data")  # noqa: PTH115
+    except OSError:
+        return ""
+
+
+def _hash(path: str) -> str:
+    """Return the hash of a file's text, as the history has it; raises OSError, Unclear."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise told.Unclear
+        text = os.read(descriptor, facts.st_size + 1)
+    finally:
+        os.close(descriptor)
+    if len(text) != facts.st_size:
+        raise told.Unclear
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    if b"\r\n" in text:
+        text = text.replace(b"\r\n", b"\n")
+    return str(sha256(text).hexdigest())
+
+
+def same(files: Files, recorded: "list[str]") -> bool:
+    """Tell whether these files, and no others, are recorded as done with these very texts.
+
+    A companion without its forward file belongs to no line.
+    """
+    lines, used = [], 0
+    for (version, name, kind), checksum in files.items():
+        if kind == "up":
+            companions = [files.get((version, name, each), "") for each in names.KINDS]
+            used += 1 + sum(map(bool, companions))
+            lines.append("|".join([str(version), name, "done", checksum, *companions]))
+    return used == len(files) and sorted(lines) == sorted(recorded)
+
+
+class _Asking:
+    """The question to the server, asked while the files are read.
+
+    In a thread, because a name that nobody resolves cannot be given up otherwise.
+    """
+
+    def __init__(self, target: dict[str, str], schema: str) -> None:
+        self.target = target
+        self.schema = schema
+        self.recorded: list[str] | None = None
+        self.ready = _thread.allocate_lock()
+        self.ready.acquire()
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        try:
+            from preflight.quick import asked  # noqa: PLC0415 -- beside the reading
+
+            self.recorded = asked.recorded(self.target, self.schema)
+        except Exception:  # noqa: BLE001, S110 -- as above
+            pass
+        finally:
+            self.ready.release()
+
+    def answer(self) -> list[str] | None:
+        """Return what is recorded; None when that is not known soon."""
+        from preflight.quick import asked  # noqa: PLC0415 -- loaded in any case
+
+        return self.recorded if self.ready.acquire(timeout=asked.WITHIN_S) else None
+
+
+def _say(lines: str, message: str, path: str) -> None:
+    """Write the lines and the termination message, and leave."""
+    left = lines.encode("ascii")
+    try:
+        while left:
+            left = left[os.write(1, left) :]
+    except OSError:
+        pass  # a reader that has gone changes nothing of what is true
+    try:
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(path, flags)
+        os.write(descriptor, message.encode("ascii"))
+    except OSError:
+        pass  # not in Kubernetes
+    os._exit(0)
