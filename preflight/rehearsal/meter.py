@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,15 +33,19 @@ KEPT = 10_000  # short changes of rows that are remembered; a file may have a mi
 ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SET", "RESET", "COMMENT"}
 STRONG = effects.STRENGTH[effects.STRENGTH.index(effects.SHARE) :]  # nobody writes meanwhile
 
+# all before each file, which is cheap; their sizes, which are not, only where they may be others
 _TABLES = """
 SELECT c.oid::int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8,
- CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_total_relation_size(c.oid) ELSE 0 END,
  CASE WHEN n.nspname <> 'public' THEN pg_catalog.quote_ident(n.nspname::text) || '.' ELSE '' END
   || pg_catalog.quote_ident(c.relname::text),
  CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid::int8 END
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v') AND n.nspname::text NOT LIKE 'pg\\_%'
  AND n.nspname NOT IN ('information_schema', '{schema}')
+"""
+_SIZES = """
+SELECT c.oid::int8, pg_catalog.pg_total_relation_size(c.oid) FROM pg_catalog.pg_class c
+WHERE c.relkind IN ('r', 'm') AND c.oid = ANY (%s::oid[])
 """
 # under our own search_path; rolled back, the savepoint gives the file's back
 _LOCKED = """
@@ -145,6 +149,7 @@ class Meter:
         self._last = -1
         self._tables: dict[int, Table] = {}  # what was there before the file
         self._old: set[int] | None = None  # and before the first one
+        self._known: dict[int, Table] = {}  # whose size still holds
         self._held: dict[int, int] = {}  # the strongest lock that the transaction has
         self._open: list[Measured] = []  # statements of the transaction under way
         self._unseen: Measured | None = None  # the first one that was not looked at
@@ -152,7 +157,8 @@ class Meter:
     @contextmanager
     def over(self, session: Session, migration: Migration) -> Iterator[None]:
         """Measure one migration's file."""
-        self._tables = tables(session)
+        self._tables = tables(session, self._known)
+        self._known = dict(self._tables)
         self._old = set(self._tables) if self._old is None else self._old
         self._begin()
         session.observe = partial(self._observe, session, migration)
@@ -164,6 +170,8 @@ class Meter:
         self.passed.add(migration.version)
 
     def _begin(self) -> None:
+        for oid in self._held:
+            self._known.pop(oid, None)  # a row more or less
         self._held, self._open, self._unseen = {}, [], None
 
     @contextmanager
@@ -212,6 +220,7 @@ class Meter:
         said = [Taken(lock.table, lock.mode, documented=True) for lock in effect.locks]
         if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
             item.outside, item.locks = True, said
+            self._known.clear()  # what it touched was not to be seen
             item.unknown = not said and _locks_many(effect.does, text)
             for taken in said:
                 taken.held_s = item.duration_s
@@ -288,10 +297,23 @@ class Table:
     root: int | None  # of a partition
 
 
-def tables(session: Session) -> dict[int, Table]:
-    """Return what can be locked and rewritten in a database, by oid."""
-    query = _TABLES.format(schema=session.config.schema)
-    return {oid: Table(*rest) for oid, *rest in session.execute(query).fetchall()}
+def tables(session: Session, known: Mapping[int, Table] | None = None) -> dict[int, Table]:
+    """Return what can be locked and rewritten in a database, by oid.
+
+    A table that is `known` keeps its size, unless it was written anew.
+    """
+    known = known or {}
+    found = session.execute(_TABLES.format(schema=session.config.schema)).fetchall()
+    sizes = {
+        oid: known[oid].size
+        for oid, filenode, *_ in found
+        if oid in known and known[oid].filenode == filenode
+    }
+    if unknown := [oid for oid, filenode, *_ in found if filenode and oid not in sizes]:
+        sizes |= dict(session.execute(_SIZES, [unknown]).fetchall())
+    return {
+        oid: Table(filenode, sizes.get(oid, 0), name, root) for oid, filenode, name, root in found
+    }
 
 
 def grouped(locks: Sequence[Taken]) -> list[Taken]:

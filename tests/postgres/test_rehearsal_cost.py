@@ -8,9 +8,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psycopg
 import pytest
 
+from preflight.files import reading
+from preflight.rehearsal import meter
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -197,6 +202,45 @@ def test_measures_of_what_passed_are_told_when_a_later_file_fails(
     assert ("users", True, None) == (one["locks"][0]["table"], "rewrites" in one, two)
     assert 0.12 <= one["locks"][0]["held_s"]
     assert "ACCESS EXCLUSIVE on users, 0." in table.stdout
+
+
+def test_size_before_a_rewrite_is_that_which_earlier_files_left(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A table is measured again once a file has changed its rows."""
+    database.script(USERS)
+    migrations(
+        {
+            "001_one.sql": "INSERT INTO users SELECT g, g FROM generate_series(2, 20000) g;",
+            "002_two.sql": "ALTER TABLE users ALTER n TYPE bigint;",
+        }
+    )
+
+    (measured,) = run(env={"PREFLIGHT_BACKUP": "required"}).event("rehearsal.measured")
+    (rewrite,) = measured["statements"][-1]["rewrites"]
+    assert 20000 * 28 < rewrite["before_bytes"]
+
+
+def test_table_is_measured_once(connection: psycopg.Connection, tmp_path: Path) -> None:
+    """A rehearsal of many files does not size every table before each of them."""
+    asked: list[list[int]] = []
+
+    def execute(query: str, values: list[list[int]] | None = None) -> psycopg.Cursor:
+        asked.extend(values or [])
+        return connection.execute(query.encode(), values)
+
+    session: Any = SimpleNamespace(
+        execute=execute, config=SimpleNamespace(schema="preflight"), connection=connection
+    )
+    for number in (1, 2):
+        (tmp_path / f"00{number}_x.sql").write_text(f"CREATE TABLE made_{number} ();")
+    connection.execute("CREATE TABLE one (); CREATE TABLE two ()")
+    measure = meter.Meter()
+    for migration in reading.load(tmp_path):
+        with measure.over(session, migration):
+            connection.execute(migration.up.text)
+
+    assert [2, 1] == [len(oids) for oids in asked]
 
 
 def test_partitions_are_told_as_their_table(
