@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-from preflight.base.config import VOCABULARIES
+from preflight.base import plain
 
 SHORTEST, SHORTEST_GUESSED = 3, 4  # characters of a secret: to mask less would garble all output
 
@@ -54,7 +54,7 @@ _LIBPQ_NAMES = {"host": "host", "port": "port", "user": "user", "password": "pas
                 "database": "dbname"}  # fmt: skip
 _ADO_NAMES = {"host": "Host", "port": "Port", "user": "Username", "password": "Password",
               "database": "Database"}  # fmt: skip
-LIBPQ = VOCABULARIES["PG*"]
+LIBPQ = plain.VOCABULARIES["PG*"]
 _LEADING = {"PGSERVICE", "PGHOSTADDR"}
 _DEMANDS = {"PGTARGETSESSIONATTRS", "PGREQUIREAUTH"}
 OURS = "PREFLIGHT_"
