@@ -28,10 +28,10 @@ ALONE = f"import sys; sys.path.insert(0, {str(servers.REPOSITORY)!r}); import en
 FULL = [sys.executable, "-c", f"{ALONE}; sys.exit(entrypoint.main())"]
 QUICK = [sys.executable, str(program.ENTRYPOINT)]
 MAY_BE_LOADED = {  # beside what Python itself loads before the first line of ours
-    "_ctypes", "_sha256", "_sha2", "_struct", "ctypes", "ctypes._endian", "preflight",
-    "__future__", "preflight.base", "preflight.base.plain", "preflight.base.unloadable", "preflight.files", "preflight.files.names",
-    "preflight.quick", "preflight.quick.asked", "preflight.quick.door", "preflight.quick.told",
-    "struct", "types",
+    "__future__", "_ctypes", "_sha256", "_sha2", "_struct", "ctypes", "ctypes._endian", "preflight",
+    "preflight.base", "preflight.base.plain", "preflight.base.unloadable", "preflight.files",
+    "preflight.files.names", "preflight.quick", "preflight.quick.asked", "preflight.quick.door",
+    "preflight.quick.told", "struct", "types",
 }  # fmt: skip
 Said = tuple[int, str, str, str]
 
