@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 COPY_CHUNK = 1 << 16
+SHOWN = 66  # characters of a line: with what stands before them, no more than a terminal has
 # Rows thrown away at a time: one may have megabytes. Before libpq 17 there are no chunks.
 _ROWS_CHUNK = 5 if pq.version() >= 170000 else 1  # noqa: PLR2004 -- a libpq version
 _ROWS = {*kinds.READING, "FETCH", "EXECUTE", "EXPLAIN", "SHOW", "CALL"}
@@ -214,8 +215,8 @@ def _excerpt(text: bytes, at: int) -> str:
     start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
     line = text[start : end if end >= 0 else len(text)].decode("utf-8", "replace")
     before = len(text[start:at].decode("utf-8", "replace"))
-    first = max(0, before - 40)
-    shown = "".join(each if each.isprintable() else " " for each in line[first : first + 76])
+    first = max(0, before - SHOWN // 2)
+    shown = "".join(each if each.isprintable() else " " for each in line[first : first + SHOWN])
     return f"{shown}\n{' ' * (before - first)}^"
 
 

@@ -48,7 +48,8 @@ class Progress:
             return
         size = measure()
         share = min(0.99, size / self.expected) if self.expected else None
-        of = f" of {console.size(self.expected)} at most" if self.expected else ""
+        known = self.expected and size <= self.expected  # indexes may grow beyond the live ones
+        of = f" of {console.size(self.expected or 0)} at most" if known else ""
         self.bar.show(share, f"{console.size(size)}{of}")
         if now - self.told >= TELL_EVERY_S:
             self.told = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -203,6 +204,36 @@ def size(count: float) -> str:
         count /= 1000
         units = units[1:]
     return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"
+
+
+_PAINT = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def fitted(text: str, columns: int) -> str:
+    """Return lines that a terminal need not break; an excerpt and its caret stay as they are."""
+    lines = text.split("\n")
+    carets = {number for number, line in enumerate(lines) if line.strip() == "^"}
+    kept = carets | {number - 1 for number in carets}
+    return "\n".join(
+        line if number in kept else _broken(line, columns) for number, line in enumerate(lines)
+    )
+
+
+def _broken(line: str, columns: int) -> str:
+    """Break a line between words; one that is longer than a line is left to be copied whole."""
+    done, (now, *rest) = [], line.split(" ")
+    for word in rest:
+        below = f"{INDENT}  {word}"
+        if now.strip() and _seen(below) <= columns < _seen(f"{now} {word}"):
+            done.append(now.rstrip())
+            now = below
+        else:
+            now = f"{now} {word}"
+    return "\n".join([*done, now])
+
+
+def _seen(text: str) -> int:
+    return len(_PAINT.sub("", text))
 
 
 def width(stream: TextIO) -> int:

@@ -94,7 +94,11 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
         coloured = colour_wanted(stream, no_color=no_color)
         summary = console.Summary()
         processors.insert(2, _seen_by(summary.see))
-        processors.append(lambda _, __, event: summary.line(event, colour=coloured))
+        processors.append(
+            lambda _, __, event: console.fitted(
+                summary.line(event, colour=coloured), console.width(stream)
+            )
+        )
     else:
         stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
         level_key = "severity" if choice == "gcp" else "level"

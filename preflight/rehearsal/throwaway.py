@@ -321,6 +321,11 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
 
     Raises local.Unavailable, Unavailable for what only this side lacks, BackupUnverified.
     """
+    begun = server.used()  # the cluster itself
+
+    def filled() -> int:
+        return max(0, server.used() - begun)
+
     with restoring.progress() as progress, ExitStack() as stack:
         try:
             code, problems = new_database.fill(
@@ -332,7 +337,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
                 "--no-tablespaces",
                 *copies.listed(stack, home, saved, restoring.calling),
                 settings=restoring.quiet,
-                tick=lambda: progress.tell(server.used),
+                tick=lambda: progress.tell(filled),
                 anew=lambda: _make_anew(home, around),
                 there=parts.there(restoring.part) | set(made.schemas),
             )

@@ -16,7 +16,7 @@ import pytest
 from tests import program, servers
 from tests.conftest import WriteMigrations
 
-COLUMNS = 80
+COLUMNS, MORE = 80, 2
 PAINT = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -27,10 +27,13 @@ class Screen:
         """Take all that was written."""
         self.lines: list[str] = []
         self.drawn: list[str] = []
+        self.broken: list[str] = []  # lines that the terminal has to break, though they have words
         for line in PAINT.sub("", data.decode()).replace("\r\n", "\n").split("\n"):
             states = line.split("\r\x1b[K")
             self.drawn += states[:-1]
             self.lines.append(states[-1])
+            if len(states[-1]) > COLUMNS and len(states[-1].split()) > MORE:
+                self.broken.append(states[-1])
 
     @property
     def text(self) -> str:
@@ -85,6 +88,7 @@ def test_run_ends_with_a_summary_on_a_terminal(
     assert any(line.startswith("rehearse ") for line in screen.drawn), screen.drawn
     assert not any("█" in line or "░" in line for line in screen.lines)
     assert COLUMNS > max(map(len, screen.drawn))
+    assert [] == screen.broken
 
 
 def test_caret_stands_under_the_place_on_a_terminal(
@@ -97,6 +101,8 @@ def test_caret_stands_under_the_place_on_a_terminal(
 
     assert 30 == code, screen.lines
     at = next(i for i, line in enumerate(screen.lines) if line.strip() == "^")
+    assert COLUMNS >= max(len(screen.lines[at - 1]), len(screen.lines[at]))
+    assert [] == screen.broken
     assert "nowhere" == screen.lines[at - 1][screen.lines[at].index("^") :][:7]
 
 

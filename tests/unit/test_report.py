@@ -197,3 +197,14 @@ def test_swap_names_what_waits_to_be_dropped() -> None:
     summary.see({"event": "restore.finished", "database": "shop", "kept_as": "shop_before_1"})
 
     assert "shop_before_1 was live before: DROP DATABASE" in str(summary.told({}))
+
+
+def test_line_for_people_is_broken_between_words() -> None:
+    """Below its head; a word that no line has room for, and an excerpt with its caret, stay."""
+    path = "/backups/" + "x" * 90
+    text = f"12:00:00 ! head {'word ' * 20}\n   backup   {path}\n{'long ' * 20}\n    ^"
+    broken = console.fitted(text, 60).splitlines()
+
+    assert all(len(line) <= 60 for line in broken[:3]), broken
+    assert broken[1].startswith(f"{console.INDENT}  word")
+    assert [f"   backup   {path}", "long " * 20, "    ^"] == broken[-3:]
