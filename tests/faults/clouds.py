@@ -1,7 +1,7 @@
 """Roles as the managed services give them: nobody there is a superuser.
 
 A set-up makes one database as the service hands it over: who owns it, what the provider keeps in
-it, which catalogs are closed (as hardened servers close them). `make` returns how to connect as the role that a user has.
+it, which catalogs are closed (as hardened servers close them).
 """
 
 from dataclasses import dataclass
