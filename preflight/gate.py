@@ -14,7 +14,13 @@ import structlog
 
 from preflight.apply import contact
 from preflight.base import stop
-from preflight.base.errors import BackupDamaged, BackupUnverified, LockBusy, PlanChanged
+from preflight.base.errors import (
+    BackupDamaged,
+    BackupUnverified,
+    LockBusy,
+    PlanChanged,
+    RehearsalFailed,
+)
 from preflight.files import reading
 from preflight.history import fence, ledger, plan
 from preflight.server import lock, ready
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
     from preflight.history.journal import Row
+    from preflight.rehearsal.meter import Meter
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
@@ -136,6 +143,31 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
     backup = twice(attempt)
     session.tell("rolling back")
     return backup
+
+
+def tried(
+    session: Session, files: Sequence[Migration], todo: Sequence[Migration]
+) -> tuple[Meter, RehearsalFailed | None]:
+    """Try a plan on a copy of a backup that nobody keeps; return what it took, and what failed.
+
+    Nothing is changed and no lock is held. Raises what `take.draft` and `trial.look` raise besides.
+    """
+    from preflight.backup import take  # noqa: PLC0415 -- only when asked
+    from preflight.rehearsal import meter, trial  # noqa: PLC0415 -- only when asked
+
+    ready.require_writable(session)
+    session.prepare()
+    gauge = meter.Meter()
+
+    def attempt() -> None:
+        with take.draft(session, todo) as saved:
+            trial.look(session, saved, files, todo, gauge)
+
+    try:
+        twice(attempt)
+    except RehearsalFailed as failure:  # what passed was measured, whatever came after it
+        return gauge, failure
+    return gauge, None
 
 
 def twice(attempt: Callable[[], T]) -> T:

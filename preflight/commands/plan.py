@@ -12,9 +12,6 @@ import structlog
 from preflight import gate
 from preflight.apply import contact
 from preflight.base import console
-from preflight.base.errors import (
-    RehearsalFailed,
-)
 from preflight.commands import check, command, results, wrap
 from preflight.files import lasting, planned, reading
 from preflight.history import ledger, plan
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
+    from preflight.base.errors import RehearsalFailed
     from preflight.files.migrations import Migration
     from preflight.files.planned import Planned
     from preflight.server.sessions import Session
@@ -142,25 +140,12 @@ def measure(
     statements: Sequence[Planned],
 ) -> tuple[list[Planned], RehearsalFailed | None]:
     """Try the plan on a copy; return its statements with what they took, and what failed there."""
-    from preflight.backup import take  # noqa: PLC0415 -- only when asked
-    from preflight.rehearsal import meter, trial  # noqa: PLC0415 -- only when asked
-
-    ready.require_writable(session)
-    session.prepare()
-    gauge, problem = meter.Meter(), None
-
-    def look() -> None:
-        with take.draft(session, todo) as saved:
-            trial.look(session, saved, files, todo, gauge)
+    gauge, problem = gate.tried(session, files, todo)
 
     def measured(statement: Planned) -> dict[str, object] | None:
         item = gauge.found.get((statement.of.up.file, statement.start))
         return item.data() if item is not None and statement.of.version in gauge.passed else None
 
-    try:
-        gate.twice(look)
-    except RehearsalFailed as failure:  # what passed was measured, whatever came after it
-        problem = failure
     return [
         dataclasses.replace(statement, measured=measured(statement)) for statement in statements
     ], problem
