@@ -419,3 +419,15 @@ def test_what_cannot_be_wrapped_is_refused(run: Run, arguments: list[str], code:
     found = run(*arguments)
 
     assert (20, code) == (found.code, found.event("run.finished")[0]["error"]["code"]), found
+
+
+@pytest.mark.usefixtures("any_server")
+def test_every_server_can_be_wrapped(run: Run, app: Path, database: servers.Database) -> None:
+    """What is asked of the server is known to each version."""
+    (app / "versions/002.sql").write_text(GOOD)
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    assert found.event("wrap.matched")
+    assert [2] == database.query("SELECT count(*)::int FROM schema_migrations")
