@@ -9,6 +9,7 @@ import pytest
 from tests import servers, wrap_tools
 from tests.conftest import Run
 
+SLOW_S = 240.0  # an interpreter of its own, three times
 FIRST = (
     "CREATE TABLE items (id int PRIMARY KEY, name text)",
     "ALTER TABLE items ADD COLUMN price int",
@@ -196,16 +197,16 @@ def test_tool_is_wrapped_as_its_recipe_says(
     def wrap(*options: str) -> list[str]:
         return ["wrap", "--watch", str(app.folder), *options, "--", *app.command()]
 
-    first = run(*wrap("--trust-environment"))
+    first = run(*wrap("--trust-environment"), timeout=SLOW_S)
     assert 0 == first.code, first
     database.script(ROWS)
     app.write(4, BREAKS)
-    broken = run(*wrap())
+    broken = run(*wrap(), timeout=SLOW_S)
     columns = "SELECT attnotnull FROM pg_attribute WHERE attname = 'price'"
     untouched = database.query(columns)
     app.write(4, GOOD)
-    good = run(*wrap())
-    again = run(*wrap())
+    good = run(*wrap(), timeout=SLOW_S)
+    again = run(*wrap(), timeout=SLOW_S)
 
     assert 27 == broken.code, broken
     assert [False] == untouched
