@@ -105,6 +105,13 @@ def _looked_at(session: Session, statements: Sequence[Planned]) -> Iterator[Plan
         locks = tuple(
             dataclasses.replace(lock, table=table, of_index=False) for lock, table in named if table
         )
+        for lock in locks if statement.below else ():
+            if lock.table not in statement.alone:
+                also = [
+                    effects.Lock(name, lock.mode)
+                    for name in watch.below(session, lock.table, statement.below)
+                ]
+                locks = effects.strongest([*locks, *also])
         lost = [statement.destroys] if statement.destroys else []
         for table, gone in [
             pair for reach in statement.reaches for pair in watch.reached(session, reach)
@@ -163,7 +170,7 @@ def _plan_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequ
         (
             f"{statement.of.version:03d}:{statement.line}",
             _short(statement.does),
-            ", ".join(f"{lock.mode} on {lock.table}" for lock in statement.locks),
+            console.some([f"{lock.mode} on {lock.table}" for lock in statement.locks]),
             statement.destroys and _short(statement.destroys),
             ", ".join(f"pid {each.pid}" for each in statement.blocked_by),
         )

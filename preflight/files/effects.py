@@ -74,6 +74,9 @@ _DROPPED_KINDS = {
     "OBJECT_TABLE": "relation", "OBJECT_VIEW": "relation", "OBJECT_MATVIEW": "relation",
     "OBJECT_SEQUENCE": "relation", "OBJECT_FOREIGN_TABLE": "relation", "OBJECT_INDEX": "relation",
     "OBJECT_SCHEMA": "schema", "OBJECT_TYPE": "type", "OBJECT_DOMAIN": "type",
+    "OBJECT_FUNCTION": "function", "OBJECT_PROCEDURE": "function", "OBJECT_ROUTINE": "function",
+    "OBJECT_AGGREGATE": "function", "OBJECT_EXTENSION": "extension",
+    "OBJECT_FOREIGN_SERVER": "server", "OBJECT_FDW": "wrapper",
 }  # fmt: skip
 _FIXED = {  # kind of node: what it does, the lock on the tables it names
     "insert_stmt": ("insert rows", ROW_EXCLUSIVE),
@@ -88,6 +91,20 @@ _FIXED = {  # kind of node: what it does, the lock on the tables it names
     "create_stats_stmt": ("create statistics", SHARE_UPDATE),
     "alter_object_schema_stmt": ("move to another schema", ACCESS_EXCLUSIVE),
 }
+# what a parent's lock says of its partitions and of those that inherit from it
+_ALL_BELOW = {
+    "select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt", "truncate_stmt",
+    "lock_stmt", "copy_stmt", "create_table_as_stmt", "rename_stmt", "refresh_mat_view_stmt",
+    "vacuum_stmt",
+}  # fmt: skip
+_PARTITIONS = {"index_stmt", "create_trig_stmt", "create_stmt", "create_publication_stmt"}
+_ALONE = {  # commands of ALTER TABLE that leave others as they are
+    "AT_SetRelOptions", "AT_ResetRelOptions", "AT_ChangeOwner", "AT_ClusterOn", "AT_DropCluster",
+    "AT_ReplicaIdentity", "AT_SetLogged", "AT_SetUnLogged", "AT_SetTableSpace",
+    "AT_EnableRowSecurity", "AT_DisableRowSecurity", "AT_ForceRowSecurity",
+    "AT_NoForceRowSecurity", "AT_AddInherit", "AT_DropInherit", "AT_DetachPartition",
+    "AT_DetachPartitionFinalize", "AT_SetStatistics",
+}  # fmt: skip
 _DESTROYING = {"delete_stmt", "truncate_stmt", "dropdb_stmt", "drop_table_space_stmt",
                "drop_owned_stmt", "drop_role_stmt"}  # fmt: skip
 
@@ -105,7 +122,8 @@ class Lock:
 class Reach:
     """What a statement takes away, which the catalogs say what depends on.
 
-    `kind` is relation, schema or type; `rows`: a TRUNCATE, which reaches along foreign keys.
+    `kind` is relation, schema, type, function (with the types of its arguments), extension, server
+    or wrapper; `rows`: a TRUNCATE, which reaches along foreign keys.
     """
 
     kind: str
@@ -126,6 +144,8 @@ class Effect:
     external: str | None = None
     creates: str | None = None
     reaches: tuple[Reach, ...] = ()
+    below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
+    alone: tuple[str, ...] = ()  # but not below these: ONLY
 
 
 def of(text: bytes) -> Effect:
@@ -158,7 +178,14 @@ def of_node(node: Node, text: bytes) -> Effect:
             for table in _targets(statement)
             if kind == "truncate_stmt" and statement.behavior == CASCADE
         ),
+        below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
+        alone=_only(statement),
     )
+
+
+def _only(statement: Any) -> tuple[str, ...]:  # noqa: ANN401 -- a protobuf node
+    """Return the tables that a statement names with ONLY."""
+    return tuple(_name(table) for table in parser.every(statement, "RangeVar") if not table.inh)
 
 
 def _wrapped(kind: str, statement: Any, text: bytes) -> Effect:  # noqa: ANN401 -- a protobuf node
@@ -166,7 +193,13 @@ def _wrapped(kind: str, statement: Any, text: bytes) -> Effect:  # noqa: ANN401 
     inner = of_node(statement.query, text)
     word = kind.partition("_")[0]
     runs = any(item.def_elem.defname == "analyze" for item in getattr(statement, "options", ()))
-    return Effect(f"{word} {inner.does}", inner.locks, destroys=inner.destroys if runs else None)
+    return Effect(
+        f"{word} {inner.does}",
+        inner.locks,
+        destroys=inner.destroys if runs else None,
+        below=inner.below,
+        alone=inner.alone,
+    )
 
 
 def _created(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- a protobuf node
@@ -278,9 +311,11 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
     table = _name(statement.relation)
     view = ObjectType.Name(statement.objtype) == "OBJECT_VIEW"
     does, destroys, locks, reaches = [], [], [], []
+    subtypes = set()
     for item in statement.cmds:
         command = item.alter_table_cmd
         subtype = str(AlterTableType.Name(command.subtype))
+        subtypes.add(subtype)
         name = command.name or getattr(command, "def").column_def.colname
         constraint = getattr(command, "def").constraint
         name = name or constraint.conname
@@ -313,6 +348,8 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         strongest(locks),
         destroys=", ".join(destroys) or None,
         reaches=tuple(reaches),
+        below="" if subtypes <= _ALONE else "all",
+        alone=() if statement.relation.inh else (table,),
     )
 
 
@@ -340,8 +377,29 @@ def _drop(statement: DropStmt) -> Effect:
         does,
         strongest(locks),
         destroys=f"{word} {', '.join(names)}{cascade}" if lost else None,
-        reaches=tuple(Reach(reached, name, cascade=bool(cascade)) for name in names if reached),
+        reaches=tuple(
+            Reach(reached, name, cascade=bool(cascade))
+            for name in ([*map(_called, statement.objects)] if reached == "function" else names)
+            if reached and (reached not in _CASCADING or cascade)
+        ),
     )
+
+
+_CASCADING = {"function", "extension", "server", "wrapper"}  # by themselves no table's lock
+
+
+def _called(node: Node) -> str:
+    """Return a routine with the types of its arguments, or alone where none are said."""
+    said = node.object_with_args
+    name = ".".join(_written(item.string.sval) for item in said.objname)
+    if said.args_unspecified:
+        return name
+    types = [
+        ".".join(_written(part.string.sval) for part in item.type_name.names)
+        + "[]" * len(item.type_name.array_bounds)
+        for item in said.objargs
+    ]
+    return f"{name}({', '.join(types)})"
 
 
 def _destroyed(kind: str, statement: Any, does: str) -> str | None:  # noqa: ANN401 -- see above

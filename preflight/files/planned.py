@@ -49,6 +49,8 @@ class Planned:
     external: str | None = None
     blocked_by: tuple[Blocker, ...] = ()
     reaches: tuple[Reach, ...] = ()
+    below: str = ""
+    alone: tuple[str, ...] = ()
     measured: dict[str, object] | None = None  # on a copy
 
     def data(self) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def each(file: Migration) -> list[Planned]:
                 effect.destroys,
                 effect.external,
                 reaches=effect.reaches,
+                below=effect.below,
+                alone=effect.alone,
             )
         )
     return found

@@ -236,6 +236,23 @@ _TRUNCATED = """WITH RECURSIVE emptied AS (
 ) SELECT oid::int8, true, NULL FROM emptied ORDER BY oid"""
 
 
+_BELOW = """WITH RECURSIVE below AS (
+ SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = %(table)s::oid
+ UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
+) SELECT b.inhrelid::int8 FROM below b JOIN pg_class c ON c.oid = b.inhrelid
+WHERE c.relkind IN ('r', 'p', 'f') AND (c.relispartition OR %(all)s) ORDER BY 1"""
+
+
+def below(session: sessions.Session, table: str, which: str) -> list[str]:
+    """Return the partitions of a table, or `all` that inherits from it, near or far."""
+    oid = _oid(session, table) if which else None
+    if oid is None:
+        return []
+    rows = session.execute(_BELOW, {"table": oid, "all": which == "all"}).fetchall()
+    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
+    return [str(_by_the_role(session, f"{int(found)}{text}")) for (found,) in rows]
+
+
 def reached(session: sessions.Session, reach: Reach) -> Iterator[tuple[str, str | None]]:
     """Yield the tables that go, or are locked, with what a statement takes away.
 
@@ -262,12 +279,23 @@ def reached(session: sessions.Session, reach: Reach) -> Iterator[tuple[str, str 
 
 def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
     """Return the object that a statement takes away as the catalogs know it."""
-    kind = {"relation": "regclass", "schema": "regnamespace", "type": "regtype"}[reach.kind]
+    if reach.kind in _BY_NAME:
+        catalog, name = _BY_NAME[reach.kind]
+        query = f"""SELECT '{catalog}'::regclass::oid::int8 AS classid, oid::int8 AS objid,
+ 0 AS objsubid FROM {catalog} WHERE {name}::text = %s"""  # noqa: S608 -- a catalog's name
+        row = session.execute(query, [reach.name.strip('"')]).fetchone()
+        return dict(zip(("classid", "objid", "objsubid"), row, strict=True)) if row else None
+    procedure = "regprocedure" if "(" in reach.name else "regproc"
+    kind = {"relation": "regclass", "schema": "regnamespace", "type": "regtype"}.get(
+        reach.kind, procedure
+    )
     said = f"pg_catalog.to_{kind}({quoting.literal(reach.name)}::pg_catalog.text)"
     oid = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
     if oid is None:
         return None
-    catalog = {"relation": "pg_class", "schema": "pg_namespace", "type": "pg_type"}[reach.kind]
+    catalog = {"relation": "pg_class", "schema": "pg_namespace", "type": "pg_type"}.get(
+        reach.kind, "pg_proc"
+    )
     (classid,) = session.execute(f"SELECT '{catalog}'::regclass::oid::int8").fetchone() or (0,)
     found: dict[str, object] = {"classid": classid, "objid": oid, "objsubid": 0}
     if reach.column:
@@ -280,6 +308,13 @@ def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
         row = session.execute(query, [oid, reach.constraint]).fetchone()
         return {"classid": row[0], "objid": row[1], "objsubid": 0} if row else None
     return found
+
+
+_BY_NAME = {
+    "extension": ("pg_extension", "extname"),
+    "server": ("pg_foreign_server", "srvname"),
+    "wrapper": ("pg_foreign_data_wrapper", "fdwname"),
+}
 
 
 def table_of(session: sessions.Session, index: str) -> str | None:
