@@ -21,8 +21,9 @@ from preflight.base.errors import (
     PlanChanged,
     RehearsalFailed,
 )
-from preflight.files import reading
-from preflight.history import fence, ledger, plan
+from preflight.files import folder
+from preflight.files.layout import OURS
+from preflight.history import fence, ledger, numbers, plan
 from preflight.server import lock, ready
 
 if TYPE_CHECKING:
@@ -38,14 +39,15 @@ T = TypeVar("T")
 ROUNDS = 5  # plans in a row that come to nothing before the history is called damaged
 
 
-def files(config: Config) -> tuple[Migration, ...]:
+def files(config: Config) -> folder.Folder:
     """Read the files and say so; raises ConfigInvalid, FilesInvalid."""
-    found = reading.load(config.migrations_dir)
+    found = folder.load(config)
     structlog.get_logger().info(
         "files.loaded",
         count=len(found),
         newest=found[-1].name,
         directory=str(config.migrations_dir),
+        **({} if found.tool == OURS else {"layout": found.tool}),
     )
     return found
 
@@ -71,9 +73,10 @@ def tell_ahead(records: Sequence[plan.Record]) -> None:
         )
 
 
-def pending(session: Session, on_disk: Sequence[Migration]) -> bool:
+def pending(session: Session, on_disk: folder.Folder) -> bool:
     """Tell whether anything is to be done: the common case is one query and a no."""
-    return not planned(session, ledger.read(session), on_disk).empty
+    known = ledger.read(session)
+    return not planned(session, known, numbers.settled(on_disk, known)).empty
 
 
 def enter(session: Session) -> None:
@@ -223,7 +226,7 @@ class Round:
         return self.changed
 
 
-def rounds(session: Session, on_disk: Sequence[Migration]) -> Iterator[Round]:
+def rounds(session: Session, on_disk: folder.Folder) -> Iterator[Round]:
     """Yield what is to be done, under the lock, until it was done or nothing is left.
 
     Raises what `enter`, `contact.settle` and `planned` raise, and HistoryConflict when the history
@@ -232,6 +235,8 @@ def rounds(session: Session, on_disk: Sequence[Migration]) -> Iterator[Round]:
     same = 0
     for waited in stop.looks(0.05, 0.25):
         enter(session)
+        if on_disk.open:
+            on_disk = numbers.settled(on_disk, ledger.read(session))
         made = planned(session, contact.settle(session, on_disk), on_disk)
         if made.empty:
             return  # another run did it, or everything was there already

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -156,16 +157,18 @@ def _begun(step: Step) -> Row:
 
 def _remembered(row: Row) -> Migration:
     """Return a migration that is not on disk as the history kept it: this image is older."""
-    texts = {"rollback": row.rollback_sql, "verify": row.verify_sql, "export": row.export_sql}
+
+    def kept(kind: str, text: str | None) -> Script | None:
+        read = partial(reading.kept, row.version, row.name, kind)
+        return read(text.encode()) if text else None
+
     return migrations.Migration(
         row.version,
         row.name,
         reading.kept(row.version, row.name, "up", row.up_sql.encode()),
-        **{
-            kind: reading.kept(row.version, row.name, kind, text.encode())
-            for kind, text in texts.items()
-            if text
-        },
+        kept("rollback", row.rollback_sql),
+        kept("verify", row.verify_sql),
+        kept("export", row.export_sql),
     )
 
 

@@ -15,14 +15,16 @@ from preflight.base.errors import (
     HistoryConflict,
     VerifyFailed,
 )
-from preflight.files import lasting
-from preflight.history import fence, ledger, plan, tables
+from preflight.files import folder, lasting
+from preflight.history import fence, ledger, plan, repeats, tables
 from preflight.server import sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from preflight.files.foreign import Foreign
     from preflight.files.migrations import Migration
+    from preflight.history import takeover
     from preflight.history.plan import History
     from preflight.server.sessions import Session
 # nothing of anybody's: no relation, type or function but the system's, extensions' and our tables
@@ -41,6 +43,13 @@ WITH theirs AS (
   AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
   AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid
    AND a.attname::text = ANY (ARRAY['version', 'name', 'checksum', 'run_id', 'tool_version'])) = 5
+ UNION ALL
+ SELECT 'pg_catalog.pg_class'::regclass, c.oid
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s::name AND c.relname IN ('takeovers', 'repeatables') AND c.relkind = 'r'
+  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid
+   AND a.attname::text = ANY (ARRAY['run_id', 'tool_version'])) = 2
  UNION ALL
  SELECT 'pg_catalog.pg_class'::regclass, c.oid
  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -76,6 +85,10 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
     with fence.made(session), sessions.transaction(session):
         new, closed = ledger.make_tables(session)
+        if any(file.label for file in files):
+            tables.labelled(session)
+        if folder.repeats(files):
+            repeats.ensure(session)
         if new or untold(session):
             adopted = _first_contact(session, files)
         ledger.keep(session, files)
@@ -104,16 +117,68 @@ def untold(session: Session) -> bool:
 def _first_contact(
     session: Session, files: Sequence[Migration]
 ) -> list[tuple[Migration, tuple[verify.Check, ...]]]:
-    if is_empty(session):
-        return []
     schema = session.config.schema
     rows = session.execute(f"SELECT version FROM {schema}.migrations").fetchall()  # noqa: S608
     known = {version for (version,) in rows}
+    unrecorded = [file for file in files if file.version not in known]
     adopted = []
-    for file, checks in adoptable(session, [file for file in files if file.version not in known]):
-        ledger.adopt(session, file)
-        adopted.append((file, checks))
+    if (theirs := _theirs(session, files)) is not None:
+        layout, found, there = theirs
+        from preflight.history import takeover  # noqa: PLC0415 -- only here
+
+        ledger.ready_to_take_over(session)
+        takeover.remember(session, layout, found)
+        for file, checks in _agreeing(session, unrecorded, there):
+            ledger.adopt(session, file, how="taken_over")
+            adopted.append((file, checks))
+        for file in takeover.repeated(layout, found, folder.repeats(files)):
+            repeats.claim(session, file, how="taken_over")
+            adopted.append((file, ()))
+    elif not is_empty(session):
+        for file, checks in adoptable(session, unrecorded):
+            ledger.adopt(session, file)
+            adopted.append((file, checks))
     return adopted
+
+
+def _theirs(
+    session: Session, files: Sequence[Migration]
+) -> tuple[Foreign, takeover.Found, set[int]] | None:
+    """Return what the history of the folder's own tool says is applied; None without one.
+
+    Raises HistoryConflict where that cannot be taken over.
+    """
+    layout = folder.rule(files)
+    if layout is None:
+        return None
+    from preflight.history import takeover  # noqa: PLC0415 -- only for another tool's folder
+
+    found = takeover.look(session, layout)
+    if found is None:
+        return None
+    judged = not takeover.known(session, found)
+    there = takeover.covered(layout, found, files, judged=judged)
+    return layout, found, {file.version for file in there}
+
+
+def _agreeing(
+    session: Session, unrecorded: Sequence[Migration], there: set[int]
+) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
+    """Yield what another tool says is applied, with its checks; raises VerifyFailed."""
+    for file in unrecorded:
+        if file.version not in there:
+            continue
+        checks = verify.run(session, file.verify) if file.verify else ()
+        if verify.failed(checks):
+            verify.report(file, checks)
+            raise VerifyFailed(
+                "verify.not_there",
+                f"{file.name} is applied, says the tool before us, but not in the database as it "
+                f"should be: {verify.described(checks)}",
+                "Nothing was recorded. Complete it by hand, or correct the verify file.",
+                **file.named,
+            )
+        yield file, checks
 
 
 def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) -> None:
@@ -150,12 +215,13 @@ def adoptable(
 
 
 def _cannot_tell(file: Migration) -> HistoryConflict:
+    said = file.label or file.version
     return HistoryConflict(
         "history.first_contact",
         f"the database has objects but nothing was ever run here, and {file.name} has no verify "
         "file that could tell whether it was applied",
-        f"It is there: `adopt {file.version}`. It is not: set PREFLIGHT_FIRST_CONTACT=pending, and "
-        "it will run.",
+        f"It is there: `adopt {said}`, or all up to it: `adopt --through {said}`. "
+        "It is not: set PREFLIGHT_FIRST_CONTACT=pending, and it will run.",
         **file.named,
     )
 
@@ -201,7 +267,7 @@ def is_empty(session: Session) -> bool:
     from preflight.server import catalog  # noqa: PLC0415 -- only at first contact
 
     only = catalog.only(session.config.only).replace("%", "%%")
-    row = session.execute(_EMPTY.replace("{only}", only), [session.config.schema] * 2).fetchone()
+    row = session.execute(_EMPTY.replace("{only}", only), [session.config.schema] * 3).fetchone()
     return bool(row and row[0])
 
 
@@ -216,19 +282,29 @@ def first_look(
     found: set[int] = set()
     try:
         with ledger.looking(session):
-            if _would_adopt(session, known):
-                for file, _ in adoptable(session, unrecorded):
+            if not _told(session, known):
+                for file, _ in _there_already(session, files, unrecorded):
                     found.add(file.version)
     except (VerifyFailed, HistoryConflict) as failure:
         return found, failure
     return found, None
 
 
-def _would_adopt(session: Session, known: plan.History) -> bool:
+def _there_already(
+    session: Session, files: Sequence[Migration], unrecorded: Sequence[Migration]
+) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
+    """Yield what first contact would record, with its checks; raises as that."""
+    if (theirs := _theirs(session, files)) is not None:
+        yield from _agreeing(session, unrecorded, theirs[2])
+    elif not is_empty(session):
+        yield from adoptable(session, unrecorded)
+
+
+def _told(session: Session, known: plan.History) -> bool:
     try:
-        return (not known.present or untold(session)) and not is_empty(session)
+        return known.present and not untold(session)
     except psycopg.errors.InsufficientPrivilege:
-        return False  # the journal is not for everyone: nothing to tell by
+        return True  # the journal is not for everyone: nothing to tell by
 
 
 def named(files: Sequence[Migration], version: int) -> Migration:
@@ -239,5 +315,5 @@ def named(files: Sequence[Migration], version: int) -> Migration:
     raise ConfigInvalid(
         "config.arguments",
         f"there is no file of version {version}",
-        f"Versions on disk: {', '.join(str(file.version) for file in files)}.",
+        f"Versions on disk: {', '.join(file.label or str(file.version) for file in files)}.",
     )

@@ -53,6 +53,7 @@ class Config:
     target: Mapping[str, str] = field(repr=False)
     child_env: Mapping[str, str] = field(repr=False)  # of pg_dump and pg_restore
     migrations_dir: Path
+    layout: str = "auto"
     schema: str = "preflight"
     schemas: tuple[str, ...] = ()  # as they were named; `only` has ours, too
     backup_dir: Path = Path("/backups")
@@ -212,8 +213,22 @@ def _is_schema(name: str) -> bool:
     return 0 < len(name.encode()) <= _NAME_BYTES and not system
 
 
+# of other tools: each has a room below files/layouts
+OTHER_LAYOUTS = (
+    "golang-migrate",
+    "dbmate",
+    "goose",
+    "flyway",
+    "supabase",
+    "prisma",
+    "sqlx",
+    "diesel",
+    "graphile",
+    "sqitch",
+)
 SETTINGS: dict[str, Callable[[str], object]] = {
     "MIGRATIONS_DIR": _path,
+    "LAYOUT": _one_of("auto", "ours", *OTHER_LAYOUTS),
     "SCHEMA": _schema,
     "SCHEMAS": _schemas,
     "BACKUP_DIR": _path,

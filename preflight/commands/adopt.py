@@ -10,62 +10,96 @@ import structlog
 from preflight import gate
 from preflight.apply import contact, verify
 from preflight.base.errors import (
+    ConfigInvalid,
     HistoryConflict,
     VerifyFailed,
 )
 from preflight.commands import command
-from preflight.files import reading
-from preflight.history import ledger, plan
+from preflight.files import folder
+from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
+    import argparse
+
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
 
-def run(config: Config, *, version: int | None = None) -> None:
+def run(
+    config: Config, *, version: int | str | None = None, through: int | str | None = None
+) -> None:
     """Record what is in the database already; raises VerifyFailed when it is not."""
-    files = reading.load(config.migrations_dir)
-    chosen = None if version is None else contact.named(files, version)
+    files = folder.load(config)
+    if version is not None and through is not None:
+        raise ConfigInvalid(
+            "config.arguments", "VERSION and --through VERSION are both given", "Give one of them."
+        )
+    said = through if version is None else version
     with sessions.connect(config) as session:
-        ledger.read(session)
+        known = ledger.read(session)
+        files = numbers.settled(files, known)
+        chosen = None if said is None else contact.named(files, numbers.of(files, known, said))
         gate.enter(session)
-        ledger.ensure(session)
+        ledger.ensure(session, labelled=files.labelled)
         known = ledger.read(session)
         if foreign := plan.foreign(files, known):  # others' files say nothing of this database
             raise HistoryConflict.of("history.conflict", foreign)
         todo = [file for file in files if file.version not in known.records]
-        if chosen is not None:  # what is below a new record must be recorded, too
+        if chosen is not None and through is not None:
+            todo = [file for file in files if file.version <= chosen.version]
+            todo = [file for file in todo if not _settled(file, known)]
+        elif chosen is not None:  # what is below a new record must be recorded, too
             new = chosen in todo
             todo = [file for file in todo if new and file.version < chosen.version] + [chosen]
         with sessions.transaction(session):  # all of it or, when one is refused, nothing
-            there = _there(session, todo, chosen) if chosen else contact.adoptable(session, todo)
+            there = contact.adoptable(session, todo)
+            if chosen is not None:
+                there = _there(session, todo, todo if through is not None else [chosen], chosen)
             adopted = []
             for file, checks in there:
                 ledger.adopt(session, file, by_name=chosen is not None)
                 adopted.append((file, checks))
+            if chosen is not None:
+                _vouch_for_the_other_tool(session, files)
         contact.tell_adopted(adopted)
     names = [file.name for file, _ in adopted]
     if left := [file.name for file in todo if file.name not in names]:
         structlog.get_logger().info("plan.made", pending=left, adopts=[])
 
 
+def _settled(file: Migration, known: plan.History) -> bool:
+    """Tell whether there is nothing to record of a file."""
+    return known.done(file.version) and plan.compared(file, known.records[file.version]) == "same"
+
+
+def _vouch_for_the_other_tool(session: Session, files: folder.Folder) -> None:
+    """Take what another tool did since it was taken over for known: a person has looked."""
+    from preflight.history import takeover  # noqa: PLC0415 -- only here
+
+    takeover.vouched(session, files.layout)
+
+
 def _there(
-    session: Session, files: Sequence[Migration], chosen: Migration
+    session: Session, files: Sequence[Migration], vouched: Sequence[Migration], chosen: Migration
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
-    """Yield the files up to the one that a person named, with their checks, which must hold."""
+    """Yield the files up to the chosen one, with their checks, which must hold.
+
+    Of those that a person vouches for some may have no checks.
+    """
     for file in files:
         checks = verify.run(session, file.verify) if file.verify else ()
         answer = verify.answer(checks)
-        if answer == "unknown" and file is not chosen:
+        if answer == "unknown" and file not in vouched:
             raise HistoryConflict(
                 "history.first_contact",
                 f"{file.name} has no verify file that could tell whether it is there",
-                f"Nothing was recorded. If you know that it is: `adopt {file.version}`.",
+                f"Nothing was recorded. If you know that it is: `adopt {file.version}`; or all up "
+                f"to {chosen.name}: `adopt --through {chosen.label or chosen.version}`.",
                 **file.named,
             )
-        if answer != "present" and file is not chosen:
+        if answer != "present" and file not in vouched:
             verify.report(file, checks)
             raise HistoryConflict(
                 "history.gap",
@@ -93,10 +127,20 @@ def refuse_contradiction(file: Migration, record: plan.Record) -> None:
         raise HistoryConflict.of("history.conflict", [problem])
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--through",
+        type=command.version,
+        metavar="VERSION",
+        help="vouch for all up to this one, in one transaction, with or without verify files",
+    )
+
+
 COMMAND = command.Command(
     place=6,
     does="record files that are in the database already, without running them",
     example="entrypoint.py adopt 1     # also settles an edited checksum or an exit 32",
     run=run,
+    options=_options,
     version="this one, also when it has no verify file (default: all whose verify file agrees)",
 )

@@ -19,8 +19,8 @@ from preflight.base.errors import (
     SchemaAhead,
 )
 from preflight.commands import command, results, wrap
-from preflight.files import reading
-from preflight.history import journal, ledger, plan
+from preflight.files import folder
+from preflight.history import journal, ledger, numbers, plan
 from preflight.server import lock, sessions
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # 
     if wrapped:
         wrap.check(config, wrapped, form)
         return
-    files = reading.load(config.migrations_dir)
+    files = folder.load(config)
     with sessions.connect(config) as session:
         known = ledger.read(session)
+        files = numbers.settled(files, known)
         details = ledger.listing(session) if known.present else []
         adoptable, problem = contact.first_look(session, files, known)
         with ledger.looking(session):
@@ -48,10 +49,10 @@ def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # 
         if isinstance(verdict, Pending):
             verdict = unwritable(session) or verdict
     gate.tell_ahead(plan.newer(files, known))
-    rows = states(files, known, details, adoptable)
+    rows = states(files, known, details, adoptable) + repeating(files, known)
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
-    listed = [dataclasses.asdict(row) for row in rows]
+    listed = [_data(row) for row in rows]
     document = {"database": database, "current": verdict is None, "migrations": listed}
     results.show(config, form, document, _check_table(rows), _listed(rows))
     if verdict:
@@ -130,7 +131,7 @@ def judge(
 class Shown:
     """A migration as `check` shows it; the names are the keys of its document."""
 
-    version: int
+    version: int | None  # None: it has none, and runs again when its text changes
     name: str
     recorded_as: str | None
     state: str
@@ -138,6 +139,7 @@ class Shown:
     duration_ms: int | None
     applied_by: str | None
     backup: str | None
+    label: str | None = None
 
 
 def states(
@@ -165,9 +167,19 @@ def states(
                 duration_ms=detail.duration_ms if detail else None,
                 applied_by=detail.applied_by if detail else None,
                 backup=detail.backup if detail else None,
+                label=(file.label if file else None) or (record.label if record else None),
             )
         )
     return rows
+
+
+def repeating(files: folder.Folder, known: plan.History) -> list[Shown]:
+    """Return a row for each file without a version."""
+    same = {file.name for file in files.repeats if known.repeated.get(file.name) == file.checksum}
+    return [
+        Shown(None, each.name, None, "applied" if each.name in same else "pending", *[None] * 4)
+        for each in files.repeats
+    ]
 
 
 def _state(
@@ -187,12 +199,21 @@ def _state(
         return found
     if record.state != "done":
         return "partial"
-    return "adopted" if detail and detail.how == "adopted" else "applied"
+    how = detail.how if detail else None
+    return how if how in ("adopted", "taken_over") else "applied"
+
+
+def _data(row: Shown) -> dict[str, Any]:
+    """Return a row as data; a version has a text only where the layout has no numbers."""
+    data = dataclasses.asdict(row)
+    if data["label"] is None:
+        del data["label"]
+    return data
 
 
 def _listed(rows: Iterable[Shown]) -> list[tuple[str, dict[str, Any]]]:
     """Return the events: as the document, but a migration is called so in every event."""
-    each = (dataclasses.asdict(row) for row in rows)
+    each = map(_data, rows)
     return [("migration.listed", {"migration": data.pop("name"), **data}) for data in each]
 
 
@@ -200,7 +221,7 @@ def _check_table(rows: Sequence[Shown]) -> tuple[Sequence[str], list[Sequence[ob
     heads = ("version", "description", "state", "when", "took", "by")
     return heads, [
         (
-            f"{row.version:03d}",
+            row.label or ("" if row.version is None else f"{row.version:03d}"),
             row.name.partition("_")[2].replace("_", " "),
             row.state,
             row.applied_at and row.applied_at.strftime("%Y-%m-%d %H:%M:%S %Z"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+_VERSION = re.compile(r"(?=.*[0-9])[0-9A-Za-z_][0-9A-Za-z_.@:+~-]{0,254}")
 
 
 def _nothing(_parser: argparse.ArgumentParser) -> None:
@@ -57,8 +60,21 @@ def wrapped(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, action="store_true", default=None, help=words)
 
 
-def version(text: str) -> int:
-    """Return a version as it stands in a file's name; raises ArgumentTypeError."""
-    if not text.isdecimal() or len(text) > 18:  # noqa: PLR2004 -- the digits of a file name
+class Version(int):
+    """A version that was written as a number, and how it was written."""
+
+    said: str
+
+
+def version(text: str) -> int | str:
+    """Return a version as it stands in a file's name; raises ArgumentTypeError.
+
+    What is no number is the text version of another tool's folder.
+    """
+    if not _VERSION.fullmatch(text) or (text.isdecimal() and len(text) > 18):  # noqa: PLR2004 -- the digits of a file name
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: write its number, 2 or 002")
-    return int(text)
+    if not text.isdecimal():
+        return text
+    found = Version(text)
+    found.said = text
+    return found

@@ -12,8 +12,8 @@ from preflight.base.errors import (
     PlanChanged,
 )
 from preflight.commands import adopt, command
-from preflight.files import lasting, reading
-from preflight.history import ledger, plan
+from preflight.files import folder, lasting
+from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
 
 
-def run(config: Config, *, version: int | None = None) -> None:
+def run(config: Config, *, version: int | str | None = None) -> None:
     """Run a recorded file again from its start, with the safety of `up`."""
     from preflight.apply import forward  # noqa: PLC0415 -- only when work is due
 
-    files = reading.load(config.migrations_dir)
+    files = folder.load(config)
     with sessions.connect(config) as session:
-        file = _to_force(config, files, ledger.read(session), version)
+        known = ledger.read(session)
+        files = numbers.settled(files, known)
+        number = None if version is None else numbers.of(files, known, version)
+        file = _to_force(config, files, known, number)
         gate.enter(session)
         ledger.ensure(session)
-        file = _to_force(config, files, ledger.read(session), version)
+        file = _to_force(config, files, ledger.read(session), number)
         row = ledger.row_of(session, file.version)
         lasting.require([file.up])
         backup = gate.proven(session, [file], "force", row)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from preflight.commands import command, results
-from preflight.files import planned, reading, review
+from preflight.files import folder, planned, review
 from preflight.files.layout import KINDS
+from preflight.history import numbers, plan
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def run(config: Config, *, form: str | None = None) -> None:
     """Read the files and say what a careful reader would; raises FilesInvalid."""
-    files = reading.load(config.migrations_dir)
+    files = numbers.settled(folder.load(config), plan.History())
     rows: list[dict[str, Any]] = [
         {
             "migration": file.name,

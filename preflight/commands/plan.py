@@ -13,8 +13,8 @@ from preflight import gate
 from preflight.apply import contact
 from preflight.base import console
 from preflight.commands import check, command, results, wrap
-from preflight.files import lasting, planned, reading
-from preflight.history import ledger, plan
+from preflight.files import folder, lasting, planned
+from preflight.history import ledger, numbers, plan
 from preflight.server import ready, sessions
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ def run(
     if wrapped:
         wrap.plan(config, wrapped, form, rehearse=rehearse)
         return
-    files = reading.load(config.migrations_dir)
+    files = folder.load(config)
     with sessions.connect(config) as session:
         known = ledger.read(session)
         ready.require_schemas(session)
+        files = numbers.settled(files, known)
         made = plan.of(config, files, known)
-        adoptable, problem = contact.first_look(session, made.todo, known)
+        adoptable, problem = contact.first_look(session, files, known)
         if problem:
             raise problem
         lasting.require(

@@ -9,8 +9,8 @@ import structlog
 
 from preflight import gate
 from preflight.commands import command
-from preflight.files import reading
-from preflight.history import ledger
+from preflight.files import folder
+from preflight.history import ledger, numbers
 from preflight.server import lock, sessions
 
 if TYPE_CHECKING:
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
 
 
-def run(config: Config, *, to: int | None = None) -> None:
+def run(config: Config, *, to: int | str | None = None) -> None:
     """Take back the newest migration, or all above a version, newest first."""
     from preflight.apply import back  # noqa: PLC0415 -- only when work is due
     from preflight.backup import exports  # noqa: PLC0415 -- only when work is due
 
-    files = reading.load(config.migrations_dir)
+    files = folder.load(config)
     with sessions.connect(config) as session:
-        if not back.choose(files, ledger.read(session), to):
+        known = ledger.read(session)
+        files = numbers.settled(files, known)
+        down_to = None if to is None else numbers.of(files, known, to)
+        if not back.choose(files, known, down_to):
             structlog.get_logger().info("plan.made", rollback=[])
             return  # nothing recorded that could be taken back
         gate.enter(session)
         ledger.ensure(session)
-        steps = back.prepare(session, files, back.choose(files, ledger.read(session), to))
+        steps = back.prepare(session, files, back.choose(files, ledger.read(session), down_to))
         if not steps:
             return
         saved = gate.proven_back(session, steps)

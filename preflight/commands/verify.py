@@ -13,8 +13,8 @@ from preflight.base.errors import (
     VerifyFailed,
 )
 from preflight.commands import command, results
-from preflight.files import reading
-from preflight.history import ledger, plan
+from preflight.files import folder
+from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
 
 
-def run(config: Config, *, form: str | None = None, version: int | None = None) -> None:
+def run(config: Config, *, form: str | None = None, version: int | str | None = None) -> None:
     """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
-    files = reading.load(config.migrations_dir)
+    files = folder.load(config)
     with sessions.connect(config) as session:
         known = ledger.read(session)
-        chosen = _to_verify(files, known, version)
+        files = numbers.settled(files, known)
+        chosen = _to_verify(
+            files, known, None if version is None else numbers.of(files, known, version)
+        )
         foreign = plan.contradicted(chosen, known)
         if foreign:  # what the files of another migration say is no answer
             raise HistoryConflict.of("history.conflict", foreign)

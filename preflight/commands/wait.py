@@ -13,8 +13,8 @@ from preflight.base.errors import (
     Pending,
 )
 from preflight.commands import command, wrap
-from preflight.files import reading
-from preflight.history import ledger, plan
+from preflight.files import folder
+from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ POLL_S = (0.2, 1.0)
 FILES = -1  # `--schema` without a version: what is on disk
 
 
-def run(config: Config, *, schema: int | None = None, **wrapped: Any) -> None:  # noqa: ANN401 -- options
+def run(config: Config, *, schema: int | str | None = None, **wrapped: Any) -> None:  # noqa: ANN401 -- options
     """Wait for the server; with `schema` until that version, or FILES, is there. Raises Pending."""
     if wrapped:
         wrap.wait(config, wrapped, schema=schema)
@@ -35,10 +35,11 @@ def run(config: Config, *, schema: int | None = None, **wrapped: Any) -> None:  
     if schema is None:
         with sessions.connect(config, asked=True):
             return
-    files = reading.load(config.migrations_dir) if schema == FILES else ()
+    files = folder.load(config) if schema == FILES else folder.Folder(())
     with sessions.connect(config) as session:
         for waited in stop.looks(*POLL_S):
-            left = _left(config, files, ledger.read(session), schema)
+            known = ledger.read(session)
+            left = _left(config, numbers.settled(files, known), known, schema)
             if not left:
                 return
             if time.monotonic() >= session.deadline:
@@ -54,11 +55,12 @@ def run(config: Config, *, schema: int | None = None, **wrapped: Any) -> None:  
 
 
 def _left(
-    config: Config, files: Sequence[Migration], known: plan.History, schema: int
+    config: Config, files: Sequence[Migration], known: plan.History, schema: int | str
 ) -> list[str]:
     """Name what is not applied yet of what is waited for."""
     if schema != FILES:
-        return [] if known.done(schema) else [f"version {schema}"]
+        there = known.labelled(str(schema)) or (isinstance(schema, int) and known.done(schema))
+        return [] if there else [f"version {schema}"]
     made = plan.of(config, files, known)
     return [file.name for file in made.todo]
 

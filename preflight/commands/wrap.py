@@ -101,10 +101,10 @@ def _costs(told: Said) -> tuple[object, ...]:
     return took, ", ".join(did), "; ".join(locks[:3]), ", ".join(rewrites)
 
 
-def wait(config: Config, said: Said, *, schema: int | None) -> None:
+def wait(config: Config, said: Said, *, schema: int | str | None) -> None:
     """Wait until a command has run on the files that are here; raises Pending at the deadline."""
     one = asked.read(config, asked.of(said))
-    if schema is None or schema >= 0 or one.asked.always:
+    if not isinstance(schema, int) or schema >= 0 or one.asked.always:
         raise ConfigInvalid(
             "config.arguments",
             "`wait` knows a wrapped command by its files alone",

@@ -8,15 +8,22 @@ from typing import Protocol
 from preflight.files import names
 
 KINDS = names.KINDS
+REPEAT = "repeat"  # the kind of a file without a version, run again when its text changes
+OURS = "ours"
+STEP = 1000  # between the numbers that text versions get, so that another one fits in
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which part of which migration a file is: `up` or one of KINDS."""
+    """Which part of which migration a file is: `up` or one of KINDS.
+
+    A version that is no number is a `label`; it gets its number when it is recorded.
+    """
 
     version: int
     name: str
     kind: str
+    label: str = ""
 
 
 class Layout(Protocol):

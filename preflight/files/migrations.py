@@ -27,11 +27,17 @@ class Script:
     wrapped: bool = False
     migration: str = ""  # whose it is
     version: int = 0
+    elsewhere: bool = False  # what it says of its transaction stands outside its text
 
     @property
     def named(self) -> dict[str, Any]:
         """Its migration, as an event and an error name it."""
         return {"migration": self.migration, "version": self.version}
+
+    @property
+    def kept(self) -> bytes:
+        """The text as the history keeps it: with all that it takes to run it without the file."""
+        return b"-- preflight: no-transaction\n" + self.text if self.elsewhere else self.text
 
     def statements(self) -> Iterator[scan.Statement]:
         """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
@@ -56,10 +62,14 @@ class Migration:
     rollback: Script | None = None
     verify: Script | None = None
     export: Script | None = None
+    label: str = ""  # its version as text, where the folder's layout has no numbers
+    repeat: bool = False  # it has no version, and runs again when its text changes
 
     @property
     def named(self) -> dict[str, Any]:
         """It, as an event and an error name it."""
+        if self.repeat:
+            return {"migration": self.name}
         return {"migration": self.name, "version": self.version}
 
     @property

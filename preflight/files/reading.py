@@ -8,15 +8,21 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
 from preflight.files import kinds, migrations, scan
-from preflight.files.layout import KINDS, NATIVE, Layout, Source
+from preflight.files.layout import NATIVE, Layout, Source
 
 MAX_BYTES = 1_000_000_000  # a server refuses a message above 1 GiB and drops the connection
 
+_MARKS = {
+    "dbmate": re.compile(rb"(?m)^--\s*migrate:(?:up|down)(?:\s|$)"),
+    "goose": re.compile(rb"(?mi)^[ \t]*--[ \t]*\+goose[ \t]+(?:up|down)[ \t\r]*$"),
+    "graphile": re.compile(rb"(?m)\A--! (?:Previous|Hash): "),
+}
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
@@ -24,29 +30,36 @@ _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 
 def kept(version: int, name: str, kind: str, text: bytes) -> migrations.Script:
     """Return a script whose text is at hand, as the history keeps it; raises FilesInvalid."""
-    reading = _Reading(NATIVE.file(name, kind), Source(version, name, kind))
+    reading = Reading(NATIVE.file(name, kind), Source(version, name, kind))
     found = reading.script(text)
     if reading.problems:
         raise FilesInvalid.of("files.invalid", reading.problems)
     return found
 
 
-class _Changed(Exception):
-    pass
+class Changed(Exception):
+    """The mount was swapped while it was read."""
 
 
-def load(directory: Path, layout: Layout = NATIVE) -> tuple[migrations.Migration, ...]:
-    """Read every migration, in order of version.
+def load(
+    directory: Path, layout: Layout = NATIVE, marks: dict[str, str] | None = None
+) -> tuple[migrations.Migration, ...]:
+    """Read every migration, in order of version; `marks` gets which file has what tool's marks.
 
     Raises ConfigInvalid for a directory that is missing or empty (a wrong mount must not look like
     success), FilesInvalid with everything that is wrong with any file.
     """
     for _ in range(3):
         try:
-            return _load(directory, layout)
-        except _Changed:
+            return _load(directory, layout, marks)
+        except Changed:
             continue
-    raise ConfigInvalid(
+    raise ever_changing(directory)
+
+
+def ever_changing(directory: Path) -> ConfigInvalid:
+    """Return the failure for a mount that is swapped again and again."""
+    return ConfigInvalid(
         "config.migrations_dir", f"{directory} keeps changing while it is read", "Run again."
     )
 
@@ -54,15 +67,17 @@ def load(directory: Path, layout: Layout = NATIVE) -> tuple[migrations.Migration
 def checks(path: Path) -> migrations.Script:
     """Return a verify file that belongs to no migration; raises FilesInvalid."""
     problems: list[Problem] = []
-    script = _script(path.parent, path.name, Source(0, path.stem, "verify"), problems)
+    script = _script(path.parent, path.name, Source(0, path.stem, "verify"), problems, None)
     if script is None:
         raise FilesInvalid.of("files.invalid", problems)
     return script
 
 
-def _load(directory: Path, layout: Layout) -> tuple[migrations.Migration, ...]:
+def _load(
+    directory: Path, layout: Layout, marks: dict[str, str] | None
+) -> tuple[migrations.Migration, ...]:
     try:
-        before = _mount(directory)
+        before = mount(directory)
         names = sorted(name for name in os.listdir(directory) if layout.counts(name))  # noqa: PTH208
     except OSError as error:
         raise ConfigInvalid(
@@ -84,17 +99,24 @@ def _load(directory: Path, layout: Layout) -> tuple[migrations.Migration, ...]:
         if source is None:
             wrong = f"{name!r} is not a migration's name"
             problems.append(Problem(wrong, layout.hint, file=name))
-        elif (script := _script(directory, name, source, problems)) is not None:
+        elif (script := _script(directory, name, source, problems, marks)) is not None:
             scripts[source] = script
-    if _mount(directory) != before:
-        raise _Changed
-    migrations = _assemble(sources, scripts, problems, layout)
+    if mount(directory) != before:
+        raise Changed
+    found = assemble(sources, scripts, problems, layout)
     if problems:
         raise FilesInvalid.of("files.invalid", problems)
-    return migrations
+    return found
 
 
-def _mount(directory: Path) -> str | None:
+def marked(text: bytes) -> str | None:
+    """Return the tool whose marks a file carries."""
+    if not any(sign in text for sign in (b"migrate:", b"goose", b"--! ")):
+        return None  # the common case, at the speed of memory
+    return next((tool for tool, mark in _MARKS.items() if mark.search(text)), None)
+
+
+def mount(directory: Path) -> str | None:
     """Return what a ConfigMap or Secret mount points at now; it is swapped whole."""
     try:
         return str((directory / "..data").readlink())
@@ -103,10 +125,16 @@ def _mount(directory: Path) -> str | None:
 
 
 def _script(
-    directory: Path, name: str, source: Source, problems: list[Problem]
+    directory: Path,
+    name: str,
+    source: Source,
+    problems: list[Problem],
+    marks: dict[str, str] | None,
 ) -> migrations.Script | None:
-    read = _Reading(name, source)
+    read = Reading(name, source)
     text = read.text(directory / name)
+    if text is not None and marks is not None and (tool := marked(text)):
+        marks[name] = tool
     script = read.script(text) if text is not None else None
     problems.extend(read.problems)
     return script if not read.problems else None
@@ -122,11 +150,14 @@ class _Found:
     directives: list[scan.Directive] = field(default_factory=list)
     control: list[scan.Statement] = field(default_factory=list)
     alone: list[scan.Statement] = field(default_factory=list)  # refused inside a transaction
+    marked: bool = False  # by another tool's mark
 
     @property
     def unbound(self) -> bool:
         """Tell whether the file said that it runs outside a transaction."""
-        return any(directive.text == "no-transaction" for directive in self.directives)
+        return self.marked or any(
+            directive.text == "no-transaction" for directive in self.directives
+        )
 
     def wrapped(self, text: bytes) -> bool:
         """Tell whether all of it stands between one BEGIN and one COMMIT."""
@@ -140,18 +171,32 @@ class _Found:
         )
 
 
-class _Reading:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a layout allows that ours does not, and what its own marks say of one script."""
+
+    unbound: bool = False  # marked by the other tool as not to run in a transaction
+    lone: bool = False  # so it is where nothing in it may run in one
+    blank: bool = False  # a file without a statement is nothing to do
+
+
+OWN = Rule()
+
+
+class Reading:
     """What is found while one file is read."""
 
-    def __init__(self, name: str, source: Source) -> None:
+    def __init__(self, name: str, source: Source, rule: Rule = OWN) -> None:
         self.name = name
         self.source = source
         self.kind = source.kind
+        self.rule = rule
         self.problems: list[Problem] = []
 
     def wrong(
         self, message: str, hint: str | None = None, at: tuple[int, int] | None = None
     ) -> None:
+        """Add a problem, at a line and column if there is one."""
         line, column = at or (None, None)
         where = f"{self.name}:{line}:{column}: " if at else f"{self.name}: "
         self.problems.append(
@@ -216,7 +261,7 @@ class _Reading:
 
     def script(self, text: bytes) -> migrations.Script:
         """Return the script; what is wrong with it is in `problems`."""
-        found, sound = _Found(), True
+        found, sound = _Found(marked=self.rule.unbound), True
         restricted: list[scan.Defect] = []
         for item in scan.items(text):
             if isinstance(item, scan.Statement):
@@ -234,7 +279,9 @@ class _Reading:
                 self.wrong("so much is wrong that the rest of the file was not looked at")
                 break
         said = self._directives(text, found)
-        blank = not text.strip(b" \t\r\n\f\v;")
+        if self._outside(found) and "transactional" not in said:
+            said |= {"transactional": False, "elsewhere": True}
+        blank = not self.rule.blank and not text.strip(b" \t\r\n\f\v;")
         if sound and found.first is None and (blank or self.kind in ("verify", "export")):
             self.wrong(
                 "holds no statement",
@@ -255,6 +302,15 @@ class _Reading:
         checksum = hashlib.sha256(text).hexdigest()
         of = {"migration": self.source.name, "version": self.source.version}
         return migrations.Script(self.name, text, checksum, **of, **said)  # type: ignore[arg-type]
+
+    def _outside(self, found: _Found) -> bool:
+        """Tell whether another tool would run this outside a transaction."""
+        if found.marked:
+            return True
+        if not self.rule.lone or not 0 < found.count == len(found.alone):
+            return False
+        found.alone.clear()
+        return True
 
     def _restricted(self, text: bytes, lines: list[scan.Defect]) -> None:
         """Report the lines by which pg_dump keeps psql from obeying what a dump holds."""
@@ -351,19 +407,22 @@ def _not_utf8(text: bytes) -> int | None:
     return None
 
 
-def _assemble(
-    sources: dict[str, Source],
-    scripts: dict[Source, migrations.Script],
+def assemble(
+    sources: Mapping[str, Source],
+    scripts: Mapping[Source, migrations.Script],
     problems: list[Problem],
     layout: Layout,
 ) -> tuple[migrations.Migration, ...]:
+    """Put the parts of each migration together; what does not fit is added to `problems`."""
     forward = {source: name for name, source in sources.items() if source.kind == "up"}
     by_version: dict[int, list[str]] = {}
-    for source, name in forward.items():
-        by_version.setdefault(source.version, []).append(name)
+    for name, source in sources.items():  # two files may be of one name in another tool's folder
+        if source.kind == "up":
+            by_version.setdefault(source.version, []).append(name)
+    labels = {source.version: source.label for source in forward}
     problems.extend(
         Problem(
-            f"version {version} is claimed by {' and '.join(claimed)}",
+            f"version {labels[version] or version} is claimed by {' and '.join(claimed)}",
             "Give one of them a number of its own.",
             version=version,
             file=claimed[-1],
@@ -384,12 +443,19 @@ def _assemble(
         problems.append(Problem("there is no forward file"))
     if problems:
         return ()
+
+    def part(source: Source, kind: str) -> migrations.Script | None:
+        return scripts.get(dataclasses.replace(source, kind=kind))
+
     return tuple(
         migrations.Migration(
             source.version,
             source.name,
             scripts[source],
-            **{kind: scripts.get(dataclasses.replace(source, kind=kind)) for kind in KINDS},
+            part(source, "rollback"),
+            part(source, "verify"),
+            part(source, "export"),
+            source.label,
         )
         for source in sorted(forward, key=lambda source: source.version)
     )

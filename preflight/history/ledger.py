@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from preflight.base.errors import (
     HistoryConflict,
     TargetUnusable,
 )
-from preflight.history import fence, journal, tables
+from preflight.history import fence, journal, repeats, tables
 from preflight.history.plan import History, Record
 from preflight.server import sessions
 from preflight.server.sessions import LOOK
@@ -37,7 +37,7 @@ CREATE TABLE {schema}.migrations (
   name text NOT NULL,
   checksum text NOT NULL,
   state text NOT NULL CHECK (state IN ('running', 'done', 'failed')),
-  how text NOT NULL CHECK (how IN ('applied', 'adopted', 'forced')),
+  how text NOT NULL CHECK (how IN ('applied', 'adopted', 'forced', 'taken_over')),
   statements_done int NOT NULL DEFAULT 0,
   statements_started int NOT NULL DEFAULT 0,
   undoing bool NOT NULL DEFAULT false,
@@ -89,14 +89,16 @@ def _read(session: Session) -> History:
 
     In one message where all is as it should be; what is not, the second look tells.
     """
-    query = f"""SELECT {", ".join(f"m.{name}" for name in tables.PUBLIC)}
- FROM ONLY {session.config.schema}.migrations m ORDER BY m.version"""  # noqa: S608 -- checked names
+    # a column that the table lacks is found one level further out, and is NULL
+    query = f"""SELECT r.* FROM (SELECT NULL::text AS label) lacking,
+ LATERAL (SELECT {", ".join(f"m.{name}" for name in tables.PUBLIC)}, label
+ FROM ONLY {session.config.schema}.migrations m) r ORDER BY r.version"""  # noqa: S608 -- checked names
     with suppress(psycopg.DataError, psycopg.ProgrammingError), session.looking():
         message = f"{LOOK}; {tables.look_strictly(session)}; {query}; COMMIT"
         found, rows = session.results(message)
         session.keep_facts(found[0])
         tables.require(session, found)
-        return _recorded(session, rows)
+        return _seen(session, found, rows)
     with session.looking():
         found = session.rows(f"{LOOK}; {tables.look(session)}")
         session.keep_facts(found[0])
@@ -116,14 +118,26 @@ def _read(session: Session) -> History:
                 "or choose another PREFLIGHT_SCHEMA.",
                 sqlstate=error.sqlstate,
             ) from error
-    return _recorded(session, rows)
+    return _seen(session, found, rows)
+
+
+def _seen(session: Session, found: tables.Rows, rows: Sequence[Mapping[str, Any]]) -> History:
+    """Return the history, and whether another tool goes on with what was taken over from it."""
+    known = _recorded(session, rows)
+    if found[0]["repeats"]:
+        known = replace(known, repeated=repeats.read(session))
+    if not found[0]["taken_over"] or not known.records or session.copy:
+        return known
+    from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+
+    return replace(known, moved=takeover.moved(session))
 
 
 def _recorded(session: Session, rows: Sequence[Mapping[str, Any]]) -> History:
     kinds = (int, str, str, str, bool)
     records = {}
     for row in rows:
-        values = [row[name] for name in tables.PUBLIC]
+        values = [row[name] for name in (*tables.PUBLIC, "label")]
         if not all(map(isinstance, values, kinds)) or row["version"] in records:
             raise tables.damaged(session, "a row of migrations is incomplete, or there twice")
         records[row["version"]] = Record(*values)
@@ -185,7 +199,7 @@ def keep(session: Session, files: Sequence[Migration]) -> None:
 def _kept(file: Migration) -> list[str | bytes | None]:
     """Return the companions as the history keeps them: an empty text says that there was none."""
     rollback, *others = (file.rollback, file.verify, file.export)
-    return [rollback.text if rollback else None, *(each.text if each else "" for each in others)]
+    return [rollback.kept if rollback else None, *(each.text if each else "" for each in others)]
 
 
 def unfinished(session: Session) -> list[journal.Row]:
@@ -224,24 +238,27 @@ def record(
     backup: str | None = None,
 ) -> bool:
     """Insert a version's row; return False when there is one."""
+    column, value = (", label", ", %s") if migration.label else ("", "")
     return (
         session.execute(
             f"""INSERT INTO {session.config.schema}.migrations
  (version, name, checksum, state, how, up_sql, rollback_sql, verify_sql, export_sql, breaking,
- backup, tool_version, run_id)
- VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (version) DO NOTHING""",  # noqa: S608
+ backup, tool_version, run_id{column})
+ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s{value})
+ ON CONFLICT (version) DO NOTHING""",  # noqa: S608
             [
                 migration.version,
                 migration.name,
                 migration.checksum,
                 state,
                 how,
-                migration.up.text,
+                migration.up.kept,
                 *_kept(migration),
                 migration.up.breaking,
                 backup,
                 __version__,
                 session.config.run_id,
+                *([migration.label] if migration.label else []),
             ],
         ).rowcount
         == 1
@@ -259,7 +276,7 @@ def take_over(session: Session, migration: Migration, row: journal.Row, backup: 
             [
                 migration.name,
                 migration.checksum,
-                migration.up.text,
+                migration.up.kept,
                 *_kept(migration),
                 migration.up.breaking,
                 backup,
@@ -278,6 +295,8 @@ def claim(
     session: Session, migration: Migration, row: journal.Row | None, backup: str | None
 ) -> bool:
     """Claim a version from its start: one that was not recorded, or a row as it was planned."""
+    if migration.repeat:
+        return repeats.claim(session, migration, backup)
     if row is None:
         return insert(session, migration, backup, "applied")
     if not take_over(session, migration, row, backup):
@@ -335,7 +354,7 @@ def begin_undo(
  rollback_sql = %s, statements_done = %s, statements_started = %s, run_id = %s
  WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
         [
-            rollback.text,
+            rollback.kept,
             done,
             started,
             session.config.run_id,
@@ -347,7 +366,18 @@ def begin_undo(
     return updated.rowcount == 1
 
 
-def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> None:
+def ready_to_take_over(session: Session) -> None:
+    """Let the history say `taken_over`, which that of an older version does not know."""
+    session.execute(
+        f"""ALTER TABLE {session.config.schema}.migrations
+ DROP CONSTRAINT IF EXISTS migrations_how_check, ADD CONSTRAINT migrations_how_check
+ CHECK (how IN ('applied', 'adopted', 'forced', 'taken_over'))"""
+    )
+
+
+def adopt(
+    session: Session, migration: Migration, *, by_name: bool = False, how: str = "adopted"
+) -> None:
     """Record a file that is in the database already, whatever was recorded of it before.
 
     One that a person named says nothing of the others, so first contact goes on.
@@ -356,9 +386,9 @@ def adopt(session: Session, migration: Migration, *, by_name: bool = False) -> N
         before = row_of(session, migration.version)
         if before is not None:
             give_up(session, before)
-        if not record(session, migration, how="adopted"):
+        if not record(session, migration, how=how):
             raise fence.unwritable(session)
-        journal.journal(session, "vouched" if by_name else "adopted", migration, before=before)
+        journal.journal(session, "vouched" if by_name else how, migration, before=before)
 
 
 def require_writable(session: Session) -> None:
@@ -369,11 +399,13 @@ def require_writable(session: Session) -> None:
         tables.require_known(found)
 
 
-def ensure(session: Session) -> None:
+def ensure(session: Session, *, labelled: bool = False) -> None:
     """Make the tables where they are missing; nothing is adopted."""
     session.prepare()
     with fence.made(session), sessions.transaction(session):
         _, closed = make_tables(session)
+        if labelled:
+            tables.labelled(session)
     tables.tell_closed(session, closed)
 
 
@@ -410,6 +442,10 @@ def finish(  # noqa: PLR0913 -- one row
     `began` is a reading of the monotonic clock, in seconds.
     """
     duration_ms = round(1000 * (time.monotonic() - began))
+    if migration.repeat:
+        marked = repeats.finish(session, migration, duration_ms=duration_ms, backup=backup)
+        _require_one(session, marked)
+        return
     updated = session.execute(
         f"""UPDATE {session.config.schema}.migrations SET state = 'done', duration_ms = %s,
  statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()

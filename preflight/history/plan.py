@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from preflight.base.errors import HistoryConflict, Problem, SchemaAhead
+from preflight.files import folder
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -22,6 +23,7 @@ class Record:
     checksum: str
     state: str = "done"
     breaking: bool = False
+    label: str | None = None  # its version where the layout has no numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,13 @@ class History:
 
     records: Mapping[int, Record] = field(default_factory=dict)
     present: bool = True
+    repeated: Mapping[str, str] = field(default_factory=dict)  # files without a version: checksums
+    moved: Problem | None = None  # another tool goes on with what was taken over from it
+
+    def labelled(self, label: str) -> bool:
+        """Tell whether a version that is text was applied completely."""
+        found = (record for record in self.records.values() if record.label == label)
+        return any(record.state == "done" for record in found)
 
     def done(self, version: int) -> bool:
         """Tell whether a version was applied completely."""
@@ -60,8 +69,12 @@ def make(
 
     Raises HistoryConflict (edited, missing, out of order), then SchemaAhead.
     """
-    plan = Plan(pending(files, history), newer(files, history))
-    problems = contradicted(files, history) + missing(files, history)
+    again = [
+        file for file in folder.repeats(files) if history.repeated.get(file.name) != file.checksum
+    ]
+    plan = Plan((*pending(files, history), *again), newer(files, history))
+    problems = [history.moved] if history.moved else []
+    problems += contradicted(files, history) + missing(files, history)
     if out_of_order == "fail":
         problems += late(plan.todo, history)
     if problems:
@@ -178,7 +191,7 @@ def late(todo: Sequence[Migration], history: History) -> list[Problem]:
             **file.named,
         )
         for file in todo
-        if file.version < newest and file.version not in history.records
+        if file.version < newest and file.version not in history.records and not file.repeat
     ]
 
 

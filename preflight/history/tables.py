@@ -75,6 +75,12 @@ ADDED: dict[str, dict[str, str]] = {
     "journal": {},
     "wraps": {},
 }
+# what only a history has that was taken over, or is of a folder whose versions are text
+OPTIONAL: dict[str, dict[str, str]] = {
+    "migrations": {"label": "text"},
+    "journal": {},
+    "wraps": {},
+}
 PUBLIC = ("version", "name", "checksum", "state", "breaking")  # what everybody may read
 WRAPS_PUBLIC = ("id", "key")
 GIVEN = {  # what every row of ours brings along; all else has a default, or may be null
@@ -98,7 +104,11 @@ WITH RECURSIVE granted(role) AS (
  UNION SELECT m.roleid FROM granted g JOIN pg_catalog.pg_auth_members m ON m.member = g.role
  WHERE m.grantor <> m.roleid
 )
-SELECT n.oid::int8 AS place, pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
+SELECT n.oid::int8 AS place, EXISTS (SELECT FROM pg_catalog.pg_class t
+  WHERE t.relnamespace = n.oid AND t.relname = 'takeovers') AS taken_over,
+ EXISTS (SELECT FROM pg_catalog.pg_class t
+  WHERE t.relnamespace = n.oid AND t.relname = 'repeatables') AS repeats,
+ pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
  vouched.schema OR NOT us.super AND pg_catalog.pg_has_role(n.nspowner, 'MEMBER')
   AND n.nspowner IN (SELECT g.role FROM granted g) AS schema_believed,
  pg_catalog.has_schema_privilege(n.oid, 'CREATE') AS may_create,
@@ -257,7 +267,7 @@ def _require_columns(session: Session, name: str, found: Sequence[str]) -> None:
     for column, wanted in COLUMNS[name].items():
         if types[column] != wanted:
             raise damaged(session, f"{name}.{column} is {types[column]}, not {wanted}")
-    for column, wanted in ADDED[name].items():
+    for column, wanted in (ADDED[name] | OPTIONAL[name]).items():
         if types.get(column, wanted) != wanted:
             raise damaged(session, f"{name}.{column} is {types[column]}, not {wanted}")
 
@@ -299,7 +309,8 @@ def require_known(rows: Rows) -> None:
     """Make sure that no newer version has made the tables: this one cannot write to them."""
     for row in rows:
         name = row["relation"]
-        if newer := _columns(row) - COLUMNS[name].keys() - ADDED[name].keys():
+        known = COLUMNS[name] | ADDED[name] | OPTIONAL[name]
+        if newer := _columns(row) - known.keys():
             raise SchemaAhead(
                 "schema.newer_history",
                 f"the history's table {name} has columns that this version does not know: "
@@ -371,7 +382,10 @@ def close(session: Session) -> list[str]:
     Call in a transaction, under the lock.
     """
     schema = session.config.schema
-    public, wraps = (", ".join(map(quoting.literal, each)) for each in (PUBLIC, WRAPS_PUBLIC))
+    public, wraps = (
+        ", ".join(map(quoting.literal, each))
+        for each in ((*PUBLIC, *OPTIONAL["migrations"]), WRAPS_PUBLIC)
+    )
     query = _GRANTS.format(schema=schema, public=public, wraps=wraps)
     found = [whom for (whom,) in session.execute(query).fetchall()]
     if found:
@@ -379,10 +393,26 @@ def close(session: Session) -> list[str]:
         session.execute(f"REVOKE ALL ON {', '.join(names)} FROM {whom} CASCADE")
         for sequence in _sequences(session, names):
             session.execute(f"REVOKE ALL ON SEQUENCE {sequence} FROM {whom} CASCADE")
-        for name, columns in (("migrations", PUBLIC), ("wraps", WRAPS_PUBLIC)):
+        optional = ("label",) if _is_labelled(session) else ()
+        open_to_all = (("migrations", (*PUBLIC, *optional)), ("wraps", WRAPS_PUBLIC))
+        for name, columns in open_to_all:
             if f"{schema}.{name}" in names:
                 session.execute(f"GRANT SELECT ({', '.join(columns)}) ON {schema}.{name} TO PUBLIC")
     return found
+
+
+def _is_labelled(session: Session) -> bool:
+    rows = session.rows(look(session))
+    return any("label" in _columns(row) for row in rows if row["relation"] == "migrations")
+
+
+def labelled(session: Session) -> None:
+    """Make room for versions that are text, where there is none; call as `complete`."""
+    if _is_labelled(session):
+        return
+    schema = session.config.schema
+    session.execute(f"ALTER TABLE {schema}.migrations ADD COLUMN label text UNIQUE")
+    session.execute(f"GRANT SELECT (label) ON {schema}.migrations TO PUBLIC")
 
 
 def tell_closed(session: Session, found: Sequence[str]) -> None:

@@ -28,6 +28,13 @@ FILES = {
     "database.dump",
     "manifest.json",
     "postmaster.pid",
+    "down.sql",
+    "export.sql",
+    "metadata.toml",
+    "migration.sql",
+    "sqitch.plan",
+    "up.sql",
+    "verify.sql",
     "pgaudit.log",
 }  # dotted, and no event
 FAILURES = {

@@ -1,13 +1,19 @@
 """What a folder's names mean: our own rule, and that another one fits."""
 
+import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from preflight.base import config
 from preflight.base.errors import FilesInvalid
-from preflight.files import reading
+from preflight.files import folder, reading
 from preflight.files.layout import KINDS, NATIVE, Source
+from preflight.files.layouts import flyway
+from preflight.history import numbers, plan
+from tests.conftest import Run
 
 
 class Toy:
@@ -62,3 +68,296 @@ def test_another_tools_rule_says_what_it_wants(tmp_path: Path) -> None:
 def test_name_and_part_are_found_again(kind: str) -> None:
     """What the rule writes is what it reads."""
     assert Source(7, "007_a_b", kind) == NATIVE.source(NATIVE.file("007_a_b", kind))
+
+
+# --- other tools' folders -------------------------------------------------------------------------
+
+
+def configured(directory: Path, layout: str = "auto") -> config.Config:
+    """Return a configuration that knows a folder and no server."""
+    return config.Config(target={}, child_env={}, migrations_dir=directory, layout=layout)
+
+
+def written(directory: Path, files: Mapping[str, str]) -> config.Config:
+    """Write a folder and return the configuration that names it."""
+    for name, text in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    return configured(directory)
+
+
+def refused(found: config.Config) -> list[str]:
+    """Return what is wrong with a folder."""
+    with pytest.raises(FilesInvalid) as failure:
+        numbers.settled(folder.load(found), plan.History())
+    return [problem.message for problem in failure.value.problems]
+
+
+def graphile(previous: str, body: str) -> tuple[str, str]:
+    """Return a committed file and its hash, as graphile-migrate makes them."""
+    before = "" if previous == "-" else previous
+    text = f"{before}\n{body}".strip() + "\n"
+    digest = f"sha1:{hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()}"
+    return f"--! Previous: {previous}\n--! Hash: {digest}\n\n{body}", digest
+
+
+FIRST, DIGEST = graphile("-", "SELECT 1;\n")
+FOLDERS = {
+    "golang-migrate": (
+        {"2_b.up.sql": "SELECT 1;", "10_c.up.sql": "SELECT 1;", "2_x.down.sql": "SELECT 2;"},
+        [("2_b", ""), ("10_c", "")],
+    ),
+    "dbmate": (
+        {"01_b.sql": "-- migrate:up\nSELECT 1;\n-- migrate:down\nSELECT 2;\n"},
+        [("01_b", "")],
+    ),
+    "goose": (
+        {"001_b.sql": "-- +goose Up\nSELECT 1;\n-- +goose Down\nSELECT 2;\n"},
+        [("001_b", "")],
+    ),
+    "flyway": (
+        {
+            "V1.9__a.sql": "SELECT 1;",
+            "sub/V1_10__b.sql": "SELECT 1;",
+            "V1__z.sql": "SELECT 1;",
+            "U1_9__a.sql": "SELECT 2;",
+            "notes.txt": "",
+        },
+        [("V1__z", "1"), ("V1.9__a", "1.9"), ("V1_10__b", "1.10")],
+    ),
+    "prisma": (
+        {
+            "migration_lock.toml": "",
+            "01_init/migration.sql": "SELECT 1;",
+            "01_init/down.sql": "SELECT 2;",
+            "02_more/migration.sql": "SELECT 1;",
+        },
+        [("01_init", "01_init"), ("02_more", "02_more")],
+    ),
+    "diesel": (
+        {
+            "2019-02-26-002946_b/up.sql": "SELECT 1;",
+            "2019-02-26-002946_b/down.sql": "SELECT 2;",
+            "00000000000000_a/up.sql": "SELECT 1;",
+        },
+        [("00000000000000_a", "00000000000000"), ("2019-02-26-002946_b", "20190226002946")],
+    ),
+    "graphile": ({"committed/000001-a.sql": FIRST}, [("000001-a", "")]),
+    "sqitch": (
+        {
+            "sqitch.plan": "%syntax-version=1.0.0\n%project=app\n\n"
+            "b 2024-01-01T00:00:00Z A <a@b> # b\na [b] 2024-01-01T00:00:00Z A <a@b> # a\n",
+            "deploy/a.sql": "SELECT 1;",
+            "deploy/b.sql": "BEGIN;\nSELECT 1;\nCOMMIT;\n",
+            "revert/b.sql": "SELECT 2;",
+        },
+        [("b", "b"), ("a", "a")],
+    ),
+    "sqlx": (
+        {"1_a.up.sql": "-- no-transaction\nVACUUM;\n", "1_a.down.sql": "SELECT 2;"},
+        [("1_a", "")],
+    ),
+    "ours": ({"20240101000000_a.sql": "SELECT 1;"}, [("20240101000000_a", "")]),
+}
+
+
+@pytest.mark.parametrize("tool", FOLDERS)
+def test_folder_says_whose_it_is(tool: str, tmp_path: Path) -> None:
+    """By marks and names alone; versions come in the order of its own tool."""
+    files, expected = FOLDERS[tool]
+
+    found = folder.load(written(tmp_path, files))
+
+    assert (tool, expected) == (found.tool, [(each.name, each.label) for each in found])
+    backward = [each.rollback for each in found if each.rollback]
+    assert all(b"SELECT 2" in each.text and b"SELECT 1" not in each.text for each in backward)
+    assert any("SELECT 2" in text for text in files.values()) == bool(backward)
+
+
+@pytest.mark.parametrize("tool", sorted({*FOLDERS} - {"ours"}))
+def test_layout_that_is_named_is_the_one_that_is_found(tool: str, tmp_path: Path) -> None:
+    """`auto` and the tool's own name read the same."""
+    found = written(tmp_path, FOLDERS[tool][0])
+
+    assert tuple(folder.load(found)) == tuple(folder.load(configured(tmp_path, tool)))
+
+
+UNBOUND = {
+    "golang-migrate": {"1_a.up.sql": "CREATE INDEX CONCURRENTLY i ON a (x);"},
+    "dbmate": {"1_a.sql": "-- migrate:up transaction:false\nVACUUM;\n"},
+    "goose": {"1_a.sql": "-- +goose NO TRANSACTION\n-- +goose Up\nVACUUM;\n"},
+    "flyway": {"V1__a.sql": "VACUUM;\nSELECT 1;", "V1__a.sql.conf": "executeInTransaction=false"},
+    "prisma": {"1_a/migration.sql": "CREATE INDEX CONCURRENTLY i ON a (x);"},
+    "diesel": {"1_a/up.sql": "VACUUM;", "1_a/metadata.toml": "run_in_transaction = false"},
+    "sqlx": {"1_a.up.sql": "-- no-transaction\nVACUUM;\n"},
+    "graphile": {"committed/000001.sql": graphile("-", "--! no-transaction\nVACUUM;\n")[0]},
+}
+
+
+@pytest.mark.parametrize("tool", UNBOUND)
+def test_each_tools_mark_for_no_transaction_is_ours(tool: str, tmp_path: Path) -> None:
+    """Also in the history, which a later image reads without the file or what stood beside it."""
+    (found,) = folder.load(written(tmp_path, UNBOUND[tool]))
+
+    kept = reading.kept(1, "x", "up", found.up.kept)
+
+    assert (False, False) == (found.up.transactional, kept.transactional)
+    assert [each.text(found.up.text) for each in found.up.statements()] == [
+        each.text(kept.text) for each in kept.statements()
+    ]
+
+
+REFUSED = {
+    "goose's environment": ({"1_a.sql": "-- +goose Up\n-- +goose ENVSUB ON\nSELECT 1;\n"}, ":2:1:"),
+    "goose in Go": (
+        {"1_a.sql": "-- +goose Up\nSELECT 1;\n", "2_b.go": "package x"}, "written in Go",
+    ),
+    "no end of a block": (
+        {"1_a.sql": "-- +goose Up\n-- +goose StatementBegin\nSELECT 1;"}, ":2:1:",
+    ),
+    "dbmate's order": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;", "10_b.sql": "-- migrate:up\nSELECT 1;",
+         "2_c.sql": "-- migrate:up\nSELECT 1;"},
+        "another order",
+    ),
+    "SQL above the mark": ({"1_a.sql": "SELECT 1;\n-- migrate:up\nSELECT 1;\n"}, ":1:1:"),
+    "down before up": ({"1_a.sql": "-- migrate:down\n-- migrate:up\nSELECT 1;\n"}, "wants one"),
+    "COMMIT in a section": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;\nCOMMIT;\nSELECT 2;\n-- migrate:down\n"}, ":3:1:",
+    ),
+    "psql in a section": (
+        {"1_a.sql": "-- +goose Up\nSELECT 1;\n-- +goose Down\n\\connect x\n"}, ":4:1:",
+    ),
+    "a placeholder": ({"V1__a.sql": "SELECT 1;\nCREATE SCHEMA ${name};"}, ":2:15:"),
+    "a callback": ({"V1__a.sql": "SELECT 1;", "afterMigrate.sql": "SELECT 1;"}, "callback"),
+    "a key of .conf": (
+        {"V1__a.sql": "SELECT 1;", "V1__a.sql.conf": "shouldExecute=false"}, "shouldExecute",
+    ),
+    "one version twice": ({"V1__a.sql": "SELECT 1;", "V1.0__b.sql": "SELECT 1;"}, "version 1 is"),
+    "an edited commit": ({"committed/000001.sql": FIRST + "SELECT 2;"}, "edited"),
+    "a placeholder of graphile": (
+        {"committed/000001.sql": graphile("-", "GRANT a TO :DATABASE_OWNER;\n")[0]}, ":4:12:",
+    ),
+    "two tools": (
+        {"001_a.sql": "-- migrate:up\nSELECT 1;\n", "002_b.sql": "-- +goose Up\nSELECT 1;\n"},
+        "dbmate and of goose",
+    ),
+    "too many digits": ({"1_a.up.sql": "SELECT 1;", f"{'9' * 19}_b.up.sql": "SELECT 1;"}, "'9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_run_as_it_is_meant_is_refused_at_its_line(case: str, tmp_path: Path) -> None:
+    """In the tool's own terms, with the file's own line."""
+    files, words = REFUSED[case]
+
+    assert any(words in each for each in refused(written(tmp_path, files)))
+
+
+def test_repeatable_files_stand_beside_the_versions(tmp_path: Path) -> None:
+    """They have no version, and come by their titles."""
+    files = {"R__b.sql": "SELECT 1;", "R__a.sql": "SELECT 1;", "V1__c.sql": "SELECT 1;"}
+
+    found = folder.load(written(tmp_path, files))
+
+    assert (["V1__c"], ["R__a", "R__b"]) == (
+        [each.name for each in found],
+        [each.name for each in found.repeats],
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"V1__a.sql": "SELECT 1;", "B2__b.sql": "SELECT 1;", "V3__c.sql": "SELECT 1;"},
+         ["V1__a", "V3__c"]),
+        ({"B1__a.sql": "SELECT 1;", "B2__b.sql": "SELECT 1;", "V3__c.sql": "SELECT 1;"},
+         ["B2__b", "V3__c"]),
+    ],
+)  # fmt: skip
+def test_baseline_runs_where_nothing_else_is_there(
+    files: dict[str, str], names: list[str], tmp_path: Path
+) -> None:
+    """One way to a version, never both."""
+    assert names == [each.name for each in folder.load(written(tmp_path, files))]
+
+
+def test_misnamed_file_among_ours_is_ours(tmp_path: Path) -> None:
+    """A folder of ours does not become another's by one wrong name."""
+    files = {"001_a.sql": "SELECT 1;", "002_b.up.sql": "SELECT 1;"}
+
+    assert ["'002_b.up.sql' is not a migration's name"] == refused(written(tmp_path, files))
+
+
+def test_text_versions_keep_the_numbers_that_they_were_given(tmp_path: Path) -> None:
+    """What comes between two recorded ones gets a number between theirs."""
+    files = {f"V{each}__x.sql": "SELECT 1;" for each in ("1", "1.5", "2", "3")}
+    found = folder.load(written(tmp_path, files))
+    records = {
+        number: plan.Record(number, f"V{label}__x", "", label=label)
+        for number, label in ((7, "1"), (9, "2"))
+    }
+
+    settled = numbers.settled(found, plan.History(records))
+
+    assert [("1", 7), ("1.5", 8), ("2", 9), ("3", 1009)] == [
+        (each.label, each.version) for each in settled
+    ]
+    assert [8, 1009] == [numbers.of(settled, plan.History(records), each) for each in ("1.5", 1009)]
+
+
+def test_text_version_below_one_that_is_gone_stays_below(tmp_path: Path) -> None:
+    """An older image's new file is late, not newest."""
+    found = folder.load(written(tmp_path, {"V1__x.sql": "SELECT 1;", "V1.5__x.sql": "SELECT 1;"}))
+    records = {
+        number: plan.Record(number, "x", "", label=label)
+        for number, label in ((1000, "1"), (2000, "2"))
+    }
+
+    settled = numbers.settled(found, plan.History(records))
+
+    assert [1000, 1500] == [each.version for each in settled]
+
+
+def test_checksum_of_flyway_is_of_the_lines() -> None:
+    """As Flyway reckons it, whatever the line ends are: a signed CRC-32."""
+    assert "-390611389" == flyway._crc(b"a\n")  # noqa: SLF001 -- the number itself
+    assert flyway._crc(b"a\nb") == flyway._crc(b"a\r\nb\n")  # noqa: SLF001
+
+
+def test_converted_folder_has_the_same_statements(run_bare: Run, tmp_path: Path) -> None:
+    """In our layout, byte for byte, the way back and what runs outside a transaction included."""
+    text = (
+        "-- +goose NO TRANSACTION\n-- +goose Up\n-- +goose StatementBegin\nDO $$ BEGIN\n"
+        "-- +goose Down\nEND $$;\n-- +goose StatementEnd\nSELECT 'é';\n"
+    )
+    files = {
+        "1_FirstThing.sql": "-- +goose Up\nCREATE TABLE a ();\n-- +goose Down\nDROP TABLE a;\n",
+        "12_b.sql": text.replace("-- +goose Down\nEND", "END"),
+    }
+    written(tmp_path / "theirs", files)
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    again = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+
+    assert (0, 20) == (done.code, again.code), str(done)
+    assert ["001_firstthing.sql", "001_firstthing_rollback.sql", "012_b.sql"] == sorted(
+        path.name for path in (tmp_path / "ours").iterdir()
+    )
+    assert b"-- preflight: no-transaction\n" in (tmp_path / "ours/012_b.sql").read_bytes()
+    assert ["CREATE TABLE a ()"] == [
+        each.text(file.up.text).decode()
+        for file in reading.load(tmp_path / "ours")[:1]
+        for each in file.up.statements()
+    ]
+
+
+@pytest.mark.parametrize("tool", sorted({*FOLDERS} - {"ours"}))
+def test_every_folder_can_be_converted(tool: str, run_bare: Run, tmp_path: Path) -> None:
+    """What was written is read again, and compared statement by statement."""
+    written(tmp_path / "theirs", FOLDERS[tool][0])
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--from", tool)
+
+    assert 0 == done.code, str(done)
+    assert len(FOLDERS[tool][1]) == len(reading.load(tmp_path / "ours"))

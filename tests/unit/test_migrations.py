@@ -149,9 +149,9 @@ def test_configmap_that_is_swapped_while_it_is_read_is_read_again(
     script = reading._script  # noqa: SLF001 - the moment between two files has no other name
 
     def swap_after_the_first(
-        directory: Path, name: str, source: Source, found: list[Problem]
+        directory: Path, name: str, source: Source, found: list[Problem], marks: dict[str, str]
     ) -> object:
-        read = script(directory, name, source, found)
+        read = script(directory, name, source, found, marks)
         if name == "001_a.sql" and not (tmp_path / "..2026_11_23_2").exists():
             configmap(
                 tmp_path, "..2026_11_23_2", {"001_a.sql": "SELECT 'new a';", "002_b.sql": "bad '"}

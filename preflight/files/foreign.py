@@ -1,0 +1,300 @@
+"""What every other tool's layout has in common: how its folder is read, and its history."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
+from preflight.files import migrations, reading, scan
+from preflight.files.layout import REPEAT, STEP, Source
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+
+BESIDE = "preflight"  # the folder for companions that the other tool knows nothing of
+_COMPANION = re.compile(rf"{BESIDE}/(?P<kind>rollback|verify|export)_(?P<name>.+)\.sql")
+
+
+class Wrong(Exception):
+    """What is wrong with a file in its own tool's terms; `at` is a byte offset."""
+
+    def __init__(self, message: str, hint: str | None = None, at: int | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.at = at
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a file that is a part of a migration; `unbound` runs in no transaction."""
+
+    kind: str
+    start: int = 0
+    end: int | None = None
+    unbound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The other tool's history: its usual name, and the columns that it is known by."""
+
+    usual: str  # without a schema, or with the only one that it may be in
+    columns: Mapping[str, str]  # by name: a type, or several with | between
+    read: Sequence[str]
+    renamed: bool = False  # the tool lets people choose another name
+    like: str = ""  # what another name must hold
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the other tool's history says: version to checksum, if it keeps one.
+
+    Of `through` and all below it there are no rows of their own.
+    """
+
+    applied: Mapping[str, str | None]
+    broken: Sequence[str] = ()
+    through: str | None = None
+    repeated: Mapping[str, str | None] = field(default_factory=dict)  # of files without a version
+
+
+class Foreign:
+    """One folder of another tool; every layout says what differs."""
+
+    tool = ""
+    hint = ""
+    table: Table
+    lone = False  # a file of nothing but what a transaction refuses runs outside one
+    labelled = False  # versions are text
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def names(self) -> list[str]:
+        """Return the files that count, relative to the folder."""
+        return [name for name in self._listed() if self.counts(name)]
+
+    def _listed(self) -> list[str]:
+        found = os.listdir(self.directory)  # noqa: PTH208 -- names are all that is needed
+        beside = self.directory / BESIDE
+        if BESIDE in found and beside.is_dir():
+            found += [f"{BESIDE}/{name}" for name in os.listdir(beside)]  # noqa: PTH208
+        return sorted(found)
+
+    def counts(self, file: str) -> bool:
+        """Tell whether a file is meant to be a part of a migration."""
+        return file.endswith(".sql") and not file.rpartition("/")[2].startswith(".")
+
+    def source(self, file: str) -> Source | None:
+        """Return what a file is; None when its name says nothing."""
+        if (beside := _COMPANION.fullmatch(file)) is not None:
+            of = self.named(self.file(beside["name"], "up"))
+            return dataclasses.replace(of, kind=beside["kind"]) if of else None
+        return None if "/" in file else self.named(file)
+
+    def named(self, file: str) -> Source | None:
+        """Return what a file of the tool is."""
+        raise NotImplementedError
+
+    def file(self, name: str, kind: str) -> str:
+        """Return what a part of a migration is called."""
+        return f"{name}.sql" if kind == "up" else f"{BESIDE}/{kind}_{name}.sql"
+
+    def order(self, label: str) -> Any:  # noqa: ANN401 -- whatever can be compared
+        """Return what a text version is ordered by; None where nothing but the folder tells."""
+        return label if self.labelled else int(label)
+
+    def sections(self, source: Source, _file: str, _text: bytes) -> Iterable[Section]:
+        """Yield the parts in a file; raises Wrong."""
+        return [Section(source.kind)]
+
+    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Return the sources of the whole folder as they are meant together; raises FilesInvalid.
+
+        A version belongs to its forward file, whatever its companions are titled.
+        """
+        titles = {
+            (each.version, each.label): each.name for each in sources.values() if each.kind == "up"
+        }
+        return {
+            file: dataclasses.replace(each, name=titles.get((each.version, each.label), each.name))
+            for file, each in sources.items()
+        }
+
+    def version(self, text: str) -> str:
+        """Return a version of the other history as `key` writes it."""
+        return str(int(text)) if text.isdecimal() else text
+
+    def key(self, file: Migration) -> str:
+        """Return how a file is known in the other history."""
+        return file.label or str(file.version)
+
+    def said(self, rows: Sequence[Sequence[Any]]) -> Said:
+        """Return what the rows of the other history mean."""
+        return Said({self.version(str(row[0])): None for row in rows})
+
+    def forgets(self, _key: str, _files: Sequence[Migration]) -> bool:
+        """Tell whether an applied version may be without a file."""
+        return False
+
+    def repeats(self, file: Migration) -> str:
+        """Return how a file without a version is known in the other history."""
+        return file.name
+
+    def agrees(self, _file: Migration, _checksum: str) -> bool:
+        """Tell whether a file is what the other tool's checksum was made of."""
+        return True
+
+
+def layout(tool: str, directory: Path) -> Foreign:
+    """Return the layout of a tool for a folder."""
+    room = importlib.import_module(f"preflight.files.layouts.{tool.replace('-', '_')}")
+    made: Foreign = room.LAYOUT(directory)
+    return made
+
+
+def variants(text: bytes) -> Iterator[bytes]:
+    """Yield the bytes that a file may have had: with and without a BOM, with either line end."""
+    for each in (text, text.replace(b"\n", b"\r\n")):
+        yield each
+        yield b"\xef\xbb\xbf" + each
+
+
+def load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
+    """Read every migration of another tool's folder, in its order; raises as `reading.load`."""
+    for _ in range(3):
+        try:
+            before = reading.mount(directory)
+            os.listdir(directory)  # noqa: PTH208 -- raises for what is no folder of ours to read
+            found = _load(tool, directory)
+        except OSError as error:
+            raise ConfigInvalid(
+                "config.migrations_dir",
+                f"the migrations directory {directory} cannot be read: {error.strerror}",
+                "Set PREFLIGHT_MIGRATIONS_DIR, or mount the files there.",
+            ) from error
+        if reading.mount(directory) == before:
+            return found
+    raise reading.ever_changing(directory)
+
+
+def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
+    rule = layout(tool, directory)
+    names = rule.names()
+    if not names:
+        raise ConfigInvalid(
+            "config.migrations_dir",
+            f"the migrations directory {directory} holds no migration of {rule.tool}",
+            f"{rule.hint} Is the volume mounted, and at the right place?",
+        )
+    problems: list[Problem] = []
+    sources: dict[str, Source] = {}
+    for name in names:
+        if (source := rule.source(name)) is not None:
+            sources[name] = source
+        else:
+            problems.append(Problem(f"{name!r} is not a file of {tool}", rule.hint, file=name))
+    if rule.labelled:
+        sources = _numbered(rule, sources)
+    sources = rule.settled(sources)
+    parts: dict[str, Source] = {}
+    scripts: dict[Source, migrations.Script] = {}
+    again: list[Migration] = []
+    for name, source in sources.items():
+        if source.kind == REPEAT:
+            again += _repeats(rule, name, source, problems)
+            continue
+        for each, script in _scripts(rule, name, source, problems):
+            parts[name if each.kind == source.kind else f"{name} ({each.kind})"] = each
+            if script is not None:
+                scripts[each] = script
+    found = reading.assemble(parts, scripts, problems, rule)
+    if problems:
+        raise FilesInvalid.of("files.invalid", problems)
+    return rule, (*found, *sorted(again, key=rule.repeats))
+
+
+def _repeats(
+    rule: Foreign, name: str, source: Source, problems: list[Problem]
+) -> Iterator[Migration]:
+    """Yield a file without a version."""
+    for _, script in _scripts(rule, name, source, problems):
+        if script is None:
+            continue
+        if not script.transactional:
+            problems.append(
+                Problem(
+                    f"{name} is to run again whenever it changes, and outside a transaction: where "
+                    "that stops part-way nobody could go on",
+                    "Give what cannot run in a transaction a version.",
+                    file=name,
+                )
+            )
+        yield migrations.Migration(0, source.name, script, repeat=True)
+
+
+def _numbered(rule: Foreign, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Give text versions numbers by their place; the history knows better what is recorded."""
+    labels = {each.label for each in sources.values() if each.kind != REPEAT}
+    numbers = {
+        label: STEP * (place + 1) for place, label in enumerate(sorted(labels, key=rule.order))
+    }
+    return {
+        file: dataclasses.replace(each, version=numbers.get(each.label, 0))
+        for file, each in sources.items()
+    }
+
+
+def _scripts(
+    rule: Foreign, name: str, source: Source, problems: list[Problem]
+) -> Iterator[tuple[Source, migrations.Script | None]]:
+    """Yield the parts in one file; what is wrong with it is added to `problems`."""
+    whole = reading.Reading(name, source)
+    text = whole.text(rule.directory / name)
+    sections: list[Section] = []
+    if text is not None:
+        try:
+            sections = list(rule.sections(source, name, text))
+        except Wrong as wrong:
+            at = None if wrong.at is None else scan.position(text, wrong.at)
+            whole.wrong(str(wrong), wrong.hint, at)
+    problems.extend(whole.problems)
+    if whole.problems or text is None:
+        yield source, None
+    for section in sections:
+        part = dataclasses.replace(source, kind=section.kind)
+        read = reading.Reading(name, part, reading.Rule(section.unbound, rule.lone, blank=True))
+        script = read.script(_cut(text or b"", section))
+        if section.start or section.end is not None:
+            body = (text or b"")[section.start : section.end]
+            script = dataclasses.replace(script, checksum=hashlib.sha256(body).hexdigest())
+        problems.extend(read.problems)
+        yield part, script if not read.problems else None
+
+
+def _cut(text: bytes, section: Section) -> bytes:
+    """Return a section with as many empty lines before it as it takes to keep its place."""
+    if not section.start:
+        return text[: section.end]
+    return b"\n" * text.count(b"\n", 0, section.start) + text[section.start : section.end]
+
+
+def holds(text: bytes, section: Section) -> bool:
+    """Tell whether anything stands below a mark: an empty way back is none."""
+    return bool(text[section.start : section.end].partition(b"\n")[2].strip())
+
+
+def lines(text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield each line with its offset, without its end."""
+    at = 0
+    for line in text.split(b"\n"):
+        yield at, line
+        at += len(line) + 1

@@ -1,0 +1,85 @@
+"""dbmate: one file a version, with `-- migrate:up` and `-- migrate:down` in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from preflight.base.errors import FilesInvalid, Problem
+from preflight.files import foreign
+from preflight.files.layout import Source
+
+_NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18}).*)\.sql")
+_MARK = re.compile(rb"(?m)^--\s*migrate:(?P<kind>up|down)(?P<options>[^\n]*)$")
+_BEFORE = re.compile(rb"(?:[ \t\r]*(?:--[^\n]*)?(?:\n|\Z))*")
+_KINDS = {b"up": "up", b"down": "rollback"}
+
+
+class Dbmate(foreign.Foreign):
+    """Its history has a row a version, which is text."""
+
+    tool = "dbmate"
+    hint = "Name it VERSION_title.sql: the version is at most 18 digits."
+    table = foreign.Table(
+        "schema_migrations",
+        {"version": "character varying|text"},
+        ("version",),
+        renamed=True,
+        like="migration",
+    )
+
+    def named(self, file: str) -> Source | None:
+        """Read the version."""
+        found = _NAME.fullmatch(file)
+        return Source(int(found["version"]), found["name"], "up") if found else None
+
+    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Refuse versions that dbmate, which compares them as text, orders otherwise."""
+        files = [file for file, each in sources.items() if each.kind == "up"]
+        if sorted(files) != sorted(files, key=lambda file: (sources[file].version, file)):
+            raise FilesInvalid.of(
+                "files.invalid",
+                [
+                    Problem(
+                        "the versions have different numbers of digits, and dbmate, which orders "
+                        "them as text, runs them in another order than their numbers say",
+                        "Give them as many digits each.",
+                        file=max(files),
+                    )
+                ],
+            )
+        return super().settled(sources)
+
+    def sections(self, source: Source, _file: str, text: bytes) -> Iterable[foreign.Section]:
+        """Yield what stands below each mark; `transaction:false` beside it counts."""
+        if source.kind != "up":
+            return [foreign.Section(source.kind)]
+        marks = list(_MARK.finditer(text))
+        kinds = [mark["kind"] for mark in marks]
+        if kinds not in ([b"up"], [b"up", b"down"]):
+            raise foreign.Wrong(
+                "dbmate wants one `-- migrate:up` and, below it, at most one `-- migrate:down`",
+                "Write `-- migrate:up` above the SQL.",
+                marks[-1].start() if marks else 0,
+            )
+        before = _BEFORE.match(text, 0, marks[0].start())
+        if before is None or before.end() < marks[0].start():
+            raise foreign.Wrong(
+                "SQL above `-- migrate:up`, where dbmate takes comments only",
+                "Move it below the mark.",
+                before.end() if before else 0,
+            )
+        ends = [*(mark.start() for mark in marks[1:]), None]
+        found = [
+            foreign.Section(
+                _KINDS[mark["kind"]],
+                mark.start(),
+                end,
+                unbound=b"transaction:false" in mark["options"].split(),
+            )
+            for mark, end in zip(marks, ends, strict=True)
+        ]
+        return [each for each in found if each.kind == "up" or foreign.holds(text, each)]
+
+
+LAYOUT = Dbmate

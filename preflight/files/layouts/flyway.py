@@ -1,0 +1,204 @@
+"""Flyway: `V1_1__title.sql`, `U1_1__title.sql`, `R__title.sql`, `B1__title.sql`, in any folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preflight.files import foreign
+from preflight.files.layout import REPEAT, Source
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+
+_NAME = re.compile(r"(?P<way>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)__(?P<title>.*)\.sql")
+_REPEAT = re.compile(r"R__(?P<title>.*)\.sql")
+_CALLBACK = re.compile(r"(?:before|after|create)[A-Z].*\.sql")
+_PLACEHOLDER = re.compile(rb"\$\{[^}\n]+\}")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_KNOWN = {"executeInTransaction", "placeholderReplacement", "encoding"}
+_NOT_RUN = {"BASELINE", "SCHEMA", "DELETE"}
+
+
+class Flyway(foreign.Foreign):
+    """Its history has a row each time, with a CRC-32 of the lines."""
+
+    tool = "flyway"
+    hint = "Name it V1_1__title.sql: V, U, B with a version or R, two underscores, a title."
+    lone = True
+    labelled = True
+    table = foreign.Table(
+        "flyway_schema_history",
+        {
+            "installed_rank": "integer",
+            "version": "character varying",
+            "description": "character varying",
+            "type": "character varying",
+            "script": "character varying",
+            "checksum": "integer",
+            "success": "boolean",
+        },
+        ("installed_rank", "version", "description", "type", "checksum", "success"),
+        renamed=True,
+    )
+
+    def names(self) -> list[str]:
+        """Return the files that count, of every folder below."""
+        found = []
+        for folder, folders, files in os.walk(self.directory):
+            folders[:] = sorted(each for each in folders if not each.startswith("."))
+            inside = Path(folder).relative_to(self.directory)
+            found += [str(inside / file) for file in files if self.counts(str(inside / file))]
+        return sorted(found)
+
+    def counts(self, file: str) -> bool:
+        """Tell whether Flyway would read it; a callback it would run."""
+        name = Path(file).name
+        if file.startswith(f"{foreign.BESIDE}/"):
+            return name.endswith(".sql")
+        return any(each.fullmatch(name) for each in (_NAME, _REPEAT, _CALLBACK))
+
+    def source(self, file: str) -> Source | None:
+        """Return what a file is; None when its name says nothing."""
+        beside = super().source(file) if file.startswith(f"{foreign.BESIDE}/") else None
+        return beside or self.named(Path(file).name)
+
+    def named(self, file: str) -> Source | None:
+        """Read the version, and the way."""
+        if _REPEAT.fullmatch(file):
+            return Source(0, file.removesuffix(".sql"), REPEAT)
+        if _CALLBACK.fullmatch(file):
+            return Source(0, file.removesuffix(".sql"), "up", file)
+        found = _NAME.fullmatch(file)
+        if found is None:
+            return None
+        kind = "rollback" if found["way"] == "U" else "up"
+        return Source(0, file.removesuffix(".sql"), kind, self.version(found["version"]))
+
+    def version(self, text: str) -> str:
+        """Write a version as Flyway compares it: 1_01 and 1.1.0 are 1.1."""
+        if not re.fullmatch(r"[0-9]+(?:[._][0-9]+)*", text):
+            return text
+        parts = [int(part) for part in re.split("[._]", text)]
+        while len(parts) > 1 and not parts[-1]:
+            parts.pop()
+        return ".".join(map(str, parts))
+
+    def order(self, label: str) -> tuple[int, ...]:
+        """Compare the parts as numbers; a callback comes first, where it is refused."""
+        parts = label.split(".")
+        return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Leave a baseline out where what it stands for is there."""
+        last: dict[str, Source] = {}
+        versions = [
+            self.order(each.label)
+            for file, each in sources.items()
+            if each.kind == "up" and not _baseline(file)
+        ]
+        baselines = [self.order(each.label) for file, each in sources.items() if _baseline(file)]
+        for file, each in sources.items():
+            place = self.order(each.label)
+            if _baseline(file) and (
+                place != max(baselines) or any(version <= place for version in versions)
+            ):
+                continue
+            last[file] = each
+        return super().settled(last)
+
+    def sections(self, source: Source, file: str, text: bytes) -> Iterable[foreign.Section]:
+        """Take the whole file; what stands beside it as `.conf` counts."""
+        name = Path(file).name
+        if _CALLBACK.fullmatch(name) and not _NAME.fullmatch(name):
+            raise foreign.Wrong(
+                "Flyway runs this callback around its migrations, and nobody does here",
+                "Move what it does into a migration, and remove it.",
+            )
+        if source.kind in ("verify", "export"):
+            return [foreign.Section(source.kind)]
+        said = self._conf(file)
+        if said.get("placeholderReplacement", "true").lower() != "false":
+            for found in _PLACEHOLDER.finditer(text):
+                line = text[text.rfind(b"\n", 0, found.start()) + 1 : found.start()]
+                if not line.lstrip().startswith(b"--"):
+                    raise foreign.Wrong(
+                        f"the placeholder {found.group().decode('utf-8', 'replace')} is not "
+                        "replaced here",
+                        "Write the value; or, if it is meant as it stands, "
+                        f"`placeholderReplacement=false` into {name}.conf.",
+                        found.start(),
+                    )
+        unbound = said.get("executeInTransaction", "true").lower() == "false"
+        return [foreign.Section(source.kind, unbound=unbound)]
+
+    def _conf(self, file: str) -> dict[str, str]:
+        """Return what a script's own configuration says; raises Wrong for what it may not say."""
+        path = self.directory / f"{file}.conf"
+        if not path.exists():
+            return {}
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise foreign.Wrong(f"{path.name} cannot be read: {error}") from error
+        pairs = [line.partition("=") for line in lines if not re.match(r"\s*(?:[#!]|$)", line)]
+        said = {key.strip().removeprefix("flyway."): value.strip() for key, _, value in pairs}
+        if strange := sorted(said.keys() - _KNOWN):
+            raise foreign.Wrong(
+                f"{path.name} says {', '.join(strange)}, which is not understood here",
+                f"Known: {', '.join(sorted(_KNOWN))}.",
+            )
+        return said
+
+    def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
+        """Read the rows in the order in which they were written; later ones take back."""
+        applied: dict[str, str | None] = {}
+        repeated: dict[str, str | None] = {}
+        broken: list[str] = []
+        through = None
+        for _, version, title, kind, checksum, success in sorted(rows, key=lambda row: row[0]):
+            known = None if checksum is None else str(checksum)
+            if version is None:
+                if kind not in _NOT_RUN and success:
+                    repeated[title] = known
+                continue
+            label = self.version(version)
+            if not success:
+                broken.append(label)
+            elif kind == "BASELINE":
+                through = label
+            elif kind == "DELETE" or kind.startswith("UNDO"):
+                applied.pop(label, None)
+            else:
+                applied[label] = known
+        return foreign.Said(applied, broken, through, repeated)
+
+    def forgets(self, key: str, files: Sequence[Migration]) -> bool:
+        """Tell whether a baseline file stands for it."""
+        baselines = [file for file in files if _baseline(file.up.file)]
+        return any(self.order(key) <= self.order(file.label) for file in baselines)
+
+    def agrees(self, file: Migration, checksum: str) -> bool:
+        """Compare the CRC-32 of the lines, without their ends."""
+        return _baseline(file.up.file) or checksum == _crc(file.up.text)
+
+    def repeats(self, file: Migration) -> str:
+        """Return how a repeatable file is known in the other history."""
+        return file.name.removeprefix("R__").replace("_", " ")
+
+
+def _baseline(file: str) -> bool:
+    return Path(file).name.startswith("B")
+
+
+def _crc(text: bytes) -> str:
+    """Return the checksum as the other tool keeps it: a signed number."""
+    found = zlib.crc32(b"".join(_LINE_END.split(text)))
+    return str(found - (1 << 32) if found >= 1 << 31 else found)
+
+
+LAYOUT = Flyway

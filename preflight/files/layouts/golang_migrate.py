@@ -1,0 +1,55 @@
+"""golang-migrate: `VERSION_title.up.sql`, and `.down.sql` beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from preflight.files import foreign
+from preflight.files.layout import Source
+
+_NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18})_.*)\.(?P<way>up|down)\.sql")
+
+
+class GolangMigrate(foreign.Foreign):
+    """Its history is one row: the newest version, and whether that one failed."""
+
+    tool = "golang-migrate"
+    hint = "Name it VERSION_title.up.sql or .down.sql; the version has at most 18 digits."
+    lone = True
+    table = foreign.Table(
+        "schema_migrations",
+        {"version": "bigint", "dirty": "boolean"},
+        ("version", "dirty"),
+        renamed=True,
+    )
+
+    def counts(self, file: str) -> bool:
+        """Tell whether it is SQL of either direction; the tool passes over all else."""
+        return super().counts(file) and (
+            "/" in file or file.endswith((".up.sql", ".down.sql")) or file[:1].isdigit()
+        )
+
+    def named(self, file: str) -> Source | None:
+        """Read the version, and the way."""
+        found = _NAME.fullmatch(file)
+        if found is None:
+            return None
+        kind = "up" if found["way"] == "up" else "rollback"
+        return Source(int(found["version"]), found["name"], kind)
+
+    def file(self, name: str, kind: str) -> str:
+        """Return what a part of a migration is called."""
+        ways = {"up": "up", "rollback": "down"}
+        return f"{name}.{ways[kind]}.sql" if kind in ways else super().file(name, kind)
+
+    def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
+        """All up to the one version is applied."""
+        newest = [(int(version), dirty) for version, dirty in rows if version >= 0]
+        broken = [str(version) for version, dirty in newest if dirty]
+        through = str(max(version for version, _ in newest)) if newest else None
+        return foreign.Said({through: None} if through else {}, broken, through)
+
+
+LAYOUT = GolangMigrate

@@ -1,0 +1,110 @@
+"""graphile-migrate: `committed/000001-title.sql`, each with the hash of itself and of the last."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from preflight.files import foreign
+from preflight.files.layout import Source
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+
+_NAME = re.compile(r"(?:committed/)?(?P<name>(?P<version>[0-9]{1,18})(?:-.*)?)\.sql")
+_HEADER = re.compile(rb"--! (?P<key>[A-Za-z]+): *(?P<value>[^\n]*)\n|\n")
+_PLACEHOLDER = re.compile(rb"(?<![:\w]):[A-Z][A-Z0-9_]+\b")
+_UNBOUND = re.compile(rb"--!\s*no-transaction\b")
+
+
+class Graphile(foreign.Foreign):
+    """Its history has a row a file, by hash."""
+
+    tool = "graphile"
+    hint = "Committed files are called 000001-title.sql, and begin with `--! Previous:`."
+    table = foreign.Table(
+        "graphile_migrate.migrations",
+        {"hash": "text", "previous_hash": "text", "filename": "text"},
+        ("filename", "hash"),
+    )
+
+    def names(self) -> list[str]:
+        """Return the committed files, in the folder or in `committed/` below it."""
+        below = self.directory / "committed"
+        if not below.is_dir():
+            return super().names()
+        return [
+            *(f"committed/{each.name}" for each in sorted(below.glob("*.sql"))),
+            *(name for name in super().names() if name.startswith(foreign.BESIDE)),
+        ]
+
+    def source(self, file: str) -> Source | None:
+        """Return what a file is; None when its name says nothing."""
+        return self.named(file) if file.startswith("committed/") else super().source(file)
+
+    def named(self, file: str) -> Source | None:
+        """Read the number."""
+        found = _NAME.fullmatch(file)
+        return Source(int(found["version"]), found["name"], "up") if found else None
+
+    def sections(self, source: Source, _file: str, text: bytes) -> Iterable[foreign.Section]:
+        """Take the whole file; what its header says of the text must be true."""
+        if source.kind != "up":
+            return [foreign.Section(source.kind)]
+        said, body = _header(text)
+        if "hash" not in said:
+            raise foreign.Wrong("there is no `--! Hash:`", "Commit it with graphile-migrate.", 0)
+        if said["hash"] != _hash(said.get("previous", ""), body):
+            raise foreign.Wrong(
+                "it was edited after it was committed: its `--! Hash:` is of another text",
+                "Restore it; a change is a migration of its own.",
+                0,
+            )
+        if (found := _PLACEHOLDER.search(text, len(text) - len(body))) is not None:
+            raise foreign.Wrong(
+                f"the placeholder {found.group().decode()} is not replaced here",
+                "Write the value.",
+                found.start(),
+            )
+        return [foreign.Section("up", unbound=_UNBOUND.match(body) is not None)]
+
+    def key(self, file: Migration) -> str:
+        """Know a file by its name."""
+        return file.up.file.rpartition("/")[2]
+
+    def version(self, text: str) -> str:
+        """Return the file's name as it is."""
+        return text
+
+    def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
+        """Return what is applied, with the hashes."""
+        return foreign.Said({str(name): str(checksum) for name, checksum in rows})
+
+    def agrees(self, file: Migration, checksum: str) -> bool:
+        """Compare the hash in the header, which was found to be that of the text."""
+        return _header(file.up.text)[0].get("hash") == checksum
+
+
+def _header(text: bytes) -> tuple[dict[str, str], bytes]:
+    """Return what the header says, and the text below it."""
+    said: dict[str, str] = {}
+    at = 0
+    while (line := _HEADER.match(text, at)) is not None:
+        at = line.end()
+        if line["key"] is None:
+            break  # an empty line ends it
+        said[line["key"].decode().lower()] = line["value"].decode("utf-8", "replace").strip()
+    return said, text[at:]
+
+
+def _hash(previous: str, body: bytes) -> str:
+    """Return the hash as the tool makes it: of the last one's and the text."""
+    before = "" if previous == "-" else previous
+    text = (before.encode() + b"\n" + body).strip() + b"\n"
+    digest = hashlib.sha1(text, usedforsecurity=False)
+    return f"sha1:{digest.hexdigest()}"
+
+
+LAYOUT = Graphile

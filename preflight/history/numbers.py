@@ -1,0 +1,164 @@
+"""Which number a version has that is text: what is recorded keeps the one it was given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from preflight.base.errors import ConfigInvalid, FilesInvalid, HistoryConflict, Problem
+from preflight.files.folder import Folder
+from preflight.files.layout import STEP
+from preflight.history import plan
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+    from preflight.history.plan import History
+
+
+def settled(files: Folder, history: History) -> Folder:
+    """Return the folder as this history knows it; raises FilesInvalid, HistoryConflict.
+
+    Files that ours and another tool could have written are ours where they are recorded so; and
+    what has the numbers of no history yet has its own.
+    """
+    if files.other is not None:
+        files = _whose(files, history)
+    elif files.marks:
+        _refuse_marked(files, history)
+    return _numbered(files, history) if files.labelled else files
+
+
+def _whose(files: Folder, history: History) -> Folder:
+    """Return the reading of the folder that fits what is recorded."""
+    ours, theirs = (files.other, files) if isinstance(files.other, Folder) else (files, files.other)
+    fits = _fitting(theirs, history) if isinstance(theirs, Folder) else 0
+    if _fitting(ours, history) > fits:
+        kept = Folder(ours, marks=files.marks)
+        _refuse_marked(kept, history)
+        return kept
+    if isinstance(theirs, Folder):
+        return Folder(theirs, theirs.layout)
+    assert theirs is not None  # noqa: S101 -- there are always two
+    raise theirs
+
+
+def _fitting(files: Sequence[Migration], history: History) -> int:
+    """Count the files that are as they were recorded."""
+    pairs = ((file, history.records.get(file.version)) for file in files)
+    return sum(
+        record is not None and plan.compared(file, record) == "same" for file, record in pairs
+    )
+
+
+def _refuse_marked(files: Folder, history: History) -> None:
+    """Refuse a file that is to run and has another tool's marks in it."""
+    problems = [
+        Problem(
+            f"{script.file} has marks of {files.marks[script.file]}: all of it would run, also "
+            "what is below a mark for the way back",
+            f"Read the folder as that tool does: PREFLIGHT_LAYOUT={files.marks[script.file]}. Or "
+            "take the marks out.",
+            **file.named,
+            file=script.file,
+        )
+        for file in files
+        if file.version not in history.records
+        for script in (file.up, file.rollback)
+        if script is not None and script.file in files.marks
+    ]
+    if problems:
+        raise FilesInvalid.of("files.layout", problems)
+
+
+def _numbered(files: Folder, history: History) -> Folder:
+    """Give each file the number that is recorded for its label, or one that fits between."""
+    known = {record.label: version for version, record in history.records.items() if record.label}
+    numbers = [known.get(file.label) for file in files]
+    top = max(history.records, default=0)
+    gone = _gone(files, history)
+    at = 0
+    while at < len(files):
+        if numbers[at] is not None:
+            at += 1
+            continue
+        end = next((i for i in range(at, len(files)) if numbers[i] is not None), len(files))
+        left = max((number for number in numbers[:at] if number is not None), default=0)
+        for place, number in enumerate(
+            _between(left, _right(files, numbers, end, gone), max(left, top), end - at)
+        ):
+            numbers[at + place] = number
+        at = end
+    pairs = zip(files, numbers, strict=True)
+    return Folder(
+        (_with(file, number) for file, number in pairs if number is not None),
+        files.layout,
+        repeats=files.repeats,
+    )
+
+
+def _gone(files: Folder, history: History) -> list[tuple[str, int]]:
+    """Return the recorded text versions that have no file, with their numbers."""
+    here = {file.label for file in files}
+    return [
+        (record.label, version)
+        for version, record in history.records.items()
+        if record.label and record.label not in here
+    ]
+
+
+def _right(
+    files: Folder, numbers: Sequence[int | None], end: int, gone: Sequence[tuple[str, int]]
+) -> int | None:
+    """Return the number that those before `end` have to stay below; None for none."""
+    if end < len(files):
+        return numbers[end]
+    order: Callable[[str], Any] | None = files.layout.order if files.layout else None
+    last = order(files[-1].label) if order else None
+    if order is None or last is None:
+        return None
+    return min((number for label, number in gone if order(label) > last), default=None)
+
+
+def _between(left: int, right: int | None, top: int, count: int) -> list[int]:
+    """Return as many numbers above `left` and below `right`, in order."""
+    if right is None or right <= left:
+        return [top + STEP * (place + 1) for place in range(count)]
+    if right - left <= count:
+        raise HistoryConflict(
+            "history.no_room",
+            f"there is no room for {count} more versions between {left} and {right}",
+            "Give the new files versions above the newest.",
+        )
+    return [left + (right - left) * (place + 1) // (count + 1) for place in range(count)]
+
+
+def _with(file: Migration, version: int) -> Migration:
+    """Return a migration under another number."""
+    if file.version == version:
+        return file
+    scripts = {
+        kind: dataclasses.replace(script, version=version)
+        for kind in ("up", "rollback", "verify", "export")
+        if (script := getattr(file, kind)) is not None
+    }
+    return dataclasses.replace(file, version=version, **scripts)
+
+
+def of(files: Sequence[Migration], history: History, version: int | str) -> int:
+    """Return the number of a version as a person wrote it; raises ConfigInvalid."""
+    said = str(getattr(version, "said", version))
+    labels = {file.label: file.version for file in files if file.label}
+    labels |= {record.label: version for version, record in history.records.items() if record.label}
+    layout = files.layout if isinstance(files, Folder) else None
+    if said in labels:
+        return labels[said]
+    if layout and layout.labelled and layout.version(said) in labels:
+        return labels[layout.version(said)]
+    if not isinstance(version, str):
+        return int(version)
+    raise ConfigInvalid(
+        "config.arguments",
+        f"there is no version {said!r}",
+        "`check --table` shows every version.",
+    )

@@ -1,0 +1,75 @@
+"""Files without a version: run again, after all versions, when their text has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from preflight import __version__
+from preflight.history import journal
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
+
+_TABLE = """
+CREATE TABLE {schema}.repeatables (
+  name text PRIMARY KEY,
+  checksum text NOT NULL,
+  how text NOT NULL,
+  up_sql text NOT NULL,
+  applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  duration_ms bigint,
+  applied_by text NOT NULL DEFAULT current_user,
+  backup text,
+  tool_version text NOT NULL,
+  run_id text NOT NULL
+);
+GRANT ALL ON {schema}.repeatables TO CURRENT_USER;
+GRANT SELECT (name, checksum) ON {schema}.repeatables TO PUBLIC;
+"""
+
+
+def read(session: Session) -> Mapping[str, str]:
+    """Return what is recorded: the checksum of each name. Call where the table is there."""
+    table = f"{session.config.schema}.repeatables"
+    rows = session.ask(f"SELECT r.name, r.checksum FROM ONLY {table} r")  # noqa: S608
+    return {row["name"]: row["checksum"] for row in rows}
+
+
+def ensure(session: Session) -> None:
+    """Make the table where there is none; call in a transaction, under the lock."""
+    row = session.execute(
+        """SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+ ON n.oid = c.relnamespace WHERE n.nspname = %s::name AND c.relname = 'repeatables')""",
+        [session.config.schema],
+    ).fetchone()
+    if not (row and row[0]):
+        session.execute(_TABLE.format(schema=session.config.schema))
+
+
+def claim(
+    session: Session, file: Migration, backup: str | None = None, how: str = "applied"
+) -> bool:
+    """Record the text that is about to run; False when it is recorded already."""
+    cursor = session.execute(
+        f"""INSERT INTO {session.config.schema}.repeatables AS r
+ (name, checksum, how, up_sql, backup, tool_version, run_id) VALUES (%s, %s, %s, %s, %s, %s, %s)
+ ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum, how = excluded.how,
+ up_sql = excluded.up_sql, backup = excluded.backup, tool_version = excluded.tool_version,
+ run_id = excluded.run_id, applied_at = pg_catalog.clock_timestamp(), applied_by = current_user
+ WHERE r.checksum <> excluded.checksum""",  # noqa: S608 -- a checked name
+        [file.name, file.checksum, how, file.up.kept, backup, __version__, session.config.run_id],
+    )
+    return cursor.rowcount == 1
+
+
+def finish(session: Session, file: Migration, *, duration_ms: int, backup: str | None) -> int:
+    """Write the end mark and the journal's row; return how many rows were there to mark."""
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.repeatables SET duration_ms = %s,
+ applied_at = pg_catalog.clock_timestamp() WHERE name = %s AND run_id = %s""",  # noqa: S608
+        [duration_ms, file.name, session.config.run_id],
+    )
+    journal.journal(session, "applied", file, duration_ms=duration_ms, backup=backup)
+    return updated.rowcount

@@ -1,0 +1,280 @@
+"""The history of another tool, read and never written.
+
+What it said when it was taken over is kept in a table of one row: when it says something else
+later, somebody still runs the other tool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from preflight import __version__
+from preflight.base import quoting
+from preflight.base.errors import HistoryConflict, Problem
+from preflight.files import foreign
+from preflight.server.sessions import LOOK
+
+if TYPE_CHECKING:
+    from preflight.files.foreign import Foreign, Said
+    from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
+
+# Tables of anybody with the columns that are looked for. What is read is believed, so it has to
+# belong to this role, or to one that could do anything here anyway.
+_LIKE = """
+SELECT n.nspname::text, c.relname::text, c.relkind::text,
+ pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+  OR pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE') AS believed,
+ pg_catalog.pg_get_userbyid(c.relowner)::text,
+ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+ ARRAY(SELECT pg_catalog.format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+ (SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'), current_user::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema'
+ AND n.nspname::text NOT LIKE 'pg\\_%%' AND n.nspname <> %s::name
+ AND %s::text[] <@ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+ORDER BY 1, 2
+"""
+_TABLE = """
+CREATE TABLE {schema}.takeovers (
+  tool text NOT NULL,
+  place text NOT NULL PRIMARY KEY,
+  said text NOT NULL,
+  newest text NOT NULL,
+  at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  tool_version text NOT NULL,
+  run_id text NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The other tool's history, and what it says."""
+
+    place: str  # schema and table, quoted
+    said: Said
+
+    @property
+    def digest(self) -> str:
+        """What it says, in a form that is the same only when it says the same."""
+        rows = sorted(self.said.applied) + [f"broken {each}" for each in self.said.broken]
+        rows += sorted(f"{name} {checksum}" for name, checksum in self.said.repeated.items())
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    @property
+    def newest(self) -> str:
+        """The newest version, as far as its order is the usual one."""
+        return max(self.said.applied, key=lambda each: (len(each), each), default="none")
+
+
+def look(session: Session, layout: Foreign) -> Found | None:
+    """Return what the other tool's history says; None where there is none.
+
+    Call inside a transaction. Raises HistoryConflict where it is not certain which table it is, or
+    whether it can be believed.
+    """
+    place = _place(session, layout)
+    return None if place is None else Found(place, _read(session, layout, place))
+
+
+def _read(session: Session, layout: Foreign, place: str) -> Said:
+    columns = ", ".join(map(quoting.name, layout.table.read))
+    rows = session.execute(f"SELECT {columns} FROM {place}").fetchall()  # noqa: S608 -- quoted
+    return layout.said(rows)
+
+
+def _place(session: Session, layout: Foreign) -> str | None:
+    """Return the other tool's history table, quoted; raises HistoryConflict."""
+    table = layout.table
+    rows = session.execute(_LIKE, [session.config.schema, list(table.columns)]).fetchall()
+    rows = [row for row in rows if _fits(table, dict(zip(row[5], row[6], strict=True)))]
+    schema, _, usual = table.usual.rpartition(".")
+    named = [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
+    if not named and table.renamed:
+        named = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
+    if len(named) > 1:
+        path = _path(named[0])
+        first = [row for name in path for row in named if row[0] == name and row[1] == usual]
+        named = first[:1] or named
+    if len(named) > 1:
+        places = " and ".join(f"{row[0]}.{row[1]}" for row in named)
+        raise HistoryConflict(
+            "takeover.ambiguous",
+            f"which history of {layout.tool} is this database's? There are {places}",
+            "Set the role's search_path to the schema of the right one, or vouch for what is there "
+            "yourself: `adopt --through VERSION`.",
+        )
+    if not named:
+        return None
+    name, relation, kind, believed, owner, *_ = named[0]
+    if kind not in ("r", "p") or not believed:
+        what = f"it belongs to {owner!r}, a stranger" if kind in ("r", "p") else "it is no table"
+        raise HistoryConflict(
+            "takeover.not_believed",
+            f"the history of {layout.tool}, {name}.{relation}, is not believed: {what}",
+            "GRANT that role to this one if it migrates this database; or vouch for what is there "
+            "yourself: `adopt --through VERSION`.",
+        )
+    return f"{quoting.name(name)}.{quoting.name(relation)}"
+
+
+def _fits(table: foreign.Table, types: dict[str, str]) -> bool:
+    return all(types.get(name) in kinds.split("|") for name, kinds in table.columns.items())
+
+
+def _path(row: Sequence[Any]) -> list[str]:
+    names = [each.strip().strip('"') for each in str(row[7] or "").split(",")]
+    return [row[8] if each == "$user" else each for each in names]
+
+
+def covered(
+    layout: Foreign, found: Found, files: Sequence[Migration], *, judged: bool = True
+) -> list[Migration]:
+    """Return the files that the other tool has applied.
+
+    Raises HistoryConflict, if it is to be judged: a failed version, one without a file, a file that
+    was edited.
+    """
+    said = found.said
+    by_key = {layout.key(file): file for file in files}
+    problems = [
+        Problem(
+            f"{layout.tool} left version {version} unfinished ({found.place})",
+            f"Look at the database, settle it with {layout.tool} as it advises, and run again.",
+        )
+        for version in said.broken
+    ]
+    last = None if said.through is None else layout.order(said.through)
+    below = [file for file in files if last is not None and layout.order(layout.key(file)) <= last]
+    there = [by_key[key] for key in said.applied if key in by_key]
+    problems += [
+        Problem(
+            f"{layout.tool} has applied version {key} ({found.place}), and its file is missing",
+            "Put the file back; was an old or a wrong directory mounted? Or vouch for what is "
+            "there: `adopt --through VERSION`.",
+        )
+        for key in said.applied
+        if key not in by_key and not layout.forgets(key, files)
+    ]
+    for file in there:
+        checksum = said.applied[layout.key(file)]
+        if checksum is not None and not layout.agrees(file, checksum):
+            version = file.label or file.version
+            problems.append(
+                Problem(
+                    f"{file.name} was edited after {layout.tool} applied it: its checksum there is "
+                    f"another one ({found.place})",
+                    "Restore the file as it ran; or accept it as it is, and all below it: `adopt "
+                    f"--through {version}`.",
+                    **file.named,
+                )
+            )
+    if problems and judged:
+        raise HistoryConflict.of("takeover.refused", problems)
+    wanted = {file.version for file in (*below, *there)}
+    return [file for file in files if file.version in wanted]
+
+
+def repeated(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[Migration]:
+    """Return the files without a version whose text is the one that the other tool ran last."""
+    said = found.said.repeated
+    pairs = [(file, said.get(layout.repeats(file))) for file in files]
+    return [file for file, checksum in pairs if checksum and layout.agrees(file, checksum)]
+
+
+def remember(session: Session, layout: Foreign, found: Found) -> None:
+    """Keep what the other tool's history said; call under the lock, in the transaction."""
+    schema = session.config.schema
+    if not _remembered(session):
+        session.execute(_TABLE.format(schema=schema))
+        session.execute(f"GRANT ALL ON {schema}.takeovers TO CURRENT_USER")
+        session.execute(f"GRANT SELECT ON {schema}.takeovers TO PUBLIC")
+    session.execute(f"DELETE FROM {schema}.takeovers")  # noqa: S608 -- a checked name
+    session.execute(
+        f"""INSERT INTO {schema}.takeovers (tool, place, said, newest, tool_version, run_id)
+ VALUES (%s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+        [
+            layout.tool, found.place, found.digest, found.newest, __version__,
+            session.config.run_id,
+        ],
+    )  # fmt: skip
+
+
+def _remembered(session: Session) -> bool:
+    row = session.execute(
+        """SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+ ON n.oid = c.relnamespace WHERE n.nspname = %s::name AND c.relname = 'takeovers')""",
+        [session.config.schema],
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def vouched(session: Session, layout: Foreign | None) -> None:
+    """Keep what it says now: a person has looked and vouched for what is there.
+
+    Without a takeover before, it is that of `layout`.
+    """
+    kept = _kept(session) if _remembered(session) else ()
+    for tool, place, *_ in kept:
+        layout = foreign.layout(tool, session.config.migrations_dir)
+        remember(session, layout, Found(place, _read(session, layout, place)))
+    if not kept and layout is not None:
+        with suppress(HistoryConflict):
+            if (found := look(session, layout)) is not None:
+                remember(session, layout, found)
+
+
+def known(session: Session, found: Found) -> bool:
+    """Tell whether a person vouched, or a takeover went well, when it said what it says now."""
+    kept = _kept(session) if _remembered(session) else ()
+    return any((place, said) == (found.place, found.digest) for _, place, said, _ in kept)
+
+
+def _kept(session: Session) -> list[Sequence[Any]]:
+    schema = session.config.schema
+    query = f"""SELECT t.tool, t.place, t.said, t.newest FROM {schema}.takeovers t
+ JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.place)
+ WHERE c.relkind IN ('r', 'p')"""  # noqa: S608 -- a checked name
+    return session.execute(query).fetchall()
+
+
+def moved(session: Session) -> Problem | None:
+    """Tell whether the other tool was run since its history was taken over.
+
+    Who may not read the table, or finds it gone, is told nothing.
+    """
+    gone = (
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.UndefinedColumn,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.InsufficientPrivilege,
+    )
+    with suppress(*gone), session.looking():
+        session.execute(LOOK)
+        for tool, place, said, newest in _kept(session):
+            layout = foreign.layout(tool, session.config.migrations_dir)
+            now = Found(place, _read(session, layout, place))
+            if now.digest != said:
+                return _moved(tool, now, newest)
+    return None
+
+
+def _moved(tool: str, now: Found, newest: str) -> Problem:
+    unfinished = f", and left {', '.join(now.said.broken)} unfinished" if now.said.broken else ""
+    return Problem(
+        f"{tool} was run after its history was taken over: {now.place} went from {newest} to "
+        f"{now.newest}{unfinished}",
+        f"One of the two has to migrate this database. Stop {tool}; what it applied meanwhile is "
+        "recorded without running it: `adopt --through VERSION`.",
+    )

@@ -1,0 +1,578 @@
+"""Folders of other tools, read as they are; and their histories, taken over and never written."""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, LiteralString, NamedTuple
+from urllib.parse import quote
+
+import pytest
+
+from tests import program, servers, tools
+from tests.conftest import CreateDatabase, Run
+
+CATALOG = """
+SELECT 'column', c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod)
+ FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+ WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND c.relkind <> 'i'
+  AND c.relname !~ '(schema_migrations|goose_db_version|ledger)'
+UNION ALL SELECT 'index', c.relname, pg_get_indexdef(c.oid) FROM pg_class c
+ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'i'
+  AND c.relname !~ '(schema_migrations|goose_db_version|ledger)'
+UNION ALL SELECT 'function', p.proname, p.prosrc FROM pg_proc p
+ WHERE p.pronamespace = 'public'::regnamespace
+ORDER BY 1, 2, 3
+"""
+FUNCTION = "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN\n RETURN 1;\nEND $$;\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A tool, a folder of three versions in the shapes that it allows, and how it is run."""
+
+    name: str
+    files: Mapping[str, str]
+    up: Callable[[servers.Database, Path, int], None]  # so many of its versions
+    table: LiteralString
+    columns: LiteralString = "*"
+
+    def rows(self, database: servers.Database) -> list[Any]:
+        """Return the tool's own history, without its times."""
+        return database.query(f"SELECT {self.columns} FROM {self.table} ORDER BY 1")
+
+
+def url(database: servers.Database) -> str:
+    """Return where a database is, as tools written in Go want it."""
+    env = database.env()
+    user = f"{env['PGUSER']}:{quote(env['PGPASSWORD'], safe='')}"
+    return f"postgres://{user}@{env['PGHOST']}:{env['PGPORT']}/{env['PGDATABASE']}?sslmode=disable"
+
+
+def golang_migrate(database: servers.Database, folder: Path, count: int) -> None:
+    """Run golang-migrate for so many versions."""
+    migrate = tools.go("migrate")
+    result = tools.call([migrate, "-path", folder, "-database", url(database), "up", str(count)])
+    assert 0 == result.returncode, result.stderr
+
+
+def goose(database: servers.Database, folder: Path, count: int) -> None:
+    """Run goose for so many versions."""
+    for _ in range(count):
+        command = [tools.go("goose"), "-dir", folder, "postgres", url(database), "up-by-one"]
+        result = tools.call(command)
+        assert 0 == result.returncode, result.stdout + result.stderr
+
+
+def dbmate(database: servers.Database, folder: Path, count: int) -> None:
+    """Do what dbmate does: no registry that is reached here has it."""
+    database.script(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (version character varying(128) PRIMARY KEY)"
+    )
+    there = database.query("SELECT version FROM schema_migrations")
+    files = sorted(folder.glob("*.sql"))
+    for file in [each for each in files if each.name.split("_")[0] not in there][:count]:
+        up = file.read_text().partition("migrate:up")[2].partition("-- migrate:down")[0]
+        database.script(up.partition("\n")[2])
+        database.query("INSERT INTO schema_migrations VALUES (%s)", file.name.split("_")[0])
+
+
+GOLANG_MIGRATE = Tool(
+    "golang-migrate",
+    {
+        "1_init.up.sql": "BEGIN;\nCREATE TABLE a (x int);\nCREATE TABLE b (y int);\nCOMMIT;\n",
+        "1_init.down.sql": "DROP TABLE a, b;\n",
+        "2_index.up.sql": "-- alone, as the tool sends it\nCREATE INDEX CONCURRENTLY i ON a (x);\n",
+        "2_drop_index.down.sql": "DROP INDEX CONCURRENTLY i;\n",
+        "10_function.up.sql": FUNCTION,
+        "10_function.down.sql": "DROP FUNCTION f();\n",
+        "README.md": "nothing to run",
+    },
+    golang_migrate,
+    "schema_migrations",
+)
+GOOSE = Tool(
+    "goose",
+    {
+        "00001_init.sql": "-- +goose Up\nCREATE TABLE a (x int);\nCREATE TABLE b (y int);\n\n"
+        "-- +goose Down\nDROP TABLE a, b;\n",
+        "00002_index.sql": "-- +goose NO TRANSACTION\n-- +goose Up\n"
+        "CREATE INDEX CONCURRENTLY i ON a (x);\n-- +goose Down\nDROP INDEX CONCURRENTLY i;\n",
+        "00003_function.sql": "-- a word before\n-- +goose Up\n-- +goose StatementBegin\n"
+        + FUNCTION
+        + "-- +goose StatementEnd\n\n-- +goose Down\nDROP FUNCTION f();\n",
+    },
+    goose,
+    "goose_db_version",
+    "version_id, is_applied",
+)
+DBMATE = Tool(
+    "dbmate",
+    {
+        "20240101000000_init.sql": "-- migrate:up\nCREATE TABLE a (x int);\n"
+        "CREATE TABLE b (y int);\n\n-- migrate:down\nDROP TABLE a, b;\n",
+        "20240102000000_index.sql": "-- migrate:up transaction:false\n"
+        "CREATE INDEX CONCURRENTLY i ON a (x);\n\n-- migrate:down transaction:false\n"
+        "DROP INDEX CONCURRENTLY i;\n",
+        "20240103000000_function.sql": "-- migrate:up\n" + FUNCTION + "-- migrate:down\n"
+        "DROP FUNCTION f();\n",
+    },
+    dbmate,
+    "schema_migrations",
+)
+TOOLS = [GOLANG_MIGRATE, GOOSE, DBMATE]
+every = pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+
+
+def write(folder: Path, files: Mapping[str, str]) -> Path:
+    """Write a folder of a tool, folders inside it included."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give the migrations directory."""
+    return tmp_path / "migrations"
+
+
+def states(result: program.Result) -> list[str]:
+    """Return the states that `check` shows, in order."""
+    return [each["state"] for each in result.event("migration.listed")]
+
+
+@every
+def test_folder_makes_the_catalog_that_its_tool_makes(
+    tool: Tool,
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    folder: Path,
+) -> None:
+    """On an empty database, with no word said of whose folder it is; and the way back."""
+    write(folder, tool.files)
+    by_tool = create_database(database.server)
+    tool.up(by_tool, folder, 3)
+
+    result, again = run(), run()
+
+    assert 0 == result.code, str(result)
+    assert tool.name == result.event("files.loaded")[0]["layout"]
+    assert 3 == len(result.finished["applied"])
+    assert by_tool.query(CATALOG) == database.query(CATALOG)
+    assert (0, []) == (again.code, again.event("lock.acquired"))
+    assert 0 == (back := run("rollback", "--to", "0")).code, str(back)
+    assert [] == database.query(CATALOG)
+    assert (0, 3) == ((once_more := run()).code, len(once_more.finished["applied"]))
+
+
+@every
+@pytest.mark.parametrize("applied", [0, 2, 3])
+def test_history_is_taken_over_where_it_stands(
+    tool: Tool, applied: int, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """What the tool applied is recorded, the rest runs, and the tool finds nothing changed."""
+    write(folder, tool.files)
+    tool.up(database, folder, 1)
+    tool.up(database, folder, applied - 1) if applied > 1 else None
+    if not applied:
+        database.script("DROP TABLE a, b")
+        database.script(f"DELETE FROM {tool.table}")
+    before = tool.rows(database)
+
+    look, result = run("check"), run()
+
+    assert ["adoptable"] * applied + ["pending"] * (3 - applied) == states(look)
+    assert 0 == result.code, str(result)
+    assert applied == len(result.finished.get("adopted", []))
+    assert 3 - applied == len(result.finished.get("applied", []))
+    assert ["taken_over"] * applied + ["applied"] * (3 - applied) == database.query(
+        "SELECT how FROM preflight.migrations ORDER BY version"
+    )
+    assert before == tool.rows(database)
+    assert ["taken_over"] * applied + ["applied"] * (3 - applied) == states(run("check"))
+    assert (0, []) == ((again := run()).code, again.event("lock.acquired"))
+
+
+@every
+def test_tool_that_goes_on_is_found_out(
+    tool: Tool, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """26 at the next start; `adopt --through` settles it once somebody has looked."""
+    files = {name: text for name, text in tool.files.items() if "function" not in name}
+    write(folder, files)
+    tool.up(database, folder, 2)
+    assert 0 == (first := run()).code, str(first)
+    write(folder, tool.files)
+    tool.up(database, folder, 1)
+
+    result = run()
+
+    assert 26 == result.code, str(result)
+    assert tool.name in result.finished["error"]["message"]
+    assert 26 == run("check").code
+    version = run("check").event("migration.listed")[-1]["version"]
+    assert 0 == (vouched := run("adopt", "--through", str(version))).code, str(vouched)
+    assert 0 == run().code
+
+
+def test_dirty_version_is_refused(run: Run, database: servers.Database, folder: Path) -> None:
+    """A version that golang-migrate left half done is for a person; nothing is recorded."""
+    write(folder, GOLANG_MIGRATE.files)
+    GOLANG_MIGRATE.up(database, folder, 1)
+    database.script("UPDATE schema_migrations SET dirty = true")
+
+    result = run()
+
+    assert (26, "takeover.refused") == (result.code, result.finished["error"]["code"])
+    assert [False] == database.query("SELECT to_regclass('preflight.migrations') IS NOT NULL")
+
+
+@every
+def test_applied_version_without_its_file_is_refused(
+    tool: Tool, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """An old or wrong directory must not make a history with a hole."""
+    write(folder, tool.files)
+    tool.up(database, folder, 2)
+    for file in folder.iterdir():
+        if "index" in file.name:
+            file.unlink()
+
+    result = run()
+
+    assert (26, "takeover.refused") == (result.code, result.finished["error"]["code"])
+    assert "--through" in result.finished["error"]["hint"]
+
+
+@every
+def test_renamed_history_table_is_found_by_its_shape(
+    tool: Tool, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The tools let people choose its name; its columns say what it is."""
+    write(folder, tool.files)
+    tool.up(database, folder, 2)
+    database.script(f"ALTER TABLE {tool.table} RENAME TO our_migration_ledger")
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert (2, 1) == (len(result.finished["adopted"]), len(result.finished["applied"]))
+
+
+def test_two_tools_in_one_database_are_told_apart(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The folder says whose history counts; the other one is nobody's business."""
+    write(folder, GOOSE.files)
+    GOOSE.up(database, folder, 1)
+    database.script(
+        "CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty boolean NOT NULL);"
+        "INSERT INTO schema_migrations VALUES (77, false)"
+    )
+
+    result = run()
+
+    assert (0, 1) == (result.code, len(result.finished["adopted"])), str(result)
+
+
+def test_two_histories_of_one_tool_are_a_question(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Neither is in the search path: which one counts is never guessed."""
+    write(folder, GOOSE.files)
+    GOOSE.up(database, folder, 1)
+    database.script(
+        "CREATE SCHEMA one; CREATE SCHEMA two;"
+        "CREATE TABLE two.goose_db_version AS TABLE public.goose_db_version;"
+        "ALTER TABLE public.goose_db_version SET SCHEMA one"
+    )
+
+    result = run()
+
+    assert (26, "takeover.ambiguous") == (result.code, result.finished["error"]["code"])
+
+
+def test_out_of_order_history_is_taken_over_as_it_is(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """A version that the other tool passed over is late, and runs where that is allowed."""
+    write(folder, DBMATE.files)
+    DBMATE.up(database, folder, 3)
+    database.script("DROP INDEX i; DELETE FROM schema_migrations WHERE version ~ '^20240102'")
+
+    refused, result = run(), run(env={"PREFLIGHT_OUT_OF_ORDER": "allow"})
+
+    assert 26 == refused.code, str(refused)
+    assert (0, ["20240102000000_index"]) == (result.code, result.finished["applied"])
+
+
+def test_error_is_placed_in_the_file_itself(run: Run, folder: Path) -> None:
+    """Line and path are the file's own, though only a section of it runs."""
+    write(
+        folder,
+        {"001_a.sql": "-- a\n-- migrate:up\nCREATE TABLE a ();\n\nSELECT nope;\n-- migrate:down\n"},
+    )
+
+    result = run()
+
+    assert 30 == result.code, str(result)
+    error = result.finished["error"]
+    assert ("001_a.sql", 5, 8) == (error["file"], error["line"], error["column"])
+
+
+def test_files_of_ours_stay_ours_when_one_has_a_mark(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Who uses our layout notices nothing; a new file with another tool's marks is refused."""
+    write(folder, {"001_a.sql": "CREATE TABLE a ();\n", "002_b.sql": "SELECT 1;\n"})
+    assert 0 == run().code
+    marked = "-- migrate:up\nCREATE TABLE a ();\n-- migrate:down\n"
+    write(folder, {"001_a.sql": marked})  # recorded by a version that knew no marks
+    database.query(
+        "UPDATE preflight.migrations SET checksum = %s WHERE version = 1",
+        hashlib.sha256(marked.encode()).hexdigest(),
+    )
+    assert 0 == run().code
+    text = "-- migrate:up\nCREATE TABLE c ();\n-- migrate:down\nDROP TABLE c;\n"
+    write(folder, {"003_c.sql": text})
+
+    result = run()
+
+    assert (25, "files.layout") == (result.code, result.finished["error"]["code"]), str(result)
+    assert "PREFLIGHT_LAYOUT=dbmate" in result.finished["error"]["hint"]
+    assert ["a"] == database.query("SELECT relname FROM pg_class WHERE relname IN ('a', 'c')")
+
+
+def test_checksum_is_that_of_the_section(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The way back may be corrected after the file was applied; the way forward may not."""
+    write(folder, DBMATE.files)
+    assert 0 == run().code
+    name = "20240101000000_init.sql"
+    text = DBMATE.files[name]
+    up = text.partition("-- migrate:down")[0].encode()
+    assert [hashlib.sha256(up).hexdigest()] == database.query(
+        "SELECT checksum FROM preflight.migrations WHERE version = 20240101000000"
+    )
+
+    write(folder, {name: text.replace("DROP TABLE a, b", "DROP TABLE b, a")})
+    assert 0 == run().code
+    write(folder, {name: text.replace("(x int)", "(x bigint)")})
+    assert 26 == run().code
+
+
+def test_takeover_asks_verify_files_too(run: Run, database: servers.Database, folder: Path) -> None:
+    """What the other tool says and the database denies is recorded by nobody."""
+    write(folder, GOOSE.files)
+    GOOSE.up(database, folder, 2)
+    check = "SELECT 'tables' AS suite, 'a' AS \"check\", to_regclass('a') IS NOT NULL AS ok;\n"
+    write(folder, {"preflight/verify_00001_init.sql": check})
+    database.script("DROP TABLE a")
+
+    result = run()
+
+    assert (33, "verify.not_there") == (result.code, result.finished["error"]["code"])
+    database.script("CREATE TABLE a (x int)")
+    assert 0 == (after := run()).code, str(after)
+    assert 0 == run("verify").code
+    assert json.loads(run("check", "--json").stdout)["current"]
+
+
+# --- tools whose tables are made here as they make them -------------------------------------------
+
+
+def checksums(text: str) -> dict[str, Any]:
+    """Return what each tool would keep of a file."""
+    found = zlib.crc32("".join(text.splitlines()).encode())
+    return {
+        "crc32": found - (1 << 32) if found >= 1 << 31 else found,
+        "sha1": hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "sha384": hashlib.sha384(text.encode()).digest(),
+    }
+
+
+def committed(text: str) -> tuple[str, str]:
+    """Return a file as graphile-migrate commits it, the first one, and its hash."""
+    hashed = f"sha1:{checksums(text.strip() + chr(10))['sha1']}"
+    return f"--! Previous: -\n--! Hash: {hashed}\n\n{text}", hashed
+
+
+A, B = "CREATE TABLE a (x int);\n", "CREATE TABLE b (y int);\n"
+
+
+class Kept(NamedTuple):
+    """A folder, the tool's table, its row for the first file, and what makes that row wrong."""
+
+    files: Mapping[str, str]
+    table: LiteralString
+    row: LiteralString
+    values: Sequence[object]
+    spoil: LiteralString
+
+
+KEPT = {
+    "flyway": Kept(
+        {"V1__a.sql": A, "V1.1__b.sql": B, "U1.1__b.sql": "DROP TABLE b;"},
+        "CREATE TABLE flyway_schema_history (installed_rank integer PRIMARY KEY, version "
+        "varchar(50), description varchar(200) NOT NULL, type varchar(20) NOT NULL, script "
+        "varchar(1000) NOT NULL, checksum integer, installed_by varchar(100) NOT NULL, "
+        "installed_on timestamp NOT NULL DEFAULT now(), execution_time integer NOT NULL, "
+        "success boolean NOT NULL)",
+        "INSERT INTO flyway_schema_history VALUES (1, '1', 'a', 'SQL', 'V1__a.sql', %s, 'me', "
+        "now(), 1, true)",
+        [checksums(A)["crc32"]],
+        "UPDATE flyway_schema_history SET checksum = 1",
+    ),
+    "sqlx": Kept(
+        {"1_a.sql": A, "2_b.sql": B},
+        "CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL, "
+        "installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea "
+        "NOT NULL, execution_time bigint NOT NULL)",
+        "INSERT INTO _sqlx_migrations VALUES (1, 'a', now(), true, %s, 1)",
+        [checksums(A)["sha384"]],
+        "UPDATE _sqlx_migrations SET success = false",
+    ),
+    "prisma": Kept(
+        {"01_init/migration.sql": A, "02_more/migration.sql": B, "migration_lock.toml": ""},
+        "CREATE TABLE _prisma_migrations (id varchar(36) PRIMARY KEY, checksum varchar(64) NOT "
+        "NULL, finished_at timestamptz, migration_name varchar(255) NOT NULL, logs text, "
+        "rolled_back_at timestamptz, started_at timestamptz NOT NULL DEFAULT now(), "
+        "applied_steps_count integer NOT NULL DEFAULT 0)",
+        "INSERT INTO _prisma_migrations VALUES ('i', %s, now(), '01_init', NULL, NULL, now(), 1)",
+        [checksums(A)["sha256"]],
+        "UPDATE _prisma_migrations SET finished_at = NULL",
+    ),
+    "supabase": Kept(
+        {"20240101000000_a.sql": A, "20240102000000_b.sql": B},
+        "CREATE SCHEMA supabase_migrations; CREATE TABLE supabase_migrations.schema_migrations "
+        "(version text NOT NULL PRIMARY KEY, statements text[], name text)",
+        "INSERT INTO supabase_migrations.schema_migrations VALUES ('20240101000000', NULL, 'a')",
+        [],
+        "INSERT INTO supabase_migrations.schema_migrations VALUES ('20230101000000')",
+    ),
+    "diesel": Kept(
+        {"2024-01-01-000000_a/up.sql": A, "2024-01-02-000000_b/up.sql": B},
+        "CREATE TABLE __diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on "
+        "timestamp NOT NULL DEFAULT now())",
+        "INSERT INTO __diesel_schema_migrations VALUES ('20240101000000')",
+        [],
+        "UPDATE __diesel_schema_migrations SET version = '20230101000000'",
+    ),
+    "graphile": Kept(
+        {"committed/000001.sql": committed(A)[0], "committed/000002.sql": committed(B)[0]},
+        "CREATE SCHEMA graphile_migrate; CREATE TABLE graphile_migrate.migrations (hash text "
+        "PRIMARY KEY, previous_hash text REFERENCES graphile_migrate.migrations, filename text NOT "
+        "NULL, date timestamptz NOT NULL DEFAULT now())",
+        "INSERT INTO graphile_migrate.migrations VALUES (%s, NULL, '000001.sql')",
+        [committed(A)[1]],
+        "UPDATE graphile_migrate.migrations SET hash = 'sha1:0'",
+    ),
+    "sqitch": Kept(
+        {
+            "sqitch.plan": "%project=app\n\nz_first 2024-01-01T00:00:00Z A <a@b> # a\n"
+            "b_then 2024-01-01T00:00:00Z A <a@b> # b\n",
+            "deploy/z_first.sql": A,
+            "deploy/b_then.sql": B,
+        },
+        "CREATE SCHEMA sqitch; CREATE TABLE sqitch.changes (change_id text PRIMARY KEY, "
+        "script_hash text UNIQUE, change text NOT NULL, project text NOT NULL, note text NOT NULL "
+        "DEFAULT '', committed_at timestamptz NOT NULL DEFAULT now(), planned_at timestamptz NOT "
+        "NULL)",
+        "INSERT INTO sqitch.changes VALUES ('i', %s, 'z_first', 'app', '', now(), now())",
+        [checksums(A)["sha1"]],
+        "UPDATE sqitch.changes SET script_hash = '0'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_history_of_every_tool_is_taken_over(
+    name: str, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The first of two files is applied, says the table, and only the second one runs."""
+    files, table, row, values, _ = KEPT[name]
+    write(folder, files)
+    database.script(f"{table}; {A}")
+    database.query(row, *values)
+    env = {"PREFLIGHT_LAYOUT": name}
+
+    look, result, again = run("check", env=env), run(env=env), run(env=env)
+
+    assert ["adoptable", "pending"] == states(look)
+    assert 0 == result.code, str(result)
+    assert (1, 1) == (len(result.finished["adopted"]), len(result.finished["applied"]))
+    assert (0, []) == (again.code, again.event("lock.acquired"))
+    assert ["taken_over", "applied"] == states(run("check", env=env))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_history_that_does_not_fit_the_files_is_refused(
+    name: str, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Failed, edited or without a file: 26, until a person vouches for what is there."""
+    files, table, row, values, spoil = KEPT[name]
+    write(folder, files)
+    database.script(f"{table}; {A}")
+    database.query(row, *values)
+    database.script(spoil)
+    env = {"PREFLIGHT_LAYOUT": name}
+
+    result = run(env=env)
+
+    assert (26, "takeover.refused") == (result.code, result.finished["error"]["code"])
+    first = run("lint", "--json", env=env)
+    assert 0 == first.code
+    label = {"flyway": "1", "sqlx": "1", "prisma": "01_init", "graphile": "1", "sqitch": "1000"}
+    said = label.get(name, "20240101000000")
+    assert 0 == (vouched := run("adopt", "--through", said, env=env)).code, str(vouched)
+    assert (0, 1) == ((after := run(env=env)).code, len(after.finished["applied"])), str(after)
+
+
+def test_text_versions_work_in_every_command(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """`1.1` is what people write; its number is what it was given when it was recorded."""
+    write(folder, {"V1__a.sql": A, "U1__a.sql": "DROP TABLE a;", **KEPT["flyway"].files})
+    assert 0 == (first := run()).code, str(first)
+    assert [("1", 1000), ("1.1", 2000)] == database.query(
+        "SELECT label, version FROM preflight.migrations ORDER BY version"
+    )
+    assert 0 == run("wait", "--schema", "1.1", env={"PREFLIGHT_WAIT_TIMEOUT_S": "5"}).code
+    assert 0 == (back := run("rollback", "--to", "1")).code, str(back)
+    assert ["V1.1__b"] == back.finished["rolled_back"]
+    write(folder, {"V1.0.5__between.sql": "CREATE TABLE c ();"})
+    assert 0 == (on := run()).code, str(on)
+    assert ["V1.0.5__between", "V1.1__b"] == on.finished["applied"]
+    assert 0 == (forced := run("force", "1.0.5")).code or 30 == forced.code
+    document = json.loads(run("check", "--json").stdout)
+    assert ["1", "1.0.5", "1.1"] == [each["label"] for each in document["migrations"]]
+
+
+def test_repeatable_file_runs_when_its_text_changes(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """After the versions, once for each text; a rehearsal tries it, too."""
+    view = "CREATE OR REPLACE VIEW v AS SELECT x FROM a;\n"
+    write(folder, {"V1__a.sql": A, "R__view.sql": view})
+    env = {"PREFLIGHT_REHEARSE": "always"}
+
+    first, again = run(env=env), run(env=env)
+    assert 0 == first.code, str(first)
+    assert ["V1__a", "R__view"] == first.finished["applied"]
+    assert (0, []) == (again.code, again.event("lock.acquired"))
+
+    write(folder, {"R__view.sql": view.replace("SELECT x", "SELECT x, 1 AS one")})
+    assert (3, ["applied", "pending"]) == ((look := run("check")).code, states(look))
+    changed = run(env=env)
+    assert (0, ["R__view"]) == (changed.code, changed.finished["applied"]), str(changed)
+    assert ["applied", "applied"] == states(run("check"))
+    assert ["x", "one"] == database.query(
+        "SELECT attname::text FROM pg_attribute WHERE attrelid = 'v'::regclass AND attnum > 0"
+    )

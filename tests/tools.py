@@ -1,0 +1,61 @@
+"""Other migration tools, installed into `.cache/tools` when a test first asks for one."""
+
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+
+CACHE = servers.REPOSITORY / ".cache" / "tools"
+# the module's path with its version, and the build tags that leave other databases out
+GO = {
+    "migrate": ("github.com/golang-migrate/migrate/v4/cmd/migrate@v4.18.1", "postgres"),
+    "goose": (
+        "github.com/pressly/goose/v3/cmd/goose@v3.25.0",
+        "no_clickhouse no_libsql no_mssql no_mysql no_sqlite3 no_vertica no_ydb no_duckdb",
+    ),
+}
+INSTALL_S = 600
+
+
+@functools.cache
+def go(name: str) -> Path:
+    """Return a tool that is written in Go; skips the test where it cannot be built."""
+    module, tags = GO[name]
+    found = CACHE / f"{name}-{module.rpartition('@')[2]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want it at once
+        if not found.exists():
+            if shutil.which("go") is None:
+                pytest.skip(f"{name} is not here, and there is no Go to build it with")
+            building = CACHE / f"{name}.building"
+            environment = {**os.environ, "GOBIN": str(building), "CGO_ENABLED": "0"}
+            subprocess.run(
+                ["go", "install", "-tags", tags, module],  # noqa: S607 -- whichever Go there is
+                check=True,
+                env=environment,
+                timeout=INSTALL_S,
+            )
+            (building / name).rename(found)
+    return found
+
+
+def call(
+    command: Sequence[object], environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a tool to its end; what it says is in the result."""
+    return subprocess.run(
+        [str(word) for word in command],
+        check=False,
+        env={**os.environ, **(environment or {})},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
