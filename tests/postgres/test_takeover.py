@@ -576,3 +576,18 @@ def test_repeatable_file_runs_when_its_text_changes(
     assert ["x", "one"] == database.query(
         "SELECT attname::text FROM pg_attribute WHERE attrelid = 'v'::regclass AND attnum > 0"
     )
+
+
+def test_history_that_a_stranger_could_have_made_is_not_believed(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """A view runs its maker's code, and says what he likes."""
+    write(folder, GOOSE.files)
+    database.script(
+        "CREATE TABLE t (); CREATE VIEW goose_db_version AS SELECT 1 AS id, 1::bigint AS "
+        "version_id, true AS is_applied, now() AS tstamp"
+    )
+
+    result = run()
+
+    assert (26, "takeover.not_believed") == (result.code, result.finished["error"]["code"])

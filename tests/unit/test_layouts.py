@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from preflight.base import config
-from preflight.base.errors import FilesInvalid
+from preflight.base.errors import FilesInvalid, HistoryConflict
+from preflight.commands import convert
 from preflight.files import folder, reading
 from preflight.files.layout import KINDS, NATIVE, Source
 from preflight.files.layouts import flyway
@@ -361,3 +362,27 @@ def test_every_folder_can_be_converted(tool: str, run_bare: Run, tmp_path: Path)
 
     assert 0 == done.code, str(done)
     assert len(FOLDERS[tool][1]) == len(reading.load(tmp_path / "ours"))
+
+
+def test_no_room_between_two_recorded_versions_is_said(tmp_path: Path) -> None:
+    """Renumbering what is recorded is out of the question, and so is a guess."""
+    files = {f"V{each}__x.sql": "SELECT 1;" for each in ("1", "1.5", "2")}
+    records = {
+        number: plan.Record(number, "x", "", label=label) for number, label in ((1, "1"), (2, "2"))
+    }
+
+    with pytest.raises(HistoryConflict) as failure:
+        numbers.settled(folder.load(written(tmp_path, files)), plan.History(records))
+
+    assert "history.no_room" == failure.value.code
+
+
+def test_folder_that_was_not_carried_over_as_it_is_is_refused(tmp_path: Path) -> None:
+    """What `convert` wrote is read again: one byte in a statement is another statement."""
+    before = folder.load(written(tmp_path / "one", {"001_a.sql": "SELECT 1;"}))
+    after = folder.load(written(tmp_path / "two", {"001_a.sql": "SELECT 2;"}))
+
+    with pytest.raises(FilesInvalid) as failure:
+        convert._require_same(before, after)  # noqa: SLF001 -- no folder is known that gets here
+
+    assert "files.converted" == failure.value.code
