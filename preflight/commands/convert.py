@@ -165,7 +165,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 COMMAND = command.Command(
-    place=14,
+    place=21,
     does="write another tool's folder anew in our layout, with the same statements; no server",
     example="entrypoint.py convert db/migrations migrations --from goose",
     run=run,
