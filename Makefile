@@ -93,6 +93,9 @@ lock: setup ## resolve the dependencies of pyproject.toml anew
 	@$(LOCK) --output-file requirements.lock
 	@$(LOCK) --group dev --output-file requirements-dev.lock
 	@$(LOCK) --group image --output-file requirements-image.lock
+	@$(subst pyproject.toml,,$(LOCK)) --group stores --output-file requirements-stores.lock
+	@$(subst pyproject.toml,,$(LOCK)) --group stores --group stores-test \
+		--output-file requirements-buckets.lock
 
 release: setup ## version, changelog, tag, archives, checksums in dist/ (VERSION=0.2.0); publishes nothing
 	@.ci/release "$(VERSION)"

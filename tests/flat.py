@@ -176,5 +176,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import entrypoint
 
-    stores.of = lambda config: Flat(config.backup_dir)
+    stores.of = lambda config: Flat(Path(config.backup_dir))
     sys.exit(entrypoint.main())

@@ -62,13 +62,15 @@ def started(
     command: Sequence[str],
     environment: Mapping[str, str],
     hear: Callable[[str], None] = lambda _: None,
+    *,
+    fed: bool = False,
 ) -> Iterator[tuple[subprocess.Popen[bytes], _Words]]:
     """Run a client program; it ends with us: by signal here, by its broken pipe after kill -9."""
     try:
         child = subprocess.Popen(  # noqa: S603 -- a command that we built
             list(command),
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is ours to handle

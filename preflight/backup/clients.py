@@ -123,9 +123,12 @@ def dump_command(  # noqa: PLR0913, PLR0917 -- what of what, and how
     ]
 
 
-def read_command(pg_restore: str, dump: Path) -> list[str]:
-    """Return the pg_restore call that reads every data block and writes the rows to stdout."""
-    return [pg_restore, "--data-only", "--file=-", str(dump)]
+def read_command(pg_restore: str, dump: Path | None) -> list[str]:
+    """Return the pg_restore call that reads every data block and writes the rows to stdout.
+
+    Without a file it reads stdin.
+    """
+    return [pg_restore, "--data-only", "--file=-", *([str(dump)] if dump else [])]
 
 
 @contextmanager

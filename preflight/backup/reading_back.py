@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
 from preflight.backup import children, clients, manifests
 from preflight.base import console, stop
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 
     from preflight.backup.store import Store, Stream
 
+STREAMED = 8 << 20  # bytes that are asked of a store at a time
 _END = bytes(5)  # the chunk of length 0 that ends a custom archive's last data block
 
 
@@ -33,7 +38,11 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
 
     `wanted` gives for each table its name for people and its rows. Raises BackupUnverified.
     """
-    found = hashed(backups, name)
+    rows: Mapping[clients.Key, int] | None = None
+    if backups.remote:
+        found, rows = _streamed(backups, name, digest, programs, environment)
+    else:
+        found = hashed(backups, name)
     if found.size_bytes == 0:
         raise BackupUnverified("backup.empty", "pg_dump wrote nothing", clients.HINT)
     if found.sha256 != digest:
@@ -43,9 +52,11 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
             f"{digest[:12]}",
             "Check the disk below the backup directory; nothing was migrated.",
         )
-    with backups.local(name, manifests.DUMP) as dump:
-        expected = sum(rows for _, rows in wanted.values())
-        rows = _settled(rows_of(dump, programs, environment, expected), wanted, roots or {})
+    expected = sum(count for _, count in wanted.values())
+    if rows is None:
+        with backups.local(name, manifests.DUMP) as dump:
+            rows = rows_of(dump, programs, environment, expected)
+    rows = _settled(rows, wanted, roots or {})
     different = [
         f"{name} has {rows.get(key, 'no')} rows in the dump, {count} in the database"
         for key, (name, count) in wanted.items()
@@ -93,12 +104,16 @@ class Hashed:
 
 def hashed(backups: Store, name: str, file: str = manifests.DUMP) -> Hashed:
     """Read a file as its store has it; raises OSError."""
-    digest, size, end = hashlib.sha256(), 0, b""
     with backups.open(name, file) as stream:
-        while chunk := _part(stream):
-            digest.update(chunk)
-            size += len(chunk)
-            end = (end + chunk[-len(_END) :])[-len(_END) :]
+        return _hashed(iter(partial(_part, stream), b""))
+
+
+def _hashed(chunks: Iterable[bytes]) -> Hashed:
+    digest, size, end = hashlib.sha256(), 0, b""
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+        end = (end + chunk[-len(_END) :])[-len(_END) :]
     return Hashed(digest.hexdigest(), size, end)
 
 
@@ -107,19 +122,72 @@ def _part(stream: Stream) -> bytes:
         return stream.read(children.CHUNK)
 
 
+def _streamed(
+    backups: Store,
+    name: str,
+    digest: str,
+    programs: clients.Clients,
+    environment: Mapping[str, str],
+) -> tuple[Hashed, dict[clients.Key, int]]:
+    """Read a dump once, for its hash and for its rows: nothing of it touches this machine's disk.
+
+    Raises OSError, and what `rows_of` raises where the hash is right.
+    """
+    with backups.open(name, manifests.DUMP) as stream, ThreadPoolExecutor(1) as pool:
+        ended = threading.Event()
+        reading: list[Future[Hashed]] = []
+
+        def feed(pipe: IO[bytes]) -> None:
+            reading.append(pool.submit(lambda: _hashed(_passed_on(stream, pipe, ended))))
+
+        try:
+            rows = rows_of(None, programs, environment, feed=feed)
+        except BackupUnverified:
+            if (found := reading[0].result()).sha256 == digest:
+                raise
+            return found, {}
+        except BaseException:
+            ended.set()
+            raise
+        return reading[0].result(), rows
+
+
+def _passed_on(stream: Stream, pipe: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
+    """Yield what a stream gives, and write it to a client as long as that reads."""
+    listening = True
+    try:
+        while not ended.is_set() and (chunk := stream.read(STREAMED)):
+            if listening:
+                try:
+                    pipe.write(chunk)
+                except OSError:  # it has seen enough, or it failed and says so
+                    listening = False
+            yield chunk
+    finally:
+        with suppress(OSError):
+            pipe.close()
+
+
 def rows_of(
-    dump: Path, programs: clients.Clients, environment: Mapping[str, str], expected: int = 0
+    dump: Path | None,
+    programs: clients.Clients,
+    environment: Mapping[str, str],
+    expected: int = 0,
+    feed: Callable[[IO[bytes]], None] | None = None,
 ) -> dict[clients.Key, int]:
-    """Return the rows of every table in an archive; raises BackupUnverified if it does not read."""
+    """Return the rows of every table in an archive; raises BackupUnverified if it does not read.
+
+    Without a file it comes through the pipe that `feed` is given.
+    """
     counter = RowCounter()
+    command = clients.read_command(programs.pg_restore, dump)
     try:
         with (
             console.Bar("read back") as bar,
-            children.started(clients.read_command(programs.pg_restore, dump), environment) as (
-                child,
-                words,
-            ),
+            children.started(command, environment, fed=dump is None) as (child, words),
         ):
+            if feed and child.stdin:
+                feed(child.stdin)
             for chunk in children.chunks(child):
                 counter.feed(chunk)
                 if bar.due:

@@ -29,6 +29,7 @@ from preflight.backup import (
     reading_back,
     restored,
     snapshots,
+    store,
     stores,
     swap,
     take,
@@ -438,7 +439,8 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     jobs = new_database.jobs(session)
     quiet = new_database.quiet(session)  # a login event trigger would write into what is compared
     with ExitStack() as stack:
-        dump = stack.enter_context(place.store.local(place.source.name, manifests.DUMP))
+        with store.usable(place.store):
+            dump = stack.enter_context(place.store.local(place.source.name, manifests.DUMP))
         options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
         if place.skip:
             programs, environment = (

@@ -44,6 +44,16 @@ class Store(Protocol):
     def place(self) -> str:
         """How people call it: a directory, or an address without a secret."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether a file is a download away: then it is read once, as a stream."""
+        return False
+
+    @property
+    def spooled(self) -> bool:
+        """Whether `local` has a place for a file."""
+        return True
+
     def failure(self, error: OSError) -> Failure:
         """Return what is true when a verb failed so, and what to do next."""
 

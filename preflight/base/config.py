@@ -41,6 +41,7 @@ _RESERVED = frozenset(
 _READ = (PREFIX, "DATABASE_URL", "PG", "POSTGRES_")
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 _FILES = "a shell takes quotes off, `docker run --env-file` does not"
+_BUCKET = re.compile(r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/[^/?#\s\x00-\x1f]+)*/?")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,"][^,]*))(?:,|\Z)')
 _NAME_BYTES = 63
@@ -56,7 +57,9 @@ class Config:
     layout: str = "auto"
     schema: str = "preflight"
     schemas: tuple[str, ...] = ()  # as they were named; `only` has ours, too
-    backup_dir: Path = Path("/backups")
+    backup_dir: Path | str = Path("/backups")  # a text is the address of a bucket
+    backup_endpoint: str | None = None
+    spool_dir: Path | None = None
     backup: str = "required"
     backup_keep: int = 5
     wait_timeout_s: float = 120
@@ -155,6 +158,22 @@ def _path(value: str) -> Path:
     return Path(value)
 
 
+def _place(value: str) -> Path | str:
+    """A directory, or s3://, gs:// or az:// with a bucket and perhaps a prefix."""  # noqa: D401
+    if "://" not in value:
+        return Path(value)
+    if not _BUCKET.fullmatch(value):
+        raise ValueError
+    return value
+
+
+def _endpoint(value: str) -> str:
+    """An address that begins with http:// or https://, without a login."""  # noqa: D401
+    if not re.fullmatch(r"https?://[^\s@?#]+", value):
+        raise ValueError
+    return value
+
+
 def _seconds(value: str) -> float:
     """A number from 0 to 2147483."""  # noqa: D401 -- part of an error's sentence
     if not _NUMBER.fullmatch(value) or float(value) > MOST_SECONDS:
@@ -231,7 +250,9 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "LAYOUT": _one_of("auto", "ours", *OTHER_LAYOUTS),
     "SCHEMA": _schema,
     "SCHEMAS": _schemas,
-    "BACKUP_DIR": _path,
+    "BACKUP_DIR": _place,
+    "BACKUP_ENDPOINT": _endpoint,
+    "SPOOL_DIR": _path,
     "BACKUP": _one_of("required", "off"),
     "BACKUP_KEEP": _whole(1),
     "WAIT_TIMEOUT_S": _seconds,

@@ -516,6 +516,11 @@ def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom
         return stack.enter_context(clone.checked(session, config, scripts))
     if saved is None:
         raise scratch.Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
+    if not saved.store.spooled:
+        raise scratch.Unavailable(
+            f"there is no place for a copy of the dump from {saved.store.place}: set "
+            "PREFLIGHT_SPOOL_DIR"
+        )
     alone = ""
     if config.rehearse_url is None and config.rehearse_on != "server":
         try:

