@@ -119,8 +119,7 @@ def _since(began: float) -> float:
 
 def _clean(session: Session) -> None:
     """Undo what an earlier file, or an earlier attempt, left in the session; the lock stays."""
-    session.reset()
-    session.forget()
+    session.reset(sessions.FORGET)
 
 
 def patiently(

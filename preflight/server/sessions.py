@@ -83,6 +83,7 @@ _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
     17: {"transaction_timeout": "0"},
 }
+FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
 IDLE = pq.TransactionStatus.IDLE
 ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
 Parameters = Sequence[object] | Mapping[str, object] | None
@@ -314,19 +315,25 @@ class Session:
         """Set what only newer servers know; call before work, not before a look."""
         if self._prepared or self.facts is None:
             return
-        needed = {} if self._options else self._ours()
-        said = [f"SET {name} = '{value}'" for name, value in needed.items()]
-        said += [f"SET {self._name()}"] if self._called else []  # a file's RESET ALL took it
+        self.execute("; ".join(self._needed()))
+        self._ask_for(self._good(self.facts.major))
+        self._prepared = self._at_work = True
+
+    def _needed(self) -> list[str]:
+        """Return the statements that make a session ours."""
+        said = [f"SET {PATH}", *([] if self._options else _sets(self._ours()))]
+        return said + ([f"SET {self._name()}"] if self._called else [])  # RESET ALL took it
+
+    def _good(self, major: int) -> dict[str, str]:
+        """Return the settings that are good to have, without those that this server refused."""
         wanted = {} if self._options else dict(_GONE)
         for since, newer in _SINCE.items():
-            wanted |= newer if self.facts.major >= since else {}
-        self.execute("; ".join([f"SET {PATH}", *said]))
-        self._ask_for({name: wanted[name] for name in wanted.keys() - self._refused})
-        self._prepared = self._at_work = True
+            wanted |= newer if major >= since else {}
+        return {name: value for name, value in wanted.items() if name not in self._refused}
 
     def _ask_for(self, settings: Mapping[str, str]) -> None:
         """Set what is good to have and no server must grant (Windows, forks, older ones)."""
-        said = [f"SET {name} = '{value}'" for name, value in sorted(settings.items())]
+        said = _sets(settings)
         try:
             if said:
                 self.execute("; ".join(said))
@@ -342,15 +349,22 @@ class Session:
     def _ours(self) -> dict[str, str]:
         return _SETTINGS | {"lock_timeout": str(self.config.lock_timeout_ms)}
 
-    def reset(self) -> None:
-        """Undo what a file left in the session, but keep the advisory lock (never DISCARD ALL)."""
-        self.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
-        self._prepared = False
-        self.prepare()
+    def reset(self, more: str = "") -> None:
+        """Undo what a file left in the session, but keep the advisory lock (never DISCARD ALL).
+
+        In one message, with `more` of a file's to undo, where the server has granted all of it.
+        """
+        said = ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL", *filter(None, [more])]
+        if self._prepared and self.facts is not None:
+            said += [*self._needed(), *_sets(self._good(self.facts.major))]
+            self.execute("; ".join(said))
+        else:
+            self.execute("; ".join(said))
+            self.prepare()
 
     def forget(self) -> None:
         """Drop what a file left for the session only: no other session would see it."""
-        self.execute("CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *")
+        self.execute(FORGET)
 
     def tell(self, doing: str) -> None:
         """Say what this run is doing, in the name that other sessions see: who waits for us, asks.
@@ -381,6 +395,10 @@ class Session:
             here["hostaddr"] = info.hostaddr
         here = {name: value for name, value in here.items() if value}
         return KEEPALIVE | kept | here | (_options(kept, _GONE) if self._options else {})
+
+
+def _sets(settings: Mapping[str, str]) -> list[str]:
+    return [f"SET {name} = '{value}'" for name, value in sorted(settings.items())]
 
 
 def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Transactional files: what runs, what is rolled back, and what a failure tells."""
 
 import hashlib
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -904,3 +905,21 @@ def test_file_of_comments_only_is_recorded(
     assert [0, 0] == [run("plan").code, run("lint").code]
     database.script("DELETE FROM preflight.migrations WHERE version = 2")
     assert 0 == run("rollback").code
+
+
+def test_a_file_costs_eleven_messages(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What a file costs beside its statements is counted: 500 small ones pay it 500 times."""
+    database.query(f"ALTER DATABASE {database.name} SET log_statement = 'all'")
+    log = database.server.log
+
+    def messages(*numbers: int) -> int:
+        migrations({f"{n:03}_x.sql": f"CREATE TABLE x{n} ();" for n in numbers})
+        before = log.stat().st_size
+        assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
+        return len(re.findall(rb"LOG:  (?:statement|execute [^:]*):", log.read_bytes()[before:]))
+
+    messages(1)
+
+    assert 11 * 5 == messages(*range(10, 16)) - messages(20)
