@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration, Script
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
+FEW = 10  # files that are rehearsed although there is no row that they could meet
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -488,6 +489,7 @@ def _had(  # noqa: PLR0913 -- what a copy is made from, and for whom
     throwaway.sweep(config)
     try:
         if config.rehearse != "off":
+            _require_worth(session, saved, scripts, config)
             copy = _entered(stack, session, saved, scripts, config, guests=guests)
     except scratch.Unavailable as reason:
         why = reason
@@ -500,6 +502,27 @@ def _had(  # noqa: PLR0913 -- what a copy is made from, and for whom
     elif copy is None:
         _tell_unmeasured(config, scripts, "PREFLIGHT_REHEARSE=off")
     return copy
+
+
+def _require_worth(
+    session: Session, saved: Taken | None, scripts: Sequence[Script], config: Config
+) -> None:
+    """Raise Unavailable for many files on a database without a row: to apply them is the trial.
+
+    What stops a file there loses nothing, and a few are tried all the same.
+    """
+    rows = saved.backup.manifest.rows if saved else None
+    if config.rehearse == "always" or rows is None or len(scripts) <= FEW:
+        return
+    ours = f"{config.schema}."
+    if any(count for table, count in rows.items() if not table.startswith(ours)):
+        return
+    objects = session.execute("SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)")
+    if objects.fetchone() == (False,):
+        raise scratch.Unavailable(
+            f"the database holds no row that one of the {len(scripts)} files could meet; "
+            "PREFLIGHT_REHEARSE=always tries them all the same"
+        )
 
 
 def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom

@@ -591,3 +591,24 @@ def test_history_that_a_stranger_could_have_made_is_not_believed(
     result = run()
 
     assert (26, "takeover.not_believed") == (result.code, result.finished["error"]["code"])
+
+
+def test_many_files_on_a_database_without_rows_are_not_rehearsed(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """It says so; `always` is always, and one row is enough to rehearse."""
+    write(folder, {f"{number:03d}_x.sql": "SELECT 1;\n" for number in range(1, 12)})
+    auto = {"PREFLIGHT_REHEARSE": "auto"}
+
+    empty = run(env=auto)
+    assert (0, 11) == (empty.code, len(empty.finished["applied"])), str(empty)
+    assert ["no row" in each["reason"] for each in empty.event("rehearsal.skipped")] == [True]
+
+    database.script("CREATE TABLE a (x int); DROP SCHEMA preflight CASCADE")
+    pending = {"PREFLIGHT_FIRST_CONTACT": "pending"}
+    always = run(env={"PREFLIGHT_REHEARSE": "always", **pending})
+    assert (0, 1) == (always.code, len(always.event("rehearsal.passed"))), str(always)
+
+    database.script("INSERT INTO a VALUES (1); DROP SCHEMA preflight CASCADE")
+    full = run(env={**auto, **pending})
+    assert (0, 1) == (full.code, len(full.event("rehearsal.passed"))), str(full)
