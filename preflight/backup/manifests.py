@@ -39,7 +39,8 @@ class Extension:
     schema: str
     schema_owner: str
     its_own: bool
-    needed: bool  # something in the backup uses it
+    needed: bool  # something in a backup of some schemas uses it
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Manifest:
     database_bytes: int | None = None  # of the live database when it was dumped
     roles: tuple[str, ...] = ()  # that a restore needs
     partial: Part | None = None  # of some schemas only
+    extensions: tuple[Extension, ...] = ()  # of the live database; a dump does not say the version
     excepted: tuple[str, ...] = ()  # entries that cannot be there; the key is `except`
     more: Mapping[str, Any] = field(default_factory=dict)  # said by a later version, and kept
 
@@ -91,6 +93,8 @@ class Manifest:
             told["taken_for"] = asdict(self.taken_for)
         if self.partial:
             told["partial"] = asdict(self.partial)
+        if self.extensions:
+            told["extensions"] = [asdict(each) for each in self.extensions]
         if self.without:
             told["without"] = [asdict(each) for each in self.without]
         return {"format": FORMAT, **told, **said}
@@ -213,19 +217,21 @@ def parsed(said: object) -> Manifest:
     plain["roles"] = tuple(said.get("roles", ()))
     if "partial" in plain:
         plain["partial"] = _part(plain["partial"])
+    plain["extensions"] = _extensions(said.get("extensions", ()))
     plain["excepted"] = tuple(plain.pop("except", ()))
     more = {key: value for key, value in said.items() if key not in known | {"format"}}
     return Manifest(**plain, more=more)
 
 
 def _part(said: Mapping[str, Any]) -> Part:
-    known = [
-        {each.name: item[each.name] for each in fields(Extension)} for item in said["extensions"]
-    ]
     return Part(
-        tuple(sorted(said["schemas"])),
-        tuple(Extension(**each) for each in known),
-        tuple(said["outside"]),
+        tuple(sorted(said["schemas"])), _extensions(said["extensions"]), tuple(said["outside"])
+    )
+
+
+def _extensions(said: Sequence[Mapping[str, Any]]) -> tuple[Extension, ...]:
+    return tuple(
+        Extension(**{each.name: item[each.name] for each in fields(Extension)}) for item in said
     )
 
 
@@ -248,7 +254,7 @@ def _texts(value: object) -> bool:
 def _is_extension(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and all(_text(value.get(key)) for key in ("name", "schema", "schema_owner"))
+        and all(_text(value.get(key)) for key in ("name", "schema", "schema_owner", "version"))
         and all(type(value.get(key)) is bool for key in ("its_own", "needed"))
     )
 
@@ -259,9 +265,12 @@ def _is_part(value: object) -> bool:
         and _texts(value.get("schemas"))
         and len(value["schemas"]) > 0
         and _texts(value.get("outside"))
-        and isinstance(value.get("extensions"), list)
-        and all(map(_is_extension, value["extensions"]))
+        and _are_extensions(value.get("extensions"))
     )
+
+
+def _are_extensions(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_extension, value))
 
 
 SCHEMA: dict[str, Callable[[Any], bool]] = {
@@ -288,6 +297,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "file": _text,
     "database_bytes": _count,
     "roles": _texts,
+    "extensions": _are_extensions,
     "partial": lambda value: value is None or _is_part(value),
     "except": _texts,
     "without": lambda value: (

@@ -63,7 +63,7 @@ WITH RECURSIVE {_CHOSEN}, relations AS (
 SELECT e.extname::text, n.nspname::text, pg_catalog.pg_get_userbyid(n.nspowner)::text,
  EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refobjid = e.oid AND d.objid = n.oid
   AND d.classid = 'pg_catalog.pg_namespace'::regclass AND d.deptype = 'e'),
- e.oid IN (SELECT needed.oid FROM needed)
+ e.oid IN (SELECT needed.oid FROM needed), e.extversion
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.oid >= 16384::oid ORDER BY e.oid
 """  # noqa: S608 -- a constant
@@ -117,13 +117,18 @@ def look(session: Session) -> manifests.Part | None:
     """Return what a backup of the run's schemas needs and leaves out; None when it is of all."""
     if not (only := session.config.only):
         return None
-    found = session.execute(_EXTENSIONS, {"only": list(only)}).fetchall()
     outside = session.execute(_OUTSIDE, [list(only)]).fetchall()
     return manifests.Part(
         only,
-        tuple(manifests.Extension(*row) for row in found),
+        extensions(session),
         tuple(name for (name,) in outside),
     )
+
+
+def extensions(session: Session) -> tuple[manifests.Extension, ...]:
+    """Return the extensions of the database, and which of them the run's schemas need."""
+    found = session.execute(_EXTENSIONS, {"only": list(session.config.only)}).fetchall()
+    return tuple(manifests.Extension(*row) for row in found)
 
 
 def size(session: Session) -> int:
@@ -156,26 +161,47 @@ def there(part: manifests.Part | None) -> frozenset[str]:
     return frozenset({PUBLIC, *(each.schema for each in part.extensions)})
 
 
-def make(inside: Session, part: manifests.Part | None) -> dict[str, str]:
-    """Make the extensions in a new database; return what is needed and cannot be had, and why.
+def dated(
+    session: Session, wanted: Sequence[manifests.Extension]
+) -> tuple[manifests.Extension, ...]:
+    """Return which extensions this server has in the version that is wanted, though not by default.
+
+    Rows that a dump has of them fit that version.
+    """
+    names = [each.name for each in wanted]
+    found = session.execute(_OTHER_VERSIONS, [names]).fetchall()
+    return tuple(each for each in wanted if (each.name, each.version) in found)
+
+
+_OTHER_VERSIONS = """
+SELECT v.name::text, v.version FROM pg_catalog.pg_available_extension_versions v
+JOIN pg_catalog.pg_available_extensions a ON a.name = v.name
+WHERE v.name::text = ANY (%s::text[]) AND v.version <> a.default_version
+"""
+
+
+def make(inside: Session, wanted: Sequence[manifests.Extension]) -> dict[str, str]:
+    """Make extensions in a new database; return what is needed and cannot be had, and why.
 
     One that nothing is known to need is made where that is possible: a function's body may.
     """
-    left = list(part.extensions) if part else []
+    left = list(wanted)
+    old = dated(inside, wanted)
     failed: dict[str, str] = {}
     while left:
-        failed = {each.name: why for each in left if (why := _made(inside, each))}
+        failed = {each.name: why for each in left if (why := _made(inside, each, old=each in old))}
         if len(failed) == len(left):  # else those that need another come after it
             break
         left = [each for each in left if each.name in failed]
     return {each.name: failed[each.name] for each in left if each.needed}
 
 
-def _made(inside: Session, extension: manifests.Extension) -> str | None:
+def _made(inside: Session, extension: manifests.Extension, *, old: bool) -> str | None:
     try:
         if not extension.its_own:
             _make_schema(inside, extension)
         where = "" if extension.its_own else f" SCHEMA {quoting.name(extension.schema)}"
+        where += f" VERSION {quoting.literal(extension.version)}" if old else ""
         inside.execute(f"CREATE EXTENSION IF NOT EXISTS {quoting.name(extension.name)}{where}")
     except psycopg.Error as error:
         if inside.lost:

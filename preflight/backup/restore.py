@@ -474,7 +474,8 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
             settings=quiet,
             tick=tick,
             anew=anew,
-            there=parts.there(part),
+            there=parts.there(part)
+            | {each.schema for each in parts.dated(session, place.source.manifest.extensions)},
         )
     strict = _without_outside(parts.marked(problems, part), part)
     _require_clean(code if strict or not problems else 0, strict, skipped=bool(place.skip))
@@ -493,13 +494,14 @@ def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) ->
 
 
 def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:
-    """Make the extensions that a backup of some schemas needs; raises TargetUnusable."""
-    part = place.source.manifest.partial
-    if part is None:
+    """Make the extensions that a dump does not, or in another version; raises TargetUnusable."""
+    part, held = place.source.manifest.partial, place.source.manifest.extensions
+    wanted = part.extensions if part else parts.dated(session, held)
+    if not wanted:
         return
     skipped = {entry.partition(" ")[2] for entry in place.skip if entry.startswith("EXTENSION ")}
     with sessions.beside(session, place.into, quiet) as inside:
-        lacking = parts.make(inside, part)
+        lacking = parts.make(inside, wanted)
     if named := [f"{name}: {why}" for name, why in lacking.items() if name not in skipped]:
         skip = " ".join(f"--skip 'EXTENSION {name}'" for name in lacking)
         raise TargetUnusable(

@@ -171,6 +171,7 @@ def _made(
                 database_bytes=size,
                 roles=tuple(roles),
                 partial=part,
+                extensions=() if part else parts.extensions(session),
             )
         backup = manifests.Backup(name, manifest)
         yield Taken(backups, backup, identity, witness, seen, visible=False)

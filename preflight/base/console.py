@@ -44,6 +44,9 @@ def event_line(event: Mapping[str, Any], *, colour: bool) -> str:
     subject = data.pop("migration", None)
     data.pop("version", None)
     data.pop("sha256", None)  # in the manifest, for whoever compares it
+    if name == "migration.failed":  # the last line says it all, with a caret
+        for key in ("excerpt", "context", "hint", "detail", "sql", "file", "line", "column"):
+            data.pop(key, None)
     words = [_word(key, value) for key, value in data.items() if value is not None]
     head = painted(f"{mark} {name:<20}", code, colour=colour)
     line = " ".join([clock, head, *([_plain(str(subject))] if subject else []), *words]).rstrip()

@@ -447,7 +447,7 @@ def _begun(home: Session, restoring: Restoring) -> None:
     if restoring.part is None or not restoring.part.extensions:
         return
     with scratch.reached(home, restoring.name, restoring.quiet) as inside:
-        lacking = parts.make(inside, restoring.part)
+        lacking = parts.make(inside, restoring.part.extensions)
     if lacking:
         named = console.some([f"extension {name} ({why})" for name, why in lacking.items()])
         raise scratch.Unavailable(f"the copy cannot have {named}", list(lacking))

@@ -1078,3 +1078,53 @@ def test_beginning_of_a_name_is_enough_where_only_one_has_it(
     assert second in several.finished["error"]["message"]
     assert "Did you mean latest?" in typo.finished["error"]["hint"]
     assert first == one.event("restore.finished")[0]["backup"]
+
+
+KNOWN = """
+CREATE TABLE known ({}); SELECT pg_catalog.pg_extension_config_dump('known', '');
+"""
+ONLY_HERE = """
+DO $$ BEGIN IF pg_catalog.current_database() <> 'd' THEN RAISE 'only in d'; END IF; END $$;
+CREATE TABLE job (id int); SELECT pg_catalog.pg_extension_config_dump('job', '');
+"""
+
+
+def test_extension_that_is_old_or_fits_one_database_has_a_way_back(
+    run: Run, start_server: StartServer
+) -> None:
+    """The old one is made in its version, where its rows fit; the other is left out by name."""
+    server = start_server(18)
+    place = server.put("mark", "").parent / "ext" / "extension"
+    place.mkdir(parents=True)
+    (place / "grown.control").write_text("default_version = '2'\nrelocatable = true\n")
+    (place / "grown--1.sql").write_text(KNOWN.format("id int, gone text"))
+    (place / "grown--2.sql").write_text(KNOWN.format("id int"))
+    (place / "crony.control").write_text("default_version = '1'\nrelocatable = true\n")
+    (place / "crony--1.sql").write_text(ONLY_HERE)
+    for path in (place.parent, place):
+        path.chmod(0o755)
+    server.configure(extension_control_path=f"$system:{place.parent}")
+    server.reload()
+    servers.Database(server, "postgres").query("CREATE DATABASE d")
+    database = servers.Database(server, "d")
+    database.script(
+        "CREATE SCHEMA tools; CREATE EXTENSION grown SCHEMA tools VERSION '1';"
+        "INSERT INTO tools.known VALUES (1, 'x'); CREATE TABLE mine AS SELECT 1 AS id"
+    )
+    env = database.env()
+    assert 0 == run("backup", env=env).code
+    old = run("restore", "latest", "--into", "e", env=env)
+    database.script("CREATE EXTENSION crony; INSERT INTO job VALUES (1)")
+    assert 0 == run("backup", env=env).code
+    refused = run("restore", "latest", "--into", "f", env=env)
+    skips = ("--skip", "EXTENSION crony", "--skip", "TABLE DATA job")
+    without = run("restore", "latest", "--into", "f", *skips, env=env)
+
+    assert 0 == old.code, old
+    version = "SELECT extversion FROM pg_extension WHERE extname = 'grown'"
+    assert ["1"] == servers.Database(server, "e").query(version)
+    assert [(1, "x")] == servers.Database(server, "e").query("SELECT * FROM tools.known")
+    assert (22, "restore.lacking") == (refused.code, refused.finished["error"]["code"]), refused
+    assert "--skip 'EXTENSION crony'" in refused.finished["error"]["hint"]
+    assert 0 == without.code, without
+    assert [1] == servers.Database(server, "f").query("SELECT id FROM mine")

@@ -106,6 +106,7 @@ def test_caret_stands_under_the_place_on_a_terminal(
     at = next(i for i, line in enumerate(screen.lines) if line.strip() == "^")
     assert COLUMNS >= max(len(screen.lines[at - 1]), len(screen.lines[at]))
     assert [] == screen.broken
+    assert "excerpt" not in screen.text
     assert "nowhere" == screen.lines[at - 1][screen.lines[at].index("^") :][:7]
 
 
