@@ -20,7 +20,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 # By hash; all but psycopg's C part from wheels. What builds that part is Debian's.
 WORKDIR /build
-COPY requirements-image.lock requirements-stores.lock ./
+COPY requirements-image.lock ./
 RUN pip install --quiet --no-cache-dir --disable-pip-version-check --no-compile \
     --require-hashes --no-deps --only-binary :all: --no-binary psycopg-c --no-build-isolation \
     --target libraries --requirement requirements-image.lock
@@ -33,8 +33,10 @@ RUN if [ -n "${FULL}" ]; then \
  && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf \
  && apt-get update \
  && apt-get install -y --no-install-recommends locales "postgresql-${PG_MAJOR}" \
- && rm -rf /var/lib/apt/lists/* \
- && pip install --quiet --no-cache-dir --disable-pip-version-check --no-compile \
+ && rm -rf /var/lib/apt/lists/*; fi
+COPY requirements-stores.lock ./
+RUN if [ -n "${FULL}" ]; then \
+    pip install --quiet --no-cache-dir --disable-pip-version-check --no-compile \
     --require-hashes --no-deps --only-binary :all: \
     --target libraries --requirement requirements-stores.lock; fi
 COPY image/assemble.py image/launcher.c ./

@@ -5,9 +5,9 @@ variables) runs the same tests against a bucket of one's own.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,15 +25,20 @@ def libraries() -> Path:
     """Return where obstore and the servers are, installed once for each lock and interpreter."""
     tag = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:12]
     place = servers.REPOSITORY / ".cache" / f"buckets-{tag}"
+    place.parent.mkdir(exist_ok=True)
+    with (place.parent / "buckets.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one worker installs for all
+        _install(place)
+    return place
+
+
+def _install(place: Path) -> None:
     if not place.is_dir():
         new = place.with_name(f"{place.name}.{os.getpid()}")
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input"]
         install += ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
         subprocess.run([*install, "--target", str(new), "--requirement", str(LOCK)], check=True)
-        with contextlib.suppress(OSError):  # another process was faster
-            new.rename(place)
-        shutil.rmtree(new, ignore_errors=True)
-    return place
+        new.rename(place)
 
 
 def importable() -> None:

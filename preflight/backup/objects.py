@@ -75,10 +75,17 @@ class Refused(OSError):
 class Objects(store.Store):
     """Backups in a bucket."""
 
-    def __init__(self, where: Address, environment: Mapping[str, str], spool: Path | None) -> None:
+    def __init__(
+        self,
+        where: Address,
+        environment: Mapping[str, str],
+        spool: Path | None,
+        retry_s: float = RETRY_S,
+    ) -> None:
         self._where = where
         self._environment = environment
         self._spool = spool
+        self._retry_s = min(retry_s, RETRY_S)
         self._part_bytes = PART_BYTES
         self._drafts: set[str] = set()
         self._known: dict[tuple[str, object], Backup] = {}  # by name and version of the manifest
@@ -137,7 +144,7 @@ class Objects(store.Store):
                 client_options=client,
                 retry_config={
                     "max_retries": 10,
-                    "retry_timeout": timedelta(seconds=RETRY_S),
+                    "retry_timeout": timedelta(seconds=self._retry_s),
                     "backoff": {"max_backoff": timedelta(seconds=5)},
                 },
                 **options,

@@ -23,7 +23,7 @@ def _at(config: Config, place: Path | str) -> Store:
     from preflight.backup import objects  # noqa: PLC0415 -- only where a bucket is named
 
     where = objects.address(place, config.backup_endpoint)
-    return objects.Objects(where, config.child_env, config.spool_dir)
+    return objects.Objects(where, config.child_env, config.spool_dir, config.lock_retry_s)
 
 
 def named(config: Config, name: str) -> tuple[Store, str]:

@@ -1,17 +1,21 @@
 """Backups in a bucket, of a real server: the whole way, and what the store may answer."""
 
+import contextlib
+import hashlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from preflight.backup import manifests, objects
+from preflight.backup import manifests, objects, reading_back
 from tests import buckets, servers
 from tests.conftest import Run, WriteMigrations
 
+pytestmark = pytest.mark.xdist_group("buckets")  # one server of buckets for all
 FILES = {
     "001_a.sql": "CREATE TABLE a (id int, t text); INSERT INTO a SELECT n, md5(n::text) "
     "FROM generate_series(1, 3000) n;\n",
@@ -172,6 +176,7 @@ def test_what_a_store_refuses_is_a_sentence_that_helps(
 
 
 def _answering(listener: socket.socket, status: str, code: str) -> None:
+    """Answer every caller alike; without a status hang up."""
     body = f"<Error><Code>{code}</Code><Message>hunter2</Message></Error>"
     text = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     while True:
@@ -181,7 +186,79 @@ def _answering(listener: socket.socket, status: str, code: str) -> None:
             return
         with caller:
             caller.recv(65536)
-            caller.sendall(text.encode())
+            if status:
+                caller.sendall(text.encode())
+
+
+def test_store_that_does_not_answer_is_a_passing_reason(run: Run, bucket: buckets.Bucket) -> None:
+    """It is tried again as long as PREFLIGHT_LOCK_RETRY_S says, then 14."""
+    assert bucket.url
+    for answer in ("503 Service Unavailable", "429 Too Many Requests", ""):
+        with socket.create_server((servers.HOST, 0)) as listener:
+            call = (listener, answer, "SlowDown")
+            threading.Thread(target=_answering, args=call, daemon=True).start()
+            endpoint = f"http://{servers.HOST}:{listener.getsockname()[1]}"
+            env = {"PREFLIGHT_BACKUP_ENDPOINT": endpoint, "PREFLIGHT_LOCK_RETRY_S": "1"}
+            result = run(env=env)
+            listener.shutdown(socket.SHUT_RDWR)
+
+        assert 14 == result.code, str(result)
+        assert "backup.store" == result.finished["error"]["code"]
+
+
+def test_cut_connections_are_tried_again(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a part that is sent, and of one that is read: what arrives is whole."""
+    if bucket.endpoint is None:
+        pytest.skip("the cloud's own server is not behind a proxy of ours")
+    host, port = bucket.endpoint.removeprefix("http://").split(":")
+    with socket.create_server((servers.HOST, 0)) as listener:
+        cuts = [300_000, 5_000_000, 900_000, 2_000_000]
+        call = (listener, (host, int(port)), cuts)
+        threading.Thread(target=_cutting, args=call, daemon=True).start()
+        endpoint = f"http://{servers.HOST}:{listener.getsockname()[1]}"
+        backups = store_of(buckets.Bucket(bucket.url, endpoint, bucket.keys), monkeypatch)
+        sent = hashlib.sha256()
+        with backups.sink("draft", "database.dump") as sink:
+            for number in range(20):
+                chunk = bytes([number]) * (1 << 20)
+                sent.update(chunk)
+                sink.write(chunk)
+        found = reading_back.hashed(backups, "draft")
+        listener.shutdown(socket.SHUT_RDWR)
+
+    assert [] == cuts
+    assert (sent.hexdigest(), 20 << 20) == (found.sha256, found.size_bytes)
+
+
+def _cutting(listener: socket.socket, behind: tuple[str, int], cuts: list[int]) -> None:
+    """Lead each caller on, and cut the first ones off after so many bytes of either way."""
+    while True:
+        try:
+            caller, _ = listener.accept()
+        except OSError:
+            return
+        left = [cuts.pop(0) if cuts else sys.maxsize]
+        threading.Thread(target=_between, args=(caller, behind, left), daemon=True).start()
+
+
+def _between(caller: socket.socket, behind: tuple[str, int], left: list[int]) -> None:
+    with caller, socket.create_connection(behind) as server:
+        there = threading.Thread(target=_led, args=(caller, server, left), daemon=True)
+        there.start()
+        _led(server, caller, left)
+        there.join()
+
+
+def _led(source: socket.socket, target: socket.socket, left: list[int]) -> None:
+    with contextlib.suppress(OSError):
+        while (data := source.recv(65536)) and left[0] > 0:
+            left[0] -= len(data)
+            target.sendall(data)
+    for each in (source, target):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
 
 
 def test_upload_whose_source_fails_leaves_nothing(
