@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture faults crash verdicts mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture faults coverage crash verdicts mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -78,6 +78,15 @@ picture: setup ## draw the house anew in docs/architecture.md, from its imports
 
 faults: setup ## write docs/faults.md anew from the fault table and the tests that stand for its rows
 	@$(PY) -m tests.faults.table
+
+coverage: setup ## say how many branches the tests with real servers take (ARGS='-k lock' chooses)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: coverage
+	@rm -rf .cache/coverage && mkdir -p .cache/coverage
+	@-COVERAGE_FILE=$(CURDIR)/.cache/coverage/data $(TEST) tests/postgres tests/faults $(ARGS)
+	@$(PY) -m coverage combine --quiet --data-file=.cache/coverage/data .cache/coverage
+	@$(PY) -m coverage report --data-file=.cache/coverage/data --skip-covered --show-missing
+	@echo "By branch, over the tests with real servers:" \
+		"$$($(PY) -m coverage report --data-file=.cache/coverage/data --format=total --precision=1) % ($$(date -u +%F))"
 
 crash: setup ## kill the job, its clients and its server at random moments (SEED=7, SEED=7/123, MINUTES=10)
 	@$(PY) -m tests.faults.crash --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)

@@ -16,6 +16,14 @@ from tests import servers
 
 ENTRYPOINT = servers.REPOSITORY / "entrypoint.py"
 TIMEOUT_S = 60.0
+# `make coverage` names a file; without one the program runs as it always does
+_FILE = os.environ.get("COVERAGE_FILE")
+_MEASURED = [
+    *("-m", "coverage", "run", f"--rcfile={servers.REPOSITORY}/tests/coverage.ini"),
+    f"--include={ENTRYPOINT},{servers.REPOSITORY}/preflight/*",
+    f"--data-file={_FILE}",
+]
+PYTHON = [sys.executable, *(_MEASURED if _FILE else [])]
 
 Event = dict[str, Any]
 
@@ -84,7 +92,7 @@ class Process:
         """Start it."""
         self._started = time.monotonic()
         self._popen = subprocess.Popen(
-            [sys.executable, ENTRYPOINT, *args],
+            [*PYTHON, ENTRYPOINT, *args],
             env=dict(env),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
