@@ -431,3 +431,17 @@ def test_every_server_can_be_wrapped(run: Run, app: Path, database: servers.Data
     assert 0 == found.code, found
     assert found.event("wrap.matched")
     assert [2] == database.query("SELECT count(*)::int FROM schema_migrations")
+
+
+def test_lock_timeout_reaches_the_command(run: Run, app: Path) -> None:
+    """Through PGOPTIONS, on the copy and in earnest."""
+    asks = "print(connection.execute('SHOW lock_timeout').fetchone()[0], flush=True)"
+    text = TOOL.replace("        run(connection)\n", f"        run(connection); {asks}\n")
+    (app / "tool.py").write_text(text)
+
+    found = run(*command(app, "--lock-timeout", "3s"))
+
+    assert 0 == found.code, found
+    assert ["3s"] * 3 == [
+        each["text"] for each in found.event("wrap.said") if each["text"] == "3s"
+    ], found

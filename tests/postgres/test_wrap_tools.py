@@ -172,7 +172,44 @@ class Migration(migrations.Migration):
         }
 
 
-APPS = [Alembic, Asyncpg, Django]
+class Goose(App):
+    """Goose with its address in a variable."""
+
+    def write(self, number: int, sql: str) -> None:
+        """Write a file with goose's marks."""
+        (self.folder / f"{number:05d}_step.sql").write_text(f"-- +goose Up\n{sql};\n")
+
+    def command(self) -> list[str]:
+        """Go up."""
+        return [str(wrap_tools.go("goose")), "-dir", str(self.folder), "up"]
+
+    def environment(self, database: servers.Database) -> dict[str, str]:
+        """Say the address as goose reads it."""
+        return {"GOOSE_DRIVER": "postgres", "GOOSE_DBSTRING": url(database, "postgres")}
+
+
+class GolangMigrate(App):
+    """golang-migrate with its address among its arguments."""
+
+    address = ""
+
+    def write(self, number: int, sql: str) -> None:
+        """Write a pair of files."""
+        (self.folder / f"{number:06d}_step.up.sql").write_text(f"{sql};\n")
+        (self.folder / f"{number:06d}_step.down.sql").write_text("SELECT 1;\n")
+
+    def command(self) -> list[str]:
+        """Go up."""
+        program = str(wrap_tools.go("migrate"))
+        return [program, "-path", str(self.folder), "-database", self.address, "up"]
+
+    def environment(self, database: servers.Database) -> dict[str, str]:
+        """Say it as platforms do, which put it into the arguments; TLS is off on both servers."""
+        self.address = url(database, "postgres", "?sslmode=disable")
+        return {"DATABASE_URL": self.address}
+
+
+APPS = [Alembic, Asyncpg, Django, Goose, GolangMigrate]
 
 
 @pytest.mark.parametrize("kind", APPS, ids=[each.__name__ for each in APPS])
