@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests import servers, wrap_tools
+from tests import servers, tools
 from tests.conftest import Run
 
 SLOW_S = 240.0  # an interpreter of its own, three times
@@ -105,9 +105,7 @@ def upgrade():
 
     def command(self) -> list[str]:
         """Upgrade to the newest."""
-        program = wrap_tools.python(
-            "alembic", "sqlalchemy", "psycopg[binary]", "asyncpg", "greenlet"
-        )
+        program = tools.python("alembic", "sqlalchemy", "psycopg[binary]", "asyncpg", "greenlet")
         ini = str(self.folder / "alembic.ini")
         return [str(program), "-m", "alembic", "-c", ini, "upgrade", "head"]
 
@@ -155,7 +153,7 @@ class Migration(migrations.Migration):
 
     def command(self) -> list[str]:
         """Migrate."""
-        program = wrap_tools.python("django", "psycopg[binary]")
+        program = tools.python("django", "psycopg[binary]")
         return [str(program), "-m", "django", "migrate", "--noinput"]
 
     def environment(self, database: servers.Database) -> dict[str, str]:
@@ -181,7 +179,7 @@ class Goose(App):
 
     def command(self) -> list[str]:
         """Go up."""
-        return [str(wrap_tools.go("goose")), "-dir", str(self.folder), "up"]
+        return [str(tools.go("goose")), "-dir", str(self.folder), "up"]
 
     def environment(self, database: servers.Database) -> dict[str, str]:
         """Say the address as goose reads it."""
@@ -200,7 +198,7 @@ class GolangMigrate(App):
 
     def command(self) -> list[str]:
         """Go up."""
-        program = str(wrap_tools.go("migrate"))
+        program = str(tools.go("migrate"))
         return [program, "-path", str(self.folder), "-database", self.address, "up"]
 
     def environment(self, database: servers.Database) -> dict[str, str]:
