@@ -73,13 +73,15 @@ WHERE n.nspname::text <> ALL (%s::text[]) AND n.nspname::text NOT LIKE 'pg\\_%%'
  AND n.nspname <> 'information_schema'
 UNION ALL SELECT s.srvname::text FROM pg_catalog.pg_foreign_server s ORDER BY 1
 """
-# by pages: a look at the files would queue behind whoever has a table for himself
+# By pages, where they were ever counted: a look at the file would queue behind whoever has a table
+# for himself.
 _SIZE = """
-SELECT coalesce(pg_catalog.sum(c.relpages::int8 + coalesce(t.relpages, 0)), 0)::int8
- * pg_catalog.current_setting('block_size')::int8
+SELECT coalesce(pg_catalog.sum(CASE WHEN c.relpages > 0 THEN
+ (c.relpages::int8 + coalesce(t.relpages, 0)) * pg_catalog.current_setting('block_size')::int8
+ ELSE pg_catalog.pg_table_size(c.oid) END), 0)::int8
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid
-WHERE n.nspname::text = ANY (%s::text[])
+WHERE n.nspname::text = ANY (%s::text[]) AND c.relkind IN ('r', 'm')
 """
 _ROLES = f"""
 WITH {_CHOSEN}, held(classid, objid) AS (
@@ -132,7 +134,7 @@ def extensions(session: Session) -> tuple[manifests.Extension, ...]:
 
 
 def size(session: Session) -> int:
-    """Return how many bytes the run's schemas have, by what the server last counted."""
+    """Return how many bytes the tables of the run's schemas have, as the server counted last."""
     (found,) = session.execute(_SIZE, [list(session.config.only)]).fetchone() or (0,)
     return int(found)
 

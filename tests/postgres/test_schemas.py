@@ -113,6 +113,7 @@ def test_app_is_migrated_beside_one_that_it_cannot_read(
     )
     said = manifest(backup_dir)
     assert "restored" == said["verified"]
+    assert 0 < said["database_bytes"] < 1_000_000
     assert ["a", "preflight_a"] == said["partial"]["schemas"]
     assert {"a.t": 3, "preflight_a.journal": 0, "preflight_a.migrations": 0} == said["rows"]
 
