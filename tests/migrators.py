@@ -21,6 +21,13 @@ JARS = {
 }
 CREATE = "CREATE TABLE items (id int PRIMARY KEY, name text)"
 STEPS = (CREATE, "ALTER TABLE items ADD COLUMN note text", "CREATE TABLE others (id int)")
+FLYWAY = """
+public class Migrate {
+    public static void main(String[] arguments) {
+        org.flywaydb.core.Flyway.configure().envVars().load().migrate();
+    }
+}
+"""
 BREAKS = "ALTER TABLE items ADD CONSTRAINT named CHECK (name <> 'b')"
 GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0"
 
@@ -39,7 +46,7 @@ class Migrator:
     file: Callable[[int, str], str]  # a migration's text, of its number and one statement
     named: Callable[[int], str]
     others: Mapping[str, str]  # files beside
-    ready: Callable[[], Sequence[str]]  # the command; raises Missing
+    ready: Callable[[Path], Sequence[str]]  # the command in an app's folder; raises Missing
     variables: Callable[[servers.Database], dict[str, str]]
 
     def write(self, app: Path, number: int, statement: str) -> Path:
@@ -89,11 +96,14 @@ def _found(program: str) -> str:
     return found
 
 
-def _node(program: str) -> str:
+def _node(app: Path, program: str) -> str:
     npm = _found("npm")
     options = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts")
     home = _made("node-1", lambda part: _run(npm, "install", *options, *NODE, cwd=part))
-    return str(home / "node_modules/.bin" / program)
+    modules = app / "node_modules"
+    if app.is_dir() and not modules.is_symlink():
+        modules.symlink_to(home / "node_modules")
+    return str(modules / ".bin" / program)
 
 
 def _jars() -> str:
@@ -112,8 +122,11 @@ def _jars() -> str:
         )
         copy = ("dependency:copy-dependencies", "-DoutputDirectory=lib", "-DincludeScope=runtime")
         _run(mvn, "--quiet", "--batch-mode", *copy, cwd=part)
+        (part / "Migrate.java").write_text(FLYWAY)
+        _run(_found("javac"), "-cp", "lib/*", "Migrate.java", cwd=part)
 
-    return str(_made("flyway-1", make) / "lib/*")
+    home = _made("flyway-2", make)
+    return f"{home}:{home}/lib/*"
 
 
 def _ruby() -> str:
@@ -153,7 +166,7 @@ MIGRATORS = (
                                   migrations: {directory: "./migrations"}};
             """
         },
-        ready=lambda: [_node("knex"), "migrate:latest"],
+        ready=lambda app: [_node(app, "knex"), "migrate:latest"],
         variables=_by_url,
     ),
     Migrator(
@@ -163,7 +176,7 @@ MIGRATORS = (
         named=lambda number: f"{number}_step",
         file=lambda _, sql: f"exports.up = (pgm) => pgm.sql({sql!r});\nexports.down = false;\n",
         others={},
-        ready=lambda: [_node("node-pg-migrate"), "up"],
+        ready=lambda app: [_node(app, "node-pg-migrate"), "up"],
         variables=_by_url,
     ),
     Migrator(
@@ -172,16 +185,8 @@ MIGRATORS = (
         extension="sql",
         named=lambda number: f"V{number}__step",
         file=lambda _, sql: f"{sql};\n",
-        others={
-            "Migrate.java": """
-                public class Migrate {
-                    public static void main(String[] arguments) {
-                        org.flywaydb.core.Flyway.configure().envVars().load().migrate();
-                    }
-                }
-            """
-        },
-        ready=lambda: [_found("java"), "-cp", _jars(), "Migrate.java"],
+        others={},
+        ready=lambda _: [_found("java"), "-XX:TieredStopAtLevel=1", "-cp", _jars(), "Migrate"],
         variables=_jdbc,
     ),
     Migrator(
@@ -201,7 +206,7 @@ MIGRATORS = (
                   "migrations", ActiveRecord::SchemaMigration).migrate
             """
         },
-        ready=lambda: [_ruby(), "migrate.rb"],
+        ready=lambda _: [_ruby(), "migrate.rb"],
         variables=_by_url,
     ),
 )
@@ -209,8 +214,14 @@ MIGRATORS = (
 
 def apply(migrator: Migrator, app: Path, database: servers.Database) -> None:
     """Run a migrator by itself, as an app does that has no gate."""
-    env = {"PATH": os.environ["PATH"], "HOME": str(app), **migrator.variables(database)}
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **migrator.variables(database)}
     done = subprocess.run(
-        migrator.ready(), cwd=app, env=env, check=False, capture_output=True, text=True, timeout=120
+        migrator.ready(app),
+        cwd=app,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert 0 == done.returncode, done.stdout + done.stderr

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -196,6 +197,52 @@ def test_install_brings_it_into_a_volume_that_another_image_runs_from(
     assert [0, 0] == [each.code for each in installed], str(installed)
     assert [True, False] == [each.event("install.finished")[0]["copied"] for each in installed]
     assert 3 == done.code, str(done)
+
+
+# the app's own command: a script here, run by a Python that is there; it looks at what it is given
+MIGRATE = """
+import os, sys
+import psycopg
+with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+    connection.execute("CREATE TABLE IF NOT EXISTS schema_migrations (version text PRIMARY KEY)")
+    with connection.transaction():
+        connection.execute("CREATE TABLE IF NOT EXISTS dog (id int)")
+        connection.execute("INSERT INTO schema_migrations VALUES ('1') ON CONFLICT DO NOTHING")
+"""
+
+
+def test_wrapped_command_runs_in_its_own_image(
+    elsewhere: str, docker: containers.Containers, database: servers.Database, tmp_path: Path
+) -> None:
+    """Tried on the copy, run once, with the environment of its image and nothing of ours."""
+    (tmp_path / "migrate.py").write_text(MIGRATE)
+    tmp_path.chmod(0o755)
+    backups = docker.volume(commands="chmod 1777 .")
+    database.script("CREATE TABLE schema_migrations (version text PRIMARY KEY)")
+    env = database.env()
+    password = quote(env["PGPASSWORD"], safe="")
+    address = f"{env['PGUSER']}:{password}@{env['PGHOST']}:{env['PGPORT']}/{database.name}"
+    options = [
+        *(*containers.STRICT, "--user", "1234:1234", "--entrypoint", f"{HOME}/bin/pg-preflight"),
+        *("--volume", f"{backups}:/backups", "--volume", f"{tmp_path}:/app:ro"),
+    ]
+    command = [f"{HOME}/bin/python3", "/app/migrate.py"]
+    given = {"DATABASE_URL": f"postgresql://{address}", "LD_LIBRARY_PATH": "/app/lib"}
+
+    first, second = (
+        docker.run(
+            *("wrap", "--watch", "/app", "--", *command),
+            env={**given, "PATH": "/app/bin"},
+            options=options,
+            image=elsewhere,
+        )
+        for _ in range(2)
+    )
+
+    assert (0, 0) == (first.code, second.code), f"{first}{second}"
+    assert first.event("wrap.matched"), first
+    assert [] == second.event("wrap.said")
+    assert [1] == database.query("SELECT count(*)::int FROM schema_migrations")
 
 
 def test_old_paths_in_the_image_still_work(docker: containers.Containers) -> None:

@@ -14,7 +14,7 @@ def migrator(request: pytest.FixtureRequest) -> migrators.Migrator:
     """Give a tool, installed."""
     found: migrators.Migrator = request.param
     try:
-        found.ready()
+        found.ready(Path("/nowhere"))
     except migrators.Missing as missing:
         pytest.skip(str(missing))
     return found
@@ -26,7 +26,6 @@ def app(
     migrator: migrators.Migrator,
     database: servers.Database,
     environment: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """Give an app with three migrations that have run, and rows."""
     folder = tmp_path / "app"
@@ -38,15 +37,15 @@ def app(
         environment.pop(name, None)
     environment["DATABASE_URL"] = migrators.url(database)
     environment |= {**migrator.variables(database), "PREFLIGHT_REHEARSE": "auto"}
-    environment |= {"HOME": str(folder)}
+    environment |= {"LC_ALL": "C.UTF-8"}  # Java reads the password in the locale's letters
     environment["PATH"] = os.pathsep.join([environment["PATH"], os.environ["PATH"]])
-    monkeypatch.chdir(folder)
     return folder
 
 
-def wrap(migrator: migrators.Migrator) -> list[str]:
-    """Return the arguments that wrap it."""
-    return ["wrap", "--watch", "migrations", "--", *migrator.ready()]
+def wrap(migrator: migrators.Migrator, app: Path) -> list[str]:
+    """Return the arguments that wrap it, in the app's folder."""
+    there = ["--", "env", "-C", str(app), *migrator.ready(app)]
+    return ["wrap", "--watch", str(app / "migrations"), *there]
 
 
 def seen(database: servers.Database, migrator: migrators.Migrator) -> list[object]:
@@ -66,7 +65,7 @@ def test_real_migrator_is_tried_on_the_copy_and_then_run_once(
     """A file that breaks on the rows: 27, live untouched. A good one: applied, then nothing."""
     before = seen(database, migrator)
     broken = migrator.write(app, 4, migrators.BREAKS)
-    refused = run(*wrap(migrator))
+    refused = run(*wrap(migrator, app))
 
     assert 27 == refused.code, refused
     assert before == seen(database, migrator)
@@ -74,7 +73,7 @@ def test_real_migrator_is_tried_on_the_copy_and_then_run_once(
 
     broken.unlink()
     migrator.write(app, 4, migrators.GOOD)
-    applied, again = run(*wrap(migrator)), run(*wrap(migrator))
+    applied, again = run(*wrap(migrator, app)), run(*wrap(migrator, app))
 
     assert (0, 0) == (applied.code, again.code), f"{applied}{again}"
     assert applied.event("wrap.matched"), applied
