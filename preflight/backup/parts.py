@@ -298,7 +298,7 @@ def excused(name: str, refused: Sequence[Complaint]) -> bool:
     relation = place[1] if kind == "column" and len(place) > 2 else place[-1] if place else ""  # noqa: PLR2004 -- schema, table, column
     for problem in refused:
         tail = _tail(problem.entry)
-        if tail and problem.outside and (tail in ([relation], [own], [relation, own])):
+        if tail and tail in ([relation], [own], [relation, own]):
             return True
     return False
 

@@ -636,7 +636,8 @@ def proven(
     wanted, shapes = saved.witness.objects, catalog.shapes(copy, schemas)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
     gone = {problem.name for problem in refused if problem.sort != "refresh"}
-    excused = [*empty, *(n for n in wanted if parts.excused(n, refused))]
+    outside = [problem for problem in refused if problem.outside]
+    excused = [*empty, *(n for n in wanted if outside and parts.excused(n, outside))]
     excused += [*(n for n in wanted if n.startswith("index ") and _bare(n) in gone)]
     rows = saved.backup.manifest.rows or {}
     different = snapshots.differing(copy, {n: c for n, c in rows.items() if _bare(n) not in gone})
