@@ -181,6 +181,7 @@ class World:
             main.close()
             self.between.now = faults.Fault()
         self.server.start()  # where the postmaster was struck
+        faults.until(lambda: _answers(self.server), "the server has recovered", 60)
         return result, hit.is_set()
 
     def drop(self) -> None:
@@ -242,6 +243,12 @@ def _children(pid: int) -> list[int]:
             if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(status.parent.name))
     return found
+
+
+def _answers(server: servers.Server) -> bool:
+    with contextlib.suppress(psycopg.OperationalError), server.connect():
+        return True
+    return False
 
 
 def _a_backend(database: servers.Database) -> int:
