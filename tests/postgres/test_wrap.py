@@ -1,9 +1,9 @@
 """Other tools' commands behind the gate: led to a copy, kept off the live database, run once."""
 
-import os
 import signal
-import stat
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -79,14 +79,12 @@ def command(app: Path, *more: str) -> list[str]:
     return ["wrap", "--watch", str(app), *more, "--", sys.executable, str(app / "tool.py")]
 
 
-def local(tmp_path: Path) -> dict[str, str | None]:
-    """Return what has the copy on a throwaway server."""
-    place = tmp_path / "scratch"
-    place.mkdir(exist_ok=True)
-    for each in (place, *place.parents):
-        if each.stat().st_uid == os.geteuid():
-            each.chmod(each.stat().st_mode | stat.S_IXOTH)
-    return {"PREFLIGHT_REHEARSE_ON": "local", "PREFLIGHT_REHEARSE_DIR": str(place)}
+@pytest.fixture
+def local() -> Iterator[dict[str, str | None]]:
+    """Have the copy on a throwaway server; not below pytest's own place, which it closes."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o711)
+        yield {"PREFLIGHT_REHEARSE_ON": "local", "PREFLIGHT_REHEARSE_DIR": place}
 
 
 def stubborn(app: Path, database: servers.Database, body: str) -> None:
@@ -131,11 +129,13 @@ def test_command_is_rehearsed_run_and_recorded(
     assert [] == again.event("wrap.said")
 
 
-def test_command_is_led_to_a_server_of_our_own(run: Run, app: Path, tmp_path: Path) -> None:
+def test_command_is_led_to_a_server_of_our_own(
+    run: Run, app: Path, local: dict[str, str | None]
+) -> None:
     """The throwaway server has a port and a password of its own, and the command gets both."""
     (app / "versions/002.sql").write_text(GOOD)
 
-    found = run(*command(app), env=local(tmp_path))
+    found = run(*command(app), env=local)
 
     assert 0 == found.code, found
     (redirected,) = found.event("wrap.redirected")
@@ -208,14 +208,14 @@ def test_wall_keeps_a_command_off_the_live_database(
     app: Path,
     database: servers.Database,
     body: str,
-    tmp_path: Path,
+    local: dict[str, str | None],
 ) -> None:
     """It cannot connect to anything but the copy, so the live database is never touched."""
     stubborn(app, database, body)
     (app / "versions/002.sql").write_text(GOOD)
     before = tables(database)
 
-    found = run(*command(app), env=local(tmp_path))
+    found = run(*command(app), env=local)
 
     error = found.event("run.finished")[0]["error"]
     assert (27, "wrap.not_redirected") == (found.code, error["code"]), found
