@@ -94,7 +94,7 @@ def _plain(name: str, value: str) -> bool:
     if name in NUMBERS:
         return _whole(value) and int(value) > 0
     if name in PATHS:
-        return value.isprintable()
+        return value.isprintable() and "://" not in value  # a bucket has rules of its own
     if name == "SCHEMA":  # of letters and a digit or two: none of these is a reserved word
         return value == "preflight" or (
             value.startswith("preflight_") and _LOWER.issuperset(value[10:]) and len(value) <= 63  # noqa: PLR2004
