@@ -75,6 +75,10 @@ SETTINGS: Mapping[str, str] = {
 _SINCE = {18: {"io_method": "sync"}}  # three processes less
 
 
+CARRIED = "build-id"  # image/assemble.py: our own directory, which may lie in another image
+ZONES = Path("/usr/share/zoneinfo")  # compiled into Debian's server
+
+
 class Unavailable(Exception):
     """There can be no throwaway server; the message says why, as the end of a sentence."""
 
@@ -120,6 +124,11 @@ def find(major: int, pg_dump: str, path: str) -> Programs:
         if version.partition(".")[0] != str(major):
             others.setdefault(version or "no version", folder)
             continue
+        if (folder.parent / CARRIED).is_file() and not ZONES.is_dir():
+            raise NotHere(
+                f"the server that was brought along reads {ZONES}, which this image has not: "
+                "install its tzdata"
+            )
         template, initdb = folder.parent / TEMPLATE, folder / "initdb"
         return Programs(
             postgres,

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,39 @@ def test_server_starts_as_any_user_with_a_read_only_root(
     assert 0 == done.code, done
     said = json.loads(done.stdout.splitlines()[-1])
     assert {"major": containers.CLIENT, "uid": int(user.partition(":")[0]), "left": []} == said
+
+
+@pytest.mark.parametrize("zones", [True, False])
+def test_server_starts_in_another_image_that_has_time_zones(
+    docker: containers.Containers, tmp_path: Path, *, zones: bool
+) -> None:
+    """Its own loader, libraries, locales and cluster; Debian's server knows zones by one path."""
+    home = "/opt/pg-preflight"
+    lines = [f"COPY --from={containers.FULL_IMAGE} {home} {home}"]
+    if zones:
+        lines.append(
+            f"COPY --from={containers.FULL_IMAGE} {home}/share/zoneinfo /usr/share/zoneinfo"
+        )
+    (tmp_path / "Dockerfile").write_text("\n".join(["FROM scratch", *lines, ""]))
+    kind = "zones" if zones else "empty"
+    image = containers.build(tmp_path, tag=f"pg-preflight-test/elsewhere-full-{kind}")
+    script = START.replace("CLIENT", str(containers.CLIENT)).replace("/usr/bin", f"{home}/bin")
+
+    done = docker.run(
+        *("-I", "-c", script),
+        options=[
+            *(*containers.STRICT, "--user", "1234:1234", "--tmpfs", "/scratch"),
+            *("--entrypoint", f"{home}/bin/python3"),
+        ],
+        image=image,
+    )
+
+    if zones:
+        assert 0 == done.code, done
+        assert containers.CLIENT == json.loads(done.stdout.splitlines()[-1])["major"]
+    else:
+        assert 1 == done.code
+        assert "NotHere: the server that was brought along reads /usr/share/zoneinfo" in done.stderr
 
 
 def test_server_without_a_mount_is_refused(docker: containers.Containers) -> None:
