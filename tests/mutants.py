@@ -190,7 +190,7 @@ MUTANTS = [
         "backup/take",
         "            hide(saved)\n",
         "            pass\n",
-        _tests("rehearsal::test_backup_that_does_not_restore_is_none_for_any_role"),
+        _tests("proof::test_backup_that_was_read_back_is_still_there_when_the_first_file_runs"),
     ),
     Mutant(
         "free space is asked for",
@@ -310,8 +310,8 @@ MUTANTS = [
     Mutant(
         "what a file set is reset",
         "server/sessions",
-        "RESET ROLE; RESET ALL",
-        "RESET ROLE",
+        '"RESET ROLE", "RESET ALL",',
+        '"RESET ROLE",',
         _tests("apply::test_nothing_that_a_file_sets_reaches_the_next"),
     ),
     Mutant(

@@ -932,6 +932,7 @@ def test_proven_backup_is_still_there_when_the_first_file_runs(  # noqa: PLR0913
     result = process.wait()
 
     assert (24, f"backup.{code}") == code_of(result), result
+    assert [] == [at for at in backup_dir.glob("[!.]*") if code == "corrupt"]  # hidden again
     assert [None] == database.query("SELECT to_regclass('preflight.one')::text")
     assert [] == scratches(database.server)
 
@@ -959,6 +960,7 @@ def test_backup_that_was_read_back_is_still_there_when_the_first_file_runs(  # n
     result = process.wait()
 
     assert (24, f"backup.{code}") == code_of(result), result
+    assert [] == [at for at in backup_dir.glob("[!.]*") if code == "corrupt"]  # hidden again
     assert [None] == database.query("SELECT to_regclass('preflight.one')::text")
 
 
