@@ -42,7 +42,7 @@ LEFT_OUT = frozenset(
     html idlelib imaplib lib2to3 mailbox modulefinder msilib multiprocessing netrc nntplib
     nturl2path optparse pdb pickletools plistlib poplib profile pstats pty py_compile pyclbr
     pydoc pydoc_data rlcompleter sched shelve sitecustomize smtplib socketserver sqlite3
-    statistics symtable tabnanny tarfile test this timeit tkinter tomllib trace tracemalloc tty
+    statistics symtable tabnanny tarfile test this timeit tkinter trace tracemalloc tty
     turtle turtledemo unittest venv wave webbrowser wsgiref xml xmlrpc zipapp
     """.split()  # noqa: SIM905 -- eighty names in nine lines
 )
@@ -77,8 +77,9 @@ def main(root: Path, libraries: Path, app: Path, pg_major: str, *, full: bool) -
     debian = owners(sources)
     record(root, debian, libraries)
     below_one_directory(root, python, f"lib/postgresql/{pg_major}" if full else "")
+    every_import = EVERY_IMPORT + ("import obstore.store\n" if full else "")
     for each in ("/usr/bin/python3", f"/{HOME}/bin/python3"):
-        subprocess.run(["chroot", root, each, "-c", EVERY_IMPORT], check=True)
+        subprocess.run(["chroot", root, each, "-c", every_import], check=True)
     size = sum(path.lstat().st_size for path in root.rglob("*") if path.is_file())
     print(f"image: {size / 1e6:.1f} MB in files, {len(debian)} Debian packages in part")
 
@@ -235,9 +236,14 @@ def packages(libraries: Path, target: Path) -> None:
 
 
 def without_unused(library: Path) -> None:
-    """Let a library ask for what it uses only: protobuf's asks for libstdc++, 2.5 MB, in vain."""
+    """Let a library ask for what it uses only: protobuf's asks for libstdc++, 2.5 MB, in vain.
+
+    Not libc's own parts: where versions of their symbols are named, the loader insists on them.
+    """
     unused = re.findall(r"^\t(/\S+)$", _ldd("-u", library), re.MULTILINE)
     for path in unused:
+        if Path(path).name.startswith(("librt.", "libpthread.", "libdl.")):
+            continue
         subprocess.run(["patchelf", "--remove-needed", Path(path).name, library], check=True)
 
 
