@@ -86,7 +86,8 @@ def _run(*command: str, cwd: Path) -> None:
     done = subprocess.run(
         command, cwd=cwd, check=False, capture_output=True, text=True, timeout=600
     )
-    assert 0 == done.returncode, f"{command}\n{done.stdout}{done.stderr}"
+    if done.returncode != 0:
+        raise Missing(f"{' '.join(command)}: {(done.stdout + done.stderr)[-300:]}")
 
 
 def _found(program: str) -> str:
@@ -202,8 +203,8 @@ MIGRATORS = (
             "migrate.rb": """
                 require "active_record"
                 ActiveRecord::Base.establish_connection(ENV.fetch("DATABASE_URL"))
-                ActiveRecord::MigrationContext.new(
-                  "migrations", ActiveRecord::SchemaMigration).migrate
+                more = ActiveRecord::VERSION::MAJOR < 7 ? [ActiveRecord::SchemaMigration] : []
+                ActiveRecord::MigrationContext.new("migrations", *more).migrate
             """
         },
         ready=lambda _: [_ruby(), "migrate.rb"],

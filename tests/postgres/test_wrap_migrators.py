@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import migrators, servers
+from tests import migrators, servers, tools
 from tests.conftest import Run
 
 
@@ -16,7 +16,7 @@ def migrator(request: pytest.FixtureRequest) -> migrators.Migrator:
     try:
         found.ready(Path("/nowhere"))
     except migrators.Missing as missing:
-        pytest.skip(str(missing))
+        tools.lacking(str(missing))
     return found
 
 
