@@ -265,7 +265,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "REHEARSE_MAX_LOCK_S": _seconds,
     "REHEARSE_WAL_MB_PER_MIN": _whole(0),
     "REHEARSE_ON": _one_of("auto", "local", "server"),
-    "REHEARSE_DIR": Path,
+    "REHEARSE_DIR": _path,
     "REHEARSE_DIR_MB": _whole(0),
     "REHEARSE_URL": _text,
     "REHEARSE_CLONE_URL": _text,

@@ -211,7 +211,7 @@ class MigrationFailed(Failure):
 
 
 class MigrationPartial(Failure):
-    """A non-transactional file failed part-way."""
+    """A non-transactional file failed part-way, or a wrapped command."""
 
     exit_code = ExitCode.MIGRATION_PARTIAL
 

@@ -153,5 +153,7 @@ def test_help_has_every_exit_code_and_variable(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert [] == [code for code in ExitCode if f"\n  {int(code)} " not in said]
     assert [] == [name for name in config.SETTINGS if f" PREFLIGHT_{name} " not in said]
+    lines = said.partition("  PREFLIGHT_")[2].partition("\n\n")[0].splitlines()
+    assert len(config.SETTINGS) == len(lines)  # each says what it may be in the words of an error
     assert "docs/" not in said.replace("docs/ of the repository", "")
     assert "org.opencontainers.image.source" in said
