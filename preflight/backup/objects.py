@@ -500,7 +500,7 @@ def _regularly(renew: Callable[[], None]) -> Iterator[None]:
 # what the stores say
 
 HINTS = {
-    "library": "Take an image whose tag ends with -full, or install pg-preflight[stores].",
+    "library": "Take an image whose tag ends with -full, or install the extra `stores`.",
     "profile": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the job a role: web "
     "identity, container and instance credentials are found.",
     "credentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind "

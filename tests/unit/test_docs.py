@@ -13,6 +13,7 @@ import pytest
 
 from preflight.base import config, errors, plain
 from preflight.commands import arguments, registry
+from preflight.history import tables
 from tests import house, servers
 
 ROOT = servers.REPOSITORY
@@ -360,6 +361,21 @@ def test_a_new_event_would_be_noticed() -> None:
     assert {"lock.busy", "internal.error", "files.invalid"} <= found.errors.keys()
 
 
+def test_every_column_of_the_history_is_documented() -> None:
+    """docs/operations.md has the tables that we make, with their columns and no other."""
+    documented = {
+        words(table)[0]: set(words(re.sub(r"\([^)]*\)", "", columns)))
+        for table, _, columns in rows("docs/operations.md", "table")
+    }
+    made = {
+        name: {*tables.COLUMNS[name], *tables.ADDED[name], *tables.OPTIONAL[name]}
+        for name in tables.COLUMNS
+    }
+
+    assert documented.keys() == {*made, "repeatables", "takeovers"}
+    assert made == {name: documented[name] for name in made}
+
+
 # --- links and places -----------------------------------------------------------------------------
 
 
@@ -382,6 +398,31 @@ def test_links_lead_somewhere(path: Path) -> None:
             lost.append(link)
 
     assert [] == lost
+
+
+def test_readme_lists_every_page() -> None:
+    """Each page of docs/ stands once in README's list, and so do the other documents."""
+    listed = re.findall(r"\]\(([^)#]+)\)", text("README.md").split("## Documents")[1])
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")}
+    others = {path.name for path in ROOT.glob("*.md")} - {"README.md"}
+
+    assert sorted(set(listed)) == sorted(listed)
+    assert set() == (pages | others) - set(listed)
+
+
+def test_every_decision_is_in_the_index() -> None:
+    """Under its number, which no other has, and its title; none has more than 40 lines."""
+    files = sorted((ROOT / "docs/decisions").glob("0*.md"))
+    lines = [path.read_text("utf-8").splitlines() for path in files]
+    titles = {path.name: f"# {path.name[:4]}: " for path in files}
+    index = rows("docs/decisions/README.md", "number")
+
+    assert [] == [path.name for path, text in zip(files, lines, strict=True) if len(text) > 40]
+    assert len(files) == len({path.name[:4] for path in files})
+    assert [text[0] for text in lines] == [
+        titles[path.name] + title for path, (_, title) in zip(files, index, strict=True)
+    ]
+    assert [f"[{path.name[:4]}]({path.name})" for path in files] == [number for number, _ in index]
 
 
 def test_no_package_registry_is_named() -> None:
