@@ -190,6 +190,46 @@ def test_wrapped_command_finds_the_program_where_it_was_installed() -> None:
     assert "wrap" == gate["args"][0]
 
 
+WRAP = (REPOSITORY / "docs" / "wrap.md").read_text()
+RECIPES = re.findall(
+    r"^### ([\w-]+)\n\n([^\n]+)\n\n```yaml\n(.*?)```\n\n```yaml\n(.*?)```\n",
+    WRAP,
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def test_every_tool_that_is_tried_has_a_recipe() -> None:
+    """A short paragraph, what compose is told, what Kubernetes is told."""
+    tried = "Alembic Django goose golang-migrate Knex node-pg-migrate Flyway Rails"
+
+    assert tried.split() == [name for name, *_ in RECIPES]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "compose", "kubernetes"), RECIPES, ids=[each[0] for each in RECIPES]
+)
+def test_recipe_fits_the_examples(name: str, words: str, compose: str, kubernetes: str) -> None:
+    """Both run the same command with the same variables; the whole pod is a valid one."""
+    container, services = yaml.safe_load(kubernetes), yaml.safe_load(compose)
+    there = services["preflight"]
+    (deployment,) = documents(EXAMPLES / "wrap" / "deployment.yaml")
+    gate = deployment["spec"]["template"]["spec"]["initContainers"][1]
+    variables = [each["name"] for each in container["env"]]
+    gate |= {"args": container["args"], "env": gate["env"] + container["env"]}
+
+    assert len(words) < 400, name
+    assert ["preflight"] == [*services]
+    assert gate["name"] == container["name"]
+    assert {"command", "environment"} == there.keys()
+    assert {"name", "args", "env"} == container.keys()
+    assert list(there["environment"]) == variables
+    said = [re.sub(r"\$\{(\w+):\?\}", r"$(\1)", each) for each in there["command"]]
+    assert said == container["args"]
+    assert ["wrap", "--watch"] == said[:2]
+    for version in VERSIONS:
+        kubernetes_validate.validate(deployment, version, strict=True)
+
+
 def rules(kind: str = "Job") -> dict[str, Any]:
     """Return the Job's rules by their action."""
     spec = next(each for each in EVERY if each["kind"] == kind)["spec"]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from preflight.base.errors import ConfigInvalid
 from preflight.wrapping import compared, environment, key, tools
+from tests import servers
 
 LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")
 BESIDE = environment.Copy("db", "5432", "scratch", "me")  # on the same server
@@ -406,6 +408,14 @@ def test_own_table_of_the_same_name_is_no_history() -> None:
     """Birds migrate, too."""
     assert not tools.known("migrations", ["id", "bird", "month"])
     assert tools.known("migrations", ["id", "migration", "batch"])
+
+
+def test_every_known_history_table_is_documented() -> None:
+    """The page lists them, so that somebody can see whether his is one."""
+    page = (servers.REPOSITORY / "docs" / "wrap.md").read_text()
+    listed = page.partition("Known history tables")[2].partition("`--history TABLE`")[0]
+
+    assert set(tools.KNOWN) == {*re.findall(r"`(\w+)`", listed)}
 
 
 # --- what happened is what was rehearsed ----------------------------------------------------------
