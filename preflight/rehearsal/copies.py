@@ -146,7 +146,8 @@ def restored(
         try:
             session.tell("restoring")
             part = saved.backup.manifest.partial
-            restoring = Restoring(name, jobs, live_bytes, quiet, calling, session.tell, part)
+            fast = quiet | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
+            restoring = Restoring(name, jobs, live_bytes, fast, calling, session.tell, part)
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             scratch.apply_database_settings(session, home, live, name)

@@ -688,6 +688,21 @@ def test_other_server_can_be_rehearsed_on(
     assert servers.PASSWORD not in result.stdout
 
 
+def test_filling_a_copy_waits_for_no_disk_and_the_files_do(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What is dropped in the end need not survive; the files meet what they will in earnest."""
+    database.script(
+        "CREATE MATERIALIZED VIEW seen AS SELECT current_setting('synchronous_commit') AS how"
+    )
+    check = "DO $$ BEGIN ASSERT (SELECT how || current_setting('synchronous_commit') = 'offon'"
+    migrations({"001_one.sql": f"{check} FROM seen); END $$;"})
+    result = run("plan", "--rehearse", env={"PREFLIGHT_REHEARSE_ON": "server"})
+
+    assert ["on"] == database.query("SELECT how FROM seen")
+    assert 0 == result.code, result
+
+
 def test_url_of_the_same_server_is_the_same_server(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
