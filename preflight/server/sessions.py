@@ -38,6 +38,7 @@ SECRETS = (
     "password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key",
 )  # fmt: skip
 PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
+CANCELLED, MISSPELT = "57014", "42601"  # by pg_cancel_backend; a syntax error of ours
 
 FACTS = """pg_catalog.pg_backend_pid() AS fact_pid,
  pg_catalog.pg_is_in_recovery() AS fact_standby,
@@ -434,12 +435,23 @@ def connect(config: Config, *, asked: bool = False) -> Iterator[Session]:
     `asked`: until it has answered a question, too; a pooler lets us in without any server.
     """
     began = time.monotonic()
-    with _opened(Session(config)) as session:
+    with _heard(), _opened(Session(config)) as session:
         if asked:
             session.look()
         waited_s = round(time.monotonic() - began, 3)
         structlog.get_logger().info("server.ready", attempts=session.attempts, waited_s=waited_s)
         yield session
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Take what the server says of a question of ours for its own word, and no bug of ours."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate in (None, MISSPELT):
+            raise
+        raise _refused(error) from error
 
 
 @contextmanager
@@ -474,6 +486,24 @@ def _denied(error: psycopg.Error) -> TargetUnusable:
         f"the server keeps from this role what is needed: {error.diag.message_primary or error}",
         "Was a right revoked that PUBLIC has in a new database? GRANT it to this role: SELECT on "
         "the view, or EXECUTE on the function.",
+        sqlstate=error.sqlstate,
+    )
+
+
+def _refused(error: psycopg.Error) -> DatabaseBusy | TargetUnusable:
+    left = stop.left() or "what was begun was rolled back"
+    said = error.diag.message_primary or str(error)
+    if error.sqlstate == CANCELLED:
+        return DatabaseBusy(
+            "database.cancelled",
+            f"somebody cancelled what we asked of the server: {said}",
+            f"Run again; {left}.",
+            sqlstate=error.sqlstate,
+        )
+    return TargetUnusable(
+        "target.refused",
+        f"the server does not do what is needed: {said}",
+        f"Its log may say more. Remove the cause and run again; {left}.",
         sqlstate=error.sqlstate,
     )
 

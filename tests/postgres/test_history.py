@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Identifier
 from preflight.history import ledger, tables
 from preflight.server import lock
 from tests import house, program, servers
-from tests.conftest import Run, WriteMigrations
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 
 A = {"001_a.sql": "CREATE TABLE a ();", "001_a_rollback.sql": "DROP TABLE a;"}
 
@@ -310,6 +310,50 @@ def test_catalog_that_was_closed_is_named(  # noqa: PLR0913 -- fixtures
 
     assert (22, "target.denied") == (result.code, error_of(result)["code"]), str(result)
     assert what.split()[1].removesuffix("()") in error_of(result)["message"]
+
+
+CANCEL_WAITING = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+WHERE application_name LIKE 'pg-preflight%' AND datname = current_database()
+AND cardinality(pg_blocking_pids(pid)) > 0"""
+
+
+def test_question_that_somebody_cancels_is_no_bug_of_ours(
+    run: Run,
+    start: Start,
+    database: servers.Database,
+    connection: psycopg.Connection,
+    migrations: WriteMigrations,
+) -> None:
+    """12: run again; nothing is wrong with the database or with us."""
+    migrations(A)
+    run()
+    connection.execute("BEGIN; LOCK TABLE preflight.migrations")
+    process = start("check", env={"PREFLIGHT_LOCK_TIMEOUT_MS": "30000"})
+    while not database.query(CANCEL_WAITING):
+        assert process.running
+    result = process.wait()
+
+    assert (12, "database.cancelled") == (result.code, error_of(result)["code"]), str(result)
+    assert "57014" == error_of(result)["sqlstate"]
+
+
+def test_name_that_is_no_text_is_no_bug_of_ours(
+    run: Run,
+    server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """A database without an encoding may hold bytes that nobody can read: 22, in its words."""
+    options = "TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+    database = create_database(server, options=options)
+    with psycopg.connect(database.conninfo(), client_encoding="SQL_ASCII") as session:
+        session.execute(b"CREATE SCHEMA s; CREATE TABLE s.caf\xe9 ()")
+    migrations({"001_s.sql": "DROP SCHEMA s CASCADE;"})
+
+    result = run("plan", env=database.env() | {"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert (22, "target.refused") == (result.code, error_of(result)["code"]), str(result)
+    assert "UTF8" in error_of(result)["message"]
 
 
 @pytest.mark.parametrize("force", [False, True])
