@@ -121,6 +121,19 @@ def test_outer_overlay_puts_the_gate_first_and_names_its_image(
     assert "NetworkPolicy" not in {each["kind"] for each in found}
 
 
+def test_backups_in_a_bucket_need_no_volume(tmp_path: Path) -> None:
+    """What the page says: the keys come from their Secret, and nothing of the volume is left."""
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (block,) = [each for each in blocks if "PREFLIGHT_BACKUP_DIR" in each]
+    root = os.path.relpath(containers.REPOSITORY, tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(block.replace("pg-preflight/k8s", f"{root}/k8s"))
+
+    said = [yaml.safe_dump(each) for each in kustomize(tmp_path)]
+
+    assert [] == [each for each in said if "preflight-backups" in each]
+    assert 2 == sum("secretRef:\n" in each and "preflight-bucket" in each for each in said)
+
+
 def test_what_carries_no_label_and_a_group_of_its_own_are_left_alone(tmp_path: Path) -> None:
     """Another Deployment beside it is not touched, and `fs-group: own` keeps the pod's group."""
     (app,) = yaml.safe_load_all((APP / "init-container" / "deployment.yaml").read_text())
