@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from preflight import __version__
-from preflight.history import journal
+from preflight.history import journal, tables
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration
@@ -24,9 +24,7 @@ CREATE TABLE {schema}.repeatables (
   backup text,
   tool_version text NOT NULL,
   run_id text NOT NULL
-);
-GRANT ALL ON {schema}.repeatables TO CURRENT_USER;
-GRANT SELECT (name, checksum) ON {schema}.repeatables TO PUBLIC;
+)
 """
 
 
@@ -46,6 +44,7 @@ def ensure(session: Session) -> None:
     ).fetchone()
     if not (row and row[0]):
         session.execute(_TABLE.format(schema=session.config.schema))
+        tables.share(session, f"{session.config.schema}.repeatables", "name, checksum")
 
 
 def claim(

@@ -179,6 +179,12 @@ SELECT DISTINCT CASE a.grantee WHEN 0::oid THEN 'PUBLIC'
 FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a
 WHERE n.nspname = '{schema}' AND a.grantee <> n.nspowner
 """
+_GIVEN = """
+SELECT DISTINCT CASE a.grantee WHEN 0::oid THEN 'PUBLIC'
+ ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)::text) END
+FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
+WHERE c.oid = %s::pg_catalog.regclass AND a.grantee <> c.relowner
+"""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -355,6 +361,14 @@ def keep(session: Session) -> None:
     session.execute(f"GRANT ALL ON {', '.join(names)} TO CURRENT_USER")
     for sequence in _sequences(session, names):
         session.execute(f"GRANT ALL ON SEQUENCE {sequence} TO CURRENT_USER")
+
+
+def share(session: Session, table: str, columns: str) -> None:
+    """Let everybody read some columns of a table that was just made, and nobody else do more."""
+    session.execute(f"GRANT ALL ON {table} TO CURRENT_USER")
+    for (whom,) in session.execute(_GIVEN, [table]).fetchall():
+        session.execute(f"REVOKE ALL ON {table} FROM {whom} CASCADE")
+    session.execute(f"GRANT SELECT ({columns}) ON {table} TO PUBLIC")
 
 
 def _there(session: Session) -> list[str]:

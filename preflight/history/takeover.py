@@ -18,6 +18,7 @@ from preflight import __version__
 from preflight.base import quoting
 from preflight.base.errors import HistoryConflict, Problem
 from preflight.files import foreign
+from preflight.history import tables
 from preflight.server.sessions import LOOK
 
 if TYPE_CHECKING:
@@ -198,8 +199,8 @@ def remember(session: Session, layout: Foreign, found: Found) -> None:
     schema = session.config.schema
     if not _remembered(session):
         session.execute(_TABLE.format(schema=schema))
-        session.execute(f"GRANT ALL ON {schema}.takeovers TO CURRENT_USER")
-        session.execute(f"GRANT SELECT ON {schema}.takeovers TO PUBLIC")
+        columns = "tool, place, said, newest, at, tool_version, run_id"
+        tables.share(session, f"{schema}.takeovers", columns)
     session.execute(f"DELETE FROM {schema}.takeovers")  # noqa: S608 -- a checked name
     session.execute(
         f"""INSERT INTO {schema}.takeovers (tool, place, said, newest, tool_version, run_id)

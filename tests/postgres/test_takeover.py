@@ -579,6 +579,24 @@ def test_repeatable_file_runs_when_its_text_changes(
     )
 
 
+def test_default_privileges_do_not_open_the_texts_of_repeatable_files(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Whatever a role's new tables are given away to: everybody reads name and checksum alone."""
+    database.script("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC")
+    write(folder, {"V1__a.sql": A, "R__view.sql": "CREATE OR REPLACE VIEW v AS SELECT x FROM a;\n"})
+
+    assert 0 == run().code
+
+    of_all, of_columns = database.query(
+        """SELECT (SELECT count(*) FROM aclexplode(c.relacl) a WHERE a.grantee <> c.relowner),
+ (SELECT array_agg(t.attname::text || ' ' || a.privilege_type ORDER BY t.attname)
+  FROM pg_attribute t, aclexplode(t.attacl) a WHERE t.attrelid = c.oid)
+ FROM pg_class c WHERE c.oid = 'preflight.repeatables'::regclass"""
+    )[0]
+    assert (0, ["checksum SELECT", "name SELECT"]) == (of_all, of_columns)
+
+
 def test_history_that_a_stranger_could_have_made_is_not_believed(
     run: Run, database: servers.Database, folder: Path
 ) -> None:
