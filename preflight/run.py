@@ -238,13 +238,14 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
     open_streams()
     environ = environment()
     run = Run(next(iter(arguments), "up").lstrip("-"), environ)
-    run.as_json = "--json" in arguments
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    run.as_json = "--json" in ours
     if run.as_json:
         from preflight.base import document  # noqa: PLC0415 -- only with --json
 
         document.begin()
     handle_signals(run)
-    _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(arguments))
+    _set_up_logs(run, environ, to_stderr=not {"--json", "--table"}.isdisjoint(ours))
     try:
         stop.check()  # it may have come while Python was loading
         command, run.command, result_on_stdout = choose(arguments)

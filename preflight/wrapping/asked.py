@@ -104,9 +104,8 @@ def read(config: Config, asked: Asked) -> Wrapped:
             "Check its name; the command would not get its address from it.",
         )
     files = _contents(environ)
-    secrets = environment.secrets(environ, files) | environment.secrets(
-        {str(number): each for number, each in enumerate(asked.command)}
-    )
+    secrets = environment.secrets(environ, files)
+    secrets |= environment.secrets_of_arguments(asked.command)
     password = config.target.get("password")
     secrets |= {password} if password else set()
     return Wrapped(

@@ -43,10 +43,19 @@ _VARIABLE = re.compile(
 )
 _BARE = re.compile(r"(?i)(?:.*_)?(?:NAME|DB|DATABASE|DBNAME)|PGDATABASE")
 _OF_DATABASES = re.compile(r"(?i)db|database|pg|postgres|sql")
+_NOT_POSTGRES = re.compile(
+    r"(?i)mysql|maria|mongo|mssql|sql_?server|oracle|sqlite|redis|couch|influx|clickhouse|cassandra"
+)
 _TLS = re.compile(r"(?i)ssl|channel_?binding|gssenc|require_?auth|tls")
-_ELSEWHERE = re.compile(r"(?i)service|passfile|target_?session_?attrs|targetservertype|hostaddr")
+_ELSEWHERE = re.compile(r"(?i)service|passfile|target_?session_?attr|targetservertype|hostaddr")
 _SECRET = re.compile(
     r"(?i)pass(?!file)|passwd|pwd|secret|token|credential|private|api_?key|_key$|^key$"
+)
+_TOLD = re.compile(  # a secret behind its name: an option, a line of a file, JSON
+    r"""(?ix)(?: pass(?:wor)?d | passwd | passphrase | (?<![a-z])pass | pwd | secret | token
+    | (?:api|access|private|secret)[_-]?key )
+    (?: ["']?\s*[:=]\s* (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>(?:[^'\\]|\\.)*)' )
+    | \s*=\s*(?P<bare>[^\s"'&;]+) )"""
 )
 _NO_SECRET = {"PWD", "OLDPWD", "SSH_AUTH_SOCK"}
 _PLAIN_VALUES = {"true", "false", "none", "null", "required", "prefer"}
@@ -121,15 +130,21 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     found: dict[str, str] = {}
     ours = {name: text for name, text in environ.items() if not name.startswith(OURS) and text}
     sure = {*also, "DATABASE_URL"}  # that one is where this program has the address from
-    for name, text in ours.items():
-        new = way.value(text, certain=name in sure)
+    in_files = _in_files(files or {}, ours)
+    said = ours | in_files
+    groups = _groups(said)
+    users = _users_of_urls(groups, said)
+    for name, text in said.items():
+        new = way.value(text, certain=name in sure, user=users.get(name, ""))
         if new is not None:
             found[name] = new
-    found |= _grouped(ours, found, way)
-    for name, text in ours.items():
-        if name not in found and text == live.database and (_BARE.fullmatch(name) or name in also):
+    found |= _grouped(groups, said, found, way)
+    for name, text in said.items():
+        bare = _BARE.fullmatch(name) and not _NOT_POSTGRES.search(name)
+        if name not in found and text == live.database and (bare or name in also):
             found[name] = copy.database
     contents = _led_files(files or {}, ours, way)
+    contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
     told = [way.argument(each) for each in arguments]
     gone = _elsewhere(copy) & ours.keys()
     led_to = {name: text for name, text in environ.items() if name not in gone}
@@ -165,6 +180,21 @@ def secrets(environ: Mapping[str, str], files: Mapping[str, str] | None = None) 
     return frozenset(found)
 
 
+def secrets_of_arguments(arguments: Sequence[str]) -> frozenset[str]:
+    """Return what nobody may see of a command: in its arguments, or behind an option's name."""
+    found: set[str] = set()
+    for option, text in zip(("", *arguments), arguments, strict=False):
+        inside = _passwords(text)
+        if text.startswith("-") and "=" in text:
+            inside |= _passwords(text.partition("=")[2])
+        name = option.replace("-", "_")
+        secret = option.startswith("-") and "=" not in option and _SECRET.search(name)
+        if secret and not text.startswith("-") and not name.lower().endswith(("file", "path")):
+            inside.add(text)
+        found |= {each for each in inside if len(each) >= SHORTEST}
+    return frozenset(found)
+
+
 def with_lock_timeout(environ: Mapping[str, str], said: str) -> dict[str, str]:
     """Return an environment whose PGOPTIONS set a lock_timeout, behind what was set already."""
     options = f"{environ.get('PGOPTIONS', '')} -c lock_timeout={said}".strip()
@@ -182,13 +212,16 @@ class _Way:
         self.copy = copy
         self.users: set[str] = set()
 
-    def value(self, text: str, *, certain: bool = False) -> str | None:
-        """Return a variable's new value; None where it does not name the live database."""
+    def value(self, text: str, *, certain: bool = False, user: str = "") -> str | None:
+        """Return a variable's new value; None where it does not name the live database.
+
+        `user` is who connects where a URL does not say it.
+        """
         bare = text.strip()
         if new := self._jdbc_bare(bare):
             return new
         if whole := _WHOLE_URL.fullmatch(bare):
-            return self._url(whole["scheme"], whole["rest"], certain=certain)
+            return self._url(whole["scheme"], whole["rest"], certain=certain, other=user)
         if (new := self._pairs(bare, certain=certain)) is not None:
             return new
         inside = _URL.sub(lambda m: self._url(m["scheme"], m["rest"]) or m[0], text)
@@ -222,8 +255,8 @@ class _Way:
             return None
         return self._url(found[1], f"/{found[2]}{found[3] or ''}", certain=True)
 
-    def _url(self, scheme: str, rest: str, *, certain: bool = False) -> str | None:
-        where, mark, query = rest.partition("?")
+    def _url(self, scheme: str, rest: str, *, certain: bool = False, other: str = "") -> str | None:
+        where, mark, query = _where(rest)
         said, at, place = where.rpartition("@")
         hosts, slash, path = place.partition("/")
         options = [item.partition("=") for item in query.split("&")] if mark else []
@@ -231,7 +264,7 @@ class _Way:
         names, ports = _addresses(unquote(hosts))
         names, ports = more.get("host") or names, more.get("port") or ports
         user = said.partition(":")[0]
-        whose = unquote(user) or more.get("user", "")
+        whose = unquote(user) or more.get("user", "") or other
         database = unquote(path.rstrip("/")) or more.get("dbname") or more.get("database", "")
         known = bool(_POSTGRES.search(scheme))
         if not (certain or self._named(database, names, ports, known=known)):
@@ -295,9 +328,11 @@ class _Way:
         kinds = {_kind(name): _unquoted(value) for name, value in pairs}
         written = {name.lower().replace(" ", "").replace("_", "") for name, _ in pairs}
         if not certain:
-            if kinds.get("database") != self.live.database:
-                return None
             at, port = kinds.get("host"), kinds.get("port", "")
+            here = bool(at and kinds.get("user") and self.same_host(at, port))
+            name = kinds.get("database", self.live.database if here else "")  # else PGDATABASE's
+            if name != self.live.database:
+                return None
             if written & _NOT_NPGSQL and not (at and self.same_host(at, port)):
                 return None
             if not (at or kinds.get("user") or libpq or prefix):
@@ -345,15 +380,41 @@ class _Way:
         return found | ({"PGPASSWORD": password} if password else {})
 
 
-def _grouped(environ: Mapping[str, str], found: Mapping[str, str], way: _Way) -> dict[str, str]:
-    """Return the variables of groups that name the live database together."""
-    groups: dict[str, dict[str, list[str]]] = {}
+_Group = dict[str, list[str]]  # the names of its variables, by what they say
+
+
+def _in_files(files: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what variables called NAME_FILE say as if NAME itself said it."""
+    found = {name.removesuffix(FILE): files[name].strip() for name in files if name in environ}
+    return {name: text for name, text in found.items() if text and name not in environ}
+
+
+def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return who is named beside a URL, of each that has somebody there."""
+    return {
+        name: environ[group["user"][0]]
+        for group in groups.values()
+        if "user" in group
+        for name in group.get("url", ())
+    }
+
+
+def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
+    """Return the variables that have one prefix."""
+    groups: dict[str, _Group] = {}
     for name in environ:
         if name in LIBPQ.values() or not (part := _VARIABLE.fullmatch(name)):
             continue
         word = part["word"].lower()
         kind = "url" if word in ("url", "uri") else _KINDS[word]
         groups.setdefault(part["prefix"].lower(), {}).setdefault(kind, []).append(name)
+    return groups
+
+
+def _grouped(
+    groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
+) -> dict[str, str]:
+    """Return the variables of groups that name the live database together."""
     changed: dict[str, str] = {}
     for prefix, group in groups.items():
         if not _names_together(prefix, group, environ, found, way):
@@ -385,6 +446,8 @@ def _names_together(
         return True  # as this program reads them
     if any(name in found for name in group.get("url", ())):
         return True
+    if _NOT_POSTGRES.search(prefix):
+        return False
     said = {kind: [environ[name] for name in names] for kind, names in group.items()}
     hosts, ports = said.get("host", []), said.get("port", [])
     same = any(way.same_host(host, *ports[:1]) for host in hosts)
@@ -418,6 +481,14 @@ def _pg_tls(name: str) -> bool:
 
 
 # small parts
+
+
+def _where(rest: str) -> tuple[str, str, str]:
+    """Return what stands before a URL's options, ?, and the options; a password may hold a ?."""
+    credentials = re.match(r"[^@/?]*:[^@/=]*@", rest)
+    at = credentials.end() if credentials else 0
+    where, mark, query = rest[at:].partition("?")
+    return rest[:at] + where, mark, query
 
 
 def _addresses(netloc: str) -> tuple[str, str]:
@@ -485,7 +556,7 @@ def _passwords(text: str) -> set[str]:
     bare = text.strip()
     whole = _WHOLE_URL.fullmatch(bare)
     for match in [whole] if whole else _URL.finditer(text):
-        where, _, query = match["rest"].partition("?")
+        where, _, query = _where(match["rest"])
         said = where.rpartition("@")[0].partition(":")[2]
         found |= {said, unquote(said)}
         for item in query.split("&"):
@@ -496,4 +567,7 @@ def _passwords(text: str) -> set[str]:
     for name, value in _all(_PAIR, body) or _all(_ADO, body):
         if _kind(name) == "password":
             found.add(_unquoted(value))
-    return {each for each in found if each}
+    for match in _TOLD.finditer(text):
+        written = match["double"] or match["single"] or match["bare"] or ""
+        found |= {written, re.sub(r"\\(.)", r"\1", written)}
+    return {each for each in found if each and each.lower() not in _PLAIN_VALUES}

@@ -93,9 +93,13 @@ class _Trial:
             )
             before, size = compared.state(copy), self._size()
             there = onlooker.OnCopy(copy)
-            ended = self._started(led, fence, there)
+            try:
+                ended = self._started(led, fence, there)
+            except RehearsalFailed:  # we have ended it: what it did until then stays
+                self._require_untouched(live, fence, on_copy=there.seen)
+                raise
             changes = compared.between(before, compared.state(copy), copy.config.schema)
-            self._require_untouched(live, fence)
+            self._require_untouched(live, fence, on_copy=there.was_there() or bool(changes.names))
             self._require_there(there, changes, ended)
             if ended.code != 0:
                 raise self._failed(ended)
@@ -154,8 +158,13 @@ class _Trial:
             rehearsal=True,
         )
 
-    def _require_untouched(self, before: compared.State, fence: fences.Fence) -> None:
-        """Make sure that the live database is what it was; raises MigrationPartial."""
+    def _require_untouched(
+        self, before: compared.State, fence: fences.Fence, *, on_copy: bool
+    ) -> None:
+        """Make sure that the live database is what it was; raises MigrationPartial.
+
+        Who is kept off by TCP and was not seen `on_copy` may have gone by a Unix socket.
+        """
         if fence.live is not None:
             fence.live.gone()
         schema = self.session.config.schema
@@ -164,11 +173,11 @@ class _Trial:
             changed.append("rows of the tool's history table")
         if not changed:
             return
-        if fence.sure:
+        if fence.sure and on_copy:
             structlog.get_logger().warning(
                 "rehearsal.warned",
                 reason="somebody else changed the live database during the rehearsal; the command "
-                "could not reach it",
+                "could not reach it by TCP",
                 objects=changed[:100],
             )
             return

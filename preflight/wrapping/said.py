@@ -54,6 +54,7 @@ class Mask:
 def _spelt(secret: str) -> set[str]:
     """Return a secret as URLs, JSON, SQL, keyword strings and shells write it."""
     found = {secret, secret.replace("'", "''"), secret.replace("\\", "\\\\").replace("'", "\\'")}
+    found |= {secret.replace("'", quoted) for quoted in ("'\"'\"'", r"'\''")}
     found |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     for form in (quote, quote_plus):
         for safe in ("", "/", "!$&'()*+,;=:"):

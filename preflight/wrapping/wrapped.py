@@ -59,8 +59,10 @@ def planned(look: due.Look, wrapped: Wrapped) -> bool:
 
 def require_startable(wrapped: Wrapped) -> None:
     """Make sure that there is such a program; raises ConfigInvalid."""
+    from preflight.wrapping import child  # noqa: PLC0415 -- only when work is due
+
     program = wrapped.asked.command[0]
-    if shutil.which(program, path=wrapped.environ.get("PATH", os.defpath)) is None:
+    if shutil.which(program, path=child.own(wrapped.environ).get("PATH", os.defpath)) is None:
         raise ConfigInvalid(
             "wrap.not_started",
             f"{program} cannot be started: there is no such program",

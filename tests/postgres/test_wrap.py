@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from preflight.wrapping import wall
-from tests import servers
+from tests import faults, servers
 from tests.conftest import Run, Start
 
 TOOL = """
@@ -220,6 +220,47 @@ def test_wall_keeps_a_command_off_the_live_database(
     error = found.event("run.finished")[0]["error"]
     assert (27, "wrap.not_redirected") == (found.code, error["code"]), found
     assert before == tables(database)
+
+
+def test_command_that_waits_for_the_net_is_asked_what_it_did_before(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """Behind a pooler nobody knows its sessions: what it has committed until then is 31."""
+    stubborn(
+        app,
+        database,
+        "connection.execute('CREATE TABLE early (n int)');"
+        " connection.execute(\"INSERT INTO schema_migrations VALUES ('early')\")",
+    )
+    (app / "versions/002.sql").write_text(GOOD)
+    with faults.through(database.server, faults.Fault()) as pooler:
+        (app / "address").write_text(database.conninfo(port=pooler.port))
+        found = run(*command(app), timeout=120)
+
+    error = found.event("run.finished")[0]["error"]
+    assert (31, "wrap.changed_live") == (found.code, error["code"]), found
+    assert "table public.early" in error["message"]
+    assert [] == found.event("wrap.started")
+
+
+@pytest.mark.skipif(not wall.available(), reason="this kernel has no TCP rules of Landlock")
+def test_command_that_was_nowhere_may_have_gone_around_the_wall(
+    start: Start, app: Path, database: servers.Database, local: dict[str, str | None]
+) -> None:
+    """A Unix socket is not closed: a change of the live database meanwhile is not called none."""
+    (app / "tool.py").write_text(
+        "import os, time\nprint('ready', flush=True)\n"
+        f"while not os.path.exists({str(app / '.go')!r}):\n    time.sleep(0.02)\n"
+    )
+    running = start(*command(app), env=local)
+    running.wait_for_event("wrap.said", 120)
+    database.script("CREATE TABLE around (n int)")
+    (app / ".go").touch()
+    found = running.wait()
+
+    error = found.event("run.finished")[0]["error"]
+    assert (31, "wrap.changed_live") == (found.code, error["code"]), found
+    assert "table public.around" in error["message"]
 
 
 def test_nothing_is_started_where_nothing_keeps_it_off(

@@ -62,6 +62,20 @@ def test_program_that_cannot_be_loaded_says_so(
     assert finished["error"] == json.loads(message.read_text())["error"]
 
 
+def test_options_of_a_wrapped_command_are_not_ours() -> None:
+    """Its --json asks for no document: a failure is told in events alone, on stdout."""
+    ended = subprocess.run(
+        [sys.executable, program.ENTRYPOINT, "wrap", "--", "tool", "--json", "--table"],
+        env={"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    events = [json.loads(line)["event"] for line in ended.stdout.splitlines()]
+    assert (20, "run.finished", "") == (ended.returncode, events[-1], ended.stderr)
+
+
 def test_nothing_is_taken_down_before_the_process_ends() -> None:
     """Every start would pay a tenth of a second for it."""
     done = subprocess.run(

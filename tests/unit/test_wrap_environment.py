@@ -347,6 +347,84 @@ def test_secret_files_are_led() -> None:
     assert {"DB_URL_FILE": f"postgres://{TO_AWAY}", "DB_PASSWORD_FILE": "r:4nd"} == found.files
 
 
+def test_role_beside_a_url_is_kept() -> None:
+    """A URL that says nobody means the one beside it, not the role of this program."""
+    copy = dataclasses.replace(AWAY, users=frozenset({"me", "migrator"}))
+    environ = {
+        "FLYWAY_URL": "jdbc:postgresql://db/app",
+        "FLYWAY_USER": "migrator",
+        "APP_URL": "postgres://db/app",
+        "APP_USERNAME": "migrator",
+    }
+    found = led(environ, copy)
+
+    assert "?user=migrator&" in found.environment["FLYWAY_URL"]
+    assert "migrator" == found.environment["FLYWAY_USER"]
+    assert "postgres://migrator:r%3A4nd@127.0.0.1:6000/app" == found.environment["APP_URL"]
+
+
+@pytest.mark.parametrize("prefix", ["MYSQL", "APP_MARIADB", "MONGODB", "SQLSERVER"])
+@pytest.mark.parametrize("copy", [AWAY, BESIDE], ids=["away", "beside"])
+def test_other_kinds_of_servers_are_left_alone(prefix: str, copy: environment.Copy) -> None:
+    """Also where the app's database there has the same name."""
+    environ = {
+        f"{prefix}_HOST": "other",
+        f"{prefix}_DATABASE": "app",
+        f"{prefix}_USER": "me",
+        f"{prefix}_PASSWORD": "x",
+    }
+    found = led(environ, copy)
+
+    assert () == found.variables
+    assert environ == {name: found.environment[name] for name in environ}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "host=db user=me password=x",
+            "host=127.0.0.1 user=me password=r:4nd port=6000 dbname=app",
+        ),
+        (
+            "Host=db;Username=me;Target Session Attributes=standby",
+            "Host=127.0.0.1;Username=me;Port=6000;Database=app;Password=r:4nd",
+        ),
+        ("host=elsewhere user=me password=x", "host=elsewhere user=me password=x"),
+        ("host=db user=me dbname=other", "host=db user=me dbname=other"),
+    ],
+)
+def test_keyword_string_without_a_database_is_the_servers(text: str, wanted: str) -> None:
+    """The name comes from PGDATABASE or is the role's, as in a URL that ends with the host."""
+    assert wanted == led({"ANY": text}).environment["ANY"]
+
+
+def test_question_mark_in_a_password_is_no_option() -> None:
+    """As libpq reads it; and it is a secret."""
+    url = "postgres://me:p?x@db:5432/app?connect_timeout=3"
+
+    assert (
+        f"postgres://{TO_AWAY}?connect_timeout=3"
+        == led({"DATABASE_URL": url}).environment["DATABASE_URL"]
+    )
+    assert {"p?x"} == environment.secrets({"ANY": url})
+
+
+def test_groups_in_files_are_led() -> None:
+    """The official image's names come as files, too."""
+    files = {"DB_HOST_FILE": "db\n", "DB_NAME_FILE": "app\n", "DB_PASSWORD_FILE": "x\n"}
+    away = led({"DB_USER": "me", **dict.fromkeys(files, "/f")}, files=files)
+    beside = led({"DB_USER": "me", **dict.fromkeys(files, "/f")}, BESIDE, files=files)
+    own = led({"DATABASE_URL_FILE": "/f"}, files={"DATABASE_URL_FILE": "service=live\n"})
+
+    assert {"DB_HOST_FILE": "127.0.0.1", "DB_PASSWORD_FILE": "r:4nd"} == {
+        name: text for name, text in away.files.items() if text != files[name].strip()
+    }
+    assert "scratch" == beside.files["DB_NAME_FILE"]
+    assert ("DATABASE_URL_FILE",) == own.variables
+    assert not {"DB_HOST", "DB_NAME", "DATABASE_URL"} & away.environment.keys()
+
+
 # --- secrets --------------------------------------------------------------------------------------
 
 
@@ -368,6 +446,39 @@ def test_secrets_of_the_environment_are_known() -> None:
     )
 
     assert {"p%40ss", "p@ss", "t0ken", "hunter2", "qwert", "netpw", "from-file"} == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["tool", "--password", "hunter2", "up"], {"hunter2"}),
+        (["tool", "--password=hunter2"], {"hunter2"}),
+        (["flyway", "-password=hunter2", "-user=me"], {"hunter2"}),
+        (["java", "-Dspring.datasource.password=hunter2"], {"hunter2"}),
+        (["env", "PGPASSWORD=hunter2", "psql"], {"hunter2"}),
+        (["tool", "--api-key", "k3y-of-it"], {"k3y-of-it"}),
+        (["tool", "--url=postgres://me:p;w@db/app"], {"p;w"}),
+        (["tool", "--password-file", "/run/secrets/db", "--passfile=/x"], set()),
+        (["tool", "--no-password", "--compass=north"], set()),
+    ],
+)
+def test_secrets_of_the_arguments_are_known(arguments: list[str], wanted: set[str]) -> None:
+    """Events, the history and the metrics name a command with its arguments."""
+    assert wanted == environment.secrets_of_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"username": "me", "password": "hun\\"ter2"}', {'hun\\"ter2', 'hun"ter2'}),
+        ("-Xmx1g -Dspring.datasource.password=hunter2 -Dx=y", {"hunter2"}),
+        ("A=b\nDB_PASS='hunter 2'\n", {"hunter 2"}),
+        ("password=required", set()),
+    ],
+)
+def test_secrets_inside_a_value_are_known(text: str, wanted: set[str]) -> None:
+    """A platform's JSON, the options of a JVM, a file of variables."""
+    assert wanted == environment.secrets({"ANY": text})
 
 
 def test_lock_timeout_comes_behind_what_was_said() -> None:

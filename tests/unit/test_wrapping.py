@@ -194,6 +194,8 @@ def test_secret_is_masked_in_each_spelling(spelling: str) -> None:
     [
         ("it's", "password='it''s'"),
         ("it's", r"password='it\'s'"),
+        ("it's", """password='it'"'"'s'"""),
+        ("it's", r"password='it'\''s'"),
         ('a"b\\c', r'{"url": "x:a\"b\\c@y"}'),
         ("pä", '{"url": "x:p\\u00e4@y"}'),
         ("ab", r'{"url": "\u0061b"}'),
