@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,21 +63,44 @@ def go(name: str) -> Path:
 @functools.cache
 def python(*packages: str) -> Path:
     """Return a Python that has these packages; skips the test where they cannot be installed."""
-    name = hashlib.sha256("\n".join(packages).encode()).hexdigest()[:12]
-    home = CACHE / f"python-{name}"
+    home = _home("python", packages)
+
+    def install() -> list[str]:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        return [str(home / "bin/pip"), "install", "--quiet", *packages]
+
+    _installed(home, packages, install)
+    return home / "bin/python"
+
+
+@functools.cache
+def npm(*packages: str) -> Path:
+    """Return the `node_modules` of these packages; skips where they cannot be installed."""
+    home = _home("npm", packages)
+    options = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts", "--prefix", str(home))
+    if shutil.which("npm") is None:
+        lacking("there is no npm")
+    _installed(home, packages, lambda: ["npm", "install", *options, *packages])
+    return home / "node_modules"
+
+
+def _home(kind: str, packages: Sequence[str]) -> Path:
+    return CACHE / f"{kind}-{hashlib.sha256(chr(10).join(packages).encode()).hexdigest()[:12]}"
+
+
+def _installed(home: Path, packages: Sequence[str], install: Callable[[], list[str]]) -> None:
+    """Run the command that `install` returns, unless somebody has."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"python-{name}.lock").open("w") as lock:
+    with (CACHE / f"{home.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want it at once
         if not (home / "complete").exists():
-            subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-            install = [str(home / "bin/pip"), "install", "--quiet", *packages]
+            home.mkdir(exist_ok=True)
             done = subprocess.run(
-                install, check=False, capture_output=True, text=True, timeout=INSTALL_S
+                install(), check=False, capture_output=True, text=True, timeout=INSTALL_S
             )
             if done.returncode != 0:
                 lacking(f"{' '.join(packages)} cannot be installed: {done.stderr[-300:]}")
             (home / "complete").touch()
-    return home / "bin/python"
 
 
 def call(

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import platform
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests import program, servers, tools
+from tests import migrators, program, servers, tools
 from tests.conftest import CreateDatabase, Run
 
 CATALOG = """
@@ -67,16 +69,19 @@ def goose(database: servers.Database, folder: Path, count: int) -> None:
 
 
 def dbmate(database: servers.Database, folder: Path, count: int) -> None:
-    """Do what dbmate does: no registry that is reached here has it."""
-    database.script(
-        "CREATE TABLE IF NOT EXISTS schema_migrations (version character varying(128) PRIMARY KEY)"
-    )
-    there = database.query("SELECT version FROM schema_migrations")
+    """Run dbmate for so many versions: it knows only all, so the later ones are kept from it."""
+    package = f"@dbmate/linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
+    program = tools.npm(f"{package}@2.36.0") / package / "bin/dbmate"
+    (made,) = database.query("SELECT to_regclass('schema_migrations') IS NOT NULL")
+    there = set(database.query("SELECT version FROM schema_migrations")) if made else set()
     files = sorted(folder.glob("*.sql"))
-    for file in [each for each in files if each.name.split("_")[0] not in there][:count]:
-        up = file.read_text().partition("migrate:up")[2].partition("-- migrate:down")[0]
-        database.script(up.partition("\n")[2])
-        database.query("INSERT INTO schema_migrations VALUES (%s)", file.name.split("_")[0])
+    left = [each for each in files if each.name.split("_")[0] not in there][count:]
+    with tempfile.TemporaryDirectory() as few:
+        for file in set(files) - set(left):
+            (Path(few) / file.name).symlink_to(file)
+        options = ("--migrations-dir", few, "--no-dump-schema", "--url", url(database))
+        result = tools.call([program, *options, "migrate"])
+    assert 0 == result.returncode, result.stdout + result.stderr
 
 
 GOLANG_MIGRATE = Tool(
@@ -185,6 +190,8 @@ def test_history_is_taken_over_where_it_stands(
     before = tool.rows(database)
 
     look, result = run("check"), run()
+    if applied == len(states(look)):  # the tool has nothing to do either
+        tool.up(database, folder, applied)
 
     assert ["adoptable"] * applied + ["pending"] * (3 - applied) == states(look)
     assert 0 == result.code, str(result)
@@ -533,6 +540,59 @@ def test_history_that_does_not_fit_the_files_is_refused(
     said = label.get(name, "20240101000000")
     assert 0 == (vouched := run("adopt", "--through", said, env=env)).code, str(vouched)
     assert (0, 1) == ((after := run(env=env)).code, len(after.finished["applied"])), str(after)
+
+
+@pytest.mark.parametrize("applied", [1, 2])
+def test_flyway_s_own_history_is_taken_over(
+    applied: int, run: Run, database: servers.Database, tmp_path: Path
+) -> None:
+    """Its checksums are what we reckon; it finds nothing to do and nothing changed afterwards."""
+    (flyway,) = [each for each in migrators.MIGRATORS if each.name == "flyway"]
+    app, odd = tmp_path / "app", "CREATE TABLE é (x int);\r\n\r\n-- two lines"
+    try:
+        for number, text in enumerate((odd, B)[:applied], 1):
+            flyway.write(app, number, text)
+        migrators.apply(flyway, app, database)
+    except migrators.Missing as missing:
+        tools.lacking(str(missing))
+    flyway.write(app, 2, B)
+    env = {"PREFLIGHT_MIGRATIONS_DIR": str(app / "migrations")}
+
+    result = run(env=env)
+
+    assert 0 == result.code, str(result)
+    assert (applied, 2 - applied) == (
+        len(result.finished["adopted"]),
+        len(result.finished.get("applied", [])),
+    )
+    if applied > 1:
+        migrators.apply(flyway, app, database)
+        assert (0, []) == ((again := run(env=env)).code, again.event("lock.acquired"))
+    flyway.write(app, 1, odd.replace("int", "bigint"))
+    assert 26 == run(env=env).code
+
+
+def test_graphile_migrate_s_own_history_is_taken_over(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The hash in its files is the one in its table, and it finds nothing to do afterwards."""
+    program = tools.npm("graphile-migrate@1.4.1") / ".bin/graphile-migrate"
+    there = url(database).partition("?")[0]
+    settings = {"connectionString": there, "shadowConnectionString": f"{there}_shadow"}
+    write(folder, {**KEPT["graphile"].files, "../.gmrc": json.dumps(settings), "current.sql": ""})
+    (folder / "committed/000002.sql").unlink()
+    config = ("--config", folder.parent / ".gmrc")
+    first = tools.call(["env", "-C", folder.parent, program, "migrate", *config])
+    assert 0 == first.returncode, first.stdout + first.stderr
+    query = "SELECT hash, previous_hash, filename FROM graphile_migrate.migrations"
+    before = database.query(query)
+
+    result = run(env={"PREFLIGHT_LAYOUT": "graphile"})
+    again = tools.call(["env", "-C", folder.parent, program, "migrate", *config])
+
+    assert (0, 1) == (result.code, len(result.finished["adopted"])), str(result)
+    assert (0, before) == (again.returncode, database.query(query)), again.stdout
+    assert 1 == len(before)
 
 
 def test_text_versions_work_in_every_command(
