@@ -58,8 +58,19 @@ def planned(session: Session, known: plan.History, on_disk: Sequence[Migration])
     made = plan.of(config, on_disk, known)
     tell_ahead(made.ahead)
     pending = [migration.name for migration in made.todo]
-    structlog.get_logger().info("plan.made", pending=pending)
+    structlog.get_logger().info("plan.made", pending=pending, **_above(made.todo, known))
     return made
+
+
+def _above(todo: Sequence[Migration], known: plan.History) -> dict[str, int | str]:
+    """Return the version above which `rollback --to` takes back what is to be done and no more.
+
+    0 takes everything back, so it stands for nothing recorded, and not for version 000.
+    """
+    newest = max(known.records, default=-1)
+    if not todo or newest == 0 or any(each.version <= newest for each in todo if not each.repeat):
+        return {}
+    return {"above": known.records[newest].label or newest if known.records else 0}
 
 
 def tell_ahead(records: Sequence[plan.Record]) -> None:

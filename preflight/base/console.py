@@ -59,11 +59,14 @@ class Summary:
     def __init__(self) -> None:
         self.seen: dict[str, dict[str, Any]] = {}
         self.applied: list[dict[str, Any]] = []
+        self.above: int | str | None = None  # the newest version before this run's; None: not known
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Keep what an event says was done."""
         if event["event"] == "migration.applied":
             self.applied.append(dict(event))
+        elif event["event"] == "plan.made" and not self.applied:
+            self.above = event.get("above")
         elif event["event"] in KEPT:
             self.seen[event["event"]] = dict(event)
 
@@ -85,9 +88,7 @@ class Summary:
             found.append(("backup", f"{backup['directory']}/{backup['backup']}"))
             found.append(("proof", self._proof()))
         if self.applied:
-            below = max(0, int(self.applied[0]["version"]) - 1)
-            back = "rollback" if len(self.applied) == 1 else f"rollback --to {below}"
-            found.append(("go back", f"`{back}` runs the rollback files"))
+            found.append(("go back", self._way_back()))
         if (
             backup
             and not hidden
@@ -107,6 +108,16 @@ class Summary:
                 said = f"{restored['database']}: of some schemas, to copy from; "
             found.append(("beside", said + "DROP DATABASE removes it"))
         return found
+
+    def _way_back(self) -> str:
+        """Name the command that takes back what was applied, and no more."""
+        versions = [each for each in self.applied if "version" in each]
+        if not versions:
+            return "a file without a version is taken back by its earlier text"
+        if self.above is None:
+            return "`rollback` takes the newest version back, `rollback --to VERSION` all above one"
+        back = "rollback" if len(versions) == 1 else f"rollback --to {self.above}"
+        return f"`{back}` runs the rollback files"
 
     def _proof(self) -> str:
         passed = self.seen.get("rehearsal.passed") or self.seen.get("wrap.rehearsed") or {}

@@ -108,6 +108,24 @@ def test_version_that_nobody_knows_is_20(run: Run, migrations: WriteMigrations) 
     assert "1, 2" in result.finished["error"]["hint"]
 
 
+def test_plan_names_the_version_that_leads_back_to_before_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Numbers have gaps: `--to` that version takes back what the run applied, and no more."""
+    tables = {"003_c": "c", "005_d": "d", "009_e": "e"}
+    files = {f"{name}.sql": f"CREATE TABLE {table} ();" for name, table in tables.items()}
+    files |= {f"{name}_rollback.sql": f"DROP TABLE {table};" for name, table in tables.items()}
+    migrations({name: text for name, text in files.items() if name.startswith("003")})
+    first = run()
+    migrations(files)
+    (above,) = {event["above"] for event in run().event("plan.made")}
+
+    assert {0} == {event["above"] for event in first.event("plan.made")}
+    assert 3 == above
+    assert ["009_e", "005_d"] == run("rollback", "--to", str(above)).finished["rolled_back"]
+    assert [3] == database.query(PRESENT)
+
+
 def test_missing_rollback_file_is_told_before_any_backup(
     run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
 ) -> None:

@@ -634,7 +634,10 @@ def test_repeatable_file_runs_when_its_text_changes(
     changed = run(env=env)
     assert (0, ["R__view"]) == (changed.code, changed.finished["applied"]), str(changed)
     assert ["applied", "applied"] == states(run("check"))
-    assert ["x", "one"] == database.query(
+    write(folder, {"R__view.sql": view.replace("SELECT x", "SELECT x, 1 AS one, 2 AS two")})
+    people = run(env={"PREFLIGHT_LOG": "console"})
+    assert (0, True) == (people.code, "go back" in people.stdout), str(people)
+    assert ["x", "one", "two"] == database.query(
         "SELECT attname::text FROM pg_attribute WHERE attrelid = 'v'::regclass AND attnum > 0"
     )
 

@@ -1,6 +1,7 @@
 """What people read: lines, tables, and the message that Kubernetes keeps."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -166,6 +167,7 @@ def test_run_ends_with_what_people_need_next() -> None:
     """What was done, where the backup is and how far proven, and the way back."""
     summary = console.Summary()
     for event in (
+        {"event": "plan.made", "pending": ["002_b", "003_c"], "above": 1},
         {"event": "backup.verified", "backup": "shop-1-a", "directory": "/backups"},
         {"event": "rehearsal.skipped", "reason": "the role may not"},
         {"event": "migration.applied", "migration": "002_b", "version": 2, "duration_s": 0.5},
@@ -182,6 +184,32 @@ def test_run_ends_with_what_people_need_next() -> None:
         "go back  `rollback --to 1` runs the rollback files",
         "`restore shop-1-a --swap` puts the backup in its place",
     ] == [line.strip() for line in summary.line(last, colour=False).splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("above", "applied", "said"),
+    [
+        (20240101, [20240301, 20240401], "`rollback --to 20240101` runs the rollback files"),
+        (20240101, [20240301], "`rollback` runs the rollback files"),
+        ("1.1", [3000, 4000, None], "`rollback --to 1.1` runs the rollback files"),
+        (None, [2], "`rollback` takes the newest version back, `rollback --to VERSION` all above"),
+        (3, [None], "a file without a version is taken back by its earlier text"),
+    ],
+    ids=["dates", "one", "text", "not-the-newest", "repeatable"],
+)
+def test_way_back_takes_back_what_was_applied_and_no_more(
+    above: int | str | None, applied: Sequence[int | None], said: str
+) -> None:
+    """Versions have gaps, and some files have none; where no one command does it, it says so."""
+    summary = console.Summary()
+    summary.see({"event": "plan.made", "pending": ["x"], **({"above": above} if above else {})})
+    for each in applied:
+        named = {"migration": "x", **({"version": each} if each else {})}
+        summary.see({"event": "migration.applied", "duration_s": 1.0, **named})
+
+    told = dict(summary.told({"event": "run.finished"}))
+
+    assert told["go back"].startswith(said)
 
 
 def test_nothing_done_needs_no_summary() -> None:
