@@ -72,7 +72,8 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
 ) -> Ended:
     """Run COMMAND to its end and tell each line that it says as `wrap.said`.
 
-    `each` is called about ten times a second while it lives, and may end it by raising. Raises
+    `each` is called about ten times a second while it lives, and may end it by raising; and once
+    before a stop request is passed on. Raises
     ConfigInvalid when it cannot be started, RehearsalFailed when the wall cannot be built, Stopped
     once a stop request was passed on to all that it started and they have ended.
     """
@@ -81,6 +82,9 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
     try:
         code = running.listen(began + timeout_s if timeout_s else None, each)
     except stop.Stopped as stopped:
+        with suppress(Exception):  # a last look; what counts is the stop
+            if each is not None and not running.over():
+                each(Child(running.keeper.pid))
         running.end(stopped.signum)
         raise
     finally:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
     from preflight.wrapping.child import Child
 
+ENDED_S = 1.0  # how soon a session is gone that was ended
 STAY_S = 5.0  # for how long sessions that are over may be seen
 COUNTED_S = 1.0  # how soon the server counts a session
 _OTHERS = """
@@ -37,6 +38,10 @@ _STATISTICS = """
 SELECT coalesce(pg_catalog.sum(s.n_tup_ins + s.n_tup_del), 0)::int8
 FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname <> '{schema}'
 """
+_ORPHANS = """
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = ANY (%s::int4[]) AND a.client_port = ANY (%s::int4[])
+"""
 _LEFT = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (%s::int4[])"
 COUNTED_SINCE = 14  # where a database knows how many sessions it had
 _SESSIONS = """
@@ -51,6 +56,7 @@ class OnLive:
     session: Session
     to_end: bool = False
     pids: set[int] = field(default_factory=set)
+    ports: set[int] = field(default_factory=set)
 
     def look(self, child: Child) -> None:
         """See which sessions belong to the command's own processes."""
@@ -61,8 +67,15 @@ class OnLive:
         own = wall.sessions(child.pid, [(address, at) for _, address, at in rows], port)
         found = {pid for pid, address, at in rows if (address, at) in own}
         self.pids |= found
+        self.ports |= {at for _, at in own}
         if found and self.to_end:
             self.session.execute(_END, [list(found)])
+
+    def end(self) -> None:
+        """End the sessions of a command that has ended: nobody waits for what they are at."""
+        if self.pids:
+            self.session.execute(_ORPHANS, [list(self.pids), list(self.ports)])
+            self.gone(ENDED_S)
 
     def gone(self, within_s: float = STAY_S) -> bool:
         """Tell whether no session that was seen is left, waiting for their end."""

@@ -129,13 +129,18 @@ class _Run:
         live = onlooker.OnLive(self.session)
         structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
         stop.leaves(self.session, "what the command has committed stays")
-        ended = child.run(
-            asked.command,
-            environ,
-            secrets=self.wrapped.secrets,
-            timeout_s=asked.timeout,
-            each=live.look,
-        )
+        try:
+            ended = child.run(
+                asked.command,
+                environ,
+                secrets=self.wrapped.secrets,
+                timeout_s=asked.timeout,
+                each=live.look,
+            )
+        except stop.Stopped:
+            with suppress(psycopg.Error):
+                live.end()
+            raise
         stop.leaves(self.session, None)
         if ended.code != 0:
             raise self._failed(ended, before, alone=live.gone())

@@ -428,10 +428,17 @@ def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) 
     running.wait_for_event("wrap.started")
     while "applying" not in str([each.get("text") for each in running.events][-1]):
         running.wait_for_event("wrap.said")
+    sleeping = (
+        "SELECT count(*)::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        " AND datname = current_database()"
+    )
+    while [1] != database.query(sleeping):
+        pass
     running.signal(signal.SIGTERM)
     found = running.wait()
 
     assert 143 == found.code, found
+    assert [0] == database.query(sleeping)
     assert [0] == database.query(
         "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory'"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
