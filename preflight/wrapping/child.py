@@ -202,7 +202,8 @@ class _Running:
                 "wrap.no_wall",
                 "the kernel does not keep the command off the live database: "
                 + os.strerror(number),
-                "Nothing was changed. Go on knowingly with --trust-environment.",
+                "Nothing was changed. Rehearse beside the live database, where a lock keeps it off: "
+                "PREFLIGHT_REHEARSE_ON=server.",
             )
         return number
 

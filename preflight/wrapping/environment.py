@@ -49,7 +49,7 @@ _NOT_POSTGRES = re.compile(
 _TLS = re.compile(r"(?i)ssl|channel_?binding|gssenc|require_?auth|tls")
 _ELSEWHERE = re.compile(r"(?i)service|passfile|target_?session_?attr|targetservertype|hostaddr")
 _SECRET = re.compile(
-    r"(?i)pass(?!file)|passwd|pwd|secret|token|credential|private|api_?key|_key$|^key$"
+    r"(?i)pass(?!file)|passwd|pwd|secret|token|credential|private|api_?key|_key$|^key$|_(?:pw|psw)$"
 )
 _TOLD = re.compile(  # a secret behind its name: an option, a line of a file, JSON
     r"""(?ix)(?: pass(?:wor)?d | passwd | passphrase | (?<![a-z])pass | pwd | secret | token

@@ -30,7 +30,12 @@ KNOWN: dict[str, tuple[frozenset[str], ...]] = {
         ("_sqlx_migrations", "version checksum success"),
         ("databasechangelog", "id author filename"),
         ("refinery_schema_history", "version name checksum"),
-        ("migrations", "id timestamp name", "id migration batch"),
+        (
+            "migrations",
+            *("id timestamp name", "id migration batch"),  # TypeORM, Laravel
+            *("hash previous_hash filename", "id name run_on"),  # graphile-migrate, db-migrate
+        ),
+        ("changes", "change_id script_hash change project"),  # sqitch
         ("SequelizeMeta", "name"),
         ("mikro_orm_migrations", "name executed_at"),
         ("kysely_migration", "name timestamp"),

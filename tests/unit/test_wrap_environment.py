@@ -435,6 +435,7 @@ def test_secrets_of_the_environment_are_known() -> None:
             "DATABASE_URL": "postgres://me:p%40ss@db/app",
             "API_TOKEN": "t0ken",
             "DB_PASSWORD": "hunter2",
+            "DB_PW": "short-name",
             "JDBC": "jdbc:postgresql://db/app?user=me&password=qwert",
             "NET": "Host=db;Database=app;Password=netpw",
             "PWD": "/srv/app",
@@ -445,7 +446,8 @@ def test_secrets_of_the_environment_are_known() -> None:
         {"DB_PASSWORD_FILE": "from-file\n"},
     )
 
-    assert {"p%40ss", "p@ss", "t0ken", "hunter2", "qwert", "netpw", "from-file"} == found
+    told = {"p%40ss", "p@ss", "t0ken", "hunter2", "short-name", "qwert", "netpw", "from-file"}
+    assert told == found
 
 
 @pytest.mark.parametrize(
@@ -519,6 +521,9 @@ def test_own_table_of_the_same_name_is_no_history() -> None:
     """Birds migrate, too."""
     assert not tools.known("migrations", ["id", "bird", "month"])
     assert tools.known("migrations", ["id", "migration", "batch"])
+    assert tools.known("migrations", ["hash", "previous_hash", "filename", "date"])
+    assert not tools.known("changes", ["id", "project", "change"])
+    assert tools.known("changes", ["change_id", "script_hash", "change", "project", "note"])
 
 
 def test_every_known_history_table_is_documented() -> None:
