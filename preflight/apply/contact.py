@@ -122,7 +122,7 @@ def _first_contact(
     known = {version for (version,) in rows}
     unrecorded = [file for file in files if file.version not in known]
     adopted = []
-    if (theirs := _theirs(session, files)) is not None:
+    if (theirs := _theirs(session, files, unrecorded)) is not None:
         layout, found, there = theirs
         from preflight.history import takeover  # noqa: PLC0415 -- only here
 
@@ -142,18 +142,24 @@ def _first_contact(
 
 
 def _theirs(
-    session: Session, files: Sequence[Migration]
+    session: Session, files: Sequence[Migration], unrecorded: Sequence[Migration]
 ) -> tuple[Foreign, takeover.Found, set[int]] | None:
     """Return what the history of the folder's own tool says is applied; None without one.
 
-    Raises HistoryConflict where that cannot be taken over.
+    Raises HistoryConflict where that cannot be taken over. Of one that cannot be believed, or told
+    from another, nothing is asked once a person has vouched for what is there.
     """
     layout = folder.rule(files)
     if layout is None:
         return None
     from preflight.history import takeover  # noqa: PLC0415 -- only for another tool's folder
 
-    found = takeover.look(session, layout)
+    try:
+        found = takeover.look(session, layout)
+    except HistoryConflict:
+        if len(unrecorded) == len(files):
+            raise
+        return None
     if found is None:
         return None
     judged = not takeover.known(session, found)
@@ -294,7 +300,7 @@ def _there_already(
     session: Session, files: Sequence[Migration], unrecorded: Sequence[Migration]
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
     """Yield what first contact would record, with its checks; raises as that."""
-    if (theirs := _theirs(session, files)) is not None:
+    if (theirs := _theirs(session, files, unrecorded)) is not None:
         yield from _agreeing(session, unrecorded, theirs[2])
     elif not is_empty(session):
         yield from adoptable(session, unrecorded)

@@ -16,6 +16,7 @@ import psycopg
 
 from preflight import __version__
 from preflight.base import quoting
+from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import HistoryConflict, Problem
 from preflight.files import foreign
 from preflight.history import tables
@@ -92,7 +93,14 @@ def look(session: Session, layout: Foreign) -> Found | None:
 def _read(session: Session, layout: Foreign, place: str) -> Said:
     columns = ", ".join(map(quoting.name, layout.table.read))
     rows = session.execute(f"SELECT {columns} FROM {place}").fetchall()  # noqa: S608 -- quoted
-    return layout.said(rows)
+    try:
+        return layout.said(rows)
+    except (AttributeError, TypeError, ValueError) as error:  # NULL, or no version
+        raise HistoryConflict(
+            "takeover.refused",
+            f"{place} has a row that {layout.tool} does not write",
+            f"Was it written by hand? Look at the table, and settle it with {layout.tool}.",
+        ) from error
 
 
 def _place(session: Session, layout: Foreign) -> str | None:
@@ -228,7 +236,7 @@ def vouched(session: Session, layout: Foreign | None) -> None:
     """
     kept = _kept(session) if _remembered(session) else ()
     for tool, place, *_ in kept:
-        layout = foreign.layout(tool, session.config.migrations_dir)
+        layout = _layout(session, tool)
         remember(session, layout, Found(place, _read(session, layout, place)))
     if not kept and layout is not None:
         with suppress(HistoryConflict):
@@ -240,6 +248,12 @@ def known(session: Session, found: Found) -> bool:
     """Tell whether a person vouched, or a takeover went well, when it said what it says now."""
     kept = _kept(session) if _remembered(session) else ()
     return any((place, said) == (found.place, found.digest) for _, place, said, _ in kept)
+
+
+def _layout(session: Session, tool: str) -> Foreign:
+    if tool not in OTHER_LAYOUTS:
+        raise tables.damaged(session, f"takeovers names {tool!r}, which is no tool that is known")
+    return foreign.layout(tool, session.config.migrations_dir)
 
 
 def _kept(session: Session) -> list[Sequence[Any]]:
@@ -264,7 +278,7 @@ def moved(session: Session) -> Problem | None:
     with suppress(*gone), session.looking():
         session.execute(LOOK)
         for tool, place, said, newest in _kept(session):
-            layout = foreign.layout(tool, session.config.migrations_dir)
+            layout = _layout(session, tool)
             now = Found(place, _read(session, layout, place))
             if now.digest != said:
                 return _moved(tool, now, newest)

@@ -239,6 +239,40 @@ def test_dirty_version_is_refused(run: Run, database: servers.Database, folder: 
     assert [False] == database.query("SELECT to_regclass('preflight.migrations') IS NOT NULL")
 
 
+def test_row_that_no_tool_writes_is_no_bug_of_ours(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Somebody wrote it by hand: 26, before a takeover and after."""
+    write(folder, {"001_a.up.sql": A})
+    made = "CREATE TABLE schema_migrations (version bigint, dirty boolean)"
+    database.script(f"{A}; {made}; INSERT INTO schema_migrations VALUES (NULL, false)")
+
+    before = run()
+    database.script("UPDATE schema_migrations SET version = 1")
+    assert 0 == run().code
+    database.script("UPDATE schema_migrations SET version = NULL")
+    after = run()
+
+    assert [(26, "takeover.refused")] * 2 == [
+        (each.code, each.finished["error"]["code"]) for each in (before, after)
+    ]
+
+
+def test_tool_that_nobody_knows_is_no_bug_of_ours(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """What is kept of a takeover may be a newer version's, or written by hand: 26."""
+    write(folder, {"001_a.up.sql": A})
+    database.script(f"{A}; CREATE TABLE schema_migrations (version bigint, dirty boolean)")
+    database.script("INSERT INTO schema_migrations VALUES (1, false)")
+    assert 0 == run().code
+    database.script("UPDATE preflight.takeovers SET tool = 'another'")
+
+    result = run()
+
+    assert (26, "history.damaged") == (result.code, result.finished["error"]["code"])
+
+
 @every
 def test_applied_version_without_its_file_is_refused(
     tool: Tool, run: Run, database: servers.Database, folder: Path
@@ -673,6 +707,27 @@ def test_history_that_a_stranger_could_have_made_is_not_believed(
     result = run()
 
     assert (26, "takeover.not_believed") == (result.code, result.finished["error"]["code"])
+
+
+def test_who_vouches_is_not_asked_again_about_a_history_that_is_not_believed(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The way out that is named is one; what nobody vouched for is still not guessed."""
+    up = "-- +goose Up\n"
+    write(folder, {"00001_a.sql": up + A, "00002_b.sql": f"{up}CREATE TABLE b ();\n"})
+    database.script(
+        f"{A}; CREATE VIEW goose_db_version AS SELECT 1 AS id, 1::bigint AS version_id, "
+        "true AS is_applied, now() AS tstamp"
+    )
+    assert 26 == run().code
+
+    assert 0 == run("adopt", "--through", "1").code
+
+    refused = run()
+    assert (26, "history.first_contact") == (refused.code, refused.finished["error"]["code"])
+    applied = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+    assert (0, ["00002_b"]) == (applied.code, applied.finished["applied"]), str(applied)
+    assert 0 == run().code
 
 
 def test_many_files_on_a_database_without_rows_are_not_rehearsed(
