@@ -202,7 +202,7 @@ class _Running:
                 "wrap.no_wall",
                 "the kernel does not keep the command off the live database: "
                 + os.strerror(number),
-                "Nothing was changed. Rehearse beside the live database, where a lock keeps it off: "
+                "Nothing was changed. Beside the live database a lock keeps it off: "
                 "PREFLIGHT_REHEARSE_ON=server.",
             )
         return number
