@@ -129,7 +129,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     way = _Way(live, copy)
     found: dict[str, str] = {}
     ours = {name: text for name, text in environ.items() if not name.startswith(OURS) and text}
-    sure = {*also, "DATABASE_URL"}  # that one is where this program has the address from
+    # that one is where this program has the address from
+    sure = {*also, *(name.removesuffix(FILE) for name in also), "DATABASE_URL"}
     in_files = _in_files(files or {}, ours)
     said = ours | in_files
     groups = _groups(said)

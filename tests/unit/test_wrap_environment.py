@@ -304,6 +304,8 @@ def test_named_variable_is_led_whatever_it_looks_like() -> None:
     text = "weird://me:x@somewhere/else"
 
     assert ("ODD",) == led({"ODD": text}, also={"ODD"}).variables
+    in_file = led({"ODD_FILE": "/a"}, also={"ODD_FILE"}, files={"ODD_FILE": text})
+    assert ("ODD_FILE",) == in_file.variables
 
 
 def test_own_settings_are_left_alone() -> None:
