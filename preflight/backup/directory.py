@@ -276,7 +276,12 @@ class _Sink:
 
 @contextmanager
 def _written(path: Path, new: Path) -> Iterator[_Sink]:
-    """Write a file under a new name, and give it its own when it is whole on the disk."""
+    """Write a file under a new name, and give it its own when it is whole on the disk.
+
+    In a draft it is the name itself: an earlier attempt may have left a whole dump there.
+    """
+    if new == path:
+        path.unlink(missing_ok=True)
     how = os.O_EXCL if new == path else os.O_TRUNC
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how
     made, whole = _Sink(os.fdopen(os.open(new, flags, 0o600), "wb")), False

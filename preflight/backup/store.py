@@ -89,7 +89,8 @@ class Store(Protocol):
         """Yield what takes a file of a backup or draft.
 
         After a clean end the whole file is there, durably, in place of one of that name; after any
-        other end, or a kill, all is as it was before. Only this user may read it.
+        other end, or a kill, all is as it was before, or nothing is there in a draft. Only this
+        user may read it.
         """
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:

@@ -100,8 +100,9 @@ def answer() -> tuple[str, str, str] | None:
     directory = settings.get("migrations_dir", plain.MIGRATIONS)
     if directory != os.path.normpath(directory) or directory.startswith("//"):
         return None  # a path is said in its plain form
+    files = read(directory)  # what is wrong with it is told before anybody knocks
+    require_whole(files)
     asking = _Asking(target, settings.get("schema", "preflight"))
-    files = read(directory)
     forward = sorted(part for part in files if part[2] == "up")
     (_, newest, _), count = forward[-1], len(forward)
     log.add("files.loaded", "", count=count, newest=newest, directory=directory)
@@ -134,6 +135,15 @@ def read(directory: str) -> Files:
     return found
 
 
+def require_whole(files: Files) -> None:
+    """Make sure that each version is one file's, and each companion's file is there."""
+    forward = [(version, name) for version, name, kind in files if kind == "up"]
+    versions = {version for version, _ in forward}
+    alone = {(version, name) for version, name, _ in files} - set(forward)
+    if not forward or len(versions) != len(forward) or alone:
+        raise told.Unclear
+
+
 def _mount(directory: str) -> str:
     """Return what a ConfigMap or Secret mount points at now; "" for any other directory."""
     try:
@@ -153,6 +163,9 @@ def _hash(path: str) -> str:
     finally:
         os.close(descriptor)
     if len(text) != facts.st_size:
+        raise told.Unclear
+    text.decode()  # a UnicodeError is for the full path
+    if b"\0" in text or not text.strip():
         raise told.Unclear
     text = text.removeprefix(b"\xef\xbb\xbf")
     if b"\r\n" in text:
@@ -175,7 +188,7 @@ def same(files: Files, recorded: "list[str]") -> bool:
 
 
 class _Asking:
-    """The question to the server, asked while the files are read.
+    """The question to the server.
 
     In a thread, because a name that nobody resolves cannot be given up otherwise.
     """
@@ -190,7 +203,7 @@ class _Asking:
 
     def _run(self) -> None:
         try:
-            from preflight.quick import asked  # noqa: PLC0415 -- beside the reading
+            from preflight.quick import asked  # noqa: PLC0415 -- once the files are whole
 
             self.recorded = asked.recorded(self.target, self.schema)
         except Exception:  # noqa: BLE001, S110 -- as above

@@ -489,9 +489,15 @@ def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
     migrations: WriteMigrations,
 ) -> None:
     """The other table of a foreign key, and all that CASCADE takes: no lock is understated."""
-    connection.execute((TABLES + MORE).encode())
+    query = "SELECT 'citext' IN (SELECT name FROM pg_available_extensions)"
+    (has_it,) = connection.execute(query).fetchone() or (False,)
+    made, statements = MORE.splitlines(), REACHING.strip().splitlines()
+    if not has_it:  # not every package has the extension
+        made, statements = (
+            [each for each in x if "citext" not in each] for x in (made, statements)
+        )
+    connection.execute((TABLES + "\n".join(made)).encode())
     names: dict[int, str] = dict(connection.execute(NAMES).fetchall())
-    statements = REACHING.strip().splitlines()
     migrations({f"{i:03d}_s.sql": text + ";" for i, text in enumerate(statements, 1)})
 
     planned = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})

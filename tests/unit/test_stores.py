@@ -39,6 +39,17 @@ def took(backups: store.Store, run: str = "r") -> Backup:
         return backups.publish(draft, ME, dataclasses.replace(MANIFEST, run_id=run))
 
 
+def test_file_of_a_draft_may_be_written_again(backups: store.Store) -> None:
+    """A dump that was changed meanwhile is made once more: the second one counts."""
+    with backups.draft(ME, "r", 0) as draft:
+        put(backups, draft, manifests.DUMP, b"a longer one")
+        put(backups, draft, manifests.DUMP, b"dump")
+        made = backups.publish(draft, ME, MANIFEST)
+
+    with backups.open(made.name, manifests.DUMP) as stream:
+        assert b"dump" == stream.read(99)
+
+
 def test_draft_is_read_as_a_backup_is_and_seen_by_nobody(backups: store.Store) -> None:
     """It is hashed and restored before it is published, and gone when it never is."""
     with backups.draft(ME, "r", 0) as draft:
