@@ -104,10 +104,7 @@ WITH RECURSIVE granted(role) AS (
  UNION SELECT m.roleid FROM granted g JOIN pg_catalog.pg_auth_members m ON m.member = g.role
  WHERE m.grantor <> m.roleid
 )
-SELECT n.oid::int8 AS place, EXISTS (SELECT FROM pg_catalog.pg_class t
-  WHERE t.relnamespace = n.oid AND t.relname = 'takeovers') AS taken_over,
- EXISTS (SELECT FROM pg_catalog.pg_class t
-  WHERE t.relnamespace = n.oid AND t.relname = 'repeatables') AS repeats,
+SELECT n.oid::int8 AS place, beside.*,
  pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
  vouched.schema OR NOT us.super AND pg_catalog.pg_has_role(n.nspowner, 'MEMBER')
   AND n.nspowner IN (SELECT g.role FROM granted g) AS schema_believed,
@@ -150,6 +147,26 @@ CROSS JOIN LATERAL (SELECT pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE')
   OR pg_catalog.pg_get_userbyid(n.nspowner) = 'pg_database_owner'
   OR NOT pg_catalog.has_database_privilege(n.nspowner, d.oid, 'CREATE') AS schema) vouched
 CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('is_superuser') = 'on' AS super) us
+CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE t.relname = 'takeovers') AS taken_over,
+ pg_catalog.count(*) FILTER (WHERE t.relname = 'repeatables') AS repeats,
+ pg_catalog.min(t.relname::text) FILTER (WHERE t.relkind <> 'r' OR t.relrowsecurity
+  OR EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = t.oid)
+  OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = t.oid)
+  OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
+   WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+   AND pg_catalog.format_type(a.atttypid, NULL)
+    NOT IN ('text', 'bigint', 'timestamp with time zone'))
+  OR EXISTS (SELECT FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+   WHERE g.tgrelid = t.oid AND NOT g.tgisinternal
+    AND NOT pg_catalog.pg_has_role(p.proowner, t.relowner, 'USAGE')
+    AND NOT pg_catalog.pg_has_role(p.proowner, d.datdba, 'USAGE'))) AS odd,
+ pg_catalog.min(pg_catalog.pg_get_userbyid(t.relowner)::text) FILTER (WHERE NOT (
+  pg_catalog.pg_has_role(t.relowner, d.datdba, 'USAGE')
+  OR NOT us.super AND pg_catalog.pg_has_role(t.relowner, 'MEMBER')
+   AND t.relowner IN (SELECT g.role FROM granted g)
+  OR vouched.schema AND NOT pg_catalog.has_schema_privilege('public', n.oid, 'CREATE'))) AS theirs
+ FROM pg_catalog.pg_class t
+ WHERE t.relnamespace = n.oid AND t.relname IN ('takeovers', 'repeatables')) beside
 WHERE n.nspname = '{schema}'
 """
 # what anybody but the owner may do with them beyond what everybody may; grants to the owner's own
@@ -264,6 +281,15 @@ def require(session: Session, rows: Rows) -> None:
             f"the table {' and '.join(sorted(gone))} is gone, but {' and '.join(sorted(there))} "
             "is there",
         )
+    _require_beside(session, rows)
+
+
+def _require_beside(session: Session, rows: Rows) -> None:
+    """Make sure that what stands beside the tables may be read and believed, too."""
+    if odd := rows[0]["odd"]:
+        raise damaged(session, f"{odd} is not the table that we make")
+    if rows[0]["theirs"] and not session.copy:
+        raise _foreign(session, rows[0]["theirs"])
 
 
 def _require_columns(session: Session, name: str, found: Sequence[str]) -> None:
@@ -334,6 +360,7 @@ def require_place(session: Session, rows: Rows) -> None:
     """Make sure that nobody but us can take away what is made in the schema."""
     if rows[0]["schema_believed"] is False:
         raise _foreign(session, rows[0]["schema_owner"])
+    _require_beside(session, rows)
 
 
 def _foreign(session: Session, owner: str) -> HistoryConflict:

@@ -258,10 +258,15 @@ def _layout(session: Session, tool: str) -> Foreign:
 
 def _kept(session: Session) -> list[Sequence[Any]]:
     schema = session.config.schema
-    query = f"""SELECT t.tool, t.place, t.said, t.newest FROM {schema}.takeovers t
+    query = f"""SELECT t.tool, n.nspname::text, c.relname::text, t.said, t.newest
+ FROM ONLY {schema}.takeovers t
  JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.place)
+ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p')"""  # noqa: S608 -- a checked name
-    return session.execute(query).fetchall()
+    return [  # quoted anew: what is recorded is nothing that we would run
+        (tool, f"{quoting.name(place)}.{quoting.name(table)}", said, newest)
+        for tool, place, table, said, newest in session.execute(query).fetchall()
+    ]
 
 
 def moved(session: Session) -> Problem | None:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from preflight.history import ledger, tables
+from preflight.history import ledger, tables, takeover
 from preflight.server import lock
 from tests import house, program, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
@@ -517,6 +517,66 @@ def test_history_of_a_stranger_is_neither_believed_nor_run(  # noqa: PLR0913, PL
         database.script(f"DROP OWNED BY {other}; DROP ROLE {other}")
     assert 0 == sprung()
     assert [None] == database.query("SELECT to_regclass('public.a')")
+
+
+BESIDE = {
+    "view": "CREATE VIEW preflight.{name} AS SELECT preflight.trap()::text AS tool, "
+    "'pg_class'::text AS place, '' AS said, '' AS newest, preflight.trap()::text AS name, "
+    "'' AS checksum",
+    "row security": "CREATE TABLE preflight.{name} (tool text, place text, said text, newest text, "
+    "name text, checksum text); INSERT INTO preflight.{name} VALUES ('goose', 'pg_class'); "
+    "ALTER TABLE preflight.{name} ENABLE ROW LEVEL SECURITY; "
+    "CREATE POLICY p ON preflight.{name} USING (preflight.trap() = 1)",
+}
+
+
+@pytest.mark.parametrize("name", ["takeovers", "repeatables"])
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_others_put_beside_the_history_is_not_run(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    sprung: Callable[[], int],
+    what: str,
+    name: str,
+) -> None:
+    """Who may make tables in our schema has none of his functions run as us: 26."""
+    grant_create(database, role)
+    migrations(A)
+    assert 0 == run("up").code
+    database.query(
+        SQL("GRANT CREATE, USAGE ON SCHEMA preflight TO {}").format(Identifier(role["PGUSER"]))
+    )
+    mine = {"user": role["PGUSER"], "password": role["PGPASSWORD"]}
+    planted = STRANGER.split(";", 1)[1] + BESIDE[what].format(name=name)
+    with psycopg.connect(database.conninfo(**mine), autocommit=True) as stranger:
+        stranger.execute(planted.encode())
+        stranger.execute(f"GRANT SELECT ON preflight.{name} TO PUBLIC".encode())
+
+    for command in TWO:
+        result = run(*command)
+        assert (26, "history.damaged") == (result.code, error_of(result)["code"]), str(result)
+        assert f"{name} is not the table" in error_of(result)["message"]
+    assert 0 == sprung()
+
+
+def test_name_of_another_tools_table_is_not_run(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What is recorded of it is quoted anew: a table can have any name, a statement's too."""
+    migrations(A)
+    assert 0 == run("up").code
+    database.script(f"""{takeover._TABLE.format(schema="preflight")};
+ CREATE TABLE x (id int, version_id bigint, is_applied bool);
+ CREATE TABLE "x;commit;select/**/lo_create(4711)" (LIKE x);
+ INSERT INTO preflight.takeovers VALUES
+  ('goose', 'public.x;commit;select/**/lo_create(4711)', '', '', now(), '', '')""")  # noqa: SLF001
+
+    result = run("check")
+
+    assert (26, "history.conflict") == (result.code, error_of(result)["code"]), str(result)
+    assert [0] == database.query("SELECT count(*) FROM pg_largeobject_metadata")
 
 
 def test_stranger_who_makes_us_his_member_is_still_a_stranger(
