@@ -275,6 +275,17 @@ def test_schema_that_is_not_there_is_refused(  # noqa: PLR0913, PLR0917 -- a cas
     assert [] == database.query("SELECT nspname FROM pg_namespace WHERE nspname = 'preflight'")
 
 
+def test_our_own_schema_may_be_named_before_it_is_there(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It is always among them, so whoever names it is right."""
+    database.script(MINE)
+    migrations({"001_x.sql": "CREATE TABLE a.x (id int);"})
+    env = {"PREFLIGHT_SCHEMAS": "a,preflight", "PREFLIGHT_FIRST_CONTACT": "pending"}
+
+    assert [0, 0] == [(result := run(command, env=env)).code for command in ("plan", "up")], result
+
+
 def test_names_of_schemas_are_names(run: Run, database: servers.Database, backup_dir: Path) -> None:
     """Capitals, dots, stars and quotes are themselves; one with a comma stands in quotes."""
     odd = ["Odd.Name*", 'say "so"', "one, two", "$x|y", "ünï"]
