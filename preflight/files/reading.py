@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -181,6 +182,16 @@ class Rule:
 
 
 OWN = Rule()
+
+
+def beside(path: Path) -> str:
+    """Return the text of a small file that stands beside migrations; raises OSError, ValueError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hang
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read().decode().replace("\r\n", "\n")
+
 
 
 class Reading:

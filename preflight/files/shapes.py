@@ -58,6 +58,8 @@ def _beside(path: Path) -> list[str]:
 def _unbound(path: Path) -> bool:
     """Tell whether a file begins with the mark of sqlx."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return file.read(len(_UNBOUND)) == _UNBOUND
     except OSError:

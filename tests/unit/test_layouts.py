@@ -1,7 +1,10 @@
 """What a folder's names mean: our own rule, and that another one fits."""
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from preflight.files import folder, reading
 from preflight.files.layout import KINDS, NATIVE, Source
 from preflight.files.layouts import flyway
 from preflight.history import numbers, plan
+from tests import program, servers
 from tests.conftest import Run
 
 
@@ -50,6 +54,35 @@ def test_another_tools_folder_can_be_read(tmp_path: Path) -> None:
         (each.version, each.name, each.rollback is not None) for each in found
     ]
     assert {"migration": "add_email", "version": 2} == found[0].up.named
+
+
+@pytest.mark.parametrize(
+    ("files", "pipe"),
+    [
+        (["001_x.up.sql"], "002_y.up.sql"),
+        (["V1__x.sql"], "V1__x.sql.conf"),
+        (["2024-01-01-000000_x/up.sql"], "2024-01-01-000000_x/metadata.toml"),
+        (["deploy/a.sql"], "sqitch.plan"),
+    ],
+    ids=["sqlx", "flyway", "diesel", "sqitch"],
+)
+def test_pipe_in_another_tools_folder_hangs_nobody(
+    files: list[str], pipe: str, tmp_path: Path
+) -> None:
+    """It is no file, and named; nobody would ever write into it."""
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("SELECT 1;\n")
+    os.mkfifo(tmp_path / pipe)
+    command = [sys.executable, servers.REPOSITORY / "entrypoint.py", "lint"]
+    env = {"PREFLIGHT_MIGRATIONS_DIR": str(tmp_path)}
+
+    result = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+
+    (error,) = (each["error"] for each in program.parse(result.stdout.decode()) if "error" in each)
+    assert result.returncode in {20, 25}, result
+    assert "not a regular file" in error["message"]
+    assert Path(pipe).name in error["message"]
 
 
 def test_another_tools_rule_says_what_it_wants(tmp_path: Path) -> None:

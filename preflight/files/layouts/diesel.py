@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 
-from preflight.files import foreign, nested
+from preflight.files import foreign, nested, reading
 from preflight.files.layout import Source
 
 _FOLDER = re.compile(r"(?P<version>[0-9][0-9-]*)(?:_.*)?")
@@ -44,7 +44,7 @@ class Diesel(nested.Nested):
         unbound = False
         if source.kind in ("up", "rollback") and beside.exists():
             try:
-                said = tomllib.loads(beside.read_text(encoding="utf-8"))
+                said = tomllib.loads(reading.beside(beside))
             except (OSError, ValueError) as error:
                 raise foreign.Wrong(f"metadata.toml beside it cannot be read: {error}") from error
             unbound = said.get("run_in_transaction") is False

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preflight.files import foreign
+from preflight.files import foreign, reading
 from preflight.files.layout import REPEAT, Source
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Flyway(foreign.Foreign):
         if not path.exists():
             return {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = reading.beside(path).splitlines()
         except (OSError, ValueError) as error:
             raise foreign.Wrong(f"{path.name} cannot be read: {error}") from error
         pairs = [line.partition("=") for line in lines if not re.match(r"\s*(?:[#!]|$)", line)]

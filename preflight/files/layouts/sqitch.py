@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import ConfigInvalid
-from preflight.files import foreign
+from preflight.files import foreign, reading
 from preflight.files.layout import Source
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Sqitch(foreign.Foreign):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         try:
-            plan = (directory / "sqitch.plan").read_text(encoding="utf-8")
+            plan = reading.beside(directory / "sqitch.plan")
         except (OSError, ValueError) as error:
             raise ConfigInvalid(
                 "config.migrations_dir",
