@@ -193,7 +193,6 @@ def beside(path: Path) -> str:
         return file.read().decode().replace("\r\n", "\n")
 
 
-
 class Reading:
     """What is found while one file is read."""
 
