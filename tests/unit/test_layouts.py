@@ -74,7 +74,7 @@ def test_pipe_in_another_tools_folder_hangs_nobody(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("SELECT 1;\n")
     os.mkfifo(tmp_path / pipe)
-    command = [sys.executable, servers.REPOSITORY / "entrypoint.py", "lint"]
+    command = [sys.executable, str(servers.REPOSITORY / "entrypoint.py"), "lint"]
     env = {"PREFLIGHT_MIGRATIONS_DIR": str(tmp_path)}
 
     result = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
