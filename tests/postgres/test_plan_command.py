@@ -407,7 +407,7 @@ def test_history_of_a_newer_version_is_28_for_whoever_would_write_it(
     """`check` and `plan` say what `up` would; with nothing pending all of them end with 0."""
     migrations({"001_a.sql": "CREATE TABLE a ();"})
     assert 0 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
-    database.script("ALTER TABLE preflight.migrations ADD COLUMN label text")
+    database.script("ALTER TABLE preflight.migrations ADD COLUMN tenant text")
     current = run(command)
     migrations({"002_b.sql": "CREATE TABLE b ();"})
 

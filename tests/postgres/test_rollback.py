@@ -730,7 +730,7 @@ def test_newer_tables_are_read_and_not_written(
     """28 where a row would lack what a newer version keeps; nothing pending is still 0."""
     migrations(A)
     run()
-    database.query("ALTER TABLE preflight.migrations ADD COLUMN label text NOT NULL DEFAULT ''")
+    database.query("ALTER TABLE preflight.migrations ADD COLUMN tenant text NOT NULL DEFAULT ''")
     assert [0, 0, 0] == [run(each).code for each in ("up", "check", "verify")]
     migrations(B)
 
