@@ -126,7 +126,7 @@ class _Run:
         asked, environ = self.wrapped.asked, self.wrapped.environ
         if asked.lock_timeout:
             environ = environment.with_lock_timeout(environ, asked.lock_timeout)
-        live = onlooker.OnLive(self.session)
+        live, alone = onlooker.OnLive(self.session), False
         structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
         stop.leaves(self.session, "what the command has committed stays")
         try:
@@ -137,14 +137,35 @@ class _Run:
                 timeout_s=asked.timeout,
                 each=live.look,
             )
+            if ended.code != 0:
+                alone = live.gone()
         except stop.Stopped:
             with suppress(psycopg.Error):
                 live.end()
             raise
+        except psycopg.OperationalError as error:
+            if not self.session.lost:
+                raise
+            raise self._unwatched(error) from error
         stop.leaves(self.session, None)
         if ended.code != 0:
-            raise self._failed(ended, before, alone=live.gone())
+            raise self._failed(ended, before, alone=alone)
         return ended
+
+    def _unwatched(self, error: psycopg.OperationalError) -> MigrationPartial:
+        """Return what it means when our own connection is lost while the command runs."""
+        return MigrationPartial(
+            "wrap.partial",
+            f"{sessions.lost(error)}, and the run's lock with it, while the command ran; it was "
+            "ended, and what it had committed stays",
+            f"Look at the database, then run again; {self._back()}.",
+            sqlstate=error.sqlstate,
+        )
+
+    def _back(self) -> str:
+        if self.backup is None:
+            return "there is no backup (PREFLIGHT_BACKUP=off)"
+        return f"`restore {self.backup} --swap` puts the backup in its place"
 
     def _failed(self, ended: child.Ended, before: written.Before, *, alone: bool) -> Failure:
         """Return what its end means: whether anything stays of what it did."""
@@ -165,14 +186,10 @@ class _Run:
         )  # fmt: skip
         if not alone:
             what += "; a session of it is still at work"
-        back = (
-            f"`restore {self.backup} --swap` puts the backup in its place" if self.backup
-            else "there is no backup (PREFLIGHT_BACKUP=off)"
-        )  # fmt: skip
         return MigrationPartial(
             "wrap.partial",
             f"{how}; {what}",
-            f"Look at the database. Run again when the tool can go on from there; {back}.",
+            f"Look at the database. Run again when the tool can go on from there; {self._back()}.",
             context=context,
         )
 

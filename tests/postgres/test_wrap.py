@@ -419,6 +419,30 @@ def test_run_that_is_killed_is_settled_by_the_next(
     assert 0 == run("check", *command(app)[1:]).code
 
 
+def test_loss_of_our_connection_in_earnest_is_31_and_ends_the_command(
+    start: Start, app: Path, database: servers.Database
+) -> None:
+    """Without the lock it may not go on, and nobody can tell what it had done."""
+    (app / "versions/002.sql").write_text(
+        f"SELECT pg_sleep(CASE WHEN current_database() = '{database.name}' THEN 60 ELSE 0 END)"
+    )
+    running = start(*command(app))
+    running.wait_for_event("wrap.started")
+    sleeping = (
+        "SELECT count(*)::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        " AND datname = current_database()"
+    )
+    faults.until(lambda: [1] == database.query(sleeping), "the command is at work")
+    database.query(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l WHERE l.locktype = 'advisory'"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    found = running.wait()
+
+    assert (31, "wrap.partial") == (found.code, found.finished["error"]["code"]), found
+    assert "--swap" in found.finished["error"]["hint"] or "no backup" in str(found.finished)
+
+
 def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) -> None:
     """143 once the command has ended; its session is gone."""
     (app / "versions/002.sql").write_text(
