@@ -161,8 +161,7 @@ class Directory(store.Store):
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
         """Rename the hidden directory once its manifest is on the disk."""
         hidden = self._root / draft
-        earlier = (item.manifest.sequence for item in self.listing())
-        manifest = dataclasses.replace(manifest, sequence=1 + max(earlier, default=0))
+        manifest = dataclasses.replace(manifest, sequence=manifests.following(self.listing()))
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         final = self._root / f"{identity.slug}-{stamp}-{manifest.run_id}"
         while final.exists():  # two backups of one run in one second

@@ -13,6 +13,7 @@ FORMAT = 1
 MANIFEST_MAX_BYTES = 32 << 20  # a line for each of 200,000 tables
 LOOPBACK = {"127.0.0.1", "::1"}
 DUMP, MANIFEST = "database.dump", "manifest.json"
+LAST = (1 << 53) - 1  # no sequence is higher
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,11 @@ def _host(name: str) -> str:
     return "localhost" if lower in LOOPBACK else lower
 
 
+def following(known: Sequence[Backup]) -> int:
+    """Return the next sequence; where somebody wrote the last one, it stays, and names tell."""
+    return min(LAST, 1 + max((item.manifest.sequence for item in known), default=0))
+
+
 def origins(known: Sequence[Backup]) -> dict[tuple[str, str], list[Backup]]:
     """Return backups by where they are from; one that does not say joins the only others."""
     found: dict[tuple[str, str], list[Backup]] = {}
@@ -275,7 +281,7 @@ def _are_extensions(value: object) -> bool:
 
 SCHEMA: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: type(value) is int and value == FORMAT,
-    "sequence": _count,
+    "sequence": lambda value: _count(value) and value <= LAST,
     "size_bytes": _count,
     "sha256": _text,
     "rows": lambda value: isinstance(value, dict) and all(map(_count, value.values())),

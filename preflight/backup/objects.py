@@ -307,8 +307,7 @@ class Objects(store.Store):
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:  # noqa: ARG002 -- a name tells
         """Put the manifest, where none is: the name is this run's alone."""
-        earlier = (item.manifest.sequence for item in self.listing())
-        manifest = dataclasses.replace(manifest, sequence=1 + max(earlier, default=0))
+        manifest = dataclasses.replace(manifest, sequence=manifests.following(self.listing()))
         key, text = f"{draft}/{manifests.MANIFEST}", manifest.text()
         with stop.deferred():
             try:

@@ -108,9 +108,9 @@ def _when(text: str | None) -> str | None:
     """Return a time of a manifest as `check` says it."""
     try:
         at = datetime.fromisoformat(text or "")
-    except ValueError:
+        return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at.tzinfo else text
+    except (ValueError, OverflowError):  # no time, or none of this era
         return text
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if at.tzinfo else text
 
 
 def _only(schemas: Sequence[str] | None) -> str:

@@ -22,6 +22,7 @@ from preflight.backup import (
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
+from preflight.commands import backups
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
 
@@ -480,3 +481,23 @@ def test_entry_is_skipped_under_every_name_that_pg_restore_gives_it(line: str, s
     """Its list has the schema, its errors have not."""
     assert said in clients.spellings(line)
     assert f"{said}2" not in clients.spellings(line)
+
+
+def test_sequence_that_somebody_wrote_hides_no_backup() -> None:
+    """One that is too high is none; after the last one, ours is still one that can be read."""
+    said = {"format": 1, "size_bytes": 0, "sequence": manifests.LAST}
+    with pytest.raises(manifests.Unreadable):
+        manifests.parsed(said | {"sequence": manifests.LAST + 1})
+
+    after = manifests.following([Backup("a", manifests.parsed(said))])
+
+    assert after == manifests.parsed(said | {"sequence": after}).sequence
+    assert 1 == manifests.following([])
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "x", ""])
+def test_time_that_no_calendar_has_hides_no_backup(at: str) -> None:
+    """It is shown as it is written."""
+    shown = backups._when(at)  # noqa: SLF001
+
+    assert at == shown
