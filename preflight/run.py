@@ -94,12 +94,20 @@ class Run:
             data["error"] = dict(error)
         self._write_metrics(data)
         self._tell(data)
-        log = structlog.get_logger()
-        (log.error if code not in (0, ExitCode.PENDING) else log.info)("run.finished", **data)
+        self._say_last(code, data)
         if error and self.as_json:
             self._give(code, error)
         self._leave_message(data)
         return code
+
+    def _say_last(self, code: int, data: Mapping[str, Any]) -> None:
+        """Log the last line; where that fails for a fault of ours, write it without any form."""
+        log = structlog.get_logger()
+        try:
+            (log.error if code not in (0, ExitCode.PENDING) else log.info)("run.finished", **data)
+        except Exception:  # noqa: BLE001 -- what has happened is true, however it is told
+            plain = {"event": "run.finished", "run_id": self.run_id, **data}
+            print(json.dumps(plain, default=str), flush=True)  # noqa: T201 -- there is no log
 
     def begin(self, environ: Mapping[str, str]) -> None:
         """Find out whom to tell, so that they hear of wrong settings, too."""

@@ -553,6 +553,22 @@ def test_history_of_every_tool_is_taken_over(
     assert ["taken_over", "applied"] == states(run("check", env=env))
 
 
+def test_renamed_history_of_flyway_is_found_by_its_shape(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """`flyway.table` is a setting of it: the ten columns say what the table is."""
+    files, table, row, values, _ = KEPT["flyway"]
+    write(folder, files)
+    database.script(f"{table}; {A}")
+    database.query(row, *values)
+    database.script("ALTER TABLE flyway_schema_history RENAME TO schema_version")
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert (1, 1) == (len(result.finished["adopted"]), len(result.finished["applied"]))
+
+
 @pytest.mark.parametrize("name", KEPT)
 def test_history_that_does_not_fit_the_files_is_refused(
     name: str, run: Run, database: servers.Database, folder: Path

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 
 from preflight import run
 from tests import program, servers
@@ -88,3 +89,22 @@ def test_nothing_is_taken_down_before_the_process_ends() -> None:
 
     assert done.stdout.startswith("usage:")
     assert "# cleanup[" not in done.stderr
+
+
+def test_last_line_comes_also_where_it_cannot_be_formed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A fault in how a line is shown must not hide how a run has ended, nor change its code."""
+
+    def fail(*_: object) -> structlog.typing.EventDict:
+        raise KeyError("version")
+
+    before = structlog.get_config()
+    structlog.configure(processors=[fail])
+    try:
+        code = run.Run("up", {}).end(0, "applied")
+    finally:
+        structlog.configure(**before)
+
+    last = json.loads(capsys.readouterr().out)
+    assert (0, "run.finished", 0) == (code, last["event"], last["exit_code"])
