@@ -37,14 +37,7 @@ def read(session: Session) -> Mapping[str, str]:
 
 def ensure(session: Session) -> None:
     """Make the table where there is none; call in a transaction, under the lock."""
-    row = session.execute(
-        """SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
- ON n.oid = c.relnamespace WHERE n.nspname = %s::name AND c.relname = 'repeatables')""",
-        [session.config.schema],
-    ).fetchone()
-    if not (row and row[0]):
-        session.execute(_TABLE.format(schema=session.config.schema))
-        tables.share(session, f"{session.config.schema}.repeatables", "name, checksum")
+    tables.add(session, "repeatables", _TABLE, "name, checksum")
 
 
 def claim(

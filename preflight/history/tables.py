@@ -390,8 +390,25 @@ def keep(session: Session) -> None:
         session.execute(f"GRANT ALL ON SEQUENCE {sequence} TO CURRENT_USER")
 
 
-def share(session: Session, table: str, columns: str) -> None:
-    """Let everybody read some columns of a table that was just made, and nobody else do more."""
+def there(session: Session, name: str) -> bool:
+    """Tell whether our schema has a relation of that name."""
+    row = session.execute(
+        """SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+ ON n.oid = c.relnamespace WHERE n.nspname = %s::name AND c.relname = %s::name)""",
+        [session.config.schema, name],
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def add(session: Session, name: str, form: str, columns: str) -> None:
+    """Make a table beside the history where there is none; everybody may read `columns` of it.
+
+    Call in a transaction, under the lock.
+    """
+    if there(session, name):
+        return
+    session.execute(form.format(schema=session.config.schema))
+    table = f"{session.config.schema}.{name}"
     session.execute(f"GRANT ALL ON {table} TO CURRENT_USER")
     for (whom,) in session.execute(_GIVEN, [table]).fetchall():
         session.execute(f"REVOKE ALL ON {table} FROM {whom} CASCADE")

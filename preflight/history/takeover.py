@@ -205,10 +205,8 @@ def repeated(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[
 def remember(session: Session, layout: Foreign, found: Found) -> None:
     """Keep what the other tool's history said; call under the lock, in the transaction."""
     schema = session.config.schema
-    if not _remembered(session):
-        session.execute(_TABLE.format(schema=schema))
-        columns = "tool, place, said, newest, at, tool_version, run_id"
-        tables.share(session, f"{schema}.takeovers", columns)
+    columns = "tool, place, said, newest, at, tool_version, run_id"
+    tables.add(session, "takeovers", _TABLE, columns)
     session.execute(f"DELETE FROM {schema}.takeovers")  # noqa: S608 -- a checked name
     session.execute(
         f"""INSERT INTO {schema}.takeovers (tool, place, said, newest, tool_version, run_id)
@@ -220,21 +218,12 @@ def remember(session: Session, layout: Foreign, found: Found) -> None:
     )  # fmt: skip
 
 
-def _remembered(session: Session) -> bool:
-    row = session.execute(
-        """SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
- ON n.oid = c.relnamespace WHERE n.nspname = %s::name AND c.relname = 'takeovers')""",
-        [session.config.schema],
-    ).fetchone()
-    return bool(row and row[0])
-
-
 def vouched(session: Session, layout: Foreign | None) -> None:
     """Keep what it says now: a person has looked and vouched for what is there.
 
     Without a takeover before, it is that of `layout`.
     """
-    kept = _kept(session) if _remembered(session) else ()
+    kept = _kept(session) if tables.there(session, "takeovers") else ()
     for tool, place, *_ in kept:
         layout = _layout(session, tool)
         remember(session, layout, Found(place, _read(session, layout, place)))
@@ -246,7 +235,7 @@ def vouched(session: Session, layout: Foreign | None) -> None:
 
 def known(session: Session, found: Found) -> bool:
     """Tell whether a person vouched, or a takeover went well, when it said what it says now."""
-    kept = _kept(session) if _remembered(session) else ()
+    kept = _kept(session) if tables.there(session, "takeovers") else ()
     return any((place, said) == (found.place, found.digest) for _, place, said, _ in kept)
 
 
