@@ -1,8 +1,6 @@
 """Other people's migrators, fetched once into .cache from the registries of their languages."""
 
-import fcntl
 import os
-import shutil
 import subprocess
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from tests import servers
+from tests import servers, tools
 
-CACHE = servers.REPOSITORY / ".cache" / "tools"
 NODE = ("node-pg-migrate@7.9.1", "knex@3.1.0", "pg@8.16.3")
 JARS = {
     "org.flywaydb:flyway-core": "11.8.2",
@@ -32,10 +29,6 @@ BREAKS = "ALTER TABLE items ADD CONSTRAINT named CHECK (name <> 'b')"
 GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0"
 
 
-class Missing(Exception):
-    """What the migrator is made with is not on this machine."""
-
-
 @dataclass(frozen=True)
 class Migrator:
     """A tool: how its files look, what starts it, how it is told of the database."""
@@ -46,7 +39,9 @@ class Migrator:
     file: Callable[[int, str], str]  # a migration's text, of its number and one statement
     named: Callable[[int], str]
     others: Mapping[str, str]  # files beside
-    ready: Callable[[Path], Sequence[str]]  # the command in an app's folder; raises Missing
+    ready: Callable[
+        [Path], Sequence[str]
+    ]  # the command in an app's folder; skips where it cannot be had
     variables: Callable[[servers.Database], dict[str, str]]
 
     def write(self, app: Path, number: int, statement: str) -> Path:
@@ -67,49 +62,15 @@ def url(database: servers.Database, scheme: str = "postgresql") -> str:
     return f"{scheme}://{env['PGUSER']}:{password}@{env['PGHOST']}:{env['PGPORT']}/{database.name}"
 
 
-def _made(name: str, make: Callable[[Path], object]) -> Path:
-    """Return a directory of the cache, made by whoever comes first."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    home = CACHE / name
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not home.is_dir():
-            part = CACHE / f"{name}.part"
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            make(part)
-            part.rename(home)
-    return home
-
-
-def _run(*command: str, cwd: Path) -> None:
-    done = subprocess.run(
-        command, cwd=cwd, check=False, capture_output=True, text=True, timeout=600
-    )
-    if done.returncode != 0:
-        raise Missing(f"{' '.join(command)}: {(done.stdout + done.stderr)[-300:]}")
-
-
-def _found(program: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        raise Missing(f"{program} is not on PATH")
-    return found
-
-
 def _node(app: Path, program: str) -> str:
-    npm = _found("npm")
-    options = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts")
-    home = _made("node-1", lambda part: _run(npm, "install", *options, *NODE, cwd=part))
+    fetched = tools.npm(*NODE)
     modules = app / "node_modules"
     if app.is_dir() and not modules.is_symlink():
-        modules.symlink_to(home / "node_modules")
+        modules.symlink_to(fetched)
     return str(modules / ".bin" / program)
 
 
 def _jars() -> str:
-    mvn = _found("mvn")
-
     def make(part: Path) -> None:
         wanted = "".join(
             "<dependency><groupId>{}</groupId><artifactId>{}</artifactId>"
@@ -122,19 +83,19 @@ def _jars() -> str:
             f"<dependencies>{wanted}</dependencies></project>"
         )
         copy = ("dependency:copy-dependencies", "-DoutputDirectory=lib", "-DincludeScope=runtime")
-        _run(mvn, "--quiet", "--batch-mode", *copy, cwd=part)
+        tools.install("mvn", "--quiet", "--batch-mode", *copy, cwd=part)
         (part / "Migrate.java").write_text(FLYWAY)
-        _run(_found("javac"), "-cp", "lib/*", "Migrate.java", cwd=part)
+        tools.install("javac", "-cp", "lib/*", "Migrate.java", cwd=part)
 
-    home = _made("flyway-2", make)
+    home = tools.made("flyway-3", make)
     return f"{home}:{home}/lib/*"
 
 
 def _ruby() -> str:
-    ruby = _found("ruby")
+    ruby = tools.found("ruby")
     loads = [ruby, "-e", "require 'active_record'; require 'pg'"]
     if subprocess.run(loads, check=False, capture_output=True).returncode != 0:
-        raise Missing("Ruby has no active_record and pg (Debian: ruby-activerecord, ruby-pg)")
+        tools.lacking("Ruby has no active_record and pg (Debian: ruby-activerecord, ruby-pg)")
     return ruby
 
 
@@ -187,7 +148,7 @@ MIGRATORS = (
         named=lambda number: f"V{number}__step",
         file=lambda _, sql: f"{sql};\n",
         others={},
-        ready=lambda _: [_found("java"), "-XX:TieredStopAtLevel=1", "-cp", _jars(), "Migrate"],
+        ready=lambda _: [tools.found("java"), "-XX:TieredStopAtLevel=1", "-cp", _jars(), "Migrate"],
         variables=_jdbc,
     ),
     Migrator(

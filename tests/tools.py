@@ -33,78 +33,78 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(f"{LACKING}{reason}")
 
 
+def made(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a directory of the cache, which `make` fills for whoever comes first."""
+    home = CACHE / name
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want it at once
+        if not (home / "complete").exists():
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+            make(home)
+            (home / "complete").touch()
+    return home
+
+
+def install(
+    *command: object, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command that fetches or builds a tool; skips the test where it fails."""
+    found(str(command[0]))
+    done = call(command, environment, cwd=cwd, timeout=INSTALL_S)
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr)[-300:]
+        lacking(f"{' '.join(map(str, command))}: {said}")
+
+
+def found(program: str) -> str:
+    """Return where a program is; skips the test where it is not."""
+    return shutil.which(program) or lacking(f"{program} is not on PATH")
+
+
 @functools.cache
 def go(name: str) -> Path:
     """Return a tool that is written in Go; skips the test where it cannot be built."""
     module, tags = GO[name]
-    found = CACHE / f"{name}-{module.rpartition('@')[2]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want it at once
-        if not found.exists():
-            if shutil.which("go") is None:
-                lacking(f"{name} is not here, and there is no Go to build it with")
-            building = CACHE / f"{name}.building"
-            environment = {**os.environ, "GOBIN": str(building), "CGO_ENABLED": "0"}
-            done = subprocess.run(
-                ["go", "install", "-tags", tags, module],  # noqa: S607 -- whichever Go there is
-                check=False,
-                capture_output=True,
-                text=True,
-                env=environment,
-                timeout=INSTALL_S,
-            )
-            if done.returncode != 0:
-                lacking(f"{name} cannot be built: {done.stderr[-300:]}")
-            (building / name).rename(found)
-    return found
+
+    def build(home: Path) -> None:
+        environment = {"GOBIN": str(home), "CGO_ENABLED": "0"}
+        install("go", "install", "-tags", tags, module, environment=environment)
+
+    return made(f"go-{name}-{module.rpartition('@')[2]}", build) / name
 
 
 @functools.cache
 def python(*packages: str) -> Path:
     """Return a Python that has these packages; skips the test where they cannot be installed."""
-    home = _home("python", packages)
 
-    def install() -> list[str]:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        return [str(home / "bin/pip"), "install", "--quiet", *packages]
+    def fill(home: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        install(home / "bin/pip", "install", "--quiet", *packages)
 
-    _installed(home, packages, install)
-    return home / "bin/python"
+    return made(f"python-{_digest(packages)}", fill) / "bin/python"
 
 
 @functools.cache
 def npm(*packages: str) -> Path:
     """Return the `node_modules` of these packages; skips where they cannot be installed."""
-    home = _home("npm", packages)
-    options = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts", "--prefix", str(home))
-    if shutil.which("npm") is None:
-        lacking("there is no npm")
-    _installed(home, packages, lambda: ["npm", "install", *options, *packages])
+    options = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts", "--prefix")
+    name = f"npm-{_digest(packages)}"
+    home = made(name, lambda home: install("npm", "install", *options, home, *packages))
     return home / "node_modules"
 
 
-def _home(kind: str, packages: Sequence[str]) -> Path:
-    return CACHE / f"{kind}-{hashlib.sha256(chr(10).join(packages).encode()).hexdigest()[:12]}"
-
-
-def _installed(home: Path, packages: Sequence[str], install: Callable[[], list[str]]) -> None:
-    """Run the command that `install` returns, unless somebody has."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may want it at once
-        if not (home / "complete").exists():
-            home.mkdir(exist_ok=True)
-            done = subprocess.run(
-                install(), check=False, capture_output=True, text=True, timeout=INSTALL_S
-            )
-            if done.returncode != 0:
-                lacking(f"{' '.join(packages)} cannot be installed: {done.stderr[-300:]}")
-            (home / "complete").touch()
+def _digest(packages: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(packages).encode()).hexdigest()[:12]
 
 
 def call(
-    command: Sequence[object], environment: Mapping[str, str] | None = None
+    command: Sequence[object],
+    environment: Mapping[str, str] | None = None,
+    *,
+    cwd: Path | None = None,
+    timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end; what it says is in the result."""
     return subprocess.run(
@@ -113,5 +113,6 @@ def call(
         env={**os.environ, **(environment or {})},
         text=True,
         capture_output=True,
-        timeout=60,
+        cwd=cwd,
+        timeout=timeout,
     )

@@ -613,12 +613,9 @@ def test_flyway_s_own_history_is_taken_over(
     """Its checksums are what we reckon; it finds nothing to do and nothing changed afterwards."""
     (flyway,) = [each for each in migrators.MIGRATORS if each.name == "flyway"]
     app, odd = tmp_path / "app", "CREATE TABLE é (x int);\r\n\r\n-- two lines"
-    try:
-        for number, text in enumerate((odd, B)[:applied], 1):
-            flyway.write(app, number, text)
-        migrators.apply(flyway, app, database)
-    except migrators.Missing as missing:
-        tools.lacking(str(missing))
+    for number, text in enumerate((odd, B)[:applied], 1):
+        flyway.write(app, number, text)
+    migrators.apply(flyway, app, database)
     flyway.write(app, 2, B)
     env = {"PREFLIGHT_MIGRATIONS_DIR": str(app / "migrations")}
 
