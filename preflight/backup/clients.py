@@ -166,6 +166,19 @@ def list_skipping(
         yield path
 
 
+def entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what pg_restore lists of an archive, by number: kind, schema, name and owner.
+
+    Raises ClientFailed when the list cannot be had.
+    """
+    lines = [
+        line.decode("utf-8", "replace").rstrip("\n")
+        for line in _entries(dump, programs, environment)
+    ]
+    found = [re.fullmatch(r"(\d+); \d+ \d+ (.*)", line) for line in lines]
+    return {each[1]: each[2] for each in found if each}
+
+
 def spellings(line: str) -> set[str]:
     """Return how people may call an entry of pg_restore's list: less its schema, its owner."""
     words = line.split()[3:]

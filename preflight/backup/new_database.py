@@ -10,7 +10,8 @@ import dataclasses
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import make_conninfo
 
-from preflight.backup import clients, passfile
+from preflight.backup import children, clients, passfile
 from preflight.base import quoting
 from preflight.server import sessions
 
@@ -266,6 +267,8 @@ class Complaint:
 
     text: str
     entry: str = ""  # such as `TABLE DATA users unicorn`
+    number: str = ""  # of that entry in the archive
+    schema: str = ""  # where its object stands, which pg_restore does not say; where it is known
     unique: bool = False  # of an index: it makes a promise about rows
     outside: bool = False  # because of what a partial backup leaves out
 
@@ -285,6 +288,11 @@ class Complaint:
         """Return the bare name of what an entry fills or builds."""
         kind = next((kind for kind in FILLED if self.entry.startswith(f"{kind} ")), "")
         return self.entry.removeprefix(f"{kind} ").rpartition(" ")[0]
+
+    def fills(self, name: str) -> bool:
+        """Tell whether this is what fills or builds the object of a qualified name."""
+        schema, own = quoting.parts(name)
+        return own == self.name and self.schema in {"", schema}
 
     @property
     def empty(self) -> bool:
@@ -372,7 +380,10 @@ def _filled(  # noqa: PLR0913 -- see above
     with passfile.passfile(session) as environment:
         command = restore_command(counted.pg_restore, address, dump, parallel, *options)
         code = clients.listen(command, environment, heard.line, tick, hold)
-    found, waved = heard.all()
+        found, waved = heard.all()
+        if any(problem.number for problem in found):
+            with suppress(children.ClientFailed):
+                found = placed(found, clients.entries(dump, counted, environment))
     made = tuple(f"SCHEMA {name} " for name in there)
     problems = [p for p in found if not p.empty and not (made and p.entry.startswith(made))]
     waved += len(found) - len(problems)
@@ -404,7 +415,7 @@ def restore_command(
 
 
 _ERROR = re.compile(r"(?:^|: |pg_restore: )(?:error|fatal): (.*)")
-_ENTRY = re.compile(r"from TOC entry \d+; \d+ \d+ (.*)")
+_ENTRY = re.compile(r"from TOC entry (\d+); \d+ \d+ (.*)")
 _WAVED = re.compile(r"Command was: SET transaction_timeout = 0;")
 _UNIQUE = re.compile(r"Command was: CREATE UNIQUE INDEX (\"(?:[^\"]|\"\")+\"|\S+) ON ")
 # what it says of a command that it sent for an entry; any other error ends it, whatever entry it
@@ -429,12 +440,31 @@ def complaints(said: Iterable[str], *, old: bool) -> tuple[list[Complaint], int]
     return heard.all()
 
 
+def placed(problems: Sequence[Complaint], listed: Mapping[str, str]) -> list[Complaint]:
+    """Say of each complaint in which schema its object stands, by the archive's list."""
+    return [
+        dataclasses.replace(each, schema=_schema(listed.get(each.number, ""), each.entry))
+        for each in problems
+    ]
+
+
+def _schema(listed: str, said: str) -> str:
+    """Return what stands between kind and name in the list, and not in an error."""
+    words = said.split(" ")
+    for number in range(1, len(words)):
+        kind, rest = " ".join([*words[:number], ""]), " ".join(["", *words[number:]])
+        between = len(listed) - len(kind) - len(rest)
+        if between > 0 and listed.startswith(kind) and listed.endswith(rest):
+            return listed[len(kind) : -len(rest)]
+    return ""
+
+
 class _Heard:
     """What pg_restore complained of, told line by line: it may be more than anybody can keep."""
 
     def __init__(self, *, old: bool) -> None:
         self._old = old
-        self._entry = ""
+        self._number = self._entry = ""
         self._setting: str | None = None  # may be waved through, as the next line will tell
         self._waved = 0
         self._unique: set[str] = set()  # indexes, as an entry names them
@@ -451,7 +481,8 @@ class _Heard:
                 return
             self._keep(text)
         if found := _ENTRY.search(line):
-            self._entry = found[1].removesuffix("(no owner)")  # as if it had said none
+            self._number = found[1]
+            self._entry = found[2].removesuffix("(no owner)")  # as if it had said none
         if found := _UNIQUE.search(line):
             quoted = found[1].startswith('"')
             self._unique.add(found[1][1:-1].replace('""', '"') if quoted else found[1])
@@ -464,7 +495,8 @@ class _Heard:
             self._keep(text)
 
     def _keep(self, text: str) -> None:
-        problem = Complaint(text, self._entry if _OF_ENTRY.match(text) else "")
+        about = (self._entry, self._number) if _OF_ENTRY.match(text) else ()
+        problem = Complaint(text, *about)
         if len(self._first) < KEPT:
             self._first.append(problem)
         elif problem.sort in self._sorts:

@@ -236,7 +236,6 @@ _OPENS, _CLOSES = (
     "[\"'\u00ab\u201e\u201c\u2018]",
     "[\"'\u00bb\u201c\u201d\u2019]",
 )  # in any language
-_PART = re.compile(r'"(?:[^"]|"")*"|[^.\s"()]+')
 
 
 def marked(problems: Sequence[Complaint], part: manifests.Part | None) -> list[Complaint]:
@@ -293,15 +292,15 @@ def excused(name: str, refused: Sequence[Complaint]) -> bool:
     """Tell whether an object, as the catalog calls it, is one of what could not be restored."""
     kind, _, rest = name.partition(" ")
     what, _, table = rest.replace(" on ", " of ").rpartition(" of ")
-    place = [_bare(each) for each in _PART.findall((what and table) or rest.partition("(")[0])]
-    own = _bare(what) if what else place[-1] if place else ""
-    relation = place[1] if kind == "column" and len(place) > 2 else place[-1] if place else ""  # noqa: PLR2004 -- schema, table, column
+    place = quoting.parts((what and table) or rest.partition("(")[0])
+    own = quoting.parts(what)[0] if what else place[-1] if place else ""
+    if kind == "column" and len(place) > 2:  # noqa: PLR2004 -- schema, table, column
+        place.pop()
+    schema, relation = ["", "", *place][-2:]
     for problem in refused:
         tail = _tail(problem.entry)
+        if schema and problem.schema not in {"", schema}:
+            continue
         if tail and tail in ([relation], [own], [relation, own]):
             return True
     return False
-
-
-def _bare(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name

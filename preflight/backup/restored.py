@@ -79,10 +79,11 @@ class Place:
         return {name: count for name, count in said if not self._skipped(name)}
 
     def _skipped(self, name: str) -> bool:
-        bare = name.rpartition(".")[2].strip('"')
-        return any(
-            entry.split()[:1] == ["TABLE"] and bare in entry.split()[1:] for entry in self.skip
-        )
+        schema, own = quoting.parts(name)
+        names = (own, f"{schema} {own}")
+        spelled = {f"{kind} {said}" for kind in ("TABLE", "TABLE DATA") for said in names}
+        entries = [" ".join(entry.split()) for entry in self.skip]  # with an owner, or without
+        return any(spelled & {entry, entry.rpartition(" ")[0]} for entry in entries)
 
     @property
     def commands(self) -> list[belongings.Command]:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 
 def name(name: str) -> str:
     """Return a name as an identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+_PART = re.compile(r'"(?:[^"]|"")*"|[^.\s"()]+')
+
+
+def parts(said: str) -> list[str]:
+    """Return the plain names in a qualified one, as the server's %I.%I or regclass writes it."""
+    return [
+        part[1:-1].replace('""', '"') if part.startswith('"') else part
+        for part in _PART.findall(said)
+    ]
 
 
 def literal(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 # what this role does not own in the copy, such as an extension's tables
 _THEIRS = """
-SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
  ON n.oid = c.relnamespace AND n.nspname::text NOT LIKE 'pg\\_%'
 WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
 """
@@ -454,10 +454,10 @@ def _begun(home: Session, restoring: Restoring) -> None:
         raise scratch.Unavailable(f"the copy cannot have {named}", list(lacking))
 
 
-def _theirs(home: Session, restoring: Restoring) -> set[str]:
-    """Name what this role does not own in the copy."""
+def _theirs(home: Session, restoring: Restoring) -> set[tuple[str, str]]:
+    """Return schema and name of what this role does not own in the copy."""
     with scratch.reached(home, restoring.name, restoring.quiet) as copy:
-        return {name for (name,) in copy.execute(_THEIRS).fetchall()}
+        return set(copy.execute(_THEIRS).fetchall())
 
 
 def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
@@ -468,7 +468,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     *,
     elsewhere: str | None,
     bare: bool = False,
-    foreign: Callable[[], set[str]] = set,
+    foreign: Callable[[], set[tuple[str, str]]] = set,
 ) -> None:
     """Say whose lack an error of pg_restore is; returns when nothing is lost that we can have.
 
@@ -494,8 +494,8 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     if any("No space left on device" in problem.text for problem in problems):
         raise scratch.Unavailable(f"the server has no room for a copy: {said}")
     others = foreign()
-    theirs = [p for p in problems if p.sort == "content" and others.intersection(p.entry.split())]
-    if all(p.sort == "refresh" or p.rebuilt or p.name in others for p in problems):
+    theirs = [p for p in problems if p.sort == "content" and _touches(p, p.entry.split(), others)]
+    if all(p.sort == "refresh" or p.rebuilt or _touches(p, [p.name], others) for p in problems):
         return  # whose rows or counters those are, only he may write
     lacking = [p for p in problems if p.sort in {"right", "program"} or p in theirs]
     (_, superuser, role) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
@@ -520,6 +520,13 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",
     )
+
+
+def _touches(
+    problem: new_database.Complaint, names: Collection[str], objects: Collection[tuple[str, str]]
+) -> bool:
+    """Tell whether a complaint that says these names is about one of these objects."""
+    return any(own in names and problem.schema in {"", schema} for schema, own in objects)
 
 
 def listed(
@@ -614,11 +621,6 @@ def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
     return hold
 
 
-def _bare(name: str) -> str:
-    """Return a name without kind, schema and quotes."""
-    return name.rpartition(".")[2].strip('"').replace('""', '"')
-
-
 def proven(
     copy: Session,
     saved: Taken,
@@ -636,15 +638,19 @@ def proven(
     schemas = saved.backup.schemas
     wanted, shapes = saved.witness.objects, catalog.shapes(copy, schemas)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
-    gone = {problem.name for problem in refused if problem.sort != "refresh"}
+    gone = [problem for problem in refused if problem.sort != "refresh"]
+
+    def left(name: str) -> bool:
+        return any(problem.fills(name) for problem in gone)
+
     outside = [problem for problem in refused if problem.outside]
     excused = [*empty, *(n for n in wanted if outside and parts.excused(n, outside))]
-    excused += [*(n for n in wanted if n.startswith("index ") and _bare(n) in gone)]
+    excused += [*(n for n in wanted if n.startswith("index ") and left(n[6:]))]
     rows = saved.backup.manifest.rows or {}
-    different = snapshots.differing(copy, {n: c for n, c in rows.items() if _bare(n) not in gone})
+    different = snapshots.differing(copy, {n: c for n, c in rows.items() if not left(n)})
     short = bool(different)
     different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in excused}})
-    stood = {n: at for n, at in saved.witness.sequences.items() if _bare(n) not in gone}
+    stood = {n: at for n, at in saved.witness.sequences.items() if not left(n)}
     different += catalog.behind(stood, catalog.sequences(copy, schemas))
     if different:
         raise BackupUnverified(

@@ -751,10 +751,23 @@ SELECT pg_catalog.pg_extension_config_dump('known', '');
 """
 
 
+LOSES_OWN_KNOWN = """
+for archive do :; done
+case "$*" in *--dbname*)
+ "$REAL" --list "$archive" | grep -v 'TABLE DATA own known ' > "$HERE/list"
+ set -- --use-list="$HERE/list" "$@" ;;
+esac
+exec "$REAL" "$@"
+"""
+
+
 def test_rows_of_the_provider_s_extension_are_no_fault_of_the_backup(
-    run: Run, start_server: StartServer, backup_dir: Path
+    run: Run, start_server: StartServer, backup_dir: Path, tmp_path: Path
 ) -> None:
-    """Whose they are in the copy decides: all else is proven, and they are named."""
+    """Whose they are in the copy decides: all else is proven, and they are named.
+
+    A table of the role's own that bears the same name in another schema is not excused with it.
+    """
     server = start_server(18)
     place = server.put("catalogue.control", EXTENSION).parent / "ext" / "extension"
     place.mkdir(parents=True)
@@ -781,6 +794,14 @@ def test_rows_of_the_provider_s_extension_are_no_fault_of_the_backup(
     manifest = json.loads(next(backup_dir.glob("*/manifest.json")).read_bytes())
     assert ["TABLE DATA known postgres"] == manifest["except"]
     assert "app" in manifest["roles"]
+
+    with psycopg.connect(database.conninfo(user="app", password=PASSWORD)) as owner:
+        owner.execute("CREATE SCHEMA own; CREATE TABLE own.known AS SELECT 1 id")
+    fakes = Fakes(tmp_path / "fakes")
+    damaged = run("backup", env=env | {"PATH": fakes.write(LOSES_OWN_KNOWN, "pg_restore")})
+
+    assert (24, "backup.restore_differs") == code_of(damaged), damaged
+    assert "own.known has 0 rows, not 1" in damaged.finished["error"]["message"]
 
 
 EQUAL = {

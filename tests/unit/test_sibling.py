@@ -156,3 +156,23 @@ def test_error_in_another_jobs_line_is_doubtful() -> None:
 
     found = [new_database.complaints(said, old=True)[0] for said in (torn, owner, orphan)]
     assert [[True], [False], [True]] == [[each.doubtful for each in one] for one in found]
+
+
+@pytest.mark.parametrize(
+    ("listed", "entry", "schema"),
+    [
+        ("TABLE DATA public users unicorn", "TABLE DATA users unicorn", "public"),
+        ("TABLE DATA a b c d e", "TABLE DATA c d e", "a b"),
+        ("INDEX INDEX TABLE DATA", "INDEX TABLE DATA", "INDEX"),
+        ("FK CONSTRAINT own orders orders_fk ", "FK CONSTRAINT orders orders_fk ", "own"),
+        ("EXTENSION - known ", "EXTENSION known ", "-"),
+        ("", "TABLE DATA users unicorn", ""),
+    ],
+)
+def test_schema_of_an_entry_is_what_the_list_says_more(
+    listed: str, entry: str, schema: str
+) -> None:
+    """An error names none; where the list says nothing it is not known."""
+    problem = new_database.Complaint("no", entry, "7")
+
+    assert [schema] == [each.schema for each in new_database.placed([problem], {"7": listed})]
