@@ -77,7 +77,7 @@ def main(root: Path, libraries: Path, app: Path, pg_major: str, *, full: bool) -
     debian = owners(sources)
     record(root, debian, libraries)
     below_one_directory(root, python, f"lib/postgresql/{pg_major}" if full else "")
-    every_import = EVERY_IMPORT + ("import obstore.store\n" if full else "")
+    every_import = EVERY_IMPORT + ("import obstore.store, pyrage\n" if full else "")
     for each in ("/usr/bin/python3", f"/{HOME}/bin/python3"):
         subprocess.run(["chroot", root, each, "-c", every_import], check=True)
     size = sum(path.lstat().st_size for path in root.rglob("*") if path.is_file())
