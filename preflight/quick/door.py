@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SMALL = 65_536  # bytes that are asked for at once: most files have fewer
 stops: list[int] = []  # signals that came while we looked
 Files = dict[tuple[int, str, str], str]  # from version, name and kind to the text's hash
 
@@ -124,12 +125,16 @@ def read(directory: str) -> Files:
     """Return the hash of every file; raises OSError, Unclear."""
     before = _mount(directory)
     found: Files = {}
-    for file in os.listdir(directory):  # noqa: PTH208
-        if names.counts(file):
-            part = names.parts(file)
-            if part is None:
-                raise told.Unclear
-            found[part] = _hash(f"{directory}/{file}")
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for file in os.listdir(place):  # noqa: PTH208
+            if names.counts(file):
+                part = names.parts(file)
+                if part is None:
+                    raise told.Unclear
+                found[part] = _hash(file, place)
+    finally:
+        os.close(place)
     if _mount(directory) != before:
         raise told.Unclear
     return found
@@ -152,25 +157,36 @@ def _mount(directory: str) -> str:
         return ""
 
 
-def _hash(path: str) -> str:
+def _hash(file: str, place: int) -> str:
     """Return the hash of a file's text, as the history has it; raises OSError, Unclear."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
     try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise told.Unclear
-        text = os.read(descriptor, facts.st_size + 1)
+        text = os.read(descriptor, SMALL)  # of a file that is one: all of it, or as much as fits
+        if len(text) == SMALL or not text:
+            text += _rest(descriptor)
     finally:
         os.close(descriptor)
-    if len(text) != facts.st_size:
+    if b"\0" in text or text.isspace():
         raise told.Unclear
     text.decode()  # a UnicodeError is for the full path
-    if b"\0" in text or not text.strip():
-        raise told.Unclear
-    text = text.removeprefix(b"\xef\xbb\xbf")
-    if b"\r\n" in text:
+    if text.startswith(b"\xef\xbb\xbf"):
+        text = text[3:]
+    if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
-    return str(sha256(text).hexdigest())
+    digest: str = sha256(text).hexdigest()
+    return digest
+
+
+def _rest(descriptor: int) -> bytes:
+    """Return what a large file holds behind its beginning; raises Unclear for what is no file."""
+    facts = os.fstat(descriptor)
+    left = facts.st_size - SMALL
+    if not stat.S_ISREG(facts.st_mode) or left < 0:
+        raise told.Unclear
+    text = os.read(descriptor, left + 1)
+    if len(text) != left:
+        raise told.Unclear
+    return text
 
 
 def same(files: Files, recorded: "list[str]") -> bool:
@@ -178,13 +194,16 @@ def same(files: Files, recorded: "list[str]") -> bool:
 
     A companion without its forward file belongs to no line.
     """
-    lines, used = [], 0
+    known, used = set(recorded), 0
     for (version, name, kind), checksum in files.items():
         if kind == "up":
             companions = [files.get((version, name, each), "") for each in names.KINDS]
             used += 1 + sum(map(bool, companions))
-            lines.append("|".join([str(version), name, "done", checksum, *companions]))
-    return used == len(files) and sorted(lines) == sorted(recorded)
+            line = "|".join((str(version), name, "done", checksum, *companions))
+            if line not in known:
+                return False
+            known.remove(line)
+    return used == len(files) and not known
 
 
 class _Asking:

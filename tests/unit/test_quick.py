@@ -1,5 +1,6 @@
 """What the quick look takes for plain, the configuration reads in the same way."""
 
+import hashlib
 from itertools import product
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from preflight.base import plain
 from preflight.base.config import SETTINGS, Config
 from preflight.base.errors import ConfigInvalid
-from preflight.quick import told
+from preflight.quick import door, told
 
 VALUES = (
     "", "0", "1", "01", "7", "1.5", "-1", " 1", "1 ", "\u0661", "999999", "9999999", "off", "on",
@@ -87,3 +88,12 @@ def test_taken_targets_are_those_of_the_configuration(url: str | None) -> None:
         taken += 1
 
     assert taken or url
+
+
+@pytest.mark.parametrize("size", [2, door.SMALL - 1, door.SMALL, door.SMALL + 1, 3 * door.SMALL])
+def test_file_of_any_size_is_read_whole(tmp_path: Path, size: int) -> None:
+    """To the last byte, however many reads that takes."""
+    text = b"-" * (size - 1) + b"\n"
+    (tmp_path / "001_one.sql").write_bytes(text)
+
+    assert {(1, "001_one", "up"): hashlib.sha256(text).hexdigest()} == door.read(str(tmp_path))
