@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import structlog
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
+INSTEAD = ("archive", "command")  # of PREFLIGHT_BACKUP: no dump is taken
 ROUNDS = 5  # plans in a row that come to nothing before the history is called damaged
 
 
@@ -111,6 +113,9 @@ def proven(
     from preflight.backup import take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
+    if session.config.backup in INSTEAD:
+        return _pointed(session, todo, partial(trial.run, session, None, todo, again))[1]
+
     def attempt() -> str | None:
         saved = take.take(session, todo, purpose)
         with take.kept(saved):
@@ -123,29 +128,43 @@ def proven(
     return name
 
 
-def proven_for(session: Session, due: object, rehearse: Callable[[Taken | None], T]) -> T:
-    """Back up before a wrapped command; return what `rehearse` makes of the backup.
+def proven_for(
+    session: Session, due: object, rehearse: Callable[[Taken | None], T]
+) -> tuple[T, str | None]:
+    """Back up before a wrapped command; return what `rehearse` makes of the backup, and its name.
 
     It restores and compares it, and tries the command on the copy. `due` is the command, as JSON.
     Raises what `take.take` raises.
     """
     from preflight.backup import take  # noqa: PLC0415 -- only when work is due
 
-    def attempt() -> T:
+    if session.config.backup in INSTEAD:
+        return _pointed(session, (), partial(rehearse, None))
+
+    def attempt() -> tuple[T, str | None]:
         saved = take.take(session, (), "wrap", [due])
         with take.kept(saved):
-            return rehearse(saved)
+            return rehearse(saved), saved.name if saved else None
 
     return twice(attempt)
 
 
-def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
-    """Back up before a rollback, prove that, export into it, rehearse the steps; return it.
+def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Taken | None, str | None]:
+    """Back up before a rollback, prove that, export into it, rehearse the steps.
+
+    Return it, if it is one of ours, and its name.
 
     Raises what `take.take`, `exports.export` and `trial.backward` raise.
     """
     from preflight.backup import exports, take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
+
+    if session.config.backup in INSTEAD:
+        exports.export(session, steps, None)
+        todo = [step.migration for step in steps]
+        _, name = _pointed(session, todo, partial(trial.backward, session, None, steps))
+        session.tell("rolling back")
+        return None, name
 
     def attempt() -> Taken | None:
         saved = take.take(session, [step.migration for step in steps], "rollback")
@@ -156,7 +175,26 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> Taken | None:
 
     backup = twice(attempt)
     session.tell("rolling back")
-    return backup
+    return backup, backup.name if backup else None
+
+
+def _pointed(
+    session: Session, todo: Sequence[Migration], rehearse: Callable[[], T]
+) -> tuple[T, str]:
+    """Rehearse without a backup to restore, then name the point that stands in a dump's place.
+
+    The point is the last thing before the first file: what others write before it is kept. Raises
+    what `points.made` raises.
+    """
+    from preflight.backup import points  # noqa: PLC0415 -- only where no dump is taken
+
+    points.require(session)
+    found = rehearse()
+    first = todo[0] if todo else None
+    name, version = (first.name, first.version) if first else ("backup", 0)
+    point = points.made(session, name, version)
+    session.tell("migrating")
+    return found, point.name
 
 
 def tried(

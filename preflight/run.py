@@ -54,7 +54,7 @@ class Tally:
             self.done["backup"] = event["backup"]
             self.backup = {
                 "backup_timestamp_seconds": round(time.time(), 3),
-                "backup_size_bytes": event["size_bytes"],
+                "backup_size_bytes": event.get("size_bytes", 0),
                 "backup_duration_seconds": event["duration_s"],
                 "backup_restored": 0,
             }

@@ -109,7 +109,8 @@ def untold(session: Session) -> bool:
     row = session.execute(
         f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
  AND NOT EXISTS (SELECT FROM {schema}.journal j
-  WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed', 'wrapped'))"""  # noqa: S608 -- a checked name
+  WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed', 'wrapped',
+   'pointed'))"""  # noqa: S608 -- a checked name
     ).fetchone()
     return bool(row and row[0])
 

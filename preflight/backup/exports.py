@@ -60,8 +60,9 @@ def _export(session: Session, step: back.Step, saved: Taken | None) -> list[str]
     if saved is None:
         raise BackupFailed(
             "backup.no_export",
-            f"{script.file} cannot be saved: backups are off",
-            "Leave PREFLIGHT_BACKUP at required: an export belongs into a backup.",
+            f"{script.file} cannot be saved: there is no backup to keep it in "
+            f"(PREFLIGHT_BACKUP={session.config.backup})",
+            "Take this one back with PREFLIGHT_BACKUP=required and a PREFLIGHT_BACKUP_DIR.",
         )
     session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:

@@ -61,6 +61,9 @@ class Config:
     backup_endpoint: str | None = None
     spool_dir: Path | None = None
     backup: str = "required"
+    backup_command: tuple[str, ...] | None = None
+    archive_max_age_h: float = 26
+    archive_status_file: Path | None = None
     backup_keep: int = 5
     wait_timeout_s: float = 120
     lock_wait_s: float = 600
@@ -181,6 +184,16 @@ def _seconds(value: str) -> float:
     return float(value)
 
 
+def _command(value: str) -> tuple[str, ...]:
+    """A program and its arguments, quoted as for a shell, which it is not given to."""  # noqa: D401
+    import shlex  # noqa: PLC0415 -- only where one is named
+
+    found = tuple(shlex.split(value))
+    if not found or not found[0]:
+        raise ValueError
+    return found
+
+
 def _whole(least: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
@@ -253,7 +266,10 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "BACKUP_DIR": _place,
     "BACKUP_ENDPOINT": _endpoint,
     "SPOOL_DIR": _path,
-    "BACKUP": _one_of("required", "off"),
+    "BACKUP": _one_of("required", "archive", "command", "off"),
+    "BACKUP_COMMAND": _command,
+    "ARCHIVE_MAX_AGE_H": _seconds,
+    "ARCHIVE_STATUS_FILE": _path,
     "BACKUP_KEEP": _whole(1),
     "WAIT_TIMEOUT_S": _seconds,
     "LOCK_WAIT_S": _seconds,
@@ -463,6 +479,11 @@ class _Reader:
                 self.wrong(f"{variable}={value!r} is not {described(parse)}")
         if {"rehearse_url", "rehearse_clone_url"} <= found.keys():
             self.wrong(f"{' and '.join(REHEARSE_URLS)} are both set", "Keep one of the two.")
+        if (found.get("backup") == "command") != ("backup_command" in found):
+            self.wrong(
+                "PREFLIGHT_BACKUP=command and PREFLIGHT_BACKUP_COMMAND belong together",
+                "Set both, or neither.",
+            )
         return found
 
     def unknown_settings(self) -> None:

@@ -85,7 +85,8 @@ class Summary:
         backup = self.seen.get("backup.verified")
         hidden = str(last.get("error", {}).get("code", "")).startswith("backup.")
         if backup and not hidden:
-            found.append(("backup", f"{backup['directory']}/{backup['backup']}"))
+            where = f"{backup['directory']}/" if "directory" in backup else ""
+            found.append(("backup", f"{where}{backup['backup']}"))
             found.append(("proof", self._proof()))
         if self.applied:
             found.append(("go back", self._way_back()))
@@ -95,7 +96,9 @@ class Summary:
             and (self.applied or last.get("rolled_back") or last.get("wrapped"))
         ):
             said = f"`restore {backup['backup']} --swap` puts the backup in its place"
-            if backup.get("schemas"):
+            if backup.get("restore"):
+                said = str(backup["restore"])
+            elif backup.get("schemas"):
                 said = f"`restore {backup['backup']}` makes a database beside it, to copy from"
             found.append(("" if self.applied else "go back", said))
         restored = self.seen.get("restore.finished")
@@ -120,6 +123,11 @@ class Summary:
         return f"`{back}` runs the rollback files"
 
     def _proof(self) -> str:
+        backup = self.seen.get("backup.verified", {})
+        if backup.get("verified") == "archive":
+            return "its segment was seen in the archive, beside a young base backup; not restored"
+        if backup.get("verified") == "command":
+            return "none but the word of PREFLIGHT_BACKUP_COMMAND; not restored"
         passed = self.seen.get("rehearsal.passed") or self.seen.get("wrap.rehearsed") or {}
         if passed.get("where") == "clone":
             return "read back whole, not restored; the files were tried on a clone"

@@ -37,12 +37,12 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         steps = back.prepare(session, files, back.choose(files, ledger.read(session), down_to))
         if not steps:
             return
-        saved = gate.proven_back(session, steps)
+        saved, name = gate.proven_back(session, steps)
         for step in steps:
             lock.require(session)
             save = partial(exports.again, session, step, saved, first=step is steps[0])
             with gate.undisturbed():
-                same_session = back.back(session, step, saved.name if saved else None, save)
+                same_session = back.back(session, step, name, save)
             if not same_session:  # it had to be replaced, and its lock went with it
                 lock.acquire(session)
 

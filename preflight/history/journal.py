@@ -136,3 +136,39 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
             ],
         )
     return there
+
+
+def note_point(session: Session, name: str, version: int, point: str, said: str) -> bool:
+    """Append how to come back to a point that no file of ours holds; False without a journal.
+
+    `said` is all of it, as JSON.
+    """
+    there = _ours(session)
+    if there:
+        session.execute(
+            f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum_before,
+ run_id, host, backup, tool_version)
+ VALUES ('pointed', %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+            [
+                version,
+                name,
+                said,
+                session.config.run_id,
+                socket.gethostname(),
+                point,
+                __version__,
+            ],
+        )
+    return there
+
+
+def point(session: Session, name: str) -> str | None:
+    """Return what was noted of a point, as JSON; None where nothing is known of it."""
+    if not _ours(session):
+        return None
+    row = session.execute(
+        f"""SELECT j.checksum_before FROM {session.config.schema}.journal j
+ WHERE j.event = 'pointed' AND j.backup = %s::text ORDER BY j.id DESC LIMIT 1""",  # noqa: S608 -- a checked name
+        [name],
+    ).fetchone()
+    return row[0] if row else None

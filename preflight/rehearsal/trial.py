@@ -538,7 +538,9 @@ def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom
     if config.rehearse_clone_url is not None:
         return stack.enter_context(clone.checked(session, config, scripts))
     if saved is None:
-        raise scratch.Unavailable("there is no backup to restore (PREFLIGHT_BACKUP=off)")
+        raise scratch.Unavailable(
+            f"there is no backup to restore (PREFLIGHT_BACKUP={config.backup})"
+        )
     if not saved.store.spooled:
         raise scratch.Unavailable(
             f"there is no place for a copy of the dump from {saved.store.place}: set "

@@ -90,7 +90,9 @@ class _Run:
             return rehearsed.rehearse(self.session, self.wrapped, look, saved)
 
         due_now = {"command": self.wrapped.name, "key": self.wrapped.files_key}
-        copy = self._noted(lambda: gate.proven_for(self.session, due_now, tried))  # 14 23 24 27 31
+        copy, self.backup = self._noted(  # 14 23 24 27 31
+            lambda: gate.proven_for(self.session, due_now, tried)
+        )
         before = written.look(self.session, self.wrapped.asked.history)
         lock.require(self.session)  # 13
         ended = self._noted(partial(self._in_earnest, before))  # 20 30 31

@@ -1,0 +1,181 @@
+"""What is said of an archive: its newest segment and its base backups, by whichever tool keeps it.
+
+Pure: JSON goes in, values come out. Several documents may follow each other in one text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+SEGMENT = re.compile(r"[0-9A-F]{24}")
+_TIMELINE = 8  # the first digits of a segment's name
+
+
+class Unclear(Exception):
+    """What is said is not what such a tool says; the text is a sentence's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base backup that came to its end."""
+
+    name: str
+    finished_at: datetime
+    tool: str
+    stanza: str = ""  # of pgBackRest
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an archive holds of one server."""
+
+    segments: frozenset[str] = frozenset()  # the newest one of each timeline, as far as it is said
+    bases: tuple[Base, ...] = ()
+    others: frozenset[str] = frozenset()  # system identifiers of other servers that it speaks of
+
+    @property
+    def newest(self) -> Base | None:
+        """The base backup that was finished last."""
+        return max(self.bases, key=lambda base: base.finished_at, default=None)
+
+    def holds(self, segment: str) -> bool:
+        """Tell whether a segment has come, or a later one of its timeline."""
+        return any(
+            found[:_TIMELINE] == segment[:_TIMELINE] and found >= segment for found in self.segments
+        )
+
+    def beside(self, other: Status) -> Status:
+        """Return both together."""
+        return Status(
+            self.segments | other.segments, self.bases + other.bases, self.others | other.others
+        )
+
+
+def read(text: str, system: str) -> Status:
+    """Return what a text says of the server with this system identifier; raises Unclear."""
+    found, any_known = Status(), False
+    for document in _documents(text):
+        for reader in (_pgbackrest, _walg_backups, _walg_segments, _cluster, _plain):
+            try:
+                part = reader(document, system)
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError, IndexError):
+                continue
+            if part is not None:
+                found, any_known = found.beside(part), True
+                break
+    if not any_known:
+        raise Unclear(
+            "is not what `pgbackrest info --output=json`, `wal-g backup-list --detail --json`, "
+            "`wal-g wal-show --detailed-json` or a CloudNativePG Cluster says"
+        )
+    return found
+
+
+def _documents(text: str) -> Iterator[Any]:
+    decoder, at = json.JSONDecoder(), 0
+    text = text.strip().removeprefix("\ufeff")
+    while at < len(text):
+        try:
+            document, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            raise Unclear("is no JSON") from None
+        yield document
+        while at < len(text) and text[at].isspace():
+            at += 1
+
+
+def _pgbackrest(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON
+    """`pgbackrest info --output=json`: a list of stanzas."""
+    if not isinstance(said, list) or not all("archive" in each and "db" in each for each in said):
+        return None
+    segments: set[str] = set()
+    bases: list[Base] = []
+    others: set[str] = set()
+    for stanza in said:
+        ours = {
+            (each["id"], each.get("repo-key"))
+            for each in stanza["db"]
+            if str(each["system-id"]) == system
+        }
+        others |= {str(each["system-id"]) for each in stanza["db"]} - {system}
+
+        def of_ours(item: Mapping[str, Any], ours: set[tuple[Any, Any]] = ours) -> bool:
+            whose = item["database"]
+            return (whose["id"], whose.get("repo-key")) in ours
+
+        segments |= {_segment(each["max"]) for each in stanza["archive"] if of_ours(each)}
+        bases += [
+            Base(each["label"], _epoch(each["timestamp"]["stop"]), "pgbackrest", stanza["name"])
+            for each in stanza.get("backup", ())
+            if of_ours(each) and not each.get("error")
+        ]
+    return Status(frozenset(segments - {""}), tuple(bases), frozenset(others))
+
+
+def _walg_backups(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON
+    """`wal-g backup-list --detail --json`: a list of base backups."""
+    if not isinstance(said, list) or not all("backup_name" in each for each in said) or not said:
+        return None
+    whose = [str(each.get("system_identifier") or system) for each in said]
+    bases = [
+        Base(each["backup_name"], moment(each.get("finish_time") or each["time"]), "wal-g")
+        for each, server in zip(said, whose, strict=True)
+        if server == system
+    ]
+    return Status(frozenset(), tuple(bases), frozenset(whose) - {system})
+
+
+def _walg_segments(said: Any, _system: str) -> Status | None:  # noqa: ANN401 -- JSON
+    """`wal-g wal-show --detailed-json`: a list of timelines."""
+    if not isinstance(said, list) or not all("end_segment" in each for each in said) or not said:
+        return None
+    return Status(frozenset({_segment(each["end_segment"]) for each in said} - {""}))
+
+
+def _cluster(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON
+    """A CloudNativePG Cluster: its last base backup, no segment."""  # noqa: D401 -- likewise
+    if not isinstance(said, dict) or said.get("kind") != "Cluster":
+        return None
+    status, name = said["status"], said.get("metadata", {}).get("name", "cluster")
+    whose = str(status.get("systemID") or system)
+    if whose != system:
+        return Status(others=frozenset({whose}))
+    last = status.get("lastSuccessfulBackup")
+    return Status(bases=(Base(name, moment(last), "cloudnative-pg"),) if last else ())
+
+
+def _plain(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON
+    """What any job can write: `archived` and `base_backup`."""  # noqa: D401 -- likewise
+    if not isinstance(said, dict) or not said.keys() & {"archived", "base_backup"}:
+        return None
+    whose = str(said.get("system_identifier") or system)
+    if whose != system:
+        return Status(others=frozenset({whose}))
+    segments = {_segment(said["archived"])} - {""} if said.get("archived") else set()
+    base = said.get("base_backup")
+    bases = (Base(str(base["name"]), moment(base["finished_at"]), "file"),) if base else ()
+    return Status(frozenset(segments), bases)
+
+
+def _segment(text: str | None) -> str:
+    """Return the bare name of a segment, without what a tool appends; "" for none."""
+    found = SEGMENT.match(str(text or "").upper())
+    return found[0] if found else ""
+
+
+def _epoch(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def moment(text: str) -> datetime:
+    """Return a time as JSON has it, which names its zone; raises ValueError."""
+    text = re.sub(r"(\.\d{6})\d+", r"\1", str(text))  # some say nanoseconds
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError(text)
+    return found

@@ -1,0 +1,541 @@
+"""A backup that others keep, as the gate: continuous archiving, or a program's word."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers, tools
+from tests.conftest import Run, Start, StartServer, WriteMigrations
+from tests.program import Result
+
+ONE = {"001_one.sql": "CREATE TABLE one (id int);"}
+TWO = {"002_two.sql": "DROP TABLE one;"}
+EMPTY = "0" * 24
+
+
+class Archive:
+    """A server that archives into a directory, and the file of the job that looks at it."""
+
+    def __init__(self, server: servers.Server, place: Path, wal: Path) -> None:
+        """Keep what the tests look at."""
+        self.server = server
+        self.status = place / "status.json"
+        self.wal = wal
+        self.says()
+
+    def says(self, hours_old: float = 1, **more: object) -> None:
+        """Let the job know of a base backup so old."""
+        at = (datetime.now(UTC) - timedelta(hours=hours_old)).isoformat()
+        said = {"base_backup": {"name": "base-1", "finished_at": at}}
+        self.status.write_text(json.dumps(said | more) + "\n")
+        self.status.chmod(0o666)
+        self.status.parent.chmod(0o777)
+
+    def command(self) -> str:
+        """Return the archive_command: it keeps the segment, then a job says which it was."""
+        said = json.dumps({"archived": "%f"})
+        return f"cp %p {self.wal}/%f && echo '{said}' >> {self.status}"
+
+    def system(self) -> int:
+        """Return the server's system identifier."""
+        query = "SELECT system_identifier FROM pg_control_system()"
+        return int(servers.Database(self.server, "postgres").query(query)[0])
+
+    def archives_with(self, command: str) -> None:
+        """Have the server use another command from now on."""
+        self.server.configure(archive_command=command)
+        self.server.reload()
+
+    def env(self) -> dict[str, str | None]:
+        """Return what a run is told of it."""
+        return {
+            **self.server.env("postgres"),
+            "PREFLIGHT_BACKUP": "archive",
+            "PREFLIGHT_ARCHIVE_STATUS_FILE": str(self.status),
+            "PREFLIGHT_BACKUP_DIR": None,
+            "PREFLIGHT_REHEARSE": "auto",
+        }
+
+
+@pytest.fixture(scope="module")
+def archiving() -> Iterator[servers.Server]:
+    """Give a server of this module's own that archives; each test names its own command."""
+    server = servers.start(17, archive_mode="on", archive_command="/bin/true", wal_level="replica")
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def archive(archiving: servers.Server) -> Iterator[Archive]:
+    """Give that server with an archive that works, and no table of ours."""
+    place = Path(archiving.home) / f"archive-{datetime.now(UTC):%H%M%S%f}"
+    (place / "wal").mkdir(parents=True)
+    (place / "wal").chmod(0o777)
+    made = Archive(archiving, place, place / "wal")
+    made.archives_with(made.command())
+    yield made
+    made.archives_with("/bin/true")
+    servers.Database(archiving, "postgres").script(
+        "DROP SCHEMA IF EXISTS preflight CASCADE; DROP TABLE IF EXISTS one, two"
+    )
+
+
+def code_of(result: Result) -> tuple[int, str]:
+    """Return the exit code and what it is called."""
+    return result.code, result.finished.get("error", {}).get("code", "")
+
+
+def test_segment_is_seen_in_the_archive_and_the_point_is_named(
+    run: Run, archive: Archive, migrations: WriteMigrations
+) -> None:
+    """Log, history and journal name the point, its LSN and the command; `restore` says it: 20."""
+    migrations(ONE)
+    result = run(env=archive.env())
+
+    assert 0 == result.code, result
+    (event,) = result.event("backup.verified")
+    names = ("backup.verified", "migration.started")
+    assert names == tuple(name for name in result.names if name in names)
+    assert ("archive", "base-1") == (event["verified"], event["base"])
+    point = event["backup"].removeprefix("archive:")
+    assert point in event["restore"]
+    assert event["backup"] == result.finished["backup"]
+    database = servers.Database(archive.server, "postgres")
+    assert [event["backup"]] == database.query("SELECT backup FROM preflight.migrations")
+    noted = database.query("SELECT checksum_before FROM preflight.journal WHERE event = 'pointed'")
+    assert event["lsn"] == json.loads(noted[0])["lsn"]
+    wal = database.query("SELECT pg_walfile_name(%s)", event["lsn"])
+    assert (archive.wal / wal[0]).exists()
+    assert "PREFLIGHT_BACKUP=archive" in result.event("rehearsal.skipped")[0]["reason"]
+
+    back = run("restore", event["backup"], env=archive.env())
+    assert (20, "backup.elsewhere") == code_of(back)
+    assert event["restore"] in back.finished["error"]["message"]
+    assert (20, "config.arguments") == code_of(run("restore", "archive:none", env=archive.env()))
+
+
+def test_backup_makes_a_point_of_the_archive(run: Run, archive: Archive) -> None:
+    """The command `backup` takes no dump where archiving is the gate; no history is needed."""
+    result = run("backup", env=archive.env())
+
+    assert 0 == result.code, result
+    assert "archive" == result.event("backup.verified")[0]["verified"]
+
+
+BROKEN: dict[str, tuple[int, str, Callable[[Archive], Mapping[str, str | None]]]] = {}
+
+
+def broken(
+    code: int, name: str
+) -> Callable[[Callable[[Archive], Mapping[str, str | None]]], Callable[[Archive], Any]]:
+    """Collect a way in which an archive is none; it returns what else the run is told."""
+
+    def collect(
+        way: Callable[[Archive], Mapping[str, str | None]],
+    ) -> Callable[[Archive], Mapping[str, str | None]]:
+        BROKEN[way.__name__] = (code, name, way)
+        return way
+
+    return collect
+
+
+@broken(23, "archive.failing")
+def archiver_fails(archive: Archive) -> Mapping[str, str | None]:
+    """Break the command."""
+    archive.archives_with("/bin/false")
+    return {}
+
+
+@broken(23, "archive.failing")
+def archive_is_full(archive: Archive) -> Mapping[str, str | None]:
+    """Let the archive's disk be full, as a device that is always full is."""
+    archive.archives_with("cp %p /dev/full")
+    return {}
+
+
+@broken(14, "archive.late")
+def archiver_only_says_so(archive: Archive) -> Mapping[str, str | None]:
+    """Archive into nothing: the server believes it."""
+    archive.says(archived=EMPTY)
+    archive.archives_with("/bin/true")
+    return {"PREFLIGHT_LOCK_RETRY_S": "2"}
+
+
+@broken(23, "archive.elsewhere")
+def archive_is_another_one(archive: Archive) -> Mapping[str, str | None]:
+    """Ask a tool, here a stand-in for pgbackrest, that never gets the segment."""
+    said = {
+        "name": "main",
+        "db": [{"id": 1, "repo-key": 1, "system-id": archive.system()}],
+        "archive": [{"database": {"id": 1, "repo-key": 1}, "id": "17-1", "max": EMPTY}],
+        "backup": [
+            {
+                "database": {"id": 1, "repo-key": 1},
+                "label": "20261128-010000F",
+                "timestamp": {"stop": int(datetime.now(UTC).timestamp())},
+                "error": False,
+            }
+        ],
+    }
+    program = archive.wal.parent / "pgbackrest"
+    program.write_text(f"#!/bin/sh\necho '{json.dumps([said])}'\n")
+    program.chmod(0o755)
+    archive.archives_with("/bin/true")
+    path = f"{program.parent}:/usr/bin:/bin"
+    return {"PREFLIGHT_ARCHIVE_STATUS_FILE": None, "PATH": path}
+
+
+@broken(23, "archive.unseen")
+def file_says_nothing_of_segments(archive: Archive) -> Mapping[str, str | None]:
+    """Name base backups alone."""
+    archive.archives_with("/bin/true")
+    return {"PREFLIGHT_LOCK_RETRY_S": "1"}
+
+
+@broken(23, "archive.old_base_backup")
+def base_backup_is_old(archive: Archive) -> Mapping[str, str | None]:
+    """Take none for too long."""
+    archive.says(hours_old=27)
+    return {}
+
+
+@broken(23, "archive.old_base_backup")
+def base_backup_is_older_than_wanted(_archive: Archive) -> Mapping[str, str | None]:
+    """Want a younger one."""
+    return {"PREFLIGHT_ARCHIVE_MAX_AGE_H": "0.5"}
+
+
+@broken(23, "archive.no_base_backup")
+def base_backup_is_of_another_server(archive: Archive) -> Mapping[str, str | None]:
+    """Look at the wrong archive."""
+    archive.says(system_identifier="7000000000000000000")
+    return {}
+
+
+@broken(23, "archive.unknown")
+def status_file_is_gone(archive: Archive) -> Mapping[str, str | None]:
+    """Name a file that nobody has written."""
+    return {"PREFLIGHT_ARCHIVE_STATUS_FILE": f"{archive.status}.gone"}
+
+
+@broken(23, "archive.unknown")
+def nobody_can_be_asked(archive: Archive) -> Mapping[str, str | None]:
+    """Have neither tool nor file."""
+    return {"PREFLIGHT_ARCHIVE_STATUS_FILE": None, "PATH": str(archive.wal)}
+
+
+@broken(23, "archive.unclear")
+def status_file_is_no_json(archive: Archive) -> Mapping[str, str | None]:
+    """Write something else."""
+    archive.status.write_text("ok\n")
+    return {}
+
+
+@broken(27, "rehearsal.unavailable")
+def rehearsal_is_demanded(_archive: Archive) -> Mapping[str, str | None]:
+    """Demand a proof of what is not restored."""
+    return {"PREFLIGHT_REHEARSE": "always"}
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_archive_that_is_none_stops_the_run(
+    way: str, run: Run, archive: Archive, migrations: WriteMigrations
+) -> None:
+    """No file runs where going back could not be."""
+    code, name, spoil = BROKEN[way]
+    migrations(ONE)
+    more = spoil(archive)
+    result = run(env={**archive.env(), **more})
+
+    assert (code, name) == code_of(result), result
+    assert result.finished["error"]["hint"]
+    assert [None] == servers.Database(archive.server, "postgres").query("SELECT to_regclass('one')")
+
+
+def test_role_without_the_rights_is_told_what_to_grant(
+    run: Run, archive: Archive, migrations: WriteMigrations
+) -> None:
+    """The very statements of the hint let the next run through."""
+    migrations(ONE)
+    database = servers.Database(archive.server, "postgres")
+    database.script(
+        "DROP ROLE IF EXISTS app; CREATE ROLE app LOGIN PASSWORD 'app';"
+        "GRANT CREATE ON DATABASE postgres TO app; GRANT CREATE ON SCHEMA public TO app"
+    )
+    env = {**archive.env(), "PGUSER": "app", "PGPASSWORD": "app"}
+    result = run(env=env)
+    assert (23, "archive.no_right") == code_of(result), result
+
+    grants = result.finished["error"]["hint"].partition(": ")[2].rstrip(".")
+    assert 2 == grants.count("GRANT EXECUTE")
+    database.script(grants)
+    assert 0 == run(env=env).code
+    database.script("DROP SCHEMA preflight CASCADE; DROP OWNED BY app; DROP ROLE app")
+
+
+def test_server_without_archiving_is_no_gate(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The server's own settings say so; nothing is asked of anybody else."""
+    migrations(ONE)
+    result = run(env={"PREFLIGHT_BACKUP": "archive"})
+
+    assert (23, "archive.off") == code_of(result), result
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+# pgBackRest
+
+
+@pytest.fixture
+def pgbackrest(
+    start_server: StartServer,
+) -> tuple[servers.Server, Callable[..., None], dict[str, str]]:
+    """Give a server with a stanza of pgBackRest, what calls it, and its environment."""
+    program = shutil.which("pgbackrest") or tools.lacking("pgbackrest is not on PATH")
+    server = start_server(14, archive_mode="on", archive_command="/bin/false", wal_level="replica")
+    home = server.home / "pgbackrest"
+    for name in ("", "repo", "log", "lock", "spool"):
+        (home / name).mkdir(mode=0o777)
+        (home / name).chmod(0o777)
+    config = home / "pgbackrest.conf"
+    config.write_text(
+        f"[global]\nrepo1-path={home}/repo\nlock-path={home}/lock\nlog-path={home}/log\n"
+        f"spool-path={home}/spool\nlog-level-file=off\n[main]\npg1-path={server.data}\n"
+        f"pg1-port={server.port}\npg1-socket-path={home}\npg1-user={servers.SUPERUSER}\n"
+    )
+    pushed = f"{program} --config={config} --stanza=main archive-push %p"
+    server.configure(archive_command=pushed, unix_socket_directories=str(home))
+    server.restart()
+
+    def call(*arguments: str) -> None:
+        done = subprocess.run(
+            [program, f"--config={config}", "--stanza=main", *arguments],
+            env={"PGPASSWORD": servers.PASSWORD, "PATH": "/usr/bin:/bin"},
+            cwd="/", text=True, capture_output=True, check=False,
+            **servers._identity(),  # noqa: SLF001 -- it is theirs
+        )  # fmt: skip
+        assert 0 == done.returncode, done.stdout + done.stderr
+
+    return server, call, {"PGBACKREST_CONFIG": str(config)}
+
+
+def test_pgbackrest_restores_to_the_named_point(
+    run: Run,
+    pgbackrest: tuple[servers.Server, Callable[..., None], dict[str, str]],
+    migrations: WriteMigrations,
+) -> None:
+    """Backed up, migrated, restored with the command that the log has: the rows are as before."""
+    server, call, environment = pgbackrest
+    env = {**server.env("postgres"), **environment, "PREFLIGHT_BACKUP": "archive"}
+    path = {"PATH": f"{Path(shutil.which('pgbackrest') or '').parent}:/usr/bin:/bin"}
+    call("stanza-create")
+    migrations(ONE)
+    assert (23, "archive.no_base_backup") == code_of(run(env={**env, **path}))
+    call("backup", "--type=full", "--start-fast")
+    assert 0 == run(env={**env, **path}).code
+    database = servers.Database(server, "postgres")
+    database.script("INSERT INTO one SELECT generate_series(1, 1000)")
+    migrations(TWO)
+    result = run(env={**env, **path})
+    assert 0 == result.code, result
+    database.script("CREATE TABLE later ()")
+
+    server.stop()
+    command = result.event("backup.verified")[0]["restore"].split()
+    assert "pgbackrest" == command[0]
+    call(*(word for word in command[1:] if word != "--stanza=main"))
+    server.start()
+    waiting = "SELECT pg_is_in_recovery()"
+    while [True] == database.query(waiting):
+        pass
+    assert [(1000, 500500)] == [
+        tuple(row) for row in database.query("SELECT count(*), sum(id) FROM one")
+    ]
+    assert [None] == database.query("SELECT to_regclass('later')")
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
+# a program
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[str], dict[str, str | None]]:
+    """Give what makes the variables of a run whose program has this Python text."""
+
+    def make(text: str) -> dict[str, str | None]:
+        script = tmp_path / "snap shot.py"
+        script.write_text(
+            "import json, sys, time\nfrom datetime import datetime, timedelta, timezone\n"
+            "now = datetime.now(timezone.utc)\n"
+            f"{text}\n"
+        )
+        return {
+            "PREFLIGHT_BACKUP": "command",
+            "PREFLIGHT_BACKUP_COMMAND": f"{sys.executable} '{script}' \"two words\"",
+            "PREFLIGHT_BACKUP_DIR": None,
+        }
+
+    return make
+
+
+ANSWER = "answer = {'backup': 'snap-1', 'taken_at': now.isoformat(), 'restore': 'aws rds x'}\n"
+GIVE = "print(json.dumps(answer))"
+
+
+def test_answer_of_a_program_stands_for_the_backup(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+) -> None:
+    """Its answer is in log, history and journal, and `restore` says how to come back: 20."""
+    migrations(ONE)
+    env = told(f"{ANSWER}assert sys.argv[1:] == ['two words']\n{GIVE}")
+    result = run(env=env)
+
+    assert 0 == result.code, result
+    (event,) = result.event("backup.verified")
+    assert ("command", "command:snap-1", "aws rds x") == (
+        event["verified"], event["backup"], event["restore"],
+    )  # fmt: skip
+    assert ["command:snap-1"] == database.query("SELECT backup FROM preflight.migrations")
+    back = run("restore", "command:snap-1", env=env)
+    assert (20, "backup.elsewhere") == code_of(back)
+    assert "aws rds x" in back.finished["error"]["message"]
+
+
+WRONG = {
+    "nothing": ("", 23, "backup.command_answer"),
+    "no JSON": ("print('done')", 23, "backup.command_answer"),
+    "two answers": (f"{ANSWER}{GIVE};{GIVE}", 23, "backup.command_answer"),
+    "a list": ("print('[]')", 23, "backup.command_answer"),
+    "no way back": (f"{ANSWER}del answer['restore'];{GIVE}", 23, "backup.command_answer"),
+    "no zone": (
+        f"{ANSWER}answer['taken_at'] = '2026-01-01T00:00:00';{GIVE}", 23, "backup.command_answer",
+    ),
+    "an old one": (
+        f"{ANSWER}answer['taken_at'] = (now - timedelta(hours=1)).isoformat();{GIVE}",
+        23, "backup.command_answer",
+    ),
+    "one to come": (
+        f"{ANSWER}answer['taken_at'] = (now + timedelta(hours=1)).isoformat();{GIVE}",
+        23, "backup.command_answer",
+    ),
+    "an error": (f"{ANSWER}{GIVE};sys.exit('quota')", 23, "backup.command_failed"),
+    "for ever": ("time.sleep(600)", 14, "backup.command_late"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_answer_that_names_no_snapshot_stops_the_run(
+    way: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+) -> None:
+    """Whatever it answered in place of one, no file runs."""
+    text, code, name = WRONG[way]
+    migrations(ONE)
+    result = run(env={**told(text), "PREFLIGHT_LOCK_RETRY_S": "1" if code == 14 else "60"})
+
+    assert (code, name) == code_of(result), result
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def test_program_that_is_not_there_stops_the_run(run: Run, migrations: WriteMigrations) -> None:
+    """It is named; so is a command without PREFLIGHT_BACKUP=command."""
+    migrations(ONE)
+    env = {"PREFLIGHT_BACKUP": "command", "PREFLIGHT_BACKUP_COMMAND": "/nowhere/snapshot"}
+    result = run(env=env)
+    assert (23, "backup.command_not_started") == code_of(result), result
+    assert 20 == run(env={**env, "PREFLIGHT_BACKUP": None}).code
+    assert 20 == run(env={**env, "PREFLIGHT_BACKUP_COMMAND": None}).code
+    assert 20 == run(env={**env, "PREFLIGHT_BACKUP_COMMAND": "'unclosed"}).code
+
+
+def test_stop_is_passed_on_to_the_program(
+    start: Start,
+    tmp_path: Path,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+) -> None:
+    """SIGTERM reaches it, so that it can take back what it began."""
+    import signal  # noqa: PLC0415 -- of this test alone
+
+    migrations(ONE)
+    mark, began = tmp_path / "ended", tmp_path / "began"
+    text = (
+        "import signal\n"
+        f"def end(*_):\n    open({str(mark)!r}, 'w').close(); sys.exit(1)\n"
+        f"signal.signal(signal.SIGTERM, end)\nopen({str(began)!r}, 'w').close()\ntime.sleep(600)"
+    )
+    process = start(env=told(text))
+    process.wait_for_event("backup.started")
+    while not began.exists():
+        assert process.running
+    process.signal(signal.SIGTERM)
+
+    assert 143 == process.wait().code
+    assert mark.exists()
+
+
+def test_export_has_no_place_in_a_snapshot(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+) -> None:
+    """A rollback with an export is 23 before the program runs; one without is not."""
+    migrations({
+        **ONE,
+        "001_one_rollback.sql": "DROP TABLE one;",
+        "001_one_export.sql": "SELECT * FROM one;",
+    })  # fmt: skip
+    env = told(ANSWER + GIVE)
+    assert 0 == run(env=env).code
+    result = run("rollback", env=env)
+
+    assert (23, "backup.no_export") == code_of(result), result
+    assert ["one"] == database.query("SELECT to_regclass('one')::text")
+
+
+def test_rollback_and_wrap_name_the_point(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+) -> None:
+    """Whatever changes the database goes through the same gate."""
+    migrations({**ONE, "001_one_rollback.sql": "DROP TABLE one;"})
+    env = told(ANSWER + GIVE)
+    assert 0 == run(env=env).code
+    result = run("rollback", env=env)
+
+    assert 0 == result.code, result
+    assert "command:snap-1" == result.event("backup.verified")[0]["backup"]
+    said = "SELECT backup FROM preflight.journal WHERE event = 'rolled_back'"
+    assert ["command:snap-1"] == database.query(said)
+
+
+def test_standby_names_no_point(run: Run, archive: Archive) -> None:
+    """It can be dumped, but switches no segment."""
+    server = archive.server
+    server.stop()
+    signal_file = server.put("standby.signal", "")
+    server.start()
+    try:
+        result = run("backup", env=archive.env())
+        assert (23, "archive.standby") == code_of(result), result
+    finally:
+        server.stop()
+        signal_file.unlink()
+        server.start()
