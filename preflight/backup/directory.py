@@ -102,16 +102,17 @@ class Directory(store.Store):
             if name.startswith(".") or path.is_symlink():
                 raise manifests.Unreadable("it is a link, or hidden")
             said = json.loads(store.small(self, name, manifests.MANIFEST))
-            dump = (path / manifests.DUMP).lstat()
+            found = manifests.parsed(said)
+            dump = (path / found.stored.file).lstat()
         except OSError as error:
             why = f"{error.filename or path} cannot be read: {error.strerror}"
             raise manifests.Unreadable(why) from error
         except (ValueError, RecursionError, MemoryError) as error:
             why = f"{manifests.MANIFEST} is not the JSON that it should be"
             raise manifests.Unreadable(why) from error
-        found = manifests.parsed(said)
-        if not stat.S_ISREG(dump.st_mode) or dump.st_size != found.size_bytes:
-            raise manifests.Unreadable(f"{manifests.DUMP} is no file of {found.size_bytes} bytes")
+        wanted = found.stored
+        if not stat.S_ISREG(dump.st_mode) or dump.st_size != wanted.size_bytes:
+            raise manifests.Unreadable(f"{wanted.file} is no file of {wanted.size_bytes} bytes")
         return manifests.Backup(name, found)
 
     def files(self, name: str) -> list[str]:
@@ -229,7 +230,7 @@ class Directory(store.Store):
         Where there are no locks the mark tells. Neither is a must: the directory may be read-only.
         """
         path = self._root / name
-        mark, dump = path / f"{READER}{os.urandom(6).hex()}", path / manifests.DUMP
+        mark, dump = path / f"{READER}{os.urandom(6).hex()}", _dump(path)
         descriptor = os.open(dump, _READ)
         renewed = time.monotonic()
 
@@ -367,4 +368,10 @@ def _in_use(path: Path) -> bool:
     for mark in path.glob(f"{READER}*"):
         if time.time() - mark.lstat().st_mtime < READER_S:
             return True
-    return _free(path / manifests.DUMP) is False
+    return _free(_dump(path)) is False
+
+
+def _dump(path: Path) -> Path:
+    """Return the dump's file, sealed or not."""
+    sealed = path / f"{manifests.DUMP}{manifests.SEALED}"
+    return sealed if sealed.exists() else path / manifests.DUMP

@@ -130,13 +130,19 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
             ) from error
         if rows is not None:
             structlog.get_logger().info(
-                "export.saved", **step.migration.named, file=file, backup=saved.name, rows=rows
+                "export.saved",
+                **step.migration.named,
+                file=saved.seal.file(file),
+                backup=saved.name,
+                rows=rows,
             )
-            files.append(file)
+            files.append(saved.seal.file(file))
     return files
 
 
 def _hash(saved: Taken, file: str) -> str | None:
+    if saved.seal.on:
+        return saved.seal.hashes.get(file)
     with suppress(OSError):  # it was not saved, or cannot be compared: then both are kept
         return reading_back.hashed(saved.store, saved.name, file).sha256
     return None
@@ -151,7 +157,7 @@ def _save(
     """
     copied, digest = b"COPY (" + query + b"\n) TO STDOUT (FORMAT csv, HEADER)", hashlib.sha256()
     try:
-        with saved.store.sink(saved.name, file) as sink:
+        with saved.seal.sink(saved.store, saved.name, file) as sink:
             with stop.allowed(), session.connection.cursor() as cursor:
                 with cursor.copy(copied) as copy:
                     for block in copy:

@@ -13,6 +13,7 @@ FORMAT = 1
 MANIFEST_MAX_BYTES = 32 << 20  # a line for each of 200,000 tables
 LOOPBACK = {"127.0.0.1", "::1"}
 DUMP, MANIFEST = "database.dump", "manifest.json"
+SEALED = ".age"  # at the end of a file's name
 LAST = (1 << 53) - 1  # no sequence is higher
 
 
@@ -57,6 +58,15 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """The file of a dump as its store has it."""
+
+    file: str
+    size_bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What is written of a backup; None or empty is what an older version did not say."""
 
@@ -82,8 +92,23 @@ class Manifest:
     roles: tuple[str, ...] = ()  # that a restore needs
     partial: Part | None = None  # of some schemas only
     extensions: tuple[Extension, ...] = ()  # of the live database; a dump does not say the version
+    sealed_sha256: str | None = None  # of the file as it is stored; the others are of the dump
+    sealed_bytes: int | None = None
+    recipients: tuple[str, ...] = ()  # public: whose keys open it
     excepted: tuple[str, ...] = ()  # entries that cannot be there; the key is `except`
     more: Mapping[str, Any] = field(default_factory=dict)  # said by a later version, and kept
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the dump is sealed."""
+        return self.sealed_sha256 is not None
+
+    @property
+    def stored(self) -> Stored:
+        """The dump's file in the store."""
+        if self.sealed:
+            return Stored(f"{DUMP}{SEALED}", self.sealed_bytes or 0, self.sealed_sha256)
+        return Stored(DUMP, self.size_bytes, self.sha256)
 
     def data(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -221,6 +246,7 @@ def parsed(said: object) -> Manifest:
         plain["taken_for"] = Purpose(purpose["command"], purpose.get("pending", []))
     plain["without"] = tuple(Lacking(each["what"], each["why"]) for each in said.get("without", ()))
     plain["roles"] = tuple(said.get("roles", ()))
+    plain["recipients"] = tuple(said.get("recipients", ()))
     if "partial" in plain:
         plain["partial"] = _part(plain["partial"])
     plain["extensions"] = _extensions(said.get("extensions", ()))
@@ -301,6 +327,9 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "version": _or_none,
     "pg_dump": _or_none,
     "file": _text,
+    "sealed_sha256": _or_none,
+    "sealed_bytes": lambda value: value is None or _count(value),
+    "recipients": _texts,
     "database_bytes": _count,
     "roles": _texts,
     "extensions": _are_extensions,

@@ -14,18 +14,17 @@ import json
 import os
 import queue
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from preflight.backup import manifests, store
+from preflight.backup import manifests, spool, store
 from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
@@ -39,7 +38,8 @@ QUEUED = 16  # chunks of the source that wait for the upload
 WIDTH = 32  # manifests that are read at the same time
 RENEW_S, ABANDONED_S, READER_S = 60.0, 3600.0, 300.0
 RETRY_S, ANSWER_S, CONNECT_S = 60, 120, 5  # seconds: all tries of one request, one answer
-READER = ".reading-"
+READER, PRUNED = ".reading-", "pruned"
+AWAITED_S = 10.0  # for another run that removes a backup, or sees us and leaves it
 GIVE_UP_S = 3.0
 
 
@@ -206,7 +206,7 @@ class Objects(store.Store):
         def known(name: str) -> Backup | None:
             meta = there[name][manifests.MANIFEST]
             with suppress(manifests.Unreadable, FileNotFoundError):
-                return self._read(name, meta, there[name].get(manifests.DUMP))
+                return self._read(name, meta, there[name])
             return None
 
         with ThreadPoolExecutor(WIDTH) as pool:
@@ -220,9 +220,9 @@ class Objects(store.Store):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         if manifests.MANIFEST not in files:
             raise manifests.Unreadable(f"it has no {manifests.MANIFEST}")
-        return self._read(name, files[manifests.MANIFEST], files.get(manifests.DUMP))
+        return self._read(name, files[manifests.MANIFEST], files)
 
-    def _read(self, name: str, meta: Mapping[str, Any], dump: Mapping[str, Any] | None) -> Backup:
+    def _read(self, name: str, meta: Mapping[str, Any], files: Mapping[str, Any]) -> Backup:
         version = (name, meta["e_tag"] or meta["last_modified"])
         if version not in self._known:
             try:
@@ -234,9 +234,9 @@ class Objects(store.Store):
                 raise manifests.Unreadable(why) from error
             self._known[version] = manifests.Backup(name, manifests.parsed(said))
         found = self._known[version]
-        if dump is None or dump["size"] != found.manifest.size_bytes:
-            size = found.manifest.size_bytes
-            raise manifests.Unreadable(f"{manifests.DUMP} is no object of {size} bytes")
+        wanted = found.manifest.stored
+        if wanted.file not in files or files[wanted.file]["size"] != wanted.size_bytes:
+            raise manifests.Unreadable(f"{wanted.file} is no object of {wanted.size_bytes} bytes")
         return found
 
     def files(self, name: str) -> list[str]:
@@ -332,7 +332,7 @@ class Objects(store.Store):
 
     def remove(self, backup: Backup, identity: Identity) -> bool:
         """Take the manifest away first, then the rest."""
-        mark = f"{backup.name}/{identity.hidden('unproven', 'pruned')}"
+        mark = f"{backup.name}/{identity.hidden('unproven', PRUNED)}"
         now = self._marked(mark)
         files = self._listed(f"{backup.name}/").get(backup.name, {})
         readers = [each["last_modified"] for file, each in files.items() if file.startswith(READER)]
@@ -356,19 +356,24 @@ class Objects(store.Store):
         """Download it to PREFLIGHT_SPOOL_DIR; raises Refused where there is none."""
         if self._spool is None:
             raise Refused("spool", f"there is no place for a copy of {file} on this machine")
-        with tempfile.NamedTemporaryFile(prefix=".preflight-spool-", dir=self._spool) as copy:
-            path = Path(copy.name)
-            if (own := Path(f"/proc/{os.getpid()}/fd/{copy.fileno()}")).exists():
-                path.unlink()  # a kill leaves nothing
-                path = own
+        with ExitStack() as stack:
+            with self._room(file):
+                copy = stack.enter_context(spool.Spool(self._spool))
             with self.open(name, file) as stream:
                 while part := stream.read(PART_BYTES):
-                    with stop.allowed():
+                    with stop.allowed(), self._room(file):
                         copy.write(part)
-            copy.flush()
-            yield path
-            with suppress(OSError):
-                Path(copy.name).touch(0o600)  # which its end removes
+            with self._room(file):
+                copy.flush()
+            yield copy.path
+
+    @contextmanager
+    def _room(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            said = f"a copy of {file} has no room in {self._spool}: {error.strerror}"
+            raise Refused("spool", said) from error
 
     def stamp(self, name: str, file: str) -> object:
         """Return the object's version."""
@@ -382,12 +387,35 @@ class Objects(store.Store):
         with suppress(Refused):
             self._put(mark, b"")
         try:
-            self._head(f"{name}/{manifests.DUMP}")
+            self._require_kept(name, mark)
             with _regularly(lambda: self._put(mark, b"")):
                 yield lambda: None
         finally:
             with suppress(OSError):
                 self._delete(mark)
+
+    def _require_kept(self, name: str, mark: str) -> None:
+        """Make sure that nobody removes it: both look after they have put their marks.
+
+        Who removes takes his mark away when he sees ours. One of a killed run counts as long as a
+        reader's. Raises FileNotFoundError.
+        """
+        for waited in stop.looks(0.2, 0.5):
+            files = self._listed(f"{name}/").get(name, {})
+            if not any(f"{manifests.DUMP}{end}" in files for end in ("", manifests.SEALED)):
+                raise FileNotFoundError(errno.ENOENT, "no such object", name)
+            ours = files.get(mark.rpartition("/")[2])
+            now = ours["last_modified"] if ours else datetime.now(UTC)
+            young = timedelta(seconds=READER_S)
+            if not any(
+                file.startswith(".unproven-")
+                and file.endswith(f"-{PRUNED}")
+                and now - each["last_modified"] < young
+                for file, each in files.items()
+            ):
+                return
+            if waited > AWAITED_S or manifests.MANIFEST not in files:
+                raise FileNotFoundError(errno.ENOENT, "another run is removing it", name)
 
 
 # streams
@@ -504,8 +532,8 @@ HINTS = {
     "identity, container and instance credentials are found.",
     "credentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind "
     "reads), or give the job a role. Profile files are not read.",
-    "rights": "The key needs to list, read, write and delete below the prefix; docs/backups.md "
-    "has a policy.",
+    "rights": "The key needs to list, read, write and delete below the prefix: in S3's words "
+    "ListBucket on the bucket, GetObject, PutObject, DeleteObject and AbortMultipartUpload below.",
     "bucket": "Make the bucket, or correct PREFLIGHT_BACKUP_DIR; none is made here.",
     "region": "Set AWS_REGION to the bucket's region.",
     "clock": "Set this machine's clock: the store refuses what is signed at another time.",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING
@@ -45,6 +46,17 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
         found = hashed(backups, name)
     if found.size_bytes == 0:
         raise BackupUnverified("backup.empty", "pg_dump wrote nothing", clients.HINT)
+    require_same(found, digest)
+    expected = sum(count for _, count in wanted.values())
+    if rows is None:
+        with backups.local(name, manifests.DUMP) as dump:
+            rows = rows_of(dump, programs, environment, expected)
+    require_rows(found, rows, wanted, roots)
+    return found.size_bytes
+
+
+def require_same(found: Hashed, digest: str) -> None:
+    """Make sure that the store has what was sent to it; raises BackupDamaged."""
     if found.sha256 != digest:
         raise BackupDamaged(
             "backup.corrupt",
@@ -52,10 +64,18 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
             f"{digest[:12]}",
             "Check the disk below the backup directory; nothing was migrated.",
         )
-    expected = sum(count for _, count in wanted.values())
-    if rows is None:
-        with backups.local(name, manifests.DUMP) as dump:
-            rows = rows_of(dump, programs, environment, expected)
+
+
+def require_rows(
+    found: Hashed,
+    rows: Mapping[clients.Key, int],
+    wanted: Mapping[clients.Key, tuple[str, int]],
+    roots: Mapping[clients.Key, clients.Key] | None = None,
+) -> None:
+    """Make sure that an archive holds the rows that were counted, to its end.
+
+    Raises BackupUnverified.
+    """
     rows = _settled(rows, wanted, roots or {})
     different = [
         f"{name} has {rows.get(key, 'no')} rows in the dump, {count} in the database"
@@ -72,7 +92,6 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
         raise BackupUnverified(
             "backup.unreadable", "the dump does not end as an archive ends", clients.HINT
         )
-    return found.size_bytes
 
 
 def _settled(
@@ -197,6 +216,13 @@ def rows_of(
             code, said = children.wait(child), words.said()
     except children.ClientFailed as failure:
         raise BackupFailed("backup.no_client", str(failure), "Reinstall the client.") from failure
+    return _judged(counter, programs, code, said)
+
+
+def _judged(
+    counter: RowCounter, programs: clients.Clients, code: int, said: str
+) -> dict[clients.Key, int]:
+    """Return the rows that pg_restore wrote, if it came to the end of the archive."""
     if code != 0 and (why := clients.unable(said)):
         raise BackupFailed(
             "backup.client_too_old",
@@ -210,6 +236,70 @@ def rows_of(
             clients.HINT,
         )
     return counter.rows
+
+
+@contextmanager
+def passing(programs: clients.Clients, environment: Mapping[str, str]) -> Iterator[Passing]:
+    """Read an archive that is on its way elsewhere, as `rows_of` reads one that lies somewhere."""
+    command = clients.read_command(programs.pg_restore, None)
+    with ExitStack() as stack:
+        try:
+            child, words = stack.enter_context(children.started(command, environment, fed=True))
+        except children.ClientFailed as failure:
+            why = str(failure)
+            raise BackupFailed("backup.no_client", why, "Reinstall the client.") from failure
+        assert child.stdin is not None  # noqa: S101 -- it is fed
+        assert child.stdout is not None  # noqa: S101 -- and heard
+        yield Passing(
+            child.stdin,
+            child.stdout,
+            lambda rows: _judged(rows, programs, children.wait(child), words.said()),
+        )
+
+
+class Passing:
+    """An archive on its way: its size, its end and its rows."""
+
+    def __init__(
+        self,
+        pipe: IO[bytes],
+        written: IO[bytes],
+        judged: Callable[[RowCounter], dict[clients.Key, int]],
+    ) -> None:
+        self._pipe, self._judged, self._listening = pipe, judged, True
+        self._size, self._end = 0, b""
+        self._counter = RowCounter()
+        own = os.dup(written.fileno())  # the other one may be closed before the thread ends
+        self._thread = threading.Thread(target=self._count, args=(own,), daemon=True)
+        self._thread.start()
+
+    def _count(self, written: int) -> None:
+        with os.fdopen(written, "rb", buffering=0) as stream:
+            while chunk := stream.read(children.CHUNK):
+                self._counter.feed(chunk)
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Look at the next part; that the client has heard enough is told at the end."""
+        self._size += len(data)
+        self._end = (self._end + bytes(data[-len(_END) :]))[-len(_END) :]
+        rest = memoryview(data)
+        try:
+            while rest and self._listening:
+                with stop.allowed():
+                    rest = rest[os.write(self._pipe.fileno(), rest) :]
+        except BrokenPipeError:
+            self._listening = False
+
+    def finish(self, digest: str) -> tuple[Hashed, dict[clients.Key, int]]:
+        """Return what it was, whose hash somebody else made; raises BackupUnverified."""
+        with suppress(OSError):
+            self._pipe.close()
+        if self._size == 0:
+            raise BackupUnverified("backup.empty", "pg_dump wrote nothing", clients.HINT)
+        while self._thread.is_alive():
+            with stop.allowed():
+                self._thread.join(0.2)
+        return Hashed(digest, self._size, self._end), self._judged(self._counter)
 
 
 _NAME = rb'("(?:[^"]|"")*+"|[^\s"(.]++)'

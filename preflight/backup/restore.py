@@ -29,6 +29,7 @@ from preflight.backup import (
     points,
     reading_back,
     restored,
+    sealing,
     snapshots,
     store,
     stores,
@@ -47,6 +48,8 @@ from preflight.base.errors import (
 from preflight.server import lock, ready, sessions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from preflight.backup.manifests import Backup, Identity
     from preflight.backup.store import Store
     from preflight.base.config import Config
@@ -135,7 +138,15 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
         ) from wrong
     own = own or belongings.read(session, live)
     return restored.Place(
-        backups, source, live, into, own, asked.without, tuple(asked.skip), asked.no_owner
+        backups,
+        source,
+        live,
+        into,
+        own,
+        asked.without,
+        tuple(asked.skip),
+        asked.no_owner,
+        asked.identity_file,
     )
 
 
@@ -296,7 +307,8 @@ def _require_whole(place: restored.Place) -> None:
             f"{source.name} cannot be compared: its manifest lacks {' and '.join(missing)}",
             "Use another backup (`backups --table`).",
         )
-    if reading_back.hashed(place.store, source.name).sha256 != source.manifest.sha256:
+    wanted = source.manifest.stored
+    if reading_back.hashed(place.store, source.name, wanted.file).sha256 != wanted.sha256:
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} is not what was written: its hash differs from the manifest's",
@@ -346,12 +358,27 @@ def _made(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     """Make the database, fill it, compare it, and give it what belongs to it."""
     _require_whole(place)
     _require_roles(session, place)
-    with _new_database(session, place):
-        state = _fill(session, place, renew)
+    with _dump(session, place) as dump, _new_database(session, place):
+        state = _fill(session, place, dump, renew)
         belongings.give(session, place.commands)
         state = dataclasses.replace(state, own=restored.own_of(session, place))
         new_database.say(session, place.into, state.mark(place.source))
     return state
+
+
+@contextmanager
+def _dump(session: Session, place: restored.Place) -> Iterator[Path]:
+    """Yield the dump as a file that pg_restore reads, opened if it is sealed."""
+    with ExitStack() as stack:
+        if place.source.manifest.sealed:
+            spool, key = session.config.spool_dir, place.identity_file
+            opened = sealing.opened(place.store, place.source, key, spool)
+            path = stack.enter_context(opened)
+        else:
+            with store.usable(place.store):
+                local = place.store.local(place.source.name, manifests.DUMP)
+                path = stack.enter_context(local)
+        yield path
 
 
 @contextmanager
@@ -437,13 +464,13 @@ def _drop(session: Session, name: str) -> None:
         )
 
 
-def _fill(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
+def _fill(
+    session: Session, place: restored.Place, dump: Path, renew: Callable[[], None]
+) -> restored.State:
     """Run pg_restore and compare every table's rows with the manifest."""
     jobs = new_database.jobs(session)
     quiet = new_database.quiet(session)  # a login event trigger would write into what is compared
     with ExitStack() as stack:
-        with store.usable(place.store):
-            dump = stack.enter_context(place.store.local(place.source.name, manifests.DUMP))
         options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
         if place.skip:
             programs, environment = (

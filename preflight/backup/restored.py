@@ -19,6 +19,8 @@ from preflight.base.errors import (
 from preflight.server import catalog
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from preflight.backup.belongings import Belongings
     from preflight.backup.manifests import Backup
     from preflight.backup.store import Store
@@ -52,6 +54,7 @@ class Asked:
     without: frozenset[str] = frozenset()
     skip: Sequence[str] = ()
     no_owner: bool = False
+    identity_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Place:
     without: frozenset[str] = frozenset()
     skip: tuple[str, ...] = ()  # entries of the archive that are left out
     no_owner: bool = False  # owners and rights are
+    identity_file: Path | None = None  # which opens it, if it is sealed
 
     @property
     def at(self) -> str:

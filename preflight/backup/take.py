@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from preflight.backup import (
     parts,
     reading_back,
     retention,
+    sealing,
     snapshots,
     store,
     stores,
@@ -69,6 +70,7 @@ class Taken:
     identity: Identity
     witness: snapshots.Witness
     seen: object  # of the dump's file, before its hash was read back
+    seal: sealing.Seal
     visible: bool = True  # a plan's is removed afterwards
 
     @property
@@ -81,9 +83,24 @@ class Taken:
         """How people call where it is."""
         return f"{self.store.place}/{self.name}"
 
+    @property
+    def lacking(self) -> str | None:
+        """Why there is no place for a plain dump that another program could read."""
+        if self.seal.on:
+            return None if self.seal.spooled else self.seal.unspooled
+        if self.store.spooled:
+            return None
+        return (
+            f"there is no place for a copy of the dump from {self.store.place}: set "
+            "PREFLIGHT_SPOOL_DIR"
+        )
+
     @contextmanager
     def dump(self) -> Iterator[Path]:
         """Yield its dump as a file for another program; raises BackupFailed."""
+        if self.seal.spooled:
+            yield self.seal.spooled
+            return
         with ExitStack() as stack:
             with store.usable(self.store):
                 path = stack.enter_context(self.store.local(self.name, manifests.DUMP))
@@ -121,6 +138,7 @@ def take(
             rows=sum(rows.values()),
             sha256=manifest.sha256,
             **({"schemas": made.schemas} if made.schemas else {}),
+            **({"sealed_for": manifest.recipients} if manifest.sealed else {}),
             **({"without": manifest.data()["without"][:TOLD]} if manifest.without else {}),
             duration_s=round(time.monotonic() - began, 3),
         )
@@ -148,13 +166,14 @@ def _made(
     own, roles = belongings.read(session, identity.database), _roles(session)
     part = parts.look(session)
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
-    backups = stores.of(config)
+    backups, seal = stores.of(config), sealing.Seal(config)
     with ExitStack() as stack:
         with store.usable(backups):
             ours = identity.ours(backups.listing())
             needed = store.space_needed(ours[-1].manifest.size_bytes if ours else None, size)
             name = stack.enter_context(backups.draft(identity, config.run_id, needed))
-            found, witness, seen = _dumped(session, backups, name, programs)
+            into = _Draft(backups, name, programs, seal)
+            found, witness, seen = _dumped(session, into)
             manifest = dataclasses.replace(
                 found,
                 version=__version__,
@@ -174,11 +193,12 @@ def _made(
                 extensions=() if part else parts.extensions(session),
             )
         backup = manifests.Backup(name, manifest)
-        yield Taken(backups, backup, identity, witness, seen, visible=False)
+        yield Taken(backups, backup, identity, witness, seen, seal, visible=False)
 
 
 def prune(session: Session, saved: Taken) -> None:
     """Let go what is more than BACKUP_KEEP; call once it is known what the newest is worth."""
+    saved.seal.close()
     with suppress(OSError):  # the backup is there; what cannot be removed is told by the store
         retention.prune(saved.store, saved.identity, session.config.backup_keep)
 
@@ -207,15 +227,16 @@ def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool
     """
     if saved is None:
         return
-    digest = saved.backup.manifest.sha256
+    wanted = saved.backup.manifest.stored
+    digest = wanted.sha256
     try:
-        if again or saved.store.stamp(saved.name, manifests.DUMP) != saved.seen:
-            digest = reading_back.hashed(saved.store, saved.name).sha256
+        if again or saved.store.stamp(saved.name, wanted.file) != saved.seen:
+            digest = reading_back.hashed(saved.store, saved.name, wanted.file).sha256
         there = saved.store.files(saved.name) if files else ()
         gone = [f"{saved.place}/{file}" for file in files if file not in there]
     except OSError as error:
-        gone = [f"{saved.place}/{manifests.DUMP} ({error.strerror})"]
-    if digest != saved.backup.manifest.sha256:
+        gone = [f"{saved.place}/{wanted.file} ({error.strerror})"]
+    if digest != wanted.sha256:
         raise BackupDamaged(
             "backup.corrupt",
             f"the dump in {saved.place} is not what was verified a moment ago: its hash differs",
@@ -288,9 +309,17 @@ def _timeline(session: Session) -> int | None:
 # attempts
 
 
-def _dumped(
-    session: Session, backups: Store, name: str, programs: Clients
-) -> tuple[Manifest, snapshots.Witness, object]:
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """Where a dump is written to, and how."""
+
+    store: Store
+    name: str
+    programs: Clients
+    seal: sealing.Seal
+
+
+def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness, object]:
     """Write the dump and read it back; return what the manifest says of it, and what else was seen.
 
     Last comes what its file looked like before its hash was read back.
@@ -301,7 +330,7 @@ def _dumped(
     while True:
         attempt += 1
         try:
-            taken_at, seen, written = _attempted(session, backups, name, programs, attempt)
+            taken_at, seen, written = _attempted(session, into, attempt)
             break
         except (
             children.ClientFailed,
@@ -323,15 +352,14 @@ def _dumped(
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
-    looks = backups.stamp(name, manifests.DUMP)
+    looks = into.store.stamp(into.name, into.seal.file(manifests.DUMP))
     if session.config.only:
         without = parts.lacking(session)
     else:
         without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
-    digest, environment = written.sha256, session.config.child_env
-    size = reading_back.require_whole(backups, name, digest, programs, environment, wanted, roots)
+    size = _read_back(session, into, written.sha256, wanted, roots)
     listed = any(each.what.startswith("subscription ") for each in without)
     without += [
         manifests.Lacking(warning, "a warning of pg_dump")
@@ -342,15 +370,45 @@ def _dumped(
     found = Manifest(
         snapshot_at=taken_at,
         size_bytes=size,
-        sha256=digest,
+        sha256=written.sha256,
         rows={table.name: rows for table, rows in seen.rows.items()},
         without=tuple(without),
     )
+    if sealed := into.seal.dumped:
+        found = dataclasses.replace(
+            found,
+            file=into.seal.file(manifests.DUMP),
+            sealed_sha256=sealed.sha256,
+            sealed_bytes=sealed.size_bytes,
+            recipients=into.seal.recipients,
+        )
     return found, seen.witness, looks
 
 
+def _read_back(
+    session: Session,
+    into: _Draft,
+    digest: str,
+    wanted: Mapping[clients.Key, tuple[str, int]],
+    roots: Mapping[clients.Key, clients.Key],
+) -> int:
+    """Read back what is stored; return the dump's size in bytes. Raises BackupUnverified.
+
+    A sealed dump was read before it was sealed, and what is stored can only be hashed.
+    """
+    if (sealed := into.seal.dumped) is None:
+        environment = session.config.child_env
+        return reading_back.require_whole(
+            into.store, into.name, digest, into.programs, environment, wanted, roots
+        )
+    found = reading_back.hashed(into.store, into.name, into.seal.file(manifests.DUMP))
+    reading_back.require_same(found, sealed.sha256)
+    reading_back.require_rows(sealed.plain, sealed.rows, wanted, roots)
+    return sealed.plain.size_bytes
+
+
 def _attempted(
-    session: Session, backups: Store, name: str, programs: Clients, attempt: int
+    session: Session, into: _Draft, attempt: int
 ) -> tuple[str, snapshots.Count, clients.Written]:
     """Dump once, and count meanwhile; return when, what was seen in the snapshot, and the dump.
 
@@ -364,12 +422,15 @@ def _attempted(
             "backup.started",
             attempt=attempt,
             tables=len(snapshot.tables),
-            client=programs.version,
+            client=into.programs.version,
         )
         with snapshots.Count(snapshot).running() as count:
             progress = clients.Progress(len(snapshot.tables), count.plain, session.tell)
-            sink = partial(backups.sink, name, manifests.DUMP)
-            written = clients.write(session, programs, snapshot.name, sink, progress, count.check)
+            environment = session.config.child_env
+            sink = partial(into.seal.dump, into.store, into.name, into.programs, environment)
+            written = clients.write(
+                session, into.programs, snapshot.name, sink, progress, count.check
+            )
             count.finish()
     if moved := catalog.moved(count.marks, catalog.marks(session, only)):
         raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")

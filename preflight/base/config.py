@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PREFIX = "PREFLIGHT_"
 PASSWORDS = ("PGPASSWORD", "POSTGRES_PASSWORD")
 REHEARSE_URLS = ("PREFLIGHT_REHEARSE_URL", "PREFLIGHT_REHEARSE_CLONE_URL")
-SECRETS = ("DATABASE_URL", *PASSWORDS, *REHEARSE_URLS, "PREFLIGHT_NOTIFY_URL")
+FILED = ("PREFLIGHT_NOTIFY_URL", "PREFLIGHT_BACKUP_RECIPIENTS")
+SECRETS = ("DATABASE_URL", *PASSWORDS, *REHEARSE_URLS, *FILED)
 AS_FILES = frozenset(f"{name}_FILE" for name in SECRETS if name.startswith(PREFIX))
 MOST_SECONDS = 2_147_483  # what fits into PostgreSQL's timeouts, which are milliseconds
 
@@ -42,6 +43,7 @@ _READ = (PREFIX, "DATABASE_URL", "PG", "POSTGRES_")
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 _FILES = "a shell takes quotes off, `docker run --env-file` does not"
 _BUCKET = re.compile(r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/[^/?#\s\x00-\x1f]+)*/?")
+_RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( .*)?")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,"][^,]*))(?:,|\Z)')
 _NAME_BYTES = 63
@@ -59,6 +61,7 @@ class Config:
     schemas: tuple[str, ...] = ()  # as they were named; `only` has ours, too
     backup_dir: Path | str = Path("/backups")  # a text is the address of a bucket
     backup_endpoint: str | None = None
+    backup_recipients: tuple[str, ...] | None = None  # public keys
     spool_dir: Path | None = None
     backup: str = "required"
     backup_command: tuple[str, ...] | None = None
@@ -265,6 +268,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "SCHEMAS": _schemas,
     "BACKUP_DIR": _place,
     "BACKUP_ENDPOINT": _endpoint,
+    "BACKUP_RECIPIENTS": _text,
     "SPOOL_DIR": _path,
     "BACKUP": _one_of("required", "archive", "command", "off"),
     "BACKUP_COMMAND": _command,
@@ -460,13 +464,40 @@ class _Reader:
             self.wrong(f"{name} {wrong}")
             return None
 
+    def _recipients(self, name: str) -> tuple[str, ...]:
+        """Return age's public keys, of which nothing is shown: one may be secret by mistake."""
+        said = self.secret(name) or ""
+        lines = [line.strip() for line in re.split(r"[\n,]", said)]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if "AGE-SECRET-KEY-" in said or "PRIVATE KEY-----" in said:
+            self.wrong(
+                f"{name} holds a secret key",
+                "Put its public key there, as `age-keygen -y FILE` prints it. Who could read the "
+                "secret one here can open what it opens: make a new pair.",
+            )
+            return ()
+        for number, key in enumerate(keys, 1):
+            if not _RECIPIENT.fullmatch(key):
+                self.wrong(
+                    f"{name}: key {number} is no public key that can be used",
+                    "age1… as age-keygen prints it, or ssh-ed25519 … or ssh-rsa …: one a line, or "
+                    "with commas. Keys of age's plugins cannot be used.",
+                )
+        if said and not keys:
+            self.wrong(f"{name} holds no key")
+        return tuple(dict.fromkeys(keys))
+
     def settings(self) -> dict[str, object]:
         """Return the values of the settings that are set."""
         found: dict[str, object] = {}
+        readers: dict[str, Callable[[str], object]] = {
+            "NOTIFY_URL": self._address,
+            "BACKUP_RECIPIENTS": self._recipients,
+        }
         for name, parse in SETTINGS.items():
             variable = PREFIX + name
             if variable in SECRETS:
-                read = self._address if name == "NOTIFY_URL" else self._url
+                read = readers.get(name, self._url)
                 if target := read(variable):
                     found[name.lower()] = target
                 continue

@@ -36,6 +36,7 @@ class Shown:
     wrapped: str | None
     verified: str | None
     schemas: list[str] | None
+    sealed_for: list[str] | None
 
 
 def described(backups: Store) -> list[Shown]:
@@ -58,6 +59,7 @@ def _shown(backup: manifests.Backup) -> Shown:
         wrapped=_wrapped(said.taken_for),
         verified=said.verified,
         schemas=list(backup.schemas) or None,
+        sealed_for=list(said.recipients) if said.sealed else None,
     )
 
 
@@ -100,7 +102,12 @@ def _cells(row: Shown, name: str) -> tuple[object, ...]:
         console.size(row.size_bytes or 0),
         f"{row.rows:,}",
         " ".join(filter(None, (row.taken_for, _few(row.pending), row.wrapped))),
-        " ".join(filter(None, (row.verified, _only(row.schemas)))),
+        " ".join(
+            filter(
+                None,
+                (row.verified, "sealed" if row.sealed_for is not None else "", _only(row.schemas)),
+            )
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preflight.commands import command
@@ -70,6 +71,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="leave out owners and rights of what is in it: everything belongs to this role",
+    )
+    parser.add_argument(
+        "--identity-file",
+        type=Path,
+        metavar="FILE",
+        help="the secret key that opens a sealed backup: age's, or ssh's without a passphrase",
     )
 
 

@@ -541,11 +541,8 @@ def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom
         raise scratch.Unavailable(
             f"there is no backup to restore (PREFLIGHT_BACKUP={config.backup})"
         )
-    if not saved.store.spooled:
-        raise scratch.Unavailable(
-            f"there is no place for a copy of the dump from {saved.store.place}: set "
-            "PREFLIGHT_SPOOL_DIR"
-        )
+    if saved.lacking:
+        raise scratch.Unavailable(saved.lacking)
     alone = ""
     if config.rehearse_url is None and config.rehearse_on != "server":
         try:

@@ -1,0 +1,487 @@
+"""Seal what holds rows for age's public keys: who takes a backup cannot open it again.
+
+A dump is looked at on its way, before it is sealed: its hash, its end, the rows of every table.
+What is stored is read back by its own hash. Only who has a secret key can do more.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from preflight.backup import manifests, reading_back, spool, store
+from preflight.base import plain, stop
+from preflight.base.errors import BackupFailed, BackupUnverified, ConfigInvalid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preflight.backup.clients import Clients
+    from preflight.backup.manifests import Backup
+    from preflight.backup.store import Sink, Store, Stream
+    from preflight.base.config import Config
+
+QUEUED = 4  # chunks that wait for the cipher
+READ_BYTES = 8 << 20  # that are asked of a store at a time
+RECIPIENTS = "PREFLIGHT_BACKUP_RECIPIENTS"
+
+
+def _library() -> Any:  # noqa: ANN401 -- loaded only where something is sealed
+    try:
+        return importlib.import_module("pyrage")
+    except ImportError as error:
+        raise BackupFailed(
+            "backup.sealing",
+            f"the library that seals backups and opens them cannot be loaded: {error}",
+            "Take an image whose tag ends with -full, or install the extra `sealing`.",
+        ) from error
+
+
+def _parsed(keys: Sequence[str]) -> list[object]:
+    """Return the public keys as the library has them; raises ConfigInvalid."""
+    library, found = _library(), []
+    for number, key in enumerate(keys, 1):
+        kind = library.ssh if key.startswith("ssh-") else library.x25519
+        try:
+            found.append(kind.Recipient.from_str(key))
+        except library.RecipientError as error:
+            raise ConfigInvalid(
+                "config.invalid",
+                f"key {number} of {RECIPIENTS} is not whole: {error}",
+                "Copy it again, as `age-keygen -y FILE` or the .pub file has it.",
+            ) from error
+    return found
+
+
+def fingerprint(key: str) -> str:
+    """Return what tells which key opens: age's public key itself, of ssh's what ssh-keygen says."""
+    if not key.startswith("ssh-"):
+        return key
+    digest = hashlib.sha256(base64.b64decode(key.split()[1])).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+# what is written
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """A sealed dump: what was seen of it before, and what is stored."""
+
+    plain: reading_back.Hashed
+    rows: Mapping[tuple[bytes, bytes], int]
+    sha256: str
+    size_bytes: int
+
+
+class Seal:
+    """What a run does to the files that hold rows; without recipients they stay as they are."""
+
+    def __init__(self, config: Config) -> None:
+        named = config.backup_recipients or ()
+        self._keys = _parsed(named) if named else []
+        self.recipients = tuple(map(fingerprint, named))
+        self._spool_dir = config.spool_dir if config.rehearse != "off" else None
+        self._spool: spool.Spool | None = None
+        self._why = ""  # it is not spooled
+        self.dumped: Dumped | None = None
+        self.hashes: dict[str, str] = {}  # of files before they were sealed
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is sealed."""
+        return bool(self._keys)
+
+    def file(self, file: str) -> str:
+        """Return the name under which a file is stored."""
+        return f"{file}{manifests.SEALED}" if self.on else file
+
+    @contextmanager
+    def sink(self, backups: Store, name: str, file: str) -> Iterator[Sink]:
+        """Yield what takes a file and stores it sealed; all else is as `Store.sink` says."""
+        with backups.sink(name, self.file(file)) as inner:
+            if not self.on:
+                yield inner
+                return
+            with _Cipher(inner, self._keys) as cipher:
+                yield cipher
+                cipher.finish()
+            self.hashes[file] = cipher.plain.hexdigest()
+
+    @contextmanager
+    def dump(
+        self, backups: Store, name: str, programs: Clients, environment: Mapping[str, str]
+    ) -> Iterator[Sink]:
+        """Yield what takes the dump; a sealed one is read on its way. Raises BackupUnverified."""
+        if not self.on:
+            with backups.sink(name, manifests.DUMP) as inner:
+                yield inner
+            return
+        self._begin_spool()
+        with backups.sink(name, self.file(manifests.DUMP)) as inner, ExitStack() as stack:
+            cipher = stack.enter_context(_Cipher(inner, self._keys))
+            passing = stack.enter_context(reading_back.passing(programs, environment))
+            yield _Through(self, cipher, passing)
+            found, rows = passing.finish(cipher.plain.hexdigest())
+            cipher.finish()
+            self._end_spool()
+            digest = cipher.sealed.hexdigest()
+            self.dumped = Dumped(found, rows, digest, cipher.sealed_bytes)
+
+    # the plain dump, while it is proven
+
+    def _begin_spool(self) -> None:
+        self.close()
+        self._why = "it is sealed, and PREFLIGHT_SPOOL_DIR names no place for a copy of the dump"
+        if self._spool_dir is not None:
+            with self._spooling():
+                self._spool = spool.Spool(self._spool_dir)
+
+    @contextmanager
+    def _spooling(self) -> Iterator[None]:
+        """Go without a copy where there is no room for it: it is the proof that lacks it."""
+        try:
+            yield
+        except OSError as error:
+            self.close()
+            self._why = f"PREFLIGHT_SPOOL_DIR cannot hold a copy of the dump: {error.strerror}"
+
+    def spool(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep the next part of the plain dump, too, where there is a place for it."""
+        if self._spool:
+            with self._spooling():
+                self._spool.write(data)
+
+    def _end_spool(self) -> None:
+        if self._spool:
+            with self._spooling():
+                self._spool.flush()
+
+    @property
+    def spooled(self) -> Path | None:
+        """The plain dump, while it is there."""
+        return self._spool.path if self._spool else None
+
+    @property
+    def unspooled(self) -> str:
+        """Why there is no plain dump."""
+        return self._why
+
+    def close(self) -> None:
+        """Let the plain dump go."""
+        if self._spool:
+            self._spool.close()
+        self._spool = None
+
+
+class _Through:
+    """A sink of the dump: looked at, kept beside where that is wanted, and sealed."""
+
+    def __init__(self, seal: Seal, cipher: _Cipher, passing: reading_back.Passing) -> None:
+        self.seal, self.cipher, self.passing = seal, cipher, passing
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Take the next part."""
+        self.passing.write(data)
+        self.seal.spool(data)
+        return self.cipher.write(data)
+
+    def abandon(self) -> None:
+        """Keep nothing."""
+        self.cipher.abandon()
+
+
+class _GivenUp(Exception):
+    """The source will not come to its end."""
+
+
+class _Cipher:
+    """A sink that seals; the library pulls, so a thread of its own lets it. It never waits there.
+
+    What is sealed is passed on by the writer's thread, which alone may be stopped.
+    """
+
+    def __init__(self, inner: Sink, keys: Sequence[object]) -> None:
+        self.inner, self.keys, self.library = inner, keys, _library()
+        self.plain, self.sealed, self.sealed_bytes = hashlib.sha256(), hashlib.sha256(), 0
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(QUEUED)
+        self._made: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
+        self._rest = memoryview(b"")
+        self._given_up = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, whether it came to its end or not."""
+        if self._thread.is_alive():
+            self._given_up = True
+            with suppress(queue.Empty):
+                while True:
+                    self._waiting.get_nowait()
+            self._waiting.put(None)
+            self._thread.join()
+
+    # the library's side
+
+    def _work(self) -> None:
+        try:
+            self.library.encrypt_io(_Reader(self._read), _Writer(self._made.put), self.keys)
+        except BaseException as error:  # noqa: BLE001 -- told to the writer
+            self._made.put(error)
+        else:
+            self._made.put(None)
+
+    def _read(self, size: int) -> bytes:
+        if not self._rest:
+            self._rest = memoryview(self._waiting.get() or b"")
+        if self._given_up:
+            raise _GivenUp
+        part, self._rest = bytes(self._rest[:size]), self._rest[size:]
+        return part
+
+    # the writer's side
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Take the next part; raises OSError."""
+        if data:
+            self.plain.update(data)
+            self._give(bytes(data))
+        return len(data)
+
+    def abandon(self) -> None:
+        """Keep nothing."""
+        self._given_up = True
+        self.inner.abandon()
+
+    def _give(self, chunk: bytes | None) -> None:
+        while True:
+            while not self._made.empty():
+                self._pass_on()
+            with suppress(queue.Full):
+                self._waiting.put(chunk, timeout=0.2)
+                return
+
+    def _pass_on(self) -> bool:
+        """Store what is sealed next; False at the end. Raises what went wrong."""
+        made = self._made.get()
+        if made is None:
+            return False
+        if isinstance(made, BaseException):
+            raise made
+        self.sealed.update(made)
+        self.sealed_bytes += len(made)
+        self.inner.write(made)
+        return True
+
+    def finish(self) -> None:
+        """Seal and store the rest."""
+        if self._given_up:
+            return
+        self._give(None)
+        while self._pass_on():
+            pass
+
+
+class _Reader:
+    """What the library reads from."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self.read = read
+
+
+class _Writer:
+    """What the library writes to."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self.take = take
+
+    def write(self, data: bytes) -> int:
+        """Take the next part."""
+        self.take(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+# what is opened again
+
+
+@contextmanager
+def opened(
+    backups: Store, backup: Backup, identity_file: Path | None, directory: Path | None
+) -> Iterator[Path]:
+    """Yield the plain dump of a sealed backup as a file without a name.
+
+    Raises ConfigInvalid (no key, a wrong one), BackupFailed (no place), BackupUnverified.
+    """
+    keys = identities(identity_file, backup)
+    size = backup.manifest.size_bytes
+    if directory is None:
+        raise BackupFailed(
+            "backup.spool",
+            f"{backup.name} is sealed, and there is no place for the opened dump",
+            f"Set PREFLIGHT_SPOOL_DIR to a directory with room for {size / 1e6:.1f} MB. The file "
+            "has no name there, and is gone when the restore ends, or is killed.",
+        )
+    try:
+        free = shutil.disk_usage(directory).free
+        copy = spool.Spool(directory)
+    except OSError as error:
+        raise _no_room(directory, error.strerror) from error
+    with copy:
+        if free < size:
+            why = f"{free / 1e6:.1f} MB are free, {size / 1e6:.1f} MB are needed"
+            raise _no_room(directory, why)
+        digest = hashlib.sha256()
+
+        def take(data: bytes) -> None:
+            with stop.allowed():
+                digest.update(data)
+                try:
+                    copy.write(data)
+                except OSError as error:
+                    raise _no_room(directory, error.strerror) from error
+
+        with store.usable(backups), backups.open(backup.name, backup.manifest.stored.file) as found:
+            _decrypt(found, take, keys, backup, identity_file)
+        copy.flush()
+        if digest.hexdigest() != backup.manifest.sha256:
+            raise _not_what_was_sealed(backup)
+        yield copy.path
+
+
+def _no_room(directory: Path, why: str | None) -> BackupFailed:
+    return BackupFailed(
+        "backup.spool",
+        f"the opened dump has no room in {directory}: {why}",
+        "Set PREFLIGHT_SPOOL_DIR to a directory with room for it.",
+    )
+
+
+def _not_what_was_sealed(backup: Backup) -> BackupUnverified:
+    return BackupUnverified(
+        "backup.corrupt",
+        f"what {backup.name} holds is not what its manifest says",
+        "Use another backup (`backups --table`).",
+    )
+
+
+def _decrypt(
+    stream: Stream,
+    take: Callable[[bytes], object],
+    keys: Sequence[object],
+    backup: Backup,
+    identity_file: Path | None,
+) -> None:
+    """Open a stream; what is raised in here comes out as it was, not as the library says it."""
+    library, rest = _library(), memoryview(b"")
+    raised: list[BaseException] = []
+
+    def read(size: int) -> bytes:
+        nonlocal rest
+        with _noted(raised):
+            if not rest:
+                rest = memoryview(stream.read(READ_BYTES))
+        part, rest = bytes(rest[:size]), rest[size:]
+        return part
+
+    def write(data: bytes) -> None:
+        with _noted(raised):
+            take(data)
+
+    try:
+        library.decrypt_io(_Reader(read), _Writer(write), keys)
+    except Exception as error:
+        if raised:
+            raise raised[0] from None
+        if "matching keys" not in str(error):
+            raise _not_what_was_sealed(backup) from error
+        raise ConfigInvalid(
+            "config.arguments",
+            f"the key in {identity_file} does not open {backup.name}: it is sealed for "
+            f"{', '.join(backup.manifest.recipients)}",
+            "Give the file with the secret key that belongs to one of these.",
+        ) from error
+
+
+@contextmanager
+def _noted(raised: list[BaseException]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        raised.append(error)
+        raise
+
+
+def identities(path: Path | None, backup: Backup) -> list[object]:
+    """Read the secret keys that open a backup; raises ConfigInvalid, never shows one."""
+    if path is None:
+        raise ConfigInvalid(
+            "config.arguments",
+            f"{backup.name} is sealed for {', '.join(backup.manifest.recipients)}",
+            "Name the file that holds the secret key of one of these: --identity-file FILE.",
+        )
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(plain.SECRET_MAX_BYTES + 1) or b""
+    except OSError as error:
+        raise _useless(path, f"cannot be read: {error.strerror}", "Correct the path.") from error
+    if len(data) > plain.SECRET_MAX_BYTES:
+        raise _useless(path, "is larger than 64 KiB: no key", "Correct the path.")
+    return _keys_of(path, data)
+
+
+def _keys_of(path: Path, data: bytes) -> list[object]:
+    library, text = _library(), data.decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    first = lines[0] if lines else ""
+    if first.startswith(("age-encryption.org/", "-----BEGIN AGE ENCRYPTED")):
+        raise _useless(
+            path,
+            "is protected by a passphrase, and nobody is asked for one here",
+            f"Open it first, where nobody else reads: age -d {path} > KEY",
+        )
+    if first.startswith(("age1", "ssh-")):
+        raise _useless(
+            path,
+            "holds a public key, which seals",
+            "Give the secret one, which opens: AGE-SECRET-KEY-1…, or ssh's file without .pub.",
+        )
+    try:
+        if "PRIVATE KEY-----" in first:
+            return [library.ssh.Identity.from_buffer(data)]
+        return [library.x25519.Identity.from_str(line) for line in lines or [""]]
+    except library.IdentityError as error:
+        if "must be decrypted" in str(error):
+            raise _useless(
+                path,
+                "is protected by a passphrase, and nobody is asked for one here",
+                "Take it off a copy where nobody else reads: ssh-keygen -p -N '' -f COPY",
+            ) from error
+        what = "an ssh key that cannot be used" if "PRIVATE" in first else "no secret key of age's"
+        raise _useless(
+            path,
+            f"holds {what}",
+            "It takes AGE-SECRET-KEY-1… as age-keygen writes it, or an ssh key (ed25519, rsa) "
+            "without a passphrase. Plugins are not run.",
+        ) from error
+
+
+def _useless(path: Path, why: str, hint: str) -> ConfigInvalid:
+    return ConfigInvalid("config.arguments", f"--identity-file {path} {why}", hint)
