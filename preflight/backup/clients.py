@@ -103,16 +103,19 @@ def dump_command(  # noqa: PLR0913, PLR0917 -- what of what, and how
     snapshot: str,
     compression: str,
     lock_timeout_ms: int,
+    encoding: str,
     schemas: Sequence[str] = (),
 ) -> list[str]:
     """Return the pg_dump call, of all schemas or some; the password is in a passfile, never here.
 
-    What is quoted is a name to pg_dump, and no pattern.
+    What is quoted is a name to pg_dump, and no pattern. The encoding is the database's own, in
+    which every row can be said, whatever `client_encoding` is set for the database or the role.
     """
     conninfo = psycopg.conninfo.make_conninfo("", **address)
     return [
         pg_dump,
         "--format=custom",
+        f"--encoding={encoding}",
         f"--compress={compression}",
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={lock_timeout_ms}",
@@ -266,6 +269,7 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
             snapshot,
             compression,
             session.config.lock_timeout_ms,
+            session.connection.info.parameter_status("server_encoding") or "UTF8",
             session.config.only,
         )
         try:

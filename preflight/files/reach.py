@@ -65,13 +65,14 @@ _ELSEWHERE = {
 }
 # what leaves the whole server: for its files, or for another one
 _AWAY = {
-    "copy_stmt", "create_table_space_stmt", "import_foreign_schema_stmt",
+    "copy_stmt", "import_foreign_schema_stmt",
     "create_subscription_stmt", "alter_subscription_stmt", "drop_subscription_stmt",
 }  # fmt: skip
 _SHARED_AWAY = {"OBJECT_SUBSCRIPTION"}
 _SHARED_CATALOGS_AWAY = {"pg_subscription"}
 _BODY = "holds `{}`, which reaches beyond the database"
 _UNKNOWN = "runs `{}`, a text that is only known when it runs"
+_ITS_DIRECTORY = "names a directory for a tablespace, which nobody can try but the live server"
 _DEEPEST = 5  # a body in a body in a body
 
 
@@ -106,6 +107,8 @@ def beyond(text: bytes, bounds: Bounds = DATABASE, depth: int = 0) -> Reach | No
         return _by_words(text, bounds)
     if found := _named(node, text, bounds):
         return Reach(found)
+    if bounds.server and node.HasField("create_table_space_stmt"):
+        return Reach(_ITS_DIRECTORY, certain=False)
     if depth == _DEEPEST:
         return None
     return _in_bodies(node, text, bounds, depth)

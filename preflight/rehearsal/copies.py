@@ -561,7 +561,7 @@ def tell_empty(
         views,
         names,
         "No row of the dump is missing; the view's own query fails after a restore. Let it not "
-        "rely on a search_path or on another server.",
+        "rely on a search_path, on row security or on another server.",
     )
     _tell_refused(
         config,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,6 +26,7 @@ from preflight.base.errors import (
     ConnectionLost,
     RehearsalFailed,
 )
+from preflight.files import parser, scan
 from preflight.rehearsal import cluster, copies, local, scratch
 from preflight.server import catalog
 
@@ -149,6 +152,7 @@ def restored(
             raise
         with cluster.connected(session.config, server, made.database, us) as copy:
             copy.copy = True
+            copy.instead = partial(_nearby, server)
             yield copies.Copy(
                 copy,
                 made.database,
@@ -164,6 +168,24 @@ def restored(
                 part=part,
                 lacking=parts.lost(refused),
             )
+
+
+def _nearby(server: local.Server, text: bytes) -> bytes:
+    """Return a statement that makes a tablespace with a directory of the throwaway server's.
+
+    The one that it names is of production's machine, which may be this one. Any other statement,
+    and what every server refuses, stays as it is.
+    """
+    if scan.words(text, 2) != ["CREATE", "TABLESPACE"]:
+        return text
+    node = parser.parsed(text)
+    if node is None:
+        raise scratch.Unavailable("where a tablespace is to lie cannot be read")
+    if not node.create_table_space_stmt.location.startswith("/"):
+        return text
+    folder = server.folder(f"tablespace-{secrets.token_hex(4)}")
+    node.create_table_space_stmt.location = str(folder)
+    return parser.written(node).encode()
 
 
 def sweep(config: Config) -> None:

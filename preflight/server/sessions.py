@@ -124,6 +124,7 @@ class Session:
         self.attempts = 1
         self.observe: Observer | None = None
         self.ending: Ending | None = None
+        self.instead: Callable[[bytes], bytes] | None = None  # what a file's statement is here
         self.copy = False  # a restored copy's history was looked at where it comes from
         self._options = True
         self._prepared = False

@@ -236,6 +236,22 @@ def test_encoding_meant_for_the_app_does_not_reach_the_dump(
     assert 2 == result.event("backup.verified")[0]["rows"]
 
 
+def test_encoding_that_is_set_on_the_server_does_not_reach_the_dump(
+    run: Run, server: servers.Server, database: servers.Database
+) -> None:
+    """A setting of the database is for its app; one byte that LATIN1 lacks would end the dump."""
+    database.script("CREATE TABLE \"café\" (word text); INSERT INTO \"café\" VALUES ('日'), ('b')")
+    with server.connect() as connection:
+        connection.execute(
+            f"ALTER DATABASE {database.name} SET client_encoding = 'LATIN1'".encode()
+        )
+
+    result = run("backup")
+
+    assert 0 == result.code, str(result)
+    assert 2 == result.event("backup.verified")[0]["rows"]
+
+
 def test_names_in_another_encoding_are_found_in_the_dump(
     run: Run, server: servers.Server, create_database: CreateDatabase, backup_dir: Path
 ) -> None:

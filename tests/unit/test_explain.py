@@ -131,7 +131,7 @@ def test_reach_is_seen_in_bodies_but_not_in_texts(statement: str, reaches: str |
         ("SELECT pg_terminate_backend(1)", None),
         ("SELECT pg_create_logical_replication_slot('s', 'o')", None),
         ("DO $$ BEGIN CREATE ROLE r; END $$", None),
-        ("CREATE TABLESPACE t LOCATION '/x'", "tablespaces"),
+        ("CREATE TABLESPACE t LOCATION '/x'", "directory for a tablespace"),
         ("COPY t TO '/x'", "file of the server"),
         ("COPY t FROM PROGRAM 'cat'", "a program"),
         ("SELECT dblink_exec('x', 'y')", "dblink_exec"),
