@@ -136,18 +136,26 @@ def read_command(pg_restore: str, dump: Path | None) -> list[str]:
 
 @contextmanager
 def list_without(
-    dump: Path, programs: Clients, environment: Mapping[str, str], kind: str, oids: Collection[int]
+    dump: Path,
+    programs: Clients,
+    environment: Mapping[str, str],
+    without: Mapping[str, Collection[int] | None],
 ) -> Iterator[Path]:
     """Yield a file for pg_restore's --use-list: the archive's entries but those of these objects.
 
-    Raises ClientFailed when the list cannot be had.
+    `without` has their oids by kind of entry, None for all of a kind. Raises ClientFailed when the
+    list cannot be had.
     """
-    entry = re.compile(rb"\d+; \d+ (\d+) " + kind.encode() + b" ")
-    with _list(
-        line
-        for line in _entries(dump, programs, environment)
-        if not ((found := entry.match(line)) and int(found[1]) in oids)
-    ) as path:
+    kinds = "|".join(map(re.escape, without)).encode()
+    entry = re.compile(rb"\d+; \d+ (\d+) (" + kinds + b") ")
+
+    def stays(line: bytes) -> bool:
+        if (found := entry.match(line)) is None:
+            return True
+        oids = without[found[2].decode()]
+        return oids is not None and int(found[1]) not in oids
+
+    with _list(line for line in _entries(dump, programs, environment) if stays(line)) as path:
         yield path
 
 

@@ -75,6 +75,7 @@ class Config:
     statement_timeout_s: float = 0
     rehearse: str = "auto"
     rehearse_max_mb: int = 2048
+    rehearse_partial: str = "refuse"
     rehearse_max_lock_s: float = 0
     rehearse_wal_mb_per_min: int = 2000
     rehearse_on: str = "auto"
@@ -282,6 +283,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "STATEMENT_TIMEOUT_S": _seconds,
     "REHEARSE": _one_of("auto", "always", "off"),
     "REHEARSE_MAX_MB": _whole(0),
+    "REHEARSE_PARTIAL": _one_of("refuse", "accept"),
     "REHEARSE_MAX_LOCK_S": _seconds,
     "REHEARSE_WAL_MB_PER_MIN": _whole(0),
     "REHEARSE_ON": _one_of("auto", "local", "server"),

@@ -27,6 +27,7 @@ WORDS = {
     "BACKUP": ("required", "off"),
     "REHEARSE": ("auto", "always", "off"),
     "REHEARSE_ON": ("auto", "local", "server"),
+    "REHEARSE_PARTIAL": ("refuse", "accept"),
     "FIRST_CONTACT": ("refuse", "pending"),
     "AHEAD": ("allow", "fail"),
     "OUT_OF_ORDER": ("fail", "allow"),

@@ -37,7 +37,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach, scan
 from preflight.history import journal
-from preflight.rehearsal import burden, local, scratch
+from preflight.rehearsal import burden, local, scratch, some_rows
 from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
@@ -80,6 +80,13 @@ class Copy:
     server: local.Server | None = None  # the one that is thrown away with it
     part: manifests.Part | None = None  # of which it is a copy, where it is of some schemas
     lacking: tuple[str, ...] = ()  # what needs the others, and is not in it
+    choice: some_rows.Choice | None = None  # of the tables that have rows, where not all have
+
+    def evidence(self, saved: Taken | None) -> str | None:
+        """How far the backup is proven by it."""
+        if self.where == "clone" or self.choice:
+            return saved.backup.manifest.verified if saved else None
+        return "restored"
 
 
 @contextmanager
@@ -112,11 +119,21 @@ def elsewhere(session: Session, lost: ConnectionLost) -> scratch.Unavailable:
 
 @contextmanager
 def restored(
-    session: Session, config: Config, saved: Taken, scripts: Sequence[Script]
+    session: Session,
+    config: Config,
+    saved: Taken,
+    scripts: Sequence[Script],
+    reads: Sequence[Script] = (),
 ) -> Iterator[Copy]:
-    """Yield a copy restored from a backup and compared; raises Unavailable, BackupUnverified."""
+    """Yield a copy restored from a backup and compared; raises Unavailable, BackupUnverified.
+
+    `reads` are all whose rows are to be there where the database is too large: `scripts`, and what
+    runs with them.
+    """
     began = time.monotonic()
     live_bytes = _require_allowed(session, config)
+    choice = _chosen(session, config, reads, live_bytes)
+    live_bytes = choice.size if choice else live_bytes
     where = "server" if config.rehearse_url is None else "url"
     live = new_database.described(session, saved.identity.database)
     with ExitStack() as stack:
@@ -140,6 +157,7 @@ def restored(
             jobs=jobs,
             live_bytes=live_bytes,
             wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
+            **told_of(choice),
         )
         minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
         quiet, calling = new_database.quiet(home), catalog.calling(session)
@@ -147,13 +165,16 @@ def restored(
             session.tell("restoring")
             part = saved.backup.manifest.partial
             fast = quiet | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
-            restoring = Restoring(name, jobs, live_bytes, fast, calling, session.tell, part)
+            restoring = Restoring(name, jobs, live_bytes, fast, calling, session.tell, part, choice)
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             scratch.apply_database_settings(session, home, live, name)
             with scratch.reached(home, name, quiet) as copy:
-                empty = proven(copy, saved, refused, empty_allowed=bool(calling or refused))
-            record(saved, refused, without)
+                empty = proven(
+                    copy, saved, refused, empty_allowed=bool(calling or refused), choice=choice
+                )
+            if choice is None:
+                record(saved, refused, without)
             tell_empty(config, refused, calling.values())
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
@@ -173,6 +194,7 @@ def restored(
                     without=without,
                     part=part,
                     lacking=parts.lost(refused),
+                    choice=choice,
                 )
         except BackupUnverified:
             take.hide(saved)
@@ -226,23 +248,42 @@ def record(
 
 
 def _require_allowed(session: Session, config: Config) -> int:
-    """Make sure that this role may make a copy, and that `auto` finds it small enough.
-
-    Return the live database's size in bytes.
-    """
+    """Make sure that this role may make a copy; return the live database's size in bytes."""
     may_create, _, role = session.execute(scratch.RIGHTS).fetchone() or (False, False, "")
     _, size = take.identity_of(session)
-    live = config.rehearse_url is None
-    if live and not may_create:
+    if config.rehearse_url is None and not may_create:
         raise scratch.Unavailable(
             f"the role {role} may not create a database (ALTER ROLE … CREATEDB)"
         )
-    if live and config.rehearse == "auto" and size > config.rehearse_max_mb * 1_000_000:
-        raise scratch.Unavailable(
-            f"the database has {console.size(size)}, more than PREFLIGHT_REHEARSE_MAX_MB="
-            f"{config.rehearse_max_mb}"
-        )
     return int(size)
+
+
+def _chosen(
+    session: Session, config: Config, reads: Sequence[Script], size: int
+) -> some_rows.Choice | None:
+    """Return whose rows the copy has, where `auto` finds the database too large for all."""
+    limit = config.rehearse_max_mb * 1_000_000
+    if config.rehearse_url is not None or config.rehearse == "always" or size <= limit:
+        return None
+    reason = (
+        f"the database has {console.size(size)}, more than PREFLIGHT_REHEARSE_MAX_MB="
+        f"{config.rehearse_max_mb}"
+    )
+    return some_rows.chosen(session, config, reads, limit, reason)
+
+
+def told_of(choice: some_rows.Choice | None) -> dict[str, Any]:
+    """Return a choice as `rehearsal.started` has it; say of what it may be without."""
+    if choice is None:
+        return {}
+    if choice.doubt:
+        structlog.get_logger().warning(
+            "rehearsal.warned",
+            reason=f"the rehearsal is partial, and may be without what the files need: "
+            f"{choice.doubt}",
+            objects=list(choice.left_out[:100]),
+        )
+    return {**choice.told(), "reason": choice.reason}
 
 
 def _require_bearable(session: Session, home: Session, live_bytes: int) -> None:
@@ -365,6 +406,7 @@ class Restoring:
     calling: Mapping[int, str]  # materialised views that are not refreshed, by oid
     others: Callable[[str], None]  # tells whoever waits for this run
     part: manifests.Part | None = None  # of which it is, where it is of some schemas
+    choice: some_rows.Choice | None = None  # of the tables that get rows, where not all do
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -415,7 +457,7 @@ def _fill(
                 "--no-publications",
                 "--no-subscriptions",
                 *options,
-                *listed(stack, home, saved, restoring.calling),
+                *listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(partial(new_database.size_of, home, restoring.name)),
                 hold=_brake(home, minute),
@@ -438,8 +480,16 @@ def _fill(
     if code != 0 or problems:
         home.execute("SELECT 1")  # a server that went away says so here
         other = None if home.config.rehearse_url is None else "the server of PREFLIGHT_REHEARSE_URL"
-        judge(home, saved, code, problems, elsewhere=other, bare=bool(options),
-              foreign=partial(_theirs, home, restoring))  # fmt: skip
+        judge(
+            home,
+            saved,
+            code,
+            problems,
+            elsewhere=other,
+            bare=bool(options),
+            some=restoring.choice is not None,
+            foreign=partial(_theirs, home, restoring),
+        )
     return problems
 
 
@@ -468,11 +518,13 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     *,
     elsewhere: str | None,
     bare: bool = False,
+    some: bool = False,
     foreign: Callable[[], set[tuple[str, str]]] = set,
 ) -> None:
     """Say whose lack an error of pg_restore is; returns when nothing is lost that we can have.
 
-    `bare`: owners and rights were left out already; `foreign` names what is another's in the copy.
+    `bare`: owners and rights were left out already; `foreign` names what is another's in the copy;
+    `some`: of the tables, some have no rows, which what is built on others may miss.
 
     On a server that is `elsewhere`, which names it, things may be missing that the live one has.
     """
@@ -513,6 +565,10 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
             f"{lacking[0].text}",
             objects[:100],
         )
+    if some and not unread:
+        raise scratch.Unavailable(
+            f"a copy with the rows of some tables alone cannot be restored: {said}", level="warning"
+        )
     raise BackupUnverified(
         "backup.not_restorable",
         f"the dump was restored with errors: {said}",
@@ -529,15 +585,17 @@ def _touches(
     return any(own in names and problem.schema in {"", schema} for schema, own in objects)
 
 
-def listed(
-    stack: ExitStack, home: Session, saved: Taken, calling: Mapping[int, str]
-) -> tuple[str, ...]:
-    """Return the options that keep the restore from calling other servers."""
-    if not calling:
+def listed(stack: ExitStack, home: Session, saved: Taken, restoring: Restoring) -> tuple[str, ...]:
+    """Return the options that keep the restore from calling other servers, and to some rows."""
+    without: dict[str, Collection[int] | None] = {new_database.REFRESH: restoring.calling}
+    if restoring.choice:
+        without = restoring.choice.without()
+        without[new_database.REFRESH] = {**restoring.calling, **restoring.choice.views}
+    elif not restoring.calling:
         return ()
     programs, environment = clients.clients(home.config, home), home.config.child_env
     dump = stack.enter_context(saved.dump())
-    wanted = clients.list_without(dump, programs, environment, new_database.REFRESH, calling)
+    wanted = clients.list_without(dump, programs, environment, without)
     return (f"--use-list={stack.enter_context(wanted)}",)
 
 
@@ -627,17 +685,19 @@ def proven(
     refused: Sequence[new_database.Complaint] = (),
     *,
     empty_allowed: bool,
+    choice: some_rows.Choice | None = None,
 ) -> tuple[str, ...]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
-    `refused` is what cannot be there, and why is known.
+    `refused` is what cannot be there, and why is known; `choice` says which tables have rows.
 
     Return which views are not filled there, where that is known to be no lack of the backup.
     """
     take.require_there(saved)
     schemas = saved.backup.schemas
     wanted, shapes = saved.witness.objects, catalog.shapes(copy, schemas)
-    empty = catalog.unfilled(wanted, shapes) if empty_allowed else []
+    empty = catalog.unfilled(wanted, shapes) if empty_allowed or choice else []
+    bare = set(choice.empty.values()) if choice else set[str]()
     gone = [problem for problem in refused if problem.sort != "refresh"]
 
     def left(name: str) -> bool:
@@ -646,8 +706,10 @@ def proven(
     outside = [problem for problem in refused if problem.outside]
     excused = [*empty, *(n for n in wanted if outside and parts.excused(n, outside))]
     excused += [*(n for n in wanted if n.startswith("index ") and left(n[6:]))]
+    excused += [key.told for key in choice.keys.values() if key.told in wanted] if choice else []
     rows = saved.backup.manifest.rows or {}
-    different = snapshots.differing(copy, {n: c for n, c in rows.items() if not left(n)})
+    there = {n: c for n, c in rows.items() if n not in bare and not left(n)}
+    different = snapshots.differing(copy, there)
     short = bool(different)
     different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in excused}})
     stood = {n: at for n, at in saved.witness.sequences.items() if not left(n)}

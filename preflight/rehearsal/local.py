@@ -218,6 +218,11 @@ def needed(database_bytes: int) -> int:
     return int(database_bytes * SHARE) + EXTRA_BYTES
 
 
+def holding(free: int) -> int:
+    """Return how many bytes of a database `needed` finds room for."""
+    return int((free - EXTRA_BYTES) / SHARE)
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many bytes are free for us, and what the bound is that says so."""
@@ -616,14 +621,29 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 def _require_room(directory: Path, need: int, limit_mb: int) -> None:
     """Make sure that a copy will fit beside those of other runs; raises NoRoom."""
-    left = room(directory, limit_mb)
-    promised = sum(map(_promised, directory.glob(f"{PREFIX}*")))
-    if left.free - promised < need:
-        others = f", {console.size(promised)} of them for other runs" if promised else ""
-        raise NoRoom(
-            f"{directory} has too little room: {console.size(max(0, left.free))} are free "
-            f"{left.bound}{others}, {console.size(need)} are needed"
-        )
+    if why := short(directory, need, limit_mb):
+        raise why
+
+
+def left(directory: Path, limit_mb: int) -> int:
+    """Return how many bytes are free beside what other runs may still write."""
+    return room(directory, limit_mb).free - _promised_there(directory)
+
+
+def short(directory: Path, need: int, limit_mb: int) -> NoRoom | None:
+    """Return what lacks for a copy beside those of other runs, if anything does."""
+    free, promised = room(directory, limit_mb), _promised_there(directory)
+    if free.free - promised >= need:
+        return None
+    others = f", {console.size(promised)} of them for other runs" if promised else ""
+    return NoRoom(
+        f"{directory} has too little room: {console.size(max(0, free.free))} are free "
+        f"{free.bound}{others}, {console.size(need)} are needed"
+    )
+
+
+def _promised_there(directory: Path) -> int:
+    return sum(map(_promised, directory.glob(f"{PREFIX}*")))
 
 
 def _promised(home: Path) -> int:

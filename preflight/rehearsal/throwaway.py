@@ -27,7 +27,7 @@ from preflight.base.errors import (
     RehearsalFailed,
 )
 from preflight.files import parser, scan
-from preflight.rehearsal import cluster, copies, local, scratch
+from preflight.rehearsal import cluster, copies, local, scratch, some_rows
 from preflight.server import catalog
 
 if TYPE_CHECKING:
@@ -76,16 +76,18 @@ UPDATE pg_catalog.pg_user_mapping SET umoptions = ARRAY(
 
 
 @contextmanager
-def restored(
+def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     session: Session,
     config: Config,
     saved: Taken,
     scripts: Sequence[Script],
+    reads: Sequence[Script] = (),
     *,
     guests: bool = False,
 ) -> Iterator[copies.Copy]:
     """Yield a copy on a server of our own, compared; with `guests` others can connect, too.
 
+    `reads` are all whose rows are to be there where there is no room for every row.
     Raises local.NotHere where there can be none, Unavailable, BackupUnverified. Call in the main
     thread.
     """
@@ -96,6 +98,8 @@ def restored(
     with _or_unavailable(session, "what is around the live database cannot be read"):
         around = cluster.look(session)
     _, live_bytes = take.identity_of(session)
+    choice = _chosen(session, config, directory, reads, live_bytes)
+    live_bytes = choice.size if choice else live_bytes
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
     with ExitStack() as stack:
         server = stack.enter_context(
@@ -127,24 +131,26 @@ def restored(
             jobs=jobs,
             live_bytes=live_bytes,
             wal_bytes_expected=0,
+            **copies.told_of(choice),
         )
         quiet = new_database.quiet(home)
         try:
             session.tell("restoring")
             restoring = copies.Restoring(
-                made.database, jobs, live_bytes, quiet, calling, session.tell, part
+                made.database, jobs, live_bytes, quiet, calling, session.tell, part, choice
             )
             refused = _filled(home, server, saved, around, made, restoring)
             restore_s = time.monotonic() - began
             with scratch.reached(home, made.database, quiet) as inside:
                 empty = copies.proven(
-                    inside, saved, refused, empty_allowed=bool(calling or refused)
+                    inside, saved, refused, empty_allowed=bool(calling or refused), choice=choice
                 )
                 with _or_unavailable(inside, "other servers cannot be closed to the copy"):
                     inside.execute(_SHUT)
                 if scripts or guests:
                     copies.analyze(inside)
-            copies.record(saved, refused)
+            if choice is None:
+                copies.record(saved, refused)
             copies.tell_empty(config, refused, calling.values())
         except BackupUnverified:
             if server.death() is None:
@@ -167,6 +173,7 @@ def restored(
                 server=server,
                 part=part,
                 lacking=parts.lost(refused),
+                choice=choice,
             )
 
 
@@ -206,6 +213,17 @@ def _found(session: Session, config: Config) -> tuple[Path, local.Programs]:
     path = config.child_env.get("PATH", os.defpath)
     programs = local.find(session.facts.major if session.facts else 0, pg_dump, path)
     return local.place(config.rehearse_dir), programs
+
+
+def _chosen(
+    session: Session, config: Config, directory: Path, reads: Sequence[Script], size: int
+) -> some_rows.Choice | None:
+    """Return whose rows the copy has, where there is no room for all."""
+    limit_mb = config.rehearse_dir_mb
+    if (short := local.short(directory, local.needed(size), limit_mb)) is None:
+        return None
+    free = local.holding(local.left(directory, limit_mb))
+    return some_rows.chosen(session, config, reads, free, str(short))
 
 
 def settings(
@@ -357,7 +375,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
                 restoring.jobs,
                 "--no-subscriptions",  # they would connect to where the rows come from
                 "--no-tablespaces",
-                *copies.listed(stack, home, saved, restoring.calling),
+                *copies.listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(filled),
                 anew=lambda: _make_anew(home, around),
@@ -370,7 +388,8 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
         if death := server.ended(1.0):  # its end looks like anything to who was connected
             raise death
         _require_sorted_alike(home.config, saved, made, problems)
-        copies.judge(home, saved, code, problems, elsewhere="the throwaway server")
+        some = restoring.choice is not None
+        copies.judge(home, saved, code, problems, elsewhere="the throwaway server", some=some)
     return problems
 
 

@@ -35,7 +35,17 @@ from preflight.base.errors import (
 )
 from preflight.files import reach
 from preflight.history import ledger, plan
-from preflight.rehearsal import burden, clone, copies, limits, local, meter, scratch, throwaway
+from preflight.rehearsal import (
+    burden,
+    clone,
+    copies,
+    limits,
+    local,
+    meter,
+    scratch,
+    some_rows,
+    throwaway,
+)
 from preflight.server import catalog
 
 if TYPE_CHECKING:
@@ -64,7 +74,8 @@ def run(
     copies.require_complete(session.config, saved)
     scripts = [limits.scripts_of(file) for file in todo]
     todo = todo[: _within(session, saved, scripts)]
-    with _copy(session, saved, [file.up for file in todo]) as copy:
+    reads = [script for file in todo for script in (*limits.scripts_of(file), file.rollback)]
+    with _copy(session, saved, [file.up for file in todo], reads=reads) as copy:
         if copy is not None:
             gauge = meter.Meter()
             session.tell("trying the files on a copy")
@@ -77,7 +88,8 @@ def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) 
     """Restore the backup, compare it, and try the rollback files on the copy; raises as `run`."""
     copies.require_complete(session.config, saved)
     steps = steps[: _within(session, saved, [[step.script] for step in steps])]
-    with _copy(session, saved, [step.script for step in steps]) as copy:
+    scripts = [step.script for step in steps]
+    with _copy(session, saved, scripts, reads=scripts) as copy:
         if copy is None:
             return
         session.tell("trying the rollback on a copy")
@@ -105,7 +117,8 @@ def look(
     config = session.config
     always = dataclasses.replace(config, rehearse="always")
     _within(session, saved, [limits.scripts_of(file) for file in todo], always)
-    with _copy(session, saved, [file.up for file in todo], always) as copy:
+    reads = [script for file in todo for script in (*limits.scripts_of(file), file.rollback)]
+    with _copy(session, saved, [file.up for file in todo], always, reads=reads) as copy:
         assert copy is not None  # noqa: S101 -- `always` gives one or raises
         with _quietly():
             known = contact.settle(copy.session, files)
@@ -409,10 +422,14 @@ def _tell_unmeasured(config: Config, scripts: Sequence[Script], why: str) -> Non
 
 def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
     wal = None if copy.wal is None else burden.wal(copy.home)
+    if copy.choice:
+        scripts = [file.up for file in trial.files]
+        _tell_unmeasured(copy.session.config, scripts, "the rehearsal was partial")
     structlog.get_logger().info(
         "rehearsal.passed",
         backup=saved.name if saved and saved.visible else None,
-        verified="restored" if copy.where != "clone" else saved and saved.backup.manifest.verified,
+        verified=copy.evidence(saved),
+        **(copy.choice.told() if copy.choice else {}),
         where=copy.where,
         fidelity=copy.fidelity,
         **({"schemas": copy.part.schemas} if copy.part else {}),
@@ -433,20 +450,26 @@ def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
 
 
 @contextmanager
-def _copy(
+def _copy(  # noqa: PLR0913 -- what a copy is made from, and for whom
     session: Session,
     saved: Taken | None,
     scripts: Sequence[Script],
     config: Config | None = None,
     *,
     guests: bool = False,
+    reads: Sequence[Script | None] = (),
 ) -> Iterator[copies.Copy | None]:
-    """Yield a proven copy of the backup; None, and why, where there can be none."""
+    """Yield a proven copy of the backup; None, and why, where there can be none.
+
+    `reads` are all scripts that will run there, some of them perhaps; where there is no room for
+    every row, those that they touch are there.
+    """
     config = config or session.config
     with copies.named_loss(session):
         try:
             with ExitStack() as stack:
-                copy = _had(stack, session, saved, scripts, config, guests=guests)
+                files = _Files(scripts, [script for script in reads if script], guests=guests)
+                copy = _had(stack, session, saved, files, config)
                 with _readable(session, copy):
                     yield copy
         except (ConnectionLost, scratch.Unavailable) as gone:
@@ -466,6 +489,7 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             raise scratch.Unavailable(f"{failure}, and the copy is without {without}") from failure
         if copy is not None and (
             why := limits.explained(session, copy.part, copy.lacking, failure)
+            or some_rows.explained(copy.choice, failure)
         ):
             raise why from failure
         if copy is None or not copy.empty or state != copies.UNFILLED:
@@ -473,24 +497,27 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 
 
-def _had(  # noqa: PLR0913 -- what a copy is made from, and for whom
-    stack: ExitStack,
-    session: Session,
-    saved: Taken | None,
-    scripts: Sequence[Script],
-    config: Config,
-    *,
-    guests: bool,
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """For what a copy is: the files, all that is run with them, and whether others connect."""
+
+    scripts: Sequence[Script]
+    reads: Sequence[Script]
+    guests: bool = False
+
+
+def _had(
+    stack: ExitStack, session: Session, saved: Taken | None, files: _Files, config: Config
 ) -> copies.Copy | None:
     """Return a copy that goes with `stack`; None, and why, where there can be none."""
-    copy, why = None, None
+    copy, why, scripts = None, None, files.scripts
     if saved is not None:
         scratch.sweep(session, saved.identity)
     throwaway.sweep(config)
     try:
         if config.rehearse != "off":
             _require_worth(session, saved, scripts, config)
-            copy = _entered(stack, session, saved, scripts, config, guests=guests)
+            copy = _entered(stack, session, saved, files, config)
     except scratch.Unavailable as reason:
         why = reason
     except ConnectionLost as lost:
@@ -525,16 +552,11 @@ def _require_worth(
         )
 
 
-def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom
-    stack: ExitStack,
-    session: Session,
-    saved: Taken | None,
-    scripts: Sequence[Script],
-    config: Config,
-    *,
-    guests: bool,
+def _entered(
+    stack: ExitStack, session: Session, saved: Taken | None, files: _Files, config: Config
 ) -> copies.Copy:
     """Return a copy where the configuration wants it; raises Unavailable, BackupUnverified."""
+    scripts, reads = files.scripts, files.reads
     if config.rehearse_clone_url is not None:
         return stack.enter_context(clone.checked(session, config, scripts))
     if saved is None:
@@ -547,14 +569,14 @@ def _entered(  # noqa: PLR0913 -- what a copy is made from, and for whom
     if config.rehearse_url is None and config.rehearse_on != "server":
         try:
             return stack.enter_context(
-                throwaway.restored(session, config, saved, scripts, guests=guests)
+                throwaway.restored(session, config, saved, scripts, reads, guests=files.guests)
             )
         except local.NotHere as reason:
             if config.rehearse_on == "local":
                 raise scratch.Unavailable(str(reason)) from reason
             alone = f"; and there is no server of our own: {reason}"
     try:
-        return stack.enter_context(copies.restored(session, config, saved, scripts))
+        return stack.enter_context(copies.restored(session, config, saved, scripts, reads))
     except scratch.Unavailable as reason:
         reason.args = (f"{reason}{alone}",)
         raise

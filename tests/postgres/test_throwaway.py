@@ -229,6 +229,24 @@ def test_size_is_no_limit_where_production_has_no_part_in_it(
     assert (0, []) == (result.code, reasons(result))
 
 
+def test_partial_is_not_what_always_demands_unless_it_is_accepted(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """27; with PREFLIGHT_REHEARSE_PARTIAL=accept the duplicate is found, in little room."""
+    database.script(
+        f"{BIG.format(200_000)}; CREATE TABLE small AS SELECT 1 AS n FROM generate_series(1, 2)"
+    )
+    migrations({"001_one.sql": "CREATE UNIQUE INDEX ON small (n);"})
+    room = {"PREFLIGHT_REHEARSE_DIR_MB": "302"}
+    refused = run(env=room)
+    accepted = run(env=room | {"PREFLIGHT_REHEARSE_PARTIAL": "accept"})
+
+    assert (27, "rehearsal.unavailable") == (refused.code, refused.finished["error"]["code"])
+    assert "PREFLIGHT_REHEARSE_PARTIAL=accept" in refused.finished["error"]["message"]
+    assert (27, "23505") == (accepted.code, accepted.finished["error"].get("sqlstate")), accepted
+    assert ["read"] * 2 == verified(backup_dir)
+
+
 # --- what is tried there --------------------------------------------------------------------------
 
 

@@ -1,0 +1,181 @@
+"""Where there is no room for every row, the files meet those that they touch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.conftest import Run, WriteMigrations
+
+SHOP = """
+CREATE TABLE countries (code text PRIMARY KEY);
+INSERT INTO countries VALUES ('de'), ('fr');
+CREATE TABLE users (id int PRIMARY KEY, email text, country text REFERENCES countries);
+INSERT INTO users SELECT n, 'user-' || n, 'de' FROM generate_series(1, 1000) n;
+INSERT INTO users VALUES (0, 'user-1', 'fr');
+CREATE TABLE bulk (id int PRIMARY KEY, text text);
+INSERT INTO bulk SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 10000) n;
+CREATE TABLE orders (id int PRIMARY KEY, user_id int REFERENCES users, bulk_id int REFERENCES bulk);
+INSERT INTO orders SELECT n, n, n FROM generate_series(1, 100) n;
+CREATE TABLE notes (id int, text text);
+INSERT INTO notes VALUES (1, 'a'), (1, 'b');
+CREATE MATERIALIZED VIEW long_ones AS SELECT id FROM bulk WHERE length(text) > 10;
+CREATE MATERIALIZED VIEW homes AS SELECT code FROM countries;
+"""
+DUPLICATE = "CREATE UNIQUE INDEX ON users (email);"
+
+
+@pytest.fixture(autouse=True)
+def settings(environment: dict[str, str]) -> None:
+    """Allow 3 MB, and have 15."""
+    environment["PREFLIGHT_FIRST_CONTACT"] = "pending"
+    environment["PREFLIGHT_REHEARSE"] = "auto"
+    environment["PREFLIGHT_REHEARSE_MAX_MB"] = "3"
+
+
+def verified(backup_dir: Path) -> list[str]:
+    """Return how far each backup is verified."""
+    found = [json.loads(each.read_bytes()) for each in backup_dir.glob("[!.]*/manifest.json")]
+    return [each["verified"] for each in found]
+
+
+def test_duplicate_is_caught_by_a_partial_rehearsal(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """27 before anybody's table is locked; the backup is called read, for no more is known."""
+    database.script(SHOP)
+    migrations({"001_one.sql": DUPLICATE})
+    result = run()
+
+    (started,) = result.event("rehearsal.started")
+    assert (27, "23505") == (result.code, result.finished["error"]["sqlstate"]), result
+    assert (True, ["public.countries", "public.orders", "public.users"]) == (
+        started["partial"],
+        started["tables"],
+    )
+    assert ["read"] == verified(backup_dir)
+
+
+def test_partial_rehearsal_says_what_it_had_and_proves_no_backup(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """`partial`, the tables with rows, and `read`; a limit on locks was not measured."""
+    database.script(SHOP)
+    migrations(
+        {"001_one.sql": "-- preflight: max-lock 10s\nALTER TABLE users ADD age int;"}
+        | {"001_one_rollback.sql": "ALTER TABLE users DROP age;"}
+    )
+    result = run()
+
+    (passed,) = result.event("rehearsal.passed")
+    assert (0, True, "read") == (result.code, passed["partial"], passed["verified"]), result
+    assert ["public.countries", "public.orders", "public.users"] == passed["tables"]
+    assert ["001_one"] == passed["rollbacks_tried"]
+    assert ["read"] == verified(backup_dir)
+    (warned,) = result.event("rehearsal.warned")
+    assert "the rehearsal was partial" in warned["reason"]
+
+
+@pytest.mark.parametrize(
+    ("more", "statement"),
+    [
+        pytest.param(
+            "CREATE VIEW everybody AS SELECT id, email FROM users",
+            "CREATE TABLE emails AS SELECT * FROM everybody; "
+            "CREATE UNIQUE INDEX ON emails (email);",
+            id="view",
+        ),
+        pytest.param(
+            "CREATE TABLE inbox (email text); CREATE FUNCTION stamp() RETURNS trigger "
+            "LANGUAGE plpgsql AS 'BEGIN IF (SELECT count(*) FROM users u WHERE u.email = NEW.email)"
+            " > 1 THEN RAISE unique_violation; END IF; RETURN NEW; END';"
+            "CREATE TRIGGER stamp BEFORE INSERT ON inbox FOR EACH ROW EXECUTE FUNCTION stamp()",
+            "INSERT INTO inbox VALUES ('user-1');",
+            id="trigger",
+        ),
+        pytest.param(
+            "CREATE TABLE parts (id int, email text) PARTITION BY RANGE (id);"
+            "CREATE TABLE part_one PARTITION OF parts FOR VALUES FROM (0) TO (9);"
+            "INSERT INTO parts VALUES (1, 'a'), (1, 'a')",
+            "ALTER TABLE parts ADD UNIQUE (id);",
+            id="partition",
+        ),
+        pytest.param("", f"DO $$BEGIN EXECUTE '{DUPLICATE}'; END$$;", id="block"),
+        pytest.param("", f"DO $$BEGIN EXECUTE format('{DUPLICATE}', 1); END$$;", id="format"),
+        pytest.param(
+            "CREATE FUNCTION mend() RETURNS void LANGUAGE sql AS "
+            "'INSERT INTO users SELECT id + 5000, email FROM users'",
+            "CREATE UNIQUE INDEX ON notes (id, text); SELECT mend(); "
+            "DO $$BEGIN IF (SELECT count(*) FROM users) > 10 THEN RAISE unique_violation; END IF; "
+            "END$$;",
+            id="function",
+        ),
+        pytest.param(
+            "CREATE DOMAIN mail AS text; CREATE TABLE mails (m mail); "
+            "INSERT INTO mails VALUES ('no')",
+            "ALTER DOMAIN mail ADD CHECK (VALUE LIKE '%@%');",
+            id="domain",
+        ),
+    ],
+)
+def test_file_meets_the_rows_that_it_gets_to_by_other_ways(
+    more: str,
+    statement: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """Through a view, a trigger, partitions, a block, a function, a domain."""
+    database.script(f"{SHOP};{more}")
+    migrations({"001_one.sql": statement})
+    result = run()
+
+    assert (27, "rehearsal.failed") == (result.code, result.finished["error"]["code"]), result
+    assert [True] == [each["partial"] for each in result.event("rehearsal.started")]
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        pytest.param(
+            "DO $$BEGIN IF NOT EXISTS (SELECT FROM bulk) THEN RAISE 'nothing'; END IF; END$$;",
+            "the rows of public.bulk",
+            id="too large",
+        ),
+        pytest.param(
+            "ALTER TABLE orders DROP CONSTRAINT orders_bulk_id_fkey;",
+            "orders_bulk_id_fkey",
+            id="foreign key",
+        ),
+        pytest.param("SELECT 1 / count(*) FROM long_ones;", "long_ones", id="view"),
+    ],
+)
+def test_rows_that_are_missing_are_no_reason_to_refuse_a_file(
+    statement: str, why: str, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What fails for want of them is not rehearsed, and says so; in earnest it passes."""
+    database.script(SHOP)
+    migrations({"001_one.sql": statement})
+    result = run()
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert 0 == result.code, result
+    assert why in skipped["reason"]
+
+
+def test_text_that_is_only_known_when_it_runs_is_said(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Which tables it touches nobody can read: the copy may be without their rows."""
+    database.script(f"{SHOP}; CREATE FUNCTION name_of() RETURNS text LANGUAGE sql "
+                    "AS 'SELECT ''no'' || ''tes'''")  # fmt: skip
+    migrations({"001_one.sql": "CREATE TABLE one (); CALL p();"})
+    database.script(
+        "CREATE PROCEDURE p() LANGUAGE plpgsql AS "
+        "$$BEGIN EXECUTE 'UPDATE ' || name_of() || ' SET id = 2'; END$$"
+    )
+    result = run()
+
+    assert 0 == result.code, result
+    assert "what the function public.p runs" in result.event("rehearsal.warned")[0]["reason"]
