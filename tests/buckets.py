@@ -7,12 +7,15 @@ variables) runs the same tests against a bucket of one's own.
 import contextlib
 import fcntl
 import hashlib
+import http.client
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests import faults, servers
@@ -82,6 +85,62 @@ def s3() -> Iterator[Bucket]:
     finally:
         child.kill()
         child.wait()
+
+
+class Front:
+    """A server that passes on what it is asked, or answers in its own way; it counts."""
+
+    def __init__(self, endpoint: str, answer: Callable[[str, str], int | None]) -> None:
+        """Keep where it leads, and which status a method and a path get instead (None: none)."""
+        self.endpoint, self.answer = endpoint.removeprefix("http://"), answer
+        self.asked: list[str] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Yield its address."""
+        front = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one(self) -> None:
+                """Pass it on, or refuse."""
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                front.asked.append(self.command)
+                if status := front.answer(self.command, self.path):
+                    code = "AccessDenied" if status == 403 else "InternalError"
+                    self.tell(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
+                    return
+                behind = http.client.HTTPConnection(front.endpoint, timeout=60)
+                behind.request(self.command, self.path, body, dict(self.headers))
+                found = behind.getresponse()
+                self.tell(found.status, dict(found.getheaders()), found.read())
+                behind.close()
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one  # noqa: N815 -- the library's names
+
+            def tell(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                """Answer."""
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
+                        self.send_header(name, value)
+                length = headers.get("Content-Length", "0") if self.command == "HEAD" else len(body)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        server = http.server.ThreadingHTTPServer((servers.HOST, 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://{servers.HOST}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            server.server_close()
 
 
 def _made(url: str) -> bool:

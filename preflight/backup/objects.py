@@ -108,6 +108,8 @@ class Objects(store.Store):
     def failure(self, error: OSError) -> BackupFailed | BackupInterrupted:
         """Say whose turn it is: time's, the credentials', the bucket's."""
         why = getattr(error, "why", "")
+        if why == "spool":
+            return BackupFailed("backup.spool", str(error.strerror), HINTS[why])
         message = f"backups cannot be kept in {self.place}: {error.strerror}"
         if why == "passing":
             return BackupInterrupted("backup.store", message, "Run again; nothing was migrated.")
@@ -226,7 +228,7 @@ class Objects(store.Store):
         version = (name, meta["e_tag"] or meta["last_modified"])
         if version not in self._known:
             try:
-                said = json.loads(store.small(self, name, manifests.MANIFEST))
+                said = json.loads(self._manifest(name, meta))
             except FileNotFoundError:
                 raise
             except (ValueError, RecursionError, MemoryError) as error:
@@ -238,6 +240,15 @@ class Objects(store.Store):
         if wanted.file not in files or files[wanted.file]["size"] != wanted.size_bytes:
             raise manifests.Unreadable(f"{wanted.file} is no object of {wanted.size_bytes} bytes")
         return found
+
+    def _manifest(self, name: str, meta: Mapping[str, Any]) -> bytes:
+        """Read what was listed by one request: of a thousand each counts."""
+        if meta["size"] > manifests.MANIFEST_MAX_BYTES:
+            most = manifests.MANIFEST_MAX_BYTES
+            raise manifests.Unreadable(f"{manifests.MANIFEST} is larger than {most} bytes")
+        with asked():
+            found = self._library.get(self._bucket, f"{name}/{manifests.MANIFEST}")
+            return bytes(found.bytes())
 
     def files(self, name: str) -> list[str]:
         """Return the objects below a name but for the marks."""
@@ -355,7 +366,12 @@ class Objects(store.Store):
     def local(self, name: str, file: str) -> Iterator[Path]:
         """Download it to PREFLIGHT_SPOOL_DIR; raises Refused where there is none."""
         if self._spool is None:
-            raise Refused("spool", f"there is no place for a copy of {file} on this machine")
+            size = self._head(f"{name}/{file}")["size"]
+            raise Refused(
+                "spool",
+                f"there is no place for a copy of {file} on this machine: {size / 1e6:.1f} MB, "
+                "which pg_restore reads in more than one place",
+            )
         with ExitStack() as stack:
             with self._room(file):
                 copy = stack.enter_context(spool.Spool(self._spool))
@@ -539,7 +555,8 @@ HINTS = {
     "clock": "Set this machine's clock: the store refuses what is signed at another time.",
     "quota": "Free space or raise the quota; older backups were not touched.",
     "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? Is its certificate known here?",
-    "spool": "Set PREFLIGHT_SPOOL_DIR to a directory with room for the dump.",
+    "spool": "Set PREFLIGHT_SPOOL_DIR to a directory with room for the dump. It has no name there, "
+    "and is gone with the run. Or copy the whole backup into a directory, and restore from there.",
 }
 SAID = {
     "bucket": "there is no such bucket",
@@ -565,6 +582,7 @@ CODES = {
     "XMinioAdminBucketQuotaExceeded": "quota",
     "AccountIsDisabled": "rights",
     "NotImplemented": "unsupported",
+    "NoSuchUpload": "passing",  # the store was started anew, or a rule ended it
 }
 STATUSES = {301: "region", 307: "region", 401: "rights", 403: "rights", 412: "changed"}
 STATUSES |= {429: "passing", 501: "unsupported", 507: "quota"}
@@ -594,7 +612,8 @@ def _of_file_not_found() -> OSError | None:
     if type(error) is not FileNotFoundError or error.errno is not None:
         return None
     found = _refusal("NotFound", str(error))
-    return found if found.why == "bucket" else FileNotFoundError(errno.ENOENT, "no such object")
+    known = found.why == "bucket" or "NoSuchUpload" in str(found.strerror)
+    return found if known else FileNotFoundError(errno.ENOENT, "no such object")
 
 
 def _refusal(kind: str, text: str) -> Refused:

@@ -123,8 +123,9 @@ class Hashed:
 
 def hashed(backups: Store, name: str, file: str = manifests.DUMP) -> Hashed:
     """Read a file as its store has it; raises OSError."""
+    size = STREAMED if backups.remote else children.CHUNK  # each part is a request there
     with backups.open(name, file) as stream:
-        return _hashed(iter(partial(_part, stream), b""))
+        return _hashed(iter(partial(_part, stream, size), b""))
 
 
 def _hashed(chunks: Iterable[bytes]) -> Hashed:
@@ -136,9 +137,9 @@ def _hashed(chunks: Iterable[bytes]) -> Hashed:
     return Hashed(digest.hexdigest(), size, end)
 
 
-def _part(stream: Stream) -> bytes:
+def _part(stream: Stream, size: int) -> bytes:
     with stop.allowed():
-        return stream.read(children.CHUNK)
+        return stream.read(size)
 
 
 def _streamed(

@@ -2,12 +2,15 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from tests import buckets, servers
 from tests.conftest import Run, WriteMigrations
 
 pytestmark = pytest.mark.xdist_group("buckets")  # one server of buckets for all
+Front = tuple[buckets.Front, buckets.Bucket]
 FILES = {
     "001_a.sql": "CREATE TABLE a (id int, t text); INSERT INTO a SELECT n, md5(n::text) "
     "FROM generate_series(1, 3000) n;\n",
@@ -108,6 +112,7 @@ def test_proof_without_a_place_for_it_is_refused(run: Run, bucket: buckets.Bucke
     assert bucket.url
     assert 27 == refused.code, str(refused)
     assert 23 == restore.code, str(restore)
+    assert "backup.spool" == restore.finished["error"]["code"]
     assert "PREFLIGHT_SPOOL_DIR" in restore.finished["error"]["hint"]
 
 
@@ -295,3 +300,187 @@ def test_draft_of_a_killed_run_is_swept_and_a_living_one_is_not(
         assert backups._listed(f"{mine}/")  # noqa: SLF001
 
     assert (["database.dump"], []) == (living, left)
+
+
+@pytest.fixture
+def in_front(bucket: buckets.Bucket) -> Callable[..., contextlib.AbstractContextManager[Front]]:
+    """Give a server in front of the bucket that answers some requests itself."""
+    if bucket.endpoint is None:
+        pytest.skip("the cloud's own server is not behind a proxy of ours")
+    endpoint = bucket.endpoint
+
+    @contextlib.contextmanager
+    def make(answer: Callable[[str, str], int | None] = lambda *_: None) -> Iterator[Front]:
+        front = buckets.Front(endpoint, answer)
+        with front.running() as address:
+            yield front, buckets.Bucket(bucket.url, address, bucket.keys)
+
+    return make
+
+
+def test_key_that_may_only_read_restores_and_says_what_a_backup_lacks(
+    run: Run, in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    database: servers.Database, tmp_path: Path,
+) -> None:  # fmt: skip
+    """A drill elsewhere needs no right to write; a run that does is 23, with the rights by name."""
+    taken = run("backup").event("backup.verified")[0]["backup"]
+    with in_front(lambda method, _: None if method in {"GET", "HEAD"} else 403) as (front, bucket):
+        env = {**bucket.env(), "PREFLIGHT_SPOOL_DIR": str(tmp_path)}
+        restored = run("restore", taken, "--into", f"{database.name}_r", env=env)
+        refused = run("backup", env=env)
+
+    assert {"PUT"} <= set(front.asked)
+    assert 0 == restored.code, str(restored)
+    assert 23 == refused.code, str(refused)
+    assert "AccessDenied" in refused.finished["error"]["message"]
+    assert "PutObject" in refused.finished["error"]["hint"]
+
+
+def test_error_now_and_then_costs_nothing(
+    run: Run, in_front: Callable[..., contextlib.AbstractContextManager[Front]]
+) -> None:
+    """Every third request is a 500: each is asked again."""
+    numbers = itertools.count(1)
+    with in_front(lambda *_: 500 if next(numbers) % 3 == 0 else None) as (front, bucket):
+        result = run(env=bucket.env())
+
+    assert 0 == result.code, str(result)
+    assert len(front.asked) > 10
+
+
+def test_listing_asks_once_for_each_manifest(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And once for each thousand objects; a second listing asks for what is new alone."""
+    with in_front() as (front, bucket):
+        backups = store_of(bucket, monkeypatch)
+        made = [_published(backups, str(number)) for number in range(12)]
+        again = store_of(bucket, monkeypatch)
+        front.asked.clear()
+        listed = [each.name for each in again.listing()]
+        first = len(front.asked)
+        _published(again, "new")
+        front.asked.clear()
+        more = again.listing()
+
+    assert sorted(made) == sorted(listed)
+    assert first <= 13
+    assert (13, True) == (len(more), len(front.asked) <= 2)
+
+
+def test_hash_of_a_large_object_takes_few_requests(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One for each 8 MiB: a gigabyte is 128, and not 4,096."""
+    with in_front() as (front, bucket):
+        backups = store_of(bucket, monkeypatch)
+        with backups.sink("draft", "database.dump") as sink:
+            sink.write(bytes(17 << 20))
+        front.asked.clear()
+        found = reading_back.hashed(backups, "draft")
+
+    assert 17 << 20 == found.size_bytes
+    assert ["HEAD", "GET", "GET", "GET"] == front.asked
+
+
+def _published(backups: objects.Objects, run_id: str) -> str:
+    me = manifests.Identity("1", "app", "x:1")
+    manifest = manifests.Manifest(
+        4, sha256="s", run_id=run_id, database="app", system_identifier="1", address="x:1"
+    )
+    name = f"app-20260101T000000Z-{run_id}"
+    backups._put(f"{name}/database.dump", b"dump")  # noqa: SLF001
+    return backups.publish(name, me, manifest).name
+
+
+PRUNED = f".unproven-1-app-@0-{objects.PRUNED}"
+
+
+def test_reader_waits_for_who_removes_and_goes_on_when_he_leaves(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each puts his mark, then looks: who removes sees the reader's, and takes his own away."""
+    backups = store_of(bucket, monkeypatch)
+    name = _published(backups, "r")
+    backups._put(f"{name}/{PRUNED}", b"")  # noqa: SLF001
+    seen = []
+    listed = backups._listed  # noqa: SLF001
+
+    def look(prefix: str = "") -> Any:  # noqa: ANN401 -- the store's own
+        found = listed(prefix)
+        seen.append(sorted(found[name]))
+        backups._delete(f"{name}/{PRUNED}")  # noqa: SLF001
+        return found
+
+    monkeypatch.setattr(backups, "_listed", look)
+    with backups.reading(name):
+        assert "database.dump" in backups.files(name)
+
+    assert PRUNED in seen[0]
+    assert any(file.startswith(objects.READER) for file in seen[0])
+    assert PRUNED not in seen[1]
+
+
+def test_backup_that_is_being_removed_is_not_read(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest is gone, its dump not yet: a restore would lose it on its way."""
+    backups = store_of(bucket, monkeypatch)
+    name = _published(backups, "r")
+    backups._put(f"{name}/{PRUNED}", b"")  # noqa: SLF001
+    backups._delete(f"{name}/manifest.json")  # noqa: SLF001
+
+    with pytest.raises(FileNotFoundError, match="another run"), backups.reading(name):
+        pass
+
+    assert not any(each.startswith(objects.READER) for each in backups._listed(f"{name}/")[name])  # noqa: SLF001
+
+
+ROUNDS = 6
+READ = """
+import sys
+from preflight.backup import objects
+backups = objects.Objects(objects.address(sys.argv[1], sys.argv[2]), {}, None)
+print("ready", flush=True)
+for name in sys.stdin:
+    said = "gone"
+    try:
+        with backups.reading(name.strip()):
+            said = "torn"
+            for _ in range(3):
+                with backups.open(name.strip(), "database.dump") as stream:
+                    said = "whole" if stream.read(99) == b"dump" else "torn"
+    except FileNotFoundError:
+        said = "torn" if said == "whole" else said
+    print(said, flush=True)
+"""
+
+
+def test_reader_and_who_removes_never_meet(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes at one backup, again and again: it is read whole, or not begun."""
+    backups = store_of(bucket, monkeypatch)
+    env = {**os.environ, **bucket.env()}
+    command = [sys.executable, "-c", READ, bucket.url, bucket.endpoint or ""]
+    said = []
+    with subprocess.Popen(
+        command, env=env, cwd=servers.REPOSITORY, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as reader:  # fmt: skip
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert "ready\n" == reader.stdout.readline()
+        for number in range(ROUNDS):
+            name = _published(backups, str(number))
+            me, backup = manifests.Identity("1", "app", "x:1"), backups.read(name)
+            reader.stdin.write(f"{name}\n")
+            reader.stdin.flush()
+            gone = backups.remove(backup, me)
+            said.append((reader.stdout.readline().strip(), gone))
+        reader.stdin.close()
+
+    assert ROUNDS == len(said)
+    assert {("whole", False), ("whole", True), ("gone", True), ("gone", False)} >= set(said)
