@@ -25,6 +25,8 @@ GO = {
         "no_clickhouse no_libsql no_mssql no_mysql no_sqlite3 no_vertica no_ydb no_duckdb",
     ),
 }
+# the package, and the features that leave other databases out
+RUST = {"sqlx": ("sqlx-cli@0.9.0", "postgres,rustls"), "diesel": ("diesel_cli@2.3.14", "postgres")}
 INSTALL_S = 600
 LACKING = "another tool is not to be had: "  # no promise of ours: said, also where all must run
 
@@ -74,6 +76,25 @@ def go(name: str) -> Path:
         install("go", "install", "-tags", tags, module, environment=environment)
 
     return made(f"go-{name}-{module.rpartition('@')[2]}", build) / name
+
+
+@functools.cache
+def rust(name: str) -> Path:
+    """Return a tool that is written in Rust; skips the test where nobody had it built.
+
+    That takes minutes, so it is done only where BUILD_TOOLS is set.
+    """
+    package, features = RUST[name]
+    home = f"rust-{package}"
+    if not (CACHE / home / "complete").exists() and not os.environ.get("BUILD_TOOLS"):
+        lacking(f"{package} is built only with BUILD_TOOLS=1")
+    options = ("--debug", "--locked", "--no-default-features", "--features", features)
+    return made(home, lambda home: _cargo(home, package, *options)) / "bin" / name
+
+
+def _cargo(home: Path, package: str, *options: str) -> None:
+    environment = {"CARGO_PROFILE_DEV_DEBUG": "0"}
+    install("cargo", "install", *options, "--root", home, package, environment=environment)
 
 
 @functools.cache

@@ -11,11 +11,12 @@ from preflight import gate
 from preflight.apply import contact, verify
 from preflight.base.errors import (
     ConfigInvalid,
+    FilesInvalid,
     HistoryConflict,
     VerifyFailed,
 )
 from preflight.commands import command
-from preflight.files import folder
+from preflight.files import folder, reading
 from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
+    from preflight.base.errors import Problem
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
@@ -44,7 +46,7 @@ def run(
         gate.enter(session)
         ledger.ensure(session, labelled=files.labelled)
         known = ledger.read(session)
-        if foreign := plan.foreign(files, known):  # others' files say nothing of this database
+        if foreign := _foreign(session, files, known):  # others' files say nothing of this database
             raise HistoryConflict.of("history.conflict", foreign)
         todo = [file for file in files if file.version not in known.records]
         if chosen is not None and through is not None:
@@ -67,6 +69,28 @@ def run(
     names = [file.name for file, _ in adopted]
     if left := [file.name for file in todo if file.name not in names]:
         structlog.get_logger().info("plan.made", pending=left, adopts=[])
+
+
+def _foreign(session: Session, files: Sequence[Migration], known: plan.History) -> list[Problem]:
+    """Name every file that is another migration than the one recorded under its number.
+
+    One with the same statements is the same: `convert` writes it under another name, without the
+    other tool's marks.
+    """
+    if not plan.foreign(files, known):
+        return []
+    return plan.foreign([file for file in files if not _rewritten(session, file)], known)
+
+
+def _rewritten(session: Session, file: Migration) -> bool:
+    row = ledger.row_of(session, file.version)
+    if row is None:
+        return False
+    try:
+        before = reading.kept(row.version, row.name, "up", row.up_sql.encode())
+    except FilesInvalid:
+        return False
+    return before.said() == file.up.said() and before.transactional == file.up.transactional
 
 
 def _settled(file: Migration, known: plan.History) -> bool:

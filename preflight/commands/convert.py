@@ -82,11 +82,10 @@ def _require_empty(target: Path) -> None:
 def _named(found: folder.Folder) -> Iterator[tuple[Migration, int, str]]:
     """Yield each migration with its number in our layout and its file's name."""
     width = max(3, *(len(str(file.version)) for file in found)) if found else 3
-    for place, file in enumerate(found):
-        number = place + 1 if found.labelled else file.version
+    for file in found:
         title = re.sub("[^a-z0-9]+", "_", _VERSION.sub("", file.name, count=1).lower()).strip("_")
-        digits = 3 if found.labelled else width
-        yield file, number, NATIVE.file(f"{number:0{digits}d}_{title or 'migration'}", "up")
+        named = f"{file.version:0{width}d}_{title or 'migration'}"
+        yield file, file.version, NATIVE.file(named, "up")
 
 
 def _files(found: folder.Folder) -> Iterator[tuple[str, bytes]]:
@@ -117,21 +116,12 @@ def _without_marks(script: Script) -> bytes:
     return b"".join([*kept, _MARK.sub(b"", script.text[at:])])
 
 
-def _statements(script: Script | None) -> list[bytes]:
-    if script is None:
-        return []
-    return [
-        script.text[each.start : each.data[1] if each.data else each.end]
-        for each in script.statements()
-    ]
-
-
 def _require_same(before: Sequence[Migration], after: Sequence[Migration]) -> None:
     """Make sure that what was written is what was read, statement by statement."""
     for one, other in zip(before, after, strict=True):
         for kind in ("up", *KINDS):
             mine, theirs = getattr(one, kind), getattr(other, kind)
-            same = _statements(mine) == _statements(theirs)
+            same = (mine.said() if mine else []) == (theirs.said() if theirs else [])
             if not same or (mine and mine.transactional != theirs.transactional):
                 raise FilesInvalid(
                     "files.converted",
@@ -147,8 +137,8 @@ def _lost(found: folder.Folder) -> Iterator[str]:
         yield f"{file.name} was not carried over: a file that runs again has no place in our layout"
     if found.labelled:
         yield (
-            "the versions are text, and were numbered anew: where they are recorded, "
-            "`adopt --through` says so of the new files"
+            "the versions are text, and were numbered 1,000 apart, as they are where they are "
+            "recorded: `adopt --through` accepts the new names there"
         )
 
 

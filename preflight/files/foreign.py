@@ -64,6 +64,7 @@ class Said:
     broken: Sequence[str] = ()
     through: str | None = None
     repeated: Mapping[str, str | None] = field(default_factory=dict)  # of files without a version
+    lasting: Sequence[str] | None = None  # what is applied, in words that no later file changes
 
 
 class Foreign:
@@ -74,6 +75,7 @@ class Foreign:
     table: Table
     lone = False  # a file of nothing but what a transaction refuses runs outside one
     labelled = False  # versions are text
+    outside = reading.OWN.hint  # how a file says that it runs in no transaction
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -271,7 +273,8 @@ def _scripts(
         yield source, None
     for section in sections:
         part = dataclasses.replace(source, kind=section.kind)
-        read = reading.Reading(name, part, reading.Rule(section.unbound, rule.lone, blank=True))
+        said = reading.Rule(section.unbound, rule.lone, blank=True, hint=rule.outside)
+        read = reading.Reading(name, part, said)
         script = read.script(_cut(text or b"", section))
         if section.start or section.end is not None:
             body = (text or b"")[section.start : section.end]

@@ -39,6 +39,13 @@ class Script:
         """The text as the history keeps it: with all that it takes to run it without the file."""
         return b"-- preflight: no-transaction\n" + self.text if self.elsewhere else self.text
 
+    def said(self) -> list[bytes]:
+        """Return the statements to run, each with its inline data."""
+        return [
+            self.text[each.start : each.data[1] if each.data else each.end]
+            for each in self.statements()
+        ]
+
     def statements(self) -> Iterator[scan.Statement]:
         """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
         found = scan.statements(self.text)

@@ -179,6 +179,7 @@ class Rule:
     unbound: bool = False  # marked by the other tool as not to run in a transaction
     lone: bool = False  # so it is where nothing in it may run in one
     blank: bool = False  # a file without a statement is nothing to do
+    hint: str = "Put `-- preflight: no-transaction` at the top of the file."
 
 
 OWN = Rule()
@@ -353,7 +354,7 @@ class Reading:
                 text,
                 statement,
                 "cannot run inside a transaction",
-                "Put `-- preflight: no-transaction` at the top of the file.",
+                self.rule.hint,
             )
         wrapped = found.wrapped(text)
         if wrapped:

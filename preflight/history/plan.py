@@ -157,7 +157,8 @@ def contradiction(file: Migration, record: Record) -> Problem | None:
             hint = (
                 f"Give {file.name} a number above the newest, and put {record.name} back; was "
                 "another branch or a wrong directory mounted? `rollback` takes back what is "
-                "recorded, with the text that the history keeps."
+                "recorded, with the text that the history keeps. Did `convert` write it? `adopt "
+                "--through VERSION` accepts it where its statements are the same."
             )
         case _:
             return None

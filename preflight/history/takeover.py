@@ -70,7 +70,8 @@ class Found:
     @property
     def digest(self) -> str:
         """What it says, in a form that is the same only when it says the same."""
-        rows = sorted(self.said.applied) + [f"broken {each}" for each in self.said.broken]
+        applied = self.said.applied if self.said.lasting is None else self.said.lasting
+        rows = sorted(applied) + [f"broken {each}" for each in self.said.broken]
         rows += sorted(f"{name} {checksum}" for name, checksum in self.said.repeated.items())
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 

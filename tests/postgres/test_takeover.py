@@ -1,12 +1,14 @@
 """Folders of other tools, read as they are; and their histories, taken over and never written."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
+import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple
 from urllib.parse import quote
@@ -20,10 +22,10 @@ CATALOG = """
 SELECT 'column', c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod)
  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
  WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND c.relkind <> 'i'
-  AND c.relname !~ '(schema_migrations|goose_db_version|ledger)'
+  AND c.relname !~ '(schema_migrations|goose_db_version|sqlx_migrations|ledger)'
 UNION ALL SELECT 'index', c.relname, pg_get_indexdef(c.oid) FROM pg_class c
  WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'i'
-  AND c.relname !~ '(schema_migrations|goose_db_version|ledger)'
+  AND c.relname !~ '(schema_migrations|goose_db_version|sqlx_migrations|ledger)'
 UNION ALL SELECT 'function', p.proname, p.prosrc FROM pg_proc p
  WHERE p.pronamespace = 'public'::regnamespace
 ORDER BY 1, 2, 3
@@ -75,20 +77,45 @@ def goose(database: servers.Database, folder: Path, count: int) -> None:
         assert 0 == result.returncode, result.stdout + result.stderr
 
 
+def there(database: servers.Database, table: LiteralString) -> set[str]:
+    """Return the versions in a tool's history."""
+    (made,) = database.query("SELECT to_regclass(%s) IS NOT NULL", table)
+    return set(map(str, database.query(f"SELECT version FROM {table}"))) if made else set()
+
+
+@contextlib.contextmanager
+def few(folder: Path, applied: set[str], count: int) -> Iterator[str]:
+    """Give a folder of what is applied and so many more, for a tool that knows only all."""
+    files = sorted(each for each in folder.iterdir() if each.name[:1].isdigit())
+    left = [each for each in files if each.name.split("_")[0].replace("-", "") not in applied]
+    with tempfile.TemporaryDirectory() as some:
+        for file in set(files) - set(left[count:]):
+            (Path(some) / file.name).symlink_to(file)
+        yield some
+
+
 def dbmate(database: servers.Database, folder: Path, count: int) -> None:
-    """Run dbmate for so many versions: it knows only all, so the later ones are kept from it."""
+    """Run dbmate for so many versions."""
     package = f"@dbmate/linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
     program = tools.npm(f"{package}@2.36.0") / package / "bin/dbmate"
-    (made,) = database.query("SELECT to_regclass('schema_migrations') IS NOT NULL")
-    there = set(database.query("SELECT version FROM schema_migrations")) if made else set()
-    files = sorted(folder.glob("*.sql"))
-    left = [each for each in files if each.name.split("_")[0] not in there][count:]
-    with tempfile.TemporaryDirectory() as few:
-        for file in set(files) - set(left):
-            (Path(few) / file.name).symlink_to(file)
-        options = ("--migrations-dir", few, "--no-dump-schema", "--url", url(database))
-        result = tools.call([program, *options, "migrate"])
-    assert 0 == result.returncode, result.stdout + result.stderr
+    with few(folder, there(database, "schema_migrations"), count) as some:
+        options = ("--migrations-dir", some, "--no-dump-schema", "--url", url(database))
+        succeed(program, *options, "migrate")
+
+
+def diesel(database: servers.Database, folder: Path, count: int) -> None:
+    """Run Diesel for so many versions."""
+    with few(folder, there(database, "__diesel_schema_migrations"), count) as some:
+        options = ("--migration-dir", some, "--database-url", url(database))
+        succeed(tools.rust("diesel"), "migration", "run", *options, "--config-file", "/dev/null")
+
+
+def sqlx(database: servers.Database, folder: Path, count: int) -> None:
+    """Run sqlx for so many versions."""
+    versions = sorted({int(each.name.split("_")[0]) for each in folder.glob("[0-9]*.sql")})
+    target = (0, *versions)[len(there(database, "_sqlx_migrations")) + count]
+    options = ("--source", folder, "--database-url", url(database), "--target-version", target)
+    succeed(tools.rust("sqlx"), "migrate", "run", *options)
 
 
 GOLANG_MIGRATE = Tool(
@@ -141,7 +168,40 @@ DBMATE = Tool(
     "schema_migrations",
     lambda database, folder: dbmate(database, folder, 0),
 )
-TOOLS = [GOLANG_MIGRATE, GOOSE, DBMATE]
+SQLX = Tool(
+    "sqlx",
+    {
+        "1_init.up.sql": "CREATE TABLE a (x int);\nCREATE TABLE b (y int);\n",
+        "1_init.down.sql": "DROP TABLE a, b;\n",
+        "2_index.up.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON a (x);\n",
+        "2_index.down.sql": "-- no-transaction\nDROP INDEX CONCURRENTLY i;\n",
+        "10_function.up.sql": FUNCTION,
+        "10_function.down.sql": "DROP FUNCTION f();\n",
+        "notes.sql": "of no version: passed over\n",
+    },
+    sqlx,
+    "_sqlx_migrations",
+    lambda database, folder: succeed(
+        *(tools.rust("sqlx"), "migrate", "run", "--source", folder, "--database-url", url(database))
+    ),
+)
+DIESEL = Tool(
+    "diesel",
+    {
+        "00000000000000_init/up.sql": "CREATE TABLE a (x int);\nCREATE TABLE b (y int);\n",
+        "00000000000000_init/down.sql": "DROP TABLE a, b;\n",
+        "2024-01-02-000000_index/up.sql": "CREATE INDEX CONCURRENTLY i ON a (x);\n",
+        "2024-01-02-000000_index/down.sql": "DROP INDEX CONCURRENTLY i;\n",
+        "2024-01-02-000000_index/metadata.toml": "run_in_transaction = false\n",
+        "2024-01-03-000000-0001_function/up.sql": FUNCTION,
+        "2024-01-03-000000-0001_function/down.sql": "DROP FUNCTION f();\n",
+    },
+    diesel,
+    "__diesel_schema_migrations",
+    lambda database, folder: diesel(database, folder, 0),
+    "version",
+)
+TOOLS = [GOLANG_MIGRATE, GOOSE, DBMATE, SQLX, DIESEL]
 every = pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 
 
@@ -296,19 +356,21 @@ def test_applied_version_without_its_file_is_refused(
     tool.up(database, folder, 2)
     for file in folder.iterdir():
         if "index" in file.name:
-            file.unlink()
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
 
-    result = run()
+    result = run(env={"PREFLIGHT_LAYOUT": tool.name})
 
     assert (26, "takeover.refused") == (result.code, result.finished["error"]["code"])
     assert "--through" in result.finished["error"]["hint"]
 
 
-@every
+@pytest.mark.parametrize(
+    "tool", [each for each in TOOLS if each is not DIESEL], ids=lambda tool: tool.name
+)
 def test_renamed_history_table_is_found_by_its_shape(
     tool: Tool, run: Run, database: servers.Database, folder: Path
 ) -> None:
-    """The tools let people choose its name; its columns say what it is."""
+    """These tools let people choose its name; its columns say what it is."""
     write(folder, tool.files)
     tool.up(database, folder, 2)
     database.script(f"ALTER TABLE {tool.table} RENAME TO our_migration_ledger")
@@ -350,6 +412,32 @@ def test_two_histories_of_one_tool_are_a_question(
     result = run()
 
     assert (26, "takeover.ambiguous") == (result.code, result.finished["error"]["code"])
+    database.script(
+        f'ALTER ROLE CURRENT_USER IN DATABASE "{database.name}" SET search_path = two, public'
+    )
+    assert (0, 1) == ((after := run()).code, len(after.finished["adopted"])), str(after)
+    assert ["two.goose_db_version"] == database.query(
+        "SELECT replace(place, '\"', '') FROM preflight.takeovers"
+    )
+
+
+def test_who_vouches_is_not_asked_which_history_it_is(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The other way out of two histories; what is above is not guessed either."""
+    write(folder, GOOSE.files)
+    GOOSE.up(database, folder, 3)
+    database.script(
+        "CREATE SCHEMA one; CREATE TABLE one.goose_db_version AS TABLE public.goose_db_version;"
+        "CREATE SCHEMA two; ALTER TABLE public.goose_db_version SET SCHEMA two"
+    )
+    refused = run()
+    assert "--through" in refused.finished["error"]["hint"]
+
+    vouched, result = run("adopt", "--through", "3"), run()
+
+    assert (0, 3) == (vouched.code, len(vouched.finished["adopted"])), str(vouched)
+    assert (0, []) == (result.code, result.event("lock.acquired")), str(result)
 
 
 def test_out_of_order_history_is_taken_over_as_it_is(
@@ -416,8 +504,12 @@ def test_checksum_is_that_of_the_section(
         "SELECT checksum FROM preflight.migrations WHERE version = 20240101000000"
     )
 
-    write(folder, {name: text.replace("DROP TABLE a, b", "DROP TABLE b, a")})
+    write(folder, {name: text.replace("DROP TABLE a, b", "DROP TABLE b, a -- a word")})
     assert 0 == run().code
+    write(folder, {name: f"-- a word above\n{text}"})
+    assert 0 == run().code
+    write(folder, {name: text.replace("CREATE TABLE b", "-- a word inside\nCREATE TABLE b")})
+    assert 26 == run().code
     write(folder, {name: text.replace("(x int)", "(x bigint)")})
     assert 26 == run().code
 
@@ -439,7 +531,7 @@ def test_takeover_asks_verify_files_too(run: Run, database: servers.Database, fo
     assert json.loads(run("check", "--json").stdout)["current"]
 
 
-# --- tools whose tables are made here as they make them -------------------------------------------
+# --- tools whose tables are made here as they made them -------------------------------------------
 
 
 def checksums(text: str) -> dict[str, Any]:
@@ -449,7 +541,6 @@ def checksums(text: str) -> dict[str, Any]:
         "crc32": found - (1 << 32) if found >= 1 << 31 else found,
         "sha1": hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "sha384": hashlib.sha384(text.encode()).digest(),
     }
 
 
@@ -472,6 +563,7 @@ class Kept(NamedTuple):
     spoil: LiteralString
 
 
+# sqlx-cli 0.9.0 and Diesel CLI 2.3.14 wrote their tables and rows on 2026-11-28, as pg_dump said
 KEPT = {
     "flyway": Kept(
         {"V1__a.sql": A, "V1.1__b.sql": B, "U1.1__b.sql": "DROP TABLE b;"},
@@ -490,8 +582,10 @@ KEPT = {
         "CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL, "
         "installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea "
         "NOT NULL, execution_time bigint NOT NULL)",
-        "INSERT INTO _sqlx_migrations VALUES (1, 'a', now(), true, %s, 1)",
-        [checksums(A)["sha384"]],
+        "INSERT INTO _sqlx_migrations VALUES (1, 'a', '2026-11-28 03:55:03.087935+00', true, "
+        r"'\xcbe28b8c771c8fbdf5f49fc3df4d0f7200d3dd1d73637600d014eaceb18975e925d8b8f57a8c1e6b021bf70"
+        "81c2e8fa3', 1730855)",
+        [],
         "UPDATE _sqlx_migrations SET success = false",
     ),
     "prisma": Kept(
@@ -515,8 +609,8 @@ KEPT = {
     "diesel": Kept(
         {"2024-01-01-000000_a/up.sql": A, "2024-01-02-000000_b/up.sql": B},
         "CREATE TABLE __diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on "
-        "timestamp NOT NULL DEFAULT now())",
-        "INSERT INTO __diesel_schema_migrations VALUES ('20240101000000')",
+        "timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+        "INSERT INTO __diesel_schema_migrations VALUES ('20240101000000', '2026-11-28 03:55:03')",
         [],
         "UPDATE __diesel_schema_migrations SET version = '20230101000000'",
     ),
@@ -656,16 +750,149 @@ def test_graphile_migrate_s_own_history_is_taken_over(
     assert 1 == len(before)
 
 
+SQITCH = {
+    **KEPT["sqitch"].files,
+    "sqitch.conf": "[core]\n\tengine = pg\n",
+    "revert/b_then.sql": "DROP TABLE b;\n",
+}
+LATER = "c 2024-01-02T00:00:00Z A <a@b> # c\n"
+# a change that is worked over keeps its old scripts under the name of the tag between
+REWORKED = {
+    "sqitch.plan": SQITCH["sqitch.plan"] + "@v1 2024-01-03T00:00:00Z A <a@b> # one\n"
+    "b_then [b_then@v1] 2024-01-04T00:00:00Z A <a@b> # again\n",
+    "deploy/b_then@v1.sql": B,
+    "deploy/b_then.sql": "ALTER TABLE b ADD z int;\n",
+}
+
+
+def sqitch(database: servers.Database, folder: Path, *words: str) -> str:
+    """Deploy with sqitch itself; returns what it says."""
+    there = database.env()
+    target = f"db:pg://{there['PGHOST']}:{there['PGPORT']}/{database.name}"
+    environment = {**there, "PATH": program.path(), "SQITCH_FULLNAME": "A", "SQITCH_EMAIL": "a@b"}
+    command = (tools.found("sqitch"), "deploy", "--target", target, *words)
+    result = tools.call(command, environment, cwd=folder)
+    assert 0 == result.returncode, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("applied", ["z_first", "b_then"])
+def test_sqitch_s_own_history_is_taken_over(
+    applied: str,
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    folder: Path,
+) -> None:
+    """Its hashes are what we reckon, it has nothing to do afterwards; and when it goes on: 26."""
+    write(folder, SQITCH)
+    sqitch(database, folder, "--to", applied)
+    by_tool = create_database(database.server)
+    sqitch(by_tool, folder)
+    query = "SELECT change_id, script_hash, change, project FROM sqitch.changes ORDER BY 3"
+    before = database.query(query)
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert len(before) == len(result.finished["adopted"])
+    assert (by_tool.query(CATALOG), before) == (database.query(CATALOG), database.query(query))
+    assert (0, []) == ((again := run()).code, again.event("lock.acquired"))
+    if applied == "b_then":
+        assert "up-to-date" in sqitch(database, folder)
+        write(folder, {"sqitch.plan": SQITCH["sqitch.plan"] + LATER, "deploy/c.sql": "SELECT 1;\n"})
+        sqitch(database, folder)
+        assert (26, True) == ((on := run()).code, "sqitch was run" in str(on))
+
+
+def test_change_of_sqitch_that_is_worked_over_is_no_move_of_it(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The plan gives the change that was deployed another name; its history says the same."""
+    write(folder, SQITCH)
+    sqitch(database, folder)
+    assert 0 == run().code
+    write(folder, REWORKED)
+
+    result = run()
+
+    assert "sqitch was run" not in str(result)
+
+
+def test_reworked_changes_of_sqitch_are_taken_over(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Two rows of one name are two changes, in the order in which they were deployed."""
+    write(folder, {**SQITCH, **REWORKED})
+    sqitch(database, folder)
+
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert ["z_first", "b_then@v1", "b_then"] == result.finished["adopted"]
+
+
+@pytest.mark.parametrize("name", ["goose", "dbmate", "flyway", "sqitch"])
+def test_converted_folder_takes_the_place_of_the_old_one(
+    name: str, run: Run, database: servers.Database, folder: Path, tmp_path: Path
+) -> None:
+    """26 says that the files were renamed, `adopt --through` accepts them: nothing runs again."""
+    theirs = {"goose": GOOSE.files, "dbmate": DBMATE.files}
+    write(folder, theirs[name] if name in theirs else KEPT[name].files)
+    if name == "sqitch":
+        _, table, row, values, _ = KEPT[name]
+        database.script(f"{table}; {A}")
+        database.query(row, *values)
+    assert 0 == (first := run()).code, str(first)
+    target = str(tmp_path / "ours")
+    assert 0 == run("convert", str(folder), target).code
+    env = {"PREFLIGHT_MIGRATIONS_DIR": target}
+
+    refused = run(env=env)
+    newest = str(database.query("SELECT max(version) FROM preflight.migrations")[0])
+    adopted, again = run("adopt", "--through", newest, env=env), run(env=env)
+
+    assert (26, True) == (refused.code, "--through" in str(refused) or "adopt" in str(refused))
+    assert 0 == adopted.code, str(adopted)
+    assert (0, []) == (again.code, again.event("lock.acquired"))
+    assert json.loads(run("check", "--json", env=env).stdout)["current"]
+    assert (
+        len(adopted.finished["adopted"])
+        == database.query("SELECT count(*) FROM preflight.migrations")[0]
+    )
+
+
+def test_other_file_under_the_number_is_not_adopted(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """One with other statements is another migration, whoever vouches for it."""
+    write(folder, GOOSE.files)
+    assert 0 == run().code
+    (folder / "00001_init.sql").unlink()
+    write(folder, {"00001_start.sql": "-- +goose Up\nCREATE TABLE c ();\n"})
+
+    result = run("adopt", "--through", "3")
+
+    assert (26, "history.conflict") == (result.code, result.finished["error"]["code"])
+    assert ["00001_init"] == database.query(
+        "SELECT name FROM preflight.migrations WHERE version = 1"
+    )
+
+
 def test_text_versions_work_in_every_command(
     run: Run, database: servers.Database, folder: Path
 ) -> None:
     """`1.1` is what people write; its number is what it was given when it was recorded."""
     write(folder, {"V1__a.sql": A, "U1__a.sql": "DROP TABLE a;", **KEPT["flyway"].files})
+    check = "SELECT 'b' AS suite, 'b' AS \"check\", to_regclass('b') IS NOT NULL AS ok;\n"
+    write(folder, {"preflight/verify_V1.1__b.sql": check})
     assert 0 == (first := run()).code, str(first)
     assert [("1", 1000), ("1.1", 2000)] == database.query(
         "SELECT label, version FROM preflight.migrations ORDER BY version"
     )
     assert 0 == run("wait", "--schema", "1.1", env={"PREFLIGHT_WAIT_TIMEOUT_S": "5"}).code
+    assert (0, 1) == ((checked := run("verify", "1.1")).code, len(checked.event("check.passed")))
+    assert 20 == run("verify", "1.2").code
     assert 0 == (back := run("rollback", "--to", "1")).code, str(back)
     assert ["V1.1__b"] == back.finished["rolled_back"]
     write(folder, {"V1.0.5__between.sql": "CREATE TABLE IF NOT EXISTS c ();"})

@@ -241,6 +241,30 @@ def test_each_tools_mark_for_no_transaction_is_ours(tool: str, tmp_path: Path) -
     ]
 
 
+MIXED = "SELECT 1;\nVACUUM;\n"
+OUTSIDE = {
+    "dbmate": ({"1_a.sql": f"-- migrate:up\n{MIXED}"}, "transaction:false"),
+    "goose": ({"1_a.sql": f"-- +goose Up\n{MIXED}"}, "+goose NO TRANSACTION"),
+    "flyway": ({"V1__a.sql": MIXED}, "executeInTransaction=false"),
+    "sqlx": ({"1_a.up.sql": MIXED}, "`-- no-transaction`"),
+    "diesel": ({"1_a/up.sql": "SELECT 1;\n", "1_a/down.sql": MIXED}, "metadata.toml"),
+    "graphile": ({"committed/000001.sql": graphile("-", MIXED)[0]}, "--! no-transaction"),
+    "golang-migrate": ({"1_a.up.sql": MIXED}, "preflight: no-transaction"),
+}
+
+
+@pytest.mark.parametrize("tool", OUTSIDE)
+def test_what_needs_no_transaction_is_told_its_own_tools_mark(tool: str, tmp_path: Path) -> None:
+    """Ours would be none to that tool, and a file that it has hashed is not to be edited."""
+    files, words = OUTSIDE[tool]
+    written(tmp_path, files)
+
+    with pytest.raises(FilesInvalid) as failure:
+        folder.load(configured(tmp_path, tool))
+
+    assert [True] == [words in str(each.hint) for each in failure.value.problems]
+
+
 REFUSED = {
     "goose's environment": ({"1_a.sql": "-- +goose Up\n-- +goose ENVSUB ON\nSELECT 1;\n"}, ":2:1:"),
     "goose in Go": (

@@ -20,6 +20,7 @@ class Dbmate(foreign.Foreign):
 
     tool = "dbmate"
     hint = "Name it VERSION_title.sql: the version is at most 18 digits."
+    outside = "Write `transaction:false` beside the mark: `-- migrate:up transaction:false`."
     table = foreign.Table(
         "schema_migrations",
         {"version": "character varying|text"},

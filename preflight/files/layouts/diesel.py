@@ -17,6 +17,10 @@ class Diesel(nested.Nested):
 
     tool = "diesel"
     hint = "A migration is a folder, VERSION_title, with up.sql in it."
+    outside = (
+        "Write `run_in_transaction = false` into metadata.toml beside it; or, for this "
+        "file alone, `-- preflight: no-transaction` at its top."
+    )
     labelled = True
     parts = {  # noqa: RUF012 -- as the class says it
         "up.sql": "up",

@@ -29,6 +29,10 @@ class Flyway(foreign.Foreign):
 
     tool = "flyway"
     hint = "Name it V1_1__title.sql: V, U, B with a version or R, two underscores, a title."
+    outside = (
+        "Write `executeInTransaction=false` into a file beside it, called as this one "
+        "with `.conf` after it."
+    )
     lone = True
     labelled = True
     table = foreign.Table(

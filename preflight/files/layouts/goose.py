@@ -55,6 +55,7 @@ class Goose(foreign.Foreign):
 
     tool = "goose"
     hint = "Name it VERSION_title.sql: at most 18 digits and an underscore."
+    outside = "Put `-- +goose NO TRANSACTION` at the top of the file."
     table = foreign.Table(
         "goose_db_version",
         {

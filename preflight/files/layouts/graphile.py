@@ -24,6 +24,7 @@ class Graphile(foreign.Foreign):
 
     tool = "graphile"
     hint = "Committed files are called 000001-title.sql, and begin with `--! Previous:`."
+    outside = "It takes `--! no-transaction` at the top of the text, and to be committed anew."
     table = foreign.Table(
         "graphile_migrate.migrations",
         {"hash": "text", "previous_hash": "text", "filename": "text"},

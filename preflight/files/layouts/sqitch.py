@@ -40,21 +40,26 @@ class Sqitch(foreign.Foreign):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
+        self.project: str | None = None  # of no plan: the history is looked at, not the folder
+        self.changes: list[tuple[str, str]] = []
+        self.wrong: Exception | None = None
         try:
             plan = reading.beside(directory / "sqitch.plan")
         except (OSError, ValueError) as error:
-            raise ConfigInvalid(
-                "config.migrations_dir",
-                f"{directory}/sqitch.plan cannot be read: {error}",
-                "Set PREFLIGHT_MIGRATIONS_DIR to the folder that holds it.",
-            ) from error
+            self.wrong = error
+            return
         found = _PROJECT.search(plan)
         self.project = found[1].strip() if found else ""
         self.changes = _changes(plan)
-        self.places = {label: place for place, (label, _) in enumerate(self.changes)}
 
     def names(self) -> list[str]:
-        """Return the scripts of the plan, and the companions beside them."""
+        """Return the scripts of the plan, and the companions beside them; raises ConfigInvalid."""
+        if self.wrong is not None:
+            raise ConfigInvalid(
+                "config.migrations_dir",
+                f"{self.directory}/sqitch.plan cannot be read: {self.wrong}",
+                "Set PREFLIGHT_MIGRATIONS_DIR to the folder that holds it.",
+            ) from self.wrong
         found = [
             f"{way}/{script}.sql"
             for _, script in self.changes
@@ -85,11 +90,13 @@ class Sqitch(foreign.Foreign):
 
     def order(self, label: str) -> int:
         """Return the place in the plan."""
-        return self.places.get(label, -1)
+        labels = [each for each, _ in self.changes]
+        return labels.index(label) if label in labels else -1
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is deployed of this project; a change that was reworked has several rows."""
-        mine = sorted((row for row in rows if row[2] == self.project), key=lambda row: row[3])
+        known = (self.project,) if self.project is not None else {row[2] for row in rows}
+        mine = sorted((row for row in rows if row[2] in known), key=lambda row: row[3])
         names = [row[0] for row in mine]
         labels = {name: [label for label, _ in self.changes if _change(label) == name]
                   for name in names}  # fmt: skip
@@ -97,7 +104,7 @@ class Sqitch(foreign.Foreign):
         for name, checksum, *_ in mine:
             left = [label for label in labels[name] if label not in applied]
             applied[left[0] if left else name] = checksum
-        return foreign.Said(applied)
+        return foreign.Said(applied, lasting=sorted(names))
 
     def version(self, text: str) -> str:
         """Return a change's name as it is."""

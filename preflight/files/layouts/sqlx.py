@@ -21,11 +21,24 @@ class Sqlx(foreign.Foreign):
 
     tool = "sqlx"
     hint = "Name it VERSION_title.sql, or .up.sql and .down.sql; at most 18 digits."
+    outside = "Make `-- no-transaction` the first line of the file."
     table = foreign.Table(
         "_sqlx_migrations",
-        {"version": "bigint", "success": "boolean", "checksum": "bytea"},
+        {
+            "version": "bigint",
+            "description": "text",
+            "installed_on": "timestamp with time zone",
+            "success": "boolean",
+            "checksum": "bytea",
+            "execution_time": "bigint",
+        },
         ("version", "success", "checksum"),
+        renamed=True,
     )
+
+    def counts(self, file: str) -> bool:
+        """Tell whether it is a migration; sqlx passes over what has no `_` in its name."""
+        return super().counts(file) and "_" in file
 
     def named(self, file: str) -> Source | None:
         """Read the version, and the way."""
