@@ -6,6 +6,7 @@ What only the catalogs know is named for them to tell (`Reach`); not what functi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -150,10 +151,18 @@ class Effect:
 
 def of(text: bytes) -> Effect:
     """Return what a statement does, as far as its text tells."""
+    same = parser.typical(text)
+    return _of(text) if same is text else _of_typical(same)
+
+
+def _of(text: bytes) -> Effect:
     node = parser.parsed(text)
     if node is None:
         return Effect(" ".join(scan.words(text[:200], 3)).lower() + " (not understood here)")
     return of_node(node, text)
+
+
+_of_typical = functools.lru_cache(parser.TYPICAL_MAX)(_of)
 
 
 def of_node(node: Node, text: bytes) -> Effect:

@@ -50,7 +50,7 @@ class Name:
 
 def names(text: bytes, depth: int = 0) -> Iterator[Name]:
     """Yield what a statement names, also in the bodies that it holds and in its texts."""
-    node = parser.parsed(text)
+    node = parser.parsed(text, whole=True)
     if node is None:
         yield from _by_words(text)
         return
