@@ -56,6 +56,7 @@ _OURS = {
     "3D000": r'database "(.*)" does not exist',
     "08001": "", "08006": "", "HV00N": "",
 }  # fmt: skip
+_NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
 _DATABASE = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
 _EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
@@ -387,7 +388,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
     if problems or code != 0:
         if death := server.ended(1.0):  # its end looks like anything to who was connected
             raise death
-        _require_sorted_alike(home.config, saved, made, problems)
+        _require_locales(home.config, saved, made, problems)
         some = restoring.choice is not None
         copies.judge(home, saved, code, problems, elsewhere="the throwaway server", some=some)
     return problems
@@ -397,18 +398,25 @@ def _make_anew(home: Session, around: cluster.Surroundings) -> None:
     cluster.make_database(home, around)
 
 
-def _require_sorted_alike(
+def _require_locales(
     config: Config,
     saved: Taken,
     made: cluster.Made,
     problems: Sequence[new_database.Complaint],
 ) -> None:
-    """Where text sorts otherwise here, a row that breaks a rule may keep it on the live server."""
-    broken = [problem for problem in problems if problem.sort == "content"]
-    if made.fidelity and broken:
+    """Where a locale is not here, that may be why the copy cannot be had; raises Unavailable.
+
+    What names one cannot be made; and where text sorts otherwise, a row that breaks a rule here may
+    keep it on the live server.
+    """
+    blamed = [problem for problem in problems if _NO_COLLATION.search(problem.text)]
+    why = "a locale of the live server is not here"
+    if made.fidelity and not blamed:
+        blamed = [problem for problem in problems if problem.sort == "content"]
+        why = "the copy sorts as C does, because the live database's locale is not here"
+    if blamed:
         take.require_there(saved, again=True)
         raise scratch.Unavailable(
-            "the copy sorts as C does, because the live database's locale is not here, and so "
-            f"this cannot be restored: {copies.told(config, broken[0])}",
-            [problem.entry for problem in broken[:100]],
+            f"{why}, and so this cannot be restored: {copies.told(config, blamed[0])}",
+            [problem.entry for problem in blamed[:100]],
         )

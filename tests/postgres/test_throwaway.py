@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import LiteralString
 
 import pytest
 
@@ -467,15 +468,9 @@ def test_extension_that_only_this_side_lacks_is_named(
     assert ["read", "read"] == verified(backup_dir)
 
 
-def test_locale_that_only_this_side_lacks_is_told(  # noqa: PLR0913, PLR0917 -- a server of its own
-    run: Run,
-    start_server: StartServer,
-    create_database: CreateDatabase,
-    migrations: WriteMigrations,
-    backup_dir: Path,
-    scratch: Path,
-) -> None:
-    """The copy sorts as C does, and says so; its rows are all there."""
+@pytest.fixture
+def foreign_server(start_server: StartServer, scratch: Path) -> servers.Server:
+    """Give a server of a machine with a locale that this one lacks: letters as in C.UTF-8."""
     locales = scratch / "locales"
     shutil.copytree("/usr/lib/locale/C.utf8", locales / "xx_YY.UTF-8")
     server = start_server()
@@ -485,7 +480,18 @@ def test_locale_that_only_this_side_lacks_is_told(  # noqa: PLR0913, PLR0917 -- 
     wrapper.chmod(0o755)
     server.bin = server.home
     server.start()
-    database = create_database(server, options="TEMPLATE template0 LOCALE 'xx_YY.UTF-8'")
+    return server
+
+
+def test_locale_that_only_this_side_lacks_is_told(
+    run: Run,
+    foreign_server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """The copy sorts as C does, and says so; its rows are all there."""
+    database = create_database(foreign_server, options=FOREIGN)
     database.script(BIG.format(100))
     migrations(ONE)
     result = run(env=database.env())
@@ -496,6 +502,78 @@ def test_locale_that_only_this_side_lacks_is_told(  # noqa: PLR0913, PLR0917 -- 
         for name in ("rehearsal.started", "rehearsal.passed")
         for each in result.event(name)
     ]
+
+
+FOREIGN: LiteralString = "TEMPLATE template0 LOCALE 'xx_YY.UTF-8'"
+# as initdb finds it there: no dump holds what is in pg_catalog
+COLLATION = (
+    "SET allow_system_table_mods = on;"
+    "CREATE COLLATION pg_catalog.\"xx_YY\" (provider = libc, locale = 'xx_YY.UTF-8')"
+)
+BY_LOCALE: list[tuple[LiteralString, str]] = [
+    # the database's own: this side knows no capital É
+    (FOREIGN, "CREATE TABLE t (v text CHECK (upper(v) <> v)); INSERT INTO t VALUES ('é')"),
+    (FOREIGN, ("CREATE TABLE t AS SELECT v FROM unnest(ARRAY['é', 'É']) v;"
+               "CREATE UNIQUE INDEX ON t ((upper(v) = v))")),
+    # a column's, or that of an expression anywhere
+    ("", 'CREATE TABLE t (v text COLLATE "xx_YY")'),
+    ("", 'CREATE TABLE t (v text); CREATE INDEX ON t (v COLLATE "xx_YY")'),
+    ("", ("CREATE TABLE t (v text); CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS"
+          " 'BEGIN RETURN new; END'; CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW"
+          " WHEN (new.v COLLATE \"xx_YY\" > 'a') EXECUTE FUNCTION f()")),
+]  # fmt: skip
+
+
+def test_what_a_missing_locale_breaks_is_no_fault_of_the_backup(
+    run: Run,
+    foreign_server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """What PostgreSQL takes there and not here is no 24, nor a warning that blames the database."""
+    migrations(ONE)
+    results = []
+    for options, text in BY_LOCALE:
+        database = create_database(foreign_server, options=options)
+        database.script(f"{COLLATION}; {text}")
+        results.append(run(env={**database.env(), "PREFLIGHT_REHEARSE": "auto"}))
+
+    assert [0] * len(BY_LOCALE) == [result.code for result in results], results
+    assert [1] * len(BY_LOCALE) == [len(reasons(result)) for result in results], results
+    assert all("locale" in reasons(result)[0] for result in results), results
+    assert ["read"] * len(BY_LOCALE) == verified(backup_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"), [("ours_alone", "skipped"), ("nobodys", "rehearsal.failed")]
+)
+def test_extension_that_a_file_makes_and_only_the_live_server_has_is_no_fault_of_the_file(  # noqa: PLR0913, PLR0917 -- a case each
+    name: str,
+    outcome: str,
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    scratch: Path,
+) -> None:
+    """The live server is asked whether it has it; what nobody has is a mistake of the file."""
+    (scratch / "extension").mkdir()
+    (scratch / "extension" / "ours_alone.control").write_text("default_version = '1'\n")
+    (scratch / "extension" / "ours_alone--1.sql").write_text("CREATE TABLE ours_alone ();\n")
+    server = start_server(18, extension_control_path=f"{scratch}:$system")
+    database = create_database(server)
+    migrations({"001_one.sql": f"SELECT 1;\nCREATE EXTENSION {name};"})
+    env = {"PATH": program.path(18), "PREFLIGHT_REHEARSE": "auto"}
+    result = run(env={**database.env(), **env})
+
+    if outcome == "skipped":
+        assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+        assert "which only the throwaway server says" in reasons(result)[0]
+        assert 2 == result.event("rehearsal.skipped")[0]["line"]
+    else:
+        error = result.finished["error"]
+        assert (27, outcome, 2) == (result.code, error["code"], error["line"]), result
 
 
 def test_catalog_that_is_closed_to_the_role_is_a_reason_not_an_end(
