@@ -370,6 +370,7 @@ class Progress:
                 rows=all_rows,
                 percent=round(100 * share, 1),
                 elapsed_s=round(now - self.began, 1),
+                **console.left_s(share, now - self.began),
             )
 
 

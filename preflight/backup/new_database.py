@@ -391,10 +391,14 @@ def _filled(  # noqa: PLR0913 -- see above
 
 
 def jobs(session: Session) -> int:
-    """Return how many sessions pg_restore may have: by the cores, and by what limits leave free."""
+    """Return how many sessions pg_restore may have: as told or by the cores, as far as limits let.
+
+    One that is free is left for the app.
+    """
     (room,) = session.execute(_ROOM).fetchone() or (1,)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    return max(1, min(MOST_JOBS, max(2, cores), room - 1))  # one is left for the app
+    wanted, auto = session.config.jobs, min(MOST_JOBS, max(2, cores))
+    return max(1, min(wanted if isinstance(wanted, int) else auto, room - 1))
 
 
 def restore_command(

@@ -60,4 +60,5 @@ class Progress:
                     size_bytes=size,
                     elapsed_s=round(now - self.began, 1),
                     **{self.of: self.expected},
+                    **console.left_s(share, now - self.began),
                 )

@@ -72,6 +72,7 @@ class Config:
     lock_wait_s: float = 600
     lock_timeout_ms: int = 2000
     lock_retry_s: float = 300
+    jobs: int | str = "auto"  # sessions that restore
     statement_timeout_s: float = 0
     rehearse: str = "auto"
     rehearse_max_mb: int = 2048
@@ -208,6 +209,11 @@ def _whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _jobs(value: str) -> int | str:
+    """A whole number from 1 to 999999999, or auto."""  # noqa: D401
+    return value if value == "auto" else _whole(1)(value)
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in words:
@@ -280,6 +286,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "LOCK_WAIT_S": _seconds,
     "LOCK_TIMEOUT_MS": _whole(1),
     "LOCK_RETRY_S": _seconds,
+    "JOBS": _jobs,
     "STATEMENT_TIMEOUT_S": _seconds,
     "REHEARSE": _one_of("auto", "always", "off"),
     "REHEARSE_MAX_MB": _whole(0),

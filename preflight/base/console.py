@@ -375,6 +375,12 @@ class Bar:
             self._clear()
 
 
+def left_s(share: float | None, elapsed_s: float) -> dict[str, int]:
+    """Return the seconds that are left as an event has them; nothing where nobody can tell."""
+    known = share is not None and bool(left(share, elapsed_s))
+    return {"left_s": round(elapsed_s * (1 - share) / share)} if share and known else {}
+
+
 def left(share: float, elapsed_s: float) -> str:
     """Return how long the rest will take, to go on with; nothing while nobody knows."""
     if elapsed_s < LEFT_S or not LEFT_SHARE <= share < 1:

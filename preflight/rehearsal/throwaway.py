@@ -119,7 +119,8 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             made = cluster.make(home, server, around)
         part = saved.backup.manifest.partial
         _require_whole(made, part)
-        jobs = max(JOBS_AT_LEAST, new_database.jobs(home))
+        jobs = new_database.jobs(home)
+        jobs = max(JOBS_AT_LEAST, jobs) if config.jobs == "auto" else jobs
         fidelity = ", ".join(made.fidelity) or None
         structlog.get_logger().info(
             "rehearsal.started",

@@ -164,6 +164,17 @@ def test_rows_that_are_missing_are_no_reason_to_refuse_a_file(
     assert why in skipped["reason"]
 
 
+def test_jobs_are_as_many_as_was_said(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """PREFLIGHT_JOBS, whatever cores there are."""
+    database.script(SHOP)
+    migrations({"001_one.sql": "CREATE TABLE one ();"})
+    result = run(env={"PREFLIGHT_JOBS": "3"})
+
+    assert [3] == [each["jobs"] for each in result.event("rehearsal.started")], result
+
+
 def test_text_that_is_only_known_when_it_runs_is_said(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

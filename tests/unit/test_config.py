@@ -359,6 +359,7 @@ def test_settings_are_read() -> None:
         for value in ("-1", "nan", "inf", "1e3", "1_0", " 5", "5s", "2147484", "\u0665", "x")
     ]
     + [("BACKUP_KEEP", "0"), ("BACKUP_KEEP", "1.5"), ("BACKUP_KEEP", "9" * 10)]
+    + [("JOBS", "0"), ("JOBS", "many")]
     + [("LOCK_TIMEOUT_MS", "0"), ("LOCK_TIMEOUT_MS", "2s"), ("REHEARSE_MAX_MB", "-1")]
     + [(name, "maybe") for name in ("BACKUP", "REHEARSE", "FIRST_CONTACT", "AHEAD", "LOG")]
     + [("OUT_OF_ORDER", "yes"), ("LOG_LEVEL", "INFO"), ("LOG_SQL", "true")]

@@ -163,6 +163,17 @@ def test_others_are_told_how_far_it_is(share: float | None, elapsed_s: float, to
     assert told == console.part(share, elapsed_s)
 
 
+@pytest.mark.parametrize(
+    ("share", "elapsed_s", "told"),
+    [(None, 9.0, {}), (0.0, 9.0, {}), (0.4, 1.0, {}), (0.25, 30.0, {"left_s": 90})],
+)
+def test_events_say_the_seconds_that_are_left(
+    share: float | None, elapsed_s: float, told: dict[str, int]
+) -> None:
+    """Once they can be known, and not before."""
+    assert told == console.left_s(share, elapsed_s)
+
+
 def test_run_ends_with_what_people_need_next() -> None:
     """What was done, where the backup is and how far proven, and the way back."""
     summary = console.Summary()
