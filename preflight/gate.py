@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
     from preflight.history.journal import Row
     from preflight.rehearsal.meter import Meter
+    from preflight.rehearsal.trial import Tenant
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
@@ -126,6 +127,27 @@ def proven(
     if todo:
         session.tell("migrating")
     return name
+
+
+def proven_all(session: Session, tenants: Sequence[Tenant]) -> str | None:
+    """Back a database up once, prove that, rehearse on one copy what is due in each schema.
+
+    Return the backup's name. Raises what `proven` raises, with the target that is to blame.
+    """
+    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
+    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
+
+    todo = trial.together(tenants)
+    if session.config.backup in INSTEAD:
+        return _pointed(session, todo, partial(trial.each, session, None, tenants))[1]
+
+    def attempt() -> str | None:
+        saved = take.take(session, todo)
+        with take.kept(saved):
+            trial.each(session, saved, tenants)
+        return saved.name if saved else None
+
+    return twice(attempt)
 
 
 def proven_for(

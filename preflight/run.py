@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
 LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
+TARGETS_MAX = 9000  # bytes of `run.finished`, which are to be no more than 16,000
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 
 # from the arguments to a command, its name, and whether its result has stdout for itself
@@ -44,7 +45,11 @@ class Tally:
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Keep what an event says was done."""
-        if key := self.LISTS.get(str(event["event"])):
+        if "target" in event:  # of one of many, which speaks for itself
+            if event["event"] == "target.finished":
+                said = {key: event[key] for key in ("outcome", "exit_code", "applied")}
+                self.done.setdefault("targets", {})[event["target"]] = said
+        elif key := self.LISTS.get(str(event["event"])):
             self.done.setdefault(key, []).append(event["migration"])
         elif event["event"] == "migration.rolled_back":
             self.done.setdefault("rolled_back", []).append(event["migration"])
@@ -92,6 +97,8 @@ class Run:
         }
         if error:
             data["error"] = dict(error)
+        if "targets" in data:
+            data |= fitting(data["targets"], TARGETS_MAX)
         self._write_metrics(data)
         self._tell(data)
         self._say_last(code, data)
@@ -141,7 +148,8 @@ class Run:
             "last_run_timestamp_seconds": now,
             "last_run_exit_code": data["exit_code"],
             "last_run_duration_seconds": data["duration_s"],
-            "last_run_applied_migrations": len(data.get("applied", ())),
+            "last_run_applied_migrations": len(data.get("applied", ()))
+            + sum(len(each["applied"]) for each in self.tally.done.get("targets", {}).values()),
         }
         if data["exit_code"] == ExitCode.OK:
             numbers["last_success_timestamp_seconds"] = now
@@ -178,6 +186,8 @@ class Run:
 
     def _leave_message(self, data: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us
+        if "targets" in data:
+            data |= fitting(self.tally.done["targets"], MESSAGE_MAX // 3)
         with (
             suppress(OSError),  # not in Kubernetes, or not writable: the log has it, too
             os.fdopen(os.open(self.termination_log, flags), "wb") as file,
@@ -190,6 +200,22 @@ class Run:
         return next(
             (key for key in ("rolled_back", "applied", "adopted", "wrapped") if key in done), "ok"
         )
+
+
+def fitting(targets: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Return how the targets of a fleet ended, in so many bytes: the failed ones first."""
+    order = ("failed", "stopped", "pending", "applied", "ok")
+    counts = {word: sum(each["outcome"] == word for each in targets.values()) for word in order}
+    shown: dict[str, Any] = {}
+    for name in sorted(targets, key=lambda name: order.index(targets[name]["outcome"])):
+        most -= len(json.dumps({name: targets[name]}))
+        if most < 0:
+            break
+        shown[name] = targets[name]
+    told = {"targets": shown, "target_counts": {key: n for key, n in counts.items() if n}}
+    return told | (
+        {"targets_untold": len(targets) - len(shown)} if len(shown) < len(targets) else {}
+    )
 
 
 def termination_message(data: Mapping[str, Any]) -> bytes:

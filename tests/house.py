@@ -15,6 +15,7 @@ WINGS = (
     "entrypoint",
     "quick",
     "commands",
+    "fleet",
     "wrapping",
     "run",
     "gate",

@@ -66,6 +66,7 @@ class Config:
     backup: str = "required"
     backup_command: tuple[str, ...] | None = None
     archive_max_age_h: float = 26
+    target_max_age_min: float = 30
     archive_status_file: Path | None = None
     backup_keep: int = 5
     wait_timeout_s: float = 120
@@ -280,6 +281,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "BACKUP": _one_of("required", "archive", "command", "off"),
     "BACKUP_COMMAND": _command,
     "ARCHIVE_MAX_AGE_H": _seconds,
+    "TARGET_MAX_AGE_MIN": _seconds,
     "ARCHIVE_STATUS_FILE": _path,
     "BACKUP_KEEP": _whole(1),
     "WAIT_TIMEOUT_S": _seconds,

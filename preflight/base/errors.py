@@ -27,6 +27,8 @@ PlanChanged            another run was faster: make the plan again
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -92,6 +94,8 @@ class Failure(Exception):
         self.code = code
         self.problem = Problem(message, hint, **where)  # type: ignore[arg-type]
         self.problems: tuple[Problem, ...] = ()
+        self.target: str | None = None  # of many, where one is to blame
+        self.given: object = None  # a result that came with it all the same
 
     @classmethod
     def of(cls, code: str, problems: list[Problem]) -> Failure:
@@ -226,6 +230,16 @@ class VerifyFailed(Failure):
     """The database differs from what a verify file promises."""
 
     exit_code = ExitCode.VERIFY_FAILED
+
+
+@contextmanager
+def blamed(target: str) -> Iterator[None]:
+    """Say which target of a fleet a failure is of."""
+    try:
+        yield
+    except Failure as failure:
+        failure.target = failure.target or target
+        raise
 
 
 class PlanChanged(Exception):

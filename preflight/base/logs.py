@@ -56,6 +56,21 @@ class _Stream:
         """Nothing to do: every line is flushed as it is written."""
 
 
+def pass_on(say: Callable[[EventDict], None]) -> None:
+    """Give every event to another process, which says it; this one says nothing itself."""
+
+    def give(_logger: object, _method: str, event: EventDict) -> EventDict:
+        say(dict(event))
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[_unless_muted, structlog.processors.add_log_level, give],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        cache_logger_on_first_use=False,
+    )
+    terminal.log_for_people(yes=True)  # nobody draws a bar here, and nobody else does meanwhile
+
+
 def console_wanted(choice: str, stream: TextIO) -> bool:
     """Tell whether people read this stream: asked for, or a terminal."""
     return choice == "console" or (choice == "auto" and stream.isatty())

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from preflight import __version__
 from preflight.base import config, errors
 from preflight.base.errors import ConfigInvalid, ExitCode
-from preflight.commands.command import version
+from preflight.commands.command import many, version
 from preflight.commands.registry import COMMANDS
 
 SPELLINGS = {"--check": "check", "--rollback": "rollback", "--force": "force"}
@@ -225,4 +225,6 @@ def _parser() -> argparse.ArgumentParser:
                     f"--{value}", dest="form", action="store_const", const=value, help=words
                 )
         command.options(one)
+        if command.fleet:
+            many(one)
     return parser

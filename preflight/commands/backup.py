@@ -30,4 +30,5 @@ COMMAND = command.Command(
     does="make one backup, and restore it as proof",
     example="entrypoint.py backup",
     run=run,
+    fleet=True,
 )

@@ -237,6 +237,7 @@ COMMAND = command.Command(
     does="show every migration and its state; exit 0 current, 3 pending, 26 conflict, 33 partial",
     example="entrypoint.py check --table",
     run=run,
+    fleet=True,
     result=True,
     options=command.wrapped,
     wraps=True,

@@ -24,4 +24,8 @@ def made(arguments: Sequence[str], up: Story) -> tuple[Story, str, bool]:
 
     said = parser.parse(arguments)
     story = registry.COMMANDS[said.name].run or up
+    if not {"targets", "each_database", "waves"}.isdisjoint(said.options):
+        from preflight.commands import fleets  # noqa: PLC0415 -- only over many
+
+        story = partial(fleets.run, said.name, None if story is up else story)
     return partial(story, **said.options), said.name, "form" in said.options

@@ -31,6 +31,34 @@ class Command:
     version: str | None = None  # what the optional VERSION means
     result: bool = False  # --table and --json
     wraps: bool = False  # takes `-- COMMAND`, another tool's
+    fleet: bool = False  # takes --targets and --each-database
+
+
+def many(parser: argparse.ArgumentParser) -> None:
+    """Take what is said of many databases or schemas."""
+    group = parser.add_argument_group("of many databases, or schemas of one")
+    who = group.add_mutually_exclusive_group()
+    who.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FILE",
+        help="a JSON object a line: name, and any of url_file, database, schema, role, search_path",
+    )
+    who.add_argument(
+        "--each-database", metavar="LIKE", help="every database with such a name: 'tenant_%%'"
+    )
+    group.add_argument(
+        "--waves",
+        type=_sizes,
+        metavar="N,N,…",
+        help="how many at a time, one wave after the other; the last to the end (default: 1,5)",
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9][0-9]{0,2}(,[1-9][0-9]{0,2})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not how many at a time: write 1,5,20")
+    return tuple(map(int, text.split(",")))
 
 
 def wrapped(parser: argparse.ArgumentParser) -> None:

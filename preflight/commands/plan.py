@@ -208,6 +208,7 @@ COMMAND = command.Command(
     does="show what `up` would do: each statement, its locks, what it destroys, what blocks it now",
     example="entrypoint.py plan --rehearse --table",
     run=run,
+    fleet=True,
     options=_options,
     result=True,
     wraps=True,

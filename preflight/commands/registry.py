@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from preflight.commands.command import Command
 
-NO_COMMANDS = {"arguments", "choice", "command", "registry", "results"}
+NO_COMMANDS = {"arguments", "choice", "command", "fleets", "registry", "results"}
 
 
 def _found() -> dict[str, Command]:

@@ -6,4 +6,5 @@ COMMAND = Command(
     place=0,
     does="apply what is pending: back up, rehearse, migrate, verify (the default)",
     example="entrypoint.py",
+    fleet=True,
 )

@@ -106,6 +106,7 @@ COMMAND = command.Command(
     does="run the verify files of what is applied; exit 33 when a check fails",
     example="entrypoint.py verify 2 --table",
     run=run,
+    fleet=True,
     version="only this version, applied or not",
     result=True,
 )

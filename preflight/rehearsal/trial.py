@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +32,7 @@ from preflight.base.errors import (
     Problem,
     RehearsalFailed,
     VerifyFailed,
+    blamed,
 )
 from preflight.files import reach
 from preflight.history import ledger, plan
@@ -46,7 +47,7 @@ from preflight.rehearsal import (
     some_rows,
     throwaway,
 )
-from preflight.server import catalog
+from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
     from preflight.backup.take import Taken
@@ -82,6 +83,55 @@ def run(
             with _judged(session.config, gauge):
                 trial = _trial(copy, todo, again, gauge)
             _tell_passed(copy, saved, trial)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A schema of a database, or all of it: what is due there, and how one goes there."""
+
+    name: str
+    config: Config
+    extra: Mapping[str, str]  # settings of its sessions
+    files: Sequence[Migration]
+    todo: Sequence[Migration]
+
+
+def together(tenants: Sequence[Tenant]) -> list[Migration]:
+    """Return what is due in any of them, each file once."""
+    return list({file.name: file for tenant in tenants for file in tenant.todo}.values())
+
+
+def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> None:
+    """Restore the backup, compare it, and try on one copy what is due in each tenant of it.
+
+    First contact is part of it: nothing was recorded on the live database. Raises as `run`.
+    """
+    copies.require_complete(session.config, saved)
+    todo = together(tenants)
+    if _within(session, saved, [limits.scripts_of(file) for file in todo]) < len(todo):
+        return
+    alone = todo if len(tenants) == 1 else ()  # of many, no search_path says whose rows are meant
+    reads = [script for file in alone for script in (*limits.scripts_of(file), file.rollback)]
+    with _copy(session, saved, [file.up for file in todo], reads=reads) as copy:
+        if copy is None:
+            return
+        for tenant in tenants:
+            session.tell(f"trying the files on a copy of {tenant.name}"[:40])
+            with (
+                blamed(tenant.name),
+                sessions.beside(copy.session, None, tenant.extra, tenant.config) as own,
+            ):
+                own.copy = True
+                trial = _of_tenant(dataclasses.replace(copy, session=own), tenant)
+        _tell_passed(copy, saved, trial)
+
+
+def _of_tenant(copy: copies.Copy, tenant: Tenant) -> Trial:
+    with _quietly():
+        contact.settle(copy.session, tenant.files)
+    gauge = meter.Meter()
+    with _judged(tenant.config, gauge):
+        return _trial(copy, tenant.todo, None, gauge)
 
 
 def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) -> None:

@@ -416,12 +416,18 @@ def with_settings(target: Mapping[str, str], settings: Mapping[str, str]) -> dic
 
 @contextmanager
 def beside(
-    session: Session, database: str | None = None, settings: Mapping[str, str] | None = None
+    session: Session,
+    database: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    config: Config | None = None,
 ) -> Iterator[Session]:
-    """Yield a second session on the same server, in the same database or in another one."""
+    """Yield a second session on the same server, in the same database or in another one.
+
+    `config` is of whom it is for, where that is somebody else.
+    """
     where = {"dbname": database} if database else {}
     target = with_settings(session.address() | session.secrets() | where, settings or {})
-    other = Session(session.config, target)
+    other = Session(config or session.config, target)
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts

@@ -18,7 +18,7 @@ ONLY_IN = {
         "rehearsal.local",
         "wrapping.child",
     },  # the clients' processes, a server's, and somebody else's command
-    "os.fork": {"files.parser", "wrapping.keeper"},
+    "os.fork": {"files.parser", "fleet.apart", "wrapping.keeper"},
     "structlog.configure": {"base.logs"},
     "signal.signal": {"base.stop", "wrapping.keeper"},  # the second is a process of its own
     "sys.exit": {"entrypoint"},

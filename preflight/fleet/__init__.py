@@ -1,0 +1,1 @@
+"""The same files over many databases or schemas: who they are, each on its own, in waves."""

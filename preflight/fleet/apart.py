@@ -1,0 +1,242 @@
+"""Each target in a process of its own: one's end, its signals and its memory are no other's.
+
+It is forked from ours, so that nothing is loaded and no file is read twice; what it says comes
+through a pipe and is said by us, with the target's name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import structlog
+
+from preflight import run
+from preflight.base import logs, stop
+from preflight.base.errors import ExitCode, Failure
+from preflight.fleet.targets import Target
+
+HARD_STOP_S = 2.5  # less than ours: what it still has to say is to reach us
+ENDED_S = 3.0  # for all of them to end, once asked
+PR_SET_PDEATHSIG = 1
+KINDS = (130, 143), (70,), range(30, 40), range(20, 30), range(10, 20), (3,), (0,)
+Work = Callable[[Target], Any]  # returns what JSON can say
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one target ended; `given` is what its work returned."""
+
+    target: Target
+    exit_code: int = 0
+    error: dict[str, Any] | None = None
+    given: Any = None
+    applied: list[str] = field(default_factory=list)
+
+    @property
+    def word(self) -> str:
+        """Say it in one word."""
+        if self.exit_code == ExitCode.PENDING:
+            return "pending"
+        if self.exit_code in (ExitCode.SIGINT, ExitCode.SIGTERM):
+            return "stopped"
+        return "failed" if self.exit_code else "applied" if self.applied else "ok"
+
+    @property
+    def rank(self) -> int:
+        """Return how bad it is, the worst first: signal, 70, 3x, 2x, 1x, 3, 0."""
+        return next((n for n, kind in enumerate(KINDS) if self.exit_code in kind), 1)
+
+
+@dataclass(slots=True)
+class _Child:
+    """One process at work."""
+
+    target: Target
+    pid: int
+    pipe: int
+    left: bytes = b""
+    result: dict[str, Any] | None = None
+    applied: list[str] = field(default_factory=list)
+
+    def hear(self, data: bytes) -> None:
+        """Say what it says."""
+        *lines, self.left = (self.left + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            if "result" in said:
+                self.result = said["result"]
+                continue
+            event, level = said.pop("event"), said.pop("level")
+            if event == "migration.applied":
+                self.applied.append(said["migration"])
+            getattr(structlog.get_logger(), level)(event, target=self.target.name, **said)
+
+    def ended(self) -> Outcome:
+        """Return how it ended, once it is gone."""
+        os.close(self.pipe)
+        _, status = os.waitpid(self.pid, 0)
+        if self.result is None:
+            code = os.waitstatus_to_exitcode(status)
+            self.result = _unsaid(code)
+        return Outcome(self.target, applied=self.applied, **self.result)
+
+
+def _unsaid(code: int) -> dict[str, Any]:
+    """Return the result of a process that told none."""
+    if code in (ExitCode.SIGINT, ExitCode.SIGTERM):
+        return {"exit_code": code}
+    error = {
+        "code": "target.killed",
+        "message": f"its process ended with {code} and told nothing: was it killed, or out of "
+        "memory?",
+        "hint": "Run again: what was recorded decides what is left to do.",
+    }
+    return {"exit_code": int(ExitCode.CONNECTION_LOST), "error": error}
+
+
+def each(
+    work: Work,
+    chosen: Sequence[Target],
+    most: int,
+    done: Callable[[Outcome], None],
+    *,
+    over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do a work for each target, at most so many at a time; `done` is told as they end.
+
+    Once it is `over` no more is begun, and what runs is waited for. A stop is passed on; raises
+    Stopped.
+    """
+    waiting, running = list(chosen), dict[int, _Child]()
+    try:
+        while running or (waiting and not over()):
+            while waiting and len(running) < most and not over():
+                child = _begun(work, waiting.pop(0), list(running))
+                running[child.pipe] = child
+            with stop.allowed():
+                _heard(running, 1.0, done)
+    finally:
+        _end(running, done)
+
+
+def _heard(running: dict[int, _Child], within_s: float, done: Callable[[Outcome], None]) -> None:
+    ready, _, _ = select.select(list(running), [], [], within_s)
+    for pipe in ready:
+        if data := os.read(pipe, 1 << 16):
+            running[pipe].hear(data)
+        else:
+            done(running.pop(pipe).ended())
+
+
+def _end(running: dict[int, _Child], done: Callable[[Outcome], None]) -> None:
+    """Pass a stop on, and wait for a little while; what they still say is said."""
+    for child in running.values():
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)
+    until = time.monotonic() + ENDED_S
+    while running and (left := until - time.monotonic()) > 0:
+        _heard(running, left, done)
+
+
+# in the process of one target
+
+
+def _begun(work: Work, target: Target, others: Sequence[int]) -> _Child:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    read, write = os.pipe()
+    ours = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        return _Child(target, pid, read)
+    try:
+        os.close(read)
+        for other in others:
+            os.close(other)
+        _apart(work, target, write, ours)
+    finally:
+        os._exit(ExitCode.INTERNAL)
+
+
+def _apart(work: Work, target: Target, pipe: int, parent: int) -> NoReturn:
+    """Do the work, say how it ended, and leave."""
+    if sys.platform == "linux":  # nobody would listen any more
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:
+            os._exit(ExitCode.SIGTERM)
+
+    def say(said: MutableMapping[str, Any]) -> None:
+        data = memoryview(json.dumps(said, default=str).encode() + b"\n")
+        with suppress(OSError):
+            while data:
+                data = data[os.write(pipe, data) :]
+
+    logs.pass_on(say)
+    _listen()
+    say({"result": _result(work, target)})
+    os._exit(0)
+
+
+def _listen() -> None:
+    def ask(number: int, _frame: object) -> None:
+        if stop.requested() is None:
+            timer = threading.Timer(HARD_STOP_S, _hard)
+            timer.daemon = True
+            timer.start()
+        stop.request(number)
+
+    stop.listen(ask)
+
+
+def _hard() -> None:
+    lost = stop.busy.is_set()
+    os._exit(ExitCode.CONNECTION_LOST if lost else 128 + (stop.requested() or signal.SIGTERM))
+
+
+def _result(work: Work, target: Target) -> dict[str, Any]:
+    try:
+        stop.check()
+        return {"exit_code": 0, "given": work(target)}
+    except Failure as failure:
+        return {
+            "exit_code": int(failure.exit_code),
+            "error": failure.data(),
+            "given": failure.given or failure.target,
+        }
+    except KeyboardInterrupt:
+        return {"exit_code": 128 + (stop.requested() or signal.SIGINT)}
+    except Exception as error:  # noqa: BLE001 -- as in run.py: the last resort
+        return {"exit_code": int(ExitCode.INTERNAL), "error": run.internal(error)}
+
+
+@contextmanager
+def spoken(outcomes: list[Outcome], chosen: Sequence[Target]) -> Iterator[None]:
+    """Say of each target how it ended, also of those that nobody came to."""
+    try:
+        yield
+    finally:
+        known = {each.target.name: each for each in outcomes}
+        for target in chosen:
+            found = known.get(target.name) or Outcome(target, int(ExitCode.PENDING))
+            error = {"error": found.error} if found.error else {}
+            log = structlog.get_logger()
+            (log.error if found.error and found.word == "failed" else log.info)(
+                "target.finished",
+                target=target.name,
+                outcome=found.word,
+                exit_code=found.exit_code,
+                applied=found.applied,
+                **error,
+            )

@@ -1,0 +1,199 @@
+"""`up` over a fleet: look at all, prove and rehearse all, then change them in waves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from preflight import gate
+from preflight.apply import contact, resume
+from preflight.base.errors import blamed
+from preflight.files import lasting
+from preflight.fleet import apart, targets
+from preflight.history import ledger, numbers, plan
+from preflight.server import lock, ready, sessions
+
+if TYPE_CHECKING:
+    from preflight.files import folder
+    from preflight.files.migrations import Migration
+    from preflight.fleet.apart import Outcome
+    from preflight.fleet.targets import Target
+    from preflight.server.sessions import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is due in one target, and what stands there already."""
+
+    todo: Sequence[Migration]
+    adopts: frozenset[int]
+    known: plan.History
+
+    @property
+    def mark(self) -> str:
+        """Return what is equal as long as the same is to be done on the same history."""
+        stood = [
+            [each.version, each.name, each.checksum, each.state]
+            for version, each in sorted(self.known.records.items())
+            if version not in self.adopts
+        ]
+        return json.dumps([stood, [[each.name, each.checksum] for each in self.todo]])
+
+
+@dataclass(slots=True)
+class Fleet:
+    """One `up` over many targets; `outcomes` is how each ended that anything was done for."""
+
+    files: folder.Folder
+    chosen: Sequence[Target]
+    sizes: Sequence[int]
+    outcomes: list[Outcome] = field(default_factory=list)
+    proofs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def up(self) -> None:
+        """Bring all of them up to date, or stop where the first one cannot be."""
+        with apart.spoken(self.outcomes, self.chosen):
+            due = self._looked_at()
+            if self._failed or not due or not self._proven(due):
+                return
+            for number, wave in enumerate(targets.waves(self.sizes, due), 1):
+                names = [each.name for each in wave]
+                structlog.get_logger().info("wave.started", number=number, targets=names)
+                if not self._all(self._turn, wave, len(wave)):
+                    return
+
+    @property
+    def _failed(self) -> bool:
+        return any(each.exit_code for each in self.outcomes)
+
+    def _all(self, work: apart.Work, chosen: Sequence[Target], most: int) -> bool:
+        """Do a work for each until one fails; tell whether none did."""
+        apart.each(work, chosen, most, self.outcomes.append, over=lambda: self._failed)
+        return not self._failed
+
+    def _looked_at(self) -> list[Target]:
+        """Look at every one; return those where something is due."""
+        due: list[Target] = []
+
+        def seen(outcome: Outcome) -> None:
+            if outcome.exit_code or not outcome.given:
+                self.outcomes.append(outcome)
+            else:
+                due.append(outcome.target)
+
+        apart.each(self._seen, self.chosen, max(self.sizes), seen)
+        order = {each.name: number for number, each in enumerate(self.chosen)}
+        return sorted(due, key=lambda each: order[each.name])
+
+    def _seen(self, target: Target) -> list[str]:
+        with sessions.connect(target.config) as session:
+            return [each.name for each in look(session, self.files).todo]
+
+    def _proven(self, due: Sequence[Target]) -> bool:
+        """Back up and rehearse all, a database at a time; tell whether none failed."""
+        for group in targets.databases(due):
+
+            def proven(outcome: Outcome, group: Sequence[Target] = group) -> None:
+                if not outcome.exit_code:
+                    self.proofs |= outcome.given
+                    return
+                blamed = (each for each in group if each.name == outcome.given)
+                outcome.target = next(blamed, group[0])
+                self.outcomes.append(outcome)
+
+            apart.each(partial(prove, self.files, group), group[:1], 1, proven)
+            if self._failed:
+                return False
+        return True
+
+    def _turn(self, target: Target) -> None:
+        turn(self.files, target, self.proofs.get(target.name))
+
+
+def look(session: Session, files: folder.Folder) -> Look:
+    """Return what is due, and raise what stands in its way; nothing is changed."""
+    config = session.config
+    known = ledger.read(session)
+    on_disk = numbers.settled(files, known)
+    made = plan.of(config, on_disk, known)
+    if made.empty:
+        return Look((), frozenset(), known)
+    ready.require_writable(session)
+    ready.require_schemas(session)
+    adopts, problem = contact.first_look(session, on_disk, known)
+    if problem:
+        raise problem
+    _require_resumable(session, on_disk, known)
+    todo = [file for file in made.todo if file.version not in adopts]
+    lasting.require([file.up for file in todo if file.version not in known.records])
+    if todo:
+        ledger.require_writable(session)
+    # what is only to be recorded is due, too: it has a turn, and needs no proof
+    return Look(todo or made.todo, frozenset(adopts), known)
+
+
+def _require_resumable(session: Session, files: Sequence[Migration], known: plan.History) -> None:
+    begun = [each for each in files if each.version in known.records]
+    if all(known.done(each.version) for each in begun):
+        return
+    with ledger.looking(session):
+        if lock.holder(session):
+            return  # it may belong to a run that lives; decided under the lock
+        for row in ledger.unfinished(session):
+            file = next((each for each in files if each.version == row.version), None)
+            if file is not None:
+                resume.require_resumable(file, row)
+
+
+def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[str, Any]:
+    """Back a database up once, and rehearse on one copy what is due in each target of it."""
+    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
+
+    found: dict[str, dict[str, Any]] = {}
+    whole = first.config
+    if len(group) > 1:  # of tenants of one database the backup is of all
+        whole = dataclasses.replace(whole, schemas=())
+    with sessions.connect(whole) as session:
+        session.look()
+        ready.require_writable(session)
+        session.prepare()
+        parts: list[trial.Tenant] = []
+        for target in group:
+            with blamed(target.name), sessions.connect(target.config) as own:
+                seen = look(own, files)
+            found[target.name] = {"mark": seen.mark, "adopts": sorted(seen.adopts)}
+            todo = [each for each in seen.todo if each.version not in seen.adopts]
+            if todo:
+                settled = numbers.settled(files, seen.known)
+                parts.append(trial.Tenant(target.name, target.config, target.extra, settled, todo))
+        backup = gate.proven_all(session, parts) if parts else None
+        at = time.monotonic()
+    return {name: {**each, "backup": backup, "at": at} for name, each in found.items()}
+
+
+def turn(files: folder.Folder, target: Target, proof: dict[str, Any] | None) -> None:
+    """Change one target; it is proven again where its proof is old or its history has moved."""
+    from preflight.apply import forward  # noqa: PLC0415 -- as in entrypoint.py
+
+    with sessions.connect(target.config) as session:
+        for attempt in gate.rounds(session, files):
+            with attempt:
+                fresh = proof is not None and attempt.first and _holds(session, attempt, proof)
+                backup = proof["backup"] if fresh and proof else attempt.proven()
+                for migration in attempt.todo:
+                    lock.require(session)
+                    forward.forward(session, migration, backup)
+
+
+def _holds(session: Session, attempt: gate.Round, proof: dict[str, Any]) -> bool:
+    """Tell whether what was proven is what is to be done now."""
+    young = time.monotonic() - proof["at"] <= session.config.target_max_age_min * 60
+    adopted = frozenset(proof["adopts"])
+    return bool(young) and Look(attempt.todo, adopted, ledger.read(session)).mark == proof["mark"]

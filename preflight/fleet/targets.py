@@ -1,0 +1,215 @@
+"""Which databases and schemas a fleet is of, and what differs between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preflight.base import config as settings
+from preflight.base import plain, urls
+from preflight.base.errors import ConfigInvalid, Problem
+from preflight.server import sessions
+
+if TYPE_CHECKING:
+    from preflight.base.config import Config
+
+KEYS = ("name", "url_file", "database", "schema", "role", "search_path")
+WHERE = ("host", "hostaddr", "port", "user", "password", "dbname")
+MOST_BYTES = 16 << 20
+_PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
+# neither templates nor what we or a restore have made beside a live one
+_DATABASES = """
+SELECT d.datname::text FROM pg_catalog.pg_database d
+WHERE d.datname::text LIKE %s::text AND d.datallowconn AND NOT d.datistemplate
+ AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') NOT LIKE 'pg-preflight%%'
+ORDER BY d.datname
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One database, or one schema of it, and how this run is to go there."""
+
+    name: str
+    config: Config
+    extra: Mapping[str, str] = field(default_factory=dict)  # its role and search_path
+
+    @property
+    def database(self) -> tuple[str, ...]:
+        """Which database it is, whatever schema of it."""
+        target = self.config.target
+        return tuple(target.get(key, "") for key in ("host", "hostaddr", "port", "dbname"))
+
+
+class _Wrong(Exception):
+    """What is wrong with a line; the text is the rest of a sentence."""
+
+
+def listed(config: Config, path: Path) -> list[Target]:
+    """Return the targets of a file, a JSON object a line; raises ConfigInvalid, all at once."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigInvalid(
+            "config.targets", f"--targets names {path}, which cannot be read: {why}"
+        ) from error
+    found: list[Target] = []
+    problems: list[Problem] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_target(config, path.parent, line))
+        except _Wrong as wrong:
+            problems.append(Problem(f"{path}:{number}: {wrong}", file=str(path), line=number))
+    problems += [Problem(f"{path}: {each}") for each in _clashes(found)]
+    if problems:
+        raise ConfigInvalid.of("config.targets", problems)
+    if not found:
+        raise ConfigInvalid("config.targets", f"--targets names {path}, which has no target")
+    return found
+
+
+def each_database(config: Config, pattern: str) -> list[Target]:
+    """Return every database of the server whose name is LIKE a pattern; raises ConfigInvalid."""
+    with sessions.connect(config) as session:
+        names = [name for (name,) in session.execute(_DATABASES, [pattern]).fetchall()]
+    if not names:
+        raise ConfigInvalid(
+            "config.targets",
+            f"no database of this server has a name LIKE {pattern!r}",
+            "% stands for any text, _ for one character; templates and copies do not count.",
+        )
+    return [
+        Target(name, dataclasses.replace(config, target={**config.target, "dbname": name}))
+        for name in names
+    ]
+
+
+def _target(config: Config, beside: Path, line: str) -> Target:
+    said = _object(line)
+    target = dict(config.target)
+    if "url_file" in said:
+        target = {key: value for key, value in target.items() if key not in WHERE}
+        target |= _url(beside / said["url_file"])
+    if "database" in said:
+        target["dbname"] = said["database"]
+    extra: dict[str, str] = {key: said[key] for key in ("role", "search_path") if key in said}
+    changed: dict[str, Any] = {"target": sessions.with_settings(target, extra)}
+    if "schema" in said:
+        changed["schema"] = _checked("schema", said["schema"], settings.SETTINGS["SCHEMA"])
+    if "search_path" in said:
+        changed["schemas"] = (_first(said["search_path"]),)
+    return Target(said["name"], dataclasses.replace(config, **changed), extra)
+
+
+def _object(line: str) -> dict[str, str]:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _Wrong("is no JSON object") from None
+    if not isinstance(said, dict):
+        raise _Wrong("is no JSON object")
+    if unknown := sorted(said.keys() - set(KEYS)):
+        raise _Wrong(
+            f"has keys that are not known: {', '.join(unknown)} (known: {', '.join(KEYS)})"
+        )
+    for key, value in said.items():
+        if not isinstance(value, str) or not value or not value.isprintable() or "\\" in value:
+            raise _Wrong(f"`{key}` is no plain text")
+    if "name" not in said:
+        raise _Wrong("has no `name`")
+    return said
+
+
+def _checked(key: str, value: str, parse: Any) -> Any:  # noqa: ANN401 -- a setting's own kind
+    try:
+        return parse(value)
+    except ValueError:
+        raise _Wrong(f"`{key}` {value!r} is not {settings.described(parse)}") from None
+
+
+def _first(path: str) -> str:
+    """Return the schema that names without one are made in: a search_path's first."""
+    found: list[str] = []
+    at = 0
+    while at < len(path):
+        item = _PATH.match(path, at)
+        if item is None:
+            raise _Wrong("`search_path` is none")
+        found.append(item[1].replace('""', '"') if item[1] else item[2].lower())
+        at = item.end()
+    named = [name for name in found if name != "$user" and not name.startswith("pg_")]
+    if not named:
+        raise _Wrong("`search_path` names no schema")
+    return named[0]
+
+
+def _url(path: Path) -> dict[str, str]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(plain.SECRET_MAX_BYTES).decode("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise _Wrong(f"`url_file` names {path}, which cannot be read: {why}") from error
+    try:
+        found, _ = urls.read(text)
+    except urls.Unreadable as wrong:
+        raise _Wrong(f"the URL in {path} {wrong}") from wrong
+    if "dbname" not in found:
+        raise _Wrong(f"the URL in {path} names no database")
+    return found
+
+
+def _clashes(found: Iterable[Target]) -> list[str]:
+    """Name the targets that are one and the same, or would write into one another's schema."""
+    names: set[str] = set()
+    histories: dict[tuple[object, ...], str] = {}
+    places: dict[tuple[object, ...], str] = {}
+    problems = []
+    for each in found:
+        if each.name in names:
+            problems.append(f"two targets are called {each.name!r}")
+            continue
+        names.add(each.name)
+        history = (*each.database, each.config.schema)
+        place = (*each.database, each.config.target.get("options", ""))
+        if history in histories:
+            problems.append(
+                f"{each.name!r} and {histories[history]!r} are one database with one `schema`, "
+                "which is where the history is"
+            )
+        elif place in places:
+            problems.append(
+                f"{each.name!r} and {places[place]!r} are one database with one `search_path`: the "
+                "files would make the same things twice"
+            )
+        histories.setdefault(history, each.name)
+        places.setdefault(place, each.name)
+    return problems
+
+
+def waves(sizes: Sequence[int], due: Sequence[Target]) -> list[list[Target]]:
+    """Return who goes together: as many as each size says, the last size to the end."""
+    found: list[list[Target]] = []
+    at = 0
+    while at < len(due):
+        size = sizes[min(len(found), len(sizes) - 1)]
+        found.append(list(due[at : at + size]))
+        at += size
+    return found
+
+
+def databases(chosen: Iterable[Target]) -> list[list[Target]]:
+    """Return the targets of each database together."""
+    found: dict[tuple[str, ...], list[Target]] = {}
+    for each in chosen:
+        found.setdefault(each.database, []).append(each)
+    return list(found.values())

@@ -1,0 +1,286 @@
+"""The same files over many databases or schemas: all are looked at first, then waves."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+from tests.program import Result
+
+ONE = {"001_one.sql": "CREATE TABLE one (id int);"}
+UNIQUE = {"002_once.sql": "CREATE UNIQUE INDEX once ON one (id);"}
+Listed = Callable[[list[dict[str, str]]], str]
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Listed:
+    """Give what writes a file of targets and returns its path."""
+
+    def write(targets: list[dict[str, str]]) -> str:
+        path = tmp_path / "targets.jsonl"
+        path.write_text("".join(json.dumps(each) + "\n" for each in targets))
+        return str(path)
+
+    return write
+
+
+def tenants(database: servers.Database, number: int) -> list[dict[str, str]]:
+    """Make so many schemas of a database; return the targets, a history each."""
+    names = [f"tenant_{n}" for n in range(1, number + 1)]
+    database.script(";".join(f"CREATE SCHEMA {name}" for name in names))
+    return [
+        {"name": name, "schema": f"preflight_{name}", "search_path": f"{name}, public"}
+        for name in names
+    ]
+
+
+def ended(result: Result) -> dict[str, tuple[str, int]]:
+    """Return how each target ended, as `run.finished` has it."""
+    return {
+        name: (each["outcome"], each["exit_code"])
+        for name, each in result.finished["targets"].items()
+    }
+
+
+def test_schemas_of_one_database_share_a_backup_and_a_copy(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+    backup_dir: Path,
+) -> None:
+    """Each has its own tables and history; the next run has nothing to do and backs nothing up."""
+    path = listed(tenants(database, 12))
+    migrations(ONE)
+    env = {"PREFLIGHT_REHEARSE": "always"}
+    result = run("up", "--targets", path, "--waves", "1,4", env=env)
+
+    assert 0 == result.code, result
+    assert {("applied", 0)} == set(ended(result).values())
+    assert (1, 1) == (len(result.event("backup.verified")), len(result.event("rehearsal.passed")))
+    assert [1, 2, 3, 4] == [each["number"] for each in result.event("wave.started")]
+    assert [1, 4, 4, 3] == [len(each["targets"]) for each in result.event("wave.started")]
+    for number in (1, 12):
+        assert [f"tenant_{number}.one"] == database.query(
+            "SELECT to_regclass(%s)::text", f"tenant_{number}.one"
+        )
+    saved = next(backup_dir.iterdir()).name
+    assert [saved] == database.query("SELECT backup FROM preflight_tenant_12.migrations")
+    assert [None] == database.query("SELECT to_regclass('public.one')")
+
+    again = run("up", "--targets", path, env=env)
+    assert {("ok", 0)} == set(ended(again).values())
+    assert [] == again.event("backup.started")
+
+
+def test_row_in_one_of_many_stops_all_before_the_first_change(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """A duplicate in the 7th of 12 is found on the copy: 27 names it, nobody was changed."""
+    path = listed(tenants(database, 12))
+    migrations(ONE)
+    assert 0 == run("up", "--targets", path).code
+    database.script("INSERT INTO tenant_7.one VALUES (1), (1)")
+    migrations(UNIQUE)
+    result = run("up", "--targets", path, env={"PREFLIGHT_REHEARSE": "always"})
+
+    assert (27, "rehearsal.failed") == (result.code, result.finished["error"]["code"]), result
+    assert "tenant_7: " in result.finished["error"]["message"]
+    found = ended(result)
+    assert ("failed", 27) == found.pop("tenant_7")
+    assert {("pending", 3)} == set(found.values())
+    assert [None] == database.query("SELECT to_regclass('tenant_1.once')")
+
+
+def test_fleet_stops_at_the_first_failure_and_goes_on_from_there(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """What nobody tried fails in its wave: those after it stay as they are until it is mended."""
+    path = listed(tenants(database, 12))
+    migrations(ONE)
+    assert 0 == run("up", "--targets", path).code
+    database.script("INSERT INTO tenant_7.one VALUES (1), (1)")
+    migrations(UNIQUE)
+    result = run("up", "--targets", path, "--waves", "1,5")
+
+    assert 30 == result.code, result
+    found = ended(result)
+    assert (("failed", 30), ("pending", 3)) == (found.pop("tenant_7"), found.pop("tenant_12"))
+    assert {("applied", 0)} == set(found.values())
+    assert "tenant_7" == next(iter(result.finished["targets"]))
+    assert [None] == database.query("SELECT to_regclass('tenant_12.once')")
+
+    database.script("DELETE FROM tenant_7.one")
+    again = run("up", "--targets", path)
+    assert 0 == again.code, again
+    words = [word for word, _ in ended(again).values()]
+    assert (2, 10) == (words.count("applied"), words.count("ok"))
+    assert 12 == sum(
+        database.query(f"SELECT count(*) FROM preflight_tenant_{n}.migrations WHERE version = 2")[0]
+        for n in range(1, 13)
+    )
+
+
+def test_each_database_has_its_own_backup(
+    run: Run,
+    server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """Every database with such a name, and no template; JSON for machines names each."""
+    databases = [create_database(server, f"fleet_{name}") for name in ("a", "b", "c")]
+    migrations(ONE)
+    checked = run("check", "--each-database", "fleet\\__", "--json")
+    assert 3 == checked.code, checked
+    assert ["fleet_a", "fleet_b", "fleet_c"] == list(checked.json()["targets"])
+    assert "pending" == checked.json()["targets"]["fleet_b"]["migrations"][0]["state"]
+
+    result = run("up", "--each-database", "fleet\\__")
+    assert 0 == result.code, result
+    assert 3 == len(list(backup_dir.iterdir()))
+    assert [[1]] * 3 == [
+        each.query("SELECT version FROM preflight.migrations") for each in databases
+    ]
+    table = run("check", "--each-database", "fleet\\__", "--table")
+    assert (0, 3) == (table.code, table.stdout.count("fleet_")), table
+    assert 20 == run("check", "--each-database", "no such %").code
+
+
+def test_proof_that_is_too_old_is_made_again(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """At its turn a target whose backup is older than it may be is backed up and proven anew."""
+    path = listed(tenants(database, 2))
+    migrations(ONE)
+    env = {"PREFLIGHT_TARGET_MAX_AGE_MIN": "0", "PREFLIGHT_REHEARSE": "auto"}
+    result = run("up", "--targets", path, env=env)
+
+    assert 0 == result.code, result
+    whose = [each.get("schemas") for each in result.event("backup.verified")]
+    assert [None, ["preflight_tenant_1", "tenant_1"], ["preflight_tenant_2", "tenant_2"]] == whose
+
+
+WRONG: Mapping[str, tuple[str, str]] = {
+    "nobody": ("", "no target"),
+    "no JSON": ("tenant\n", ":1: is no JSON object"),
+    "an unknown key": ('{"name": "a", "databse": "b"}', "databse"),
+    "no name": ('{"database": "b"}', "no `name`"),
+    "a name twice": ('{"name": "a", "database": "b"}\n{"name": "a", "database": "c"}', "called"),
+    "a history twice": ('{"name": "a", "database": "b"}\n{"name": "c", "database": "b"}', "one `s"),
+    "one place": (
+        '{"name": "a", "schema": "x"}\n{"name": "c", "schema": "y"}', "one `search_path`",
+    ),
+    "a reserved schema": ('{"name": "a", "schema": "public"}', "`schema`"),
+    "a URL that is not there": ('{"name": "a", "url_file": "gone"}', "gone"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_targets_that_cannot_be_meant_are_named(
+    way: str, run_bare: Run, tmp_path: Path, migrations: WriteMigrations
+) -> None:
+    """20 before any server is asked."""
+    text, said = WRONG[way]
+    path = tmp_path / "targets.jsonl"
+    path.write_text(text)
+    migrations(ONE)
+    result = run_bare("up", "--targets", str(path))
+
+    assert (20, "config.targets") == (result.code, result.finished["error"]["code"]), result
+    assert said in result.finished["error"]["message"]
+
+
+def test_waves_without_many_are_refused(run_bare: Run, migrations: WriteMigrations) -> None:
+    """So is what is no number of targets."""
+    migrations(ONE)
+    assert 20 == run_bare("up", "--waves", "1,5").code
+    assert 20 == run_bare("up", "--each-database", "x", "--waves", "0").code
+
+
+SLOW = {"001_one.sql": "CREATE TABLE one (id int); SELECT pg_sleep(0.3);"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_fleet_that_was_stopped_goes_on(  # noqa: PLR0913, PLR0917 -- what it needs
+    number: signal.Signals,
+    run: Run,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+) -> None:
+    """Killed or stopped in the middle, no target is half done, and the next run does the rest."""
+    path = listed(tenants(database, 4))
+    migrations(SLOW)
+    process = start("up", "--targets", path, "--waves", "1")
+    process.wait_for_event("migration.applied")
+    process.signal(number)
+    result = process.wait()
+    if number is signal.SIGTERM:
+        assert 143 == result.code, result
+        assert {"applied", "pending"} <= {word for word, _ in ended(result).values()}
+
+    again = run("up", "--targets", path)
+    assert 0 == again.code, again
+    assert {"applied", "ok"} == {word for word, _ in ended(again).values()}
+    there: list[Any] = [database.query(f"SELECT version FROM preflight_tenant_{n}.migrations")
+                        for n in range(1, 5)]  # fmt: skip
+    assert [[1]] * 4 == there
+
+
+def test_backup_of_many_schemas_is_one(
+    run: Run, database: servers.Database, listed: Listed, backup_dir: Path
+) -> None:
+    """The command `backup` takes one of each database."""
+    path = listed(tenants(database, 3))
+    result = run("backup", "--targets", path)
+
+    assert 0 == result.code, result
+    assert 1 == len(list(backup_dir.iterdir()))
+    assert 3 == len(ended(result))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGKILL, 13, "target.killed"), (signal.SIGTERM, 143, "target.stopped")],
+)
+def test_target_whose_process_is_ended_stops_the_fleet(  # noqa: PLR0913, PLR0917 -- what it needs
+    number: signal.Signals,
+    code: int,
+    name: str,
+    run: Run,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+) -> None:
+    """It alone is hit; nothing new begins, and the next run does the rest."""
+    path = listed(tenants(database, 2))
+    migrations({"001_one.sql": "CREATE TABLE one (id int); SELECT pg_sleep(5);"})
+    process = start("up", "--targets", path, "--waves", "1")
+    process.wait_for_event("migration.started")
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), number)
+    result = process.wait()
+
+    assert (code, name) == (result.code, result.finished["error"]["code"]), result
+    words = ["failed" if number is signal.SIGKILL else "stopped", "pending"]
+    assert words == [word for word, _ in ended(result).values()]
+    assert result.finished["error"]["message"].startswith("tenant_1: ")
+    migrations(ONE)
+    assert 0 == run("up", "--targets", path).code
+
+
+def test_many_are_not_for_another_tools_command(run_bare: Run, listed: Listed) -> None:
+    """20: a wrapped command has a database of its own."""
+    path = listed([{"name": "a"}])
+    result = run_bare("check", "--targets", path, "--always", "--", "true")
+
+    assert (20, "config.arguments") == (result.code, result.finished["error"]["code"]), result
