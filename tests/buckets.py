@@ -70,21 +70,40 @@ def s3() -> Iterator[Bucket]:
         keys = {name: each for name, each in os.environ.items() if name.startswith("AWS_")}
         yield Bucket(url, os.environ.get("PREFLIGHT_TEST_S3_ENDPOINT"), keys)
         return
-    with socket.create_server((servers.HOST, 0)) as free:
-        port = free.getsockname()[1]
-    endpoint = f"http://{servers.HOST}:{port}"
-    main = "import sys; from moto.server import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", main, "-H", servers.HOST, "-p", str(port)]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(libraries())}
-    quiet = subprocess.DEVNULL
-    child = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+    moto = Moto()
     try:
-        faults.until(lambda: _made(f"{endpoint}/backups"), "moto's server answers", 60)
-        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
-        yield Bucket("s3://backups", endpoint, keys)
+        moto.start()
+        yield moto.bucket
     finally:
-        child.kill()
-        child.wait()
+        moto.kill()
+
+
+class Moto:
+    """A server that speaks S3 and forgets all when it is killed."""
+
+    def __init__(self) -> None:
+        """Choose a port."""
+        with socket.create_server((servers.HOST, 0)) as free:
+            self.port = free.getsockname()[1]
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
+        self.bucket = Bucket("s3://backups", f"http://{servers.HOST}:{self.port}", keys)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and make the bucket."""
+        main = "import sys; from moto.server import main; main(sys.argv[1:])"
+        command = [sys.executable, "-c", main, "-H", servers.HOST, "-p", str(self.port)]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(libraries())}
+        quiet = subprocess.DEVNULL
+        self._child = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+        made = f"{self.bucket.endpoint}/backups"
+        faults.until(lambda: _made(made), "moto's server answers", 60)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._child:
+            self._child.kill()
+            self._child.wait()
 
 
 class Front:
@@ -112,10 +131,14 @@ class Front:
                     self.tell(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
                     return
                 behind = http.client.HTTPConnection(front.endpoint, timeout=60)
-                behind.request(self.command, self.path, body, dict(self.headers))
-                found = behind.getresponse()
-                self.tell(found.status, dict(found.getheaders()), found.read())
-                behind.close()
+                try:
+                    behind.request(self.command, self.path, body, dict(self.headers))
+                    found = behind.getresponse()
+                    self.tell(found.status, dict(found.getheaders()), found.read())
+                except (OSError, http.client.HTTPException):
+                    self.close_connection = True  # as the server behind did
+                finally:
+                    behind.close()
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one  # noqa: N815 -- the library's names
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from preflight.backup import manifests, objects, reading_back
-from tests import buckets, servers
+from tests import buckets, faults, servers
 from tests.conftest import Run, WriteMigrations
 
 pytestmark = pytest.mark.xdist_group("buckets")  # one server of buckets for all
@@ -264,6 +264,45 @@ def _led(source: socket.socket, target: socket.socket, left: list[int]) -> None:
     for each in (source, target):
         with contextlib.suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
+
+
+def test_store_that_is_killed_in_the_middle_of_a_part_settles(
+    monkeypatch: pytest.MonkeyPatch, server_of_buckets: buckets.Bucket
+) -> None:
+    """It comes back and knows nothing of the upload: 14, run again; then all is well."""
+    moto = buckets.Moto()
+    moto.start()
+    front = buckets.Front(moto.bucket.endpoint or "", lambda *_: None)
+
+    def strike() -> None:
+        faults.until(lambda: "PUT" in front.asked, "a part is on its way")
+        moto.kill()
+        moto.start()
+
+    try:
+        with front.running() as address:
+            keys = server_of_buckets.keys | moto.bucket.keys
+            backups = store_of(buckets.Bucket("s3://backups/x", address, keys), monkeypatch)
+            for _ in range(2):
+                front.asked.clear()
+                with pytest.raises(objects.Refused) as refused:
+                    _sent(backups, strike)
+                assert "passing" == refused.value.why
+                assert 14 == backups.failure(refused.value).exit_code
+                assert [] == backups.files("draft")
+            _sent(backups, lambda: None)
+            found = reading_back.hashed(backups, "draft")
+    finally:
+        moto.kill()
+
+    assert 18 << 20 == found.size_bytes
+
+
+def _sent(backups: objects.Objects, between: Callable[[], None]) -> None:
+    with backups.sink("draft", "database.dump") as sink:
+        sink.write(bytes(9 << 20))
+        between()
+        sink.write(bytes(9 << 20))
 
 
 def test_upload_whose_source_fails_leaves_nothing(
