@@ -241,6 +241,24 @@ def test_each_tools_mark_for_no_transaction_is_ours(tool: str, tmp_path: Path) -
     ]
 
 
+def test_metadata_of_diesel_without_a_word_is_no_transaction(tmp_path: Path) -> None:
+    """Diesel CLI reads a key that is not there as false, where the file is there."""
+    (found,) = folder.load(written(tmp_path, {"1_a/up.sql": "VACUUM;", "1_a/metadata.toml": ""}))
+
+    assert not found.up.transactional
+
+
+def test_word_that_begins_as_a_mark_of_dbmate_is_none(tmp_path: Path) -> None:
+    """`migrate:update` is a comment there."""
+    text = "-- migrate:up\nSELECT 1;\n-- migrate:update the rest by hand\nSELECT 2;\n"
+
+    (found,) = folder.load(written(tmp_path, {"1_a.sql": text}))
+
+    assert ["SELECT 1", "SELECT 2"] == [
+        each.text(found.up.text).decode().split("\n")[-1] for each in found.up.statements()
+    ]
+
+
 MIXED = "SELECT 1;\nVACUUM;\n"
 OUTSIDE = {
     "dbmate": ({"1_a.sql": f"-- migrate:up\n{MIXED}"}, "transaction:false"),
@@ -279,7 +297,7 @@ REFUSED = {
         "another order",
     ),
     "SQL above the mark": ({"1_a.sql": "SELECT 1;\n-- migrate:up\nSELECT 1;\n"}, ":1:1:"),
-    "down before up": ({"1_a.sql": "-- migrate:down\n-- migrate:up\nSELECT 1;\n"}, "wants one"),
+    "down before up": ({"1_a.sql": "-- migrate:down\n-- migrate:up\nSELECT 1;\n"}, "is read here"),
     "COMMIT in a section": (
         {"1_a.sql": "-- migrate:up\nSELECT 1;\nCOMMIT;\nSELECT 2;\n-- migrate:down\n"}, ":3:1:",
     ),
@@ -299,6 +317,14 @@ REFUSED = {
     "two tools": (
         {"001_a.sql": "-- migrate:up\nSELECT 1;\n", "002_b.sql": "-- +goose Up\nSELECT 1;\n"},
         "dbmate and of goose",
+    ),
+    "two ups": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;\n-- migrate:down\n-- migrate:up\nSELECT 2;\n"},
+        ":4:1:",
+    ),
+    "goose's own version": (
+        {"00000_a.sql": "-- +goose Up\nSELECT 1;", "00001_b.sql": "-- +goose Up\nSELECT 1;"},
+        "'00000_a.sql' is not a file of goose",
     ),
     "too many digits": ({"1_a.up.sql": "SELECT 1;", f"{'9' * 19}_b.up.sql": "SELECT 1;"}, "'9"),
 }  # fmt: skip

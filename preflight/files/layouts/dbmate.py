@@ -10,7 +10,7 @@ from preflight.files import foreign
 from preflight.files.layout import Source
 
 _NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18}).*)\.sql")
-_MARK = re.compile(rb"(?m)^--\s*migrate:(?P<kind>up|down)(?P<options>[^\n]*)$")
+_MARK = re.compile(rb"(?m)^--\s*migrate:(?P<kind>up|down)(?P<options>\s*$|[ \t]+\S[^\n]*$)")
 _BEFORE = re.compile(rb"(?:[ \t\r]*(?:--[^\n]*)?(?:\n|\Z))*")
 _KINDS = {b"up": "up", b"down": "rollback"}
 
@@ -59,7 +59,7 @@ class Dbmate(foreign.Foreign):
         kinds = [mark["kind"] for mark in marks]
         if kinds not in ([b"up"], [b"up", b"down"]):
             raise foreign.Wrong(
-                "dbmate wants one `-- migrate:up` and, below it, at most one `-- migrate:down`",
+                "one `-- migrate:up` is read here and, below it, at most one `-- migrate:down`",
                 "Write `-- migrate:up` above the SQL.",
                 marks[-1].start() if marks else 0,
             )

@@ -51,7 +51,7 @@ class Diesel(nested.Nested):
                 said = tomllib.loads(reading.beside(beside))
             except (OSError, ValueError) as error:
                 raise foreign.Wrong(f"metadata.toml beside it cannot be read: {error}") from error
-            unbound = said.get("run_in_transaction") is False
+            unbound = not said.get("run_in_transaction", False)  # a file without it says no, too
         return [foreign.Section(source.kind, unbound=unbound)]
 
 

@@ -54,7 +54,7 @@ class Goose(foreign.Foreign):
     """Its history has a row each time; the newest of a version counts."""
 
     tool = "goose"
-    hint = "Name it VERSION_title.sql: at most 18 digits and an underscore."
+    hint = "Name it VERSION_title.sql: at most 18 digits, more than 0, and an underscore."
     outside = "Put `-- +goose NO TRANSACTION` at the top of the file."
     table = foreign.Table(
         "goose_db_version",
@@ -77,7 +77,9 @@ class Goose(foreign.Foreign):
     def named(self, file: str) -> Source | None:
         """Read the version."""
         found = _NAME.fullmatch(file)
-        return Source(int(found["version"]), found["name"], "up") if found else None
+        if found is None or not int(found["version"]):  # 0 is goose's own
+            return None
+        return Source(int(found["version"]), found["name"], "up")
 
     def sections(self, source: Source, file: str, text: bytes) -> Iterable[foreign.Section]:
         """Yield what stands below `Up` and `Down`; NO TRANSACTION is said once for both."""
