@@ -156,6 +156,7 @@ FOLDERS = {
             "V1__z.sql": "SELECT 1;",
             "U1_9__a.sql": "SELECT 2;",
             "notes.txt": "",
+            "createTables.sql": "of no version, and no callback",
         },
         [("V1__z", "1"), ("V1.9__a", "1.9"), ("V1_10__b", "1.10")],
     ),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(?P<way>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)__(?P<title>.*)\.sql")
 _REPEAT = re.compile(r"R__(?P<title>.*)\.sql")
-_CALLBACK = re.compile(r"(?:before|after|create)[A-Z].*\.sql")
+_CALLBACK = re.compile(r"(?:(?:before|after)[A-Z]|createSchema).*\.sql")
 _PLACEHOLDER = re.compile(rb"\$\{[^}\n]+\}")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _KNOWN = {"executeInTransaction", "placeholderReplacement", "encoding"}
