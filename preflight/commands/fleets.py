@@ -109,7 +109,8 @@ def _each(  # noqa: PLR0913, PLR0917 -- of one command
             def done(outcome: Outcome, group: Sequence[Target] = group) -> None:
                 outcomes.extend(dataclasses.replace(outcome, target=each) for each in group)
 
-            apart.each(partial(_one, command, None), group[:1], 1, done)
+            first = group[0].whole() if len(group) > 1 else group[0]
+            apart.each(partial(_one, command, None), [first], 1, done)
 
 
 def _one(command: Callable[..., None], form: str | None, target: Target) -> Any:  # noqa: ANN401 -- its document

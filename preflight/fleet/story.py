@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -157,9 +156,8 @@ def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     found: dict[str, dict[str, Any]] = {}
-    whole = first.config
-    if len(group) > 1:  # of tenants of one database the backup is of all
-        whole = dataclasses.replace(whole, schemas=())
+    # of tenants of one database the backup is of all
+    whole = (first.whole() if len(group) > 1 else first).config
     with sessions.connect(whole) as session:
         session.look()
         ready.require_writable(session)

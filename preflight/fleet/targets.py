@@ -38,6 +38,14 @@ class Target:
     name: str
     config: Config
     extra: Mapping[str, str] = field(default_factory=dict)  # its role and search_path
+    options: str = ""  # of libpq, without these
+
+    def whole(self) -> Target:
+        """Return its database as a whole, in nobody's role: what is backed up for many."""
+        target = {**self.config.target}
+        if self.extra:
+            target["options"] = self.options
+        return Target(self.name, dataclasses.replace(self.config, target=target, schemas=()))
 
     @property
     def database(self) -> tuple[str, ...]:
@@ -107,7 +115,8 @@ def _target(config: Config, beside: Path, line: str) -> Target:
         changed["schema"] = _checked("schema", said["schema"], settings.SETTINGS["SCHEMA"])
     if "search_path" in said:
         changed["schemas"] = (_first(said["search_path"]),)
-    return Target(said["name"], dataclasses.replace(config, **changed), extra)
+    changed_config = dataclasses.replace(config, **changed)
+    return Target(said["name"], changed_config, extra, target.get("options", ""))
 
 
 def _object(line: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -167,6 +168,44 @@ def test_proof_that_is_too_old_is_made_again(
     assert [None, ["preflight_tenant_1", "tenant_1"], ["preflight_tenant_2", "tenant_2"]] == whose
 
 
+def test_target_has_its_own_address_and_role(  # noqa: PLR0913, PLR0917 -- what it needs
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    listed: Listed,
+    tmp_path: Path,
+) -> None:
+    """A file beside the list holds its URL; what it makes belongs to its role."""
+    other = create_database(database.server)
+    (tmp_path / "url").write_text(
+        f"postgresql://{servers.SUPERUSER}:{quote(servers.PASSWORD, safe='')}"
+        f"@{servers.HOST}:{database.server.port}/{other.name}\n"
+    )
+    role = f"role_{database.name}"
+    database.script(
+        f"CREATE ROLE {role}; GRANT CREATE ON DATABASE {database.name} TO {role};"
+        f"CREATE SCHEMA own AUTHORIZATION {role}; CREATE SCHEMA two"
+    )
+    migrations(ONE)
+    far = {"name": "far", "url_file": "url"}
+    near = {"name": "near", "schema": "preflight_own", "search_path": "own", "role": role}
+    beside = {"name": "beside", "schema": "preflight_two", "search_path": "two"}
+    path = listed([far, near, beside])
+    result = run("up", "--targets", path)
+
+    assert 0 == result.code, result
+    assert 2 == len(result.event("backup.verified"))
+    assert ["one"] == other.query("SELECT to_regclass('public.one')::text")
+    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'own' AND tablename = 'one'"
+    assert [role] == database.query(owner)
+    assert servers.PASSWORD not in result.stdout
+    migrations(UNIQUE)  # the backup is of both schemas, and not made as the one's role
+    again = run("up", "--targets", path)
+    assert 0 == again.code, again
+    database.script(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
 WRONG: Mapping[str, tuple[str, str]] = {
     "nobody": ("", "no target"),
     "no JSON": ("tenant\n", ":1: is no JSON object"),
@@ -244,6 +283,7 @@ def test_backup_of_many_schemas_is_one(
 
     assert 0 == result.code, result
     assert 1 == len(list(backup_dir.iterdir()))
+    assert "schemas" not in result.event("backup.verified")[0]
     assert 3 == len(ended(result))
 
 
