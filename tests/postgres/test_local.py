@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,10 @@ def config(**environment: str) -> Config:
 class Job:
     """A process with a throwaway server."""
 
-    def __init__(self, directory: Path, run_id: str = "job", **wanted: object) -> None:
-        """Start it; what it says is read by `begun`."""
+    def __init__(
+        self, directory: Path, run_id: str = "job", before: Sequence[str] = (), **wanted: object
+    ) -> None:
+        """Start it, by a command that stands `before`; what it says is read by `begun`."""
         asked = {
             "major": 17,
             "pg_dump": pg_dump(17),
@@ -94,7 +96,7 @@ class Job:
             **wanted,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.throwaway", json.dumps(asked)],
+            [*before, sys.executable, "-m", "tests.throwaway", json.dumps(asked)],
             cwd=servers.REPOSITORY,
             env={"PATH": os.defpath, "PYTHONPATH": str(servers.REPOSITORY)},
             stdin=subprocess.PIPE,
@@ -116,9 +118,11 @@ class Job:
 
 
 @contextlib.contextmanager
-def job(directory: Path, run_id: str = "job", **wanted: object) -> Iterator[Job]:
+def job(
+    directory: Path, run_id: str = "job", before: Sequence[str] = (), **wanted: object
+) -> Iterator[Job]:
     """Start a job; it is killed in the end if it still runs."""
-    started = Job(directory, run_id, **wanted)
+    started = Job(directory, run_id, before, **wanted)
     try:
         yield started
     finally:
@@ -253,6 +257,24 @@ def test_user_without_a_name_starts_from_the_template(directory: Path, template:
         code = started.end()
 
     assert (STRANGER if ROOT else os.geteuid(), 0) == (owner, code)
+    assert [] == ours(directory)
+
+
+@pytest.mark.parametrize("without", ["/dev/shm"] if ROOT else [])  # noqa: S108 - a mount
+def test_server_needs_no_shared_memory_on_a_disk(
+    directory: Path, template: Path, without: str
+) -> None:
+    """A container may have none, or 64 MB of it."""
+    away = f'while umount -l {without} 2>&-; do :; done; exec "$@"'
+    with job(
+        directory, before=["unshare", "--mount", "sh", "-c", away, "sh"], template=str(template)
+    ) as started:
+        said = started.begun()
+        mounts = Path(f"/proc/{said['pid']}/mounts").read_text()
+        code = started.end()
+
+    assert f" {without} " not in mounts
+    assert 0 == code
     assert [] == ours(directory)
 
 
