@@ -190,3 +190,24 @@ def test_text_that_is_only_known_when_it_runs_is_said(
 
     assert 0 == result.code, result
     assert "what the function public.p runs" in result.event("rehearsal.warned")[0]["reason"]
+
+
+def test_partitions_large_objects_and_their_keys_restore_in_part(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A key to a table without rows is no part of the copy; large objects are, without bytes."""
+    database.script(
+        f"{SHOP}; SELECT lo_from_bytea(0, 'abc');"
+        "CREATE TABLE sites (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE site_one PARTITION OF sites FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE visits (id int REFERENCES sites, bulk_id int REFERENCES bulk) "
+        "PARTITION BY RANGE (id);"
+        "CREATE TABLE visit_one PARTITION OF visits FOR VALUES FROM (0) TO (10);"
+        "INSERT INTO sites VALUES (1); INSERT INTO visits VALUES (1, 1)"
+    )
+    migrations({"001_one.sql": "ALTER TABLE visits ADD note int; UPDATE visits SET note = 1;"})
+    result = run()
+
+    (passed,) = result.event("rehearsal.passed")
+    assert (0, True) == (result.code, passed["partial"]), result
+    assert ["public.site_one", "public.visit_one"] == passed["tables"]
