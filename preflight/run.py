@@ -197,6 +197,8 @@ class Run:
     def outcome(self) -> str:
         """Name what a run that reached its end has done."""
         done = self.tally.done
+        if any(each["applied"] for each in done.get("targets", {}).values()):
+            return "applied"
         return next(
             (key for key in ("rolled_back", "applied", "adopted", "wrapped") if key in done), "ok"
         )

@@ -64,6 +64,7 @@ def test_schemas_of_one_database_share_a_backup_and_a_copy(
 
     assert 0 == result.code, result
     assert {("applied", 0)} == set(ended(result).values())
+    assert "applied" == result.finished["outcome"]
     assert (1, 1) == (len(result.event("backup.verified")), len(result.event("rehearsal.passed")))
     assert [1, 2, 3, 4] == [each["number"] for each in result.event("wave.started")]
     assert [1, 4, 4, 3] == [len(each["targets"]) for each in result.event("wave.started")]
