@@ -113,7 +113,7 @@ MUTANTS = [
         "backup/reading_back",
         "        if rows.get(key) != count\n",
         "        if rows.get(key) is None\n",
-        _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
+        _tests("unit_backup::test_dump_with_a_row_more_or_less_is_no_backup"),
     ),
     Mutant(
         "an archive ends as it should",
@@ -127,7 +127,7 @@ MUTANTS = [
         "backup/reading_back",
         "    if code != 0 or counter.inside:\n",
         "    if code != 0:\n",
-        _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
+        _tests("unit_backup::test_archive_that_is_cut_inside_a_table_is_unreadable"),
     ),
     Mutant(
         "pg_dump's exit code",
@@ -522,6 +522,49 @@ MUTANTS = [
         '    "tcp_user_timeout": "20000",\n',
         "",
         _tests("black_hole::test_vanished_node_holds_nothing_for_long"),
+    ),
+    # --- what the fixes of faults rest on
+    Mutant(
+        "one check that holds is no migration",
+        "apply/verify",
+        "    if all(check.ok for check in checks):\n",
+        "    if any(check.ok for check in checks):\n",
+        _tests("unit_verify::test_answer_is_present_absent_partial_or_unknown"),
+    ),
+    Mutant(
+        "a query that failed found nothing",
+        "apply/verify",
+        'if any(check.told for check in effects) else "untold"',
+        'if effects else "untold"',
+        _tests("unit_verify::test_answer_is_present_absent_partial_or_unknown"),
+    ),
+    Mutant(
+        "a sequence that runs down is behind when it is above",
+        "server/catalog",
+        "(last < least if upwards else last > least)",
+        "(last < least)",
+        _tests("unit_catalog::test_sequence_may_have_gone_on_but_not_back"),
+    ),
+    Mutant(
+        "an object of another shape is no copy of it",
+        "server/catalog",
+        "        if found.get(name) != wanted[name]\n",
+        "        if name not in found\n",
+        _tests("unit_catalog::test_copy_may_have_more_but_not_less"),
+    ),
+    Mutant(
+        "what a resume cannot bring back is refused",
+        "apply/resume",
+        "    elif gone := lasting.before(file.up, row.statements_done):\n",
+        "    elif gone := None:\n",
+        _tests("nontransactional::test_half_done_file_whose_session_held_something_is_not_resumed"),
+    ),
+    Mutant(
+        "what cannot be read back is not run again",
+        "apply/resume",
+        " and not repeatable(new[begun - 1][0]):\n",
+        " and False:\n",
+        _tests("nontransactional::test_statement_that_cannot_be_read_back_needs_repair"),
     ),
 ]
 

@@ -22,6 +22,7 @@ from preflight.backup import (
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
+from preflight.base.errors import BackupUnverified
 from preflight.commands import backups
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
@@ -501,3 +502,39 @@ def test_time_that_no_calendar_has_hides_no_backup(at: str) -> None:
     shown = backups._when(at)  # noqa: SLF001
 
     assert at == shown
+
+
+ITEMS = (b"public", b"items")
+
+
+@pytest.mark.parametrize("rows", [999, 1_001, 0, None])
+def test_dump_with_a_row_more_or_less_is_no_backup(rows: int | None) -> None:
+    """Not only a table that is gone is told: one row is enough."""
+    whole = reading_back.Hashed("", 1, bytes(5))
+    there = {} if rows is None else {ITEMS: rows}
+
+    with pytest.raises(BackupUnverified) as told:
+        reading_back.require_rows(whole, there, {ITEMS: ("public.items", 1_000)})
+    assert "backup.rows_differ" == told.value.code
+    reading_back.require_rows(whole, {ITEMS: 1_000}, {ITEMS: ("public.items", 1_000)})
+
+
+def test_dump_without_its_end_is_no_backup() -> None:
+    """All rows are there, and something behind them is not."""
+    cut = reading_back.Hashed("", 1, b"\x00\x00\x00\x00\x01")
+
+    with pytest.raises(BackupUnverified) as told:
+        reading_back.require_rows(cut, {ITEMS: 7}, {ITEMS: ("public.items", 7)})
+    assert "backup.unreadable" == told.value.code
+
+
+def test_archive_that_is_cut_inside_a_table_is_unreadable(tmp_path: Path) -> None:
+    """Even if pg_restore ends with 0, and all rows up to there are complete."""
+    program = tmp_path / "pg_restore"
+    program.write_text("#!/bin/sh\nprintf 'COPY public.items (id) FROM stdin;\\n1\\n2\\n'\n")
+    program.chmod(0o755)
+    programs = clients.Clients("pg_dump", str(program), "pg_dump 17")
+
+    with pytest.raises(BackupUnverified) as told:
+        reading_back.rows_of(tmp_path / "dump", programs, {"PATH": os.defpath})
+    assert "backup.unreadable" == told.value.code
