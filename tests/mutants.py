@@ -566,6 +566,48 @@ MUTANTS = [
         " and False:\n",
         _tests("nontransactional::test_statement_that_cannot_be_read_back_needs_repair"),
     ),
+    Mutant(
+        "each app's schema has a lock of its own",
+        "server/lock",
+        'f"pg-preflight:{schema}".encode()',
+        'b"pg-preflight"',
+        _tests("lock::test_apps_with_schemas_of_their_own_do_not_wait_for_each_other"),
+    ),
+    Mutant(
+        "an export that differs takes the first one's place",
+        "backup/exports",
+        "digest.hexdigest() == before:",
+        "before is not None:",
+        _tests("rollback::test_row_that_is_written_after_the_export_is_in_it_all_the_same"),
+    ),
+    Mutant(
+        "a late export stands beside the first one",
+        "backup/exports",
+        '"" if first else "-late"',
+        '""',
+        _tests("rollback::test_export_of_a_step_is_not_made_poorer_by_the_steps_before_it"),
+    ),
+    Mutant(
+        "an export's formats are set",
+        "backup/exports",
+        "    session.execute(_FORMATS)\n",
+        "",
+        _tests("rollback::test_values_of_an_export_do_not_depend_on_settings"),
+    ),
+    Mutant(
+        "a rollback file is of the migration that was recorded",
+        "apply/back",
+        "(there.name, there.checksum) == (row.name, row.checksum)",
+        "True",
+        _tests("rollback::test_rollback_never_runs_the_file_of_another_migration"),
+    ),
+    Mutant(
+        "a kept verify file is asked after a rollback",
+        "apply/back",
+        '        kept("verify", row.verify_sql),\n',
+        "        None,\n",
+        _tests("rollback::test_image_without_the_files_exports_and_verifies_as_they_did"),
+    ),
 ]
 
 
