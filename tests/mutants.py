@@ -519,7 +519,7 @@ MUTANTS = [
     Mutant(
         "a vanished node holds nothing",
         "server/sessions",
-        '    "tcp_user_timeout": "20000",\n',
+        '    "tcp_user_timeout": "15000",\n',
         "",
         _tests("black_hole::test_vanished_node_holds_nothing_for_long"),
     ),
