@@ -64,10 +64,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 def wrapped(parser: argparse.ArgumentParser) -> None:
     """Take what is said of another tool's command."""
     group = parser.add_argument_group("of a wrapped command, which stands behind `--`")
-    several: tuple[tuple[str, str, type, str], ...] = (
-        ("--watch", "PATH", Path, "what it depends on: files and directories"),
+    several: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
+        ("--watch", "PATH", _path, "what it depends on: files and directories"),
         ("--url-variable", "NAME", str, "a variable that names the live database in its own way"),
-        ("--verify", "FILE", Path, "a verify file to ask afterwards"),
+        ("--verify", "FILE", _path, "a verify file to ask afterwards"),
     )
     for name, metavar, kind, words in several:
         group.add_argument(
@@ -86,6 +86,12 @@ def wrapped(parser: argparse.ArgumentParser) -> None:
         ("--strict", "exit 33 when what happened is not what was rehearsed"),
     ):
         group.add_argument(name, action="store_true", default=None, help=words)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: is the variable in it set?")
+    return Path(text)
 
 
 class Version(int):

@@ -5,9 +5,11 @@ A variable that names another database of the server, or another server's, is le
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, unquote
 
 from preflight.base import plain
@@ -223,6 +225,8 @@ class _Way:
             return new
         if whole := _WHOLE_URL.fullmatch(bare):
             return self._url(whole["scheme"], whole["rest"], certain=certain, other=user)
+        if bare.startswith("{") and (new := self._json(bare, certain=certain)):
+            return new
         if (new := self._pairs(bare, certain=certain)) is not None:
             return new
         inside = _URL.sub(lambda m: self._url(m["scheme"], m["rest"]) or m[0], text)
@@ -345,6 +349,51 @@ class _Way:
         names = _LIBPQ_NAMES if libpq or prefix else _ADO_NAMES
         return prefix + self._joined(pairs, wanted, names, libpq=bool(libpq))
 
+    def _json(self, text: str, *, certain: bool) -> str | None:
+        """Return a JSON object, whose parts or which itself names the database, led to the copy."""
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        new = self._part(said, certain=certain)
+        return None if new == said else json.dumps(new)
+
+    def _part(self, said: Any, *, certain: bool = False) -> Any:  # noqa: ANN401 -- JSON
+        if isinstance(said, str):
+            new = self.value(said)
+            return said if new is None else new
+        if isinstance(said, list):
+            return [self._part(each) for each in said]
+        if not isinstance(said, dict):
+            return said
+        inner = {name: self._part(each) for name, each in said.items()}
+        plain_ones = {
+            name: str(each) for name, each in said.items() if type(each) in (str, int) and each
+        }
+        kinds = {_kind(name): text for name, text in plain_ones.items()}
+        host, port = kinds.get("host", ""), kinds.get("port", "")
+        database = kinds.get("database") or plain_ones.get("name", "")
+        more = bool(database or port or kinds.get("user"))  # a host alone may be anybody's
+        ours = more and self.same_host(host, port) and database in ("", self.live.database)
+        if not host or not (ours or certain):
+            return inner
+        return inner | {name: self._led(name, each) for name, each in said.items()}
+
+    def _led(self, name: str, said: Any) -> Any:  # noqa: ANN401 -- JSON
+        """Return one member of an object that names the live database."""
+        kind = _kind(name)
+        if kind == "database" or (name.lower() == "name" and said == self.live.database):
+            return self.copy.database
+        if kind == "host":
+            return self.copy.host
+        if kind == "port":
+            return type(said)(self.copy.port)
+        if self.copy.plain and _TLS.search(name):
+            return "disable" if isinstance(said, str) else False
+        if kind == "user" and isinstance(said, str):
+            return self.user(said)
+        return self.copy.password or "" if kind == "password" and self.copy.away else said
+
     def _joined(
         self,
         pairs: Sequence[tuple[str, str]],
@@ -408,7 +457,9 @@ def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
             continue
         word = part["word"].lower()
         kind = "url" if word in ("url", "uri") else _KINDS[word]
-        groups.setdefault(part["prefix"].lower(), {}).setdefault(kind, []).append(name)
+        # DB_SERVICE_HOST is what Kubernetes says of a service called db
+        prefix = part["prefix"].lower().removesuffix("_service")
+        groups.setdefault(prefix, {}).setdefault(kind, []).append(name)
     return groups
 
 

@@ -26,13 +26,14 @@ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backe
  AND a.client_port > 0
 """
 _END = "SELECT pg_catalog.pg_terminate_backend(a) FROM pg_catalog.unnest(%s::int4[]) a"
+# of another role's session a role without rights sees no more than that it is there, and whose
 _ON_COPY = """
 SELECT a.pid, l.relation::int8, l.mode FROM pg_catalog.pg_stat_activity a
 LEFT JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND l.locktype = 'relation' AND l.granted
  AND l.relation >= 16384::oid AND l.database =
   (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
 WHERE a.datname = pg_catalog.current_database() AND a.pid <> ALL (%s::int4[])
- AND a.backend_type = 'client backend'
+ AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
 """
 _STATISTICS = """
 SELECT coalesce(pg_catalog.sum(s.n_tup_ins + s.n_tup_del), 0)::int8

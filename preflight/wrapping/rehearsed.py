@@ -105,7 +105,9 @@ class _Trial:
                 raise self._failed(ended)
             self._require_checks()
             cost = there.cost()
+            there.seen = False
             again = self._again(led, fence, there)
+            self._require_untouched(live, fence, on_copy=there.was_there())
         told = {
             "backup": saved.name if saved and saved.visible else None,
             "verified": "restored" if self.copy.where != "clone" else None,

@@ -78,6 +78,7 @@ class _Run:
         self.wrapped = wrapped
         self.backup: str | None = None
         self.began = time.monotonic()
+        self.doubts: list[str] = []  # what people may believe was looked at, and was not
 
     def through(self, look: due.Look) -> None:
         """Back up, prove, try, run, compare, verify, record."""
@@ -200,6 +201,8 @@ class _Run:
         from preflight.wrapping import compared  # noqa: PLC0415 -- likewise
 
         if copy is None:
+            if self.wrapped.asked.strict:
+                self.doubts.append("it was not rehearsed, so --strict had nothing to compare")
             return
         happened = compared.between(
             before.state, compared.state(self.session), self.session.config.schema
@@ -226,6 +229,9 @@ class _Run:
     def _record(self, ended: child.Ended) -> None:
         """Record the key as it is now; what the tool has written is a part of it."""
         look = due.look(self.session, self.wrapped)
+        named = self.wrapped.asked.history
+        if named is not None and not look.tables:
+            self.doubts.append(f"there is no table {named} (--history) after the command has run")
         wraps.record(
             self.session,
             look.key,
@@ -234,11 +240,13 @@ class _Run:
             duration_ms=round(1000 * ended.duration_s),
             backup=self.backup,
         )
-        structlog.get_logger().info(
+        log = structlog.get_logger()
+        (log.warning if self.doubts else log.info)(
             "wrap.finished",
             command=self.wrapped.name,
             exit_code=ended.code,
             backup=self.backup,
             command_s=ended.duration_s,
             duration_s=round(time.monotonic() - self.began, 3),
+            **({"reason": "; ".join(self.doubts)} if self.doubts else {}),
         )

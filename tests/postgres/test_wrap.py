@@ -199,6 +199,44 @@ def test_command_with_an_address_of_its_own_is_found_out(
     assert [] == found.event("wrap.started")
 
 
+def test_second_run_on_the_copy_may_not_reach_the_live_database_either(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """What it changes there, when it finds nothing left to do on the copy, is 31, too."""
+    stubborn(app, database, "")
+    live = "psycopg.connect(open(os.path.dirname(os.path.abspath(__file__)) + '/address').read())"
+    text = TOOL.replace(
+        "        run(connection)\n",
+        '        if not connection.execute("SELECT 1 FROM schema_migrations WHERE version = '
+        "'002.sql'\").fetchone():\n            run(connection)\n        else:\n"
+        f"            with {live} as other:\n"
+        "                other.execute('CREATE TABLE late (n int)')\n",
+    )
+    (app / "tool.py").write_text(text)
+    (app / "versions/002.sql").write_text(GOOD)
+
+    found = run(*command(app))
+
+    error = found.event("run.finished")[0]["error"]
+    assert (31, "wrap.changed_live") == (found.code, error["code"]), found
+    assert "table public.late" in error["message"]
+    assert [] == found.event("wrap.started")
+
+
+def test_what_was_not_looked_at_is_said(run: Run, app: Path) -> None:
+    """A history table that nobody has, and --strict where nothing was rehearsed."""
+    (app / "versions/002.sql").write_text(GOOD)
+    options = ("--history", "schema_migration", "--strict")
+
+    found = run(*command(app, *options), env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert 0 == found.code, found
+    (finished,) = found.event("wrap.finished")
+    assert "warning" == finished["level"]
+    assert "no table schema_migration (--history)" in finished["reason"]
+    assert "--strict had nothing to compare" in finished["reason"]
+
+
 @pytest.mark.skipif(not wall.available(), reason="this kernel has no TCP rules of Landlock")
 @pytest.mark.parametrize(
     "body", ["run(connection)", "connection.execute('CREATE TABLE early (n int)')"]
@@ -476,6 +514,7 @@ def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) 
         (["wrap", "--always", "--"], "wrap.no_command"),
         (["wrap", "--", "true"], "wrap.no_watch"),
         (["wrap", "--watch", "/nowhere", "--", "true"], "wrap.watch"),
+        (["wrap", "--watch", "", "--", "true"], "config.arguments"),
         (["wrap", "--always", "--", "/no/such/program"], "wrap.not_started"),
         (["wrap", "--always", "--url-variable", "NONE", "--", "true"], "wrap.url_variable"),
         (["wrap", "--always", "--verify", "/nowhere", "--", "true"], "wrap.verify"),

@@ -578,3 +578,53 @@ def test_own_tables_are_no_changes() -> None:
     after = {"schema preflight": "", "table preflight.wraps": "", "column preflight.wraps.id": ""}
 
     assert [] == changes({}, after).names
+
+
+OBJECT = '{"host": "db", "port": 5432, "user": "me", "password": "p@ss", "database": "app"}'
+OBJECT_AWAY = OBJECT.replace('"db"', '"127.0.0.1"').replace("5432", "6000").replace("p@ss", "r:4nd")
+
+
+@pytest.mark.parametrize(
+    ("text", "away"),
+    [
+        (OBJECT, OBJECT_AWAY),
+        (
+            f'{{"pg": [{{"credentials": {OBJECT}}}], "n": 1}}',
+            f'{{"pg": [{{"credentials": {OBJECT_AWAY}}}], "n": 1}}',
+        ),
+        (
+            '{"hostname": "10.0.0.5", "port": "5432", "name": "app", "ssl": true}',
+            '{"hostname": "127.0.0.1", "port": "6000", "name": "app", "ssl": false}',
+        ),
+        ('{"host": "db"}', '{"host": "db"}'),
+        (
+            '{"host": "db", "user": "me", "sslmode": "require"}',
+            '{"host": "127.0.0.1", "user": "me", "sslmode": "disable"}',
+        ),
+        ('{"host": "db", "database": "other"}', '{"host": "db", "database": "other"}'),
+        (
+            '{"host": "mail", "user": "me", "port": 25}',
+            '{"host": "mail", "user": "me", "port": 25}',
+        ),
+        ('{"host": "db", ', '{"host": "db", '),
+    ],
+)
+def test_json_object_is_led(text: str, away: str) -> None:
+    """Of a platform or an ORM; one that names another server or database is left as it is."""
+    assert away == led({"CONFIG": text}).environment["CONFIG"]
+
+
+def test_json_object_names_the_copy_beside_the_live_database() -> None:
+    """On one server only the database's name tells them apart."""
+    found = led({"CONFIG": OBJECT}, BESIDE).environment["CONFIG"]
+
+    assert OBJECT.replace('"app"', '"scratch"') == found
+
+
+def test_service_of_kubernetes_is_a_part_of_the_group() -> None:
+    """DB_SERVICE_HOST belongs to DB_NAME; alone it says nothing of a database."""
+    service = {"DB_SERVICE_HOST": "10.0.0.5", "DB_SERVICE_PORT": "5432"}
+    found = led({**service, "DB_NAME": "app", "DB_USER": "me"}).environment
+
+    assert ("127.0.0.1", "6000") == (found["DB_SERVICE_HOST"], found["DB_SERVICE_PORT"])
+    assert service["DB_SERVICE_HOST"] == led(service).environment["DB_SERVICE_HOST"]
