@@ -350,7 +350,8 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     address = sessions.with_settings({**session.address(), "dbname": name}, settings or {})
     how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold, "there": there}
     code, problems = _filled(session, dump, parallel, *options, **how)
-    if parallel > 1 and any(problem.doubtful for problem in problems):
+    unsaid = code != 0 and not problems  # the word stood behind another job's, on one line
+    if parallel > 1 and (unsaid or any(problem.doubtful for problem in problems)):
         (anew or partial(make_anew, session, name))()
         code, problems = _filled(session, dump, 1, *options, **how)
     return code, problems

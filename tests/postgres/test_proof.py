@@ -534,6 +534,16 @@ def test_restore_that_loses_rows_is_no_proof(
     assert unharmed()
 
 
+def test_restore_whose_jobs_garble_their_words_is_done_by_one(
+    run: Run, tmp_path: Path, backup_dir: Path
+) -> None:
+    """An exit code without a word of an error that anybody could read says nothing."""
+    script = r'case "$*" in *--jobs=1\ *) ;; *--jobs=*) exit 1;; esac; exec "$REAL" "$@"'
+    result = run(env={"PATH": Fakes(tmp_path / "fakes").write(script, "pg_restore")})
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+
+
 NOT_RESTORABLE = {
     "a check that reads another table": """CREATE TABLE z (id int); INSERT INTO z VALUES (1);
         CREATE FUNCTION known(int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
