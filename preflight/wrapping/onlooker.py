@@ -100,8 +100,12 @@ class OnCopy:
     def __init__(self, copy: Session) -> None:
         self.copy = copy
         self.tables = meter.tables(copy)
-        self.seen = False
         self._held: dict[int, _Held] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to look whether anybody comes."""
+        self.seen = False
         self._sessions = self._counted()
 
     def look(self) -> None:

@@ -21,6 +21,7 @@ from preflight.wrapping import (
     leading,
     onlooker,
     tools,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class _Trial:
         self.session = session
         self.wrapped = wrapped
         self.tables = look.tables
-        self.rows: list[str] = []
+        self.live_is = ""  # what is true of the live database once the command has been tried
         self.copy = copy
         self.began = time.monotonic()
 
@@ -82,7 +83,7 @@ class _Trial:
             fence = stack.enter_context(
                 fences.around(self.session, self.copy, self.tables, trust=asked.trust_environment)
             )
-            live, self.rows = compared.state(self.session), self._history()
+            live = written.look(self.session, asked.history)
             say = structlog.get_logger()
             (say.warning if fence.kind == fences.TRUST else say.info)(
                 "wrap.redirected",
@@ -95,9 +96,11 @@ class _Trial:
             there = onlooker.OnCopy(copy)
             try:
                 ended = self._started(led, fence, there)
-            except RehearsalFailed:  # we have ended it: what it did until then stays
+            except _Waits:  # we have ended it: what it did until then stays
                 self._require_untouched(live, fence, on_copy=there.seen)
-                raise
+                raise self._elsewhere(
+                    "it waits for the tool's history table on the live database"
+                ) from None
             changes = compared.between(before, compared.state(copy), copy.config.schema)
             self._require_untouched(live, fence, on_copy=there.was_there() or bool(changes.names))
             self._require_there(there, changes, ended)
@@ -105,7 +108,7 @@ class _Trial:
                 raise self._failed(ended)
             self._require_checks()
             cost = there.cost()
-            there.seen = False
+            there.begin()
             again = self._again(led, fence, there)
             self._require_untouched(live, fence, on_copy=there.was_there())
         told = {
@@ -127,11 +130,6 @@ class _Trial:
         structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
         return Rehearsed(changes, bool(self.copy.without), told)
 
-    def _history(self) -> list[str]:
-        """Return what the tool's history on the live database holds."""
-        tables = tools.history(self.session, self.wrapped.asked.history)
-        return tools.rows(self.session, tables)
-
     def _size(self) -> int:
         return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
 
@@ -148,7 +146,7 @@ class _Trial:
             there.look()
             fence.look(running)
             if not there.seen and stuck.since(waits=fence.waited_for()):
-                raise self._elsewhere("it waits for the tool's history table on the live database")
+                raise _Waits
 
         return child.run(
             led.arguments,
@@ -161,21 +159,26 @@ class _Trial:
         )
 
     def _require_untouched(
-        self, before: compared.State, fence: fences.Fence, *, on_copy: bool
+        self, before: written.Before, fence: fences.Fence, *, on_copy: bool
     ) -> None:
         """Make sure that the live database is what it was; raises MigrationPartial.
 
-        Who is kept off by TCP and was not seen `on_copy` may have gone by a Unix socket.
+        Who is kept off by TCP and was not seen `on_copy` may have gone by a Unix socket. Rows are
+        nobody's to compare: who wrote, where one of the command was seen, nobody can tell.
         """
         if fence.live is not None:
             fence.live.gone()
-        schema = self.session.config.schema
-        changed = compared.between(before, compared.state(self.session), schema).names
-        if self._history() != self.rows:
-            changed.append("rows of the tool's history table")
+        away, whole = fence.sure and on_copy, written.nothing(self.session, before)
+        changed = written.changed(self.session, before, self.wrapped.asked.history)
+        if not changed and fence.crossed and not whole:
+            changed = ["rows, perhaps: transactions came through meanwhile"]
         if not changed:
+            self.live_is = "The live database was not changed" if away or whole else (
+                "No object of the live database was changed; whether it wrote rows there nobody "
+                "can tell, for somebody did"
+            )  # fmt: skip
             return
-        if fence.sure and on_copy:
+        if away:
             structlog.get_logger().warning(
                 "rehearsal.warned",
                 reason="somebody else changed the live database during the rehearsal; the command "
@@ -205,7 +208,7 @@ class _Trial:
             "wrap.not_redirected",
             f"the command was led to the copy, and no session of it was seen there: {how}",
             "Does it take its address from a file or an argument? Name the variable that it reads "
-            "with --url-variable. The live database was not changed.",
+            f"with --url-variable. {self.live_is}.",
             context="\n".join(last) or None,
         )
 
@@ -213,7 +216,7 @@ class _Trial:
         try:
             checked.require(self.copy.session, self.wrapped.checks)
         except VerifyFailed as failure:
-            where = failure.problem.data() | {"hint": "The live database was not changed."}
+            where = failure.problem.data() | {"hint": f"{self.live_is}."}
             message = f"on the restored copy: {where.pop('message')}"
             raise RehearsalFailed("wrap.rehearsal_failed", message, **where) from failure  # type: ignore[arg-type]
 
@@ -221,7 +224,7 @@ class _Trial:
         return RehearsalFailed(
             "wrap.rehearsal_failed",
             f"on the restored copy {how(ended)}" + (f": {ended.last[-1]}" if ended.last else ""),
-            "The live database was not changed: correct the data or the migration, and run again.",
+            f"{self.live_is}: correct the data or the migration, and run again.",
             context="\n".join(ended.last) or None,
         )
 
@@ -247,6 +250,10 @@ class _Trial:
                 objects=changed[:100],
             )
         return changed
+
+
+class _Waits(Exception):
+    """The command waits for the net, and is nowhere on the copy."""
 
 
 class _Stuck:

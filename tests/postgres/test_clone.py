@@ -67,6 +67,19 @@ def test_clone_is_used_and_left_as_it_is(
     assert servers.PASSWORD not in result.stdout
 
 
+def test_clone_is_used_before_the_first_run(
+    run: Run, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """Neither side has a history: that is the same on both."""
+    clone, env = make_clone()
+    migrations(ONE)
+    result = run(env=env)
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
+    assert ["clone"] == [each["where"] for each in result.event("rehearsal.passed")]
+    assert [0] == clone.query("SELECT count(*)::int FROM one")
+
+
 @pytest.mark.usefixtures("applied")
 def test_file_that_fails_on_the_clone_is_not_run(
     run: Run, database: servers.Database, make_clone: MakeClone, migrations: WriteMigrations

@@ -147,6 +147,30 @@ def test_command_is_led_to_a_server_of_our_own(
     assert found.event("wrap.matched")
 
 
+def test_command_is_rehearsed_where_it_is_said(
+    run: Run, app: Path, database: servers.Database, server: servers.Server
+) -> None:
+    """On another server, and on a clone that somebody has made before the first run."""
+    (app / "versions/002.sql").write_text(GOOD)
+    clone = f"clone_of_{database.name}"
+    database.script(f'CREATE DATABASE {clone} TEMPLATE "{database.name}"')
+    try:
+        first = run(*command(app), env={"PREFLIGHT_REHEARSE_CLONE_URL": server.conninfo(clone)})
+        (app / "versions/003.sql").write_text("ALTER TABLE items ADD COLUMN more int")
+        home = server.conninfo("postgres")
+        second = run(*command(app), env={"PREFLIGHT_REHEARSE_URL": home})
+    finally:
+        database.script(f"DROP DATABASE {clone} WITH (FORCE)")
+    listed = run("backups", "--json")
+
+    assert [] == first.event("rehearsal.skipped")
+    for found, where in ((first, "clone"), (second, "url")):
+        assert 0 == found.code, found
+        assert [where] == [each["where"] for each in found.event("wrap.rehearsed")], found
+        assert found.event("wrap.matched")
+    assert '"wrapped": "' in listed.stdout
+
+
 def test_failure_on_the_copy_leaves_the_live_database_alone(
     run: Run, app: Path, database: servers.Database
 ) -> None:
@@ -197,6 +221,24 @@ def test_command_with_an_address_of_its_own_is_found_out(
         assert (27, "wrap.not_redirected") == (found.code, error["code"]), (kind, found)
         assert before == tables(database)
     assert [] == found.event("wrap.started")
+
+
+@pytest.mark.parametrize("then", ["", "connection.execute('SELECT pg_sleep(60)')"])
+def test_rows_that_it_may_have_written_there_are_not_denied(
+    run: Run, app: Path, database: servers.Database, then: str
+) -> None:
+    """No object shows them. Whose session was seen there is 31: nobody can tell what it wrote."""
+    stubborn(app, database, f"connection.execute(\"UPDATE items SET name = 'x'\"); {then}")
+    (app / "versions/002.sql").write_text(GOOD)
+
+    found = run(*command(app))
+
+    error = found.event("run.finished")[0]["error"]
+    assert ["x", "x"] == database.query("SELECT name FROM items")
+    assert "was not changed" not in f"{error}"
+    assert "nobody can tell" in error["hint"] or "rows, perhaps" in error["message"]
+    if then:  # it stays until it is ended
+        assert (31, "wrap.changed_live") == (found.code, error["code"]), found
 
 
 def test_second_run_on_the_copy_may_not_reach_the_live_database_either(
