@@ -11,7 +11,7 @@ import psycopg
 import structlog
 
 from preflight.apply import back, statements, verify
-from preflight.backup import reading_back, retention
+from preflight.backup import reading_back, retention, store
 from preflight.base import stop
 from preflight.base.errors import (
     BackupFailed,
@@ -167,6 +167,7 @@ def _save(
             if same := digest.hexdigest() == before:
                 sink.abandon()
     except OSError as error:
+        store.require_reached(saved.store, error)
         raise BackupFailed(
             "backup.no_export",
             f"{file} cannot be written: {error.strerror}",

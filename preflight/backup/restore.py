@@ -163,6 +163,7 @@ def find(backups: Store, name: str, database: str, schemas: Sequence[str] = ()) 
     try:
         known = backups.listing()
     except OSError as error:
+        store.require_reached(backups, error)
         raise ConfigInvalid(
             "config.backup_dir",
             f"the backups in {backups.place} cannot be read: {error.strerror}",
@@ -279,6 +280,7 @@ def _read(place: restored.Place) -> Iterator[Callable[[], None]]:
         with place.store.reading(place.source.name) as renew:
             yield renew
     except OSError as error:
+        store.require_reached(place.store, error)
         raise BackupFailed(
             "backup.directory",
             f"{place.at} cannot be read: {error.strerror}",
@@ -356,6 +358,8 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
 
 def _made(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
     """Make the database, fill it, compare it, and give it what belongs to it."""
+    if place.source.manifest.sealed:  # before all of it is read
+        sealing.require_openable(place.source, place.identity_file, session.config.spool_dir)
     _require_whole(place)
     _require_roles(session, place)
     with _dump(session, place) as dump, _new_database(session, place):

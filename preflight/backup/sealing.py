@@ -320,6 +320,27 @@ class _Writer:
 # what is opened again
 
 
+def require_openable(
+    backup: Backup, identity_file: Path | None, directory: Path | None
+) -> tuple[Path, Path]:
+    """Return where the keys are and where a dump is opened; raises ConfigInvalid, BackupFailed."""
+    if identity_file is None:
+        raise ConfigInvalid(
+            "config.arguments",
+            f"{backup.name} is sealed for {', '.join(backup.manifest.recipients)}",
+            "Name the file that holds the secret key of one of these: --identity-file FILE.",
+        )
+    if directory is None:
+        size = backup.manifest.size_bytes
+        raise BackupFailed(
+            "backup.spool",
+            f"{backup.name} is sealed, and there is no place for the opened dump",
+            f"Set PREFLIGHT_SPOOL_DIR to a directory with room for {size / 1e6:.1f} MB. The file "
+            "has no name there, and is gone when the restore ends, or is killed.",
+        )
+    return identity_file, directory
+
+
 @contextmanager
 def opened(
     backups: Store, backup: Backup, identity_file: Path | None, directory: Path | None
@@ -328,15 +349,9 @@ def opened(
 
     Raises ConfigInvalid (no key, a wrong one), BackupFailed (no place), BackupUnverified.
     """
-    keys = identities(identity_file, backup)
+    named, directory = require_openable(backup, identity_file, directory)
+    keys = identities(named)
     size = backup.manifest.size_bytes
-    if directory is None:
-        raise BackupFailed(
-            "backup.spool",
-            f"{backup.name} is sealed, and there is no place for the opened dump",
-            f"Set PREFLIGHT_SPOOL_DIR to a directory with room for {size / 1e6:.1f} MB. The file "
-            "has no name there, and is gone when the restore ends, or is killed.",
-        )
     try:
         free = shutil.disk_usage(directory).free
         copy = spool.Spool(directory)
@@ -427,16 +442,11 @@ def _noted(raised: list[BaseException]) -> Iterator[None]:
         raise
 
 
-def identities(path: Path | None, backup: Backup) -> list[object]:
-    """Read the secret keys that open a backup; raises ConfigInvalid, never shows one."""
-    if path is None:
-        raise ConfigInvalid(
-            "config.arguments",
-            f"{backup.name} is sealed for {', '.join(backup.manifest.recipients)}",
-            "Name the file that holds the secret key of one of these: --identity-file FILE.",
-        )
+def identities(path: Path) -> list[object]:
+    """Read the secret keys of a file; raises ConfigInvalid, never shows one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(descriptor, True)  # a pipe's writer may be slower than we are
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(plain.SECRET_MAX_BYTES + 1) or b""
     except OSError as error:

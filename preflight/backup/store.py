@@ -150,6 +150,12 @@ def small(store: Store, name: str, file: str) -> bytes:
     return bytes(parts)
 
 
+def require_reached(store: Store, error: OSError) -> None:
+    """Raise what an error says of a store elsewhere, unless it is that something is not there."""
+    if store.remote and not isinstance(error, FileNotFoundError):
+        raise store.failure(error) from error
+
+
 def holds(store: Store, backup: Backup) -> bool:
     """Tell whether a backup is there, under the manifest that was written for its dump."""
     try:

@@ -228,13 +228,16 @@ def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool
     if saved is None:
         return
     wanted = saved.backup.manifest.stored
-    digest = wanted.sha256
+    digest, held = wanted.sha256, True
     try:
         if again or saved.store.stamp(saved.name, wanted.file) != saved.seen:
             digest = reading_back.hashed(saved.store, saved.name, wanted.file).sha256
         there = saved.store.files(saved.name) if files else ()
         gone = [f"{saved.place}/{file}" for file in files if file not in there]
+        if digest == wanted.sha256 and saved.visible:
+            held = store.holds(saved.store, saved.backup)
     except OSError as error:
+        store.require_reached(saved.store, error)
         gone = [f"{saved.place}/{wanted.file} ({error.strerror})"]
     if digest != wanted.sha256:
         raise BackupDamaged(
@@ -243,7 +246,7 @@ def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool
             "Who else writes to the backup directory? Check that, and the disk; the backup is "
             "hidden again, and nothing was migrated.",
         )
-    if gone or (saved.visible and not store.holds(saved.store, saved.backup)):
+    if gone or not held:
         raise BackupDamaged(
             "backup.vanished",
             "the backup that was verified a moment ago is gone: "

@@ -375,6 +375,17 @@ def test_key_that_may_only_read_restores_and_says_what_a_backup_lacks(
     assert "PutObject" in refused.finished["error"]["hint"]
 
 
+def test_restore_from_a_bucket_that_refuses_says_so(
+    run: Run, in_front: Callable[..., contextlib.AbstractContextManager[Front]], tmp_path: Path
+) -> None:
+    """23 with what the bucket says: no volume is to be mounted."""
+    with in_front(lambda *_: 403) as (_, bucket):
+        env = {**bucket.env(), "PREFLIGHT_SPOOL_DIR": str(tmp_path)}
+        refused = run("restore", "latest", env=env)
+
+    assert (23, "backup.store") == (refused.code, refused.finished["error"]["code"]), str(refused)
+
+
 def test_error_now_and_then_costs_nothing(
     run: Run, in_front: Callable[..., contextlib.AbstractContextManager[Front]]
 ) -> None:
