@@ -57,8 +57,9 @@ def names(text: bytes, depth: int = 0) -> Iterator[Name]:
     made = _made(node)
     for schema, name in _in_tree(node):
         yield Name(schema, name, (schema, name) == made)
+    alone = _OF_CATALOGS.search(text) is not None
     for constant in parser.every(node, "A_Const"):
-        yield from _in_text(constant.sval.sval, alone=_OF_CATALOGS.search(text) is not None)
+        yield from _in_text(constant.sval.sval, alone=alone)
     if depth == _DEEPEST:
         return
     for inner in reach.inner(node, text):

@@ -7,6 +7,7 @@ every table of that name: a table too many costs room, one too few costs the tru
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from preflight.base import console, quoting
-from preflight.files import named, parser, reach
+from preflight.files import named, parser, reach, scan
 from preflight.rehearsal import scratch
 from preflight.server import sessions
 
@@ -86,8 +87,13 @@ _WORD = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
 _ONE_NAME = re.compile(r'\s*(?:(?:"[^"]+"|[\w$]+)\s*\.\s*)?("[^"]+"|[^\W\d][\w$]*)\s*')
 _MADE_UP = re.compile(r"(?i)\bexecute\b(?!\s+(?:function|procedure)\b)")
 FOREIGN_KEY = "23503"
-# what rows that are missing cannot be the reason of
-_CERTAIN = re.compile(r"42...|23505|23P01")
+# what rows that are missing cannot be the reason of; of a duplicate where nothing is computed
+_CERTAIN = re.compile(r"42...")
+_DUPLICATE = re.compile(r"23505|23P01")
+_BEGINS = {"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SET", "RESET", "VACUUM",
+           "ANALYZE", "REINDEX", "CLUSTER"}  # fmt: skip
+_MAKES_ROWS = {"TABLE", "TEMP", "TEMPORARY", "UNLOGGED", "MATERIALIZED"}  # may have a query
+UNKNOWN = '"x"'  # what `reach` makes of a name that is put together
 Names = set[tuple[str, str]]  # schema, or none, and name
 
 
@@ -96,18 +102,25 @@ Names = set[tuple[str, str]]  # schema, or none, and name
 
 @dataclass(slots=True)
 class Said:
-    """What some files name, and what of them nobody can read."""
+    """What some files name, what of them nobody can read, and whether they write rows."""
 
     names: Names = field(default_factory=set)
     unread: list[str] = field(default_factory=list)
+    writes: bool = False
 
 
 def said(scripts: Iterable[Script]) -> Said:
     """Return what the statements of some files name, their bodies and texts included."""
-    found = Said()
+    found, seen = Said(), set[bytes]()
     for script in scripts:
         for statement in script.statements():
-            for why in _read(statement.text(script.text), found.names, 0):
+            text = parser.typical(parser.shortened(statement.text(script.text)))
+            if text in seen:
+                continue
+            seen.add(text)
+            first, *more = [*scan.words(text, 2), ""]
+            found.writes |= first not in _BEGINS or (first == "CREATE" and more[0] in _MAKES_ROWS)
+            for why in _read(text, found.names, 0):
                 if (told := f"{script.file} {why}") not in found.unread:
                     found.unread.append(told)
     return found
@@ -131,6 +144,9 @@ def _read(text: bytes, names: Names, depth: int) -> Iterator[str]:
     for inner in reach.inner(node, text) if depth < _DEEPEST else ():
         if isinstance(inner, str):
             yield from _read(inner.encode(), names, depth + 1)
+            if UNKNOWN in inner:
+                names |= _words(text.decode("utf-8", "replace"))
+                yield "names something that is only known when it runs"
         else:
             names |= _words(text.decode("utf-8", "replace"))
             yield inner.words
@@ -256,6 +272,7 @@ class Choice:
     views: Mapping[int, str]  # materialised ones that are not filled
     keys: Mapping[int, Key]  # foreign keys that these rows would break
     loose: frozenset[str] = frozenset()  # names of those that a new row would break
+    writes: bool = False  # rows that the files compute, maybe from what is not there
 
     def without(self) -> dict[str, Collection[int] | None]:
         """Return what of an archive is not restored: kinds of entries, and of which oids or all."""
@@ -319,7 +336,8 @@ def choose(graph: Graph, wanted: Said, free: int, reason: str) -> Choice:
             if used + sizes[each] <= free:
                 filled.add(each)
                 used += sizes[each]
-    return _choice(graph, families, filled, touched, (reason, tuple(unread), used))
+    found = _choice(graph, families, filled, touched, (reason, tuple(unread), used))
+    return dataclasses.replace(found, writes=wanted.writes)
 
 
 def _choice(
@@ -443,13 +461,19 @@ def explained(choice: Choice | None, failure: RehearsalFailed) -> scratch.Unavai
     """Return why a failure tells nothing of the live database: rows that are not here may be it."""
     if choice is None:
         return None
-    words, state = set(re.findall(r"[\w$]+", str(failure))), failure.problem.sqlstate or ""
+    said, state = str(failure), failure.problem.sqlstate or ""
+    words = set(re.findall(r"[\w$]+", said))
+
+    def told(names: Iterable[str]) -> bool:
+        return any(name in words or f'"{name}"' in said for name in names)
+
     missing = {key.name for key in choice.keys.values()}
-    if words & missing or (state == FOREIGN_KEY and words & choice.loose):
+    if told(missing) or (state == FOREIGN_KEY and told(choice.loose)):
         why = f"the copy is without foreign keys that {console.some(sorted(missing)) or 'it'} needs"
         return scratch.Unavailable(f"{failure}, and the copy has rows of some tables alone: {why}",
                                    level="warning")  # fmt: skip
-    if choice.doubt and not _CERTAIN.fullmatch(state):
+    certain = _CERTAIN.fullmatch(state) or (_DUPLICATE.fullmatch(state) and not choice.writes)
+    if choice.doubt and not certain:
         return scratch.Unavailable(
             f"{failure}, and the copy may be without what it needs: {choice.doubt}", level="warning"
         )

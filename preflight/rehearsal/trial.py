@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
 FEW = 10  # files that are rehearsed although there is no row that they could meet
+NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -542,7 +543,8 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             or some_rows.explained(copy.choice, failure)
         ):
             raise why from failure
-        if copy is None or not copy.empty or state != copies.UNFILLED:
+        concurrently = state == NOT_SUPPORTED and "CONCURRENTLY" in str(failure)
+        if copy is None or not copy.empty or not (state == copies.UNFILLED or concurrently):
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 

@@ -1,5 +1,11 @@
 """Which rows a partial rehearsal has."""
 
+import dataclasses
+
+import pytest
+
+from preflight.base.errors import RehearsalFailed
+from preflight.files import migrations
 from preflight.rehearsal import some_rows
 
 USERS, ORDERS, COUNTRIES, BULK, PARTS, PART, VIEW = range(1, 8)
@@ -68,3 +74,54 @@ def test_name_with_a_schema_is_of_that_schema_alone() -> None:
     said = some_rows.Said({("other", "users")})
 
     assert () == some_rows.choose(graph(), said, 50, "why").tables
+
+
+def failure(words: str, sqlstate: str) -> RehearsalFailed:
+    """Return a failure on the copy with the server's words."""
+    return RehearsalFailed("rehearsal.failed", words, "", sqlstate=sqlstate)
+
+
+@pytest.mark.parametrize("name", ["of_bulk", "fk-orders-bulk", "key of bulk", "Key"])
+def test_key_that_is_left_out_explains_a_failure_whatever_it_is_called(name: str) -> None:
+    """With the server's quotes around it, or without."""
+    left = dataclasses.replace(graph().keys[13], name=name)
+    found = dataclasses.replace(choice(41, "users"), keys={13: left}, loose=frozenset({name}))
+    words = f'constraint "{name}" of relation "orders" does not exist'
+
+    assert some_rows.explained(found, failure(words, "42704"))
+    assert not some_rows.explained(found, failure('constraint "other" does not exist', "42704"))
+
+
+def test_duplicate_is_doubted_where_rows_are_computed_from_what_is_not_there() -> None:
+    """Of files that only build an index it is certain."""
+    found = choice(10, "users", "bulk")
+    duplicate = failure('could not create unique index "u"', "23505")
+
+    assert None is some_rows.explained(found, duplicate)
+    assert some_rows.explained(dataclasses.replace(found, writes=True), duplicate)
+
+
+PUT_TOGETHER = """
+DO $$ DECLARE t text; BEGIN
+    FOR t IN SELECT relname FROM pg_class LOOP
+        EXECUTE format('UPDATE %I SET id = 1', t);
+    END LOOP;
+END $$
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "unread", "writes"),
+    [
+        ("CREATE UNIQUE INDEX i ON users (id)", False, False),
+        ("UPDATE users SET id = 1", False, True),
+        ("CREATE TABLE two AS SELECT * FROM users", False, True),
+        ("DO $$ BEGIN EXECUTE 'UPDATE users SET id = 1'; END $$", False, True),
+        (PUT_TOGETHER, True, True),
+    ],
+)
+def test_what_a_file_may_touch_unseen_is_known(text: str, unread: bool, writes: bool) -> None:  # noqa: FBT001
+    """A name that is put together is known when it runs; rows may be computed."""
+    found = some_rows.said([migrations.Script("001_a.sql", text.encode(), "sum")])
+
+    assert (unread, writes) == (bool(found.unread), found.writes)
