@@ -65,7 +65,13 @@ def run(  # noqa: PLR0913 -- what the command line says
         )
     if name == "up":
         files = gate.files(config)  # 20 25: before anybody is asked
-    chosen = _chosen(config, targets, each_database)
+    chosen = [
+        # its own: drafts, copies and backups are named by it
+        dataclasses.replace(
+            each, config=dataclasses.replace(each.config, run_id=f"{config.run_id}-{number}")
+        )
+        for number, each in enumerate(_chosen(config, targets, each_database), 1)
+    ]
     if story_of_one is None:
         fleet = story.Fleet(files, chosen, waves)
         outcomes, work = fleet.outcomes, fleet.up

@@ -244,6 +244,23 @@ def test_waves_without_many_are_refused(run_bare: Run, migrations: WriteMigratio
     assert 20 == run_bare("up", "--each-database", "x", "--waves", "0").code
 
 
+@pytest.mark.parametrize("command", [("up", "--waves", "5"), ("plan", "--rehearse")])
+def test_targets_that_are_proven_side_by_side_do_not_meet(
+    command: tuple[str, ...],
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+) -> None:
+    """Each has a draft and a copy of its own, also where all are of one database."""
+    path = listed(tenants(database, 6))
+    migrations(ONE)
+    env = {"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_TARGET_MAX_AGE_MIN": "0"}
+    result = run(*command, "--targets", path, env=env)
+
+    assert {0} == {code for _, code in ended(result).values()}, result
+
+
 SLOW = {"001_one.sql": "CREATE TABLE one (id int); SELECT pg_sleep(0.3);"}
 
 
