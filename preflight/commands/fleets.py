@@ -181,6 +181,8 @@ def _raise_worst(chosen: Sequence[Target], outcomes: Sequence[Outcome]) -> None:
         if isinstance(kind, type) and issubclass(kind, Failure) and kind is not Failure
     }
     said = dict(worst.error or {})
+    if worst.word == "stopped":
+        said.pop("code", None)  # run.stopped is of its own run
     behind = len(chosen) - len(outcomes)
     rest = f" ({behind} are untouched)" if behind else ""
     message = said.pop("message", "it was stopped")

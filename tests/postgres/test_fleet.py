@@ -10,6 +10,10 @@ from urllib.parse import quote
 
 import pytest
 
+from preflight.base import stop
+from preflight.base.config import Config
+from preflight.fleet import apart
+from preflight.fleet.targets import Target
 from tests import servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 from tests.program import Result
@@ -261,6 +265,40 @@ def test_targets_that_are_proven_side_by_side_do_not_meet(
     assert {0} == {code for _, code in ended(result).values()}, result
 
 
+def test_target_that_does_not_end_in_time_is_unknown_not_pending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that was at work when we had to leave is told as 13, never as untouched."""
+    monkeypatch.setattr(apart, "ENDED_S", 0.0)
+    monkeypatch.setattr(stop, "_left", {})
+    read, write = os.pipe()
+    targets = [Target(name, Config({}, {}, Path("/"))) for name in ("one", "two")]
+    found: list[apart.Outcome] = []
+    asked = iter([False, False])  # until the first one is begun
+    pids: list[int] = []
+
+    def work(_: Target) -> None:
+        os.write(write, str(os.getpid()).encode())
+        signal.pause()
+
+    def over() -> bool:
+        for answer in asked:
+            return answer
+        pids.append(int(os.read(read, 16)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apart.each(work, targets, 2, found.append, over=over)
+    os.kill(pids[0], signal.SIGKILL)
+    os.waitpid(pids[0], 0)
+    os.close(read)
+    os.close(write)
+
+    (outcome,) = found
+    assert ("one", 13) == (outcome.target.name, outcome.exit_code)
+    assert "target.unknown" == (outcome.error or {})["code"]
+
+
 SLOW = {"001_one.sql": "CREATE TABLE one (id int); SELECT pg_sleep(0.3);"}
 
 
@@ -283,6 +321,9 @@ def test_fleet_that_was_stopped_goes_on(  # noqa: PLR0913, PLR0917 -- what it ne
     if number is signal.SIGTERM:
         assert 143 == result.code, result
         assert {"applied", "pending"} <= {word for word, _ in ended(result).values()}
+        said = result.finished["error"]["message"]
+        assert "stands in its target.finished" in said
+        assert "the lock is free" not in said
 
     again = run("up", "--targets", path)
     assert 0 == again.code, again
