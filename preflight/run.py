@@ -378,9 +378,12 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
         name += " without the server's answer"
         lock_is = "the server ends it and frees the lock when it notices that we are gone"
     left = stop.left() or "unfinished work is rolled back"
+    what = f"{left}; {lock_is}"
+    if "targets" in run.tally.done:
+        what = "what each target left stands in its target.finished"
     error = {
         "code": "run.stopped",
-        "message": f"stopped by {name}; {left}; {lock_is}",
+        "message": f"stopped by {name}; {what}",
         "hint": "Run again: it goes on from there." if stop.left() else "Run again.",
     }
     return run.end(128 + number, "stopped", error)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from psycopg.conninfo import make_conninfo
 
 from preflight.backup import children, clients, passfile
@@ -352,7 +353,12 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     code, problems = _filled(session, dump, parallel, *options, **how)
     unsaid = code != 0 and not problems  # the word stood behind another job's, on one line
     if parallel > 1 and (unsaid or any(problem.doubtful for problem in problems)):
-        (anew or partial(make_anew, session, name))()
+        try:
+            (anew or partial(make_anew, session, name))()
+        except psycopg.errors.ObjectInUse:  # as by a prepared transaction: the first answer stands
+            if problems:
+                raise
+            return code, problems
         code, problems = _filled(session, dump, 1, *options, **how)
     return code, problems
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -30,6 +30,11 @@ HARD_STOP_S = 2.5  # less than ours: what it still has to say is to reach us
 ENDED_S = 3.0  # for all of them to end, once asked
 PR_SET_PDEATHSIG = 1
 KINDS = (130, 143), (70,), range(30, 40), range(20, 30), range(10, 20), (3,), (0,)
+_UNKNOWN = {
+    "code": "target.unknown",
+    "message": "its process was still at work when ours had to end",
+    "hint": "Run again: what was recorded decides what is left to do.",
+}
 Work = Callable[[Target], Any]  # returns what JSON can say
 
 
@@ -119,19 +124,32 @@ def each(
     Stopped.
     """
     waiting, running = list(chosen), dict[int, _Child]()
+    stop.leaves(running, "the history of each target says what stands there")
     try:
         while running or (waiting and not over()):
             while waiting and len(running) < most and not over():
-                child = _begun(work, waiting.pop(0), list(running))
+                child = _begun(work, waiting.pop(0), running)
                 running[child.pipe] = child
-            with stop.allowed():
-                _heard(running, 1.0, done)
-    finally:
+            with stop.allowed():  # only to wait: what was heard is not to be lost
+                ready = _ready(running, 1.0)
+            _hear(running, ready, done)
+    except KeyboardInterrupt:
         _end(running, done)
+        raise
+    except BaseException:
+        stop.leaves(running, None)
+        _end(running, done)
+        raise
+    stop.leaves(running, None)
 
 
-def _heard(running: dict[int, _Child], within_s: float, done: Callable[[Outcome], None]) -> None:
-    ready, _, _ = select.select(list(running), [], [], within_s)
+def _ready(running: Iterable[int], within_s: float) -> list[int]:
+    return select.select(list(running), [], [], within_s)[0]
+
+
+def _hear(
+    running: dict[int, _Child], ready: Iterable[int], done: Callable[[Outcome], None]
+) -> None:
     for pipe in ready:
         if data := os.read(pipe, 1 << 16):
             running[pipe].hear(data)
@@ -146,13 +164,15 @@ def _end(running: dict[int, _Child], done: Callable[[Outcome], None]) -> None:
             os.kill(child.pid, signal.SIGTERM)
     until = time.monotonic() + ENDED_S
     while running and (left := until - time.monotonic()) > 0:
-        _heard(running, left, done)
+        _hear(running, _ready(running, left), done)
+    for child in running.values():
+        done(Outcome(child.target, int(ExitCode.CONNECTION_LOST), _UNKNOWN, applied=child.applied))
 
 
 # in the process of one target
 
 
-def _begun(work: Work, target: Target, others: Sequence[int]) -> _Child:
+def _begun(work: Work, target: Target, others: Mapping[int, _Child]) -> _Child:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     read, write = os.pipe()
@@ -165,6 +185,7 @@ def _begun(work: Work, target: Target, others: Sequence[int]) -> _Child:
         os.close(read)
         for other in others:
             os.close(other)
+        stop.leaves(others, None)  # which is our parent's to say
         _apart(work, target, write, ours)
     finally:
         os._exit(ExitCode.INTERNAL)
@@ -216,7 +237,12 @@ def _result(work: Work, target: Target) -> dict[str, Any]:
             "given": failure.given or failure.target,
         }
     except KeyboardInterrupt:
-        return {"exit_code": 128 + (stop.requested() or signal.SIGINT)}
+        error = {
+            "code": "run.stopped",
+            "message": f"stopped; {stop.left() or 'unfinished work was rolled back'}",
+            "hint": "Run again.",
+        }
+        return {"exit_code": 128 + (stop.requested() or signal.SIGINT), "error": error}
     except Exception as error:  # noqa: BLE001 -- as in run.py: the last resort
         return {"exit_code": int(ExitCode.INTERNAL), "error": run.internal(error)}
 

@@ -604,7 +604,9 @@ def test_disk_that_is_ours_to_see_is_looked_at(
     small: servers.Database, run: Run, migrations: WriteMigrations
 ) -> None:
     """A server on this machine: its disk has no room for a copy and its WAL, so none is begun."""
-    small.script("CREATE TABLE more AS SELECT * FROM big")
+    with (small.server.data.parent / "of_others").open("wb") as others:
+        left = os.statvfs(small.server.data).f_bavail * os.statvfs(small.server.data).f_bsize
+        others.write(bytes(max(0, left - (20 << 20))))
     migrations(ONE)
     result = run(env=small.env())
 
