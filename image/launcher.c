@@ -6,7 +6,7 @@
  * are links to it, and start those.
  *
  * What it changes in the environment is kept in _PG_PREFLIGHT_NAME, as "=value" or as "" where there
- * was none: a wrapped command gets it back (preflight/wrapping/child.py), and what that command's
+ * was none: a wrapped command gets it back (preflight/commands/wrapping/child.py), and what that command's
  * image says to a loader, to Python's or OpenSSL's parts does not reach ours.
  */
 #include <errno.h>

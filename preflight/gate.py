@@ -29,6 +29,7 @@ from preflight.server import lock, ready
 
 if TYPE_CHECKING:
     from preflight.apply import back
+    from preflight.backup.archiving import Point
     from preflight.backup.take import Taken
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
@@ -209,12 +210,17 @@ def _pointed(
     what `points.made` raises.
     """
     from preflight.backup import points  # noqa: PLC0415 -- only where no dump is taken
+    from preflight.history import journal  # noqa: PLC0415 -- likewise
 
     points.require(session)
     found = rehearse()
     first = todo[0] if todo else None
     name, version = (first.name, first.version) if first else ("backup", 0)
-    point = points.made(session, name, version)
+
+    def keep(point: Point) -> None:
+        journal.note_point(session, name, version, point.name, point.data())
+
+    point = points.made(session, keep)
     session.tell("migrating")
     return found, point.name
 

@@ -26,7 +26,6 @@ from preflight.backup import (
     manifests,
     new_database,
     parts,
-    points,
     reading_back,
     restored,
     sealing,
@@ -65,8 +64,6 @@ def run(config: Config, asked: restored.Asked) -> None:
     Raises ConfigInvalid (no such backup), BackupUnverified (damaged, or rows differ),
     TargetUnusable (no right, name taken or changed since, sessions in the way, swapped before).
     """
-    if points.names_one(asked.backup):
-        points.explain(config, asked.backup)  # 20
     began = time.monotonic()
     backups, name = stores.named(config, asked.backup)
     known = find(backups, name, config.database, config.only)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from preflight import gate
 from preflight.base import console, document, errors, logs
 from preflight.base.errors import ConfigInvalid, ExitCode, Failure
-from preflight.fleet import apart, story, targets
+from preflight.commands.fleet import apart, story, targets
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.fleet.apart import Outcome
-    from preflight.fleet.targets import Target
+    from preflight.commands.fleet.apart import Outcome
+    from preflight.commands.fleet.targets import Target
 
 WAVES = (1, 5)
 PLACE = ("migration", "version", "file", "line", "column", "sqlstate")

@@ -14,7 +14,8 @@ NO_COMMANDS = {"arguments", "choice", "command", "fleets", "registry", "results"
 
 
 def _found() -> dict[str, Command]:
-    names = {each.name for each in pkgutil.iter_modules([str(Path(__file__).parent)])}
+    beside = pkgutil.iter_modules([str(Path(__file__).parent)])
+    names = {each.name for each in beside if not each.ispkg}  # a folder holds rooms of one
     rooms = {name: importlib.import_module(f"{__package__}.{name}") for name in names - NO_COMMANDS}
     commands = {name: room.COMMAND for name, room in rooms.items()}
     return dict(sorted(commands.items(), key=lambda item: item[1].place))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight.base.errors import ConfigInvalid
 from preflight.commands import command
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -14,9 +17,32 @@ if TYPE_CHECKING:
 
 def run(config: Config, **asked: Any) -> None:  # noqa: ANN401 -- as `_options` below says
     """Restore a backup into a new database and, when asked, put it in the live one's place."""
-    from preflight.backup import restore, restored  # noqa: PLC0415 -- only when asked
+    from preflight.backup import points, restore, restored  # noqa: PLC0415 -- only when asked
 
+    if points.names_one(asked["backup"]):
+        raise _elsewhere(config, asked["backup"])
     restore.run(config, restored.Asked(**asked))
+
+
+def _elsewhere(config: Config, name: str) -> ConfigInvalid:
+    """Return how to come back to a point: another tool does that."""
+    from preflight.history import journal  # noqa: PLC0415 -- only for a point
+
+    with sessions.connect(config) as session:
+        session.look()
+        said = journal.point(session, name)
+    if said is None:
+        return ConfigInvalid(
+            "config.arguments",
+            f"the history of {config.database} knows no {name}",
+            "The log of the run that made it has the command (`backup.verified`, `restore`).",
+        )
+    return ConfigInvalid(
+        "backup.elsewhere",
+        f"{name} is restored by its own tool: {json.loads(said)['restore']}",
+        "That command is yours to run: it replaces a whole server. Its tool's manual says what "
+        "must be stopped first; docs/archive.md has examples.",
+    )
 
 
 PARTS = ("tablespace", "grants", "settings", "locale")  # what belongs to a database itself

@@ -13,13 +13,13 @@ from preflight import gate
 from preflight.base import stop
 from preflight.base.errors import ConfigInvalid, Pending
 from preflight.commands import command, results
+from preflight.commands.wrapping import asked, due, wrapped
 from preflight.history import wraps
 from preflight.server import ready, sessions
-from preflight.wrapping import asked, due, wrapped
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
-    from preflight.wrapping.asked import Wrapped
+    from preflight.commands.wrapping.asked import Wrapped
 
 Said = Mapping[str, Any]
 POLL_S = (0.2, 1.0)
@@ -72,7 +72,7 @@ def plan(config: Config, said: Said, form: str | None, *, rehearse: bool) -> Non
         database = session.facts.database if session.facts else config.database
         if pending and rehearse:
             from preflight.backup import take  # noqa: PLC0415 -- only when asked
-            from preflight.wrapping import rehearsed  # noqa: PLC0415 -- only when asked
+            from preflight.commands.wrapping import rehearsed  # noqa: PLC0415 -- only when asked
 
             wrapped.require_startable(one)
             ready.require_writable(session)

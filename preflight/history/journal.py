@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preflight import __version__
 from preflight.base.errors import (
@@ -14,6 +15,8 @@ from preflight.base.errors import (
 from preflight.history import tables
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
@@ -138,11 +141,10 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
     return there
 
 
-def note_point(session: Session, name: str, version: int, point: str, said: str) -> bool:
-    """Append how to come back to a point that no file of ours holds; False without a journal.
-
-    `said` is all of it, as JSON.
-    """
+def note_point(
+    session: Session, name: str, version: int, point: str, said: Mapping[str, Any]
+) -> bool:
+    """Append how to come back to a point that no file of ours holds; False without a journal."""
     there = _ours(session)
     if there:
         session.execute(
@@ -152,7 +154,7 @@ def note_point(session: Session, name: str, version: int, point: str, said: str)
             [
                 version,
                 name,
-                said,
+                json.dumps(said),
                 session.config.run_id,
                 socket.gethostname(),
                 point,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import RehearsalFailed
-from preflight.wrapping import child, wall
+from preflight.commands.wrapping import child, wall
 from tests import faults, servers
 from tests.conftest import Run, Start, WriteMigrations
 from tests.fakes import Fakes

@@ -12,8 +12,8 @@ import pytest
 
 from preflight.base import stop
 from preflight.base.config import Config
-from preflight.fleet import apart
-from preflight.fleet.targets import Target
+from preflight.commands.fleet import apart
+from preflight.commands.fleet.targets import Target
 from tests import servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 from tests.program import Result

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from preflight.wrapping import wall
+from preflight.commands.wrapping import wall
 from tests import faults, servers
 from tests.conftest import Run, Start
 

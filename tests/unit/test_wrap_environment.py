@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import ConfigInvalid
-from preflight.wrapping import compared, environment, key, tools
+from preflight.commands.wrapping import compared, environment, key, tools
 from tests import servers
 
 LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")

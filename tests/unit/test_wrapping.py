@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from preflight.base import stop
 from preflight.base.errors import ConfigInvalid
-from preflight.wrapping import child, said, tree, wall
+from preflight.commands.wrapping import child, said, tree, wall
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
@@ -444,7 +444,7 @@ def test_what_ends_by_itself_soon_after_is_left_alone() -> None:
 
 OURS = """
 import sys
-from preflight.wrapping import child
+from preflight.commands.wrapping import child
 child.run(sys.argv[2:], {'PATH': sys.argv[1]}, secrets=[], timeout_s=None)
 """
 

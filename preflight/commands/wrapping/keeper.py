@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from preflight.wrapping import tree, wall
+from preflight.commands.wrapping import tree, wall
 
 SET_PARENT_DEATH_SIGNAL, SET_CHILD_SUBREAPER = 1, 36
 LEAVE_S = 1.5  # what COMMAND left behind gets so long to end by itself, and again when asked to

@@ -24,7 +24,7 @@ import structlog
 from preflight import run
 from preflight.base import logs, stop
 from preflight.base.errors import ExitCode, Failure
-from preflight.fleet.targets import Target
+from preflight.commands.fleet.targets import Target
 
 HARD_STOP_S = 2.5  # less than ours: what it still has to say is to reach us
 ENDED_S = 3.0  # for all of them to end, once asked

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from preflight.wrapping import compared, tools
+from preflight.commands.wrapping import compared, tools
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session

@@ -11,8 +11,7 @@ import structlog
 
 from preflight.base import console
 from preflight.base.errors import MigrationPartial, RehearsalFailed, VerifyFailed
-from preflight.rehearsal import trial
-from preflight.wrapping import (
+from preflight.commands.wrapping import (
     checked,
     child,
     compared,
@@ -23,16 +22,17 @@ from preflight.wrapping import (
     tools,
     written,
 )
+from preflight.rehearsal import trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from preflight.backup.take import Taken
     from preflight.base.config import Config
+    from preflight.commands.wrapping.asked import Wrapped
+    from preflight.commands.wrapping.due import Look
     from preflight.rehearsal.copies import Copy
     from preflight.server.sessions import Session
-    from preflight.wrapping.asked import Wrapped
-    from preflight.wrapping.due import Look
 
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from preflight.base import stop
+from preflight.commands.wrapping import wall
 from preflight.files import effects
 from preflight.rehearsal import meter
-from preflight.wrapping import wall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from preflight.commands.wrapping.child import Child
     from preflight.server.sessions import Session
-    from preflight.wrapping.child import Child
 
 ENDED_S = 1.0  # how soon a session is gone that was ended
 STAY_S = 5.0  # for how long sessions that are over may be seen

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from preflight.commands.wrapping import key, tools
 from preflight.history import wraps
-from preflight.wrapping import key, tools
 
 if TYPE_CHECKING:
+    from preflight.commands.wrapping.asked import Wrapped
     from preflight.server.sessions import Session
-    from preflight.wrapping.asked import Wrapped
 
 
 @dataclass(frozen=True, slots=True)

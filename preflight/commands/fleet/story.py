@@ -14,16 +14,16 @@ import structlog
 from preflight import gate
 from preflight.apply import contact, resume
 from preflight.base.errors import blamed
+from preflight.commands.fleet import apart, targets
 from preflight.files import lasting
-from preflight.fleet import apart, targets
 from preflight.history import ledger, numbers, plan
 from preflight.server import lock, ready, sessions
 
 if TYPE_CHECKING:
+    from preflight.commands.fleet.apart import Outcome
+    from preflight.commands.fleet.targets import Target
     from preflight.files import folder
     from preflight.files.migrations import Migration
-    from preflight.fleet.apart import Outcome
-    from preflight.fleet.targets import Target
     from preflight.server.sessions import Session
 
 

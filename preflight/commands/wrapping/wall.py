@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from preflight.wrapping import tree
+from preflight.commands.wrapping import tree
 
 TCP_ABI, SCOPES_ABI = 4, 6  # Linux 6.7 and 6.12
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the numbers on every processor

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from preflight.base.errors import Failure, RehearsalFailed
+from preflight.commands.wrapping import onlooker, tools, wall
 from preflight.server import sessions
-from preflight.wrapping import onlooker, tools, wall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from preflight.commands.wrapping.child import Child
     from preflight.rehearsal.copies import Copy
     from preflight.server.sessions import Session
-    from preflight.wrapping.child import Child
 
 WALL, NET, TRUST = "wall", "net", "trust"
 STUCK_S = 5.0  # somebody who waits for the net and is nowhere on the copy is the command

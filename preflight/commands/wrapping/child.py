@@ -18,9 +18,9 @@ import structlog
 
 from preflight.base import stop
 from preflight.base.errors import ConfigInvalid, RehearsalFailed
-from preflight.wrapping import keeper, said, wall
+from preflight.commands.wrapping import keeper, said, wall
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHUNK = 1 << 16
 EVERY_S = 0.1
 GRACE_S = 1.5  # how long it may take to end when asked; the whole stop takes less than 5 s
@@ -28,7 +28,7 @@ CLEAR_S = 2 * keeper.LEAVE_S + 1  # how long the keeper may take to end the rest
 OURS = "PREFLIGHT_"
 KEPT = "_PG_PREFLIGHT_"  # image/launcher.c: what the app's environment had before the launcher came
 _KEEP = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from preflight.wrapping import keeper; "
+    "import sys; sys.path.insert(0, sys.argv[1]); from preflight.commands.wrapping import keeper; "
     "keeper.keep(sys.argv[2:])"
 )
 

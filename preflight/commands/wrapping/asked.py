@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import ConfigInvalid
+from preflight.commands.wrapping import environment, key, said, tools
 from preflight.files import reading
-from preflight.wrapping import environment, key, said, tools
 
 if TYPE_CHECKING:
     from preflight.base.config import Config

@@ -14,13 +14,13 @@ import psycopg
 from preflight.backup import passfile
 from preflight.base import quoting
 from preflight.base.errors import RehearsalFailed
+from preflight.commands.wrapping import environment
 from preflight.server import dial
-from preflight.wrapping import environment
 
 if TYPE_CHECKING:
+    from preflight.commands.wrapping.asked import Wrapped
     from preflight.rehearsal.copies import Copy
     from preflight.server.sessions import Session
-    from preflight.wrapping.asked import Wrapped
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _ROLES = "SELECT r.rolname::text FROM pg_catalog.pg_roles r WHERE r.rolname = ANY (%s::text[])"

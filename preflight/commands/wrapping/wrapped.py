@@ -22,18 +22,18 @@ from preflight.base.errors import (
     MigrationPartial,
     VerifyFailed,
 )
+from preflight.commands.wrapping import asked as asking
+from preflight.commands.wrapping import due
 from preflight.history import wraps
 from preflight.server import lock, sessions
-from preflight.wrapping import asked as asking
-from preflight.wrapping import due
 
 if TYPE_CHECKING:
     from preflight.backup.take import Taken
     from preflight.base.config import Config
+    from preflight.commands.wrapping import child, written
+    from preflight.commands.wrapping.asked import Asked, Wrapped
+    from preflight.commands.wrapping.rehearsed import Rehearsed
     from preflight.server.sessions import Session
-    from preflight.wrapping import child, written
-    from preflight.wrapping.asked import Asked, Wrapped
-    from preflight.wrapping.rehearsed import Rehearsed
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def planned(look: due.Look, wrapped: Wrapped) -> bool:
 
 def require_startable(wrapped: Wrapped) -> None:
     """Make sure that there is such a program; raises ConfigInvalid."""
-    from preflight.wrapping import child  # noqa: PLC0415 -- only when work is due
+    from preflight.commands.wrapping import child  # noqa: PLC0415 -- only when work is due
 
     program = wrapped.asked.command[0]
     if shutil.which(program, path=child.own(wrapped.environ).get("PATH", os.defpath)) is None:
@@ -82,7 +82,7 @@ class _Run:
 
     def through(self, look: due.Look) -> None:
         """Back up, prove, try, run, compare, verify, record."""
-        from preflight.wrapping import rehearsed, written  # noqa: PLC0415 -- only when work is due
+        from preflight.commands.wrapping import rehearsed, written  # noqa: PLC0415 -- only when work is due
 
         wraps.ensure(self.session)  # 22 26 28
 
@@ -124,7 +124,7 @@ class _Run:
 
     def _in_earnest(self, before: written.Before) -> child.Ended:
         """Run the command with its own environment; raises MigrationFailed, MigrationPartial."""
-        from preflight.wrapping import child, environment, onlooker  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import child, environment, onlooker  # noqa: PLC0415 -- likewise
 
         asked, environ = self.wrapped.asked, self.wrapped.environ
         if asked.lock_timeout:
@@ -172,7 +172,7 @@ class _Run:
 
     def _failed(self, ended: child.Ended, before: written.Before, *, alone: bool) -> Failure:
         """Return what its end means: whether anything stays of what it did."""
-        from preflight.wrapping import rehearsed, written  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import rehearsed, written  # noqa: PLC0415 -- likewise
 
         how = rehearsed.how(ended) + (f": {ended.last[-1]}" if ended.last else "")
         context = "\n".join(ended.last) or None
@@ -198,7 +198,7 @@ class _Run:
 
     def _matched(self, copy: Rehearsed | None, before: written.Before) -> None:
         """Say whether what happened is what was rehearsed; raises VerifyFailed with --strict."""
-        from preflight.wrapping import compared  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import compared  # noqa: PLC0415 -- likewise
 
         if copy is None:
             if self.wrapped.asked.strict:
@@ -222,7 +222,7 @@ class _Run:
             )
 
     def _verified(self) -> None:
-        from preflight.wrapping import checked  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import checked  # noqa: PLC0415 -- likewise
 
         checked.require(self.session, self.wrapped.checks)
 
