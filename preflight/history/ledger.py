@@ -445,18 +445,31 @@ def finish(  # noqa: PLR0913 -- one row
     if migration.repeat:
         marked = repeats.finish(session, migration, duration_ms=duration_ms, backup=backup)
         _require_one(session, marked)
+        follow(session, migration.up)
         return
+    schema = session.config.schema
     updated = session.execute(
-        f"""UPDATE {session.config.schema}.migrations SET state = 'done', duration_ms = %s,
+        f"""UPDATE {schema}.migrations SET state = 'done', duration_ms = %s,
  statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
- WHERE version = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+ WHERE version = %s AND run_id = %s
+ RETURNING pg_catalog.to_regclass('{schema}.takeovers') IS NOT NULL""",  # noqa: S608 -- a checked name
         [duration_ms, statements, statements, migration.version, session.config.run_id],
-    )
-    _require_one(session, updated.rowcount)
+    ).fetchall()
+    _require_one(session, len(updated))
+    if updated[0][0]:  # asked on the way
+        follow(session, migration.up)
     event = "forced" if before else "applied"
     journal.journal(
         session, event, migration, duration_ms=duration_ms, backup=backup, before=before
     )
+
+
+def follow(session: Session, script: Script) -> None:
+    """Keep what another tool's history says now that a file of ours may have written to it."""
+    from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+
+    if tables.there(session, "takeovers"):
+        takeover.follow(session, script.text)
 
 
 def _require_one(session: Session, count: int) -> None:

@@ -7,6 +7,7 @@ later, somebody still runs the other tool.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,6 +59,12 @@ CREATE TABLE {schema}.takeovers (
   run_id text NOT NULL
 )
 """
+_GONE = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InsufficientPrivilege,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +226,23 @@ def remember(session: Session, layout: Foreign, found: Found) -> None:
     )  # fmt: skip
 
 
+def follow(session: Session, text: bytes) -> None:
+    """Keep what it says after a file of ours that speaks of its table; call in its transaction.
+
+    Some do: a schema that was dumped whole brings the rows of its history with it. What cannot be
+    read stays as it was known.
+    """
+    for tool, place, said, _ in _kept(session):
+        table = place.rpartition(".")[2].strip('"')
+        if not re.search(re.escape(table.encode()), text, re.IGNORECASE):
+            continue
+        layout = _layout(session, tool)
+        with suppress(HistoryConflict, *_GONE), session.connection.transaction():
+            found = Found(place, _read(session, layout, place))
+            if found.digest != said:
+                remember(session, layout, found)
+
+
 def vouched(session: Session, layout: Foreign | None) -> None:
     """Keep what it says now: a person has looked and vouched for what is there.
 
@@ -264,13 +288,7 @@ def moved(session: Session) -> Problem | None:
 
     Who may not read the table, or finds it gone, is told nothing.
     """
-    gone = (
-        psycopg.errors.UndefinedTable,
-        psycopg.errors.UndefinedColumn,
-        psycopg.errors.InvalidSchemaName,
-        psycopg.errors.InsufficientPrivilege,
-    )
-    with suppress(*gone), session.looking():
+    with suppress(*_GONE), session.looking():
         session.execute(LOOK)
         for tool, place, said, newest in _kept(session):
             layout = _layout(session, tool)

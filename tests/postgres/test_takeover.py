@@ -301,6 +301,29 @@ def test_tool_that_goes_on_is_found_out(
     assert 0 == run().code
 
 
+def test_file_that_writes_to_the_old_tool_s_table_is_no_run_of_that_tool(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """A dumped schema brings rows of its history; the tool itself is found out as before."""
+    row = "INSERT INTO Schema_Migrations VALUES ('20240103000000')"
+    gone = "DELETE FROM schema_migrations WHERE version = '20240103000000'"
+    third = f"-- migrate:up{{0}}\n{row};\n-- migrate:down{{0}}\n{gone};\n"
+    write(folder, DBMATE.files | {"20240103000000_function.sql": third.format("")})
+    DBMATE.up(database, folder, 2)
+
+    first, next_start = run(), run()
+    back = run("rollback", "--to", "20240102000000")
+    alone = third.format(" transaction:false")
+    write(folder, {"20240103000000_function.sql": alone})
+    again, last = run(), run()
+    database.script("INSERT INTO schema_migrations VALUES ('20240104000000')")
+
+    assert [0, 0] == [first.code, next_start.code], str(next_start)
+    assert 0 == back.code, str(back)
+    assert [0, 0] == [again.code, last.code], str(last)
+    assert 26 == run().code
+
+
 def test_dirty_version_is_refused(run: Run, database: servers.Database, folder: Path) -> None:
     """A version that golang-migrate left half done is for a person; nothing is recorded."""
     write(folder, GOLANG_MIGRATE.files)
