@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-SEGMENT = re.compile(r"[0-9A-F]{24}")
+# and no half of one, as a promotion leaves it, nor what is noted of a base backup
+SEGMENT = re.compile(
+    r"[0-9A-F]{24}(?![0-9A-F]|\.partial|\.[0-9A-F]{8}\.backup)", re.ASCII | re.IGNORECASE
+)
 _TIMELINE = 8  # the first digits of a segment's name
 
 
@@ -28,6 +31,7 @@ class Base:
     finished_at: datetime
     tool: str
     stanza: str = ""  # of pgBackRest
+    segment: str = ""  # the first that is needed with it, where that is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Status:
     segments: frozenset[str] = frozenset()  # the newest one of each timeline, as far as it is said
     bases: tuple[Base, ...] = ()
     others: frozenset[str] = frozenset()  # system identifiers of other servers that it speaks of
+    missing: frozenset[str] = frozenset()  # segments that it says are not there, with later ones
 
     @property
     def newest(self) -> Base | None:
@@ -45,14 +50,33 @@ class Status:
 
     def holds(self, segment: str) -> bool:
         """Tell whether a segment has come, or a later one of its timeline."""
-        return any(
+        return segment not in self.missing and any(
             found[:_TIMELINE] == segment[:_TIMELINE] and found >= segment for found in self.segments
+        )
+
+    def gap(self, base: Base, segment: str) -> str | None:
+        """Return the first segment that is missing on the way from a base backup to another one.
+
+        One of a timeline that was left since may be told although nobody needs it.
+        """
+        ours = {name[:_TIMELINE] for name in (base.segment, segment) if name}
+        first, last = base.segment[_TIMELINE:], segment[_TIMELINE:]
+        return min(
+            (
+                name
+                for name in self.missing
+                if name[:_TIMELINE] in ours and first <= name[_TIMELINE:] <= last
+            ),
+            default=None,
         )
 
     def beside(self, other: Status) -> Status:
         """Return both together."""
         return Status(
-            self.segments | other.segments, self.bases + other.bases, self.others | other.others
+            self.segments | other.segments,
+            self.bases + other.bases,
+            self.others | other.others,
+            self.missing | other.missing,
         )
 
 
@@ -123,7 +147,12 @@ def _walg_backups(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- J
         return None
     whose = [str(each.get("system_identifier") or system) for each in said]
     bases = [
-        Base(each["backup_name"], moment(each.get("finish_time") or each["time"]), "wal-g")
+        Base(
+            str(each["backup_name"]),
+            moment(each.get("finish_time") or each["time"]),
+            "wal-g",
+            segment=_segment(each.get("wal_file_name")),
+        )
         for each, server in zip(said, whose, strict=True)
         if server == system
     ]
@@ -134,7 +163,11 @@ def _walg_segments(said: Any, _system: str) -> Status | None:  # noqa: ANN401 --
     """`wal-g wal-show --detailed-json`: a list of timelines."""
     if not isinstance(said, list) or not all("end_segment" in each for each in said) or not said:
         return None
-    return Status(frozenset({_segment(each["end_segment"]) for each in said} - {""}))
+    missing = {_segment(name) for each in said for name in each.get("missing_segments") or ()}
+    return Status(
+        frozenset({_segment(each["end_segment"]) for each in said} - {""}),
+        missing=frozenset(missing - {""}),
+    )
 
 
 def _cluster(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON

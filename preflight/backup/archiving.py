@@ -19,7 +19,7 @@ import structlog
 
 from preflight.backup import archive_status, children
 from preflight.base import stop
-from preflight.base.errors import BackupFailed, BackupInterrupted
+from preflight.base.errors import BackupFailed, BackupInterrupted, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 LOOK_S = (0.2, 0.5)
+CLOCKS = timedelta(minutes=5)  # how far two clocks may be apart
 TELL_EVERY_S = 10.0
 ASK_S = 60.0  # for one answer of a tool
 MOST_BYTES = 32 << 20
@@ -84,11 +85,11 @@ def made(session: Session) -> Point:
     """
     config, system = session.config, _system(session)
     base = _young(config, _status(config, system))
-    name = f"pg-preflight-{config.run_id}-{os.urandom(2).hex()}"
+    name = f"pg-preflight-{config.run_id}-{os.urandom(8).hex()}"
     before = _archiver(session)
     lsn, segment, at = session.execute(_POINT, [name]).fetchone() or ("", "", "")
     session.execute("SELECT pg_catalog.pg_switch_wal()")
-    _come(session, system, segment, before)
+    _come(session, system, base, segment, before)
     return Point(
         f"archive:{name}",
         at,
@@ -140,6 +141,13 @@ def _young(config: Config, status: Status) -> Base:
             f"backup. {NOTHING}",
         )
     age = datetime.now(UTC) - base.finished_at
+    if age < -CLOCKS:
+        raise BackupFailed(
+            "archive.unclear",
+            f"the newest base backup, {base.name}, was finished at {base.finished_at.isoformat()}, "
+            f"which is still to come, as {_source(config)} says",
+            f"Is a clock wrong, or a time zone? How old it is cannot be told. {NOTHING}",
+        )
     if age > timedelta(hours=most):
         hours = age.total_seconds() / 3600
         raise BackupFailed(
@@ -164,8 +172,11 @@ def _archiver(session: Session) -> _Archiver:
     return _Archiver(*(session.execute(_ARCHIVER).fetchone() or (0, "", "")))
 
 
-def _come(session: Session, system: str, segment: str, before: _Archiver) -> None:
-    """Wait until a segment is in the archive; raises BackupFailed, BackupInterrupted."""
+def _come(session: Session, system: str, base: Base, segment: str, before: _Archiver) -> None:
+    """Wait until all is in the archive from the base backup to a segment.
+
+    Raises BackupFailed, BackupInterrupted.
+    """
     config, told = session.config, 0.0
     for waited in stop.looks(*LOOK_S):
         now = _archiver(session)  # first: what it says is archived must be seen afterwards
@@ -176,11 +187,12 @@ def _come(session: Session, system: str, segment: str, before: _Archiver) -> Non
                 f"Its log says why: a full disk, a wrong path, rights, a network. {NOTHING}",
             )
         status = _status(config, system)
-        if status.holds(segment):
+        there = status.holds(segment)
+        if there and not status.gap(base, segment):
             return
         said = archive_status.SEGMENT.match(now.archived)
         claimed = bool(said) and now.archived[:8] == segment[:8] and now.archived >= segment
-        if claimed and config.archive_status_file is None:
+        if claimed and not there and config.archive_status_file is None:
             raise BackupFailed(
                 "archive.elsewhere",
                 f"the server says that {segment} is archived, and {_source(config)} does not have "
@@ -188,25 +200,37 @@ def _come(session: Session, system: str, segment: str, before: _Archiver) -> Non
                 "Does archive_command keep what it is given, in that archive and under that "
                 f"stanza? {NOTHING}",
             )
-        late = waited >= config.lock_retry_s
-        if late and not status.segments:
-            raise BackupFailed(
-                "archive.unseen",
-                f"{_source(config)} does not say which segment of this server is the newest",
-                "It must: archive[].max of pgBackRest, wal-show of WAL-G, or an object with "
-                f"`archived`. What the server says of its archiver proves nothing. {NOTHING}",
-            )
-        if late:
-            raise BackupInterrupted(
-                "archive.late",
-                f"{segment} is not in the archive after {waited:.0f} s, as {_source(config)} says",
-                f"Run again; PREFLIGHT_LOCK_RETRY_S says for how long it is waited for. {NOTHING}",
-            )
+        if waited >= config.lock_retry_s:
+            raise _late(config, status, base, segment)
         if waited - told >= TELL_EVERY_S:
             told = waited
             structlog.get_logger().info(
                 "backup.progressed", waiting=f"{segment} is not in the archive yet"
             )
+
+
+def _late(config: Config, status: Status, base: Base, segment: str) -> Failure:
+    """Return why it was waited for in vain."""
+    if status.holds(segment):  # not before: several may be on their way at a time
+        return BackupFailed(
+            "archive.gap",
+            f"{status.gap(base, segment)} is missing in the archive, as {_source(config)} says: "
+            f"from the base backup {base.name} nobody comes to {segment}",
+            f"Archive it, if the server still has it; else take a base backup. {NOTHING}",
+        )
+    if not status.segments:
+        return BackupFailed(
+            "archive.unseen",
+            f"{_source(config)} does not say which segment of this server is the newest",
+            "It must: archive[].max of pgBackRest, wal-show of WAL-G, or an object with "
+            f"`archived`. What the server says of its archiver proves nothing. {NOTHING}",
+        )
+    return BackupInterrupted(
+        "archive.late",
+        f"{segment} is not in the archive after {config.lock_retry_s:g} s, as {_source(config)} "
+        "says",
+        f"Run again; PREFLIGHT_LOCK_RETRY_S says for how long it is waited for. {NOTHING}",
+    )
 
 
 # who is asked

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
 
 OLDEST = timedelta(minutes=15)  # before the program was started: more would be lost in going back
-CLOCKS = timedelta(minutes=5)  # how far two clocks may be apart
 LONGEST = 4000  # of a text in the answer
 SAID = "It answers with one JSON object on stdout: backup, taken_at (with its zone), restore."
 
@@ -75,7 +74,7 @@ def point(answer: str, began: datetime) -> Point:
         raise ValueError("`taken_at` is no time with its zone, as 2026-11-28T03:00:00Z") from None
     if at < began - OLDEST:
         raise ValueError(f"the snapshot of {at.isoformat()} is older than this run's wish for one")
-    if at > datetime.now(UTC) + CLOCKS:
+    if at > datetime.now(UTC) + archiving.CLOCKS:
         raise ValueError(f"`taken_at` is {at.isoformat()}, which is still to come")
     return Point(
         f"command:{texts['backup']}", at.astimezone(UTC).isoformat(), str(texts["restore"])

@@ -212,6 +212,27 @@ def base_backup_is_older_than_wanted(_archive: Archive) -> Mapping[str, str | No
     return {"PREFLIGHT_ARCHIVE_MAX_AGE_H": "0.5"}
 
 
+@broken(23, "archive.unclear")
+def base_backup_is_to_come(archive: Archive) -> Mapping[str, str | None]:
+    """Let the job's clock say what is not true: it would be young for ever."""
+    archive.says(hours_old=-1)
+    return {}
+
+
+@broken(23, "archive.gap")
+def segment_is_missing_on_the_way(archive: Archive) -> Mapping[str, str | None]:
+    """Lose one between the base backup and now, as `wal-g wal-show` tells it."""
+    timeline = {"end_segment": "0" * 7 + "1" + "F" * 16, "missing_segments": [f"{1:08X}{1:016X}"]}
+    base = {
+        "backup_name": "base_1",
+        "time": datetime.now(UTC).isoformat(),
+        "wal_file_name": f"{1:08X}{1:016X}",
+    }
+    archive.status.write_text(json.dumps([timeline]) + json.dumps([base]))
+    archive.archives_with("/bin/true")
+    return {"PREFLIGHT_LOCK_RETRY_S": "1"}
+
+
 @broken(23, "archive.no_base_backup")
 def base_backup_is_of_another_server(archive: Archive) -> Mapping[str, str | None]:
     """Look at the wrong archive."""
