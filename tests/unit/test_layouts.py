@@ -286,6 +286,24 @@ def test_what_needs_no_transaction_is_told_its_own_tools_mark(tool: str, tmp_pat
 
 REFUSED = {
     "goose's environment": ({"1_a.sql": "-- +goose Up\n-- +goose ENVSUB ON\nSELECT 1;\n"}, ":2:1:"),
+    "goose's mark, indented": (
+        {"1_a.sql": "-- +goose Up\nSELECT 1;\n  -- +goose Down\nDROP TABLE a;\n"}, ":3:1:",
+    ),
+    "goose's mark in capitals": (
+        {"1_a.sql": "-- +goose Up\nSELECT 1;\n-- +Goose Down\nDROP TABLE a;\n"}, ":3:1:",
+    ),
+    "goose's mark after a word": (
+        {"1_a.sql": "-- +goose Up\nSELECT 1;\n-- and +goose Down\nDROP TABLE a;\n"}, ":3:1:",
+    ),
+    "dbmate's mark, indented": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;\n\t-- migrate:down\nDROP TABLE a;\n"}, ":3:1:",
+    ),
+    "dbmate's mark with a space": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;\n-- migrate: down\nDROP TABLE a;\n"}, ":3:1:",
+    ),
+    "dbmate's mark in capitals": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;\n-- Migrate:Down\nDROP TABLE a;\n"}, ":3:1:",
+    ),
     "goose in Go": (
         {"1_a.sql": "-- +goose Up\nSELECT 1;\n", "2_b.go": "package x"}, "written in Go",
     ),

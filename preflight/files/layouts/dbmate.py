@@ -11,6 +11,8 @@ from preflight.files.layout import Source
 
 _NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18}).*)\.sql")
 _MARK = re.compile(rb"(?m)^--\s*migrate:(?P<kind>up|down)(?P<options>\s*$|[ \t]+\S[^\n]*$)")
+# what dbmate takes for a comment though somebody meant a mark: all below it would run
+_LIKE = re.compile(rb"(?im)^[ \t]*--[ \t]*migrate[ \t]*:[ \t]*(?:up|down)\b")
 _BEFORE = re.compile(rb"(?:[ \t\r]*(?:--[^\n]*)?(?:\n|\Z))*")
 _KINDS = {b"up": "up", b"down": "rollback"}
 
@@ -57,6 +59,14 @@ class Dbmate(foreign.Foreign):
             return [foreign.Section(source.kind)]
         marks = list(_MARK.finditer(text))
         kinds = [mark["kind"] for mark in marks]
+        read = {mark.start() for mark in marks}
+        if meant := [like.start() for like in _LIKE.finditer(text) if like.start() not in read]:
+            raise foreign.Wrong(
+                "this looks like a mark of dbmate's, and is none that dbmate reads",
+                "Write it at the beginning of a line, alone or with its options: "
+                "`-- migrate:down`.",
+                meant[0],
+            )
         if kinds not in ([b"up"], [b"up", b"down"]):
             raise foreign.Wrong(
                 "one `-- migrate:up` is read here and, below it, at most one `-- migrate:down`",

@@ -10,7 +10,9 @@ from preflight.files import foreign
 from preflight.files.layout import Source
 
 _NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18})_.*)\.(?P<type>sql|go)")
-_MARK = re.compile(rb"[ \t]*--[ \t]*\+goose[ \t]+(?P<said>[^\n]*)", re.IGNORECASE)
+_MARK = re.compile(rb"--[ \t]*\+goose[ \t]+(?P<said>[^\n]*)")
+# what goose refuses as a mark, and what it takes for a comment though somebody meant one
+_LIKE = re.compile(rb"\s*--(?:.*\+goose|\s*\+(?i:goose)\s+(?i:up|down|statement|no|envsub)\b)")
 
 
 class _Marks:
@@ -94,6 +96,12 @@ class Goose(foreign.Foreign):
         for at, line in foreign.lines(text):
             if (mark := _MARK.match(line)) is not None:
                 marks.see(at, mark["said"].decode("utf-8", "replace").strip())
+            elif _LIKE.match(line):
+                raise foreign.Wrong(
+                    "this looks like a mark of goose's, and is none that goose reads",
+                    "Write it at the beginning of a line, alone: `-- +goose Down`.",
+                    at,
+                )
             elif not marks.begun and line.strip() and not line.lstrip().startswith(b"--"):
                 raise foreign.Wrong("SQL above `-- +goose Up`", "Move it below the mark.", at)
         if not marks.begun:
