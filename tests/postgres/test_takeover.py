@@ -308,7 +308,7 @@ def test_file_that_writes_to_the_old_tool_s_table_is_no_run_of_that_tool(
     row = "INSERT INTO Schema_Migrations VALUES ('20240103000000')"
     gone = "DELETE FROM schema_migrations WHERE version = '20240103000000'"
     third = f"-- migrate:up{{0}}\n{row};\n-- migrate:down{{0}}\n{gone};\n"
-    write(folder, DBMATE.files | {"20240103000000_function.sql": third.format("")})
+    write(folder, {**DBMATE.files, "20240103000000_function.sql": third.format("")})
     DBMATE.up(database, folder, 2)
 
     first, next_start = run(), run()
