@@ -6,7 +6,7 @@ imported only once work is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -130,17 +130,23 @@ def proven(
     return name
 
 
-def proven_all(session: Session, tenants: Sequence[Tenant]) -> str | None:
+def proven_all(
+    session: Session, tenants: Sequence[Tenant]
+) -> tuple[str | None, dict[str, object] | None]:
     """Back a database up once, prove that, rehearse on one copy what is due in each schema.
 
-    Return the backup's name. Raises what `proven` raises, with the target that is to blame.
+    Return the backup's name and, where it is a point, what is to be noted of it. Raises what
+    `proven` raises, with the target that is to blame.
     """
     from preflight.backup import take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     todo = trial.together(tenants)
     if session.config.backup in INSTEAD:
-        return _pointed(session, todo, partial(trial.each, session, None, tenants))[1]
+        told: list[dict[str, object]] = []
+        rehearse = partial(trial.each, session, None, tenants)
+        _, name = _pointed(session, todo, rehearse, lambda point: told.append(point.data()))
+        return name, told[0]
 
     def attempt() -> str | None:
         saved = take.take(session, todo)
@@ -148,7 +154,7 @@ def proven_all(session: Session, tenants: Sequence[Tenant]) -> str | None:
             trial.each(session, saved, tenants)
         return saved.name if saved else None
 
-    return twice(attempt)
+    return twice(attempt), None
 
 
 def proven_for(
@@ -202,7 +208,10 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Taken | N
 
 
 def _pointed(
-    session: Session, todo: Sequence[Migration], rehearse: Callable[[], T]
+    session: Session,
+    todo: Sequence[Migration],
+    rehearse: Callable[[], T],
+    keep: Callable[[Point], None] | None = None,
 ) -> tuple[T, str]:
     """Rehearse without a backup to restore, then name the point that stands in a dump's place.
 
@@ -210,19 +219,24 @@ def _pointed(
     what `points.made` raises.
     """
     from preflight.backup import points  # noqa: PLC0415 -- only where no dump is taken
-    from preflight.history import journal  # noqa: PLC0415 -- likewise
 
     points.require(session)
     found = rehearse()
-    first = todo[0] if todo else None
-    name, version = (first.name, first.version) if first else ("backup", 0)
-
-    def keep(point: Point) -> None:
-        journal.note_point(session, name, version, point.name, point.data())
-
-    point = points.made(session, keep)
+    point = points.made(
+        session, keep or (lambda made: note_point(session, todo, made.name, made.data()))
+    )
     session.tell("migrating")
     return found, point.name
+
+
+def note_point(
+    session: Session, todo: Sequence[Migration], point: str, said: Mapping[str, object]
+) -> None:
+    """Note in the journal how to come back to what was before these files."""
+    from preflight.history import journal  # noqa: PLC0415 -- only where no dump is taken
+
+    name, version = (todo[0].name, todo[0].version) if todo else ("backup", 0)
+    journal.note_point(session, name, version, point, said)
 
 
 def tried(

@@ -268,6 +268,11 @@ class Meter:
         (oid,) = session.execute(query, [table]).fetchone() or (None,)
         return oid is not None and oid not in (self._old or ())
 
+    @property
+    def took_s(self) -> float:
+        """Return for how long the statements have run, in seconds."""
+        return sum(item.duration_s for item in self.found.values())
+
     def told(self) -> dict[str, Any]:
         """Return what an event has room for: strong locks, rewrites, and what took longest."""
         found = [item for item in self.found.values() if item.migration.version in self.passed]

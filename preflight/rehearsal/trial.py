@@ -116,6 +116,7 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
     with _copy(session, saved, [file.up for file in todo], reads=reads) as copy:
         if copy is None:
             return
+        told: Trial | None = None
         for tenant in tenants:
             session.tell(f"trying the files on a copy of {tenant.name}"[:40])
             with (
@@ -124,7 +125,9 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
             ):
                 own.copy = True
                 trial = _of_tenant(dataclasses.replace(copy, session=own), tenant)
-        _tell_passed(copy, saved, trial)
+            told = trial.beside(told) if told else trial
+        if told:
+            _tell_passed(copy, saved, told)
 
 
 def _of_tenant(copy: copies.Copy, tenant: Tenant) -> Trial:
@@ -223,6 +226,15 @@ class Trial:
     files: Sequence[Migration]
     undone: list[Migration] = field(default_factory=list)
     size: int = 0
+
+    def beside(self, before: Trial) -> Trial:
+        """Return this and one before it on the same copy: all files, and what took longest."""
+        slower = max(before, self, key=lambda trial: trial.gauge.took_s)
+        files, undone = (
+            list({file.name: file for file in both}.values())
+            for both in ([*before.files, *self.files], [*before.undone, *self.undone])
+        )
+        return Trial(slower.gauge, files, undone, before.size)
 
 
 def _trial(

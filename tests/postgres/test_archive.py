@@ -433,6 +433,32 @@ def test_answer_of_a_program_stands_for_the_backup(
     assert "aws rds x" in back.finished["error"]["message"]
 
 
+def test_point_is_noted_in_the_journal_of_every_schema(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+    tmp_path: Path,
+) -> None:
+    """One snapshot stands for all schemas of a database; whoever looks finds the way back."""
+    names = ("a", "b")
+    database.script("; ".join(f"CREATE SCHEMA {name}" for name in names))
+    path = tmp_path / "targets"
+    lines = [{"name": each, "schema": f"of_{each}", "search_path": each} for each in names]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    migrations(ONE)
+    env = told(ANSWER + GIVE)
+    result = run("up", "--targets", str(path), env=env)
+
+    assert 0 == result.code, result
+    assert 1 == len(result.event("backup.verified"))
+    for name in names:
+        noted = f"SELECT backup FROM of_{name}.journal WHERE event = 'pointed'"
+        assert ["command:snap-1"] == database.query(noted)
+    back = run("restore", "command:snap-1", env={**env, "PREFLIGHT_SCHEMA": "of_b"})
+    assert "aws rds x" in back.finished["error"]["message"]
+
+
 WRONG = {
     "nothing": ("", 23, "backup.command_answer"),
     "no JSON": ("print('done')", 23, "backup.command_answer"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -221,6 +222,16 @@ WRONG: Mapping[str, tuple[str, str]] = {
     "one place": (
         '{"name": "a", "schema": "x"}\n{"name": "c", "schema": "y"}', "one `search_path`",
     ),
+    "one place, otherwise spelled": (
+        ('{"name": "a", "schema": "x", "search_path": "p,public"}\n{"name": "c", "schema": "y", '
+        '"search_path": "\\"p\\", q"}'), "one `search_path`",
+    ),
+    "one place, another role": (
+        '{"name": "a", "schema": "x", "role": "r"}\n{"name": "c", "schema": "y"}',
+        "or with none that is said",
+    ),
+    "a key twice": ('{"name": "a", "schema": "x", "schema": "y"}', "a key twice"),
+    "nobody's path": ('{"name": "a", "search_path": "pg_temp"}', "names no schema"),
     "a reserved schema": ('{"name": "a", "schema": "public"}', "`schema`"),
     "a URL that is not there": ('{"name": "a", "url_file": "gone"}', "gone"),
 }  # fmt: skip
@@ -246,6 +257,7 @@ def test_waves_without_many_are_refused(run_bare: Run, migrations: WriteMigratio
     migrations(ONE)
     assert 20 == run_bare("up", "--waves", "1,5").code
     assert 20 == run_bare("up", "--each-database", "x", "--waves", "0").code
+    assert 20 == run_bare("up", "--each-database", "tenant\\").code
 
 
 @pytest.mark.parametrize("command", [("up", "--waves", "5"), ("plan", "--rehearse")])
@@ -263,6 +275,104 @@ def test_targets_that_are_proven_side_by_side_do_not_meet(
     result = run(*command, "--targets", path, env=env)
 
     assert {0} == {code for _, code in ended(result).values()}, result
+
+
+def url(database: servers.Database, user: str, password: str, host: str, more: str = "") -> str:
+    """Return the address of a database as a file of it has it."""
+    port, secret = database.server.port, quote(password, safe="")
+    return f"postgresql://{user}:{secret}@{host}:{port}/{database.name}{more}\n"
+
+
+def test_two_addresses_of_one_database_are_refused(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+    tmp_path: Path,
+) -> None:
+    """The second would be told ok while its schema stays as it is: 20, also where names differ."""
+    one, two = tenants(database, 2)
+    two["schema"] = one["schema"]
+    migrations(ONE)
+    for host, more in (("localhost.", ""), ("database.example", "?hostaddr=127.0.0.1")):
+        address = url(database, servers.SUPERUSER, servers.PASSWORD, host, more)
+        (tmp_path / "url").write_text(address)
+        result = run("up", "--targets", listed([one, two | {"url_file": "url"}]))
+
+        assert (20, "config.targets") == (result.code, result.finished["error"]["code"]), result
+        assert "one database with one `schema`" in result.finished["error"]["message"]
+    assert [] == result.event("backup.started")
+    assert {("pending", 3)} == set(ended(result).values())
+
+
+def test_tenants_with_users_of_their_own_are_tried_as_these(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+    tmp_path: Path,
+) -> None:
+    """On the copy, too, each is in its own schema, and may what its user may."""
+    users = [f"u{n}_{database.name}" for n in (1, 2)]
+    for user in users:
+        database.script(
+            f"CREATE ROLE {user} LOGIN PASSWORD 'own'; CREATE SCHEMA AUTHORIZATION {user};"
+            f"GRANT CREATE ON DATABASE {database.name} TO {user}"
+        )
+        (tmp_path / user).write_text(url(database, user, "own", servers.HOST))
+    path = listed([
+        {"name": user, "url_file": user, "schema": f"preflight_{user}", "search_path": '"$user"'}
+        for user in users
+    ])  # fmt: skip
+    migrations({"001_one.sql": "CREATE TABLE one (id int); SELECT 1 / (current_schema() = "
+                "current_user)::int;"})  # fmt: skip
+    result = run("up", "--targets", path, env={"PREFLIGHT_REHEARSE_ON": "auto"})
+
+    assert 0 == result.code, result
+    assert 2 == len(result.event("backup.verified"))
+    owners = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename = 'one' ORDER BY 1"
+    assert [(user, user) for user in users] == [tuple(row) for row in database.query(owners)]
+    for user in users:
+        database.script(f"DROP OWNED BY {user} CASCADE; DROP ROLE {user}")
+
+
+HELD = {
+    "001_one.sql": "CREATE TABLE one (id int); SELECT pg_advisory_xact_lock(77);",
+    "001_one_verify.sql": "SELECT 's' AS suite, 'it is there' AS \"check\", "
+    "to_regclass('one') IS NOT NULL AS ok;",
+}
+
+
+@pytest.mark.parametrize("gone", ["what was only to be recorded", "the backup"])
+def test_proof_that_holds_no_more_is_made_again(  # noqa: PLR0913, PLR0917 -- what it needs
+    gone: str,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+    backup_dir: Path,
+) -> None:
+    """While the first of two is at work, what the other was to rely on goes away."""
+    path = listed(tenants(database, 2))
+    migrations(HELD)
+    adopted = gone.startswith("what")
+    if adopted:
+        database.script("CREATE TABLE tenant_2.one (id int)")
+    with database.server.connect(database.name) as session:
+        session.execute("SELECT pg_advisory_lock(77)")
+        env = {"PREFLIGHT_REHEARSE": "off"}
+        process = start("up", "--targets", path, "--waves", "1", env=env)
+        process.wait_for_event("migration.started")
+        if adopted:
+            database.script("DROP TABLE tenant_2.one")
+        else:
+            shutil.rmtree(next(backup_dir.iterdir()))
+    result = process.wait()
+
+    assert 0 == result.code, result
+    assert ["preflight_tenant_2", "tenant_2"] == result.event("backup.verified")[-1]["schemas"]
+    (backup,) = database.query("SELECT backup FROM preflight_tenant_2.migrations")
+    assert (backup_dir / backup / "manifest.json").exists()
 
 
 def test_target_that_does_not_end_in_time_is_unknown_not_pending(

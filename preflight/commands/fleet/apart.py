@@ -101,6 +101,8 @@ def _unsaid(code: int) -> dict[str, Any]:
     """Return the result of a process that told none."""
     if code in (ExitCode.SIGINT, ExitCode.SIGTERM):
         return {"exit_code": code}
+    if code == ExitCode.CONNECTION_LOST:  # its own hard end
+        return {"exit_code": code, "error": _UNKNOWN}
     error = {
         "code": "target.killed",
         "message": f"its process ended with {code} and told nothing: was it killed, or out of "

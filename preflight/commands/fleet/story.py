@@ -13,18 +13,26 @@ import structlog
 
 from preflight import gate
 from preflight.apply import contact, resume
-from preflight.base.errors import blamed
+from preflight.base.errors import ConfigInvalid, Problem, blamed
 from preflight.commands.fleet import apart, targets
 from preflight.files import lasting
 from preflight.history import ledger, numbers, plan
 from preflight.server import lock, ready, sessions
 
 if TYPE_CHECKING:
+    from preflight.base.config import Config
     from preflight.commands.fleet.apart import Outcome
     from preflight.commands.fleet.targets import Target
     from preflight.files import folder
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
+
+
+# a copy of a server has its identifier, too, and was not started in the same microsecond
+_DATABASE = """SELECT pg_catalog.concat_ws(' ', s.system_identifier, d.oid,
+ pg_catalog.pg_postmaster_start_time())
+FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d
+WHERE d.datname = pg_catalog.current_database()"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +63,16 @@ class Fleet:
     sizes: Sequence[int]
     outcomes: list[Outcome] = field(default_factory=list)
     proofs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)  # which database each is that is due
 
     def up(self) -> None:
         """Bring all of them up to date, or stop where the first one cannot be."""
         with apart.spoken(self.outcomes, self.chosen):
             due = self._looked_at()
-            if self._failed or not due or not self._proven(due):
+            if self._failed or not due:
+                return
+            self._require_apart(due)
+            if not self._proven(due):
                 return
             for number, wave in enumerate(targets.waves(self.sizes, due), 1):
                 names = [each.name for each in wave]
@@ -86,14 +98,21 @@ class Fleet:
                 self.outcomes.append(outcome)
             else:
                 due.append(outcome.target)
+                self.places[outcome.target.name] = outcome.given
 
         apart.each(self._seen, self.chosen, max(self.sizes), seen)
         order = {each.name: number for number, each in enumerate(self.chosen)}
         return sorted(due, key=lambda each: order[each.name])
 
-    def _seen(self, target: Target) -> list[str]:
+    def _seen(self, target: Target) -> str | None:
+        """Return which database it is where something is due."""
         with sessions.connect(target.config) as session:
-            return [each.name for each in look(session, self.files).todo]
+            return database(session) if look(session, self.files).todo else None
+
+    def _require_apart(self, due: Sequence[Target]) -> None:
+        """Make sure that no two of them are one under two addresses; raises ConfigInvalid."""
+        if found := targets.clashes(due, lambda target: self.places[target.name]):
+            raise ConfigInvalid.of("config.targets", [Problem(each) for each in found])
 
     def _proven(self, due: Sequence[Target]) -> bool:
         """Back up and rehearse all, a database at a time; tell whether none failed."""
@@ -114,6 +133,12 @@ class Fleet:
 
     def _turn(self, target: Target) -> None:
         turn(self.files, target, self.proofs.get(target.name))
+
+
+def database(session: Session) -> str:
+    """Return what is different for each database, however one goes there."""
+    (found,) = session.execute(_DATABASE).fetchone() or ("",)
+    return str(found)
 
 
 def look(session: Session, files: folder.Folder) -> Look:
@@ -171,9 +196,10 @@ def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[
             if todo:
                 settled = numbers.settled(files, seen.known)
                 parts.append(trial.Tenant(target.name, target.config, target.extra, settled, todo))
-        backup = gate.proven_all(session, parts) if parts else None
-        at = time.monotonic()
-    return {name: {**each, "backup": backup, "at": at} for name, each in found.items()}
+        at = time.monotonic()  # a backup is as old as its beginning
+        backup, point = gate.proven_all(session, parts) if parts else (None, None)
+    proof = {"backup": backup, "point": point, "at": at}
+    return {name: each | proof for name, each in found.items()}
 
 
 def turn(files: folder.Folder, target: Target, proof: dict[str, Any] | None) -> None:
@@ -185,6 +211,8 @@ def turn(files: folder.Folder, target: Target, proof: dict[str, Any] | None) -> 
             with attempt:
                 fresh = proof is not None and attempt.first and _holds(session, attempt, proof)
                 backup = proof["backup"] if fresh and proof else attempt.proven()
+                if fresh and proof and backup and proof["point"]:
+                    gate.note_point(session, attempt.todo, backup, proof["point"])
                 for migration in attempt.todo:
                     lock.require(session)
                     forward.forward(session, migration, backup)
@@ -192,6 +220,25 @@ def turn(files: folder.Folder, target: Target, proof: dict[str, Any] | None) -> 
 
 def _holds(session: Session, attempt: gate.Round, proof: dict[str, Any]) -> bool:
     """Tell whether what was proven is what is to be done now."""
-    young = time.monotonic() - proof["at"] <= session.config.target_max_age_min * 60
+    if time.monotonic() - proof["at"] > session.config.target_max_age_min * 60:
+        return False
     adopted = frozenset(proof["adopts"])
-    return bool(young) and Look(attempt.todo, adopted, ledger.read(session)).mark == proof["mark"]
+    if any(file.version in adopted for file in attempt.todo):
+        return False  # it was there when all were looked at, and nobody has tried the file
+    known = ledger.read(session)
+    return Look(attempt.todo, adopted, known).mark == proof["mark"] and _there(
+        session.config, proof["backup"]
+    )
+
+
+def _there(config: Config, backup: str | None) -> bool:
+    """Tell whether a backup that others share with us is still one."""
+    from preflight.backup import manifests, points, stores  # noqa: PLC0415 -- when work is due
+
+    if backup is None or points.names_one(backup):
+        return True
+    try:
+        stores.of(config).read(backup)
+    except (OSError, manifests.Unreadable):
+        return False
+    return True

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight.backup import manifests
 from preflight.base import config as settings
 from preflight.base import plain, urls
 from preflight.base.errors import ConfigInvalid, Problem
@@ -49,9 +50,14 @@ class Target:
 
     @property
     def database(self) -> tuple[str, ...]:
-        """Which database it is, whatever schema of it."""
+        """Which database it is, whatever schema of it, as far as its address tells."""
         target = self.config.target
-        return tuple(target.get(key, "") for key in ("host", "hostaddr", "port", "dbname"))
+        return manifests.address(target), target.get("dbname") or target.get("user", "")
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """Which database it is and how one goes there, whatever schema of it."""
+        return (*self.database, self.config.target.get("user", ""), self.options)
 
 
 class _Wrong(Exception):
@@ -62,12 +68,17 @@ def listed(config: Config, path: Path) -> list[Target]:
     """Return the targets of a file, a JSON object a line; raises ConfigInvalid, all at once."""
     try:
         with path.open("rb") as file:
-            text = file.read(MOST_BYTES).decode("utf-8")
+            data = file.read(MOST_BYTES + 1)
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigInvalid(
             "config.targets", f"--targets names {path}, which cannot be read: {why}"
         ) from error
+    if len(data) > MOST_BYTES:
+        raise ConfigInvalid(
+            "config.targets", f"--targets names {path}, which is larger than {MOST_BYTES >> 20} MiB"
+        )
     found: list[Target] = []
     problems: list[Problem] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -77,7 +88,7 @@ def listed(config: Config, path: Path) -> list[Target]:
             found.append(_target(config, path.parent, line))
         except _Wrong as wrong:
             problems.append(Problem(f"{path}:{number}: {wrong}", file=str(path), line=number))
-    problems += [Problem(f"{path}: {each}") for each in _clashes(found)]
+    problems += [Problem(f"{path}: {each}") for each in clashes(found)]
     if problems:
         raise ConfigInvalid.of("config.targets", problems)
     if not found:
@@ -87,6 +98,12 @@ def listed(config: Config, path: Path) -> list[Target]:
 
 def each_database(config: Config, pattern: str) -> list[Target]:
     """Return every database of the server whose name is LIKE a pattern; raises ConfigInvalid."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ConfigInvalid(
+            "config.targets",
+            f"{pattern!r} ends with a backslash, which stands before the character that it means",
+            "Two of them stand for one.",
+        )
     with sessions.connect(config) as session:
         names = [name for (name,) in session.execute(_DATABASES, [pattern]).fetchall()]
     if not names:
@@ -114,14 +131,15 @@ def _target(config: Config, beside: Path, line: str) -> Target:
     if "schema" in said:
         changed["schema"] = _checked("schema", said["schema"], settings.SETTINGS["SCHEMA"])
     if "search_path" in said:
-        changed["schemas"] = (_first(said["search_path"]),)
+        user = said.get("role") or target.get("user", "")
+        changed["schemas"] = (_first(said["search_path"], user),)
     changed_config = dataclasses.replace(config, **changed)
     return Target(said["name"], changed_config, extra, target.get("options", ""))
 
 
 def _object(line: str) -> dict[str, str]:
     try:
-        said = json.loads(line)
+        said = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise _Wrong("is no JSON object") from None
     if not isinstance(said, dict):
@@ -138,6 +156,13 @@ def _object(line: str) -> dict[str, str]:
     return said
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Wrong("says a key twice")
+    return found
+
+
 def _checked(key: str, value: str, parse: Any) -> Any:  # noqa: ANN401 -- a setting's own kind
     try:
         return parse(value)
@@ -145,8 +170,11 @@ def _checked(key: str, value: str, parse: Any) -> Any:  # noqa: ANN401 -- a sett
         raise _Wrong(f"`{key}` {value!r} is not {settings.described(parse)}") from None
 
 
-def _first(path: str) -> str:
-    """Return the schema that names without one are made in: a search_path's first."""
+def _first(path: str, user: str) -> str:
+    """Return the schema that names without one are made in: a search_path's first.
+
+    `"$user"` is of whom it acts as.
+    """
     found: list[str] = []
     at = 0
     while at < len(path):
@@ -155,7 +183,8 @@ def _first(path: str) -> str:
             raise _Wrong("`search_path` is none")
         found.append(item[1].replace('""', '"') if item[1] else item[2].lower())
         at = item.end()
-    named = [name for name in found if name != "$user" and not name.startswith("pg_")]
+    found = [user if name == "$user" else name for name in found]
+    named = [name for name in found if name and not name.startswith("pg_")]
     if not named:
         raise _Wrong("`search_path` names no schema")
     return named[0]
@@ -177,8 +206,13 @@ def _url(path: Path) -> dict[str, str]:
     return found
 
 
-def _clashes(found: Iterable[Target]) -> list[str]:
-    """Name the targets that are one and the same, or would write into one another's schema."""
+def clashes(
+    found: Iterable[Target], whose: Callable[[Target], object] = lambda one: one.database
+) -> list[str]:
+    """Name the targets that are one and the same, or would write into one another's schema.
+
+    `whose` tells which database a target is.
+    """
     names: set[str] = set()
     histories: dict[tuple[object, ...], str] = {}
     places: dict[tuple[object, ...], str] = {}
@@ -188,8 +222,8 @@ def _clashes(found: Iterable[Target]) -> list[str]:
             problems.append(f"two targets are called {each.name!r}")
             continue
         names.add(each.name)
-        history = (*each.database, each.config.schema)
-        place = (*each.database, each.config.target.get("options", ""))
+        history = (whose(each), each.config.schema)
+        place = (whose(each), each.config.schemas if "search_path" in each.extra else None)
         if history in histories:
             problems.append(
                 f"{each.name!r} and {histories[history]!r} are one database with one `schema`, "
@@ -197,8 +231,8 @@ def _clashes(found: Iterable[Target]) -> list[str]:
             )
         elif place in places:
             problems.append(
-                f"{each.name!r} and {places[place]!r} are one database with one `search_path`: the "
-                "files would make the same things twice"
+                f"{each.name!r} and {places[place]!r} are one database with one `search_path`, or "
+                "with none that is said here: the files would make the same things twice"
             )
         histories.setdefault(history, each.name)
         places.setdefault(place, each.name)
@@ -217,8 +251,8 @@ def waves(sizes: Sequence[int], due: Sequence[Target]) -> list[list[Target]]:
 
 
 def databases(chosen: Iterable[Target]) -> list[list[Target]]:
-    """Return the targets of each database together."""
+    """Return the targets of each database together, as far as one goes there in one way."""
     found: dict[tuple[str, ...], list[Target]] = {}
     for each in chosen:
-        found.setdefault(each.database, []).append(each)
+        found.setdefault(each.way, []).append(each)
     return list(found.values())
