@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from preflight.backup import manifests, spool, store
+from preflight.backup import gathered, manifests, spool, store
 from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
@@ -203,17 +203,33 @@ class Objects(store.Store):
     def listing(self) -> list[Backup]:
         """Return every whole backup, the oldest first; all manifests that are new are read."""
         there = self._listed()
-        names = [name for name, files in there.items() if manifests.MANIFEST in files]
+        names = sorted((name for name in there if manifests.MANIFEST in there[name]), reverse=True)
+        metas = {name: there[name][manifests.MANIFEST] for name in names}
+        new = [name for name in names if _version(name, metas[name]) not in self._known]
+        copies = self._gathered() if len(new) > gathered.FEW else {}
+        before = set(copies)
 
         def known(name: str) -> Backup | None:
-            meta = there[name][manifests.MANIFEST]
             with suppress(manifests.Unreadable, FileNotFoundError):
-                return self._read(name, meta, there[name])
+                return self._read(name, metas[name], there[name], copies)
             return None
 
         with ThreadPoolExecutor(WIDTH) as pool:
             found = [each for each in pool.map(known, names) if each]
+        wanted = map(gathered.tag, metas.values())
+        useful = gathered.fitting({tag: copies[tag] for tag in wanted if tag in copies})
+        if len(useful.keys() - before) > gathered.FEW:
+            with suppress(OSError):  # who may only read, reads each the next time, too
+                self._put(gathered.FILE, gathered.packed(useful.values()))
         return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
+
+    def _gathered(self) -> dict[str, bytes]:
+        """Return copies of manifests by their tags, as far as there are any."""
+        most = {"range": (0, gathered.MOST_BYTES)}
+        with suppress(OSError), asked():
+            found = self._library.get(self._bucket, gathered.FILE, options=most)
+            return gathered.unpacked(bytes(found.bytes()))
+        return {}
 
     def read(self, name: str) -> Backup:
         """Return one backup; raises FileNotFoundError, Unreadable."""
@@ -224,13 +240,23 @@ class Objects(store.Store):
             raise manifests.Unreadable(f"it has no {manifests.MANIFEST}")
         return self._read(name, files[manifests.MANIFEST], files)
 
-    def _read(self, name: str, meta: Mapping[str, Any], files: Mapping[str, Any]) -> Backup:
-        version = (name, meta["e_tag"] or meta["last_modified"])
+    def _read(
+        self,
+        name: str,
+        meta: Mapping[str, Any],
+        files: Mapping[str, Any],
+        copies: dict[str, bytes] | None = None,
+    ) -> Backup:
+        """Return what a manifest says, from a copy of just that text or from the store."""
+        version = _version(name, meta)
         if version not in self._known:
+            copies = {} if copies is None else copies
+            text = copies.get(gathered.tag(meta))
+            if text is None:
+                text = self._manifest(name, meta)
+                copies[gathered.tag_of(text)] = text
             try:
-                said = json.loads(self._manifest(name, meta))
-            except FileNotFoundError:
-                raise
+                said = json.loads(text)
             except (ValueError, RecursionError, MemoryError) as error:
                 why = f"{manifests.MANIFEST} is not the JSON that it should be"
                 raise manifests.Unreadable(why) from error
@@ -432,6 +458,11 @@ class Objects(store.Store):
                 return
             if waited > AWAITED_S or manifests.MANIFEST not in files:
                 raise FileNotFoundError(errno.ENOENT, "another run is removing it", name)
+
+
+def _version(name: str, meta: Mapping[str, Any]) -> tuple[str, object]:
+    """Return what is another when a manifest is."""
+    return name, meta["e_tag"] or meta["last_modified"]
 
 
 # streams

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preflight.backup import manifests, objects, reading_back
+from preflight.backup import gathered, manifests, objects, reading_back
 from tests import buckets, faults, servers
 from tests.conftest import Run, WriteMigrations
 
@@ -417,6 +419,77 @@ def test_listing_asks_once_for_each_manifest(
     assert sorted(made) == sorted(listed)
     assert first <= 13
     assert (13, True) == (len(more), len(front.asked) <= 2)
+
+
+MANY = 60
+
+
+def _many(backups: objects.Objects) -> list[str]:
+    """Put backups that somebody else took."""
+
+    def put(number: int) -> str:
+        name = f"app-20260101T000000Z-{number:04}"
+        manifest = manifests.Manifest(4, sha256="s", sequence=number, run_id=str(number))
+        backups._put(f"{name}/database.dump", b"dump")  # noqa: SLF001
+        backups._put(f"{name}/manifest.json", manifest.text())  # noqa: SLF001
+        return name
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(put, range(MANY)))
+
+
+def test_long_listing_takes_few_requests_once_it_was_had(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was read is gathered in one object, for everybody; what is new is read beside it."""
+    with in_front() as (front, bucket):
+        backups = store_of(bucket, monkeypatch)
+        made = _many(backups)
+        first = [each.name for each in backups.listing()]
+        newer = _published(backups, "newer")
+        better = backups.improve(
+            backups.read(made[7]), manifests.Manifest(4, sequence=7, verified="restored")
+        )
+        backups.withdraw(backups.read(made[8]), manifests.Identity("1", "app", "x:1"))
+        front.asked.clear()
+        second = store_of(bucket, monkeypatch).listing()
+
+    assert made == first
+    assert {*made, newer} - {made[8]} == {each.name for each in second}
+    assert better in second
+    assert len(front.asked) <= 5
+
+
+def test_listing_hangs_on_nothing_that_was_gathered(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is in that object, and if it cannot be written: every manifest is as it is."""
+    monkeypatch.setattr(gathered, "FEW", 2)
+    refused: set[str] = set()
+    with in_front(lambda method, _: 403 if method in refused else None) as (_, bucket):
+        backups = store_of(bucket, monkeypatch)
+        for number in range(3):
+            _published(backups, str(number))
+        expected = backups.listing()
+        lie = expected[0].manifest.text().replace(b'"s"', b'"t"')
+        found = {}
+        for kind, said in {
+            "torn": gathered.packed([each.manifest.text() for each in expected])[:-9],
+            "foreign": b"not one of ours",
+            "lying": gathered.packed([lie]),
+            "endless": zlib.compress(bytes(40 << 20)),
+        }.items():
+            backups._put(gathered.FILE, said)  # noqa: SLF001
+            refused |= {"PUT"} if kind == "torn" else set()
+            found[kind] = store_of(bucket, monkeypatch).listing()
+            refused.clear()
+        backups._delete(gathered.FILE)  # noqa: SLF001
+        found["lost"] = store_of(bucket, monkeypatch).listing()
+
+    assert 3 == len(expected)
+    assert dict.fromkeys(found, expected) == found
 
 
 def test_hash_of_a_large_object_takes_few_requests(
