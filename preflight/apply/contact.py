@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
 
 from preflight.apply import resume, verify
+from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import (
     ConfigInvalid,
     Failure,
@@ -208,7 +210,7 @@ def adoptable(
         answer = verify.answer(checks)
         guess = absent is None and session.config.first_contact != "pending"
         if answer == "unknown" and guess:
-            raise _cannot_tell(file)
+            raise _cannot_tell(file, _tool_before(session))
         if answer == "untold" and guess:
             raise _untold(file, checks)
         if answer == "partial":
@@ -221,13 +223,29 @@ def adoptable(
             yield file, checks
 
 
-def _cannot_tell(file: Migration) -> HistoryConflict:
+def _tool_before(session: Session) -> str | None:
+    """Name the tool whose history is here and who reads these very files, if there is one."""
+    from preflight.files import foreign  # noqa: PLC0415 -- only before a failure
+    from preflight.history import takeover  # noqa: PLC0415 -- likewise
+
+    directory = session.config.migrations_dir
+    for tool in OTHER_LAYOUTS:
+        with suppress(Failure, OSError, psycopg.Error):
+            layout, files = foreign.load(tool, directory)
+            found = takeover.look(session, layout)
+            if found is not None and takeover.covered(layout, found, files):
+                return tool
+    return None
+
+
+def _cannot_tell(file: Migration, tool: str | None) -> HistoryConflict:
     said = file.label or file.version
+    first = f"A history of {tool} is here: PREFLIGHT_LAYOUT={tool} takes it over. Or: " * bool(tool)
     return HistoryConflict(
         "history.first_contact",
         f"the database has objects but nothing was ever run here, and {file.name} has no verify "
         "file that could tell whether it was applied",
-        f"It is there: `adopt {said}`, or all up to it: `adopt --through {said}`. "
+        f"{first}It is there: `adopt {said}`, or all up to it: `adopt --through {said}`. "
         "It is not: set PREFLIGHT_FIRST_CONTACT=pending, and it will run.",
         **file.named,
     )

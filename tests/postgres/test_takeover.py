@@ -324,6 +324,23 @@ def test_file_that_writes_to_the_old_tool_s_table_is_no_run_of_that_tool(
     assert 26 == run().code
 
 
+def test_history_that_another_layout_would_take_over_is_named(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Plain numbered files are ours under `auto`, though Supabase has run them."""
+    write(folder, {"20240101000000_a.sql": A})
+    _, table, row, values, _ = KEPT["supabase"]
+    database.script(f"{table}; {A}")
+    database.query(row, *values)
+
+    result = run()
+    hint = result.finished["error"]["hint"]
+
+    assert (26, "history.first_contact") == (result.code, result.finished["error"]["code"])
+    assert "PREFLIGHT_LAYOUT=supabase" in hint
+    assert 0 == run(env={"PREFLIGHT_LAYOUT": "supabase"}).code
+
+
 def test_dirty_version_is_refused(run: Run, database: servers.Database, folder: Path) -> None:
     """A version that golang-migrate left half done is for a person; nothing is recorded."""
     write(folder, GOLANG_MIGRATE.files)
