@@ -13,6 +13,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,6 +23,7 @@ from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted, Failure
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -302,7 +304,8 @@ def answered(
 ) -> tuple[int | None, str, str]:
     """Run a program; return its exit code (None: over its time, and ended), stdout and last words.
 
-    A stop ends it, and what it started. Raises BackupFailed where it does not start.
+    What it leaves behind is not waited for, whatever of ours it holds. A stop ends it, and what it
+    started. Raises BackupFailed where it does not start.
     """
     until, parts, size = time.monotonic() + limit_s, [], 0
 
@@ -313,7 +316,8 @@ def answered(
     try:
         with children.started(command, environment) as (child, words):
             try:
-                for chunk in children.chunks(child, tick, 0.2):
+                gone = partial(_gone, child)
+                for chunk in children.chunks(child, tick, 0.2, gone):
                     size += len(chunk)
                     if size <= MOST_BYTES:
                         parts.append(chunk)
@@ -322,13 +326,18 @@ def answered(
                     stop.sleep(0.05)
             except TimeoutError:
                 return None, "", ""
-            return child.returncode, b"".join(parts).decode("utf-8", "replace"), words.said()
+            said = words.said() if child.returncode else ""
+            return child.returncode, b"".join(parts).decode("utf-8", "replace"), said
     except children.ClientFailed as failed:
         raise BackupFailed(
             "backup.command_not_started",
             str(failed),
             f"Is it in this image, executable, and on PATH? {NOTHING}",
         ) from failed
+
+
+def _gone(child: subprocess.Popen[bytes]) -> bool:
+    return child.poll() is not None
 
 
 # the way back

@@ -84,7 +84,9 @@ def started(
         _end(child)
         words.thread.join(1)
         for stream in (child.stdout, child.stderr):
-            if stream is not None:
+            # who still listens holds it, and closing would wait: something that the client has
+            # left behind may have it for ever
+            if stream is not None and not (stream is child.stderr and words.thread.is_alive()):
                 stream.close()
 
 
@@ -143,8 +145,12 @@ def chunks(
     child: subprocess.Popen[bytes],
     tick: Callable[[], None] = lambda: None,
     every_s: float = 1.0,
+    over: Callable[[], bool] = lambda: False,
 ) -> Iterator[bytes]:
-    """Yield what a client writes; `tick` is called at least that often, also in silence."""
+    """Yield what a client writes; `tick` is called at least that often, also in silence.
+
+    Where it is `over`, silence is the end.
+    """
     descriptor = _stream(child.stdout).fileno()
     while True:
         with stop.allowed():
@@ -155,6 +161,8 @@ def chunks(
             return
         if chunk:
             yield chunk
+        elif over():
+            return
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:

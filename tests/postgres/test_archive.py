@@ -1,7 +1,9 @@
 """A backup that others keep, as the gate: continuous archiving, or a program's word."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -463,6 +465,10 @@ WRONG = {
     "nothing": ("", 23, "backup.command_answer"),
     "no JSON": ("print('done')", 23, "backup.command_answer"),
     "two answers": (f"{ANSWER}{GIVE};{GIVE}", 23, "backup.command_answer"),
+    "much": ("print('x' * 10_000_000)", 23, "backup.command_answer"),
+    "a name of two lines": (
+        f"{ANSWER}answer['backup'] = 'a\\nb';{GIVE}", 23, "backup.command_answer",
+    ),
     "a list": ("print('[]')", 23, "backup.command_answer"),
     "no way back": (f"{ANSWER}del answer['restore'];{GIVE}", 23, "backup.command_answer"),
     "no zone": (
@@ -516,8 +522,6 @@ def test_stop_is_passed_on_to_the_program(
     told: Callable[[str], dict[str, str | None]],
 ) -> None:
     """SIGTERM reaches it, so that it can take back what it began."""
-    import signal  # noqa: PLC0415 -- of this test alone
-
     migrations(ONE)
     mark, began = tmp_path / "ended", tmp_path / "began"
     text = (
@@ -533,6 +537,29 @@ def test_stop_is_passed_on_to_the_program(
 
     assert 143 == process.wait().code
     assert mark.exists()
+
+
+def test_what_a_program_leaves_behind_is_not_waited_for(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+    tmp_path: Path,
+) -> None:
+    """A daemon has its stdout and stderr; the answer counts once the program has ended."""
+    migrations(ONE)
+    left = tmp_path / "left"
+    name = 'snap "1"; DROP TABLE ü\'--%s'
+    text = (
+        f"import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(left)!r}, 'w').write(str(child.pid))\n{ANSWER}answer['backup'] = {name!r}\n"
+        f"{GIVE}"
+    )
+    result = run(env={**told(text), "PREFLIGHT_LOCK_RETRY_S": "600"})
+    os.kill(int(left.read_text()), signal.SIGKILL)  # it is still there
+
+    assert 0 == result.code, result
+    assert [f"command:{name}"] == database.query("SELECT backup FROM preflight.migrations")
 
 
 def test_export_has_no_place_in_a_snapshot(
@@ -571,6 +598,39 @@ def test_rollback_and_wrap_name_the_point(
     assert "command:snap-1" == result.event("backup.verified")[0]["backup"]
     said = "SELECT backup FROM preflight.journal WHERE event = 'rolled_back'"
     assert ["command:snap-1"] == database.query(said)
+
+
+@pytest.mark.parametrize("way", ["archive", "command"])
+def test_wrapped_command_runs_behind_the_point(
+    way: str,
+    run: Run,
+    archive: Archive,
+    told: Callable[[str], dict[str, str | None]],
+    tmp_path: Path,
+) -> None:
+    """The point is kept with the command; where there can be none the command does not run."""
+    by_archive = way == "archive"
+    env = archive.env() | ({} if by_archive else told(ANSWER + GIVE))
+    watched, mark = tmp_path / "watched", tmp_path / "mark"
+    watched.write_text("one")
+    child = [sys.executable, "-c", f"open({str(mark)!r}, 'x')"]
+    words = ["wrap", "--watch", str(watched), "--", *child]
+    result = run(*words, env={**env, "PREFLIGHT_MIGRATIONS_DIR": None})
+
+    assert 0 == result.code, result
+    assert mark.exists()
+    (event,) = result.event("backup.verified")
+    assert event["backup"].startswith(f"{way}:")
+    database = servers.Database(archive.server, "postgres")
+    assert [event["backup"]] == database.query("SELECT backup FROM preflight.wraps")
+
+    mark.unlink()
+    watched.write_text("two")
+    broken = {} if by_archive else told("sys.exit(1)")
+    archive.archives_with("/bin/false")
+    again = run(*words, env={**env, **broken, "PREFLIGHT_MIGRATIONS_DIR": None})
+    assert 23 == again.code, again
+    assert not mark.exists()
 
 
 def test_standby_names_no_point(run: Run, archive: Archive) -> None:
