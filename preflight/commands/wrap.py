@@ -35,6 +35,7 @@ def check(config: Config, said: Said, form: str | None) -> None:
     one = asked.read(config, asked.of(said))
     with sessions.connect(config) as session:
         look = due.look(session, one)
+        look.warn(one)
         last = wraps.newest(session) if look.known else None
         database = session.facts.database if session.facts else config.database
     state = "current" if look.current else "pending"
@@ -112,7 +113,9 @@ def wait(config: Config, said: Said, *, schema: int | str | None) -> None:
         )
     with sessions.connect(config) as session:
         for waited in stop.looks(*POLL_S):
-            if due.look(session, one).current:
+            look = due.look(session, one)
+            if look.current:
+                look.warn(one)
                 return
             if time.monotonic() >= session.deadline:
                 raise _pending(one, f" after {config.wait_timeout_s:g} s")

@@ -117,6 +117,7 @@ def test_command_is_rehearsed_run_and_recorded(
 
     assert 0 == first.code, first
     assert ["net"] == [each["kept_off"] for each in first.event("wrap.redirected")]
+    assert "unseen" not in first.event("wrap.redirected")[0]  # who may see all misses nobody
     assert [["DATABASE_URL"]] == [each["variables"] for each in first.event("wrap.redirected")]
     (rehearsed,) = first.event("wrap.rehearsed")
     assert "unchanged" == rehearsed["second_run"]
@@ -239,6 +240,192 @@ def test_rows_that_it_may_have_written_there_are_not_denied(
     assert "nobody can tell" in error["hint"] or "rows, perhaps" in error["message"]
     if then:  # it stays until it is ended
         assert (31, "wrap.changed_live") == (found.code, error["code"]), found
+
+
+@pytest.fixture
+def two_roles(
+    app: Path, database: servers.Database, environment: dict[str, str]
+) -> Iterator[dict[str, str]]:
+    """Give the gate and the tool a role each, of which neither is a member of the other."""
+    del app  # was there before: its tables change hands
+    env = database.env()
+    names = {"gate": f"gate_of_{database.name}", "tool": f"tool_of_{database.name}"}
+    gate, tool = names["gate"], names["tool"]
+    database.script(
+        f"CREATE ROLE {gate} LOGIN CREATEDB PASSWORD '{gate}'; GRANT {gate} TO CURRENT_USER;"
+        f"CREATE ROLE {tool} LOGIN PASSWORD '{tool}';"
+        f'ALTER DATABASE "{database.name}" OWNER TO {gate}; ALTER SCHEMA public OWNER TO {gate};'
+        f"GRANT CREATE, USAGE ON SCHEMA public TO {tool}; ALTER TABLE items OWNER TO {gate};"
+        f"ALTER TABLE schema_migrations OWNER TO {gate};"
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {tool}"
+    )
+    where = f"{env['PGHOST']}:{env['PGPORT']}/{database.name}"
+    environment["DATABASE_URL"] = f"postgresql://{gate}:{gate}@{where}"
+    try:
+        yield {**names, "url": f"postgresql://{tool}:{tool}@{where}"}
+    finally:
+        database.script(
+            f'ALTER DATABASE "{database.name}" OWNER TO CURRENT_USER;'
+            f"REASSIGN OWNED BY {gate} TO CURRENT_USER; DROP OWNED BY {tool}, {gate};"
+            f"DROP ROLE {gate}, {tool}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("connection.execute(\"INSERT INTO schema_migrations VALUES ('x')\")", 27),
+        ("run(connection)", 31),  # holds the table that it has changed when it comes to the net
+    ],
+)
+def test_second_run_that_waits_for_the_net_is_found_out(
+    run: Run, app: Path, database: servers.Database, body: str, code: int
+) -> None:
+    """It went to the copy once, then to the live database: refused, or nobody can tell what."""
+    stubborn(app, database, f"{body} if os.path.exists('{app}/.later') else run(connection)")
+    text = (app / "tool.py").read_text()
+    later = f"if os.path.exists({str(app / '.later')!r}) else os.environ['DATABASE_URL']"
+    text = text.replace('"address")).read()', f'"address")).read() {later}')
+    text += f"    open({str(app / '.later')!r}, 'w').close()\n"
+    (app / "tool.py").write_text(text)
+    (app / "versions/002.sql").write_text(GOOD)
+
+    with faults.through(database.server, faults.Fault()) as pooler:  # nobody knows its sessions
+        (app / "address").write_text(database.conninfo(port=pooler.port))
+        found = run(*command(app), timeout=120)
+
+    error = found.finished["error"]
+    assert code == found.code, found
+    said = "waits for the tool's history table" if code == 27 else "nobody can tell"
+    assert said in error["message"]
+    assert [] == found.event("wrap.started")
+
+
+def test_session_that_may_not_be_ended_ends_the_command(
+    run: Run, app: Path, database: servers.Database, two_roles: dict[str, str]
+) -> None:
+    """Who may see the command's sessions and not end them ends the command: 27, not 22."""
+    database.script(f"GRANT pg_monitor TO {two_roles['gate']}")
+    stubborn(app, database, "time.sleep(60)")
+    (app / "address").write_text(two_roles["url"])
+
+    found = run(*command(app))
+
+    assert (27, "wrap.not_kept_off") == (found.code, found.finished["error"]["code"]), found
+    assert "may not end" in found.finished["error"]["message"]
+    assert [0] == database.query(
+        "SELECT count(*)::int FROM pg_stat_activity"
+        f" WHERE usename IN ('{two_roles['tool']}', '{two_roles['gate']}')"
+    )
+
+
+def test_session_that_may_not_be_ended_and_goes_on_is_31(
+    run: Run, app: Path, database: servers.Database, two_roles: dict[str, str]
+) -> None:
+    """The server does not notice soon that its client is gone: what comes of it nobody knows."""
+    database.script(f"GRANT pg_monitor TO {two_roles['gate']}")
+    stubborn(app, database, "connection.execute('SELECT pg_sleep(30)')")
+    (app / "address").write_text(two_roles["url"])
+    try:
+        found = run(*command(app))
+    finally:
+        database.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE usename = '{two_roles['tool']}'"
+        )
+
+    assert (31, "wrap.changed_live") == (found.code, found.finished["error"]["code"]), found
+    assert "still at work" in found.finished["error"]["message"]
+
+
+@pytest.mark.usefixtures("two_roles")
+def test_sessions_that_cannot_be_seen_are_said(run: Run, app: Path) -> None:
+    """Without pg_read_all_stats nobody sees whence another role's session comes."""
+    (app / "versions/002.sql").write_text(GOOD)
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    for name in ("wrap.redirected", "wrap.finished"):
+        assert ["sessions of other roles (GRANT pg_read_all_stats shows them)"] == [
+            each.get("unseen") for each in found.event(name)
+        ], name
+
+
+def test_session_that_cannot_be_seen_and_stays_is_31(
+    run: Run, app: Path, database: servers.Database, two_roles: dict[str, str]
+) -> None:
+    """The command's or not: while it is at work nobody says that nothing stays."""
+    only_live = f"""
+        if connection.info.dbname == {database.name!r} and '{two_roles["tool"]}' not in address():
+            import subprocess
+            other = psycopg.connect({two_roles["url"]!r}, autocommit=True)
+            other.pgconn.send_query(b"SELECT pg_sleep(30)")
+            sys.exit(3)
+"""
+    text = TOOL.replace("        run(connection)\n", only_live)
+    (app / "tool.py").write_text(text)
+    try:
+        found = run(*command(app))
+    finally:
+        database.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE usename = '{two_roles['tool']}'"
+        )
+
+    assert (31, "wrap.partial") == (found.code, found.finished["error"]["code"]), found
+    assert "may be its own" in found.finished["error"]["message"]
+
+
+@pytest.mark.parametrize("kept_off", ["net", "wall"])
+def test_command_that_dies_before_it_connects_says_why_itself(
+    run: Run, app: Path, local: dict[str, str | None], kept_off: str
+) -> None:
+    """A syntax error is 27 with its last lines, and no riddle about addresses."""
+    (app / "tool.py").write_text("import no_such_module\n")
+
+    found = run(*command(app), env=local if kept_off == "wall" else {})
+
+    error = found.finished["error"]
+    assert (27, "wrap.rehearsal_failed") == (found.code, error["code"]), found
+    assert "No module named 'no_such_module'" in error["message"]
+    assert "Traceback" in error["context"]
+    assert "The live database was not changed" in error["hint"]
+
+
+def test_sequence_that_went_on_is_written_too(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """No rollback takes back nextval and setval: 31 that names them."""
+    database.script("CREATE SEQUENCE s; CREATE SEQUENCE t; SELECT setval('t', 7)")
+    fails = f"SELECT 1 / (current_database() <> '{database.name}')::int"
+    (app / "versions/002.sql").write_text(f"SELECT nextval('s'), setval('t', 1); {fails}")
+
+    found = run(*command(app))
+
+    assert (31, "wrap.partial") == (found.code, found.finished["error"]["code"]), found
+    assert "sequence public.s, sequence public.t" in found.finished["error"]["message"]
+
+
+def test_history_that_is_not_there_is_said_each_time(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """A typing error in --history is no silence from the second start on."""
+    options = ("--history", "schema_migration", "--trust-environment")
+    said = "there is no table schema_migration (--history)"
+
+    first, second = run(*command(app, *options)), run(*command(app, *options))
+    checked = run("check", *command(app, *options)[1:])
+    waited = run("wait", "--schema", *command(app, *options)[1:])
+
+    assert (0, 0, 0, 0) == (first.code, second.code, checked.code, waited.code), second
+    assert said in first.event("wrap.finished")[0]["reason"]
+    assert [] == second.event("wrap.started")
+    for each in (second, checked, waited):
+        assert said in str(each.event("config.warned")), each
+    database.script("ALTER TABLE schema_migrations RENAME TO schema_migration")
+    found = run(*command(app, *options))
+    assert [] == found.event("config.warned"), found
 
 
 def test_second_run_on_the_copy_may_not_reach_the_live_database_either(

@@ -35,11 +35,15 @@ _KEEP = (
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How COMMAND ended; a negative code is a signal's number, None our timeout."""
+    """How COMMAND ended; a negative code is a signal's number, None our timeout.
+
+    `closed`: it said that it may not connect.
+    """
 
     code: int | None
     duration_s: float
     last: tuple[str, ...]
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,8 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
         raise
     finally:
         running.end(signal.SIGTERM)
-    return Ended(code, round(time.monotonic() - began, 3), tuple(running.last))
+    closed = any(stream.closed for stream in running.streams)
+    return Ended(code, round(time.monotonic() - began, 3), tuple(running.last), closed)
 
 
 class _Running:
@@ -130,9 +135,12 @@ class _Running:
         finally:
             os.close(theirs)
         self.heard: dict[int, said.Heard | None] = {status: None}
+        self.streams: list[said.Heard] = []
         for name, pipe in (("stdout", self.keeper.stdout), ("stderr", self.keeper.stderr)):
             assert pipe is not None  # noqa: S101 -- the keeper was started with pipes
-            self.heard[pipe.fileno()] = said.Heard(name, mask, self.last, rehearsal=rehearsal)
+            stream = said.Heard(name, mask, self.last, rehearsal=rehearsal)
+            self.heard[pipe.fileno()] = stream
+            self.streams.append(stream)
         self._send(_told(environment))
 
     def listen(self, until: float | None, each: Callable[[Child], None] | None) -> int | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
@@ -15,6 +15,7 @@ from preflight.server.sessions import PASSING
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
+T = TypeVar("T")
 TRIES_S = 10.0  # for as long others may be dropping what a definition is made of
 _ROWS = {"large objects"}  # their number is the app's affair, as that of rows is
 State = Mapping[str, str]  # as `catalog.definitions` gives it
@@ -44,13 +45,18 @@ class Changes:
 
 
 def state(session: Session) -> State:
-    """Return each object of a database with all that is known of it.
+    """Return each object of a database with all that is known of it."""
+    return asked(session, catalog.definitions)
+
+
+def asked(session: Session, look: Callable[[Session], T]) -> T:
+    """Return what a look at a catalog returns.
 
     In production others may be at work on it: what fails for that is asked again for a while.
     """
     for waited in stop.looks(0.1, 0.3):
         try:
-            return catalog.definitions(session)
+            return look(session)
         except psycopg.Error as error:
             passing = error.sqlstate in PASSING or error.sqlstate in {"XX000", "42P01", "42704"}
             if session.lost or not passing or waited > TRIES_S:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from preflight.commands.wrapping import key, tools
 from preflight.history import wraps
 
@@ -23,6 +25,13 @@ class Look:
     tables: Sequence[tools.Table]
     rows: Sequence[str]
     known: bool  # there was a success
+
+    def warn(self, wrapped: Wrapped) -> None:
+        """Say that the table which `--history` names is not there, where that decides something."""
+        named = wrapped.asked.history
+        if self.current and named is not None and not self.tables:
+            warning = f"there is no table {named} (--history): only the files tell what is to do"
+            structlog.get_logger().warning("config.warned", warning=warning)
 
 
 def look(session: Session, wrapped: Wrapped) -> Look:

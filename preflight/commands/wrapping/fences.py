@@ -47,8 +47,13 @@ class Fence:
         """Tell whether a session of the command was seen on the live database."""
         return self.live is not None and bool(self.live.pids)
 
+    @property
+    def unseen(self) -> str | None:
+        """Say which sessions on the live database could not be seen."""
+        return onlooker.UNSEEN if self.live is not None and self.live.blind else None
+
     def look(self, child: Child) -> None:
-        """End the command's sessions on the live database, if it has any."""
+        """End the command's sessions on the live database, if it has any; raises Stays."""
         if self.live is not None:
             self.live.look(child)
 
@@ -62,12 +67,17 @@ class Fence:
 
 @contextmanager
 def around(
-    session: Session, copy: Copy, tables: Sequence[tools.Table], *, trust: bool
+    session: Session,
+    copy: Copy,
+    tables: Sequence[tools.Table],
+    *,
+    trust: bool,
+    named: str | None = None,
 ) -> Iterator[Fence]:
     """Yield what keeps a command off the live database; raises RehearsalFailed where nothing can.
 
     The wall is the kernel's: only the copy's port can be connected to. The net is a lock that
-    keeps writers from the tool's history table, and nobody else.
+    keeps writers from the tool's history table (`named`, or known), and nobody else.
     """
     ports = _ports(copy)
     if not session.local and session.connection.info.port not in ports and wall.available():
@@ -76,7 +86,7 @@ def around(
     with ExitStack() as stack:
         live = onlooker.OnLive(session, to_end=True)
         try:
-            fence = Fence(NET, None, live, _held(stack, session, tables))
+            fence = Fence(NET, None, live, _held(stack, session, tables, named))
         except (psycopg.Error, Failure) as error:
             if session.lost:
                 raise
@@ -94,10 +104,15 @@ def _ports(copy: Copy) -> tuple[int, ...]:
     return () if info.host.startswith("/") else (info.port,)
 
 
-def _held(stack: ExitStack, session: Session, tables: Sequence[tools.Table]) -> int:
+def _held(
+    stack: ExitStack, session: Session, tables: Sequence[tools.Table], named: str | None
+) -> int:
     """Lock the history tables against writers; return the pid of the session that does."""
     if not tables:
-        raise RehearsalFailed("wrap.not_kept_off", "there is no history table of a known tool yet")
+        none = f"there is no table {named} (--history)" if named else (
+            "there is no history table of a known tool yet"
+        )  # fmt: skip
+        raise RehearsalFailed("wrap.not_kept_off", none)
     other = stack.enter_context(sessions.beside(session))
     stack.enter_context(sessions.transaction(other))
     tools.lock(other, tables)

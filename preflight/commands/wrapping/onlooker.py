@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import psycopg
 
 from preflight.base import stop
 from preflight.commands.wrapping import wall
@@ -12,7 +14,7 @@ from preflight.files import effects
 from preflight.rehearsal import meter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from preflight.commands.wrapping.child import Child
     from preflight.server.sessions import Session
@@ -20,12 +22,16 @@ if TYPE_CHECKING:
 ENDED_S = 1.0  # how soon a session is gone that was ended
 STAY_S = 5.0  # for how long sessions that are over may be seen
 COUNTED_S = 1.0  # how soon the server counts a session
+# of another role's session a role without rights sees that it is there, and not whence it comes
 _OTHERS = """
 SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port FROM pg_catalog.pg_stat_activity a
 WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
- AND a.client_port > 0
+ AND (a.client_port > 0 OR a.client_port IS NULL AND a.query = '<insufficient privilege>')
+ AND a.usesysid IS NOT NULL
 """
-_END = "SELECT pg_catalog.pg_terminate_backend(a) FROM pg_catalog.unnest(%s::int4[]) a"
+_SEES_ALL = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
+_END = "SELECT pg_catalog.pg_terminate_backend(%s::int4)"
+UNSEEN = "sessions of other roles (GRANT pg_read_all_stats shows them)"
 # of another role's session a role without rights sees no more than that it is there, and whose
 _ON_COPY = """
 SELECT a.pid, l.relation::int8, l.mode FROM pg_catalog.pg_stat_activity a
@@ -40,7 +46,7 @@ SELECT coalesce(pg_catalog.sum(s.n_tup_ins + s.n_tup_del), 0)::int8
 FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname <> '{schema}'
 """
 _ORPHANS = """
-SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+SELECT a.pid FROM pg_catalog.pg_stat_activity a
 WHERE a.pid = ANY (%s::int4[]) AND a.client_port = ANY (%s::int4[])
 """
 _LEFT = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (%s::int4[])"
@@ -50,18 +56,25 @@ SELECT {column} FROM pg_catalog.pg_stat_database s WHERE s.datname = pg_catalog.
 """
 
 
-@dataclass(slots=True)
+class Stays(Exception):
+    """A session of the command is on the live database, and this role may not end it."""
+
+
 class OnLive:
     """Looks on the live database; where it is `to_end` them, a command's sessions are ended."""
 
-    session: Session
-    to_end: bool = False
-    pids: set[int] = field(default_factory=set)
-    ports: set[int] = field(default_factory=set)
+    def __init__(self, session: Session, *, to_end: bool = False) -> None:
+        """Know who is there already and cannot be looked into."""
+        self.session = session
+        self.to_end = to_end
+        self.pids: set[int] = set()
+        self.ports: set[int] = set()
+        self.blind = not (session.execute(_SEES_ALL).fetchone() or (False,))[0]
+        self._others = self._hidden() if self.blind else set()
 
     def look(self, child: Child) -> None:
-        """See which sessions belong to the command's own processes."""
-        rows = self.session.execute(_OTHERS).fetchall()
+        """See which sessions belong to the command's own processes; raises Stays."""
+        rows = [row for row in self.session.execute(_OTHERS).fetchall() if row[2] is not None]
         if not rows:
             return
         port = self.session.connection.info.port
@@ -69,22 +82,42 @@ class OnLive:
         found = {pid for pid, address, at in rows if (address, at) in own}
         self.pids |= found
         self.ports |= {at for _, at in own}
-        if found and self.to_end:
-            self.session.execute(_END, [list(found)])
+        if self.to_end and not self._ended(found):
+            raise Stays
 
     def end(self) -> None:
         """End the sessions of a command that has ended: nobody waits for what they are at."""
         if self.pids:
-            self.session.execute(_ORPHANS, [list(self.pids), list(self.ports)])
+            asked = [list(self.pids), list(self.ports)]
+            self._ended(pid for (pid,) in self.session.execute(_ORPHANS, asked).fetchall())
             self.gone(ENDED_S)
 
-    def gone(self, within_s: float = STAY_S) -> bool:
-        """Tell whether no session that was seen is left, waiting for their end."""
+    def gone(self, within_s: float = STAY_S, *, all_new: bool = False) -> bool:
+        """Tell whether no session that was seen is left, waiting for their end.
+
+        `all_new`: nor one that came meanwhile and cannot be looked into.
+        """
         for waited in stop.looks(0.02, 0.05):
-            rows = self.session.execute(_LEFT, [list(self.pids)]).fetchall()
-            if not rows or waited >= within_s:
+            left = {pid for (pid,) in self.session.execute(_LEFT, [list(self.pids)]).fetchall()}
+            if all_new and self.blind:
+                left |= self._hidden() - self._others
+            if not left or waited >= within_s:
                 break
-        return not rows
+        return not left
+
+    def _hidden(self) -> set[int]:
+        """Return the sessions of which this role does not see whence they come."""
+        return {pid for pid, _, port in self.session.execute(_OTHERS).fetchall() if port is None}
+
+    def _ended(self, pids: Iterable[int]) -> bool:
+        """End each of these sessions; tell whether this role may."""
+        refused = False
+        for pid in pids:
+            try:
+                self.session.execute(_END, [pid])
+            except psycopg.errors.InsufficientPrivilege:
+                refused = True
+        return not refused
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import structlog
 
 from preflight.base import console
@@ -23,6 +24,7 @@ from preflight.commands.wrapping import (
     written,
 )
 from preflight.rehearsal import trial
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +83,13 @@ class _Trial:
         with ExitStack() as stack:
             led = stack.enter_context(leading.to_copy(self.session, self.copy, self.wrapped))
             fence = stack.enter_context(
-                fences.around(self.session, self.copy, self.tables, trust=asked.trust_environment)
+                fences.around(
+                    self.session,
+                    self.copy,
+                    self.tables,
+                    trust=asked.trust_environment,
+                    named=asked.history,
+                )
             )
             live = written.look(self.session, asked.history)
             say = structlog.get_logger()
@@ -91,25 +99,20 @@ class _Trial:
                 kept_off=fence.kind,
                 where=self.copy.where,
                 database=self.copy.name,
+                **({"unseen": fence.unseen} if fence.unseen else {}),
             )
             before, size = compared.state(copy), self._size()
             there = onlooker.OnCopy(copy)
-            try:
-                ended = self._started(led, fence, there)
-            except _Waits:  # we have ended it: what it did until then stays
-                self._require_untouched(live, fence, on_copy=there.seen)
-                raise self._elsewhere(
-                    "it waits for the tool's history table on the live database"
-                ) from None
+            ended = self._started(led, fence, there, live)
             changes = compared.between(before, compared.state(copy), copy.config.schema)
             self._require_untouched(live, fence, on_copy=there.was_there() or bool(changes.names))
-            self._require_there(there, changes, ended)
+            self._require_there(there, changes, ended, fence)
             if ended.code != 0:
                 raise self._failed(ended)
             self._require_checks()
             cost = there.cost()
             there.begin()
-            again = self._again(led, fence, there)
+            again = self._again(led, fence, there, live)
             self._require_untouched(live, fence, on_copy=there.was_there())
         told = {
             "backup": saved.name if saved and saved.visible else None,
@@ -134,6 +137,37 @@ class _Trial:
         return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
 
     def _started(
+        self,
+        led: environment.Led,
+        fence: fences.Fence,
+        there: onlooker.OnCopy,
+        live: written.Before,
+    ) -> child.Ended:
+        """Run it to its end, or to ours, where it is found on the live database."""
+        try:
+            return self._on_copy(led, fence, there)
+        except (_Waits, onlooker.Stays) as stray:  # it was ended: what it did until then stays
+            try:
+                self._require_untouched(live, fence, on_copy=there.seen)
+            except psycopg.Error as error:  # it waits for the net, and we for what it holds
+                if self.session.lost or error.sqlstate not in sessions.PASSING:
+                    raise
+                raise self._changed(
+                    fence, ["nobody can tell: a lock that is held there keeps us from looking"]
+                ) from error
+            if isinstance(stray, _Waits):
+                how = "it waits for the tool's history table on the live database"
+                raise self._elsewhere(how) from None
+            raise RehearsalFailed(
+                "wrap.not_kept_off",
+                "while it was to be tried on a copy, the command had a session on the live "
+                "database that this role may not end; so the command was ended",
+                "Does it take its address from somewhere else than its environment? Name that "
+                "variable with --url-variable, or rehearse where the copy has a port of its own. "
+                f"{self.live_is}.",
+            ) from None
+
+    def _on_copy(
         self, led: environment.Led, fence: fences.Fence, there: onlooker.OnCopy
     ) -> child.Ended:
         asked = self.wrapped.asked
@@ -166,12 +200,13 @@ class _Trial:
         Who is kept off by TCP and was not seen `on_copy` may have gone by a Unix socket. Rows are
         nobody's to compare: who wrote, where one of the command was seen, nobody can tell.
         """
-        if fence.live is not None:
-            fence.live.gone()
+        gone = fence.live is None or fence.live.gone()
         away, whole = fence.sure and on_copy, written.nothing(self.session, before)
         changed = written.changed(self.session, before, self.wrapped.asked.history)
         if not changed and fence.crossed and not whole:
-            changed = ["rows, perhaps: transactions came through meanwhile"]
+            changed = ["rows or sequences, perhaps: somebody wrote meanwhile"]
+        if not gone:
+            changed.append("a session of the command is still at work there")
         if not changed:
             self.live_is = "The live database was not changed" if away or whole else (
                 "No object of the live database was changed; whether it wrote rows there nobody "
@@ -186,9 +221,12 @@ class _Trial:
                 objects=changed[:100],
             )
             return
+        raise self._changed(fence, changed)
+
+    def _changed(self, fence: fences.Fence, changed: Sequence[str]) -> MigrationPartial:
         seen = "a session of the command was seen there"
         seen = seen if fence.crossed else "by the command or by somebody else"
-        raise MigrationPartial(
+        return MigrationPartial(
             "wrap.changed_live",
             f"the live database was changed while the command was to be tried on a copy ({seen}): "
             f"{console.some(changed)}",
@@ -198,10 +236,21 @@ class _Trial:
         )
 
     def _require_there(
-        self, there: onlooker.OnCopy, changes: compared.Changes, ended: child.Ended
+        self,
+        there: onlooker.OnCopy,
+        changes: compared.Changes,
+        ended: child.Ended,
+        fence: fences.Fence,
     ) -> None:
-        if not (there.was_there() or changes.names):
+        """Make sure that it was tried; raises RehearsalFailed.
+
+        Who fails before he connects to anything says why himself.
+        """
+        if there.was_there() or changes.names:
+            return
+        if not ended.code or fence.crossed or (fence.sure and ended.closed):
             raise self._elsewhere(how(ended), ended.last)
+        raise self._failed(ended, ", before it was seen there")
 
     def _elsewhere(self, how: str, last: Sequence[str] = ()) -> RehearsalFailed:
         return RehearsalFailed(
@@ -220,22 +269,31 @@ class _Trial:
             message = f"on the restored copy: {where.pop('message')}"
             raise RehearsalFailed("wrap.rehearsal_failed", message, **where) from failure  # type: ignore[arg-type]
 
-    def _failed(self, ended: child.Ended) -> RehearsalFailed:
+    def _failed(self, ended: child.Ended, before: str = "") -> RehearsalFailed:
+        what = "correct the data or the migration" if not before else (
+            "correct what its last lines say, or, where they speak of an address, name the "
+            "variable that it reads with --url-variable"
+        )  # fmt: skip
+        last = f": {ended.last[-1]}" if ended.last else ""
         return RehearsalFailed(
             "wrap.rehearsal_failed",
-            f"on the restored copy {how(ended)}" + (f": {ended.last[-1]}" if ended.last else ""),
-            f"{self.live_is}: correct the data or the migration, and run again.",
+            f"on the restored copy {how(ended)}{before}{last}",
+            f"{self.live_is}: {what}, and run again.",
             context="\n".join(ended.last) or None,
         )
 
     def _again(
-        self, led: environment.Led, fence: fences.Fence, there: onlooker.OnCopy
+        self,
+        led: environment.Led,
+        fence: fences.Fence,
+        there: onlooker.OnCopy,
+        live: written.Before,
     ) -> list[str]:
         """Run it a second time, which should change nothing; warn and return what it does."""
         copy, asked = self.copy.session, self.wrapped.asked
         before, moved = compared.state(copy), there.rows_moved()
         rows = tools.rows(copy, tools.history(copy, asked.history))
-        ended = self._started(led, fence, there)
+        ended = self._started(led, fence, there, live)
         changed = compared.between(before, compared.state(copy), copy.config.schema).names
         if tools.rows(copy, tools.history(copy, asked.history)) != rows:
             changed.append("rows of the tool's history table")

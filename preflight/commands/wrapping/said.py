@@ -18,6 +18,10 @@ LAST = 20  # lines that a failure shows
 HIDDEN = "***"
 _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(10, 32), *range(127, 160))}
+_CLOSED = re.compile(  # how clients say that the kernel does not let them connect
+    r"(?i)(?=.*(?:permission denied|EACCES|errno 13\b|os error 13\b))"
+    r"(?=.*(?:connect|socket|dial|server|database|tcp|host))"
+)
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
 
 
@@ -72,6 +76,7 @@ class Heard:
         self.mask = mask
         self.last = last
         self.more = {"rehearsal": True} if rehearsal else {}
+        self.closed = False  # it has said that it may not connect
         self._begun = b""
         self._untold = 0  # bytes of the line that has begun which are not kept
 
@@ -110,6 +115,7 @@ class Heard:
             text = json.dumps(said["object"], ensure_ascii=False)
         if text:
             self.last.append(text)
+            self.closed = self.closed or bool(_CLOSED.match(text))
             structlog.get_logger().info("wrap.said", stream=self.stream, **said, **self.more)
 
 

@@ -52,6 +52,7 @@ def run(config: Config, asked: Asked) -> None:
 
 def planned(look: due.Look, wrapped: Wrapped) -> bool:
     """Tell, and say, whether the command has anything to do."""
+    look.warn(wrapped)
     pending = [] if look.current else [wrapped.name]
     structlog.get_logger().info("plan.made", pending=pending)
     return bool(pending)
@@ -79,6 +80,7 @@ class _Run:
         self.backup: str | None = None
         self.began = time.monotonic()
         self.doubts: list[str] = []  # what people may believe was looked at, and was not
+        self.unseen: str | None = None  # sessions on the live database
 
     def through(self, look: due.Look) -> None:
         """Back up, prove, try, run, compare, verify, record."""
@@ -130,6 +132,7 @@ class _Run:
         if asked.lock_timeout:
             environ = environment.with_lock_timeout(environ, asked.lock_timeout)
         live, alone = onlooker.OnLive(self.session), False
+        self.unseen = onlooker.UNSEEN if live.blind else None
         structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
         stop.leaves(self.session, "what the command has committed stays")
         try:
@@ -141,7 +144,7 @@ class _Run:
                 each=live.look,
             )
             if ended.code != 0:
-                alone = live.gone()
+                alone = live.gone(all_new=True)
         except stop.Stopped:
             with suppress(psycopg.Error):
                 live.end()
@@ -184,11 +187,16 @@ class _Run:
                 "The same went well on the copy: what is different here? Run again.",
                 context=context,
             )
-        what = f"it has changed {console.some(changed)}" if changed else (
-            "no object was changed, but whether it wrote rows nobody can tell: others wrote, too"
-        )  # fmt: skip
+        moved = written.moved(self.session, before)
+        what = "no object was changed, but whether it wrote rows nobody can tell: others wrote, too"
+        if changed:
+            what = f"it has changed {console.some(changed)}"
+        elif moved and written.aborted(self.session, before):
+            what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
         if not alone:
-            what += "; a session of it is still at work"
+            what += "; a session of it is still at work" if not self.unseen else (
+                "; a session came meanwhile that may be its own, and is still at work"
+            )  # fmt: skip
         return MigrationPartial(
             "wrap.partial",
             f"{how}; {what}",
@@ -248,5 +256,6 @@ class _Run:
             backup=self.backup,
             command_s=ended.duration_s,
             duration_s=round(time.monotonic() - self.began, 3),
+            **({"unseen": self.unseen} if self.unseen else {}),
             **({"reason": "; ".join(self.doubts)} if self.doubts else {}),
         )

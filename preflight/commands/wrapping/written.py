@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from preflight.commands.wrapping import compared, tools
+from preflight.server import catalog
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -27,13 +28,20 @@ class Before:
     state: compared.State
     tables: Sequence[tools.Table]
     rows: Sequence[str]
+    sequences: Mapping[str, object]
     next: int  # transaction
 
 
 def look(session: Session, history: str | None) -> Before:
     """Return what the live database is like."""
     tables = tools.history(session, history)
-    return Before(compared.state(session), tables, tools.rows(session, tables), _next(session))
+    return Before(
+        compared.state(session),
+        tables,
+        tools.rows(session, tables),
+        compared.asked(session, catalog.sequences),
+        _next(session),
+    )
 
 
 def _next(session: Session) -> int:
@@ -43,8 +51,25 @@ def _next(session: Session) -> int:
 def nothing(session: Session, before: Before) -> bool:
     """Tell whether surely nothing was written since: all transactions came to naught.
 
-    Whose a transaction was that came through, nobody can tell: then the answer is no.
+    Whose a transaction was that came through, nobody can tell: then the answer is no. A sequence
+    goes on without one.
     """
+    return aborted(session, before) and not moved(session, before)
+
+
+def moved(session: Session, before: Before) -> list[str]:
+    """Name the sequences that went on since, or were set; no rollback takes that back."""
+    ours = f"{session.config.schema}."
+    now = compared.asked(session, catalog.sequences)
+    return [
+        f"sequence {name}"
+        for name, last in sorted(now.items())
+        if not name.startswith(ours) and last != before.sequences.get(name, last)
+    ]
+
+
+def aborted(session: Session, before: Before) -> bool:
+    """Tell whether every transaction since came to naught."""
     after = _next(session)
     if after - before.next > MOST:
         return False
