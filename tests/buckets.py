@@ -4,9 +4,12 @@
 variables) runs the same tests against a bucket of one's own.
 """
 
+import base64
 import contextlib
+import email.utils
 import fcntl
 import hashlib
+import hmac
 import http.client
 import http.server
 import os
@@ -18,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests import faults, servers
+from tests import faults, servers, tools
 
 LOCK = servers.REPOSITORY / "requirements-buckets.lock"
 REGION = "us-east-1"
@@ -83,8 +86,7 @@ class Moto:
 
     def __init__(self) -> None:
         """Choose a port."""
-        with socket.create_server((servers.HOST, 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = _free_port()
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
         self.bucket = Bucket("s3://backups", f"http://{servers.HOST}:{self.port}", keys)
         self._child: subprocess.Popen[bytes] | None = None
@@ -104,6 +106,75 @@ class Moto:
         if self._child:
             self._child.kill()
             self._child.wait()
+
+
+@contextlib.contextmanager
+def gofakes3(scheme: str) -> Iterator[Bucket]:
+    """Run another maker's server of S3; Google's XML interface is the same but for conditions."""
+    port = _free_port()
+    command = [str(tools.go("gofakes3")), "-host", f"{servers.HOST}:{port}"]
+    command += ["-backend", "mem", "-initialbucket", "backups"]
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
+    found = Bucket(f"{scheme}://backups/p", f"http://{servers.HOST}:{port}", keys)
+    with _running(command, port):
+        yield found
+
+
+# Azurite's only account; everybody knows its key
+ACCOUNT = "devstoreaccount1"
+ACCOUNT_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+
+
+@contextlib.contextmanager
+def azurite(place: Path) -> Iterator[Bucket]:
+    """Run Azure's emulator."""
+    port = _free_port()
+    main = tools.npm("azurite@3.35.0") / "azurite/dist/src/blob/main.js"
+    command = [tools.found("node"), str(main), "--blobHost", servers.HOST, "--blobPort", str(port)]
+    command += ["--location", str(place), "--silent", "--skipApiVersionCheck"]
+    keys = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY}
+    endpoint = f"http://{servers.HOST}:{port}/{ACCOUNT}"
+    with _running(command, port):
+        _make_container(endpoint)
+        yield Bucket("az://backups/p", endpoint, keys)
+
+
+def _make_container(endpoint: str) -> None:
+    now = email.utils.formatdate(usegmt=True)
+    headers = {"x-ms-date": now, "x-ms-version": "2021-08-06"}
+    named = "\n".join(f"{name}:{value}" for name, value in headers.items())
+    said = f"PUT{12 * chr(10)}{named}\n/{ACCOUNT}/{ACCOUNT}/backups\nrestype:container"
+    digest = hmac.digest(base64.b64decode(ACCOUNT_KEY), said.encode(), "sha256")
+    headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+    url = f"{endpoint}/backups?restype=container"
+    request = urllib.request.Request(url, b"", headers, method="PUT")  # noqa: S310 -- ours
+    request.add_unredirected_header("Content-Type", "")
+    with urllib.request.urlopen(request, timeout=30):  # noqa: S310 -- likewise
+        pass
+
+
+def _free_port() -> int:
+    with socket.create_server((servers.HOST, 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as child:
+        try:
+            faults.until(lambda: _listens(port), f"{command[0]} answers", 60)
+            yield
+        finally:
+            child.kill()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((servers.HOST, port), 5):
+        return True
+    return False
 
 
 class Front:

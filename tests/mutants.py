@@ -89,8 +89,8 @@ MUTANTS = [
     Mutant(
         "a backup that is read stays",
         "backup/directory",
-        "        if _in_use(path):\n",
-        "        if False:\n",
+        "            if not alone:\n",
+        "            if False:\n",
         _tests("unit_stores"),
     ),
     Mutant(

@@ -18,6 +18,7 @@ from tests import servers
 CACHE = servers.REPOSITORY / ".cache" / "tools"
 # the module's path with its version, and the build tags that leave other databases out
 GO = {
+    "gofakes3": ("github.com/johannesboyne/gofakes3/cmd/gofakes3@v1.2.0", ""),
     "age": ("filippo.io/age/cmd/age@v1.2.1", ""),
     "migrate": ("github.com/golang-migrate/migrate/v4/cmd/migrate@v4.18.1", "postgres"),
     "goose": (

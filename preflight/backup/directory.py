@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from preflight.backup.manifests import Backup, Identity, Manifest
 
 READER_S, RENEW_S = 3600.0, 60.0  # a reader is gone when it has not renewed its mark for so long
+AWAITED_S = 3.0  # for another run that removes a backup, or only looks whether it may
 ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
 CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -194,9 +195,10 @@ class Directory(store.Store):
     def remove(self, backup: Backup, identity: Identity) -> bool:
         """Hide it and remove what is hidden: a kill in between leaves no half of it in view."""
         path, hidden = self._root / backup.name, self._root / identity.hidden("pruned", backup.name)
-        if _in_use(path):
-            return False
-        path.rename(hidden)
+        with _alone(path) as alone:
+            if not alone:
+                return False
+            path.rename(hidden)
         shutil.rmtree(hidden)
         return True
 
@@ -242,8 +244,7 @@ class Directory(store.Store):
                     os.utime(mark)
 
         try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _share(descriptor, dump)
             with suppress(OSError):
                 mark.touch(0o600)
             if not os.path.samestat(os.fstat(descriptor), dump.lstat()):
@@ -340,15 +341,24 @@ def _abandoned(path: Path) -> bool:
     """
     if not (path / LOCK).exists():
         return time.time() - path.stat().st_mtime > ABANDONED_S
-    free = _free(path / LOCK)
+    with _tried(path / LOCK) as free:
+        pass
     if free is None:
         return time.time() - max(each.lstat().st_mtime for each in path.iterdir()) > ABANDONED_S
     return free
 
 
-def _free(path: Path) -> bool | None:
-    """Tell whether nobody holds a file's lock; None where locks cannot be had."""
+@contextmanager
+def _tried(path: Path) -> Iterator[bool | None]:
+    """Hold a file's lock; yields whether it was free, None where locks cannot be had."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield _locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -357,18 +367,39 @@ def _free(path: Path) -> bool | None:
         if error.errno in CANNOT_LOCK:
             return None
         raise
-    else:
-        return True
-    finally:
-        os.close(descriptor)
+    return True
 
 
-def _in_use(path: Path) -> bool:
-    """Tell whether somebody reads a backup; raises OSError."""
-    for mark in path.glob(f"{READER}*"):
-        if time.time() - mark.lstat().st_mtime < READER_S:
-            return True
-    return _free(_dump(path)) is False
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Yield whether nobody reads a backup; where there are locks nobody begins meanwhile, either.
+
+    Raises OSError.
+    """
+    marks = [mark.lstat().st_mtime for mark in path.glob(f"{READER}*")]
+    if any(time.time() - renewed < READER_S for renewed in marks):
+        yield False
+        return
+    with _tried(_dump(path)) as free:
+        yield free is not False
+
+
+def _share(descriptor: int, dump: Path) -> None:
+    """Lock a dump as its readers do, where there are locks; who removes it keeps them out.
+
+    Raises FileNotFoundError.
+    """
+    for waited in stop.looks(0.05, 0.2):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waited > AWAITED_S or not dump.exists():
+                why = "another run is removing it"
+                raise FileNotFoundError(errno.ENOENT, why, str(dump)) from None
+        except OSError:
+            return
+        else:
+            return
 
 
 def _dump(path: Path) -> Path:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from preflight.backup import gathered, manifests, spool, store
+from preflight.backup import beside, gathered, manifests, reading_back, spool, store
 from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
@@ -100,10 +100,15 @@ class Objects(store.Store):
         """Every byte is a download."""
         return True
 
-    @property
-    def spooled(self) -> bool:
-        """Only where PREFLIGHT_SPOOL_DIR names a place."""
-        return self._spool is not None
+    def unspooled(self, size_bytes: int) -> str | None:
+        """Say that PREFLIGHT_SPOOL_DIR names no place, or one without room."""
+        if self._spool is None:
+            return (
+                f"there is no place for a copy of the dump from {self.place}: set "
+                "PREFLIGHT_SPOOL_DIR"
+            )
+        why = spool.unusable(self._spool, size_bytes)
+        return why and f"PREFLIGHT_SPOOL_DIR cannot hold a copy of the dump: {why}"
 
     def failure(self, error: OSError) -> BackupFailed | BackupInterrupted:
         """Say whose turn it is: time's, the credentials', the bucket's."""
@@ -391,19 +396,21 @@ class Objects(store.Store):
     @contextmanager
     def local(self, name: str, file: str) -> Iterator[Path]:
         """Download it to PREFLIGHT_SPOOL_DIR; raises Refused where there is none."""
+        size = self._head(f"{name}/{file}")["size"]
         if self._spool is None:
-            size = self._head(f"{name}/{file}")["size"]
             raise Refused(
                 "spool",
                 f"there is no place for a copy of {file} on this machine: {size / 1e6:.1f} MB, "
                 "which pg_restore reads in more than one place",
             )
+        if why := spool.unusable(self._spool, size):
+            raise Refused("spool", f"a copy of {file} has no room in {self._spool}: {why}")
         with ExitStack() as stack:
             with self._room(file):
                 copy = stack.enter_context(spool.Spool(self._spool))
             with self.open(name, file) as stream:
-                while part := stream.read(PART_BYTES):
-                    with stop.allowed(), self._room(file):
+                while part := reading_back.part(stream, PART_BYTES):
+                    with self._room(file):
                         copy.write(part)
             with self._room(file):
                 copy.flush()
@@ -484,11 +491,14 @@ class _Download:
         if self.meta["e_tag"]:
             options["if_match"] = self.meta["e_tag"]
         with asked():
-            part = bytes(self.library.get(self.bucket, self.key, options=options).bytes())
+            part = beside.waited(lambda: self._got(options))
         if not part:
             raise Refused("passing", "the store gave nothing")
         self.at += len(part)
         return part
+
+    def _got(self, options: Mapping[str, object]) -> bytes:
+        return bytes(self.library.get(self.bucket, self.key, options=options).bytes())
 
 
 class _GivenUp(Exception):

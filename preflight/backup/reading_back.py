@@ -7,17 +7,17 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from preflight.backup import children, clients, manifests
+from preflight.backup import beside, children, clients, manifests
 from preflight.base import console, stop
 from preflight.base.errors import BackupDamaged, BackupFailed, BackupUnverified
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
 
     from preflight.backup.store import Store, Stream
@@ -60,9 +60,10 @@ def require_same(found: Hashed, digest: str) -> None:
     if found.sha256 != digest:
         raise BackupDamaged(
             "backup.corrupt",
-            f"the dump on disk is not what pg_dump sent: {found.sha256[:12]} instead of "
+            f"what is stored is not what was sent: its hash is {found.sha256[:12]}, and not "
             f"{digest[:12]}",
-            "Check the disk below the backup directory; nothing was migrated.",
+            "Check the disk below PREFLIGHT_BACKUP_DIR, or who else writes there; nothing was "
+            "migrated.",
         )
 
 
@@ -125,7 +126,7 @@ def hashed(backups: Store, name: str, file: str = manifests.DUMP) -> Hashed:
     """Read a file as its store has it; raises OSError."""
     size = STREAMED if backups.remote else children.CHUNK  # each part is a request there
     with backups.open(name, file) as stream:
-        return _hashed(iter(partial(_part, stream, size), b""))
+        return _hashed(iter(partial(part, stream, size), b""))
 
 
 def _hashed(chunks: Iterable[bytes]) -> Hashed:
@@ -137,7 +138,8 @@ def _hashed(chunks: Iterable[bytes]) -> Hashed:
     return Hashed(digest.hexdigest(), size, end)
 
 
-def _part(stream: Stream, size: int) -> bytes:
+def part(stream: Stream, size: int) -> bytes:
+    """Return the next part of a file; a stop request ends the waiting for it."""
     with stop.allowed():
         return stream.read(size)
 
@@ -153,23 +155,23 @@ def _streamed(
 
     Raises OSError, and what `rows_of` raises where the hash is right.
     """
-    with backups.open(name, manifests.DUMP) as stream, ThreadPoolExecutor(1) as pool:
+    with backups.open(name, manifests.DUMP) as stream:
         ended = threading.Event()
         reading: list[Future[Hashed]] = []
 
         def feed(pipe: IO[bytes]) -> None:
-            reading.append(pool.submit(lambda: _hashed(_passed_on(stream, pipe, ended))))
+            reading.append(beside.asked(lambda: _hashed(_passed_on(stream, pipe, ended))))
 
         try:
             rows = rows_of(None, programs, environment, feed=feed)
         except BackupUnverified:
-            if (found := reading[0].result()).sha256 == digest:
+            if (found := beside.answer(reading[0])).sha256 == digest:
                 raise
             return found, {}
         except BaseException:
             ended.set()
             raise
-        return reading[0].result(), rows
+        return beside.answer(reading[0]), rows
 
 
 def _passed_on(stream: Stream, pipe: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
@@ -270,14 +272,19 @@ class Passing:
         self._pipe, self._judged, self._listening = pipe, judged, True
         self._size, self._end = 0, b""
         self._counter = RowCounter()
+        self._failed: BaseException | None = None
         own = os.dup(written.fileno())  # the other one may be closed before the thread ends
         self._thread = threading.Thread(target=self._count, args=(own,), daemon=True)
         self._thread.start()
 
     def _count(self, written: int) -> None:
         with os.fdopen(written, "rb", buffering=0) as stream:
-            while chunk := stream.read(children.CHUNK):
-                self._counter.feed(chunk)
+            while chunk := stream.read(children.CHUNK):  # to its end: it waits for who reads
+                try:
+                    if self._failed is None:
+                        self._counter.feed(chunk)
+                except BaseException as error:  # noqa: BLE001 -- told to who waits for the count
+                    self._failed = error
 
     def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """Look at the next part; that the client has heard enough is told at the end."""
@@ -300,6 +307,8 @@ class Passing:
         while self._thread.is_alive():
             with stop.allowed():
                 self._thread.join(0.2)
+        if self._failed:
+            raise self._failed
         return Hashed(digest, self._size, self._end), self._judged(self._counter)
 
 

@@ -7,11 +7,11 @@ What is stored is read back by its own hash. Only who has a secret key can do mo
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import importlib
 import os
 import queue
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -93,6 +93,7 @@ class Seal:
         self._spool_dir = config.spool_dir if config.rehearse != "off" else None
         self._spool: spool.Spool | None = None
         self._why = ""  # it is not spooled
+        self._expected = 0
         self.dumped: Dumped | None = None
         self.hashes: dict[str, str] = {}  # of files before they were sealed
 
@@ -139,11 +140,17 @@ class Seal:
 
     # the plain dump, while it is proven
 
+    def expect(self, size_bytes: int) -> None:
+        """Say how large the dump may become: where there is no room for it, none is taken."""
+        self._expected = size_bytes
+
     def _begin_spool(self) -> None:
         self.close()
         self._why = "it is sealed, and PREFLIGHT_SPOOL_DIR names no place for a copy of the dump"
         if self._spool_dir is not None:
             with self._spooling():
+                if why := spool.unusable(self._spool_dir, self._expected):
+                    raise OSError(errno.ENOSPC, why)
                 self._spool = spool.Spool(self._spool_dir)
 
     @contextmanager
@@ -351,32 +358,34 @@ def opened(
     """
     named, directory = require_openable(backup, identity_file, directory)
     keys = identities(named)
-    size = backup.manifest.size_bytes
-    try:
-        free = shutil.disk_usage(directory).free
-        copy = spool.Spool(directory)
-    except OSError as error:
-        raise _no_room(directory, error.strerror) from error
-    with copy:
-        if free < size:
-            why = f"{free / 1e6:.1f} MB are free, {size / 1e6:.1f} MB are needed"
-            raise _no_room(directory, why)
+    if why := spool.unusable(directory, backup.manifest.size_bytes):
+        raise _no_room(directory, why)
+    with ExitStack() as stack:
+        with _spooled(directory):
+            copy = stack.enter_context(spool.Spool(directory))
         digest = hashlib.sha256()
 
         def take(data: bytes) -> None:
-            with stop.allowed():
+            with stop.allowed(), _spooled(directory):
                 digest.update(data)
-                try:
-                    copy.write(data)
-                except OSError as error:
-                    raise _no_room(directory, error.strerror) from error
+                copy.write(data)
 
         with store.usable(backups), backups.open(backup.name, backup.manifest.stored.file) as found:
             _decrypt(found, take, keys, backup, identity_file)
-        copy.flush()
+        with _spooled(directory):
+            copy.flush()
         if digest.hexdigest() != backup.manifest.sha256:
             raise _not_what_was_sealed(backup)
         yield copy.path
+
+
+@contextmanager
+def _spooled(directory: Path) -> Iterator[None]:
+    """Tell a fault of the place from one of the backup."""
+    try:
+        yield
+    except OSError as error:
+        raise _no_room(directory, error.strerror) from error
 
 
 def _no_room(directory: Path, why: str | None) -> BackupFailed:
@@ -410,7 +419,7 @@ def _decrypt(
         nonlocal rest
         with _noted(raised):
             if not rest:
-                rest = memoryview(stream.read(READ_BYTES))
+                rest = memoryview(reading_back.part(stream, READ_BYTES))
         part, rest = bytes(rest[:size]), rest[size:]
         return part
 

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+PREFIX = ".preflight-spool-"
+YOUNG_S = 60.0  # one without a lock may just be made
+DESCRIPTORS = "/proc/self/fd"  # through which other programs find a file without a name
+
+
+def unusable(directory: Path, needed: int) -> str | None:
+    """Return why a copy of so many bytes cannot lie there, if that is known before it is made."""
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return error.strerror
+    if free >= needed:
+        return None
+    return f"{free / 1e6:.1f} MB are free, {needed / 1e6:.1f} MB are needed"
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed runs left on a system without /proc: nobody holds its lock."""
+    for path in directory.glob(f"{PREFIX}*"):
+        with suppress(OSError), path.open("rb") as left:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > YOUNG_S:
+                path.unlink()
 
 
 class Spool:
     """An open file, which other programs find under `path`; raises OSError."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix=".preflight-spool-", dir=directory)  # noqa: SIM115 -- closed by `close`
+        if not Path(DESCRIPTORS).exists():
+            _sweep(directory)
+        self._file = tempfile.NamedTemporaryFile(prefix=PREFIX, dir=directory)  # noqa: SIM115 -- closed by `close`
         self.path = self._named = Path(self._file.name)
-        own = Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}")
-        if own.exists():
-            self.path.unlink()  # a kill leaves nothing
-            self.path = own
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if Path(DESCRIPTORS).exists():
+            self.path.unlink(missing_ok=True)  # a kill leaves nothing
+            self.path = Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}")
 
     def __enter__(self) -> Self:
         """Do nothing: it is there from the beginning."""

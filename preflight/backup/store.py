@@ -49,10 +49,9 @@ class Store(Protocol):
         """Whether a file is a download away: then it is read once, as a stream."""
         return False
 
-    @property
-    def spooled(self) -> bool:
-        """Whether `local` has a place for a file."""
-        return True
+    def unspooled(self, size_bytes: int) -> str | None:  # noqa: ARG002 -- where it lies already
+        """Return why `local` has no place for a file of that size; raises OSError."""
+        return None
 
     def failure(self, error: OSError) -> Failure:
         """Return what is true when a verb failed so, and what to do next."""

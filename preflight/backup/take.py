@@ -88,12 +88,7 @@ class Taken:
         """Why there is no place for a plain dump that another program could read."""
         if self.seal.on:
             return None if self.seal.spooled else self.seal.unspooled
-        if self.store.spooled:
-            return None
-        return (
-            f"there is no place for a copy of the dump from {self.store.place}: set "
-            "PREFLIGHT_SPOOL_DIR"
-        )
+        return self.store.unspooled(self.backup.manifest.size_bytes)
 
     @contextmanager
     def dump(self) -> Iterator[Path]:
@@ -151,7 +146,10 @@ def take(
 def draft(session: Session, todo: Sequence[Migration]) -> Iterator[Taken]:
     """Yield a backup that nobody sees and that is gone afterwards; raises what `take` raises."""
     with _made(session, todo, "plan") as made:
-        yield made
+        try:
+            yield made
+        finally:
+            made.seal.close()
 
 
 @contextmanager
@@ -170,7 +168,9 @@ def _made(
     with ExitStack() as stack:
         with store.usable(backups):
             ours = identity.ours(backups.listing())
-            needed = store.space_needed(ours[-1].manifest.size_bytes if ours else None, size)
+            newest = ours[-1].manifest.size_bytes if ours else None
+            needed = store.space_needed(newest, size)
+            seal.expect(needed if newest is None else newest * 11 // 10)
             name = stack.enter_context(backups.draft(identity, config.run_id, needed))
             into = _Draft(backups, name, programs, seal)
             found, witness, seen = _dumped(session, into)
@@ -218,6 +218,9 @@ def kept(saved: Taken | None) -> Iterator[list[str]]:
         if saved:
             hide(saved)
         raise
+    finally:
+        if saved:
+            saved.seal.close()
 
 
 def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool = False) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from preflight.backup import gathered, manifests, objects, reading_back
 from tests import buckets, faults, servers
-from tests.conftest import Run, WriteMigrations
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 
 pytestmark = pytest.mark.xdist_group("buckets")  # one server of buckets for all
 Front = tuple[buckets.Front, buckets.Bucket]
@@ -91,6 +92,37 @@ def test_bucket_holds_what_a_directory_does(
     ), str(again)
     assert [] == list(spool.iterdir())
     assert [] == [each for name in backups._listed().values() for each in name if each[0] == "."]  # noqa: SLF001
+
+
+PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[buckets.Bucket]]] = {
+    "S3 of another maker": lambda _: buckets.gofakes3("s3"),
+    "Google's interface": lambda _: buckets.gofakes3("gs"),
+    "Azure": buckets.azurite,
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_backup_goes_the_whole_way_in_every_kind_of_bucket(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path,
+    environment: dict[str, str], kind: str,
+) -> None:  # fmt: skip
+    """Taken in parts, proven, listed, restored and pruned, by a real server of each protocol."""
+    migrations({"001_a.sql": "CREATE TABLE a (t text);\n"})
+    database.script("CREATE TABLE big AS SELECT md5(n::text) FROM generate_series(1, 9000) n")
+    (tmp_path / "spool").mkdir()
+    environment |= {"PREFLIGHT_BACKUP_KEEP": "1", "PREFLIGHT_SPOOL_DIR": str(tmp_path / "spool")}
+    with PLACES[kind](tmp_path) as bucket:
+        environment |= bucket.env()
+        taken = run("up", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+        restored = run("restore", "latest", "--into", f"{database.name}_r")
+        again = run("backup")
+        listed = run("backups").event("backup.listed")
+
+    assert 0 == taken.code, str(taken)
+    (name,) = [each["backup"] for each in taken.event("backup.verified")]
+    assert 0 == restored.code, str(restored)
+    assert [name] == [each["backup"] for each in again.event("backup.pruned")], str(again)
+    assert [again.event("backup.verified")[0]["backup"]] == [each["backup"] for each in listed]
 
 
 def test_without_a_spool_the_dump_never_touches_the_disk(
@@ -386,6 +418,60 @@ def test_restore_from_a_bucket_that_refuses_says_so(
         refused = run("restore", "latest", env=env)
 
     assert (23, "backup.store") == (refused.code, refused.finished["error"]["code"]), str(refused)
+
+
+def test_two_runs_and_a_restore_on_one_prefix_do_not_disturb_each_other(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run, start: Start, in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    server: servers.Server, database: servers.Database, create_database: CreateDatabase,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All three are in the middle of a dump at the same time; one would prune what is restored."""
+    first = run("backup").event("backup.verified")[0]["backup"]
+    other = create_database(server)
+    expected = {("POST", f"/{database.name}-"), ("POST", f"/{other.name}-"), ("GET", f"/{first}/d")}
+    together = threading.Barrier(len(expected))
+
+    def meet(method: str, path: str) -> None:
+        for each in [(verb, name) for verb, name in expected if verb == method and name in path]:
+            expected.discard(each)
+            together.wait(60)
+
+    with in_front(meet) as (_, bucket):
+        env = {**bucket.env(), "PREFLIGHT_BACKUP_KEEP": "1", "PREFLIGHT_SPOOL_DIR": str(tmp_path)}
+        into = f"{database.name}_r"
+        all_three = [
+            start("backup", env=env),
+            start("backup", env={**env, **other.env()}),
+            start("restore", first, "--into", into, env=env),
+        ]
+        results = [each.wait() for each in all_three]
+        there = {each.manifest.database for each in store_of(bucket, monkeypatch).listing()}
+
+    assert set() == expected
+    assert [0, 0, 0] == [each.code for each in results], "\n".join(map(str, results))
+    assert {database.name, other.name} == there
+
+
+def test_stop_ends_the_waiting_for_a_store(
+    start: Start, in_front: Callable[..., contextlib.AbstractContextManager[Front]]
+) -> None:
+    """It says nothing while a dump is read back from it: the run ends by itself, and cleans up."""
+    asked, over = threading.Event(), threading.Event()
+
+    def answer(method: str, path: str) -> None:
+        if method == "GET" and path.endswith("database.dump"):
+            asked.set()
+            over.wait(60)
+
+    with in_front(answer) as (_, bucket):
+        process = start("backup", env=bucket.env())
+        assert asked.wait(60)
+        process.signal(signal.SIGTERM)
+        result = process.wait()
+        over.set()
+
+    assert 143 == result.code, str(result)
+    assert "without the server's answer" not in result.finished["error"]["message"]
 
 
 def test_error_now_and_then_costs_nothing(

@@ -1,5 +1,6 @@
 """Sealed backups: who takes one cannot open it, who has the key can, with `age` alone."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from preflight.backup import manifests, sealing
+from preflight.backup import manifests, sealing, spool
 from preflight.backup.directory import Directory
 from preflight.base import config
-from preflight.base.errors import ConfigInvalid, Failure
+from preflight.base.errors import BackupFailed, ConfigInvalid, Failure
 from tests import buckets, faults, servers, tools
 from tests.conftest import Run, Start, WriteMigrations
 from tests.fakes import Fakes
@@ -243,6 +244,27 @@ def test_flipped_bit_of_a_sealed_dump_is_found(
         assert backup.manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
     assert [] == missed
+
+
+def test_full_place_for_the_opened_dump_is_no_damage(
+    taken: tuple[Path, manifests.Backup], key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is begun, while it is written, and at its end: 23, and what to set."""
+    place, backup = taken
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for what in ("write", "flush", "__init__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(spool.Spool, what, full)
+            with (
+                pytest.raises(BackupFailed) as refused,
+                sealing.opened(Directory(place), backup, key, tmp_path),
+            ):
+                pass
+        assert ("backup.spool", 23) == (refused.value.code, refused.value.exit_code)
+        assert "PREFLIGHT_SPOOL_DIR" in str(refused.value.problem.hint)
 
 
 def test_changed_sealed_dump_is_no_backup(

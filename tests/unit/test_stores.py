@@ -1,15 +1,30 @@
 """What every store of backups promises, asked of the directory and of one that is none."""
 
 import dataclasses
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import structlog
 
-from preflight.backup import manifests, reading_back, restore, retention, store
+from preflight.backup import (
+    directory,
+    manifests,
+    objects,
+    reading_back,
+    restore,
+    retention,
+    sealing,
+    snapshots,
+    spool,
+    store,
+    take,
+)
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest
+from preflight.base import config
 from preflight.base.errors import BackupUnverified, ConfigInvalid
 from tests import flat
 
@@ -156,6 +171,28 @@ def test_backup_that_is_read_is_not_removed(backups: store.Store) -> None:
     assert [] == backups.listing()
 
 
+def test_nobody_begins_to_read_what_is_being_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look whether anybody reads it and its new name nobody gets in."""
+    monkeypatch.setattr(directory, "AWAITED_S", -1.0)
+    backups = Directory(tmp_path)
+    backup = took(backups)
+    rename, met = Path.rename, []
+
+    def between(path: Path, to: Path) -> Path:
+        if path.name == backup.name:
+            with pytest.raises(OSError, match="another run") as met_it, backups.reading(path.name):
+                pass
+            met.append(met_it.value)
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", between)
+    removed = backups.remove(backup, ME)
+
+    assert (True, 1) == (removed, len(met))
+
+
 def test_reader_of_nothing_is_told(backups: store.Store) -> None:
     """It may have been removed a moment ago."""
     with pytest.raises(OSError, match=r"No such|no such"), backups.reading("nobody"):
@@ -192,3 +229,93 @@ def test_oldest_go_and_those_with_exports_stay(backups: store.Store) -> None:
 
     assert [made[0], made[2], made[3]] == backups.listing()
     assert ["backup.pruned"] == [each["event"] for each in said]
+
+
+# --- a plain dump, meanwhile
+
+
+def test_spool_has_no_name_and_where_it_needs_one_a_kill_is_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without /proc others find it by its name; what nobody holds any more goes with the next."""
+    with spool.Spool(tmp_path) as copy:
+        assert [] == list(tmp_path.iterdir())
+        copy.write(b"rows")
+        copy.flush()
+        assert b"rows" == copy.path.read_bytes()
+    monkeypatch.setattr(spool, "DESCRIPTORS", "/nowhere")
+    monkeypatch.setattr(spool, "YOUNG_S", -1.0)
+    left = tmp_path / f"{spool.PREFIX}left"
+    left.write_bytes(b"rows")
+    with spool.Spool(tmp_path) as copy, spool.Spool(tmp_path) as other:
+        assert sorted([copy.path, other.path]) == sorted(tmp_path.iterdir())
+        copy.write(b"rows")
+        copy.flush()
+        assert b"rows" == copy.path.read_bytes()
+
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_room_for_a_copy_is_looked_at_before_a_byte_is_written(tmp_path: Path) -> None:
+    """Of a bucket's dump and of a sealed one; a place that is not there is told alike."""
+    where = objects.address("s3://bucket/prefix")
+    free, gone = (objects.Objects(where, {}, path) for path in (tmp_path, tmp_path / "gone"))
+    seal = spooling(tmp_path)
+    seal.expect(1 << 60)
+    seal._begin_spool()  # noqa: SLF001
+
+    assert seal.spooled is None
+    assert "are needed" in seal.unspooled
+    assert free.unspooled(1) is None
+    assert "are free" in str(free.unspooled(1 << 60))
+    assert "No such" in str(gone.unspooled(1))
+
+
+def spooling(place: Path) -> sealing.Seal:
+    """Return what keeps a plain dump there."""
+    environ = {"PGDATABASE": "x", "PREFLIGHT_SPOOL_DIR": str(place)}
+    return sealing.Seal(config.Config.from_env(environ, place, "r"))
+
+
+def test_plain_dump_goes_with_what_was_done_with_it(tmp_path: Path) -> None:
+    """Whether it went well or not: rows that are sealed elsewhere do not lie about here."""
+    backups = Directory(tmp_path)
+    backup = took(backups)
+    seal = spooling(tmp_path)
+    saved = take.Taken(backups, backup, ME, snapshots.Witness({}, {}), None, seal)
+    seal._begin_spool()  # noqa: SLF001
+    assert seal.spooled
+    with pytest.raises(Broken), take.kept(saved):
+        raise Broken
+
+    assert seal.spooled is None
+
+
+def test_count_that_fails_does_not_leave_the_client_standing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would wait for somebody to read what it writes, and we for it: for ever."""
+
+    def fail(*_: object) -> None:
+        raise Broken
+
+    monkeypatch.setattr(reading_back.RowCounter, "feed", fail)
+    read, write = os.pipe()
+    heard, said = os.pipe()
+    with (
+        os.fdopen(read, "rb") as output,
+        os.fdopen(write, "wb") as client,
+        os.fdopen(said, "wb") as fed,
+    ):
+        passing = reading_back.Passing(fed, output, lambda rows: rows.rows)
+        passing.write(b"dump")
+        writing = threading.Thread(target=client.write, args=(bytes(1 << 20),), daemon=True)
+        writing.start()
+        writing.join(30)
+        stands = writing.is_alive()
+        client.close()
+        with pytest.raises(Broken):
+            passing.finish("digest")
+    os.close(heard)
+
+    assert not stands
