@@ -1,7 +1,9 @@
 """Break one line at a time and see whether a test notices: `make mutate` prints what survives.
 
 A few dozen lines that promises rest on, each held against the tests of its subject, in a copy of
-the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words.
+the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words. What
+died is printed with the test that failed and its words: read them, for a test may fail for another
+reason.
 """
 
 import shutil
@@ -617,8 +619,8 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def survives(mutant: Mutant, copy: Path) -> bool:
-    """Break the line in a copy of the repository; tell whether all its tests still pass."""
+def noticed(mutant: Mutant, copy: Path) -> str:
+    """Break the line in a copy of the repository; return which of its tests failed, if any did."""
     file = copy / mutant.file
     text = file.read_text(encoding="utf-8")
     file.write_text(mutant.broken(text), encoding="utf-8")
@@ -626,10 +628,12 @@ def survives(mutant: Mutant, copy: Path) -> bool:
         few = all("::" in name for name in mutant.tests)
         workers = "0" if few else "2"
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", workers, *mutant.tests]
-        done = subprocess.run(command, cwd=copy, capture_output=True, check=False)
+        done = subprocess.run(command, cwd=copy, capture_output=True, check=False, text=True)
     finally:
         file.write_text(text, encoding="utf-8")
-    return done.returncode == 0
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    assert bool(failed) == (done.returncode != 0), done.stdout + done.stderr  # else none was asked
+    return failed[0] if failed else ""
 
 
 def main(chosen: list[str]) -> int:
@@ -649,9 +653,9 @@ def main(chosen: list[str]) -> int:
             if chosen and str(number) not in chosen and not set(chosen) & set(mutant.what.split()):
                 continue
             say(f"{number:02d} {mutant.what}: ")
-            lives = survives(mutant, copy)
-            survivors += lives
-            say("SURVIVES\n" if lives else "killed\n")
+            by = noticed(mutant, copy)
+            survivors += not by
+            say(f"killed ({by})\n" if by else "SURVIVES\n")
     say(f"{survivors} survived\n")
     return min(survivors, 1)
 

@@ -18,6 +18,7 @@ from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
+    from preflight.apply.verify import Check
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
 
@@ -43,6 +44,36 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         ]
         sessions.roll_back(session)
         database = session.facts.database if session.facts else config.database
+    bad = [(file, check) for file, check in answers if not check.ok]
+    _show(config, form, database, answers, ok=bool(chosen) and not bad)
+    if not chosen:
+        raise Pending(
+            "verify.nothing_recorded",
+            f"none of the {len(files)} files is recorded as applied in {database}, so nothing was "
+            "verified",
+            "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
+            "`verify VERSION` asks a file's checks all the same.",
+        )
+    if bad:
+        file, check = bad[0]
+        raise VerifyFailed(
+            "verify.failed",
+            f"{len(bad)} of {len(answers)} checks fail, first {check.suite}: {check.check}",
+            "Compare the database with the migration; was it changed by hand?",
+            migration=file.name,
+            version=file.version,
+        )
+
+
+def _show(
+    config: Config,
+    form: str | None,
+    database: str,
+    answers: Sequence[tuple[Migration, Check]],
+    *,
+    ok: bool,
+) -> None:
+    """Print each check's answer."""
     rows = [
         {
             "migration": file.name,
@@ -54,8 +85,7 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         }
         for file, check in answers
     ]
-    bad = [row for row in rows if not row["ok"]]
-    document = {"database": database, "ok": bool(chosen) and not bad, "checks": rows}
+    document = {"database": database, "ok": ok, "checks": rows}
     heads = ("version", "suite", "check", "result", "detail")
     table = [
         (f"{r['version']:03d}", r["suite"], r["check"], "ok" if r["ok"] else "FAILED", r["detail"])
@@ -69,22 +99,6 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         for row in rows
     ]
     results.show(config, form, document, (heads, table), events)
-    if not chosen:
-        raise Pending(
-            "verify.nothing_recorded",
-            f"none of the {len(files)} files is recorded as applied in {database}, so nothing was "
-            "verified",
-            "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
-            "`verify VERSION` asks a file's checks all the same.",
-        )
-    if bad:
-        raise VerifyFailed(
-            "verify.failed",
-            f"{len(bad)} of {len(rows)} checks fail, first {bad[0]['suite']}: {bad[0]['check']}",
-            "Compare the database with the migration; was it changed by hand?",
-            migration=bad[0]["migration"],
-            version=bad[0]["version"],
-        )
 
 
 def _to_verify(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ STRENGTH = (
     ACCESS_EXCLUSIVE,
 )  # fmt: skip
 
+Inner = Any  # the node inside a Node: each kind has fields of its own
 DELETES = 5  # libpg_query's CmdType
 CASCADE = 2  # libpg_query's DropBehavior
 # sub-commands of ALTER TABLE that take less than ACCESS EXCLUSIVE
@@ -106,6 +107,7 @@ _ALONE = {  # commands of ALTER TABLE that leave others as they are
     "AT_NoForceRowSecurity", "AT_AddInherit", "AT_DropInherit", "AT_DetachPartition",
     "AT_DetachPartitionFinalize", "AT_SetStatistics",
 }  # fmt: skip
+_LISTING = {"create_publication_stmt", "alter_publication_stmt"}  # a lock on each that they list
 _DESTROYING = {"delete_stmt", "truncate_stmt", "dropdb_stmt", "drop_table_space_stmt",
                "drop_owned_stmt", "drop_role_stmt"}  # fmt: skip
 
@@ -192,12 +194,12 @@ def of_node(node: Node, text: bytes) -> Effect:
     )
 
 
-def _only(statement: Any) -> tuple[str, ...]:  # noqa: ANN401 -- a protobuf node
+def _only(statement: Inner) -> tuple[str, ...]:
     """Return the tables that a statement names with ONLY."""
     return tuple(_name(table) for table in parser.every(statement, "RangeVar") if not table.inh)
 
 
-def _wrapped(kind: str, statement: Any, text: bytes) -> Effect:  # noqa: ANN401 -- a protobuf node
+def _wrapped(kind: str, statement: Inner, text: bytes) -> Effect:
     """Return what EXPLAIN, PREPARE and DECLARE do: the locks of what is inside, at once."""
     inner = of_node(statement.query, text)
     word = kind.partition("_")[0]
@@ -211,7 +213,7 @@ def _wrapped(kind: str, statement: Any, text: bytes) -> Effect:  # noqa: ANN401 
     )
 
 
-def _created(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- a protobuf node
+def _created(kind: str, statement: Inner) -> str | None:
     """Return the relation that a statement makes, under whose name no one waits yet."""
     if kind == "create_stmt":
         return _name(statement.relation)
@@ -224,94 +226,135 @@ def _created(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- a prot
     return None
 
 
-def _described(kind: str, statement: Any, text: bytes) -> tuple[str, list[Lock]]:  # noqa: ANN401, C901, PLR0911, PLR0912 -- a protobuf node; one line a statement
+Said = tuple[str, list[Lock]]  # in words, and the locks that it takes
+
+
+def _described(kind: str, statement: Inner, text: bytes) -> Said:
+    """Return what a statement does in words, and its locks."""
     if kind in _FIXED:
-        does, mode = _FIXED[kind]
-        targets = [_name(table) for table in _targets(statement)]
-        others = [name for name in map(_name, _tables(statement)) if name not in targets]
-        locks = [Lock(name, mode) for name in targets]
-        locks += _changed(statement)
-        return f"{does} {', '.join(targets)}".strip(), locks + _read(others)
-    match kind:
-        case "index_stmt":
-            mode = SHARE_UPDATE if statement.concurrent else SHARE
-            how = " concurrently" if statement.concurrent else ""
-            table = _name(statement.relation)
-            return f"create index{how} {statement.idxname} on {table}", [Lock(table, mode)]
-        case "create_stmt":
-            referenced = [Lock(name, SHARE_ROW) for name in _referenced(statement.table_elts)]
-            copied = [
-                item
-                for part in statement.table_elts
-                for item in parser.every(part, "TableLikeClause")
-            ]
-            referenced += _read(_name(item.relation) for item in copied)
-            mode = ACCESS_EXCLUSIVE if statement.HasField("partbound") else SHARE_UPDATE
-            parents = [Lock(_name(item.range_var), mode) for item in statement.inh_relations]
-            return f"create table {_name(statement.relation)}", referenced + parents
-        case "rename_stmt":
-            table = _name(statement.relation) if statement.HasField("relation") else ""
-            what = f"rename {statement.subname or table} to {statement.newname}"
-            index = statement.rename_type == 21  # noqa: PLR2004 -- OBJECT_INDEX
-            mode = SHARE_UPDATE if index else ACCESS_EXCLUSIVE
-            return what, [Lock(table, mode)] if table else []
-        case "comment_stmt":
-            return "comment", _commented(statement)
-        case "copy_stmt":
-            if not statement.HasField("relation"):
-                read = _read(named_tables(statement.query))
-                return "copy from a query", read + _changed(statement)
-            table = _name(statement.relation)
-            mode = ROW_EXCLUSIVE if statement.is_from else ACCESS_SHARE
-            return f"copy {'into' if statement.is_from else 'from'} {table}", [Lock(table, mode)]
-        case "lock_stmt":
-            mode = STRENGTH[statement.mode - 1]
-            tables = [_name(item.range_var) for item in statement.relations]
-            return f"lock {', '.join(tables)}", [Lock(table, mode) for table in tables]
-        case "vacuum_stmt" | "cluster_stmt" | "reindex_stmt" | "refresh_mat_view_stmt":
-            return _maintenance(kind, statement)
-        case "select_stmt":
-            changed = _changed(statement)
-            kept = [Lock(name, ROW_SHARE) for name in _row_locked(statement)]
-            read = _read(named_tables(statement))
-            return "change rows in a query" if changed else "query", read + kept + changed
-        case "view_stmt":
-            mode = ACCESS_EXCLUSIVE if statement.replace else ACCESS_SHARE
-            view = [Lock(_name(statement.view), mode)] if statement.replace else []
-            return f"create view {_name(statement.view)}", view + _read(
-                named_tables(statement.query)
-            )
-        case "create_table_as_stmt":
-            name = _name(statement.into.rel)
-            return f"create {name} from a query", _read(named_tables(statement.query)) + _changed(
-                statement
-            )
-        case "create_publication_stmt" | "alter_publication_stmt":
-            taken = [Lock(name, SHARE_UPDATE) for name in named_tables(statement)]
-            return " ".join(scan.words(text[:200], 3)).lower(), taken
-        case _:
-            return " ".join(scan.words(text[:200], 3)).lower(), []
+        return _fixed(kind, statement)
+    if kind in _VARIED:
+        return _VARIED[kind](statement)
+    words = " ".join(scan.words(text[:200], 3)).lower()
+    listed = named_tables(statement) if kind in _LISTING else ()
+    return words, [Lock(name, SHARE_UPDATE) for name in listed]
 
 
-def _maintenance(kind: str, statement: Any) -> tuple[str, list[Lock]]:  # noqa: ANN401 -- see above
-    if kind == "vacuum_stmt":
-        full = any(item.def_elem.defname == "full" for item in statement.options)
-        tables = [_name(item.vacuum_relation.relation) for item in statement.rels]
-        word = "vacuum" if statement.is_vacuumcmd else "analyze"
-        mode = ACCESS_EXCLUSIVE if full else SHARE_UPDATE
-        return f"{word}{' full' if full else ''} {', '.join(tables)}".strip(), [
-            Lock(table, mode) for table in tables
-        ]
+def _fixed(kind: str, statement: Inner) -> Said:
+    does, mode = _FIXED[kind]
+    targets = [_name(table) for table in _targets(statement)]
+    others = [name for name in map(_name, _tables(statement)) if name not in targets]
+    locks = [Lock(name, mode) for name in targets]
+    locks += _changed(statement)
+    return f"{does} {', '.join(targets)}".strip(), locks + _read(others)
+
+
+def _create_index(statement: Inner) -> Said:
+    mode = SHARE_UPDATE if statement.concurrent else SHARE
+    how = " concurrently" if statement.concurrent else ""
+    table = _name(statement.relation)
+    return f"create index{how} {statement.idxname} on {table}", [Lock(table, mode)]
+
+
+def _create_table(statement: Inner) -> Said:
+    referenced = [Lock(name, SHARE_ROW) for name in _referenced(statement.table_elts)]
+    copied = [
+        item for part in statement.table_elts for item in parser.every(part, "TableLikeClause")
+    ]
+    referenced += _read(_name(item.relation) for item in copied)
+    mode = ACCESS_EXCLUSIVE if statement.HasField("partbound") else SHARE_UPDATE
+    parents = [Lock(_name(item.range_var), mode) for item in statement.inh_relations]
+    return f"create table {_name(statement.relation)}", referenced + parents
+
+
+def _create_table_as(statement: Inner) -> Said:
+    name = _name(statement.into.rel)
+    locks = _read(named_tables(statement.query)) + _changed(statement)
+    return f"create {name} from a query", locks
+
+
+def _create_view(statement: Inner) -> Said:
+    name = _name(statement.view)
+    view = [Lock(name, ACCESS_EXCLUSIVE)] if statement.replace else []
+    return f"create view {name}", view + _read(named_tables(statement.query))
+
+
+def _rename(statement: Inner) -> Said:
     table = _name(statement.relation) if statement.HasField("relation") else ""
-    if kind == "cluster_stmt":
-        return f"cluster {table}".strip(), [Lock(table, ACCESS_EXCLUSIVE)] if table else []
-    if kind == "refresh_mat_view_stmt":
-        mode = EXCLUSIVE if statement.concurrent else ACCESS_EXCLUSIVE
-        return f"refresh {table}", [Lock(table, mode)]
+    what = f"rename {statement.subname or table} to {statement.newname}"
+    index = statement.rename_type == 21  # noqa: PLR2004 -- OBJECT_INDEX
+    mode = SHARE_UPDATE if index else ACCESS_EXCLUSIVE
+    return what, [Lock(table, mode)] if table else []
+
+
+def _comment(statement: Inner) -> Said:
+    return "comment", _commented(statement)
+
+
+def _copy(statement: Inner) -> Said:
+    if not statement.HasField("relation"):
+        return "copy from a query", _read(named_tables(statement.query)) + _changed(statement)
+    table = _name(statement.relation)
+    mode = ROW_EXCLUSIVE if statement.is_from else ACCESS_SHARE
+    return f"copy {'into' if statement.is_from else 'from'} {table}", [Lock(table, mode)]
+
+
+def _lock(statement: Inner) -> Said:
+    mode = STRENGTH[statement.mode - 1]
+    tables = [_name(item.range_var) for item in statement.relations]
+    return f"lock {', '.join(tables)}", [Lock(table, mode) for table in tables]
+
+
+def _select(statement: Inner) -> Said:
+    changed = _changed(statement)
+    kept = [Lock(name, ROW_SHARE) for name in _row_locked(statement)]
+    read = _read(named_tables(statement))
+    return "change rows in a query" if changed else "query", read + kept + changed
+
+
+def _vacuum(statement: Inner) -> Said:
+    full = any(item.def_elem.defname == "full" for item in statement.options)
+    tables = [_name(item.vacuum_relation.relation) for item in statement.rels]
+    word = "vacuum" if statement.is_vacuumcmd else "analyze"
+    mode = ACCESS_EXCLUSIVE if full else SHARE_UPDATE
+    does = f"{word}{' full' if full else ''} {', '.join(tables)}".strip()
+    return does, [Lock(table, mode) for table in tables]
+
+
+def _cluster(statement: Inner) -> Said:
+    table = _name(statement.relation) if statement.HasField("relation") else ""
+    return f"cluster {table}".strip(), [Lock(table, ACCESS_EXCLUSIVE)] if table else []
+
+
+def _refresh(statement: Inner) -> Said:
+    view = _name(statement.relation)
+    mode = EXCLUSIVE if statement.concurrent else ACCESS_EXCLUSIVE
+    return f"refresh {view}", [Lock(view, mode)]
+
+
+def _reindex(statement: Inner) -> Said:
+    table = _name(statement.relation) if statement.HasField("relation") else ""
     concurrent = kinds.options(statement.params).get("concurrently", False)
     mode = SHARE_UPDATE if concurrent else SHARE  # and ACCESS EXCLUSIVE on each index
     index = statement.kind == 1  # REINDEX_OBJECT_INDEX
     return f"reindex {table or statement.name}", [Lock(table, mode, index)] if table else []
+
+
+_VARIED: dict[str, Callable[[Inner], Said]] = {  # kind of node: what its options make of the locks
+    "cluster_stmt": _cluster,
+    "comment_stmt": _comment,
+    "copy_stmt": _copy,
+    "create_stmt": _create_table,
+    "create_table_as_stmt": _create_table_as,
+    "index_stmt": _create_index,
+    "lock_stmt": _lock,
+    "refresh_mat_view_stmt": _refresh,
+    "reindex_stmt": _reindex,
+    "rename_stmt": _rename,
+    "select_stmt": _select,
+    "vacuum_stmt": _vacuum,
+    "view_stmt": _create_view,
+}
 
 
 def _alter_table(statement: AlterTableStmt) -> Effect:
@@ -411,7 +454,7 @@ def _called(node: Node) -> str:
     return f"{name}({', '.join(types)})"
 
 
-def _destroyed(kind: str, statement: Any, does: str) -> str | None:  # noqa: ANN401 -- see above
+def _destroyed(kind: str, statement: Inner, does: str) -> str | None:
     if kind == "delete_stmt":
         all_rows = not statement.HasField("where_clause")
         return f"{'all rows' if all_rows else 'rows'} of {_name(statement.relation)}"
@@ -425,7 +468,7 @@ def _destroyed(kind: str, statement: Any, does: str) -> str | None:  # noqa: ANN
     return does if kind in _DESTROYING else None
 
 
-def _external(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- see above
+def _external(kind: str, statement: Inner) -> str | None:
     """Say what a statement reaches beyond its database, if it does."""
     if kind == "copy_stmt" and (statement.is_program or statement.filename):
         return "reads or writes a program or a file of the server"
@@ -473,7 +516,7 @@ def _written(name: str) -> str:
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
-def _targets(statement: Any) -> list[RangeVar]:  # noqa: ANN401 -- see above
+def _targets(statement: Inner) -> list[RangeVar]:
     """Return the tables that a statement changes."""
     names = {field.name for field in statement.DESCRIPTOR.fields}
     if "relations" in names:
@@ -488,7 +531,7 @@ def named_tables(node: Node) -> list[str]:
     return [_name(table) for table in _tables(node)]
 
 
-def _tables(message: Any) -> Iterator[RangeVar]:  # noqa: ANN401 -- any protobuf message
+def _tables(message: Inner) -> Iterator[RangeVar]:
     """Yield every table that a tree names, but not its common table expressions."""
     hidden = {item.ctename for item in parser.every(message, "CommonTableExpr")}
     for table in parser.every(message, "RangeVar"):
@@ -496,7 +539,7 @@ def _tables(message: Any) -> Iterator[RangeVar]:  # noqa: ANN401 -- any protobuf
             yield table
 
 
-def _changes(statement: Any) -> list[Any]:  # noqa: ANN401 -- see above
+def _changes(statement: Inner) -> list[Any]:
     """Return the statements inside another, in a WITH or a rule, that change rows."""
     return [
         item
@@ -506,11 +549,11 @@ def _changes(statement: Any) -> list[Any]:  # noqa: ANN401 -- see above
     ]
 
 
-def _changed(statement: Any) -> list[Lock]:  # noqa: ANN401 -- see above
+def _changed(statement: Inner) -> list[Lock]:
     return [Lock(_name(item.relation), ROW_EXCLUSIVE) for item in _changes(statement)]
 
 
-def _deleted(statement: Any) -> list[str]:  # noqa: ANN401 -- see above
+def _deleted(statement: Inner) -> list[str]:
     """Return the tables that a statement deletes from: in a WITH, or as MERGE does."""
     found = [_name(item.relation) for item in parser.every(statement, "DeleteStmt")]
     for merge in parser.every(statement, "MergeStmt"):
@@ -520,7 +563,7 @@ def _deleted(statement: Any) -> list[str]:  # noqa: ANN401 -- see above
     return list(dict.fromkeys(found))
 
 
-def _row_locked(statement: Any) -> list[str]:  # noqa: ANN401 -- see above
+def _row_locked(statement: Inner) -> list[str]:
     """Return the tables of a FROM whose rows FOR UPDATE and its like keep."""
     found = []
     for clause in statement.locking_clause:
@@ -553,7 +596,7 @@ def _strings(node: Node) -> list[str]:
     ]
 
 
-def _commented(statement: Any) -> list[Lock]:  # noqa: ANN401 -- see above
+def _commented(statement: Inner) -> list[Lock]:
     from postgast.pg_query_pb2 import ObjectType  # noqa: PLC0415 -- parsed, so it is loaded
 
     kind = ObjectType.Name(statement.objtype)

@@ -61,9 +61,7 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         clone.copy = True
         if scripts:
             ledger.ensure(clone)  # where it was made before the first run
-        yield copies.Copy(
-            clone, clone.connection.info.dbname, 0.0, began, clone, None, 0.0, where="clone"
-        )
+        yield copies.Copy(clone, clone.connection.info.dbname, 0.0, began, clone, where="clone")
 
 
 def _on_the_same_server(session: Session, clone: Session) -> bool:

@@ -71,8 +71,8 @@ class Copy:
     restore_s: float
     began: float
     home: Session
-    wal: int | None  # that the server had written before, in bytes; None where nobody cares
-    paused_s: float
+    wal: int | None = None  # that the server had written before, in bytes, where anybody cares
+    paused_s: float = 0.0
     empty: tuple[str, ...] = ()  # views that are not filled in it
     where: str = "server"  # `server`, `url`, `clone`, or `local`: thrown away with its server
     fidelity: str | None = None  # in what it is not as the live one
@@ -136,6 +136,53 @@ def restored(
     live_bytes = choice.size if choice else live_bytes
     where = "server" if config.rehearse_url is None else "url"
     live = new_database.described(session, saved.identity.database)
+    with (
+        _home(session, saved, scripts, live_bytes) as home,
+        scratch.made(home, saved.identity, live) as name,
+    ):
+        jobs, wal = new_database.jobs(home), burden.wal(home)
+        quiet, calling = new_database.quiet(home), catalog.calling(session)
+        part = saved.backup.manifest.partial
+        fast = quiet | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
+        restoring = Restoring(name, jobs, live_bytes, fast, calling, session.tell, part, choice)
+        tell_started(
+            saved,
+            restoring,
+            where=where,
+            server=f"{home.connection.info.host}:{home.connection.info.port}",
+            wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
+        )
+        minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
+        try:
+            refused, without = _filled(home, saved, restoring, minute)
+            restored_s = time.monotonic() - began
+            scratch.apply_database_settings(session, home, live, name)
+            with scratch.reached(home, name, quiet) as copy:
+                empty = proven(
+                    copy, saved, refused, empty_allowed=bool(calling or refused), choice=choice
+                )
+            believe(config, saved, restoring, refused, without)
+            quiet.pop("event_triggers", None)  # from here on they fire as in production
+            with scratch.reached(home, name, quiet) as copy:
+                if scripts:
+                    analyze(copy)
+                yield Copy(
+                    copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
+                    without=without, part=part, lacking=parts.lost(refused), choice=choice,
+                )  # fmt: skip
+        except BackupUnverified:
+            take.hide(saved)
+            raise
+
+
+@contextmanager
+def _home(
+    session: Session, saved: Taken, scripts: Sequence[Script], live_bytes: int
+) -> Iterator[Session]:
+    """Yield a session on the server that is to have the copy; Unavailable where it cannot bear it.
+
+    On the live one nothing may reach beyond the copy, and the journal says that it is there.
+    """
     with ExitStack() as stack:
         home = stack.enter_context(scratch.home(session))
         there, _ = take.identity_of(home)
@@ -145,60 +192,7 @@ def restored(
             stack.enter_context(_noted(session, home, saved, scripts))
         if home is not session:
             scratch.sweep(home, saved.identity)
-        name = stack.enter_context(scratch.made(home, saved.identity, live))
-        jobs, wal = new_database.jobs(home), burden.wal(home)
-        structlog.get_logger().info(
-            "rehearsal.started",
-            backup=saved.name if saved.visible else None,
-            database=name,
-            where=where,
-            server=f"{home.connection.info.host}:{home.connection.info.port}",
-            rows=sum((saved.backup.manifest.rows or {}).values()),
-            jobs=jobs,
-            live_bytes=live_bytes,
-            wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
-            **told_of(choice),
-        )
-        minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
-        quiet, calling = new_database.quiet(home), catalog.calling(session)
-        try:
-            session.tell("restoring")
-            part = saved.backup.manifest.partial
-            fast = quiet | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
-            restoring = Restoring(name, jobs, live_bytes, fast, calling, session.tell, part, choice)
-            refused, without = _filled(home, saved, restoring, minute)
-            restored_s = time.monotonic() - began
-            scratch.apply_database_settings(session, home, live, name)
-            with scratch.reached(home, name, quiet) as copy:
-                empty = proven(
-                    copy, saved, refused, empty_allowed=bool(calling or refused), choice=choice
-                )
-            if choice is None:
-                record(saved, refused, without)
-            tell_empty(config, refused, calling.values())
-            quiet.pop("event_triggers", None)  # from here on they fire as in production
-            with scratch.reached(home, name, quiet) as copy:
-                if scripts:
-                    analyze(copy)
-                paused = minute.paused_s
-                yield Copy(
-                    copy,
-                    name,
-                    restored_s,
-                    began,
-                    home,
-                    wal,
-                    paused,
-                    empty,
-                    where,
-                    without=without,
-                    part=part,
-                    lacking=parts.lost(refused),
-                    choice=choice,
-                )
-        except BackupUnverified:
-            take.hide(saved)
-            raise
+        yield home
 
 
 def require_complete(config: Config, saved: Taken | None) -> None:
@@ -228,6 +222,44 @@ def analyze(copy: Session) -> None:
         for (table,) in copy.execute(_ANALYZED).fetchall():
             with suppress(psycopg.Error):
                 copy.execute(f"ANALYZE {table}")
+
+
+def tell_started(
+    saved: Taken,
+    restoring: Restoring,
+    *,
+    where: str,
+    server: str,
+    wal_bytes_expected: int,
+    **more: str | None,
+) -> None:
+    """Say what is restored, and where."""
+    structlog.get_logger().info(
+        "rehearsal.started",
+        backup=saved.name if saved.visible else None,
+        database=restoring.name,
+        where=where,
+        server=server,
+        **more,
+        rows=sum((saved.backup.manifest.rows or {}).values()),
+        jobs=restoring.jobs,
+        live_bytes=restoring.live_bytes,
+        wal_bytes_expected=wal_bytes_expected,
+        **told_of(restoring.choice),
+    )
+
+
+def believe(
+    config: Config,
+    saved: Taken,
+    restoring: Restoring,
+    refused: Sequence[new_database.Complaint],
+    without: Sequence[str] = (),
+) -> None:
+    """Keep and say how far a copy that was compared proves its backup."""
+    if restoring.choice is None:
+        record(saved, refused, without)
+    tell_empty(config, refused, restoring.calling.values())
 
 
 def record(
@@ -441,6 +473,7 @@ def _fill(
     Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
     """
     begin = partial(_begun, home, restoring)
+    restoring.others("restoring")
 
     def anew() -> None:
         new_database.make_anew(home, restoring.name)

@@ -12,11 +12,11 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import structlog
 
 from preflight.backup import children, clients, manifests, new_database, parts, take
 from preflight.base import console
@@ -76,6 +76,21 @@ UPDATE pg_catalog.pg_user_mapping SET umoptions = ARRAY(
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A throwaway server, made like the live one as far as it can be."""
+
+    home: Session
+    server: local.Server
+    around: cluster.Surroundings
+    made: cluster.Made
+
+    @property
+    def fidelity(self) -> str | None:
+        """In what it is not like the live one."""
+        return ", ".join(self.made.fidelity) or None
+
+
 @contextmanager
 def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     session: Session,
@@ -102,81 +117,42 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     choice = _chosen(session, config, directory, reads, live_bytes)
     live_bytes = choice.size if choice else live_bytes
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
-    with ExitStack() as stack:
-        server = stack.enter_context(
-            _started(
-                session,
-                config,
-                programs,
-                directory,
-                live_bytes,
-                settings(around, scripts, all_of_it=guests),
-                guests=guests,
-            )
-        )
-        home = stack.enter_context(cluster.connected(session.config, server))
-        with _or_unavailable(home, "the throwaway server cannot be made like the live one"):
-            made = cluster.make(home, server, around)
+    wanted = settings(around, scripts, all_of_it=guests)
+    with (
+        _started(session, config, programs, directory, live_bytes, wanted, guests=guests) as server,
+        cluster.connected(session.config, server) as home,
+    ):
         part = saved.backup.manifest.partial
-        _require_whole(made, part)
-        jobs = new_database.jobs(home)
-        jobs = max(JOBS_AT_LEAST, jobs) if config.jobs == "auto" else jobs
-        fidelity = ", ".join(made.fidelity) or None
-        structlog.get_logger().info(
-            "rehearsal.started",
-            backup=saved.name if saved.visible else None,
-            database=made.database,
+        place = _made(home, server, around, part)
+        name, quiet = place.made.database, new_database.quiet(home)
+        restoring = copies.Restoring(
+            name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice
+        )
+        copies.tell_started(
+            saved,
+            restoring,
             where="local",
             server=f"PostgreSQL {programs.version} in {directory}",
-            fidelity=fidelity,
-            rows=sum((saved.backup.manifest.rows or {}).values()),
-            jobs=jobs,
-            live_bytes=live_bytes,
             wal_bytes_expected=0,
-            **copies.told_of(choice),
+            fidelity=place.fidelity,
         )
-        quiet = new_database.quiet(home)
         try:
-            session.tell("restoring")
-            restoring = copies.Restoring(
-                made.database, jobs, live_bytes, quiet, calling, session.tell, part, choice
-            )
-            refused = _filled(home, server, saved, around, made, restoring)
+            refused = _filled(place, saved, restoring)
             restore_s = time.monotonic() - began
-            with scratch.reached(home, made.database, quiet) as inside:
-                empty = copies.proven(
-                    inside, saved, refused, empty_allowed=bool(calling or refused), choice=choice
-                )
-                with _or_unavailable(inside, "other servers cannot be closed to the copy"):
-                    inside.execute(_SHUT)
-                if scripts or guests:
-                    copies.analyze(inside)
-            if choice is None:
-                copies.record(saved, refused)
-            copies.tell_empty(config, refused, calling.values())
+            empty = _compared(place, saved, restoring, refused, used=bool(scripts or guests))
         except BackupUnverified:
             if server.death() is None:
                 take.hide(saved)
             raise
-        with cluster.connected(session.config, server, made.database, us) as copy:
+        copies.believe(config, saved, restoring, refused)
+        with cluster.connected(session.config, server, name, us) as copy:
             copy.copy = True
             copy.instead = partial(_nearby, server)
             yield copies.Copy(
-                copy,
-                made.database,
-                restore_s,
-                began,
-                home,
-                None,
-                0.0,
-                empty,
-                "local",
-                fidelity,
-                server=server,
-                part=part,
-                lacking=parts.lost(refused),
+                copy, name, restore_s, began, home, empty=empty, where="local",
+                fidelity=place.fidelity, server=server, part=part, lacking=parts.lost(refused),
                 choice=choice,
-            )
+            )  # fmt: skip
 
 
 def _nearby(server: local.Server, text: bytes) -> bytes:
@@ -331,6 +307,19 @@ def _not_here(failure: RehearsalFailed) -> scratch.Unavailable:
     return scratch.Unavailable(f"{failure}, which only the throwaway server says", (), **where)
 
 
+def _made(
+    home: Session,
+    server: local.Server,
+    around: cluster.Surroundings,
+    part: manifests.Part | None,
+) -> _Place:
+    """Make the server like the live one; raises Unavailable where what is needed cannot be had."""
+    with _or_unavailable(home, "the throwaway server cannot be made like the live one"):
+        made = cluster.make(home, server, around)
+    _require_whole(made, part)
+    return _Place(home, server, around, made)
+
+
 def _require_whole(made: cluster.Made, part: manifests.Part | None) -> None:
     """Make sure that this server has what the live one has; raises Unavailable that names it.
 
@@ -351,18 +340,21 @@ def _require_whole(made: cluster.Made, part: manifests.Part | None) -> None:
 # its content
 
 
-def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
-    home: Session,
-    server: local.Server,
-    saved: Taken,
-    around: cluster.Surroundings,
-    made: cluster.Made,
-    restoring: copies.Restoring,
+def _jobs(home: Session, config: Config) -> int:
+    """Return how many sessions restore."""
+    jobs = new_database.jobs(home)
+    return max(JOBS_AT_LEAST, jobs) if config.jobs == "auto" else jobs
+
+
+def _filled(
+    place: _Place, saved: Taken, restoring: copies.Restoring
 ) -> list[new_database.Complaint]:
     """Restore the dump; return which materialised views could not be refreshed.
 
     Raises local.Unavailable, Unavailable for what only this side lacks, BackupUnverified.
     """
+    home, server, made = place.home, place.server, place.made
+    restoring.others("restoring")
     begun = server.used()  # the cluster itself
 
     def filled() -> int:
@@ -380,7 +372,7 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
                 *copies.listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(filled),
-                anew=lambda: _make_anew(home, around),
+                anew=lambda: _make_anew(home, place.around),
                 there=parts.there(restoring.part) | set(made.schemas),
             )
         except (children.ClientFailed, BackupFailed) as failure:
@@ -393,6 +385,33 @@ def _filled(  # noqa: PLR0913, PLR0917 -- what is filled from what
         some = restoring.choice is not None
         copies.judge(home, saved, code, problems, elsewhere="the throwaway server", some=some)
     return problems
+
+
+def _compared(
+    place: _Place,
+    saved: Taken,
+    restoring: copies.Restoring,
+    refused: Sequence[new_database.Complaint],
+    *,
+    used: bool,
+) -> tuple[str, ...]:
+    """Compare the copy, and close it to other servers; `used`: somebody will work on it.
+
+    Return the views that are not filled in it; raises Unavailable, BackupUnverified.
+    """
+    with scratch.reached(place.home, restoring.name, restoring.quiet) as inside:
+        empty = copies.proven(
+            inside,
+            saved,
+            refused,
+            empty_allowed=bool(restoring.calling or refused),
+            choice=restoring.choice,
+        )
+        with _or_unavailable(inside, "other servers cannot be closed to the copy"):
+            inside.execute(_SHUT)
+        if used:
+            copies.analyze(inside)
+    return empty
 
 
 def _make_anew(home: Session, around: cluster.Surroundings) -> None:
