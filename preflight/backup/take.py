@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -357,7 +356,7 @@ def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness
                 "Run again; nothing was migrated.",
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
-        stop.sleep(random.uniform(0.2, 1.0) * min(attempt, ATTEMPTS))  # noqa: S311 -- jitter
+        stop.pause(0.2 * min(attempt, ATTEMPTS), 1.0 * min(attempt, ATTEMPTS))
     looks = into.store.stamp(into.name, into.seal.file(manifests.DUMP))
     if session.config.only:
         without = parts.lacking(session)

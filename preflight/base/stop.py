@@ -122,8 +122,13 @@ def looks(least: float, most: float) -> Iterator[float]:
     began, passed = time.monotonic(), 0.0
     while True:
         yield passed
-        sleep(random.uniform(least, most))  # noqa: S311 -- jitter, not a secret
+        pause(least, most)
         passed = time.monotonic() - began
+
+
+def pause(least: float, most: float) -> None:
+    """Wait for a time between the two, so that who began together does not look together."""
+    sleep(random.uniform(least, most))  # noqa: S311 -- jitter, not a secret
 
 
 def sleep(seconds: float) -> None:

@@ -376,11 +376,14 @@ def _abandoned(path: Path) -> bool:
 def _end_left(data: Path) -> None:
     """End the server that a killed run left: the process of its pid file, if it works there."""
     for number in (QUIT, KILL):
-        until = time.monotonic() + END_S
-        while (pid := _postmaster(data)) is not None and time.monotonic() < until:
+        for waited in stop.looks(0.05, 0.05):
+            pid = _postmaster(data)
+            if pid is None:
+                return
+            if waited >= END_S:
+                break
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            stop.sleep(0.05)
 
 
 def _postmaster(data: Path) -> int | None:
@@ -771,13 +774,14 @@ def _start(server: Server, whose: User | None) -> None:
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise Broken(f"{server.programs.postgres} does not start: {error}") from error
-    until, status = time.monotonic() + START_S, server.data / "postmaster.pid"
-    while server.running and time.monotonic() < until:
+    status = server.data / "postmaster.pid"
+    for waited in stop.looks(0.01, 0.01):
+        if not server.running or waited >= START_S:
+            break
         with suppress(OSError, IndexError):
             lines = status.read_text().splitlines()
             if lines[0] == str(server.process.pid) and lines[7].strip() == "ready":
                 return
-        stop.sleep(0.01)
     raise Broken(f"the throwaway server does not start: {server.said() or 'it says nothing'}")
 
 

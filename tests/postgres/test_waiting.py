@@ -1,6 +1,7 @@
 """Waiting for a server that is not there, not ready, not writable, or not a server at all."""
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from preflight.base.config import Config
+from preflight.server import sessions
 from tests import faults, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -405,3 +409,22 @@ def test_setting_that_a_server_refuses_is_done_without(
         result = run(*args, env=proxy.env())
 
     assert 0 == result.code, str(result)
+
+
+def test_server_that_vanishes_is_given_up_by_us_and_by_pg_dump(database: servers.Database) -> None:
+    """What is sent to a server that is gone is waited for for 20 s, and not for 15 minutes."""
+    target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
+    config = Config(target, {}, Path("/nowhere"), run_id="run")
+
+    with sessions.connect(config) as session:
+        theirs = make_conninfo("", **session.address(), **session.secrets())
+        with psycopg.connect(theirs) as as_pg_dump:
+            assert [20_000, 20_000] == [
+                given_up_after(each.fileno()) for each in (session.connection, as_pg_dump)
+            ]
+
+
+def given_up_after(connection: int) -> int:
+    """Return after how many milliseconds the kernel ends a connection whose peer is silent."""
+    with socket.socket(fileno=os.dup(connection)) as peer:
+        return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)

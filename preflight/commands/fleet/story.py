@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -54,6 +55,17 @@ class Look:
         return json.dumps([stood, [[each.name, each.checksum] for each in self.todo]])
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was backed up and rehearsed for a target, `mark` was due, and when that began."""
+
+    mark: str
+    adopts: Sequence[int]
+    at: float
+    backup: str | None = None
+    point: dict[str, object] | None = None
+
+
 @dataclass(slots=True)
 class Fleet:
     """One `up` over many targets; `outcomes` is how each ended that anything was done for."""
@@ -62,7 +74,7 @@ class Fleet:
     chosen: Sequence[Target]
     sizes: Sequence[int]
     outcomes: list[Outcome] = field(default_factory=list)
-    proofs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    proofs: dict[str, Proof] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)  # which database each is that is due
 
     def up(self) -> None:
@@ -120,7 +132,7 @@ class Fleet:
 
             def proven(outcome: Outcome, group: Sequence[Target] = group) -> None:
                 if not outcome.exit_code:
-                    self.proofs |= outcome.given
+                    self.proofs |= {name: Proof(**said) for name, said in outcome.given.items()}
                     return
                 blamed = (each for each in group if each.name == outcome.given)
                 outcome.target = next(blamed, group[0])
@@ -177,10 +189,13 @@ def _require_resumable(session: Session, files: Sequence[Migration], known: plan
 
 
 def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[str, Any]:
-    """Back a database up once, and rehearse on one copy what is due in each target of it."""
+    """Back a database up once, and rehearse on one copy what is due in each target of it.
+
+    Return a Proof for each target's name, as a pipe can carry it.
+    """
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Look] = {}
     # of tenants of one database the backup is of all
     whole = (first.whole() if len(group) > 1 else first).config
     with sessions.connect(whole) as session:
@@ -191,18 +206,20 @@ def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[
         for target in group:
             with blamed(target.name), sessions.connect(target.config) as own:
                 seen = look(own, files)
-            found[target.name] = {"mark": seen.mark, "adopts": sorted(seen.adopts)}
+            found[target.name] = seen
             todo = [each for each in seen.todo if each.version not in seen.adopts]
             if todo:
                 settled = numbers.settled(files, seen.known)
                 parts.append(trial.Tenant(target.name, target.config, target.extra, settled, todo))
         at = time.monotonic()  # a backup is as old as its beginning
         backup, point = gate.proven_all(session, parts) if parts else (None, None)
-    proof = {"backup": backup, "point": point, "at": at}
-    return {name: each | proof for name, each in found.items()}
+    return {
+        name: dataclasses.asdict(Proof(each.mark, sorted(each.adopts), at, backup, point))
+        for name, each in found.items()
+    }
 
 
-def turn(files: folder.Folder, target: Target, proof: dict[str, Any] | None) -> None:
+def turn(files: folder.Folder, target: Target, proof: Proof | None) -> None:
     """Change one target; it is proven again where its proof is old or its history has moved."""
     from preflight.apply import forward  # noqa: PLC0415 -- as in entrypoint.py
 
@@ -210,24 +227,24 @@ def turn(files: folder.Folder, target: Target, proof: dict[str, Any] | None) -> 
         for attempt in gate.rounds(session, files):
             with attempt:
                 fresh = proof is not None and attempt.first and _holds(session, attempt, proof)
-                backup = proof["backup"] if fresh and proof else attempt.proven()
-                if fresh and proof and backup and proof["point"]:
-                    gate.note_point(session, attempt.todo, backup, proof["point"])
+                backup = proof.backup if fresh and proof else attempt.proven()
+                if fresh and proof and backup and proof.point:
+                    gate.note_point(session, attempt.todo, backup, proof.point)
                 for migration in attempt.todo:
                     lock.require(session)
                     forward.forward(session, migration, backup)
 
 
-def _holds(session: Session, attempt: gate.Round, proof: dict[str, Any]) -> bool:
+def _holds(session: Session, attempt: gate.Round, proof: Proof) -> bool:
     """Tell whether what was proven is what is to be done now."""
-    if time.monotonic() - proof["at"] > session.config.target_max_age_min * 60:
+    if time.monotonic() - proof.at > session.config.target_max_age_min * 60:
         return False
-    adopted = frozenset(proof["adopts"])
+    adopted = frozenset(proof.adopts)
     if any(file.version in adopted for file in attempt.todo):
         return False  # it was there when all were looked at, and nobody has tried the file
     known = ledger.read(session)
-    return Look(attempt.todo, adopted, known).mark == proof["mark"] and _there(
-        session.config, proof["backup"]
+    return Look(attempt.todo, adopted, known).mark == proof.mark and _there(
+        session.config, proof.backup
     )
 
 
