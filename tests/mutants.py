@@ -637,14 +637,14 @@ MUTANTS = [
         "history/tables",
         '        if not row["keyed"]:\n',
         "        if False:\n",
-        _tests("history::test_damaged_history_is_told_and_not_guessed_at"),
+        _tests("history::test_damaged_history_is_26_for_every_command"),
     ),
     Mutant(
         "a stranger's history is not believed",
         "history/tables",
         '        if not session.copy and not (row["believed"] and row["schema_believed"]):\n',
         "        if False:\n",
-        _tests("history::test_history_of_another_role_is_refused"),
+        _tests("history::test_history_of_a_stranger_is_neither_believed_nor_run"),
     ),
     Mutant(
         "default privileges open nothing",

@@ -13,7 +13,6 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,7 +22,6 @@ from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted, Failure
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -316,8 +314,7 @@ def answered(
     try:
         with children.started(command, environment) as (child, words):
             try:
-                gone = partial(_gone, child)
-                for chunk in children.chunks(child, tick, 0.2, gone):
+                for chunk in children.chunks(child, tick, 0.2, lambda: child.poll() is not None):
                     size += len(chunk)
                     if size <= MOST_BYTES:
                         parts.append(chunk)
@@ -334,10 +331,6 @@ def answered(
             str(failed),
             f"Is it in this image, executable, and on PATH? {NOTHING}",
         ) from failed
-
-
-def _gone(child: subprocess.Popen[bytes]) -> bool:
-    return child.poll() is not None
 
 
 # the way back
