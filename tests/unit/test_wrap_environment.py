@@ -628,3 +628,198 @@ def test_service_of_kubernetes_is_a_part_of_the_group() -> None:
 
     assert ("127.0.0.1", "6000") == (found["DB_SERVICE_HOST"], found["DB_SERVICE_PORT"])
     assert service["DB_SERVICE_HOST"] == led(service).environment["DB_SERVICE_HOST"]
+
+
+# --- as applications spell it ---------------------------------------------------------------------
+
+HERE = {
+    "host": "db",
+    "at": "db:5432",
+    "port": "5432",
+    "user": "me",
+    "password": "p@ss",
+    "db": "app",
+}
+THERE = {"host": "127.0.0.1", "at": "127.0.0.1:6000", "port": "6000", "user": "me",
+         "password": "r:4nd", "db": "copied", "require": "disable", "true": "false"}  # fmt: skip
+SPELLINGS = {  # each variable, and what it says
+    "FastAPI": "POSTGRES_SERVER=host POSTGRES_PORT=port POSTGRES_USER=user"
+    " POSTGRES_PASSWORD=password POSTGRES_DB=db",
+    "endpoint": "DB_ENDPOINT=at DB_USER=user DB_PASSWORD=password DB_NAME=db",
+    "addr": "DB_ADDR=at DB_USER=user DB_PASSWORD=password DB_DATABASE=db",
+    "address": "DB_ADDRESS=host DB_PORT=port DB_USERNAME=user DB_PASSWORD=password DB_NAME=db",
+    "Laravel": "DB_CONNECTION=pgsql DB_HOST=host DB_PORT=port DB_DATABASE=db DB_USERNAME=user"
+    " DB_PASSWORD=password DB_SSLMODE=require",
+    "Strapi": "DATABASE_CLIENT=postgres DATABASE_HOST=host DATABASE_PORT=port DATABASE_NAME=db"
+    " DATABASE_USERNAME=user DATABASE_PASSWORD=password DATABASE_SSL=true",
+    "Keycloak": "KC_DB=postgres KC_DB_URL_HOST=host KC_DB_URL_PORT=port KC_DB_URL_DATABASE=db"
+    " KC_DB_USERNAME=user KC_DB_PASSWORD=password",
+    "n8n": "DB_TYPE=postgresdb DB_POSTGRESDB_HOST=host DB_POSTGRESDB_PORT=port"
+    " DB_POSTGRESDB_DATABASE=db DB_POSTGRESDB_USER=user DB_POSTGRESDB_PASSWORD=password",
+    "Metabase": "MB_DB_TYPE=postgres MB_DB_HOST=host MB_DB_PORT=port MB_DB_DBNAME=db"
+    " MB_DB_USER=user MB_DB_PASS=password",
+    "Gitea": "GITEA__database__DB_TYPE=postgres GITEA__database__HOST=at GITEA__database__NAME=db"
+    " GITEA__database__USER=user GITEA__database__PASSWD=password",
+    "Grafana": "GF_DATABASE_TYPE=postgres GF_DATABASE_HOST=at GF_DATABASE_NAME=db"
+    " GF_DATABASE_USER=user GF_DATABASE_PASSWORD=password GF_DATABASE_SSL_MODE=require",
+    "Temporal": "DB=postgres12 DB_PORT=port POSTGRES_SEEDS=host POSTGRES_USER=user"
+    " POSTGRES_PWD=password DBNAME=db",
+    "Zitadel": "ZITADEL_DATABASE_POSTGRES_HOST=host ZITADEL_DATABASE_POSTGRES_PORT=port"
+    " ZITADEL_DATABASE_POSTGRES_DATABASE=db ZITADEL_DATABASE_POSTGRES_USER_USERNAME=user"
+    " ZITADEL_DATABASE_POSTGRES_USER_PASSWORD=password"
+    " ZITADEL_DATABASE_POSTGRES_USER_SSL_MODE=require"
+    " ZITADEL_DATABASE_POSTGRES_ADMIN_USERNAME=user"
+    " ZITADEL_DATABASE_POSTGRES_ADMIN_PASSWORD=password",
+    "Authentik": "AUTHENTIK_POSTGRESQL__HOST=host AUTHENTIK_POSTGRESQL__PORT=port"
+    " AUTHENTIK_POSTGRESQL__NAME=db AUTHENTIK_POSTGRESQL__USER=user"
+    " AUTHENTIK_POSTGRESQL__PASSWORD=password",
+    "Sentry": "SENTRY_POSTGRES_HOST=host SENTRY_POSTGRES_PORT=port SENTRY_DB_NAME=db"
+    " SENTRY_DB_USER=user SENTRY_DB_PASSWORD=password",
+    "Paperless": "PAPERLESS_DBHOST=host PAPERLESS_DBPORT=port PAPERLESS_DBNAME=db"
+    " PAPERLESS_DBUSER=user PAPERLESS_DBPASS=password",
+    "Kong": "KONG_PG_HOST=host KONG_PG_PORT=port KONG_PG_DATABASE=db KONG_PG_USER=user"
+    " KONG_PG_PASSWORD=password",
+    "ASP.NET": "Database__Server=host Database__Port=port Database__Name=db"
+    " Database__Username=user Database__Password=password",
+    "camel": "dbHost=host dbPort=port dbName=db dbUser=user dbPassword=password",
+    "Beanstalk": "RDS_HOSTNAME=host RDS_PORT=port RDS_DB_NAME=db RDS_USERNAME=user"
+    " RDS_PASSWORD=password",
+    "Flagsmith": "DJANGO_DB_HOST=host DJANGO_DB_PORT=port DJANGO_DB_NAME=db DJANGO_DB_USER=user"
+    " DJANGO_DB_PASSWORD=password",
+}
+SPELLINGS_OF_URLS = {
+    "Symfony": ("DATABASE_URL", "postgresql://me:p@db:5432/app?serverVersion=16&charset=utf8",
+                "postgresql://me:r%3A4nd@127.0.0.1:6000/copied?serverVersion=16&charset=utf8"),
+    "Hasura": ("HASURA_GRAPHQL_DATABASE_URL", "postgres://me:p@db/app",
+               "postgres://me:r%3A4nd@127.0.0.1:6000/copied"),
+    "Directus": ("DB_CONNECTION_STRING", "postgresql://me:p@db/app",
+                 "postgresql://me:r%3A4nd@127.0.0.1:6000/copied"),
+    "Airflow": ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql+psycopg2://me:p@db/app",
+                "postgresql+psycopg2://me:r%3A4nd@127.0.0.1:6000/copied"),
+    "Ecto": ("DATABASE_URL", "ecto://me:p@db/app", "ecto://me:r%3A4nd@127.0.0.1:6000/copied"),
+    "Vert.x": ("QUARKUS_DATASOURCE_REACTIVE_URL", "vertx-reactive:postgresql://db:5432/app",
+               "vertx-reactive:postgresql://me:r%3A4nd@127.0.0.1:6000/copied"),
+    "Ory": ("DSN", "postgres://me:p@db:5432/app?sslmode=require&max_conns=4",
+            "postgres://me:r%3A4nd@127.0.0.1:6000/copied?sslmode=disable&max_conns=4"),
+}  # fmt: skip
+COPIED = dataclasses.replace(AWAY, database="copied")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=list(SPELLINGS))
+def test_applications_variables_are_led(spelling: str) -> None:
+    """Each as its makers document it: away to a server of its own, and beside the live database."""
+    said = dict(each.split("=") for each in spelling.split())
+    environ = {name: HERE.get(what, what) for name, what in said.items()}
+    away, beside = led(environ, COPIED), led(environ, BESIDE)
+
+    assert {name: THERE.get(what, what) for name, what in said.items()} == {
+        name: away.environment[name] for name in said
+    }
+    assert {name: "scratch" if what == "db" else environ[name] for name, what in said.items()} == {
+        name: beside.environment[name] for name in said
+    }
+    assert () == away.left
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "wanted"), SPELLINGS_OF_URLS.values(), ids=list(SPELLINGS_OF_URLS)
+)
+def test_applications_urls_are_led(name: str, url: str, wanted: str) -> None:
+    """Whatever the variable is called."""
+    assert wanted == led({name: url}, COPIED).environment[name]
+
+
+@pytest.mark.parametrize("prefix", ["QUARKUS_DATASOURCE", "SPRING_DATASOURCE", "SONAR"])
+def test_password_beside_a_url_of_a_longer_name_is_led(prefix: str) -> None:
+    """QUARKUS_DATASOURCE_PASSWORD belongs to QUARKUS_DATASOURCE_JDBC_URL; who stands there, too."""
+    copy = dataclasses.replace(COPIED, users=frozenset({"me", "migrator"}))
+    found = led(
+        {
+            f"{prefix}_JDBC_URL": "jdbc:postgresql://db:5432/app",
+            f"{prefix}_USERNAME": "migrator" if prefix != "SONAR" else "me",
+            f"{prefix}_PASSWORD": "p@ss",
+            "APP_PASSWORD": "hunter2",
+        },
+        copy,
+    ).environment
+
+    who = found[f"{prefix}_USERNAME"]
+    assert ("migrator" if prefix != "SONAR" else "me") == who
+    assert "r:4nd" == found[f"{prefix}_PASSWORD"]
+    assert f"?user={who}&password=r%3A4nd" in found[f"{prefix}_JDBC_URL"]
+    assert "hunter2" == found["APP_PASSWORD"]
+
+
+def test_host_without_a_port_gets_one() -> None:
+    """The copy's server has another than the default, and the app would go to that."""
+    for host, name, port in (("DB_HOST", "DB_NAME", "DB_PORT"), ("dbHost", "dbName", "dbPort")):
+        assert "6000" == led({host: "db", name: "app"}).environment[port]
+    assert "DB_PORT" not in led({"DB_HOST": "db", "DB_NAME": "app"}, BESIDE).environment
+
+
+@pytest.mark.parametrize(
+    ("said", "away", "beside"),
+    [
+        (
+            "tool --host db --port 5432 --dbname app --user me --password p@ss",
+            "tool --host 127.0.0.1 --port 6000 --dbname copied --user me --password r:4nd",
+            "tool --host db --port 5432 --dbname scratch --user me --password p@ss",
+        ),
+        ("psql -h db -d app", "psql -h 127.0.0.1 -d copied", "psql -h db -d scratch"),
+        ("psql -hdb -p5432 app", "psql -h127.0.0.1 -p6000 copied", "psql -hdb -p5432 scratch"),
+        ("tool --host=db --db=app", "tool --host=127.0.0.1 --db=copied",
+         "tool --host=db --db=scratch"),
+        ("tool --db-host=db:5432 --db-name=app", "tool --db-host=127.0.0.1:6000 --db-name=copied",
+         "tool --db-host=db:5432 --db-name=scratch"),
+        ("java -Ddb.host=db -Ddb.port=5432", "java -Ddb.host=127.0.0.1 -Ddb.port=6000",
+         "java -Ddb.host=db -Ddb.port=5432"),
+        ("wait-for-it db:5432 -- tool up", "wait-for-it 127.0.0.1:6000 -- tool up",
+         "wait-for-it db:5432 -- tool up"),
+        ("dockerize -wait tcp://db:5432", "dockerize -wait tcp://127.0.0.1:6000",
+         "dockerize -wait tcp://db:5432"),
+        ("env DB_HOST=db DB_NAME=app PGDATABASE=app tool",
+         "env DB_HOST=127.0.0.1 DB_NAME=copied PGDATABASE=copied tool",
+         "env DB_HOST=db DB_NAME=scratch PGDATABASE=scratch tool"),
+        # another server's, another database, or nobody's
+        ("tool --host other --dbname app", None, None),
+        ("tool --host db --dbname audit", None, None),
+        ("tool -d app migrate app", None, None),
+        ("tool -p 5432 -h", None, None),
+        ("manage.py migrate app --database default", None, None),
+    ],
+)  # fmt: skip
+def test_options_of_the_command_are_led(said: str, away: str | None, beside: str | None) -> None:
+    """What is the live server's behind an option of that name; an equal word elsewhere is not."""
+    assert (away or said) == " ".join(led({}, COPIED, arguments=said.split()).arguments)
+    assert (beside or said) == " ".join(led({}, BESIDE, arguments=said.split()).arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "copy", "wanted"),
+    [
+        (["sh", "-c", "psql -h db -f x.sql"], AWAY, ("argument 3",)),
+        (["sh", "-c", "PGHOST=db tool up"], AWAY, ("argument 3",)),
+        (["sh", "-c", "psql -d app -f x.sql"], BESIDE, ("argument 3",)),
+        (["wait", "db", "5432"], AWAY, ("argument 2",)),
+        (["sh", "-c", "cd db && rails db:migrate"], AWAY, ()),
+        (["rake", "db:migrate"], AWAY, ()),
+        (["psql", "-h", "db", "app"], AWAY, ()),
+        (["psql", "-h", "db", "app"], BESIDE, ()),
+        (["tool", "--url", "postgres://me:x@db/audit"], AWAY, ()),
+        (["tool", "--url=postgres://me:x@db/audit"], BESIDE, ()),
+    ],
+)
+def test_argument_that_cannot_be_led_is_told(
+    arguments: list[str], copy: environment.Copy, wanted: tuple[str, ...]
+) -> None:
+    """Nobody reads a shell's script for us: what seems to name the live database there is said."""
+    assert wanted == led({}, copy, arguments=arguments).left
+
+
+def test_variable_that_cannot_be_led_is_told() -> None:
+    """A host alone may be the database's; one of another database is meant so."""
+    environ = {"BACKEND_HOST": "db", "AUDIT_DB_HOST": "db", "AUDIT_DB_NAME": "audit",
+               "MYSQL_HOST": "db", "DB_PORT_5432_TCP_ADDR": "10.0.0.5"}  # fmt: skip
+
+    assert ("BACKEND_HOST",) == led(environ).left
+    assert () == led(environ, BESIDE).left

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from preflight.base import plain
+from preflight.commands.wrapping import options, words
 
 SHORTEST, SHORTEST_GUESSED = 3, 4  # characters of a secret: to mask less would garble all output
 
@@ -30,21 +31,17 @@ _ADO = re.compile(
     r"""\s*([A-Za-z][\w ]*?)\s*=\s*("(?:[^"]|"")*"|'(?:[^']|'')*'|[^;]*?)\s*(?:;|$)"""
 )
 _PDO = "pgsql:"
-_KINDS = {  # what a key of a keyword string, or a variable's last word, says
-    **dict.fromkeys(("host", "hostaddr", "hostname", "server", "datasource", "addr"), "host"),
-    "port": "port",
-    **dict.fromkeys(("user", "username", "userid", "uid"), "user"),
-    **dict.fromkeys(("password", "pwd", "psw", "pass", "passwd"), "password"),
-    **dict.fromkeys(("dbname", "database", "db", "name", "initialcatalog"), "database"),
-}
-_NOT_IN_STRINGS = {"name", "addr"}  # `name=` of a keyword string is anybody's
+# `name=` of a keyword string is anybody's
+_NOT_IN_STRINGS = {"name", "addr", "address", "endpoint", "seeds", "sslmode", "ssl", "tls"}
 _NOT_NPGSQL = {"server", "datasource", "addr", "initialcatalog"}
 _VARIABLE = re.compile(
-    r"(?i)(?P<prefix>.+?)_*(?P<word>HOSTNAME|HOST|PORT|USERNAME|USER|PASSWORD|PASSWD|PASS|PWD|"
-    r"DATABASE|DBNAME|NAME|DB|URL|URI)"
+    r"(?i)(?P<prefix>.+?)_*(?P<word>HOSTNAME|HOST|SERVER|ENDPOINT|ADDRESS|ADDR|SEEDS|PORT|"
+    r"USERNAME|USER|PASSWORD|PASSWD|PASS|PWD|PW|DATABASE|NAME|DB|SSL_?MODE|SSL|TLS|URL|URI)"
 )
+_OF_SERVICES = re.compile(r"(?i).*_(?:SERVICE_|PORT_\d+_(?:TCP|UDP)).*")  # Kubernetes' links
+
 _BARE = re.compile(r"(?i)(?:.*_)?(?:NAME|DB|DATABASE|DBNAME)|PGDATABASE")
-_OF_DATABASES = re.compile(r"(?i)db|database|pg|postgres|sql")
+_OF_DATABASES = re.compile(r"(?i)db|database|pg|postgres|sql|data_?source|jdbc")
 _NOT_POSTGRES = re.compile(
     r"(?i)mysql|maria|mongo|mssql|sql_?server|oracle|sqlite|redis|couch|influx|clickhouse|cassandra"
 )
@@ -104,7 +101,8 @@ class Copy:
 class Led:
     """An environment that leads to the copy, and which variables had to change for it.
 
-    `files` are the new contents of the files that variables name; `users` all that were named.
+    `files` are the new contents of the files that variables name; `users` all that were named;
+    `left` what names the live server and could not be led.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -112,6 +110,7 @@ class Led:
     variables: tuple[str, ...]
     files: Mapping[str, str] = field(repr=False)
     users: frozenset[str]
+    left: tuple[str, ...] = ()
 
 
 def led(  # noqa: PLR0913 -- what is led, from where, to where
@@ -135,6 +134,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     sure = {*also, *(name.removesuffix(FILE) for name in also), "DATABASE_URL"}
     in_files = _in_files(files or {}, ours)
     said = ours | in_files
+    inline = options.inline(arguments)
+    said |= {name: arguments[at].partition("=")[2] for name, at in inline.items()}
     groups = _groups(said)
     users = _users_of_urls(groups, said)
     for name, text in said.items():
@@ -142,13 +143,15 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         if new is not None:
             found[name] = new
     found |= _grouped(groups, said, found, way)
+    found |= _beside(groups, said, found, way)
     for name, text in said.items():
         bare = _BARE.fullmatch(name) and not _NOT_POSTGRES.search(name)
         if name not in found and text == live.database and (bare or name in also):
             found[name] = copy.database
     contents = _led_files(files or {}, ours, way)
     contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
-    told = [way.argument(each) for each in arguments]
+    told = _arguments(arguments, inline, found | way.libpq(ours), way)
+    found = {name: text for name, text in found.items() if name not in inline or name in ours}
     gone = _elsewhere(copy) & ours.keys()
     led_to = {name: text for name, text in environ.items() if name not in gone}
     if copy.away:
@@ -161,7 +164,10 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     changed = {name for name in ours if led_to.get(name) != ours[name]} - aside
     moved = [f"argument {n}" for n, new in enumerate(told, 1) if new != arguments[n - 1]]
     names = (*sorted(changed | contents.keys()), *moved)
-    return Led(led_to, told, names, contents, frozenset(way.users))
+    seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
+    left = [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
+    left += _hosts_left(groups, ours, changed | contents.keys(), way)
+    return Led(led_to, told, names, contents, frozenset(way.users), tuple(left))
 
 
 def secrets(environ: Mapping[str, str], files: Mapping[str, str] | None = None) -> frozenset[str]:
@@ -235,11 +241,22 @@ class _Way:
     def argument(self, text: str) -> str:
         """Return an argument, led where it, or what stands behind its =, names the database."""
         new = self.value(text)
+        if new is None and (tcp := re.fullmatch(r"(tcp://)?([^\s/@]+:\d+)/?", text)):
+            new = f"{tcp[1] or ''}{_netloc(self.copy)}" if self.here(tcp[2]) else None
         if new is None and text.startswith("-") and "=" in text:
             option, _, behind = text.partition("=")
             new = self.value(behind)
             new = None if new is None else f"{option}={new}"
         return text if new is None else new
+
+    def host(self, said: str) -> str:
+        """Return the copy's host as somebody said the live one: with its port, or without."""
+        return _netloc(self.copy) if _at(said)[1] else self.copy.host
+
+    def here(self, said: str, ports: str = "") -> bool:
+        """Tell whether a host, perhaps with its port, is the live server's."""
+        hosts, own = _at(said)
+        return self.same_host(hosts, own or ports)
 
     def same_host(self, hosts: str, ports: str = "") -> bool:
         """Tell whether one of several hosts, with commas, is known as the live server's."""
@@ -430,6 +447,7 @@ class _Way:
         return found | ({"PGPASSWORD": password} if password else {})
 
 
+_TWICE = re.compile(r"(?<=db)_?db$")
 _Group = dict[str, list[str]]  # the names of its variables, by what they say
 
 
@@ -441,12 +459,21 @@ def _in_files(files: Mapping[str, str], environ: Mapping[str, str]) -> dict[str,
 
 def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> dict[str, str]:
     """Return who is named beside a URL, of each that has somebody there."""
-    return {
-        name: environ[group["user"][0]]
-        for group in groups.values()
-        if "user" in group
-        for name in group.get("url", ())
-    }
+    found: dict[str, str] = {}
+    for prefix, group in groups.items():
+        near = [prefix, *sorted((each for each in groups if _above(each, prefix)), key=len)[::-1]]
+        who = [environ[groups[each]["user"][0]] for each in near if "user" in groups[each]]
+        found |= dict.fromkeys(group.get("url", ()), who[0]) if who else {}
+    return found
+
+
+def _names(group: _Group) -> list[str]:
+    return [name for names in group.values() for name in names]
+
+
+def _above(prefix: str, other: str) -> bool:
+    """Tell whether another prefix begins with this one and a whole word more: kc_db, kc_db_url."""
+    return other.startswith(f"{prefix}_")
 
 
 def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
@@ -456,9 +483,10 @@ def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
         if name in LIBPQ.values() or not (part := _VARIABLE.fullmatch(name)):
             continue
         word = part["word"].lower()
-        kind = "url" if word in ("url", "uri") else _KINDS[word]
+        kind = "url" if word in ("url", "uri") else words.KINDS[word]
         # DB_SERVICE_HOST is what Kubernetes says of a service called db
         prefix = part["prefix"].lower().removesuffix("_service")
+        prefix = _TWICE.sub("", prefix)  # MB_DB_DBNAME, which belongs to MB_DB_HOST
         groups.setdefault(prefix, {}).setdefault(kind, []).append(name)
     return groups
 
@@ -479,11 +507,72 @@ def _grouped(
             way.user(user)
         for kind, new in wanted.items():
             changed |= {
-                name: new
+                name: way.host(environ[name]) if kind == "host" else new
                 for name in group.get(kind, ())
                 if name not in found and (kind != "database" or environ[name] == way.live.database)
             }
+        changed |= _without_tls(group, environ, way)
+        changed |= _port_too(group, environ, way)
     return changed
+
+
+def _port_too(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str, str]:
+    """Return the port's variable where a group has none: the copy has another than the default."""
+    hosts = [name for name in group.get("host", ()) if not _OF_SERVICES.fullmatch(name)]
+    if "port" in group or way.copy.port in way.live.ports or not hosts or _at(environ[hosts[0]])[1]:
+        return {}
+    part = _VARIABLE.fullmatch(hosts[0])
+    word = part["word"] if part else ""
+    port = "PORT" if word.isupper() else "port" if word.islower() else "Port"
+    return {f"{hosts[0].removesuffix(word)}{port}": way.copy.port}
+
+
+def _without_tls(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str, str]:
+    """Return what says that there is TLS, as it is where the copy's server has none."""
+    said = {name: environ[name].lower() for name in group.get("tls", ()) if way.copy.plain}
+    off = {"true": "false", "on": "off", "yes": "no", "1": "0"}
+    off |= dict.fromkeys(("require", "prefer", "allow", "verify-ca", "verify-full"), "disable")
+    return {name: off[text] for name, text in said.items() if text in off}
+
+
+def _hosts_left(
+    groups: Mapping[str, _Group], environ: Mapping[str, str], changed: Collection[str], way: _Way
+) -> list[str]:
+    """Name the variables that say the live server's name, and of no other database of it."""
+    if not way.copy.away or way.same_host(way.copy.host):
+        return []
+    found: list[str] = []
+    for prefix, group in groups.items():
+        if not _NOT_POSTGRES.search(prefix) and "database" not in group:
+            found += [name for name in group.get("host", ()) if not _OF_SERVICES.fullmatch(name)]
+    return [
+        name
+        for name in found
+        if name in environ and way.here(environ[name]) and name not in changed
+    ]
+
+
+def _beside(
+    groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
+) -> dict[str, str]:
+    """Return who and his password, where they stand beside a group or URL that was led.
+
+    QUARKUS_DATASOURCE_PASSWORD beside QUARKUS_DATASOURCE_JDBC_URL; the password of something else
+    is left as it is.
+    """
+    changed: dict[str, str] = {}
+    led_to = [each for each, group in groups.items() if any(map(found.__contains__, _names(group)))]
+    for prefix, group in groups.items():
+        near = any(_above(prefix, each) or _above(each, prefix) for each in led_to)
+        if not near or not way.copy.away or {"host", "database", "url"} & group.keys():
+            continue
+        own = {way.live.user, way.live.password} & {environ[name] for name in _names(group)}
+        if not (own or _OF_DATABASES.search(prefix)) or _NOT_POSTGRES.search(prefix):
+            continue
+        changed |= {name: way.user(environ[name]) for name in group.get("user", ())}
+        changed |= dict.fromkeys(group.get("password", ()), way.copy.password or "")
+        changed |= _without_tls(group, environ, way)
+    return {name: text for name, text in changed.items() if name not in found}
 
 
 def _names_together(
@@ -502,13 +591,60 @@ def _names_together(
         return False
     said = {kind: [environ[name] for name in names] for kind, names in group.items()}
     hosts, ports = said.get("host", []), said.get("port", [])
-    same = any(way.same_host(host, *ports[:1]) for host in hosts)
+    ports = [port for port in ports if port.isdecimal()]  # Kubernetes' are tcp://…
+    same = any(way.here(host, *ports[:1]) for host in hosts)
     if "database" in said:
         if way.live.database not in said["database"]:
             return False
         of_ours = way.live.user in said.get("user", ())
         return same or of_ours or bool(_OF_DATABASES.search(prefix))
-    return same and "user" in said
+    plain = any(not _OF_SERVICES.fullmatch(name) for name in group.get("host", ()))
+    return same and ("user" in said or bool(plain and _OF_DATABASES.search(prefix)))
+
+
+def _arguments(
+    arguments: Sequence[str], inline: Mapping[str, int], new: Mapping[str, str], way: _Way
+) -> list[str]:
+    """Return the arguments of a command, led to the copy."""
+    changed = {at: f"{name}={new[name]}" for name, at in inline.items() if name in new}
+    changed |= {at: f"_{name}=" for name, at in inline.items() if name in _LEADING}
+    changed |= _said_by_options(arguments, way)
+    return [changed.get(at) or way.argument(text) for at, text in enumerate(arguments)]
+
+
+def _said_by_options(arguments: Sequence[str], way: _Way) -> dict[int, str]:
+    """Return the arguments that say host, port, user, password and database of the live one."""
+    changed: dict[int, str] = {}
+    libpq = options.are_libpq(arguments)
+    for stem, group in options.groups(arguments).items():
+        said = {each.kind: each.value for each in group}
+        here = way.here(said.get("host", ""), said.get("port", ""))
+        mine = said.get("database", way.live.database) == way.live.database
+        if _NOT_POSTGRES.search(stem) or not mine or not (here or "database" in said):
+            continue
+        if "host" in said and not here:
+            continue
+        for each in group:
+            new = _option_said(each, way, here=here, known=libpq or here)
+            if new is not None:
+                changed[each.at] = f"{each.begins}{new}"
+    if libpq:  # its first word without a dash is a database, too
+        words_of_it = {at: text for at, text in enumerate(arguments) if text == way.live.database}
+        changed |= {at: way.copy.database for at in words_of_it if at not in changed and at > 0}
+    return changed
+
+
+def _option_said(said: options.Said, way: _Way, *, here: bool, known: bool) -> str | None:
+    """Return an option's new value; None where it stays what it is."""
+    if said.kind == "database" and (known or not said.short):
+        return way.copy.database
+    new = {"host": way.host(said.value), "port": way.copy.port} if here else {}
+    if here and way.copy.plain and said.value not in ("true", "false"):
+        new["tls"] = "disable"
+    if here and way.copy.away:
+        new["password"] = way.copy.password or ""
+        new |= {"user": way.user(said.value)} if said.kind == "user" else {}
+    return new.get(said.kind)
 
 
 def _led_files(files: Mapping[str, str], environ: Mapping[str, str], way: _Way) -> dict[str, str]:
@@ -554,6 +690,12 @@ def _addresses(netloc: str) -> tuple[str, str]:
     return ",".join(names), ",".join(filter(None, ports))
 
 
+def _at(said: str) -> tuple[str, str]:
+    """Return host and port of an address that may have both: db:5432, [::1]:5432, ::1, a socket."""
+    alone = said.startswith("/") or (said.count(":") > 1 and "[" not in said and "," not in said)
+    return (said, "") if alone else _addresses(said)
+
+
 def _netloc(copy: Copy) -> str:
     host = f"[{copy.host}]" if ":" in copy.host else copy.host
     return f"{host}:{copy.port}"
@@ -583,7 +725,7 @@ def _all(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
 
 def _kind(name: str) -> str:
     bare = name.lower().replace(" ", "").replace("_", "")
-    return "" if bare in _NOT_IN_STRINGS else _KINDS.get(bare, "")
+    return "" if bare in _NOT_IN_STRINGS else words.KINDS.get(bare, "")
 
 
 def _unquoted(value: str) -> str:

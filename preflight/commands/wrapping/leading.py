@@ -54,7 +54,7 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
                 (place / name).write_text(text, encoding="utf-8")
                 (place / name).chmod(0o600)
                 found[name] = str(place / name)
-        yield environment.Led(found, led.arguments, led.variables, led.files, led.users)
+        yield environment.Led(found, led.arguments, led.variables, led.files, led.users, led.left)
 
 
 def _led(wrapped: Wrapped, live: environment.Live, copy: environment.Copy) -> environment.Led:

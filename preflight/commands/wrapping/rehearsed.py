@@ -93,13 +93,14 @@ class _Trial:
             )
             live = written.look(self.session, asked.history)
             say = structlog.get_logger()
-            (say.warning if fence.kind == fences.TRUST else say.info)(
+            (say.warning if fence.kind == fences.TRUST or led.left else say.info)(
                 "wrap.redirected",
                 variables=list(led.variables),
                 kept_off=fence.kind,
                 where=self.copy.where,
                 database=self.copy.name,
                 **({"unseen": fence.unseen} if fence.unseen else {}),
+                **({"not_led": list(led.left)} if led.left else {}),
             )
             before, size = compared.state(copy), self._size()
             there = onlooker.OnCopy(copy)
