@@ -82,7 +82,7 @@ def run(  # noqa: PLR0913 -- what the command line says
         work()
     finally:
         _show(config, form, chosen, outcomes)
-    _raise_worst(chosen, outcomes)
+    _raise_worst(chosen, outcomes, goes_on=name == "up")
 
 
 def _chosen(config: Config, path: Path | None, pattern: str | None) -> list[Target]:
@@ -169,8 +169,11 @@ def _row(outcome: Outcome) -> Sequence[object]:
     return outcome.target.name, outcome.word, outcome.exit_code, done, why
 
 
-def _raise_worst(chosen: Sequence[Target], outcomes: Sequence[Outcome]) -> None:
-    """Raise what the worst target ended with; those that nobody came to are behind."""
+def _raise_worst(chosen: Sequence[Target], outcomes: Sequence[Outcome], *, goes_on: bool) -> None:
+    """Raise what the worst target ended with; those that nobody came to are behind.
+
+    `goes_on`: the next run of the command does what this one has left.
+    """
     ended = [each for each in outcomes if each.exit_code]
     worst = min(ended, key=lambda each: each.rank, default=None)
     if worst is None:
@@ -190,6 +193,7 @@ def _raise_worst(chosen: Sequence[Target], outcomes: Sequence[Outcome]) -> None:
     raise kinds[ExitCode(worst.exit_code)](
         said.get("code", "target.stopped"),
         f"{worst.target.name}: {message}{rest}",
-        f"{said.get('hint') or 'Run again.'} The next run goes on with those that are left.",
+        f"{said.get('hint') or 'Run again.'}"
+        + " The next run goes on with those that are left." * goes_on,
         **where,
     )

@@ -160,9 +160,21 @@ def make_tables(session: Session) -> tuple[bool, list[str]]:
         tables.require_ours(session, found)
         tables.complete(session, found)
         return False, tables.close(session)
+    new = _require_makeable(session, found)
+    if new:  # IF NOT EXISTS would ask for the right to make it even where it is
+        session.execute(f"CREATE SCHEMA {schema}")
+        tables.close_schema(session)
+    session.execute(_TABLES.format(schema=schema))
+    tables.keep(session)
+    tables.close(session)
+    return True, []
+
+
+def _require_makeable(session: Session, found: tables.Rows) -> bool:
+    """Make sure that the role may make the tables; return whether their schema is new, too."""
     tables.require_place(session, found)
     (in_database,) = session.execute(fence.RIGHT).fetchone() or (False,)
-    new = found[0]["place"] is None
+    schema, new = session.config.schema, found[0]["place"] is None
     if not (in_database if new else found[0]["may_create"]):
         raise TargetUnusable(
             "target.no_right",
@@ -171,13 +183,7 @@ def make_tables(session: Session) -> tuple[bool, list[str]]:
             f"{schema} AUTHORIZATION this role.",
             sqlstate="42501",
         )
-    if new:  # IF NOT EXISTS would ask for the right to make it even where it is
-        session.execute(f"CREATE SCHEMA {schema}")
-        tables.close_schema(session)
-    session.execute(_TABLES.format(schema=schema))
-    tables.keep(session)
-    tables.close(session)
-    return True, []
+    return new
 
 
 def keep(session: Session, files: Sequence[Migration]) -> None:
@@ -397,6 +403,20 @@ def require_writable(session: Session) -> None:
         found = session.rows(f"{LOOK}; {tables.look(session)}")
     if tables.present(found):
         tables.require_known(found)
+
+
+def require_rights(session: Session) -> None:
+    """Make sure that the history can be made, or is ours to write; nothing is changed.
+
+    Raises SchemaAhead, HistoryConflict, TargetUnusable.
+    """
+    with session.looking():
+        found = session.rows(f"{LOOK}; {tables.look(session)}")
+        if tables.present(found):
+            tables.require_known(found)
+            tables.require_ours(session, found)
+        else:
+            _require_makeable(session, found)
 
 
 def ensure(session: Session, *, labelled: bool = False) -> None:

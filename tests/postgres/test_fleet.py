@@ -277,6 +277,22 @@ def test_targets_that_are_proven_side_by_side_do_not_meet(
     assert {0} == {code for _, code in ended(result).values()}, result
 
 
+def test_role_that_may_nothing_stops_all_before_the_first_change(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """Rights are looked at with all the rest, and not at a target's turn: 22 names it."""
+    role = f"r_{database.name}"
+    database.script(f"CREATE ROLE {role}; CREATE SCHEMA of_role AUTHORIZATION {role}")
+    poor = {"name": "poor", "schema": "h", "search_path": "of_role", "role": role}
+    migrations(ONE)
+    result = run("up", "--targets", listed([*tenants(database, 1), poor]))
+    database.script(f"DROP SCHEMA of_role; DROP ROLE {role}")
+
+    assert (22, "target.no_right") == (result.code, result.finished["error"]["code"]), result
+    assert {"poor": ("failed", 22), "tenant_1": ("pending", 3)} == ended(result)
+    assert [] == result.event("backup.started")
+
+
 def url(database: servers.Database, user: str, password: str, host: str, more: str = "") -> str:
     """Return the address of a database as a file of it has it."""
     port, secret = database.server.port, quote(password, safe="")

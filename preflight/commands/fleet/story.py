@@ -169,8 +169,7 @@ def look(session: Session, files: folder.Folder) -> Look:
     _require_resumable(session, on_disk, known)
     todo = [file for file in made.todo if file.version not in adopts]
     lasting.require([file.up for file in todo if file.version not in known.records])
-    if todo:
-        ledger.require_writable(session)
+    ledger.require_rights(session)
     # what is only to be recorded is due, too: it has a turn, and needs no proof
     return Look(todo or made.todo, frozenset(adopts), known)
 
