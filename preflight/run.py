@@ -41,7 +41,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.done: dict[str, Any] = {}
-        self.backup: dict[str, float] = {}  # for the metrics
+        self.figures: dict[str, float] = {}  # of the backup, for the metrics
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Keep what an event says was done."""
@@ -57,14 +57,14 @@ class Tally:
             self.done["wrapped"] = event["command"]
         elif event["event"] == "backup.verified":
             self.done["backup"] = event["backup"]
-            self.backup = {
+            self.figures = {
                 "backup_timestamp_seconds": round(time.time(), 3),
                 "backup_size_bytes": event.get("size_bytes", 0),
                 "backup_duration_seconds": event["duration_s"],
                 "backup_restored": 0,
             }
-        elif event["event"] == "rehearsal.passed" and self.backup:
-            self.backup["backup_restored"] = int(event["verified"] == "restored")
+        elif event["event"] == "rehearsal.passed" and self.figures:
+            self.figures["backup_restored"] = int(event["verified"] == "restored")
 
 
 class Run:
@@ -154,7 +154,7 @@ class Run:
         if data["exit_code"] == ExitCode.OK:
             numbers["last_success_timestamp_seconds"] = now
         if data["exit_code"] != ExitCode.BACKUP_UNVERIFIED:  # else it is none
-            numbers |= self.tally.backup
+            numbers |= self.tally.figures
         try:
             metrics.write(Path(self.metrics_file), self.database, self.command, numbers)
         except (OSError, ValueError) as error:

@@ -62,13 +62,13 @@ def clients(config: Config, session: Session) -> Clients:
         )
     pg_dump, pg_restore = (str(at) for at in found.values())
     try:
-        said, problem = _said_version(pg_dump, config.child_env)
+        version, problem = _said_version(pg_dump, config.child_env)
     except children.ClientFailed as failure:
-        said, problem = "", str(failure)
-    number = re.search(r"\d+", said)
+        version, problem = "", str(failure)
+    number = re.search(r"\d+", version)
     if number is None:
         raise BackupFailed(
-            "backup.no_client", f"{pg_dump} does not tell its version: {problem or said!r}", hint
+            "backup.no_client", f"{pg_dump} does not tell its version: {problem or version!r}", hint
         )
     if int(number[0]) < server_major:
         raise BackupFailed(
@@ -76,7 +76,7 @@ def clients(config: Config, session: Session) -> Clients:
             f"pg_dump {number[0]} cannot dump a PostgreSQL {server_major} server",
             hint,
         )
-    return Clients(pg_dump, pg_restore, said)
+    return Clients(pg_dump, pg_restore, version)
 
 
 _UNABLE = re.compile(

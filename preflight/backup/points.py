@@ -53,7 +53,7 @@ def made(session: Session, keep: Callable[[Point], None]) -> Point:
     return point
 
 
-def names_one(backup: str) -> bool:
+def names_one(name: str) -> bool:
     """Tell whether a backup's name is of a point: no file of ours is called so."""
-    way, colon, rest = backup.partition(":")
+    way, colon, rest = name.partition(":")
     return way in WAYS and bool(colon and rest)

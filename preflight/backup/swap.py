@@ -99,14 +99,14 @@ def _swaps(place: restored.Place, identity: Identity) -> dict[int, dict[str, Any
         files = place.store.files(place.source.name)
     for number, file in ((match[1], each) for each in files if (match := pattern.fullmatch(each))):
         try:
-            said = json.loads(store.small(place.store, place.source.name, file))
+            record = json.loads(store.small(place.store, place.source.name, file))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError, manifests.Unreadable):
-            said = None  # it was, and nobody knows when
-        said = said if isinstance(said, dict) else {}
-        if said.get("address") in (None, identity.address):
-            recorded[int(number)] = said
+            record = None  # it was, and nobody knows when
+        record = record if isinstance(record, dict) else {}
+        if record.get("address") in (None, identity.address):
+            recorded[int(number)] = record
     return recorded
 
 
@@ -187,12 +187,12 @@ def _record(
     (oid,) = session.execute(_OID, [place.into]).fetchone() or (0,)
     (now,) = session.execute(_NOW).fetchone() or (0.0,)
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
-    said = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
-    said["address"] = identity.address
+    record = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
+    record["address"] = identity.address
     try:
         file = f"{_family(identity)}{oid}.json"
         with place.store.sink(place.source.name, file) as sink:
-            sink.write(json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n")
+            sink.write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         if not again:
             raise BackupFailed(

@@ -274,12 +274,12 @@ def _expressions(tree: Any) -> Iterator[str | Reach]:  # noqa: ANN401 -- JSON
 
 def _sql_of(expression: dict[str, Any]) -> str:
     """Return an expression of PL/pgSQL as a statement: some are none by themselves."""
-    said, mode = str(expression["query"]), expression.get("parseMode", 0)
+    text, mode = str(expression["query"]), expression.get("parseMode", 0)
     if mode == 0:
-        return said
+        return text
     if mode > 2:  # noqa: PLR2004 -- an assignment, whose target does nothing
-        said = re.split(r":=|=", said, maxsplit=1)[-1]
-    return f"SELECT {said}"
+        text = re.split(r":=|=", text, maxsplit=1)[-1]
+    return f"SELECT {text}"
 
 
 _ONLY_NAMES = re.compile(r"(?:[^%]|%%|%(?:\d+\$)?-?\d*[IL])*", re.DOTALL)

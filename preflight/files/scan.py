@@ -128,11 +128,11 @@ def items(script: bytes) -> Iterator[Statement | Directive | Defect]:
                 yield item
         elif script[at] in b"cC":  # CREATE and COPY may be longer than they seem
             at = yield from _statement(script, at, at)
-        elif (run := _after(_RUN, script, at)) < size and script[run] == _SEMICOLON:
-            yield Statement(at, run)
-            at = run + 1
+        elif (end := _after(_RUN, script, at)) < size and script[end] == _SEMICOLON:
+            yield Statement(at, end)
+            at = end + 1
         else:
-            at = yield from _statement(script, at, run)
+            at = yield from _statement(script, at, end)
 
 
 def _after(pattern: re.Pattern[bytes], script: bytes, at: int) -> int:

@@ -452,14 +452,14 @@ def finish(  # noqa: PLR0913 -- one row
     session: Session,
     migration: Migration,
     began: float,
-    statements: int,
+    count: int,
     *,
     backup: str | None,
     before: journal.Row | None = None,
 ) -> None:
     """Write the end mark and the journal's success row, in the caller's transaction.
 
-    `began` is a reading of the monotonic clock, in seconds.
+    `began` is a reading of the monotonic clock, in seconds; `count` is of the statements that ran.
     """
     duration_ms = round(1000 * (time.monotonic() - began))
     if migration.repeat:
@@ -473,7 +473,7 @@ def finish(  # noqa: PLR0913 -- one row
  statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
  WHERE version = %s AND run_id = %s
  RETURNING pg_catalog.to_regclass('{schema}.takeovers') IS NOT NULL""",  # noqa: S608 -- a checked name
-        [duration_ms, statements, statements, migration.version, session.config.run_id],
+        [duration_ms, count, count, migration.version, session.config.run_id],
     ).fetchall()
     _require_one(session, len(updated))
     if updated[0][0]:  # asked on the way

@@ -131,8 +131,8 @@ def _family(identity: manifests.Identity) -> str:
 
 def _mark(name: str, database: str, since: str) -> str:
     """Return the comment that says what a scratch database is."""
-    run = name.split("_")[-2]
-    return f"pg-preflight: scratch copy of {database}, of run {run}, by a session of {since}"
+    run_id = name.split("_")[-2]
+    return f"pg-preflight: scratch copy of {database}, of run {run_id}, by a session of {since}"
 
 
 def sweep(home: Session, identity: manifests.Identity) -> None:

@@ -73,7 +73,7 @@ def _become(
     keeper: int, status: int, ports: str, command: Sequence[str], environment: dict[bytes, bytes]
 ) -> None:
     """Become COMMAND: its own session, nothing to read, nothing of ours but the two streams."""
-    step = "failed"
+    word = "failed"
     try:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -83,12 +83,12 @@ def _become(
         if os.getppid() != keeper:
             os._exit(1)  # it was ended just before
         if ports != NO_WALL:
-            step = "unwalled"
+            word = "unwalled"
             wall.build(wall.Wall(tuple(int(port) for port in ports.split(",") if port)))
-            step = "failed"
+            word = "failed"
         os.execvpe(command[0], list(command), environment)  # noqa: S606 -- as it stands, without a shell
     except OSError as error:
-        os.write(status, f"{step} {error.errno or 0}\n".encode())
+        os.write(status, f"{word} {error.errno or 0}\n".encode())
     finally:
         os._exit(127)
 

@@ -103,10 +103,10 @@ class _Run:
         self._noted(self._verified)  # 33
         self._record(ended)
 
-    def _noted(self, step: Callable[[], T]) -> T:
-        """Return what a step returns; its failure is noted in the journal."""
+    def _noted(self, work: Callable[[], T]) -> T:
+        """Return what some work returns; its failure is noted in the journal."""
         try:
-            return step()
+            return work()
         except Failure as failure:
             with suppress(psycopg.Error):
                 if not self.session.lost:
