@@ -120,7 +120,7 @@ MUTANTS = [
     Mutant(
         "an archive ends as it should",
         "backup/reading_back",
-        "    if wanted and found.end != _END:\n",
+        "    if wanted and found and found.end != _END:\n",
         "    if False:\n",
         _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
     ),

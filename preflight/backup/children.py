@@ -36,7 +36,8 @@ _NONE = re.compile(
     r"unrecognized option|invalid option"
 )
 _PASSING = re.compile(
-    r"connection to server|server closed the connection|lost synchronization|no connection to the"
+    r"connection to server|server closed the connection|lost synchronization|no connection to the|"
+    r"could not obtain lock on relation"
 )
 
 
@@ -105,11 +106,33 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 _GUARD = "import os, sys; sys.stdin.buffer.read(); os.killpg(int(sys.argv[1]), int(sys.argv[2]))"
 
 
+@contextmanager
+def guarded(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """See that a client and its own children do not outlive us, if we are killed meanwhile.
+
+    For one that writes nothing to us, and so does not notice.
+    """
+    guard = _guard(child)
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.communicate()
+
+
+def _guard(child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """Start a process that notices our end by its end of a pipe, and then ends a client."""
+    command = [sys.executable, "-I", "-S", "-c", _GUARD, str(child.pid), str(KILL)]
+    return subprocess.Popen(  # noqa: S603 -- a command that we built
+        command, stdin=subprocess.PIPE, start_new_session=True
+    )
+
+
 class Brake:
     """Lets a client and its own children stand still for a while.
 
-    A process that stands still would do so for ever if we were killed meanwhile: a guard, which
-    notices by its end of a pipe, ends it then.
+    A process that stands still would do so for ever if we were killed meanwhile: a guard ends it
+    then.
     """
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
@@ -129,10 +152,7 @@ class Brake:
         if on == (self.guard is not None):
             return
         if on:
-            command = [sys.executable, "-I", "-S", "-c", _GUARD, str(self.child.pid), str(KILL)]
-            self.guard = subprocess.Popen(  # noqa: S603 -- a command that we built
-                command, stdin=subprocess.PIPE, start_new_session=True
-            )
+            self.guard = _guard(self.child)
         with suppress(ProcessLookupError):
             os.killpg(self.child.pid, STOP if on else CONT)
         if not on and self.guard is not None:
@@ -165,6 +185,19 @@ def chunks(
             return
 
 
+def several(clients: Sequence[subprocess.Popen[bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Yield what several clients write, each with the number of who wrote it, to the last end."""
+    numbers = {_stream(each.stdout).fileno(): number for number, each in enumerate(clients)}
+    while numbers:
+        with stop.allowed():
+            ready, _, _ = select.select(list(numbers), [], [], 1.0)
+        for descriptor in ready:
+            if chunk := os.read(descriptor, CHUNK):
+                yield numbers[descriptor], chunk
+            else:
+                del numbers[descriptor]
+
+
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:
     assert stream is not None  # noqa: S101 -- every child is started with pipes
     return stream
@@ -180,17 +213,22 @@ def wait(child: subprocess.Popen[bytes]) -> int:
 _CHATTER = re.compile(
     r"(?:pg_\w+: )+(?!pg_\w+: |error:|fatal:|warning:|detail:|hint:|from TOC entry)"
 )
-_WARNED = re.compile(r"pg_dump: warning: (.*)")
-_DETAIL = re.compile(r"pg_dump: (?:detail|hint): +(.*)")
+_WARNED = re.compile(r"(?:pg_dump: )+warning: (.*)")
+_DETAIL = re.compile(r"(?:pg_dump: )+(?:detail|hint): +(.*)")
 MOST_WARNINGS = 100
-_BEGUN = re.compile(r'pg_dump: dumping contents of table "(.*)"$')
+_BEGUN = re.compile(r'(?:pg_dump: )+dumping contents of table "(.*)"$')
+_FINISHED = re.compile(r"(?:pg_dump: )+finished item (\d+) TABLE DATA (.*)$")
 
 
 class _Words:
-    """What a client says on stderr: which tables it has begun, and its last complaints."""
+    """What a client says on stderr: which tables it has begun, and its last complaints.
+
+    Several sessions of one client also say which are `finished`: number in the archive, and name.
+    """
 
     def __init__(self, child: subprocess.Popen[bytes], hear: Callable[[str], None]) -> None:
         self.begun: list[str] = []
+        self.finished: list[tuple[int, str]] = []
         self.warnings: list[str] = []
         self._lines: deque[str] = deque(maxlen=10)
         self._hear = hear
@@ -203,6 +241,8 @@ class _Words:
             text = line.decode("utf-8", "replace").rstrip()
             if found := _BEGUN.match(text):
                 self.begun.append(found[1])
+            elif found := _FINISHED.match(text):
+                self.finished.append((int(found[1]), found[2]))
             elif text and not _CHATTER.match(text):
                 self._warn(text[:300])
                 self._lines.append(text[:300])

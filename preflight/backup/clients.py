@@ -1,4 +1,4 @@
-"""The client programs: pg_dump into a file, pg_restore out of it, and what they said.
+"""The client programs: pg_dump into a file, pg_restore out of an archive, and what they said.
 
 `pg_restore --list` proves nothing (it passes on a dump cut to 2 %), and a flipped bit in zstd or
 lz4 passes a full read. So the dump is hashed as it is written, read back from the disk, and its
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import heapq
 import os
 import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
-from preflight.backup import children, passfile
+from preflight.backup import children, manifests, passfile
 from preflight.base import console, quoting
 from preflight.base.errors import BackupFailed
 
@@ -105,6 +107,7 @@ def dump_command(  # noqa: PLR0913, PLR0917 -- what of what, and how
     lock_timeout_ms: int,
     encoding: str,
     schemas: Sequence[str] = (),
+    how: Sequence[str] = ("--format=custom",),
 ) -> list[str]:
     """Return the pg_dump call, of all schemas or some; the password is in a passfile, never here.
 
@@ -114,7 +117,7 @@ def dump_command(  # noqa: PLR0913, PLR0917 -- what of what, and how
     conninfo = psycopg.conninfo.make_conninfo("", **address)
     return [
         pg_dump,
-        "--format=custom",
+        *how,
         f"--encoding={encoding}",
         f"--compress={compression}",
         f"--snapshot={snapshot}",
@@ -132,6 +135,34 @@ def read_command(pg_restore: str, dump: Path | None) -> list[str]:
     Without a file it reads stdin.
     """
     return [pg_restore, "--data-only", "--file=-", *([str(dump)] if dump else [])]
+
+
+@contextmanager
+def lists_of_data(
+    dump: Path, programs: Clients, environment: Mapping[str, str], many: int
+) -> Iterator[list[Path]]:
+    """Yield at most so many files for --use-list, which share all entries of a folder evenly.
+
+    The tables by their size, all else in the first. Raises ClientFailed when the list cannot be
+    had.
+    """
+    entry = re.compile(rb"(\d+); \d+ \d+ TABLE DATA ")
+    sizes = {each.name.partition(".")[0]: each.stat().st_size for each in os.scandir(dump)}
+    lines = _entries(dump, programs, environment)
+    found = {line: entry.match(line) for line in lines}
+    tables = {line: sizes.get(at[1].decode(), 0) for line, at in found.items() if at}
+    rest = sum(sizes.values()) - sum(tables.values())
+    shares = [(rest, 0), *((0, number) for number in range(1, max(1, min(many, len(tables)))))]
+    whose = {}
+    for line in sorted(tables, key=lambda line: -tables[line]):
+        size, number = heapq.heappop(shares)
+        whose[line] = number
+        heapq.heappush(shares, (size + tables[line], number))
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(_list(line for line in lines if whose.get(line, 0) == number))
+            for number in range(len(shares))
+        ]
 
 
 @contextmanager
@@ -252,10 +283,14 @@ def listen(
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What pg_dump sent: its SHA-256, and what it warned about though it ended with 0."""
+    """What pg_dump wrote: its SHA-256, and what it warned about though it ended with 0.
+
+    Of a folder also its files.
+    """
 
     sha256: str
     warnings: list[str]
+    files: Mapping[str, manifests.Piece] = field(default_factory=dict)
 
 
 def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and who looks on
@@ -270,6 +305,21 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
 
     `check` is called at least once a second and may end it.
     """
+
+    def pump(command: Sequence[str]) -> Written:
+        return _pump(session, command, sink, progress, check)
+
+    return compressed(session, programs, snapshot, ["--format=custom"], pump)
+
+
+def compressed(
+    session: Session,
+    programs: Clients,
+    snapshot: str,
+    how: Sequence[str],
+    run: Callable[[Sequence[str]], Written],
+) -> Written:
+    """Run pg_dump by the first compression that its build has; raises ClientFailed."""
     for compression in COMPRESSIONS:
         command = dump_command(
             programs.pg_dump,
@@ -279,9 +329,10 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
             session.config.lock_timeout_ms,
             session.connection.info.parameter_status("server_encoding") or "UTF8",
             session.config.only,
+            how,
         )
         try:
-            return _pump(session, command, sink, progress, check)
+            return run(command)
         except children.ClientFailed as failure:
             if "compress" not in str(failure) or compression == COMPRESSIONS[-1]:
                 raise
@@ -347,15 +398,35 @@ class Progress:
 
     def tell(self, begun: Sequence[str]) -> None:
         """Show it on a terminal, and log it now and then."""
-        now = time.monotonic()
-        rows = dict(self.rows)
-        all_rows = sum(rows.values()) if len(rows) == self.tables else None
         if len(begun) != self._tables_begun:
             self._tables_begun, self._before = len(begun), self.size
-        done = sum(rows.get(name, 0) for name in begun[:-1])
-        done += self._guess(done, rows.get(begun[-1], 0) if begun else 0)
-        share = done / all_rows if all_rows else len(begun[:-1]) / max(1, self.tables)
-        self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {len(begun)} of {self.tables}")
+        self._tell(begun[:-1], begun[-1:])
+
+    def tell_of_several(
+        self, begun: Sequence[str], finished: Sequence[tuple[int, str]], sizes: Mapping[str, int]
+    ) -> None:
+        """Show it where several sessions write a file each; `sizes` by the files' names."""
+        numbers, names = {str(number) for number, _ in finished}, Counter(n for _, n in finished)
+        self.size = sum(sizes.values())
+        self._before = sum(
+            size for file, size in sizes.items() if file.partition(".")[0] in numbers
+        )
+        whole: list[str] = []
+        at_work: list[str] = []
+        for name in begun:
+            own = name.partition(".")[2]
+            (whole if names[own] > 0 else at_work).append(name)
+            names[own] -= 1
+        self._tell(whole, at_work)
+
+    def _tell(self, whole: Sequence[str], at_work: Sequence[str]) -> None:
+        now = time.monotonic()
+        rows, begun = dict(self.rows), len(whole) + len(at_work)
+        all_rows = sum(rows.values()) if len(rows) == self.tables else None
+        done = sum(rows.get(name, 0) for name in whole)
+        done += self._guess(done, sum(rows.get(name, 0) for name in at_work))
+        share = done / all_rows if all_rows else len(whole) / max(1, self.tables)
+        self.bar.show(share, f"{self.size / 1e6:.1f} MB, table {begun} of {self.tables}")
         if now - self.told < TELL_EVERY_S:
             return
         self.told = now
@@ -364,7 +435,7 @@ class Progress:
             structlog.get_logger().info(
                 "backup.progressed",
                 size_bytes=self.size,
-                tables_begun=len(begun),
+                tables_begun=begun,
                 tables=self.tables,
                 rows_done=done,
                 rows=all_rows,

@@ -104,22 +104,30 @@ class Directory(store.Store):
                 raise manifests.Unreadable("it is a link, or hidden")
             said = json.loads(store.small(self, name, manifests.MANIFEST))
             found = manifests.parsed(said)
-            dump = (path / found.stored.file).lstat()
+            wrong = _wrong(path, found.stored)
         except OSError as error:
             why = f"{error.filename or path} cannot be read: {error.strerror}"
             raise manifests.Unreadable(why) from error
         except (ValueError, RecursionError, MemoryError) as error:
             why = f"{manifests.MANIFEST} is not the JSON that it should be"
             raise manifests.Unreadable(why) from error
-        wanted = found.stored
-        if not stat.S_ISREG(dump.st_mode) or dump.st_size != wanted.size_bytes:
-            raise manifests.Unreadable(f"{wanted.file} is no file of {wanted.size_bytes} bytes")
+        if wrong:
+            raise manifests.Unreadable(wrong)
         return manifests.Backup(name, found)
 
     def files(self, name: str) -> list[str]:
         """Return what is there and not hidden."""
         names = sorted(each.name for each in (self._root / name).iterdir())
         return [each for each in names if not each.startswith(".")]
+
+    @property
+    def folders(self) -> bool:
+        """A client writes into one as we do."""
+        return True
+
+    def pieces(self, name: str, folder: str) -> list[str]:
+        """Return what is in a folder and not hidden."""
+        return sorted(_sizes(self._root / name / folder))
 
     # what is written
 
@@ -159,6 +167,22 @@ class Directory(store.Store):
         new = path if name.startswith(".") else path.with_name(f".{file}.new")
         with _written(path, new) as made:
             yield made
+
+    @contextmanager
+    def folder(self, name: str, file: str) -> Iterator[Path]:
+        """Make one, in place of what an earlier attempt left; what was written is made durable."""
+        path = self._root / name / file
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        try:
+            yield path
+            for each in path.iterdir():
+                _settle(each)
+            for each in (path, path.parent):
+                sync(each)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
         """Rename the hidden directory once its manifest is on the disk."""
@@ -217,13 +241,18 @@ class Directory(store.Store):
 
     @contextmanager
     def local(self, name: str, file: str) -> Iterator[Path]:
-        """Yield the file itself."""
+        """Yield the file itself, or the folder."""
         yield self._root / name / file
 
     def stamp(self, name: str, file: str) -> object:
         """Return which file it is, its size and times."""
-        found = (self._root / name / file).lstat()
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        path = self._root / name / file
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            return _looks(found)
+        with os.scandir(path) as within:
+            files = sorted((each.name, _looks(each.stat(follow_symlinks=False))) for each in within)
+        return _looks(found), files
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Callable[[], None]]:
@@ -257,6 +286,55 @@ class Directory(store.Store):
 
 
 # files
+
+
+def _looks(found: os.stat_result) -> tuple[int, ...]:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _sizes(folder: Path) -> dict[str, int | None]:
+    """Return how many bytes each file of a folder has, None: it is no plain file; raises OSError.
+
+    What is hidden is left out: network file systems keep files so that are still open somewhere.
+    """
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with os.scandir(folder) as within:
+        looks = {
+            each.name: each.stat(follow_symlinks=False)
+            for each in within
+            if not each.name.startswith(".")
+        }
+    return {name: at.st_size if stat.S_ISREG(at.st_mode) else None for name, at in looks.items()}
+
+
+def _wrong(path: Path, wanted: manifests.Stored) -> str | None:
+    """Return what of a backup's dump is not there as its manifest says; raises OSError."""
+    if not wanted.files:
+        dump = (path / wanted.file).lstat()
+        if stat.S_ISREG(dump.st_mode) and dump.st_size == wanted.size_bytes:
+            return None
+        return f"{wanted.file} is no file of {wanted.size_bytes} bytes"
+    there: dict[str, int | None] = dict(_sizes(path / wanted.file))
+    said: dict[str, int | None] = {name: each.size_bytes for name, each in wanted.files.items()}
+    names = sorted({name for name, _ in there.items() ^ said.items()})
+    if not names:
+        return None
+    what = "is not there" if names[0] not in there else "is none of it"
+    if names[0] in there and names[0] in said:
+        what = f"is no file of {said[names[0]]} bytes"
+    more = f", and {len(names) - 1} more are not as they were" if len(names) > 1 else ""
+    return f"{wanted.file}/{names[0]} {what}{more}"
+
+
+def _settle(path: Path) -> None:
+    """Make a file that another program wrote durable, and ours alone; raises OSError."""
+    descriptor = os.open(path, _READ)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Sink:
@@ -344,7 +422,7 @@ def _abandoned(path: Path) -> bool:
     with _tried(path / LOCK) as free:
         pass
     if free is None:
-        return time.time() - max(each.lstat().st_mtime for each in path.iterdir()) > ABANDONED_S
+        return time.time() - max(each.lstat().st_mtime for each in path.rglob("*")) > ABANDONED_S
     return free
 
 
@@ -403,6 +481,7 @@ def _share(descriptor: int, dump: Path) -> None:
 
 
 def _dump(path: Path) -> Path:
-    """Return the dump's file, sealed or not."""
+    """Return the dump's file, sealed or not, or the one that is in each folder."""
     sealed = path / f"{manifests.DUMP}{manifests.SEALED}"
-    return sealed if sealed.exists() else path / manifests.DUMP
+    folder = path / manifests.FOLDER / manifests.TOC
+    return next((each for each in (sealed, folder) if each.exists()), path / manifests.DUMP)

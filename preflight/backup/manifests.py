@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
@@ -9,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-FORMAT = 1
+FORMAT, FOLDER_FORMAT = 1, 2  # an older version takes no folder for a backup
 MANIFEST_MAX_BYTES = 32 << 20  # a line for each of 200,000 tables
 LOOPBACK = {"127.0.0.1", "::1"}
-DUMP, MANIFEST = "database.dump", "manifest.json"
+DUMP, FOLDER, MANIFEST = "database.dump", "database.dir", "manifest.json"
+TOC = "toc.dat"  # in every folder
 SEALED = ".age"  # at the end of a file's name
 LAST = (1 << 53) - 1  # no sequence is higher
 
@@ -58,12 +60,21 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A file of a folder."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """The file of a dump as its store has it."""
+    """A dump as its store has it: a file, or a folder of `files`."""
 
     file: str
     size_bytes: int
     sha256: str | None
+    files: Mapping[str, Piece] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,7 @@ class Manifest:
     version: str | None = None
     pg_dump: str | None = None
     file: str = DUMP
+    files: Mapping[str, Piece] = field(default_factory=dict)  # of a dump that is a folder
     taken_for: Purpose | None = None
     verified: str | None = None
     without: tuple[Lacking, ...] = ()
@@ -105,7 +117,9 @@ class Manifest:
 
     @property
     def stored(self) -> Stored:
-        """The dump's file in the store."""
+        """The dump in the store."""
+        if self.files:
+            return Stored(FOLDER, self.size_bytes, self.sha256, self.files)
         if self.sealed:
             return Stored(f"{DUMP}{SEALED}", self.sealed_bytes or 0, self.sealed_sha256)
         return Stored(DUMP, self.size_bytes, self.sha256)
@@ -114,7 +128,10 @@ class Manifest:
         """Return it as JSON has it."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         said, plain["except"] = plain.pop("more"), plain.pop("excepted")
+        del plain["files"]
         told = {key: value for key, value in plain.items() if value is not None and value != ()}
+        if self.files:
+            told["files"] = {name: asdict(piece) for name, piece in self.files.items()}
         if self.taken_for:
             told["taken_for"] = asdict(self.taken_for)
         if self.partial:
@@ -123,7 +140,7 @@ class Manifest:
             told["extensions"] = [asdict(each) for each in self.extensions]
         if self.without:
             told["without"] = [asdict(each) for each in self.without]
-        return {"format": FORMAT, **told, **said}
+        return {"format": FOLDER_FORMAT if self.files else FORMAT, **told, **said}
 
     def text(self) -> bytes:
         """Return it as it is written."""
@@ -241,6 +258,8 @@ def parsed(said: object) -> Manifest:
         raise Unreadable(f"{MANIFEST} is not one of ours: {wrong}")
     known = {each.name for each in fields(Manifest)} - {"more", "excepted"} | {"except"}
     plain = {key: value for key, value in said.items() if key in known and value is not None}
+    if "files" in plain:
+        plain["files"] = _pieces(said["files"])
     if "taken_for" in plain:
         purpose = plain["taken_for"]
         plain["taken_for"] = Purpose(purpose["command"], purpose.get("pending", []))
@@ -305,8 +324,44 @@ def _are_extensions(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_extension, value))
 
 
+_PLAIN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
+
+
+def _are_files(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and TOC in value
+        and all(map(_PLAIN_FILE.fullmatch, value))
+        and all(
+            isinstance(each, dict) and _count(each.get("size_bytes")) and _text(each.get("sha256"))
+            for each in value.values()
+        )
+    )
+
+
+def _pieces(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Piece]:
+    return {name: Piece(each["size_bytes"], each["sha256"]) for name, each in said.items()}
+
+
+def combined(files: Mapping[str, Piece]) -> str:
+    """Return the hash of a folder: of what `sha256sum *` says of it, in order of the names."""
+    said = "".join(f"{files[name].sha256}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _agree(manifest: Mapping[str, Any]) -> bool:
+    """Tell whether a folder's files are what the manifest says of all of them."""
+    if manifest["format"] == FORMAT:
+        return "files" not in manifest
+    if "files" not in manifest or manifest.get("sealed_sha256") is not None:
+        return False
+    files = _pieces(manifest["files"])
+    size = sum(each.size_bytes for each in files.values())
+    return (combined(files), size) == (manifest.get("sha256"), manifest["size_bytes"])
+
+
 SCHEMA: dict[str, Callable[[Any], bool]] = {
-    "format": lambda value: type(value) is int and value == FORMAT,
+    "format": lambda value: type(value) is int and value in {FORMAT, FOLDER_FORMAT},
     "sequence": lambda value: _count(value) and value <= LAST,
     "size_bytes": _count,
     "sha256": _text,
@@ -327,6 +382,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "version": _or_none,
     "pg_dump": _or_none,
     "file": _text,
+    "files": _are_files,
     "sealed_sha256": _or_none,
     "sealed_bytes": lambda value: value is None or _count(value),
     "recipients": _texts,
@@ -353,4 +409,4 @@ def _wrong(manifest: object) -> str | None:
     for key, right in SCHEMA.items():
         if (key in manifest or key in ALWAYS) and not right(manifest.get(key)):
             return f"`{key}`"
-    return None
+    return None if _agree(manifest) else "`files`"

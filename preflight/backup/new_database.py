@@ -397,15 +397,15 @@ def _filled(  # noqa: PLR0913 -- see above
     return (0 if code == 1 and waved and not problems else code), problems
 
 
-def jobs(session: Session) -> int:
-    """Return how many sessions pg_restore may have: as told or by the cores, as far as limits let.
+def jobs(session: Session, beside: int = 0) -> int:
+    """Return how many sessions a client may have: as told or by the cores, as far as limits let.
 
-    One that is free is left for the app.
+    One that is free is left for the app, and as many as stand `beside`.
     """
     (room,) = session.execute(_ROOM).fetchone() or (1,)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     wanted, auto = session.config.jobs, min(MOST_JOBS, max(2, cores))
-    return max(1, min(wanted if isinstance(wanted, int) else auto, room - 1))
+    return max(1, min(wanted if isinstance(wanted, int) else auto, room - 1 - beside))
 
 
 def restore_command(
@@ -415,7 +415,7 @@ def restore_command(
     conninfo = make_conninfo("", **address)
     return [
         pg_restore,
-        "--format=custom",
+        f"--format={'directory' if dump.is_dir() else 'custom'}",
         f"--jobs={parallel}",
         "--no-password",
         "--verbose",  # else an error does not say which entry of the archive it is about

@@ -58,24 +58,28 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
 def require_same(found: Hashed, digest: str) -> None:
     """Make sure that the store has what was sent to it; raises BackupDamaged."""
     if found.sha256 != digest:
-        raise BackupDamaged(
-            "backup.corrupt",
-            f"what is stored is not what was sent: its hash is {found.sha256[:12]}, and not "
-            f"{digest[:12]}",
-            "Check the disk below PREFLIGHT_BACKUP_DIR, or who else writes there; nothing was "
-            "migrated.",
-        )
+        raise damaged(f"its hash is {found.sha256[:12]}, and not {digest[:12]}")
+
+
+def damaged(how: str) -> BackupDamaged:
+    """Return what it is that a store has something else than was sent to it."""
+    return BackupDamaged(
+        "backup.corrupt",
+        f"what is stored is not what was sent: {how}",
+        "Check the disk below PREFLIGHT_BACKUP_DIR, or who else writes there; nothing was "
+        "migrated.",
+    )
 
 
 def require_rows(
-    found: Hashed,
+    found: Hashed | None,
     rows: Mapping[clients.Key, int],
     wanted: Mapping[clients.Key, tuple[str, int]],
     roots: Mapping[clients.Key, clients.Key] | None = None,
 ) -> None:
     """Make sure that an archive holds the rows that were counted, to its end.
 
-    Raises BackupUnverified.
+    None: a folder, which ends with the last row of each of its files. Raises BackupUnverified.
     """
     rows = _settled(rows, wanted, roots or {})
     different = [
@@ -89,7 +93,7 @@ def require_rows(
             f"{len(different)} tables differ: {'; '.join(different[:5])}",
             clients.HINT,
         )
-    if wanted and found.end != _END:
+    if wanted and found and found.end != _END:
         raise BackupUnverified(
             "backup.unreadable", "the dump does not end as an archive ends", clients.HINT
         )
@@ -219,10 +223,10 @@ def rows_of(
             code, said = children.wait(child), words.said()
     except children.ClientFailed as failure:
         raise BackupFailed("backup.no_client", str(failure), "Reinstall the client.") from failure
-    return _judged(counter, programs, code, said)
+    return judged(counter, programs, code, said)
 
 
-def _judged(
+def judged(
     counter: RowCounter, programs: clients.Clients, code: int, said: str
 ) -> dict[clients.Key, int]:
     """Return the rows that pg_restore wrote, if it came to the end of the archive."""
@@ -256,7 +260,7 @@ def passing(programs: clients.Clients, environment: Mapping[str, str]) -> Iterat
         yield Passing(
             child.stdin,
             child.stdout,
-            lambda rows: _judged(rows, programs, children.wait(child), words.said()),
+            lambda rows: judged(rows, programs, children.wait(child), words.said()),
         )
 
 

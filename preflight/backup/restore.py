@@ -23,10 +23,10 @@ import structlog
 from preflight.backup import (
     belongings,
     clients,
+    folder,
     manifests,
     new_database,
     parts,
-    reading_back,
     restored,
     sealing,
     snapshots,
@@ -307,7 +307,7 @@ def _require_whole(place: restored.Place) -> None:
             "Use another backup (`backups --table`).",
         )
     wanted = source.manifest.stored
-    if reading_back.hashed(place.store, source.name, wanted.file).sha256 != wanted.sha256:
+    if folder.digest_of(place.store, source.name, wanted) != wanted.sha256:
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} is not what was written: its hash differs from the manifest's",
@@ -377,7 +377,7 @@ def _dump(session: Session, place: restored.Place) -> Iterator[Path]:
             path = stack.enter_context(opened)
         else:
             with store.usable(place.store):
-                local = place.store.local(place.source.name, manifests.DUMP)
+                local = place.store.local(place.source.name, place.source.manifest.stored.file)
                 path = stack.enter_context(local)
         yield path
 

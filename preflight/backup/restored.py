@@ -57,6 +57,14 @@ class Asked:
     identity_file: Path | None = None
 
 
+_PART = r'("(?:[^"]|"")*"|[^."]*)'
+_TABLE = re.compile(rf"{_PART}\.{_PART}")  # as a manifest has it: quoted for a dot or a quote alone
+
+
+def _bare(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Which backup goes where, and what is to belong to it (None: nobody knows)."""
@@ -83,7 +91,10 @@ class Place:
         return {name: count for name, count in said if not self._skipped(name)}
 
     def _skipped(self, name: str) -> bool:
-        schema, own = quoting.parts(name)
+        found = _TABLE.fullmatch(name)
+        if found is None or not self.skip:
+            return False
+        schema, own = (_bare(part) for part in found.groups())
         names = (own, f"{schema} {own}")
         spelled = {f"{kind} {said}" for kind in ("TABLE", "TABLE DATA") for said in names}
         entries = [" ".join(entry.split()) for entry in self.skip]  # with an owner, or without

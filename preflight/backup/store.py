@@ -2,11 +2,13 @@
 
 A backup is a name, a manifest and files under that name. A verb that fails raises OSError whose
 `strerror` says why, whatever the store is made of, and `Store.failure` says what to do about it.
-Names and files are plain: no `/`, and none that begins with a dot but a draft's own name.
+Names and files are plain: no `/`, and none that begins with a dot but a draft's own name. Only
+where a dump is a folder a file of it is named with it: `database.dir/toc.dat`.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -53,6 +55,11 @@ class Store(Protocol):
         """Return why `local` has no place for a file of that size; raises OSError."""
         return None
 
+    @property
+    def folders(self) -> bool:
+        """Whether a dump can be a folder here, which another program writes: `folder`, `pieces`."""
+        return False
+
     def failure(self, error: OSError) -> Failure:
         """Return what is true when a verb failed so, and what to do next."""
 
@@ -74,6 +81,10 @@ class Store(Protocol):
     def files(self, name: str) -> list[str]:
         """Return the files of a backup or draft, in order of their names; no half-written one."""
 
+    def pieces(self, name: str, folder: str) -> list[str]:
+        """Return the files of a folder of a backup or draft; none begins with a dot."""
+        raise io.UnsupportedOperation(f"{name}/{folder}")
+
     # what is written
 
     def draft(self, identity: Identity, run_id: str, needed: int) -> AbstractContextManager[str]:
@@ -91,6 +102,13 @@ class Store(Protocol):
         other end, or a kill, all is as it was before, or nothing is there in a draft. Only this
         user may read it.
         """
+
+    def folder(self, name: str, file: str) -> AbstractContextManager[Path]:
+        """Yield an empty folder of a draft, for another program to write files into.
+
+        After a clean end all of them are there, durably; after any other none is.
+        """
+        raise io.UnsupportedOperation(f"{name}/{file}")
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
         """Make a draft a backup that everybody sees, all of it or nothing; durable at return.
@@ -120,7 +138,10 @@ class Store(Protocol):
         """Yield a file that another program may read and seek in, as long as this lasts."""
 
     def stamp(self, name: str, file: str) -> object:
-        """Return what is equal as long as nobody writes to a file, replaces it or takes it away."""
+        """Return what is equal as long as nobody writes to a file, replaces it or takes it away.
+
+        Of a folder: as long as that is so of all that it holds, and nothing comes.
+        """
 
     def reading(self, name: str) -> AbstractContextManager[Callable[[], None]]:
         """Keep a backup from being removed meanwhile, by runs on other machines, too.

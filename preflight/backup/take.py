@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from preflight.backup import (
     belongings,
     children,
     clients,
+    folder,
     manifests,
     parts,
     reading_back,
@@ -91,13 +92,14 @@ class Taken:
 
     @contextmanager
     def dump(self) -> Iterator[Path]:
-        """Yield its dump as a file for another program; raises BackupFailed."""
+        """Yield its dump, a file or a folder, for another program; raises BackupFailed."""
         if self.seal.spooled:
             yield self.seal.spooled
             return
         with ExitStack() as stack:
             with store.usable(self.store):
-                path = stack.enter_context(self.store.local(self.name, manifests.DUMP))
+                stored = self.backup.manifest.stored.file
+                path = stack.enter_context(self.store.local(self.name, stored))
             yield path
 
 
@@ -128,6 +130,7 @@ def take(
             directory=draft.store.place,
             verified=manifest.verified,
             size_bytes=manifest.size_bytes,
+            form="folder" if manifest.files else "file",
             tables=len(rows),
             rows=sum(rows.values()),
             sha256=manifest.sha256,
@@ -172,7 +175,7 @@ def _made(
             seal.expect(needed if newest is None else newest * 11 // 10)
             name = stack.enter_context(backups.draft(identity, config.run_id, needed))
             into = _Draft(backups, name, programs, seal)
-            found, witness, seen = _dumped(session, into)
+            found, witness, seen = _dumped(session, into, size)
             manifest = dataclasses.replace(
                 found,
                 version=__version__,
@@ -233,7 +236,7 @@ def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool
     digest, held = wanted.sha256, True
     try:
         if again or saved.store.stamp(saved.name, wanted.file) != saved.seen:
-            digest = reading_back.hashed(saved.store, saved.name, wanted.file).sha256
+            digest = folder.digest_of(saved.store, saved.name, wanted)
         there = saved.store.files(saved.name) if files else ()
         gone = [f"{saved.place}/{file}" for file in files if file not in there]
         if digest == wanted.sha256 and saved.visible:
@@ -314,17 +317,27 @@ def _timeline(session: Session) -> int | None:
 # attempts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Draft:
-    """Where a dump is written to, and how."""
+    """Where a dump is written to, and how, once that is known."""
 
     store: Store
     name: str
     programs: Clients
     seal: sealing.Seal
+    way: folder.Way | None = None
+
+    @property
+    def file(self) -> str:
+        """What it is called there."""
+        if self.way and self.way.jobs > 1:
+            return manifests.FOLDER
+        return self.seal.file(manifests.DUMP)
 
 
-def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness, object]:
+def _dumped(
+    session: Session, into: _Draft, size: int
+) -> tuple[Manifest, snapshots.Witness, object]:
     """Write the dump and read it back; return what the manifest says of it, and what else was seen.
 
     Last comes what its file looked like before its hash was read back.
@@ -335,7 +348,7 @@ def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness
     while True:
         attempt += 1
         try:
-            taken_at, seen, written = _attempted(session, into, attempt)
+            taken_at, seen, written = _attempted(session, into, attempt, size)
             break
         except (
             children.ClientFailed,
@@ -345,6 +358,8 @@ def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness
             snapshots.Moved,
         ) as error:
             hope, before, said = _hope_of(error), said, str(error).strip()
+            if into.way and (by_one := into.way.after(error)):
+                hope, into.way = "passing", by_one
         if hope == "none" or (hope == "unknown" and said == before):
             raise BackupFailed("backup.pg_dump", f"the dump failed: {said}", _HINT)
         others = _lockers(session)
@@ -357,14 +372,14 @@ def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.pause(0.2 * min(attempt, ATTEMPTS), 1.0 * min(attempt, ATTEMPTS))
-    looks = into.store.stamp(into.name, into.seal.file(manifests.DUMP))
+    looks = into.store.stamp(into.name, into.file)
     if session.config.only:
         without = parts.lacking(session)
     else:
         without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
-    size = _read_back(session, into, written.sha256, wanted, roots)
+    size = _read_back(session, into, written, wanted, roots)
     listed = any(each.what.startswith("subscription ") for each in without)
     without += [
         manifests.Lacking(warning, "a warning of pg_dump")
@@ -376,13 +391,14 @@ def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness
         snapshot_at=taken_at,
         size_bytes=size,
         sha256=written.sha256,
+        file=into.file,
+        files=written.files,
         rows={table.name: rows for table, rows in seen.rows.items()},
         without=tuple(without),
     )
     if sealed := into.seal.dumped:
         found = dataclasses.replace(
             found,
-            file=into.seal.file(manifests.DUMP),
             sealed_sha256=sealed.sha256,
             sealed_bytes=sealed.size_bytes,
             recipients=into.seal.recipients,
@@ -393,7 +409,7 @@ def _dumped(session: Session, into: _Draft) -> tuple[Manifest, snapshots.Witness
 def _read_back(
     session: Session,
     into: _Draft,
-    digest: str,
+    written: clients.Written,
     wanted: Mapping[clients.Key, tuple[str, int]],
     roots: Mapping[clients.Key, clients.Key],
 ) -> int:
@@ -401,19 +417,30 @@ def _read_back(
 
     A sealed dump was read before it was sealed, and what is stored can only be hashed.
     """
-    if (sealed := into.seal.dumped) is None:
-        environment = session.config.child_env
-        return reading_back.require_whole(
-            into.store, into.name, digest, into.programs, environment, wanted, roots
+    environment = session.config.child_env
+    if into.way and written.files:
+        return folder.require_whole(
+            into.store,
+            into.name,
+            written,
+            into.programs,
+            environment,
+            wanted,
+            roots,
+            into.way.jobs,
         )
-    found = reading_back.hashed(into.store, into.name, into.seal.file(manifests.DUMP))
+    if (sealed := into.seal.dumped) is None:
+        return reading_back.require_whole(
+            into.store, into.name, written.sha256, into.programs, environment, wanted, roots
+        )
+    found = reading_back.hashed(into.store, into.name, into.file)
     reading_back.require_same(found, sealed.sha256)
     reading_back.require_rows(sealed.plain, sealed.rows, wanted, roots)
     return sealed.plain.size_bytes
 
 
 def _attempted(
-    session: Session, into: _Draft, attempt: int
+    session: Session, into: _Draft, attempt: int, size: int
 ) -> tuple[str, snapshots.Count, clients.Written]:
     """Dump once, and count meanwhile; return when, what was seen in the snapshot, and the dump.
 
@@ -423,24 +450,42 @@ def _attempted(
     only = session.config.only
     with snapshots.exported(session) as snapshot:
         stood = catalog.sequences(session, only)
+        if into.way is None:
+            many = len(snapshot.tables)
+            into.way = folder.way(session, into.store, size, many, sealed=into.seal.on)
         structlog.get_logger().info(
             "backup.started",
             attempt=attempt,
             tables=len(snapshot.tables),
             client=into.programs.version,
+            **into.way.told,
         )
         with snapshots.Count(snapshot).running() as count:
             progress = clients.Progress(len(snapshot.tables), count.plain, session.tell)
-            environment = session.config.child_env
-            sink = partial(into.seal.dump, into.store, into.name, into.programs, environment)
-            written = clients.write(
-                session, into.programs, snapshot.name, sink, progress, count.check
-            )
+            written = _written(session, into, snapshot.name, progress, count.check)
             count.finish()
     if moved := catalog.moved(count.marks, catalog.marks(session, only)):
         raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")
     count.sequences = catalog.settled(stood, catalog.sequences(session, only))
     return snapshot.taken_at, count, written
+
+
+def _written(
+    session: Session,
+    into: _Draft,
+    snapshot: str,
+    progress: clients.Progress,
+    check: Callable[[], None],
+) -> clients.Written:
+    """Run pg_dump, into a folder or a file."""
+    programs = into.programs
+    if into.way and into.way.jobs > 1:
+        place = partial(into.store.folder, into.name, manifests.FOLDER)
+        jobs = into.way.jobs
+        return folder.write(session, programs, snapshot, jobs, place, progress, check)
+    environment = session.config.child_env
+    sink = partial(into.seal.dump, into.store, into.name, programs, environment)
+    return clients.write(session, programs, snapshot, sink, progress, check)
 
 
 # warnings of pg_dump about the order of what is in the dump; TimescaleDB's tables earn the first

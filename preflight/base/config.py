@@ -73,7 +73,8 @@ class Config:
     lock_wait_s: float = 600
     lock_timeout_ms: int = 2000
     lock_retry_s: float = 300
-    jobs: int | str = "auto"  # sessions that restore
+    jobs: int | str = "auto"  # sessions that dump and restore
+    parallel_mb: int = 1000  # of a database that more than one dumps
     statement_timeout_s: float = 0
     rehearse: str = "auto"
     rehearse_max_mb: int = 2048
@@ -289,6 +290,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "LOCK_TIMEOUT_MS": _whole(1),
     "LOCK_RETRY_S": _seconds,
     "JOBS": _jobs,
+    "PARALLEL_MB": _whole(0),
     "STATEMENT_TIMEOUT_S": _seconds,
     "REHEARSE": _one_of("auto", "always", "off"),
     "REHEARSE_MAX_MB": _whole(0),

@@ -130,6 +130,22 @@ def test_backup_is_restored_beside_the_live_database(
     assert "kept_as" not in event or event["kept_as"] is None
 
 
+def test_table_of_any_name_is_restored(run: Run, filled: servers.Database) -> None:
+    """A space, a dot, a quote or a parenthesis in it, or in its schema's, is no matter."""
+    filled.script(
+        """CREATE SCHEMA "a b.c"; CREATE TABLE "a b.c"."d ""e"" (f).g" (id int);
+        CREATE TABLE "order items" (id int); CREATE TABLE "(" (id int)"""
+    )
+    run("backup")
+    whole = run("restore", "latest", "--into", f"{filled.name}_whole")
+    part = run(
+        *("restore", "latest", "--into", f"{filled.name}_part"),
+        *("--skip", "TABLE DATA public order items postgres"),
+    )
+
+    assert [0, 0] == [whole.code, part.code], f"{whole}{part}"
+
+
 def test_everything_that_belongs_to_a_database_is_carried_over(
     any_server: servers.Server, run: Run, filled: servers.Database, role: str
 ) -> None:

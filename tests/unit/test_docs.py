@@ -27,6 +27,8 @@ DOTTED = re.compile(r"[a-z]{2,}\.[a-z_]+")
 FILES = {
     "entrypoint.py",
     "database.dump",
+    "database.dir",
+    "toc.dat",
     "manifest.json",
     "postmaster.pid",
     "down.sql",

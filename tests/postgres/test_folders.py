@@ -1,0 +1,342 @@
+"""Dumps of large databases: folders that several sessions write; the threshold is nothing here."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from preflight.backup import manifests
+from preflight.backup.directory import Directory
+from tests import faults, servers
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+from tests.fakes import Fakes, contents
+
+FILLED = """
+CREATE SCHEMA "o'd d";
+CREATE TABLE a (id int PRIMARY KEY, t text);
+INSERT INTO a SELECT n, md5(n::text) FROM generate_series(1, 3000) n;
+CREATE TABLE "o'd d"."b.""c" (id int REFERENCES a);
+INSERT INTO "o'd d"."b.""c" SELECT n FROM generate_series(1, 500) n;
+CREATE TABLE parted (id int, t text) PARTITION BY HASH (id);
+CREATE TABLE parted_0 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+INSERT INTO parted SELECT n, 'x' FROM generate_series(1, 100) n;
+CREATE TABLE none (id serial);
+CREATE MATERIALIZED VIEW seen AS SELECT count(*) FROM a;
+SELECT lo_from_bytea(0, decode('00ff0a5c2e0a', 'hex')), lo_from_bytea(0, repeat('x', 9999)::bytea);
+"""
+ROWS = 3600
+
+
+@pytest.fixture(autouse=True)
+def large(environment: dict[str, str], migrations: WriteMigrations) -> None:
+    """Take every database for a large one, and have a migration to apply."""
+    migrations({"001_one.sql": "CREATE TABLE one (id int);"})
+    environment["PREFLIGHT_FIRST_CONTACT"] = "pending"
+    environment["PREFLIGHT_REHEARSE"] = "off"
+    environment["PREFLIGHT_PARALLEL_MB"] = "0"
+    environment["PREFLIGHT_JOBS"] = "2"
+
+
+@pytest.fixture
+def filled(database: servers.Database) -> Iterator[servers.Database]:
+    """Give a database with rows; what is restored beside it is dropped with it."""
+    database.script(FILLED)
+    yield database
+    with database.server.connect() as connection:
+        name = Identifier(f"{database.name}_back")
+        connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    """Give a directory for fake clients."""
+    return Fakes(tmp_path / "fakes")
+
+
+def only(backup_dir: Path) -> Path:
+    """Return the one backup, which is all there is."""
+    (found,) = backup_dir.iterdir()
+    return found
+
+
+def manifest(backup: Path) -> dict[str, Any]:
+    """Return a backup's manifest."""
+    found: dict[str, Any] = json.loads((backup / "manifest.json").read_bytes())
+    return found
+
+
+def listed(run: Run) -> list[str]:
+    """Return the names of the backups that are shown."""
+    return [each["backup"] for each in run("backups", "--json").json()["backups"]]
+
+
+def test_large_database_is_dumped_into_a_folder_proven_and_restored(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """Each file has its hash in the manifest; the proof and `restore` take the folder as it is."""
+    result = run(env={"PREFLIGHT_REHEARSE": "always"})
+    backup = only(backup_dir)
+    said = manifest(backup)
+    files = {each.name: each.read_bytes() for each in (backup / "database.dir").iterdir()}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(files))
+    restored = run("restore", backup.name, "--into", f"{filled.name}_back")
+
+    assert 0 == result.code, str(result)
+    assert [("folder", 2)] == [(e["form"], e["jobs"]) for e in result.event("backup.started")]
+    assert [("folder", ROWS)] == [(e["form"], e["rows"]) for e in result.event("backup.verified")]
+    assert {"restored"} == {said["verified"]}
+    assert {"database.dir", "manifest.json"} == {each.name for each in backup.iterdir()}
+    assert {n: (len(d), hashes[n]) for n, d in files.items()} == {
+        name: (each["size_bytes"], each["sha256"]) for name, each in said["files"].items()
+    }
+    assert (2, hashlib.sha256(lines.encode()).hexdigest(), sum(map(len, files.values()))) == (
+        said["format"],  # no older version takes it for one of its own
+        said["sha256"],
+        said["size_bytes"],
+    )
+    assert {0o600} == {each.stat().st_mode & 0o777 for each in (backup / "database.dir").iterdir()}
+    assert 0 == restored.code, str(restored)
+    with filled.server.connect(f"{filled.name}_back") as back:
+        large = "SELECT md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY 1"
+        assert filled.query(large) == [each for (each,) in back.execute(large)]
+
+
+def test_every_version_dumps_into_a_folder(
+    any_server: servers.Server, create_database: CreateDatabase, run: Run
+) -> None:
+    """Their archives differ; what is read back is the same."""
+    database = create_database(any_server)
+    database.script(FILLED)
+    result = run("backup", env=database.env())
+
+    assert 0 == result.code, str(result)
+    assert [("folder", ROWS)] == [(e["form"], e["rows"]) for e in result.event("backup.verified")]
+
+
+def truncate(folder: Path) -> None:
+    """Cut the largest file."""
+    file = max(folder.iterdir(), key=lambda each: each.stat().st_size)
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def flip(folder: Path) -> None:
+    """Change a byte in the middle of the largest file."""
+    file = max(folder.iterdir(), key=lambda each: each.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def lose(folder: Path) -> None:
+    """Remove the file of a table."""
+    max(folder.glob("*.dat.*"), key=lambda each: each.stat().st_size).unlink()
+
+
+def add(folder: Path) -> None:
+    """Put something there."""
+    (folder / "1.dat.gz").write_bytes(b"")
+
+
+def link(folder: Path) -> None:
+    """Put the folder elsewhere, and a link in its place."""
+    folder.rename(folder.parent.parent.parent / "elsewhere")
+    folder.symlink_to(folder.parent.parent.parent / "elsewhere")
+
+
+@pytest.mark.usefixtures("filled")
+def test_folder_that_is_not_as_it_was_is_no_backup(run: Run, backup_dir: Path) -> None:
+    """A truncated file, a missing one, one more, a link: it is not listed, and is said why."""
+    taken = run("backup")
+    whole = only(backup_dir)
+    said = {}
+    for damage in (truncate, lose, add, link):
+        backup = Path(shutil.copytree(whole, backup_dir / damage.__name__))
+        damage(backup / "database.dir")
+        with pytest.raises(manifests.Unreadable, match=manifests.FOLDER) as why:
+            Directory(backup_dir).read(backup.name)
+        said[damage.__name__] = str(why.value)
+    shown = listed(run)
+    restored = run("restore", "lose", "--into", "nothing")
+
+    assert 0 == taken.code, str(taken)
+    assert [whole.name] == shown
+    assert "is no file of" in said["truncate"]
+    assert "is not there" in said["lose"]
+    assert "1.dat.gz is none of it" in said["add"]
+    assert restored.code in {20, 24}, str(restored)
+    assert said["lose"] in restored.finished["error"]["message"]
+
+
+def test_flipped_byte_in_a_folder_is_found_before_it_is_restored(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """Compression may not notice, the hash does."""
+    run("backup")
+    backup = only(backup_dir)
+    flip(backup / "database.dir")
+    result = run("restore", backup.name, "--into", f"{filled.name}_back")
+
+    assert (24, "backup.corrupt") == (result.code, result.finished["error"]["code"]), str(result)
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        'f=$(ls -S "$d"/*.dat.* | head -1); head -c 100 "$f" > "$f.x"; mv "$f.x" "$f"',
+        'head -c 1000 "$d/toc.dat" > "$d/t"; mv "$d/t" "$d/toc.dat"',
+    ],
+)
+def test_what_does_not_read_back_whole_is_no_backup(
+    run: Run, fakes: Fakes, backup_dir: Path, damage: str
+) -> None:
+    """A client that says all is well, and a file that is cut or not there: 24, nothing is left."""
+    find = 'for a; do case "$a" in --file=*) d=${a#--file=};; esac; done'
+    result = run(env={"PATH": fakes.write(f'"$REAL" "$@" || exit\n{find}\n{damage}')})
+
+    assert 24 == result.code, str(result)
+    assert {} == contents(backup_dir)
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_stop_in_the_middle_leaves_no_client_and_no_backup(
+    start: Start, run: Run, fakes: Fakes, backup_dir: Path, how: signal.Signals
+) -> None:
+    """pg_dump writes nothing to us, and so would not notice our end: it is ended with us."""
+    os.mkfifo(fakes.here / "gate")
+    path = fakes.write('"$REAL" "$@" || exit\necho $$ > "$HERE/pid"\nread _ < "$HERE/gate"')
+    process = start("backup", env={"PATH": path})
+    faults.until((fakes.here / "pid").exists, "pg_dump has written all")
+    process.signal(how)
+    process.wait()
+    pid = int((fakes.here / "pid").read_text())
+    faults.until(lambda: not Path(f"/proc/{pid}").exists(), "pg_dump has ended")
+    left = {each.name[0] for each in backup_dir.iterdir()}
+    again = run("backup")
+
+    assert left <= {"."} if how == signal.SIGKILL else left == set()
+    assert 0 == again.code, str(again)
+    assert "database.dir" in {each.name for each in only(backup_dir).iterdir()}
+
+
+def test_two_databases_at_once_have_a_whole_backup_each(
+    start: Start, filled: servers.Database, create_database: CreateDatabase, run: Run
+) -> None:
+    """They share a directory, and nothing in it."""
+    other = create_database(filled.server)
+    other.script(FILLED)
+    both = [start("backup"), start("backup", env=other.env())]
+    results = [each.wait() for each in both]
+
+    assert [0, 0] == [each.code for each in results], "\n".join(map(str, results))
+    assert 2 == len(listed(run))
+
+
+@pytest.mark.usefixtures("filled")
+def test_only_as_many_stay_as_are_to(run: Run, backup_dir: Path) -> None:
+    """Folders and files are kept and let go alike; one that is read stays."""
+    kept = {"PREFLIGHT_BACKUP_KEEP": "2"}
+    results = [run("backup", env={**kept, "PREFLIGHT_JOBS": jobs}) for jobs in ("2", "1", "2")]
+
+    assert [0] * 3 == [each.code for each in results], "\n".join(map(str, results))
+    forms = {manifest(each)["file"] for each in backup_dir.iterdir()}
+    assert {"database.dump", "database.dir"} == forms
+
+
+@pytest.mark.usefixtures("filled")
+def test_lock_that_a_second_session_does_not_get_is_asked_for_again_by_one(
+    run: Run, fakes: Fakes, backup_dir: Path
+) -> None:
+    """Who queues for a table keeps the other sessions of pg_dump out, but not its first one."""
+    words = 'pg_dump: error: could not obtain lock on relation "public.a"'
+    refuse = f"""case "$*" in *--format=directory*) echo '{words}' >&2; exit 1;; esac"""
+    result = run(env={"PATH": fakes.write(f'{refuse}\nexec "$REAL" "$@"')})
+
+    assert 0 == result.code, str(result)
+    assert ["folder", "file"] == [each["form"] for each in result.event("backup.started")]
+    assert "2 sessions" in result.event("backup.started")[1]["one_file_because"]
+    assert {"database.dump", "manifest.json"} == {each.name for each in only(backup_dir).iterdir()}
+    assert 1 == manifest(only(backup_dir))["format"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "because"),
+    [({"PREFLIGHT_JOBS": "1"}, "PREFLIGHT_JOBS=1"), ({"PREFLIGHT_PARALLEL_MB": "500"}, None)],
+)
+def test_one_session_writes_one_file(
+    run: Run, setting: dict[str, str], because: str | None
+) -> None:
+    """So is a database below the limit dumped; that a large one is, is said."""
+    result = run("backup", env=setting)
+
+    (started,) = result.event("backup.started")
+    assert ("file", because) == (started["form"], started.get("one_file_because")), str(result)
+
+
+def test_too_few_connections_make_one_file(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """A role that may have four: ours, the snapshot's, and pg_dump's one and the app's."""
+    role = Identifier(f"{filled.name}_few")
+    with filled.server.connect() as admin:
+        admin.execute(
+            SQL("CREATE ROLE {} LOGIN SUPERUSER CONNECTION LIMIT 5 PASSWORD 'p'").format(role)
+        )
+    try:
+        result = run("backup", env={"PGUSER": f"{filled.name}_few", "PGPASSWORD": "p"})
+    finally:
+        with filled.server.connect() as admin:
+            admin.execute(SQL("DROP ROLE {}").format(role))
+
+    (started,) = result.event("backup.started")
+    assert 0 == result.code, str(result)
+    assert ("file", "too few connections are free") == (
+        started["form"],
+        started["one_file_because"],
+    )
+    assert (only(backup_dir) / "database.dump").exists()
+
+
+def test_full_disk_is_told_as_one_and_nothing_is_left_on_it(
+    run: Run, database: servers.Database, tmp_path: Path
+) -> None:
+    """pg_dump says so in its own words; it is not tried again."""
+    database.script(
+        """CREATE TABLE noise AS SELECT (SELECT string_agg(sha512((n * 100 + i)::text::bytea), '')
+        FROM generate_series(1, 80) i) AS raw FROM generate_series(1, 3000) n"""
+    )
+    try:
+        with faults.small_disk(tmp_path / "disk", 12) as disk:
+            result = run("backup", env={"PREFLIGHT_BACKUP_DIR": str(disk)})
+            left = contents(disk)
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+    code = result.finished["error"]["code"]
+    assert (23, "backup.no_space") == (result.code, code), str(result)
+    assert 1 == len(result.event("backup.started"))
+    assert {} == left
+
+
+@pytest.mark.usefixtures("filled")
+def test_folder_that_was_copied_elsewhere_is_restored_from_there(
+    run: Run, filled: servers.Database, backup_dir: Path, tmp_path: Path
+) -> None:
+    """A folder is plain files: any tool may copy it."""
+    run("backup")
+    shutil.copytree(only(backup_dir), tmp_path / "copied" / only(backup_dir).name)
+    shutil.rmtree(only(backup_dir))
+    (copied,) = (tmp_path / "copied").iterdir()
+    result = run("restore", str(copied), "--into", f"{filled.name}_back")
+
+    assert 0 == result.code, str(result)
