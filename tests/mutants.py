@@ -672,7 +672,7 @@ MUTANTS = [
         "files/lasting",
         "        if what in (_DISCARDS, _UNLOCKS):\n",
         "        if False:\n",
-        _tests("nontransactional::test_what_a_resume_would_miss_is_refused_before_anything_runs"),
+        _tests("unit_lasting::test_statement_that_gives_the_lock_away_is_always_refused"),
     ),
     Mutant(
         "a file that is there above an absent one does not run again",
@@ -715,6 +715,15 @@ MUTANTS = [
         "if version > to or to == 0)",
         "if version > to)",
         _tests("rollback::test_rollback_to_zero_takes_back_version_000"),
+    ),
+    Mutant(
+        "a table that was just dropped is nobody's lack of rights",
+        "backup/snapshots",
+        "for row in rows if row[6] is False]",
+        "for row in rows if not row[6]]",
+        _tests(
+            "backup_faults::test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one"
+        ),
     ),
     Mutant(
         "an extension has the version that its rows fit",
