@@ -6,6 +6,7 @@ died is printed with the test that failed and its words: read them, for a test m
 reason.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests import servers
 
 ROOT = servers.REPOSITORY
+_OF_A_TEST = re.compile(r"(?:FAILED|ERROR) \S+::")  # of a module that cannot be read there is none
 UNIT, SERVER = "tests/unit/", "tests/postgres/"
 
 
@@ -753,7 +755,7 @@ def noticed(mutant: Mutant, copy: Path) -> str:
         done = subprocess.run(command, cwd=copy, capture_output=True, check=False, text=True)
     finally:
         file.write_text(text, encoding="utf-8")
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if _OF_A_TEST.match(line)]
     assert bool(failed) == (done.returncode != 0), done.stdout + done.stderr  # else none was asked
     return failed[0] if failed else ""
 
