@@ -14,7 +14,7 @@ from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import ConfigInvalid, FilesInvalid
 from preflight.commands import command, results
 from preflight.files import folder, reading, scan
-from preflight.files.layout import KINDS, NATIVE, OURS
+from preflight.files.layout import KINDS, NATIVE, OURS, Source
 from preflight.history import numbers, plan
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def _named(found: folder.Folder) -> Iterator[tuple[Migration, int, str]]:
     for file in found:
         title = re.sub("[^a-z0-9]+", "_", _VERSION.sub("", file.name, count=1).lower()).strip("_")
         named = f"{file.version:0{width}d}_{title or 'migration'}"
+        if NATIVE.source(NATIVE.file(named, "up")) != Source(file.version, named, "up"):
+            named += "_migration"  # its title ends as that of a companion does
         yield file, file.version, NATIVE.file(named, "up")
 
 

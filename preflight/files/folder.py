@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import ConfigInvalid, Failure, FilesInvalid, Problem
 from preflight.files import reading
 from preflight.files.layout import NATIVE, OURS
@@ -83,10 +84,11 @@ def load(config: Config) -> Folder:
         from preflight.files import shapes  # noqa: PLC0415 -- only for what ours does not take
 
         tool = _only({**shapes.marks(directory), **marks}) or shapes.tool(directory)
-        if tool is None:
+        if tool not in OTHER_LAYOUTS:
             raise
         return _taken_for(tool, directory, failure)
-    if not marks or config.layout == OURS:
+    readable = {file: tool for file, tool in marks.items() if tool in OTHER_LAYOUTS}
+    if not readable or config.layout == OURS:
         return ours
     try:
         found = _theirs(_only(marks) or OURS, directory)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,7 @@ class Foreign:
     table: Table
     lone = False  # a file of nothing but what a transaction refuses runs outside one
     labelled = False  # versions are text
+    textual = False  # they are numbers here, and the tool orders its files as text
     outside = reading.OWN.hint  # how a file says that it runs in no transaction
 
     def __init__(self, directory: Path) -> None:
@@ -123,6 +126,8 @@ class Foreign:
 
         A version belongs to its forward file, whatever its companions are titled.
         """
+        if self.textual:
+            _same_order(self.tool, sources)
         titles = {
             (each.version, each.label): each.name for each in sources.values() if each.kind == "up"
         }
@@ -156,6 +161,23 @@ class Foreign:
         return True
 
 
+def _same_order(tool: str, sources: Mapping[str, Source]) -> None:
+    """Refuse versions that a tool, which compares them as text, orders otherwise."""
+    files = [file for file, each in sources.items() if each.kind == "up"]
+    if sorted(files) != sorted(files, key=lambda file: (sources[file].version, file)):
+        raise FilesInvalid.of(
+            "files.invalid",
+            [
+                Problem(
+                    f"the versions have different numbers of digits, and {tool}, which orders "
+                    "them as text, runs them in another order than their numbers say",
+                    "Give them as many digits each.",
+                    file=max(files),
+                )
+            ],
+        )
+
+
 def layout(tool: str, directory: Path) -> Foreign:
     """Return the layout of a tool for a folder."""
     room = importlib.import_module(f"preflight.files.layouts.{tool.replace('-', '_')}")
@@ -163,8 +185,15 @@ def layout(tool: str, directory: Path) -> Foreign:
     return made
 
 
-def variants(text: bytes) -> Iterator[bytes]:
-    """Yield the bytes that a file may have had: with and without a BOM, with either line end."""
+def variants(path: Path, text: bytes) -> Iterator[bytes]:
+    """Yield the bytes that a file may have had: with and without a BOM, with either line end.
+
+    Line ends that are mixed are those of the file, where that is still the text that was read.
+    """
+    with suppress(OSError, ValueError):
+        raw = reading.raw(path)
+        if raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n") == text:
+            yield raw
     for each in (text, text.replace(b"\n", b"\r\n")):
         yield each
         yield b"\xef\xbb\xbf" + each
@@ -210,11 +239,14 @@ def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
     parts: dict[str, Source] = {}
     scripts: dict[Source, migrations.Script] = {}
     again: list[Migration] = []
+    whose: dict[Source | str, str] = {}  # which file said it first
     for name, source in sources.items():
         if source.kind == REPEAT:
             again += _repeats(rule, name, source, problems)
+            _once(whose, source, name, problems)
             continue
         for each, script in _scripts(rule, name, source, problems):
+            _once(whose, each, name, problems)
             parts[name if each.kind == source.kind else f"{name} ({each.kind})"] = each
             if script is not None:
                 scripts[each] = script
@@ -222,6 +254,21 @@ def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
     if problems:
         raise FilesInvalid.of("files.invalid", problems)
     return rule, (*found, *sorted(again, key=rule.repeats))
+
+
+def _once(
+    whose: dict[Source | str, str], what: Source | str, name: str, problems: list[Problem]
+) -> None:
+    """Report a part that two files claim; two forward files are told by their version."""
+    first = whose.setdefault(what, name)
+    if first != name and (isinstance(what, str) or what.kind != "up"):
+        problems.append(
+            Problem(
+                f"{first} and {name} are the same part of one migration: which is meant?",
+                "Remove one of them.",
+                file=name,
+            )
+        )
 
 
 def _repeats(

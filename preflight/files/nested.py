@@ -17,18 +17,21 @@ class Nested(foreign.Foreign):
     parts: Mapping[str, str] = {}
 
     def names(self) -> list[str]:
-        """Return the files that count, relative to the directory."""
+        """Return the files that count, relative to the directory.
+
+        A folder without a forward file is one that the tools refuse, and not nothing.
+        """
         forward = next(name for name, kind in self.parts.items() if kind == "up")
         folders = sorted(
             each.name
             for each in self.directory.iterdir()
-            if each.is_dir() and not each.name.startswith(".") and (each / forward).exists()
+            if each.is_dir() and not each.name.startswith(".") and each.name != foreign.BESIDE
         )
         return [
             f"{folder}/{name}"
             for folder in folders
             for name in self.parts
-            if (self.directory / folder / name).exists()
+            if name == forward or (self.directory / folder / name).exists()
         ]
 
     def source(self, file: str) -> Source | None:

@@ -19,11 +19,22 @@ from preflight.files.layout import NATIVE, Layout, Source
 
 MAX_BYTES = 1_000_000_000  # a server refuses a message above 1 GiB and drops the connection
 
-_MARKS = {
-    "dbmate": re.compile(rb"(?m)^--\s*migrate:(?:up|down)(?:\s|$)"),
-    "goose": re.compile(rb"(?mi)^[ \t]*--[ \t]*\+goose[ \t]+(?:up|down)[ \t\r]*$"),
-    "graphile": re.compile(rb"(?m)\A--! (?:Previous|Hash): "),
+_MARKS = {  # also what looks like one and is none: below it everything would run
+    "dbmate": re.compile(
+        rb"(?m)^--\s*migrate:(?:up|down)(?:\s|$)"
+        rb"|^[ \t]*--[ \t]*(?i:migrate[ \t]*:[ \t]*(?:up|down))(?:[ \t]+\w+:\w+)*[ \t\r]*$"
+    ),
+    "goose": re.compile(rb"(?mi)^[ \t]*--[ \t-]*\+goose[ \t]*(?:up|down)[ \t\r-]*$"),
+    "graphile": re.compile(rb"(?m)\A--! (?:Previous|Hash|AllowInvalidHash)\b"),
+    # these have no reader here
+    "tern": re.compile(rb"(?mi)^---- create above / drop below ----"),
+    "sql-migrate": re.compile(rb"(?mi)^[ \t]*--[ \t]*\+migrate[ \t]*down\b"),
+    "node-pg-migrate": re.compile(rb"(?mi)^[ \t]*--[ \t-]*down[ \t]+migration[ \t\r-]*$"),
+    "MyBatis": re.compile(rb"(?mi)^[ \t]*--[ \t]*//[ \t]*@undo\b"),
+    "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]+down\b"),
+    "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
 }
+_SIGNS = re.compile(rb"(?i)--[^\n]*(?:migrat|goose|drop below|@undo|rambler|down[ \t]*=)|\A--! ")
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
@@ -112,8 +123,8 @@ def _load(
 
 def marked(text: bytes) -> str | None:
     """Return the tool whose marks a file carries."""
-    if not any(sign in text for sign in (b"migrate:", b"goose", b"--! ")):
-        return None  # the common case, at the speed of memory
+    if _SIGNS.search(text) is None:
+        return None  # the common case
     return next((tool for tool, mark in _MARKS.items() if mark.search(text)), None)
 
 
@@ -187,11 +198,16 @@ OWN = Rule()
 
 def beside(path: Path) -> str:
     """Return the text of a small file that stands beside migrations; raises OSError, ValueError."""
+    return raw(path).decode().replace("\r\n", "\n")
+
+
+def raw(path: Path) -> bytes:
+    """Return the bytes of a plain file, whatever they are; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hang
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read().decode().replace("\r\n", "\n")
+        return file.read()
 
 
 class Reading:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import ConfigInvalid, FilesInvalid, HistoryConflict, Problem
 from preflight.files.folder import Folder
 from preflight.files.layout import STEP
@@ -57,8 +58,7 @@ def _refuse_marked(files: Folder, history: History) -> None:
         Problem(
             f"{script.file} has marks of {files.marks[script.file]}: all of it would run, also "
             "what is below a mark for the way back",
-            f"Read the folder as that tool does: PREFLIGHT_LAYOUT={files.marks[script.file]}. Or "
-            "take the marks out.",
+            _way_out(files.marks[script.file]),
             **file.named,
             file=script.file,
         )
@@ -69,6 +69,12 @@ def _refuse_marked(files: Folder, history: History) -> None:
     ]
     if problems:
         raise FilesInvalid.of("files.layout", problems)
+
+
+def _way_out(tool: str) -> str:
+    if tool in OTHER_LAYOUTS:
+        return f"Read the folder as that tool does: PREFLIGHT_LAYOUT={tool}. Or take the marks out."
+    return "Move what is below the mark into NNN_title_rollback.sql, and take the marks out."
 
 
 def _numbered(files: Folder, history: History) -> Folder:

@@ -80,6 +80,8 @@ class Found:
         applied = self.said.applied if self.said.lasting is None else self.said.lasting
         rows = sorted(applied) + [f"broken {each}" for each in self.said.broken]
         rows += sorted(f"{name} {checksum}" for name, checksum in self.said.repeated.items())
+        if self.said.through is not None and self.said.through not in applied:
+            rows.append(f"through {self.said.through}")
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     @property

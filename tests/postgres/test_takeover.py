@@ -655,7 +655,7 @@ KEPT = {
         "UPDATE __diesel_schema_migrations SET version = '20230101000000'",
     ),
     "graphile": Kept(
-        {"committed/000001.sql": committed(A)[0], "committed/000002.sql": committed(B)[0]},
+        {"committed/000001-a.sql": committed(A)[0], "committed/000002.sql": committed(B)[0]},
         "CREATE SCHEMA graphile_migrate; CREATE TABLE graphile_migrate.migrations (hash text "
         "PRIMARY KEY, previous_hash text REFERENCES graphile_migrate.migrations, filename text NOT "
         "NULL, date timestamptz NOT NULL DEFAULT now())",

@@ -1,19 +1,21 @@
 """What a folder's names mean: our own rule, and that another one fits."""
 
+import dataclasses
 import hashlib
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from preflight.base import config
 from preflight.base.errors import FilesInvalid, HistoryConflict
 from preflight.commands import convert
-from preflight.files import folder, reading
+from preflight.files import folder, foreign, reading
 from preflight.files.layout import KINDS, NATIVE, Source
 from preflight.files.layouts import flyway
 from preflight.history import numbers, plan
@@ -345,6 +347,69 @@ REFUSED = {
         {"00000_a.sql": "-- +goose Up\nSELECT 1;", "00001_b.sql": "-- +goose Up\nSELECT 1;"},
         "'00000_a.sql' is not a file of goose",
     ),
+    "tern's file": (
+        {"001_a.sql": "SELECT 1;\n---- create above / drop below ----\nDROP TABLE a;\n"},
+        "marks of tern",
+    ),
+    "sql-migrate's file": (
+        {"001_a.sql": "-- +migrate Up\nSELECT 1;\n-- +migrate Down\nDROP TABLE a;\n"},
+        "marks of sql-migrate",
+    ),
+    "node-pg-migrate's file": (
+        {"001_a.sql": "-- Up Migration\nSELECT 1;\n-- Down Migration\nDROP TABLE a;\n"},
+        "marks of node-pg-migrate",
+    ),
+    "MyBatis' file": (
+        {"001_a.sql": "-- // a\nSELECT 1;\n-- //@UNDO\nDROP TABLE a;\n"}, "marks of MyBatis",
+    ),
+    "rambler's file": (
+        {"001_a.sql": "-- rambler up\nSELECT 1;\n-- rambler down\nDROP TABLE a;\n"},
+        "marks of rambler",
+    ),
+    "shmig's file": (
+        {"001_a.sql": "-- ==== UP ====\nSELECT 1;\n-- ==== DOWN ====\nDROP TABLE a;\n"},
+        "marks of shmig",
+    ),
+    "dbmate's marks, all indented": (
+        {"001_a.sql": " -- migrate:up\nSELECT 1;\n -- migrate:down\nDROP TABLE a;\n"}, ":1:1:",
+    ),
+    "goose's marks without a space": (
+        {"001_a.sql": "-- +gooseUp\nSELECT 1;\n-- +gooseDown\nDROP TABLE a;\n"}, ":1:1:",
+    ),
+    "a block before Up": (
+        {"001_a.sql": "-- +goose StatementBegin\n-- +goose Up\nSELECT 1;\n-- +goose StatementEnd"},
+        ":1:1:",
+    ),
+    "an extension in capitals": (
+        {"1_a.up.sql": "SELECT 1;", "2_b.up.SQL": "SELECT 1;"}, "'2_b.up.SQL' is not a file",
+    ),
+    "another extension": (
+        {"1_a.up.sql": "SELECT 1;", "2_b.up.pgsql": "SELECT 1;"}, "'2_b.up.pgsql' is not a file",
+    ),
+    "two ways back": (
+        {"1_a.up.sql": "SELECT 1;", "1_a.down.sql": "SELECT 2;", "1_b.down.sql": "SELECT 3;"},
+        "the same part",
+    ),
+    "a way back beside one": (
+        {"1_a.sql": "-- migrate:up\nSELECT 1;\n-- migrate:down\nSELECT 2;\n",
+         "preflight/rollback_1_a.sql": "SELECT 3;"},
+        "the same part",
+    ),
+    "a file that runs again, twice": (
+        {"V1__a.sql": "SELECT 1;", "b/R__x.sql": "SELECT 1;", "c/R__x.sql": "SELECT 2;"},
+        "the same part",
+    ),
+    "Flyway in Java": ({"V1__a.sql": "SELECT 1;", "V2__b.java": "class"}, "no SQL"),
+    "a folder without up.sql": (
+        {"1_a/up.sql": "SELECT 1;", "2_b/UP.sql": "SELECT 1;"}, "2_b/up.sql: cannot be read",
+    ),
+    "a folder without migration.sql": (
+        {"1_a/migration.sql": "SELECT 1;", "2_b/m.sql": "SELECT 1;"}, "2_b/migration.sql: cannot",
+    ),
+    "another provider": (
+        {"1_a/migration.sql": "SELECT 1;", "migration_lock.toml": 'provider = "sqlite"\n'},
+        "for sqlite",
+    ),
     "too many digits": ({"1_a.up.sql": "SELECT 1;", f"{'9' * 19}_b.up.sql": "SELECT 1;"}, "'9"),
 }  # fmt: skip
 
@@ -355,6 +420,136 @@ def test_what_cannot_run_as_it_is_meant_is_refused_at_its_line(case: str, tmp_pa
     files, words = REFUSED[case]
 
     assert any(words in each for each in refused(written(tmp_path, files)))
+
+
+@pytest.mark.parametrize(
+    ("tool", "files", "words"),
+    [
+        ("supabase", {f"{'9' * 19}_a.sql": "SELECT 1;"}, "is not a file of supabase"),
+        ("supabase", {"10_a.sql": "SELECT 1;", "9_b.sql": "SELECT 1;"}, "another order"),
+        ("supabase", {"1_a/b.sql": "SELECT 1;", "2_c.sql": "SELECT 1;"}, "1_a/b.sql"),
+        ("dbmate", {f"{'1' * 20}_b.sql": "-- migrate:up\nSELECT 1;"}, "is not a file of dbmate"),
+        ("goose", {"+5_a.sql": "-- +goose Up\nSELECT 1;"}, "is not a file of goose"),
+    ],
+)
+def test_what_the_tool_would_run_is_never_passed_over(
+    tool: str, files: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    """A name or a place that only the tool knows what to do with is refused."""
+    written(tmp_path, files)
+
+    assert [True] == [words in each for each in refused(configured(tmp_path, tool))]
+
+
+def test_comment_that_speaks_of_a_mark_is_none(tmp_path: Path) -> None:
+    """Who uses our own names is not stopped by a word."""
+    text = (
+        "-- Down migration: see 001_a_rollback.sql\n-- this migrate:down was left out\n"
+        "-- the goose is up\n-- migrate:update later\n-- +migrate Up\n-- create above\n"
+        "--! mind\n-- UNDO: none\nSELECT 'migrated';\n"
+    )
+
+    found = folder.load(written(tmp_path, {"001_a.sql": text}))
+
+    assert ("ours", {}) == (numbers.settled(found, plan.History()).tool, found.marks)
+
+
+def test_recorded_file_is_not_judged_by_a_mark(tmp_path: Path) -> None:
+    """It ran as it is; what is to run yet is another matter."""
+    text = "SELECT 1;\n---- create above / drop below ----\nSELECT 2;\n"
+    found = folder.load(written(tmp_path, {"001_a.sql": text}))
+    (file,) = found
+    records = {1: plan.Record(1, file.name, file.checksum)}
+
+    assert "ours" == numbers.settled(found, plan.History(records)).tool
+
+
+def test_flyway_s_files_are_found_where_flyway_finds_them(tmp_path: Path) -> None:
+    """Without a title, in capitals, behind a link to a folder; once, whatever the links are."""
+    written(tmp_path / "far", {"V3__c.sql": "SELECT 1;"})
+    files = {"V1.sql": "SELECT 1;", "V2__b.SQL": "SELECT 1;", "V1__note.txt": ""}
+    found = written(tmp_path / "near", files)
+    (tmp_path / "near/sub").symlink_to(tmp_path / "far")
+    (tmp_path / "far/up").symlink_to(tmp_path / "near")
+
+    loaded = folder.load(dataclasses.replace(found, layout="flyway"))
+
+    assert ["V1", "V2__b", "V3__c"] == [each.name for each in loaded]
+
+
+def test_file_that_the_supabase_cli_leaves_out_is_left_out(tmp_path: Path) -> None:
+    """The dump that its first versions began with; a later one of that name runs."""
+    files = {"20211001000000_init.sql": "SELECT 1;", "20220101000000_init.sql": "SELECT 1;"}
+    written(tmp_path, files)
+
+    found = folder.load(configured(tmp_path, "supabase"))
+
+    assert ["20220101000000_init"] == [each.name for each in found]
+    assert foreign.layout("supabase", tmp_path).forgets("20211001000000", found)
+
+
+def test_invalid_hash_that_graphile_migrate_allows_is_allowed(tmp_path: Path) -> None:
+    """With its header, which has no value; the title of a file is not in its history."""
+    text = FIRST.replace("--! Hash", "--! AllowInvalidHash\n--! Hash") + "SELECT 2;\n"
+    found = folder.load(written(tmp_path, {"committed/000001-a.sql": text}))
+
+    assert ["000001.sql"] == [found.layout.key(each) for each in found if found.layout]
+    assert [True] == [found.layout.agrees(each, DIGEST) for each in found if found.layout]
+
+
+SAID: dict[str, tuple[str, list[tuple[Any, ...]], list[str], list[str], str | None]] = {
+    "taken back in part": ("golang-migrate", [(-1, True)], [], ["-1"], None),
+    "taken back": ("golang-migrate", [], [], [], None),
+    "made by a baseline file": (
+        "flyway",
+        [(1, "5", "base", "SQL_BASELINE", 7, True), (2, "6", "more", "SQL", 8, True)],
+        ["6"], [], "5",
+    ),
+    "a repeated file failed": ("flyway", [(1, None, "x", "SQL", 7, False)], [], ["R__x"], None),
+    "a repeated file is right again": (
+        "flyway", [(1, None, "x", "SQL", 7, False), (2, None, "x", "SQL", 8, True)], [], [], None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_rows_mean_what_they_mean_to_their_tool(case: str, tmp_path: Path) -> None:
+    """What is applied, what failed, and up to where there are no rows."""
+    tool, rows, applied, broken, through = SAID[case]
+
+    said = foreign.layout(tool, tmp_path).said(rows)
+
+    assert (applied, broken, through) == ([*said.applied], [*said.broken], said.through)
+
+
+def test_repeated_file_that_flyway_forgot_runs_again(tmp_path: Path) -> None:
+    """Its row of type DELETE says that the file was gone."""
+    rows = [(1, None, "x", "SQL", 7, True), (2, None, "y", "SQL", 8, True)]
+    gone = (3, None, "x", "DELETE", None, True)
+
+    said = foreign.layout("flyway", tmp_path).said([*rows, gone])
+
+    assert {"y": "8"} == said.repeated
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "hashed"),
+    [("sqlx", "1_a.sql", hashlib.sha384), ("prisma", "1_a/migration.sql", hashlib.sha256)],
+)
+def test_file_of_mixed_line_ends_is_not_taken_for_edited(
+    tool: str, name: str, hashed: Callable[[bytes], Any], tmp_path: Path
+) -> None:
+    """The tool hashed its very bytes; those of another text are still another file."""
+    text = b"SELECT 1;\r\nSELECT 2;\nSELECT 3;\r\n"
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(text)
+    found = folder.load(configured(tmp_path, tool))
+    assert found.layout is not None
+    (file,) = found
+
+    assert found.layout.agrees(file, hashed(text).hexdigest())
+    (tmp_path / name).write_bytes(b"SELECT 4;\n")
+    assert not found.layout.agrees(file, hashed(b"SELECT 4;\n").hexdigest())
 
 
 def test_repeatable_files_stand_beside_the_versions(tmp_path: Path) -> None:
@@ -453,6 +648,21 @@ def test_converted_folder_has_the_same_statements(run_bare: Run, tmp_path: Path)
         for file in reading.load(tmp_path / "ours")[:1]
         for each in file.up.statements()
     ]
+
+
+def test_title_that_ends_as_a_companion_s_is_converted(run_bare: Run, tmp_path: Path) -> None:
+    """`add_rollback` is what a file is about, and no file for the way back."""
+    files = {
+        "1_a.up.sql": "SELECT 1;",
+        "2_a_rollback.up.sql": "SELECT 2;",
+        "3_verify.up.sql": "SELECT 3;",
+    }
+    written(tmp_path / "theirs", files)
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+
+    assert 0 == done.code, str(done)
+    assert [None, None, None] == [each.rollback for each in reading.load(tmp_path / "ours")]
 
 
 @pytest.mark.parametrize("tool", sorted({*FOLDERS} - {"ours"}))

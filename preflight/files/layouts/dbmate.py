@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from preflight.base.errors import FilesInvalid, Problem
 from preflight.files import foreign
 from preflight.files.layout import Source
 
-_NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18}).*)\.sql")
+_NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18})(?![0-9]).*)\.sql")
 _MARK = re.compile(rb"(?m)^--\s*migrate:(?P<kind>up|down)(?P<options>\s*$|[ \t]+\S[^\n]*$)")
 # what dbmate takes for a comment though somebody meant a mark: all below it would run
-_LIKE = re.compile(rb"(?im)^[ \t]*--[ \t]*migrate[ \t]*:[ \t]*(?:up|down)\b")
+_LIKE = re.compile(rb"(?im)(?:^|\r)[ \t]*--[ \t]*migrate[ \t]*:[ \t]*(?:up|down)\b")
 _BEFORE = re.compile(rb"(?:[ \t\r]*(?:--[^\n]*)?(?:\n|\Z))*")
 _KINDS = {b"up": "up", b"down": "rollback"}
 
@@ -22,6 +21,7 @@ class Dbmate(foreign.Foreign):
 
     tool = "dbmate"
     hint = "Name it VERSION_title.sql: the version is at most 18 digits."
+    textual = True
     outside = "Write `transaction:false` beside the mark: `-- migrate:up transaction:false`."
     table = foreign.Table(
         "schema_migrations",
@@ -35,23 +35,6 @@ class Dbmate(foreign.Foreign):
         """Read the version."""
         found = _NAME.fullmatch(file)
         return Source(int(found["version"]), found["name"], "up") if found else None
-
-    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Refuse versions that dbmate, which compares them as text, orders otherwise."""
-        files = [file for file, each in sources.items() if each.kind == "up"]
-        if sorted(files) != sorted(files, key=lambda file: (sources[file].version, file)):
-            raise FilesInvalid.of(
-                "files.invalid",
-                [
-                    Problem(
-                        "the versions have different numbers of digits, and dbmate, which orders "
-                        "them as text, runs them in another order than their numbers say",
-                        "Give them as many digits each.",
-                        file=max(files),
-                    )
-                ],
-            )
-        return super().settled(sources)
 
     def sections(self, source: Source, _file: str, text: bytes) -> Iterable[foreign.Section]:
         """Yield what stands below each mark; `transaction:false` beside it counts."""

@@ -15,13 +15,16 @@ from preflight.files.layout import REPEAT, Source
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration
 
-_NAME = re.compile(r"(?P<way>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)__(?P<title>.*)\.sql")
-_REPEAT = re.compile(r"R__(?P<title>.*)\.sql")
+_NAME = re.compile(r"(?P<way>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__.*)?(?i:\.sql)")
+_REPEAT = re.compile(r"R__.*(?i:\.sql)")
+_OTHER = re.compile(
+    r"(?:[VUB][0-9]+(?:[._][0-9]+)*|R)__.*"
+    r"\.(?:java|class|kt|groovy|scala|sh|bash|ps1|bat|cmd|py)"
+)
 _CALLBACK = re.compile(r"(?:(?:before|after)[A-Z]|createSchema).*\.sql")
 _PLACEHOLDER = re.compile(rb"\$\{[^}\n]+\}")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _KNOWN = {"executeInTransaction", "placeholderReplacement", "encoding"}
-_NOT_RUN = {"BASELINE", "SCHEMA", "DELETE"}
 
 
 class Flyway(foreign.Foreign):
@@ -56,7 +59,12 @@ class Flyway(foreign.Foreign):
     def names(self) -> list[str]:
         """Return the files that count, of every folder below."""
         found = []
-        for folder, folders, files in os.walk(self.directory):
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(self.directory, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:  # a link that leads back up
+                folders.clear()
+                continue
+            seen.add(real)
             folders[:] = sorted(each for each in folders if not each.startswith("."))
             inside = Path(folder).relative_to(self.directory)
             found += [str(inside / file) for file in files if self.counts(str(inside / file))]
@@ -67,7 +75,7 @@ class Flyway(foreign.Foreign):
         name = Path(file).name
         if file.startswith(f"{foreign.BESIDE}/"):
             return name.endswith(".sql")
-        return any(each.fullmatch(name) for each in (_NAME, _REPEAT, _CALLBACK))
+        return any(each.fullmatch(name) for each in (_NAME, _REPEAT, _CALLBACK, _OTHER))
 
     def source(self, file: str) -> Source | None:
         """Return what a file is; None when its name says nothing."""
@@ -77,14 +85,14 @@ class Flyway(foreign.Foreign):
     def named(self, file: str) -> Source | None:
         """Read the version, and the way."""
         if _REPEAT.fullmatch(file):
-            return Source(0, file.removesuffix(".sql"), REPEAT)
+            return Source(0, file[: -len(".sql")], REPEAT)
         if _CALLBACK.fullmatch(file):
             return Source(0, file.removesuffix(".sql"), "up", file)
         found = _NAME.fullmatch(file)
         if found is None:
-            return None
+            return Source(0, file, "up", file) if _OTHER.fullmatch(file) else None
         kind = "rollback" if found["way"] == "U" else "up"
-        return Source(0, file.removesuffix(".sql"), kind, self.version(found["version"]))
+        return Source(0, file[: -len(".sql")], kind, self.version(found["version"]))
 
     def version(self, text: str) -> str:
         """Write a version as Flyway compares it: 1_01 and 1.1.0 are 1.1."""
@@ -126,6 +134,11 @@ class Flyway(foreign.Foreign):
                 "Flyway runs this callback around its migrations, and nobody does here",
                 "Move what it does into a migration, and remove it.",
             )
+        if _OTHER.fullmatch(name):
+            raise foreign.Wrong(
+                "a migration that is no SQL cannot be run here",
+                "Write what it does as SQL, under its version; or go on with Flyway behind `wrap`.",
+            )
         if source.kind in ("verify", "export"):
             return [foreign.Section(source.kind)]
         said = self._conf(file)
@@ -164,24 +177,26 @@ class Flyway(foreign.Foreign):
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Read the rows in the order in which they were written; later ones take back."""
         applied: dict[str, str | None] = {}
-        repeated: dict[str, str | None] = {}
+        runs: dict[str, tuple[Any, bool]] = {}  # the last one of each file that runs again
         broken: list[str] = []
         through = None
         for _, version, title, kind, checksum, success in sorted(rows, key=lambda row: row[0]):
             known = None if checksum is None else str(checksum)
             if version is None:
-                if kind not in _NOT_RUN and success:
-                    repeated[title] = known
+                if kind not in ("BASELINE", "SCHEMA"):
+                    runs[title] = (kind != "DELETE" and known, success)
                 continue
             label = self.version(version)
             if not success:
                 broken.append(label)
-            elif kind == "BASELINE":
+            elif kind in ("BASELINE", "SQL_BASELINE"):
                 through = label
             elif kind == "DELETE" or kind.startswith("UNDO"):
                 applied.pop(label, None)
             else:
                 applied[label] = known
+        broken += [f"R__{title}" for title, (_, success) in runs.items() if not success]
+        repeated = {title: known for title, (known, _) in runs.items() if known}
         return foreign.Said(applied, broken, through, repeated)
 
     def forgets(self, key: str, files: Sequence[Migration]) -> bool:

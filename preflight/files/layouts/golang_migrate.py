@@ -12,6 +12,9 @@ from preflight.files.layout import Source
 _NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18})_.*)\.(?P<way>up|down)\.sql")
 
 
+_RUN = re.compile(r"[0-9]+_.*\.(?:up|down)\..*")  # whatever the extension is
+
+
 class GolangMigrate(foreign.Foreign):
     """Its history is one row: the newest version, and whether that one failed."""
 
@@ -26,9 +29,10 @@ class GolangMigrate(foreign.Foreign):
     )
 
     def counts(self, file: str) -> bool:
-        """Tell whether it is SQL of either direction; the tool passes over all else."""
-        return super().counts(file) and (
-            "/" in file or file.endswith((".up.sql", ".down.sql")) or file[:1].isdigit()
+        """Tell whether it is a file of either direction; the tool passes over all else."""
+        return bool(_RUN.fullmatch(file)) or (
+            super().counts(file)
+            and ("/" in file or file.endswith((".up.sql", ".down.sql")) or file[:1].isdigit())
         )
 
     def named(self, file: str) -> Source | None:
@@ -45,9 +49,9 @@ class GolangMigrate(foreign.Foreign):
         return f"{name}.{ways[kind]}.sql" if kind in ways else super().file(name, kind)
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
-        """All up to the one version is applied."""
+        """All up to the one version is applied; -1 is where the first one was taken back."""
         newest = [(int(version), dirty) for version, dirty in rows if version >= 0]
-        broken = [str(version) for version, dirty in newest if dirty]
+        broken = [str(version) for version, dirty in rows if dirty]
         through = str(max(version for version, _ in newest)) if newest else None
         return foreign.Said({through: None} if through else {}, broken, through)
 

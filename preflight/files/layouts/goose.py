@@ -30,9 +30,9 @@ class _Marks:
                 self.begun["up"] = at
             case "DOWN" if [*self.begun] == ["up"] and self.block is None:
                 self.begun["rollback"] = at
-            case "STATEMENTBEGIN" if self.block is None:
+            case "STATEMENTBEGIN" if self.begun and self.block is None:
                 self.block = at
-            case "STATEMENTEND":
+            case "STATEMENTEND" if self.block is not None:
                 self.block = None
             case "NO TRANSACTION":
                 self.unbound = True
@@ -74,7 +74,7 @@ class Goose(foreign.Foreign):
         """Tell whether goose would count it as a version, a Go file included."""
         if file.endswith(".go"):
             return bool(_NAME.fullmatch(file)) and not file.endswith("_test.go")
-        return super().counts(file) and ("/" in file or file[:1].isdigit())
+        return super().counts(file) and ("/" in file or file.removeprefix("+")[:1].isdigit())
 
     def named(self, file: str) -> Source | None:
         """Read the version."""

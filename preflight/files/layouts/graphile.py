@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
 
 _NAME = re.compile(r"(?:committed/)?(?P<name>(?P<version>[0-9]{1,18})(?:-.*)?)\.sql")
-_HEADER = re.compile(rb"--! (?P<key>[A-Za-z]+): *(?P<value>[^\n]*)\n|\n")
+_HEADER = re.compile(rb"--! (?P<key>[A-Z][A-Za-z0-9_]*)(?:: *(?P<value>[^\n]*))?\n|\n")
 _PLACEHOLDER = re.compile(rb"(?<![:\w]):[A-Z][A-Z0-9_]+\b")
 _UNBOUND = re.compile(rb"--!\s*no-transaction\b")
 
@@ -57,7 +57,7 @@ class Graphile(foreign.Foreign):
         said, body = _header(text)
         if "hash" not in said:
             raise foreign.Wrong("there is no `--! Hash:`", "Commit it with graphile-migrate.", 0)
-        if said["hash"] != _hash(said.get("previous", ""), body):
+        if "allowinvalidhash" not in said and said["hash"] != _hash(said.get("previous", ""), body):
             raise foreign.Wrong(
                 "it was edited after it was committed: its `--! Hash:` is of another text",
                 "Restore it; a change is a migration of its own.",
@@ -72,16 +72,16 @@ class Graphile(foreign.Foreign):
         return [foreign.Section("up", unbound=_UNBOUND.match(body) is not None)]
 
     def key(self, file: Migration) -> str:
-        """Know a file by its name."""
-        return file.up.file.rpartition("/")[2]
+        """Know a file by its number: its title is not in the table."""
+        return self.version(file.up.file.rpartition("/")[2])
 
     def version(self, text: str) -> str:
-        """Return the file's name as it is."""
-        return text
+        """Return the file's name without its title."""
+        return re.sub(r"-.*\.sql$", ".sql", text)
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is applied, with the hashes."""
-        return foreign.Said({str(name): str(checksum) for name, checksum in rows})
+        return foreign.Said({self.version(str(name)): str(checksum) for name, checksum in rows})
 
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the hash in the header, which was found to be that of the text."""
@@ -96,7 +96,8 @@ def _header(text: bytes) -> tuple[dict[str, str], bytes]:
         at = line.end()
         if line["key"] is None:
             break  # an empty line ends it
-        said[line["key"].decode().lower()] = line["value"].decode("utf-8", "replace").strip()
+        value = line["value"] or b""
+        said[line["key"].decode().lower()] = value.decode("utf-8", "replace").strip()
     return said, text[at:]
 
 

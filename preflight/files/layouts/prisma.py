@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from preflight.files import foreign, nested
+from preflight.base.errors import FilesInvalid, Problem
+from preflight.files import foreign, nested, reading
 from preflight.files.layout import Source
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration
+
+
+_LOCK = "migration_lock.toml"
+_PROVIDER = re.compile(r"""(?m)^[ \t]*provider[ \t]*=[ \t]*["']([^"']*)""")
+_POSTGRES = ("postgresql", "postgres", "cockroachdb")
 
 
 class Prisma(nested.Nested):
@@ -37,6 +44,26 @@ class Prisma(nested.Nested):
         ("migration_name", "checksum", "finished_at", "rolled_back_at"),
     )
 
+    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Refuse a folder that was written for another kind of server."""
+        try:
+            found = _PROVIDER.search(reading.beside(self.directory / _LOCK))
+        except (OSError, ValueError):
+            found = None
+        if found is not None and found[1] not in _POSTGRES:
+            raise FilesInvalid.of(
+                "files.invalid",
+                [
+                    Problem(
+                        f"{_LOCK} says that these files are for {found[1]}, not for PostgreSQL",
+                        "Is it the right folder? With Prisma a change of the provider begins a new "
+                        "one.",
+                        file=_LOCK,
+                    )
+                ],
+            )
+        return super().settled(sources)
+
     def titled(self, folder: str, kind: str) -> Source | None:
         """Take the folder's name, whatever it is, as the version."""
         return Source(0, folder, kind, folder)
@@ -50,7 +77,8 @@ class Prisma(nested.Nested):
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the SHA-256 of the file as it is."""
         return checksum in {
-            hashlib.sha256(each).hexdigest() for each in foreign.variants(file.up.text)
+            hashlib.sha256(each).hexdigest()
+            for each in foreign.variants(self.directory / file.up.file, file.up.text)
         }
 
 

@@ -114,7 +114,7 @@ class Sqitch(foreign.Foreign):
         """Compare the SHA-1 of the deploy script."""
         return checksum in {
             hashlib.sha1(each, usedforsecurity=False).hexdigest()
-            for each in foreign.variants(file.up.text)
+            for each in foreign.variants(self.directory / file.up.file, file.up.text)
         }
 
 

@@ -69,7 +69,8 @@ class Sqlx(foreign.Foreign):
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the SHA-384 of the file."""
         return checksum in {
-            hashlib.sha384(each).hexdigest() for each in foreign.variants(file.up.text)
+            hashlib.sha384(each).hexdigest()
+            for each in foreign.variants(self.directory / file.up.file, file.up.text)
         }
 
 
