@@ -127,6 +127,20 @@ MUTANTS = [
         _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
     ),
     Mutant(
+        "one file more than a folder had",
+        "backup/directory",
+        "there.items() ^ said.items()",
+        "said.items() - there.items()",
+        _tests("folders::test_folder_that_is_not_as_it_was_is_no_backup"),
+    ),
+    Mutant(
+        "pg_dump does not outlive a killed run",
+        "backup/folder",
+        "                children.guarded(child),\n",
+        "",
+        _tests("folders::test_stop_in_the_middle_leaves_no_client_and_no_backup"),
+    ),
+    Mutant(
         "a table that is cut is noticed",
         "backup/reading_back",
         "    if code != 0 or counter.inside:\n",

@@ -1,6 +1,7 @@
 """What every store of backups promises, asked of the directory and of one that is none."""
 
 import dataclasses
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import pytest
 import structlog
 
 from preflight.backup import (
+    clients,
     directory,
+    folder,
     manifests,
     objects,
     reading_back,
@@ -25,7 +28,7 @@ from preflight.backup import (
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest
 from preflight.base import config
-from preflight.base.errors import BackupUnverified, ConfigInvalid
+from preflight.base.errors import BackupDamaged, BackupUnverified, ConfigInvalid
 from tests import flat
 
 ME = Identity("1", "app", "x:1")
@@ -319,3 +322,117 @@ def test_count_that_fails_does_not_leave_the_client_standing(
     os.close(heard)
 
     assert not stands
+
+
+# --- a dump that is a folder ----------------------------------------------------------------------
+
+
+def grown(place: Path) -> folder.Growing:
+    """Write three files as a client does, bit by bit; return who looked on."""
+    growing = folder.Growing(place)
+    for part in (b"one", b"two" * 1_000_000, b""):
+        for file in ("toc.dat", "1.dat.gz", "blob_7.dat"):
+            with (place / file).open("ab") as out:
+                out.write(part)
+        growing.look()
+    return growing
+
+
+def test_what_a_client_appends_is_hashed_as_it_comes(tmp_path: Path) -> None:
+    """In as many looks as there may be: the hash is that of the whole."""
+    pieces = grown(tmp_path).pieces
+
+    for file, piece in pieces.items():
+        data = (tmp_path / file).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (piece.size_bytes, piece.sha256)
+    assert {"toc.dat", "1.dat.gz", "blob_7.dat"} == pieces.keys()
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "lose", "add"])
+def test_folder_that_changes_after_it_was_written_is_damaged(tmp_path: Path, change: str) -> None:
+    """Before a client reads it: compression may not notice a flipped bit."""
+    backups, programs = Directory(tmp_path), clients.Clients("", "", "")
+    with backups.draft(ME, "r", 0) as draft:
+        with backups.folder(draft, manifests.FOLDER) as place:
+            pieces = grown(place).pieces
+        file = place / "1.dat.gz"
+        data = file.read_bytes()
+        if change == "add":
+            (place / "2.dat.gz").touch()
+        elif change == "lose":
+            file.unlink()
+        else:
+            file.write_bytes(data[:-1] + (b"?" if change == "flip" else b""))
+        written = clients.Written(manifests.combined(pieces), [], pieces)
+
+        with pytest.raises(BackupDamaged, match="1 files differ"):
+            folder.require_whole(backups, draft, written, programs, {}, {}, {}, 2)
+
+
+def folded(backups: Directory) -> Backup:
+    """Publish a backup whose dump is a folder."""
+    with backups.draft(ME, "r", 0) as draft:
+        with backups.folder(draft, manifests.FOLDER) as place:
+            pieces = grown(place).pieces
+        manifest = dataclasses.replace(
+            MANIFEST,
+            file=manifests.FOLDER,
+            files=pieces,
+            sha256=manifests.combined(pieces),
+            size_bytes=sum(each.size_bytes for each in pieces.values()),
+        )
+        seen = backups.stamp(draft, manifests.FOLDER)
+        made = backups.publish(draft, ME, manifest)
+    assert seen == backups.stamp(made.name, manifests.FOLDER)  # nothing is read again for a name
+    return made
+
+
+def test_folder_that_is_touched_is_known_by_its_stamp(tmp_path: Path) -> None:
+    """One file more, or one that was written to."""
+    backups = Directory(tmp_path)
+    made = folded(backups)
+    seen = backups.stamp(made.name, manifests.FOLDER)
+    place = tmp_path / made.name / manifests.FOLDER
+    (place / "1.dat.gz").write_bytes(b"x" * (place / "1.dat.gz").stat().st_size)
+    touched = backups.stamp(made.name, manifests.FOLDER)
+    (place / "2.dat.gz").touch()
+
+    assert seen != touched
+    assert touched != backups.stamp(made.name, manifests.FOLDER)
+
+
+def test_folder_that_is_read_stays(tmp_path: Path) -> None:
+    """A lock on the one file that every folder has."""
+    backups = Directory(tmp_path)
+    made = folded(backups)
+    with backups.reading(made.name):
+        for mark in (tmp_path / made.name).glob(".reader-*"):
+            mark.unlink()  # so that the lock alone tells
+        assert not backups.remove(made, ME)
+    assert backups.remove(made, ME)
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"format": 1},
+        {"format": 3},
+        {"files": {}},
+        {"files": None},
+        {"files": {"../../x": {"size_bytes": 1, "sha256": "s"}}},
+        {"files": {"toc.dat": {"size_bytes": 1}}},
+        {"sha256": "s"},
+        {"size_bytes": 1},
+        {"sealed_sha256": "s"},
+    ],
+)
+def test_manifest_of_a_folder_that_contradicts_itself_is_none(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    """Nobody trusts a manifest: its files are what it says of all of them, and have plain names."""
+    said = folded(Directory(tmp_path)).manifest.data()
+
+    assert said == manifests.parsed(said).data()
+    with pytest.raises(manifests.Unreadable):
+        manifests.parsed(said | wrong)
