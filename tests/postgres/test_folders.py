@@ -340,3 +340,48 @@ def test_folder_that_was_copied_elsewhere_is_restored_from_there(
     result = run("restore", str(copied), "--into", f"{filled.name}_back")
 
     assert 0 == result.code, str(result)
+
+
+def test_rehearsal_in_part_is_restored_out_of_a_folder(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """By a list of its entries; the duplicate is caught, and the backup is called read."""
+    database.script(
+        """CREATE TABLE users (email text); INSERT INTO users VALUES ('a'), ('a');
+        CREATE TABLE bulk (id int PRIMARY KEY, text text);
+        INSERT INTO bulk SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 10000) n"""
+    )
+    migrations({"001_one.sql": "CREATE UNIQUE INDEX ON users (email);"})
+    result = run(env={"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_MAX_MB": "3"})
+
+    (started,) = result.event("rehearsal.started")
+    assert ["folder"] == [each["form"] for each in result.event("backup.verified")]
+    assert (True, ["public.users"]) == (started["partial"], started["tables"])
+    assert (27, "23505") == (result.code, result.finished["error"]["sqlstate"]), result
+
+
+def test_export_lies_beside_a_folder_which_is_swapped_in(
+    run: Run, filled: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """A rollback saves what it destroys beside the folder, and the folder brings it back."""
+    migrations(
+        {
+            "001_one.sql": "CREATE TABLE one AS SELECT 7 AS id;",
+            "001_one_rollback.sql": "DROP TABLE one;",
+            "001_one_export.sql": "SELECT id FROM one;",
+        }
+    )
+    done = [run("up"), run("rollback")]
+    latest = max(backup_dir.iterdir(), key=lambda each: manifest(each)["sequence"])
+    names = {each.name for each in latest.iterdir()}
+    gone = filled.query("SELECT to_regclass('one')::text")
+    done.append(run("restore", "latest", "--into", f"{filled.name}_back", "--swap"))
+
+    assert [0, 0, 0] == [each.code for each in done], "".join(map(str, done))
+    assert {"database.dir", "manifest.json", "export-001_one-1.csv"} == names
+    assert [None] == gone
+    assert [7] == filled.query("SELECT id FROM one")
+    with filled.server.connect() as admin:
+        like = "SELECT datname FROM pg_database WHERE starts_with(datname, %s) AND datname <> %s"
+        for (name,) in admin.execute(like, [f"{filled.name}_", filled.name]).fetchall():
+            admin.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
