@@ -79,16 +79,17 @@ def listed(run: Run) -> list[str]:
 
 
 def test_large_database_is_dumped_into_a_folder_proven_and_restored(
-    run: Run, filled: servers.Database, backup_dir: Path
+    run: Run, filled: servers.Database, backup_dir: Path, tmp_path: Path
 ) -> None:
-    """Each file has its hash in the manifest; the proof and `restore` take the folder as it is."""
+    """Each file has its hash in the manifest; proof and `restore` take the folder, or a copy."""
     result = run(env={"PREFLIGHT_REHEARSE": "always"})
     backup = only(backup_dir)
     said = manifest(backup)
     files = {each.name: each.read_bytes() for each in (backup / "database.dir").iterdir()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(files))
-    restored = run("restore", backup.name, "--into", f"{filled.name}_back")
+    copied = shutil.copytree(backup, tmp_path / "copied" / backup.name)
+    restored = run("restore", str(copied), "--into", f"{filled.name}_back")
 
     assert 0 == result.code, str(result)
     assert [("folder", 2)] == [(e["form"], e["jobs"]) for e in result.event("backup.started")]
@@ -269,18 +270,12 @@ def test_lock_that_a_second_session_does_not_get_is_asked_for_again_by_one(
     assert 1 == manifest(only(backup_dir))["format"]
 
 
-@pytest.mark.parametrize(
-    ("setting", "because"),
-    [({"PREFLIGHT_JOBS": "1"}, "PREFLIGHT_JOBS=1"), ({"PREFLIGHT_PARALLEL_MB": "500"}, None)],
-)
-def test_one_session_writes_one_file(
-    run: Run, setting: dict[str, str], because: str | None
-) -> None:
-    """So is a database below the limit dumped; that a large one is, is said."""
-    result = run("backup", env=setting)
+def test_one_session_writes_one_file_and_says_so(run: Run) -> None:
+    """Nothing falls back to it without a word."""
+    result = run("backup", env={"PREFLIGHT_JOBS": "1"})
 
     (started,) = result.event("backup.started")
-    assert ("file", because) == (started["form"], started.get("one_file_because")), str(result)
+    assert ("file", "PREFLIGHT_JOBS=1") == (started["form"], started["one_file_because"]), result
 
 
 def test_too_few_connections_make_one_file(
@@ -326,20 +321,6 @@ def test_full_disk_is_told_as_one_and_nothing_is_left_on_it(
     assert (23, "backup.no_space") == (result.code, code), str(result)
     assert 1 == len(result.event("backup.started"))
     assert {} == left
-
-
-@pytest.mark.usefixtures("filled")
-def test_folder_that_was_copied_elsewhere_is_restored_from_there(
-    run: Run, filled: servers.Database, backup_dir: Path, tmp_path: Path
-) -> None:
-    """A folder is plain files: any tool may copy it."""
-    run("backup")
-    shutil.copytree(only(backup_dir), tmp_path / "copied" / only(backup_dir).name)
-    shutil.rmtree(only(backup_dir))
-    (copied,) = (tmp_path / "copied").iterdir()
-    result = run("restore", str(copied), "--into", f"{filled.name}_back")
-
-    assert 0 == result.code, str(result)
 
 
 def test_rehearsal_in_part_is_restored_out_of_a_folder(
