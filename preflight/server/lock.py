@@ -44,8 +44,11 @@ def key(schema: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def acquire(session: Session) -> None:
-    """Hold the lock until the session ends; raises LockBusy at LOCK_WAIT_S, naming the holder."""
+def acquire(session: Session) -> float:
+    """Hold the lock until the session ends; return for how many seconds it was waited for.
+
+    Raises LockBusy at LOCK_WAIT_S, naming the holder.
+    """
     log = structlog.get_logger()
     session.prepare()
     number = key(session.config.schema)
@@ -68,6 +71,7 @@ def acquire(session: Session) -> None:
                 advice(found),
             )
     log.info("lock.acquired", waited_s=round(waited, 3))
+    return waited
 
 
 def require(session: Session) -> None:

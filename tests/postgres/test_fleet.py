@@ -359,6 +359,26 @@ HELD = {
 }
 
 
+def test_fleets_at_once_take_turns(
+    start: Start, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """The second waits, and finds all done: it backs nothing up and lets no backup go."""
+    path = listed(tenants(database, 2))
+    migrations(HELD)
+    with database.server.connect(database.name) as session:
+        session.execute("SELECT pg_advisory_lock(77)")
+        env = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP_KEEP": "1"}
+        first = start("up", "--targets", path, env=env)
+        first.wait_for_event("migration.started")
+        second = start("up", "--targets", path, env=env)
+        second.wait_for_event("lock.busy")
+    result, other = first.wait(), second.wait()
+
+    assert (0, 0) == (result.code, other.code), (result, other)
+    assert (1, 0) == tuple(len(each.event("backup.verified")) for each in (result, other))
+    assert {("ok", 0)} == set(ended(other).values())
+
+
 @pytest.mark.parametrize("gone", ["what was only to be recorded", "the backup"])
 def test_proof_that_holds_no_more_is_made_again(  # noqa: PLR0913, PLR0917 -- what it needs
     gone: str,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 
+LOCK = "many targets"  # in a history's place: no schema of ours is called so
 # a copy of a server has its identifier, too, and was not started in the same microsecond
 _DATABASE = """SELECT pg_catalog.concat_ws(' ', s.system_identifier, d.oid,
  pg_catalog.pg_postmaster_start_time())
@@ -80,17 +81,24 @@ class Fleet:
     def up(self) -> None:
         """Bring all of them up to date, or stop where the first one cannot be."""
         with apart.spoken(self.outcomes, self.chosen):
-            due = self._looked_at()
+            due = self._looked_at(self.chosen)
             if self._failed or not due:
                 return
             self._require_apart(due)
-            if not self._proven(due):
+            # of two at once each would let go the backups of the other
+            with sessions.connect(_for_all(self.chosen[0].config)) as session:
+                if lock.acquire(session):
+                    due = self._looked_at(due)
+                if self._proven(due):
+                    self._waves(due)
+
+    def _waves(self, due: Sequence[Target]) -> None:
+        """Change them, some at a time, until one fails."""
+        for number, wave in enumerate(targets.waves(self.sizes, due), 1):
+            names = [each.name for each in wave]
+            structlog.get_logger().info("wave.started", number=number, targets=names)
+            if not self._all(self._turn, wave, len(wave)):
                 return
-            for number, wave in enumerate(targets.waves(self.sizes, due), 1):
-                names = [each.name for each in wave]
-                structlog.get_logger().info("wave.started", number=number, targets=names)
-                if not self._all(self._turn, wave, len(wave)):
-                    return
 
     @property
     def _failed(self) -> bool:
@@ -101,7 +109,7 @@ class Fleet:
         apart.each(work, chosen, most, self.outcomes.append, over=lambda: self._failed)
         return not self._failed
 
-    def _looked_at(self) -> list[Target]:
+    def _looked_at(self, chosen: Sequence[Target]) -> list[Target]:
         """Look at every one; return those where something is due."""
         due: list[Target] = []
 
@@ -112,8 +120,8 @@ class Fleet:
                 due.append(outcome.target)
                 self.places[outcome.target.name] = outcome.given
 
-        apart.each(self._seen, self.chosen, max(self.sizes), seen)
-        order = {each.name: number for number, each in enumerate(self.chosen)}
+        apart.each(self._seen, chosen, max(self.sizes), seen)
+        order = {each.name: number for number, each in enumerate(chosen)}
         return sorted(due, key=lambda each: order[each.name])
 
     def _seen(self, target: Target) -> str | None:
@@ -138,13 +146,17 @@ class Fleet:
                 outcome.target = next(blamed, group[0])
                 self.outcomes.append(outcome)
 
-            apart.each(partial(prove, self.files, group), group[:1], 1, proven)
-            if self._failed:
-                return False
-        return True
+            if not self._failed:
+                apart.each(partial(prove, self.files, group), group[:1], 1, proven)
+        return not self._failed
 
     def _turn(self, target: Target) -> None:
         turn(self.files, target, self.proofs.get(target.name))
+
+
+def _for_all(config: Config) -> Config:
+    """Return how the session is opened that holds the lock of a whole fleet."""
+    return dataclasses.replace(config, schema=LOCK)
 
 
 def database(session: Session) -> str:
