@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from preflight.backup import beside, gathered, manifests, reading_back, spool, store
+import structlog
+
+from preflight.backup import beside, gathered, manifests, parts_left, reading_back, spool, store
 from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
@@ -300,6 +302,7 @@ class Objects(store.Store):
         self._drafts.add(name)
         try:
             self._sweep(identity, now)
+            self._advise()
             with _regularly(lambda: self._put(mark, b"")):
                 yield name
         finally:
@@ -309,6 +312,19 @@ class Objects(store.Store):
                     self._clear(name)
                 else:
                     self._delete(mark)
+
+    def _advise(self) -> None:
+        """Warn where nothing ends what a killed run leaves of an upload."""
+        where = self._where
+        if where.scheme == "s3" and parts_left.unruled(
+            where.bucket, where.endpoint, self._environment
+        ):
+            structlog.get_logger().warning(
+                "config.warned",
+                warning=f"no rule of the bucket {where.bucket} ends uploads that a killed run "
+                "leaves, and their parts cost money: give it one with "
+                "AbortIncompleteMultipartUpload (docs/backups.md)",
+            )
 
     def _sweep(self, identity: Identity, now: datetime) -> None:
         """Remove what killed runs left of this database, and what was withdrawn."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import itertools
 import os
 import signal
@@ -12,12 +13,14 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
-from preflight.backup import gathered, manifests, objects, reading_back
+from preflight.backup import gathered, manifests, objects, parts_left, reading_back
 from tests import buckets, faults, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 
@@ -373,6 +376,57 @@ def test_draft_of_a_killed_run_is_swept_and_a_living_one_is_not(
         assert backups._listed(f"{mine}/")  # noqa: SLF001
 
     assert (["database.dump"], []) == (living, left)
+
+
+RULES = (
+    "<LifecycleConfiguration><Rule><ID>parts</ID><Status>Enabled</Status>"
+    "<Filter><Prefix></Prefix></Filter><AbortIncompleteMultipartUpload><DaysAfterInitiation>2"
+    "</DaysAfterInitiation></AbortIncompleteMultipartUpload></Rule></LifecycleConfiguration>"
+)
+
+
+def test_bucket_without_a_rule_for_what_killed_runs_leave_is_told(
+    monkeypatch: pytest.MonkeyPatch, server_of_buckets: buckets.Bucket
+) -> None:
+    """Once it has one, and where nobody may ask, nothing is said."""
+    if not (endpoint := server_of_buckets.endpoint):
+        pytest.skip("the cloud's own bucket keeps its rules")
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    buckets.put(f"{endpoint}/ruled")
+    front = buckets.Front(endpoint, lambda _, path: 403 if "lifecycle" in path else None)
+
+    def told(at: str) -> list[str]:
+        bucket = buckets.Bucket("s3://ruled/x", at, server_of_buckets.keys)
+        backups = store_of(bucket, monkeypatch)
+        me = manifests.Identity("1", "app", "x:1")
+        with structlog.testing.capture_logs() as said, backups.draft(me, "a", 0):
+            return [str(each["warning"]) for each in said if each["event"] == "config.warned"]
+
+    without = told(endpoint)
+    with front.running() as address:
+        denied = told(address)
+    buckets.put(f"{endpoint}/ruled?lifecycle", RULES)
+    ruled = told(endpoint)
+
+    assert 1 == len(without)
+    assert "AbortIncompleteMultipartUpload" in without[0]
+    assert ([], []) == (denied, ruled)
+
+
+@pytest.mark.parametrize("token", [None, "a/token=="])
+def test_question_is_signed_as_amazons_own_library_signs_it(token: str | None) -> None:
+    """With the keys of a user, and with those of a session."""
+    buckets.importable()
+    auth, request = importlib.import_module("botocore.auth"), "http://h:1/my-bucket?lifecycle="
+    sent = importlib.import_module("botocore.awsrequest").AWSRequest("GET", request)
+    keys = importlib.import_module("botocore.credentials").Credentials("k", "s/x", token)
+    auth.S3SigV4Auth(keys, "s3", "eu-central-1").add_auth(sent)
+    now = datetime.strptime(sent.context["timestamp"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    environ = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s/x"}
+    environ |= {"AWS_SESSION_TOKEN": token} if token else {}
+    found = parts_left.signed("h:1", "/my-bucket", "eu-central-1", environ, now)
+
+    assert sent.headers["Authorization"] == found["Authorization"]
 
 
 @pytest.fixture
