@@ -39,7 +39,9 @@ PART_BYTES, MOST_PARTS, AT_ONCE = 8 << 20, 9000, 2  # 10,000 parts are the store
 QUEUED = 16  # chunks of the source that wait for the upload
 WIDTH = 32  # manifests that are read at the same time
 RENEW_S, ABANDONED_S, READER_S = 60.0, 3600.0, 300.0
-RETRY_S, ANSWER_S, CONNECT_S = 60, 120, 5  # seconds: all tries of one request, one answer
+# seconds: from the first to the last try of a request, silence of one, all of one that is slow
+RETRY_S, ANSWER_S, SLOW_S, CONNECT_S = 300, 120, 900, 5
+TRIES = 10  # of what fails at once: half a minute
 READER, PRUNED = ".reading-", "pruned"
 AWAITED_S = 10.0  # for another run that removes a backup, or sees us and leaves it
 GIVE_UP_S = 3.0
@@ -139,7 +141,8 @@ class Objects(store.Store):
             raise Refused("profile", "AWS_PROFILE is set, and profile files are not read")
         made = getattr(importlib.import_module(".store", "obstore"), KINDS[self._where.scheme])
         client: dict[str, object] = {
-            "timeout": timedelta(seconds=ANSWER_S),
+            "timeout": timedelta(seconds=SLOW_S),
+            "read_timeout": timedelta(seconds=ANSWER_S),
             "connect_timeout": timedelta(seconds=CONNECT_S),
         }
         options: dict[str, object] = {}
@@ -152,7 +155,7 @@ class Objects(store.Store):
                 prefix=self._where.prefix or None,
                 client_options=client,
                 retry_config={
-                    "max_retries": 10,
+                    "max_retries": TRIES,
                     "retry_timeout": timedelta(seconds=self._retry_s),
                     "backoff": {"max_backoff": timedelta(seconds=5)},
                 },

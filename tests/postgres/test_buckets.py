@@ -632,6 +632,31 @@ def test_listing_hangs_on_nothing_that_was_gathered(
     assert dict.fromkeys(found, expected) == found
 
 
+def test_part_that_is_slow_is_tried_again(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is sent, and one that is read: a server that says nothing for once is no end."""
+    assert objects.RETRY_S > 2 * objects.ANSWER_S  # else the first silence takes up all the time
+    monkeypatch.setattr(objects, "ANSWER_S", 1)
+    over, silent = threading.Event(), {"PUT", "GET"}
+
+    def answer(method: str, path: str) -> None:
+        if method in silent and "database.dump" in path:
+            silent.discard(method)
+            over.wait(60)
+
+    with in_front(answer) as (_, bucket):
+        backups = store_of(bucket, monkeypatch)
+        with backups.sink("draft", "database.dump") as sink:
+            sink.write(bytes(9 << 20))
+        found = reading_back.hashed(backups, "draft")
+        over.set()
+
+    assert set() == silent
+    assert 9 << 20 == found.size_bytes
+
+
 def test_hash_of_a_large_object_takes_few_requests(
     in_front: Callable[..., contextlib.AbstractContextManager[Front]],
     monkeypatch: pytest.MonkeyPatch,
