@@ -180,8 +180,13 @@ def _listens(port: int) -> bool:
 class Front:
     """A server that passes on what it is asked, or answers in its own way; it counts."""
 
-    def __init__(self, endpoint: str, answer: Callable[[str, str], int | None]) -> None:
-        """Keep where it leads, and which status a method and a path get instead (None: none)."""
+    def __init__(
+        self, endpoint: str, answer: Callable[[str, str], int | tuple[int, str] | None]
+    ) -> None:
+        """Keep where it leads, and what a method and a path get instead (None: nothing).
+
+        It is a status, with the code of its error or without.
+        """
         self.endpoint, self.answer = endpoint.removeprefix("http://"), answer
         self.asked: list[str] = []
 
@@ -197,8 +202,9 @@ class Front:
                 """Pass it on, or refuse."""
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 front.asked.append(self.command)
-                if status := front.answer(self.command, self.path):
-                    code = "AccessDenied" if status == 403 else "InternalError"
+                if said := front.answer(self.command, self.path):
+                    usual = "AccessDenied" if said == 403 else "InternalError"
+                    status, code = said if isinstance(said, tuple) else (said, usual)
                     self.tell(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
                     return
                 behind = http.client.HTTPConnection(front.endpoint, timeout=60)

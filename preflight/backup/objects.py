@@ -608,6 +608,8 @@ HINTS = {
     "identity, container and instance credentials are found.",
     "credentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind "
     "reads), or give the job a role. Profile files are not read.",
+    "key": "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind reads). "
+    "Keys that come with AWS_SESSION_TOKEN hold for some hours only.",
     "rights": "The key needs to list, read, write and delete below the prefix: in S3's words "
     "ListBucket on the bucket, GetObject, PutObject, DeleteObject and AbortMultipartUpload below.",
     "bucket": "Make the bucket, or correct PREFLIGHT_BACKUP_DIR; none is made here.",
@@ -624,6 +626,7 @@ SAID = {
     "clock": "this machine's clock and the store's differ too much",
     "quota": "the store is full",
     "credentials": "no credentials were found",
+    "key": "the store does not accept the key",
     "tls": "its certificate is not trusted",
     "exists": "somebody else has written there",
     "changed": "the object was replaced while it was read",
@@ -641,10 +644,18 @@ CODES = {
     "XMinioStorageFull": "quota",
     "XMinioAdminBucketQuotaExceeded": "quota",
     "AccountIsDisabled": "rights",
+    "InvalidAccessKeyId": "key",
+    "SignatureDoesNotMatch": "key",
+    "InvalidToken": "key",
+    "ExpiredToken": "key",
+    "AuthenticationFailed": "key",
     "NotImplemented": "unsupported",
+    "RequestTimeout": "passing",  # a 400 of S3: we were too slow
+    "OperationAborted": "passing",
+    "ConditionalRequestConflict": "passing",
     "NoSuchUpload": "passing",  # the store was started anew, or a rule ended it
 }
-STATUSES = {301: "region", 307: "region", 401: "rights", 403: "rights", 412: "changed"}
+STATUSES = {301: "region", 307: "region", 401: "key", 403: "rights", 412: "changed"}
 STATUSES |= {429: "passing", 501: "unsupported", 507: "quota"}
 _NOT_FOUND, _SERVERS_OWN = 404, 500
 

@@ -437,7 +437,9 @@ def in_front(bucket: buckets.Bucket) -> Callable[..., contextlib.AbstractContext
     endpoint = bucket.endpoint
 
     @contextlib.contextmanager
-    def make(answer: Callable[[str, str], int | None] = lambda *_: None) -> Iterator[Front]:
+    def make(
+        answer: Callable[[str, str], int | tuple[int, str] | None] = lambda *_: None,
+    ) -> Iterator[Front]:
         front = buckets.Front(endpoint, answer)
         with front.running() as address:
             yield front, buckets.Bucket(bucket.url, address, bucket.keys)
@@ -461,6 +463,43 @@ def test_key_that_may_only_read_restores_and_says_what_a_backup_lacks(
     assert 23 == refused.code, str(refused)
     assert "AccessDenied" in refused.finished["error"]["message"]
     assert "PutObject" in refused.finished["error"]["hint"]
+
+
+MIDWAY = {
+    (507, "XMinioStorageFull"): (23, "full", "quota"),
+    (403, "QuotaExceeded"): (23, "full", "quota"),
+    (404, "NoSuchBucket"): (23, "no such bucket", "Make the bucket"),
+    (403, "RequestTimeTooSkewed"): (23, "clock", "clock"),
+    (403, "SignatureDoesNotMatch"): (23, "does not accept the key", "AWS_SECRET_ACCESS_KEY"),
+    (400, "ExpiredToken"): (23, "does not accept the key", "AWS_SESSION_TOKEN"),
+    (403, "AccessDenied"): (23, "refused", "PutObject"),
+    (400, "RequestTimeout"): (14, "RequestTimeout", "Run again"),
+}
+
+
+@pytest.mark.parametrize("verb", ["POST", "PUT"])
+def test_fault_in_the_middle_of_an_upload_is_a_sentence_that_helps(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    """At its begin, and at a part: what is wrong, what to do, and nothing of it is seen."""
+    answers = list(MIDWAY)
+    told = {}
+    with in_front(lambda method, _: answers[0] if method == verb else None) as (_, bucket):
+        backups = store_of(bucket, monkeypatch)
+        while answers:
+            with pytest.raises(objects.Refused) as refused:
+                _sent(backups, lambda: None)
+            failure = backups.failure(refused.value)
+            told[answers.pop(0)] = (failure.exit_code, str(failure), str(failure.problem.hint))
+        there = backups.files("draft")
+
+    assert [] == there
+    for answer, (code, message, hint) in MIDWAY.items():
+        assert code == told[answer][0], answer
+        assert message in told[answer][1]
+        assert hint in told[answer][2]
 
 
 def test_restore_from_a_bucket_that_refuses_says_so(
