@@ -26,7 +26,8 @@ public class Migrate {
 }
 """
 BREAKS = "ALTER TABLE items ADD CONSTRAINT named CHECK (name <> 'b')"
-GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0"
+# what is there already gets the setting of this very statement
+GOOD = "ALTER TABLE items ADD COLUMN price text NOT NULL DEFAULT current_setting('lock_timeout')"
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,8 @@ def test_command_is_rehearsed_run_and_recorded(
 ) -> None:
     """The whole way: backup, copy, in earnest, compared; the second start starts nothing."""
     (app / "versions/002.sql").write_text(GOOD)
+    starts = app / ".starts"
+    (app / "tool.py").write_text(TOOL + f"    open({str(starts)!r}, 'a').write('x')\n")
 
     first = run(*command(app))
     again = run(*command(app))
@@ -128,6 +130,7 @@ def test_command_is_rehearsed_run_and_recorded(
     assert servers.PASSWORD not in first.stdout.replace("PREFLIGHT", "")
     assert 0 == again.code, again
     assert [] == again.event("wrap.said")
+    assert "xxx" == starts.read_text()  # twice on the copy, once in earnest
 
 
 def test_command_is_led_to_a_server_of_our_own(
@@ -450,6 +453,36 @@ def test_second_run_on_the_copy_may_not_reach_the_live_database_either(
     assert (31, "wrap.changed_live") == (found.code, error["code"]), found
     assert "table public.late" in error["message"]
     assert [] == found.event("wrap.started")
+
+
+def test_second_run_may_note_itself_in_the_tools_own_tables(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """A log of each run and a lock that is a row are no change; an app's rows are, and named."""
+    database.script(
+        "CREATE TABLE _yoyo_log (n int); CREATE TABLE held (n int); CREATE TABLE audit (n int)"
+    )
+    each = (
+        "connection.execute('INSERT INTO _yoyo_log VALUES (1)');"
+        " connection.execute('INSERT INTO held VALUES (1)');"
+        " connection.execute('DELETE FROM held')"
+    )
+    (app / "tool.py").write_text(
+        TOOL.replace("        run(connection)\n", f"        run(connection); {each}\n")
+    )
+    quiet = run(*command(app))
+    (app / "tool.py").write_text(
+        TOOL.replace(
+            "        run(connection)\n",
+            f"        {each}; connection.execute('INSERT INTO audit VALUES (1)')\n",
+        )
+    )
+    told = run(*command(app))
+
+    assert (0, 0) == (quiet.code, told.code), quiet
+    assert ["unchanged"] == [each["second_run"] for each in quiet.event("wrap.rehearsed")], quiet
+    (warned,) = told.event("rehearsal.warned")
+    assert ["rows of table public.audit"] == warned["objects"]
 
 
 def test_what_was_not_looked_at_is_said(run: Run, app: Path) -> None:

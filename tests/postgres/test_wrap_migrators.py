@@ -42,7 +42,7 @@ def app(
 def wrap(migrator: migrators.Migrator, app: Path) -> list[str]:
     """Return the arguments that wrap it, in the app's folder."""
     there = ["--", "env", "-C", str(app), *migrator.ready(app)]
-    return ["wrap", "--watch", str(app / "migrations"), *there]
+    return ["wrap", "--watch", str(app / "migrations"), "--lock-timeout", "3s", *there]
 
 
 def seen(database: servers.Database, migrator: migrators.Migrator) -> list[object]:
@@ -76,6 +76,7 @@ def test_real_migrator_is_tried_on_the_copy_and_then_run_once(
     assert applied.event("wrap.matched"), applied
     assert "column public.items.price" in applied.event("wrap.rehearsed")[0]["made"]
     assert "items.price" in str(seen(database, migrator))
+    assert ["3s"] == database.query("SELECT DISTINCT price FROM items")
     assert [] == again.event("wrap.said")
     assert [] == again.event("wrap.started")
     assert servers.PASSWORD not in str(applied.event("wrap.said"))

@@ -17,13 +17,14 @@ FIRST = (
 )
 ROWS = "INSERT INTO items VALUES (1, 'a', 10), (2, 'b', NULL); INSERT INTO orders VALUES (1, 1)"
 BREAKS = "ALTER TABLE items ALTER COLUMN price SET NOT NULL"
-GOOD = "ALTER TABLE items ADD COLUMN sold bool NOT NULL DEFAULT false"
+# what is there already gets the setting of this very statement
+GOOD = "ALTER TABLE items ADD COLUMN sold text NOT NULL DEFAULT current_setting('lock_timeout')"
 
 
 class App:
     """An app in a folder, with a tool that migrates it."""
 
-    history = ""
+    waits = "3s"  # what --lock-timeout comes to
 
     def __init__(self, folder: Path) -> None:
         """Make it, without a migration."""
@@ -118,6 +119,7 @@ class Asyncpg(Alembic):
     """The same through asyncpg."""
 
     scheme = "postgresql+asyncpg"
+    waits = "0"  # it has no way to hear of it
 
 
 class Django(App):
@@ -240,7 +242,7 @@ def test_tool_is_wrapped_as_its_recipe_says(
     columns = "SELECT attnotnull FROM pg_attribute WHERE attname = 'price'"
     untouched = database.query(columns)
     app.write(4, GOOD)
-    good = run(*wrap(), timeout=SLOW_S)
+    good = run(*wrap("--lock-timeout", "3s"), timeout=SLOW_S)
     again = run(*wrap(), timeout=SLOW_S)
 
     assert 27 == broken.code, broken
@@ -248,6 +250,7 @@ def test_tool_is_wrapped_as_its_recipe_says(
     assert 0 == good.code, good
     assert good.event("wrap.matched"), good
     assert "column public.items.sold" in good.event("wrap.rehearsed")[0]["made"]
+    assert [app.waits] == database.query("SELECT DISTINCT sold FROM items")
     assert "unchanged" == good.event("wrap.rehearsed")[0]["second_run"], good
     assert 0 == again.code, again
     assert [] == again.event("wrap.said")

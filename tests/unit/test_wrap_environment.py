@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import compared, environment, key, tools
+from preflight.commands.wrapping import compared, environment, key, lock_timeout, tools
 from tests import servers
 
 LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")
@@ -487,12 +487,56 @@ def test_secrets_inside_a_value_are_known(text: str, wanted: set[str]) -> None:
 
 def test_lock_timeout_comes_behind_what_was_said() -> None:
     """The last one counts."""
-    said = {"PGOPTIONS": "-c work_mem=1MB"}
+    found, told = lock_timeout.given({"PGOPTIONS": "-c work_mem=1MB"}, ["tool"], set(), "2s")
 
-    assert (
-        "-c work_mem=1MB -c lock_timeout=2s"
-        == environment.with_lock_timeout(said, "2s")["PGOPTIONS"]
-    )
+    assert "-c work_mem=1MB -c lock_timeout=2s" == found["PGOPTIONS"]
+    assert ["tool"] == told
+
+
+OPTION = "options=-c%20lock_timeout%3D2s"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("postgres://me:x@db/app", f"postgres://me:x@db/app?{OPTION}"),
+        ("postgresql://db/app?sslmode=disable", f"postgresql://db/app?sslmode=disable&{OPTION}"),
+        ("postgresql+psycopg://db/app", f"postgresql+psycopg://db/app?{OPTION}"),
+        (
+            "postgres://db/app?options=-c%20a%3Db&x=1",
+            "postgres://db/app?options=-c%20a%3Db%20-c%20lock_timeout%3D2s&x=1",
+        ),
+        ("jdbc:postgresql://db/app?user=me", f"jdbc:postgresql://db/app?user=me&{OPTION}"),
+        ("host=db dbname=app", "host=db dbname=app options='-c lock_timeout=2s'"),
+        ("dbname=app options='-c a=b'", "dbname=app options='-c a=b -c lock_timeout=2s'"),
+        # whose drivers would refuse the address
+        ("postgresql+asyncpg://db/app", "postgresql+asyncpg://db/app"),
+        ("ecto://db/app", "ecto://db/app"),
+        ("r2dbc:postgresql://db/app", "r2dbc:postgresql://db/app"),
+        ("Host=db;Database=app", "Host=db;Database=app"),
+        ("pgsql:host=db;dbname=app", "pgsql:host=db;dbname=app"),
+        ("db", "db"),
+    ],
+)
+def test_lock_timeout_goes_into_urls_that_can_hold_it(text: str, wanted: str) -> None:
+    """Of variables and arguments that name the database, and of no others."""
+    names = {"ANY", "argument 2", "argument 3"}
+    environ = {"ANY": text, "OTHER": text}
+    found, told = lock_timeout.given(environ, ["tool", text, f"--url={text}", text], names, "2s")
+    option = wanted if "://" in text else text
+
+    assert (wanted, text) == (found["ANY"], found["OTHER"])
+    assert ["tool", wanted, f"--url={option}", text] == told
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/php8.3", "artisan"])
+def test_lock_timeout_is_no_riddle_to_php(program: str) -> None:
+    """Laravel takes a URL's `options` for another thing; its libpq reads PGOPTIONS."""
+    environ = {"DB_URL": "postgres://db/app"}
+    found, _ = lock_timeout.given(environ, [program, "migrate"], {"DB_URL"}, "2s")
+
+    assert "postgres://db/app" == found["DB_URL"]
+    assert "-c lock_timeout=2s" == found["PGOPTIONS"]
 
 
 # --- history tables -------------------------------------------------------------------------------

@@ -204,12 +204,6 @@ def secrets_of_arguments(arguments: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def with_lock_timeout(environ: Mapping[str, str], said: str) -> dict[str, str]:
-    """Return an environment whose PGOPTIONS set a lock_timeout, behind what was set already."""
-    options = f"{environ.get('PGOPTIONS', '')} -c lock_timeout={said}".strip()
-    return {**environ, "PGOPTIONS": options}
-
-
 # values
 
 

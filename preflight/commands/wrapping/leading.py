@@ -57,6 +57,12 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
         yield environment.Led(found, led.arguments, led.variables, led.files, led.users, led.left)
 
 
+def names(session: Session, wrapped: Wrapped) -> set[str]:
+    """Return the variables and arguments that name the live database."""
+    live = live_of(session)
+    return set(_led(wrapped, live, environment.Copy("-", "0", "-", live.user)).variables)
+
+
 def _led(wrapped: Wrapped, live: environment.Live, copy: environment.Copy) -> environment.Led:
     return environment.led(
         wrapped.environ,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from preflight.base import stop
-from preflight.commands.wrapping import wall
+from preflight.commands.wrapping import tools, wall
 from preflight.files import effects
 from preflight.rehearsal import meter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from preflight.commands.wrapping.child import Child
     from preflight.server.sessions import Session
@@ -42,9 +42,10 @@ WHERE a.datname = pg_catalog.current_database() AND a.pid <> ALL (%s::int4[])
  AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
 """
 _STATISTICS = """
-SELECT coalesce(pg_catalog.sum(s.n_tup_ins + s.n_tup_del), 0)::int8
-FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname <> '{schema}'
+SELECT pg_catalog.format('%I.%I', s.schemaname, s.relname), s.relname::text, s.n_tup_ins,
+ s.n_tup_del FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname <> '{schema}'
 """
+_EMPTY = "SELECT NOT EXISTS (SELECT FROM {table})"
 _ORPHANS = """
 SELECT a.pid FROM pg_catalog.pg_stat_activity a
 WHERE a.pid = ANY (%s::int4[]) AND a.client_port = ANY (%s::int4[])
@@ -139,7 +140,7 @@ class OnCopy:
     def begin(self) -> None:
         """Begin to look whether anybody comes."""
         self.seen = False
-        self._sessions = self._counted()
+        self._sessions = self._visits()
 
     def look(self) -> None:
         """See who is there, and what is locked."""
@@ -161,12 +162,12 @@ class OnCopy:
     def was_there(self) -> bool:
         """Tell whether anybody connected; one who left at once only the server has counted."""
         for waited in stop.looks(0.05, 0.1):
-            self.seen = self.seen or self._counted() > self._sessions
+            self.seen = self.seen or self._visits() > self._sessions
             if self.seen or waited >= COUNTED_S or self._sessions < 0:
                 break
         return self.seen
 
-    def _counted(self) -> int:
+    def _visits(self) -> int:
         major = self.copy.facts.major if self.copy.facts else 0
         if major < COUNTED_SINCE:
             return -1
@@ -174,11 +175,32 @@ class OnCopy:
         self.copy.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")
         return int((self.copy.execute(query).fetchone() or (0,))[0] or 0)
 
-    def rows_moved(self) -> int:
-        """Return how many rows were inserted and deleted so far, as the server counts them."""
+    def counted(self) -> dict[str, tuple[int, int]]:
+        """Return how many rows of each table came and went so far, as the server counts them.
+
+        Those of the tools' own tables are left out.
+        """
         self.copy.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")
-        query = _STATISTICS.format(schema=self.copy.config.schema)
-        return int((self.copy.execute(query).fetchone() or (0,))[0])
+        rows = self.copy.execute(_STATISTICS.format(schema=self.copy.config.schema)).fetchall()
+        return {name: (came, went) for name, bare, came, went in rows if not tools.own(bare)}
+
+    def moved(self, before: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Name the tables of which rows came or went since; not one that is empty as before.
+
+        A lock that is a row is gone with its holder.
+        """
+        found: list[str] = []
+        for name, (came, went) in sorted(self.counted().items()):
+            had = before.get(name, (0, 0))
+            balanced = came - had[0] == went - had[1]
+            if (came, went) != had and not (balanced and self._empty(name)):
+                found.append(name)
+        return found
+
+    def _empty(self, table: str) -> bool:
+        query = _EMPTY.format(table=table)  # quoted by the server
+        row = self.copy.execute(query).fetchone()
+        return bool(row and row[0])
 
     def cost(self) -> dict[str, Any]:
         """Return the strongest lock on each table, and what was written anew, as log data."""

@@ -19,6 +19,7 @@ from preflight.commands.wrapping import (
     environment,
     fences,
     leading,
+    lock_timeout,
     onlooker,
     tools,
     written,
@@ -172,9 +173,10 @@ class _Trial:
         self, led: environment.Led, fence: fences.Fence, there: onlooker.OnCopy
     ) -> child.Ended:
         asked = self.wrapped.asked
-        environ = led.environment
+        environ, arguments = led.environment, led.arguments
         if asked.lock_timeout:
-            environ = environment.with_lock_timeout(environ, asked.lock_timeout)
+            names = set(led.variables)
+            environ, arguments = lock_timeout.given(environ, arguments, names, asked.lock_timeout)
         stuck = _Stuck()
 
         def each(running: child.Child) -> None:
@@ -184,7 +186,7 @@ class _Trial:
                 raise _Waits
 
         return child.run(
-            led.arguments,
+            arguments,
             environ,
             secrets=self.wrapped.secrets | environment.secrets(environ, led.files),
             timeout_s=asked.timeout,
@@ -292,14 +294,13 @@ class _Trial:
     ) -> list[str]:
         """Run it a second time, which should change nothing; warn and return what it does."""
         copy, asked = self.copy.session, self.wrapped.asked
-        before, moved = compared.state(copy), there.rows_moved()
+        before, counted = compared.state(copy), there.counted()
         rows = tools.rows(copy, tools.history(copy, asked.history))
         ended = self._started(led, fence, there, live)
         changed = compared.between(before, compared.state(copy), copy.config.schema).names
         if tools.rows(copy, tools.history(copy, asked.history)) != rows:
             changed.append("rows of the tool's history table")
-        elif there.rows_moved() != moved:
-            changed.append("rows of tables")
+        changed += [f"rows of table {name}" for name in there.moved(counted)]
         if ended.code != 0:
             changed.append(how(ended))
         if changed:

@@ -56,6 +56,11 @@ KNOWN: dict[str, tuple[frozenset[str], ...]] = {
         ("migrate_version", "repository_id version"),
     )
 }
+# what tools keep beside it: they lock by a row, and note each of their runs
+BESIDE = {
+    *("_yoyo_log", "_yoyo_version", "yoyo_lock", "knex_migrations_lock", "databasechangeloglock"),
+    *("kysely_migration_lock", "bun_migration_locks", "ar_internal_metadata", "migrations_lock"),
+}
 # first those on the role's own search_path; a schema that only the command knows comes after them
 _FOUND = """
 WITH path AS (
@@ -121,6 +126,11 @@ def _one_of(column: str, names: Iterable[str]) -> str:
 def known(relation: str, columns: Sequence[str]) -> bool:
     """Tell whether a table of that name has a history's columns, whichever the tool's version."""
     return any(wanted <= set(columns) for wanted in KNOWN.get(relation, ()))
+
+
+def own(relation: str) -> bool:
+    """Tell whether a table's name is one that only a tool's own table has."""
+    return relation in BESIDE
 
 
 def rows(session: Session, tables: Sequence[Table]) -> list[str]:

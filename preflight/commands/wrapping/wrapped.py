@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -126,18 +126,20 @@ class _Run:
 
     def _in_earnest(self, before: written.Before) -> child.Ended:
         """Run the command with its own environment; raises MigrationFailed, MigrationPartial."""
-        from preflight.commands.wrapping import child, environment, onlooker  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import child, leading, lock_timeout, onlooker  # noqa: PLC0415 -- likewise
 
         asked, environ = self.wrapped.asked, self.wrapped.environ
+        command: Sequence[str] = asked.command
         if asked.lock_timeout:
-            environ = environment.with_lock_timeout(environ, asked.lock_timeout)
+            names = leading.names(self.session, self.wrapped)
+            environ, command = lock_timeout.given(environ, command, names, asked.lock_timeout)
         live, alone = onlooker.OnLive(self.session), False
         self.unseen = onlooker.UNSEEN if live.blind else None
         structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
         stop.leaves(self.session, "what the command has committed stays")
         try:
             ended = child.run(
-                asked.command,
+                command,
                 environ,
                 secrets=self.wrapped.secrets,
                 timeout_s=asked.timeout,
