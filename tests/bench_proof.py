@@ -19,6 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psycopg
+from psycopg.conninfo import make_conninfo
+
 from preflight.rehearsal import local
 from tests import program, servers
 
@@ -37,6 +40,10 @@ INSERT INTO events (who, at, what, detail) SELECT 1 + n % {people}, now() - n * 
 CREATE UNIQUE INDEX ON people (mail); CREATE INDEX ON people (name);
 CREATE INDEX ON events (who, at); CREATE INDEX ON events (what);
 ALTER TABLE events ADD FOREIGN KEY (who) REFERENCES people;
+"""
+LOCALE = """
+SELECT format('LC_COLLATE %L LC_CTYPE %L', datcollate, datctype) FROM pg_database
+WHERE datname = current_database()
 """
 WAY = Callable[[Path], float]
 
@@ -110,15 +117,20 @@ def ways(database: servers.Database, home: Path) -> list[Taken]:
         "PREFLIGHT_FIRST_CONTACT": "pending",
     }
 
+    (rules,) = database.query(LOCALE)  # to sort text of another locale than C costs more
+
     def by_hand(compression: str) -> WAY:
         def do(room: Path) -> float:
             dump = room / "dump"
             command = [str(path / "pg_dump"), "--format=custom", *compression.split()]
             subprocess.run([*command, f"--file={dump}"], env=environment, check=True)
             with local.started(programs, home / "scratch", "hand", need=0) as server:
+                where_to = make_conninfo("", **server.target())
+                with psycopg.connect(where_to, autocommit=True) as connection:
+                    connection.execute(f"CREATE DATABASE proof TEMPLATE template0 {rules}")
                 where = ["--host", str(server.socket), "--username", local.SUPERUSER]
                 command = [str(path / "pg_restore"), *where, f"--jobs={JOBS}", "--no-owner"]
-                command += ["--dbname", local.HOME, str(dump)]
+                command += ["--dbname", "proof", str(dump)]
                 subprocess.run(command, check=True)
             return 0.0
 

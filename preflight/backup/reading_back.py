@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     from preflight.backup.store import Store, Stream
 
+Judge = Callable[["RowCounter"], dict[clients.Key, int]]  # of what an ended client has written
 STREAMED = 8 << 20  # bytes that are asked of a store at a time
+FOLLOWED = 4 << 20  # bytes from which on a dump is read while it is written
+FOLLOW_S = 0.02  # before it is looked for more
+POLITE = 5  # niceness of who reads meanwhile: the dump holds a snapshot, and comes first
 _END = bytes(5)  # the chunk of length 0 that ends a custom archive's last data block
 
 
@@ -248,6 +252,15 @@ def judged(
 @contextmanager
 def passing(programs: clients.Clients, environment: Mapping[str, str]) -> Iterator[Passing]:
     """Read an archive that is on its way elsewhere, as `rows_of` reads one that lies somewhere."""
+    with _counted(programs, environment) as counted:
+        yield Passing(*counted)
+
+
+@contextmanager
+def _counted(
+    programs: clients.Clients, environment: Mapping[str, str], polite: int = 0
+) -> Iterator[tuple[IO[bytes], IO[bytes], Judge]]:
+    """Yield where an archive is written to, what its rows are read from, and what judges them."""
     command = clients.read_command(programs.pg_restore, None)
     with ExitStack() as stack:
         try:
@@ -257,31 +270,30 @@ def passing(programs: clients.Clients, environment: Mapping[str, str]) -> Iterat
             raise BackupFailed("backup.no_client", why, "Reinstall the client.") from failure
         assert child.stdin is not None  # noqa: S101 -- it is fed
         assert child.stdout is not None  # noqa: S101 -- and heard
-        yield Passing(
+        with suppress(OSError):  # of one that has ended
+            if polite:
+                nice = os.getpriority(os.PRIO_PROCESS, child.pid)
+                os.setpriority(os.PRIO_PROCESS, child.pid, nice + polite)
+        yield (
             child.stdin,
             child.stdout,
             lambda rows: judged(rows, programs, children.wait(child), words.said()),
         )
 
 
-class Passing:
-    """An archive on its way: its size, its end and its rows."""
+class Counting:
+    """A pg_restore that reads an archive, and a thread that counts what it writes."""
 
-    def __init__(
-        self,
-        pipe: IO[bytes],
-        written: IO[bytes],
-        judged: Callable[[RowCounter], dict[clients.Key, int]],
-    ) -> None:
-        self._pipe, self._judged, self._listening = pipe, judged, True
-        self._size, self._end = 0, b""
-        self._counter = RowCounter()
+    def __init__(self, pipe: IO[bytes], written: IO[bytes], judge: Judge) -> None:
+        self.pipe = pipe
+        self._judge, self._counter = judge, RowCounter()
         self._failed: BaseException | None = None
+        wide = children.widen(written)
         own = os.dup(written.fileno())  # the other one may be closed before the thread ends
-        self._thread = threading.Thread(target=self._count, args=(own,), daemon=True)
+        self._thread = threading.Thread(target=self._count, args=(own, wide), daemon=True)
         self._thread.start()
 
-    def _count(self, written: int) -> None:
+    def _count(self, written: int, wide: bool) -> None:  # noqa: FBT001 -- a thread's
         with os.fdopen(written, "rb", buffering=0) as stream:
             while chunk := stream.read(children.CHUNK):  # to its end: it waits for who reads
                 try:
@@ -289,6 +301,25 @@ class Passing:
                         self._counter.feed(chunk)
                 except BaseException as error:  # noqa: BLE001 -- told to who waits for the count
                     self._failed = error
+                if wide:
+                    children.gather(chunk)
+
+    def rows(self) -> dict[clients.Key, int]:
+        """Return the rows of every table, once the pipe is closed; raises BackupUnverified."""
+        while self._thread.is_alive():
+            with stop.allowed():
+                self._thread.join(0.2)
+        if self._failed:
+            raise self._failed
+        return self._judge(self._counter)
+
+
+class Passing(Counting):
+    """An archive on its way: its size, its end and its rows."""
+
+    def __init__(self, pipe: IO[bytes], written: IO[bytes], judge: Judge) -> None:
+        super().__init__(pipe, written, judge)
+        self._listening, self._size, self._end = True, 0, b""
 
     def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """Look at the next part; that the client has heard enough is told at the end."""
@@ -298,22 +329,84 @@ class Passing:
         try:
             while rest and self._listening:
                 with stop.allowed():
-                    rest = rest[os.write(self._pipe.fileno(), rest) :]
+                    rest = rest[os.write(self.pipe.fileno(), rest) :]
         except BrokenPipeError:
             self._listening = False
 
     def finish(self, digest: str) -> tuple[Hashed, dict[clients.Key, int]]:
         """Return what it was, whose hash somebody else made; raises BackupUnverified."""
         with suppress(OSError):
-            self._pipe.close()
+            self.pipe.close()
         if self._size == 0:
             raise BackupUnverified("backup.empty", "pg_dump wrote nothing", clients.HINT)
-        while self._thread.is_alive():
-            with stop.allowed():
-                self._thread.join(0.2)
-        if self._failed:
-            raise self._failed
-        return Hashed(digest, self._size, self._end), self._judged(self._counter)
+        return Hashed(digest, self._size, self._end), self.rows()
+
+
+@contextmanager
+def following(
+    backups: Store, name: str, programs: clients.Clients, environment: Mapping[str, str]
+) -> Iterator[Following]:
+    """Read a large dump while it is written to a store, as far as it is there."""
+    with ExitStack() as stack:
+        found = Following(
+            partial(backups.open, name, manifests.DUMP),
+            lambda: Counting(*stack.enter_context(_counted(programs, environment, POLITE))),
+        )
+        try:
+            yield found
+        finally:
+            found.end()
+
+
+class Following:
+    """Reads behind pg_dump, never in its way: who lags catches up when the dump is whole.
+
+    What it does not come to read, for whatever reason, is read back afterwards.
+    """
+
+    def __init__(
+        self,
+        opened: Callable[[], AbstractContextManager[Stream]],
+        begin: Callable[[], Counting],
+    ) -> None:
+        self._opened, self._begin = opened, begin
+        self._counted: Counting | None = None
+        self._tried = False
+        self._whole = threading.Event()
+
+    def look(self, size: int) -> None:
+        """Begin when so many bytes make a large dump."""
+        if self._tried or size < FOLLOWED:
+            return
+        self._tried = True
+        with suppress(BackupFailed):
+            self._counted = self._begin()
+            pipe = self._counted.pipe
+            threading.Thread(target=self._feed, args=(pipe,), daemon=True).start()
+
+    def _feed(self, pipe: IO[bytes]) -> None:
+        with suppress(OSError), pipe, self._opened() as stream:
+            while True:
+                whole = self._whole.is_set()  # first: what was written before that is there now
+                if chunk := stream.read(children.CHUNK):
+                    pipe.write(chunk)
+                elif whole:
+                    return
+                else:
+                    self._whole.wait(FOLLOW_S)
+
+    def rows(self) -> dict[clients.Key, int] | None:
+        """Return the rows of the dump that is whole by now, None where they were not read."""
+        if self._counted is None:
+            return None
+        self.end()
+        with suppress(BackupFailed, BackupUnverified):
+            return self._counted.rows()
+        return None
+
+    def end(self) -> None:
+        """Nothing more is written."""
+        self._whole.set()
 
 
 _NAME = rb'("(?:[^"]|"")*+"|[^\s"(.]++)'
@@ -357,7 +450,7 @@ class RowCounter:
         return data[position:], False
 
     def _rows(self, data: bytes, table: clients.Key) -> tuple[bytes, bool]:
-        end = data.find(_DATA_END)
+        end = data.find(_DATA_END) if b"\\" in data else -1  # one byte is found much sooner
         if end >= 0:
             self.rows[table] += data.count(b"\n", 0, end + 1)
             self.table = None

@@ -348,7 +348,7 @@ def _dumped(
     while True:
         attempt += 1
         try:
-            taken_at, seen, written = _attempted(session, into, attempt, size)
+            taken_at, seen, written, read = _attempted(session, into, attempt, size)
             break
         except (
             children.ClientFailed,
@@ -379,7 +379,7 @@ def _dumped(
         without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
-    size = _read_back(session, into, written, wanted, roots)
+    size = _read_back(session, into, written, read, wanted, roots)
     listed = any(each.what.startswith("subscription ") for each in without)
     without += [
         manifests.Lacking(warning, "a warning of pg_dump")
@@ -406,16 +406,18 @@ def _dumped(
     return found, seen.witness, looks
 
 
-def _read_back(
+def _read_back(  # noqa: PLR0913, PLR0917 -- all that it is held against
     session: Session,
     into: _Draft,
     written: clients.Written,
+    read: Mapping[clients.Key, int] | None,
     wanted: Mapping[clients.Key, tuple[str, int]],
     roots: Mapping[clients.Key, clients.Key],
 ) -> int:
     """Read back what is stored; return the dump's size in bytes. Raises BackupUnverified.
 
-    A sealed dump was read before it was sealed, and what is stored can only be hashed.
+    `read` are the rows that were read while it was written: of the same hash, that is what is
+    stored. A sealed dump was read before it was sealed, and what is stored of it is only hashed.
     """
     environment = session.config.child_env
     if into.way and written.files:
@@ -429,18 +431,42 @@ def _read_back(
             roots,
             into.way.jobs,
         )
-    if (sealed := into.seal.dumped) is None:
+    sealed = into.seal.dumped
+    if sealed is None and read is None:
         return reading_back.require_whole(
             into.store, into.name, written.sha256, into.programs, environment, wanted, roots
         )
     found = reading_back.hashed(into.store, into.name, into.file)
-    reading_back.require_same(found, sealed.sha256)
-    reading_back.require_rows(sealed.plain, sealed.rows, wanted, roots)
-    return sealed.plain.size_bytes
+    reading_back.require_same(found, sealed.sha256 if sealed else written.sha256)
+    plain = sealed.plain if sealed else found
+    reading_back.require_rows(plain, sealed.rows if sealed else read or {}, wanted, roots)
+    return plain.size_bytes
 
 
 def _attempted(
     session: Session, into: _Draft, attempt: int, size: int
+) -> tuple[str, snapshots.Count, clients.Written, Mapping[clients.Key, int] | None]:
+    """Dump once; return when, what was seen in the snapshot, the dump, and its rows if it was read.
+
+    A large file is read while it is written, unless that would be a download, or is done already.
+    """
+    with ExitStack() as stack:
+        follower = None
+        if not (into.seal.on or into.store.remote):
+            environment = session.config.child_env
+            follower = stack.enter_context(
+                reading_back.following(into.store, into.name, into.programs, environment)
+            )
+        dumped = _while_counting(session, into, attempt, size, follower)
+        return *dumped, follower.rows() if follower else None  # nobody waits for us any more
+
+
+def _while_counting(
+    session: Session,
+    into: _Draft,
+    attempt: int,
+    size: int,
+    follower: reading_back.Following | None,
 ) -> tuple[str, snapshots.Count, clients.Written]:
     """Dump once, and count meanwhile; return when, what was seen in the snapshot, and the dump.
 
@@ -462,7 +488,13 @@ def _attempted(
         )
         with snapshots.Count(snapshot).running() as count:
             progress = clients.Progress(len(snapshot.tables), count.plain, session.tell)
-            written = _written(session, into, snapshot.name, progress, count.check)
+
+            def look() -> None:
+                count.check()
+                if follower and into.way and into.way.jobs == 1:
+                    follower.look(progress.size)
+
+            written = _written(session, into, snapshot.name, progress, look)
             count.finish()
     if moved := catalog.moved(count.marks, catalog.marks(session, only)):
         raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")

@@ -156,6 +156,7 @@ def restored(
         try:
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
+            session.tell("comparing the copy")
             scratch.apply_database_settings(session, home, live, name)
             with scratch.reached(home, name, quiet) as copy:
                 empty = proven(

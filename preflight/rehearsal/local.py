@@ -42,7 +42,8 @@ SHARE, EXTRA_BYTES = 1.2, 300_000_000  # of the database, and for WAL, sorting a
 RESERVE_BYTES = 64_000_000  # what a restore leaves free: of a disk, of a cgroup's memory
 SOCKET_BYTES = 107  # the longest path of a socket, but for its final zero
 PORT = 5432  # in the socket's name
-START_S, END_S, WATCH_S = 60.0, 2.0, 0.2
+START_S, END_S = 60.0, 2.0
+WATCH_S, WATCH_MOST_S, FASTEST_BYTES_S = 0.2, 5.0, 4e9  # what fills a disk is not faster
 QUIT, KILL = 3, 9
 NOBODY = 65534
 SETTINGS: Mapping[str, str] = {
@@ -502,15 +503,14 @@ class Server:
         self._looked = (0.0, 0.0, 0)
 
     def require_room(self) -> int:
-        """Return what it has on the disk; raises NoRoom when the bound is near."""
-        taken = self.used()
-        left = room(self.directory, self.limit_mb, taken=taken)
+        """Return how many bytes are left to it; raises NoRoom when the bound is near."""
+        left = room(self.directory, self.limit_mb, taken=self.used() if self.limit_mb else 0)
         if left.free < RESERVE_BYTES:
             raise NoRoom(
-                f"the copy has {console.size(taken)} by now, and only "
+                f"the copy has {console.size(self.used())} by now, and only "
                 f"{console.size(max(0, left.free))} are left {left.bound}"
             )
-        return taken
+        return left.free
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -518,9 +518,10 @@ class Server:
         over = threading.Event()
 
         def look() -> None:
-            while not over.wait(WATCH_S):
+            wait_s = WATCH_S
+            while not over.wait(wait_s):
                 try:
-                    self.require_room()
+                    wait_s = look_again_s(self.require_room())
                 except NoRoom as reason:
                     self._full = reason
                     self.end()
@@ -542,6 +543,11 @@ class Server:
             self.process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(END_S)
+
+
+def look_again_s(free: int) -> float:
+    """Return after how many seconds room has to be looked at again, whatever fills it meanwhile."""
+    return max(WATCH_S, min(WATCH_MOST_S, (free - RESERVE_BYTES) / FASTEST_BYTES_S))
 
 
 @contextmanager

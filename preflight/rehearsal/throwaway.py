@@ -139,6 +139,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
         try:
             refused = _filled(place, saved, restoring)
             restore_s = time.monotonic() - began
+            session.tell("comparing the copy")
             empty = _compared(place, saved, restoring, refused, used=bool(scripts or guests))
         except BackupUnverified:
             if server.death() is None:

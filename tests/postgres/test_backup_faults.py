@@ -200,6 +200,71 @@ def test_bit_that_flips_on_the_disk_is_found(
     assert "backup.corrupt" == raised.value.code
 
 
+# --- read while it is written ---------------------------------------------------------------------
+
+NOISE = """CREATE TABLE noise AS SELECT (SELECT string_agg(sha512((n * 100 + i)::text::bytea), '')
+FROM generate_series(1, 80) i) AS raw FROM generate_series(1, 1600) n"""
+# what pg_restore reads, told by its last word: the stream of a dump that grows, or its file
+READER = """case "$*" in *--data-only*) echo "${{*##* }}" >> "$HERE/read"; {then} ;; esac
+exec "$REAL" "$@" """
+
+
+def large(run: Run, fakes: Fakes, then: str) -> tuple[program.Result, list[str]]:
+    """Back up a dump of 8 MB with such a reader; return the result, and what each one read."""
+    path = fakes.write(READER.format(then=then), "pg_restore")
+    result = run("backup", env={"PATH": path, "PREFLIGHT_REHEARSE": "off"})
+    return result, [Path(each).name for each in (fakes.here / "read").read_text().splitlines()]
+
+
+def test_large_dump_is_read_while_it_is_written(
+    run: Run, database: servers.Database, fakes: Fakes
+) -> None:
+    """Once, and behind pg_dump: what is stored is then only compared by its hash."""
+    database.script(NOISE)
+    result, read = large(run, fakes, ":")
+
+    assert 0 == result.code, str(result)
+    assert ["--file=-"] == read
+    assert ["read"] == [each["verified"] for each in result.event("backup.verified")]
+
+
+def test_dump_whose_reader_fails_on_the_way_is_read_back(
+    run: Run, database: servers.Database, fakes: Fakes
+) -> None:
+    """A reader that was killed says nothing about the dump; what is stored decides."""
+    database.script(NOISE)
+    result, read = large(run, fakes, 'case "$*" in *-) exit 1;; esac')
+
+    assert 0 == result.code, str(result)
+    assert ["--file=-", "database.dump"] == read
+
+
+def test_bit_that_flips_behind_the_reader_is_found(
+    run: Run, database: servers.Database, fakes: Fakes, backup_dir: Path
+) -> None:
+    """Every row was read from the cache; the disk is what counts."""
+    database.script(NOISE)
+    flip = f""""$REAL" "$@"; code=$?
+    printf x | dd of="$(echo {backup_dir}/.*/database.dump)" bs=1 seek=5000000 conv=notrunc 2>&1
+    exit $code"""
+    result, _ = large(run, fakes, flip)
+
+    assert (24, "backup.corrupt") == code_of(result), str(result)
+    assert [] == result.event("backup.verified")
+
+
+def test_large_dump_that_lacks_its_end_is_found_on_the_way(
+    run: Run, database: servers.Database, fakes: Fakes
+) -> None:
+    """As one that is read back: cut, without a row, or with another's hash."""
+    database.script(NOISE)
+    fakes.write(CUT.format(percent=90))
+    result, read = large(run, fakes, ":")
+
+    assert (24, "backup.unreadable") == code_of(result), str(result)
+    assert "--file=-" == read[0]
+
+
 # --- stops and kills ------------------------------------------------------------------------------
 
 

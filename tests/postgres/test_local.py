@@ -466,7 +466,8 @@ def test_what_a_run_was_promised_no_other_gets(programs: local.Programs, directo
 def test_restore_is_stopped_before_the_bound(programs: local.Programs, directory: Path) -> None:
     """A kubelet evicts the pod whose emptyDir is too large: stop before it does."""
     with local.started(programs, directory, "run", need=0, limit_mb=150) as server:
-        before = server.require_room()
+        server.require_room()
+        before = server.used()
         with cluster.connected(config(), server) as session:
             session.execute(
                 "CREATE TABLE public.big AS SELECT repeat('x', 1900) FROM generate_series(1, 40000)"
@@ -492,11 +493,11 @@ def test_small_tmpfs_is_full_before_it_is_full(
         with pytest.raises(local.NoRoom, match="are needed"):
             begin(programs, directory, need=local.needed(0))
         with local.started(programs, directory, "run", need=0) as server:
-            taken = server.require_room()
+            left = server.require_room()
             (directory / "others").write_bytes(bytes(20_000_000))
             with pytest.raises(local.NoRoom, match="by now"):
                 server.require_room()
-        assert 0 < taken < megabytes * 1_000_000
+        assert 0 < left < megabytes * 1_000_000
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)  # noqa: S607 - as above
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import LiteralString
 
@@ -466,6 +466,49 @@ def test_extension_that_only_this_side_lacks_is_named(
     assert ["extension hstore"] == skipped["objects"]
     assert "9.9.prov" in skipped["reason"]
     assert ["read", "read"] == verified(backup_dir)
+
+
+@pytest.mark.parametrize(
+    ("major", "options", "text"),
+    [
+        pytest.param(
+            15,
+            "LOCALE_PROVIDER icu ICU_LOCALE 'de-u-kn-true' LOCALE 'C'",
+            "(SELECT array_agg(v ORDER BY v) FROM t) = ARRAY['a2', 'a10']",
+            id="icu",
+        ),
+        pytest.param(
+            17,
+            "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'",
+            "upper('é') = 'É'",
+            id="builtin",
+        ),
+    ],
+)
+def test_locale_that_no_system_has_is_the_same_on_the_copy(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    running: Callable[[int], servers.Server],
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+    major: int,
+    options: LiteralString,
+    text: str,
+) -> None:
+    """ICU's and the built-in ones: the copy sorts as the live database does, and says nothing."""
+    database = create_database(running(major), options=f"TEMPLATE template0 {options}")
+    database.script(
+        "CREATE TABLE t (v text PRIMARY KEY, CHECK (v < 'b')); INSERT INTO t VALUES ('a10'), ('a2')"
+    )
+    migrations(
+        {"001_one.sql": f"DO $$ BEGIN IF NOT ({text}) THEN RAISE 'as in C'; END IF; END $$;"}
+    )
+    path = os.pathsep.join([str(servers.installation(major) / "bin"), program.path()])
+    result = run(env={**database.env(), "PATH": path})
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+    (passed,) = result.event("rehearsal.passed")
+    assert ("local", None) == (passed["where"], passed["fidelity"])
 
 
 @pytest.fixture

@@ -312,7 +312,7 @@ def test_count_that_fails_does_not_leave_the_client_standing(
     ):
         passing = reading_back.Passing(fed, output, lambda rows: rows.rows)
         passing.write(b"dump")
-        writing = threading.Thread(target=client.write, args=(bytes(1 << 20),), daemon=True)
+        writing = threading.Thread(target=client.write, args=(bytes(4 << 20),), daemon=True)
         writing.start()
         writing.join(30)
         stands = writing.is_alive()
