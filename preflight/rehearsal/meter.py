@@ -141,7 +141,7 @@ class Measured:
 class Meter:
     """Measures the statements that sessions run, a file at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[int, Table] | None = None) -> None:
         # by file and place: one that is retried counts once
         self.found: dict[tuple[str, int], Measured] = {}
         self.passed: set[int] = set()  # versions whose file came to its end
@@ -149,7 +149,7 @@ class Meter:
         self._last = -1
         self._tables: dict[int, Table] = {}  # what was there before the file
         self._old: set[int] | None = None  # and before the first one
-        self._known: dict[int, Table] = {}  # whose size still holds
+        self._known = dict(known or {})  # whose size still holds
         self._held: dict[int, int] = {}  # the strongest lock that the transaction has
         self._open: list[Measured] = []  # statements of the transaction under way
         self._unseen: Measured | None = None  # the first one that was not looked at
@@ -267,6 +267,11 @@ class Meter:
         )
         (oid,) = session.execute(query, [table]).fetchone() or (None,)
         return oid is not None and oid not in (self._old or ())
+
+    @property
+    def known(self) -> Mapping[int, Table]:
+        """Tables whose size holds for who measures next on the same copy."""
+        return self._known
 
     @property
     def took_s(self) -> float:

@@ -117,6 +117,7 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
         if copy is None:
             return
         told: Trial | None = None
+        known: Mapping[int, meter.Table] = {}
         for tenant in tenants:
             session.tell(f"trying the files on a copy of {tenant.name}"[:40])
             with (
@@ -124,16 +125,17 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
                 sessions.beside(copy.session, None, tenant.extra, tenant.config) as own,
             ):
                 own.copy = True
-                trial = _of_tenant(dataclasses.replace(copy, session=own), tenant)
+                trial = _of_tenant(dataclasses.replace(copy, session=own), tenant, known)
+            known = trial.gauge.known
             told = trial.beside(told) if told else trial
         if told:
             _tell_passed(copy, saved, told)
 
 
-def _of_tenant(copy: copies.Copy, tenant: Tenant) -> Trial:
+def _of_tenant(copy: copies.Copy, tenant: Tenant, known: Mapping[int, meter.Table]) -> Trial:
     with _quietly():
         contact.settle(copy.session, tenant.files)
-    gauge = meter.Meter()
+    gauge = meter.Meter(known)  # else the tables of all would be sized for each
     with _judged(tenant.config, gauge):
         return _trial(copy, tenant.todo, None, gauge)
 
