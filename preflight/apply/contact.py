@@ -158,7 +158,7 @@ def _theirs(
     from preflight.history import takeover  # noqa: PLC0415 -- only for another tool's folder
 
     try:
-        found = takeover.look(session, layout)
+        found = takeover.look(session, layout, files)
     except HistoryConflict:
         if len(unrecorded) == len(files):
             raise
@@ -232,7 +232,7 @@ def _tool_before(session: Session) -> str | None:
     for tool in OTHER_LAYOUTS:
         with suppress(Failure, OSError, psycopg.Error):
             layout, files = foreign.load(tool, directory)
-            found = takeover.look(session, layout)
+            found = takeover.look(session, layout, files)
             if found is not None and takeover.covered(layout, found, files):
                 return tool
     return None

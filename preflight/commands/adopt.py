@@ -102,7 +102,7 @@ def _vouch_for_the_other_tool(session: Session, files: folder.Folder) -> None:
     """Take what another tool did since it was taken over for known: a person has looked."""
     from preflight.history import takeover  # noqa: PLC0415 -- only here
 
-    takeover.vouched(session, files.layout)
+    takeover.vouched(session, files.layout, files)
 
 
 def _there(

@@ -52,6 +52,7 @@ class Table:
     columns: Mapping[str, str]  # by name: a type, or several with | between
     read: Sequence[str]
     renamed: bool = False  # the tool lets people choose another name
+    apart: bool = False  # it lies in a schema of its own, whatever the search_path is
     like: str = ""  # what another name must hold
 
 

@@ -90,13 +90,13 @@ class Found:
         return max(self.said.applied, key=lambda each: (len(each), each), default="none")
 
 
-def look(session: Session, layout: Foreign) -> Found | None:
-    """Return what the other tool's history says; None where there is none.
+def look(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found | None:
+    """Return what the other tool's history says; None where there is none of these files.
 
     Call inside a transaction. Raises HistoryConflict where it is not certain which table it is, or
     whether it can be believed.
     """
-    place = _place(session, layout)
+    place = _place(session, layout, files)
     return None if place is None else Found(place, _read(session, layout, place))
 
 
@@ -113,15 +113,18 @@ def _read(session: Session, layout: Foreign, place: str) -> Said:
         ) from error
 
 
-def _place(session: Session, layout: Foreign) -> str | None:
+def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str | None:
     """Return the other tool's history table, quoted; raises HistoryConflict."""
     table = layout.table
     rows = session.execute(_LIKE, [session.config.schema, list(table.columns)]).fetchall()
     rows = [row for row in rows if _fits(table, dict(zip(row[5], row[6], strict=True)))]
     schema, _, usual = table.usual.rpartition(".")
     named = [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
+    like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
+    if not schema and not table.apart:
+        named = [row for row in named if not _of_others(session, layout, files, row)]
     if not named and table.renamed:
-        named = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
+        named = [row for row in like if not _of_others(session, layout, files, row)]
     if len(named) > 1:
         path = _path(named[0])
         first = [row for name in path for row in named if row[0] == name and row[1] == usual]
@@ -145,7 +148,32 @@ def _place(session: Session, layout: Foreign) -> str | None:
             "GRANT that role to this one if it migrates this database; or vouch for what is there "
             "yourself: `adopt --through VERSION`.",
         )
-    return f"{quoting.name(name)}.{quoting.name(relation)}"
+    return _quoted(named[0])
+
+
+def _of_others(
+    session: Session, layout: Foreign, files: Sequence[Migration], row: Sequence[Any]
+) -> bool:
+    """Tell whether it is the history of other files, in a schema that nobody looks into.
+
+    A service beside the app may use the same tool: Supabase keeps `auth.schema_migrations`.
+    """
+    if row[0] in _path(row):
+        return False
+    if session.config.only:
+        return row[0] not in session.config.only
+    if row[2] not in ("r", "p") or not row[3]:
+        return True
+    try:
+        with session.connection.transaction():
+            applied = _read(session, layout, _quoted(row)).applied
+    except _GONE:
+        return True
+    return bool(applied) and not applied.keys() & {layout.key(file) for file in files}
+
+
+def _quoted(row: Sequence[Any]) -> str:
+    return f"{quoting.name(row[0])}.{quoting.name(row[1])}"
 
 
 def _fits(table: foreign.Table, types: dict[str, str]) -> bool:
@@ -245,7 +273,7 @@ def follow(session: Session, text: bytes) -> None:
                 remember(session, layout, found)
 
 
-def vouched(session: Session, layout: Foreign | None) -> None:
+def vouched(session: Session, layout: Foreign | None, files: Sequence[Migration]) -> None:
     """Keep what it says now: a person has looked and vouched for what is there.
 
     Without a takeover before, it is that of `layout`.
@@ -256,7 +284,7 @@ def vouched(session: Session, layout: Foreign | None) -> None:
         remember(session, layout, Found(place, _read(session, layout, place)))
     if not kept and layout is not None:
         with suppress(HistoryConflict):
-            if (found := look(session, layout)) is not None:
+            if (found := look(session, layout, files)) is not None:
                 remember(session, layout, found)
 
 

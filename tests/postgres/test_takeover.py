@@ -461,6 +461,37 @@ def test_two_histories_of_one_tool_are_a_question(
     )
 
 
+def test_history_of_other_files_in_a_schema_apart_is_not_taken_over(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Supabase's own service keeps one like dbmate's: no version of it has a file here."""
+    write(folder, {"1_a.sql": f"-- migrate:up\n{A}", "2_b.sql": f"-- migrate:up\n{B}"})
+    database.script(
+        "CREATE SCHEMA auth; CREATE TABLE auth.schema_migrations (version varchar(255) PRIMARY "
+        "KEY); INSERT INTO auth.schema_migrations VALUES ('20171026211738'), ('00')"
+    )
+
+    refused, result = run(), run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert (26, "history.first_contact") == (refused.code, refused.finished["error"]["code"])
+    assert (0, ["1_a", "2_b"]) == (result.code, result.finished["applied"]), str(result)
+
+
+def test_history_of_another_app_s_schema_is_not_taken_over(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Two apps number their files from 1: PREFLIGHT_SCHEMAS says which schemas are ours."""
+    write(folder, {"1_a.up.sql": A, "2_b.up.sql": B})
+    database.script(
+        "CREATE SCHEMA other; CREATE TABLE other.schema_migrations (version bigint PRIMARY KEY, "
+        "dirty boolean NOT NULL); INSERT INTO other.schema_migrations VALUES (1, false)"
+    )
+
+    result = run(env={"PREFLIGHT_SCHEMAS": "public"})
+
+    assert (0, ["1_a", "2_b"]) == (result.code, result.finished["applied"]), str(result)
+
+
 def test_who_vouches_is_not_asked_which_history_it_is(
     run: Run, database: servers.Database, folder: Path
 ) -> None:

@@ -36,6 +36,7 @@ class Sqitch(foreign.Foreign):
             "planned_at": "timestamp with time zone",
         },
         ("change", "script_hash", "project", "committed_at"),
+        apart=True,
     )
 
     def __init__(self, directory: Path) -> None:
