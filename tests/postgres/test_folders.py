@@ -14,7 +14,7 @@ from psycopg.sql import SQL, Identifier
 
 from preflight.backup import manifests
 from preflight.backup.directory import Directory
-from tests import faults, servers
+from tests import buckets, faults, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 from tests.fakes import Fakes, contents
 
@@ -276,6 +276,23 @@ def test_one_session_writes_one_file_and_says_so(run: Run) -> None:
 
     (started,) = result.event("backup.started")
     assert ("file", "PREFLIGHT_JOBS=1") == (started["form"], started["one_file_because"]), result
+
+
+@pytest.mark.xdist_group("buckets")  # the libraries beside .venv
+def test_sealed_dump_of_a_large_database_is_one_file_and_says_so(
+    run: Run, backup_dir: Path
+) -> None:
+    """A seal takes a stream: nothing lies there in the plain."""
+    buckets.importable()
+    key = str(__import__("pyrage").x25519.Identity.generate().to_public())
+    libraries = {"PYTHONPATH": str(buckets.libraries())}
+    result = run("backup", env={"PREFLIGHT_BACKUP_RECIPIENTS": key, **libraries})
+
+    (started,) = result.event("backup.started")
+    assert 0 == result.code, str(result)
+    assert "it is sealed while it is written" == started["one_file_because"]
+    names = {each.name for each in only(backup_dir).iterdir()}
+    assert {"database.dump.age", "manifest.json"} == names
 
 
 def test_too_few_connections_make_one_file(
