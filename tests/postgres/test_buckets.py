@@ -545,10 +545,15 @@ def test_two_runs_and_a_restore_on_one_prefix_do_not_disturb_each_other(  # noqa
     assert {database.name, other.name} == there
 
 
-def test_stop_ends_the_waiting_for_a_store(
-    start: Start, in_front: Callable[..., contextlib.AbstractContextManager[Front]]
-) -> None:
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_stop_ends_the_waiting_for_a_store(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run, start: Start, in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    database: servers.Database, tmp_path: Path, command: str,
+) -> None:  # fmt: skip
     """It says nothing while a dump is read back from it: the run ends by itself, and cleans up."""
+    args = ["latest", "--into", f"{database.name}_r"] if command == "restore" else []
+    if args:
+        assert 0 == run("backup").code
     asked, over = threading.Event(), threading.Event()
 
     def answer(method: str, path: str) -> None:
@@ -557,7 +562,8 @@ def test_stop_ends_the_waiting_for_a_store(
             over.wait(60)
 
     with in_front(answer) as (_, bucket):
-        process = start("backup", env=bucket.env())
+        env = {**bucket.env(), "PREFLIGHT_SPOOL_DIR": str(tmp_path)}
+        process = start(command, *args, env=env)
         assert asked.wait(60)
         process.signal(signal.SIGTERM)
         result = process.wait()
