@@ -723,7 +723,7 @@ MUTANTS = [
         "rehearsal/copies",
         '    if without and config.rehearse == "always":\n',
         "    if False:\n",
-        _tests("rehearsal::test_index_that_needs_a_search_path_stops_no_deployment"),
+        _tests("backup_faults::test_what_a_dump_silently_leaves_out_is_said"),
     ),
     Mutant(
         "nothing takes back version 000",

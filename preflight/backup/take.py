@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -373,20 +373,10 @@ def _dumped(
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.pause(0.2 * min(attempt, ATTEMPTS), 1.0 * min(attempt, ATTEMPTS))
     looks = into.store.stamp(into.name, into.file)
-    if session.config.only:
-        without = parts.lacking(session)
-    else:
-        without = [manifests.Lacking(*each) for each in catalog.unseen(session)]
+    without = _without(session, written.warnings)
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
     size = _read_back(session, into, written, read, wanted, roots)
-    listed = any(each.what.startswith("subscription ") for each in without)
-    without += [
-        manifests.Lacking(warning, "a warning of pg_dump")
-        for warning in written.warnings
-        if not warning.startswith(_LACKS_NOTHING)
-        and not (listed and warning.startswith("subscriptions not dumped"))
-    ]
     found = Manifest(
         snapshot_at=taken_at,
         size_bytes=size,
@@ -394,7 +384,7 @@ def _dumped(
         file=into.file,
         files=written.files,
         rows={table.name: rows for table, rows in seen.rows.items()},
-        without=tuple(without),
+        without=without,
     )
     if sealed := into.seal.dumped:
         found = dataclasses.replace(
@@ -404,6 +394,22 @@ def _dumped(
             recipients=into.seal.recipients,
         )
     return found, seen.witness, looks
+
+
+def _without(session: Session, warnings: Iterable[str]) -> tuple[manifests.Lacking, ...]:
+    """Return what a dump is without, as the catalogs and pg_dump's own warnings say."""
+    if session.config.only:
+        known = parts.lacking(session)
+    else:
+        known = [manifests.Lacking(*each) for each in catalog.unseen(session)]
+    listed = any(each.what.startswith("subscription ") for each in known)
+    warned = [
+        manifests.Lacking(warning, "a warning of pg_dump")
+        for warning in warnings
+        if not warning.startswith(_LACKS_NOTHING)
+        and not (listed and warning.startswith("subscriptions not dumped"))
+    ]
+    return (*known, *warned)
 
 
 def _read_back(  # noqa: PLR0913, PLR0917 -- all that it is held against
