@@ -76,7 +76,7 @@ def wrapped(parser: argparse.ArgumentParser) -> None:
     once: tuple[tuple[str, str, type, str], ...] = (
         ("--history", "TABLE", str, "its own history table, if that is not a known one"),
         ("--timeout", "S", float, "end it after so many seconds"),
-        ("--lock-timeout", "DURATION", str, "give it a lock_timeout, through PGOPTIONS: 2s"),
+        ("--lock-timeout", "DURATION", str, "give it a lock_timeout, by PGOPTIONS and URLs: 2s"),
     )
     for name, metavar, kind, words in once:
         group.add_argument(name, type=kind, metavar=metavar, help=words)
