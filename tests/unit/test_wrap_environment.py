@@ -866,4 +866,6 @@ def test_variable_that_cannot_be_led_is_told() -> None:
                "MYSQL_HOST": "db", "DB_PORT_5432_TCP_ADDR": "10.0.0.5"}  # fmt: skip
 
     assert ("BACKEND_HOST",) == led(environ).left
+    loose = {"HOST": "db", "KEYCLOAK_DB_URL": "db:5432/app", "UPSTREAM": "db:5432", "CACHE": "db:1"}
+    assert ("HOST", "UPSTREAM", "KEYCLOAK_DB_URL") == led(loose).left
     assert () == led(environ, BESIDE).left

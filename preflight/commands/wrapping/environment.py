@@ -441,6 +441,7 @@ class _Way:
         return found | ({"PGPASSWORD": password} if password else {})
 
 
+_LOOSE = re.compile(r"([\w.-]+:\d+)(?:/\S*)?")  # an address with its port, and no scheme
 _TWICE = re.compile(r"(?<=db)_?db$")
 _Group = dict[str, list[str]]  # the names of its variables, by what they say
 
@@ -535,15 +536,21 @@ def _hosts_left(
     """Name the variables that say the live server's name, and of no other database of it."""
     if not way.copy.away or way.same_host(way.copy.host):
         return []
-    found: list[str] = []
+    grouped = {name for group in groups.values() for name in _names(group)}
+    found = [name for name in environ if name.upper() == "HOST"]  # in no group
     for prefix, group in groups.items():
         if not _NOT_POSTGRES.search(prefix) and "database" not in group:
             found += [name for name in group.get("host", ()) if not _OF_SERVICES.fullmatch(name)]
-    return [
-        name
-        for name in found
-        if name in environ and way.here(environ[name]) and name not in changed
-    ]
+    left = [name for name in found if name in environ and way.here(environ[name])]
+    loose = {name: _LOOSE.fullmatch(text) for name, text in environ.items() if name not in grouped}
+    loose |= {
+        name: _LOOSE.fullmatch(environ[name])
+        for group in groups.values()
+        for name in group.get("url", ())
+        if name in environ
+    }
+    left += [name for name, at in loose.items() if at and way.here(at[1])]
+    return [name for name in dict.fromkeys(left) if name not in changed]
 
 
 def _beside(
