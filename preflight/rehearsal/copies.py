@@ -160,7 +160,12 @@ def restored(
             scratch.apply_database_settings(session, home, live, name)
             with scratch.reached(home, name, quiet) as copy:
                 empty = proven(
-                    copy, saved, refused, empty_allowed=bool(calling or refused), choice=choice
+                    copy,
+                    saved,
+                    refused,
+                    live=session,
+                    empty_allowed=bool(calling or refused),
+                    choice=choice,
                 )
             believe(config, saved, restoring, refused, without)
             quiet.pop("event_triggers", None)  # from here on they fire as in production
@@ -713,11 +718,12 @@ def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
     return hold
 
 
-def proven(
+def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     copy: Session,
     saved: Taken,
     refused: Sequence[new_database.Complaint] = (),
     *,
+    live: Session,
     empty_allowed: bool,
     choice: some_rows.Choice | None = None,
 ) -> tuple[str, ...]:
@@ -747,7 +753,7 @@ def proven(
     short = bool(different)
     different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in excused}})
     stood = {n: at for n, at in saved.witness.sequences.items() if not left(n)}
-    different += catalog.behind(stood, catalog.sequences(copy, schemas))
+    different += _behind(live, stood, catalog.sequences(copy, schemas), schemas)
     if different:
         raise BackupUnverified(
             "backup.restore_differs",
@@ -757,6 +763,21 @@ def proven(
         )
     _strip(copy, saved)
     return tuple(empty)
+
+
+def _behind(
+    live: Session,
+    stood: catalog.Sequences,
+    found: catalog.Sequences,
+    schemas: Sequence[str],
+) -> list[str]:
+    """Name the sequences that do not stand where they should, but for what is set back live."""
+    late = catalog.behind(stood, found)
+    if not late:
+        return []
+    moving = catalog.set_back(live, stood, schemas)
+    used = {name for name, (_, last) in found.items() if last is not None}
+    return catalog.behind({n: at for n, at in stood.items() if n not in moving & used}, found)
 
 
 def _strip(copy: Session, saved: Taken) -> None:

@@ -140,7 +140,8 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             refused = _filled(place, saved, restoring)
             restore_s = time.monotonic() - began
             session.tell("comparing the copy")
-            empty = _compared(place, saved, restoring, refused, used=bool(scripts or guests))
+            used = bool(scripts or guests)
+            empty = _compared(session, place, saved, restoring, refused, used=used)
         except BackupUnverified:
             if server.death() is None:
                 take.hide(saved)
@@ -388,7 +389,8 @@ def _filled(
     return problems
 
 
-def _compared(
+def _compared(  # noqa: PLR0913 -- all that it is held against
+    session: Session,
     place: _Place,
     saved: Taken,
     restoring: copies.Restoring,
@@ -405,6 +407,7 @@ def _compared(
             inside,
             saved,
             refused,
+            live=session,
             empty_allowed=bool(restoring.calling or refused),
             choice=restoring.choice,
         )

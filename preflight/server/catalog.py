@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from preflight.base import quoting
+from preflight.base import quoting, stop
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -199,6 +199,7 @@ _ACLS = {
     "function_acl": _ACL.format(acl="p.proacl", kind="f", owner="p.proowner"),
     "type_acl": _ACL.format(acl="t.typacl", kind="T", owner="t.typowner"),
 }
+SET_BACK_S = 1.0  # for as long a sequence that may have been set back is looked at
 # a cycle may have begun anew meanwhile
 _SEQUENCES = """
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), s.seqincrement > 0,
@@ -515,6 +516,24 @@ def _told(shape: str) -> str:
     """Return a shape, of which nobody needs to read very much."""
     text = " ".join(shape.replace("\0", " ").split())
     return f"`{text[:80]}…`" if len(text) > 80 else f"`{text}`"  # noqa: PLR2004 -- a line's worth
+
+
+def set_back(session: Session, since: Sequences, schemas: Sequence[str] = ()) -> set[str]:
+    """Return which sequences somebody sets back, seen to stand lower than before within a second.
+
+    Such a one may have stood anywhere while it was dumped, also where it stood before and after as
+    it did `since`.
+    """
+    before, found = dict(since), set[str]()
+    for waited in stop.looks(0.01, 0.03):
+        for name, (up, last) in sequences(session, schemas).items():
+            _, earlier = before.get(name, (up, None))
+            if last is not None and earlier is not None:
+                found |= {name} if (last < earlier if up else last > earlier) else set()
+            before[name] = (up, last)
+        if waited >= SET_BACK_S:
+            break
+    return found
 
 
 def behind(wanted: Sequences, found: Sequences) -> list[str]:

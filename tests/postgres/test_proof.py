@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, LiteralString, cast
@@ -520,6 +521,41 @@ def test_dump_that_lacks_something_is_no_backup(  # noqa: PLR0913, PLR0917 -- a 
     assert (24, "backup.restore_differs") == code_of(result), result
     assert said in result.finished["error"]["message"]
     assert unharmed()
+
+
+def test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump(
+    start: Start, database: servers.Database, tmp_path: Path
+) -> None:
+    """It stood elsewhere while it was dumped, and before and after at the same place."""
+    database.script("CREATE SEQUENCE counted; SELECT setval('counted', 5)")
+    script = (
+        'for arg; do case "$arg" in --dbname=*) live="${arg#--dbname=}";; esac; done\n'
+        'cp -p "$PGPASSFILE" "$HERE/pass"\n'  # ours is gone by the time that it is asked again
+        'to() { PGPASSFILE="$HERE/pass" "$(dirname "$REAL")/psql" -Xqd "$live" '
+        "-c \"SELECT setval('counted', $1)\" >&2; }\n"
+        'to 1; "$REAL" "$@"; code=$?; to 5; exit $code'
+    )
+    process = start("backup", env={"PATH": Fakes(tmp_path / "fakes").write(script)})
+    process.wait_for_event("rehearsal.started")
+    over = threading.Event()
+
+    def write() -> None:
+        with database.server.connect(database.name) as connection:
+            while not over.is_set():
+                for place in (1, 5):
+                    connection.execute("SELECT setval('counted', %s)", [place])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    result = process.wait()
+    over.set()
+    writer.join()
+
+    assert (0, ["restored"]) == (
+        result.code,
+        [each["verified"] for each in result.event("rehearsal.passed")],
+    ), result
+    assert [] == [each for each in result.event("backup.progressed") if each.get("attempt") == 2]
 
 
 def test_restore_that_loses_rows_is_no_proof(
