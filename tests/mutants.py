@@ -177,9 +177,16 @@ MUTANTS = [
     Mutant(
         "the copy's sequences are compared",
         "rehearsal/copies",
-        "    different += catalog.behind(stood, catalog.sequences(copy, schemas))\n",
+        "    different += _behind(live, stood, catalog.sequences(copy, schemas), schemas)\n",
         "",
         _tests("proof::test_dump_that_lacks_something_is_no_backup"),
+    ),
+    Mutant(
+        "a sequence that is set back again and again is looked at first",
+        "rehearsal/copies",
+        "if n not in moving & used}, found)",
+        "}, found)",
+        _tests("proof::test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump"),
     ),
     Mutant(
         "tables are locked before the snapshot",
