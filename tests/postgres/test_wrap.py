@@ -240,7 +240,7 @@ def test_rows_that_it_may_have_written_there_are_not_denied(
     error = found.event("run.finished")[0]["error"]
     assert ["x", "x"] == database.query("SELECT name FROM items")
     assert "was not changed" not in f"{error}"
-    assert "nobody can tell" in error["hint"] or "rows, perhaps" in error["message"]
+    assert "nobody can tell" in error["hint"] or "rows or sequences, perhaps" in error["message"]
     if then:  # it stays until it is ended
         assert (31, "wrap.changed_live") == (found.code, error["code"]), found
 
