@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,9 @@ _MARKS = {  # also what looks like one and is none: below it everything would ru
     "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]+down\b"),
     "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
 }
-_SIGNS = re.compile(rb"(?i)--[^\n]*(?:migrat|goose|drop below|@undo|rambler|down[ \t]*=)|\A--! ")
+_SIGNS = (b"migrat", b"goose", b"drop below", b"@undo", b"rambler")  # in small letters
+_SIGN = re.compile(rb"down[ \t]*=")
+_PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
@@ -121,10 +123,20 @@ def _load(
     return found
 
 
+def _small(text: bytes) -> Iterator[bytes]:
+    """Yield a text in small letters, in parts that overlap by a line's worth."""
+    for at in range(0, len(text), _PART):
+        yield text[at : at + _PART + 200].lower()
+
+
+def _signed(part: bytes) -> bool:
+    return any(sign in part for sign in _SIGNS) or _SIGN.search(part) is not None
+
+
 def marked(text: bytes) -> str | None:
     """Return the tool whose marks a file carries."""
-    if _SIGNS.search(text) is None:
-        return None  # the common case
+    if not (text.startswith(b"--! ") or any(map(_signed, _small(text)))):
+        return None  # the common case, at the speed of memory
     return next((tool for tool, mark in _MARKS.items() if mark.search(text)), None)
 
 
