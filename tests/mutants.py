@@ -566,8 +566,8 @@ MUTANTS = [
     Mutant(
         "a sequence that runs down is behind when it is above",
         "server/catalog",
-        "(last < least if upwards else last > least)",
-        "(last < least)",
+        "return last < first if up else last > first",
+        "return last < first",
         _tests("unit_catalog::test_sequence_may_have_gone_on_but_not_back"),
     ),
     Mutant(

@@ -476,19 +476,21 @@ def finish(  # noqa: PLR0913 -- one row
         [duration_ms, count, count, migration.version, session.config.run_id],
     ).fetchall()
     _require_one(session, len(updated))
-    if updated[0][0]:  # asked on the way
-        follow(session, migration.up)
+    follow(session, migration.up, there=updated[0][0])
     event = "forced" if before else "applied"
     journal.journal(
         session, event, migration, duration_ms=duration_ms, backup=backup, before=before
     )
 
 
-def follow(session: Session, script: Script) -> None:
-    """Keep what another tool's history says now that a file of ours may have written to it."""
-    from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+def follow(session: Session, script: Script, *, there: bool | None = None) -> None:
+    """Keep what another tool's history says now that a file of ours may have written to it.
 
-    if tables.there(session, "takeovers"):
+    `there`: whether one was taken over, where that was asked on the way.
+    """
+    if tables.there(session, "takeovers") if there is None else there:
+        from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+
         takeover.follow(session, script.text)
 
 

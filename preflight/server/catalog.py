@@ -442,6 +442,11 @@ def moved(before: Marks, after: Marks) -> list[str]:
     )
 
 
+def _short_of(first: int, last: int, *, up: bool) -> bool:
+    """Tell whether a sequence that counts up, or down, stands before a place."""
+    return last < first if up else last > first
+
+
 def settled(before: Sequences, after: Sequences) -> dict[str, tuple[bool, int | None]]:
     """Return where the sequences stand at least in a dump that was made between two looks.
 
@@ -451,7 +456,7 @@ def settled(before: Sequences, after: Sequences) -> dict[str, tuple[bool, int | 
     found: dict[str, tuple[bool, int | None]] = {}
     for name, (up, first) in before.items():
         _, last = after.get(name, (up, None))
-        if first is None or last is None or (last < first if up else last > first):
+        if first is None or last is None or _short_of(first, last, up=up):
             continue
         found[name] = (up, first if last == first else -(1 << 63) if up else (1 << 63))
     return found
@@ -528,8 +533,8 @@ def set_back(session: Session, since: Sequences, schemas: Sequence[str] = ()) ->
     for waited in stop.looks(0.01, 0.03):
         for name, (up, last) in sequences(session, schemas).items():
             _, earlier = before.get(name, (up, None))
-            if last is not None and earlier is not None:
-                found |= {name} if (last < earlier if up else last > earlier) else set()
+            if last is not None and earlier is not None and _short_of(earlier, last, up=up):
+                found.add(name)
             before[name] = (up, last)
         if waited >= SET_BACK_S:
             break
@@ -541,6 +546,6 @@ def behind(wanted: Sequences, found: Sequences) -> list[str]:
     short = []
     for name, (upwards, least) in wanted.items():
         _, last = found.get(name, (upwards, None))
-        if least is not None and (last is None or (last < least if upwards else last > least)):
+        if least is not None and (last is None or _short_of(least, last, up=upwards)):
             short.append(f"sequence {name} stands at {last}, not {least}")
     return short

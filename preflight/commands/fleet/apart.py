@@ -103,11 +103,10 @@ def _unsaid(code: int) -> dict[str, Any]:
         return {"exit_code": code}
     if code == ExitCode.CONNECTION_LOST:  # its own hard end
         return {"exit_code": code, "error": _UNKNOWN}
-    error = {
+    error = _UNKNOWN | {
         "code": "target.killed",
         "message": f"its process ended with {code} and told nothing: was it killed, or out of "
         "memory?",
-        "hint": "Run again: what was recorded decides what is left to do.",
     }
     return {"exit_code": int(ExitCode.CONNECTION_LOST), "error": error}
 
@@ -135,11 +134,9 @@ def each(
             with stop.allowed():  # only to wait: what was heard is not to be lost
                 ready = _ready(running, 1.0)
             _hear(running, ready, done)
-    except KeyboardInterrupt:
-        _end(running, done)
-        raise
-    except BaseException:
-        stop.leaves(running, None)
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            stop.leaves(running, None)
         _end(running, done)
         raise
     stop.leaves(running, None)
