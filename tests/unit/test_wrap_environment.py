@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -537,6 +539,27 @@ def test_lock_timeout_is_no_riddle_to_php(program: str) -> None:
 
     assert "postgres://db/app" == found["DB_URL"]
     assert "-c lock_timeout=2s" == found["PGOPTIONS"]
+
+
+def test_value_of_many_equals_signs_is_read_once() -> None:
+    """A password may be full of them; each was a place to go on from: 2 to the 40th ways."""
+    looked = (
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
+        "from preflight.commands.wrapping import lock_timeout\n"
+        "text = 'host=db password=' + 'ab=' * 40 + ' dbname=app'\n"
+        "for each in (text, text + ';'):\n"
+        "    found, _ = lock_timeout.given({'ANY': each}, [], {'ANY'}, '2s')\n"
+        "    print(found['ANY'].removeprefix(text))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", looked],
+        cwd=servers.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (0, " options='-c lock_timeout=2s'\n;\n") == (done.returncode, done.stdout), done.stderr
 
 
 # --- history tables -------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from urllib.parse import quote
 _URL = re.compile(
     r"(?i)(?:postgres(?:ql)?(?:\+psycopg2?)?|pgx[45]?|jdbc:(?:[\w-]+:)?postgresql)://\S+"
 )
-_WORDS = re.compile(r"(?=.*\b(?:host|dbname)\s*=)(?:\s*[a-z_]+\s*=\s*(?:'[^']*'|[^\s;']+))+\s*")
+_WORDS = re.compile(  # a value ends where a space is: it may hold many =
+    r"(?=.*\b(?:host|dbname)\s*=)(?:\s*[a-z_]+\s*=\s*(?:'[^']*'|[^\s;']+(?=\s|\Z)))+\s*"
+)
 _HAS = re.compile(r"(?<=[?&]options=)[^&]*")
 _HAS_WORD = re.compile(r"(?<![\w-])options\s*=\s*(?:'([^']*)'|(\S+))")
 _STUMBLES = re.compile(r"php[\d.]*|artisan|aerich|phinx|doctrine(?:-\w+)?(?:\.php)?")  # over it
