@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 SEGMENT = re.compile(
     r"[0-9A-F]{24}(?![0-9A-F]|\.partial|\.[0-9A-F]{8}\.backup)", re.ASCII | re.IGNORECASE
 )
-_TIMELINE = 8  # the first digits of a segment's name
+_TIMELINE, _FOLDER = 8, 16  # the first digits of a segment's name
 
 
 class Unclear(Exception):
@@ -35,13 +35,25 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where pgBackRest keeps the segments of one server."""
+
+    repo: int  # its number
+    stanza: str
+    name: str  # of its folder there
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What an archive holds of one server."""
 
     segments: frozenset[str] = frozenset()  # the newest one of each timeline, as far as it is said
+    firsts: frozenset[str] = frozenset()  # the oldest one, likewise
     bases: tuple[Base, ...] = ()
     others: frozenset[str] = frozenset()  # system identifiers of other servers that it speaks of
     missing: frozenset[str] = frozenset()  # segments that it says are not there, with later ones
+    places: frozenset[Place] = frozenset()
+    troubles: frozenset[str] = frozenset()  # why it cannot say more
 
     @property
     def newest(self) -> Base | None:
@@ -59,6 +71,8 @@ class Status:
 
         One of a timeline that was left since may be told although nobody needs it.
         """
+        if base.segment and self._begins_after(base.segment):
+            return base.segment
         ours = {name[:_TIMELINE] for name in (base.segment, segment) if name}
         first, last = base.segment[_TIMELINE:], segment[_TIMELINE:]
         return min(
@@ -70,14 +84,56 @@ class Status:
             default=None,
         )
 
+    def _begins_after(self, segment: str) -> bool:
+        """Tell whether even the oldest segment that could be this one is a later one."""
+        same = {each for each in self.firsts if each[:_TIMELINE] == segment[:_TIMELINE]}
+        return bool(self.firsts) and min(same or self.firsts) > segment
+
     def beside(self, other: Status) -> Status:
         """Return both together."""
         return Status(
             self.segments | other.segments,
+            self.firsts | other.firsts,
             self.bases + other.bases,
             self.others | other.others,
             self.missing | other.missing,
+            self.places | other.places,
+            self.troubles | other.troubles,
         )
+
+
+def absent(base: Base, segment: str, there: Collection[str], size: int) -> str | None:
+    """Return the first segment that is not there on the way from a base backup to another one.
+
+    A number may be there on any timeline from the one to the other. `size` of each, in bytes.
+    """
+    first, last = base.segment, segment
+    found = {
+        name[_TIMELINE:]
+        for name in there
+        if first[:_TIMELINE] <= name[:_TIMELINE] <= last[:_TIMELINE]
+    }
+    a_file = (1 << 32) // size  # so many share the middle digits
+    for number in range(_number(first, a_file), _number(last, a_file) + 1):
+        digits = f"{number // a_file:08X}{number % a_file:08X}"
+        if digits not in found:
+            return last[:_TIMELINE] + digits
+    return None
+
+
+def folders(base: Base, segment: str, there: Iterable[str]) -> list[str]:
+    """Return those of an archive's folders that the way to a segment may lead through."""
+    first, last = base.segment, segment
+    return sorted(
+        each
+        for each in there
+        if first[:_TIMELINE] <= each[:_TIMELINE] <= last[:_TIMELINE]
+        and first[_TIMELINE:_FOLDER] <= each[_TIMELINE:_FOLDER] <= last[_TIMELINE:_FOLDER]
+    )
+
+
+def _number(segment: str, a_file: int) -> int:
+    return int(segment[_TIMELINE:_FOLDER], 16) * a_file + int(segment[_FOLDER:], 16)
 
 
 def read(text: str, system: str) -> Status:
@@ -117,28 +173,52 @@ def _pgbackrest(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSO
     """`pgbackrest info --output=json`: a list of stanzas."""
     if not isinstance(said, list) or not all("archive" in each and "db" in each for each in said):
         return None
-    segments: set[str] = set()
-    bases: list[Base] = []
-    others: set[str] = set()
+    found = Status()
     for stanza in said:
         ours = {
             (each["id"], each.get("repo-key"))
             for each in stanza["db"]
             if str(each["system-id"]) == system
         }
-        others |= {str(each["system-id"]) for each in stanza["db"]} - {system}
 
         def of_ours(item: Mapping[str, Any], ours: set[tuple[Any, Any]] = ours) -> bool:
             whose = item["database"]
             return (whose["id"], whose.get("repo-key")) in ours
 
-        segments |= {_segment(each["max"]) for each in stanza["archive"] if of_ours(each)}
-        bases += [
-            Base(each["label"], _epoch(each["timestamp"]["stop"]), "pgbackrest", stanza["name"])
-            for each in stanza.get("backup", ())
-            if of_ours(each) and not each.get("error")
-        ]
-    return Status(frozenset(segments - {""}), tuple(bases), frozenset(others))
+        archives = [each for each in stanza["archive"] if of_ours(each)]
+        found = found.beside(
+            Status(
+                frozenset({segment_of(each["max"]) for each in archives} - {""}),
+                frozenset({segment_of(each.get("min")) for each in archives} - {""}),
+                tuple(
+                    Base(
+                        each["label"],
+                        _epoch(each["timestamp"]["stop"]),
+                        "pgbackrest",
+                        stanza["name"],
+                        segment_of(each.get("archive", {}).get("start")),
+                    )
+                    for each in stanza.get("backup", ())
+                    if of_ours(each) and not each.get("error")
+                ),
+                frozenset({str(each["system-id"]) for each in stanza["db"]} - {system}),
+                places=frozenset(
+                    Place(each["database"].get("repo-key", 1), stanza["name"], each["id"])
+                    for each in archives
+                    if each.get("id")
+                ),
+                troubles=frozenset(_troubles(stanza)),
+            )
+        )
+    return found
+
+
+def _troubles(stanza: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a stanza cannot be told of, in the words of pgBackRest."""
+    for repo in stanza.get("repo", ()):
+        if repo["status"]["code"]:
+            first, *_ = str(repo["status"]["message"]).splitlines() or ["?"]
+            yield f"stanza {stanza['name']}, repository {repo['key']}: {first}"
 
 
 def _walg_backups(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON
@@ -151,21 +231,22 @@ def _walg_backups(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- J
             str(each["backup_name"]),
             moment(each.get("finish_time") or each["time"]),
             "wal-g",
-            segment=_segment(each.get("wal_file_name")),
+            segment=segment_of(each.get("wal_file_name")),
         )
         for each, server in zip(said, whose, strict=True)
         if server == system
     ]
-    return Status(frozenset(), tuple(bases), frozenset(whose) - {system})
+    return Status(bases=tuple(bases), others=frozenset(whose) - {system})
 
 
 def _walg_segments(said: Any, _system: str) -> Status | None:  # noqa: ANN401 -- JSON
     """`wal-g wal-show --detailed-json`: a list of timelines."""
     if not isinstance(said, list) or not all("end_segment" in each for each in said) or not said:
         return None
-    missing = {_segment(name) for each in said for name in each.get("missing_segments") or ()}
+    missing = {segment_of(name) for each in said for name in each.get("missing_segments") or ()}
     return Status(
-        frozenset({_segment(each["end_segment"]) for each in said} - {""}),
+        frozenset({segment_of(each["end_segment"]) for each in said} - {""}),
+        frozenset({segment_of(each.get("start_segment")) for each in said} - {""}),
         missing=frozenset(missing - {""}),
     )
 
@@ -189,13 +270,13 @@ def _plain(said: Any, system: str) -> Status | None:  # noqa: ANN401 -- JSON
     whose = str(said.get("system_identifier") or system)
     if whose != system:
         return Status(others=frozenset({whose}))
-    segments = {_segment(said["archived"])} - {""} if said.get("archived") else set()
+    segments = {segment_of(said["archived"])} - {""} if said.get("archived") else set()
     base = said.get("base_backup")
     bases = (Base(str(base["name"]), moment(base["finished_at"]), "file"),) if base else ()
-    return Status(frozenset(segments), bases)
+    return Status(frozenset(segments), bases=bases)
 
 
-def _segment(text: str | None) -> str:
+def segment_of(text: str | None) -> str:
     """Return the bare name of a segment, without what a tool appends; "" for none."""
     found = SEGMENT.match(str(text or "").upper())
     return found[0] if found else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from preflight.backup import archive_status, archiving
+from preflight.backup import archive_asked, archive_status, archiving
 from preflight.backup.archiving import Point
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
@@ -30,7 +30,7 @@ def made(config: Config) -> Point:
     program = command[0]
     began = datetime.now(UTC)
     structlog.get_logger().info("backup.started", attempt=1, client=program)
-    code, answer, words = archiving.answered(command, config.child_env, config.lock_retry_s)
+    code, answer, words = archive_asked.answered(command, config.child_env, config.lock_retry_s)
     if code is None:
         raise BackupInterrupted(
             "backup.command_late",

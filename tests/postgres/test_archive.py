@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,69 @@ def test_backup_makes_a_point_of_the_archive(run: Run, archive: Archive) -> None
     assert "archive" == result.event("backup.verified")[0]["verified"]
 
 
+def says_as_pgbackrest(archive: Archive, start: str | None = None, **more: object) -> None:
+    """Let the job say what `pgbackrest info --output=json` says of the server."""
+    said = {
+        "name": "main",
+        "db": [{"id": 1, "repo-key": 1, "system-id": archive.system()}],
+        "archive": [{"database": {"id": 1, "repo-key": 1}, "id": "17-1", "max": EMPTY} | more],
+        "backup": [
+            {
+                "database": {"id": 1, "repo-key": 1},
+                "archive": {"start": start, "stop": start},
+                "label": "20261128-010000F",
+                "timestamp": {"stop": int(datetime.now(UTC).timestamp())},
+                "error": False,
+            }
+        ],
+    }
+    archive.status.write_text(json.dumps([said]) + "\n")
+
+
+def stand_in(archive: Archive, text: str) -> dict[str, str | None]:
+    """Put a shell script in the place of pgbackrest; return what a run is told."""
+    program = archive.wal.parent / "pgbackrest"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return {"PREFLIGHT_ARCHIVE_STATUS_FILE": None, "PATH": f"{program.parent}:/usr/bin:/bin"}
+
+
+def test_what_passes_by_itself_stops_nothing(
+    run: Run, archive: Archive, migrations: WriteMigrations
+) -> None:
+    """An archive_command that fails once, a tool that fails once, half an answer: not 23."""
+    migrations(ONE)
+
+    def once(name: str, otherwise: str) -> str:
+        mark = archive.wal / name
+        return f"{{ test -e {mark} || {{ touch {mark}; {otherwise}; }}; }}"
+
+    archive.archives_with(f"{once('tried', 'false')} && {archive.command()}")
+    says_as_pgbackrest(archive)
+    tool = f"{once('broken', 'exit 1')}; {once('half', 'echo [{; exit')}; cat {archive.status}"
+    result = run(env={**archive.env(), **stand_in(archive, tool)})
+
+    assert 0 == result.code, result
+    assert {"tried", "broken", "half"} <= {each.name for each in archive.wal.iterdir()}
+
+
+def test_cluster_is_led_back_to_its_base_backup(
+    run: Run, archive: Archive, migrations: WriteMigrations
+) -> None:
+    """CloudNativePG finds no backup by a point's name: the way back says of which one."""
+    at = (datetime.now(UTC) - timedelta(hours=1)).replace(microsecond=0)
+    said = {"kind": "Cluster", "metadata": {"name": "main"}, "status": {
+        "systemID": str(archive.system()), "lastSuccessfulBackup": at.isoformat()}}  # fmt: skip
+    archive.status.write_text(json.dumps(said) + "\n")
+    migrations(ONE)
+    result = run(env=archive.env())
+
+    assert 0 == result.code, result
+    (event,) = result.event("backup.verified")
+    assert event["backup"].removeprefix("archive:") in event["restore"]
+    assert f"backupID: that of the backup of {at:%Y-%m-%dT%H:%M:%SZ}" in event["restore"]
+
+
 BROKEN: dict[str, tuple[int, str, Callable[[Archive], Mapping[str, str | None]]]] = {}
 
 
@@ -173,25 +237,9 @@ def archiver_only_says_so(archive: Archive) -> Mapping[str, str | None]:
 @broken(23, "archive.elsewhere")
 def archive_is_another_one(archive: Archive) -> Mapping[str, str | None]:
     """Ask a tool, here a stand-in for pgbackrest, that never gets the segment."""
-    said = {
-        "name": "main",
-        "db": [{"id": 1, "repo-key": 1, "system-id": archive.system()}],
-        "archive": [{"database": {"id": 1, "repo-key": 1}, "id": "17-1", "max": EMPTY}],
-        "backup": [
-            {
-                "database": {"id": 1, "repo-key": 1},
-                "label": "20261128-010000F",
-                "timestamp": {"stop": int(datetime.now(UTC).timestamp())},
-                "error": False,
-            }
-        ],
-    }
-    program = archive.wal.parent / "pgbackrest"
-    program.write_text(f"#!/bin/sh\necho '{json.dumps([said])}'\n")
-    program.chmod(0o755)
+    says_as_pgbackrest(archive)
     archive.archives_with("/bin/true")
-    path = f"{program.parent}:/usr/bin:/bin"
-    return {"PREFLIGHT_ARCHIVE_STATUS_FILE": None, "PATH": path}
+    return stand_in(archive, f"cat {archive.status}")
 
 
 @broken(23, "archive.unseen")
@@ -224,15 +272,37 @@ def base_backup_is_to_come(archive: Archive) -> Mapping[str, str | None]:
 @broken(23, "archive.gap")
 def segment_is_missing_on_the_way(archive: Archive) -> Mapping[str, str | None]:
     """Lose one between the base backup and now, as `wal-g wal-show` tells it."""
-    timeline = {"end_segment": "0" * 7 + "1" + "F" * 16, "missing_segments": [f"{1:08X}{1:016X}"]}
+    timeline = {"end_segment": EMPTY, "missing_segments": [f"{1:08X}{1:016X}"]}
     base = {
         "backup_name": "base_1",
         "time": datetime.now(UTC).isoformat(),
         "wal_file_name": f"{1:08X}{1:016X}",
     }
     archive.status.write_text(json.dumps([timeline]) + json.dumps([base]))
-    archive.archives_with("/bin/true")
     return {"PREFLIGHT_LOCK_RETRY_S": "1"}
+
+
+@broken(23, "archive.gap")
+def archive_begins_after_the_base_backup(archive: Archive) -> Mapping[str, str | None]:
+    """Keep the base backup, and let what is needed with it be swept away."""
+    says_as_pgbackrest(archive, min=f"{1:08X}{2:016X}", start=f"{1:08X}{1:016X}")
+    return {"PREFLIGHT_LOCK_RETRY_S": "1"}
+
+
+@broken(23, "archive.ahead")
+def job_says_what_is_written(archive: Archive) -> Mapping[str, str | None]:
+    """Say where the server writes, which is no segment that anybody has archived."""
+    now = "SELECT pg_walfile_name(pg_current_wal_lsn())"
+    archive.says(archived=servers.Database(archive.server, "postgres").query(now)[0])
+    archive.archives_with("/bin/true")
+    return {}
+
+
+@broken(23, "archive.ahead")
+def clone_archives_into_the_same_place(archive: Archive) -> Mapping[str, str | None]:
+    """Let another server with our history be ahead of us."""
+    archive.says(archived=f"{1:08X}{'F' * 16}")
+    return {}
 
 
 @broken(23, "archive.no_base_backup")
@@ -350,6 +420,21 @@ def pgbackrest(
     return server, call, {"PGBACKREST_CONFIG": str(config)}
 
 
+@contextmanager
+def lost(server: servers.Server) -> Iterator[str]:
+    """Let the newest segment be lost after it was archived; yield its name."""
+    database = servers.Database(server, "postgres")
+    (name,) = database.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    database.script("SELECT pg_switch_wal()")
+    while [name] != database.query("SELECT last_archived_wal FROM pg_stat_archiver"):
+        pass
+    folder = server.home / "pgbackrest/repo/archive/main/14-1" / name[:16]
+    (kept,) = folder.glob(f"{name}-*")
+    kept.rename(server.home / kept.name)
+    yield name
+    (server.home / kept.name).rename(kept)
+
+
 def test_pgbackrest_restores_to_the_named_point(
     run: Run,
     pgbackrest: tuple[servers.Server, Callable[..., None], dict[str, str]],
@@ -367,8 +452,13 @@ def test_pgbackrest_restores_to_the_named_point(
     database = servers.Database(server, "postgres")
     database.script("INSERT INTO one SELECT generate_series(1, 1000)")
     migrations(TWO)
+    with lost(server) as name:
+        result = run(env={**env, **path, "PREFLIGHT_LOCK_RETRY_S": "1"})
+        assert (23, "archive.gap") == code_of(result), result
+        assert name in result.finished["error"]["message"]
     result = run(env={**env, **path})
     assert 0 == result.code, result
+    assert [] == result.event("config.warned")
     database.script("CREATE TABLE later ()")
 
     server.stop()

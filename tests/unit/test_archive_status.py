@@ -1,6 +1,7 @@
 """What the tools that keep an archive say of it, in the form in which each says it."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -166,3 +167,85 @@ def test_what_no_tool_says_is_unclear(text: str) -> None:
     """Half a form is none, and a time without its zone is no time."""
     with pytest.raises(archive_status.Unclear):
         archive_status.read(text, str(OURS))
+
+
+def pgbackrest(**more: object) -> dict[str, Any]:
+    """Return a stanza of `pgbackrest info --output=json`, with a base backup."""
+    whose = {"id": 1, "repo-key": 1}
+    return {
+        "name": "main",
+        "db": [whose | {"system-id": OURS, "version": "17"}],
+        "archive": [{"database": whose, "id": "17-1", "min": FIRST, "max": FIRST}],
+        "backup": [
+            {
+                "archive": {"start": FIRST, "stop": FIRST},
+                "database": whose,
+                "error": False,
+                "label": "20261128-010000F",
+                "timestamp": {"start": 1795864908, "stop": 1795864959},
+                "type": "full",
+            }
+        ],
+        "repo": [{"cipher": "none", "key": 1, "status": {"code": 0, "message": "ok"}}],
+        "status": {"code": 0, "message": "ok"},
+    } | more
+
+
+def test_pgbackrest_says_why_it_knows_nothing() -> None:
+    """A repository out of reach is no stanza without a base backup: its own words are kept."""
+    broken = {"code": 99, "message": "[PathOpenError] unable to list\nHINT: rights"}
+    there = read([pgbackrest(db=[], archive=[], backup=[], repo=[{"key": 2, "status": broken}])])
+
+    assert None is there.newest
+    assert {"stanza main, repository 2: [PathOpenError] unable to list"} == there.troubles
+    assert frozenset() == read([pgbackrest()]).troubles
+
+
+@pytest.mark.parametrize(
+    ("oldest", "gap"),
+    [
+        (FIRST, None),
+        ("0000000100000003000000FD", None),
+        ("0000000100000003000000FF", FIRST),
+        ("000000020000000000000001", FIRST),  # and nothing of the base backup's own timeline
+    ],
+)
+def test_archive_begins_with_the_base_backup(oldest: str, gap: str | None) -> None:
+    """What was swept away before the oldest segment is missing, with whichever tool."""
+    last = "000000010000000400000001"
+    whose = {"id": 1, "repo-key": 1}
+    archive = [{"database": whose, "id": "17-1", "min": oldest, "max": last}]
+    walg = [walg_timeline(last) | {"start_segment": oldest}]
+    for there in (read([pgbackrest(archive=archive)]), read(walg, [walg_backup(FIRST)])):
+        assert there.newest is not None
+        assert gap == there.gap(there.newest, last)
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "last", "lost"),
+    [
+        (16 << 20, "000000010000000A000000FD", "000000010000000B00000002", 3),
+        (1 << 30, "000000010000000A00000002", "000000010000000B00000003", 1),
+        (1 << 20, "000000010000000A00000FFE", "000000010000000B00000001", 2),
+        (16 << 20, "000000010000000A000000FD", "000000030000000B00000002", 4),
+    ],
+)
+def test_segment_in_between_is_counted(size: int, first: str, last: str, lost: int) -> None:
+    """Across a border of 4 GB, of any size, on any timeline from the first to the last."""
+    a_file = (4 << 30) // size
+    start = int(first[8:16], 16) * a_file + int(first[16:], 16)
+    end = int(last[8:16], 16) * a_file + int(last[16:], 16)
+    timelines = sorted({first[:8], last[:8]})
+    names = [
+        f"{timelines[number % len(timelines)]}{number // a_file:08X}{number % a_file:08X}"
+        for number in range(start, end + 1)
+    ]
+    base = archive_status.Base("x", datetime.now(UTC), "pgbackrest", "main", first)
+    folders = {name[:16] for name in names}
+    others = {f"00000001{9:08X}", f"00000004{10:08X}", f"00000001{12:08X}"}
+
+    assert sorted(folders) == archive_status.folders(base, last, folders | others)
+    assert None is archive_status.absent(base, last, names, size)
+    left = names[:lost] + names[lost + 1 :]
+    missing = archive_status.absent(base, last, [*left, "00000004" + names[lost][8:]], size)
+    assert last[:8] + names[lost][8:] == missing
