@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests import program, servers, tools
+from tests import buckets, program, servers, tools
+from tests.fakes import Fakes
 
 DEFAULT_MAJOR = 17
 STRICT = os.environ.get("CI") == "true"
@@ -305,3 +306,17 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     main = program.Program(environment, tmp_path)
     yield main.start
     main.close()
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    """Give a directory for fake clients."""
+    return Fakes(tmp_path / "fakes")
+
+
+@pytest.fixture(scope="module")
+def server_of_buckets() -> Iterator[buckets.Bucket]:
+    """Give a server with one bucket."""
+    buckets.importable()
+    with buckets.s3() as found:
+        yield found

@@ -1,10 +1,12 @@
 """Executables that stand before the real ones on PATH: shell scripts, written by a test."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests import program, servers
 
@@ -77,3 +79,15 @@ def contents(directory: Path) -> dict[str, bytes]:
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b""
         for path in sorted(directory.rglob("*"))
     }
+
+
+def only(backup_dir: Path) -> Path:
+    """Return the one backup, which is all there is in a directory."""
+    (found,) = backup_dir.iterdir()
+    return found
+
+
+def manifest(backup: Path) -> dict[str, Any]:
+    """Return a backup's manifest."""
+    found: dict[str, Any] = json.loads((backup / "manifest.json").read_bytes())
+    return found

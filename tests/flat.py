@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,6 +105,20 @@ class Flat(store.Store):
         yield made
         if not made.abandoned:
             self.put(f"{name}/{file}", made.getvalue())
+
+    def send(self, name: str, file: str, chunks: Iterable[bytes], *, little: bool) -> None:
+        """Put it, however large."""
+        assert little in {True, False}
+        self.put(f"{name}/{file}", b"".join(chunks))
+
+    def discard(self, name: str, folder: str) -> None:
+        """Delete what is below it."""
+        self._clear(f"{name}/{folder}")
+
+    def pieces(self, name: str, folder: str) -> dict[str, int | None]:
+        """Return what is below it."""
+        keys = self.keys(f"{name}/{folder}/")
+        return {key.rpartition("/")[2]: len(self.get(key)) for key in keys}
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
         """Put the manifest."""

@@ -13,9 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from preflight.base import stop
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHUNK = 1 << 17  # stays in a processor's cache while it is hashed and counted
 PIPE, LITTLE, GATHER_S = 1 << 20, 1 << 16, 0.001
@@ -129,6 +132,32 @@ def _guard(child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 -- a command that we built
         command, stdin=subprocess.PIPE, start_new_session=True
     )
+
+
+_REMOVER = """import os, shutil, sys, time
+sys.stdin.buffer.read()
+for _ in range(100):
+    shutil.rmtree(sys.argv[1], True)
+    if not os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.1)
+"""  # a client that still writes there is about to end
+
+
+def removed_with_us(folder: Path) -> Callable[[], None]:
+    """See that a folder is gone when we end, however that is; return what ends the watch.
+
+    It is removed then, too, if it is still there.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _REMOVER, str(folder)]
+    guard = subprocess.Popen(  # noqa: S603 -- a command that we built
+        command, stdin=subprocess.PIPE, start_new_session=True
+    )
+
+    def end() -> None:
+        guard.communicate()
+
+    return end
 
 
 class Brake:

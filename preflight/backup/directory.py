@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -125,9 +125,9 @@ class Directory(store.Store):
         """A client writes into one as we do."""
         return True
 
-    def pieces(self, name: str, folder: str) -> list[str]:
-        """Return what is in a folder and not hidden."""
-        return sorted(_sizes(self._root / name / folder))
+    def pieces(self, name: str, folder: str) -> dict[str, int | None]:
+        """Return what is in a folder and not hidden, and its size."""
+        return _sizes(self._root / name / folder)
 
     # what is written
 
@@ -183,6 +183,19 @@ class Directory(store.Store):
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
+
+    def send(self, name: str, file: str, chunks: Iterable[bytes], *, little: bool) -> None:  # noqa: ARG002 -- one way for all
+        """Write it into a folder that is made with the first one."""
+        with suppress(FileExistsError):
+            (self._root / name / file).parent.mkdir(mode=0o700)
+        with self.sink(name, file) as sink:
+            for chunk in chunks:
+                sink.write(chunk)
+        sync((self._root / name / file).parent)
+
+    def discard(self, name: str, folder: str) -> None:
+        """Remove a folder with all that is in it."""
+        shutil.rmtree(self._root / name / folder, ignore_errors=True)
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
         """Rename the hidden directory once its manifest is on the disk."""
@@ -315,16 +328,7 @@ def _wrong(path: Path, wanted: manifests.Stored) -> str | None:
         if stat.S_ISREG(dump.st_mode) and dump.st_size == wanted.size_bytes:
             return None
         return f"{wanted.file} is no file of {wanted.size_bytes} bytes"
-    there: dict[str, int | None] = dict(_sizes(path / wanted.file))
-    said: dict[str, int | None] = {name: each.size_bytes for name, each in wanted.files.items()}
-    names = sorted({name for name, _ in there.items() ^ said.items()})
-    if not names:
-        return None
-    what = "is not there" if names[0] not in there else "is none of it"
-    if names[0] in there and names[0] in said:
-        what = f"is no file of {said[names[0]]} bytes"
-    more = f", and {len(names) - 1} more are not as they were" if len(names) > 1 else ""
-    return f"{wanted.file}/{names[0]} {what}{more}"
+    return wanted.lacks(_sizes(path / wanted.file))
 
 
 def _settle(path: Path) -> None:
@@ -483,5 +487,6 @@ def _share(descriptor: int, dump: Path) -> None:
 def _dump(path: Path) -> Path:
     """Return the dump's file, sealed or not, or the one that is in each folder."""
     sealed = path / f"{manifests.DUMP}{manifests.SEALED}"
-    folder = path / manifests.FOLDER / manifests.TOC
-    return next((each for each in (sealed, folder) if each.exists()), path / manifests.DUMP)
+    toc = path / manifests.FOLDER / manifests.TOC
+    others = (sealed, toc, toc.with_name(f"{toc.name}{manifests.SEALED}"))
+    return next((each for each in others if each.exists()), path / manifests.DUMP)

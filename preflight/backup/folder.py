@@ -2,6 +2,7 @@
 
 pg_dump writes these files itself. So each is read while it grows, out of what the system still
 holds of it in memory, and hashed; afterwards it is read back from the disk, and hashed again.
+Sealed, or for a bucket, it lies on this machine meanwhile, and each file is sent when it is whole.
 """
 
 from __future__ import annotations
@@ -10,31 +11,43 @@ import errno
 import hashlib
 import os
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preflight.backup import children, clients, manifests, new_database, passfile, reading_back
+from preflight.backup import (
+    children,
+    clients,
+    lanes,
+    manifests,
+    new_database,
+    passfile,
+    progress,
+    reading_back,
+    sealing,
+)
 from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupUnverified
 
 if TYPE_CHECKING:
+    import io
+
     from preflight.backup.manifests import Piece, Stored
     from preflight.backup.store import Store
     from preflight.server.sessions import Session
 
 MOST_FILES = 50_000  # tables and large objects: each is a file
+MOST_SENT = 5_000  # to a bucket: each is three requests, and one more in a listing of thousands
 AT_LEAST = 2  # sessions, for several
 THREADS = min(4, os.cpu_count() or 1)
 PART = 1 << 20
 # the words of pg_dump for what one session would not meet, or not so
 _OF_SEVERAL = re.compile(
-    r"could not obtain lock on relation|connection to server|out of shared mem"
+    r"could not obtain lock on relation|connection to server|out of shared mem|"
+    r"PREFLIGHT_SPOOL_DIR"
 )
 _OF_THE_DISK = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE]
 
@@ -62,21 +75,27 @@ class Way:
         return Way(1, f"the attempt by {self.jobs} sessions failed")
 
 
-def way(session: Session, backups: Store, size: int, tables: int, *, sealed: bool) -> Way:
+def way(session: Session, backups: Store, seal: sealing.Seal, size: int, tables: int) -> Way:
     """Return how a database of so many bytes and tables is dumped."""
     if size <= session.config.parallel_mb * 1_000_000:
         return Way(1)
     if session.config.jobs == 1:
         return Way(1, "PREFLIGHT_JOBS=1")
-    if sealed or not backups.folders:
-        return Way(1, f"it is {'sealed' if sealed else 'sent to a bucket'} while it is written")
+    if is_sent(backups, seal) and (why := seal.unplaced()):
+        meanwhile = "sealed" if seal.on else "sent to a bucket"
+        return Way(1, f"it is {meanwhile} while it is written, for {why}")
     (objects,) = session.execute(_LARGE_OBJECTS).fetchone() or (0,)
-    if tables + objects > MOST_FILES:
+    if tables + objects > (MOST_SENT if backups.remote else MOST_FILES):
         return Way(1, f"{tables + objects} tables and large objects would be as many files")
     jobs = new_database.jobs(session, beside=1)  # the one that gives the others their work
     if jobs < AT_LEAST:
         return Way(1, "too few connections are free")
     return Way(jobs)
+
+
+def is_sent(backups: Store, seal: sealing.Seal) -> bool:
+    """Tell whether a folder lies on this machine first, and is sent to its store from there."""
+    return seal.on or not backups.folders
 
 
 _LARGE_OBJECTS = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata"
@@ -91,22 +110,31 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, by how many, a
     snapshot: str,
     jobs: int,
     folder: Callable[[], AbstractContextManager[Path]],
+    sending: Callable[[Path], AbstractContextManager[Sending]] | None,
     progress: clients.Progress,
     check: Callable[[], None],
 ) -> clients.Written:
     """Run pg_dump into a folder; raises ClientFailed, and OSError for what the disk refused.
 
-    `check` is called at least once a second and may end it.
+    `sending` is what takes the files elsewhere. `check` is called at least once a second and may
+    end it.
     """
 
     def run(command: Sequence[str]) -> clients.Written:
         # others of it connect later, so the password stays to the end
-        with passfile.passfile(session) as environment, folder() as path:
+        with (
+            passfile.passfile(session) as environment,
+            folder() as path,
+            sending(path) if sending else nullcontext() as sent,
+        ):
             growing = Growing(path)
 
             def tick() -> None:
                 check()
+                whole = [number for number, _ in words.finished]
                 growing.look()
+                if sent:
+                    sent.look(whole, growing.sizes)
                 progress.tell_of_several(words.begun, words.finished, growing.sizes)
 
             command = [*command, f"--file={path}"]
@@ -119,19 +147,24 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, by how many, a
                     pass
                 code, said = children.wait(child), words.said()
             if code != 0:
-                raise _failed(code, said)
+                raise _failed(code, said, elsewhere=sent is None)
             growing.look()
-        return clients.Written(manifests.combined(growing.pieces), words.warnings, growing.pieces)
+            pieces = sent.finish(growing.pieces) if sent else growing.pieces
+        return clients.Written(manifests.combined(pieces), words.warnings, pieces)
 
     how = ["--format=directory", f"--jobs={jobs}"]
     return clients.compressed(session, programs, snapshot, how, run)
 
 
-def _failed(code: int, said: str) -> Exception:
-    """Return what a client's last words are: its own or the server's, or the disk's."""
+def _failed(code: int, said: str, *, elsewhere: bool) -> Exception:
+    """Return what a client's last words are: its own or the server's, or the disk's.
+
+    `elsewhere`: that disk is where backups are kept; else it is this machine's.
+    """
     for number in _OF_THE_DISK:
         if os.strerror(number) in said and "from server" not in said:
-            return OSError(number, os.strerror(number))
+            error = OSError(number, os.strerror(number))
+            return error if elsewhere else sealing.unstaged(error)
     return children.ClientFailed(said or f"it ended with {code}", children.hope_of(code, said))
 
 
@@ -175,12 +208,73 @@ def _read_on(read: Callable[[int], bytes], digest: hashlib._Hash, at: int, end: 
     return at
 
 
+# sent
+
+
+@contextmanager
+def sending(backups: Store, name: str, seal: sealing.Seal, path: Path) -> Iterator[Sending]:
+    """Send a folder's files to a draft while it is written; after a failure none is there."""
+
+    def send(lane: lanes.Lanes[Piece], file: str) -> Piece:
+        with (path / file).open("rb", buffering=0) as stream:
+            little = os.fstat(stream.fileno()).st_size <= lanes.LITTLE
+            sent = seal.sent(_chunks(stream, lane))
+            backups.send(name, f"{manifests.FOLDER}/{seal.file(file)}", sent, little=little)
+        assert sent.piece is not None  # noqa: S101 -- all of it was taken
+        return sent.piece
+
+    try:
+        with lanes.Lanes(send, 1) as lane:
+            yield Sending(lane)
+    except BaseException:
+        if stop.requested() is None:  # else the draft's own end removes it
+            with suppress(OSError):
+                backups.discard(name, manifests.FOLDER)
+        raise
+
+
+def _chunks(stream: io.FileIO, lane: lanes.Lanes[Piece]) -> Iterator[bytes]:
+    while chunk := stream.read(children.CHUNK):
+        lane.went(len(chunk))
+        yield chunk
+
+
+class Sending:
+    """The files of a folder on their way: one of the large ones at a time, many of the little."""
+
+    def __init__(self, lane: lanes.Lanes[manifests.Piece]) -> None:
+        self._lane = lane
+        self._sent: set[str] = set()
+
+    def look(self, whole: Iterable[int], sizes: Mapping[str, int]) -> None:
+        """Send what is whole by now, as pg_dump numbers it; raises what went wrong."""
+        self._lane.check()
+        numbers = set(map(str, whole))
+        self._add({name: size for name, size in sizes.items() if name.partition(".")[0] in numbers})
+
+    def _add(self, sizes: Mapping[str, int]) -> None:
+        for name in sizes.keys() - self._sent:
+            self._sent.add(name)
+            self._lane.add(name, sizes[name])
+
+    def finish(self, written: Mapping[str, Piece]) -> dict[str, Piece]:
+        """Send the rest; return what each is, sealed or not. Raises BackupDamaged."""
+        self._add({name: piece.size_bytes for name, piece in written.items()})
+        total = manifests.total(written)
+        sent = self._lane.finish(progress.Moving("backup.progressed", "upload", total))
+        for name, piece in written.items():
+            if (sent[name].size_bytes, sent[name].sha256) != (piece.size_bytes, piece.sha256):
+                raise reading_back.damaged(f"{name} is not what pg_dump wrote")
+        return sent
+
+
 # read back
 
 
 def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
     backups: Store,
     name: str,
+    spooled: Path | None,
     written: clients.Written,
     programs: clients.Clients,
     environment: Mapping[str, str],
@@ -190,47 +284,46 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
 ) -> int:
     """Read a backup's folder: hashes, whole archive, rows of each table; return its size in bytes.
 
+    What was sent there from a folder `spooled` on this machine has its rows counted there: of the
+    same hash, that is what is stored.
     `wanted` gives for each table its name for people and its rows. Raises BackupUnverified.
     """
     found = pieces(backups, name)
-    if manifests.TOC not in found:
+    if manifests.TOC not in written.files:
         raise BackupUnverified("backup.empty", "pg_dump wrote nothing", clients.HINT)
-    differing = sorted({file for file, _ in found.items() ^ written.files.items()})
+    sealed = written.files[manifests.TOC].sealed_sha256 is not None
+    sent = manifests.sealed(written.files) if sealed else written.files
+    differing = sorted({file for file, _ in found.items() ^ sent.items()})
     if differing:
         raise reading_back.damaged(
             f"{len(differing)} files differ from what pg_dump wrote, as {differing[0]}"
         )
-    with backups.local(name, manifests.FOLDER) as dump:
-        rows = rows_of(dump, programs, environment, jobs)
+    with nullcontext(spooled) if spooled else backups.local(name, manifests.FOLDER) as dump:
+        expected = sum(count for _, count in wanted.values())
+        rows = rows_of(dump, programs, environment, jobs, expected)
     reading_back.require_rows(None, rows, wanted, roots)
-    return sum(each.size_bytes for each in found.values())
+    return manifests.total(written.files)
 
 
 def pieces(backups: Store, name: str) -> dict[str, Piece]:
     """Read the files of a folder as the store has them; raises OSError."""
-    files, ended = backups.pieces(name, manifests.FOLDER), threading.Event()
-    with ThreadPoolExecutor(THREADS) as pool:
-        reading = {
-            file: pool.submit(_piece, backups, name, f"{manifests.FOLDER}/{file}", ended)
-            for file in files
-        }
-        try:
-            with stop.allowed():
-                wait(reading.values())
-        except BaseException:
-            ended.set()
-            raise
-    return {file: each.result() for file, each in reading.items()}
+    part_bytes = reading_back.STREAMED if backups.remote else PART  # there each is a request
 
-
-def _piece(backups: Store, name: str, file: str, ended: threading.Event) -> Piece:
-    digest, size = hashlib.sha256(), 0
-    if not ended.is_set():
-        with backups.open(name, file) as stream:
-            while not ended.is_set() and (part := stream.read(PART)):
+    def piece(lane: lanes.Lanes[Piece], file: str) -> Piece:
+        digest, size = hashlib.sha256(), 0
+        with backups.open(name, f"{manifests.FOLDER}/{file}") as stream:
+            while part := stream.read(part_bytes):
                 digest.update(part)
                 size += len(part)
-    return manifests.Piece(size, digest.hexdigest())
+                lane.went(len(part))
+        return manifests.Piece(size, digest.hexdigest())
+
+    files = backups.pieces(name, manifests.FOLDER)
+    with lanes.Lanes(piece, lanes.LARGE_AT_ONCE if backups.remote else THREADS) as reading:
+        for file, size in files.items():
+            reading.add(file, size or 0)
+        total = sum(size or 0 for size in files.values())
+        return reading.finish(progress.Moving("backup.progressed", "read back", total))
 
 
 def digest_of(backups: Store, name: str, wanted: Stored) -> str:
@@ -241,13 +334,19 @@ def digest_of(backups: Store, name: str, wanted: Stored) -> str:
 
 
 def rows_of(
-    dump: Path, programs: clients.Clients, environment: Mapping[str, str], jobs: int
+    dump: Path,
+    programs: clients.Clients,
+    environment: Mapping[str, str],
+    jobs: int,
+    expected: int = 0,
 ) -> dict[clients.Key, int]:
     """Return the rows of every table, read by several at a time; raises BackupUnverified."""
     command = clients.read_command(programs.pg_restore, dump)
     rows: Counter[clients.Key] = Counter()
+    told = progress.Moving("backup.progressed", "count", expected, "rows")
     try:
         with ExitStack() as stack:
+            stack.enter_context(told)
             lists = stack.enter_context(clients.lists_of_data(dump, programs, environment, jobs))
             readers = [
                 stack.enter_context(children.started([*command, f"--use-list={each}"], environment))
@@ -256,6 +355,8 @@ def rows_of(
             counters = [reading_back.RowCounter() for _ in readers]
             for number, chunk in children.several([child for child, _ in readers]):
                 counters[number].feed(chunk)
+                if told.due:
+                    told.tell(sum(sum(each.rows.values()) for each in counters))
             for (child, words), counter in zip(readers, counters, strict=True):
                 code, said = children.wait(child), words.said()
                 rows.update(reading_back.judged(counter, programs, code, said))

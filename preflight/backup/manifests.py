@@ -61,10 +61,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file of a folder."""
+    """A file of a folder, and what it is sealed as."""
 
     size_bytes: int
     sha256: str
+    sealed_bytes: int | None = None
+    sealed_sha256: str | None = None
+
+    @property
+    def sealed(self) -> Piece:
+        """The file as it is stored, of one that is sealed."""
+        return Piece(self.sealed_bytes or 0, self.sealed_sha256 or "")
+
+    def data(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,21 @@ class Stored:
     size_bytes: int
     sha256: str | None
     files: Mapping[str, Piece] = field(default_factory=dict)
+
+    def lacks(self, there: Mapping[str, int | None]) -> str | None:
+        """Return what is not as it should be of a folder whose files have so many bytes.
+
+        None: it is no plain file.
+        """
+        said: dict[str, int | None] = {name: each.size_bytes for name, each in self.files.items()}
+        names = sorted({name for name, _ in dict(there).items() ^ said.items()})
+        if not names:
+            return None
+        what = "is not there" if names[0] not in there else "is none of it"
+        if names[0] in there and names[0] in said:
+            what = f"is no file of {said[names[0]]} bytes"
+        more = f", and {len(names) - 1} more are not as they were" if len(names) > 1 else ""
+        return f"{self.file}/{names[0]} {what}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +144,9 @@ class Manifest:
     @property
     def stored(self) -> Stored:
         """The dump in the store."""
+        if self.files and self.sealed:
+            size = self.sealed_bytes or 0
+            return Stored(FOLDER, size, self.sealed_sha256, sealed(self.files))
         if self.files:
             return Stored(FOLDER, self.size_bytes, self.sha256, self.files)
         if self.sealed:
@@ -131,7 +160,7 @@ class Manifest:
         del plain["files"]
         told = {key: value for key, value in plain.items() if value is not None and value != ()}
         if self.files:
-            told["files"] = {name: asdict(piece) for name, piece in self.files.items()}
+            told["files"] = {name: piece.data() for name, piece in self.files.items()}
         if self.taken_for:
             told["taken_for"] = asdict(self.taken_for)
         if self.partial:
@@ -333,14 +362,31 @@ def _are_files(value: object) -> bool:
         and TOC in value
         and all(map(_PLAIN_FILE.fullmatch, value))
         and all(
-            isinstance(each, dict) and _count(each.get("size_bytes")) and _text(each.get("sha256"))
+            isinstance(each, dict)
+            and _count(each.get("size_bytes"))
+            and _text(each.get("sha256"))
+            and _count(each.get("sealed_bytes", 0))
+            and _text(each.get("sealed_sha256", ""))
             for each in value.values()
         )
     )
 
 
 def _pieces(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Piece]:
-    return {name: Piece(each["size_bytes"], each["sha256"]) for name, each in said.items()}
+    return {
+        name: Piece(**{key.name: each[key.name] for key in fields(Piece) if key.name in each})
+        for name, each in said.items()
+    }
+
+
+def sealed(files: Mapping[str, Piece]) -> dict[str, Piece]:
+    """Return the files of a sealed folder as they are stored."""
+    return {f"{name}{SEALED}": each.sealed for name, each in files.items()}
+
+
+def total(files: Mapping[str, Piece]) -> int:
+    """Return how many bytes a folder has."""
+    return sum(each.size_bytes for each in files.values())
 
 
 def combined(files: Mapping[str, Piece]) -> str:
@@ -353,11 +399,14 @@ def _agree(manifest: Mapping[str, Any]) -> bool:
     """Tell whether a folder's files are what the manifest says of all of them."""
     if manifest["format"] == FORMAT:
         return "files" not in manifest
-    if "files" not in manifest or manifest.get("sealed_sha256") is not None:
+    if "files" not in manifest:
         return False
     files = _pieces(manifest["files"])
-    size = sum(each.size_bytes for each in files.values())
-    return (combined(files), size) == (manifest.get("sha256"), manifest["size_bytes"])
+    if (said := manifest.get("sealed_sha256")) is not None:
+        stored = sealed(files)
+        if (combined(stored), total(stored)) != (said, manifest.get("sealed_bytes")):
+            return False
+    return (combined(files), total(files)) == (manifest.get("sha256"), manifest["size_bytes"])
 
 
 SCHEMA: dict[str, Callable[[Any], bool]] = {

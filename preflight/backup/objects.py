@@ -15,7 +15,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,17 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from preflight.backup import beside, gathered, manifests, parts_left, reading_back, spool, store
+from preflight.backup import (
+    beside,
+    gathered,
+    lanes,
+    manifests,
+    parts_left,
+    progress,
+    reading_back,
+    spool,
+    store,
+)
 from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
@@ -35,9 +45,11 @@ if TYPE_CHECKING:
 
 KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 KEY = "AWS_ACCESS_KEY_ID"
+WITHIN = f"{manifests.FOLDER}/"
 PART_BYTES, MOST_PARTS, AT_ONCE = 8 << 20, 9000, 2  # 10,000 parts are the stores' own limit
 QUEUED = 16  # chunks of the source that wait for the upload
 WIDTH = 32  # manifests that are read at the same time
+DELETED_ALONE = 8  # as many objects are deleted one after the other
 RENEW_S, ABANDONED_S, READER_S = 60.0, 3600.0, 300.0
 # seconds: from the first to the last try of a request, silence of one, all of one that is slow
 RETRY_S, ANSWER_S, SLOW_S, CONNECT_S = 300, 120, 900, 5
@@ -179,8 +191,10 @@ class Objects(store.Store):
             for page in self._library.list(self._bucket, prefix or None):
                 for meta in page:
                     name, _, file = meta["path"].partition("/")
-                    if file and "/" not in file:
-                        found.setdefault(name, {})[file] = meta
+                    if file and "/" not in file.removeprefix(WITHIN):
+                        # of thousands that are in folders, no more than is looked at
+                        told = meta if prefix or "/" not in file else _brief(meta)
+                        found.setdefault(name, {})[file] = told
         return found
 
     def _put(self, key: str, data: bytes, mode: str = "overwrite") -> None:
@@ -192,15 +206,22 @@ class Objects(store.Store):
             return self._library.head(self._bucket, key)
 
     def _delete(self, *keys: str) -> None:
-        with asked():
-            for key in keys:
-                with suppress(FileNotFoundError):
-                    self._library.delete(self._bucket, key)
+        def delete(key: str) -> None:
+            with suppress(FileNotFoundError), asked():
+                self._library.delete(self._bucket, key)
+
+        if len(keys) > DELETED_ALONE:
+            with ThreadPoolExecutor(WIDTH) as pool:
+                list(pool.map(delete, keys))
+            return
+        for key in keys:
+            delete(key)
 
     def _clear(self, name: str) -> None:
         """Delete all below a name, its marks last: a kill in between leaves what says so."""
         files = self._listed(f"{name}/").get(name, {})
-        self._delete(*(f"{name}/{each}" for each in sorted(files, key=lambda one: one[0] == ".")))
+        self._delete(*(f"{name}/{each}" for each in files if each[0] != "."))
+        self._delete(*(f"{name}/{each}" for each in files if each[0] == "."))
 
     def _marked(self, key: str) -> datetime:
         """Put a mark; return what the store's clock says."""
@@ -273,6 +294,10 @@ class Objects(store.Store):
             self._known[version] = manifests.Backup(name, manifests.parsed(said))
         found = self._known[version]
         wanted = found.manifest.stored
+        if wanted.files:
+            if lacks := wanted.lacks(_pieces(files)):
+                raise manifests.Unreadable(lacks)
+            return found
         if wanted.file not in files or files[wanted.file]["size"] != wanted.size_bytes:
             raise manifests.Unreadable(f"{wanted.file} is no object of {wanted.size_bytes} bytes")
         return found
@@ -287,9 +312,13 @@ class Objects(store.Store):
             return bytes(found.bytes())
 
     def files(self, name: str) -> list[str]:
-        """Return the objects below a name but for the marks."""
-        files = sorted(self._listed(f"{name}/").get(name, {}))
-        return [each for each in files if not each.startswith(".")]
+        """Return the objects below a name but for the marks, and the folder."""
+        files = {each.partition("/")[0] for each in self._listed(f"{name}/").get(name, {})}
+        return sorted(each for each in files if not each.startswith("."))
+
+    def pieces(self, name: str, folder: str) -> dict[str, int | None]:  # noqa: ARG002 -- there is one
+        """Return what is below its name and not hidden, and its size."""
+        return _pieces(self._listed(f"{name}/").get(name, {}))
 
     # what is written
 
@@ -366,6 +395,18 @@ class Objects(store.Store):
                 max_concurrency=AT_ONCE,
             )
 
+    def send(self, name: str, file: str, chunks: Iterable[bytes], *, little: bool) -> None:
+        """Put it by one request, or upload it in parts."""
+        if little:
+            self._put(f"{name}/{file}", b"".join(chunks))
+        else:
+            self._upload(f"{name}/{file}", iter(chunks))
+
+    def discard(self, name: str, folder: str) -> None:
+        """Delete what is below it."""
+        files = self._listed(f"{name}/").get(name, {})
+        self._delete(*(f"{name}/{each}" for each in files if each.startswith(f"{folder}/")))
+
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:  # noqa: ARG002 -- a name tells
         """Put the manifest, where none is: the name is this run's alone."""
         manifest = dataclasses.replace(manifest, sequence=manifests.following(self.listing()))
@@ -414,8 +455,24 @@ class Objects(store.Store):
 
     @contextmanager
     def local(self, name: str, file: str) -> Iterator[Path]:
-        """Download it to PREFLIGHT_SPOOL_DIR; raises Refused where there is none."""
-        size = self._head(f"{name}/{file}")["size"]
+        """Download it to PREFLIGHT_SPOOL_DIR, a file or a folder; raises Refused without one."""
+        if file == manifests.FOLDER:
+            with self._local_folder(name) as path:
+                yield path
+            return
+        directory = self._place_for(file, self._head(f"{name}/{file}")["size"])
+        with ExitStack() as stack:
+            with self._room(file):
+                copy = stack.enter_context(spool.Spool(directory))
+            with self.open(name, file) as stream:
+                while part := reading_back.part(stream, PART_BYTES):
+                    with self._room(file):
+                        copy.write(part)
+            with self._room(file):
+                copy.flush()
+            yield copy.path
+
+    def _place_for(self, file: str, size: int) -> Path:
         if self._spool is None:
             raise Refused(
                 "spool",
@@ -424,15 +481,33 @@ class Objects(store.Store):
             )
         if why := spool.unusable(self._spool, size):
             raise Refused("spool", f"a copy of {file} has no room in {self._spool}: {why}")
+        return self._spool
+
+    @contextmanager
+    def _local_folder(self, name: str) -> Iterator[Path]:
+        """Download all files of a folder, several at a time."""
+        files = {file: size or 0 for file, size in self.pieces(name, manifests.FOLDER).items()}
+        size = sum(files.values())
+        directory = self._place_for(manifests.FOLDER, size)
         with ExitStack() as stack:
-            with self._room(file):
-                copy = stack.enter_context(spool.Spool(self._spool))
-            with self.open(name, file) as stream:
-                while part := reading_back.part(stream, PART_BYTES):
+            with self._room(manifests.FOLDER):
+                copy = stack.enter_context(spool.Folder(directory))
+
+            def fetch(lane: lanes.Lanes[None], file: str) -> None:
+                with self.open(name, f"{WITHIN}{file}") as stream, ExitStack() as written:
                     with self._room(file):
-                        copy.write(part)
-            with self._room(file):
-                copy.flush()
+                        into = written.enter_context((copy.path / file).open("xb"))
+                    while part := stream.read(PART_BYTES):
+                        with self._room(file):
+                            into.write(part)
+                        lane.went(len(part))
+                    with self._room(file):
+                        into.flush()
+
+            with lanes.Lanes(fetch) as fetching:
+                for file, each in files.items():
+                    fetching.add(file, each)
+                fetching.finish(progress.Moving("backup.progressed", "download", size))
             yield copy.path
 
     @contextmanager
@@ -444,7 +519,14 @@ class Objects(store.Store):
             raise Refused("spool", said) from error
 
     def stamp(self, name: str, file: str) -> object:
-        """Return the object's version."""
+        """Return the object's version, or all of those in a folder."""
+        if file == manifests.FOLDER:
+            metas = self._listed(f"{name}/").get(name, {})
+            return sorted(
+                (each, meta["e_tag"] or "", meta["size"], meta["last_modified"])
+                for each, meta in metas.items()
+                if each.startswith(WITHIN)
+            )
         meta = self._head(f"{name}/{file}")
         return (meta["e_tag"], meta["version"], meta["size"], meta["last_modified"])
 
@@ -470,7 +552,8 @@ class Objects(store.Store):
         """
         for waited in stop.looks(0.2, 0.5):
             files = self._listed(f"{name}/").get(name, {})
-            if not any(f"{manifests.DUMP}{end}" in files for end in ("", manifests.SEALED)):
+            dumps = (manifests.DUMP, f"{WITHIN}{manifests.TOC}")
+            if not any(f"{dump}{end}" in files for dump in dumps for end in ("", manifests.SEALED)):
                 raise FileNotFoundError(errno.ENOENT, "no such object", name)
             ours = files.get(mark.rpartition("/")[2])
             now = ours["last_modified"] if ours else datetime.now(UTC)
@@ -484,6 +567,20 @@ class Objects(store.Store):
                 return
             if waited > AWAITED_S or manifests.MANIFEST not in files:
                 raise FileNotFoundError(errno.ENOENT, "another run is removing it", name)
+
+
+def _brief(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: meta[key] for key in ("size", "last_modified")}
+
+
+def _pieces(files: Mapping[str, Mapping[str, Any]]) -> dict[str, int | None]:
+    """Return the sizes of those objects of a backup that are in its folder and not hidden."""
+    hidden = f"{WITHIN}."
+    return {
+        file.removeprefix(WITHIN): meta["size"]
+        for file, meta in files.items()
+        if file.startswith(WITHIN) and not file.startswith(hidden)
+    }
 
 
 def _version(name: str, meta: Mapping[str, Any]) -> tuple[str, object]:

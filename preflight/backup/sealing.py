@@ -13,12 +13,12 @@ import importlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from preflight.backup import manifests, reading_back, spool, store
+from preflight.backup import children, manifests, progress, reading_back, spool, store
 from preflight.base import plain, stop
 from preflight.base.errors import BackupFailed, BackupUnverified, ConfigInvalid
 
@@ -91,7 +91,8 @@ class Seal:
         self._keys = _parsed(named) if named else []
         self.recipients = tuple(map(fingerprint, named))
         self._spool_dir = config.spool_dir if config.rehearse != "off" else None
-        self._spool: spool.Spool | None = None
+        self._folder_dir = config.spool_dir  # of one the rows are counted there, too
+        self._spool: spool.Spool | spool.Folder | None = None
         self._why = ""  # it is not spooled
         self._expected = 0
         self.dumped: Dumped | None = None
@@ -138,7 +139,36 @@ class Seal:
             digest = cipher.sealed.hexdigest()
             self.dumped = Dumped(found, rows, digest, cipher.sealed_bytes)
 
+    def sent(self, chunks: Iterable[bytes]) -> Sent:
+        """Return a file as it is to be stored, and what is seen of it on its way. In any thread."""
+        return Sent(chunks, self._keys)
+
     # the plain dump, while it is proven
+
+    def unplaced(self) -> str | None:
+        """Return why there is no place on this machine for the files of a folder."""
+        if self._folder_dir is None:
+            return "PREFLIGHT_SPOOL_DIR is not set"
+        why = spool.unusable(self._folder_dir, self._expected)
+        return why and f"PREFLIGHT_SPOOL_DIR has no room for its files: {why}"
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """Yield an empty folder for a client; with what it wrote it stays until `close`.
+
+        Raises ClientFailed, which another form of dump may help against.
+        """
+        self.close()
+        assert self._folder_dir is not None  # noqa: S101 -- `unplaced` was asked
+        try:
+            try:
+                made = self._spool = spool.Folder(self._folder_dir)
+            except OSError as error:
+                raise unstaged(error) from error
+            yield made.path
+        except BaseException:
+            self.close()
+            raise
 
     def expect(self, size_bytes: int) -> None:
         """Say how large the dump may become: where there is no room for it, none is taken."""
@@ -164,12 +194,12 @@ class Seal:
 
     def spool(self, data: bytes | bytearray | memoryview) -> None:
         """Keep the next part of the plain dump, too, where there is a place for it."""
-        if self._spool:
+        if isinstance(self._spool, spool.Spool):
             with self._spooling():
                 self._spool.write(data)
 
     def _end_spool(self) -> None:
-        if self._spool:
+        if isinstance(self._spool, spool.Spool):
             with self._spooling():
                 self._spool.flush()
 
@@ -183,11 +213,79 @@ class Seal:
         """Why there is no plain dump."""
         return self._why
 
+    @contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Let the plain dump go when what is done here fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Let the plain dump go."""
         if self._spool:
             self._spool.close()
         self._spool = None
+
+
+def unstaged(error: OSError) -> children.ClientFailed:
+    """Return what it is that the files of a folder have no place on this machine."""
+    why = f"PREFLIGHT_SPOOL_DIR cannot hold the files of the dump: {error.strerror}"
+    return children.ClientFailed(why, "passing")
+
+
+class Sent:
+    """A file on its way to its store, sealed or as it is, and what was seen of it."""
+
+    def __init__(self, chunks: Iterable[bytes], keys: Sequence[object]) -> None:
+        self._chunks, self._keys = chunks, keys
+        self.piece: manifests.Piece | None = None  # once all of it was taken
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield what is to be stored."""
+        return self._sealed() if self._keys else self._plain()
+
+    def _plain(self) -> Iterator[bytes]:
+        digest, size = hashlib.sha256(), 0
+        for chunk in self._chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+        self.piece = manifests.Piece(size, digest.hexdigest())
+
+    def _sealed(self) -> Iterator[bytes]:
+        made, size = _Made(), 0
+        with _Cipher(made, self._keys) as cipher:
+            for chunk in self._chunks:
+                cipher.write(chunk)
+                size += len(chunk)
+                yield from made.taken()
+            cipher.finish()
+            yield from made.taken()
+        plain, sealed = cipher.plain.hexdigest(), cipher.sealed.hexdigest()
+        self.piece = manifests.Piece(size, plain, cipher.sealed_bytes, sealed)
+
+
+class _Made:
+    """A sink that keeps what it was given until somebody takes it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Take the next part."""
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def abandon(self) -> None:
+        """Keep nothing."""
+        self._parts.clear()
+
+    def taken(self) -> list[bytes]:
+        """Return what was given since."""
+        parts, self._parts = self._parts, []
+        return parts
 
 
 class _Through:
@@ -352,30 +450,47 @@ def require_openable(
 def opened(
     backups: Store, backup: Backup, identity_file: Path | None, directory: Path | None
 ) -> Iterator[Path]:
-    """Yield the plain dump of a sealed backup as a file without a name.
+    """Yield the plain dump of a sealed backup: a file without a name, or a folder.
 
     Raises ConfigInvalid (no key, a wrong one), BackupFailed (no place), BackupUnverified.
     """
     named, directory = require_openable(backup, identity_file, directory)
-    keys = identities(named)
-    if why := spool.unusable(directory, backup.manifest.size_bytes):
+    keys, manifest = identities(named), backup.manifest
+    if why := spool.unusable(directory, manifest.size_bytes):
         raise _no_room(directory, why)
-    with ExitStack() as stack:
-        with _spooled(directory):
-            copy = stack.enter_context(spool.Spool(directory))
+    moving = progress.Moving("backup.progressed", "open", manifest.size_bytes)
+    done = 0
+
+    def open_one(file: str, sha256: str | None, write: Callable[[bytes], object]) -> None:
         digest = hashlib.sha256()
 
         def take(data: bytes) -> None:
+            nonlocal done
             with stop.allowed(), _spooled(directory):
                 digest.update(data)
-                copy.write(data)
+                write(data)
+            done += len(data)
+            moving.tell(done)
 
-        with store.usable(backups), backups.open(backup.name, backup.manifest.stored.file) as found:
+        with store.usable(backups), backups.open(backup.name, file) as found:
             _decrypt(found, take, keys, backup, identity_file)
-        with _spooled(directory):
-            copy.flush()
-        if digest.hexdigest() != backup.manifest.sha256:
+        if digest.hexdigest() != sha256:
             raise _not_what_was_sealed(backup)
+
+    with ExitStack() as stack, moving:
+        with _spooled(directory):
+            copy: spool.Spool | spool.Folder = (
+                spool.Folder(directory) if manifest.files else spool.Spool(directory)
+            )
+        stack.callback(copy.close)
+        if isinstance(copy, spool.Spool):
+            open_one(manifest.stored.file, manifest.sha256, copy.write)
+            with _spooled(directory):
+                copy.flush()
+        for name, piece in manifest.files.items():
+            with _spooled(directory), (copy.path / name).open("xb") as into:
+                sealed = f"{manifests.FOLDER}/{name}{manifests.SEALED}"
+                open_one(sealed, piece.sha256, into.write)
         yield copy.path
 
 

@@ -1,4 +1,7 @@
-"""A file on this machine that a dump may lie in meanwhile: without a name, and gone with us."""
+"""What a dump may lie in meanwhile, on this machine: a file without a name, or a folder.
+
+Both are gone with us: a folder, which has a name, by a guard that notices our end.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,15 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+from preflight.backup import children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFIX = ".preflight-spool-"
 YOUNG_S = 60.0  # one without a lock may just be made
@@ -73,3 +82,50 @@ class Spool:
                 self._named.touch(0o600)  # which the file's own end removes
         with suppress(OSError):
             self._file.close()
+
+
+FOLDER = f"{PREFIX}folder-"
+
+
+def _sweep_folders(directory: Path) -> None:
+    """Remove the folders that nobody holds any more: the machine went down, and the guard too."""
+    for path in directory.glob(f"{FOLDER}*"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime > YOUNG_S:
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+class Folder:
+    """An empty folder at `path` for another program to write into; raises OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        _sweep_folders(directory)
+        self.path = Path(tempfile.mkdtemp(prefix=FOLDER, dir=directory.resolve()))
+        held = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(held, fcntl.LOCK_SH)  # who sweeps has it for a moment
+        guard = children.removed_with_us(self.path)
+        self._end = weakref.finalize(self, _remove, self.path, held, guard)
+
+    def __enter__(self) -> Self:
+        """Do nothing: it is there from the beginning."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go."""
+        self.close()
+
+    def close(self) -> None:
+        """Let it go, and its room with it."""
+        self._end()
+
+
+def _remove(path: Path, held: int, guard: Callable[[], None]) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(held)
+    guard()

@@ -9,7 +9,7 @@ where a dump is a folder a file of it is named with it: `database.dir/toc.dat`.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,7 +57,7 @@ class Store(Protocol):
 
     @property
     def folders(self) -> bool:
-        """Whether a dump can be a folder here, which another program writes: `folder`, `pieces`."""
+        """Whether another program can write a dump that is a folder straight into it: `folder`."""
         return False
 
     def failure(self, error: OSError) -> Failure:
@@ -81,9 +81,11 @@ class Store(Protocol):
     def files(self, name: str) -> list[str]:
         """Return the files of a backup or draft, in order of their names; no half-written one."""
 
-    def pieces(self, name: str, folder: str) -> list[str]:
-        """Return the files of a folder of a backup or draft; none begins with a dot."""
-        raise io.UnsupportedOperation(f"{name}/{folder}")
+    def pieces(self, name: str, folder: str) -> Mapping[str, int | None]:
+        """Return the files of a folder of a backup or draft, and their sizes.
+
+        None begins with a dot. One that is no plain file has None for a size.
+        """
 
     # what is written
 
@@ -109,6 +111,15 @@ class Store(Protocol):
         After a clean end all of them are there, durably; after any other none is.
         """
         raise io.UnsupportedOperation(f"{name}/{file}")
+
+    def send(self, name: str, file: str, chunks: Iterable[bytes], *, little: bool) -> None:
+        """Store a file of a draft's folder: all of it, durably, or nothing. In any thread.
+
+        `little`: it has so few bytes that all may be held at once.
+        """
+
+    def discard(self, name: str, folder: str) -> None:
+        """Let go what was sent into a draft's folder, if there is one."""
 
     def publish(self, draft: str, identity: Identity, manifest: Manifest) -> Backup:
         """Make a draft a backup that everybody sees, all of it or nothing; durable at return.

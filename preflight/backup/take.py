@@ -86,8 +86,10 @@ class Taken:
     @property
     def lacking(self) -> str | None:
         """Why there is no place for a plain dump that another program could read."""
+        if self.seal.spooled:
+            return None
         if self.seal.on:
-            return None if self.seal.spooled else self.seal.unspooled
+            return self.seal.unspooled
         return self.store.unspooled(self.backup.manifest.size_bytes)
 
     @contextmanager
@@ -168,6 +170,7 @@ def _made(
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
     backups, seal = stores.of(config), sealing.Seal(config)
     with ExitStack() as stack:
+        stack.enter_context(seal.closed_on_failure())
         with store.usable(backups):
             ours = identity.ours(backups.listing())
             newest = ours[-1].manifest.size_bytes if ours else None
@@ -377,6 +380,8 @@ def _dumped(
     wanted = {table.key: (table.name, rows) for table, rows in seen.rows.items()}
     roots = {table.key: table.root for table in seen.rows if table.root}
     size = _read_back(session, into, written, read, wanted, roots)
+    if session.config.rehearse == "off":
+        into.seal.close()  # nobody needs the files on this machine any more
     found = Manifest(
         snapshot_at=taken_at,
         size_bytes=size,
@@ -386,7 +391,15 @@ def _dumped(
         rows={table.name: rows for table, rows in seen.rows.items()},
         without=without,
     )
-    if sealed := into.seal.dumped:
+    if written.files and into.seal.on:
+        stored = manifests.sealed(written.files)
+        found = dataclasses.replace(
+            found,
+            sealed_sha256=manifests.combined(stored),
+            sealed_bytes=manifests.total(stored),
+            recipients=into.seal.recipients,
+        )
+    elif sealed := into.seal.dumped:
         found = dataclasses.replace(
             found,
             sealed_sha256=sealed.sha256,
@@ -430,6 +443,7 @@ def _read_back(  # noqa: PLR0913, PLR0917 -- all that it is held against
         return folder.require_whole(
             into.store,
             into.name,
+            into.seal.spooled,
             written,
             into.programs,
             environment,
@@ -484,7 +498,7 @@ def _while_counting(
         stood = catalog.sequences(session, only)
         if into.way is None:
             many = len(snapshot.tables)
-            into.way = folder.way(session, into.store, size, many, sealed=into.seal.on)
+            into.way = folder.way(session, into.store, into.seal, size, many)
         structlog.get_logger().info(
             "backup.started",
             attempt=attempt,
@@ -518,9 +532,17 @@ def _written(
     """Run pg_dump, into a folder or a file."""
     programs = into.programs
     if into.way and into.way.jobs > 1:
-        place = partial(into.store.folder, into.name, manifests.FOLDER)
-        jobs = into.way.jobs
-        return folder.write(session, programs, snapshot, jobs, place, progress, check)
+        sent = folder.is_sent(into.store, into.seal)
+        return folder.write(
+            session,
+            programs,
+            snapshot,
+            into.way.jobs,
+            into.seal.staged if sent else partial(into.store.folder, into.name, manifests.FOLDER),
+            partial(folder.sending, into.store, into.name, into.seal) if sent else None,
+            progress,
+            check,
+        )
     environment = session.config.child_env
     sink = partial(into.seal.dump, into.store, into.name, programs, environment)
     return clients.write(session, programs, snapshot, sink, progress, check)

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
-from tests.fakes import Fakes, contents
+from tests.fakes import Fakes, contents, manifest, only
 
 ONE = {"001_one.sql": "CREATE TABLE one (id int);\n"}
 ITEMS = """
@@ -41,24 +41,6 @@ def items(database: servers.Database) -> None:
     database.script(ITEMS)
 
 
-@pytest.fixture
-def fakes(tmp_path: Path) -> Fakes:
-    """Give a place for fake clients."""
-    return Fakes(tmp_path / "fakes")
-
-
-def only(backup_dir: Path) -> Path:
-    """Return the one backup, which is all there is."""
-    (found,) = backup_dir.iterdir()
-    return found
-
-
-def manifest(backup_dir: Path) -> dict[str, Any]:
-    """Return the manifest of the one backup."""
-    found: dict[str, Any] = json.loads((only(backup_dir) / "manifest.json").read_bytes())
-    return found
-
-
 # --- what it is -----------------------------------------------------------------------------------
 
 
@@ -71,7 +53,7 @@ def test_manifest_tells_what_the_backup_holds(
     version = database.query("SELECT current_setting('server_version_num')::int")
     before = database.query("SELECT to_json(timezone('UTC', now()))")[0]
     result = run()
-    found = manifest(backup_dir)
+    found = manifest(only(backup_dir))
     dump = (only(backup_dir) / "database.dump").read_bytes()
 
     assert 0 == result.code, str(result)
@@ -123,7 +105,7 @@ def test_oddly_named_database_is_backed_up(
     result = run(env=database.env())
 
     assert 0 == result.code, str(result)
-    assert name == manifest(backup_dir)["database"]
+    assert name == manifest(only(backup_dir))["database"]
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]+", only(backup_dir).name)
 
 
@@ -198,7 +180,7 @@ def test_rows_of_odd_tables_are_counted(
     result = run()
 
     assert 0 == result.code, str(result)
-    assert ROWS == manifest(backup_dir)["rows"]
+    assert ROWS == manifest(only(backup_dir))["rows"]
 
 
 def test_rows_of_foreign_tables_stay_where_they_are(
@@ -213,7 +195,7 @@ def test_rows_of_foreign_tables_stay_where_they_are(
     result = run()
 
     assert 0 == result.code, str(result)
-    assert "public.distant" not in manifest(backup_dir)["rows"]
+    assert "public.distant" not in manifest(only(backup_dir))["rows"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +245,7 @@ def test_names_in_another_encoding_are_found_in_the_dump(
     result = run(env=database.env())
 
     assert 0 == result.code, str(result)
-    assert 1 == manifest(backup_dir)["rows"]["public.café"]
+    assert 1 == manifest(only(backup_dir))["rows"]["public.café"]
 
 
 def test_backup_restores_with_the_same_rows(
@@ -293,7 +275,7 @@ def test_backup_restores_with_the_same_rows(
     known = ["SET transaction_timeout = 0;"] if any_server.major < 17 else []
 
     assert known == errors
-    assert manifest(backup_dir)["rows"] == {
+    assert manifest(only(backup_dir))["rows"] == {
         "public.items": copy.query("SELECT count(*) FROM items")[0],
         "preflight.migrations": copy.query("SELECT count(*) FROM preflight.migrations")[0],
         "preflight.journal": copy.query("SELECT count(*) FROM preflight.journal")[0],
@@ -340,7 +322,7 @@ def test_clients_that_know_only_numbers_compress_too(
     result = run(env={"PATH": fakes.path})
 
     assert 0 == result.code, str(result)
-    assert "read" == manifest(backup_dir)["verified"]
+    assert "read" == manifest(only(backup_dir))["verified"]
 
 
 @pytest.mark.fault("C052")
@@ -448,8 +430,8 @@ def test_rows_written_after_the_snapshot_are_neither_counted_nor_dumped(
     result = process.wait()
 
     assert 0 == result.code, str(result)
-    assert 2000 == manifest(backup_dir)["rows"]["public.items"]
-    assert "public.late" not in manifest(backup_dir)["rows"]
+    assert 2000 == manifest(only(backup_dir))["rows"]["public.items"]
+    assert "public.late" not in manifest(only(backup_dir))["rows"]
 
 
 @pytest.mark.usefixtures("items")
@@ -476,7 +458,7 @@ def test_writers_do_not_disturb_the_counts(
 
     assert 0 == result.code, str(result)
     assert written
-    assert manifest(backup_dir)["rows"]["public.items"] in (2000, 2001)
+    assert manifest(only(backup_dir))["rows"]["public.items"] in (2000, 2001)
 
 
 @pytest.mark.usefixtures("items")
@@ -493,7 +475,7 @@ def test_truncate_cannot_empty_the_dump(
     result = process.wait()
 
     assert 0 == result.code, str(result)
-    assert 2000 == manifest(backup_dir)["rows"]["public.items"]
+    assert 2000 == manifest(only(backup_dir))["rows"]["public.items"]
 
 
 @pytest.mark.usefixtures("items")
@@ -511,7 +493,7 @@ def test_tables_are_locked_before_the_snapshot_is_taken(
         result = process.wait()
 
     assert 0 == result.code, str(result)
-    assert 2000 == manifest(backup_dir)["rows"]["public.items"]
+    assert 2000 == manifest(only(backup_dir))["rows"]["public.items"]
 
 
 @pytest.mark.usefixtures("items")
@@ -529,7 +511,7 @@ def test_row_written_after_the_snapshot_is_neither_dumped_nor_counted(
 
     assert 0 == result.code, str(result)
     assert [] == result.event("backup.progressed")
-    assert 2000 == manifest(backup_dir)["rows"]["public.items"]
+    assert 2000 == manifest(only(backup_dir))["rows"]["public.items"]
 
 
 WAITING = "SELECT 1 FROM pg_locks l WHERE NOT granted AND relation = 'items'::regclass"
@@ -552,7 +534,7 @@ def test_writer_that_queues_between_our_session_and_pg_dump_gets_its_turn(
 
     assert 0 == result.code, str(result)
     assert 2 <= len(result.event("backup.started"))
-    assert 0 == manifest(backup_dir)["rows"]["public.items"]
+    assert 0 == manifest(only(backup_dir))["rows"]["public.items"]
 
 
 @pytest.mark.fault("C056")
@@ -607,7 +589,7 @@ def test_table_made_while_we_wait_for_a_lock_is_dumped(
 
     assert 0 == result.code, str(result)
     assert 1 == len(result.event("backup.started"))
-    assert 1 == manifest(backup_dir)["rows"]["public.young"]
+    assert 1 == manifest(only(backup_dir))["rows"]["public.young"]
 
 
 @pytest.mark.usefixtures("items")
@@ -665,7 +647,7 @@ def test_role_that_may_read_everything_needs_no_more(run: Run, role: str, backup
     result = run(env={"PGUSER": role})
 
     assert 0 == result.code, str(result)
-    assert 0 == manifest(backup_dir)["rows"]["closed.secret"]
+    assert 0 == manifest(only(backup_dir))["rows"]["closed.secret"]
 
 
 def test_role_with_one_session_is_told_that_a_backup_needs_more(

@@ -62,12 +62,6 @@ def unharmed(
     return lambda: older == contents(backup_dir) and ["{1}true"] == database.query(done)
 
 
-@pytest.fixture
-def fakes(tmp_path: Path) -> Fakes:
-    """Give a place for fake clients."""
-    return Fakes(tmp_path / "fakes")
-
-
 def code_of(result: program.Result) -> tuple[int, str]:
     """Return the exit code and the dotted code of the error."""
     return result.code, result.finished.get("error", {}).get("code", "")

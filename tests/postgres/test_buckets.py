@@ -34,14 +34,6 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server_of_buckets() -> Iterator[buckets.Bucket]:
-    """Give a server with one bucket."""
-    buckets.importable()
-    with buckets.s3() as found:
-        yield found
-
-
 @pytest.fixture
 def bucket(
     server_of_buckets: buckets.Bucket, environment: dict[str, str], migrations: WriteMigrations
@@ -109,7 +101,10 @@ def test_backup_goes_the_whole_way_in_every_kind_of_bucket(  # noqa: PLR0913, PL
     run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path,
     environment: dict[str, str], kind: str,
 ) -> None:  # fmt: skip
-    """Taken in parts, proven, listed, restored and pruned, by a real server of each protocol."""
+    """Taken in parts, proven, listed, restored and pruned, by a real server of each protocol.
+
+    Then the same as a folder, which takes its place.
+    """
     migrations({"001_a.sql": "CREATE TABLE a (t text);\n"})
     database.script("CREATE TABLE big AS SELECT md5(n::text) FROM generate_series(1, 9000) n")
     (tmp_path / "spool").mkdir()
@@ -118,10 +113,13 @@ def test_backup_goes_the_whole_way_in_every_kind_of_bucket(  # noqa: PLR0913, PL
         environment |= bucket.env()
         taken = run("up", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
         restored = run("restore", "latest", "--into", f"{database.name}_r")
-        again = run("backup")
+        again = run("backup", env={"PREFLIGHT_PARALLEL_MB": "0", "PREFLIGHT_JOBS": "2"})
         listed = run("backups").event("backup.listed")
+        of_folder = run("restore", "latest", "--into", f"{database.name}_f")
 
     assert 0 == taken.code, str(taken)
+    assert ["folder"] == [each["form"] for each in again.event("backup.verified")], str(again)
+    assert 0 == of_folder.code, str(of_folder)
     (name,) = [each["backup"] for each in taken.event("backup.verified")]
     assert 0 == restored.code, str(restored)
     assert [name] == [each["backup"] for each in again.event("backup.pruned")], str(again)

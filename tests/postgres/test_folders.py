@@ -1,22 +1,24 @@
 """Dumps of large databases: folders that several sessions write; the threshold is nothing here."""
 
 import hashlib
-import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from preflight.backup import manifests
+from preflight.backup import manifests, objects
 from preflight.backup.directory import Directory
 from tests import buckets, faults, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
-from tests.fakes import Fakes, contents
+from tests.fakes import Fakes, contents, manifest, only
+
+if TYPE_CHECKING:
+    from preflight.backup.store import Store
 
 FILLED = """
 CREATE SCHEMA "o'd d";
@@ -33,6 +35,8 @@ CREATE MATERIALIZED VIEW seen AS SELECT count(*) FROM a;
 SELECT lo_from_bytea(0, decode('00ff0a5c2e0a', 'hex')), lo_from_bytea(0, repeat('x', 9999)::bytea);
 """
 ROWS = 3600
+NOISE = """CREATE TABLE noise AS SELECT (SELECT string_agg(sha512((n * 100 + i)::text::bytea), '')
+FROM generate_series(1, 80) i) AS raw FROM generate_series(1, 3000) n"""
 
 
 @pytest.fixture(autouse=True)
@@ -53,24 +57,6 @@ def filled(database: servers.Database) -> Iterator[servers.Database]:
     with database.server.connect() as connection:
         name = Identifier(f"{database.name}_back")
         connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-
-
-@pytest.fixture
-def fakes(tmp_path: Path) -> Fakes:
-    """Give a directory for fake clients."""
-    return Fakes(tmp_path / "fakes")
-
-
-def only(backup_dir: Path) -> Path:
-    """Return the one backup, which is all there is."""
-    (found,) = backup_dir.iterdir()
-    return found
-
-
-def manifest(backup: Path) -> dict[str, Any]:
-    """Return a backup's manifest."""
-    found: dict[str, Any] = json.loads((backup / "manifest.json").read_bytes())
-    return found
 
 
 def listed(run: Run) -> list[str]:
@@ -278,21 +264,222 @@ def test_one_session_writes_one_file_and_says_so(run: Run) -> None:
     assert ("file", "PREFLIGHT_JOBS=1") == (started["form"], started["one_file_because"]), result
 
 
-@pytest.mark.xdist_group("buckets")  # the libraries beside .venv
-def test_sealed_dump_of_a_large_database_is_one_file_and_says_so(
-    run: Run, backup_dir: Path
-) -> None:
-    """A seal takes a stream: nothing lies there in the plain."""
+in_buckets = pytest.mark.xdist_group("buckets")  # one server of them, the libraries beside .venv
+
+
+@pytest.fixture
+def bucket(server_of_buckets: buckets.Bucket, environment: dict[str, str]) -> buckets.Bucket:
+    """Give a prefix of its own, which all runs lead to."""
+    url = f"{server_of_buckets.url}/{os.urandom(4).hex()}"
+    found = buckets.Bucket(url, server_of_buckets.endpoint, server_of_buckets.keys)
+    environment |= found.env()
+    return found
+
+
+@pytest.fixture
+def spool(tmp_path: Path, environment: dict[str, str]) -> Path:
+    """Give a place for the files of a folder that is sent elsewhere."""
+    place = tmp_path / "spool"
+    place.mkdir()
+    environment["PREFLIGHT_SPOOL_DIR"] = str(place)
+    return place
+
+
+@pytest.fixture
+def key(tmp_path: Path, environment: dict[str, str]) -> Path:
+    """Give the file of a secret key that every backup is sealed for."""
     buckets.importable()
-    key = str(__import__("pyrage").x25519.Identity.generate().to_public())
-    libraries = {"PYTHONPATH": str(buckets.libraries())}
-    result = run("backup", env={"PREFLIGHT_BACKUP_RECIPIENTS": key, **libraries})
+    identity = __import__("pyrage").x25519.Identity.generate()
+    environment["PREFLIGHT_BACKUP_RECIPIENTS"] = str(identity.to_public())
+    environment["PYTHONPATH"] = str(buckets.libraries())
+    (tmp_path / "key.txt").write_text(f"{identity}\n")
+    return tmp_path / "key.txt"
+
+
+def within(bucket: buckets.Bucket) -> objects.Objects:
+    """Look into a bucket."""
+    os.environ.update(bucket.keys)
+    return objects.Objects(objects.address(bucket.url, bucket.endpoint), bucket.keys, None)
+
+
+def everything(bucket: buckets.Bucket) -> dict[str, list[str]]:
+    """Return what lies in a bucket, the hidden too, by backups."""
+    return {name: sorted(files) for name, files in within(bucket)._listed().items()}  # noqa: SLF001
+
+
+@in_buckets
+@pytest.mark.parametrize("what", ["bucket", "bucket sealed", "directory sealed"])
+def test_folder_is_sealed_and_sent_file_by_file(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run, filled: servers.Database, spool: Path, what: str, backup_dir: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """It is proven out of the spool, restored from where it is kept, and pruned as a whole."""
+    bucket = request.getfixturevalue("bucket") if "bucket" in what else None
+    sealed = "sealed" in what
+    opening = ["--identity-file", str(request.getfixturevalue("key"))] if sealed else []
+    result = run(env={"PREFLIGHT_REHEARSE": "always" if what == "bucket sealed" else "off"})
+    kept: Store = within(bucket) if bucket else Directory(backup_dir)
+    (backup,) = kept.listing()
+    said, there = backup.manifest, kept.pieces(backup.name, "database.dir")
+    stored = {
+        name: manifests.Piece(len(data), hashlib.sha256(data).hexdigest())
+        for name, data in _files(kept, backup.name, there)
+    }
+    restored = run("restore", backup.name, "--into", f"{filled.name}_back", *opening)
+    again = run("backup", env={"PREFLIGHT_BACKUP_KEEP": "1"})
+
+    assert 0 == result.code, str(result)
+    assert [("folder", 2)] == [(e["form"], e["jobs"]) for e in result.event("backup.started")]
+    assert [("folder", ROWS)] == [(e["form"], e["rows"]) for e in result.event("backup.verified")]
+    assert ("restored" if what == "bucket sealed" else "read") == said.verified
+    assert stored == (manifests.sealed(said.files) if sealed else said.files)
+    assert {sealed} == {name.endswith(".age") for name in stored}
+    assert 0 == restored.code, str(restored)
+    with filled.server.connect(f"{filled.name}_back") as back:
+        large = "SELECT md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY 1"
+        assert filled.query(large) == [each for (each,) in back.execute(large)]
+    assert (0, [backup.name]) == (
+        again.code, [each["backup"] for each in again.event("backup.pruned")]
+    ), str(again)  # fmt: skip
+    assert [] == list(spool.iterdir())
+    names = everything(bucket) if bucket else {each.name for each in backup_dir.iterdir()}
+    assert {each["backup"] for each in again.event("backup.verified")} == set(names)
+
+
+def _files(kept: "Store", name: str, files: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of a folder as they are stored."""
+    for each in files:
+        with kept.open(name, f"database.dir/{each}") as stream:
+            yield each, b"".join(iter(lambda: stream.read(1 << 20), b""))
+
+
+@in_buckets
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_stop_while_a_folder_is_sent_leaves_nothing_that_counts(  # noqa: PLR0913, PLR0917 -- fixtures
+    start: Start, run: Run, fakes: Fakes, bucket: buckets.Bucket, spool: Path, how: signal.Signals
+) -> None:
+    """Files are there already, and no manifest: no backup; the spool is empty, the client ended."""
+    os.mkfifo(fakes.here / "gate")
+    path = fakes.write('"$REAL" "$@" || exit\necho $$ > "$HERE/pid"\nread _ < "$HERE/gate"')
+    process = start("backup", env={"PATH": path})
+    faults.until((fakes.here / "pid").exists, "pg_dump has written all")
+    faults.until(lambda: "database.dir/" in str(everything(bucket)), "a file is sent")
+    during = run("backups", "--json").json()["backups"]
+    process.signal(how)
+    process.wait()
+    pid = int((fakes.here / "pid").read_text())
+    faults.until(lambda: not Path(f"/proc/{pid}").exists(), "pg_dump has ended")
+    faults.until(lambda: not list(spool.iterdir()), "the spool is empty")
+    left = everything(bucket)
+    again = run("backup")
+
+    assert [] == during
+    assert "manifest.json" not in str(left)
+    assert how == signal.SIGKILL or {} == left
+    assert 0 == again.code, str(again)
+    assert 1 == len(listed(run))
+
+
+@in_buckets
+@pytest.mark.usefixtures("filled")
+def test_file_that_the_bucket_does_not_take_ends_the_backup(
+    run: Run, bucket: buckets.Bucket, spool: Path
+) -> None:
+    """23 with what the bucket says; nothing is left in it, nor on this machine."""
+    assert bucket.endpoint
+    front = buckets.Front(
+        bucket.endpoint, lambda how, path: 403 if how == "PUT" and "toc.dat" in path else None
+    )
+    with front.running() as there:
+        result = run("backup", env={"PREFLIGHT_BACKUP_ENDPOINT": there})
+
+    assert (23, "backup.store") == (result.code, result.finished["error"]["code"]), str(result)
+    assert "PutObject" in result.finished["error"]["hint"]
+    assert {} == everything(bucket)
+    assert [] == list(spool.iterdir())
+
+
+@in_buckets
+@pytest.mark.usefixtures("spool")
+def test_folder_in_a_bucket_that_is_not_as_it_was_is_no_backup(
+    run: Run, filled: servers.Database, bucket: buckets.Bucket
+) -> None:
+    """With a file too many or too few it is not listed; with another byte in one it is 24."""
+    taken = run("backup")
+    kept = within(bucket)
+    (backup,) = kept.listing()
+    name = max(kept.pieces(backup.name, "database.dir").items(), key=lambda each: each[1] or 0)[0]
+    ((_, data),) = _files(kept, backup.name, [name])
+    at = f"{backup.name}/database.dir/{name}"
+    kept._put(at, data[:-1] + bytes([data[-1] ^ 1]))  # noqa: SLF001
+    flipped = run("restore", backup.name, "--into", f"{filled.name}_back")
+    kept._put(at, data)  # noqa: SLF001
+    kept._put(f"{backup.name}/database.dir/1.dat", b"")  # noqa: SLF001
+    more = listed(run)
+    kept._delete(f"{backup.name}/database.dir/1.dat", at)  # noqa: SLF001
+    fewer = listed(run)
+
+    assert 0 == taken.code, str(taken)
+    assert (24, "backup.corrupt") == (flipped.code, flipped.finished["error"]["code"]), str(flipped)
+    assert ([], []) == (more, fewer)
+
+
+@in_buckets
+@pytest.mark.usefixtures("spool")
+def test_two_databases_at_once_have_a_whole_folder_each_in_one_bucket(
+    run: Run, start: Start, filled: servers.Database, create_database: CreateDatabase,
+    bucket: buckets.Bucket,
+) -> None:  # fmt: skip
+    """They share a prefix and a spool, and nothing in them."""
+    other = create_database(filled.server)
+    other.script(FILLED)
+    both = [start("backup"), start("backup", env=other.env())]
+    results = [each.wait() for each in both]
+
+    assert [0, 0] == [each.code for each in results], "\n".join(map(str, results))
+    assert [True, True] == [bool(each.manifest.files) for each in within(bucket).listing()]
+    assert 2 == len(listed(run))
+
+
+@in_buckets
+def test_spool_that_turns_out_too_small_makes_one_file(
+    run: Run, database: servers.Database, bucket: buckets.Bucket, tmp_path: Path
+) -> None:
+    """There was room for what was expected; the next attempt streams, and nothing is left."""
+    database.script(NOISE)
+    try:
+        with faults.small_disk(tmp_path / "disk", 12) as disk:
+            result = run("backup", env={"PREFLIGHT_SPOOL_DIR": str(disk)})
+            left = contents(disk)
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+    assert 0 == result.code, str(result)
+    assert ["folder", "file"] == [each["form"] for each in result.event("backup.started")]
+    assert "PREFLIGHT_SPOOL_DIR cannot hold" in result.event("backup.progressed")[-1]["waiting"]
+    assert {} == left
+    ((_, files),) = everything(bucket).items()
+    assert ["database.dump", "manifest.json"] == files
+
+
+@in_buckets
+@pytest.mark.parametrize("what", ["bucket", "key"])
+def test_without_a_spool_a_large_dump_is_one_file_and_says_so(
+    run: Run, what: str, request: pytest.FixtureRequest
+) -> None:
+    """What is sealed or sent is a stream where its files have no place on this machine."""
+    request.getfixturevalue(what)
+    result = run("backup")
 
     (started,) = result.event("backup.started")
+    meanwhile = "sealed" if what == "key" else "sent to a bucket"
     assert 0 == result.code, str(result)
-    assert "it is sealed while it is written" == started["one_file_because"]
-    names = {each.name for each in only(backup_dir).iterdir()}
-    assert {"database.dump.age", "manifest.json"} == names
+    assert (
+        f"it is {meanwhile} while it is written, for PREFLIGHT_SPOOL_DIR is not set"
+        == (started["one_file_because"])
+    )
+    assert "file" == started["form"]
 
 
 def test_too_few_connections_make_one_file(
@@ -323,10 +510,7 @@ def test_full_disk_is_told_as_one_and_nothing_is_left_on_it(
     run: Run, database: servers.Database, tmp_path: Path
 ) -> None:
     """pg_dump says so in its own words; it is not tried again."""
-    database.script(
-        """CREATE TABLE noise AS SELECT (SELECT string_agg(sha512((n * 100 + i)::text::bytea), '')
-        FROM generate_series(1, 80) i) AS raw FROM generate_series(1, 3000) n"""
-    )
+    database.script(NOISE)
     try:
         with faults.small_disk(tmp_path / "disk", 12) as disk:
             result = run("backup", env={"PREFLIGHT_BACKUP_DIR": str(disk)})

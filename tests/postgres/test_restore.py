@@ -33,12 +33,6 @@ SETTINGS = (
 
 
 @pytest.fixture
-def fakes(tmp_path: Path) -> Fakes:
-    """Give a directory for fake clients."""
-    return Fakes(tmp_path / "fakes")
-
-
-@pytest.fixture
 def filled(database: servers.Database) -> Iterator[servers.Database]:
     """Give a database with rows; what is restored beside it is dropped with it."""
     database.script(

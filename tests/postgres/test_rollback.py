@@ -32,12 +32,6 @@ PRESENT = "SELECT version FROM preflight.migrations WHERE state = 'done' ORDER B
 JOURNAL = "SELECT event, version FROM preflight.journal ORDER BY id"
 
 
-@pytest.fixture
-def fakes(tmp_path: Path) -> Fakes:
-    """Give a directory for fake clients."""
-    return Fakes(tmp_path / "fakes")
-
-
 def backups(directory: Path) -> list[Path]:
     """Return what can be seen in the backup directory."""
     return sorted(path for path in directory.iterdir() if not path.name.startswith("."))

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,6 @@ def sealed(key: Path, environment: dict[str, str], tmp_path: Path) -> dict[str, 
     libraries = {"PYTHONPATH": str(buckets.libraries())}
     environment |= {"PREFLIGHT_BACKUP_RECIPIENTS": public(key), **libraries}
     return {"PREFLIGHT_SPOOL_DIR": str(tmp_path / "spool"), "PREFLIGHT_REHEARSE": "always"}
-
-
-@pytest.fixture(scope="module")
-def server_of_buckets() -> Iterator[buckets.Bucket]:
-    """Give a server with one bucket."""
-    buckets.importable()
-    with buckets.s3() as found:
-        yield found
 
 
 @pytest.mark.parametrize("place", ["directory", "bucket"])

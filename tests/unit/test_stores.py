@@ -259,6 +259,22 @@ def test_spool_has_no_name_and_where_it_needs_one_a_kill_is_cleaned_up(
     assert [] == list(tmp_path.iterdir())
 
 
+def test_folder_of_a_spool_is_swept_when_nobody_holds_it(tmp_path: Path) -> None:
+    """What a machine that went down left goes with the next one; a living run's stays."""
+    left, young = (tmp_path / f"{spool.FOLDER}{name}" for name in ("left", "young"))
+    for each in (left, young):
+        each.mkdir()
+        (each / "1.dat").touch()
+    os.utime(left, (0, 0))
+    with spool.Folder(tmp_path) as held:
+        os.utime(held.path, (0, 0))
+        with spool.Folder(tmp_path) as other:
+            there = set(tmp_path.iterdir())
+
+    assert {held.path, other.path, young} == there
+    assert {young} == set(tmp_path.iterdir())
+
+
 def test_room_for_a_copy_is_looked_at_before_a_byte_is_written(tmp_path: Path) -> None:
     """Of a bucket's dump and of a sealed one; a place that is not there is told alike."""
     where = objects.address("s3://bucket/prefix")
@@ -364,7 +380,7 @@ def test_folder_that_changes_after_it_was_written_is_damaged(tmp_path: Path, cha
         written = clients.Written(manifests.combined(pieces), [], pieces)
 
         with pytest.raises(BackupDamaged, match="1 files differ"):
-            folder.require_whole(backups, draft, written, programs, {}, {}, {}, 2)
+            folder.require_whole(backups, draft, None, written, programs, {}, {}, {}, 2)
 
 
 def folded(backups: Directory) -> Backup:
