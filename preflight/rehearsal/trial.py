@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration, Script
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
+TELL_EVERY_S = 10.0
 FEW = 10  # files that are rehearsed although there is no row that they could meet
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
@@ -118,7 +119,11 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
             return
         told: Trial | None = None
         known: Mapping[int, meter.Table] = {}
-        for tenant in tenants:
+        began = told_at = time.monotonic()
+        for number, tenant in enumerate(tenants):
+            if time.monotonic() - told_at >= TELL_EVERY_S:
+                told_at = time.monotonic()
+                _tell_tenants(number, len(tenants), told_at - began)
             session.tell(f"trying the files on a copy of {tenant.name}"[:40])
             with (
                 blamed(tenant.name),
@@ -130,6 +135,16 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
             told = trial.beside(told) if told else trial
         if told:
             _tell_passed(copy, saved, told)
+
+
+def _tell_tenants(number: int, count: int, elapsed_s: float) -> None:
+    structlog.get_logger().info(
+        "rehearsal.progressed",
+        targets_tried=number,
+        target_count=count,
+        elapsed_s=round(elapsed_s, 1),
+        left_s=round(elapsed_s / number * (count - number)) if number else None,
+    )
 
 
 def _of_tenant(copy: copies.Copy, tenant: Tenant, known: Mapping[int, meter.Table]) -> Trial:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -134,6 +136,16 @@ def test_fleet_stops_at_the_first_failure_and_goes_on_from_there(
     )
 
 
+@contextmanager
+def dropped_in_part(database: servers.Database) -> Iterator[None]:
+    """Let a DROP DATABASE be interrupted: the server calls what is left invalid."""
+    limit = f"UPDATE pg_database SET datconnlimit = {{}} WHERE datname = '{database.name}'"
+    everyone = servers.Database(database.server, "postgres")
+    everyone.script(limit.format(-2))
+    yield
+    everyone.script(limit.format(-1))
+
+
 def test_each_database_has_its_own_backup(
     run: Run,
     server: servers.Server,
@@ -143,6 +155,13 @@ def test_each_database_has_its_own_backup(
 ) -> None:
     """Every database with such a name, and no template; JSON for machines names each."""
     databases = [create_database(server, f"fleet_{name}") for name in ("a", "b", "c")]
+    with dropped_in_part(create_database(server, "fleet_d")):
+        _each_database(run, databases, migrations, backup_dir)
+
+
+def _each_database(
+    run: Run, databases: list[servers.Database], migrations: WriteMigrations, backup_dir: Path
+) -> None:
     migrations(ONE)
     checked = run("check", "--each-database", "fleet\\__", "--json")
     assert 3 == checked.code, checked
@@ -443,6 +462,39 @@ def test_target_that_does_not_end_in_time_is_unknown_not_pending(
     (outcome,) = found
     assert ("one", 13) == (outcome.target.name, outcome.exit_code)
     assert "target.unknown" == (outcome.error or {})["code"]
+
+
+@pytest.fixture
+def many_files_open() -> Iterator[None]:
+    """Have so many files open that the next one has a number above 1024."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 1300), limits[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    yield
+    for each in opened:
+        os.close(each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("many_files_open")
+def test_wave_is_as_large_as_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More files than select() knows are no bug of ours; where there are no more, some wait."""
+    monkeypatch.setattr(stop, "_left", {})
+    targets = [Target(str(number), Config({}, {}, Path("/"))) for number in range(8)]
+    found: list[apart.Outcome] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = os.open(os.devnull, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 4, hard))  # room for three
+    try:
+        apart.each(lambda target: target.name * 100_000, targets, 8, found.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(top)
+
+    assert top > 1024
+    assert [(str(n), 0, str(n) * 100_000) for n in range(8)] == sorted(
+        (each.target.name, each.exit_code, each.given) for each in found
+    )
 
 
 SLOW = {"001_one.sql": "CREATE TABLE one (id int); SELECT pg_sleep(0.3);"}

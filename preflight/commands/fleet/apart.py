@@ -70,13 +70,16 @@ class _Child:
     target: Target
     pid: int
     pipe: int
-    left: bytes = b""
+    left: bytearray = field(default_factory=bytearray)
     result: dict[str, Any] | None = None
     applied: list[str] = field(default_factory=list)
 
     def hear(self, data: bytes) -> None:
         """Say what it says."""
-        *lines, self.left = (self.left + data).split(b"\n")
+        self.left += data
+        if b"\n" not in data:
+            return  # a long line is not searched again for each piece
+        *lines, self.left = self.left.split(b"\n")
         for line in lines:
             said = json.loads(line)
             if "result" in said:
@@ -129,7 +132,13 @@ def each(
     try:
         while running or (waiting and not over()):
             while waiting and len(running) < most and not over():
-                child = _begun(work, waiting.pop(0), running)
+                try:
+                    child = _begun(work, waiting[0], running)
+                except OSError:  # no more processes or files: as many as there can be
+                    if not running:
+                        raise
+                    break
+                del waiting[0]
                 running[child.pipe] = child
             with stop.allowed():  # only to wait: what was heard is not to be lost
                 ready = _ready(running, 1.0)
@@ -143,7 +152,10 @@ def each(
 
 
 def _ready(running: Iterable[int], within_s: float) -> list[int]:
-    return select.select(list(running), [], [], within_s)[0]
+    poll = select.poll()  # select() knows no more than 1024 files
+    for pipe in running:
+        poll.register(pipe, select.POLLIN)
+    return [pipe for pipe, _ in poll.poll(within_s * 1000)]
 
 
 def _hear(
@@ -176,7 +188,12 @@ def _begun(work: Work, target: Target, others: Mapping[int, _Child]) -> _Child:
         stream.flush()
     read, write = os.pipe()
     ours = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
     if pid:
         os.close(write)
         return _Child(target, pid, read)

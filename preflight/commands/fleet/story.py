@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ class Look:
             for version, each in sorted(self.known.records.items())
             if version not in self.adopts
         ]
-        return json.dumps([stood, [[each.name, each.checksum] for each in self.todo]])
+        said = json.dumps([stood, [[each.name, each.checksum] for each in self.todo]])
+        return hashlib.sha256(said.encode()).hexdigest()  # one is kept for each target
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,12 @@ KEYS = ("name", "url_file", "database", "schema", "role", "search_path")
 WHERE = ("host", "hostaddr", "port", "user", "password", "dbname")
 MOST_BYTES = 16 << 20
 _PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
-# neither templates nor what we or a restore have made beside a live one
+# neither templates nor what we or a restore have made beside a live one, nor what a DROP DATABASE
+# that was interrupted has left (-2): nobody can connect to it
 _DATABASES = """
 SELECT d.datname::text FROM pg_catalog.pg_database d
 WHERE d.datname::text LIKE %s::text AND d.datallowconn AND NOT d.datistemplate
+ AND d.datconnlimit <> -2
  AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') NOT LIKE 'pg-preflight%%'
 ORDER BY d.datname
 """
