@@ -166,28 +166,46 @@ def lists_of_data(
 
 
 @contextmanager
-def list_without(
+def list_without(  # noqa: PLR0913, PLR0917 -- of what, and less what
     dump: Path,
     programs: Clients,
     environment: Mapping[str, str],
     without: Mapping[str, Collection[int] | None],
+    comments: Sequence[str] = (),
+    check: Callable[[int, str], None] = lambda *_: None,
 ) -> Iterator[Path]:
     """Yield a file for pg_restore's --use-list: the archive's entries but those of these objects.
 
-    `without` has their oids by kind of entry, None for all of a kind. Raises ClientFailed when the
-    list cannot be had.
+    `without` has their oids by kind of entry, None for all of a kind; `comments` how those on what
+    is left out begin, `check` is given oid and name of each. Raises ClientFailed when the list
+    cannot be had.
     """
     kinds = "|".join(map(re.escape, without)).encode()
     entry = re.compile(rb"\d+; \d+ (\d+) (" + kinds + b") ")
+    gone = tuple(_unquoted(each) for each in comments)
 
     def stays(line: bytes) -> bool:
         if (found := entry.match(line)) is None:
+            about = _COMMENT.match(line) if gone else None
+            return about is None or not _unquoted(
+                line[about.end() :].decode("utf-8", "replace")
+            ).startswith(gone)
+        oids, oid = without[found[2].decode()], int(found[1])
+        if oids is not None and oid not in oids:
             return True
-        oids = without[found[2].decode()]
-        return oids is not None and int(found[1]) not in oids
+        check(oid, line[found.end() :].decode("utf-8", "replace"))
+        return False
 
     with _list(line for line in _entries(dump, programs, environment) if stays(line)) as path:
         yield path
+
+
+_COMMENT = re.compile(rb"\d+; \d+ \d+ COMMENT ")
+
+
+def _unquoted(text: str) -> str:
+    """Return an entry's words in one line, whether names are quoted there or not."""
+    return text.replace('"', "").replace("\n", " ").replace("\r", " ")
 
 
 @contextmanager

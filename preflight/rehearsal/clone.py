@@ -24,6 +24,7 @@ from preflight.server import catalog
 if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.files.migrations import Script
+    from preflight.history.plan import History
     from preflight.server.sessions import Session
 
 VARIABLE = "PREFLIGHT_REHEARSE_CLONE_URL"
@@ -48,9 +49,11 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
     assert config.rehearse_clone_url is not None  # noqa: S101 -- only then this is called
     name = f"the database of {VARIABLE}"
     with scratch.elsewhere(config, config.rehearse_clone_url, name) as clone:
+        clone.target = clone.address() | clone.secrets()  # of several hosts this one stays it
         if _on_the_same_server(session, clone):
             copies.require_inside(session, scripts)
         _require_alike(session, clone)
+        _on_the_same_server(session, clone)  # a look at the history may have connected anew
         structlog.get_logger().info(
             "rehearsal.started",
             database=clone.connection.info.dbname,
@@ -103,10 +106,12 @@ def _require_alike(session: Session, clone: Session) -> None:
     here = ledger.read(session)
     versions = here.records.keys() | there.records.keys()
     other = [v for v in sorted(versions) if here.records.get(v) != there.records.get(v)]
-    if other:  # empty tables that this run has made a moment ago are as good as none
+    named = [f"{version:03d}" for version in other or _further(session, clone, here)]
+    repeated = here.repeated.keys() | there.repeated.keys()
+    named += [n for n in sorted(repeated) if here.repeated.get(n) != there.repeated.get(n)]
+    if named:  # empty tables that this run has made a moment ago are as good as none
         raise scratch.Unavailable(
-            "the clone has another history than the live database: "
-            f"{console.some([f'{version:03d}' for version in other])} "
+            f"the clone has another history than the live database: {console.some(named)} "
             "(was it used before, or made before the last deployment? Make it anew)"
         )
     own = session.config.schema
@@ -115,6 +120,21 @@ def _require_alike(session: Session, clone: Session) -> None:
         raise scratch.Unavailable(
             f"the clone is not as the live database is: {console.some(different)}", different[:100]
         )
+
+
+def _further(session: Session, clone: Session, here: History) -> list[int]:
+    """Return the files that stopped part-way, but not at the same statement on both sides."""
+    if all(record.state == "done" for record in here.records.values()):
+        return []
+    try:
+        rows, others = ledger.unfinished(session), ledger.unfinished(clone)
+    except psycopg.Error as error:
+        if session.lost:
+            raise
+        raise scratch.Unavailable(
+            f"how far the clone's history is cannot be read: {error.diag.message_primary or error}"
+        ) from error
+    return sorted({row.version for row in {*rows} ^ {*others}})
 
 
 def _shapes(session: Session, own: str) -> dict[str, str]:

@@ -321,7 +321,14 @@ def told_of(choice: some_rows.Choice | None) -> dict[str, Any]:
             f"{choice.doubt}",
             objects=list(choice.left_out[:100]),
         )
-    return {**choice.told(), "reason": choice.reason}
+    if choice.untried:
+        structlog.get_logger().warning(
+            "rehearsal.warned",
+            reason="the rehearsal is partial, and what these would say to the files is not tried: "
+            f"{console.some(choice.untried)}",
+            objects=list(choice.untried[:100]),
+        )
+    return {**choice.told(), "without": choice.lacking[:100] or None, "reason": choice.reason}
 
 
 def _require_bearable(session: Session, home: Session, live_bytes: int) -> None:
@@ -627,14 +634,23 @@ def _touches(
 def listed(stack: ExitStack, home: Session, saved: Taken, restoring: Restoring) -> tuple[str, ...]:
     """Return the options that keep the restore from calling other servers, and to some rows."""
     without: dict[str, Collection[int] | None] = {new_database.REFRESH: restoring.calling}
-    if restoring.choice:
-        without = restoring.choice.without()
-        without[new_database.REFRESH] = {**restoring.calling, **restoring.choice.views}
+    comments: Sequence[str] = ()
+    if choice := restoring.choice:
+        without = choice.without()
+        without[new_database.REFRESH] = {*restoring.calling, *choice.views}
+        comments = choice.comments()
     elif not restoring.calling:
         return ()
+
+    def same(oid: int, entry: str) -> None:
+        if choice and (now := choice.renamed(oid, entry)):
+            raise scratch.Unavailable(
+                f"{choice.reason}, and since the backup a table was renamed: {now}", level="warning"
+            )
+
     programs, environment = clients.clients(home.config, home), home.config.child_env
     dump = stack.enter_context(saved.dump())
-    wanted = clients.list_without(dump, programs, environment, without)
+    wanted = clients.list_without(dump, programs, environment, without, comments, same)
     return (f"--use-list={stack.enter_context(wanted)}",)
 
 
@@ -737,7 +753,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     schemas = saved.backup.schemas
     wanted, shapes = saved.witness.objects, catalog.shapes(copy, schemas)
     empty = catalog.unfilled(wanted, shapes) if empty_allowed or choice else []
-    bare = set(choice.empty.values()) if choice else set[str]()
+    bare = {each.told for each in choice.empty.values()} if choice else set[str]()
     gone = [problem for problem in refused if problem.sort != "refresh"]
 
     def left(name: str) -> bool:

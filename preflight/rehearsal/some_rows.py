@@ -39,43 +39,59 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'i', 'I') AND {_OURS}
 """  # noqa: S608 -- a constant
 _PARENTS = "SELECT h.inhrelid::int8, h.inhparent::int8 FROM pg_catalog.pg_inherits h"
-# what leads from one to another; a function's number is negative
+# what leads from one to another, as by what belongs to a table; a function's number is negative
 _LEADING = """
 SELECT i.indexrelid::int8, i.indrelid::int8 FROM pg_catalog.pg_index i
-UNION ALL SELECT w.ev_class::int8, d.refobjid::int8 FROM pg_catalog.pg_rewrite w
- JOIN pg_catalog.pg_depend d ON d.objid = w.oid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
- AND d.refclassid = 'pg_catalog.pg_class'::regclass WHERE d.refobjid <> w.ev_class
-UNION ALL SELECT t.tgrelid::int8, -t.tgfoid::int8 FROM pg_catalog.pg_trigger t
- WHERE NOT t.tgisinternal
-UNION ALL SELECT held.relation::int8, -d.refobjid::int8 FROM (
+UNION ALL SELECT held.relation::int8, CASE d.refclassid WHEN 'pg_catalog.pg_proc'::regclass
+  THEN -d.refobjid::int8 ELSE d.refobjid::int8 END FROM (
   SELECT w.ev_class AS relation, w.oid, 'pg_catalog.pg_rewrite'::regclass AS catalog
   FROM pg_catalog.pg_rewrite w
   UNION ALL SELECT a.adrelid, a.oid, 'pg_catalog.pg_attrdef'::regclass FROM pg_catalog.pg_attrdef a
   UNION ALL SELECT c.conrelid, c.oid, 'pg_catalog.pg_constraint'::regclass
-  FROM pg_catalog.pg_constraint c WHERE c.conrelid <> 0::oid
+  FROM pg_catalog.pg_constraint c WHERE c.conrelid <> 0::oid AND c.contype <> 'f'
+  UNION ALL SELECT a.attrelid, c.oid, 'pg_catalog.pg_constraint'::regclass
+  FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_attribute a ON a.atttypid = c.contypid
+  WHERE c.contypid <> 0::oid
   UNION ALL SELECT i.indrelid, i.indexrelid, 'pg_catalog.pg_class'::regclass
   FROM pg_catalog.pg_index i
+  UNION ALL SELECT t.tgrelid, t.oid, 'pg_catalog.pg_trigger'::regclass
+  FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal
+  UNION ALL SELECT p.polrelid, p.oid, 'pg_catalog.pg_policy'::regclass FROM pg_catalog.pg_policy p
  ) held JOIN pg_catalog.pg_depend d ON d.objid = held.oid AND d.classid = held.catalog
- AND d.refclassid = 'pg_catalog.pg_proc'::regclass
+ AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_class'::regclass)
+ AND d.refobjid <> held.relation
 UNION ALL SELECT -d.objid::int8, CASE d.refclassid WHEN 'pg_catalog.pg_proc'::regclass
   THEN -d.refobjid::int8 ELSE d.refobjid::int8 END
  FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.deptype = 'n'
  AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_class'::regclass)
 """
+_EVENTS = """
+SELECT -e.evtfoid::int8 FROM pg_catalog.pg_event_trigger e WHERE e.evtenabled <> 'D'
+"""
 _FUNCTIONS = f"""
 SELECT p.oid::int8, n.nspname::text, p.proname::text, l.lanname::text, p.prosrc
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-WHERE {_OURS} AND l.lanname NOT IN ('c', 'internal') AND NOT {_MEMBER.format("pg_proc", "p")}
+WHERE {_OURS} AND l.lanname NOT IN ('c', 'internal')
 """  # noqa: S608 -- a constant
+# domains over domains, and tables that are of a type
 _TYPES = f"""
-SELECT DISTINCT n.nspname::text, t.typname::text, a.attrelid::int8
-FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-JOIN pg_catalog.pg_attribute a ON a.atttypid IN (t.oid, t.typarray)
-WHERE {_OURS} AND t.typrelid = 0::oid
+WITH RECURSIVE made (oid, named) AS (
+ SELECT t.oid, t.oid FROM pg_catalog.pg_type t
+ JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE {_OURS} AND t.typrelid = 0::oid
+ UNION SELECT t.oid, made.named FROM made JOIN pg_catalog.pg_type t
+ ON t.typbasetype = made.oid AND t.typtype = 'd'
+)
+SELECT DISTINCT t.typname::text, a.attrelid::int8
+FROM made JOIN pg_catalog.pg_type t ON t.oid = made.named
+JOIN pg_catalog.pg_type m ON m.oid = made.oid
+JOIN pg_catalog.pg_attribute a ON a.atttypid IN (m.oid, m.typarray)
+UNION ALL SELECT t.typname::text, c.oid::int8
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_type t ON t.oid = c.reloftype
 """  # noqa: S608 -- a constant
 _KEYS = """
 SELECT c.oid::int8, c.conname::text, c.conrelid::int8, c.confrelid::int8,
+ c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'),
  pg_catalog.format('constraint %I of %I.%I', c.conname, n.nspname, r.relname)
 FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_class r ON r.oid = c.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
@@ -84,15 +100,28 @@ WHERE c.contype = 'f' AND c.conparentid = 0::oid
 _LOCK_TIMEOUT_MS = 2000  # sizes are asked of files: whoever has a table for himself is in the way
 _DEEPEST = 5
 _WORD = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
-_ONE_NAME = re.compile(r'\s*(?:(?:"[^"]+"|[\w$]+)\s*\.\s*)?("[^"]+"|[^\W\d][\w$]*)\s*')
+_PART = r'(?:"(?:[^"]|"")+"|[\w$]+)'
+_NAMES = re.compile(rf"\s*\{{?\s*{_PART}(?:\s*[.,]\s*{_PART})*\s*\}}?\s*")  # one, or a list
 _MADE_UP = re.compile(r"(?i)\bexecute\b(?!\s+(?:function|procedure)\b)")
+_ALTERS_TYPES = re.compile(r"(?i)\balter\s+(?:domain|type)\b")
+# what tells of rows without reading them, and of keys
+_COUNTED = re.compile(
+    r"(?i)\b(?:pg_(?:total_)?relation_size|pg_(?:table|indexes|database)_size|reltuples|relpages|"
+    r"pg_stat\w*|n_live_tup|relispopulated|ispopulated|lo_\w+|loread|pg_largeobject)\b"
+)
+_KEYS_ASKED = re.compile(
+    r"(?i)\b(?:pg_constraint|pg_get_constraintdef|pg_trigger|table_constraints|"
+    r"referential_constraints|key_column_usage|constraint_\w+_usage)\b"
+)
+_QUERIES = {"SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "TABLE", "CALL", "MERGE", "VALUES"}
 FOREIGN_KEY = "23503"
-# what rows that are missing cannot be the reason of; of a duplicate where nothing is computed
-_CERTAIN = re.compile(r"42...")
+NO_RIGHT = "42501"  # also of a row that a policy does not let in
+_WRONG = re.compile(r"42...")  # in the file itself
 _DUPLICATE = re.compile(r"23505|23P01")
 _BEGINS = {"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SET", "RESET", "VACUUM",
            "ANALYZE", "REINDEX", "CLUSTER"}  # fmt: skip
-_MAKES_ROWS = {"TABLE", "TEMP", "TEMPORARY", "UNLOGGED", "MATERIALIZED"}  # may have a query
+# may have a query
+_MAKES_ROWS = {"TABLE", "TEMP", "TEMPORARY", "LOCAL", "GLOBAL", "UNLOGGED", "MATERIALIZED"}
 UNKNOWN = '"x"'  # what `reach` makes of a name that is put together
 Names = set[tuple[str, str]]  # schema, or none, and name
 
@@ -102,11 +131,15 @@ Names = set[tuple[str, str]]  # schema, or none, and name
 
 @dataclass(slots=True)
 class Said:
-    """What some files name, what of them nobody can read, and whether they write rows."""
+    """What some files name, what of them nobody can read, and what they do with rows."""
 
     names: Names = field(default_factory=set)
+    types: set[str] = field(default_factory=set)  # that they change
     unread: list[str] = field(default_factory=list)
     writes: bool = False
+    decides: bool = False  # what they do, they may do because of rows
+    renames: bool = False  # schemas
+    asks_keys: bool = False
 
 
 def said(scripts: Iterable[Script]) -> Said:
@@ -120,47 +153,84 @@ def said(scripts: Iterable[Script]) -> Said:
             seen.add(text)
             first, *more = [*scan.words(text, 2), ""]
             found.writes |= first not in _BEGINS or (first == "CREATE" and more[0] in _MAKES_ROWS)
-            for why in _read(text, found.names, 0):
+            found.decides |= first in {"DO", "CALL", "EXECUTE"}
+            for why in _read(text, found, 0):
                 if (told := f"{script.file} {why}") not in found.unread:
                     found.unread.append(told)
+    if found.renames:
+        found.names = {("", name) for _, name in found.names}
     return found
 
 
-def _read(text: bytes, names: Names, depth: int) -> Iterator[str]:
+def _read(text: bytes, found: Said, depth: int) -> Iterator[str]:
     """Add what a statement names; yield why there may be more."""
-    node = parser.parsed(text)
+    node, plain = parser.parsed(text), text.decode("utf-8", "replace")
+    found.asks_keys |= _KEYS_ASKED.search(plain) is not None
+    if _COUNTED.search(plain):
+        yield "asks how many rows there are, how large they are, or for large objects"
     if node is None:
-        names |= _words(text.decode("utf-8", "replace"))
+        words = _words(plain)
+        found.names |= words
+        found.types |= {word for _, word in words}
         yield "has a statement that cannot be read here"
         return
-    names |= {(each.schema, each.name) for each in named.names(text, _DEEPEST) if each.name}
-    names |= {
-        ("", found[1].strip('"')) for found in map(_ONE_NAME.fullmatch, _texts(node)) if found
-    }
-    for domain in parser.every(node, "AlterDomainStmt"):
-        names |= {("", part.string.sval) for part in domain.type_name[-1:]}
+    found.names |= {(each.schema, each.name) for each in named.names(text, _DEEPEST) if each.name}
+    found.types |= _changed(node)
+    found.renames |= _renames_schema(node)
     if _of_everything(node):
         yield "has a statement that works on all tables"
-    for inner in reach.inner(node, text) if depth < _DEEPEST else ():
+    if node.WhichOneof("node") in {"do_stmt", "create_function_stmt"}:
+        found.names |= _words(plain)  # not every body has a tree
+    for inner in [*_texts(node, found), *reach.inner(node, text)] if depth < _DEEPEST else ():
         if isinstance(inner, str):
-            yield from _read(inner.encode(), names, depth + 1)
+            yield from _read(inner.encode(), found, depth + 1)
             if UNKNOWN in inner:
-                names |= _words(text.decode("utf-8", "replace"))
+                found.names |= _words(plain)
                 yield "names something that is only known when it runs"
         else:
-            names |= _words(text.decode("utf-8", "replace"))
+            found.names |= _words(plain)
             yield inner.words
 
 
-def _texts(node: Node) -> Iterator[str]:
-    """Yield the texts of a statement: `'users'::regclass` is a name."""
-    return (constant.sval.sval for constant in parser.every(node, "A_Const"))
+def _texts(node: Node, found: Said) -> Iterator[str]:
+    """Add the names in the texts of a statement, as in `'users'::regclass`; yield those of SQL."""
+    for constant in parser.every(node, "A_Const"):
+        text = constant.sval.sval
+        if _NAMES.fullmatch(text):
+            found.names |= _words(text)
+        elif {*scan.words(text.encode(), 1)} & _QUERIES and parser.parsed(text.encode()):
+            yield text
 
 
 def _words(text: str) -> Names:
     """Return every word that could be a name, as it is written and as the server would fold it."""
     found = {quoted.replace('""', '"') or plain for quoted, plain in _WORD.findall(text)}
     return {("", word) for word in found | {word.lower() for word in found}}
+
+
+def _changed(node: Node) -> set[str]:
+    """Return the types that a statement changes."""
+    from postgast import pg_query_pb2  # noqa: PLC0415 -- parsed, so it is loaded
+
+    found = {
+        part.string.sval
+        for domain in parser.every(node, "AlterDomainStmt")
+        for part in domain.type_name[-1:]
+    }
+    return found | {
+        altered.relation.relname
+        for altered in parser.every(node, "AlterTableStmt")
+        if altered.objtype == pg_query_pb2.OBJECT_TYPE
+    }
+
+
+def _renames_schema(node: Node) -> bool:
+    from postgast import pg_query_pb2  # noqa: PLC0415 -- parsed, so it is loaded
+
+    return any(
+        renamed.rename_type == pg_query_pb2.OBJECT_SCHEMA
+        for renamed in parser.every(node, "RenameStmt")
+    )
 
 
 def _of_everything(node: Node) -> bool:
@@ -189,6 +259,11 @@ class Relation:
         parts = (self.schema, self.name)
         return ".".join(quoting.name(part) if set(part) & {".", '"'} else part for part in parts)
 
+    @property
+    def listed(self) -> str:
+        """Schema and name as the list of an archive has them."""
+        return " ".join(" ".join(part.splitlines()) for part in (self.schema, self.name))
+
 
 @dataclass(frozen=True, slots=True)
 class Function:
@@ -199,6 +274,14 @@ class Function:
     language: str
     body: str
 
+    @property
+    def unread(self) -> str | None:
+        """What of it nobody can read beforehand, if there is such."""
+        name = f"the function {self.schema}.{self.name}"
+        if self.language not in {"sql", "plpgsql"} or _MADE_UP.search(self.body):
+            return f"what {name} runs"
+        return f"what {name} counts" if _COUNTED.search(self.body) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -208,6 +291,7 @@ class Key:
     of: int
     to: int
     told: str
+    cascades: bool = False  # what happens to a row there happens to those that refer to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +303,8 @@ class Graph:
     keys: Mapping[int, Key] = field(default_factory=dict)
     parents: Sequence[tuple[int, int]] = ()
     leading: Sequence[tuple[int, int]] = ()
-    types: Sequence[tuple[str, str, int]] = ()
+    types: Sequence[tuple[str, int]] = ()  # the name of one, and who uses it
+    events: Sequence[int] = ()  # the functions of event triggers
 
     def families(self) -> dict[int, int]:
         """Return for each table one that stands for all with which it shares rows: partitions."""
@@ -249,10 +334,14 @@ def look(session: Session) -> Graph:
                 if not only or schema in only
             },
             {-oid: Function(*said) for oid, *said in session.execute(_FUNCTIONS).fetchall()},
-            {oid: Key(*said) for oid, *said in session.execute(_KEYS).fetchall()},
+            {
+                oid: Key(name, of, to, told, cascades)
+                for oid, name, of, to, cascades, told in session.execute(_KEYS).fetchall()
+            },
             session.execute(_PARENTS).fetchall(),
             session.execute(_LEADING).fetchall(),
             session.execute(_TYPES).fetchall(),
+            [number for (number,) in session.execute(_EVENTS).fetchall()],
         )
 
 
@@ -268,11 +357,15 @@ class Choice:
     left_out: tuple[str, ...]  # of those that the files touch: there was no room
     unread: tuple[str, ...]  # what else may be touched
     size: int  # of the tables with rows, in bytes
-    empty: Mapping[int, str]  # tables without, by oid
-    views: Mapping[int, str]  # materialised ones that are not filled
+    empty: Mapping[int, Relation]  # tables without, by oid
+    views: Mapping[int, Relation]  # materialised ones that are not filled
     keys: Mapping[int, Key]  # foreign keys that these rows would break
+    relations: Mapping[int, Relation] = field(default_factory=dict)
     loose: frozenset[str] = frozenset()  # names of those that a new row would break
+    untried: tuple[str, ...] = ()  # what no file can fail on here
     writes: bool = False  # rows that the files compute, maybe from what is not there
+    decides: bool = False  # so may they what they do
+    asks_keys: bool = False
 
     def without(self) -> dict[str, Collection[int] | None]:
         """Return what of an archive is not restored: kinds of entries, and of which oids or all."""
@@ -283,9 +376,27 @@ class Choice:
             "BLOBS": None,
         }
 
+    def comments(self) -> list[str]:
+        """Return how the entries of an archive begin that are about keys that are left out."""
+        whose = [(self.relations[key.of], key.name) for key in self.keys.values()]
+        return [f"{each.schema} CONSTRAINT {name} ON {each.name} " for each, name in whose]
+
+    def renamed(self, oid: int, entry: str) -> str | None:
+        """Return what a table is called by now, where an entry of an archive has another name."""
+        now = self.empty.get(oid)
+        if now is None or not now.listed.isascii() or entry.startswith(f"{now.listed} "):
+            return None
+        return now.told
+
     def told(self) -> dict[str, Any]:
         """Return it as an event has it."""
         return {"partial": True, "tables": list(self.tables)}
+
+    @property
+    def lacking(self) -> list[str]:
+        """What is not there although all objects are."""
+        return [*sorted(key.told for key in self.keys.values()),
+                *sorted(f"rows of {view.told}" for view in self.views.values())]  # fmt: skip
 
     @property
     def doubt(self) -> str:
@@ -319,9 +430,13 @@ def chosen(
 
 
 def choose(graph: Graph, wanted: Said, free: int, reason: str) -> Choice:
-    """Return the choice for these names; a table comes with its partitions, or not at all."""
+    """Return the choice for these names; a table comes with its partitions, or not at all.
+
+    Raises Unavailable where even what always has rows has no room.
+    """
     families = graph.families()
-    touched, unread = _touched(graph, wanted, families)
+    reached = _reached(graph, wanted, families)
+    touched = {families[oid] for oid in reached.seen if oid in families}
     sizes: dict[int, int] = {}
     for oid, relation in graph.relations.items():
         sizes[families[oid]] = sizes.get(families[oid], 0) + relation.size
@@ -331,91 +446,126 @@ def choose(graph: Graph, wanted: Said, free: int, reason: str) -> Choice:
     children = {of for of, what in to if what in touched} - touched - parents
     filled = {families[oid] for oid, each in graph.relations.items() if each.always}
     used = sum(sizes[each] for each in filled)
+    if used > free:
+        raise scratch.Unavailable(reason)
     for group in (touched, parents, children):
         for each in sorted(group - filled, key=lambda one: (sizes[one], one)):
             if used + sizes[each] <= free:
                 filled.add(each)
                 used += sizes[each]
-    found = _choice(graph, families, filled, touched, (reason, tuple(unread), used))
-    return dataclasses.replace(found, writes=wanted.writes)
+    found = _choice(graph, families, filled, reached.seen, (reason, tuple(reached.unread), used))
+    return dataclasses.replace(
+        found,
+        untried=_untried(graph, families, filled, touched) if wanted.writes else (),
+        writes=wanted.writes,
+        decides=wanted.decides or reached.calls,
+        asks_keys=wanted.asks_keys and bool(found.keys),
+    )
+
+
+def _untried(
+    graph: Graph, families: Mapping[int, int], filled: Collection[int], touched: Collection[int]
+) -> tuple[str, ...]:
+    """Name the tables whose rows would keep one that they refer to, and are not there."""
+    return tuple(sorted(
+        f"rows of {graph.relations[key.of].told}" for key in graph.keys.values()
+        if families.get(key.to) in touched
+        and key.of in families and families[key.of] not in {*filled, *touched}
+    ))  # fmt: skip
 
 
 def _choice(
     graph: Graph,
     families: Mapping[int, int],
     filled: Collection[int],
-    touched: Collection[int],
+    reached: Collection[int],
     said: tuple[str, tuple[str, ...], int],
 ) -> Choice:
     reason, unread, used = said
     tables = {oid: each for oid, each in graph.relations.items() if each.kind == "r"}
     full = {oid for oid in tables if families[oid] in filled}
-    empty = {oid: each.told for oid, each in tables.items() if oid not in full}
+    touched = {families[oid] for oid in reached if oid in families}
     lost = {key.to for key in graph.keys.values()
             if key.to in families and families[key.to] not in filled}  # fmt: skip
     leading = _led(graph.leading)
     views = {
-        oid: each.told
+        oid: each
         for oid, each in graph.relations.items()
         if each.kind == "m" and not _whole(graph, oid, leading, (families, filled))
     }
     return Choice(
         reason,
         tuple(sorted(each.told for oid, each in tables.items() if oid in full and not each.always)),
-        tuple(sorted(each.told for oid, each in tables.items()
-                     if families[oid] in touched and oid not in full)),
+        tuple(sorted(each.told for oid, each in graph.relations.items()
+                     if (families[oid] in touched and oid in tables.keys() - full)
+                     or (oid in reached and oid in views))),
         unread,
         used,
-        empty,
+        {oid: each for oid, each in tables.items() if oid not in full},
         views,
         {
             oid: key
             for oid, key in graph.keys.items()
             if key.to in lost and families.get(key.of) in filled
         },
+        graph.relations,
         frozenset(key.name for key in graph.keys.values() if key.to in lost),
     )  # fmt: skip
 
 
-def _touched(graph: Graph, wanted: Said, families: Mapping[int, int]) -> tuple[set[int], list[str]]:
-    """Return the families of tables that names lead to, and what on the way cannot be read."""
-    leading, unread, by_name = _led(graph.leading), list(wanted.unread), _by_name(graph)
+@dataclass(slots=True)
+class _Reached:
+    """What names lead to: oids of relations and numbers of functions; what nobody can read."""
+
+    seen: set[int] = field(default_factory=set)
+    unread: list[str] = field(default_factory=list)
+    calls: bool = False  # a function of the database
+
+
+def _reached(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reached:
+    """Return what names lead to, event triggers included; what rows pull along, if any change."""
+    pulled = ((key.to, key.of) for key in graph.keys.values() if key.cascades and wanted.writes)
+    leading, by_name = _led([*graph.leading, *pulled]), _by_name(graph)
     members = _led((family, oid) for oid, family in families.items())
+    users = _led(graph.types)
+    found = _Reached(unread=list(wanted.unread))
 
-    def named_by(names: Names) -> list[int]:
-        found = ((schema, each) for schema, name in names for each in by_name.get(name, ()))
-        return [oid for schema, (place, oid) in found if schema in {"", place}]
+    def named_by(names: Names, types: Iterable[str] = ()) -> list[int]:
+        places = ((schema, each) for schema, name in names for each in by_name.get(name, ()))
+        of_types = [oid for name in types for oid in users.get(name, ())]
+        return [*of_types, *(oid for schema, (place, oid) in places if schema in {"", place})]
 
-    rest, seen = named_by(wanted.names), set[int]()
+    rest = named_by(wanted.names, wanted.types)
+    found.calls = any(oid in graph.functions for oid in rest)
+    rest += graph.events
     while rest:
-        if (oid := rest.pop()) in seen:
+        if (oid := rest.pop()) in found.seen:
             continue
-        seen.add(oid)
+        found.seen.add(oid)
         rest += leading.get(oid, ())
         if (function := graph.functions.get(oid)) is not None:
-            rest += named_by(_words(function.body))
-            if function.language not in {"sql", "plpgsql"} or _MADE_UP.search(function.body):
-                unread.append(f"what the function {function.schema}.{function.name} runs")
+            words = _words(function.body)
+            alters = _ALTERS_TYPES.search(function.body)
+            rest += named_by(words, [word for _, word in words] if alters else [])
+            if why := function.unread:
+                found.unread.append(why)
         elif oid in families:
             rest += members[families[oid]]
-    tables = {oid for oid in seen if oid in families and graph.relations[oid].kind in {"r", "p"}}
-    return {families[oid] for oid in tables}, unread
+    return found
 
 
 def _by_name(graph: Graph) -> dict[str, list[tuple[str, int]]]:
-    """Return schema and oid of all that has a name; a type stands for the tables that use it."""
+    """Return schema and oid of all that has a name."""
     found: dict[str, list[tuple[str, int]]] = {}
     for oid, relation in graph.relations.items():
         found.setdefault(relation.name, []).append((relation.schema, oid))
     for oid, routine in graph.functions.items():
         found.setdefault(routine.name, []).append((routine.schema, oid))
-    for schema, name, oid in graph.types:
-        found.setdefault(name, []).append((schema, oid))
     return found
 
 
-def _led(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+def _led(pairs: Iterable[tuple[Any, int]]) -> dict[Any, list[int]]:
+    found: dict[Any, list[int]] = {}
     for one, other in pairs:
         found.setdefault(one, []).append(other)
     return found
@@ -463,6 +613,7 @@ def explained(choice: Choice | None, failure: RehearsalFailed) -> scratch.Unavai
         return None
     said, state = str(failure), failure.problem.sqlstate or ""
     words = set(re.findall(r"[\w$]+", said))
+    words |= {word.rstrip("0123456789") for word in words}  # as a second key of that name has it
 
     def told(names: Iterable[str]) -> bool:
         return any(name in words or f'"{name}"' in said for name in names)
@@ -472,9 +623,16 @@ def explained(choice: Choice | None, failure: RehearsalFailed) -> scratch.Unavai
         why = f"the copy is without foreign keys that {console.some(sorted(missing)) or 'it'} needs"
         return scratch.Unavailable(f"{failure}, and the copy has rows of some tables alone: {why}",
                                    level="warning")  # fmt: skip
-    certain = _CERTAIN.fullmatch(state) or (_DUPLICATE.fullmatch(state) and not choice.writes)
-    if choice.doubt and not certain:
+    doubt = choice.doubt or ("foreign keys" if choice.asks_keys else "")
+    if doubt and not _certain(choice, state):
         return scratch.Unavailable(
-            f"{failure}, and the copy may be without what it needs: {choice.doubt}", level="warning"
+            f"{failure}, and the copy may be without what it needs: {doubt}", level="warning"
         )
     return None
+
+
+def _certain(choice: Choice, state: str) -> bool:
+    """Tell whether rows that are missing cannot be the reason of an error."""
+    if _WRONG.fullmatch(state):
+        return not choice.decides and state != NO_RIGHT
+    return _DUPLICATE.fullmatch(state) is not None and not choice.writes

@@ -513,7 +513,7 @@ def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
         where=copy.where,
         fidelity=copy.fidelity,
         **({"schemas": copy.part.schemas} if copy.part else {}),
-        without=list(copy.without) or None,
+        without=[*copy.without, *(copy.choice.lacking[:100] if copy.choice else ())] or None,
         migrations=[file.name for file in trial.files],
         rollbacks_tried=[file.name for file in trial.undone],
         **trial.gauge.told(),

@@ -151,6 +151,72 @@ def test_clone_that_is_not_as_the_live_database_is_not_used(
 
 
 @pytest.mark.usefixtures("applied")
+def test_clone_that_is_further_in_a_file_is_not_used(
+    run: Run, database: servers.Database, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """Both have stopped in it, but not at the same statement: that would be another trial."""
+    stops = "-- preflight: no-transaction\nUPDATE one SET id = 8; SELECT 1 / count(*) FROM three;"
+    migrations({**ONE, "002_part.sql": stops})
+    database.script("CREATE TABLE three (id int)")
+    off = {"PREFLIGHT_REHEARSE": "off"}
+    assert 31 == run(env=off).code
+    clone, env = make_clone()
+    same = run(env=env)
+    clone.script("UPDATE preflight.migrations SET statements_done = 0 WHERE version = 2")
+    other = run(env=env)
+
+    assert "rehearsal.failed" == same.finished["error"]["code"], same
+    assert (27, "rehearsal.unavailable") == (other.code, other.finished["error"]["code"]), other
+    assert "another history than the live database: 002" in other.finished["error"]["message"]
+
+
+def test_clone_with_other_repeatable_files_is_not_used(
+    run: Run, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """A file that it had in another text is not what is tried."""
+    flyway = {"PREFLIGHT_LAYOUT": "flyway", "PREFLIGHT_REHEARSE": "off"}
+    view = {"R__ids.sql": "CREATE OR REPLACE VIEW ids AS SELECT id FROM one;"}
+    migrations({"V1__one.sql": "CREATE TABLE one (id int);", **view})
+    assert 0 == run(env=flyway).code
+    clone, env = make_clone()
+    clone.script("UPDATE preflight.repeatables SET checksum = repeat('0', 64)")
+    migrations({"V3__three.sql": "CREATE TABLE three ();"})
+    result = run(env={**flyway, **env})
+
+    assert 27 == result.code, result
+    assert "another history than the live database: " in result.finished["error"]["message"]
+    assert "ids" in result.finished["error"]["message"]
+
+
+@pytest.mark.usefixtures("applied")
+def test_clone_that_takes_no_changes_is_not_used(
+    run: Run, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """Read-only, as a standby is: `auto` says so and goes on."""
+    clone, env = make_clone()
+    clone.script(f"ALTER DATABASE {clone.name} SET default_transaction_read_only = on")
+    migrations({**ONE, **THREE})
+    result = run(env={**env, "PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_WAIT_TIMEOUT_S": "1"})
+
+    assert 0 == result.code, result
+    assert "read-only" in result.event("rehearsal.skipped")[0]["reason"]
+
+
+@pytest.mark.usefixtures("applied")
+def test_clone_that_is_the_second_of_several_hosts_stays_it(
+    run: Run, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """The session is led to where the first one was, and no file meets another host."""
+    clone, env = make_clone()
+    there = url(clone, host=f"127.0.0.1:1,{clone.server.host}")
+    migrations({**ONE, **TWO})
+    result = run(env={**env, "PREFLIGHT_REHEARSE_CLONE_URL": there})
+
+    assert (0, ["002_two"]) == (result.code, result.finished["applied"]), result
+    assert [1, 1] == clone.query("SELECT id FROM two")
+
+
+@pytest.mark.usefixtures("applied")
 def test_clone_on_the_same_server_keeps_its_files_inside(
     run: Run, database: servers.Database, make_clone: MakeClone, migrations: WriteMigrations
 ) -> None:

@@ -117,6 +117,48 @@ def test_partial_rehearsal_says_what_it_had_and_proves_no_backup(
             "ALTER DOMAIN mail ADD CHECK (VALUE LIKE '%@%');",
             id="domain",
         ),
+        pytest.param(
+            "CREATE DOMAIN mail AS text; CREATE DOMAIN work AS mail; CREATE TABLE mails (m work); "
+            "INSERT INTO mails VALUES ('no')",
+            "ALTER DOMAIN mail ADD CHECK (VALUE LIKE '%@%');",
+            id="domain over domain",
+        ),
+        pytest.param(
+            "CREATE TYPE pair AS (a text); CREATE TABLE pairs OF pair; "
+            "INSERT INTO pairs VALUES ('long')",
+            "ALTER TYPE pair ALTER ATTRIBUTE a TYPE varchar(1) CASCADE;",
+            id="table of a type",
+        ),
+        pytest.param(
+            "CREATE TABLE homes_of (id int PRIMARY KEY, user_id int REFERENCES users "
+            "ON DELETE CASCADE); INSERT INTO homes_of VALUES (1, 500);"
+            "CREATE TABLE rooms (home_id int REFERENCES homes_of); INSERT INTO rooms VALUES (1)",
+            "DELETE FROM users WHERE id = 500;",
+            id="cascade",
+        ),
+        pytest.param(
+            "CREATE SCHEMA old; CREATE TABLE old.t (id int); INSERT INTO old.t VALUES (1), (1)",
+            "ALTER SCHEMA old RENAME TO new; CREATE UNIQUE INDEX ON new.t (id);",
+            id="renamed schema",
+        ),
+        pytest.param(
+            "",
+            "DO $$BEGIN IF to_regclass('USERS') IS NULL THEN RETURN; END IF; END$$;"
+            "SELECT 1 / (xpath('//n/text()', query_to_xml("
+            "'SELECT (count(*) < 5)::int AS n FROM Notes', true, false, '')))[1]::text::int;"
+            "DO $$DECLARE o notes%ROWTYPE; BEGIN SELECT * INTO STRICT o FROM notes; END$$;",
+            id="text",
+        ),
+        pytest.param(
+            "CREATE TABLE rules (tag text); INSERT INTO rules VALUES ('CREATE VIEW');"
+            "CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS "
+            "'BEGIN IF EXISTS (SELECT FROM public.rules WHERE tag = tg_tag) "
+            "THEN RAISE ''not so''; END IF; END';"
+            "CREATE EVENT TRIGGER look ON ddl_command_end WHEN TAG IN ('CREATE VIEW') "
+            "EXECUTE FUNCTION look()",
+            "CREATE VIEW one AS SELECT 1 AS one;",
+            id="event trigger",
+        ),
     ],
 )
 def test_file_meets_the_rows_that_it_gets_to_by_other_ways(
@@ -126,7 +168,7 @@ def test_file_meets_the_rows_that_it_gets_to_by_other_ways(
     database: servers.Database,
     migrations: WriteMigrations,
 ) -> None:
-    """Through a view, a trigger, partitions, a block, a function, a domain."""
+    """Through a view, a trigger, partitions, a block, a function, a type, a key, a name."""
     database.script(f"{SHOP};{more}")
     migrations({"001_one.sql": statement})
     result = run()
@@ -149,6 +191,25 @@ def test_file_meets_the_rows_that_it_gets_to_by_other_ways(
             id="foreign key",
         ),
         pytest.param("SELECT 1 / count(*) FROM long_ones;", "long_ones", id="view"),
+        pytest.param(
+            "DO $$BEGIN IF EXISTS (SELECT FROM bulk) THEN CREATE TABLE made (); END IF; END$$;"
+            "ALTER TABLE made ADD x int;",
+            "the rows of public.bulk",
+            id="decided by rows",
+        ),
+        pytest.param(
+            "SELECT count(*) FROM orders; DO $$BEGIN IF (SELECT count(*) FROM pg_constraint "
+            "WHERE contype = 'f' AND conrelid = 'orders'::regclass) < 2 THEN RAISE 'x'; END IF; "
+            "END$$;",
+            "foreign keys",
+            id="keys counted",
+        ),
+        pytest.param(
+            "DO $$BEGIN IF (SELECT max(pg_relation_size(oid)) FROM pg_class) < 5000000 THEN "
+            "RAISE 'x'; END IF; END$$;",
+            "how many rows there are",
+            id="sizes asked",
+        ),
     ],
 )
 def test_rows_that_are_missing_are_no_reason_to_refuse_a_file(
@@ -162,6 +223,65 @@ def test_rows_that_are_missing_are_no_reason_to_refuse_a_file(
     (skipped,) = result.event("rehearsal.skipped")
     assert 0 == result.code, result
     assert why in skipped["reason"]
+
+
+@pytest.mark.parametrize(
+    ("more", "statement", "said"),
+    [
+        pytest.param(
+            "", "INSERT INTO orders VALUES (5000, 1, -1);", "orders_bulk_id_fkey", id="foreign key"
+        ),
+        pytest.param(
+            "CREATE TABLE logins (user_id int REFERENCES users, note text);"
+            "INSERT INTO logins SELECT 700, md5(n::text) FROM generate_series(1, 50000) n",
+            "DELETE FROM users WHERE id = 700;",
+            "rows of public.logins",
+            id="referring rows",
+        ),
+        pytest.param(
+            "CREATE FUNCTION ones() RETURNS SETOF int LANGUAGE sql AS 'VALUES (1), (1)';"
+            "CREATE MATERIALIZED VIEW twice AS SELECT ones() AS one",
+            "CREATE UNIQUE INDEX ON twice (one);",
+            "the rows of public.twice",
+            id="view",
+        ),
+    ],
+)
+def test_what_a_partial_rehearsal_cannot_try_is_said(  # noqa: PLR0913, PLR0917 -- fixtures
+    more: str,
+    statement: str,
+    said: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """What stops the file in earnest did not on the copy: the log has named it before."""
+    database.script(f"{SHOP};{more}")
+    migrations({"001_one.sql": statement})
+    result = run()
+
+    assert 30 == result.code, result
+    (passed,), warned = result.event("rehearsal.passed"), result.event("rehearsal.warned")
+    assert said in f"{passed['without']} {[each['reason'] for each in warned]}"
+
+
+def test_comment_on_a_key_that_is_left_out_is_left_out_with_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Under any name; the rehearsal says which keys it was without."""
+    database.script(
+        f'{SHOP}; CREATE TABLE "A. b""c\nd" (id int REFERENCES bulk, u int REFERENCES users);'
+        'INSERT INTO "A. b""c\nd" VALUES (1, 1);'
+        'COMMENT ON CONSTRAINT "A. b""c\nd_id_fkey" ON "A. b""c\nd" IS $$a\nb$$;'
+        "COMMENT ON CONSTRAINT orders_bulk_id_fkey ON orders IS 'what is sold'"
+    )
+    migrations({"001_one.sql": "ALTER TABLE users ADD note text;"})
+    result = run()
+
+    (started,), (passed,) = result.event("rehearsal.started"), result.event("rehearsal.passed")
+    assert 0 == result.code, result
+    assert started["without"] == passed["without"]
+    assert "constraint orders_bulk_id_fkey of public.orders" in passed["without"]
 
 
 def test_jobs_are_as_many_as_was_said(

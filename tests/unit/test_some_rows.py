@@ -6,7 +6,7 @@ import pytest
 
 from preflight.base.errors import RehearsalFailed
 from preflight.files import migrations
-from preflight.rehearsal import some_rows
+from preflight.rehearsal import scratch, some_rows
 
 USERS, ORDERS, COUNTRIES, BULK, PARTS, PART, VIEW = range(1, 8)
 SIZES = {USERS: 10, ORDERS: 30, COUNTRIES: 1, BULK: 100, PART: 20}
@@ -31,13 +31,14 @@ def graph() -> some_rows.Graph:
         },
         parents=[(PART, PARTS)],
         leading=[(VIEW, USERS)],
-        types=[("public", "mail", USERS)],
+        types=[("mail", USERS)],
     )  # fmt: skip
 
 
 def choice(free: int, *names: str) -> some_rows.Choice:
     """Return what is chosen for some names without a schema."""
-    return some_rows.choose(graph(), some_rows.Said({("", name) for name in names}), free, "why")
+    said = some_rows.Said({("", name) for name in names}, set(names))
+    return some_rows.choose(graph(), said, free, "why")
 
 
 def test_touched_tables_come_with_what_they_refer_to_and_what_refers_to_them() -> None:
@@ -46,7 +47,7 @@ def test_touched_tables_come_with_what_they_refer_to_and_what_refers_to_them() -
 
     assert ("public.countries", "public.orders", "public.users") == found.tables
     assert (41, [13], {"of_bulk"}) == (found.size, list(found.keys), set(found.loose))
-    assert {BULK: "public.bulk", PART: "public.part"} == found.empty
+    assert {BULK: "public.bulk", PART: "public.part"} == {n: t.told for n, t in found.empty.items()}
     assert "" == found.doubt
 
 
@@ -125,3 +126,37 @@ def test_what_a_file_may_touch_unseen_is_known(text: str, unread: bool, writes: 
     found = some_rows.said([migrations.Script("001_a.sql", text.encode(), "sum")])
 
     assert (unread, writes) == (bool(found.unread), found.writes)
+
+
+def test_table_that_was_renamed_since_the_dump_is_noticed() -> None:
+    """By its number; under any name, and not where the archive is in another encoding."""
+    odd = some_rows.Relation("public", "a\nb", "r")
+    found = dataclasses.replace(
+        choice(41, "users"), empty={1: odd, 2: some_rows.Relation("a", "ü", "r")}
+    )
+
+    assert [None, "public.a\nb", None, None] == [
+        found.renamed(1, "public a b owner"),
+        found.renamed(1, "public before owner"),
+        found.renamed(2, "a ? owner"),
+        found.renamed(3, "public other owner"),
+    ]
+
+
+def test_what_always_has_its_rows_may_be_too_much() -> None:
+    """Then nothing is restored, and the reason is why not all."""
+    ours = some_rows.Graph({1: some_rows.Relation("preflight", "journal", "r", 20, always=True)})
+
+    with pytest.raises(scratch.Unavailable, match="why"):
+        some_rows.choose(ours, some_rows.Said(), 10, "why")
+
+
+def test_error_in_the_file_is_doubted_where_rows_decide_what_it_does() -> None:
+    """What a block makes, or not, because of rows; and what a policy lets in."""
+    found = choice(10, "users", "bulk")
+    missing = failure('relation "made" does not exist', "42P01")
+    deciding = dataclasses.replace(found, decides=True)
+
+    assert None is some_rows.explained(found, missing)
+    assert some_rows.explained(deciding, missing)
+    assert some_rows.explained(found, failure("new row violates row-level security", "42501"))
