@@ -3,8 +3,6 @@
 It uses nothing but Python's own, of which nothing can be missing.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -34,7 +32,7 @@ def error_of(error: BaseException) -> dict[str, object] | None:
     }
 
 
-def _tell(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+def _tell(kind: type[BaseException], error: BaseException, _trace: "TracebackType | None") -> None:
     import json  # noqa: PLC0415 -- each only for the last word
     from contextlib import suppress  # noqa: PLC0415
     from datetime import UTC, datetime  # noqa: PLC0415

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SMALL = 65_536  # bytes that are asked for at once: most files have fewer
 stops: list[int] = []  # signals that came while we looked
-Files = dict[tuple[int, str, str], str]  # from version, name and kind to the text's hash
+NONE: dict[str, str] = {}  # no companion
 
 
 class Line:
@@ -102,14 +102,13 @@ def answer() -> tuple[str, str, str] | None:
     if directory != os.path.normpath(directory) or directory.startswith("//"):
         return None  # a path is said in its plain form
     files = read(directory)  # what is wrong with it is told before anybody knocks
-    require_whole(files)
+    lines = files.lines()
     asking = _Asking(target, settings.get("schema", "preflight"))
-    forward = sorted(part for part in files if part[2] == "up")
-    (_, newest, _), count = forward[-1], len(forward)
-    log.add("files.loaded", "", count=count, newest=newest, directory=directory)
+    newest, _ = files.forward[max(files.forward)]
+    log.add("files.loaded", "", count=len(lines), newest=newest, directory=directory)
     connecting = time.monotonic()
     recorded = asking.answer()
-    if recorded is None or not same(files, recorded):
+    if recorded is None or len(recorded) != len(lines) or set(recorded) != lines:
         return None
     waited_s = round(time.monotonic() - connecting, 3)
     log.add("server.ready", "", attempts=1, waited_s=waited_s)
@@ -121,10 +120,39 @@ def answer() -> tuple[str, str, str] | None:
     return "".join(log.lines), message, settings.get("termination_log", "/dev/termination-log")
 
 
+class Files:
+    """The hashes of the files: of the forward ones by version, of what stands beside by name."""
+
+    def __init__(self) -> None:
+        self.forward: dict[int, tuple[str, str]] = {}
+        self.beside: dict[str, dict[str, str]] = {}
+
+    def add(self, part: tuple[int, str, str], checksum: str) -> None:
+        """Add a file; raises Unclear for a second one of a version."""
+        version, name, kind = part
+        if kind != "up":
+            self.beside.setdefault(name, {})[kind] = checksum
+        elif version in self.forward:
+            raise told.Unclear
+        else:
+            self.forward[version] = (name, checksum)
+
+    def lines(self) -> set[str]:
+        """Return what the history has to say of them; raises Unclear for a companion alone."""
+        found, beside = set(), dict(self.beside)
+        for version, (name, checksum) in self.forward.items():
+            companions = beside.pop(name, NONE)
+            ends = "|".join([companions.get(kind, "") for kind in names.KINDS])
+            found.add(f"{version}|{name}|done|{checksum}|{ends}")
+        if beside or not found:
+            raise told.Unclear
+        return found
+
+
 def read(directory: str) -> Files:
     """Return the hash of every file; raises OSError, Unclear."""
     before = _mount(directory)
-    found: Files = {}
+    found = Files()
     place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for file in os.listdir(place):  # noqa: PTH208
@@ -132,21 +160,12 @@ def read(directory: str) -> Files:
                 part = names.parts(file)
                 if part is None:
                     raise told.Unclear
-                found[part] = _hash(file, place)
+                found.add(part, _hash(file, place))
     finally:
         os.close(place)
     if _mount(directory) != before:
         raise told.Unclear
     return found
-
-
-def require_whole(files: Files) -> None:
-    """Make sure that each version is one file's, and each companion's file is there."""
-    forward = [(version, name) for version, name, kind in files if kind == "up"]
-    versions = {version for version, _ in forward}
-    alone = {(version, name) for version, name, _ in files} - set(forward)
-    if not forward or len(versions) != len(forward) or alone:
-        raise told.Unclear
 
 
 def _mount(directory: str) -> str:
@@ -166,12 +185,12 @@ def _hash(file: str, place: int) -> str:
             text += _rest(descriptor)
     finally:
         os.close(descriptor)
-    if b"\0" in text or text.isspace():
+    if 0 in text or text.isspace():  # a number is found without the error that b"\0" costs first
         raise told.Unclear
-    text.decode()  # a UnicodeError is for the full path
-    if text.startswith(b"\xef\xbb\xbf"):
-        text = text[3:]
-    if b"\r" in text:
+    if not text.isascii():
+        text.decode()  # a UnicodeError is for the full path
+        text = text.removeprefix(b"\xef\xbb\xbf")
+    if 13 in text:  # noqa: PLR2004 -- "\r"
         text = text.replace(b"\r\n", b"\n")
     digest: str = sha256(text).hexdigest()
     return digest
@@ -187,23 +206,6 @@ def _rest(descriptor: int) -> bytes:
     if len(text) != left:
         raise told.Unclear
     return text
-
-
-def same(files: Files, recorded: "list[str]") -> bool:
-    """Tell whether these files, and no others, are recorded as done with these very texts.
-
-    A companion without its forward file belongs to no line.
-    """
-    known, used = set(recorded), 0
-    for (version, name, kind), checksum in files.items():
-        if kind == "up":
-            companions = [files.get((version, name, each), "") for each in names.KINDS]
-            used += 1 + sum(map(bool, companions))
-            line = "|".join((str(version), name, "done", checksum, *companions))
-            if line not in known:
-                return False
-            known.remove(line)
-    return used == len(files) and not known
 
 
 class _Asking:

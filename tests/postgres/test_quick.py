@@ -28,10 +28,9 @@ ALONE = f"import sys; sys.path.insert(0, {str(servers.REPOSITORY)!r}); import en
 FULL = [sys.executable, "-c", f"{ALONE}; sys.exit(entrypoint.main())"]
 QUICK = [sys.executable, str(program.ENTRYPOINT)]
 MAY_BE_LOADED = {  # beside what Python itself loads before the first line of ours
-    "__future__", "_ctypes", "_sha256", "_sha2", "_struct", "ctypes", "ctypes._endian", "preflight",
-    "preflight.base", "preflight.base.plain", "preflight.base.unloadable", "preflight.files",
-    "preflight.files.names", "preflight.quick", "preflight.quick.asked", "preflight.quick.door",
-    "preflight.quick.told", "struct", "types",
+    "_ctypes", "_sha256", "_sha2", "preflight", "preflight.base", "preflight.base.plain",
+    "preflight.base.unloadable", "preflight.files", "preflight.files.names", "preflight.quick",
+    "preflight.quick.asked", "preflight.quick.door", "preflight.quick.told",
 }  # fmt: skip
 Said = tuple[int, str, str, str]
 
@@ -108,9 +107,15 @@ def vocabularies(env: dict[str, str]) -> dict[str, dict[str, str]]:
     secret = Path(env["PREFLIGHT_TERMINATION_LOG"]).with_name("secret")
     secret.write_text(f"{password}\n")
     by_file = {name: value for name, value in official.items() if name != "POSTGRES_PASSWORD"}
+    passfile = secret.with_name("passfile")
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    passfile.write_text(f"{host}:{port}:*:{user}:{escaped}\n")
+    passfile.chmod(0o600)
+    unsaid = {name: value for name, value in env.items() if name != "PGPASSWORD"}
     url = f"postgresql://{user}:{quote(password)}@{host}:{port}/{database}"
     return {
         "PG*": env,
+        "PGPASSFILE": unsaid | {"PGPASSFILE": str(passfile)},
         "POSTGRES_*": kept | official,
         "POSTGRES_PASSWORD_FILE": kept | by_file | {"POSTGRES_PASSWORD_FILE": str(secret)},
         "DATABASE_URL": kept | {"DATABASE_URL": url},
@@ -153,7 +158,9 @@ def test_one_question_is_asked(
         database.server.reload()
 
     assert 1 == new.count("connection received:")
-    assert 1 == new.count("statement: BEGIN ISOLATION LEVEL")
+    asked = [line for line in new.splitlines() if "/pg-preflight@" in line and "ment: " in line]
+    assert 1 == len(asked), asked
+    assert "statement: BEGIN ISOLATION LEVEL" in asked[0]
 
 
 def test_it_is_quick_again_on_every_version(
@@ -218,6 +225,93 @@ def test_every_other_state_of_the_files_is_left_to_the_full_path(
     assert done()
 
 
+def other_text(file: Path) -> None:
+    """Change a file so that only its text shows it: of the same size, and as old as before."""
+    was = file.stat()
+    file.write_bytes(file.read_bytes().swapcase())
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def moved(file: Path, name: str) -> Path:
+    """Give a file another name."""
+    return file.rename(file.with_name(name))
+
+
+def copied(file: Path, name: str) -> Path:
+    """Make a file beside another."""
+    new = file.with_name(name)
+    new.write_bytes(file.read_bytes())
+    return new
+
+
+MANY = 2_000  # also seen with 10,000
+ONE_OF_MANY: dict[str, Callable[[Path], Path | None]] = {  # what is there now and was not
+    "gone": lambda f: f.unlink(),
+    "another text": other_text,
+    "its last byte": lambda f: os.truncate(f, f.stat().st_size - 1),
+    "a digit more": lambda f: moved(f, f"0{f.name}"),
+    "capitals": lambda f: moved(f, f.name.upper()),
+    "other digits": lambda f: moved(f, f"\u0661{f.name[1:]}"),
+    "two underscores": lambda f: moved(f, f.name.replace("_", "__")),
+    "no word": lambda f: moved(f, f.name.replace("_x", "_")),
+    "twice": lambda f: copied(f, f"0{f.name}"),
+    "a companion": lambda f: copied(f, f"{f.stem}_verify.sql"),
+    "a stranger's companion": lambda f: copied(f, f"{f.stem}s_verify.sql"),
+}
+
+
+def test_one_of_many_files_is_never_overlooked(
+    done: Callable[[], bool],
+    connection: psycopg.Connection,
+    migrations: WriteMigrations,
+    environment: dict[str, str],
+) -> None:
+    """At the first, a middle and the last place of thousands."""
+    connection.execute(
+        """INSERT INTO preflight.migrations (version, name, checksum, state, how, up_sql,
+ tool_version, run_id) SELECT n, n || '_x', encode(sha256(convert_to(t, 'UTF8')), 'hex'), 'done',
+ 'applied', t, '0.1.0', 'r' FROM generate_series(10000, 9999 + %s::int) n,
+ LATERAL (SELECT format(E'SELECT %%s;\\n', n)) AS text (t)""",
+        [MANY],
+    )
+    for number in range(10_000, 10_000 + MANY):
+        (migrations.directory / f"{number}_x.sql").write_text(f"SELECT {number};\n")
+
+    assert done()
+    assert said(FULL, environment) == said(QUICK, environment)
+    for number in (10_000, 10_000 + MANY // 2, 9_999 + MANY):
+        file = migrations.directory / f"{number}_x.sql"
+        text = file.read_bytes()
+        for name, change in ONE_OF_MANY.items():
+            new = change(file)
+            assert (number, name, False) == (number, name, done())
+            if new is not None:
+                new.unlink()
+            file.write_bytes(text)
+    assert done()
+
+
+def test_question_reads_as_much_however_many_tables_there_are(
+    done: Callable[[], bool], connection: psycopg.Connection
+) -> None:
+    """A start is not the slower for the tables of the app."""
+    assert done()
+    from preflight.quick import asked  # noqa: PLC0415
+
+    def pages() -> int:
+        question = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {asked.statements('preflight')[0]}"
+        (plan,) = connection.execute(question.encode()).fetchone() or (None,)
+        return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+
+    before = pages()
+    connection.execute(
+        "DO $$BEGIN FOR n IN 1..500 LOOP "
+        "EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY)', n); END LOOP; END$$"
+    )
+    assert pages() < before + 10
+    assert done()
+
+
 HISTORY_STATES: tuple[LiteralString, ...] = (
     "UPDATE preflight.migrations SET state = 'failed' WHERE version = 4",
     "UPDATE preflight.migrations SET state = 'running' WHERE version = 4",
@@ -245,6 +339,12 @@ HISTORY_STATES: tuple[LiteralString, ...] = (
     "CREATE RULE r AS ON INSERT TO preflight.migrations DO INSTEAD NOTHING",
     "CREATE TABLE preflight.child () INHERITS (preflight.migrations)",
     "CREATE TABLE preflight.takeovers (id int)",
+    "CREATE VIEW preflight.beside AS SELECT 1",
+    "CREATE SEQUENCE preflight.beside",
+    "CREATE TYPE preflight.beside AS (id int)",
+    "ALTER TABLE preflight.migrations DROP CONSTRAINT migrations_pkey, ADD PRIMARY KEY (name)",
+    "ALTER TABLE preflight.journal ALTER id DROP IDENTITY",
+    "CREATE TABLE preflight.beside (id int); ALTER TABLE preflight.journal ALTER id DROP IDENTITY",
     "CREATE ROLE stranger; ALTER TABLE preflight.migrations OWNER TO stranger",
     "CREATE ROLE stranger; ALTER SCHEMA preflight OWNER TO stranger",
 )
@@ -277,7 +377,7 @@ def said_inside(connection: psycopg.Connection) -> list[str] | None:
     except psycopg.Error:
         return None
     found = (text or "").split("\n")
-    return found if len(found) == count and door.same(files, found) else None
+    return found if len(found) == count and set(found) == files.lines() else None
 
 
 ENVIRONMENTS: tuple[dict[str, str], ...] = (
