@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight.backup import archive_status, children
-from preflight.base import stop
+from preflight.base import masks, stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def answered(
                     stop.sleep(0.05)
             except TimeoutError:
                 return None, "", ""
-            said = words.said() if child.returncode else ""
+            said = masks.of(environment).text(words.said()) if child.returncode else ""
             return child.returncode, b"".join(parts).decode("utf-8", "replace"), said
     except children.ClientFailed as failed:
         raise BackupFailed(

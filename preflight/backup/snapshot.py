@@ -56,6 +56,8 @@ def made(config: Config) -> Point:
 
 def point(answer: str, began: datetime) -> Point:
     """Return what an answer names; raises ValueError with a sentence of what is wrong."""
+    if "\ufffd" in answer:
+        raise ValueError("it is not UTF-8")
     try:
         said = json.loads(answer)
     except (ValueError, RecursionError):

@@ -501,6 +501,7 @@ def told(tmp_path: Path) -> Callable[[str], dict[str, str | None]]:
 
 ANSWER = "answer = {'backup': 'snap-1', 'taken_at': now.isoformat(), 'restore': 'aws rds x'}\n"
 GIVE = "print(json.dumps(answer))"
+GIVE_LATIN = "sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode('latin-1'))"
 
 
 def test_answer_of_a_program_stands_for_the_backup(
@@ -559,6 +560,10 @@ WRONG = {
     "a name of two lines": (
         f"{ANSWER}answer['backup'] = 'a\\nb';{GIVE}", 23, "backup.command_answer",
     ),
+    "another encoding": (
+        f"{ANSWER}answer['backup'] = '\xfc'\n{GIVE_LATIN}",
+        23, "backup.command_answer",
+    ),
     "a list": ("print('[]')", 23, "backup.command_answer"),
     "no way back": (f"{ANSWER}del answer['restore'];{GIVE}", 23, "backup.command_answer"),
     "no zone": (
@@ -603,6 +608,22 @@ def test_program_that_is_not_there_stops_the_run(run: Run, migrations: WriteMigr
     assert 20 == run(env={**env, "PREFLIGHT_BACKUP": None}).code
     assert 20 == run(env={**env, "PREFLIGHT_BACKUP_COMMAND": None}).code
     assert 20 == run(env={**env, "PREFLIGHT_BACKUP_COMMAND": "'unclosed"}).code
+
+
+def test_programs_last_words_hide_secrets(
+    run: Run, migrations: WriteMigrations, told: Callable[[str], dict[str, str | None]]
+) -> None:
+    """What it echoes of its environment (`set -x`) is in no line of ours, in whatever spelling."""
+    migrations(ONE)
+    echoed = "s3cr/t+ pä'ss"
+    text = (
+        "import os; from urllib.parse import quote\nsecret = os.environ['AWS_SECRET_ACCESS_KEY']\n"
+        "sys.exit(f'denied: {secret} and {quote(secret)}')"
+    )
+    result = run(env={**told(text), "AWS_SECRET_ACCESS_KEY": echoed})
+
+    assert (23, "backup.command_failed") == code_of(result), result
+    assert "denied: *** and ***" in result.finished["error"]["message"]
 
 
 def test_stop_is_passed_on_to_the_program(

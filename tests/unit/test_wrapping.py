@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from preflight.base import stop
+from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid
 from preflight.commands.wrapping import child, said, tree, wall
 
@@ -239,7 +239,7 @@ def test_secret_is_masked_where_its_pieces_come_one_by_one() -> None:
 def test_no_piece_of_a_secret_is_left_where_a_long_line_is_cut(before: int) -> None:
     """The cut may fall into a secret; masks before it make the line shorter."""
     last: list[str] = []
-    mask = said.Mask(["hidden-one"])
+    mask = masks.Mask(["hidden-one"])
     with capture_logs() as events:
         heard = said.Heard("stdout", mask, last, rehearsal=False)  # type: ignore[arg-type]
         heard.hear(b"hidden-one" * 5 + b"." * (before - 50))

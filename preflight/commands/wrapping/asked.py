@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight.base import masks
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import environment, key, said, tools
+from preflight.commands.wrapping import environment, key, tools
 from preflight.files import reading
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Wrapped:
     files: Mapping[str, str] = field(repr=False)  # what stands in files that variables name
     files_key: str
     checks: tuple[Script, ...]
-    mask: said.Mask = field(repr=False)
+    mask: masks.Mask = field(repr=False)
     secrets: frozenset[str] = field(repr=False)
 
     @property
@@ -114,7 +115,7 @@ def read(config: Config, asked: Asked) -> Wrapped:
         files,
         key.of_files(asked.command, asked.watch),
         tuple(map(_checks, asked.verify)),
-        said.Mask(secrets),
+        masks.Mask(secrets),
         secrets,
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from preflight.base import stop
+from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid, RehearsalFailed
 from preflight.commands.wrapping import keeper, said, wall
 
@@ -82,7 +82,7 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
     once a stop request was passed on to all that it started and they have ended.
     """
     began = time.monotonic()
-    running = _Running(command, own(environment), wall, said.Mask(secrets), rehearsal=rehearsal)
+    running = _Running(command, own(environment), wall, masks.Mask(secrets), rehearsal=rehearsal)
     try:
         code = running.listen(began + timeout_s if timeout_s else None, each)
     except stop.Stopped as stopped:
@@ -105,7 +105,7 @@ class _Running:
         command: Sequence[str],
         environment: Mapping[str, str],
         around: wall.Wall | None,
-        mask: said.Mask,
+        mask: masks.Mask,
         *,
         rehearsal: bool,
     ) -> None:

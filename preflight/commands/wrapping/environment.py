@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
-from preflight.base import plain
+from preflight.base import masks, plain
 from preflight.commands.wrapping import options, words
 
-SHORTEST, SHORTEST_GUESSED = 3, 4  # characters of a secret: to mask less would garble all output
+SHORTEST = 3  # characters of a secret: to mask less would garble all output
 
 _POSTGRES = re.compile(
     r"(?i)postgre|pgsql|psql|postgis|ecto|cockroach|crdb|timescale|psycopg|\bpg\b"
@@ -47,16 +47,12 @@ _NOT_POSTGRES = re.compile(
 )
 _TLS = re.compile(r"(?i)ssl|channel_?binding|gssenc|require_?auth|tls")
 _ELSEWHERE = re.compile(r"(?i)service|passfile|target_?session_?attr|targetservertype|hostaddr")
-_SECRET = re.compile(
-    r"(?i)pass(?!file)|passwd|pwd|secret|token|credential|private|api_?key|_key$|^key$|_(?:pw|psw)$"
-)
 _TOLD = re.compile(  # a secret behind its name: an option, a line of a file, JSON
     r"""(?ix)(?: pass(?:wor)?d | passwd | passphrase | (?<![a-z])pass | pwd | secret | token
     | (?:api|access|private|secret)[_-]?key )
     (?: ["']?\s*[:=]\s* (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>(?:[^'\\]|\\.)*)' )
     | \s*=\s*(?P<bare>[^\s"'&;]+) )"""
 )
-_NO_SECRET = {"PWD", "OLDPWD", "SSH_AUTH_SOCK"}
 _PLAIN_VALUES = {"true", "false", "none", "null", "required", "prefer"}
 _LIBPQ_NAMES = {"host": "host", "port": "port", "user": "user", "password": "password",
                 "database": "dbname"}  # fmt: skip
@@ -180,12 +176,12 @@ def secrets(environ: Mapping[str, str], files: Mapping[str, str] | None = None) 
         inside = _passwords(text)
         found |= {each for each in inside if len(each) >= SHORTEST}
         bare = name.removesuffix(FILE)
-        guessed = _SECRET.search(bare) and bare not in _NO_SECRET and not inside
+        guessed = masks.is_secret(bare) and not inside
         value = text.strip()
         path = name.endswith(FILE) and name in environ and name not in (files or {})
         if guessed and not path and value.lower() not in _PLAIN_VALUES:
             lines = [value, *value.splitlines()]
-            found |= {each for each in lines if len(each) >= SHORTEST_GUESSED}
+            found |= {each for each in lines if len(each) >= masks.SHORTEST}
     return frozenset(found)
 
 
@@ -197,7 +193,7 @@ def secrets_of_arguments(arguments: Sequence[str]) -> frozenset[str]:
         if text.startswith("-") and "=" in text:
             inside |= _passwords(text.partition("=")[2])
         name = option.replace("-", "_")
-        secret = option.startswith("-") and "=" not in option and _SECRET.search(name)
+        secret = option.startswith("-") and "=" not in option and masks.is_secret(name)
         if secret and not text.startswith("-") and not name.lower().endswith(("file", "path")):
             inside.add(text)
         found |= {each for each in inside if len(each) >= SHORTEST}

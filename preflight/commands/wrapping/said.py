@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import quote, quote_plus
 
 import structlog
 
 if TYPE_CHECKING:
     from collections import deque
 
+    from preflight.base import masks
+
 MOST = 8000  # bytes of a line that are shown
 LAST = 20  # lines that a failure shows
-HIDDEN = "***"
 _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(10, 32), *range(127, 160))}
 _CLOSED = re.compile(  # how clients say that the kernel does not let them connect
@@ -25,52 +24,10 @@ _CLOSED = re.compile(  # how clients say that the kernel does not let them conne
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
 
 
-class Mask:
-    """Hides secrets in a text, in each spelling that a program may give them."""
-
-    def __init__(self, secrets: Collection[str]) -> None:
-        """Know them; each line of a secret that has several is one."""
-        parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
-        self.spellings = {spelling for part in parts if part.strip() for spelling in _spelt(part)}
-        longest_first = sorted(self.spellings, key=lambda each: (-len(each), each))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        raw = [each.encode("utf-8", "surrogateescape") for each in longest_first]
-        self._raw = re.compile(b"|".join(map(re.escape, raw)) or b"(?!)")
-        self.longest = max(map(len, raw), default=0)
-
-    def text(self, text: str) -> str:
-        """Return a text without them."""
-        return self._pattern.sub(HIDDEN, text)
-
-    def raw(self, text: bytes) -> bytes:
-        """Return bytes without them."""
-        return self._raw.sub(HIDDEN.encode(), text)
-
-    def value(self, value: Any) -> Any:  # noqa: ANN401 -- whatever JSON holds
-        """Return a JSON value without them, whatever it escapes."""
-        if isinstance(value, dict):
-            return {self.text(str(key)): self.value(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.value(item) for item in value]
-        return self.text(value) if isinstance(value, str) else value
-
-
-def _spelt(secret: str) -> set[str]:
-    """Return a secret as URLs, JSON, SQL, keyword strings and shells write it."""
-    found = {secret, secret.replace("'", "''"), secret.replace("\\", "\\\\").replace("'", "\\'")}
-    found |= {secret.replace("'", quoted) for quoted in ("'\"'\"'", r"'\''")}
-    found |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-    for form in (quote, quote_plus):
-        for safe in ("", "/", "!$&'()*+,;=:"):
-            escaped = form(secret, safe, errors="surrogateescape")
-            found |= {escaped, re.sub("%..", lambda code: code[0].lower(), escaped)}
-    return found
-
-
 class Heard:
     """One stream of a command: what comes is cut into lines, each an event."""
 
-    def __init__(self, stream: str, mask: Mask, last: deque[str], *, rehearsal: bool) -> None:
+    def __init__(self, stream: str, mask: masks.Mask, last: deque[str], *, rehearsal: bool) -> None:
         """Know which stream it is, and where the last lines go."""
         self.stream = stream
         self.mask = mask
