@@ -30,6 +30,7 @@ from preflight.server import lock, ready
 if TYPE_CHECKING:
     from preflight.apply import back
     from preflight.backup.archiving import Point
+    from preflight.backup.exports import Place
     from preflight.backup.take import Taken
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
@@ -178,10 +179,10 @@ def proven_for(
     return twice(attempt)
 
 
-def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Taken | None, str | None]:
+def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Place | None, str | None]:
     """Back up before a rollback, prove that, export into it, rehearse the steps.
 
-    Return it, if it is one of ours, and its name.
+    Return where exports are, and the backup's name. Where others keep it they are apart.
 
     Raises what `take.take`, `exports.export` and `trial.backward` raise.
     """
@@ -189,11 +190,20 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Taken | N
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     if session.config.backup in INSTEAD:
-        exports.export(session, steps, None)
-        todo = [step.migration for step in steps]
-        _, name = _pointed(session, todo, partial(trial.backward, session, None, steps))
+
+        def rehearse() -> exports.Apart | None:
+            saved = exports.apart(session, steps)
+            files = exports.export(session, steps, saved)
+            trial.backward(session, None, steps)
+            if saved:
+                exports.require_there(saved, files)
+            return saved
+
+        apart, name = _pointed(session, [step.migration for step in steps], rehearse)
+        if apart:
+            apart.note(name, session.config.run_id)
         session.tell("rolling back")
-        return None, name
+        return apart, name
 
     def attempt() -> Taken | None:
         saved = take.take(session, [step.migration for step in steps], "rollback")

@@ -127,6 +127,10 @@ class Flat(store.Store):
         numbered = dataclasses.replace(manifest, sequence=1 + max(earlier, default=0))
         return self.improve(Backup(draft, manifest), numbered)
 
+    def apart(self, identity: Identity, run_id: str) -> str:
+        """Return a name, which is all that it takes."""
+        return f"{identity.slug}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{run_id}"
+
     def improve(self, backup: Backup, manifest: Manifest) -> Backup:
         """Put it again."""
         self.put(f"{backup.name}/{manifests.MANIFEST}", manifest.text())

@@ -239,6 +239,16 @@ class Directory(store.Store):
         shutil.rmtree(hidden)
         return True
 
+    def apart(self, identity: Identity, run_id: str) -> str:
+        """Make a directory that has no manifest: it is in no listing, and nobody sweeps it."""
+        mounts.require_mounted(self._root)
+        path = self._root / f"{identity.slug}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run_id}"
+        while path.exists():  # two of one run in one second
+            path = path.with_name(f"{path.name}b")
+        path.mkdir(mode=0o700)
+        sync(self._root)
+        return path.name
+
     # what is read
 
     @contextmanager

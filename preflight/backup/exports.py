@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 import structlog
 
 from preflight.apply import back, statements, verify
-from preflight.backup import reading_back, retention, store
-from preflight.base import stop
+from preflight.backup import reading_back, retention, sealing, store, stores, take
+from preflight.base import console, stop
 from preflight.base.errors import (
+    BackupDamaged,
     BackupFailed,
     MigrationFailed,
 )
@@ -21,11 +24,13 @@ from preflight.files import effects, parser
 from preflight.server import sessions
 
 if TYPE_CHECKING:
-    from preflight.backup.take import Taken
+    from preflight.backup.manifests import Identity
+    from preflight.backup.store import Store
     from preflight.files.migrations import Script
     from preflight.server.sessions import Session
 
 
+POINT = "point.json"
 # as pg_dump has them: a role's settings change neither digits nor the order of a date
 _FORMATS = (
     "SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'postgres'; "
@@ -45,15 +50,83 @@ _TABLES = """WITH RECURSIVE reached AS (
  AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE') ORDER BY 1"""
 
 
-def export(session: Session, steps: Sequence[back.Step], saved: Taken | None) -> list[str]:
-    """Save what the export files select as CSV in the backup; raises BackupFailed.
+class Place(Protocol):
+    """Where exports are kept: beside a dump, or apart from the backup that others keep."""
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+
+    @property
+    def name(self) -> str:
+        """What it is called there."""
+
+    @property
+    def seal(self) -> sealing.Seal:
+        """What is done to what holds rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A place for exports alone."""
+
+    store: Store
+    name: str
+    seal: sealing.Seal
+    identity: Identity
+
+    def note(self, point: str, run_id: str) -> None:
+        """Keep whose they are, and which point was made beside them; raises BackupFailed."""
+        said = {"backup": point, "run_id": run_id, **asdict(self.identity)}
+        with store.usable(self.store), self.store.sink(self.name, POINT) as sink:
+            sink.write(json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def apart(session: Session, steps: Sequence[back.Step]) -> Apart | None:
+    """Make a place for exports where no dump is taken; None: there are none to keep.
+
+    Raises BackupFailed.
+    """
+    files = [step.migration.export.file for step in steps if step.migration.export]
+    if not files:
+        return None
+    config = session.config
+    backups, identity = stores.of(config), take.identity_of(session)[0]
+    try:
+        name = backups.apart(identity, config.run_id)
+    except OSError as error:
+        store.require_reached(backups, error)
+        raise BackupFailed(
+            "backup.no_export",
+            f"{files[0]} cannot be saved in {backups.place}: {error.strerror}",
+            f"Set PREFLIGHT_BACKUP_DIR: exports are kept there with PREFLIGHT_BACKUP="
+            f"{config.backup}, too. Nothing was taken back.",
+        ) from error
+    return Apart(backups, name, sealing.Seal(config), identity)
+
+
+def require_there(saved: Apart, files: Sequence[str]) -> None:
+    """Make sure that exports are still where they were saved; raises BackupDamaged."""
+    with store.usable(saved.store):
+        gone = sorted(set(files) - set(saved.store.files(saved.name)))
+    if gone:
+        raise BackupDamaged(
+            "backup.vanished",
+            f"{console.some(gone)} in {saved.store.place}/{saved.name}, saved a moment ago, "
+            "is gone",
+            "Who else removes files there? Nothing was taken back.",
+        )
+
+
+def export(session: Session, steps: Sequence[back.Step], saved: Place | None) -> list[str]:
+    """Save what the export files select as CSV in a backup, or apart; raises BackupFailed.
 
     Return the files that were written.
     """
     return [file for step in steps for file in _export(session, step, saved)]
 
 
-def _export(session: Session, step: back.Step, saved: Taken | None) -> list[str]:
+def _export(session: Session, step: back.Step, saved: Place | None) -> list[str]:
     script = step.migration.export
     if script is None:
         return []
@@ -71,7 +144,7 @@ def _export(session: Session, step: back.Step, saved: Taken | None) -> list[str]
         sessions.roll_back(session)
 
 
-def again(session: Session, step: back.Step, saved: Taken | None, *, first: bool) -> None:
+def again(session: Session, step: back.Step, saved: Place | None, *, first: bool) -> None:
     """Save once more what the rollback is about to destroy, its tables locked against writers.
 
     Call in the rollback's transaction, before anything of it ran. What differs from the first
@@ -102,7 +175,7 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
     session: Session,
     step: back.Step,
     script: Script,
-    saved: Taken,
+    saved: Place,
     suffix: str,
     *,
     again: bool = False,
@@ -140,7 +213,7 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
     return files
 
 
-def _hash(saved: Taken, file: str) -> str | None:
+def _hash(saved: Place, file: str) -> str | None:
     if saved.seal.on:
         return saved.seal.hashes.get(file)
     with suppress(OSError):  # it was not saved, or cannot be compared: then both are kept
@@ -149,7 +222,7 @@ def _hash(saved: Taken, file: str) -> str | None:
 
 
 def _save(
-    session: Session, query: bytes, saved: Taken, file: str, before: str | None
+    session: Session, query: bytes, saved: Place, file: str, before: str | None
 ) -> int | None:
     """Write a query's rows as CSV: a header, NULL as nothing, an empty text as two quotes.
 

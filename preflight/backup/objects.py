@@ -326,9 +326,7 @@ class Objects(store.Store):
     def draft(self, identity: Identity, run_id: str, needed: int) -> Iterator[str]:
         """Mark a name as being built, and renew the mark; all below it goes unless published."""
         self._part_bytes = max(PART_BYTES, needed // MOST_PARTS)
-        name = f"{identity.slug}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run_id}"
-        while self._listed(f"{name}/"):  # two backups of one run in one second
-            name += "b"
+        name = self.apart(identity, run_id)
         mark = f"{name}/{identity.hidden('partial', run_id)}"
         now = self._marked(mark)
         self._drafts.add(name)
@@ -421,6 +419,13 @@ class Objects(store.Store):
                     raise  # else the answer to our own was lost, and it was sent again
             self._drafts.discard(draft)
         return manifests.Backup(draft, manifest)
+
+    def apart(self, identity: Identity, run_id: str) -> str:
+        """Return a name that nothing has: without a mark and a manifest nobody looks at it."""
+        name = f"{identity.slug}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run_id}"
+        while self._listed(f"{name}/"):  # two of one run in one second
+            name += "b"
+        return name
 
     def improve(self, backup: Backup, manifest: Manifest) -> Backup:
         """Put another manifest in the place of the first."""

@@ -140,6 +140,12 @@ class Store(Protocol):
     def remove(self, backup: Backup, identity: Identity) -> bool:
         """Remove a backup, out of view first; False, and nothing is done, while somebody reads."""
 
+    def apart(self, identity: Identity, run_id: str) -> str:
+        """Return the name of a new place for files beside no dump: no backup, and never removed.
+
+        Raises BackupFailed where it would not outlive this process.
+        """
+
     # what is read
 
     def open(self, name: str, file: str) -> AbstractContextManager[Stream]:

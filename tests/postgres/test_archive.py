@@ -673,24 +673,81 @@ def test_what_a_program_leaves_behind_is_not_waited_for(
     assert [f"command:{name}"] == database.query("SELECT backup FROM preflight.migrations")
 
 
-def test_export_has_no_place_in_a_snapshot(
+EXPORTED = {
+    "001_one.sql": "CREATE TABLE one AS SELECT 7 AS id;",
+    "001_one_rollback.sql": "DROP TABLE one;",
+    "001_one_export.sql": "SELECT * FROM one;",
+}
+
+
+def test_export_without_a_directory_stops_a_rollback(
     run: Run,
     database: servers.Database,
     migrations: WriteMigrations,
     told: Callable[[str], dict[str, str | None]],
+    tmp_path: Path,
 ) -> None:
-    """A rollback with an export is 23 before the program runs; one without is not."""
-    migrations({
-        **ONE,
-        "001_one_rollback.sql": "DROP TABLE one;",
-        "001_one_export.sql": "SELECT * FROM one;",
-    })  # fmt: skip
+    """What a rollback destroys has to be kept somewhere: 23 before the program runs."""
+    migrations(EXPORTED)
     env = told(ANSWER + GIVE)
     assert 0 == run(env=env).code
-    result = run("rollback", env=env)
+    result = run("rollback", env={**env, "PREFLIGHT_BACKUP_DIR": str(tmp_path / "nowhere")})
 
     assert (23, "backup.no_export") == code_of(result), result
+    assert "PREFLIGHT_BACKUP_DIR" in result.finished["error"]["hint"]
+    assert [] == result.event("backup.verified")
     assert ["one"] == database.query("SELECT to_regclass('one')::text")
+
+
+def test_export_is_kept_apart_from_a_snapshot_and_never_pruned(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+    backup_dir: Path,
+) -> None:
+    """In the backup directory, beside a note of the point; it is no backup, and backups go by."""
+    migrations(EXPORTED)
+    env = told(ANSWER + GIVE)
+    assert 0 == run(env=env).code
+    result = run("rollback", env={**env, "PREFLIGHT_BACKUP_DIR": str(backup_dir)})
+    (apart,) = backup_dir.iterdir()
+    dumps = [run("backup", env={"PREFLIGHT_BACKUP_KEEP": "1"}) for _ in range(2)]
+    listed = [each["backup"] for each in run("backups", "--json").json()["backups"]]
+
+    assert 0 == result.code, result
+    assert [(apart.name, "export-001_one-1.csv", 1)] == [
+        (each["backup"], each["file"], each["rows"]) for each in result.event("export.saved")
+    ]
+    assert "id\n7\n" == (apart / "export-001_one-1.csv").read_text()
+    assert "command:snap-1" == json.loads((apart / "point.json").read_text())["backup"]
+    assert {"export-001_one-1.csv", "point.json"} == {each.name for each in apart.iterdir()}
+    assert [None] == database.query("SELECT to_regclass('one')::text")
+    assert [0, 0] == [each.code for each in dumps], "\n".join(map(str, dumps))
+    assert [dumps[1].event("backup.verified")[0]["backup"]] == listed
+    assert {apart.name, *listed} == {each.name for each in backup_dir.iterdir()}
+
+
+def test_export_that_was_changed_meanwhile_is_saved_again_apart(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    told: Callable[[str], dict[str, str | None]],
+    backup_dir: Path,
+) -> None:
+    """The program writes a row after the export: what is destroyed is what is kept."""
+    migrations(EXPORTED)
+    env = told(ANSWER + GIVE)
+    assert 0 == run(env=env).code
+    late = f"import psycopg\npsycopg.connect({database.conninfo()!r}, autocommit=True).execute("
+    late += "'INSERT INTO one VALUES (8)')\n"
+    env = {**told(late + ANSWER + GIVE), "PREFLIGHT_BACKUP_DIR": str(backup_dir)}
+    result = run("rollback", env=env)
+    (apart,) = backup_dir.iterdir()
+
+    assert 0 == result.code, result
+    assert [1, 2] == [each["rows"] for each in result.event("export.saved")]
+    assert "id\n7\n8\n" == (apart / "export-001_one-1.csv").read_text()
 
 
 def test_rollback_and_wrap_name_the_point(

@@ -30,6 +30,7 @@ FILES = {
     "database.dir",
     "toc.dat",
     "manifest.json",
+    "point.json",
     "postmaster.pid",
     "down.sql",
     "export.sql",
