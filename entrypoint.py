@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from preflight import gate, run
 from preflight.commands import choice
-from preflight.server import lock, sessions
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -40,7 +40,6 @@ def up(config: "Config") -> None:
             with attempt:  # ended by a change of the history: then there is another one
                 backup = attempt.proven()  # 14 23 24 27
                 for migration in attempt.todo:
-                    lock.require(session)
                     forward.forward(session, migration, backup)  # 12 13 30 31
 
 

@@ -186,6 +186,7 @@ def back(
     DatabaseBusy, ConnectionLost, PlanChanged.
     """
     began = time.monotonic()
+    forward.clean(session)
 
     def once(seen: Watch) -> int:
         if not step.script.transactional:

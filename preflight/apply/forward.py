@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -24,7 +25,7 @@ from preflight.base.errors import (
     Problem,
 )
 from preflight.history import fence, journal, ledger
-from preflight.server import sessions, watch
+from preflight.server import lock, sessions, watch
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 NOTICES = 20  # a file; a loop may raise 100,000
 READ_BACK_S = 30.0
+TOGETHER = 1 << 16  # bytes of a file with its companions that are written into a message
+_CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"
 # idle in transaction, transaction_timeout, idle session
 _OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
 
@@ -44,19 +47,24 @@ def forward(
 ) -> None:
     """Apply one migration and record it; `again` is the row of one that is recorded already.
 
-    Raises MigrationFailed (rolled back), MigrationPartial, DatabaseBusy, LockBusy, ConnectionLost,
-    and PlanChanged when another run was there first or the session had to be replaced.
+    Nothing is sent of it without the run's lock. Raises MigrationFailed (rolled back),
+    MigrationPartial, DatabaseBusy, LockBusy, ConnectionLost, and PlanChanged when another run was
+    there first or the session had to be replaced.
     """
+    together = again is None and _fits(session, migration)
+    if not together:
+        if session.locked:
+            lock.require(session)
+        clean(session)
 
     def once(seen: watch.Watch) -> int:
         if not migration.up.transactional:
             return outside.run(session, migration, backup, seen, again)
-        return patiently(
-            session,
-            migration,
-            seen,
-            lambda: _transaction(session, migration, backup, seen, again),
-        )
+        if together:
+            run = partial(_together, session, migration, backup, seen)
+        else:
+            run = partial(_one_by_one, session, migration, backup, seen, again)
+        return patiently(session, migration, seen, run)
 
     def recorded(row: Row | None) -> bool:
         return row is not None and row.state == "done" and row.run_id == session.config.run_id
@@ -84,7 +92,6 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     script = script or migration.up
     said = {"note": note} if note else {}
     began = time.monotonic()
-    _clean(session)  # before, not after: a signal after the last COMMIT comes too late to matter
     log.info("migration.started", **named, transactional=script.transactional)
     try:
         with watch.over(session, migration) as seen, _Notices(session, migration):
@@ -102,6 +109,8 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     except LockBusy:
         raise  # the file never ran
     except Failure as failure:
+        if failure.code == lock.LOST:
+            raise  # here neither
         _record_failure(session, migration, failure)
         raise
     except stop.Stopped:
@@ -117,8 +126,11 @@ def _since(began: float) -> float:
     return round(time.monotonic() - began, 3)
 
 
-def _clean(session: Session) -> None:
-    """Undo what an earlier file, or an earlier attempt, left in the session; the lock stays."""
+def clean(session: Session) -> None:
+    """Undo what an earlier file, or an earlier attempt, left in the session; the lock stays.
+
+    Before a file and not after it: a signal after the last COMMIT comes too late to matter.
+    """
     session.reset(sessions.FORGET)
 
 
@@ -186,10 +198,10 @@ def _before_retry(
         blocked_by=watch.told(seen.blockers(sqlstate)),
     )
     seen.begin()
-    _clean(session)  # prepared statements outlive a rollback
+    clean(session)  # prepared statements outlive a rollback
 
 
-def _transaction(
+def _one_by_one(
     session: Session,
     migration: Migration,
     backup: str | None,
@@ -201,12 +213,96 @@ def _transaction(
         fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
         statements.prepare(session, migration.up, "SET LOCAL")
         count = run_all(session, migration, migration.up, seen)
-        check_constraints(session, migration, migration.up)
-        session.reset()
-        if migration.verify:
-            verify.require(session, migration, MigrationFailed)
-        ledger.finish(session, migration, began, count, backup=backup, before=again)
+        _end_one_by_one(session, migration, backup, began, count, again)
     return count
+
+
+def _end_one_by_one(  # noqa: PLR0913, PLR0917 -- what the history is told
+    session: Session,
+    migration: Migration,
+    backup: str | None,
+    began: float,
+    count: int,
+    again: Row | None = None,
+) -> None:
+    check_constraints(session, migration, migration.up)
+    session.reset()
+    verify.require(session, migration, MigrationFailed)
+    ledger.finish(session, migration, began, count, backup=backup, before=again)
+
+
+def _fits(session: Session, migration: Migration) -> bool:
+    """Tell whether what stands around a file's statements can be said in few messages.
+
+    They are read as a whole before the first of it is done: nothing that an earlier file has set
+    may change how.
+    """
+    kept = (migration.up, migration.rollback, migration.verify, migration.export)
+    return (
+        migration.up.transactional
+        and not migration.repeat
+        and sum(len(each.text) for each in kept if each) <= TOGETHER
+        and session.resetting() is not None
+        and session.plain
+    )
+
+
+def _together(session: Session, migration: Migration, backup: str | None, seen: watch.Watch) -> int:
+    """Do what `_one_by_one` does in two messages beside the statements and the COMMIT."""
+    began = time.monotonic()
+
+    def begin() -> None:
+        fence.fence(session, partial(_begin, session, migration, backup), begins=True)
+
+    with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session, begin):
+        count = run_all(session, migration, migration.up, seen)
+        if not session.plain or not _end(session, migration, backup, began, count):
+            _end_one_by_one(session, migration, backup, began, count)
+    return count
+
+
+def _begin(session: Session, migration: Migration, backup: str | None) -> bool:
+    """Make the session ours, begin, look after the lock, claim; False when it is taken."""
+    said = [
+        f"BEGIN; {session.resetting(sessions.FORGET)}; COMMIT",
+        sessions.BEGIN,
+        lock.held(session) if session.locked else "SELECT true",
+        ledger.claiming(session, migration, backup),
+        *statements.preparing(session, migration.up, "SET LOCAL"),
+    ]
+    held, claimed = session.picked("; ".join(said), 2 - len(said), 3 - len(said))
+    if not held[0][0]:
+        raise lock.missing()
+    return bool(claimed)
+
+
+def _end(
+    session: Session, migration: Migration, backup: str | None, began: float, count: int
+) -> bool:
+    """Check constraints, verify, record; False, with nothing done, where one of it fails.
+
+    Which one it was is told by doing them one by one.
+    """
+    said = f"SAVEPOINT preflight_end; {_CHECKED}; {session.resetting()}"
+    try:
+        if migration.verify:
+            said = f"{said}; {verify.opening(session, migration.verify, migration.up)}"
+            session.picked(said)
+            verify.require(session, migration, MigrationFailed, verify.asked)
+            said = verify.CLOSING
+        said = f"{said}; {ledger.finishing(session, migration, began, count, backup)}"
+        (rows,) = session.picked(said, -2)
+    except psycopg.Error as error:
+        if session.lost or _passing(error):
+            raise
+        if error.sqlstate == sessions.CANCELLED:  # a second time it might come through
+            raise statements.located(
+                MigrationFailed, session, migration, migration.up, None, error
+            ) from error
+        session.execute("ROLLBACK TO SAVEPOINT preflight_end")
+        return False
+    ledger.finished(session, migration, rows)
+    return True
 
 
 def run_all(session: Session, migration: Migration, script: Script, seen: watch.Watch) -> int:
@@ -236,7 +332,7 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
 def check_constraints(session: Session, migration: Migration, script: Script) -> None:
     """Check deferred constraints now, while the failure can still be named."""
     try:
-        session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        session.execute(_CHECKED)
     except psycopg.Error as error:
         if session.lost or _passing(error):
             raise

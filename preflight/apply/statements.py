@@ -108,15 +108,21 @@ def _copies_out(text: bytes) -> bool:
 
 
 def prepare(session: Session, script: Script, how: str) -> None:
-    """Give the session to a file: the role's own search_path, and the timeouts.
+    """Give the session to a file; `how` is SET or SET LOCAL."""
+    session.execute("; ".join(preparing(session, script, how)))
 
-    They are what the file's directives say, else the configuration. `how` is SET or SET LOCAL.
+
+def preparing(session: Session, script: Script, how: str) -> list[str]:
+    """Return what gives the session to a file: the role's own search_path, and the timeouts.
+
+    They are what the file's directives say, else the configuration.
     """
     lock_ms, statement_ms = timeouts(session, script)
-    session.execute(
-        f"{how} search_path TO DEFAULT; {how} lock_timeout = {lock_ms}; "
-        f"{how} statement_timeout = {statement_ms}"
-    )
+    return [
+        f"{how} search_path TO DEFAULT",
+        f"{how} lock_timeout = {lock_ms}",
+        f"{how} statement_timeout = {statement_ms}",
+    ]
 
 
 def timeouts(session: Session, script: Script) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from preflight.base import stop
 from preflight.base.errors import Failure, VerifyFailed
 from preflight.files import parser, scan
+from preflight.server import sessions
 from preflight.server.sessions import PASSING
 
 if TYPE_CHECKING:
@@ -37,23 +38,43 @@ class Check:
     told: bool = True  # false: the query failed, and nobody knows what it would have told
 
 
+CLOSING = "ROLLBACK TO SAVEPOINT preflight_verify; RELEASE SAVEPOINT preflight_verify"
+
+
 def run(session: Session, script: Script, after: Script | None = None) -> tuple[Check, ...]:
     """Return every check of a verify file; call inside a transaction, which it leaves as it was.
 
     The timeouts are those of the file that it is asked `after`, whose locks are still held.
     Raises VerifyFailed for an error that means neither "not there" nor "not now".
     """
-    # without the savepoint the read-only mode could not be undone
+    session.execute(opening(session, script, after))
+    checks = asked(session, script)
+    session.execute(CLOSING)
+    return checks
+
+
+def opening(session: Session, script: Script, after: Script | None = None) -> str:
+    """Return what comes before a verify file's queries; `CLOSING` comes after them."""
     from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
 
-    if after is not None:
-        session.forget()  # a later `verify` would not see it either
-    session.execute("SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY")
-    statements.prepare(session, after or script, "SET LOCAL")
+    return "; ".join(
+        [
+            *([sessions.FORGET] if after is not None else []),  # a later `verify` would not see it
+            # without the savepoint the read-only mode could not be undone
+            "SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY",
+            *statements.preparing(session, after or script, "SET LOCAL"),
+            "SAVEPOINT preflight_check",
+        ]
+    )
+
+
+def asked(session: Session, script: Script) -> tuple[Check, ...]:
+    """Return every check of a verify file between its opening and its closing; raises as `run`."""
     checks: list[Check] = []
-    for statement in script.statements():
+    for number, statement in enumerate(script.statements()):
+        if number:
+            session.execute("RELEASE SAVEPOINT preflight_check; SAVEPOINT preflight_check")
         checks += _checks(session, script, statement)
-    session.execute("ROLLBACK TO SAVEPOINT preflight_verify; RELEASE SAVEPOINT preflight_verify")
     return tuple(checks)
 
 
@@ -75,7 +96,6 @@ def _checks(session: Session, script: Script, statement: scan.Statement) -> list
     line, column = scan.position(script.text, statement.start)
     where = f"{script.file}:{line}"
     wrong = partial(_wrong, script, line, column)
-    session.execute("SAVEPOINT preflight_check")
     try:
         with stop.allowed(), session.connection.cursor(row_factory=dict_row) as cursor:
             rows: list[dict[str, Any]] = cursor.execute(statement.text(script.text)).fetchall()
@@ -91,7 +111,6 @@ def _checks(session: Session, script: Script, statement: scan.Statement) -> list
             return [Check("objects", f"query at {where}", ok=False, detail=message, told=told)]
         hint = "The verify file itself fails: correct it, or the rights of this role."
         raise wrong("verify.error", f"{where}: {message}", hint, error.sqlstate) from error
-    session.execute("RELEASE SAVEPOINT preflight_check")
     if not rows:
         return [Check("rows", f"query at {where} returns a check", ok=False, detail="no rows")]
     if not {"suite", "check", "ok"} <= rows[0].keys():
@@ -141,15 +160,21 @@ def _wrong(  # noqa: PLR0913, PLR0917 -- a place and what is wrong there
     )
 
 
-def require(session: Session, migration: Migration, outcome: Callable[..., Failure]) -> None:
+def require(
+    session: Session,
+    migration: Migration,
+    outcome: Callable[..., Failure],
+    ask: Callable[[Session, Script], tuple[Check, ...]] | None = None,
+) -> None:
     """Make sure that every check holds after a file ran; raises `outcome`, naming those that fail.
 
-    Call inside a transaction, and only for a migration that has a verify file.
+    Call inside a transaction; with `ask=asked` between what opens and closes a verify file.
     """
     if migration.verify is None:
         return
+    ask = ask or partial(run, after=migration.up)
     try:
-        checks = run(session, migration.verify, migration.up)
+        checks = ask(session, migration.verify)
     except VerifyFailed as failure:
         named = {"migration": migration.name, "version": migration.version}
         raise outcome(failure.code, **failure.problem.data() | named) from failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def name(name: str) -> str:
@@ -24,3 +25,18 @@ def parts(said: str) -> list[str]:
 def literal(text: str) -> str:
     """Return a text as a literal; standard_conforming_strings is on in our sessions."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def filled(query: str, values: Sequence[object]) -> str:
+    """Return a statement with its %s replaced: by texts, numbers, truths, NULL for None."""
+    first, *others = query.split("%s")
+    pairs = zip(values, others, strict=True)
+    return first + "".join(_value(value) + after for value, after in pairs)
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool | int):
+        return str(value)
+    return literal(value.decode() if isinstance(value, bytes) else str(value))

@@ -61,16 +61,16 @@ def recorded(
         ) from error
 
 
-def fence(session: Session, claim: Callable[[], bool]) -> None:
+def fence(session: Session, claim: Callable[[], bool], *, begins: bool = False) -> None:
     """Claim the history row; call before anything else in a transaction, which may begin anew.
 
-    Raises PlanChanged when the row is not as planned, LockBusy when another run still holds it at
-    LOCK_WAIT_S.
+    A claim that `begins` has a BEGIN of its own. Raises PlanChanged when the row is not as
+    planned, LockBusy when another run still holds it at LOCK_WAIT_S.
     """
     began = time.monotonic()
     for again in stop.looks(0.1, 0.4):
         try:
-            if again:
+            if again and not begins:
                 session.execute(sessions.BEGIN)
             claimed = claim()
         except psycopg.errors.LockNotAvailable as error:

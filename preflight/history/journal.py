@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from preflight import __version__
 from preflight.base.errors import (
@@ -50,18 +50,26 @@ class Rehearsed:
     at: str  # in UTC
 
 
-def journal(  # noqa: PLR0913 -- one row
-    session: Session,
-    event: str,
-    migration: Migration,
-    *,
-    duration_ms: int | None = None,
-    backup: str | None = None,
-    problem: Problem | None = None,
-    before: Row | None = None,
-) -> None:
-    """Append what happened; `before` is the row that it replaced."""
-    session.execute(
+class Said(TypedDict, total=False):
+    """What a row may say besides; `before` is the row that was replaced."""
+
+    duration_ms: int | None
+    backup: str | None
+    problem: Problem | None
+    before: Row | None
+
+
+def journal(session: Session, event: str, migration: Migration, **said: Unpack[Said]) -> None:
+    """Append what happened."""
+    session.execute(*appended(session, event, migration, **said))
+
+
+def appended(
+    session: Session, event: str, migration: Migration, **said: Unpack[Said]
+) -> tuple[str, list[object]]:
+    """Return the statement that appends what happened, and its parameters."""
+    before, problem = said.get("before"), said.get("problem")
+    return (
         f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
  checksum_before, run_id, host, duration_ms, backup, sqlstate, error, tool_version)
  VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
@@ -73,8 +81,8 @@ def journal(  # noqa: PLR0913 -- one row
             before.checksum if before else None,
             session.config.run_id,
             socket.gethostname(),
-            duration_ms,
-            backup,
+            said.get("duration_ms"),
+            said.get("backup"),
             problem.sqlstate if problem else None,
             problem.message if problem else None,
             __version__,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from preflight import __version__
+from preflight.base import quoting
 from preflight.base.errors import (
     HistoryConflict,
     TargetUnusable,
@@ -244,31 +245,44 @@ def record(
     backup: str | None = None,
 ) -> bool:
     """Insert a version's row; return False when there is one."""
+    query, values = _insertion(session, migration, how=how, state=state, backup=backup)
+    return session.execute(query, values).rowcount == 1
+
+
+def _insertion(
+    session: Session, migration: Migration, *, how: str, state: str, backup: str | None
+) -> tuple[str, list[object]]:
     column, value = (", label", ", %s") if migration.label else ("", "")
     return (
-        session.execute(
-            f"""INSERT INTO {session.config.schema}.migrations
+        f"""INSERT INTO {session.config.schema}.migrations
  (version, name, checksum, state, how, up_sql, rollback_sql, verify_sql, export_sql, breaking,
  backup, tool_version, run_id{column})
  VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s{value})
  ON CONFLICT (version) DO NOTHING""",  # noqa: S608
-            [
-                migration.version,
-                migration.name,
-                migration.checksum,
-                state,
-                how,
-                migration.up.kept,
-                *_kept(migration),
-                migration.up.breaking,
-                backup,
-                __version__,
-                session.config.run_id,
-                *([migration.label] if migration.label else []),
-            ],
-        ).rowcount
-        == 1
+        [
+            migration.version,
+            migration.name,
+            migration.checksum,
+            state,
+            how,
+            migration.up.kept,
+            *_kept(migration),
+            migration.up.breaking,
+            backup,
+            __version__,
+            session.config.run_id,
+            *([migration.label] if migration.label else []),
+        ],
     )
+
+
+def claiming(session: Session, migration: Migration, backup: str | None) -> str:
+    """Return the statement that claims a version which was not recorded; a row says that it did.
+
+    To be sent together with others.
+    """
+    query, values = _insertion(session, migration, how="applied", state="running", backup=backup)
+    return quoting.filled(f"{query} RETURNING true", values)
 
 
 def take_over(session: Session, migration: Migration, row: journal.Row, backup: str | None) -> bool:
@@ -467,20 +481,44 @@ def finish(  # noqa: PLR0913 -- one row
         _require_one(session, marked)
         follow(session, migration.up)
         return
+    updated = session.execute(*_end_mark(session, migration, duration_ms, count)).fetchall()
+    finished(session, migration, updated)
+    event = "forced" if before else "applied"
+    journal.journal(
+        session, event, migration, duration_ms=duration_ms, backup=backup, before=before
+    )
+
+
+def _end_mark(
+    session: Session, migration: Migration, duration_ms: int, count: int
+) -> tuple[str, list[object]]:
     schema = session.config.schema
-    updated = session.execute(
+    return (
         f"""UPDATE {schema}.migrations SET state = 'done', duration_ms = %s,
  statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
  WHERE version = %s AND run_id = %s
  RETURNING pg_catalog.to_regclass('{schema}.takeovers') IS NOT NULL""",  # noqa: S608 -- a checked name
         [duration_ms, count, count, migration.version, session.config.run_id],
-    ).fetchall()
-    _require_one(session, len(updated))
-    follow(session, migration.up, there=updated[0][0])
-    event = "forced" if before else "applied"
-    journal.journal(
-        session, event, migration, duration_ms=duration_ms, backup=backup, before=before
     )
+
+
+def finishing(
+    session: Session, migration: Migration, began: float, count: int, backup: str | None
+) -> str:
+    """Return what `finish` sends for a version that was not recorded before.
+
+    To be sent together with others; `finished` is to be told the rows of the one before the last.
+    """
+    duration_ms = round(1000 * (time.monotonic() - began))
+    mark = quoting.filled(*_end_mark(session, migration, duration_ms, count))
+    row = journal.appended(session, "applied", migration, duration_ms=duration_ms, backup=backup)
+    return f"{mark}; {quoting.filled(*row)}"
+
+
+def finished(session: Session, migration: Migration, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Make sure that the end mark was set; raises HistoryConflict."""
+    _require_one(session, len(rows))
+    follow(session, migration.up, there=rows[0][0])
 
 
 def follow(session: Session, script: Script, *, there: bool | None = None) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 POLL_S = (0.1, 0.4)
 TELL_EVERY_S = 10.0
+LOST = "lock.lost"
 
 _HELD = """FROM pg_catalog.pg_locks l
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -35,7 +36,7 @@ _HOLDER = f"""SELECT a.pid, a.application_name, a.client_addr::text,
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - a.backend_start)::float8
  FROM pg_catalog.pg_stat_activity a
  WHERE a.pid IN (SELECT l.pid {_HELD})"""  # noqa: S608 -- constants
-_OURS = f"SELECT count(*) {_HELD} AND l.pid = pg_catalog.pg_backend_pid()"
+_OURS = f"SELECT count(*) > 0 AS ours {_HELD} AND l.pid = pg_catalog.pg_backend_pid()"
 
 
 def key(schema: str) -> int:
@@ -70,6 +71,7 @@ def acquire(session: Session) -> float:
                 f"{found or 'it was let go this moment'}",
                 advice(found),
             )
+    session.locked = True
     log.info("lock.acquired", waited_s=round(waited, 3))
     return waited
 
@@ -78,11 +80,21 @@ def require(session: Session) -> None:
     """Make sure that the lock is still ours; raises ConnectionLost when a file let it go."""
     row = session.execute(_OURS, _parameters(session)).fetchone()
     if not row or not row[0]:
-        raise ConnectionLost(
-            "lock.lost",
-            "the run's advisory lock is gone",
-            "Does a migration call pg_advisory_unlock_all() or DISCARD ALL? Remove it; run again.",
-        )
+        raise missing()
+
+
+def held(session: Session) -> str:
+    """Return the query that tells whether the lock is ours, to be sent together with others."""
+    return _OURS % _parameters(session)
+
+
+def missing() -> ConnectionLost:
+    """Return the failure for a lock that is gone although its session is there."""
+    return ConnectionLost(
+        LOST,
+        "the run's advisory lock is gone",
+        "Does a migration call pg_advisory_unlock_all() or DISCARD ALL? Remove it; run again.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
     17: {"transaction_timeout": "0"},
 }
+_RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
 FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
 IDLE = pq.TransactionStatus.IDLE
 ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
@@ -132,6 +133,7 @@ class Session:
         self._silent = False
         self._called = ""
         self._refused: set[str] = set()
+        self.locked = False  # the run's lock was taken by this very connection
 
     def open(self) -> None:
         """Connect, waiting until the deadline; raises 10, 20, 21 or 22 as the last attempt says."""
@@ -173,7 +175,7 @@ class Session:
                 raise
             self._options = False  # an older PgBouncer, good enough to read through; or a server
             self._attempt()  # that refuses one of them: each is set on its own before work
-        self._prepared = self._at_work = self._silent = False
+        self._prepared = self._at_work = self._silent = self.locked = False
 
     def close(self) -> None:
         """End the session; the lock goes with it."""
@@ -211,6 +213,12 @@ class Session:
                     found.append(cursor.fetchall())
                 if not cursor.nextset():
                     return found
+
+    def picked(self, script: str, *places: int) -> list[list[tuple[Any, ...]]]:
+        """Run statements in one round trip; return the rows of those at these places."""
+        with self._bounded(), stop.allowed(), self.connection.cursor() as cursor:
+            cursor.execute(script.encode())
+            return [cursor.set_result(place).fetchall() for place in places]
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -356,13 +364,24 @@ class Session:
 
         In one message, with `more` of a file's to undo, where the server has granted all of it.
         """
-        said = ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL", *filter(None, [more])]
-        if self._prepared and self.facts is not None:
-            said += [*self._needed(), *_sets(self._good(self.facts.major))]
-            self.execute("; ".join(said))
+        if said := self.resetting(more):
+            self.execute(said)
         else:
-            self.execute("; ".join(said))
+            self.execute("; ".join([*_RESET, *filter(None, [more])]))
             self.prepare()
+
+    def resetting(self, more: str = "") -> str | None:
+        """Return what `reset` sends; None where it takes more than one message."""
+        if not self._prepared or self.facts is None:
+            return None
+        ours = [*self._needed(), *_sets(self._good(self.facts.major))]
+        return "; ".join([*_RESET, *filter(None, [more]), *ours])
+
+    @property
+    def plain(self) -> bool:
+        """Tell whether the server reads a text as we write it, whatever a file has set."""
+        said = self.connection.pgconn.parameter_status
+        return (said(b"client_encoding"), said(b"standard_conforming_strings")) == (b"UTF8", b"on")
 
     def forget(self) -> None:
         """Drop what a file left for the session only: no other session would see it."""
@@ -536,10 +555,10 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 
 @contextmanager
-def transaction(session: Session) -> Iterator[None]:
-    """Run statements in one transaction, rolled back when they raise."""
-    session.execute(BEGIN)
+def transaction(session: Session, begin: Callable[[], object] | None = None) -> Iterator[None]:
+    """Run statements in one transaction, rolled back when they raise; `begin` may say more."""
     try:
+        begin() if begin else session.execute(BEGIN)
         yield
     except BaseException:
         roll_back(session)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 import structlog
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
 
 LOOK_EVERY_S = 1.0
+IDLE_S = 0.5
 TELL_EVERY_S = 10.0
 
 _BLOCKERS = """SELECT DISTINCT b.pid, a.application_name, a.usename::text, a.state,
@@ -48,18 +50,24 @@ class Watch:
     """What the second connection saw; the thread never touches the first one."""
 
     def __init__(
-        self, session: sessions.Session, migration: Migration, first_look_s: float
+        self,
+        session: sessions.Session,
+        migration: Migration,
+        first_look_s: float,
+        target: Mapping[str, str],
     ) -> None:
-        self.target = session.address() | session.secrets()
+        self.target = target
         self.pid = session.connection.info.backend_pid
         self.log_sql = session.config.log_sql == "on"
         self.migration = migration
-        self.first_look_s = first_look_s
         self.over = threading.Event()
+        self.looks: threading.Event | None = None  # set when the thread looks no more
+        self.context = copy_context()  # of a copy nothing is told, here neither
         self.statement = 0
         self.blocked_by: list[Blocker] = []
         self._earlier: dict[int, list[Blocker]] = {}
         self.began = time.monotonic()
+        self.due = self.began + first_look_s
         self._told: tuple[list[int], float] = ([], 0.0)
 
     def begin(self, statement: int = 0) -> None:
@@ -77,11 +85,9 @@ class Watch:
 
     def run(self) -> None:
         """Look once a second until the migration is over."""
-        if self.over.wait(self.first_look_s):
-            return  # most files are done before anybody needs to look
         with suppress(dial.Refused, psycopg.Error):
             connection = dial.from_thread(
-                self.target | {"application_name": f"{sessions.application_name()[:55]} watch"}
+                {**self.target, "application_name": f"{sessions.application_name()[:55]} watch"}
             )
             with connection:
                 connection.execute(f"SET {sessions.PATH}; SET statement_timeout = '5s'")
@@ -340,15 +346,82 @@ def in_the_way(session: sessions.Session, table: str, mode: str) -> list[Blocker
 def over(session: sessions.Session, migration: Migration) -> Iterator[Watch]:
     """Watch the session while a migration runs; nothing is opened for a short one."""
     timeout_ms = migration.up.lock_timeout_ms or session.config.lock_timeout_ms
-    watch = Watch(session, migration, min(0.5, timeout_ms / 2000))
-    context = copy_context()  # of a copy nothing is told, here neither
-    thread = threading.Thread(target=context.run, args=[watch.run], daemon=True, name="watch")
-    thread.start()
+    lookout = _lookouts.get(session) or _lookouts.setdefault(session, _Lookout())
+    watch = Watch(session, migration, min(IDLE_S, timeout_ms / 2000), lookout.target_of(session))
+    lookout.begin(watch)
     try:
         yield watch
     finally:
+        lookout.end(watch)
+
+
+class _Lookout:
+    """The thread that watches a session, one for all its files: most are done before it looks.
+
+    It wakes when the first look at a file is due, and ends when there is nothing to watch.
+    """
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.current: Watch | None = None
+        self.until: float | None = None  # it sleeps; None: there is no thread
+        self.sooner = threading.Event()
+        self._target: tuple[int, Mapping[str, str]] = (0, {})
+
+    def target_of(self, session: sessions.Session) -> Mapping[str, str]:
+        """Return where the session's server is; it was asked once a connection."""
+        pid = session.connection.info.backend_pid
+        if self._target[0] != pid:
+            self._target = (pid, session.address() | session.secrets())
+        return self._target[1]
+
+    def begin(self, watch: Watch) -> None:
+        """Have a file watched."""
+        with self.guard:
+            self.current = watch
+            if self.until is None:
+                self.until = watch.due
+                threading.Thread(target=self.run, daemon=True, name="watch").start()
+            elif watch.due < self.until:
+                self.sooner.set()
+
+    def end(self, watch: Watch) -> None:
+        """Stop watching; when it returns, nothing more is told of the file."""
         watch.over.set()
-        thread.join(2.0)
+        with self.guard:
+            self.current = None
+        if watch.looks:
+            watch.looks.wait(2.0)
+
+    def run(self) -> None:
+        """Look at whatever file is under way for long enough."""
+        while self._next():
+            with self.guard:
+                watch = self.current
+                if watch is None or time.monotonic() < watch.due:
+                    continue
+                watch.looks = threading.Event()
+            try:
+                watch.context.run(watch.run)
+            finally:
+                watch.looks.set()
+
+    def _next(self) -> bool:
+        """Sleep until a look is due; False when nothing was watched for a while."""
+        with self.guard:
+            watch = self.current
+            idle = watch is None and self.until is not None and self.until <= time.monotonic()
+            if idle:
+                self.until = None
+                return False
+            self.until = watch.due if watch else time.monotonic() + IDLE_S
+            pause = self.until - time.monotonic()
+            self.sooner.clear()
+        self.sooner.wait(max(0.0, pause))
+        return True
+
+
+_lookouts: WeakKeyDictionary[sessions.Session, _Lookout] = WeakKeyDictionary()
 
 
 def told(blockers: Sequence[Blocker]) -> list[dict[str, Any]]:

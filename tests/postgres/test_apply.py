@@ -907,8 +907,13 @@ def test_file_of_comments_only_is_recorded(
     assert 0 == run("rollback").code
 
 
-def test_a_file_costs_eleven_messages(
-    run: Run, database: servers.Database, migrations: WriteMigrations
+@pytest.mark.parametrize(
+    ("verify", "expected"),
+    [("", 4), ("SELECT 'x' AS suite, 'x' AS \"check\", true AS ok", 6)],
+    ids=["plain", "verified"],
+)
+def test_a_file_costs_four_messages(
+    run: Run, database: servers.Database, migrations: WriteMigrations, verify: str, expected: int
 ) -> None:
     """What a file costs beside its statements is counted: 500 small ones pay it 500 times."""
     database.query(f"ALTER DATABASE {database.name} SET log_statement = 'all'")
@@ -916,10 +921,84 @@ def test_a_file_costs_eleven_messages(
 
     def messages(*numbers: int) -> int:
         migrations({f"{n:03}_x.sql": f"CREATE TABLE x{n} ();" for n in numbers})
+        if verify:
+            migrations({f"{n:03}_x_verify.sql": verify for n in numbers})
         before = log.stat().st_size
         assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
         return len(re.findall(rb"LOG:  (?:statement|execute [^:]*):", log.read_bytes()[before:]))
 
     messages(1)
 
-    assert 11 * 5 == messages(*range(10, 16)) - messages(20)
+    assert expected * 5 == messages(*range(10, 16)) - messages(20)
+
+
+NO = "FOR EACH ROW EXECUTE FUNCTION no()"
+VERIFIED = "SELECT 'a' AS suite, 'a' AS \"check\", to_regprocedure('no()') IS NOT NULL AS ok"
+
+
+def test_what_a_file_sets_changes_nothing_in_what_is_recorded(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Encoding, quoting, isolation, role: the history has each file as it is, byte for byte."""
+    text = r"""COMMENT ON TABLE t IS E'\\ it''s 100%s, 10 €'; -- ü \' %(a)s $1"""
+    sets = "".join(
+        f"SET {said};\n"
+        for said in (
+            "client_encoding = 'LATIN1'",
+            "standard_conforming_strings = off",
+            "default_transaction_isolation = 'serializable'",
+            "default_transaction_read_only = on",
+            "search_path = nowhere",
+            "statement_timeout = '1h'",
+        )
+    )
+    files = {
+        "001_a.sql": f"CREATE TABLE t ();\nCREATE TEMP TABLE u ();\n{sets}",
+        "002_b.sql": f"{text}\n{sets}",
+        "003_b.sql": text,
+    }
+    migrations(files)
+
+    assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
+    assert list(files.items()) == [
+        (f"{name}.sql", said)
+        for name, said in database.query("SELECT name, up_sql FROM preflight.migrations ORDER BY 1")
+    ]
+    assert ["001_a", "002_b", "003_b"] == database.query(
+        "SELECT name FROM preflight.journal WHERE event = 'applied' ORDER BY id"
+    )
+
+
+@pytest.mark.parametrize(
+    "verified", [{}, {"001_a_verify.sql": VERIFIED}], ids=["plain", "verified"]
+)
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [
+        ("INSERT INTO a VALUES (1, 9)", "migration.sql_error"),
+        (f"CREATE TRIGGER no BEFORE UPDATE ON preflight.migrations {NO}", "migration.not_recorded"),
+        (f"CREATE TRIGGER no BEFORE INSERT ON preflight.journal {NO}", "migration.not_recorded"),
+    ],
+    ids=["constraint", "end mark", "journal"],
+)
+def test_what_fails_at_the_end_of_a_file_is_told_apart(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    trouble: str,
+    code: str,
+    verified: dict[str, str],
+) -> None:
+    """A deferred constraint is the file's; a row of ours that cannot be written is not."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (id int PRIMARY KEY, a int REFERENCES a"
+            " DEFERRABLE INITIALLY DEFERRED);\nCREATE FUNCTION no() RETURNS trigger"
+            f" LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;\n{trouble};\n",
+            **verified,
+        }
+    )
+    result = run(env={"PREFLIGHT_BACKUP": "off"})
+
+    assert (30, code) == (result.code, error_of(result)["code"]), str(result)
+    assert [] == database.query("SELECT version FROM preflight.migrations")

@@ -244,7 +244,6 @@ def turn(files: folder.Folder, target: Target, proof: Proof | None) -> None:
                 if fresh and proof and backup and proof.point:
                     gate.note_point(session, attempt.todo, backup, proof.point)
                 for migration in attempt.todo:
-                    lock.require(session)
                     forward.forward(session, migration, backup)
 
 
