@@ -269,9 +269,9 @@ MUTANTS = [
     # --- one run at a time
     Mutant(
         "the lock is asked for between files",
-        "entrypoint.py",
-        "                    lock.require(session)\n",
-        "",
+        "apply/forward",
+        "    if not held[0][0]:\n",
+        "    if not held:\n",
         _tests("lock::test_lock_that_a_file_let_go_is_missed"),
     ),
     Mutant(
@@ -291,8 +291,8 @@ MUTANTS = [
     Mutant(
         "the fence of a transactional file",
         "apply/forward",
-        "        fence.fence(session, lambda: ledger.claim(session, migration, again, backup))\n",
-        "        ledger.claim(session, migration, again, backup)\n",
+        "        fence.fence(session, partial(_begin, session, migration, backup), begins=True)\n",
+        "        _begin(session, migration, backup)\n",
         _tests("apply::test_run_that_comes_second_plans_again"),
     ),
     Mutant(
@@ -320,22 +320,22 @@ MUTANTS = [
     Mutant(
         "a verify file's answer",
         "apply/forward",
-        "            verify.require(session, migration, MigrationFailed)\n",
+        "            verify.require(session, migration, MigrationFailed, verify.asked)\n",
         "            pass\n",
         _tests("verify::test_check_that_does_not_hold_rolls_the_file_back"),
     ),
     Mutant(
         "deferred constraints fail in their file",
         "apply/forward",
-        '        session.execute("SET CONSTRAINTS ALL IMMEDIATE")\n',
-        "        pass\n",
+        '_CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"\n',
+        '_CHECKED = "SELECT 1"\n',
         _tests("apply::test_deferred_constraint_is_the_files_failure"),
     ),
     Mutant(
         "what a file set is reset",
         "server/sessions",
-        '"RESET ROLE", "RESET ALL",',
-        '"RESET ROLE",',
+        '"RESET ROLE", "RESET ALL")',
+        '"RESET ROLE")',
         _tests("apply::test_nothing_that_a_file_sets_reaches_the_next"),
     ),
     Mutant(

@@ -106,11 +106,9 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
         stop.leaves(session, None)
         log.info(event, **named, duration_s=_since(began), read_back=True, **said)
         return False
-    except LockBusy:
-        raise  # the file never ran
+    except (LockBusy, ConnectionLost):
+        raise  # the file never ran, without the lock or without its row
     except Failure as failure:
-        if failure.code == lock.LOST:
-            raise  # here neither
         _record_failure(session, migration, failure)
         raise
     except stop.Stopped:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 POLL_S = (0.1, 0.4)
 TELL_EVERY_S = 10.0
-LOST = "lock.lost"
 
 _HELD = """FROM pg_catalog.pg_locks l
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -91,7 +90,7 @@ def held(session: Session) -> str:
 def missing() -> ConnectionLost:
     """Return the failure for a lock that is gone although its session is there."""
     return ConnectionLost(
-        LOST,
+        "lock.lost",
         "the run's advisory lock is gone",
         "Does a migration call pg_advisory_unlock_all() or DISCARD ALL? Remove it; run again.",
     )
