@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from structlog.testing import capture_logs
 
 from preflight.base import stop
 from preflight.base.config import Config
@@ -191,6 +192,8 @@ def test_proof_that_is_too_old_is_made_again(
     assert 0 == result.code, result
     whose = [each.get("schemas") for each in result.event("backup.verified")]
     assert [None, ["preflight_tenant_1", "tenant_1"], ["preflight_tenant_2", "tenant_2"]] == whose
+    (warned,) = result.event("config.warned")
+    assert "PREFLIGHT_TARGET_MAX_AGE_MIN is 0" in warned["warning"]
 
 
 def test_target_has_its_own_address_and_role(  # noqa: PLR0913, PLR0917 -- what it needs
@@ -462,6 +465,15 @@ def test_target_that_does_not_end_in_time_is_unknown_not_pending(
     (outcome,) = found
     assert ("one", 13) == (outcome.target.name, outcome.exit_code)
     assert "target.unknown" == (outcome.error or {})["code"]
+
+
+def test_targets_that_something_was_done_for_are_told_first() -> None:
+    """A stop may leave no time to say of thousands that nobody came to them."""
+    one, two, three = (Target(name, Config({}, {}, Path("/"))) for name in ("1", "2", "3"))
+    with capture_logs() as events, apart.spoken([apart.Outcome(three, 143)], [one, two, three]):
+        pass
+
+    assert ["3", "1", "2"] == [each["target"] for each in events]
 
 
 @pytest.fixture

@@ -270,7 +270,8 @@ def spoken(outcomes: list[Outcome], chosen: Sequence[Target]) -> Iterator[None]:
         yield
     finally:
         known = {each.target.name: each for each in outcomes}
-        for target in chosen:
+        # at a stop there may be no time for all: those first that something was done for
+        for target in sorted(chosen, key=lambda each: each.name not in known):
             found = known.get(target.name) or Outcome(target, int(ExitCode.PENDING))
             error = {"error": found.error} if found.error else {}
             log = structlog.get_logger()

@@ -92,7 +92,20 @@ class Fleet:
                 if lock.acquire(session):
                     due = self._looked_at(due)
                 if self._proven(due):
+                    self._tell_old(due)
                     self._waves(due)
+
+    def _tell_old(self, due: Sequence[Target]) -> None:
+        """Say so where what was proven first is too old before the first one has its turn."""
+        most_min = self.chosen[0].config.target_max_age_min
+        oldest = min(self.proofs[each.name].at for each in due) if due else time.monotonic()
+        if (minutes := (time.monotonic() - oldest) / 60) > most_min:
+            structlog.get_logger().warning(
+                "config.warned",
+                warning=f"backing up and rehearsing all took {minutes:.1f} min, and "
+                f"PREFLIGHT_TARGET_MAX_AGE_MIN is {most_min:g}: those whose proof is older at "
+                "their turn are backed up and proven again, each alone; raise it",
+            )
 
     def _waves(self, due: Sequence[Target]) -> None:
         """Change them, some at a time, until one fails."""
