@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench bench-proof faults coverage crash verdicts mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench bench-proof faults coverage crash verdicts histories mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -94,11 +94,14 @@ coverage: setup ## say how many branches the tests with real servers take (ARGS=
 	@echo "By branch, over the tests with real servers:" \
 		"$$($(PY) -m coverage report --data-file=.cache/coverage/data --format=total --precision=1) % ($$(date -u +%F))"
 
-crash: setup ## kill the job, its clients and its server at random moments (SEED=7, SEED=7/123, MINUTES=10)
-	@$(PY) -m tests.faults.crash --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+crash: setup ## kill the job, its clients and its server at random moments (SEED=7/123, MINUTES=10, EVENTS=1)
+	@$(PY) -m tests.faults.crash --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(if $(EVENTS),--events)
 
 verdicts: setup ## put databases together at random and see what is said of their backups (SEED, MINUTES)
 	@$(PY) -m tests.faults.verdicts --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+
+histories: setup ## change folders, histories and databases at random, beside a model (SEED, MINUTES)
+	@$(PY) -m tests.faults.histories --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 
 mutate: setup ## break lines that promises rest on, and print what no test notices (ARGS='12 lock')
 	@$(PY) -m tests.mutants $(ARGS)

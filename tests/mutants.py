@@ -1,9 +1,9 @@
 """Break one line at a time and see whether a test notices: `make mutate` prints what survives.
 
-A few dozen lines that promises rest on, each held against the tests of its subject, in a copy of
-the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words. What
-died is printed with the test that failed and its words: read them, for a test may fail for another
-reason.
+A hundred lines that promises rest on, each held against the tests of its subject, in a copy of
+the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words, and
+ARGS=--general holds those that have some against the general instruments alone. What died is
+printed with the test that failed and its words: read them, for a test may fail for another reason.
 """
 
 import re
@@ -30,6 +30,7 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...]
+    general: tuple[str, ...] = ()  # what finds it that was not written for it
 
     @property
     def file(self) -> str:
@@ -49,9 +50,19 @@ def _tests(*names: str) -> tuple[str, ...]:
 
 def _called(name: str) -> str:
     file, _, test = name.partition("::")
+    if file.startswith("faults_"):
+        return f"tests/faults/test_{file.removeprefix('faults_')}.py" + (
+            f"::{test}" if test else ""
+        )
     where = UNIT if file.startswith("unit_") else SERVER
     return f"{where}test_{file.removeprefix('unit_')}.py" + (f"::{test}" if test else "")
 
+
+# The general instruments: none of them knows a single fault.
+HISTORIES = _tests("faults_histories")
+VERDICTS = _tests("faults_verdicts")
+CRASH = _tests("faults_crash")
+COPIES = _tests("faults_copies")
 
 MUTANTS = [
     # --- durability
@@ -118,6 +129,7 @@ MUTANTS = [
         "        if rows.get(key) != count\n",
         "        if rows.get(key) is None\n",
         _tests("unit_backup::test_dump_with_a_row_more_or_less_is_no_backup"),
+        VERDICTS,
     ),
     Mutant(
         "an archive ends as it should",
@@ -128,9 +140,9 @@ MUTANTS = [
     ),
     Mutant(
         "one file more than a folder had",
-        "backup/directory",
-        "there.items() ^ said.items()",
-        "said.items() - there.items()",
+        "backup/manifests",
+        "dict(there).items() ^ said.items()",
+        "said.items() - dict(there).items()",
         _tests("folders::test_folder_that_is_not_as_it_was_is_no_backup"),
     ),
     Mutant(
@@ -139,6 +151,7 @@ MUTANTS = [
         "                children.guarded(child),\n",
         "",
         _tests("folders::test_stop_in_the_middle_leaves_no_client_and_no_backup"),
+        CRASH,
     ),
     Mutant(
         "a table that is cut is noticed",
@@ -173,6 +186,7 @@ MUTANTS = [
         "    different += catalog.lacking(",
         "    _ = (",
         _tests("proof::test_dump_that_lacks_something_is_no_backup"),
+        VERDICTS,
     ),
     Mutant(
         "the copy's sequences are compared",
@@ -404,6 +418,7 @@ MUTANTS = [
         "        if asked.swap and not asked.again and swap.swapped_before(",
         "        if not asked.swap and swap.swapped_before(",
         _tests("restore::test_swap_of_the_same_backup_is_not_done_twice"),
+        CRASH,
     ),
     Mutant(
         "what took a backup's place is not thrown out",
@@ -482,6 +497,7 @@ MUTANTS = [
         "    return _asked(session, _held_by_slots) or ",
         "    return ",
         _tests("rehearsal_cost::test_slot_that_holds_wal_keeps_the_copy_off_the_server"),
+        COPIES,
     ),
     Mutant(
         "a file's own limit for its locks",
@@ -532,6 +548,7 @@ MUTANTS = [
         '    return "renamed" if file.checksum == record.checksum else "other"\n',
         '    return "renamed"\n',
         _tests("force_adopt::test_another_migration_of_that_number_is_told_and_left_alone"),
+        HISTORIES,
     ),
     # --- what people see
     Mutant(
@@ -625,6 +642,7 @@ MUTANTS = [
         "(there.name, there.checksum) == (row.name, row.checksum)",
         "True",
         _tests("rollback::test_rollback_never_runs_the_file_of_another_migration"),
+        HISTORIES,
     ),
     Mutant(
         "a kept verify file is asked after a rollback",
@@ -654,6 +672,7 @@ MUTANTS = [
         '        if row["row_security"]:\n',
         "        if False:\n",
         _tests("history::test_row_security_on_the_history_is_26_for_every_command"),
+        HISTORIES,
     ),
     Mutant(
         "a history without its primary key is damaged",
@@ -661,6 +680,7 @@ MUTANTS = [
         '        if not row["keyed"]:\n',
         "        if False:\n",
         _tests("history::test_damaged_history_is_26_for_every_command"),
+        HISTORIES,
     ),
     Mutant(
         "a stranger's history is not believed",
@@ -668,6 +688,7 @@ MUTANTS = [
         '        if not session.copy and not (row["believed"] and row["schema_believed"]):\n',
         "        if False:\n",
         _tests("history::test_history_of_a_stranger_is_neither_believed_nor_run"),
+        HISTORIES,
     ),
     Mutant(
         "default privileges open nothing",
@@ -682,6 +703,7 @@ MUTANTS = [
         'PATH = "search_path = pg_catalog, pg_temp"\n',
         'PATH = "search_path = public, pg_catalog, pg_temp"\n',
         _tests("history::test_no_command_steps_into_what_others_planted"),
+        HISTORIES,
     ),
     Mutant(
         "rows of a done COPY are a part of its statement",
@@ -689,6 +711,7 @@ MUTANTS = [
         "    return statement.text(script), script[first:last]\n",
         "    return statement.text(script), script[first:first]\n",
         _tests("nontransactional::test_edited_rows_of_a_done_copy_are_an_edit"),
+        HISTORIES,
     ),
     Mutant(
         "what gives our lock away is refused",
@@ -696,6 +719,7 @@ MUTANTS = [
         "        if what in (_DISCARDS, _UNLOCKS):\n",
         "        if False:\n",
         _tests("unit_lasting::test_statement_that_gives_the_lock_away_is_always_refused"),
+        HISTORIES,
     ),
     Mutant(
         "a file that is there above an absent one does not run again",
@@ -703,6 +727,7 @@ MUTANTS = [
         '        elif absent is not None and session.config.out_of_order == "fail":\n',
         "        elif False:\n",
         _tests("first_contact::test_file_that_is_there_above_an_absent_one_does_not_run_again"),
+        HISTORIES,
     ),
     Mutant(
         "archiving that fails keeps the copy away",
@@ -710,6 +735,7 @@ MUTANTS = [
         "    if failing:\n",
         "    if False:\n",
         _tests("rehearsal_cost::test_archiving_that_does_not_work_keeps_the_copy_off_the_server"),
+        COPIES,
     ),
     Mutant(
         "a server that a rehearsal crashed gets no second one",
@@ -738,6 +764,7 @@ MUTANTS = [
         "if version > to or to == 0)",
         "if version > to)",
         _tests("rollback::test_rollback_to_zero_takes_back_version_000"),
+        HISTORIES,
     ),
     Mutant(
         "a table that was just dropped is nobody's lack of rights",
@@ -747,6 +774,7 @@ MUTANTS = [
         _tests(
             "backup_faults::test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one"
         ),
+        VERDICTS,
     ),
     Mutant(
         "an extension has the version that its rows fit",
@@ -754,6 +782,95 @@ MUTANTS = [
         "    wanted = part.extensions if part else parts.dated(session, held)\n",
         "    wanted = part.extensions if part else ()\n",
         _tests("restore::test_extension_that_is_old_or_fits_one_database_has_a_way_back"),
+    ),
+    # --- more of them, which nobody had put back
+    Mutant(
+        "a recorded file that was edited is told",
+        "history/plan",
+        '        same = file.checksum == record.checksum or record.state != "done"\n',
+        "        same = True\n",
+        _tests("unit_plan"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a recorded file that is gone is told",
+        "history/plan",
+        "        if version not in known and version < last\n",
+        "        if False\n",
+        _tests("unit_plan"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a file below what is applied is told",
+        "history/plan",
+        '    if out_of_order == "fail":\n        problems +=',
+        "    if False:\n        problems +=",
+        _tests("unit_plan"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a column of another type is a damaged history",
+        "history/tables",
+        "        if types[column] != wanted:\n",
+        "        if False:\n",
+        _tests("history::test_damaged_history_is_26_for_every_command"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a column that is gone is a damaged history",
+        "history/tables",
+        "    if gone := COLUMNS[name].keys() - types.keys():\n",
+        "    if gone := frozenset[str]():\n",
+        _tests("history::test_damaged_history_is_26_for_every_command"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a history that lost a default is damaged",
+        "history/tables",
+        '        if bare := set(row["needed"]) - GIVEN[name]:\n',
+        "        if bare := frozenset[str]():\n",
+        _tests("history::test_damaged_history_is_26_for_every_command"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a history with a rule is damaged",
+        "history/tables",
+        '        if row["rules"] or row["children"]:\n',
+        '        if row["children"]:\n',
+        _tests("history::test_damaged_history_is_26_for_every_command"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a table of the history that is gone is not made anew",
+        "history/tables",
+        'gone := COLUMNS.keys() - LATER - {row["relation"] for row in rows}\n',
+        "gone := frozenset[str]()\n",
+        _tests("history::test_damaged_history_is_26_for_every_command"),
+        HISTORIES,
+    ),
+    Mutant(
+        "a done statement that was edited is not passed over",
+        "apply/resume",
+        "    elif old[:begun] != new[:begun]:\n",
+        "    elif False:\n",
+        _tests("nontransactional::test_edited_rows_of_a_done_copy_are_an_edit"),
+        HISTORIES,
+    ),
+    Mutant(
+        "what lasts as long as its session is refused before it runs",
+        "files/lasting",
+        "        if held:\n",
+        "        if False:\n",
+        _tests("unit_lasting"),
+        HISTORIES,
+    ),
+    Mutant(
+        "archiving without a command keeps the copy away",
+        "rehearsal/burden",
+        "    return _asked(session, _held_by_slots) or _asked(session, _held_by_archiver)\n",
+        "    return _asked(session, _held_by_slots)\n",
+        _tests("rehearsal_cost::test_archiving_that_does_not_work_keeps_the_copy_off_the_server"),
+        COPIES,
     ),
 ]
 
@@ -764,15 +881,15 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def noticed(mutant: Mutant, copy: Path) -> str:
-    """Break the line in a copy of the repository; return which of its tests failed, if any did."""
+def noticed(mutant: Mutant, copy: Path, tests: tuple[str, ...]) -> str:
+    """Break the line in a copy of the repository; return which of the tests failed, if any did."""
     file = copy / mutant.file
     text = file.read_text(encoding="utf-8")
     file.write_text(mutant.broken(text), encoding="utf-8")
     try:
-        few = all("::" in name for name in mutant.tests)
+        few = all("::" in name for name in tests)
         workers = "0" if few else "2"
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", workers, *mutant.tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", workers, *tests]
         done = subprocess.run(command, cwd=copy, capture_output=True, check=False, text=True)
     finally:
         file.write_text(text, encoding="utf-8")
@@ -783,7 +900,8 @@ def noticed(mutant: Mutant, copy: Path) -> str:
 
 def main(chosen: list[str]) -> int:
     """Run the mutants whose number or words are chosen, or all; return how many survive."""
-    survivors = 0
+    survivors, general = 0, "--general" in chosen
+    chosen = [each for each in chosen if each != "--general"]
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "copy"
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -797,8 +915,10 @@ def main(chosen: list[str]) -> int:
         for number, mutant in enumerate(MUTANTS, 1):
             if chosen and str(number) not in chosen and not set(chosen) & set(mutant.what.split()):
                 continue
+            if general and not mutant.general:
+                continue
             say(f"{number:02d} {mutant.what}: ")
-            by = noticed(mutant, copy)
+            by = noticed(mutant, copy, mutant.general if general else mutant.tests)
             survivors += not by
             say(f"killed ({by})\n" if by else "SURVIVES\n")
     say(f"{survivors} survived\n")

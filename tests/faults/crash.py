@@ -1,7 +1,8 @@
 """Crash anywhere: a run is struck down at any of its messages or events, and the next one settles.
 
 `make crash SEED=7 MINUTES=10` strikes at random and says how to repeat what went wrong:
-`make crash SEED=7/123` does number 123 of that seed alone.
+`make crash SEED=7/123` does number 123 of that seed alone. `make crash EVENTS=1` strikes each
+victim at each event of each command in turn.
 """
 
 import argparse
@@ -20,11 +21,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 
-from tests import faults, program, servers
+from tests import buckets, faults, program, servers
+
+Environment = dict[str, str]
 
 # Each file says in `ran` that it ran: what the history claims is compared with it.
 MIGRATIONS = {
@@ -36,18 +40,76 @@ MIGRATIONS = {
     "002_grow_rollback.sql": "ALTER TABLE items DROP COLUMN note;\n"
     "DELETE FROM ran WHERE version = 2;\n",
     "003_index.sql": "-- preflight: no-transaction\n"
-    "CREATE INDEX CONCURRENTLY items_note ON items (note);\nINSERT INTO ran VALUES (3);\n",
-    "004_last.sql": "INSERT INTO ran VALUES (4);\nUPDATE items SET note = 'y' WHERE id < 10;\n",
+    "CREATE INDEX CONCURRENTLY items_note ON items (note);\n"
+    "COPY copied FROM stdin;\n1\n2\n\\.\nINSERT INTO ran VALUES (3);\n",
+    "003_index_rollback.sql": "-- preflight: no-transaction\n"
+    "DROP INDEX CONCURRENTLY items_note;\nTRUNCATE copied;\nDELETE FROM ran WHERE version = 3;\n",
+    "004_last.sql": "DELETE FROM ran WHERE version = 4;\nINSERT INTO ran VALUES (4);\n"
+    "INSERT INTO done VALUES (true);\nUPDATE items SET note = 'y' WHERE id < 10;\n",
+    "004_last_rollback.sql": "DELETE FROM ran WHERE version = 4;\n"
+    "INSERT INTO done VALUES (false);\n",
 }
-VERSIONS = [1, 2, 3, 4]
+VERSIONS = (1, 2, 3, 4)
 BEFORE = (
-    "CREATE TABLE items (id int PRIMARY KEY);"
+    "CREATE TABLE items (id int PRIMARY KEY); CREATE TABLE copied (n int);"
+    "CREATE TABLE done (forth bool);"  # how often 004 ran, and how often it was taken back
     "INSERT INTO items SELECT n FROM generate_series(1, 500) n"
 )
+TOOL = """
+import os
+import psycopg
+
+with psycopg.connect(os.environ["DATABASE_URL"], application_name="tool", autocommit=True) as it:
+    it.execute("CREATE TABLE IF NOT EXISTS ran (version int PRIMARY KEY)")
+    for version in (1, 2):
+        with it.transaction():
+            it.execute("INSERT INTO ran VALUES (%s) ON CONFLICT DO NOTHING", [version])
+            it.execute("CREATE TABLE IF NOT EXISTS made_%s ()" % version)
+"""
 VICTIMS = ("connection", "job", "pg_dump", "backend", "postmaster")
+PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for ever
 # what a run may end with that was struck, and not killed itself
 CODES = {0, 10, 11, 12, 13, 14, 31, 32}
-OURS = "application_name LIKE 'pg-preflight%%' OR application_name IN ('pg_dump', 'pg_restore')"
+OURS = (
+    "application_name LIKE 'pg-preflight%%'"
+    " OR application_name IN ('pg_dump', 'pg_restore', 'tool')"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """A command that writes, what is done undisturbed before it, and what has run in the end."""
+
+    command: tuple[str, ...] = ("up",)
+    before: tuple[tuple[str, ...], ...] = ()
+    script: str = "SELECT"
+    ends: tuple[int, ...] = VERSIONS
+    codes: frozenset[int] = frozenset(CODES)
+    repeats: bool = False  # a second call does it all again, as it should
+    more: tuple[tuple[str, str], ...] = ()
+
+
+UP = ("up",)
+FORGET = "DROP SCHEMA preflight CASCADE; TRUNCATE done"
+LATE = "INSERT INTO items (id) VALUES (0)"  # after the backup
+FOLDER = (("PREFLIGHT_PARALLEL_MB", "0"), ("PREFLIGHT_JOBS", "2"))
+STORIES = {
+    "up": Story(),
+    "folder": Story(more=FOLDER),
+    "bucket": Story(),
+    "rollback": Story(("rollback", "--to", "1"), (UP,), ends=(1,)),
+    "force": Story(("force", "4"), (UP,), repeats=True),
+    "adopt": Story(("adopt", "--through", "4"), (UP,), FORGET),
+    "backup": Story(("backup",), (UP,), repeats=True),
+    "restore": Story(("restore", "latest"), (UP, ("backup",)), repeats=True),
+    "swap": Story(("restore", "latest", "--swap"), (UP, ("backup",)), LATE),
+    # the command itself may be struck, on the copy (27) or in earnest (30)
+    "wrap": Story(
+        ("wrap", "--watch", "tool", "--trust-environment", "--", sys.executable, "tool/tool.py"),
+        ends=(1, 2),
+        codes=frozenset(CODES | {27, 30}),
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +184,18 @@ class _Through(faults.Fault):
 
 
 class World:
-    """A database with rows and four files to apply, and what is around it, for one strike."""
+    """A database with rows and four files to apply, and what is around it, for one story."""
 
-    def __init__(self, server: servers.Server, home: Path, name: str) -> None:
+    def __init__(
+        self, server: servers.Server, home: Path, name: str, told: str, more: Environment | None
+    ) -> None:
         """Make it on that server, below that directory."""
-        self.server, self.home = server, home
+        self.server, self.home, self.told, self.story = server, home, told, STORIES[told]
         self.database = servers.Database(server, name)
         self.backups, self.files = home / "backups", home / "migrations"
-        for each in (self.backups, self.files):
+        for each in (self.backups, self.files, home / "tool"):
             each.mkdir(parents=True)
+        (home / "tool/tool.py").write_text(TOOL)
         for file, text in MIGRATIONS.items():
             (self.files / file).write_text(text)
         with server.connect() as connection:
@@ -148,18 +213,28 @@ class World:
             "PREFLIGHT_FIRST_CONTACT": "pending",
             "PREFLIGHT_REHEARSE_ON": "server",
             "PREFLIGHT_WAIT_TIMEOUT_S": "20",
+            **dict(self.story.more),
+            **(more or {}),
         }
+        if told == "wrap":  # as an app names it
+            address = f"{quote(servers.PASSWORD)}@{servers.HOST}:{self.proxy.port}/{name}"
+            self.environment["DATABASE_URL"] = f"postgresql://{servers.SUPERUSER}:{address}"
+        for command in self.story.before:
+            made = self.run(*command, PREFLIGHT_BACKUP="off" if command == UP else "required")
+            assert 0 == made.code, str(made)
+        self.database.script(self.story.script)
 
-    def run(self, **more: str) -> program.Result:
-        """Run `up` undisturbed."""
-        main = program.Program({**self.environment, **more}, self.home)
+    def run(self, *command: str, **more: str) -> program.Result:
+        """Run the story's command, or another, undisturbed."""
+        rehearse = {} if "wrap" in self.story.command else {"PREFLIGHT_REHEARSE": "off"}
+        main = program.Program({**self.environment, **rehearse, **more}, self.home)
         try:
-            return main.run()
+            return main.run(*(command or self.story.command), timeout=PATIENCE_S)
         finally:
             main.close()
 
     def struck(self, strike: Strike) -> tuple[program.Result, bool]:
-        """Run `up` and strike; return what it left, and whether it was struck at all."""
+        """Run the command and strike; return what it left, and whether it was struck at all."""
         hit = threading.Event()
         held: list[program.Process] = []
 
@@ -171,25 +246,32 @@ class World:
         more = {"PREFLIGHT_REHEARSE": strike.rehearse}
         main = program.Program({**self.environment, **more}, self.home)
         try:
-            held.append(main.start())
+            held.append(main.start(*self.story.command))
             if strike.event:
                 with contextlib.suppress(AssertionError):  # a run may have no such event
-                    held[0].wait_for_event(strike.event)
+                    held[0].wait_for_event(strike.event, PATIENCE_S)
                     blow(_a_backend(self.database))
-            result = held[0].wait()
+            result = held[0].wait(PATIENCE_S)
         finally:
             main.close()
             self.between.now = faults.Fault()
         self.server.start()  # where the postmaster was struck
-        faults.until(lambda: _answers(self.server), "the server has recovered", 60)
+        faults.until(lambda: _answers(self.server), "the server has recovered", PATIENCE_S)
         return result, hit.is_set()
+
+    def databases(self) -> list[str]:
+        """Return the database, and what was restored or kept beside it."""
+        found = "SELECT datname::text FROM pg_database WHERE datname ~ %s ORDER BY 1"
+        with self.server.connect() as connection:
+            return [name for (name,) in connection.execute(found, [f"^{self.database.name}(_|$)"])]
 
     def drop(self) -> None:
         """Forget it."""
         self.proxy.close()
-        name = sql.Identifier(self.database.name)
         with self.server.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+            for name in self.databases():
+                gone = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+                connection.execute(gone)
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -272,22 +354,41 @@ def require_sound(world: World, result: program.Result) -> None:
     it; the password stands nowhere.
     """
     killed = result.code == -signal.SIGKILL
-    faults.until(lambda: not _sessions(world), "no session of ours is left", 30)
+    faults.until(lambda: not _sessions(world), "no session of ours is left", PATIENCE_S)
+    assert world.database.name in world.databases(), "the live database is gone"
     assert [0] == world.database.query(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
         " (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    assert killed or result.code in CODES, str(result)
+    assert killed or result.code in world.story.codes, str(result)
     if not killed:
         assert result.code == result.finished["exit_code"], str(result)
     ran, recorded = reality(world), history(world)
     assert sorted(set(ran)) == ran, f"a file ran twice: {ran}"
+    if world.told != "wrap":
+        _require_as_recorded(world, ran, recorded)
+    if world.told != "bucket":
+        _require_backups(world, killed=killed)
+    _require_no_secret(world, result)
+
+
+def _require_as_recorded(world: World, ran: list[int], recorded: list[tuple[int, str]]) -> None:
+    """Hold what is in the database against what the history and the journal say."""
     done = [version for version, state in recorded if state == "done"]
     part_way = {version for version, state in recorded if state != "done"}
     assert part_way <= {3}, f"only a file without a transaction may be part-way: {recorded}"
-    assert done == [version for version in ran if version not in part_way], (ran, recorded)
-    _require_backups(world, killed=killed)
-    _require_no_secret(world, result)
+    done_once = [version for version in ran if version not in part_way]
+    assert recorded == [] or done == done_once, (ran, recorded)
+    copied = world.database.query("SELECT n FROM copied ORDER BY 1")
+    assert copied in ([], [1, 2]), f"rows of a COPY came twice, or in part: {copied}"
+    if world.database.query("SELECT to_regclass('preflight.journal')") != [None]:
+        told = (
+            "SELECT count(*) FROM preflight.journal WHERE version = 4 AND event = ANY (%s)"
+            " UNION ALL SELECT count(*) FROM done WHERE forth = %s"
+        )
+        for events, forth in ((["applied", "forced"], True), (["rolled_back"], False)):
+            journal, real = world.database.query(told, events, forth)
+            assert journal == real, f"{events}: {journal} in the journal, {real} in truth"
 
 
 def reality(world: World) -> list[int]:
@@ -308,8 +409,8 @@ def _sessions(world: World) -> list[tuple[object, ...]]:
     with world.server.connect() as connection:
         return connection.execute(
             f"SELECT pid, application_name, datname FROM pg_stat_activity WHERE ({OURS})"
-            " AND (datname = %s OR datname LIKE 'preflight\\_scratch%%')",
-            [world.database.name],
+            " AND (datname ~ %s OR datname LIKE 'preflight\\_scratch%%')",
+            [f"^{world.database.name}(_|$)"],
         ).fetchall()
 
 
@@ -319,9 +420,12 @@ def _require_backups(world: World, *, killed: bool) -> None:
             assert killed, f"half a backup is left: {each.name}"
             continue
         manifest = json.loads((each / "manifest.json").read_text())
-        dump = (each / "database.dump").read_bytes()
-        assert manifest["sha256"] == hashlib.sha256(dump).hexdigest(), each.name
-        assert manifest["size_bytes"] == len(dump), each.name
+        said = manifest.get("files") or {"database.dump": manifest}
+        where = each / "database.dir" if "files" in manifest else each
+        for name, one in said.items():
+            dump = (where / name).read_bytes()
+            assert one["sha256"] == hashlib.sha256(dump).hexdigest(), where / name
+            assert one["size_bytes"] == len(dump), where / name
 
 
 def _require_no_secret(world: World, result: program.Result) -> None:
@@ -334,32 +438,63 @@ def _require_no_secret(world: World, result: program.Result) -> None:
 
 
 def require_settled(world: World) -> None:
-    """Raise AssertionError unless the next run applies all, and the one after does nothing."""
-    settled = world.run(PREFLIGHT_REHEARSE="off")
+    """Raise AssertionError unless the next call does all, and the one after it nothing more."""
+    settled = world.run()
     require_sound(world, settled)
     assert 0 == settled.code, str(settled)
-    assert VERSIONS == reality(world), str(settled)
-    assert [(each, "done") for each in VERSIONS] == history(world)
-    assert [True] == world.database.query(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'items_note'::regclass"
-    )
+    assert list(world.story.ends) == reality(world), str(settled)
+    if world.told != "wrap":
+        assert [(each, "done") for each in world.story.ends] == history(world)
+        there = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('items_note')"
+        assert [True] * (3 in world.story.ends) == world.database.query(there)
     assert [] == [each.name for each in world.backups.iterdir() if each.name.startswith(".")]
     with world.server.connect() as connection:
         scratch = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
-        assert [] == connection.execute(scratch).fetchall()
-    kept = sorted(each.name for each in world.backups.iterdir())
-    again = world.run()
-    assert 0 == again.code, str(again)
-    assert "applied" not in again.finished, str(again)
-    assert kept == sorted(each.name for each in world.backups.iterdir())
+        left = connection.execute(scratch).fetchall()
+    assert [] == left, f"copies are left: {left}"
+    _require_restored(world)
+    if not world.story.repeats:
+        kept, databases = backups(world), world.databases()
+        again = world.run()
+        assert 0 == again.code, str(again)
+        assert "applied" not in again.finished, str(again)
+        assert (kept, databases) == (backups(world), world.databases())
 
 
-def crash(server: servers.Server, home: Path, name: str, strikes: list[Strike]) -> int:
+def backups(world: World) -> list[str]:
+    """Return the names of the backups that can be seen."""
+    listed = world.run("backups", "--json")
+    assert 0 == listed.code, str(listed)
+    return [each["backup"] for each in listed.json()["backups"]]
+
+
+def _require_restored(world: World) -> None:
+    """Raise AssertionError unless what was, or can be, restored has all rows of its backup."""
+    if world.told == "bucket":  # nothing else looks into it
+        back = world.run("restore", "latest", PREFLIGHT_SPOOL_DIR=str(world.home))
+        assert 0 == back.code, str(back)
+    count = "SELECT count(*) FROM items"
+    for name in world.databases():
+        late = world.told == "swap" and name != world.database.name  # a row came after the backup
+        assert [500 + late] == servers.Database(world.server, name).query(count), name
+    beside = {"bucket": 1, "restore": 1, "swap": 1}.get(world.told, 0)
+    assert 1 + beside == len(world.databases()), world.databases()
+
+
+def crash(  # noqa: PLR0913 - where, what, and what it is done to
+    server: servers.Server,
+    home: Path,
+    name: str,
+    strikes: list[Strike],
+    *,
+    told: str = "up",
+    more: Environment | None = None,
+) -> int:
     """Strike one run after the other, then let one through; return how many were struck.
 
     Raises AssertionError when something that is promised does not hold.
     """
-    world = World(server, home, name)
+    world = World(server, home, name, told, more)
     struck = 0
     for strike in strikes:
         result, hit = world.struck(strike)
@@ -367,38 +502,70 @@ def crash(server: servers.Server, home: Path, name: str, strikes: list[Strike]) 
         try:
             require_sound(world, result)
         except AssertionError as error:
-            raise AssertionError(f"{strike}: {error}\n{result}") from error
+            raise AssertionError(f"{told}, {strike}: {error}\n{result}") from error
     try:
         require_settled(world)
     except AssertionError as error:
-        raise AssertionError(f"after {'; '.join(map(str, strikes))}: {error}") from error
+        raise AssertionError(f"{told}, after {'; '.join(map(str, strikes))}: {error}") from error
     world.drop()
     return struck
 
 
-def messages(server: servers.Server, home: Path, among: str, rehearse: str = "off") -> int:
-    """Return how many messages a run, or its clients, get that nobody disturbs."""
-    world = World(server, home, f"undisturbed_{among}_{rehearse}")
-    counting = AtMessage(-1, lambda _: None, among)
-    world.between.now = counting
-    result = world.run(PREFLIGHT_REHEARSE=rehearse)
-    assert 0 == result.code, str(result)
-    world.drop()
-    return counting.seen
+@dataclasses.dataclass(frozen=True)
+class Undisturbed:
+    """A run that nobody struck: how many messages it and its clients get, which events it has."""
+
+    ours: int
+    clients: int
+    events: tuple[str, ...]
+
+
+def undisturbed(
+    server: servers.Server, home: Path, told: str, rehearse: str, more: Environment | None
+) -> Undisturbed:
+    """Tell a story twice, once counting what we are sent and once what our clients are."""
+    seen: dict[str, int] = {}
+    events: tuple[str, ...] = ()
+    for among in ("ours", "clients"):
+        name = f"undisturbed_{told}_{rehearse}_{among}"
+        world = World(server, home / among, name, told, more)
+        counting = AtMessage(-1, lambda _: None, among)
+        world.between.now = counting
+        result = world.run(PREFLIGHT_REHEARSE=rehearse)
+        assert 0 == result.code, str(result)
+        events = tuple(dict.fromkeys(each for each in result.names if each != "run.finished"))
+        world.drop()
+        seen[among] = counting.seen
+    return Undisturbed(seen["ours"], seen["clients"], events)
 
 
 # --- at random ------------------------------------------------------------------------------------
 
 
-def at_random(choice: random.Random, most: Callable[[str, str], int]) -> list[Strike]:
-    """Return one or two strikes, early ones as likely as late ones, most of them at our own."""
+Counted = Callable[[str, str], Undisturbed]
+
+
+def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike]:
+    """Return some strikes, early ones as likely as late ones, most of them at our own."""
     found = []
-    for _ in range(choice.choice([1, 1, 2])):
+    for _ in range(choice.choice([1, 2, 6])):
         among = choice.choice(["ours", "ours", "ours", "clients"])
-        rehearse = choice.choice(["off", "off", "auto"])
-        message = choice.randint(1, most(among, rehearse))
+        rehearse = "auto" if told == "wrap" else choice.choice(["off", "off", "auto"])
+        most = counted(told, rehearse)
+        if not most.clients:
+            among = "ours"
+        message = choice.randint(1, most.clients if among == "clients" else most.ours)
         found.append(Strike(choice.choice(VICTIMS), message, among, rehearse=rehearse))
     return found
+
+
+def at_each_event(counted: Counted) -> Iterator[tuple[str, list[Strike]]]:
+    """Yield each story with the strikes at its events, one victim after the other."""
+    for told in STORIES:
+        rehearse = "off" if told != "wrap" else "auto"
+        for victim in VICTIMS[1:]:
+            events = counted(told, rehearse).events
+            yield told, [Strike(victim, event=each, rehearse=rehearse) for each in events]
 
 
 def main() -> int:
@@ -406,30 +573,55 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
     asked = parser.parse_args()
     seed, _, only = str(asked.seed).partition("/")
     server = servers.start(17)
     home = Path(tempfile.mkdtemp(prefix="pg-preflight-crash-"))
-
-    @functools.cache
-    def most(among: str, rehearse: str) -> int:
-        return messages(server, home / "counted" / among / rehearse, among, rehearse)
-
     wrong = struck = done = 0
-    for number in _numbers(only, asked.minutes):
-        choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, not to be secret
-        strikes = at_random(choice, most)
-        done += 1
-        try:
-            struck += crash(server, home / str(number), f"crash_{number}", strikes)
-        except AssertionError as error:
-            wrong += 1
-            _say(f"SEED={seed}/{number}: {error}\n{server!r}, {home / str(number)}")
+    with contextlib.ExitStack() as opened:
+
+        @functools.cache
+        def more(told: str) -> Environment | None:
+            return opened.enter_context(buckets.s3()).env() if told == "bucket" else None
+
+        @functools.cache
+        def counted(told: str, rehearse: str) -> Undisturbed:
+            where = home / "counted" / told / rehearse
+            return undisturbed(server, where, told, rehearse, more(told))
+
+        def chosen() -> Iterator[tuple[str, str, list[Strike]]]:
+            if asked.events:
+                yield from (("", *each) for each in at_each_event(counted))
+                return
+            for number in _numbers(only, asked.minutes):
+                choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, no secret
+                told = choice.choice(sorted(STORIES))
+                yield f"SEED={seed}/{number} ", told, at_random(choice, told, counted)
+
+        for words, told, strikes in chosen():
+            done += 1
+            where = home / str(done)
+            try:
+                struck += crash(server, where, f"crash_{done}", strikes, told=told, more=more(told))
+            except AssertionError as error:
+                wrong += 1
+                _say(f"{words}{error}\n{server!r}, {where}")
+                _sweep(server)
     _say(f"seed {seed}: {done} databases, struck {struck} times, {wrong} wrong")
     if not wrong:
         server.remove()
         shutil.rmtree(home)
     return min(wrong, 1)
+
+
+def _sweep(server: servers.Server) -> None:
+    """Drop the copies that a run left which went wrong: the next one is not to be blamed."""
+    with server.connect() as connection:
+        scratch = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
+        for (name,) in connection.execute(scratch).fetchall():
+            gone = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            connection.execute(gone)
 
 
 def _numbers(only: str, minutes: float) -> Iterator[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import buckets, servers
 from tests.conftest import DEFAULT_MAJOR
 from tests.faults import crash
 from tests.faults.crash import Strike
@@ -67,3 +67,50 @@ def test_e122_whatever_is_killed_the_next_run_settles_it(
 ) -> None:
     """After each end every promise holds, and the run after the last applies all, once."""
     assert crash.crash(running(DEFAULT_MAJOR), tmp_path / "world", next(names), strikes)
+
+
+@pytest.mark.fault("E122")
+@pytest.mark.parametrize(
+    ("told", "strikes"),
+    [
+        pytest.param("rollback", [
+            Strike("job", event="migration.rolled_back"), Strike("backend", event="lock.acquired"),
+        ]),
+        pytest.param("force", [Strike("job", event="migration.started")]),
+        pytest.param("adopt", [Strike("postmaster", event="lock.acquired")]),
+        pytest.param("backup", [Strike("pg_dump", 100, "clients")]),
+        pytest.param("restore", [
+            Strike("pg_dump", 40, "clients"), Strike("job", event="restore.started"),
+        ]),
+        pytest.param("swap", [Strike("job", event="restore.started"), Strike("backend", 90)]),
+        pytest.param("folder", [
+            Strike("pg_dump", event="backup.started"), Strike("job", event="backup.verified"),
+        ]),
+        pytest.param("wrap", [
+            Strike("job", event="wrap.rehearsed", rehearse="auto"),
+            Strike("pg_dump", event="wrap.started", rehearse="auto"),
+        ]),
+        pytest.param("bucket", [
+            Strike("job", event="backup.started"), Strike("job", event="migration.applied"),
+        ], marks=pytest.mark.xdist_group("buckets")),
+    ],
+)  # fmt: skip
+def test_e122_whatever_writes_is_settled_by_its_next_call(  # noqa: PLR0913, PLR0917 - fixtures
+    request: pytest.FixtureRequest,
+    running: Callable[[int], servers.Server],
+    tmp_path: Path,
+    names: Iterator[str],
+    told: str,
+    strikes: list[Strike],
+) -> None:
+    """Every command, each kind of dump and place: struck, called again, and all is as promised."""
+    more = request.getfixturevalue("place").env() if told == "bucket" else None
+    where = tmp_path / "world"
+    assert crash.crash(running(DEFAULT_MAJOR), where, next(names), strikes, told=told, more=more)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[buckets.Bucket]:
+    """Give a bucket."""
+    with buckets.s3() as found:
+        yield found

@@ -1,6 +1,8 @@
 """Faults of the platform: signals that come twice, processes that cannot be had, files too open."""
 
+import datetime as dt
 import errno
+import json
 import signal
 from pathlib import Path
 
@@ -82,3 +84,28 @@ def test_f145_password_file_that_others_may_read_is_told(
     assert (21, "auth.rejected") == (refused.code, error["code"]), str(refused)
     assert str(passfile) in error["message"] + error.get("hint", "") + refused.stderr
     assert 0 == read.code, str(read)
+
+
+@pytest.mark.fault("F139")
+def test_f139_odd_locale_and_time_zone_change_no_byte(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """The text and its checksum are those of the file, and all times are UTC."""
+    text = "CREATE TABLE ñandú (i text DEFAULT 'İı');\n"
+    migrations({"001_e.sql": text})
+    odd = {"LC_ALL": "tr_TR.ISO-8859-9", "TZ": "Pacific/Kiritimati", "PYTHONUTF8": None}
+    before = dt.datetime.now(dt.UTC)
+
+    result = run(env=odd)
+
+    assert 0 == result.code, str(result)
+    assert [text] == database.query("SELECT up_sql FROM preflight.migrations")
+    assert 0 == run("check").code  # read in another locale it is the same file
+    (saved,) = backup_dir.iterdir()
+    said = json.loads((saved / "manifest.json").read_text("utf-8"))
+    told = [each["timestamp"] for each in result.events]
+    assert [] == [each for each in told if not each.endswith("Z")]
+    assert abs(dt.datetime.fromisoformat(told[0]) - before).total_seconds() < 3600
+    assert said["snapshot_at"].endswith("Z"), said
+    named = dt.datetime.strptime(saved.name.split("-")[-2], "%Y%m%dT%H%M%S%z")
+    assert abs(named - before).total_seconds() < 3600, saved.name

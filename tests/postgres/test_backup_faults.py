@@ -139,6 +139,7 @@ def test_dump_that_cannot_be_trusted_stops_the_run(  # noqa: PLR0913, PLR0917 - 
         assert "cannot think" in result.finished["error"]["message"]
 
 
+@pytest.mark.fault("C044")
 @pytest.mark.usefixtures("older")
 def test_failure_that_passes_is_tried_again(run: Run, fakes: Fakes) -> None:
     """A server that was restarted is no reason to wake somebody."""
@@ -233,6 +234,7 @@ def test_dump_whose_reader_fails_on_the_way_is_read_back(
     assert ["--file=-", "database.dump"] == read
 
 
+@pytest.mark.fault("C061")
 def test_bit_that_flips_behind_the_reader_is_found(
     run: Run, database: servers.Database, fakes: Fakes, backup_dir: Path
 ) -> None:

@@ -251,7 +251,6 @@ def test_service_links_do_not_disturb_a_run(run: Run, migrations: WriteMigration
     assert 1 == len(result.event("config.warned"))
 
 
-@pytest.mark.fault("F139")
 @pytest.mark.parametrize("locale", ["C", "de_DE.ISO-8859-1"])
 def test_password_of_any_letters_works_in_any_locale(
     run: Run, migrations: WriteMigrations, locale: str

@@ -201,6 +201,7 @@ EVERY = (
 TWO = (("check",), ("up",))  # one that reads and one that writes: all others look the same way
 
 
+@pytest.mark.fault("E127")
 @pytest.mark.parametrize(
     ("harm", "words"),
     [

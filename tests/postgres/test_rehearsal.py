@@ -596,6 +596,7 @@ SKIPPED = [
 ]
 
 
+@pytest.mark.fault("D100")
 @pytest.mark.parametrize(("env", "files", "reason"), SKIPPED)
 def test_auto_says_why_it_does_not_rehearse(  # noqa: PLR0913, PLR0917 -- a case each
     env: Mapping[str, str],

@@ -107,7 +107,7 @@ def test_databases_that_share_a_directory_do_not_see_each_other(
     assert sorted([theirs, *mine]) == names(backup_dir)
 
 
-@pytest.mark.fault("C069")
+@pytest.mark.fault("C069", "C050")
 def test_what_is_not_ours_is_never_touched(up: Up, backup_dir: Path, tmp_path: Path) -> None:
     """Files of others, broken backups, and links that lead out of the directory."""
     first = up()

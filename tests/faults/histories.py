@@ -1,0 +1,383 @@
+"""Histories: a folder and its database are changed at random, and a small model says what follows.
+
+The database is hostile: `public` holds a twin of nearly every function and view of pg_catalog, each
+of which fails, and stands before it in no path but that of who asks for it.
+`make histories SEED=7 MINUTES=10` goes on for as long as told; `SEED=7/123` does one again.
+"""
+
+import argparse
+import contextlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from tests import program, servers
+
+QUICKLY = {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_REHEARSE": "off"}
+OUTSIDE = "-- preflight: no-transaction\n"
+# Each twin takes the very arguments of pg_catalog's; what plpgsql knows no type for is left out.
+PLANT = r"""
+DO $plant$
+DECLARE found record; body text := $$ LANGUAGE plpgsql AS 'BEGIN RAISE ''trojan''; END' $$;
+BEGIN
+ SET LOCAL search_path = pg_catalog;
+ CREATE FUNCTION public.trap() RETURNS bool LANGUAGE plpgsql AS 'BEGIN RAISE ''trojan''; END';
+ FOR found IN SELECT p.proname, pg_get_function_identity_arguments(p.oid) AS arguments,
+   pg_get_function_result(p.oid) AS returned FROM pg_proc p
+  WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind = 'f' AND p.pronargs < 4 LOOP
+  BEGIN
+   EXECUTE format('CREATE FUNCTION public.%I(%s) RETURNS %s', found.proname, found.arguments,
+    found.returned) || body;
+  EXCEPTION WHEN OTHERS THEN NULL;
+  END;
+ END LOOP;
+ FOR found IN SELECT c.relname FROM pg_class c WHERE c.relkind IN ('r', 'v')
+   AND c.relnamespace = 'pg_catalog'::regnamespace LOOP
+  EXECUTE format('CREATE VIEW public.%I AS SELECT public.trap()', found.relname);
+ END LOOP;
+ FOR found IN SELECT o.oprname, o.oprleft::regtype AS l, o.oprright::regtype AS r,
+   o.oprresult::regtype AS returned FROM pg_operator o
+  WHERE o.oprnamespace = 'pg_catalog'::regnamespace AND o.oprkind = 'b'
+   AND o.oprname IN ('=', '<>', '<', '>', '>=', '<=', '||', '-', '~', '~~') LOOP
+  BEGIN
+   EXECUTE format('CREATE FUNCTION public.trap(%s, %s) RETURNS %s', found.l, found.r,
+    found.returned) || body;
+  EXCEPTION WHEN OTHERS THEN NULL;
+  END;
+  BEGIN
+   EXECUTE format('CREATE OPERATOR public.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = public.trap)',
+    found.oprname, found.l, found.r);
+  EXCEPTION WHEN OTHERS THEN NULL;
+  END;
+ END LOOP;
+END $plant$;
+"""
+FORGETS = (
+    "DISCARD ALL",
+    "SELECT pg_advisory_unlock_all()",
+    "PREPARE p AS SELECT 1",
+    "CREATE TEMP TABLE passing (id int)",
+    "SELECT set_config('search_path', 'other', false)",
+    "LISTEN something",
+    "SELECT 1 AS a INTO TEMP passing",
+)
+HARMS = (
+    "DROP TABLE preflight.journal",
+    "ALTER TABLE preflight.migrations DROP CONSTRAINT migrations_pkey",
+    "ALTER TABLE preflight.migrations DROP COLUMN how",
+    "ALTER TABLE preflight.migrations ALTER duration_ms TYPE text",
+    "ALTER TABLE preflight.migrations ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE preflight.journal ALTER role DROP DEFAULT",
+    "CREATE RULE r AS ON INSERT TO preflight.journal DO INSTEAD NOTHING",
+    "DROP TABLE preflight.migrations; CREATE VIEW preflight.migrations AS SELECT 1 AS version",
+    "ALTER TABLE preflight.migrations OWNER TO {stranger}",
+)
+READERS = (("check",), ("plan",), ("verify",), ("wait", "--schema"))
+WRITERS = (("up",), ("rollback",), ("force", "0"), ("adopt", "0"))
+RECORDED = "SELECT version::int FROM preflight.migrations WHERE state = 'done' ORDER BY 1"
+REAL = (
+    "SELECT substr(tablename::text, 2)::int FROM pg_tables WHERE tablename ~ '^t[0-9]' ORDER BY 1"
+)
+
+
+class History:
+    """A folder of files that make one table each, a hostile database, and what is to be true."""
+
+    def __init__(self, database: servers.Database, home: Path, choice: random.Random) -> None:
+        """Begin with an empty folder."""
+        self.database, self.home, self.choice = database, home, choice
+        self.files = home / "migrations"
+        self.files.mkdir(parents=True)
+        self.done: list[int] = []
+        self.told: list[str] = []
+        self.stranger = f"{database.name}_stranger"
+        database.script(PLANT)
+
+    def run(self, *command: str, **more: str) -> program.Result:
+        """Run a command."""
+        environment = {
+            **self.database.env(),
+            **QUICKLY,
+            "PATH": program.path(),
+            "PREFLIGHT_MIGRATIONS_DIR": str(self.files),
+            "PREFLIGHT_FIRST_CONTACT": "pending",
+            "PREFLIGHT_TERMINATION_LOG": str(self.home / "none"),
+            "PGOPTIONS": self.choice.choice(["", "-c search_path=public,pg_catalog"]),
+        }
+        main = program.Program({**environment, **more}, self.home)
+        try:
+            return main.run(*command, timeout=300)  # no promise: only so that nothing hangs
+        finally:
+            main.close()
+
+    def ends(self, code: int, *command: str, **more: str) -> program.Result:
+        """Run a command that is to end so; then history and reality are to agree."""
+        result = self.run(*command, **more)
+        self.told.append(f"{' '.join(command)} {more or ''} -> {result.code}")
+        assert code == result.code, f"not {code}: {self}\n{result}"
+        return result
+
+    def agrees(self) -> None:
+        """Raise AssertionError unless database, history and model are the same."""
+        found = self.database.query(REAL), self.database.query(RECORDED)
+        assert (self.done, self.done) == found, f"to be {self.done}, is {found}: {self}"
+
+    def __str__(self) -> str:
+        """Tell what was done, in order."""
+        return "; ".join(self.told)
+
+    # --- files
+
+    def write(self, version: int, text: str = "") -> Path:
+        """Write a file that makes its table, with one that verifies it and one that undoes it."""
+        name = self.files / f"{version:03}_t{version}.sql"
+        table = f"public.t{version}"
+        name.write_text(text or f"CREATE TABLE {table} (x int);\n")
+        there = f"pg_catalog.to_regclass('{table}') IS NOT NULL"
+        name.with_name(f"{name.stem}_verify.sql").write_text(
+            f"SELECT 's' AS suite, 'there' AS \"check\", {there} AS ok;\n"
+        )
+        name.with_name(f"{name.stem}_rollback.sql").write_text(f"DROP TABLE {table};\n")
+        return name
+
+    def remove(self, version: int) -> dict[Path, bytes]:
+        """Take the files of a version away; return them."""
+        found = {each: each.read_bytes() for each in self.files.glob(f"{version:03}_*")}
+        for each in found:
+            each.unlink()
+        return found
+
+    def some(self) -> int:
+        """Choose what is applied, but the newest: a file that is newer may be missing."""
+        return self.choice.choice(self.done[:-1])
+
+    # --- what can happen; each leaves a sound history behind
+
+    def grows(self) -> None:
+        """Have new files run, once."""
+        new = (self.done or [-1])[-1] + self.choice.randint(1, 2)
+        self.write(new)
+        if self.done:
+            self.ends(3, "check")
+        self.ends(0, "up")
+        self.done.append(new)
+        self.agrees()
+        self.ends(0, "check")
+
+    def edited(self) -> None:
+        """Expect 26 of a recorded file that was edited, renamed, removed, or is another one."""
+        version = self.some()
+        before = self.remove(version)
+        which = self.choice.choice(["text", "name", "gone", "other"])
+        self.told.append(f"{version}: {which}")
+        for path, text in before.items():
+            if which == "text":
+                path.write_bytes(text + b"-- more\n")
+            elif which in ("name", "other"):
+                more = b"" if which == "name" else b"SELECT 1;\n"
+                path.with_name(path.name.replace("_t", "_u", 1)).write_bytes(more + text)
+        self.ends(26, "check")
+        self.ends(26, "up")
+        self.remove(version)
+        for path, text in before.items():
+            path.write_bytes(text)
+        self.agrees()
+
+    def replaced(self) -> None:
+        """Put another migration under the newest number: its rollback file never runs."""
+        newest = self.done[-1]
+        before = self.remove(newest)
+        other = self.files / f"{newest:03}_other.sql"
+        other.write_text("CREATE TABLE public.other ();\n")
+        other.with_name(f"{other.stem}_rollback.sql").write_text(
+            f"DROP TABLE public.t{self.done[0]};\n"
+        )
+        self.told.append(f"{newest} is another migration")
+        self.ends(26, *self.choice.choice([("up",), ("check",), ("force", str(newest))]))
+        back = self.run("rollback")  # by the recorded text, or not at all
+        assert back.code in (0, 26), f"{self}\n{back}"
+        if back.code == 0:
+            self.done.remove(newest)
+        self.remove(newest)
+        for path, text in before.items():
+            path.write_bytes(text)
+        if back.code == 0:
+            self.ends(0, "up")
+            self.done.append(newest)
+        self.agrees()
+
+    def below(self) -> None:
+        """Expect 26 of a file that comes below what is applied, unless that is allowed."""
+        free = [each for each in range(self.done[-1]) if each not in self.done]
+        if free:
+            new = self.choice.choice(free)
+            self.write(new)
+            self.ends(26, "up")
+            self.ends(0, "up", PREFLIGHT_OUT_OF_ORDER="allow")
+            self.done = sorted([*self.done, new])
+            self.agrees()
+
+    def back(self) -> None:
+        """Take back what is above, down to nothing; and have it come again."""
+        to = self.choice.choice([0, 0, self.some()])
+        self.ends(0, "rollback", "--to", str(to))
+        before, self.done = self.done, [each for each in self.done if to and each <= to]
+        self.agrees()
+        self.ends(0, "up")
+        self.done = before
+        self.agrees()
+
+    def part_way(self) -> None:
+        """Fail part-way, and go on only where what is done is unchanged, rows and all."""
+        new = self.done[-1] + 1
+        table = f"public.t{new}"
+        rest = f"INSERT INTO {table} VALUES (9);\n"
+        text = f"{OUTSIDE}CREATE TABLE {table} (x int);\nCOPY {table} FROM stdin;\n1\n2\n\\.\n"
+        path = self.write(new, f"{text}SELECT 1/0;\n{rest}")
+        self.ends(31, "up")
+        for edited in (text.replace("2\n", "2\n3\n"), text.replace("x int", "x int, y int")):
+            path.write_text(edited + rest)
+            self.ends(32, self.choice.choice(["up", "check"]))
+        path.write_text(text + rest)
+        self.ends(0, "up")
+        self.done.append(new)
+        self.agrees()
+        assert [1, 2, 9] == self.database.query(f"SELECT x FROM {table} ORDER BY x"), str(self)
+
+    def forgets(self) -> None:
+        """Expect 25 of what a resume could not bring back, or what gives our lock away."""
+        new = self.done[-1] + 1
+        which = self.choice.choice(FORGETS)
+        self.told.append(which)
+        path = self.write(new, f"{OUTSIDE}{which};\nCREATE TABLE public.t{new} ();\n")
+        self.ends(25, "up")
+        for always in FORGETS[:2]:
+            path.write_text(f"{OUTSIDE}CREATE TABLE public.t{new} ();\n{always};\n")
+            self.ends(25, "up")
+        self.remove(new)
+        self.agrees()
+
+    def fails(self) -> None:
+        """Fail by an error, or by a check that does not hold: rolled back."""
+        new = self.done[-1] + 1
+        wrong = self.choice.choice(["SELECT 1/0", f"DROP TABLE public.t{new}"])
+        path = self.write(new, f"CREATE TABLE public.t{new} (x int);\n{wrong};\n")
+        self.ends(30, "up")
+        self.agrees()
+        path.write_text(f"CREATE TABLE public.t{new} (x int);\n")
+        self.ends(0, "up")
+        self.done.append(new)
+        self.agrees()
+
+    def harmed(self) -> None:
+        """Expect 26 of a history that somebody changed, or that is somebody's."""
+        for harm in self.choice.sample(HARMS, len(HARMS)):
+            self.told.append(harm)
+            twin = servers.Database(self.database.server, f"{self.database.name}_twin")
+            newest = self.done[-1] + 1
+            self.write(newest)
+            with self.database.server.connect() as session:
+                copied = f"CREATE DATABASE {twin.name} TEMPLATE {self.database.name}"
+                session.execute(copied.encode())
+                session.execute(f"CREATE ROLE {self.stranger}".encode())
+            try:
+                twin.script(f"CREATE SCHEMA kept; {harm.format(stranger=self.stranger)}")
+                # who writes has a second line of defence: nearly all are asked to read
+                asked = WRITERS if harm == HARMS[0] else READERS
+                self.ends(26, *self.choice.choice(asked), PGDATABASE=twin.name)
+            finally:
+                with self.database.server.connect() as session:
+                    session.execute(f"DROP DATABASE {twin.name} WITH (FORCE)".encode())
+                    session.execute(f"DROP ROLE {self.stranger}".encode())
+            self.remove(newest)
+
+    def first_contact(self) -> None:
+        """Forget the history: what is there is adopted, and nothing above an absent file runs."""
+        gone = sorted(self.choice.sample(self.done, self.choice.randint(1, len(self.done) - 1)))
+        absent = "; ".join(f"DROP TABLE public.t{each}" for each in gone)
+        self.told.append(f"forgets all, and {gone}")
+        self.database.script(f"DROP SCHEMA preflight CASCADE; {absent}")
+        if gone[0] < max(each for each in self.done if each not in gone):
+            self.ends(33, *self.choice.choice([("check",), ("up",), ("plan",)]))
+            result = self.ends(0, "up", PREFLIGHT_OUT_OF_ORDER="allow")
+        else:
+            result = self.ends(0, "up")
+        applied = [int(name[:3]) for name in result.finished["applied"]]
+        assert gone == applied, f"{self}\n{result}"
+        self.agrees()
+
+
+EVENTS = (
+    History.edited, History.replaced, History.below, History.back, History.part_way,
+    History.forgets, History.fails, History.harmed, History.first_contact, History.grows,
+)  # fmt: skip
+
+
+def walk(database: servers.Database, home: Path, seed: str) -> str:
+    """Have everything happen once, in any order; return what was done.
+
+    Raises AssertionError where the program and the model do not agree.
+    """
+    choice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    history = History(database, home, choice)
+    history.write(0)
+    history.write(1)
+    history.ends(0, "up")
+    history.done = [0, 1]
+    history.grows()
+    for each in choice.sample(EVENTS, len(EVENTS)):
+        each(history)
+    return str(history)
+
+
+def main() -> int:
+    """Walk until the time is over; 1 when program and model did not agree."""
+    parser = argparse.ArgumentParser(prog="make histories", description=__doc__)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    asked = parser.parse_args()
+    seed, _, only = str(asked.seed).partition("/")
+    server = servers.start(17)
+    home = Path(tempfile.mkdtemp(prefix="pg-preflight-histories-"))
+    wrong = done = 0
+    for number in [int(only)] if only else _numbers(asked.minutes):
+        with database(server, f"history_{number}") as made:
+            done += 1
+            try:
+                walk(made, home / str(number), f"{seed}/{number}")
+            except (AssertionError, psycopg.Error) as error:
+                wrong += 1
+                sys.stdout.write(f"SEED={seed}/{number}: {error}\n")
+    sys.stdout.write(f"seed {seed}: {done} histories, {wrong} wrong\n")
+    server.remove()
+    shutil.rmtree(home)
+    return min(wrong, 1)
+
+
+@contextlib.contextmanager
+def database(server: servers.Server, name: str) -> Iterator[servers.Database]:
+    """Make a database, and drop it."""
+    with server.connect() as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    try:
+        yield servers.Database(server, name)
+    finally:
+        with server.connect() as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def _numbers(minutes: float) -> Iterator[int]:
+    end, number = time.monotonic() + 60 * minutes, 0
+    while time.monotonic() < end:
+        number += 1
+        yield number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
