@@ -307,7 +307,7 @@ def require_whole(  # noqa: PLR0913, PLR0917 -- all that it is held against
 
 def pieces(backups: Store, name: str) -> dict[str, Piece]:
     """Read the files of a folder as the store has them; raises OSError."""
-    part_bytes = reading_back.STREAMED if backups.remote else PART  # there each is a request
+    part_bytes = lanes.ASKED if backups.remote else PART  # there each is a request
 
     def piece(lane: lanes.Lanes[Piece], file: str) -> Piece:
         digest, size = hashlib.sha256(), 0

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LITTLE = 1 << 20  # bytes at most
-LARGE_AT_ONCE, LITTLE_AT_ONCE = 2, 8
+ASKED = 1 << 20  # bytes that are asked of a store at a time: each lane holds as many, twice
+LARGE_AT_ONCE, LITTLE_AT_ONCE = 2, 4
 LOOK_S = 0.5
 ENDED_S, STOPPED_S = 300.0, 3.0
 

@@ -502,7 +502,7 @@ class Objects(store.Store):
                 with self.open(name, f"{WITHIN}{file}") as stream, ExitStack() as written:
                     with self._room(file):
                         into = written.enter_context((copy.path / file).open("xb"))
-                    while part := stream.read(PART_BYTES):
+                    while part := stream.read(lanes.ASKED):
                         with self._room(file):
                             into.write(part)
                         lane.went(len(part))
