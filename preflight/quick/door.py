@@ -6,6 +6,7 @@ begins as if nobody had looked. What may be imported here is listed in a test.
 
 import _signal  # type: ignore[import-not-found]
 import _thread
+import gc
 import os
 import stat
 import sys
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SMALL = 65_536  # bytes that are asked for at once: most files have fewer
 stops: list[int] = []  # signals that came while we looked
-NONE: dict[str, str] = {}  # no companion
 
 
 class Line:
@@ -66,10 +66,13 @@ def leave_if_done() -> None:
     """End the process with 0 when there is nothing to do; else return with nothing said."""
     for number in (_signal.SIGTERM, _signal.SIGINT):
         _signal.signal(number, _remember)
+    gc.disable()  # it would walk through thousands of names again and again
     try:
         done = answer()
     except Exception:  # noqa: BLE001 -- whatever it is, the full path meets it and says so
         return
+    finally:
+        gc.enable()
     if done and not stops:
         _say(*done)
 
@@ -141,8 +144,10 @@ class Files:
         """Return what the history has to say of them; raises Unclear for a companion alone."""
         found, beside = set(), dict(self.beside)
         for version, (name, checksum) in self.forward.items():
-            companions = beside.pop(name, NONE)
-            ends = "|".join([companions.get(kind, "") for kind in names.KINDS])
+            ends = "||"  # no companion
+            if name in beside:
+                companions = beside.pop(name)
+                ends = "|".join([companions.get(kind, "") for kind in names.KINDS])
             found.add(f"{version}|{name}|done|{checksum}|{ends}")
         if beside or not found:
             raise told.Unclear

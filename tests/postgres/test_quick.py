@@ -30,7 +30,7 @@ QUICK = [sys.executable, str(program.ENTRYPOINT)]
 MAY_BE_LOADED = {  # beside what Python itself loads before the first line of ours
     "_ctypes", "_sha256", "_sha2", "preflight", "preflight.base", "preflight.base.plain",
     "preflight.base.unloadable", "preflight.files", "preflight.files.names", "preflight.quick",
-    "preflight.quick.asked", "preflight.quick.door", "preflight.quick.told",
+    "preflight.quick.asked", "preflight.quick.door", "preflight.quick.told", "gc",
 }  # fmt: skip
 Said = tuple[int, str, str, str]
 
