@@ -6,6 +6,7 @@ server prints the expression of a restored CHECK another way) and compare one da
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -199,6 +200,7 @@ _ACLS = {
     "function_acl": _ACL.format(acl="p.proacl", kind="f", owner="p.proowner"),
     "type_acl": _ACL.format(acl="t.typacl", kind="T", owner="t.typowner"),
 }
+_LONG = 64  # characters of a definition; of a longer one its digest is kept
 SET_BACK_S = 1.0  # for as long a sequence that may have been set back is looked at
 # a cycle may have begun anew meanwhile
 _SEQUENCES = """
@@ -374,17 +376,25 @@ def shapes(session: Session, schemas: Sequence[str] = ()) -> dict[str, str]:
     No definition is computed for it: in production others may be dropping what it is made of.
     """
     query = _OBJECTS.format(columns="name, shape, dumped", only=only(schemas), **_ACLS)
+    said: dict[str, str] = {}  # ten thousand columns are of a few shapes, each kept once
     return {
-        name: shape
+        name: said.setdefault(shape, shape)
         for name, shape, dumped in session.execute(query).fetchall()
         if dumped and _within(schemas, name)
     }
 
 
 def definitions(session: Session) -> dict[str, str]:
-    """Return each object with all that is known of it."""
+    """Return each object with its shape and the digest of all else that is known of it."""
     query = _OBJECTS.format(columns="name, shape, definition", only="", **_ACLS)
-    return {name: f"{shape}\0{more}" for name, shape, more in session.execute(query).fetchall()}
+    return {
+        name: f"{shape}\0{_digest(more)}" for name, shape, more in session.execute(query).fetchall()
+    }
+
+
+def _digest(text: str) -> str:
+    """Return what stands for a long text where it is compared only: a function's, a view's."""
+    return hashlib.sha256(text.encode()).hexdigest() if len(text) > _LONG else text
 
 
 def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[bool, int | None]]:
@@ -395,10 +405,12 @@ def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[
 
 def marks(session: Session, schemas: Sequence[str] = ()) -> dict[tuple[str, str], tuple[str, str]]:
     """Return the version of each object that no lock on a table holds still."""
-    found = session.execute(_MARKS.replace("{only}", only(schemas))).fetchall()
+    said: dict[str, str] = {}  # many objects are of one kind, and of one version
     return {
-        (kind, oid): (version, name)
-        for kind, oid, version, name in found
+        (said.setdefault(kind, kind), oid): (said.setdefault(version, version), name)
+        for kind, oid, version, name in session.execute(
+            _MARKS.replace("{only}", only(schemas))
+        ).fetchall()
         if _within(schemas, f"{kind} ")
     }
 

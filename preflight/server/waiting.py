@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
-PAUSE_S = (0.05, 0.15)  # least and most between attempts while refused or starting up
+PAUSE_S = (0.05, 0.1)  # least and most between attempts while refused or starting up
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 

@@ -1,11 +1,13 @@
 """How a failed attempt is told from another, and how long we go on; without any server."""
 
 import socket
+import time
 
 import pytest
+import tenacity
 
 from preflight.base import errors
-from preflight.server import dial, ready, sessions
+from preflight.server import dial, ready, sessions, waiting
 
 DEAD = 'connection to server at "db" (10.0.0.1), port 5432 failed: Connection refused'
 
@@ -115,3 +117,16 @@ def test_old_server_is_refused() -> None:
         ready.require_writable(Old())
 
     assert "target.version" == raised.value.code
+
+
+def test_a_server_is_asked_ten_to_twenty_times_a_second() -> None:
+    """Soon after it is usable it is used, and until then it has other work than to refuse us."""
+    refused = dial.Refused("passing", "the database system is starting up", "57P03")
+    now = time.monotonic()
+    patience = waiting.Patience({}, now, now + 60, refused)
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.set_exception((dial.Refused, refused, None))
+    for number in [*range(1, 100), 1_000_000]:
+        state.attempt_number = number
+
+        assert 0.05 <= patience.pause(state) <= 0.1
