@@ -688,7 +688,6 @@ MUTANTS = [
         '        if not session.copy and not (row["believed"] and row["schema_believed"]):\n',
         "        if False:\n",
         _tests("history::test_history_of_a_stranger_is_neither_believed_nor_run"),
-        HISTORIES,
     ),
     Mutant(
         "default privileges open nothing",

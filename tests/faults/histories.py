@@ -288,8 +288,9 @@ class History:
                 session.execute(f"CREATE ROLE {self.stranger}".encode())
             try:
                 twin.script(f"CREATE SCHEMA kept; {harm.format(stranger=self.stranger)}")
-                # who writes has a second line of defence: nearly all are asked to read
-                asked = WRITERS if harm == HARMS[0] else READERS
+                # who writes has a second line of defence, so who reads is asked; but a superuser
+                # is a member of any owner's role, and may read what is his
+                asked = WRITERS if harm in (HARMS[0], HARMS[-1]) else READERS
                 self.ends(26, *self.choice.choice(asked), PGDATABASE=twin.name)
             finally:
                 with self.database.server.connect() as session:
