@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench bench-proof faults coverage crash verdicts histories partial mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories partial mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -70,11 +70,8 @@ fix: setup ## format, and repair what the linter can repair
 	@$(PY) -m ruff check --fix-only --exit-zero
 	@$(PY) -m ruff format
 
-bench: setup ## measure against other tools, and write docs/benchmarks.md (QUICK=1: fewer rounds)
-	@$(PY) -m tests.bench
-
-bench-proof: setup ## measure a proven backup beside pg_dump and pg_restore by hand (GB=10, ROUNDS=3)
-	@$(PY) -m tests.bench_proof
+bench: setup ## measure beside other tools, and write docs/benchmarks.md (QUICK=1, ARGS='gate', ARGS=--help)
+	@$(PY) -m tests.bench $(ARGS)
 
 schema: setup ## write SCHEMA.md anew from a database that the migrations made
 	@$(PY) -m tests.schema_doc

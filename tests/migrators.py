@@ -71,7 +71,9 @@ def _node(app: Path, program: str) -> str:
     return str(modules / ".bin" / program)
 
 
-def _jars() -> str:
+def jars() -> str:
+    """Return the class path of Flyway's library, fetched from Maven."""
+
     def make(part: Path) -> None:
         wanted = "".join(
             "<dependency><groupId>{}</groupId><artifactId>{}</artifactId>"
@@ -149,7 +151,7 @@ MIGRATORS = (
         named=lambda number: f"V{number}__step",
         file=lambda _, sql: f"{sql};\n",
         others={},
-        ready=lambda _: [tools.found("java"), "-XX:TieredStopAtLevel=1", "-cp", _jars(), "Migrate"],
+        ready=lambda _: [tools.found("java"), "-XX:TieredStopAtLevel=1", "-cp", jars(), "Migrate"],
         variables=_jdbc,
     ),
     Migrator(

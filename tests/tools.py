@@ -25,6 +25,7 @@ GO = {
         "github.com/pressly/goose/v3/cmd/goose@v3.25.0",
         "no_clickhouse no_libsql no_mssql no_mysql no_sqlite3 no_vertica no_ydb no_duckdb",
     ),
+    "sql-migrate": ("github.com/rubenv/sql-migrate/sql-migrate@v1.8.1", ""),
 }
 # the package, and the features that leave other databases out
 RUST = {"sqlx": ("sqlx-cli@0.9.0", "postgres,rustls"), "diesel": ("diesel_cli@2.3.14", "postgres")}
