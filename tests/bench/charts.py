@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
-ROW, GAP, LEFT, WIDE, RIGHT, TOP = 24, 34, 230, 400, 110, 40
+ROW, GAP, LEFT, WIDE, RIGHT, TOP = 24, 34, 310, 340, 90, 40
 STYLE = """
 .back{fill:#fff;stroke:#d0d7de}.text{fill:#1f2328}.dim{fill:#59636e}.us{fill:#2f6f9f}.bar{fill:#b4bfc9}
 @media(prefers-color-scheme:dark){

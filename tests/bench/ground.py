@@ -90,10 +90,9 @@ class Ground:
         """Return a program in C that connects and asks one thing, where it can be compiled."""
         source, program = self.scratch / "floor.c", self.scratch / "floor"
         source.write_text(LIBPQ)
-        where = _said("pg_config", "--includedir"), _said("pg_config", "--libdir")
-        options = (
-            [f"-I{where[0]}", f"-L{where[1]}"] if all(where) else ["-I/usr/include/postgresql"]
-        )
+        headers = _said("pg_config", "--includedir") or "/usr/include/postgresql"
+        library = servers.client_bin(MAJOR).parent / "lib"  # psql's own
+        options = [f"-I{headers}", f"-L{library}", f"-Wl,-rpath,{library}"]
         compiled = shutil.which("cc") and subprocess.run(
             ["cc", "-O2", *options, source, "-o", program, "-lpq"],  # noqa: S607 -- as on PATH
             check=False,
@@ -101,9 +100,6 @@ class Ground:
             text=True,
         )
         if compiled and compiled.returncode == 0:
-            self.versions["libpq in C"] = _said("pg_config", "--version").removeprefix(
-                "PostgreSQL "
-            )
             return program
         lines = compiled.stderr.strip().splitlines() if compiled else ["cc is not on PATH"]
         self.lacking["libpq in C"] = f"{lines[0]} (Debian: gcc, libpq-dev)"

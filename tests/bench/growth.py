@@ -54,11 +54,11 @@ class Kind:
 
 KINDS = (
     Kind("tables", TABLES, (10, 500), (10, 1_000), (10, 1_000, 10_000)),
-    Kind("large objects", OBJECTS, (1, 1_000), (1, 10_000), (1, 1_000, 100_000)),
-    Kind("partitions", PARTITIONS, (10, 500), (10, 1_000), (10, 1_000, 10_000)),
-    Kind("schemas of 10 tables", SCHEMAS, (1, 20), (1, 100), (1, 10, 100)),
+    Kind("large objects", OBJECTS, (1_000,), (1, 10_000), (1, 1_000, 100_000)),
+    Kind("partitions", PARTITIONS, (500,), (10, 1_000), (10, 1_000, 10_000)),
+    Kind("schemas of 10 tables", SCHEMAS, (20,), (1, 100), (1, 10, 100)),
 )
-MB, QUICK_MB, LARGE_MB = (10, 100), (10, 50), (100, 1_000, 10_000)
+MB, QUICK_MB, LARGE_MB = (10, 100), (20,), (100, 1_000, 10_000)
 
 
 def measure(ground: Ground) -> list[figures.Row]:

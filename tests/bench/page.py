@@ -127,7 +127,8 @@ PARTS: Mapping[str, Part] = {
         "A start with nothing to do",
         "All files are applied. Beside the tools the least there is: an interpreter that does "
         "nothing, and one question asked from C. With more than 100 files those tools that come "
-        "near it; their histories were written by hand. `dbmate` is `dbmate migrate`, which asks "
+        "near it (golang-migrate takes half a minute at 10,000); their histories were written by "
+        "hand. `dbmate` is `dbmate migrate`, which asks "
         "less than `up`. `script` is what people write where there is no gate: it dumps every "
         "time.",
         (beside(C, PSQL), beside(DBMATE), MEDIAN_MS, LEAST_MS, CPU_MS),
@@ -273,7 +274,12 @@ def told(name: str, section: Section) -> str:
     lines = [f"## {part.title}", "", part.text, ""]
     if rounds:
         hurry = "; in a hurry (`QUICK=1`)" if section.quick else ""
-        lines += [f"{several} rounds; {when}{hurry}.", "", table(name, section), ""]
+        lines += [
+            f"{several} {'round' if rounds == [1] else 'rounds'}; {when}{hurry}.",
+            "",
+            table(name, section),
+            "",
+        ]
         if part.chart:
             lines += [
                 f"![{charts.said(part.chart_title, part.chart(section))}](charts/{name}.svg)",
