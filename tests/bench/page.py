@@ -14,7 +14,7 @@ C, PSQL, DBMATE = "libpq in C", "psql -c 'SELECT 1'", "dbmate"
 TRIED = Path(__file__).with_name("tried.md")
 HEAD = """# Benchmarks
 
-Written by `make bench`, from docs/benchmarks.json. `QUICK=1` measures less, in three minutes;
+Written by `make bench`, from docs/benchmarks.json. `QUICK=1` measures less, in a few minutes;
 `make bench ARGS=nothing` one section; `make bench ARGS=--page` nothing, and draws this page anew;
 `make bench ARGS=--help` says the rest.
 
@@ -22,8 +22,8 @@ What is compared takes turns, so that a busy moment meets everybody. *times* is 
 rounds' ratios. Where a machine is busy seconds say little, and ratios and processor time hold.
 Seconds are those of whole processes; processor time is that of the process and its children, in the
 section on the gate also that of both servers. The servers write to the disk as in production
-(`fsync`), and are reached over TCP with SCRAM. The other tools are the newest that the tests
-have pinned.
+(`fsync`), and are reached over TCP with SCRAM. The other tools are those that the tests
+have pinned; versions stand below each table.
 """
 
 
