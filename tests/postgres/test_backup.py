@@ -571,7 +571,7 @@ def test_changes_under_our_list_of_tables_are_seen(
 
     assert 0 == result.code, str(result)
     assert {"preflight.journal": 0, "preflight.migrations": 0, "public.young": 1} == manifest(
-        backup_dir
+        only(backup_dir)
     )["rows"]
 
 
