@@ -23,6 +23,7 @@ from preflight.base.errors import (
     NotReady,
     PlanChanged,
     Problem,
+    TargetUnusable,
 )
 from preflight.history import fence, journal, ledger
 from preflight.server import lock, sessions, watch
@@ -53,9 +54,7 @@ def forward(
     """
     together = again is None and _fits(session, migration)
     if not together:
-        if session.locked:
-            lock.require(session)
-        clean(session)
+        _ready(session)
 
     def once(seen: watch.Watch) -> int:
         if not migration.up.transactional:
@@ -106,7 +105,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
         stop.leaves(session, None)
         log.info(event, **named, duration_s=_since(began), read_back=True, **said)
         return False
-    except (LockBusy, ConnectionLost):
+    except (LockBusy, ConnectionLost, TargetUnusable):
         raise  # the file never ran, without the lock or without its row
     except Failure as failure:
         _record_failure(session, migration, failure)
@@ -215,6 +214,13 @@ def _one_by_one(
     return count
 
 
+def _ready(session: Session) -> None:
+    """Do what comes before a file's transaction: its lock is ours still, and nothing is left."""
+    if session.locked:
+        lock.require(session)
+    clean(session)
+
+
 def _end_one_by_one(  # noqa: PLR0913, PLR0917 -- what the history is told
     session: Session,
     migration: Migration,
@@ -250,7 +256,15 @@ def _together(session: Session, migration: Migration, backup: str | None, seen: 
     began = time.monotonic()
 
     def begin() -> None:
-        fence.fence(session, partial(_begin, session, migration, backup), begins=True)
+        try:
+            fence.fence(session, partial(_begin, session, migration, backup), begins=True)
+        except psycopg.Error as error:
+            if session.lost or _passing(error):
+                raise
+            sessions.roll_back(session)
+            with sessions.ours(session):  # was it one of these?
+                _ready(session)
+            raise
 
     with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session, begin):
         count = run_all(session, migration, migration.up, seen)

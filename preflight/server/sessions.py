@@ -483,8 +483,17 @@ def _heard() -> Iterator[None]:
 @contextmanager
 def _opened(session: Session) -> Iterator[Session]:
     try:
-        session.open()
-        yield session
+        with _told(session):
+            session.open()
+            yield session
+    finally:
+        session.close()
+
+
+@contextmanager
+def _told(session: Session) -> Iterator[None]:
+    try:
+        yield
     except psycopg.Error as error:
         if session.lost:
             raise lost(error) from error
@@ -493,8 +502,13 @@ def _opened(session: Session) -> Iterator[Session]:
         if error.sqlstate == "42501":  # a file's own statements say so of the file
             raise _denied(error) from error
         raise
-    finally:
-        session.close()
+
+
+@contextmanager
+def ours(session: Session) -> Iterator[None]:
+    """Say of a failed question of ours, in the middle of a file's, what it means outside of one."""
+    with _heard(), _told(session):
+        yield
 
 
 def _busy(error: psycopg.Error) -> DatabaseBusy:
