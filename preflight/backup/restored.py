@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,9 +141,14 @@ TEXT_RULES = (
 def objects_of(other: Session) -> str:
     """Return a hash of what a database is made of but rows: definitions, rights, sequences."""
     other.execute(_ONE_WAY)
-    looks = (catalog.definitions, catalog.sequences, catalog.counts)
-    found = [sorted(look(other).items()) for look in looks]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+    found = hashlib.sha256()
+    for row in itertools.chain(
+        catalog.definitions(other),
+        sorted(catalog.sequences(other).items()),
+        sorted(catalog.counts(other).items()),
+    ):
+        found.update(repr(row).encode())
+    return found.hexdigest()[:32]
 
 
 def own_of(session: Session, place: Place) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
@@ -18,7 +18,7 @@ from preflight.base.errors import (
     BackupInterrupted,
     NotReady,
 )
-from preflight.server import catalog, sessions
+from preflight.server import catalog, packed, sessions
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -69,7 +69,7 @@ SELECT pg_catalog.pg_export_snapshot(), pg_catalog.to_char(
 class Witness:
     """What the snapshot's session saw besides the rows: what a restored copy has to show, too."""
 
-    objects: catalog.Objects
+    objects: packed.Packed
     sequences: catalog.Sequences
 
 
@@ -164,8 +164,8 @@ class Count:
     def __init__(self, snapshot: Snapshot) -> None:
         self.rows: dict[Table, int] = {}
         self.plain: dict[str, int] = {}
-        self.marks: catalog.Marks = {}
-        self.objects: catalog.Objects = {}
+        self.marks: catalog.Marks = ()
+        self.objects = packed.Packed(())
         self.sequences: catalog.Sequences = {}
         self._tables = snapshot.tables
         self._schemas = snapshot.session.config.only
@@ -179,7 +179,9 @@ class Count:
     @property
     def witness(self) -> Witness:
         """What a copy has to show besides the rows; of sequences, those that were there."""
-        stood = {n: at for n, at in self.sequences.items() if f"sequence {n}" in self.objects}
+        said = "sequence "
+        there = {name[len(said) :] for name, _ in self.objects if name.startswith(said)}
+        stood = {name: at for name, at in self.sequences.items() if name in there}
         return Witness(self.objects, stood)
 
     @contextmanager
@@ -215,7 +217,7 @@ class Count:
             self._done.set()
 
     def _look(self) -> None:
-        quiet = cast("Session", self._connection)  # a stop request is the main thread's
+        quiet = self._connection  # a stop request is the main thread's
         self.marks = catalog.marks(quiet, self._schemas)
         self.objects = catalog.shapes(quiet, self._schemas)
         quiet.execute(f"SET LOCAL lock_timeout = {round(1000 * self._patience_s)}")

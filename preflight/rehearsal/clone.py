@@ -137,14 +137,11 @@ def _further(session: Session, clone: Session, here: History) -> list[int]:
     return sorted({row.version for row in {*rows} ^ {*others}})
 
 
-def _shapes(session: Session, own: str) -> dict[str, str]:
+def _shapes(session: Session, own: str) -> catalog.Objects:
     """Return what a database holds, but for our own tables and for how many large objects."""
+    but = {"large objects", f"schema {own}"}
     found = catalog.shapes(session)
-    return {
-        name: shape
-        for name, shape in found.items()
-        if name not in {"large objects", f"schema {own}"} and f" {own}." not in name
-    }
+    return (row for row in found if row[0] not in but and f" {own}." not in row[0])
 
 
 def _age(clone: Session) -> float | None:

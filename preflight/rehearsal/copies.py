@@ -760,14 +760,14 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
         return any(problem.fills(name) for problem in gone)
 
     outside = [problem for problem in refused if problem.outside]
-    excused = [*empty, *(n for n in wanted if outside and parts.excused(n, outside))]
-    excused += [*(n for n in wanted if n.startswith("index ") and left(n[6:]))]
-    excused += [key.told for key in choice.keys.values() if key.told in wanted] if choice else []
+    excused = {*empty, *(key.told for key in choice.keys.values())} if choice else {*empty}
+    excused |= {n for n, _ in wanted if parts.excused(n, outside)} if outside else set()
+    excused |= {n for n, _ in wanted if n.startswith("index ") and left(n[6:])} if gone else set()
     rows = saved.backup.manifest.rows or {}
     there = {n: c for n, c in rows.items() if n not in bare and not left(n)}
     different = snapshots.differing(copy, there)
     short = bool(different)
-    different += catalog.lacking(wanted, {**shapes, **{name: wanted[name] for name in excused}})
+    different += catalog.lacking(wanted, shapes, excused)
     stood = {n: at for n, at in saved.witness.sequences.items() if not left(n)}
     different += _behind(live, stood, catalog.sequences(copy, schemas), schemas)
     if different:

@@ -264,20 +264,20 @@ def _trial(
     with _quietly(), console.Bar("rehearse") as bar:
         trial.size = _size(copy)
         way_back = _reversible(proven, todo) if again is None else []
-        state: catalog.Objects = {}
+        state: catalog.Objects | None = None
         changes: list[dict[str, str | None]] = []
         for number, file in enumerate(todo):
             bar.show(number / len(todo), file.name)
-            if file in way_back and not state:
+            if file in way_back and state is None:
                 state = catalog.definitions(copy)
             with gauge.over(copy, file):
                 _tried(file, partial(forward.forward, copy, file, None, again))
-            if file in way_back:
+            if state is not None:
                 state, before = catalog.definitions(copy), state
                 changes.append(catalog.undoing(before, state))
         for file in reversed(way_back):
             bar.show(None, f"{file.name}, and back")
-            state = catalog.undone(state, changes.pop())
+            state = catalog.undone(state or (), changes.pop())
             trial.undone.append(file)
             if trouble := _back(copy, file, state):
                 break

@@ -7,11 +7,15 @@ server prints the expression of a restored CHECK another way) and compare one da
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
+import operator
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from preflight.base import quoting, stop
+from preflight.server import packed, sessions
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -190,7 +194,7 @@ SELECT 'publication ' || pg_catalog.quote_ident(p.pubname::text), false, '', p.p
 FROM pg_catalog.pg_publication p
 UNION ALL
 SELECT 'large objects', true, count(*)::text, '' FROM pg_catalog.pg_largeobject_metadata
-) AS object(name, dumped, shape, definition) ORDER BY name
+) AS object(name, dumped, shape, definition) ORDER BY pg_catalog.convert_to(name, 'UTF8')
 """
 _ACL = """(SELECT pg_catalog.string_agg(a::text, ',' ORDER BY a::text) FROM pg_catalog.unnest(
  coalesce({acl}, pg_catalog.acldefault('{kind}', {owner}))) AS a)"""
@@ -200,7 +204,8 @@ _ACLS = {
     "function_acl": _ACL.format(acl="p.proacl", kind="f", owner="p.proowner"),
     "type_acl": _ACL.format(acl="t.typacl", kind="T", owner="t.typowner"),
 }
-_LONG = 64  # characters of a definition; of a longer one its digest is kept
+_LARGE = "large objects"
+_BORDER = "\0"  # between a shape and a digest
 SET_BACK_S = 1.0  # for as long a sequence that may have been set back is looked at
 # a cycle may have begun anew meanwhile
 _SEQUENCES = """
@@ -226,6 +231,7 @@ WITH schemas AS (
  SELECT c.oid, c.xmin, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
  FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
 )
+SELECT m.kind || ' ' || m.oid, m.version, m.name FROM (
 SELECT 'schema', n.oid::text, n.xmin::text, pg_catalog.quote_ident(n.nspname::text) FROM schemas n
 UNION ALL SELECT 'function', p.oid::text, p.xmin::text,
  pg_catalog.format('%I.%I', n.nspname, p.proname)
@@ -292,6 +298,7 @@ UNION ALL SELECT 'foreign data wrapper', w.oid::text, w.xmin::text, w.fdwname::t
 FROM pg_catalog.pg_foreign_data_wrapper w
 UNION ALL SELECT 'foreign server', s.oid::text, s.xmin::text, s.srvname::text
 FROM pg_catalog.pg_foreign_server s
+) m(kind, oid, version, name) ORDER BY (m.kind || ' ' || m.oid) COLLATE "C"
 """
 # What is compared by number and version only. Left out is what the server writes to by itself, for
 # a temporary table, and in VACUUM FULL and REINDEX.
@@ -325,8 +332,8 @@ JOIN pg_catalog.pg_roles r ON r.rolname = current_user
 WHERE d.datname = pg_catalog.current_database() AND NOT r.rolsuper
 ORDER BY 1
 """
-Objects = Mapping[str, str]
-Marks = Mapping[tuple[str, str], tuple[str, str]]  # kind and oid: version and name
+Objects = packed.Rows  # of names and shapes, in the order of the names
+Marks = packed.Rows  # of kind and oid, version, and name
 Sequences = Mapping[str, tuple[bool, int | None]]
 
 # what reads, near or far, from a foreign table: a refresh calls the other server
@@ -369,32 +376,51 @@ def calling(session: Session) -> dict[int, str]:
     return dict(session.execute(_CALLING).fetchall())
 
 
-def shapes(session: Session, schemas: Sequence[str] = ()) -> dict[str, str]:
+def shapes(session: sessions.Place, schemas: Sequence[str] = ()) -> packed.Packed:
     """Return each object that a dump holds with what of it a dump and a restore leave as it is.
 
     Of all schemas, or of these and what lies in them.
     No definition is computed for it: in production others may be dropping what it is made of.
     """
     query = _OBJECTS.format(columns="name, shape, dumped", only=only(schemas), **_ACLS)
-    said: dict[str, str] = {}  # ten thousand columns are of a few shapes, each kept once
-    return {
-        name: said.setdefault(shape, shape)
-        for name, shape, dumped in session.execute(query).fetchall()
-        if dumped and _within(schemas, name)
-    }
+
+    def kept(rows: Iterator[tuple[Any, ...]]) -> packed.Packed:
+        dumped = (row for row in rows if row[2] and _within(schemas, row[0]))
+        return packed.Packed((name, _joined(same, 1)) for name, same in _named_alike(dumped))
+
+    return sessions.read(session, query, kept)
 
 
-def definitions(session: Session) -> dict[str, str]:
+def definitions(session: sessions.Place) -> packed.Packed:
     """Return each object with its shape and the digest of all else that is known of it."""
     query = _OBJECTS.format(columns="name, shape, definition", only="", **_ACLS)
-    return {
-        name: f"{shape}\0{_digest(more)}" for name, shape, more in session.execute(query).fetchall()
-    }
+
+    def kept(rows: Iterator[tuple[Any, ...]]) -> packed.Packed:
+        return packed.Packed((name, _defined(same)) for name, same in _named_alike(rows))
+
+    return sessions.read(session, query, kept)
 
 
-def _digest(text: str) -> str:
-    """Return what stands for a long text where it is compared only: a function's, a view's."""
-    return hashlib.sha256(text.encode()).hexdigest() if len(text) > _LONG else text
+def shape_of(definition: str) -> str:
+    """Return an object's shape alone, from what `definitions` says of it."""
+    return definition.partition(_BORDER)[0]
+
+
+def _named_alike(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Yield the rows of each name: operators and operator classes share theirs with others."""
+    for name, same in itertools.groupby(rows, operator.itemgetter(0)):
+        yield name, list(same)
+
+
+def _joined(rows: Iterable[tuple[Any, ...]], column: int) -> str:
+    return "\n".join(sorted(row[column] or "" for row in rows))
+
+
+def _defined(rows: Sequence[tuple[Any, ...]]) -> str:
+    shape = _joined(rows, 1)
+    if rows[0][0] == _LARGE:
+        return shape  # their number is told
+    return f"{shape}{_BORDER}{hashlib.sha256(_joined(rows, 2).encode()).hexdigest()[:32]}"
 
 
 def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[bool, int | None]]:
@@ -403,16 +429,13 @@ def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[
     return {name: (up, last) for name, up, last in session.execute(query).fetchall()}
 
 
-def marks(session: Session, schemas: Sequence[str] = ()) -> dict[tuple[str, str], tuple[str, str]]:
+def marks(session: sessions.Place, schemas: Sequence[str] = ()) -> packed.Packed:
     """Return the version of each object that no lock on a table holds still."""
-    said: dict[str, str] = {}  # many objects are of one kind, and of one version
-    return {
-        (said.setdefault(kind, kind), oid): (said.setdefault(version, version), name)
-        for kind, oid, version, name in session.execute(
-            _MARKS.replace("{only}", only(schemas))
-        ).fetchall()
-        if _within(schemas, f"{kind} ")
-    }
+
+    def kept(rows: Iterator[tuple[Any, ...]]) -> packed.Packed:
+        return packed.Packed(row for row in rows if _within(schemas, row[0]))
+
+    return sessions.read(session, _MARKS.replace("{only}", only(schemas)), kept)
 
 
 def counts(session: Session) -> dict[str, int]:
@@ -447,9 +470,9 @@ def moved(before: Marks, after: Marks) -> list[str]:
     """Name what was changed or dropped in between; what is new is in no dump."""
     return sorted(
         {
-            f"{key[0]} {name}"
-            for key, (version, name) in before.items()
-            if key not in after or after[key][0] != version
+            f"{key.rpartition(' ')[0]} {one[2]}"
+            for key, one, _ in packed.unlike(before, after)
+            if one
         }
     )
 
@@ -476,23 +499,23 @@ def settled(before: Sequences, after: Sequences) -> dict[str, tuple[bool, int | 
 
 def undoing(before: Objects, after: Objects) -> dict[str, str | None]:
     """Return what leads from a state back to the one before it: little, where states are large."""
-    names = before.keys() | after.keys()
-    return {name: before.get(name) for name in names if before.get(name) != after.get(name)}
+    return {name: one[1] if one else None for name, one, _ in packed.unlike(before, after)}
 
 
-def undone(after: Objects, changes: Mapping[str, str | None]) -> dict[str, str]:
+def undone(after: Objects, changes: Mapping[str, str | None]) -> packed.Packed:
     """Return the state before `changes`, which `undoing` has found."""
-    found = {**after, **changes}
-    return {name: said for name, said in found.items() if said is not None}
+    left = (row for row in after if row[0] not in changes)
+    back = sorted((name, said) for name, said in changes.items() if said is not None)
+    return packed.Packed(heapq.merge(left, back))
 
 
-def lacking(wanted: Objects, found: Objects) -> list[str]:
+def lacking(wanted: Objects, found: Objects, excused: Collection[str] = ()) -> list[str]:
     """Name what a copy lacks or has in another shape; what it has besides is template0's."""
     return [
-        _named(name, wanted, found)
-        + (f": {_told(found[name])}, not {_told(wanted[name])}" if _comparable(name, found) else "")
-        for name in wanted
-        if found.get(name) != wanted[name]
+        _named(name, one, other)
+        + (f": {_told(other[1])}, not {_told(one[1])}" if other and name != _LARGE else "")
+        for name, one, other in packed.unlike(wanted, found)
+        if one and name not in excused
     ]
 
 
@@ -500,33 +523,28 @@ def unfilled(wanted: Objects, found: Objects) -> list[str]:
     """Name the views that only differ in that a copy's read from what was never filled there."""
     return [
         name
-        for name, shape in wanted.items()
+        for name, one, other in packed.paired(wanted, found)
         if name.startswith(("view ", "materialized view "))
-        and found.get(name) == _FILLED.sub(" f", shape)
+        if one and other and other[1] == _FILLED.sub(" f", one[1])
     ]
 
 
 def difference(before: Objects, after: Objects) -> list[str]:
     """Name what was added, removed or changed."""
-    names = sorted(before.keys() | after.keys())
-    return [_named(name, before, after) for name in names if before.get(name) != after.get(name)]
+    return [_named(name, one, other) for name, one, other in packed.unlike(before, after)]
 
 
 _FILLED = re.compile(r"(?<=^\w \w \w) t\b")  # the fourth word of a relation's shape
 
 
-def _named(name: str, before: Objects, after: Objects) -> str:
-    if name not in after:
+def _named(name: str, before: packed.Row | None, after: packed.Row | None) -> str:
+    if after is None:
         return f"{name} is missing"
-    if name not in before:
+    if before is None:
         return f"{name} is new"
-    if name == "large objects":
-        return f"there are {after[name]} large objects, not {before[name]}"
+    if name == _LARGE:
+        return f"there are {after[1]} large objects, not {before[1]}"
     return f"{name} differs"
-
-
-def _comparable(name: str, found: Objects) -> bool:
-    return name in found and name != "large objects"
 
 
 def _told(shape: str) -> str:

@@ -7,13 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 import structlog
-from psycopg import pq
+from psycopg import capabilities, pq
 from psycopg.rows import dict_row
 
 from preflight.base import quoting, stop
@@ -27,7 +27,7 @@ from preflight.server import dial, waiting
 from preflight.server.dial import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from preflight.base.config import Config
     from preflight.files.migrations import Script
@@ -88,6 +88,7 @@ _RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
 FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
 IDLE = pq.TransactionStatus.IDLE
 ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
+AT_ONCE = 1000  # rows of a long answer that are in memory
 Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
 Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
@@ -219,6 +220,11 @@ class Session:
         with self._bounded(), stop.allowed(), self.connection.cursor() as cursor:
             cursor.execute(script.encode())
             return [cursor.set_result(place).fetchall() for place in places]
+
+    def read(self, query: str, take: Callable[[Iterator[tuple[Any, ...]]], T]) -> T:
+        """Return what `take` makes of a query's rows, of which few are in memory at a time."""
+        with self._bounded(), stop.allowed():
+            return read(self.connection, query, take)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -452,6 +458,24 @@ def beside(
         other.facts = session.facts
         other.prepare()
         yield other
+
+
+Place = Session | psycopg.Connection[Any]  # the latter hears of no stop request
+
+
+def read(
+    place: Place,
+    query: str,
+    take: Callable[[Iterator[tuple[Any, ...]]], T],
+) -> T:
+    """Return what `take` makes of a query's rows, of which few are in memory at a time."""
+    if isinstance(place, Session):
+        return place.read(query, take)
+    chunk = AT_ONCE if capabilities.has_stream_chunked() else 1  # libpq 17 has chunks
+    with place.cursor() as cursor:
+        rows = cast("Generator[tuple[Any, ...]]", cursor.stream(query.encode(), size=chunk))
+        with closing(rows):  # else whoever is stopped in between leaves the session busy
+            return take(rows)
 
 
 @contextmanager

@@ -5,20 +5,18 @@ import os
 import re
 import shutil
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 import pytest
 
-from preflight.server import catalog
+from preflight.server import catalog, packed, sessions
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes, contents
-
-if TYPE_CHECKING:
-    from preflight.server.sessions import Session
 
 SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
 ICU = "(provider = icu, locale = 'de-u-kn-true', deterministic = false)"
@@ -650,15 +648,72 @@ def test_whatever_a_copy_lacks_is_named(database: servers.Database) -> None:
     fill(database)
     unsaid = []
     with psycopg.connect(database.conninfo()) as connection:
-        session = cast("Session", connection)
-        whole = catalog.shapes(session)
+        whole = catalog.shapes(connection)
         for statement, said in MISSING:
             with connection.transaction(force_rollback=True):
                 connection.execute(statement)
-                found = catalog.lacking(whole, catalog.shapes(session))
+                found = catalog.lacking(whole, catalog.shapes(connection))
             unsaid += [] if any(each.startswith(said) for each in found) else [(said, found)]
 
     assert [] == unsaid
+
+
+WIDE = """
+DO $$ BEGIN FOR n IN {first}..{last} LOOP
+ EXECUTE format('CREATE TYPE wide_%s AS (%s)', n,
+  (SELECT string_agg('a_column_with_a_longer_name_' || i || ' int', ', ')
+   FROM generate_series(1, 1000) i));
+END LOOP; END $$
+"""
+
+
+@pytest.mark.parametrize("look", [catalog.shapes, catalog.marks, catalog.definitions])
+def test_look_at_many_objects_is_kept_small(
+    database: servers.Database, look: Callable[[psycopg.Connection], packed.Packed]
+) -> None:
+    """Ten thousand more take less than 64 bytes each: while they are read, and kept as well."""
+    rows, peaks = [], []
+    with psycopg.connect(database.conninfo()) as connection:
+        for first, last in ((1, 2), (3, 12)):
+            connection.execute(WIDE.format(first=first, last=last).encode())
+            look(connection)  # what is made once is no growth
+            tracemalloc.start()
+            found = look(connection)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            rows.append(sum(1 for _ in found))
+
+    assert rows[1] - rows[0] >= 10_000
+    assert peaks[1] - peaks[0] < 64 * (rows[1] - rows[0])
+
+
+def test_one_of_two_operators_of_a_name_is_missed(database: servers.Database) -> None:
+    """They are told apart by what they take, which their name does not say."""
+    database.script(
+        "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq);"
+        "CREATE OPERATOR === (LEFTARG = text, RIGHTARG = text, FUNCTION = texteq)"
+    )
+    with psycopg.connect(database.conninfo()) as connection:
+        whole = catalog.shapes(connection)
+        connection.execute("DROP OPERATOR === (text, text)")
+        found = catalog.lacking(whole, catalog.shapes(connection))
+
+    assert 1 == len(found)
+    assert found[0].startswith('operator public."===" differs')
+
+
+def test_stop_during_a_look_leaves_the_session_usable(database: servers.Database) -> None:
+    """Of a long answer the rest is thrown away; the lock's session has to end in order."""
+
+    def stopped(rows: Iterator[tuple[object, ...]]) -> None:
+        next(rows)
+        raise KeyboardInterrupt
+
+    with psycopg.connect(database.conninfo(), autocommit=True) as connection:
+        with pytest.raises(KeyboardInterrupt):
+            sessions.read(connection, "SELECT generate_series(1, 1000000)", stopped)
+
+        assert (1,) == connection.execute("SELECT 1").fetchone()
 
 
 # --- what a role may ------------------------------------------------------------------------------

@@ -414,6 +414,21 @@ INCOMPLETE = {
 }
 
 
+def test_rollback_is_tried_where_objects_have_nothing_but_a_name(
+    database: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """A foreign server without options, and a dictionary without any, have no definition."""
+    database.script(
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA WRAPPER w;"
+        "CREATE TEXT SEARCH DICTIONARY plain (TEMPLATE = simple)"
+    )
+    migrations(ONE | {"001_one_rollback.sql": "DROP TABLE one;"})
+    result = run()
+
+    assert 0 == result.code, str(result)
+    assert ["001_one"] == result.event("rehearsal.passed")[0]["rollbacks_tried"]
+
+
 def test_rollback_that_leaves_something_is_named_object_by_object(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -1,9 +1,11 @@
 """How two catalogs are compared, once they have been read."""
 
+import itertools
+
 import pytest
 
 from preflight.rehearsal import meter
-from preflight.server import catalog
+from preflight.server import catalog, packed
 
 LIVE = {"table public.a": "r", "column public.a.id": "integer", "large objects": "2"}
 
@@ -18,12 +20,12 @@ LIVE = {"table public.a": "r", "column public.a.id": "integer", "large objects":
             ["column public.a.id differs: `bigint`, not `integer`"],
         ),
         ({**LIVE, "large objects": "1"}, ["there are 1 large objects, not 2"]),
-        ({"large objects": "2"}, ["table public.a is missing", "column public.a.id is missing"]),
+        ({"large objects": "2"}, ["column public.a.id is missing", "table public.a is missing"]),
     ],
 )
 def test_copy_may_have_more_but_not_less(copy: dict[str, str], lacking: list[str]) -> None:
     """What template0 brings along is no defect of a backup."""
-    assert lacking == catalog.lacking(LIVE, copy)
+    assert lacking == catalog.lacking(sorted(LIVE.items()), sorted(copy.items()))
 
 
 def test_difference_names_what_came_and_went() -> None:
@@ -34,7 +36,39 @@ def test_difference_names_what_came_and_went() -> None:
         "column public.a.id differs",
         "table public.a is missing",
         "table public.b is new",
-    ] == catalog.difference(LIVE, after)
+    ] == catalog.difference(sorted(LIVE.items()), sorted(after.items()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_packed_rows_come_back_as_they_were(count: int) -> None:
+    """Whatever the words hold, and as often as they are read."""
+    rows = [(f"{number:05d}", "\0\n\x1f", "é\U0001f600") for number in range(count)]
+    found = packed.Packed(iter(rows))
+
+    assert [rows, rows] == [list(found), list(found)]
+
+
+def test_state_before_a_file_is_found_from_the_one_after_it() -> None:
+    """What was made goes, what was dropped comes back in its place, what changed is as it was."""
+    before = [("a", "1"), ("b", "1"), ("d", "1"), ("f", "1")]
+    after = [("b", "1"), ("c", "1"), ("d", "2"), ("f", "1")]
+
+    assert before == list(catalog.undone(after, catalog.undoing(before, after)))
+
+
+def test_every_name_is_found_beside_its_own() -> None:
+    """Whichever side is longer, and wherever it begins or ends."""
+    names = "abcdef"
+    sides = [
+        [(name, "") for number, name in enumerate(names) if mask >> number & 1]
+        for mask in range(1 << len(names))
+    ]
+    for before, after in itertools.product(sides, sides):
+        wanted = sorted({*before, *after})
+        found = list(packed.paired(before, after))
+        assert [name for name, _ in wanted] == [name for name, _, _ in found]
+        assert before == [one for _, one, _ in found if one]
+        assert after == [other for _, _, other in found if other]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest
 from preflight.base import config
 from preflight.base.errors import BackupDamaged, BackupUnverified, ConfigInvalid
+from preflight.server import packed
 from tests import flat
 
 ME = Identity("1", "app", "x:1")
@@ -301,7 +302,7 @@ def test_plain_dump_goes_with_what_was_done_with_it(tmp_path: Path) -> None:
     backups = Directory(tmp_path)
     backup = took(backups)
     seal = spooling(tmp_path)
-    saved = take.Taken(backups, backup, ME, snapshots.Witness({}, {}), None, seal)
+    saved = take.Taken(backups, backup, ME, snapshots.Witness(packed.Packed(()), {}), None, seal)
     seal._begin_spool()  # noqa: SLF001
     assert seal.spooled
     with pytest.raises(Broken), take.kept(saved):

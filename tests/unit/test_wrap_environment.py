@@ -608,7 +608,7 @@ def test_every_known_history_table_is_documented() -> None:
 
 def changes(before: dict[str, str], after: dict[str, str]) -> compared.Changes:
     """Return what changed between two states."""
-    return compared.between(before, after, "preflight")
+    return compared.between(sorted(before.items()), sorted(after.items()), "preflight")
 
 
 def test_same_changes_match() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from preflight.base import stop
-from preflight.server import catalog
+from preflight.server import catalog, packed
 from preflight.server.sessions import PASSING
 
 if TYPE_CHECKING:
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TRIES_S = 10.0  # for as long others may be dropping what a definition is made of
 _ROWS = {"large objects"}  # their number is the app's affair, as that of rows is
-State = Mapping[str, str]  # as `catalog.definitions` gives it
+State = packed.Rows  # as `catalog.definitions` gives it
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What is new, what is another, what is gone; each with what it was and what it is."""
 
-    made: Mapping[str, str]
-    changed: Mapping[str, tuple[str, str]]
-    dropped: Mapping[str, str]
+    made: dict[str, str]
+    changed: dict[str, tuple[str, str]]
+    dropped: dict[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -40,7 +40,11 @@ class Changes:
 
     def data(self) -> dict[str, Any]:
         """Return them as log data."""
-        found = {"made": self.made, "changed": self.changed, "dropped": self.dropped}
+        found: dict[str, dict[str, Any]] = {
+            "made": self.made,
+            "changed": self.changed,
+            "dropped": self.dropped,
+        }
         return {name: list(objects) for name, objects in found.items() if objects}
 
 
@@ -67,20 +71,17 @@ def asked(session: Session, look: Callable[[Session], T]) -> T:
 def between(before: State, after: State, schema: str = "") -> Changes:
     """Return what changed; our own tables, in `schema`, are not the command's doing."""
     ours = (f" {schema}.", f"schema {schema}")
-    names = [
-        name
-        for name in sorted(before.keys() | after.keys())
-        if not (schema and (ours[0] in name or name == ours[1])) and name not in _ROWS
-    ]
-    return Changes(
-        {name: after[name] for name in names if name not in before},
-        {
-            name: (before[name], after[name])
-            for name in names
-            if name in before and name in after and before[name] != after[name]
-        },
-        {name: before[name] for name in names if name not in after},
-    )
+    changes = Changes({}, {}, {})
+    for name, one, other in packed.unlike(before, after):
+        if (schema and (ours[0] in name or name == ours[1])) or name in _ROWS:
+            continue
+        if one and other:
+            changes.changed[name] = one[1], other[1]
+        elif one:
+            changes.dropped[name] = one[1]
+        elif other:
+            changes.made[name] = other[1]
+    return changes
 
 
 def differing(rehearsed: Changes, happened: Changes, *, bare: bool = False) -> list[str]:
@@ -103,13 +104,10 @@ def differing(rehearsed: Changes, happened: Changes, *, bare: bool = False) -> l
         ]
     for name, made in rehearsed.made.items():
         other = happened.made.get(name, made)
-        if (_shape(made) != _shape(other)) if bare else (made != other):
+        if (catalog.shape_of(made) != catalog.shape_of(other)) if bare else (made != other):
             found.append(f"{name} came out otherwise")
     for name, (_, after) in rehearsed.changed.items():
-        if name in happened.changed and _shape(after) != _shape(happened.changed[name][1]):
+        other = happened.changed[name][1] if name in happened.changed else after
+        if catalog.shape_of(after) != catalog.shape_of(other):
             found.append(f"{name} came out otherwise")
     return found
-
-
-def _shape(definition: str) -> str:
-    return definition.partition("\0")[0]
