@@ -71,10 +71,11 @@ def opening(session: Session, script: Script, after: Script | None = None) -> st
 def asked(session: Session, script: Script) -> tuple[Check, ...]:
     """Return every check of a verify file between its opening and its closing; raises as `run`."""
     checks: list[Check] = []
+    places = scan.places(script.text, (statement.start for statement in script.statements()))
     for number, statement in enumerate(script.statements()):
         if number:
             session.execute("RELEASE SAVEPOINT preflight_check; SAVEPOINT preflight_check")
-        checks += _checks(session, script, statement)
+        checks += _checks(session, script, statement, next(places))
     return tuple(checks)
 
 
@@ -92,8 +93,10 @@ def _bare(value: Node) -> Node:
     return _bare(value.type_cast.arg) if value.HasField("type_cast") else value
 
 
-def _checks(session: Session, script: Script, statement: scan.Statement) -> list[Check]:
-    line, column = scan.position(script.text, statement.start)
+def _checks(
+    session: Session, script: Script, statement: scan.Statement, place: tuple[int, int]
+) -> list[Check]:
+    line, column = place
     where = f"{script.file}:{line}"
     wrong = partial(_wrong, script, line, column)
     try:

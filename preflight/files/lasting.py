@@ -23,7 +23,8 @@ _SUSPECT = re.compile(
 _WITH_BODY = re.compile(rb"(?i)\s*(?:do|create)\b")
 _SETS = re.compile(rb"(?i)\b(?:re)?set\b")
 _TEMPORARY = re.compile(r"pg_temp(?:_\d+)?")
-_QUOTED = re.compile(r"\$(\w*)\$(.*?)\$\1\$|'((?:[^']|'')*)'", re.DOTALL)
+_QUOTED = re.compile(r"(?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$)|'(?P<text>(?:[^']++|'')*+)'")
+REFUSED_MAX = 50  # of one file: what follows is most often more of the same
 _OPENING = {"BEGIN", "THEN", "ELSE", "LOOP"}
 _UNLOCKS = "pg_advisory_unlock_all"
 _DISCARDS = "DISCARD ALL"
@@ -49,6 +50,8 @@ def refused(script: Script) -> list[Problem]:
         return found  # done or not done; a lock that it lets go is missed before the next file
     held: tuple[scan.Statement, str] | None = None
     for statement, what in _each(script):
+        if len(found) >= REFUSED_MAX:
+            break
         if held:
             found.append(_problem(script, *held, _lost(held[1])))
         held = (statement, what) if what and what not in (_DISCARDS, _UNLOCKS) else None
@@ -235,10 +238,26 @@ def _in_body(body: str, functions: dict[str, str]) -> str | None:
         if what := _in_words(words, functions):
             return what
         if "EXECUTE" in words:
-            for _, dollar, quote in _QUOTED.findall(piece.decode("utf-8", "replace")):
-                if what := _in_body(dollar or quote.replace("''", "'"), functions):
+            for quoted in _texts(piece.decode("utf-8", "replace")):
+                if what := _in_body(quoted, functions):
                     return what
     return None
+
+
+def _texts(piece: str) -> Iterator[str]:
+    """Yield what is quoted; a tag that never closes is looked for once."""
+    at, open_tags = 0, set[str]()
+    while (found := _QUOTED.search(piece, at)) is not None:
+        at = found.end()
+        tag = found["tag"]
+        if tag is None:
+            yield found["text"].replace("''", "'")
+        elif tag in open_tags or (close := piece.find(tag, at)) < 0:
+            open_tags.add(tag)
+            at -= 1  # its last sign may begin another
+        else:
+            yield piece[at:close]
+            at = close + len(tag)
 
 
 def _in_words(words: Sequence[str], functions: dict[str, str]) -> str | None:  # noqa: PLR0911 -- one line a kind
@@ -269,8 +288,7 @@ def _makes_temporary(words: Sequence[str]) -> bool:
     head = words[1:6]
     kind = {"TEMP", "TEMPORARY"}.intersection(head[:2] if words[0] == "INTO" else head[:4])
     schema = words[0] == "CREATE" and any(_TEMPORARY.fullmatch(word.lower()) for word in head)
-    text = " ".join(words)
-    return bool(kind or schema) and "ON COMMIT DROP" not in text
+    return bool(kind or schema) and "ON COMMIT DROP" not in " ".join(words)
 
 
 def _sets(words: Sequence[str]) -> bool:

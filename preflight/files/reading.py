@@ -39,6 +39,7 @@ _SIGN = re.compile(rb"down[ \t]*=")
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
+DIRECTIVES_MAX = 1000
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 
 
@@ -314,7 +315,8 @@ class Reading:
             else:
                 sound = False
                 self.wrong(item.message, item.hint, scan.position(text, item.start))
-            if len(self.problems) >= PROBLEMS_MAX:
+            wrong = len(self.problems) + len(restricted)
+            if wrong >= PROBLEMS_MAX or len(found.directives) > DIRECTIVES_MAX:
                 self.wrong("so much is wrong that the rest of the file was not looked at")
                 break
         said = self._directives(text, found)
@@ -392,8 +394,12 @@ class Reading:
     def _directives(self, text: bytes, found: _Found) -> dict[str, object]:
         said: dict[str, object] = {}
         first = len(text) if found.first is None else found.first.start
-        for directive in found.directives:
-            at = scan.position(text, directive.start)
+        if len(found.directives) > DIRECTIVES_MAX:
+            self.wrong(f"more than {DIRECTIVES_MAX:,} directives", "Say each once.")
+        places = scan.places(text, (directive.start for directive in found.directives))
+        for directive, at in zip(found.directives, places, strict=True):
+            if len(self.problems) >= PROBLEMS_MAX:
+                break
             word, _, value = directive.text.partition(" ")
             if directive.start > first:
                 self.wrong(

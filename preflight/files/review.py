@@ -39,8 +39,9 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
 def unparsed(script: Script) -> list[str]:
     """Name the statements that PostgreSQL's grammar does not take."""
     found = []
-    for statement in script.statements():
+    starts = (statement.start for statement in script.statements())
+    places = scan.places(script.text, starts)
+    for statement, (line, column) in zip(script.statements(), places, strict=True):
         if said := parser.complaint(statement.text(script.text)):
-            line, column = scan.position(script.text, statement.start)
             found.append(f"{script.file}:{line}:{column} does not parse: {said}")
     return found

@@ -30,7 +30,7 @@ _GAP = re.compile(rb"(?:\s++|(?!%b)%b)*+" % (_NOTE, _COMMENT))
 # all that needs no thought, so that an INSERT of many rows is one match
 _RUN = re.compile(rb"(?:%b|%b|\((?:%b|%b)*+\))*+" % (_EASY, _PAIR, _EASY, _PAIR), re.DOTALL)
 _LINE = re.compile(_REST)
-_DIRECTIVE = re.compile(_NOTE + rb"[ \t]*(.*?)\s*\Z", re.DOTALL)
+_DIRECTIVE = re.compile(_NOTE)
 _STRING = re.compile(rb"'[^']*+'")
 _E_STRING = re.compile(_ESCAPED, re.DOTALL)
 _DOLLAR = re.compile(_TAG)
@@ -43,15 +43,13 @@ _TOKEN = re.compile(
     + rb"|(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)|(?P<sign>[(),=.])",
     re.DOTALL,
 )
-_SPACE = rb"(?:\s|%b|/\*(?:[^*]|\*(?!/))*\*/)++" % _COMMENT
-_ROUTINE = re.compile(
-    rb"CREATE%b(?:OR%bREPLACE%b)?(?:FUNCTION|PROCEDURE)\b" % (_SPACE, _SPACE, _SPACE),
-    re.IGNORECASE,
-)
 _ATOMIC = re.compile(rb"\bATOMIC\b", re.IGNORECASE)
 _REST_OF_LINE = re.compile(rb"[ \t\f\v]*+(?:%b)?+" % _COMMENT)
 _COPY_END = re.compile(rb"^\\\.(?:\n|\Z)", re.MULTILINE)
 _SEMICOLON, _BACKSLASH = b";\\"
+_INSIDE = bytes(range(0x80, 0xC0))  # every byte of a character but its first
+_PART = 1 << 20
+_SHOWN = 200  # bytes of a word or a directive that may be as long as the file
 _IN_NAMES = bytes([*b"_$", *b"0123456789", *b"abcdefghijklmnopqrstuvwxyz"])
 _IN_NAMES += bytes([*_IN_NAMES.upper(), *range(0x80, 0x100)])
 
@@ -91,17 +89,26 @@ class Defect:
 def position(script: bytes, offset: int) -> tuple[int, int]:
     """Return the line and the column (in characters) of a byte offset, both from 1."""
     line_start = script.rfind(b"\n", 0, offset) + 1
-    column = len(script[line_start:offset].decode("utf-8", "replace"))
-    return script.count(b"\n", 0, offset) + 1, column + 1
+    return script.count(b"\n", 0, offset) + 1, _characters(script, line_start, offset) + 1
+
+
+def _characters(script: bytes, start: int, end: int) -> int:
+    """Count the characters of a stretch without a decoded copy: it may be a line of 100 MB."""
+    return sum(
+        len(script[at : min(at + _PART, end)].translate(None, _INSIDE))
+        for at in range(start, end, _PART)
+    )
 
 
 def places(script: bytes, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yield the position of each of many ascending offsets; the script is read once."""
-    line, before = 1, 0
+    line, column, before = 1, 1, 0
     for offset in offsets:
-        line += script.count(b"\n", before, offset)
-        start = script.rfind(b"\n", 0, offset) + 1
-        yield line, len(script[start:offset].decode("utf-8", "replace")) + 1
+        start = script.rfind(b"\n", before, offset) + 1
+        if start:
+            line, column = line + script.count(b"\n", before, start), 1
+        column += _characters(script, start or before, offset)
+        yield line, column
         before = offset
 
 
@@ -167,7 +174,8 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
                     continue
                 close = script.find(tag.group(), tag.end())
                 if close < 0:
-                    yield Defect(at, f"this {tag.group().decode('utf-8', 'replace')} never ends")
+                    shown = tag.group()[:_SHOWN].decode("utf-8", "replace")
+                    yield Defect(at, f"this {shown} never ends")
                     return -1
                 known = at = close + len(tag.group())
             case b"'":
@@ -200,14 +208,17 @@ def _name_before(script: bytes, known: int, at: int) -> bytes:
 
 def _aside(script: bytes, at: int) -> tuple[Directive | Defect | None, int]:
     """Return what a comment or meta-command is and where to go on; -1 for nowhere."""
+    if script.startswith(b"/*", at):
+        end = _block_end(script, at + 2)
+        never = Defect(at, "this comment never ends", "Close it with */.") if end < 0 else None
+        return never, end
     end = _after(_LINE, script, at)
     if script[at] == _BACKSLASH:
         return _meta_command(script, at), end
-    if script[at : at + 2] == b"--":
-        said = _DIRECTIVE.match(script, at, end)
-        return Directive(at, said[1].decode("utf-8", "replace")) if said else None, end
-    end = _block_end(script, at + 2)
-    return (Defect(at, "this comment never ends", "Close it with */.") if end < 0 else None), end
+    if (note := _DIRECTIVE.match(script, at, end)) is None:
+        return None, end
+    said = script[note.end() : end].strip()[:_SHOWN]
+    return Directive(at, said.decode("utf-8", "replace")), end
 
 
 def _block_end(script: bytes, at: int) -> int:
@@ -226,7 +237,7 @@ RESTRICTS = ("psql meta-command \\restrict", "psql meta-command \\unrestrict")
 
 def _meta_command(script: bytes, at: int) -> Defect:
     found = _META.match(script, at)
-    command = found.group().decode("utf-8", "replace") if found else ""
+    command = found.group()[:_SHOWN].decode("utf-8", "replace") if found else ""
     if command == "\\.":
         return Defect(at, "\\. ends inline COPY data, but no COPY … FROM stdin is open")
     hint = "Only psql knows this command; write plain SQL"
@@ -278,7 +289,8 @@ class _Body:
     def __init__(self, script: bytes, at: int) -> None:
         self.script, self.at = script, at
         self.depth, self.before = 0, ""
-        self.routine = _ROUTINE.match(script, at) is not None
+        said = [word for word in islice(tokens(script, at), 4) if word not in ("OR", "REPLACE")]
+        self.routine = said[:1] == ["CREATE"] and said[1:2] in (["FUNCTION"], ["PROCEDURE"])
 
     def open(self, end: int) -> bool:
         """Tell whether a semicolon at this offset stands inside such a body."""

@@ -22,8 +22,9 @@ _OTHER = re.compile(
     r"\.(?:java|class|kt|groovy|scala|sh|bash|ps1|bat|cmd|py)"
 )
 _CALLBACK = re.compile(r"(?:(?:before|after)[A-Z]|createSchema).*\.sql")
-_PLACEHOLDER = re.compile(rb"\$\{[^}\n]+\}")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
+_PLACEHOLDER = re.compile(rb"\$\{[^}\n]++(?P<end>\})?")
+_COMMENTED = re.compile(rb"\s*--")
+_LINE = re.compile(rb"[^\r\n]+")
 _KNOWN = {"executeInTransaction", "placeholderReplacement", "encoding"}
 
 
@@ -143,9 +144,11 @@ class Flyway(foreign.Foreign):
             return [foreign.Section(source.kind)]
         said = self._conf(file)
         if said.get("placeholderReplacement", "true").lower() != "false":
-            for found in _PLACEHOLDER.finditer(text):
-                line = text[text.rfind(b"\n", 0, found.start()) + 1 : found.start()]
-                if not line.lstrip().startswith(b"--"):
+            at = 0
+            while (found := _PLACEHOLDER.search(text, at)) is not None:
+                line = text.rfind(b"\n", at, found.start()) + 1 or at
+                at = text.find(b"\n", found.end()) + 1 or len(text)
+                if found["end"] and not _COMMENTED.match(text, line, found.start()):
                     raise foreign.Wrong(
                         f"the placeholder {found.group().decode('utf-8', 'replace')} is not "
                         "replaced here",
@@ -219,7 +222,9 @@ def _baseline(file: str) -> bool:
 
 def _crc(text: bytes) -> str:
     """Return the checksum as the other tool keeps it: a signed number."""
-    found = zlib.crc32(b"".join(_LINE_END.split(text)))
+    found = 0
+    for line in _LINE.finditer(text):
+        found = zlib.crc32(line.group(), found)
     return str(found - (1 << 32) if found >= 1 << 31 else found)
 
 
