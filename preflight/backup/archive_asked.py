@@ -119,9 +119,12 @@ def gap(config: Config, said: Status, base: Base, segment: str, size: int) -> st
             if listed is None:
                 return None  # as was said
             for folder in archive_status.folders(base, segment, listed):
-                there |= _listed(config, place, folder) or set()
-    names = filter(None, map(archive_status.segment_of, there))
-    return archive_status.absent(base, segment, frozenset(names), size)
+                names = _listed(config, place, folder)
+                if names is None:
+                    return None  # what was not looked at is not missing
+                there |= names
+    found = filter(None, map(archive_status.segment_of, there))
+    return archive_status.absent(base, segment, frozenset(found), size)
 
 
 def _listed(config: Config, place: Place, folder: str = "") -> set[str] | None:

@@ -2,11 +2,13 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preflight.backup import archive_status
+from preflight.backup import archive_asked, archive_status
+from preflight.base.config import Config
 
 OURS, THEIRS = 7425873164002341901, 7425873164002349999
 FIRST = "0000000100000003000000FE"
@@ -249,3 +251,27 @@ def test_segment_in_between_is_counted(size: int, first: str, last: str, lost: i
     left = names[:lost] + names[lost + 1 :]
     missing = archive_status.absent(base, last, [*left, "00000004" + names[lost][8:]], size)
     assert last[:8] + names[lost][8:] == missing
+
+
+@pytest.mark.parametrize(
+    ("folder", "gap"),
+    [("exit 41", None), ("echo '{}'", "000000010000000000000003")],
+)
+def test_folder_that_cannot_be_listed_is_not_missing(
+    tmp_path: Path, folder: str, gap: str | None
+) -> None:
+    """A folder of segments that pgBackRest may not list tells nothing; an empty one tells a gap."""
+    program = tmp_path / "pgbackrest"
+    top = """echo '{"0000000100000000": {"type": "path"}}'"""
+    program.write_text(f"#!/bin/sh\ncase $* in */0000000100000000) {folder};; *) {top};; esac\n")
+    program.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PREFLIGHT_BACKUP_DIR": str(tmp_path)}
+    config = Config.from_env(environ, tmp_path, "run")
+    place = archive_status.Place(1, "main", "17-1")
+    first, last = "000000010000000000000003", "000000010000000000000004"
+    base = archive_status.Base("b", datetime.now(UTC), "pgbackrest", "main", first)
+    said = archive_status.Status(frozenset({last}), places=frozenset({place}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", environ["PATH"])
+        assert gap == archive_asked.gap(config, said, base, last, 16 << 20)
