@@ -404,6 +404,7 @@ class _Lookout:
             try:
                 watch.context.run(watch.run)
             finally:
+                watch.due = time.monotonic() + LOOK_EVERY_S  # it could not look: not at once again
                 watch.looks.set()
 
     def _next(self) -> bool:

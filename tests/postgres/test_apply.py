@@ -619,6 +619,28 @@ def test_prepared_transaction_in_the_way_is_named(
     ]
 
 
+def test_watch_that_cannot_connect_does_not_hammer_the_server(
+    create_database: CreateDatabase,
+    start_server: StartServer,
+    run: Run,
+    migrations: WriteMigrations,
+) -> None:
+    """Where no second session is free, one is asked for about once a second."""
+    database = create_database(start_server())
+    database.script(
+        f"CREATE ROLE alone LOGIN PASSWORD $${servers.PASSWORD}$$ CONNECTION LIMIT 1;"
+        f"GRANT CREATE ON DATABASE {database.name} TO alone;"
+    )
+    migrations({"001_a.sql": "SELECT pg_sleep(3);"})
+    result = run(
+        env={**database.env(), "PGUSER": "alone", "PREFLIGHT_REHEARSE": "off"},
+    )
+
+    assert 0 == result.code, str(result)
+    refused = database.server.log.read_text().count('too many connections for role "alone"')
+    assert 1 <= refused <= 4, refused
+
+
 def test_blocker_of_an_earlier_statement_is_not_named(
     start: Start, database: servers.Database, migrations: WriteMigrations
 ) -> None:
