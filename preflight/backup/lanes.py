@@ -54,12 +54,16 @@ class Lanes(Generic[T]):
     def __exit__(self, *_: object) -> None:
         """End what is under way, and wait until it has."""
         self._ended = True
-        until = time.monotonic() + (ENDED_S if stop.requested() is None else STOPPED_S)
         for little, threads in self._threads.items():
             for _each in threads:
                 self._queues[little].put(None)
-        for thread in [each for threads in self._threads.values() for each in threads]:
-            thread.join(max(0.0, until - time.monotonic()))
+        waiting = [each for threads in self._threads.values() for each in threads]
+        until = time.monotonic() + ENDED_S
+        for thread in waiting:
+            while thread.is_alive() and time.monotonic() < until:
+                if stop.requested() is not None:
+                    until = min(until, time.monotonic() + STOPPED_S)
+                thread.join(LOOK_S)
 
     def add(self, file: str, size: int) -> None:
         """Take a file of so many bytes, as far as is known."""

@@ -403,6 +403,10 @@ class _Lookout:
                 watch.looks = threading.Event()
             try:
                 watch.context.run(watch.run)
+            except BaseException:
+                with self.guard:
+                    self.until = None  # the next file begins with another thread
+                raise
             finally:
                 watch.due = time.monotonic() + LOOK_EVERY_S  # it could not look: not at once again
                 watch.looks.set()

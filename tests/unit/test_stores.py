@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from preflight.backup import (
     clients,
     directory,
     folder,
+    lanes,
     manifests,
     objects,
     reading_back,
@@ -27,7 +30,7 @@ from preflight.backup import (
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest
-from preflight.base import config
+from preflight.base import config, stop
 from preflight.base.errors import BackupDamaged, BackupUnverified, ConfigInvalid
 from preflight.server import packed
 from tests import flat
@@ -451,3 +454,26 @@ def test_manifest_of_a_folder_that_contradicts_itself_is_none(
     assert said == manifests.parsed(said).data()
     with pytest.raises(manifests.Unreadable):
         manifests.parsed(said | wrong)
+
+
+def test_stop_is_heard_while_files_under_way_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow file is given up; a stop that comes then does not wait for its end."""
+    monkeypatch.setattr(stop, "_requested", None)
+    monkeypatch.setattr(lanes, "STOPPED_S", 0.1)
+    ended, let_go = threading.Event(), threading.Event()
+
+    def work(lane: lanes.Lanes[None], _: str) -> None:
+        with pytest.raises(lanes.GivenUp):
+            deque(map(lane.went, repeat(1)), maxlen=0)
+        monkeypatch.setattr(stop, "_requested", 15)  # only when it is waited for
+        let_go.wait(8)
+        ended.set()
+
+    with lanes.Lanes(work) as lane:
+        lane.add("slow", 1)
+        lane.__exit__()
+
+        assert not ended.is_set()
+        let_go.set()
