@@ -33,6 +33,15 @@ def path(client: int = 18) -> str:
     return os.pathsep.join([str(servers.client_bin(client)), "/usr/bin", "/bin"])
 
 
+def bounded(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code, which is ended when it takes more than 20 s of a processor."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
+    command = [sys.executable, "-c", limit + code]
+    return subprocess.run(
+        command, cwd=servers.REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+
 def parse(output: str) -> list[Event]:
     """Return the log events among the lines of an output."""
     found = []

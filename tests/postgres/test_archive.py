@@ -680,18 +680,25 @@ EXPORTED = {
 }
 
 
-def test_export_without_a_directory_stops_a_rollback(
-    run: Run,
-    database: servers.Database,
-    migrations: WriteMigrations,
-    told: Callable[[str], dict[str, str | None]],
-    tmp_path: Path,
-) -> None:
-    """What a rollback destroys has to be kept somewhere: 23 before the program runs."""
+@pytest.fixture
+def exported(
+    run: Run, migrations: WriteMigrations, told: Callable[[str], dict[str, str | None]]
+) -> dict[str, str | None]:
+    """Have a file applied, with a snapshot, whose rollback has rows to export."""
     migrations(EXPORTED)
     env = told(ANSWER + GIVE)
     assert 0 == run(env=env).code
-    result = run("rollback", env={**env, "PREFLIGHT_BACKUP_DIR": str(tmp_path / "nowhere")})
+    return env
+
+
+def test_export_without_a_directory_stops_a_rollback(
+    run: Run,
+    database: servers.Database,
+    exported: dict[str, str | None],
+    tmp_path: Path,
+) -> None:
+    """What a rollback destroys has to be kept somewhere: 23 before the program runs."""
+    result = run("rollback", env={**exported, "PREFLIGHT_BACKUP_DIR": str(tmp_path / "nowhere")})
 
     assert (23, "backup.no_export") == code_of(result), result
     assert "PREFLIGHT_BACKUP_DIR" in result.finished["error"]["hint"]
@@ -702,15 +709,11 @@ def test_export_without_a_directory_stops_a_rollback(
 def test_export_is_kept_apart_from_a_snapshot_and_never_pruned(
     run: Run,
     database: servers.Database,
-    migrations: WriteMigrations,
-    told: Callable[[str], dict[str, str | None]],
+    exported: dict[str, str | None],
     backup_dir: Path,
 ) -> None:
     """In the backup directory, beside a note of the point; it is no backup, and backups go by."""
-    migrations(EXPORTED)
-    env = told(ANSWER + GIVE)
-    assert 0 == run(env=env).code
-    result = run("rollback", env={**env, "PREFLIGHT_BACKUP_DIR": str(backup_dir)})
+    result = run("rollback", env={**exported, "PREFLIGHT_BACKUP_DIR": str(backup_dir)})
     (apart,) = backup_dir.iterdir()
     dumps = [run("backup", env={"PREFLIGHT_BACKUP_KEEP": "1"}) for _ in range(2)]
     listed = [each["backup"] for each in run("backups", "--json").json()["backups"]]
@@ -728,17 +731,14 @@ def test_export_is_kept_apart_from_a_snapshot_and_never_pruned(
     assert {apart.name, *listed} == {each.name for each in backup_dir.iterdir()}
 
 
+@pytest.mark.usefixtures("exported")
 def test_export_that_was_changed_meanwhile_is_saved_again_apart(
     run: Run,
     database: servers.Database,
-    migrations: WriteMigrations,
     told: Callable[[str], dict[str, str | None]],
     backup_dir: Path,
 ) -> None:
     """The program writes a row after the export: what is destroyed is what is kept."""
-    migrations(EXPORTED)
-    env = told(ANSWER + GIVE)
-    assert 0 == run(env=env).code
     late = f"import psycopg\npsycopg.connect({database.conninfo()!r}, autocommit=True).execute("
     late += "'INSERT INTO one VALUES (8)')\n"
     env = {**told(late + ANSWER + GIVE), "PREFLIGHT_BACKUP_DIR": str(backup_dir)}

@@ -3,15 +3,13 @@
 import dataclasses
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from preflight.base.errors import ConfigInvalid
 from preflight.commands.wrapping import compared, environment, key, lock_timeout, tools
-from tests import servers
+from tests import program, servers
 
 LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")
 BESIDE = environment.Copy("db", "5432", "scratch", "me")  # on the same server
@@ -544,20 +542,13 @@ def test_lock_timeout_is_no_riddle_to_php(program: str) -> None:
 def test_value_of_many_equals_signs_is_read_once() -> None:
     """A password may be full of them; each was a place to go on from: 2 to the 40th ways."""
     looked = (
-        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
         "from preflight.commands.wrapping import lock_timeout\n"
         "text = 'host=db password=' + 'ab=' * 40 + ' dbname=app'\n"
         "for each in (text, text + ';'):\n"
         "    found, _ = lock_timeout.given({'ANY': each}, [], {'ANY'}, '2s')\n"
         "    print(found['ANY'].removeprefix(text))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", looked],
-        cwd=servers.REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = program.bounded(looked)
 
     assert (0, " options='-c lock_timeout=2s'\n;\n") == (done.returncode, done.stdout), done.stderr
 
