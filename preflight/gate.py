@@ -113,15 +113,13 @@ def proven(
     `again` is the row of a migration that is recorded already; None is returned when backups are
     off. Raises what `take.take` and `trial.run` raise.
     """
-    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     if session.config.backup in INSTEAD:
         return _pointed(session, todo, partial(trial.run, session, None, todo, again))[1]
 
     def attempt() -> str | None:
-        saved = take.take(session, todo, purpose)
-        with take.kept(saved):
+        with _backed_up(session, todo, purpose) as (saved, _):
             trial.run(session, saved, todo, again)
         return saved.name if saved else None
 
@@ -139,7 +137,6 @@ def proven_all(
     Return the backup's name and, where it is a point, what is to be noted of it. Raises what
     `proven` raises, with the target that is to blame.
     """
-    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     todo = trial.together(tenants)
@@ -150,8 +147,7 @@ def proven_all(
         return name, told[0]
 
     def attempt() -> str | None:
-        saved = take.take(session, todo)
-        with take.kept(saved):
+        with _backed_up(session, todo) as (saved, _):
             trial.each(session, saved, tenants)
         return saved.name if saved else None
 
@@ -166,14 +162,11 @@ def proven_for(
     It restores and compares it, and tries the command on the copy. `due` is the command, as JSON.
     Raises what `take.take` raises.
     """
-    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
-
     if session.config.backup in INSTEAD:
         return _pointed(session, (), partial(rehearse, None))
 
     def attempt() -> tuple[T, str | None]:
-        saved = take.take(session, (), "wrap", [due])
-        with take.kept(saved):
+        with _backed_up(session, (), "wrap", [due]) as (saved, _):
             return rehearse(saved), saved.name if saved else None
 
     return twice(attempt)
@@ -186,7 +179,7 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Place | N
 
     Raises what `take.take`, `exports.export` and `trial.backward` raise.
     """
-    from preflight.backup import exports, take  # noqa: PLC0415 -- only when work is due
+    from preflight.backup import exports  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     if session.config.backup in INSTEAD:
@@ -206,8 +199,8 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Place | N
         return apart, name
 
     def attempt() -> Taken | None:
-        saved = take.take(session, [step.migration for step in steps], "rollback")
-        with take.kept(saved) as beside:
+        files = [step.migration for step in steps]
+        with _backed_up(session, files, "rollback") as (saved, beside):
             beside.extend(exports.export(session, steps, saved))
             trial.backward(session, saved, steps)
         return saved
@@ -215,6 +208,23 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Place | N
     backup = twice(attempt)
     session.tell("rolling back")
     return backup, backup.name if backup else None
+
+
+@contextmanager
+def _backed_up(
+    session: Session, todo: Sequence[Migration], purpose: str = "up", due: Sequence[object] = ()
+) -> Iterator[tuple[Taken | None, list[str]]]:
+    """Take a backup, keep it if what follows finds nothing wrong; yield it, and a list for more.
+
+    What a copy needs besides is made meanwhile.
+    """
+    from preflight.backup import take  # noqa: PLC0415 -- only when work is due
+    from preflight.rehearsal import throwaway  # noqa: PLC0415 -- only when work is due
+
+    with throwaway.ahead(session, len(todo)):
+        saved = take.take(session, todo, purpose, due)
+        with take.kept(saved) as beside:
+            yield saved, beside
 
 
 def _pointed(
@@ -257,14 +267,15 @@ def tried(
     Nothing is changed and no lock is held. Raises what `take.draft` and `trial.look` raise besides.
     """
     from preflight.backup import take  # noqa: PLC0415 -- only when asked
-    from preflight.rehearsal import meter, trial  # noqa: PLC0415 -- only when asked
+    from preflight.rehearsal import meter, throwaway, trial  # noqa: PLC0415 -- only when asked
 
     ready.require_writable(session)
     session.prepare()
     gauge = meter.Meter()
 
     def attempt() -> None:
-        with take.draft(session, todo) as saved:
+        ahead = throwaway.ahead(session, len(todo), demanded=True)
+        with ahead, take.draft(session, todo) as saved:
             trial.look(session, saved, files, todo, gauge)
 
     try:

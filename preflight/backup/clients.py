@@ -8,6 +8,7 @@ rows are counted.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import heapq
 import os
@@ -64,7 +65,7 @@ def clients(config: Config, session: Session) -> Clients:
         )
     pg_dump, pg_restore = (str(at) for at in found.values())
     try:
-        version, problem = _said_version(pg_dump, config.child_env)
+        version, problem = _said_version(pg_dump, tuple(config.child_env.items()))
     except children.ClientFailed as failure:
         version, problem = "", str(failure)
     number = re.search(r"\d+", version)
@@ -92,8 +93,9 @@ def unable(said: str) -> str | None:
     return found[0].strip() if found else None
 
 
-def _said_version(pg_dump: str, environment: Mapping[str, str]) -> tuple[str, str]:
-    with children.started([pg_dump, "--version"], environment) as (child, words):
+@functools.cache
+def _said_version(pg_dump: str, environment: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    with children.started([pg_dump, "--version"], dict(environment)) as (child, words):
         said = b"".join(children.chunks(child))
         children.wait(child)
         return said.decode("utf-8", "replace").strip(), words.said()

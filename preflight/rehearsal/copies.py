@@ -52,11 +52,15 @@ SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catal
  ON n.oid = c.relnamespace AND n.nspname::text NOT LIKE 'pg\\_%'
 WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
 """
-# every table with rows of its own, and partitioned ones, whose partitions are read for them
+# every table with rows of its own, and partitioned ones, whose partitions are read for them; of
+# the system's, which are sixty, those that have grown by what the database holds
 _ANALYZED = """
-SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
-WHERE c.relkind IN ('r', 'p', 'm') AND c.oid >= 16384::oid ORDER BY c.oid
+SELECT c.oid::pg_catalog.regclass::text, c.relispartition FROM pg_catalog.pg_class c
+WHERE c.relkind IN ('r', 'p', 'm') AND (c.oid >= 16384::oid
+ OR pg_catalog.pg_relation_size(c.oid) > 2 * 8192 * greatest(c.relpages, 2) AND NOT c.relisshared)
+ORDER BY c.oid LIMIT %s::int8
 """
+FEW_TABLES = 1000  # that are named; of more, all are analyzed
 DISK_FULL = "53100"
 NO_RIGHT = "42501"
 UNFILLED = "55000"  # a query reads a materialised view without rows
@@ -220,12 +224,15 @@ def analyze(copy: Session) -> None:
     Table by table where one cannot be read, for a partition is another server's or a function in
     an index fails: no fault of the files.
     """
+    found = copy.execute(_ANALYZED, [FEW_TABLES + 1]).fetchall()
+    named = ", ".join(table for table, partition in found if not partition)
     try:
-        copy.execute("ANALYZE")
+        if found:
+            copy.execute(f"ANALYZE {named if len(found) <= FEW_TABLES else ''}")
     except psycopg.Error:
         if copy.lost:
             raise
-        for (table,) in copy.execute(_ANALYZED).fetchall():
+        for table, _ in copy.execute(_ANALYZED, [None]).fetchall():
             with suppress(psycopg.Error):
                 copy.execute(f"ANALYZE {table}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import pwd
@@ -164,6 +165,7 @@ def _runs(program: Path) -> bool:
     return os.path.isfile(program) and os.access(program, os.X_OK)  # noqa: PTH113 -- never raises
 
 
+@functools.cache
 def _version(postgres: Path) -> str:
     with suppress(OSError, subprocess.SubprocessError):
         said = subprocess.run(  # noqa: S603 -- a program that was looked for by its name
@@ -345,6 +347,7 @@ def sweep(directory: Path) -> list[str]:
     A run is dead when the lock on its directory is free. A server is ended only when it works in
     that very directory.
     """
+    _finish_leaving()
     gone = []
     mine = {os.geteuid(), *((found.uid,) if (found := user()) else ())}
     for path in directory.glob(f"{PREFIX}*"):
@@ -573,19 +576,117 @@ def started(  # noqa: PLR0913 -- what a server is made from
     _require_reachable(directory, whose)
     sweep(directory)
     with ExitStack() as stack:
-        home = stack.enter_context(_held(directory, run_id, need, limit_mb, whose))
+        home = _had_ahead(programs, directory, run_id, need, limit_mb)
+        made = home is not None
+        home = home or stack.enter_context(_held(directory, run_id, need, limit_mb, whose))
         server = Server(programs, home, stack.enter_context(_short(home, whose)), limit_mb)
         try:
-            _make_cluster(programs, server.data, whose)
-            _configure(server, settings or {}, tcp=tcp)
-            if whose:
-                for path in (server.data, *server.data.rglob("*")):
-                    whose.give(path)
+            if not made:
+                _make_cluster(programs, server.data, whose)
+            _configure(server, settings or {}, whose, tcp=tcp)
         except OSError as error:
             raise Broken(f"no cluster can be made in {home}: {error.strerror}") from error
         stack.callback(server.end)
         _start(server, whose)
         yield server
+
+
+# a cluster that is made while something else is waited for
+
+
+class _Ahead:
+    """A directory of this run whose cluster a thread makes, and which goes beside other work."""
+
+    def __init__(self, directory: Path, run_id: str, need: int, limit_mb: int) -> None:
+        self.home = directory / f"{PREFIX}{run_id}"
+        self.programs: Programs | None = None  # once they have made it
+        self.over = False
+        self._wanted = (directory, run_id, need, limit_mb)
+        self._stack = ExitStack()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="cluster")
+
+    def begin(self, find_programs: Callable[[], Programs]) -> None:
+        """Begin; what fails is left to who would make it otherwise."""
+        self._find = find_programs
+        self._thread.start()
+
+    def _work(self) -> None:
+        with suppress(Unavailable, OSError):
+            programs, whose = self._find(), user()
+            directory, _, need, limit_mb = self._wanted
+            if short(directory, 2 * need, limit_mb):
+                return  # where it is about the last bytes nothing else lies there
+            home = self._stack.enter_context(_held(*self._wanted, whose))
+            _make_cluster(programs, home / DATA, whose, lambda: self.over)
+            self.programs = programs
+
+    def settled(self) -> None:
+        """Wait until it is made, or has failed; a stop request ends that."""
+        while self._thread.is_alive():
+            with stop.allowed():
+                self._thread.join(0.5)
+
+    def leave(self) -> None:
+        """Have the directory removed, beside other work: see `_finish_leaving`."""
+        self.over = True
+
+        def work() -> None:
+            self._thread.join()
+            self._stack.close()
+
+        # no daemon: who leaves the process waits for it
+        thread = threading.Thread(target=work, name="leaving")
+        _LEAVING.append(thread)
+        thread.start()
+
+
+_AHEAD: dict[Path, _Ahead] = {}  # by the run's directory
+_LEAVING: list[threading.Thread] = []
+
+
+@contextmanager
+def ahead(
+    find_programs: Callable[[], Programs],
+    directory: Path,
+    run_id: str,
+    need: int,
+    limit_mb: int = 0,
+) -> Iterator[None]:
+    """Make meanwhile the cluster of the server that `started` will yield inside; same arguments.
+
+    What cannot be had is not missed: `started` makes it then, and says why it cannot. Removed in
+    the end, while others go on to work.
+    """
+    _finish_leaving()
+    begun = _Ahead(directory, run_id, need, limit_mb)
+    _AHEAD[begun.home] = begun
+    begun.begin(find_programs)
+    try:
+        yield
+    finally:
+        _AHEAD.pop(begun.home, None)
+        begun.leave()
+
+
+def _had_ahead(
+    programs: Programs, directory: Path, run_id: str, need: int, limit_mb: int
+) -> Path | None:
+    """Return this run's directory where its cluster was made ahead; raises NoRoom."""
+    if (begun := _AHEAD.pop(directory / f"{PREFIX}{run_id}", None)) is None:
+        return None
+    begun.settled()
+    if begun.programs != programs:
+        begun.leave()
+        _finish_leaving()
+        return None
+    _require_room(directory, need, limit_mb, begun.home)
+    return begun.home
+
+
+def _finish_leaving() -> None:
+    """Wait until directories that were left are gone."""
+    while _LEAVING:
+        _LEAVING.pop().join()
 
 
 @contextmanager
@@ -628,9 +729,9 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _require_room(directory: Path, need: int, limit_mb: int) -> None:
+def _require_room(directory: Path, need: int, limit_mb: int, home: Path | None = None) -> None:
     """Make sure that a copy will fit beside those of other runs; raises NoRoom."""
-    if why := short(directory, need, limit_mb):
+    if why := short(directory, need, limit_mb, home):
         raise why
 
 
@@ -639,9 +740,12 @@ def left(directory: Path, limit_mb: int) -> int:
     return room(directory, limit_mb).free - _promised_there(directory)
 
 
-def short(directory: Path, need: int, limit_mb: int) -> NoRoom | None:
-    """Return what lacks for a copy beside those of other runs, if anything does."""
-    free, promised = room(directory, limit_mb), _promised_there(directory)
+def short(directory: Path, need: int, limit_mb: int, ours: Path | None = None) -> NoRoom | None:
+    """Return what lacks for a copy beside those of other runs, if anything does.
+
+    What was promised to `ours`, and to what is made ahead for it, is what is asked for.
+    """
+    free, promised = room(directory, limit_mb), _promised_there(directory, ours)
     if free.free - promised >= need:
         return None
     others = f", {console.size(promised)} of them for other runs" if promised else ""
@@ -651,8 +755,9 @@ def short(directory: Path, need: int, limit_mb: int) -> NoRoom | None:
     )
 
 
-def _promised_there(directory: Path) -> int:
-    return sum(map(_promised, directory.glob(f"{PREFIX}*")))
+def _promised_there(directory: Path, ours: Path | None = None) -> int:
+    mine = {ours, *_AHEAD}
+    return sum(_promised(home) for home in directory.glob(f"{PREFIX}*") if home not in mine)
 
 
 def _promised(home: Path) -> int:
@@ -700,40 +805,76 @@ def initdb_command(initdb: Path, data: Path, major: int) -> list[str]:
     ]
 
 
-def _make_cluster(programs: Programs, data: Path, whose: User | None) -> None:
-    """Copy the template; without one run initdb, which needs a shell and a name for its user."""
+def _make_cluster(
+    programs: Programs, data: Path, whose: User | None, over: Callable[[], bool] = lambda: False
+) -> None:
+    """Copy the template; without one run initdb, which needs a shell and a name for its user.
+
+    Where it is `over` meanwhile, what was made is of no use: raises Broken.
+    """
     if programs.template:
-        shutil.copytree(programs.template, data, copy_function=shutil.copyfile)
+        _copy(programs.template, data, over)
         data.chmod(0o700)
-        return
+    else:
+        _initialise(programs, data, whose, over)
+    if whose:
+        for path in (data, *data.rglob("*")):
+            whose.give(path)
+
+
+def _copy(template: Path, data: Path, over: Callable[[], bool]) -> None:
+    def each(source: str, target: str) -> None:
+        if over():
+            raise Broken("it is not wanted any more")
+        shutil.copyfile(source, target)
+
+    shutil.copytree(template, data, copy_function=each)
+
+
+def _initialise(
+    programs: Programs, data: Path, whose: User | None, over: Callable[[], bool]
+) -> None:
     if programs.initdb is None:
         raise NotHere(f"{programs.postgres.parent} has neither initdb nor a template of a cluster")
     data.mkdir(mode=0o700)
     if whose:
         whose.give(data)
     try:
-        done = subprocess.run(  # noqa: S603 -- a command that we built
+        with subprocess.Popen(  # noqa: S603 -- a command that we built
             initdb_command(programs.initdb, data, programs.major),
             cwd="/",
             env=_environment(),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             **_identity(whose),
-        )
+        ) as child:
+            said = _last_words(child, over)
     except (OSError, subprocess.SubprocessError) as error:
         raise NotHere(f"initdb does not start: {error}") from error
-    if done.returncode != 0:
-        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
-        raise NotHere(f"initdb failed: {'; '.join(said[:3]) or done.stderr.strip()[-300:]}")
+    if child.returncode != 0:
+        lines = [line.strip() for line in said.splitlines() if "error" in line.lower()]
+        raise NotHere(f"initdb failed: {'; '.join(lines[:3]) or said.strip()[-300:]}")
+
+
+def _last_words(child: subprocess.Popen[str], over: Callable[[], bool]) -> str:
+    """Return what a child says on stderr until its end, or until it is over."""
+    while True:
+        try:
+            return child.communicate(timeout=0.5)[1]
+        except subprocess.TimeoutExpired:
+            if over():
+                child.terminate()
 
 
 def _identity(whose: User | None) -> dict[str, Any]:
     return {"user": whose.uid, "group": whose.gid, "extra_groups": []} if whose else {}
 
 
-def _configure(server: Server, settings: Mapping[str, str], *, tcp: bool) -> None:
+def _configure(
+    server: Server, settings: Mapping[str, str], whose: User | None, *, tcp: bool
+) -> None:
     """Write the configuration: ours, the caller's, and where to listen."""
     ours = dict(SETTINGS)
     for since, newer in _SINCE.items():
@@ -746,9 +887,13 @@ def _configure(server: Server, settings: Mapping[str, str], *, tcp: bool) -> Non
         "unix_socket_directories": str(server.socket),
     }
     lines = [_line(name, value) for name, value in (ours | dict(settings) | where).items()]
-    (server.data / f"postgresql{CONF}").write_text("".join(lines), encoding="utf-8")
     host = "host all all 127.0.0.1/32 scram-sha-256\n" if tcp else ""
-    (server.data / f"pg_hba{CONF}").write_text(f"local all all trust\n{host}", encoding="utf-8")
+    said = {"postgresql": "".join(lines), "pg_hba": f"local all all trust\n{host}"}
+    for name, text in said.items():
+        path = server.data / f"{name}{CONF}"
+        path.write_text(text, encoding="utf-8")
+        if whose:
+            whose.give(path)
 
 
 def _line(name: str, value: str) -> str:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 JOBS_AT_LEAST = 2  # only then pg_restore loads each table in a transaction that has emptied it
+FEW = 10  # files that are rehearsed although there is no row that they could meet
+EMPTY_BYTES = 10_000_000  # of a database that may hold none
 DEATH_S = 6.0  # a server that lost a process needs up to 5 s to end the others
 _LOST = re.compile(r"57P0\d|08\d{3}")
 # what says of a file that its WAL has to be that of the live server
@@ -175,6 +177,38 @@ def _nearby(server: local.Server, text: bytes) -> bytes:
     return parser.written(node).encode()
 
 
+@contextmanager
+def ahead(session: Session, many: int = 0, *, demanded: bool = False) -> Iterator[None]:
+    """Make meanwhile what a throwaway server starts from, where a copy will probably be on one.
+
+    `many` is how many files there are to try.
+    """
+    config = session.config
+    others = (config.rehearse_url, config.rehearse_clone_url)
+    off = config.backup == "off" or (config.rehearse == "off" and not demanded)
+    if off or others != (None, None) or config.rehearse_on == "server" or not config.run_id:
+        yield
+        return
+    _, size = take.identity_of(session)
+    if many > FEW and size < EMPTY_BYTES and config.rehearse != "always":
+        yield  # it may hold no row, and then many files are not tried
+        return
+    pg_dump, path = clients.clients(config, session).pg_dump, _path(config)
+    find = partial(local.find, session.facts.major if session.facts else 0, pg_dump, path)
+    try:
+        directory = local.place(config.rehearse_dir)
+    except local.NotHere:
+        yield
+        return
+    need = local.needed(size)
+    with local.ahead(find, directory, config.run_id, need, config.rehearse_dir_mb):
+        yield
+
+
+def _path(config: Config) -> str:
+    return config.child_env.get("PATH", os.defpath)
+
+
 def sweep(config: Config) -> None:
     """Remove what killed runs left where throwaway servers live, whether we are to have one."""
     with suppress(local.NotHere, OSError):
@@ -190,8 +224,7 @@ def _found(session: Session, config: Config) -> tuple[Path, local.Programs]:
         pg_dump = clients.clients(config, session).pg_dump
     except BackupFailed as failure:  # it was there a moment ago, for the backup
         raise scratch.Unavailable(str(failure)) from failure
-    path = config.child_env.get("PATH", os.defpath)
-    programs = local.find(session.facts.major if session.facts else 0, pg_dump, path)
+    programs = local.find(session.facts.major if session.facts else 0, pg_dump, _path(config))
     return local.place(config.rehearse_dir), programs
 
 

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
 TELL_EVERY_S = 10.0
-FEW = 10  # files that are rehearsed although there is no row that they could meet
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
@@ -620,7 +619,7 @@ def _require_worth(
     What stops a file there loses nothing, and a few are tried all the same.
     """
     rows = saved.backup.manifest.rows if saved else None
-    if config.rehearse == "always" or rows is None or len(scripts) <= FEW:
+    if config.rehearse == "always" or rows is None or len(scripts) <= throwaway.FEW:
         return
     ours = f"{config.schema}."
     if any(count for table, count in rows.items() if not table.startswith(ours)):

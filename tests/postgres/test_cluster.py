@@ -251,3 +251,22 @@ def test_few_connections_have_all_the_locks_of_many(
     )
 
     assert wanted == (made["max_connections"], made["max_locks_per_transaction"])
+
+
+def test_database_of_a_copy_is_made_without_its_wal(
+    live: servers.Database, directory: Path
+) -> None:
+    """Its first pages, 7 MB of them, are files that are copied."""
+    with session_on(live, f"{live.name} app") as (session, config):
+        around = dataclasses.replace(cluster.look(session), extensions=[])
+        with (
+            throwaway(live, directory, around) as where,
+            cluster.connected(config, where) as home,
+        ):
+            wal = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8"
+            before = (home.execute(wal).fetchone() or (0,))[0]
+            cluster.make_roles(home, around.roles)
+            cluster.make_database(home, dataclasses.replace(around, rights=[]))
+            written = (home.execute(wal).fetchone() or (0,))[0] - before
+
+    assert 0 < written < 1_000_000

@@ -206,6 +206,60 @@ def test_production_writes_no_wal_for_its_copy(
     )
 
 
+def test_cluster_is_made_while_the_dump_is_written(
+    run: Run, migrations: WriteMigrations, tmp_path: Path, installed: Path, scratch: Path
+) -> None:
+    """Here pg_dump waits for it; and what its version is it has to say once."""
+    migrations(ONE)
+    said = tmp_path / "said"
+    wrapper = tmp_path / "pg_dump"
+    wrapper.write_text(f"""#!/bin/sh
+[ "$1" = --version ] && echo asked >> {said} && exec {installed}/bin/pg_dump "$@"
+for _ in $(seq 600); do
+ [ -n "$(find {scratch} -path '*/data/global/pg_control')" ] && exec {installed}/bin/pg_dump "$@"
+ sleep 0.05
+done
+exit 9
+""")
+    wrapper.chmod(0o755)
+    path = f"{tmp_path}:{installed}/bin:/usr/bin:/bin"
+    result = run(env={"PATH": path})
+
+    assert 0 == result.code, result
+    assert ["asked"] == said.read_text().split()
+    assert [] == list(scratch.iterdir())
+
+
+def test_failed_dump_leaves_no_cluster(
+    run: Run, migrations: WriteMigrations, tmp_path: Path, installed: Path, scratch: Path
+) -> None:
+    """What was made for a copy meanwhile goes with it."""
+    migrations(ONE)
+    wrapper = tmp_path / "pg_dump"
+    wrapper.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec {installed}/bin/pg_dump "$@"\nexit 9\n'
+    )
+    wrapper.chmod(0o755)
+    result = run(env={"PATH": f"{tmp_path}:{installed}/bin:/usr/bin:/bin"})
+
+    assert (23, []) == (result.code, list(scratch.iterdir())), result
+
+
+def test_only_what_the_database_holds_is_analyzed_on_the_copy(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The system's sixty tables are as the server came, unless the database made them grow."""
+    database.script("CREATE TABLE zoo AS SELECT 7 AS id FROM generate_series(1, 100)")
+    counts = "'zoo'::regclass, 'pg_class'::regclass, 'pg_amop'::regclass"
+    seen = f"""DO $$ BEGIN ASSERT '{{1,0,0}}' = (
+        SELECT array_agg(pg_stat_get_analyze_count(oid)) FROM unnest(ARRAY[{counts}]) oid);
+        END $$;"""
+    migrations({"001_one.sql": seen})
+    result = run("plan", "--rehearse")
+
+    assert 0 == result.code, result
+
+
 def test_nothing_is_left_where_the_server_was(
     run: Run, migrations: WriteMigrations, scratch: Path
 ) -> None:
