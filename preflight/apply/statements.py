@@ -43,6 +43,8 @@ HINTS = (
     "Correct the file or the data, and run again: nothing of it stayed.",
     "Correct the file from this statement on, or the data, and run again: what is finished stays.",
 )
+OUT_OF_MEMORY = "53200"
+_TOO_LONG = "invalid memory alloc request size"  # which has no SQLSTATE of its own
 _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
 
 
@@ -257,6 +259,16 @@ def _hint(
         return (
             f"Is it there already? `adopt {migration.version}` records the file without running "
             "it, if its verify file agrees."
+        )
+    size = statement.end - statement.start if statement is not None else 0
+    if size > parser.LARGEST and (
+        str(error.sqlstate)[:2] == "54"
+        or error.sqlstate == OUT_OF_MEMORY
+        or _TOO_LONG in str(error)
+    ):
+        return (
+            f"One statement of {size / 1e6:,.1f} MB is too much for this server. Load rows with "
+            "COPY … FROM stdin, which are sent as they are read; else split it into several ones."
         )
     if error.sqlstate == "42501":
         return "This role lacks a right: run as the owner, or GRANT it."

@@ -20,15 +20,15 @@ def run(config: Config, *, form: str | None = None) -> None:
         {
             "migration": file.name,
             "version": file.version,
-            "statements": len(statements),
+            "statements": told.count,
             "transactional": file.up.transactional,
             "breaking": file.up.breaking,
             "checksum": file.checksum,
             "companions": [kind for kind in KINDS if getattr(file, kind) is not None],
-            "remarks": review.remarks(file, statements),
+            "remarks": review.remarks(file, told.statements),
         }
         for file in files
-        for statements in [planned.each(file)]
+        for told in [planned.each(file)]
     ]
     heads = ("version", "name", "statements", "companions", "remarks")
     table = [

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 
+UNKNOWN = "not known"
 BLOCKER = ("pid", "application", "user", "state", "age_s")  # what is told of one
 
 
@@ -59,17 +60,19 @@ def run(
         gate.tell_ahead(made.ahead)
         resumes = part_way(session, todo, known)
         with ledger.looking(session):
+            told_of = [planned.each(file) for file in todo]
             found = [
                 statement
-                for file in todo
-                for statement in planned.each(file)
-                if statement.number > resumes.get(file.name, 0)
+                for each in told_of
+                for statement in each.statements
+                if statement.number > resumes.get(statement.of.name, 0)
             ]
             statements = list(_looked_at(session, found))
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.version in adoptable]
         names = [file.name for file in todo]
-        structlog.get_logger().info("plan.made", pending=names, adopts=adopted, **_told(resumes))
+        more = _told(resumes, sum(each.untold for each in told_of))
+        structlog.get_logger().info("plan.made", pending=names, adopts=adopted, **more)
         if rehearse and todo:
             statements, problem = measure(session, files, todo, statements)
     told = [_data(statement, measured=rehearse) for statement in statements]
@@ -77,13 +80,16 @@ def run(
         "database": database,
         "adopts": adopted,
         "pending": [file.name for file in todo],
-        **_told(resumes),
+        **more,
         "statements": told,
     }
     events = [
         ("statement.planned", {key: value for key, value in each.items() if value}) for each in told
     ]
-    table = _measured_table(statements) if rehearse else _plan_table(statements)
+    table = _measured_table(statements) if rehearse else planned_table(statements)
+    if untold := more.get("statements_untold"):
+        row = ("", f"and {untold:,} more, only counted", *[""] * (len(table[0]) - 2))
+        table[1].append(row)
     nothing = "nothing is pending"
     if adopted:
         nothing += f"; there already, and recorded by the next `up`: {', '.join(adopted)}"
@@ -137,8 +143,9 @@ def part_way(session: Session, todo: Sequence[Migration], known: plan.History) -
     return {file.name: done[file.version] for file in begun if done.get(file.version)}
 
 
-def _told(resumes: dict[str, int]) -> dict[str, dict[str, int]]:
-    return {"resumes_after": resumes} if resumes else {}
+def _told(resumes: dict[str, int], untold: int) -> dict[str, Any]:
+    known = {"resumes_after": resumes, "statements_untold": untold}
+    return {key: value for key, value in known.items() if value}
 
 
 def measure(
@@ -165,14 +172,16 @@ def _data(statement: Planned, *, measured: bool) -> dict[str, Any]:
     return told | ({"measured": statement.measured} if measured else {})
 
 
-def _plan_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
+def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
+    """Return a plan as a table for people."""
     heads = ("place", "does", "lock", "destroys", "blocked now by")
     return heads, [
         (
             f"{statement.of.version:03d}:{statement.line}",
             _short(statement.does),
-            console.some([f"{lock.mode} on {lock.table}" for lock in statement.locks]),
-            statement.destroys and _short(statement.destroys),
+            console.some([f"{lock.mode} on {lock.table}" for lock in statement.locks])
+            or (UNKNOWN if statement.unknown else ""),
+            _short(statement.destroys or (UNKNOWN if statement.unknown else "")),
             ", ".join(f"pid {each.pid}" for each in statement.blocked_by),
         )
         for statement in statements
@@ -181,7 +190,7 @@ def _plan_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequ
 
 def _measured_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:
     heads = ("place", "does", "took", "lock", "rewrites", "destroys", "blocked now by")
-    _, rows = _plan_table(statements)
+    _, rows = planned_table(statements)
     return heads, [
         (place, does, *(console.costs(found) if found else (None, lock, None)), destroys, blocked)
         for statement, (place, does, lock, destroys, blocked) in zip(statements, rows, strict=True)

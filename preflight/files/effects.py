@@ -149,18 +149,28 @@ class Effect:
     reaches: tuple[Reach, ...] = ()
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
     alone: tuple[str, ...] = ()  # but not below these: ONLY
+    unknown: bool = False  # what it destroys, and which locks it takes
 
 
 def of(text: bytes) -> Effect:
     """Return what a statement does, as far as its text tells."""
-    same = parser.typical(text)
+    same = parser.alike(text)
     return _of(text) if same is text else _of_typical(same)
 
 
+def matters(effect: Effect) -> bool:
+    """Tell whether a statement does more than read, make or change some rows."""
+    strong = any(STRENGTH.index(lock.mode) > STRENGTH.index(ROW_EXCLUSIVE) for lock in effect.locks)
+    lost = effect.destroys or effect.reaches or effect.external
+    return bool(strong or lost or effect.unknown)
+
+
 def _of(text: bytes) -> Effect:
-    node = parser.parsed(text)
+    node = parser.parsed(text, texts=False)
     if node is None:
-        return Effect(" ".join(scan.words(text[:200], 3)).lower() + " (not understood here)")
+        words = " ".join(scan.words(text[:200], 3)).lower()
+        why = "not understood" if parser.fits(text) else "too large to be understood"
+        return Effect(f"{words} ({why} here)", unknown=True)
     return of_node(node, text)
 
 
@@ -169,6 +179,13 @@ _of_typical = functools.lru_cache(parser.TYPICAL_MAX)(_of)
 
 def of_node(node: Node, text: bytes) -> Effect:
     """Return what a parsed statement does; its text only names what has no better words."""
+    try:
+        return _of_node(node, text)
+    finally:
+        _walked.clear()
+
+
+def _of_node(node: Node, text: bytes) -> Effect:
     kind = str(node.WhichOneof("node"))
     statement = getattr(node, kind)
     if kind in ("explain_stmt", "prepare_stmt", "declare_cursor_stmt"):
@@ -194,14 +211,32 @@ def of_node(node: Node, text: bytes) -> Effect:
     )
 
 
+# what is looked for in statements, found in one walk through each; no longer than one takes
+_SOUGHT = ("RangeVar", "CommonTableExpr", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt")
+_NOTHING_IN = frozenset({"a_const", "string", "type_name", "funcname", "fields"})
+_walked: list[tuple[Inner, dict[str, list[Any]]]] = []
+
+
+def _inside(message: Inner, kind: str) -> list[Any]:
+    """Return the messages of a kind in a tree, the outer ones first."""
+    for tree, found in _walked:
+        if tree is message:
+            return found[kind]
+    found = {each: [] for each in _SOUGHT}
+    for each in parser.every(message, *_SOUGHT, without=_NOTHING_IN):
+        found[each.DESCRIPTOR.name].append(each)
+    _walked.append((message, found))
+    return found[kind]
+
+
 def _only(statement: Inner) -> tuple[str, ...]:
     """Return the tables that a statement names with ONLY."""
-    return tuple(_name(table) for table in parser.every(statement, "RangeVar") if not table.inh)
+    return tuple(_name(table) for table in _inside(statement, "RangeVar") if not table.inh)
 
 
 def _wrapped(kind: str, statement: Inner, text: bytes) -> Effect:
     """Return what EXPLAIN, PREPARE and DECLARE do: the locks of what is inside, at once."""
-    inner = of_node(statement.query, text)
+    inner = _of_node(statement.query, text)
     word = kind.partition("_")[0]
     runs = any(item.def_elem.defname == "analyze" for item in getattr(statement, "options", ()))
     return Effect(
@@ -236,7 +271,7 @@ def _described(kind: str, statement: Inner, text: bytes) -> Said:
     if kind in _VARIED:
         return _VARIED[kind](statement)
     words = " ".join(scan.words(text[:200], 3)).lower()
-    listed = named_tables(statement) if kind in _LISTING else ()
+    listed = _named(statement) if kind in _LISTING else ()
     return words, [Lock(name, SHARE_UPDATE) for name in listed]
 
 
@@ -269,14 +304,14 @@ def _create_table(statement: Inner) -> Said:
 
 def _create_table_as(statement: Inner) -> Said:
     name = _name(statement.into.rel)
-    locks = _read(named_tables(statement.query)) + _changed(statement)
+    locks = _read(_named(statement.query)) + _changed(statement)
     return f"create {name} from a query", locks
 
 
 def _create_view(statement: Inner) -> Said:
     name = _name(statement.view)
     view = [Lock(name, ACCESS_EXCLUSIVE)] if statement.replace else []
-    return f"create view {name}", view + _read(named_tables(statement.query))
+    return f"create view {name}", view + _read(_named(statement.query))
 
 
 def _rename(statement: Inner) -> Said:
@@ -293,7 +328,7 @@ def _comment(statement: Inner) -> Said:
 
 def _copy(statement: Inner) -> Said:
     if not statement.HasField("relation"):
-        return "copy from a query", _read(named_tables(statement.query)) + _changed(statement)
+        return "copy from a query", _read(_named(statement.query)) + _changed(statement)
     table = _name(statement.relation)
     mode = ROW_EXCLUSIVE if statement.is_from else ACCESS_SHARE
     return f"copy {'into' if statement.is_from else 'from'} {table}", [Lock(table, mode)]
@@ -308,7 +343,7 @@ def _lock(statement: Inner) -> Said:
 def _select(statement: Inner) -> Said:
     changed = _changed(statement)
     kept = [Lock(name, ROW_SHARE) for name in _row_locked(statement)]
-    read = _read(named_tables(statement))
+    read = _read(_named(statement))
     return "change rows in a query" if changed else "query", read + kept + changed
 
 
@@ -468,8 +503,13 @@ def _destroyed(kind: str, statement: Inner, does: str) -> str | None:
     return does if kind in _DESTROYING else None
 
 
+def external(node: Node) -> str | None:
+    """Say what a statement reaches beyond its database by itself, if it does."""
+    kind = str(node.WhichOneof("node"))
+    return _external(kind, getattr(node, kind))
+
+
 def _external(kind: str, statement: Inner) -> str | None:
-    """Say what a statement reaches beyond its database, if it does."""
     if kind == "copy_stmt" and (statement.is_program or statement.filename):
         return "reads or writes a program or a file of the server"
     words = {
@@ -528,13 +568,20 @@ def _targets(statement: Inner) -> list[RangeVar]:
 
 def named_tables(node: Node) -> list[str]:
     """Return the tables that a statement names, but not its common table expressions."""
+    try:
+        return _named(node)
+    finally:
+        _walked.clear()
+
+
+def _named(node: Inner) -> list[str]:
     return [_name(table) for table in _tables(node)]
 
 
 def _tables(message: Inner) -> Iterator[RangeVar]:
     """Yield every table that a tree names, but not its common table expressions."""
-    hidden = {item.ctename for item in parser.every(message, "CommonTableExpr")}
-    for table in parser.every(message, "RangeVar"):
+    hidden = {item.ctename for item in _inside(message, "CommonTableExpr")}
+    for table in _inside(message, "RangeVar"):
         if table.schemaname or table.relname not in hidden:
             yield table
 
@@ -544,7 +591,7 @@ def _changes(statement: Inner) -> list[Any]:
     return [
         item
         for kind in ("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt")
-        for item in parser.every(statement, kind)
+        for item in _inside(statement, kind)
         if item is not statement
     ]
 
@@ -555,8 +602,8 @@ def _changed(statement: Inner) -> list[Lock]:
 
 def _deleted(statement: Inner) -> list[str]:
     """Return the tables that a statement deletes from: in a WITH, or as MERGE does."""
-    found = [_name(item.relation) for item in parser.every(statement, "DeleteStmt")]
-    for merge in parser.every(statement, "MergeStmt"):
+    found = [_name(item.relation) for item in _inside(statement, "DeleteStmt")]
+    for merge in _inside(statement, "MergeStmt"):
         actions = [item.merge_when_clause for item in merge.merge_when_clauses]
         if any(action.command_type == DELETES for action in actions):
             found.append(_name(merge.relation))

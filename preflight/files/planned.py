@@ -51,6 +51,7 @@ class Planned:
     reaches: tuple[Reach, ...] = ()
     below: str = ""
     alone: tuple[str, ...] = ()
+    unknown: bool = False  # what it destroys and locks
     measured: dict[str, object] | None = None  # on a copy
 
     def data(self) -> dict[str, Any]:
@@ -64,15 +65,37 @@ class Planned:
             "locks": [{"table": lock.table, "mode": lock.mode} for lock in self.locks],
             "destroys": self.destroys,
             "external": self.external,
+            "unknown": self.unknown,
             "in_transaction": self.of.up.transactional,
         }
 
 
-def each(file: Migration) -> list[Planned]:
-    """Return what each statement of a file does; the parser is loaded here."""
+MOST = 10_000  # statements of a file that are told, and as many that matter; it may have millions
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the statements of a file do, and how many there are: those that matter most are told."""
+
+    statements: list[Planned]
+    count: int
+
+    @property
+    def untold(self) -> int:
+        """Return how many are only counted."""
+        return self.count - len(self.statements)
+
+
+def each(file: Migration) -> Told:
+    """Return what each statement of a file does; the parser is loaded here.
+
+    Of very many, those that destroy, lock out others or are unknown come before the rest.
+    """
     from preflight.files import effects, scan  # noqa: PLC0415 -- only a plan and lint need it
 
+    room = {True: MOST, False: MOST}
     found: list[Planned] = []
+    number = 0
     new: set[str] = set()  # nobody waits for a table that this file makes
     starts = (statement.start for statement in file.up.statements())
     places = scan.places(file.up.text, starts)
@@ -81,6 +104,10 @@ def each(file: Migration) -> list[Planned]:
         line, column = next(places)
         if effect.creates:
             new.add(effect.creates)
+        matters = effects.matters(effect)
+        room[matters] -= 1
+        if room[matters] < 0:
+            continue
         found.append(
             Planned(
                 file,
@@ -95,6 +122,7 @@ def each(file: Migration) -> list[Planned]:
                 reaches=effect.reaches,
                 below=effect.below,
                 alone=effect.alone,
+                unknown=effect.unknown,
             )
         )
-    return found
+    return Told(found, number)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from preflight.files import effects, parser, scan
@@ -42,6 +43,12 @@ _WORDS = re.compile(
     r"shseclabel|parameter_acl|subscription|replication_origin)\b|"
     rf"\b(?:{_CALLS}|cron \. \w+|aws_\w+ \. \w+|aws_lambda\w*|net \. http\w*) \("
 )
+# without one of these, nothing of the words above and below is there
+_MAY_SAY = re.compile(
+    rb"(?i)\b(?:role|user|group|tablespace|database|subscription|parameter|owned|grant|revoke|system|"
+    rb"program|import|pg_\w+)\b|%b" % _MAY_CALL.pattern.removeprefix(b"(?i)")
+)
+_MAY_EXECUTE = re.compile(rb"(?i)\bexecute\b")
 _WORDS_AWAY = re.compile(
     r"(?i)\b(?:create|alter|drop|comment on|security label on) subscription\b|"
     r"\bcreate tablespace\b|\bimport foreign schema\b|\bcopy [^;]*\b(?:program\b)|"
@@ -73,7 +80,16 @@ _SHARED_CATALOGS_AWAY = {"pg_subscription"}
 _BODY = "holds `{}`, which reaches beyond the database"
 _UNKNOWN = "runs `{}`, a text that is only known when it runs"
 _ITS_DIRECTORY = "names a directory for a tablespace, which nobody can try but the live server"
+_FOREIGN = "has a body in {}, which cannot be read here"
+_TOO_LARGE = "is too large to be understood here, and may reach beyond the database"
+# what begins so does nothing beyond the database by its kind
+_READABLE = {"INSERT", "SELECT", "UPDATE", "DELETE", "WITH", "VALUES", "("}
+_READABLE_MADE = {
+    "TABLE", "TEMP", "TEMPORARY", "UNLOGGED", "VIEW", "MATERIALIZED", "RECURSIVE", "INDEX",
+    "UNIQUE", "TYPE", "OR", "FUNCTION", "PROCEDURE",
+}  # fmt: skip
 _DEEPEST = 5  # a body in a body in a body
+_AT_ONCE, _AGAIN = 5000, 1000  # words that are looked at together, and once more with the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +120,7 @@ def beyond(text: bytes, bounds: Bounds = DATABASE, depth: int = 0) -> Reach | No
         return None
     node = parser.parsed(text)
     if node is None:
-        return _by_words(text, bounds)
+        return _of_large(text, bounds) if len(text) > parser.SHALLOW else _by_words(text, bounds)
     if found := _named(node, text, bounds):
         return Reach(found)
     if bounds.server and node.HasField("create_table_space_stmt"):
@@ -112,6 +128,39 @@ def beyond(text: bytes, bounds: Bounds = DATABASE, depth: int = 0) -> Reach | No
     if depth == _DEEPEST:
         return None
     return _in_bodies(node, text, bounds, depth)
+
+
+def _of_large(text: bytes, bounds: Bounds) -> Reach | None:
+    """Look at what is too large for a tree: at its words, and at what could be spelled otherwise.
+
+    Of what is only large in its texts there is a tree without them; bodies are read by their words.
+    """
+    if node := parser.parsed(text, texts=False):
+        named = _named(node, text, bounds)
+        return Reach(named) if named else _in_long_bodies(node, text, bounds)
+    if (found := _by_words(text, bounds)) or parser.fits(text):
+        return found
+    first, *more = [*scan.words(text, 2), ""]
+    readable = first in _READABLE or (first in ("CREATE", "ALTER") and more[0] in _READABLE_MADE)
+    return Reach(_TOO_LARGE, certain=False) if not readable or _suspicious(text, bounds) else None
+
+
+def _suspicious(text: bytes, bounds: Bounds) -> bool:
+    """Tell whether the code of a statement has a name that leads beyond its bounds, if quoted."""
+    names = [re.escape(name.encode()) for name in (*_SHARED_CATALOGS, *bounds.foreign)]
+    named = re.compile(rb"%b|%b" % (_MAY_CALL.pattern, b"|".join(names)))
+    return bool(named.search(text)) and any(named.search(piece) for piece in scan.code(text))
+
+
+def _in_long_bodies(node: Node, text: bytes, bounds: Bounds) -> Reach | None:
+    """Look at the words of what a block or a routine holds, where that is too long for a tree."""
+    language, _ = _body(node)
+    if language in (None, "c", "internal"):
+        return None
+    if language not in ("sql", "plpgsql"):
+        return Reach(_FOREIGN.format(language), certain=False)
+    found = [_in_words(text, at, end, bounds) for at, end in scan.bodies(text, parser.LONG)]
+    return next(filter(None, found), None)
 
 
 def _named(node: Node, text: bytes, bounds: Bounds) -> str | None:
@@ -123,17 +172,17 @@ def _named(node: Node, text: bytes, bounds: Bounds) -> str | None:
             if (_CALLED_AWAY if bounds.server else _CALLED).fullmatch(name):
                 return f"calls {name}, which reaches beyond the database"
         elif kind.endswith("_stmt") and (
-            found := _of_kind(inner, kind, text, bounds)
+            found := _of_kind(inner, kind, bounds)
             or _shared(getattr(inner, kind), _SHARED_AWAY if bounds.server else _SHARED)
         ):
             return found
     return _written_beyond(effects.of_node(node, text), bounds)
 
 
-def _of_kind(node: Node, kind: str, text: bytes, bounds: Bounds) -> str | None:
+def _of_kind(node: Node, kind: str, bounds: Bounds) -> str | None:
     if bounds.server and kind not in _AWAY:
         return None
-    return _ELSEWHERE.get(kind) or effects.of_node(node, text).external
+    return _ELSEWHERE.get(kind) or effects.external(node)
 
 
 def _written_beyond(effect: effects.Effect, bounds: Bounds) -> str | None:
@@ -184,16 +233,7 @@ def _in_bodies(node: Node, text: bytes, bounds: Bounds, depth: int) -> Reach | N
 
 def inner(node: Node, text: bytes, bounds: Bounds = DATABASE) -> Iterator[str | Reach]:
     """Yield the statements of a body, and instead of one that cannot be read why."""
-    kind = str(node.WhichOneof("node"))
-    if kind == "do_stmt":
-        options = {item.def_elem.defname: item.def_elem.arg for item in node.do_stmt.args}
-    elif kind == "create_function_stmt":
-        made = node.create_function_stmt
-        options = {item.def_elem.defname: item.def_elem.arg for item in made.options}
-    else:
-        return
-    language = options["language"].string.sval.lower() if "language" in options else "plpgsql"
-    body = next((item.sval for item in parser.every(options.get("as"), "String")), None)
+    language, body = _body(node)
     if body is None or language in ("c", "internal"):
         return  # BEGIN ATOMIC is part of the tree
     if language == "sql":
@@ -201,7 +241,21 @@ def inner(node: Node, text: bytes, bounds: Bounds = DATABASE) -> Iterator[str | 
     elif language == "plpgsql":
         yield from _of_plpgsql(text, body, bounds)
     else:
-        yield Reach(f"has a body in {language}, which cannot be read here", certain=False)
+        yield Reach(_FOREIGN.format(language), certain=False)
+
+
+def _body(node: Node) -> tuple[str | None, str | None]:
+    """Return the language and the text of what a block or a routine holds, if it is one."""
+    kind = str(node.WhichOneof("node"))
+    if kind == "do_stmt":
+        options = {item.def_elem.defname: item.def_elem.arg for item in node.do_stmt.args}
+    elif kind == "create_function_stmt":
+        made = node.create_function_stmt
+        options = {item.def_elem.defname: item.def_elem.arg for item in made.options}
+    else:
+        return None, None
+    language = options["language"].string.sval.lower() if "language" in options else "plpgsql"
+    return language, next((item.sval for item in parser.every(options.get("as"), "String")), None)
 
 
 def _statements(body: str) -> Iterator[str | Reach]:
@@ -212,19 +266,28 @@ def _statements(body: str) -> Iterator[str | Reach]:
 
 
 def _of_plpgsql(text: bytes, body: str, bounds: Bounds) -> Iterator[str | Reach]:
+    tree = None  # it takes 250 times the bytes of its text
     short = len(text) <= parser.SHALLOW
-    tree = _tree(text) if short or parser.survived(lambda: _tree(text)) else None
+    if short or (len(text) <= parser.LARGEST and parser.survived(lambda: _tree(text))):
+        tree = _tree(text)
     if tree is not None:
         yield from _expressions(tree)
         return
-    said = scan.words(body.encode())
-    if found := _by_words(body.encode(), bounds):
+    words = body.encode()
+    if found := _in_words(words, 0, len(words), bounds):
         yield found
-    elif any(
-        word == "EXECUTE" and after not in ("FUNCTION", "PROCEDURE")
-        for word, after in zip(said, [*said[1:], ""], strict=False)
-    ):
-        yield Reach(_UNKNOWN.format("EXECUTE"), certain=False)
+
+
+def _in_words(text: bytes, at: int, end: int, bounds: Bounds) -> Reach | None:
+    """Look at the words of a body that has no tree: also for what EXECUTE may run."""
+    if found := _by_words(text, bounds, at, end):
+        return found
+    if not _MAY_EXECUTE.search(text, at, end):
+        return None
+    said = pairwise(chain(scan.bare(text, at, end), [""]))
+    if any(word == "EXECUTE" and after not in ("FUNCTION", "PROCEDURE") for word, after in said):
+        return Reach(_UNKNOWN.format("EXECUTE"), certain=False)
+    return None
 
 
 def _tree(text: bytes) -> object | None:
@@ -315,7 +378,15 @@ def _folded(node: Node) -> str | None:  # noqa: PLR0911 -- one line a kind of ex
     return None
 
 
-def _by_words(text: bytes, bounds: Bounds) -> Reach | None:
-    """Look at the words of what no parser reads, without comments and quotes."""
-    found = (_WORDS_AWAY if bounds.server else _WORDS).search(" ".join(scan.words(text)).lower())
-    return Reach(_BODY.format(found[0][:60])) if found else None
+def _by_words(text: bytes, bounds: Bounds, at: int = 0, end: int | None = None) -> Reach | None:
+    """Look at the words of what no parser reads, without comments and quotes, some at a time."""
+    end = len(text) if end is None else end
+    if not _MAY_SAY.search(text, at, end):
+        return None
+    pattern = _WORDS_AWAY if bounds.server else _WORDS
+    words, before = scan.bare(text, at, end), list[str]()
+    while more := list(islice(words, _AT_ONCE)):
+        if found := pattern.search(" ".join([*before, *more]).lower()):
+            return Reach(_BODY.format(found[0][:60]))
+        before = more[-_AGAIN:]
+    return None

@@ -19,10 +19,15 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
         found.append("no verify file: nobody can tell whether it is applied")
     if file.rollback is None:
         found.append("no rollback file: it cannot be taken back")
-    elif file.export is None and any(each.destroys for each in statements):
+    elif file.export is None and any(each.destroys or each.unknown for each in statements):
         found.append("no export file")
     found += [f"line {each.line} destroys {each.destroys}" for each in statements if each.destroys]
     found += [f"line {each.line} {each.external}" for each in statements if each.external]
+    found += [
+        f"line {each.line} {each.does}: what it destroys and locks is not known"
+        for each in statements
+        if each.unknown
+    ]
     found += [
         problem.message
         for script in (file.up, file.rollback)

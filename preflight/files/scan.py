@@ -43,6 +43,13 @@ _TOKEN = re.compile(
     + rb"|(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)|(?P<sign>[(),=.])",
     re.DOTALL,
 )
+# what is no code; a quoted name is, but nothing begins in it
+_OPENED = re.compile(rb"['\"]|(?<![\w$\x80-\xff])(?:[eE]'|\$)|--|/\*")
+_ASIDE = re.compile(
+    rb"%b|(?P<block>/\*)|[eE]%b|'[^']*+(?:''[^']*+)*+'|(?P<name>\"[^\"]*+\")|(?P<tag>%b)"
+    % (_COMMENT, _ESCAPED, _TAG),
+    re.DOTALL,
+)
 _ATOMIC = re.compile(rb"\bATOMIC\b", re.IGNORECASE)
 _REST_OF_LINE = re.compile(rb"[ \t\f\v]*+(?:%b)?+" % _COMMENT)
 _COPY_END = re.compile(rb"^\\\.(?:\n|\Z)", re.MULTILINE)
@@ -307,6 +314,49 @@ class _Body:
         return self.depth > 0
 
 
+def asides(text: bytes, most: int) -> Iterator[tuple[int, int]]:
+    """Yield where each comment, text and dollar-quoted body of a statement begins and ends.
+
+    Ends before a stretch of more than so many bytes without one.
+    """
+    at = 0
+    while (opened := _OPENED.search(text, at, at + most)) is not None:
+        token = _ASIDE.match(text, opened.start())
+        if token is None or token["name"]:
+            at = token.end() if token else opened.end()
+            continue
+        at = token.end()
+        if token["block"]:
+            at = _block_end(text, at)
+        elif token["tag"]:
+            close = text.find(token["tag"], at)
+            at = -1 if close < 0 else close + len(token["tag"])
+        yield token.start(), at if at >= 0 else len(text)
+        if at < 0:
+            return
+
+
+def code(text: bytes) -> Iterator[bytes]:
+    """Yield a statement without its texts and comments, in pieces between which no name stands."""
+    kept, size, at = list[bytes](), 0, 0
+    for start, end in asides(text, len(text)):
+        kept.append(text[at:start])
+        size, at = size + start - at, end
+        if size > _PART:
+            yield b" ".join(kept)
+            kept, size = [], 0
+    yield b" ".join([*kept, text[at:]])
+
+
+def bodies(text: bytes, longer: int) -> Iterator[tuple[int, int]]:
+    """Yield where what is in each text begins and ends that is longer than so many bytes."""
+    for start, end in asides(text, len(text)):
+        if end - start > longer and text[start] not in b"-/":
+            tag = _DOLLAR.match(text, start)
+            inside = tag.end() if tag else text.index(b"'", start) + 1  # E'…' begins before it
+            yield inside, end - (len(tag.group()) if tag else 1)
+
+
 def tokens(text: bytes, at: int = 0, end: int | None = None) -> Iterator[str]:
     """Yield bare words in upper case, the signs ( ) , = . and `'` or `"` for what is quoted."""
     end = len(text) if end is None else end
@@ -328,7 +378,12 @@ def tokens(text: bytes, at: int = 0, end: int | None = None) -> Iterator[str]:
 
 def words(text: bytes, limit: int | None = None) -> list[str]:
     """Return the bare words and the signs ( ) , = . of a statement, upper case, quotes left out."""
-    return list(islice((word for word in tokens(text) if word not in "'\""), limit))
+    return list(islice(bare(text), limit))
+
+
+def bare(text: bytes, at: int = 0, end: int | None = None) -> Iterator[str]:
+    """Yield the bare words and the signs of a part of a statement, as `words` returns them."""
+    return (word for word in tokens(text, at, end) if word not in "'\"")
 
 
 def first_word(script: bytes, at: int) -> bytes:

@@ -72,7 +72,7 @@ Said = tuple[scan.Statement, list[named.Name], list[str] | None]
 def _said(script: Script) -> Iterator[Said]:
     for statement in script.statements():
         text = statement.text(script.text)
-        yield statement, list(named.names(text)), named.path_of(text)
+        yield statement, list(dict.fromkeys(named.names(text))), named.path_of(text)
 
 
 class _Look:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHORT_S = 0.1  # a change of rows that takes less is not looked at: its lock is in nobody's way
 MOST, MOST_BYTES = 50, 10_000  # statements in one event, and what they may take of its line
 KEPT = 10_000  # short changes of rows that are remembered; a file may have a million
+QUERIES = 2_000  # short ones of a file that are looked at, one by one; of the rest what is held
 ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SET", "RESET", "COMMENT"}
 STRONG = effects.STRENGTH[effects.STRENGTH.index(effects.SHARE) :]  # nobody writes meanwhile
 
@@ -146,6 +147,7 @@ class Meter:
         self.found: dict[tuple[str, int], Measured] = {}
         self.passed: set[int] = set()  # versions whose file came to its end
         self._counts: dict[str, int] = {}  # of each file's statements
+        self._queries = 0  # of the file under way, which were short and looked at
         self._last = -1
         self._tables: dict[int, Table] = {}  # what was there before the file
         self._old: set[int] | None = None  # and before the first one
@@ -181,13 +183,17 @@ class Meter:
         item = Measured(migration, script, statement.start, time.monotonic())
         if item.start <= self._last or script.file not in self._counts:
             self._counts[script.file] = 0  # another file, or another attempt at this one
+            self._queries = 0
             self._begin()
         yield
         item.duration_s = time.monotonic() - item.began
         self._counts[script.file] += 1
         self._last = item.start
         said = scan.words(statements.head(script, statement).lstrip(b"( \t\n"), 1)
-        looked_at = not ROWS.intersection(said) or item.duration_s >= SHORT_S
+        looked_at = item.duration_s >= SHORT_S or not ROWS.intersection(said)
+        if looked_at and item.duration_s < SHORT_S and kinds.READING.intersection(said):
+            self._queries += 1
+            looked_at = self._queries <= QUERIES
         if looked_at:
             self._look(session, item, statement.text(script.text))
         else:
@@ -221,7 +227,7 @@ class Meter:
         if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
             item.outside, item.locks = True, said
             self._known.clear()  # what it touched was not to be seen
-            item.unknown = not said and _locks_many(effect.does, text)
+            item.unknown = effect.unknown or (not said and _locks_many(effect.does, text))
             for taken in said:
                 taken.held_s = item.duration_s
                 taken.young = taken.mode in STRONG and self._young(session, taken.table)

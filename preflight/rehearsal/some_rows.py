@@ -99,6 +99,7 @@ WHERE c.contype = 'f' AND c.conparentid = 0::oid
 """
 _LOCK_TIMEOUT_MS = 2000  # sizes are asked of files: whoever has a table for himself is in the way
 _DEEPEST = 5
+_SEEN = 10_000  # different statements that are looked at once
 _WORD = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
 _PART = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 _NAMES = re.compile(rf"\s*\{{?\s*{_PART}(?:\s*[.,]\s*{_PART})*\s*\}}?\s*")  # one, or a list
@@ -148,9 +149,14 @@ def said(scripts: Iterable[Script]) -> Said:
     for script in scripts:
         for statement in script.statements():
             text = parser.typical(parser.shortened(statement.text(script.text)))
+            if len(text) > parser.LARGEST_TEXT:
+                raise scratch.Unavailable(
+                    f"{script.file} has a statement that is too large to see which tables it needs"
+                )
             if text in seen:
                 continue
-            seen.add(text)
+            if len(seen) < _SEEN:
+                seen.add(text)
             first, *more = [*scan.words(text, 2), ""]
             found.writes |= first not in _BEGINS or (first == "CREATE" and more[0] in _MAKES_ROWS)
             found.decides |= first in {"DO", "CALL", "EXECUTE"}

@@ -128,6 +128,18 @@ def test_failure_names_line_column_and_sqlstate(
     assert "no-transaction" not in error_of(result).get("hint", "")
 
 
+def test_statement_that_is_too_large_for_the_server_says_how_to_load_rows(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """What ends the server's stack or memory is no fault of the data."""
+    migrations({"001_a.sql": f"SELECT {'1 + ' * 40_000}1;"})
+    result = run()
+
+    assert (30, 1, 1, "54001") == place_of(result)
+    assert "One statement of 0.2 MB is too much" in error_of(result)["hint"]
+    assert "COPY" in error_of(result)["hint"]
+
+
 def test_deferred_constraint_is_the_files_failure(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

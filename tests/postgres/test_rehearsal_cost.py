@@ -243,6 +243,41 @@ def test_table_is_measured_once(connection: psycopg.Connection, tmp_path: Path) 
     assert [2, 1] == [len(oids) for oids in asked]
 
 
+def test_very_many_short_queries_are_looked_at_together(
+    connection: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may have millions; a strong lock that one of them took is seen in the end."""
+    monkeypatch.setattr(meter, "QUERIES", 3)
+    asked: list[str] = []
+
+    def execute(query: str, values: list[list[int]] | None = None) -> psycopg.Cursor:
+        asked.append(query)
+        return connection.execute(query.encode(), values)
+
+    session: Any = SimpleNamespace(
+        execute=execute,
+        config=SimpleNamespace(schema="preflight"),
+        connection=connection,
+        lost=False,
+    )
+    (tmp_path / "001_x.sql").write_text("SELECT 1;" * 20)
+    connection.execute("CREATE TABLE shut ()")
+    (migration,) = reading.load(tmp_path)
+    measure = meter.Meter()
+    with measure.over(session, migration):
+        connection.execute("BEGIN")
+        for number, statement in enumerate(migration.up.statements()):
+            with session.observe(migration.up, statement):
+                connection.execute("LOCK TABLE shut" if number == 10 else "SELECT 1")
+        with session.ending():
+            connection.execute("COMMIT")
+
+    assert 3 + 1 == sum("preflight_meter" in query for query in asked)
+    assert [("shut", "ACCESS EXCLUSIVE")] == [
+        (taken.table, taken.mode) for item in measure.found.values() for taken in item.locks
+    ]
+
+
 def test_partitions_are_told_as_their_table(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

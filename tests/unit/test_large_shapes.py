@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import FilesInvalid
-from preflight.files import foreign, lasting, reading, review, scan
+from preflight.commands import plan
+from preflight.files import (
+    effects,
+    foreign,
+    lasting,
+    parser,
+    planned,
+    reach,
+    reading,
+    review,
+    scan,
+)
 from preflight.files.layout import NATIVE, Source
 from preflight.files.layouts import dbmate, flyway, goose
 from preflight.files.migrations import Migration, Script
@@ -166,3 +177,124 @@ def test_file_that_leaves_much_in_its_session_is_told_up_to_a_number() -> None:
     assert lasting.REFUSED_MAX == len(lasting.refused(script))
     with pytest.raises(FilesInvalid):
         lasting.require([script])
+
+
+# --- what is parsed -------------------------------------------------------------------------------
+
+TOO_LARGE = {
+    "rows of calls": "INSERT INTO t VALUES " + "(1, f('a')), " * 13_000 + "(1, f('a'))",
+    "a wide query": "SELECT " + "x, " * 50_000 + "1",
+    "a long list": "DELETE FROM t WHERE i IN (" + "1, " * 50_000 + "1)",
+    "a long CASE": "UPDATE t SET i = CASE " + "WHEN i = 1 THEN 2 " * 8_000 + "END",
+    "a long UNION": "CREATE VIEW v AS " + "SELECT 1 UNION ALL " * 8_000 + "SELECT 1",
+    "a body in SQL": "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC "
+    + "SELECT 1;" * 15_000
+    + "SELECT 1; END",
+    "a wide table": "CREATE TABLE t (" + "user_ int,\n" * 13_000 + "z int)",
+}
+LONG_TEXTS = {
+    "a text": ("INSERT INTO t (c) SELECT '" + "user '' " * 200_000 + "'", "insert rows t"),
+    "a block": ("DO $$ BEGIN\n" + "PERFORM 1;\n" * 120_000 + "END $$", "do"),
+    "a comment": ("CREATE VIEW v AS /* " + "user " * 300_000 + " */ SELECT 1", "create view v"),
+    "a function": (
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS '" + "SELECT 1;" * 120_000 + "'",
+        "create function f",
+    ),
+}
+
+
+@pytest.mark.fault("D095")
+@pytest.mark.parametrize("shape", TOO_LARGE)
+def test_statement_that_is_too_large_for_a_tree_is_not_parsed_and_said_to_be_unknown(
+    shape: str,
+) -> None:
+    """A tree takes 300 times the bytes of its text; without one nothing is called harmless."""
+    text = TOO_LARGE[shape].encode()
+    script = Script("001_a.sql", text, "")
+    file = Migration(1, "001_a", script)
+
+    assert None is parser.parsed(text)
+    assert None is parser.outlined(text)
+    assert spent(lambda: [reach.beyond(text), review.unparsed(script)]) < MOST_S
+    (statement,) = planned.each(file).statements
+    assert statement.does.endswith("(too large to be understood here)")
+    assert statement.data()["unknown"]
+    _, (row,) = plan.planned_table([statement])
+    assert ["not known", "not known"] == list(row[2:4])
+    assert "locks is not known" in " ".join(review.remarks(file, [statement]))
+
+
+@pytest.mark.fault("D095")
+@pytest.mark.parametrize("shape", LONG_TEXTS)
+def test_statement_that_is_long_in_its_texts_is_understood_without_them(shape: str) -> None:
+    """A megabyte of text or of comment is no reason not to know what the rest does."""
+    text, does = LONG_TEXTS[shape]
+    raw = text.encode()
+    assert len(raw) > parser.LARGEST_TEXT
+    assert len(parser.outlined(raw) or raw) < 200
+    assert effects.of(raw).does.startswith(does)
+    assert not effects.of(raw).unknown
+    assert None is reach.beyond(raw)
+
+
+HIDDEN = ("CREATE ROLE a;", "GRANT a TO b;", "PERFORM dblink_exec('x');", "COPY t TO PROGRAM 'x';")
+
+SIZES = ((0, 14_000), (14_000, 0), (1_250, 12_000), (100_000, 0))  # statements around it
+
+
+@pytest.mark.fault("D095")
+@pytest.mark.parametrize("quote", ["$$", "$body$", "'", "E'"])
+def test_what_a_long_body_reaches_is_found_by_its_words(quote: str) -> None:
+    """At its beginning, at its end and where two looks at it meet; EXECUTE may run anything."""
+    ends = quote.removeprefix("E")
+    for hidden in (*HIDDEN, "EXECUTE f();"):
+        said = hidden.replace("'", "''") if ends == "'" else hidden
+        for before, behind in SIZES if hidden == HIDDEN[-1] else SIZES[:-1]:
+            body = "PERFORM 1;\n" * before + said + "PERFORM 1;\n" * behind
+            found = reach.beyond(f"DO {quote}BEGIN {body} END{ends}".encode())
+            assert found, hidden
+            assert found.certain == (hidden in HIDDEN)
+
+
+@pytest.mark.fault("D095")
+def test_large_statement_that_may_reach_beyond_is_not_called_harmless() -> None:
+    """By a name in quotes, a catalog of the server or a foreign table; texts are no names."""
+    rows = "(1, f('see http://x, dblink, a role')), " * 4_000
+    abroad = reach.Bounds(foreign=["far"])
+    assert None is reach.beyond(f"INSERT INTO t VALUES {rows}(1, f(''))".encode(), abroad)
+    for head, last in (
+        ("INSERT INTO t VALUES ", "(1, \"dblink_exec\"('x'))"),
+        ("INSERT INTO pg_authid VALUES ", "(1, f(''))"),
+        ("INSERT INTO far VALUES ", "(1, f(''))"),
+        ('INSERT INTO "far" VALUES ', "(1, f(''))"),
+        ("INSERT INTO t VALUES ", "(1, lo_import('/x'))"),
+        ("EXPLAIN ANALYZE INSERT INTO role VALUES ", "(1, f(''))"),
+    ):
+        assert reach.beyond(f"{head}{rows}{last}".encode(), abroad), (head, last)
+
+
+@pytest.mark.fault("D095")
+def test_statements_that_differ_in_values_alone_are_parsed_once() -> None:
+    """Numbers and texts say nothing of what a statement does, but for there being some."""
+    text = "".join(
+        f"COMMENT ON TABLE a IS '{n}';UPDATE a SET i = {n}, t = 'x{n}' WHERE i = 1.{n};"
+        for n in range(500)
+    ).encode()
+    assert 2 == len({parser.alike(each.text(text)) for each in scan.statements(text)})
+    for one in ("SELECT a1, $1, 'b'", "SELECT E'\\'', c2", 'SELECT "1"', "SELECT 1 -- 2'\n'"):
+        assert one.encode() == parser.alike(one.encode())
+    for one in ("COPY t FROM '/x'", "COPY t FROM PROGRAM 'x'", "DELETE FROM t1 WHERE i = 12"):
+        raw = one.encode()
+        node = parser.parsed(raw)
+        assert node is not None
+        assert effects.of_node(node, raw) == effects.of(raw)
+
+
+@pytest.mark.fault("D095")
+def test_plan_of_very_many_statements_tells_those_that_matter() -> None:
+    """The others are counted: a file may have millions, and a plan is held as a whole."""
+    text = b"SELECT 1;" * (planned.MOST + 7) + b"DROP TABLE lost;LOCK TABLE shut;"
+    told = planned.each(Migration(1, "001_a", Script("001_a.sql", text, "")))
+    assert (planned.MOST + 9, 7) == (told.count, told.untold)
+    assert ["drop table lost", "lock shut"] == [each.does for each in told.statements[-2:]]
+    assert planned.MOST + 9 == told.statements[-1].number

@@ -10,6 +10,11 @@ PLAIN = (
     "(NULL, true, False, DEFAULT)",
     "( 1 ,\n 'a\nb' )",
     "('--', '/*', '$$', 'x; DROP TABLE t')",
+    "(now(), CURRENT_TIMESTAMP, clock_timestamp( ), gen_random_uuid())",
+    "('a\\', E'it\\'s \\n', X'1F', b'01', .5)",
+    "('{}'::jsonb, '1'::numeric(10, 2)::text, 1::double precision, '{1}'::int[])",
+    "(DATE '2026-01-01', timestamp '2026-01-01'::timestamptz, INTERVAL '1 day')",
+    "(ARRAY[1, 2], ARRAY[]::text[], array['a']::varchar(3)[], lower('A'), md5('a')::uuid)",
 )
 OTHER = (
     "(lo_import('/x'))",
@@ -22,6 +27,12 @@ OTHER = (
     "($a$,$a$, dblink_exec('x'))",
     "((SELECT dblink_exec('x')))",
     "('1'::int, dblink_exec('x'))",
+    "(now(), lo_import('/x'))",
+    "(E'\\'', dblink_exec('x'))",
+    "(lower(dblink_exec('x')))",
+    "(ARRAY[dblink_exec('x')])",
+    "(now() + dblink_exec('x'))",
+    "(CURRENT_TIMESTAMP::text || dblink_exec('x'))",
     "(B'1', dblink_exec('x'))",
     "(1) ON CONFLICT (id) DO UPDATE SET id = dblink_exec('x')",
     "(1) RETURNING dblink_exec('x')",
@@ -57,7 +68,21 @@ def test_what_is_more_than_plain_rows_is_looked_at(head: str, row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["(1, 2 3)", "(1,)", "()", "(1) (2)", "(1), (2),", "(1.2.3)", "(1a)"]
+    "text",
+    [
+        "(1, 2 3)",
+        "(1,)",
+        "()",
+        "(1) (2)",
+        "(1), (2),",
+        "(1.2.3)",
+        "(1a)",
+        "(now()",
+        "('a'::)",
+        "(E'\\u12')",
+        "(md5(,))",
+        "(ARRAY[)",
+    ],
 )
 def test_fault_among_rows_is_still_a_complaint(text: str) -> None:
     """What the grammar does not take is said, in front of a long list and behind it."""
