@@ -6,16 +6,23 @@ by the part of `ctypes` that is C: what is Python in `ctypes` takes longer to lo
 
 import os
 import sys
+import time
 from _ctypes import FUNCFLAG_CDECL, CFuncPtr, _SimpleCData, dlopen, dlsym
 
 from preflight.files import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from ctypes import Array
 
-WITHIN_S = 1.5  # for the connection and the answer; the full path has patience
-LOCK_MS, ANSWER_MS = 500, 1000
+LOCK_MS, ANSWER_MS = 500, 2500
+FULL = b":  53300: "  # as libpq writes that all connections are taken
+PAUSE_S = (0.05, 0.4)  # least and most between attempts: each costs the server a process
+LAZY, VERBOSE = 1, 2  # RTLD_LAZY, PQERRORS_VERBOSE
+BAD = 1  # CONNECTION_BAD
+FAILED, READING, WRITING = 0, 1, 2  # PostgresPollingStatusType
+POLLIN, POLLOUT = 1, 4
 
 # The division fails where the tables are not exactly as we make them, or not this very role's:
 # then the rows are not even asked for. The full path knows who else may be believed. Each catalog
@@ -102,23 +109,45 @@ class _TextOf(CFuncPtr):
 
 
 class Libpq:
-    """What is called of a libpq; raises OSError."""
+    """What is called of a libpq; raises OSError.
+
+    It is loaded by the C library itself: a name is looked up when it is first called, not all of
+    them at once, and the interpreter goes on meanwhile.
+    """
 
     def __init__(self, path: str) -> None:
-        handle = dlopen(path, 0)
+        process = dlopen(None, 0)  # type: ignore[arg-type]
+        handle = _AddressOf(dlsym(process, "dlopen"))(path.encode(), LAZY)
+        if not handle:
+            raise OSError(path)
 
         def found(name: str) -> int:
             return dlsym(handle, name)
 
-        self.connect = _AddressOf(found("PQconnectdbParams"))
-        self.result = _AddressOf(found("PQgetResult"))
-        self.value = _TextOf(found("PQgetvalue"))
+        self.begin = _AddressOf(found("PQconnectStartParams"))
+        self.verbosity = _Function(found("PQsetErrorVerbosity"))
+        self.poll = _Function(found("PQconnectPoll"))
+        self.socket = _Function(found("PQsocket"))
         self.status = _Function(found("PQstatus"))
+        self.error = _TextOf(found("PQerrorMessage"))
         self.send = _Function(found("PQsendQuery"))
+        self.busy = _Function(found("PQisBusy"))
+        self.consume = _Function(found("PQconsumeInput"))
+        self.result = _AddressOf(found("PQgetResult"))
         self.result_status = _Function(found("PQresultStatus"))
         self.fields = _Function(found("PQnfields"))
+        self.value = _TextOf(found("PQgetvalue"))
         self.clear = _Function(found("PQclear"))
         self.finish = _Function(found("PQfinish"))
+        self.wait = _Function(dlsym(process, "poll"))
+        self.handle = handle
+
+    def warm_up(self) -> None:
+        """Have OpenSSL ready for a password, while the server makes a process for us."""
+        try:  # noqa: SIM105 -- without an import
+            _Function(dlsym(self.handle, "RAND_status"))()
+        except OSError:
+            pass  # another library for that, or none
 
 
 def place() -> str | None:
@@ -135,50 +164,144 @@ def place() -> str | None:
     return None
 
 
-def recorded(target: dict[str, str], schema: str) -> list[str] | None:
-    """Return a line for each row of the history; None when anything at all is in the way.
+class Answer:
+    """What came of the question, and what it took."""
 
-    A line is version, name, state, the forward file's hash and those of its companions (KINDS).
-    """
+    def __init__(self) -> None:
+        self.lines: list[str] | None = None  # None when anything at all is in the way
+        self.attempts = 1
+        self.refused: tuple[str, int] | None = None  # the first reason, and when
+
+
+class Silent(Exception):
+    """The server has said nothing for too long, or a signal came."""
+
+
+def _library() -> Libpq:
     path = place()
     if path is None:
-        return None
-    library = Libpq(path)
-    message = "; ".join((BEGIN, *statements(schema), "COMMIT"))
-    connection = _Address(library.connect(*_parameters(target), 0))
-    try:
-        if connection.value is None or library.status(connection):
-            return None
+        raise OSError
+    return Libpq(path)
+
+
+class Call:
+    """One connection; raises Silent."""
+
+    def __init__(
+        self,
+        library: Libpq,
+        target: dict[str, str],
+        heard: "Callable[[], None]",
+        left_s: "Callable[[], float]",
+    ) -> None:
+        self.library = library
+        self.heard = heard
+        self.left_s = left_s
+        self.warm = "password" not in target
+        self.connection = _Address(library.begin(*_parameters(target), 0))
+
+    def wait(self, event: int) -> None:
+        """Wait until libpq can go on."""
+        events = event << 16 | event  # as a struct pollfd has them, in either order of bytes
+        waited = (_Number * 2)(self.library.socket(self.connection), events)
+        if self.library.wait(waited, 1, int(1000 * self.left_s())) < 1:
+            raise Silent
+        if event == POLLIN:
+            self.heard()
+
+    def connected(self) -> bool:
+        """Drive the connection to its end; False when it is refused."""
+        library, turn = self.library, WRITING
+        if self.connection.value is None or library.status(self.connection) == BAD:
+            return False
+        library.verbosity(self.connection, VERBOSE)
+        while turn in (READING, WRITING):
+            if turn == READING and not self.warm:
+                library.warm_up()
+                self.warm = True
+            self.wait(POLLIN if turn == READING else POLLOUT)
+            turn = library.poll(self.connection)
+        return turn != FAILED
+
+    def lines(self, message: str) -> list[str] | None:
+        """Return the lines of the last result that has rows; None when a result is an error."""
+        command_ok, tuples_ok = 1, 2
+        library, connection = self.library, self.connection
         if not library.send(connection, message.encode()):
             return None
-        return _lines(library, connection)
-    finally:
-        library.finish(connection)
+        count, text, sound = b"", b"", True
+        while address := self.result():
+            result = _Address(address)
+            status = library.result_status(result)
+            if status == tuples_ok and library.fields(result) == 2:  # noqa: PLR2004 -- of ROWS
+                count, text = (library.value(result, 0, column) for column in (0, 1))
+            sound = sound and status in (command_ok, tuples_ok)
+            library.clear(result)
+        lines = (text or b"").decode().split("\n")
+        return lines if sound and count.isdigit() and len(lines) == int(count) else None
+
+    def result(self) -> int:
+        """Return the next result's address; 0 after the last one."""
+        while self.library.busy(self.connection):
+            self.wait(POLLIN)
+            if not self.library.consume(self.connection):
+                raise Silent
+        found: int = self.library.result(self.connection)
+        return found
+
+    def end(self) -> None:
+        """Close it."""
+        self.library.finish(self.connection)
+
+
+def ask(
+    target: dict[str, str],
+    schema: str,
+    full_s: float,
+    heard: "Callable[[], None]",
+    left_s: "Callable[[], float]",
+) -> Answer:
+    """Return a line for each row of the history; raises Silent, OSError.
+
+    A line is version, name, state, the forward file's hash and those of its companions (KINDS).
+    Where all connections are taken, a place is waited for as long as `full_s`.
+    """
+    answer, library = Answer(), _library()
+    while True:
+        call = Call(library, target, heard, left_s)
+        try:
+            if call.connected():
+                answer.lines = call.lines("; ".join((BEGIN, *statements(schema), "COMMIT")))
+                return answer
+            reason = library.error(call.connection) or b""
+        finally:
+            call.end()
+        if FULL not in reason:
+            return answer
+        now = time.time_ns()
+        answer.refused = answer.refused or (_shown(reason), now)
+        if now - answer.refused[1] >= full_s * 1e9:
+            return answer
+        least, most = PAUSE_S
+        pause_s = min(most, least * 1.5**answer.attempts) * (1 + os.urandom(1)[0] / 256) / 2
+        if library.wait(None, 0, int(1000 * pause_s)):
+            raise Silent
+        answer.attempts += 1
+
+
+def _shown(reason: bytes) -> str:
+    """Return the reason as the full path shows it."""
+    lines = reason.replace(FULL, b":  ").decode().splitlines()
+    return "; ".join([line.strip() for line in lines if not line.startswith("LOCATION:")]).strip()
 
 
 def _parameters(target: dict[str, str]) -> "tuple[Array[_Text], Array[_Text]]":
     said = target | {
         "application_name": f"pg-preflight@{os.uname().nodename}"[:63],
         "client_encoding": "UTF8",
-        "connect_timeout": "2",
         "options": f"-c lock_timeout={LOCK_MS} -c statement_timeout={ANSWER_MS} "
         "-c client_min_messages=error",
     }
     texts = _Text * (len(said) + 1)
     keys, values = ([text.encode() for text in each] for each in (said.keys(), said.values()))
     return texts(*keys, None), texts(*values, None)
-
-
-def _lines(library: Libpq, connection: _Address) -> list[str] | None:
-    """Return the lines of the last result that has rows; None when a result is an error."""
-    command_ok, tuples_ok = 1, 2
-    count, text, sound = b"", b"", True
-    while address := library.result(connection):
-        result = _Address(address)
-        status = library.result_status(result)
-        if status == tuples_ok and library.fields(result) == 2:  # noqa: PLR2004 -- of ROWS
-            count, text = (library.value(result, 0, column) for column in (0, 1))
-        sound = sound and status in (command_ok, tuples_ok)
-        library.clear(result)
-    lines = (text or b"").decode().split("\n")
-    return lines if sound and count.isdigit() and len(lines) == int(count) else None

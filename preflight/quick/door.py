@@ -25,7 +25,12 @@ from preflight.quick import told
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
+    from preflight.quick import asked
+
+UNHEARD_S, HEARD_S = 1.5, 3.0  # of silence: at first, and once the server has answered
+FULL_S = 3.0  # for a place among the connections; then the full path waits, and says so
 SMALL = 65_536  # bytes that are asked for at once: most files have fewer
 stops: list[int] = []  # signals that came while we looked
 
@@ -38,9 +43,9 @@ class Line:
         self.level = level
         self.lines: list[str] = []
 
-    def add(self, event: str, about: str, **data: object) -> None:
-        """Add an event; `about` is what its sentence ends with."""
-        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    def add(self, event: str, about: str, at_ns: int = 0, **data: object) -> None:
+        """Add an event, of now unless a time is told; `about` is what its sentence ends with."""
+        seconds, nanoseconds = divmod(at_ns or time.time_ns(), 1_000_000_000)
         micros = nanoseconds // 1000
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
         fraction = f".{micros:06}" if micros else ""
@@ -57,9 +62,9 @@ def inside(data: dict[str, object]) -> str:
 def _json(value: object) -> str:
     if not isinstance(value, str):
         return repr(value)
-    if not (value.isascii() and value.isprintable()) or '"' in value or "\\" in value:
+    if not (value.isascii() and value.isprintable()) or "\\" in value:
         raise told.Unclear
-    return f'"{value}"'
+    return '"' + value.replace('"', '\\"') + '"'
 
 
 def leave_if_done() -> None:
@@ -106,21 +111,30 @@ def answer() -> tuple[str, str, str] | None:
         return None  # a path is said in its plain form
     files = read(directory)  # what is wrong with it is told before anybody knocks
     lines = files.lines()
-    asking = _Asking(target, settings.get("schema", "preflight"))
     newest, _ = files.forward[max(files.forward)]
     log.add("files.loaded", "", count=len(lines), newest=newest, directory=directory)
     connecting = time.monotonic()
-    recorded = asking.answer()
-    if recorded is None or len(recorded) != len(lines) or set(recorded) != lines:
+    answer = _Asking(target, settings).answer()
+    if answer is None or answer.lines is None:
         return None
+    if len(answer.lines) != len(lines) or set(answer.lines) != lines:
+        return None
+    if answer.refused is not None:
+        _say_why(log, target, *answer.refused)
     waited_s = round(time.monotonic() - connecting, 3)
-    log.add("server.ready", "", attempts=1, waited_s=waited_s)
+    log.add("server.ready", "", attempts=answer.attempts, waited_s=waited_s)
     log.add("plan.made", "", pending=[])
-    duration_s = round(time.monotonic() - began, 3)
-    ended = {"command": "up", "outcome": "ok", "exit_code": 0, "duration_s": duration_s}
+    ended: dict[str, Any] = {"command": "up", "outcome": "ok", "exit_code": 0}
+    ended["duration_s"] = round(time.monotonic() - began, 3)
     log.add("run.finished", " up: ok", **ended)
     message = f"{{{inside({'run_id': run_id, **ended})}}}"
     return "".join(log.lines), message, settings.get("termination_log", "/dev/termination-log")
+
+
+def _say_why(log: Line, target: dict[str, str], reason: str, at_ns: int) -> None:
+    host = f"{target['host']}:{target['port']}"
+    why: dict[str, Any] = {"host": host, "reason": reason, "attempts": 1, "sqlstate": "53300"}
+    log.add("server.waiting", f": {reason}", at_ns, **why)
 
 
 class Files:
@@ -214,34 +228,48 @@ def _rest(descriptor: int) -> bytes:
 
 
 class _Asking:
-    """The question to the server.
+    """The question to the server, given up where that is silent."""
 
-    In a thread, because a name that nobody resolves cannot be given up otherwise.
-    """
-
-    def __init__(self, target: dict[str, str], schema: str) -> None:
+    def __init__(self, target: dict[str, str], settings: dict[str, str]) -> None:
         self.target = target
-        self.schema = schema
-        self.recorded: list[str] | None = None
-        self.ready = _thread.allocate_lock()
-        self.ready.acquire()
-        _thread.start_new_thread(self._run, ())
+        self.schema = settings.get("schema", "preflight")
+        wait_s = int(settings.get("wait_timeout_s", "60"))
+        self.full_s = min(FULL_S, wait_s)
+        self.last = time.monotonic() + wait_s
+        self.until = time.monotonic() + UNHEARD_S
+        self.given: asked.Answer | None = None
 
-    def _run(self) -> None:
+    def _heard(self) -> None:
+        self.until = min(time.monotonic() + HEARD_S, self.last)
+
+    def _left_s(self) -> float:
+        return 0.0 if stops else max(0.0, self.until - time.monotonic())
+
+    def answer(self) -> "asked.Answer | None":
+        """Return what is recorded; None when the server is silent."""
+        if told.needs_no_name(self.target["host"]):
+            self._ask()
+            return self.given
+        done = _thread.allocate_lock()  # a name that nobody resolves cannot be given up otherwise
+        done.acquire()
+        _thread.start_new_thread(self._ask_beside, (done,))
+        while not done.acquire(timeout=min(0.1, self._left_s())):
+            if not self._left_s():
+                return None
+        return self.given
+
+    def _ask_beside(self, done: _thread.LockType) -> None:
         try:
-            from preflight.quick import asked  # noqa: PLC0415 -- once the files are whole
-
-            self.recorded = asked.recorded(self.target, self.schema)
+            self._ask()
         except Exception:  # noqa: BLE001, S110 -- as above
             pass
         finally:
-            self.ready.release()
+            done.release()
 
-    def answer(self) -> list[str] | None:
-        """Return what is recorded; None when that is not known soon."""
-        from preflight.quick import asked  # noqa: PLC0415 -- loaded in any case
+    def _ask(self) -> None:
+        from preflight.quick import asked  # noqa: PLC0415 -- once the files are whole
 
-        return self.recorded if self.ready.acquire(timeout=asked.WITHIN_S) else None
+        self.given = asked.ask(self.target, self.schema, self.full_s, self._heard, self._left_s)
 
 
 def _say(lines: str, message: str, path: str) -> None:

@@ -183,6 +183,13 @@ def _url(environ: Environment) -> Environment:
     return found
 
 
+def needs_no_name(host: str) -> bool:
+    """Tell whether a host is a socket's directory or an address: nothing has to be resolved."""
+    parts = host.split(".")
+    numbers = len(parts) == 4 and all(_whole(each) and int(each) < 256 for each in parts)  # noqa: PLR2004
+    return host.startswith("/") or numbers
+
+
 def _unquoted(text: str) -> str:
     first, *others = text.split("%")
     for each in others:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import LiteralString
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 
 from preflight.quick import door
-from tests import program, servers
+from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, WriteMigrations
 
 FILES: dict[str, str | bytes] = {
@@ -119,6 +120,7 @@ def vocabularies(env: dict[str, str]) -> dict[str, dict[str, str]]:
         "POSTGRES_*": kept | official,
         "POSTGRES_PASSWORD_FILE": kept | by_file | {"POSTGRES_PASSWORD_FILE": str(secret)},
         "DATABASE_URL": kept | {"DATABASE_URL": url},
+        "a name": env | {"PGHOST": "localhost"},
         "sslmode": kept | {"DATABASE_URL": f"{url}?sslmode=prefer", "PG_MAJOR": "17"},
         "gcp": env | {"PREFLIGHT_LOG": "gcp"},
         "settings": env | {"PREFLIGHT_LOG": "json", "PREFLIGHT_LOCK_TIMEOUT_MS": "500"},
@@ -133,6 +135,73 @@ def test_nothing_to_do_is_said_in_the_same_words(
     for name, env in vocabularies(environment).items():
         assert (name, said(FULL, env)) == (name, said(QUICK, env))
         assert "psycopg" not in loaded(env), f"{name} was left to the full path"
+
+
+class Full(faults.Fault):
+    """Has no place for the next so many logins."""
+
+    code, left = b"53300", 0
+    said = b"sorry, too many clients already\0Fproc.c\0L345\0RInitProcess"
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Refuse as a server does, with the place in its source."""
+        del message
+        self.left -= 1
+        return None if self.left < 0 else faults.refusal(self.code, self.said)
+
+
+def test_full_server_is_waited_for_in_the_same_words(
+    applied: None, environment: dict[str, str], server: servers.Server
+) -> None:
+    """A crowd of starts against few connections: nobody needs the full path for that."""
+    assert applied is None
+    full = Full()
+    with faults.through(server, full) as proxy:
+        env = environment | proxy.env()
+        for times in (1, 3):
+            full.left = times
+            expected = said(FULL, env)
+            full.left = times
+            assert expected == said(QUICK, env)
+            assert f'"attempts": {times + 1},' in expected[1]
+            full.left = times
+            assert "psycopg" not in loaded(env)
+
+
+def test_other_refusals_are_left_to_the_full_path(
+    done: Callable[[], bool], server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the words for them, and says them at once; also for a server that stays full."""
+    full = Full()
+    with faults.through(server, full) as proxy:
+        for name, value in proxy.env().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(door, "FULL_S", 0.1)
+        for code, left, expected in (
+            (b"57P03", 1, False), (b"28P01", 1, False), (b"53300", 99, False), (b"53300", 0, True)
+        ):  # fmt: skip
+            full.code, full.left = code, left
+            assert (code, left, expected) == (code, left, done())
+
+
+class Slow(faults.Fault):
+    """Takes its time with every step of a login."""
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Hold back what it says of the password, four times."""
+        if kind == b"R":
+            time.sleep(0.5)
+        return message
+
+
+def test_server_that_is_slow_but_answers_is_not_left_to_the_full_path(
+    done: Callable[[], bool], server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where hundreds start at once each step takes long, and the full path would make it worse."""
+    with faults.through(server, Slow()) as proxy:
+        for name, value in proxy.env().items():
+            monkeypatch.setenv(name, value)
+        assert done()
 
 
 def test_nothing_more_is_loaded(applied: None, environment: dict[str, str]) -> None:

@@ -98,3 +98,12 @@ def test_file_of_any_size_is_read_whole(tmp_path: Path, size: int) -> None:
 
     expected = {1: ("001_one", hashlib.sha256(text).hexdigest())}
     assert expected == door.read(str(tmp_path)).forward
+
+
+def test_only_what_has_to_be_resolved_is_asked_for_in_a_thread() -> None:
+    """An address and a socket's directory are known at once; whatever else may take minutes."""
+    known = ("/run/postgresql", "127.0.0.1", "255.255.255.255")
+    names = ("localhost", "db", "1.2.3", "1.2.3.256", "1.2.3.4.5", "1.2.3.\u0661", "::1", "a.b.c.d")
+
+    assert dict.fromkeys(known, True) == {host: told.needs_no_name(host) for host in known}
+    assert dict.fromkeys(names, False) == {host: told.needs_no_name(host) for host in names}
