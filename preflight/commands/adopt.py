@@ -66,7 +66,7 @@ def run(
             if chosen is not None:
                 _vouch_for_the_other_tool(session, files)
         contact.tell_adopted(adopted)
-    names = [file.name for file, _ in adopted]
+    names = {file.name for file, _ in adopted}
     if left := [file.name for file in todo if file.name not in names]:
         structlog.get_logger().info("plan.made", pending=left, adopts=[])
 
@@ -112,10 +112,11 @@ def _there(
 
     Of those that a person vouches for some may have no checks.
     """
+    named = {file.name for file in vouched}  # to compare files is to compare their texts
     for file in files:
         checks = verify.run(session, file.verify) if file.verify else ()
         answer = verify.answer(checks)
-        if answer == "unknown" and file not in vouched:
+        if answer == "unknown" and file.name not in named:
             raise HistoryConflict(
                 "history.first_contact",
                 f"{file.name} has no verify file that could tell whether it is there",
@@ -123,7 +124,7 @@ def _there(
                 f"to {chosen.name}: `adopt --through {chosen.label or chosen.version}`.",
                 **file.named,
             )
-        if answer != "present" and file not in vouched:
+        if answer != "present" and file.name not in named:
             verify.report(file, checks)
             raise HistoryConflict(
                 "history.gap",

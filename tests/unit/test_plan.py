@@ -1,10 +1,16 @@
 """What the plan is, from the files and the history alone."""
 
+from typing import TYPE_CHECKING, cast
+
 import pytest
 
 from preflight.base.errors import HistoryConflict, SchemaAhead
+from preflight.commands import adopt
 from preflight.files.migrations import Migration, Script
 from preflight.history import plan
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
 
 
 def files(*versions: int) -> list[Migration]:
@@ -144,3 +150,20 @@ def test_all_conflicts_are_reported_at_once() -> None:
 
     assert [1, 2, 3] == [problem.version for problem in raised.value.problems]
     assert "(and 2 more)" in str(raised.value)
+
+
+def test_vouching_for_many_files_compares_no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adopt --through` takes as long for each of thousands of files as for each of few."""
+    many = files(*range(1, 50))
+    compared: list[object] = []
+
+    def equal(file: Migration, other: object) -> bool:
+        compared.append(other)
+        return file is other
+
+    monkeypatch.setattr(Migration, "__eq__", equal)
+    session = cast("Session", None)  # a file without checks asks nothing
+
+    there = adopt._there(session, many, many, many[-1])  # noqa: SLF001 -- what was slow
+    assert len(many) == len(list(there))
+    assert [] == compared
