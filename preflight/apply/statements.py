@@ -72,8 +72,8 @@ def head(script: Script, statement: scan.Statement) -> bytes:
 
 def execute(session: Session, script: Script, statement: scan.Statement, text: bytes) -> None:
     """Run one statement; rows that it returns are thrown away as they come."""
+    observed = session.observe(script, statement, text) if session.observe else nullcontext()
     text = session.instead(text) if session.instead else text
-    observed = session.observe(script, statement) if session.observe else nullcontext()
     with observed, stop.allowed(), session.connection.cursor() as cursor:
         if statement.data is not None:
             view = memoryview(script.text)

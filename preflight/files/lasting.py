@@ -109,22 +109,26 @@ def left(text: bytes, functions: dict[str, str]) -> str | None:
     with_body = _WITH_BODY.match(text) and _SETS.search(text)
     if not (called or with_body or _SUSPECT.search(text)):
         return None
-    node = parser.parsed(text)
-    if node is None:  # a grammar newer than the parser's
-        return _in_body(text.decode("utf-8", "replace"), functions)
+    node = parser.parsed(text) or parser.parsed(text, texts=False)
+    if node is None:  # a grammar newer than the parser's, or too large for a tree
+        return _in_body(text, functions)
     kind = str(node.WhichOneof("node"))
     statement = getattr(node, kind)
     if kind == "do_stmt":
-        return _in_body(_body(statement.args), functions)
+        return _in_body(_body(statement.args, text), functions)
     if kind == "create_function_stmt":
-        return _function(statement, functions)
+        return _function(statement, text, functions)
     return _in_tree(kind, statement, functions)
 
 
-def _function(statement: Any, functions: dict[str, str]) -> str | None:  # noqa: ANN401 -- a node
+def _function(
+    statement: Any,  # noqa: ANN401 -- a node
+    text: bytes,
+    functions: dict[str, str],
+) -> str | None:
     """Keep what a call of a new function leaves; making it leaves only one in pg_temp."""
     names = [item.string.sval for item in statement.funcname]
-    inside = _in_body(_body(statement.options), functions)
+    inside = _in_body(_body(statement.options, text), functions)
     if statement.HasField("sql_body"):
         inside = _in_tree("", statement.sql_body, functions)
     if inside:
@@ -219,28 +223,33 @@ def _all(message: Any, kinds: set[str]) -> Iterator[Any]:  # noqa: ANN401 -- any
                 waiting.extend([value] if hasattr(value, "DESCRIPTOR") else value)
 
 
-def _body(options: Sequence[Any]) -> str:
-    """Return the text of a DO block or of a function."""
+def _body(options: Sequence[Any], text: bytes) -> bytes:
+    """Return the text of a DO block or of a function; a long one may not be in the tree."""
+    if len(text) > parser.LARGEST_TEXT:
+        long = [text[at:end] for at, end in scan.bodies(text, parser.LONG)]
+        if long:
+            return b";".join(long)
     for option in options:
         if option.def_elem.defname == "as":
             argument = option.def_elem.arg
             items = argument.list.items
-            return str(items[0].string.sval if items else argument.string.sval)
-    return ""
+            said = str(items[0].string.sval if items else argument.string.sval)
+            return said.encode()
+    return b""
 
 
-def _in_body(body: str, functions: dict[str, str]) -> str | None:
+def _in_body(text: bytes, functions: dict[str, str]) -> str | None:
     """Name what a body leaves, by its words: strings count where EXECUTE runs them."""
-    text = body.encode()
     for statement in scan.statements(text):
         piece = statement.text(text)
-        words = scan.words(piece)
-        if what := _in_words(words, functions):
-            return what
-        if "EXECUTE" in words:
-            for quoted in _texts(piece.decode("utf-8", "replace")):
-                if what := _in_body(quoted, functions):
-                    return what
+        executes = False
+        for words, first in scan.windows(piece):
+            if what := _in_words(words, functions, first):
+                return what
+            executes = executes or "EXECUTE" in words
+        for quoted in _texts(piece.decode("utf-8", "replace")) if executes else ():
+            if what := _in_body(quoted.encode(), functions):
+                return what
     return None
 
 
@@ -260,8 +269,12 @@ def _texts(piece: str) -> Iterator[str]:
             at = close + len(tag)
 
 
-def _in_words(words: Sequence[str], functions: dict[str, str]) -> str | None:  # noqa: PLR0911 -- one line a kind
-    for at, word in enumerate(words):
+def _in_words(  # noqa: PLR0911 -- one line a kind
+    words: Sequence[str], functions: dict[str, str], first: int = 0
+) -> str | None:
+    """Name what some words leave; those before the `first` only stand before it."""
+    for at in range(first, len(words)):
+        word = words[at]
         begins = at == 0 or words[at - 1] in _OPENING
         following = list(words[at + 1 : at + 4])
         if word == "SET_CONFIG" and not _local(words[at + 1 :]):

@@ -108,7 +108,9 @@ def shortened(text: bytes) -> bytes:
     value of some: nothing that could name a table, read one or do anything.
     """
     rows = _plain_rows(text) if len(text) > SHALLOW else None
-    return text if rows is None else text[: rows[1]] + text[rows[2] :]
+    if rows is None or rows[1] == rows[2]:
+        return text  # no copy: its only row may be as long as the file
+    return text[: rows[1]] + text[rows[2] :]
 
 
 def typical(text: bytes) -> bytes:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from preflight.files import effects, parser, scan
@@ -89,7 +89,6 @@ _READABLE_MADE = {
     "UNIQUE", "TYPE", "OR", "FUNCTION", "PROCEDURE",
 }  # fmt: skip
 _DEEPEST = 5  # a body in a body in a body
-_AT_ONCE, _AGAIN = 5000, 1000  # words that are looked at together, and once more with the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,9 +383,7 @@ def _by_words(text: bytes, bounds: Bounds, at: int = 0, end: int | None = None) 
     if not _MAY_SAY.search(text, at, end):
         return None
     pattern = _WORDS_AWAY if bounds.server else _WORDS
-    words, before = scan.bare(text, at, end), list[str]()
-    while more := list(islice(words, _AT_ONCE)):
-        if found := pattern.search(" ".join([*before, *more]).lower()):
+    for words, _ in scan.windows(text, at, end):
+        if found := pattern.search(" ".join(words).lower()):
             return Reach(_BODY.format(found[0][:60]))
-        before = more[-_AGAIN:]
     return None

@@ -56,6 +56,7 @@ _COPY_END = re.compile(rb"^\\\.(?:\n|\Z)", re.MULTILINE)
 _SEMICOLON, _BACKSLASH = b";\\"
 _INSIDE = bytes(range(0x80, 0xC0))  # every byte of a character but its first
 _PART = 1 << 20
+_AT_ONCE, _AGAIN = 5000, 1000  # words that are looked at together, and once more with the next
 _SHOWN = 200  # bytes of a word or a directive that may be as long as the file
 _IN_NAMES = bytes([*b"_$", *b"0123456789", *b"abcdefghijklmnopqrstuvwxyz"])
 _IN_NAMES += bytes([*_IN_NAMES.upper(), *range(0x80, 0x100)])
@@ -384,6 +385,17 @@ def words(text: bytes, limit: int | None = None) -> list[str]:
 def bare(text: bytes, at: int = 0, end: int | None = None) -> Iterator[str]:
     """Yield the bare words and the signs of a part of a statement, as `words` returns them."""
     return (word for word in tokens(text, at, end) if word not in "'\"")
+
+
+def windows(text: bytes, at: int = 0, end: int | None = None) -> Iterator[tuple[list[str], int]]:
+    """Yield the words of a part of a statement, some thousand at a time.
+
+    Each time those that stand before, and the first that was not looked at with all behind it.
+    """
+    said, before, first = bare(text, at, end), list[str](), 0
+    while more := list(islice(said, _AT_ONCE)):
+        yield [*before, *more], first
+        before, first = more[-_AGAIN:], 1
 
 
 def first_word(script: bytes, at: int) -> bytes:

@@ -91,7 +91,9 @@ ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, be
 AT_ONCE = 1000  # rows of a long answer that are in memory
 Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
-Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
+Observer = Callable[
+    ["Script", "Statement", bytes], AbstractContextManager[None]
+]  # around a statement
 Ending = Callable[[], AbstractContextManager[None]]  # around a COMMIT
 
 
