@@ -219,8 +219,8 @@ MUTANTS = [
     Mutant(
         "a table that row security filters",
         "backup/snapshots",
-        "if row[7]]:",
-        "if False]:",
+        "WHERE NOT r.readable OR r.filtered ORDER",
+        "WHERE NOT r.readable ORDER",
         _tests("backup::test_what_the_role_cannot_read_is_named_before_anything_starts"),
     ),
     Mutant(
@@ -768,8 +768,8 @@ MUTANTS = [
     Mutant(
         "a table that was just dropped is nobody's lack of rights",
         "backup/snapshots",
-        "for row in rows if row[6] is False]",
-        "for row in rows if not row[6]]",
+        "WHERE NOT r.readable OR",
+        "WHERE r.readable IS NOT TRUE OR",
         _tests(
             "backup_faults::test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one"
         ),

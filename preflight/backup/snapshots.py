@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 
@@ -22,6 +22,8 @@ from preflight.server import catalog, packed, sessions
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
+T = TypeVar("T")
+AT_ONCE = 20  # tables of a copy that are counted in one statement, which locks their indexes, too
 LISTINGS = 20  # tables may be made and dropped between their list and their locks
 
 # Every relation of one kind that pg_dump dumps: not the system's, of extensions only what they
@@ -45,11 +47,17 @@ LEFT JOIN (
  SELECT given.relation, given.condition FROM pg_catalog.pg_extension e,
   unnest(e.extconfig, e.extcondition) AS given(relation, condition)
 ) config ON config.relation = c.oid
-WHERE c.relkind::text = ANY (%s::text[]) {only} AND (config.relation IS NOT NULL
- OR n.nspname::text NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' AND NOT EXISTS (
+WHERE c.relkind IN ({kinds}) {only} AND (config.relation IS NOT NULL
+ OR n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND NOT EXISTS (
   SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
    AND d.objid = c.oid AND d.deptype = 'e'))
 ORDER BY 1, 2
+"""
+# of one that was dropped a moment ago the privilege is NULL: it is in no dump
+_UNREADABLE = """
+SELECT r.schema, r.name, r.readable FROM ({relations})
+ AS r(schema, name, schema_key, key, has_rows, condition, readable, filtered, root_schema, root)
+WHERE NOT r.readable OR r.filtered ORDER BY 1, 2
 """
 _LARGE_OBJECTS = """
 SELECT o.oid::text FROM pg_catalog.pg_largeobject_metadata o
@@ -262,32 +270,64 @@ def _second(session: Session) -> Iterator[Session]:
         ) from failure
 
 
-def _relations(session: Session, *kinds: str) -> list[tuple[Any, ...]]:
-    only = catalog.only(session.config.only).replace("%", "%%")
-    return session.execute(_RELATIONS.replace("{only}", only), [list(kinds)]).fetchall()
+def _relations(session: Session, kinds: str) -> str:
+    """Return the query for every relation of some kinds that pg_dump dumps."""
+    return _RELATIONS.replace("{only}", catalog.only(session.config.only)).replace("{kinds}", kinds)
+
+
+def _rows(session: Session, keep: Callable[[Iterator[tuple[Any, ...]]], T]) -> T:
+    """Return what is kept of the tables' rows, each as `Table` takes it."""
+
+    def kept(rows: Iterator[tuple[Any, ...]]) -> T:
+        # a schema and a root are of many tables: one string for all of them
+        once: dict[Any, Any] = {}
+        return keep(
+            (
+                once.setdefault(row[0], row[0]),
+                row[1],
+                (once.setdefault(row[2], row[2]), row[3]),
+                row[4],
+                row[5],
+                once.setdefault(row[8:], row[8:]) if row[9] else None,
+            )
+            for row in rows
+        )
+
+    return sessions.read(session, _relations(session, "'r', 'p'"), kept)
 
 
 def _tables(session: Session) -> list[Table]:
-    rows = _relations(session, "r", "p")
-    return [
-        Table(
-            row[0], row[1], (row[2], row[3]), row[4], row[5], (row[8], row[9]) if row[9] else None
-        )
-        for row in rows
-    ]
+    return _rows(session, lambda rows: [Table(*row) for row in rows])
 
 
-def _counts(session: Session, wanted: Mapping[str, int]) -> dict[Table, int]:
-    tables = [table for table in _tables(session) if table.has_rows]
+def _counts(session: Session, wanted: Mapping[str, int]) -> Iterator[tuple[Table, int]]:
+    """Count the rows of a copy's tables, some tables in one statement."""
+    found = _rows(session, lambda rows: packed.Packed(row for row in rows if row[3]))
+    tables = [0, sum(1 for _ in found)]
     expected, done = sum(wanted.values()), 0
-    found: dict[Table, int] = {}
     with console.Bar("compare") as bar:
-        for number, table in enumerate(tables, 1):
+        for some in _together(Table(*row) for row in found):  # type: ignore[arg-type]
+            tables[0] += len(some)
             share = done / expected if expected else None
-            bar.show(share, f"{table.name}, table {number} of {len(tables)}")
-            found[table] = (session.execute(table.count).fetchone() or (0,))[0]
-            done += found[table]
-    return found
+            bar.show(share, f"{some[-1].name}, table {tables[0]} of {tables[1]}")
+            numbered = [
+                each.count.replace("SELECT ", f"SELECT {n}, ", 1) for n, each in enumerate(some)
+            ]
+            for number, count in session.execute(" UNION ALL ".join(numbered)).fetchall():
+                done += count
+                yield some[number], count
+
+
+def _together(tables: Iterable[Table]) -> Iterator[list[Table]]:
+    """Yield tables by some; one with a condition, which may end in a comment, is alone."""
+    some: list[Table] = []
+    for table in tables:
+        if some and (table.condition or some[-1].condition or len(some) >= AT_ONCE):
+            yield some
+            some = []
+        some.append(table)
+    if some:
+        yield some
 
 
 def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False) -> list[str]:
@@ -296,18 +336,25 @@ def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False
     Rows may lie in other partitions than they did (an enum's value has another hash in every
     database), but none may be lost on the way.
     """
-    counts = _counts(copy, wanted)
-    rows = {table.name: count for table, count in counts.items()}
-    roots = {table.name: table.root for table in counts}
+    missing, new = set(wanted), []
+    off: dict[str, tuple[int, clients.Key | None]] = {}
     short: dict[clients.Key, int] = {}
-    for name, count in wanted.items():
-        if root := roots.get(name):
-            short[root] = short.get(root, 0) + rows[name] - count
+    for table, count in _counts(copy, wanted):
+        name, root = table.name, table.root
+        if name not in wanted:
+            new += [f"{name} is new"] if exactly else []
+            continue
+        missing.discard(name)
+        if root:
+            short[root] = short.get(root, 0) + count - wanted[name]
+        if count != wanted[name]:
+            off[name] = (count, root)
+    lost = {name: count for name, (count, root) in off.items() if root is None or short[root] != 0}
     return [
-        f"{name} has {rows.get(name, 'no')} rows, not {count}"
+        f"{name} has {lost.get(name, 'no')} rows, not {count}"
         for name, count in wanted.items()
-        if rows.get(name) != count and ((root := roots.get(name)) is None or short[root] != 0)
-    ] + [f"{name} is new" for name in rows if exactly and name not in wanted]
+        if name in missing or name in lost
+    ] + new
 
 
 def written_since(copy: Session, transaction: int) -> list[str]:
@@ -329,9 +376,9 @@ def written_since(copy: Session, transaction: int) -> list[str]:
 
 def require_readable(session: Session) -> list[Table]:
     """Return every table; raises BackupFailed that names what this role cannot dump whole."""
-    rows, limited = _relations(session, "r", "p", "S"), bool(session.config.only)
-    # of one that was dropped a moment ago the privilege is NULL: it is in no dump
-    hidden = [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[6] is False]
+    limited, query = bool(session.config.only), _relations(session, "'r', 'p', 'S'")
+    rows = sessions.read(session, _UNREADABLE.replace("{relations}", query), list)
+    hidden = [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if not row[2]]
     objects = [] if limited else session.execute(_LARGE_OBJECTS).fetchall()
     hidden += [f"large object {found[0]}" for found in objects]
     others = "" if limited else (
@@ -346,7 +393,7 @@ def require_readable(session: Session) -> list[Table]:
             + others,
             sqlstate="42501",
         )
-    if filtered := [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[7]]:
+    if filtered := [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows]:
         raise BackupFailed(
             "backup.row_security",
             f"row security hides rows of {console.some(filtered)} from this role",

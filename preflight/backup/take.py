@@ -388,7 +388,7 @@ def _dumped(
         sha256=written.sha256,
         file=into.file,
         files=written.files,
-        rows={table.name: rows for table, rows in seen.rows.items()},
+        rows=dict(wanted.values()),
         without=without,
     )
     if written.files and into.seal.on:

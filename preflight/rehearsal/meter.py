@@ -36,7 +36,7 @@ STRONG = effects.STRENGTH[effects.STRENGTH.index(effects.SHARE) :]  # nobody wri
 
 # all before each file, which is cheap; their sizes, which are not, only where they may be others
 _TABLES = """
-SELECT c.oid::int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8,
+SELECT c.oid::int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8, {size},
  CASE WHEN n.nspname <> 'public' THEN pg_catalog.quote_ident(n.nspname::text) || '.' ELSE '' END
   || pg_catalog.quote_ident(c.relname::text),
  CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid::int8 END
@@ -44,6 +44,7 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v') AND n.nspname::text NOT LIKE 'pg\\_%'
  AND n.nspname NOT IN ('information_schema', '{schema}')
 """
+_SIZE = "CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_total_relation_size(c.oid) END"
 _SIZES = """
 SELECT c.oid::int8, pg_catalog.pg_total_relation_size(c.oid) FROM pg_catalog.pg_class c
 WHERE c.relkind IN ('r', 'm') AND c.oid = ANY (%s::oid[])
@@ -324,17 +325,24 @@ def tables(session: Session, known: Mapping[int, Table] | None = None) -> dict[i
     A table that is `known` keeps its size, unless it was written anew.
     """
     known = known or {}
-    found = session.execute(_TABLES.format(schema=session.config.schema)).fetchall()
-    sizes = {
-        oid: known[oid].size
-        for oid, filenode, *_ in found
-        if oid in known and known[oid].filenode == filenode
-    }
-    if unknown := [oid for oid, filenode, *_ in found if filenode and oid not in sizes]:
-        sizes |= dict(session.execute(_SIZES, [unknown]).fetchall())
-    return {
-        oid: Table(filenode, sizes.get(oid, 0), name, root) for oid, filenode, name, root in found
-    }
+    size = "NULL::int8" if known else _SIZE
+    changed: list[int] = []
+
+    def kept(rows: Iterator[tuple[Any, ...]]) -> dict[int, Table]:
+        found = {}
+        for oid, filenode, bytes_, name, root in rows:
+            before = known.get(oid)
+            same = before if before and before.filenode == filenode else None
+            if known and filenode and not same:
+                changed.append(oid)
+            found[oid] = Table(filenode, same.size if same else bytes_ or 0, name, root)
+        return found
+
+    query = _TABLES.format(schema=session.config.schema, size=size)
+    found = sessions.read(session, query, kept)
+    for oid, bytes_ in session.execute(_SIZES, [changed]).fetchall() if changed else ():
+        found[oid] = dataclasses.replace(found[oid], size=bytes_ or 0)
+    return found
 
 
 def grouped(locks: Sequence[Taken]) -> list[Taken]:

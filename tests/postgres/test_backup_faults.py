@@ -614,7 +614,9 @@ def test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one(
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SELECT 1")
         database.query("DROP TABLE gone")
-        asked = SimpleNamespace(execute=connection.execute, config=SimpleNamespace(only=()))
+        asked = SimpleNamespace(
+            execute=connection.execute, cursor=connection.cursor, config=SimpleNamespace(only=())
+        )
         found = snapshots.require_readable(cast("Session", asked))
 
     assert ["gone", "stays"] == [table.table for table in found]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from preflight.backup import snapshots
 from preflight.files import reading
 from preflight.rehearsal import meter
 from tests import faults, program, servers
@@ -224,13 +226,22 @@ def test_size_before_a_rewrite_is_that_which_earlier_files_left(
 def test_table_is_measured_once(connection: psycopg.Connection, tmp_path: Path) -> None:
     """A rehearsal of many files does not size every table before each of them."""
     asked: list[list[int]] = []
+    sized: list[bool] = []
+
+    class Heard(psycopg.Cursor[Any]):
+        def stream(self, query: bytes, *, size: int) -> Iterator[Any]:  # type: ignore[override]
+            sized.append(b"pg_total_relation_size" in query)
+            return super().stream(query, size=size)
 
     def execute(query: str, values: list[list[int]] | None = None) -> psycopg.Cursor:
         asked.extend(values or [])
         return connection.execute(query.encode(), values)
 
     session: Any = SimpleNamespace(
-        execute=execute, config=SimpleNamespace(schema="preflight"), connection=connection
+        execute=execute,
+        cursor=lambda: Heard(connection),
+        config=SimpleNamespace(schema="preflight"),
+        connection=connection,
     )
     for number in (1, 2):
         (tmp_path / f"00{number}_x.sql").write_text(f"CREATE TABLE made_{number} ();")
@@ -240,7 +251,40 @@ def test_table_is_measured_once(connection: psycopg.Connection, tmp_path: Path) 
         with measure.over(session, migration):
             connection.execute(migration.up.text)
 
-    assert [2, 1] == [len(oids) for oids in asked]
+    assert [True, False] == sized
+    assert [1] == [len(oids) for oids in asked]
+
+
+MANY = """
+DO $$ BEGIN FOR n IN {first}..{last} LOOP EXECUTE format('CREATE TABLE some_%s ()', n); END LOOP;
+END $$
+"""
+
+
+def test_lists_of_tables_are_kept_small(connection: psycopg.Connection) -> None:
+    """A thousand more take less than 350 bytes each: while they are read, and kept as well."""
+    session: Any = SimpleNamespace(
+        execute=connection.execute,
+        cursor=connection.cursor,
+        config=SimpleNamespace(schema="preflight", only=()),
+    )
+    looks = (
+        lambda: meter.tables(session),
+        lambda: snapshots.require_readable(session),
+        lambda: snapshots.differing(session, {}),
+    )
+    peaks = []
+    for first, last in ((1, 500), (501, 1500)):
+        connection.execute(MANY.format(first=first, last=last).encode())
+        for look in looks:
+            look()  # what is made once is no growth
+            tracemalloc.start()
+            look()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    grown = [after - before for before, after in zip(peaks[:3], peaks[3:], strict=True)]
+    assert [] == [each for each in grown if each > 350 * 1000], grown
 
 
 def test_very_many_short_queries_are_looked_at_together(
