@@ -6,6 +6,7 @@ victim at each event of each command in turn.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -136,23 +137,23 @@ class AtMessage(faults.Fault):
 
     def __init__(self, number: int, strike: Callable[[int], None], among: str = "ours") -> None:
         """Count from the first connection on."""
-        self.seen, self.number, self.strike, self.among = 0, number, strike, among
+        self.number, self.strike, self.among = number, strike, among
+        self.seen = {"ours": 0, "clients": 0}
         self.lock = threading.Lock()
         self.caller = threading.local()  # a connection has a thread of its own
 
     def startup(self, message: bytes) -> None:
         """See who calls."""
-        client = b"\0application_name\0pg_" in message
-        self.caller.counts = client == (self.among == "clients")
+        self.caller.kind = "clients" if b"\0application_name\0pg_" in message else "ours"
 
     def connected(self) -> faults.Fault:
-        """Count what this caller is sent, or let it through."""
-        return _Counted(self) if self.caller.counts else faults.Fault()
+        """Count what this caller is sent."""
+        return _Counted(self, self.caller.kind)
 
 
 class _Counted(faults.Fault):
-    def __init__(self, all_: AtMessage) -> None:
-        self.all, self.backend = all_, 0
+    def __init__(self, all_: AtMessage, caller: str) -> None:
+        self.all, self.caller, self.backend = all_, caller, 0
 
     def to_client(self, kind: bytes, message: bytes) -> bytes:
         """Strike when it is time; the message comes through, unless its connection is cut."""
@@ -161,8 +162,8 @@ class _Counted(faults.Fault):
         if kind in b"Dd":
             return message
         with self.all.lock:
-            self.all.seen += 1
-            due = self.all.seen == self.all.number
+            self.all.seen[self.caller] += 1
+            due = self.caller == self.all.among and self.all.seen[self.caller] == self.all.number
         if due:
             self.all.strike(self.backend)
         return message
@@ -192,6 +193,7 @@ class World:
         """Make it on that server, below that directory."""
         self.server, self.home, self.told, self.story = server, home, told, STORIES[told]
         self.database = servers.Database(server, name)
+        self.kept, self.round = home.with_name(f"{home.name}.kept"), 0
         self.backups, self.files = home / "backups", home / "migrations"
         for each in (self.backups, self.files, home / "tool"):
             each.mkdir(parents=True)
@@ -224,6 +226,26 @@ class World:
             assert 0 == made.code, str(made)
         self.database.script(self.story.script)
 
+    def keep(self) -> None:
+        """Remember how all stands, to come back to it."""
+        self._copy(f"kept_{self.database.name}", self.database.name)
+        shutil.copytree(self.home, self.kept)
+
+    def again(self) -> None:
+        """Come back to it, which costs a tenth of making another one."""
+        self._forget()
+        self._copy(self.database.name, f"kept_{self.database.name}")
+        shutil.copytree(self.kept, self.home)
+        self.round += 1
+        if self.told == "bucket":
+            place, _, _ = self.environment["PREFLIGHT_BACKUP_DIR"].partition("/round")
+            self.environment["PREFLIGHT_BACKUP_DIR"] = f"{place}/round{self.round}"
+
+    def _copy(self, name: str, of: str) -> None:
+        with self.server.connect() as connection:
+            new, old = sql.Identifier(name), sql.Identifier(of)
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(new, old))
+
     def run(self, *command: str, **more: str) -> program.Result:
         """Run the story's command, or another, undisturbed."""
         rehearse = {} if "wrap" in self.story.command else {"PREFLIGHT_REHEARSE": "off"}
@@ -239,8 +261,11 @@ class World:
         held: list[program.Process] = []
 
         def blow(backend: int) -> None:
-            hit.set()
-            _BLOWS[strike.victim](self, held[0], backend)
+            if strike.victim == "connection":
+                hit.set()
+                raise faults.Cut
+            if _BLOWS[strike.victim](self, held[0], backend):
+                hit.set()
 
         self.between.now = AtMessage(strike.message, blow, strike.among)
         more = {"PREFLIGHT_REHEARSE": strike.rehearse}
@@ -250,6 +275,9 @@ class World:
             if strike.event:
                 with contextlib.suppress(AssertionError):  # a run may have no such event
                     held[0].wait_for_event(strike.event, PATIENCE_S)
+                    if strike.victim == "pg_dump":  # the next one that begins
+                        at_work = lambda: _children(held[0].pid) or not held[0].running  # noqa: E731
+                        faults.until(at_work, "a client is at work", PATIENCE_S)
                     blow(_a_backend(self.database))
             result = held[0].wait(PATIENCE_S)
         finally:
@@ -268,49 +296,55 @@ class World:
     def drop(self) -> None:
         """Forget it."""
         self.proxy.close()
+        self._forget(f"kept_{self.database.name}")
+        shutil.rmtree(self.kept, ignore_errors=True)
+
+    def _forget(self, *more: str) -> None:
         with self.server.connect() as connection:
-            for name in self.databases():
-                gone = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-                connection.execute(gone)
+            for name in (*self.databases(), *more):
+                gone = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+                connection.execute(gone.format(sql.Identifier(name)))
         shutil.rmtree(self.home, ignore_errors=True)
 
 
 # --- who is struck --------------------------------------------------------------------------------
 
 
-def _cut(world: World, process: program.Process, backend: int) -> None:
-    del world, process, backend
-    raise faults.Cut
-
-
-def _job(world: World, process: program.Process, backend: int) -> None:
+def _job(world: World, process: program.Process, backend: int) -> bool:
     del world, backend
+    running = process.running
     process.signal(signal.SIGKILL)
+    return running
 
 
-def _clients(world: World, process: program.Process, backend: int) -> None:
+def _clients(world: World, process: program.Process, backend: int) -> bool:
     """Kill pg_dump or pg_restore, whichever is at work."""
     del world, backend
-    for pid in _children(process.pid):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    killed = [_killed(pid) for pid in _children(process.pid)]
+    return any(killed)
 
 
-def _backend(world: World, process: program.Process, backend: int) -> None:
+def _backend(world: World, process: program.Process, backend: int) -> bool:
     """Kill a server process: all others of that server end with it, and it recovers."""
     del world, process
-    if backend:
-        with contextlib.suppress(OSError):
-            os.kill(backend, signal.SIGKILL)
+    return backend > 0 and _killed(backend)
 
 
-def _postmaster(world: World, process: program.Process, backend: int) -> None:
+def _postmaster(world: World, process: program.Process, backend: int) -> bool:
     del process, backend
+    running = world.server.running
     world.server.signal_postmaster(signal.SIGKILL)
+    return running
 
 
-_BLOWS: dict[str, Callable[[World, program.Process, int], None]] = {
-    "connection": _cut,
+def _killed(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+_BLOWS: dict[str, Callable[[World, program.Process, int], bool]] = {
     "job": _job,
     "pg_dump": _clients,
     "backend": _backend,
@@ -463,6 +497,8 @@ def require_settled(world: World) -> None:
 
 def backups(world: World) -> list[str]:
     """Return the names of the backups that can be seen."""
+    if world.told != "bucket":
+        return sorted(each.name for each in world.backups.iterdir())
     listed = world.run("backups", "--json")
     assert 0 == listed.code, str(listed)
     return [each["backup"] for each in listed.json()["backups"]]
@@ -481,34 +517,28 @@ def _require_restored(world: World) -> None:
     assert 1 + beside == len(world.databases()), world.databases()
 
 
-def crash(  # noqa: PLR0913 - where, what, and what it is done to
-    server: servers.Server,
-    home: Path,
-    name: str,
-    strikes: list[Strike],
-    *,
-    told: str = "up",
-    more: Environment | None = None,
-) -> int:
-    """Strike one run after the other, then let one through; return how many were struck.
+def crash(world: World, strikes: list[Strike]) -> list[tuple[Strike, bool]]:
+    """Strike one run after the other until all is done, then let one through.
 
-    Raises AssertionError when something that is promised does not hold.
+    Return the strikes that were tried, and whether each struck. Raises AssertionError when
+    something that is promised does not hold.
     """
-    world = World(server, home, name, told, more)
-    struck = 0
+    tried = []
     for strike in strikes:
         result, hit = world.struck(strike)
-        struck += hit
+        tried.append((strike, hit))
         try:
             require_sound(world, result)
         except AssertionError as error:
-            raise AssertionError(f"{told}, {strike}: {error}\n{result}") from error
+            raise AssertionError(f"{world.told}, {strike}: {error}\n{result}") from error
+        if result.code == 0 and not world.story.repeats:
+            break  # nothing is left to strike at
     try:
         require_settled(world)
     except AssertionError as error:
-        raise AssertionError(f"{told}, after {'; '.join(map(str, strikes))}: {error}") from error
-    world.drop()
-    return struck
+        told = "; ".join(str(strike) for strike, _ in tried)
+        raise AssertionError(f"{world.told}, after {told}: {error}") from error
+    return tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -520,23 +550,14 @@ class Undisturbed:
     events: tuple[str, ...]
 
 
-def undisturbed(
-    server: servers.Server, home: Path, told: str, rehearse: str, more: Environment | None
-) -> Undisturbed:
-    """Tell a story twice, once counting what we are sent and once what our clients are."""
-    seen: dict[str, int] = {}
-    events: tuple[str, ...] = ()
-    for among in ("ours", "clients"):
-        name = f"undisturbed_{told}_{rehearse}_{among}"
-        world = World(server, home / among, name, told, more)
-        counting = AtMessage(-1, lambda _: None, among)
-        world.between.now = counting
-        result = world.run(PREFLIGHT_REHEARSE=rehearse)
-        assert 0 == result.code, str(result)
-        events = tuple(dict.fromkeys(each for each in result.names if each != "run.finished"))
-        world.drop()
-        seen[among] = counting.seen
-    return Undisturbed(seen["ours"], seen["clients"], events)
+def undisturbed(world: World, rehearse: str) -> Undisturbed:
+    """Tell a story and count what we are sent, and what our clients are."""
+    counting = world.between.now = AtMessage(-1, lambda _: None)
+    result = world.run(PREFLIGHT_REHEARSE=rehearse)
+    world.between.now = faults.Fault()
+    assert 0 == result.code, str(result)
+    events = tuple(dict.fromkeys(each for each in result.names if each != "run.finished"))
+    return Undisturbed(**counting.seen, events=events)
 
 
 # --- at random ------------------------------------------------------------------------------------
@@ -549,13 +570,14 @@ def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike
     """Return some strikes, early ones as likely as late ones, most of them at our own."""
     found = []
     for _ in range(choice.choice([1, 2, 6])):
-        among = choice.choice(["ours", "ours", "ours", "clients"])
         rehearse = "auto" if told == "wrap" else choice.choice(["off", "off", "auto"])
         most = counted(told, rehearse)
-        if not most.clients:
-            among = "ours"
+        victim = choice.choice([each for each in VICTIMS if each != "pg_dump" or most.clients])
+        among = choice.choice(["ours", "ours", "ours", "clients"])
+        if victim == "pg_dump" or not most.clients:
+            among = "clients" if most.clients else "ours"
         message = choice.randint(1, most.clients if among == "clients" else most.ours)
-        found.append(Strike(choice.choice(VICTIMS), message, among, rehearse=rehearse))
+        found.append(Strike(victim, message, among, rehearse=rehearse))
     return found
 
 
@@ -565,7 +587,60 @@ def at_each_event(counted: Counted) -> Iterator[tuple[str, list[Strike]]]:
         rehearse = "off" if told != "wrap" else "auto"
         for victim in VICTIMS[1:]:
             events = counted(told, rehearse).events
+            if victim == "pg_dump":  # of more than one event before a client begins, one is enough
+                events = tuple(each for each in events if each.endswith(".started"))
             yield told, [Strike(victim, event=each, rehearse=rehearse) for each in events]
+
+
+class Worlds:
+    """The worlds on one server, one a story, each made once and come back to."""
+
+    def __init__(self, major: int) -> None:
+        """Start the server."""
+        self.server = servers.start(major)
+        self.home = Path(tempfile.mkdtemp(prefix="pg-preflight-crash-"))
+        self.opened = contextlib.ExitStack()
+        self.now: dict[str, World] = {}
+        self.counts: dict[tuple[str, str], Undisturbed] = {}
+        self.number = 0
+
+    @functools.cached_property
+    def bucket(self) -> Environment:
+        """A bucket that all worlds share, each round at a place of its own."""
+        return self.opened.enter_context(buckets.s3()).env()
+
+    def world(self, told: str) -> World:
+        """Return the story's world, as it is before anything happens."""
+        if told not in self.now:
+            self.number += 1
+            name = f"crash_{self.number}"
+            more = self.bucket if told == "bucket" else None
+            self.now[told] = World(self.server, self.home / name, name, told, more)
+            self.now[told].keep()
+        self.now[told].again()
+        return self.now[told]
+
+    def counted(self, told: str, rehearse: str) -> Undisturbed:
+        """Return what the story's command does when nobody disturbs it."""
+        if (told, rehearse) not in self.counts:
+            self.counts[told, rehearse] = undisturbed(self.world(told), rehearse)
+        return self.counts[told, rehearse]
+
+    def leave(self, told: str) -> None:
+        """Leave a world to be looked at, but no copies: the next one is not to be blamed."""
+        del self.now[told]
+        scratch = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
+        with self.server.connect() as connection:
+            for (name,) in connection.execute(scratch).fetchall():
+                gone = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+                connection.execute(gone)
+
+    def close(self, *, remove: bool) -> None:
+        """End what was started."""
+        self.opened.close()
+        if remove:
+            self.server.remove()
+            shutil.rmtree(self.home)
 
 
 def main() -> int:
@@ -573,55 +648,47 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--major", type=int, default=17, help="the server's major version")
     parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
     asked = parser.parse_args()
     seed, _, only = str(asked.seed).partition("/")
-    server = servers.start(17)
-    home = Path(tempfile.mkdtemp(prefix="pg-preflight-crash-"))
-    wrong = struck = done = 0
-    with contextlib.ExitStack() as opened:
+    worlds = Worlds(asked.major)
+    wrong = done = 0
+    struck: collections.Counter[str] = collections.Counter()
 
-        @functools.cache
-        def more(told: str) -> Environment | None:
-            return opened.enter_context(buckets.s3()).env() if told == "bucket" else None
+    def chosen() -> Iterator[tuple[str, str, list[Strike]]]:
+        if asked.events:
+            yield from (("", *each) for each in at_each_event(worlds.counted))
+            return
+        for number in _numbers(only, asked.minutes):
+            choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, no secret
+            told = choice.choice(sorted(STORIES))
+            yield f"SEED={seed}/{number} ", told, at_random(choice, told, worlds.counted)
 
-        @functools.cache
-        def counted(told: str, rehearse: str) -> Undisturbed:
-            where = home / "counted" / told / rehearse
-            return undisturbed(server, where, told, rehearse, more(told))
+    def far() -> str:
+        kills = struck.total() - struck["connection"]
+        who = ", ".join(f"{each} {struck[each]}" for each in VICTIMS)
+        what = f"{done} databases, {kills} kills ({who}), {wrong} wrong"
+        return f"seed {seed}, server {asked.major}: {what}"
 
-        def chosen() -> Iterator[tuple[str, str, list[Strike]]]:
-            if asked.events:
-                yield from (("", *each) for each in at_each_event(counted))
-                return
-            for number in _numbers(only, asked.minutes):
-                choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, no secret
-                told = choice.choice(sorted(STORIES))
-                yield f"SEED={seed}/{number} ", told, at_random(choice, told, counted)
-
-        for words, told, strikes in chosen():
+    for words, told, strikes in chosen():
+        left = strikes
+        while left:
             done += 1
-            where = home / str(done)
             try:
-                struck += crash(server, where, f"crash_{done}", strikes, told=told, more=more(told))
+                tried = crash(worlds.world(told), left)
             except AssertionError as error:
                 wrong += 1
-                _say(f"{words}{error}\n{server!r}, {where}")
-                _sweep(server)
-    _say(f"seed {seed}: {done} databases, struck {struck} times, {wrong} wrong")
-    if not wrong:
-        server.remove()
-        shutil.rmtree(home)
+                _say(f"{words}{error}\n{worlds.server!r}, {worlds.now[told].home}")
+                worlds.leave(told)
+                break
+            struck.update(strike.victim for strike, hit in tried if hit)
+            left = left[len(tried) :]
+            if done % 10 == 0:
+                _say(far())
+    _say(far())
+    worlds.close(remove=not wrong)
     return min(wrong, 1)
-
-
-def _sweep(server: servers.Server) -> None:
-    """Drop the copies that a run left which went wrong: the next one is not to be blamed."""
-    with server.connect() as connection:
-        scratch = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
-        for (name,) in connection.execute(scratch).fetchall():
-            gone = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            connection.execute(gone)
 
 
 def _numbers(only: str, minutes: float) -> Iterator[int]:

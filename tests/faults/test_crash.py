@@ -66,7 +66,10 @@ def test_e122_whatever_is_killed_the_next_run_settles_it(
     strikes: list[Strike],
 ) -> None:
     """After each end every promise holds, and the run after the last applies all, once."""
-    assert crash.crash(running(DEFAULT_MAJOR), tmp_path / "world", next(names), strikes)
+    world = crash.World(running(DEFAULT_MAJOR), tmp_path / "world", next(names), "up", None)
+
+    assert any(hit for _, hit in crash.crash(world, strikes))
+    world.drop()
 
 
 @pytest.mark.fault("E122")
@@ -105,8 +108,10 @@ def test_e122_whatever_writes_is_settled_by_its_next_call(  # noqa: PLR0913, PLR
 ) -> None:
     """Every command, each kind of dump and place: struck, called again, and all is as promised."""
     more = request.getfixturevalue("place").env() if told == "bucket" else None
-    where = tmp_path / "world"
-    assert crash.crash(running(DEFAULT_MAJOR), where, next(names), strikes, told=told, more=more)
+    world = crash.World(running(DEFAULT_MAJOR), tmp_path / "world", next(names), told, more)
+
+    assert any(hit for _, hit in crash.crash(world, strikes))
+    world.drop()
 
 
 @pytest.fixture(scope="module")
