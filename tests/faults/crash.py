@@ -193,6 +193,7 @@ class World:
         """Make it on that server, below that directory."""
         self.server, self.home, self.told, self.story = server, home, told, STORIES[told]
         self.database = servers.Database(server, name)
+        self.left: list[int] = []  # clients whose job was killed
         self.kept, self.round = home.with_name(f"{home.name}.kept"), 0
         self.backups, self.files = home / "backups", home / "migrations"
         for each in (self.backups, self.files, home / "tool"):
@@ -311,9 +312,18 @@ class World:
 
 
 def _job(world: World, process: program.Process, backend: int) -> bool:
-    del world, backend
+    """Kill the job; a pg_dump that writes a folder hears nothing of it, and is to end all the same.
+
+    It stands still, so that it does not come to its end by itself.
+    """
+    del backend
     running = process.running
+    alone = [pid for pid in _children(process.pid) if _is_dump(pid)] * (world.told == "folder")
+    with contextlib.suppress(OSError):
+        for pid in alone:
+            os.kill(pid, signal.SIGSTOP)
     process.signal(signal.SIGKILL)
+    world.left = alone
     return running
 
 
@@ -335,6 +345,12 @@ def _postmaster(world: World, process: program.Process, backend: int) -> bool:
     running = world.server.running
     world.server.signal_postmaster(signal.SIGKILL)
     return running
+
+
+def _is_dump(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text() == "pg_dump\n"
+    return False
 
 
 def _killed(pid: int) -> bool:
@@ -388,6 +404,7 @@ def require_sound(world: World, result: program.Result) -> None:
     it; the password stands nowhere.
     """
     killed = result.code == -signal.SIGKILL
+    _require_no_client(world)
     faults.until(lambda: not _sessions(world), "no session of ours is left", PATIENCE_S)
     assert world.database.name in world.databases(), "the live database is gone"
     assert [0] == world.database.query(
@@ -404,6 +421,15 @@ def require_sound(world: World, result: program.Result) -> None:
     if world.told != "bucket":
         _require_backups(world, killed=killed)
     _require_no_secret(world, result)
+
+
+def _require_no_client(world: World) -> None:
+    left, world.left = world.left, []
+    try:
+        faults.until(lambda: not any(map(_is_dump, left)), "no pg_dump is left", PATIENCE_S)
+    finally:
+        for pid in filter(_is_dump, left):
+            _killed(pid)
 
 
 def _require_as_recorded(world: World, ran: list[int], recorded: list[tuple[int, str]]) -> None:

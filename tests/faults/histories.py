@@ -199,7 +199,8 @@ class History:
             f"DROP TABLE public.t{self.done[0]};\n"
         )
         self.told.append(f"{newest} is another migration")
-        self.ends(26, *self.choice.choice([("up",), ("check",), ("force", str(newest))]))
+        for command in (("up",), ("check",), *((each, str(newest)) for each in ("force", "adopt"))):
+            self.ends(26, *command)
         back = self.run("rollback")  # by the recorded text, or not at all
         assert back.code in (0, 26), f"{self}\n{back}"
         if back.code == 0:

@@ -87,7 +87,8 @@ def test_e122_whatever_is_killed_the_next_run_settles_it(
         ]),
         pytest.param("swap", [Strike("job", event="restore.started"), Strike("backend", 90)]),
         pytest.param("folder", [
-            Strike("pg_dump", event="backup.started"), Strike("job", event="backup.verified"),
+            Strike("job", 40, "clients"), Strike("pg_dump", event="backup.started"),
+            Strike("job", event="backup.verified"),
         ]),
         pytest.param("wrap", [
             Strike("job", event="wrap.rehearsed", rehearse="auto"),

@@ -138,6 +138,7 @@ CHANGES = (  # what nobody does all the time
 READABLE = """DO $$ DECLARE l oid; BEGIN FOR l IN SELECT oid FROM pg_largeobject_metadata LOOP
 EXECUTE format('GRANT SELECT ON LARGE OBJECT %s TO {}', l); END LOOP; END $$"""
 PAUSE_S, CHANGE_EACH = 0.02, 100
+NO_SNAPSHOT = """for e; do shift; case $e in --snapshot=*) ;; *) set -- "$@" "$e" ;; esac; done"""
 DAMAGES = (
     '"$REAL" "$@" | head -c $(({bytes} + 600))',
     '"$REAL" "$@" && printf x',
@@ -145,6 +146,12 @@ DAMAGES = (
     'exec "$REAL" "$@" --exclude-table=public.emptied',
     'exec "$REAL" "$@" --schema-only',
     "exit 0",
+    # a dump of what was there a moment later
+    '{python} -c "{adds}" {superuser} && ' + NO_SNAPSHOT + ' && exec "$REAL" "$@"',
+)
+ADDS = (
+    "import psycopg, sys; psycopg.connect(sys.argv[1], autocommit=True)"
+    ".execute('INSERT INTO public.written (v) VALUES (0)')"
 )
 
 # What may be lost without an error while it is restored, as pg_restore --list calls it. Comments,
@@ -324,7 +331,12 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
         with writers(database, made.writers, seed):
             whole = program.Program(env, home).run("backup", timeout=300)
         size = _size(home)
-        damage = choice.choice(DAMAGES).format(bytes=choice.randint(0, max(size - 1200, 0)))
+        damage = DAMAGES[number % len(DAMAGES)].format(
+            bytes=choice.randint(0, max(size - 1200, 0)),
+            python=shlex.quote(sys.executable),
+            adds=ADDS,
+            superuser=shlex.quote(database.conninfo()),
+        )
         fake = fakes.Fakes(home / "fakes")
         damaged_env = {**env, "PATH": fake.write(damage), "PREFLIGHT_REHEARSE": "off"}
         damaged = program.Program(damaged_env, home).run("backup", timeout=300)
