@@ -607,27 +607,24 @@ def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike
     return found
 
 
-def at_each_event(counted: Counted) -> Iterator[tuple[str, list[Strike]]]:
-    """Yield each story with the strikes at its events, one victim after the other."""
-    for told in STORIES:
-        rehearse = "off" if told != "wrap" else "auto"
-        for victim in VICTIMS[1:]:
-            events = counted(told, rehearse).events
-            if victim == "pg_dump":  # of more than one event before a client begins, one is enough
-                events = tuple(each for each in events if each.endswith(".started"))
-            yield told, [Strike(victim, event=each, rehearse=rehearse) for each in events]
+def at_each_event(told: str, victim: str, counted: Counted) -> list[Strike]:
+    """Return the strikes at the events of a story, one after the other."""
+    rehearse = "off" if told != "wrap" else "auto"
+    events = counted(told, rehearse).events
+    if victim == "pg_dump":  # of more than one event before a client begins, one is enough
+        events = tuple(each for each in events if each.endswith(".started"))
+    return [Strike(victim, event=each, rehearse=rehearse) for each in events]
 
 
 class Worlds:
     """The worlds on one server, one a story, each made once and come back to."""
 
-    def __init__(self, major: int) -> None:
-        """Start the server."""
-        self.server = servers.start(major)
+    def __init__(self, major: int, counts: dict[tuple[str, str], Undisturbed]) -> None:
+        """Start the server; what a story has when nobody disturbs it is the same on all."""
+        self.server, self.counts = servers.start(major), counts
         self.home = Path(tempfile.mkdtemp(prefix="pg-preflight-crash-"))
         self.opened = contextlib.ExitStack()
         self.now: dict[str, World] = {}
-        self.counts: dict[tuple[str, str], Undisturbed] = {}
         self.number = 0
 
     @functools.cached_property
@@ -669,52 +666,94 @@ class Worlds:
             shutil.rmtree(self.home)
 
 
+Task = tuple[str, str, Callable[[Counted], list[Strike]]]  # how it is called, its story, what
+
+
+class Walk:
+    """What is to be struck, and what was, by several threads with a server each."""
+
+    def __init__(self, tasks: Iterator[Task], major: int) -> None:
+        """Begin."""
+        self.tasks, self.major, self.lock = tasks, major, threading.Lock()
+        self.counts: dict[tuple[str, str], Undisturbed] = {}
+        self.done = self.wrong = 0
+        self.struck: collections.Counter[str] = collections.Counter()
+
+    def next(self) -> Task | None:
+        """Return the next task."""
+        with self.lock:
+            return next(self.tasks, None)
+
+    def go(self) -> None:
+        """Strike until there is nothing left."""
+        worlds, wrong = Worlds(self.major, self.counts), False
+        while task := self.next():
+            words, told, chosen = task
+            left = chosen(worlds.counted)
+            while left:
+                try:
+                    tried = crash(worlds.world(told), left)
+                except (AssertionError, psycopg.Error, servers.Broken) as error:
+                    wrong, tried = True, []
+                    self.say(f"{words}{error}\n{worlds.server!r}, {worlds.home}", wrong=1)
+                    worlds.leave(told)
+                left = left[len(tried) :] if tried else []
+                self.settled(tried)
+        worlds.close(remove=not wrong)
+
+    def settled(self, tried: list[tuple[Strike, bool]]) -> None:
+        """Count what was struck, and say now and then how far it is."""
+        with self.lock:
+            self.done += 1
+            self.struck.update(strike.victim for strike, hit in tried if hit)
+        if self.done % 20 == 0:
+            self.say(str(self))
+
+    def say(self, text: str, wrong: int = 0) -> None:
+        """Say it at once."""
+        with self.lock:
+            self.wrong += wrong
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    def __str__(self) -> str:
+        """Tell how many were killed; to cut a connection kills nobody."""
+        kills = self.struck.total() - self.struck["connection"]
+        who = ", ".join(f"{each} {self.struck[each]}" for each in VICTIMS)
+        databases = f"server {self.major}: {self.done} databases"
+        return f"{databases}, {kills} kills, {self.wrong} wrong ({who})"
+
+
 def main() -> int:
     """Strike until the time is over; 1 when something did not hold."""
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--major", type=int, default=17, help="the server's major version")
+    parser.add_argument("--jobs", type=int, default=4, help="servers at once; a run mostly waits")
     parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
     asked = parser.parse_args()
     seed, _, only = str(asked.seed).partition("/")
-    worlds = Worlds(asked.major)
-    wrong = done = 0
-    struck: collections.Counter[str] = collections.Counter()
 
-    def chosen() -> Iterator[tuple[str, str, list[Strike]]]:
-        if asked.events:
-            yield from (("", *each) for each in at_each_event(worlds.counted))
-            return
+    def by_chance() -> Iterator[Task]:
         for number in _numbers(only, asked.minutes):
             choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, no secret
             told = choice.choice(sorted(STORIES))
-            yield f"SEED={seed}/{number} ", told, at_random(choice, told, worlds.counted)
+            yield f"SEED={seed}/{number} ", told, functools.partial(at_random, choice, told)
 
-    def far() -> str:
-        kills = struck.total() - struck["connection"]
-        who = ", ".join(f"{each} {struck[each]}" for each in VICTIMS)
-        what = f"{done} databases, {kills} kills ({who}), {wrong} wrong"
-        return f"seed {seed}, server {asked.major}: {what}"
+    def in_turn() -> Iterator[Task]:
+        for told in STORIES:
+            for victim in VICTIMS[1:]:
+                yield "", told, functools.partial(at_each_event, told, victim)
 
-    for words, told, strikes in chosen():
-        left = strikes
-        while left:
-            done += 1
-            try:
-                tried = crash(worlds.world(told), left)
-            except AssertionError as error:
-                wrong += 1
-                _say(f"{words}{error}\n{worlds.server!r}, {worlds.now[told].home}")
-                worlds.leave(told)
-                break
-            struck.update(strike.victim for strike, hit in tried if hit)
-            left = left[len(tried) :]
-            if done % 10 == 0:
-                _say(far())
-    _say(far())
-    worlds.close(remove=not wrong)
-    return min(wrong, 1)
+    walk = Walk(in_turn() if asked.events else by_chance(), asked.major)
+    threads = [threading.Thread(target=walk.go) for _ in range(1 if only else asked.jobs)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    walk.say(f"seed {seed}, {walk}")
+    return min(walk.wrong, 1)
 
 
 def _numbers(only: str, minutes: float) -> Iterator[int]:
@@ -725,11 +764,6 @@ def _numbers(only: str, minutes: float) -> Iterator[int]:
     while time.monotonic() < end:
         number += 1
         yield number
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
