@@ -272,6 +272,7 @@ class Complaint:
     schema: str = ""  # where its object stands, which pg_restore does not say; where it is known
     unique: bool = False  # of an index: it makes a promise about rows
     outside: bool = False  # because of what a partial backup leaves out
+    lost: bool = False  # the client's connection ended meanwhile, so that it may tell nothing else
 
     @property
     def sort(self) -> str:
@@ -313,9 +314,12 @@ class Complaint:
     @property
     def doubtful(self) -> bool:
         """Tell whether other jobs may be to blame for it."""
-        return not self.entry or self.entry.startswith(CONTENT) or "pg_restore: " in self.text
+        mixed = not self.entry or "pg_restore: " in self.text
+        return mixed or self.lost or self.entry.startswith(CONTENT)
 
 
+# libpq's own words, which no server translates
+_LOST = re.compile(r"server closed the connection unexpectedly|no connection to the server")
 _COMMENT = re.compile(r"COMMENT (?:- )?EXTENSION ")
 FILLED = ("TABLE DATA", "SEQUENCE SET", "INDEX")
 BARE = ("--no-owner", "--no-privileges")  # for a role, or on a server, that cannot give them
@@ -478,6 +482,7 @@ class _Heard:
         self._number = self._entry = ""
         self._setting: str | None = None  # may be waved through, as the next line will tell
         self._waved = 0
+        self._lost = False
         self._unique: set[str] = set()  # indexes, as an entry names them
         self._first: list[Complaint] = []
         self._sorts: set[str] = set()
@@ -485,6 +490,7 @@ class _Heard:
 
     def line(self, line: str) -> None:
         """Take the next line."""
+        self._lost = self._lost or _LOST.search(line) is not None
         if self._setting is not None:
             text, self._setting = self._setting, None
             if _WAVED.fullmatch(line.strip()):
@@ -522,6 +528,6 @@ class _Heard:
             text, self._setting = self._setting, None
             self._keep(text)
         kept = self._first + list(self._last)
-        return [dataclasses.replace(each, unique=each.name in self._unique) for each in kept], (
-            self._waved
-        )
+        unique, lost = self._unique, self._lost
+        told = [dataclasses.replace(p, unique=p.name in unique, lost=lost) for p in kept]
+        return told, self._waved

@@ -508,6 +508,13 @@ def _fill(
             there=parts.there(part)
             | {each.schema for each in parts.dated(session, place.source.manifest.extensions)},
         )
+    if any(problem.lost for problem in problems):
+        session.execute("SELECT 1")  # a server that went away says so here
+        raise BackupInterrupted(
+            "restore.client",
+            f"the connection of pg_restore was lost: {problems[0].text}",
+            "Run again; the live database was not touched.",
+        )
     strict = _without_outside(parts.marked(problems, part), part)
     _require_clean(code if strict or not problems else 0, strict, skipped=bool(place.skip))
     with sessions.beside(session, place.into, quiet) as other:

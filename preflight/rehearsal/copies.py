@@ -594,6 +594,11 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     take.require_there(saved, again=True)  # whoever restores: a damaged dump is no backup
     unread = [problem for problem in problems if problem.sort == "archive"]
     words = "; ".join(problem.text for problem in unread)
+    if any(problem.lost for problem in problems):
+        lost = f"the connection of pg_restore was lost: {said}"
+        if elsewhere:
+            raise scratch.Unavailable(lost)
+        raise BackupInterrupted("rehearsal.client", lost, "Run again; nothing was migrated.")
     if unread and children.hope_of(code, words) == "passing":
         raise scratch.Unavailable(f"the copy cannot be restored: {words}")
     if any("No space left on device" in problem.text for problem in problems):

@@ -174,17 +174,16 @@ class History:
         """Expect 26 of a recorded file that was edited, renamed, removed, or is another one."""
         version = self.some()
         before = self.remove(version)
-        which = self.choice.choice(["text", "name", "gone", "other"])
-        self.told.append(f"{version}: {which}")
-        for path, text in before.items():
-            if which == "text":
-                path.write_bytes(text + b"-- more\n")
-            elif which in ("name", "other"):
-                more = b"" if which == "name" else b"SELECT 1;\n"
-                path.with_name(path.name.replace("_t", "_u", 1)).write_bytes(more + text)
-        self.ends(26, "check")
-        self.ends(26, "up")
-        self.remove(version)
+        for which in self.choice.sample(["text", "name", "gone", "other"], 4):
+            self.told.append(f"{version}: {which}")
+            for path, text in before.items():
+                if which == "text":
+                    path.write_bytes(text + b"-- more\n")
+                elif which in ("name", "other"):
+                    more = b"" if which == "name" else b"SELECT 1;\n"
+                    path.with_name(path.name.replace("_t", "_u", 1)).write_bytes(more + text)
+            self.ends(26, self.choice.choice(["check", "up"]))
+            self.remove(version)
         for path, text in before.items():
             path.write_bytes(text)
         self.agrees()
@@ -226,10 +225,11 @@ class History:
 
     def back(self) -> None:
         """Take back what is above, down to nothing; and have it come again."""
-        to = self.choice.choice([0, 0, self.some()])
-        self.ends(0, "rollback", "--to", str(to))
-        before, self.done = self.done, [each for each in self.done if to and each <= to]
-        self.agrees()
+        before = self.done
+        for to in (self.some(), 0):
+            self.ends(0, "rollback", "--to", str(to))
+            self.done = [each for each in self.done if to and each <= to]
+            self.agrees()
         self.ends(0, "up")
         self.done = before
         self.agrees()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -485,6 +486,42 @@ def test_client_that_restores_nothing_is_found_out(
     result = run("restore", "latest", env={"PATH": fakes.write(script, "pg_restore")})
 
     assert code == result.code, result
+    assert [] == beside(filled)
+
+
+class _CutsRestore(faults.Fault):
+    """Cuts the connection of each pg_restore at its first table."""
+
+    def __init__(self) -> None:
+        self._caller = threading.local()  # a connection has a thread of its own
+
+    def startup(self, message: bytes) -> None:
+        self._caller.restores = b"application_name\0pg_restore\0" in message
+
+    def connected(self) -> faults.Fault:
+        return _CutsTable() if self._caller.restores else faults.Fault()
+
+
+class _CutsTable(faults.Fault):
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        if kind == b"C" and b"CREATE TABLE" in message:
+            raise faults.Cut
+        return message
+
+
+@pytest.mark.parametrize("command", [["restore", "latest"], ["backup"]], ids=["restore", "proof"])
+def test_lost_connection_of_pg_restore_is_nobodys_lack(
+    run: Run, filled: servers.Database, command: list[str]
+) -> None:
+    """Neither a right of this role's (22) nor a damaged backup (24): run again (14)."""
+    with faults.through(filled.server, _CutsRestore()) as proxy:
+        run("backup", env=proxy.env())  # a backup is of an address
+        proven = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_ON": "server"}
+
+        result = run(*command, env=proxy.env() | proven)
+
+    assert 14 == result.code, str(result)
+    assert "connection of pg_restore was lost" in result.finished["error"]["message"]
     assert [] == beside(filled)
 
 
