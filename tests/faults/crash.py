@@ -56,6 +56,12 @@ BEFORE = (
     "CREATE TABLE done (forth bool);"  # how often 004 ran, and how often it was taken back
     "INSERT INTO items SELECT n FROM generate_series(1, 500) n"
 )
+# A copy of a database has its sequences as they are, but not the WAL with the next values of each:
+# after a crash of the server they would come again. What was just set has logged none ahead.
+LOGGED = """
+SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, last_value)
+FROM pg_sequences WHERE last_value IS NOT NULL
+"""
 TOOL = """
 import os
 import psycopg
@@ -229,6 +235,7 @@ class World:
 
     def keep(self) -> None:
         """Remember how all stands, to come back to it."""
+        self.database.query(LOGGED)
         self._copy(f"kept_{self.database.name}", self.database.name)
         shutil.copytree(self.home, self.kept)
 
@@ -593,16 +600,21 @@ Counted = Callable[[str, str], Undisturbed]
 
 
 def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike]:
-    """Return some strikes, early ones as likely as late ones, most of them at our own."""
+    """Return some strikes, most of them at our own messages.
+
+    The first comes as likely early as late. Each leaves less to do to the next run, so that later
+    ones come early in it.
+    """
     found = []
-    for _ in range(choice.choice([1, 2, 6])):
+    for before in range(choice.choice([1, 4, 8])):
         rehearse = "auto" if told == "wrap" else choice.choice(["off", "off", "auto"])
         most = counted(told, rehearse)
         victim = choice.choice([each for each in VICTIMS if each != "pg_dump" or most.clients])
         among = choice.choice(["ours", "ours", "ours", "clients"])
         if victim == "pg_dump" or not most.clients:
             among = "clients" if most.clients else "ours"
-        message = choice.randint(1, most.clients if among == "clients" else most.ours)
+        all_ = most.clients if among == "clients" else most.ours
+        message = choice.randint(1, max(1, all_ // (1 + before)))
         found.append(Strike(victim, message, among, rehearse=rehearse))
     return found
 
@@ -672,9 +684,9 @@ Task = tuple[str, str, Callable[[Counted], list[Strike]]]  # how it is called, i
 class Walk:
     """What is to be struck, and what was, by several threads with a server each."""
 
-    def __init__(self, tasks: Iterator[Task], major: int) -> None:
+    def __init__(self, tasks: Iterator[Task]) -> None:
         """Begin."""
-        self.tasks, self.major, self.lock = tasks, major, threading.Lock()
+        self.tasks, self.lock = tasks, threading.Lock()
         self.counts: dict[tuple[str, str], Undisturbed] = {}
         self.done = self.wrong = 0
         self.struck: collections.Counter[str] = collections.Counter()
@@ -684,9 +696,9 @@ class Walk:
         with self.lock:
             return next(self.tasks, None)
 
-    def go(self) -> None:
-        """Strike until there is nothing left."""
-        worlds, wrong = Worlds(self.major, self.counts), False
+    def go(self, major: int) -> None:
+        """Strike on a server of that version until there is nothing left."""
+        worlds, wrong = Worlds(major, self.counts), False
         while task := self.next():
             words, told, chosen = task
             left = chosen(worlds.counted)
@@ -720,8 +732,7 @@ class Walk:
         """Tell how many were killed; to cut a connection kills nobody."""
         kills = self.struck.total() - self.struck["connection"]
         who = ", ".join(f"{each} {self.struck[each]}" for each in VICTIMS)
-        databases = f"server {self.major}: {self.done} databases"
-        return f"{databases}, {kills} kills, {self.wrong} wrong ({who})"
+        return f"{self.done} databases, {kills} kills, {self.wrong} wrong ({who})"
 
 
 def main() -> int:
@@ -729,7 +740,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--major", type=int, default=17, help="the server's major version")
+    parser.add_argument("--majors", default="17", help="of the servers, as in 15,18")
     parser.add_argument("--jobs", type=int, default=4, help="servers at once; a run mostly waits")
     parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
     asked = parser.parse_args()
@@ -746,13 +757,17 @@ def main() -> int:
             for victim in VICTIMS[1:]:
                 yield "", told, functools.partial(at_each_event, told, victim)
 
-    walk = Walk(in_turn() if asked.events else by_chance(), asked.major)
-    threads = [threading.Thread(target=walk.go) for _ in range(1 if only else asked.jobs)]
+    majors = [int(each) for each in asked.majors.split(",")]
+    walk = Walk(in_turn() if asked.events else by_chance())
+    threads = [
+        threading.Thread(target=walk.go, args=(majors[number % len(majors)],))
+        for number in range(1 if only else asked.jobs)
+    ]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    walk.say(f"seed {seed}, {walk}")
+    walk.say(f"seed {seed}, servers {asked.majors}: {walk}")
     return min(walk.wrong, 1)
 
 
