@@ -1,9 +1,10 @@
 """Break one line at a time and see whether a test notices: `make mutate` prints what survives.
 
 A hundred lines that promises rest on, each held against the tests of its subject, in a copy of
-the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words, and
-ARGS=--general holds those that have some against the general instruments alone. What died is
-printed with the test that failed and its words: read them, for a test may fail for another reason.
+the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words,
+ARGS=--general holds those that have some against the general instruments alone, and ARGS=--others
+holds each against its subject's tests without those that are named. What died is printed with the
+test that failed and its words: read them, for a test may fail for another reason.
 """
 
 import re
@@ -36,6 +37,13 @@ class Mutant:
     def file(self) -> str:
         """The file's path in the repository."""
         return self.path if self.path == "entrypoint.py" else f"preflight/{self.path}.py"
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What pytest is asked for to run the files of the named tests without these."""
+        named = [each for each in self.tests if "::" in each]
+        files = dict.fromkeys(each.partition("::")[0] for each in named)
+        return (*files, *(f"--deselect={each}" for each in named))
 
     def broken(self, text: str) -> str:
         """Return the file with the line broken; the line must be there, once."""
@@ -899,8 +907,10 @@ def noticed(mutant: Mutant, copy: Path, tests: tuple[str, ...]) -> str:
 
 def main(chosen: list[str]) -> int:
     """Run the mutants whose number or words are chosen, or all; return how many survive."""
-    survivors, general = 0, "--general" in chosen
-    chosen = [each for each in chosen if each != "--general"]
+    survivors, how = 0, "tests"
+    for each in ("general", "others"):
+        if f"--{each}" in chosen:
+            how, chosen = each, [word for word in chosen if word != f"--{each}"]
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "copy"
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -914,10 +924,10 @@ def main(chosen: list[str]) -> int:
         for number, mutant in enumerate(MUTANTS, 1):
             if chosen and str(number) not in chosen and not set(chosen) & set(mutant.what.split()):
                 continue
-            if general and not mutant.general:
+            if not (tests := getattr(mutant, how)):
                 continue
             say(f"{number:02d} {mutant.what}: ")
-            by = noticed(mutant, copy, mutant.general if general else mutant.tests)
+            by = noticed(mutant, copy, tests)
             survivors += not by
             say(f"killed ({by})\n" if by else "SURVIVES\n")
     say(f"{survivors} survived\n")

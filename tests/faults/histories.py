@@ -329,9 +329,9 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
     choice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
     history = History(database, home, choice)
     history.write(0)
-    history.write(1)
+    history.write(2)  # there is room below
     history.ends(0, "up")
-    history.done = [0, 1]
+    history.done = [0, 2]
     history.grows()
     for each in choice.sample(EVENTS, len(EVENTS)):
         each(history)
