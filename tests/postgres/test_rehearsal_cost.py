@@ -300,6 +300,7 @@ def test_very_many_short_queries_are_looked_at_together(
 
     session: Any = SimpleNamespace(
         execute=execute,
+        cursor=connection.cursor,
         config=SimpleNamespace(schema="preflight"),
         connection=connection,
         lost=False,
