@@ -292,7 +292,7 @@ MUTANTS = [
     Mutant(
         "the lock is asked for between files",
         "apply/forward",
-        "    if not held[0][0]:\n",
+        "    if held != [True]:\n",
         "    if not held:\n",
         _tests("lock::test_lock_that_a_file_let_go_is_missed"),
     ),

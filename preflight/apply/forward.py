@@ -86,7 +86,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     Return False when the connection broke at COMMIT and the history, read on a new one, says that
     it came through: the lock has to be taken again.
     """
-    log = structlog.get_logger()
+    log = structlog.get_logger().bind()  # once for both lines
     named = migration.named
     script = script or migration.up
     said = {"note": note} if note else {}
@@ -138,9 +138,35 @@ def patiently(
 
     One with an effect beyond the database is not run again: that would not be rolled back.
     """
+    began = time.monotonic()
+    try:
+        return transaction()
+    except psycopg.Error as error:
+        if session.lost or not _passing(error):
+            raise
+        first = error
+    return _again(session, migration, seen, transaction, first, began)
+
+
+def _again(  # noqa: PLR0913, PLR0917 -- what was tried, and how
+    session: Session,
+    migration: Migration,
+    seen: watch.Watch,
+    transaction: Callable[[], int],
+    first: psycopg.Error | None,
+    began: float,
+) -> int:
+    """Go on from the first failure, for which nearly no file has to load what repeats."""
     from tenacity import Retrying, retry_if_exception, wait_random_exponential  # noqa: PLC0415
 
-    deadline = time.monotonic() + session.config.lock_retry_s
+    def once() -> int:
+        nonlocal first
+        if first is None:
+            return transaction()
+        raised, first = first, None
+        raise raised
+
+    deadline = began + session.config.lock_retry_s
     retrying = Retrying(
         retry=retry_if_exception(lambda error: _passing(error) and not _beyond(migration.up)),
         wait=wait_random_exponential(0.1, max=5, min=0.1),
@@ -150,7 +176,7 @@ def patiently(
         reraise=True,
     )
     try:
-        return retrying(transaction)
+        return retrying(once)
     except psycopg.Error as error:
         if session.lost or not _passing(error):
             raise
@@ -283,7 +309,7 @@ def _begin(session: Session, migration: Migration, backup: str | None) -> bool:
         *statements.preparing(session, migration.up, "SET LOCAL"),
     ]
     held, claimed = session.picked("; ".join(said), 2 - len(said), 3 - len(said))
-    if not held[0][0]:
+    if held != [True]:
         raise lock.missing()
     return bool(claimed)
 

@@ -29,9 +29,7 @@ def literal(text: str) -> str:
 
 def filled(query: str, values: Sequence[object]) -> str:
     """Return a statement with its %s replaced: by texts, numbers, truths, NULL for None."""
-    first, *others = query.split("%s")
-    pairs = zip(values, others, strict=True)
-    return first + "".join(_value(value) + after for value, after in pairs)
+    return query % tuple(map(_value, values))
 
 
 def _value(value: object) -> str:

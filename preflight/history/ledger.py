@@ -482,7 +482,7 @@ def finish(  # noqa: PLR0913 -- one row
         follow(session, migration.up)
         return
     updated = session.execute(*_end_mark(session, migration, duration_ms, count)).fetchall()
-    finished(session, migration, updated)
+    finished(session, migration, [there for (there,) in updated])
     event = "forced" if before else "applied"
     journal.journal(
         session, event, migration, duration_ms=duration_ms, backup=backup, before=before
@@ -515,10 +515,13 @@ def finishing(
     return f"{mark}; {quoting.filled(*row)}"
 
 
-def finished(session: Session, migration: Migration, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Make sure that the end mark was set; raises HistoryConflict."""
-    _require_one(session, len(rows))
-    follow(session, migration.up, there=rows[0][0])
+def finished(session: Session, migration: Migration, there: Sequence[bool]) -> None:
+    """Make sure that the end mark was set; raises HistoryConflict.
+
+    It says whether another tool's history was taken over, once for each row that it found.
+    """
+    _require_one(session, len(there))
+    follow(session, migration.up, there=there[0])
 
 
 def follow(session: Session, script: Script, *, there: bool | None = None) -> None:

@@ -28,13 +28,14 @@ TELL_EVERY_S = 10.0
 
 _HELD = """FROM pg_catalog.pg_locks l
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
- AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
-  WHERE d.datname = pg_catalog.current_database())
  AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid"""
 _HOLDER = f"""SELECT a.pid, a.application_name, a.client_addr::text,
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - a.backend_start)::float8
  FROM pg_catalog.pg_stat_activity a
- WHERE a.pid IN (SELECT l.pid {_HELD})"""  # noqa: S608 -- constants
+ WHERE a.pid IN (SELECT l.pid {_HELD}
+ AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database()))"""  # noqa: S608 -- constants
+# a session's own are in its own database
 _OURS = f"SELECT count(*) > 0 AS ours {_HELD} AND l.pid = pg_catalog.pg_backend_pid()"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 import structlog
-from psycopg import capabilities, pq
+from psycopg import capabilities, generators, pq
 from psycopg.rows import dict_row
 
 from preflight.base import quoting, stop
@@ -28,6 +28,8 @@ from preflight.server.dial import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from psycopg.pq.abc import PGresult
 
     from preflight.base.config import Config
     from preflight.files.migrations import Script
@@ -136,6 +138,7 @@ class Session:
         self._silent = False
         self._called = ""
         self._refused: set[str] = set()
+        self._resets: dict[tuple[object, ...], str] = {}  # said three times a file
         self.locked = False  # the run's lock was taken by this very connection
 
     def open(self) -> None:
@@ -217,11 +220,14 @@ class Session:
                 if not cursor.nextset():
                     return found
 
-    def picked(self, script: str, *places: int) -> list[list[tuple[Any, ...]]]:
-        """Run statements in one round trip; return the rows of those at these places."""
-        with self._bounded(), stop.allowed(), self.connection.cursor() as cursor:
-            cursor.execute(script.encode())
-            return [cursor.set_result(place).fetchall() for place in places]
+    def picked(self, script: str, *places: int) -> list[list[bool]]:
+        """Run statements in one round trip; return the rows, a truth each, of those at places."""
+        with self._bounded(), stop.allowed():
+            found = _results(self.connection, script)
+        return [
+            [found[place].get_value(row, 0) == b"t" for row in range(found[place].ntuples)]
+            for place in places
+        ]
 
     def read(self, query: str, take: Callable[[Iterator[tuple[Any, ...]]], T]) -> T:
         """Return what `take` makes of a query's rows, of which few are in memory at a time."""
@@ -382,8 +388,11 @@ class Session:
         """Return what `reset` sends; None where it takes more than one message."""
         if not self._prepared or self.facts is None:
             return None
-        ours = [*self._needed(), *_sets(self._good(self.facts.major))]
-        return "; ".join([*_RESET, *filter(None, [more]), *ours])
+        known = (more, self._called, self._options, len(self._refused), self.facts.major)
+        if known not in self._resets:
+            ours = [*self._needed(), *_sets(self._good(self.facts.major))]
+            self._resets[known] = "; ".join([*_RESET, *filter(None, [more]), *ours])
+        return self._resets[known]
 
     @property
     def plain(self) -> bool:
@@ -609,9 +618,20 @@ def transaction(session: Session, begin: Callable[[], object] | None = None) -> 
 def commit(session: Session) -> None:
     """Commit; a stop request waits until the answer is there. Raises what the server says."""
     with session.ending() if session.ending else nullcontext(), stop.deferred():
-        result = session.connection.execute("COMMIT")
-    if result.statusmessage != "COMMIT":
+        (result,) = _results(session.connection, "COMMIT")
+    if result.command_status != b"COMMIT":
         raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
+
+
+def _results(connection: psycopg.Connection[Any], script: str) -> list[PGresult]:
+    """Run statements in one round trip, without a cursor, which would cost more than the trip."""
+    with connection.lock:
+        connection.pgconn.send_query(script.encode())
+        found: list[PGresult] = connection.wait(generators.execute(connection.pgconn))
+    for result in found:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
+    return found
 
 
 def roll_back(session: Session) -> None:
