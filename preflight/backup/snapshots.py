@@ -378,7 +378,7 @@ def require_readable(session: Session) -> list[Table]:
     """Return every table; raises BackupFailed that names what this role cannot dump whole."""
     limited, query = bool(session.config.only), _relations(session, "'r', 'p', 'S'")
     rows = sessions.read(session, _UNREADABLE.replace("{relations}", query), list)
-    hidden = [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if not row[2]]
+    hidden = [f"{quoting.name(row[0])}.{quoting.name(row[1])}" for row in rows if row[2] is False]
     objects = [] if limited else session.execute(_LARGE_OBJECTS).fetchall()
     hidden += [f"large object {found[0]}" for found in objects]
     others = "" if limited else (

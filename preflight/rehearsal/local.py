@@ -596,7 +596,7 @@ def started(  # noqa: PLR0913 -- what a server is made from
     _require_reachable(directory, whose)
     sweep(directory)
     with ExitStack() as stack:
-        home = _had_ahead(programs, directory, run_id, need, limit_mb)
+        home = _had_ahead(stack, programs, directory, run_id, need, limit_mb)
         made = home is not None
         home = home or stack.enter_context(_held(directory, run_id, need, limit_mb, whose))
         server = Server(programs, home, stack.enter_context(_short(home, whose)), limit_mb)
@@ -647,7 +647,9 @@ class _Ahead:
                 self._thread.join(0.5)
 
     def leave(self) -> None:
-        """Have the directory removed, beside other work: see `_finish_leaving`."""
+        """Have the directory removed, beside other work: see `_finish_leaving`; once is enough."""
+        if self.over:
+            return
         self.over = True
 
         def work() -> None:
@@ -688,10 +690,13 @@ def ahead(
         begun.leave()
 
 
-def _had_ahead(
-    programs: Programs, directory: Path, run_id: str, need: int, limit_mb: int
+def _had_ahead(  # noqa: PLR0913, PLR0917 -- with what it goes, and what `started` was told
+    stack: ExitStack, programs: Programs, directory: Path, run_id: str, need: int, limit_mb: int
 ) -> Path | None:
-    """Return this run's directory where its cluster was made ahead; raises NoRoom."""
+    """Return this run's directory where its cluster was made ahead; raises NoRoom.
+
+    It is left with `stack`, so that the next copy of this run finds the place free.
+    """
     if (begun := _AHEAD.pop(directory / f"{PREFIX}{run_id}", None)) is None:
         return None
     begun.settled()
@@ -699,6 +704,7 @@ def _had_ahead(
         begun.leave()
         _finish_leaving()
         return None
+    stack.callback(begun.leave)
     _require_room(directory, need, limit_mb, begun.home)
     return begun.home
 

@@ -173,6 +173,20 @@ def test_server_is_of_that_major_listens_on_its_socket_alone_and_leaves_nothing(
     assert [] == faults.processes_in(directory)
 
 
+def test_second_copy_of_a_run_finds_its_place_free(
+    programs: local.Programs, directory: Path
+) -> None:
+    """The first had its cluster made ahead, in the directory of that name."""
+    with local.ahead(lambda: programs, directory, "run", 0):
+        for _ in range(2):
+            with local.started(programs, directory, "run", need=0) as server:
+                assert [".preflight-rehearsal-run"] == ours(directory)
+                assert server.ended(0.0) is None
+    local.sweep(directory)
+
+    assert [] == ours(directory)
+
+
 def test_limits_and_wal_level_are_the_callers(programs: local.Programs, directory: Path) -> None:
     """What a file runs into on the live server, it runs into on the copy."""
     wanted = {"max_locks_per_transaction": "77", "wal_level": "logical", "max_connections": "13"}
