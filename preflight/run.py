@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
-from preflight.base import logs, plain, stop, unloadable
+from preflight.base import logs, memory, plain, stop, unloadable
 from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ExitCode, Failure
 
@@ -256,6 +256,7 @@ def process(arguments: Sequence[str], choose: Choose) -> int:
 
     Returns the exit code.
     """
+    memory.one_heap()
     exit_code = once(arguments, choose)
     stop.listen(signal.SIG_IGN)  # Python puts the default back before it ends
     return exit_code

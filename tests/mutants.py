@@ -213,8 +213,8 @@ MUTANTS = [
     Mutant(
         "tables are locked before the snapshot",
         "backup/snapshots",
-        '                    other.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")\n',
-        "                    del names\n",
+        '        session.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")\n',
+        "        del names\n",
         _tests("backup::test_tables_are_locked_before_the_snapshot_is_taken"),
     ),
     Mutant(

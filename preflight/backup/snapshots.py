@@ -142,23 +142,29 @@ def exported(session: Session) -> Iterator[Snapshot]:
         for left in reversed(range(LISTINGS)):
             other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
-                if tables:
-                    names = ", ".join(table.sql for table in tables)
-                    other.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")
+                _lock(other, tables)
             except GONE:  # dropped since it was listed
                 if not left:
                     raise
             else:
                 name, taken_at = other.execute(_EXPORT).fetchone() or ("", "")
                 now = _tables(other)
-                if set(now) <= set(tables):
+                if set(tables).issuperset(now):
                     break
             other.execute("ROLLBACK")  # or a table was made in between
             tables = require_readable(other)
         else:
             raise Moved("tables are made and dropped faster than they can be locked")
-        yield Snapshot(name, taken_at, [table for table in now if table.has_rows], other)
+        tables = [table for table in now if table.has_rows]
+        del now  # there may be ten thousand
+        yield Snapshot(name, taken_at, tables, other)
         other.execute("COMMIT")
+
+
+def _lock(session: Session, tables: Sequence[Table]) -> None:
+    if tables:
+        names = ", ".join(table.sql for table in tables)
+        session.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")
 
 
 class Count:
