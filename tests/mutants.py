@@ -864,6 +864,14 @@ MUTANTS = [
         HISTORIES,
     ),
     Mutant(
+        "a statement that is cut out of its file is one copy more",
+        "files/due",
+        "3 * size\n",
+        "2 * size\n",
+        _tests("unit_due"),
+        HISTORIES,
+    ),
+    Mutant(
         "what lasts as long as its session is refused before it runs",
         "files/lasting",
         "        if held:\n",

@@ -22,7 +22,7 @@ from preflight.base.errors import (
     Problem,
     VerifyFailed,
 )
-from preflight.files import lasting, migrations, reading
+from preflight.files import due, migrations, reading
 from preflight.files.layout import NATIVE
 from preflight.history import fence, journal, ledger, plan
 from preflight.server import sessions
@@ -95,7 +95,7 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
         raise FilesInvalid.of("files.no_rollback", unwritten)
     for step in found:
         _begun(step)
-    lasting.require([step.script for step in found if not step.row.undoing])
+    due.require([step.script for step in found if not step.row.undoing])
     structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
     return found
 

@@ -17,7 +17,7 @@ from preflight.base.errors import (
     HistoryConflict,
     VerifyFailed,
 )
-from preflight.files import folder, lasting
+from preflight.files import due, folder
 from preflight.history import fence, ledger, plan, repeats, tables
 from preflight.server import sessions
 
@@ -101,7 +101,7 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
         file = next((file for file in files if file.version == row.version), None)
         if file is not None:
             resume.require_resumable(file, row)
-    lasting.require([file.up for file in files if file.version not in history.records])
+    due.require([file.up for file in files if file.version not in history.records])
     return history
 
 

@@ -50,19 +50,11 @@ _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
 
 def each(script: Script) -> Iterator[tuple[scan.Statement, bytes]]:
     """Yield the statements with their texts; a script that is one statement is not copied."""
-    if only := _only(script):
+    if only := script.only():
         yield only, script.text
         return
     for statement in script.statements():
         yield statement, statement.text(script.text)
-
-
-def _only(script: Script) -> scan.Statement | None:
-    found = script.statements()
-    first, second = next(found, None), next(found, None)
-    if first is None:
-        return None  # nothing but comments
-    return first if second is None and first.data is None and not script.wrapped else None
 
 
 def head(script: Script, statement: scan.Statement) -> bytes:
@@ -283,7 +275,7 @@ def _hint(
 def _offset(script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic) -> int:
     """Return the byte where the server sees the error, else the statement's first one."""
     if diag.statement_position:
-        sent = 0 if _only(script) else statement.start  # as `each` cut it
+        sent = 0 if script.only() else statement.start  # as `each` cut it
         characters = int(diag.statement_position) - 1
         longest = script.text[sent : sent + 4 * characters]  # a character has at most 4 bytes
         return sent + len(longest.decode("utf-8", "ignore")[:characters].encode())

@@ -12,7 +12,7 @@ from preflight.base.errors import (
     PlanChanged,
 )
 from preflight.commands import adopt, command
-from preflight.files import folder, lasting
+from preflight.files import due, folder
 from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
 
@@ -35,7 +35,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
         ledger.ensure(session)
         file = _to_force(config, files, ledger.read(session), number)
         row = ledger.row_of(session, file.version)
-        lasting.require([file.up])
+        due.require([file.up])
         backup = gate.proven(session, [file], "force", row)
         with gate.undisturbed():
             try:

@@ -13,7 +13,7 @@ from preflight import gate
 from preflight.apply import contact
 from preflight.base import console
 from preflight.commands import check, command, results, wrap
-from preflight.files import folder, lasting, planned
+from preflight.files import due, folder, planned
 from preflight.history import ledger, numbers, plan
 from preflight.server import ready, sessions
 
@@ -51,7 +51,7 @@ def run(
         adoptable, problem = contact.first_look(session, files, known)
         if problem:
             raise problem
-        lasting.require(
+        due.require(
             [file.up for file in made.todo if file.version not in {*adoptable, *known.records}]
         )
         todo = [file for file in made.todo if file.version not in adoptable]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from preflight.base.errors import FilesInvalid, Problem
+from preflight.base.errors import Problem
 from preflight.files import parser, scan
 
 if TYPE_CHECKING:
@@ -35,12 +35,6 @@ _BY_KIND = {
 }
 _HOLD = 0x20  # CURSOR_OPT_HOLD
 _DROPPED = 4  # ONCOMMIT_DROP: gone with the transaction that every statement has
-
-
-def require(scripts: Sequence[Script]) -> None:
-    """Make sure that files which are about to run could be taken up; raises FilesInvalid."""
-    if problems := [problem for script in scripts for problem in refused(script)]:
-        raise FilesInvalid.of("files.invalid", problems)
 
 
 def refused(script: Script) -> list[Problem]:

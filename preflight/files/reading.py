@@ -322,8 +322,7 @@ class Reading:
         said = self._directives(text, found)
         if self._outside(found) and "transactional" not in said:
             said |= {"transactional": False, "elsewhere": True}
-        blank = not self.rule.blank and not text.strip(b" \t\r\n\f\v;")
-        if sound and found.first is None and (blank or self.kind in ("verify", "export")):
+        if sound and found.first is None and self._needs_one(text):
             self.wrong(
                 "holds no statement",
                 "Write SQL, or a comment that says why there is nothing to do; or remove the file."
@@ -343,6 +342,12 @@ class Reading:
         checksum = hashlib.sha256(text).hexdigest()
         of = {"migration": self.source.name, "version": self.source.version}
         return migrations.Script(self.name, text, checksum, **of, **said)  # type: ignore[arg-type]
+
+    def _needs_one(self, text: bytes) -> bool:
+        """Tell whether a script without a statement is a mistake: nothing says that it is none."""
+        if self.kind in ("verify", "export"):
+            return True
+        return not self.rule.blank and not text.strip(b" \t\r\n\f\v;")
 
     def _outside(self, found: _Found) -> bool:
         """Tell whether another tool would run this outside a transaction."""

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from preflight.backup import mounts
-from preflight.base import console, stop
+from preflight.base import console, memory, stop
 
 DIRECTORY = Path("/scratch")
 SUPERUSER = "preflight_rehearsal_superuser"  # a name that no live server has: its roles come here
@@ -244,52 +244,12 @@ def room(directory: Path, limit_mb: int = 0, *, taken: int | None = None) -> Roo
     found = os.statvfs(directory)
     rooms = [Room(found.f_bavail * found.f_frsize, "on its file system")]
     if mounts.mount_kind(directory) in ("tmpfs", "ramfs"):
-        rooms += [Room(left, f"of the memory ({whose})") for left, whose in memory()]
+        rooms += [Room(left, f"of the memory ({whose})") for left, whose in memory.left()]
     if limit_mb:
         taken = size(directory) if taken is None else taken
         bound = f"below PREFLIGHT_REHEARSE_DIR_MB={limit_mb}"
         rooms.append(Room(limit_mb * 1_000_000 - taken, bound))
     return min(rooms, key=lambda each: each.free)
-
-
-def memory(
-    cgroup: Path = Path("/proc/self/cgroup"),
-    mounted: Path = Path("/sys/fs/cgroup"),
-    meminfo: Path = Path("/proc/meminfo"),
-) -> list[tuple[int, str]]:
-    """Return the bytes of memory that the machine and each of our cgroups (v1, v2) leave."""
-    left = []
-    with suppress(OSError, ValueError):
-        if found := re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE):
-            left.append((int(found[1]) * 1024, "the machine's"))
-    with suppress(OSError):
-        for line in cgroup.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            root, names = (
-                (mounted / "memory", ("limit_in_bytes", "usage_in_bytes"))
-                if controllers
-                else (mounted, ("max", "current"))
-            )
-            inside = root / path.lstrip("/")
-            groups = [inside, *inside.parents]  # a container's own may be mounted at the root
-            left += [
-                (free, "the cgroup's")
-                for group in groups
-                if group.is_relative_to(root) and (free := _left(group, *names)) is not None
-            ]
-    return left
-
-
-def _left(group: Path, limit: str, used: str) -> int | None:
-    """Return what a cgroup leaves; cached pages of files give way, so they count as free."""
-    with suppress(OSError, ValueError):  # `max` is no number: no limit
-        most, now, more = (group / f"memory.{name}" for name in (limit, used, "stat"))
-        left = int(most.read_text()) - int(now.read_text())
-        cached = re.search(r"^(?:total_)?inactive_file (\d+)$", more.read_text(), re.MULTILINE)
-        return left + (int(cached[1]) if cached else 0)
-    return None
 
 
 def size(directory: Path) -> int:

@@ -516,34 +516,6 @@ def test_small_tmpfs_is_full_before_it_is_full(
         subprocess.run(["umount", "--lazy", directory], check=True)  # noqa: S607 - as above
 
 
-def test_memory_that_a_cgroup_leaves_counts(tmp_path: Path) -> None:
-    """Version 2 and version 1, nested, with the pages that give way; no limit is none."""
-    groups = {
-        "two": ("0::/pod/job\n", "pod", "memory.max", "memory.current", "inactive_file"),
-        "one": (
-            "4:memory:/pod/job\n",
-            "memory/pod",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    }
-    left = {}
-    for name, (said, path, limit, used, cached) in groups.items():
-        mounted = tmp_path / name
-        inside = mounted / path / "job"
-        inside.mkdir(parents=True)
-        (tmp_path / "cgroup").write_text(said)
-        (inside / limit).write_text("max\n")
-        (inside / used).write_text("5\n")
-        (inside.parent / limit).write_text("1000\n")
-        (inside.parent / used).write_text("400\n")
-        (inside.parent / "memory.stat").write_text(f"anon 1\n{cached} 50\n")
-        left[name] = local.memory(tmp_path / "cgroup", mounted, tmp_path / "nothing")
-
-    assert {"two": [(650, "the cgroup's")], "one": [(650, "the cgroup's")]} == left
-
-
 # --- where it cannot be ---------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pytest
 from preflight.base.errors import FilesInvalid
 from preflight.commands import plan
 from preflight.files import (
+    due,
     effects,
     foreign,
     lasting,
@@ -176,7 +177,7 @@ def test_file_that_leaves_much_in_its_session_is_told_up_to_a_number() -> None:
     script = Script("001_a.sql", text, "", transactional=False)
     assert lasting.REFUSED_MAX == len(lasting.refused(script))
     with pytest.raises(FilesInvalid):
-        lasting.require([script])
+        due.require([script])
 
 
 # --- what is parsed -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 
 from preflight.base.errors import FilesInvalid
-from preflight.files import lasting, reading
+from preflight.files import due, lasting, reading
 
 MARK = "-- preflight: no-transaction\n"
 LEAVES = [
@@ -92,6 +92,6 @@ def test_refusal_names_every_place() -> None:
     script = reading.kept(1, "001_a", "up", f"{MARK}LISTEN a;\n  LOAD 'x';\nSELECT 1;".encode())
 
     with pytest.raises(FilesInvalid) as raised:
-        lasting.require([script])
+        due.require([script])
 
     assert [(2, 1), (3, 3)] == [(each.line, each.column) for each in raised.value.problems]

@@ -17,7 +17,7 @@ from preflight import gate
 from preflight.apply import contact, resume
 from preflight.base.errors import ConfigInvalid, Problem, blamed
 from preflight.commands.fleet import apart, targets
-from preflight.files import lasting
+from preflight.files import due
 from preflight.history import ledger, numbers, plan
 from preflight.server import lock, ready, sessions
 
@@ -195,7 +195,7 @@ def look(session: Session, files: folder.Folder) -> Look:
         raise problem
     _require_resumable(session, on_disk, known)
     todo = [file for file in made.todo if file.version not in adopts]
-    lasting.require([file.up for file in todo if file.version not in known.records])
+    due.require([file.up for file in todo if file.version not in known.records])
     ledger.require_rights(session)
     # what is only to be recorded is due, too: it has a turn, and needs no proof
     return Look(todo or made.todo, frozenset(adopts), known)

@@ -1,0 +1,68 @@
+"""What is refused of the files that are due, before the first of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from preflight.base import memory
+from preflight.base.errors import FilesInvalid, Problem
+from preflight.files import lasting, scan
+
+if TYPE_CHECKING:
+    from preflight.files.migrations import Script
+
+OURS = 30_000_000  # bytes that the process has at least, beside what a file takes
+
+
+def require(scripts: Sequence[Script]) -> None:
+    """Make sure that they could be taken up, and fit into memory; raises FilesInvalid."""
+    problems = [problem for script in scripts for problem in lasting.refused(script)]
+    if problems := problems + too_large(scripts, memory.limit()):
+        raise FilesInvalid.of("files.invalid", problems)
+
+
+def too_large(scripts: Sequence[Script], limit: int | None) -> list[Problem]:
+    """Name the statements and files for which the process would be ended in the middle of its work.
+
+    `limit` is in bytes, None for none. What is needed is told too low rather than too high: nothing
+    is refused that might have come through.
+    """
+    held = OURS + sum(len(script.text) for script in scripts)  # all are at hand from first to last
+    if limit is None or held + max((_most(script) for script in scripts), default=0) <= limit:
+        return []
+    return [found for script in scripts if (found := _too_large(script, held, limit)) is not None]
+
+
+def _most(script: Script) -> int:
+    """Return the bytes that sending the script takes at most."""
+    return 3 * len(script.text)
+
+
+def _too_large(script: Script, held: int, limit: int) -> Problem | None:
+    """Return what is wrong with one file.
+
+    libpq has two copies of a statement that it sends, and one of the text for the history; a
+    statement among others is cut out of the file, which is one more.
+    """
+    largest = max(script.statements(), key=lambda each: each.end - each.start, default=None)
+    size = largest.end - largest.start if largest else 0
+    sent = 2 * len(script.text) if script.only() else 3 * size
+    needed = held + max(len(script.text), sent)
+    if largest is None or needed <= limit:
+        return None
+    line, column = scan.position(script.text, largest.start)
+    what = f"a file of {len(script.text) / 1e6:,.1f} MB"
+    hint = "Split the file"
+    if 2 * size > len(script.text):
+        what = f"one statement of {size / 1e6:,.1f} MB"
+        hint = "Load rows with COPY … FROM stdin, which are sent as they are read, or split them"
+    return Problem(
+        f"{script.file}:{line}:{column}: {what} takes at least {needed / 1e6:,.0f} MB of memory, "
+        f"and there are {limit / 1e6:,.0f} MB",
+        f"{hint}; or let the container (or ulimit -v) have more.",
+        **script.named,
+        file=script.file,
+        line=line,
+        column=column,
+    )
