@@ -10,8 +10,8 @@ from pathlib import Path
 M_ARENA_MAX = -8  # glibc's malloc.h
 CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
+MEMORY = "memory"  # the controller, and what its files' names begin with
 _ONE, _TWO = ("limit_in_bytes", "usage_in_bytes"), ("max", "current")  # cgroup versions
-SWAP, PAGES = "swap.max", "stat"  # of a cgroup, behind `memory.`
 
 
 def one_heap() -> None:
@@ -34,8 +34,8 @@ def limit(cgroup: Path = CGROUP, mounted: Path = CGROUPS, meminfo: Path = MEMINF
     found = [] if allowed == resource.RLIM_INFINITY else [allowed]
     swap = 1024 * (_told(meminfo, "SwapTotal") or 0)
     for group, (most, _used) in _groups(cgroup, mounted):
-        if (number := _number(group / f"memory.{most}")) is not None:
-            beside = _number(group / f"memory.{SWAP}")
+        if (number := _number(group / f"{MEMORY}.{most}")) is not None:
+            beside = _number(group / f"{MEMORY}.swap.max")
             found.append(number + (swap if beside is None else min(beside, swap)))
     return min(found, default=None)
 
@@ -48,10 +48,10 @@ def left(
     if (free := _told(meminfo, "MemAvailable")) is not None:
         found.append((free * 1024, "the machine's"))
     for group, (most, used) in _groups(cgroup, mounted):
-        free, now = _number(group / f"memory.{most}"), _number(group / f"memory.{used}")
+        free, now = _number(group / f"{MEMORY}.{most}"), _number(group / f"{MEMORY}.{used}")
         if free is not None and now is not None:
             # cached pages of files give way, so they count as free
-            cached = _told(group / f"memory.{PAGES}", "(?:total_)?inactive_file") or 0
+            cached = _told(group / f"{MEMORY}.stat", "(?:total_)?inactive_file") or 0
             found.append((free - now + cached, "the cgroup's"))
     return found
 
@@ -64,9 +64,9 @@ def _groups(cgroup: Path, mounted: Path) -> Iterator[tuple[Path, tuple[str, str]
         return  # not Linux
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and MEMORY not in controllers.split(","):
             continue
-        root, names = (mounted / "memory", _ONE) if controllers else (mounted, _TWO)
+        root, names = (mounted / MEMORY, _ONE) if controllers else (mounted, _TWO)
         inside = root / path.lstrip("/")
         for group in (inside, *inside.parents):  # a container's own may be mounted at the root
             if group.is_relative_to(root):
