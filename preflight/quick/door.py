@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 UNHEARD_S, HEARD_S = 1.5, 3.0  # of silence: at first, and once the server has answered
 FULL_S = 3.0  # for a place among the connections; then the full path waits, and says so
+FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # put together once, not ten thousand times
 SMALL = 65_536  # bytes that are asked for at once: most files have fewer
 stops: list[int] = []  # signals that came while we looked
 
@@ -197,7 +198,7 @@ def _mount(directory: str) -> str:
 
 def _hash(file: str, place: int) -> str:
     """Return the hash of a file's text, as the history has it; raises OSError, Unclear."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+    descriptor = os.open(file, FLAGS, dir_fd=place)
     try:
         text = os.read(descriptor, SMALL)  # of a file that is one: all of it, or as much as fits
         if len(text) == SMALL or not text:
