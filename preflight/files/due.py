@@ -12,7 +12,7 @@ from preflight.files import lasting, scan
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
 
-OURS = 30_000_000  # bytes that the process has at least, beside what a file takes
+OURS = 20_000_000  # bytes that the process has at least, beside what a file takes
 
 
 def require(scripts: Sequence[Script]) -> None:
