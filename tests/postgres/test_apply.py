@@ -391,15 +391,18 @@ def _peak_kb(pid: int) -> int:
 
 
 @pytest.mark.fault("D095")
-@pytest.mark.parametrize("kind", ["inserts", "one statement", "copy"])
-def test_large_file_needs_at_most_three_times_its_size(
-    start: Start, migrations: WriteMigrations, database: servers.Database, kind: str
+@pytest.mark.parametrize(
+    ("kind", "times"), [("inserts", 3), ("one statement", 3), ("copy", 3), ("one of several", 4)]
+)
+def test_large_file_needs_its_copies_and_no_more(
+    start: Start, migrations: WriteMigrations, database: servers.Database, kind: str, times: int
 ) -> None:
-    """The history keeps its text too; the interpreter's own 48 MB come on top."""
+    """libpq has two of what it sends, a statement among others is cut out; 48 MB are our own."""
     row = "x" * 990
     many = 20_000
     text = {
         "inserts": TABLE + f"INSERT INTO t VALUES (1, '{row}') ON CONFLICT DO NOTHING;\n" * many,
+        "one of several": TABLE + f"INSERT INTO t VALUES (1, '{row * many}');\n",
         "one statement": "CREATE TABLE t AS VALUES " + ",\n".join([f"(1, '{row}')"] * many) + ";\n",
         "copy": TABLE.replace(" PRIMARY KEY", "")
         + "COPY t FROM stdin;\n"
@@ -413,7 +416,7 @@ def test_large_file_needs_at_most_three_times_its_size(
         process.wait_for_event("migration.applied", timeout=60)
         peak_kb = _peak_kb(process.pid)
     assert 0 == process.wait().code
-    assert 3 * len(text) / 1024 + 48 * 1024 > peak_kb
+    assert times * len(text) / 1024 + 48 * 1024 > peak_kb
 
 
 # --- locks ----------------------------------------------------------------------------------------
