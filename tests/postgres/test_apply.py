@@ -397,7 +397,7 @@ def _peak_kb(pid: int) -> int:
 def test_large_file_needs_its_copies_and_no_more(
     start: Start, migrations: WriteMigrations, database: servers.Database, kind: str, times: int
 ) -> None:
-    """libpq has two of what it sends, a statement among others is cut out; 48 MB are our own."""
+    """Two copies are libpq's, one is what is cut out of several; 48 MB are our own."""
     row = "x" * 990
     many = 20_000
     text = {
