@@ -367,10 +367,10 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     return code, problems
 
 
-def make_anew(session: Session, name: str) -> None:
-    """Drop a database and make it again as it was made."""
+def make_anew(session: Session, name: str, remove: Callable[[Session, str], None] = drop) -> None:
+    """Drop a database, as `remove` does it, and make it again as it was made."""
     before = described(session, name)
-    drop(session, name)
+    remove(session, name)
     rules, place = (before.rules, before.tablespace) if before else (None, None)
     create(session, name, rules, place, before.comment or "" if before else "")
 

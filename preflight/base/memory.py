@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,12 +25,12 @@ def one_heap() -> None:
 
 
 def limit(cgroup: Path = CGROUP, mounted: Path = CGROUPS, meminfo: Path = MEMINFO) -> int | None:
-    """Return the bytes beyond which the process is ended, or refused more; None without a limit.
+    """Return the bytes beyond which the kernel ends the process; None without a limit.
 
-    It is the least of RLIMIT_AS and what our cgroups (v1, v2) may have, with what they may swap.
+    It is the least of what our cgroups (v1, v2) may have, with what they may swap. RLIMIT_AS is
+    none: there a copy that could not be made is done without, or told as an error.
     """
-    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
-    found = [] if allowed == resource.RLIM_INFINITY else [allowed]
+    found = []
     swap = 1024 * (_told(meminfo, "SwapTotal") or 0)
     for group, (most, _used) in _groups(cgroup, mounted):
         if (number := _number(group / f"{MEMORY}.{most}")) is not None:

@@ -60,7 +60,7 @@ def _too_large(script: Script, held: int, limit: int) -> Problem | None:
     return Problem(
         f"{script.file}:{line}:{column}: {what} takes at least {needed / 1e6:,.0f} MB of memory, "
         f"and there are {limit / 1e6:,.0f} MB",
-        f"{hint}; or let the container (or ulimit -v) have more.",
+        f"{hint}; or let the container have more.",
         **script.named,
         file=script.file,
         line=line,

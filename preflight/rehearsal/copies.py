@@ -54,12 +54,27 @@ WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
 """
 # every table with rows of its own, and partitioned ones, whose partitions are read for them; of
 # the system's, which are sixty, those that have grown by what the database holds
-_ANALYZED = """
-SELECT c.oid::pg_catalog.regclass::text, c.relispartition FROM pg_catalog.pg_class c
-WHERE c.relkind IN ('r', 'p', 'm') AND (c.oid >= 16384::oid
+# a parent's statistics are taken from its children, too, and a foreign one would be asked for them
+_ABROAD = """
+WITH RECURSIVE abroad AS (
+ SELECT i.inhparent FROM pg_catalog.pg_inherits i
+ JOIN pg_catalog.pg_class f ON f.oid = i.inhrelid AND f.relkind = 'f'
+ UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN abroad a ON a.inhparent = i.inhrelid)
+"""
+_ANALYZED = f"""{_ABROAD}
+SELECT c.oid::pg_catalog.regclass::text, c.relispartition AND NOT EXISTS (
+  SELECT FROM pg_catalog.pg_inherits i JOIN abroad a ON a.inhparent = i.inhparent
+  WHERE i.inhrelid = c.oid),
+ EXISTS (SELECT FROM abroad)
+FROM pg_catalog.pg_class c
+WHERE c.relkind IN ('r', 'p', 'm') AND c.oid NOT IN (SELECT a.inhparent FROM abroad a)
+ AND (c.oid >= 16384::oid
  OR pg_catalog.pg_relation_size(c.oid) > 2 * 8192 * greatest(c.relpages, 2) AND NOT c.relisshared)
 ORDER BY c.oid LIMIT %s::int8
-"""
+"""  # noqa: S608 -- constants
+_FULL = "No space left on device"
+# names of settings, which no server translates, and the system's own words
+_SHORT = ("temp_file_limit", "Disk quota exceeded", "out of memory", "max_locks_per_transaction")
 FEW_TABLES = 1000  # that are named; of more, all are analyzed
 DISK_FULL = "53100"
 NO_RIGHT = "42501"
@@ -221,18 +236,21 @@ def require_complete(config: Config, saved: Taken | None) -> None:
 def analyze(copy: Session) -> None:
     """Give the planner the statistics that it has in production, as far as they can be had.
 
-    Table by table where one cannot be read, for a partition is another server's or a function in
-    an index fails: no fault of the files.
+    Table by table where one cannot be read, for a function in an index fails: no fault of the
+    files. Nothing is asked of a parent with a foreign child, which would be read for it.
     """
     found = copy.execute(_ANALYZED, [FEW_TABLES + 1]).fetchall()
-    named = ", ".join(table for table, partition in found if not partition)
+    many = len(found) > FEW_TABLES
+    if many and found[0][2]:
+        found, many = copy.execute(_ANALYZED, [None]).fetchall(), False
+    named = ", ".join(table for table, with_its_parent, _ in found if not with_its_parent)
     try:
         if found:
-            copy.execute(f"ANALYZE {named if len(found) <= FEW_TABLES else ''}")
+            copy.execute(f"ANALYZE {'' if many else named}")
     except psycopg.Error:
         if copy.lost:
             raise
-        for table, _ in copy.execute(_ANALYZED, [None]).fetchall():
+        for table, _, _ in copy.execute(_ANALYZED, [None]).fetchall():
             with suppress(psycopg.Error):
                 copy.execute(f"ANALYZE {table}")
 
@@ -406,9 +424,12 @@ def _noted(
 
 
 def _ran_full(error: BaseException | None) -> bool:
-    """Tell whether a disk that was full is the reason of an error."""
+    """Tell whether the server's disk, which was full, is the reason of an error."""
     while error is not None:
-        if getattr(error, "sqlstate", None) == DISK_FULL or "No space left" in str(error):
+        # the words of a server alone: our own disk, which the backup has filled, is another one
+        if getattr(error, "sqlstate", None) == DISK_FULL or (
+            isinstance(error, psycopg.Error) and _FULL in str(error)
+        ):
             return True
         error = error.__cause__
     return False
@@ -477,7 +498,7 @@ def _filled(
     except scratch.NoRight as reason:
         structlog.get_logger().info("rehearsal.progressed", waiting=f"once more without: {reason}")
     try:
-        new_database.make_anew(home, restoring.name)
+        scratch.make_anew(home, restoring.name)
     except psycopg.Error as error:
         if home.lost:
             raise
@@ -496,7 +517,7 @@ def _fill(
     restoring.others("restoring")
 
     def anew() -> None:
-        new_database.make_anew(home, restoring.name)
+        scratch.make_anew(home, restoring.name)
         begin()
 
     begin()
@@ -601,8 +622,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         raise BackupInterrupted("rehearsal.client", lost, "Run again; nothing was migrated.")
     if unread and children.hope_of(code, words) == "passing":
         raise scratch.Unavailable(f"the copy cannot be restored: {words}")
-    if any("No space left on device" in problem.text for problem in problems):
-        raise scratch.Unavailable(f"the server has no room for a copy: {said}")
+    _require_enough([problem.text for problem in problems], said)
     others = foreign()
     theirs = [p for p in problems if p.sort == "content" and _touches(p, p.entry.split(), others)]
     if all(p.sort == "refresh" or p.rebuilt or _touches(p, [p.name], others) for p in problems):
@@ -634,6 +654,15 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",
     )
+
+
+def _require_enough(texts: Sequence[str], said: str) -> None:
+    """Make sure that nothing failed for want of what the copy's server has; Unavailable."""
+    if any(_FULL in text for text in texts):
+        raise scratch.Full(f"the server has no room for a copy: {said}")
+    for text in texts:
+        if any(words in text for words in _SHORT):
+            raise scratch.Unavailable(f"a limit of the server is in a copy's way: {text}")
 
 
 def _touches(

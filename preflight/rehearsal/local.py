@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pwd
+import random
 import re
 import secrets
 import shutil
@@ -45,6 +46,7 @@ RESERVE_BYTES = 64_000_000  # what a restore leaves free: of a disk, of a cgroup
 SOCKET_BYTES = 107  # the longest path of a socket, but for its final zero
 PORT = 5432  # in the socket's name
 START_S, END_S = 60.0, 2.0
+TURN_S = 15.0  # for a look at a directory's room: who has that lock keeps it for milliseconds
 WATCH_S, WATCH_MOST_S, FASTEST_BYTES_S = 0.2, 5.0, 4e9  # what fills a disk is not faster
 QUIT, KILL = 3, 9
 NOBODY = 65534
@@ -277,7 +279,7 @@ class User:
 
     def give(self, path: Path) -> None:
         """Make a file or a directory the server's."""
-        os.chown(path, self.uid, self.gid)
+        os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
 
 def user() -> User | None:
@@ -332,6 +334,8 @@ def _abandoned(path: Path) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.lstat(path / LOCK)):
+            return False  # its run has removed it, and begins another copy under that name
         _end_left(path / DATA)
         _remove(path)
     finally:
@@ -367,32 +371,51 @@ def _remove(path: Path) -> None:
         short = (path / SHORT).readlink()
         if short.name.startswith(PREFIX) and not short.is_symlink():
             shutil.rmtree(short, ignore_errors=True)
-    for each in path.iterdir():
-        if each.name == LOCK:
-            continue
-        if each.is_dir() and not each.is_symlink():
-            for folder in each.glob("base/*/"):
-                _emptied(folder)
-            shutil.rmtree(each, ignore_errors=True)
-        else:
-            each.unlink(missing_ok=True)
+    # what is in there is the server's user's: no link of his leads us elsewhere
+    with _folder(path) as inside:
+        for name in os.listdir(inside):  # noqa: PTH208 -- of a descriptor
+            if name == LOCK:
+                continue
+            try:
+                with _folder(name, inside) as each:
+                    _without_databases(each)
+            except OSError:  # a file, or a link
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=inside)
+            else:
+                shutil.rmtree(name, ignore_errors=True, dir_fd=inside)
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _emptied(folder: Path) -> None:
-    """Remove a directory's files, a thousand at a time: `rmtree` has them all in memory.
+@contextmanager
+def _folder(path: Path | str, inside: int | None = None) -> Iterator[int]:
+    """Yield the descriptor of a directory that is one; raises OSError for a link."""
+    kind = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, kind, dir_fd=inside)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
-    A database of ten thousand tables has thirty thousand. What cannot be removed is left to it.
+
+def _without_databases(cluster: int) -> None:
+    """Remove the files of a cluster's databases, a thousand at a time.
+
+    `rmtree` has them all in memory: a database of ten thousand tables has thirty thousand. What
+    cannot be removed is left to it.
     """
-    with suppress(OSError):
-        while True:
-            with os.scandir(folder) as entries:
-                plain = (each.path for each in entries if each.is_file(follow_symlinks=False))
-                some = list(itertools.islice(plain, AT_ONCE))
-            if not some:
-                return
-            for path in some:
-                os.unlink(path)  # noqa: PTH108 -- as it was listed
+    with suppress(OSError), _folder("base", cluster) as base:
+        for name in os.listdir(base):  # noqa: PTH208 -- of a descriptor
+            with suppress(OSError), _folder(name, base) as database:
+                while some := _files(database):
+                    for file in some:
+                        os.unlink(file, dir_fd=database)
+
+
+def _files(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        plain = (each.name for each in entries if each.is_file(follow_symlinks=False))
+        return list(itertools.islice(plain, AT_ONCE))
 
 
 # a server
@@ -708,8 +731,16 @@ def _held(
 def _one_at_a_time(directory: Path) -> Iterator[None]:
     """Let runs that begin together ask for room one after the other."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    until = time.monotonic() + TURN_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise NotHere(f"somebody holds a lock on {directory}") from None
+            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 -- also beside the main thread
         yield
     finally:
         os.close(descriptor)

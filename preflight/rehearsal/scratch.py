@@ -65,6 +65,12 @@ class Unavailable(Exception):
         self.where = where
 
 
+class Full(Unavailable):
+    """The server that has the copy has no room for it."""
+
+    sqlstate = "53100"
+
+
 class NoRight(Unavailable):
     """Owners and rights cannot be had here; without them it may do."""
 
@@ -109,9 +115,7 @@ def made(
             rules, place = (live.rules, live.tablespace) if live else (None, None)
             mark = _mark(name, identity.database, since)
             new_database.create(home, name, rules, place, mark)
-            if logged_in != us:  # a role that becomes another one at once, by its own settings
-                here, whom = quoting.name(name), quoting.name(logged_in)
-                home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
+            _open(home, name, logged_in, us)
         except psycopg.Error as error:
             if home.lost:
                 raise
@@ -121,6 +125,20 @@ def made(
         yield name
     finally:
         _drop(home, name)
+
+
+def _open(home: Session, name: str, logged_in: str, us: str) -> None:
+    """Let the role in that logs in, where it becomes another one at once by its own settings."""
+    if logged_in != us:
+        here, whom = quoting.name(name), quoting.name(logged_in)
+        home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
+
+
+def make_anew(home: Session, name: str) -> None:
+    """Drop the scratch database and make it again as it was made; raises psycopg.Error."""
+    _, _, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
+    new_database.make_anew(home, name, _removed)
+    _open(home, name, logged_in, us)
 
 
 def _family(identity: manifests.Identity) -> str:
@@ -153,10 +171,7 @@ def sweep(home: Session, identity: manifests.Identity) -> None:
 def _drop(home: Session, name: str) -> None:
     """Drop a scratch database; what cannot be dropped is named, and the next run tries again."""
     try:
-        try:
-            new_database.drop(home, name)
-        except psycopg.errors.InsufficientPrivilege:  # autovacuum, or sessions of another name
-            _drop_gently(home, name)
+        _removed(home, name)
     except psycopg.Error as error:
         if not home.lost:
             structlog.get_logger().warning(
@@ -164,6 +179,13 @@ def _drop(home: Session, name: str) -> None:
                 reason=f"the scratch database {name} could not be dropped: "
                 f"{error.diag.message_primary or error}",
             )
+
+
+def _removed(home: Session, name: str) -> None:
+    try:
+        new_database.drop(home, name)
+    except psycopg.errors.InsufficientPrivilege:  # autovacuum, or sessions of another name
+        _drop_gently(home, name)
 
 
 def _drop_gently(home: Session, name: str) -> None:

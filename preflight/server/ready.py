@@ -50,9 +50,7 @@ def require_writable(session: sessions.Session) -> None:
         if waited:
             session.reopen()
             session.look()
-        facts = session.facts
-        if facts is None:
-            break
+        facts = session.facts or session.look()
         require_direct(session)
         if not (facts.standby or facts.read_only):
             break

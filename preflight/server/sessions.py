@@ -320,12 +320,12 @@ class Session:
         """Tell whether this is a Unix socket."""
         return not self.connection.info.hostaddr
 
-    def look(self) -> None:
+    def look(self) -> Facts:
         """Ask for the facts: version, role, standby, pooler."""
-        self.keep_facts(self.ask(f"SELECT {FACTS}")[0])
+        return self.keep_facts(self.ask(f"SELECT {FACTS}")[0])
 
-    def keep_facts(self, row: Mapping[str, Any]) -> None:
-        """Keep the facts that came with a query's row."""
+    def keep_facts(self, row: Mapping[str, Any]) -> Facts:
+        """Keep and return the facts that came with a query's row."""
         self.facts = Facts(
             version=row["fact_version"],
             database=row["fact_database"],
@@ -334,13 +334,18 @@ class Session:
             read_only=row["fact_read_only"] == "on",
             pooler=row["fact_pid"] != self.connection.pgconn.backend_pid,
         )
+        return self.facts
 
     def prepare(self) -> None:
-        """Set what only newer servers know; call before work, not before a look."""
-        if self._prepared or self.facts is None:
+        """Set what only newer servers know; call before work, not before a look.
+
+        The facts are asked for where nobody has: never inside a transaction.
+        """
+        if self._prepared:
             return
+        facts = self.facts or self.look()
         self.execute("; ".join(self._needed()))
-        self._ask_for(self._good(self.facts.major))
+        self._ask_for(self._good(facts.major))
         self._prepared = self._at_work = True
 
     def _needed(self) -> list[str]:

@@ -1,5 +1,7 @@
 """Who and what else meets a restored copy: triggers at login, other servers, statement logs."""
 
+import socket
+
 import pytest
 
 from tests import servers
@@ -137,3 +139,40 @@ def test_statement_log_does_not_show_the_copy(
     assert 0 == result.code, str(result)
     assert "restored" == result.event("rehearsal.passed")[0]["verified"]
     assert [] == [line for line in lines if "@preflight_scratch_" in line and "LOG:" in line]
+
+
+PARTS = """
+CREATE EXTENSION postgres_fdw;
+CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw
+ OPTIONS (host '{host}', port '{port}', dbname 'x');
+CREATE USER MAPPING FOR PUBLIC SERVER far OPTIONS (user 'x', password 'x');
+CREATE TABLE whole (id int, name text) PARTITION BY RANGE (id);
+CREATE TABLE near PARTITION OF whole FOR VALUES FROM (0) TO (1000) PARTITION BY RANGE (id);
+CREATE TABLE nearest PARTITION OF near FOR VALUES FROM (0) TO (1000);
+CREATE FOREIGN TABLE afar PARTITION OF whole FOR VALUES FROM (1000) TO (2000) SERVER far;
+CREATE TABLE parent (id int);
+CREATE FOREIGN TABLE heir () INHERITS (parent) SERVER far;
+INSERT INTO whole SELECT n, 'x' FROM generate_series(0, 999) n;
+INSERT INTO parent VALUES (1);
+"""
+
+
+def test_statistics_of_a_copy_ask_no_other_server(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A parent's are taken from foreign children, too; what is here has statistics all the same."""
+    with socket.create_server((servers.HOST, 0)) as far:
+        port = far.getsockname()[1]
+        database.script(PARTS.format(host=servers.HOST, port=port))
+        seen = "(SELECT count(*) FROM pg_stats WHERE tablename IN ('near', 'nearest')) = 4"
+        text = f"CREATE TABLE one (ok bool CHECK (ok)); INSERT INTO one SELECT {seen};"
+        migrations({"001_one.sql": text})
+        env = {"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_FIRST_CONTACT": "pending"}
+        result = run(env=env)
+        far.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            far.accept()
+
+    # live, nobody has analyzed: what fails there shows that the copy had them
+    assert 30 == result.code, result
+    assert 1 == len(result.event("rehearsal.passed"))

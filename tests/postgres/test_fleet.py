@@ -1,5 +1,6 @@
 """The same files over many databases or schemas: all are looked at first, then waves."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -16,9 +17,10 @@ from structlog.testing import capture_logs
 
 from preflight.base import stop
 from preflight.base.config import Config
-from preflight.commands.fleet import apart
+from preflight.commands.fleet import apart, story, targets
 from preflight.commands.fleet.targets import Target
-from tests import servers
+from preflight.server import sessions
+from tests import faults, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 from tests.program import Result
 
@@ -593,3 +595,105 @@ def test_many_are_not_for_another_tools_command(run_bare: Run, listed: Listed) -
     result = run_bare("check", "--targets", path, "--always", "--", "true")
 
     assert (20, "config.arguments") == (result.code, result.finished["error"]["code"]), result
+
+
+def test_target_is_looked_at_again_at_its_turn(
+    start: Start,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    listed: Listed,
+) -> None:
+    """One that takes no changes any more, while those before it had theirs, ends with 22."""
+    other = create_database(database.server)
+    path = listed([{"name": each.name, "database": each.name} for each in (database, other)])
+    migrations(HELD)
+    with database.server.connect(database.name) as session:
+        session.execute("SELECT pg_advisory_lock(77)")
+        env = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_WAIT_TIMEOUT_S": "3"}
+        process = start("up", "--targets", path, "--waves", "1", env=env)
+        process.wait_for_event("migration.started")
+        session.execute(
+            f"ALTER DATABASE {other.name} SET default_transaction_read_only = on".encode()
+        )
+    result = process.wait()
+
+    assert (22, "target.read_only") == (result.code, result.finished["error"]["code"]), result
+    assert ("applied", 0) == ended(result)[database.name]
+
+
+def test_statements_of_ours_do_not_go_by_a_tenants_path(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """What makes the history of a tenant finds nothing that lies in the tenant's schema."""
+    path = listed(tenants(database, 1))
+    database.script(
+        "CREATE TABLE paths (path text); CREATE FUNCTION note() RETURNS event_trigger "
+        "LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.paths "
+        "VALUES (current_setting('search_path')); END $$; CREATE EVENT TRIGGER notes "
+        "ON ddl_command_end WHEN TAG IN ('CREATE SCHEMA') EXECUTE FUNCTION note()"
+    )
+    migrations(ONE)
+    result = run("up", "--targets", path, env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert 0 == result.code, result
+    assert ["pg_catalog, pg_temp"] == database.query("SELECT DISTINCT path FROM paths")
+
+
+def test_lock_of_a_fleet_outlasts_the_servers_patience(
+    database: servers.Database, environment: dict[str, str]
+) -> None:
+    """Its session does nothing until the last turn: no idle timeout of the server ends it."""
+    database.script(f"ALTER DATABASE {database.name} SET idle_session_timeout = '10s'")
+    config = Config.from_env({**environment, **database.env()}, Path("/"), "a-run")
+    with sessions.connect(config) as session:
+        story.alone(session)
+        assert ("0",) == session.execute("SHOW idle_session_timeout").fetchone()
+
+
+def test_no_lock_is_left_behind_a_pooler(
+    database: servers.Database, environment: dict[str, str]
+) -> None:
+    """It would stay on the pooler's own session, and each later run would wait for it."""
+    with faults.through(database.server, faults.Pooler()) as proxy:
+        direct = Config.from_env({**environment, **database.env()}, Path("/"), "a-run")
+        pooled = {**direct.target, "port": str(proxy.port)}
+        config = dataclasses.replace(direct, target=pooled)
+        with sessions.connect(config) as session, capture_logs() as events:
+            assert not story.alone(session)
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = ("
+            held += "SELECT oid FROM pg_database WHERE datname = current_database())"
+            assert [0] == database.query(held)
+
+    assert ["config.warned"] == [each["event"] for each in events if "config" in each["event"]]
+
+
+def test_address_that_libpq_looks_up_is_an_address(tmp_path: Path) -> None:
+    """Two services, or two addresses behind one name, are two servers and two backups."""
+    base = Config.from_env({"POSTGRES_PASSWORD": "x", "POSTGRES_DB": "app"}, tmp_path, "a-run")
+
+    def target(name: str, **more: str) -> Target:
+        return Target(name, dataclasses.replace(base, target={**base.target, **more}))
+
+    for key in ("service", "hostaddr"):
+        two = [target("a", **{key: "10.0.0.1"}), target("b", **{key: "10.0.0.2"})]
+        assert [] == targets.clashes(two)
+        assert 2 == len(targets.databases(two))
+    same = [target("a"), target("b")]
+    assert 2 == len(targets.databases(same, {"a": "one", "b": "another"}))
+    assert 1 == len(targets.databases(same, {"a": "one", "b": "one"}))
+
+
+def test_torn_line_of_a_target_costs_no_other_line() -> None:
+    """A stop in the middle of a long line is followed by a line of its own: the result is heard."""
+    read, write = os.pipe()
+    voice = apart._Voice(write)  # noqa: SLF001 -- as its process has it
+    child = apart._Child(Target("one", Config({}, {}, Path("/"))), 0, read)  # noqa: SLF001
+    os.write(write, b'{"event": "migration.pro')
+    voice.torn = True
+    voice({"result": {"exit_code": 0}})
+    child.hear(os.read(read, 1000))
+    os.close(read)
+    os.close(write)
+
+    assert {"exit_code": 0} == child.result

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import select
@@ -565,3 +566,55 @@ def test_directory_that_the_servers_user_may_not_enter_is_told(
 
     with pytest.raises(local.NotHere, match=f"may not enter {directory}"):
         begin(programs, directory, need=0)
+
+
+def test_sweep_follows_no_link_of_the_servers_user(directory: Path, tmp_path: Path) -> None:
+    """What a dead run left is his, and he may have put links there: nothing behind them goes."""
+    victim = tmp_path / "victim/1"
+    victim.mkdir(parents=True)
+    (victim / "precious").write_text("here")
+    left = directory / f"{local.PREFIX}of-a-dead-run"
+    for name, target in (("a", "base"), ("b", "base/1")):
+        link = left / name / target
+        link.parent.mkdir(parents=True)
+        link.symlink_to(victim.parent if target == "base" else victim)
+    (left / "c").symlink_to(victim.parent)
+    (left / local.LOCK).touch()
+
+    assert [left.name] == local.sweep(directory)
+    assert not left.exists()
+    assert "here" == (victim / "precious").read_text()
+
+
+def test_directory_that_somebody_locks_is_not_waited_for_for_ever(
+    directory: Path, programs: local.Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host it may be /tmp, which anybody may lock: there is no rehearsal then, and why."""
+    monkeypatch.setattr(local, "TURN_S", 0.0)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(local.NotHere, match="somebody holds a lock on"):
+            begin(programs, directory, need=0)
+    finally:
+        os.close(descriptor)
+
+
+def test_lock_that_is_gone_is_no_sign_of_a_dead_run(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opened it before its run removed it must not take the run's next copy for a dead one."""
+    home = directory / f"{local.PREFIX}of-a-run"
+    home.mkdir()
+    (home / local.LOCK).touch()
+    real = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        real(descriptor, operation)
+        (home / local.LOCK).unlink()
+        (home / local.LOCK).touch()  # the next copy's
+
+    monkeypatch.setattr(fcntl, "flock", late)
+
+    assert [] == local.sweep(directory)
+    assert home.exists()

@@ -1,6 +1,7 @@
 """The pending files are tried on a restored copy first; production learns nothing of it."""
 
 import contextlib
+import errno
 import json
 import signal
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,8 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from preflight.base.errors import BackupFailed
+from preflight.rehearsal import copies, scratch
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -996,3 +999,58 @@ def test_plan_that_fails_on_the_copy_is_shown_and_ends_with_27(
     assert (27, "23505") == (result.code, result.finished["error"]["sqlstate"])
     assert "001:1" in result.stdout
     assert ([], []) == ([*backup_dir.iterdir()], scratches(database.server))
+
+
+def test_role_that_becomes_another_one_is_rehearsed_without_owners(
+    run: Run,
+    database: servers.Database,
+    becoming: dict[str, str],
+    migrations: WriteMigrations,
+) -> None:
+    """The copy that is made anew, where an owner cannot be had, lets the role in as the first."""
+    stranger = f"{database.name}_stranger"
+    database.script(
+        f"CREATE ROLE {stranger}; CREATE TABLE app.theirs (id int); "
+        f"GRANT SELECT ON app.theirs TO {database.name}_owner; "
+        f"ALTER TABLE app.theirs OWNER TO {stranger}"
+    )
+    migrations({"001_one.sql": "ALTER TABLE here ADD n int;"})
+    result = run(env=becoming)
+    database.script(f"DROP OWNED BY {stranger}; DROP ROLE {stranger}")
+
+    assert 0 == result.code, result
+    (passed,) = result.event("rehearsal.passed")
+    assert ["owners", "rights"] == passed["without"]
+
+
+def test_limit_of_a_role_makes_no_healthy_backup_a_bad_one(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """An index that may not be sorted again is nothing that the dump lacks."""
+    role = f"{database.name}_limited"
+    database.script(
+        f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'; ALTER ROLE {role} SET temp_file_limit = "
+        f"'64kB'; ALTER ROLE {role} SET maintenance_work_mem = '1MB'; "
+        f"ALTER DATABASE {database.name} OWNER TO {role}; CREATE TABLE many AS "
+        "SELECT n, md5(n::text) AS name FROM generate_series(1, 100000) n; "
+        f"ALTER TABLE many ADD PRIMARY KEY (name); ALTER TABLE many OWNER TO {role}"
+    )
+    migrations({"001_one.sql": "CREATE TABLE one (id int);"})
+    env = {**database.env(user=role, password="x"), "PREFLIGHT_FIRST_CONTACT": "pending"}  # noqa: S106 -- as it says
+    result = run(env=env | {"PREFLIGHT_REHEARSE": "auto"})
+    with database.server.connect() as connection:
+        connection.execute(f"DROP DATABASE {database.name} WITH (FORCE)".encode())
+        connection.execute(f"DROP ROLE {role}".encode())
+
+    assert 0 == result.code, result
+    assert "temp_file_limit" in result.event("rehearsal.skipped")[0]["reason"]
+
+
+def test_full_disk_of_ours_is_not_the_servers() -> None:
+    """The backup's disk may be full when a proof is noted: no copy is refused ever after."""
+    ours = BackupFailed("backup.not_writable", "no space for a backup: No space left on device")
+    ours.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+
+    assert not copies._ran_full(ours)  # noqa: SLF001 -- what the journal says
+    assert copies._ran_full(scratch.Full("no room"))  # noqa: SLF001
+    assert copies._ran_full(psycopg.errors.DiskFull("No space left on device"))  # noqa: SLF001

@@ -882,3 +882,30 @@ def test_auto_that_can_be_nowhere_names_both_reasons(
     assert 0 == result.code
     assert "may not create a database" in reasons(result)[0]
     assert "no server of our own: there is no directory" in reasons(result)[0]
+
+
+def test_throwaway_server_of_a_fleet_leaves_nothing(  # noqa: PLR0913, PLR0917 -- what it needs
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    scratch: Path,
+    tmp_path: Path,
+) -> None:
+    """A copy of a target's rows is gone when the target's process is, the last one's, too."""
+    other = create_database(database.server)
+    for each in (database, other):
+        each.script("CREATE TABLE filled AS SELECT 1 AS id")
+    path = tmp_path / "targets.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"name": each.name, "database": each.name}) + "\n"
+            for each in (database, other)
+        )
+    )
+    migrations(ONE)
+    result = run("up", "--targets", str(path))
+
+    assert 0 == result.code, result
+    assert 2 == len(result.event("rehearsal.passed"))
+    assert [] == list(scratch.iterdir())

@@ -90,22 +90,3 @@ def test_what_may_be_swapped_out_is_added_to_the_limit(
         (tmp_path / "memory.swap.max").write_text(f"{said}\n")
 
     assert limit == memory.limit(tmp_path / "cgroup", tmp_path, tmp_path / "meminfo")
-
-
-def test_limit_of_the_address_space_counts() -> None:
-    """`ulimit -v` is a limit, too, and without any there is none."""
-    said = "from preflight.base import memory; print(memory.limit())"
-
-    def told(before: str) -> str:
-        script = f"{before}; exec {sys.executable} -c '{said}'"
-        return subprocess.run(
-            ["/bin/sh", "-c", script],
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=servers.REPOSITORY,
-        ).stdout.strip()
-
-    free = told("true")
-    assert free == "None" or int(free) > 700_000 * 1024
-    assert str(700_000 * 1024) == told("ulimit -v 700000")

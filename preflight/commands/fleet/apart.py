@@ -81,7 +81,10 @@ class _Child:
             return  # a long line is not searched again for each piece
         *lines, self.left = self.left.split(b"\n")
         for line in lines:
-            said = json.loads(line)
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue  # a stop came in the middle of it
             if "result" in said:
                 self.result = said["result"]
                 continue
@@ -106,6 +109,9 @@ def _unsaid(code: int) -> dict[str, Any]:
         return {"exit_code": code}
     if code == ExitCode.CONNECTION_LOST:  # its own hard end
         return {"exit_code": code, "error": _UNKNOWN}
+    if code == ExitCode.INTERNAL:
+        said = "a bug in pg-preflight: its process ended by itself and told nothing"
+        return {"exit_code": code, "error": _UNKNOWN | {"code": "internal.error", "message": said}}
     error = _UNKNOWN | {
         "code": "target.killed",
         "message": f"its process ended with {code} and told nothing: was it killed, or out of "
@@ -214,16 +220,29 @@ def _apart(work: Work, target: Target, pipe: int, parent: int) -> NoReturn:
         if os.getppid() != parent:
             os._exit(ExitCode.SIGTERM)
 
-    def say(said: MutableMapping[str, Any]) -> None:
-        data = memoryview(json.dumps(said, default=str).encode() + b"\n")
-        with suppress(OSError):
-            while data:
-                data = data[os.write(pipe, data) :]
-
+    say = _Voice(pipe)
     logs.pass_on(say)
     _listen()
     say({"result": _result(work, target)})
-    os._exit(0)
+    run.leave(0)
+
+
+class _Voice:
+    """Says a line at a time, whoever says it: those who watch a file have threads of their own."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self.one = threading.Lock()
+        self.torn = False  # a stop came in the middle of a line
+
+    def __call__(self, said: MutableMapping[str, Any]) -> None:
+        line = json.dumps(said, default=str).encode() + b"\n"
+        with self.one, suppress(OSError):
+            left = memoryview(b"\n" + line if self.torn else line)
+            self.torn = True
+            while left:
+                left = left[os.write(self.pipe, left) :]
+            self.torn = False
 
 
 def _listen() -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LOCK = "many targets"  # in a history's place: no schema of ours is called so
 # a copy of a server has its identifier, too, and was not started in the same microsecond
 _DATABASE = """SELECT pg_catalog.concat_ws(' ', s.system_identifier, d.oid,
- pg_catalog.pg_postmaster_start_time())
+ EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()))
 FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d
 WHERE d.datname = pg_catalog.current_database()"""
 
@@ -89,7 +89,7 @@ class Fleet:
             self._require_apart(due)
             # of two at once each would let go the backups of the other
             with sessions.connect(_for_all(self.chosen[0].config)) as session:
-                if lock.acquire(session):
+                if alone(session):
                     due = self._looked_at(due)
                 if self._proven(due):
                     self._tell_old(due)
@@ -151,7 +151,7 @@ class Fleet:
 
     def _proven(self, due: Sequence[Target]) -> bool:
         """Back up and rehearse all, a database at a time; tell whether none failed."""
-        for group in targets.databases(due):
+        for group in targets.databases(due, self.places):
 
             def proven(outcome: Outcome, group: Sequence[Target] = group) -> None:
                 if not outcome.exit_code:
@@ -172,6 +172,18 @@ class Fleet:
 def _for_all(config: Config) -> Config:
     """Return how the session is opened that holds the lock of a whole fleet."""
     return dataclasses.replace(config, schema=LOCK)
+
+
+def alone(session: Session) -> bool:
+    """Be the only fleet with work in this database; tell whether another one was waited for."""
+    if session.look().pooler:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning="a connection pooler stands before the first target, and no lock holds there: "
+            "a second run over many targets would not wait for this one",
+        )
+        return False
+    return bool(lock.acquire(session))
 
 
 def database(session: Session) -> str:

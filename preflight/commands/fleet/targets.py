@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 KEYS = ("name", "url_file", "database", "schema", "role", "search_path")
 WHERE = ("host", "hostaddr", "port", "user", "password", "dbname")
 MOST_BYTES = 16 << 20
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # as PostgreSQL does
 _PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
 # neither templates nor what we or a restore have made beside a live one, nor what a DROP DATABASE
 # that was interrupted has left (-2): nobody can connect to it
@@ -54,7 +56,8 @@ class Target:
     def database(self) -> tuple[str, ...]:
         """Which database it is, whatever schema of it, as far as its address tells."""
         target = self.config.target
-        return manifests.address(target), target.get("dbname") or target.get("user", "")
+        server = (manifests.address(target), target.get("hostaddr", ""), target.get("service", ""))
+        return (*server, target.get("dbname") or target.get("user", ""))
 
     @property
     def way(self) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ def _first(path: str, user: str) -> str:
         item = _PATH.match(path, at)
         if item is None:
             raise _Wrong("`search_path` is none")
-        found.append(item[1].replace('""', '"') if item[1] else item[2].lower())
+        found.append(item[1].replace('""', '"') if item[1] else item[2].translate(_LOWER))
         at = item.end()
     found = [user if name == "$user" else name for name in found]
     named = [name for name in found if name and not name.startswith("pg_")]
@@ -252,9 +255,14 @@ def waves(sizes: Sequence[int], due: Sequence[Target]) -> list[list[Target]]:
     return found
 
 
-def databases(chosen: Iterable[Target]) -> list[list[Target]]:
-    """Return the targets of each database together, as far as one goes there in one way."""
+def databases(
+    chosen: Iterable[Target], places: Mapping[str, str] | None = None
+) -> list[list[Target]]:
+    """Return the targets of each database together, as far as one goes there in one way.
+
+    `places` says by each one's name which database was found at its address, if anybody looked.
+    """
     found: dict[tuple[str, ...], list[Target]] = {}
     for each in chosen:
-        found.setdefault(each.way, []).append(each)
+        found.setdefault(((places or {}).get(each.name, ""), *each.way), []).append(each)
     return list(found.values())
