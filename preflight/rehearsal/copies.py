@@ -74,7 +74,10 @@ ORDER BY c.oid LIMIT %s::int8
 """  # noqa: S608 -- constants
 _FULL = "No space left on device"
 # names of settings, which no server translates, and the system's own words
-_SHORT = ("temp_file_limit", "Disk quota exceeded", "out of memory", "max_locks_per_transaction")
+_SHORT = (
+    "temp_file_limit", "max_locks_per_transaction", "Disk quota exceeded", ": out of memory",
+    ": out of shared memory",
+)  # fmt: skip
 FEW_TABLES = 1000  # that are named; of more, all are analyzed
 DISK_FULL = "53100"
 NO_RIGHT = "42501"
@@ -622,7 +625,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         raise BackupInterrupted("rehearsal.client", lost, "Run again; nothing was migrated.")
     if unread and children.hope_of(code, words) == "passing":
         raise scratch.Unavailable(f"the copy cannot be restored: {words}")
-    _require_enough([problem.text for problem in problems], said)
+    _require_enough(problems, said)
     others = foreign()
     theirs = [p for p in problems if p.sort == "content" and _touches(p, p.entry.split(), others)]
     if all(p.sort == "refresh" or p.rebuilt or _touches(p, [p.name], others) for p in problems):
@@ -656,13 +659,13 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     )
 
 
-def _require_enough(texts: Sequence[str], said: str) -> None:
+def _require_enough(problems: Sequence[new_database.Complaint], said: str) -> None:
     """Make sure that nothing failed for want of what the copy's server has; Unavailable."""
-    if any(_FULL in text for text in texts):
+    if any(_FULL in problem.text for problem in problems):
         raise scratch.Full(f"the server has no room for a copy: {said}")
-    for text in texts:
-        if any(words in text for words in _SHORT):
-            raise scratch.Unavailable(f"a limit of the server is in a copy's way: {text}")
+    for problem in problems:  # an archive that cannot be read may ask for any size
+        if problem.sort != "archive" and any(words in problem.text for words in _SHORT):
+            raise scratch.Unavailable(f"a limit of the server is in a copy's way: {problem.text}")
 
 
 def _touches(
