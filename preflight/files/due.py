@@ -29,14 +29,10 @@ def too_large(scripts: Sequence[Script], limit: int | None) -> list[Problem]:
     is refused that might have come through.
     """
     held = OURS + sum(len(script.text) for script in scripts)  # all are at hand from first to last
-    if limit is None or held + max((_most(script) for script in scripts), default=0) <= limit:
+    longest = max((len(script.text) for script in scripts), default=0)
+    if limit is None or held + 3 * longest <= limit:
         return []
     return [found for script in scripts if (found := _too_large(script, held, limit)) is not None]
-
-
-def _most(script: Script) -> int:
-    """Return the bytes that sending the script takes at most."""
-    return 3 * len(script.text)
 
 
 def _too_large(script: Script, held: int, limit: int) -> Problem | None:

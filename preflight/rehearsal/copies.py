@@ -53,15 +53,13 @@ SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catal
 WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
 """
 # every table with rows of its own, and partitioned ones, whose partitions are read for them; of
-# the system's, which are sixty, those that have grown by what the database holds
-# a parent's statistics are taken from its children, too, and a foreign one would be asked for them
-_ABROAD = """
+# the system's, which are sixty, those that have grown by what the database holds. A parent's
+# statistics are taken from its children, too, and a foreign one would be asked for them
+_ANALYZED = """
 WITH RECURSIVE abroad AS (
  SELECT i.inhparent FROM pg_catalog.pg_inherits i
  JOIN pg_catalog.pg_class f ON f.oid = i.inhrelid AND f.relkind = 'f'
  UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN abroad a ON a.inhparent = i.inhrelid)
-"""
-_ANALYZED = f"""{_ABROAD}
 SELECT c.oid::pg_catalog.regclass::text, c.relispartition AND NOT EXISTS (
   SELECT FROM pg_catalog.pg_inherits i JOIN abroad a ON a.inhparent = i.inhparent
   WHERE i.inhrelid = c.oid),
@@ -71,7 +69,7 @@ WHERE c.relkind IN ('r', 'p', 'm') AND c.oid NOT IN (SELECT a.inhparent FROM abr
  AND (c.oid >= 16384::oid
  OR pg_catalog.pg_relation_size(c.oid) > 2 * 8192 * greatest(c.relpages, 2) AND NOT c.relisshared)
 ORDER BY c.oid LIMIT %s::int8
-"""  # noqa: S608 -- constants
+"""
 _FULL = "No space left on device"
 # names of settings, which no server translates, and the system's own words
 _SHORT = (
@@ -79,7 +77,6 @@ _SHORT = (
     ": out of shared memory",
 )  # fmt: skip
 FEW_TABLES = 1000  # that are named; of more, all are analyzed
-DISK_FULL = "53100"
 NO_RIGHT = "42501"
 UNFILLED = "55000"  # a query reads a materialised view without rows
 
@@ -368,7 +365,7 @@ def _require_bearable(session: Session, home: Session, live_bytes: int) -> None:
     if before is None:
         return
     how = None
-    if before.sqlstate == DISK_FULL:
+    if before.sqlstate == scratch.DISK_FULL:
         how = "ran full"
     elif before.event == "rehearsing" and burden.crashed(before.life, burden.life(home)):
         how = "crashed"
@@ -418,7 +415,7 @@ def _noted(
     try:
         yield
     except BaseException as error:
-        sqlstate = DISK_FULL if _ran_full(error) else None
+        sqlstate = scratch.DISK_FULL if _ran_full(error) else None
         raise
     finally:
         if not session.lost:
@@ -430,7 +427,7 @@ def _ran_full(error: BaseException | None) -> bool:
     """Tell whether the server's disk, which was full, is the reason of an error."""
     while error is not None:
         # the words of a server alone: our own disk, which the backup has filled, is another one
-        if getattr(error, "sqlstate", None) == DISK_FULL or (
+        if getattr(error, "sqlstate", None) == scratch.DISK_FULL or (
             isinstance(error, psycopg.Error) and _FULL in str(error)
         ):
             return True

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 PREFIX = "preflight_scratch_"
+DISK_FULL = "53100"
 RIGHTS = """
 SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
@@ -68,7 +69,7 @@ class Unavailable(Exception):
 class Full(Unavailable):
     """The server that has the copy has no room for it."""
 
-    sqlstate = "53100"
+    sqlstate = DISK_FULL
 
 
 class NoRight(Unavailable):

@@ -371,7 +371,7 @@ def _tried(file: Migration, attempt: Callable[[], object]) -> None:
 def _failed(failure: Failure) -> RehearsalFailed:
     where = failure.problem.data()
     message, hint = where.pop("message"), where.pop("hint", None)
-    if where.get("sqlstate") == copies.DISK_FULL:  # a copy and more did not fit: what is live may
+    if where.get("sqlstate") == scratch.DISK_FULL:  # a copy and more did not fit: what is live may
         raise scratch.Unavailable(f"the server has no room: {message}") from failure
     advice = "The live database was not changed: correct the data or the file, and run again."
     for general in statements.HINTS:  # it is said below for what a copy is
