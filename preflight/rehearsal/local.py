@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from preflight.backup import mounts
-from preflight.base import console, memory, stop
+from preflight.base import console, landlock, memory, stop
+from preflight.rehearsal import confined
 
 DIRECTORY = Path("/scratch")
 SUPERUSER = "preflight_rehearsal_superuser"  # a name that no live server has: its roles come here
@@ -51,6 +52,7 @@ WATCH_S, WATCH_MOST_S, FASTEST_BYTES_S = 0.2, 5.0, 4e9  # what fills a disk is n
 QUIT, KILL = 3, 9
 NOBODY = 65534
 AT_ONCE = 1000  # files that are listed at a time
+WORDS_BYTES = 8192  # the end of its log
 SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "shared_buffers": "64MB",
@@ -448,7 +450,11 @@ class Server:
     def said(self) -> str:
         """Return the last words that the server logged: of itself, never of a row."""
         with suppress(OSError):
-            lines = (self.directory / LOG).read_text("utf-8", "replace").splitlines()
+            # the file is its user's, who may have put a link to one of ours, or a pipe, there
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with open(os.open(self.directory / LOG, flags), "rb") as log:  # noqa: PTH123
+                log.seek(max(0, log.seek(0, os.SEEK_END) - WORDS_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
             words = [re.sub(r"^.*?\] *(?=[A-Z]+:)", "", line) for line in lines[-5:]]
             return "; ".join(word.strip()[:300] for word in words if word.strip())
         return ""
@@ -926,7 +932,10 @@ def _free_port() -> int:
 
 def _start(server: Server, whose: User | None) -> None:
     """Start the server and wait for what it writes into its own file; raises Broken."""
-    with open(server.directory / LOG, "wb") as log:  # noqa: PTH123 -- as bytes
+    with (
+        open(server.directory / LOG, "wb") as log,  # noqa: PTH123 -- as bytes
+        _ready_to_be_it(server) as armed,
+    ):
         try:
             server.process = subprocess.Popen(  # noqa: S603 -- a command that we built
                 [server.programs.postgres, "-D", server.data],
@@ -936,7 +945,7 @@ def _start(server: Server, whose: User | None) -> None:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C is ours to handle
-                preexec_fn=_dies_with_us(),  # noqa: PLW1509 -- calls prctl and getppid, no more
+                preexec_fn=armed,  # noqa: PLW1509 -- asks the kernel alone
                 umask=0o077,
                 **_identity(whose),
             )
@@ -951,6 +960,28 @@ def _start(server: Server, whose: User | None) -> None:
             if lines[0] == str(server.process.pid) and lines[7].strip() == "ready":
                 return
     raise Broken(f"the throwaway server does not start: {server.said() or 'it says nothing'}")
+
+
+@contextmanager
+def _ready_to_be_it(server: Server) -> Iterator[Callable[[], object] | None]:
+    """Yield what is to be done between fork and exec: see `_dies_with_us` and `confined`."""
+    own = {server.directory, server.socket}
+    ports = [server.port] if server.tcp else []
+    rules = confined.rules(server.programs.postgres, own, ports)
+    mortal = _dies_with_us()
+    if mortal is None or rules is None:
+        yield mortal
+        return
+    enter = landlock.entering(rules)
+
+    def armed() -> None:
+        mortal()
+        enter()
+
+    try:
+        yield armed
+    finally:
+        os.close(rules)
 
 
 def _dies_with_us() -> Callable[[], object] | None:

@@ -57,6 +57,7 @@ _OURS = {
     "58P01": "",
     "3D000": r'database "(.*)" does not exist',
     "08001": "", "08006": "", "HV00N": "",
+    "42501": "Permission denied", "38000": r"program \".*\" failed",
 }  # fmt: skip
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
 _DATABASE = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from preflight.base import landlock
 from preflight.base.config import Config, child_environment
-from preflight.rehearsal import cluster, local
+from preflight.rehearsal import cluster, confined, local
 from tests import faults, servers
 
 MAJORS = (16, 17, 18)  # whose wheels have initdb
@@ -618,3 +620,119 @@ def test_lock_that_is_gone_is_no_sign_of_a_dead_run(
 
     assert [] == local.sweep(directory)
     assert home.exists()
+
+
+# --- what it may do -------------------------------------------------------------------------------
+
+needs_landlock = pytest.mark.skipif(
+    landlock.version() < confined.FILES_ABI, reason="this kernel has no Landlock (Linux 5.19)"
+)
+
+
+def tried(where: str, statements: Sequence[str]) -> list[str]:
+    """Run statements as the server's superuser; return the SQLSTATE of each, 00000 for none."""
+    found = []
+    target = psycopg.conninfo.make_conninfo(
+        host=where, port=local.PORT, user=local.SUPERUSER, dbname=local.HOME
+    )
+    with psycopg.connect(target, autocommit=True) as connection:
+        for statement in statements:
+            try:
+                connection.execute(statement.encode())
+                found.append("00000")
+            except psycopg.Error as error:
+                found.append(error.sqlstate or "")
+    return found
+
+
+@needs_landlock
+@pytest.mark.parametrize("uid", [STRANGER, None] if ROOT else [None])
+def test_superusers_code_reaches_nothing_of_the_job(
+    directory: Path, template: Path, uid: int | None
+) -> None:
+    """A dump has code that runs while rows are loaded: it gets nowhere, by file or program."""
+    open_to_all = Path(tempfile.mkdtemp(prefix="pg-preflight-open-", dir="/tmp"))
+    open_to_all.chmod(0o777)
+    (open_to_all / "backup").write_text("rows")
+    try:
+        with job(directory, template=str(template), uid=uid) as started:
+            said = started.begun()
+            pid, there = started.process.pid, open_to_all
+            states = tried(
+                said["socket"],
+                [
+                    f"SELECT pg_read_file('/proc/{pid}/environ', 0, 10)",
+                    f"SELECT pg_read_file('{there}/backup')",
+                    f"SELECT pg_ls_dir('{there}')",
+                    f"COPY (SELECT 1) TO '{there}/written'",
+                    f"COPY (SELECT 1) TO '{there}/backup'",
+                    f"COPY (SELECT 1) TO PROGRAM 'echo gone > {there}/backup'",
+                    f"COPY (SELECT 1) TO PROGRAM 'rm {there}/backup'",
+                    f"COPY (SELECT 1) TO PROGRAM 'ln -s /nowhere {there}/link'",
+                    f"COPY (SELECT 1) TO PROGRAM 'cat /proc/{pid}/environ'",
+                    "COPY (SELECT 1) TO PROGRAM 'cat /proc/self/environ > /dev/null'",
+                    "SELECT pg_read_file('/usr/share/zoneinfo/UTC', 0, 0)",
+                    "CREATE TABLE own (id int)",
+                    "COPY own TO PROGRAM 'cat > own'",
+                    "COPY own FROM PROGRAM 'cat own'",
+                    "CREATE DATABASE other",
+                    "CHECKPOINT",
+                ],
+            )
+            code = started.end()
+        left = {each.name: each.is_file() and each.read_text() for each in open_to_all.iterdir()}
+    finally:
+        shutil.rmtree(open_to_all)
+
+    assert ["42501"] * 5 + ["38000"] * 4 + ["00000"] * 7 == states
+    assert ({"backup": "rows"}, 0) == (left, code)
+
+
+@needs_landlock
+def test_server_connects_to_nobody_and_signals_nobody(directory: Path, template: Path) -> None:
+    """Neither by TCP, nor to a process of its own user that is not of its making."""
+    with (
+        servers_port() as port,
+        subprocess.Popen(["sleep", "600"], user=STRANGER if ROOT else None) as other,  # noqa: S607
+        job(directory, template=str(template), uid=STRANGER if ROOT else None) as started,
+    ):
+        states = tried(
+            started.begun()["socket"],
+            [
+                "CREATE EXTENSION dblink",
+                f"SELECT dblink_connect('host=127.0.0.1 port={port} connect_timeout=5')",
+                f"COPY (SELECT 1) TO PROGRAM 'kill {other.pid}'",
+            ],
+        )
+        started.end()
+        lives = other.poll() is None
+        other.kill()
+
+    assert ["00000", "08001", "38000"] == states
+    assert lives
+
+
+@contextlib.contextmanager
+def servers_port() -> Iterator[int]:
+    """Give a TCP port on which somebody listens, who must not be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        yield server.getsockname()[1]
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_log_that_is_a_link_is_not_read(
+    programs: local.Programs, directory: Path, tmp_path: Path
+) -> None:
+    """The server's directory is its user's: what he puts there leads us to no file of ours."""
+    secret = tmp_path / "secret"
+    secret.write_text("of ours")
+    with local.started(programs, directory, "run", need=0) as server:
+        log = server.directory / local.LOG
+        before = server.said()
+        log.unlink()
+        log.symlink_to(secret)
+
+        assert "ready to accept connections" in before
+        assert "" == server.said()

@@ -405,6 +405,22 @@ def test_what_nobody_can_read_is_tried_and_said(run: Run, migrations: WriteMigra
     assert ["rehearsal.failed", "rehearsal.unavailable"] == errors
 
 
+@pytest.mark.parametrize("how", ["''/etc/pg-preflight''", "PROGRAM ''cat > /etc/pg-preflight''"])
+def test_file_that_writes_where_the_copy_may_not_is_not_at_fault(
+    how: str, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A function of the live database writes a file there: the copy cannot, and says only that."""
+    database.script(
+        "CREATE FUNCTION write() RETURNS void LANGUAGE plpgsql AS "
+        f"$$BEGIN EXECUTE 'COPY (SELECT 1) TO {how}'; END$$"
+    )
+    migrations({"001_one.sql": "CREATE TABLE one ();\nSELECT write();"})
+    result = run("plan", "--rehearse")
+
+    error = result.finished["error"]
+    assert (27, "rehearsal.unavailable", 2) == (result.code, error["code"], error["line"]), result
+
+
 def test_partition_of_another_server_keeps_no_statistics_from_the_others(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

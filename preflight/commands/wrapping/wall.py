@@ -8,7 +8,6 @@ can: ABI 6), UDP, listening, MPTCP, what is open already, nor others that are as
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import os
 import re
@@ -17,15 +16,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from preflight.base import landlock
 from preflight.commands.wrapping import tree
-
-TCP_ABI, SCOPES_ABI = 4, 6  # Linux 6.7 and 6.12
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the numbers on every processor
-ASK_VERSION = 1
-CONNECT_TCP = 1 << 1
-ABSTRACT_UNIX_SOCKET = 1 << 0
-RULE_NET_PORT = 2
-SET_NO_NEW_PRIVS = 38
 
 _LINE = re.compile(
     r"^ *\d+: ([0-9A-F]+):([0-9A-F]{4}) [0-9A-F]+:([0-9A-F]{4}) \S+ \S+ \S+ \S+ +\d+ +\d+ (\d+)",
@@ -40,25 +32,9 @@ class Wall:
     ports: tuple[int, ...]
 
 
-class _Ruleset(ctypes.Structure):
-    _fields_ = (
-        ("handled_access_fs", ctypes.c_uint64),
-        ("handled_access_net", ctypes.c_uint64),
-        ("scoped", ctypes.c_uint64),
-    )
-
-
-class _Port(ctypes.Structure):
-    _fields_ = (("allowed_access", ctypes.c_uint64), ("port", ctypes.c_uint64))
-
-
 def available() -> bool:
     """Tell whether Landlock's TCP rules are there: the kernel has them and lets us use them."""
-    try:
-        os.close(_ruleset())
-    except OSError:
-        return False
-    return True
+    return landlock.version() >= landlock.TCP_ABI
 
 
 def build(wall: Wall) -> None:
@@ -66,36 +42,11 @@ def build(wall: Wall) -> None:
 
     It and they can no longer gain rights: a set-user-ID program runs without them.
     """
-    ruleset = _ruleset()
-    for port in wall.ports:
-        rule = _Port(CONNECT_TCP, port)
-        _call(ADD_RULE, ruleset, RULE_NET_PORT, ctypes.byref(rule), 0)
-    _done(ctypes.CDLL(None, use_errno=True).prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _call(RESTRICT_SELF, ruleset, 0)
+    if not available():
+        raise OSError(0, "there are no TCP rules of Landlock")
+    ruleset = landlock.rules(connect=wall.ports, scoped=landlock.ABSTRACT_UNIX_SOCKET)
+    landlock.entering(ruleset)()
     os.close(ruleset)
-
-
-def _ruleset() -> int:
-    """Return the descriptor of a new set of rules: nothing by TCP, nothing to nameless sockets."""
-    if sys.platform != "linux":
-        raise OSError(0, "there is no Landlock")
-    version = _call(CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION)
-    if version < TCP_ABI:
-        raise OSError(0, f"Landlock {version} has no TCP rules")
-    scoped = version >= SCOPES_ABI
-    rules = _Ruleset(0, CONNECT_TCP, ABSTRACT_UNIX_SOCKET if scoped else 0)
-    size = ctypes.sizeof(rules) if scoped else _Ruleset.scoped.offset
-    return _call(CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(size), 0)
-
-
-def _call(number: int, *arguments: object) -> int:
-    return _done(ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *arguments))
-
-
-def _done(result: int) -> int:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
 
 
 # whose a session is
