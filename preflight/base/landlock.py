@@ -71,7 +71,7 @@ def rules(
 
     `files` are rights below paths; `connect` and `listen` are TCP ports: of each of these nothing
     else is allowed, and None takes nothing away. `scoped` is kept inside. What this kernel does not
-    know is left out; a path that is not there, too.
+    know is left out; a path that is not there, or that it takes no rule for, stays forbidden.
     """
     ours = version()
     ports = {CONNECT_TCP: connect, LISTEN_TCP: listen} if ours >= TCP_ABI else {}
@@ -99,11 +99,12 @@ def _allow_below(ruleset: int, path: Path, rights: int) -> None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # for us it is not there: what it forbids is no more than was forbidden
+        return
     try:
         folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         rule = _Path(rights if folder else rights & OF_FILES, descriptor)
-        _call(ADD_RULE, ruleset, BELOW_PATH, ctypes.byref(rule), 0)
+        with suppress(OSError):
+            _call(ADD_RULE, ruleset, BELOW_PATH, ctypes.byref(rule), 0)
     finally:
         os.close(descriptor)
 
@@ -115,11 +116,11 @@ def entering(ruleset: int) -> Callable[[], None]:
     a set-user-ID program runs without them.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    restrict = [ctypes.c_long(RESTRICT_SELF), ruleset, 0]
+    prctl, syscall, restrict = libc.prctl, libc.syscall, ctypes.c_long(RESTRICT_SELF)
 
     def enter() -> None:
-        _done(libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        _done(libc.syscall(*restrict))
+        _done(prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        _done(syscall(restrict, ruleset, 0))
 
     return enter
 

@@ -22,15 +22,23 @@ FILES_ABI = 2  # Linux 5.19: before it nothing can be moved from one directory i
 ASKED_S = 60.0
 # where systems keep programs, libraries, locales, zones: read by everybody, secrets of nobody
 SYSTEM = (
-    "/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/opt", "/nix/store",
-    "/gnu/store", "/home/linuxbrew", "/snap", "/proc", "/sys", "/var/cache/postgresql",
-    "/etc/alternatives", "/etc/crypto-policies", "/etc/fonts", "/etc/group", "/etc/hosts",
+    "/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store",
+    "/home/linuxbrew/.linuxbrew", "/snap", "/proc", "/sys", "/var/cache/postgresql",
+    "/etc/R", "/etc/alternatives", "/etc/crypto-policies", "/etc/fonts", "/etc/group", "/etc/hosts",
     "/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/nsswitch.conf", "/etc/passwd",
-    "/etc/perl", "/etc/pki/tls/openssl.cnf", "/etc/proj", "/etc/resolv.conf",
-    "/etc/ssl/openssl.cnf", "/etc/timezone", "/dev/random", "/dev/urandom", "/dev/zero",
+    "/etc/perl", "/etc/pki/tls/fips_local.cnf", "/etc/pki/tls/openssl.cnf",
+    "/etc/pki/tls/openssl.d", "/etc/proj", "/etc/resolv.conf", "/etc/ssl/certs",
+    "/etc/ssl/engdef.d", "/etc/ssl/engines.d", "/etc/ssl/fipsmodule.cnf", "/etc/ssl/openssl.cnf",
+    "/etc/timezone", "/etc/zoneinfo", "/dev/random", "/dev/urandom", "/dev/zero",
+    *map(str, Path("/etc").glob("ld-musl-*.path")),
 )  # fmt: skip
 DISCARD = Path("/dev/null")
-_LIBRARY = re.compile(r" => (/\S+) \(0x")
+_LIBRARY = re.compile(r"(?:=> |^\s+)(/.+?) \(0x", re.MULTILINE)  # of ld.so(8)
+# as the server, Python, and what looks for a place for temporary files say it
+FORBIDDEN = (
+    r'could not [^:]*: Permission denied|program ".*" failed|\[Errno 13\]'
+    "|No usable temporary directory"
+)
 
 
 def rules(postgres: Path, own: Collection[Path], ports: Collection[int]) -> int | None:
@@ -54,6 +62,11 @@ def rules(postgres: Path, own: Collection[Path], ports: Collection[int]) -> int 
     return None
 
 
+def forbade(text: str) -> bool:
+    """Tell whether an error may be of these rules: it is no fault of who ran into it."""
+    return re.search(FORBIDDEN, text) is not None
+
+
 def _installed(postgres: Path) -> list[Path]:
     """Return where a server lies that is none of the system's, and where its libraries do."""
     program = Path(os.path.realpath(postgres))
@@ -62,14 +75,23 @@ def _installed(postgres: Path) -> list[Path]:
     said = ""
     with suppress(OSError, subprocess.SubprocessError):
         said = subprocess.run(  # noqa: S603 -- a program that was looked for by its name
-            [program, "--version"],
+            [postgres, "--version"],
             env={"LD_TRACE_LOADED_OBJECTS": "1"},  # ld.so(8): what it would load, and no more
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=ASKED_S,
         ).stdout
-    # its prefix, as it is called and as it is; what bin/ holds may be links
-    prefixes = [postgres.parent.parent, program.parent.parent]
-    return [*prefixes, *(Path(os.path.realpath(each)).parent for each in _LIBRARY.findall(said))]
+    around = [folder for each in (postgres, program) for folder in _around(each)]
+    libraries = {Path(os.path.realpath(each)).parent for each in _LIBRARY.findall(said)}
+    return [*around, *libraries]
+
+
+def _around(program: Path) -> list[Path]:
+    """Return its prefix, and the share/ beside a lib/ that this is in; no home, and not all."""
+    prefix = program.parent.parent
+    if str(prefix) in {prefix.anchor, os.path.expanduser("~")}:  # noqa: PTH111 -- never raises
+        return [program.parent, prefix / "lib", prefix / "share"]
+    return [prefix, *(each.parent / "share" for each in prefix.parents if each.name == "lib")]

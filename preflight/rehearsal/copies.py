@@ -37,7 +37,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach, scan
 from preflight.history import journal
-from preflight.rehearsal import burden, local, scratch, some_rows
+from preflight.rehearsal import burden, confined, local, scratch, some_rows
 from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
@@ -627,14 +627,15 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     theirs = [p for p in problems if p.sort == "content" and _touches(p, p.entry.split(), others)]
     if all(p.sort == "refresh" or p.rebuilt or _touches(p, [p.name], others) for p in problems):
         return  # whose rows or counters those are, only he may write
-    lacking = [p for p in problems if p.sort in {"right", "program"} or p in theirs]
+    kept = [p for p in problems if elsewhere and p.sort == "content" and confined.forbade(p.text)]
+    lacking = [p for p in problems if p.sort in {"right", "program"} or p in theirs or p in kept]
     (_, superuser, role) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
     if (
         lacking
         and not unread
         and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
     ):
-        programs = [problem for problem in lacking if problem.sort == "program"]
+        programs = [each for each in lacking if each.sort == "program" or each in kept]
         kind = scratch.Unavailable if programs or bare else scratch.NoRight
         lacking = programs or lacking  # what lacks an extension fails because of it
         objects = list(dict.fromkeys(problem.entry for problem in lacking))

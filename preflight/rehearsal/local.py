@@ -8,6 +8,7 @@ leaves, the next one removes: the server by its pid and its directory, never a s
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import functools
 import itertools
@@ -19,6 +20,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -40,7 +42,8 @@ HOME = "template1"  # the database that is always there
 TEMPLATE = "cluster"  # beside bin/: what initdb made when the image was built
 PREFIX = ".preflight-rehearsal-"
 ABANDONED_S = 3600.0  # a directory without its lock file is being made, or is left over
-LOCK, DATA, SHORT, LOG = ".lock", "data", "socket", "log"
+LOCK, DATA, SOCKET, LOG = ".lock", "data", "socket", "log"
+SPACES, TEMPORARY = "tablespaces", "tmp"
 CONF = ".conf"
 SHARE, EXTRA_BYTES = 1.2, 300_000_000  # of the database, and for WAL, sorting and the cluster
 RESERVE_BYTES = 64_000_000  # what a restore leaves free: of a disk, of a cgroup's memory
@@ -52,7 +55,7 @@ WATCH_S, WATCH_MOST_S, FASTEST_BYTES_S = 0.2, 5.0, 4e9  # what fills a disk is n
 QUIT, KILL = 3, 9
 NOBODY = 65534
 AT_ONCE = 1000  # files that are listed at a time
-WORDS_BYTES = 8192  # the end of its log
+END_BYTES = 8192  # of its log, and more than any other file has that is read
 SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "shared_buffers": "64MB",
@@ -360,17 +363,17 @@ def _end_left(data: Path) -> None:
 
 def _postmaster(data: Path) -> int | None:
     """Return the pid of the server that works in a data directory, if there is one."""
-    with suppress(OSError, ValueError, IndexError):
-        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
-        where = Path(f"/proc/{pid}/cwd")
-        return pid if pid > 0 and where.exists() and where.samefile(data) else None
+    with suppress(OSError, ValueError, IndexError), _folder(data) as inside:
+        pid = int(_end_of("postmaster.pid", inside).splitlines()[0])
+        if pid > 0 and os.path.samestat(os.stat(f"/proc/{pid}/cwd"), os.fstat(inside)):  # noqa: PTH116
+            return pid
     return None
 
 
 def _remove(path: Path) -> None:
     """Remove a run's directory and the short one of its socket; its lock goes last."""
     with suppress(OSError):
-        short = (path / SHORT).readlink()
+        short = (path / SOCKET).readlink()
         if short.name.startswith(PREFIX) and not short.is_symlink():
             shutil.rmtree(short, ignore_errors=True)
     # what is in there is the server's user's: no link of his leads us elsewhere
@@ -396,6 +399,22 @@ def _folder(path: Path | str, inside: int | None = None) -> Iterator[int]:
     descriptor = os.open(path, kind, dir_fd=inside)
     try:
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _end_of(name: Path | str, inside: int | None = None) -> bytes:
+    """Return the last bytes of a file in a directory that a server may write in; raises OSError.
+
+    A link, a pipe, a device in its place is not opened for what it is.
+    """
+    kind = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, kind, dir_fd=inside)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, f"{name} is no file")
+        return os.pread(descriptor, END_BYTES, max(0, found.st_size - END_BYTES))
     finally:
         os.close(descriptor)
 
@@ -450,11 +469,7 @@ class Server:
     def said(self) -> str:
         """Return the last words that the server logged: of itself, never of a row."""
         with suppress(OSError):
-            # the file is its user's, who may have put a link to one of ours, or a pipe, there
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            with open(os.open(self.directory / LOG, flags), "rb") as log:  # noqa: PTH123
-                log.seek(max(0, log.seek(0, os.SEEK_END) - WORDS_BYTES))
-                lines = log.read().decode(errors="replace").splitlines()
+            lines = _end_of(self.directory / LOG).decode(errors="replace").splitlines()
             words = [re.sub(r"^.*?\] *(?=[A-Z]+:)", "", line) for line in lines[-5:]]
             return "; ".join(word.strip()[:300] for word in words if word.strip())
         return ""
@@ -490,15 +505,17 @@ class Server:
             "channel_binding": "prefer",
             "target_session_attrs": "any",
             "options": "",
+            "passfile": os.devnull,  # it needs no password, and is to get none of another server
         }
 
     def folder(self, name: str) -> Path:
         """Make a directory of the server's beside its cluster, as for a tablespace."""
-        made = self.directory / name
-        made.mkdir(mode=0o700)
-        if whose := user():
-            whose.give(made)
-        return made
+        return _its_own(self.directory / SPACES / name, user())
+
+    def own(self) -> list[Path]:
+        """Return the directories that are the server's; the one around them is ours."""
+        inside = (self.directory / each for each in (DATA, SPACES, TEMPORARY))
+        return [self.socket, *inside]
 
     def used(self) -> int:
         """Return what it has on the disk; looking again costs at most a twentieth of the time."""
@@ -592,6 +609,8 @@ def started(  # noqa: PLR0913 -- what a server is made from
         try:
             if not made:
                 _make_cluster(programs, server.data, whose)
+            (home / SPACES).mkdir(mode=0o711)  # those in it are his, their names are not
+            _its_own(home / TEMPORARY, whose)
             _configure(server, settings or {}, whose, tcp=tcp)
         except OSError as error:
             raise Broken(f"no cluster can be made in {home}: {error.strerror}") from error
@@ -722,7 +741,7 @@ def _held(
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 unlocked.rename(home / LOCK)
             if whose:
-                whose.give(home)
+                home.chmod(0o711)  # to what is his in there; its names, and the lock, stay ours
         except OSError as error:
             raise NotHere(f"{home} cannot be made and locked: {error.strerror}") from error
         yield home
@@ -785,23 +804,23 @@ def _promised_there(directory: Path, ours: Path | None = None) -> int:
 
 def _promised(home: Path) -> int:
     """Return what another run may still write: what it said that it needs, but what it has."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        need = int(json.loads((home / LOCK).read_bytes())["need"])
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        need = int(json.loads(_end_of(home / LOCK))["need"])
         return max(0, need - size(home))
     return 0
 
 
 @contextmanager
 def _short(home: Path, whose: User | None) -> Iterator[Path]:
-    """Yield the socket's directory: our own, or a short private one where its path is too long."""
-    if len(os.fsencode(home / f".s.PGSQL.{PORT}")) <= SOCKET_BYTES:
-        yield home
+    """Yield the socket's directory: in our own, or a short one elsewhere if that is too long."""
+    if len(os.fsencode(home / SOCKET / f".s.PGSQL.{PORT}")) <= SOCKET_BYTES:
+        yield _its_own(home / SOCKET, whose)
         return
     for parent in map(Path, ("/tmp", "/var/tmp", "/dev/shm", "/run")):  # noqa: S108 -- mkdir is private
         short = parent / f"{PREFIX}{secrets.token_hex(6)}"
         with suppress(OSError):
-            (home / SHORT).unlink(missing_ok=True)
-            (home / SHORT).symlink_to(short)  # first: the next run is to find it after a kill
+            (home / SOCKET).unlink(missing_ok=True)
+            (home / SOCKET).symlink_to(short)  # first: the next run is to find it after a kill
             short.mkdir(mode=0o700)
             break
     else:
@@ -815,6 +834,14 @@ def _short(home: Path, whose: User | None) -> Iterator[Path]:
 
 
 # making and starting it
+
+
+def _its_own(path: Path, whose: User | None) -> Path:
+    """Make a directory that is the server's alone, and return it."""
+    path.mkdir(mode=0o700)
+    if whose:
+        whose.give(path)
+    return path
 
 
 def initdb_command(initdb: Path, data: Path, major: int) -> list[str]:
@@ -914,7 +941,9 @@ def _configure(
     said = {"postgresql": "".join(lines), "pg_hba": f"local all all trust\n{host}"}
     for name, text in said.items():
         path = server.data / f"{name}{CONF}"
-        path.write_text(text, encoding="utf-8")
+        path.unlink(missing_ok=True)
+        with path.open("x", encoding="utf-8") as file:  # through no link
+            file.write(text)
         if whose:
             whose.give(path)
 
@@ -940,7 +969,7 @@ def _start(server: Server, whose: User | None) -> None:
             server.process = subprocess.Popen(  # noqa: S603 -- a command that we built
                 [server.programs.postgres, "-D", server.data],
                 cwd="/",
-                env=_environment(),
+                env=_environment() | {"TMPDIR": str(server.directory / TEMPORARY)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -958,6 +987,8 @@ def _start(server: Server, whose: User | None) -> None:
         with suppress(OSError, IndexError):
             lines = status.read_text().splitlines()
             if lines[0] == str(server.process.pid) and lines[7].strip() == "ready":
+                if whose:  # from now on nobody but us gets to its socket, no other run's server
+                    os.chown(server.socket, os.geteuid(), os.getegid())
                 return
     raise Broken(f"the throwaway server does not start: {server.said() or 'it says nothing'}")
 
@@ -965,9 +996,8 @@ def _start(server: Server, whose: User | None) -> None:
 @contextmanager
 def _ready_to_be_it(server: Server) -> Iterator[Callable[[], object] | None]:
     """Yield what is to be done between fork and exec: see `_dies_with_us` and `confined`."""
-    own = {server.directory, server.socket}
     ports = [server.port] if server.tcp else []
-    rules = confined.rules(server.programs.postgres, own, ports)
+    rules = confined.rules(server.programs.postgres, server.own(), ports)
     mortal = _dies_with_us()
     if mortal is None or rules is None:
         yield mortal

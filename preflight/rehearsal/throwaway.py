@@ -27,7 +27,7 @@ from preflight.base.errors import (
     RehearsalFailed,
 )
 from preflight.files import parser, scan
-from preflight.rehearsal import cluster, copies, local, scratch, some_rows
+from preflight.rehearsal import cluster, confined, copies, local, scratch, some_rows
 from preflight.server import catalog
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _OURS = {
     "58P01": "",
     "3D000": r'database "(.*)" does not exist',
     "08001": "", "08006": "", "HV00N": "",
-    "42501": "Permission denied", "38000": r"program \".*\" failed",
+    "42501": confined.FORBIDDEN, "38000": confined.FORBIDDEN, "F0000": confined.FORBIDDEN,
 }  # fmt: skip
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
 _DATABASE = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"

@@ -170,7 +170,7 @@ def test_server_is_of_that_major_listens_on_its_socket_alone_and_leaves_nothing(
 
     assert major == version
     assert [("",), ("off",), ("minimal",), ("",)] == list(shown.values())
-    assert 0o700 == mode
+    assert (0o711 if ROOT else 0o700) == mode
     assert whose != 0
     assert [] == ours(directory)
     assert [] == faults.processes_in(directory)
@@ -720,6 +720,75 @@ def servers_port() -> Iterator[int]:
         yield server.getsockname()[1]
         with pytest.raises(BlockingIOError):
             server.accept()
+
+
+def test_names_in_a_runs_directory_are_not_its_servers(directory: Path, template: Path) -> None:
+    """It can put no link where the job, or another run, looks for a file of this one."""
+    with job(directory, template=str(template)) as started:
+        home = Path(started.begun()["home"])
+        names = [f"mv {home}/data {home}/other", f"ln -s /nowhere {home}/link"]
+        names += [f"rm {home}/{local.LOCK}", f"echo 1 > {home}/{local.LOG}", f"mkdir {home}/more"]
+        where = next(each for each in (home / local.SOCKET, home) if each.is_dir())
+        states = tried(str(where), [f"COPY (SELECT 1) TO PROGRAM '{each}'" for each in names])
+        found = sorted(each.name for each in home.iterdir())
+        started.end()
+
+    assert ["38000"] * len(names) == states
+    assert sorted([local.DATA, local.SOCKET, local.LOG, local.LOCK, "tablespaces", "tmp"]) == found
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "device", "folder", "words", "endless"])
+def test_file_that_is_none_misleads_no_other_run(
+    what: str, directory: Path, tmp_path: Path
+) -> None:
+    """Without Landlock a server may put anything in their place: nobody waits, or strikes."""
+    stranger = subprocess.Popen(["sleep", "600"], cwd=tmp_path)  # noqa: S607
+    left = directory / f"{local.PREFIX}of-a-dead-run"
+    (left / local.DATA).mkdir(parents=True)
+    for file in (left / local.DATA / "postmaster.pid", left / local.LOG, left / local.LOCK):
+        if what == "link":
+            (tmp_path / "pid").write_text(str(stranger.pid))
+            file.symlink_to(tmp_path / "pid")
+        elif what == "pipe":
+            os.mkfifo(file)
+        elif what == "device":
+            file.symlink_to("/dev/zero")
+        elif what == "folder":
+            file.mkdir()
+        else:
+            file.write_text({"words": '{"need": Infinity}', "endless": "[" * 100_000}[what])
+    if what == "words":  # the directory itself leads to where somebody works
+        shutil.rmtree(left / local.DATA)
+        (left / local.DATA).symlink_to(tmp_path)
+        (tmp_path / "postmaster.pid").write_text(f"{stranger.pid}\n")
+    try:
+        assert local.short(directory, 0, 0) is None
+        local.sweep(directory)
+
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("uid", [None] if ROOT else [])
+def test_socket_is_not_for_another_runs_server(directory: Path, template: Path, uid: None) -> None:
+    """As root the servers of all runs are one user, who does not get to the socket of another."""
+    with job(directory, template=str(template), uid=uid) as started:
+        where = started.begun()["socket"]
+        mode = Path(where).stat()
+        states = tried(where, ["SELECT 1"])
+        started.end()
+
+    assert (0, 0o700, ["00000"]) == (mode.st_uid, mode.st_mode & 0o777, states)
+
+
+def test_password_of_another_server_is_not_offered(
+    programs: local.Programs, directory: Path
+) -> None:
+    """A passfile for every host would give it to whoever asks on that socket."""
+    with local.started(programs, directory, "run", need=0) as server:
+        assert os.devnull == server.target()["passfile"]
 
 
 def test_log_that_is_a_link_is_not_read(

@@ -14,7 +14,8 @@ from typing import LiteralString
 
 import pytest
 
-from preflight.rehearsal import local
+from preflight.base import landlock
+from preflight.rehearsal import confined, local
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -419,6 +420,27 @@ def test_file_that_writes_where_the_copy_may_not_is_not_at_fault(
 
     error = result.finished["error"]
     assert (27, "rehearsal.unavailable", 2) == (result.code, error["code"], error["line"]), result
+
+
+@pytest.mark.skipif(
+    landlock.version() < confined.FILES_ABI, reason="this kernel has no Landlock (Linux 5.19)"
+)
+def test_rows_that_the_copy_may_not_check_say_nothing_of_the_backup(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A CHECK function that reads a file of production's machine: no copy, but no bad backup."""
+    database.script("""
+        CREATE FUNCTION readable(text) RETURNS bool LANGUAGE sql
+         AS $$SELECT pg_catalog.length(pg_catalog.pg_read_file($1)) >= 0$$;
+        CREATE TABLE listed (name text CHECK (readable(name)));
+        INSERT INTO listed VALUES ('/etc/hostname');
+        """)
+    migrations({"001_one.sql": "CREATE TABLE one ();"})
+    result = run("plan", "--rehearse")
+
+    error = result.finished["error"]
+    assert (27, "rehearsal.unavailable") == (result.code, error["code"]), result
+    assert "Permission denied" in error["message"]
 
 
 def test_partition_of_another_server_keeps_no_statistics_from_the_others(
