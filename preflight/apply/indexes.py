@@ -171,8 +171,20 @@ def find(session: Session, index: Index) -> Found | None:
 
 def wait(session: Session, table: str) -> None:
     """Let whoever builds or drops an index of a table finish; it stops no reader and no writer."""
-    with sessions.transaction(session):
-        session.execute(f"LOCK TABLE ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE")
+    query = """SELECT c.relkind OPERATOR(pg_catalog.=) 'm' FROM pg_catalog.pg_class c
+ WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)"""
+    (materialised,) = session.execute(query, [table]).fetchone() or (False,)
+    # LOCK TABLE takes none of these; this takes the same lock, and is rolled back
+    statement = (
+        f"ALTER MATERIALIZED VIEW {table} RESET (autovacuum_enabled)"
+        if materialised
+        else f"LOCK TABLE ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE"
+    )
+    session.execute(sessions.BEGIN)
+    try:
+        session.execute(statement)
+    finally:
+        sessions.roll_back(session)
 
 
 def made_by(session: Session, found: Found, text: bytes) -> bool:

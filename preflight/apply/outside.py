@@ -156,9 +156,12 @@ def marked(
     except (Exception, stop.Stopped) as error:
         if not session.lost:
             # where it cannot be marked, the first failure is the one to tell
-            with suppress(psycopg.Error, HistoryConflict), sessions.transaction(session):
-                begun = started() if started else done
-                ledger.mark(session, migration.version, done=done, started=begun, state="failed")
+            with suppress(psycopg.Error, HistoryConflict):
+                begun = started() if started else done  # asks in transactions of its own
+                with sessions.transaction(session):
+                    ledger.mark(
+                        session, migration.version, done=done, started=begun, state="failed"
+                    )
         if isinstance(error, psycopg.Error) and error.sqlstate in sessions.PASSING:
             raise MigrationPartial(
                 "migration.not_recorded",

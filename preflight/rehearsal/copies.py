@@ -35,7 +35,7 @@ from preflight.base.errors import (
     ConnectionLost,
     RehearsalFailed,
 )
-from preflight.files import reach, scan
+from preflight.files import parser, reach, scan
 from preflight.history import journal
 from preflight.rehearsal import burden, confined, local, scratch, some_rows
 from preflight.server import catalog, sessions
@@ -442,8 +442,8 @@ def require_inside(
 
     Where the whole server is thrown away, beyond that; what nobody can read is tried there.
     """
-    foreign = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
-    for script, statement, far in reaching(scripts, reach.Bounds(foreign, server=thrown_away)):
+    bounds = reach.Bounds(foreign_tables(session, scripts), server=thrown_away)
+    for script, statement, far in reaching(scripts, bounds):
         line, column = scan.position(script.text, statement.start)
         where: dict[str, Any] = {"file": script.file, "line": line, "column": column}
         said = f"{script.file}:{line} {far.words}"
@@ -456,6 +456,19 @@ def require_inside(
         )
         level = "info" if far.certain else "warning"
         raise scratch.Unavailable(f"{said}, {why}", level=level, **where)
+
+
+def foreign_tables(session: Session, scripts: Sequence[Script]) -> set[str]:
+    """Return the names of the foreign tables: of those that are there, and that files make."""
+    found = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
+    for script in scripts:
+        for statement in script.statements():
+            text = statement.text(script.text)
+            if scan.words(text, 3) == ["CREATE", "FOREIGN", "TABLE"]:
+                node = parser.parsed(text)
+                if node is not None:
+                    found.add(node.create_foreign_table_stmt.base_stmt.relation.relname)
+    return found
 
 
 def reaching(

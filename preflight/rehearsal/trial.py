@@ -293,7 +293,8 @@ def _trial(
 def _reversible(copy: copies.Copy, todo: Sequence[Migration]) -> list[Migration]:
     """Return the last files, as many as can be taken back: a half-done one has no way back."""
     thrown_away = copy.where == "local"
-    bounds = reach.Bounds(server=thrown_away)
+    scripts = [script for file in todo for script in (file.up, file.rollback) if script]
+    bounds = reach.Bounds(copies.foreign_tables(copy.session, scripts), server=thrown_away)
     part = copy.part
     found: list[Migration] = []
     for file in reversed(todo):

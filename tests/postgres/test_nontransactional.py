@@ -171,6 +171,31 @@ def test_changed_beginning_cannot_be_resumed(
     assert [0] == database.query("SELECT count(*) FROM t WHERE a = 8")
 
 
+INDEXES_OF_MV = """SELECT indexrelid::regclass::text, indisvalid FROM pg_index
+ WHERE indrelid = 'mv'::regclass"""
+
+
+def test_invalid_index_of_a_materialised_view_is_built_anew(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """LOCK TABLE takes no such view: its index is waited for and dropped all the same."""
+    database.script("""
+        CREATE TABLE twice AS SELECT 1 AS a FROM generate_series(1, 2);
+        CREATE MATERIALIZED VIEW mv AS SELECT a FROM twice
+        """)
+    migrations({"001_a.sql": f"{MARK}CREATE UNIQUE INDEX CONCURRENTLY mv_a ON mv (a);"})
+    failed = run()
+    left = database.query(INDEXES_OF_MV)
+    database.script("DELETE FROM twice WHERE ctid = '(0,1)'; REFRESH MATERIALIZED VIEW mv")
+    result = run()
+
+    assert 31 == failed.code, str(failed)
+    assert "transaction in progress" not in failed.stdout + failed.stderr
+    assert [("mv_a", False)] == left
+    assert 0 == result.code, str(result)
+    assert [("mv_a", True)] == database.query(INDEXES_OF_MV)
+
+
 @pytest.mark.fault("E121")
 @pytest.mark.usefixtures("table")
 def test_killed_index_is_dropped_and_built_anew(

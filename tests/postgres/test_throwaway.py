@@ -341,6 +341,10 @@ def test_what_stays_inside_the_server_is_tried_there(
         ("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'", "a program or a file of the server"),
         ("DO $$ BEGIN PERFORM dblink_exec('x', 'y'); END $$", "dblink_exec"),
         ("ALTER SUBSCRIPTION s DISABLE", "connects to another server"),
+        (
+            "CREATE FOREIGN TABLE IF NOT EXISTS away (i int) SERVER s; INSERT INTO away VALUES (1)",
+            "changes the foreign table away",
+        ),
     ],
 )
 def test_what_leaves_the_server_is_not_tried(
@@ -354,6 +358,36 @@ def test_what_leaves_the_server_is_not_tried(
     assert (27, "rehearsal.unavailable", 1) == (result.code, error["code"], error["line"]), result
     assert reason in error["message"]
     assert [] == result.event("rehearsal.started")
+
+
+@pytest.mark.parametrize("where", ["local", "server"])
+def test_rollback_that_reaches_another_server_is_not_tried(
+    where: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    environment: dict[str, str],
+) -> None:
+    """Nobody asked for it: the rows of a foreign table are the other server's, and stay."""
+    host, port = database.server.host, database.server.port
+    database.script(f"""
+        CREATE EXTENSION postgres_fdw;
+        CREATE TABLE near (id int); INSERT INTO near VALUES (1);
+        CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw
+         OPTIONS (host '{host}', port '{port}', dbname '{database.name}');
+        CREATE USER MAPPING FOR CURRENT_USER SERVER far
+         OPTIONS (user 'postgres', password {quoted(servers.PASSWORD)});
+        CREATE FOREIGN TABLE remote (id int) SERVER far OPTIONS (table_name 'near');
+        """)
+    environment["PREFLIGHT_REHEARSE_ON"] = where
+    migrations(
+        {"001_one.sql": "CREATE TABLE one ();", "001_one_rollback.sql": "DELETE FROM remote;"}
+    )
+    result = run("plan", "--rehearse")
+
+    assert 0 == result.code, result
+    assert [] == result.event("rehearsal.passed")[0]["rollbacks_tried"]
+    assert [1] == database.query("SELECT id FROM near")
 
 
 def test_tablespace_is_tried_in_a_directory_of_the_copys_own(
