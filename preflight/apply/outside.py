@@ -389,7 +389,7 @@ class _Statement:
             statement=self.number,
             dropped_invalid_index=name,
         )
-        with self._patience():
+        with self._patience(), self._located():
             self.session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
     def _begun(self, index: indexes.Index | None, reindex: indexes.Reindex | None) -> int:

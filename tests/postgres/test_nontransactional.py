@@ -196,6 +196,25 @@ def test_invalid_index_of_a_materialised_view_is_built_anew(
     assert [("mv_a", True)] == database.query(INDEXES_OF_MV)
 
 
+@pytest.mark.usefixtures("table")
+def test_invalid_index_that_cannot_be_dropped_is_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Somebody's transaction is in the way of the index, not of the history: the place is told."""
+    database.script("INSERT INTO t VALUES (77), (77)")
+    unique = "CREATE UNIQUE INDEX CONCURRENTLY t_unique ON t (a);"
+    migrations({"001_a.sql": f"{MARK}-- preflight: lock-timeout 100ms\n{unique}"})
+    failed = run()
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; INSERT INTO t VALUES (78)")
+        result = run()
+
+    error = error_of(result)
+    assert (31, 31) == (failed.code, result.code), str(result)
+    assert ("001_a.sql", 3) == (error["file"], error["line"])
+    assert ("migration.sql_error", "55P03") == (error["code"], error["sqlstate"])
+
+
 @pytest.mark.fault("E121")
 @pytest.mark.usefixtures("table")
 def test_killed_index_is_dropped_and_built_anew(
