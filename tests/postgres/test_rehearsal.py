@@ -707,6 +707,30 @@ def test_other_server_can_be_rehearsed_on(
     assert servers.PASSWORD not in result.stdout
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["ALTER DATABASE {} SET timezone = 'UTC';", "SELECT FROM {}.pg_catalog.pg_class LIMIT 1;"],
+)
+def test_file_that_names_its_own_database_is_not_at_fault_where_that_is_called_otherwise(
+    statement: str,
+    run: Run,
+    database: servers.Database,
+    start_server: StartServer,
+    migrations: WriteMigrations,
+) -> None:
+    """On another server the copy has a name of its own: the file goes on, and it is said."""
+    other = start_server(18)
+    password = quote(servers.PASSWORD, safe="")
+    url = f"postgresql://{servers.SUPERUSER}:{password}@{other.host}:{other.port}/postgres"
+    database.script(USERS)
+    migrations({"001_one.sql": f"CREATE TABLE one ();\n{statement.format(database.name)}"})
+    result = run(env={"PREFLIGHT_REHEARSE_URL": url})
+
+    assert 0 == result.code, result
+    (skipped,) = result.event("rehearsal.skipped")
+    assert "another name" in skipped["reason"]
+
+
 def test_filling_a_copy_waits_for_no_disk_and_the_files_do(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
