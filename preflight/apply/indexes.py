@@ -180,11 +180,8 @@ def wait(session: Session, table: str) -> None:
         if materialised
         else f"LOCK TABLE ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE"
     )
-    session.execute(sessions.BEGIN)
-    try:
+    with sessions.undone(session):
         session.execute(statement)
-    finally:
-        sessions.roll_back(session)
 
 
 def made_by(session: Session, found: Found, text: bytes) -> bool:
@@ -207,17 +204,15 @@ def _in_its_words(session: Session, found: Found, text: bytes) -> tuple[bool, st
     statement.relation.schemaname, statement.relation.relname = "pg_temp", SHAPE
     query = f"""SELECT pg_catalog.pg_get_indexdef(i.indexrelid) FROM pg_catalog.pg_index i
  WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('pg_temp.{SHAPE}')"""  # noqa: S608 -- a constant
-    session.execute(sessions.BEGIN)
     try:
-        session.execute(f"CREATE TEMP TABLE {SHAPE} (LIKE {found.table})")
-        session.execute(parser.written(node))
-        row = session.execute(query).fetchone()
+        with sessions.undone(session):
+            session.execute(f"CREATE TEMP TABLE {SHAPE} (LIKE {found.table})")
+            session.execute(parser.written(node))
+            row = session.execute(query).fetchone()
     except psycopg.Error:
         if session.lost:
             raise
         return None  # no right to make it, say
-    finally:
-        sessions.roll_back(session)
     return _made(row[0], SHAPE) if row else None
 
 

@@ -14,10 +14,13 @@ from preflight.files import effects, parser, scan
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
 
+    from preflight.files.migrations import Script
+
 _MAY_REACH = re.compile(
     rb"(?i)\b(role|user|group|tablespace|database|system|subscription|copy|grant|revoke|owned|"
     rb"parameter|pg_\w+|foreign|do|function|procedure|prepare|execute|schema|rule|explain|declare)\b"
 )
+_FOREIGN_WORD = re.compile(rb"(?i)\bforeign\b")
 _CALLS_AWAY = r"dblink\w*|lo_import|lo_export|pg_file_\w+|http\w*"  # to files, to other servers
 _CALLS = (
     rf"{_CALLS_AWAY}|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
@@ -111,6 +114,19 @@ class Bounds:
 
 
 DATABASE = Bounds()
+
+
+def foreign_made(script: Script) -> set[str]:
+    """Return the names of the foreign tables that a file makes, outside of blocks and routines."""
+    if not _FOREIGN_WORD.search(script.text):
+        return set()
+    texts = (statement.text(script.text) for statement in script.statements())
+    nodes = [
+        parser.parsed(text)
+        for text in texts
+        if scan.words(text, 3) == ["CREATE", "FOREIGN", "TABLE"]
+    ]
+    return {node.create_foreign_table_stmt.base_stmt.relation.relname for node in nodes if node}
 
 
 def beyond(text: bytes, bounds: Bounds = DATABASE, depth: int = 0) -> Reach | None:

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from preflight.base import landlock
 
 FILES_ABI = 2  # Linux 5.19: before it nothing can be moved from one directory into another
-ASKED_S = 60.0
 # where systems keep programs, libraries, locales, zones: read by everybody, secrets of nobody
 SYSTEM = (
     "/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/nix/store", "/gnu/store",
@@ -30,7 +28,6 @@ SYSTEM = (
     "/etc/pki/tls/openssl.d", "/etc/proj", "/etc/resolv.conf", "/etc/ssl/certs",
     "/etc/ssl/engdef.d", "/etc/ssl/engines.d", "/etc/ssl/fipsmodule.cnf", "/etc/ssl/openssl.cnf",
     "/etc/timezone", "/etc/zoneinfo", "/dev/random", "/dev/urandom", "/dev/zero",
-    *map(str, Path("/etc").glob("ld-musl-*.path")),
 )  # fmt: skip
 DISCARD = Path("/dev/null")
 _LIBRARY = re.compile(r"(?:=> |^\s+)(/.+?) \(0x", re.MULTILINE)  # of ld.so(8)
@@ -41,14 +38,26 @@ FORBIDDEN = (
 )
 
 
-def rules(postgres: Path, own: Collection[Path], ports: Collection[int]) -> int | None:
+def available() -> bool:
+    """Tell whether the kernel has rules for files that a server can live with."""
+    return landlock.version() >= FILES_ABI
+
+
+def rules(
+    postgres: Path,
+    ask: Callable[[Mapping[str, str]], str],
+    own: Collection[Path],
+    ports: Collection[int],
+) -> int | None:
     """Return the descriptor of the rules that a server is started with; None without Landlock.
 
-    `own` are its directories, `ports` where it listens by TCP.
+    `ask` returns what the program says of its version in an environment; `own` are its directories,
+    `ports` where it listens by TCP.
     """
-    if landlock.version() < FILES_ABI:
+    if not available():
         return None
-    readable = (*map(Path, SYSTEM), *_installed(postgres))
+    musl = Path("/etc").glob("ld-musl-*.path")
+    readable = (*map(Path, SYSTEM), *musl, *_installed(postgres, ask))
     allowed = dict.fromkeys(readable, landlock.READ | landlock.EXECUTE)
     allowed[DISCARD] = landlock.READ | landlock.WRITE_FILE | landlock.TRUNCATE
     allowed |= dict.fromkeys(own, landlock.every_file_right())
@@ -67,23 +76,12 @@ def forbade(text: str) -> bool:
     return re.search(FORBIDDEN, text) is not None
 
 
-def _installed(postgres: Path) -> list[Path]:
+def _installed(postgres: Path, ask: Callable[[Mapping[str, str]], str]) -> list[Path]:
     """Return where a server lies that is none of the system's, and where its libraries do."""
     program = Path(os.path.realpath(postgres))
     if any(program.is_relative_to(each) for each in SYSTEM):
         return []
-    said = ""
-    with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(  # noqa: S603 -- a program that was looked for by its name
-            [postgres, "--version"],
-            env={"LD_TRACE_LOADED_OBJECTS": "1"},  # ld.so(8): what it would load, and no more
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=ASKED_S,
-        ).stdout
+    said = ask({"LD_TRACE_LOADED_OBJECTS": "1"})  # ld.so(8): what it would load, and no more
     around = [folder for each in (postgres, program) for folder in _around(each)]
     libraries = {Path(os.path.realpath(each)).parent for each in _LIBRARY.findall(said)}
     return [*around, *libraries]

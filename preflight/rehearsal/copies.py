@@ -35,7 +35,7 @@ from preflight.base.errors import (
     ConnectionLost,
     RehearsalFailed,
 )
-from preflight.files import parser, reach, scan
+from preflight.files import reach, scan
 from preflight.history import journal
 from preflight.rehearsal import burden, confined, local, scratch, some_rows
 from preflight.server import catalog, sessions
@@ -460,15 +460,8 @@ def require_inside(
 
 def foreign_tables(session: Session, scripts: Sequence[Script]) -> set[str]:
     """Return the names of the foreign tables: of those that are there, and that files make."""
-    found = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
-    for script in scripts:
-        for statement in script.statements():
-            text = statement.text(script.text)
-            if scan.words(text, 3) == ["CREATE", "FOREIGN", "TABLE"]:
-                node = parser.parsed(text)
-                if node is not None:
-                    found.add(node.create_foreign_table_stmt.base_stmt.relation.relname)
-    return found
+    there = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
+    return there.union(*map(reach.foreign_made, scripts))
 
 
 def reaching(
@@ -640,15 +633,19 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     theirs = [p for p in problems if p.sort == "content" and _touches(p, p.entry.split(), others)]
     if all(p.sort == "refresh" or p.rebuilt or _touches(p, [p.name], others) for p in problems):
         return  # whose rows or counters those are, only he may write
-    kept = [p for p in problems if elsewhere and p.sort == "content" and confined.forbade(p.text)]
-    lacking = [p for p in problems if p.sort in {"right", "program"} or p in theirs or p in kept]
+
+    def needs_more(problem: new_database.Complaint) -> bool:
+        kept = problem.sort == "content" and confined.forbade(problem.text)
+        return problem.sort == "program" or bool(elsewhere and kept)
+
+    lacking = [p for p in problems if p.sort == "right" or needs_more(p) or p in theirs]
     (_, superuser, role) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
     if (
         lacking
         and not unread
         and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
     ):
-        programs = [each for each in lacking if each.sort == "program" or each in kept]
+        programs = [problem for problem in lacking if needs_more(problem)]
         kind = scratch.Unavailable if programs or bare else scratch.NoRight
         lacking = programs or lacking  # what lacks an extension fails because of it
         objects = list(dict.fromkeys(problem.entry for problem in lacking))

@@ -176,18 +176,23 @@ def _runs(program: Path) -> bool:
 
 @functools.cache
 def _version(postgres: Path) -> str:
+    found = re.search(r"\(PostgreSQL\) (\d+\S*)", _asked(postgres, _environment()))
+    return found[1] if found else ""
+
+
+def _asked(postgres: Path, environment: Mapping[str, str]) -> str:
+    """Return what a program says of its version; nothing where it does not run."""
     with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(  # noqa: S603 -- a program that was looked for by its name
+        return subprocess.run(  # noqa: S603 -- a program that was looked for by its name
             [postgres, "--version"],
-            env=_environment(),
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=START_S,
         ).stdout
-        if found := re.search(r"\(PostgreSQL\) (\d+\S*)", said):
-            return found[1]
     return ""
 
 
@@ -277,13 +282,13 @@ def size(directory: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who the server runs as when that is not ourselves: PostgreSQL refuses root."""
+    """Whose a file can be; of the server, when it does not run as us: PostgreSQL refuses root."""
 
     uid: int
     gid: int
 
     def give(self, path: Path) -> None:
-        """Make a file or a directory the server's."""
+        """Make a file or a directory theirs; a link is not followed."""
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
 
@@ -988,7 +993,7 @@ def _start(server: Server, whose: User | None) -> None:
             lines = status.read_text().splitlines()
             if lines[0] == str(server.process.pid) and lines[7].strip() == "ready":
                 if whose:  # from now on nobody but us gets to its socket, no other run's server
-                    os.chown(server.socket, os.geteuid(), os.getegid())
+                    User(os.geteuid(), os.getegid()).give(server.socket)
                 return
     raise Broken(f"the throwaway server does not start: {server.said() or 'it says nothing'}")
 
@@ -996,8 +1001,8 @@ def _start(server: Server, whose: User | None) -> None:
 @contextmanager
 def _ready_to_be_it(server: Server) -> Iterator[Callable[[], object] | None]:
     """Yield what is to be done between fork and exec: see `_dies_with_us` and `confined`."""
-    ports = [server.port] if server.tcp else []
-    rules = confined.rules(server.programs.postgres, server.own(), ports)
+    postgres, ports = server.programs.postgres, [server.port] if server.tcp else []
+    rules = confined.rules(postgres, functools.partial(_asked, postgres), server.own(), ports)
     mortal = _dies_with_us()
     if mortal is None or rules is None:
         yield mortal

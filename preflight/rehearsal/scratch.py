@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 PREFIX = "preflight_scratch_"
-DISK_FULL = "53100"
+DISK_FULL, NO_DATABASE = "53100", "3D000"
 RIGHTS = """
 SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
@@ -74,6 +75,13 @@ class Full(Unavailable):
 
 class NoRight(Unavailable):
     """Owners and rights cannot be had here; without them it may do."""
+
+
+def names_a_database(session: Session, said: str) -> bool:
+    """Tell whether an error says that a database is not there which the live server has."""
+    found = re.search(r'database "(.*)" does not exist', said)
+    query = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
+    return found is not None and session.execute(query, [found[1]]).fetchone() is not None
 
 
 @contextmanager

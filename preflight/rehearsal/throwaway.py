@@ -55,12 +55,10 @@ _OURS = {
     "22023": r'extension "(.*)" has no installation script|locale',
     "42704": r"collation .* for encoding",
     "58P01": "",
-    "3D000": r'database "(.*)" does not exist',
     "08001": "", "08006": "", "HV00N": "",
     "42501": confined.FORBIDDEN, "38000": confined.FORBIDDEN, "F0000": confined.FORBIDDEN,
 }  # fmt: skip
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
-_DATABASE = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
 _EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
 # takes from the options is of no use to it
@@ -325,13 +323,14 @@ def _is_loss(error: BaseException | None) -> bool:
 
 def _only_here(session: Session, failure: RehearsalFailed) -> bool:
     """Tell whether a file fails on the throwaway server for what the live one has or is."""
+    if failure.problem.sqlstate == scratch.NO_DATABASE:
+        return scratch.names_a_database(session, str(failure))
     pattern = _OURS.get(failure.problem.sqlstate or "")
     if pattern is None:
         return False
     found = re.search(pattern, str(failure))
     if found and found.groups() and found[1]:  # is it there, in earnest?
-        query = _DATABASE if failure.problem.sqlstate == "3D000" else _EXTENSION
-        return session.execute(query, [found[1]]).fetchone() is not None
+        return session.execute(_EXTENSION, [found[1]]).fetchone() is not None
     return found is not None
 
 

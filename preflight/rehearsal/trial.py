@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
 TELL_EVERY_S = 10.0
-NO_DATABASE = "3D000"
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
@@ -573,21 +572,20 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             or some_rows.explained(copy.choice, failure)
         ):
             raise why from failure
-        if copy is not None and copy.where != "local" and _names_the_live_one(session, failure):
-            raise scratch.Unavailable(f"{failure}, and the copy has another name") from failure
+        if copy is not None and copy.where != "local" and _names_databases(session, failure):
+            raise scratch.Unavailable(f"{failure}: there it has another name, if any") from failure
         concurrently = state == NOT_SUPPORTED and "CONCURRENTLY" in str(failure)
         if copy is None or not copy.empty or not (state == copies.UNFILLED or concurrently):
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 
 
-def _names_the_live_one(session: Session, failure: RehearsalFailed) -> bool:
-    """Tell whether a file names its own database, which on another server is not called so."""
-    said, name = str(failure), session.connection.info.dbname
-    if failure.problem.sqlstate == NO_DATABASE:
-        return f'database "{name}" does not exist' in said
+def _names_databases(session: Session, failure: RehearsalFailed) -> bool:
+    """Tell whether a file names a live database, which another server has not, or not so called."""
+    if failure.problem.sqlstate == scratch.NO_DATABASE:
+        return scratch.names_a_database(session, str(failure))
     across = "cross-database references are not implemented"
-    return failure.problem.sqlstate == NOT_SUPPORTED and across in said
+    return failure.problem.sqlstate == NOT_SUPPORTED and across in str(failure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -639,6 +639,16 @@ def _results(connection: psycopg.Connection[Any], script: str) -> list[PGresult]
     return found
 
 
+@contextmanager
+def undone(session: Session) -> Iterator[None]:
+    """Run statements in one transaction, of which nothing stays."""
+    session.execute(BEGIN)
+    try:
+        yield
+    finally:
+        roll_back(session)
+
+
 def roll_back(session: Session) -> None:
     """Roll back if there is anything to roll back on."""
     if not session.lost:

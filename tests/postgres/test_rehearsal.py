@@ -684,6 +684,12 @@ def test_off_says_nothing(run: Run, migrations: WriteMigrations, backup_dir: Pat
 # --- another server -------------------------------------------------------------------------------
 
 
+def url_of(server: servers.Server) -> str:
+    """Return how the superuser reaches a server."""
+    password = quote(servers.PASSWORD, safe="")
+    return f"postgresql://{servers.SUPERUSER}:{password}@{server.host}:{server.port}/postgres"
+
+
 def test_other_server_can_be_rehearsed_on(
     run: Run,
     database: servers.Database,
@@ -692,11 +698,9 @@ def test_other_server_can_be_rehearsed_on(
 ) -> None:
     """There also what reaches beyond the database may be tried; here nothing is made."""
     other = start_server(18)
-    password = quote(servers.PASSWORD, safe="")
-    url = f"postgresql://{servers.SUPERUSER}:{password}@{other.host}:{other.port}/postgres"
     database.script(USERS)
     migrations({"001_one.sql": "CREATE ROLE made_here; CREATE TABLE one ();"})
-    result = run(env={"PREFLIGHT_REHEARSE_URL": url})
+    result = run(env={"PREFLIGHT_REHEARSE_URL": url_of(other)})
     elsewhere = servers.Database(other, "postgres")
     database.script("DROP ROLE IF EXISTS made_here")
 
@@ -720,11 +724,9 @@ def test_file_that_names_its_own_database_is_not_at_fault_where_that_is_called_o
 ) -> None:
     """On another server the copy has a name of its own: the file goes on, and it is said."""
     other = start_server(18)
-    password = quote(servers.PASSWORD, safe="")
-    url = f"postgresql://{servers.SUPERUSER}:{password}@{other.host}:{other.port}/postgres"
     database.script(USERS)
     migrations({"001_one.sql": f"CREATE TABLE one ();\n{statement.format(database.name)}"})
-    result = run(env={"PREFLIGHT_REHEARSE_URL": url})
+    result = run(env={"PREFLIGHT_REHEARSE_URL": url_of(other)})
 
     assert 0 == result.code, result
     (skipped,) = result.event("rehearsal.skipped")

@@ -14,7 +14,6 @@ from typing import LiteralString
 
 import pytest
 
-from preflight.base import landlock
 from preflight.rehearsal import confined, local
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
@@ -456,9 +455,7 @@ def test_file_that_writes_where_the_copy_may_not_is_not_at_fault(
     assert (27, "rehearsal.unavailable", 2) == (result.code, error["code"], error["line"]), result
 
 
-@pytest.mark.skipif(
-    landlock.version() < confined.FILES_ABI, reason="this kernel has no Landlock (Linux 5.19)"
-)
+@pytest.mark.skipif(not confined.available(), reason="this kernel has no Landlock (Linux 5.19)")
 def test_rows_that_the_copy_may_not_check_say_nothing_of_the_backup(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

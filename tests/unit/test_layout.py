@@ -16,7 +16,6 @@ ONLY_IN = {
         "backup.children",
         "backup.clients",
         "rehearsal.local",
-        "rehearsal.confined",
         "commands.wrapping.child",
     },  # the clients' processes, a server's, and somebody else's command
     "os.fork": {"files.parser", "commands.fleet.apart", "commands.wrapping.keeper"},
