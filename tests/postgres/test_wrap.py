@@ -63,6 +63,20 @@ def app(tmp_path: Path, database: servers.Database) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def alone(database: servers.Database) -> Iterator[None]:
+    """Have autovacuum write nothing: its transactions are somebody's, and nobody can tell whose."""
+    server = database.server
+    server.configure(autovacuum="off")
+    server.reload()
+    try:
+        yield
+    finally:
+        server.configure(autovacuum="on")
+        if server.running:
+            server.reload()
+
+
+@pytest.fixture(autouse=True)
 def wrapped(environment: dict[str, str], database: servers.Database) -> None:
     """Have a rehearsal, and the address of the database as a URL alone."""
     del environment["PREFLIGHT_MIGRATIONS_DIR"]
