@@ -24,7 +24,7 @@ from preflight.base.errors import (
 )
 from preflight.files import folder
 from preflight.files.layout import OURS
-from preflight.history import fence, ledger, numbers, plan
+from preflight.history import fence, journal, ledger, numbers, plan
 from preflight.server import lock, ready
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _backed_up(
     from preflight.rehearsal import throwaway  # noqa: PLC0415 -- only when work is due
 
     with throwaway.ahead(session, len(todo)):
-        saved = take.take(session, todo, purpose, due)
+        saved = take.take(session, todo, purpose, due, journal.last_change(session))
         with take.kept(saved) as beside:
             yield saved, beside
 
@@ -253,8 +253,6 @@ def note_point(
     session: Session, todo: Sequence[Migration], point: str, said: Mapping[str, object]
 ) -> None:
     """Note in the journal how to come back to what was before these files."""
-    from preflight.history import journal  # noqa: PLC0415 -- only where no dump is taken
-
     name, version = (todo[0].name, todo[0].version) if todo else ("backup", 0)
     journal.note_point(session, name, version, point, said)
 

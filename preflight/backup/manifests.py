@@ -21,10 +21,15 @@ LAST = (1 << 53) - 1  # no sequence is higher
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """Which command a backup was taken for, and the files that were pending then, as JSON."""
+    """Which command a backup was taken for, and the files that were pending then, as JSON.
+
+    `after` names the last change of the history before it: nothing came between two that have the
+    same.
+    """
 
     command: str
     pending: Sequence[object] = ()
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +296,9 @@ def parsed(said: object) -> Manifest:
         plain["files"] = _pieces(said["files"])
     if "taken_for" in plain:
         purpose = plain["taken_for"]
-        plain["taken_for"] = Purpose(purpose["command"], purpose.get("pending", []))
+        plain["taken_for"] = Purpose(
+            purpose["command"], purpose.get("pending", []), purpose.get("after")
+        )
     plain["without"] = tuple(Lacking(each["what"], each["why"]) for each in said.get("without", ()))
     plain["roles"] = tuple(said.get("roles", ()))
     plain["recipients"] = tuple(said.get("recipients", ()))
@@ -424,6 +431,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
         isinstance(value, dict)
         and isinstance(value.get("command"), str)
         and isinstance(value.get("pending", []), list)
+        and _or_none(value.get("after"))
     ),
     "verified": _text,
     "run_id": _text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -24,8 +24,8 @@ def prune(backups: Store, identity: Identity, keep: int) -> None:
     """
     log = structlog.get_logger()
     ours = identity.ours(backups.listing())
-    plain = [item for item in ours if not _has_exports(backups, item.name)]
-    for item in surplus(plain, keep):
+    precious = {item.name for item in ours if _has_exports(backups, item.name)}
+    for item in surplus(ours, keep, precious):
         try:
             gone = backups.remove(item, identity)
         except OSError as error:
@@ -44,15 +44,15 @@ def _has_exports(backups: Store, name: str) -> bool:
 
 
 def _awaited(backup: Backup) -> str | None:
-    """Return the set of files, or the command, that a run took a backup before."""
+    """Return what a run waited to apply, and after what: two runs with the same changed nothing."""
     taken_for = backup.manifest.taken_for
     if taken_for is None or taken_for.command not in {"up", "wrap"} or not taken_for.pending:
         return None
-    return json.dumps(taken_for.pending, sort_keys=True)
+    return json.dumps([taken_for.command, taken_for.pending, taken_for.after], sort_keys=True)
 
 
-def surplus(backups: Sequence[Backup], keep: int) -> list[Backup]:
-    """Return what may go, the oldest first given: all but the newest `keep`.
+def surplus(backups: Sequence[Backup], keep: int, precious: Collection[str] = ()) -> list[Backup]:
+    """Return what may go, oldest first: all but the newest `keep` and what is `precious`.
 
     Of a set of files that fails again and again only its first and its newest backup stay: `up`
     takes backups of one and the same set in a row only as long as it is not applied.
@@ -60,5 +60,6 @@ def surplus(backups: Sequence[Backup], keep: int) -> list[Backup]:
     between: list[Backup] = []
     for wanted, group in groupby(backups, key=_awaited):
         between += list(group)[1:-1] if wanted else []
-    left = [item for item in backups if item not in between]
+    between = [item for item in between if item.name not in precious]
+    left = [item for item in backups if item not in between and item.name not in precious]
     return between + left[: max(0, len(left) - max(1, keep))]

@@ -110,10 +110,11 @@ def take(
     todo: Sequence[Migration],
     purpose: str = "up",
     due: Sequence[object] = (),
+    after: str | None = None,
 ) -> Taken | None:
     """Back the database up before `todo`; return None when backups are off.
 
-    `due` is what else it is taken before, as JSON.
+    `due` is what else it is taken before, as JSON; `after` names the history's last change.
 
     Raises BackupInterrupted (passing), BackupFailed (change something), BackupUnverified.
     """
@@ -122,7 +123,7 @@ def take(
         log.warning("backup.skipped", reason="PREFLIGHT_BACKUP=off")
         return None
     began = time.monotonic()
-    with _made(session, todo, purpose, due) as draft:
+    with _made(session, todo, manifests.Purpose(purpose, due, after)) as draft:
         with store.usable(draft.store):
             made = draft.store.publish(draft.name, draft.identity, draft.backup.manifest)
         manifest, rows = made.manifest, made.manifest.rows or {}
@@ -149,7 +150,7 @@ def take(
 @contextmanager
 def draft(session: Session, todo: Sequence[Migration]) -> Iterator[Taken]:
     """Yield a backup that nobody sees and that is gone afterwards; raises what `take` raises."""
-    with _made(session, todo, "plan") as made:
+    with _made(session, todo, manifests.Purpose("plan")) as made:
         try:
             yield made
         finally:
@@ -158,7 +159,7 @@ def draft(session: Session, todo: Sequence[Migration]) -> Iterator[Taken]:
 
 @contextmanager
 def _made(
-    session: Session, todo: Sequence[Migration], purpose: str, due: Sequence[object] = ()
+    session: Session, todo: Sequence[Migration], purpose: manifests.Purpose
 ) -> Iterator[Taken]:
     """Yield a whole backup under its hidden name; it is removed unless it gets another one."""
     config = session.config
@@ -190,7 +191,7 @@ def _made(
                 server_version=session.facts.version if session.facts else None,
                 pg_dump=programs.version,
                 belongings=own.told() if own else None,
-                taken_for=manifests.Purpose(purpose, [*files, *due]),
+                taken_for=dataclasses.replace(purpose, pending=[*files, *purpose.pending]),
                 verified="read",
                 database_bytes=size,
                 roles=tuple(roles),

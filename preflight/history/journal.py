@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import psycopg
 
 from preflight import __version__
 from preflight.base.errors import (
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
+
+_NO_CHANGES = ("failed", "rehearsing", "rehearsed", "pointed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,24 @@ def _ours(session: Session) -> bool:
     except HistoryConflict:
         return False
     return tables.present(found)
+
+
+def last_change(session: Session) -> str | None:
+    """Name the last change that came through, of this database and history alone.
+
+    None where there is no journal for us to see.
+    """
+    if not _ours(session):
+        return None
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        row = session.execute(
+            f"""SELECT d.oid, max(j.id) FROM pg_catalog.pg_database d
+ LEFT JOIN {session.config.schema}.journal j ON j.event <> ALL (%s::text[])
+ WHERE d.datname = pg_catalog.current_database() GROUP BY d.oid""",  # noqa: S608 -- a checked name
+            [list(_NO_CHANGES)],
+        ).fetchone()
+        return f"{row[0]}.{session.config.schema}.{row[1] or 0}" if row else None
+    return None
 
 
 def rehearsed(session: Session, place: str) -> Rehearsed | None:

@@ -85,6 +85,33 @@ def test_crash_loop_keeps_its_first_and_its_newest_backup(
     assert sorted([*before, taken[0], taken[-1]]) == names(backup_dir)
 
 
+def test_command_that_succeeds_each_time_is_no_crash_loop(
+    run: Run, backup_dir: Path, environment: dict[str, str]
+) -> None:
+    """`wrap --always` takes each backup before the same, and has done it each time."""
+    del environment["PREFLIGHT_MIGRATIONS_DIR"]
+    results = [
+        run("wrap", "--always", "--", "true", env={"PREFLIGHT_BACKUP_KEEP": "5"}) for _ in range(4)
+    ]
+    taken = [result.event("backup.verified")[0]["backup"] for result in results]
+
+    assert [0] * 4 == [result.code for result in results], results
+    assert sorted(taken) == names(backup_dir)
+
+
+def test_same_files_in_other_histories_are_no_crash_loop(
+    run: Run, migrations: WriteMigrations, backup_dir: Path, environment: dict[str, str]
+) -> None:
+    """One app for each schema: the same files are applied in one after the other."""
+    environment |= {"PREFLIGHT_BACKUP_KEEP": "5", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    migrations({"001_first.sql": "SELECT 1;"})
+    results = [run(env={"PREFLIGHT_SCHEMA": f"tenant_{n}"}) for n in range(4)]
+    taken = [name["backup"] for result in results for name in result.event("backup.verified")]
+
+    assert [0] * 4 == [result.code for result in results], results
+    assert sorted(taken) == names(backup_dir)
+
+
 def test_backup_with_exports_is_never_removed(up: Up, backup_dir: Path) -> None:
     """It holds what a rollback destroyed, and nothing else does."""
     precious = up()

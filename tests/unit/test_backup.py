@@ -319,6 +319,26 @@ def made(name: str, pending: str = "") -> Backup:
     return Backup(name, Manifest(0, taken_for=Purpose("up", sets)))
 
 
+def test_backup_before_another_change_is_of_no_crash_loop() -> None:
+    """The same command with `--always`, the same files in another history: each came through."""
+    sets = [{"command": "x", "key": "y"}]
+    backups = [
+        Backup(f"{n}", Manifest(0, taken_for=Purpose("wrap", sets, f"1.preflight.{n}")))
+        for n in (1, 2, 3, 4, 4, 4, 5)
+    ]
+
+    assert [backups[4]] == retention.surplus(backups, 7)
+
+
+def test_neighbours_are_neighbours_whatever_is_kept_for_good() -> None:
+    """A backup with exports stands between: what is around it is no crash loop."""
+    backups = [made("a", "x"), Backup("r", Manifest(0, taken_for=Purpose("rollback")))]
+    backups += [made("b", "x"), made("c", "x")]
+
+    assert [] == retention.surplus(backups, 5, {"r"})
+    assert ["a", "b"] == [item.name for item in retention.surplus(backups, 1, {"r"})]
+
+
 def test_newest_backups_are_kept() -> None:
     """As many as asked for."""
     backups = [made(name, name) for name in "abcde"]
