@@ -47,6 +47,9 @@ _PASSING = re.compile(
 )
 
 
+_LOCKED = re.compile(r"[Qq]uery was: LOCK TABLE")  # small before pg_dump 15
+
+
 def hope_of(code: int, said: str) -> str:
     """Tell from a client's exit code and words how much hope another attempt has.
 
@@ -54,7 +57,7 @@ def hope_of(code: int, said: str) -> str:
     """
     if _NONE.search(said):
         return "none"
-    if "Query was: LOCK TABLE" in said:
+    if _LOCKED.search(said):
         return "busy"  # somebody queues for the table between our session and pg_dump
     if code < 0 or code > 128 or _PASSING.search(said):  # noqa: PLR2004 -- 128 + a signal's number
         return "passing"

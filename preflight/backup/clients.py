@@ -241,13 +241,37 @@ def entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> di
     return {each[1]: each[2] for each in found if each}
 
 
+# of entries, as pg_dump has written them since 9.6 (its ARCHIVE_OPTS(.description = …))
+KINDS = frozenset(
+    """
+    ACCESS METHOD|ACL|AGGREGATE|BLOB|BLOB METADATA|BLOBS|CAST|CHECK CONSTRAINT|COLLATION|COMMENT|
+    CONSTRAINT|CONVERSION|DATABASE|DATABASE PROPERTIES|DEFAULT|DEFAULT ACL|DOMAIN|ENCODING|
+    EVENT TRIGGER|EXTENSION|FK CONSTRAINT|FOREIGN DATA WRAPPER|FOREIGN TABLE|FUNCTION|INDEX|
+    INDEX ATTACH|LARGE OBJECT|MATERIALIZED VIEW|MATERIALIZED VIEW DATA|OPERATOR|OPERATOR CLASS|
+    OPERATOR FAMILY|POLICY|PROCEDURAL LANGUAGE|PROCEDURE|PUBLICATION|PUBLICATION TABLE|
+    PUBLICATION TABLES IN SCHEMA|ROW SECURITY|RULE|SCHEMA|SEARCHPATH|SECURITY LABEL|SEQUENCE|
+    SEQUENCE OWNED BY|SEQUENCE SET|SERVER|SHELL TYPE|STATISTICS|STATISTICS DATA|STDSTRINGS|
+    SUBSCRIPTION|SUBSCRIPTION TABLE|TABLE|TABLE ATTACH|TABLE DATA|TEXT SEARCH CONFIGURATION|
+    TEXT SEARCH DICTIONARY|TEXT SEARCH PARSER|TEXT SEARCH TEMPLATE|TRANSFORM|TRIGGER|TYPE|
+    USER MAPPING|VIEW
+    """.replace("\n    ", "")
+    .strip()
+    .split("|")
+)
+
+
 def spellings(line: str) -> set[str]:
     """Return how people may call an entry of pg_restore's list: less its schema, its owner."""
     words = line.split()[3:]
-    kind = list(takewhile(lambda word: word.isupper() and word.isalpha(), words))
-    rest = words[len(kind) :]
-    tails = [rest, rest[1:], rest[:-1], rest[1:-1]]
-    return {" ".join([*kind, *tail]) for tail in tails if kind and tail}
+    counts = [n for n in range(1, len(words)) if " ".join(words[:n]) in KINDS]
+    if not counts:  # one that we have not heard of
+        counts = [len(list(takewhile(lambda word: word.isupper() and word.isalpha(), words)))]
+    found: set[str] = set()
+    for count in counts:  # a schema may be called `DATA`
+        kind, rest = words[:count], words[count:]
+        tails = [rest, rest[1:], rest[:-1], rest[1:-1]]
+        found |= {" ".join([*kind, *tail]) for tail in tails if kind and tail}
+    return found
 
 
 def _entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> list[bytes]:

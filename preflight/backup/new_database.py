@@ -94,6 +94,22 @@ SELECT least(
 """
 
 
+# as the role that logged in: the one that it became may not end its sessions
+_END_OURS = """
+SET ROLE NONE;
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+WHERE a.datname = {name}::name AND a.usename = session_user;
+RESET ROLE
+"""
+DROP_TRIES = 3  # each waits for 5 s
+# what this role does not own in a database, and so may not fill
+_THEIRS = """
+SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+ ON n.oid = c.relnamespace AND n.nspname::text NOT LIKE 'pg\\_%'
+WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
+"""
+
+
 # the database
 
 
@@ -227,10 +243,29 @@ def say(session: Session, name: str, text: str) -> None:
 
 
 def drop(session: Session, name: str) -> None:
-    """Drop a database with whoever is connected to it; a stop request waits for that."""
-    session.connection.execute(
-        f"DROP DATABASE IF EXISTS {quoting.name(name)} WITH (FORCE)".encode()
-    )
+    """Drop a database with whoever is connected to it; a stop request waits for that.
+
+    Raises psycopg.Error.
+    """
+    try:
+        session.connection.execute(
+            f"DROP DATABASE IF EXISTS {quoting.name(name)} WITH (FORCE)".encode()
+        )
+    except psycopg.errors.InsufficientPrivilege:  # autovacuum, or sessions of another name
+        _drop_gently(session, name)
+
+
+def _drop_gently(session: Session, name: str) -> None:
+    """Drop without FORCE, which a plain role may not use against autovacuum; this cancels it."""
+    for attempt in range(1, DROP_TRIES + 1):
+        session.connection.execute(_END_OURS.format(name=quoting.literal(name)).encode())
+        try:
+            session.connection.execute(f"DROP DATABASE IF EXISTS {quoting.name(name)}".encode())
+        except psycopg.errors.ObjectInUse:
+            if attempt == DROP_TRIES:
+                raise
+        else:
+            return
 
 
 def settings(session: Session, live: Database) -> list[Setting]:
@@ -257,6 +292,11 @@ def quiet(session: Session) -> dict[str, str]:
     query = _QUIET.format(_MAY_SET if new else _SUPERUSER)
     rows = session.execute(query, [list(QUIET)]).fetchall()
     return {name: QUIET[name] for (name,) in rows}
+
+
+def theirs(inside: Session) -> set[tuple[str, str]]:
+    """Return schema and name of what this role does not own in a session's database."""
+    return set(inside.execute(_THEIRS).fetchall())
 
 
 # its content
@@ -296,6 +336,23 @@ class Complaint:
         schema, own = quoting.parts(name)
         return own == self.name and self.schema in {"", schema}
 
+    def touches(self, names: Collection[str], objects: Collection[tuple[str, str]]) -> bool:
+        """Tell whether a complaint that says these names is about one of these objects."""
+        return any(own in names and self.schema in {"", schema} for schema, own in objects)
+
+    @property
+    def no_room(self) -> bool:
+        """Tell whether the server's disk is full."""
+        return FULL in self.text
+
+    @property
+    def limited(self) -> bool:
+        """Tell whether a limit of the server is in the way.
+
+        An archive that cannot be read may ask for any size.
+        """
+        return self.sort != "archive" and any(words in self.text for words in _SHORT)
+
     @property
     def empty(self) -> bool:
         """Tell whether nothing is lost by it: only its owner may comment on an extension."""
@@ -318,6 +375,12 @@ class Complaint:
         return mixed or self.lost or self.entry.startswith(CONTENT)
 
 
+FULL = "No space left on device"
+# names of settings, which no server translates, and the system's own words
+_SHORT = (
+    "temp_file_limit", "max_locks_per_transaction", "Disk quota exceeded", ": out of memory",
+    ": out of shared memory",
+)  # fmt: skip
 # libpq's own words, which no server translates
 _LOST = re.compile(r"server closed the connection unexpectedly|no connection to the server")
 _COMMENT = re.compile(r"COMMENT (?:- )?EXTENSION ")
@@ -367,10 +430,10 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     return code, problems
 
 
-def make_anew(session: Session, name: str, remove: Callable[[Session, str], None] = drop) -> None:
-    """Drop a database, as `remove` does it, and make it again as it was made."""
+def make_anew(session: Session, name: str) -> None:
+    """Drop a database, and make it again as it was made; raises psycopg.Error."""
     before = described(session, name)
-    remove(session, name)
+    drop(session, name)
     rules, place = (before.rules, before.tablespace) if before else (None, None)
     create(session, name, rules, place, before.comment or "" if before else "")
 

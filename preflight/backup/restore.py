@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ import structlog
 
 from preflight.backup import (
     belongings,
+    children,
     clients,
     folder,
     manifests,
@@ -42,6 +43,7 @@ from preflight.base.errors import (
     BackupInterrupted,
     BackupUnverified,
     ConfigInvalid,
+    Failure,
     TargetUnusable,
 )
 from preflight.server import lock, ready, sessions
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.server.sessions import Session
 
+GONE = "The new database was dropped"
 MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
@@ -100,7 +103,7 @@ def run(config: Config, asked: restored.Asked) -> None:
         kept_as=kept,
         **({"schemas": place.source.schemas} if place.source.schemas else {}),
         left_out=[f"subscription {name}" for name in place.own.subscriptions] if place.own else [],
-        rows=sum((place.source.manifest.rows or {}).values()),
+        rows=sum(place.rows.values()),
         duration_s=round(time.monotonic() - began, 3),
     )
 
@@ -339,17 +342,20 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
             ) from error
         return None
     said = restored.SAID.fullmatch(comment)
-    if said and said["name"] == place.source.name and said["xid"]:
+    same = said and said["name"] == place.source.name
+    if said and same and said["left_out"] == place.left_out:
         if not found.open:  # a swap was killed
             swap.let_in(session, place.into)
         return restored.State(int(said["xid"]), said["objects"], said["own"])
     what = f"is the restore of {said['name']}" if said else "is not ours"
-    if said and said["name"] == place.source.name:
+    hint = "Choose another name with --into, or drop it."
+    if said and same and said["left_out"]:
+        what += ", made with other options (--without, --skip, --no-owner)"
+        hint = f"Say the same options again. Else: {hint[0].lower()}{hint[1:]}"
+    elif same:
         what += " by an older version, which left nothing to compare it with"
     raise TargetUnusable(
-        "restore.exists",
-        f"the database {place.into!r} exists already and {what}",
-        "Choose another name with --into, or drop it.",
+        "restore.exists", f"the database {place.into!r} exists already and {what}", hint
     )
 
 
@@ -363,7 +369,7 @@ def _made(session: Session, place: restored.Place, renew: Callable[[], None]) ->
         state = _fill(session, place, dump, renew)
         belongings.give(session, place.commands)
         state = dataclasses.replace(state, own=restored.own_of(session, place))
-        new_database.say(session, place.into, state.mark(place.source))
+        new_database.say(session, place.into, state.mark(place))
     return state
 
 
@@ -389,9 +395,9 @@ def _new_database(session: Session, place: restored.Place) -> Iterator[None]:
     try:
         _require_had(problems + belongings.refused(session, place.commands))
         yield
-    except BaseException:
-        if not session.lost:
-            _drop(session, place.into)
+    except BaseException as error:
+        if not session.lost and not _drop(session, place.into) and isinstance(error, Failure):
+            error.say_instead(GONE, f"The new database {place.into!r} could not be dropped")
         raise
 
 
@@ -453,8 +459,8 @@ def _require_had(problems: Sequence[tuple[str, str | None]]) -> None:
     )
 
 
-def _drop(session: Session, name: str) -> None:
-    """Drop what failed; that this fails, too, must not hide why."""
+def _drop(session: Session, name: str) -> bool:
+    """Drop what failed, and tell whether that went; that it did not must not hide why."""
     try:
         new_database.drop(session, name)
     except psycopg.Error as error:
@@ -463,6 +469,8 @@ def _drop(session: Session, name: str) -> None:
             warning=f"the database {name!r} could not be dropped: "
             f"{error.diag.message_primary or error}",
         )
+        return False
+    return True
 
 
 def _fill(
@@ -479,7 +487,10 @@ def _fill(
                 session.config.child_env,
             )
             left = clients.list_skipping(dump, programs, environment, place.skip)
-            options.append(f"--use-list={stack.enter_context(left)}")
+            try:
+                options.append(f"--use-list={stack.enter_context(left)}")
+            except children.ClientFailed as failure:  # as `_refuse` has it of pg_restore itself
+                _refuse([new_database.Complaint(str(failure))], skipped=True)
         expected = place.source.manifest.database_bytes
         told = stack.enter_context(Progress("restore.progressed", "expected_bytes", expected))
 
@@ -508,16 +519,14 @@ def _fill(
             there=parts.there(part)
             | {each.schema for each in parts.dated(session, place.source.manifest.extensions)},
         )
-    if any(problem.lost for problem in problems):
-        session.execute("SELECT 1")  # a server that went away says so here
-        raise BackupInterrupted(
-            "restore.client",
-            f"the connection of pg_restore was lost: {problems[0].text}",
-            "Run again; the live database was not touched.",
-        )
+    _require_reached(session, place, code, problems)
+    _require_room(problems)
     strict = _without_outside(parts.marked(problems, part), part)
-    _require_clean(code if strict or not problems else 0, strict, skipped=bool(place.skip))
     with sessions.beside(session, place.into, quiet) as other:
+        others = new_database.theirs(other) if strict else set()
+        _require_clean(
+            code if strict or not problems else 0, strict, others, skipped=bool(place.skip)
+        )
         different = snapshots.differing(other, place.rows)
         other.execute("ANALYZE")
         objects = restored.objects_of(other)
@@ -526,9 +535,40 @@ def _fill(
         raise BackupUnverified(
             "restore.rows_differ",
             f"{len(different)} tables differ from the manifest: {'; '.join(different[:5])}",
-            "The new database was dropped; the live one was not touched.",
+            f"{GONE}; the live one was not touched.",
         )
     return restored.State(xid, objects)
+
+
+def _require_reached(
+    session: Session, place: restored.Place, code: int, problems: list[new_database.Complaint]
+) -> None:
+    """Make sure that pg_restore's connections were made, and were kept; raises Failure."""
+    words = "; ".join(each.text for each in problems if each.sort == "archive")
+    refused = words and children.hope_of(code, words) == "passing"
+    if not refused and not any(problem.lost for problem in problems):
+        return
+    session.execute("SELECT 1")  # a server that went away says so here
+    with sessions.beside(session, place.into):  # and one that lets nobody in says so here
+        pass
+    raise BackupInterrupted(
+        "restore.client",
+        f"a connection of pg_restore was refused or lost: {problems[0].text}",
+        "Run again; the live database was not touched.",
+    )
+
+
+def _require_room(problems: Sequence[new_database.Complaint]) -> None:
+    """Make sure that nothing failed for want of room, or by a limit; raises TargetUnusable."""
+    for problem in problems:
+        if problem.no_room or problem.limited:
+            why = "has no room for it" if problem.no_room else "has a limit that is in the way"
+            raise TargetUnusable(
+                "restore.no_room",
+                f"the backup cannot be restored here: the server {why}: {problem.text}",
+                f"Make room or raise the limit, and run again. {GONE}; the live one was not "
+                "touched.",
+            )
 
 
 def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:
@@ -545,8 +585,7 @@ def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str])
         raise TargetUnusable(
             "restore.lacking",
             f"this server or role cannot have the extension {console.some(named)}",
-            f"Install it, or go without: {skip}. The new database was dropped; the live one was "
-            "not touched.",
+            f"Install it, or go without: {skip}. {GONE}; the live one was not touched.",
         )
 
 
@@ -585,9 +624,14 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = w.name::na
 """
 
 
-def _refuse(problems: list[new_database.Complaint], *, skipped: bool) -> None:
+def _refuse(
+    problems: Sequence[new_database.Complaint],
+    others: Collection[tuple[str, str]] = (),
+    *,
+    skipped: bool,
+) -> None:
     """Say whose lack it is: this server's and role's, the client's, or the backup's."""
-    gone = "The new database was dropped; the live one was not touched."
+    gone = f"{GONE}; the live one was not touched."
     words = "; ".join(problem.text for problem in problems)
     if why := clients.unable(words):
         raise BackupFailed(
@@ -597,7 +641,12 @@ def _refuse(problems: list[new_database.Complaint], *, skipped: bool) -> None:
         )
     programs = [problem for problem in problems if problem.sort == "program"]
     sorts = ("right", "content") if skipped else ("right",)  # what needs what was left out
-    lacking = programs or [problem for problem in problems if problem.sort in sorts]
+    lacking = programs or [
+        problem
+        for problem in problems
+        if problem.sort in sorts  # `others` own what this role may not fill
+        or (problem.sort == "content" and problem.touches(problem.entry.split(), others))
+    ]
     if not lacking or any(problem.sort == "archive" for problem in problems):
         raise BackupUnverified(
             "restore.failed",
@@ -620,7 +669,11 @@ _ROLE = re.compile(r'role "([^"]+)" does not exist')
 
 
 def _require_clean(
-    code: int, problems: list[new_database.Complaint], *, skipped: bool = False
+    code: int,
+    problems: list[new_database.Complaint],
+    others: Collection[tuple[str, str]],
+    *,
+    skipped: bool,
 ) -> None:
     """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
 
@@ -634,7 +687,7 @@ def _require_clean(
             "the cause and REFRESH MATERIALIZED VIEW",
         )
     elif left := [problem for problem in problems if not problem.rebuilt]:
-        _refuse(left, skipped=skipped)
+        _refuse(left, others, skipped=skipped)
     elif problems:
         names = [problem.entry for problem in problems]
         structlog.get_logger().warning(

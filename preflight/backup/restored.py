@@ -38,8 +38,8 @@ SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'
 SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'
 """
 SAID = re.compile(
-    re.escape(MARK)
-    + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+) (?P<own>[0-9a-f]+)\))?"
+    re.escape(MARK) + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+) (?P<own>[0-9a-f]+)"
+    r"(?: (?P<left_out>[0-9a-f]+))?\))?"
 )
 
 
@@ -92,14 +92,47 @@ class Place:
         return {name: count for name, count in said if not self._skipped(name)}
 
     def _skipped(self, name: str) -> bool:
+        """Tell whether one of the entries that are left out is this table or its rows.
+
+        An entry says no more than words: `TABLE my table` is `my table`, or `my` of the role
+        `table`, where there is no such table.
+        """
         found = _TABLE.fullmatch(name)
-        if found is None or not self.skip:
+        if found is None:
             return False
         schema, own = (_bare(part) for part in found.groups())
-        names = (own, f"{schema} {own}")
-        spelled = {f"{kind} {said}" for kind in ("TABLE", "TABLE DATA") for said in names}
-        entries = [" ".join(entry.split()) for entry in self.skip]  # with an owner, or without
-        return any(spelled & {entry, entry.rpartition(" ")[0]} for entry in entries)
+        return any(
+            said in {own, f"{schema} {own}"}
+            or any(
+                said.startswith(f"{names} ") and self._is_owner(said.removeprefix(f"{names} "), own)
+                for names in (own, f"{schema} {own}")
+            )
+            for said in self._tables_skipped
+        )
+
+    @property
+    def _tables_skipped(self) -> set[str]:
+        """What is said of tables that are left out, less the kind."""
+        entries = {" ".join(entry.split()) for entry in self.skip}
+        return {
+            entry.removeprefix(kind)
+            for kind in ("TABLE ", "TABLE DATA ")
+            for entry in entries
+            if entry.startswith(kind)
+        }
+
+    def _is_owner(self, said: str, table: str) -> bool:
+        if said in self.source.manifest.roles:
+            return True
+        tables = map(_TABLE.fullmatch, self.source.manifest.rows or ())
+        longer = any(found and _bare(found[2]) == f"{table} {said}" for found in tables)
+        return " " not in said and not longer
+
+    @property
+    def left_out(self) -> str:
+        """A hash of what it is to be without, as this call asks for it."""
+        said = (sorted(self.without), sorted(self.skip), self.no_owner)
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
     @property
     def commands(self) -> list[belongings.Command]:
@@ -118,9 +151,10 @@ class State:
     objects: str
     own: str = ""
 
-    def mark(self, source: Backup) -> str:
+    def mark(self, place: Place) -> str:
         """Return the comment that says which backup a database holds, completely."""
-        return f"{MARK}{source.name} ({self.xid} {self.objects} {self.own})"
+        held = f"{self.xid} {self.objects} {self.own} {place.left_out}"
+        return f"{MARK}{place.source.name} ({held})"
 
 
 def suffixed(name: str, suffix: str) -> str:

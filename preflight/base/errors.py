@@ -29,7 +29,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 
@@ -105,6 +105,11 @@ class Failure(Exception):
         failure.problem = Problem(**{**first.data(), "message": str(failure)})  # type: ignore[arg-type]
         failure.problems = tuple(problems)
         return failure
+
+    def say_instead(self, said: str, now: str) -> None:
+        """Put other words into the next step, where those are no longer true."""
+        hint = (self.problem.hint or "").replace(said, now)
+        self.problem = replace(self.problem, hint=hint or None)
 
     def data(self) -> dict[str, object]:
         """Return the `error` object of `run.finished`."""

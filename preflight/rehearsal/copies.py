@@ -47,11 +47,6 @@ if TYPE_CHECKING:
     from preflight.files.reach import Reach
     from preflight.server.sessions import Session
 # what this role does not own in the copy, such as an extension's tables
-_THEIRS = """
-SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
- ON n.oid = c.relnamespace AND n.nspname::text NOT LIKE 'pg\\_%'
-WHERE NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
-"""
 # every table with rows of its own, and partitioned ones, whose partitions are read for them; of
 # the system's, which are sixty, those that have grown by what the database holds. A parent's
 # statistics are taken from its children, too, and a foreign one would be asked for them
@@ -70,12 +65,6 @@ WHERE c.relkind IN ('r', 'p', 'm') AND c.oid NOT IN (SELECT a.inhparent FROM abr
  OR pg_catalog.pg_relation_size(c.oid) > 2 * 8192 * greatest(c.relpages, 2) AND NOT c.relisshared)
 ORDER BY c.oid LIMIT %s::int8
 """
-_FULL = "No space left on device"
-# names of settings, which no server translates, and the system's own words
-_SHORT = (
-    "temp_file_limit", "max_locks_per_transaction", "Disk quota exceeded", ": out of memory",
-    ": out of shared memory",
-)  # fmt: skip
 FEW_TABLES = 1000  # that are named; of more, all are analyzed
 NO_RIGHT = "42501"
 UNFILLED = "55000"  # a query reads a materialised view without rows
@@ -428,7 +417,7 @@ def _ran_full(error: BaseException | None) -> bool:
     while error is not None:
         # the words of a server alone: our own disk, which the backup has filled, is another one
         if getattr(error, "sqlstate", None) == scratch.DISK_FULL or (
-            isinstance(error, psycopg.Error) and _FULL in str(error)
+            isinstance(error, psycopg.Error) and new_database.FULL in str(error)
         ):
             return True
         error = error.__cause__
@@ -587,7 +576,7 @@ def _begun(home: Session, restoring: Restoring) -> None:
 def _theirs(home: Session, restoring: Restoring) -> set[tuple[str, str]]:
     """Return schema and name of what this role does not own in the copy."""
     with scratch.reached(home, restoring.name, restoring.quiet) as copy:
-        return set(copy.execute(_THEIRS).fetchall())
+        return new_database.theirs(copy)
 
 
 def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
@@ -630,8 +619,8 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         raise scratch.Unavailable(f"the copy cannot be restored: {words}")
     _require_enough(problems, said)
     others = foreign()
-    theirs = [p for p in problems if p.sort == "content" and _touches(p, p.entry.split(), others)]
-    if all(p.sort == "refresh" or p.rebuilt or _touches(p, [p.name], others) for p in problems):
+    theirs = [p for p in problems if p.sort == "content" and p.touches(p.entry.split(), others)]
+    if all(p.sort == "refresh" or p.rebuilt or p.touches([p.name], others) for p in problems):
         return  # whose rows or counters those are, only he may write
 
     def needs_more(problem: new_database.Complaint) -> bool:
@@ -669,18 +658,11 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
 
 def _require_enough(problems: Sequence[new_database.Complaint], said: str) -> None:
     """Make sure that nothing failed for want of what the copy's server has; Unavailable."""
-    if any(_FULL in problem.text for problem in problems):
+    if any(problem.no_room for problem in problems):
         raise scratch.Full(f"the server has no room for a copy: {said}")
-    for problem in problems:  # an archive that cannot be read may ask for any size
-        if problem.sort != "archive" and any(words in problem.text for words in _SHORT):
+    for problem in problems:
+        if problem.limited:
             raise scratch.Unavailable(f"a limit of the server is in a copy's way: {problem.text}")
-
-
-def _touches(
-    problem: new_database.Complaint, names: Collection[str], objects: Collection[tuple[str, str]]
-) -> bool:
-    """Tell whether a complaint that says these names is about one of these objects."""
-    return any(own in names and problem.schema in {"", schema} for schema, own in objects)
 
 
 def listed(stack: ExitStack, home: Session, saved: Taken, restoring: Restoring) -> tuple[str, ...]:

@@ -42,14 +42,6 @@ _MYSELF = f"""
 SELECT a.pid, {_SINCE}, session_user::text, current_user::text
 FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()
 """  # noqa: S608 -- a constant
-# as the role that logged in: the one that it became may not end its sessions
-_END_OURS = """
-SET ROLE NONE;
-SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
-WHERE a.datname = {name}::name AND a.usename = session_user;
-RESET ROLE
-"""
-DROP_TRIES = 3  # each waits for 5 s
 
 
 class Unavailable(Exception):
@@ -146,7 +138,7 @@ def _open(home: Session, name: str, logged_in: str, us: str) -> None:
 def make_anew(home: Session, name: str) -> None:
     """Drop the scratch database and make it again as it was made; raises psycopg.Error."""
     _, _, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
-    new_database.make_anew(home, name, _removed)
+    new_database.make_anew(home, name)
     _open(home, name, logged_in, us)
 
 
@@ -180,7 +172,7 @@ def sweep(home: Session, identity: manifests.Identity) -> None:
 def _drop(home: Session, name: str) -> None:
     """Drop a scratch database; what cannot be dropped is named, and the next run tries again."""
     try:
-        _removed(home, name)
+        new_database.drop(home, name)
     except psycopg.Error as error:
         if not home.lost:
             structlog.get_logger().warning(
@@ -188,26 +180,6 @@ def _drop(home: Session, name: str) -> None:
                 reason=f"the scratch database {name} could not be dropped: "
                 f"{error.diag.message_primary or error}",
             )
-
-
-def _removed(home: Session, name: str) -> None:
-    try:
-        new_database.drop(home, name)
-    except psycopg.errors.InsufficientPrivilege:  # autovacuum, or sessions of another name
-        _drop_gently(home, name)
-
-
-def _drop_gently(home: Session, name: str) -> None:
-    """Drop without FORCE, which a plain role may not use against autovacuum; this cancels it."""
-    for attempt in range(1, DROP_TRIES + 1):
-        home.connection.execute(_END_OURS.format(name=quoting.literal(name)).encode())
-        try:
-            home.connection.execute(f"DROP DATABASE IF EXISTS {quoting.name(name)}".encode())
-        except psycopg.errors.ObjectInUse:
-            if attempt == DROP_TRIES:
-                raise
-        else:
-            return
 
 
 @contextmanager

@@ -521,7 +521,9 @@ def test_lost_connection_of_pg_restore_is_nobodys_lack(
         result = run(*command, env=proxy.env() | proven)
 
     assert 14 == result.code, str(result)
-    assert "connection of pg_restore was lost" in result.finished["error"]["message"]
+    message = result.finished["error"]["message"]
+    assert "connection of pg_restore was" in message
+    assert "lost" in message
     assert [] == beside(filled)
 
 
@@ -1077,6 +1079,69 @@ def test_role_that_the_server_lacks_is_named_and_can_be_done_without(
     assert 0 == done.code, done
     assert [1] == database.query("SELECT id FROM t")
     database.query("SELECT * FROM theirs")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--no-owner",),
+        ("--without", "grants"),
+        ("--skip", "TABLE t", "--skip", "TABLE DATA t", "--skip", "CONSTRAINT t t_pkey"),
+    ],
+)
+def test_restore_with_other_options_is_not_swapped_in(
+    run: Run, filled: servers.Database, options: tuple[str, ...]
+) -> None:
+    """What lacks owners, rights or a table takes no place that nobody gave it."""
+    assert 0 == run("backup").code
+    first = run("restore", "latest", *options)
+    refused = run("restore", "latest", "--swap")
+    again = run("restore", "latest", *options)
+    swapped = run("restore", "latest", *options, "--swap")
+
+    assert (0, 0, 0) == (first.code, again.code, swapped.code), (first, again, swapped)
+    error = refused.finished["error"]
+    assert (22, "restore.exists") == (refused.code, error["code"]), refused
+    assert "with other options" in error["message"]
+    (rows,) = {result.event("restore.finished")[0]["rows"] for result in (first, again, swapped)}
+    assert (0 if "--skip" in options else 2) == rows
+    assert bool(rows) == filled.query("SELECT to_regclass('t') IS NOT NULL")[0]
+
+
+@pytest.mark.parametrize("lack", ["disk", "room", "right"])
+def test_what_the_server_lacks_makes_no_backup_a_bad_one(
+    run: Run, database: servers.Database, lack: str
+) -> None:
+    """A limit, the number of connections, and a right are the server's and the role's: not 24."""
+    role, owner = f"{database.name}_limited", f"{database.name}_owner"
+    limits = {
+        "disk": f"ALTER ROLE {role} SET temp_file_limit = '64kB';"
+        f"ALTER ROLE {role} SET maintenance_work_mem = '1MB'",
+        "room": f"ALTER ROLE {role} CONNECTION LIMIT 1",
+        "right": f"ALTER ROLE {role} NOINHERIT",
+    }
+    database.script(
+        f"CREATE ROLE {owner}; CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x';"
+        f"GRANT {owner} TO {role}; GRANT CREATE ON SCHEMA public TO {owner};"
+        "CREATE TABLE many AS SELECT n, md5(n::text) AS name FROM generate_series(1, 100000) n;"
+        f"ALTER TABLE many ADD PRIMARY KEY (name); ALTER TABLE many OWNER TO {owner}"
+    )
+    assert 0 == run("backup").code
+    database.script(limits[lack])
+    env = database.env(user=role, password="x")  # noqa: S106 -- as it says
+    try:
+        refused = run("restore", "latest", "--without", "grants", env=env)
+        left = beside(database)
+    finally:
+        drop_beside(database)
+        database.script(
+            f"DROP OWNED BY {owner}, {role} CASCADE; DROP ROLE {role}; DROP ROLE {owner}"
+        )
+
+    error = refused.finished["error"]
+    codes = {"disk": "restore.no_room", "room": "server.not_ready", "right": "restore.lacking"}
+    assert codes[lack] == error["code"], refused
+    assert [] == left
 
 
 def test_extension_that_cannot_be_had_is_named_and_can_be_skipped(

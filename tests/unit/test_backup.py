@@ -16,6 +16,7 @@ from preflight.backup import (
     manifests,
     mounts,
     reading_back,
+    restored,
     retention,
     snapshots,
     store,
@@ -496,12 +497,53 @@ def test_backup_that_could_not_be_published_is_not_seen(
         ("3451; 0 16387 TABLE DATA public known postgres", "TABLE DATA known"),
         ("3451; 0 16387 TABLE DATA public known postgres", "TABLE DATA public known"),
         ("9; 2606 1 FK CONSTRAINT public t t_fkey app", "FK CONSTRAINT t t_fkey app"),
+        ("215; 1259 16386 TABLE public my table app", "TABLE my table"),
+        ("215; 1259 16386 TABLE APP t app", "TABLE t"),
+        ("215; 1259 16386 TABLE APP T app", "TABLE APP T"),
+        ("3451; 0 16387 TABLE DATA APP T app", "TABLE DATA T"),
+        ("215; 1259 16386 TABLE DATA t app", "TABLE t"),
+        ("9; 1 1 THING NEW public t app", "THING NEW t"),
     ],
 )
 def test_entry_is_skipped_under_every_name_that_pg_restore_gives_it(line: str, said: str) -> None:
     """Its list has the schema, its errors have not."""
     assert said in clients.spellings(line)
     assert f"{said}2" not in clients.spellings(line)
+
+
+@pytest.mark.parametrize(
+    ("skip", "skipped"),
+    [
+        ("TABLE my table", {"public.my table"}),
+        ("TABLE DATA my table app", {"public.my table"}),
+        ("TABLE my", {"public.my"}),
+        ("TABLE public my postgres", {"public.my"}),
+        ("TABLE my other role", {"public.my"}),
+        ("TABLE my other thing", set[str]()),
+        ("TABLE T", {"APP.T"}),
+        ("TABLE APP  T", {"APP.T"}),
+        ("TABLE APP my", set[str]()),
+        ("TABLE a.b", {'"a.b"."a.b"'}),
+        ("VIEW my", set[str]()),
+    ],
+)
+def test_table_is_compared_unless_it_is_left_out(
+    skip: str, skipped: set[str], tmp_path: Path
+) -> None:
+    """A name may have spaces, and an entry may say its schema and its owner."""
+    rows = dict.fromkeys(("public.my table", "public.my", "APP.T", '"a.b"."a.b"'), 1)
+    source = Backup("b", Manifest(0, rows=rows, roles=("app", "other role")))
+    place = restored.Place(Directory(tmp_path), source, "live", "into", skip=(skip,))
+
+    assert rows.keys() - skipped == place.rows.keys()
+
+
+@pytest.mark.parametrize("word", ["Query", "query"])
+def test_lock_that_pg_dump_waited_for_in_vain_is_waited_for_again(word: str) -> None:
+    """Before 15 it says so with a small letter, in a longer sentence."""
+    said = f"pg_dump: error: {word} was: LOCK TABLE public.t IN ACCESS SHARE MODE"
+
+    assert "busy" == children.hope_of(1, said)
 
 
 def test_sequence_that_somebody_wrote_hides_no_backup() -> None:
