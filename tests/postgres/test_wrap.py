@@ -9,7 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from preflight.commands.wrapping import wall
+from preflight.base.config import Config
+from preflight.commands.wrapping import wall, written
+from preflight.server import sessions
 from tests import faults, servers
 from tests.conftest import Run, Start
 
@@ -392,6 +394,125 @@ def test_session_that_cannot_be_seen_and_stays_is_31(
 
     assert (31, "wrap.partial") == (found.code, found.finished["error"]["code"]), found
     assert "may be its own" in found.finished["error"]["message"]
+
+
+def leaves_behind(app: Path, database: servers.Database, url: str, statement: str) -> None:
+    """Have the app's migrator begin a statement on the live database, by a URL, and die."""
+    only_live = f"""
+        if connection.info.dbname == {database.name!r}:
+            other = psycopg.connect({url!r}, autocommit=True)
+            other.pgconn.send_query({statement.encode()!r})
+            other.pgconn.flush()
+            at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            while connection.execute(at_work).fetchone() == (0,):
+                pass
+            os._exit(3)
+"""
+    (app / "tool.py").write_text(TOOL.replace("        run(connection)\n", only_live))
+
+
+def test_transaction_that_is_at_work_has_not_come_to_naught(
+    app: Path, database: servers.Database
+) -> None:
+    """On a quiet server its number is above all that a snapshot knows of; ours is no one's."""
+    del app
+    config = Config.from_env({**database.env()}, Path("/nowhere"), "run")
+    with sessions.connect(config) as session:
+        session.look()
+        before = written.look(session, None)
+        quiet = [written.aborted(session, before), written.aborted(session, before)]
+        with (
+            database.server.connect(database.name) as other,
+            other.transaction(force_rollback=True),
+        ):
+            other.execute("INSERT INTO items VALUES (9, 'x')")
+            busy = written.aborted(session, before)
+        ended = written.aborted(session, before)
+
+    assert ([True, True], False, True) == (quiet, busy, ended)
+
+
+def test_statement_that_goes_on_by_another_way_is_31(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """A pooler's session shows no port of the command's; nobody says that nothing stays."""
+    statement = "INSERT INTO items SELECT 9, 'x' FROM (SELECT pg_sleep(30)) s"  # has no number yet
+    with faults.through(database.server, faults.Fault()) as pooler:
+        leaves_behind(app, database, database.conninfo(port=pooler.port), statement)
+        found = run(*command(app))
+        database.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        )
+
+    assert (31, "wrap.partial") == (found.code, found.finished["error"]["code"]), found
+    assert "still at work" in found.finished["error"]["message"]
+
+
+def test_command_that_died_and_still_holds_what_we_look_at_is_31(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """What it has changed cannot be read: nobody can tell, and nothing was rolled back."""
+    held = "ALTER TABLE items ADD CHECK (id > 0), ADD COLUMN more int; SELECT pg_sleep(60)"
+    leaves_behind(app, database, database.conninfo(), held)
+    found = run(*command(app), env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+    database.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    )
+
+    error = found.finished["error"]
+    assert (31, "wrap.partial") == (found.code, error["code"]), found
+    assert "nobody can tell" in error["message"]
+    assert "failed" in database.query("SELECT event FROM preflight.journal")
+
+
+@pytest.mark.parametrize(
+    ("env", "way"),
+    [
+        ({"PREFLIGHT_SCHEMAS": "public"}, "makes a database beside it"),
+        ({"PREFLIGHT_BACKUP": "command"}, "says how to come back"),
+    ],
+)
+def test_way_back_is_one_that_there_is(
+    run: Run, app: Path, tmp_path: Path, env: dict[str, str], way: str
+) -> None:
+    """Neither some schemas nor a point that others keep are swapped in."""
+    (app / "versions/002.sql").write_text(GOOD)
+    (app / "tool.py").write_text(f"{TOOL}    sys.exit(3)\n")
+    snapshot = tmp_path / "snapshot.sh"
+    snapshot.write_text(
+        "#!/bin/sh\nd=$(date -u +%Y-%m-%dT%H:%M:%S+00:00)\n"
+        """printf '{"backup": "s1", "taken_at": "%s", "restore": "aws it"}' "$d"\n"""
+    )
+    snapshot.chmod(0o755)
+    off = {"PREFLIGHT_REHEARSE": "off"}
+    off |= {"PREFLIGHT_BACKUP_COMMAND": str(snapshot)} if "PREFLIGHT_BACKUP" in env else {}
+    found = run(*command(app), env=env | off)
+
+    error = found.finished["error"]
+    assert (31, "wrap.partial") == (found.code, error["code"]), found
+    assert way in error["hint"]
+    assert "--swap" not in error["hint"]
+
+
+def test_stop_after_the_command_has_ended_says_that_it_stays(
+    start: Start, app: Path, tmp_path: Path, database: servers.Database
+) -> None:
+    """What it has committed is not rolled back because we are stopped while we look at it."""
+    (app / "versions/002.sql").write_text(GOOD)
+    check = tmp_path / "check.sql"
+    check.write_text(
+        "SELECT 's' AS suite, 'c' AS \"check\", true AS ok FROM pg_sleep("
+        f"CASE WHEN current_database() = '{database.name}' THEN 60 ELSE 0 END)"
+    )
+    running = start(*command(app, "--verify", str(check)))
+    running.wait_for_event("wrap.matched")
+    sleeping = "SELECT count(*)::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    faults.until(lambda: [1] == database.query(sleeping), "the check is asked")
+    running.signal(signal.SIGTERM)
+    found = running.wait()
+
+    assert 143 == found.code, found
+    assert "what the command has committed stays" in found.finished["error"]["message"]
 
 
 @pytest.mark.parametrize("kept_off", ["net", "wall"])

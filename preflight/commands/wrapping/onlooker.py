@@ -29,6 +29,16 @@ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backe
  AND (a.client_port > 0 OR a.client_port IS NULL AND a.query = '<insufficient privilege>')
  AND a.usesysid IS NOT NULL
 """
+# what a command that ended has left running by a way that shows no port of its own: a Unix socket,
+# a pooler, a translated address
+_AT_WORK = """
+SELECT a.pid, coalesce(a.xact_start, a.query_start)::text FROM pg_catalog.pg_stat_activity a
+WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+ AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+ AND a.state <> 'idle'
+ AND coalesce(a.xact_start, a.query_start) >= pg_catalog.to_timestamp(%s::float8)
+"""
+_NOW = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8"
 _SEES_ALL = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
 _END = "SELECT pg_catalog.pg_terminate_backend(%s::int4)"
 UNSEEN = "sessions of other roles (GRANT pg_read_all_stats shows them)"
@@ -72,6 +82,7 @@ class OnLive:
         self.ports: set[int] = set()
         self.blind = not (session.execute(_SEES_ALL).fetchone() or (False,))[0]
         self._others = self._hidden() if self.blind else set()
+        self._began = float((session.execute(_NOW).fetchone() or (0.0,))[0])
 
     def look(self, child: Child) -> None:
         """See which sessions belong to the command's own processes; raises Stays."""
@@ -96,12 +107,18 @@ class OnLive:
     def gone(self, within_s: float = STAY_S, *, all_new: bool = False) -> bool:
         """Tell whether no session that was seen is left, waiting for their end.
 
-        `all_new`: nor one that came meanwhile and cannot be looked into.
+        `all_new`: nor one that came meanwhile and cannot be looked into; and where none was seen,
+        nor what anybody began meanwhile and is at without a break since.
         """
+        stays: set[Any] | None = None
         for waited in stop.looks(0.02, 0.05):
             left = {pid for (pid,) in self.session.execute(_LEFT, [list(self.pids)]).fetchall()}
             if all_new and self.blind:
                 left |= self._hidden() - self._others
+            if all_new and not self.pids:
+                found = set(self.session.execute(_AT_WORK, [self._began]).fetchall())
+                stays = found if stays is None else stays & found
+                left |= {pid for pid, _ in stays}
             if not left or waited >= within_s:
                 break
         return not left

@@ -14,6 +14,7 @@ import psycopg
 import structlog
 
 from preflight import gate
+from preflight.backup import points
 from preflight.base import console, stop
 from preflight.base.errors import (
     ConfigInvalid,
@@ -98,10 +99,12 @@ class _Run:
         )
         before = written.look(self.session, self.wrapped.asked.history)
         lock.require(self.session)  # 13
-        ended = self._noted(partial(self._in_earnest, before))  # 20 30 31
+        stop.leaves(self.session, "what the command has committed stays")
+        ended = self._noted(partial(self._in_earnest, before, tried=copy is not None))  # 20 30 31
         self._noted(partial(self._matched, copy, before))  # 33
         self._noted(self._verified)  # 33
         self._record(ended)
+        stop.leaves(self.session, None)
 
     def _noted(self, work: Callable[[], T]) -> T:
         """Return what some work returns; its failure is noted in the journal."""
@@ -124,7 +127,7 @@ class _Run:
             error=str(failure),
         )
 
-    def _in_earnest(self, before: written.Before) -> child.Ended:
+    def _in_earnest(self, before: written.Before, *, tried: bool) -> child.Ended:
         """Run the command with its own environment; raises MigrationFailed, MigrationPartial."""
         from preflight.commands.wrapping import child, leading, lock_timeout, onlooker  # noqa: PLC0415 -- likewise
 
@@ -136,7 +139,6 @@ class _Run:
         live, alone = onlooker.OnLive(self.session), False
         self.unseen = onlooker.UNSEEN if live.blind else None
         structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
-        stop.leaves(self.session, "what the command has committed stays")
         try:
             ended = child.run(
                 command,
@@ -155,9 +157,8 @@ class _Run:
             if not self.session.lost:
                 raise
             raise self._unwatched(error) from error
-        stop.leaves(self.session, None)
         if ended.code != 0:
-            raise self._failed(ended, before, alone=alone)
+            raise self._failed(ended, before, alone=alone, tried=tried)
         return ended
 
     def _unwatched(self, error: psycopg.OperationalError) -> MigrationPartial:
@@ -173,22 +174,49 @@ class _Run:
     def _back(self) -> str:
         if self.backup is None:
             return "there is no backup (PREFLIGHT_BACKUP=off)"
+        if points.names_one(self.backup):
+            return f"`restore {self.backup}` says how to come back to the point before it"
+        if self.session.config.schemas:
+            return f"`restore {self.backup}` makes a database beside it, to copy from"
         return f"`restore {self.backup} --swap` puts the backup in its place"
 
-    def _failed(self, ended: child.Ended, before: written.Before, *, alone: bool) -> Failure:
+    def _failed(
+        self, ended: child.Ended, before: written.Before, *, alone: bool, tried: bool
+    ) -> Failure:
         """Return what its end means: whether anything stays of what it did."""
-        from preflight.commands.wrapping import rehearsed, written  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import rehearsed  # noqa: PLC0415 -- likewise
 
         how = rehearsed.how(ended) + (f": {ended.last[-1]}" if ended.last else "")
         context = "\n".join(ended.last) or None
-        changed = written.changed(self.session, before, self.wrapped.asked.history)
-        if alone and not changed and written.nothing(self.session, before):
+        try:
+            what = self._left(before, alone=alone)
+        except psycopg.Error as error:  # its session may hold what we look at
+            reason = str(sessions.lost(error)) if self.session.lost else (
+                f"what is needed for that cannot be read: {error.diag.message_primary or error}"
+            )  # fmt: skip
+            what = f"what stays of it nobody can tell: {reason}"
+        if what is None:
+            same = "The same went well on the copy: what is different here? " if tried else ""
             return MigrationFailed(
                 "wrap.failed",
                 f"{how}; nothing of it stays on the live database",
-                "The same went well on the copy: what is different here? Run again.",
+                f"{same}Run again when the cause is removed.",
                 context=context,
             )
+        return MigrationPartial(
+            "wrap.partial",
+            f"{how}; {what}",
+            f"Look at the database. Run again when the tool can go on from there; {self._back()}.",
+            context=context,
+        )
+
+    def _left(self, before: written.Before, *, alone: bool) -> str | None:
+        """Say what stays of a command that failed; None: nothing. Raises psycopg.Error."""
+        from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
+
+        changed = written.changed(self.session, before, self.wrapped.asked.history)
+        if alone and not changed and written.nothing(self.session, before):
+            return None
         moved = written.moved(self.session, before)
         what = "no object was changed, but whether it wrote rows nobody can tell: others wrote, too"
         if changed:
@@ -199,12 +227,7 @@ class _Run:
             what += "; a session of it is still at work" if not self.unseen else (
                 "; a session came meanwhile that may be its own, and is still at work"
             )  # fmt: skip
-        return MigrationPartial(
-            "wrap.partial",
-            f"{how}; {what}",
-            f"Look at the database. Run again when the tool can go on from there; {self._back()}.",
-            context=context,
-        )
+        return what
 
     def _matched(self, copy: Rehearsed | None, before: written.Before) -> None:
         """Say whether what happened is what was rehearsed; raises VerifyFailed with --strict."""

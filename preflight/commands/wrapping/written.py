@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 MOST = 1_000_000  # transactions that are asked one by one
-# whoever writes a row, or changes an object, has a number; the next one is at least this
+# whoever writes a row, or changes an object, has a number; one that comes is at least this
 _NEXT = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8"
+# and all that came are below one of our own, which is given back; a snapshot knows of no number
+# that is at work above the last that has ended
+_LAST = "BEGIN; SELECT pg_catalog.pg_current_xact_id()::text::int8 AS id; ROLLBACK"
 _ENDED = """
 SELECT count(*) FROM pg_catalog.generate_series(%s::int8, %s::int8) n
 WHERE pg_catalog.pg_xact_status(n::text::pg_catalog.xid8) IS DISTINCT FROM 'aborted'
@@ -69,12 +72,14 @@ def moved(session: Session, before: Before) -> list[str]:
 
 
 def aborted(session: Session, before: Before) -> bool:
-    """Tell whether every transaction since came to naught."""
-    after = _next(session)
+    """Tell whether every transaction since came to naught; one that is at work has not."""
+    with session.looking():
+        (row,) = session.rows(_LAST)
+    after = int(row["id"])
     if after - before.next > MOST:
         return False
-    row = session.execute(_ENDED, [before.next, after - 1]).fetchone()
-    return row is not None and row[0] == 0
+    ended = session.execute(_ENDED, [before.next, after - 1]).fetchone()
+    return ended is not None and ended[0] == 0
 
 
 def changed(session: Session, before: Before, history: str | None) -> list[str]:
