@@ -202,7 +202,8 @@ def back(
         session,
         step.migration,
         once,
-        lambda row: row is None,
+        # another run's row is one that came after ours was gone
+        lambda row: row is None or row.run_id not in {step.row.run_id, session.config.run_id},
         "migration.rolled_back",
         note="an image that has this migration applies it again at its next start",
         script=step.script,

@@ -25,7 +25,7 @@ from preflight.base.errors import (
     Problem,
     TargetUnusable,
 )
-from preflight.history import fence, journal, ledger
+from preflight.history import fence, journal, ledger, repeats
 from preflight.server import lock, sessions, watch
 
 if TYPE_CHECKING:
@@ -441,6 +441,8 @@ def _read_back(
     try:
         session.reopen()
         ledger.read(session)
+        if migration.repeat:
+            return repeats.ran(session, migration)
         row = ledger.row_of(session, migration.version)
     except (NotReady, ConnectionLost, psycopg.Error, Failure):
         return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from preflight import gate
+from preflight.base.errors import PlanChanged
 from preflight.commands import command
 from preflight.files import folder
 from preflight.history import ledger, numbers
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
+    from preflight.history.plan import History
+    from preflight.server.sessions import Session
 
 
 def run(config: Config, *, to: int | str | None = None) -> None:
@@ -34,17 +38,28 @@ def run(config: Config, *, to: int | str | None = None) -> None:
             return  # nothing recorded that could be taken back
         gate.enter(session)
         ledger.ensure(session)
-        steps = back.prepare(session, files, back.choose(files, ledger.read(session), down_to))
+        before = ledger.read(session)
+        steps = back.prepare(session, files, back.choose(files, before, down_to))
         if not steps:
             return
         saved, name = gate.proven_back(session, steps)
-        for step in steps:
+        for done, step in enumerate(steps, 1):
             lock.require(session)
             save = partial(exports.again, session, step, saved, first=step is steps[0])
             with gate.undisturbed():
                 same_session = back.back(session, step, name, save)
-            if not same_session:  # it had to be replaced, and its lock went with it
-                lock.acquire(session)
+                if not same_session and done < len(steps):
+                    lock.acquire(session)  # it went with the session that had to be replaced
+                    _require_nobody_came(
+                        session, before, {each.row.version for each in steps[:done]}
+                    )
+
+
+def _require_nobody_came(session: Session, before: History, gone: Collection[int]) -> None:
+    """Make sure that the history is what is left of what it was; raises PlanChanged."""
+    left = {version: each for version, each in before.records.items() if version not in gone}
+    if ledger.read(session).records != left:
+        raise PlanChanged
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -56,6 +56,16 @@ def claim(
     return cursor.rowcount == 1
 
 
+def ran(session: Session, file: Migration) -> bool:
+    """Tell whether this run has recorded the text, with its end mark."""
+    row = session.execute(
+        f"""SELECT r.duration_ms IS NOT NULL FROM ONLY {session.config.schema}.repeatables r
+ WHERE r.name = %s AND r.checksum = %s AND r.run_id = %s""",  # noqa: S608 -- a checked name
+        [file.name, file.checksum, session.config.run_id],
+    ).fetchone()
+    return bool(row and row[0])
+
+
 def finish(session: Session, file: Migration, *, duration_ms: int, backup: str | None) -> int:
     """Write the end mark and the journal's row; return how many rows were there to mark."""
     updated = session.execute(

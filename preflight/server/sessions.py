@@ -254,16 +254,20 @@ class Session:
         return self.again(look)
 
     def again(self, look: Callable[[], T]) -> T:
-        """Return what a look returns that may be taken again: reconnects until the deadline."""
+        """Return what a look returns that may be taken again: reconnects until the deadline.
+
+        Not under the lock, which would be lost with the connection, and nobody would know.
+        """
         for waited in stop.looks(0.05, 0.25):
             try:
                 if waited:
                     self.reopen()
                 return look()
             except psycopg.OperationalError as error:
-                if not self.lost or (self._at_work and time.monotonic() >= self.deadline):
+                late = time.monotonic() >= self.deadline
+                if not self.lost or self.locked or (self._at_work and late):
                     raise
-                if time.monotonic() >= self.deadline:
+                if late:
                     raise self._unanswered(error) from error
             except NotReady:
                 if time.monotonic() >= self.deadline:
@@ -552,10 +556,11 @@ def ours(session: Session) -> Iterator[None]:
 
 
 def _busy(error: psycopg.Error) -> DatabaseBusy:
+    left = stop.left() or "what was begun was rolled back"
     return DatabaseBusy(
         "database.busy",
         f"another session is in the way: {error.diag.message_primary or error}",
-        "What was begun was rolled back. Run again at a quieter time, or end the blocker.",
+        f"{left[0].upper()}{left[1:]}. Run again at a quieter time, or end the blocker.",
         sqlstate=error.sqlstate,
     )
 

@@ -176,6 +176,34 @@ def test_commit_whose_answer_is_lost_is_read_back(
     assert [1] == database.query("SELECT id FROM two")
 
 
+class _CutsLookUnderTheLock(faults.Fault):
+    """Cuts the connection at the first look of the session that holds the lock."""
+
+    def __init__(self) -> None:
+        self.locked = self.cut = False
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Let the lock be taken first."""
+        del kind
+        if self.locked and not self.cut and b"READ ONLY" in message:
+            self.cut = True
+            raise faults.Cut
+        self.locked = self.locked or b"pg_try_advisory_lock" in message
+        return message
+
+
+def test_lock_that_is_lost_with_its_connection_is_not_worked_without(
+    run: Run, server: servers.Server, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A look that may be asked again is not, where the lock would be gone unnoticed: 13."""
+    migrations(TWO)
+    with faults.through(server, _CutsLookUnderTheLock()) as proxy:
+        result = run(env={**QUICKLY, **proxy.env()})
+
+    assert (13, 1) == (result.code, len(result.event("lock.acquired"))), str(result)
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
 @pytest.mark.fault("E117")
 @pytest.mark.parametrize("message", range(8, 248, 20))
 def test_connection_cut_after_any_message_converges(

@@ -4,6 +4,7 @@ import csv
 import signal
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -733,3 +734,58 @@ def test_newer_tables_are_read_and_not_written(
     assert (28, "schema.newer_history") == (result.code, result.finished["error"]["code"])
     assert 28 == run("rollback").code
     assert [] == result.event("backup.started")
+
+
+class _LostAsOthersCome(faults.LostCommit):
+    """Loses the answer to a COMMIT, and does something else before anybody hears of it."""
+
+    def __init__(self, number: int, come: Callable[[], object]) -> None:
+        super().__init__(number)
+        self.come = come
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Come once the server is through."""
+        if self.committing and kind == b"Z":
+            self.come()
+        return super().to_client(kind, message)
+
+
+def test_version_is_not_taken_back_beneath_one_that_another_run_applied_meanwhile(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The lock went with a lost connection, so the plan is of another history: 11."""
+    migrations(A | B)
+    assert 0 == run().code
+    database.script("CREATE TABLE kept AS SELECT * FROM preflight.migrations WHERE version = 2")
+
+    def another_run() -> None:
+        columns = database.query(
+            "SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute"
+            " WHERE attrelid = 'kept'::regclass AND attnum > 0"
+        )[0]
+        database.script(
+            "UPDATE kept SET run_id = 'another';"
+            f"INSERT INTO preflight.migrations ({columns}) SELECT {columns} FROM kept"
+        )
+
+    with faults.through(database.server, _LostAsOthersCome(2, another_run)) as proxy:
+        result = run("rollback", "--to", "0", env=proxy.env() | {"PREFLIGHT_BACKUP": "off"})
+
+    assert (11, "history.changed") == (result.code, result.finished["error"]["code"]), str(result)
+    assert ["002_b"] == result.finished["rolled_back"]
+    assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+
+@pytest.mark.parametrize(("number", "locks"), [(2, 2), (3, 1)])
+def test_lost_answer_to_a_rollback_is_read_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations, number: int, locks: int
+) -> None:
+    """It goes on under the lock, which nobody waits for when nothing is left to do."""
+    migrations(A | B)
+    assert 0 == run().code
+    with faults.through(database.server, faults.LostCommit(number)) as proxy:
+        result = run("rollback", "--to", "0", env=proxy.env() | {"PREFLIGHT_BACKUP": "off"})
+
+    assert 0 == result.code, str(result)
+    assert ["002_b", "001_a"] == result.finished["rolled_back"]
+    assert locks == len(result.event("lock.acquired"))

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests import migrators, program, servers, tools
+from tests import faults, migrators, program, servers, tools
 from tests.conftest import CreateDatabase, Run
 
 CATALOG = """
@@ -973,6 +973,23 @@ def test_text_versions_work_in_every_command(
     assert ["V1.0.5__between"] == forced.finished["applied"]
     document = json.loads(run("check", "--json").stdout)
     assert ["1", "1.0.5", "1.1"] == [each["label"] for each in document["migrations"]]
+
+
+def test_repeatable_file_whose_commit_answer_is_lost_is_read_back(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """It came through: nothing failed, and the run goes on with the next."""
+    write(folder, {"V1__a.sql": A, "R__one.sql": "CREATE VIEW one AS SELECT 1;\n"})
+    write(folder, {"R__two.sql": "CREATE VIEW two AS SELECT 2;\n"})
+    with faults.through(database.server, faults.LostCommit(3)) as proxy:
+        result = run(env=proxy.env() | {"PREFLIGHT_BACKUP": "off"})
+
+    assert (0, 3) == (result.code, len(result.event("migration.applied"))), str(result)
+    assert [] == result.event("migration.failed")
+    assert [None, True, None] == [
+        each.get("read_back") for each in result.event("migration.applied")
+    ]
+    assert [3] == database.query("SELECT count(*)::int FROM preflight.journal")
 
 
 def test_repeatable_file_runs_when_its_text_changes(
