@@ -101,11 +101,11 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
 
 @contextmanager
 def untouched(session: Session, migration: Migration, row: Row | None) -> Iterator[None]:
-    """Leave a complete file recorded as it is when its first statement fails and leaves nothing.
+    """Leave a file recorded as it is when the first statement now fails and leaves nothing.
 
     `row` is the one that is claimed inside.
     """
-    if row is None or row.state != "done":
+    if row is None:
         yield
         return
     kept = ledger.copy_of(session, row.version)

@@ -42,6 +42,10 @@ FROM pg_catalog.pg_stat_archiver a
 """
 _WAL = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), '0/0')::int8"
 _MINIMAL = "SELECT pg_catalog.current_setting('wal_level') = 'minimal'"
+_AT_WORK = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.datname = %s::name
+ AND a.state = 'active' AND a.wait_event_type IS DISTINCT FROM 'Client')
+"""
 # a crash forgets the statistics; a clean restart, or a run that was killed, does not
 _LIFE = """
 SELECT pg_catalog.concat_ws(' ', EXTRACT(epoch FROM a.stats_reset)::text,
@@ -109,6 +113,12 @@ def wal(session: Session) -> int | None:
     return None if position is None else int(position)
 
 
+def at_work(home: Session, name: str) -> bool:
+    """Tell whether the server is at work in a database, and does not only wait for its client."""
+    (busy,) = home.execute(_AT_WORK, [name]).fetchone() or (False,)
+    return bool(busy)
+
+
 def wal_expected(session: Session, live_bytes: int, jobs: int) -> int:
     """Return about how many bytes of WAL the restore of a database of this size will write."""
     (minimal,) = session.execute(_MINIMAL).fetchone() or (False,)
@@ -171,11 +181,13 @@ class Minute:
         self.paused_s = 0.0
         self._seen: deque[tuple[float, int]] = deque()
         self._paused_at: float | None = None
+        self._theirs_since = 0.0
 
-    def above(self, now: float, position: int) -> bool:
+    def above(self, now: float, position: int, ours: Callable[[], bool] = lambda: False) -> bool:
         """Tell whether to pause, at a time in seconds with so much WAL ever written.
 
-        Raises Overloaded when a minute's pause has changed nothing: it is not us.
+        Raises Overloaded when a minute's pause has changed nothing: it is not us, as long as the
+        server is not at work on `ours` still.
         """
         self._seen.append((now, position))
         while len(self._seen) > 1 and self._seen[1][0] <= now - MINUTE_S:
@@ -187,8 +199,11 @@ class Minute:
                 self._paused_at = None
             return False
         if self._paused_at is None:
-            self._paused_at = now
-        if now - self._paused_at > 1.1 * MINUTE_S:
+            self._paused_at = self._theirs_since = now
+        if now - self._theirs_since > 1.1 * MINUTE_S:
+            if ours():
+                self._theirs_since = now
+                return True
             raise Overloaded(
                 f"others write {console.size(written)} of WAL in a minute, more than "
                 f"PREFLIGHT_REHEARSE_WAL_MB_PER_MIN={self.limit_bytes // 1_000_000}"

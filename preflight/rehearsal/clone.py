@@ -50,8 +50,8 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
     name = f"the database of {VARIABLE}"
     with scratch.elsewhere(config, config.rehearse_clone_url, name) as clone:
         clone.target = clone.address() | clone.secrets()  # of several hosts this one stays it
-        if _on_the_same_server(session, clone):
-            copies.require_inside(session, scripts)
+        same = _on_the_same_server(session, clone)
+        copies.require_inside(session, scripts, elsewhere=not same)
         _require_alike(session, clone)
         _on_the_same_server(session, clone)  # a look at the history may have connected anew
         structlog.get_logger().info(

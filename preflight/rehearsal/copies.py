@@ -90,6 +90,11 @@ class Copy:
     lacking: tuple[str, ...] = ()  # what needs the others, and is not in it
     choice: some_rows.Choice | None = None  # of the tables that have rows, where not all have
 
+    @property
+    def whole(self) -> bool:
+        """Whether it has all that the live database has."""
+        return not (self.empty or self.without or self.part or self.lacking or self.choice)
+
     def evidence(self, saved: Taken | None) -> str | None:
         """How far the backup is proven by it."""
         if self.where == "clone" or self.choice:
@@ -204,6 +209,8 @@ def _home(
             require_inside(session, scripts)
             _require_bearable(session, home, live_bytes)
             stack.enter_context(_noted(session, home, saved, scripts))
+        else:
+            require_inside(session, scripts, elsewhere=True)
         if home is not session:
             scratch.sweep(home, saved.identity)
         yield home
@@ -424,25 +431,22 @@ def _ran_full(error: BaseException | None) -> bool:
     return False
 
 
-def require_inside(
-    session: Session, scripts: Sequence[Script], *, thrown_away: bool = False
-) -> None:
+def require_inside(session: Session, scripts: Sequence[Script], *, elsewhere: bool = False) -> None:
     """Make sure that no statement reaches beyond its database: what it does there would stay.
 
-    Where the whole server is thrown away, beyond that; what nobody can read is tried there.
+    On a server that is `elsewhere`, or thrown away, beyond that one; what nobody can read is tried
+    there.
     """
-    bounds = reach.Bounds(foreign_tables(session, scripts), server=thrown_away)
+    bounds = reach.Bounds(foreign_tables(session, scripts), server=elsewhere)
     for script, statement, far in reaching(scripts, bounds):
         line, column = scan.position(script.text, statement.start)
         where: dict[str, Any] = {"file": script.file, "line": line, "column": column}
         said = f"{script.file}:{line} {far.words}"
-        if thrown_away and not far.certain:
-            reason = f"{said}: it is tried on the throwaway server all the same"
+        if elsewhere and not far.certain:
+            reason = f"{said}: it is tried on the other server all the same"
             structlog.get_logger().warning("rehearsal.warned", reason=reason, **where)
             continue
-        why = (
-            "and would do so from the copy" if thrown_away else "and the copy is on the same server"
-        )
+        why = "and would do so from the copy" if elsewhere else "and the copy is on the same server"
         level = "info" if far.certain else "warning"
         raise scratch.Unavailable(f"{said}, {why}", level=level, **where)
 
@@ -529,7 +533,7 @@ def _fill(
                 *listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(partial(new_database.size_of, home, restoring.name)),
-                hold=_brake(home, minute),
+                hold=_brake(home, minute, restoring.name),
                 anew=anew,
                 there=parts.there(restoring.part),
             )
@@ -747,7 +751,7 @@ def told(config: Config, problem: new_database.Complaint) -> str:
     return f"{problem.entry}: {problem.text}" if problem.entry else problem.text
 
 
-def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
+def _brake(home: Session, minute: burden.Minute, name: str) -> Callable[[], bool] | None:
     """Return what tells whether the restore has to pause, if it ever has to."""
     if not minute.limit_bytes or burden.wal(home) is None:
         return None
@@ -755,7 +759,8 @@ def _brake(home: Session, minute: burden.Minute) -> Callable[[], bool] | None:
 
     def hold() -> bool:
         nonlocal told
-        above = minute.above(time.monotonic(), burden.wal(home) or 0)
+        busy = partial(burden.at_work, home, name)  # a client that stands still stops no index
+        above = minute.above(time.monotonic(), burden.wal(home) or 0, busy)
         if above and not told:
             structlog.get_logger().info(
                 "rehearsal.progressed",

@@ -110,7 +110,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     """
     began = time.monotonic()
     directory, programs = _found(session, config)
-    copies.require_inside(session, scripts, thrown_away=True)
+    copies.require_inside(session, scripts, elsewhere=True)
     calling = catalog.calling(session)
     with _or_unavailable(session, "what is around the live database cannot be read"):
         around = cluster.look(session)

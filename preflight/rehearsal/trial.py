@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.files.migrations import Migration, Script
     from preflight.history.journal import Row
+    from preflight.history.plan import History
     from preflight.server.sessions import Session
 TELL_EVERY_S = 10.0
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
@@ -147,11 +148,24 @@ def _tell_tenants(number: int, count: int, elapsed_s: float) -> None:
 
 
 def _of_tenant(copy: copies.Copy, tenant: Tenant, known: Mapping[int, meter.Table]) -> Trial:
-    with _quietly():
-        contact.settle(copy.session, tenant.files)
+    _settled(copy, tenant.files)
     gauge = meter.Meter(known)  # else the tables of all would be sized for each
     with _judged(tenant.config, gauge):
         return _trial(copy, tenant.todo, None, gauge)
+
+
+def _settled(copy: copies.Copy, files: Sequence[Migration]) -> History:
+    """Make first contact with a copy; Unavailable where that fails on one that lacks something."""
+    try:
+        with _quietly():
+            return contact.settle(copy.session, files)
+    except (VerifyFailed, HistoryConflict) as failure:
+        if copy.whole:
+            raise
+        raise scratch.Unavailable(
+            f"the copy is not the whole database, and first contact with it fails: {failure}",
+            level="warning",
+        ) from failure
 
 
 def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) -> None:
@@ -190,9 +204,7 @@ def look(
     reads = [script for file in todo for script in (*limits.scripts_of(file), file.rollback)]
     with _copy(session, saved, [file.up for file in todo], always, reads=reads) as copy:
         assert copy is not None  # noqa: S101 -- `always` gives one or raises
-        with _quietly():
-            known = contact.settle(copy.session, files)
-        made = plan.of(config, files, known)
+        made = plan.of(config, files, _settled(copy, files))
         with _judged(config, gauge):
             trial = _trial(copy, made.todo, None, gauge)
         _tell_passed(copy, saved, trial)

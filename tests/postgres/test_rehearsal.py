@@ -711,6 +711,23 @@ def test_other_server_can_be_rehearsed_on(
     assert servers.PASSWORD not in result.stdout
 
 
+def test_what_leaves_that_server_is_not_tried_there_either(
+    run: Run,
+    database: servers.Database,
+    start_server: StartServer,
+    migrations: WriteMigrations,
+) -> None:
+    """A program, and a foreign table, would be reached from there as they are from here."""
+    other = start_server(18)
+    database.script(USERS)
+    migrations({"001_one.sql": "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null';"})
+    result = run(env={"PREFLIGHT_REHEARSE_URL": url_of(other)})
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert 0 == result.code, result
+    assert "would do so from the copy" in skipped["reason"]
+
+
 @pytest.mark.parametrize(
     "statement",
     ["ALTER DATABASE {} SET timezone = 'UTC';", "SELECT FROM {}.pg_catalog.pg_class LIMIT 1;"],

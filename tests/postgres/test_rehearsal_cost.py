@@ -16,8 +16,10 @@ import psycopg
 import pytest
 
 from preflight.backup import snapshots
+from preflight.base.config import Config
 from preflight.files import reading
-from preflight.rehearsal import meter
+from preflight.rehearsal import burden, meter
+from preflight.server import sessions
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -693,3 +695,27 @@ def test_disk_that_is_ours_to_see_is_looked_at(
     assert (0, 1) == (result.code, len(skipped(result))), result
     assert "the server's disk has" in skipped(result)[0]
     assert [] == result.event("rehearsal.started")
+
+
+def test_server_that_is_at_work_without_its_client_is_seen(database: servers.Database) -> None:
+    """Sleeping, or building an index, it is; waiting for the rows of a COPY it is not."""
+    config = Config.from_env(database.server.env("postgres"), Path("/nowhere"), "run")
+    waits = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+    found = []
+    other = psycopg.connect(database.conninfo(), autocommit=True)
+    with sessions.connect(config) as home, contextlib.closing(other):
+        other.execute("CREATE TEMP TABLE t (id int)")
+        pid = other.info.backend_pid
+        other.pgconn.send_query(b"COPY t FROM STDIN")
+        faults.until(lambda: database.query(waits, pid) == ["Client"], "it waits for rows")
+        found.append(burden.at_work(home, database.name))
+        other.pgconn.get_result()
+        other.pgconn.put_copy_end()
+        while other.pgconn.get_result():
+            pass
+        found.append(burden.at_work(home, database.name))
+        other.pgconn.send_query(b"SELECT pg_sleep(60)")
+        faults.until(lambda: database.query(waits, pid) == ["Timeout"], "it sleeps")
+        found.append(burden.at_work(home, database.name))
+        home.execute("SELECT pg_terminate_backend(%s)", [pid])
+    assert [False, False, True] == found

@@ -789,3 +789,25 @@ def test_lost_answer_to_a_rollback_is_read_back(
     assert 0 == result.code, str(result)
     assert ["002_b", "001_a"] == result.finished["rolled_back"]
     assert locks == len(result.event("lock.acquired"))
+
+
+def test_rollback_that_does_nothing_leaves_how_far_the_file_came(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A file that stopped part-way goes on from there, though its way back failed at once."""
+    migrations({
+        "001_a.sql": f"{MARK}CREATE TABLE a (id int);\nINSERT INTO a VALUES (1), (1);\n"
+        "CREATE UNIQUE INDEX CONCURRENTLY i ON a (id);\n",
+        "001_a_rollback.sql": f"{MARK}DROP INDEX CONCURRENTLY missing;\nDROP TABLE a;\n",
+    })  # fmt: skip
+    off = {"PREFLIGHT_BACKUP": "off"}
+    assert 31 == run(env=off).code
+    marks = "SELECT state, statements_done, statements_started FROM preflight.migrations"
+    before = database.query(marks)
+    back = run("rollback", env=off)
+    after = database.query(marks)
+    database.script("DELETE FROM a WHERE ctid = '(0,1)'")
+    forward = run(env=off)
+
+    assert (31, before) == (back.code, after), back
+    assert 0 == forward.code, forward

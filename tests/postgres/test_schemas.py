@@ -223,6 +223,26 @@ def test_file_that_names_another_schema_is_not_tried(
     assert ["001_x"] == result.event("rehearsal.passed")[0]["migrations"]
 
 
+def test_first_contact_that_needs_another_schema_is_no_fault_of_the_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """On the live database it is adopted; on a copy without that schema nobody can tell."""
+    database.script(f"{MINE} {THEIRS}")
+    check = "SELECT 's' AS suite, '{0}' AS \"check\", to_regclass('{0}') IS NOT NULL AS ok"
+    migrations({
+        "001_t.sql": "CREATE TABLE a.t (id int PRIMARY KEY);",
+        "001_t_verify.sql": " UNION ALL ".join(check.format(each) for each in ("a.t", "b.t")),
+        "002_u.sql": "CREATE TABLE a.u (id int);",
+        "002_u_verify.sql": check.format("a.u"),
+    })  # fmt: skip
+    demanded = run("plan", "--rehearse")
+    went_on = run(env={"PREFLIGHT_REHEARSE": "auto"})
+
+    assert 27 == demanded.code, demanded
+    assert "first contact" in demanded.finished["error"]["message"]
+    assert (0, ["002_u"]) == (went_on.code, went_on.finished["applied"]), went_on
+
+
 def test_what_only_runs_into_another_schema_is_no_fault_of_the_file(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -29,6 +29,17 @@ def test_pause_that_changes_nothing_is_given_up() -> None:
         minute.above(98, 98 * MB // 3)
 
 
+def test_work_of_ours_that_no_pause_stops_is_not_blamed_on_others() -> None:
+    """An index is built on though its client stands still; others are blamed once it is done."""
+    minute = burden.Minute(10 * MB)
+    busy = [True] * 2
+    said = [minute.above(now, now * MB, lambda: bool(busy and busy.pop())) for now in range(200)]
+
+    assert [True] * 189 == said[11:]
+    with pytest.raises(burden.Overloaded):
+        minute.above(220, 220 * MB)
+
+
 @pytest.mark.parametrize(
     ("before", "now", "expected"),
     [
