@@ -158,6 +158,23 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return kept | {"LC_ALL": "C", "LANGUAGE": "C"}
 
 
+def completed(target: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq's parameters with those that it adds: a service's, the environment's, its own.
+
+    It is asked for what it refuses before it looks for a host, and before it reads a passfile.
+    """
+    from psycopg import pq  # noqa: PLC0415 -- not needed to read the settings
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415 -- likewise
+
+    refused = {"password": "-", "sslmode": "-"}
+    pgconn = pq.PGconn.connect_start(make_conninfo("", **{**target, **refused}).encode())
+    added = {
+        each.keyword.decode(): each.val.decode(errors="replace") for each in pgconn.info if each.val
+    }
+    pgconn.finish()
+    return {name: value for name, value in added.items() if name not in refused} | dict(target)
+
+
 def _text(value: str) -> str:
     """A URL."""  # noqa: D401 -- part of an error's sentence
     return value
@@ -408,12 +425,15 @@ class _Reader:
         self._agree("password", found)
         if found:
             target["password"] = next(iter(found.values()))
+        service = sources["DATABASE_URL"].get("service")
+        service = service or self._clean("PGSERVICE", self.environ.get("PGSERVICE"))
+        theirs = completed({"service": service}) if service else {}
         for key, name in (("options", "PGOPTIONS"), ("connect_timeout", "PGCONNECT_TIMEOUT")):
-            value = self._clean(name, self.environ.get(name))
+            value = theirs.get(key) or self._clean(name, self.environ.get(name))
             if value and key not in sources["DATABASE_URL"]:
                 target[key] = value
         self._check_address(target)
-        if "service" not in sources["DATABASE_URL"] and "PGSERVICE" not in self.environ:
+        if not service:
             defaults = dict(plain.DEFAULTS)
             if "hostaddr" in target:
                 del defaults["host"]

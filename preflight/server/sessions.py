@@ -17,6 +17,7 @@ from psycopg import capabilities, generators, pq
 from psycopg.rows import dict_row
 
 from preflight.base import quoting, stop
+from preflight.base.config import completed
 from preflight.base.errors import (
     ConnectionLost,
     DatabaseBusy,
@@ -449,7 +450,12 @@ def _sets(settings: Mapping[str, str]) -> list[str]:
 
 
 def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """Return libpq's `options` with settings of ours behind those that were said."""
+    """Return libpq's `options` with settings of ours behind those that were said.
+
+    Ours would take the place of a service's.
+    """
+    if "service" in target and "options" not in target:
+        target = completed(target)
     said = [f"-c {name}={value.replace(' ', _SPACE)}" for name, value in settings.items()]
     return {"options": " ".join([target.get("options", ""), *said]).strip()}
 

@@ -266,6 +266,26 @@ def test_host_list_goes_on_to_the_next(
     assert 1 == len(result.event("backup.verified"))
 
 
+# a service file
+
+
+@pytest.mark.parametrize("named", ["PGSERVICE", "DATABASE_URL"])
+def test_options_of_a_service_reach_the_files(
+    run: Run, database: servers.Database, tmp_path: Path, named: str
+) -> None:
+    """What a file makes is where the service's search_path says, and our settings hold as well."""
+    database.script("CREATE SCHEMA app")
+    services = tmp_path / "services"
+    services.write_text("[prod]\noptions=-c search_path=app\n")
+    value = "prod" if named == "PGSERVICE" else "service=prod"
+    result = run(env={**QUICKLY, "PGSERVICEFILE": str(services), named: value})
+
+    assert 0 == result.code, str(result)
+    assert ["app"] == database.query(
+        "SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'one'"
+    )
+
+
 # a Unix socket
 
 

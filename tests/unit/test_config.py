@@ -96,6 +96,31 @@ def test_service_file_leaves_no_room_for_defaults(environ: dict[str, str]) -> No
     assert not {"host", "port", "dbname"} & target(**environ).keys()
 
 
+@pytest.mark.parametrize(
+    ("url", "service", "options"),
+    [
+        ("", "", "-c from=environment"),
+        ("", "plain", "-c from=environment"),
+        ("", "prod", "-c from=service"),
+        ("service=prod", "", "-c from=service"),
+        ("service=prod", "plain", "-c from=service"),
+        ("options='-c from=url'", "prod", "-c from=url"),
+        ("service=prod options='-c from=url'", "", "-c from=url"),
+        ("", "nowhere", "-c from=environment"),
+    ],
+)
+def test_options_are_those_that_libpq_would_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, service: str, options: str
+) -> None:
+    """The URL's before the service file's, and these before PGOPTIONS."""
+    services = tmp_path / "services"
+    services.write_text("[prod]\noptions=-c from=service\n[plain]\nport=6000\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    said = {"DATABASE_URL": url, "PGSERVICE": service, "PGOPTIONS": "-c from=environment"}
+
+    assert options == target(**said)["options"]
+
+
 def test_other_parameters_of_a_url_are_kept() -> None:
     """TLS, several hosts and timeouts are libpq's business."""
     found = target(DATABASE_URL="postgresql://u@a:1,b:2/d?sslmode=require&connect_timeout=7")

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import tenacity
@@ -98,6 +99,23 @@ def test_no_attempt_outlives_the_deadline() -> None:
 
     assert "passing" == refused.value.kind
     assert f"127.0.0.1:{port}" in str(refused.value)
+
+
+def test_settings_stand_behind_those_of_a_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is given takes the place of what the service file says, and of no part of it."""
+    services = tmp_path / "services"
+    services.write_text("[prod]\noptions=-c search_path=app\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+
+    assert {"service": "prod", "options": "-c search_path=app -c role=me"} == (
+        sessions.with_settings({"service": "prod"}, {"role": "me"})
+    )
+    assert (
+        "-c role=me"
+        == sessions.with_settings({"service": "prod", "options": ""}, {"role": "me"})["options"]
+    )
 
 
 class Old(sessions.Session):
