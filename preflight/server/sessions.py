@@ -177,11 +177,13 @@ class Session:
         try:
             self.connection = dial.connect(target, self.deadline - time.monotonic())
         except Refused as refused:
-            refused_one = refused.kind == "config" and refused.sqlstate is not None
+            refused_one = refused.kind in ("config", "alien") and refused.sqlstate is not None
             if not (refused.kind == "options" or refused_one) or not self._options:
                 raise
-            self._options = False  # an older PgBouncer, good enough to read through; or a server
-            self._attempt()  # that refuses one of them: each is set on its own before work
+            # an older PgBouncer or Amazon's RDS Proxy, good enough to read through; or a server
+            # that refuses one of them: each is set on its own before work
+            self._options = False
+            self._attempt()
         self._prepared = self._at_work = self._silent = self.locked = False
 
     def close(self) -> None:

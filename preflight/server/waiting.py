@@ -85,7 +85,7 @@ class Patience:
     def over(self, state: RetryCallState) -> bool:
         """Tell whether no further attempt is made."""
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Refused) and error.kind == "config":
+        if isinstance(error, Refused) and error.kind in ("config", "options"):
             return True
         now = time.monotonic()
         return now >= self.deadline or (
@@ -103,7 +103,7 @@ class Patience:
         said = f"{refused} ({waited}, {self.attempts} attempts)"
         state = refused.sqlstate
         match refused.kind:
-            case "config":
+            case "config" | "options":  # the latter: not ours, which were left out
                 hint = "Check the connection settings."
                 return ConfigInvalid("config.connection", f"{where}: {refused}", hint)
             case "auth":

@@ -68,11 +68,20 @@ class Pooler(Fault):
 class OldPooler(Pooler):
     """Refuses the startup parameter `options`, as PgBouncer did before 1.20."""
 
+    refuses = refusal(b"08P01", b"unsupported startup parameter: options")
+
     def startup(self, message: bytes) -> bytes | None:
         """Answer as PgBouncer 1.18 does."""
-        if b"\0options\0" not in message:
-            return None
-        return refusal(b"08P01", b"unsupported startup parameter: options")
+        return self.refuses if b"\0options\0" in message else None
+
+
+class RdsProxy(OldPooler):
+    """Refuses it, too, with the SQLSTATE of a server that does not know the protocol."""
+
+    refuses = refusal(
+        b"0A000",
+        b"Feature not supported: RDS Proxy currently doesn't support command-line options.",
+    )
 
 
 class CutAfter(Fault):

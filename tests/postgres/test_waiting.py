@@ -236,14 +236,25 @@ def test_pooler_is_refused_at_once_for_work(
 
 
 @pytest.mark.fault("A028")
-def test_old_pooler_is_good_enough_to_look(run: Run, server: servers.Server) -> None:
+@pytest.mark.parametrize("pooler", [faults.OldPooler, faults.RdsProxy])
+def test_old_pooler_is_good_enough_to_look(
+    run: Run, server: servers.Server, pooler: type[faults.Pooler]
+) -> None:
     """PgBouncer 1.18 refuses the startup parameter `options`: then without it."""
-    with faults.through(server, faults.OldPooler()) as proxy:
+    with faults.through(server, pooler()) as proxy:
         looked = run("check", env=proxy.env())
         refused = run(env=proxy.env())
 
     assert 3 == looked.code, str(looked)
     assert (22, "target.pooler") == (refused.code, refused.finished["error"]["code"])
+
+
+def test_options_that_a_pooler_refuses_are_not_left_out(run: Run, server: servers.Server) -> None:
+    """A search_path may stand there: 20 at once, for the pooler will not learn it."""
+    with faults.through(server, faults.OldPooler()) as proxy:
+        result = run("check", env={**proxy.env(), "PGOPTIONS": "-c search_path=app"}, timeout=10)
+
+    assert (20, "config.connection") == (result.code, result.finished["error"]["code"])
 
 
 @pytest.mark.fault("A023")
