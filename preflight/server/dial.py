@@ -23,6 +23,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.conninfo import make_conninfo
 
 from preflight.base import stop
+from preflight.base.config import completed
 
 ATTEMPT_S = 5.0  # for each address; psycopg's own default is 130
 LEAST_S = 1.0  # also for the last attempt before a deadline
@@ -101,7 +102,8 @@ def connect(target: Mapping[str, str], within_s: float) -> psycopg.Connection[An
     threading.Thread(target=call.run, daemon=True, name="dial").start()
     try:
         with stop.allowed():
-            finished = call.done.wait(call.longest_s)
+            while not (finished := call.done.wait(call.left_s())) and call.left_s():
+                pass  # it has learnt meanwhile that there are more addresses
     except BaseException:
         call.abandoned.set()
         raise
@@ -146,15 +148,24 @@ class _Call:
 
     def __init__(self, target: Mapping[str, str], within_s: float) -> None:
         self.target = dict(target)
-        asked = target.get("connect_timeout", "")
-        hosts = target.get("host", "").count(",") + 1
-        each_s = float(asked) if asked.isdecimal() and int(asked) > 0 else ATTEMPT_S
-        self.each_s = max(LEAST_S, min(each_s, within_s / hosts))
-        self.longest_s = self.each_s * (hosts + 1)
+        self.within_s = within_s
+        self.began = time.monotonic()
+        self.share(target.get("host", "").count(",") + 1)
         self.done = threading.Event()
         self.abandoned = threading.Event()  # nobody waits any more: whatever comes is closed
         self.made: pq.abc.PGconn | None = None
         self.error: Exception | None = None
+
+    def share(self, addresses: int) -> None:
+        """Give each of so many addresses its time, and as much to find them."""
+        asked = self.target.get("connect_timeout", "")
+        each_s = float(asked) if asked.isdecimal() and int(asked) > 0 else ATTEMPT_S
+        self.each_s = max(LEAST_S, min(each_s, self.within_s / addresses))
+        self.longest_s = self.each_s * (addresses + 1)
+
+    def left_s(self) -> float:
+        """Return how much longer it may take."""
+        return max(0.0, self.began + self.longest_s - time.monotonic())
 
     def run(self) -> None:
         try:
@@ -167,6 +178,7 @@ class _Call:
 
     def connect(self) -> pq.abc.PGconn:
         addresses = resolve(self.target)
+        self.share(len(addresses))
         silent: list[str] = []
         while addresses and not self.abandoned.is_set():
             target = self.target | _lists(addresses)
@@ -177,9 +189,7 @@ class _Call:
             pgconn.finish()
             host, address, port = quiet
             silent.append(f"{address or host}:{port}")
-            # libpq has tried those before; what comes after the silent one is still to try
-            at = addresses.index(quiet) if quiet in addresses else 0
-            addresses = addresses[at + 1 :]
+            addresses = _without(addresses, quiet)
         raise Refused("passing", f"no answer within {self.each_s:g} s from {', '.join(silent)}")
 
     def poll(self, pgconn: pq.abc.PGconn) -> Address | None:
@@ -248,39 +258,49 @@ def _unsaid(text: str, pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> str:
 def resolve(target: Mapping[str, str]) -> list[Address]:
     """Return (host, address, port) for every address of every host; the address is "" for libpq.
 
-    Raises Refused when no name can be resolved; a service file's hosts are left to libpq.
+    What says a host is asked for nothing else: the environment's address would lead it elsewhere.
+    Raises Refused when no name can be resolved; lists that do not match are left to libpq.
     """
-    hosts, ports = target.get("host", "").split(","), target.get("port", "").split(",")
-    if "host" not in target or "hostaddr" in target:
+    said = target if "host" in target else completed(target)
+    hosts, given, ports = (said.get(key, "").split(",") for key in ("host", "hostaddr", "port"))
+    many = max(len(hosts), len(given))
+    hosts, given = (each * many if each == [""] else each for each in (hosts, given))
+    ports = ports * many if len(ports) == 1 else ports
+    if not len(hosts) == len(given) == len(ports):
         return [("", "", "")]
-    if len(ports) == 1:
-        ports *= len(hosts)
     found: list[Address] = []
     problem = ""
-    for host, port in zip(hosts, ports, strict=False):
-        if not host or host.startswith(("/", "@")):
-            found.append((host, "", port))
-            continue
-        try:
-            answers = socket.getaddrinfo(host, int(port or 5432), type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            problem = f"the name {host!r} cannot be resolved: {error}"
-            continue
-        for *_, address in answers:
-            entry = (host, str(address[0]), port)
-            if entry not in found:
-                found.append(entry)
+    for host, address, port in zip(hosts, given, ports, strict=True):
+        answers = [address]
+        if host and not address and not host.startswith(("/", "@")):
+            try:
+                known = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:
+                problem = f"the name {host!r} cannot be resolved: {error}"
+                continue
+            answers = [str(each[0]) for *_, each in known]
+        found += [(host, each, port or "5432") for each in answers]
     if not found:
         raise Refused("passing", problem)
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _without(addresses: list[Address], quiet: Address) -> list[Address]:
+    """Return what is still to try: of those before the silent one, libpq may have passed one by.
+
+    Where a host has no name, libpq calls it by another.
+    """
+    for name in (quiet[0], ""):
+        if (entry := (name, *quiet[1:])) in addresses:
+            return [each for each in addresses if each != entry]
+    return addresses[1:]
 
 
 def _lists(addresses: list[Address]) -> dict[str, str]:
     if addresses == [("", "", "")]:
         return {}
-    hosts, found, ports = zip(*addresses, strict=True)
-    lists = {"host": ",".join(hosts), "port": ",".join(ports)}
-    return lists | ({"hostaddr": ",".join(found)} if any(found) else {})
+    hosts, found, ports = map(",".join, zip(*addresses, strict=True))
+    return {"host": hosts, "hostaddr": found.strip(",") and found, "port": ports}
 
 
 def _set_verbosity(pgconn: pq.abc.PGconn, level: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from preflight.base.config import Config
-from preflight.server import sessions
+from preflight.server import dial, sessions
 from tests import faults, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -275,6 +275,21 @@ def test_host_list_goes_on_to_the_next(
 
     assert 0 == result.code, str(result)
     assert 1 == len(result.event("backup.verified"))
+
+
+def test_host_that_was_passed_by_is_there_when_a_later_one_is_silent(
+    server: servers.Server,
+) -> None:
+    """prefer-standby takes the primary in a second round, which a dead standby must not end."""
+    with faults.stranger(faults.says_nothing) as silent:
+        hosts = {
+            "host": f"{servers.HOST},{servers.HOST}",
+            "port": f"{server.port},{silent['PGPORT']}",
+        }
+        said = server.conninfo(**hosts, target_session_attrs="prefer-standby", connect_timeout=1)
+        made = dial.connect({key: str(value) for key, value in conninfo_to_dict(said).items()}, 5)
+    with made:
+        assert server.port == made.info.port
 
 
 # a service file

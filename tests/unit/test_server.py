@@ -1,5 +1,6 @@
 """How a failed attempt is told from another, and how long we go on; without any server."""
 
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -99,6 +100,50 @@ def test_no_attempt_outlives_the_deadline() -> None:
 
     assert "passing" == refused.value.kind
     assert f"127.0.0.1:{port}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("silent", "target"),
+    [
+        (1, {"hostaddr": "127.0.0.1,127.0.0.2"}),
+        (1, {"host": "a,b", "hostaddr": "127.0.0.1,127.0.0.2"}),
+        (1, {"host": "a,127.0.0.2", "hostaddr": "127.0.0.1,"}),
+        (1, {"service": "prod"}),
+        (2, {"host": "three.addresses"}),
+    ],
+)
+def test_silent_address_hides_none_behind_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: int, target: dict[str, str]
+) -> None:
+    """However they were named, and if a name has more of them than could be known."""
+    services = tmp_path / "services"
+    services.write_text("[prod]\nhost=127.0.0.1,127.0.0.2\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    monkeypatch.setattr(socket, "getaddrinfo", _three_addresses)
+    monkeypatch.setattr(dial, "LEAST_S", 0.25)
+    with contextlib.ExitStack() as open_:
+        port = 0
+        for number in range(1, silent + 1):
+            listener = socket.create_server((f"127.0.0.{number}", port))
+            port = open_.enter_context(listener).getsockname()[1]
+        with pytest.raises(dial.Refused, match="Connection refused") as refused:
+            dial.connect({"port": str(port), **target}, 0.1)
+
+    assert f"127.0.0.{silent + 1}" in str(refused.value)
+
+
+def _three_addresses(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+    found = [host] if host[0].isdigit() else [f"127.0.0.{number}" for number in (1, 2, 3)]
+    return [(None, None, None, "", (each, 0)) for each in found]
+
+
+def test_address_of_the_environment_leads_no_other_host_astray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PGHOSTADDR is the live server's; a scratch server is named without it."""
+    monkeypatch.setenv("PGHOSTADDR", "203.0.113.1")
+
+    assert [("127.0.0.1", "127.0.0.1", "5432")] == dial.resolve({"host": "127.0.0.1"})
 
 
 def test_settings_stand_behind_those_of_a_service(
