@@ -49,8 +49,13 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
         "config",
         (
             r"invalid (connection option|integer value|port number|\"?\w+\"? value|URI)|"
-            r"missing \"=\"|"
-            r"service file \S+ not found|definition of service|could not find .* service"
+            r"missing \"=\"|invalid SCRAM (client|server) key|invalid LDAP URL|not compiled in|"
+            r"service file \".*\" not found|definition of service|could not find .* service|"
+            r"in service file|weak sslmode|could not match|specified more than once|"
+            r"cannot be mixed with|protocol version range|\" is greater than \"|"
+            r"server only supports protocol version|host name must be specified|"
+            # alone: another host may be good
+            r"\A(could not parse network address|Unix-domain socket path) .*$"
         ),
         frozenset({"42704", "22023", "42601"}),
     ),
@@ -59,7 +64,9 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
         (
             r"does not support SSL|certificate|channel binding|no password supplied|"
             r"SSL error: (?!unexpected eof)|"
-            r"private key|authentication method requirement|SCRAM|server does not support GSS"
+            r"private key|authentication method requirement|SCRAM|requirepeer|"
+            r"doesn't support GSSAPI|GSSAPI encryption required but it is not supported|"
+            r"authentication method \d+ not supported|SASL authentication mechanisms"
         ),
         frozenset({"28P01", "28000", "42501"}),
     ),

@@ -47,15 +47,70 @@ def test_server_is_understood_in_any_language(kind: str, sqlstate: str, german: 
         ("auth", 'server certificate for "a" does not match host name "b"'),
         ("auth", "channel binding required, but SSL not in use"),
         ("auth", "fe_sendauth: no password supplied"),
+        ("auth", "server doesn't support GSSAPI encryption, but it was required"),
+        ("auth", "GSSAPI encryption required but it is not supported over a local socket"),
+        ("passing", "GSSAPI encryption required but no credential cache"),
+        ("auth", 'requirepeer specifies "a", but actual peer user name is "b"'),
+        ("auth", "authentication method 9 not supported"),
+        ("auth", "none of the server's SASL authentication mechanisms are supported"),
         ("alien", "received invalid response to SSL negotiation: H"),
         ("standby", "session is read-only"),
         ("config", 'invalid sslmode value: "sometimes"'),
-        ("config", 'definition of service "app" not found'),
+        ("config", "host name must be specified for a verified SSL connection"),
+        ("config", 'server only supports protocol version 3.0, but "min_protocol_version" was set'),
+        ("config", 'gssencmode value "require" invalid when GSSAPI support is not compiled in'),
+        ("passing", f'could not parse network address "x": Name or service not known\n{DEAD}'),
     ],
 )
 def test_libpq_is_understood_by_its_words(kind: str, text: str) -> None:
     """Its language is English here, and it has no SQLSTATE."""
     assert kind == dial.kind_of(text, [], needs_password=False)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"sslnegotiation": "direct"},
+        {"sslrootcert": "system", "sslmode": "require"},
+        {"ssl_min_protocol_version": "TLSv1.3", "ssl_max_protocol_version": "TLSv1.2"},
+        {"min_protocol_version": "3.2", "max_protocol_version": "3.0"},
+        {"require_auth": "md5,md5"},
+        {"require_auth": "md5,!password"},
+        {"require_auth": "!md5,password"},
+        {"scram_client_key": "x"},
+        {"hostaddr": "127.0.0.1,127.0.0.2"},
+        {"hostaddr": "db"},
+        {"host": "a.invalid,b.invalid,c.invalid", "port": "1,2"},
+        {"host": "a.invalid", "port": "1,2"},
+        {"host": f"/{120 * 'x'}"},
+    ],
+    ids=lambda target: str(target)[:60],
+)
+def test_settings_that_libpq_refuses_are_not_waited_for(target: dict[str, str]) -> None:
+    """It says so before it looks for any server, and will say so again."""
+    with pytest.raises(dial.Refused) as refused:
+        dial.connect({"host": "127.0.0.1", "port": "1", **target}, 5)
+
+    assert "config" == refused.value.kind, str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[y]", "[x]\nwords", "[x]\nnothing=1", "[x]\nservice=y", "[x]\nldap://", 2000 * "x", None],
+    ids=["not in it", "syntax", "option", "nested", "LDAP", "line", "no file"],
+)
+def test_service_file_that_cannot_be_read_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None
+) -> None:
+    """Nor one that is not there."""
+    services = tmp_path / "my services"
+    if text is not None:
+        services.write_text(f"{text}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    with pytest.raises(dial.Refused) as refused:
+        dial.connect({"service": "x"}, 5)
+
+    assert "config" == refused.value.kind, str(refused.value)
 
 
 @pytest.mark.parametrize(
