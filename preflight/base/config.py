@@ -432,6 +432,8 @@ class _Reader:
             value = theirs.get(key) or self._clean(name, self.environ.get(name))
             if value and key not in sources["DATABASE_URL"]:
                 target[key] = value
+        if "host" in target and "port" in theirs:  # else it is dialled at 5432
+            target.setdefault("port", theirs["port"])
         self._check_address(target)
         if not service:
             defaults = dict(plain.DEFAULTS)

@@ -96,6 +96,19 @@ def test_service_file_leaves_no_room_for_defaults(environ: dict[str, str]) -> No
     assert not {"host", "port", "dbname"} & target(**environ).keys()
 
 
+def test_port_of_a_service_holds_beside_a_host_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As for libpq; its default would be another server's."""
+    services = tmp_path / "services"
+    services.write_text("[prod]\nport=6000\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+
+    assert "6000" == target(DATABASE_URL="service=prod host=h")["port"]
+    assert "7000" == target(DATABASE_URL="service=prod host=h port=7000")["port"]
+    assert "6000" == target(PGSERVICE="prod", PGHOST="h")["port"]
+
+
 @pytest.mark.parametrize(
     ("url", "service", "options"),
     [
