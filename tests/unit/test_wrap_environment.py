@@ -1,6 +1,7 @@
 """What a wrapped command depends on, and how its environment is led to the copy."""
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -657,16 +658,28 @@ OBJECT_AWAY = OBJECT.replace('"db"', '"127.0.0.1"').replace("5432", "6000").repl
         ('{"host": "db"}', '{"host": "db"}'),
         (
             '{"host": "db", "user": "me", "sslmode": "require"}',
-            '{"host": "127.0.0.1", "user": "me", "sslmode": "disable"}',
+            '{"host": "127.0.0.1", "user": "me", "sslmode": "disable", "port": 6000}',
         ),
+        ('{"HOST": "db", "NAME": "app"}', '{"HOST": "127.0.0.1", "NAME": "app", "PORT": 6000}'),
+        ('{"host": "db", "user": "me", "port": null}',
+         '{"host": "127.0.0.1", "user": "me", "port": 6000}'),
+        ('{"host": "db:5432", "database": "app"}', '{"host": "127.0.0.1:6000", "database": "app"}'),
+        ('[{"hosts": ["db", "db2"], "user": "me", "port": 5432}]',
+         '[{"hosts": ["127.0.0.1", "127.0.0.1"], "user": "me", "port": 6000}]'),
+        ('{"serverName": "db", "portNumber": 5432, "databaseName": "app", "pwd": null}',
+         '{"serverName": "127.0.0.1", "portNumber": 6000, "databaseName": "app", "pwd": "r:4nd"}'),
+        (f'{{"host": "db", "user": "me", "port": {{"n": 1}}, "db": {OBJECT}}}',
+         f'{{"host": "127.0.0.1", "user": "me", "port": {{"n": 1}}, "db": {OBJECT_AWAY}}}'),
         ('{"host": "db", "database": "other"}', '{"host": "db", "database": "other"}'),
+        ('{"HOST": "db", "PORT": 5432, "NAME": "other"}',
+         '{"HOST": "db", "PORT": 5432, "NAME": "other"}'),
         (
             '{"host": "mail", "user": "me", "port": 25}',
             '{"host": "mail", "user": "me", "port": 25}',
         ),
         ('{"host": "db", ', '{"host": "db", '),
     ],
-)
+)  # fmt: skip
 def test_json_object_is_led(text: str, away: str) -> None:
     """Of a platform or an ORM; one that names another server or database is left as it is."""
     assert away == led({"CONFIG": text}).environment["CONFIG"]
@@ -677,6 +690,70 @@ def test_json_object_names_the_copy_beside_the_live_database() -> None:
     found = led({"CONFIG": OBJECT}, BESIDE).environment["CONFIG"]
 
     assert OBJECT.replace('"app"', '"scratch"') == found
+
+
+@pytest.mark.parametrize("copy", [AWAY, BESIDE], ids=["away", "beside"])
+def test_urls_beside_a_host_are_led_too(copy: environment.Copy) -> None:
+    """Cloud Foundry says one address three times: none of them stays the live database's."""
+    urls = {
+        "uri": "postgres://me:x@db:5432/app",
+        "jdbcUrl": "jdbc:postgresql://db:5432/app?user=me&password=x",
+    }
+    said = {
+        "name": "pg",
+        "credentials": {**json.loads(OBJECT), **urls, "pool": {"uri": urls["uri"]}},
+    }
+    found = json.loads(
+        led({"VCAP_SERVICES": json.dumps({"pg": [said]})}, copy).environment["VCAP_SERVICES"]
+    )
+    there = found["pg"][0]["credentials"]
+
+    assert (copy.host, copy.database) == (there["host"], there["database"])
+    assert {name: led({"ANY": url}, copy).environment["ANY"] for name, url in urls.items()} == {
+        name: there[name] for name in urls
+    }
+    assert there["uri"] == there["pool"]["uri"]
+
+
+def test_url_in_an_object_has_who_stands_beside_it() -> None:
+    """As in SPRING_APPLICATION_JSON: they are led together, the app's name and mail server not."""
+    copy = dataclasses.replace(COPIED, users=frozenset({"me", "migrator"}))
+    source = {"url": "jdbc:postgresql://db/app", "username": "migrator", "password": "x"}
+    said = {"source": {**source, "name": "app"}, "mail": {"host": "mail", **source}}
+    found = json.loads(led({"ANY": json.dumps(said)}, copy).environment["ANY"])
+    url = "jdbc:postgresql://127.0.0.1:6000/copied?user=migrator&password=r%3A4nd"
+
+    assert {"url": url, "username": "migrator", "password": "r:4nd", "name": "app"} == found[
+        "source"
+    ]
+    assert {"host": "mail", "url": url, "username": "migrator", "password": "x"} == found["mail"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"db_host": "db", "db_name": "app"}', True),
+        ('{"client": "pg", "connection": {"host": "db"}}', True),
+        ('{"server": ["db:5432"]}', True),
+        ("host=db port=5432", True),
+        ("db:\n  host: db\n  port: 5432\n", True),
+        (f"[{OBJECT}]", False),
+        ('{"db_host": "db", "db_name": "audit"}', False),
+        ('{"host": "db", "name": "audit"}', False),
+        ('{"cache": {"host": "db", "port": 6379}}', False),
+        ("host=db user=me dbname=audit", False),
+        ("host: elsewhere", False),
+        ("[" * 2000, False),
+    ],
+)
+def test_settings_that_cannot_be_led_are_told(text: str, told: bool) -> None:  # noqa: FBT001
+    """What says the live server's name in JSON or YAML, and of no other database of it."""
+    in_file = led({"CONFIG_FILE": "/f"}, files={"CONFIG_FILE": text})
+
+    assert (("CONFIG",) if told else ()) == led({"CONFIG": text}).left
+    assert (("CONFIG_FILE",) if told else ()) == in_file.left
+    assert () == led({"CONFIG": text}, BESIDE).left
+    assert () == led({"MYSQL_CONFIG": text}).left
 
 
 def test_service_of_kubernetes_is_a_part_of_the_group() -> None:

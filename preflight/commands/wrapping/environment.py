@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
@@ -144,6 +145,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         bare = _BARE.fullmatch(name) and not _NOT_POSTGRES.search(name)
         if name not in found and text == live.database and (bare or name in also):
             found[name] = copy.database
+    still = _hosts_left(groups, {n: found.get(n, said[n]) for n in (*ours, *in_files)}, way)
     contents = _led_files(files or {}, ours, way)
     contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
     told = _arguments(arguments, inline, found | way.libpq(ours), way)
@@ -162,7 +164,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     names = (*sorted(changed | contents.keys()), *moved)
     seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
     left = [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
-    left += _hosts_left(groups, ours, changed | contents.keys(), way)
+    left += [f"{name}{FILE}" if name in in_files else name for name in still]
     return Led(led_to, told, names, contents, frozenset(way.users), tuple(left))
 
 
@@ -221,7 +223,7 @@ class _Way:
             return new
         if whole := _WHOLE_URL.fullmatch(bare):
             return self._url(whole["scheme"], whole["rest"], certain=certain, other=user)
-        if bare.startswith("{") and (new := self._json(bare, certain=certain)):
+        if bare[:1] in ("{", "[") and (new := self._json(bare, certain=certain, user=user)):
             return new
         if (new := self._pairs(bare, certain=certain)) is not None:
             return new
@@ -356,50 +358,72 @@ class _Way:
         names = _LIBPQ_NAMES if libpq or prefix else _ADO_NAMES
         return prefix + self._joined(pairs, wanted, names, libpq=bool(libpq))
 
-    def _json(self, text: str, *, certain: bool) -> str | None:
-        """Return a JSON object, whose parts or which itself names the database, led to the copy."""
+    def _json(self, text: str, *, certain: bool, user: str) -> str | None:
+        """Return JSON, whose parts or which itself names the database, led to the copy."""
         try:
             said = json.loads(text)
+            new = self._part(said, certain=certain, user=user)
+            return None if new == said else json.dumps(new)
         except (ValueError, RecursionError):
             return None
-        new = self._part(said, certain=certain)
-        return None if new == said else json.dumps(new)
 
-    def _part(self, said: Any, *, certain: bool = False) -> Any:  # noqa: ANN401 -- JSON
+    def _part(self, said: Any, *, certain: bool = False, user: str = "") -> Any:  # noqa: ANN401 -- JSON
         if isinstance(said, str):
-            new = self.value(said)
+            new = self.value(said, user=user)
             return said if new is None else new
         if isinstance(said, list):
-            return [self._part(each) for each in said]
+            return [self._part(each, certain=certain, user=user) for each in said]
         if not isinstance(said, dict):
             return said
-        inner = {name: self._part(each) for name, each in said.items()}
-        plain_ones = {
-            name: str(each) for name, each in said.items() if type(each) in (str, int) and each
-        }
-        kinds = {_kind(name): text for name, text in plain_ones.items()}
-        host, port = kinds.get("host", ""), kinds.get("port", "")
-        database = kinds.get("database") or plain_ones.get("name", "")
-        more = bool(database or port or kinds.get("user"))  # a host alone may be anybody's
-        ours = more and self.same_host(host, port) and database in ("", self.live.database)
-        if not host or not (ours or certain):
+        members = _members(said)
+        user = next(iter(members.get("user", ())), user)
+        inner = {name: self._part(each, user=user) for name, each in said.items()}
+        url = any(_is_url(each) and each != inner[name] for name, each in said.items())
+        if not ("host" in members or url) or not (certain or self._ours(members, url=url)):
             return inner
-        return inner | {name: self._led(name, each) for name, each in said.items()}
+        beside = {"name"} if "host" not in members else set()  # that of an app with a URL
+        found = {n: self._led(n, each) for n, each in inner.items() if _member(n) not in beside}
+        return inner | found | self._port_too(said, members)
+
+    def _ours(self, members: Mapping[str, Sequence[str]], *, url: bool) -> bool:
+        """Tell whether an object's members, a URL that was led among them, name the database."""
+        hosts, port = members.get("host", ()), ",".join(members.get("port", ()))
+        databases = {*members.get("database", ())}
+        if databases - {self.live.database}:
+            return False
+        if any(self.here(host, port) for host in hosts):
+            return url or bool({"database", "port", "user"} & members.keys())  # else anybody's
+        return url and bool(databases or not hosts)
 
     def _led(self, name: str, said: Any) -> Any:  # noqa: ANN401 -- JSON
         """Return one member of an object that names the live database."""
-        kind = _kind(name)
-        if kind == "database" or (name.lower() == "name" and said == self.live.database):
-            return self.copy.database
-        if kind == "host":
-            return self.copy.host
-        if kind == "port":
-            return type(said)(self.copy.port)
+        kind = _member(name)
+        if kind in ("host", "port") and isinstance(said, list):
+            return [self._led(name, each) for each in said]
         if self.copy.plain and _TLS.search(name):
             return "disable" if isinstance(said, str) else False
-        if kind == "user" and isinstance(said, str):
-            return self.user(said)
-        return self.copy.password or "" if kind == "password" and self.copy.away else said
+        if isinstance(said, dict | list | bool) or (kind != "password" and _is_url(said)):
+            return said
+        if isinstance(said, str) and kind in ("host", "user"):
+            return self.host(said) if kind == "host" else self.user(said)
+        port, database = self.copy.port, self.copy.database
+        new: dict[str, Any] = {
+            "port": port if isinstance(said, str) else int(port),
+            "database": database,
+            "name": database if said == self.live.database else said,
+            "password": self.copy.password or "" if self.copy.away else said,
+        }
+        return new.get(kind, said)
+
+    def _port_too(
+        self, said: Mapping[str, Any], members: Mapping[str, Sequence[str]]
+    ) -> dict[str, int]:
+        """Return an object's port where it has none and the copy has another than the default."""
+        kinds = {_member(name): name for name in said}
+        at = any(_at(host)[1] for host in members.get("host", ()))
+        if "host" not in members or "port" in kinds or at or self.copy.port in self.live.ports:
+            return {}
+        return {_port_beside(kinds["host"]): int(self.copy.port)}
 
     def _joined(
         self,
@@ -438,6 +462,10 @@ class _Way:
 
 
 _LOOSE = re.compile(r"([\w.-]+:\d+)(?:/\S*)?")  # an address with its port, and no scheme
+_LINE = re.compile(  # of YAML, of a file of settings
+    r"""(?im)^[\t "'-]*(?:\w+[_.-])?(?:db|pg)?host(?:name|addr)?["']?[\t ]*[:=][\t ]*"""
+    r"""["']?([\w./:-]+)["']?,?[\t ]*$"""
+)
 _TWICE = re.compile(r"(?<=db)_?db$")
 _Group = dict[str, list[str]]  # the names of its variables, by what they say
 
@@ -514,8 +542,7 @@ def _port_too(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str,
         return {}
     part = _VARIABLE.fullmatch(hosts[0])
     word = part["word"] if part else ""
-    port = "PORT" if word.isupper() else "port" if word.islower() else "Port"
-    return {f"{hosts[0].removesuffix(word)}{port}": way.copy.port}
+    return {f"{hosts[0].removesuffix(word)}{_port_beside(word)}": way.copy.port}
 
 
 def _without_tls(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str, str]:
@@ -526,27 +553,50 @@ def _without_tls(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[s
     return {name: off[text] for name, text in said.items() if text in off}
 
 
-def _hosts_left(
-    groups: Mapping[str, _Group], environ: Mapping[str, str], changed: Collection[str], way: _Way
-) -> list[str]:
+def _hosts_left(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _Way) -> list[str]:
     """Name the variables that say the live server's name, and of no other database of it."""
     if not way.copy.away or way.same_host(way.copy.host):
         return []
     grouped = {name for group in groups.values() for name in _names(group)}
     found = [name for name in environ if name.upper() == "HOST"]  # in no group
     for prefix, group in groups.items():
-        if not _NOT_POSTGRES.search(prefix) and "database" not in group:
+        databases = {environ.get(name) for name in group.get("database", ())}
+        if not _NOT_POSTGRES.search(prefix) and databases <= {way.live.database}:
             found += [name for name in group.get("host", ()) if not _OF_SERVICES.fullmatch(name)]
     left = [name for name in found if name in environ and way.here(environ[name])]
-    loose = {name: _LOOSE.fullmatch(text) for name, text in environ.items() if name not in grouped}
-    loose |= {
-        name: _LOOSE.fullmatch(environ[name])
-        for group in groups.values()
-        for name in group.get("url", ())
-        if name in environ
-    }
-    left += [name for name, at in loose.items() if at and way.here(at[1])]
-    return [name for name in dict.fromkeys(left) if name not in changed]
+    loose = [name for name in environ if name not in grouped]
+    loose += [name for group in groups.values() for name in group.get("url", ())]
+    loose = [name for name in loose if name in environ and not _NOT_POSTGRES.search(name)]
+    left += [name for name in loose if _says_server(environ[name], way)]
+    return list(dict.fromkeys(left))
+
+
+def _says_server(said: Any, way: _Way) -> bool:  # noqa: ANN401 -- JSON
+    """Tell whether a value still says the live server's name, and of no other database of it."""
+    if isinstance(said, str):
+        return _text_says_server(said, way)
+    if not isinstance(said, dict):
+        return isinstance(said, list) and any(_says_server(each, way) for each in said)
+    members = _members(said)
+    texts = {n: each for n, each in said.items() if _is_text(each) and _member(n) != "host"}
+    inside = any(_says_server(each, way) for each in said.values() if not _is_text(each))
+    if {*members.get("database", ())} - {way.live.database}:
+        return inside
+    port = ",".join(members.get("port", ()))
+    here = any(way.here(host, port) for host in members.get("host", ()))
+    return inside or here or bool(_hosts_left(_groups(texts), texts, way))
+
+
+def _text_says_server(said: str, way: _Way) -> bool:
+    if loose := _LOOSE.fullmatch(said):
+        return way.here(loose[1])
+    with suppress(ValueError, RecursionError):
+        return not _is_text(found := json.loads(said)) and _says_server(found, way)
+    pairs = {_kind(name): _unquoted(value) for name, value in _all(_PAIR, said) or _all(_ADO, said)}
+    if "host" in pairs:
+        same = pairs.get("database", way.live.database) == way.live.database
+        return same and way.here(pairs["host"], pairs.get("port", ""))
+    return any(way.here(line[1]) for line in _LINE.finditer(said))
 
 
 def _beside(
@@ -718,6 +768,40 @@ def _all(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
         found.append((match[1], match[2]))
         at = match.end()
     return found
+
+
+def _port_beside(host: str) -> str:
+    """Return a port's name in the letters of a host's."""
+    return "PORT" if host.isupper() else "port" if host.islower() else "Port"
+
+
+def _is_text(said: object) -> bool:
+    return isinstance(said, str)
+
+
+def _is_url(said: object) -> bool:
+    bare = said.strip() if isinstance(said, str) else ""
+    return bool(_WHOLE_URL.fullmatch(bare) or _JDBC_BARE.fullmatch(bare))
+
+
+def _members(said: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what the members of a JSON object say of a database, by kind."""
+    found: dict[str, list[str]] = {}
+    for name, each in said.items():
+        several = each if isinstance(each, list) else [each]
+        texts = [str(one) for one in several if type(one) in (str, int) and one]
+        if texts := [text for text in texts if not _is_url(text)]:
+            found.setdefault(_member(name), []).extend(texts)
+    if "database" not in found and {"name", "host"} <= found.keys():
+        found["database"] = found["name"]
+    return found
+
+
+def _member(name: str) -> str:
+    """Return what a JSON object's member says; a `name` may be anybody's."""
+    more = {"name": "name", "hosts": "host", "ports": "port", "servername": "host",
+            "portnumber": "port", "databasename": "database"}  # fmt: skip
+    return more.get(name.lower().replace("_", "")) or _kind(name)
 
 
 def _kind(name: str) -> str:
