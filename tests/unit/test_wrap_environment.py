@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from preflight.base import config
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import compared, environment, key, lock_timeout, tools
+from preflight.commands.wrapping import asked, compared, environment, key, lock_timeout, tools
 from tests import program, servers
 
 LIVE = environment.Live("app", frozenset({"db", "10.0.0.5"}), frozenset({"5432"}), "me", "p@ss")
@@ -429,6 +430,28 @@ def test_groups_in_files_are_led() -> None:
 
 
 # --- secrets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waiting", ["", "a line\n"])
+def test_only_regular_files_of_the_environment_are_read(tmp_path: Path, waiting: str) -> None:
+    """LOG_FILE=/dev/stdout may be a pipe: what waits in it is not ours to take."""
+    (tmp_path / "regular").write_text("text")
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    pipe = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    link.symlink_to(f"/proc/self/fd/{pipe}")
+    os.write(pipe, waiting.encode())
+    names = {"LOG_FILE": link, "FIFO_FILE": fifo, "NULL_FILE": "/dev/null", "DIRECTORY_FILE": "/",
+             "ANY_FILE": tmp_path / "regular", "NO_FILE": tmp_path / "none"}  # fmt: skip
+    environ = {"DATABASE_URL": "postgres://me@db/app", **{n: str(at) for n, at in names.items()}}
+    wrapped = asked.read(
+        config.Config.from_env(environ, tmp_path, "run"), asked.Asked(("tool",), always=True)
+    )
+
+    assert {"ANY_FILE": "text"} == wrapped.files
+    os.write(pipe, b"end")
+    assert f"{waiting}end" == os.read(pipe, 100).decode()
+    os.close(pipe)
 
 
 def test_secrets_of_the_environment_are_known() -> None:

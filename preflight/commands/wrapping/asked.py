@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -129,15 +130,21 @@ def _checks(path: Path) -> Script:
 
 
 def _contents(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what stands in the files that variables called NAME_FILE name, if they are small."""
+    """Return what stands in the files that variables called NAME_FILE name, if they are small.
+
+    Not what is in a pipe or a terminal, as in LOG_FILE=/dev/stdout: somebody else reads that.
+    """
     found: dict[str, str] = {}
     for name, path in environ.items():
         if not name.endswith(environment.FILE) or not path.startswith("/"):
             continue
         with suppress(OSError, UnicodeDecodeError):
+            if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 -- a text of the environment
+                continue
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as content:
-                text = content.read(FILE_MAX + 1)
-            if len(text) <= FILE_MAX:
+                regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+                text = content.read(FILE_MAX + 1) if regular else b""
+            if 0 < len(text) <= FILE_MAX:
                 found[name] = text.decode()
     return found
