@@ -908,6 +908,36 @@ def test_password_beside_a_url_of_a_longer_name_is_led(prefix: str) -> None:
     assert "hunter2" == found["APP_PASSWORD"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["APP_ROLE_NAME", "LIQUIBASE_COMMAND_DEFAULT_SCHEMA_NAME", "DB_SCHEMA_NAME", "dbSchemaName",
+     "DB_OWNER_NAME", "ALEMBIC_SECTION_NAME", "OTEL_SERVICE_NAME", "USER_NAME", "DB_USER_NAME"],
+)  # fmt: skip
+@pytest.mark.parametrize("copy", [COPIED, BESIDE], ids=["away", "beside"])
+def test_name_of_something_else_is_no_databases(name: str, copy: environment.Copy) -> None:
+    """A role, a schema or a section that is called as the database is keeps its name."""
+    copy = dataclasses.replace(copy, users=frozenset({"me", "app"}))
+    found = led({"DB_HOST": "db", "DB_NAME": "app", "DB_USER": "me", name: "app"}, copy)
+
+    assert "app" == found.environment[name]
+    assert (copy.host, copy.database, "me") == (
+        found.environment["DB_HOST"], found.environment["DB_NAME"], found.environment["DB_USER"],
+    )  # fmt: skip
+
+
+def test_roles_of_a_group_are_led_each() -> None:
+    """Where nobody is known but ours, both are ours; a host's name is a host."""
+    environ = {"DB_HOST_NAME": "db", "DB_NAME": "app", "DB_USER_NAME": "you", "DB_ROLE_NAME": "app"}
+    known = dataclasses.replace(COPIED, users=frozenset({"me", "app"}))
+
+    assert ["127.0.0.1", "copied", "me", "me"] == [
+        led(environ, COPIED).environment[name] for name in environ
+    ]
+    assert ["127.0.0.1", "copied", "me", "app"] == [
+        led(environ, known).environment[name] for name in environ
+    ]
+
+
 def test_host_without_a_port_gets_one() -> None:
     """The copy's server has another than the default, and the app would go to that."""
     for host, name, port in (("DB_HOST", "DB_NAME", "DB_PORT"), ("dbHost", "dbName", "dbPort")):
@@ -944,6 +974,30 @@ def test_host_without_a_port_gets_one() -> None:
         ("tool -d app migrate app", None, None),
         ("tool -p 5432 -h", None, None),
         ("manage.py migrate app --database default", None, None),
+        ("manage.py migrate --database app", None, None),
+        ("alembic --name app upgrade head", None, None),
+        ("tool --database app", None, None),
+        ("tool --default-schema-name=app --role-name app", None, None),
+        ("tool --user me --database app", "tool --user me --database copied",
+         "tool --user me --database scratch"),
+        ("tool --db_host db --database app", "tool --db_host 127.0.0.1 --database copied",
+         "tool --db_host db --database scratch"),
+        ("env PGHOST=db tool --database app", "env PGHOST=127.0.0.1 tool --database copied",
+         "env PGHOST=db tool --database scratch"),
+        ("tool --db-host-name db --db-user-name app --db-name app",
+         "tool --db-host-name 127.0.0.1 --db-user-name me --db-name copied",
+         "tool --db-host-name db --db-user-name app --db-name scratch"),
+        # a role, a schema, a file
+        ("psql -U app -d app app", "psql -U app -d copied app", "psql -U app -d scratch app"),
+        ("psql -U app -At app app", "psql -U app -At copied app", "psql -U app -At scratch app"),
+        ("psql -hdb -q app", "psql -h127.0.0.1 -q copied", "psql -hdb -q scratch"),
+        ("pg_dump -n app -hhost app", "pg_dump -n app -hhost copied",
+         "pg_dump -n app -hhost scratch"),
+        ("pg_dump --schema app --clean app", "pg_dump --schema app --clean copied",
+         "pg_dump --schema app --clean scratch"),
+        ("pg_restore -d app -n app app", "pg_restore -d copied -n app app",
+         "pg_restore -d scratch -n app app"),
+        ("createuser app", None, None),
     ],
 )  # fmt: skip
 def test_options_of_the_command_are_led(said: str, away: str | None, beside: str | None) -> None:
@@ -965,6 +1019,13 @@ def test_options_of_the_command_are_led(said: str, away: str | None, beside: str
         (["psql", "-h", "db", "app"], BESIDE, ()),
         (["tool", "--url", "postgres://me:x@db/audit"], AWAY, ()),
         (["tool", "--url=postgres://me:x@db/audit"], BESIDE, ()),
+        (["tool", "--database", "app"], BESIDE, ("argument 3",)),
+        (["tool", "--db=app"], COPIED, ("argument 2",)),
+        (["tool", "-d", "app"], BESIDE, ("argument 3",)),
+        (["tool", "--database", "app"], AWAY, ()),
+        (["tool", "--host", "other", "--database", "app"], BESIDE, ()),
+        (["tool", "-u", "app", "--mysql-db", "app"], BESIDE, ()),
+        (["python", "-m", "django", "migrate", "--database", "app"], BESIDE, ()),
     ],
 )
 def test_argument_that_cannot_be_led_is_told(

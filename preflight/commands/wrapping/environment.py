@@ -37,11 +37,17 @@ _NOT_IN_STRINGS = {"name", "addr", "address", "endpoint", "seeds", "sslmode", "s
 _NOT_NPGSQL = {"server", "datasource", "addr", "initialcatalog"}
 _VARIABLE = re.compile(
     r"(?i)(?P<prefix>.+?)_*(?P<word>HOSTNAME|HOST|SERVER|ENDPOINT|ADDRESS|ADDR|SEEDS|PORT|"
-    r"USERNAME|USER|PASSWORD|PASSWD|PASS|PWD|PW|DATABASE|NAME|DB|SSL_?MODE|SSL|TLS|URL|URI)"
+    r"USERNAME|USER|(?<=_)(?:HOST|USER|ROLE)_NAME|PASSWORD|PASSWD|PASS|PWD|PW|DATABASE|NAME|DB|"
+    r"SSL_?MODE|SSL|TLS|URL|URI)"
 )
+_WORDS = {**words.KINDS, "url": "url", "uri": "url", "rolename": "role"}
 _OF_SERVICES = re.compile(r"(?i).*_(?:SERVICE_|PORT_\d+_(?:TCP|UDP)).*")  # Kubernetes' links
 
 _BARE = re.compile(r"(?i)(?:.*_)?(?:NAME|DB|DATABASE|DBNAME)|PGDATABASE")
+_OF_ANOTHER = re.compile(
+    rf"(?i:(?:.*_)?(?:{'|'.join(options.OTHERS)})_*NAME)"
+    rf"|.*(?:{'|'.join(map(str.title, options.OTHERS))})Name"
+)
 _OF_DATABASES = re.compile(r"(?i)db|database|pg|postgres|sql|data_?source|jdbc")
 _NOT_POSTGRES = re.compile(
     r"(?i)mysql|maria|mongo|mssql|sql_?server|oracle|sqlite|redis|couch|influx|clickhouse|cassandra"
@@ -62,6 +68,7 @@ _ADO_NAMES = {"host": "Host", "port": "Port", "user": "Username", "password": "P
 LIBPQ = plain.VOCABULARIES["PG*"]
 _LEADING = {"PGSERVICE", "PGHOSTADDR"}
 _DEMANDS = {"PGTARGETSESSIONATTRS", "PGREQUIREAUTH"}
+_HOSTS = ("PGHOST", "PGHOSTADDR")
 OURS = "PREFLIGHT_"
 FILE = "_FILE"
 
@@ -142,13 +149,15 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     found |= _grouped(groups, said, found, way)
     found |= _beside(groups, said, found, way)
     for name, text in said.items():
-        bare = _BARE.fullmatch(name) and not _NOT_POSTGRES.search(name)
+        others = _OF_ANOTHER.fullmatch(name) or _NOT_POSTGRES.search(name)
+        bare = _BARE.fullmatch(name) and not others
         if name not in found and text == live.database and (bare or name in also):
             found[name] = copy.database
     still = _hosts_left(groups, {n: found.get(n, said[n]) for n in (*ours, *in_files)}, way)
     contents = _led_files(files or {}, ours, way)
     contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
-    told = _arguments(arguments, inline, found | way.libpq(ours), way)
+    libpq = any(way.here(said.get(name, ""), said.get("PGPORT", "")) for name in _HOSTS)
+    told = _arguments(arguments, inline, found | way.libpq(ours), way, libpq=libpq)
     found = {name: text for name, text in found.items() if name not in inline or name in ours}
     gone = _elsewhere(copy) & ours.keys()
     led_to = {name: text for name, text in environ.items() if name not in gone}
@@ -163,6 +172,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     moved = [f"argument {n}" for n, new in enumerate(told, 1) if new != arguments[n - 1]]
     names = (*sorted(changed | contents.keys()), *moved)
     seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
+    if copy.database != live.database:
+        seems = sorted({*seems, *options.vague(told, live.database)})
     left = [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
     left += [f"{name}{FILE}" if name in in_files else name for name in still]
     return Led(led_to, told, names, contents, frozenset(way.users), tuple(left))
@@ -501,8 +512,9 @@ def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
     for name in environ:
         if name in LIBPQ.values() or not (part := _VARIABLE.fullmatch(name)):
             continue
-        word = part["word"].lower()
-        kind = "url" if word in ("url", "uri") else words.KINDS[word]
+        kind = _WORDS[part["word"].lower().replace("_", "")]
+        if kind == "database" and _OF_ANOTHER.fullmatch(name):
+            continue
         # DB_SERVICE_HOST is what Kubernetes says of a service called db
         prefix = part["prefix"].lower().removesuffix("_service")
         prefix = _TWICE.sub("", prefix)  # MB_DB_DBNAME, which belongs to MB_DB_HOST
@@ -518,12 +530,12 @@ def _grouped(
     for prefix, group in groups.items():
         if not _names_together(prefix, group, environ, found, way):
             continue
-        user = next((environ[name] for name in group.get("user", ())), "")
         wanted = {"host": way.copy.host, "port": way.copy.port, "database": way.copy.database}
         if way.copy.away:
-            wanted |= {"user": way.user(user), "password": way.copy.password or ""}
-        elif user:
-            way.user(user)
+            wanted["password"] = way.copy.password or ""
+        whose = [name for kind in ("user", "role") for name in group.get(kind, ())]
+        users = {name: way.user(environ[name]) for name in whose if name not in found}
+        changed |= users if way.copy.away else {}
         for kind, new in wanted.items():
             changed |= {
                 name: way.host(environ[name]) if kind == "host" else new
@@ -650,41 +662,49 @@ def _names_together(
 
 
 def _arguments(
-    arguments: Sequence[str], inline: Mapping[str, int], new: Mapping[str, str], way: _Way
+    arguments: Sequence[str],
+    inline: Mapping[str, int],
+    new: Mapping[str, str],
+    way: _Way,
+    *,
+    libpq: bool,
 ) -> list[str]:
-    """Return the arguments of a command, led to the copy."""
+    """Return the arguments of a command, led to the copy; `libpq`: its variables name the host."""
     changed = {at: f"{name}={new[name]}" for name, at in inline.items() if name in new}
     changed |= {at: f"_{name}=" for name, at in inline.items() if name in _LEADING}
-    changed |= _said_by_options(arguments, way)
+    changed |= _said_by_options(arguments, way, libpq=libpq)
     return [changed.get(at) or way.argument(text) for at, text in enumerate(arguments)]
 
 
-def _said_by_options(arguments: Sequence[str], way: _Way) -> dict[int, str]:
+def _said_by_options(arguments: Sequence[str], way: _Way, *, libpq: bool) -> dict[int, str]:
     """Return the arguments that say host, port, user, password and database of the live one."""
     changed: dict[int, str] = {}
-    libpq = options.are_libpq(arguments)
-    for stem, group in options.groups(arguments).items():
-        said = {each.kind: each.value for each in group}
-        here = way.here(said.get("host", ""), said.get("port", ""))
-        mine = said.get("database", way.live.database) == way.live.database
-        if _NOT_POSTGRES.search(stem) or not mine or not (here or "database" in said):
+    groups = options.groups(arguments)
+    at = {stem: {each.kind: each.value for each in group} for stem, group in groups.items()}
+    near = {
+        stem for stem, kinds in at.items() if way.here(kinds.get("host", ""), kinds.get("port", ""))
+    }
+    for stem, group in groups.items():
+        here, database = stem in near, at[stem].get("database")
+        if _NOT_POSTGRES.search(stem) or database not in (None, way.live.database):
             continue
-        if "host" in said and not here:
+        if not here and ("host" in at[stem] or database is None):
             continue
+        names = options.names(arguments, group, hosted=libpq or bool(near))
         for each in group:
-            new = _option_said(each, way, here=here, known=libpq or here)
+            new = _option_said(each, way, here=here, named=here or each in names)
             if new is not None:
                 changed[each.at] = f"{each.begins}{new}"
-    if libpq:  # its first word without a dash is a database, too
-        words_of_it = {at: text for at, text in enumerate(arguments) if text == way.live.database}
-        changed |= {at: way.copy.database for at in words_of_it if at not in changed and at > 0}
+    place = options.place(arguments)
+    if place is not None and arguments[place] == way.live.database:
+        changed[place] = way.copy.database
     return changed
 
 
-def _option_said(said: options.Said, way: _Way, *, here: bool, known: bool) -> str | None:
+def _option_said(said: options.Said, way: _Way, *, here: bool, named: bool) -> str | None:
     """Return an option's new value; None where it stays what it is."""
-    if said.kind == "database" and (known or not said.short):
-        return way.copy.database
+    if said.kind == "database":
+        return way.copy.database if named else None
     new = {"host": way.host(said.value), "port": way.copy.port} if here else {}
     if here and way.copy.plain and said.value not in ("true", "false"):
         new["tls"] = "disable"
