@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import socket
 from contextlib import suppress
@@ -81,7 +82,7 @@ def appended(
         [
             event,
             migration.version,
-            migration.name,
+            writable(session, migration.name),
             migration.checksum,
             before.checksum if before else None,
             session.config.run_id,
@@ -89,10 +90,20 @@ def appended(
             said.get("duration_ms"),
             said.get("backup"),
             problem.sqlstate if problem else None,
-            problem.message if problem else None,
+            writable(session, problem.message) if problem else None,
             __version__,
         ],
     )
+
+
+def writable(session: Session, text: str) -> str:
+    """Return a text as its database can hold it: what it cannot is an escape there."""
+    coding = session.connection.info.parameter_status("server_encoding") or "ascii"
+    try:
+        codecs.lookup(coding)
+    except LookupError:
+        coding = "ascii"
+    return text.replace("\0", r"\x00").encode(coding, "backslashreplace").decode(coding)
 
 
 def _ours(session: Session) -> bool:

@@ -12,6 +12,7 @@ import psycopg
 from preflight import __version__
 from preflight.base.errors import HistoryConflict
 from preflight.history import fence, ledger, tables
+from preflight.history.journal import writable
 from preflight.server import sessions
 from preflight.server.sessions import LOOK
 
@@ -104,11 +105,12 @@ def record(  # noqa: PLR0913 -- one row
 ) -> None:
     """Record a success, with its journal row in the same transaction."""
     schema, run_id = session.config.schema, session.config.run_id
+    said = [writable(session, text) for text in (command, watched)]
     with sessions.transaction(session):
         session.execute(
             f"""INSERT INTO {schema}.wraps (key, command, watched, duration_ms, backup, run_id,
  tool_version) VALUES (%s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
-            [key, command, watched, duration_ms, backup, run_id, __version__],
+            [key, *said, duration_ms, backup, run_id, __version__],
         )
         journal(session, "wrapped", command, key, duration_ms=duration_ms, backup=backup)
 
@@ -130,13 +132,13 @@ def journal(  # noqa: PLR0913 -- one row
  VALUES (%s, 0, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
         [
             event,
-            command,
+            writable(session, command),
             key,
             session.config.run_id,
             socket.gethostname(),
             duration_ms,
             backup,
-            error,
+            None if error is None else writable(session, error),
             __version__,
         ],
     )

@@ -11,9 +11,10 @@ import pytest
 
 from preflight.base.config import Config
 from preflight.commands.wrapping import wall, written
+from preflight.history import wraps
 from preflight.server import sessions
 from tests import faults, servers
-from tests.conftest import Run, Start
+from tests.conftest import CreateDatabase, Run, Start
 
 TOOL = """
 import json, os, sys, time
@@ -762,6 +763,26 @@ def test_failure_in_earnest_says_whether_anything_stays(
     assert str(clean.event("backup.verified")[0]["backup"]) not in error["hint"]
     assert ["failed", "failed"] == database.query(
         "SELECT event FROM preflight.journal WHERE event IN ('failed', 'wrapped') ORDER BY id"
+    )
+
+
+def test_what_the_database_cannot_hold_is_recorded_as_escapes(
+    create_database: CreateDatabase, environment: dict[str, str], database: servers.Database
+) -> None:
+    """A byte that is no text, a NUL, half an emoji and, in LATIN1, a snowman: no run is lost."""
+    options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    latin = create_database(database.server, options=options)
+    url = f"{environment['DATABASE_URL'].rpartition('/')[0]}/{latin.name}"
+    odd = "\udcff\0\ud83d\u2603\u00e9"
+    with sessions.connect(Config.from_env({"DATABASE_URL": url}, Path("/"), "run")) as session:
+        wraps.ensure(session)
+        wraps.record(session, "key", command=odd, watched=odd, duration_ms=1, backup=None)
+        wraps.journal(session, "failed", odd, "key", error=odd)
+
+    kept = "\\udcff\\x00\\ud83d\\u2603\u00e9"
+    assert [(kept, kept)] == latin.query("SELECT command, watched FROM preflight.wraps")
+    assert [(kept, None), (kept, kept)] == latin.query(
+        "SELECT name, error FROM preflight.journal ORDER BY id"
     )
 
 

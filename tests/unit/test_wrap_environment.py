@@ -432,6 +432,17 @@ def test_groups_in_files_are_led() -> None:
 # --- secrets --------------------------------------------------------------------------------------
 
 
+def test_command_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
+    """An argument that is not UTF-8 is shown as its code, and a secret like it not at all."""
+    environ = {"DATABASE_URL": "postgres://me@db/app", "APP_SECRET": "hidden\udcff"}
+    wrapped = asked.read(
+        config.Config.from_env(environ, tmp_path, "run"),
+        asked.Asked(("tool", "a\udcff", "hidden\udcff"), always=True),
+    )
+
+    assert r"tool 'a\udcff' '***'" == wrapped.name
+
+
 @pytest.mark.parametrize("waiting", ["", "a line\n"])
 def test_only_regular_files_of_the_environment_are_read(tmp_path: Path, waiting: str) -> None:
     """LOG_FILE=/dev/stdout may be a pipe: what waits in it is not ours to take."""

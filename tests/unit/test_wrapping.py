@@ -106,6 +106,16 @@ def test_line_that_is_a_json_object_stays_one() -> None:
     assert ['{"n": NaN}', "[1]", "{broken}"] == [e["text"] for e in events if "text" in e]
 
 
+def test_object_that_nobody_could_write_down_is_told() -> None:
+    """Half an emoji, of a line that was cut, is shown as its code; an endless nest is text."""
+    half, deep = r'{"msg": "cut \ud83d"}', '{"n": ' + "[" * 700 + "]" * 700 + "}"
+    ended, events = run(python(f"print({half!r}); print({deep!r}); print({half!r})"))
+
+    assert (half, deep, half) == ended.last
+    assert [{"msg": "cut \ud83d"}] * 2 == [e["object"] for e in events if "object" in e]
+    assert [deep] == [e["text"] for e in events if "text" in e]
+
+
 def test_bytes_that_are_no_text_are_shown_safely() -> None:
     """Neither UTF-8 errors nor a terminal's commands reach the log."""
     _, events = run(

@@ -66,7 +66,8 @@ class Wrapped:
     @property
     def name(self) -> str:
         """The command as people see it, without its secrets."""
-        return self.mask.text(shlex.join(self.asked.command))[:NAME_MAX]
+        name = self.mask.text(shlex.join(self.asked.command))
+        return name.encode("utf-8", "backslashreplace").decode()[:NAME_MAX]
 
 
 def read(config: Config, asked: Asked) -> Wrapped:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST = 8000  # bytes of a line that are shown
 LAST = 20  # lines that a failure shows
+DEEPEST = 100  # levels of a JSON object that stays one
 _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(10, 32), *range(127, 160))}
 _CLOSED = re.compile(  # how clients say that the kernel does not let them connect
@@ -70,6 +71,7 @@ class Heard:
         elif (found := _object(text)) is not None:
             said = {"object": self.mask.value(found)}
             text = json.dumps(said["object"], ensure_ascii=False)
+            text = text.encode("utf-8", "backslashreplace").decode()  # half an emoji is no text
         if text:
             self.last.append(text)
             self.closed = self.closed or bool(_CLOSED.match(text))
@@ -84,7 +86,12 @@ def _object(text: str) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError):
         return None
-    return found
+    return None if _is_deeper(found, DEEPEST) else found
+
+
+def _is_deeper(value: Any, most: int) -> bool:  # noqa: ANN401 -- JSON
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most < 0 or any(_is_deeper(each, most - 1) for each in inside)
 
 
 def _no_json(name: str) -> NoReturn:
