@@ -55,10 +55,11 @@ def choose(files: Sequence[Migration], known: History, to: int | None) -> tuple[
     if to is None:
         return tuple(recorded[:1])
     if to != 0 and to not in known.records and to not in {file.version for file in files}:
+        names = ", ".join(known.records[version].written for version in reversed(recorded))
         raise ConfigInvalid(
             "config.arguments",
             f"there is no version {to}",
-            f"Recorded: {', '.join(map(str, reversed(recorded))) or 'none'}; 0 takes all back.",
+            f"Recorded: {names or 'none'}; 0 takes all back.",
         )
     return tuple(version for version in recorded if version > to or to == 0)  # version 000, too
 
@@ -169,6 +170,7 @@ def _remembered(row: Row) -> Migration:
         kept("rollback", row.rollback_sql),
         kept("verify", row.verify_sql),
         kept("export", row.export_sql),
+        row.label or "",
     )
 
 

@@ -12,7 +12,6 @@ import structlog
 from preflight.apply import resume, verify
 from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import (
-    ConfigInvalid,
     Failure,
     HistoryConflict,
     VerifyFailed,
@@ -239,7 +238,7 @@ def _tool_before(session: Session) -> str | None:
 
 
 def _cannot_tell(file: Migration, tool: str | None) -> HistoryConflict:
-    said = file.label or file.version
+    said = file.written
     first = f"A history of {tool} is here: PREFLIGHT_LAYOUT={tool} takes it over. Or: " * bool(tool)
     return HistoryConflict(
         "history.first_contact",
@@ -280,7 +279,7 @@ def _above(file: Migration, absent: Migration) -> VerifyFailed:
     return VerifyFailed(
         "verify.out_of_order",
         f"{file.name} is in the database, but {absent.name} below it is not",
-        f"{absent.name} is there all the same: `adopt {absent.version}`. It is to run although "
+        f"{absent.name} is there all the same: `adopt {absent.written}`. It is to run although "
         f"{file.name} is there: PREFLIGHT_OUT_OF_ORDER=allow. {file.name} is not there: mark the "
         "checks that hold without it with `false AS effect`.",
         **file.named,
@@ -330,15 +329,3 @@ def _told(session: Session, known: plan.History) -> bool:
         return known.present and not untold(session)
     except psycopg.errors.InsufficientPrivilege:
         return True  # the journal is not for everyone: nothing to tell by
-
-
-def named(files: Sequence[Migration], version: int) -> Migration:
-    """Return the file of a version; raises ConfigInvalid when there is none."""
-    for file in files:
-        if file.version == version:
-            return file
-    raise ConfigInvalid(
-        "config.arguments",
-        f"there is no file of version {version}",
-        f"Versions on disk: {', '.join(file.label or str(file.version) for file in files)}.",
-    )

@@ -20,7 +20,7 @@ def require_resumable(file: Migration, row: journal.Row) -> None:
         raise NeedsRepair(
             "migration.needs_repair",
             f"the rollback of {file.name} stopped after {row.statements_done} statements",
-            f"Finish it: `rollback`. Or run the file again from its start: `force {file.version}`.",
+            f"Finish it: `rollback`. Or run the file again from its start: `force {file.written}`.",
             **file.named,
         )
     before = row.up_sql.encode()
@@ -43,8 +43,8 @@ def require_resumable(file: Migration, row: journal.Row) -> None:
             "migration.needs_repair",
             f"{file.name} stopped after {row.statements_done} of {len(old)} statements, and "
             f"{reason}",
-            f"Look at the database. All of it is there: `adopt {file.version}`. Run it again from "
-            f"its start: `force {file.version}`.",
+            f"Look at the database. All of it is there: `adopt {file.written}`. Run it again from "
+            f"its start: `force {file.written}`.",
             **file.named,
         )
 

@@ -249,7 +249,7 @@ def _hint(
         return "Put `-- preflight: no-transaction` at the top of the file."
     if error.sqlstate in _THERE_ALREADY:
         return (
-            f"Is it there already? `adopt {migration.version}` records the file without running "
+            f"Is it there already? `adopt {migration.written}` records the file without running "
             "it, if its verify file agrees."
         )
     size = statement.end - statement.start if statement is not None else 0

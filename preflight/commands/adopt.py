@@ -42,7 +42,7 @@ def run(
     with sessions.connect(config) as session:
         known = ledger.read(session)
         files = numbers.settled(files, known)
-        chosen = None if said is None else contact.named(files, numbers.of(files, known, said))
+        chosen = None if said is None else numbers.file(files, known, said)
         gate.enter(session)
         ledger.ensure(session, labelled=files.labelled)
         known = ledger.read(session)
@@ -120,8 +120,8 @@ def _there(
             raise HistoryConflict(
                 "history.first_contact",
                 f"{file.name} has no verify file that could tell whether it is there",
-                f"Nothing was recorded. If you know that it is: `adopt {file.version}`; or all up "
-                f"to {chosen.name}: `adopt --through {chosen.label or chosen.version}`.",
+                f"Nothing was recorded. If you know that it is: `adopt {file.written}`; or all up "
+                f"to {chosen.name}: `adopt --through {chosen.written}`.",
                 **file.named,
             )
         if answer != "present" and file.name not in named:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_VERSION = re.compile(r"(?=.*[0-9])[0-9A-Za-z_][0-9A-Za-z_.@:+~-]{0,254}")
+_VERSION = re.compile(r"\w[\w!-~]{0,254}")
 
 
 def _nothing(_parser: argparse.ArgumentParser) -> None:
@@ -103,11 +103,12 @@ class Version(int):
 def version(text: str) -> int | str:
     """Return a version as it stands in a file's name; raises ArgumentTypeError.
 
-    What is no number is the text version of another tool's folder.
+    What is no number is the text version of another tool's folder: with sqitch any name.
     """
-    if not _VERSION.fullmatch(text) or (text.isdecimal() and len(text) > 18):  # noqa: PLR2004 -- the digits of a file name
+    number = text.isascii() and text.isdecimal()
+    if not _VERSION.fullmatch(text) or (number and len(text) > 18):  # noqa: PLR2004 -- the digits of a file name
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: write its number, 2 or 002")
-    if not text.isdecimal():
+    if not number:
         return text
     found = Version(text)
     found.said = text

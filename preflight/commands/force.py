@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preflight import gate
-from preflight.apply import contact
 from preflight.base.errors import (
     ConfigInvalid,
     PlanChanged,
@@ -29,11 +28,10 @@ def run(config: Config, *, version: int | str | None = None) -> None:
     with sessions.connect(config) as session:
         known = ledger.read(session)
         files = numbers.settled(files, known)
-        number = None if version is None else numbers.of(files, known, version)
-        file = _to_force(config, files, known, number)
+        file = _to_force(config, files, known, version)
         gate.enter(session)
         ledger.ensure(session)
-        file = _to_force(config, files, ledger.read(session), number)
+        file = _to_force(config, files, ledger.read(session), version)
         row = ledger.row_of(session, file.version)
         due.require([file.up])
         backup = gate.proven(session, [file], "force", row)
@@ -47,14 +45,14 @@ def run(config: Config, *, version: int | str | None = None) -> None:
 
 
 def _to_force(
-    config: Config, files: Sequence[Migration], known: plan.History, version: int | None
+    config: Config, files: Sequence[Migration], known: plan.History, version: int | str | None
 ) -> Migration:
     recorded = [file for file in files if file.version in known.records]
     if version is None and not recorded:
         raise ConfigInvalid(
             "config.arguments", "no file on disk is recorded in the database", "Run `up` instead."
         )
-    file = recorded[-1] if version is None else contact.named(files, version)
+    file = recorded[-1] if version is None else numbers.file(files, known, version)
     if file not in recorded:
         raise ConfigInvalid(
             "config.arguments", f"{file.name} was never applied", "Run `up` instead."

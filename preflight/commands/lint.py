@@ -32,9 +32,9 @@ def run(config: Config, *, form: str | None = None) -> None:
     ]
     heads = ("version", "name", "statements", "companions", "remarks")
     table = [
-        (f"{r['version']:03d}", r["migration"], r["statements"], " ".join(r["companions"]),
+        (file.label or f"{file.version:03d}", file.name, r["statements"], " ".join(r["companions"]),
          "; ".join(r["remarks"]))
-        for r in rows
+        for file, r in zip(files, rows, strict=True)
     ]  # fmt: skip
     results.show(
         config, form, {"files": rows}, (heads, table), [("migration.listed", r) for r in rows]

@@ -29,9 +29,7 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
     with sessions.connect(config) as session:
         known = ledger.read(session)
         files = numbers.settled(files, known)
-        chosen = _to_verify(
-            files, known, None if version is None else numbers.of(files, known, version)
-        )
+        chosen = _to_verify(files, known, version)
         foreign = plan.contradicted(chosen, known)
         if foreign:  # what the files of another migration say is no answer
             raise HistoryConflict.of("history.conflict", foreign)
@@ -88,8 +86,14 @@ def _show(
     document = {"database": database, "ok": ok, "checks": rows}
     heads = ("version", "suite", "check", "result", "detail")
     table = [
-        (f"{r['version']:03d}", r["suite"], r["check"], "ok" if r["ok"] else "FAILED", r["detail"])
-        for r in rows
+        (
+            file.label or f"{file.version:03d}",
+            check.suite,
+            check.check,
+            "ok" if check.ok else "FAILED",
+            check.detail,
+        )
+        for file, check in answers
     ]
     events = [
         (
@@ -102,17 +106,16 @@ def _show(
 
 
 def _to_verify(
-    files: Sequence[Migration], known: plan.History, version: int | None
+    files: Sequence[Migration], known: plan.History, version: int | str | None
 ) -> list[Migration]:
     if version is None:
         return [file for file in files if known.done(file.version)]
-    found = [file for file in files if file.version == version]
-    if not found or found[0].verify is None:
-        missing = "no file" if not found else "no verify file"
+    file = numbers.file(files, known, version)
+    if file.verify is None:
         raise ConfigInvalid(
-            "config.arguments", f"version {version} has {missing}", "See `check --table`."
+            "config.arguments", f"version {file.written} has no verify file", "See `check --table`."
         )
-    return found
+    return [file]
 
 
 COMMAND = command.Command(

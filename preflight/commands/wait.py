@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from preflight.base import stop
-from preflight.base.errors import (
-    Pending,
-)
+from preflight.base.errors import ConfigInvalid, FilesInvalid, Pending
 from preflight.commands import command, wrap
 from preflight.files import folder
 from preflight.history import ledger, numbers, plan
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
-    from preflight.files.migrations import Migration
 
 POLL_S = (0.2, 1.0)
 FILES = -1  # `--schema` without a version: what is on disk
@@ -35,11 +32,11 @@ def run(config: Config, *, schema: int | str | None = None, **wrapped: Any) -> N
     if schema is None:
         with sessions.connect(config, asked=True):
             return
-    files = folder.load(config) if schema == FILES else folder.Folder(())
+    files = folder.load(config) if schema == FILES else _perhaps(config)
     with sessions.connect(config) as session:
         for waited in stop.looks(*POLL_S):
             known = ledger.read(session)
-            left = _left(config, numbers.settled(files, known), known, schema)
+            left = _left(config, files, known, schema)
             if not left:
                 return
             if time.monotonic() >= session.deadline:
@@ -54,14 +51,21 @@ def run(config: Config, *, schema: int | str | None = None, **wrapped: Any) -> N
                 )
 
 
+def _perhaps(config: Config) -> folder.Folder:
+    """Return the files where they can be read: they tell how a version is spelled."""
+    with suppress(ConfigInvalid, FilesInvalid):
+        return folder.load(config)
+    return folder.Folder(())
+
+
 def _left(
-    config: Config, files: Sequence[Migration], known: plan.History, schema: int | str
+    config: Config, files: folder.Folder, known: plan.History, schema: int | str
 ) -> list[str]:
     """Name what is not applied yet of what is waited for."""
     if schema != FILES:
-        there = known.labelled(str(schema)) or (isinstance(schema, int) and known.done(schema))
+        there = numbers.applied(files, known, schema)
         return [] if there else [f"version {schema}"]
-    made = plan.of(config, files, known)
+    made = plan.of(config, numbers.settled(files, known), known)
     return [file.name for file in made.todo]
 
 

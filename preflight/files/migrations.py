@@ -88,6 +88,11 @@ class Migration:
         return {"migration": self.name, "version": self.version}
 
     @property
+    def written(self) -> str:
+        """Its version as people write it."""
+        return self.label or str(self.version)
+
+    @property
     def checksum(self) -> str:
         """The SHA-256 of the forward file."""
         return self.up.checksum

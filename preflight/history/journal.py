@@ -43,6 +43,7 @@ class Row:
     undoing: bool = False  # the two counts are of the rollback file's statements
     verify_sql: str | None = None  # None: not known, recorded by an older version; "": none
     export_sql: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,9 +223,10 @@ def row_of(session: Session, version: int) -> journal.Row | None:
 def _rows(session: Session, where: str) -> list[journal.Row]:
     # a column that the table lacks is found one level further out, and is NULL
     rows = session.execute(
-        f"""SELECT r.* FROM (SELECT NULL::text AS verify_sql, NULL::text AS export_sql) lacking,
+        f"""SELECT r.* FROM (SELECT NULL::text AS verify_sql, NULL::text AS export_sql,
+ NULL::text AS label) lacking,
  LATERAL (SELECT m.version, m.name, m.state, m.statements_done, m.statements_started, m.up_sql,
-  m.rollback_sql, m.run_id, m.checksum, m.undoing, verify_sql, export_sql
+  m.rollback_sql, m.run_id, m.checksum, m.undoing, verify_sql, export_sql, label
   FROM {session.config.schema}.migrations m WHERE {where}) r ORDER BY r.version"""  # noqa: S608 -- a checked name, a constant or a number
     ).fetchall()
     return [journal.Row(*row) for row in rows]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import ConfigInvalid, FilesInvalid, HistoryConflict, Problem
+from preflight.files import folder
 from preflight.files.folder import Folder
 from preflight.files.layout import STEP
 from preflight.history import plan
@@ -152,19 +153,52 @@ def _with(file: Migration, version: int) -> Migration:
 
 
 def of(files: Sequence[Migration], history: History, version: int | str) -> int:
-    """Return the number of a version as a person wrote it; raises ConfigInvalid."""
-    said = str(getattr(version, "said", version))
-    labels = {file.label: file.version for file in files if file.label}
-    labels |= {record.label: version for version, record in history.records.items() if record.label}
-    layout = files.layout if isinstance(files, Folder) else None
-    if said in labels:
-        return labels[said]
-    if layout and layout.labelled and layout.version(said) in labels:
-        return labels[layout.version(said)]
+    """Return the number of a version as a person wrote it; raises ConfigInvalid.
+
+    What a file is called comes before what was recorded, and a text before a number.
+    """
+    known = {record.label: number for number, record in history.records.items() if record.label}
+    known |= {file.written: file.version for file in files}
+    for text in _texts(files, version):
+        if text in known:
+            return known[text]
     if not isinstance(version, str):
         return int(version)
     raise ConfigInvalid(
         "config.arguments",
-        f"there is no version {said!r}",
+        f"there is no version {version!r}",
         "`check --table` shows every version.",
     )
+
+
+def file(files: Sequence[Migration], history: History, version: int | str) -> Migration:
+    """Return the file of a version as a person wrote it; raises ConfigInvalid."""
+    number = of(files, history, version)
+    for each in files:
+        if each.version == number:
+            return each
+    raise ConfigInvalid(
+        "config.arguments",
+        f"there is no file of version {_texts(files, version)[0]}",
+        f"Versions on disk: {', '.join(each.written for each in files)}.",
+    )
+
+
+def applied(files: Sequence[Migration], history: History, version: int | str) -> bool:
+    """Tell whether a version, as a person wrote it, was applied completely.
+
+    One that is text is known by that alone: its number may be the text of another, which nobody
+    here has heard of yet.
+    """
+    texts = _texts(files, version)
+    return any(
+        record.state == "done" and (record.label in texts if record.label else number == version)
+        for number, record in history.records.items()
+    )
+
+
+def _texts(files: Sequence[Migration], version: int | str) -> tuple[str, ...]:
+    """Return a version as a person wrote it, and as the folder's layout does."""
+    said = str(getattr(version, "said", version))
+    layout = folder.rule(files)
+    return (said, layout.version(said)) if layout and layout.labelled else (said,)

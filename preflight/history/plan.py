@@ -25,6 +25,11 @@ class Record:
     breaking: bool = False
     label: str | None = None  # its version where the layout has no numbers
 
+    @property
+    def written(self) -> str:
+        """Its version as people write it."""
+        return self.label or str(self.version)
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -34,11 +39,6 @@ class History:
     present: bool = True
     repeated: Mapping[str, str] = field(default_factory=dict)  # files without a version: checksums
     moved: Problem | None = None  # another tool goes on with what was taken over from it
-
-    def labelled(self, label: str) -> bool:
-        """Tell whether a version that is text was applied completely."""
-        found = (record for record in self.records.values() if record.label == label)
-        return any(record.state == "done" for record in found)
 
     def done(self, version: int) -> bool:
         """Tell whether a version was applied completely."""
@@ -140,13 +140,13 @@ def contradiction(file: Migration, record: Record) -> Problem | None:
                 f"recorded {record.checksum[:12]}, file {file.checksum[:12]}"
             )
             hint = (
-                f"Restore the file, or accept the edit: `adopt {file.version}` records it without "
-                f"running it, `force {file.version}` runs it again."
+                f"Restore the file, or accept the edit: `adopt {file.written}` records it without "
+                f"running it, `force {file.written}` runs it again."
             )
         case "renamed":
             said = f"{file.name} was recorded as {record.name}: the file was renamed, not edited"
             hint = (
-                f"Give it its name back, or accept the new one: `adopt {file.version}` records it "
+                f"Give it its name back, or accept the new one: `adopt {file.written}` records it "
                 "without running anything."
             )
         case "other":
@@ -183,12 +183,13 @@ def missing(files: Sequence[Migration], history: History) -> list[Problem]:
 
 def late(todo: Sequence[Migration], history: History) -> list[Problem]:
     """Name every pending file below one that was applied already."""
-    newest = max((record.version for record in history.records.values()), default=-1)
+    newest = max(history.records, default=-1)
     return [
         Problem(
-            f"{file.name} is pending but version {newest} was applied before it",
+            f"{file.name} is pending but version {history.records[newest].written} was "
+            "applied before it",
             "Give it a number above the newest, or set PREFLIGHT_OUT_OF_ORDER=allow to run it; if "
-            f"it is in the database already: `adopt {file.version}`.",
+            f"it is in the database already: `adopt {file.written}`.",
             **file.named,
         )
         for file in todo

@@ -217,13 +217,12 @@ def covered(
     for file in there:
         checksum = said.applied[layout.key(file)]
         if checksum is not None and not layout.agrees(file, checksum):
-            version = file.label or file.version
             problems.append(
                 Problem(
                     f"{file.name} was edited after {layout.tool} applied it: its checksum there is "
                     f"another one ({found.place})",
                     "Restore the file as it ran; or accept it as it is, and all below it: `adopt "
-                    f"--through {version}`.",
+                    f"--through {file.written}`.",
                     **file.named,
                 )
             )

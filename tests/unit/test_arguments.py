@@ -24,6 +24,7 @@ from preflight.commands import arguments, registry, wait
         (["wait", "--schema"], {"name": "wait", "schema": wait.FILES}),
         (["wait", "--schema", "2"], {"name": "wait", "schema": 2}),
         (["wait", "--schema", "0"], {"name": "wait", "schema": 0}),
+        (["adopt", "users/add"], {"name": "adopt", "version": "users/add"}),
         (["plan", "--rehearse"], {"name": "plan", "rehearse": True}),
         (["restore", "x"], {"name": "restore", "backup": "x"}),
         (
@@ -59,7 +60,7 @@ def test_command_line_means(said: list[str], meant: dict[str, object]) -> None:
         (["up", "now"], "See"),
         (["--chekc"], "--check"),
         (["restore"], "BACKUP"),
-        (["force", "two"], "two"),
+        (["force", "number two"], "is not a version"),
         (["force", "-1"], "See"),
         (["force", "1" * 19], "is not a version"),
         (["rollback", "--to"], "--to"),

@@ -14,7 +14,7 @@ import pytest
 
 from preflight.base import config
 from preflight.base.errors import FilesInvalid, HistoryConflict
-from preflight.commands import convert
+from preflight.commands import command, convert
 from preflight.files import folder, foreign, reading
 from preflight.files.layout import KINDS, NATIVE, Source
 from preflight.files.layouts import flyway
@@ -602,6 +602,73 @@ def test_text_versions_keep_the_numbers_that_they_were_given(tmp_path: Path) -> 
         (each.label, each.version) for each in settled
     ]
     assert [8, 1009] == [numbers.of(settled, plan.History(records), each) for each in ("1.5", 1009)]
+
+
+def recorded(*labels: str, state: str = "done") -> plan.History:
+    """Return a history of such text versions, numbered as they are at first."""
+    return plan.History(
+        {
+            1000 * place: plan.Record(1000 * place, f"V{label}__x", "", state, label=label)
+            for place, label in enumerate(labels, 1)
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "labels", "said", "there"),
+    [
+        ({}, ("1000", "1001"), "2000", False),
+        ({}, ("1000", "1001"), "1001", True),
+        ({"V1_1__x.sql": "SELECT 1;"}, ("1", "1.1"), "1_1", True),
+        ({"V1_1__x.sql": "SELECT 1;"}, ("1", "1.1"), "1.0", True),
+        ({"V1_1__x.sql": "SELECT 1;"}, ("1", "1.1"), "1.2", False),
+        ({"2019-02-26-002946_x/up.sql": "SELECT 1;"}, ("20190226002946",), "2019-02-26-002946",
+         True),
+        ({}, ("00000000000000",), "00000000000000", True),
+        ({}, ("00000000000000",), "0", False),
+    ],
+)  # fmt: skip
+def test_text_version_is_waited_for_as_people_spell_it(
+    files: dict[str, str], labels: tuple[str, ...], said: str, *, there: bool, tmp_path: Path
+) -> None:
+    """What another version's number happens to be is no spelling of it."""
+    found = folder.load(written(tmp_path, files)) if files else folder.Folder(())
+
+    assert there == numbers.applied(found, recorded(*labels), command.version(said))
+    assert not numbers.applied(found, recorded(*labels, state="failed"), command.version(said))
+
+
+def test_next_steps_name_text_versions_by_their_texts(tmp_path: Path) -> None:
+    """V1001 has the number 2000 here: `adopt 2000` would record V2000, which never ran."""
+    files = {f"V{each}__x.sql": "SELECT 1;" for each in ("1000", "1001", "1001.5", "2000")}
+    history = recorded("1000", "1001", "2000")
+    settled = numbers.settled(folder.load(written(tmp_path, files)), history)
+
+    with pytest.raises(HistoryConflict) as failure:
+        plan.make(settled, history)
+
+    assert [
+        ["adopt 1000", "force 1000"],
+        ["adopt 1001", "force 1001"],
+        ["adopt 2000", "force 2000"],
+        ["adopt 1001.5"],
+    ] == [
+        re.findall(r"(?:adopt|force) [\d.]*\d", each.hint or "") for each in failure.value.problems
+    ]
+    assert "version 2000 was applied before it" in failure.value.problems[-1].message
+    assert [1000, 2000, 3000] == [
+        numbers.of(settled, history, command.version(each)) for each in ("1000", "1001", "2000")
+    ]
+
+
+def test_converted_file_is_known_by_its_own_number(tmp_path: Path) -> None:
+    """What was recorded before under a text that looks like it is another migration."""
+    files = {f"{each}_x.sql": "SELECT 1;" for each in (1000, 2000, 3000)}
+    found = folder.load(written(tmp_path, files))
+
+    chosen = numbers.file(found, recorded("1000", "1001", "2000"), command.version("2000"))
+
+    assert "2000_x" == chosen.name
 
 
 def test_text_version_below_one_that_is_gone_stays_below(tmp_path: Path) -> None:
