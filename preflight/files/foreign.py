@@ -145,6 +145,13 @@ class Foreign:
         """Return how a file is known in the other history."""
         return file.label or str(file.version)
 
+    def recorded(self, _labels: Sequence[str]) -> Mapping[str, str]:
+        """Return the texts, names as well, under which an earlier release recorded versions.
+
+        By those that they have now; the recorded ones are in the order of their numbers.
+        """
+        return {}
+
     def said(self, rows: Sequence[Sequence[Any]]) -> Said:
         """Return what the rows of the other history mean."""
         return Said({self.version(str(row[0])): None for row in rows})

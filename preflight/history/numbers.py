@@ -10,7 +10,7 @@ from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import ConfigInvalid, FilesInvalid, HistoryConflict, Problem
 from preflight.files import folder
 from preflight.files.folder import Folder
-from preflight.files.layout import STEP
+from preflight.files.layout import KINDS, STEP
 from preflight.history import plan
 
 if TYPE_CHECKING:
@@ -80,7 +80,15 @@ def _way_out(tool: str) -> str:
 
 def _numbered(files: Folder, history: History) -> Folder:
     """Give each file the number that is recorded for its label, or one that fits between."""
-    known = {record.label: version for version, record in history.records.items() if record.label}
+    records = sorted(history.records.items())
+    known = {record.label: version for version, record in records if record.label}
+    if files.layout and (old := files.layout.recorded(list(known))):
+        called = ((file, old.get(file.label, file.label)) for file in files)
+        files = Folder(
+            (_with(file, name=label, label=label) for file, label in called),
+            files.layout,
+            repeats=files.repeats,
+        )
     numbers = [known.get(file.label) for file in files]
     top = max(history.records, default=0)
     gone = _gone(files, history)
@@ -98,7 +106,7 @@ def _numbered(files: Folder, history: History) -> Folder:
         at = end
     pairs = zip(files, numbers, strict=True)
     return Folder(
-        (_with(file, number) for file, number in pairs if number is not None),
+        (_with(file, version=number) for file, number in pairs if number is not None),
         files.layout,
         repeats=files.repeats,
     )
@@ -140,16 +148,17 @@ def _between(left: int, right: int | None, top: int, count: int) -> list[int]:
     return [left + (right - left) * (place + 1) // (count + 1) for place in range(count)]
 
 
-def _with(file: Migration, version: int) -> Migration:
-    """Return a migration under another number."""
-    if file.version == version:
+def _with(file: Migration, **said: Any) -> Migration:  # noqa: ANN401 -- fields of it
+    """Return a migration under another number or name."""
+    if all(getattr(file, field) == value for field, value in said.items()):
         return file
+    made = dataclasses.replace(file, **said)
     scripts = {
-        kind: dataclasses.replace(script, version=version)
-        for kind in ("up", "rollback", "verify", "export")
-        if (script := getattr(file, kind)) is not None
+        kind: dataclasses.replace(script, version=made.version, migration=made.name)
+        for kind in ("up", *KINDS)
+        if (script := getattr(made, kind)) is not None
     }
-    return dataclasses.replace(file, version=version, **scripts)
+    return dataclasses.replace(made, **scripts)
 
 
 def of(files: Sequence[Migration], history: History, version: int | str) -> int:

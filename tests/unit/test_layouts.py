@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -669,6 +669,84 @@ def test_converted_file_is_known_by_its_own_number(tmp_path: Path) -> None:
     chosen = numbers.file(found, recorded("1000", "1001", "2000"), command.version("2000"))
 
     assert "2000_x" == chosen.name
+
+
+def planned(directory: Path, lines: Sequence[str], scripts: Sequence[str]) -> folder.Folder:
+    """Write a plan of sqitch and scripts, each of which says what it is called; return it read."""
+    said = "".join(f"{line} 2024-01-01T00:00:00Z A <a@b> # x\n" for line in lines)
+    deploys = {f"deploy/{each}.sql": f"SELECT '{each}';" for each in scripts}
+    reverts = {f"revert/{each}.sql": f"SELECT '{each}';" for each in scripts}
+    files = {"sqitch.plan": f"%project=app\n\n{said}", **deploys, **reverts}
+    return folder.load(written(directory, files))
+
+
+@pytest.mark.parametrize(
+    ("lines", "scripts"),
+    [
+        (["a", "@v1", "a [a@v1]"], ["a@v1", "a"]),
+        (["a", "@v1", "b", "@v2", "a [a@v2]"], ["a@v2", "b", "a"]),
+        (["a", "@v1", "b", "@v2", "a [a@v2]"], ["a@v1", "b", "a"]),
+        (["a", "@v1", "@v2", "b", "a [a@v1]", "@v3", "a [a@v3]"], ["a@v1", "b", "a@v3", "a"]),
+    ],
+)
+def test_old_script_of_a_change_is_found_under_any_tag_between(
+    lines: list[str], scripts: list[str], tmp_path: Path
+) -> None:
+    """Sqitch writes the last tag's name, and takes what is there; for the way back, too."""
+    found = planned(tmp_path, lines, scripts)
+
+    assert [f"deploy/{each}.sql" for each in scripts] == [each.up.file for each in found]
+    assert [f"revert/{each}.sql" for each in scripts] == [
+        each.rollback.file for each in found if each.rollback
+    ]
+
+
+def test_missing_old_script_of_a_change_is_called_by_the_last_tag(tmp_path: Path) -> None:
+    """That is where sqitch puts it."""
+    lines = ["a", "@v1", "b", "@v2", "a [a@v2]"]
+
+    with pytest.raises(FilesInvalid) as failure:
+        planned(tmp_path, lines, ["a", "b"])
+
+    assert "deploy/a@v2.sql" == failure.value.problem.file
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([], ["a", "b", "a:2", "a:3"]),
+        (["a", "b"], ["a", "b", "a:2", "a:3"]),
+        (["a", "b", "a:2"], ["a", "b", "a:2", "a:3"]),
+        (["a@v1", "b", "a"], ["a@v1", "b", "a", "a:3"]),  # as it was recorded at first
+        (["a@v1", "b", "a", "a:3"], ["a@v1", "b", "a", "a:3"]),
+        (["a@v1"], ["a@v1", "b", "a:2", "a:3"]),
+    ],
+)
+def test_change_that_is_worked_over_stays_what_it_was_recorded_as(
+    labels: list[str], names: list[str], tmp_path: Path
+) -> None:
+    """The plan only grows: what is added to it gives nothing in it another name or number."""
+    lines = ["a", "@v1", "b", "a [a@v1]", "@v2", "a [a@v2]"]
+    found = planned(tmp_path, lines, ["a@v1", "b", "a@v2", "a"])
+
+    settled = numbers.settled(found, recorded(*labels))
+
+    assert names == [each.name for each in settled] == [each.label for each in settled]
+    assert names == [each.up.migration for each in settled]
+    assert [1000, 2000, 3000, 4000] == [each.version for each in settled]
+    assert [each.up.file for each in found] == [each.up.file for each in settled]
+    assert ["a", "b", "a:2", "a:3"] == [settled.layout.key(each) for each in settled]  # type: ignore[union-attr]
+
+
+def test_change_that_sqitch_has_deployed_more_often_is_without_a_file(tmp_path: Path) -> None:
+    """An older folder knows nothing of the script that ran last."""
+    found = planned(tmp_path, ["a"], ["a"])
+    rows = [("a", digest, "app", digest) for digest in ("1", "2")]
+
+    said = found.layout.said(rows) if found.layout else None
+
+    assert said is not None
+    assert {"a": "1", "a:2": "2"} == said.applied
 
 
 def test_text_version_below_one_that_is_gone_stays_below(tmp_path: Path) -> None:

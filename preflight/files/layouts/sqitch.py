@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preflight.base.errors import ConfigInvalid
 from preflight.files import foreign, reading
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 _PROJECT = re.compile(r"(?m)^%project=(.*)$")
 _WAYS = {"deploy": "up", "revert": "rollback"}
+
+
+class Change(NamedTuple):
+    """A line of the plan: one that is worked over stands there again, under the same name."""
+
+    name: str
+    label: str  # which is its own, whatever is added to the plan
+    script: str  # what its scripts are called, which change their names when it is worked over
 
 
 class Sqitch(foreign.Foreign):
@@ -42,7 +51,9 @@ class Sqitch(foreign.Foreign):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.project: str | None = None  # of no plan: the history is looked at, not the folder
-        self.changes: list[tuple[str, str]] = []
+        self.changes: list[Change] = []
+        self.labels: dict[str, str] = {}  # by the names of their scripts
+        self.places: dict[str, int] = {}
         self.wrong: Exception | None = None
         try:
             plan = reading.beside(directory / "sqitch.plan")
@@ -51,7 +62,9 @@ class Sqitch(foreign.Foreign):
             return
         found = _PROJECT.search(plan)
         self.project = found[1].strip() if found else ""
-        self.changes = _changes(plan)
+        self.changes = _changes(plan, directory / "deploy")
+        self.labels = {each.script: each.label for each in self.changes}
+        self.places = {each.label: place for place, each in enumerate(self.changes)}
 
     def names(self) -> list[str]:
         """Return the scripts of the plan, and the companions beside them; raises ConfigInvalid."""
@@ -62,10 +75,10 @@ class Sqitch(foreign.Foreign):
                 "Set PREFLIGHT_MIGRATIONS_DIR to the folder that holds it.",
             ) from self.wrong
         found = [
-            f"{way}/{script}.sql"
-            for _, script in self.changes
+            f"{way}/{each.script}.sql"
+            for each in self.changes
             for way in _WAYS
-            if way == "deploy" or (self.directory / way / f"{script}.sql").exists()
+            if way == "deploy" or (self.directory / way / f"{each.script}.sql").exists()
         ]
         return found + [name for name in super().names() if name.startswith(foreign.BESIDE)]
 
@@ -80,9 +93,8 @@ class Sqitch(foreign.Foreign):
         return self._script(way, script)
 
     def _script(self, way: str, script: str) -> Source | None:
-        name = script.removesuffix(".sql")
-        labels = [label for label, each in self.changes if each == name]
-        return Source(0, name, _WAYS[way], labels[0]) if labels else None
+        label = self.labels.get(script.removesuffix(".sql"))
+        return Source(0, label, _WAYS[way], label) if label else None
 
     def file(self, name: str, kind: str) -> str:
         """Return what a part of a migration is called."""
@@ -91,20 +103,27 @@ class Sqitch(foreign.Foreign):
 
     def order(self, label: str) -> int:
         """Return the place in the plan."""
-        labels = [each for each, _ in self.changes]
-        return labels.index(label) if label in labels else -1
+        return self.places.get(label, -1)
+
+    def recorded(self, labels: Sequence[str]) -> dict[str, str]:
+        """Return what is recorded under the names of its scripts: `NAME@TAG` for older ones."""
+        found: dict[str, str] = {}
+        for name in {label.partition("@")[0] for label in labels if "@" in label}:
+            mine = [each.label for each in self.changes if each.name == name]
+            theirs = [label for label in labels if re.split("[@:]", label)[0] == name]
+            found |= zip(mine, theirs, strict=False)
+        return found
+
+    def key(self, file: Migration) -> str:
+        """Know a change by its place in the plan."""
+        return self.labels[file.up.file.partition("/")[2].removesuffix(".sql")]
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is deployed of this project; a change that was reworked has several rows."""
         known = (self.project,) if self.project is not None else {row[2] for row in rows}
         mine = sorted((row for row in rows if row[2] in known), key=lambda row: row[3])
         names = [row[0] for row in mine]
-        labels = {name: [label for label, _ in self.changes if _change(label) == name]
-                  for name in names}  # fmt: skip
-        applied: dict[str, str | None] = {}
-        for name, checksum, *_ in mine:
-            left = [label for label in labels[name] if label not in applied]
-            applied[left[0] if left else name] = checksum
+        applied = {label: row[1] for label, row in zip(_labels(names), mine, strict=True)}
         return foreign.Said(applied, lasting=sorted(names))
 
     def version(self, text: str) -> str:
@@ -119,31 +138,41 @@ class Sqitch(foreign.Foreign):
         }
 
 
-def _changes(plan: str) -> list[tuple[str, str]]:
-    """Return each change of a plan: its label, and what its scripts are called.
+def _changes(plan: str, deploy: Path) -> list[Change]:
+    """Return each change of a plan.
 
-    One that is worked over later keeps its old scripts under the name of the tag that follows it.
+    One that is worked over later keeps its old scripts under the name of a tag between: as sqitch
+    looks for them, from the last one on.
     """
     names: list[str] = []
-    tags: list[tuple[int, str]] = []
+    tags: dict[int, list[str]] = {}  # by the place of their change
     for line in plan.splitlines():
         words = line.partition("#")[0].split()
         if not words or words[0].startswith("%"):
             continue
         if words[0].startswith("@"):
-            tags.append((len(names), words[0]))
+            tags.setdefault(len(names) - 1, []).append(words[0])
         else:
             names.append(words[0].lstrip("+"))
+    scripts = list(names)
+    again: dict[str, int] = {}  # where a name comes next
+    for place, name in reversed(list(enumerate(names))):
+        between = range(again.get(name, place) - 1, place - 1, -1)
+        if files := [name + tag for at in between for tag in tags.get(at, ())]:
+            there = (file for file in files if (deploy / f"{file}.sql").exists())
+            scripts[place] = next(there, files[0])
+        again[name] = place
+    return list(map(Change, names, _labels(names), scripts))
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Tell changes of one name apart by their order: `a`, `a:2`. No name has a colon in it."""
+    seen: Counter[str] = Counter()
     found = []
-    for place, name in enumerate(names):
-        later = name in names[place + 1 :]
-        tag = next((tag for at, tag in tags if at > place), "") if later else ""
-        found.append((name + tag, name + tag))
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}:{seen[name]}")
     return found
-
-
-def _change(label: str) -> str:
-    return label.partition("@")[0]
 
 
 LAYOUT = Sqitch
