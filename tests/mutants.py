@@ -683,8 +683,8 @@ MUTANTS = [
     Mutant(
         "a kept verify file is asked after a rollback",
         "apply/back",
-        '        kept("verify", row.verify_sql),\n',
-        "        None,\n",
+        'kept("verify", row.verify_sql) if row.verify_sql else None,',
+        "None,",
         _tests("rollback::test_image_without_the_files_exports_and_verifies_as_they_did"),
     ),
     # --- faults that were found and mended, put back

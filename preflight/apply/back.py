@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -159,17 +158,16 @@ def _begun(step: Step) -> Row:
 def _remembered(row: Row) -> Migration:
     """Return a migration that is not on disk as the history kept it: this image is older."""
 
-    def kept(kind: str, text: str | None) -> Script | None:
-        read = partial(reading.kept, row.version, row.name, kind)
-        return read(text.encode()) if text else None
+    def kept(kind: str, text: str) -> Script:
+        return reading.kept(row.version, row.name, kind, text.encode())
 
     return migrations.Migration(
         row.version,
         row.name,
-        reading.kept(row.version, row.name, "up", row.up_sql.encode()),
-        kept("rollback", row.rollback_sql),
-        kept("verify", row.verify_sql),
-        kept("export", row.export_sql),
+        kept("up", row.up_sql),
+        None if row.rollback_sql is None else kept("rollback", row.rollback_sql),
+        kept("verify", row.verify_sql) if row.verify_sql else None,  # an empty text: there was none
+        kept("export", row.export_sql) if row.export_sql else None,
         row.label or "",
     )
 

@@ -44,8 +44,11 @@ _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 
 
 def kept(version: int, name: str, kind: str, text: bytes) -> migrations.Script:
-    """Return a script whose text is at hand, as the history keeps it; raises FilesInvalid."""
-    reading = Reading(NATIVE.file(name, kind), Source(version, name, kind))
+    """Return a script whose text is at hand, as the history keeps it; raises FilesInvalid.
+
+    Whether it may do nothing was judged when it ran: in another tool's folder it may.
+    """
+    reading = Reading(NATIVE.file(name, kind), Source(version, name, kind), Rule(blank=True))
     found = reading.script(text)
     if reading.problems:
         raise FilesInvalid.of("files.invalid", reading.problems)

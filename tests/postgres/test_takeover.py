@@ -913,7 +913,8 @@ def test_converted_folder_takes_the_place_of_the_old_one(
     name: str, run: Run, database: servers.Database, folder: Path, tmp_path: Path
 ) -> None:
     """26 says that the files were renamed, `adopt --through` accepts them: nothing runs again."""
-    theirs = {"goose": GOOSE.files, "dbmate": DBMATE.files}
+    flyway = {**KEPT["flyway"].files, "V2__nothing.sql": ";"}
+    theirs = {"goose": GOOSE.files, "dbmate": DBMATE.files, "flyway": flyway}
     write(folder, theirs[name] if name in theirs else KEPT[name].files)
     if name == "sqitch":
         _, table, row, values, _ = KEPT[name]
@@ -996,6 +997,24 @@ def test_repeatable_file_whose_commit_answer_is_lost_is_read_back(
         each.get("read_back") for each in result.event("migration.applied")
     ]
     assert [3] == database.query("SELECT count(*)::int FROM preflight.journal")
+
+
+def test_migration_that_does_nothing_is_taken_back_with_the_others(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """An empty file is nothing to do, forward and back, also for an image that has none of it."""
+    one = {"1_a.up.sql": A, "1_a.down.sql": "DROP TABLE a;"}
+    empty = {"2_nothing.up.sql": "", "2_nothing.down.sql": ""}
+    last = {"3_b.up.sql": "CREATE TABLE b ();", "3_b.down.sql": "DROP TABLE b;"}
+    write(folder, one | empty | last)
+    assert 0 == (done := run()).code, str(done)
+    for name in empty | last:
+        (folder / name).unlink()
+
+    back = run("rollback", "--to", "1")
+
+    assert (0, ["3_b", "2_nothing"]) == (back.code, back.finished.get("rolled_back")), str(back)
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
 
 
 def test_repeatable_file_runs_when_its_text_changes(
