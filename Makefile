@@ -4,8 +4,10 @@
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
-# More than 4 workers would wait for each other: each has servers of its own.
-TEST := $(PY) -m pytest -q -rs --numprocesses auto --maxprocesses 4 --dist loadgroup
+# Tests wait for servers as often as for a processor, so there is one worker more; more than 4 would
+# wait for each other: each has servers of its own.
+WORKERS = $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -ge 4 ] && echo 4 || echo $$((n + 1)))
+TEST = $(PY) -m pytest -q -rs --numprocesses $(WORKERS) --dist loadgroup
 LOCK := $(PY) -m uv pip compile pyproject.toml --quiet --universal --generate-hashes \
 	--python-version 3.11 --no-header --no-annotate --upgrade
 
