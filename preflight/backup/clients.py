@@ -367,7 +367,7 @@ def compressed(
     for compression in COMPRESSIONS:
         command = dump_command(
             programs.pg_dump,
-            session.address(),
+            session.client_address(),
             snapshot,
             compression,
             session.config.lock_timeout_ms,

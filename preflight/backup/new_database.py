@@ -415,7 +415,7 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     of an error, the database is made anew (by `anew`, or as it is) and filled by one. The schemas
     that are `there` are in the archive, too, and their owners with them.
     """
-    address = sessions.with_settings({**session.address(), "dbname": name}, settings or {})
+    address = sessions.with_settings({**session.client_address(), "dbname": name}, settings or {})
     how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold, "there": there}
     code, problems = _filled(session, dump, parallel, *options, **how)
     unsaid = code != 0 and not problems  # the word stood behind another job's, on one line

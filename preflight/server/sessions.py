@@ -68,6 +68,9 @@ _GONE = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
+# either side of a client program may stand still, healthy, for as long as a store is waited for: a
+# window that stays closed counts as silence, though the probes are answered
+PATIENT = {"tcp_user_timeout": "420000"}  # milliseconds: RETRY_S + ANSWER_S of backup/objects.py
 KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waited for for two hours
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -445,6 +448,11 @@ class Session:
             here["hostaddr"] = info.hostaddr
         here = {name: value for name, value in here.items() if value}
         return KEEPALIVE | kept | here | (_options(kept, _GONE) if self._options else {})
+
+    def client_address(self) -> dict[str, str]:
+        """Return the address for pg_dump or pg_restore, whose own stops are no silence."""
+        patient = self.address() | {k: v for k, v in PATIENT.items() if k not in self.target}
+        return with_settings(patient, PATIENT if self._options else {})
 
 
 def _sets(settings: Mapping[str, str]) -> list[str]:
