@@ -225,6 +225,20 @@ def load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
     raise reading.ever_changing(directory)
 
 
+def _sources(rule: Foreign, names: Sequence[str], problems: list[Problem]) -> dict[str, Source]:
+    """Return what each file is, by its name; what it cannot be is added to the problems."""
+    sources: dict[str, Source] = {}
+    for name in names:
+        if name != name.encode("utf-8", "replace").decode():
+            hint = "Rename it: the history records names, and a database holds text."
+            problems.append(Problem(f"the name {name!r} is not UTF-8", hint, file=name))
+        elif (source := rule.source(name)) is not None:
+            sources[name] = source
+        else:
+            problems.append(Problem(f"{name!r} is not a file of {rule.tool}", rule.hint, file=name))
+    return sources
+
+
 def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
     rule = layout(tool, directory)
     names = rule.names()
@@ -235,12 +249,7 @@ def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
             f"{rule.hint} Is the volume mounted, and at the right place?",
         )
     problems: list[Problem] = []
-    sources: dict[str, Source] = {}
-    for name in names:
-        if (source := rule.source(name)) is not None:
-            sources[name] = source
-        else:
-            problems.append(Problem(f"{name!r} is not a file of {tool}", rule.hint, file=name))
+    sources = _sources(rule, names, problems)
     if rule.labelled:
         sources = _numbered(rule, sources)
     sources = rule.settled(sources)

@@ -430,6 +430,9 @@ def test_what_cannot_run_as_it_is_meant_is_refused_at_its_line(case: str, tmp_pa
         ("supabase", {"1_a/b.sql": "SELECT 1;", "2_c.sql": "SELECT 1;"}, "1_a/b.sql"),
         ("dbmate", {f"{'1' * 20}_b.sql": "-- migrate:up\nSELECT 1;"}, "is not a file of dbmate"),
         ("goose", {"+5_a.sql": "-- +goose Up\nSELECT 1;"}, "is not a file of goose"),
+        ("flyway", {"V1__\udcff.sql": "SELECT 1;"}, "is not UTF-8"),
+        ("flyway", {"R__\udcff.sql": "SELECT 1;"}, "is not UTF-8"),
+        ("dbmate", {"1_\udcff.sql": "-- migrate:up\nSELECT 1;"}, "is not UTF-8"),
     ],
 )
 def test_what_the_tool_would_run_is_never_passed_over(
