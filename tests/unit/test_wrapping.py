@@ -443,6 +443,16 @@ def test_what_it_leaves_behind_is_ended_and_told() -> None:
     assert [False] == [alive(int(text)) for text in texts(events)]
 
 
+def test_command_that_ended_in_time_did_not_take_too_long() -> None:
+    """What it leaves behind, and does not go when asked to, is no part of its time."""
+    left = "trap '' TERM; echo there; sleep 60; sleep 60"
+    ended, events = run(["sh", "-c", f'sh -c "{left}" & exit 0'], timeout_s=2.5)
+
+    assert 0 == ended.code
+    assert ended.duration_s > 2.5
+    assert ["there"] == texts(events)
+
+
 def test_what_ends_by_itself_soon_after_is_left_alone() -> None:
     """The end of a pipeline has the last word."""
     ended, events = run(["sh", "-c", "(sleep 0.2; echo late) & echo early"])

@@ -114,6 +114,7 @@ class _Running:
         self.last: deque[str] = deque(maxlen=said.LAST)
         self.result: tuple[str, int] | None = None
         self.group: int | None = None
+        self.clearing = False  # it has ended in time, and what it left behind is being ended
         self._status = b""
         status, theirs = os.pipe()
         ports = keeper.NO_WALL if around is None else ",".join(map(str, around.ports))
@@ -153,7 +154,8 @@ class _Running:
             if each is not None and not self.over() and now - looked >= EVERY_S:
                 looked = now
                 each(Child(self.keeper.pid))
-            if until is not None and now >= until and not self.over():
+            late = until is not None and now >= until
+            if late and not self.clearing and not self.over():
                 self.end(signal.SIGTERM)
                 return None
         self._drain(CLEAR_S)
@@ -188,6 +190,8 @@ class _Running:
             what, number, *left = line.decode().split()
             if what == "started":
                 self.group = int(number)
+            elif what == "clearing":
+                self.clearing = True
             else:
                 self.result = self.result or (what, int(number))
             if left and left != ["0"]:

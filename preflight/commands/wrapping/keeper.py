@@ -6,7 +6,8 @@ pipe, and is the one to whom Linux gives the orphans of those below it.
 
 Its stdin: a line with a length, so many bytes of COMMAND's environment, then one byte for each
 signal that is to be passed on. What it says on the status pipe, a line each: `started PID`,
-`failed N` and `unwalled N` with an errno, `ended CODE LEFT` with how many processes it left behind.
+`failed N` and `unwalled N` with an errno, `clearing 0` once COMMAND has ended, `ended CODE LEFT`
+with how many processes it left behind.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def keep(arguments: Sequence[str]) -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     code = _watch(pid, woken)
+    os.write(status, b"clearing 0\n")
     left = _clear(pid)
     os.write(status, f"ended {code} {left}\n".encode())
     os._exit(0)
