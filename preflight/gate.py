@@ -6,6 +6,7 @@ imported only once work is due.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -147,7 +148,7 @@ def proven_all(
         return name, told[0]
 
     def attempt() -> str | None:
-        with _backed_up(session, todo) as (saved, _):
+        with _backed_up(session, todo, among=[tenant.name for tenant in tenants]) as (saved, _):
             trial.each(session, saved, tenants)
         return saved.name if saved else None
 
@@ -212,17 +213,26 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Place | N
 
 @contextmanager
 def _backed_up(
-    session: Session, todo: Sequence[Migration], purpose: str = "up", due: Sequence[object] = ()
+    session: Session,
+    todo: Sequence[Migration],
+    purpose: str = "up",
+    due: Sequence[object] = (),
+    among: Sequence[str] = (),
 ) -> Iterator[tuple[Taken | None, list[str]]]:
     """Take a backup, keep it if what follows finds nothing wrong; yield it, and a list for more.
 
+    `among` are the targets in which something is due: fewer, and something was done in between.
     What a copy needs besides is made meanwhile.
     """
     from preflight.backup import take  # noqa: PLC0415 -- only when work is due
     from preflight.rehearsal import throwaway  # noqa: PLC0415 -- only when work is due
 
     with throwaway.ahead(session, len(todo)):
-        saved = take.take(session, todo, purpose, due, journal.last_change(session))
+        after = journal.last_change(session)
+        if among:
+            left = hashlib.sha256("\n".join(sorted(among)).encode()).hexdigest()
+            after = f"{after} {left[:16]}"
+        saved = take.take(session, todo, purpose, due, after)
         with take.kept(saved) as beside:
             yield saved, beside
 

@@ -280,7 +280,8 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
     """Run one command and return the exit code; nothing but a signal's number escapes."""
     open_streams()
     environ = environment()
-    run = Run(next(iter(arguments), "up").lstrip("-"), environ)
+    first = next(iter(arguments), "up").lstrip("-")
+    run = Run(first if first.replace("-", "").isalpha() else "unknown", environ)
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     run.as_json = "--json" in ours
     if run.as_json:

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 EXPORT = "export-"  # what a rollback destroyed is in no other file
 
 
-def prune(backups: Store, identity: Identity, keep: int) -> None:
+def prune(backups: Store, identity: Identity, keep: int, but: str | None = None) -> None:
     """Keep the newest backups of this database; those with exports always. Failure is a warning.
+
+    `but` names one whose worth is not known yet: it stays, and no other goes because of it.
 
     Raises OSError where nothing can be listed.
     """
     log = structlog.get_logger()
-    ours = identity.ours(backups.listing())
+    ours = [item for item in identity.ours(backups.listing()) if item.name != but]
     precious = {item.name for item in ours if _has_exports(backups, item.name)}
     for item in surplus(ours, keep, precious):
         try:

@@ -142,8 +142,9 @@ def take(
             **({"without": manifest.data()["without"][:TOLD]} if manifest.without else {}),
             duration_s=round(time.monotonic() - began, 3),
         )
-        with suppress(OSError):  # one more than is to stay: what this one is worth is not known yet
-            retention.prune(draft.store, draft.identity, session.config.backup_keep + 1)
+        with suppress(OSError):
+            keep = session.config.backup_keep
+            retention.prune(draft.store, draft.identity, keep, but=made.name)
     return dataclasses.replace(draft, backup=made, visible=True)
 
 

@@ -542,7 +542,8 @@ class _Reader:
             try:
                 found[name.lower()] = parse(value)
             except ValueError:
-                self.wrong(f"{variable}={value!r} is not {described(parse)}")
+                said = "…" if name == "BACKUP_COMMAND" else without_login(value)
+                self.wrong(f"{variable}={said!r} is not {described(parse)}")
         if {"rehearse_url", "rehearse_clone_url"} <= found.keys():
             self.wrong(f"{' and '.join(REHEARSE_URLS)} are both set", "Keep one of the two.")
         if (found.get("backup") == "command") != ("backup_command" in found):
@@ -564,6 +565,12 @@ class _Reader:
         ours = {name for names in plain.VOCABULARIES.values() for name in names.values()}
         if relevant := [name for name in self.links if name.startswith(PREFIX) or name in ours]:
             self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
+
+
+def without_login(value: str) -> str:
+    """Return a value as it may be shown: without the login of a URL, and its query."""
+    value = re.sub(r"//[^/]*@", "//…@", value)
+    return re.sub(r"\?.*", "?…", value, flags=re.DOTALL)
 
 
 def described(parse: Callable[[str], object]) -> str:

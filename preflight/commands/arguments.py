@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -79,8 +80,12 @@ class Said:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+_SECRET = re.compile(r"\S*(?:://|=)\S*")  # may hold one
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        message = _SECRET.sub("…", message)
         raise ConfigInvalid("config.arguments", message, f"See `{self.prog} --help`.")
 
 
@@ -98,7 +103,7 @@ def parse(arguments: Sequence[str]) -> Said:
         elsewhere = ELSEWHERE.get(said[0].lower())
         raise ConfigInvalid(
             "config.arguments",
-            f"there is no command {said[0]!r}",
+            f"there is no command {_SECRET.sub('…', said[0])!r}",
             elsewhere or (f"Did you mean {near[0]}?" if near else _all()),
         )
     parser = _parser()
@@ -137,9 +142,23 @@ def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str
     hint = f"Did you mean {near[0]}?" if near else f"See `{usage.prog} --help`."
     raise ConfigInvalid(
         "config.arguments",
-        f"unknown arguments: {' '.join(unknown)}",
+        f"unknown arguments: {' '.join(_shown(unknown))}",
         elsewhere[0] if elsewhere else hint,
     )
+
+
+def _shown(words: Sequence[str]) -> Iterator[str]:
+    """Yield words as they may be shown: what stands behind an option may be a secret."""
+    behind = False
+    for word in words:
+        name, said, _ = word.partition("=")
+        if word.startswith("--"):
+            yield f"{name}=…" if said else word
+        elif word.startswith("-"):
+            yield word if len(word) <= len("-x") else f"{word[:2]}…"
+        else:
+            yield "…" if behind else _SECRET.sub("…", word)
+        behind = word.startswith("-") and not said
 
 
 def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -76,6 +76,27 @@ def test_typing_error_says_what_was_meant(said: list[str], words: str) -> None:
     assert words in f"{failure.value} {failure.value.problem.hint}"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["postgresql://u:hidden@h/db"],
+        ["up", "--url", "postgresql://u:hidden@h/db"],
+        ["up", "--url=postgresql://u:hidden@h/db"],
+        ["up", "postgresql://u:hidden@h/db"],
+        ["up", "password=hidden"],
+        ["up", "--password", "hidden"],
+        ["up", "--password=hidden"],
+        ["up", "-phidden"],
+    ],
+)
+def test_word_that_may_be_a_secret_is_not_said_again(said: list[str]) -> None:
+    """A URL, and what stands behind an option that nobody knows."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse(said)
+
+    assert "hidden" not in f"{failure.value} {failure.value.problem.hint}"
+
+
 @pytest.mark.parametrize("command", [None, *registry.COMMANDS])
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_teaches_with_an_example(

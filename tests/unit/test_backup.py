@@ -331,6 +331,28 @@ def test_backup_before_another_change_is_of_no_crash_loop() -> None:
     assert [backups[4]] == retention.surplus(backups, 7)
 
 
+def test_proven_backup_does_not_go_before_the_next_is_proven(tmp_path: Path) -> None:
+    """Of a crash loop the newest stays until what came after it is worth something."""
+    backups, us = Directory(tmp_path), Identity("1", "app", "x:1")
+    for number in range(4):
+        with backups.draft(us, f"r{number}", 0) as draft:
+            said = Manifest(
+                0, system_identifier="1", database="app", address="x:1",
+                taken_for=Purpose("up", [{"version": 1}]),
+            )  # fmt: skip
+            with backups.sink(draft, manifests.DUMP):
+                pass
+            backups.publish(draft, us, said)
+    before = [item.name for item in backups.listing()]
+
+    retention.prune(backups, us, 5, but=before[-1])
+    early = [item.name for item in backups.listing()]
+    retention.prune(backups, us, 5)
+
+    assert [before[0], *before[2:]] == early
+    assert [before[0], before[3]] == [item.name for item in backups.listing()]
+
+
 def test_neighbours_are_neighbours_whatever_is_kept_for_good() -> None:
     """A backup with exports stands between: what is around it is no crash loop."""
     backups = [made("a", "x"), Backup("r", Manifest(0, taken_for=Purpose("rollback")))]

@@ -485,3 +485,20 @@ def test_children_get_no_secret() -> None:
 
     assert SECRET not in kept.values()
     assert ("/bin", "require", "C") == (kept["PATH"], kept["PGSSLMODE"], kept["LC_ALL"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PREFLIGHT_BACKUP_ENDPOINT", "https://key:hidden@minio:9000"),
+        ("PREFLIGHT_BACKUP_DIR", "s3://AKIA:hidden@bucket/prefix"),
+        ("PREFLIGHT_BACKUP_DIR", "az://container/p?sv=1&sig=hidden"),
+        ("PREFLIGHT_BACKUP_COMMAND", "snap --token 'hidden"),
+    ],
+)
+def test_value_that_is_wrong_is_shown_without_its_secret(variable: str, value: str) -> None:
+    """It is refused for what it holds, and that is not said."""
+    said = " ".join(wrong(**{variable: value}))
+
+    assert variable in said
+    assert "hidden" not in said
