@@ -202,8 +202,8 @@ def back(
         session,
         step.migration,
         once,
-        # another run's row is one that came after ours was gone
-        lambda row: row is None or row.run_id not in {step.row.run_id, session.config.run_id},
+        # a row that is there may be one that another run has made since
+        lambda row: row is None or journal.took_back(session, step.row.version),
         "migration.rolled_back",
         note="an image that has this migration applies it again at its next start",
         script=step.script,

@@ -136,6 +136,16 @@ def last_change(session: Session) -> str | None:
     return None
 
 
+def took_back(session: Session, version: int) -> bool:
+    """Tell whether this run has recorded that it took a version back."""
+    row = session.execute(
+        f"""SELECT EXISTS (SELECT FROM {session.config.schema}.journal j
+ WHERE j.event = 'rolled_back' AND j.version = %s AND j.run_id = %s)""",  # noqa: S608 -- a checked name
+        [version, session.config.run_id],
+    ).fetchone()
+    return bool(row and row[0])
+
+
 def rehearsed(session: Session, place: str) -> Rehearsed | None:
     """Return the last row about a rehearsal in a place; None where there is none for us to see."""
     if not _ours(session):

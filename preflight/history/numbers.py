@@ -199,7 +199,10 @@ def applied(files: Sequence[Migration], history: History, version: int | str) ->
     One that is text is known by that alone: its number may be the text of another, which nobody
     here has heard of yet.
     """
-    texts = _texts(files, version)
+    texts, layout = _texts(files, version), folder.rule(files)
+    labels = [history.records[n].label for n in sorted(history.records)]
+    old = layout.recorded([label for label in labels if label]) if layout else {}
+    texts = tuple(old.get(text, text) for text in texts)
     return any(
         record.state == "done" and (record.label in texts if record.label else number == version)
         for number, record in history.records.items()

@@ -4,6 +4,7 @@ import csv
 import signal
 import stat
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -774,6 +775,44 @@ def test_version_is_not_taken_back_beneath_one_that_another_run_applied_meanwhil
     assert (11, "history.changed") == (result.code, result.finished["error"]["code"]), str(result)
     assert ["002_b"] == result.finished["rolled_back"]
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+
+class _CutsAtCommit(faults.CommitFault):
+    """Cuts the connection instead of a COMMIT; others come before anybody connects again."""
+
+    def __init__(self, number: int, come: Callable[[], object]) -> None:
+        super().__init__(number)
+        self.others = threading.Thread(target=come)
+
+    def connected(self) -> faults.CommitFault:
+        """Let them be through."""
+        if self.others.ident is not None:
+            self.others.join()
+        return super().connected()
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Send nothing of it; they wait for what our transaction holds."""
+        message = super().to_server(kind, message)
+        if self.committing:
+            self.others.start()
+            raise faults.Cut
+        return message
+
+
+def test_row_that_another_run_took_over_is_no_proof_that_ours_is_gone(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nothing was rolled back, whoever is at work on the row now: 13."""
+    migrations(A)
+    assert 0 == run().code
+    update = "UPDATE preflight.migrations SET run_id = 'another'"
+    cut = _CutsAtCommit(2, lambda: database.script(update))
+    with faults.through(database.server, cut) as proxy:
+        result = run("rollback", env=proxy.env() | {"PREFLIGHT_BACKUP": "off"})
+
+    assert 13 == result.code, str(result)
+    assert [] == result.event("migration.rolled_back")
+    assert [(1, "another")] == database.query("SELECT version, run_id FROM preflight.migrations")
 
 
 @pytest.mark.parametrize(("number", "locks"), [(2, 2), (3, 1)])

@@ -516,6 +516,23 @@ def test_stop_after_the_command_has_ended_says_that_it_stays(
     assert "what the command has committed stays" in found.finished["error"]["message"]
 
 
+def test_loss_of_our_connection_after_the_command_says_that_it_is_not_recorded(
+    run: Run, app: Path, tmp_path: Path, database: servers.Database
+) -> None:
+    """It ended well, and what it committed stays; that it has run is told nowhere: 13."""
+    (app / "versions/002.sql").write_text(GOOD)
+    check = tmp_path / "check.sql"
+    check.write_text(
+        "SELECT 's' AS suite, 'c' AS \"check\", CASE WHEN current_database() = "
+        f"'{database.name}' THEN pg_terminate_backend(pg_backend_pid()) ELSE true END AS ok"
+    )
+    found = run(*command(app, "--verify", str(check)))
+
+    assert (13, "connection.lost") == (found.code, found.finished["error"]["code"]), found
+    assert "is not recorded" in found.finished["error"]["message"]
+    assert "public.items.price" in " ".join(f"public.{each}" for each in tables(database))
+
+
 @pytest.mark.parametrize("kept_off", ["net", "wall"])
 def test_command_that_dies_before_it_connects_says_why_itself(
     run: Run, app: Path, local: dict[str, str | None], kept_off: str

@@ -617,6 +617,16 @@ def recorded(*labels: str, state: str = "done") -> plan.History:
     )
 
 
+WORKED_OVER = {
+    "sqitch.plan": "%syntax-version=1.0.0\n%project=x\n\nusers 2026-01-01T00:00:00Z A <a@b>\n"
+    "@v1 2026-01-01T00:00:00Z A <a@b>\nroles 2026-01-01T00:00:00Z A <a@b>\n"
+    "@v2 2026-01-01T00:00:00Z A <a@b>\nusers [users@v2] 2026-01-01T00:00:00Z A <a@b>\n",
+    "deploy/users.sql": "SELECT 2;",
+    "deploy/users@v2.sql": "SELECT 1;",
+    "deploy/roles.sql": "SELECT 1;",
+}
+
+
 @pytest.mark.parametrize(
     ("files", "labels", "said", "there"),
     [
@@ -629,6 +639,10 @@ def recorded(*labels: str, state: str = "done") -> plan.History:
          True),
         ({}, ("00000000000000",), "00000000000000", True),
         ({}, ("00000000000000",), "0", False),
+        (WORKED_OVER, ("users@v2", "roles", "users"), "users:2", True),
+        (WORKED_OVER, ("users@v2", "roles", "users"), "users", True),
+        (WORKED_OVER, ("users", "roles"), "users", True),
+        (WORKED_OVER, ("users", "roles"), "users:2", False),
     ],
 )  # fmt: skip
 def test_text_version_is_waited_for_as_people_spell_it(

@@ -1009,12 +1009,39 @@ def test_host_without_a_port_gets_one() -> None:
         ("pg_restore -d app -n app app", "pg_restore -d copied -n app app",
          "pg_restore -d scratch -n app app"),
         ("createuser app", None, None),
+        # values of options that nobody here has heard of
+        ("pgbench --client 2 app", "pgbench --client 2 copied", "pgbench --client 2 scratch"),
+        ("vacuumdb --parallel 2 app", "vacuumdb --parallel 2 copied",
+         "vacuumdb --parallel 2 scratch"),
+        ("pg_dump --lock-wait-timeout 10 app", "pg_dump --lock-wait-timeout 10 copied",
+         "pg_dump --lock-wait-timeout 10 scratch"),
     ],
 )  # fmt: skip
 def test_options_of_the_command_are_led(said: str, away: str | None, beside: str | None) -> None:
     """What is the live server's behind an option of that name; an equal word elsewhere is not."""
     assert (away or said) == " ".join(led({}, COPIED, arguments=said.split()).arguments)
     assert (beside or said) == " ".join(led({}, BESIDE, arguments=said.split()).arguments)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PGHOST": "db"},
+        {"POSTGRES_HOST": "db", "POSTGRES_USER": "me"},
+        {"DB_HOST": "db"},
+        {"DATABASE_URL": "postgres://me:pw@db/app"},
+        {"PGSERVICE": "live"},
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("copy", [COPIED, BESIDE], ids=["away", "beside"])
+def test_lone_database_is_led_where_a_variable_names_the_server(
+    environ: dict[str, str], copy: environment.Copy
+) -> None:
+    """The option would win over what the environment says."""
+    found = led(environ, copy, arguments=["tool", "--database", "app", "--name", "app"])
+
+    assert ["tool", "--database", copy.database, "--name", "app"] == list(found.arguments)
 
 
 @pytest.mark.parametrize(

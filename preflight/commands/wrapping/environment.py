@@ -156,8 +156,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     still = _hosts_left(groups, {n: found.get(n, said[n]) for n in (*ours, *in_files)}, way)
     contents = _led_files(files or {}, ours, way)
     contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
-    libpq = any(way.here(said.get(name, ""), said.get("PGPORT", "")) for name in _HOSTS)
-    told = _arguments(arguments, inline, found | way.libpq(ours), way, libpq=libpq)
+    hosted = bool(found) or "PGSERVICE" in ours or _says_host(groups, said, way)
+    told = _arguments(arguments, inline, found | way.libpq(ours), way, hosted=hosted)
     found = {name: text for name, text in found.items() if name not in inline or name in ours}
     gone = _elsewhere(copy) & ours.keys()
     led_to = {name: text for name, text in environ.items() if name not in gone}
@@ -522,6 +522,15 @@ def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
     return groups
 
 
+def _says_host(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _Way) -> bool:
+    """Tell whether a variable names the live server."""
+    hosts = [environ[name] for prefix, group in groups.items() for name in group.get("host", ())
+             if not _NOT_POSTGRES.search(prefix)]  # fmt: skip
+    return any(map(way.here, hosts)) or any(
+        way.here(environ.get(name, ""), environ.get("PGPORT", "")) for name in _HOSTS
+    )
+
+
 def _grouped(
     groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
 ) -> dict[str, str]:
@@ -667,16 +676,16 @@ def _arguments(
     new: Mapping[str, str],
     way: _Way,
     *,
-    libpq: bool,
+    hosted: bool,
 ) -> list[str]:
-    """Return the arguments of a command, led to the copy; `libpq`: its variables name the host."""
+    """Return the arguments of a command, led to the copy; `hosted`: its variables name the host."""
     changed = {at: f"{name}={new[name]}" for name, at in inline.items() if name in new}
     changed |= {at: f"_{name}=" for name, at in inline.items() if name in _LEADING}
-    changed |= _said_by_options(arguments, way, libpq=libpq)
+    changed |= _said_by_options(arguments, way, hosted=hosted)
     return [changed.get(at) or way.argument(text) for at, text in enumerate(arguments)]
 
 
-def _said_by_options(arguments: Sequence[str], way: _Way, *, libpq: bool) -> dict[int, str]:
+def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> dict[int, str]:
     """Return the arguments that say host, port, user, password and database of the live one."""
     changed: dict[int, str] = {}
     groups = options.groups(arguments)
@@ -690,12 +699,12 @@ def _said_by_options(arguments: Sequence[str], way: _Way, *, libpq: bool) -> dic
             continue
         if not here and ("host" in at[stem] or database is None):
             continue
-        names = options.names(arguments, group, hosted=libpq or bool(near))
+        names = options.names(arguments, group, hosted=hosted or bool(near))
         for each in group:
             new = _option_said(each, way, here=here, named=here or each in names)
             if new is not None:
                 changed[each.at] = f"{each.begins}{new}"
-    place = options.place(arguments)
+    place = options.place(arguments, way.live.database)
     if place is not None and arguments[place] == way.live.database:
         changed[place] = way.copy.database
     return changed

@@ -80,6 +80,7 @@ class OnLive:
         self.to_end = to_end
         self.pids: set[int] = set()
         self.ports: set[int] = set()
+        self.unsure = False  # whether who is still at work is one of the command's
         self.blind = not (session.execute(_SEES_ALL).fetchone() or (False,))[0]
         self._others = self._hidden() if self.blind else set()
         self._began = float((session.execute(_NOW).fetchone() or (0.0,))[0])
@@ -113,6 +114,7 @@ class OnLive:
         stays: set[Any] | None = None
         for waited in stop.looks(0.02, 0.05):
             left = {pid for (pid,) in self.session.execute(_LEFT, [list(self.pids)]).fetchall()}
+            self.unsure = not left
             if all_new and self.blind:
                 left |= self._hidden() - self._others
             if all_new and not self.pids:

@@ -105,8 +105,11 @@ def vague(arguments: Sequence[str], database: str) -> list[int]:
     return found
 
 
-def place(arguments: Sequence[str]) -> int | None:
-    """Return which argument of psql or pg_dump is the database, as the first without a dash."""
+def place(arguments: Sequence[str], database: str) -> int | None:
+    """Return which argument of psql or pg_dump is the database, as the first without a dash.
+
+    Behind a long option that we do not know, what is not the live database's name is its value.
+    """
     at = _libpq(arguments)
     named = any(each.kind == "database" for group in groups(arguments).values() for each in group)
     if at is None or named or (program := PurePath(arguments[at]).name) in _NO_PLACE:
@@ -115,7 +118,8 @@ def place(arguments: Sequence[str]) -> int | None:
     takes = re.compile(rf"-[^-{letters}]*[{letters}]")
     for before, text in enumerate(arguments[at + 1 :], at):
         valued = takes.fullmatch(arguments[before]) or _VALUED_WORDS.fullmatch(arguments[before])
-        if not text.startswith("-") and not valued:
+        unknown = arguments[before].startswith("--") and "=" not in arguments[before]
+        if not text.startswith("-") and not valued and not (unknown and text != database):
             return before + 1
     return None
 

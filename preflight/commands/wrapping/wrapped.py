@@ -18,6 +18,7 @@ from preflight.backup import points
 from preflight.base import console, stop
 from preflight.base.errors import (
     ConfigInvalid,
+    ConnectionLost,
     Failure,
     MigrationFailed,
     MigrationPartial,
@@ -82,6 +83,7 @@ class _Run:
         self.began = time.monotonic()
         self.doubts: list[str] = []  # what people may believe was looked at, and was not
         self.unseen: str | None = None  # sessions on the live database
+        self.maybe = False  # whose session is still at work there, nobody knows
 
     def through(self, look: due.Look) -> None:
         """Back up, prove, try, run, compare, verify, record."""
@@ -101,9 +103,14 @@ class _Run:
         lock.require(self.session)  # 13
         stop.leaves(self.session, "what the command has committed stays")
         ended = self._noted(partial(self._in_earnest, before, tried=copy is not None))  # 20 30 31
-        self._noted(partial(self._matched, copy, before))  # 33
-        self._noted(self._verified)  # 33
-        self._record(ended)
+        try:
+            self._noted(partial(self._matched, copy, before))  # 33
+            self._noted(self._verified)  # 33
+            self._record(ended)
+        except psycopg.OperationalError as error:
+            if not self.session.lost:
+                raise
+            raise self._unrecorded(error) from error  # 13
         stop.leaves(self.session, None)
 
     def _noted(self, work: Callable[[], T]) -> T:
@@ -149,6 +156,7 @@ class _Run:
             )
             if ended.code != 0:
                 alone = live.gone(all_new=True)
+                self.maybe = live.unsure
         except stop.Stopped:
             with suppress(psycopg.Error):
                 live.end()
@@ -168,6 +176,16 @@ class _Run:
             f"{sessions.lost(error)}, and the run's lock with it, while the command ran; it was "
             "ended, and what it had committed stays",
             f"Look at the database, then run again; {self._back()}.",
+            sqlstate=error.sqlstate,
+        )
+
+    def _unrecorded(self, error: psycopg.OperationalError) -> ConnectionLost:
+        """Return what it means when our own connection is lost once the command has ended."""
+        return ConnectionLost(
+            "connection.lost",
+            f"{sessions.lost(error)}; the command had ended well, and what it has committed stays, "
+            "but it is not recorded",
+            "Run again: it is started once more, and finds nothing to do if it keeps a history.",
             sqlstate=error.sqlstate,
         )
 
@@ -215,16 +233,19 @@ class _Run:
         from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
 
         changed = written.changed(self.session, before, self.wrapped.asked.history)
-        if alone and not changed and written.nothing(self.session, before):
+        whole = written.nothing(self.session, before)
+        if alone and not changed and whole:
             return None
         moved = written.moved(self.session, before)
-        what = "no object was changed, but whether it wrote rows nobody can tell: others wrote, too"
+        what = "no object was changed"
         if changed:
             what = f"it has changed {console.some(changed)}"
         elif moved and written.aborted(self.session, before):
             what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
+        elif not whole:
+            what += ", but whether it wrote rows nobody can tell: others wrote, too"
         if not alone:
-            what += "; a session of it is still at work" if not self.unseen else (
+            what += "; a session of it is still at work" if not self.maybe else (
                 "; a session came meanwhile that may be its own, and is still at work"
             )  # fmt: skip
         return what
