@@ -760,6 +760,10 @@ CODES = {
 STATUSES = {301: "region", 307: "region", 401: "key", 403: "rights", 412: "changed"}
 STATUSES |= {429: "passing", 501: "unsupported", 507: "quota"}
 _NOT_FOUND, _SERVERS_OWN = 404, 500
+_URL = re.compile(r"https?://\S+")
+_BUCKET = re.compile(
+    r"(?<![-\w./])bucket(?![-\w/])", re.IGNORECASE
+)  # the word, and no name or path
 
 
 @contextmanager
@@ -790,21 +794,21 @@ def _of_file_not_found() -> OSError | None:
 
 
 def _refusal(kind: str, text: str) -> Refused:
-    """Judge an answer by its code, its status, or that there was none."""
-    text = text.partition("\nDebug source")[0]
+    """Judge an answer by its code, its status, or that there was none; never by the URL's words."""
+    text, _, cause = text.partition("\nDebug source")
     code = re.search(r"<Code>(\w+)</Code>|\"code\": ?\"(\w+)\"", text)
     status = re.search(r"status code: (\d{3})", text)
     number = int(status[1]) if status else 0
     name = next(filter(None, code.groups()), "") if code else ""
     why = CODES.get(name) or STATUSES.get(number, "")
-    if not why and number == _NOT_FOUND and "bucket" in text.lower():
+    if status and not name and number == _NOT_FOUND and _BUCKET.search(text, status.end()):
         why = "bucket"
     if kind == "AlreadyExistsError":
         why = "exists"
     elif kind == "NotSupportedError":
         why = "unsupported"
     elif not number:
-        why = _without_answer(text)
+        why = _without_answer(text, cause)
     elif not why and number >= _SERVERS_OWN:
         why = "passing"
     numbered = " ".join(filter(None, (name, str(number or ""))))
@@ -812,10 +816,10 @@ def _refusal(kind: str, text: str) -> Refused:
     return Refused(why or "other", f"{said} ({numbered})" if numbered else said)
 
 
-def _without_answer(text: str) -> str:
+def _without_answer(text: str, cause: str) -> str:
+    """Say why nobody answered; what is wrong with a certificate stands in the cause alone."""
     lower = text.lower()
-    if "169.254." in text or "//metadata" in lower or "credential" in lower:  # nobody at home
+    at_home = "169.254." in lower or "//metadata" in lower
+    if at_home or "credential" in _URL.sub("", lower):  # nobody at home
         return "credentials"
-    if "certificate" in lower or "tls" in lower:
-        return "tls"
-    return "passing"
+    return "tls" if "InvalidCertificate(" in _URL.sub("", cause) else "passing"

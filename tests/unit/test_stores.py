@@ -1,6 +1,7 @@
 """What every store of backups promises, asked of the directory and of one that is none."""
 
 import dataclasses
+import errno
 import hashlib
 import os
 import threading
@@ -477,3 +478,73 @@ def test_stop_is_heard_while_files_under_way_are_waited_for(
 
         assert not ended.is_set()
         let_go.set()
+
+
+# --- what a bucket's library says -----------------------------------------------------------------
+
+ANSWERED = (
+    "Object at location p/a/x not found: Error performing {} http://h:1/my-bucket/credentials/a/x "
+    "in 4.7ms - Server returned non-2xx status code: 404 Not Found: {}\n\nDebug source:\nNotFound "
+    "{{ uri: Some(http://h:1/my-bucket/credentials/a/x) }}"
+)
+MINIO = (
+    "<Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message>"
+    "<Key>p/a/x</Key><BucketName>my-bucket</BucketName></Error>"
+)
+MISSING = {
+    "HEAD": "",
+    "GET": MINIO,
+    "PUT": "<html>Cannot find /my-bucket/p/a/x at http://bucket/</html>",
+    "POST": "<Error><Code>BlobNotFound</Code><Message>no bucket has it</Message></Error>",
+}
+
+
+@pytest.mark.parametrize("verb", MISSING)
+def test_object_that_is_missing_is_no_missing_bucket(verb: str) -> None:
+    """Whatever the bucket is called, and although the answer names it."""
+    with pytest.raises(FileNotFoundError) as raised, objects.asked():
+        raise FileNotFoundError(ANSWERED.format(verb, MISSING[verb]))
+
+    assert errno.ENOENT == raised.value.errno
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>",
+        "<Error><Code>ContainerNotFound</Code></Error>",
+        "The specified bucket does not exist.",
+    ],
+)
+def test_bucket_that_is_missing_is_told(said: str) -> None:
+    """By the code, or in words where there is none."""
+    with pytest.raises(objects.Refused) as raised, objects.asked():
+        raise FileNotFoundError(ANSWERED.format("GET", said))
+
+    assert "bucket" == raised.value.why
+
+
+UNANSWERED = (
+    "Generic S3 error: Error performing list request: Error performing GET {0} in 102.06ms, "
+    "after 1 retries, max_retries: 1, retry_timeout: 2s  - HTTP error: error sending request\n\n"
+    'Debug source:\nGeneric {{ store: "S3", uri: Some(\n    {0},\n), kind: Connect, error: {1} }}'
+)
+PLACED = "https://h:1/my-bucket?list-type=2&prefix={}%2F"
+SILENCES = {
+    (PLACED.format("certificates"), "ConnectError"): "passing",
+    (PLACED.format("credentials-db"), "ConnectError"): "passing",
+    (PLACED.format("tls"), "InvalidMessage(InvalidContentType)"): "passing",
+    (PLACED.format("p"), "InvalidCertificate(\n    UnknownIssuer,\n)"): "tls",
+    ("http://169.254.169.254/latest/api/token", "ConnectError"): "credentials",
+    ("http://metadata.google.internal/computeMetadata/v1", "ConnectError"): "credentials",
+}
+
+
+@pytest.mark.parametrize(("asked", "expected"), SILENCES.items())
+def test_store_that_does_not_answer_is_not_judged_by_a_name(
+    asked: tuple[str, str], expected: str
+) -> None:
+    """A prefix may be called as what goes wrong; a certificate that is not trusted is told."""
+    found = objects._refusal("GenericError", UNANSWERED.format(*asked))  # noqa: SLF001
+
+    assert expected == found.why
