@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -187,7 +187,8 @@ class Objects(store.Store):
     def _listed(self, prefix: str = "") -> dict[str, dict[str, Any]]:
         """Return what is known of each object of each name: `{name: {file: meta}}`."""
         found: dict[str, dict[str, Any]] = {}
-        with asked():
+
+        def pages() -> None:
             for page in self._library.list(self._bucket, prefix or None):
                 for meta in page:
                     name, _, file = meta["path"].partition("/")
@@ -195,20 +196,32 @@ class Objects(store.Store):
                         # of thousands that are in folders, no more than is looked at
                         told = meta if prefix or "/" not in file else _brief(meta)
                         found.setdefault(name, {})[file] = told
+
+        with asked():
+            beside.waited(pages)
         return found
 
     def _put(self, key: str, data: bytes, mode: str = "overwrite") -> None:
-        with asked():
+        def put() -> None:
             self._library.put(self._bucket, key, data, use_multipart=False, mode=mode)
+
+        with asked():
+            beside.waited(put)
 
     def _head(self, key: str) -> Any:  # noqa: ANN401 -- the library's
         with asked():
-            return self._library.head(self._bucket, key)
+            return beside.waited(lambda: self._library.head(self._bucket, key))
+
+    def _got(self, key: str, options: Mapping[str, object] | None = None) -> bytes:
+        with asked():
+            return beside.waited(
+                lambda: bytes(self._library.get(self._bucket, key, options=options).bytes())
+            )
 
     def _delete(self, *keys: str) -> None:
         def delete(key: str) -> None:
             with suppress(FileNotFoundError), asked():
-                self._library.delete(self._bucket, key)
+                beside.waited(lambda: self._library.delete(self._bucket, key))
 
         if len(keys) > DELETED_ALONE:
             with ThreadPoolExecutor(WIDTH) as pool:
@@ -233,7 +246,7 @@ class Objects(store.Store):
 
     def listing(self) -> list[Backup]:
         """Return every whole backup, the oldest first; all manifests that are new are read."""
-        there = self._listed()
+        there = beside.answer(beside.asked(self._listed))
         names = sorted((name for name in there if manifests.MANIFEST in there[name]), reverse=True)
         metas = {name: there[name][manifests.MANIFEST] for name in names}
         new = [name for name in names if _version(name, metas[name]) not in self._known]
@@ -257,9 +270,8 @@ class Objects(store.Store):
     def _gathered(self) -> dict[str, bytes]:
         """Return copies of manifests by their tags, as far as there are any."""
         most = {"range": (0, gathered.MOST_BYTES)}
-        with suppress(OSError), asked():
-            found = self._library.get(self._bucket, gathered.FILE, options=most)
-            return gathered.unpacked(bytes(found.bytes()))
+        with suppress(OSError):
+            return gathered.unpacked(self._got(gathered.FILE, most))
         return {}
 
     def read(self, name: str) -> Backup:
@@ -307,9 +319,7 @@ class Objects(store.Store):
         if meta["size"] > manifests.MANIFEST_MAX_BYTES:
             most = manifests.MANIFEST_MAX_BYTES
             raise manifests.Unreadable(f"{manifests.MANIFEST} is larger than {most} bytes")
-        with asked():
-            found = self._library.get(self._bucket, f"{name}/{manifests.MANIFEST}")
-            return bytes(found.bytes())
+        return self._got(f"{name}/{manifests.MANIFEST}")
 
     def files(self, name: str) -> list[str]:
         """Return the objects below a name but for the marks, and the folder."""
@@ -456,7 +466,7 @@ class Objects(store.Store):
     def open(self, name: str, file: str) -> Iterator[store.Stream]:
         """Read part by part what the store has, of one version of the object."""
         key = f"{name}/{file}"
-        yield _Download(self._library, self._bucket, key, self._head(key))
+        yield _Download(partial(self._got, key), self._head(key))
 
     @contextmanager
     def local(self, name: str, file: str) -> Iterator[Path]:
@@ -599,8 +609,10 @@ def _version(name: str, meta: Mapping[str, Any]) -> tuple[str, object]:
 class _Download:
     """An object that is read from its beginning, in ranges."""
 
-    def __init__(self, library: Any, bucket: Any, key: str, meta: Mapping[str, Any]) -> None:  # noqa: ANN401
-        self.library, self.bucket, self.key, self.meta = library, bucket, key, meta
+    def __init__(
+        self, got: Callable[[Mapping[str, object]], bytes], meta: Mapping[str, Any]
+    ) -> None:
+        self.got, self.meta = got, meta
         self.at = 0
 
     def read(self, size: int, /) -> bytes:
@@ -611,15 +623,11 @@ class _Download:
         options: dict[str, object] = {"range": (self.at, end)}
         if self.meta["e_tag"]:
             options["if_match"] = self.meta["e_tag"]
-        with asked():
-            part = beside.waited(lambda: self._got(options))
+        part = self.got(options)
         if not part:
             raise Refused("passing", "the store gave nothing")
         self.at += len(part)
         return part
-
-    def _got(self, options: Mapping[str, object]) -> bytes:
-        return bytes(self.library.get(self.bucket, self.key, options=options).bytes())
 
 
 class _GivenUp(Exception):

@@ -543,19 +543,22 @@ def test_two_runs_and_a_restore_on_one_prefix_do_not_disturb_each_other(  # noqa
     assert {database.name, other.name} == there
 
 
-@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize(
+    ("command", "silent"),
+    [("backup", "database.dump"), ("restore", "database.dump"), ("backup", "list-type=2")],
+)
 def test_stop_ends_the_waiting_for_a_store(  # noqa: PLR0913, PLR0917 -- fixtures
     run: Run, start: Start, in_front: Callable[..., contextlib.AbstractContextManager[Front]],
-    database: servers.Database, tmp_path: Path, command: str,
+    database: servers.Database, tmp_path: Path, command: str, silent: str,
 ) -> None:  # fmt: skip
-    """It says nothing while a dump is read back from it: the run ends by itself, and cleans up."""
+    """It says nothing while it is listed, or a dump is read back: the run ends by itself."""
     args = ["latest", "--into", f"{database.name}_r"] if command == "restore" else []
     if args:
         assert 0 == run("backup").code
     asked, over = threading.Event(), threading.Event()
 
     def answer(method: str, path: str) -> None:
-        if method == "GET" and path.endswith("database.dump"):
+        if method == "GET" and silent in path:
             asked.set()
             over.wait(60)
 
@@ -564,11 +567,44 @@ def test_stop_ends_the_waiting_for_a_store(  # noqa: PLR0913, PLR0917 -- fixture
         process = start(command, *args, env=env)
         assert asked.wait(60)
         process.signal(signal.SIGTERM)
-        result = process.wait()
+        result = process.wait(30)  # it says nothing for 60 s
         over.set()
 
     assert 143 == result.code, str(result)
     assert "without the server's answer" not in result.finished["error"]["message"]
+
+
+VERBS: dict[str, Callable[[objects.Objects], object]] = {
+    "list": lambda backups: backups.files("name"),
+    "put": lambda backups: backups._put("name/a", b""),  # noqa: SLF001
+    "head": lambda backups: backups.stamp("name", "a"),
+    "delete": lambda backups: backups._delete("name/a"),  # noqa: SLF001
+    "manifest": lambda backups: backups._manifest("name", {"size": 1}),  # noqa: SLF001
+    "gathered": lambda backups: backups._gathered(),  # noqa: SLF001
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_signal_is_heard_while_a_store_says_nothing(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch, verb: str,
+) -> None:  # fmt: skip
+    """Whatever it was asked: else a stop has no hard end, and the lock stays held."""
+    heard, found = threading.Event(), []
+
+    def answer(*_: str) -> int:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        found.append(heard.wait(3))
+        return 403
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+    try:
+        with in_front(answer) as (_, bucket), contextlib.suppress(objects.Refused):
+            VERBS[verb](store_of(bucket, monkeypatch))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert [True] == found
 
 
 def test_error_now_and_then_costs_nothing(
