@@ -769,6 +769,7 @@ STATUSES = {301: "region", 307: "region", 401: "key", 403: "rights", 412: "chang
 STATUSES |= {429: "passing", 501: "unsupported", 507: "quota"}
 _NOT_FOUND, _SERVERS_OWN = 404, 500
 _URL = re.compile(r"https?://\S+")
+_KEYS_FROM = re.compile(r"//(169\.254\.|metadata(\.google\.internal)?[:/])")  # a cloud's machines
 _BUCKET = re.compile(
     r"(?<![-\w./])bucket(?![-\w/])", re.IGNORECASE
 )  # the word, and no name or path
@@ -819,6 +820,8 @@ def _refusal(kind: str, text: str) -> Refused:
         why = _without_answer(text, cause)
     elif not why and number >= _SERVERS_OWN:
         why = "passing"
+    elif why != "passing" and _KEYS_FROM.search(text):  # nobody gave it a key to be refused
+        why = "credentials"
     numbered = " ".join(filter(None, (name, str(number or ""))))
     said = SAID.get(why) or ("the store refused it" if number else "the store did not answer")
     return Refused(why or "other", f"{said} ({numbered})" if numbered else said)
@@ -826,8 +829,6 @@ def _refusal(kind: str, text: str) -> Refused:
 
 def _without_answer(text: str, cause: str) -> str:
     """Say why nobody answered; what is wrong with a certificate stands in the cause alone."""
-    lower = text.lower()
-    at_home = "169.254." in lower or "//metadata" in lower
-    if at_home or "credential" in _URL.sub("", lower):  # nobody at home
+    if _KEYS_FROM.search(text) or "credential" in _URL.sub("", text.lower()):  # nobody at home
         return "credentials"
     return "tls" if "InvalidCertificate(" in _URL.sub("", cause) else "passing"

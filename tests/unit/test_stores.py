@@ -533,6 +533,7 @@ PLACED = "https://h:1/my-bucket?list-type=2&prefix={}%2F"
 SILENCES = {
     (PLACED.format("certificates"), "ConnectError"): "passing",
     (PLACED.format("credentials-db"), "ConnectError"): "passing",
+    ("http://metadata-store:9000/my-bucket/p/a/x", "ConnectError"): "passing",
     (PLACED.format("tls"), "InvalidMessage(InvalidContentType)"): "passing",
     (PLACED.format("p"), "InvalidCertificate(\n    UnknownIssuer,\n)"): "tls",
     ("http://169.254.169.254/latest/api/token", "ConnectError"): "credentials",
@@ -546,5 +547,25 @@ def test_store_that_does_not_answer_is_not_judged_by_a_name(
 ) -> None:
     """A prefix may be called as what goes wrong; a certificate that is not trusted is told."""
     found = objects._refusal("GenericError", UNANSWERED.format(*asked))  # noqa: SLF001
+
+    assert expected == found.why
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("403 Forbidden", "credentials"),
+        ("404 Not Found", "credentials"),
+        ("500 Internal Server Error", "passing"),
+        ("429 Too Many Requests", "passing"),
+    ],
+)
+def test_machine_that_has_no_role_has_no_credentials(status: str, expected: str) -> None:
+    """It is no right that a key lacks, and no object."""
+    said = (
+        "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1.5ms "
+        f"- Server returned non-2xx status code: {status}: none"
+    )
+    found = objects._refusal("GenericError", said)  # noqa: SLF001
 
     assert expected == found.why
