@@ -99,13 +99,25 @@ class Run:
             data["error"] = dict(error)
         if "targets" in data:
             data |= fitting(data["targets"], TARGETS_MAX)
-        self._write_metrics(data)
-        self._tell(data)
+        self._as_favour("PREFLIGHT_METRICS_FILE could not be written", self._write_metrics, data)
+        self._as_favour("PREFLIGHT_NOTIFY_URL could not be told", self._tell, data)
         self._say_last(code, data)
         if error and self.as_json:
             self._give(code, error)
         self._leave_message(data)
         return code
+
+    @staticmethod
+    def _as_favour(
+        failed: str, give: Callable[[Mapping[str, Any]], None], data: Mapping[str, Any]
+    ) -> None:
+        """Give somebody what he asked for; whatever is in the way of it, the run ends as it did."""
+        try:
+            give(data)
+        except Exception as error:  # noqa: BLE001 -- never a reason to fail
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            with suppress(Exception):
+                structlog.get_logger().warning("config.warned", warning=f"{failed}: {reason}")
 
     def _say_last(self, code: int, data: Mapping[str, Any]) -> None:
         """Log the last line; where that fails for a fault of ours, write it without any form."""
@@ -155,12 +167,7 @@ class Run:
             numbers["last_success_timestamp_seconds"] = now
         if data["exit_code"] != ExitCode.BACKUP_UNVERIFIED:  # else it is none
             numbers |= self.tally.figures
-        try:
-            metrics.write(Path(self.metrics_file), self.database, self.command, numbers)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            warning = f"PREFLIGHT_METRICS_FILE could not be written: {reason}"
-            structlog.get_logger().warning("config.warned", warning=warning)
+        metrics.write(Path(self.metrics_file), self.database, self.command, numbers)
 
     def _tell(self, data: Mapping[str, Any]) -> None:
         """Tell who listens how it ended, and say who could not be told."""
@@ -363,7 +370,8 @@ def handle_signals(run: Run) -> None:
         if stop.requested() is None:
             timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
             timer.daemon = True
-            timer.start()
+            with suppress(RuntimeError):  # no thread can be started: a stop without a hard end
+                timer.start()
         stop.request(signum)
 
     stop.listen(ask)

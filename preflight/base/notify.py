@@ -89,8 +89,13 @@ class Messages:
                 self.failed.pop(name, None)
 
         self.failed[name] = f"no answer within {LIMIT_S:.0f} s"
-        self.sending = threading.Thread(target=work, daemon=True)
-        self.sending.start()
+        sending = threading.Thread(target=work, daemon=True)
+        try:
+            sending.start()
+        except RuntimeError:  # as many as the container may have are there
+            self.failed[name] = "no thread could be started"
+        else:
+            self.sending = sending
 
     def wait(self, limit_s: float = LIMIT_S) -> dict[str, str]:
         """Wait for the answers; return why a message was not taken, by its event."""

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from preflight import run
+from preflight.base import notify
 from tests import program, servers
 
 
@@ -108,3 +109,68 @@ def test_last_line_comes_also_where_it_cannot_be_formed(
 
     last = json.loads(capsys.readouterr().out)
     assert (0, "run.finished", 0) == (code, last["event"], last["exit_code"])
+
+
+def test_limit_of_threads_fails_no_run(tmp_path: Path) -> None:
+    """Who listens is not told, the log says so, and nothing else is another."""
+    (tmp_path / "001_one.sql").write_text("SELECT 1;\n")
+    code = (
+        "import sys, threading, entrypoint; threading.stack_size(1 << 47);"  # no machine has it
+        "sys.argv[1:] = ['lint']; sys.exit(entrypoint.main())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            "PATH": os.defpath,
+            "PREFLIGHT_MIGRATIONS_DIR": str(tmp_path),
+            "PREFLIGHT_NOTIFY_URL": "http://127.0.0.1:1",
+        },
+        cwd=servers.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    events = program.parse(ended.stdout)
+    assert (0, "run.finished") == (ended.returncode, events[-1]["event"])
+    why = "no thread could be started"
+    assert [f"run.started: {why}", f"run.finished: {why}"] == [
+        each["warning"].partition(" was not told of ")[2]
+        for each in events
+        if each["event"] == "config.warned" and "was not told" in each["warning"]
+    ]
+
+
+def test_stop_without_a_thread_to_spare_is_a_stop() -> None:
+    """Its hard end cannot be had; that is no bug to report."""
+    code = (
+        "import os, signal, sys, threading; from preflight import run;"
+        "threading.stack_size(1 << 47);"
+        "choose = lambda _: (lambda _: os.kill(os.getpid(), signal.SIGTERM)"
+        " or run.stop.sleep(60), 'lint', False);"
+        "sys.exit(run.process(['lint'], choose))"
+    )
+    ended = program.bounded(code)
+
+    finished = program.parse(ended.stdout)[-1]
+    assert (143, 143) == (ended.returncode, finished["exit_code"])
+
+
+class _Broken(notify.Messages):
+    def send(self, _: object) -> None:
+        raise MemoryError
+
+
+def test_whoever_is_told_of_a_run_does_not_end_it(tmp_path: Path) -> None:
+    """Metrics and messages may fail in any way: the last line comes, with its own code."""
+    told = run.Run("up", {"PREFLIGHT_METRICS_FILE": str(tmp_path / "metrics")})
+    told.messages = _Broken(notify.Address("http://127.0.0.1:1"))
+    told.tally.done["applied"] = 5  # as a bug of ours would leave it
+    with structlog.testing.capture_logs() as events:
+        code = told.end(0, "applied")
+
+    assert (0, "run.finished", 0) == (code, events[-1]["event"], events[-1]["exit_code"])
+    assert [
+        "PREFLIGHT_METRICS_FILE could not be written: TypeError",
+        "PREFLIGHT_NOTIFY_URL could not be told: MemoryError",
+    ] == [each["warning"] for each in events[:-1]]
