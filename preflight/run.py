@@ -18,7 +18,7 @@ import structlog
 
 from preflight.base import logs, memory, plain, stop, unloadable
 from preflight.base.config import Config, environment, notified
-from preflight.base.errors import ExitCode, Failure
+from preflight.base.errors import ConfigInvalid, ExitCode, Failure
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
 LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
 TARGETS_MAX = 9000  # bytes of `run.finished`, which are to be no more than 16,000
+UNWRITTEN = "the result could not be written"
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 
 # from the arguments to a command, its name, and whether its result has stdout for itself
@@ -101,6 +102,9 @@ class Run:
             data |= fitting(data["targets"], TARGETS_MAX)
         self._as_favour("PREFLIGHT_METRICS_FILE could not be written", self._write_metrics, data)
         self._as_favour("PREFLIGHT_NOTIFY_URL could not be told", self._tell, data)
+        for why in logs.unwritten:
+            warning = f"{UNWRITTEN}: {why}"
+            structlog.get_logger().warning("config.warned", warning=warning)
         self._say_last(code, data)
         if error and self.as_json:
             self._give(code, error)
@@ -187,9 +191,7 @@ class Run:
         """Leave no empty stdout to who asked for a document."""
         from preflight.base import document  # noqa: PLC0415 -- only with --json
 
-        with suppress(OSError, ValueError):
-            document.give({"exit_code": code, "error": dict(error)})
-            sys.stdout.flush()
+        document.give({"exit_code": code, "error": dict(error)})
 
     def _leave_message(self, data: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us
@@ -291,6 +293,7 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
     run = Run(first if first.replace("-", "").isalpha() else "unknown", environ)
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     run.as_json = "--json" in ours
+    logs.unwritten.clear()
     if run.as_json:
         from preflight.base import document  # noqa: PLC0415 -- only with --json
 
@@ -309,6 +312,7 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
             structlog.get_logger().warning("config.warned", warning=warning)
         stop.check()
         command(config)
+        _written(run.command)
         return run.end(ExitCode.OK, run.outcome())
     except Failure as failure:
         outcome = "pending" if failure.exit_code == ExitCode.PENDING else "failed"
@@ -319,6 +323,16 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
         return int(ended.code or 0)
     except Exception as error:  # noqa: BLE001 -- the last resort: exit 70 with a place to look at
         return run.end(ExitCode.INTERNAL, "failed", internal(error))
+
+
+def _written(command: str) -> None:
+    """Raise ConfigInvalid where the result was what a command was for, and it is lost."""
+    if logs.unwritten and command not in {"up", "backup"}:  # what those did is there
+        raise ConfigInvalid(
+            "config.stdout",
+            f"{UNWRITTEN}: {logs.unwritten.pop()}",
+            "Give stdout room, or another place.",
+        )
 
 
 def internal(error: BaseException) -> dict[str, object]:

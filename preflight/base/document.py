@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from datetime import datetime
 from typing import Any
+
+from preflight.base import logs
 
 _given = threading.Event()
 
@@ -20,7 +21,7 @@ def give(document: dict[str, Any]) -> None:
     """Write the document; a second one is not written."""
     if not _given.is_set():
         _given.set()
-        sys.stdout.write(json.dumps(document, default=_plain, indent=2) + "\n")
+        logs.give(json.dumps(document, default=_plain, indent=2) + "\n")
 
 
 def _plain(value: object) -> str:

@@ -1,4 +1,4 @@
-"""structlog set-up, console or JSON; nothing else."""
+"""What a run writes: structlog set-up, console or JSON, and the way of a result to stdout."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class _Stream:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.broken = False
+        self.failed: OSError | ValueError | None = None
 
     def write(self, text: str) -> None:
-        if self.broken:
+        if self.failed:
             return
         try:
             terminal.clear()
             self.stream.write(text)
             self.stream.flush()
-        except (OSError, ValueError):
-            self.broken = True
+        except (OSError, ValueError) as error:
+            self.failed = error
             self._let_go()
 
     def _let_go(self) -> None:
@@ -54,6 +54,17 @@ class _Stream:
 
     def flush(self) -> None:
         """Nothing to do: every line is flushed as it is written."""
+
+
+unwritten: list[str] = []  # why the result of this run could not be written, if it could not
+
+
+def give(result: str) -> None:
+    """Write a command's result to stdout, at once; a reader who has seen enough may go."""
+    stream = _Stream(sys.stdout)
+    stream.write(result)
+    if stream.failed and not isinstance(stream.failed, BrokenPipeError):
+        unwritten.append(getattr(stream.failed, "strerror", None) or type(stream.failed).__name__)
 
 
 def pass_on(say: Callable[[EventDict], None]) -> None:

@@ -153,7 +153,7 @@ def _show(
         shown = console.table(
             HEADS, list(map(_row, rows)), colour=colour, width=console.width(sys.stdout)
         )
-        sys.stdout.write(shown + "\n")
+        logs.give(shown + "\n")
 
 
 def _data(outcome: Outcome) -> dict[str, Any]:

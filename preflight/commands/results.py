@@ -40,7 +40,7 @@ def show(  # noqa: PLR0913 -- each form's own content
         if narrow and console.widest(*table) > width:
             table = narrow
         shown = console.table(*table, colour=colour, width=width)
-        sys.stdout.write((shown if table[1] or not nothing else nothing) + "\n")
+        logs.give((shown if table[1] or not nothing else nothing) + "\n")
     else:
         log = structlog.get_logger()
         for name, data in events:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,106 @@ def test_program_that_cannot_be_loaded_says_so(
     assert (70, "run.finished", "check", "") == found
     assert finished["error"]["code"] in {"internal.installation", "internal.error"}
     assert finished["error"] == json.loads(message.read_text())["error"]
+
+
+def into(
+    stdout: int, folder: Path, *arguments: str, **environ: str
+) -> tuple[int, list[program.Event]]:
+    """Run the program with that stdout; return its code and the events on stderr."""
+    (folder / "001_one.sql").write_text("SELECT 1;\n")
+    ended = subprocess.run(
+        [sys.executable, program.ENTRYPOINT, *arguments],
+        env={"PATH": os.defpath, "PREFLIGHT_MIGRATIONS_DIR": str(folder)} | environ,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return ended.returncode, program.parse(ended.stderr)
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """Yield a stdout that has no room."""
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """Yield a stdout whose reader went away."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("form", ["--json", "--table"])
+def test_result_that_cannot_be_written_is_a_failure(full: int, tmp_path: Path, form: str) -> None:
+    """0 would be a lie to whoever reads the file, and 70 no help."""
+    code, events = into(full, tmp_path, "lint", form)
+
+    error = events[-1]["error"]
+    assert (20, "config.stdout") == (code, error["code"])
+    assert "the result could not be written: No space left on device" == error["message"]
+
+
+@pytest.mark.parametrize("form", ["--json", "--table"])
+def test_reader_who_has_seen_enough_fails_no_run(closed: int, tmp_path: Path, form: str) -> None:
+    """`lint --table | head` is what people do."""
+    code, events = into(closed, tmp_path, "lint", form, PYTHONUNBUFFERED="1")
+
+    assert (0, 0) == (code, events[-1]["exit_code"])
+    assert [] == [each for each in events if each.get("level") == "warning"]
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+@pytest.mark.parametrize("form", ["--json", "--table"])
+def test_failure_of_many_is_told_whatever_became_of_their_result(
+    request: pytest.FixtureRequest, tmp_path: Path, stdout: str, form: str
+) -> None:
+    """The code is that of the worst target; on a full stdout a warning says what is lost."""
+    (tmp_path / "targets").write_text('{"name": "one"}\n')
+    code, events = into(
+        request.getfixturevalue(stdout),
+        tmp_path,
+        *("check", form, "--targets", str(tmp_path / "targets")),
+        PYTHONUNBUFFERED="1",
+        PGHOST=str(tmp_path),  # nobody listens
+        PREFLIGHT_WAIT_TIMEOUT_S="0",
+    )
+
+    lost = ["the result could not be written: No space left on device"]
+    assert (10, 10) == (code, events[-1]["exit_code"])
+    assert (lost if stdout == "full" else []) == [
+        each["warning"] for each in events if "the result" in each.get("warning", "")
+    ]
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+def test_code_of_a_command_outlives_its_result(request: pytest.FixtureRequest, stdout: str) -> None:
+    """A command that has given its result may fail with what it found."""
+    code = (
+        "import sys; from preflight import run;"
+        "from preflight.base import document, errors\n"
+        "def check(_):\n"
+        "    document.give({'current': False})\n"
+        "    raise errors.Pending('schema.behind', 'behind', 'Run `up`.')\n"
+        "sys.exit(run.once(['check', '--json'], lambda _: (check, 'check', True)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=servers.REPOSITORY,
+        env={"PATH": os.defpath, "PYTHONUNBUFFERED": "1"},
+        stdout=request.getfixturevalue(stdout),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+    assert 3 == ended.returncode, ended.stderr
+    assert (stdout == "full") == ("the result could not be written" in ended.stderr)
 
 
 def test_options_of_a_wrapped_command_are_not_ours() -> None:
