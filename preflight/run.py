@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
 LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
+LAST_WORD_S = 0.8  # more to say how it ended, where the log and the listener take it
 TARGETS_MAX = 9000  # bytes of `run.finished`, which are to be no more than 16,000
 UNWRITTEN = "the result could not be written"
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
@@ -83,12 +84,15 @@ class Run:
         self.messages: notify.Messages | None = None
         self.database = ""
         self.ended = threading.Lock()
+        self.code = int(ExitCode.SIGTERM)  # once it has ended, its own
+        self.told = threading.Event()
         self.as_json = False
 
     def end(self, code: int, outcome: str, error: Mapping[str, Any] | None = None) -> int:
-        """Log `run.finished`, leave the termination message, return the exit code; once."""
+        """Leave the termination message, log `run.finished`, return the exit code; once."""
         if not self.ended.acquire(blocking=False):
             return code
+        self.code = code
         data: dict[str, Any] = {
             "command": self.command,
             "outcome": outcome,
@@ -100,6 +104,8 @@ class Run:
             data["error"] = dict(error)
         if "targets" in data:
             data |= fitting(data["targets"], TARGETS_MAX)
+        # first: nobody need read the log
+        self._as_favour("the termination message could not be left", self._leave_message, data)
         self._as_favour("PREFLIGHT_METRICS_FILE could not be written", self._write_metrics, data)
         self._as_favour("PREFLIGHT_NOTIFY_URL could not be told", self._tell, data)
         for why in logs.unwritten:
@@ -108,7 +114,7 @@ class Run:
         self._say_last(code, data)
         if error and self.as_json:
             self._give(code, error)
-        self._leave_message(data)
+        self.told.set()
         return code
 
     @staticmethod
@@ -177,11 +183,8 @@ class Run:
         """Tell who listens how it ended, and say who could not be told."""
         if not self.messages:
             return
-        from preflight.base import notify  # noqa: PLC0415 -- loaded already
-
         self.messages.send(self._message("run.finished", data))
-        limit_s = notify.LIMIT_S if stop.requested() is None else notify.STOPPED_S
-        for event, why in self.messages.wait(limit_s).items():
+        for event, why in self.messages.wait().items():
             where = self.messages.address.shown
             warning = f"PREFLIGHT_NOTIFY_URL: {where} was not told of {event}: {why}"
             structlog.get_logger().warning("config.warned", warning=warning)
@@ -193,15 +196,16 @@ class Run:
 
         document.give({"exit_code": code, "error": dict(error)})
 
-    def _leave_message(self, data: dict[str, Any]) -> None:
+    def _leave_message(self, data: Mapping[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not hang us
+        told = {"run_id": self.run_id, **data}
         if "targets" in data:
-            data |= fitting(self.tally.done["targets"], MESSAGE_MAX // 3)
+            told |= fitting(self.tally.done["targets"], MESSAGE_MAX // 3)
         with (
             suppress(OSError),  # not in Kubernetes, or not writable: the log has it, too
             os.fdopen(os.open(self.termination_log, flags), "wb") as file,
         ):
-            file.write(termination_message({"run_id": self.run_id, **data}))
+            file.write(termination_message(told))
 
     def outcome(self) -> str:
         """Name what a run that reached its end has done."""
@@ -380,15 +384,20 @@ def _version() -> str:
 def handle_signals(run: Run) -> None:
     """Turn SIGTERM and SIGINT into a stop request with a hard end."""
 
+    def end_soon() -> None:
+        timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
+        timer.daemon = True
+        with suppress(RuntimeError):  # no thread can be started: a stop without a hard end
+            timer.start()
+
     def ask(signum: int, _frame: FrameType | None) -> None:
         if stop.requested() is None:
-            timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
-            timer.daemon = True
-            with suppress(RuntimeError):  # no thread can be started: a stop without a hard end
-                timer.start()
+            end_soon()
         stop.request(signum)
 
     stop.listen(ask)
+    if stop.requested() is not None:  # it came while Python was loading
+        end_soon()
 
 
 def _stopped(run: Run, *, answered: bool = True) -> int:
@@ -420,9 +429,18 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
 
 
 def _stop_hard(run: Run) -> None:
-    """End the process although the server does not answer; it rolls back when it sees us gone."""
+    """End the process although the server does not answer; it rolls back when it sees us gone.
+
+    Nor need anybody read the log: who waits to write there keeps its lock, perhaps for ever.
+    """
     until = time.monotonic() + (LAST_ANSWER_S if stop.busy.is_set() else 0)
     while time.monotonic() < until and not run.ended.locked():
         time.sleep(0.02)
-    if not run.ended.locked():
-        os._exit(_stopped(run, answered=False))
+    ends_itself = run.ended.locked()
+    if not ends_itself:
+        last = threading.Thread(target=_stopped, args=[run], kwargs={"answered": False})
+        last.daemon = True
+        with suppress(RuntimeError):  # no thread can be started: an end without a word
+            last.start()
+    if not (run.told.wait(LAST_WORD_S) and ends_itself):
+        os._exit(run.code)

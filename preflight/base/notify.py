@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from preflight.base import stop
 
 LIMIT_S = 5.0
 STOPPED_S = 0.5  # after a stop was asked for
@@ -97,10 +100,16 @@ class Messages:
         else:
             self.sending = sending
 
-    def wait(self, limit_s: float = LIMIT_S) -> dict[str, str]:
-        """Wait for the answers; return why a message was not taken, by its event."""
-        if self.sending:
-            self.sending.join(limit_s)
+    def wait(self) -> dict[str, str]:
+        """Wait for the answers, and not for long where a stop is asked for.
+
+        Returns why a message was not taken, by its event.
+        """
+        began = time.monotonic()
+        while self.sending and self.sending.is_alive():
+            if time.monotonic() - began > (LIMIT_S if stop.requested() is None else STOPPED_S):
+                break
+            self.sending.join(0.05)
         return dict(self.failed)
 
 

@@ -1,10 +1,14 @@
 """What the program says about a bug of its own, and when it cannot even be loaded."""
 
+import array
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +17,10 @@ import structlog
 
 from preflight import run
 from preflight.base import notify
-from tests import program, servers
+from tests import faults, program, servers
+
+PAGE = 4096  # the least that a pipe holds
+Popen = subprocess.Popen[bytes]
 
 
 def test_bug_is_told_without_values() -> None:
@@ -275,3 +282,90 @@ def test_whoever_is_told_of_a_run_does_not_end_it(tmp_path: Path) -> None:
         "PREFLIGHT_METRICS_FILE could not be written: TypeError",
         "PREFLIGHT_NOTIFY_URL could not be told: MemoryError",
     ] == [each["warning"] for each in events[:-1]]
+
+
+@pytest.fixture
+def unread() -> Iterator[tuple[int, int]]:
+    """Yield both ends of a pipe that holds a page and that nobody reads."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PAGE)
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+def lint_into(stdout: int, folder: Path, before: str = "", **environ: str) -> tuple[Popen, Path]:
+    """Start `lint`, whose stop has a hard end at once, with an empty termination log."""
+    message = folder / "termination-log"
+    message.touch()
+    code = f"import sys, entrypoint; from preflight import run; run.HARD_STOP_S = 0.1; {before}\n"
+    code += "sys.argv[1:] = ['lint']; run.leave(entrypoint.main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=servers.REPOSITORY,
+        env={
+            "PATH": os.defpath,
+            "PREFLIGHT_MIGRATIONS_DIR": str(folder),
+            "PREFLIGHT_TERMINATION_LOG": str(message),
+        }
+        | environ,
+        stdout=stdout,
+    ), message
+
+
+def ends(process: Popen) -> int | None:
+    """Return the exit code of a process, which is killed where it does not end."""
+    try:
+        return process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
+def test_log_that_nobody_reads_holds_no_stopped_run(
+    unread: tuple[int, int], tmp_path: Path
+) -> None:
+    """Who waits for room in the log may hold a transaction: the process ends, and says how."""
+    read, write = unread
+    for number in range(1, 40):
+        (tmp_path / f"{number:03d}_one.sql").write_text("SELECT 1;\n")
+    process, message = lint_into(write, tmp_path)
+    faults.until(lambda: _waiting(read) > PAGE - 500, "there is no room for another line")
+    process.send_signal(signal.SIGTERM)
+
+    assert 143 == ends(process)
+    assert 143 == json.loads(message.read_text())["exit_code"]
+
+
+def test_last_line_that_nobody_reads_holds_no_stopped_run(
+    unread: tuple[int, int], tmp_path: Path
+) -> None:
+    """Not even where the signal came before there was anyone to set a time."""
+    os.write(unread[1], bytes(PAGE))
+    early = f"run.stop.request({int(signal.SIGTERM)})"
+    process, message = lint_into(unread[1], tmp_path, early)
+
+    assert 143 == ends(process)
+    assert 143 == json.loads(message.read_text())["exit_code"]
+
+
+def test_signal_while_the_last_line_waits_changes_no_code(
+    unread: tuple[int, int], tmp_path: Path
+) -> None:
+    """What is done is done, whoever reads that."""
+    os.write(unread[1], bytes(PAGE))
+    (tmp_path / "001_one.sql").write_text("SELECT 1;\n")
+    process, message = lint_into(unread[1], tmp_path, PREFLIGHT_LOG_LEVEL="error")
+    faults.until(lambda: message.stat().st_size > 0, "the termination message is there")
+    process.send_signal(signal.SIGTERM)
+
+    assert 0 == ends(process)
+    assert 0 == json.loads(message.read_text())["exit_code"]
+
+
+def _waiting(read: int) -> int:
+    """Return how many bytes of a pipe nobody has read."""
+    found = array.array("i", [0])
+    fcntl.ioctl(read, termios.FIONREAD, found)
+    return found[0]
