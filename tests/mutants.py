@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "a database restored with other options is not swapped in",
         "backup/restore",
-        'said["left_out"] == place.left_out',
-        'said["left_out"]',
+        'held["left_out"] == place.left_out',
+        'held["left_out"]',
         _tests("restore::test_restore_with_other_options_is_not_swapped_in"),
     ),
     Mutant(

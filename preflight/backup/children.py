@@ -45,8 +45,6 @@ _PASSING = re.compile(
     r"connection to server|server closed the connection|lost synchronization|no connection to the|"
     r"could not obtain lock on relation"
 )
-
-
 _LOCKED = re.compile(r"[Qq]uery was: LOCK TABLE")  # small before pg_dump 15
 
 

@@ -342,17 +342,17 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
             ) from error
         return None
     said = restored.SAID.fullmatch(comment)
-    same = said and said["name"] == place.source.name
-    if said and same and said["left_out"] == place.left_out:
+    held = said if said and said["name"] == place.source.name else None
+    if held and held["left_out"] == place.left_out:
         if not found.open:  # a swap was killed
             swap.let_in(session, place.into)
-        return restored.State(int(said["xid"]), said["objects"], said["own"])
+        return restored.State(int(held["xid"]), held["objects"], held["own"])
     what = f"is the restore of {said['name']}" if said else "is not ours"
     hint = "Choose another name with --into, or drop it."
-    if said and same and said["left_out"]:
+    if held and held["left_out"]:
         what += ", made with other options (--without, --skip, --no-owner)"
         hint = f"Say the same options again. Else: {hint[0].lower()}{hint[1:]}"
-    elif same:
+    elif held:
         what += " by an older version, which left nothing to compare it with"
     raise TargetUnusable(
         "restore.exists", f"the database {place.into!r} exists already and {what}", hint

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,13 +88,24 @@ class Place:
     @property
     def rows(self) -> dict[str, int]:
         """What each table has to hold: none of those that are left out."""
-        said = (self.source.manifest.rows or {}).items()
-        return {name: count for name, count in said if not self._skipped(name)}
+        said = self.source.manifest.rows or {}
+        entries = {" ".join(entry.split()) for entry in self.skip}
+        tables = {
+            entry.removeprefix(kind)
+            for kind in ("TABLE ", "TABLE DATA ")
+            for entry in entries
+            if entry.startswith(kind)
+        }
+        return {
+            name: count
+            for name, count in said.items()
+            if not (tables and self._skipped(name, tables))
+        }
 
-    def _skipped(self, name: str) -> bool:
-        """Tell whether one of the entries that are left out is this table or its rows.
+    def _skipped(self, name: str, tables: Collection[str]) -> bool:
+        """Tell whether one of the tables that are left out, or their rows, is this one.
 
-        An entry says no more than words: `TABLE my table` is `my table`, or `my` of the role
+        What is said of them is no more than words: `my table` is `my table`, or `my` of the role
         `table`, where there is no such table.
         """
         found = _TABLE.fullmatch(name)
@@ -107,19 +118,8 @@ class Place:
                 said.startswith(f"{names} ") and self._is_owner(said.removeprefix(f"{names} "), own)
                 for names in (own, f"{schema} {own}")
             )
-            for said in self._tables_skipped
+            for said in tables
         )
-
-    @property
-    def _tables_skipped(self) -> set[str]:
-        """What is said of tables that are left out, less the kind."""
-        entries = {" ".join(entry.split()) for entry in self.skip}
-        return {
-            entry.removeprefix(kind)
-            for kind in ("TABLE ", "TABLE DATA ")
-            for entry in entries
-            if entry.startswith(kind)
-        }
 
     def _is_owner(self, said: str, table: str) -> bool:
         if said in self.source.manifest.roles:

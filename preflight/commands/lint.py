@@ -32,7 +32,7 @@ def run(config: Config, *, form: str | None = None) -> None:
     ]
     heads = ("version", "name", "statements", "companions", "remarks")
     table = [
-        (file.label or f"{file.version:03d}", file.name, r["statements"], " ".join(r["companions"]),
+        (file.padded, file.name, r["statements"], " ".join(r["companions"]),
          "; ".join(r["remarks"]))
         for file, r in zip(files, rows, strict=True)
     ]  # fmt: skip

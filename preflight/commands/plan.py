@@ -177,7 +177,7 @@ def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Se
     heads = ("place", "does", "lock", "destroys", "blocked now by")
     return heads, [
         (
-            f"{statement.of.label or f'{statement.of.version:03d}'}:{statement.line}",
+            f"{statement.of.padded}:{statement.line}",
             _short(statement.does),
             console.some([f"{lock.mode} on {lock.table}" for lock in statement.locks])
             or (UNKNOWN if statement.unknown else ""),

@@ -87,7 +87,7 @@ def _show(
     heads = ("version", "suite", "check", "result", "detail")
     table = [
         (
-            file.label or f"{file.version:03d}",
+            file.padded,
             check.suite,
             check.check,
             "ok" if check.ok else "FAILED",

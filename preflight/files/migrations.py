@@ -93,6 +93,11 @@ class Migration:
         return self.label or str(self.version)
 
     @property
+    def padded(self) -> str:
+        """Its version as a table shows it."""
+        return self.label or f"{self.version:03d}"
+
+    @property
     def checksum(self) -> str:
         """The SHA-256 of the forward file."""
         return self.up.checksum

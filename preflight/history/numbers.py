@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from preflight.base.config import OTHER_LAYOUTS
@@ -80,9 +80,8 @@ def _way_out(tool: str) -> str:
 
 def _numbered(files: Folder, history: History) -> Folder:
     """Give each file the number that is recorded for its label, or one that fits between."""
-    records = sorted(history.records.items())
-    known = {record.label: version for version, record in records if record.label}
-    if files.layout and (old := files.layout.recorded(list(known))):
+    known = {record.label: version for version, record in history.records.items() if record.label}
+    if old := _called_before(files, history):
         called = ((file, old.get(file.label, file.label)) for file in files)
         files = Folder(
             (_with(file, name=label, label=label) for file, label in called),
@@ -199,14 +198,19 @@ def applied(files: Sequence[Migration], history: History, version: int | str) ->
     One that is text is known by that alone: its number may be the text of another, which nobody
     here has heard of yet.
     """
-    texts, layout = _texts(files, version), folder.rule(files)
-    labels = [history.records[n].label for n in sorted(history.records)]
-    old = layout.recorded([label for label in labels if label]) if layout else {}
-    texts = tuple(old.get(text, text) for text in texts)
+    old = _called_before(files, history)
+    texts = [old.get(text, text) for text in _texts(files, version)]
     return any(
         record.state == "done" and (record.label in texts if record.label else number == version)
         for number, record in history.records.items()
     )
+
+
+def _called_before(files: Sequence[Migration], history: History) -> Mapping[str, str]:
+    """Return the texts that an earlier release recorded, by those that the layout gives now."""
+    layout, records = folder.rule(files), sorted(history.records.items())
+    labels = [record.label for _, record in records if record.label]
+    return layout.recorded(labels) if layout else {}
 
 
 def _texts(files: Sequence[Migration], version: int | str) -> tuple[str, ...]:

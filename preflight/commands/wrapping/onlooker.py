@@ -38,8 +38,10 @@ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backe
  AND a.state <> 'idle'
  AND coalesce(a.xact_start, a.query_start) >= pg_catalog.to_timestamp(%s::float8)
 """
-_NOW = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8"
-_SEES_ALL = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
+_SEES_ALL = """
+SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'),
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8
+"""
 _END = "SELECT pg_catalog.pg_terminate_backend(%s::int4)"
 UNSEEN = "sessions of other roles (GRANT pg_read_all_stats shows them)"
 # of another role's session a role without rights sees no more than that it is there, and whose
@@ -81,9 +83,10 @@ class OnLive:
         self.pids: set[int] = set()
         self.ports: set[int] = set()
         self.unsure = False  # whether who is still at work is one of the command's
-        self.blind = not (session.execute(_SEES_ALL).fetchone() or (False,))[0]
+        self._began: float  # by the server's clock
+        sees_all, self._began = session.execute(_SEES_ALL).fetchone() or (False, 0.0)
+        self.blind = not sees_all
         self._others = self._hidden() if self.blind else set()
-        self._began = float((session.execute(_NOW).fetchone() or (0.0,))[0])
 
     def look(self, child: Child) -> None:
         """See which sessions belong to the command's own processes; raises Stays."""

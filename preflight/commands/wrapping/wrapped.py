@@ -233,17 +233,17 @@ class _Run:
         from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
 
         changed = written.changed(self.session, before, self.wrapped.asked.history)
-        whole = written.nothing(self.session, before)
-        if alone and not changed and whole:
-            return None
+        aborted = written.aborted(self.session, before)
         moved = written.moved(self.session, before)
+        if alone and not changed and aborted and not moved:
+            return None
         what = "no object was changed"
         if changed:
             what = f"it has changed {console.some(changed)}"
-        elif moved and written.aborted(self.session, before):
-            what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
-        elif not whole:
+        elif not aborted:
             what += ", but whether it wrote rows nobody can tell: others wrote, too"
+        elif moved:
+            what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
         if not alone:
             what += "; a session of it is still at work" if not self.maybe else (
                 "; a session came meanwhile that may be its own, and is still at work"
