@@ -384,6 +384,8 @@ class Server:
         if self._process is None:
             raise Broken(f"{self!r} is not running")
         self._process.send_signal(number)
+        if number == signal.SIGKILL:  # until it is gone it counts as running
+            self._process.wait(START_TIMEOUT_S)
 
     @property
     def running(self) -> bool:

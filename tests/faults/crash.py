@@ -667,6 +667,7 @@ class Worlds:
     def leave(self, told: str) -> None:
         """Leave a world to be looked at, but no copies: the next one is not to be blamed."""
         del self.now[told]
+        self.server.start()
         scratch = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
         with self.server.connect() as connection:
             for (name,) in connection.execute(scratch).fetchall():
