@@ -184,6 +184,7 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
 
     Return the files.
     """
+    session.execute(sessions.PATIENTLY)
     statements.prepare(session, script, "SET LOCAL")
     session.execute(_FORMATS)
     files = []

@@ -71,6 +71,10 @@ _GONE = {
 # either side of a client program may stand still, healthy, for as long as a store is waited for: a
 # window that stays closed counts as silence, though the probes are answered
 PATIENT = {"tcp_user_timeout": "420000"}  # milliseconds: RETRY_S + ANSWER_S of backup/objects.py
+# the same for what a session of ours streams into a store, to the end of its transaction
+PATIENTLY = f"""SELECT pg_catalog.set_config(s.name, '{PATIENT["tcp_user_timeout"]}', true)
+ FROM pg_catalog.pg_settings s
+ WHERE s.name = 'tcp_user_timeout' AND s.setting = '{_GONE["tcp_user_timeout"]}'"""
 KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waited for for two hours
     "keepalives_idle": "10",
     "keepalives_interval": "5",

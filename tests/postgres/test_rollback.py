@@ -302,6 +302,18 @@ def test_values_of_an_export_do_not_depend_on_settings(
     ) == path.read_text().splitlines()[1]
 
 
+def test_server_waits_for_the_store_of_an_export(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """A bucket that stands still for a minute costs no lock: the server takes it for no silence."""
+    migrations(A | {"001_a_export.sql": "SELECT current_setting('tcp_user_timeout') AS patience;"})
+    run()
+
+    assert 0 == run("rollback").code
+    (path,) = backup_dir.glob("*/export-*.csv")
+    assert ["patience", "420000"] == path.read_text().splitlines()
+
+
 def test_export_that_fails_takes_nothing_back(
     run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
