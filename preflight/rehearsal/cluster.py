@@ -17,6 +17,7 @@ import psycopg
 
 from preflight.backup import new_database
 from preflight.base import logs, quoting
+from preflight.base.config import completed
 from preflight.base.errors import Failure
 from preflight.rehearsal import local
 from preflight.server import sessions
@@ -241,8 +242,15 @@ def server_settings(live: Mapping[str, str]) -> dict[str, str]:
 # making it
 
 
-# what may be asked of a connection, and a socket of our own cannot give
-_LENIENT = {"require_auth": "", "sslnegotiation": "postgres"}
+# what may be asked of a connection, by a variable or a service, and a socket of our own cannot give
+_LENIENT = {
+    "require_auth": "",
+    "requirepeer": "",
+    "sslnegotiation": "postgres",
+    "sslcertmode": "allow",
+    "sslrootcert": "",
+    "min_protocol_version": "3.0",
+}
 
 
 @contextmanager
@@ -271,12 +279,9 @@ def led_to(
     target = where.target(database, role)
     if role != local.SUPERUSER:  # as on the live server; a `-c role=…` is not for who makes roles
         target["options"] = config.target.get("options", "")
-    asked = {
-        option.keyword.decode()
-        for option in psycopg.pq.Conninfo.get_defaults()
-        if option.envvar and option.envvar.decode() in config.child_env
-    }
-    target |= {name: value for name, value in _LENIENT.items() if name in asked}
+    service = config.target.get("service")
+    asked = completed({"service": service} if service else {})
+    target |= {name: value for name, value in _LENIENT.items() if asked.get(name, value) != value}
     child_env = {name: value for name, value in config.child_env.items() if name[:2] != "PG"}
     return dataclasses.replace(
         config, target=target, child_env=child_env, wait_timeout_s=sessions.BESIDE_S

@@ -221,19 +221,39 @@ def test_server_can_listen_on_this_machine_with_a_password(
     assert ("app",) == found
 
 
+@pytest.mark.parametrize("by_service", [False, True])
 def test_environment_leads_nowhere_else(
-    programs: local.Programs, directory: Path, monkeypatch: pytest.MonkeyPatch
+    programs: local.Programs,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    by_service: bool,
 ) -> None:
-    """What libpq reads for the live server counts for the live server alone."""
-    environment = {
-        "PGHOSTADDR": "203.0.113.1",
-        "PGPORT": "1",
-        "PGSSLMODE": "verify-full",
-        "PGREQUIREAUTH": "scram-sha-256",
-        "PGCHANNELBINDING": "require",
-        "PGTARGETSESSIONATTRS": "standby",
-        "PGOPTIONS": "-c role=nobody_at_all",
+    """What libpq reads for the live server, of variables or a service, counts for it alone."""
+    asked = {
+        "hostaddr": "203.0.113.1",
+        "port": "1",
+        "sslmode": "verify-full",
+        "sslrootcert": "system",
+        "sslcertmode": "require",
+        "sslnegotiation": "direct",
+        "min_protocol_version": "3.2",
+        "require_auth": "scram-sha-256",
+        "requirepeer": "nobody_at_all",
+        "channel_binding": "require",
+        "target_session_attrs": "standby",
+        "options": "-c role=nobody_at_all",
     }
+    known = {
+        option.keyword.decode(): (option.envvar or b"").decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+    }
+    said = {name: value for name, value in asked.items() if name in known}
+    environment = {known[name]: value for name, value in said.items()}
+    if by_service:
+        lines = [f"{name}={value}\n" for name, value in said.items()]
+        (directory / "services").write_text("".join(["[live]\n", *lines]))
+        environment = {"PGSERVICE": "live", "PGSERVICEFILE": str(directory / "services")}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
