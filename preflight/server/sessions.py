@@ -74,7 +74,7 @@ PATIENT = {"tcp_user_timeout": "420000"}  # milliseconds: RETRY_S + ANSWER_S of 
 # the same for what a session of ours streams into a store, to the end of its transaction
 PATIENTLY = f"""SELECT pg_catalog.set_config(s.name, '{PATIENT["tcp_user_timeout"]}', true)
  FROM pg_catalog.pg_settings s
- WHERE s.name = 'tcp_user_timeout' AND s.setting = '{_GONE["tcp_user_timeout"]}'"""
+ WHERE s.name = 'tcp_user_timeout' AND s.setting = '{_GONE["tcp_user_timeout"]}'"""  # noqa: S608 -- words of ours
 KEEPALIVE = {  # of ours, and of pg_dump's: else a server that vanished is waited for for two hours
     "keepalives_idle": "10",
     "keepalives_interval": "5",

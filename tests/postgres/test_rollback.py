@@ -303,7 +303,7 @@ def test_values_of_an_export_do_not_depend_on_settings(
 
 
 def test_server_waits_for_the_store_of_an_export(
-    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+    run: Run, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
     """A bucket that stands still for a minute costs no lock: the server takes it for no silence."""
     migrations(A | {"001_a_export.sql": "SELECT current_setting('tcp_user_timeout') AS patience;"})
