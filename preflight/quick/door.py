@@ -145,16 +145,6 @@ class Files:
         self.forward: dict[int, tuple[str, str]] = {}
         self.beside: dict[str, dict[str, str]] = {}
 
-    def add(self, part: tuple[int, str, str], checksum: str) -> None:
-        """Add a file; raises Unclear for a second one of a version."""
-        version, name, kind = part
-        if kind != "up":
-            self.beside.setdefault(name, {})[kind] = checksum
-        elif version in self.forward:
-            raise told.Unclear
-        else:
-            self.forward[version] = (name, checksum)
-
     def lines(self) -> set[str]:
         """Return what the history has to say of them; raises Unclear for a companion alone."""
         found, beside = set(), dict(self.beside)
@@ -170,17 +160,23 @@ class Files:
 
 
 def read(directory: str) -> Files:
-    """Return the hash of every file; raises OSError, Unclear."""
+    """Return the hash of every file; raises OSError, Unclear, also for a version's second file."""
     before = _mount(directory)
     found = Files()
+    forward, beside, parts = found.forward, found.beside, names.parts
     place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for file in os.listdir(place):  # noqa: PTH208
-            if names.counts(file):
-                part = names.parts(file)
-                if part is None:
-                    raise told.Unclear
-                found.add(part, _hash(file, place))
+        for file in filter(names.counts, os.listdir(place)):  # noqa: PTH208
+            part = parts(file)
+            if part is None:
+                raise told.Unclear
+            version, name, kind = part
+            if kind != "up":
+                beside.setdefault(name, {})[kind] = _hash(file, place)
+            elif version in forward:
+                raise told.Unclear
+            else:
+                forward[version] = name, _hash(file, place)
     finally:
         os.close(place)
     if _mount(directory) != before:
