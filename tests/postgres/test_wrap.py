@@ -168,6 +168,32 @@ def test_command_is_led_to_a_server_of_our_own(
     assert found.event("wrap.matched")
 
 
+def test_options_of_a_service_hold_on_the_copy(
+    run: Run, app: Path, database: servers.Database, environment: dict[str, str]
+) -> None:
+    """The search_path of a service file leads the command into the same schema on both."""
+    database.script("CREATE SCHEMA app")
+    del environment["DATABASE_URL"]
+    services = app / "services"
+    keys = {"PGHOST": "host", "PGPORT": "port", "PGUSER": "user", "PGPASSWORD": "password"}
+    lines = [f"{keys[name]}={text}" for name, text in database.env().items() if name in keys]
+    lines += [f"dbname={database.name}", "options=-c search_path=app"]
+    services.write_text("\n".join(["[live]", *lines, ""]))
+    (app / "tool.py").write_text(TOOL.replace('os.environ["DATABASE_URL"]', '""'))
+
+    found = run(
+        *command(app),
+        env={"PGSERVICE": "live", "PGSERVICEFILE": str(services)},
+    )
+
+    assert 0 == found.code, found
+    assert [] == found.event("wrap.differs")
+    assert ["app", "public"] == database.query(
+        "SELECT relnamespace::regnamespace::text FROM pg_class"
+        " WHERE relname = 'schema_migrations' ORDER BY 1"
+    )
+
+
 def test_command_is_rehearsed_where_it_is_said(
     run: Run, app: Path, database: servers.Database, server: servers.Server
 ) -> None:

@@ -82,6 +82,7 @@ class Live:
     ports: frozenset[str]
     user: str
     password: str | None = field(default=None, repr=False)
+    options: str = ""  # that PGSERVICE leads to: they hold before those of PGOPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     if copy.away:
         led_to.pop("PGPASSWORD", None)
     led_to |= way.libpq(ours) | found
+    if "PGSERVICE" in gone and live.options:
+        led_to["PGOPTIONS"] = live.options
     if copy.plain:
         led_to = {name: text for name, text in led_to.items() if not _pg_tls(name)}
         led_to["PGSSLMODE"] = "disable"

@@ -13,6 +13,7 @@ import psycopg
 
 from preflight.backup import passfile
 from preflight.base import quoting
+from preflight.base.config import completed
 from preflight.base.errors import RehearsalFailed
 from preflight.commands.wrapping import environment
 from preflight.server import dial
@@ -34,7 +35,7 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
     Secret files that it reads are private ones meanwhile. Raises RehearsalFailed where no variable
     names the live database.
     """
-    live = live_of(session)
+    live = live_of(session, wrapped)
     named = _led(wrapped, live, environment.Copy("-", "0", "-", live.user)).users
     led = _led(wrapped, live, _let_in(copy, named - {""}))
     if not led.variables:
@@ -59,7 +60,7 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
 
 def names(session: Session, wrapped: Wrapped) -> set[str]:
     """Return the variables and arguments that name the live database."""
-    live = live_of(session)
+    live = live_of(session, wrapped)
     return set(_led(wrapped, live, environment.Copy("-", "0", "-", live.user)).variables)
 
 
@@ -74,8 +75,10 @@ def _led(wrapped: Wrapped, live: environment.Live, copy: environment.Copy) -> en
     )
 
 
-def live_of(session: Session) -> environment.Live:
+def live_of(session: Session, wrapped: Wrapped) -> environment.Live:
     """Return the live database by every name that is known of its server."""
+    service = wrapped.environ.get("PGSERVICE")
+    options = completed({"service": service}).get("options", "") if service else ""
     info, target = session.connection.info, session.target
     hosts = {info.host, info.hostaddr, *target.get("host", "").split(",")}
     hosts |= set(target.get("hostaddr", "").split(","))
@@ -90,6 +93,7 @@ def live_of(session: Session) -> environment.Live:
         frozenset(ports - {""}),
         info.user,
         info.password or None,
+        options,
     )
 
 
