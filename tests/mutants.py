@@ -122,6 +122,7 @@ MUTANTS = [
         '    "synchronous_commit": "on",\n',
         "",
         _tests("apply::test_success_is_on_the_disk_before_it_is_told"),
+        CRASH,
     ),
     # --- a proven backup
     Mutant(

@@ -44,6 +44,7 @@ def names() -> Iterator[str]:
                 Strike("backend", 60),
                 Strike("postmaster", 100),
                 Strike("backend", event="migration.started"),
+                Strike("postmaster", event="run.finished"),
             ],
             id="server",
             marks=pytest.mark.fault("E122"),
