@@ -203,6 +203,7 @@ MUTANTS = [
         "    different += _behind(live, stood, catalog.sequences(copy, schemas), schemas)\n",
         "",
         _tests("proof::test_dump_that_lacks_something_is_no_backup"),
+        VERDICTS,
     ),
     Mutant(
         "a sequence that is set back again and again is looked at first",

@@ -36,10 +36,11 @@ ALTER TABLE things ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON things USING 
 CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END';
 CREATE TRIGGER kept BEFORE INSERT ON things FOR EACH ROW EXECUTE FUNCTION same();
 CREATE TABLE more (id int CONSTRAINT of_things REFERENCES things);
+CREATE SEQUENCE moved; SELECT setval('moved', 9);
 """
 
 
-@pytest.mark.parametrize("kind", ["CONSTRAINT", "POLICY"])
+@pytest.mark.parametrize("kind", ["CONSTRAINT", "POLICY", "SEQUENCE SET public moved"])
 def test_copy_that_lost_any_one_object_is_no_proof(
     database: servers.Database, environment: dict[str, str], tmp_path: Path, kind: str
 ) -> None:

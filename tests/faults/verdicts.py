@@ -160,7 +160,15 @@ LEAVES = (
     "AGGREGATE", "CAST", "CHECK CONSTRAINT", "CONSTRAINT", "DEFAULT", "EVENT TRIGGER",
     "FK CONSTRAINT", "INDEX", "MATERIALIZED VIEW DATA", "OPERATOR", "POLICY", "PROCEDURE",
     "ROW SECURITY", "RULE", "STATISTICS", "TEXT SEARCH CONFIGURATION", "TRIGGER", "VIEW",
+    "SEQUENCE SET public written_id_seq",  # of one that has moved
 )  # fmt: skip
+# What a reader of all may lack; with any of it a backup would not be whole.
+LACKS = (
+    "ALTER TABLE written ENABLE ROW LEVEL SECURITY; ALTER ROLE {r} NOBYPASSRLS",
+    "REVOKE pg_read_all_data FROM {r}",
+    "REVOKE pg_read_all_data FROM {r}; GRANT SELECT ON written, emptied, counted TO {r}",
+    "SELECT lo_from_bytea(0, '\\x01')",
+)
 # A pg_restore that loses one entry of the archive on its way into a database, and says which.
 LOSES = """
 import os, random, re, subprocess, sys
@@ -342,6 +350,7 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
         damaged = program.Program(damaged_env, home).run("backup", timeout=300)
         proven = [each for each in whole.event("rehearsal.passed") if not _spared(each)]
         lost = poorer(env, home, seed, LEAVES) if whole.code == 0 and proven else ""
+        lost = lost or _with_less(database, env, made, home, choice)
     if lost:
         return f"{lost}\n{made}"
     wrong = ""
@@ -350,6 +359,24 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
     elif whole.code == 0 and damaged.code != 24:
         wrong = f"a damaged dump was not called bad ({damage}): {damaged}\n{made}"
     return wrong
+
+
+def _with_less(
+    database: servers.Database,
+    env: dict[str, str],
+    made: Recipe,
+    home: Path,
+    choice: random.Random,
+) -> str:
+    """Take a right away from a reader of all; return what was wrong."""
+    if made.role != "reader":
+        return ""
+    lacking = choice.choice(LACKS).format(r=env["PGUSER"])
+    database.script(lacking)
+    said = program.Program(env, home).run("backup", timeout=300)
+    if said.code not in (22, 23):
+        return f"what may not be read was not missed ({lacking}): {said}"
+    return ""
 
 
 def _spared(passed: program.Event) -> bool:
