@@ -2,7 +2,8 @@
 
 `make crash SEED=7 MINUTES=10` strikes at random and says how to repeat what went wrong:
 `make crash SEED=7/123` does number 123 of that seed alone. `make crash EVENTS=1` strikes each
-victim at each event of each command in turn.
+victim at each event of each command in turn; `make crash MESSAGES=10` cuts connections and kills
+jobs at each tenth message of each command, `STORIES=up,wrap` of these commands alone.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -76,6 +78,7 @@ with psycopg.connect(os.environ["DATABASE_URL"], application_name="tool", autoco
             it.execute("CREATE TABLE IF NOT EXISTS made_%s ()" % version)
 """
 VICTIMS = ("connection", "job", "pg_dump", "backend", "postmaster")
+PARTS = 6  # of a walk along a command's messages: several servers share it
 PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for ever
 # what a run may end with that was struck, and not killed itself
 CODES = {0, 10, 11, 12, 13, 14, 31, 32}
@@ -637,6 +640,20 @@ def at_each_event(told: str, victim: str, counted: Counted) -> list[Strike]:
     return [Strike(victim, event=each, rehearse=rehearse) for each in events]
 
 
+def at_messages(
+    told: str, victim: str, among: str, each: int, part: int, counted: Counted
+) -> list[Strike]:
+    """Return one of PARTS of the strikes at each so-many-th message of a story, in turn."""
+    rehearse = "off" if told != "wrap" else "auto"
+    most = getattr(counted(told, rehearse), among)
+    messages = range(1, most + 1, each)
+    few = -(-len(messages) // PARTS)
+    return [
+        Strike(victim, message, among, rehearse=rehearse)
+        for message in messages[part * few : (part + 1) * few]
+    ]
+
+
 class Worlds:
     """The worlds on one server, one a story, each made once and come back to."""
 
@@ -754,22 +771,30 @@ def main() -> int:
     parser.add_argument("--majors", default="17", help="of the servers, as in 15,18")
     parser.add_argument("--jobs", type=int, default=4, help="servers at once; a run mostly waits")
     parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
+    parser.add_argument("--messages", type=int, help="in turn at each so-many-th message")
+    parser.add_argument("--stories", default=",".join(STORIES), help="of these commands alone")
     asked = parser.parse_args()
     seed, _, only = str(asked.seed).partition("/")
+    stories = asked.stories.split(",")
 
     def by_chance() -> Iterator[Task]:
         for number in _numbers(only, asked.minutes):
             choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, no secret
-            told = choice.choice(sorted(STORIES))
+            told = choice.choice(sorted(stories))
             yield f"SEED={seed}/{number} ", told, functools.partial(at_random, choice, told)
 
     def in_turn() -> Iterator[Task]:
-        for told in STORIES:
-            for victim in VICTIMS[1:]:
-                yield "", told, functools.partial(at_each_event, told, victim)
+        for told, victim in itertools.product(stories, VICTIMS[1:]):
+            yield "", told, functools.partial(at_each_event, told, victim)
+
+    def along() -> Iterator[Task]:
+        who = itertools.product(stories, ("connection", "job"), ("ours", "clients"), range(PARTS))
+        for told, victim, among, part in who:
+            chosen = functools.partial(at_messages, told, victim, among, asked.messages, part)
+            yield "", told, chosen
 
     majors = [int(each) for each in asked.majors.split(",")]
-    walk = Walk(in_turn() if asked.events else by_chance())
+    walk = Walk(along() if asked.messages else in_turn() if asked.events else by_chance())
     threads = [
         threading.Thread(target=walk.go, args=(majors[number % len(majors)],))
         for number in range(1 if only else asked.jobs)
