@@ -640,16 +640,13 @@ def at_each_event(told: str, victim: str, counted: Counted) -> list[Strike]:
     return [Strike(victim, event=each, rehearse=rehearse) for each in events]
 
 
-def at_messages(
-    told: str, victim: str, among: str, each: int, part: int, counted: Counted
-) -> list[Strike]:
-    """Return one of PARTS of the strikes at each so-many-th message of a story, in turn."""
+def at_messages(told: str, first: Strike, each: int, part: int, counted: Counted) -> list[Strike]:
+    """Return one of PARTS of the strikes like the first at each so-many-th message of a story."""
     rehearse = "off" if told != "wrap" else "auto"
-    most = getattr(counted(told, rehearse), among)
-    messages = range(1, most + 1, each)
+    messages = range(1, 1 + getattr(counted(told, rehearse), first.among), each)
     few = -(-len(messages) // PARTS)
     return [
-        Strike(victim, message, among, rehearse=rehearse)
+        dataclasses.replace(first, message=message, rehearse=rehearse)
         for message in messages[part * few : (part + 1) * few]
     ]
 
@@ -790,8 +787,8 @@ def main() -> int:
     def along() -> Iterator[Task]:
         who = itertools.product(stories, ("connection", "job"), ("ours", "clients"), range(PARTS))
         for told, victim, among, part in who:
-            chosen = functools.partial(at_messages, told, victim, among, asked.messages, part)
-            yield "", told, chosen
+            first = Strike(victim, among=among)
+            yield "", told, functools.partial(at_messages, told, first, asked.messages, part)
 
     majors = [int(each) for each in asked.majors.split(",")]
     walk = Walk(along() if asked.messages else in_turn() if asked.events else by_chance())
