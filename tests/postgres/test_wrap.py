@@ -40,12 +40,25 @@ def run(connection):
             connection.execute(open(folder + name).read())
             connection.execute("INSERT INTO schema_migrations VALUES (%s)", [name])
 
+def leave(at, statement, code):
+    other, looking = (psycopg.connect(each, autocommit=True) for each in (at, address()))
+    other.pgconn.send_query(statement)
+    other.pgconn.flush()
+    at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    while looking.execute(at_work).fetchone() == (0,):
+        pass
+    os._exit(code)
+
 if __name__ == "__main__":
     print("connecting to", address(), flush=True)
     with psycopg.connect(address(), autocommit=True) as connection:
         run(connection)
 """
 GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0; CREATE INDEX ON items (price)"
+HOLDS = "ALTER TABLE items ADD CHECK (id > 0), ADD COLUMN more int; SELECT pg_sleep(60)"
+END_THE_SLEEPER = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+)
 BREAKS = "ALTER TABLE items ADD CONSTRAINT named CHECK (name <> 'b')"
 
 
@@ -321,10 +334,10 @@ def two_roles(
     ("body", "code"),
     [
         ("connection.execute(\"INSERT INTO schema_migrations VALUES ('x')\")", 27),
-        ("run(connection)", 31),  # holds the table that it has changed when it comes to the net
+        (f"leave(address(), b'{HOLDS}', 0)", 31),  # ends by itself: what it left holds a table
     ],
 )
-def test_second_run_that_waits_for_the_net_is_found_out(
+def test_second_run_that_goes_to_the_live_database_is_found_out(
     run: Run, app: Path, database: servers.Database, body: str, code: int
 ) -> None:
     """It went to the copy once, then to the live database: refused, or nobody can tell what."""
@@ -338,7 +351,8 @@ def test_second_run_that_waits_for_the_net_is_found_out(
 
     with faults.through(database.server, faults.Fault()) as pooler:  # nobody knows its sessions
         (app / "address").write_text(database.conninfo(port=pooler.port))
-        found = run(*command(app), timeout=120)
+        found = run(*command(app), env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"}, timeout=120)
+        database.query(END_THE_SLEEPER)
 
     error = found.finished["error"]
     assert code == found.code, found
@@ -427,13 +441,7 @@ def leaves_behind(app: Path, database: servers.Database, url: str, statement: st
     """Have the app's migrator begin a statement on the live database, by a URL, and die."""
     only_live = f"""
         if connection.info.dbname == {database.name!r}:
-            other = psycopg.connect({url!r}, autocommit=True)
-            other.pgconn.send_query({statement.encode()!r})
-            other.pgconn.flush()
-            at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-            while connection.execute(at_work).fetchone() == (0,):
-                pass
-            os._exit(3)
+            leave({url!r}, {statement.encode()!r}, 3)
 """
     (app / "tool.py").write_text(TOOL.replace("        run(connection)\n", only_live))
 
@@ -467,9 +475,7 @@ def test_statement_that_goes_on_by_another_way_is_31(
     with faults.through(database.server, faults.Fault()) as pooler:
         leaves_behind(app, database, database.conninfo(port=pooler.port), statement)
         found = run(*command(app))
-        database.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        )
+        database.query(END_THE_SLEEPER)
 
     assert (31, "wrap.partial") == (found.code, found.finished["error"]["code"]), found
     assert "still at work" in found.finished["error"]["message"]
@@ -479,12 +485,9 @@ def test_command_that_died_and_still_holds_what_we_look_at_is_31(
     run: Run, app: Path, database: servers.Database
 ) -> None:
     """What it has changed cannot be read: nobody can tell, and nothing was rolled back."""
-    held = "ALTER TABLE items ADD CHECK (id > 0), ADD COLUMN more int; SELECT pg_sleep(60)"
-    leaves_behind(app, database, database.conninfo(), held)
+    leaves_behind(app, database, database.conninfo(), HOLDS)
     found = run(*command(app), env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
-    database.query(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    )
+    database.query(END_THE_SLEEPER)
 
     error = found.finished["error"]
     assert (31, "wrap.partial") == (found.code, error["code"]), found

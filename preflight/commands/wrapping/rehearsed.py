@@ -149,14 +149,7 @@ class _Trial:
         try:
             return self._on_copy(led, fence, there)
         except (_Waits, onlooker.Stays) as stray:  # it was ended: what it did until then stays
-            try:
-                self._require_untouched(live, fence, on_copy=there.seen)
-            except psycopg.Error as error:  # it waits for the net, and we for what it holds
-                if self.session.lost or error.sqlstate not in sessions.PASSING:
-                    raise
-                raise self._changed(
-                    fence, ["nobody can tell: a lock that is held there keeps us from looking"]
-                ) from error
+            self._require_untouched(live, fence, on_copy=there.seen)
             if isinstance(stray, _Waits):
                 how = "it waits for the tool's history table on the live database"
                 raise self._elsewhere(how) from None
@@ -204,8 +197,15 @@ class _Trial:
         nobody's to compare: who wrote, where one of the command was seen, nobody can tell.
         """
         gone = fence.live is None or fence.live.gone()
-        away, whole = fence.sure and on_copy, written.nothing(self.session, before)
-        changed = written.changed(self.session, before, self.wrapped.asked.history)
+        away = fence.sure and on_copy
+        try:
+            whole = written.nothing(self.session, before)
+            changed = written.changed(self.session, before, self.wrapped.asked.history)
+        except psycopg.Error as error:  # what it left at work there may hold what we look at
+            if away or self.session.lost or error.sqlstate not in sessions.PASSING:
+                raise
+            held = "nobody can tell: a lock that is held there keeps us from looking"
+            raise self._changed(fence, [held], "may have been") from error
         if not changed and fence.crossed and not whole:
             changed = ["rows or sequences, perhaps: somebody wrote meanwhile"]
         if not gone:
@@ -226,13 +226,15 @@ class _Trial:
             return
         raise self._changed(fence, changed)
 
-    def _changed(self, fence: fences.Fence, changed: Sequence[str]) -> MigrationPartial:
+    def _changed(
+        self, fence: fences.Fence, changed: Sequence[str], was: str = "was"
+    ) -> MigrationPartial:
         seen = "a session of the command was seen there"
         seen = seen if fence.crossed else "by the command or by somebody else"
         return MigrationPartial(
             "wrap.changed_live",
-            f"the live database was changed while the command was to be tried on a copy ({seen}): "
-            f"{console.some(changed)}",
+            f"the live database {was} changed while the command was to be tried on a copy "
+            f"({seen}): {console.some(changed)}",
             "Does the command take its address from somewhere else than its environment? Name that "
             "variable with --url-variable, or rehearse where the copy has a port of its own. Look "
             "at what is named; the backup is from before it.",
