@@ -278,8 +278,8 @@ MUTANTS = [
     Mutant(
         "a number at work is above all that a snapshot knows of",
         "commands/wrapping/written",
-        'after = int(row["id"])',
-        "after = _next(session)",
+        "pg_catalog.pg_current_xact_id()",
+        "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())",
         _tests("wrap::test_transaction_that_is_at_work_has_not_come_to_naught"),
     ),
     Mutant(

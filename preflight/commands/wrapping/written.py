@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 MOST = 1_000_000  # transactions that are asked one by one
-# whoever writes a row, or changes an object, has a number; one that comes is at least this
-_NEXT = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8"
-# and all that came are below one of our own, which is given back; a snapshot knows of no number
-# that is at work above the last that has ended
-_LAST = "BEGIN; SELECT pg_catalog.pg_current_xact_id()::text::int8 AS id; ROLLBACK"
+# whoever writes a row, or changes an object, has a number: who comes between two of our own, which
+# are given back, has one between them. A snapshot knows of none above the last that has ended
+_OWN = "BEGIN; SELECT pg_catalog.pg_current_xact_id()::text::int8 AS id; ROLLBACK"
 _ENDED = """
 SELECT count(*) FROM pg_catalog.generate_series(%s::int8, %s::int8) n
 WHERE pg_catalog.pg_xact_status(n::text::pg_catalog.xid8) IS DISTINCT FROM 'aborted'
@@ -32,7 +30,7 @@ class Before:
     tables: Sequence[tools.Table]
     rows: Sequence[str]
     sequences: Mapping[str, object]
-    next: int  # transaction
+    number: int  # of a transaction of ours: whose is lower was at work before
 
 
 def look(session: Session, history: str | None) -> Before:
@@ -43,12 +41,14 @@ def look(session: Session, history: str | None) -> Before:
         tables,
         tools.rows(session, tables),
         compared.asked(session, catalog.sequences),
-        _next(session),
+        _number(session),
     )
 
 
-def _next(session: Session) -> int:
-    return int((session.execute(_NEXT).fetchone() or (0,))[0])
+def _number(session: Session) -> int:
+    with session.looking():
+        (row,) = session.rows(_OWN)
+    return int(row["id"])
 
 
 def nothing(session: Session, before: Before) -> bool:
@@ -73,13 +73,11 @@ def moved(session: Session, before: Before) -> list[str]:
 
 def aborted(session: Session, before: Before) -> bool:
     """Tell whether every transaction since came to naught; one that is at work has not."""
-    with session.looking():
-        (row,) = session.rows(_LAST)
-    after = int(row["id"])
-    if after - before.next > MOST:
+    after = _number(session)
+    if after - before.number > MOST:
         return False
-    ended = session.execute(_ENDED, [before.next, after - 1]).fetchone()
-    return ended is not None and ended[0] == 0
+    row = session.execute(_ENDED, [before.number, after - 1]).fetchone()
+    return row is not None and row[0] == 0
 
 
 def changed(session: Session, before: Before, history: str | None) -> list[str]:
