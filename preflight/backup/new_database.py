@@ -349,8 +349,11 @@ class Complaint:
     def limited(self) -> bool:
         """Tell whether a limit of the server is in the way.
 
-        An archive that cannot be read may ask for any size.
+        An archive that cannot be read may ask for any size. Only who reads rows needs temporary
+        files: who makes a function may lack the right to set their limit.
         """
+        if self.sort in {"content", "refresh"} and _TEMPORARY in self.text:
+            return True
         return self.sort != "archive" and any(words in self.text for words in _SHORT)
 
     @property
@@ -377,9 +380,9 @@ class Complaint:
 
 FULL = "No space left on device"
 # names of settings, which no server translates, and the system's own words
+_TEMPORARY = "temp_file_limit"
 _SHORT = (
-    "temp_file_limit", "max_locks_per_transaction", "Disk quota exceeded", ": out of memory",
-    ": out of shared memory",
+    "max_locks_per_transaction", "Disk quota exceeded", ": out of memory", ": out of shared memory",
 )  # fmt: skip
 # libpq's own words, which no server translates
 _LOST = re.compile(r"server closed the connection unexpectedly|no connection to the server")

@@ -1144,22 +1144,23 @@ def test_what_the_server_lacks_makes_no_backup_a_bad_one(
     assert [] == left
 
 
-def test_extension_that_cannot_be_had_is_named_and_can_be_skipped(
+def test_what_a_role_cannot_have_is_named_and_can_be_skipped(
     run: Run, database: servers.Database
 ) -> None:
-    """22 and the very option that goes without; the rest is there."""
+    """22 and the very options that go without; the rest is there, and no limit is in the way."""
     role = f"{database.name}_plain"
     database.script(
         "CREATE EXTENSION pageinspect; CREATE TABLE t AS SELECT 1 id; GRANT SELECT ON t TO PUBLIC; "
-        f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'"
+        f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x';"
+        "CREATE FUNCTION sorts() RETURNS int LANGUAGE sql SET temp_file_limit = -1 AS 'SELECT 1'"
     )
     assert 0 == run("backup").code
     env = database.env(user=role, password="x")  # noqa: S106 -- as it says
-    how = ("restore", "latest", "--into", f"{database.name}_r", "--without", "grants")
+    how = ("restore", "latest", "--into", f"{database.name}_r", "--without", "grants", "--no-owner")
+    skip = ("--skip", "EXTENSION pageinspect", "--skip", "FUNCTION sorts()")
     try:
-        refused = run(*how, "--no-owner", env=env)
-        hint = refused.finished["error"]["hint"]
-        done = run(*how, "--no-owner", "--skip", "EXTENSION pageinspect", env=env)
+        refused = [run(*how, *skip[:some], env=env) for some in (0, 2)]
+        done = run(*how, *skip, env=env)
         restored = servers.Database(database.server, f"{database.name}_r")
         rows = restored.query("SELECT id FROM t") if done.code == 0 else None
     finally:
@@ -1167,8 +1168,9 @@ def test_extension_that_cannot_be_had_is_named_and_can_be_skipped(
             connection.execute(f"DROP DATABASE IF EXISTS {database.name}_r WITH (FORCE)".encode())
             connection.execute(f"DROP ROLE {role}".encode())
 
-    assert (22, "restore.lacking") == (refused.code, refused.finished["error"]["code"]), refused
-    assert "--skip 'EXTENSION pageinspect'" in hint
+    assert ["restore.lacking"] * 2 == [each.finished["error"]["code"] for each in refused], refused
+    for entry, each in zip(skip[1::2], refused, strict=True):
+        assert f"--skip '{entry}" in each.finished["error"]["hint"]
     assert (0, [1]) == (done.code, rows), done
 
 
