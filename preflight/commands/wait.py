@@ -61,8 +61,13 @@ def _perhaps(config: Config) -> folder.Folder:
 def _left(
     config: Config, files: folder.Folder, known: plan.History, schema: int | str
 ) -> list[str]:
-    """Name what is not applied yet of what is waited for."""
+    """Name what is not applied yet of what is waited for; raises ConfigInvalid.
+
+    Where versions are numbers, on disk and as recorded, none will ever be a text.
+    """
     if schema != FILES:
+        if files and not files.open and not any(each.label for each in known.records.values()):
+            numbers.of(files, known, schema)
         there = numbers.applied(files, known, schema)
         return [] if there else [f"version {schema}"]
     made = plan.of(config, numbers.settled(files, known), known)

@@ -71,6 +71,20 @@ def test_version_is_what_counts_not_the_files(
     assert [0, 3, 3] == [run("wait", "--schema", *v, env=env).code for v in (["1"], ["3"], [])]
 
 
+def test_text_is_not_waited_for_where_versions_are_numbers(
+    run: Run, migrations: WriteMigrations, reader: dict[str, str]
+) -> None:
+    """20 at once; where the files cannot be read it may be the version of another tool's folder."""
+    migrations(A)
+    reader |= IMPATIENT
+    unread = reader | {"PREFLIGHT_MIGRATIONS_DIR": "/nonexistent"}
+    found = [run("wait", "--schema", "latest", env=env) for env in (reader, unread)]
+
+    codes = [(each.code, each.finished["error"]["code"]) for each in found]
+    assert [(20, "config.arguments"), (3, "schema.pending")] == codes
+    assert "there is no version 'latest'" in found[0].finished["error"]["message"]
+
+
 def test_part_of_a_file_is_not_enough(
     run: Run, migrations: WriteMigrations, reader: dict[str, str]
 ) -> None:
