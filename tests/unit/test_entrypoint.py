@@ -115,6 +115,11 @@ def test_result_that_cannot_be_written_is_a_failure(full: int, tmp_path: Path, f
     assert "the result could not be written: No space left on device" == error["message"]
 
 
+def test_log_that_cannot_be_written_fails_no_run(full: int, tmp_path: Path) -> None:
+    """Where the result is log events it goes the way of the log: the exit code stands."""
+    assert (0, []) == into(full, tmp_path, "lint")
+
+
 @pytest.mark.parametrize("form", ["--json", "--table"])
 def test_reader_who_has_seen_enough_fails_no_run(closed: int, tmp_path: Path, form: str) -> None:
     """`lint --table | head` is what people do."""
