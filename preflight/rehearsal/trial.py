@@ -129,7 +129,6 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
                 blamed(tenant.name),
                 sessions.beside(copy.session, None, tenant.extra, tenant.config) as own,
             ):
-                own.copy = True
                 trial = _of_tenant(dataclasses.replace(copy, session=own), tenant, known)
             known = trial.gauge.known
             told = trial.beside(told) if told else trial

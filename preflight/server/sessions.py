@@ -496,6 +496,7 @@ def beside(
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts
+        other.copy, other.instead = session.copy, session.instead
         other.prepare()
         yield other
 

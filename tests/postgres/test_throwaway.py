@@ -390,9 +390,10 @@ def test_rollback_that_reaches_another_server_is_not_tried(
 
 
 def test_tablespace_is_tried_in_a_directory_of_the_copys_own(
-    run: Run, migrations: WriteMigrations, scratch: Path
+    run: Run, migrations: WriteMigrations, scratch: Path, tmp_path: Path
 ) -> None:
     """Production's directory may be this machine's: the copy's server leaves it as it is."""
+    (tmp_path / "targets").write_text('{"name": "one"}\n')
     place = scratch / "place's"
     place.mkdir(mode=0o777)
     place.chmod(0o777)
@@ -404,7 +405,7 @@ def test_tablespace_is_tried_in_a_directory_of_the_copys_own(
         "CREATE TABLE one (id int) TABLESPACE made;\n"
     )
     migrations({"001_one.sql": f"{made}SELECT 1 / 0;"})
-    failed = run("plan", "--rehearse")
+    failed = run("up", "--targets", str(tmp_path / "targets"))
     undone = f"{head}DROP TABLE one;\nDROP TABLESPACE made;"
     migrations({"001_one.sql": made, "001_one_rollback.sql": undone})
     result = run("plan", "--rehearse")
