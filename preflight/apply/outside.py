@@ -266,7 +266,8 @@ class _Statement:
                 with self._patience():
                     self.run()
             except MigrationPartial as failure:
-                raise self._explained(index, reindex, failure) from failure
+                # where nothing is to be added it is the failure itself, and no cause of its own
+                raise self._explained(index, reindex, failure) from failure.__cause__
             if index is not None:
                 self._require(index)
             with sessions.transaction(self.session):
