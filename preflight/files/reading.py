@@ -33,9 +33,16 @@ _MARKS = {  # also what looks like one and is none: below it everything would ru
     "MyBatis": re.compile(rb"(?mi)^[ \t]*--[ \t]*//[ \t]*@undo\b"),
     "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]+down\b"),
     "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
+    "Liquibase": re.compile(rb"(?mi)^--[ \t]*liquibase formatted sql\b"),
 }
-_SIGNS = (b"migrat", b"goose", b"drop below", b"@undo", b"rambler")  # in small letters
+_SIGNS = (b"migrat", b"goose", b"drop below", b"@undo", b"rambler", b"liquibase")  # small letters
 _SIGN = re.compile(rb"down[ \t]*=")
+# what heads a way back in the files of any tool: a comment of no other word, with or without a sign
+_BACK = re.compile(
+    rb"(?mi)^[ \t]*+(?P<head>--[-=*#/<\[{ \t]*+(?P<sign>\+\w*[ \t]*|[@!])?(?:downs?|undo|rollback)"
+    rb"[-=*#:>\]} \t]*+)$"
+)
+_BACKWARD = (b"down", b"undo", b"rollback")
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
@@ -142,6 +149,25 @@ def marked(text: bytes) -> str | None:
     if not (text.startswith(b"--! ") or any(map(_signed, _small(text)))):
         return None  # the common case, at the speed of memory
     return next((tool for tool, mark in _MARKS.items() if mark.search(text)), None)
+
+
+def turned(script: migrations.Script) -> int | None:
+    """Return where a comment heads a way back that would run behind the way forward.
+
+    One of a bare word only between statements, and not above a way back that is a comment, too.
+    """
+    text, end = script.text, 0
+    if not any(word in part for part in _small(text) for word in _BACKWARD):
+        return None
+    heads = {found.start("head"): found for found in _BACK.finditer(text)}
+    for statement in script.statements() if heads else ():
+        gap = text[end : statement.start]
+        for at, after in scan.asides(gap, len(gap)):
+            head = heads.get(end + at)
+            if head and (head["sign"] or (end and b";" not in gap[after:])):
+                return end + at
+        end = statement.data[1] if statement.data else statement.end
+    return None
 
 
 def mount(directory: Path) -> str | None:

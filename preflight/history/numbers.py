@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import ConfigInvalid, FilesInvalid, HistoryConflict, Problem
-from preflight.files import folder
+from preflight.files import folder, reading, scan
 from preflight.files.folder import Folder
 from preflight.files.layout import KINDS, STEP
 from preflight.history import plan
@@ -26,7 +26,7 @@ def settled(files: Folder, history: History) -> Folder:
     """
     if files.other is not None:
         files = _whose(files, history)
-    elif files.marks:
+    elif files.layout is None:
         _refuse_marked(files, history)
     return _numbered(files, history) if files.labelled else files
 
@@ -54,7 +54,8 @@ def _fitting(files: Sequence[Migration], history: History) -> int:
 
 
 def _refuse_marked(files: Folder, history: History) -> None:
-    """Refuse a file that is to run and has another tool's marks in it."""
+    """Refuse a file that is to run and has another tool's marks in it, or a way back below."""
+    due = [file for file in files if file.version not in history.records]
     problems = [
         Problem(
             f"{script.file} has marks of {files.marks[script.file]}: all of it would run, also "
@@ -63,19 +64,40 @@ def _refuse_marked(files: Folder, history: History) -> None:
             **file.named,
             file=script.file,
         )
-        for file in files
-        if file.version not in history.records
+        for file in due
         for script in (file.up, file.rollback)
         if script is not None and script.file in files.marks
+    ]
+    problems += [
+        _turned(file, at)
+        for file in due
+        if file.up.file not in files.marks and (at := reading.turned(file.up)) is not None
     ]
     if problems:
         raise FilesInvalid.of("files.layout", problems)
 
 
+def _turned(file: Migration, at: int) -> Problem:
+    """Say that a file goes back behind a comment."""
+    text = file.up.text
+    line, column = scan.position(text, at)
+    said = text[at : text.index(b"\n", at)].decode().strip()
+    return Problem(
+        f"{file.up.file}:{line}:{column}: `{said}` heads a way back, and what is below it would "
+        "run as well",
+        f"Move that into {file.name}_rollback.sql; or, if it is a step forward, say in the comment "
+        "what it does.",
+        **file.named,
+        file=file.up.file,
+        line=line,
+        column=column,
+    )
+
+
 def _way_out(tool: str) -> str:
     if tool in OTHER_LAYOUTS:
         return f"Read the folder as that tool does: PREFLIGHT_LAYOUT={tool}. Or take the marks out."
-    return "Move what is below the mark into NNN_title_rollback.sql, and take the marks out."
+    return "Move the way back into NNN_title_rollback.sql, and take the marks out."
 
 
 def _numbered(files: Folder, history: History) -> Folder:

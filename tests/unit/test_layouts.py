@@ -370,6 +370,14 @@ REFUSED = {
         {"001_a.sql": "-- ==== UP ====\nSELECT 1;\n-- ==== DOWN ====\nDROP TABLE a;\n"},
         "marks of shmig",
     ),
+    "Liquibase's file": (
+        {"001_a.sql": "--liquibase formatted sql\n--changeset a:1 context:test\nSELECT 1;\n"},
+        "marks of Liquibase",
+    ),
+    "Micrate's file without a way forward": (
+        {"001_a.sql": "-- +micrate Up\n-- +micrate Down\n-- SQL; undone\nDROP TABLE a;\n"},
+        "sql:2:1: `-- +micrate Down` heads",
+    ),
     "dbmate's marks, all indented": (
         {"001_a.sql": " -- migrate:up\nSELECT 1;\n -- migrate:down\nDROP TABLE a;\n"}, ":1:1:",
     ),
@@ -423,6 +431,46 @@ def test_what_cannot_run_as_it_is_meant_is_refused_at_its_line(case: str, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "head",
+    [
+        "-- Down", "-- DOWN:", "--down", "-- @DOWN", "-- +down", "-- +mig Down", "-- !Downs",
+        "-- rollback", "-- --- Rollback ---", "  -- undo  ", "-- [down]",
+    ],
+)  # fmt: skip
+def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_path: Path) -> None:
+    """Whose it is does not matter: forward and back would run one after the other."""
+    text = f"BEGIN;\n-- Up\nCREATE TABLE a ();\n\n{head}\n/* all of it */ DROP TABLE a;\nCOMMIT;\n"
+
+    (said,) = refused(written(tmp_path, {"001_a.sql": text}))
+
+    assert f"`{head.strip()}` heads a way back" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 1;\n-- Rollback:\n-- DROP TABLE a;\n",
+        "SELECT 1;\n-- Rollback:\n-- DROP TABLE a;\nSELECT 2;\n",
+        "SELECT 1;\n/*\n-- Down\nDROP TABLE a;\n*/\nSELECT 2;\n",
+        "BEGIN;\nSELECT 1;\n-- rollback\nCOMMIT;\n",
+        "-- Undo\nDROP TABLE a;\n",
+        "DO $$ BEGIN\n-- rollback\nRAISE NOTICE 'a'; END $$;\n",
+        "COPY a FROM stdin;\n-- down\n\\.\nSELECT 1;\n",
+        "SELECT 1; -- down\nSELECT 2;\n",
+        "SELECT 1;\n-- what is shut\n-- down.\nSELECT 2;\n",
+        "SELECT 1;\n-- Down payments\nSELECT 2;\n",
+    ],
+)
+def test_comment_with_no_way_back_below_is_none(text: str, tmp_path: Path) -> None:
+    """One that is a comment itself, or a word inside a statement or its data, runs nothing."""
+    files = {"001_a.sql": text, "001_a_rollback.sql": "SELECT 1;\n-- Down\nSELECT 2;\n"}
+
+    found = folder.load(written(tmp_path, files))
+
+    assert found == numbers.settled(found, plan.History())
+
+
+@pytest.mark.parametrize(
     ("tool", "files", "words"),
     [
         ("supabase", {f"{'9' * 19}_a.sql": "SELECT 1;"}, "is not a file of supabase"),
@@ -459,10 +507,10 @@ def test_comment_that_speaks_of_a_mark_is_none(tmp_path: Path) -> None:
 
 def test_recorded_file_is_not_judged_by_a_mark(tmp_path: Path) -> None:
     """It ran as it is; what is to run yet is another matter."""
-    text = "SELECT 1;\n---- create above / drop below ----\nSELECT 2;\n"
-    found = folder.load(written(tmp_path, {"001_a.sql": text}))
-    (file,) = found
-    records = {1: plan.Record(1, file.name, file.checksum)}
+    marks = {"001_a.sql": "---- create above / drop below ----", "002_b.sql": "-- Down"}
+    files = {name: f"SELECT 1;\n{mark}\nSELECT 2;\n" for name, mark in marks.items()}
+    found = folder.load(written(tmp_path, files))
+    records = {file.version: plan.Record(file.version, file.name, file.checksum) for file in found}
 
     assert "ours" == numbers.settled(found, plan.History(records)).tool
 
