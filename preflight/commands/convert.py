@@ -114,6 +114,8 @@ def _without_marks(script: Script) -> bytes:
         end = statement.data[1] if statement.data else statement.end
         kept.append(_MARK.sub(b"", script.text[at : statement.start]))
         kept.append(script.text[statement.start : end])
+        if statement.data is None and script.text.startswith(b"--", end):
+            kept.append(b";\n")  # a mark ended it
         at = end
     return b"".join([*kept, _MARK.sub(b"", script.text[at:])])
 

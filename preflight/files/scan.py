@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 _TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$"
+_ENDS = rb"--[ \t]*\+goose[ \t]+(?i:statementend)\b"  # what stands for a semicolon in its files
 _NOTE = rb"--[ \t]*(?i:preflight)[ \t]*:"  # how a directive begins
+_SAYS = rb"(?:%b|%b)" % (_NOTE, _ENDS)
 _REST = rb"[^\n\r]*+"  # a comment ends at a lone CR, too
 _COMMENT = rb"--" + _REST
 _MORE = rb"[ \t\f\v]*+(?:%b)?+[\n\r](?:\s++|%b)*+" % (_COMMENT, _COMMENT)
@@ -23,14 +25,15 @@ _ESCAPED += rb"(?:%b%b)*+(?!%b')" % (_MORE, _ESCAPED, _MORE)  # goes on on a fur
 _EASY = (
     rb"[^'\"$();\\/-]++|(?<![eE])'[^']*+'|(?<=[A-Za-z_\x80-\xff][eE])'[^']*+'"
     rb"|(?<=[^\w$\x80-\xff][eE])%b|\"[^\"]*+\"|-(?!-)|/(?!\*)|(?!%b)%b"
-) % (_ESCAPED, _NOTE, _COMMENT)
+) % (_ESCAPED, _SAYS, _COMMENT)
 _PAIR = rb"\((?:%b)*+\)" % _EASY
 
-_GAP = re.compile(rb"(?:\s++|(?!%b)%b)*+" % (_NOTE, _COMMENT))
+_GAP = re.compile(rb"(?:\s++|(?!%b)%b)*+" % (_SAYS, _COMMENT))
 # all that needs no thought, so that an INSERT of many rows is one match
 _RUN = re.compile(rb"(?:%b|%b|\((?:%b|%b)*+\))*+" % (_EASY, _PAIR, _EASY, _PAIR), re.DOTALL)
 _LINE = re.compile(_REST)
 _DIRECTIVE = re.compile(_NOTE)
+_LAST = re.compile(rb"(?m)^" + _ENDS)
 _STRING = re.compile(rb"'[^']*+'")
 _E_STRING = re.compile(_ESCAPED, re.DOTALL)
 _DOLLAR = re.compile(_TAG)
@@ -198,6 +201,9 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
                 return -1
             case _:  # -- /* \
                 item, after = _aside(script, at)
+                if _LAST.match(script, at):
+                    yield Statement(start, at)
+                    return after
                 if item is not None:
                     yield item
                 if after < 0 or script[at] == _BACKSLASH:

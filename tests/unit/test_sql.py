@@ -124,6 +124,20 @@ def test_lone_carriage_return_ends_a_comment() -> None:
     assert ["COMMIT"] == cut("-- harmless\rCOMMIT;")
 
 
+def test_mark_of_goose_ends_a_statement_as_a_semicolon_does() -> None:
+    """At the beginning of a line, alone or behind a semicolon; elsewhere it is a comment."""
+    mark = "-- +goose StatementEnd\n"
+    begun = "-- +goose StatementBegin\n"
+    texts = [
+        "CREATE FUNCTION f() AS $$;$$\n",
+        "SELECT (1\n  " + mark + ")",
+        "SELECT 'a\n" + mark + "'",
+    ]
+    script = f"{begun}{texts[0]}{mark}{begun}{texts[1]};\n{mark}{mark}{texts[2]}\n;{mark}"
+
+    assert [each.strip() for each in texts] == [each.strip() for each in cut(script)]
+
+
 def test_quoting_needs_standard_strings_only_where_it_says_so() -> None:
     """A backslash ends nothing in a plain string, and escapes in E'…'."""
     assert [r"SELECT 'a\'", "SELECT 'b'"] == cut(r"SELECT 'a\'; SELECT 'b'")
