@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -41,6 +43,9 @@ TOGETHER = 1 << 16  # bytes of a file with its companions that are written into 
 _CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"
 # idle in transaction, transaction_timeout, idle session
 _OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
+_ENDS_ITSELF = re.compile(
+    rb"(?is)\A(?!.*pg_backend_pid).*pg_terminate_backend|pg_terminate_backend\s*\(\s*pg_backend_pid"
+)
 
 
 def forward(
@@ -91,6 +96,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     script = script or migration.up
     said = {"note": note} if note else {}
     began = time.monotonic()
+    seen: watch.Watch | None = None
     log.info("migration.started", **named, transactional=script.transactional)
     try:
         with watch.over(session, migration) as seen, _Notices(session, migration):
@@ -99,7 +105,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
         if not session.lost:
             raise
         if not _read_back(session, migration, recorded):
-            failure = _lost(migration, script, error)
+            failure = _lost(session, migration, script, error, seen.statement if seen else 0)
             _record_failure(session, migration, failure)
             raise failure from error
         stop.leaves(session, None)
@@ -449,10 +455,12 @@ def _read_back(
     return recorded(row)
 
 
-def _lost(migration: Migration, script: Script, error: psycopg.Error) -> Failure:
-    """Return the failure for a session that ended: by a timeout of the file's own, or 13."""
+def _lost(
+    session: Session, migration: Migration, script: Script, error: psycopg.Error, number: int
+) -> Failure:
+    """Return the failure for a session that ended in a statement: by the file itself, or 13."""
+    outcome = MigrationFailed if script.transactional else MigrationPartial
     if error.sqlstate in _OWN_TIMEOUTS:  # ours are off, so the file or its functions set one
-        outcome = MigrationFailed if script.transactional else MigrationPartial
         return outcome(
             "migration.timed_out",
             f"{migration.name}: {error.diag.message_primary or error}",
@@ -460,6 +468,11 @@ def _lost(migration: Migration, script: Script, error: psycopg.Error) -> Failure
             sqlstate=error.sqlstate,
             **migration.named,
         )
+    if error.sqlstate == statements.ENDED and not session.lost:  # the server lives on
+        at = max(number - 1, 0)
+        for statement, text in islice(statements.each(script), at, number):
+            if _ENDS_ITSELF.search(text):
+                return statements.located(outcome, session, migration, script, statement, error)
     failure = sessions.lost(error)
     return ConnectionLost(
         failure.code,

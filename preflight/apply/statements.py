@@ -44,8 +44,15 @@ HINTS = (
     "Correct the file from this statement on, or the data, and run again: what is finished stays.",
 )
 OUT_OF_MEMORY = "53200"
+ENDED = "57P01"  # by whoever may: an administrator, a shutdown, the session itself
 _TOO_LONG = "invalid memory alloc request size"  # which has no SQLSTATE of its own
 _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
+_BY_STATE = {
+    "42501": "This role lacks a right: run as the owner, or GRANT it.",
+    "2D000": "A procedure or DO block that commits by itself cannot run here: each statement is "
+    "recorded in its transaction. Split the work into several statements or files.",
+    ENDED: "The statement ends its own session, too: add `pid <> pg_backend_pid()`.",
+}
 
 
 def each(script: Script) -> Iterator[tuple[scan.Statement, bytes]]:
@@ -262,14 +269,7 @@ def _hint(
             f"One statement of {size / 1e6:,.1f} MB is too much for this server. Load rows with "
             "COPY … FROM stdin, which are sent as they are read; else split it into several ones."
         )
-    if error.sqlstate == "42501":
-        return "This role lacks a right: run as the owner, or GRANT it."
-    if error.sqlstate == "2D000":  # invalid transaction termination
-        return (
-            "A procedure or DO block that commits by itself cannot run here: each statement is "
-            "recorded in its transaction. Split the work into several statements or files."
-        )
-    return error.diag.message_hint
+    return _BY_STATE.get(str(error.sqlstate), error.diag.message_hint)
 
 
 def _offset(script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic) -> int:

@@ -506,29 +506,49 @@ def test_effect_beyond_the_database_is_not_repeated(
         assert [] == result.event("migration.retried")
 
 
+TIMES_OUT = "SET transaction_timeout = '300ms'; SELECT pg_sleep(60);"
+ENDS_ALL = """SELECT 1;
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database();"""
+
+
 @pytest.mark.parametrize(
-    ("setting", "mark", "code"),
+    ("text", "said", "code"),
     [
-        ("transaction_timeout", "", 30),
-        ("transaction_timeout", "-- preflight: no-transaction\n", 31),
+        (TIMES_OUT, "migration.timed_out", 30),
+        (f"-- preflight: no-transaction\n{TIMES_OUT}", "migration.timed_out", 31),
+        (ENDS_ALL, "migration.sql_error", 30),
+        (f"-- preflight: no-transaction\n{ENDS_ALL}", "migration.sql_error", 31),
     ],
 )
 def test_file_that_ends_its_own_session_failed(  # noqa: PLR0913, PLR0917 -- fixtures
     run: Run,
     database: servers.Database,
     migrations: WriteMigrations,
-    setting: str,
-    mark: str,
+    text: str,
+    said: str,
     code: int,
 ) -> None:
     """Run again would be wrong advice: it is told and kept like any other failure of a file."""
-    wait = "SELECT pg_sleep(60);"
-    migrations({"001_a.sql": f"{mark}SET {setting} = '300ms'; {wait}"})
+    migrations({"001_a.sql": text})
     result = run(env={"PREFLIGHT_REHEARSE": "off"})
 
-    assert (code, "migration.timed_out") == (result.code, error_of(result)["code"]), str(result)
+    assert (code, said) == (result.code, error_of(result)["code"]), str(result)
     assert "001_a" == result.event("migration.failed")[0]["migration"]
     assert ["failed"] == database.query("SELECT event FROM preflight.journal")
+
+
+def test_session_that_somebody_else_ended_is_told_to_run_again(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """Also in a statement that ends other sessions, and spares its own."""
+    migrations({
+        "001_a.sql": "CREATE FUNCTION somebody() RETURNS bool LANGUAGE sql AS "
+        "'SELECT pg_terminate_backend(pg_backend_pid())';\n"
+        "SELECT somebody() UNION SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = 'none';"
+    })  # fmt: skip
+
+    assert 13 == run(env={"PREFLIGHT_REHEARSE": "off"}).code
 
 
 @pytest.mark.fault("E111")
