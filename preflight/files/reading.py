@@ -213,13 +213,13 @@ class _Found:
             directive.text == "no-transaction" for directive in self.directives
         )
 
-    def wrapped(self, text: bytes) -> bool:
-        """Tell whether all of it stands between one BEGIN and one COMMIT."""
+    def wrapped(self, text: bytes, *, blank: bool) -> bool:
+        """Tell whether all of it stands between one BEGIN and one COMMIT; nothing, where it may."""
         return (
             self.first is not None
             and self.last is not None
             and self.control == [self.first, self.last]
-            and self.count > 2  # noqa: PLR2004 -- BEGIN, COMMIT and something to run
+            and (blank or self.count > 2)  # noqa: PLR2004 -- BEGIN, COMMIT and something to run
             and kinds.opens_transaction(self.first.text(text))
             and kinds.closes_transaction(self.last.text(text))
         )
@@ -420,7 +420,7 @@ class Reading:
                 "cannot run inside a transaction",
                 self.rule.hint,
             )
-        wrapped = found.wrapped(text)
+        wrapped = found.wrapped(text, blank=self.rule.blank)
         if wrapped:
             found.control.clear()
         return wrapped

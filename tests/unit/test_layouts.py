@@ -858,6 +858,23 @@ def test_converted_folder_has_the_same_statements(run_bare: Run, tmp_path: Path)
     ]
 
 
+def test_transaction_around_nothing_is_nothing_to_do(run_bare: Run, tmp_path: Path) -> None:
+    """As sqitch's own template leaves it; in our layout it is a comment."""
+    files = {
+        "sqitch.plan": "%syntax-version=1.0.0\n%project=app\n\n"
+        "a 2024-01-01T00:00:00Z A <a@b> # a\n",
+        "deploy/a.sql": "BEGIN;\nSELECT 1;\nCOMMIT;\n",
+        "revert/a.sql": "-- Revert app:a from pg\nBEGIN;\n-- XXX Add DDLs here.\nCOMMIT;\n",
+    }
+    (found,) = folder.load(written(tmp_path / "theirs", files))
+    assert found.rollback
+    kept = reading.kept(1, "a", "rollback", found.rollback.kept)
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+
+    assert (0, [], []) == (done.code, found.rollback.said(), kept.said()), str(done)
+
+
 def test_title_that_ends_as_a_companion_s_is_converted(run_bare: Run, tmp_path: Path) -> None:
     """`add_rollback` is what a file is about, and no file for the way back."""
     files = {
