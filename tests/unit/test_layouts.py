@@ -556,6 +556,15 @@ SAID: dict[str, tuple[str, list[tuple[Any, ...]], list[str], list[str], str | No
         [(1, "5", "base", "SQL_BASELINE", 7, True), (2, "6", "more", "SQL", 8, True)],
         ["6"], [], "5",
     ),
+    "in a schema that Flyway 3 made": (
+        "flyway",
+        [(0, "0", "<< Flyway Schema Creation >>", "SCHEMA", None, True),
+         (1, "1", "first", "SQL", 7, True)],
+        ["1"], [], None,
+    ),
+    "in a schema that Flyway made": (
+        "flyway", [(0, None, "<< Flyway Schema Creation >>", "SCHEMA", None, True)], [], [], None,
+    ),
     "a repeated file failed": ("flyway", [(1, None, "x", "SQL", 7, False)], [], ["R__x"], None),
     "a repeated file is right again": (
         "flyway", [(1, None, "x", "SQL", 7, False), (2, None, "x", "SQL", 8, True)], [], [], None,

@@ -184,9 +184,11 @@ class Flyway(foreign.Foreign):
         broken: list[str] = []
         through = None
         for _, version, title, kind, checksum, success in sorted(rows, key=lambda row: row[0]):
+            if kind == "SCHEMA":  # which it made; up to Flyway 3 this was version 0
+                continue
             known = None if checksum is None else str(checksum)
             if version is None:
-                if kind not in ("BASELINE", "SCHEMA"):
+                if kind != "BASELINE":
                     runs[title] = (kind != "DELETE" and known, success)
                 continue
             label = self.version(version)
