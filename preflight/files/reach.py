@@ -21,7 +21,9 @@ _MAY_REACH = re.compile(
     rb"parameter|pg_\w+|foreign|do|function|procedure|prepare|execute|schema|rule|explain|declare)\b"
 )
 _FOREIGN_WORD = re.compile(rb"(?i)\bforeign\b")
-_CALLS_AWAY = r"dblink\w*|lo_import|lo_export|pg_file_\w+|http\w*"  # to files, to other servers
+_CALLS_AWAY = (  # to files, to other servers
+    r"dblink\w*|lo_import|lo_export|pg_file_\w+|http\w*|run_command_on_\w+|citus_\w+_node"
+)
 _CALLS = (
     rf"{_CALLS_AWAY}|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
     r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_logical_emit_message|"
@@ -29,10 +31,13 @@ _CALLS = (
     r"pg_create_restore_point|pg_wal_replay_\w+|set_config_by_\w+|"
     r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+"
 )
-_SCHEMAS_AWAY = r"cron\.\w+|aws_\w+\.\w+|aws_lambda\w*|net\.http\w*"
+_SCHEMAS_AWAY = r"(?:cron|aws_\w+|azure_\w+|pglogical|spock|bdr)\.\w+|aws_lambda\w*|net\.http\w*"
 _CALLED = re.compile(rf"(?:.*\.)?(?:{_CALLS})|{_SCHEMAS_AWAY}", re.DOTALL)
 _CALLED_AWAY = re.compile(rf"(?:.*\.)?(?:{_CALLS_AWAY})|{_SCHEMAS_AWAY}", re.DOTALL)
-_MAY_CALL = re.compile(rb"(?i)\b(?:%b|cron|aws_\w+|net)\b" % _CALLS.encode())
+_MAY_CALL = re.compile(
+    rb"(?i)\b(?:%b|cron|aws_\w+|azure_\w+|pglogical|spock|bdr|net)\b" % _CALLS.encode()
+)
+_SAID_AWAY = _SCHEMAS_AWAY.replace(r"\.", r" \. ")  # as words
 # for a body that no parser reads: its words, without comments and quotes
 _WORDS = re.compile(
     r"(?i)\b(?:create|alter|drop|comment on|security label on) (?:role|"
@@ -44,7 +49,7 @@ _WORDS = re.compile(
     r"\b(?:insert into|update|delete from|truncate) (?:pg_catalog \. )?"
     r"pg_(?:database|authid|auth_members|tablespace|db_role_setting|shdepend|shdescription|"
     r"shseclabel|parameter_acl|subscription|replication_origin)\b|"
-    rf"\b(?:{_CALLS}|cron \. \w+|aws_\w+ \. \w+|aws_lambda\w*|net \. http\w*) \("
+    rf"\b(?:{_CALLS}|{_SAID_AWAY}) \("
 )
 # without one of these, nothing of the words above and below is there
 _MAY_SAY = re.compile(
@@ -56,7 +61,7 @@ _WORDS_AWAY = re.compile(
     r"(?i)\b(?:create|alter|drop|comment on|security label on) subscription\b|"
     r"\bcreate tablespace\b|\bimport foreign schema\b|\bcopy [^;]*\b(?:program\b)|"
     r"\b(?:insert into|update|delete from|truncate) (?:pg_catalog \. )?pg_subscription\b|"
-    rf"\b(?:{_CALLS_AWAY}|cron \. \w+|aws_\w+ \. \w+|aws_lambda\w*|net \. http\w*) \("
+    rf"\b(?:{_CALLS_AWAY}|{_SAID_AWAY}) \("
 )
 _SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
     "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
