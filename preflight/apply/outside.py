@@ -18,7 +18,7 @@ import structlog
 from preflight.apply import indexes, resume, statements, verify
 from preflight.base import stop
 from preflight.base.errors import Failure, HistoryConflict, MigrationPartial
-from preflight.files import kinds, scan
+from preflight.files import kinds, lasting, scan
 from preflight.history import fence, ledger
 from preflight.server import sessions
 
@@ -86,6 +86,7 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
         each = _Statement(session, migration, statement, text, number)
         if number > done:
             seen.begin(number)
+            each.warn()
             alone = kinds.outside_transaction(statement.text(migration.up.text))
             if alone or started >= number:  # begun before, so it ran outside
                 each.patient = patient and kinds.queues_nobody(text)
@@ -93,8 +94,8 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
             elif not each.inside():
                 each.outside(begun_before=started >= number)
             stop.leaves(session, _stays(session, migration, number))
-        elif each.sets:
-            each.run()  # what a done statement set went with its session
+        elif each.sets or lasting.locks(text):
+            each.run()  # what a done statement set or locked went with its session
         patient = patient and not (each.sets and kinds.sets_lock_timeout(text))
     return number
 
@@ -174,6 +175,9 @@ def marked(
         raise
 
 
+_PASSES = (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"])  # SET that holds for a transaction
+
+
 class _Statement:
     """One statement of a non-transactional file."""
 
@@ -193,11 +197,17 @@ class _Statement:
     @property
     def sets(self) -> bool:
         """Tell whether the statement sets something for the rest of the session."""
-        return self.said[:1] in (["SET"], ["RESET"]) and self.said[1:2] not in (
-            ["LOCAL"],
-            ["TRANSACTION"],
-            ["CONSTRAINTS"],
-        )
+        return self.said[:1] in (["SET"], ["RESET"]) and self.said[1:2] not in _PASSES
+
+    def warn(self) -> None:
+        """Say that a setting of a transaction goes with it, where the server has no cause to."""
+        if self.said[:1] == ["SET"] and self.said[1:2] in _PASSES:
+            structlog.get_logger().warning(
+                "migration.progressed",
+                **self.migration.named,
+                notice=f"{' '.join(self.said)} ends with its own statement ({self.number}): each "
+                "has a transaction of its own here",
+            )
 
     def run(self) -> None:
         with self._located():

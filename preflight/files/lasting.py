@@ -1,7 +1,8 @@
 """What a statement leaves in its session alone, where no run that takes up the file can have it.
 
-What SET holds is set again on a resume; this is about the rest. A file that would need it is
-refused before it runs, and one that stopped behind it is not resumed.
+What SET holds is set again on a resume, and an advisory lock that is taken alone is taken again;
+this is about the rest, and about what ends with a statement that has its own transaction. A file
+that would need it is refused before it runs, and one that stopped behind it is not resumed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _SUSPECT = re.compile(
     rb"(?i)set_config|temp|\bprepare\b|\bhold\b|\bload\b|\blisten\b|\bdiscard\b|pg_settings"
-    rb"|advisory_unlock_all"
+    rb"|advisory_(?:unlock_all|lock)|\block\b|\bcursor\b"
 )
 _WITH_BODY = re.compile(rb"(?i)\s*(?:do|create)\b")
 _SETS = re.compile(rb"(?i)\b(?:re)?set\b")
@@ -28,7 +29,13 @@ REFUSED_MAX = 50  # of one file: what follows is most often more of the same
 _OPENING = {"BEGIN", "THEN", "ELSE", "LOOP"}
 _UNLOCKS = "pg_advisory_unlock_all"
 _DISCARDS = "DISCARD ALL"
+_LOCKS = "LOCK TABLE"
+_CURSOR = "a cursor without HOLD"
+_ADVISORY = "an advisory lock"
+_ADVISES = re.compile(rb"(?i)advisory_(?:un)?lock")
+_LOCKING = re.compile(r"pg_(?:try_)?advisory_(un)?lock(?:_shared)?")
 _BY_KIND = {
+    "lock_stmt": _LOCKS,
     "prepare_stmt": "PREPARE",
     "load_stmt": "LOAD",
     "listen_stmt": "LISTEN",
@@ -67,12 +74,17 @@ def before(script: Script, done: int) -> str | None:
 
 
 def _lost(what: str) -> str:
+    if what in (_LOCKS, _CURSOR):
+        return f"{what} ends with its own statement: each has a transaction of its own here"
     return f"{what} lasts as long as its session, and a run that is taken up has another"
 
 
 def _problem(script: Script, statement: scan.Statement, what: str, said: str) -> Problem:
     line, column = scan.position(script.text, statement.start)
     hints = {
+        _LOCKS: "Put it and what it protects into one DO block, or run the file in a transaction.",
+        _ADVISORY: "Write SELECT pg_advisory_lock(…), with nothing else in the statement: that is "
+        "taken again. Or release it in the same statement.",
         "set_config": "Write SET, which is set again, or name schemas in full.",
         "a temporary table, view, sequence or function": "Make it a permanent one and drop it in "
         "the end, or do all of it in one statement (a DO block, ON COMMIT DROP).",
@@ -94,8 +106,35 @@ def _each(script: Script) -> Iterator[tuple[scan.Statement, str | None]]:
         yield statement, left(statement.text(script.text), functions)
 
 
+def locks(text: bytes) -> bool:
+    """Tell whether a statement takes or releases an advisory lock of its session, and no more."""
+    node = parser.parsed(text) if _ADVISES.search(text) else None
+    return node is not None and _only_locks(node.select_stmt)
+
+
+def _only_locks(select: Any) -> bool:  # noqa: ANN401 -- a SelectStmt, empty in another statement
+    """Tell whether a query is one such call, whose key is a constant or the hash of one."""
+    parts = [field.name for field, _ in select.ListFields()]
+    calls = [item.funcname[-1].string.sval for item in _all(select, {"FuncCall"})]
+    locking = [name for name in calls if _LOCKING.fullmatch(name)]
+    return (
+        {*parts} <= {"target_list", "limit_option", "op"}
+        and len(select.target_list) == len(locking) == 1
+        and all(name in locking or name in ("hashtext", "hashtextextended") for name in calls)
+        and not any(_all(select, {"SubLink"}))
+    )
+
+
+def _takes(text: bytes) -> str | None:
+    """Name the advisory lock that the words of a text take for the session and do not release."""
+    if not _ADVISES.search(text):
+        return None
+    found = [way[1] for word in scan.bare(text) if (way := _LOCKING.fullmatch(word.lower()))]
+    return _ADVISORY if found and "un" not in found else None
+
+
 def left(text: bytes, functions: dict[str, str]) -> str | None:
-    """Name what a statement leaves in its session.
+    """Name what a statement leaves in its session, where no resume brings it back.
 
     `functions` are those that the file made before, and what a call leaves: it is added to.
     """
@@ -105,14 +144,16 @@ def left(text: bytes, functions: dict[str, str]) -> str | None:
         return None
     node = parser.parsed(text) or parser.parsed(text, texts=False)
     if node is None:  # a grammar newer than the parser's, or too large for a tree
-        return _in_body(text, functions)
+        return _in_body(text, functions) or _takes(text)
     kind = str(node.WhichOneof("node"))
     statement = getattr(node, kind)
     if kind == "do_stmt":
-        return _in_body(_body(statement.args, text), functions)
+        body = _body(statement.args, text)
+        return _in_body(body, functions) or _takes(body)
     if kind == "create_function_stmt":
         return _function(statement, text, functions)
-    return _in_tree(kind, statement, functions)
+    found = _in_tree(kind, statement, functions)
+    return found or (None if _only_locks(node.select_stmt) else _takes(text))
 
 
 def _function(
@@ -122,10 +163,11 @@ def _function(
 ) -> str | None:
     """Keep what a call of a new function leaves; making it leaves only one in pg_temp."""
     names = [item.string.sval for item in statement.funcname]
-    inside = _in_body(_body(statement.options, text), functions)
+    body = _body(statement.options, text)
+    inside = _in_body(body, functions)
     if statement.HasField("sql_body"):
         inside = _in_tree("", statement.sql_body, functions)
-    if inside:
+    if inside := inside or _takes(body or text):
         functions[names[-1].lower()] = inside
     return _TEMPORARIES if _TEMPORARY.fullmatch(names[0]) and len(names) > 1 else None
 
@@ -138,7 +180,7 @@ def _by_kind(kind: str, statement: Any) -> str | None:  # noqa: ANN401 -- a node
     if kind == "discard_stmt":
         return _DISCARDS if statement.target == 1 else None  # DISCARD_ALL
     if kind == "declare_cursor_stmt":
-        return "a cursor WITH HOLD" if statement.options & _HOLD else None
+        return "a cursor WITH HOLD" if statement.options & _HOLD else _CURSOR
     names: Sequence[Any] = ()
     if kind == "variable_set_stmt" and statement.name == "search_path" and statement.args:
         return _TEMPORARIES if _TEMPORARY.fullmatch(statement.args[0].a_const.sval.sval) else None

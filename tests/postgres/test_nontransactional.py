@@ -127,7 +127,8 @@ def test_failed_file_resumes_where_the_done_statements_are_unchanged(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """31, then the later statement is corrected: what was done is not done again."""
-    first = MARK + "SET search_path = public, pg_temp; INSERT INTO t VALUES (7);\n"
+    first = MARK + "SET search_path = public, pg_temp; INSERT INTO t VALUES (7);"
+    first += "SELECT pg_advisory_lock(42); SET LOCAL work_mem = '8MB';\n"
     migrations({"001_a.sql": first + "  INSERT INTO nope VALUES (1); SELECT 1;"})
 
     failed = run()
@@ -136,22 +137,24 @@ def test_failed_file_resumes_where_the_done_statements_are_unchanged(
     assert (3, 15, "42P01") == tuple(
         error_of(failed)[each] for each in ("line", "column", "sqlstate")
     )
-    assert [("failed", 2, 2)] == database.query(PROGRESS)
+    (warned,) = failed.event("migration.progressed")
+    assert ("warning", True) == (warned["level"], "SET LOCAL ends" in warned["notice"])
+    assert [("failed", 4, 4)] == database.query(PROGRESS)
     assert 3 == run("check").code
     assert ["failed"] == database.query("SELECT event FROM preflight.journal")
 
-    migrations(
-        {"001_a.sql": first + "CREATE TABLE path AS SELECT current_setting('search_path') p;"}
-    )
+    path = "current_setting('search_path') AS p"
+    held = "FROM pg_locks WHERE objid = 42 AND pid = pg_backend_pid()"
+    migrations({"001_a.sql": f"{first}CREATE TABLE path AS SELECT {path}, count(*) AS n {held};"})
     resumed = run()
 
     assert 0 == resumed.code, str(resumed)
-    assert [2] == [
+    assert [4] == [
         each["resumed_after_statement"] for each in resumed.event("migration.progressed")
     ]
     assert [1] == database.query("SELECT count(*) FROM t WHERE a = 7")
-    assert ["public, pg_temp"] == database.query("SELECT p FROM path")
-    assert [("done", 3, 3)] == database.query(PROGRESS)
+    assert [("public, pg_temp", 1)] == database.query("SELECT p, n FROM path")
+    assert [("done", 5, 5)] == database.query(PROGRESS)
 
 
 @pytest.mark.usefixtures("table")

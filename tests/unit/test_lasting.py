@@ -28,6 +28,17 @@ LEAVES = [
     "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
     "LOAD 'x'",
     "LISTEN a",
+    "INSERT INTO t SELECT 1 FROM pg_advisory_lock(42)",
+    "SELECT pg_advisory_lock(a) FROM t",
+    "WITH x AS (DELETE FROM t) SELECT pg_advisory_lock(1)",
+    "SELECT pg_advisory_lock(nextval('s'))",
+    "SELECT pg_advisory_lock((SELECT max(a) FROM t))",
+    "DO $$ BEGIN PERFORM pg_try_advisory_lock(42); END $$",
+    "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(1)'; SELECT f()",
+    (
+        "DO $$ BEGIN PERFORM pg_advisory_lock(1), set_config('a.b', 'c', false), "
+        "pg_advisory_unlock(1); END $$"
+    ),
     "DO $$ BEGIN PERFORM set_config('a.b', 'c', false); END $$",
     "DO $$ BEGIN CREATE TEMP TABLE x (a int); END $$",
     "DO $$ BEGIN EXECUTE 'create temp table x (a int)'; END $$",
@@ -35,7 +46,12 @@ LEAVES = [
     "DO $$ BEGIN IF true THEN LISTEN a; END IF; END $$",
     "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN LISTEN a; END $$; SELECT f()",
 ]
-GIVES_THE_LOCK_AWAY = ["DISCARD ALL", "SELECT pg_advisory_unlock_all()"]
+NO_SESSION = ["LOCK TABLE t IN EXCLUSIVE MODE", "LOCK t", "DECLARE c CURSOR FOR SELECT 1"]
+GIVES_THE_LOCK_AWAY = [
+    "DISCARD ALL",
+    "SELECT pg_advisory_unlock_all()",
+    "DO $$ BEGIN PERFORM pg_advisory_lock(1); PERFORM pg_advisory_unlock_all(); END $$",
+]
 LEAVES_NOTHING = [
     "SET search_path = app",
     "SET search_path = pg_catalog, pg_temp",
@@ -53,8 +69,15 @@ LEAVES_NOTHING = [
         "$$ BEGIN PERFORM set_config('a.b', 'c', false); END $$"
     ),
     "UPDATE t SET load = 1, listen = 2",
-    "DECLARE c CURSOR FOR SELECT 1",
     "DISCARD PLANS",
+    "DO $$ BEGIN LOCK TABLE t; UPDATE t SET a = 1; END $$",
+    "SET LOCAL work_mem = '8MB'",
+    "SELECT pg_advisory_lock(hashtext('a'))",
+    "SELECT pg_catalog.pg_try_advisory_lock_shared(1, 2)",
+    "SELECT pg_advisory_xact_lock(1)",
+    "INSERT INTO t SELECT 1 FROM pg_advisory_xact_lock(42)",
+    "DO $$ BEGIN PERFORM pg_advisory_lock(1); PERFORM pg_advisory_unlock(1); END $$",
+    "COMMENT ON TABLE lock IS 'cursor'",
 ]
 
 
@@ -63,7 +86,7 @@ def refused(text: str) -> int:
     return len(lasting.refused(reading.kept(1, "001_a", "up", text.encode())))
 
 
-@pytest.mark.parametrize("statement", LEAVES)
+@pytest.mark.parametrize("statement", LEAVES + NO_SESSION)
 def test_what_a_resume_cannot_bring_back_is_refused_before_another_statement(
     statement: str,
 ) -> None:
