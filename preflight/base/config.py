@@ -427,7 +427,9 @@ class _Reader:
             target["password"] = next(iter(found.values()))
         service = sources["DATABASE_URL"].get("service")
         service = service or self._clean("PGSERVICE", self.environ.get("PGSERVICE"))
-        theirs = completed({"service": service}) if service else {}
+        # libpq calls a database like its user where nobody names it
+        user = {"user": target["user"]} if "user" in target else {}
+        theirs = completed({"service": service, **user}) if service else {}
         for key, name in (("options", "PGOPTIONS"), ("connect_timeout", "PGCONNECT_TIMEOUT")):
             value = theirs.get(key) or self._clean(name, self.environ.get(name))
             if value and key not in sources["DATABASE_URL"]:
@@ -435,12 +437,11 @@ class _Reader:
         if "host" in target and "port" in theirs:  # else it is dialled at 5432
             target.setdefault("port", theirs["port"])
         self._check_address(target)
-        if not service:
-            defaults = dict(plain.DEFAULTS)
-            if "hostaddr" in target:
-                del defaults["host"]
-            target = defaults | target
-        return sources["DATABASE_URL"] | target
+        named = {"dbname": theirs["dbname"]} if "dbname" in theirs else {}
+        defaults = named if service else dict(plain.DEFAULTS)
+        if "hostaddr" in target:
+            defaults.pop("host", None)
+        return sources["DATABASE_URL"] | defaults | target
 
     def _agree(self, key: str, found: Mapping[str, str]) -> None:
         if len(set(found.values())) > 1:

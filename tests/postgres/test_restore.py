@@ -104,14 +104,19 @@ ALL = [(1, "one"), (2, "é")]
 
 
 def test_backup_is_restored_beside_the_live_database(
-    run: Run, filled: servers.Database, backup_dir: Path
+    run: Run, filled: servers.Database, backup_dir: Path, tmp_path: Path
 ) -> None:
-    """By `latest`, by name or by path, under a name of one's own or a derived one."""
+    """By `latest`, by name or by path, under a name of one's own or a derived one.
+
+    A database that only a service file names is named as well.
+    """
     run("backup")
     (path,) = backup_dir.iterdir()
     filled.script("DELETE FROM t")
+    (tmp_path / "services").write_text(f"[prod]\ndbname={filled.name}\n")
+    service = {"PGSERVICEFILE": str(tmp_path / "services"), "PGSERVICE": "prod", "PGDATABASE": None}
     done = [
-        run("restore", "latest"),
+        run("restore", "latest", env=service),
         run("restore", path.name, "--into", f"{filled.name}_by name"),
         run("restore", str(path), "--into", f'{filled.name}_by "path"'),
     ]

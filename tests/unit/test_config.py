@@ -96,6 +96,28 @@ def test_service_file_leaves_no_room_for_defaults(environ: dict[str, str]) -> No
     assert not {"host", "port", "dbname"} & target(**environ).keys()
 
 
+@pytest.mark.parametrize(
+    ("url", "service", "database"),
+    [
+        ("", "prod", "app"),
+        ("service=prod", "", "app"),
+        ("service=prod dbname=said", "", "said"),
+        ("", "plain", "me"),
+        ("service=plain user=you", "", "you"),
+        ("", "nowhere", ""),
+    ],
+)
+def test_database_of_a_service_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, service: str, database: str
+) -> None:
+    """The one that libpq would take: what is said, then the service's, then the user's."""
+    services = tmp_path / "services"
+    services.write_text("[prod]\ndbname=app\n[plain]\nuser=me\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+
+    assert database == read(DATABASE_URL=url, PGSERVICE=service).database
+
+
 def test_port_of_a_service_holds_beside_a_host_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
