@@ -133,6 +133,8 @@ class Summary:
         passed = self.seen.get("rehearsal.passed") or self.seen.get("wrap.rehearsed") or {}
         if passed.get("where") == "clone":
             return "read back whole, not restored; the files were tried on a clone"
+        if passed.get("partial"):
+            return "read back whole, not restored; the files were tried with some of the rows"
         if passed:
             without = passed.get("without")
             return "restored and compared" + (f", without {', '.join(without)}" if without else "")

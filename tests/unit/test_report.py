@@ -1,7 +1,7 @@
 """What people read: lines, tables, and the message that Kubernetes keeps."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -221,6 +221,30 @@ def test_way_back_takes_back_what_was_applied_and_no_more(
     told = dict(summary.told({"event": "run.finished"}))
 
     assert told["go back"].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("passed", "proof"),
+    [
+        ({"where": "local", "verified": "restored"}, "restored and compared"),
+        (
+            {"where": "local", "verified": "read", "partial": True, "without": ["FK CONSTRAINT a"]},
+            "read back whole, not restored; the files were tried with some of the rows",
+        ),
+        (
+            {"where": "clone", "verified": "read"},
+            "read back whole, not restored; the files were tried on a clone",
+        ),
+    ],
+    ids=["whole", "partial", "clone"],
+)
+def test_proof_is_what_was_restored_and_no_more(passed: Mapping[str, object], proof: str) -> None:
+    """Files that were tried without it prove no backup."""
+    summary = console.Summary()
+    summary.see({"event": "backup.verified", "backup": "shop-1-a", "verified": "read"})
+    summary.see({"event": "rehearsal.passed", **passed})
+
+    assert proof == dict(summary.told({"event": "run.finished"}))["proof"]
 
 
 def test_nothing_done_needs_no_summary() -> None:
