@@ -40,13 +40,16 @@ class Tally:
     """What the events of a run say was done: `run.finished` repeats nothing else."""
 
     LISTS = {"migration.applied": "applied", "migration.adopted": "adopted"}  # noqa: RUF012
+    PROOFS = ("rehearsal.passed", "wrap.rehearsed")
 
     def __init__(self) -> None:
         self.done: dict[str, Any] = {}
-        self.figures: dict[str, float] = {}  # of the backup, for the metrics
+        # of the backup, for the metrics; of many by their names, else of ""
+        self.figures: dict[str, dict[str, float]] = {}
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Keep what an event says was done."""
+        self._measure(event)
         if "target" in event:  # of one of many, which speaks for itself
             if event["event"] == "target.finished":
                 said = {key: event[key] for key in ("outcome", "exit_code", "applied")}
@@ -59,14 +62,19 @@ class Tally:
             self.done["wrapped"] = event["command"]
         elif event["event"] == "backup.verified":
             self.done["backup"] = event["backup"]
-            self.figures = {
+
+    def _measure(self, event: Mapping[str, Any]) -> None:
+        """Keep when a backup was made, its size, and how far an event proves it."""
+        target = str(event.get("target", ""))
+        if event["event"] == "backup.verified":
+            self.figures[target] = {
                 "backup_timestamp_seconds": round(time.time(), 3),
                 "backup_size_bytes": event.get("size_bytes", 0),
                 "backup_duration_seconds": event["duration_s"],
                 "backup_restored": 0,
             }
-        elif event["event"] == "rehearsal.passed" and self.figures:
-            self.figures["backup_restored"] = int(event["verified"] == "restored")
+        elif event["event"] in self.PROOFS and target in self.figures:
+            self.figures[target]["backup_restored"] = int(event.get("verified") == "restored")
 
 
 class Run:
@@ -175,9 +183,12 @@ class Run:
         }
         if data["exit_code"] == ExitCode.OK:
             numbers["last_success_timestamp_seconds"] = now
-        if data["exit_code"] != ExitCode.BACKUP_UNVERIFIED:  # else it is none
-            numbers |= self.tally.figures
-        metrics.write(Path(self.metrics_file), self.database, self.command, numbers)
+        found = {self.database: numbers}
+        for target, figures in self.tally.figures.items():
+            ended = self.tally.done.get("targets", {}).get(target, data)
+            if ended["exit_code"] != ExitCode.BACKUP_UNVERIFIED:  # else it is none
+                found.setdefault(target or self.database, {}).update(figures)
+        metrics.write(Path(self.metrics_file), self.command, found)
 
     def _tell(self, data: Mapping[str, Any]) -> None:
         """Tell who listens how it ended, and say who could not be told."""

@@ -34,17 +34,21 @@ _LINE = re.compile(
 )
 
 
-def write(path: Path, database: str, command: str, values: Mapping[str, float]) -> None:
-    """Replace the file by one that says this, too; at any moment it is whole.
+def write(path: Path, command: str, found: Mapping[str, Mapping[str, float]]) -> None:
+    """Replace the file by one that says this of each database, too; at any moment it is whole.
 
     A database that is not known is "": such series are gone once one is. Raises OSError, also where
     something other than a plain file would be replaced.
     """
     path = Path(os.path.realpath(path))
     series = _series(_old(path))
-    if database:
+    if all(found):
         series = {each: value for each, value in series.items() if each[1]}
-    series |= {(name, _quoted(database), _quoted(command)): str(values[name]) for name in values}
+    series |= {
+        (name, _quoted(database), _quoted(command)): str(value)
+        for database, values in found.items()
+        for name, value in values.items()
+    }
     hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC

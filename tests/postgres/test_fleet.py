@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -156,7 +157,7 @@ def test_each_database_has_its_own_backup(
     migrations: WriteMigrations,
     backup_dir: Path,
 ) -> None:
-    """Every database with such a name, and no template; JSON for machines names each."""
+    """Every database with such a name, and no template; JSON and metrics name each."""
     databases = [create_database(server, f"fleet_{name}") for name in ("a", "b", "c")]
     with dropped_in_part(create_database(server, "fleet_d")):
         _each_database(run, databases, migrations, backup_dir)
@@ -171,9 +172,12 @@ def _each_database(
     assert ["fleet_a", "fleet_b", "fleet_c"] == list(checked.json()["targets"])
     assert "pending" == checked.json()["targets"]["fleet_b"]["migrations"][0]["state"]
 
-    result = run("up", "--each-database", "fleet\\__")
+    metrics = backup_dir.with_name("fleet.prom")
+    result = run("up", "--each-database", "fleet\\__", env={"PREFLIGHT_METRICS_FILE": str(metrics)})
     assert 0 == result.code, result
     assert 3 == len(list(backup_dir.iterdir()))
+    proven = re.findall(r'backup_restored{database="(\w+)"', metrics.read_text())
+    assert [each.name for each in databases] == proven
     assert [[1]] * 3 == [
         each.query("SELECT version FROM preflight.migrations") for each in databases
     ]

@@ -207,18 +207,30 @@ def test_options_of_a_service_hold_on_the_copy(
     )
 
 
-def test_command_is_rehearsed_where_it_is_said(
-    run: Run, app: Path, database: servers.Database, server: servers.Server
+def test_command_is_rehearsed_where_it_is_said(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    app: Path,
+    database: servers.Database,
+    server: servers.Server,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    """On another server, and on a clone that somebody has made before the first run."""
+    """On another server, and on a clone that somebody has made before the first run.
+
+    The metrics call only that backup restored which was.
+    """
+    metrics = tmp_path / "wrap.prom"
+    environment["PREFLIGHT_METRICS_FILE"] = str(metrics)
     (app / "versions/002.sql").write_text(GOOD)
     clone = f"clone_of_{database.name}"
     database.script(f'CREATE DATABASE {clone} TEMPLATE "{database.name}"')
     try:
         first = run(*command(app), env={"PREFLIGHT_REHEARSE_CLONE_URL": server.conninfo(clone)})
+        last = [metrics.read_text().splitlines()[-1]]  # of the series: how far it is proven
         (app / "versions/003.sql").write_text("ALTER TABLE items ADD COLUMN more int")
         home = server.conninfo("postgres")
         second = run(*command(app), env={"PREFLIGHT_REHEARSE_URL": home})
+        last.append(metrics.read_text().splitlines()[-1])
     finally:
         database.script(f"DROP DATABASE {clone} WITH (FORCE)")
     listed = run("backups", "--json")
@@ -228,6 +240,7 @@ def test_command_is_rehearsed_where_it_is_said(
         assert 0 == found.code, found
         assert [where] == [each["where"] for each in found.event("wrap.rehearsed")], found
         assert found.event("wrap.matched")
+    assert ["0", "1"] == [each.split()[-1] for each in last if "backup_restored" in each]
     assert '"wrapped": "' in listed.stdout
 
 

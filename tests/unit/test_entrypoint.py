@@ -289,6 +289,29 @@ def test_whoever_is_told_of_a_run_does_not_end_it(tmp_path: Path) -> None:
     ] == [each["warning"] for each in events[:-1]]
 
 
+def test_backups_of_many_are_told_by_their_names(tmp_path: Path) -> None:
+    """A monitor sees each that is one, and how far that very backup is proven."""
+    file = tmp_path / "metrics"
+    told = run.Run("backup", {"PREFLIGHT_METRICS_FILE": str(file)})
+    told.database = "postgres"
+    for name, verified, code in (("a", "restored", 0), ("b", "read", 0), ("c", "restored", 24)):
+        made = {"event": "backup.verified", "target": name, "backup": "x", "duration_s": 1}
+        ended = {"event": "target.finished", "outcome": "ok", "exit_code": code, "applied": []}
+        told.tally.see(made)
+        told.tally.see({"event": "rehearsal.passed", "target": name, "verified": verified})
+        told.tally.see(ended | {"target": name})
+    with structlog.testing.capture_logs():
+        told.end(24, "failed")
+
+    said = file.read_text().splitlines()
+    assert ['{database="a",command="backup"} 1', '{database="b",command="backup"} 0'] == [
+        each.removeprefix("pg_preflight_backup_restored")
+        for each in said
+        if each.startswith("pg_preflight_backup_restored")
+    ]
+    assert 'pg_preflight_last_run_exit_code{database="postgres",command="backup"} 24' in said
+
+
 @pytest.fixture
 def unread() -> Iterator[tuple[int, int]]:
     """Yield both ends of a pipe that holds a page and that nobody reads."""
