@@ -134,6 +134,28 @@ def test_backups_in_a_bucket_need_no_volume(tmp_path: Path) -> None:
     assert 2 == sum("secretRef:\n" in each and "preflight-bucket" in each for each in said)
 
 
+@pytest.mark.parametrize(("example", "pods"), [("init-container", 2), ("job", 3)])
+def test_secret_of_an_operator_is_what_every_pod_gets(
+    tmp_path: Path, example: str, pods: int
+) -> None:
+    """What the page says of CloudNativePG: migrations, those that wait, and the nightly backup."""
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (block,) = [
+        each for each in blocks if "Kustomization" in each and "cluster-example-app" in each
+    ]
+    root = os.path.relpath(containers.REPOSITORY, tmp_path)
+    wanted = yaml.safe_load(block) | {
+        "resources": [f"{root}/examples/kubernetes/{example}"],
+        "components": [f"{root}/k8s/components/nightly-backup"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+
+    said = [yaml.safe_dump(each) for each in kustomize(tmp_path)]
+
+    assert [] == [each for each in said if "preflight-database" in each]
+    assert pods == sum("cluster-example-app" in each for each in said)
+
+
 def test_what_carries_no_label_and_a_group_of_its_own_are_left_alone(tmp_path: Path) -> None:
     """Another Deployment beside it is not touched, and `fs-group: own` keeps the pod's group."""
     (app,) = yaml.safe_load_all((APP / "init-container" / "deployment.yaml").read_text())
