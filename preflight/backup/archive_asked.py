@@ -12,6 +12,7 @@ import structlog
 
 from preflight.backup import archive_status, children
 from preflight.base import masks, stop
+from preflight.base.config import strangers_environment
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
 if TYPE_CHECKING:
@@ -148,14 +149,15 @@ def _listed(config: Config, place: Place, folder: str = "") -> set[str] | None:
 
 
 def answered(
-    command: Sequence[str], environment: Mapping[str, str], limit_s: float
+    command: Sequence[str], child_env: Mapping[str, str], limit_s: float
 ) -> tuple[int | None, str, str]:
     """Run a program; return its exit code (None: over its time, and ended), stdout and last words.
 
-    What it leaves behind is not waited for, whatever of ours it holds. A stop ends it, and what it
-    started. Raises BackupFailed where it does not start.
+    It is not told where the database is. What it leaves behind is not waited for, whatever of ours
+    it holds. A stop ends it, and what it started. Raises BackupFailed where it does not start.
     """
     until, parts, size = time.monotonic() + limit_s, [], 0
+    environment = strangers_environment(child_env)
 
     def tick() -> None:
         if time.monotonic() >= until:

@@ -158,6 +158,13 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return kept | {"LC_ALL": "C", "LANGUAGE": "C"}
 
 
+def strangers_environment(child_env: Mapping[str, str]) -> dict[str, str]:
+    """Return what a program may see that is no client: not where the database is, nor its keys."""
+    hidden = {f"{name}_FILE" for name in SECRETS} | {"PGSERVICE", "PGSERVICEFILE", "PGPASSFILE"}
+    hidden |= {name for names in plain.VOCABULARIES.values() for name in names.values()}
+    return {name: value for name, value in child_env.items() if name not in hidden}
+
+
 def completed(target: Mapping[str, str]) -> dict[str, str]:
     """Return libpq's parameters with those that it adds: a service's, the environment's, its own.
 

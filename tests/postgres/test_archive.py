@@ -509,10 +509,20 @@ def test_answer_of_a_program_stands_for_the_backup(
     database: servers.Database,
     migrations: WriteMigrations,
     told: Callable[[str], dict[str, str | None]],
+    tmp_path: Path,
 ) -> None:
-    """Its answer is in log, history and journal, and `restore` says how to come back: 20."""
+    """Its answer is in log, history and journal, and `restore` says how to come back: 20.
+
+    It is not told where the database is.
+    """
     migrations(ONE)
-    env = told(f"{ANSWER}assert sys.argv[1:] == ['two words']\n{GIVE}")
+    env = told(
+        f"{ANSWER}assert sys.argv[1:] == ['two words']\nimport os\n"
+        f"assert not [each for each in os.environ if each.startswith(('PG', 'POSTGRES'))]\n{GIVE}"
+    )
+    password = tmp_path / "password"
+    password.write_text(servers.PASSWORD)
+    env |= {"POSTGRES_DB": database.name, "POSTGRES_PASSWORD_FILE": str(password)}
     result = run(env=env)
 
     assert 0 == result.code, result

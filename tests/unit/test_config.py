@@ -509,6 +509,20 @@ def test_children_get_no_secret() -> None:
     assert ("/bin", "require", "C") == (kept["PATH"], kept["PGSSLMODE"], kept["LC_ALL"])
 
 
+def test_program_of_others_is_not_told_where_the_database_is() -> None:
+    """In none of the ways that we know, nor where the password is; its own variables stay."""
+    kept = {"PATH": "/bin", "PGBACKREST_STANZA": "main", "AWS_REGION": "eu", "PGDATA": "/data"}
+    said = ("HOST", "PORT", "USER", "PASSWORD")
+    given = dict.fromkeys([f"{each}{name}" for each in ("PG", "POSTGRES_") for name in said], "x")
+    given |= dict.fromkeys(["PGHOSTADDR", "PGDATABASE", "POSTGRES_DB", "DATABASE_URL"], "x")
+    given |= dict.fromkeys([f"{name}_FILE" for name in config.SECRETS], "x")
+    given |= dict.fromkeys(["PGSERVICE", "PGSERVICEFILE", "PGPASSFILE"], "x")
+
+    seen = config.strangers_environment(config.child_environment(given | kept))
+
+    assert kept | {"LC_ALL": "C", "LANGUAGE": "C"} == seen
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
