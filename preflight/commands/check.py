@@ -234,7 +234,8 @@ def _check_table(rows: Sequence[Shown]) -> tuple[Sequence[str], list[Sequence[ob
 
 COMMAND = command.Command(
     place=1,
-    does="show every migration and its state; exit 0 current, 3 pending, 26 conflict, 33 partial",
+    does="show every migration and its state; exit 0 current, 3 pending, 26 conflict, 28 ahead, "
+    "32 stuck part-way, 33 there in part at first contact",
     example="entrypoint.py check --table",
     run=run,
     fleet=True,

@@ -1,11 +1,14 @@
 """The command line: spellings, typing errors, and help that teaches."""
 
+import re
+
 import pytest
 
 from preflight import __version__
 from preflight.base import config
 from preflight.base.errors import ConfigInvalid, ExitCode
 from preflight.commands import arguments, registry, wait
+from tests import servers
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,14 @@ def test_help_teaches_with_an_example(
         assert f"example:\n  {registry.COMMANDS[command].example}" in said.out
     else:
         assert [] == [name for name in registry.COMMANDS if f"    {name} " not in said.out]
+
+
+def test_help_and_page_of_check_name_the_same_codes() -> None:
+    """A file that stands there in part has three of them, by what can be done about it."""
+    page = (servers.REPOSITORY / "docs/commands.md").read_text("utf-8")
+    (line,) = re.findall(r"### check\n.*?\n(Ends with [^\n]*)", page, re.DOTALL)
+
+    assert re.findall(r"\d+", line) == re.findall(r"\d+", registry.COMMANDS["check"].does)
 
 
 @pytest.mark.parametrize(
