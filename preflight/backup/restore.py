@@ -677,27 +677,31 @@ def _require_clean(
 ) -> None:
     """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
 
-    A materialised view that cannot be filled now is a warning: its rows are in no dump.
+    A materialised view that cannot be filled now is a warning: its rows are in no dump. So is an
+    index that cannot be built.
     """
-    if problems and all(problem.sort == "refresh" for problem in problems):
-        names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in problems]
-        structlog.get_logger().warning(
-            "config.warned",
-            warning=f"restored, but not filled: {console.some(names)} ({problems[0].text}); remove "
-            "the cause and REFRESH MATERIALIZED VIEW",
-        )
-    elif left := [problem for problem in problems if not problem.rebuilt]:
+    views = [problem for problem in problems if problem.sort == "refresh"]
+    rest = [problem for problem in problems if problem not in views]
+    if left := [problem for problem in rest if not problem.rebuilt]:
         _refuse(left, others, skipped=skipped)
-    elif problems:
-        names = [problem.entry for problem in problems]
-        structlog.get_logger().warning(
-            "config.warned",
-            warning=f"restored, but not built: {console.some(names)} ({problems[0].text}); name "
-            "the schema in its functions and CREATE INDEX",
-        )
-    elif code != 0:
+    if code != 0 and not problems:
         raise BackupInterrupted(
             "restore.client",
             f"pg_restore ended with {code}, without a word",
             "Run again; the live database was not touched.",
+        )
+    names = [problem.entry.removeprefix(f"{new_database.REFRESH} ") for problem in views]
+    _warn("filled", views, names, "remove the cause and REFRESH MATERIALIZED VIEW")
+    names = [problem.entry for problem in rest]
+    _warn("built", rest, names, "name the schema in its functions and CREATE INDEX")
+
+
+def _warn(
+    lacks: str, problems: Sequence[new_database.Complaint], names: Sequence[str], hint: str
+) -> None:
+    if problems:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but not {lacks}: {console.some(names)} ({problems[0].text}); "
+            f"{hint}",
         )

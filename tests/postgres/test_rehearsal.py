@@ -341,20 +341,21 @@ def test_backup_that_does_not_restore_is_none_for_any_role(
     assert [None] == database.query("SELECT to_regclass('one')")
 
 
-def test_index_that_needs_a_search_path_stops_no_deployment(
+def test_index_or_view_that_needs_a_search_path_stops_no_deployment_and_no_restore(
     run: Run,
     start_server: StartServer,
     create_database: CreateDatabase,
     migrations: WriteMigrations,
     backup_dir: Path,
 ) -> None:
-    """PostgreSQL restores with an empty path: all else is proven, the index named; or 27."""
+    """PostgreSQL restores with an empty path: all else is proven, both are named; or 27."""
     database = create_database(start_server(16))
     database.script(
         "CREATE FUNCTION plain(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT lower($1)'; "
         "CREATE FUNCTION nested(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT plain($1)'; "
         "CREATE TABLE named (n text); CREATE INDEX odd ON named (nested(n)); "
-        "INSERT INTO named VALUES ('A')"
+        "INSERT INTO named VALUES ('A'); "
+        "CREATE MATERIALIZED VIEW seen AS SELECT nested(n) AS n FROM named"
     )
     migrations(ONE)
     refused = run(env={**database.env(), "PREFLIGHT_REHEARSE": "always"})
@@ -363,17 +364,20 @@ def test_index_that_needs_a_search_path_stops_no_deployment(
 
     error = refused.finished["error"]
     assert (27, "rehearsal.incomplete") == (refused.code, error["code"]), refused
-    assert "INDEX odd" in error["message"]
-    assert "SET search_path" in error["hint"]
+    assert "seen postgres" in error["message"]
+    assert "search_path" in error["hint"]
     assert 0 == done.code, done
-    assert ["INDEX odd postgres"] == [
+    assert ["seen postgres", "INDEX odd postgres"] == [
         name for each in done.event("rehearsal.warned") for name in each.get("objects", [])
     ]
     newest = max(backup_dir.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
     manifest = json.loads(newest.read_bytes())
-    assert ("restored", ["INDEX odd postgres"]) == (manifest["verified"], manifest["except"])
+    assert "restored" == manifest["verified"]
+    assert ["INDEX odd postgres", "MATERIALIZED VIEW DATA seen postgres"] == manifest["except"]
     assert 0 == restored.code, restored
-    assert "INDEX odd" in str(restored.event("config.warned"))
+    views, indexes = (each["warning"] for each in restored.event("config.warned"))
+    assert "not filled: seen postgres (" in views
+    assert "not built: INDEX odd postgres (" in indexes
 
 
 def test_what_is_there_already_is_adopted_on_the_way(
