@@ -528,7 +528,7 @@ def _fill(
             code if strict or not problems else 0, strict, others, skipped=bool(place.skip)
         )
         different = snapshots.differing(other, place.rows)
-        other.execute("ANALYZE")
+        new_database.analyze(other)
         objects = restored.objects_of(other)
         (xid,) = other.execute("SELECT pg_catalog.txid_current()").fetchone() or (0,)
     if different:

@@ -46,26 +46,6 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Script
     from preflight.files.reach import Reach
     from preflight.server.sessions import Session
-# what this role does not own in the copy, such as an extension's tables
-# every table with rows of its own, and partitioned ones, whose partitions are read for them; of
-# the system's, which are sixty, those that have grown by what the database holds. A parent's
-# statistics are taken from its children, too, and a foreign one would be asked for them
-_ANALYZED = """
-WITH RECURSIVE abroad AS (
- SELECT i.inhparent FROM pg_catalog.pg_inherits i
- JOIN pg_catalog.pg_class f ON f.oid = i.inhrelid AND f.relkind = 'f'
- UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN abroad a ON a.inhparent = i.inhrelid)
-SELECT c.oid::pg_catalog.regclass::text, c.relispartition AND NOT EXISTS (
-  SELECT FROM pg_catalog.pg_inherits i JOIN abroad a ON a.inhparent = i.inhparent
-  WHERE i.inhrelid = c.oid),
- EXISTS (SELECT FROM abroad)
-FROM pg_catalog.pg_class c
-WHERE c.relkind IN ('r', 'p', 'm') AND c.oid NOT IN (SELECT a.inhparent FROM abroad a)
- AND (c.oid >= 16384::oid
- OR pg_catalog.pg_relation_size(c.oid) > 2 * 8192 * greatest(c.relpages, 2) AND NOT c.relisshared)
-ORDER BY c.oid LIMIT %s::int8
-"""
-FEW_TABLES = 1000  # that are named; of more, all are analyzed
 NO_RIGHT = "42501"
 UNFILLED = "55000"  # a query reads a materialised view without rows
 
@@ -184,7 +164,7 @@ def restored(
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
                 if scripts:
-                    analyze(copy)
+                    new_database.analyze(copy)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
                     without=without, part=part, lacking=parts.lost(refused), choice=choice,
@@ -227,28 +207,6 @@ def require_complete(config: Config, saved: Taken | None) -> None:
             "Run as a role that may see it (a superuser may), or keep it elsewhere and use "
             "PREFLIGHT_REHEARSE=auto, which goes on. Nothing was migrated.",
         )
-
-
-def analyze(copy: Session) -> None:
-    """Give the planner the statistics that it has in production, as far as they can be had.
-
-    Table by table where one cannot be read, for a function in an index fails: no fault of the
-    files. Nothing is asked of a parent with a foreign child, which would be read for it.
-    """
-    found = copy.execute(_ANALYZED, [FEW_TABLES + 1]).fetchall()
-    many = len(found) > FEW_TABLES
-    if many and found[0][2]:
-        found, many = copy.execute(_ANALYZED, [None]).fetchall(), False
-    named = ", ".join(table for table, with_its_parent, _ in found if not with_its_parent)
-    try:
-        if found:
-            copy.execute(f"ANALYZE {'' if many else named}")
-    except psycopg.Error:
-        if copy.lost:
-            raise
-        for table, _, _ in copy.execute(_ANALYZED, [None]).fetchall():
-            with suppress(psycopg.Error):
-                copy.execute(f"ANALYZE {table}")
 
 
 def tell_started(

@@ -447,7 +447,7 @@ def _compared(  # noqa: PLR0913 -- all that it is held against
         with _or_unavailable(inside, "other servers cannot be closed to the copy"):
             inside.execute(_SHUT)
         if used:
-            copies.analyze(inside)
+            new_database.analyze(inside)
     return empty
 
 

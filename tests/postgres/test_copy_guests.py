@@ -169,6 +169,8 @@ def test_statistics_of_a_copy_ask_no_other_server(
         migrations({"001_one.sql": text})
         env = {"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_FIRST_CONTACT": "pending"}
         result = run(env=env)
+        restored = run("restore", "latest", "--into", f"{database.name}_r")
+        database.query(f"DROP DATABASE {database.name}_r")
         far.settimeout(0)
         with pytest.raises(BlockingIOError):
             far.accept()
@@ -176,3 +178,4 @@ def test_statistics_of_a_copy_ask_no_other_server(
     # live, nobody has analyzed: what fails there shows that the copy had them
     assert 30 == result.code, result
     assert 1 == len(result.event("rehearsal.passed"))
+    assert 0 == restored.code, restored
