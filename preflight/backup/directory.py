@@ -131,6 +131,9 @@ class Directory(store.Store):
 
     # what is written
 
+    def expect(self, most_bytes: int) -> None:
+        """Let a file grow as it is written."""
+
     @contextmanager
     def draft(self, identity: Identity, run_id: str, needed: int) -> Iterator[str]:
         """Make a hidden directory that this run holds a file lock on; removed unless published."""

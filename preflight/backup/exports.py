@@ -91,7 +91,8 @@ def apart(session: Session, steps: Sequence[back.Step]) -> Apart | None:
     if not files:
         return None
     config = session.config
-    backups, identity = stores.of(config), take.identity_of(session)[0]
+    backups, (identity, size) = stores.of(config), take.identity_of(session)
+    backups.expect(size)
     try:
         name = backups.apart(identity, config.run_id)
     except OSError as error:

@@ -80,6 +80,11 @@ def address(url: str, endpoint: str | None = None) -> Address:
     return Address(parts.scheme, parts.netloc, parts.path.strip("/"), endpoint)
 
 
+def part_bytes(most_bytes: int) -> int:
+    """Return how large the parts of files are that have so many bytes at most, and a tenth more."""
+    return max(PART_BYTES, -(-most_bytes // MOST_PARTS))
+
+
 class Refused(OSError):
     """The store did not do it; `why` names the kind."""
 
@@ -115,6 +120,10 @@ class Objects(store.Store):
     def remote(self) -> bool:
         """Every byte is a download."""
         return True
+
+    def expect(self, most_bytes: int) -> None:
+        """Upload in parts so large that no file has too many."""
+        self._part_bytes = part_bytes(most_bytes)
 
     def unspooled(self, size_bytes: int) -> str | None:
         """Say that PREFLIGHT_SPOOL_DIR names no place, or one without room."""
@@ -333,9 +342,8 @@ class Objects(store.Store):
     # what is written
 
     @contextmanager
-    def draft(self, identity: Identity, run_id: str, needed: int) -> Iterator[str]:
+    def draft(self, identity: Identity, run_id: str, needed: int) -> Iterator[str]:  # noqa: ARG002 -- there is room
         """Mark a name as being built, and renew the mark; all below it goes unless published."""
-        self._part_bytes = max(PART_BYTES, needed // MOST_PARTS)
         name = self.apart(identity, run_id)
         mark = f"{name}/{identity.hidden('partial', run_id)}"
         now = self._marked(mark)

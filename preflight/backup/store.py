@@ -89,6 +89,9 @@ class Store(Protocol):
 
     # what is written
 
+    def expect(self, most_bytes: int) -> None:
+        """Be ready for files of so many bytes; whether there is room for them, `draft` asks."""
+
     def draft(self, identity: Identity, run_id: str, needed: int) -> AbstractContextManager[str]:
         """Begin a backup; yields its name, under which files are written and read.
 
@@ -210,3 +213,14 @@ def holds(store: Store, backup: Backup) -> bool:
 def space_needed(newest_bytes: int | None, database_bytes: int) -> int:
     """Return how many bytes must be free: by the newest backup, or by the database's size."""
     return database_bytes // 4 if newest_bytes is None else newest_bytes * 3 // 2
+
+
+def most_expected(newest: Manifest | None, database_bytes: int) -> int:
+    """Return how many bytes a dump will have at most: the first no more than the database.
+
+    A later one half as many again as the newest, and more as far as the database has grown.
+    """
+    if newest is None or not newest.database_bytes:
+        return database_bytes
+    grown = max(database_bytes, newest.database_bytes)
+    return space_needed(newest.size_bytes, 0) * grown // newest.database_bytes

@@ -178,6 +178,7 @@ def _made(
             newest = ours[-1].manifest.size_bytes if ours else None
             needed = store.space_needed(newest, size)
             seal.expect(needed if newest is None else newest * 11 // 10)
+            backups.expect(store.most_expected(ours[-1].manifest if ours else None, size))
             name = stack.enter_context(backups.draft(identity, config.run_id, needed))
             into = _Draft(backups, name, programs, seal)
             found, witness, seen = _dumped(session, into, size)

@@ -15,6 +15,7 @@ from preflight.backup import (
     directory,
     manifests,
     mounts,
+    objects,
     reading_back,
     restored,
     retention,
@@ -303,6 +304,25 @@ def test_space_is_needed_for_a_dump_half_as_large_again() -> None:
     """Without an earlier backup a quarter of the database is the best guess."""
     assert 150 == store.space_needed(100, 10_000)
     assert 2_500 == store.space_needed(None, 10_000)
+
+
+@pytest.mark.parametrize("size", [1, 75 * 10**9, 84 * 10**9, 10**12, 10**13])
+def test_parts_of_an_upload_are_enough_for_any_dump(size: int) -> None:
+    """Of the first no less than the database, later of a dump that grows faster than that.
+
+    A store takes 10,000 parts, and two are in memory: those of a known dump are no larger than it
+    needs.
+    """
+    known = Manifest(size // 7, database_bytes=size)
+    first, same, grown = (
+        10_000 * objects.part_bytes(store.most_expected(newest, now))
+        for newest, now in ((None, size), (known, size), (known, 3 * size))
+    )
+
+    assert size * 11 // 10 <= first
+    assert known.size_bytes * 3 // 2 <= same <= max(10_000 * objects.PART_BYTES, size // 4)
+    assert 3 * known.size_bytes * 3 // 2 <= grown
+    assert size == store.most_expected(Manifest(size // 7), size)
 
 
 # --- what is kept ---------------------------------------------------------------------------------
