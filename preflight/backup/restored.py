@@ -195,7 +195,7 @@ def own_of(session: Session, place: Place) -> str:
 def require_same(other: Session, place: Place, state: State) -> None:
     """Compare with what was restored there earlier; raises TargetUnusable that names tables."""
     try:
-        different = snapshots.differing(other, place.rows, exactly=not place.skip)
+        different = snapshots.differing(other, place.rows)
         different += snapshots.written_since(other, state.xid)
         if not different and objects_of(other) != state.objects:
             different = ["its objects, rights or sequences were changed"]

@@ -337,19 +337,19 @@ def _together(tables: Iterable[Table]) -> Iterator[list[Table]]:
         yield some
 
 
-def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False) -> list[str]:
-    """Name the tables whose rows are not as many as wanted; `exactly`: and those that are new.
+def differing(copy: Session, wanted: Mapping[str, int]) -> list[str]:
+    """Name the tables whose rows are not as many as wanted; what else is there may be more.
 
+    An extension brings tables along that are in no backup of some schemas, or of an older version.
     Rows may lie in other partitions than they did (an enum's value has another hash in every
     database), but none may be lost on the way.
     """
-    missing, new = set(wanted), []
+    missing = set(wanted)
     off: dict[str, tuple[int, clients.Key | None]] = {}
     short: dict[clients.Key, int] = {}
     for table, count in _counts(copy, wanted):
         name, root = table.name, table.root
         if name not in wanted:
-            new += [f"{name} is new"] if exactly else []
             continue
         missing.discard(name)
         if root:
@@ -361,7 +361,7 @@ def differing(copy: Session, wanted: Mapping[str, int], *, exactly: bool = False
         f"{name} has {lost.get(name, 'no')} rows, not {count}"
         for name, count in wanted.items()
         if name in missing or name in lost
-    ] + new
+    ]
 
 
 def written_since(copy: Session, transaction: int) -> list[str]:
