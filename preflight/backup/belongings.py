@@ -100,7 +100,9 @@ class Belongings:
         return found if "grants" in without else [*found, *self._rights(here)]
 
     def _rights(self, here: str) -> list[Command]:
-        found = []
+        """Return the owner first: he takes over what the one before him was granted."""
+        owner = quoting.name(self.owner)
+        found = [Command(f"owner {self.owner}", f"ALTER DATABASE {here} OWNER TO {owner}")]
         for each in self.grants:
             if each.role == self.owner:
                 continue
@@ -108,8 +110,6 @@ class Belongings:
                 f"DATABASE {here}", each.privilege, each.role, grantable=each.grantable
             )
             found.append(Command(f"grant of {each.privilege} to {each.role or 'PUBLIC'}", command))
-        owner = quoting.name(self.owner)
-        found.append(Command(f"owner {self.owner}", f"ALTER DATABASE {here} OWNER TO {owner}"))
         kept = {each.privilege for each in self.grants if each.role == self.owner}
         found += [
             Command(

@@ -386,6 +386,33 @@ def test_role_without_rights_is_told_what_it_lacks(
     assert [] == beside(filled)
 
 
+def test_role_that_restores_for_the_owner_keeps_its_own_rights(
+    run: Run, database: servers.Database
+) -> None:
+    """Also where PUBLIC has none, and it could not connect without them."""
+    name, owner, role = database.name, f"{database.name}_owner", f"{database.name}_deployer"
+    database.script(
+        f"CREATE ROLE {owner}; CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x' IN ROLE {owner};"
+        f"ALTER DATABASE {name} OWNER TO {owner}; REVOKE ALL ON DATABASE {name} FROM PUBLIC;"
+        f"GRANT CREATE, CONNECT ON DATABASE {name} TO {role}"
+    )
+    try:
+        assert 0 == run("backup").code
+        env = database.env(user=role, password="x")  # noqa: S106 -- as it says
+        result = run("restore", "latest", env=env)
+        rights = [database.query(GRANTS, each) for each in (name, f"{name}_restored")]
+    finally:
+        drop_beside(database)
+        database.script(
+            f"ALTER DATABASE {name} OWNER TO postgres; DROP OWNED BY {owner}, {role};"
+            f"DROP ROLE {owner}, {role}"
+        )
+
+    assert 0 == result.code, result
+    assert 5 == len(rights[0])
+    assert rights[0] == rights[1]
+
+
 # --- swap -----------------------------------------------------------------------------------------
 
 
