@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from preflight.backup.manifests import Identity
     from preflight.server.sessions import Session
 RENAME_TRIES = 10
+# servers older than 17.3, 16.7, 15.11 and the like let no parallel worker into a closed database
+ALONE = {"max_parallel_workers_per_gather": "0"}
 LAST_SESSIONS_S = 2.0
 TWICE_S = 24 * 3600.0  # a swap that is asked for again so soon is the same one
 
@@ -127,7 +129,8 @@ def swap(
     kept = restored.suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     into = quoting.name(place.into)
     try:
-        with sessions.beside(session, place.into, new_database.quiet(session)) as other:
+        settings = new_database.quiet(session) | ALONE
+        with sessions.beside(session, place.into, settings) as other:
             session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
             ours = [item.connection.info.backend_pid for item in (session, other)]
             _clear(session, place, ours, end_sessions=asked.end_sessions)
