@@ -14,7 +14,7 @@ import psycopg
 import structlog
 
 from preflight.backup import manifests, new_database, restored, store
-from preflight.base import quoting, stop
+from preflight.base import console, quoting, stop
 from preflight.base.errors import (
     BackupFailed,
     TargetUnusable,
@@ -136,7 +136,8 @@ def swap(
             _clear(session, place, ours, end_sessions=asked.end_sessions)
             restored.require_same(other, place, state)
         _record(session, place, identity, kept, again=asked.again)
-        return _renamed(session, place, kept, end_sessions=asked.end_sessions)
+        slots = session.execute(_SLOTS, [place.live]).fetchall()
+        renamed = _renamed(session, place, kept, end_sessions=asked.end_sessions)
     except BaseException as error:
         if not session.lost:
             with suppress(psycopg.Error):
@@ -150,6 +151,23 @@ def swap(
                 sqlstate=error.sqlstate,
             ) from error
         raise
+    if slots:
+        _tell_slots([name for (name,) in slots], kept)
+    return renamed
+
+
+_SLOTS = """
+SELECT s.slot_name::text FROM pg_catalog.pg_replication_slots s
+WHERE s.database = %s::name AND NOT s.temporary ORDER BY 1
+"""
+
+
+def _tell_slots(names: Sequence[str], kept: str) -> None:
+    structlog.get_logger().warning(
+        "config.warned",
+        warning=f"logical replication slots stay with {kept!r}: {console.some(names)}. What is "
+        "written from now on is in none of them, and they keep WAL: drop them and make them anew",
+    )
 
 
 def let_in(session: Session, name: str) -> None:
