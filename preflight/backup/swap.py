@@ -76,16 +76,28 @@ def _require_not_replaced(
 ) -> None:
     """Make sure that no call of long ago is done again over what took its place since.
 
-    A swap that failed left its database where this one wants to restore.
+    A swap that failed left its database waiting. Where a run was killed, and both databases are
+    gone by now, nobody knows.
     """
-    (waiting,) = session.execute(_OID, [place.into]).fetchone() or (0,)
-    if gone := [said for oid, said in swaps.items() if oid != waiting]:
-        raise TargetUnusable(
-            "restore.swapped",
-            f"{place.source.name} was swapped in before ({gone[-1].get('at', 'some time ago')}), "
-            f"and {place.live!r} is another database now",
-            "What it holds would leave the live place: if that is wanted, add --again.",
-        )
+    for oid, said in swaps.items():
+        asked = [oid, place.into, said.get("kept_as"), oid, f"{restored.MARK}%"]
+        waits, known = session.execute(_FATE, asked).fetchone() or (False, False)
+        if not waits:
+            raise TargetUnusable(
+                "restore.swapped",
+                f"{place.source.name} {'was' if known else 'may have been'} swapped in before "
+                f"({said.get('at', 'some time ago')}), and {place.live!r} is another database now",
+                "What it holds would leave the live place: if that is wanted, add --again.",
+            )
+
+
+# whether a database still waits to be swapped in, and whether there is any sign that it was
+_FATE = """
+SELECT bool_or(d.oid = %s::oid AND d.datname = %s::name) IS TRUE,
+ bool_or(d.datname = %s::name OR d.oid = %s::oid
+  AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') NOT LIKE %s) IS TRUE
+FROM pg_catalog.pg_database d
+"""
 
 
 def _family(identity: Identity) -> str:
@@ -107,7 +119,7 @@ def _swaps(place: restored.Place, identity: Identity) -> dict[int, dict[str, Any
         except (OSError, ValueError, RecursionError, manifests.Unreadable):
             record = None  # it was, and nobody knows when
         record = record if isinstance(record, dict) else {}
-        if record.get("address") in (None, identity.address):
+        if record.get("address") in (None, identity.address) and not record.get("undone"):
             recorded[int(number)] = record
     return recorded
 
@@ -127,7 +139,7 @@ def swap(
     Nobody is let into the new one from before it is compared until it has its name.
     """
     kept = restored.suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    into = quoting.name(place.into)
+    into, record = quoting.name(place.into), None
     try:
         settings = new_database.quiet(session) | ALONE
         with sessions.beside(session, place.into, settings) as other:
@@ -135,13 +147,17 @@ def swap(
             ours = [item.connection.info.backend_pid for item in (session, other)]
             _clear(session, place, ours, end_sessions=asked.end_sessions)
             restored.require_same(other, place, state)
-        _record(session, place, identity, kept, again=asked.again)
+        begun = _begun(session, place, identity, kept)
+        _record(place, begun, again=asked.again)
+        record = begun
         slots = session.execute(_SLOTS, [place.live]).fetchall()
         renamed = _renamed(session, place, kept, end_sessions=asked.end_sessions)
     except BaseException as error:
         if not session.lost:
-            with suppress(psycopg.Error):
-                let_in(session, place.into)
+            with suppress(psycopg.Error, BackupFailed):
+                let_in(session, place.into)  # so it is there, and not the live one
+                if record:
+                    _record(place, (record[0], {**record[1], "undone": True}), again=False)
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             raise TargetUnusable(
                 "restore.no_right",
@@ -197,23 +213,27 @@ def _clear(
             raise _in_the_way(place, f"sessions do not end: pid {', '.join(map(str, left))}")
 
 
-def _record(
-    session: Session, place: restored.Place, identity: Identity, kept: str, *, again: bool
-) -> None:
-    """Write down which database is about to take the live one's place, by its number.
+def _begun(
+    session: Session, place: restored.Place, identity: Identity, kept: str
+) -> tuple[str, dict[str, Any]]:
+    """Return the record of a swap: its file, by the new database's number, and what it says.
 
-    It is true once the database of that number has the live one's name, so a swap that fails
+    It is true once the database of that number has the live one's name, so a swap that is killed
     after it needs nothing undone.
     """
     (oid,) = session.execute(_OID, [place.into]).fetchone() or (0,)
     (now,) = session.execute(_NOW).fetchone() or (0.0,)
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
     record = {"database": place.live, "at": at, "epoch_s": now, "kept_as": kept}
-    record["address"] = identity.address
+    return f"{_family(identity)}{oid}.json", {**record, "address": identity.address}
+
+
+def _record(place: restored.Place, record: tuple[str, dict[str, Any]], *, again: bool) -> None:
+    """Write down which database is about to take the live one's place."""
+    file, said = record
     try:
-        file = f"{_family(identity)}{oid}.json"
         with place.store.sink(place.source.name, file) as sink:
-            sink.write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+            sink.write(json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         if not again:
             raise BackupFailed(

@@ -801,7 +801,10 @@ def test_swap_of_a_backup_that_another_one_replaced_is_not_done_again(
 def test_swap_that_failed_is_not_taken_for_done(
     run: Run, filled: servers.Database, backup_dir: Path
 ) -> None:
-    """Its record is there, but the database of that number is not the live one."""
+    """Its record is there, but the database of that number is not the live one.
+
+    Where there is none of that number any more it may have been.
+    """
     run("backup")
     filled.script("DELETE FROM t")
     run("restore", "latest")
@@ -810,9 +813,31 @@ def test_swap_that_failed_is_not_taken_for_done(
     system = json.loads((path / "manifest.json").read_bytes())["system_identifier"]
     record = {"database": filled.name, "epoch_s": time.time(), "at": "a moment ago"}
     (path / f"swap-{system}-{oid}.json").write_text(json.dumps(record))
+    other = path / f"swap-{system}-1000000001.json"
+    other.write_text(json.dumps(record))
+    unknown = run("restore", "latest", "--swap")
+    other.unlink()
 
+    assert (22, "restore.swapped") == (unknown.code, error_of(unknown)["code"])
+    assert "may have been swapped in before" in error_of(unknown)["message"]
     assert 0 == run("restore", "latest", "--swap").code
     assert ALL == filled.query(ROWS)
+
+
+def test_swap_whose_renames_failed_is_forgotten_with_its_database(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """It was recorded before them; what is restored again after that is swapped in."""
+    run("backup")
+    filled.query(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
+    login = {"PGUSER": role, "PGPASSWORD": SECRET}
+    options = ("--swap", "--no-owner", "--without", "grants")
+    failed = run("restore", "latest", *options, env=login)
+    filled.query(SQL("DROP DATABASE {}").format(Identifier(restored(filled).name)))
+    done = run("restore", "latest", "--swap")
+
+    assert (22, "restore.no_right") == (failed.code, error_of(failed)["code"]), failed
+    assert 0 == done.code, done
 
 
 def test_swap_that_cannot_be_recorded_is_refused(
