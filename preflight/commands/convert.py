@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NOTHING = b"-- nothing to do\n"
 # what the other tools write into files for themselves; ours would refuse some of it
 _MARK = re.compile(rb"(?mi)^[ \t]*--(?:[ \t]*\+goose\b|\s*migrate:(?:up|down)\b|!)[^\n]*\n?")
+_GAP = re.compile(rb"\n{3,}")  # where the way forward stands in the other tool's file
 _VERSION = re.compile(r"[VUB]?[0-9][0-9._-]*?_+(?=[^_0-9]|$)|[0-9]+-|[VUB]?[0-9._-]+_+|[0-9-]+$")
 
 
@@ -118,22 +119,29 @@ def _without_marks(script: Script) -> bytes:
         if statement.data is None and script.text.startswith(b"--", end):
             kept.append(b";\n")  # a mark ended it
         at = end
-    return b"".join([*kept, _MARK.sub(b"", script.text[at:])])
+    above, *rest = [*kept, _MARK.sub(b"", script.text[at:])]
+    return b"".join([_GAP.sub(b"\n\n", above), *rest])
 
 
 def _require_same(before: Sequence[Migration], after: Sequence[Migration]) -> None:
-    """Make sure that what was written is what was read, statement by statement."""
+    """Make sure that what was written is what was read: every statement, every directive."""
     for one, other in zip(before, after, strict=True):
         for kind in ("up", *KINDS):
-            mine, theirs = getattr(one, kind), getattr(other, kind)
-            same = (mine.said() if mine else []) == (theirs.said() if theirs else [])
-            if not same or (mine and mine.transactional != theirs.transactional):
+            if _told(getattr(one, kind)) != _told(getattr(other, kind)):
                 raise FilesInvalid(
                     "files.converted",
                     f"{one.name} could not be carried over as it is ({kind})",
                     "What was written is not the same: do not use it, and report this file.",
                     **one.named,
                 )
+
+
+def _told(script: Script | None) -> tuple[object, ...] | None:
+    """Return what a script does, and how: its statements, and what its directives say."""
+    if script is None:
+        return None
+    timeouts = (script.lock_timeout_ms, script.statement_timeout_ms, script.max_lock_ms)
+    return (script.said(), script.transactional, script.breaking, *timeouts)
 
 
 def _lost(found: folder.Folder) -> Iterator[str]:

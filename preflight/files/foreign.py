@@ -335,23 +335,23 @@ def _scripts(
     problems.extend(whole.problems)
     if whole.problems or text is None:
         yield source, None
+    above = min((section.start for section in sections), default=0)
     for section in sections:
         part = dataclasses.replace(source, kind=section.kind)
         said = reading.Rule(section.unbound, rule.lone, blank=True, hint=rule.outside)
         read = reading.Reading(name, part, said)
-        script = read.script(_cut(text or b"", section))
+        script = read.script(_cut(text or b"", above, section))
         if section.start or section.end is not None:
             body = memoryview(text or b"")[section.start : section.end]
             script = dataclasses.replace(script, checksum=hashlib.sha256(body).hexdigest())
-        problems.extend(read.problems)
+        problems.extend(each for each in read.problems if each not in problems)
         yield part, script if not read.problems else None
 
 
-def _cut(text: bytes, section: Section) -> bytes:
-    """Return a section with as many empty lines before it as it takes to keep its place."""
-    if not section.start:
-        return text[: section.end]
-    return b"\n" * text.count(b"\n", 0, section.start) + text[section.start : section.end]
+def _cut(text: bytes, above: int, section: Section) -> bytes:
+    """Return a section in its place: below what stands above all of them, and empty lines."""
+    between = text.count(b"\n", above, section.start)
+    return text[:above] + b"\n" * between + text[section.start : section.end]
 
 
 def holds(text: bytes, section: Section) -> bool:

@@ -244,6 +244,43 @@ def test_each_tools_mark_for_no_transaction_is_ours(tool: str, tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize(
+    ("up", "down"), [("-- +goose Up", "-- +goose Down"), ("-- migrate:up", "-- migrate:down")]
+)
+def test_directives_above_all_marks_speak_for_the_file(
+    up: str, down: str, run_bare: Run, tmp_path: Path
+) -> None:
+    """At the top, where ours stand; what is hashed stays the section, whose places stay true."""
+    body = f"{up}\nSELECT 1;\n"
+    head = "-- preflight: breaking\n-- preflight: lock-timeout 30s\n-- preflight: max-lock 10s\n"
+    back = f"{down}\n-- preflight: lock-timeout 2s\nSELECT 2;\n"
+    (file,) = folder.load(written(tmp_path / "theirs", {"1_a.sql": head + body + back}))
+    assert file.rollback is not None
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+
+    (ours,) = reading.load(tmp_path / "ours")
+    assert (True, 30_000, 10_000) == (
+        file.up.breaking,
+        file.up.lock_timeout_ms,
+        file.up.max_lock_ms,
+    )
+    assert (False, 2_000, 10_000) == (
+        file.rollback.breaking,
+        file.rollback.lock_timeout_ms,
+        file.rollback.max_lock_ms,
+    )
+    assert hashlib.sha256(body.encode()).hexdigest() == file.checksum
+    assert (5, 8) == tuple(
+        each.text[: next(each.statements()).start].count(b"\n") + 1
+        for each in (file.up, file.rollback)
+    )
+    assert (0, True, 30_000) == (done.code, ours.up.breaking, ours.up.lock_timeout_ms), str(done)
+    wrong = head.replace("lock-timeout", "lock-timout") + body + back
+    (told,) = refused(written(tmp_path / "wrong", {"1_a.sql": wrong}))
+    assert "1_a.sql:2:1: unknown directive 'lock-timout 30s'" == told
+
+
 def test_metadata_of_diesel_without_a_word_is_no_transaction(tmp_path: Path) -> None:
     """Diesel CLI reads a key that is not there as false, where the file is there."""
     (found,) = folder.load(written(tmp_path, {"1_a/up.sql": "VACUUM;", "1_a/metadata.toml": ""}))
@@ -923,10 +960,11 @@ def test_no_room_between_two_recorded_versions_is_said(tmp_path: Path) -> None:
     assert "history.no_room" == failure.value.code
 
 
-def test_folder_that_was_not_carried_over_as_it_is_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["SELECT 2;", "-- preflight: breaking\nSELECT 1;"])
+def test_folder_that_was_not_carried_over_as_it_is_is_refused(text: str, tmp_path: Path) -> None:
     """What `convert` wrote is read again: one byte in a statement is another statement."""
     before = folder.load(written(tmp_path / "one", {"001_a.sql": "SELECT 1;"}))
-    after = folder.load(written(tmp_path / "two", {"001_a.sql": "SELECT 2;"}))
+    after = folder.load(written(tmp_path / "two", {"001_a.sql": text}))
 
     with pytest.raises(FilesInvalid) as failure:
         convert._require_same(before, after)  # noqa: SLF001 -- no folder is known that gets here
