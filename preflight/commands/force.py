@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def _to_force(
         adopt.refuse_contradiction(file, record)
     others = [other for other in files if other.version != file.version]
     rest = {v: record for v, record in known.records.items() if v != file.version}
-    plan.of(config, others, plan.History(rest))
+    plan.of(config, others, dataclasses.replace(known, records=rest))
     return file
 
 

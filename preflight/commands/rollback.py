@@ -12,7 +12,7 @@ from preflight import gate
 from preflight.base.errors import PlanChanged
 from preflight.commands import command
 from preflight.files import folder
-from preflight.history import ledger, numbers
+from preflight.history import ledger, numbers, plan
 from preflight.server import lock, sessions
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
     files = folder.load(config)
     with sessions.connect(config) as session:
         known = ledger.read(session)
+        plan.require_alone(known)
         files = numbers.settled(files, known)
         down_to = None if to is None else numbers.of(files, known, to)
         if not back.choose(files, known, down_to):
@@ -39,6 +40,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         gate.enter(session)
         ledger.ensure(session)
         before = ledger.read(session)
+        plan.require_alone(before)
         steps = back.prepare(session, files, back.choose(files, before, down_to))
         if not steps:
             return

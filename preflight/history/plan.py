@@ -88,6 +88,12 @@ def of(config: Config, files: Sequence[Migration], history: History) -> Plan:
     return make(files, history, ahead=config.ahead, out_of_order=config.out_of_order)
 
 
+def require_alone(history: History) -> None:
+    """Make sure that no other tool went on with what was taken over; raises HistoryConflict."""
+    if history.moved:
+        raise HistoryConflict.of("history.conflict", [history.moved])
+
+
 def pending(files: Sequence[Migration], history: History) -> tuple[Migration, ...]:
     """Return the files that are not applied completely."""
     return tuple(file for file in files if not history.done(file.version))

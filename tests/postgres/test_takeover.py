@@ -302,6 +302,29 @@ def test_tool_that_goes_on_is_found_out(
     assert 0 == run().code
 
 
+def test_nothing_is_changed_beneath_a_tool_that_goes_on(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Neither back nor again; what only reads goes on."""
+    write(folder, {name: text for name, text in DBMATE.files.items() if "index" not in name})
+    database.script(
+        "CREATE TABLE a (x int); CREATE TABLE b (y int);"
+        "CREATE TABLE schema_migrations (version varchar PRIMARY KEY);"
+        "INSERT INTO schema_migrations VALUES ('20240101000000')"
+    )
+    assert 0 == (first := run()).code, str(first)
+    database.script("INSERT INTO schema_migrations VALUES ('20240102000000')")
+    before = database.query("TABLE preflight.migrations")
+
+    changing = [run("rollback"), run("force")]
+
+    assert [26, 26] == [each.code for each in changing], str(changing)
+    assert all("dbmate was run" in each.finished["error"]["message"] for each in changing)
+    assert before == database.query("TABLE preflight.migrations")
+    assert 0 == run("verify").code
+    assert 0 == run("wait", "--schema", "20240103000000").code
+
+
 def test_file_that_writes_to_the_old_tool_s_table_is_no_run_of_that_tool(
     run: Run, database: servers.Database, folder: Path
 ) -> None:
