@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 # Limits that a file can run into, and what its statements are read with. No more connections than
 # a copy needs, but as many locks as the live server has for all of its own.
 _SETTINGS = """
-SELECT s.name, s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = ANY (%s::text[])
-"""
+SELECT * FROM (
+ SELECT n.n, coalesce(s.reset_val, pg_catalog.current_setting(n.n, true)) AS value
+ FROM pg_catalog.unnest(%s::text[]) n (n) LEFT JOIN pg_catalog.pg_settings s ON s.name = n.n
+) found WHERE found.value IS NOT NULL
+"""  # pg_settings has none of a language that no session has used yet
 LIMITS = (
     "max_connections", "max_locks_per_transaction", "max_prepared_transactions",
     "max_pred_locks_per_transaction",
@@ -41,7 +44,7 @@ MEANING = (
     "xmlbinary", "array_nulls", "transform_null_equals", "backslash_quote", "lo_compat_privileges",
     "default_text_search_config", "default_toast_compression",
     "createrole_self_grant", "password_encryption", "search_path", "check_function_bodies",
-    "row_security", "max_stack_depth",
+    "row_security", "max_stack_depth", "plpgsql.variable_conflict", "plpgsql.extra_errors",
 )  # fmt: skip
 WAL = ("wal_level", "max_replication_slots")
 MOST_CONNECTIONS = 100
@@ -185,9 +188,13 @@ def look(session: Session) -> Surroundings:
         raise local.Broken(f"the live database is not called {name!r} any more")
     options = _OPTIONS if major >= OPTIONS_SINCE else ""
     members = session.execute(_MEMBERSHIPS.format(options=options)).fetchall()
+    everybodys = dataclasses.replace(database, oid=0)  # what ALTER ROLE ALL has set
     return Surroundings(
         database,
-        new_database.settings(session, database),
+        [
+            *(each for each in new_database.settings(session, everybodys) if each.role is None),
+            *new_database.settings(session, database),
+        ],
         *_settings(session),
         [Role(**row) for row in _rows(session, _ROLES)],
         [Membership(*row) for row in members],

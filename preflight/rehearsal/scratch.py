@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 
 PREFIX = "preflight_scratch_"
 DISK_FULL, NO_DATABASE = "53100", "3D000"
+# what an error says is not there: has the live server got it?
+_LACKED = {
+    NO_DATABASE: (
+        r'database "(.*)" does not exist',
+        "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name",
+    ),
+    "42704": (
+        r'unrecognized configuration parameter "(.*)"',
+        "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL",
+    ),
+    "P0001": (  # pg_cron's words: it fits one database only, and no copy is called like that
+        r"can only create extension in database ((?:(?! \().)*)",
+        "SELECT WHERE pg_catalog.current_database() = %s::name",
+    ),
+}
 RIGHTS = """
 SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
@@ -69,11 +84,15 @@ class NoRight(Unavailable):
     """Owners and rights cannot be had here; without them it may do."""
 
 
-def names_a_database(session: Session, said: str) -> bool:
-    """Tell whether an error says that a database is not there which the live server has."""
-    found = re.search(r'database "(.*)" does not exist', said)
-    query = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
-    return found is not None and session.execute(query, [found[1]]).fetchone() is not None
+def lacks(session: Session, failure: Failure) -> bool:
+    """Tell whether a file fails on a copy for a database or a setting that the live server has."""
+    words, query = _LACKED.get(failure.problem.sqlstate or "", ("", ""))
+    if not query or (found := re.search(words, str(failure))) is None:
+        return False
+    try:
+        return session.execute(query, [found[1]]).fetchone() is not None
+    except psycopg.errors.InsufficientPrivilege:  # there, and not for this role to read
+        return True
 
 
 @contextmanager

@@ -54,7 +54,7 @@ _OURS = {
     "0A000": r'extension "(.*)" is not available',
     "22023": r'extension "(.*)" has no installation script|locale',
     "42704": r"collation .* for encoding",
-    "58P01": "",
+    "58P01": "", "XX000": "shared_preload_libraries",
     "08001": "", "08006": "", "HV00N": "",
     "42501": confined.FORBIDDEN, "38000": confined.FORBIDDEN, "F0000": confined.FORBIDDEN,
 }  # fmt: skip
@@ -323,8 +323,8 @@ def _is_loss(error: BaseException | None) -> bool:
 
 def _only_here(session: Session, failure: RehearsalFailed) -> bool:
     """Tell whether a file fails on the throwaway server for what the live one has or is."""
-    if failure.problem.sqlstate == scratch.NO_DATABASE:
-        return scratch.names_a_database(session, str(failure))
+    if scratch.lacks(session, failure):
+        return True
     pattern = _OURS.get(failure.problem.sqlstate or "")
     if pattern is None:
         return False

@@ -583,18 +583,19 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             or some_rows.explained(copy.choice, failure)
         ):
             raise why from failure
-        if copy is not None and copy.where != "local" and _names_databases(session, failure):
-            raise scratch.Unavailable(f"{failure}: there it has another name, if any") from failure
+        if copy is not None and copy.where != "local" and _lacks(session, failure):
+            said = f"{failure}: it is not there, or has another name"
+            raise scratch.Unavailable(said) from failure
         concurrently = state == NOT_SUPPORTED and "CONCURRENTLY" in str(failure)
         if copy is None or not copy.empty or not (state == copies.UNFILLED or concurrently):
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
 
 
-def _names_databases(session: Session, failure: RehearsalFailed) -> bool:
-    """Tell whether a file names a live database, which another server has not, or not so called."""
-    if failure.problem.sqlstate == scratch.NO_DATABASE:
-        return scratch.names_a_database(session, str(failure))
+def _lacks(session: Session, failure: RehearsalFailed) -> bool:
+    """Tell whether a file needs what the live server has, and a copy has not, or not so called."""
+    if scratch.lacks(session, failure):
+        return True
     across = "cross-database references are not implemented"
     return failure.problem.sqlstate == NOT_SUPPORTED and across in str(failure)
 

@@ -10,9 +10,12 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
-from preflight.base.errors import BackupFailed
+from preflight.base.config import Config
+from preflight.base.errors import BackupFailed, RehearsalFailed
 from preflight.rehearsal import copies, scratch
+from preflight.server import sessions
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -736,7 +739,12 @@ def test_what_leaves_that_server_is_not_tried_there_either(
 
 @pytest.mark.parametrize(
     "statement",
-    ["ALTER DATABASE {} SET timezone = 'UTC';", "SELECT FROM {}.pg_catalog.pg_class LIMIT 1;"],
+    [
+        "ALTER DATABASE {} SET timezone = 'UTC';",
+        "SELECT FROM {}.pg_catalog.pg_class LIMIT 1;",
+        """DO $$ BEGIN IF current_database() <> '{0}' THEN -- as pg_cron does
+RAISE EXCEPTION 'can only create extension in database {0}'; END IF; END $$;""",
+    ],
 )
 def test_file_that_names_its_own_database_is_not_at_fault_where_that_is_called_otherwise(
     statement: str,
@@ -754,6 +762,26 @@ def test_file_that_names_its_own_database_is_not_at_fault_where_that_is_called_o
     assert 0 == result.code, result
     (skipped,) = result.event("rehearsal.skipped")
     assert "another name" in skipped["reason"]
+
+
+def test_live_server_is_asked_for_what_a_copy_says_is_not_there(database: servers.Database) -> None:
+    """A setting also where the role may not read it; what it has not is a mistake of the file."""
+    target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
+    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
+    said = {
+        'unrecognized configuration parameter "data_directory"': "42704",
+        'unrecognized configuration parameter "no.such_setting"': "42704",
+        f"can only create extension in database {database.name} (app.sql:1)": "P0001",
+        "can only create extension in database another": "P0001",
+    }
+    with sessions.connect(config) as session:
+        session.execute("SET ROLE pg_signal_backend")
+        found = [
+            scratch.lacks(session, RehearsalFailed("rehearsal.failed", text, sqlstate=state))
+            for text, state in said.items()
+        ]
+
+    assert [True, False, True, False] == found
 
 
 def test_filling_a_copy_waits_for_no_disk_and_the_files_do(

@@ -743,6 +743,29 @@ def test_extension_that_a_file_makes_and_only_the_live_server_has_is_no_fault_of
         assert (27, outcome, 2) == (result.code, error["code"], error["line"]), result
 
 
+def test_setting_of_the_live_server_is_on_the_copy_or_no_fault_of_the_file(
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """Everybody's, and how functions are read, are there; one of its own files is not."""
+    live = {"app.tenant": "x", "plpgsql.variable_conflict": "use_column"}
+    database = create_database(start_server(MAJOR, **live))
+    database.script("ALTER ROLE ALL SET app.everybodys = 'y'")
+    function = "CREATE FUNCTION f(id int) RETURNS SETOF one LANGUAGE plpgsql AS 'BEGIN"
+    one = f"{ONE['001_one.sql']}\n{function} RETURN QUERY SELECT * FROM one WHERE id = 1; END';\n"
+    migrations({"001_one.sql": f"{one}SELECT f(1), current_setting('app.everybodys');"})
+    tried = run(env=database.env())
+    migrations({"002_two.sql": "SELECT 1;\nSELECT current_setting('app.tenant');"})
+    skipped = run(env=database.env())
+
+    assert 0 == tried.code, tried
+    error = skipped.finished["error"]
+    assert (27, "rehearsal.unavailable", 2) == (skipped.code, error["code"], error["line"]), skipped
+    assert "which only the throwaway server says" in error["message"]
+
+
 def test_catalog_that_is_closed_to_the_role_is_a_reason_not_an_end(
     managed: servers.Database, run: Run, migrations: WriteMigrations
 ) -> None:

@@ -40,6 +40,8 @@ FILES = {
     "up.sql",
     "verify.sql",
     "pgaudit.log",
+    "plpgsql.extra_errors",
+    "plpgsql.variable_conflict",
 }  # dotted, and no event
 FAILURES = {
     name: found
