@@ -431,7 +431,9 @@ def _set(home: Session, live: Surroundings, made: Made) -> None:
 
 def _make_extensions(inside: Session, extensions: Sequence[Extension], made: Made) -> None:
     """Create the extensions at the live versions; those that need another come after it."""
-    left = list(extensions)
+    query = "SELECT e.extname::text, e.extversion FROM pg_catalog.pg_extension e"
+    there = inside.execute(query).fetchall()  # a new database has plpgsql
+    left = [each for each in extensions if (each.name, each.version) not in there]
     while left:
         failed = []
         for extension in left:
