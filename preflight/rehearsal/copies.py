@@ -485,7 +485,7 @@ def _fill(
                 restoring.name,
                 stack.enter_context(saved.dump()),
                 restoring.jobs,
-                "--no-publications",
+                *_publications(home),
                 "--no-subscriptions",
                 *options,
                 *listed(stack, home, saved, restoring),
@@ -522,6 +522,12 @@ def _fill(
             foreign=partial(_theirs, home, restoring),
         )
     return problems
+
+
+def _publications(home: Session) -> tuple[str, ...]:
+    """Return the option that leaves publications out where this role may not make every one."""
+    _, superuser, _ = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
+    return () if superuser else ("--no-publications",)
 
 
 def _begun(home: Session, restoring: Restoring) -> None:

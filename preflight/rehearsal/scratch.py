@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 PREFIX = "preflight_scratch_"
-DISK_FULL, NO_DATABASE = "53100", "3D000"
+DISK_FULL, NO_DATABASE, NO_OBJECT = "53100", "3D000", "42704"
 # what an error says is not there: has the live server got it?
 _LACKED = {
     NO_DATABASE: (
         r'database "(.*)" does not exist',
         "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name",
     ),
-    "42704": (
+    NO_OBJECT: (
         r'unrecognized configuration parameter "(.*)"',
         "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL",
     ),
@@ -93,6 +93,13 @@ def lacks(session: Session, failure: Failure) -> bool:
         return session.execute(query, [found[1]]).fetchone() is not None
     except psycopg.errors.InsufficientPrivilege:  # there, and not for this role to read
         return True
+
+
+def names_a_publication(session: Session, said: str) -> bool:
+    """Tell whether an error says that a publication is not there which the live database has."""
+    found = re.search(r'publication "(.*)" does not exist', said)
+    query = "SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = %s::name"
+    return found is not None and session.execute(query, [found[1]]).fetchone() is not None
 
 
 @contextmanager

@@ -586,6 +586,10 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         if copy is not None and copy.where != "local" and _lacks(session, failure):
             said = f"{failure}: it is not there, or has another name"
             raise scratch.Unavailable(said) from failure
+        if state == scratch.NO_OBJECT and scratch.names_a_publication(session, str(failure)):
+            raise scratch.Unavailable(
+                f"{failure}, and the copy is without publications", level="warning"
+            ) from failure
         concurrently = state == NOT_SUPPORTED and "CONCURRENTLY" in str(failure)
         if copy is None or not copy.empty or not (state == copies.UNFILLED or concurrently):
             raise

@@ -295,6 +295,22 @@ def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
     assert (0, 1) == (result.code, len(result.event("rehearsal.passed"))), result
 
 
+def test_publication_that_the_copy_cannot_have_is_no_fault_of_the_file(
+    run: Run, database: servers.Database, becoming: dict[str, str], migrations: WriteMigrations
+) -> None:
+    """Only a superuser restores every one; what nobody has is a mistake of the file."""
+    database.script(f"SET ROLE {database.name}_owner; CREATE PUBLICATION p")
+    migrations({"001_one.sql": "ALTER PUBLICATION nobodys ADD TABLE here;"})
+    failed = run(env=becoming)
+    migrations({"001_one.sql": "ALTER PUBLICATION p ADD TABLE here;"})
+    result = run(env=becoming)
+
+    assert (27, "42704") == (failed.code, failed.finished["error"].get("sqlstate")), failed
+    (skipped,) = result.event("rehearsal.skipped")
+    assert (0, "warning") == (result.code, skipped["level"]), result
+    assert "without publications" in skipped["reason"]
+
+
 def test_role_that_becomes_another_one_drops_its_copy(
     start: Start,
     database: servers.Database,
@@ -983,7 +999,10 @@ def test_database_that_is_not_ours_is_left_alone(
 def test_copy_is_closed_to_everybody_else(
     start: Start, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """A new database lets everyone connect; this one holds everyone's rows."""
+    """A new database lets everyone connect; this one holds everyone's rows.
+
+    What publishes them is there, too, as it decides what may be updated; what subscribes is not.
+    """
     database.script(
         "CREATE PUBLICATION p FOR ALL TABLES; CREATE ROLE stranger LOGIN PASSWORD 'x'; "
         "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
@@ -999,7 +1018,7 @@ def test_copy_is_closed_to_everybody_else(
             psycopg.connect(copy.conninfo(user="stranger", password="x"))  # noqa: S106 -- as it says
         here = "SELECT count(*) FROM pg_subscription WHERE subdbid = "
         here += "(SELECT oid FROM pg_database WHERE datname = current_database())"
-        assert ([0], [0]) == (copy.query("SELECT count(*) FROM pg_publication"), copy.query(here))
+        assert ([1], [0]) == (copy.query("SELECT count(*) FROM pg_publication"), copy.query(here))
     finally:
         process.signal(signal.SIGTERM)
         process.wait()
