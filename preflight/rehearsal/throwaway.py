@@ -58,6 +58,18 @@ _OURS = {
     "08001": "", "08006": "", "HV00N": "",
     "42501": confined.FORBIDDEN, "38000": confined.FORBIDDEN, "F0000": confined.FORBIDDEN,
 }  # fmt: skip
+# a superuser's alone, which a provider's server lets its customers do: its roles, or what it loads
+_SUPERUSERS = re.compile(
+    "must be superuser|only superuser|permission denied to (?:set parameter|"
+    "(?:create|update) extension|(?:create|change owner of) (?:event trigger|foreign-data wrapper))"
+)
+_PROVIDED = """
+SELECT FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND NOT u.rolsuper AND (
+ EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER')
+  AND r.rolname::text IN ('rds_superuser', 'cloudsqlsuperuser', 'alloydbsuperuser',
+   'azure_pg_admin', 'neon_superuser'))
+ OR EXISTS (SELECT FROM pg_catalog.pg_settings s WHERE s.name ~ '^(supautils|extwlist)[.]'))
+"""
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
 _EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
@@ -305,7 +317,9 @@ def _ours(session: Session, server: local.Server, error: Exception) -> Exception
     if isinstance(error, ConnectionLost):
         return scratch.Unavailable(f"the copy's session ended, but not its server: {error}")
     if isinstance(error, RehearsalFailed) and _only_here(session, error):
-        return _not_here(error)
+        return _not_here(error, "which only the throwaway server says")
+    if isinstance(error, RehearsalFailed) and _provided(session, error):
+        return _not_here(error, "which the provider's server may allow", level="warning")
     return None
 
 
@@ -334,12 +348,21 @@ def _only_here(session: Session, failure: RehearsalFailed) -> bool:
     return found is not None
 
 
-def _not_here(failure: RehearsalFailed) -> scratch.Unavailable:
+def _provided(session: Session, failure: RehearsalFailed) -> bool:
+    """Tell whether a file lacks a superuser's right, on whose live server others have it, too."""
+    return (
+        failure.problem.sqlstate == copies.NO_RIGHT
+        and _SUPERUSERS.search(str(failure)) is not None
+        and session.execute(_PROVIDED).fetchone() is not None
+    )
+
+
+def _not_here(failure: RehearsalFailed, why: str, *, level: str = "info") -> scratch.Unavailable:
     told = failure.problem.data()
     where: dict[str, Any] = {
         name: told[name] for name in ("file", "line", "column") if name in told
     }
-    return scratch.Unavailable(f"{failure}, which only the throwaway server says", (), **where)
+    return scratch.Unavailable(f"{failure}, {why}", (), level=level, **where)
 
 
 def _made(

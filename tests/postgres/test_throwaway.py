@@ -178,14 +178,33 @@ def test_role_that_may_not_create_a_database_proves_what_others_own(
 def test_right_that_the_role_lacks_is_found_on_the_copy(
     managed: servers.Database, run: Run, migrations: WriteMigrations
 ) -> None:
-    """The copy is restored by a superuser, but the files run as the run's own role."""
+    """The copy is restored by a superuser, but the files run as the run's own role.
+
+    What a provider lets his customers do is no right on what others own.
+    """
+    managed.script(f"CREATE ROLE rds_superuser; GRANT rds_superuser TO {managed.name}_app")
     migrations({"001_one.sql": "SELECT 1;\nALTER TABLE auth.users ADD note text;"})
     result = run()
+    managed.script("DROP ROLE rds_superuser")
 
     error = result.finished["error"]
     assert (27, "rehearsal.failed", "42501") == (result.code, error["code"], error["sqlstate"])
     assert ("001_one.sql", 2) == (error["file"], error["line"])
     assert [0] == managed.query("SELECT count(*) FROM preflight.migrations")
+
+
+def test_right_of_a_superuser_that_a_provider_gives_is_no_fault_of_the_file(
+    managed: servers.Database, run: Run, migrations: WriteMigrations
+) -> None:
+    """Its patched server lets the members of its role do it; who is none of them is told."""
+    migrations({"001_one.sql": "SET session_replication_role = replica;"})
+    refused = run("plan", "--rehearse")
+    managed.script(f"CREATE ROLE rds_superuser; GRANT rds_superuser TO {managed.name}_app")
+    excused = run("plan", "--rehearse")
+    managed.script("DROP ROLE rds_superuser")
+
+    found = [each.finished["error"]["code"] for each in (refused, excused)]
+    assert ["rehearsal.failed", "rehearsal.unavailable"] == found
 
 
 def test_production_writes_no_wal_for_its_copy(
