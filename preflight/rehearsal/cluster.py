@@ -79,7 +79,7 @@ JOIN pg_catalog.pg_roles m ON m.oid = a.member WHERE m.rolname::text NOT LIKE 'p
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 _OPTIONS = ", pg_catalog.bool_or(a.inherit_option), pg_catalog.bool_or(a.set_option)"
-OPTIONS_SINCE, STRATEGIES_SINCE = 16, 15
+OPTIONS_SINCE, STRATEGIES_SINCE, BUILTIN_SINCE = 16, 15, 17
 _RIGHTS = """
 SELECT {kind}, o.{name}::text, CASE WHEN a.grantee <> 0::oid
  THEN pg_catalog.pg_get_userbyid(a.grantee)::text END, a.privilege_type, a.is_grantable
@@ -381,12 +381,15 @@ def _create(home: Session, live: Surroundings) -> bool:
     """Create the database; return False when it sorts as C does and not as the live one."""
     name, owner = quoting.name(live.database.name), quoting.name(live.database.owner)
     home.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # initdb's own `postgres`
-    rules = live.database.rules
-    tries = [rules, new_database.TextRules(rules.encoding, "C", "C")]
+    rules, major = live.database.rules, home.facts.major if home.facts else 0
+    alike, others = [rules], [new_database.TextRules(rules.encoding, "C", "C")]
     if rules.provider in new_database.OWN_LOCALE:  # the system's locale matters little there
-        tries.insert(1, dataclasses.replace(rules, lc_collate="C", lc_ctype="C"))
+        alike.append(dataclasses.replace(rules, lc_collate="C", lc_ctype="C"))
+    if rules.encoding == "UTF8":  # then it knows at least what is a letter
+        others.insert(0, _letters(major))
+    tries = [*alike, *others]
     # else each page goes through the WAL: that spares a checkpoint, which costs nothing here
-    copied = " STRATEGY FILE_COPY" if home.facts and home.facts.major >= STRATEGIES_SINCE else ""
+    copied = " STRATEGY FILE_COPY" if major >= STRATEGIES_SINCE else ""
     for number, each in enumerate(tries, 1):
         command = f"CREATE DATABASE {name} TEMPLATE template0{copied} OWNER {owner}"
         try:
@@ -395,8 +398,15 @@ def _create(home: Session, live: Surroundings) -> bool:
             if home.lost or number == len(tries):
                 raise
         else:
-            return number < len(tries)
+            return number <= len(alike)
     raise AssertionError  # the last try returns or raises
+
+
+def _letters(major: int) -> new_database.TextRules:
+    """Return rules that sort as C does and know every letter; before 17 the system has to."""
+    if major >= BUILTIN_SINCE:
+        return new_database.TextRules("UTF8", "C", "C", "b", "C.UTF-8")
+    return new_database.TextRules("UTF8", "C", "C.UTF-8")
 
 
 def _grant(home: Session, rights: Sequence[Right]) -> None:

@@ -72,8 +72,9 @@ class Copy:
 
     @property
     def whole(self) -> bool:
-        """Whether it has all that the live database has."""
-        return not (self.empty or self.without or self.part or self.lacking or self.choice)
+        """Whether it is in all as the live database."""
+        less = self.empty or self.without or self.part or self.lacking or self.choice
+        return not (less or self.fidelity)
 
     def evidence(self, saved: Taken | None) -> str | None:
         """How far the backup is proven by it."""

@@ -9,6 +9,7 @@ the session that made it, which is gone.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 TELL_EVERY_S = 10.0
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
+_BY_VALUE = re.compile(r"2[23]...|P000[14]")  # what a row says, or a block that has looked at some
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -154,7 +156,7 @@ def _of_tenant(copy: copies.Copy, tenant: Tenant, known: Mapping[int, meter.Tabl
 
 
 def _settled(copy: copies.Copy, files: Sequence[Migration]) -> History:
-    """Make first contact with a copy; Unavailable where that fails on one that lacks something."""
+    """Make first contact with a copy; Unavailable where that fails on one that is not alike."""
     try:
         with _quietly():
             return contact.settle(copy.session, files)
@@ -162,7 +164,7 @@ def _settled(copy: copies.Copy, files: Sequence[Migration]) -> History:
         if copy.whole:
             raise
         raise scratch.Unavailable(
-            f"the copy is not the whole database, and first contact with it fails: {failure}",
+            f"the copy is not in all as the database, and first contact with it fails: {failure}",
             level="warning",
         ) from failure
 
@@ -578,6 +580,12 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         if copy is not None and copy.without and state == copies.NO_RIGHT:
             without = " and ".join(copy.without)
             raise scratch.Unavailable(f"{failure}, and the copy is without {without}") from failure
+        if copy is not None and copy.fidelity and _of_text(failure):
+            raise scratch.Unavailable(
+                f"{failure}, and the copy sorts as C does, because the live database's locale is "
+                "not here",
+                level="warning",
+            ) from failure
         if copy is not None and (
             why := limits.explained(session, copy.part, copy.lacking, failure)
             or some_rows.explained(copy.choice, failure)
@@ -594,6 +602,17 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         if copy is None or not copy.empty or not (state == copies.UNFILLED or concurrently):
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
+
+
+def _of_text(failure: RehearsalFailed) -> bool:
+    """Tell whether a file may fail for how text sorts, and for what is a letter in it."""
+    found = _BY_VALUE.fullmatch(failure.problem.sqlstate or "")
+    return found is not None or _is(failure, "verify.failed")
+
+
+def _is(failure: RehearsalFailed, code: str) -> bool:
+    """Tell whether it is this error that ended the trial."""
+    return isinstance(failure.__cause__, Failure) and failure.__cause__.code == code
 
 
 def _lacks(session: Session, failure: RehearsalFailed) -> bool:

@@ -173,7 +173,7 @@ def test_superuser_is_one_only_where_the_copy_needs_it(
 def test_locale_that_only_this_system_lacks_is_told(
     live: servers.Database, directory: Path
 ) -> None:
-    """A copy that sorts otherwise is said to; the rules of C are everywhere."""
+    """A copy that sorts otherwise is said to; the rules of C are everywhere, and the letters."""
     with session_on(live, f"{live.name} app") as (session, config):
         around = cluster.look(session)
         there = {"lc_collate": "xx_YY.UTF-8", "lc_ctype": "xx_YY.UTF-8"}
@@ -190,8 +190,10 @@ def test_locale_that_only_this_system_lacks_is_told(
                 " FROM pg_database WHERE datname = %s",
                 [made.database],
             ).fetchone()
+            with cluster.connected(config, where, made.database) as copy:
+                capital = copy.execute("SELECT upper('é')").fetchone()
 
-    assert ["collation"] == made.fidelity
+    assert (["collation"], ("É",)) == (made.fidelity, capital)
     assert ("C", "UTF8") == made_with
 
 
