@@ -577,9 +577,11 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         yield
     except RehearsalFailed as failure:
         state = failure.problem.sqlstate
-        if copy is not None and copy.without and state == copies.NO_RIGHT:
-            without = " and ".join(copy.without)
-            raise scratch.Unavailable(f"{failure}, and the copy is without {without}") from failure
+        of_rights = state == copies.NO_RIGHT or _is(failure, "verify.failed")
+        if copy is not None and copy.without and of_rights:
+            raise scratch.Unavailable(
+                f"{failure}, and the copy is without {' and '.join(copy.without)}", level="warning"
+            ) from failure
         if copy is not None and copy.fidelity and _of_text(failure):
             raise scratch.Unavailable(
                 f"{failure}, and the copy sorts as C does, because the live database's locale is "
