@@ -73,12 +73,14 @@ SELECT r.rolname::text AS name,
 FROM pg_catalog.pg_roles r WHERE r.rolname::text NOT LIKE 'pg\\_%' ORDER BY r.oid
 """
 _MEMBERSHIPS = """
-SELECT r.rolname::text, m.rolname::text, pg_catalog.bool_or(a.admin_option){options}
+SELECT r.rolname::text, m.rolname::text, a.admin_option{options}
 FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles r ON r.oid = a.roleid
 JOIN pg_catalog.pg_roles m ON m.oid = a.member WHERE m.rolname::text NOT LIKE 'pg\\_%'
-GROUP BY 1, 2 ORDER BY 1, 2
+ORDER BY 1, 2, a.grantor
 """
-_OPTIONS = ", pg_catalog.bool_or(a.inherit_option), pg_catalog.bool_or(a.set_option)"
+_OPTIONS = """, a.inherit_option, a.set_option,
+ CASE WHEN a.grantor <> 10::oid THEN pg_catalog.pg_get_userbyid(a.grantor)::text END
+"""
 OPTIONS_SINCE, STRATEGIES_SINCE, BUILTIN_SINCE = 16, 15, 17
 _RIGHTS = """
 SELECT {kind}, o.{name}::text, CASE WHEN a.grantee <> 0::oid
@@ -119,13 +121,17 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Who is a member of which role; before PostgreSQL 16 there is no option but ADMIN."""
+    """Who is a member of which role; before PostgreSQL 16 there is no option but ADMIN.
+
+    From then on only its grantor can end it, or who may act as he; none: the server's first role.
+    """
 
     role: str
     member: str
     admin: bool
     inherit: bool | None = None
     set: bool | None = None
+    grantor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +339,8 @@ def make_roles(
                         f"ALTER ROLE {quoting.name(role.name)} {new_database.assignment(setting)}"
                     )
         known |= {role.name for role in roles}
-        for each in memberships:
-            if {each.role, each.member} <= known:
+        for each in in_order(memberships):
+            if {each.role, each.member, each.grantor} - {None} <= known:
                 home.execute(membership_command(each))
 
 
@@ -353,6 +359,22 @@ def role_command(role: Role) -> str:
     return f"CREATE ROLE {quoting.name(role.name)} {options}"
 
 
+def in_order(memberships: Sequence[Membership]) -> list[Membership]:
+    """Return memberships so that each stands behind the one by which its grantor may give it.
+
+    What nobody may give, as far as is known, comes last, and from the server's first role.
+    """
+    found, left = list[Membership](), list(memberships)
+    while left:
+        may = {(each.role, each.member) for each in found if each.admin}
+        ready = [each for each in left if not each.grantor or (each.role, each.grantor) in may]
+        if not ready:
+            return [*found, *(dataclasses.replace(each, grantor=None) for each in left)]
+        found += ready
+        left = [each for each in left if each not in ready]
+    return found
+
+
 def membership_command(each: Membership) -> str:
     """Return the GRANT that makes a role a member of another."""
     options = {"ADMIN": each.admin, "INHERIT": each.inherit, "SET": each.set}
@@ -362,6 +384,8 @@ def membership_command(each: Membership) -> str:
         said = " WITH " + ", ".join(
             f"{name} {'TRUE' if on else 'FALSE'}" for name, on in options.items()
         )
+    if each.grantor:
+        said += f" GRANTED BY {quoting.name(each.grantor)}"
     return f"GRANT {quoting.name(each.role)} TO {quoting.name(each.member)}{said}"
 
 

@@ -25,6 +25,8 @@ CREATE ROLE {audit} BYPASSRLS NOINHERIT; CREATE ROLE {boss} SUPERUSER;
 CREATE ROLE {reader}; CREATE ROLE {odd "one"} CREATEROLE; CREATE ROLE {idle_boss} SUPERUSER;
 CREATE ROLE {chief} SUPERUSER; GRANT {chief} TO {app};
 GRANT {own} TO {app} WITH INHERIT TRUE, SET FALSE; GRANT {reader} TO {audit} WITH ADMIN OPTION;
+GRANT {own} TO {odd "one"} WITH ADMIN OPTION; GRANT {own} TO {app} GRANTED BY {odd "one"};
+GRANT {own} TO {audit} WITH ADMIN OPTION GRANTED BY {odd "one"};
 GRANT pg_read_all_data TO {app}; ALTER ROLE {app} SET work_mem = '8MB';
 """
 OBJECTS = """
@@ -145,6 +147,8 @@ def test_what_is_around_the_live_database_is_around_the_copy(
     plain = [dataclasses.replace(role, super=False) for role in copied.roles]
     assert [] == [role for role in mine if dataclasses.replace(role, super=False) not in plain]
     assert around.memberships == copied.memberships
+    given = [each.member for each in copied.memberships if each.grantor == f'{live.name} odd "one"']
+    assert [app, f"{live.name} audit"] == given
     rights = {right for right in around.rights if right.grantee != live.server.superuser}
     assert set() == rights - set(copied.rights)
     assert around.database_settings == copied.database_settings
@@ -234,6 +238,17 @@ def test_extension_that_only_this_side_lacks_is_named_and_the_others_are_made(
     assert "plpgsql" == again.name
     assert {str(each) for each in others} == {str(each) for each in found}
     assert (["geo"] if others else []) == made.schemas
+
+
+def test_membership_stands_behind_the_one_by_which_it_is_given() -> None:
+    """Whatever their order was; one whose grantor may give none any more is the server's own."""
+    first = cluster.Membership("r", "b", admin=True)
+    second = cluster.Membership("r", "a", admin=True, grantor="b")
+    third = cluster.Membership("r", "c", admin=False, grantor="a")
+    stray = cluster.Membership("r", "d", admin=False, grantor="c")
+
+    expected = [first, second, third, dataclasses.replace(stray, grantor=None)]
+    assert expected == cluster.in_order([stray, third, second, first])
 
 
 @pytest.mark.parametrize(
