@@ -9,7 +9,6 @@ the session that made it, which is gone.
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 TELL_EVERY_S = 10.0
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
-_BY_VALUE = re.compile(r"2[23]...|P000[14]")  # what a row says, or a block that has looked at some
+_BY_TEXT = frozenset({"23514", "P0001", "P0004"})  # a check of a row, a block that looked at some
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -608,8 +607,7 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
 
 def _of_text(failure: RehearsalFailed) -> bool:
     """Tell whether a file may fail for how text sorts, and for what is a letter in it."""
-    found = _BY_VALUE.fullmatch(failure.problem.sqlstate or "")
-    return found is not None or _is(failure, "verify.failed")
+    return failure.problem.sqlstate in _BY_TEXT or _is(failure, "verify.failed")
 
 
 def _is(failure: RehearsalFailed, code: str) -> bool:
