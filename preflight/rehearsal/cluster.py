@@ -97,6 +97,28 @@ SELECT e.extname::text AS name, e.extversion AS version, n.nspname::text AS sche
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.oid >= 16384::oid ORDER BY e.oid
 """
+# what the server's first role owns, as that of a copy will, is not among them
+_OWNED = """
+SELECT e.extname::text, i.type, i.identity, pg_catalog.pg_get_userbyid(s.refobjid)::text
+FROM pg_catalog.pg_extension e
+JOIN pg_catalog.pg_depend d ON d.refobjid = e.oid AND d.deptype = 'e'
+ AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+JOIN pg_catalog.pg_shdepend s ON s.classid = d.classid AND s.objid = d.objid AND s.deptype = 'o'
+ AND s.dbid = (
+ SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname = pg_catalog.current_database()),
+ pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
+WHERE e.oid >= 16384::oid ORDER BY i.type = 'sequence', i.type, i.identity
+"""
+_MEMBERS = """
+SELECT i.type, i.identity FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_depend d
+ ON d.refobjid = e.oid AND d.deptype = 'e'
+ AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass,
+ pg_catalog.pg_identify_object(d.classid, d.objid, 0) i WHERE e.extname = %s::name
+"""
+# where ALTER calls a kind of object otherwise
+_KINDS = {"statistics object": "statistics"} | dict.fromkeys(
+    ("function", "aggregate", "procedure"), "routine"
+)
 _TABLESPACES = """
 SELECT t.spcname::text, pg_catalog.pg_get_userbyid(t.spcowner)::text,
  coalesce(t.spcoptions, '{}') FROM pg_catalog.pg_tablespace t
@@ -155,6 +177,7 @@ class Extension:
     schema_owner: str
     owner: str
     its_own: bool  # the schema belongs to the extension, which makes it
+    owned: Sequence[tuple[str, str, str]] = ()  # members: kind, name, and whose they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +228,17 @@ def look(session: Session) -> Surroundings:
         [Role(**row) for row in _rows(session, _ROLES)],
         [Membership(*row) for row in members],
         [Right(*row) for row in session.execute(_rights_query(major)).fetchall()],
-        [Extension(**row) for row in _rows(session, _EXTENSIONS)],
+        _extensions(session),
         session.execute(_TABLESPACES).fetchall(),
     )
+
+
+def _extensions(session: Session) -> list[Extension]:
+    owned: dict[str, list[tuple[str, str, str]]] = {}
+    for name, *member in session.execute(_OWNED).fetchall():
+        owned.setdefault(name, []).append(tuple(member))
+    rows = _rows(session, _EXTENSIONS)
+    return [Extension(**row, owned=owned.get(row["name"], ())) for row in rows]
 
 
 def _rows(session: Session, query: str) -> list[dict[str, Any]]:
@@ -504,6 +535,7 @@ def _extended(inside: Session, extension: Extension, made: Made) -> str | None:
                 " WHERE r.rolname = %s AND extname = %s",
                 [extension.owner, extension.name],
             )
+            _give(inside, extension)
     except psycopg.Error as error:
         if inside.lost:
             raise
@@ -511,3 +543,14 @@ def _extended(inside: Session, extension: Extension, made: Made) -> str | None:
     if not extension.its_own and before is None:
         made.schemas.append(extension.schema)
     return None
+
+
+def _give(inside: Session, extension: Extension) -> None:
+    """Give members to whom they belong on the live server, where who made it owns them."""
+    if not extension.owned:
+        return
+    there = set(inside.execute(_MEMBERS, [extension.name]).fetchall())
+    for kind, name, owner in extension.owned:
+        if (kind, name) in there:
+            whom = quoting.name(owner)
+            inside.execute(f"ALTER {_KINDS.get(kind, kind)} {name} OWNER TO {whom}")

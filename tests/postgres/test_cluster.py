@@ -36,6 +36,13 @@ CREATE POLICY mine ON public.cat TO {reader}; GRANT SELECT ON public.cat TO {aud
 ALTER DEFAULT PRIVILEGES FOR ROLE {odd "one"} GRANT SELECT ON TABLES TO {reader};
 """
 
+GIVEN = """
+ALTER TYPE geo.cube OWNER TO {own}; ALTER FUNCTION geo.cube_dim(geo.cube) OWNER TO {app};
+ALTER OPERATOR CLASS geo.gist_cube_ops USING gist OWNER TO {boss};
+CREATE TABLE geo.by_hand (); ALTER TABLE geo.by_hand OWNER TO {own};
+ALTER EXTENSION cube ADD TABLE geo.by_hand;
+"""
+
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -207,6 +214,7 @@ def test_extension_that_only_this_side_lacks_is_named_and_the_others_are_made(
     """Also one whose very version is not here; each comes after what it needs.
 
     A `plpgsql` that somebody has made again is what a new database has already.
+    Their members belong to whom they do live, but for what nobody has there but the live server.
     """
     with live.server.connect(live.name) as connection:
         connection.execute("DROP EXTENSION plpgsql; CREATE EXTENSION plpgsql")
@@ -214,6 +222,7 @@ def test_extension_that_only_this_side_lacks_is_named_and_the_others_are_made(
         if len(connection.execute(names).fetchall()) == 2:
             connection.execute("CREATE SCHEMA geo; CREATE EXTENSION cube SCHEMA geo")
             connection.execute("CREATE EXTENSION earthdistance SCHEMA geo")
+            connection.execute(named(GIVEN, live).encode())
     with session_on(live, f"{live.name} app") as (session, config):
         around = cluster.look(session)
         model = cluster.Extension(
@@ -236,7 +245,17 @@ def test_extension_that_only_this_side_lacks_is_named_and_the_others_are_made(
     assert "1.0: " in made.lacking["extension no_such_thing"]
     again, *others = around.extensions
     assert "plpgsql" == again.name
-    assert {str(each) for each in others} == {str(each) for each in found}
+    given = [
+        ("function", "geo.cube_dim(geo.cube)", f"{live.name} app"),
+        ("operator class", "geo.gist_cube_ops USING gist", f"{live.name} boss"),
+        ("type", "geo.cube", f"{live.name} own"),
+    ]
+    assert (given if others else []) == [m for each in found for m in each.owned]
+    alike, there = (
+        {str(dataclasses.replace(each, owned=())) for each in extensions}
+        for extensions in (others, found)
+    )
+    assert alike == there
     assert (["geo"] if others else []) == made.schemas
 
 
