@@ -97,7 +97,8 @@ SELECT e.extname::text AS name, e.extversion AS version, n.nspname::text AS sche
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.oid >= 16384::oid ORDER BY e.oid
 """
-# what the server's first role owns, as that of a copy will, is not among them
+# what the server's first role owns, as that of a copy will, is not among them; nor is what only a
+# superuser may be given
 _OWNED = """
 SELECT e.extname::text, i.type, i.identity, pg_catalog.pg_get_userbyid(s.refobjid)::text
 FROM pg_catalog.pg_extension e
@@ -107,7 +108,8 @@ JOIN pg_catalog.pg_shdepend s ON s.classid = d.classid AND s.objid = d.objid AND
  AND s.dbid = (
  SELECT b.oid FROM pg_catalog.pg_database b WHERE b.datname = pg_catalog.current_database()),
  pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
-WHERE e.oid >= 16384::oid ORDER BY i.type = 'sequence', i.type, i.identity
+WHERE e.oid >= 16384::oid AND i.type NOT IN ('foreign-data wrapper', 'event trigger')
+ORDER BY i.type = 'sequence', i.type, i.identity
 """
 _MEMBERS = """
 SELECT i.type, i.identity FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_depend d
