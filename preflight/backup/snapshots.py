@@ -54,6 +54,11 @@ WHERE c.relkind IN ({kinds}) {only} AND (config.relation IS NOT NULL
 ORDER BY 1, 2
 """
 # of one that was dropped a moment ago the privilege is NULL: it is in no dump
+_EVERYWHERE = """
+SELECT pg_catalog.string_agg(pg_catalog.quote_ident(n.nspname), ', ' ORDER BY n.oid)
+FROM pg_catalog.pg_namespace n
+WHERE n.nspname = 'pg_catalog' OR n.nspname NOT LIKE 'pg\\_%'
+"""
 _UNREADABLE = """
 SELECT r.schema, r.name, r.readable FROM ({relations})
  AS r(schema, name, schema_key, key, has_rows, condition, readable, filtered, root_schema, root)
@@ -320,9 +325,28 @@ def _counts(session: Session, wanted: Mapping[str, int]) -> Iterator[tuple[Table
             numbered = [
                 each.count.replace("SELECT ", f"SELECT {n}, ", 1) for n, each in enumerate(some)
             ]
-            for number, count in session.execute(" UNION ALL ".join(numbered)).fetchall():
+            for number, count in _planned(session, " UNION ALL ".join(numbered)):
                 done += count
                 yield some[number], count
+
+
+def _planned(session: Session, query: str) -> list[tuple[int, int]]:
+    """Return what a query of a copy finds, also where it cannot be planned with our search_path.
+
+    Planning inlines the functions of statistics, which may rely on another one. Any schema will do:
+    none of it counts for a number of rows.
+    """
+    try:
+        return session.execute(query).fetchall()
+    except psycopg.Error as error:
+        if session.lost or not str(error.sqlstate).startswith("42"):
+            raise
+    (everywhere,) = session.execute(_EVERYWHERE).fetchone() or ("",)
+    session.execute(f"SET search_path = {everywhere}")
+    try:
+        return session.execute(query).fetchall()
+    finally:
+        session.execute(f"SET {sessions.PATH}")
 
 
 def _together(tables: Iterable[Table]) -> Iterator[list[Table]]:

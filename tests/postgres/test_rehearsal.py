@@ -376,7 +376,8 @@ def test_index_or_view_that_needs_a_search_path_stops_no_deployment_and_no_resto
         "INSERT INTO named VALUES ('A'); "
         "CREATE MATERIALIZED VIEW seen AS SELECT nested(n) AS n FROM named; "
         "CREATE FUNCTION told(text) RETURNS text IMMUTABLE LANGUAGE plpgsql "
-        "AS 'BEGIN RETURN plain($1); END'; CREATE STATISTICS felt ON told(n) FROM named"
+        "AS 'BEGIN RETURN plain($1); END'; CREATE STATISTICS felt ON told(n) FROM named; "
+        "CREATE STATISTICS read_when_planned ON nested(n) FROM named"
     )
     migrations(ONE)
     refused = run(env={**database.env(), "PREFLIGHT_REHEARSE": "always"})
