@@ -95,7 +95,7 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
         raise FilesInvalid.of("files.no_rollback", unwritten)
     for step in found:
         _begun(step)
-    due.require([step.script for step in found if not step.row.undoing])
+    due.require([step.script for step in found if not step.row.undoing], back=True)
     structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
     return found
 

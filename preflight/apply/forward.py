@@ -44,7 +44,8 @@ _CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"
 # idle in transaction, transaction_timeout, idle session
 _OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
 _ENDS_ITSELF = re.compile(
-    rb"(?is)\A(?!.*pg_backend_pid).*pg_terminate_backend|pg_terminate_backend\s*\(\s*pg_backend_pid"
+    rb"(?is)\A(?!\s*create\b)(?:(?!.*pg_backend_pid).*pg_terminate_backend"
+    rb"|.*pg_terminate_backend\s*\(\s*pg_backend_pid)"
 )
 
 

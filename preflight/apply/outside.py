@@ -81,6 +81,7 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
     """Run what is left of a file whose row is claimed, with marks; return how many there are."""
     done, started = (row.statements_done, row.statements_started) if row else (0, 0)
     number, patient = 0, migration.up.lock_timeout_ms is None
+    locked = lasting.again(migration.up, done)
     stop.leaves(session, _stays(session, migration, done))
     for number, (statement, text) in enumerate(statements.each(migration.up), 1):
         each = _Statement(session, migration, statement, text, number)
@@ -94,7 +95,7 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
             elif not each.inside():
                 each.outside(begun_before=started >= number)
             stop.leaves(session, _stays(session, migration, number))
-        elif each.sets or lasting.locks(text):
+        elif each.sets or (locked and lasting.locks(text)):
             each.run()  # what a done statement set or locked went with its session
         patient = patient and not (each.sets and kinds.sets_lock_timeout(text))
     return number

@@ -218,9 +218,10 @@ def space_needed(newest_bytes: int | None, database_bytes: int) -> int:
 def most_expected(newest: Manifest | None, database_bytes: int) -> int:
     """Return how many bytes a dump will have at most: the first no more than the database.
 
-    A later one half as many again as the newest, and more as far as the database has grown.
+    A later one half as many again as the newest, and by what the database has grown since: nobody
+    knows how far that can be compressed.
     """
     if newest is None or not newest.database_bytes:
         return database_bytes
-    grown = max(database_bytes, newest.database_bytes)
-    return space_needed(newest.size_bytes, 0) * grown // newest.database_bytes
+    grown = max(0, database_bytes - newest.database_bytes)
+    return space_needed(newest.size_bytes, database_bytes) + grown

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 OURS = 20_000_000  # bytes that the process has at least, beside what a file takes
 
 
-def require(scripts: Sequence[Script]) -> None:
+def require(scripts: Sequence[Script], *, back: bool = False) -> None:
     """Make sure that they could be taken up, and fit into memory; raises FilesInvalid."""
-    problems = [problem for script in scripts for problem in lasting.refused(script)]
+    problems = [problem for script in scripts for problem in lasting.refused(script, back=back)]
     if problems := problems + too_large(scripts, memory.limit()):
         raise FilesInvalid.of("files.invalid", problems)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import Problem
@@ -32,8 +33,20 @@ _DISCARDS = "DISCARD ALL"
 _LOCKS = "LOCK TABLE"
 _CURSOR = "a cursor without HOLD"
 _ADVISORY = "an advisory lock"
+_RELEASES = re.compile(rb"(?i)advisory_unlock")
 _ADVISES = re.compile(rb"(?i)advisory_(?:un)?lock")
 _LOCKING = re.compile(r"pg_(?:try_)?advisory_(un)?lock(?:_shared)?")
+_NEW = (_LOCKS, _CURSOR, _ADVISORY)  # refused on the way forward alone: the way back is recorded
+# what a key is made of, the same in every session of the role
+_KEYS = {
+    "hashtext", "hashtextextended", "md5", "sha256", "encode", "decode", "convert_to", "substr",
+    "substring", "left", "right", "lower", "upper", "concat", "format", "abs", "length", "ascii",
+    "current_database", "current_schema",
+}  # fmt: skip
+_RUNS = {
+    "select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt", "call_stmt",
+    "create_table_as_stmt",
+}  # fmt: skip
 _BY_KIND = {
     "lock_stmt": _LOCKS,
     "prepare_stmt": "PREPARE",
@@ -44,8 +57,11 @@ _HOLD = 0x20  # CURSOR_OPT_HOLD
 _DROPPED = 4  # ONCOMMIT_DROP: gone with the transaction that every statement has
 
 
-def refused(script: Script) -> list[Problem]:
-    """Name every statement whose effect a later one would miss, or that gives our lock away."""
+def refused(script: Script, *, back: bool = False) -> list[Problem]:
+    """Name every statement whose effect a later one would miss, or that gives our lock away.
+
+    Of a way `back` less is refused: its text may be the history's, which nobody can edit.
+    """
     found: list[Problem] = []
     if script.transactional:
         return found  # done or not done; a lock that it lets go is missed before the next file
@@ -55,7 +71,8 @@ def refused(script: Script) -> list[Problem]:
             break
         if held:
             found.append(_problem(script, *held, _lost(held[1])))
-        held = (statement, what) if what and what not in (_DISCARDS, _UNLOCKS) else None
+        passed = (_DISCARDS, _UNLOCKS, *(_NEW if back else ()))
+        held = (statement, what) if what and what not in passed else None
         if what in (_DISCARDS, _UNLOCKS):
             found.append(
                 _problem(script, statement, what, f"{what} gives away the lock of this run")
@@ -69,7 +86,8 @@ def before(script: Script, done: int) -> str | None:
     for number, (_, what) in enumerate(_each(script), 1):
         if number > done:
             return found
-        found = found or (f"statement {number}: {_lost(what)}" if what else None)
+        missed = what and what not in (_LOCKS, _CURSOR)  # those ended when they were done
+        found = found or (f"statement {number}: {_lost(what)}" if missed and what else None)
     return None
 
 
@@ -83,8 +101,8 @@ def _problem(script: Script, statement: scan.Statement, what: str, said: str) ->
     line, column = scan.position(script.text, statement.start)
     hints = {
         _LOCKS: "Put it and what it protects into one DO block, or run the file in a transaction.",
-        _ADVISORY: "Write SELECT pg_advisory_lock(…), with nothing else in the statement: that is "
-        "taken again. Or release it in the same statement.",
+        _ADVISORY: "Write SELECT pg_advisory_lock(…), with a constant key and nothing else in the "
+        "statement: that is taken again. Or release it in the same statement.",
         "set_config": "Write SET, which is set again, or name schemas in full.",
         "a temporary table, view, sequence or function": "Make it a permanent one and drop it in "
         "the end, or do all of it in one statement (a DO block, ON COMMIT DROP).",
@@ -112,16 +130,25 @@ def locks(text: bytes) -> bool:
     return node is not None and _only_locks(node.select_stmt)
 
 
+def again(script: Script, done: int) -> bool:
+    """Tell whether the locks that the first `done` statements took are to be taken again.
+
+    Not where one of them released some in another way than alone.
+    """
+    texts = [each.text(script.text) for each in islice(script.statements(), done)]
+    return all(locks(text) for text in texts if _RELEASES.search(text))
+
+
 def _only_locks(select: Any) -> bool:  # noqa: ANN401 -- a SelectStmt, empty in another statement
-    """Tell whether a query is one such call, whose key is a constant or the hash of one."""
+    """Tell whether a query is one such call, whose key is a constant or made of constants."""
     parts = [field.name for field, _ in select.ListFields()]
     calls = [item.funcname[-1].string.sval for item in _all(select, {"FuncCall"})]
     locking = [name for name in calls if _LOCKING.fullmatch(name)]
     return (
-        {*parts} <= {"target_list", "limit_option", "op"}
+        {*parts} <= {"target_list", "from_clause", "limit_option", "op"}
         and len(select.target_list) == len(locking) == 1
-        and all(name in locking or name in ("hashtext", "hashtextextended") for name in calls)
-        and not any(_all(select, {"SubLink"}))
+        and all(name in locking or name in _KEYS for name in calls)
+        and not any(_all(select, {"SubLink", "RangeVar", "RangeSubselect"}))
     )
 
 
@@ -153,7 +180,9 @@ def left(text: bytes, functions: dict[str, str]) -> str | None:
     if kind == "create_function_stmt":
         return _function(statement, text, functions)
     found = _in_tree(kind, statement, functions)
-    return found or (None if _only_locks(node.select_stmt) else _takes(text))
+    if found or kind not in _RUNS or _only_locks(node.select_stmt):
+        return found
+    return _takes(text)
 
 
 def _function(

@@ -43,6 +43,12 @@ _BACK = re.compile(
     rb"[-=*#:>\]} \t]*+)$"
 )
 _BACKWARD = (b"down", b"undo", b"rollback")
+_UNDOES = re.compile(rb"(?is)(?:drop|delete|truncate|revoke)\b|alter\b.*\b(?:drop|rename)\b")
+# a way back that is a comment, too, or a word that says there is none
+_REMARK = re.compile(
+    rb"(?mi);|--[-* \t]*(?:drop|alter|delete|truncate|revoke|create|insert|update|grant|no|none|not"
+    rb"|n/a)\b"
+)
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
@@ -154,7 +160,8 @@ def marked(text: bytes) -> str | None:
 def turned(script: migrations.Script) -> int | None:
     """Return where a comment heads a way back that would run behind the way forward.
 
-    One of a bare word only between statements, and not above a way back that is a comment, too.
+    One of `+word down` always; another only between statements, above one that takes something
+    away, and not above a way back that is a comment, too.
     """
     text, end = script.text, 0
     if not any(word in part for part in _small(text) for word in _BACKWARD):
@@ -164,7 +171,10 @@ def turned(script: migrations.Script) -> int | None:
         gap = text[end : statement.start]
         for at, after in scan.asides(gap, len(gap)):
             head = heads.get(end + at)
-            if head and (head["sign"] or (end and b";" not in gap[after:])):
+            if head is None:
+                continue
+            back = _UNDOES.match(statement.text(text)) and not _REMARK.search(gap, after)
+            if (head["sign"] or b"").startswith(b"+") or (end and back):
                 return end + at
         end = statement.data[1] if statement.data else statement.end
     return None

@@ -219,13 +219,12 @@ def look(session: Session) -> Surroundings:
         raise local.Broken(f"the live database is not called {name!r} any more")
     options = _OPTIONS if major >= OPTIONS_SINCE else ""
     members = session.execute(_MEMBERSHIPS.format(options=options)).fetchall()
-    everybodys = dataclasses.replace(database, oid=0)  # what ALTER ROLE ALL has set
+    # what ALTER ROLE ALL has set; of words and money in a language that is not here nothing hangs
+    anybody = new_database.settings(session, dataclasses.replace(database, oid=0))
+    everybodys = [each for each in anybody if each.role is None and each.name[:3] != "lc_"]
     return Surroundings(
         database,
-        [
-            *(each for each in new_database.settings(session, everybodys) if each.role is None),
-            *new_database.settings(session, database),
-        ],
+        [*everybodys, *new_database.settings(session, database)],
         *_settings(session),
         [Role(**row) for row in _rows(session, _ROLES)],
         [Membership(*row) for row in members],
@@ -397,14 +396,17 @@ def in_order(memberships: Sequence[Membership]) -> list[Membership]:
 
     What nobody may give, as far as is known, comes last, and from the server's first role.
     """
-    found, left = list[Membership](), list(memberships)
+    found, left, may = list[Membership](), list(memberships), set[tuple[str, str]]()
     while left:
-        may = {(each.role, each.member) for each in found if each.admin}
-        ready = [each for each in left if not each.grantor or (each.role, each.grantor) in may]
+        ready, later = list[Membership](), list[Membership]()
+        for each in left:
+            given = not each.grantor or (each.role, each.grantor) in may
+            (ready if given else later).append(each)
         if not ready:
             return [*found, *(dataclasses.replace(each, grantor=None) for each in left)]
+        may |= {(each.role, each.member) for each in ready if each.admin}
         found += ready
-        left = [each for each in left if each not in ready]
+        left = later
     return found
 
 

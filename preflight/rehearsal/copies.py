@@ -525,6 +525,12 @@ def _fill(
     return problems
 
 
+def unpublished(copy: Copy) -> bool:
+    """Tell whether a copy is without the live database's publications."""
+    apart = copy.where in {"server", "url"} and bool(_publications(copy.home))
+    return apart or copy.part is not None
+
+
 def _publications(home: Session) -> tuple[str, ...]:
     """Return the option that leaves publications out where this role may not make every one."""
     _, superuser, _ = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")

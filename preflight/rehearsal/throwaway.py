@@ -54,8 +54,7 @@ _OURS = {
     "0A000": r'extension "(.*)" is not available',
     "22023": r'extension "(.*)" has no installation script|locale',
     "42704": r"collation .* for encoding",
-    "58P01": "", "XX000": "shared_preload_libraries",
-    "08001": "", "08006": "", "HV00N": "",
+    "58P01": "", "08001": "", "08006": "", "HV00N": "",
     "42501": confined.FORBIDDEN, "38000": confined.FORBIDDEN, "F0000": confined.FORBIDDEN,
 }  # fmt: skip
 # a superuser's alone, which a provider's server lets its customers do: its roles, or what it loads
@@ -316,10 +315,11 @@ def _ours(session: Session, server: local.Server, error: Exception) -> Exception
         return death
     if isinstance(error, ConnectionLost):
         return scratch.Unavailable(f"the copy's session ended, but not its server: {error}")
-    if isinstance(error, RehearsalFailed) and _only_here(session, error):
-        return _not_here(error, "which only the throwaway server says")
-    if isinstance(error, RehearsalFailed) and _provided(session, error):
-        return _not_here(error, "which the provider's server may allow", level="warning")
+    if not isinstance(error, RehearsalFailed):
+        return None
+    sure = _only_here(session, error)
+    if sure or _unloaded(error) or _provided(session, error):
+        return _not_here(error, sure=sure)
     return None
 
 
@@ -348,6 +348,11 @@ def _only_here(session: Session, failure: RehearsalFailed) -> bool:
     return found is not None
 
 
+def _unloaded(failure: RehearsalFailed) -> bool:
+    """Tell whether a library says in its own words that it has to be loaded at the start."""
+    return failure.problem.sqlstate == "XX000" and "shared_preload_libraries" in str(failure)
+
+
 def _provided(session: Session, failure: RehearsalFailed) -> bool:
     """Tell whether a file lacks a superuser's right, on whose live server others have it, too."""
     return (
@@ -357,11 +362,13 @@ def _provided(session: Session, failure: RehearsalFailed) -> bool:
     )
 
 
-def _not_here(failure: RehearsalFailed, why: str, *, level: str = "info") -> scratch.Unavailable:
+def _not_here(failure: RehearsalFailed, *, sure: bool) -> scratch.Unavailable:
+    why = "which only the throwaway server says" if sure else "which the live server may allow"
     told = failure.problem.data()
     where: dict[str, Any] = {
         name: told[name] for name in ("file", "line", "column") if name in told
     }
+    level = "info" if sure else "warning"
     return scratch.Unavailable(f"{failure}, {why}", (), level=level, **where)
 
 

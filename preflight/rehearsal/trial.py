@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 TELL_EVERY_S = 10.0
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
-_BY_TEXT = frozenset({"23514", "P0001", "P0004"})  # a check of a row, a block that looked at some
+# a check of a row, bounds of partitions, a block that has looked at some
+_BY_TEXT = frozenset({"23514", "42P17", "P0001", "P0004"})
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -595,7 +596,8 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         if copy is not None and copy.where != "local" and _lacks(session, failure):
             said = f"{failure}: it is not there, or has another name"
             raise scratch.Unavailable(said) from failure
-        if state == scratch.NO_OBJECT and scratch.names_a_publication(session, str(failure)):
+        unpublished = state == scratch.NO_OBJECT and copy is not None and copies.unpublished(copy)
+        if unpublished and scratch.names_a_publication(session, str(failure)):
             raise scratch.Unavailable(
                 f"{failure}, and the copy is without publications", level="warning"
             ) from failure

@@ -304,11 +304,14 @@ def test_publication_that_the_copy_cannot_have_is_no_fault_of_the_file(
     failed = run(env=becoming)
     migrations({"001_one.sql": "ALTER PUBLICATION p ADD TABLE here;"})
     result = run(env=becoming)
+    migrations({"002_two.sql": "DROP PUBLICATION p;\nALTER PUBLICATION p DROP TABLE here;"})
+    twice = run(env={"PREFLIGHT_REHEARSE": "auto"})  # a copy that has it
 
     assert (27, "42704") == (failed.code, failed.finished["error"].get("sqlstate")), failed
     (skipped,) = result.event("rehearsal.skipped")
     assert (0, "warning") == (result.code, skipped["level"]), result
     assert "without publications" in skipped["reason"]
+    assert (27, []) == (twice.code, twice.event("rehearsal.skipped")), twice
 
 
 def test_role_that_becomes_another_one_drops_its_copy(

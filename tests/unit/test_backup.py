@@ -321,7 +321,7 @@ def test_parts_of_an_upload_are_enough_for_any_dump(size: int) -> None:
 
     assert size * 11 // 10 <= first
     assert known.size_bytes * 3 // 2 <= same <= max(10_000 * objects.PART_BYTES, size // 4)
-    assert 3 * known.size_bytes * 3 // 2 <= grown
+    assert known.size_bytes * 3 // 2 + 2 * size <= grown  # what came may not compress
     assert size == store.most_expected(Manifest(size // 7), size)
 
 

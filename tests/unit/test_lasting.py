@@ -78,6 +78,11 @@ LEAVES_NOTHING = [
     "INSERT INTO t SELECT 1 FROM pg_advisory_xact_lock(42)",
     "DO $$ BEGIN PERFORM pg_advisory_lock(1); PERFORM pg_advisory_unlock(1); END $$",
     "COMMENT ON TABLE lock IS 'cursor'",
+    "SELECT pg_advisory_lock(1, hashtext(current_database()))",
+    "SELECT pg_advisory_lock(('x' || md5('a'))::bit(64)::bigint)",
+    "SELECT 1 FROM pg_advisory_lock(1)",
+    "REVOKE EXECUTE ON FUNCTION pg_advisory_lock(bigint) FROM public",
+    "CREATE VIEW v AS SELECT pg_try_advisory_lock(1)",
 ]
 
 
@@ -118,3 +123,30 @@ def test_refusal_names_every_place() -> None:
         due.require([script])
 
     assert [(2, 1), (3, 3)] == [(each.line, each.column) for each in raised.value.problems]
+
+
+def test_what_is_recorded_is_not_judged_by_what_is_refused_of_new_files() -> None:
+    """A rollback text may be the history's, and what a done LOCK TABLE held ended when it did."""
+    text = f"{MARK}LOCK TABLE t;\nSELECT 1;\nSELECT 2;\n"
+    script = reading.kept(1, "001_a", "up", text.encode())
+
+    assert (1, 0) == (len(lasting.refused(script)), len(lasting.refused(script, back=True)))
+    assert lasting.before(script, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("SELECT pg_advisory_unlock(42)", True),
+        ("DO $$ BEGIN PERFORM pg_advisory_unlock(42); END $$", False),
+    ],
+)
+def test_lock_that_was_released_in_another_way_is_not_taken_again(
+    release: str, *, expected: bool
+) -> None:
+    """Taken again by the run that goes on, it would be held to its end."""
+    text = f"SELECT pg_advisory_lock(42);\n{release};\nSELECT 1;\n"
+    script = reading.kept(1, "001_a", "up", text.encode())
+
+    assert expected == lasting.again(script, 2)
+    assert lasting.again(script, 1)

@@ -496,6 +496,11 @@ def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_pa
         "SELECT 1; -- down\nSELECT 2;\n",
         "SELECT 1;\n-- what is shut\n-- down.\nSELECT 2;\n",
         "SELECT 1;\n-- Down payments\nSELECT 2;\n",
+        "SELECT 1;\n-- rollback:\n--   ALTER TABLE a DROP b\nDROP TABLE c;\n",
+        "SELECT 1;\n-- Rollback\n-- not possible\nDROP TABLE a;\n",
+        "SELECT 1;\n-- Rollback\n/* DROP TABLE a */\nSELECT 2;\n",
+        "-- @rollback\n-- DROP TABLE a;\nCREATE TABLE a ();\n",
+        "SELECT 1;\n-- undo\nCREATE TABLE undo ();\n",
     ],
 )
 def test_comment_with_no_way_back_below_is_none(text: str, tmp_path: Path) -> None:
