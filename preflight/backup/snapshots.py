@@ -53,12 +53,13 @@ WHERE c.relkind IN ({kinds}) {only} AND (config.relation IS NOT NULL
    AND d.objid = c.oid AND d.deptype = 'e'))
 ORDER BY 1, 2
 """
-# of one that was dropped a moment ago the privilege is NULL: it is in no dump
+# a search_path of all schemas
 _EVERYWHERE = """
 SELECT pg_catalog.string_agg(pg_catalog.quote_ident(n.nspname), ', ' ORDER BY n.oid)
 FROM pg_catalog.pg_namespace n
 WHERE n.nspname = 'pg_catalog' OR n.nspname NOT LIKE 'pg\\_%'
 """
+# of one that was dropped a moment ago the privilege is NULL: it is in no dump
 _UNREADABLE = """
 SELECT r.schema, r.name, r.readable FROM ({relations})
  AS r(schema, name, schema_key, key, has_rows, condition, readable, filtered, root_schema, root)

@@ -175,10 +175,10 @@ def _made(
         stack.enter_context(seal.closed_on_failure())
         with store.usable(backups):
             ours = identity.ours(backups.listing())
-            newest = ours[-1].manifest.size_bytes if ours else None
-            needed = store.space_needed(newest, size)
-            seal.expect(needed if newest is None else newest * 11 // 10)
-            backups.expect(store.most_expected(ours[-1].manifest if ours else None, size))
+            newest = ours[-1].manifest if ours else None
+            needed = store.space_needed(newest.size_bytes if newest else None, size)
+            seal.expect(newest.size_bytes * 11 // 10 if newest else needed)
+            backups.expect(store.most_expected(newest, size))
             name = stack.enter_context(backups.draft(identity, config.run_id, needed))
             into = _Draft(backups, name, programs, seal)
             found, witness, seen = _dumped(session, into, size)

@@ -86,8 +86,8 @@ def before(script: Script, done: int) -> str | None:
     for number, (_, what) in enumerate(_each(script), 1):
         if number > done:
             return found
-        missed = what and what not in (_LOCKS, _CURSOR)  # those ended when they were done
-        found = found or (f"statement {number}: {_lost(what)}" if missed and what else None)
+        if what and what not in (_LOCKS, _CURSOR):  # those ended when they were done
+            found = found or f"statement {number}: {_lost(what)}"
     return None
 
 

@@ -86,19 +86,22 @@ class NoRight(Unavailable):
 
 def lacks(session: Session, failure: Failure) -> bool:
     """Tell whether a file fails on a copy for a database or a setting that the live server has."""
-    words, query = _LACKED.get(failure.problem.sqlstate or "", ("", ""))
-    if not query or (found := re.search(words, str(failure))) is None:
-        return False
+    lacked = _LACKED.get(failure.problem.sqlstate or "")
     try:
-        return session.execute(query, [found[1]]).fetchone() is not None
+        return lacked is not None and _has(session, str(failure), *lacked)
     except psycopg.errors.InsufficientPrivilege:  # there, and not for this role to read
         return True
 
 
 def names_a_publication(session: Session, said: str) -> bool:
     """Tell whether an error says that a publication is not there which the live database has."""
-    found = re.search(r'publication "(.*)" does not exist', said)
     query = "SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = %s::name"
+    return _has(session, said, r'publication "(.*)" does not exist', query)
+
+
+def _has(session: Session, said: str, words: str, query: str) -> bool:
+    """Ask the live server for what an error names in such words."""
+    found = re.search(words, said)
     return found is not None and session.execute(query, [found[1]]).fetchone() is not None
 
 

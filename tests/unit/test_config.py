@@ -88,6 +88,14 @@ def test_disagreement_names_both(environ: dict[str, str], names: list[str]) -> N
     assert SECRET not in problem
 
 
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Give the place of libpq's service file."""
+    place = tmp_path / "services"
+    monkeypatch.setenv("PGSERVICEFILE", str(place))
+    return place
+
+
 @pytest.mark.parametrize(
     "environ", [{"PGSERVICE": "prod"}, {"DATABASE_URL": "service=prod user=me"}]
 )
@@ -108,23 +116,17 @@ def test_service_file_leaves_no_room_for_defaults(environ: dict[str, str]) -> No
     ],
 )
 def test_database_of_a_service_is_known_by_its_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, service: str, database: str
+    services: Path, url: str, service: str, database: str
 ) -> None:
     """The one that libpq would take: what is said, then the service's, then the user's."""
-    services = tmp_path / "services"
     services.write_text("[prod]\ndbname=app\n[plain]\nuser=me\n")
-    monkeypatch.setenv("PGSERVICEFILE", str(services))
 
     assert database == read(DATABASE_URL=url, PGSERVICE=service).database
 
 
-def test_port_of_a_service_holds_beside_a_host_that_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_port_of_a_service_holds_beside_a_host_that_is_said(services: Path) -> None:
     """As for libpq; its default would be another server's."""
-    services = tmp_path / "services"
     services.write_text("[prod]\nport=6000\n")
-    monkeypatch.setenv("PGSERVICEFILE", str(services))
 
     assert "6000" == target(DATABASE_URL="service=prod host=h")["port"]
     assert "7000" == target(DATABASE_URL="service=prod host=h port=7000")["port"]
@@ -145,12 +147,10 @@ def test_port_of_a_service_holds_beside_a_host_that_is_said(
     ],
 )
 def test_options_are_those_that_libpq_would_take(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, service: str, options: str
+    services: Path, url: str, service: str, options: str
 ) -> None:
     """The URL's before the service file's, and these before PGOPTIONS."""
-    services = tmp_path / "services"
     services.write_text("[prod]\noptions=-c from=service\n[plain]\nport=6000\n")
-    monkeypatch.setenv("PGSERVICEFILE", str(services))
     said = {"DATABASE_URL": url, "PGSERVICE": service, "PGOPTIONS": "-c from=environment"}
 
     assert options == target(**said)["options"]
