@@ -950,6 +950,7 @@ def main(chosen: list[str]) -> int:
         if f"--{each}" in chosen:
             how, chosen = each, [word for word in chosen if word != f"--{each}"]
     with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)  # some tests run it as another user
         copy = Path(directory) / "copy"
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
