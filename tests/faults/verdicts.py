@@ -134,6 +134,24 @@ CHANGES = (  # what nobody does all the time
     "CREATE INDEX passing ON written (v); DROP INDEX passing",
     "ANALYZE written",
 )
+# What an administrator has set for a role, or a database; those that a server does not know are
+# left out. None of it is a reason to call the database bad.
+SETTINGS = (
+    "statement_timeout = '30ms'", "lock_timeout = '1ms'", "transaction_timeout = '30ms'",
+    "idle_in_transaction_session_timeout = '30ms'", "idle_session_timeout = '30ms'",
+    "default_transaction_read_only = on", "default_transaction_isolation = 'serializable'",
+    "default_transaction_deferrable = on", "row_security = off", "search_path = ''",
+    "search_path = nowhere, pg_catalog", "standard_conforming_strings = off",
+    "client_encoding = 'LATIN1'", "client_min_messages = 'debug1'", "bytea_output = 'escape'",
+    "DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Asia/Kathmandu'",
+    "extra_float_digits = -15", "quote_all_identifiers = on", "xmloption = 'document'",
+    "array_nulls = off", "transform_null_equals = on", "enable_seqscan = off",
+    "enable_indexscan = off", "work_mem = '64kB'", "plan_cache_mode = 'force_generic_plan'",
+    "synchronous_commit = 'remote_apply'", "check_function_bodies = on",
+    "default_text_search_config = 'pg_catalog.german'", "lc_numeric = 'C'",
+    "default_table_access_method = 'heap'", "default_toast_compression = 'pglz'",
+    "max_parallel_workers_per_gather = 0", "backslash_quote = off", "application_name = 'é'",
+)  # fmt: skip
 # pg_read_all_data leaves large objects out
 READABLE = """DO $$ DECLARE l oid; BEGIN FOR l IN SELECT oid FROM pg_largeobject_metadata LOOP
 EXECUTE format('GRANT SELECT ON LARGE OBJECT %s TO {}', l); END LOOP; END $$"""
@@ -149,6 +167,7 @@ DAMAGES = (
     # a dump of what was there a moment later
     '{python} -c "{adds}" {superuser} && ' + NO_SNAPSHOT + ' && exec "$REAL" "$@"',
 )
+WRITABLE = "-c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
 ADDS = (
     "import psycopg, sys; psycopg.connect(sys.argv[1], autocommit=True)"
     ".execute('INSERT INTO public.written (v) VALUES (0)')"
@@ -203,11 +222,12 @@ class Recipe:
     statements: tuple[str, ...]
     role: str
     writers: int
-    rehearse: bool
+    rehearse: str | None  # on which server, if at all
+    settings: tuple[str, ...]
 
     def __str__(self) -> str:
         """Show it as it was made."""
-        made = ";\n".join(self.statements)
+        made = ";\n".join([*self.statements, *self.settings])
         return f"as {self.role}, {self.writers} writers, rehearse {self.rehearse}:\n{made}"
 
 
@@ -244,7 +264,10 @@ def recipe(choice: random.Random, number: int) -> Recipe:
             statements.append(made)
         if role != "owner" and choice.random() < 0.5:
             statements.append(f"ALTER SCHEMA {quoted(schema)} OWNER TO {choice.choice(owners)}")
-    return Recipe(tuple(statements), role, choice.randint(0, 2), choice.random() < 0.7)
+    count, rehearse = choice.randint(0, 2), choice.random() < 0.7
+    settings = choice.sample(SETTINGS, choice.choice((0, 6, len(SETTINGS) // 2)))
+    where = choice.choice(("server", "server", "server", "local")) if rehearse else None
+    return Recipe(tuple(statements), role, count, where, tuple(settings))
 
 
 @contextlib.contextmanager
@@ -270,8 +293,13 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
                     connection.execute(statement.encode())
             connection.execute("RESET ROLE")
             connection.execute(READABLE.format(roles[3]).encode())
+            for setting in made.settings:
+                with contextlib.suppress(psycopg.errors.UndefinedObject):
+                    connection.execute(f"ALTER {_whose(made, number)} SET {setting}".encode())
         yield database
     finally:
+        with server.connect() as connection:
+            connection.execute(f"ALTER DATABASE {database.name} RESET ALL".encode())
         with server.connect(database.name) as connection:
             connection.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE".encode())
         with server.connect() as connection:
@@ -279,6 +307,13 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
             connection.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE".encode())
             connection.execute(f"DROP ROLE {', '.join(roles)}".encode())
+
+
+def _whose(made: Recipe, number: int) -> str:
+    """Return whose settings they are: a superuser is one for all databases."""
+    if made.role == "superuser":
+        return f"DATABASE verdict_{number}"
+    return f"ROLE verdict_{made.role}_{number}"
 
 
 @contextlib.contextmanager
@@ -322,7 +357,7 @@ def environment(database: servers.Database, home: Path, made: Recipe) -> dict[st
         "PREFLIGHT_BACKUP_DIR": str(backups),
         "PREFLIGHT_MIGRATIONS_DIR": str(files),
         "PREFLIGHT_REHEARSE": "auto" if made.rehearse else "off",
-        "PREFLIGHT_REHEARSE_ON": "server",
+        "PREFLIGHT_REHEARSE_ON": made.rehearse or "server",
         "PREFLIGHT_LOCK_RETRY_S": "20",
         "PREFLIGHT_TERMINATION_LOG": str(home / "none"),
     }
@@ -343,7 +378,7 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
             bytes=choice.randint(0, max(size - 1200, 0)),
             python=shlex.quote(sys.executable),
             adds=ADDS,
-            superuser=shlex.quote(database.conninfo()),
+            superuser=shlex.quote(f"{database.conninfo()} options='{WRITABLE}'"),
         )
         fake = fakes.Fakes(home / "fakes")
         damaged_env = {**env, "PATH": fake.write(damage), "PREFLIGHT_REHEARSE": "off"}
