@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
@@ -74,7 +74,9 @@ def forward(
     def recorded(row: Row | None) -> bool:
         return row is not None and row.state == "done" and row.run_id == session.config.run_id
 
-    if not guarded(session, migration, once, recorded, "migration.applied"):
+    # a repeatable is taken back by its earlier text
+    lacking: dict[str, Any] = {} if migration.rollback or migration.repeat else {"rollback": False}
+    if not guarded(session, migration, once, recorded, "migration.applied", **lacking):
         raise PlanChanged
 
 
@@ -84,8 +86,8 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     once: Callable[[watch.Watch], int],
     recorded: Callable[[Row | None], bool],
     event: str,
-    note: str | None = None,
     script: Script | None = None,
+    **more: object,
 ) -> bool:
     """Run a migration's file, watched; log how it went and keep the failure in the journal.
 
@@ -95,7 +97,6 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     log = structlog.get_logger().bind()  # once for both lines
     named = migration.named
     script = script or migration.up
-    said = {"note": note} if note else {}
     began = time.monotonic()
     seen: watch.Watch | None = None
     log.info("migration.started", **named, transactional=script.transactional)
@@ -110,7 +111,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
             _record_failure(session, migration, failure)
             raise failure from error
         stop.leaves(session, None)
-        log.info(event, **named, duration_s=_since(began), read_back=True, **said)
+        log.info(event, **named, duration_s=_since(began), read_back=True, **more)
         return False
     except (LockBusy, ConnectionLost, TargetUnusable):
         raise  # the file never ran, without the lock or without its row
@@ -122,7 +123,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
             _journal_failure(session, migration, Problem(f"stopped by a signal; {left}"))
         raise
     stop.leaves(session, None)
-    log.info(event, **named, duration_s=_since(began), statements=count, **said)
+    log.info(event, **named, duration_s=_since(began), statements=count, **more)
     return True
 
 

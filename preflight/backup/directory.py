@@ -156,9 +156,8 @@ class Directory(store.Store):
                 os.close(descriptor)
 
     def _require_space(self, needed: int) -> None:
-        found = os.statvfs(self._root)
-        free = found.f_bavail * found.f_frsize
-        if free < needed:
+        free = mounts.free(self._root)
+        if free is not None and free < needed:
             raise self._no_space(
                 f"{free / 1e6:.1f} MB are free, about {needed / 1e6:.1f} MB are needed"
             )

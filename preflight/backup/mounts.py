@@ -1,7 +1,8 @@
-"""Whether a directory outlives the container."""
+"""Whether a directory outlives the container, and what room it has."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
@@ -38,6 +39,12 @@ def in_container() -> bool:
 def mount_kind(directory: Path) -> str:
     """Return the type of the file system that a directory lies on, "" where nobody can tell."""
     return nearest_mount(directory, _mounts())[1]
+
+
+def free(directory: Path) -> int | None:
+    """Return the bytes that are free for us; None where the file system does not tell: OSError."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize if found.f_blocks else None
 
 
 def _mounts() -> str:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 T = TypeVar("T")
 AT_ONCE = 20  # tables of a copy that are counted in one statement, which locks their indexes, too
+SESSIONS = (
+    "A backup needs three sessions at a time (ours, the snapshot's, pg_dump's): raise the "
+    "CONNECTION LIMIT of the role or the database, or run again when fewer are connected."
+)
 LISTINGS = 20  # tables may be made and dropped between their list and their locks
 
 # Every relation of one kind that pg_dump dumps: not the system's, of extensions only what they
@@ -277,8 +281,7 @@ def _second(session: Session) -> Iterator[Session]:
         raise BackupInterrupted(
             "backup.no_session",
             f"the server is up, but a second session could not be had: {failure}",
-            "A backup needs three sessions at a time (ours, the snapshot's, pg_dump's): raise the "
-            "CONNECTION LIMIT of the role or the database, or run again when fewer are connected.",
+            SESSIONS,
             sqlstate=failure.problem.sqlstate,
         ) from failure
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from preflight.backup import children
+from preflight.backup import children, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +28,10 @@ DESCRIPTORS = "/proc/self/fd"  # through which other programs find a file withou
 def unusable(directory: Path, needed: int) -> str | None:
     """Return why a copy of so many bytes cannot lie there, if that is known before it is made."""
     try:
-        free = shutil.disk_usage(directory).free
+        free = mounts.free(directory)
     except OSError as error:
         return error.strerror
-    if free >= needed:
+    if free is None or free >= needed:
         return None
     return f"{free / 1e6:.1f} MB are free, {needed / 1e6:.1f} MB are needed"
 

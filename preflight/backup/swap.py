@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,10 +14,7 @@ import structlog
 
 from preflight.backup import manifests, new_database, restored, store
 from preflight.base import console, quoting, stop
-from preflight.base.errors import (
-    BackupFailed,
-    TargetUnusable,
-)
+from preflight.base.errors import BackupFailed, BackupInterrupted, TargetUnusable
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -154,7 +150,7 @@ def swap(
         renamed = _renamed(session, place, kept, end_sessions=asked.end_sessions)
     except BaseException as error:
         if not session.lost:
-            with suppress(psycopg.Error, BackupFailed):
+            with suppress(psycopg.Error, BackupFailed, BackupInterrupted):
                 let_in(session, place.into)  # so it is there, and not the live one
                 if record:
                     _record(place, (record[0], {**record[1], "undone": True}), again=False)
@@ -236,11 +232,12 @@ def _record(place: restored.Place, record: tuple[str, dict[str, Any]], *, again:
             sink.write(json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         if not again:
-            raise BackupFailed(
-                "backup.directory",
-                f"the swap cannot be recorded in {place.at}: {error.strerror}",
-                f"The same command would do it again. Make it writable for user {os.getuid()}, or "
-                "go without a record: --again.",
+            failure = place.store.failure(error)
+            raise type(failure)(
+                failure.code,
+                f"the swap cannot be recorded, and {place.into} stays beside: {failure}",
+                f"{failure.problem.hint} Then the same command goes on from there; --again goes "
+                "without a record.",
             ) from error
 
 

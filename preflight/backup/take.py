@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -374,7 +375,7 @@ def _dumped(
             raise BackupInterrupted(
                 "backup.interrupted",
                 f"no backup after {attempt} attempts: {said}{others}",
-                "Run again; nothing was migrated.",
+                snapshots.SESSIONS if _FULL.search(said) else "Run again; nothing was migrated.",
             )
         structlog.get_logger().info("backup.progressed", attempt=attempt, waiting=f"{said}{others}")
         stop.pause(0.2 * min(attempt, ATTEMPTS), 1.0 * min(attempt, ATTEMPTS))
@@ -553,6 +554,8 @@ def _written(
 
 # warnings of pg_dump about the order of what is in the dump; TimescaleDB's tables earn the first
 _LACKS_NOTHING = ("there are circular foreign-key constraints", "could not resolve dependency loop")
+# the server's words for each of the limits of connections
+_FULL = re.compile(r"too many (connections|clients)|remaining connection slots")
 _HINT = "These are the words of pg_dump or of the server; nothing was migrated."
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -338,6 +340,20 @@ SETTINGS: dict[str, Callable[[str], object]] = {
 }
 
 
+_NOT_IN_HOSTS = ":/[]" + string.whitespace
+
+
+def _is_no_host(host: str) -> bool:
+    """Tell whether what should be a host can be none: a URL, or one with its port."""
+    if host.startswith("/") or not set(host) & set(_NOT_IN_HOSTS):
+        return False
+    try:
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 class _Reader:
     """Collects problems and warnings while the environment is read; an empty value is no value."""
 
@@ -374,9 +390,11 @@ class _Reader:
             self.wrong(f"{name} and {name}_FILE are both set", "Keep one of the two.")
             return None
         try:
+            # a FIFO without a writer must not hang us; one that has one may be slower
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:  # a FIFO without a writer must not hang us
-                raw = file.read(plain.SECRET_MAX_BYTES + 1) or b""
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "rb") as file:
+                raw = file.read(plain.SECRET_MAX_BYTES + 1)
         except OSError as error:
             # a password set where its file's name belongs must not be shown
             shown = path if path.startswith("/") else "a file"
@@ -416,6 +434,7 @@ class _Reader:
                 for key, name in names.items()
                 if (value := self._clean(name, self.environ.get(name)))
             }
+        self._from_files(sources)
         passwords = {
             "DATABASE_URL": sources["DATABASE_URL"].pop("password", None),
             "PGPASSWORD": self.secret("PGPASSWORD"),
@@ -443,12 +462,20 @@ class _Reader:
                 target[key] = value
         if "host" in target and "port" in theirs:  # else it is dialled at 5432
             target.setdefault("port", theirs["port"])
-        self._check_address(target)
+        self._check_address(sources["DATABASE_URL"] | target)
         named = {"dbname": theirs["dbname"]} if "dbname" in theirs else {}
         defaults = named if service else dict(plain.DEFAULTS)
         if "hostaddr" in target:
             defaults.pop("host", None)
         return sources["DATABASE_URL"] | defaults | target
+
+    def _from_files(self, sources: dict[str, dict[str, str]]) -> None:
+        """Add what only a file tells, as POSTGRES_DB_FILE does for the official image."""
+        given = set().union(*sources.values())
+        for vocabulary, names in plain.VOCABULARIES.items():
+            for key in names.keys() - given:
+                if f"{names[key]}_FILE" in self.environ and (value := self.secret(names[key])):
+                    sources[vocabulary][key] = value
 
     def _agree(self, key: str, found: Mapping[str, str]) -> None:
         if len(set(found.values())) > 1:
@@ -475,6 +502,15 @@ class _Reader:
                 "the host holds an '@'",
                 "In a URL write the @ of a password as %40.",
             )
+        elif odd := next(filter(_is_no_host, target.get("host", "").split(",")), None):
+            # not shown: in a URL with a stray character it may be a piece of the password
+            held = next((each for each in odd if each in _NOT_IN_HOSTS), "")
+            self.wrong(
+                f"the host is no name and no address: it holds {held!r}",
+                "It stands alone there; the port has a place of its own (POSTGRES_PORT).",
+            )
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", target.get("connect_timeout") or "0"):
+            self.wrong("the connect_timeout is not a whole number of seconds")
         for port in filter(None, target.get("port", "").split(",")):
             if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
                 # not shown: in a URL with a stray character it may be a piece of the password

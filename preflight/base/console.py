@@ -119,6 +119,9 @@ class Summary:
         versions = [each for each in self.applied if "version" in each]
         if not versions:
             return "a file without a version is taken back by its earlier text"
+        if lacking := [each["migration"] for each in versions if each.get("rollback") is False]:
+            have = "has" if len(lacking) == 1 else "have"
+            return f"none by `rollback`: {some(lacking)} {have} no rollback file"
         if self.above is None:
             return "`rollback` takes the newest version back, `rollback --to VERSION` all above one"
         back = "rollback" if len(versions) == 1 else f"rollback --to {self.above}"

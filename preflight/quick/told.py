@@ -5,6 +5,7 @@ It is the configuration's part that most deployments use, and stricter: what is 
 """
 
 import os
+import stat
 
 from preflight.base import plain
 
@@ -132,9 +133,10 @@ def target(environ: Environment) -> Environment:
 def _require_no_others(environ: Environment) -> None:
     """Make sure that nothing else speaks of the connection; raises Unclear."""
     for name in environ:
-        if name in KNOWN or name.startswith(("PREFLIGHT_", "POSTGRES_", "DATABASE_")):
+        if name in KNOWN or name.startswith("PREFLIGHT_"):
             continue
-        if not (name.startswith("PG") and "_" in name):
+        theirs = name.startswith(("POSTGRES_", "DATABASE_")) or "_" in name
+        if not theirs or name.removesuffix("_FILE") in KNOWN:  # what only a file tells
             raise Unclear
 
 
@@ -147,6 +149,8 @@ def _secret(environ: Environment, name: str) -> str:
         raise Unclear
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unclear  # what is read from a pipe is gone for the full path
         raw = os.read(descriptor, plain.SECRET_MAX_BYTES + 1)
     finally:
         os.close(descriptor)

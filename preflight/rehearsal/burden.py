@@ -6,7 +6,6 @@ for everybody. Free space cannot be seen through SQL, but what keeps WAL from be
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from preflight.backup import mounts
 from preflight.base import console
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ def without_room(session: Session, live_bytes: int) -> str | None:
     if directory is None or not _is_here(Path(directory), started):
         return None
     needed = live_bytes + min(round(WAL_SHARE * live_bytes), 2 * (most_wal or 0))
-    free = min(_free(Path(directory)), _free(Path(directory) / "pg_wal"))
+    places = (Path(directory), Path(directory) / "pg_wal")
+    free = min((each for each in map(mounts.free, places) if each is not None), default=needed)
     if free >= needed:
         return None
     return (
@@ -166,11 +167,6 @@ def _is_here(directory: Path, started: int) -> bool:
     except (OSError, UnicodeDecodeError):
         return False  # another machine, another container, or not for us
     return abs(int("".join(lines[2:3]) or 0) - started) <= 1
-
-
-def _free(directory: Path) -> int:
-    found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize
 
 
 class Minute:

@@ -253,8 +253,8 @@ def room(directory: Path, limit_mb: int = 0, *, taken: int | None = None) -> Roo
 
     `taken` are the bytes that lie below it; when they are not given they are counted.
     """
-    found = os.statvfs(directory)
-    rooms = [Room(found.f_bavail * found.f_frsize, "on its file system")]
+    free = mounts.free(directory)
+    rooms = [Room(sys.maxsize if free is None else free, "on its file system")]
     if mounts.mount_kind(directory) in ("tmpfs", "ramfs"):
         rooms += [Room(left, f"of the memory ({whose})") for left, whose in memory.left()]
     if limit_mb:
@@ -510,7 +510,9 @@ class Server:
             "channel_binding": "prefer",
             "target_session_attrs": "any",
             "options": "",
-            "passfile": os.devnull,  # it needs no password, and is to get none of another server
+            # it needs no password, and is to get none of another server; libpq warns of what is
+            # there and no file, as /dev/null
+            "passfile": str(self.socket / "none"),
         }
 
     def folder(self, name: str) -> Path:

@@ -238,7 +238,10 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
 
 
 PLAIN = ("host", "hostaddr", "user", "dbname", "application_name")  # said in every run, or ours
-_SERVICE = re.compile(r"(definition of service )\S+( not found)")
+_SAID = (
+    re.compile(r"(definition of service )\S+( not found)"),
+    re.compile(r"(-c |--)\S+( requires a value)"),
+)
 _ITEM = re.compile(r"[,\s=]+")
 
 
@@ -247,7 +250,8 @@ def _unsaid(text: str, pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> str:
 
     What is no value of ours stays, such as a path, and the names that every run shows.
     """
-    text = _SERVICE.sub(r"\1…\2", text)
+    for each in _SAID:
+        text = each.sub(r"\1…\2", text)
     said = dict(target) | {
         each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val
     }

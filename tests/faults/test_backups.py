@@ -59,6 +59,16 @@ def test_c047_c048_disk_that_fails_late_leaves_nothing(  # noqa: PLR0913, PLR091
     assert [None] == database.query("SELECT to_regclass('one')")
 
 
+def test_swap_on_a_full_disk_says_that_it_is_full(run: Run, answers: Answers) -> None:
+    """Its record finds no room; what was restored is not lost, and the same command goes on."""
+    codes = [run(*words).code for words in (["backup"], ["restore", "latest"])]
+    full = run("restore", "latest", "--swap", env=answers(dirsync=errno.ENOSPC))
+
+    assert [0, 0] == codes
+    assert (23, "backup.no_space") == (full.code, full.finished["error"]["code"]), str(full)
+    assert 0 == run("restore", "latest", "--swap").code
+
+
 @pytest.mark.fault("C048")
 @pytest.mark.parametrize(
     "answer",

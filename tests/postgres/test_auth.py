@@ -145,7 +145,7 @@ def test_wrong_password_gives_up_before_the_deadline(run: Run) -> None:
      "target_session_attrs=hunter2", "channel_binding=hunter2", "gssencmode=hunter2",
      "ssl_min_protocol_version=hunter2", "keepalives=hunter2",
      "sslmode=verify-full&sslrootcert=hunter2", "options=hunter2",
-     "options=-c%20work_mem%3Dhunter2"],
+     "options=-c%20work_mem%3Dhunter2", "options=-c%20hunter2"],
 )  # fmt: skip
 def test_what_could_not_be_read_is_not_repeated(run: Run, options: str) -> None:
     """Neither libpq's nor the server's quotation of an option: it may be a password."""

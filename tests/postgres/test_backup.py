@@ -650,14 +650,16 @@ def test_role_that_may_read_everything_needs_no_more(run: Run, role: str, backup
     assert 0 == manifest(only(backup_dir))["rows"]["closed.secret"]
 
 
-def test_role_with_one_session_is_told_that_a_backup_needs_more(
-    run: Run, role: str, database: servers.Database, backup_dir: Path
+@pytest.mark.parametrize("limited", [(1, "no_session"), (2, "interrupted")], ids=str)
+def test_role_with_too_few_sessions_is_told_that_a_backup_needs_more(
+    run: Run, role: str, database: servers.Database, backup_dir: Path, limited: tuple[int, str]
 ) -> None:
-    """The server is there, so waiting for it is not the advice."""
-    database.query(sql.SQL("ALTER ROLE {} CONNECTION LIMIT 1").format(sql.Identifier(role)))
+    """The server is there, so waiting for it is not the advice; pg_dump's is the third."""
+    allow, (limit, dotted) = "ALTER ROLE {} CONNECTION LIMIT {}", limited
+    database.query(sql.SQL(allow).format(sql.Identifier(role), limit))
     result = run(env={"PGUSER": role, "PREFLIGHT_WAIT_TIMEOUT_S": "1"})
 
-    assert (14, "backup.no_session") == (result.code, result.finished["error"]["code"])
+    assert (14, f"backup.{dotted}") == (result.code, result.finished["error"]["code"])
     assert "CONNECTION LIMIT" in result.finished["error"]["hint"]
     assert [] == list(backup_dir.iterdir())
 

@@ -157,8 +157,11 @@ def test_each_database_has_its_own_backup(
     migrations: WriteMigrations,
     backup_dir: Path,
 ) -> None:
-    """Every database with such a name, and no template; JSON and metrics name each."""
+    """Every database with such a name, and no template; what takes no connections is told."""
     databases = [create_database(server, f"fleet_{name}") for name in ("a", "b", "c")]
+    create_database(server, "fleet_e")
+    with server.connect() as connection:
+        connection.execute("ALTER DATABASE fleet_e ALLOW_CONNECTIONS false")
     with dropped_in_part(create_database(server, "fleet_d")):
         _each_database(run, databases, migrations, backup_dir)
 
@@ -181,9 +184,16 @@ def _each_database(
     assert [[1]] * 3 == [
         each.query("SELECT version FROM preflight.migrations") for each in databases
     ]
+    (warned,) = result.event("config.warned")
+    assert "fleet_e takes no connections" in warned["warning"]
     table = run("check", "--each-database", "fleet\\__", "--table")
     assert (0, 3) == (table.code, table.stdout.count("fleet_")), table
     assert 20 == run("check", "--each-database", "no such %").code
+    closed = run("check", "--each-database", "fleet\\_e")
+    assert (20, True) == (
+        closed.code,
+        "closed: fleet_e" in str(closed.finished["error"]["message"]),
+    )
 
 
 def test_proof_that_is_too_old_is_made_again(

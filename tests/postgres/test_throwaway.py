@@ -173,6 +173,7 @@ def test_role_that_may_not_create_a_database_proves_what_others_own(
         started["fidelity"],
     )
     assert ("local", None) == (passed["where"], passed["wal_bytes"])
+    assert "" == result.stderr  # no library speaks beside the log
 
 
 def test_right_that_the_role_lacks_is_found_on_the_copy(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import postgast
@@ -12,6 +13,7 @@ from postgast import pg_query_pb2
 from preflight.base import config
 from preflight.base.config import Config
 from preflight.base.errors import ConfigInvalid
+from preflight.quick import told
 from tests import servers
 
 SECRET = "hunter2-Sésame"  # noqa: S105 - a canary
@@ -339,6 +341,78 @@ def test_pipe_without_a_writer_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(path)
 
     assert [f"PGPASSWORD_FILE names {path}, which is empty"] == wrong(PGPASSWORD_FILE=str(path))
+
+
+def test_secret_comes_from_a_pipe_whose_writer_is_slow(tmp_path: Path) -> None:
+    """As `<(vault read …)` gives it: what is not there yet is waited for."""
+    path = tmp_path / "secret"
+    os.mkfifo(path)
+    written = os.open(path, os.O_RDWR)
+    done = threading.Event()
+
+    def write() -> None:
+        os.write(written, b"p\n")
+        os.close(written)
+        done.set()
+
+    threading.Timer(0.2, write).start()
+
+    assert "p" == target(PGPASSWORD_FILE=str(path))["password"]
+    assert done.wait(10)
+
+
+def test_quick_look_leaves_a_pipe_as_it_is(tmp_path: Path) -> None:
+    """What it had read from one would be gone for the run that has work to do."""
+    path = tmp_path / "secret"
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)
+    os.write(pipe, b"p\n")
+
+    with pytest.raises(told.Unclear):
+        told.target({"POSTGRES_PASSWORD_FILE": str(path)})
+    assert b"p\n" == os.read(pipe, 9)
+    os.close(pipe)
+
+
+def test_names_that_only_a_file_tells_are_read_from_it(tmp_path: Path) -> None:
+    """The official image's POSTGRES_DB_FILE and POSTGRES_USER_FILE; else it is not even opened."""
+    (tmp_path / "db").write_text("app\n")
+    (tmp_path / "user").write_text("deploy\n")
+    said = {"POSTGRES_DB_FILE": str(tmp_path / "db"), "PGUSER_FILE": str(tmp_path / "user")}
+    found = target(**said)
+
+    assert ("app", "deploy") == (found["dbname"], found["user"])
+    assert "d" == target(POSTGRES_DB_FILE="/nowhere", DATABASE_URL="postgresql://h/d")["dbname"]
+    (problem,) = wrong(POSTGRES_DB_FILE="/nowhere")
+    assert "POSTGRES_DB_FILE names /nowhere, which cannot be read" in problem
+    with pytest.raises(told.Unclear):
+        told.target(said)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["db:5432", "[::1]", "http://db", "db.example/", "my db", "127.0.0.1 ", "db\n", "ok,db:5432"],
+)
+def test_host_that_can_be_none_is_not_waited_for(host: str) -> None:
+    """A URL or a port in its place is the commonest slip."""
+    (problem,) = wrong(POSTGRES_HOST=host)
+
+    assert "the host is no name and no address" in problem
+
+
+@pytest.mark.parametrize("host", ["::1", "fe80::1%eth0", "a.b,::1,127.0.0.1", "/run/pg"])
+def test_host_of_any_kind_is_one(host: str) -> None:
+    """Names, addresses of both kinds, sockets."""
+    assert host == target(PGHOST=host)["host"]
+
+
+@pytest.mark.parametrize("said", ["5s", "abc", "1.5", "99999999999", "0x10"])
+def test_connect_timeout_that_libpq_would_refuse_is_refused_at_once(said: str) -> None:
+    """Only pg_dump would notice it, in the middle of a run with work to do."""
+    problem = ["the connect_timeout is not a whole number of seconds"]
+    assert problem == wrong(PGCONNECT_TIMEOUT=said)
+    assert problem == wrong(DATABASE_URL=f"postgresql://h/d?connect_timeout={said}")
+    assert " -1 " == target(PGCONNECT_TIMEOUT=" -1 ")["connect_timeout"]
 
 
 def test_directory_is_no_secret_file(tmp_path: Path) -> None:

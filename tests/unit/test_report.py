@@ -223,6 +223,20 @@ def test_way_back_takes_back_what_was_applied_and_no_more(
     assert told["go back"].startswith(said)
 
 
+def test_file_without_a_rollback_file_has_no_way_back_by_rollback() -> None:
+    """It would be refused; the backup is the way."""
+    summary = console.Summary()
+    summary.see({"event": "plan.made", "pending": ["1_x", "2_y"], "above": 0})
+    for number, name in ((1, "1_x"), (2, "2_y")):
+        lacking = {"rollback": False} if number == 2 else {}
+        said = {"migration": name, "version": number, "duration_s": 1.0, **lacking}
+        summary.see({"event": "migration.applied", **said})
+
+    told = dict(summary.told({"event": "run.finished"}))
+
+    assert "none by `rollback`: 2_y has no rollback file" == told["go back"]
+
+
 @pytest.mark.parametrize(
     ("passed", "proof"),
     [

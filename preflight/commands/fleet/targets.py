@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from preflight.backup import manifests
 from preflight.base import config as settings
-from preflight.base import plain, urls
+from preflight.base import console, plain, urls
 from preflight.base.errors import ConfigInvalid, Problem
 from preflight.server import sessions
 
@@ -28,8 +30,8 @@ _PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
 # neither templates nor what we or a restore have made beside a live one, nor what a DROP DATABASE
 # that was interrupted has left (-2): nobody can connect to it
 _DATABASES = """
-SELECT d.datname::text FROM pg_catalog.pg_database d
-WHERE d.datname::text LIKE %s::text AND d.datallowconn AND NOT d.datistemplate
+SELECT d.datname::text, d.datallowconn FROM pg_catalog.pg_database d
+WHERE d.datname::text LIKE %s::text AND NOT d.datistemplate
  AND d.datconnlimit <> -2
  AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') NOT LIKE 'pg-preflight%%'
 ORDER BY d.datname
@@ -110,13 +112,19 @@ def each_database(config: Config, pattern: str) -> list[Target]:
             "Two of them stand for one.",
         )
     with sessions.connect(config) as session:
-        names = [name for (name,) in session.execute(_DATABASES, [pattern]).fetchall()]
+        rows = session.execute(_DATABASES, [pattern]).fetchall()
+    names = [name for name, is_open in rows if is_open]
+    closed = [name for name, is_open in rows if not is_open]
     if not names:
         raise ConfigInvalid(
             "config.targets",
-            f"no database of this server has a name LIKE {pattern!r}",
+            f"no database of this server has a name LIKE {pattern!r}"
+            + (f" and takes connections; closed: {console.some(closed)}" if closed else ""),
             "% stands for any text, _ for one character; templates and copies do not count.",
         )
+    for name in closed:
+        warning = f"{name} takes no connections (ALLOW_CONNECTIONS false): it is left out"
+        structlog.get_logger().warning("config.warned", warning=warning)
     return [
         Target(name, dataclasses.replace(config, target={**config.target, "dbname": name}))
         for name in names
