@@ -309,11 +309,15 @@ def twice(attempt: Callable[[], T]) -> T:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Say what it means when the history is not as it was a moment ago; raises LockBusy."""
+def undisturbed(session: Session) -> Iterator[None]:
+    """Say what it means when the history is not as it was a moment ago.
+
+    Raises HistoryConflict where another tool went on, else LockBusy.
+    """
     try:
         yield
     except PlanChanged as changed:
+        plan.require_alone(ledger.read(session))
         raise LockBusy(
             "history.changed",
             "another run changed the history meanwhile, or the connection broke at COMMIT",
@@ -331,10 +335,19 @@ class Round:
         self.changed = False
 
     def proven(self) -> str | None:
-        """Return the name of this round's backup; an earlier round's is of another state."""
+        """Return the name of this round's backup; an earlier round's is of another state.
+
+        Raises what `proven` raises, and HistoryConflict where a file fails on the copy because
+        another tool has applied it meanwhile.
+        """
         if self.session.config.backup == "off" and not self.first:
             return None  # as was said before
-        return proven(self.session, self.todo)
+        try:
+            return proven(self.session, self.todo)
+        except RehearsalFailed:
+            if not self.session.lost:
+                plan.require_alone(ledger.read(self.session))
+            raise
 
     def __enter__(self) -> Self:
         """Begin."""

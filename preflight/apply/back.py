@@ -223,6 +223,7 @@ def _transaction(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
         sessions.transaction(session),
     ):
         fence.fence(session, lambda: ledger.give_up(session, step.row))
+        ledger.require_unmoved(session)
         seen.begin(1)  # a wait for its tables is one of its own
         last_look()
         statements.prepare(session, step.script, "SET LOCAL")
@@ -256,6 +257,7 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
                     session, step.row, step.script, done=done, started=started
                 ),
             )
+            ledger.require_unmoved(session)
             if not started:
                 seen.begin(1)
                 last_look()

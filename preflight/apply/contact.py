@@ -90,8 +90,13 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
             tables.labelled(session)
         if folder.repeats(files):
             repeats.ensure(session)
-        if new or untold(session):
+        first, bare = (True, True) if new else _looked(session)
+        if first:
             adopted = _first_contact(session, files)
+        elif bare and tables.there(session, "takeovers"):
+            from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+
+            takeover.follow(session)  # all was taken back: nobody asks what was known
         ledger.keep(session, files)
     tables.tell_closed(session, closed)
     tell_adopted(adopted)
@@ -106,14 +111,19 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
 
 def untold(session: Session) -> bool:
     """Tell whether first contact is still to come: nothing ran, nothing but named files adopted."""
+    return _looked(session)[0]
+
+
+def _looked(session: Session) -> tuple[bool, bool]:
+    """Tell whether first contact is still to come, and whether nothing is recorded."""
     schema = session.config.schema
     row = session.execute(
         f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
  AND NOT EXISTS (SELECT FROM {schema}.journal j
   WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed', 'wrapped',
-   'pointed'))"""  # noqa: S608 -- a checked name
+   'pointed')), NOT EXISTS (SELECT FROM {schema}.migrations)"""  # noqa: S608 -- a checked name
     ).fetchone()
-    return bool(row and row[0])
+    return row or (False, False)
 
 
 def _first_contact(

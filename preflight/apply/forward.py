@@ -242,6 +242,7 @@ def _one_by_one(
     began = time.monotonic()
     with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session):
         fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
+        ledger.require_unmoved(session)
         statements.prepare(session, migration.up, "SET LOCAL")
         count = run_all(session, migration, migration.up, seen)
         _end_one_by_one(session, migration, backup, began, count, again)
@@ -288,10 +289,15 @@ def _fits(session: Session, migration: Migration) -> bool:
 def _together(session: Session, migration: Migration, backup: str | None, seen: watch.Watch) -> int:
     """Do what `_one_by_one` does in two messages beside the statements and the COMMIT."""
     began = time.monotonic()
+    taken_over: list[bool] = []  # in whose place we are, if anybody's
+
+    def claim() -> bool:
+        taken_over[:] = _begin(session, migration, backup)
+        return bool(taken_over)
 
     def begin() -> None:
         try:
-            fence.fence(session, partial(_begin, session, migration, backup), begins=True)
+            fence.fence(session, claim, begins=True)
         except psycopg.Error as error:
             if session.lost or _passing(error):
                 raise
@@ -301,14 +307,21 @@ def _together(session: Session, migration: Migration, backup: str | None, seen: 
             raise
 
     with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session, begin):
+        if any(taken_over):  # else it costs no message
+            session.reset()
+            ledger.require_unmoved(session, there=True)
+            statements.prepare(session, migration.up, "SET LOCAL")
         count = run_all(session, migration, migration.up, seen)
         if not session.plain or not _end(session, migration, backup, began, count):
             _end_one_by_one(session, migration, backup, began, count)
     return count
 
 
-def _begin(session: Session, migration: Migration, backup: str | None) -> bool:
-    """Make the session ours, begin, look after the lock, claim; False when it is taken."""
+def _begin(session: Session, migration: Migration, backup: str | None) -> list[bool]:
+    """Make the session ours, begin, look after the lock, claim; nothing when it is taken.
+
+    Else whether another tool's history was taken over.
+    """
     said = [
         f"BEGIN; {session.resetting(sessions.FORGET)}; COMMIT",
         sessions.BEGIN,
@@ -319,7 +332,7 @@ def _begin(session: Session, migration: Migration, backup: str | None) -> bool:
     held, claimed = session.picked("; ".join(said), 2 - len(said), 3 - len(said))
     if held != [True]:
         raise lock.missing()
-    return bool(claimed)
+    return claimed
 
 
 def _end(

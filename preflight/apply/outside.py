@@ -51,6 +51,7 @@ def run(
         if again:
             with sessions.transaction(session):
                 fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
+                ledger.require_unmoved(session)
         else:
             _claim(session, migration, backup, row)
         statements.prepare(session, migration.up, "SET")
@@ -69,6 +70,7 @@ def _claim(session: Session, migration: Migration, backup: str | None, row: Row 
         else:
             resume.require_resumable(migration, row)
             fence.fence(session, lambda: ledger.take_over(session, migration, row, backup))
+        ledger.require_unmoved(session)
     if row and row.statements_done:
         structlog.get_logger().info(
             "migration.progressed",

@@ -36,7 +36,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
         row = ledger.row_of(session, file.version)
         due.require([file.up])
         backup = gate.proven(session, [file], "force", row)
-        with gate.undisturbed():
+        with gate.undisturbed(session):
             try:
                 forward.forward(session, file, backup, row)
             except PlanChanged:  # also when the COMMIT came through and only its answer was lost

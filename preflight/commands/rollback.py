@@ -48,7 +48,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         for done, step in enumerate(steps, 1):
             lock.require(session)
             save = partial(exports.again, session, step, saved, first=step is steps[0])
-            with gate.undisturbed():
+            with gate.undisturbed(session):
                 same_session = back.back(session, step, name, save)
                 if not same_session and done < len(steps):
                     lock.acquire(session)  # it went with the session that had to be replaced

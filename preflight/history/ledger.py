@@ -280,10 +280,14 @@ def _insertion(
 def claiming(session: Session, migration: Migration, backup: str | None) -> str:
     """Return the statement that claims a version which was not recorded; a row says that it did.
 
-    To be sent together with others.
+    It says whether another tool's history was taken over. To be sent together with others.
     """
     query, values = _insertion(session, migration, how="applied", state="running", backup=backup)
-    return quoting.filled(f"{query} RETURNING true", values)
+    return quoting.filled(f"{query} RETURNING {_taken_over(session)}", values)
+
+
+def _taken_over(session: Session) -> str:
+    return f"pg_catalog.to_regclass('{session.config.schema}.takeovers') IS NOT NULL"
 
 
 def take_over(session: Session, migration: Migration, row: journal.Row, backup: str | None) -> bool:
@@ -498,7 +502,7 @@ def _end_mark(
         f"""UPDATE {schema}.migrations SET state = 'done', duration_ms = %s,
  statements_done = %s, statements_started = %s, applied_at = pg_catalog.clock_timestamp()
  WHERE version = %s AND run_id = %s
- RETURNING pg_catalog.to_regclass('{schema}.takeovers') IS NOT NULL""",  # noqa: S608 -- a checked name
+ RETURNING {_taken_over(session)}""",  # noqa: S608 -- a checked name
         [duration_ms, count, count, migration.version, session.config.run_id],
     )
 
@@ -534,6 +538,20 @@ def follow(session: Session, script: Script, *, there: bool | None = None) -> No
         from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
 
         takeover.follow(session, script.text)
+
+
+def require_unmoved(session: Session, *, there: bool | None = None) -> None:
+    """Make sure that another tool, whose history was taken over, has not gone on; PlanChanged.
+
+    Call in the transaction of a file that has claimed its row, as `follow`. A restored copy is
+    older, and nobody else is there.
+    """
+    if session.copy:
+        return
+    if tables.there(session, "takeovers") if there is None else there:
+        from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+
+        takeover.require_unmoved(session)
 
 
 def _require_one(session: Session, count: int) -> None:

@@ -18,7 +18,7 @@ import psycopg
 from preflight import __version__
 from preflight.base import quoting
 from preflight.base.config import OTHER_LAYOUTS
-from preflight.base.errors import HistoryConflict, Problem
+from preflight.base.errors import HistoryConflict, PlanChanged, Problem
 from preflight.files import foreign
 from preflight.history import tables
 from preflight.server.sessions import LOOK
@@ -255,15 +255,15 @@ def remember(session: Session, layout: Foreign, found: Found) -> None:
     )  # fmt: skip
 
 
-def follow(session: Session, text: bytes) -> None:
+def follow(session: Session, text: bytes | None = None) -> None:
     """Keep what it says after a file of ours that speaks of its table; call in its transaction.
 
     Some do: a schema that was dumped whole brings the rows of its history with it. What cannot be
-    read stays as it was known.
+    read stays as it was known. Without a text, what it says now is what we begin from.
     """
     for tool, place, said, _ in _kept(session):
         table = place.rpartition(".")[2].strip('"')
-        if not re.search(re.escape(table.encode()), text, re.IGNORECASE):
+        if text is not None and not re.search(re.escape(table.encode()), text, re.IGNORECASE):
             continue
         layout = _layout(session, tool)
         with suppress(HistoryConflict, *_GONE), session.connection.transaction():
@@ -319,11 +319,28 @@ def moved(session: Session) -> Problem | None:
     """
     with suppress(*_GONE), session.looking():
         session.execute(LOOK)
-        for tool, place, said, newest in _kept(session):
-            layout = _layout(session, tool)
-            now = Found(place, _read(session, layout, place))
-            if now.digest != said:
-                return _moved(tool, now, newest)
+        return _went_on(session)
+    return None
+
+
+def require_unmoved(session: Session) -> None:
+    """Raise PlanChanged where the other tool was run since: who plans anew is told what it did.
+
+    Call in a transaction, which goes on.
+    """
+    try:
+        with suppress(*_GONE), session.connection.transaction():
+            if _went_on(session):
+                raise PlanChanged
+    except HistoryConflict as unreadable:
+        raise PlanChanged from unreadable
+
+
+def _went_on(session: Session) -> Problem | None:
+    for tool, place, said, newest in _kept(session):
+        now = Found(place, _read(session, _layout(session, tool), place))
+        if now.digest != said:
+            return _moved(tool, now, newest)
     return None
 
 

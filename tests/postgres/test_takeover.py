@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -323,6 +324,67 @@ def test_nothing_is_changed_beneath_a_tool_that_goes_on(
     assert before == database.query("TABLE preflight.migrations")
     assert 0 == run("verify").code
     assert 0 == run("wait", "--schema", "20240103000000").code
+
+
+OLD_POD = """
+CREATE TABLE a (x int); CREATE TABLE schema_migrations (version varchar PRIMARY KEY);
+INSERT INTO schema_migrations VALUES ('1');
+CREATE FUNCTION old_pod(v text) RETURNS void LANGUAGE sql AS
+ 'INSERT INTO public.schema_migrations VALUES (v); INSERT INTO public.a VALUES (1)'
+"""  # as dbmate does in a pod that still runs
+
+
+@pytest.mark.parametrize("options", ["", " transaction:false"])
+def test_file_that_the_tool_applies_meanwhile_does_not_run_again(
+    options: str, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Asked before each file: 26, and what ran before it is there."""
+    row = f"-- migrate:up{options}\nINSERT INTO a VALUES (1);\n"
+    pod = "-- migrate:up\nSELECT old_pod('3');\n"
+    write(folder, {"1_init.sql": f"-- migrate:up\n{A}", "2_pod.sql": pod, "3_row.sql": row})
+    database.script(OLD_POD)
+
+    result = run(env={"PREFLIGHT_BACKUP": "off"})
+
+    assert (26, ["2_pod"]) == (result.code, result.finished["applied"]), str(result)
+    assert "dbmate was run" in result.finished["error"]["message"]
+    assert [1] == database.query("TABLE a")
+    assert 0 == run("adopt", "--through", "3").code
+    assert (0, []) == ((again := run()).code, again.event("lock.acquired"))
+
+
+@pytest.mark.parametrize("options", ["", " transaction:false"])
+def test_tool_that_goes_on_during_the_backup_is_found_out(
+    options: str, run: Run, database: servers.Database, folder: Path, tmp_path: Path
+) -> None:
+    """By the first takeover, and by every command that changes: what was planned is not done."""
+    down = f"-- migrate:down{options}\nDELETE FROM a;\n"
+    row = f"-- migrate:up{options}\nINSERT INTO a VALUES (1);\n"
+    write(folder, {"1_init.sql": f"-- migrate:up\n{A}{down}", "2_row.sql": row})
+    database.script(OLD_POD)
+    snapshot = write(
+        tmp_path,
+        {
+            "snapshot.py": "import json, psycopg\nfrom datetime import datetime, timezone\n"
+            f"with psycopg.connect({url(database)!r}) as connection:\n"
+            "    connection.execute(\"SELECT old_pod('2')\")\n"
+            "now = datetime.now(timezone.utc).isoformat()\n"
+            "print(json.dumps({'backup': 'b', 'taken_at': now, 'restore': 'r'}))\n"
+        },
+    )
+    command = f"{sys.executable} '{snapshot}/snapshot.py'"
+    env = {"PREFLIGHT_BACKUP": "command", "PREFLIGHT_BACKUP_COMMAND": command}
+
+    for words in ([], ["force"], ["rollback"]):
+        result = run(*words, env=env)
+
+        assert (26, "history.conflict") == (result.code, result.finished["error"]["code"])
+        assert "dbmate was run" in result.finished["error"]["message"], str(result)
+        assert [1] == database.query("TABLE a")
+        assert [(1, "taken_over", "done")] == database.query(
+            "SELECT version, how, state FROM preflight.migrations"
+        )
+        database.script("DELETE FROM schema_migrations WHERE version = '2'; DELETE FROM a")
 
 
 def test_file_that_writes_to_the_old_tool_s_table_is_no_run_of_that_tool(
