@@ -343,8 +343,8 @@ MUTANTS = [
     Mutant(
         "the fence of a transactional file",
         "apply/forward",
-        "        fence.fence(session, partial(_begin, session, migration, backup), begins=True)\n",
-        "        _begin(session, migration, backup)\n",
+        "            fence.fence(session, claim, begins=True)\n",
+        "            claim()\n",
         _tests("apply::test_run_that_comes_second_plans_again"),
     ),
     Mutant(

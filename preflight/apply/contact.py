@@ -174,8 +174,9 @@ def _theirs(
         return None
     if found is None:
         return None
-    judged = not takeover.known(session, found)
-    there = takeover.covered(layout, found, files, judged=judged)
+    recorded = {file.version for file in files} - {file.version for file in unrecorded}
+    vouched = takeover.known(session, found)
+    there = takeover.covered(layout, found, files, recorded, vouched=vouched)
     return layout, found, {file.version for file in there}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -63,8 +63,9 @@ def run(
             for file, checks in there:
                 ledger.adopt(session, file, by_name=chosen is not None)
                 adopted.append((file, checks))
-            if chosen is not None:
-                _vouch_for_the_other_tool(session, files)
+            if through is not None:  # one file says nothing of the others
+                recorded = {*known.records, *(file.version for file, _ in adopted)}
+                _vouch_for_the_other_tool(session, files, recorded)
         contact.tell_adopted(adopted)
     names = {file.name for file, _ in adopted}
     if left := [file.name for file in todo if file.name not in names]:
@@ -98,11 +99,13 @@ def _settled(file: Migration, known: plan.History) -> bool:
     return known.done(file.version) and plan.compared(file, known.records[file.version]) == "same"
 
 
-def _vouch_for_the_other_tool(session: Session, files: folder.Folder) -> None:
+def _vouch_for_the_other_tool(
+    session: Session, files: folder.Folder, recorded: Container[int]
+) -> None:
     """Take what another tool did since it was taken over for known: a person has looked."""
     from preflight.history import takeover  # noqa: PLC0415 -- only here
 
-    takeover.vouched(session, files.layout, files)
+    takeover.vouched(session, files.layout, files, recorded)
 
 
 def _there(

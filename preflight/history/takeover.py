@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -186,25 +186,29 @@ def _path(row: Sequence[Any]) -> list[str]:
 
 
 def covered(
-    layout: Foreign, found: Found, files: Sequence[Migration], *, judged: bool = True
+    layout: Foreign,
+    found: Found,
+    files: Sequence[Migration],
+    recorded: Container[int] = (),
+    *,
+    vouched: bool = False,
 ) -> list[Migration]:
-    """Return the files that the other tool has applied.
+    """Return the files that the other tool has applied; one that it left unfinished is not.
 
-    Raises HistoryConflict, if it is to be judged: a failed version, one without a file, a file that
-    was edited.
+    Raises HistoryConflict: a failed version, one without a file, a file that was edited. Of what is
+    `recorded` nothing is said any more. A person who has `vouched` for all up to a version, when
+    the history said what it says now, knows of missing files, and of a failed one right above.
     """
     said = found.said
     by_key = {layout.key(file): file for file in files}
+    left = [file.version for file in files if file.version not in recorded]
+    due = left[1:] if vouched else left
+    broken = [(version, by_key.get(version)) for version in said.broken]
     problems = [
-        Problem(
-            f"{layout.tool} left version {version} unfinished ({found.place})",
-            f"Look at the database, settle it with {layout.tool} as it advises, and run again.",
-        )
-        for version in said.broken
+        _unfinished(layout, found, version, files)
+        for version, file in broken
+        if (not vouched if file is None else file.version in due)
     ]
-    last = None if said.through is None else layout.order(said.through)
-    below = [file for file in files if last is not None and layout.order(layout.key(file)) <= last]
-    there = [by_key[key] for key in said.applied if key in by_key]
     problems += [
         Problem(
             f"{layout.tool} has applied version {key} ({found.place}), and its file is missing",
@@ -212,11 +216,12 @@ def covered(
             "there: `adopt --through VERSION`.",
         )
         for key in said.applied
-        if key not in by_key and not layout.forgets(key, files)
+        if not vouched and key not in by_key and not layout.forgets(key, files)
     ]
+    there = applied(layout, found, files)
     for file in there:
-        checksum = said.applied[layout.key(file)]
-        if checksum is not None and not layout.agrees(file, checksum):
+        checksum = said.applied.get(layout.key(file))
+        if file.version in left and checksum is not None and not layout.agrees(file, checksum):
             problems.append(
                 Problem(
                     f"{file.name} was edited after {layout.tool} applied it: its checksum there is "
@@ -226,10 +231,33 @@ def covered(
                     **file.named,
                 )
             )
-    if problems and judged:
+    if problems:
         raise HistoryConflict.of("takeover.refused", problems)
-    wanted = {file.version for file in (*below, *there)}
-    return [file for file in files if file.version in wanted]
+    return there
+
+
+def applied(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[Migration]:
+    """Return the files that the other tool says it has applied, whatever else is to be said."""
+    said = found.said
+    last = None if said.through is None else layout.order(said.through)
+    keys = [(file, layout.key(file)) for file in files]
+    return [
+        file
+        for file, key in keys
+        if key not in said.broken
+        and (key in said.applied or (last is not None and layout.order(key) <= last))
+    ]
+
+
+def _unfinished(layout: Foreign, found: Found, version: str, files: Sequence[Migration]) -> Problem:
+    """Say what a version is that the other tool did not finish, and what a person can do."""
+    at = next((at for at, file in enumerate(files) if layout.key(file) == version), None)
+    hint = f"Look at the database, settle it with {layout.tool} as it advises, and run again."
+    if at is not None:
+        hint += f" Or vouch for what is there: all of it, `adopt --through {files[at].written}`"
+        below = f"; nothing of it, `adopt --through {files[at - 1].written}`, and it will run"
+        hint += f"{below if at else ''}."
+    return Problem(f"{layout.tool} left version {version} unfinished ({found.place})", hint)
 
 
 def repeated(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[Migration]:
@@ -272,15 +300,24 @@ def follow(session: Session, text: bytes | None = None) -> None:
                 remember(session, layout, found)
 
 
-def vouched(session: Session, layout: Foreign | None, files: Sequence[Migration]) -> None:
+def vouched(
+    session: Session,
+    layout: Foreign | None,
+    files: Sequence[Migration],
+    recorded: Container[int],
+) -> None:
     """Keep what it says now: a person has looked and vouched for what is there.
 
-    Without a takeover before, it is that of `layout`.
+    Without a takeover before, it is that of `layout`. What it has applied above those files since
+    is not known by that: it would run again.
     """
     kept = _kept(session) if tables.there(session, "takeovers") else ()
     for tool, place, *_ in kept:
-        layout = _layout(session, tool)
-        remember(session, layout, Found(place, _read(session, layout, place)))
+        theirs = _layout(session, tool)
+        now = Found(place, _read(session, theirs, place))
+        there = applied(theirs, now, files) if layout and layout.tool == tool else ()
+        if all(file.version in recorded for file in there):
+            remember(session, theirs, now)
     if not kept and layout is not None:
         with suppress(HistoryConflict):
             if (found := look(session, layout, files)) is not None:

@@ -349,6 +349,7 @@ def test_file_that_the_tool_applies_meanwhile_does_not_run_again(
     assert (26, ["2_pod"]) == (result.code, result.finished["applied"]), str(result)
     assert "dbmate was run" in result.finished["error"]["message"]
     assert [1] == database.query("TABLE a")
+    assert [0, 26] == [run("adopt", "--through", "2").code, run().code]  # 3 is not vouched for
     assert 0 == run("adopt", "--through", "3").code
     assert (0, []) == ((again := run()).code, again.event("lock.acquired"))
 
@@ -428,15 +429,19 @@ def test_history_that_another_layout_would_take_over_is_named(
 
 
 def test_dirty_version_is_refused(run: Run, database: servers.Database, folder: Path) -> None:
-    """A version that golang-migrate left half done is for a person; nothing is recorded."""
+    """A version that golang-migrate left half done is for a person, whose word is of his files."""
     write(folder, GOLANG_MIGRATE.files)
     GOLANG_MIGRATE.up(database, folder, 1)
-    database.script("UPDATE schema_migrations SET dirty = true")
+    database.script("UPDATE schema_migrations SET version = 2, dirty = true")
 
     result = run()
 
     assert (26, "takeover.refused") == (result.code, result.finished["error"]["code"])
     assert [False] == database.query("SELECT to_regclass('preflight.migrations') IS NOT NULL")
+    assert "`adopt --through 1`, and it will run" in result.finished["error"]["hint"]
+    assert [0, 26] == [run("adopt", "1").code, run().code]
+    assert [0, 0] == [run("adopt", "--through", "1").code, (after := run()).code], str(after)
+    assert ["2_index", "10_function"] == after.finished["applied"]
 
 
 def test_row_that_no_tool_writes_is_no_bug_of_ours(

@@ -201,7 +201,7 @@ class Flyway(foreign.Foreign):
             else:
                 applied[label] = known
         broken += [f"R__{title}" for title, (_, success) in runs.items() if not success]
-        repeated = {title: known for title, (known, _) in runs.items() if known}
+        repeated = {title: known for title, (known, success) in runs.items() if known and success}
         return foreign.Said(applied, broken, through, repeated)
 
     def forgets(self, key: str, files: Sequence[Migration]) -> bool:

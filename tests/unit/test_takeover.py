@@ -1,0 +1,135 @@
+"""What another tool's history says is applied, and what speaks against believing it."""
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preflight.base.errors import HistoryConflict
+from preflight.files import foreign
+from preflight.history import takeover
+
+NAMES = {
+    "golang-migrate": "{}_t.up.sql",
+    "sqlx": "{}_t.sql",
+    "prisma": "{}_t/migration.sql",
+    "flyway": "V{}__t.sql",
+}
+
+
+def text(number: int) -> str:
+    """Return a file as the tool ran it."""
+    return f"CREATE TABLE t{number} ();\n"
+
+
+def signed(crc: int) -> int:
+    """Return a checksum as Flyway keeps it."""
+    return crc - (1 << 32) * (crc >> 31)
+
+
+def sqlx_rows(failed: int) -> list[tuple[object, ...]]:
+    """Return its rows up to a version that failed."""
+    return [
+        (number, number != failed, hashlib.sha384(text(number).encode()).digest())
+        for number in range(1, failed + 1)
+    ]
+
+
+def prisma_rows(failed: int) -> list[tuple[object, ...]]:
+    """Return its rows up to a version that failed."""
+    return [
+        (f"{n}_t", hashlib.sha256(text(n).encode()).hexdigest(), n != failed or None, None)
+        for n in range(1, failed + 1)
+    ]
+
+
+def flyway_rows(failed: int = 0, last: int = 0) -> list[tuple[object, ...]]:
+    """Return its rows up to a version, the last one failed or none."""
+    return [
+        (n, str(n), "t", "SQL", signed(zlib.crc32(text(n).strip().encode())), n != failed)
+        for n in range(1, (failed or last) + 1)
+    ]
+
+
+ROWS: dict[str, Callable[[int], list[tuple[object, ...]]]] = {
+    "golang-migrate": lambda failed: [(failed, True)],
+    "sqlx": sqlx_rows,
+    "prisma": prisma_rows,
+    "flyway": flyway_rows,
+}
+
+
+def covered(  # noqa: PLR0913 -- what there is to be said
+    tool: str,
+    folder: Path,
+    rows: list[tuple[object, ...]],
+    recorded: int = 0,
+    *,
+    vouched: bool = False,
+    edited: tuple[int, ...] = (),
+) -> list[int] | set[str]:
+    """Return which of five files are taken over, or what is said against it."""
+    for number in range(1, 6):
+        file = folder / NAMES[tool].format(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text(number) + "-- a word\n" * (number in edited))
+    layout, files = foreign.load(tool, folder)
+    found = takeover.Found("public.x", layout.said(rows))
+    known = {file.version for file in files[:recorded]}
+    try:
+        there = takeover.covered(layout, found, files, known, vouched=vouched)
+    except HistoryConflict as refused:
+        return {problem.message.partition(" (")[0] for problem in refused.problems}
+    return [files.index(file) + 1 for file in there]
+
+
+@pytest.mark.parametrize("tool", NAMES)
+def test_version_that_a_tool_left_unfinished_is_never_taken_over(tool: str, tmp_path: Path) -> None:
+    """26; recorded by name it is a person's word; vouched for right up to it, it is to run."""
+    rows = ROWS[tool](4)
+    name = "4_t" if tool == "prisma" else "4"
+    refused = {f"{tool} left version {name} unfinished"}
+
+    assert refused == covered(tool, tmp_path, rows)
+    assert refused == covered(tool, tmp_path, rows, 3)
+    assert refused == covered(tool, tmp_path, rows, 2, vouched=True)
+    assert [1, 2, 3] == covered(tool, tmp_path, rows, 3, vouched=True)
+    assert [1, 2, 3] == covered(tool, tmp_path, rows, 4)
+    if tool != "golang-migrate":  # it keeps no checksums
+        assert [1, 2, 3] == covered(tool, tmp_path, rows, 3, vouched=True, edited=(4,))
+
+
+def test_who_vouches_for_one_edited_file_has_not_vouched_for_another(tmp_path: Path) -> None:
+    """What is recorded is judged no more, all above it is."""
+    rows, edited = flyway_rows(last=5), (2, 4)
+
+    def judged(recorded: int, *, vouched: bool = True) -> list[int] | set[str]:
+        return covered("flyway", tmp_path, rows, recorded, vouched=vouched, edited=edited)
+
+    of = "V{}__t was edited after flyway applied it: its checksum there is another one"
+    assert {of.format(2), of.format(4)} == judged(0, vouched=False)
+    assert {of.format(4)} == judged(2) == judged(2, vouched=False)
+    assert [1, 2, 3, 4, 5] == judged(4) == judged(4, vouched=False)
+    assert {"flyway has applied version 6"} == covered(
+        "flyway", tmp_path / "other", flyway_rows(last=6), 5
+    )
+    assert [1, 2, 3, 4, 5] == covered(
+        "flyway", tmp_path / "other", flyway_rows(last=6), 5, vouched=True
+    )
+
+
+def test_file_of_flyway_that_failed_when_it_ran_again_is_not_taken_over(tmp_path: Path) -> None:
+    """A person vouched for the versions: that one is still to run."""
+    (tmp_path / "V1__t.sql").write_text(text(1))
+    (tmp_path / "R__view.sql").write_text("SELECT 1;")
+    crc = zlib.crc32(b"SELECT 1;")
+    layout, files = foreign.load("flyway", tmp_path)
+
+    def taken(*, success: bool) -> list[str]:
+        row = (9, None, "view", "SQL", signed(crc), success)
+        found = takeover.Found("public.x", layout.said([row]))
+        return [file.name for file in takeover.repeated(layout, found, files)]
+
+    assert (["R__view"], []) == (taken(success=True), taken(success=False))
