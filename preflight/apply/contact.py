@@ -207,9 +207,11 @@ def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) 
 
 
 def adoptable(
-    session: Session, unrecorded: Sequence[Migration]
+    session: Session, unrecorded: Sequence[Migration], own: Foreign | None = None
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
     """Yield the files that a database already holds, with their checks; reads only.
+
+    `own` is the layout of the folder, where it is another tool's.
 
     Call inside a transaction. Raises VerifyFailed (partial, or there above one that is absent),
     HistoryConflict (cannot be told).
@@ -220,7 +222,7 @@ def adoptable(
         answer = verify.answer(checks)
         guess = absent is None and session.config.first_contact != "pending"
         if answer == "unknown" and guess:
-            raise _cannot_tell(file, _tool_before(session))
+            raise _cannot_tell(file, _tool_before(session), own)
         if answer == "untold" and guess:
             raise _untold(file, checks)
         if answer == "partial":
@@ -248,9 +250,10 @@ def _tool_before(session: Session) -> str | None:
     return None
 
 
-def _cannot_tell(file: Migration, tool: str | None) -> HistoryConflict:
+def _cannot_tell(file: Migration, tool: str | None, own: Foreign | None) -> HistoryConflict:
     said = file.written
-    first = f"A history of {tool} is here: PREFLIGHT_LAYOUT={tool} takes it over. Or: " * bool(tool)
+    how = "`up`" if own and own.tool == tool else f"PREFLIGHT_LAYOUT={tool}"
+    first = f"A history of {tool} is here: {how} takes it over. Or: " * bool(tool)
     return HistoryConflict(
         "history.first_contact",
         f"the database has objects but nothing was ever run here, and {file.name} has no verify "
@@ -308,18 +311,18 @@ def is_empty(session: Session) -> bool:
 
 def first_look(
     session: Session, files: Sequence[Migration], known: plan.History
-) -> tuple[set[int], Failure | None]:
-    """While nothing was ever run here: return the versions that `up` would adopt; writes nothing.
+) -> tuple[set[str], Failure | None]:
+    """While nothing was ever run here: return the names that `up` would adopt; writes nothing.
 
-    The failure is what would stop it; the versions are then those before.
+    The failure is what would stop it; the names are then those before.
     """
     unrecorded = [file for file in files if file.version not in known.records]
-    found: set[int] = set()
+    found: set[str] = set()
     try:
         with ledger.looking(session):
             if not _told(session, known):
                 for file, _ in _there_already(session, files, unrecorded):
-                    found.add(file.version)
+                    found.add(file.name)
     except (VerifyFailed, HistoryConflict) as failure:
         return found, failure
     return found, None
@@ -330,7 +333,12 @@ def _there_already(
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
     """Yield what first contact would record, with its checks; raises as that."""
     if (theirs := _theirs(session, files, unrecorded)) is not None:
-        yield from _agreeing(session, unrecorded, theirs[2])
+        from preflight.history import takeover  # noqa: PLC0415 -- only here
+
+        layout, history, there = theirs
+        yield from _agreeing(session, unrecorded, there)
+        for file in takeover.repeated(layout, history, folder.repeats(files)):
+            yield file, ()
     elif not is_empty(session):
         yield from adoptable(session, unrecorded)
 

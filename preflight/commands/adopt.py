@@ -56,7 +56,7 @@ def run(
             new = chosen in todo
             todo = [file for file in todo if new and file.version < chosen.version] + [chosen]
         with sessions.transaction(session):  # all of it or, when one is refused, nothing
-            there = contact.adoptable(session, todo)
+            there = contact.adoptable(session, todo, files.layout)
             if chosen is not None:
                 there = _there(session, todo, todo if through is not None else [chosen], chosen)
             adopted = []

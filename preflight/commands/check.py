@@ -49,7 +49,7 @@ def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # 
         if isinstance(verdict, Pending):
             verdict = unwritable(session) or verdict
     gate.tell_ahead(plan.newer(files, known))
-    rows = states(files, known, details, adoptable) + repeating(files, known)
+    rows = states(files, known, details, adoptable) + repeating(files, known, adoptable)
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
     listed = [_data(row) for row in rows]
@@ -101,7 +101,7 @@ def judge(
     files: Sequence[Migration],
     known: plan.History,
     repair: NeedsRepair | None = None,
-    adoptable: Container[int] = (),
+    adoptable: Container[str] = (),
 ) -> Failure | None:
     """Return the first that holds of 26, 28, 32 and 3."""
     try:
@@ -112,13 +112,13 @@ def judge(
         return repair
     if made.empty:
         return None
-    there = [file for file in made.todo if file.version in adoptable]
+    there = [file for file in made.todo if file.name in adoptable]
     due = [file for file in made.todo if file not in there]
-    first, said = (due or there)[0], []
+    first, said, count = (due or there)[0], [], len(files) + len(folder.repeats(files))
     if due:
-        said.append(f"{len(due)} of {len(files)} migrations are pending, first {first.name}")
+        said.append(f"{len(due)} of {count} migrations are pending, first {first.name}")
     if there:
-        said.append(f"{len(there)} of {len(files)} are there already, and not recorded")
+        said.append(f"{len(there)} of {count} are there already, and not recorded")
     return Pending(
         "schema.pending",
         "; ".join(said),
@@ -146,7 +146,7 @@ def states(
     files: Sequence[Migration],
     known: plan.History,
     details: Sequence[ledger.Listed],
-    adoptable: set[int],
+    adoptable: set[str],
 ) -> list[Shown]:
     """Return one row a migration, on disk or recorded, in order."""
     by_version = {row.version: row for row in details}
@@ -162,7 +162,13 @@ def states(
                 version=version,
                 name=file.name if file else record.name if record else "",
                 recorded_as=record.name if record and renamed else None,
-                state=_state(file, record, detail, newest, adoptable=version in adoptable),
+                state=_state(
+                    file,
+                    record,
+                    detail,
+                    newest,
+                    adoptable=file is not None and file.name in adoptable,
+                ),
                 applied_at=detail.applied_at if detail else None,
                 duration_ms=detail.duration_ms if detail else None,
                 applied_by=detail.applied_by if detail else None,
@@ -173,13 +179,18 @@ def states(
     return rows
 
 
-def repeating(files: folder.Folder, known: plan.History) -> list[Shown]:
+def repeating(files: folder.Folder, known: plan.History, adoptable: Container[str]) -> list[Shown]:
     """Return a row for each file without a version."""
-    same = {file.name for file in files.repeats if known.repeated.get(file.name) == file.checksum}
     return [
-        Shown(None, each.name, None, "applied" if each.name in same else "pending", *[None] * 4)
+        Shown(None, each.name, None, _again(each, known, adoptable), *[None] * 4)
         for each in files.repeats
     ]
+
+
+def _again(file: Migration, known: plan.History, adoptable: Container[str]) -> str:
+    if known.repeated.get(file.name) == file.checksum:
+        return "applied"
+    return "adoptable" if file.name in adoptable else "pending"
 
 
 def _state(

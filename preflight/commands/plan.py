@@ -52,9 +52,13 @@ def run(
         if problem:
             raise problem
         due.require(
-            [file.up for file in made.todo if file.version not in {*adoptable, *known.records}]
+            [
+                file.up
+                for file in made.todo
+                if file.name not in adoptable and file.version not in known.records
+            ]
         )
-        todo = [file for file in made.todo if file.version not in adoptable]
+        todo = [file for file in made.todo if file.name not in adoptable]
         if todo:
             ledger.require_writable(session)
         gate.tell_ahead(made.ahead)
@@ -69,7 +73,7 @@ def run(
             ]
             statements = list(_looked_at(session, found))
         database = session.facts.database if session.facts else config.database
-        adopted = [file.name for file in made.todo if file.version in adoptable]
+        adopted = [file.name for file in made.todo if file.name in adoptable]
         names = [file.name for file in todo]
         more = _told(resumes, sum(each.untold for each in told_of))
         structlog.get_logger().info("plan.made", pending=names, adopts=adopted, **more)

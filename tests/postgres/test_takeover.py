@@ -826,17 +826,32 @@ def test_history_of_every_tool_is_taken_over(
 def test_renamed_history_of_flyway_is_found_by_its_shape(
     run: Run, database: servers.Database, folder: Path
 ) -> None:
-    """`flyway.table` is a setting of it: the ten columns say what the table is."""
+    """`flyway.table` is a setting of it: the ten columns say what the table is.
+
+    Before `up` takes it over, all who are asked say the same, also of files that run again.
+    """
     files, table, row, values, _ = KEPT["flyway"]
     write(folder, files)
     database.script(f"{table}; {A}")
     database.query(row, *values)
     database.script("ALTER TABLE flyway_schema_history RENAME TO schema_version")
+    view = "CREATE VIEW v AS SELECT 1;\n"
+    write(folder, {"R__v.sql": view, "R__w.sql": "CREATE VIEW w AS SELECT 1;\n"})
+    database.script(view)
+    database.query(
+        "INSERT INTO schema_version VALUES (2, NULL, 'v', 'SQL', 'R__v.sql', %s, 'me', now(), 1, "
+        "true)",
+        checksums(view)["crc32"],
+    )
 
-    result = run()
+    refused, look, plan, result = run("adopt"), run("check"), run("plan", "--json"), run()
 
+    assert "A history of flyway is here: `up` takes it over." in refused.finished["error"]["hint"]
+    assert ["adoptable", "pending", "adoptable", "pending"] == states(look)
+    assert "2 of 4 migrations are pending" in look.finished["error"]["message"]
     assert 0 == result.code, str(result)
-    assert (1, 1) == (len(result.finished["adopted"]), len(result.finished["applied"]))
+    assert ["V1__a", "R__v"] == json.loads(plan.stdout)["adopts"] == result.finished["adopted"]
+    assert ["V1.1__b", "R__w"] == json.loads(plan.stdout)["pending"] == result.finished["applied"]
 
 
 @pytest.mark.parametrize("name", KEPT)

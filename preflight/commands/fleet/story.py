@@ -43,7 +43,7 @@ class Look:
     """What is due in one target, and what stands there already."""
 
     todo: Sequence[Migration]
-    adopts: frozenset[int]
+    adopts: frozenset[str]
     known: plan.History
 
     @property
@@ -51,8 +51,8 @@ class Look:
         """Return what is equal as long as the same is to be done on the same history."""
         stood = [
             [each.version, each.name, each.checksum, each.state]
-            for version, each in sorted(self.known.records.items())
-            if version not in self.adopts
+            for _, each in sorted(self.known.records.items())
+            if each.name not in self.adopts
         ]
         said = json.dumps([stood, [[each.name, each.checksum] for each in self.todo]])
         return hashlib.sha256(said.encode()).hexdigest()  # one is kept for each target
@@ -63,7 +63,7 @@ class Proof:
     """What was backed up and rehearsed for a target, `mark` was due, and when that began."""
 
     mark: str
-    adopts: Sequence[int]
+    adopts: Sequence[str]
     at: float
     backup: str | None = None
     point: dict[str, object] | None = None
@@ -206,7 +206,7 @@ def look(session: Session, files: folder.Folder) -> Look:
     if problem:
         raise problem
     _require_resumable(session, on_disk, known)
-    todo = [file for file in made.todo if file.version not in adopts]
+    todo = [file for file in made.todo if file.name not in adopts]
     due.require([file.up for file in todo if file.version not in known.records])
     ledger.require_rights(session)
     # what is only to be recorded is due, too: it has a turn, and needs no proof
@@ -245,7 +245,7 @@ def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[
             with blamed(target.name), sessions.connect(target.config) as own:
                 seen = look(own, files)
             found[target.name] = seen
-            todo = [each for each in seen.todo if each.version not in seen.adopts]
+            todo = [each for each in seen.todo if each.name not in seen.adopts]
             if todo:
                 settled = numbers.settled(files, seen.known)
                 parts.append(trial.Tenant(target.name, target.config, target.extra, settled, todo))
@@ -277,7 +277,7 @@ def _holds(session: Session, attempt: gate.Round, proof: Proof) -> bool:
     if time.monotonic() - proof.at > session.config.target_max_age_min * 60:
         return False
     adopted = frozenset(proof.adopts)
-    if any(file.version in adopted for file in attempt.todo):
+    if any(file.name in adopted for file in attempt.todo):
         return False  # it was there when all were looked at, and nobody has tried the file
     known = ledger.read(session)
     return Look(attempt.todo, adopted, known).mark == proof.mark and _there(
