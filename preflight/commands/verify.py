@@ -27,7 +27,7 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
     """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
     files = folder.load(config)
     with sessions.connect(config) as session:
-        known = ledger.read(session)
+        known = ledger.read(session, others=False)
         files = numbers.settled(files, known)
         chosen = _to_verify(files, known, version)
         foreign = plan.contradicted(chosen, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,11 @@ def run(config: Config, *, schema: int | str | None = None, **wrapped: Any) -> N
         with sessions.connect(config, asked=True):
             return
     files = folder.load(config) if schema == FILES else _perhaps(config)
+    retry_s = min(config.lock_retry_s, config.wait_timeout_s)  # whoever holds another's history
+    config = dataclasses.replace(config, lock_retry_s=retry_s)
     with sessions.connect(config) as session:
         for waited in stop.looks(*POLL_S):
-            known = ledger.read(session)
+            known = ledger.read(session, others=schema == FILES)
             left = _left(config, files, known, schema)
             if not left:
                 return

@@ -80,12 +80,15 @@ COMMENT ON TABLE {schema}.migrations IS
 """
 
 
-def read(session: Session) -> History:
-    """Return the history and learn the server's facts; raises HistoryConflict for a damaged one."""
-    return session.again(partial(_read, session))
+def read(session: Session, *, others: bool = True) -> History:
+    """Return the history and learn the server's facts; raises HistoryConflict for a damaged one.
+
+    `others`: asked is, too, whether another tool goes on with what was taken over from it.
+    """
+    return session.again(partial(_read, session, others=others))
 
 
-def _read(session: Session) -> History:
+def _read(session: Session, *, others: bool) -> History:
     """Look whose the tables are and what they are, and in the same transaction read them.
 
     In one message where all is as it should be; what is not, the second look tells.
@@ -99,7 +102,7 @@ def _read(session: Session) -> History:
         found, rows = session.results(message)
         session.keep_facts(found[0])
         tables.require(session, found)
-        return _seen(session, found, rows)
+        return _seen(session, found, rows, others=others)
     with session.looking():
         found = session.rows(f"{LOOK}; {tables.look(session)}")
         session.keep_facts(found[0])
@@ -119,15 +122,17 @@ def _read(session: Session) -> History:
                 "or choose another PREFLIGHT_SCHEMA.",
                 sqlstate=error.sqlstate,
             ) from error
-    return _seen(session, found, rows)
+    return _seen(session, found, rows, others=others)
 
 
-def _seen(session: Session, found: tables.Rows, rows: Sequence[Mapping[str, Any]]) -> History:
+def _seen(
+    session: Session, found: tables.Rows, rows: Sequence[Mapping[str, Any]], *, others: bool
+) -> History:
     """Return the history, and whether another tool goes on with what was taken over from it."""
     known = _recorded(session, rows)
     if found[0]["repeats"]:
         known = replace(known, repeated=repeats.read(session))
-    if not found[0]["taken_over"] or not known.records or session.copy:
+    if not (others and found[0]["taken_over"] and known.records) or session.copy:
         return known
     from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
 

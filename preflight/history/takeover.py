@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import structlog
 
 from preflight import __version__
-from preflight.base import quoting
+from preflight.base import quoting, stop
 from preflight.base.config import OTHER_LAYOUTS
-from preflight.base.errors import HistoryConflict, PlanChanged, Problem
+from preflight.base.errors import DatabaseBusy, HistoryConflict, PlanChanged, Problem
 from preflight.files import foreign
 from preflight.history import tables
 from preflight.server.sessions import LOOK
@@ -100,9 +102,10 @@ def look(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found
     return None if place is None else Found(place, _read(session, layout, place))
 
 
-def _read(session: Session, layout: Foreign, place: str) -> Said:
+def _read(session: Session, layout: Foreign, place: str, *, patient: bool = True) -> Said:
     columns = ", ".join(map(quoting.name, layout.table.read))
-    rows = session.execute(f"SELECT {columns} FROM {place}").fetchall()  # noqa: S608 -- quoted
+    query = f"SELECT {columns} FROM {place}"  # noqa: S608 -- quoted
+    rows = _rows(session, layout, place, query) if patient else session.execute(query).fetchall()
     try:
         return layout.said(rows)
     except (AttributeError, TypeError, ValueError) as error:  # NULL, or no version
@@ -111,6 +114,35 @@ def _read(session: Session, layout: Foreign, place: str) -> Said:
             f"{place} has a row that {layout.tool} does not write",
             f"Was it written by hand? Look at the table, and settle it with {layout.tool}.",
         ) from error
+
+
+def _rows(session: Session, layout: Foreign, place: str, query: str) -> list[Any]:
+    """Return the rows once nobody is in the way; raises DatabaseBusy after LOCK_RETRY_S."""
+    from preflight.server import watch  # noqa: PLC0415 -- only where there is such a history
+
+    began = time.monotonic()
+    for again in stop.looks(0.1, 1.0):
+        try:
+            with session.connection.transaction():
+                return session.execute(query).fetchall()
+        except psycopg.errors.LockNotAvailable as error:
+            blockers = watch.in_the_way(session, place, "ACCESS SHARE")
+            waited, what = time.monotonic() - began, f"the history of {layout.tool}, {place},"
+            if waited >= session.config.lock_retry_s:
+                raise DatabaseBusy(
+                    "database.busy",
+                    f"{what} cannot be read after {waited:.0f} s: blocked by "
+                    f"{watch.named(blockers)}",
+                    "Run again when it is done, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
+                    sqlstate=error.sqlstate,
+                ) from error
+            if not again:
+                structlog.get_logger().info(
+                    "server.waiting",
+                    reason=f"{what} is locked",
+                    blocked_by=watch.told(blockers),
+                )
+    raise AssertionError  # looks() does not end
 
 
 def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str | None:
@@ -295,7 +327,7 @@ def follow(session: Session, text: bytes | None = None) -> None:
             continue
         layout = _layout(session, tool)
         with suppress(HistoryConflict, *_GONE), session.connection.transaction():
-            found = Found(place, _read(session, layout, place))
+            found = Found(place, _read(session, layout, place, patient=False))
             if found.digest != said:
                 remember(session, layout, found)
 

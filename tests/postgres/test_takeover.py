@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, LiteralString, NamedTuple
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
 from tests import faults, migrators, program, servers, tools
-from tests.conftest import CreateDatabase, Run
+from tests.conftest import CreateDatabase, Run, Start
 
 CATALOG = """
 SELECT 'column', c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod)
@@ -386,6 +387,31 @@ def test_tool_that_goes_on_during_the_backup_is_found_out(
             "SELECT version, how, state FROM preflight.migrations"
         )
         database.script("DELETE FROM schema_migrations WHERE version = '2'; DELETE FROM a")
+
+
+def test_history_that_somebody_locks_is_waited_for(
+    run: Run, start: Start, database: servers.Database, folder: Path
+) -> None:
+    """Who is in the way is named, with the table; what has no need of it goes on."""
+    write(folder, {"1_init.sql": f"-- migrate:up\n{A}"})
+    database.script(OLD_POD)
+    soon = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100"}
+    with psycopg.connect(database.conninfo()) as other:
+        other.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+        busy = run("check", env={**soon, "PREFLIGHT_LOCK_RETRY_S": "0"})
+        waiting = start(env=soon)
+        told = waiting.wait_for_event("server.waiting")
+        other.rollback()
+        result = waiting.wait()
+        other.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+        codes = [run("wait", "--schema", "1", env=soon).code, run("verify", env=soon).code]
+
+    error = busy.finished["error"]
+    assert (12, "database.busy") == (busy.code, error["code"]), str(busy)
+    assert '"public"."schema_migrations"' in error["message"]
+    assert f"pid {told['blocked_by'][0]['pid']} (" in error["message"]
+    assert (0, ["1_init"]) == (result.code, result.finished["adopted"]), str(result)
+    assert [0, 0] == codes
 
 
 def test_file_that_writes_to_the_old_tool_s_table_is_no_run_of_that_tool(
