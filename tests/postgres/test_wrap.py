@@ -261,6 +261,21 @@ def test_failure_on_the_copy_leaves_the_live_database_alone(
     assert [] == found.event("wrap.started")
 
 
+def test_command_that_writes_into_what_is_watched_is_told_why_it_is_due_again(
+    run: Run, app: Path
+) -> None:
+    """Nobody can tell its schema dump from what a person changed, so it runs again, and says so."""
+    dump = "    open(sys.path[0] + '/versions/dump', 'w').write(str(time.time()))\n"
+    (app / "tool.py").write_text(TOOL + dump)
+
+    found = run(*command(app), env={"PREFLIGHT_REHEARSE": "off"})
+    checked = run("check", *command(app)[1:])
+
+    (finished,) = found.event("wrap.finished")
+    assert (0, "warning", 3) == (found.code, finished["level"], checked.code), found
+    assert "the watched files changed while it ran" in finished["reason"]
+
+
 @pytest.mark.parametrize(
     ("kind", "body"),
     [

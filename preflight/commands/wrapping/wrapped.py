@@ -25,7 +25,7 @@ from preflight.base.errors import (
     VerifyFailed,
 )
 from preflight.commands.wrapping import asked as asking
-from preflight.commands.wrapping import due
+from preflight.commands.wrapping import due, key
 from preflight.history import wraps
 from preflight.server import lock, sessions
 
@@ -280,12 +280,31 @@ class _Run:
 
         checked.require(self.session, self.wrapped.checks)
 
+    def _files_moved(self) -> bool:
+        """Tell whether what is watched is another than it was, where that makes it due again.
+
+        The command may have written there, or somebody who changed what it was to read.
+        """
+        asked = self.wrapped.asked
+        if asked.always:
+            return False
+        try:
+            return key.of_files(asked.command, asked.watch) != self.wrapped.files_key
+        except ConfigInvalid:  # it cannot be watched any more
+            return True
+
     def _record(self, ended: child.Ended) -> None:
-        """Record the key as it is now; what the tool has written is a part of it."""
+        """Record the key: the files as they were read, and what the tool's history holds now."""
         look = due.look(self.session, self.wrapped)
         named = self.wrapped.asked.history
         if named is not None and not look.tables:
             self.doubts.append(f"there is no table {named} (--history) after the command has run")
+        if self._files_moved():
+            self.doubts.append(
+                "the watched files changed while it ran, and a start that finds them as they are "
+                "now runs the command again: if it writes there itself (a schema dump), name with "
+                "--watch only what it reads, the folder of its migrations"
+            )
         wraps.record(
             self.session,
             look.key,
