@@ -64,7 +64,8 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         clone.copy = True
         if scripts:
             ledger.ensure(clone)  # where it was made before the first run
-        yield copies.Copy(clone, clone.connection.info.dbname, 0.0, began, clone, where="clone")
+        name = clone.connection.info.dbname
+        yield copies.Copy(clone, name, 0.0, began, clone, where="clone", beside=same)
 
 
 def _on_the_same_server(session: Session, clone: Session) -> bool:

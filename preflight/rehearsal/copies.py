@@ -69,6 +69,7 @@ class Copy:
     part: manifests.Part | None = None  # of which it is a copy, where it is of some schemas
     lacking: tuple[str, ...] = ()  # what needs the others, and is not in it
     choice: some_rows.Choice | None = None  # of the tables that have rows, where not all have
+    beside: bool = False  # on the live database's own server
 
     @property
     def whole(self) -> bool:
@@ -131,7 +132,7 @@ def restored(
     where = "server" if config.rehearse_url is None else "url"
     live = new_database.described(session, saved.identity.database)
     with (
-        _home(session, saved, scripts, live_bytes) as home,
+        _home(session, saved, scripts, live_bytes) as (home, beside),
         scratch.made(home, saved.identity, live) as name,
     ):
         jobs, wal = new_database.jobs(home), burden.wal(home)
@@ -169,6 +170,7 @@ def restored(
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
                     without=without, part=part, lacking=parts.lost(refused), choice=choice,
+                    beside=beside,
                 )  # fmt: skip
         except BackupUnverified:
             take.hide(saved)
@@ -178,15 +180,18 @@ def restored(
 @contextmanager
 def _home(
     session: Session, saved: Taken, scripts: Sequence[Script], live_bytes: int
-) -> Iterator[Session]:
-    """Yield a session on the server that is to have the copy; Unavailable where it cannot bear it.
+) -> Iterator[tuple[Session, bool]]:
+    """Yield a session on the server that is to have the copy, and whether it is the live one.
+
+    Unavailable where it cannot bear it.
 
     On the live one nothing may reach beyond the copy, and the journal says that it is there.
     """
     with ExitStack() as stack:
         home = stack.enter_context(scratch.home(session))
         there, _ = take.identity_of(home)
-        if there.system == saved.identity.system:
+        beside = there.system == saved.identity.system
+        if beside:
             require_inside(session, scripts)
             _require_bearable(session, home, live_bytes)
             stack.enter_context(_noted(session, home, saved, scripts))
@@ -194,7 +199,7 @@ def _home(
             require_inside(session, scripts, elsewhere=True)
         if home is not session:
             scratch.sweep(home, saved.identity)
-        yield home
+        yield home, beside
 
 
 def require_complete(config: Config, saved: Taken | None) -> None:

@@ -14,7 +14,7 @@ from preflight.commands.wrapping import wall, written
 from preflight.history import wraps
 from preflight.server import sessions
 from tests import faults, servers
-from tests.conftest import CreateDatabase, Run, Start
+from tests.conftest import CreateDatabase, Run, Start, StartServer
 
 TOOL = """
 import json, os, sys, time
@@ -259,6 +259,94 @@ def test_failure_on_the_copy_leaves_the_live_database_alone(
     assert "check constraint" in error["message"] + error["context"]
     assert [1] == database.query("SELECT count(*)::int FROM schema_migrations")
     assert [] == found.event("wrap.started")
+
+
+def test_what_a_trial_changes_for_the_whole_server_is_31(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """A role and a setting that the command made for real are named, also where it failed then."""
+    role = f"reader_of_{database.name}"
+    (app / "versions/002.sql").write_text(
+        f"CREATE ROLE {role}; ALTER DATABASE \"{database.name}\" SET work_mem = '5MB'"
+    )
+    (app / "versions/003.sql").write_text(BREAKS)
+    try:
+        found = run(*command(app))
+        again = run(*command(app))
+    finally:
+        database.script(f"DROP ROLE IF EXISTS {role}")
+
+    error = found.finished["error"]
+    assert (31, "wrap.changed_server") == (found.code, error["code"]), found
+    assert f"role {role} made, settings of database {database.name} made" in error["message"]
+    assert "check constraint" in error["context"]
+    assert "not changed" not in f"{error}"
+    assert "PREFLIGHT_REHEARSE_ON=local" in error["hint"]
+    assert 27 == again.code, again
+    assert "an earlier trial has left" in again.finished["error"]["hint"]
+
+
+def test_stop_of_a_trial_says_what_stays_on_the_server(
+    start: Start, app: Path, database: servers.Database
+) -> None:
+    """A setting of the live database that the command has committed is not called rolled back."""
+    (app / "versions/002.sql").write_text(f'ALTER DATABASE "{database.name}" SET work_mem = 64')
+    (app / "versions/003.sql").write_text("SELECT pg_sleep(60)")
+    running = start(*command(app))
+    while "applying 003.sql" not in str(running.events):
+        running.wait_for_event("wrap.said")
+    running.signal(signal.SIGTERM)
+    found = running.wait()
+
+    assert 143 == found.code, found
+    assert f"settings of database {database.name} made" in found.finished["error"]["message"]
+
+
+def test_what_somebody_else_changes_for_the_whole_server_stops_nothing(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """Roles and databases come and go; where it fails in earnest, it says what was there."""
+    role = f"other_of_{database.name}"
+    (app / ".other").write_text(role)
+    other = (
+        "    if connection.info.dbname.startswith('preflight_scratch'):\n"
+        "        name = open(os.path.dirname(os.path.abspath(__file__)) + '/.other').read()\n"
+        "        with psycopg.connect(address(), dbname='postgres', autocommit=True) as other:\n"
+        "            if not other.execute(f\"SELECT FROM pg_roles WHERE rolname = '{name}'\""
+        ").fetchall():\n"
+        "                other.execute(f'CREATE ROLE {name}')\n"
+        "                other.execute(f'CREATE DATABASE {name}')\n"
+    )
+    (app / "tool.py").write_text(
+        TOOL.replace("def run(connection):\n", f"def run(connection):\n{other}")
+    )
+    (app / "versions/002.sql").write_text(
+        f"SELECT 1 / (current_database() <> '{database.name}')::int"
+    )
+    try:
+        found = run(*command(app))
+    finally:
+        database.script(f"DROP DATABASE IF EXISTS {role}")
+        database.script(f"DROP ROLE IF EXISTS {role}")
+
+    assert 30 == found.code, found
+    assert [[f"role {role} made"]] == [each["objects"] for each in found.event("rehearsal.warned")]
+    assert f"the live server was changed: role {role} made" in found.finished["error"]["message"]
+
+
+def test_what_a_trial_changes_on_a_server_of_its_own_stays_there(
+    run: Run, app: Path, database: servers.Database, start_server: StartServer
+) -> None:
+    """On PREFLIGHT_REHEARSE_URL it is a warning: the live server has nothing of it yet."""
+    role = f"reader_of_{database.name}"
+    (app / "versions/002.sql").write_text(f"CREATE ROLE {role}")
+    try:
+        found = run(*command(app), env={"PREFLIGHT_REHEARSE_URL": start_server().conninfo()})
+    finally:
+        database.script(f"DROP ROLE IF EXISTS {role}")
+
+    assert 0 == found.code, found
+    assert [[f"role {role} made"]] == [each["objects"] for each in found.event("rehearsal.warned")]
 
 
 def test_command_that_writes_into_what_is_watched_is_told_why_it_is_due_again(

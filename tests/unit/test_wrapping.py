@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import child, said, tree, wall
+from preflight.commands.wrapping import child, key, said, shared, tree, wall
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
@@ -663,3 +663,54 @@ def test_addresses_are_read_as_the_kernel_prints_them() -> None:
         others = [("::1", six.getsockname()[1]), ("127.0.0.1", mapped.getsockname()[1])]
 
         assert set(others) == wall.sessions(os.getpid(), [*others, ("::2", others[0][1])], port)
+
+
+# --- what all databases share ---------------------------------------------------------------------
+
+
+def test_only_what_a_command_names_or_uses_is_its_change_of_the_server() -> None:
+    """Its own are a role that it names, one that has a right on the copy, and what goes with them.
+
+    A role of somebody else's is not, though it becomes a member of one that the command names.
+    """
+    before = [("role app", "1", "app"), ("role gone", "2", "gone"), ("settings", "3")]
+    after = [
+        ("database theirs", "", "theirs"),
+        ("membership of app in reader", "", "app", "reader"),
+        ("membership of vault in app", "", "vault", "app"),
+        ("role app", "1 VALID", "app"),
+        ("role reader", "", "reader"),
+        ("role vault", "", "vault"),
+        ("settings", "4"),
+    ]
+
+    changes = shared.between(before, after)
+
+    def own(used: set[str], named: set[str]) -> list[str]:
+        return [str(each) for each in shared.its(changes, used, named.__contains__)]
+
+    ours = ["membership of app in reader made", "role reader made"]
+    assert ["settings changed"] == own(set(), set())
+    assert [*ours, "settings changed"] == own({"reader", "gone"}, set())
+    assert [ours[0], "role app changed", ours[1], "settings changed"] == own(
+        set(), {"app", "reader"}
+    )
+    assert "role gone dropped" in own(set(), {"gone"})
+    assert ["database theirs made"] == [str(e) for e in changes if not e.concerns("app")]
+
+
+def test_word_is_found_whole_in_arguments_and_files(tmp_path: Path) -> None:
+    """In any case, across two pieces of a large file, and in a file that an argument names."""
+    watched, tool = tmp_path / "watched", tmp_path / "tool"
+    watched.mkdir()
+    (watched / "1.sql").write_bytes(b"-" * (key.CHUNK - 3) + b" ReadEr; my_reader")
+    tool.write_text("CREATE ROLE writer")
+    asked = ["sh", str(tool), "-c", "DROP ROLE old"]
+
+    found = [
+        word
+        for word in ("reader", "read", "my", "writer", "old", "sh", "none")
+        if key.mentions(word, asked, [watched, tmp_path / "gone"])
+    ]
+
+    assert ["reader", "writer", "old", "sh"] == found

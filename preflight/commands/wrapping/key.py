@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from preflight.base.errors import ConfigInvalid
@@ -14,6 +15,7 @@ from preflight.base.errors import ConfigInvalid
 # what an editor or an interpreter leaves beside the files
 _LEFT = re.compile(r"\..*|.*~|#.*#|.*\.(?:pyc|pyo|swp|swo)|__pycache__", re.DOTALL)
 CHUNK = 1 << 20  # bytes
+LONGEST = 1 << 8  # bytes, as no word is
 _HINT = "Name with --watch what the command reads, as this container sees it."
 
 
@@ -36,6 +38,34 @@ def whole(files: str, history: Iterable[str]) -> str:
     for digest in history:
         _add(found, digest.encode())
     return found.hexdigest()
+
+
+def mentions(word: str, arguments: Sequence[str], watched: Sequence[Path]) -> bool:
+    """Tell whether a word stands in the arguments, in a file that one names, or in a watched one.
+
+    Names are written in any case in SQL. What cannot be read mentions nothing.
+    """
+    found = re.compile(rb"(?<![\w$])%s(?![\w$])" % re.escape(os.fsencode(word)), re.IGNORECASE)
+    if any(found.search(os.fsencode(argument)) for argument in arguments):
+        return True
+    named = [Path(each) for each in arguments[1:] if os.path.isfile(each)]  # noqa: PTH113 -- any text
+    for path in (*named, *watched):
+        with suppress(ConfigInvalid, OSError, RuntimeError):
+            root = path.resolve(strict=True)
+            if any(_holds(file, found) for _, file in _files(path, root)):
+                return True
+    return False
+
+
+def _holds(file: Path, found: re.Pattern[bytes]) -> bool:
+    """Tell whether a pattern is found in a file, which may be large."""
+    before = b""
+    with file.open("rb") as content:
+        while chunk := content.read(CHUNK):
+            if found.search(before + chunk):
+                return True
+            before = chunk[-LONGEST:]
+    return False
 
 
 def _add(found: hashlib._Hash, part: bytes) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
 
-from preflight.base import console
+from preflight.base import console, stop
 from preflight.base.errors import MigrationPartial, RehearsalFailed, VerifyFailed
 from preflight.commands.wrapping import (
     checked,
@@ -18,9 +19,11 @@ from preflight.commands.wrapping import (
     compared,
     environment,
     fences,
+    key,
     leading,
     lock_timeout,
     onlooker,
+    shared,
     tools,
     written,
 )
@@ -35,8 +38,11 @@ if TYPE_CHECKING:
     from preflight.commands.wrapping.asked import Wrapped
     from preflight.commands.wrapping.due import Look
     from preflight.rehearsal.copies import Copy
+    from preflight.server import packed
     from preflight.server.sessions import Session
 
+# what a trial before this one may have made, and left there
+_LEFT = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -47,6 +53,7 @@ class Rehearsed:
     changes: compared.Changes
     bare: bool  # the copy had neither owners nor rights
     told: dict[str, Any]
+    shared: tuple[str, ...] = ()  # what was changed meanwhile of what all databases share
 
 
 def rehearse(
@@ -76,6 +83,8 @@ class _Trial:
         self.tables = look.tables
         self.live_is = ""  # what is true of the live database once the command has been tried
         self.copy = copy
+        self.shared: packed.Rows | None = None  # where the copy's server is not thrown away
+        self.unsure: list[str] = []  # changes of that, and nobody can tell whose
         self.began = time.monotonic()
 
     def run(self, saved: Taken | None) -> Rehearsed:
@@ -104,10 +113,13 @@ class _Trial:
                 **({"not_led": list(led.left)} if led.left else {}),
             )
             before, size = compared.state(copy), self._size()
+            if self.copy.server is None:
+                self.shared = compared.asked(copy, shared.state)
             there = onlooker.OnCopy(copy)
             ended = self._started(led, fence, there, live)
             changes = compared.between(before, compared.state(copy), copy.config.schema)
-            self._require_untouched(live, fence, on_copy=there.was_there() or bool(changes.names))
+            on_copy = there.was_there() or bool(changes.names)
+            self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
             self._require_there(there, changes, ended, fence)
             if ended.code != 0:
                 raise self._failed(ended)
@@ -133,7 +145,7 @@ class _Trial:
         }
         told = {name: value for name, value in told.items() if value is not None}
         structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
-        return Rehearsed(changes, bool(self.copy.without), told)
+        return Rehearsed(changes, bool(self.copy.without), told, tuple(self.unsure))
 
     def _size(self) -> int:
         return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
@@ -148,6 +160,12 @@ class _Trial:
         """Run it to its end, or to ours, where it is found on the live database."""
         try:
             return self._on_copy(led, fence, there)
+        except stop.Stopped:
+            with suppress(psycopg.Error):
+                if its := self._changed_for_all():
+                    what = f"what the command has changed on the live server: {console.some(its)}"
+                    stop.leaves(self.session, f"unfinished work is rolled back, but not {what}")
+            raise
         except (_Waits, onlooker.Stays) as stray:  # it was ended: what it did until then stays
             self._require_untouched(live, fence, on_copy=there.seen)
             if isinstance(stray, _Waits):
@@ -189,9 +207,72 @@ class _Trial:
         )
 
     def _require_untouched(
-        self, before: written.Before, fence: fences.Fence, *, on_copy: bool
+        self,
+        before: written.Before,
+        fence: fences.Fence,
+        *,
+        on_copy: bool,
+        ended: child.Ended | None = None,
     ) -> None:
-        """Make sure that the live database is what it was; raises MigrationPartial.
+        """Make sure that the live database and its server are what they were; MigrationPartial."""
+        its = self._changed_for_all()
+        self._require_database_untouched(before, fence, on_copy=on_copy, also=its)
+        if self.unsure:
+            self.live_is += (
+                "; of what all databases of its server share, this was changed meanwhile, by the "
+                f"command or by somebody else: {console.some(self.unsure)}"
+            )
+        if its:
+            failed = f"; {how(ended)}" if ended and ended.code != 0 else ""
+            raise MigrationPartial(
+                "wrap.changed_server",
+                "while the command was tried on a copy, the live server, which has the copy, too, "
+                f"was changed for good: {console.some(its)}{failed}",
+                "Roles, databases and their settings are the whole server's. Look at what is "
+                "named, and take back what the command is to do in earnest. Then run again with a "
+                "copy on a server that is thrown away (PREFLIGHT_REHEARSE_ON=local), or without "
+                "one (PREFLIGHT_REHEARSE=off).",
+                context="\n".join(ended.last) or None if ended else None,
+            )
+
+    def _changed_for_all(self) -> list[str]:
+        """Return what the command has changed of what the live server's databases share.
+
+        What is not known to be its doing is said: whose that is nobody can tell.
+        """
+        if self.shared is None:
+            return []
+        copy, asked = self.copy, self.wrapped.asked
+        before, self.shared = self.shared, compared.asked(copy.session, shared.state)
+        changes = shared.between(before, self.shared)
+        if not changes:
+            return []
+        its = shared.its(
+            changes,
+            shared.used(copy.session),
+            lambda name: key.mentions(name, asked.command, asked.watch),
+        )
+        told, reason = list(map(str, its)), "the command changed the copy's server for good"
+        if copy.beside:
+            live = self.session.connection.info.dbname
+            told = [str(each) for each in changes if each not in its and each.concerns(live)]
+            self.unsure += told
+            reason = "by the command or by somebody else the live server was changed meanwhile"
+        if told:
+            structlog.get_logger().warning(
+                "rehearsal.warned", reason=f"{reason}: {console.some(told)}", objects=told[:100]
+            )
+        return list(map(str, its)) if copy.beside else []
+
+    def _require_database_untouched(
+        self,
+        before: written.Before,
+        fence: fences.Fence,
+        *,
+        on_copy: bool,
+        also: Sequence[str] = (),
+    ) -> None:
+        """Make sure that the live database is what it was; raises MigrationPartial, with `also`.
 
         Who is kept off by TCP and was not seen `on_copy` may have gone by a Unix socket. Rows are
         nobody's to compare: who wrote, where one of the command was seen, nobody can tell.
@@ -205,7 +286,7 @@ class _Trial:
             if away or self.session.lost or error.sqlstate not in sessions.PASSING:
                 raise
             held = "nobody can tell: a lock that is held there keeps us from looking"
-            raise self._changed(fence, [held], "may have been") from error
+            raise self._changed(fence, [held, *also], "may have been") from error
         if not changed and fence.crossed and not whole:
             changed = ["rows or sequences, perhaps: somebody wrote meanwhile"]
         if not gone:
@@ -223,8 +304,9 @@ class _Trial:
                 "could not reach it by TCP",
                 objects=changed[:100],
             )
+            self.live_is = "The command could not reach the live database"
             return
-        raise self._changed(fence, changed)
+        raise self._changed(fence, [*changed, *also])
 
     def _changed(
         self, fence: fences.Fence, changed: Sequence[str], was: str = "was"
@@ -280,6 +362,11 @@ class _Trial:
             "variable that it reads with --url-variable"
         )  # fmt: skip
         last = f": {ended.last[-1]}" if ended.last else ""
+        if self.copy.server is None and any(map(_LEFT.search, ended.last)):
+            what += (
+                ", or take back what an earlier trial has left on the copy's server, and have the "
+                "copy on one that is thrown away (PREFLIGHT_REHEARSE_ON=local)"
+            )
         return RehearsalFailed(
             "wrap.rehearsal_failed",
             f"on the restored copy {how(ended)}{before}{last}",

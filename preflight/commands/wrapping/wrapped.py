@@ -102,7 +102,7 @@ class _Run:
         before = written.look(self.session, self.wrapped.asked.history)
         lock.require(self.session)  # 13
         stop.leaves(self.session, "what the command has committed stays")
-        ended = self._noted(partial(self._in_earnest, before, tried=copy is not None))  # 20 30 31
+        ended = self._noted(partial(self._in_earnest, before, copy))  # 20 30 31
         try:
             self._noted(partial(self._matched, copy, before))  # 33
             self._noted(self._verified)  # 33
@@ -134,7 +134,7 @@ class _Run:
             error=str(failure),
         )
 
-    def _in_earnest(self, before: written.Before, *, tried: bool) -> child.Ended:
+    def _in_earnest(self, before: written.Before, copy: Rehearsed | None) -> child.Ended:
         """Run the command with its own environment; raises MigrationFailed, MigrationPartial."""
         from preflight.commands.wrapping import child, leading, lock_timeout, onlooker  # noqa: PLC0415 -- likewise
 
@@ -166,7 +166,7 @@ class _Run:
                 raise
             raise self._unwatched(error) from error
         if ended.code != 0:
-            raise self._failed(ended, before, alone=alone, tried=tried)
+            raise self._failed(ended, before, alone=alone, copy=copy)
         return ended
 
     def _unwatched(self, error: psycopg.OperationalError) -> MigrationPartial:
@@ -199,12 +199,22 @@ class _Run:
         return f"`restore {self.backup} --swap` puts the backup in its place"
 
     def _failed(
-        self, ended: child.Ended, before: written.Before, *, alone: bool, tried: bool
+        self,
+        ended: child.Ended,
+        before: written.Before,
+        *,
+        alone: bool,
+        copy: Rehearsed | None,
     ) -> Failure:
         """Return what its end means: whether anything stays of what it did."""
         from preflight.commands.wrapping import rehearsed  # noqa: PLC0415 -- likewise
 
         how = rehearsed.how(ended) + (f": {ended.last[-1]}" if ended.last else "")
+        if copy and copy.shared:
+            how += (
+                "; while it was tried, by it or by somebody else the live server was changed: "
+                f"{console.some(copy.shared)}"
+            )
         context = "\n".join(ended.last) or None
         try:
             what = self._left(before, alone=alone)
@@ -214,7 +224,7 @@ class _Run:
             )  # fmt: skip
             what = f"what stays of it nobody can tell: {reason}"
         if what is None:
-            same = "The same went well on the copy: what is different here? " if tried else ""
+            same = "The same went well on the copy: what is different here? " if copy else ""
             return MigrationFailed(
                 "wrap.failed",
                 f"{how}; nothing of it stays on the live database",
