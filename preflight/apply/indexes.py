@@ -20,6 +20,7 @@ DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
 DETACHES_CONCURRENTLY = 14  # servers since this one
 SHAPE = "preflight_shape"  # a table of a moment
 SCHEMA = 3  # libpg_query's ReindexObjectType
+INDEX = 21  # libpg_query's ObjectType
 
 # the file's own search_path finds the table, so everything else is said in full
 _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
@@ -109,7 +110,7 @@ def wanted(text: bytes) -> Index | None:
         statement = node.index_stmt
         place = _quoted(statement.relation.schemaname, statement.relation.relname)
         return Index(statement.idxname, place, if_not_exists=statement.if_not_exists)
-    if node.WhichOneof("node") == "drop_stmt":
+    if node.drop_stmt.remove_type == INDEX:
         names = [item.string.sval for item in node.drop_stmt.objects[0].list.items]
         return Index(names[-1], _quoted(*names), dropped=True)
     return None

@@ -155,7 +155,15 @@ class Effect:
 def of(text: bytes) -> Effect:
     """Return what a statement does, as far as its text tells."""
     same = parser.alike(text)
-    return _of(text) if same is text else _of_typical(same)
+    try:
+        return _of(text) if same is text else _of_typical(same)
+    except Exception:  # noqa: BLE001 -- a plan that says less beats none
+        return _not_known(text, "not understood")
+
+
+def _not_known(text: bytes, why: str) -> Effect:
+    words = " ".join(scan.words(text[:200], 3)).lower()
+    return Effect(f"{words} ({why} here)", unknown=True)
 
 
 def matters(effect: Effect) -> bool:
@@ -168,9 +176,8 @@ def matters(effect: Effect) -> bool:
 def _of(text: bytes) -> Effect:
     node = parser.parsed(text, texts=False)
     if node is None:
-        words = " ".join(scan.words(text[:200], 3)).lower()
-        why = "not understood" if parser.fits(text) else "too large to be understood"
-        return Effect(f"{words} ({why} here)", unknown=True)
+        fits = parser.fits(text)
+        return _not_known(text, "not understood" if fits else "too large to be understood")
     return of_node(node, text)
 
 
@@ -238,7 +245,8 @@ def _wrapped(kind: str, statement: Inner, text: bytes) -> Effect:
     """Return what EXPLAIN, PREPARE and DECLARE do: the locks of what is inside, at once."""
     inner = _of_node(statement.query, text)
     word = kind.partition("_")[0]
-    runs = any(item.def_elem.defname == "analyze" for item in getattr(statement, "options", ()))
+    said = statement.options if kind == "explain_stmt" else ()  # those of DECLARE are a number
+    runs = any(item.def_elem.defname == "analyze" for item in said)
     return Effect(
         f"{word} {inner.does}",
         inner.locks,

@@ -22,6 +22,7 @@ _NO_NAMES = {
 _SINGLE = {"funcname", "names"}
 # where the name of a schema stands alone
 _SCHEMAS = {"schemaname", "newschema", "local_schema"}
+_KINDS = ("objtype", "object_type", "rename_type", "remove_type")
 _MAKES = {
     "create_stmt", "view_stmt", "create_seq_stmt", "create_function_stmt", "create_domain_stmt",
     "create_enum_stmt", "create_range_stmt", "composite_type_stmt", "create_table_as_stmt",
@@ -123,18 +124,16 @@ def _schemas(message: Any) -> Iterator[str]:  # noqa: ANN401 -- likewise
     """Yield the schemas that a part of a statement names as such."""
     from postgast import pg_query_pb2  # noqa: PLC0415 -- parsed, so it is loaded
 
-    kind = message.DESCRIPTOR.name
+    kind, fields = message.DESCRIPTOR.name, message.DESCRIPTOR.fields_by_name
     if kind == "DefElem" and message.defname in {"schema", "schemas"}:
         yield from (text.sval for text in parser.every(message.arg, "String"))
     elif (about := _ABOUT.get(kind)) and not message.HasField(about):
         yield message.name
-    for name in _SCHEMAS & {field.name for field in message.DESCRIPTOR.fields}:
-        if said := getattr(message, name):
+    for name in _SCHEMAS:
+        if name in fields and (said := getattr(message, name)):
             yield said
-    fields = {field.name for field in message.DESCRIPTOR.fields}
-    kinds = {"objtype", "object_type", "rename_type", "remove_type"} & fields
     of_schemas = any(
-        pg_query_pb2.ObjectType.Name(getattr(message, each)) == "OBJECT_SCHEMA" for each in kinds
+        getattr(message, each) == pg_query_pb2.OBJECT_SCHEMA for each in _KINDS if each in fields
     )
     if of_schemas or (kind == "GrantStmt" and message.targtype == _ALL_IN_SCHEMA):
         nodes = getattr(message, "objects", [])

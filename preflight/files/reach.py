@@ -89,6 +89,7 @@ _BODY = "holds `{}`, which reaches beyond the database"
 _UNKNOWN = "runs `{}`, a text that is only known when it runs"
 _ITS_DIRECTORY = "names a directory for a tablespace, which nobody can try but the live server"
 _FOREIGN = "has a body in {}, which cannot be read here"
+_UNREAD = "is not understood here, and may reach beyond the database"
 _TOO_LARGE = "is too large to be understood here, and may reach beyond the database"
 # what begins so does nothing beyond the database by its kind
 _READABLE = {"INSERT", "SELECT", "UPDATE", "DELETE", "WITH", "VALUES", "("}
@@ -136,6 +137,13 @@ def foreign_made(script: Script) -> set[str]:
 
 def beyond(text: bytes, bounds: Bounds = DATABASE, depth: int = 0) -> Reach | None:
     """Return what a statement reaches beyond its bounds, if it does or may."""
+    try:
+        return _beyond(text, bounds, depth)
+    except Exception:  # noqa: BLE001 -- not known is an answer, too
+        return Reach(_UNREAD, certain=False)
+
+
+def _beyond(text: bytes, bounds: Bounds, depth: int) -> Reach | None:
     if not (_MAY_REACH.search(text) or _MAY_CALL.search(text) or bounds.foreign):
         return None
     node = parser.parsed(text)
@@ -255,7 +263,7 @@ def inner(node: Node, text: bytes, bounds: Bounds = DATABASE) -> Iterator[str | 
     """Yield the statements of a body, and instead of one that cannot be read why."""
     language, body = _body(node)
     if body is None or language in ("c", "internal"):
-        return  # BEGIN ATOMIC is part of the tree
+        return  # RETURN and BEGIN ATOMIC are part of the tree
     if language == "sql":
         yield from _statements(body)
     elif language == "plpgsql":
@@ -275,7 +283,8 @@ def _body(node: Node) -> tuple[str | None, str | None]:
     else:
         return None, None
     language = options["language"].string.sval.lower() if "language" in options else "plpgsql"
-    return language, next((item.sval for item in parser.every(options.get("as"), "String")), None)
+    said = parser.every(options["as"], "String") if "as" in options else ()
+    return language, next((item.sval for item in said), None)
 
 
 def _statements(body: str) -> Iterator[str | Reach]:
