@@ -69,6 +69,7 @@ SELECT FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND NOT u.rolsu
    'azure_pg_admin', 'neon_superuser'))
  OR EXISTS (SELECT FROM pg_catalog.pg_settings s WHERE s.name ~ '^(supautils|extwlist)[.]'))
 """
+_OF_TEMPLATE = "of the template database"  # that of the live server may have the locale, too
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
 _EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
@@ -130,43 +131,60 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     live_bytes = choice.size if choice else live_bytes
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
     wanted = settings(around, scripts, all_of_it=guests)
-    with (
-        _started(session, config, programs, directory, live_bytes, wanted, guests=guests) as server,
-        cluster.connected(session.config, server) as home,
-    ):
-        part = saved.backup.manifest.partial
-        place = _made(home, server, around, part)
-        name, quiet = place.made.database, new_database.quiet(home)
-        restoring = copies.Restoring(
-            name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice
-        )
-        copies.tell_started(
-            saved,
-            restoring,
-            where="local",
-            server=f"PostgreSQL {programs.version} in {directory}",
-            wal_bytes_expected=0,
-            fidelity=place.fidelity,
-        )
-        try:
-            refused = _filled(place, saved, restoring)
-            restore_s = time.monotonic() - began
-            session.tell("comparing the copy")
-            used = bool(scripts or guests)
-            empty = _compared(session, place, saved, restoring, refused, used=used)
-        except BackupUnverified:
-            if server.death() is None:
-                take.hide(saved)
-            raise
-        copies.believe(config, saved, restoring, refused)
-        with cluster.connected(session.config, server, name, us) as copy:
+    part = saved.backup.manifest.partial
+    with _started(
+        session, config, programs, directory, live_bytes, wanted, guests=guests
+    ) as server:
+        with cluster.connected(session.config, server) as home:
+            place = _made(home, server, around, part)
+            name, quiet = place.made.database, new_database.quiet(home)
+            restoring = copies.Restoring(
+                name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice
+            )
+            copies.tell_started(
+                saved,
+                restoring,
+                where="local",
+                server=f"PostgreSQL {programs.version} in {directory}",
+                wal_bytes_expected=0,
+                fidelity=place.fidelity,
+            )
+            try:
+                refused = _filled(place, saved, restoring)
+                restore_s = time.monotonic() - began
+                session.tell("comparing the copy")
+                used = bool(scripts or guests)
+                empty = _compared(session, place, saved, restoring, refused, used=used)
+            except BackupUnverified:
+                if server.death() is None:
+                    take.hide(saved)
+                raise
+            copies.believe(config, saved, restoring, refused)
+        # nobody of ours stays in template1: CREATE DATABASE copies what nobody else is in
+        with (
+            cluster.connected(session.config, server, name, us) as copy,
+            _beside(session.config, server, copy, guests=guests) as home,
+        ):
             copy.copy = True
             copy.instead = partial(_nearby, server)
             yield copies.Copy(
                 copy, name, restore_s, began, home, empty=empty, where="local",
-                fidelity=place.fidelity, server=server, part=part, lacking=parts.lost(refused),
-                choice=choice,
+                fidelity=place.fidelity, server=server, part=part,
+                lacking=parts.lost(refused), choice=choice,
             )  # fmt: skip
+
+
+@contextmanager
+def _beside(
+    config: Config, server: local.Server, copy: Session, *, guests: bool
+) -> Iterator[Session]:
+    """Yield a superuser's session in another database where guests need one; else the copy's."""
+    if not guests:
+        yield copy
+        return
+    other = local.HOME if copy.connection.info.dbname == local.SPARE else local.SPARE
+    with cluster.connected(config, server, other) as home:
+        yield home
 
 
 def _nearby(server: local.Server, text: bytes) -> bytes:
@@ -318,7 +336,7 @@ def _ours(session: Session, server: local.Server, error: Exception) -> Exception
     if not isinstance(error, RehearsalFailed):
         return None
     sure = _only_here(session, error)
-    if sure or _unloaded(error) or _provided(session, error):
+    if sure or _unloaded(error) or _OF_TEMPLATE in str(error) or _provided(session, error):
         return _not_here(error, sure=sure)
     return None
 

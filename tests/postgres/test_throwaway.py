@@ -412,7 +412,10 @@ def test_rollback_that_reaches_another_server_is_not_tried(
 def test_tablespace_is_tried_in_a_directory_of_the_copys_own(
     run: Run, migrations: WriteMigrations, scratch: Path, tmp_path: Path
 ) -> None:
-    """Production's directory may be this machine's: the copy's server leaves it as it is."""
+    """Production's directory may be this machine's: the copy's server leaves it as it is.
+
+    So is a database in it: nobody of ours is in the one that the server copies for that.
+    """
     (tmp_path / "targets").write_text('{"name": "one"}\n')
     place = scratch / "place's"
     place.mkdir(mode=0o777)
@@ -426,7 +429,8 @@ def test_tablespace_is_tried_in_a_directory_of_the_copys_own(
     )
     migrations({"001_one.sql": f"{made}VACUUM gone;"})  # what fails in no transaction ends the run
     failed = run("up", "--targets", str(tmp_path / "targets"))
-    undone = f"{head}DROP TABLE one;\nDROP TABLESPACE made;"
+    undone = f"{head}DROP DATABASE other;\nDROP TABLE one;\nDROP TABLESPACE made;"
+    made += "CREATE DATABASE other TABLESPACE made;"
     migrations({"001_one.sql": made, "001_one_rollback.sql": undone})
     result = run("plan", "--rehearse")
 
