@@ -676,8 +676,8 @@ def undone(session: Session) -> Iterator[None]:
 
 
 def roll_back(session: Session) -> None:
-    """Roll back if there is anything to roll back on."""
-    if not session.lost:
+    """Roll back if there is anything to roll back, and on: an idle session would be warned."""
+    if not session.lost and session.connection.info.transaction_status != IDLE:
         try:
             session.connection.execute("ROLLBACK")
         except psycopg.OperationalError:

@@ -128,6 +128,7 @@ def test_file_without_transaction_whose_first_statement_fails_stays_recorded(
 
     assert 31 == result.code, str(result)
     assert "stays recorded as it was" in result.finished["error"]["message"]
+    assert [] == [each for each in result.events if "in progress" in str(each.get("notice"))]
     assert before == database.query("SELECT m::text FROM preflight.migrations m ORDER BY version")
     assert ["failed"] == database.query(
         "SELECT event FROM preflight.journal WHERE event NOT IN ('applied')"
