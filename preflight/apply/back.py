@@ -186,6 +186,7 @@ def back(
     DatabaseBusy, ConnectionLost, PlanChanged.
     """
     began = time.monotonic()
+    forward.anew(session, step.migration)
     forward.clean(session)
 
     def once(seen: Watch) -> int:
@@ -275,6 +276,7 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
 def _record(session: Session, step: Step, backup: str | None, began: float) -> None:
     milliseconds = round(1000 * (time.monotonic() - began))
     ledger.follow(session, step.script)
+    session.compare()
     journal.journal(session, "rolled_back", step.migration, duration_ms=milliseconds, backup=backup)
 
 

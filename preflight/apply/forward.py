@@ -56,8 +56,9 @@ def forward(
 
     Nothing is sent of it without the run's lock. Raises MigrationFailed (rolled back),
     MigrationPartial, DatabaseBusy, LockBusy, ConnectionLost, and PlanChanged when another run was
-    there first or the session had to be replaced.
+    there first or the connection broke.
     """
+    anew(session, migration)
     together = again is None and _fits(session, migration)
     if not together:
         _ready(session)
@@ -125,6 +126,32 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     stop.leaves(session, None)
     log.info(event, **named, duration_s=_since(began), statements=count, **more)
     return True
+
+
+def anew(session: Session, migration: Migration) -> None:
+    """Give a file a new session where earlier ones changed what a session is given at its start.
+
+    So it gets what it would in a run of its own. The lock is taken again; raises PlanChanged when
+    another run did something in between, LockBusy, ConnectionLost.
+    """
+    session.notice()
+    if not session.stale:
+        return
+    if locked := session.locked:
+        lock.require(session)
+    before = journal.last_change(session)
+    if not session.renew():
+        structlog.get_logger().warning(
+            "migration.progressed",
+            **migration.named,
+            notice="an earlier file changed settings of the database or the role for new sessions, "
+            "and none can be had: this file runs with the settings from before",
+        )
+    elif locked:
+        lock.acquire(session)
+        if journal.last_change(session) != before:
+            raise PlanChanged
+    session.notice()
 
 
 def _since(began: float) -> float:
@@ -268,6 +295,7 @@ def _end_one_by_one(  # noqa: PLR0913, PLR0917 -- what the history is told
     session.reset()
     verify.require(session, migration, MigrationFailed)
     ledger.finish(session, migration, began, count, backup=backup, before=again)
+    session.compare()
 
 
 def _fits(session: Session, migration: Migration) -> bool:
@@ -350,7 +378,7 @@ def _end(
             verify.require(session, migration, MigrationFailed, verify.asked)
             said = verify.CLOSING
         said = f"{said}; {ledger.finishing(session, migration, began, count, backup)}"
-        (rows,) = session.picked(said, -2)
+        rows, same = session.picked(f"{said}; {session.asks()}", -3, -1)
     except psycopg.Error as error:
         if session.lost or _passing(error):
             raise
@@ -361,6 +389,7 @@ def _end(
         session.execute("ROLLBACK TO SAVEPOINT preflight_end")
         return False
     ledger.finished(session, migration, rows)
+    session.stale = same == [False]
     return True
 
 

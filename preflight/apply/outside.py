@@ -60,6 +60,7 @@ def run(
         with marked(session, migration, count), sessions.transaction(session):
             verify.require(session, migration, MigrationPartial)
             ledger.finish(session, migration, began, count, backup=backup, before=again)
+            session.compare()
     return count
 
 

@@ -52,6 +52,7 @@ def acquire(session: Session) -> float:
     """
     log = structlog.get_logger()
     session.prepare()
+    session.notice()
     number = key(session.config.schema)
     last = None
     for waited in stop.looks(*POLL_S):
@@ -59,7 +60,12 @@ def acquire(session: Session) -> float:
             "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", [number]
         ).fetchone()
         if row is not None and row[0]:
-            break
+            if waited:  # the files of who was waited for may have changed what a session is given
+                session.compare()
+            if not session.stale or not session.renew():
+                break
+            session.notice()
+            continue
         if last is None or waited - last >= TELL_EVERY_S:
             last = waited
             log.info("lock.busy", waited_s=round(waited, 1), **told(holder(session)))

@@ -94,6 +94,12 @@ _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
     17: {"transaction_timeout": "0"},
 }
+# a number for what ALTER DATABASE and ALTER ROLE have set for whoever connects as this session did
+_GIVEN = """SELECT coalesce(pg_catalog.sum(pg_catalog.hashtextextended(s::pg_catalog.text, 0)), 0)
+ FROM pg_catalog.pg_db_role_setting s
+ WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database()))
+ AND s.setrole IN (0, pg_catalog.quote_ident(session_user)::pg_catalog.regrole::pg_catalog.oid)"""
 _RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
 FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
 IDLE = pq.TransactionStatus.IDLE
@@ -148,6 +154,8 @@ class Session:
         self._refused: set[str] = set()
         self._resets: dict[tuple[object, ...], str] = {}  # said three times a file
         self.locked = False  # the run's lock was taken by this very connection
+        self.given: str | None = None  # what `_GIVEN` said when nobody had run a file yet
+        self.stale = False  # a new connection would be given something else by now
 
     def open(self) -> None:
         """Connect, waiting until the deadline; raises 10, 20, 21 or 22 as the last attempt says."""
@@ -191,7 +199,8 @@ class Session:
             # that refuses one of them: each is set on its own before work
             self._options = False
             self._attempt()
-        self._prepared = self._at_work = self._silent = self.locked = False
+        self._prepared = self._at_work = self._silent = self.locked = self.stale = False
+        self.given = None
 
     def close(self) -> None:
         """End the session; the lock goes with it."""
@@ -205,6 +214,41 @@ class Session:
         self.open()
         if grown_up:
             self.prepare()
+
+    def renew(self) -> bool:
+        """Go on with a new connection; False where none can be had, and the old one stays.
+
+        What the old one held is let go before it is left: a lock is to be taken again.
+        """
+        old = self.connection
+        self.deadline = max(self.deadline, time.monotonic() + BESIDE_S)
+        try:
+            self._attempt()
+        except Refused:
+            self.stale, self.given = False, None
+            return False
+        with suppress(psycopg.Error), closing(old):
+            old.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
+        self.prepare()
+        return True
+
+    def notice(self) -> None:
+        """Keep in mind what the server gave this session at its start, as far as we may see it."""
+        if self.given is None:
+            try:
+                row = self.execute(_GIVEN).fetchone()
+            except psycopg.errors.InsufficientPrivilege:
+                row = None
+            self.given = str(row[0]) if row else ""
+
+    def asks(self) -> str:
+        """Return the query that tells whether a new session would be given the same."""
+        return f"SELECT ({_GIVEN}) = {self.given}" if self.given else "SELECT true"
+
+    def compare(self) -> None:
+        """See whether this session is stale."""
+        row = self.execute(self.asks()).fetchone() if self.given else None
+        self.stale = row is not None and not row[0]
 
     def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
         """Run one statement; a stop request cancels it."""

@@ -994,6 +994,46 @@ def test_a_file_costs_four_messages(
     assert expected * 5 == messages(*range(10, 16)) - messages(20)
 
 
+@pytest.mark.parametrize(
+    ("sessions", "schema", "memory", "locked"),
+    [(-1, "app", "5MB", 3), (1, "public", "4MB", 1)],
+    ids=["renewed", "no other to be had"],
+)
+def test_next_file_gets_what_an_earlier_one_set_for_new_sessions(  # noqa: PLR0913, PLR0917 -- a case each
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    sessions: int,
+    schema: str,
+    memory: str,
+    locked: int,
+) -> None:
+    """As in a run of its own; where no new session can be had, a warning says so."""
+    role = f"giver_{database.name}"
+    database.script(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT {sessions}; CREATE SCHEMA app; "
+        f"GRANT CREATE ON DATABASE {database.name} TO {role}; "
+        f"GRANT CREATE, USAGE ON SCHEMA app, public TO {role}"
+    )
+    gives = f"ALTER ROLE {role} IN DATABASE {database.name} SET"
+    migrations(
+        {
+            "001_a.sql": f"DO $$ BEGIN {gives} search_path = app; END $$;",
+            "002_b.sql": "-- preflight: no-transaction\nCREATE TABLE t ();\n"
+            f"{gives} work_mem = '5MB'",
+            "003_c.sql": f"SELECT 1 / (current_setting('work_mem') = '{memory}')::int;",
+        }
+    )
+    result = run(env=database.env(role, "x"))
+    found = database.query("SELECT schemaname FROM pg_tables WHERE tablename = 't'")
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 0 == result.code, str(result)
+    assert ([schema], locked) == (found, len(result.event("lock.acquired")))
+    warned = [each for each in result.events if "new sessions" in str(each.get("notice"))]
+    assert 2 * (sessions == 1) == len(warned)
+
+
 NO = "FOR EACH ROW EXECUTE FUNCTION no()"
 VERIFIED = "SELECT 'a' AS suite, 'a' AS \"check\", to_regprocedure('no()') IS NOT NULL AS ok"
 

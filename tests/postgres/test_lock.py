@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -127,14 +128,17 @@ def test_apps_with_schemas_of_their_own_do_not_wait_for_each_other(
 def test_other_run_is_waited_for(
     start: Start, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """It ends, and the work is looked at again."""
+    """It ends, and the work is looked at again; what it gave new sessions is there, too."""
     migrations(ONE)
-    with held(database):
+    with held(database) as holder:
         process = start(env=QUICKLY)
         process.wait_for_event("lock.busy")
+        holder.execute("CREATE SCHEMA app")
+        holder.execute(f"ALTER DATABASE {database.name} SET search_path = app".encode())
     result = process.wait()
 
     assert 0 == result.code, str(result)
+    assert ["app"] == database.query("SELECT schemaname FROM pg_tables WHERE tablename = 'one'")
     assert ["lock.busy", "lock.acquired"] == [
         each for each in result.names if each.startswith("lock.")
     ]
@@ -199,13 +203,15 @@ def test_waiter_does_not_hold_an_index_up(
 
 
 @pytest.mark.fault("B038")
+@pytest.mark.parametrize("gives", ["", "ALTER DATABASE {} SET work_mem = '5MB';\n"])
 def test_lock_that_a_file_let_go_is_missed(
-    run: Run, database: servers.Database, migrations: WriteMigrations
+    run: Run, database: servers.Database, migrations: WriteMigrations, gives: str
 ) -> None:
     """Nothing runs without it: the run ends with 13, and the next one goes on where it stopped."""
     migrations(
         {
-            "001_careless.sql": "CREATE TABLE one (id int);\nSELECT pg_advisory_unlock_all();\n",
+            "001_careless.sql": "CREATE TABLE one (id int);\nSELECT pg_advisory_unlock_all();\n"
+            + gives.format(database.name),
             "002_two.sql": "CREATE TABLE two (id int);\n",
         }
     )
@@ -217,6 +223,40 @@ def test_lock_that_a_file_let_go_is_missed(
     assert [1] == applied
     assert 0 == again.code, str(again)
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+
+def test_run_that_came_between_two_sessions_is_noticed(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Where a file needs a new session, and another run has the lock first, it is planned again."""
+    migrations(
+        {
+            "001_a.sql": "SELECT pg_advisory_xact_lock(1);\n"
+            f"ALTER DATABASE {database.name} SET work_mem = '5MB';",
+            "002_b.sql": "CREATE TABLE b ();",
+        }
+    )
+    key = lock.key("preflight")
+    with psycopg.connect(database.conninfo(), autocommit=True) as other, ThreadPoolExecutor() as us:
+        other.execute("SELECT pg_advisory_lock(1)")
+        process = start(env=QUICKLY)
+        process.wait_for_event("migration.started")
+
+        def come() -> None:
+            with psycopg.connect(database.conninfo(), autocommit=True) as comes:
+                comes.execute("SELECT pg_advisory_lock(%s)", [key])
+                comes.execute("UPDATE preflight.journal SET id = DEFAULT")
+
+        came = us.submit(come)
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid <> 1"
+        faults.until(lambda: database.query(waits), "another waits for the lock")
+        other.execute("SELECT pg_advisory_unlock(1)")
+        came.result()
+        result = process.wait()
+
+    assert 0 == result.code, str(result)
+    planned = [each["pending"] for each in result.event("plan.made")]
+    assert [["001_a", "002_b"]] * 2 + [["002_b"]] * 2 == planned
 
 
 def test_lock_that_a_rollback_file_let_go_is_missed(

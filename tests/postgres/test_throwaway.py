@@ -328,7 +328,10 @@ def test_partial_is_not_what_always_demands_unless_it_is_accepted(
 def test_what_stays_inside_the_server_is_tried_there(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """Roles, rights and settings of databases and parameters: all of it is thrown away."""
+    """Roles, rights and settings of databases and parameters: all of it is thrown away.
+
+    What a file gives new sessions, the next one has on the copy as it will have it in earnest.
+    """
     name = database.name
     migrations(
         {
@@ -342,8 +345,12 @@ def test_what_stays_inside_the_server_is_tried_there(
     roles = database.query("SELECT 1 FROM pg_roles WHERE rolname LIKE '%_made'")
     migrations(
         {
-            "001_one.sql": f"CREATE ROLE {name}_made;",
-            "001_one_rollback.sql": f"DROP ROLE {name}_made;",
+            "001_one.sql": f"CREATE ROLE {name}_made; CREATE SCHEMA made;\n"
+            f"ALTER DATABASE {name} SET search_path = made;",
+            "001_one_rollback.sql": f"DROP ROLE {name}_made; DROP SCHEMA made;\n"
+            f"ALTER DATABASE {name} RESET search_path;",
+            "002_two.sql": "CREATE TABLE two (); DROP TABLE made.two; CREATE TABLE two ();",
+            "002_two_rollback.sql": "DROP TABLE made.two;",
         }
     )
     result = run()
@@ -351,7 +358,8 @@ def test_what_stays_inside_the_server_is_tried_there(
 
     assert (27, 5) == (failed.code, failed.finished["error"]["line"]), failed
     assert [] == roles
-    assert (0, ["001_one"]) == (result.code, result.event("rehearsal.passed")[0]["rollbacks_tried"])
+    assert 0 == result.code, str(result)
+    assert ["002_two", "001_one"] == result.event("rehearsal.passed")[0]["rollbacks_tried"]
 
 
 @pytest.mark.parametrize(
