@@ -300,8 +300,8 @@ MUTANTS = [
     Mutant(
         "the copy has the database's settings",
         "rehearsal/copies",
-        "            scratch.apply_database_settings(session, home, live, name)\n",
-        "            pass\n",
+        "    scratch.apply_settings(home, restoring.settings, restoring.name)\n",
+        "",
         _tests("rehearsal::test_copy_has_the_settings_of_the_database"),
     ),
     Mutant(

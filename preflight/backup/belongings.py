@@ -50,10 +50,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command that gives a database something, and what to call it when it is refused."""
+    """One command that gives a database something, and what to call it when it is refused.
+
+    `early`: before it is filled, for what it is filled with is read by it.
+    """
 
     what: str
     sql: str
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ class Belongings:
         found = []
         for each in () if "settings" in without else self.settings:
             whose = f" of role {each.role}" if each.role else ""
-            found.append(Command(f"setting {each.name}{whose}", each.command(here)))
+            command = each.command(here)
+            found.append(Command(f"setting {each.name}{whose}", command, early=not each.late))
         limit = f"ALTER DATABASE {here} CONNECTION LIMIT {self.connection_limit}"
         found.append(Command("connection limit", limit))
         return found if "grants" in without else [*found, *self._rights(here)]
@@ -255,7 +260,8 @@ def refused(session: Session, commands: Sequence[Command]) -> list[tuple[str, st
     return problems
 
 
-def give(session: Session, commands: Sequence[Command]) -> None:
-    """Do all of them; raises psycopg.Error."""
+def give(session: Session, commands: Sequence[Command], *, early: bool) -> None:
+    """Do those of before the database is filled, or the others; raises psycopg.Error."""
     for each in commands:
-        session.execute(each.sql)
+        if each.early == early:
+            session.execute(each.sql)

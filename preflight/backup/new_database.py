@@ -27,6 +27,7 @@ from preflight.server import sessions
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
+KNOWS_IDLE_TIMEOUT = 14
 KNOWS_PROVIDERS = 15
 KNOWS_TRANSACTION_TIMEOUT = 17
 NEWBORN_LIMIT = 70_613  # the connection limit of a database that has no comment yet
@@ -73,6 +74,18 @@ QUIET = {
     "auto_explain.log_min_duration": "-1",
     "pgaudit.log": "none",
     "pg_stat_statements.track": "none",
+}
+# what those who fill a database would stumble over: a database gets it when it is filled. All other
+# settings stand before, as with pg_restore -C: checks, defaults and views are read by them
+LATE = {
+    "default_transaction_read_only", "lc_messages", "local_preload_libraries", "role",
+    "session_preload_libraries", "session_replication_role", "temp_file_limit",
+}  # fmt: skip
+# whatever a role, a database or a server says, they are not: a NULL in an array would be a word
+FILLING = {
+    "array_nulls": "on",
+    "default_transaction_deferrable": "off",
+    "default_transaction_isolation": "read committed",
 }
 _QUIET = """
 SELECT s.name::text FROM pg_catalog.pg_settings s
@@ -191,6 +204,11 @@ class Setting:
     def name(self) -> str:
         """What is set."""
         return self.setting.partition("=")[0]
+
+    @property
+    def late(self) -> bool:
+        """Whether a database gets it only when it is filled."""
+        return self.name in LATE
 
     def command(self, database: str) -> str:
         """Return the ALTER that gives it to a (quoted) database."""
@@ -311,6 +329,13 @@ def quiet(session: Session) -> dict[str, str]:
     query = _QUIET.format(_MAY_SET if new else _SUPERUSER)
     rows = session.execute(query, [list(QUIET)]).fetchall()
     return {name: QUIET[name] for (name,) in rows}
+
+
+def filling(session: Session) -> dict[str, str]:
+    """Return the settings of this role's sessions that fill a database, and compare it."""
+    idle = session.facts is not None and session.facts.major >= KNOWS_IDLE_TIMEOUT
+    waiting = {"idle_session_timeout": "0"} if idle else {}  # of a job that others keep waiting
+    return quiet(session) | FILLING | waiting
 
 
 def theirs(inside: Session) -> set[tuple[str, str]]:

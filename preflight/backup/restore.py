@@ -367,7 +367,7 @@ def _made(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     _require_roles(session, place)
     with _dump(session, place) as dump, _new_database(session, place):
         state = _fill(session, place, dump, renew)
-        belongings.give(session, place.commands)
+        belongings.give(session, place.commands, early=False)
         state = dataclasses.replace(state, own=restored.own_of(session, place))
         new_database.say(session, place.into, state.mark(place))
     return state
@@ -478,7 +478,8 @@ def _fill(
 ) -> restored.State:
     """Run pg_restore and compare every table's rows with the manifest."""
     jobs = new_database.jobs(session)
-    quiet = new_database.quiet(session)  # a login event trigger would write into what is compared
+    # a login event trigger, for one, would write into what is compared
+    quiet = new_database.filling(session)
     with ExitStack() as stack:
         options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
         if place.skip:
@@ -495,7 +496,10 @@ def _fill(
         told = stack.enter_context(Progress("restore.progressed", "expected_bytes", expected))
 
         part = place.source.manifest.partial
-        begin = partial(_extended, session, place, quiet)
+
+        def begin() -> None:
+            belongings.give(session, place.commands, early=True)
+            _extended(session, place, quiet)
 
         def anew() -> None:
             new_database.make_anew(session, place.into)

@@ -349,9 +349,9 @@ def make_database(home: Session, live: Surroundings) -> Made:
     if not _create(home, live):
         made.fidelity.append("collation")
     _grant(home, live.rights)
-    _set(home, live, made)
+    settle(home, live, made, late=False)
     if live.extensions:
-        with sessions.beside(home, made.database) as inside:
+        with sessions.beside(home, made.database, new_database.filling(home)) as inside:
             _make_extensions(inside, live.extensions, made)
     return made
 
@@ -485,10 +485,13 @@ def _grant(home: Session, rights: Sequence[Right]) -> None:
             continue
 
 
-def _set(home: Session, live: Surroundings, made: Made) -> None:
-    """Give the database its settings; what this server does not know is named."""
+def settle(home: Session, live: Surroundings, made: Made, *, late: bool) -> None:
+    """Give the database its settings, before or after it is filled.
+
+    What this server does not know is named.
+    """
     for each in live.database_settings:
-        if each.name in _LOADS:
+        if each.name in _LOADS or each.late != late:
             continue
         try:
             home.execute(each.command(quoting.name(made.database)))

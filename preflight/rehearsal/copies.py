@@ -138,8 +138,13 @@ def restored(
         jobs, wal = new_database.jobs(home), burden.wal(home)
         quiet, calling = new_database.quiet(home), catalog.calling(session)
         part = saved.backup.manifest.partial
-        fast = quiet | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
-        restoring = Restoring(name, jobs, live_bytes, fast, calling, session.tell, part, choice)
+        settings = scratch.settings_for(session, live)
+        filling = new_database.filling(home)
+        fast = filling | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
+        restoring = Restoring(
+            name, jobs, live_bytes, fast, calling, session.tell, part, choice,
+            tuple(each for each in settings if not each.late),
+        )  # fmt: skip
         tell_started(
             saved,
             restoring,
@@ -152,8 +157,7 @@ def restored(
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             session.tell("comparing the copy")
-            scratch.apply_database_settings(session, home, live, name)
-            with scratch.reached(home, name, quiet) as copy:
+            with scratch.reached(home, name, filling) as copy:
                 empty = proven(
                     copy,
                     saved,
@@ -162,6 +166,7 @@ def restored(
                     empty_allowed=bool(calling or refused),
                     choice=choice,
                 )
+            scratch.apply_settings(home, [each for each in settings if each.late], name)
             believe(config, saved, restoring, refused, without)
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
@@ -443,6 +448,7 @@ class Restoring:
     others: Callable[[str], None]  # tells whoever waits for this run
     part: manifests.Part | None = None  # of which it is, where it is of some schemas
     choice: some_rows.Choice | None = None  # of the tables that get rows, where not all do
+    settings: tuple[new_database.Setting, ...] = ()  # of the live database, that the copy lacks
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -543,7 +549,8 @@ def _publications(home: Session) -> tuple[str, ...]:
 
 
 def _begun(home: Session, restoring: Restoring) -> None:
-    """Make what a partial dump needs and does not hold; raises Unavailable."""
+    """Make what the rows are read by, and what a partial dump needs and lacks; Unavailable."""
+    scratch.apply_settings(home, restoring.settings, restoring.name)
     if restoring.part is None or not restoring.part.extensions:
         return
     with scratch.reached(home, restoring.name, restoring.quiet) as inside:

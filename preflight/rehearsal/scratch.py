@@ -223,14 +223,21 @@ def reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[S
         yield copy
 
 
-def apply_database_settings(
-    session: Session, home: Session, live: new_database.Database | None, name: str
-) -> None:
-    """Give the copy the live database's settings, for every role and for ours."""
+def settings_for(
+    session: Session, live: new_database.Database | None
+) -> tuple[new_database.Setting, ...]:
+    """Return the live database's settings, for every role and for ours, but what makes noise."""
     (us,) = session.execute("SELECT session_user::text").fetchone() or ("",)
-    for each in new_database.settings(session, live) if live else ():
-        if each.role not in (None, us) or each.name in new_database.QUIET:
-            continue
+    return tuple(
+        each
+        for each in (new_database.settings(session, live) if live else ())
+        if each.role in {None, us} and each.name not in new_database.QUIET
+    )
+
+
+def apply_settings(home: Session, settings: Sequence[new_database.Setting], name: str) -> None:
+    """Give the copy settings of the live database; raises Unavailable."""
+    for each in settings:
         try:
             command = each.command(quoting.name(name))
             # its own settings a role may change only as itself

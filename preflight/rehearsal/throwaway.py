@@ -137,7 +137,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     ) as server:
         with cluster.connected(session.config, server) as home:
             place = _made(home, server, around, part)
-            name, quiet = place.made.database, new_database.quiet(home)
+            name, quiet = place.made.database, new_database.filling(home)
             restoring = copies.Restoring(
                 name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice
             )
@@ -159,6 +159,9 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
                 if server.death() is None:
                     take.hide(saved)
                 raise
+            with _or_unavailable(home, "the copy cannot have the live database's settings"):
+                cluster.settle(home, around, place.made, late=True)
+            _require_whole(place.made, part)
             copies.believe(config, saved, restoring, refused)
         # nobody of ours stays in template1: CREATE DATABASE copies what nobody else is in
         with (

@@ -412,7 +412,10 @@ OTHERS: list[tuple[str, LiteralString, str]] = [
         ALTER DATABASE {} SET quote_all_identifiers = on; ALTER DATABASE {} SET lock_timeout = 1;
         ALTER DATABASE {} SET session_replication_role = replica;
         ALTER DATABASE {} SET standard_conforming_strings = off;
-        ALTER DATABASE {} SET client_encoding = 'LATIN1'""",
+        ALTER DATABASE {} SET client_encoding = 'LATIN1'; ALTER DATABASE {} SET array_nulls = off;
+        SET a.b = 'c''d'; CREATE TABLE "A b,c".u (n int[], own text,
+         CHECK (own = current_setting('a.b')));
+        INSERT INTO "A b,c".u VALUES (ARRAY[1, NULL], 'c''d')""",
     ),
 ]
 
@@ -432,7 +435,7 @@ def test_database_of_another_kind_is_restored_as_it_is(  # noqa: PLR0913, PLR091
     database = create_database(server, None, options)
     with server.connect(database.name) as connection:
         connection.execute("SET client_encoding = 'UTF8'")
-        connection.execute(script.format(*[database.name] * 7).encode())
+        connection.execute(script.format(*[database.name] * 8).encode())
     result = run(env=database.env())
 
     assert (0, ["restored"]) == (result.code, verified(backup_dir)), result

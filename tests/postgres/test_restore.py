@@ -100,6 +100,16 @@ ROWS = "SELECT id, t FROM t ORDER BY id"
 ALL = [(1, "one"), (2, "é")]
 
 
+READ_BY_SETTINGS = """
+CREATE TABLE read_by (
+ at timestamptz, day text, own text, n int[], CHECK (day::date = at::date), CHECK (n[2] IS NULL),
+ CHECK (own = current_setting('my.own')));
+INSERT INTO read_by VALUES
+ ('2020-12-30 20:00+00', '31/12/2020', current_setting('my.own'), ARRAY[1, NULL]);
+CREATE MATERIALIZED VIEW stored AS SELECT at::date::text AS day FROM read_by
+"""
+READ = "SELECT r.own, r.n, s.day FROM read_by r, stored s"
+
 # --- beside ---------------------------------------------------------------------------------------
 
 
@@ -149,7 +159,10 @@ def test_table_of_any_name_is_restored(run: Run, filled: servers.Database) -> No
 def test_everything_that_belongs_to_a_database_is_carried_over(
     any_server: servers.Server, run: Run, filled: servers.Database, role: str
 ) -> None:
-    """Owner, rights, settings of all kinds, connection limit, text rules, and the comment."""
+    """Owner, rights, settings of all kinds, connection limit, text rules, and the comment.
+
+    The settings that rows and views are read by are there before these.
+    """
     assert any_server is filled.server
     names = {"d": Identifier(filled.name), "r": Identifier(role)}
     with any_server.connect() as connection:
@@ -162,17 +175,21 @@ def test_everything_that_belongs_to_a_database_is_carried_over(
             "ALTER DATABASE {d} SET work_mem TO '5MB'",
             "ALTER DATABASE {d} SET \"my.own\" TO 'it''s \"so\" \\ here'",
             "ALTER DATABASE {d} SET datestyle TO 'SQL, DMY'",
+            "ALTER DATABASE {d} SET timezone TO 'Asia/Tokyo'",
+            "ALTER DATABASE {d} SET array_nulls TO off",
             "ALTER ROLE {r} IN DATABASE {d} SET search_path TO ''",
             "ALTER ROLE {r} IN DATABASE {d} SET statement_timeout TO '3min'",
             "COMMENT ON DATABASE {d} IS 'the ''live'' one'",
         ):
             connection.execute(SQL(command).format(**names))
-    before = facts(filled)
+    filled.script(READ_BY_SETTINGS)
+    before, read = facts(filled), filled.query(READ)
     assert 0 == run("backup").code
     beside_it = run("restore", "latest")
 
     assert 0 == beside_it.code, beside_it
     assert before == facts(restored(filled))
+    assert read == restored(filled).query(READ)
     swapped = run("restore", "latest", "--swap")
     assert 0 == swapped.code, swapped
     assert before == facts(filled)
