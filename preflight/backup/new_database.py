@@ -86,6 +86,7 @@ FILLING = {
     "array_nulls": "on",
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
 }
 _QUIET = """
 SELECT s.name::text FROM pg_catalog.pg_settings s

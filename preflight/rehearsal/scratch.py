@@ -6,7 +6,7 @@ import dataclasses
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -110,10 +110,33 @@ def home(session: Session) -> Iterator[Session]:
     """Yield the session that makes and drops the copy: ours, or one on the scratch server."""
     config = session.config
     if config.rehearse_url is None:
-        yield session
+        with _writable(session):
+            yield session
         return
     with elsewhere(config, config.rehearse_url, "the server of PREFLIGHT_REHEARSE_URL") as other:
         yield other
+
+
+# by the server's own configuration it may be for want of room
+_FROZEN = """
+SELECT FROM pg_catalog.pg_settings s WHERE s.name = 'default_transaction_read_only'
+ AND s.setting = 'on' AND s.source IN ('database', 'user', 'database user')
+"""
+
+
+@contextmanager
+def _writable(session: Session) -> Iterator[None]:
+    """Let a session make a database beside the live one, where that one or its role is frozen."""
+    if session.execute(_FROZEN).fetchone() is None:
+        yield
+        return
+    session.execute("SET default_transaction_read_only TO off")
+    try:
+        yield
+    finally:
+        if not session.lost:
+            with suppress(psycopg.Error):
+                session.execute("RESET default_transaction_read_only")
 
 
 @contextmanager
@@ -203,7 +226,7 @@ def _drop(home: Session, name: str) -> None:
     try:
         new_database.drop(home, name)
     except psycopg.Error as error:
-        if not home.lost:
+        if not home.lost and new_database.described(home, name):
             structlog.get_logger().warning(
                 "rehearsal.warned",
                 reason=f"the scratch database {name} could not be dropped: "

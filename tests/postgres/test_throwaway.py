@@ -843,6 +843,30 @@ def test_setting_that_this_server_refuses_is_a_reason_not_an_end(
     assert "work_memory_of_a_provider" in reasons(result)[0]
 
 
+def test_database_that_is_frozen_is_proven(
+    run: Run, database: servers.Database, backup_dir: Path
+) -> None:
+    """Here and on its own server, though its sessions change nothing, as before a move.
+
+    Who asks for such a session himself gets no copy there, and hears of none that is left.
+    """
+    database.script(
+        "DROP SCHEMA public; CREATE SCHEMA app; CREATE TABLE app.t AS SELECT 1 AS id;"
+        f"ALTER DATABASE {database.name} SET default_transaction_read_only = on;"
+        f"ALTER DATABASE {database.name} SET temp_file_limit = 0"
+    )
+    on_server = {"PREFLIGHT_REHEARSE_ON": "server"}
+    proven = [run("backup"), run("backup", env=on_server)]
+    asked = {"PGOPTIONS": "-c default_transaction_read_only=on"}
+    refused = run("backup", env={**on_server, **asked})
+
+    assert [0, 0] == [each.code for each in proven], proven
+    assert ["restored", "restored", "read"] == verified(backup_dir)
+    assert (27, "rehearsal.unavailable") == (refused.code, refused.finished["error"]["code"])
+    assert "read-only" in refused.finished["error"]["message"]
+    assert [] == [each for each in (*proven, refused) if each.event("rehearsal.warned")]
+
+
 # --- room -----------------------------------------------------------------------------------------
 
 
