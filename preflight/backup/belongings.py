@@ -1,7 +1,8 @@
 """What belongs to a database itself and is in no archive's objects: read, remembered, given.
 
-Owner, text rules, tablespace, connection limit, comment, settings, and rights on the database. A
-backup's manifest carries them for the day when the live database is gone.
+Owner, text rules, tablespace, connection limit, comment, settings, rights on the database, and
+whether others may be made from it. A backup's manifest carries them for the day when the live
+database is gone.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Belongings:
     settings: tuple[Setting, ...]
     grants: tuple[Grant, ...]
     subscriptions: tuple[str, ...] = ()  # named for whoever restores it: they are left out
+    is_template: bool = False
 
     def told(self) -> dict[str, Any]:
         """Return it as a manifest holds it."""
@@ -102,6 +104,8 @@ class Belongings:
             found.append(Command(f"setting {each.name}{whose}", command, early=not each.late))
         limit = f"ALTER DATABASE {here} CONNECTION LIMIT {self.connection_limit}"
         found.append(Command("connection limit", limit))
+        if self.is_template and "settings" not in without:
+            found.append(Command("template", f"ALTER DATABASE {here} IS_TEMPLATE true"))
         return found if "grants" in without else [*found, *self._rights(here)]
 
     def _rights(self, here: str) -> list[Command]:
@@ -154,6 +158,7 @@ def read(session: Session, name: str) -> Belongings | None:
         settings=tuple(sorted(new_database.settings(session, found), key=repr)),
         grants=tuple(Grant(*each) for each in grants),
         subscriptions=tuple(name for (name,) in subscriptions),
+        is_template=found.template,
     )
 
 
@@ -191,6 +196,9 @@ def of_manifest(said: object) -> Belongings | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("subscriptions")
     plain["subscriptions"] = tuple(names)
+    plain["is_template"] = said.get("is_template", False)
+    if type(plain["is_template"]) is not bool:
+        raise ValueError("is_template")
     found = Belongings(**plain)
     if found.locale_provider not in (None, "c") and found.locale is None:
         raise ValueError("locale")

@@ -135,6 +135,7 @@ class Manifest:
     roles: tuple[str, ...] = ()  # that a restore needs
     partial: Part | None = None  # of some schemas only
     extensions: tuple[Extension, ...] = ()  # of the live database; a dump does not say the version
+    lacks: tuple[str, ...] = ()  # of new_database.BROUGHT
     sealed_sha256: str | None = None  # of the file as it is stored; the others are of the dump
     sealed_bytes: int | None = None
     recipients: tuple[str, ...] = ()  # public: whose keys open it
@@ -302,6 +303,7 @@ def parsed(said: object) -> Manifest:
     plain["without"] = tuple(Lacking(each["what"], each["why"]) for each in said.get("without", ()))
     plain["roles"] = tuple(said.get("roles", ()))
     plain["recipients"] = tuple(said.get("recipients", ()))
+    plain["lacks"] = tuple(said.get("lacks", ()))
     if "partial" in plain:
         plain["partial"] = _part(plain["partial"])
     plain["extensions"] = _extensions(said.get("extensions", ()))
@@ -443,6 +445,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "sealed_sha256": _or_none,
     "sealed_bytes": lambda value: value is None or _count(value),
     "recipients": _texts,
+    "lacks": _texts,
     "database_bytes": _count,
     "roles": _texts,
     "extensions": _are_extensions,

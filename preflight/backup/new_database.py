@@ -41,7 +41,8 @@ LISTS = {
 
 _DATABASE = """
 SELECT d.oid, d.datname::text, pg_catalog.pg_get_userbyid(d.datdba)::text, t.spcname::text,
- d.datconnlimit, d.datallowconn, pg_catalog.shobj_description(d.oid, 'pg_database'),
+ d.datconnlimit, d.datallowconn, d.datistemplate,
+ pg_catalog.shobj_description(d.oid, 'pg_database'),
  pg_catalog.pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text,
  j.j ->> 'datlocprovider', coalesce(j.j ->> 'datlocale', j.j ->> 'daticulocale'),
  j.j ->> 'daticurules'
@@ -87,6 +88,11 @@ FILLING = {
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
+}
+# what every new database has, and one may have dropped
+BROUGHT = {
+    "schema public": "DROP SCHEMA IF EXISTS public",
+    "extension plpgsql": "DROP EXTENSION IF EXISTS plpgsql",
 }
 _QUIET = """
 SELECT s.name::text FROM pg_catalog.pg_settings s
@@ -185,6 +191,7 @@ class Database:
     tablespace: str
     connection_limit: int
     open: bool  # to connections
+    template: bool  # for whoever may create a database
     comment: str | None
     rules: TextRules
 
@@ -236,8 +243,8 @@ def like(session: Session, pattern: str) -> list[Database]:
     """Return what the server knows of each database whose name is LIKE a pattern."""
     rows = session.execute(_DATABASE, [pattern]).fetchall()
     return [
-        Database(oid, known, owner, place, limit, may_connect, comment, TextRules(*rules))
-        for oid, known, owner, place, limit, may_connect, comment, *rules in rows
+        Database(oid, known, owner, place, limit, may_connect, model, comment, TextRules(*rules))
+        for oid, known, owner, place, limit, may_connect, model, comment, *rules in rows
     ]
 
 
@@ -342,6 +349,23 @@ def filling(session: Session) -> dict[str, str]:
 def theirs(inside: Session) -> set[tuple[str, str]]:
     """Return schema and name of what this role does not own in a session's database."""
     return set(inside.execute(_THEIRS).fetchall())
+
+
+def strip(inside: Session, lacks: Collection[str]) -> list[str]:
+    """Drop what a new database brings along and the live one lacks; return what this role cannot.
+
+    Before PostgreSQL 15 all of it is the superuser's.
+    """
+    left = []
+    for what, command in BROUGHT.items():
+        try:
+            if what in lacks:
+                inside.execute(command)
+        except psycopg.Error:
+            if inside.lost:
+                raise
+            left.append(what)
+    return left
 
 
 # its content

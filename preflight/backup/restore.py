@@ -367,9 +367,10 @@ def _made(session: Session, place: restored.Place, renew: Callable[[], None]) ->
     _require_roles(session, place)
     with _dump(session, place) as dump, _new_database(session, place):
         state = _fill(session, place, dump, renew)
-        belongings.give(session, place.commands, early=False)
-        state = dataclasses.replace(state, own=restored.own_of(session, place))
-        new_database.say(session, place.into, state.mark(place))
+        with sessions.transaction(session):  # a template that is half done could not be dropped
+            belongings.give(session, place.commands, early=False)
+            state = dataclasses.replace(state, own=restored.own_of(session, place))
+            new_database.say(session, place.into, state.mark(place))
     return state
 
 
@@ -499,6 +500,7 @@ def _fill(
 
         def begin() -> None:
             belongings.give(session, place.commands, early=True)
+            _stripped(session, place, quiet)
             _extended(session, place, quiet)
 
         def anew() -> None:
@@ -573,6 +575,20 @@ def _require_room(problems: Sequence[new_database.Complaint]) -> None:
                 f"Make room or raise the limit, and run again. {GONE}; the live one was not "
                 "touched.",
             )
+
+
+def _stripped(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:
+    """Drop what the live database had dropped; say what this role cannot."""
+    if not (lacks := place.source.manifest.lacks):
+        return
+    with sessions.beside(session, place.into, quiet) as inside:
+        left = new_database.strip(inside, lacks)
+    if left:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"{place.into!r} has {' and '.join(left)}, which the live database had not: "
+            "a superuser may drop it",
+        )
 
 
 def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:

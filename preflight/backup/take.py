@@ -24,6 +24,7 @@ from preflight.backup import (
     clients,
     folder,
     manifests,
+    new_database,
     parts,
     reading_back,
     retention,
@@ -200,9 +201,16 @@ def _made(
                 roles=tuple(roles),
                 partial=part,
                 extensions=() if part else parts.extensions(session),
+                lacks=() if part else _lacks(witness),
             )
         backup = manifests.Backup(name, manifest)
         yield Taken(backups, backup, identity, witness, seen, seal, visible=False)
+
+
+def _lacks(witness: snapshots.Witness) -> tuple[str, ...]:
+    """Return what of a new database was dropped from the live one."""
+    found = {name for name, _ in witness.objects if name in new_database.BROUGHT}
+    return tuple(name for name in new_database.BROUGHT if name not in found)
 
 
 def prune(session: Session, saved: Taken) -> None:

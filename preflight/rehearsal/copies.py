@@ -799,7 +799,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
             "A backup that lacks something is none: it is hidden again, and nothing was migrated."
             + (" Is the pg_dump on PATH a real and whole one?" if short else ""),
         )
-    _strip(copy, saved)
+    new_database.strip(copy, saved.backup.manifest.lacks)
     return tuple(empty)
 
 
@@ -816,14 +816,3 @@ def _behind(
     moving = catalog.set_back(live, stood, schemas)
     used = {name for name, (_, last) in found.items() if last is not None}
     return catalog.behind({n: at for n, at in stood.items() if n not in moving & used}, found)
-
-
-def _strip(copy: Session, saved: Taken) -> None:
-    """Drop the schema that template0 brought along where the live database has it no more."""
-    if "schema public" in saved.witness.objects or saved.backup.schemas:
-        return
-    try:
-        copy.execute("DROP SCHEMA IF EXISTS public")
-    except psycopg.Error:  # before PostgreSQL 15 it is the superuser's
-        if copy.lost:
-            raise

@@ -66,6 +66,8 @@ def role(filled: servers.Database) -> Iterator[str]:
 def drop_beside(database: servers.Database) -> None:
     """Drop what was restored beside a database, or kept when it was swapped."""
     with database.server.connect() as connection:
+        for name in [database.name, *beside(database)]:
+            connection.execute(SQL("ALTER DATABASE {} IS_TEMPLATE false").format(Identifier(name)))
         for name in beside(database):
             connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
@@ -159,7 +161,7 @@ def test_table_of_any_name_is_restored(run: Run, filled: servers.Database) -> No
 def test_everything_that_belongs_to_a_database_is_carried_over(
     any_server: servers.Server, run: Run, filled: servers.Database, role: str
 ) -> None:
-    """Owner, rights, settings of all kinds, connection limit, text rules, and the comment.
+    """Owner, rights, settings of all kinds, connection limit, text rules, comment, a template.
 
     The settings that rows and views are read by are there before these.
     """
@@ -180,6 +182,7 @@ def test_everything_that_belongs_to_a_database_is_carried_over(
             "ALTER ROLE {r} IN DATABASE {d} SET search_path TO ''",
             "ALTER ROLE {r} IN DATABASE {d} SET statement_timeout TO '3min'",
             "COMMENT ON DATABASE {d} IS 'the ''live'' one'",
+            "ALTER DATABASE {d} IS_TEMPLATE true",
         ):
             connection.execute(SQL(command).format(**names))
     filled.script(READ_BY_SETTINGS)
@@ -406,12 +409,16 @@ def test_role_without_rights_is_told_what_it_lacks(
 def test_role_that_restores_for_the_owner_keeps_its_own_rights(
     run: Run, database: servers.Database
 ) -> None:
-    """Also where PUBLIC has none, and it could not connect without them."""
+    """Also where PUBLIC has none, and it could not connect without them.
+
+    What only a superuser could drop from the new database, as from the live one, is named.
+    """
     name, owner, role = database.name, f"{database.name}_owner", f"{database.name}_deployer"
     database.script(
         f"CREATE ROLE {owner}; CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x' IN ROLE {owner};"
         f"ALTER DATABASE {name} OWNER TO {owner}; REVOKE ALL ON DATABASE {name} FROM PUBLIC;"
-        f"GRANT CREATE, CONNECT ON DATABASE {name} TO {role}"
+        f"GRANT CREATE, CONNECT ON DATABASE {name} TO {role}; DROP EXTENSION plpgsql;"
+        f"ALTER DATABASE {name} IS_TEMPLATE true"
     )
     try:
         assert 0 == run("backup").code
@@ -428,6 +435,8 @@ def test_role_that_restores_for_the_owner_keeps_its_own_rights(
     assert 0 == result.code, result
     assert 5 == len(rights[0])
     assert rights[0] == rights[1]
+    (warned,) = result.event("config.warned")
+    assert "has extension plpgsql, which the live database had not" in warned["warning"]
 
 
 # --- swap -----------------------------------------------------------------------------------------
@@ -997,11 +1006,18 @@ PLACE = (
 )
 
 
+BROUGHT = (
+    "SELECT nspname::text FROM pg_namespace WHERE nspname = 'public' "
+    "UNION ALL SELECT extname::text FROM pg_extension"
+)
+
+
 def own(database: servers.Database) -> list[Any]:
     """Return what belongs to a database, in words that hold on every server."""
     found: list[Any] = [database.query(query, database.name) for query in (PLACE, GRANTS, SETTINGS)]
     return [
         *found,
+        database.query(BROUGHT),
         database.query("SELECT datconnlimit FROM pg_database WHERE datname = %s", database.name),
     ]
 
@@ -1021,6 +1037,7 @@ def special(start_server: StartServer, create_database: CreateDatabase) -> serve
     provide(server)
     options = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C' TABLESPACE big"
     made = create_database(server, "special", options)
+    made.script("DROP SCHEMA public; DROP EXTENSION plpgsql")
     made.script("CREATE SCHEMA shop; CREATE TABLE shop.t AS SELECT 1 AS id")
     names = {"d": Identifier("special"), "r": Identifier("keeper")}
     with server.connect() as connection:
