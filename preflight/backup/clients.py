@@ -228,6 +228,40 @@ def list_skipping(
         yield path
 
 
+@contextmanager
+def in_turn(
+    dump: Path, programs: Clients, environment: Mapping[str, str], options: Sequence[str]
+) -> Iterator[list[Sequence[str]]]:
+    """Yield pg_restore's options for each of its calls: the last one makes the event triggers.
+
+    An archive has them before its materialised views are filled, and jobs keep no order there:
+    they would fire, and might write. One call is enough where the list cannot be had (it will fail
+    and say why), or has not both.
+    """
+    wanted = [each for each in options if each.startswith(USE_LIST)]
+    lines: list[bytes] = []
+    with suppress(children.ClientFailed):
+        lines = (
+            Path(wanted[-1].removeprefix(USE_LIST)).read_bytes().splitlines(keepends=True)
+            if wanted
+            else _entries(dump, programs, environment)
+        )
+    if not (any(map(_EVENT_TRIGGER.match, lines)) and any(map(_FILLED_LATE.match, lines))):
+        yield [options]
+        return
+    rest = (line for line in lines if not _EVENT_TRIGGER.match(line))
+    with _list(rest) as first, _list(filter(_EVENT_TRIGGER.match, lines)) as last:
+        others = [each for each in options if each not in wanted]
+        yield [[*others, f"{USE_LIST}{each}"] for each in (first, last)]
+
+
+USE_LIST = "--use-list="
+_EVENT_TRIGGER = re.compile(
+    rb"\d+; \d+ \d+ (?:EVENT TRIGGER |(?:COMMENT|SECURITY LABEL) - EVENT TRIGGER )"
+)
+_FILLED_LATE = re.compile(rb"\d+; \d+ \d+ MATERIALIZED VIEW DATA ")
+
+
 def entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> dict[str, str]:
     """Return what pg_restore lists of an archive, by number: kind, schema, name and owner.
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -485,10 +485,12 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
     key is checked against, and they write into each other's lines: where either may be the reason
     of an error, the database is made anew (by `anew`, or as it is) and filled by one. The schemas
-    that are `there` are in the archive, too, and their owners with them.
+    that are `there` are in the archive, too, and their owners with them. Where the settings do not
+    keep event triggers from firing, they are made when all else is there.
     """
     address = sessions.with_settings({**session.client_address(), "dbname": name}, settings or {})
     how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold, "there": there}
+    how["fires"] = "event_triggers" not in (settings or {})
     code, problems = _filled(session, dump, parallel, *options, **how)
     unsaid = code != 0 and not problems  # the word stood behind another job's, on one line
     if parallel > 1 and (unsaid or any(problem.doubtful for problem in problems)):
@@ -519,13 +521,22 @@ def _filled(  # noqa: PLR0913 -- see above
     tick: Callable[[], None],
     hold: Callable[[], bool] | None,
     there: Collection[str],
+    fires: bool,
 ) -> tuple[int, list[Complaint]]:
     counted = clients.clients(session.config, session)
     old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
     heard = _Heard(old=old)
-    with passfile.passfile(session) as environment:
-        command = restore_command(counted.pg_restore, address, dump, parallel, *options)
-        code = clients.listen(command, environment, heard.line, tick, hold)
+    code = 0
+    calls: list[Sequence[str]] = [options]
+    with ExitStack() as stack:
+        environment = stack.enter_context(passfile.passfile(session))
+        if fires:
+            calls = stack.enter_context(clients.in_turn(dump, counted, environment, options))
+        for each in calls:
+            command = restore_command(counted.pg_restore, address, dump, parallel, *each)
+            code = clients.listen(command, environment, heard.line, tick, hold) or code
+            if code not in (0, 1):  # it was ended, and did not end
+                break
         found, waved = heard.all()
         if any(problem.number for problem in found):
             with suppress(children.ClientFailed):

@@ -490,7 +490,7 @@ def _fill(
             )
             left = clients.list_skipping(dump, programs, environment, place.skip)
             try:
-                options.append(f"--use-list={stack.enter_context(left)}")
+                options.append(f"{clients.USE_LIST}{stack.enter_context(left)}")
             except children.ClientFailed as failure:  # as `_refuse` has it of pg_restore itself
                 _refuse([new_database.Complaint(str(failure))], skipped=True)
         expected = place.source.manifest.database_bytes

@@ -672,7 +672,7 @@ def listed(stack: ExitStack, home: Session, saved: Taken, restoring: Restoring) 
     programs, environment = clients.clients(home.config, home), home.config.child_env
     dump = stack.enter_context(saved.dump())
     wanted = clients.list_without(dump, programs, environment, without, comments, same)
-    return (f"--use-list={stack.enter_context(wanted)}",)
+    return (f"{clients.USE_LIST}{stack.enter_context(wanted)}",)
 
 
 def tell_empty(

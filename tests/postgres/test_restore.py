@@ -275,10 +275,17 @@ def test_backup_is_restored_on_another_major(
     old: int,
     new: int,
 ) -> None:
-    """From an older one and from a newer one; a client 18 complains to old servers of one thing."""
+    """From an older one and from a newer one; a client 18 complains to old servers of one thing.
+
+    An event trigger that writes is made after the views are filled, by which it would fire.
+    """
     source = create_database(running(old))
     source.script(
-        "CREATE TABLE t (id int PRIMARY KEY, t text); INSERT INTO t VALUES (1,'one'),(2,'é')"
+        "CREATE TABLE t (id int PRIMARY KEY, t text); INSERT INTO t VALUES (1,'one'),(2,'é');"
+        "CREATE MATERIALIZED VIEW v AS TABLE t; CREATE FUNCTION f() RETURNS event_trigger LANGUAGE "
+        "plpgsql AS 'BEGIN DELETE FROM public.t; END';"
+        "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION f();"
+        "COMMENT ON EVENT TRIGGER e IS 'odd'"
     )
     assert 0 == run("backup", env=source.env()).code
     target = create_database(running(new), f"{source.name}_other")
@@ -288,7 +295,9 @@ def test_backup_is_restored_on_another_major(
     )
 
     assert 0 == result.code, result
-    assert ALL == servers.Database(running(new), name).query(ROWS)
+    copy = servers.Database(running(new), name)
+    assert ALL == copy.query(ROWS) == copy.query("TABLE v ORDER BY id")
+    assert ["odd"] == copy.query("SELECT obj_description(oid) FROM pg_event_trigger")
     drop_beside(servers.Database(running(new), target.name))
 
 
