@@ -137,6 +137,7 @@ def swap(
     kept = restored.suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     into, record = quoting.name(place.into), None
     try:
+        _require_unprepared(session, place, place.live)
         settings = new_database.quiet(session) | ALONE
         with sessions.beside(session, place.into, settings) as other:
             session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
@@ -209,6 +210,28 @@ def _clear(
             raise _in_the_way(place, f"sessions do not end: pid {', '.join(map(str, left))}")
 
 
+_PREPARED = """
+SELECT p.gid, p.owner::text, p.database::text FROM pg_catalog.pg_prepared_xacts p
+WHERE p.database = ANY (%s::name[]) ORDER BY p.prepared
+"""
+
+
+def _require_unprepared(session: Session, place: restored.Place, *names: str) -> None:
+    """Make sure that no prepared transaction keeps a name: no end of a session ends one."""
+    found = session.execute(_PREPARED, [list(names)]).fetchall()
+    if not found:
+        return
+    said = [f"{gid!r} of {owner} in {database!r}" for gid, owner, database in found]
+    gid = quoting.literal(found[0][0])
+    raise TargetUnusable(
+        "restore.sessions",
+        f"{len(found)} prepared transactions are in the way: {console.some(said)}",
+        f"COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid}, said in its database, ends it; "
+        f"--end-sessions does not. The restored database {place.into!r} is complete and waits: "
+        "then run the same command again.",
+    )
+
+
 def _begun(
     session: Session, place: restored.Place, identity: Identity, kept: str
 ) -> tuple[str, dict[str, Any]]:
@@ -249,6 +272,7 @@ def _renamed(
 ) -> str | None:
     ours = [session.connection.info.backend_pid]
     for attempt in range(1, RENAME_TRIES + 1):
+        _require_unprepared(session, place, place.live, place.into)
         others = _others(session, place, ours)
         if others and not end_sessions:
             names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])

@@ -43,7 +43,7 @@ from preflight.base.errors import (
     ConnectionLost,
     DatabaseBusy,
 )
-from preflight.server import catalog
+from preflight.server import catalog, watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,11 +55,9 @@ if TYPE_CHECKING:
 
 TOLD = 20  # things that a backup is without, in an event; the manifest has all
 ATTEMPTS = 3  # a table dropped at the wrong moment, a server restarted in the middle
-_LOCKERS = """
-SELECT DISTINCT l.relation::pg_catalog.regclass::text, a.pid, a.application_name
-FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation >= 16384::oid
- AND a.datname = pg_catalog.current_database() LIMIT 3
+_LOCKERS = f"""
+SELECT DISTINCT l.relation::pg_catalog.regclass::text, l.pid, a.application_name, p.gid
+{watch.HELD} AND l.mode = 'AccessExclusiveLock' AND l.relation >= 16384::oid LIMIT 3
 """
 
 
@@ -589,5 +587,10 @@ def _lockers(session: Session) -> str:
             "the connection that holds the run's lock was lost during the backup",
             "Run again; nothing was migrated.",
         ) from error
-    names = [f"{table} by pid {pid} ({name or 'unnamed'})" for table, pid, name in rows]
+    names = [
+        f"{table} by pid {pid} ({name or 'unnamed'})"
+        if pid
+        else f"{table} by prepared transaction {gid!r} (COMMIT or ROLLBACK PREPARED ends it)"
+        for table, pid, name, gid in rows
+    ]
     return f"; locked: {', '.join(names)}" if names else ""

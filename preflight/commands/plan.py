@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = "not known"
-BLOCKER = ("pid", "application", "user", "state", "age_s")  # what is told of one
+BLOCKER = ("pid", "application", "user", "state", "age_s", "gid")  # what is told of one
 
 
 def run(
@@ -186,7 +186,10 @@ def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Se
             console.some([f"{lock.mode} on {lock.table}" for lock in statement.locks])
             or (UNKNOWN if statement.unknown else ""),
             _short(statement.destroys or (UNKNOWN if statement.unknown else "")),
-            ", ".join(f"pid {each.pid}" for each in statement.blocked_by),
+            ", ".join(
+                f"prepared transaction {each.gid!r}" if each.gid else f"pid {each.pid}"
+                for each in statement.blocked_by
+            ),
         )
         for statement in statements
     ]

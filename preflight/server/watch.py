@@ -172,13 +172,18 @@ CONFLICTS = {  # a wanted lock and the held ones that stop it (manual, "Explicit
     "EXCLUSIVE": ["RowShareLock", *_ROW, "ShareLock", *_STRONG],
     "ACCESS EXCLUSIVE": ["AccessShareLock", "RowShareLock", *_ROW, "ShareLock", *_STRONG],
 }  # fmt: skip
-_IN_THE_WAY = """SELECT a.pid, a.application_name, a.usename::text, a.state,
- EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8
- FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
- WHERE l.granted AND l.relation = %(table)s::oid
- AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
-  WHERE d.datname = pg_catalog.current_database())
- AND l.mode = ANY (%(modes)s::text[]) AND l.pid <> pg_catalog.pg_backend_pid()"""
+# whose the locks on this database's relations are: a session's, or a prepared transaction's
+HELD = """FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ LEFT JOIN (pg_catalog.pg_locks x JOIN pg_catalog.pg_prepared_xacts p
+  ON p.transaction = x.transactionid AND x.locktype = 'transactionid' AND x.pid IS NULL)
+ ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
+ WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database())"""
+_IN_THE_WAY = f"""SELECT coalesce(l.pid, 0), a.application_name,
+ coalesce(a.usename, p.owner)::text, a.state, EXTRACT(epoch FROM pg_catalog.clock_timestamp()
+  - coalesce(p.prepared, a.xact_start, a.backend_start))::float8, p.gid
+ {HELD} AND l.granted AND l.relation = %(table)s::oid AND l.mode = ANY (%(modes)s::text[])
+ AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"""  # noqa: S608 -- constants
 
 
 _INDEXED = "SELECT i.indrelid::int8 FROM pg_catalog.pg_index i WHERE i.indexrelid = %s::oid"
@@ -334,11 +339,14 @@ def table_of(session: sessions.Session, index: str) -> str | None:
 
 
 def in_the_way(session: sessions.Session, table: str, mode: str) -> list[Blocker]:
-    """Return the sessions that hold a lock on a table which stops the wanted one now."""
+    """Return who holds a lock on a table which stops the wanted one now."""
     known = {"table": _oid(session, table), "modes": CONFLICTS[mode]}
     rows = session.execute(_IN_THE_WAY, known).fetchall()
     return [
-        Blocker(pid, name, user, state, round(age or 0, 1)) for pid, name, user, state, age in rows
+        Blocker(
+            pid, name, user, state, round(age or 0, 1), None if pid else "prepared transaction", gid
+        )
+        for pid, name, user, state, age, gid in rows
     ]
 
 

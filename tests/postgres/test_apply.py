@@ -640,16 +640,19 @@ def test_prepared_transaction_in_the_way_is_named(
     with database.server.connect(database.name) as connection:
         for gid, statement in (("bystander", "CREATE TABLE u ()"), ("order 7", "TABLE t")):
             connection.execute(f"BEGIN; {statement}; PREPARE TRANSACTION '{gid}'")
-        result = run(
-            env={
-                **database.env(),
-                "PREFLIGHT_LOCK_TIMEOUT_MS": "1000",
-                "PREFLIGHT_LOCK_RETRY_S": "0",
-                "PREFLIGHT_FIRST_CONTACT": "pending",
-            }
-        )
+        env = {
+            **database.env(),
+            "PREFLIGHT_LOCK_TIMEOUT_MS": "1000",
+            "PREFLIGHT_LOCK_RETRY_S": "0",
+            "PREFLIGHT_FIRST_CONTACT": "pending",
+        }
+        result, document = run(env=env), run("plan", "--json", env=env).json()
+        table = run("plan", "--table", env=env).stdout
         for gid in ("bystander", "order 7"):
             connection.execute(f"ROLLBACK PREPARED '{gid}'")
+        connection.execute("BEGIN; LOCK TABLE t; PREPARE TRANSACTION 'nightly'")
+        backup = run("backup", env={**env, "PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        connection.execute("ROLLBACK PREPARED 'nightly'")
 
     assert (12, "55P03") == (result.code, error_of(result)["sqlstate"]), str(result)
     assert "blocked by prepared transaction 'order 7' of postgres" in error_of(result)["message"]
@@ -657,6 +660,13 @@ def test_prepared_transaction_in_the_way_is_named(
         [(each["pid"], each["gid"]) for each in event["blocked_by"]]
         for event in result.event("migration.blocked")
     ]
+    assert [[(0, "order 7", "postgres")]] == [
+        [(each["pid"], each["gid"], each["user"]) for each in step["blocked_by"]]
+        for step in document["statements"]
+    ]
+    assert "prepared transaction 'order 7'" in table
+    assert 14 == backup.code
+    assert "t by prepared transaction 'nightly'" in error_of(backup)["message"]
 
 
 def test_watch_that_cannot_connect_does_not_hammer_the_server(

@@ -709,6 +709,12 @@ def test_nobody_gets_in_between_the_comparison_and_the_swap(
 
     assert 12 == process.wait().code
     copy.query("ROLLBACK PREPARED 'no session, but its lock'")
+    live.query("BEGIN; CREATE TABLE u (); PREPARE TRANSACTION 'order 7'")
+    refused = run("restore", "latest", "--swap", "--end-sessions", env=live.env())
+    live.query("ROLLBACK PREPARED 'order 7'")
+    assert (22, "restore.sessions") == (refused.code, error_of(refused)["code"])
+    assert "'order 7' of postgres in 'live'" in error_of(refused)["message"]
+    assert "ROLLBACK PREPARED 'order 7'" in error_of(refused)["hint"]
     assert 0 == run("restore", "latest", "--swap", env=live.env()).code
 
 
