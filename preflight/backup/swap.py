@@ -148,6 +148,7 @@ def swap(
         _record(place, begun, again=asked.again)
         record = begun
         slots = session.execute(_SLOTS, [place.live]).fetchall()
+        subscribed = session.execute(_SUBSCRIBED, [place.live]).fetchall()
         renamed = _renamed(session, place, kept, end_sessions=asked.end_sessions)
     except BaseException as error:
         if not session.lost:
@@ -166,6 +167,8 @@ def swap(
         raise
     if slots:
         _tell_slots([name for (name,) in slots], kept)
+    if subscribed:
+        _tell_subscribed([name for (name,) in subscribed], place.live, kept)
     return renamed
 
 
@@ -180,6 +183,24 @@ def _tell_slots(names: Sequence[str], kept: str) -> None:
         "config.warned",
         warning=f"logical replication slots stay with {kept!r}: {console.some(names)}. What is "
         "written from now on is in none of them, and they keep WAL: drop them and make them anew",
+    )
+
+
+# the columns that any role may read
+_SUBSCRIBED = """
+SELECT s.subname::text FROM pg_catalog.pg_subscription s
+JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+WHERE d.datname = %s::name AND s.subenabled ORDER BY 1
+"""
+
+
+def _tell_subscribed(names: Sequence[str], live: str, kept: str) -> None:
+    commands = [f"ALTER SUBSCRIPTION {quoting.name(name)} DISABLE;" for name in names[:10]]
+    structlog.get_logger().warning(
+        "config.warned",
+        warning=f"{kept!r} goes on receiving what it has subscribed to: {console.some(names)}, and "
+        f"{live!r} has none of it. Connect to {kept!r} and {' '.join(commands)} then make them "
+        f"anew in {live!r}",
     )
 
 

@@ -519,20 +519,28 @@ def test_swap_ends_sessions_when_told_to(run: Run, filled: servers.Database) -> 
     assert ALL == filled.query(ROWS)
 
 
-def test_replication_slots_that_stay_with_the_old_database_are_named(
+def test_slots_and_subscriptions_that_stay_with_the_old_database_are_named(
     run: Run, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
-    """They hear of no change any more, and keep WAL."""
+    """They hear of no change any more, and keep WAL; so are its subscriptions, which go on."""
     live = create_database(start_server(wal_level="logical"), "live")
     run("backup", env=live.env())
     live.query("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
-    result = run("restore", "latest", "--swap", env=live.env())
+    for name in ("off", '"o N"'):
+        live.query(
+            SQL("CREATE SUBSCRIPTION {} CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)")
+            .format(SQL(name))
+        )  # fmt: skip
+    live.script("UPDATE pg_subscription SET subenabled = subname = 'o N'")
+    result = run("restore", "latest", "--swap", "--end-sessions", env=live.env())
 
     assert 0 == result.code, result
     (kept,) = live.query("SELECT database::text FROM pg_replication_slots")
     assert [kept] == [each["kept_as"] for each in result.event("restore.finished")]
-    (warned,) = result.event("config.warned")
-    assert f"slots stay with '{kept}': feed." in warned["warning"]
+    slots, subscribed = (each["warning"] for each in result.event("config.warned"))
+    assert f"slots stay with '{kept}': feed." in slots
+    assert f"'{kept}' goes on receiving what it has subscribed to: o N, and" in subscribed
+    assert f"""Connect to '{kept}' and ALTER SUBSCRIPTION "o N" DISABLE; then""" in subscribed
 
 
 # --- interrupted ----------------------------------------------------------------------------------
