@@ -388,6 +388,8 @@ class Complaint:
         """Tell what it may be a lack of: `archive`, `content`, `refresh`, `program` or `right`."""
         if not self.entry:
             return "archive"
+        if self.no_tablespace:
+            return "right"
         if self.entry.startswith(REFRESH):
             return "refresh"
         if self.entry.startswith(CONTENT):
@@ -408,6 +410,11 @@ class Complaint:
     def touches(self, names: Collection[str], objects: Collection[tuple[str, str]]) -> bool:
         """Tell whether a complaint that says these names is about one of these objects."""
         return any(own in names and self.schema in {"", schema} for schema, own in objects)
+
+    @property
+    def no_tablespace(self) -> bool:
+        """Tell whether it is only about where on the server an object is to lie."""
+        return "default_tablespace" in self.text or "denied for tablespace" in self.text
 
     @property
     def no_room(self) -> bool:
@@ -438,7 +445,7 @@ class Complaint:
         unless the server says in words that we know that something does not exist, they are.
         """
         said = not self.unique or "does not exist" in self.text
-        return self.entry.startswith("INDEX ") and said
+        return self.entry.startswith("INDEX ") and said and not self.no_tablespace
 
     @property
     def doubtful(self) -> bool:

@@ -483,6 +483,7 @@ def _fill(
     quiet = new_database.filling(session)
     with ExitStack() as stack:
         options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
+        options += ["--no-tablespaces"] if "tablespace" in place.without else []
         if place.skip:
             programs, environment = (
                 clients.clients(session.config, session),
@@ -673,15 +674,22 @@ def _refuse(
             f"pg_restore reports: {'; '.join(problem.text for problem in problems[:3])}",
             gone,
         )
+    placeless = [problem for problem in lacking if problem.no_tablespace]
+    lacking = placeless or lacking
     roles = sorted({role for each in lacking for role in _ROLE.findall(each.text)})
     advice = f"CREATE ROLE {', '.join(roles)}; or " if roles else ""
     what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
     skip = " ".join(dict.fromkeys(f"--skip '{each.entry.strip()}'" for each in lacking[:5]))
+    advice += f"go without: --no-owner leaves owners and rights out, {skip} leaves entries out."
+    if placeless:
+        advice = (
+            "Make the tablespace here (CREATE TABLESPACE, GRANT CREATE ON TABLESPACE), or let all "
+            "lie in the default one: --without tablespace."
+        )
     raise TargetUnusable(
         "restore.lacking",
         f"this server or role cannot have {console.some(list(what))}",
-        f"{advice}go without: --no-owner leaves owners and rights out, {skip} leaves entries out. "
-        f"{gone}",
+        f"{advice} {gone}",
     )
 
 
