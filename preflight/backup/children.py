@@ -265,6 +265,7 @@ _CHATTER = re.compile(
 _WARNED = re.compile(r"(?:pg_dump: )+warning: (.*)")
 _DETAIL = re.compile(r"(?:pg_dump: )+(?:detail|hint): +(.*)")
 MOST_WARNINGS = 100
+_OWN, _QUERY = re.compile(r"pg_\w+: "), re.compile(r"[Qq]uery was:")
 _BEGUN = re.compile(r'(?:pg_dump: )+dumping contents of table "(.*)"$')
 _FINISHED = re.compile(r"(?:pg_dump: )+finished item (\d+) TABLE DATA (.*)$")
 
@@ -286,6 +287,7 @@ class _Words:
         self.thread.start()
 
     def _listen(self) -> None:
+        quoting = False  # a query of many lines, which would push the error out
         for line in self._stream:
             text = line.decode("utf-8", "replace").rstrip()
             if found := _BEGUN.match(text):
@@ -294,7 +296,10 @@ class _Words:
                 self.finished.append((int(found[1]), found[2]))
             elif text and not _CHATTER.match(text):
                 self._warn(text[:300])
-                self._lines.append(text[:300])
+                quoting = quoting and not _OWN.match(text)
+                if not quoting:
+                    self._lines.append(text[:300])
+                quoting = quoting or _QUERY.search(text) is not None
                 self._hear(text[:300])
 
     def _warn(self, text: str) -> None:

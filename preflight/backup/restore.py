@@ -178,8 +178,10 @@ def find(backups: Store, name: str, database: str, schemas: Sequence[str] = ()) 
         return found
     near = difflib.get_close_matches(name, ["latest", *(item.name for item in known)], 1)
     hint = "See `backups --table`." if known else "That directory holds no backup."
-    if name == "latest" and any(item.manifest.database == database for item in known):
-        hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
+    if name == "latest":
+        near = []
+        if any(item.manifest.database == database for item in known):
+            hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
     raise ConfigInvalid(
         "config.arguments",
         f"there is no backup {name!r} in {backups.place}",

@@ -642,3 +642,19 @@ def test_archive_that_is_cut_inside_a_table_is_unreadable(tmp_path: Path) -> Non
     with pytest.raises(BackupUnverified) as told:
         reading_back.rows_of(tmp_path / "dump", programs, {"PATH": os.defpath})
     assert "backup.unreadable" == told.value.code
+
+
+def test_query_of_many_lines_does_not_push_the_error_out(tmp_path: Path) -> None:
+    """It ends what pg_dump says, and is longer than what is kept."""
+    (tmp_path / "said").write_text(
+        "pg_dump: error: query failed: ERROR:  out of shared memory\nHINT:  Raise it.\n"
+        "pg_dump: detail: Query was: SELECT 1\n" + "AND 2 = 2\n" * 30
+    )
+    command = ["/bin/sh", "-c", f"cat {tmp_path}/said >&2; exit 1"]
+    with children.started(command, {"PATH": os.environ["PATH"]}) as (child, words):
+        code = child.wait()
+        said = words.said()
+
+    assert said.startswith("error: query failed: ERROR:  out of shared memory; HINT:  Raise it.")
+    assert said.endswith("Query was: SELECT 1")
+    assert "none" == children.hope_of(code, said)

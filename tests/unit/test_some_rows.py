@@ -93,6 +93,14 @@ def test_key_that_is_left_out_explains_a_failure_whatever_it_is_called(name: str
     assert not some_rows.explained(found, failure('constraint "other" does not exist', "42704"))
 
 
+def test_lock_that_is_too_long_with_some_rows_is_too_long_with_all() -> None:
+    """Whatever the copy is without: more rows take longer."""
+    too_long = RehearsalFailed("rehearsal.lock_too_long", "held for 0.5 s on mid")
+    deciding = dataclasses.replace(choice(10, "users", "bulk"), decides=True)
+
+    assert None is some_rows.explained(deciding, too_long)
+
+
 def test_duplicate_is_doubted_where_rows_are_computed_from_what_is_not_there() -> None:
     """Of files that only build an index it is certain."""
     found = choice(10, "users", "bulk")
