@@ -473,8 +473,9 @@ class _Reader:
         """Add what only a file tells, as POSTGRES_DB_FILE does for the official image."""
         given = set().union(*sources.values())
         for vocabulary, names in plain.VOCABULARIES.items():
-            for key in names.keys() - given:
-                if f"{names[key]}_FILE" in self.environ and (value := self.secret(names[key])):
+            for key, name in names.items():
+                asked = key not in given and f"{name}_FILE" in self.environ
+                if asked and (value := self.secret(name)):
                     sources[vocabulary][key] = value
 
     def _agree(self, key: str, found: Mapping[str, str]) -> None:
