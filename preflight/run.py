@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HARD_STOP_S = 3.5  # a stop takes less than 5 s, even against a server that went silent
 LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
 LAST_WORD_S = 0.8  # more to say how it ended, where the log and the listener take it
+TIDYING_S = 5.0  # between two lines that say what the last line waits for
 TARGETS_MAX = 9000  # bytes of `run.finished`, which are to be no more than 16,000
 UNWRITTEN = "the result could not be written"
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
@@ -289,15 +290,38 @@ def process(arguments: Sequence[str], choose: Choose) -> int:
 def leave(code: int) -> NoReturn:
     """End the process at once: what Python takes down before it ends takes a tenth of a second.
 
-    Whoever cleans up beside us is waited for: a thread that is no daemon.
+    Whoever cleans up beside us is waited for.
     """
-    for thread in threading.enumerate():
-        if not thread.daemon and thread is not threading.main_thread():
-            thread.join()
+    for thread in beside():
+        thread.join()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def beside() -> list[threading.Thread]:
+    """Return who cleans up beside us: a thread that is no daemon."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
+
+
+def _tidied() -> None:
+    """Wait for who cleans up beside us, and say so: the last line is to be the end of the run."""
+    began = told = time.monotonic()
+    for thread in beside():
+        while thread.is_alive() and stop.requested() is None:
+            thread.join(0.1)
+            if (now := time.monotonic()) - told >= TIDYING_S:
+                told = now
+                structlog.get_logger().info(
+                    "rehearsal.progressed",
+                    waiting="the files of the throwaway server are being removed",
+                    elapsed_s=round(now - began, 1),
+                )
 
 
 def once(arguments: Sequence[str], choose: Choose) -> int:
@@ -328,8 +352,10 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
         stop.check()
         command(config)
         _written(run.command)
+        _tidied()
         return run.end(ExitCode.OK, run.outcome())
     except Failure as failure:
+        _tidied()
         outcome = "pending" if failure.exit_code == ExitCode.PENDING else "failed"
         return run.end(failure.exit_code, outcome, failure.data())
     except KeyboardInterrupt:

@@ -735,8 +735,7 @@ HINTS = {
     "clock": "Set this machine's clock: the store refuses what is signed at another time.",
     "quota": "Free space or raise the quota; older backups were not touched.",
     "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? Is its certificate known here?",
-    "spool": "Set PREFLIGHT_SPOOL_DIR to a directory with room for the dump. It has no name there, "
-    "and is gone with the run. Or copy the whole backup into a directory, and restore from there.",
+    "spool": spool.HINT,
 }
 SAID = {
     "bucket": "there is no such bucket",

@@ -31,6 +31,7 @@ from preflight.backup import (
     restored,
     sealing,
     snapshots,
+    spool,
     store,
     stores,
     swap,
@@ -363,8 +364,11 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
 
 def _made(session: Session, place: restored.Place, renew: Callable[[], None]) -> restored.State:
     """Make the database, fill it, compare it, and give it what belongs to it."""
-    if place.source.manifest.sealed:  # before all of it is read
+    manifest = place.source.manifest
+    if manifest.sealed:  # before all of it is read
         sealing.require_openable(place.source, place.identity_file, session.config.spool_dir)
+    elif why := place.store.unspooled(manifest.size_bytes):
+        raise BackupFailed("backup.spool", why, spool.HINT)
     _require_whole(place)
     _require_roles(session, place)
     with _dump(session, place) as dump, _new_database(session, place):

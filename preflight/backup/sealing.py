@@ -428,7 +428,10 @@ class _Writer:
 def require_openable(
     backup: Backup, identity_file: Path | None, directory: Path | None
 ) -> tuple[Path, Path]:
-    """Return where the keys are and where a dump is opened; raises ConfigInvalid, BackupFailed."""
+    """Return where the keys are and where a dump is opened; raises ConfigInvalid, BackupFailed.
+
+    To be asked before all of it is read.
+    """
     if identity_file is None:
         raise ConfigInvalid(
             "config.arguments",
@@ -443,6 +446,9 @@ def require_openable(
             f"Set PREFLIGHT_SPOOL_DIR to a directory with room for {size / 1e6:.1f} MB. The file "
             "has no name there, and is gone when the restore ends, or is killed.",
         )
+    identities(identity_file)
+    if why := spool.unusable(directory, backup.manifest.size_bytes):
+        raise _no_room(directory, why)
     return identity_file, directory
 
 
@@ -456,8 +462,6 @@ def opened(
     """
     named, directory = require_openable(backup, identity_file, directory)
     keys, manifest = identities(named), backup.manifest
-    if why := spool.unusable(directory, manifest.size_bytes):
-        raise _no_room(directory, why)
     moving = progress.Moving("backup.progressed", "open", manifest.size_bytes)
     done = 0
 

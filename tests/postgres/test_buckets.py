@@ -151,6 +151,25 @@ def test_proof_without_a_place_for_it_is_refused(run: Run, bucket: buckets.Bucke
     assert "PREFLIGHT_SPOOL_DIR" in restore.finished["error"]["hint"]
 
 
+def test_place_is_asked_for_before_a_backup_is_read(
+    run: Run, bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is a terabyte at times: what lacks is said first, so that nothing is waited for."""
+    made = run("backup")
+    backups = store_of(bucket, monkeypatch)
+    (known,) = backups.listing()
+    other = bytes(known.manifest.size_bytes)  # corrupt, if it is read
+    backups.send(known.name, manifests.DUMP, [other], little=True)
+
+    restore = run("restore", "latest", "--into", "elsewhere")
+
+    assert (0, 23, "backup.spool") == (
+        made.code,
+        restore.code,
+        restore.finished["error"]["code"],
+    ), str(restore)
+
+
 def test_missing_bucket_is_named(run: Run, bucket: buckets.Bucket) -> None:
     """None is made: 23, with what to do."""
     assert bucket.url

@@ -177,6 +177,39 @@ def test_code_of_a_command_outlives_its_result(request: pytest.FixtureRequest, s
     assert (stdout == "full") == ("the result could not be written" in ended.stderr)
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_last_line_waits_for_who_cleans_up_beside_and_says_so(code: int) -> None:
+    """Who waits for the process reads meanwhile what it waits for, and nothing after the end."""
+    program = (
+        "import sys, threading, time; from preflight import run;"
+        "from preflight.base import errors, logs\n"
+        "run.TIDYING_S, said = 0.01, threading.Event()\n"
+        "see = run.Tally.see\n"
+        "def seen(self, event):\n"
+        "    see(self, event)\n"
+        "    if 'waiting' in event: said.set()\n"
+        "run.Tally.see = seen\n"
+        "def up(_):\n"
+        "    threading.Thread(target=said.wait).start()\n"
+        f"    if {code}: raise errors.Pending('schema.behind', 'behind', 'Run `up`.')\n"
+        "code = run.once(['up'], lambda _: (up, 'up', False))\n"
+        "assert said.is_set() and threading.active_count() == 1\n"
+        "sys.exit(code)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=servers.REPOSITORY,
+        env={"PATH": os.defpath, "PREFLIGHT_LOG": "json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (code, "") == (ended.returncode, ended.stderr)
+    assert ["rehearsal.progressed", "run.finished"] == [each["event"] for each in events[-2:]]
+
+
 def test_options_of_a_wrapped_command_are_not_ours() -> None:
     """Its --json asks for no document: a failure is told in events alone, on stdout."""
     ended = subprocess.run(
