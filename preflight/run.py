@@ -30,6 +30,11 @@ LAST_ANSWER_S = 0.5  # more for a COMMIT or a rename
 LAST_WORD_S = 0.8  # more to say how it ended, where the log and the listener take it
 TIDYING_S = 5.0  # between two lines that say what the last line waits for
 TARGETS_MAX = 9000  # bytes of `run.finished`, which are to be no more than 16,000
+# what a step says of itself as if it were the first
+MORE = {
+    "othing was migrated": "othing more was migrated",
+    "The live database was not changed": "Nothing more was changed in the live database",
+}
 UNWRITTEN = "the result could not be written"
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
 
@@ -110,7 +115,7 @@ class Run:
             **self.tally.done,
         }
         if error:
-            data["error"] = dict(error)
+            data["error"] = self._still_true(error)
         if "targets" in data:
             data |= fitting(data["targets"], TARGETS_MAX)
         # first: nobody need read the log
@@ -125,6 +130,14 @@ class Run:
             self._give(code, error)
         self.told.set()
         return code
+
+    def _still_true(self, error: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what went wrong, with what it says of the run where it was not the first step."""
+        before = [key for key in ("applied", "adopted", "rolled_back") if self.tally.done.get(key)]
+        hint = str(error.get("hint", ""))
+        for said, now in MORE.items() if before else ():
+            hint = hint.replace(said, now)
+        return {**error, **({"hint": hint} if hint else {})}
 
     @staticmethod
     def _as_favour(

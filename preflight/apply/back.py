@@ -151,7 +151,7 @@ def _begun(step: Step) -> Row:
     if not row.undoing:
         return dataclasses.replace(row, statements_done=0, statements_started=0)
     before = dataclasses.replace(row, up_sql=row.rollback_sql or "", undoing=False)
-    resume.require_resumable(step.undo, before)
+    resume.require_resumable(step.undo, before, back=True)
     return before
 
 

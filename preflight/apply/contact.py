@@ -272,7 +272,8 @@ def _in_part(
     return VerifyFailed(
         "verify.partial",
         f"{file.name} is in the database only in part: {verify.described(checks)}{below}",
-        "Complete it or take it back by hand, then run again; `verify` lists every check.",
+        "Complete it or take it back by hand, then run again; "
+        f"`verify {file.written}` lists every check.",
         **file.named,
     )
 
@@ -290,10 +291,13 @@ def _untold(file: Migration, checks: Sequence[verify.Check]) -> VerifyFailed:
 
 
 def _above(file: Migration, absent: Migration) -> VerifyFailed:
+    adopted = f"`adopt {absent.written}`"
+    if absent.verify:
+        adopted = f"correct its verify file, then {adopted}"
     return VerifyFailed(
         "verify.out_of_order",
         f"{file.name} is in the database, but {absent.name} below it is not",
-        f"{absent.name} is there all the same: `adopt {absent.written}`. It is to run although "
+        f"{absent.name} is there all the same: {adopted}. It is to run although "
         f"{file.name} is there: PREFLIGHT_OUT_OF_ORDER=allow. {file.name} is not there: mark the "
         "checks that hold without it with `false AS effect`.",
         **file.named,

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from preflight.history import journal
 
 
-def require_resumable(file: Migration, row: journal.Row) -> None:
-    """Make sure that a file which stopped part-way can go on; raises NeedsRepair."""
+def require_resumable(file: Migration, row: journal.Row, *, back: bool = False) -> None:
+    """Make sure that a file which stopped part-way can go on; raises NeedsRepair.
+
+    `back`: both are of its rollback file, as if that ran forward.
+    """
     if row.undoing:
         raise NeedsRepair(
             "migration.needs_repair",
@@ -39,12 +42,16 @@ def require_resumable(file: Migration, row: journal.Row) -> None:
     elif gone := lasting.before(file.up, row.statements_done):
         reason = gone
     if reason:
+        hint = f"Look at the database. All of it is there: `adopt {file.written}`. Run it again "
+        hint += f"from its start: `force {file.written}`."
+        if back:
+            hint = "Look at the database. To go on: `rollback`, with the rollback file as it ran. "
+            hint += f"To have the migration back, from its start: `force {file.written}`."
         raise NeedsRepair(
             "migration.needs_repair",
-            f"{file.name} stopped after {row.statements_done} of {len(old)} statements, and "
-            f"{reason}",
-            f"Look at the database. All of it is there: `adopt {file.written}`. Run it again from "
-            f"its start: `force {file.written}`.",
+            f"{'the rollback of ' if back else ''}{file.name} stopped after {row.statements_done} "
+            f"of {len(old)} statements, and {reason}",
+            hint,
             **file.named,
         )
 

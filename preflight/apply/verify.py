@@ -188,21 +188,20 @@ def require(
             "verify.busy",
             f"{migration.name} ran, but its verify file cannot be asked now: "
             f"{error.diag.message_primary or error}",
-            "Its statements stay, and a re-run verifies again.",
+            None if session.copy else "Its statements stay, and a re-run verifies again.",
             **migration.named,
             sqlstate=error.sqlstate,
         ) from error
     if failed(checks):
         report(migration, checks)
+        tail = "; everything was rolled back"
+        if not migration.up.transactional:
+            tail = "; its statements stay, and a re-run verifies again"
+        tail *= not session.copy
         raise outcome(
             "verify.failed",
             f"{migration.name} ran, but {described(checks)}",
-            "Correct the migration or its verify file"
-            + (
-                "; everything was rolled back."
-                if migration.up.transactional
-                else "; its statements stay, and a re-run verifies again."
-            ),
+            f"Correct the migration or its verify file{tail}.",
             **migration.named,
         )
 

@@ -26,7 +26,7 @@ from preflight.server import sessions
 if TYPE_CHECKING:
     from preflight.backup.manifests import Identity
     from preflight.backup.store import Store
-    from preflight.files.migrations import Script
+    from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
 
 
@@ -194,7 +194,7 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
         query, file = statement.text(script.text), f"{name}{suffix}.csv"
         before = _hash(saved, f"{name}.csv") if again else None
         try:
-            rows = _save(session, query, saved, file, before)
+            rows = _save(session, step.migration, query, saved, file, before)
         except psycopg.Error as error:
             if session.lost or error.sqlstate in sessions.PASSING:
                 raise
@@ -223,8 +223,13 @@ def _hash(saved: Place, file: str) -> str | None:
     return None
 
 
-def _save(
-    session: Session, query: bytes, saved: Place, file: str, before: str | None
+def _save(  # noqa: PLR0913, PLR0917 -- what is saved, of what, and where
+    session: Session,
+    migration: Migration,
+    query: bytes,
+    saved: Place,
+    file: str,
+    before: str | None,
 ) -> int | None:
     """Write a query's rows as CSV: a header, NULL as nothing, an empty text as two quotes.
 
@@ -246,6 +251,7 @@ def _save(
         raise BackupFailed(
             "backup.no_export",
             f"{file} cannot be written: {error.strerror}",
-            "Free space or correct the rights of the backup directory; nothing was taken back.",
+            "Free space or correct the rights of the backup directory; "
+            f"{migration.name} was not taken back.",
         ) from error
     return None if same else rows

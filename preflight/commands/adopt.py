@@ -58,7 +58,8 @@ def run(
         with sessions.transaction(session):  # all of it or, when one is refused, nothing
             there = contact.adoptable(session, todo, files.layout)
             if chosen is not None:
-                there = _there(session, todo, todo if through is not None else [chosen], chosen)
+                vouched = todo if through is not None else [chosen]
+                there = _there(session, todo, vouched, chosen, known.records)
             adopted = []
             for file, checks in there:
                 ledger.adopt(session, file, by_name=chosen is not None)
@@ -109,7 +110,11 @@ def _vouch_for_the_other_tool(
 
 
 def _there(
-    session: Session, files: Sequence[Migration], vouched: Sequence[Migration], chosen: Migration
+    session: Session,
+    files: Sequence[Migration],
+    vouched: Sequence[Migration],
+    chosen: Migration,
+    recorded: Container[int],
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
     """Yield the files up to the chosen one, with their checks, which must hold.
 
@@ -142,8 +147,11 @@ def _there(
             raise VerifyFailed(
                 "verify.not_there",
                 f"{file.name} is not in the database as it should be: {verify.described(checks)}",
-                "Nothing was recorded. `up` applies what is absent; what is there in part needs a "
-                "look.",
+                f"Nothing was recorded. Put the file back as it was recorded, or `force "
+                f"{file.written}` runs it again."
+                if file.version in recorded
+                else "Nothing was recorded. `up` applies what is absent; what is there in part "
+                "needs a look.",
                 **file.named,
             )
         yield file, checks

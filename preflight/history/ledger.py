@@ -114,12 +114,12 @@ def _read(session: Session, *, others: bool) -> History:
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             raise tables.damaged(session, "a table was dropped this moment") from error
         except psycopg.errors.InsufficientPrivilege as error:
+            schema, columns = session.config.schema, ", ".join(tables.open_columns(found))
             raise HistoryConflict(
                 "history.not_readable",
                 f"the history cannot be read: {error.diag.message_primary}",
-                f"GRANT USAGE ON SCHEMA {session.config.schema} and SELECT "
-                f"({', '.join(tables.PUBLIC)}) ON {session.config.schema}.migrations to this role, "
-                "or choose another PREFLIGHT_SCHEMA.",
+                f"GRANT USAGE ON SCHEMA {schema} and SELECT ({columns}) ON {schema}.migrations to "
+                "this role, or choose another PREFLIGHT_SCHEMA.",
                 sqlstate=error.sqlstate,
             ) from error
     return _seen(session, found, rows, others=others)
@@ -182,13 +182,13 @@ def _require_makeable(session: Session, found: tables.Rows) -> bool:
     (in_database,) = session.execute(fence.RIGHT).fetchone() or (False,)
     schema, new = session.config.schema, found[0]["place"] is None
     if not (in_database if new else found[0]["may_create"]):
-        raise TargetUnusable(
-            "target.no_right",
-            f"this role may not create the schema {schema} for the history",
-            "As the database's owner: GRANT CREATE ON DATABASE … TO this role, or CREATE SCHEMA "
-            f"{schema} AUTHORIZATION this role.",
-            sqlstate="42501",
-        )
+        message = f"this role may not create the schema {schema} for the history"
+        hint = "As the database's owner: GRANT CREATE ON DATABASE … TO this role, or CREATE SCHEMA "
+        hint += f"{schema} AUTHORIZATION this role."
+        if not new:
+            message = f"this role may not make the history's tables in the schema {schema}"
+            hint = f"As the schema's owner: GRANT USAGE, CREATE ON SCHEMA {schema} TO this role."
+        raise TargetUnusable("target.no_right", message, hint, sqlstate="42501")
     return new
 
 

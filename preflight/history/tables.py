@@ -178,7 +178,7 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 CROSS JOIN LATERAL (
  SELECT a.* FROM pg_catalog.aclexplode(c.relacl) a
  UNION ALL SELECT a.* FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a
-  WHERE t.attrelid = c.oid AND NOT (a.grantee = 0::oid AND a.privilege_type = 'SELECT'
+  WHERE t.attrelid = c.oid AND NOT (a.privilege_type = 'SELECT' AND NOT a.is_grantable
    AND (c.relname = 'migrations' AND t.attname IN ({public})
     OR c.relname = 'wraps' AND t.attname IN ({wraps})))
 ) given
@@ -451,22 +451,23 @@ def close(session: Session) -> list[str]:
         session.execute(f"REVOKE ALL ON {', '.join(names)} FROM {whom} CASCADE")
         for sequence in _sequences(session, names):
             session.execute(f"REVOKE ALL ON SEQUENCE {sequence} FROM {whom} CASCADE")
-        optional = ("label",) if _is_labelled(session) else ()
-        open_to_all = (("migrations", (*PUBLIC, *optional)), ("wraps", WRAPS_PUBLIC))
+        rows = session.rows(look(session))
+        open_to_all = (("migrations", open_columns(rows)), ("wraps", WRAPS_PUBLIC))
         for name, columns in open_to_all:
             if f"{schema}.{name}" in names:
                 session.execute(f"GRANT SELECT ({', '.join(columns)}) ON {schema}.{name} TO PUBLIC")
     return found
 
 
-def _is_labelled(session: Session) -> bool:
-    rows = session.rows(look(session))
-    return any("label" in _columns(row) for row in rows if row["relation"] == "migrations")
+def open_columns(rows: Rows) -> tuple[str, ...]:
+    """Return the columns of the migrations that everybody may read."""
+    labelled = any("label" in _columns(row) for row in rows if row["relation"] == "migrations")
+    return (*PUBLIC, *(OPTIONAL["migrations"] if labelled else ()))
 
 
 def labelled(session: Session) -> None:
     """Make room for versions that are text, where there is none; call as `complete`."""
-    if _is_labelled(session):
+    if "label" in open_columns(session.rows(look(session))):
         return
     schema = session.config.schema
     session.execute(f"ALTER TABLE {schema}.migrations ADD COLUMN label text UNIQUE")
@@ -479,5 +480,5 @@ def tell_closed(session: Session, found: Sequence[str]) -> None:
         structlog.get_logger().warning(
             "config.warned",
             warning=f"rights on the history in schema {session.config.schema} were taken back from "
-            f"{', '.join(found)}: it is open to nobody but its owner",
+            f"{', '.join(found)}: nobody but its owner may do more than read what everybody may",
         )

@@ -164,6 +164,6 @@ def test_vouching_for_many_files_compares_no_texts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Migration, "__eq__", equal)
     session = cast("Session", None)  # a file without checks asks nothing
 
-    there = adopt._there(session, many, many, many[-1])  # noqa: SLF001 -- what was slow
+    there = adopt._there(session, many, many, many[-1], ())  # noqa: SLF001 -- what was slow
     assert len(many) == len(list(there))
     assert [] == compared

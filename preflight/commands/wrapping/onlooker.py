@@ -111,8 +111,8 @@ class OnLive:
     def gone(self, within_s: float = STAY_S, *, all_new: bool = False) -> bool:
         """Tell whether no session that was seen is left, waiting for their end.
 
-        `all_new`: nor one that came meanwhile and cannot be looked into; and where none was seen,
-        nor what anybody began meanwhile and is at without a break since.
+        `all_new`: nor one that came meanwhile and cannot be looked into, nor what anybody began
+        meanwhile and is at without a break since: who was seen may have gone by a pooler, too.
         """
         stays: set[Any] | None = None
         for waited in stop.looks(0.02, 0.05):
@@ -120,7 +120,7 @@ class OnLive:
             self.unsure = not left
             if all_new and self.blind:
                 left |= self._hidden() - self._others
-            if all_new and not self.pids:
+            if all_new:
                 found = set(self.session.execute(_AT_WORK, [self._began]).fetchall())
                 stays = found if stays is None else stays & found
                 left |= {pid for pid, _ in stays}

@@ -70,24 +70,27 @@ def rehearse(
     """
     with trial.opened(session, saved, config) as copy:
         if copy is not None:
-            return _Trial(session, wrapped, look, copy).run(saved)
+            return _Trial(session, wrapped, look, copy, saved).run()
     return None
 
 
 class _Trial:
     """One rehearsal of a command."""
 
-    def __init__(self, session: Session, wrapped: Wrapped, look: Look, copy: Copy) -> None:
+    def __init__(
+        self, session: Session, wrapped: Wrapped, look: Look, copy: Copy, saved: Taken | None
+    ) -> None:
         self.session = session
         self.wrapped = wrapped
         self.tables = look.tables
         self.live_is = ""  # what is true of the live database once the command has been tried
         self.copy = copy
+        self.backup = saved.name if saved and saved.visible else None  # no draft of `plan`
         self.shared: packed.Rows | None = None  # where the copy's server is not thrown away
         self.unsure: list[str] = []  # changes of that, and nobody can tell whose
         self.began = time.monotonic()
 
-    def run(self, saved: Taken | None) -> Rehearsed:
+    def run(self) -> Rehearsed:
         """Run it, judge what it did there, run it once more."""
         asked, copy = self.wrapped.asked, self.copy.session
         with ExitStack() as stack:
@@ -129,7 +132,7 @@ class _Trial:
             again = self._again(led, fence, there, live)
             self._require_untouched(live, fence, on_copy=there.was_there())
         told = {
-            "backup": saved.name if saved and saved.visible else None,
+            "backup": self.backup,
             "verified": "restored" if self.copy.where != "clone" else None,
             "where": self.copy.where,
             "fidelity": self.copy.fidelity,
@@ -319,7 +322,8 @@ class _Trial:
             f"({seen}): {console.some(changed)}",
             "Does the command take its address from somewhere else than its environment? Name that "
             "variable with --url-variable, or rehearse where the copy has a port of its own. Look "
-            "at what is named; the backup is from before it.",
+            "at what is named"
+            + (f"; the backup {self.backup} is from before it." if self.backup else "."),
         )
 
     def _require_there(
