@@ -486,7 +486,10 @@ def _without_names(problem: Problem) -> dict[str, object]:
 def _read_back(
     session: Session, migration: Migration, recorded: Callable[[Row | None], bool]
 ) -> bool:
-    """Ask the history on a new connection whether a COMMIT whose answer was lost came through."""
+    """Ask the history on a new connection whether a COMMIT whose answer was lost came through.
+
+    Who is asked to stop meanwhile does not know it either.
+    """
     session.deadline = time.monotonic() + min(READ_BACK_S, session.config.wait_timeout_s)
     try:
         session.reopen()
@@ -494,7 +497,7 @@ def _read_back(
         if migration.repeat:
             return repeats.ran(session, migration)
         row = ledger.row_of(session, migration.version)
-    except (NotReady, ConnectionLost, psycopg.Error, Failure):
+    except (NotReady, ConnectionLost, psycopg.Error, Failure, stop.Stopped):
         return False
     return recorded(row)
 

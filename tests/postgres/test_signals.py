@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -308,6 +309,45 @@ def test_stop_during_a_commit_without_answer_says_that_it_does_not_know(
     assert (13, "connection.unanswered") == (result.code, result.finished["error"]["code"])
     assert 0 == again.code, str(again)
     assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
+class LostAndGone(faults.LostCommit):
+    """Loses the answer to a COMMIT, and takes nobody back: a failover that takes its time."""
+
+    asked = threading.Event()
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Refuse whoever comes afterwards, and notice him."""
+        del message
+        if not self.done.is_set():
+            return None
+        self.asked.set()
+        return faults.refusal(b"57P03", b"the database system is starting up")
+
+
+@pytest.mark.parametrize("command", ["up", "rollback"])
+def test_stop_while_a_lost_commit_is_read_back_says_that_it_does_not_know(  # noqa: PLR0913, PLR0917 -- fixtures
+    start: Start,
+    run: Run,
+    server: servers.Server,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    command: str,
+) -> None:
+    """It has come through here, and `rolled back` would be a lie."""
+    migrations(ONE | {"001_one_rollback.sql": "DROP TABLE one;\n"})
+    if command == "rollback":
+        assert 0 == run(env=QUICKLY).code
+    fault = LostAndGone(2)
+    fault.asked = threading.Event()
+    with faults.through(server, fault) as proxy:
+        process = start(command, env={**QUICKLY, **proxy.env()})
+        assert fault.asked.wait(20)
+        process.signal(signal.SIGTERM)
+        result = process.wait(LOADED_S)
+
+    assert (13, "connection.lost") == (result.code, result.finished["error"]["code"]), str(result)
+    assert [1] * (command == "up") == database.query("SELECT version FROM preflight.migrations")
 
 
 # as a container starts it
