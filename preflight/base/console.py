@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any, Self, TextIO
 
 from preflight.base import terminal
+from preflight.base.errors import ExitCode
 
 MARKS = {"info": " ", "debug": "·", "warning": "!", "error": "✗"}
 COLOURS = {"info": "", "debug": "2", "warning": "33", "error": "31"}
@@ -85,7 +86,7 @@ class Summary:
             for each in self.applied
         ]
         backup = self.seen.get("backup.verified")
-        hidden = str(last.get("error", {}).get("code", "")).startswith("backup.")
+        hidden = last.get("exit_code") == ExitCode.BACKUP_UNVERIFIED
         if backup and not hidden:
             where = f"{backup['directory']}/" if "directory" in backup else ""
             found.append(("backup", f"{where}{backup['backup']}"))

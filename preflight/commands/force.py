@@ -61,14 +61,8 @@ def _to_force(
     record = known.records[file.version]
     if plan.compared(file, record) in ("renamed", "other"):
         adopt.refuse_contradiction(file, record)
-    # another one that was edited is not run: it is no reason to wait, least of all for each other
-    left = {file.version} | {
-        other.version
-        for other in recorded
-        if plan.compared(other, known.records[other.version]) == "edited"
-    }
-    others = [other for other in files if other.version not in left]
-    rest = {v: record for v, record in known.records.items() if v not in left}
+    others = [other for other in files if other.version != file.version]
+    rest = {v: record for v, record in known.records.items() if v != file.version}
     plan.of(config, others, dataclasses.replace(known, records=rest))
     return file
 

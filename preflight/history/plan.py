@@ -147,7 +147,7 @@ def contradiction(file: Migration, record: Record) -> Problem | None:
             )
             hint = (
                 f"Restore the file, or accept the edit: `adopt {file.written}` records it without "
-                f"running it, `force {file.written}` runs it again."
+                f"running it, `force {file.written}` runs it again, once no other file differs."
             )
         case "renamed":
             said = f"{file.name} was recorded as {record.name}: the file was renamed, not edited"

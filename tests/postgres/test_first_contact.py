@@ -92,6 +92,9 @@ def test_half_migrated_database_is_left_alone(
         assert (33, "verify.partial") == (result.code, error_of(result)["code"]), str(result)
         assert checks == [each["check"] for each in result.event("check.failed")]
         assert checks[0] in error_of(result)["message"]
+        assert "`verify 1` lists every check" in error_of(result)["hint"]
+    assert 33 == (listed := run("verify", "1")).code  # as it says
+    assert checks == [each["check"] for each in listed.event("check.failed")]
     assert [0] == database.query(OURS)
 
 
@@ -381,6 +384,8 @@ def test_file_that_is_there_above_an_absent_one_does_not_run_again(
             "003_cents" in error_of(refused)["message"],
         ]
         assert [True, True] == named or command == "adopt"
+        told = "correct its verify file, then `adopt 2`" in error_of(refused)["hint"]
+        assert told == ("002_i_verify.sql" in files) or command == "adopt"
     allowed = run(env=env | {"PREFLIGHT_OUT_OF_ORDER": "allow"})
 
     assert 0 == allowed.code, str(allowed)

@@ -87,6 +87,7 @@ def test_force_settles_no_other_conflict(
         (other := run("force", "2")).code,
         other.finished["error"]["migration"],
     )
+    assert "once no other file differs" in other.finished["error"]["hint"]
     assert 20 == run("force", "3").code
     assert 20 == run("force", "9").code
     assert [(1, "applied"), (2, "applied")] == database.query(ROWS)
@@ -259,8 +260,13 @@ def test_adopt_settles_an_edit_without_running_it(
     migrations(A)
     run()
     (before,) = database.query("SELECT checksum FROM preflight.migrations")
-    migrations({"001_a.sql": "SELECT 1 / 0;"})
+    migrations({"001_a.sql": "SELECT 1 / 0;", "001_a_verify.sql": VERIFY.format("more")})
+    refused = run("adopt", "1")
+    migrations({"001_a_verify.sql": A["001_a_verify.sql"]})
     result = run("adopt", "1")
+
+    assert (33, "verify.not_there") == (refused.code, refused.finished["error"]["code"])
+    assert "`force 1`" in refused.finished["error"]["hint"]  # `up` would say 26, and send back here
 
     assert 0 == result.code, result
     assert [before] == database.query(

@@ -134,7 +134,7 @@ def test_history_of_another_role_is_refused(
 
 
 def test_no_right_to_make_the_schema_is_told_before_the_backup(
-    run: Run, migrations: WriteMigrations, role: dict[str, str]
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
 ) -> None:
     """22: a dump of an hour must not come before it."""
     migrations(A)
@@ -143,6 +143,15 @@ def test_no_right_to_make_the_schema_is_told_before_the_backup(
 
     assert (22, "target.no_right") == (result.code, error_of(result)["code"])
     assert [] == result.event("backup.started")
+    assert "CREATE ON DATABASE" in error_of(result)["hint"]
+
+    database.query("CREATE SCHEMA preflight")
+    database.query(SQL("GRANT USAGE ON SCHEMA preflight TO {}").format(Identifier(role["PGUSER"])))
+    half = run(env=role)
+
+    assert (22, "target.no_right") == (half.code, error_of(half)["code"])
+    assert "may not make the history's tables" in error_of(half)["message"]
+    assert "GRANT USAGE, CREATE ON SCHEMA preflight" in error_of(half)["hint"]
 
 
 def test_schema_that_an_administrator_made_is_used(
@@ -775,6 +784,31 @@ def test_default_privileges_that_take_from_the_owner_do_not_lock_us_out(
     assert 0 == run(env=role | {"PREFLIGHT_BACKUP": "required"}).code
     assert 0 == run("backup", env=role).code
     assert 0 == run("check", env=role).code
+
+
+def test_administrator_who_opens_the_history_to_few_is_left_alone(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """Who has nothing but what everybody may read had it by our own hint."""
+    migrations(A)
+    run()
+    database.script(
+        "ALTER TABLE preflight.migrations ADD COLUMN label text UNIQUE; "
+        f"REVOKE SELECT ({', '.join(tables.PUBLIC)}) ON preflight.migrations FROM PUBLIC"
+    )
+    closed = run("wait", "--schema", env=role)
+    (columns,) = re.findall(r"SELECT \((.*?)\)", error_of(closed)["hint"])
+    database.script(f"GRANT SELECT ({columns}) ON preflight.migrations TO {role['PGUSER']}")
+    opened = run("wait", "--schema", env=role)
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+    result = run()
+
+    assert (26, "history.not_readable") == (closed.code, error_of(closed)["code"]), closed
+    assert (0, 0) == (opened.code, result.code), opened
+    assert [] == result.event("config.warned")
+    assert [False] == database.query(
+        "SELECT has_column_privilege('public', 'preflight.migrations', 'version', 'SELECT')"
+    )
 
 
 def test_history_that_an_earlier_version_left_open_is_closed(

@@ -127,10 +127,16 @@ def test_verify_file_is_asked_on_the_copy(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """A file that does not do what it promises never reaches production."""
-    migrations(ONE | {"001_one_verify.sql": "SELECT 's' AS suite, 'c' AS check, false AS ok;"})
+    verify = {"001_one_verify.sql": "SELECT 's' AS suite, 'c' AS check, false AS ok;"}
+    migrations(ONE | verify)
     result = run()
+    migrations({"001_one.sql": f"-- preflight: no-transaction\n{ONE['001_one.sql']}"})
+    outside = run()
 
     assert (27, "001_one") == (result.code, result.finished["error"]["migration"])
+    assert (27, "001_one") == (outside.code, outside.finished["error"]["migration"])
+    said = {each.finished["error"]["hint"].partition(". ")[0] for each in (result, outside)}
+    assert {"Correct the migration or its verify file"} == said  # a copy keeps nothing
     assert [] == result.event("check.failed")
     assert [None] == database.query("SELECT to_regclass('one')")
 

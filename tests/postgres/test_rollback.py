@@ -328,6 +328,27 @@ def test_export_that_fails_takes_nothing_back(
     assert [] == list(backup_dir.rglob("*.partial"))
 
 
+def test_late_export_that_fails_says_what_was_taken_back_before(
+    run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """Of several only one stays: "nothing" would be a lie then."""
+    rows = "INSERT INTO a SELECT n, repeat('x', 6000) FROM generate_series(1, 2500) n;"
+    migrations(A | B | {
+        "001_a_export.sql": "SELECT * FROM a;", "002_b_rollback.sql": f"DROP TABLE b;\n{rows}\n",
+    })  # fmt: skip
+    run()
+    try:
+        with faults.small_disk(tmp_path / "disk", 12) as disk:
+            env = {"PREFLIGHT_BACKUP_DIR": str(disk)}
+            result = run("rollback", "--to", "0", env=env)
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+    assert (23, ["002_b"]) == (result.code, result.finished["rolled_back"]), str(result)
+    assert result.finished["error"]["hint"].endswith("; 001_a was not taken back.")
+    assert [1] == database.query(PRESENT)
+
+
 def test_export_without_a_backup_is_refused(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
@@ -507,6 +528,9 @@ def test_rollback_without_transaction_resumes_where_it_stopped(
 
     assert (31, "22012") == (failed.code, failed.finished["error"]["sqlstate"])
     assert [32, 32, 32] == [again.code, looked.code, refused.code], again
+    told = refused.finished["error"]
+    assert "the rollback of 002_b stopped after 2 of 3 statements" in told["message"]
+    assert "`adopt" not in told["hint"]  # it would record what is gone in part
     assert [] == refused.event("backup.started")
     assert 0 == done.code, done
     assert [1] == database.query(PRESENT)

@@ -393,6 +393,12 @@ def test_command_with_an_address_of_its_own_is_found_out(
     if "early" in body:
         assert (31, "wrap.changed_live") == (found.code, error["code"]), (kind, found)
         assert "table public.early" in error["message"]
+        (made,) = found.event("backup.verified")
+        assert error["hint"].endswith(f"; the backup {made['backup']} is from before it.")
+        database.script("DROP TABLE early")
+        looked = run("plan", "--rehearse", *command(app)[1:])
+        assert (31, "wrap.changed_live") == (looked.code, looked.finished["error"]["code"]), looked
+        assert looked.finished["error"]["hint"].endswith("Look at what is named.")  # it kept none
     else:
         assert (27, "wrap.not_redirected") == (found.code, error["code"]), (kind, found)
         assert before == tables(database)

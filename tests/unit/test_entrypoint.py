@@ -177,6 +177,30 @@ def test_code_of_a_command_outlives_its_result(request: pytest.FixtureRequest, s
     assert (stdout == "full") == ("the result could not be written" in ended.stderr)
 
 
+def test_failure_of_a_second_round_does_not_deny_the_first() -> None:
+    """A backup that fails after a file was applied says what holds from then on."""
+    program = (
+        "import sys; from preflight import run; import structlog;"
+        "from preflight.base import errors\n"
+        "def up(_):\n"
+        "    structlog.get_logger().info('migration.applied', migration='001_a', duration_s=0.1)\n"
+        "    raise errors.BackupFailed('backup.failed', 'no', 'Run again; nothing was migrated.')\n"
+        "sys.exit(run.once(['up'], lambda _: (up, 'up', False)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=servers.REPOSITORY,
+        env={"PATH": os.defpath, "PREFLIGHT_LOG": "json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    last = json.loads(ended.stdout.splitlines()[-1])
+    assert (23, ["001_a"]) == (ended.returncode, last["applied"]), ended.stderr
+    assert "Run again; nothing more was migrated." == last["error"]["hint"]
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_last_line_waits_for_who_cleans_up_beside_and_says_so(code: int) -> None:
     """Who waits for the process reads meanwhile what it waits for, and nothing after the end."""

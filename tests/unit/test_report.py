@@ -223,6 +223,18 @@ def test_way_back_takes_back_what_was_applied_and_no_more(
     assert told["go back"].startswith(said)
 
 
+@pytest.mark.parametrize(("code", "shown"), [(23, 2), (24, 0)])
+def test_backup_is_shown_unless_it_is_none(code: int, shown: int) -> None:
+    """It may be the only way back from what was taken back before another one failed."""
+    summary = console.Summary()
+    summary.see({"event": "backup.verified", "backup": "x", "directory": "/b"})
+    last = {"exit_code": code, "error": {"code": "backup.no_export"}, "rolled_back": ["002_b"]}
+
+    told = dict(summary.told({"event": "run.finished", **last}))
+
+    assert shown == len(told.keys() & {"backup", "go back"})
+
+
 def test_file_without_a_rollback_file_has_no_way_back_by_rollback() -> None:
     """It would be refused; the backup is the way."""
     summary = console.Summary()
