@@ -88,6 +88,7 @@ class Failure(Exception):
     """What ends a run: a dotted code, a sentence that is true, and what to do next."""
 
     exit_code: ClassVar[ExitCode]
+    advice: ClassVar[str] = "Look at what is named, and run again."  # where nothing better is known
 
     def __init__(self, code: str, message: str, hint: str | None = None, **where: object) -> None:
         super().__init__(message)
@@ -114,6 +115,7 @@ class Failure(Exception):
     def data(self) -> dict[str, object]:
         """Return the `error` object of `run.finished`."""
         found: dict[str, object] = {"code": self.code, **self.problem.data()}
+        found.setdefault("hint", self.advice)
         if len(self.problems) > 1:
             found["problems"] = [problem.data() for problem in self.problems]
         return found
@@ -159,6 +161,7 @@ class ConfigInvalid(Failure):
     """A variable, an argument, a secret file or the migrations directory is wrong."""
 
     exit_code = ExitCode.CONFIG
+    advice = "Correct what is named, and run again."
 
 
 class AuthFailed(Failure):
@@ -193,6 +196,7 @@ class FilesInvalid(Failure):
     """A migration file is invalid."""
 
     exit_code = ExitCode.FILES
+    advice = ConfigInvalid.advice
 
 
 class HistoryConflict(Failure):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from preflight import run
-from preflight.base import console
+from preflight.base import console, errors
 
 FAILED: dict[str, Any] = {
     "event": "run.finished",
@@ -26,6 +26,15 @@ def test_failure_says_what_is_true_and_what_to_do() -> None:
 
     assert "✗ exit 25: 001_a.sql:1:1: no (0.01 s)" in line
     assert line.endswith("→ Do this.")
+
+
+@pytest.mark.parametrize("failure", errors.Failure.__subclasses__())
+def test_every_failure_says_what_to_do_next(failure: type[errors.Failure]) -> None:
+    """Who reads `hint` finds one, also where nothing better is known than to look."""
+    said = failure("x.y", "it is wrong").data()
+
+    assert ["code", "message", "hint"] == list(said)
+    assert str(said["hint"]).endswith("run again.")
 
 
 def test_failure_shows_every_problem_and_each_hint_once() -> None:
