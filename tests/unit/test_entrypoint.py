@@ -177,6 +177,18 @@ def test_code_of_a_command_outlives_its_result(request: pytest.FixtureRequest, s
     assert (stdout == "full") == ("the result could not be written" in ended.stderr)
 
 
+def told(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of ours in a process of its own, with its events as JSON."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=servers.REPOSITORY,
+        env={"PATH": os.defpath, "PREFLIGHT_LOG": "json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_failure_of_a_second_round_does_not_deny_the_first() -> None:
     """A backup that fails after a file was applied says what holds from then on."""
     program = (
@@ -187,14 +199,7 @@ def test_failure_of_a_second_round_does_not_deny_the_first() -> None:
         "    raise errors.BackupFailed('backup.failed', 'no', 'Run again; nothing was migrated.')\n"
         "sys.exit(run.once(['up'], lambda _: (up, 'up', False)))"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=servers.REPOSITORY,
-        env={"PATH": os.defpath, "PREFLIGHT_LOG": "json"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = told(program)
 
     last = json.loads(ended.stdout.splitlines()[-1])
     assert (23, ["001_a"]) == (ended.returncode, last["applied"]), ended.stderr
@@ -220,14 +225,7 @@ def test_last_line_waits_for_who_cleans_up_beside_and_says_so(code: int) -> None
         "assert said.is_set() and threading.active_count() == 1\n"
         "sys.exit(code)"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=servers.REPOSITORY,
-        env={"PATH": os.defpath, "PREFLIGHT_LOG": "json"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = told(program)
 
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert (code, "") == (ended.returncode, ended.stderr)
