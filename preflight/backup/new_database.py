@@ -88,6 +88,7 @@ FILLING = {
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
+    "default_tablespace": "",  # pg_restore sets it wherever it has to, if it is to
 }
 # what every new database has, and one may have dropped
 BROUGHT = {
@@ -445,7 +446,12 @@ class Complaint:
         unless the server says in words that we know that something does not exist, they are.
         """
         said = not self.unique or "does not exist" in self.text
-        return self.entry.startswith("INDEX ") and said and not self.no_tablespace
+        return self.is_index and said and not self.no_tablespace
+
+    @property
+    def is_index(self) -> bool:
+        """Tell whether an index cannot be had; its rows can."""
+        return self.entry.startswith("INDEX ")
 
     @property
     def doubtful(self) -> bool:

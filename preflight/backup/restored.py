@@ -192,6 +192,13 @@ def own_of(session: Session, place: Place) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 
 
+def dropping(place: Place) -> str:
+    """Return what drops the new database: no template can be dropped."""
+    name = quoting.name(place.into)
+    template = place.own is not None and place.own.is_template
+    return f"ALTER DATABASE {name} IS_TEMPLATE false; " * template + f"DROP DATABASE {name}"
+
+
 def require_same(other: Session, place: Place, state: State) -> None:
     """Compare with what was restored there earlier; raises TargetUnusable that names tables."""
     try:
@@ -215,6 +222,6 @@ def require_same(other: Session, place: Place, state: State) -> None:
             "restore.changed",
             f"the database {place.into!r} is no longer what was restored there: "
             f"{console.some(different)}",
-            f"Drop it (DROP DATABASE {quoting.name(place.into)}) and restore again, or choose "
+            f"Drop it ({dropping(place)}) and restore again, or choose "
             "another name with --into. The live database was not touched.",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from preflight.backup.manifests import Identity
     from preflight.server.sessions import Session
 RENAME_TRIES = 10
+PREPARED_TRIES = 2  # the server itself waits 5 s for each
 # servers older than 17.3, 16.7, 15.11 and the like let no parallel worker into a closed database
 ALONE = {"max_parallel_workers_per_gather": "0"}
 LAST_SESSIONS_S = 2.0
@@ -137,7 +138,6 @@ def swap(
     kept = restored.suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     into, record = quoting.name(place.into), None
     try:
-        _require_unprepared(session, place, place.live)
         settings = new_database.quiet(session) | ALONE
         with sessions.beside(session, place.into, settings) as other:
             session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
@@ -233,23 +233,26 @@ def _clear(
 
 _PREPARED = """
 SELECT p.gid, p.owner::text, p.database::text FROM pg_catalog.pg_prepared_xacts p
-WHERE p.database = ANY (%s::name[]) ORDER BY p.prepared
+WHERE p.database = ANY (%s::name[])
 """
 
 
-def _require_unprepared(session: Session, place: restored.Place, *names: str) -> None:
-    """Make sure that no prepared transaction keeps a name: no end of a session ends one."""
-    found = session.execute(_PREPARED, [list(names)]).fetchall()
-    if not found:
-        return
-    said = [f"{gid!r} of {owner} in {database!r}" for gid, owner, database in found]
-    gid = quoting.literal(found[0][0])
-    raise TargetUnusable(
+def _prepared(session: Session, place: restored.Place) -> set[tuple[str, str, str]]:
+    """Return the prepared transactions that keep a name: no end of a session ends one."""
+    return set(session.execute(_PREPARED, [[place.live, place.into]]).fetchall())
+
+
+def _kept(place: restored.Place, found: Collection[tuple[str, str, str]]) -> TargetUnusable:
+    """Say which prepared transactions stay."""
+    said = [f"{gid!r} of {owner} in {database!r}" for gid, owner, database in sorted(found)]
+    gid = quoting.literal(min(found)[0])
+    return TargetUnusable(
         "restore.sessions",
         f"{len(found)} prepared transactions are in the way: {console.some(said)}",
-        f"COMMIT PREPARED {gid} or ROLLBACK PREPARED {gid}, said in its database, ends it; "
-        f"--end-sessions does not. The restored database {place.into!r} is complete and waits: "
-        "then run the same command again.",
+        "If its coordinator lives, let it finish. Else, as that had decided: COMMIT PREPARED "
+        f"{gid} or ROLLBACK PREPARED {gid}, said in its database; --end-sessions does not end it. "
+        f"The restored database {place.into!r} is complete and waits: then run the same command "
+        "again.",
     )
 
 
@@ -292,8 +295,8 @@ def _renamed(
     session: Session, place: restored.Place, kept: str, *, end_sessions: bool
 ) -> str | None:
     ours = [session.connection.info.backend_pid]
+    prepared = _prepared(session, place)  # and there ever since
     for attempt in range(1, RENAME_TRIES + 1):
-        _require_unprepared(session, place, place.live, place.into)
         others = _others(session, place, ours)
         if others and not end_sessions:
             names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
@@ -304,6 +307,9 @@ def _renamed(
                     session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
                 return _rename(session, place, kept)
         except psycopg.errors.ObjectInUse as error:  # somebody connected in between
+            prepared &= _prepared(session, place)
+            if prepared and attempt >= PREPARED_TRIES:
+                raise _kept(place, prepared) from error
             if attempt == RENAME_TRIES:
                 said = f"{error.diag.message_primary}: {error.diag.message_detail}"
                 raise _in_the_way(place, said) from error

@@ -133,7 +133,7 @@ def restored(
     live = new_database.described(session, saved.identity.database)
     with (
         _home(session, saved, scripts, live_bytes) as (home, beside),
-        scratch.made(home, saved.identity, live) as name,
+        scratch.made(home, saved.identity, live, placed=beside) as name,
     ):
         jobs, wal = new_database.jobs(home), burden.wal(home)
         quiet, calling = new_database.quiet(home), catalog.calling(session)
@@ -143,7 +143,7 @@ def restored(
         fast = filling | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
         restoring = Restoring(
             name, jobs, live_bytes, fast, calling, session.tell, part, choice,
-            tuple(each for each in settings if not each.late),
+            tuple(each for each in settings if not each.late), beside,
         )  # fmt: skip
         tell_started(
             saved,
@@ -449,6 +449,7 @@ class Restoring:
     part: manifests.Part | None = None  # of which it is, where it is of some schemas
     choice: some_rows.Choice | None = None  # of the tables that get rows, where not all do
     settings: tuple[new_database.Setting, ...] = ()  # of the live database, that the copy lacks
+    placed: bool = True  # in the tablespaces of the live server, for its disks have the room
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -499,6 +500,7 @@ def _fill(
                 restoring.jobs,
                 *_publications(home),
                 "--no-subscriptions",
+                *(() if restoring.placed else ("--no-tablespaces",)),
                 *options,
                 *listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
@@ -607,7 +609,10 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     _require_enough(problems, said)
     others = foreign()
     theirs = [p for p in problems if p.sort == "content" and p.touches(p.entry.split(), others)]
-    if all(p.sort == "refresh" or p.rebuilt or p.touches([p.name], others) for p in problems):
+    if all(
+        p.sort == "refresh" or p.rebuilt or (p.is_index and p.no_tablespace)
+        or p.touches([p.name], others) for p in problems
+    ):  # fmt: skip
         return  # whose rows or counters those are, only he may write
 
     def needs_more(problem: new_database.Complaint) -> bool:
@@ -622,7 +627,8 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
     ):
         programs = [problem for problem in lacking if needs_more(problem)]
-        kind = scratch.Unavailable if programs or bare else scratch.NoRight
+        placeless = any(problem.no_tablespace for problem in lacking)  # and it is so without owners
+        kind = scratch.Unavailable if programs or bare or placeless else scratch.NoRight
         lacking = programs or lacking  # what lacks an extension fails because of it
         objects = list(dict.fromkeys(problem.entry for problem in lacking))
         raise kind(

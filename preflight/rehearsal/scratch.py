@@ -120,13 +120,13 @@ def home(session: Session) -> Iterator[Session]:
 # by the server's own configuration it may be for want of room
 _FROZEN = """
 SELECT FROM pg_catalog.pg_settings s WHERE s.name = 'default_transaction_read_only'
- AND s.setting = 'on' AND s.source IN ('database', 'user', 'database user')
+ AND s.setting = 'on' AND s.source IN ('global', 'database', 'user', 'database user')
 """
 
 
 @contextmanager
 def _writable(session: Session) -> Iterator[None]:
-    """Let a session make a database beside the live one, where that one or its role is frozen."""
+    """Let a session make and drop databases where the live one, or its role, is frozen."""
     if session.execute(_FROZEN).fetchone() is None:
         yield
         return
@@ -158,14 +158,22 @@ def elsewhere(config: Config, target: Mapping[str, str], name: str) -> Iterator[
 
 @contextmanager
 def made(
-    home: Session, identity: manifests.Identity, live: new_database.Database | None
+    home: Session,
+    identity: manifests.Identity,
+    live: new_database.Database | None,
+    *,
+    placed: bool = True,
 ) -> Iterator[str]:
-    """Make the scratch database; its name and its comment tell which session made it."""
+    """Make the scratch database; its name and its comment tell which session made it.
+
+    `placed`: in the live one's tablespace.
+    """
     pid, since, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
     name = f"{_family(identity)}{home.config.run_id}_{pid}"
     try:
         try:
             rules, place = (live.rules, live.tablespace) if live else (None, None)
+            place = place if placed else None
             mark = _mark(name, identity.database, since)
             new_database.create(home, name, rules, place, mark)
             _open(home, name, logged_in, us)
@@ -208,7 +216,7 @@ def _mark(name: str, database: str, since: str) -> str:
 
 def sweep(home: Session, identity: manifests.Identity) -> None:
     """Drop what killed runs left of this database's copies: those whose session is gone."""
-    family = _family(identity)
+    family, dead = _family(identity), []
     for found in new_database.like(home, family.replace("_", r"\_") + "%"):
         name, said = found.name, found.comment or ""
         pid, since = name.rpartition("_")[2], said.rpartition(" ")[2] or None
@@ -218,7 +226,11 @@ def sweep(home: Session, identity: manifests.Identity) -> None:
         query = _ALIVE.format(since=_SINCE)
         (alive,) = home.execute(query, [int(pid), since, since]).fetchone() or (True,)
         if not alive:
-            _drop(home, name)
+            dead.append(name)
+    if dead:
+        with _writable(home):
+            for name in dead:
+                _drop(home, name)
 
 
 def _drop(home: Session, name: str) -> None:

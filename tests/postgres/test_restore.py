@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -722,8 +723,16 @@ def test_nobody_gets_in_between_the_comparison_and_the_swap(
     live.query("ROLLBACK PREPARED 'order 7'")
     assert (22, "restore.sessions") == (refused.code, error_of(refused)["code"])
     assert "'order 7' of postgres in 'live'" in error_of(refused)["message"]
+    assert "let it finish" in error_of(refused)["hint"]
     assert "ROLLBACK PREPARED 'order 7'" in error_of(refused)["hint"]
-    assert 0 == run("restore", "latest", "--swap", env=live.env()).code
+    # one that its coordinator ends meanwhile is waited for, as the server does
+    live.query("BEGIN; CREATE TABLE v (); PREPARE TRANSACTION 'order 8'")
+    patient = start("restore", "latest", "--swap", env=live.env())
+    renaming = "SELECT FROM pg_stat_activity WHERE query LIKE 'ALTER DATABASE%RENAME%'"
+    with live.server.connect() as other:
+        faults.until(lambda: other.execute(renaming).fetchone() is not None, "it renames")
+    live.query("ROLLBACK PREPARED 'order 8'")
+    assert 0 == patient.wait().code
 
 
 def test_swap_that_is_refused_leaves_the_copy_open(run: Run, filled: servers.Database) -> None:
@@ -1101,8 +1110,18 @@ def test_what_the_new_server_lacks_is_named_before_anything_is_restored(
     """All of it at once; without it the restore goes on, and lets nobody in.
 
     A tablespace that holds an index alone is found lacking later, and no reason to leave that out.
+    Without tablespaces none is used, whatever the database's settings say.
     """
+    special.query("ALTER DATABASE special SET default_tablespace = 'fast'")
     assert 0 == run("backup", env=special.env()).code
+    flat = run(
+        "restore", "latest", "--into", "special_flat", "--without", "tablespace", env=special.env()
+    )
+    assert 0 == flat.code, flat
+    assert [] == restored(special, "_flat").query(
+        "SELECT relname::text FROM pg_class WHERE reltablespace <> 0 AND NOT relisshared"
+    )
+    special.query("ALTER DATABASE special RESET default_tablespace")
     elsewhere = servers.Database(start_server(), special.name)
     refused = run("restore", "latest", "--swap", env=elsewhere.env())
     with elsewhere.server.connect() as connection:
@@ -1191,9 +1210,17 @@ def test_restored_database_whose_rights_were_changed_is_not_believed(
 
 
 def test_scratch_copy_lies_where_its_origin_does_or_not_at_all(
-    run: Run, special: servers.Database
+    run: Run, start_server: StartServer, special: servers.Database
 ) -> None:
-    """A role that may not use the tablespace would fill the default disk: skipped, and said."""
+    """A role that may not use the tablespace would fill the default disk: skipped, and said.
+
+    On a server of its own it lies anywhere: what is compared is not where.
+    """
+    url = f"postgresql://postgres:{quote(servers.PASSWORD)}@{servers.HOST}:{start_server().port}/"
+    on_url = {"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_REHEARSE_URL": f"{url}postgres"}
+    apart = run("backup", env={**special.env(), **on_url})
+    assert (0, 1) == (apart.code, len(apart.event("rehearsal.passed"))), str(apart)
+    assert [] == apart.event("rehearsal.progressed")
     with special.server.connect() as connection:
         connection.execute("ALTER ROLE keeper CREATEDB")
         connection.execute("GRANT pg_read_all_data TO keeper")
@@ -1204,11 +1231,19 @@ def test_scratch_copy_lies_where_its_origin_does_or_not_at_all(
     for space in ("big", "fast"):
         special.query(SQL("GRANT CREATE ON TABLESPACE {} TO keeper").format(Identifier(space)))
     passed = run("backup", env=env)
+    special.script(
+        "REVOKE CREATE ON TABLESPACE fast FROM keeper;"
+        "ALTER TABLE shop.t DROP CONSTRAINT t_pkey; CREATE INDEX i ON shop.t (id) TABLESPACE fast"
+    )
+    without_index = run("backup", env=env)
 
     assert 0 == skipped.code, skipped
     (event,) = skipped.event("rehearsal.skipped")
     assert (0, True) == (skipped.code, "tablespace big" in event["reason"])
     assert (0, 1) == (passed.code, len(passed.event("rehearsal.passed"))), passed
+    (warned,) = without_index.event("rehearsal.warned")
+    assert "INDEX i" in str(warned)
+    assert 1 == len(without_index.event("rehearsal.passed"))
 
 
 def test_role_that_the_server_lacks_is_named_and_can_be_done_without(
