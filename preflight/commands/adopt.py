@@ -65,7 +65,8 @@ def run(
                 ledger.adopt(session, file, by_name=chosen is not None)
                 adopted.append((file, checks))
             if through is not None:  # one file says nothing of the others
-                recorded = {*known.records, *(file.version for file, _ in adopted)}
+                recorded = {record.written for record in known.records.values()}
+                recorded |= {file.written for file, _ in adopted}
                 _vouch_for_the_other_tool(session, files, recorded)
         contact.tell_adopted(adopted)
     names = {file.name for file, _ in adopted}
@@ -101,12 +102,12 @@ def _settled(file: Migration, known: plan.History) -> bool:
 
 
 def _vouch_for_the_other_tool(
-    session: Session, files: folder.Folder, recorded: Container[int]
+    session: Session, files: folder.Folder, recorded: Container[str]
 ) -> None:
     """Take what another tool did since it was taken over for known: a person has looked."""
     from preflight.history import takeover  # noqa: PLC0415 -- only here
 
-    takeover.vouched(session, files.layout, files, recorded)
+    takeover.vouched(session, files, recorded)
 
 
 def _there(

@@ -115,8 +115,17 @@ class Foreign:
         return f"{name}.sql" if kind == "up" else f"{BESIDE}/{kind}_{name}.sql"
 
     def order(self, label: str) -> Any:  # noqa: ANN401 -- whatever can be compared
-        """Return what a text version is ordered by; None where nothing but the folder tells."""
-        return label if self.labelled else int(label)
+        """Return what a text version is ordered by; None where nothing but the folder tells.
+
+        No file is of a version that is no number where all have one: it comes first.
+        """
+        if self.labelled:
+            return label
+        return int(label) if label.isdecimal() else 0
+
+    def newer(self, key: str, files: Sequence[Migration]) -> bool:
+        """Tell whether an applied version without a file comes behind all files."""
+        return all(self.order(key) > self.order(self.key(file)) for file in files)
 
     def sections(self, source: Source, _file: str, _text: bytes) -> Iterable[Section]:
         """Yield the parts in a file; raises Wrong."""

@@ -21,7 +21,7 @@ from preflight import __version__
 from preflight.base import quoting, stop
 from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import DatabaseBusy, HistoryConflict, PlanChanged, Problem
-from preflight.files import foreign
+from preflight.files import folder, foreign
 from preflight.history import tables
 from preflight.server.sessions import LOOK
 
@@ -229,7 +229,8 @@ def covered(
 
     Raises HistoryConflict: a failed version, one without a file, a file that was edited. Of what is
     `recorded` nothing is said any more. A person who has `vouched` for all up to a version, when
-    the history said what it says now, knows of missing files, and of a failed one right above.
+    the history said what it says now, knows of missing files below, and of a failed one right
+    above. Of one that is newer than all files nobody would know once its file has come.
     """
     said = found.said
     by_key = {layout.key(file): file for file in files}
@@ -241,14 +242,17 @@ def covered(
         for version, file in broken
         if (not vouched if file is None else file.version in due)
     ]
+    above = newer(layout, found, files)
     problems += [
         Problem(
             f"{layout.tool} has applied version {key} ({found.place}), and its file is missing",
-            "Put the file back; was an old or a wrong directory mounted? Or vouch for what is "
-            "there: `adopt --through VERSION`.",
+            _way_out(layout)
+            if key in above
+            else "Put the file back; was an old or a wrong "
+            "directory mounted? Or vouch for what is there: `adopt --through VERSION`.",
         )
         for key in said.applied
-        if not vouched and key not in by_key and not layout.forgets(key, files)
+        if key in above or (not vouched and key not in by_key and not layout.forgets(key, files))
     ]
     there = applied(layout, found, files)
     for file in there:
@@ -279,6 +283,13 @@ def applied(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[M
         if key not in said.broken
         and (key in said.applied or (last is not None and layout.order(key) <= last))
     ]
+
+
+def _way_out(layout: Foreign) -> str:
+    return (
+        "It is newer than every file here: was an old or a wrong directory mounted? Start the "
+        f"version that has it; where it is gone for good, settle it with {layout.tool}."
+    )
 
 
 def _unfinished(layout: Foreign, found: Found, version: str, files: Sequence[Migration]) -> Problem:
@@ -332,28 +343,61 @@ def follow(session: Session, text: bytes | None = None) -> None:
                 remember(session, layout, found)
 
 
-def vouched(
-    session: Session,
-    layout: Foreign | None,
-    files: Sequence[Migration],
-    recorded: Container[int],
-) -> None:
+def vouched(session: Session, files: Sequence[Migration], recorded: Container[str]) -> None:
     """Keep what it says now: a person has looked and vouched for what is there.
 
-    Without a takeover before, it is that of `layout`. What it has applied above those files since
-    is not known by that: it would run again.
+    Without a takeover before, it is that of the folder's tool. What it has applied since, and is
+    not `recorded` as people write it, is not known by that: it would run again.
     """
+    layout = folder.rule(files)
     kept = _kept(session) if tables.there(session, "takeovers") else ()
-    for tool, place, *_ in kept:
-        theirs = _layout(session, tool)
+    for tool, place, said, _ in kept:
+        theirs = layout if layout and layout.tool == tool else _layout(session, tool)
         now = Found(place, _read(session, theirs, place))
-        there = applied(theirs, now, files) if layout and layout.tool == tool else ()
-        if all(file.version in recorded for file in there):
+        if now.digest == said:
+            continue
+        if left := unsettled(theirs, now, files, recorded):
+            structlog.get_logger().warning("config.warned", warning=_unvouched(theirs, now, left))
+        else:
             remember(session, theirs, now)
     if not kept and layout is not None:
         with suppress(HistoryConflict):
             if (found := look(session, layout, files)) is not None:
                 remember(session, layout, found)
+
+
+def unsettled(
+    theirs: Foreign, now: Found, files: Sequence[Migration], recorded: Container[str]
+) -> list[str]:
+    """Name what is applied there and not recorded here: the files that are, or would come.
+
+    Where one of the two has versions that are text, and the files are in another layout, nothing
+    tells which of them those are: it may be any.
+    """
+    layout = folder.rule(files)
+    alike = layout is theirs or not (theirs.labelled or (layout and layout.labelled))
+    there = applied(theirs, now, files) if alike else files
+    coming = newer(theirs, now, files) if alike else ()
+    told = [key if theirs.labelled else str(theirs.order(key)) for key in coming]
+    return [each for each in (*(file.written for file in there), *told) if each not in recorded]
+
+
+def newer(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[str]:
+    """Return what is applied above all files here: once its file has come, it would run again."""
+    here = {layout.key(file) for file in files}
+    return [
+        key
+        for key in found.said.applied
+        if key not in here and not layout.forgets(key, files) and layout.newer(key, files)
+    ]
+
+
+def _unvouched(theirs: Foreign, now: Found, left: Sequence[str]) -> str:
+    return (
+        f"{theirs.tool} has gone on ({now.place}), and this is not recorded: {', '.join(left)}; "
+        "what is planned stays refused until `adopt --through` names it, with its files at hand, "
+        f"or {theirs.tool}'s table says no more that it is applied"
+    )
 
 
 def known(session: Session, found: Found) -> bool:
@@ -419,5 +463,5 @@ def _moved(tool: str, now: Found, newest: str) -> Problem:
         f"{tool} was run after its history was taken over: {now.place} went from {newest} to "
         f"{now.newest}{unfinished}",
         f"One of the two has to migrate this database. Stop {tool}; what it applied meanwhile is "
-        "recorded without running it: `adopt --through VERSION`.",
+        "recorded without running it: `adopt --through VERSION`, with all its files at hand.",
     )

@@ -304,6 +304,33 @@ def test_tool_that_goes_on_is_found_out(
     assert 0 == run().code
 
 
+def test_what_a_tool_applied_is_vouched_for_with_its_file_or_not_at_all(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Once its file has come it would run again: 26 until then, also in a folder written anew."""
+    rows = "INSERT INTO a VALUES ({});\n"
+    write(folder, {"1_a.up.sql": A, "2_b.up.sql": B})
+    database.script(f"{A}; {B}; CREATE TABLE schema_migrations (version bigint, dirty boolean)")
+    database.script("INSERT INTO schema_migrations VALUES (2, false)")
+    assert 0 == (first := run()).code, str(first)
+    database.script(f"UPDATE schema_migrations SET version = 4; {rows.format(3)}{rows.format(4)}")
+
+    vouched, refused = run("adopt", "--through", "2"), run()
+    shutil.rmtree(folder)
+    write(folder, {"001_a.sql": A, "002_b.sql": B})
+    write(folder, {f"00{number}_row.sql": rows.format(number) for number in (3, 4)})
+    early, still = run("adopt", "--through", "3"), run()
+    late, settled = run("adopt", "--through", "4"), run()
+
+    assert [0, 26] * 2 + [0, 0] == [
+        each.code for each in (vouched, refused, early, still, late, settled)
+    ], str(refused)
+    for each in (vouched, early):
+        (warned,) = each.event("config.warned")
+        assert "not recorded: 4;" in warned["warning"]
+    assert [3, 4] == database.query("SELECT x FROM a ORDER BY x")
+
+
 def test_nothing_is_changed_beneath_a_tool_that_goes_on(
     run: Run, database: servers.Database, folder: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import HistoryConflict
-from preflight.files import foreign
+from preflight.files import folder, foreign, reading
 from preflight.history import takeover
 
 NAMES = {
@@ -115,9 +115,56 @@ def test_who_vouches_for_one_edited_file_has_not_vouched_for_another(tmp_path: P
     assert {"flyway has applied version 6"} == covered(
         "flyway", tmp_path / "other", flyway_rows(last=6), 5
     )
-    assert [1, 2, 3, 4, 5] == covered(
-        "flyway", tmp_path / "other", flyway_rows(last=6), 5, vouched=True
-    )
+
+
+def test_who_vouches_for_missing_files_means_those_below(tmp_path: Path) -> None:
+    """The file of a newer version may come yet, and would run once more."""
+    below = (9, "4.1", "t", "SQL", 1, True)
+
+    there = covered("flyway", tmp_path, [*flyway_rows(last=5), below], 5, vouched=True)
+    above = covered("flyway", tmp_path, flyway_rows(last=6), 5, vouched=True)
+
+    assert ([1, 2, 3, 4, 5], {"flyway has applied version 6"}) == (there, above)
+
+
+ON: dict[str, Callable[[int], list[tuple[object, ...]]]] = {
+    "golang-migrate": lambda last: [(last, False)],
+    "sqlx": lambda last: [(n, True, b"") for n in range(1, last + 1)],
+    "prisma": lambda last: [(f"{n}_t", "", True, None) for n in range(1, last + 1)],
+    "flyway": lambda last: flyway_rows(last=last),
+    "goose": lambda last: [(n, n, True) for n in range(last + 1)],
+    "dbmate": lambda last: [(f"{n:03}",) for n in range(1, last + 1)],
+    "supabase": lambda last: [(f"{n:03}",) for n in range(1, last + 1)],
+    "graphile": lambda last: [(f"{n:06}.sql", "") for n in range(1, last + 1)],
+}
+
+
+@pytest.mark.parametrize("tool", ON)
+@pytest.mark.parametrize("anew", [False, True], ids=["as it is", "written anew"])
+def test_what_a_tool_applied_since_is_settled_once_all_of_it_is_recorded(
+    tool: str, anew: object, tmp_path: Path
+) -> None:
+    """A file that is still to come is none of it; nor where the folder was written anew."""
+    if anew or tool not in NAMES:
+        names, rule, theirs = "{:03}_t.sql", None, foreign.layout(tool, tmp_path)
+    else:
+        names, theirs = NAMES[tool], foreign.layout(tool, tmp_path)
+        rule = theirs
+    for number in range(1, 5):
+        file = tmp_path / names.format(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text(number))
+    files = folder.Folder(foreign.load(tool, tmp_path)[1] if rule else reading.load(tmp_path), rule)
+    names_of = [file.written for file in files]
+
+    def left(last: int, recorded: int) -> list[str]:
+        now = takeover.Found("public.x", theirs.said(ON[tool](last)))
+        return takeover.unsettled(theirs, now, files, names_of[:recorded])
+
+    untold = rule is None and theirs.labelled  # by versions that are text: it may be any file
+    assert ([], names_of[3:]) == (left(4, 4), left(4, 3))
+    assert (names_of[3:] if untold else []) == left(3, 3)
+    assert ([] if untold else [theirs.version("5_t" if tool == "prisma" else "5")]) == left(5, 4)
 
 
 def test_file_of_flyway_that_failed_when_it_ran_again_is_not_taken_over(tmp_path: Path) -> None:

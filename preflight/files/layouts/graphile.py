@@ -73,7 +73,11 @@ class Graphile(foreign.Foreign):
 
     def key(self, file: Migration) -> str:
         """Know a file by its number: its title is not in the table."""
-        return self.version(file.up.file.rpartition("/")[2])
+        return f"{file.version:06}.sql"
+
+    def order(self, label: str) -> int:
+        """Compare the numbers."""
+        return super().order(label.removesuffix(".sql"))  # type: ignore[no-any-return]
 
     def version(self, text: str) -> str:
         """Return the file's name without its title."""

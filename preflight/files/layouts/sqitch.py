@@ -118,6 +118,10 @@ class Sqitch(foreign.Foreign):
         """Know a change by its place in the plan."""
         return self.labels[file.up.file.partition("/")[2].removesuffix(".sql")]
 
+    def newer(self, _key: str, _files: Sequence[Migration]) -> bool:
+        """Tell that it does: a plan only grows."""
+        return True
+
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is deployed of this project; a change that was reworked has several rows."""
         known = (self.project,) if self.project is not None else {row[2] for row in rows}
