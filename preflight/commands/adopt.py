@@ -55,6 +55,8 @@ def run(
         elif chosen is not None:  # what is below a new record must be recorded, too
             new = chosen in todo
             todo = [file for file in todo if new and file.version < chosen.version] + [chosen]
+        if chosen is not None:
+            numbers.refuse_marked(files, todo)
         with sessions.transaction(session):  # all of it or, when one is refused, nothing
             there = contact.adoptable(session, todo, files.layout)
             if chosen is not None:

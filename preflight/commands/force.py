@@ -30,6 +30,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
         known = ledger.read(session)
         files = numbers.settled(files, known)
         file = _to_force(config, files, known, version)
+        numbers.refuse_marked(files, [file])
         gate.enter(session)
         ledger.ensure(session)
         file = _to_force(config, files, ledger.read(session), version)

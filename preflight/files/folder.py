@@ -91,7 +91,7 @@ def load(config: Config) -> Folder:
     if not readable or config.layout == OURS:
         return ours
     try:
-        found = _theirs(_only(marks) or OURS, directory)
+        found = _taken_for(_only(marks) or OURS, directory)
     except FilesInvalid as failure:
         return Folder(ours, marks=marks, other=failure)
     return Folder(found, found.layout, marks, other=ours)
@@ -127,7 +127,7 @@ def _only(marks: Mapping[str, str]) -> str | None:
     return next(iter(tools), None)
 
 
-def _taken_for(tool: str, directory: Path, ours: Failure) -> Folder:
+def _taken_for(tool: str, directory: Path, ours: Failure | None = None) -> Folder:
     """Read the folder as one of a tool; raises FilesInvalid that says what it was taken for."""
     try:
         return _theirs(tool, directory)

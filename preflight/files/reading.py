@@ -157,6 +157,11 @@ def marked(text: bytes) -> str | None:
     return next((tool for tool, mark in _MARKS.items() if mark.search(text)), None)
 
 
+def undivided(tool: str, text: bytes) -> bool:
+    """Tell whether a tool's only mark in a text heads all of it, so that no other way is below."""
+    return [mark.start() for mark in _MARKS[tool].finditer(text)] == [0]
+
+
 def turned(script: migrations.Script) -> int | None:
     """Return where a comment heads a way back that would run behind the way forward.
 

@@ -27,17 +27,21 @@ def settled(files: Folder, history: History) -> Folder:
     if files.other is not None:
         files = _whose(files, history)
     elif files.layout is None:
-        _refuse_marked(files, history)
+        refuse_marked(files, plan.pending(files, history))
     return _numbered(files, history) if files.labelled else files
 
 
 def _whose(files: Folder, history: History) -> Folder:
     """Return the reading of the folder that fits what is recorded."""
     ours, theirs = (files.other, files) if isinstance(files.other, Folder) else (files, files.other)
-    fits = _fitting(theirs, history) if isinstance(theirs, Folder) else 0
-    if _fitting(ours, history) > fits:
+    fits, others = _fitting(ours, history, files.marks), []
+    if isinstance(theirs, Folder):
+        others = _fitting(theirs, history, files.marks)
+    else:  # what is the same in both readings speaks for neither
+        fits = [file for file in fits if not _undivided(file, files.marks)]
+    if len(fits) > len(others):
         kept = Folder(ours, marks=files.marks)
-        _refuse_marked(kept, history)
+        refuse_marked(kept, plan.pending(kept, history))
         return kept
     if isinstance(theirs, Folder):
         return Folder(theirs, theirs.layout)
@@ -45,17 +49,33 @@ def _whose(files: Folder, history: History) -> Folder:
     raise theirs
 
 
-def _fitting(files: Sequence[Migration], history: History) -> int:
-    """Count the files that are as they were recorded."""
+def _fitting(
+    files: Sequence[Migration], history: History, marks: Mapping[str, str]
+) -> list[Migration]:
+    """Return the files that are as they were recorded; a marked one has its text to the letter."""
     pairs = ((file, history.records.get(file.version)) for file in files)
-    return sum(
-        record is not None and plan.compared(file, record) == "same" for file, record in pairs
-    )
+    return [
+        file
+        for file, record in pairs
+        if record is not None
+        and plan.compared(file, record) == "same"
+        and (file.up.file not in marks or file.checksum == record.checksum)
+    ]
 
 
-def _refuse_marked(files: Folder, history: History) -> None:
-    """Refuse a file that is to run and has another tool's marks in it, or a way back below."""
-    due = [file for file in files if file.version not in history.records]
+def _undivided(file: Migration, marks: Mapping[str, str]) -> bool:
+    """Tell whether a file is the same text to us as to the tool whose mark it has."""
+    tool = marks.get(file.up.file)
+    return tool is not None and reading.undivided(tool, file.up.text)
+
+
+def refuse_marked(files: Folder, due: Sequence[Migration]) -> None:
+    """Refuse a file of ours that has another tool's marks in it, or a way back below.
+
+    What ran as it is, and is not to run again, is not asked for.
+    """
+    if files.layout is not None:
+        return
     problems = [
         Problem(
             f"{script.file} has marks of {files.marks[script.file]}: all of it would run, also "

@@ -686,7 +686,10 @@ def test_error_is_placed_in_the_file_itself(run: Run, folder: Path) -> None:
 def test_files_of_ours_stay_ours_when_one_has_a_mark(
     run: Run, database: servers.Database, folder: Path
 ) -> None:
-    """Who uses our layout notices nothing; a new file with another tool's marks is refused."""
+    """Who uses our layout notices nothing; a new file with another tool's marks is refused.
+
+    So is one that would run again, or be recorded with them.
+    """
     write(folder, {"001_a.sql": "CREATE TABLE a ();\n", "002_b.sql": "SELECT 1;\n"})
     assert 0 == run().code
     marked = "-- migrate:up\nCREATE TABLE a ();\n-- migrate:down\n"
@@ -696,6 +699,10 @@ def test_files_of_ours_stay_ours_when_one_has_a_mark(
         hashlib.sha256(marked.encode()).hexdigest(),
     )
     assert 0 == run().code
+    again = [run("force", "1"), run("adopt", "1")]
+    assert [(25, "files.layout")] * 2 == [
+        (each.code, each.finished["error"]["code"]) for each in again
+    ], str(again)
     text = "-- migrate:up\nCREATE TABLE c ();\n-- migrate:down\nDROP TABLE c;\n"
     write(folder, {"003_c.sql": text})
 

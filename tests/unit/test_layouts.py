@@ -19,6 +19,7 @@ from preflight.files import folder, foreign, reading
 from preflight.files.layout import KINDS, NATIVE, Source
 from preflight.files.layouts import flyway
 from preflight.history import numbers, plan
+from preflight.quick import door, told
 from tests import program, servers
 from tests.conftest import Run
 
@@ -555,6 +556,61 @@ def test_recorded_file_is_not_judged_by_a_mark(tmp_path: Path) -> None:
     records = {file.version: plan.Record(file.version, file.name, file.checksum) for file in found}
 
     assert "ours" == numbers.settled(found, plan.History(records)).tool
+
+
+UP, DOWN = "-- +goose Up\nSELECT 1;\n", "-- +goose Down\nSELECT 2;\n"
+MIGRATE = "-- migrate:up\nSELECT 1;\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "new", "wrong"),
+    [
+        (
+            {"001_a.sql": UP, "002_b.sql": UP + DOWN},
+            {"003_go.go": ""},
+            "003_go.go: a migration written in",
+        ),
+        (
+            {"001_a.sql": UP, "002_b.sql": UP},
+            {"003_go.go": ""},
+            "003_go.go: a migration written in Go",
+        ),
+        (
+            {"001_a.sql": MIGRATE},
+            {"002_b.sql": "SELECT 1;\n"},
+            "002_b.sql:1:1: one `-- migrate:up` is",
+        ),
+    ],
+    ids=["one has a way back", "none has one", "dbmate"],
+)
+def test_folder_that_its_tool_refuses_does_not_become_ours(
+    files: dict[str, str], new: dict[str, str], wrong: str, tmp_path: Path
+) -> None:
+    """A file that is the same text in both readings speaks for neither; nor one that failed."""
+    found = numbers.settled(folder.load(written(tmp_path, files)), plan.History())
+    written(tmp_path, new)
+
+    for state in ("done", "failed"):
+        records = {
+            file.version: plan.Record(file.version, file.name, file.checksum, state)
+            for file in found
+        }
+        with pytest.raises(FilesInvalid) as refused:
+            numbers.settled(folder.load(written(tmp_path, files)), plan.History(records))
+        assert [True] == [each.message.startswith(wrong) for each in refused.value.problems]
+    with pytest.raises(told.Unclear):
+        door.read(str(tmp_path))
+
+
+def test_file_that_is_to_run_on_is_judged_by_a_mark(tmp_path: Path) -> None:
+    """It stopped part-way: the way back stands in what is left of it."""
+    text = f"SELECT 1;\n{UP}{DOWN}"
+    found = folder.load(written(tmp_path, {"001_a.sql": "SELECT 1;\n", "002_b.sql": text}))
+    records = {1: plan.Record(1, "001_a", hashlib.sha256(b"SELECT 1;\n").hexdigest())}
+    part_way = plan.Record(2, "002_b", "", "failed")
+
+    with pytest.raises(FilesInvalid, match=r"002_b\.sql has marks of goose"):
+        numbers.settled(found, plan.History(records | {2: part_way}))
 
 
 def test_flyway_s_files_are_found_where_flyway_finds_them(tmp_path: Path) -> None:
