@@ -181,16 +181,19 @@ def states(
 
 def repeating(files: folder.Folder, known: plan.History, adoptable: Container[str]) -> list[Shown]:
     """Return a row for each file without a version."""
+    due = {each.name for each in plan.again(files, known)}
     return [
-        Shown(None, each.name, None, _again(each, known, adoptable), *[None] * 4)
+        Shown(None, each.name, None, _again(each, known, due, adoptable), *[None] * 4)
         for each in files.repeats
     ]
 
 
-def _again(file: Migration, known: plan.History, adoptable: Container[str]) -> str:
-    if known.repeated.get(file.name) == file.checksum:
-        return "applied"
-    return "adoptable" if file.name in adoptable else "pending"
+def _again(
+    file: Migration, known: plan.History, due: Container[str], adoptable: Container[str]
+) -> str:
+    if file.name in due:
+        return "adoptable" if file.name in adoptable else "pending"
+    return "applied" if known.repeated[file.name] == file.checksum else "ahead"
 
 
 def _state(

@@ -69,10 +69,7 @@ def make(
 
     Raises HistoryConflict (edited, missing, out of order), then SchemaAhead.
     """
-    again = [
-        file for file in folder.repeats(files) if history.repeated.get(file.name) != file.checksum
-    ]
-    plan = Plan((*pending(files, history), *again), newer(files, history))
+    plan = Plan((*pending(files, history), *again(files, history)), newer(files, history))
     problems = [history.moved] if history.moved else []
     problems += contradicted(files, history) + missing(files, history)
     if out_of_order == "fail":
@@ -97,6 +94,19 @@ def require_alone(history: History) -> None:
 def pending(files: Sequence[Migration], history: History) -> tuple[Migration, ...]:
     """Return the files that are not applied completely."""
     return tuple(file for file in files if not history.done(file.version))
+
+
+def again(files: Sequence[Migration], history: History) -> tuple[Migration, ...]:
+    """Return the files without a version whose text is to run.
+
+    Where the database is ahead, another text of one is that of the newer version.
+    """
+    ahead, repeated = bool(newer(files, history)), history.repeated
+    return tuple(
+        file
+        for file in folder.repeats(files)
+        if repeated.get(file.name) != file.checksum and not (ahead and file.name in repeated)
+    )
 
 
 def newer(files: Sequence[Migration], history: History) -> tuple[Record, ...]:

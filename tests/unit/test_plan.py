@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from preflight.base.errors import HistoryConflict, SchemaAhead
-from preflight.commands import adopt
+from preflight.commands import adopt, check
+from preflight.files import folder
 from preflight.files.migrations import Migration, Script
 from preflight.history import plan
 
@@ -94,6 +95,28 @@ def test_database_may_be_ahead() -> None:
 
     assert made.empty
     assert [2, 3] == [record.version for record in made.ahead]
+
+
+def test_older_image_runs_no_earlier_text_over_that_of_a_newer_one() -> None:
+    """A file without a version that is recorded with another text has the newer version's."""
+    repeats = [
+        Migration(0, name, Script(f"{name}.sql", b"", "old"), repeat=True)
+        for name in ("R__new", "R__same", "R__unknown")
+    ]
+    there = folder.Folder(files(1), repeats=repeats)
+    repeated = {"R__new": "new", "R__same": "old"}
+
+    def shown(*versions: int) -> list[tuple[str, str]]:
+        history = plan.History(applied(*versions), repeated=repeated)
+        states = {each.name: each.state for each in check.repeating(there, history, ())}
+        assert [name for name in states if states[name] == "pending"] == [
+            each.name for each in plan.make(there, history).todo
+        ]
+        return list(states.items())
+
+    rest = [("R__same", "applied"), ("R__unknown", "pending")]
+    assert [("R__new", "ahead"), *rest] == shown(1, 2)
+    assert [("R__new", "pending"), *rest] == shown(1)
 
 
 def test_database_ahead_is_refused_when_asked() -> None:
