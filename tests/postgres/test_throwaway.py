@@ -848,7 +848,8 @@ def test_database_that_is_frozen_is_proven(
 ) -> None:
     """Here and on its own server, though its sessions change nothing, as before a move.
 
-    Who asks for such a session himself gets no copy there, and hears of none that is left.
+    Also where every role is. Who asks for such a session himself gets no copy there, and hears of
+    none that is left.
     """
     database.script(
         "DROP SCHEMA public; CREATE SCHEMA app; CREATE TABLE app.t AS SELECT 1 AS id;"
@@ -856,12 +857,20 @@ def test_database_that_is_frozen_is_proven(
         f"ALTER DATABASE {database.name} SET temp_file_limit = 0"
     )
     on_server = {"PREFLIGHT_REHEARSE_ON": "server"}
-    proven = [run("backup"), run("backup", env=on_server)]
+    proven = [run("backup")]
     asked = {"PGOPTIONS": "-c default_transaction_read_only=on"}
     refused = run("backup", env={**on_server, **asked})
+    database.script(
+        "SET transaction_read_only = off; ALTER ROLE ALL SET default_transaction_read_only = on;"
+        f"ALTER DATABASE {database.name} RESET default_transaction_read_only"
+    )
+    try:
+        proven.append(run("backup", env=on_server))
+    finally:
+        database.script("SET transaction_read_only = off; ALTER ROLE ALL RESET ALL")
 
     assert [0, 0] == [each.code for each in proven], proven
-    assert ["restored", "restored", "read"] == verified(backup_dir)
+    assert ["restored", "read", "restored"] == verified(backup_dir)
     assert (27, "rehearsal.unavailable") == (refused.code, refused.finished["error"]["code"])
     assert "read-only" in refused.finished["error"]["message"]
     assert [] == [each for each in (*proven, refused) if each.event("rehearsal.warned")]
