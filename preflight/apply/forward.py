@@ -145,8 +145,9 @@ def anew(session: Session, migration: Migration) -> None:
             "migration.progressed",
             **migration.named,
             notice="an earlier file changed settings of the database or the role for new sessions, "
-            "and none can be had: this file runs with the settings from before",
+            "and none can be had here: this file runs with the settings from before",
         )
+        session.stale, session.given = False, None  # said once
     elif locked:
         lock.acquire(session)
         if journal.last_change(session) != before:

@@ -51,7 +51,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
             with gate.undisturbed(session):
                 same_session = back.back(session, step, name, save)
                 if not same_session and done < len(steps):
-                    lock.acquire(session)  # it went with the session that had to be replaced
+                    gate.enter(session)  # the lock went with the session that was replaced
                     _require_nobody_came(
                         session, before, {each.row.version for each in steps[:done]}
                     )

@@ -63,7 +63,7 @@ def acquire(session: Session) -> float:
             if waited:  # the files of who was waited for may have changed what a session is given
                 session.compare()
             if not session.stale or not session.renew():
-                break
+                break  # one that stays stale is told of before the first file
             session.notice()
             continue
         if last is None or waited - last >= TELL_EVERY_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -190,7 +191,7 @@ class Session:
         if self._options:
             target |= _options(target, self._ours() | _GONE)
         try:
-            self.connection = dial.connect(target, self.deadline - time.monotonic())
+            self._begin(dial.connect(target, self.deadline - time.monotonic()))
         except Refused as refused:
             refused_one = refused.kind in ("config", "alien") and refused.sqlstate is not None
             if not (refused.kind == "options" or refused_one) or not self._options:
@@ -199,6 +200,9 @@ class Session:
             # that refuses one of them: each is set on its own before work
             self._options = False
             self._attempt()
+
+    def _begin(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
         self.given = None
 
@@ -218,17 +222,22 @@ class Session:
     def renew(self) -> bool:
         """Go on with a new connection; False where none can be had, and the old one stays.
 
-        What the old one held is let go before it is left: a lock is to be taken again.
+        It is to the same server: of several hosts, the first may be another one by now. What the
+        old one held is let go before it is left: a lock is to be taken again.
         """
-        old = self.connection
-        self.deadline = max(self.deadline, time.monotonic() + BESIDE_S)
+        new = Session(self.config, self.address() | self.secrets())
+        new.deadline = self.deadline = max(self.deadline, time.monotonic() + BESIDE_S)
         try:
-            self._attempt()
+            new._attempt()
         except Refused:
-            self.stale, self.given = False, None
             return False
-        with suppress(psycopg.Error), closing(old):
-            old.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
+        if not _together(self, new):
+            new.close()
+            return False
+        with suppress(psycopg.Error), closing(self.connection):
+            self.connection.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
+        self._options = new._options
+        self._begin(new.connection)
         self.prepare()
         return True
 
@@ -501,6 +510,19 @@ class Session:
         """Return the address for pg_dump or pg_restore, whose own stops are no silence."""
         patient = self.address() | {k: v for k, v in PATIENT.items() if k not in self.target}
         return with_settings(patient, PATIENT if self._options else {})
+
+
+def _together(one: Session, other: Session) -> bool:
+    """Tell whether two sessions share a database: a lock that one holds the other cannot have."""
+    number = [secrets.randbits(63)]
+    one.execute("SELECT pg_catalog.pg_advisory_lock(%s::int8)", number)
+    try:
+        row = other.execute("SELECT NOT pg_catalog.pg_try_advisory_lock(%s::int8)", number)
+        return row.fetchone() == (True,)
+    except (NotReady, psycopg.Error):
+        return False
+    finally:
+        one.execute("SELECT pg_catalog.pg_advisory_unlock(%s::int8)", number)
 
 
 def _sets(settings: Mapping[str, str]) -> list[str]:

@@ -182,7 +182,7 @@ class Proxy:
 
     def __init__(self, server: servers.Server, fault: Fault) -> None:
         """Listen on a port of its own."""
-        self._server = server
+        self.server = server  # where new connections go
         self._fault = fault
         self._listener = socket.create_server((servers.HOST, 0))
         self.port = self._listener.getsockname()[1]
@@ -213,7 +213,7 @@ class Proxy:
             if (answer := self._fault.startup(startup)) is not None:
                 client.sendall(answer)
                 raise Cut
-            upstream = socket.create_connection((servers.HOST, self._server.port))
+            upstream = socket.create_connection((servers.HOST, self.server.port))
             self._sockets.append(upstream)
             upstream.sendall(startup)
             fault = self._fault.connected()

@@ -125,23 +125,41 @@ def test_apps_with_schemas_of_their_own_do_not_wait_for_each_other(
     assert [1] == database.query("SELECT version FROM other.migrations")
 
 
-def test_other_run_is_waited_for(
-    start: Start, database: servers.Database, migrations: WriteMigrations
+@pytest.mark.parametrize(
+    ("sessions", "schema", "warned"),
+    [(-1, "app", 0), (1, "public", 1)],
+    ids=["renewed", "no other to be had"],
+)
+def test_other_run_is_waited_for(  # noqa: PLR0913, PLR0917 -- a case each
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    sessions: int,
+    schema: str,
+    warned: int,
 ) -> None:
     """It ends, and the work is looked at again; what it gave new sessions is there, too."""
-    migrations(ONE)
+    role = f"waiter_{database.name}"
+    database.script(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT {sessions}; CREATE SCHEMA app; "
+        f"GRANT CREATE ON DATABASE {database.name} TO {role}; "
+        f"GRANT CREATE, USAGE ON SCHEMA app, public TO {role}"
+    )
+    migrations({**ONE, "002_two.sql": "CREATE TABLE two (id int);\n"})
     with held(database) as holder:
-        process = start(env=QUICKLY)
+        process = start(env={**QUICKLY, **database.env(role, "x")})
         process.wait_for_event("lock.busy")
-        holder.execute("CREATE SCHEMA app")
         holder.execute(f"ALTER DATABASE {database.name} SET search_path = app".encode())
     result = process.wait()
+    found = database.query("SELECT schemaname FROM pg_tables WHERE tablename IN ('one', 'two')")
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
     assert 0 == result.code, str(result)
-    assert ["app"] == database.query("SELECT schemaname FROM pg_tables WHERE tablename = 'one'")
+    assert [schema] * 2 == found
     assert ["lock.busy", "lock.acquired"] == [
         each for each in result.names if each.startswith("lock.")
     ]
+    assert warned == len([e for e in result.events if "new sessions" in str(e.get("notice"))])
 
 
 @pytest.mark.fault("B034")

@@ -181,7 +181,10 @@ def test_standby_is_good_enough_to_look(
     start_server: StartServer,
     create_database: CreateDatabase,
 ) -> None:
-    """Nothing pending is 0 there; work is not begun until it is promoted; host lists find both."""
+    """Nothing pending is 0 there; work is not begun until it is promoted; host lists find both.
+
+    What files need of a new session leads a run nowhere else, be there a list or a balancer.
+    """
     primary, standby = start_server(), start_server()
     database = create_database(primary, "app")
     assert 0 == run(env={**database.env(), **QUICKLY}).code
@@ -203,15 +206,55 @@ def test_standby_is_good_enough_to_look(
     assert 0 == found.code, str(found)
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
 
-    migrations({"003_three.sql": "CREATE TABLE three (id int);\n"})
-    process = start(env=there)
-    waiting = process.wait_for_event("server.waiting")
-    with standby.connect() as connection:
-        connection.execute("SELECT pg_promote()")
-    promoted = process.wait()
+    gives = "SELECT pg_advisory_xact_lock({0});\nALTER DATABASE app SET app.x = '{0}';"
+    has = "SELECT 1 / (current_setting('app.x') = '{}')::int;\n".format
+    migrations(
+        {
+            "003_gives.sql": gives.format(3),
+            "004_has_and_gives.sql": has(3) + gives.format(4),
+            "005_has_that_still.sql": has(3),
+            "006_six.sql": "CREATE TABLE six (id int);\n",
+        }
+    )
+    standby.stop()
+    with (
+        faults.through(primary, _LosesCommit(4, standby)) as balancer,
+        primary.connect("app") as holder,
+    ):
+        holder.execute("SELECT pg_advisory_lock(3), pg_advisory_lock(4)")
+        hosts = {"PGHOST": both["PGHOST"], "PGPORT": f"{standby.port},{balancer.port}"}
+        process = start(env={**there, **balancer.env(), **hosts})
+        process.wait_for_event("migration.started")
+        standby.start()
+        holder.execute("SELECT pg_advisory_unlock(3)")
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND objid = 4"
+        faults.until(lambda: database.query(waits), "the next file is at work")
+        balancer.server = standby
+        holder.execute("SELECT pg_advisory_unlock(4)")
+        waiting = process.wait_for_event("server.waiting")
+        with standby.connect() as connection:
+            connection.execute("SELECT pg_promote()")
+        promoted = process.wait()
 
     assert "standby" in waiting["reason"]
     assert 0 == promoted.code, str(promoted)
+    notices = [each["notice"] for each in promoted.event("migration.progressed")]
+    assert [True] == ["new sessions" in each for each in notices]
+
+
+class _LosesCommit(faults.LostCommit):
+    """Loses the answer to a COMMIT when a standby has what it committed."""
+
+    def __init__(self, number: int, standby: servers.Server) -> None:
+        super().__init__(number)
+        self.database = servers.Database(standby, "app")
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Wait for the row."""
+        row = "SELECT 1 FROM preflight.migrations WHERE version = 5"
+        if self.committing and kind == b"Z":
+            faults.until(lambda: self.database.query(row), "the standby has it")
+        return super().to_client(kind, message)
 
 
 # somebody in between
