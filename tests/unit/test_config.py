@@ -1,6 +1,7 @@
 """Settings and the three ways to say where the database is."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -372,6 +373,16 @@ def test_quick_look_leaves_a_pipe_as_it_is(tmp_path: Path) -> None:
         told.target({"POSTGRES_PASSWORD_FILE": str(path)})
     assert b"p\n" == os.read(pipe, 9)
     os.close(pipe)
+
+
+def test_quick_look_opens_no_pipe(tmp_path: Path) -> None:
+    """It would let go who waits there to write; a socket, which cannot be opened, tells."""
+    path = tmp_path / "secret"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+        with pytest.raises(told.Unclear):
+            told.target({"POSTGRES_PASSWORD_FILE": str(path)})
 
 
 def test_names_that_only_a_file_tells_are_read_from_it(tmp_path: Path) -> None:
