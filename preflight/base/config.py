@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ _RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}|ssh-(ed25519|rsa) [A-Za-z0-9+
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,"][^,]*))(?:,|\Z)')
 _NAME_BYTES = 63
+_PIPED: dict[str, bytes] = {}  # what pipes held
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,20 @@ def strangers_environment(child_env: Mapping[str, str]) -> dict[str, str]:
     hidden = {f"{name}_FILE" for name in SECRETS} | {"PGSERVICE", "PGSERVICEFILE", "PGPASSFILE"}
     hidden |= {name for names in plain.VOCABULARIES.values() for name in names.values()}
     return {name: value for name, value in child_env.items() if name not in hidden}
+
+
+def _contents(path: str) -> bytes:
+    """Return what a secret's file holds; a pipe, which is empty then, is read once in a process."""
+    if path in _PIPED:
+        return _PIPED[path]
+    # a FIFO without a writer must not hang us; one that has one may be slower
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "rb") as file:
+        raw = file.read(plain.SECRET_MAX_BYTES + 1)
+        if raw and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            _PIPED[path] = raw
+    return raw
 
 
 def completed(target: Mapping[str, str]) -> dict[str, str]:
@@ -390,11 +406,7 @@ class _Reader:
             self.wrong(f"{name} and {name}_FILE are both set", "Keep one of the two.")
             return None
         try:
-            # a FIFO without a writer must not hang us; one that has one may be slower
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.set_blocking(descriptor, True)
-            with os.fdopen(descriptor, "rb") as file:
-                raw = file.read(plain.SECRET_MAX_BYTES + 1)
+            raw = _contents(path)
         except OSError as error:
             # a password set where its file's name belongs must not be shown
             shown = path if path.startswith("/") else "a file"

@@ -362,6 +362,18 @@ def test_secret_comes_from_a_pipe_whose_writer_is_slow(tmp_path: Path) -> None:
     assert done.wait(10)
 
 
+def test_address_to_tell_comes_from_a_pipe() -> None:
+    """It is asked for before the other settings, and again with them; a pipe is read once."""
+    pipe, written = os.pipe()
+    os.write(written, b"https://example.com/hook\n")
+    os.close(written)
+    said = {"PREFLIGHT_NOTIFY_URL_FILE": f"/dev/fd/{pipe}"}
+
+    found = config.notified(said), read(**said).notify_url
+    os.close(pipe)
+    assert ["https://example.com"] * 2 == [address.shown for address in found if address]
+
+
 def test_quick_look_leaves_a_pipe_as_it_is(tmp_path: Path) -> None:
     """What it had read from one would be gone for the run that has work to do."""
     path = tmp_path / "secret"
