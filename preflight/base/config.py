@@ -486,8 +486,8 @@ class _Reader:
         given = set().union(*sources.values())
         for vocabulary, names in plain.VOCABULARIES.items():
             for key, name in names.items():
-                asked = key not in given and f"{name}_FILE" in self.environ
-                if asked and (value := self.secret(name)):
+                asked = key not in given or name in self.environ  # the latter: both are set
+                if asked and f"{name}_FILE" in self.environ and (value := self.secret(name)):
                     sources[vocabulary][key] = value
 
     def _agree(self, key: str, found: Mapping[str, str]) -> None:

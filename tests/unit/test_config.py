@@ -408,6 +408,9 @@ def test_names_that_only_a_file_tells_are_read_from_it(tmp_path: Path) -> None:
     assert "d" == target(POSTGRES_DB_FILE="/nowhere", DATABASE_URL="postgresql://h/d")["dbname"]
     (problem,) = wrong(POSTGRES_DB_FILE="/nowhere")
     assert "POSTGRES_DB_FILE names /nowhere, which cannot be read" in problem
+    both = {"POSTGRES_DB": "app2", "DATABASE_URL": "postgresql://h/app2"}
+    (problem,) = wrong(**both, POSTGRES_DB_FILE=said["POSTGRES_DB_FILE"])
+    assert problem.startswith("POSTGRES_DB and POSTGRES_DB_FILE are both set")
     with pytest.raises(told.Unclear):
         told.target(said)
 
