@@ -136,7 +136,8 @@ def _require_no_others(environ: Environment) -> None:
         if name in KNOWN or name.startswith("PREFLIGHT_"):
             continue
         theirs = name.startswith(("POSTGRES_", "DATABASE_")) or "_" in name
-        if not theirs or name.removesuffix("_FILE") in KNOWN:  # what only a file tells
+        bare = name.removesuffix("_FILE")
+        if not theirs or bare in KNOWN or bare == "PGHOSTADDR":  # what only a file tells
             raise Unclear
 
 

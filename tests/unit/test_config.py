@@ -11,7 +11,7 @@ import postgast
 import pytest
 from postgast import pg_query_pb2
 
-from preflight.base import config
+from preflight.base import config, plain
 from preflight.base.config import Config
 from preflight.base.errors import ConfigInvalid
 from preflight.quick import told
@@ -411,8 +411,11 @@ def test_names_that_only_a_file_tells_are_read_from_it(tmp_path: Path) -> None:
     both = {"POSTGRES_DB": "app2", "DATABASE_URL": "postgresql://h/app2"}
     (problem,) = wrong(**both, POSTGRES_DB_FILE=said["POSTGRES_DB_FILE"])
     assert problem.startswith("POSTGRES_DB and POSTGRES_DB_FILE are both set")
-    with pytest.raises(told.Unclear):
-        told.target(said)
+
+    named = {name for names in plain.VOCABULARIES.values() for name in names.values()}
+    for name in named | set(told.SECRETS):
+        with pytest.raises((told.Unclear, FileNotFoundError)):
+            told.target({f"{name}_FILE": "/nowhere"})
 
 
 @pytest.mark.parametrize(
