@@ -71,12 +71,12 @@ def planned(session: Session, known: plan.History, on_disk: Sequence[Migration])
 def _above(todo: Sequence[Migration], known: plan.History) -> dict[str, int | str]:
     """Return the version above which `rollback --to` takes back what is to be done and no more.
 
-    0 takes everything back, so it stands for nothing recorded, and not for version 000.
+    0 takes everything back, so it stands for nothing recorded; version 000 is written so.
     """
     newest = max(known.records, default=-1)
-    if not todo or newest == 0 or any(each.version <= newest for each in todo if not each.repeat):
+    if not todo or any(each.version <= newest for each in todo if not each.repeat):
         return {}
-    return {"above": known.records[newest].label or newest if known.records else 0}
+    return {"above": known.records[newest].label or newest or "000" if known.records else 0}
 
 
 def tell_ahead(records: Sequence[plan.Record]) -> None:

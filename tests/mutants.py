@@ -797,9 +797,9 @@ MUTANTS = [
     ),
     Mutant(
         "nothing takes back version 000",
-        "apply/back",
-        "if version > to or to == 0)",
-        "if version > to)",
+        "commands/rollback",
+        "-1 if number == 0 and",
+        "0 if number == 0 and",
         _tests("rollback::test_rollback_to_zero_takes_back_version_000"),
         HISTORIES,
     ),

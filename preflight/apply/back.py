@@ -49,18 +49,21 @@ class Step:
 
 
 def choose(files: Sequence[Migration], known: History, to: int | None) -> tuple[int, ...]:
-    """Return the versions to take back, newest first; raises ConfigInvalid for a wrong one."""
+    """Return the versions to take back, newest first; raises ConfigInvalid for a wrong one.
+
+    They are all above `to`: what is below any version stands for everything.
+    """
     recorded = sorted(known.records, reverse=True)
     if to is None:
         return tuple(recorded[:1])
-    if to != 0 and to not in known.records and to not in {file.version for file in files}:
+    if to > 0 and to not in known.records and to not in {file.version for file in files}:
         names = ", ".join(known.records[version].written for version in reversed(recorded))
         raise ConfigInvalid(
             "config.arguments",
             f"there is no version {to}",
             f"Recorded: {names or 'none'}; 0 takes all back.",
         )
-    return tuple(version for version in recorded if version > to or to == 0)  # version 000, too
+    return tuple(version for version in recorded if version > to)
 
 
 def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int]) -> list[Step]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
+    from preflight.files.migrations import Migration
     from preflight.history.plan import History
     from preflight.server.sessions import Session
 
@@ -33,7 +34,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         known = ledger.read(session)
         plan.require_alone(known)
         files = numbers.settled(files, known)
-        down_to = None if to is None else numbers.of(files, known, to)
+        down_to = None if to is None else _floor(files, known, to)
         if not back.choose(files, known, down_to):
             structlog.get_logger().info("plan.made", rollback=[])
             return  # nothing recorded that could be taken back
@@ -57,6 +58,15 @@ def run(config: Config, *, to: int | str | None = None) -> None:
                     )
 
 
+def _floor(files: Sequence[Migration], known: History, to: int | str) -> int:
+    """Return above which number everything is taken back: 0 is below version 000, and 000 is not.
+
+    Raises ConfigInvalid.
+    """
+    number = numbers.of(files, known, to)
+    return -1 if number == 0 and str(getattr(to, "said", to)) == "0" else number
+
+
 def _require_nobody_came(session: Session, before: History, gone: Collection[int]) -> None:
     """Make sure that the history is what is left of what it was; raises PlanChanged."""
     left = {version: each for version, each in before.records.items() if version not in gone}
@@ -69,7 +79,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--to",
         type=command.version,
         metavar="VERSION",
-        help="take back everything above VERSION, newest first (0: everything)",
+        help="take back everything above VERSION, newest first (0: everything; 000 stays with 000)",
     )
 
 

@@ -672,11 +672,15 @@ def test_rollback_never_runs_the_file_of_another_migration(
 def test_rollback_to_zero_takes_back_version_000(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """0 is before all, whatever number the first file has."""
-    migrations({"000_z.sql": "CREATE TABLE z ();", "000_z_rollback.sql": "DROP TABLE z;"} | A)
-    run()
+    """0 is before all, whatever number the first file has; 000 is the version, which stays."""
+    migrations({"000_z.sql": "CREATE TABLE z ();", "000_z_rollback.sql": "DROP TABLE z;"})
+    first = run()
+    migrations(A)
+    second = run()
 
-    assert 0 == run("rollback", "--to", "0").code
+    assert [0, "000"] == [each.event("plan.made")[0]["above"] for each in (first, second)]
+    assert ["001_a"] == run("rollback", "--to", "000").finished["rolled_back"]
+    assert ["000_z"] == run("rollback", "--to", "0").finished["rolled_back"]
     assert [] == database.query(PRESENT)
     assert dropped(database, "a", "z")
 
