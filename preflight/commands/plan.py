@@ -87,9 +87,7 @@ def run(
         **more,
         "statements": told,
     }
-    events = [
-        ("statement.planned", {key: value for key, value in each.items() if value}) for each in told
-    ]
+    events = [("statement.planned", _without_nothing(each)) for each in told]
     table = _measured_table(statements) if rehearse else planned_table(statements)
     if untold := more.get("statements_untold"):
         row = ("", f"and {untold:,} more, only counted", *[""] * (len(table[0]) - 2))
@@ -174,6 +172,15 @@ def _data(statement: Planned, *, measured: bool) -> dict[str, Any]:
     blocked = [{key: getattr(each, key) for key in BLOCKER} for each in statement.blocked_by]
     told = {**statement.data(), "blocked_by": blocked}
     return told | ({"measured": statement.measured} if measured else {})
+
+
+def _without_nothing(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what an event has; version 0 and a statement outside a transaction say something."""
+    return {
+        key: value
+        for key, value in told.items()
+        if value not in (None, []) and (key != "unknown" or value)
+    }
 
 
 def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:

@@ -70,15 +70,20 @@ def test_plan_is_events_in_a_pipe_and_a_table_when_asked(
     run: Run, migrations: WriteMigrations
 ) -> None:
     """One event a statement; the table stands alone on stdout."""
-    migrations({"001_a.sql": "CREATE TABLE a (id int);\nDROP TABLE IF EXISTS z;"})
+    outside = "-- preflight: no-transaction\n"
+    migrations({"000_a.sql": f"{outside}CREATE TABLE a (id int);\nDROP TABLE IF EXISTS z;"})
     events, table = run("plan"), run("plan", "--table")
 
-    assert [1, 2] == [event["line"] for event in events.event("statement.planned")]
-    assert ["001_a"] == events.event("plan.made")[0]["pending"]
+    statements = events.event("statement.planned")
+    assert [(2, 0, False), (3, 0, False)] == [
+        (each["line"], each["version"], each["in_transaction"]) for each in statements
+    ]
+    assert {"destroys", "blocked_by", "unknown"}.isdisjoint(statements[0])
+    assert ["000_a"] == events.event("plan.made")[0]["pending"]
     assert ["PLACE", "DOES", "LOCK", "DESTROYS", "BLOCKED", "NOW", "BY"] == table.stdout.split(
         "\n"
     )[0].split()
-    assert "001:2" in table.stdout
+    assert "000:3" in table.stdout
     assert '"event"' not in table.stdout
 
 
