@@ -409,7 +409,12 @@ def require_inside(session: Session, scripts: Sequence[Script], *, elsewhere: bo
     bounds = reach.Bounds(foreign_tables(session, scripts), server=elsewhere)
     for script, statement, far in reaching(scripts, bounds):
         line, column = scan.position(script.text, statement.start)
-        where: dict[str, Any] = {"file": script.file, "line": line, "column": column}
+        where: dict[str, Any] = {
+            **script.named,
+            "file": script.file,
+            "line": line,
+            "column": column,
+        }
         said = f"{script.file}:{line} {far.words}"
         if elsewhere and not far.certain:
             reason = f"{said}: it is tried on the other server all the same"

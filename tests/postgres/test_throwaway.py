@@ -383,6 +383,7 @@ def test_what_leaves_the_server_is_not_tried(
 
     error = result.finished["error"]
     assert (27, "rehearsal.unavailable", 1) == (result.code, error["code"], error["line"]), result
+    assert ("001_one", 1) == (error["migration"], error["version"])
     assert reason in error["message"]
     assert [] == result.event("rehearsal.started")
 
@@ -466,6 +467,7 @@ def test_what_nobody_can_read_is_tried_and_said(run: Run, migrations: WriteMigra
 
     (warned,) = results[0].event("rehearsal.warned")
     assert ("warning", "001_one.sql", 2) == (warned["level"], warned["file"], warned["line"])
+    assert ("001_one", 1) == (warned["migration"], warned["version"])
     assert ["001_one"] == results[0].event("rehearsal.passed")[0]["rollbacks_tried"], results[0]
     assert [0, 27, 27] == [result.code for result in results]
     errors = [result.finished["error"]["code"] for result in results[1:]]
