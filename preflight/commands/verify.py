@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
 
+    Answer = tuple[Migration, Check]
+
 
 def run(config: Config, *, form: str | None = None, version: int | str | None = None) -> None:
     """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
@@ -34,12 +36,14 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         if foreign:  # what the files of another migration say is no answer
             raise HistoryConflict.of("history.conflict", foreign)
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        answers = [
-            (file, check)
-            for file in chosen
-            if file.verify
-            for check in verify.run(session, file.verify)
-        ]
+        answers = _by_suite(
+            [
+                (file, check)
+                for file in chosen
+                if file.verify
+                for check in verify.run(session, file.verify)
+            ]
+        )
         sessions.roll_back(session)
         database = session.facts.database if session.facts else config.database
     bad = [(file, check) for file, check in answers if not check.ok]
@@ -63,11 +67,17 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         )
 
 
+def _by_suite(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers of a suite one after the other, in the order in which suites appear."""
+    place = {suite: at for at, suite in enumerate(dict.fromkeys(c.suite for _, c in answers))}
+    return sorted(answers, key=lambda answer: place[answer[1].suite])
+
+
 def _show(
     config: Config,
     form: str | None,
     database: str,
-    answers: Sequence[tuple[Migration, Check]],
+    answers: Sequence[Answer],
     *,
     ok: bool,
 ) -> None:

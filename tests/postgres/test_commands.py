@@ -170,20 +170,25 @@ def test_verify_runs_what_is_applied(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """Each check is an event; one that fails is 33, named, whatever the form of the result."""
-    migrations(A | B)
+    also = {
+        "003_d.sql": "SELECT 3;",
+        "003_d_verify.sql": "SELECT 'sa' suite, 'd' \"check\", true ok",
+    }
+    migrations(A | B | also)
     run()
-    migrations({"003_c.sql": "CREATE TABLE c ();", "003_c_verify.sql": VERIFY.format("c")})
+    migrations({"004_c.sql": "CREATE TABLE c ();", "004_c_verify.sql": VERIFY.format("c")})
     good = run("verify")
     database.script("DROP TABLE b")
     bad, table, document = run("verify"), run("verify", "--table"), run("verify", "--json")
 
     assert [0, 33, 33, 33] == [r.code for r in (good, bad, table, document)]
-    assert ["001_a", "002_b"] == [event["migration"] for event in good.event("check.passed")]
+    suites = ["001_a", "003_d", "002_b"]
+    assert suites == [event["migration"] for event in good.event("check.passed")]
     assert [("002_b", "sb")] == [(e["migration"], e["suite"]) for e in bad.event("check.failed")]
-    assert ["001  sa     c      ok", "002  sb     c      FAILED"] == [
+    assert ["001  sa     c      ok", "003  sa     d      ok", "002  sb     c      FAILED"] == [
         line.replace("version", "") for line in _squeezed(table.stdout)[1:]
     ]
-    assert [True, False] == [check["ok"] for check in document.json()["checks"]]
+    assert [True, True, False] == [check["ok"] for check in document.json()["checks"]]
     assert not document.json()["ok"]
     assert "002_b" == document.finished["error"]["migration"]
 
