@@ -7,7 +7,7 @@ import re
 import socket
 import stat
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -370,6 +370,26 @@ def _is_no_host(host: str) -> bool:
     return False
 
 
+def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Yield what is wrong with an address, and what to do: libpq would say so late.
+
+    No value is shown: in a URL with a stray character it may be a piece of the password.
+    """
+    if "@" in target.get("host", ""):
+        yield "the host holds an '@'", "In a URL write the @ of a password as %40."
+    elif odd := next(filter(_is_no_host, target.get("host", "").split(",")), None):
+        held = next((each for each in odd if each in _NOT_IN_HOSTS), "")
+        yield (
+            f"the host is no name and no address: it holds {held!r}",
+            "It stands alone there; the port has a place of its own (POSTGRES_PORT).",
+        )
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", target.get("connect_timeout") or "0"):
+        yield "the connect_timeout is not a whole number of seconds", None
+    for port in filter(None, target.get("port", "").split(",")):
+        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
+            yield "the port is not a number from 1 to 65535", None
+
+
 class _Reader:
     """Collects problems and warnings while the environment is read; an empty value is no value."""
 
@@ -474,7 +494,8 @@ class _Reader:
                 target[key] = value
         if "host" in target and "port" in theirs:  # else it is dialled at 5432
             target.setdefault("port", theirs["port"])
-        self._check_address(sources["DATABASE_URL"] | target)
+        for message, hint in misaddressed(sources["DATABASE_URL"] | target):
+            self.wrong(message, hint)
         named = {"dbname": theirs["dbname"]} if "dbname" in theirs else {}
         defaults = named if service else dict(plain.DEFAULTS)
         if "hostaddr" in target:
@@ -509,25 +530,12 @@ class _Reader:
                 "Unset PGHOSTADDR, or say both in one place.",
             )
 
-    def _check_address(self, target: Mapping[str, str]) -> None:
-        if "@" in target.get("host", ""):
-            self.wrong(
-                "the host holds an '@'",
-                "In a URL write the @ of a password as %40.",
-            )
-        elif odd := next(filter(_is_no_host, target.get("host", "").split(",")), None):
-            # not shown: in a URL with a stray character it may be a piece of the password
-            held = next((each for each in odd if each in _NOT_IN_HOSTS), "")
-            self.wrong(
-                f"the host is no name and no address: it holds {held!r}",
-                "It stands alone there; the port has a place of its own (POSTGRES_PORT).",
-            )
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", target.get("connect_timeout") or "0"):
-            self.wrong("the connect_timeout is not a whole number of seconds")
-        for port in filter(None, target.get("port", "").split(",")):
-            if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
-                # not shown: in a URL with a stray character it may be a piece of the password
-                self.wrong("the port is not a number from 1 to 65535")
+    def _other(self, name: str) -> dict[str, str]:
+        """Return where another database than the target is."""
+        found = self._url(name)
+        for message, hint in misaddressed(found):
+            self.wrong(f"{name}: {message}", hint)
+        return found
 
     def _url(self, name: str) -> dict[str, str]:
         url = self.secret(name)
@@ -589,7 +597,7 @@ class _Reader:
         for name, parse in SETTINGS.items():
             variable = PREFIX + name
             if variable in SECRETS:
-                read = readers.get(name, self._url)
+                read = readers.get(name, self._other)
                 if target := read(variable):
                     found[name.lower()] = target
                 continue

@@ -272,6 +272,7 @@ WRONG: Mapping[str, tuple[str, str]] = {
     "nobody's path": ('{"name": "a", "search_path": "pg_temp"}', "names no schema"),
     "a reserved schema": ('{"name": "a", "schema": "public"}', "`schema`"),
     "a URL that is not there": ('{"name": "a", "url_file": "gone"}', "gone"),
+    "a URL with a host that is none": ('{"name": "a", "url_file": "url"}', "no name and no addr"),
 }  # fmt: skip
 
 
@@ -283,6 +284,7 @@ def test_targets_that_cannot_be_meant_are_named(
     text, said = WRONG[way]
     path = tmp_path / "targets.jsonl"
     path.write_text(text)
+    (tmp_path / "url").write_text("dbname=d host=127.0.0.1:54991")
     migrations(ONE)
     result = run_bare("up", "--targets", str(path))
 

@@ -425,8 +425,10 @@ def test_names_that_only_a_file_tells_are_read_from_it(tmp_path: Path) -> None:
 def test_host_that_can_be_none_is_not_waited_for(host: str) -> None:
     """A URL or a port in its place is the commonest slip."""
     (problem,) = wrong(POSTGRES_HOST=host)
+    (other,) = wrong(PREFLIGHT_REHEARSE_URL=f"dbname=d host='{host}'")
 
     assert "the host is no name and no address" in problem
+    assert f"PREFLIGHT_REHEARSE_URL: {problem}" == other
 
 
 @pytest.mark.parametrize("host", ["::1", "fe80::1%eth0", "a.b,::1,127.0.0.1", "/run/pg"])
@@ -441,6 +443,8 @@ def test_connect_timeout_that_libpq_would_refuse_is_refused_at_once(said: str) -
     problem = ["the connect_timeout is not a whole number of seconds"]
     assert problem == wrong(PGCONNECT_TIMEOUT=said)
     assert problem == wrong(DATABASE_URL=f"postgresql://h/d?connect_timeout={said}")
+    clone = {"PREFLIGHT_REHEARSE_CLONE_URL": f"postgresql://h/d?connect_timeout={said}"}
+    assert [f"PREFLIGHT_REHEARSE_CLONE_URL: {problem[0]}"] == wrong(**clone)
     assert " -1 " == target(PGCONNECT_TIMEOUT=" -1 ")["connect_timeout"]
 
 

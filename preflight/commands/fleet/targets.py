@@ -214,6 +214,8 @@ def _url(path: Path) -> dict[str, str]:
         found, _ = urls.read(text)
     except urls.Unreadable as wrong:
         raise _Wrong(f"the URL in {path} {wrong}") from wrong
+    for message, _ in settings.misaddressed(found):
+        raise _Wrong(f"the URL in {path}: {message}")
     if "dbname" not in found:
         raise _Wrong(f"the URL in {path} names no database")
     return found
