@@ -145,9 +145,18 @@ def explained(
     session: Session, part: Part | None, lacking: Collection[str], failure: RehearsalFailed
 ) -> scratch.Unavailable | None:
     """Return why a failure tells nothing of the live database: what it misses is left out here."""
-    if part is None or failure.problem.sqlstate not in MISSING:
+    if failure.problem.sqlstate not in MISSING:
         return None
-    said = set(re.findall(r"[\w$]+", str(failure)))
+    return left_out(session, part, lacking, failure, str(failure))
+
+
+def left_out(
+    session: Session, part: Part | None, lacking: Collection[str], failure: object, missing: str
+) -> scratch.Unavailable | None:
+    """Return why a failure tells nothing where one of the words of what is missing is left out."""
+    if part is None:
+        return None
+    said = set(re.findall(r"[\w$]+", missing))
     found = _found(session, said)
     inside = {name for schema, name in found if schema in part.schemas}
     outside = {

@@ -247,18 +247,62 @@ def test_command_is_rehearsed_where_it_is_said(  # noqa: PLR0913, PLR0917 -- fix
 def test_failure_on_the_copy_leaves_the_live_database_alone(
     run: Run, app: Path, database: servers.Database
 ) -> None:
-    """27 with the command's last words; and nothing is recorded, so the next start tries again."""
+    """27 with the command's last words; and nothing is recorded, so the next start tries again.
+
+    A copy of some schemas is no excuse where nothing of another one is missing.
+    """
     (app / "versions/002.sql").write_text(BREAKS)
+    database.script("CREATE SCHEMA other")
 
     found = run(*command(app))
-    again = run(*command(app))
+    again = run(*command(app), env={"PREFLIGHT_SCHEMAS": "public"})
 
     assert (27, 27) == (found.code, again.code), found
+    assert "PREFLIGHT_SCHEMAS" in again.finished["error"]["hint"]
     error = found.event("run.finished")[0]["error"]
     assert "wrap.rehearsal_failed" == error["code"]
     assert "check constraint" in error["message"] + error["context"]
     assert [1] == database.query("SELECT count(*)::int FROM schema_migrations")
     assert [] == found.event("wrap.started")
+
+
+@pytest.mark.parametrize(
+    ("history", "second", "check", "expected"),
+    [
+        ("public", "SELECT", "", "the tool's history is public.schema_migrations"),
+        ("shop", "SELECT FROM public.users", "", 'relation "public.users" does not exist'),
+        ("shop", "SELECT", " FROM public.users", 'c.sql:1 names "public"."users"'),
+    ],
+    ids=["history", "named", "checked"],
+)
+def test_what_a_copy_of_some_schemas_cannot_tell_stops_nothing(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    app: Path,
+    database: servers.Database,
+    history: str,
+    second: str,
+    check: str,
+    expected: str,
+) -> None:
+    """What needs another schema than those of the backup is not rehearsed, and that is said."""
+    database.script(
+        "CREATE SCHEMA shop; ALTER TABLE items SET SCHEMA shop; CREATE TABLE users AS SELECT 1;"
+        f"ALTER TABLE schema_migrations SET SCHEMA {history};"
+    )
+    (app / "versions/001.sql").write_text("CREATE TABLE shop.items (id int)")
+    (app / "versions/002.sql").write_text(second)
+    (app.parent / "c.sql").write_text(f"SELECT 's' suite, 'c' \"check\", true ok{check}")
+    env = {"PREFLIGHT_SCHEMAS": "shop"}
+    if history == "shop":
+        env["PGOPTIONS"] = "-c search_path=shop"
+
+    found = run(*command(app, "--verify", str(app.parent / "c.sql")), env=env)
+
+    assert 0 == found.code, found
+    (skipped,) = found.event("rehearsal.skipped")
+    assert "warning" == skipped["level"]
+    assert expected in skipped["reason"]
+    assert "(PREFLIGHT_SCHEMAS)" in skipped["reason"]
 
 
 def test_what_a_trial_changes_for_the_whole_server_is_31(

@@ -27,7 +27,7 @@ from preflight.commands.wrapping import (
     tools,
     written,
 )
-from preflight.rehearsal import trial
+from preflight.rehearsal import limits, scratch, trial
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 # what a trial before this one may have made, and left there
 _LEFT = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
+_MISSING = "exist"  # what PostgreSQL says of a thing that is not there, in most languages
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -70,8 +71,20 @@ def rehearse(
     """
     with trial.opened(session, saved, config) as copy:
         if copy is not None:
+            _require_history(copy, look)
             return _Trial(session, wrapped, look, copy, saved).run()
     return None
+
+
+def _require_history(copy: Copy, look: Look) -> None:
+    """Raise Unavailable where a command would not find on the copy what has run already."""
+    schemas = copy.part.schemas if copy.part else [table.schema for table in look.tables]
+    if beyond := [table.name for table in look.tables if table.schema not in schemas]:
+        raise scratch.Unavailable(
+            f"the tool's history is {console.some(beyond)}, and the backup is of "
+            f"{', '.join(schemas)} alone (PREFLIGHT_SCHEMAS): on the copy all would run again",
+            level="warning",
+        )
 
 
 class _Trial:
@@ -125,7 +138,7 @@ class _Trial:
             self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
             self._require_there(there, changes, ended, fence)
             if ended.code != 0:
-                raise self._failed(ended)
+                raise self._left_out(ended) or self._failed(ended)
             self._require_checks()
             cost = there.cost()
             there.begin()
@@ -353,12 +366,21 @@ class _Trial:
         )
 
     def _require_checks(self) -> None:
+        if beyond := limits.beyond(self.session, self.copy.part, [self.wrapped.checks]):
+            _, why = beyond
+            raise why
         try:
             checked.require(self.copy.session, self.wrapped.checks)
         except VerifyFailed as failure:
             where = failure.problem.data() | {"hint": f"{self.live_is}."}
             message = f"on the restored copy: {where.pop('message')}"
             raise RehearsalFailed("wrap.rehearsal_failed", message, **where) from failure  # type: ignore[arg-type]
+
+    def _left_out(self, ended: child.Ended) -> scratch.Unavailable | None:
+        """Return why its failure tells nothing: what it misses is left out on the copy."""
+        missing = "; ".join(line for line in ended.last if _MISSING in line)
+        failure = f"on the restored copy {how(ended)}: {missing}"
+        return limits.left_out(self.session, self.copy.part, self.copy.lacking, failure, missing)
 
     def _failed(self, ended: child.Ended, before: str = "") -> RehearsalFailed:
         what = "correct the data or the migration" if not before else (
@@ -370,6 +392,11 @@ class _Trial:
             what += (
                 ", or take back what an earlier trial has left on the copy's server, and have the "
                 "copy on one that is thrown away (PREFLIGHT_REHEARSE_ON=local)"
+            )
+        if self.copy.part:
+            what += (
+                f", or, where it needs more than the schemas {', '.join(self.copy.part.schemas)} "
+                "(PREFLIGHT_SCHEMAS), go without a trial (PREFLIGHT_REHEARSE=off)"
             )
         return RehearsalFailed(
             "wrap.rehearsal_failed",

@@ -68,7 +68,8 @@ WITH path AS (
   pg_catalog.unnest(pg_catalog.string_to_array(s.reset_val, ',')) p
  WHERE s.name = 'search_path'
 )
-SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, c.relname::text AS relation,
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, n.nspname::text AS place,
+ c.relname::text AS relation,
  c.oid::pg_catalog.int8 AS oid,
  n.nspname::text IN (SELECT CASE p.name WHEN '$user' THEN current_user::text ELSE p.name END
   FROM path p) AS on_path,
@@ -96,9 +97,10 @@ _NAME = re.compile(rf"(?:({_IDENTIFIER})\.)?({_IDENTIFIER})")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A tool's history table: its quoted name, and its oid."""
+    """A tool's history table: its quoted name, its schema, and its oid."""
 
     name: str
+    schema: str
     oid: int
 
 
@@ -116,7 +118,7 @@ def history(session: Session, named: str | None = None) -> list[Table]:
     if named is None:
         rows = [row for row in rows if known(row["relation"], row["columns"])]
     near = [row for row in rows if row["on_path"]]
-    return [Table(row["name"], row["oid"]) for row in near or rows]
+    return [Table(row["name"], row["place"], row["oid"]) for row in near or rows]
 
 
 def _one_of(column: str, names: Iterable[str]) -> str:
