@@ -21,7 +21,7 @@ from preflight.base.errors import (
     Problem,
     VerifyFailed,
 )
-from preflight.files import due, migrations, reading
+from preflight.files import due, folder, migrations, reading
 from preflight.files.layout import NATIVE
 from preflight.history import fence, journal, ledger, plan
 from preflight.server import sessions
@@ -89,9 +89,9 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
             if not same and row.verify_sql is None:
                 _tell_unknown(row)
         elif there is None or same:
-            unwritten.append(_unwritten(file))
+            unwritten.append(_unwritten(files, file, there))
         else:
-            foreign.append(_foreign(there, row))
+            foreign.append(_foreign(files, there, row))
     if foreign:
         raise HistoryConflict.of("history.conflict", foreign)
     if unwritten:
@@ -113,10 +113,24 @@ def _completed(file: Migration, kept: Migration) -> Migration:
     )
 
 
-def _unwritten(file: Migration) -> Problem:
+def _called(
+    files: Sequence[Migration], name: str, there: Migration | None = None
+) -> tuple[str, str]:
+    """Return what the forward and the rollback file of a version are called in this folder."""
+    rule = folder.rule(files)
+    if rule is not None and there is not None:
+        return there.up.file, rule.way_back(there)
+    layout = rule or NATIVE
+    return layout.file(name, "up"), layout.file(name, "rollback")
+
+
+def _unwritten(files: Sequence[Migration], file: Migration, there: Migration | None) -> Problem:
+    """Say that a version has no way back; a companion alone, without its file, would be 25."""
+    up, rollback = _called(files, file.name, there)
+    how = f"Write {rollback}" if there else f"Put {up} back as it ran, with its {rollback}"
     return Problem(
         f"{file.name} has no rollback file, on disk or in the history",
-        f"Write {NATIVE.file(file.name, 'rollback')}, or restore a backup (`backups --table`).",
+        f"{how}, or restore a backup (`backups --table`).",
         **file.named,
     )
 
@@ -131,7 +145,7 @@ def _tell_unknown(row: Row) -> None:
     )
 
 
-def _foreign(file: Migration, row: Row) -> Problem:
+def _foreign(files: Sequence[Migration], file: Migration, row: Row) -> Problem:
     """Say that the only rollback file of a version is not that of what was recorded."""
     found = plan.compared(file, plan.Record(row.version, row.name, row.checksum))
     differs = {
@@ -139,10 +153,10 @@ def _foreign(file: Migration, row: Row) -> Problem:
         "renamed": f"its file was renamed to {file.name}",
         "other": f"{file.name} on disk is another migration",
     }[found]
+    up, rollback = _called(files, row.name, file if found == "edited" else None)
     return Problem(
         f"{row.name} cannot be taken back: the history keeps no rollback text of it, and {differs}",
-        f"Put {NATIVE.file(row.name, 'up')} back as it ran, with its "
-        f"{NATIVE.file(row.name, 'rollback')}.",
+        f"Put {up} back as it ran, with its {rollback}.",
         migration=row.name,
         version=row.version,
     )

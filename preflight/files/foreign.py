@@ -114,6 +114,10 @@ class Foreign:
         """Return what a part of a migration is called."""
         return f"{name}.sql" if kind == "up" else f"{BESIDE}/{kind}_{name}.sql"
 
+    def way_back(self, file: Migration) -> str:
+        """Return what the rollback file of a migration in the folder is called."""
+        return self.file(file.name, "rollback")
+
     def order(self, label: str) -> Any:  # noqa: ANN401 -- whatever can be compared
         """Return what a text version is ordered by; None where nothing but the folder tells.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from preflight.apply import back
 from preflight.base import config
 from preflight.base.errors import FilesInvalid, HistoryConflict
 from preflight.commands import command, convert
@@ -1006,6 +1007,50 @@ def test_every_folder_can_be_converted(tool: str, run_bare: Run, tmp_path: Path)
 
     assert 0 == done.code, str(done)
     assert len(FOLDERS[tool][1]) == len(reading.load(tmp_path / "ours"))
+
+
+FORWARD = {tool: files for tool, (files, _) in FOLDERS.items()} | {
+    "supabase": {"20240101000000_a.sql": "SELECT 1;"},
+    "sqitch": {
+        "sqitch.plan": "%project=app\n\na # a\n@v1 # v\na [a@v1] # a\n",
+        "deploy/a@v1.sql": "SELECT 1;",
+        "deploy/a.sql": "SELECT 1;",
+    },
+    "sqlx": {"1_a.sql": "SELECT 1;", "2_b.up.sql": "SELECT 1;"},
+}
+
+
+@pytest.mark.parametrize("tool", FORWARD)
+def test_rollback_file_that_is_advised_is_read(tool: str, tmp_path: Path) -> None:
+    """Written under the name that the refusal gives, it is the way back of that migration."""
+    forward = {
+        name: re.split(r"-- (?:migrate:down|\+goose Down)", text)[0]
+        for name, text in FORWARD[tool].items()
+        if text != "SELECT 2;"
+    }
+    written(tmp_path, forward)
+    found = folder.load(configured(tmp_path, tool))
+    advised = {}
+    for each in found:
+        problem = back._unwritten(found, each, each)  # noqa: SLF001 -- its advice is followed
+        (advised[each.name],) = re.findall(r"Write (\S+),", problem.hint or "")
+
+    written(tmp_path, {file: f"SELECT '{name}';" for name, file in advised.items()})
+
+    again = folder.load(configured(tmp_path, tool))
+    assert [(each.name, f"SELECT '{each.name}';".encode()) for each in found] == [
+        (each.name, each.rollback and each.rollback.text) for each in again
+    ]
+
+
+@pytest.mark.parametrize("tool", FOLDERS)
+def test_file_that_is_to_be_put_back_is_called_as_it_was(tool: str, tmp_path: Path) -> None:
+    """Where nothing of a version is on disk, its way back alone would be refused."""
+    found = folder.load(written(tmp_path, FOLDERS[tool][0]))
+
+    for each in found:
+        said = back._unwritten(found, each, None).hint or ""  # noqa: SLF001 -- as above
+        assert re.match(rf"Put \S*{re.escape(Path(each.up.file).name)} back as it ran", said)
 
 
 def test_no_room_between_two_recorded_versions_is_said(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ class Graphile(foreign.Foreign):
         found = _NAME.fullmatch(file)
         return Source(int(found["version"]), found["name"], "up") if found else None
 
+    def file(self, name: str, kind: str) -> str:
+        """Return what a part of a migration is called."""
+        committed = kind == "up" and (self.directory / "committed").is_dir()
+        return f"committed/{name}.sql" if committed else super().file(name, kind)
+
     def sections(self, source: Source, _file: str, text: bytes) -> Iterable[foreign.Section]:
         """Take the whole file; what its header says of the text must be true."""
         if source.kind != "up":

@@ -101,6 +101,10 @@ class Sqitch(foreign.Foreign):
         ways = {kind: way for way, kind in _WAYS.items()}
         return f"{ways[kind]}/{name}.sql" if kind in ways else super().file(name, kind)
 
+    def way_back(self, file: Migration) -> str:
+        """Return the script in revert/ that is called as the one in deploy/."""
+        return file.up.file.replace("deploy/", "revert/", 1)
+
     def order(self, label: str) -> int:
         """Return the place in the plan."""
         return self.places.get(label, -1)
