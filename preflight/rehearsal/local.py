@@ -40,6 +40,7 @@ DIRECTORY = Path("/scratch")
 SUPERUSER = "preflight_rehearsal_superuser"  # a name that no live server has: its roles come here
 HOME = "template1"  # the database that is always there
 SPARE = "postgres"  # initdb's other one; of the copy's name it is the copy
+OWN = SUPERUSER  # one more, for then: CREATE DATABASE copies the first, which nobody may be in
 TEMPLATE = "cluster"  # beside bin/: what initdb made when the image was built
 PREFIX = ".preflight-rehearsal-"
 ABANDONED_S = 3600.0  # a directory without its lock file is being made, or is left over

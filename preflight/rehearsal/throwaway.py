@@ -185,7 +185,11 @@ def _beside(
     if not guests:
         yield copy
         return
-    other = local.HOME if copy.connection.info.dbname == local.SPARE else local.SPARE
+    other = local.SPARE
+    if copy.connection.info.dbname == other:
+        other = local.OWN
+        with cluster.connected(config, server) as first:
+            first.execute(f"CREATE DATABASE {other}")
     with cluster.connected(config, server, other) as home:
         yield home
 

@@ -181,6 +181,22 @@ def test_command_is_led_to_a_server_of_our_own(
     assert found.event("wrap.matched")
 
 
+def test_command_makes_a_database_on_a_server_of_our_own(
+    run: Run, database: servers.Database, environment: dict[str, str], local: dict[str, str | None]
+) -> None:
+    """Nobody of ours is in the one that is copied for it, also where the copy is `postgres`."""
+    environment["DATABASE_URL"] = environment["DATABASE_URL"].replace(database.name, "postgres")
+    script = "psycopg.connect(os.environ['DATABASE_URL'], autocommit=True).execute"
+    script = f"import os, psycopg; {script}('CREATE DATABASE made')"
+    options = ("--rehearse", "--always", "--trust-environment")
+
+    found = run("plan", *options, "--", sys.executable, "-c", script, env=local)
+
+    assert 0 == found.code, found
+    (rehearsed,) = found.event("wrap.rehearsed")
+    assert "local" == rehearsed["where"]
+
+
 def test_options_of_a_service_hold_on_the_copy(
     run: Run, app: Path, database: servers.Database, environment: dict[str, str]
 ) -> None:
