@@ -49,6 +49,8 @@ _REMARK = re.compile(
     rb"(?mi);|--[-* \t]*(?:drop|alter|delete|truncate|revoke|create|insert|update|grant|no|none|not"
     rb"|n/a)\b"
 )
+# sqlx's, whose plain names are ours, too
+_UNBOUND = re.compile(rb"-- no-transaction[ \t]*(?:\n|\Z)")
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
@@ -204,6 +206,8 @@ def _script(
     text = read.text(directory / name)
     if text is not None and marks is not None and (tool := marked(text)):
         marks[name] = tool
+    if text is not None and source.kind in ("up", "rollback") and _UNBOUND.match(text):
+        read.rule = Rule(unbound=True)
     script = read.script(text) if text is not None else None
     problems.extend(read.problems)
     return script if not read.problems else None
@@ -220,13 +224,6 @@ class _Found:
     control: list[scan.Statement] = field(default_factory=list)
     alone: list[scan.Statement] = field(default_factory=list)  # refused inside a transaction
     marked: bool = False  # by another tool's mark
-
-    @property
-    def unbound(self) -> bool:
-        """Tell whether the file said that it runs outside a transaction."""
-        return self.marked or any(
-            directive.text == "no-transaction" for directive in self.directives
-        )
 
     def wrapped(self, text: bytes, *, blank: bool) -> bool:
         """Tell whether all of it stands between one BEGIN and one COMMIT; nothing, where it may."""
@@ -364,7 +361,7 @@ class Reading:
                 self.wrong("so much is wrong that the rest of the file was not looked at")
                 break
         said = self._directives(text, found)
-        if self._outside(found) and "transactional" not in said:
+        if self._outside(text, found) and "transactional" not in said:
             said |= {"transactional": False, "elsewhere": True}
         if sound and found.first is None and self._needs_one(text):
             self.wrong(
@@ -393,10 +390,10 @@ class Reading:
             return True
         return not self.rule.blank and not text.strip(b" \t\r\n\f\v;")
 
-    def _outside(self, found: _Found) -> bool:
-        """Tell whether another tool would run this outside a transaction."""
+    def _outside(self, text: bytes, found: _Found) -> bool:
+        """Tell whether another tool would run this outside a transaction, and it opens none."""
         if found.marked:
-            return True
+            return not found.wrapped(text, blank=self.rule.blank)
         if not self.rule.lone or not 0 < found.count == len(found.alone):
             return False
         found.alone.clear()
@@ -423,7 +420,7 @@ class Reading:
             body = statement.text(text)
             if kinds.is_control(body):
                 found.control.append(statement)
-            elif not found.unbound and kinds.outside_transaction(body):
+            elif kinds.outside_transaction(body):
                 found.alone.append(statement)
 
     def _inside_transaction(self, text: bytes, found: _Found) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from preflight.files import reading
 from preflight.files.layout import NATIVE
 
+_NUMBERED = re.compile(r"[0-9]+_.*\.sql")
 _PAIR = re.compile(r"[0-9]+_.*\.(?:up|down)\.sql")
 _FLYWAY = re.compile(r"(?:[VUB][0-9][0-9._]*__.*|R__.*)\.sql")
 _UNBOUND = b"-- no-transaction"
@@ -40,7 +41,8 @@ def tool(directory: Path) -> str | None:
         "sqitch": "sqitch.plan" in names,
         "prisma": "migration_lock.toml" in names or "migration.sql" in inside,
         "diesel": "up.sql" in inside,
-        "sqlx": pairs and any(_unbound(directory / name) for name in files),
+        "sqlx": not ours
+        and any(_unbound(directory / name) for name in filter(_NUMBERED.fullmatch, files)),
         "golang-migrate": pairs,
         "flyway": not ours and any(map(_FLYWAY.fullmatch, [*files, *inside])),
         "graphile": "committed" in names,

@@ -229,6 +229,8 @@ UNBOUND = {
     "prisma": {"1_a/migration.sql": "CREATE INDEX CONCURRENTLY i ON a (x);"},
     "diesel": {"1_a/up.sql": "VACUUM;", "1_a/metadata.toml": "run_in_transaction = false"},
     "sqlx": {"1_a.up.sql": "-- no-transaction\nVACUUM;\n"},
+    "sqlx, plain": {"1_a.sql": "-- no-transaction\nVACUUM;\n"},
+    "sqlx, as ours": {"001_a.sql": "-- no-transaction\nVACUUM;\nSELECT 1;\n"},
     "graphile": {"committed/000001.sql": graphile("-", "--! no-transaction\nVACUUM;\n")[0]},
 }
 
@@ -281,6 +283,47 @@ def test_directives_above_all_marks_speak_for_the_file(
     wrong = head.replace("lock-timeout", "lock-timout") + body + back
     (told,) = refused(written(tmp_path / "wrong", {"1_a.sql": wrong}))
     assert "1_a.sql:2:1: unknown directive 'lock-timout 30s'" == told
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("BEGIN;\nSELECT 1;\nCOMMIT;\n", []),
+        ("BEGIN;\nVACUUM;\nCOMMIT;\n", ["cannot run inside a transaction"]),
+        ("SELECT 1;\nBEGIN;\nCOMMIT;\n", ["transaction control"] * 2),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("001_a.sql", "-- no-transaction"),
+        ("1_a.sql", "-- migrate:up transaction:false"),
+        ("1_a.sql", "-- +goose NO TRANSACTION\n-- +goose Up"),
+    ],
+)
+def test_file_that_opens_its_own_transaction_runs_in_one(
+    name: str, mark: str, text: str, problems: list[str], tmp_path: Path
+) -> None:
+    """The tool opens none around it, and the file one of its own: all of it or nothing."""
+    found = written(tmp_path, {name: f"{mark}\n{text}"})
+
+    if problems:
+        told = refused(found)
+        assert len(problems) == len(told)
+        assert all(words in each for words, each in zip(problems, told, strict=True))
+    else:
+        assert [(True, True)] == [
+            (each.up.transactional, each.up.wrapped) for each in folder.load(found)
+        ]
+
+
+def test_words_behind_the_mark_of_sqlx_make_it_a_comment_of_ours(tmp_path: Path) -> None:
+    """In our own layout only the bare line is a mark: more may say the opposite."""
+    text = "-- no-transaction is wrong here\nUPDATE a SET x = 1;\nUPDATE b SET x = 1;\n"
+
+    (found,) = folder.load(written(tmp_path, {"001_a.sql": text}))
+
+    assert found.up.transactional
 
 
 def test_metadata_of_diesel_without_a_word_is_no_transaction(tmp_path: Path) -> None:
