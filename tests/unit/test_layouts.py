@@ -579,6 +579,17 @@ def test_what_the_tool_would_run_is_never_passed_over(
     assert [True] == [words in each for each in refused(configured(tmp_path, tool))]
 
 
+@pytest.mark.parametrize("tool", sorted({*FOLDERS} - {"ours"}))
+def test_what_the_tool_passes_over_is_passed_over(tool: str, tmp_path: Path) -> None:
+    """Notes beside the migrations are none, in whatever folder they lie."""
+    files, expected = FOLDERS[tool]
+    beside = {str(Path(file).parent / "notes.sql"): "SELECT 'of no version';" for file in files}
+
+    found = folder.load(written(tmp_path, {**files, **beside}))
+
+    assert (tool, expected) == (found.tool, [(each.name, each.label) for each in found])
+
+
 def test_comment_that_speaks_of_a_mark_is_none(tmp_path: Path) -> None:
     """Who uses our own names is not stopped by a word."""
     text = (

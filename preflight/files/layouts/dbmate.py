@@ -31,6 +31,10 @@ class Dbmate(foreign.Foreign):
         like="migration",
     )
 
+    def counts(self, file: str) -> bool:
+        """Tell whether it is a migration; dbmate passes over what begins with no digit."""
+        return super().counts(file) and ("/" in file or file[:1].isdigit())
+
     def named(self, file: str) -> Source | None:
         """Read the version."""
         found = _NAME.fullmatch(file)

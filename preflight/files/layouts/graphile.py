@@ -37,9 +37,16 @@ class Graphile(foreign.Foreign):
         if not below.is_dir():
             return super().names()
         return [
-            *(f"committed/{each.name}" for each in sorted(below.glob("*.sql"))),
+            *filter(
+                self.counts, (f"committed/{each.name}" for each in sorted(below.glob("*.sql")))
+            ),
             *(name for name in super().names() if name.startswith(foreign.BESIDE)),
         ]
+
+    def counts(self, file: str) -> bool:
+        """Tell whether it is a migration; the tool passes over what begins with no digit."""
+        folder, _, name = file.rpartition("/")
+        return super().counts(file) and (folder == foreign.BESIDE or name[:1].isdigit())
 
     def source(self, file: str) -> Source | None:
         """Return what a file is; None when its name says nothing."""
