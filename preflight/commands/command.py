@@ -103,12 +103,12 @@ class Version(int):
 def version(text: str) -> int | str:
     """Return a version as it stands in a file's name; raises ArgumentTypeError.
 
-    What is no number is the text version of another tool's folder: with sqitch any name.
+    What is no number is the text version of another tool's folder: with sqitch any name. So are
+    more digits than a number has here.
     """
-    number = text.isascii() and text.isdecimal()
-    if not _VERSION.fullmatch(text) or (number and len(text) > 18):  # noqa: PLR2004 -- the digits of a file name
+    if not _VERSION.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: write its number, 2 or 002")
-    if not number:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:  # noqa: PLR2004 -- the digits of a file name
         return text
     found = Version(text)
     found.said = text

@@ -14,7 +14,7 @@ import pytest
 
 from preflight.apply import back
 from preflight.base import config
-from preflight.base.errors import FilesInvalid, HistoryConflict
+from preflight.base.errors import ConfigInvalid, FilesInvalid, HistoryConflict
 from preflight.commands import command, convert
 from preflight.files import folder, foreign, reading
 from preflight.files.layout import KINDS, NATIVE, Source
@@ -842,6 +842,7 @@ WORKED_OVER = {
     [
         ({}, ("1000", "1001"), "2000", False),
         ({}, ("1000", "1001"), "1001", True),
+        ({}, (f"{'1' * 20}", "2"), "1" * 20, True),
         ({"V1_1__x.sql": "SELECT 1;"}, ("1", "1.1"), "1_1", True),
         ({"V1_1__x.sql": "SELECT 1;"}, ("1", "1.1"), "1.0", True),
         ({"V1_1__x.sql": "SELECT 1;"}, ("1", "1.1"), "1.2", False),
@@ -886,6 +887,16 @@ def test_next_steps_name_text_versions_by_their_texts(tmp_path: Path) -> None:
     assert [1000, 2000, 3000] == [
         numbers.of(settled, history, command.version(each)) for each in ("1000", "1001", "2000")
     ]
+
+
+def test_version_of_many_digits_is_known_by_its_text(tmp_path: Path) -> None:
+    """As our own next steps write it; where there is none of that text it is refused."""
+    many = "20240101120000123456"
+    found = folder.load(written(tmp_path, {f"V{many}__x.sql": "SELECT 1;"}))
+
+    assert many == numbers.file(found, plan.History(), command.version(many)).written
+    with pytest.raises(ConfigInvalid, match="there is no version"):
+        numbers.of(found, plan.History(), command.version(f"{many}7"))
 
 
 def test_converted_file_is_known_by_its_own_number(tmp_path: Path) -> None:
