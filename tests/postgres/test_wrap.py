@@ -265,9 +265,11 @@ def test_failure_on_the_copy_leaves_the_live_database_alone(
 ) -> None:
     """27 with the command's last words; and nothing is recorded, so the next start tries again.
 
-    A copy of some schemas is no excuse where nothing of another one is missing.
+    What it has committed on the copy is somebody's writing on the live server, and not for sure
+    somebody else's. A copy of some schemas is no excuse where nothing of another one is missing.
     """
-    (app / "versions/002.sql").write_text(BREAKS)
+    (app / "versions/002.sql").write_text(GOOD)
+    (app / "versions/003.sql").write_text(BREAKS)
     database.script("CREATE SCHEMA other")
 
     found = run(*command(app))
@@ -278,6 +280,7 @@ def test_failure_on_the_copy_leaves_the_live_database_alone(
     error = found.event("run.finished")[0]["error"]
     assert "wrap.rehearsal_failed" == error["code"]
     assert "check constraint" in error["message"] + error["context"]
+    assert "can tell: the server was written to meanwhile, by the command or by" in error["hint"]
     assert [1] == database.query("SELECT count(*)::int FROM schema_migrations")
     assert [] == found.event("wrap.started")
 

@@ -304,13 +304,13 @@ class _Trial:
             held = "nobody can tell: a lock that is held there keeps us from looking"
             raise self._changed(fence, [held, *also], "may have been") from error
         if not changed and fence.crossed and not whole:
-            changed = ["rows or sequences, perhaps: somebody wrote meanwhile"]
+            changed = [f"rows or sequences, perhaps: {written.BY_WHOM}"]
         if not gone:
             changed.append("a session of the command is still at work there")
         if not changed:
             self.live_is = "The live database was not changed" if away or whole else (
                 "No object of the live database was changed; whether it wrote rows there nobody "
-                "can tell, for somebody did"
+                f"can tell: {written.BY_WHOM}"
             )  # fmt: skip
             return
         if away:

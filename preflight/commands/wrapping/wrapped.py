@@ -251,7 +251,7 @@ class _Run:
         if changed:
             what = f"it has changed {console.some(changed)}"
         elif not aborted:
-            what += ", but whether it wrote rows nobody can tell: others wrote, too"
+            what += f", but whether it wrote rows nobody can tell: {written.BY_WHOM}"
         elif moved:
             what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
         if not alone:

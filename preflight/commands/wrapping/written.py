@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 MOST = 1_000_000  # transactions that are asked one by one
+# a transaction's number is the whole server's: a trial on a copy there has some, too
+BY_WHOM = "the server was written to meanwhile, by the command or by others"
 # whoever writes a row, or changes an object, has a number: who comes between two of our own, which
 # are given back, has one between them. A snapshot knows of none above the last that has ended
 _OWN = "BEGIN; SELECT pg_catalog.pg_current_xact_id()::text::int8 AS id; ROLLBACK"
