@@ -51,7 +51,7 @@ def files(config: Config) -> folder.Folder:
     structlog.get_logger().info(
         "files.loaded",
         count=len(found),
-        newest=found[-1].name,
+        newest=found[-1].name if found else None,
         directory=str(config.migrations_dir),
         **({} if found.tool == OURS else {"layout": found.tool}),
     )

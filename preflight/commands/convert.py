@@ -43,6 +43,12 @@ def run(
     told = dataclasses.replace(config, migrations_dir=source, layout=layout or "auto")
     found = numbers.settled(folder.load(told), plan.History())
     files = dict(_files(found))
+    if not files:
+        raise FilesInvalid(
+            "files.invalid",
+            f"{source} holds no file with a version, and no other has a place in our layout",
+            "Give what it holds a version each, or go on with the folder as it is.",
+        )
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

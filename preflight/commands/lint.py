@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 def run(config: Config, *, form: str | None = None) -> None:
     """Read the files and say what a careful reader would; raises FilesInvalid."""
-    files = numbers.settled(folder.load(config), plan.History())
+    found = numbers.settled(folder.load(config), plan.History())
+    files = (*found, *found.repeats)
     rows: list[dict[str, Any]] = [
         {
             "migration": file.name,
-            "version": file.version,
+            "version": None if file.repeat else file.version,
             "statements": told.count,
             "transactional": file.up.transactional,
             "breaking": file.up.breaking,
@@ -32,7 +33,7 @@ def run(config: Config, *, form: str | None = None) -> None:
     ]
     heads = ("version", "name", "statements", "companions", "remarks")
     table = [
-        (file.padded, file.name, r["statements"], " ".join(r["companions"]),
+        ("" if file.repeat else file.padded, file.name, r["statements"], " ".join(r["companions"]),
          "; ".join(r["remarks"]))
         for file, r in zip(files, rows, strict=True)
     ]  # fmt: skip

@@ -47,12 +47,13 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         sessions.roll_back(session)
         database = session.facts.database if session.facts else config.database
     bad = [(file, check) for file, check in answers if not check.ok]
-    _show(config, form, database, answers, ok=bool(chosen) and not bad)
-    if not chosen:
+    there = bool(chosen) or any(each.name in known.repeated for each in files.repeats)
+    _show(config, form, database, answers, ok=there and not bad)
+    if not there:
         raise Pending(
             "verify.nothing_recorded",
-            f"none of the {len(files)} files is recorded as applied in {database}, so nothing was "
-            "verified",
+            f"none of the {len(files) + len(files.repeats)} files is recorded as applied in "
+            f"{database}, so nothing was verified",
             "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
             "`verify VERSION` asks a file's checks all the same.",
         )

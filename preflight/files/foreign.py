@@ -280,7 +280,7 @@ def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
             parts[name if each.kind == source.kind else f"{name} ({each.kind})"] = each
             if script is not None:
                 scripts[each] = script
-    found = reading.assemble(parts, scripts, problems, rule)
+    found = reading.assemble(parts, scripts, problems, rule) if parts or not again else ()
     if problems:
         raise FilesInvalid.of("files.invalid", problems)
     return rule, (*found, *sorted(again, key=rule.repeats))

@@ -94,7 +94,9 @@ class Migration:
 
     @property
     def padded(self) -> str:
-        """Its version as a table shows it."""
+        """Its version as a table shows it; what has none is called by its name."""
+        if self.repeat:
+            return self.name
         return self.label or f"{self.version:03d}"
 
     @property

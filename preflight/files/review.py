@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
     """Say what a careful reader would of a valid file."""
-    found = []
-    if file.verify is None:
-        found.append("no verify file: nobody can tell whether it is applied")
-    if file.rollback is None:
-        found.append("no rollback file: it cannot be taken back")
-    elif file.export is None and any(each.destroys or each.unknown for each in statements):
-        found.append("no export file")
+    found = [] if file.repeat else _companions(file, statements)
     found += [f"line {each.line} destroys {each.destroys}" for each in statements if each.destroys]
     found += [f"line {each.line} {each.external}" for each in statements if each.external]
     found += [
@@ -38,6 +32,18 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
         found.append("nothing but comments: it is recorded, and nothing runs")
     for script in filter(None, (file.up, file.rollback, file.verify, file.export)):
         found += unparsed(script)
+    return found
+
+
+def _companions(file: Migration, statements: Sequence[Planned]) -> list[str]:
+    """Say which files of a version are missing."""
+    found = []
+    if file.verify is None:
+        found.append("no verify file: nobody can tell whether it is applied")
+    if file.rollback is None:
+        found.append("no rollback file: it cannot be taken back")
+    elif file.export is None and any(each.destroys or each.unknown for each in statements):
+        found.append("no export file")
     return found
 
 

@@ -1031,6 +1031,22 @@ def test_converted_folder_has_the_same_statements(run_bare: Run, tmp_path: Path)
     ]
 
 
+def test_folder_of_files_that_run_again_alone_is_read(run_bare: Run, tmp_path: Path) -> None:
+    """`lint` says of them what they do, as of any; only our layout has no place for them."""
+    source = tmp_path / "theirs"
+    written(source, {"R__a.sql": "DROP TABLE a;\nCREATE TABLE a ();\n"})
+
+    done = run_bare("lint", "--json", env={"PREFLIGHT_MIGRATIONS_DIR": str(source)})
+    refused = run_bare("convert", str(source), str(tmp_path / "ours"))
+
+    assert 0 == done.code, str(done)
+    assert [("R__a", None, ["line 1 destroys table a"])] == [
+        (each["migration"], each["version"], each["remarks"]) for each in done.json()["files"]
+    ]
+    assert (25, False) == (refused.code, (tmp_path / "ours").exists())
+    assert "no file with a version" in refused.finished["error"]["message"]
+
+
 def test_transaction_around_nothing_is_nothing_to_do(run_bare: Run, tmp_path: Path) -> None:
     """As sqitch's own template leaves it; in our layout it is a comment."""
     files = {
