@@ -632,9 +632,9 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
     ):
         programs = [problem for problem in lacking if needs_more(problem)]
-        placeless = any(problem.no_tablespace for problem in lacking)  # and it is so without owners
-        kind = scratch.Unavailable if programs or bare or placeless else scratch.NoRight
-        lacking = programs or lacking  # what lacks an extension fails because of it
+        kept = programs or [problem for problem in lacking if problem.no_tablespace]
+        kind = scratch.Unavailable if kept or bare else scratch.NoRight
+        lacking = kept or lacking  # what lacks an extension fails because of it
         objects = list(dict.fromkeys(problem.entry for problem in lacking))
         raise kind(
             f"{elsewhere or f'the role {role}'} cannot restore {console.some(objects)}: "
@@ -713,8 +713,8 @@ def tell_empty(
         others,
         [problem.entry for problem in others],
         "All else is proven. An index that PostgreSQL cannot build again relies on a search_path: "
-        "name the schema in its functions, or ALTER FUNCTION … SET search_path. What an extension "
-        "made belongs to another role.",
+        "name the schema in its functions, or ALTER FUNCTION … SET search_path; or this role has "
+        "no CREATE on its tablespace. What an extension made belongs to another role.",
     )
 
     _tell_refused(

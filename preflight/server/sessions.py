@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import threading
 import time
@@ -514,7 +513,7 @@ class Session:
 
 def _together(one: Session, other: Session) -> bool:
     """Tell whether two sessions share a database: a lock that one holds the other cannot have."""
-    number = [secrets.randbits(63)]
+    number = [int.from_bytes(os.urandom(7), "big")]
     one.execute("SELECT pg_catalog.pg_advisory_lock(%s::int8)", number)
     try:
         row = other.execute("SELECT NOT pg_catalog.pg_try_advisory_lock(%s::int8)", number)
