@@ -34,6 +34,7 @@ TARGETS_MAX = 9000  # bytes of `run.finished`, which are to be no more than 16,0
 MORE = {
     "othing was migrated": "othing more was migrated",
     "The live database was not changed": "Nothing more was changed in the live database",
+    "the live database was not changed": "nothing more was changed in the live database",
 }
 UNWRITTEN = "the result could not be written"
 MESSAGE_MAX = 4096  # bytes; Kubernetes cuts a termination message there
@@ -133,11 +134,12 @@ class Run:
 
     def _still_true(self, error: Mapping[str, Any]) -> dict[str, Any]:
         """Return what went wrong, with what it says of the run where it was not the first step."""
-        before = [key for key in ("applied", "adopted", "rolled_back") if self.tally.done.get(key)]
-        hint = str(error.get("hint", ""))
-        for said, now in MORE.items() if before else ():
-            hint = hint.replace(said, now)
-        return {**error, **({"hint": hint} if hint else {})}
+        done = any(self.tally.done.get(key) for key in ("applied", "adopted", "rolled_back"))
+        found = dict(error)
+        for key in {"message", "hint"} & found.keys() if done else ():
+            for said, now in MORE.items():
+                found[key] = found[key].replace(said, now)
+        return found
 
     @staticmethod
     def _as_favour(

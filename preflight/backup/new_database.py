@@ -446,12 +446,7 @@ class Complaint:
         unless the server says in words that we know that something does not exist, they are.
         """
         said = not self.unique or "does not exist" in self.text
-        return self.is_index and said and not self.no_tablespace
-
-    @property
-    def is_index(self) -> bool:
-        """Tell whether an index cannot be had; its rows can."""
-        return self.entry.startswith("INDEX ")
+        return self.entry.startswith("INDEX ") and said and not self.no_tablespace
 
     @property
     def doubtful(self) -> bool:

@@ -430,7 +430,7 @@ def require_openable(
 ) -> tuple[Path, Path]:
     """Return where the keys are and where a dump is opened; raises ConfigInvalid, BackupFailed.
 
-    To be asked before all of it is read.
+    To be asked before all of it is read. A key in a pipe is not: that is read once.
     """
     if identity_file is None:
         raise ConfigInvalid(
@@ -446,7 +446,8 @@ def require_openable(
             f"Set PREFLIGHT_SPOOL_DIR to a directory with room for {size / 1e6:.1f} MB. The file "
             "has no name there, and is gone when the restore ends, or is killed.",
         )
-    identities(identity_file)
+    if identity_file.is_file():
+        identities(identity_file)
     if why := spool.unusable(directory, backup.manifest.size_bytes):
         raise _no_room(directory, why)
     return identity_file, directory

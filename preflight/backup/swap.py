@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from preflight.backup.manifests import Identity
     from preflight.server.sessions import Session
 RENAME_TRIES = 10
-PREPARED_TRIES = 2  # the server itself waits 5 s for each
+PREPARED_S = 10.0  # for prepared transactions that are there to be ended
 # servers older than 17.3, 16.7, 15.11 and the like let no parallel worker into a closed database
 ALONE = {"max_parallel_workers_per_gather": "0"}
 LAST_SESSIONS_S = 2.0
@@ -242,11 +242,21 @@ def _prepared(session: Session, place: restored.Place) -> set[tuple[str, str, st
     return set(session.execute(_PREPARED, [[place.live, place.into]]).fetchall())
 
 
-def _kept(place: restored.Place, found: Collection[tuple[str, str, str]]) -> TargetUnusable:
-    """Say which prepared transactions stay."""
+def _require_settled(session: Session, place: restored.Place) -> None:
+    """Wait until those that are there now have ended; raises TargetUnusable that names who stays.
+
+    What is prepared meanwhile the server waits for, as it does for sessions.
+    """
+    found = _prepared(session, place)
+    for waited in stop.looks(0.1, 0.2):
+        found &= _prepared(session, place)
+        if not found:
+            return
+        if waited >= PREPARED_S:
+            break
     said = [f"{gid!r} of {owner} in {database!r}" for gid, owner, database in sorted(found)]
     gid = quoting.literal(min(found)[0])
-    return TargetUnusable(
+    raise TargetUnusable(
         "restore.sessions",
         f"{len(found)} prepared transactions are in the way: {console.some(said)}",
         "If its coordinator lives, let it finish. Else, as that had decided: COMMIT PREPARED "
@@ -295,21 +305,19 @@ def _renamed(
     session: Session, place: restored.Place, kept: str, *, end_sessions: bool
 ) -> str | None:
     ours = [session.connection.info.backend_pid]
-    prepared = _prepared(session, place)  # and there ever since
     for attempt in range(1, RENAME_TRIES + 1):
         others = _others(session, place, ours)
         if others and not end_sessions:
             names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
             raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
+        if attempt == 1:  # before anybody is disturbed
+            _require_settled(session, place)
         try:
             with sessions.transaction(session):
                 for pid, *_ in others:
                     session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
                 return _rename(session, place, kept)
         except psycopg.errors.ObjectInUse as error:  # somebody connected in between
-            prepared &= _prepared(session, place)
-            if prepared and attempt >= PREPARED_TRIES:
-                raise _kept(place, prepared) from error
             if attempt == RENAME_TRIES:
                 said = f"{error.diag.message_primary}: {error.diag.message_detail}"
                 raise _in_the_way(place, said) from error

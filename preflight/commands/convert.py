@@ -110,6 +110,9 @@ def _files(found: folder.Folder) -> Iterator[tuple[str, bytes]]:
 def _text(script: Script) -> bytes:
     """Return what a script is in our layout: its statements, without another tool's marks."""
     text = _without_marks(script).lstrip(b"\n")
+    mark = reading.UNBOUND.match(text)
+    if mark and script.transactional:  # to us it is one, whoever's comment it was
+        text = text[mark.end() :]
     wraps_nothing = script.wrapped and next(script.statements(), None) is None
     text = text if text.strip(b" \t\r\n\f\v;") and not wraps_nothing else NOTHING
     return (b"-- preflight: no-transaction\n" if script.elsewhere else b"") + text

@@ -127,7 +127,7 @@ class Foreign:
             return label
         return int(label) if label.isdecimal() else 0
 
-    def newer(self, key: str, files: Sequence[Migration]) -> bool:
+    def newer(self, key: str, files: Sequence[Migration], _applied: Sequence[str]) -> bool:
         """Tell whether an applied version without a file comes behind all files."""
         return all(self.order(key) > self.order(self.key(file)) for file in files)
 

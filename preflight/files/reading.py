@@ -50,7 +50,7 @@ _REMARK = re.compile(
     rb"|n/a)\b"
 )
 # sqlx's, whose plain names are ours, too
-_UNBOUND = re.compile(rb"-- no-transaction[ \t]*(?:\n|\Z)")
+UNBOUND = re.compile(rb"-- no-transaction[ \t]*(?:\n|\Z)")
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
@@ -206,7 +206,7 @@ def _script(
     text = read.text(directory / name)
     if text is not None and marks is not None and (tool := marked(text)):
         marks[name] = tool
-    if text is not None and source.kind in ("up", "rollback") and _UNBOUND.match(text):
+    if text is not None and source.kind in ("up", "rollback") and UNBOUND.match(text):
         read.rule = Rule(unbound=True)
     script = read.script(text) if text is not None else None
     problems.extend(read.problems)

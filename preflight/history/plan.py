@@ -99,9 +99,10 @@ def pending(files: Sequence[Migration], history: History) -> tuple[Migration, ..
 def again(files: Sequence[Migration], history: History) -> tuple[Migration, ...]:
     """Return the files without a version whose text is to run.
 
-    Where the database is ahead, another text of one is that of the newer version.
+    Where the database is ahead, another text of one is that of the newer version. A folder of
+    nothing else knows of no version.
     """
-    ahead, repeated = bool(newer(files, history)), history.repeated
+    ahead, repeated = bool(files) and bool(newer(files, history)), history.repeated
     return tuple(
         file
         for file in folder.repeats(files)

@@ -242,7 +242,8 @@ def covered(
         for version, file in broken
         if (not vouched if file is None else file.version in due)
     ]
-    above = newer(layout, found, files)
+    # where all is recorded and vouched for, who is missing was one that a person knew of
+    above = newer(layout, found, files) if left or not vouched else ()
     problems += [
         Problem(
             f"{layout.tool} has applied version {key} ({found.place}), and its file is missing",
@@ -357,7 +358,8 @@ def vouched(session: Session, files: Sequence[Migration], recorded: Container[st
         if now.digest == said:
             continue
         if left := unsettled(theirs, now, files, recorded):
-            structlog.get_logger().warning("config.warned", warning=_unvouched(theirs, now, left))
+            warning = _unvouched(theirs, now, left, alike=_alike(theirs, files))
+            structlog.get_logger().warning("config.warned", warning=warning)
         else:
             remember(session, theirs, now)
     if not kept and layout is not None:
@@ -374,29 +376,40 @@ def unsettled(
     Where one of the two has versions that are text, and the files are in another layout, nothing
     tells which of them those are: it may be any.
     """
-    layout = folder.rule(files)
-    alike = layout is theirs or not (theirs.labelled or (layout and layout.labelled))
+    alike = _alike(theirs, files)
     there = applied(theirs, now, files) if alike else files
     coming = newer(theirs, now, files) if alike else ()
     told = [key if theirs.labelled else str(theirs.order(key)) for key in coming]
     return [each for each in (*(file.written for file in there), *told) if each not in recorded]
 
 
+def _alike(theirs: Foreign, files: Sequence[Migration]) -> bool:
+    """Tell whether files are known by what the other tool calls them."""
+    layout = folder.rule(files)
+    return layout is theirs or not (theirs.labelled or (layout and layout.labelled))
+
+
 def newer(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[str]:
     """Return what is applied above all files here: once its file has come, it would run again."""
-    here = {layout.key(file) for file in files}
+    here, applied = {layout.key(file) for file in files}, list(found.said.applied)
     return [
         key
-        for key in found.said.applied
-        if key not in here and not layout.forgets(key, files) and layout.newer(key, files)
+        for key in applied
+        if key not in here and not layout.forgets(key, files) and layout.newer(key, files, applied)
     ]
 
 
-def _unvouched(theirs: Foreign, now: Found, left: Sequence[str]) -> str:
+def _unvouched(theirs: Foreign, now: Found, left: Sequence[str], *, alike: bool) -> str:
+    gone_on = f"{theirs.tool} has gone on ({now.place}), and this is not recorded: "
+    if not alike:
+        return (
+            f"{gone_on}{', '.join(left)}; nothing tells which of these it has run. Vouch with an "
+            "image whose newest file is the last that it ran, and for no file that nobody ran; "
+            "what is planned stays refused until then"
+        )
     return (
-        f"{theirs.tool} has gone on ({now.place}), and this is not recorded: {', '.join(left)}; "
-        "what is planned stays refused until `adopt --through` names it, with its files at hand, "
-        f"or {theirs.tool}'s table says no more that it is applied"
+        f"{gone_on}{', '.join(left)}; what is planned stays refused until `adopt --through` names "
+        f"it, with its files at hand, or {theirs.tool}'s table says no more that it is applied"
     )
 
 

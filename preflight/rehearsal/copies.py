@@ -614,10 +614,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     _require_enough(problems, said)
     others = foreign()
     theirs = [p for p in problems if p.sort == "content" and p.touches(p.entry.split(), others)]
-    if all(
-        p.sort == "refresh" or p.rebuilt or (p.is_index and p.no_tablespace)
-        or p.touches([p.name], others) for p in problems
-    ):  # fmt: skip
+    if all(p.sort == "refresh" or p.rebuilt or p.touches([p.name], others) for p in problems):
         return  # whose rows or counters those are, only he may write
 
     def needs_more(problem: new_database.Complaint) -> bool:
@@ -713,8 +710,8 @@ def tell_empty(
         others,
         [problem.entry for problem in others],
         "All else is proven. An index that PostgreSQL cannot build again relies on a search_path: "
-        "name the schema in its functions, or ALTER FUNCTION … SET search_path; or this role has "
-        "no CREATE on its tablespace. What an extension made belongs to another role.",
+        "name the schema in its functions, or ALTER FUNCTION … SET search_path. What an extension "
+        "made belongs to another role.",
     )
 
     _tell_refused(

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,11 @@ def test_sealed_backup_is_proven_exported_into_restored_and_pruned(  # noqa: PLR
     into = f"{database.name}_r"
     shut = run("restore", name, "--into", into, env=sealed)
     no_room = run("restore", name, "--into", into, "--identity-file", str(key))
-    opened = run("restore", name, "--into", into, "--identity-file", str(key), "--swap", env=sealed)
+    pipe = tmp_path / "pipe"  # a vault writes there, once
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_bytes, args=[key.read_bytes()], daemon=True).start()
+    handed = ("--identity-file", str(pipe))
+    opened = run("restore", name, "--into", into, *handed, "--swap", env=sealed)
     old = run("restore", plain.event("backup.verified")[0]["backup"], "--into", f"{into}2",
               env=sealed)  # fmt: skip
     again = run("backup", env={**sealed, "PREFLIGHT_BACKUP_KEEP": "1"})

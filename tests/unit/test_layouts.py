@@ -1079,6 +1079,17 @@ def test_title_that_ends_as_a_companion_s_is_converted(run_bare: Run, tmp_path: 
     assert [None, None, None] == [each.rollback for each in reading.load(tmp_path / "ours")]
 
 
+def test_comment_that_we_take_for_a_mark_is_not_carried_over(run_bare: Run, tmp_path: Path) -> None:
+    """To goose it is a comment: the file runs in a transaction, here as there."""
+    text = "-- +goose Up\n-- no-transaction\nSELECT 1;\n"
+    written(tmp_path / "theirs", {"00001_a.sql": text})
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+
+    assert 0 == done.code, str(done)
+    assert [True] == [each.up.transactional for each in reading.load(tmp_path / "ours")]
+
+
 @pytest.mark.parametrize("tool", sorted({*FOLDERS} - {"ours"}))
 def test_every_folder_can_be_converted(tool: str, run_bare: Run, tmp_path: Path) -> None:
     """What was written is read again, and compared statement by statement."""

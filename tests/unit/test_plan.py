@@ -117,6 +117,8 @@ def test_older_image_runs_no_earlier_text_over_that_of_a_newer_one() -> None:
     rest = [("R__same", "applied"), ("R__unknown", "pending")]
     assert [("R__new", "ahead"), *rest] == shown(1, 2)
     assert [("R__new", "pending"), *rest] == shown(1)
+    there = folder.Folder((), repeats=repeats)  # which knows of no version
+    assert [("R__new", "pending"), *rest] == shown(1)
 
 
 def test_database_ahead_is_refused_when_asked() -> None:

@@ -18,11 +18,30 @@ from structlog.testing import capture_logs
 
 from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import child, key, said, shared, tree, wall
+from preflight.commands.wrapping import child, key, rehearsed, said, shared, tree, wall
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
 PATIENCE_S = 30.0
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('ERROR:  relation "public.users" does not exist', '"public.users"'),
+        ('psql: ERROR:  schema "audit" does not exist', '"audit"'),
+        ("ERROR:  function audit.f(integer) does not exist", "audit.f"),
+        ('NOTICE:  schema "audit" does not exist, skipping', None),
+        ('NOTICE:  table "old" does not exist, skipping', None),
+        ('ERROR:  relation "items" already exists', None),
+        ('ERROR:  role "report" does not exist', None),
+        ("ERROR:  check constraint is violated by some row", None),
+    ],
+)
+def test_only_an_error_says_that_a_thing_of_a_schema_is_missing(line: str, name: str) -> None:
+    """What it excuses goes on unrehearsed: a notice beside a real failure is no excuse."""
+    found = rehearsed._MISSING.search(line)  # noqa: SLF001 -- what is read of a line
+    assert name == (found[1] if found else None)
 
 
 def python(text: str, *arguments: object) -> list[str]:

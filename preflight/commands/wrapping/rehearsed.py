@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 
 # what a trial before this one may have made, and left there
 _LEFT = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
-_MISSING = "exist"  # what PostgreSQL says of a thing that is not there, in most languages
+# what PostgreSQL says of a thing that is not there and that a schema holds; no notice of DROP
+_MISSING = re.compile(
+    r"(?i)\b(?:schema|relation|table|view|sequence|index|type|domain|function|procedure|aggregate)"
+    r" ([\w$.\"]+).*? does not exist(?!, skipping)"
+)
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -78,11 +82,13 @@ def rehearse(
 
 def _require_history(copy: Copy, look: Look) -> None:
     """Raise Unavailable where a command would not find on the copy what has run already."""
-    schemas = copy.part.schemas if copy.part else [table.schema for table in look.tables]
-    if beyond := [table.name for table in look.tables if table.schema not in schemas]:
+    schemas = copy.part.schemas if copy.part else ()
+    beyond = [table.name for table in look.tables if table.schema not in schemas]
+    if schemas and beyond and len(beyond) == len(look.tables):
         raise scratch.Unavailable(
             f"the tool's history is {console.some(beyond)}, and the backup is of "
-            f"{', '.join(schemas)} alone (PREFLIGHT_SCHEMAS): on the copy all would run again",
+            f"{', '.join(schemas)} alone (PREFLIGHT_SCHEMAS): on the copy all would run again; "
+            "--history names another table",
             level="warning",
         )
 
@@ -366,21 +372,25 @@ class _Trial:
         )
 
     def _require_checks(self) -> None:
-        if beyond := limits.beyond(self.session, self.copy.part, [self.wrapped.checks]):
-            _, why = beyond
-            raise why
         try:
             checked.require(self.copy.session, self.wrapped.checks)
         except VerifyFailed as failure:
+            checks = [self.wrapped.checks]
+            if beyond := limits.beyond(self.session, self.copy.part, checks):
+                raise beyond[1] from failure
             where = failure.problem.data() | {"hint": f"{self.live_is}."}
             message = f"on the restored copy: {where.pop('message')}"
             raise RehearsalFailed("wrap.rehearsal_failed", message, **where) from failure  # type: ignore[arg-type]
 
     def _left_out(self, ended: child.Ended) -> scratch.Unavailable | None:
         """Return why its failure tells nothing: what it misses is left out on the copy."""
-        missing = "; ".join(line for line in ended.last if _MISSING in line)
-        failure = f"on the restored copy {how(ended)}: {missing}"
-        return limits.left_out(self.session, self.copy.part, self.copy.lacking, failure, missing)
+        said = [found for line in ended.last if (found := _MISSING.search(line))]
+        if not said:
+            return None
+        failure = f"on the restored copy {how(ended)}: {said[-1].string}"
+        return limits.left_out(
+            self.session, self.copy.part, self.copy.lacking, failure, said[-1][1]
+        )
 
     def _failed(self, ended: child.Ended, before: str = "") -> RehearsalFailed:
         what = "correct the data or the migration" if not before else (

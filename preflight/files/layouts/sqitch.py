@@ -122,9 +122,9 @@ class Sqitch(foreign.Foreign):
         """Know a change by its place in the plan."""
         return self.labels[file.up.file.partition("/")[2].removesuffix(".sql")]
 
-    def newer(self, _key: str, _files: Sequence[Migration]) -> bool:
-        """Tell that it does: a plan only grows."""
-        return True
+    def newer(self, key: str, files: Sequence[Migration], applied: Sequence[str]) -> bool:
+        """Tell whether no change of the plan was deployed after it."""
+        return not {self.key(file) for file in files} & set(applied[applied.index(key) :])
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is deployed of this project; a change that was reworked has several rows."""
