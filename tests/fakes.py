@@ -44,6 +44,14 @@ class Fakes:
             f'read _ < "$HERE/gate"; touch "$HERE/open"; fi\n{then}'
         )
 
+    def hold_at_end(self) -> str:
+        """Write a pg_dump that stays once it has written all, and leaves its number in `pid`."""
+        os.mkfifo(self.here / "gate")
+        return self.write(
+            '"$REAL" "$@" || exit\necho $$ > "$HERE/new"; mv "$HERE/new" "$HERE/pid"\n'
+            'read _ < "$HERE/gate"'
+        )
+
     def hold_restore(self, then: str = 'exec "$REAL" "$@"') -> str:
         """Write a pg_restore that waits for let_go() at its first call, and leaves `waiting`."""
         os.mkfifo(self.here / "gate")

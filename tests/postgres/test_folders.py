@@ -200,8 +200,7 @@ def test_stop_in_the_middle_leaves_no_client_and_no_backup(
     start: Start, run: Run, fakes: Fakes, backup_dir: Path, how: signal.Signals
 ) -> None:
     """pg_dump writes nothing to us, and so would not notice our end: it is ended with us."""
-    os.mkfifo(fakes.here / "gate")
-    path = fakes.write('"$REAL" "$@" || exit\necho $$ > "$HERE/pid"\nread _ < "$HERE/gate"')
+    path = fakes.hold_at_end()
     process = start("backup", env={"PATH": path})
     faults.until((fakes.here / "pid").exists, "pg_dump has written all")
     process.signal(how)
@@ -360,8 +359,7 @@ def test_stop_while_a_folder_is_sent_leaves_nothing_that_counts(  # noqa: PLR091
     start: Start, run: Run, fakes: Fakes, bucket: buckets.Bucket, spool: Path, how: signal.Signals
 ) -> None:
     """Files are there already, and no manifest: no backup; the spool is empty, the client ended."""
-    os.mkfifo(fakes.here / "gate")
-    path = fakes.write('"$REAL" "$@" || exit\necho $$ > "$HERE/pid"\nread _ < "$HERE/gate"')
+    path = fakes.hold_at_end()
     process = start("backup", env={"PATH": path})
     faults.until((fakes.here / "pid").exists, "pg_dump has written all")
     faults.until(lambda: "database.dir/" in str(everything(bucket)), "a file is sent")

@@ -173,15 +173,13 @@ def test_killed_run_leaves_nothing_that_can_be_read(  # noqa: PLR0913, PLR0917 -
     migrations({"001_a.sql": FILES["001_a.sql"].replace(str(ROWS), "60000")})
     assert 0 == run(env={"PREFLIGHT_REHEARSE": "off"}).code
     fakes = Fakes(tmp_path / "fakes")
-    os.mkfifo(fakes.here / "gate")
-    environment["PATH"] = fakes.write(
-        '"$REAL" "$@" || exit; touch "$HERE/held"; read _ < "$HERE/gate"'
-    )
+    environment["PATH"] = fakes.hold_at_end()
     process = start("backup", env=sealed)
-    faults.until((fakes.here / "held").exists, "pg_dump has written all")
+    faults.until((fakes.here / "pid").exists, "pg_dump has written all")
     faults.until(lambda: _size(backup_dir) > 500_000, "most of it is stored")
     process.signal(signal.SIGKILL)
     process.wait()
+    os.kill(int((fakes.here / "pid").read_text()), signal.SIGKILL)  # it has nothing more to say
     (draft,) = backup_dir.glob(".partial-*")
 
     assert {"database.dump.age": HEADER} == {
