@@ -537,6 +537,20 @@ class Database:
         with self.server.connect(self.name) as connection:
             connection.execute(text.encode())
 
+    def limited(self, sessions: int, *schemas: str) -> str:
+        """Make a role of so many sessions, password `x`, that may create in these schemas.
+
+        Those that are missing are made. Who asked for it drops it.
+        """
+        role = f"limited_{self.name}"
+        made = "; ".join(f"CREATE SCHEMA IF NOT EXISTS {each}" for each in schemas)
+        self.script(
+            f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT {sessions}; {made}; "
+            f"GRANT CREATE ON DATABASE {self.name} TO {role}; "
+            f"GRANT CREATE, USAGE ON SCHEMA {', '.join(schemas)} TO {role}"
+        )
+        return role
+
     def sessions(self) -> int:
         """Count the sessions in this database that say they are ours."""
         with self.server.connect() as connection:

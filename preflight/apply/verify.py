@@ -194,10 +194,11 @@ def require(
         ) from error
     if failed(checks):
         report(migration, checks)
-        tail = "; everything was rolled back"
-        if not migration.up.transactional:
+        tail = ""  # a copy keeps nothing
+        if not session.copy and migration.up.transactional:
+            tail = "; everything was rolled back"
+        elif not session.copy:
             tail = "; its statements stay, and a re-run verifies again"
-        tail *= not session.copy
         raise outcome(
             "verify.failed",
             f"{migration.name} ran, but {described(checks)}",

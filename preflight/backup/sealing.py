@@ -10,7 +10,6 @@ import base64
 import errno
 import hashlib
 import importlib
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from preflight.backup import children, manifests, progress, reading_back, spool, store
 from preflight.base import plain, stop
+from preflight.base.config import contents
 from preflight.base.errors import BackupFailed, BackupUnverified, ConfigInvalid
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ def require_openable(
 ) -> tuple[Path, Path]:
     """Return where the keys are and where a dump is opened; raises ConfigInvalid, BackupFailed.
 
-    To be asked before all of it is read. A key in a pipe is not: that is read once.
+    To be asked before all of it is read.
     """
     if identity_file is None:
         raise ConfigInvalid(
@@ -446,8 +446,7 @@ def require_openable(
             f"Set PREFLIGHT_SPOOL_DIR to a directory with room for {size / 1e6:.1f} MB. The file "
             "has no name there, and is gone when the restore ends, or is killed.",
         )
-    if identity_file.is_file():
-        identities(identity_file)
+    identities(identity_file)
     if why := spool.unusable(directory, backup.manifest.size_bytes):
         raise _no_room(directory, why)
     return identity_file, directory
@@ -574,10 +573,7 @@ def _noted(raised: list[BaseException]) -> Iterator[None]:
 def identities(path: Path) -> list[object]:
     """Read the secret keys of a file; raises ConfigInvalid, never shows one."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(descriptor, True)  # a pipe's writer may be slower than we are
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(plain.SECRET_MAX_BYTES + 1) or b""
+        data = contents(str(path))
     except OSError as error:
         raise _useless(path, f"cannot be read: {error.strerror}", "Correct the path.") from error
     if len(data) > plain.SECRET_MAX_BYTES:

@@ -169,7 +169,7 @@ def strangers_environment(child_env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in child_env.items() if name not in hidden}
 
 
-def _contents(path: str) -> bytes:
+def contents(path: str) -> bytes:
     """Return what a secret's file holds; a pipe, which is empty then, is read once in a process."""
     if path in _PIPED:
         return _PIPED[path]
@@ -426,7 +426,7 @@ class _Reader:
             self.wrong(f"{name} and {name}_FILE are both set", "Keep one of the two.")
             return None
         try:
-            raw = _contents(path)
+            raw = contents(path)
         except OSError as error:
             # a password set where its file's name belongs must not be shown
             shown = path if path.startswith("/") else "a file"

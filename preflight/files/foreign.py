@@ -127,9 +127,12 @@ class Foreign:
             return label
         return int(label) if label.isdecimal() else 0
 
-    def newer(self, key: str, files: Sequence[Migration], _applied: Sequence[str]) -> bool:
-        """Tell whether an applied version without a file comes behind all files."""
-        return all(self.order(key) > self.order(self.key(file)) for file in files)
+    def newer(self, applied: Sequence[str], files: Sequence[Migration]) -> Sequence[str]:
+        """Return the applied versions that come behind all files."""
+        if not files:
+            return applied
+        last = max(self.order(self.key(file)) for file in files)
+        return [key for key in applied if self.order(key) > last]
 
     def sections(self, source: Source, _file: str, _text: bytes) -> Iterable[Section]:
         """Yield the parts in a file; raises Wrong."""

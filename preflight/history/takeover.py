@@ -391,12 +391,8 @@ def _alike(theirs: Foreign, files: Sequence[Migration]) -> bool:
 
 def newer(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[str]:
     """Return what is applied above all files here: once its file has come, it would run again."""
-    here, applied = {layout.key(file) for file in files}, list(found.said.applied)
-    return [
-        key
-        for key in applied
-        if key not in here and not layout.forgets(key, files) and layout.newer(key, files, applied)
-    ]
+    behind = layout.newer(list(found.said.applied), files)
+    return [key for key in behind if not layout.forgets(key, files)]
 
 
 def _unvouched(theirs: Foreign, now: Found, left: Sequence[str], *, alike: bool) -> str:

@@ -172,8 +172,8 @@ def made(
     name = f"{_family(identity)}{home.config.run_id}_{pid}"
     try:
         try:
-            rules, place = (live.rules, live.tablespace) if live else (None, None)
-            place = place if placed else None
+            rules = live.rules if live else None
+            place = live.tablespace if live and placed else None
             mark = _mark(name, identity.database, since)
             new_database.create(home, name, rules, place, mark)
             _open(home, name, logged_in, us)

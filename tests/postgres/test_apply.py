@@ -1019,12 +1019,7 @@ def test_next_file_gets_what_an_earlier_one_set_for_new_sessions(  # noqa: PLR09
     locked: int,
 ) -> None:
     """As in a run of its own; where no new session can be had, a warning says so."""
-    role = f"giver_{database.name}"
-    database.script(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT {sessions}; CREATE SCHEMA app; "
-        f"GRANT CREATE ON DATABASE {database.name} TO {role}; "
-        f"GRANT CREATE, USAGE ON SCHEMA app, public TO {role}"
-    )
+    role = database.limited(sessions, "app", "public")
     gives = f"ALTER ROLE {role} IN DATABASE {database.name} SET"
     migrations(
         {

@@ -139,12 +139,7 @@ def test_other_run_is_waited_for(  # noqa: PLR0913, PLR0917 -- a case each
     warned: int,
 ) -> None:
     """It ends, and the work is looked at again; what it gave new sessions is there, too."""
-    role = f"waiter_{database.name}"
-    database.script(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT {sessions}; CREATE SCHEMA app; "
-        f"GRANT CREATE ON DATABASE {database.name} TO {role}; "
-        f"GRANT CREATE, USAGE ON SCHEMA app, public TO {role}"
-    )
+    role = database.limited(sessions, "app", "public")
     migrations({**ONE, "002_two.sql": "CREATE TABLE two (id int);\n"})
     with held(database) as holder:
         process = start(env={**QUICKLY, **database.env(role, "x")})

@@ -122,9 +122,11 @@ class Sqitch(foreign.Foreign):
         """Know a change by its place in the plan."""
         return self.labels[file.up.file.partition("/")[2].removesuffix(".sql")]
 
-    def newer(self, key: str, files: Sequence[Migration], applied: Sequence[str]) -> bool:
-        """Tell whether no change of the plan was deployed after it."""
-        return not {self.key(file) for file in files} & set(applied[applied.index(key) :])
+    def newer(self, applied: Sequence[str], files: Sequence[Migration]) -> Sequence[str]:
+        """Return what was deployed after the last change of the plan."""
+        here = {self.key(file) for file in files}
+        last = max((at for at, key in enumerate(applied) if key in here), default=-1)
+        return applied[last + 1 :]
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is deployed of this project; a change that was reworked has several rows."""
