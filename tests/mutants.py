@@ -325,6 +325,7 @@ MUTANTS = [
         "    if held != [True]:\n",
         "    if not held:\n",
         _tests("lock::test_lock_that_a_file_let_go_is_missed"),
+        HISTORIES,
     ),
     Mutant(
         "the lock is asked for between rollbacks",
@@ -332,6 +333,7 @@ MUTANTS = [
         "            lock.require(session)\n",
         "",
         _tests("lock::test_lock_that_a_rollback_file_let_go_is_missed"),
+        HISTORIES,
     ),
     Mutant(
         "nobody waits in the server for the lock",
@@ -420,6 +422,7 @@ MUTANTS = [
         '    "statement_timeout": "0",\n',
         "",
         _tests("apply::test_defaults_of_the_role_do_not_bite"),
+        HISTORIES,
     ),
     Mutant(
         "only five columns are for everybody",
@@ -558,6 +561,7 @@ MUTANTS = [
         'frozenset({"25P03", "25P04", "57P05"})',
         "frozenset[str]()",
         _tests("apply::test_file_that_ends_its_own_session_failed"),
+        HISTORIES,
     ),
     Mutant(
         "an index that another statement made stays",

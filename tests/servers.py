@@ -423,8 +423,12 @@ class Server:
 
     @contextlib.contextmanager
     def connect(self, database: str = "postgres") -> Iterator[psycopg.Connection]:
-        """Open a session of the superuser in autocommit mode, closed at the end of the block."""
-        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+        """Open a session of the superuser in autocommit mode, closed at the end of the block.
+
+        Whatever a database has by default, no statement of his is too slow.
+        """
+        patient = self.conninfo(database, options="-c statement_timeout=0 -c lock_timeout=0")
+        with psycopg.connect(patient, autocommit=True) as connection:
             yield connection
 
     # What the above is made of

@@ -1,7 +1,8 @@
 """Histories: a folder and its database are changed at random, and a small model says what follows.
 
 The database is hostile: `public` holds a twin of nearly every function and view of pg_catalog, each
-of which fails, and stands before it in no path but that of who asks for it.
+of which fails, and stands before it in no path but that of who asks for it. What it gives a new
+session is hostile, too.
 `make histories SEED=7 MINUTES=10` goes on for as long as told; `SEED=7/123` does one again.
 """
 
@@ -58,6 +59,54 @@ BEGIN
  END LOOP;
 END $plant$;
 """
+# What the program sets for itself and for files, as somebody may have it for a database.
+DEFAULTS = {
+    "statement_timeout": "200ms",
+    "lock_timeout": "1ms",
+    "idle_in_transaction_session_timeout": "1ms",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "synchronous_commit": "off",
+    "standard_conforming_strings": "off",
+    "client_min_messages": "error",
+    "quote_all_identifiers": "on",
+}
+# Who watches over new schemas is slower than that timeout with that of the program.
+WATCH = """
+CREATE FUNCTION public.watch() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN
+ IF pg_catalog.current_setting('application_name') OPERATOR(pg_catalog.~) '^pg-preflight' THEN
+  PERFORM pg_catalog.pg_sleep(0.3);
+ END IF;
+END$$;
+CREATE EVENT TRIGGER watch ON ddl_command_end WHEN TAG IN ('CREATE SCHEMA')
+ EXECUTE FUNCTION public.watch();
+"""
+# So is a file, which divides by zero where a backslash escapes.
+UNDISTURBED = r"""SELECT pg_catalog.pg_sleep(0.3);
+SELECT 1 OPERATOR(pg_catalog./) (pg_catalog.length('a\b') OPERATOR(pg_catalog.-) 2);
+CREATE TABLE public.t0 (x int);
+"""
+# What a file may do where nobody reads it, and whoever comes after it is not to notice.
+SETS = (
+    "SET SESSION AUTHORIZATION pg_monitor",
+    "SET ROLE pg_monitor",
+    "SET search_path = public, pg_catalog",
+    "SET default_transaction_read_only = on",
+    "SET default_transaction_isolation = serializable",
+    "SET session_replication_role = replica",
+    "SET standard_conforming_strings = off",
+    "SET client_encoding = latin1",
+)
+LETS_GO = "SELECT pg_catalog.pg_advisory_unlock_all()"
+TIMES_OUT = "SET transaction_timeout = 50; SELECT pg_catalog.pg_sleep(60)"
+# How a file ends that does so, in a transaction and outside of one. Of what ends a session nobody
+# can say whose word it was, unless it was a timeout.
+ENDS = {
+    TIMES_OUT: (30, 31),
+    "SET transaction_read_only = on": (30, 31),
+    "SELECT pg_catalog.pg_cancel_backend(pg_catalog.pg_backend_pid())": (30, 31),
+    "SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())": (13, 13),
+}
 FORGETS = (
     "DISCARD ALL",
     "SELECT pg_advisory_unlock_all()",
@@ -97,7 +146,10 @@ class History:
         self.done: list[int] = []
         self.told: list[str] = []
         self.stranger = f"{database.name}_stranger"
-        database.script(PLANT)
+        database.script(PLANT + WATCH)
+        with database.server.connect() as session:
+            for name, value in DEFAULTS.items():
+                session.execute(f"ALTER DATABASE {database.name} SET {name} = '{value}'".encode())
 
     def run(self, *command: str, **more: str) -> program.Result:
         """Run a command."""
@@ -276,6 +328,55 @@ class History:
         self.done.append(new)
         self.agrees()
 
+    def hidden(self, words: str) -> str:
+        """Return a statement that does something of which its text says nothing."""
+        does = f"BEGIN EXECUTE pg_catalog.concat('{words[:2]}', '{words[2:]}'); END"
+        if self.choice.random() < 1 / 2:
+            return f"DO $${does}$$;\n"
+        name = f"public.hidden_{self.choice.getrandbits(32)}"
+        body = f"RETURNS void LANGUAGE plpgsql AS $${does}$$"
+        self.database.script(f"CREATE FUNCTION {name}() {body}")
+        return f"SELECT {name}();\n"
+
+    def betrays(self) -> None:
+        """Have files do in hiding what breaks a run's promises, there and back again."""
+        before, new = self.done, [self.done[-1] + each for each in (1, 2, 3)]
+        ends = [each for each in ENDS if each != TIMES_OUT or self.database.server.major >= 17]
+        there = [self.write(version) for version in new]
+        self.betrayed(("up",), there, ends[0], [*before, *new[:2]])
+        self.done = [*before, *new]
+        self.agrees()
+        back = [path.with_name(f"{path.stem}_rollback.sql") for path in reversed(there)]
+        command = ("rollback", "--to", str(before[-1]))
+        self.betrayed(command, back, self.choice.choice(ends), [*before, new[0]])
+        self.done = before
+        self.agrees()
+        for version in new:
+            self.remove(version)
+
+    def betrayed(
+        self, command: tuple[str, ...], files: list[Path], bad: str, done: list[int]
+    ) -> None:
+        """Have one file leave settings behind, the next let the lock go, the last end badly.
+
+        No file comes after the second one, up to which it is `done`; the last is corrected.
+        """
+        outside = plain = ""
+        for path, harm in zip(files, (self.choice.choice(SETS), LETS_GO, bad), strict=True):
+            outside = self.choice.choice(["", OUTSIDE])
+            self.told.append(f"{path.name}: {outside.strip()} {harm}")
+            plain = outside + path.read_text()
+            path.write_text(plain + self.hidden(harm))
+        lost = self.ends(13, *command)
+        assert "lock.lost" == lost.finished["error"]["code"], f"{self}\n{lost}"
+        self.done = done
+        self.agrees()
+        self.ends(ENDS[bad][bool(outside)], *command)
+        if not outside:
+            self.agrees()
+        files[-1].write_text(plain)
+        self.ends(0, *command)
+
     def harmed(self) -> None:
         """Expect 26 of a history that somebody changed, or that is somebody's."""
         for harm in self.choice.sample(HARMS, len(HARMS)):
@@ -318,6 +419,7 @@ class History:
 EVENTS = (
     History.edited, History.replaced, History.below, History.back, History.part_way,
     History.forgets, History.fails, History.harmed, History.first_contact, History.grows,
+    History.betrays,
 )  # fmt: skip
 
 
@@ -328,7 +430,7 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
     """
     choice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
     history = History(database, home, choice)
-    history.write(0)
+    history.write(0, UNDISTURBED)
     history.write(2)  # there is room below
     history.ends(0, "up")
     history.done = [0, 2]
