@@ -330,7 +330,7 @@ class History:
 
     def hidden(self, words: str) -> str:
         """Return a statement that does something of which its text says nothing."""
-        does = f"BEGIN EXECUTE pg_catalog.concat('{words[:2]}', '{words[2:]}'); END"
+        does = f"BEGIN EXECUTE pg_catalog.reverse('{words[::-1]}'); END"
         if self.choice.random() < 1 / 2:
             return f"DO $${does}$$;\n"
         name = f"public.hidden_{self.choice.getrandbits(32)}"
