@@ -401,6 +401,7 @@ MUTANTS = [
             "signals::test_stop_during_a_commit_without_answer_says_that_it_does_not_know",
             "signals::test_stop_after_the_last_commit_is_success",
         ),
+        CRASH,
     ),
     Mutant(
         "a failure is kept in the journal",

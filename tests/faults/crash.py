@@ -2,8 +2,9 @@
 
 `make crash SEED=7 MINUTES=10` strikes at random and says how to repeat what went wrong:
 `make crash SEED=7/123` does number 123 of that seed alone. `make crash EVENTS=1` strikes each
-victim at each event of each command in turn; `make crash MESSAGES=10` cuts connections and kills
-jobs at each tenth message of each command, `STORIES=up,wrap` of these commands alone.
+victim at each event of each command in turn; `make crash MESSAGES=10` cuts connections, kills jobs
+and asks them to stop at each tenth message of each command, `STORIES=up,wrap` of these commands
+alone.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -77,9 +79,16 @@ with psycopg.connect(os.environ["DATABASE_URL"], application_name="tool", autoco
             it.execute("INSERT INTO ran VALUES (%s) ON CONFLICT DO NOTHING", [version])
             it.execute("CREATE TABLE IF NOT EXISTS made_%s ()" % version)
 """
-VICTIMS = ("connection", "job", "pg_dump", "backend", "postmaster")
+VICTIMS = ("connection", "stop", "job", "pg_dump", "backend", "postmaster")
+ALIVE = ("connection", "stop")  # of these nobody is killed
 PARTS = 6  # of a walk along a command's messages: several servers share it
 PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for ever
+STOPS = (signal.SIGTERM, signal.SIGINT)
+LISTED = {  # in `run.finished`, and the events of the journal that say the same
+    "applied": ("applied", "forced"),
+    "adopted": ("adopted", "vouched"),
+    "rolled_back": ("rolled_back",),
+}
 # what a run may end with that was struck, and not killed itself
 CODES = {0, 10, 11, 12, 13, 14, 31, 32}
 OURS = (
@@ -133,23 +142,30 @@ class Strike:
     among: str = "ours"
     event: str = ""
     rehearse: str = "off"
+    commit: int = 0  # instead of a message: at the answer to so many COMMITs of ours
+    stop: signal.Signals = signal.SIGTERM
+    answered: bool = True  # else the server says nothing more to who was asked to stop
 
     def __str__(self) -> str:
-        """Read as in `job at message 120, rehearse off`."""
-        when = f"event {self.event}" if self.event else f"message {self.message} of {self.among}"
-        return f"{self.victim} at {when}, rehearse {self.rehearse}"
+        """Read as in `job at message 120 of ours, rehearse off`."""
+        what = f"COMMIT {self.commit}" if self.commit else f"message {self.message}"
+        when = f"event {self.event}" if self.event else f"{what} of {self.among}"
+        how = f" by {self.stop.name}{'' if self.answered else ', unanswered,'}"
+        return f"{self.victim}{how * (self.victim == 'stop')} at {when}, rehearse {self.rehearse}"
 
 
 class AtMessage(faults.Fault):
     """Calls the striker when the server has sent so many messages to us, or to our clients.
 
-    Rows are not counted: between one and the next of them nothing changes.
+    Or when it has answered so many COMMITs that were sent alone. Rows are not counted: between one
+    and the next of them nothing changes.
     """
 
-    def __init__(self, number: int, strike: Callable[[int], None], among: str = "ours") -> None:
+    def __init__(self, at: Strike, strike: Callable[[int], None]) -> None:
         """Count from the first connection on."""
-        self.number, self.strike, self.among = number, strike, among
+        self.at, self.strike = at, strike
         self.seen = {"ours": 0, "clients": 0}
+        self.commits = 0
         self.lock = threading.Lock()
         self.caller = threading.local()  # a connection has a thread of its own
 
@@ -161,10 +177,26 @@ class AtMessage(faults.Fault):
         """Count what this caller is sent."""
         return _Counted(self, self.caller.kind)
 
+    def due(self, caller: str, *, commit: bool) -> bool:
+        """Count a message, or an answer to a COMMIT, and tell whether it is the one."""
+        with self.lock:
+            self.seen[caller] += 1
+            self.commits += commit
+            if self.at.commit:
+                return commit and self.commits == self.at.commit
+            return caller == self.at.among and self.seen[caller] == self.at.message
+
 
 class _Counted(faults.Fault):
     def __init__(self, all_: AtMessage, caller: str) -> None:
         self.all, self.caller, self.backend = all_, caller, 0
+        self.committing = False
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Notice a COMMIT of ours."""
+        alone = kind == b"Q" and message[5:].startswith(b"COMMIT")
+        self.committing = alone and self.caller == "ours"
+        return message
 
     def to_client(self, kind: bytes, message: bytes) -> bytes:
         """Strike when it is time; the message comes through, unless its connection is cut."""
@@ -172,10 +204,7 @@ class _Counted(faults.Fault):
             self.backend = int.from_bytes(message[5:9], "big")
         if kind in b"Dd":
             return message
-        with self.all.lock:
-            self.all.seen[self.caller] += 1
-            due = self.caller == self.all.among and self.all.seen[self.caller] == self.all.number
-        if due:
+        if self.all.due(self.caller, commit=kind == b"C" and self.committing):
             self.all.strike(self.backend)
         return message
 
@@ -280,10 +309,14 @@ class World:
             if strike.victim == "connection":
                 hit.set()
                 raise faults.Cut
-            if _BLOWS[strike.victim](self, held[0], backend):
+            if strike.victim == "stop":
+                if held[0].running:
+                    hit.set()  # before it ends
+                _stop(held[0], strike)
+            elif _BLOWS[strike.victim](self, held[0], backend):
                 hit.set()
 
-        self.between.now = AtMessage(strike.message, blow, strike.among)
+        self.between.now = AtMessage(strike, blow)
         more = {"PREFLIGHT_REHEARSE": strike.rehearse}
         main = program.Program({**self.environment, **more}, self.home)
         try:
@@ -324,6 +357,25 @@ class World:
 
 
 # --- who is struck --------------------------------------------------------------------------------
+
+
+def _stop(process: program.Process, strike: Strike) -> None:
+    """Ask the job to stop; return once it has been told, or, unanswered, once it has ended."""
+    process.signal(strike.stop)
+    told = lambda: not (process.running and _waits(process.pid, strike.stop))  # noqa: E731
+    faults.until(told, "the signal has come to the job", PATIENCE_S)
+    if not strike.answered:
+        faults.until(lambda: not process.running, "it ends without an answer", PATIENCE_S)
+
+
+def _waits(pid: int, number: signal.Signals) -> bool:
+    """Tell whether the kernel still has a signal that was sent to a process."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        said = dict(line.split(":", 1) for line in status.splitlines())
+        pending = int(said["SigPnd"], 16) | int(said["ShdPnd"], 16)
+        return bool(pending >> (number - 1) & 1)
+    return False
 
 
 def _job(world: World, process: program.Process, backend: int) -> bool:
@@ -411,12 +463,12 @@ def _a_backend(database: servers.Database) -> int:
 # --- what holds whatever happened -----------------------------------------------------------------
 
 
-def require_sound(world: World, result: program.Result) -> None:
+def require_sound(world: World, result: program.Result, stopped: Strike | None = None) -> None:
     """Raise AssertionError unless all that is promised after any end holds.
 
     Each file ran once or not at all and the history says which; each backup that can be seen is
     whole; no session and no lock of ours is left; the code is one of ours and the log ends with
-    it, and with 0 all is done; the password stands nowhere.
+    it, what it says of files is true, and with 0 all is done; the password stands nowhere.
     """
     killed = result.code == -signal.SIGKILL
     _require_no_client(world)
@@ -426,17 +478,54 @@ def require_sound(world: World, result: program.Result) -> None:
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
         " (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    assert killed or result.code in world.story.codes, str(result)
+    codes = {0, 13, 128 + stopped.stop} if stopped else world.story.codes
+    assert killed or result.code in codes, str(result)
     if not killed:
         assert result.code == result.finished["exit_code"], str(result)
+        _require_true(world, result)
     ran, recorded = reality(world), history(world)
     assert sorted(set(ran)) == ran, f"a file ran twice: {ran}"
     assert result.code != 0 or list(world.story.ends) == ran, f"said to be done, and is not: {ran}"
     if world.told != "wrap":
         _require_as_recorded(world, ran, recorded)
     if world.told != "bucket":
-        _require_backups(world, killed=killed)
+        # who was not answered ends in the middle of its work, too
+        _require_backups(world, killed=killed or bool(stopped and not stopped.answered))
     _require_no_secret(world, result)
+
+
+def _require_true(world: World, result: program.Result) -> None:
+    """Hold the last line against the history: what it lists was done by this run, and nothing else.
+
+    With 13 one step more may be, whose answer never came: a file, or all that is adopted. What a
+    stop says that stays of a file without a transaction stays, and else nothing does; and it comes
+    too late where all is done.
+    """
+    said, error = result.finished, result.finished.get("error", {})
+    if world.database.query("SELECT to_regclass('preflight.journal')") != [None]:
+        for key, events in LISTED.items():
+            there = world.database.query(
+                "SELECT name FROM preflight.journal WHERE run_id = %s AND event = ANY (%s)"
+                " ORDER BY id",
+                *(said["run_id"], list(events)),
+            )
+            told = said.get(key, [])
+            open_ = result.code == 13 and (key == "adopted" or len(there) == 1 + len(told))
+            assert told == there[: len(told) if open_ else None], f"{key}: {told}, not {there}"
+    if result.code - 128 not in STOPS:
+        return
+    assert ("stopped", "run.stopped") == (said["outcome"], error["code"])
+    if world.story.command[0] in {"up", "rollback", "adopt"}:  # which write nothing but the history
+        done = [version for version, state in history(world) if state == "done"]
+        assert list(world.story.ends) != done, "all is done, and it is said to be stopped"
+    if world.database.query("SELECT to_regclass('preflight.migrations')") != [None]:
+        part_way = world.database.query(
+            "SELECT statements_done FROM preflight.migrations WHERE run_id = %s AND state <> 'done'"
+            " AND statements_done > 0",
+            said["run_id"],
+        )
+        stays = re.findall(r"finished statements of \S+ \((\d+)\) stay", error["message"])
+        assert part_way == [int(count) for count in stays if count != "0"], error
 
 
 def _require_no_client(world: World) -> None:
@@ -572,7 +661,7 @@ def crash(world: World, strikes: list[Strike]) -> list[tuple[Strike, bool]]:
         result, hit = world.struck(strike)
         tried.append((strike, hit))
         try:
-            require_sound(world, result)
+            require_sound(world, result, strike if hit and strike.victim == "stop" else None)
         except AssertionError as error:
             raise AssertionError(f"{world.told}, {strike}: {error}\n{result}") from error
         if result.code == 0 and not world.story.repeats:
@@ -591,16 +680,18 @@ class Undisturbed:
 
     ours: int
     clients: int
+    commits: int
     events: tuple[str, ...]
 
 
 def undisturbed(world: World, rehearse: str) -> Undisturbed:
     """Tell a story and count what we are sent, and what our clients are."""
-    counting = world.between.now = AtMessage(-1, lambda _: None)
+    counting = world.between.now = AtMessage(Strike("nobody"), lambda _: None)
     result = world.run(PREFLIGHT_REHEARSE=rehearse)
     world.between.now = faults.Fault()
     assert 0 == result.code, str(result)
-    return Undisturbed(**counting.seen, events=tuple(dict.fromkeys(result.names)))
+    events = tuple(dict.fromkeys(result.names))
+    return Undisturbed(**counting.seen, commits=counting.commits, events=events)
 
 
 # --- at random ------------------------------------------------------------------------------------
@@ -625,8 +716,23 @@ def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike
             among = "clients" if most.clients else "ours"
         all_ = most.clients if among == "clients" else most.ours
         message = choice.randint(1, max(1, all_ // (1 + before)))
-        found.append(Strike(victim, message, among, rehearse=rehearse))
+        strike = Strike(victim, message, among, rehearse=rehearse)
+        found.append(strike if victim != "stop" else _some_stop(choice, strike, most.commits))
     return found
+
+
+def _some_stop(choice: random.Random, strike: Strike, commits: int) -> Strike:
+    """Return a stop there, or at a COMMIT, now and then by SIGINT, or without an answer."""
+    commit = choice.randint(1, commits) if commits and choice.random() < 1 / 3 else 0
+    stop, answered = choice.choice([*STOPS[:1] * 3, STOPS[1]]), choice.random() < 3 / 4
+    return dataclasses.replace(
+        strike,
+        message=0 if commit else strike.message,
+        among="ours" if commit else strike.among,
+        commit=commit,
+        stop=stop,
+        answered=answered,
+    )
 
 
 def at_each_event(told: str, victim: str, counted: Counted) -> list[Strike]:
@@ -754,8 +860,8 @@ class Walk:
             sys.stdout.flush()
 
     def __str__(self) -> str:
-        """Tell how many were killed; to cut a connection kills nobody."""
-        kills = self.struck.total() - self.struck["connection"]
+        """Tell how many were killed; to cut a connection kills nobody, nor does a stop."""
+        kills = self.struck.total() - sum(self.struck[each] for each in ALIVE)
         who = ", ".join(f"{each} {self.struck[each]}" for each in VICTIMS)
         return f"{self.done} databases, {kills} kills, {self.wrong} wrong ({who})"
 
@@ -785,7 +891,8 @@ def main() -> int:
             yield "", told, functools.partial(at_each_event, told, victim)
 
     def along() -> Iterator[Task]:
-        who = itertools.product(stories, ("connection", "job"), ("ours", "clients"), range(PARTS))
+        victims = ("connection", "stop", "job")
+        who = itertools.product(stories, victims, ("ours", "clients"), range(PARTS))
         for told, victim, among, part in who:
             first = Strike(victim, among=among)
             yield "", told, functools.partial(at_messages, told, first, asked.messages, part)

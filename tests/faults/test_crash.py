@@ -1,6 +1,7 @@
 """Crash anywhere, a sample of it: `make crash` strikes at random, for as long as it is told."""
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +114,35 @@ def test_e122_whatever_writes_is_settled_by_its_next_call(  # noqa: PLR0913, PLR
     world = crash.World(running(DEFAULT_MAJOR), tmp_path / "world", next(names), told, more)
 
     assert any(hit for _, hit in crash.crash(world, strikes))
+    world.drop()
+
+
+@pytest.mark.fault("F129", "F130")
+@pytest.mark.parametrize(
+    ("told", "strikes"),
+    [
+        pytest.param("up", [
+            # the first COMMIT is that of the history's tables
+            Strike("stop", commit=2, answered=False), Strike("stop", commit=1, stop=signal.SIGINT),
+            Strike("stop", commit=3),
+        ]),
+        pytest.param("rollback", [
+            Strike("stop", commit=2), Strike("stop", event="migration.started", stop=signal.SIGINT),
+        ]),
+    ],
+)  # fmt: skip
+def test_f130_whoever_is_asked_to_stop_says_what_is_true(
+    running: Callable[[int], servers.Server],
+    tmp_path: Path,
+    names: Iterator[str],
+    told: str,
+    strikes: list[Strike],
+) -> None:
+    """What was committed is listed, or nobody knows (13); the rest is as if it had not begun."""
+    home, quickly = tmp_path / "world", {"PREFLIGHT_BACKUP": "off"}
+    world = crash.World(running(DEFAULT_MAJOR), home, next(names), told, quickly)
+
+    assert all(hit for _, hit in crash.crash(world, strikes))
     world.drop()
 
 
