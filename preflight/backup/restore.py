@@ -47,7 +47,7 @@ from preflight.base.errors import (
     Failure,
     TargetUnusable,
 )
-from preflight.server import lock, ready, sessions
+from preflight.server import dial, lock, ready, sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,8 @@ def run(config: Config, asked: restored.Asked) -> None:
     live, into = _names(config, asked.into)
     home = next(name for name in MAINTENANCE if name not in (live, into))
     # a new database is looked at as a whole
-    maintenance = dataclasses.replace(config, target={**config.target, "dbname": home}, schemas=())
+    target = {**dial.with_password(config.target), "dbname": home}  # its own may have a password
+    maintenance = dataclasses.replace(config, target=target, schemas=())
     with sessions.connect(maintenance) as session:
         session.look()
         ready.require_writable(session)

@@ -96,8 +96,34 @@ def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
         if states.intersection(sqlstates):
             return kind
         if not sqlstates and re.search(words, text):
+            if kind == "standby" and not all(map(re.compile(words).search, _each(text))):
+                break  # one of several hosts, and another may be the one that is wanted
             return kind
     return "auth" if needs_password and not sqlstates else "passing"
+
+
+def called(target: Mapping[str, str]) -> str:
+    """Return how people know the server that a target, or its service, names: `host:port`."""
+    known = completed(target)
+    host = known.get("host") or known.get("hostaddr") or "the default host"
+    return f"{host}:{known.get('port', '5432')}"
+
+
+def with_password(target: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq's parameters with the password that a passfile has for them, if it has one.
+
+    libpq reads that before it looks at where a host is, which is refused here: nobody is called.
+    """
+    nowhere = ",".join("-" for _ in target.get("host", "").split(","))
+    pgconn = pq.PGconn.connect_start(make_conninfo("", **{**target, "hostaddr": nowhere}).encode())
+    found = pgconn.password.decode("utf-8", "surrogateescape")
+    pgconn.finish()
+    return {**target, "password": found} if found else dict(target)
+
+
+def _each(text: str) -> list[str]:
+    """Return what is said of each address."""
+    return text.split("connection to server ")[1:] or [text]
 
 
 def connect(target: Mapping[str, str], within_s: float) -> psycopg.Connection[Any]:

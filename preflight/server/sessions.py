@@ -202,6 +202,8 @@ class Session:
 
     def _begin(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
+        if connection.info.password:  # a passfile's line may be for this database alone
+            self.target = {**self.target, "password": connection.info.password}
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
         self.given = None
 
@@ -367,7 +369,7 @@ class Session:
             connection.close()
 
     def _unanswered(self, error: psycopg.Error) -> NotReady:
-        where = f"{self.target.get('host', 'the default host')}:{self.target.get('port', '5432')}"
+        where = dial.called(self.target)
         said = "it did not answer in time" if self._silent else str(lost(error))
         return NotReady(
             "server.not_ready",

@@ -16,7 +16,7 @@ from preflight.base.errors import (
     NotReady,
     TargetUnusable,
 )
-from preflight.server.dial import Refused
+from preflight.server.dial import Refused, called
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -33,7 +33,7 @@ class Patience:
         self, target: Mapping[str, str], began: float, deadline: float, first: Refused
     ) -> None:
         self.target = target
-        self.where = f"{target.get('host', 'the default host')}:{target.get('port', '5432')}"
+        self.where = called(target)
         self.deadline = deadline
         self.began = began
         self.answered: float | None = None

@@ -157,10 +157,16 @@ def test_each_database_has_its_own_backup(
     migrations: WriteMigrations,
     backup_dir: Path,
 ) -> None:
-    """Every database with such a name, and no template; what takes no connections is told."""
+    """Every database with such a name, and no template; what takes no connections is told.
+
+    One that was restored is one like the others, and what a restore left half done is none.
+    """
     databases = [create_database(server, f"fleet_{name}") for name in ("a", "b", "c")]
-    create_database(server, "fleet_e")
+    for name in ("e", "f"):
+        create_database(server, f"fleet_{name}")
     with server.connect() as connection:
+        connection.execute("COMMENT ON DATABASE fleet_b IS 'pg-preflight restore: old (7 a b c)'")
+        connection.execute("COMMENT ON DATABASE fleet_f IS 'pg-preflight restore: unfinished'")
         connection.execute("ALTER DATABASE fleet_e ALLOW_CONNECTIONS false")
     with dropped_in_part(create_database(server, "fleet_d")):
         _each_database(run, databases, migrations, backup_dir)

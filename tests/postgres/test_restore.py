@@ -19,6 +19,7 @@ from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer
 from tests.fakes import Fakes
 
+SUPER = servers.PASSWORD
 SECRET = "p'w: \\%é"  # noqa: S105 - of a role that lives for a test
 DATABASE = (
     "SELECT to_jsonb(d) - '{oid,datname,datfrozenxid,datminmxid,datacl}'::text[] "
@@ -248,6 +249,22 @@ def test_public_is_locked_out_until_the_rows_are_compared(
 
     assert 0 == result.code, result
     psycopg.connect(target.conninfo(user=role, password=SECRET)).close()
+
+
+def test_password_of_a_passfile_for_one_database_is_enough(
+    run: Run, filled: servers.Database, tmp_path: Path
+) -> None:
+    """A copy on the live server, a restore and a swap go to other databases of the same server."""
+    passfile = tmp_path / "passfile"
+    said = SUPER.replace("\\", "\\\\").replace(":", "\\:")
+    passfile.write_text(f"127.0.0.1:{filled.server.port}:{filled.name}:postgres:{said}\n")
+    passfile.chmod(0o600)
+    env = {"PGPASSWORD": "", "PGPASSFILE": str(passfile)}
+    on = {"PREFLIGHT_REHEARSE_ON": "server", "PREFLIGHT_REHEARSE": "always"}
+    results = [run("backup", env=env | on), run("restore", "latest", "--swap", env=env)]
+
+    assert [0, 0] == [each.code for each in results], results
+    assert "restored" == results[0].event("rehearsal.passed")[0]["verified"]
 
 
 def test_new_server_without_the_live_database_is_enough(
@@ -857,6 +874,22 @@ def test_swap_of_a_backup_that_another_one_replaced_is_not_done_again(
     assert [*ALL, (3, "newer")] == filled.query(ROWS)
     assert 0 == run("restore", older.name, "--swap", "--again").code
     assert ALL == filled.query(ROWS)
+
+
+def test_swap_into_another_database_is_nobodys_second_one(
+    run: Run, filled: servers.Database, create_database: CreateDatabase
+) -> None:
+    """What was tried in the place of one is put in the place of the other all the same."""
+    staging = create_database(filled.server)
+    assert 0 == run("backup").code
+    (name,) = (each["backup"] for each in run("backups", "--json").json()["backups"])
+    tried = run("restore", name, "--swap", env=staging.env())
+    filled.script("TRUNCATE t")
+    swapped = run("restore", name, "--swap")
+    drop_beside(staging)
+
+    assert [0, 0] == [tried.code, swapped.code], swapped
+    assert ALL == staging.query(ROWS) == filled.query(ROWS)
 
 
 def test_swap_that_failed_is_not_taken_for_done(

@@ -12,6 +12,7 @@ from preflight.base import errors
 from preflight.server import dial, ready, sessions, waiting
 
 DEAD = 'connection to server at "db" (10.0.0.1), port 5432 failed: Connection refused'
+REFUSED = 'connection to server at "db" (10.0.0.1), port 5432 failed:'
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,8 @@ def test_server_is_understood_in_any_language(kind: str, sqlstate: str, german: 
         ("auth", "none of the server's SASL authentication mechanisms are supported"),
         ("alien", "received invalid response to SSL negotiation: H"),
         ("standby", "session is read-only"),
+        ("standby", f"{REFUSED} session is read-only\n{REFUSED} session is read-only"),
+        ("passing", f"{REFUSED} session is read-only\n{REFUSED} Connection refused\n\tIs it up?"),
         ("config", 'invalid sslmode value: "sometimes"'),
         ("config", "host name must be specified for a verified SSL connection"),
         ("config", 'server only supports protocol version 3.0, but "min_protocol_version" was set'),

@@ -27,13 +27,14 @@ WHERE = ("host", "hostaddr", "port", "user", "password", "dbname")
 MOST_BYTES = 16 << 20
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # as PostgreSQL does
 _PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
-# neither templates nor what we or a restore have made beside a live one, nor what a DROP DATABASE
+# neither templates nor what we have made for a while or left half done, nor what a DROP DATABASE
 # that was interrupted has left (-2): nobody can connect to it
 _DATABASES = """
 SELECT d.datname::text, d.datallowconn FROM pg_catalog.pg_database d
 WHERE d.datname::text LIKE %s::text AND NOT d.datistemplate
  AND d.datconnlimit <> -2
- AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') NOT LIKE 'pg-preflight%%'
+ AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '')
+  !~ '^pg-preflight(: scratch copy of | restore: unfinished$)'
 ORDER BY d.datname
 """
 
