@@ -71,6 +71,7 @@ HISTORIES = _tests("faults_histories")
 VERDICTS = _tests("faults_verdicts")
 CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
+RESTORES = _tests("faults_restores")
 
 MUTANTS = [
     # --- durability
@@ -274,6 +275,7 @@ MUTANTS = [
         'held["left_out"] == place.left_out',
         'held["left_out"]',
         _tests("restore::test_restore_with_other_options_is_not_swapped_in"),
+        general=RESTORES,
     ),
     Mutant(
         "a number at work is above all that a snapshot knows of",
@@ -439,6 +441,7 @@ MUTANTS = [
         "        if own_of(other, place) != state.own:\n",
         "        if False:\n",
         _tests("restore::test_restored_database_whose_rights_were_changed_is_not_believed"),
+        general=RESTORES,
     ),
     Mutant(
         "a restored database's rows are compared again",
@@ -446,6 +449,7 @@ MUTANTS = [
         "        different += snapshots.written_since(other, state.xid)\n",
         "",
         _tests("restore::test_restored_database_that_was_written_to_is_not_believed"),
+        general=RESTORES,
     ),
     Mutant(
         "nobody is let in before the swap",
@@ -453,6 +457,7 @@ MUTANTS = [
         '            session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")\n',
         "",
         _tests("restore::test_nobody_gets_in_between_the_comparison_and_the_swap"),
+        general=RESTORES,
     ),
     Mutant(
         "a swap is not done twice",
@@ -475,6 +480,7 @@ MUTANTS = [
         "    if ours := identity.ours(known):\n        return ours[-1]\n",
         "",
         _tests("restore::test_latest_is_of_this_server"),
+        general=RESTORES,
     ),
     Mutant(
         "a physical copy prunes nothing of its origin",
@@ -489,6 +495,7 @@ MUTANTS = [
         "        options = [NO_SUBSCRIPTIONS, *",
         "        options = [*",
         _tests("restore::test_subscription_does_not_come_alive_in_a_restored_database"),
+        general=RESTORES,
     ),
     Mutant(
         "a directory that cannot be synced is one",
@@ -824,6 +831,7 @@ MUTANTS = [
         "    wanted = part.extensions if part else parts.dated(session, held)\n",
         "    wanted = part.extensions if part else ()\n",
         _tests("restore::test_extension_that_is_old_or_fits_one_database_has_a_way_back"),
+        general=RESTORES,
     ),
     # --- more of them, which nobody had put back
     Mutant(

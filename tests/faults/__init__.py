@@ -215,6 +215,8 @@ class Proxy:
                 raise Cut
             upstream = socket.create_connection((servers.HOST, self.server.port))
             self._sockets.append(upstream)
+            for each in (client, upstream):  # else each answer waits 40 ms for an acknowledgement
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             upstream.sendall(startup)
             fault = self._fault.connected()
             pump = threading.Thread(

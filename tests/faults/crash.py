@@ -209,7 +209,7 @@ class _Counted(faults.Fault):
         return message
 
 
-class _Through(faults.Fault):
+class Through(faults.Fault):
     """Does what another fault does: the address stays the same when that one changes."""
 
     def __init__(self) -> None:
@@ -246,7 +246,7 @@ class World:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
             connection.execute(_HASTY.format(sql.Identifier(name)))
         self.database.script(BEFORE)
-        self.between = _Through()  # a backup is of an address, and so is what a killed run leaves
+        self.between = Through()  # a backup is of an address, and so is what a killed run leaves
         self.proxy = faults.Proxy(server, self.between)
         self.environment = {
             **self.database.env(),
