@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -137,7 +139,7 @@ def swap(
 
     Nobody is let into the new one from before it is compared until it has its name.
     """
-    kept = restored.suffixed(place.live, f"_before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    kept = unused(place.live, datetime.now(UTC), partial(new_database.described, session))
     into, record = quoting.name(place.into), None
     try:
         settings = new_database.quiet(session) | ALONE
@@ -172,6 +174,15 @@ def swap(
     if subscribed:
         _tell_subscribed([name for (name,) in subscribed], place.live, kept)
     return renamed
+
+
+def unused(live: str, now: datetime, there: Callable[[str], object]) -> str:
+    """Return a dated name for what was live; a second swap within a second has another one."""
+    names = (
+        restored.suffixed(live, f"_before_{now:%Y%m%dT%H%M%SZ}{f'_{number}' * (number > 1)}")
+        for number in itertools.count(1)
+    )
+    return next(name for name in names if there(name) is None)
 
 
 _SLOTS = """

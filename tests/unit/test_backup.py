@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,27 @@ from preflight.backup import (
     retention,
     snapshots,
     store,
+    swap,
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
 from preflight.base.errors import BackupUnverified
 from preflight.commands import backups
+
+# --- what was live --------------------------------------------------------------------------------
+
+
+def test_second_swap_within_a_second_keeps_what_was_live_under_another_name() -> None:
+    """Whatever is there already, and however long the name is."""
+    now, long = datetime(2026, 11, 29, tzinfo=UTC), "é" * 31
+    there = {"app_before_20261129T000000Z", "app_before_20261129T000000Z_2"}
+    found = [
+        swap.unused(live, now, lambda name: name if name in there else None)
+        for live in ("app", long)
+    ]
+
+    assert ["app_before_20261129T000000Z_3", "é" * 19 + "_before_20261129T000000Z"] == found
+
 
 # --- rows in pg_restore's output ------------------------------------------------------------------
 
