@@ -13,13 +13,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from preflight.backup import manifests, store, stores
-from preflight.backup.manifests import Backup, Identity, Manifest
+from preflight.backup.manifests import Backup, Identity, Listed, Manifest
 from preflight.base.errors import BackupFailed
 
 MARK = "reading-"
@@ -64,13 +64,10 @@ class Flat(store.Store):
 
     # the verbs
 
-    def listing(self) -> list[Backup]:
+    def listed(self) -> Listed:
         """Return what has a manifest."""
-        found = []
-        for name in {key.partition("/")[0] for key in self.keys()}:
-            with suppress(FileNotFoundError, manifests.Unreadable):
-                found.append(self.read(name))
-        return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
+        names = {key.partition("/")[0] for key in self.keys()}
+        return store.listed(store.tried(self.read, name) for name in names)
 
     def read(self, name: str) -> Backup:
         """Return what the manifest says."""

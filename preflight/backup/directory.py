@@ -28,7 +28,7 @@ from preflight.base.errors import BackupFailed
 if TYPE_CHECKING:
     import io
 
-    from preflight.backup.manifests import Backup, Identity, Manifest
+    from preflight.backup.manifests import Backup, Identity, Listed, Manifest
 
 READER_S, RENEW_S = 3600.0, 60.0  # a reader is gone when it has not renewed its mark for so long
 AWAITED_S = 3.0  # for another run that removes a backup, or only looks whether it may
@@ -82,32 +82,31 @@ class Directory(store.Store):
 
     # what is there
 
-    def listing(self) -> list[Backup]:
-        """Return every whole backup, the oldest first; what is not one of ours is left out."""
-        found = []
-        for path in self._root.iterdir():
-            with suppress(manifests.Unreadable, FileNotFoundError):
-                found.append(self.read(path.name))
-        return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
+    def listed(self) -> Listed:
+        """Return every backup; what is not one of ours is left out."""
+        return store.listed(store.tried(self.read, path.name) for path in self._root.iterdir())
 
     def read(self, name: str) -> Backup:
         """Return one backup; raises FileNotFoundError, Unreadable.
 
-        A clock may jump, so its `sequence` says when it was. Others may write there: nothing is
-        followed, waited for, or believed to be of the type that it should be.
+        Others may write there: nothing is followed, waited for, or believed to be of the type that
+        it should be.
         """
         path = self._root / name
         if not path.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         try:
             if name.startswith(".") or path.is_symlink():
-                raise manifests.Unreadable("it is a link, or hidden")
+                raise manifests.Never("it is a link, or hidden")
             said = json.loads(store.small(self, name, manifests.MANIFEST))
             found = manifests.parsed(said)
             wrong = _wrong(path, found.stored)
         except OSError as error:
+            if not path.exists():
+                raise  # removed meanwhile
+            none = error.errno == errno.ENOENT and str(error.filename).endswith(manifests.MANIFEST)
             why = f"{error.filename or path} cannot be read: {error.strerror}"
-            raise manifests.Unreadable(why) from error
+            raise (manifests.Never if none else manifests.Unreadable)(why) from error
         except (ValueError, RecursionError, MemoryError) as error:
             why = f"{manifests.MANIFEST} is not the JSON that it should be"
             raise manifests.Unreadable(why) from error

@@ -17,6 +17,7 @@ DUMP, FOLDER, MANIFEST = "database.dump", "database.dir", "manifest.json"
 TOC = "toc.dat"  # in every folder
 SEALED = ".age"  # at the end of a file's name
 LAST = (1 << 53) - 1  # no sequence is higher
+CALLED = re.compile(r"(.+)-(\d{8}T\d{6}Z)-.+")  # a database, a time, a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,22 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class Bad:
+    """What is called like a backup, has a manifest, and cannot be used."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a store has: whole backups, the oldest first by `sequence`, and others."""
+
+    whole: list[Backup]
+    bad: list[Bad]
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Whose backups these are: of which server, reached where, and of which database.
 
@@ -232,6 +249,11 @@ class Identity:
             for item in own
             if item.origin[1] in ((self.address, "")[: 1 + agreed]) and item.schemas == self.schemas
         ]
+
+    def stamp(self, name: str) -> str | None:
+        """Return the time in the name of a backup of this database; None: no such name."""
+        found = CALLED.fullmatch(name)
+        return found[2] if found and found[1] == self.slug else None
 
     def hidden(self, what: str, name: str) -> str:
         """Return the name of something of ours that is no backup, or none any more."""
@@ -284,6 +306,10 @@ def origins(known: Sequence[Backup]) -> dict[tuple[str, str], list[Backup]]:
 
 class Unreadable(Exception):
     """What is no whole backup of ours; the text says what is wrong with it."""
+
+
+class Never(Unreadable):
+    """What never was one: a link, a hidden name, no manifest."""
 
 
 def parsed(said: object) -> Manifest:

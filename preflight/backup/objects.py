@@ -41,7 +41,7 @@ from preflight.base import stop
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
 if TYPE_CHECKING:
-    from preflight.backup.manifests import Backup, Identity, Manifest
+    from preflight.backup.manifests import Backup, Identity, Listed, Manifest
 
 KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 KEY = "AWS_ACCESS_KEY_ID"
@@ -253,8 +253,8 @@ class Objects(store.Store):
 
     # what is there
 
-    def listing(self) -> list[Backup]:
-        """Return every whole backup, the oldest first; all manifests that are new are read."""
+    def listed(self) -> Listed:
+        """Return every backup; all manifests that are new are read."""
         there = beside.answer(beside.asked(self._listed))
         names = sorted((name for name in there if manifests.MANIFEST in there[name]), reverse=True)
         metas = {name: there[name][manifests.MANIFEST] for name in names}
@@ -262,19 +262,17 @@ class Objects(store.Store):
         copies = self._gathered() if len(new) > gathered.FEW else {}
         before = set(copies)
 
-        def known(name: str) -> Backup | None:
-            with suppress(manifests.Unreadable, FileNotFoundError):
-                return self._read(name, metas[name], there[name], copies)
-            return None
+        def known(name: str) -> Backup:
+            return self._read(name, metas[name], there[name], copies)
 
         with ThreadPoolExecutor(WIDTH) as pool:
-            found = [each for each in pool.map(known, names) if each]
+            found = store.listed(pool.map(partial(store.tried, known), names))
         wanted = map(gathered.tag, metas.values())
         useful = gathered.fitting({tag: copies[tag] for tag in wanted if tag in copies})
         if len(useful.keys() - before) > gathered.FEW:
             with suppress(OSError):  # who may only read, reads each the next time, too
                 self._put(gathered.FILE, gathered.packed(useful.values()))
-        return sorted(found, key=lambda item: (item.manifest.sequence, item.name))
+        return found
 
     def _gathered(self) -> dict[str, bytes]:
         """Return copies of manifests by their tags, as far as there are any."""
@@ -289,7 +287,7 @@ class Objects(store.Store):
         if not files or not any(each[0] != "." for each in files):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         if manifests.MANIFEST not in files:
-            raise manifests.Unreadable(f"it has no {manifests.MANIFEST}")
+            raise manifests.Never(f"it has no {manifests.MANIFEST}")
         return self._read(name, files[manifests.MANIFEST], files)
 
     def _read(

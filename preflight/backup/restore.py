@@ -52,12 +52,13 @@ from preflight.server import dial, lock, ready, sessions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from preflight.backup.manifests import Backup, Identity
+    from preflight.backup.manifests import Backup, Bad, Identity, Listed
     from preflight.backup.store import Store
     from preflight.base.config import Config
     from preflight.server.sessions import Session
 
 GONE = "The new database was dropped"
+LATEST = "latest"
 MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
@@ -70,7 +71,8 @@ def run(config: Config, asked: restored.Asked) -> None:
     """
     began = time.monotonic()
     backups, name = stores.named(config, asked.backup)
-    known = find(backups, name, config.database, config.only)
+    there = _listed(backups)
+    known = find(backups, there, name, config.database, config.only)
     live, into = _names(config, asked.into)
     home = next(name for name in MAINTENANCE if name not in (live, into))
     # a new database is looked at as a whole
@@ -83,7 +85,10 @@ def run(config: Config, asked: restored.Asked) -> None:
         lock.acquire(session)
         whose = take.identity_of(session)[0]
         identity = dataclasses.replace(whose, database=live, schemas=known[-1].schemas)
-        place = _place(session, backups, choose(known, identity), live, into, asked)
+        source = choose(known, identity)
+        if name == LATEST:
+            _require_newest(source, known, there.bad, identity, swap=bool(asked.swap))
+        place = _place(session, backups, source, live, into, asked)
         if asked.swap:
             _require_of_all(place.source)
         if asked.swap and not asked.again and swap.swapped_before(session, place, identity):
@@ -155,15 +160,10 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
 # which backup
 
 
-def find(backups: Store, name: str, database: str, schemas: Sequence[str] = ()) -> list[Backup]:
-    """Return what a name or `latest` of a database may mean, the oldest first.
-
-    `latest` is of all schemas, or of those that PREFLIGHT_SCHEMAS names.
-
-    Raises ConfigInvalid (there is none), BackupUnverified (it is none).
-    """
+def _listed(backups: Store) -> Listed:
+    """Return what is there; raises ConfigInvalid."""
     try:
-        known = backups.listing()
+        return backups.listed()
     except OSError as error:
         store.require_reached(backups, error)
         raise ConfigInvalid(
@@ -171,16 +171,29 @@ def find(backups: Store, name: str, database: str, schemas: Sequence[str] = ()) 
             f"the backups in {backups.place} cannot be read: {error.strerror}",
             "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
-    if name == "latest":
+
+
+def find(
+    backups: Store, there: Listed, name: str, database: str, schemas: Sequence[str] = ()
+) -> list[Backup]:
+    """Return what a name or `latest` of a database may mean, the oldest first.
+
+    `latest` is of all schemas, or of those that PREFLIGHT_SCHEMAS names.
+
+    Raises ConfigInvalid (there is none), BackupUnverified (it is none).
+    """
+    known = there.whole
+    if name == LATEST:
         whose = (database, tuple(schemas))
         found = [item for item in known if (item.manifest.database, item.schemas) == whose]
     else:
         found = _called(backups, name) or _begun(known, name, backups.place)
     if found:
         return found
-    near = difflib.get_close_matches(name, ["latest", *(item.name for item in known)], 1)
+    store.warn_of(there.bad)
+    near = difflib.get_close_matches(name, [LATEST, *(item.name for item in known)], 1)
     hint = "See `backups --table`." if known else "That directory holds no backup."
-    if name == "latest":
+    if name == LATEST:
         near = []
         if any(item.manifest.database == database for item in known):
             hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
@@ -235,6 +248,34 @@ def choose(known: Sequence[Backup], identity: Identity) -> Backup:
         f"({identity.system} at {identity.address}): the newest of each are {'; '.join(each)}",
         "Name the one that you want: `restore NAME`.",
     )
+
+
+def _require_newest(
+    source: Backup, known: Sequence[Backup], bad: Sequence[Bad], identity: Identity, *, swap: bool
+) -> None:
+    """Refuse a swap, else warn, where a newer one than `latest` may be meant; raises ConfigInvalid.
+
+    Of this database under another address, which a copy of its server has as well, or one that
+    cannot be used.
+    """
+    system, taken = source.manifest.system_identifier, identity.stamp(source.name) or ""
+    later = known[known.index(source) + 1 :]
+    newer = [f"{item.name} {_from(item.origin)}" for item in later if item.origin[0] == system]
+    newer += [
+        f"{item.name} (cannot be used: {item.why})"
+        for item in bad
+        if (at := identity.stamp(item.name)) and at >= taken
+    ]
+    if not newer:
+        return
+    what = f"`latest` is {source.name}, and newer ones may be meant: {console.some(newer)}"
+    if swap:
+        raise ConfigInvalid(
+            "config.arguments",
+            what,
+            f"Name the one that you want: `restore {source.name} --swap` takes the older one.",
+        )
+    structlog.get_logger().warning("config.warned", warning=what)
 
 
 def _from(origin: tuple[str, str]) -> str:

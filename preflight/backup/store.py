@@ -9,16 +9,19 @@ where a dump is a folder a file of it is named with it: `database.dir/toc.dat`.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from preflight.backup import manifests
+from preflight.base import console
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from preflight.backup.manifests import Backup, Identity, Manifest
+    from preflight.backup.manifests import Backup, Bad, Identity, Listed, Manifest
     from preflight.base.errors import Failure
 
 
@@ -65,17 +68,21 @@ class Store(Protocol):
 
     # what is there
 
-    def listing(self) -> list[Backup]:
-        """Return every whole backup of every database, the oldest first by `sequence`.
+    def listed(self) -> Listed:
+        """Return every whole backup of every database, and what is called so and cannot be used.
 
-        What is no whole backup is left out: drafts, what was withdrawn, what is not ours.
+        What never was one is left out: drafts, what was withdrawn, what is not ours.
         """
+
+    def listing(self) -> list[Backup]:
+        """Return every whole backup of every database, the oldest first by `sequence`."""
+        return self.listed().whole
 
     def read(self, name: str) -> Backup:
         """Return one whole backup as it is now.
 
         Raises FileNotFoundError (nothing is called so), manifests.Unreadable (something is, and it
-        is no whole backup: the text says why).
+        is no whole backup: the text says why), of that manifests.Never (it never was one).
         """
 
     def files(self, name: str) -> list[str]:
@@ -168,6 +175,36 @@ class Store(Protocol):
 
         Yields what is to be called now and then, at least once a minute. It need not be writable.
         """
+
+
+def tried(read: Callable[[str], Backup], name: str) -> Backup | Bad | None:
+    """Return what is called so, if it is a backup, or was one; the store may fail: OSError."""
+    try:
+        return read(name)
+    except (FileNotFoundError, manifests.Never):  # removed since it was listed, or no backup
+        return None
+    except manifests.Unreadable as why:
+        return manifests.Bad(name, str(why)) if manifests.CALLED.fullmatch(name) else None
+
+
+def listed(found: Iterable[Backup | Bad | None]) -> Listed:
+    """Return what was found in its order: a clock may jump, so `sequence` says when it was."""
+    each = list(found)
+    whole = [item for item in each if isinstance(item, manifests.Backup)]
+    bad = [item for item in each if isinstance(item, manifests.Bad)]
+    return manifests.Listed(
+        sorted(whole, key=lambda item: (item.manifest.sequence, item.name)),
+        sorted(bad, key=lambda item: item.name),
+    )
+
+
+def warn_of(bad: Sequence[Bad]) -> None:
+    """Say which backups cannot be used, if there are any: they are missing wherever one is read."""
+    if bad:
+        names = console.some([f"{item.name} ({item.why})" for item in bad])
+        structlog.get_logger().warning(
+            "config.warned", warning=f"backups that cannot be used, and are not counted: {names}"
+        )
 
 
 @contextmanager

@@ -174,7 +174,9 @@ def _made(
     with ExitStack() as stack:
         stack.enter_context(seal.closed_on_failure())
         with store.usable(backups):
-            ours = identity.ours(backups.listing())
+            there = backups.listed()
+            store.warn_of([each for each in there.bad if identity.stamp(each.name)])
+            ours = identity.ours(there.whole)
             newest = ours[-1].manifest if ours else None
             needed = store.space_needed(newest.size_bytes if newest else None, size)
             seal.expect(newest.size_bytes * 11 // 10 if newest else needed)

@@ -42,7 +42,9 @@ class Shown:
 def described(backups: Store) -> list[Shown]:
     """Return what the manifests in a store say, the oldest first; raises BackupFailed."""
     with store.usable(backups):
-        return [_shown(item) for item in backups.listing()]
+        found = backups.listed()
+    store.warn_of(found.bad)
+    return [_shown(item) for item in found.whole]
 
 
 def _shown(backup: manifests.Backup) -> Shown:

@@ -784,6 +784,32 @@ def test_latest_is_of_this_server(
     assert "info" == started["level"]
 
 
+@pytest.mark.parametrize("what", ["damaged", "another address"])
+def test_swap_of_latest_is_refused_where_a_newer_one_may_be_meant(
+    run: Run, filled: servers.Database, backup_dir: Path, what: str
+) -> None:
+    """Rows of an older one would go live in silence: both are named; beside, it is a warning."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+    newer = backup_dir / f"{filled.name}-29991231T000000Z-newer"
+    shutil.copytree(path, newer)
+    if what == "damaged":
+        (newer / "database.dump").write_bytes(b"")
+    else:
+        rewrite(newer, sequence=2, address="the.same:5432")
+    filled.script("INSERT INTO t VALUES (3, 'since')")
+    listed, refused = run("backups"), run("restore", "latest", "--swap")
+    drill = run("restore", "latest")
+
+    assert (20, "config.arguments") == (refused.code, error_of(refused)["code"])
+    assert newer.name in error_of(refused)["message"]
+    assert f"restore {path.name} --swap" in error_of(refused)["hint"]
+    assert [*ALL, (3, "since")] == filled.query(ROWS)
+    assert 0 == drill.code, drill
+    assert newer.name in drill.event("config.warned")[0]["warning"]
+    assert int(what == "damaged") == len(listed.event("config.warned"))
+
+
 @pytest.mark.usefixtures("filled")
 def test_latest_that_may_be_of_several_servers_is_refused_with_the_list(
     run: Run, backup_dir: Path
