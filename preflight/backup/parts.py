@@ -110,6 +110,17 @@ WITH {_CHOSEN} SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadat
 WHERE o.lomowner IN (SELECT c.relowner FROM pg_catalog.pg_class c
  JOIN chosen ON chosen.oid = c.relnamespace WHERE c.relkind IN ('r', 'p'))
 """  # noqa: S608 -- a constant
+# of partitioned and inherited tables: a query of the table reads them, its dump does not
+_ROWS_OUTSIDE = f"""
+WITH {_CHOSEN} SELECT DISTINCT pg_catalog.format('rows of %%I.%%I in the schema %%I',
+ pn.nspname, p.relname, n.nspname)
+FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
+JOIN chosen ON chosen.oid = p.relnamespace JOIN pg_catalog.pg_namespace pn ON pn.oid = chosen.oid
+JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
+ AND n.oid NOT IN (SELECT chosen.oid FROM chosen) ORDER BY 1
+"""  # noqa: S608 -- a constant
 
 
 # the live database
@@ -146,11 +157,15 @@ def roles(session: Session) -> list[str]:
 
 
 def lacking(session: Session) -> list[manifests.Lacking]:
-    """Return what belongs to the schemas, but lies in none."""
-    row = session.execute(_LARGE_OBJECTS, {"only": list(session.config.only)}).fetchone()
+    """Return what belongs to the schemas, but lies in none, or in another one."""
+    only = {"only": list(session.config.only)}
+    row = session.execute(_LARGE_OBJECTS, only).fetchone()
     count = row[0] if row else 0
     why = "they lie in no schema (PREFLIGHT_SCHEMAS)"
-    return [manifests.Lacking(f"{count} large objects", why)] if count else []
+    found = [manifests.Lacking(f"{count} large objects", why)] if count else []
+    why = "its partitions, or the tables that inherit, are there: add it to PREFLIGHT_SCHEMAS"
+    rows = session.execute(_ROWS_OUTSIDE, only).fetchall()
+    return [*found, *(manifests.Lacking(what, why) for (what,) in rows)]
 
 
 # a new database

@@ -143,6 +143,26 @@ CREATE TABLE a.counted (id int DEFAULT nextval('b.numbers')); INSERT INTO a.coun
 """
 
 
+def test_rows_that_a_table_has_in_another_schema_are_told(
+    run: Run, database: servers.Database, backup_dir: Path
+) -> None:
+    """A copy's table is empty where the live one's is not: nothing that `always` would prove."""
+    database.script(
+        "CREATE SCHEMA a; CREATE SCHEMA b;"
+        "CREATE TABLE a.p (k int) PARTITION BY LIST (k); CREATE TABLE a.base (k int);"
+        "CREATE TABLE b.p_1 PARTITION OF a.p FOR VALUES IN (1); INSERT INTO a.p VALUES (1);"
+        "CREATE TABLE b.child () INHERITS (a.base); CREATE TABLE a.child () INHERITS (a.base)"
+    )
+    whole = run("backup", env={"PREFLIGHT_SCHEMAS": "a,b"})
+    result = run("backup")
+
+    expected = ["rows of a.base in the schema b", "rows of a.p in the schema b"]
+    assert [0, 27] == [whole.code, result.code], (whole, result)
+    assert "rehearsal.incomplete" == result.finished["error"]["code"]
+    newest = max(backup_dir.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    assert expected == [each["what"] for each in json.loads(newest.read_bytes())["without"]]
+
+
 def test_what_needs_the_other_schemas_is_named_and_excused(
     where: dict[str, str], run: Run, database: servers.Database, backup_dir: Path
 ) -> None:
