@@ -33,6 +33,9 @@ class Purpose:
     after: str | None = None
 
 
+NOT_GIVEN = "not given to the copy"  # that proved it: the backup has it
+
+
 @dataclass(frozen=True, slots=True)
 class Lacking:
     """A thing that a dump is without, though nothing failed, and why."""

@@ -103,6 +103,8 @@ def run(config: Config, asked: restored.Asked) -> None:
                     restored.require_same(other, place, state)
             _tell_closed(place)
             kept = swap.swap(session, place, state, identity, asked) if asked.swap else None
+            if kept:
+                _tell_without(source, kept)
     structlog.get_logger().info(
         "restore.finished",
         backup=place.source.name,
@@ -305,6 +307,16 @@ def _tell_started(
         reason=f"it is a backup of {whose} {_from(source.origin)}, and this is {place.live} "
         f"{_from((identity.system, identity.address))}",
     )
+
+
+def _tell_without(source: Backup, kept: str) -> None:
+    """Say what the live database has no more, because no dump has it."""
+    without = [each for each in source.manifest.without if each.why != manifests.NOT_GIVEN]
+    if without:
+        named = console.some([f"{each.what} ({each.why})" for each in without])
+        structlog.get_logger().warning(
+            "config.warned", warning=f"only {kept!r} has what the backup is without: {named}"
+        )
 
 
 def _tell_closed(place: restored.Place) -> None:

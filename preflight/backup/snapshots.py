@@ -89,6 +89,7 @@ class Witness:
 
     objects: packed.Packed
     sequences: catalog.Sequences
+    members: catalog.Members = frozenset()
 
 
 class Moved(Exception):
@@ -191,6 +192,7 @@ class Count:
         self.marks: catalog.Marks = ()
         self.objects = packed.Packed(())
         self.sequences: catalog.Sequences = {}
+        self.members: catalog.Members = frozenset()
         self._tables = snapshot.tables
         self._schemas = snapshot.session.config.only
         self._connection = snapshot.session.connection
@@ -206,7 +208,7 @@ class Count:
         said = "sequence "
         there = {name[len(said) :] for name, _ in self.objects if name.startswith(said)}
         stood = {name: at for name, at in self.sequences.items() if name in there}
-        return Witness(self.objects, stood)
+        return Witness(self.objects, stood, self.members)
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -244,6 +246,7 @@ class Count:
         quiet = self._connection  # a stop request is the main thread's
         self.marks = catalog.marks(quiet, self._schemas)
         self.objects = catalog.shapes(quiet, self._schemas)
+        self.members = catalog.members(quiet, self._schemas)
         # 0 would be no limit at all
         quiet.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * self._patience_s))}")
         # planning inlines what an index calls, and that may rely on the role's own path

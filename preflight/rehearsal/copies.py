@@ -27,7 +27,7 @@ from preflight.backup import (
     take,
 )
 from preflight.backup.progress import Progress
-from preflight.base import console
+from preflight.base import console, quoting
 from preflight.base.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from preflight.files.reach import Reach
     from preflight.server.sessions import Session
 NO_RIGHT = "42501"
+# of a relation: no dump says how it is made, nor what is in it
+UNMADE = "added to an extension (ALTER EXTENSION … ADD), and not made by CREATE EXTENSION"
 UNFILLED = "55000"  # a query reads a materialised view without rows
 
 
@@ -158,7 +160,7 @@ def restored(
             restored_s = time.monotonic() - began
             session.tell("comparing the copy")
             with scratch.reached(home, name, filling) as copy:
-                empty = proven(
+                empty, unmade = proven(
                     copy,
                     saved,
                     refused,
@@ -167,15 +169,15 @@ def restored(
                     choice=choice,
                 )
             scratch.apply_settings(home, [each for each in settings if each.late], name)
-            believe(config, saved, restoring, refused, without)
+            believe(config, saved, restoring, refused, without, unmade)
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
                 if scripts:
                     new_database.analyze(copy)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
-                    without=without, part=part, lacking=parts.lost(refused), choice=choice,
-                    beside=beside,
+                    without=without, part=part, lacking=lacking(refused, unmade),
+                    choice=choice, beside=beside,
                 )  # fmt: skip
         except BackupUnverified:
             take.hide(saved)
@@ -209,13 +211,17 @@ def _home(
 
 def require_complete(config: Config, saved: Taken | None) -> None:
     """Where a proof is demanded, take no backup that is without something; RehearsalFailed."""
-    without = saved.backup.manifest.without if saved else ()
+    _require_nothing(config, saved.backup.manifest.without if saved else ())
+
+
+def _require_nothing(config: Config, without: Sequence[manifests.Lacking]) -> None:
     if without and config.rehearse == "always":
         named = console.some([f"{each.what} ({each.why})" for each in without])
         raise RehearsalFailed(
             "rehearsal.incomplete",
             f"a proof was demanded, but the backup is without {named}",
-            "Run as a role that may see it (a superuser may), or keep it elsewhere and use "
+            "Do what each says, where it is a right run as a role that has it, or keep it "
+            "elsewhere and use "
             "PREFLIGHT_REHEARSE=auto, which goes on. Nothing was migrated.",
         )
 
@@ -245,31 +251,47 @@ def tell_started(
     )
 
 
-def believe(
+def believe(  # noqa: PLR0913, PLR0917 -- all that is known of it
     config: Config,
     saved: Taken,
     restoring: Restoring,
     refused: Sequence[new_database.Complaint],
-    without: Sequence[str] = (),
+    without: Sequence[str],
+    unmade: Sequence[str],
 ) -> None:
-    """Keep and say how far a copy that was compared proves its backup."""
+    """Keep and say how far a copy that was compared proves its backup; raises RehearsalFailed."""
+    left = [manifests.Lacking(each, UNMADE) for each in unmade]
     if restoring.choice is None:
-        record(saved, refused, without)
+        given = [manifests.Lacking(what, manifests.NOT_GIVEN) for what in without]
+        record(saved, refused, [*given, *left])
+    _require_nothing(config, left)
+    if left:
+        structlog.get_logger().warning(
+            "rehearsal.warned",
+            reason=f"the backup is without {console.some(unmade)}: {UNMADE}",
+            objects=list(unmade[:100]),
+        )
     tell_empty(config, refused, restoring.calling.values())
 
 
+def lacking(refused: Sequence[new_database.Complaint], unmade: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of what a copy has not though the live database has."""
+    return (*parts.lost(refused), *(quoting.parts(name)[-1] for name in unmade))
+
+
 def record(
-    saved: Taken, refused: Sequence[new_database.Complaint] = (), without: Sequence[str] = ()
+    saved: Taken,
+    refused: Sequence[new_database.Complaint] = (),
+    without: Sequence[manifests.Lacking] = (),
 ) -> None:
     """Write into the manifest how far the backup was restored; a plan's nobody will read."""
     if saved.visible:
         with store.usable(saved.store):
             manifest = saved.backup.manifest
-            left = [manifests.Lacking(what, "not given to the copy") for what in without]
             restored_too = dataclasses.replace(
                 manifest,
                 verified="restored",
-                without=(*manifest.without, *left),
+                without=(*manifest.without, *without),
                 excepted=tuple(dict.fromkeys(each.entry for each in refused)) or manifest.excepted,
             )
             saved.store.improve(saved.backup, restored_too)
@@ -772,12 +794,13 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     live: Session,
     empty_allowed: bool,
     choice: some_rows.Choice | None = None,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], list[str]]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
     `refused` is what cannot be there, and why is known; `choice` says which tables have rows.
 
-    Return which views are not filled there, where that is known to be no lack of the backup.
+    Return which views are not filled there, where that is known to be no lack of the backup, and
+    what was added to an extension, and so is in no dump.
     """
     take.require_there(saved)
     schemas = saved.backup.schemas
@@ -808,7 +831,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
             + (" Is the pg_dump on PATH a real and whole one?" if short else ""),
         )
     new_database.strip(copy, saved.backup.manifest.lacks)
-    return tuple(empty)
+    return tuple(empty), catalog.unmade(saved.witness.members, catalog.members(copy, schemas))
 
 
 def _behind(

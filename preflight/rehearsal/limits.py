@@ -154,9 +154,13 @@ def left_out(
     session: Session, part: Part | None, lacking: Collection[str], failure: object, missing: str
 ) -> scratch.Unavailable | None:
     """Return why a failure tells nothing where one of the words of what is missing is left out."""
-    if part is None:
-        return None
     said = set(re.findall(r"[\w$]+", missing))
+    if part is None:
+        if not (gone := said & set(lacking)):
+            return None
+        return scratch.Unavailable(
+            f"{failure}, and the backup is without {', '.join(sorted(gone))}", level="warning"
+        )
     found = _found(session, said)
     inside = {name for schema, name in found if schema in part.schemas}
     outside = {

@@ -154,7 +154,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
                 restore_s = time.monotonic() - began
                 session.tell("comparing the copy")
                 used = bool(scripts or guests)
-                empty = _compared(session, place, saved, restoring, refused, used=used)
+                empty, unmade = _compared(session, place, saved, restoring, refused, used=used)
             except BackupUnverified:
                 if server.death() is None:
                     take.hide(saved)
@@ -162,7 +162,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             with _or_unavailable(home, "the copy cannot have the live database's settings"):
                 cluster.settle(home, around, place.made, late=True)
             _require_whole(place.made, part)
-            copies.believe(config, saved, restoring, refused)
+            copies.believe(config, saved, restoring, refused, (), unmade)
         # nobody of ours stays in template1: CREATE DATABASE copies what nobody else is in
         with (
             cluster.connected(session.config, server, name, us) as copy,
@@ -173,7 +173,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             yield copies.Copy(
                 copy, name, restore_s, began, home, empty=empty, where="local",
                 fidelity=place.fidelity, server=server, part=part,
-                lacking=parts.lost(refused), choice=choice,
+                lacking=copies.lacking(refused, unmade), choice=choice,
             )  # fmt: skip
 
 
@@ -485,13 +485,13 @@ def _compared(  # noqa: PLR0913 -- all that it is held against
     refused: Sequence[new_database.Complaint],
     *,
     used: bool,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], list[str]]:
     """Compare the copy, and close it to other servers; `used`: somebody will work on it.
 
-    Return the views that are not filled in it; raises Unavailable, BackupUnverified.
+    Return what `copies.proven` does; raises Unavailable, BackupUnverified.
     """
     with scratch.reached(place.home, restoring.name, restoring.quiet) as inside:
-        empty = copies.proven(
+        found = copies.proven(
             inside,
             saved,
             refused,
@@ -503,7 +503,7 @@ def _compared(  # noqa: PLR0913 -- all that it is held against
             inside.execute(_SHUT)
         if used:
             new_database.analyze(inside)
-    return empty
+    return found
 
 
 def _make_anew(home: Session, around: cluster.Surroundings) -> None:

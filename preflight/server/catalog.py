@@ -314,7 +314,8 @@ _RESTLESS = [
     *("pg_namespace", "pg_index", "pg_depend", "pg_constraint", "pg_sequence", "pg_rewrite"),
     *("pg_trigger", "pg_largeobject", "pg_largeobject_metadata"),
 ]
-# What pg_dump leaves out without failing: what only others, or a superuser, may see.
+# What pg_dump leaves out without failing: what only others, or a superuser, may see, and what
+# somebody has made in the system's schemas.
 _UNSEEN = """
 SELECT pg_catalog.format('options of the user mapping for %s on server %I',
  coalesce(pg_catalog.quote_ident(nullif(u.usename::text, 'public')), 'PUBLIC'), u.srvname),
@@ -330,11 +331,37 @@ SELECT pg_catalog.format('subscription %I', s.subname), 'only a superuser may du
 FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
 JOIN pg_catalog.pg_roles r ON r.rolname = current_user
 WHERE d.datname = pg_catalog.current_database() AND NOT r.rolsuper
+UNION ALL
+SELECT pg_catalog.format('%s %I.%I', o.kind, n.nspname, o.name), 'no dump has what is there'
+FROM (
+ SELECT 'relation' AS kind, c.relname AS name, c.relnamespace AS place, c.oid,
+  'pg_catalog.pg_class'::regclass AS catalog
+ FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+ UNION ALL SELECT 'function', p.proname, p.pronamespace, p.oid, 'pg_catalog.pg_proc'::regclass
+ FROM pg_catalog.pg_proc p
+ UNION ALL SELECT 'type', t.typname, t.typnamespace, t.oid, 'pg_catalog.pg_type'::regclass
+ FROM pg_catalog.pg_type t WHERE t.typrelid = 0::oid AND t.typcategory <> 'A'
+) o JOIN pg_catalog.pg_namespace n ON n.oid = o.place
+WHERE o.oid >= 16384::oid AND n.nspname IN ('pg_catalog', 'information_schema')
+ AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+  WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e')
 ORDER BY 1
+"""
+# each extension, and each of its relations: those that its script makes, and others that were added
+_MEMBERS = """
+SELECT e.extname::text, e.extversion, '' FROM pg_catalog.pg_extension e
+UNION ALL
+SELECT e.extname::text, e.extversion, pg_catalog.format('%I.%I', n.nspname, c.relname)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_depend d ON d.refobjid = e.oid
+ AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+ AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'e'
+JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace {only}
 """
 Objects = packed.Rows  # of names and shapes, in the order of the names
 Marks = packed.Rows  # of kind and oid, version, and name
 Sequences = Mapping[str, tuple[bool, int | None]]
+Members = frozenset[tuple[str, str, str]]
 
 # what reads, near or far, from a foreign table: a refresh calls the other server
 _CALLING = """
@@ -464,6 +491,16 @@ def written_since(session: Session, transaction: int) -> list[str]:
 def unseen(session: Session) -> list[tuple[str, str]]:
     """Return what this role's dump will be without, though nothing fails: what, and why."""
     return [(what, why) for what, why in session.execute(_UNSEEN).fetchall()]
+
+
+def members(session: sessions.Place, schemas: Sequence[str] = ()) -> Members:
+    """Return the extensions in their versions, and with each of their relations."""
+    return sessions.read(session, _MEMBERS.replace("{only}", only(schemas)), frozenset)
+
+
+def unmade(wanted: Members, found: Members) -> list[str]:
+    """Name the relations that an extension has, and not where it was made anew: in no dump."""
+    return sorted(each[2] for each in wanted - found if (*each[:2], "") in found)
 
 
 def moved(before: Marks, after: Marks) -> list[str]:

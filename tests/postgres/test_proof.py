@@ -814,6 +814,34 @@ def test_what_only_the_copy_lacks_is_no_fault_of_the_backup(  # noqa: PLR0913, P
     assert [] == scratches(database.server)
 
 
+def test_what_no_dump_has_is_told(
+    run: Run, database: servers.Database, backup_dir: Path, migrations: WriteMigrations
+) -> None:
+    """A member that an extension's script does not make, and what somebody made in pg_catalog.
+
+    pg_dump leaves them out without a word. A file that names one is not rehearsed; `always` is 27.
+    """
+    database.script(
+        "CREATE EXTENSION pg_trgm; CREATE TABLE queue (id int); INSERT INTO queue VALUES (1);"
+        "ALTER EXTENSION pg_trgm ADD TABLE queue"
+    )
+    first = run()
+    migrations({**ONE, "009_x.sql": "DELETE FROM queue;"})
+    result = run(env={"PREFLIGHT_REHEARSE": "auto"})
+    database.script("CREATE FUNCTION pg_catalog.of_ours() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    last = run("backup")
+
+    assert (27, "rehearsal.incomplete") == code_of(first), first
+    assert "public.queue" in first.finished["error"]["message"]
+    assert 0 == result.code, result
+    assert ["public.queue"] == result.event("rehearsal.warned")[0]["objects"]
+    assert "without queue" in result.event("rehearsal.skipped")[0]["reason"]
+    saved = json.loads((backup_dir / result.finished["backup"] / "manifest.json").read_bytes())
+    assert ["public.queue"] == [each["what"] for each in saved["without"]]
+    assert (27, "rehearsal.incomplete") == code_of(last), last
+    assert "function pg_catalog.of_ours" in last.finished["error"]["message"]
+
+
 STILL_THEIRS = """
 SELECT 'rights' AS suite, 'whose it is' AS "check", relowner <> current_user::regrole AS ok
 FROM pg_class WHERE oid = 'vault.theirs'::regclass;
