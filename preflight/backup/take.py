@@ -528,8 +528,9 @@ def _while_counting(
 
             written = _written(session, into, snapshot.name, progress, look)
             count.finish()
-    if moved := catalog.moved(count.marks, catalog.marks(session, only)):
-        raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")
+        # as long as the tables are locked: who swaps an index (REINDEX CONCURRENTLY) waits for that
+        if moved := catalog.moved(count.marks, catalog.marks(session, only)):
+            raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")
     count.sequences = catalog.settled(stood, catalog.sequences(session, only))
     return snapshot.taken_at, count, written
 

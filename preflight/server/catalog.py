@@ -223,6 +223,7 @@ WHERE NOT s.seqcycle AND c.relpersistence <> 't' {only}
 # What a lock on the tables does not hold still: one row each with its version. pg_dump lists the
 # objects in its snapshot, but prints what they are from the catalogs as they are by then. REFRESH
 # and REINDEX write to pg_class and change nothing that is dumped: there the name is the version.
+# So it is with a sequence that begins anew.
 _MARKS = """
 WITH schemas AS (
  SELECT n.oid, n.xmin, n.nspname FROM pg_catalog.pg_namespace n
@@ -246,7 +247,8 @@ JOIN schemas n ON n.oid = t.typnamespace
 UNION ALL SELECT 'relation', r.oid::text,
  CASE WHEN r.relkind IN ('v', 'f', 'c') THEN r.xmin::text ELSE r.name END, r.name
 FROM relations r WHERE r.relkind IN ('v', 'f', 'c', 'm', 'S', 'i', 'I')
-UNION ALL SELECT 'sequence', s.seqrelid::text, s.xmin::text, r.name
+UNION ALL SELECT 'sequence', s.seqrelid::text, pg_catalog.concat_ws(' ', s.seqtypid, s.seqstart,
+ s.seqincrement, s.seqmax, s.seqmin, s.seqcache, s.seqcycle), r.name
 FROM pg_catalog.pg_sequence s JOIN relations r ON r.oid = s.seqrelid
 UNION ALL SELECT 'column', a.attrelid::text || '.' || a.attnum, a.xmin::text,
  pg_catalog.format('%s.%I', r.name, a.attname)

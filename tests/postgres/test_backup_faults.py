@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -497,6 +498,8 @@ CHANGES: dict[str, tuple[str, int]] = {
     "sequence set back": ("SELECT setval('s', 3)", 1),
     "sequence begun anew": ("SELECT setval('s', 1, false)", 1),
     "sequence went on": ("SELECT nextval('s')", 1),
+    "sequence restarted": ("ALTER SEQUENCE s RESTART", 1),
+    "sequence altered": ("ALTER SEQUENCE s INCREMENT 2", 2),
     "view refreshed": ("REFRESH MATERIALIZED VIEW m", 1),
     "made meanwhile": (
         "CREATE TABLE new (id int); CREATE FUNCTION g() RETURNS int LANGUAGE sql AS 'SELECT 1'",
@@ -535,6 +538,25 @@ def test_what_no_lock_holds_still_is_dumped_again_when_it_was_changed(
     assert 0 == result.code, str(result)
     assert attempts == len(result.event("backup.started"))
     assert "restored" == result.event("rehearsal.passed")[0]["verified"]
+
+
+def test_indexes_that_are_built_anew_meanwhile_cost_no_dump(
+    start: Start, database: servers.Database, fakes: Fakes
+) -> None:
+    """REINDEX CONCURRENTLY puts them in the old ones' place once the snapshot is gone."""
+    names = [f"rebuilt_{number}" for number in range(8)]
+    database.script("".join(f"CREATE TABLE {name} (id int PRIMARY KEY);" for name in names))
+    process = start("backup", env={"PATH": fakes.hold(), "PREFLIGHT_REHEARSE": "off"})
+    faults.until((fakes.here / "held").exists, "pg_dump has begun")
+    waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '^REINDEX'"
+    with ThreadPoolExecutor(len(names)) as pool:
+        rebuilt = [pool.submit(database.script, f"REINDEX TABLE CONCURRENTLY {n}") for n in names]
+        faults.until(lambda: len(database.query(waits)) == len(names), "they wait for the snapshot")
+        fakes.let_go()
+        result = process.wait()
+    assert [None] * len(names) == [each.result() for each in rebuilt]
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.started"))
 
 
 def test_what_changes_all_the_time_ends_with_14(
