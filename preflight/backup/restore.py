@@ -509,7 +509,8 @@ def _require_had(problems: Sequence[tuple[str, str | None]]) -> None:
         raise TargetUnusable(
             "restore.no_right",
             f"this role may not give the new database {what}",
-            f"Run as the live database's owner or as a superuser, or {advice}",
+            "Run as a superuser, or as who may: the live database's owner, and of another role's "
+            f"settings who has CREATEROLE, and from 16 on ADMIN on that role. Or {advice}",
             sqlstate=restored.NO_RIGHT,
         )
     raise TargetUnusable(

@@ -417,7 +417,7 @@ def test_damaged_backup_is_not_restored(
 def test_role_without_rights_is_told_what_it_lacks(
     run: Run, filled: servers.Database, role: str
 ) -> None:
-    """To create a database, and to give it the owner of the live one."""
+    """To create a database, to give it the owner of the live one, and another role's settings."""
     run("backup")
     login = {"PGUSER": role, "PGPASSWORD": SECRET}
     no_createdb = run("restore", "latest", env=login)
@@ -425,11 +425,14 @@ def test_role_without_rights_is_told_what_it_lacks(
         connection.execute(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
         connection.execute(SQL("GRANT pg_read_all_data TO {}").format(Identifier(role)))
     filled.script("ALTER TABLE t OWNER TO " + Identifier(role).as_string(None))
+    filled.script(f"ALTER ROLE postgres IN DATABASE {filled.name} SET work_mem = '8MB'")
     run("backup")
     no_owner = run("restore", "latest", env=login)
 
     assert (22, "restore.no_right") == (no_createdb.code, error_of(no_createdb)["code"])
     assert (22, "restore.no_right") == (no_owner.code, error_of(no_owner)["code"]), no_owner
+    assert "setting work_mem of role postgres" in error_of(no_owner)["message"]
+    assert "of another role's settings who has CREATEROLE" in error_of(no_owner)["hint"]
     assert [] == beside(filled)
 
 
