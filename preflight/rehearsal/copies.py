@@ -176,7 +176,7 @@ def restored(
                     new_database.analyze(copy)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
-                    without=without, part=part, lacking=lacking(refused, unmade),
+                    without=without, part=part, lacking=lacking(saved, refused, unmade),
                     choice=choice, beside=beside,
                 )  # fmt: skip
         except BackupUnverified:
@@ -274,9 +274,13 @@ def believe(  # noqa: PLR0913, PLR0917 -- all that is known of it
     tell_empty(config, refused, restoring.calling.values())
 
 
-def lacking(refused: Sequence[new_database.Complaint], unmade: Sequence[str]) -> tuple[str, ...]:
+def lacking(
+    saved: Taken, refused: Sequence[new_database.Complaint], unmade: Sequence[str]
+) -> tuple[str, ...]:
     """Return the names of what a copy has not though the live database has."""
-    return (*parts.lost(refused), *(quoting.parts(name)[-1] for name in unmade))
+    said = (each.what.partition(" ") for each in saved.backup.manifest.without)
+    undumped = [name for kind, _, name in said if kind in {"relation", "function", "type"}]
+    return (*parts.lost(refused), *(quoting.parts(name)[-1] for name in (*undumped, *unmade)))
 
 
 def record(

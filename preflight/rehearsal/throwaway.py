@@ -173,7 +173,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             yield copies.Copy(
                 copy, name, restore_s, began, home, empty=empty, where="local",
                 fidelity=place.fidelity, server=server, part=part,
-                lacking=copies.lacking(refused, unmade), choice=choice,
+                lacking=copies.lacking(saved, refused, unmade), choice=choice,
             )  # fmt: skip
 
 
