@@ -332,6 +332,24 @@ def first_look(
     return found, None
 
 
+def require_told(session: Session, files: Sequence[Migration]) -> None:
+    """Make sure that first contact is over, or that there is nothing to record and to ask.
+
+    Raises HistoryConflict, VerifyFailed: a file that is run or taken back would end it.
+    """
+    found, failure = first_look(session, files, ledger.read(session))
+    if failure:
+        raise failure
+    if found:
+        names = ", ".join(sorted(found)[:5])
+        raise HistoryConflict(
+            "history.first_contact",
+            f"{len(found)} files are there already and not recorded ({names}), so no other is run "
+            "again or taken back yet",
+            "Run `up` first: it records what is there without running it.",
+        )
+
+
 def _there_already(
     session: Session, files: Sequence[Migration], unrecorded: Sequence[Migration]
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preflight import gate
+from preflight.apply import contact
 from preflight.base.errors import (
     ConfigInvalid,
     PlanChanged,
@@ -34,6 +35,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
         gate.enter(session)
         ledger.ensure(session)
         file = _to_force(config, files, ledger.read(session), version)
+        contact.require_told(session, files)
         row = ledger.row_of(session, file.version)
         due.require([file.up])
         backup = gate.proven(session, [file], "force", row)

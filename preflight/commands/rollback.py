@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight import gate
+from preflight.apply import contact
 from preflight.base.errors import PlanChanged
 from preflight.commands import command
 from preflight.files import folder
@@ -45,6 +46,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         steps = back.prepare(session, files, back.choose(files, before, down_to))
         if not steps:
             return
+        contact.require_told(session, files)
         saved, name = gate.proven_back(session, steps)
         for done, step in enumerate(steps, 1):
             lock.require(session)

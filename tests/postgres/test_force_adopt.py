@@ -380,3 +380,18 @@ def test_part_way_file_is_not_taken_for_another_of_its_number(
 
     assert [26, 26, 26] == [run(*each).code for each in (["up"], ["force", "1"], ["adopt", "1"])]
     assert [("001_a", "failed")] == database.query("SELECT name, state FROM preflight.migrations")
+
+
+@pytest.mark.parametrize("command", ["force", "rollback"])
+def test_one_adopted_file_neither_runs_again_nor_goes_while_others_are_to_be_recorded(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str
+) -> None:
+    """It would end first contact, and `up` would run what is there already."""
+    migrations(A | B | {"001_a_rollback.sql": "DROP TABLE a;"})
+    database.script("CREATE TABLE a (id int); CREATE TABLE b (id int)")
+    assert 0 == run("adopt", "1").code
+
+    result = run(command)
+    assert (26, "history.first_contact") == (result.code, result.finished["error"]["code"])
+    assert ["002_b"] == run("up").finished["adopted"]
+    assert 0 == run("force").code
