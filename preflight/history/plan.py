@@ -119,12 +119,14 @@ def newer(files: Sequence[Migration], history: History) -> tuple[Record, ...]:
 def compared(file: Migration, record: Record) -> str:
     """Return whether a file is what was recorded under its number: same, edited, renamed, other.
 
-    One that stopped part-way may be edited: what is left of it is still to run.
+    One that stopped part-way may be edited or renamed: what is left of it is still to run.
     """
+    alike, part_way = file.checksum == record.checksum, record.state != "done"
     if file.name == record.name:
-        same = file.checksum == record.checksum or record.state != "done"
-        return "same" if same else "edited"
-    return "renamed" if file.checksum == record.checksum else "other"
+        return "same" if alike or part_way else "edited"
+    if not alike:
+        return "other"
+    return "same" if part_way else "renamed"
 
 
 def contradicted(files: Sequence[Migration], history: History) -> list[Problem]:

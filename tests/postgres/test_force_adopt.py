@@ -382,6 +382,22 @@ def test_part_way_file_is_not_taken_for_another_of_its_number(
     assert [("001_a", "failed")] == database.query("SELECT name, state FROM preflight.migrations")
 
 
+def test_renamed_part_way_file_goes_on_under_its_new_name(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """To adopt it, as a renamed file that is done, would record what never ran."""
+    begun = MARK + "CREATE TABLE a (id int);\nINSERT INTO b VALUES (1);"
+    folder = migrations({"001_a.sql": begun})
+    assert 31 == run().code
+    (folder / "001_a.sql").rename(folder / "001_z.sql")
+    database.script("CREATE TABLE b (id int)")
+
+    assert ["partial"] == [each["state"] for each in run("check").event("migration.listed")]
+    assert 0 == run().code
+    assert [("001_z", "done")] == database.query("SELECT name, state FROM preflight.migrations")
+    assert [1] == database.query("SELECT id FROM b")
+
+
 @pytest.mark.parametrize("command", ["force", "rollback"])
 def test_one_adopted_file_neither_runs_again_nor_goes_while_others_are_to_be_recorded(
     run: Run, database: servers.Database, migrations: WriteMigrations, command: str
