@@ -106,30 +106,27 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
 
 @contextmanager
 def untouched(session: Session, migration: Migration, row: Row | None) -> Iterator[None]:
-    """Leave a file recorded as it is when the first statement now fails and leaves nothing.
+    """Leave the history as it is when the first statement now fails and leaves nothing.
 
-    `row` is the one that is claimed inside.
+    `row` is the one that is claimed inside; None: of a file that is not recorded.
     """
-    if row is None:
-        yield
-        return
-    kept = ledger.copy_of(session, row.version)
+    kept = ledger.copy_of(session, row.version) if row else None
     try:
         yield
     except (Exception, stop.Stopped) as error:
-        if session.lost or kept is None or not _put_back(session, row.version, kept):
+        if session.lost or not _put_back(session, migration.version, kept):
             raise
         stop.leaves(session, None)
         if not isinstance(error, MigrationPartial):
             raise
+        stays = "stays recorded as it was" if row else "is not recorded"
         told = error.problem.data() | {
-            "message": f"{error}; nothing of {migration.up.file} ran, so {migration.name} stays "
-            "recorded as it was"
+            "message": f"{error}; nothing of {migration.up.file} ran, so {migration.name} {stays}"
         }
         raise MigrationPartial(error.code, **told) from error  # type: ignore[arg-type]
 
 
-def _put_back(session: Session, version: int, kept: str) -> bool:
+def _put_back(session: Session, version: int, kept: str | None) -> bool:
     try:
         sessions.roll_back(session)
         session.reset()

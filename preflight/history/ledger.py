@@ -347,16 +347,21 @@ def copy_of(session: Session, version: int) -> str | None:
     return row[0] if row else None
 
 
-def put_back(session: Session, version: int, kept: str) -> bool:
-    """Put a version's row back as it was before this run claimed it, if nothing was done since."""
+def put_back(session: Session, version: int, kept: str | None) -> bool:
+    """Put a version's row back as it was before this run claimed it, if nothing was done since.
+
+    None: it was not recorded, or only as begun by a run of which nothing is left.
+    """
     table = f"{session.config.schema}.migrations"
     deleted = session.execute(
         f"""DELETE FROM {table} WHERE version = %s AND run_id = %s
- AND statements_done = 0 AND statements_started = 0""",  # noqa: S608 -- a checked name
-        [version, session.config.run_id],
+ AND statements_done = 0 AND statements_started = 0 AND (%s OR how = 'applied')""",  # noqa: S608 -- a checked name
+        [version, session.config.run_id, kept is not None],
     )
     if deleted.rowcount != 1:
         return False
+    if kept is None:
+        return True
     session.execute(
         f"""INSERT INTO {table}
  SELECT r.* FROM pg_catalog.json_populate_record(NULL::{table}, %s::pg_catalog.json) r""",  # noqa: S608

@@ -218,6 +218,20 @@ def test_invalid_index_that_cannot_be_dropped_is_named(
     assert ("migration.sql_error", "55P03") == (error["code"], error["sqlstate"])
 
 
+def test_file_of_which_nothing_ran_is_not_recorded(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its number is free: for another name, or for none."""
+    folder = migrations({"001_a.sql": f"{MARK}CREATE TABEL a ();"})
+    failed = run()
+    assert 31 == failed.code, failed
+    assert "001_a is not recorded" in error_of(failed)["message"]
+    assert [] == database.query(PROGRESS)
+    (folder / "001_a.sql").unlink()
+    migrations({"001_b.sql": f"{MARK}CREATE TABLE a ();"})
+    assert 0 == run().code
+
+
 @pytest.mark.fault("E121")
 @pytest.mark.usefixtures("table")
 def test_killed_index_is_dropped_and_built_anew(
@@ -829,16 +843,16 @@ def test_subscription_with_a_slot_is_dropped_outside_a_transaction(
 ) -> None:
     """Its publisher cannot be reached: that is what is said, and a dropped one is read back."""
     database.script(SUBSCRIBED)
-    migrations({"001_a.sql": f"{MARK}DROP SUBSCRIPTION s;"})
+    migrations({"001_a.sql": f"{MARK}SELECT 1;\nDROP SUBSCRIPTION s;"})
 
     failed = run()
 
     assert (31, "08006") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
     database.script("ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s")
-    database.script("UPDATE preflight.migrations SET statements_started = 1")  # as after a kill
+    database.script("UPDATE preflight.migrations SET statements_started = 2")  # as after a kill
     again = run()
     assert 0 == again.code, str(again)
-    assert [("done", 1, 1)] == database.query(PROGRESS)
+    assert [("done", 2, 2)] == database.query(PROGRESS)
 
 
 def test_block_that_meets_such_a_refusal_is_not_run_twice(

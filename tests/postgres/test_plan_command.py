@@ -392,7 +392,8 @@ def test_plan_leaves_out_what_a_part_way_file_has_done(
 
 def test_newer_file_that_is_part_way_is_said_to_be(run: Run, migrations: WriteMigrations) -> None:
     """An older image goes on, and nobody takes the database for one that is only newer."""
-    migrations({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "-- preflight: no-transaction\nX;"})
+    begun = "-- preflight: no-transaction\nSELECT 1; X;"
+    migrations({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": begun})
     assert 31 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
     (migrations.directory / "002_b.sql").unlink()
 
