@@ -276,9 +276,8 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
                 ),
             )
             ledger.require_unmoved(session)
-            if not started:
-                seen.begin(1)
-                last_look()
+            seen.begin(1)
+            last_look()
         statements.prepare(session, step.script, "SET")
         count = outside.run_statements(session, step.undo, begun, seen)
         session.reset()

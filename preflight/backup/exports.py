@@ -20,7 +20,7 @@ from preflight.base.errors import (
     BackupFailed,
     MigrationFailed,
 )
-from preflight.files import effects, parser
+from preflight.files import effects, parser, scan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -193,13 +193,18 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
         name = f"{retention.EXPORT}{step.migration.name}-{number}"
         query, file = statement.text(script.text), f"{name}{suffix}.csv"
         before = _hash(saved, f"{name}.csv") if again else None
+        session.execute("SAVEPOINT preflight_query")
         try:
             rows = _save(session, step.migration, query, saved, file, before)
         except psycopg.Error as error:
             if session.lost or error.sqlstate in sessions.PASSING:
                 raise
             if error.sqlstate in verify.ABSENT and step.row.state != "done":
-                break  # it stopped before it made what would be saved
+                # it stopped before it made what would be saved, or after it took that back
+                session.execute("ROLLBACK TO SAVEPOINT preflight_query")
+                if not again:
+                    _tell_absent(step.migration, script, statement, error)
+                continue
             raise statements.located(
                 MigrationFailed, session, step.migration, script, statement, error
             ) from error
@@ -213,6 +218,17 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
             )
             files.append(saved.seal.file(file))
     return files
+
+
+def _tell_absent(
+    migration: Migration, script: Script, statement: scan.Statement, error: psycopg.Error
+) -> None:
+    line, _ = scan.position(script.text, statement.start)
+    structlog.get_logger().warning(
+        "migration.progressed",
+        **migration.named,
+        notice=f"{script.file}:{line} is not saved: {error.diag.message_primary}",
+    )
 
 
 def _hash(saved: Place, file: str) -> str | None:

@@ -245,6 +245,31 @@ def test_row_that_is_written_after_the_export_is_in_it_all_the_same(  # noqa: PL
     assert [1, 2] == [event["rows"] for event in result.event("export.saved")]
 
 
+def test_resumed_rollback_exports_what_is_left_to_be_destroyed(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What is gone already keeps nothing else from being saved, up to the last moment."""
+    text = f"{MARK}DROP VIEW of_a;\nSELECT {{}};\nDROP TABLE a;\n"
+    export = "SELECT id FROM of_a;\nSELECT id FROM a ORDER BY 1;\n"
+    migrations(A | {"001_a_export.sql": export, "001_a_rollback.sql": text.format("1 / 0")})
+    run()
+    database.script("CREATE VIEW of_a AS SELECT * FROM a; INSERT INTO a VALUES (1)")
+    assert 31 == run("rollback").code
+    migrations({"001_a_rollback.sql": text.format(1)})
+    with database.server.connect(database.name) as app:
+        app.execute("BEGIN; INSERT INTO a VALUES (2)")
+        process = start("rollback", env={"PREFLIGHT_LOCK_TIMEOUT_MS": "20000"})
+        process.wait_for_event("migration.blocked")
+        app.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    saved = [(event["file"], event["rows"]) for event in result.event("export.saved")]
+    assert [("export-001_a-2.csv", 1), ("export-001_a-2.csv", 2)] == saved
+    told = [event.get("notice") for event in result.event("migration.progressed")]
+    assert ['001_a_export.sql:1 is not saved: relation "of_a" does not exist'] == told
+
+
 def test_export_of_a_step_is_not_made_poorer_by_the_steps_before_it(
     run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
