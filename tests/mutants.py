@@ -558,9 +558,9 @@ MUTANTS = [
     # --- resume, repair, retry
     Mutant(
         "an effect beyond the database is not repeated",
-        "apply/forward",
-        "_passing(error) and not _beyond(migration.up)),",
-        "_passing(error)),",
+        "apply/patience",
+        "bool(passing(error) and not beyond())),",
+        "bool(passing(error))),",
         _tests("apply::test_effect_beyond_the_database_is_not_repeated"),
     ),
     Mutant(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from preflight.apply import forward, outside, resume, statements, verify
+from preflight.apply import forward, outside, patience, resume, statements, verify
 from preflight.base.errors import (
     ConfigInvalid,
     Failure,
@@ -209,7 +209,7 @@ def back(
     def once(seen: Watch) -> int:
         if not step.script.transactional:
             return _step_by_step(session, step, backup, seen, began, last_look)
-        return forward.patiently(
+        return patience.patiently(
             session,
             step.undo,
             seen,
@@ -264,10 +264,8 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
     """Run or resume a non-transactional rollback file; its row stays until all of it is done."""
     begun = _begun(step)
     done, started = begun.statements_done, begun.statements_started
-    with (
-        fence.recorded(session, step.migration, MigrationPartial),
-        outside.untouched(session, step.undo, step.row),
-    ):
+
+    def claim() -> None:
         with sessions.transaction(session):
             fence.fence(
                 session,
@@ -278,6 +276,12 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
             ledger.require_unmoved(session)
             seen.begin(1)
             last_look()
+
+    with (
+        fence.recorded(session, step.migration, MigrationPartial),
+        outside.untouched(session, step.undo, step.row),
+    ):
+        patience.patiently(session, step.undo, seen, claim)
         statements.prepare(session, step.script, "SET")
         count = outside.run_statements(session, step.undo, begun, seen)
         session.reset()

@@ -13,11 +13,10 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from preflight.apply import outside, statements, verify
+from preflight.apply import outside, patience, statements, verify
 from preflight.base import stop
 from preflight.base.errors import (
     ConnectionLost,
-    DatabaseBusy,
     Failure,
     LockBusy,
     MigrationFailed,
@@ -31,8 +30,6 @@ from preflight.history import fence, journal, ledger, repeats
 from preflight.server import lock, sessions, watch
 
 if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
     from preflight.files.migrations import Migration, Script
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
@@ -70,7 +67,7 @@ def forward(
             run = partial(_together, session, migration, backup, seen)
         else:
             run = partial(_one_by_one, session, migration, backup, seen, again)
-        return patiently(session, migration, seen, run)
+        return patience.patiently(session, migration, seen, run)
 
     def recorded(row: Row | None) -> bool:
         return row is not None and row.state == "done" and row.run_id == session.config.run_id
@@ -167,99 +164,6 @@ def clean(session: Session) -> None:
     session.reset(sessions.FORGET)
 
 
-def patiently(
-    session: Session, migration: Migration, seen: watch.Watch, transaction: Callable[[], int]
-) -> int:
-    """Run a file's transaction, again while somebody is in the way; return the statements.
-
-    One with an effect beyond the database is not run again: that would not be rolled back.
-    """
-    began = time.monotonic()
-    try:
-        return transaction()
-    except psycopg.Error as error:
-        if session.lost or not _passing(error):
-            raise
-        first = error
-    return _again(session, migration, seen, transaction, first, began)
-
-
-def _again(  # noqa: PLR0913, PLR0917 -- what was tried, and how
-    session: Session,
-    migration: Migration,
-    seen: watch.Watch,
-    transaction: Callable[[], int],
-    first: psycopg.Error | None,
-    began: float,
-) -> int:
-    """Go on from the first failure, for which nearly no file has to load what repeats."""
-    from tenacity import Retrying, retry_if_exception, wait_random_exponential  # noqa: PLC0415
-
-    def once() -> int:
-        nonlocal first
-        if first is None:
-            return transaction()
-        raised, first = first, None
-        raise raised
-
-    deadline = began + session.config.lock_retry_s
-    retrying = Retrying(
-        retry=retry_if_exception(lambda error: _passing(error) and not _beyond(migration.up)),
-        wait=wait_random_exponential(0.1, max=5, min=0.1),
-        stop=lambda _: time.monotonic() >= deadline,
-        sleep=stop.sleep,
-        before_sleep=lambda state: _before_retry(session, migration, state, seen),
-        reraise=True,
-    )
-    try:
-        return retrying(once)
-    except psycopg.Error as error:
-        if session.lost or not _passing(error):
-            raise
-        beyond = _beyond(migration.up)
-        raise DatabaseBusy(
-            "database.busy",
-            f"{migration.name}: {error.diag.message_primary or error}"
-            f"{'' if beyond else ' after all retries'}; "
-            f"blocked by {watch.named(seen.blockers(error.sqlstate))}",
-            f"It was rolled back but not tried again, for it {beyond}. Put that into a file of its "
-            "own, and run again at a quieter time."
-            if beyond
-            else "It was rolled back. Run again at a quieter time, end the blocker, or raise "
-            "PREFLIGHT_LOCK_RETRY_S.",
-            **migration.named,
-            sqlstate=error.sqlstate,
-        ) from error
-
-
-def _beyond(script: Script) -> str | None:
-    """Return the first effect beyond the database of a file that met somebody in its way."""
-    from preflight.files import reach  # noqa: PLC0415 -- only then
-
-    reached = (reach.beyond(text) for _, text in statements.each(script))
-    return next((found.words for found in reached if found), None)
-
-
-def _passing(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error) and error.sqlstate in sessions.PASSING
-
-
-def _before_retry(
-    session: Session, migration: Migration, state: RetryCallState, seen: watch.Watch
-) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    sqlstate = getattr(error, "sqlstate", None)
-    structlog.get_logger().warning(
-        "migration.retried",
-        **migration.named,
-        attempt=state.attempt_number,
-        sqlstate=sqlstate,
-        blocked_by=watch.told(seen.blockers(sqlstate)),
-    )
-    seen.begin()
-    clean(session)  # prepared statements outlive a rollback
-
-
 def _one_by_one(
     session: Session,
     migration: Migration,
@@ -328,7 +232,7 @@ def _together(session: Session, migration: Migration, backup: str | None, seen: 
         try:
             fence.fence(session, claim, begins=True)
         except psycopg.Error as error:
-            if session.lost or _passing(error):
+            if session.lost or patience.passing(error):
                 raise
             sessions.roll_back(session)
             with sessions.ours(session):  # was it one of these?
@@ -381,7 +285,7 @@ def _end(
         said = f"{said}; {ledger.finishing(session, migration, began, count, backup)}"
         rows, same = session.picked(f"{said}; {session.asks()}", -3, -1)
     except psycopg.Error as error:
-        if session.lost or _passing(error):
+        if session.lost or patience.passing(error):
             raise
         if error.sqlstate == sessions.CANCELLED:  # a second time it might come through
             raise statements.located(
@@ -403,7 +307,7 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
         try:
             statements.execute(session, script, statement, text)
         except psycopg.Error as error:
-            if session.lost or _passing(error):
+            if session.lost or patience.passing(error):
                 raise
             raise statements.located(
                 MigrationFailed, session, migration, script, statement, error
@@ -423,7 +327,7 @@ def check_constraints(session: Session, migration: Migration, script: Script) ->
     try:
         session.execute(_CHECKED)
     except psycopg.Error as error:
-        if session.lost or _passing(error):
+        if session.lost or patience.passing(error):
             raise
         raise statements.located(
             MigrationFailed, session, migration, script, None, error

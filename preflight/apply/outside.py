@@ -15,25 +15,24 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
-from preflight.apply import indexes, resume, statements, verify
+from preflight.apply import indexes, patience, resume, statements, verify
 from preflight.base import stop
 from preflight.base.errors import Failure, HistoryConflict, MigrationPartial
 from preflight.files import kinds, lasting, scan
 from preflight.history import fence, ledger
-from preflight.server import sessions
+from preflight.server import sessions, watch
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
-    from preflight.server.watch import Watch
 
 
 def run(
     session: Session,
     migration: Migration,
     backup: str | None,
-    seen: Watch,
+    seen: watch.Watch,
     again: Row | None = None,
 ) -> int:
     """Run or resume a non-transactional file, or run it `again` from its start.
@@ -80,14 +79,17 @@ def _claim(session: Session, migration: Migration, backup: str | None, row: Row 
         )
 
 
-def run_statements(session: Session, migration: Migration, row: Row | None, seen: Watch) -> int:
+def run_statements(
+    session: Session, migration: Migration, row: Row | None, seen: watch.Watch
+) -> int:
     """Run what is left of a file whose row is claimed, with marks; return how many there are."""
     done, started = (row.statements_done, row.statements_started) if row else (0, 0)
     number, patient = 0, migration.up.lock_timeout_ms is None
+    seconds: float = session.config.lock_retry_s
     locked = lasting.again(migration.up, done)
     stop.leaves(session, _stays(session, migration, done))
     for number, (statement, text) in enumerate(statements.each(migration.up), 1):
-        each = _Statement(session, migration, statement, text, number)
+        each = _Statement(session, migration, statement, text, number, seen)
         if number > done:
             seen.begin(number)
             each.warn()
@@ -95,8 +97,10 @@ def run_statements(session: Session, migration: Migration, row: Row | None, seen
             if alone or started >= number:  # begun before, so it ran outside
                 each.patient = patient and kinds.queues_nobody(text)
                 each.outside(begun_before=started >= number)
-            elif not each.inside():
-                each.outside(begun_before=started >= number)
+            else:
+                done_inside, seconds = each.inside(seconds)
+                if not done_inside:
+                    each.outside(begun_before=started >= number)
             stop.leaves(session, _stays(session, migration, number))
         elif each.sets or (locked and lasting.locks(text)):
             each.run()  # what a done statement set or locked went with its session
@@ -182,15 +186,16 @@ _PASSES = (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"])  # SET that holds for a 
 class _Statement:
     """One statement of a non-transactional file."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- whose it is, and who looks on
         self,
         session: Session,
         migration: Migration,
         statement: scan.Statement,
         text: bytes,
         number: int,
+        seen: watch.Watch,
     ) -> None:
-        self.session, self.migration = session, migration
+        self.session, self.migration, self.seen = session, migration, seen
         self.statement, self.text, self.number = statement, text, number
         self.said = scan.words(statements.head(migration.up, statement), 2)
         self.patient = False  # may wait for its locks as long as it takes
@@ -221,32 +226,65 @@ class _Statement:
         except psycopg.Error as error:
             if self.session.lost:
                 raise
-            raise statements.located(
+            failure = statements.located(
                 MigrationPartial,
                 self.session,
                 self.migration,
                 self.migration.up,
                 self.statement,
                 error,
-            ) from error
+            )
+            raise self._blocked(failure) from error
+
+    def _blocked(self, failure: Failure) -> Failure:
+        """Name who was in the way, if it was somebody: the file need not be corrected."""
+        if not (sqlstate := patience.passing(failure)):
+            return failure
+        told = failure.problem.data() | {
+            "message": f"{failure}; blocked by {watch.named(self.seen.blockers(sqlstate))}",
+            "hint": "What is finished stays. Run again at a quieter time, end the blocker, or let "
+            "it wait longer: PREFLIGHT_LOCK_RETRY_S, and the lock timeout.",
+        }
+        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
 
     def mark(self, *, done: int, started: int) -> None:
         ledger.mark(self.session, self.migration.version, done=done, started=started)
 
-    def inside(self) -> bool:
-        """Run it in a transaction with its progress mark; False when the server takes it in none.
+    def inside(self, seconds: float) -> tuple[bool, float]:
+        """Run it in a transaction with its progress mark, again while somebody is in the way.
 
+        Return False when the server takes it in none, and what is left of the seconds for that.
         What its text does not tell: whether a relation has partitions, a subscription its slot.
         """
+        began = last = time.monotonic()
+
+        def attempt() -> None:
+            nonlocal last
+            last = time.monotonic()
+            self._inside()
+
         with marked(self.session, self.migration, self.number - 1):
             try:
-                self._inside()
+                patience.tried(
+                    self.session,
+                    self.migration,
+                    self.seen,
+                    attempt,
+                    partial(self.seen.begin, self.number),
+                    seconds,
+                    self._reaches_beyond,
+                )
             except MigrationPartial as failure:
                 alone = kinds.may_be_refused(self.text)
                 if failure.problem.sqlstate == kinds.IN_TRANSACTION and alone:
-                    return False
+                    return False, seconds
                 raise
-        return True
+        return True, seconds - (last - began)
+
+    def _reaches_beyond(self) -> bool:
+        from preflight.files import reach  # noqa: PLC0415 -- only where somebody is in the way
+
+        return reach.beyond(self.text) is not None
 
     def _inside(self) -> None:
         with sessions.transaction(self.session):

@@ -586,9 +586,30 @@ def test_statement_that_queues_readers_obeys_the_lock_timeout(
     migrations({"001_a.sql": MARK + statement})
     with database.server.connect(database.name) as blocker:
         blocker.execute("BEGIN; SELECT * FROM t; INSERT INTO t VALUES (3)")
-        failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "0"})
 
     assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
+
+
+@pytest.mark.usefixtures("table")
+def test_statement_in_a_transaction_waits_for_who_is_in_its_way(
+    start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It is rolled back and tried again, as a file would be; in the end the blocker is named."""
+    migrations({"001_a.sql": f"{MARK}SET search_path = public;\nALTER TABLE t ADD b int;\n"})
+    with database.server.connect(database.name) as blocker:
+        pid = blocker.info.backend_pid
+        blocker.execute("BEGIN; SELECT * FROM t")
+        failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "1000", "PREFLIGHT_LOCK_RETRY_S": "0"})
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        process.wait_for_event("migration.retried")
+        blocker.execute("COMMIT")
+    result = process.wait()
+
+    assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
+    assert f"blocked by pid {pid}" in error_of(failed)["message"]
+    assert "PREFLIGHT_LOCK_RETRY_S" in error_of(failed)["hint"]
+    assert 0 == result.code, str(result)
 
 
 def test_partition_that_is_half_detached_is_named_and_finished(
@@ -667,7 +688,7 @@ def test_statement_whose_mark_waits_in_vain_is_partial(
         }
     )
 
-    failed = run()
+    failed = run(env={"PREFLIGHT_LOCK_RETRY_S": "0"})
 
     assert (31, "migration.not_recorded", "55P03") == (
         failed.code,
