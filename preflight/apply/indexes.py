@@ -31,7 +31,8 @@ _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
   ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
- WHERE c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name AND """
+ WHERE """
+_NAME = "c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name"
 _SAID = "OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(table)s::pg_catalog.text)"
 
 
@@ -165,9 +166,21 @@ def subscribed(session: Session, name: str) -> bool:
 
 def find(session: Session, index: Index) -> Found | None:
     """Return the index of that name on that table, if there is one."""
-    query = f"{_FIND}{'c.oid' if index.dropped else 'i.indrelid'} {_SAID}"
+    query = f"{_FIND}{'c.oid' if index.dropped else 'i.indrelid'} {_SAID} AND {_NAME}"
     row = session.execute(query, {"name": index.name, "table": index.place}).fetchone()
     return Found(*row) if row else None
+
+
+def unnamed(session: Session, text: bytes) -> dict[str, str]:
+    """Return the INVALID indexes that are such as a statement makes, and their tables."""
+    node = parser.parsed(text)
+    if node is None:
+        return {}
+    relation = node.index_stmt.relation
+    place = _quoted(relation.schemaname, relation.relname)
+    query = f"{_FIND}i.indrelid {_SAID} AND NOT i.indisvalid ORDER BY 1"
+    found = [Found(*row) for row in session.execute(query, {"table": place}).fetchall()]
+    return {each.name: each.table for each in found if made_by(session, each, text)}
 
 
 def wait(session: Session, table: str) -> None:

@@ -7,7 +7,7 @@ before and read back after, so that a run that was killed can be taken up where 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -125,7 +125,8 @@ def untouched(session: Session, migration: Migration, row: Row | None) -> Iterat
             raise
         stays = "stays recorded as it was" if row else "is not recorded"
         told = error.problem.data() | {
-            "message": f"{error}; nothing of {migration.up.file} ran, so {migration.name} {stays}"
+            "message": f"{error}; no statement of {migration.up.file} is done, so {migration.name} "
+            f"{stays}"
         }
         raise MigrationPartial(error.code, **told) from error  # type: ignore[arg-type]
 
@@ -297,6 +298,7 @@ class _Statement:
         """Run it outside any transaction: marked before, read back after."""
         index = indexes.wanted(self.text)
         reindex = indexes.reindexed(self.text)
+        self._require_none_left()
         if self._detached(begun_before=begun_before) or (begun_before and self._unsubscribed()):
             return
         before = self.number - 1
@@ -450,9 +452,9 @@ class _Statement:
             return self.number if indexes.left(self.session, reindex) else self.number - 1
         if self._is_pending():
             return self.number
-        if index is None:  # an index without a name cannot be looked for
-            return self.number if resume.unnamed_index(self.text) else self.number - 1
-        return self.number if self._left_invalid(index) else self.number - 1
+        # of an index without a name: who runs it again is told of what is left
+        left = index is not None and self._left_invalid(index)
+        return self.number if left else self.number - 1
 
     def _left_invalid(self, index: indexes.Index) -> indexes.Found | None:
         """Return the INVALID index that this statement left; somebody else's is none."""
@@ -461,6 +463,21 @@ class _Statement:
             return None
         ours = index.dropped or indexes.made_by(self.session, found, self.text)
         return found if ours else None
+
+    def _left_unnamed(self) -> dict[str, str]:
+        """Return the INVALID indexes that this statement may have made, where it names none."""
+        return indexes.unnamed(self.session, self.text) if resume.unnamed_index(self.text) else {}
+
+    def _require_none_left(self) -> None:
+        """Make sure that an index without a name is not built beside one that is INVALID."""
+        for table in set(self._left_unnamed().values()):
+            self._wait(table)
+        if names := self._left_unnamed():
+            raise self._failure(
+                "index.invalid",
+                f"INVALID, and such as this statement makes: {', '.join(names)}",
+                f"{_drops(list(names))} Then run again.",
+            )
 
     def _explained(
         self,
@@ -473,6 +490,12 @@ class _Statement:
             return self._explained_reindex(reindex, failure)
         if not self.session.lost and self._is_pending():
             return self._explained_detach(failure)
+        if index is None and not self.session.lost and (names := self._left_unnamed()):
+            told = failure.problem.data() | {
+                "message": f"{failure}; left INVALID: {', '.join(names)}",
+                "hint": f"Remove the cause, {_drops(list(names))} and run again.",
+            }
+            return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
         found = None if index is None or self.session.lost else self._left_invalid(index)
         if found is None:
             return failure
@@ -485,14 +508,14 @@ class _Statement:
     def _explained_reindex(
         self, reindex: indexes.Reindex, failure: MigrationPartial
     ) -> MigrationPartial:
-        names = ", ".join(indexes.left(self.session, reindex))
+        names = list(indexes.left(self.session, reindex))
         if not names:
             return failure
         told = failure.problem.data() | {
-            "message": f"{failure}; left INVALID: {names}",
+            "message": f"{failure}; left INVALID: {', '.join(names)}",
             "hint": "Remove the cause and run again: what is left INVALID is dropped first."
             if reindex.relation
-            else f"Remove the cause, DROP INDEX CONCURRENTLY {names}, and run again.",
+            else f"Remove the cause, {_drops(names)} and run again.",
         }
         return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
 
@@ -524,6 +547,11 @@ class _Statement:
             line=line,
             column=column,
         )
+
+
+def _drops(names: Sequence[str]) -> str:
+    """Return what drops these indexes: the server takes one name in each."""
+    return " ".join(f"DROP INDEX CONCURRENTLY {name};" for name in names)
 
 
 def _finalize(text: bytes) -> str:

@@ -303,11 +303,25 @@ def test_failed_index_is_named_and_built_once_the_cause_is_gone(
 
 
 @pytest.mark.usefixtures("table")
-def test_index_without_a_name_is_not_guessed_at(run: Run, migrations: WriteMigrations) -> None:
-    """What it left cannot be found again, so the second run is 32."""
-    migrations({"001_a.sql": MARK + "CREATE UNIQUE INDEX CONCURRENTLY ON t (a);"})
+def test_index_without_a_name_is_named_where_it_is_left_invalid(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Built again beside it, a second one would stay; of a table that is not there nothing is."""
+    text = MARK + "SELECT 1;\nCREATE UNIQUE INDEX CONCURRENTLY ON {} (a);"
+    migrations({"001_a.sql": text.format("nosuch")})
+    absent = run()
+    migrations({"001_a.sql": text.format("t")})
+    failed, again = run(), run()
+    drop = "DROP INDEX CONCURRENTLY public.t_a_idx;"
+    database.script("DELETE FROM t WHERE ctid = '(0,1)'")
+    database.script(drop)
+    done = run()
 
-    assert [31, 32] == [run().code, run().code]
+    assert [31, 31, 31, 0] == [each.code for each in (absent, failed, again, done)], str(done)
+    assert "left INVALID: public.t_a_idx" in error_of(failed)["message"]
+    assert "index.invalid" == error_of(again)["code"]
+    assert all(drop in error_of(each)["hint"] for each in (failed, again))
+    assert [("t_a_idx", True)] == database.query(INDEXES)
 
 
 @pytest.mark.usefixtures("table")
@@ -733,7 +747,7 @@ def test_failed_reindex_of_a_schema_is_named_only(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """Whose INVALID indexes there are in a whole schema, nobody can tell."""
-    database.script("CREATE INDEX t_a ON t (a)")
+    database.script("CREATE INDEX t_a ON t (a); CREATE INDEX t_b ON t (a, a)")
     migrations(
         {
             "001_a.sql": MARK + "-- preflight: lock-timeout 100ms\n"
@@ -746,7 +760,12 @@ def test_failed_reindex_of_a_schema_is_named_only(
         blocker.execute("COMMIT")
 
     assert 31 == failed.code, str(failed)
-    assert "DROP INDEX CONCURRENTLY public.t_a_ccnew" in error_of(failed)["hint"]
+    drops = "DROP INDEX CONCURRENTLY public.t_a_ccnew; DROP INDEX CONCURRENTLY public.t_b_ccnew;"
+    assert drops in error_of(failed)["hint"]
+    again = run()  # without them
+    assert 0 == again.code, str(again)
+    told = [each.get("notice", "") for each in again.event("migration.progressed")]
+    assert 2 == len([each for each in told if "invalid index" in each])  # the server says it
 
 
 def test_procedure_that_commits_by_itself_is_explained(
