@@ -86,7 +86,7 @@ def run_statements(
     done, started = (row.statements_done, row.statements_started) if row else (0, 0)
     number, patient = 0, migration.up.lock_timeout_ms is None
     seconds: float = session.config.lock_retry_s
-    locked = lasting.again(migration.up, done)
+    locked, gone = lasting.again(migration.up, done), lasting.superseded(migration.up, done)
     stop.leaves(session, _stays(session, migration, done))
     for number, (statement, text) in enumerate(statements.each(migration.up), 1):
         each = _Statement(session, migration, statement, text, number, seen)
@@ -102,8 +102,9 @@ def run_statements(
                 if not done_inside:
                     each.outside(begun_before=started >= number)
             stop.leaves(session, _stays(session, migration, number))
-        elif each.sets or (locked and lasting.locks(text)):
-            each.run()  # what a done statement set or locked went with its session
+        elif (each.sets and number not in gone) or (locked and lasting.locks(text)):
+            with marked(session, migration, done, lambda: started):
+                each.again()  # what a done statement set or locked went with its session
         patient = patient and not (each.sets and kinds.sets_lock_timeout(text))
     return number
 
@@ -219,6 +220,17 @@ class _Statement:
     def run(self) -> None:
         with self._located():
             statements.execute(self.session, self.migration.up, self.statement, self.text)
+
+    def again(self) -> None:
+        """Run it once more, for what the rest needs of it in this session."""
+        try:
+            self.run()
+        except MigrationPartial as failure:
+            told = failure.problem.data() | {
+                "hint": f"Statement {self.number} is done, and holds for the rest, so it has to "
+                "come through again: bring back what it names, and run again."
+            }
+            raise MigrationPartial(failure.code, **told) from failure  # type: ignore[arg-type]
 
     @contextmanager
     def _located(self) -> Iterator[None]:

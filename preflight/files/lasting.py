@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import Problem
 from preflight.files import parser, scan
+from preflight.files.kinds import RESET_ALL
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
@@ -53,6 +54,8 @@ _BY_KIND = {
     "load_stmt": "LOAD",
     "listen_stmt": "LISTEN",
 }
+_WHOM = ("session_authorization", "role")
+_ALL = "all"
 _HOLD = 0x20  # CURSOR_OPT_HOLD
 _DROPPED = 4  # ONCOMMIT_DROP: gone with the transaction that every statement has
 
@@ -137,6 +140,37 @@ def again(script: Script, done: int) -> bool:
     """
     texts = [each.text(script.text) for each in islice(script.statements(), done)]
     return all(locks(text) for text in texts if _RELEASES.search(text))
+
+
+def superseded(script: Script, done: int) -> set[int]:
+    """Return which of the first `done` statements set what a later one of them has set anew.
+
+    Such a statement need not run again, and what it names may be gone. Under whose rights a setting
+    was made belongs to it.
+    """
+    said: list[tuple[int, str]] = []
+    for number, statement in enumerate(islice(script.statements(), done), 1):
+        text = statement.text(script.text)
+        if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]):
+            continue
+        node = parser.parsed(text)
+        if node and node.WhichOneof("node") == "variable_set_stmt":
+            setting = node.variable_set_stmt
+            if not setting.is_local:
+                said.append((number, _ALL if setting.kind == RESET_ALL else setting.name.lower()))
+    kept: set[int] = set()
+    later: set[str] = set()
+    for number, name in reversed(said):
+        if name not in _WHOM and not later.intersection((name, _ALL)):
+            kept.add(number)
+        later.add(name)
+    whom: dict[str, int] = {}
+    for number, name in said:
+        if number in kept:
+            kept.update(whom.values())
+        elif name in _WHOM:  # another session user is there without the role of the one before
+            whom = {name: number} if name == _WHOM[0] else whom | {name: number}
+    return {number for number, _ in said} - kept - {*whom.values()}
 
 
 def _only_locks(select: Any) -> bool:  # noqa: ANN401 -- a SelectStmt, empty in another statement

@@ -129,6 +129,9 @@ def test_failed_file_resumes_where_the_done_statements_are_unchanged(
     """31, then the later statement is corrected: what was done is not done again."""
     first = MARK + "SET search_path = public, pg_temp; INSERT INTO t VALUES (7);"
     first += "SELECT pg_advisory_lock(42); SET LOCAL work_mem = '8MB';\n"
+    made = "CREATE TEXT SEARCH CONFIGURATION c (COPY = simple);"
+    used = "SET default_text_search_config = 'public.c'; RESET default_text_search_config;"
+    first = first.replace("SET LOCAL", f"{made} {used} DROP TEXT SEARCH CONFIGURATION c; SET LOCAL")
     migrations({"001_a.sql": first + "  INSERT INTO nope VALUES (1); SELECT 1;"})
 
     failed = run()
@@ -139,7 +142,7 @@ def test_failed_file_resumes_where_the_done_statements_are_unchanged(
     )
     (warned,) = failed.event("migration.progressed")
     assert ("warning", True) == (warned["level"], "SET LOCAL ends" in warned["notice"])
-    assert [("failed", 4, 4)] == database.query(PROGRESS)
+    assert [("failed", 8, 8)] == database.query(PROGRESS)
     assert 3 == run("check").code
     assert ["failed"] == database.query("SELECT event FROM preflight.journal")
 
@@ -149,12 +152,32 @@ def test_failed_file_resumes_where_the_done_statements_are_unchanged(
     resumed = run()
 
     assert 0 == resumed.code, str(resumed)
-    assert [4] == [
+    assert [8] == [
         each["resumed_after_statement"] for each in resumed.event("migration.progressed")
     ]
     assert [1] == database.query("SELECT count(*) FROM t WHERE a = 7")
     assert [("public, pg_temp", 1)] == database.query("SELECT p, n FROM path")
-    assert [("done", 5, 5)] == database.query(PROGRESS)
+    assert [("done", 9, 9)] == database.query(PROGRESS)
+
+
+def test_setting_that_cannot_be_made_again_is_explained(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A done statement is not to be corrected: what it names is to come back."""
+    made = "CREATE TEXT SEARCH CONFIGURATION c (COPY = simple);"
+    text = f"{MARK}{made} SET default_text_search_config = 'public.c'; SELECT 1/{{}};"
+    migrations({"001_a.sql": text.format(0)})
+    assert 31 == run().code
+    database.script("DROP TEXT SEARCH CONFIGURATION c")
+    migrations({"001_a.sql": text.format(1)})
+
+    result = run()
+
+    assert 31 == result.code, str(result)
+    assert "bring back what it names" in error_of(result)["hint"]
+    assert [("failed", 2, 2)] == database.query(PROGRESS)
+    database.script(made)
+    assert 0 == run().code
 
 
 @pytest.mark.usefixtures("table")
