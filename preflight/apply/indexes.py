@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from preflight.server.sessions import Session
 
-DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
+ASC, DESC, NULLS_FIRST, NULLS_LAST = 2, 3, 2, 3  # libpg_query's SortByDir and SortByNulls
 DETACHES_CONCURRENTLY = 14  # servers since this one
-SHAPE = "preflight_shape"  # a table of a moment
 SCHEMA = 3  # libpg_query's ReindexObjectType
 INDEX = 21  # libpg_query's ObjectType
 
@@ -201,9 +200,9 @@ def wait(session: Session, table: str) -> None:
 def made_by(session: Session, found: Found, text: bytes) -> bool:
     """Tell whether an index is exactly what a statement makes, in the server's own words.
 
-    Where the server cannot be asked, expressions are compared by their presence.
+    Where the server cannot be asked, what is written in other words is another index.
     """
-    theirs = _made(found.definition, found.table)
+    theirs = _made(found.definition)
     ours = _in_its_words(session, found, text)
     return theirs == ours if ours else same(found.definition, text)
 
@@ -215,49 +214,47 @@ def _in_its_words(session: Session, found: Found, text: bytes) -> tuple[bool, st
         return None
     statement = node.index_stmt
     statement.concurrent = statement.if_not_exists = False
-    statement.relation.schemaname, statement.relation.relname = "pg_temp", SHAPE
-    query = f"""SELECT pg_catalog.pg_get_indexdef(i.indexrelid) FROM pg_catalog.pg_index i
- WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('pg_temp.{SHAPE}')"""  # noqa: S608 -- a constant
+    statement.relation.schemaname = "pg_temp"
+    copy = _quoted("pg_temp", statement.relation.relname)  # expressions may say the table's name
+    query = """SELECT pg_catalog.pg_get_indexdef(i.indexrelid) FROM pg_catalog.pg_index i
+ WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)"""
     try:
         with sessions.undone(session):
-            session.execute(f"CREATE TEMP TABLE {SHAPE} (LIKE {found.table})")
+            session.execute(f"CREATE TEMP TABLE {copy} (LIKE {found.table})")
             session.execute(parser.written(node))
-            row = session.execute(query).fetchone()
+            row = session.execute(query, [copy]).fetchone()
     except psycopg.Error:
         if session.lost:
             raise
         return None  # no right to make it, say
-    return _made(row[0], SHAPE) if row else None
+    return _made(row[0]) if row else None
 
 
-def _made(definition: str, table: str) -> tuple[bool, str]:
+def _made(definition: str) -> tuple[bool, str]:
     """Return what a definition says but the names: whether it is unique, and all behind them."""
-    _, _, how = definition.partition(f"{table} ")  # a temporary one's schema has many names
+    _, _, how = definition.partition(" USING ")
     return definition.startswith("CREATE UNIQUE "), how
 
 
 def same(definition: str, text: bytes) -> bool:
-    """Tell whether the catalog's definition looks like what a statement asks for.
-
-    Expressions are compared by their presence: the server writes them anew, with casts.
-    """
+    """Tell whether the catalog's definition says in the same words what a statement asks for."""
     return _shape(definition.encode()) == _shape(text)
 
 
-def _shape(text: bytes) -> tuple[object, ...] | None:
+def _shape(text: bytes) -> str | None:
+    """Return an index statement without what the catalog does not say, or says always."""
     node = parser.parsed(text)
     if node is None or node.WhichOneof("node") != "index_stmt":
         return None
     statement = node.index_stmt
-    columns = [item.index_elem for item in statement.index_params]
-    return (
-        statement.relation.relname,
-        statement.unique,
-        statement.access_method,
-        tuple((item.name, item.ordering == DESC, _nulls_first(item)) for item in columns),
-        tuple(item.index_elem.name for item in statement.index_including_params),
-        statement.HasField("where_clause"),
-    )
+    statement.idxname = statement.table_space = statement.relation.schemaname = ""
+    statement.concurrent, statement.if_not_exists, statement.relation.inh = False, False, True
+    for item in statement.index_params:
+        element = item.index_elem
+        first = _nulls_first(element)
+        element.nulls_ordering = NULLS_FIRST if first else NULLS_LAST
+        element.ordering = DESC if element.ordering == DESC else ASC
+    return parser.written(node)
 
 
 def _nulls_first(element: IndexElem) -> bool:

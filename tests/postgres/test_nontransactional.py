@@ -480,10 +480,11 @@ def test_index_with_a_name_like_a_leftover_is_nobodys_leftover(
 @pytest.mark.parametrize(
     ("before", "code"),
     [
-        ("CREATE INDEX t_a ON t (a DESC)", "index.differs"),
-        ("CREATE UNIQUE INDEX t_a ON t (a) WHERE a > 1", "index.differs"),
+        ("CREATE INDEX t_a ON t (abs(a) DESC) WHERE a > 1", "index.differs"),
+        ("CREATE INDEX t_a ON t (sign(a)) WHERE a < 1", "index.differs"),
+        ("CREATE UNIQUE INDEX t_a ON t (abs(a)) WHERE a > 1", "index.differs"),
         ("CREATE TABLE u (a int); CREATE INDEX t_a ON u (a)", "index.elsewhere"),
-        ("CREATE INDEX t_a ON t (a)", None),
+        ("CREATE INDEX t_a ON t (abs(a)) WHERE a > 1", None),
     ],
 )
 def test_if_not_exists_does_not_hide_another_index(
@@ -491,7 +492,12 @@ def test_if_not_exists_does_not_hide_another_index(
 ) -> None:
     """IF NOT EXISTS asks for the name only; the file asks for the index."""
     database.script(before)
-    migrations({"001_a.sql": MARK + CIC.replace("t_a", "IF NOT EXISTS t_a")})
+    migrations(
+        {
+            "001_a.sql": MARK
+            + "CREATE INDEX CONCURRENTLY IF NOT EXISTS t_a ON t (abs(t.a)) WHERE t.a > 1"
+        }
+    )
 
     result = run()
 
