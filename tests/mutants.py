@@ -595,8 +595,8 @@ MUTANTS = [
     Mutant(
         "another migration of that number",
         "history/plan",
-        '    return "renamed" if file.checksum == record.checksum else "other"\n',
-        '    return "renamed"\n',
+        "    if not alike:\n",
+        "    if False:\n",
         _tests("force_adopt::test_another_migration_of_that_number_is_told_and_left_alone"),
         HISTORIES,
     ),
@@ -837,8 +837,8 @@ MUTANTS = [
     Mutant(
         "a recorded file that was edited is told",
         "history/plan",
-        '        same = file.checksum == record.checksum or record.state != "done"\n',
-        "        same = True\n",
+        '        return "same" if alike or part_way else "edited"\n',
+        '        return "same"\n',
         _tests("unit_plan"),
         HISTORIES,
     ),
