@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # Members of extensions are the extension's; indexes left INVALID are in no dump, and neither are
 # the names of constraints and triggers that partitions have from their parents. A restore numbers
 # columns anew, leaves unfilled what reads from an unfilled materialized view, and gives a child in
-# an inheritance its parent's defaults and NOT VALID where it had dropped or outlived them.
+# an inheritance its parent's defaults, NOT NULL and NOT VALID where it had dropped, outlived or
+# never had them. That a partitioned table is UNLOGGED means nothing, and pg_dump 18 drops it.
 _OBJECTS = """
 WITH RECURSIVE members AS (
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
@@ -61,11 +62,12 @@ FROM schemas n WHERE NOT EXISTS (SELECT FROM members m
  WHERE m.classid = 'pg_catalog.pg_namespace'::regclass AND m.objid = n.oid)
 UNION ALL
 SELECT r.kind || ' ' || r.name, true,
- pg_catalog.concat_ws(' ', r.relkind, r.relpersistence, r.relispartition,
+ pg_catalog.concat_ws(' ', r.relkind, CASE WHEN r.relkind <> 'p' THEN r.relpersistence END,
+  r.relispartition,
   r.oid NOT IN (SELECT u.oid FROM unfilled u), r.relrowsecurity, r.relforcerowsecurity),
  pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), r.reloptions,
   pg_catalog.obj_description(r.oid, 'pg_class'), {relation_acl}, r.relreplident,
-  r.relispopulated,
+  r.relispopulated, r.relpersistence,
   CASE WHEN r.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(r.oid) END,
   CASE WHEN r.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(r.oid) END,
   CASE WHEN r.relispartition THEN pg_catalog.pg_get_expr(r.relpartbound, r.oid) END,
@@ -74,11 +76,11 @@ SELECT r.kind || ' ' || r.name, true,
 FROM relations r
 UNION ALL
 SELECT pg_catalog.format('column %s.%I', r.name, a.attname), true,
- pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
-  CASE WHEN a.attinhcount = 0 OR r.relispartition
-   THEN a.atthasdef AND pg_catalog.pg_get_expr(d.adbin, d.adrelid) !~ '^NULL(::|$)' END,
+ pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod),
+  CASE WHEN a.attinhcount = 0 OR r.relispartition THEN pg_catalog.concat_ws(' ', a.attnotnull,
+   a.atthasdef AND pg_catalog.pg_get_expr(d.adbin, d.adrelid) !~ '^NULL(::|$)') END,
   'i' || a.attidentity::text, 'g' || a.attgenerated::text),
- pg_catalog.concat_ws(' ', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+ pg_catalog.concat_ws(' ', a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
   pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation::regcollation, a.attstorage,
   a.attoptions)
 FROM relations r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid

@@ -239,6 +239,12 @@ CREATE TABLE kids (CONSTRAINT own NOT NULL nn) INHERITS (virtual);
 ALTER TABLE app.refers ADD CONSTRAINT lazy FOREIGN KEY (id) REFERENCES a NOT ENFORCED;
 """,
 }
+UNTIL_17 = """
+CREATE TABLE elder (id int, note text, more int NOT NULL);
+CREATE TABLE younger () INHERITS (elder); INSERT INTO younger VALUES (1, 'x', 1);
+ALTER TABLE ONLY elder ALTER note SET NOT NULL; ALTER TABLE younger ALTER more DROP NOT NULL;
+CREATE UNLOGGED TABLE split (id int) PARTITION BY LIST (id);
+"""
 ONE = {"001_one.sql": "CREATE TABLE preflight.one (id int);"}
 PASSWORD = "x"  # noqa: S105 -- of a role that lives for a test
 
@@ -272,6 +278,7 @@ def fill(database: servers.Database) -> None:
     major = database.server.major
     icu = database.query("SELECT count(*) > 1 FROM pg_collation WHERE collprovider = 'i'")[0]
     more = "".join(text for since, text in SINCE.items() if since <= major)
+    more += UNTIL_17 if major <= 17 else ""
     floats = "multirange_type_name = app.floats, " if major >= 14 else ""
     german = ICU if icu else "(provider = libc, locale = 'C')"
     database.script(ENUM)
