@@ -9,6 +9,7 @@ the session that made it, which is gone.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -291,7 +292,7 @@ def _trial(
             bar.show(None, f"{file.name}, and back")
             state = catalog.undone(state or (), changes.pop())
             trial.undone.append(file)
-            if trouble := _back(copy, file, state):
+            if trouble := _back(proven, file, state):
                 break
         for file in reversed(() if trouble else trial.undone):
             bar.show(None, f"{file.name}, once more")
@@ -331,8 +332,9 @@ def _second(copy: Session, file: Migration) -> list[str]:
     return []
 
 
-def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
+def _back(proven: copies.Copy, file: Migration, before: catalog.Objects) -> list[str]:
     """Take a file back on the copy; return what is not as it was before it, object by object."""
+    copy = proven.session
     row = ledger.row_of(copy, file.version)
     if row is None or file.rollback is None:
         return []
@@ -340,7 +342,7 @@ def _back(copy: Session, file: Migration, before: catalog.Objects) -> list[str]:
     try:
         _tried(file, partial(back.back, copy, step, None))
     except RehearsalFailed as failure:  # nobody takes anything back now
-        if copy.config.rehearse == "always" or failure.problem.sqlstate == copies.UNFILLED:
+        if copy.config.rehearse == "always" or _unfilled(proven, failure):
             raise
         return [f"it fails {failure}"]
     return catalog.difference(before, catalog.definitions(copy))
@@ -601,10 +603,18 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             raise scratch.Unavailable(
                 f"{failure}, and the copy is without publications", level="warning"
             ) from failure
-        concurrently = state == NOT_SUPPORTED and "CONCURRENTLY" in str(failure)
-        if copy is None or not copy.empty or not (state == copies.UNFILLED or concurrently):
+        if copy is None or not _unfilled(copy, failure):
             raise
         raise scratch.Unavailable(f"{failure}, which the copy cannot fill", copy.empty) from failure
+
+
+def _unfilled(copy: copies.Copy, failure: RehearsalFailed) -> bool:
+    """Tell whether a file needs the rows of a materialised view that the copy alone has not."""
+    state, said = failure.problem.sqlstate, str(failure)
+    if state == NOT_SUPPORTED:
+        return bool(copy.empty) and "CONCURRENTLY" in said  # which view it is goes unsaid
+    names = (re.escape(each.rpartition(".")[2].strip('"')) for each in copy.empty)
+    return state == copies.UNFILLED and any(re.search(rf"(?<!\w){n}(?!\w)", said) for n in names)
 
 
 def _of_text(failure: RehearsalFailed) -> bool:

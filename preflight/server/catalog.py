@@ -564,7 +564,7 @@ def unfilled(wanted: Objects, found: Objects) -> list[str]:
     """Name the views that only differ in that a copy's read from what was never filled there."""
     return [
         name
-        for name, one, other in packed.paired(wanted, found)
+        for name, one, other in packed.unlike(wanted, found)
         if name.startswith(("view ", "materialized view "))
         if one and other and other[1] == _FILLED.sub(" f", one[1])
     ]

@@ -28,6 +28,14 @@ def test_copy_may_have_more_but_not_less(copy: dict[str, str], lacking: list[str
     assert lacking == catalog.lacking(sorted(LIVE.items()), sorted(copy.items()))
 
 
+def test_view_that_nobody_has_filled_is_no_lack_of_a_copy() -> None:
+    """One that is filled in the live database, and not in the copy, is all that a file may miss."""
+    live = [("materialized view m", "m p f t f f"), ("materialized view n", "m p f f f f")]
+    copy = [(name, "m p f f f f") for name, _ in live]
+
+    assert ["materialized view m"] == catalog.unfilled(live, copy)
+
+
 def test_difference_names_what_came_and_went() -> None:
     """Of one database, before and after."""
     after = {"table public.b": "r", "column public.a.id": "bigint", "large objects": "2"}
