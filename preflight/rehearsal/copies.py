@@ -6,6 +6,7 @@ It is made, compared, closed to others, and dropped in the end.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -50,6 +51,13 @@ NO_RIGHT = "42501"
 # of a relation: no dump says how it is made, nor what is in it
 UNMADE = "added to an extension (ALTER EXTENSION … ADD), and not made by CREATE EXTENSION"
 UNFILLED = "55000"  # a query reads a materialised view without rows
+# what an error says that may be for want of a library, a locale, a setting, or of what is built
+# into the live server, a provider's own perhaps
+_LACKING = re.compile(
+    r"does not exist|could not |supported|unsupported|available|recognized|superuser|denied|loaded|"
+    r"has no handler|incompatible|invalid (?:value|configuration|option)|locale|collat|encoding|"
+    r"already exists|unacceptable|limit exceeded|canceling|wal_level"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -660,7 +668,11 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     if (
         lacking
         and not unread
-        and (elsewhere or not superuser or any(p.sort == "program" for p in lacking))
+        and (
+            not superuser
+            or any(map(needs_more, lacking))
+            or (elsewhere and (home.config.rehearse_url or may_lack(lacking[0].text)))
+        )
     ):
         programs = [problem for problem in lacking if needs_more(problem)]
         kept = programs or [problem for problem in lacking if problem.no_tablespace]
@@ -683,6 +695,11 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",
     )
+
+
+def may_lack(first: str) -> bool:
+    """Tell whether a first error may be for want of what the live server has; more follow it."""
+    return _LACKING.search(first.partition("ERROR:")[2] or first) is not None
 
 
 def _require_enough(problems: Sequence[new_database.Complaint], said: str) -> None:

@@ -757,6 +757,24 @@ def test_what_a_missing_locale_breaks_is_no_fault_of_the_backup(
     assert ["read"] * len(BY_LOCALE) == verified(backup_dir)
 
 
+def test_dump_that_no_server_can_restore_is_no_backup_here_either(
+    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """24 as on the live server: the throwaway one lacks nothing, and the rows could not be had."""
+    database.script(
+        "CREATE TABLE a (n int DEFAULT 9); CREATE TABLE b (n int DEFAULT 9);"
+        "CREATE TABLE c () INHERITS (a, b); INSERT INTO c VALUES (1);"
+        "ALTER TABLE ONLY b ALTER n SET DEFAULT 10"
+    )
+    migrations(ONE)
+    result = run(env={"PREFLIGHT_REHEARSE": "auto"})
+
+    error = result.finished["error"]
+    assert (24, "backup.not_restorable") == (result.code, error["code"]), result
+    assert "TABLE c " in error["message"]
+    assert [] == verified(backup_dir)
+
+
 @pytest.mark.parametrize(
     ("name", "outcome"), [("ours_alone", "skipped"), ("nobodys", "rehearsal.failed")]
 )

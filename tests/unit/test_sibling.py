@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from preflight.backup import new_database
+from preflight.rehearsal import copies
 
 PAIR = [
     'pg_restore: error: could not execute query: ERROR:  unrecognized "transaction_timeout"',
@@ -176,3 +177,24 @@ def test_schema_of_an_entry_is_what_the_list_says_more(
     problem = new_database.Complaint("no", entry, "7")
 
     assert [schema] == [each.schema for each in new_database.placed([problem], {"7": listed})]
+
+
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [
+        ('ERROR:  column "a" inherits conflicting default values', False),
+        ("ERROR:  generation expression is not immutable", False),
+        ("ERROR:  function pg_catalog.aurora_version() does not exist", True),
+        ('ERROR:  could not access file "$libdir/ours": No such file or directory', True),
+        ("ERROR:  compression method lz4 not supported", True),
+        ("ERROR:  unsupported XML feature", True),
+        ('ERROR:  could not create locale "xx_YY.utf8": No such file or directory', True),
+        ('ERROR:  security label provider "selinux" is not loaded', True),
+        ('ERROR:  extension "ours" is not available', True),
+        ('ERROR:  unrecognized configuration parameter "rds.x"', True),
+        ('ERROR:  foreign-data wrapper "w" has no handler', True),
+    ],
+)
+def test_what_another_server_may_lack_is_told_by_its_words(said: str, lacks: bool) -> None:  # noqa: FBT001
+    """What it cannot lack is a fault of the dump, wherever it is restored."""
+    assert lacks == copies.may_lack(f"could not execute query: {said}")
