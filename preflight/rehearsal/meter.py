@@ -39,7 +39,8 @@ _TABLES = """
 SELECT c.oid::int8, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::oid)::int8, {size},
  CASE WHEN n.nspname <> 'public' THEN pg_catalog.quote_ident(n.nspname::text) || '.' ELSE '' END
   || pg_catalog.quote_ident(c.relname::text),
- CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid::int8 END
+ CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid::int8 END,
+ c.relkind = 'm'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v') AND n.nspname::text NOT LIKE 'pg\\_%'
  AND n.nspname NOT IN ('information_schema', '{schema}')
@@ -71,7 +72,7 @@ class Taken:
     mode: str
     held_s: float = 0.0
     documented: bool = False  # not seen, but what the manual says
-    young: bool = False  # an earlier file of the same run has made the table
+    alone: bool = False  # nobody uses or writes to what is locked
     root: str = ""  # of a partition
     partitions: int = 0  # that it stands for
 
@@ -127,7 +128,7 @@ class Measured:
         return found
 
     def longest(self) -> Taken | None:
-        """Return the strong lock on a table older than the run that was held for longest.
+        """Return the strong lock that was held for longest of those that somebody waits for.
 
         Inside a transaction only what was seen counts. Outside one the manual says which lock, and
         nobody can hold it for longer than the statement takes.
@@ -135,7 +136,7 @@ class Measured:
         strong = [
             taken
             for taken in grouped(self.locks)
-            if taken.mode in STRONG and not taken.young and (self.outside or not taken.documented)
+            if taken.mode in STRONG and not taken.alone and (self.outside or not taken.documented)
         ]
         return max(strong, key=lambda taken: taken.held_s, default=None)
 
@@ -236,7 +237,7 @@ class Meter:
             item.unknown = effect.unknown or (not said and _locks_many(effect.does, text))
             for taken in said:
                 taken.held_s = item.duration_s
-                taken.young = taken.mode in STRONG and self._young(session, taken.table)
+                taken.alone = taken.mode in STRONG and self._named_alone(session, taken)
             return
         item.locks = self._seen(session, item)
         # what the transaction had already, it would have had to wait for here
@@ -263,22 +264,31 @@ class Meter:
             root = self._tables[table.root].name if table.root in self._tables else ""
             if rank > self._held.get(oid, -1):
                 self._held[oid] = rank
-                young = self._old is not None and oid not in self._old
-                taken = Taken(table.name, effects.STRENGTH[rank], young=young, root=root)
+                taken = Taken(table.name, effects.STRENGTH[rank], root=root)
+                taken.alone = self._alone(oid, taken.mode)
                 found.append(taken)
             if size and table.filenode != filenode:
                 item.rewrites.append(Rewrite(table.name, table.size, size, root))
-                self._tables[oid] = Table(filenode, size, table.name, table.root)
+                self._tables[oid] = dataclasses.replace(table, filenode=filenode, size=size)
         return found
 
-    def _young(self, session: Session, table: str) -> bool:
-        """Tell whether an earlier file of the run has made a table, by its name in the file."""
+    def _named_alone(self, session: Session, taken: Taken) -> bool:
+        """Tell whether nobody waits for a lock on a table, by its name in the file."""
         # the path is the file's here, and must be
         query = (
             "SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid::pg_catalog.int8"
         )
-        (oid,) = session.execute(query, [table]).fetchone() or (None,)
-        return oid is not None and oid not in (self._old or ())
+        (oid,) = session.execute(query, [taken.table]).fetchone() or (None,)
+        return oid is not None and self._alone(oid, taken.mode)
+
+    def _alone(self, oid: int, mode: str) -> bool:
+        """Tell whether nobody waits for a lock: on what the run has made, or on a view's rows.
+
+        Nobody writes to a materialised view, so only who reads it can be stopped.
+        """
+        table = self._tables.get(oid)
+        read = table is not None and table.view and mode != effects.ACCESS_EXCLUSIVE
+        return read or (self._old is not None and oid not in self._old)
 
     @property
     def known(self) -> Mapping[int, Table]:
@@ -317,6 +327,7 @@ class Table:
     size: int
     name: str
     root: int | None  # of a partition
+    view: bool = False  # a materialised one
 
 
 def tables(session: Session, known: Mapping[int, Table] | None = None) -> dict[int, Table]:
@@ -330,12 +341,12 @@ def tables(session: Session, known: Mapping[int, Table] | None = None) -> dict[i
 
     def kept(rows: Iterator[tuple[Any, ...]]) -> dict[int, Table]:
         found = {}
-        for oid, filenode, bytes_, name, root in rows:
+        for oid, filenode, bytes_, name, root, view in rows:
             before = known.get(oid)
             same = before if before and before.filenode == filenode else None
             if known and filenode and not same:
                 changed.append(oid)
-            found[oid] = Table(filenode, same.size if same else bytes_ or 0, name, root)
+            found[oid] = Table(filenode, same.size if same else bytes_ or 0, name, root, view)
         return found
 
     query = _TABLES.format(schema=session.config.schema, size=size)
@@ -352,7 +363,7 @@ def grouped(locks: Sequence[Taken]) -> list[Taken]:
         key = (taken.root or taken.table, taken.mode, taken.documented)
         one = found.setdefault(key, dataclasses.replace(taken, table=key[0], root=""))
         one.held_s = max(one.held_s, taken.held_s)
-        one.young = one.young and taken.young
+        one.alone = one.alone and taken.alone
         one.partitions += bool(taken.root)
     return list(found.values())
 

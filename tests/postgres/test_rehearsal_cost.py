@@ -25,6 +25,8 @@ from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrati
 
 USERS = "CREATE TABLE users (id int PRIMARY KEY, n int); INSERT INTO users VALUES (1, 1)"
 SLEEP = "SELECT pg_sleep(0.3);\n"
+STORED = "CREATE MATERIALIZED VIEW stored AS TABLE users; CREATE UNIQUE INDEX ON stored (id)"
+REFRESH = "REFRESH MATERIALIZED VIEW CONCURRENTLY stored;\n"
 LIMIT = {"PREFLIGHT_REHEARSE_MAX_LOCK_S": "0.2"}
 TRAP = """
 CREATE TABLE log (n int);
@@ -120,7 +122,11 @@ def test_lock_that_is_held_for_longer_than_the_limit_is_refused(  # noqa: PLR091
             LIMIT, f"-- preflight: max-lock 10s\nALTER TABLE users ADD a int;\n{SLEEP}",
             id="the file allows more",
         ),
-        pytest.param(LIMIT, f"UPDATE users SET n = 2;\n{SLEEP}", id="weak lock"),
+        pytest.param(LIMIT, f"UPDATE users SET n = 2;\n{REFRESH}{SLEEP}", id="weak locks"),
+        pytest.param(
+            {"PREFLIGHT_REHEARSE_MAX_LOCK_S": "0.001"}, f"-- preflight: no-transaction\n{REFRESH}",
+            id="lock on what nobody writes to",
+        ),
         pytest.param(
             LIMIT, f"CREATE TABLE mine (n int);\nLOCK TABLE mine;\n{SLEEP}", id="table of its own"
         ),
@@ -140,7 +146,7 @@ def test_lock_that_is_in_nobodys_way_is_not_refused(
     migrations: WriteMigrations,
 ) -> None:
     """What writers need not wait for may last."""
-    database.script(USERS)
+    database.script(f"{USERS}; {STORED}")
     migrations({"000_zero.sql": "CREATE TABLE zero ();", "001_one.sql": text})
     result = run(env=env)
 
