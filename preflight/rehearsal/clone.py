@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
 
+from preflight.backup import new_database
 from preflight.base import console
 from preflight.base.errors import HistoryConflict, RehearsalFailed
 from preflight.history import ledger
@@ -35,6 +36,10 @@ SELECT l.database = (SELECT d.oid FROM pg_catalog.pg_database d
 WHERE l.locktype = 'advisory' AND l.objsubid = 1
  AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
 """
+_MAY = """
+SELECT pg_catalog.has_database_privilege(d.name, 'CREATE'),
+ pg_catalog.has_database_privilege(d.name, 'TEMPORARY') FROM pg_catalog.current_database() d(name)
+"""
 _SINCE = "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - {})::float8"
 
 
@@ -53,6 +58,7 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         same = _on_the_same_server(session, clone)
         copies.require_inside(session, scripts, elsewhere=not same)
         _require_alike(session, clone)
+        unset = _unset(session, clone)
         _on_the_same_server(session, clone)  # a look at the history may have connected anew
         structlog.get_logger().info(
             "rehearsal.started",
@@ -65,7 +71,35 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         if scripts:
             ledger.ensure(clone)  # where it was made before the first run
         name = clone.connection.info.dbname
-        yield copies.Copy(clone, name, 0.0, began, clone, where="clone", beside=same)
+        without = () if _rights(session) == _rights(clone) else ("rights",)
+        with scratch.reached(clone, name, unset) if unset else nullcontext(clone) as copy:
+            yield copies.Copy(
+                copy, name, 0.0, began, clone, where="clone", without=without, beside=same
+            )
+
+
+def _unset(session: Session, clone: Session) -> dict[str, str]:
+    """Return the live database's settings that the clone has not; Unavailable where it has more.
+
+    They are no part of a database, and CREATE DATABASE … TEMPLATE leaves them out.
+    """
+    here, there = _settings(session), _settings(clone)
+    if more := sorted(there.keys() - here.keys()):
+        raise scratch.Unavailable(
+            f"the clone has settings that the live database has not: {console.some(more)}", more
+        )
+    return {name: value for name, value in here.items() if there.get(name) != value}
+
+
+def _settings(session: Session) -> dict[str, str]:
+    """Return what a database sets for whoever logs in to it as we do; what is for us alone wins."""
+    own = new_database.described(session, session.connection.info.dbname)
+    found = sorted(scratch.settings_for(session, own), key=lambda each: each.role is not None)
+    return {each.name: each.setting.partition("=")[2] for each in found}
+
+
+def _rights(session: Session) -> tuple[bool, ...]:
+    return tuple(session.execute(_MAY).fetchone() or ())
 
 
 def _on_the_same_server(session: Session, clone: Session) -> bool:

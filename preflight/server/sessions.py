@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -89,7 +90,7 @@ LOOK = (
     f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL {PATH}; "
     "SET LOCAL row_security = off"
 )
-_SPACE = "\\ "  # in the `options` of a connection
+_SPECIAL = re.compile(r"[\\\s]")  # what has a backslash before it in the `options` of a connection
 _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
     17: {"transaction_timeout": "0"},
@@ -537,7 +538,7 @@ def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str
     """
     if "service" in target and "options" not in target:
         target = completed(target)
-    said = [f"-c {name}={value.replace(' ', _SPACE)}" for name, value in settings.items()]
+    said = [f"-c {name}=" + _SPECIAL.sub(r"\\\g<0>", value) for name, value in settings.items()]
     return {"options": " ".join([target.get("options", ""), *said]).strip()}
 
 

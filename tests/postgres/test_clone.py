@@ -81,6 +81,50 @@ def test_clone_is_used_before_the_first_run(
 
 
 @pytest.mark.usefixtures("applied")
+def test_clone_is_met_with_the_settings_of_the_live_database(
+    run: Run, database: servers.Database, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """A template leaves them out; what the clone has of its own nobody can take back."""
+    database.script(
+        f"CREATE SCHEMA app; ALTER DATABASE {database.name} SET search_path = app, public;"
+        f"ALTER DATABASE {database.name} SET app.tenant = 'it''s \\ b'"
+    )
+    clone, env = make_clone()
+    migrations({"002_two.sql": "CREATE TABLE two AS SELECT current_setting('app.tenant') AS t;"})
+    result = run(env=env)
+    clone.script(f"ALTER DATABASE {clone.name} SET work_mem = '5MB'")
+    migrations(THREE)
+    refused = run(env=env)
+
+    assert 0 == result.code, result
+    assert ["it's \\ b"] == clone.query("SELECT t FROM app.two")
+    assert (27, True) == (refused.code, "work_mem" in refused.finished["error"]["message"])
+
+
+def test_right_that_only_the_clone_lacks_is_no_fault_of_the_file(
+    run: Run, database: servers.Database, make_clone: MakeClone, migrations: WriteMigrations
+) -> None:
+    """A template leaves out who may do what in the database: `without` says so."""
+    role = database.limited(9, "preflight")
+    as_role = {**database.env(user=role, password="x"), "PREFLIGHT_REHEARSE": "off"}  # noqa: S106 -- of a minute's role
+    migrations(ONE | {"001_one.sql": "SELECT 1;"})
+    first = run(env=as_role)
+    clone, _ = make_clone()
+    where = url(clone, role).replace(quote(servers.PASSWORD, safe=""), "x")
+    migrations({"002_two.sql": "CREATE SCHEMA two;"})
+    result = run(
+        env=as_role | {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_CLONE_URL": where}
+    )
+    for each in (database, clone):
+        each.script(f"DROP OWNED BY {role}")
+    database.script(f"DROP ROLE {role}")
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert (0, 0, "warning") == (first.code, result.code, skipped["level"]), result
+    assert "without rights" in skipped["reason"]
+
+
+@pytest.mark.usefixtures("applied")
 def test_file_that_fails_on_the_clone_is_not_run(
     run: Run, database: servers.Database, make_clone: MakeClone, migrations: WriteMigrations
 ) -> None:
