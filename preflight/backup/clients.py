@@ -7,17 +7,15 @@ rows are counted.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import heapq
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -162,7 +160,9 @@ def lists_of_data(
         heapq.heappush(shares, (size + tables[line], number))
     with ExitStack() as stack:
         yield [
-            stack.enter_context(_list(line for line in lines if whose.get(line, 0) == number))
+            stack.enter_context(
+                passfile.private(line for line in lines if whose.get(line, 0) == number)
+            )
             for number in range(len(shares))
         ]
 
@@ -198,7 +198,9 @@ def list_without(  # noqa: PLR0913, PLR0917 -- of what, and less what
         check(oid, line[found.end() :].decode("utf-8", "replace"))
         return False
 
-    with _list(line for line in _entries(dump, programs, environment) if stays(line)) as path:
+    with passfile.private(
+        line for line in _entries(dump, programs, environment) if stays(line)
+    ) as path:
         yield path
 
 
@@ -220,7 +222,7 @@ def list_skipping(
     list cannot be had.
     """
     wanted = {" ".join(each.split()) for each in skip}
-    with _list(
+    with passfile.private(
         line
         for line in _entries(dump, programs, environment)
         if not wanted.intersection(spellings(line.decode("utf-8", "replace")))
@@ -250,7 +252,10 @@ def in_turn(
         yield [options]
         return
     rest = (line for line in lines if not _EVENT_TRIGGER.match(line))
-    with _list(rest) as first, _list(filter(_EVENT_TRIGGER.match, lines)) as last:
+    with (
+        passfile.private(rest) as first,
+        passfile.private(filter(_EVENT_TRIGGER.match, lines)) as last,
+    ):
         others = [each for each in options if each not in wanted]
         yield [[*others, f"{USE_LIST}{each}"] for each in (first, last)]
 
@@ -315,16 +320,6 @@ def _entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> l
         if children.wait(child) != 0:
             raise children.ClientFailed(words.said() or "pg_restore --list failed", "none")
     return entries
-
-
-@contextmanager
-def _list(lines: Iterable[bytes]) -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile(prefix=passfile.PASSFILE, dir=passfile.memory()) as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH)  # as a passfile's: a sweep leaves it alone
-        file.writelines(lines)
-        file.flush()
-        yield Path(file.name)
 
 
 def listen(

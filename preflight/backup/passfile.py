@@ -6,16 +6,16 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from preflight.base.errors import BackupFailed
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
-MEMORY = Path("/dev/shm")  # noqa: S108 -- a secret there never reaches a disk; mkstemp makes it safe
+MEMORY = Path("/dev/shm")  # noqa: S108 -- a secret there never reaches a disk; `_held` makes it safe
 PASSFILE = "pg-preflight-password-"
 
 
@@ -47,26 +47,51 @@ def passfile(session: Session) -> Iterator[dict[str, str]]:
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
     try:
         place = memory()
-        _sweep_passfiles(place)
-        descriptor, name = tempfile.mkstemp(prefix=PASSFILE, dir=place)  # 0600
+        sweep(place)
+        file = _held(place)
     except OSError as error:
         raise BackupFailed(
             "backup.no_temporary",
             f"no place for pg_dump's private passfile: {error.strerror}",
             f"Let this user write to {MEMORY} or /tmp, or set TMPDIR.",
         ) from error
+    with _gone_afterwards(file):
+        file.write(f"*:*:*:*:{escaped}\n".encode())
+        file.flush()
+        yield environment | {"PGPASSFILE": file.name}
+
+
+@contextmanager
+def private(lines: Iterable[bytes]) -> Iterator[Path]:
+    """Yield a private file of lines for another program, removed afterwards; raises OSError."""
+    file = _held(memory())
+    with _gone_afterwards(file):
+        file.writelines(lines)
+        file.flush()
+        yield Path(file.name)
+
+
+def _held(place: Path) -> IO[bytes]:
+    """Make a file (0600) that no sweep takes: it is locked, and was not taken before that."""
+    while True:
+        file = tempfile.NamedTemporaryFile(prefix=PASSFILE, dir=place, delete=False)  # noqa: SIM115 -- `_gone_afterwards` closes it
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if Path(file.name).exists():
+            return file
+        file.close()
+
+
+@contextmanager
+def _gone_afterwards(file: IO[bytes]) -> Iterator[None]:
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_SH)  # tells a sweep that somebody needs it
-            file.write(f"*:*:*:*:{escaped}\n")
-            file.flush()
-            yield environment | {"PGPASSFILE": name}
+        with file:
+            yield
     finally:
-        Path(name).unlink(missing_ok=True)
+        Path(file.name).unlink(missing_ok=True)
 
 
-def _sweep_passfiles(place: Path) -> None:
+def sweep(place: Path) -> None:
     """Remove what a run left that was killed before pg_dump was connected."""
     for path in place.glob(f"{PASSFILE}*"):
         with suppress(OSError), path.open("r+") as file:

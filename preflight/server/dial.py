@@ -116,9 +116,17 @@ def with_password(target: Mapping[str, str]) -> dict[str, str]:
     """
     nowhere = ",".join("-" for _ in target.get("host", "").split(","))
     pgconn = pq.PGconn.connect_start(make_conninfo("", **{**target, "hostaddr": nowhere}).encode())
-    found = pgconn.password.decode("utf-8", "surrogateescape")
+    found = password(pgconn)
     pgconn.finish()
-    return {**target, "password": found} if found else dict(target)
+    return {**target, **found}
+
+
+def password(pgconn: pq.abc.PGconn) -> dict[str, str]:
+    """Return libpq's parameter for the password that it found, if it is one that can be said."""
+    with suppress(UnicodeDecodeError):
+        if found := pgconn.password.decode():
+            return {"password": found}
+    return {}
 
 
 def _each(text: str) -> list[str]:

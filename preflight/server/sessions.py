@@ -203,8 +203,8 @@ class Session:
 
     def _begin(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
-        if connection.info.password:  # a passfile's line may be for this database alone
-            self.target = {**self.target, "password": connection.info.password}
+        # a passfile's line may be for this database alone
+        self.target = {**self.target, **dial.password(connection.pgconn)}
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
         self.given = None
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -17,6 +19,7 @@ from preflight.backup import (
     manifests,
     mounts,
     objects,
+    passfile,
     reading_back,
     restored,
     retention,
@@ -28,6 +31,31 @@ from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
 from preflight.base.errors import BackupUnverified
 from preflight.commands import backups
+
+# --- private files --------------------------------------------------------------------------------
+
+
+def test_file_that_another_run_sweeps_before_it_is_locked_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two runs of one machine may begin at once; what a killed one left is swept."""
+    monkeypatch.setattr(passfile, "MEMORY", tmp_path)
+    left = tmp_path / f"{passfile.PASSFILE}left"
+    left.touch()
+    really, sweeps = fcntl.flock, iter([True])
+
+    def lock(file: IO[bytes], how: int) -> None:
+        if how == fcntl.LOCK_SH and next(sweeps, False):
+            passfile.sweep(tmp_path)
+        really(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with passfile.private([b"one\n", b"two\n"]) as path:
+        passfile.sweep(tmp_path)
+        assert b"one\ntwo\n" == path.read_bytes()
+        assert [path] == list(tmp_path.iterdir())
+    assert [] == list(tmp_path.iterdir())
+
 
 # --- what was live --------------------------------------------------------------------------------
 

@@ -251,3 +251,23 @@ def test_a_server_is_asked_ten_to_twenty_times_a_second() -> None:
         state.attempt_number = number
 
         assert 0.05 <= patience.pause(state) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (b"db:5432:app:me:p\\:w", {"password": "p:w"}),
+        (b"db:5432:other:me:x", {}),
+        (b"db:5432:app:me:\xff", {}),
+    ],
+)
+def test_password_of_a_passfile_is_found_without_a_call(
+    tmp_path: Path, said: bytes, found: dict[str, str]
+) -> None:
+    """For a database that may not be there, on a host that may have no name."""
+    passfile = tmp_path / "passfile"
+    passfile.write_bytes(said + b"\n")
+    passfile.chmod(0o600)
+    target = {"host": "db", "dbname": "app", "user": "me", "passfile": str(passfile)}
+
+    assert target | found == dial.with_password(target)
