@@ -121,21 +121,18 @@ def _ours(session: Session) -> bool:
 def last_change(session: Session) -> str | None:
     """Name the last change that came through, of this database and history alone.
 
-    A failure is one where something of it stayed: of a wrapped command that says what it began
-    with, and of a file without a transaction. None where there is no journal for us to see.
+    None where there is no journal for us to see.
     """
     if not _ours(session):
         return None
     with suppress(psycopg.errors.InsufficientPrivilege):
         row = session.execute(
-            f"""SELECT d.oid, max(j.id),
- (SELECT sum(m.statements_done) FROM {session.config.schema}.migrations m)
- FROM pg_catalog.pg_database d LEFT JOIN {session.config.schema}.journal j
- ON j.event <> ALL (%s::text[]) OR j.event = 'failed' AND j.checksum_before IS NOT NULL
+            f"""SELECT d.oid, max(j.id) FROM pg_catalog.pg_database d
+ LEFT JOIN {session.config.schema}.journal j ON j.event <> ALL (%s::text[])
  WHERE d.datname = pg_catalog.current_database() GROUP BY d.oid""",  # noqa: S608 -- a checked name
             [list(_NO_CHANGES)],
         ).fetchone()
-        return f"{row[0]}.{session.config.schema}.{row[1] or 0}.{row[2] or 0}" if row else None
+        return f"{row[0]}.{session.config.schema}.{row[1] or 0}" if row else None
     return None
 
 

@@ -124,21 +124,16 @@ def journal(  # noqa: PLR0913 -- one row
     duration_ms: int | None = None,
     backup: str | None = None,
     error: str | None = None,
-    left: bool = False,
 ) -> None:
-    """Append to the journal what became of a command; it has no version, so that is 0.
-
-    `left`: it failed, and something of what it did may have stayed.
-    """
+    """Append to the journal what became of a command; it has no version, so that is 0."""
     session.execute(
-        f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
- checksum_before, run_id, host, duration_ms, backup, error, tool_version)
- VALUES (%s, 0, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+        f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum, run_id,
+ host, duration_ms, backup, error, tool_version)
+ VALUES (%s, 0, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
         [
             event,
             writable(session, command),
             key,
-            key if left else None,
             session.config.run_id,
             socket.gethostname(),
             duration_ms,

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,45 +96,6 @@ def test_command_that_succeeds_each_time_is_no_crash_loop(
     taken = [result.event("backup.verified")[0]["backup"] for result in results]
 
     assert [0] * 4 == [result.code for result in results], results
-    assert sorted(taken) == names(backup_dir)
-
-
-LEAVES = "import os, psycopg; psycopg.connect('', autocommit=True).execute"
-
-
-def test_command_that_left_something_is_no_crash_loop(
-    run: Run, backup_dir: Path, environment: dict[str, str]
-) -> None:
-    """Each backup is of another state, and the only one of it, though each run failed."""
-    del environment["PREFLIGHT_MIGRATIONS_DIR"]
-    code = f"{LEAVES}(f'CREATE TABLE t{{os.getpid()}} ()'); raise SystemExit(1)"
-    command = ["wrap", "--always", "--", sys.executable, "-c", code]
-    results = [run(*command, env={"PREFLIGHT_BACKUP_KEEP": "5"}) for _ in range(3)]
-    taken = [result.event("backup.verified")[0]["backup"] for result in results]
-
-    assert [31] * 3 == [result.code for result in results], results
-    assert sorted(taken) == names(backup_dir)
-
-
-def test_file_that_went_on_is_no_crash_loop(
-    run: Run, migrations: WriteMigrations, backup_dir: Path, database: servers.Database
-) -> None:
-    """Nor is a file without a transaction, each time a statement further."""
-    migrations(
-        {
-            "001_parts.sql": "-- preflight: no-transaction\n"
-            + "".join(f"INSERT INTO t{n} VALUES (1);" for n in range(3))
-        }
-    )
-    results = []
-    for n in range(3):
-        results.append(
-            run(env={"PREFLIGHT_BACKUP_KEEP": "5", "PREFLIGHT_FIRST_CONTACT": "pending"})
-        )
-        database.script(f"CREATE TABLE t{n} (id int)")
-    taken = [result.event("backup.verified")[0]["backup"] for result in results]
-
-    assert [31] * 3 == [result.code for result in results], results
     assert sorted(taken) == names(backup_dir)
 
 

@@ -95,7 +95,7 @@ class _Run:
             self.backup = saved.name if saved else None
             return rehearsed.rehearse(self.session, self.wrapped, look, saved)
 
-        due_now = {"command": self.wrapped.name, "key": look.key}
+        due_now = {"command": self.wrapped.name, "key": self.wrapped.files_key}
         copy, self.backup = self._noted(  # 14 23 24 27 31
             lambda: gate.proven_for(self.session, due_now, tried)
         )
@@ -132,7 +132,6 @@ class _Run:
             duration_ms=round(1000 * (time.monotonic() - self.began)),
             backup=self.backup,
             error=str(failure),
-            left=isinstance(failure, (MigrationPartial, VerifyFailed)),
         )
 
     def _in_earnest(self, before: written.Before, copy: Rehearsed | None) -> child.Ended:
