@@ -49,6 +49,9 @@ UNION ALL SELECT held.relation::int8, CASE d.refclassid WHEN 'pg_catalog.pg_proc
   UNION ALL SELECT a.adrelid, a.oid, 'pg_catalog.pg_attrdef'::regclass FROM pg_catalog.pg_attrdef a
   UNION ALL SELECT c.conrelid, c.oid, 'pg_catalog.pg_constraint'::regclass
   FROM pg_catalog.pg_constraint c WHERE c.conrelid <> 0::oid AND c.contype <> 'f'
+  UNION ALL SELECT a.attrelid, c.oid, 'pg_catalog.pg_constraint'::regclass
+  FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_attribute a ON a.atttypid = c.contypid
+  WHERE c.contypid <> 0::oid
   UNION ALL SELECT i.indrelid, i.indexrelid, 'pg_catalog.pg_class'::regclass
   FROM pg_catalog.pg_index i
   UNION ALL SELECT t.tgrelid, t.oid, 'pg_catalog.pg_trigger'::regclass
@@ -62,20 +65,9 @@ UNION ALL SELECT -d.objid::int8, CASE d.refclassid WHEN 'pg_catalog.pg_proc'::re
  FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.deptype = 'n'
  AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_class'::regclass)
 """
-# functions that no name leads to: of event triggers; of operators, casts, aggregates and types,
-# whose signs and values stand in any statement
-_UNNAMED = f"""
+_EVENTS = """
 SELECT -e.evtfoid::int8 FROM pg_catalog.pg_event_trigger e WHERE e.evtenabled <> 'D'
-UNION SELECT -p.oid::int8 FROM pg_catalog.pg_depend d
-JOIN pg_catalog.pg_proc p ON p.oid = d.refobjid
-LEFT JOIN pg_catalog.pg_constraint c ON c.oid = d.objid AND c.contypid <> 0::oid
- AND d.classid = 'pg_catalog.pg_constraint'::regclass
-LEFT JOIN pg_catalog.pg_proc a ON a.oid = d.objid AND a.prokind = 'a'
- AND d.classid = 'pg_catalog.pg_proc'::regclass
-WHERE d.refclassid = 'pg_catalog.pg_proc'::regclass AND NOT {_MEMBER.format("pg_proc", "p")}
- AND (d.classid::regclass::text IN ('pg_operator', 'pg_cast', 'pg_type', 'pg_opclass', 'pg_amproc')
-  OR c.oid IS NOT NULL OR a.oid IS NOT NULL)
-"""  # noqa: S608 -- a constant
+"""
 _FUNCTIONS = f"""
 SELECT p.oid::int8, n.nspname::text, p.proname::text, l.lanname::text, p.prosrc
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
@@ -318,7 +310,7 @@ class Graph:
     parents: Sequence[tuple[int, int]] = ()
     leading: Sequence[tuple[int, int]] = ()
     types: Sequence[tuple[str, int]] = ()  # the name of one, and who uses it
-    unnamed: Sequence[int] = ()  # functions that any statement may call
+    events: Sequence[int] = ()  # the functions of event triggers
 
     def families(self) -> dict[int, int]:
         """Return for each table one that stands for all with which it shares rows: partitions."""
@@ -355,7 +347,7 @@ def look(session: Session) -> Graph:
             session.execute(_PARENTS).fetchall(),
             session.execute(_LEADING).fetchall(),
             session.execute(_TYPES).fetchall(),
-            [number for (number,) in session.execute(_UNNAMED).fetchall()],
+            [number for (number,) in session.execute(_EVENTS).fetchall()],
         )
 
 
@@ -537,7 +529,7 @@ class _Reached:
 
 
 def _reached(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reached:
-    """Return what names lead to, and what no name leads to; what rows pull along, if any change."""
+    """Return what names lead to, event triggers included; what rows pull along, if any change."""
     pulled = ((key.to, key.of) for key in graph.keys.values() if key.cascades and wanted.writes)
     leading, by_name = _led([*graph.leading, *pulled]), _by_name(graph)
     members = _led((family, oid) for oid, family in families.items())
@@ -551,7 +543,7 @@ def _reached(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reache
 
     rest = named_by(wanted.names, wanted.types)
     found.calls = any(oid in graph.functions for oid in rest)
-    rest += graph.unnamed
+    rest += graph.events
     while rest:
         if (oid := rest.pop()) in found.seen:
             continue

@@ -177,38 +177,6 @@ def test_file_meets_the_rows_that_it_gets_to_by_other_ways(
     assert [True] == [each["partial"] for each in result.event("rehearsal.started")]
 
 
-UNNAMED = """
-CREATE FUNCTION by_sign(int, text) RETURNS int LANGUAGE sql AS 'SELECT n FROM signs';
-CREATE OPERATOR ~~> (LEFTARG = int, RIGHTARG = text, FUNCTION = by_sign);
-CREATE TYPE pair AS (a int, b text);
-CREATE FUNCTION by_cast(pair) RETURNS int LANGUAGE sql AS 'SELECT n FROM casts';
-CREATE CAST (pair AS int) WITH FUNCTION by_cast(pair);
-CREATE FUNCTION by_sum(int, int) RETURNS int LANGUAGE sql AS 'SELECT n FROM sums';
-CREATE AGGREGATE total(int) (sfunc = by_sum, stype = int);
-CREATE FUNCTION by_default() RETURNS text LANGUAGE plpgsql AS
- 'BEGIN RETURN max(n) FROM defaults; END';
-CREATE DOMAIN kind AS text DEFAULT by_default();
-CREATE FUNCTION by_check(text) RETURNS bool LANGUAGE plpgsql AS
- 'BEGIN RETURN $1 IN (TABLE checks); END';
-CREATE DOMAIN work AS text CHECK (by_check(VALUE)); CREATE DOMAIN home AS work;
-"""
-
-
-def test_rows_that_only_signs_and_types_lead_to_are_there(
-    run: Run, database: servers.Database, migrations: WriteMigrations
-) -> None:
-    """No statement names the function of an operator, a cast, an aggregate, a domain."""
-    tables = {"signs", "casts", "sums", "defaults", "checks"}
-    made = "; ".join(f"CREATE TABLE {each} AS SELECT 1 AS n" for each in tables)
-    database.script(f"{SHOP}; {made}; {UNNAMED}")
-    migrations({"001_one.sql": "SELECT 1;"})
-    result = run()
-
-    (started,) = result.event("rehearsal.started")
-    assert 0 == result.code, result
-    assert {f"public.{each}" for each in tables} == set(started["tables"])
-
-
 @pytest.mark.parametrize(
     ("statement", "why"),
     [
