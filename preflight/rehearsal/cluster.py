@@ -348,7 +348,7 @@ def make_database(home: Session, live: Surroundings) -> Made:
     made = Made(live.database.name)
     if not _create(home, live):
         made.fidelity.append("collation")
-    _grant(home, live.rights, live.database.owner)
+    _grant(home, live.rights)
     settle(home, live, made, late=False)
     if live.extensions:
         with sessions.beside(home, made.database, new_database.filling(home)) as inside:
@@ -468,15 +468,11 @@ def _letters(major: int) -> new_database.TextRules:
     return new_database.TextRules("UTF8", "C", "C.UTF-8")
 
 
-def _grant(home: Session, rights: Sequence[Right], owner: str) -> None:
-    """Give the rights that stand in the catalogs, and no others: where one stands, all do.
-
-    Also those of the database's owner, who may have given some away.
-    """
+def _grant(home: Session, rights: Sequence[Right]) -> None:
+    """Give the rights that stand in the catalogs, and no others: where one stands, all do."""
     for kind, name in dict.fromkeys((right.kind, right.name) for right in rights):
         if kind != "PARAMETER":
-            others = f", {quoting.name(owner)}" if kind == "DATABASE" else ""
-            home.execute(f"REVOKE ALL ON {kind} {quoting.name(name)} FROM PUBLIC{others}")
+            home.execute(f"REVOKE ALL ON {kind} {quoting.name(name)} FROM PUBLIC")
     for right in rights:
         parts = right.name.split(".") if right.kind == "PARAMETER" else [right.name]
         on = f"{right.kind} {'.'.join(map(quoting.name, parts))}"

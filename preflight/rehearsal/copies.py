@@ -182,7 +182,6 @@ def restored(
             with scratch.reached(home, name, quiet) as copy:
                 if scripts:
                     new_database.analyze(copy)
-                scratch.withhold(session, copy, name)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
                     without=without, part=part, lacking=lacking(saved, refused, unmade),

@@ -53,15 +53,6 @@ SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), c.oid::regclass::text
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND NOT c.relhassubclass AND c.relname = ANY (%s::name[])
 """
-# what whoever owns a database may do in it, and this role may not do in the live one
-_WITHHELD = """
-SELECT p.name || ' ON DATABASE {name}', 'CURRENT_USER'
-FROM pg_catalog.unnest(ARRAY['CREATE', 'TEMPORARY']) p(name)
-WHERE NOT pg_catalog.has_database_privilege(pg_catalog.current_database(), p.name)
-UNION ALL SELECT 'CREATE ON SCHEMA public', 'pg_database_owner' FROM pg_catalog.pg_namespace n
-WHERE n.nspname = 'public' AND NOT pg_catalog.has_schema_privilege(n.oid, 'CREATE')
- AND pg_catalog.pg_get_userbyid(n.nspowner) = 'pg_database_owner'
-"""
 # when a session began is not for everyone to see, so a number that is in use again counts as alive
 _ALIVE = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = %s::int4
@@ -299,19 +290,4 @@ def apply_settings(home: Session, settings: Sequence[new_database.Setting], name
             raise Unavailable(
                 f"the copy cannot have the setting {each.name} of the live "
                 f"database: {error.diag.message_primary or error}"
-            ) from error
-
-
-def withhold(session: Session, copy: Session, name: str) -> None:
-    """Take from the copy's owner what this role may not do in the live database; Unavailable."""
-    query = _WITHHELD.format(name=quoting.name(name).replace("'", "''"))
-    for right, whose in session.execute(query).fetchall():
-        try:
-            copy.execute(f"REVOKE {right} FROM {whose}")
-        except psycopg.Error as error:
-            if copy.lost:
-                raise
-            raise Unavailable(
-                f"the copy's owner cannot be kept from {right}: "
-                f"{error.diag.message_primary or error}"
             ) from error

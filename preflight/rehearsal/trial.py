@@ -60,9 +60,6 @@ TELL_EVERY_S = 10.0
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
 # a check of a row, bounds of partitions, a block that has looked at some
 _BY_TEXT = frozenset({"23514", "42P17", "P0001", "P0004"})
-_RAISED = frozenset({"P0001", "P0004"})  # by a block, of its own accord
-_ASKS_FOR_NAME = re.compile(rb"(?i)current_(?:database|catalog)\b")
-_OTHER_NAME = "can only reindex the currently open database"
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -567,7 +564,7 @@ def _copy(  # noqa: PLR0913 -- what a copy is made from, and for whom
             with ExitStack() as stack:
                 files = _Files(scripts, [script for script in reads if script], guests=guests)
                 copy = _had(stack, session, saved, files, config)
-                with _readable(session, copy, saved, files.reads):
+                with _readable(session, copy):
                     yield copy
         except (ConnectionLost, scratch.Unavailable) as gone:
             why = copies.elsewhere(session, gone) if isinstance(gone, ConnectionLost) else gone
@@ -575,9 +572,7 @@ def _copy(  # noqa: PLR0913 -- what a copy is made from, and for whom
 
 
 @contextmanager
-def _readable(
-    session: Session, copy: copies.Copy | None, saved: Taken | None, reads: Sequence[Script]
-) -> Iterator[None]:
+def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
     """Say that a file cannot be tried where it needs what only the copy has not, or not filled."""
     try:
         yield
@@ -602,8 +597,6 @@ def _readable(
         if copy is not None and copy.where != "local" and _lacks(session, failure):
             said = f"{failure}: it is not there, or has another name"
             raise scratch.Unavailable(said) from failure
-        if copy is not None and (other := _other(session, copy, saved, reads, failure)):
-            raise scratch.Unavailable(f"{failure}, and {other}", level="warning") from failure
         unpublished = state == scratch.NO_OBJECT and copy is not None and copies.unpublished(copy)
         if unpublished and scratch.names_a_publication(session, str(failure)):
             raise scratch.Unavailable(
@@ -639,29 +632,6 @@ def _lacks(session: Session, failure: RehearsalFailed) -> bool:
         return True
     across = "cross-database references are not implemented"
     return failure.problem.sqlstate == NOT_SUPPORTED and across in str(failure)
-
-
-def _other(
-    session: Session,
-    copy: copies.Copy,
-    saved: Taken | None,
-    reads: Sequence[Script],
-    failure: RehearsalFailed,
-) -> str | None:
-    """Say in what a copy has to be otherwise, where a file may fail for it alone."""
-    said = str(failure)
-    for what in saved.backup.manifest.lacks if saved else ():
-        kind, _, name = what.partition(" ")
-        if f'{kind} "{name}" already exists' in said:
-            return f"the {what}, which the live database is without, could not be dropped there"
-    if copy.name == session.connection.info.dbname:
-        return None
-    guarded = failure.problem.sqlstate in _RAISED or _is(failure, "verify.failed")
-    asked = guarded and any(_ASKS_FOR_NAME.search(script.text) for script in reads)
-    named = copy.name in said and failure.problem.sqlstate != copies.NO_RIGHT
-    if asked or named or _OTHER_NAME in said:
-        return f"the copy is called {copy.name}"
-    return None
 
 
 @dataclass(frozen=True, slots=True)

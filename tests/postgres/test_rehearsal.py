@@ -842,58 +842,6 @@ def test_url_of_the_same_server_is_the_same_server(
     assert 0 == result.code
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        pytest.param(
-            {"001_one.sql": "DO $$ BEGIN ASSERT current_database() = '{}'; END $$;"},
-            id="guard",
-        ),
-        pytest.param(
-            {"001_one.sql": "-- preflight: no-transaction\nREINDEX DATABASE {};"},
-            id="name",
-        ),
-        pytest.param(
-            ONE | {"001_one_verify.sql": "SELECT 's' AS suite, 'c' AS check, "
-                   "to_regclass('one') IS NOT NULL AND current_database() = '{}' AS ok;"},
-            id="check",
-        ),
-    ],
-)  # fmt: skip
-def test_name_that_a_copy_cannot_have_is_no_fault_of_the_file(
-    files: Mapping[str, str], run: Run, database: servers.Database, migrations: WriteMigrations
-) -> None:
-    """Beside the live database it is called otherwise: a warning, and no 27."""
-    database.script("CREATE SCHEMA app")
-    migrations({name: text.replace("{}", database.name) for name, text in files.items()})
-    result = run()
-
-    (skipped,) = result.event("rehearsal.skipped")
-    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
-    assert "warning" == skipped["level"]
-    assert "the copy is called preflight_scratch_" in skipped["reason"]
-
-
-def test_schema_that_cannot_be_dropped_in_the_copy_is_no_fault_of_the_file(
-    run: Run,
-    start_server: StartServer,
-    create_database: CreateDatabase,
-    migrations: WriteMigrations,
-) -> None:
-    """Every new database has `public`, and before PostgreSQL 15 it is the superuser's."""
-    database = create_database(start_server(14))
-    database.script(
-        f"DROP SCHEMA public; CREATE ROLE app LOGIN CREATEDB PASSWORD 'x';"
-        f"ALTER DATABASE {database.name} OWNER TO app"
-    )
-    migrations({"001_one.sql": "CREATE SCHEMA public;"})
-    result = run(env=database.env(user="app", password="x"))  # noqa: S106 -- of a minute's role
-
-    (skipped,) = result.event("rehearsal.skipped")
-    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), result
-    assert "the schema public, which the live database is without" in skipped["reason"]
-
-
 def test_other_server_that_goes_away_keeps_nobody_waiting(
     start: Start, start_server: StartServer, migrations: WriteMigrations
 ) -> None:

@@ -194,29 +194,6 @@ def test_right_that_the_role_lacks_is_found_on_the_copy(
     assert [0] == managed.query("SELECT count(*) FROM preflight.migrations")
 
 
-@pytest.mark.parametrize("where", ["local", "server"])
-def test_right_on_the_database_that_its_owner_lacks_is_missed_on_the_copy(
-    where: str, run: Run, database: servers.Database, migrations: WriteMigrations
-) -> None:
-    """Whoever owns a copy could do in it what he may not do in the live one."""
-    name, role = database.name, f"{database.name}_owner"
-    database.script(
-        f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD '{PASSWORD}';"
-        f"CREATE SCHEMA preflight AUTHORIZATION {role}; ALTER DATABASE {name} OWNER TO {role};"
-        f"REVOKE CREATE ON DATABASE {name} FROM {role}"
-    )
-    migrations({"001_one.sql": "CREATE TEMP TABLE mine ();\nCREATE SCHEMA extra;"})
-    env = database.env(user=role, password=PASSWORD)
-    result = run(env={**env, "PREFLIGHT_REHEARSE_ON": where})
-    database.script(
-        f"ALTER DATABASE {name} OWNER TO postgres; DROP OWNED BY {role}; DROP ROLE {role}"
-    )
-
-    error = result.finished["error"]
-    assert (27, "rehearsal.failed", "42501") == (result.code, error["code"], error["sqlstate"])
-    assert 2 == error["line"]
-
-
 def test_right_of_a_superuser_that_a_provider_gives_is_no_fault_of_the_file(
     managed: servers.Database, run: Run, migrations: WriteMigrations
 ) -> None:
