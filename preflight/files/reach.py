@@ -112,13 +112,11 @@ class Reach:
 class Bounds:
     """What a statement is to stay inside of: its database; or its server, if that is thrown away.
 
-    `foreign` are the names of foreign tables, in whatever schema; `local` those that lead to
-    others of the same name, as files write them.
+    `foreign` are the names of foreign tables.
     """
 
     foreign: Collection[str] = ()
     server: bool = False
-    local: Collection[str] = ()
 
 
 DATABASE = Bounds()
@@ -224,7 +222,7 @@ def _written_beyond(effect: effects.Effect, bounds: Bounds) -> str | None:
             continue
         if name in catalogs:
             return f"changes {name}, which belongs to the whole server"
-        if name in bounds.foreign and lock.table not in bounds.local:
+        if name in bounds.foreign:
             return f"changes the foreign table {lock.table}"
     return None
 

@@ -440,7 +440,8 @@ def require_inside(session: Session, scripts: Sequence[Script], *, elsewhere: bo
     On a server that is `elsewhere`, or thrown away, beyond that one; what nobody can read is tried
     there.
     """
-    for script, statement, far in reaching(scripts, bounds(session, scripts, server=elsewhere)):
+    bounds = reach.Bounds(foreign_tables(session, scripts), server=elsewhere)
+    for script, statement, far in reaching(scripts, bounds):
         line, column = scan.position(script.text, statement.start)
         where: dict[str, Any] = {
             **script.named,
@@ -458,19 +459,10 @@ def require_inside(session: Session, scripts: Sequence[Script], *, elsewhere: bo
         raise scratch.Unavailable(f"{said}, {why}", level=level, **where)
 
 
-def bounds(session: Session, scripts: Sequence[Script], *, server: bool) -> reach.Bounds:
-    """Return what scripts are to stay inside of: foreign tables, there or made by them, are not."""
+def foreign_tables(session: Session, scripts: Sequence[Script]) -> set[str]:
+    """Return the names of the foreign tables: of those that are there, and that files make."""
     there = {name for (name,) in session.execute(scratch.FOREIGN).fetchall()}
-    made = set[str]().union(*map(reach.foreign_made, scripts))
-    if not there - made:
-        return reach.Bounds(made, server)
-    with sessions.transaction(session):
-        session.execute("SET LOCAL search_path TO DEFAULT")
-        rows = session.execute(scratch.NAMESAKES, [sorted(there - made)]).fetchall()
-    # where a path of another's making may hold, a name without a schema may lead anywhere
-    moving = session.config.schemas or any(b"search_path" in each.text.lower() for each in scripts)
-    local = {name for full, found in rows for name in (full, full if moving else found)}
-    return reach.Bounds(there | made, server, local)
+    return there.union(*map(reach.foreign_made, scripts))
 
 
 def reaching(

@@ -47,12 +47,6 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 FOREIGN = """
 SELECT c.relname::text FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
 """
-# tables that are called as one of those: with the schema, and as the search_path needs it
-NAMESAKES = """
-SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), c.oid::regclass::text
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND NOT c.relhassubclass AND c.relname = ANY (%s::name[])
-"""
 # when a session began is not for everyone to see, so a number that is in use again counts as alive
 _ALIVE = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = %s::int4

@@ -35,6 +35,7 @@ from preflight.base.errors import (
     VerifyFailed,
     blamed,
 )
+from preflight.files import reach
 from preflight.history import ledger, plan
 from preflight.rehearsal import (
     burden,
@@ -307,7 +308,7 @@ def _reversible(copy: copies.Copy, todo: Sequence[Migration]) -> list[Migration]
     """Return the last files, as many as can be taken back: a half-done one has no way back."""
     thrown_away = copy.where == "local"
     scripts = [script for file in todo for script in (file.up, file.rollback) if script]
-    bounds = copies.bounds(copy.session, scripts, server=thrown_away)
+    bounds = reach.Bounds(copies.foreign_tables(copy.session, scripts), server=thrown_away)
     part = copy.part
     found: list[Migration] = []
     for file in reversed(todo):

@@ -163,22 +163,6 @@ def test_server_that_is_thrown_away_is_left_by_less(statement: str, reaches: str
     assert (reaches or "").lower() in (found.words.lower() if found else "")
 
 
-@pytest.mark.parametrize(
-    ("statement", "reaches"),
-    [
-        ("UPDATE near.far SET a = 1", False),
-        ('INSERT INTO "Near"."far" VALUES (1)', True),
-        ("UPDATE far SET a = 1", True),
-        ("ALTER TABLE app.far ADD a int", True),
-    ],
-)
-def test_namesake_of_a_foreign_table_is_none(statement: str, reaches: bool) -> None:  # noqa: FBT001
-    """As files write it; where the schema is another one, or none is said, it may be the other."""
-    found = reach.beyond(statement.encode(), reach.Bounds({"far"}, local={"near.far"}))
-
-    assert reaches == (found is not None), found
-
-
 TRIGGER = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ {} $$"
 
 
