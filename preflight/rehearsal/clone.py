@@ -36,10 +36,7 @@ SELECT l.database = (SELECT d.oid FROM pg_catalog.pg_database d
 WHERE l.locktype = 'advisory' AND l.objsubid = 1
  AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
 """
-_MAY = """
-SELECT pg_catalog.has_database_privilege(d.name, 'CREATE'),
- pg_catalog.has_database_privilege(d.name, 'TEMPORARY') FROM pg_catalog.current_database() d(name)
-"""
+_OF_OTHERS = "SELECT s.name::text FROM pg_catalog.pg_settings s WHERE s.context <> 'user'"
 _SINCE = "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - {})::float8"
 
 
@@ -71,17 +68,15 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         if scripts:
             ledger.ensure(clone)  # where it was made before the first run
         name = clone.connection.info.dbname
-        without = () if _rights(session) == _rights(clone) else ("rights",)
         with scratch.reached(clone, name, unset) if unset else nullcontext(clone) as copy:
-            yield copies.Copy(
-                copy, name, 0.0, began, clone, where="clone", without=without, beside=same
-            )
+            yield copies.Copy(copy, name, 0.0, began, clone, where="clone", beside=same)
 
 
 def _unset(session: Session, clone: Session) -> dict[str, str]:
     """Return the live database's settings that the clone has not; Unavailable where it has more.
 
-    They are no part of a database, and CREATE DATABASE … TEMPLATE leaves them out.
+    They are no part of a database, and CREATE DATABASE … TEMPLATE leaves them out. Those that not
+    every role may set (logs, limits) change no file's outcome, and a login with them is refused.
     """
     here, there = _settings(session), _settings(clone)
     if more := sorted(there.keys() - here.keys()):
@@ -95,11 +90,8 @@ def _settings(session: Session) -> dict[str, str]:
     """Return what a database sets for whoever logs in to it as we do; what is for us alone wins."""
     own = new_database.described(session, session.connection.info.dbname)
     found = sorted(scratch.settings_for(session, own), key=lambda each: each.role is not None)
-    return {each.name: each.setting.partition("=")[2] for each in found}
-
-
-def _rights(session: Session) -> tuple[bool, ...]:
-    return tuple(session.execute(_MAY).fetchone() or ())
+    others = {name for (name,) in session.execute(_OF_OTHERS).fetchall()}
+    return {each.name: each.setting.partition("=")[2] for each in found if each.name}
 
 
 def _on_the_same_server(session: Session, clone: Session) -> bool:
