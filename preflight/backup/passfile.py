@@ -28,7 +28,7 @@ def memory() -> Path:
 def passfile(session: Session) -> Iterator[dict[str, str]]:
     """Yield an environment whose password is in a private file, removed afterwards."""
     environment = dict(session.config.child_env)
-    password = session.target.get("password")
+    password = session.secrets().get("password")
     if hidden := sorted(session.secrets().keys() - {"password"}):
         raise BackupFailed(
             "backup.password",

@@ -91,7 +91,7 @@ def _settings(session: Session) -> dict[str, str]:
     own = new_database.described(session, session.connection.info.dbname)
     found = sorted(scratch.settings_for(session, own), key=lambda each: each.role is not None)
     others = {name for (name,) in session.execute(_OF_OTHERS).fetchall()}
-    return {each.name: each.setting.partition("=")[2] for each in found if each.name}
+    return {each.name: each.setting.partition("=")[2] for each in found if each.name not in others}
 
 
 def _on_the_same_server(session: Session, clone: Session) -> bool:

@@ -112,13 +112,21 @@ def called(target: Mapping[str, str]) -> str:
 def with_password(target: Mapping[str, str]) -> dict[str, str]:
     """Return libpq's parameters with the password that a passfile has for them, if it has one.
 
-    libpq reads that before it looks at where a host is, which is refused here: nobody is called.
+    That is one for all hosts; where each has its own, libpq is left to look for it.
     """
-    nowhere = ",".join("-" for _ in target.get("host", "").split(","))
-    pgconn = pq.PGconn.connect_start(make_conninfo("", **{**target, "hostaddr": nowhere}).encode())
+    found = [_kept({**target, **where}) for where in _each_host(target)]
+    return {**target, **found[0]} if all(each == found[0] for each in found) else dict(target)
+
+
+def _kept(target: Mapping[str, str]) -> dict[str, str]:
+    """Return the password of one host.
+
+    libpq reads it before it looks at where a host is, which is refused here: nobody is called.
+    """
+    pgconn = pq.PGconn.connect_start(make_conninfo("", **{**target, "hostaddr": "-"}).encode())
     found = password(pgconn)
     pgconn.finish()
-    return {**target, **found}
+    return found
 
 
 def password(pgconn: pq.abc.PGconn) -> dict[str, str]:
@@ -306,16 +314,12 @@ def resolve(target: Mapping[str, str]) -> list[Address]:
     What says a host is asked for nothing else: the environment's address would lead it elsewhere.
     Raises Refused when no name can be resolved; lists that do not match are left to libpq.
     """
-    said = target if "host" in target else completed(target)
-    hosts, given, ports = (said.get(key, "").split(",") for key in ("host", "hostaddr", "port"))
-    many = max(len(hosts), len(given))
-    hosts, given = (each * many if each == [""] else each for each in (hosts, given))
-    ports = ports * many if len(ports) == 1 else ports
-    if not len(hosts) == len(given) == len(ports):
+    listed = _listed(target)
+    if not listed:
         return [("", "", "")]
     found: list[Address] = []
     problem = ""
-    for host, address, port in zip(hosts, given, ports, strict=True):
+    for host, address, port in listed:
         answers = [address]
         if host and not address and not host.startswith(("/", "@")):
             try:
@@ -328,6 +332,24 @@ def resolve(target: Mapping[str, str]) -> list[Address]:
     if not found:
         raise Refused("passing", problem)
     return list(dict.fromkeys(found))
+
+
+def _listed(target: Mapping[str, str]) -> list[Address]:
+    """Return (host, address, port) of each host as it is said; none if the lists do not match."""
+    said = target if "host" in target else completed(target)
+    hosts, given, ports = (said.get(key, "").split(",") for key in ("host", "hostaddr", "port"))
+    many = max(len(hosts), len(given))
+    hosts, given = (each * many if each == [""] else each for each in (hosts, given))
+    ports = ports * many if len(ports) == 1 else ports
+    if not len(hosts) == len(given) == len(ports):
+        return []
+    return list(zip(hosts, given, ports, strict=True))
+
+
+def _each_host(target: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return how each host alone is said, by its name or, without one, its address."""
+    each = [{"host": host or address, "port": port} for host, address, port in _listed(target)]
+    return [{key: value for key, value in one.items() if value} for one in each] or [{}]
 
 
 def _without(addresses: list[Address], quiet: Address) -> list[Address]:

@@ -152,6 +152,7 @@ class Session:
         self._at_work = False  # a lock may be held: from now on patience has no end
         self._silent = False
         self._called = ""
+        self._password: dict[str, str] = {}  # that libpq found for this connection
         self._refused: set[str] = set()
         self._resets: dict[tuple[object, ...], str] = {}  # said three times a file
         self.locked = False  # the run's lock was taken by this very connection
@@ -203,8 +204,8 @@ class Session:
 
     def _begin(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
-        # a passfile's line may be for this database alone
-        self.target = {**self.target, **dial.password(connection.pgconn)}
+        # a passfile's line may be for this database alone; it is read anew when we connect again
+        self._password = dial.password(connection.pgconn)
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
         self.given = None
 
@@ -492,7 +493,7 @@ class Session:
 
     def secrets(self) -> dict[str, str]:
         """Return the libpq parameters that nobody may see."""
-        return {name: self.target[name] for name in SECRETS if name in self.target}
+        return {name: self.target[name] for name in SECRETS if name in self.target} | self._password
 
     def address(self) -> dict[str, str]:
         """Return the libpq parameters that lead to this very server, without any secret."""
@@ -501,7 +502,7 @@ class Session:
         here = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
         for name in ("target_session_attrs", "client_encoding"):  # a dump is in the database's own
             kept.pop(name, None)
-        if "password" in self.target:
+        if "password" in self.secrets():
             kept.pop("passfile", None)  # it would be read instead of ours
         if info.hostaddr and not info.host.startswith("/"):
             here["hostaddr"] = info.hostaddr

@@ -271,3 +271,10 @@ def test_password_of_a_passfile_is_found_without_a_call(
     target = {"host": "db", "dbname": "app", "user": "me", "passfile": str(passfile)}
 
     assert target | found == dial.with_password(target)
+    only = target | {"host": "", "hostaddr": "10.0.0.1"}
+    assert only == dial.with_password(only)
+    several = target | {"host": "db,other"}
+    assert several == dial.with_password(several)
+    passfile.write_bytes(said.replace(b"db", b"*") + b"\n")
+    assert several | found == dial.with_password(several)
+    assert only | found == dial.with_password(only)
