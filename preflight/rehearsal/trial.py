@@ -613,7 +613,8 @@ def _unfilled(copy: copies.Copy, failure: RehearsalFailed) -> bool:
     state, said = failure.problem.sqlstate, str(failure)
     if state == NOT_SUPPORTED:
         return bool(copy.empty) and "CONCURRENTLY" in said  # which view it is goes unsaid
-    names = (re.escape(each.rpartition(".")[2].strip('"')) for each in copy.empty)
+    views = (each for each in copy.empty if each.startswith("materialized view "))  # as it says
+    names = (re.escape(each.rpartition(".")[2].strip('"')) for each in views)
     return state == copies.UNFILLED and any(re.search(rf"(?<!\w){n}(?!\w)", said) for n in names)
 
 
