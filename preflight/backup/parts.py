@@ -280,9 +280,9 @@ def _mention(name: str) -> str:
     return rf"(?<![\w.])(?:{plain})\.|{_OPENS}\s?{re.escape(name)}\s?{_CLOSES}"
 
 
-def lost(refused: Sequence[Complaint]) -> tuple[str, ...]:
-    """Return the names of what could not be restored because of what a backup leaves out."""
-    return tuple(thing(problem.entry) for problem in refused if problem.outside)
+def lost(refused: Sequence[Complaint]) -> list[tuple[str, str]]:
+    """Return schema and name of what could not be restored: it needs what a backup leaves out."""
+    return [(problem.schema, thing(problem.entry)) for problem in refused if problem.outside]
 
 
 def thing(entry: str) -> str:

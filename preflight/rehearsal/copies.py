@@ -38,7 +38,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach, scan
 from preflight.history import journal
-from preflight.rehearsal import burden, confined, local, scratch, some_rows
+from preflight.rehearsal import burden, confined, limits, local, scratch, some_rows
 from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Copy:
     without: tuple[str, ...] = ()  # owners and rights, where they could not be had
     server: local.Server | None = None  # the one that is thrown away with it
     part: manifests.Part | None = None  # of which it is a copy, where it is of some schemas
-    lacking: tuple[str, ...] = ()  # what needs the others, and is not in it
+    lacking: tuple[limits.Absent, ...] = ()  # what needs the others, and is not in it
     choice: some_rows.Choice | None = None  # of the tables that have rows, where not all have
     beside: bool = False  # on the live database's own server
 
@@ -279,11 +279,15 @@ def believe(  # noqa: PLR0913, PLR0917 -- all that is known of it
 
 def lacking(
     saved: Taken, refused: Sequence[new_database.Complaint], unmade: Sequence[str]
-) -> tuple[str, ...]:
-    """Return the names of what a copy has not though the live database has."""
+) -> tuple[limits.Absent, ...]:
+    """Return what a copy has not though the live database has it."""
     said = (each.what.partition(" ") for each in saved.backup.manifest.without)
-    undumped = [name for kind, _, name in said if kind in {"relation", "function", "type"}]
-    return (*parts.lost(refused), *(quoting.parts(name)[-1] for name in (*undumped, *unmade)))
+    undumped = [(kind, name) for kind, _, name in said if kind in limits.MISSING.values()]
+    known = [*undumped, *(("relation", name) for name in unmade)]
+    return (
+        *(limits.Absent("", schema, name) for schema, name in parts.lost(refused)),
+        *(limits.Absent(kind, *quoting.parts(name)[:2]) for kind, name in known),
+    )
 
 
 def record(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import psycopg
 
 from preflight.base import quoting
 from preflight.files import named, scan
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
 
-MISSING = {"42P01", "42883", "42704", "3F000"}  # a table, a function, anything else, a schema
+MISSING = {"42P01": "relation", "42883": "function", "42704": "type", "3F000": "schema"}
+_QUOTES = '"\u00ab\u00bb\u201e\u201c\u201d\u2018\u2019'  # in any language
+# what a server's message names: in quotes, after a schema and a point, or before arguments
+_NAMED = re.compile(
+    rf"[{_QUOTES}] ?([^{_QUOTES}]+?)(?:\[\])* ?[{_QUOTES}]|([\w$]+\.[^\s(]+|[\w$]+(?=\())"
+)
 # whatever has one of these names, by schema, and whether it is an extension's
 _FOUND = """
 SELECT n.nspname::text, o.name::text, pg_catalog.bool_and(EXISTS (SELECT FROM pg_catalog.pg_depend d
@@ -141,34 +148,80 @@ def _path(session: Session) -> list[str]:
     return list(path)
 
 
+class Absent(NamedTuple):
+    """What a copy has not though the live database has it; an empty kind or schema is any."""
+
+    kind: str  # as in MISSING
+    schema: str
+    name: str
+
+    def meant(self, kind: str, said: Collection[str]) -> bool:
+        """Tell whether an error that misses some names of one kind may miss this."""
+        if self.kind not in {"", kind}:
+            return False
+        if self.schema:
+            return not {self.name, self.told}.isdisjoint(said)
+        return any(each == self.name or each.endswith(f".{self.name}") for each in said)
+
+    @property
+    def told(self) -> str:
+        """Return it as a server's message names it."""
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
 def explained(
-    session: Session, part: Part | None, lacking: Collection[str], failure: RehearsalFailed
+    session: Session, part: Part | None, lacking: Collection[Absent], failure: RehearsalFailed
 ) -> scratch.Unavailable | None:
     """Return why a failure tells nothing of the live database: what it misses is left out here."""
-    if failure.problem.sqlstate not in MISSING:
+    kind = MISSING.get(failure.problem.sqlstate or "")
+    if kind is None:
         return None
-    return left_out(session, part, lacking, failure, str(failure))
+    return left_out(session, part, lacking, failure, kind, named_in(_server_said(failure)))
 
 
-def left_out(
-    session: Session, part: Part | None, lacking: Collection[str], failure: object, missing: str
+def _server_said(failure: BaseException) -> str:
+    """Return the server's own words of a failure, without the file's name and ours."""
+    error: BaseException | None = failure
+    while error is not None:
+        if isinstance(error, psycopg.Error) and error.diag.message_primary:
+            return error.diag.message_primary
+        error = error.__cause__
+    return str(failure)
+
+
+def named_in(said: str) -> set[str]:
+    """Return what a server's message names, a schema before it where that is said."""
+    return {quoted or bare for quoted, bare in _NAMED.findall(said)}
+
+
+def left_out(  # noqa: PLR0913, PLR0917 -- an error, and all that it is judged by
+    session: Session,
+    part: Part | None,
+    lacking: Collection[Absent],
+    failure: object,
+    kind: str,
+    said: Collection[str],
 ) -> scratch.Unavailable | None:
-    """Return why a failure tells nothing where one of the words of what is missing is left out."""
-    said = set(re.findall(r"[\w$]+", missing))
+    """Return why a failure tells nothing where one of the missing names is left out."""
+    gone = sorted({each.told for each in lacking if each.meant(kind, said)})
     if part is None:
-        if not (gone := said & set(lacking)):
+        if not gone:
             return None
         return scratch.Unavailable(
-            f"{failure}, and the backup is without {', '.join(sorted(gone))}", level="warning"
+            f"{failure}, and the backup is without {', '.join(gone)}", level="warning"
         )
-    found = _found(session, said)
+    found = _found(session, {each.rpartition(".")[2] for each in said})
     inside = {name for schema, name in found if schema in part.schemas}
     outside = {
         name
         for (schema, name), member in found.items()
-        if schema in part.outside and not member and name not in inside
+        if schema in part.outside
+        and not member
+        and name not in inside
+        and not {name, f"{schema}.{name}"}.isdisjoint(said)
     }
-    if outside or said & {*part.outside, *lacking}:
+    places = {each.partition(".")[0] for each in said}
+    if outside or gone or not places.isdisjoint(part.outside):
         return scratch.Unavailable(
             f"{failure}, and the backup is of {', '.join(part.schemas)} alone (PREFLIGHT_SCHEMAS)",
             level="warning",

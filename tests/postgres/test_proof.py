@@ -827,6 +827,7 @@ def test_what_no_dump_has_is_told(
     """A member that an extension's script does not make, and what somebody made in pg_catalog.
 
     pg_dump leaves them out without a word. A file that names one is not rehearsed; `always` is 27.
+    One that names a table which nobody has is 27 all the same.
     """
     database.script(
         "CREATE EXTENSION pg_trgm; CREATE TABLE queue (id int); INSERT INTO queue VALUES (1);"
@@ -838,18 +839,21 @@ def test_what_no_dump_has_is_told(
     database.script("CREATE FUNCTION pg_catalog.of_ours() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     migrations({"010_y.sql": "SELECT of_ours();"})
     last = run(env={"PREFLIGHT_REHEARSE": "auto"})
+    migrations({"011_z.sql": "ALTER TABLE public.of_ours ADD b int;"})
+    mistaken = run(env={"PREFLIGHT_REHEARSE": "auto"})
 
     assert (27, "rehearsal.incomplete") == code_of(first), first
     assert "public.queue" in first.finished["error"]["message"]
     assert 0 == result.code, result
     assert ["public.queue"] == result.event("rehearsal.warned")[0]["objects"]
-    assert "without queue" in result.event("rehearsal.skipped")[0]["reason"]
+    assert "without public.queue" in result.event("rehearsal.skipped")[0]["reason"]
     saved = json.loads((backup_dir / result.finished["backup"] / "manifest.json").read_bytes())
     assert ["public.queue"] == [each["what"] for each in saved["without"]]
     assert 0 == last.code, last
     told = [each["what"] for each in last.event("backup.verified")[0]["without"]]
     assert ["function pg_catalog.of_ours"] == told
-    assert "without of_ours" in last.event("rehearsal.skipped")[0]["reason"]
+    assert "without pg_catalog.of_ours" in last.event("rehearsal.skipped")[0]["reason"]
+    assert (27, "rehearsal.failed") == code_of(mistaken), mistaken
 
 
 STILL_THEIRS = """

@@ -41,7 +41,7 @@ PATIENCE_S = 30.0
 def test_only_an_error_says_that_a_thing_of_a_schema_is_missing(line: str, name: str) -> None:
     """What it excuses goes on unrehearsed: a notice beside a real failure is no excuse."""
     found = rehearsed._MISSING.search(line)  # noqa: SLF001 -- what is read of a line
-    assert name == (found[1] if found else None)
+    assert name == (found[2] if found else None)
 
 
 def python(text: str, *arguments: object) -> list[str]:

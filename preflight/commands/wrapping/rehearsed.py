@@ -45,9 +45,12 @@ if TYPE_CHECKING:
 _LEFT = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
 # what PostgreSQL says of a thing that is not there and that a schema holds; no notice of DROP
 _MISSING = re.compile(
-    r"(?i)\b(?:schema|relation|table|view|sequence|index|type|domain|function|procedure|aggregate)"
+    r"(?i)\b(schema|relation|table|view|sequence|index|type|domain|function|procedure|aggregate)"
     r" ([\w$.\"]+).*? does not exist(?!, skipping)"
 )
+_KINDS = {"schema": "schema", "type": "type", "domain": "type"} | dict.fromkeys(
+    ("function", "procedure", "aggregate"), "function"
+)  # the others are relations
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -388,8 +391,9 @@ class _Trial:
         if not said:
             return None
         failure = f"on the restored copy {how(ended)}: {said[-1].string}"
+        kind, name = _KINDS.get(said[-1][1].lower(), "relation"), said[-1][2].replace('"', "")
         return limits.left_out(
-            self.session, self.copy.part, self.copy.lacking, failure, said[-1][1]
+            self.session, self.copy.part, self.copy.lacking, failure, kind, [name]
         )
 
     def _failed(self, ended: child.Ended, before: str = "") -> RehearsalFailed:
