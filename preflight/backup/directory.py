@@ -95,6 +95,7 @@ class Directory(store.Store):
         path = self._root / name
         if not path.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        found = None
         try:
             if name.startswith(".") or path.is_symlink():
                 raise manifests.Never("it is a link, or hidden")
@@ -106,12 +107,12 @@ class Directory(store.Store):
                 raise  # removed meanwhile
             none = error.errno == errno.ENOENT and str(error.filename).endswith(manifests.MANIFEST)
             why = f"{error.filename or path} cannot be read: {error.strerror}"
-            raise (manifests.Never if none else manifests.Unreadable)(why) from error
+            raise (manifests.Never if none else manifests.Unreadable)(why, found) from error
         except (ValueError, RecursionError, MemoryError) as error:
             why = f"{manifests.MANIFEST} is not the JSON that it should be"
             raise manifests.Unreadable(why) from error
         if wrong:
-            raise manifests.Unreadable(wrong)
+            raise manifests.Unreadable(wrong, found)
         return manifests.Backup(name, found)
 
     def files(self, name: str) -> list[str]:

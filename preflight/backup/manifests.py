@@ -210,6 +210,7 @@ class Bad:
 
     name: str
     why: str
+    said: Manifest | None = None  # where that can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,17 @@ class Identity:
         """Return the time in the name of a backup of this database; None: no such name."""
         found = CALLED.fullmatch(name)
         return found[2] if found and found[1] == self.slug else None
+
+    def meant(self, bad: Bad) -> bool:
+        """Tell whether what cannot be used may be of this database, under whatever address.
+
+        Its manifest says so, or, where nobody can read that, its name.
+        """
+        if bad.said is None:
+            return self.stamp(bad.name) is not None
+        systems = {self.system, bad.said.system_identifier} - {""}
+        whose = bad.said.database, Backup(bad.name, bad.said).schemas
+        return len(systems) <= 1 and whose == (self.database, self.schemas)
 
     def hidden(self, what: str, name: str) -> str:
         """Return the name of something of ours that is no backup, or none any more."""
@@ -309,6 +321,10 @@ def origins(known: Sequence[Backup]) -> dict[tuple[str, str], list[Backup]]:
 
 class Unreadable(Exception):
     """What is no whole backup of ours; the text says what is wrong with it."""
+
+    def __init__(self, why: str, said: Manifest | None = None) -> None:
+        super().__init__(why)
+        self.said = said  # its manifest, where that can be read
 
 
 class Never(Unreadable):

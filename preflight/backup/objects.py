@@ -315,10 +315,11 @@ class Objects(store.Store):
         wanted = found.manifest.stored
         if wanted.files:
             if lacks := wanted.lacks(_pieces(files)):
-                raise manifests.Unreadable(lacks)
+                raise manifests.Unreadable(lacks, found.manifest)
             return found
         if wanted.file not in files or files[wanted.file]["size"] != wanted.size_bytes:
-            raise manifests.Unreadable(f"{wanted.file} is no object of {wanted.size_bytes} bytes")
+            why = f"{wanted.file} is no object of {wanted.size_bytes} bytes"
+            raise manifests.Unreadable(why, found.manifest)
         return found
 
     def _manifest(self, name: str, meta: Mapping[str, Any]) -> bytes:

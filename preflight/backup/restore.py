@@ -261,12 +261,13 @@ def _require_newest(
     cannot be used.
     """
     system, taken = source.manifest.system_identifier, identity.stamp(source.name) or ""
+    there = dataclasses.replace(identity, system=system)
     later = known[known.index(source) + 1 :]
     newer = [f"{item.name} {_from(item.origin)}" for item in later if item.origin[0] == system]
     newer += [
         f"{item.name} (cannot be used: {item.why})"
         for item in bad
-        if (at := identity.stamp(item.name)) and at >= taken
+        if there.meant(item) and (at := identity.stamp(item.name)) and at >= taken
     ]
     if not newer:
         return

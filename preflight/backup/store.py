@@ -184,7 +184,7 @@ def tried(read: Callable[[str], Backup], name: str) -> Backup | Bad | None:
     except (FileNotFoundError, manifests.Never):  # removed since it was listed, or no backup
         return None
     except manifests.Unreadable as why:
-        return manifests.Bad(name, str(why)) if manifests.CALLED.fullmatch(name) else None
+        return manifests.Bad(name, str(why), why.said) if manifests.CALLED.fullmatch(name) else None
 
 
 def listed(found: Iterable[Backup | Bad | None]) -> Listed:

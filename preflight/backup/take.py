@@ -175,7 +175,7 @@ def _made(
         stack.enter_context(seal.closed_on_failure())
         with store.usable(backups):
             there = backups.listed()
-            store.warn_of([each for each in there.bad if identity.stamp(each.name)])
+            store.warn_of([each for each in there.bad if identity.meant(each)])
             ours = identity.ours(there.whole)
             newest = ours[-1].manifest if ours else None
             needed = store.space_needed(newest.size_bytes if newest else None, size)

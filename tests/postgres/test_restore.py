@@ -791,13 +791,19 @@ def test_latest_is_of_this_server(
 def test_swap_of_latest_is_refused_where_a_newer_one_may_be_meant(
     run: Run, filled: servers.Database, backup_dir: Path, what: str
 ) -> None:
-    """Rows of an older one would go live in silence: both are named; beside, it is a warning."""
+    """Rows of an older one would go live in silence: both are named; beside, it is a warning.
+
+    A damaged one whose manifest says that it is of another server is in nobody's way.
+    """
     run("backup")
     (path,) = backup_dir.iterdir()
     newer = backup_dir / f"{filled.name}-29991231T000000Z-newer"
     shutil.copytree(path, newer)
     if what == "damaged":
         (newer / "database.dump").write_bytes(b"")
+        theirs = backup_dir / f"{filled.name}-29991231T000001Z-theirs"
+        shutil.copytree(newer, theirs)
+        rewrite(theirs, system_identifier="1")
     else:
         rewrite(newer, sequence=2, address="the.same:5432")
     filled.script("INSERT INTO t VALUES (3, 'since')")
@@ -806,6 +812,7 @@ def test_swap_of_latest_is_refused_where_a_newer_one_may_be_meant(
 
     assert (20, "config.arguments") == (refused.code, error_of(refused)["code"])
     assert newer.name in error_of(refused)["message"]
+    assert "-theirs" not in error_of(refused)["message"]
     assert f"restore {path.name} --swap" in error_of(refused)["hint"]
     assert [*ALL, (3, "since")] == filled.query(ROWS)
     assert 0 == drill.code, drill

@@ -28,7 +28,7 @@ from preflight.backup import (
     swap,
 )
 from preflight.backup.directory import Directory
-from preflight.backup.manifests import Backup, Identity, Manifest, Purpose
+from preflight.backup.manifests import Backup, Identity, Manifest, Part, Purpose
 from preflight.base.errors import BackupUnverified
 from preflight.commands import backups
 
@@ -651,6 +651,46 @@ def test_time_that_no_calendar_has_hides_no_backup(at: str) -> None:
     shown = backups._when(at)  # noqa: SLF001
 
     assert at == shown
+
+
+NAME = "app-20260101T000000Z-1"
+SHOP = Part(("shop",), (), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        (NAME, None, True),
+        ("shop-20260101T000000Z-1", None, False),
+        (NAME, Manifest(0, system_identifier="1", database="app", address="y:1"), True),
+        (NAME, Manifest(0, system_identifier="", database="app"), True),
+        (NAME, Manifest(0, system_identifier="2", database="app"), False),
+        (NAME, Manifest(0, system_identifier="1", database="app/"), False),
+        (NAME, Manifest(0, system_identifier="1", database="app", partial=SHOP), False),
+    ],
+)
+def test_damaged_backup_is_another_s_where_its_manifest_says_so(
+    *, name: str, said: Manifest | None, expected: bool
+) -> None:
+    """Only where nobody can read that, its name decides: each run would warn of all of a folder."""
+    us = Identity("1", "app", "x:1")
+
+    assert expected == us.meant(manifests.Bad(name, "no dump", said))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_damaged_backup_says_whose_it_is(tmp_path: Path, *, lost: bool) -> None:
+    """Its manifest is whole, whether the dump is gone or cut short."""
+    folder = tmp_path / NAME
+    folder.mkdir()
+    said = Manifest(1, database="app")
+    (folder / manifests.MANIFEST).write_bytes(said.text())
+    if not lost:
+        (folder / said.file).write_bytes(b"")
+    (bad,) = Directory(tmp_path).listed().bad
+
+    assert bad.said is not None
+    assert "app" == bad.said.database
 
 
 ITEMS = (b"public", b"items")
