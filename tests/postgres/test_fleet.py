@@ -159,7 +159,8 @@ def test_each_database_has_its_own_backup(
 ) -> None:
     """Every database with such a name, and no template; what takes no connections is told.
 
-    One that was restored is one like the others, and what a restore left half done is none.
+    One that was restored is one like the others, and a warning says so: it may have been meant for
+    a look, or a swap. What a restore left half done is none.
     """
     databases = [create_database(server, f"fleet_{name}") for name in ("a", "b", "c")]
     for name in ("e", "f"):
@@ -190,16 +191,14 @@ def _each_database(
     assert [[1]] * 3 == [
         each.query("SELECT version FROM preflight.migrations") for each in databases
     ]
-    (warned,) = result.event("config.warned")
-    assert "fleet_e takes no connections" in warned["warning"]
+    closed, restored = [each["warning"] for each in result.event("config.warned")]
+    assert "fleet_e takes no connections" in closed
+    assert "`restore` has made them: fleet_b. " in restored
     table = run("check", "--each-database", "fleet\\__", "--table")
     assert (0, 3) == (table.code, table.stdout.count("fleet_")), table
     assert 20 == run("check", "--each-database", "no such %").code
-    closed = run("check", "--each-database", "fleet\\_e")
-    assert (20, True) == (
-        closed.code,
-        "closed: fleet_e" in str(closed.finished["error"]["message"]),
-    )
+    none = run("check", "--each-database", "fleet\\_e")
+    assert (20, True) == (none.code, "closed: fleet_e" in str(none.finished["error"]["message"]))
 
 
 def test_proof_that_is_too_old_is_made_again(

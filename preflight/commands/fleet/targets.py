@@ -28,9 +28,11 @@ MOST_BYTES = 16 << 20
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # as PostgreSQL does
 _PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
 # neither templates nor what we have made for a while or left half done, nor what a DROP DATABASE
-# that was interrupted has left (-2): nobody can connect to it
+# that was interrupted has left (-2): nobody can connect to it; and which ones `restore` has made
 _DATABASES = """
-SELECT d.datname::text, d.datallowconn FROM pg_catalog.pg_database d
+SELECT d.datname::text, d.datallowconn,
+ coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') ~ '^pg-preflight restore: '
+FROM pg_catalog.pg_database d
 WHERE d.datname::text LIKE %s::text AND NOT d.datistemplate
  AND d.datconnlimit <> -2
  AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '')
@@ -114,8 +116,8 @@ def each_database(config: Config, pattern: str) -> list[Target]:
         )
     with sessions.connect(config) as session:
         rows = session.execute(_DATABASES, [pattern]).fetchall()
-    names = [name for name, is_open in rows if is_open]
-    closed = [name for name, is_open in rows if not is_open]
+    names = [name for name, is_open, _ in rows if is_open]
+    closed = [name for name, is_open, _ in rows if not is_open]
     if not names:
         raise ConfigInvalid(
             "config.targets",
@@ -126,10 +128,22 @@ def each_database(config: Config, pattern: str) -> list[Target]:
     for name in closed:
         warning = f"{name} takes no connections (ALLOW_CONNECTIONS false): it is left out"
         structlog.get_logger().warning("config.warned", warning=warning)
+    _tell_restored([name for name, is_open, restored in rows if is_open and restored])
     return [
         Target(name, dataclasses.replace(config, target={**config.target, "dbname": name}))
         for name in names
     ]
+
+
+def _tell_restored(names: list[str]) -> None:
+    """Say which targets `restore` has made: beside a live one, perhaps, to be looked at."""
+    if names:
+        warning = (
+            f"taken for live ones, though `restore` has made them: {console.some(names)}. One that "
+            "is migrated cannot be swapped in any more. Choose a pattern without them, or drop "
+            "them; of one that is live, COMMENT ON DATABASE … IS NULL ends this warning."
+        )
+        structlog.get_logger().warning("config.warned", warning=warning)
 
 
 def _target(config: Config, beside: Path, line: str) -> Target:
