@@ -246,7 +246,7 @@ class Count:
         quiet = self._connection  # a stop request is the main thread's
         self.marks = catalog.marks(quiet, self._schemas)
         self.objects = catalog.shapes(quiet, self._schemas)
-        self.members = catalog.members(quiet, self._schemas)
+        self.members = catalog.members(quiet)
         # 0 would be no limit at all
         quiet.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * self._patience_s))}")
         # planning inlines what an index calls, and that may rely on the role's own path

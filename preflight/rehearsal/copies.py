@@ -260,30 +260,40 @@ def believe(  # noqa: PLR0913, PLR0917 -- all that is known of it
     restoring: Restoring,
     refused: Sequence[new_database.Complaint],
     without: Sequence[str],
-    unmade: Sequence[str],
+    unmade: Sequence[catalog.Unmade],
 ) -> None:
     """Keep and say how far a copy that was compared proves its backup; raises RehearsalFailed."""
-    left = [manifests.Lacking(each, UNMADE) for each in unmade]
+    left = [manifests.Lacking(each.name, _why(each)) for each in unmade]
     if restoring.choice is None:
         given = [manifests.Lacking(what, manifests.NOT_GIVEN) for what in without]
         record(saved, refused, [*given, *left])
-    _require_nothing(config, left)
-    if left:
+    lost = {each.name for each in unmade if each.table or not each.moved}
+    _require_nothing(config, [each for each in left if each.what in lost])
+    for why in dict.fromkeys(each.why for each in left):
+        names = [each.what for each in left if each.why == why]
         structlog.get_logger().warning(
             "rehearsal.warned",
-            reason=f"the backup is without {console.some(unmade)}: {UNMADE}",
-            objects=list(unmade[:100]),
+            reason=f"the backup is without {console.some(names)}: {why}",
+            objects=names[:100],
         )
     tell_empty(config, refused, restoring.calling.values())
 
 
+def _why(unmade: catalog.Unmade) -> str:
+    """Say why no dump has a relation of an extension."""
+    if not unmade.moved:
+        return UNMADE
+    rows = ", with the rows that CREATE EXTENSION makes" if unmade.table else ""
+    return f"moved out of the schema {unmade.moved}, and a restore has it there{rows}"
+
+
 def lacking(
-    saved: Taken, refused: Sequence[new_database.Complaint], unmade: Sequence[str]
+    saved: Taken, refused: Sequence[new_database.Complaint], unmade: Sequence[catalog.Unmade]
 ) -> tuple[limits.Absent, ...]:
     """Return what a copy has not though the live database has it."""
     said = (each.what.partition(" ") for each in saved.backup.manifest.without)
     undumped = [(kind, name) for kind, _, name in said if kind in limits.MISSING.values()]
-    known = [*undumped, *(("relation", name) for name in unmade)]
+    known = [*undumped, *(("relation", each.name) for each in unmade)]
     return (
         *(limits.Absent("", schema, name) for schema, name in parts.lost(refused)),
         *(limits.Absent(kind, *quoting.parts(name)[:2]) for kind, name in known),
@@ -814,7 +824,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     live: Session,
     empty_allowed: bool,
     choice: some_rows.Choice | None = None,
-) -> tuple[tuple[str, ...], list[str]]:
+) -> tuple[tuple[str, ...], list[catalog.Unmade]]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
     `refused` is what cannot be there, and why is known; `choice` says which tables have rows.
@@ -851,7 +861,8 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
             + (" Is the pg_dump on PATH a real and whole one?" if short else ""),
         )
     new_database.strip(copy, saved.backup.manifest.lacks)
-    return tuple(empty), catalog.unmade(saved.witness.members, catalog.members(copy, schemas))
+    unmade = catalog.unmade(saved.witness.members, catalog.members(copy), schemas)
+    return tuple(empty), unmade
 
 
 def _behind(

@@ -485,7 +485,7 @@ def _compared(  # noqa: PLR0913 -- all that it is held against
     refused: Sequence[new_database.Complaint],
     *,
     used: bool,
-) -> tuple[tuple[str, ...], list[str]]:
+) -> tuple[tuple[str, ...], list[catalog.Unmade]]:
     """Compare the copy, and close it to other servers; `used`: somebody will work on it.
 
     Return what `copies.proven` does; raises Unavailable, BackupUnverified.

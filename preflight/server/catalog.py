@@ -12,7 +12,7 @@ import itertools
 import operator
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from preflight.base import quoting, stop
 from preflight.server import packed, sessions
@@ -353,19 +353,21 @@ ORDER BY 1
 """
 # each extension, and each of its relations: those that its script makes, and others that were added
 _MEMBERS = """
-SELECT e.extname::text, e.extversion, '' FROM pg_catalog.pg_extension e
+SELECT e.extname::text, e.extversion, '', '', '', '' FROM pg_catalog.pg_extension e
 UNION ALL
-SELECT e.extname::text, e.extversion, pg_catalog.format('%I.%I', n.nspname, c.relname)
+SELECT e.extname::text, e.extversion, c.relkind::text, n.nspname::text, c.relname::text,
+ pg_catalog.format('%I.%I', n.nspname, c.relname)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_depend d ON d.refobjid = e.oid
  AND d.refclassid = 'pg_catalog.pg_extension'::regclass
  AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'e'
 JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace {only}
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
 Objects = packed.Rows  # of names and shapes, in the order of the names
 Marks = packed.Rows  # of kind and oid, version, and name
 Sequences = Mapping[str, tuple[bool, int | None]]
-Members = frozenset[tuple[str, str, str]]
+# extension and version, and of a relation kind, schema, name, and how it is told
+Members = frozenset[tuple[str, str, str, str, str, str]]
 
 # what reads, near or far, from a foreign table: a refresh calls the other server
 _CALLING = """
@@ -497,14 +499,33 @@ def unseen(session: Session) -> list[tuple[str, str]]:
     return [(what, why) for what, why in session.execute(_UNSEEN).fetchall()]
 
 
-def members(session: sessions.Place, schemas: Sequence[str] = ()) -> Members:
+def members(session: sessions.Place) -> Members:
     """Return the extensions in their versions, and with each of their relations."""
-    return sessions.read(session, _MEMBERS.replace("{only}", only(schemas)), frozenset)
+    return sessions.read(session, _MEMBERS, frozenset)
 
 
-def unmade(wanted: Members, found: Members) -> list[str]:
-    """Name the relations that an extension has, and not where it was made anew: in no dump."""
-    return sorted(each[2] for each in wanted - found if (*each[:2], "") in found)
+class Unmade(NamedTuple):
+    """A relation that an extension has, and has not where it was made anew: it is in no dump."""
+
+    name: str
+    table: bool  # rows are lost with it
+    moved: str  # from this schema, where it is made anew; else none
+
+
+def unmade(wanted: Members, found: Members, schemas: Sequence[str] = ()) -> list[Unmade]:
+    """Return what extensions have, and not where they were made anew; of all schemas, or of these.
+
+    What has its name and kind there, and there alone, is the same before it was moved.
+    """
+    made = {(extension, version) for extension, version, *_ in found}
+    before = {
+        (extension, kind, name): schema for extension, _, kind, schema, name, _ in found - wanted
+    }
+    return sorted(
+        Unmade(told, kind in {"r", "p"}, before.get((extension, kind, name), ""))
+        for extension, version, kind, schema, name, told in wanted - found
+        if (extension, version) in made and (not schemas or schema in schemas)
+    )
 
 
 def moved(before: Marks, after: Marks) -> list[str]:

@@ -856,6 +856,22 @@ def test_what_no_dump_has_is_told(
     assert (27, "rehearsal.failed") == code_of(mistaken), mistaken
 
 
+def test_view_of_an_extension_that_was_moved_is_no_lack_of_rows(
+    run: Run, database: servers.Database
+) -> None:
+    """A restore has it where CREATE EXTENSION makes it: that is told, and `always` is content."""
+    database.script(
+        "CREATE SCHEMA monitoring; CREATE EXTENSION pg_stat_statements;"
+        "ALTER VIEW pg_stat_statements SET SCHEMA monitoring"
+    )
+    result = run()
+
+    assert 0 == result.code, result
+    (warned,) = result.event("rehearsal.warned")
+    assert ["monitoring.pg_stat_statements"] == warned["objects"]
+    assert "moved out of the schema public" in warned["reason"]
+
+
 STILL_THEIRS = """
 SELECT 'rights' AS suite, 'whose it is' AS "check", relowner <> current_user::regrole AS ok
 FROM pg_class WHERE oid = 'vault.theirs'::regclass;

@@ -109,3 +109,37 @@ def test_sequence_may_have_gone_on_but_not_back(
 def test_lock_modes_are_said_as_sql_says_them(lock: str, mode: str) -> None:
     """`pg_locks` writes them another way."""
     assert mode == meter.mode_of(lock)
+
+
+def member(kind: str, schema: str, name: str) -> tuple[str, str, str, str, str, str]:
+    """Return a relation as an extension has it."""
+    return "e", "1", kind, schema, name, f"{schema}.{name}"
+
+
+EXTENSION = ("e", "1", "", "", "", "")
+BY_SCRIPT = member("v", "public", "seen")
+
+
+@pytest.mark.parametrize(
+    ("live", "expected"),
+    [
+        ([BY_SCRIPT], []),
+        ([BY_SCRIPT, member("r", "mq", "q")], [catalog.Unmade("mq.q", table=True, moved="")]),
+        ([member("v", "mq", "seen")], [catalog.Unmade("mq.seen", table=False, moved="public")]),
+        (
+            [BY_SCRIPT, member("v", "mq", "seen")],
+            [catalog.Unmade("mq.seen", table=False, moved="")],
+        ),
+        ([member("r", "mq", "seen")], [catalog.Unmade("mq.seen", table=True, moved="")]),
+        ([member("r", "other", "q")], []),
+    ],
+)
+def test_relation_of_an_extension_was_moved_where_its_script_makes_it_elsewhere(
+    live: list[tuple[str, str, str, str, str, str]], expected: list[catalog.Unmade]
+) -> None:
+    """Of its name and kind, and not there any more; anything else was added. Of some schemas."""
+    found = catalog.unmade(
+        frozenset([EXTENSION, *live]), frozenset([EXTENSION, BY_SCRIPT]), ("public", "mq")
+    )
+
+    assert expected == found
