@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from preflight.server.sessions import Session
 
-ASC, DESC, NULLS_FIRST, NULLS_LAST = 2, 3, 2, 3  # libpg_query's SortByDir and SortByNulls
+DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
 DETACHES_CONCURRENTLY = 14  # servers since this one
 SCHEMA = 3  # libpg_query's ReindexObjectType
 INDEX = 21  # libpg_query's ObjectType
@@ -200,7 +200,7 @@ def wait(session: Session, table: str) -> None:
 def made_by(session: Session, found: Found, text: bytes) -> bool:
     """Tell whether an index is exactly what a statement makes, in the server's own words.
 
-    Where the server cannot be asked, what is written in other words is another index.
+    Where the server cannot be asked, expressions are compared by their presence.
     """
     theirs = _made(found.definition)
     ours = _in_its_words(session, found, text)
@@ -237,24 +237,27 @@ def _made(definition: str) -> tuple[bool, str]:
 
 
 def same(definition: str, text: bytes) -> bool:
-    """Tell whether the catalog's definition says in the same words what a statement asks for."""
+    """Tell whether the catalog's definition looks like what a statement asks for.
+
+    Expressions are compared by their presence: the server writes them anew, with casts.
+    """
     return _shape(definition.encode()) == _shape(text)
 
 
-def _shape(text: bytes) -> str | None:
-    """Return an index statement without what the catalog does not say, or says always."""
+def _shape(text: bytes) -> tuple[object, ...] | None:
     node = parser.parsed(text)
     if node is None or node.WhichOneof("node") != "index_stmt":
         return None
     statement = node.index_stmt
-    statement.idxname = statement.table_space = statement.relation.schemaname = ""
-    statement.concurrent, statement.if_not_exists, statement.relation.inh = False, False, True
-    for item in statement.index_params:
-        element = item.index_elem
-        first = _nulls_first(element)
-        element.nulls_ordering = NULLS_FIRST if first else NULLS_LAST
-        element.ordering = DESC if element.ordering == DESC else ASC
-    return parser.written(node)
+    columns = [item.index_elem for item in statement.index_params]
+    return (
+        statement.relation.relname,
+        statement.unique,
+        statement.access_method,
+        tuple((item.name, item.ordering == DESC, _nulls_first(item)) for item in columns),
+        tuple(item.index_elem.name for item in statement.index_including_params),
+        statement.HasField("where_clause"),
+    )
 
 
 def _nulls_first(element: IndexElem) -> bool:

@@ -326,6 +326,31 @@ def test_failed_index_is_named_and_built_once_the_cause_is_gone(
 
 
 @pytest.mark.usefixtures("table")
+def test_index_of_a_role_without_temporary_tables_is_known_again(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The server cannot be asked for its words, and writes the predicate with casts of its own."""
+    role = f"{database.name}_poor"
+    database.script(
+        f"REVOKE TEMP ON DATABASE {database.name} FROM PUBLIC; CREATE ROLE {role};"
+        f"ALTER TABLE t ADD s varchar(9) DEFAULT 'on'; ALTER TABLE t OWNER TO {role};"
+        f"GRANT CREATE ON SCHEMA public TO {role}"
+    )
+    index = UNIQUE.replace(";", " WHERE s = 'on';")
+    migrations({"001_a.sql": f"{MARK}SET ROLE {role};\n{index}"})
+    try:
+        failed = run()
+        database.script("DELETE FROM t WHERE a = 1")
+        again = run()
+
+        assert [31, 0] == [failed.code, again.code], str(again)
+        assert "public.t_a is left INVALID" in error_of(failed)["message"]
+        assert [("t_a", True)] == database.query(INDEXES)
+    finally:
+        database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.usefixtures("table")
 def test_index_without_a_name_is_named_where_it_is_left_invalid(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
