@@ -310,15 +310,15 @@ class _Statement:
         """Run it outside any transaction: marked before, read back after."""
         index = indexes.wanted(self.text)
         reindex = indexes.reindexed(self.text)
-        self._require_none_left()
         if self._detached(begun_before=begun_before) or (begun_before and self._unsubscribed()):
             return
         before = self.number - 1
         begun_already = self.number if begun_before else before
         with marked(self.session, self.migration, before, lambda: begun_already):
-            there = index is not None and self._settle(index, begun_before=begun_before)
-            if reindex and reindex.relation and begun_before:
-                self._drop_left(reindex)
+            with self._looking():
+                there = index is not None and self._settle(index, begun_before=begun_before)
+                if reindex and reindex.relation and begun_before:
+                    self._drop_left(reindex)
             with sessions.transaction(self.session):
                 self.mark(done=self.number if there else before, started=self.number)
         if there:
@@ -332,7 +332,8 @@ class _Statement:
                 # where nothing is to be added it is the failure itself, and no cause of its own
                 raise self._explained(index, reindex, failure) from failure.__cause__
             if index is not None:
-                self._require(index)
+                with self._looking():
+                    self._require(index)
             with sessions.transaction(self.session):
                 self.mark(done=self.number, started=self.number)
 
@@ -349,6 +350,20 @@ class _Statement:
             if not self.session.lost:
                 lock_ms, _ = statements.timeouts(self.session, self.migration.up)
                 self.session.execute(f"SET lock_timeout = {lock_ms}")
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Say of a look at indexes that somebody has locked what they belong to."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if self.session.lost or not patience.passing(error):
+                raise
+            raise self._failure(
+                "index.busy",
+                f"what indexes there are cannot be seen: {error.diag.message_primary or error}",
+                "What is finished stays. End the session that locks the table, and run again.",
+            ) from error
 
     def _detached(self, *, begun_before: bool) -> bool:
         """Finish a DETACH CONCURRENTLY that an earlier run left half done; return whether it is."""
@@ -460,13 +475,16 @@ class _Statement:
         """Return how many statements left something, now that this one failed."""
         if stop.requested():  # its end may have been faster: the next run reads it back
             return self.number
-        if reindex is not None:
-            return self.number if indexes.left(self.session, reindex) else self.number - 1
-        if self._is_pending():
+        try:
+            return self.number if self._left(index, reindex) else self.number - 1
+        except psycopg.Error:  # it may have left something
             return self.number
-        # of an index without a name: who runs it again is told of what is left
-        left = index is not None and self._left_invalid(index)
-        return self.number if left else self.number - 1
+
+    def _left(self, index: indexes.Index | None, reindex: indexes.Reindex | None) -> object:
+        """Return what this statement left half done, if anything."""
+        if reindex is not None:
+            return indexes.left(self.session, reindex)
+        return self._is_pending() or (self._left_invalid(index) if index else self._left_unnamed())
 
     def _left_invalid(self, index: indexes.Index) -> indexes.Found | None:
         """Return the INVALID index that this statement left; somebody else's is none."""
@@ -480,35 +498,39 @@ class _Statement:
         """Return the INVALID indexes that this statement may have made, where it names none."""
         return indexes.unnamed(self.session, self.text) if resume.unnamed_index(self.text) else {}
 
-    def _require_none_left(self) -> None:
-        """Make sure that an index without a name is not built beside one that is INVALID."""
-        for table in set(self._left_unnamed().values()):
-            self._wait(table)
-        if names := self._left_unnamed():
-            raise self._failure(
-                "index.invalid",
-                f"INVALID, and such as this statement makes: {', '.join(names)}",
-                f"{_drops(list(names))} Then run again.",
-            )
-
     def _explained(
         self,
         index: indexes.Index | None,
         reindex: indexes.Reindex | None,
         failure: MigrationPartial,
     ) -> Failure:
-        """Add to a failure what it left behind."""
-        if reindex is not None and not self.session.lost:
+        """Add to a failure what it left behind, where that can be seen."""
+        if self.session.lost:
+            return failure
+        try:
+            return self._with_what_is_left(index, reindex, failure)
+        except psycopg.Error:
+            return failure
+
+    def _with_what_is_left(
+        self,
+        index: indexes.Index | None,
+        reindex: indexes.Reindex | None,
+        failure: MigrationPartial,
+    ) -> Failure:
+        if reindex is not None:
             return self._explained_reindex(reindex, failure)
-        if not self.session.lost and self._is_pending():
+        if self._is_pending():
             return self._explained_detach(failure)
-        if index is None and not self.session.lost and (names := self._left_unnamed()):
+        if index is None and (names := self._left_unnamed()):
             told = failure.problem.data() | {
                 "message": f"{failure}; left INVALID: {', '.join(names)}",
-                "hint": f"Remove the cause, {_drops(list(names))} and run again.",
+                "hint": f"Remove the cause, and {_drops(list(names))} What a build without a name "
+                f"did cannot be read back: `force {self.migration.written}` runs the file again "
+                "from its start.",
             }
             return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
-        found = None if index is None or self.session.lost else self._left_invalid(index)
+        found = None if index is None else self._left_invalid(index)
         if found is None:
             return failure
         told = failure.problem.data() | {
