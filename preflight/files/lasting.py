@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import Problem
 from preflight.files import parser, scan
-from preflight.files.kinds import RESET_ALL
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
@@ -55,7 +54,6 @@ _BY_KIND = {
     "listen_stmt": "LISTEN",
 }
 _WHOM = ("session_authorization", "role")
-_ALL = "all"
 _HOLD = 0x20  # CURSOR_OPT_HOLD
 _DROPPED = 4  # ONCOMMIT_DROP: gone with the transaction that every statement has
 
@@ -143,34 +141,29 @@ def again(script: Script, done: int) -> bool:
 
 
 def superseded(script: Script, done: int) -> set[int]:
-    """Return which of the first `done` statements set what a later one of them has set anew.
+    """Return which of the first `done` statements set a role that no later setting needs.
 
-    Such a statement need not run again, and what it names may be gone. Under whose rights a setting
-    was made belongs to it.
+    Such a statement need not run again, and its role may be gone. Under whose rights a setting was
+    made belongs to it.
     """
-    said: list[tuple[int, str]] = []
+    whom: dict[str, int] = {}
+    roles: set[int] = set()
+    needed: set[int] = set()
     for number, statement in enumerate(islice(script.statements(), done), 1):
         text = statement.text(script.text)
         if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]):
             continue
         node = parser.parsed(text)
-        if node and node.WhichOneof("node") == "variable_set_stmt":
-            setting = node.variable_set_stmt
-            if not setting.is_local:
-                said.append((number, _ALL if setting.kind == RESET_ALL else setting.name.lower()))
-    kept: set[int] = set()
-    later: set[str] = set()
-    for number, name in reversed(said):
-        if name not in _WHOM and not later.intersection((name, _ALL)):
-            kept.add(number)
-        later.add(name)
-    whom: dict[str, int] = {}
-    for number, name in said:
-        if number in kept:
-            kept.update(whom.values())
-        elif name in _WHOM:  # another session user is there without the role of the one before
-            whom = {name: number} if name == _WHOM[0] else whom | {name: number}
-    return {number for number, _ in said} - kept - {*whom.values()}
+        name = node.variable_set_stmt.name.lower() if node else ""
+        if node and node.variable_set_stmt.is_local:
+            continue
+        if name not in _WHOM:
+            needed.update(whom.values())
+            continue
+        roles.add(number)
+        # another session user is there without the role of the one before
+        whom = {name: number} if name == _WHOM[0] else whom | {name: number}
+    return roles - needed - {*whom.values()}
 
 
 def _only_locks(select: Any) -> bool:  # noqa: ANN401 -- a SelectStmt, empty in another statement

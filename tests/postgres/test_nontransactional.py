@@ -130,9 +130,9 @@ def test_failed_file_resumes_where_the_done_statements_are_unchanged(
     """31, then the later statement is corrected: what was done is not done again."""
     first = MARK + "SET search_path = public, pg_temp; INSERT INTO t VALUES (7);"
     first += "SELECT pg_advisory_lock(42); SET LOCAL work_mem = '8MB';\n"
-    made = "CREATE TEXT SEARCH CONFIGURATION c (COPY = simple);"
-    used = "SET default_text_search_config = 'public.c'; RESET default_text_search_config;"
-    first = first.replace("SET LOCAL", f"{made} {used} DROP TEXT SEARCH CONFIGURATION c; SET LOCAL")
+    role = f"{database.name}_gone"
+    used = f"CREATE ROLE {role}; SET ROLE {role}; RESET ROLE; DROP ROLE {role};"
+    first = first.replace("SET LOCAL", f"{used} SET LOCAL")
     migrations({"001_a.sql": first + "  INSERT INTO nope VALUES (1); SELECT 1;"})
 
     failed = run()
