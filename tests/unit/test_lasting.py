@@ -164,9 +164,7 @@ def test_lock_that_was_released_in_another_way_is_not_taken_again(
         ("SET SESSION AUTHORIZATION a; SET ROLE b; RESET SESSION AUTHORIZATION", {1, 2}),
     ],
 )
-def test_role_that_a_later_one_replaced_is_not_set_again(
-    settings: str, expected: set[int]
-) -> None:
+def test_role_that_a_later_one_replaced_is_not_set_again(settings: str, expected: set[int]) -> None:
     """It may be gone; one under which a setting was made is needed, and every setting may be."""
     script = reading.kept(1, "001_a", "up", f"{MARK}{settings};\nSELECT 1;".encode())
 
