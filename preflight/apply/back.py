@@ -281,7 +281,7 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
         fence.recorded(session, step.migration, MigrationPartial),
         outside.untouched(session, step.undo, step.row),
     ):
-        patience.patiently(session, step.undo, seen, claim)
+        patience.patiently(session, step.undo, seen, claim, claims=True)
         statements.prepare(session, step.script, "SET")
         count = outside.run_statements(session, step.undo, begun, seen)
         session.reset()

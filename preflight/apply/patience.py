@@ -25,18 +25,25 @@ T = TypeVar("T")
 
 
 def patiently(
-    session: Session, migration: Migration, seen: watch.Watch, transaction: Callable[[], T]
+    session: Session,
+    migration: Migration,
+    seen: watch.Watch,
+    transaction: Callable[[], T],
+    *,
+    claims: bool = False,
 ) -> T:
     """Run a file's transaction, again while somebody is in the way; return what it does.
 
-    One with an effect beyond the database is not run again: that would not be rolled back.
+    One with an effect beyond the database is not run again: that would not be rolled back. One that
+    only `claims` the file has none.
     """
 
     def anew() -> None:
         seen.begin()
         session.reset(sessions.FORGET)  # prepared statements outlive a rollback
 
-    seconds, beyond = session.config.lock_retry_s, partial(_beyond, migration.up)
+    seconds = session.config.lock_retry_s
+    beyond = (lambda: None) if claims else partial(_beyond, migration.up)
     try:
         return tried(session, migration, seen, transaction, anew, seconds, beyond)
     except psycopg.Error as error:
@@ -51,8 +58,8 @@ def patiently(
             f"It was rolled back but not tried again, for it {reached}. Put that into a file of "
             "its own, and run again at a quieter time."
             if reached
-            else "It was rolled back. Run again at a quieter time, end the blocker, or raise "
-            "PREFLIGHT_LOCK_RETRY_S.",
+            else f"{'Nothing was begun' if claims else 'It was rolled back'}. Run again at a "
+            "quieter time, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
             **migration.named,
             sqlstate=error.sqlstate,
         ) from error
