@@ -253,10 +253,16 @@ class _Statement:
         """Name who was in the way, if it was somebody: the file need not be corrected."""
         if not (sqlstate := patience.passing(failure)):
             return failure
+        within = self.session.connection.info.transaction_status != sessions.IDLE
+        longer = (
+            "let it wait longer: PREFLIGHT_LOCK_RETRY_S, and the lock timeout"
+            if within and self._repeated()
+            else "give it a longer lock timeout: it is tried once"
+        )
         told = failure.problem.data() | {
             "message": f"{failure}; blocked by {watch.named(self.seen.blockers(sqlstate))}",
-            "hint": "What is finished stays. Run again at a quieter time, end the blocker, or let "
-            "it wait longer: PREFLIGHT_LOCK_RETRY_S, and the lock timeout.",
+            "hint": "What is finished stays. Run again at a quieter time, end the blocker, or "
+            f"{longer}.",
         }
         return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
 
@@ -285,7 +291,7 @@ class _Statement:
                     attempt,
                     partial(self.seen.begin, self.number),
                     seconds,
-                    self._reaches_beyond,
+                    lambda: not self._repeated(),
                 )
             except MigrationPartial as failure:
                 alone = kinds.may_be_refused(self.text)
@@ -294,10 +300,10 @@ class _Statement:
                 raise
         return True, seconds - (last - began)
 
-    def _reaches_beyond(self) -> bool:
+    def _repeated(self) -> bool:
         from preflight.files import reach  # noqa: PLC0415 -- only where somebody is in the way
 
-        return reach.beyond(self.text) is not None
+        return kinds.may_be_repeated(self.text) and reach.beyond(self.text) is None
 
     def _inside(self) -> None:
         with sessions.transaction(self.session):

@@ -22,6 +22,14 @@ RESET_ALL = 6  # libpg_query's VariableSetKind
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
 _DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
 _ALONE = [[word] for word in ("ALTER", "CLUSTER", "CREATE", "DROP", "REINDEX", "REPACK", "VACUUM")]
+_REPEATED = [
+    [word]
+    for word in (
+        *("ALTER", "COMMENT", "CREATE", "DROP", "GRANT", "REASSIGN", "REVOKE", "SECURITY"),
+        *("ANALYZE", "CLUSTER", "REFRESH", "REINDEX", "RESET", "SET", "TRUNCATE"),
+        *("DELETE", "INSERT", "MERGE", "UPDATE"),
+    )
+]
 _DOUBTFUL_PAIRS = {
     ("CREATE", "DATABASE"),
     ("DROP", "DATABASE"),
@@ -86,6 +94,14 @@ def may_be_refused(text: bytes) -> bool:
     servers add. A query, a call or a block may have done something before it met such a refusal.
     """
     return scan.words(text, 1)[0:1] in _ALONE
+
+
+def may_be_repeated(text: bytes) -> bool:
+    """Tell whether nothing of a statement that was rolled back stays, as far as its kind tells.
+
+    A query, a call or a block may keep a lock of its session, or reach beyond the database.
+    """
+    return scan.words(text, 1)[:1] in _REPEATED
 
 
 def unsubscribed(text: bytes) -> str | None:

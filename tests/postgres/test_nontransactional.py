@@ -379,10 +379,10 @@ def test_index_without_a_name_waits_for_a_locked_table(
     """It queues nobody, so it may; somebody else's INVALID index is no reason to ask earlier."""
     with database.server.connect(database.name) as other:
         with pytest.raises(UniqueViolation):
-            other.execute("CREATE UNIQUE INDEX CONCURRENTLY theirs ON t (a) WHERE a > 0")
+            other.execute("CREATE UNIQUE INDEX CONCURRENTLY theirs ON t (abs(a))")
         migrations({"001_a.sql": f"{MARK}CREATE INDEX CONCURRENTLY ON t (a);"})
         other.execute("BEGIN; LOCK TABLE t")
-        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+        process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "5"})
         process.wait_for_event("migration.blocked")
         other.execute("COMMIT")
     result = process.wait()
@@ -713,10 +713,13 @@ def test_statement_in_a_transaction_waits_for_who_is_in_its_way(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """It is rolled back and tried again, as a file would be; in the end the blocker is named."""
-    migrations({"001_a.sql": f"{MARK}SET search_path = public;\nALTER TABLE t ADD b int;\n"})
+    head = f"{MARK}SET search_path = public;\n"
+    migrations({"001_a.sql": f"{head}DO $$ BEGIN ALTER TABLE t ADD b int; END $$;\n"})
     with database.server.connect(database.name) as blocker:
         pid = blocker.info.backend_pid
         blocker.execute("BEGIN; SELECT * FROM t")
+        once = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "1"})
+        migrations({"001_a.sql": f"{head}ALTER TABLE t ADD b int;\n"})
         failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "1000", "PREFLIGHT_LOCK_RETRY_S": "0"})
         process = start(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
         process.wait_for_event("migration.retried")
@@ -726,6 +729,8 @@ def test_statement_in_a_transaction_waits_for_who_is_in_its_way(
     assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
     assert f"blocked by pid {pid}" in error_of(failed)["message"]
     assert "PREFLIGHT_LOCK_RETRY_S" in error_of(failed)["hint"]
+    assert (31, []) == (once.code, once.event("migration.retried")), str(once)
+    assert "it is tried once" in error_of(once)["hint"]
     assert 0 == result.code, str(result)
 
 
