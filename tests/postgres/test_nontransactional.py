@@ -706,6 +706,8 @@ def test_statement_that_queues_readers_obeys_the_lock_timeout(
         failed = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "0"})
 
     assert (31, "55P03") == (failed.code, error_of(failed)["sqlstate"]), str(failed)
+    inside = "CLUSTER" in statement  # a transaction, so that it may be tried again
+    assert inside == ("PREFLIGHT_LOCK_RETRY_S" in error_of(failed)["hint"])
 
 
 @pytest.mark.usefixtures("table")
