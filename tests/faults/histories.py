@@ -450,7 +450,7 @@ def main() -> int:
     server = servers.start(17)
     home = Path(tempfile.mkdtemp(prefix="pg-preflight-histories-"))
     wrong = done = 0
-    for number in [int(only)] if only else _numbers(asked.minutes):
+    for number in [int(only)] if only else numbers(asked.minutes):
         with database(server, f"history_{number}") as made:
             done += 1
             try:
@@ -476,7 +476,8 @@ def database(server: servers.Server, name: str) -> Iterator[servers.Database]:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def _numbers(minutes: float) -> Iterator[int]:
+def numbers(minutes: float) -> Iterator[int]:
+    """Count from 1 until the time is over."""
     end, number = time.monotonic() + 60 * minutes, 0
     while time.monotonic() < end:
         number += 1

@@ -11,8 +11,6 @@ import random
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from tests import faults, program, servers
-from tests.faults import crash
+from tests.faults import crash, histories
 
 # Two versions of an extension whose rows a dump takes along; those of the older do not fit 2.
 VERSIONS = {
@@ -451,7 +449,7 @@ def main() -> int:
         prepare(each)
     home = Path(tempfile.mkdtemp(prefix="pg-preflight-restores-"))
     wrong = done = 0
-    for number in [int(only)] if only else _numbers(asked.minutes):
+    for number in [int(only)] if only else histories.numbers(asked.minutes):
         done += 1
         (home / str(number)).mkdir()
         try:
@@ -464,13 +462,6 @@ def main() -> int:
         each.remove()
     shutil.rmtree(home)
     return min(wrong, 1)
-
-
-def _numbers(minutes: float) -> Iterator[int]:
-    end, number = time.monotonic() + 60 * minutes, 0
-    while time.monotonic() < end:
-        number += 1
-        yield number
 
 
 if __name__ == "__main__":

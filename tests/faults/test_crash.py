@@ -81,7 +81,7 @@ def test_e122_whatever_is_killed_the_next_run_settles_it(
         pytest.param("rollback", [
             Strike("job", event="migration.rolled_back"), Strike("backend", event="lock.acquired"),
         ]),
-        pytest.param("force", [Strike("job", event="migration.started")]),
+        pytest.param("force", [Strike("job", commit=2), Strike("job", event="migration.started")]),
         pytest.param("adopt", [Strike("postmaster", event="lock.acquired")]),
         pytest.param("backup", [Strike("pg_dump", 100, "clients")]),
         pytest.param("restore", [
