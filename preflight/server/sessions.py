@@ -103,7 +103,7 @@ _GIVEN = """SELECT coalesce(pg_catalog.sum(pg_catalog.hashtextextended(s::pg_cat
  AND s.setrole IN (0, pg_catalog.quote_ident(session_user)::pg_catalog.regrole::pg_catalog.oid)"""
 _RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
 FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
-IDLE = pq.TransactionStatus.IDLE
+ACTIVE, IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
 ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
 AT_ONCE = 1000  # rows of a long answer that are in memory
 Parameters = Sequence[object] | Mapping[str, object] | None
@@ -264,7 +264,7 @@ class Session:
 
     def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
         """Run one statement; a stop request cancels it."""
-        with self._bounded(), stop.allowed():
+        with self._bounded(), self._stoppable():
             return self.connection.execute(query, parameters)
 
     def rows(self, script: str) -> list[dict[str, Any]]:
@@ -276,7 +276,7 @@ class Session:
         found: list[list[dict[str, Any]]] = []
         with (
             self._bounded(),
-            stop.allowed(),
+            self._stoppable(),
             self.connection.cursor(row_factory=dict_row) as cursor,
         ):
             cursor.execute(script.encode())
@@ -288,7 +288,7 @@ class Session:
 
     def picked(self, script: str, *places: int) -> list[list[bool]]:
         """Run statements in one round trip; return the rows, a truth each, of those at places."""
-        with self._bounded(), stop.allowed():
+        with self._bounded(), self._stoppable():
             found = _results(self.connection, script)
         return [
             [found[place].get_value(row, 0) == b"t" for row in range(found[place].ntuples)]
@@ -297,7 +297,7 @@ class Session:
 
     def read(self, query: str, take: Callable[[Iterator[tuple[Any, ...]]], T]) -> T:
         """Return what `take` makes of a query's rows, of which few are in memory at a time."""
-        with self._bounded(), stop.allowed():
+        with self._bounded(), self._stoppable():
             return read(self.connection, query, take)
 
     @contextmanager
@@ -339,6 +339,22 @@ class Session:
                 if time.monotonic() >= self.deadline:
                     raise
         raise AssertionError  # looks() does not end
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let a stop request end a statement, and leave none behind: others follow, to clean up.
+
+        psycopg cancels what it waits for; a request may come just before it begins to.
+        """
+        try:
+            with stop.allowed():
+                yield
+        except stop.Stopped:
+            if self.connection.info.transaction_status == ACTIVE:
+                with suppress(psycopg.Error), self.connection.lock:
+                    self.connection.cancel()
+                    self.connection.wait(generators.execute(self.connection.pgconn))
+            raise
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:

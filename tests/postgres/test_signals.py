@@ -10,12 +10,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from preflight import run
-from preflight.server import lock
+from preflight.base import stop
+from preflight.base.config import Config
+from preflight.server import lock, sessions
 from tests import faults, program, servers
 from tests.conftest import Run, Start, WriteMigrations
 
@@ -396,3 +400,30 @@ def test_any_user_without_a_home_can_run_it(
     assert 0 == done.returncode, done.stdout + done.stderr
     assert [1] == database.query("SELECT version FROM preflight.migrations")
     assert [] == list((outside / "tmp").iterdir())
+
+
+def test_stop_between_sending_and_waiting_leaves_the_session_free_for_the_clean_up(
+    database: servers.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Psycopg cancels what it waits for, and does not know of what it has just sent."""
+    for name, value in (("_requested", None), ("_raised", False)):
+        monkeypatch.setattr(stop, name, value)
+    target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
+    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
+
+    def once_it_is_sent(frame: FrameType, event: str, _: object) -> None:
+        if (event, frame.f_code.co_name) == ("return", "_execute_send"):
+            sys.setprofile(None)
+            stop.request(signal.SIGTERM)
+
+    with sessions.connect(config) as session:
+        session.execute("BEGIN")
+        try:
+            sys.setprofile(once_it_is_sent)
+            with pytest.raises(stop.Stopped):
+                session.execute("SELECT pg_sleep(600)")
+        finally:
+            sys.setprofile(None)
+        found = session.connection.execute("ROLLBACK").statusmessage
+
+    assert "ROLLBACK" == found
