@@ -268,6 +268,7 @@ class World:
             made = self.run(*command, PREFLIGHT_BACKUP="off" if command == UP else "required")
             assert 0 == made.code, str(made)
         self.database.script(self.story.script)
+        self.database.script("CHECKPOINT")  # what is there before a strike outlives it
 
     def keep(self) -> None:
         """Remember how all stands, to come back to it."""
