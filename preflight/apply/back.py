@@ -307,7 +307,7 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
     try:
         checks = verify.run(session, step.migration.verify, step.script)
     except VerifyFailed as failure:
-        raise outcome(failure.code, **failure.problem.data() | step.migration.named) from failure
+        raise failure.retold(outcome, **step.migration.named) from failure
     untold = [check for check in checks if not check.told]
     if untold:
         structlog.get_logger().warning(

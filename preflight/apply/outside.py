@@ -7,7 +7,7 @@ before and read back after, so that a run that was killed can be taken up where 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -125,11 +125,11 @@ def untouched(session: Session, migration: Migration, row: Row | None) -> Iterat
         if not isinstance(error, MigrationPartial):
             raise
         stays = "stays recorded as it was" if row else "is not recorded"
-        told = error.problem.data() | {
-            "message": f"{error}; no statement of {migration.up.file} is done, so {migration.name} "
-            f"{stays}"
-        }
-        raise MigrationPartial(error.code, **told) from error  # type: ignore[arg-type]
+        raise error.retold(
+            MigrationPartial,
+            message=f"{error}; no statement of {migration.up.file} is done, so {migration.name} "
+            f"{stays}",
+        ) from error
 
 
 def _put_back(session: Session, version: int, kept: str | None) -> bool:
@@ -226,11 +226,11 @@ class _Statement:
         try:
             self.run()
         except MigrationPartial as failure:
-            told = failure.problem.data() | {
-                "hint": f"Statement {self.number} is done, and holds for the rest, so it has to "
-                "come through again: bring back what it names, and run again."
-            }
-            raise MigrationPartial(failure.code, **told) from failure  # type: ignore[arg-type]
+            raise failure.retold(
+                MigrationPartial,
+                hint=f"Statement {self.number} is done, and holds for the rest, so it has to come "
+                "through again: bring back what it names, and run again.",
+            ) from failure
 
     @contextmanager
     def _located(self) -> Iterator[None]:
@@ -259,12 +259,12 @@ class _Statement:
             if within and self._repeated()
             else "give it a longer lock timeout: it is tried once"
         )
-        told = failure.problem.data() | {
-            "message": f"{failure}; blocked by {watch.named(self.seen.blockers(sqlstate))}",
-            "hint": "What is finished stays. Run again at a quieter time, end the blocker, or "
+        return failure.retold(
+            MigrationPartial,
+            message=f"{failure}; blocked by {watch.named(self.seen.blockers(sqlstate))}",
+            hint="What is finished stays. Run again at a quieter time, end the blocker, or "
             f"{longer}.",
-        }
-        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+        )
 
     def mark(self, *, done: int, started: int) -> None:
         ledger.mark(self.session, self.migration.version, done=done, started=started)
@@ -408,11 +408,11 @@ class _Statement:
 
     def _explained_detach(self, failure: MigrationPartial) -> MigrationPartial:
         said = _finalize(self.text)
-        told = failure.problem.data() | {
-            "message": f"{failure}; the partition is left with its detaching pending",
-            "hint": f"End what is in its way and run again: `{said}` finishes it then.",
-        }
-        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+        return failure.retold(
+            MigrationPartial,
+            message=f"{failure}; the partition is left with its detaching pending",
+            hint=f"End what is in its way and run again: `{said}` finishes it then.",
+        )
 
     def _settle(self, index: indexes.Index, *, begun_before: bool) -> bool:
         """Read back what an earlier run left; return whether nothing is left to do."""
@@ -529,35 +529,35 @@ class _Statement:
         if self._is_pending():
             return self._explained_detach(failure)
         if index is None and (names := self._left_unnamed()):
-            told = failure.problem.data() | {
-                "message": f"{failure}; left INVALID: {', '.join(names)}",
-                "hint": f"Remove the cause, and {_drops(list(names))} What a build without a name "
-                f"did cannot be read back: `force {self.migration.written}` runs the file again "
-                "from its start.",
-            }
-            return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+            return failure.retold(
+                MigrationPartial,
+                message=f"{failure}; left INVALID: {', '.join(names)}",
+                hint=f"Remove the cause, and {_drops(names)} What a build without a name did "
+                f"cannot be read back: `force {self.migration.written}` runs the file again from "
+                "its start.",
+            )
         found = None if index is None else self._left_invalid(index)
         if found is None:
             return failure
-        told = failure.problem.data() | {
-            "message": f"{failure}; index {found.name} is left INVALID",
-            "hint": "Remove the cause and run again: the index is dropped and built anew.",
-        }
-        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+        return failure.retold(
+            MigrationPartial,
+            message=f"{failure}; index {found.name} is left INVALID",
+            hint="Remove the cause and run again: the index is dropped and built anew.",
+        )
 
     def _explained_reindex(
         self, reindex: indexes.Reindex, failure: MigrationPartial
     ) -> MigrationPartial:
-        names = list(indexes.left(self.session, reindex))
+        names = indexes.left(self.session, reindex)
         if not names:
             return failure
-        told = failure.problem.data() | {
-            "message": f"{failure}; left INVALID: {', '.join(names)}",
-            "hint": "Remove the cause and run again: what is left INVALID is dropped first."
+        return failure.retold(
+            MigrationPartial,
+            message=f"{failure}; left INVALID: {', '.join(names)}",
+            hint="Remove the cause and run again: what is left INVALID is dropped first."
             if reindex.relation
             else f"Remove the cause, {_drops(names)} and run again.",
-        }
-        return MigrationPartial(failure.code, **told)  # type: ignore[arg-type]
+        )
 
     def _require(self, index: indexes.Index) -> None:
         found = indexes.find(self.session, index)
@@ -589,7 +589,7 @@ class _Statement:
         )
 
 
-def _drops(names: Sequence[str]) -> str:
+def _drops(names: Iterable[str]) -> str:
     """Return what drops these indexes: the server takes one name in each."""
     return " ".join(f"DROP INDEX CONCURRENTLY {name};" for name in names)
 

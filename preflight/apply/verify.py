@@ -180,7 +180,7 @@ def require(
         checks = ask(session, migration.verify)
     except VerifyFailed as failure:
         named = {"migration": migration.name, "version": migration.version}
-        raise outcome(failure.code, **failure.problem.data() | named) from failure
+        raise failure.retold(outcome, **named) from failure
     except psycopg.Error as error:
         if session.lost or migration.up.transactional:
             raise

@@ -27,10 +27,10 @@ PlanChanged            another run was faster: make the plan again
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class ExitCode(enum.IntEnum):
@@ -84,6 +84,16 @@ class Problem:
         return {name: value for name, value in found.items() if value is not None}
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, if there is one, what it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+F = TypeVar("F", bound="Failure")
+
+
 class Failure(Exception):
     """What ends a run: a dotted code, a sentence that is true, and what to do next."""
 
@@ -111,6 +121,10 @@ class Failure(Exception):
         """Put other words into the next step, where those are no longer true."""
         hint = (self.problem.hint or "").replace(said, now)
         self.problem = replace(self.problem, hint=hint or None)
+
+    def retold(self, outcome: Callable[..., F], **other: object) -> F:
+        """Return another failure at the same place, with other words or whose it is."""
+        return outcome(self.code, **self.problem.data() | other)
 
     def data(self) -> dict[str, object]:
         """Return the `error` object of `run.finished`."""

@@ -35,6 +35,7 @@ from preflight.base.errors import (
     BackupUnverified,
     ConnectionLost,
     RehearsalFailed,
+    causes,
 )
 from preflight.files import reach, scan
 from preflight.history import journal
@@ -433,14 +434,12 @@ def _noted(
 
 def _ran_full(error: BaseException | None) -> bool:
     """Tell whether the server's disk, which was full, is the reason of an error."""
-    while error is not None:
-        # the words of a server alone: our own disk, which the backup has filled, is another one
-        if getattr(error, "sqlstate", None) == scratch.DISK_FULL or (
-            isinstance(error, psycopg.Error) and new_database.FULL in str(error)
-        ):
-            return True
-        error = error.__cause__
-    return False
+    # the words of a server alone: our own disk, which the backup has filled, is another one
+    return any(
+        getattr(each, "sqlstate", None) == scratch.DISK_FULL
+        or (isinstance(each, psycopg.Error) and new_database.FULL in str(each))
+        for each in causes(error)
+    )
 
 
 def require_inside(session: Session, scripts: Sequence[Script], *, elsewhere: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psycopg
 
 from preflight.base import quoting
+from preflight.base.errors import causes
 from preflight.files import named, scan
 from preflight.rehearsal import scratch
 from preflight.server import sessions
@@ -181,12 +182,8 @@ def explained(
 
 def _server_said(failure: BaseException) -> str:
     """Return the server's own words of a failure, without the file's name and ours."""
-    error: BaseException | None = failure
-    while error is not None:
-        if isinstance(error, psycopg.Error) and error.diag.message_primary:
-            return error.diag.message_primary
-        error = error.__cause__
-    return str(failure)
+    found = (each.diag for each in causes(failure) if isinstance(each, psycopg.Error))
+    return next((diag.message_primary for diag in found if diag.message_primary), str(failure))
 
 
 def named_in(said: str) -> set[str]:

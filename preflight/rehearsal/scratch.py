@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 PREFIX = "preflight_scratch_"
+MARK = "pg-preflight: scratch copy of "
 DISK_FULL, NO_DATABASE, NO_OBJECT = "53100", "3D000", "42704"
 # what an error says is not there: has the live server got it?
 _LACKED = {
@@ -211,7 +212,7 @@ def _family(identity: manifests.Identity) -> str:
 def _mark(name: str, database: str, since: str) -> str:
     """Return the comment that says what a scratch database is."""
     run_id = name.split("_")[-2]
-    return f"pg-preflight: scratch copy of {database}, of run {run_id}, by a session of {since}"
+    return f"{MARK}{database}, of run {run_id}, by a session of {since}"
 
 
 def sweep(home: Session, identity: manifests.Identity) -> None:

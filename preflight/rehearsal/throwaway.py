@@ -25,6 +25,7 @@ from preflight.base.errors import (
     BackupUnverified,
     ConnectionLost,
     RehearsalFailed,
+    causes,
 )
 from preflight.files import parser, scan
 from preflight.rehearsal import cluster, confined, copies, local, scratch, some_rows
@@ -350,13 +351,12 @@ def _ours(session: Session, server: local.Server, error: Exception) -> Exception
 
 def _is_loss(error: BaseException | None) -> bool:
     """Tell whether the end of a connection is the reason of an error."""
-    while error is not None:
-        sqlstate = getattr(error, "sqlstate", "") or ""
-        if isinstance(error, ConnectionLost) or _LOST.fullmatch(sqlstate):
+    for each in causes(error):
+        sqlstate = getattr(each, "sqlstate", "") or ""
+        if isinstance(each, ConnectionLost) or _LOST.fullmatch(sqlstate):
             return True
-        if isinstance(error, psycopg.OperationalError) and not sqlstate:
+        if isinstance(each, psycopg.OperationalError) and not sqlstate:
             return True
-        error = error.__cause__
     return False
 
 

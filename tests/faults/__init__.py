@@ -355,6 +355,17 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -
         time.sleep(0.02)
 
 
+def numbers(only: str, minutes: float) -> Iterator[int]:
+    """Count from 1 until the time is over, or give the only number that is asked for."""
+    if only:
+        yield int(only)
+        return
+    end, number = time.monotonic() + 60 * minutes, 0
+    while time.monotonic() < end:
+        number += 1
+        yield number
+
+
 def processes_in(home: Path) -> list[int]:
     """Return the processes that work below a directory."""
     found = []

@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -882,7 +881,7 @@ def main() -> int:
     stories = asked.stories.split(",")
 
     def by_chance() -> Iterator[Task]:
-        for number in _numbers(only, asked.minutes):
+        for number in faults.numbers(only, asked.minutes):
             choice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated, no secret
             told = choice.choice(sorted(stories))
             yield f"SEED={seed}/{number} ", told, functools.partial(at_random, choice, told)
@@ -910,16 +909,6 @@ def main() -> int:
         each.join()
     walk.say(f"seed {seed}, servers {asked.majors}: {walk}")
     return min(walk.wrong, 1)
-
-
-def _numbers(only: str, minutes: float) -> Iterator[int]:
-    if only:
-        yield int(only)
-        return
-    end, number = time.monotonic() + 60 * minutes, 0
-    while time.monotonic() < end:
-        number += 1
-        yield number
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import random
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 
-from tests import program, servers
+from tests import faults, program, servers
 
 QUICKLY = {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_REHEARSE": "off"}
 OUTSIDE = "-- preflight: no-transaction\n"
@@ -450,7 +449,7 @@ def main() -> int:
     server = servers.start(17)
     home = Path(tempfile.mkdtemp(prefix="pg-preflight-histories-"))
     wrong = done = 0
-    for number in [int(only)] if only else numbers(asked.minutes):
+    for number in faults.numbers(only, asked.minutes):
         with database(server, f"history_{number}") as made:
             done += 1
             try:
@@ -474,14 +473,6 @@ def database(server: servers.Server, name: str) -> Iterator[servers.Database]:
     finally:
         with server.connect() as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
-def numbers(minutes: float) -> Iterator[int]:
-    """Count from 1 until the time is over."""
-    end, number = time.monotonic() + 60 * minutes, 0
-    while time.monotonic() < end:
-        number += 1
-        yield number
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from tests import faults, program, servers
-from tests.faults import crash, histories
+from tests.faults import crash
 
 # Two versions of an extension whose rows a dump takes along; those of the older do not fit 2.
 VERSIONS = {
@@ -449,7 +449,7 @@ def main() -> int:
         prepare(each)
     home = Path(tempfile.mkdtemp(prefix="pg-preflight-restores-"))
     wrong = done = 0
-    for number in [int(only)] if only else histories.numbers(asked.minutes):
+    for number in faults.numbers(only, asked.minutes):
         done += 1
         (home / str(number)).mkdir()
         try:

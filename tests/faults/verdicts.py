@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from tests import fakes, program, servers
+from tests import fakes, faults, program, servers
 
 BAD = {23, 24, 27}
 NAMES = (
@@ -453,8 +452,7 @@ def main() -> int:
     at = _started()
     home = Path(tempfile.mkdtemp(prefix="pg-preflight-verdicts-"))
     wrong = done = 0
-    end = time.monotonic() + 60 * asked.minutes
-    for number in [int(only)] if only else _numbers(end):
+    for number in faults.numbers(only, asked.minutes):
         server = at(majors[number % len(majors)])
         try:
             said = judge(server, home / str(number), f"{seed}/{number}", number)
@@ -468,13 +466,6 @@ def main() -> int:
     sys.stdout.write(f"seed {seed}: {done} databases, {wrong} false verdicts\n")
     shutil.rmtree(home)
     return min(wrong, 1)
-
-
-def _numbers(end: float) -> Iterator[int]:
-    number = 0
-    while time.monotonic() < end:
-        number += 1
-        yield number
 
 
 def _started() -> Callable[[int], servers.Server]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from preflight.backup import manifests
+from preflight.backup import manifests, restored
 from preflight.base import config as settings
 from preflight.base import console, plain, urls
 from preflight.base.errors import ConfigInvalid, Problem
+from preflight.rehearsal import scratch
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -27,16 +28,12 @@ WHERE = ("host", "hostaddr", "port", "user", "password", "dbname")
 MOST_BYTES = 16 << 20
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # as PostgreSQL does
 _PATH = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^",\s]+))\s*(?:,|\Z)')
-# neither templates nor what we have made for a while or left half done, nor what a DROP DATABASE
-# that was interrupted has left (-2): nobody can connect to it; and which ones `restore` has made
+# neither templates nor what an interrupted DROP DATABASE has left (-2): nobody can connect to it
 _DATABASES = """
 SELECT d.datname::text, d.datallowconn,
- coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '') ~ '^pg-preflight restore: '
+ coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '')
 FROM pg_catalog.pg_database d
-WHERE d.datname::text LIKE %s::text AND NOT d.datistemplate
- AND d.datconnlimit <> -2
- AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database'), '')
-  !~ '^pg-preflight(: scratch copy of | restore: unfinished$)'
+WHERE d.datname::text LIKE %s::text AND NOT d.datistemplate AND d.datconnlimit <> -2
 ORDER BY d.datname
 """
 
@@ -115,7 +112,12 @@ def each_database(config: Config, pattern: str) -> list[Target]:
             "Two of them stand for one.",
         )
     with sessions.connect(config) as session:
-        rows = session.execute(_DATABASES, [pattern]).fetchall()
+        rows = [
+            (name, is_open, comment)
+            for name, is_open, comment in session.execute(_DATABASES, [pattern]).fetchall()
+            # what we have made for a while, or left half done
+            if not comment.startswith(scratch.MARK) and comment != restored.UNFINISHED
+        ]
     names = [name for name, is_open, _ in rows if is_open]
     closed = [name for name, is_open, _ in rows if not is_open]
     if not names:
@@ -128,7 +130,8 @@ def each_database(config: Config, pattern: str) -> list[Target]:
     for name in closed:
         warning = f"{name} takes no connections (ALLOW_CONNECTIONS false): it is left out"
         structlog.get_logger().warning("config.warned", warning=warning)
-    _tell_restored([name for name, is_open, restored in rows if is_open and restored])
+    made = [name for name, is_open, said in rows if is_open and said.startswith(restored.MARK)]
+    _tell_restored(made)
     return [
         Target(name, dataclasses.replace(config, target={**config.target, "dbname": name}))
         for name in names
