@@ -1,7 +1,6 @@
 """A server becomes usable while somebody waits: how soon he is there, how often he knocked."""
 
 import random
-import socket
 import subprocess
 import threading
 import time
@@ -46,24 +45,6 @@ class Door(faults.Fault):
             self.entered = now
             self.let_in.set()
         return None
-
-
-class Listener(faults.Proxy):
-    """A port that refuses everybody until it is told to listen."""
-
-    def __init__(self, server: servers.Server, fault: faults.Fault) -> None:
-        """Take a port, and do not listen."""
-        self._server, self._fault = server, fault
-        self._listener = socket.socket()
-        self._listener.bind((servers.HOST, 0))
-        self.port = self._listener.getsockname()[1]
-        self._sockets: list[socket.socket] = []
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-
-    def listen(self) -> None:
-        """Begin to listen."""
-        self._listener.listen(64)
-        self._accepting.start()
 
 
 @dataclass(frozen=True)
@@ -147,11 +128,10 @@ def _led(said: dict[str, str], database: servers.Database) -> Callable[[int], di
 def once(ground: Ground, group: str, who: Waiter, delay: float, kept: Seen) -> None:
     """Let one wait, open its door, and keep how soon it came."""
     door = Door()
-    if group == REFUSED:
+    refused = group == REFUSED
+    if refused:
         door.opened.set()
-        proxy: faults.Proxy = Listener(ground.server, door)
-    else:
-        proxy = faults.Proxy(ground.server, door)
+    proxy = faults.Proxy(ground.server, door, listens=not refused)
     log = Path(ground.scratch / f"{who.name.replace(' ', '-')}.log")
     with log.open("w") as output:
         child = subprocess.Popen(
@@ -163,10 +143,10 @@ def once(ground: Ground, group: str, who: Waiter, delay: float, kept: Seen) -> N
             stderr=output,
         )
         try:
-            door.waited_for.wait(UNHEARD_S if group == REFUSED else GIVEN_UP_S)
+            door.waited_for.wait(UNHEARD_S if refused else GIVEN_UP_S)
             time.sleep(delay)  # how long the server is not there is what is chosen
             opened = time.perf_counter()
-            proxy.listen() if isinstance(proxy, Listener) else door.opened.set()
+            proxy.listen() if refused else door.opened.set()
             if door.let_in.wait(GIVEN_UP_S) and child.wait(GIVEN_UP_S) == 0:
                 kept.seconds.append(door.entered - opened)
                 if len(door.knocks) > 1:

@@ -180,14 +180,21 @@ class SlowCommit(CommitFault):
 class Proxy:
     """A TCP proxy in front of a server; it answers TLS requests with no."""
 
-    def __init__(self, server: servers.Server, fault: Fault) -> None:
-        """Listen on a port of its own."""
+    def __init__(self, server: servers.Server, fault: Fault, *, listens: bool = True) -> None:
+        """Take a port, and listen unless that is to come later."""
         self.server = server  # where new connections go
         self._fault = fault
-        self._listener = socket.create_server((servers.HOST, 0))
+        self._listener = socket.socket()
+        self._listener.bind((servers.HOST, 0))
         self.port = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = []
         self._accepting = threading.Thread(target=self._accept, daemon=True)
+        if listens:
+            self.listen()
+
+    def listen(self) -> None:
+        """Let callers in; until then the port refuses them."""
+        self._listener.listen(64)
         self._accepting.start()
 
     def env(self) -> dict[str, str]:
@@ -198,7 +205,8 @@ class Proxy:
         """Hang up on everybody."""
         for each in (self._listener, *self._sockets):
             _hang_up(each)
-        self._accepting.join(5)
+        if self._accepting.ident is not None:
+            self._accepting.join(5)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
