@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import psycopg
-from psycopg import pq
-
 from preflight.base import logs, stop
 from preflight.base.errors import MigrationPartial
 from preflight.files import kinds, parser, scan
 
 if TYPE_CHECKING:
+    import psycopg
     from postgast.pg_query_pb2 import Node
 
     from preflight.base.errors import Failure
@@ -23,11 +21,6 @@ if TYPE_CHECKING:
 
 COPY_CHUNK = 1 << 16
 SHOWN = 66  # characters of a line: with what stands before them, no more than a terminal has
-# Rows thrown away at a time: one may have megabytes. Before libpq 17 there are no chunks.
-_ROWS_CHUNK = 5 if pq.version() >= 170000 else 1  # noqa: PLR2004 -- a libpq version
-_ROWS = {*kinds.READING, "FETCH", "EXECUTE", "EXPLAIN", "SHOW", "CALL"}
-_WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE"}
-_RETURNING = re.compile(rb"(?i)\breturning\b")
 _VALUE = re.compile(r'(["„«“»”]).*["“»”«]', re.DOTALL)  # in whatever language
 _QUOTED = re.compile(r'["„«“»”]([^"„«“»”]*)["“»”«]')
 _ROUTINE = re.compile(r"PL/pgSQL.*(?:inline_code_block|\)).*\d|^SQL function \"[^\"]*\" ")
@@ -73,35 +66,24 @@ def execute(session: Session, script: Script, statement: scan.Statement, text: b
     """Run one statement; rows that it returns are thrown away as they come."""
     observed = session.observe(script, statement, text) if session.observe else nullcontext()
     text = session.instead(text) if session.instead else text
-    with observed, stop.allowed(), session.connection.cursor() as cursor:
+    with observed:
         if statement.data is not None:
-            view = memoryview(script.text)
-            at, end = scan.copy_data(script.text, statement)
-            with cursor.copy(text) as copy:
-                while at < end:
-                    copy.write(view[at : min(at + COPY_CHUNK, end)])
-                    at += COPY_CHUNK
+            _copy_in(session, script, statement, text)
         elif _copies_out(text):
-            with cursor.copy(text) as copy:
+            with stop.allowed(), session.connection.cursor() as cursor, cursor.copy(text) as copy:
                 for _ in copy:
                     pass
-        elif _may_return_rows(head(script, statement), text):
-            try:
-                for _ in cursor.stream(text, size=_ROWS_CHUNK):
-                    pass
-            except psycopg.ProgrammingError as error:
-                if error.sqlstate is not None:
-                    raise
-                # psycopg's complaint, once it ran, that it returned no rows (SELECT … INTO)
         else:
-            cursor.execute(text)
+            session.drain(text)
 
 
-def _may_return_rows(beginning: bytes, text: bytes) -> bool:
-    first = scan.words(beginning.lstrip(b"( \t\n"), 1)
-    return bool(first) and (
-        first[0] in _ROWS or (first[0] in _WRITES and _RETURNING.search(text) is not None)
-    )
+def _copy_in(session: Session, script: Script, statement: scan.Statement, text: bytes) -> None:
+    view = memoryview(script.text)
+    at, end = scan.copy_data(script.text, statement)
+    with stop.allowed(), session.connection.cursor() as cursor, cursor.copy(text) as copy:
+        while at < end:
+            copy.write(view[at : min(at + COPY_CHUNK, end)])
+            at += COPY_CHUNK
 
 
 def _copies_out(text: bytes) -> bool:

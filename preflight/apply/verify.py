@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
-from psycopg.rows import dict_row
 
-from preflight.base import stop
 from preflight.base.errors import Failure, VerifyFailed
 from preflight.files import parser, scan
 from preflight.server import sessions
@@ -19,10 +17,12 @@ from preflight.server.sessions import PASSING
 
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
+    from psycopg.pq.abc import PGresult
 
     from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
 
+BOOL = 16  # boolean's number in pg_type
 ABSENT = {"42P01", "42703", "42704", "42883", "3F000"}  # what a query about missing objects raises
 
 
@@ -100,8 +100,7 @@ def _checks(
     where = f"{script.file}:{line}"
     wrong = partial(_wrong, script, line, column)
     try:
-        with stop.allowed(), session.connection.cursor(row_factory=dict_row) as cursor:
-            rows: list[dict[str, Any]] = cursor.execute(statement.text(script.text)).fetchall()
+        found = session.answer(statement.text(script.text))
     except psycopg.Error as error:
         if session.lost or error.sqlstate in PASSING:
             raise  # somebody is in the way: that says nothing of the file
@@ -114,26 +113,34 @@ def _checks(
             return [Check("objects", f"query at {where}", ok=False, detail=message, told=told)]
         hint = "The verify file itself fails: correct it, or the rights of this role."
         raise wrong("verify.error", f"{where}: {message}", hint, error.sqlstate) from error
-    if not rows:
+    columns = range(found.nfields)
+    names = [(found.fname(number) or b"").decode("utf-8", "replace") for number in columns]
+    rows = [dict(zip(names, _row(found, row), strict=True)) for row in range(found.ntuples)]
+    if names and not rows:
         return [Check("rows", f"query at {where} returns a check", ok=False, detail="no rows")]
-    if not {"suite", "check", "ok"} <= rows[0].keys():
-        names = ", ".join(rows[0])
-        raise wrong(
-            "verify.columns", f"{where}: the query returns {names}, not suite, check and ok"
-        )
+    if not {"suite", "check", "ok"} <= set(names):
+        said = ", ".join(names) or "nothing"
+        raise wrong("verify.columns", f"{where}: the query returns {said}, not suite, check and ok")
+    truths = {names[number] for number in columns if found.ftype(number) == BOOL}
     for name in ("ok", "effect"):
-        if not all(isinstance(row.get(name), bool | None) for row in rows):
+        if name not in truths and any(row.get(name) is not None for row in rows):
             raise wrong("verify.columns", f"{where}: the column {name} is not boolean")
     return [
         Check(
             str(row["suite"]),
             str(row["check"]),
-            ok=row["ok"] is True,
-            detail=None if row.get("detail") is None else str(row["detail"]),
-            effect=row.get("effect") is not False,
+            ok=row["ok"] == "t",
+            detail=row.get("detail"),
+            effect=row.get("effect") != "f",
         )
         for row in rows
     ]
+
+
+def _row(found: PGresult, row: int) -> list[str | None]:
+    """Return a row as the server writes it: not every value of its has a place among Python's."""
+    values = (found.get_value(row, number) for number in range(found.nfields))
+    return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
 _COLUMNS = (

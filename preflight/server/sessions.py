@@ -106,6 +106,8 @@ FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *
 ACTIVE, IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
 ANSWER_S = (2.0, 8.0)  # least and most that a question waits for its answer, beside lock_timeout
 AT_ONCE = 1000  # rows of a long answer that are in memory
+FEW = 5  # of those that nobody reads: one may have megabytes
+_COPYING = {pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH}
 Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
 Observer = Callable[
@@ -294,6 +296,19 @@ class Session:
             [found[place].get_value(row, 0) == b"t" for row in range(found[place].ntuples)]
             for place in places
         ]
+
+    def drain(self, statement: bytes) -> None:
+        """Run one statement, and let its rows go as they come, unread.
+
+        Not all that a server can hold has a place among Python's values.
+        """
+        with self._stoppable():
+            _drained(self.connection, statement)
+
+    def answer(self, query: bytes) -> PGresult:
+        """Run one query; return what the server wrote, of which no value is made Python's."""
+        with self._stoppable():
+            return _results(self.connection, query)[-1]
 
     def read(self, query: str, take: Callable[[Iterator[tuple[Any, ...]]], T]) -> T:
         """Return what `take` makes of a query's rows, of which few are in memory at a time."""
@@ -739,15 +754,43 @@ def commit(session: Session) -> None:
         raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
 
 
-def _results(connection: psycopg.Connection[Any], script: str) -> list[PGresult]:
+def _results(connection: psycopg.Connection[Any], script: str | bytes) -> list[PGresult]:
     """Run statements in one round trip, without a cursor, which would cost more than the trip."""
     with connection.lock:
-        connection.pgconn.send_query(script.encode())
+        connection.pgconn.send_query(script.encode() if isinstance(script, str) else script)
         found: list[PGresult] = connection.wait(generators.execute(connection.pgconn))
     for result in found:
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
+        _require_done(connection, result)
     return found
+
+
+def _require_done(connection: psycopg.Connection[Any], result: PGresult) -> None:
+    if result.status == pq.ExecStatus.FATAL_ERROR:
+        raise psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
+    if result.status in _COPYING:
+        raise psycopg.ProgrammingError("there are no rows for COPY here, and no place for them")
+
+
+def _drained(connection: psycopg.Connection[Any], statement: bytes) -> None:
+    """Run one statement; a few of its rows at a time are in memory."""
+    pgconn, ended = connection.pgconn, None
+    with connection.lock:
+        pgconn.send_query(statement)
+        if capabilities.has_stream_chunked():
+            pgconn.set_chunked_rows_mode(FEW)
+        else:
+            pgconn.set_single_row_mode()
+        connection.wait(generators.send(pgconn))
+        try:
+            while (result := connection.wait(generators.fetch(pgconn))) is not None:
+                ended = result
+                if result.status in _COPYING:
+                    break
+        except psycopg.DatabaseError:  # it may have hung up when it had said why
+            if ended is None or ended.status != pq.ExecStatus.FATAL_ERROR:
+                raise
+    if ended is not None:
+        _require_done(connection, ended)
 
 
 @contextmanager

@@ -234,6 +234,46 @@ def test_text_reaches_the_server_unchanged(
     assert [5] == database.query("SELECT count(*) FROM copied")
 
 
+@pytest.mark.fault("D105")
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+def test_rows_that_a_file_returns_are_not_read(
+    run: Run, database: servers.Database, migrations: WriteMigrations, mark: str
+) -> None:
+    """Nor the values that a check tells of: not all that a server holds has a place in Python."""
+    database.script(
+        f"""CREATE TABLE odd AS SELECT 1 AS n, timestamptz 'infinity' AS a,
+        date '4713-01-01 BC' AS b, time '24:00' AS c, interval '1 year 2 s' AS d,
+        daterange('2026-01-01', 'infinity') AS e,
+        ARRAY[date '-infinity'] AS f, (repeat('[', 5000) || repeat(']', 5000))::json AS g,
+        repeat('9', 5000)::json AS h, timestamptz '2026-01-01' AS i;
+        ALTER DATABASE {database.name} SET datestyle = 'German';
+        ALTER DATABASE {database.name} SET intervalstyle = 'iso_8601'"""
+    )
+    migrations(
+        {
+            "001_a.sql": f"{mark}SELECT * FROM odd; TABLE odd;\nUPDATE odd SET n = n + 1 "
+            "RETURNING *; WITH x AS (SELECT * FROM odd) INSERT INTO odd TABLE x RETURNING *;\n"
+            "SET datestyle = 'SQL, DMY'; TABLE odd;"
+            + ("" if mark else "PREPARE q AS TABLE odd; EXECUTE q;"),
+            "001_a_verify.sql": 'SELECT n AS suite, f AS "check", true AS ok, odd::text AS '
+            "detail, false AS effect, a, b, c, d, e, g, h, i FROM odd; "
+            "SELECT 's' AS suite, 'c' AS \"check\", count(*) = 2 AS ok, max(i) AS detail FROM odd;",
+        }
+    )
+    results = [
+        run(*words, env={"PREFLIGHT_FIRST_CONTACT": "pending", **more})
+        for words, more in (
+            (("up",), {"PREFLIGHT_BACKUP": "required", "PREFLIGHT_REHEARSE": "always"}),
+            (("verify",), {}),
+            (("check", "--table"), {}),
+            (("plan",), {}),
+        )
+    ]
+
+    assert [0] * 4 == [each.code for each in results], results
+    assert [2, 2] == database.query("SELECT n FROM odd")
+
+
 @pytest.mark.fault("D106")
 def test_nothing_that_a_file_sets_reaches_the_next(
     run: Run, database: servers.Database, migrations: WriteMigrations
