@@ -31,7 +31,8 @@ from preflight.server.dial import Refused
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from psycopg.pq.abc import PGresult
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn, PGresult
 
     from preflight.base.config import Config
     from preflight.files.migrations import Script
@@ -773,24 +774,32 @@ def _require_done(connection: psycopg.Connection[Any], result: PGresult) -> None
 
 def _drained(connection: psycopg.Connection[Any], statement: bytes) -> None:
     """Run one statement; a few of its rows at a time are in memory."""
-    pgconn, ended = connection.pgconn, None
     with connection.lock:
-        pgconn.send_query(statement)
+        connection.pgconn.send_query(statement)
         if capabilities.has_stream_chunked():
-            pgconn.set_chunked_rows_mode(FEW)
+            connection.pgconn.set_chunked_rows_mode(FEW)
         else:
-            pgconn.set_single_row_mode()
-        connection.wait(generators.send(pgconn))
-        try:
-            while (result := connection.wait(generators.fetch(pgconn))) is not None:
-                ended = result
-                if result.status in _COPYING:
-                    break
-        except psycopg.DatabaseError:  # it may have hung up when it had said why
-            if ended is None or ended.status != pq.ExecStatus.FATAL_ERROR:
-                raise
-    if ended is not None:
-        _require_done(connection, ended)
+            connection.pgconn.set_single_row_mode()
+        # in one wait: whoever is stopped meanwhile cancels it, and waits for its end
+        ended = connection.wait(_draining(connection.pgconn))
+    _require_done(connection, ended)
+
+
+def _draining(pgconn: PGconn) -> PQGen[PGresult]:
+    """Wait for all that a statement says; return the last of it."""
+    yield from generators.send(pgconn)
+    ended: PGresult | None = None
+    try:
+        while (result := (yield from generators.fetch(pgconn))) is not None:
+            ended = result
+            if result.status in _COPYING:
+                break
+    except psycopg.DatabaseError:  # it may have hung up when it had said why
+        if ended is None or ended.status != pq.ExecStatus.FATAL_ERROR:
+            raise
+    if ended is None:
+        raise psycopg.InternalError("the server has nothing to say of a statement")
+    return ended
 
 
 @contextmanager
