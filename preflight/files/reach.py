@@ -21,17 +21,31 @@ _MAY_REACH = re.compile(
     rb"parameter|pg_\w+|foreign|do|function|procedure|prepare|execute|schema|rule|explain|declare)\b"
 )
 _FOREIGN_WORD = re.compile(rb"(?i)\bforeign\b")
+# the functions of servers and extensions by their whole names: an app's own may begin like them
 _CALLS_AWAY = (  # to files, to other servers
-    r"dblink\w*|lo_import|lo_export|pg_file_\w+|http\w*|run_command_on_\w+|citus_\w+_node"
+    r"dblink(?:_(?:connect(?:_u)?|disconnect|exec|open|fetch|close|send_query|is_busy|get_notify|"
+    r"get_result|cancel_query|error_message))?|lo_import|lo_export|"
+    r"pg_file_(?:write|sync|rename|unlink|read|length)|"
+    r"http(?:_(?:get|post|put|patch|delete|head))?|"
+    r"run_command_on_(?:workers|(?:colocated_)?placements|shards|all_nodes|coordinator)|"
+    r"citus_(?:(?:add|add_inactive|add_secondary|activate|disable|remove|update|drain)_node|"
+    r"check_connection_to_node)"
 )
 _CALLS = (
     rf"{_CALLS_AWAY}|pg_terminate_backend|pg_cancel_backend|pg_reload_conf|"
     r"pg_rotate_logfile|pg_switch_wal|pg_promote|pg_logical_emit_message|"
-    r"pg_stat_reset_(?:shared|slru|replication_slot)|pg_(?:backup_)?(?:start|stop)(?:_backup)?|"
-    r"pg_create_restore_point|pg_wal_replay_\w+|set_config_by_\w+|"
-    r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_(?:origin|slot)_\w+"
+    r"pg_stat_reset_(?:shared|slru|replication_slot)|pg_(?:start|stop)_backup|"
+    r"pg_backup_(?:start|stop)|pg_create_restore_point|pg_wal_replay_(?:pause|resume)|"
+    r"pg_(?:create|copy)_(?:logical|physical)_replication_slot|pg_drop_replication_slot|"
+    r"pg_replication_origin_(?:create|drop|advance|(?:session|xact)_(?:setup|reset))|"
+    r"pg_replication_slot_advance"
 )
-_SCHEMAS_AWAY = r"(?:cron|aws_\w+|azure_\w+|pglogical|spock|bdr)\.\w+|aws_lambda\w*|net\.http\w*"
+_SCHEMAS_AWAY = (
+    r"cron\.(?:schedule|schedule_in_database|unschedule|alter_job)|"
+    r"aws_(?:s3|lambda|ml|sagemaker|comprehend|bedrock)\.\w+|"
+    r"azure_(?:storage|ai|openai|cognitive|ml)\.\w+|(?:pglogical|spock|bdr)\.\w+|"
+    r"net\.http_(?:get|post|delete)"
+)
 _CALLED = re.compile(rf"(?:.*\.)?(?:{_CALLS})|{_SCHEMAS_AWAY}", re.DOTALL)
 _CALLED_AWAY = re.compile(rf"(?:.*\.)?(?:{_CALLS_AWAY})|{_SCHEMAS_AWAY}", re.DOTALL)
 _MAY_CALL = re.compile(

@@ -227,6 +227,49 @@ def test_call_is_found_inside_any_statement(statement: str) -> None:
     assert "calls" in str(reach.beyond(statement.encode()))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http_status_class", "app.https", "http_header", "dblinks", "dblink_build_sql_insert",
+        "citus_is_coordinator_node", "run_command_on_paper", "pg_file_settings_of", "pg_start",
+        "pg_replication_origin_progress", "pg_wal_replays", "aws_billing.total", "azure_x.y",
+        "aws_lambdas", "cron.job_names", "net.https_port", "net.http_status",
+    ],
+)  # fmt: skip
+def test_function_whose_name_begins_as_that_of_an_extension_reaches_nowhere(name: str) -> None:
+    """An app has names of its own, and what nothing is known to do elsewhere is tried."""
+    bodies = ("SELECT {}(1)", "DO $$ BEGIN PERFORM {}(1); END $$",
+              "DO $$ DECLARE a nobody.knows; BEGIN PERFORM {}(1); END $$")  # fmt: skip
+    made = f"CREATE FUNCTION f(code int) RETURNS int LANGUAGE sql AS 'SELECT {name}(1)'"
+    assert [] == [
+        text
+        for text in (made, *(body.format(name) for body in bodies))
+        for server in (True, False)
+        if reach.beyond(text.encode(), reach.Bounds(server=server))
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http", "http_get", "public.http_post", "http_put", "http_patch", "http_delete",
+        "http_head", "dblink", "dblink_connect", "dblink_connect_u", "dblink_exec", "dblink_open",
+        "dblink_send_query", "dblink_get_result", "lo_import", "pg_file_write",
+        "run_command_on_workers", "run_command_on_all_nodes", "run_command_on_placements",
+        "citus_add_node", "citus_add_inactive_node", "citus_remove_node", "net.http_get",
+        "net.http_delete", "cron.schedule", "cron.schedule_in_database", "cron.unschedule",
+        "aws_s3.query_export_to_s3", "aws_lambda.invoke", "azure_openai.create_embeddings",
+    ],
+)  # fmt: skip
+def test_every_function_that_leads_to_another_server_is_known(name: str) -> None:
+    """By its whole name, called alone or in a body that only words tell of."""
+    for text in (
+        f"SELECT {name}(1)",
+        f"DO $$ DECLARE a nobody.knows; BEGIN PERFORM {name}(1); END $$",
+    ):
+        assert reach.beyond(text.encode(), reach.Bounds(server=True)), text
+
+
 def test_body_in_another_language_is_not_known() -> None:
     """Nobody here can read it."""
     found = reach.beyond(b"DO LANGUAGE plpython3u $$ import os $$")
