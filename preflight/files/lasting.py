@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import Problem
@@ -203,7 +203,7 @@ def left(text: bytes, functions: dict[str, str]) -> str | None:
     statement = getattr(node, kind)
     if kind == "do_stmt":
         body = _body(statement.args, text)
-        return _in_body(body, functions) or _takes(body)
+        return _in_body(body, functions, plpgsql=_is_plpgsql(statement.args)) or _takes(body)
     if kind == "create_function_stmt":
         return _function(statement, text, functions)
     found = _in_tree(kind, statement, functions)
@@ -220,7 +220,7 @@ def _function(
     """Keep what a call of a new function leaves; making it leaves only one in pg_temp."""
     names = [item.string.sval for item in statement.funcname]
     body = _body(statement.options, text)
-    inside = _in_body(body, functions)
+    inside = _in_body(body, functions, plpgsql=_is_plpgsql(statement.options))
     if statement.HasField("sql_body"):
         inside = _in_tree("", statement.sql_body, functions)
     if inside := inside or _takes(body or text):
@@ -330,19 +330,38 @@ def _body(options: Sequence[Any], text: bytes) -> bytes:
     return b""
 
 
-def _in_body(text: bytes, functions: dict[str, str]) -> str | None:
+def _is_plpgsql(options: Sequence[Any]) -> bool:
+    """Tell whether a block or a function is in PL/pgSQL: a block is, unless it says otherwise."""
+    said = [
+        item.def_elem.arg.string.sval.lower()
+        for item in options
+        if item.def_elem.defname == "language"
+    ]
+    return said in ([], ["plpgsql"])
+
+
+def _in_body(text: bytes, functions: dict[str, str], *, plpgsql: bool = False) -> str | None:
     """Name what a body leaves, by its words: strings count where EXECUTE runs them."""
+    declares = False  # between DECLARE and BEGIN a name stands first
     for statement in scan.statements(text):
         piece = statement.text(text)
         executes = False
         for words, first in scan.windows(piece):
-            if what := _in_words(words, functions, first):
+            if what := _in_words(words, functions, first, plpgsql=plpgsql, declares=declares):
                 return what
             executes = executes or "EXECUTE" in words
+            declares = plpgsql and (declares or _begins(words, "DECLARE")) and "BEGIN" not in words
         for quoted in _texts(piece.decode("utf-8", "replace")) if executes else ():
-            if what := _in_body(quoted.encode(), functions):
+            alone = quoted.strip().isidentifier()  # a name or a value
+            if not alone and (what := _in_body(quoted.encode(), functions)):
                 return what
     return None
+
+
+def _begins(words: Sequence[str], word: str) -> bool:
+    return any(
+        found == word and before in ("", *_OPENING) for before, found in pairwise(["", *words])
+    )
 
 
 def _texts(piece: str) -> Iterator[str]:
@@ -361,42 +380,110 @@ def _texts(piece: str) -> Iterator[str]:
             at = close + len(tag)
 
 
-def _in_words(  # noqa: PLR0911 -- one line a kind
-    words: Sequence[str], functions: dict[str, str], first: int = 0
+def _in_words(
+    words: Sequence[str],
+    functions: dict[str, str],
+    first: int = 0,
+    *,
+    plpgsql: bool = False,
+    declares: bool = False,
 ) -> str | None:
     """Name what some words leave; those before the `first` only stand before it."""
     for at in range(first, len(words)):
-        word = words[at]
-        begins = at == 0 or words[at - 1] in _OPENING
-        following = list(words[at + 1 : at + 4])
-        if word == "SET_CONFIG" and not _local(words[at + 1 :]):
-            return "set_config"
-        if word == _UNLOCKS.upper():
-            return _UNLOCKS
-        if following[:1] == ["("] and word.lower() in functions:
-            return functions[word.lower()]
-        if word in ("CREATE", "INTO") and _makes_temporary(words[at:]):
-            return _TEMPORARIES
-        if begins and word in ("LISTEN", "LOAD", "PREPARE"):
-            return word
-        if begins and (word, *following[:1]) == ("DISCARD", "ALL"):
-            return _DISCARDS
-        if begins and (word, *following[:1]) == ("UPDATE", "PG_SETTINGS"):
-            return "set_config"
-        if begins and _sets([word, *following]):
-            return "SET inside a block"
+        what = _anywhere(words, at, functions, plpgsql=plpgsql)
+        if words[at] in _LEAVING and _at_a_beginning(words, at, declares=declares):
+            what = what or _by_first_word(words[at:])
+        if what:
+            return what
     return None
 
 
+def _anywhere(
+    words: Sequence[str], at: int, functions: dict[str, str], *, plpgsql: bool
+) -> str | None:
+    """Name what a word leaves that may stand inside a statement."""
+    word = words[at]
+    called = words[at + 1 : at + 2] == ["("]
+    if word == "SET_CONFIG" and called and not _local(words[at + 1 :]):
+        return "set_config"
+    if word == _UNLOCKS.upper():
+        return _UNLOCKS
+    if word == "CREATE" and _makes_temporary(words[at:]):
+        return _TEMPORARIES
+    # in PL/pgSQL a variable follows it
+    if word == "INTO" and not plpgsql and _into_temporary(words[at:]):
+        return _TEMPORARIES
+    return functions.get(word.lower()) if called else None
+
+
+def _at_a_beginning(words: Sequence[str], at: int, *, declares: bool) -> bool:
+    """Tell whether a statement begins here, and not the name of a variable or of a column."""
+    return not declares if at == 0 else words[at - 1] in _OPENING and not _in_case(words[at:])
+
+
+def _by_first_word(words: Sequence[str]) -> str | None:
+    """Name what a statement leaves, by its first word."""
+    word, *following = words[:4]
+    if word == "PREPARE" and _prepares(words):
+        return word
+    if word in ("LISTEN", "LOAD") and len(following) <= 1 and following not in _SIGNS:
+        return word
+    if (word, *following) == ("DISCARD", "ALL"):
+        return _DISCARDS
+    if (word, *following[:1]) == ("UPDATE", "PG_SETTINGS"):
+        return "set_config"
+    return "SET inside a block" if _sets([word, *following]) else None
+
+
+_LEAVING = {"LISTEN", "LOAD", "PREPARE", "DISCARD", "UPDATE", "SET", "RESET"}
+_SIGNS = ["="], ["."], ["("], [","]  # behind the name of a variable
+
+
+def _in_case(words: Sequence[str]) -> bool:
+    """Tell whether an expression goes on here: the END of its CASE is in the same statement."""
+    depth = 0
+    for word in words:
+        depth += {"CASE": 1, "END": -1}.get(word, 0)
+        if depth < 0:
+            return True
+    return False
+
+
+def _prepares(words: Sequence[str]) -> bool:
+    """Tell whether PREPARE, and what follows it, is a statement: a name, types, AS."""
+    rest = list(words[1:])
+    at = next((at for at, word in enumerate(rest[:2]) if word in ("(", "AS")), None)
+    if at is not None and rest[at] == "(":
+        at = rest.index(")") + 1 if ")" in rest else None
+    return at is not None and rest[at : at + 1] == ["AS"]
+
+
 def _makes_temporary(words: Sequence[str]) -> bool:
-    """Tell whether CREATE or INTO, and what follows it, makes something temporary that stays."""
-    head = words[1:6]
-    kind = {"TEMP", "TEMPORARY"}.intersection(head[:2] if words[0] == "INTO" else head[:4])
-    schema = words[0] == "CREATE" and any(_TEMPORARY.fullmatch(word.lower()) for word in head)
-    return bool(kind or schema) and "ON COMMIT DROP" not in " ".join(words)
+    """Tell whether CREATE, and what follows it, makes something temporary that stays."""
+    name = list(takewhile(lambda word: word not in ("(", "AS", "ON"), words[1:9]))
+    said = [word for word in name if word not in ("OR", "REPLACE", "LOCAL", "GLOBAL")]
+    kind = said[:1] in (["TEMP"], ["TEMPORARY"])
+    schema = any(_TEMPORARY.fullmatch(word.lower()) for word in name)
+    return (kind or schema) and "ON COMMIT DROP" not in " ".join(words)
+
+
+def _into_temporary(words: Sequence[str]) -> bool:
+    """Tell whether INTO makes a temporary table, whose name follows; not a variable, or a table."""
+    said = [word for word in words[1:5] if word not in ("LOCAL", "GLOBAL", "TABLE")]
+    named = re.fullmatch(r"[^\W\d][\w$]*", "".join(said[1:2]))
+    temporary = said[:1] in (["TEMP"], ["TEMPORARY"])
+    return bool(temporary and named and said[1] not in _BEHIND_INTO)
+
+
+_BEHIND_INTO = {
+    "FROM", "WHERE", "GROUP", "HAVING", "WINDOW", "UNION", "INTERSECT", "EXCEPT", "ORDER", "LIMIT",
+    "OFFSET", "FETCH", "FOR", "USING", "VALUES", "SELECT", "DEFAULT", "AS", "WITH",
+}  # fmt: skip
 
 
 def _sets(words: Sequence[str]) -> bool:
+    if words[0] == "RESET" and words[1:2] in _SIGNS:
+        return False
     return words[0] in ("SET", "RESET") and words[1:2] not in (
         ["LOCAL"],
         ["TRANSACTION"],

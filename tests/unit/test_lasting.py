@@ -45,6 +45,15 @@ LEAVES = [
     "DO $$ BEGIN SET search_path = app; END $$",
     "DO $$ BEGIN IF true THEN LISTEN a; END IF; END $$",
     "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN LISTEN a; END $$; SELECT f()",
+    "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT 1 AS a INTO TEMP y'; SELECT f()",
+    "DO $$ BEGIN CREATE OR REPLACE TEMP VIEW x AS SELECT 1; END $$",
+    "DO $$ BEGIN CREATE UNLOGGED TABLE IF NOT EXISTS pg_temp.x (a int); END $$",
+    "DO $$ DECLARE a int; BEGIN LOAD 'x'; END $$",
+    'DO $$ BEGIN IF true THEN NULL; ELSE LISTEN "A"; END IF; END $$',
+    "DO $$ BEGIN IF true THEN PREPARE a (int) AS SELECT CASE WHEN true THEN 1 END; END IF; END $$",
+    "DO $$ DECLARE a int; BEGIN IF true THEN RESET ALL; END IF; END $$",
+    'DO $$ DECLARE a int; BEGIN DECLARE b int; BEGIN SET "b.c" = 1; END; END $$',
+    "DO $$ BEGIN CASE 1 WHEN 1 THEN LISTEN a; END CASE; END $$",
 ]
 NO_SESSION = ["LOCK TABLE t IN EXCLUSIVE MODE", "LOCK t", "DECLARE c CURSOR FOR SELECT 1"]
 GIVES_THE_LOCK_AWAY = [
@@ -83,6 +92,23 @@ LEAVES_NOTHING = [
     "SELECT 1 FROM pg_advisory_lock(1)",
     "REVOKE EXECUTE ON FUNCTION pg_advisory_lock(bigint) FROM public",
     "CREATE VIEW v AS SELECT pg_try_advisory_lock(1)",
+    "DO $$ DECLARE temp int; BEGIN SELECT count(*) INTO temp FROM t; END $$",
+    "DO $$ DECLARE temp int; BEGIN SELECT INTO temp a FROM t; SELECT a INTO STRICT temp; END $$",
+    "DO $$ DECLARE temp int; BEGIN INSERT INTO t VALUES (1) RETURNING a INTO temp; END $$",
+    "DO $$ BEGIN EXECUTE 'INSERT INTO temp SELECT 1'; EXECUTE 'SELECT a FROM t' INTO temp; END $$",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'INSERT INTO temp SELECT 1'; SELECT f()",
+    "DO $$ BEGIN CREATE TABLE t (temp numeric, pg_temp int); END $$",
+    "DO $$ BEGIN GRANT CREATE, TEMP ON DATABASE a TO b; END $$",
+    "DO $$ BEGIN CREATE INDEX i ON t (temp); CREATE VIEW v AS SELECT temp FROM t; END $$",
+    *(
+        f"DO $$ DECLARE a int; {name} int; BEGIN UPDATE t SET a = CASE WHEN true THEN {name} "
+        f"ELSE {name} + (1) END; IF true THEN a := {name}; END IF; END $$"
+        for name in ("load", "listen", "prepare", "discard", "reset", "set", "notify", "temp")
+    ),
+    "DO $$ DECLARE load int; reset int; BEGIN load := 1; IF a THEN reset := load; END IF; END $$",
+    "DO $$ BEGIN PERFORM CASE WHEN true THEN discard <> ALL (b) END FROM t; END $$",
+    "DO $$ BEGIN EXECUTE format('COMMENT ON TABLE t IS %L', 'load'); END $$",
+    "DO $$ BEGIN PERFORM set_config FROM t; END $$",
 ]
 
 
