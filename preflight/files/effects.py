@@ -126,7 +126,8 @@ class Reach:
     """What a statement takes away, which the catalogs say what depends on.
 
     `kind` is relation, schema, type, function (with the types of its arguments), extension, server
-    or wrapper; `rows`: a TRUNCATE, which reaches along foreign keys.
+    or wrapper; `rows`: a TRUNCATE, which reaches along foreign keys; `kept`: what depends on it is
+    locked and made anew, or the server refuses.
     """
 
     kind: str
@@ -135,6 +136,7 @@ class Reach:
     constraint: str = ""
     cascade: bool = False
     rows: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,9 +435,11 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         locks.append(Lock(table, mode))
         locks += [Lock(other, SHARE_ROW) for other in _referenced([getattr(command, "def")])]
         if subtype in ("AT_DropColumn", "AT_AlterColumnType", "AT_DropConstraint"):
-            cascade = command.behavior == CASCADE or subtype == "AT_AlterColumnType"
+            retyped = subtype == "AT_AlterColumnType"
+            cascade = retyped or command.behavior == CASCADE
             part = "constraint" if subtype == "AT_DropConstraint" else "column"
-            reaches.append(Reach("relation", table, cascade=cascade, **{part: command.name}))
+            gone = {part: command.name}
+            reaches.append(Reach("relation", table, cascade=cascade, kept=retyped, **gone))
         if subtype in _ALTER_DESTROYS:
             destroys.append(f"{'old values of' if 'Type' in subtype else 'column'} {table}.{name}")
     return Effect(

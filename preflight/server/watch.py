@@ -234,9 +234,11 @@ _WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
    THEN (SELECT c.conrelid FROM pg_constraint c WHERE c.oid = g.objid)
  END AS relation FROM gone g
 )
-SELECT n.relation::int8, bool_or(NOT n.own AND n.classid = 'pg_class'::regclass
- AND n.objsubid = 0 AND n.objid = n.relation AND c.relkind IN ('r', 'p', 'm')),
- array_agg(DISTINCT a.attname::text) FILTER (WHERE NOT n.own AND n.classid = 'pg_class'::regclass)
+SELECT n.relation::int8, max(CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+  WHEN 'f' THEN 'foreign table' ELSE 'table' END) FILTER (WHERE NOT n.own
+  AND n.classid = 'pg_class'::regclass AND n.objsubid = 0 AND n.objid = n.relation),
+ array_agg(DISTINCT a.attname::text) FILTER (WHERE NOT n.own AND a.attname IS NOT NULL
+  AND n.classid = 'pg_class'::regclass)
 FROM named n JOIN pg_class c ON c.oid = n.relation AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 LEFT JOIN pg_attribute a ON a.attrelid = n.objid AND a.attnum = n.objsubid AND n.objsubid > 0
 GROUP BY n.relation ORDER BY n.relation"""
@@ -244,7 +246,7 @@ _TRUNCATED = """WITH RECURSIVE emptied AS (
  SELECT %s::oid AS oid
  UNION SELECT c.conrelid FROM emptied e JOIN pg_constraint c
   ON c.confrelid = e.oid AND c.contype = 'f'
-) SELECT oid::int8, true, NULL FROM emptied ORDER BY oid"""
+) SELECT oid::int8, 'all rows of', NULL FROM emptied ORDER BY oid"""
 
 
 _BELOW = """WITH RECURSIVE below AS (
@@ -282,10 +284,10 @@ def reached(session: sessions.Session, reach: Reach) -> Iterator[tuple[str, str 
         same = oid == start["objid"]
         lost = None
         if whole and not same:
-            lost = f"all rows of {name}" if reach.rows else f"table {name}"
-        elif columns and not same:
+            lost = f"{whole} {name}"
+        elif columns and (not same or start["objsubid"]):
             lost = ", ".join(f"column {name}.{column}" for column in columns)
-        yield name, lost
+        yield name, None if reach.kept else lost
 
 
 def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:

@@ -533,6 +533,37 @@ def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
     assert "column c.m" in lost["drop type mood"]
 
 
+def test_what_goes_by_cascade_is_told_as_what_it_is(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Views as views, no index, and nothing where the server refuses or makes it anew."""
+    database.script(
+        "CREATE TABLE a (id int PRIMARY KEY, u text CONSTRAINT a_u UNIQUE, n int,"
+        " g int GENERATED ALWAYS AS (n + 1) STORED);"
+        'CREATE VIEW v AS SELECT u FROM a; CREATE VIEW "V 2" AS SELECT * FROM v;'
+        "CREATE MATERIALIZED VIEW m AS SELECT u FROM v; CREATE TYPE mood AS ENUM ('a');"
+        "CREATE TABLE t (m mood); CREATE INDEX t_m ON t (m);"
+        "CREATE SCHEMA s CREATE VIEW w AS SELECT 1 AS one"
+    )
+    views = 'view v, view "V 2", materialized view m'
+    gone = {
+        "ALTER TABLE a DROP CONSTRAINT a_u": None,
+        "DROP TABLE a CASCADE": f"table a and all that depends on it, {views}",
+        "ALTER TABLE a DROP COLUMN u CASCADE": f"column a.u, {views}",
+        "ALTER TABLE a DROP COLUMN n CASCADE": "column a.n, column a.g",
+        "ALTER TABLE a ALTER COLUMN u TYPE varchar(9)": "old values of a.u",
+        "DROP TYPE mood CASCADE": "type mood and all that depends on it, column t.m",
+        "DROP SCHEMA s CASCADE": "schema s and all that depends on it, view s.w",
+    }
+    migrations({f"{i:03d}_s.sql": text + ";" for i, text in enumerate(gone, 1)})
+
+    result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+    found = [step["destroys"] for step in result.json()["statements"]]
+    assert gone == dict(zip(gone, found, strict=True))
+
+
 @pytest.mark.parametrize(
     ("statement", "table"),
     [
