@@ -106,10 +106,13 @@ def _looked_at(session: Session, statements: Sequence[Planned]) -> Iterator[Plan
     from preflight.server import watch  # noqa: PLC0415 -- other commands do without
 
     in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
+    is_there = cache(partial(watch.is_there, session))
+    reached = cache(lambda reach: list(watch.reached(session, reach)))
     for statement in statements:
         named = [
             (lock, watch.table_of(session, lock.table) if lock.of_index else lock.table)
             for lock in statement.locks
+            if lock.table not in statement.perhaps or is_there(lock.table)
         ]
         locks = tuple(
             dataclasses.replace(lock, table=table, of_index=False) for lock, table in named if table
@@ -122,10 +125,10 @@ def _looked_at(session: Session, statements: Sequence[Planned]) -> Iterator[Plan
                 ]
                 locks = effects.strongest([*locks, *also])
         lost = [statement.destroys] if statement.destroys else []
-        for table, gone in [
-            pair for reach in statement.reaches for pair in watch.reached(session, reach)
+        for mode, table, gone in [
+            (reach.mode, *pair) for reach in statement.reaches for pair in reached(reach)
         ]:
-            locks = effects.strongest([*locks, effects.Lock(table, effects.ACCESS_EXCLUSIVE)])
+            locks = effects.strongest([*locks, effects.Lock(table, mode)])
             lost += [gone] if gone else []
         blocked = tuple(found for lock in locks for found in in_the_way(lock.table, lock.mode))
         yield dataclasses.replace(

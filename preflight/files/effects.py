@@ -104,9 +104,9 @@ _ALONE = {  # commands of ALTER TABLE that leave others as they are
     "AT_SetRelOptions", "AT_ResetRelOptions", "AT_ChangeOwner", "AT_ClusterOn", "AT_DropCluster",
     "AT_ReplicaIdentity", "AT_SetLogged", "AT_SetUnLogged", "AT_SetTableSpace",
     "AT_EnableRowSecurity", "AT_DisableRowSecurity", "AT_ForceRowSecurity",
-    "AT_NoForceRowSecurity", "AT_AddInherit", "AT_DropInherit", "AT_DetachPartition",
-    "AT_DetachPartitionFinalize", "AT_SetStatistics",
+    "AT_NoForceRowSecurity", "AT_AddInherit", "AT_DropInherit", "AT_DetachPartitionFinalize",
 }  # fmt: skip
+_OF_PARTITION = {"AT_AttachPartition", "AT_DetachPartition"}  # of others below a table nothing
 _LISTING = {"create_publication_stmt", "alter_publication_stmt"}  # a lock on each that they list
 _DESTROYING = {"delete_stmt", "truncate_stmt", "dropdb_stmt", "drop_table_space_stmt",
                "drop_owned_stmt", "drop_role_stmt"}  # fmt: skip
@@ -127,7 +127,8 @@ class Reach:
 
     `kind` is relation, schema, type, function (with the types of its arguments), extension, server
     or wrapper; `rows`: a TRUNCATE, which reaches along foreign keys; `kept`: what depends on it is
-    locked and made anew, or the server refuses.
+    locked and made anew, or the server refuses. Two take nothing away: the default partition of
+    the table that a kind `default` names, and the tables that use a `domain`, are locked alone.
     """
 
     kind: str
@@ -137,6 +138,7 @@ class Reach:
     cascade: bool = False
     rows: bool = False
     kept: bool = False
+    mode: str = ACCESS_EXCLUSIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ class Effect:
     destroys: str | None = None
     external: str | None = None
     creates: str | None = None
+    if_absent: bool = False  # what it creates may be there already
     reaches: tuple[Reach, ...] = ()
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
     alone: tuple[str, ...] = ()  # but not below these: ONLY
@@ -210,14 +213,35 @@ def _of_node(node: Node, text: bytes) -> Effect:
         destroys=_destroyed(kind, statement, does),
         external=_external(kind, statement),
         creates=_created(kind, statement),
-        reaches=tuple(
-            Reach("relation", _name(table), rows=True)
-            for table in _targets(statement)
-            if kind == "truncate_stmt" and statement.behavior == CASCADE
-        ),
+        if_absent=kind in _MAKES_TABLES and statement.if_not_exists,
+        reaches=_reaching(kind, statement),
         below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
-        alone=_only(statement),
+        alone=_only(statement) + _parents(kind, statement),
     )
+
+
+def _parents(kind: str, statement: Inner) -> tuple[str, ...]:
+    """Return the tables that a new one is made below: the others there do not matter."""
+    made = kind == "create_stmt"
+    return tuple(_name(each.range_var) for each in statement.inh_relations) if made else ()
+
+
+_MAKES_TABLES = {"create_stmt", "create_table_as_stmt"}
+_CHECKS_DOMAIN = {"C", "O", "V"}  # ADD constraint, SET NOT NULL, VALIDATE
+
+
+def _reaching(kind: str, statement: Inner) -> tuple[Reach, ...]:
+    """Return what else a statement empties or locks, as only the catalogs know."""
+    if kind == "truncate_stmt" and statement.behavior == CASCADE:
+        return tuple(Reach("relation", _name(table), rows=True) for table in _targets(statement))
+    if kind == "create_stmt" and statement.HasField("partbound"):
+        return tuple(Reach("default", _name(each.range_var)) for each in statement.inh_relations)
+    if kind == "alter_domain_stmt" and statement.subtype in _CHECKS_DOMAIN:
+        if getattr(statement, "def").constraint.skip_validation:
+            return ()
+        name = ".".join(_written(part.string.sval) for part in statement.type_name)
+        return (Reach("domain", name, mode=SHARE),)
+    return ()
 
 
 # what is looked for in statements, found in one walk through each; no longer than one takes
@@ -432,6 +456,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         if subtype in ("AT_AttachPartition", "AT_DetachPartition"):
             part = _name(getattr(command, "def").partition_cmd.name)
             locks.append(Lock(part, ACCESS_EXCLUSIVE))
+            reaches.append(Reach("default", table))
         locks.append(Lock(table, mode))
         locks += [Lock(other, SHARE_ROW) for other in _referenced([getattr(command, "def")])]
         if subtype in ("AT_DropColumn", "AT_AlterColumnType", "AT_DropConstraint"):
@@ -448,7 +473,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         destroys=", ".join(destroys) or None,
         reaches=tuple(reaches),
         below="" if subtypes <= _ALONE else "all",
-        alone=() if statement.relation.inh else (table,),
+        alone=(table,) if not statement.relation.inh or subtypes <= _OF_PARTITION else (),
     )
 
 

@@ -51,6 +51,7 @@ class Planned:
     reaches: tuple[Reach, ...] = ()
     below: str = ""
     alone: tuple[str, ...] = ()
+    perhaps: tuple[str, ...] = ()  # of its locks: on tables that the file makes if they are absent
     unknown: bool = False  # what it destroys and locks
     measured: dict[str, object] | None = None  # on a copy
 
@@ -97,17 +98,19 @@ def each(file: Migration) -> Told:
     found: list[Planned] = []
     number = 0
     new: set[str] = set()  # nobody waits for a table that this file makes
+    perhaps: set[str] = set()  # made if it is not there, which only a server knows
     starts = (statement.start for statement in file.up.statements())
     places = scan.places(file.up.text, starts)
     for number, statement in enumerate(file.up.statements(), 1):
         effect = effects.of(statement.text(file.up.text))
         line, column = next(places)
         if effect.creates:
-            new.add(effect.creates)
+            (perhaps if effect.if_absent else new).add(effect.creates)
         matters = effects.matters(effect)
         room[matters] -= 1
         if room[matters] < 0:
             continue
+        locks = tuple(lock for lock in effect.locks if lock.table not in new)
         found.append(
             Planned(
                 file,
@@ -116,12 +119,13 @@ def each(file: Migration) -> Told:
                 line,
                 column,
                 effect.does,
-                tuple(lock for lock in effect.locks if lock.table not in new),
+                locks,
                 effect.destroys,
                 effect.external,
                 reaches=effect.reaches,
                 below=effect.below,
                 alone=effect.alone,
+                perhaps=tuple(lock.table for lock in locks if lock.table in perhaps),
                 unknown=effect.unknown,
             )
         )

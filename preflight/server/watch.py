@@ -222,7 +222,7 @@ _WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
   UNION ALL SELECT d.refclassid, d.refobjid, d.refobjsubid FROM pg_depend d  -- a rule's view
   WHERE d.classid = g.classid AND d.objid = g.objid AND d.deptype = 'i' AND NOT g.own
  ) d
-), named AS (
+), named AS (  -- and the relation that it belongs to
  SELECT g.*, CASE g.classid
   WHEN 'pg_class'::regclass THEN coalesce(
    (SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = g.objid), g.objid)
@@ -233,6 +233,10 @@ _WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
   WHEN 'pg_constraint'::regclass
    THEN (SELECT c.conrelid FROM pg_constraint c WHERE c.oid = g.objid)
  END AS relation FROM gone g
+), around AS (  -- a partition that goes
+ SELECT p.partrelid, p.partdefid FROM gone g JOIN pg_inherits h ON h.inhrelid = g.objid
+ JOIN pg_partitioned_table p ON p.partrelid = h.inhparent
+ WHERE g.classid = 'pg_class'::regclass AND g.objsubid = 0
 )
 SELECT n.relation::int8, max(CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
   WHEN 'f' THEN 'foreign table' ELSE 'table' END) FILTER (WHERE NOT n.own
@@ -241,12 +245,26 @@ SELECT n.relation::int8, max(CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN '
   AND n.classid = 'pg_class'::regclass)
 FROM named n JOIN pg_class c ON c.oid = n.relation AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 LEFT JOIN pg_attribute a ON a.attrelid = n.objid AND a.attnum = n.objsubid AND n.objsubid > 0
-GROUP BY n.relation ORDER BY n.relation"""
+GROUP BY n.relation
+UNION ALL SELECT partrelid::int8, NULL, NULL FROM around
+UNION ALL SELECT partdefid::int8, NULL, NULL FROM around WHERE partdefid <> 0
+ORDER BY 1"""
 _TRUNCATED = """WITH RECURSIVE emptied AS (
  SELECT %s::oid AS oid
  UNION SELECT c.conrelid FROM emptied e JOIN pg_constraint c
   ON c.confrelid = e.oid AND c.contype = 'f'
 ) SELECT oid::int8, 'all rows of', NULL FROM emptied ORDER BY oid"""
+
+_DEFAULT = """WITH RECURSIVE locked AS (
+ SELECT partdefid FROM pg_partitioned_table WHERE partrelid = %s::oid AND partdefid <> 0
+ UNION SELECT h.inhrelid FROM locked l JOIN pg_inherits h ON h.inhparent = l.partdefid
+) SELECT partdefid::int8, NULL, NULL FROM locked ORDER BY 1"""
+_OF_DOMAIN = """WITH RECURSIVE used AS (
+ SELECT %s::oid AS oid
+ UNION SELECT t.oid FROM used u JOIN pg_type t ON t.typbasetype = u.oid AND t.typtype = 'd'
+) SELECT DISTINCT c.oid::int8, NULL, NULL FROM used u
+JOIN pg_attribute a ON a.atttypid = u.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'm') ORDER BY 1"""
 
 
 _BELOW = """WITH RECURSIVE below AS (
@@ -254,6 +272,11 @@ _BELOW = """WITH RECURSIVE below AS (
  UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
 ) SELECT b.inhrelid::int8 FROM below b JOIN pg_class c ON c.oid = b.inhrelid
 WHERE c.relkind IN ('r', 'p', 'f') AND (c.relispartition OR %(all)s) ORDER BY 1"""
+
+
+def is_there(session: sessions.Session, table: str) -> bool:
+    """Tell whether there is a relation that a name in a file means."""
+    return _oid(session, table) is not None
 
 
 def below(session: sessions.Session, table: str, which: str) -> list[str]:
@@ -274,8 +297,8 @@ def reached(session: sessions.Session, reach: Reach) -> Iterator[tuple[str, str 
     start = _start(session, reach)
     if start is None:
         return
-    if reach.rows:
-        rows = session.execute(_TRUNCATED, [start["objid"]]).fetchall()
+    if query := _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind):
+        rows = session.execute(query, [start["objid"]]).fetchall()
     else:
         rows = session.execute(_WITH_IT, {**start, "cascade": reach.cascade}).fetchall()
     text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
@@ -299,16 +322,11 @@ def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
         row = session.execute(query, [reach.name.strip('"')]).fetchone()
         return dict(zip(("classid", "objid", "objsubid"), row, strict=True)) if row else None
     procedure = "regprocedure" if "(" in reach.name else "regproc"
-    kind = {"relation": "regclass", "schema": "regnamespace", "type": "regtype"}.get(
-        reach.kind, procedure
-    )
+    kind, catalog = _BY_CAST.get(reach.kind, (procedure, "pg_proc"))
     said = f"pg_catalog.to_{kind}({quoting.literal(reach.name)}::pg_catalog.text)"
     oid = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
     if oid is None:
         return None
-    catalog = {"relation": "pg_class", "schema": "pg_namespace", "type": "pg_type"}.get(
-        reach.kind, "pg_proc"
-    )
     (classid,) = session.execute(f"SELECT '{catalog}'::regclass::oid::int8").fetchone() or (0,)
     found: dict[str, object] = {"classid": classid, "objid": oid, "objsubid": 0}
     if reach.column:
@@ -323,6 +341,14 @@ def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
     return found
 
 
+_LOCKED_ALONE = {"default": _DEFAULT, "domain": _OF_DOMAIN}
+_BY_CAST = {
+    "relation": ("regclass", "pg_class"),
+    "default": ("regclass", "pg_class"),
+    "schema": ("regnamespace", "pg_namespace"),
+    "type": ("regtype", "pg_type"),
+    "domain": ("regtype", "pg_type"),
+}
 _BY_NAME = {
     "extension": ("pg_extension", "extname"),
     "server": ("pg_foreign_server", "srvname"),

@@ -468,11 +468,39 @@ DROP FUNCTION f() CASCADE
 DROP FUNCTION two(int, text[]) CASCADE
 DROP FUNCTION two CASCADE
 DROP EXTENSION citext CASCADE
+DROP TABLE tree1
+DROP TABLE tree21
+DROP TABLE treed
+DROP SCHEMA parted CASCADE
+ALTER TABLE tree DETACH PARTITION tree1
+ALTER TABLE tree DETACH PARTITION tree2
+ALTER TABLE tree DETACH PARTITION treed
+ALTER TABLE tree ATTACH PARTITION apart FOR VALUES FROM (20) TO (30)
+CREATE TABLE n1 PARTITION OF tree FOR VALUES FROM (20) TO (30)
+CREATE TABLE n1 PARTITION OF tree2 DEFAULT
+ALTER TABLE tree ALTER n SET STATISTICS 10
+ALTER DOMAIN dom ADD CHECK (VALUE > 0)
+ALTER DOMAIN dom ADD CONSTRAINT big CHECK (VALUE > 0) NOT VALID
+ALTER DOMAIN dom SET NOT NULL
+ALTER DOMAIN dom VALIDATE CONSTRAINT small
+ALTER DOMAIN dom DROP CONSTRAINT small
+ALTER DOMAIN other.dom2 ADD CHECK (VALUE > 0)
 """
 MORE = """
 CREATE TABLE tree (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
 CREATE TABLE tree1 PARTITION OF tree FOR VALUES FROM (0) TO (10);
 CREATE TABLE tree2 PARTITION OF tree FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id);
+CREATE TABLE treed PARTITION OF tree DEFAULT PARTITION BY RANGE (id);
+CREATE TABLE treed1 PARTITION OF treed FOR VALUES FROM (90) TO (99);
+CREATE TABLE apart (id int NOT NULL, n int) PARTITION BY RANGE (id);
+CREATE TABLE apart1 PARTITION OF apart DEFAULT;
+CREATE SCHEMA parted CREATE TABLE far (k int) PARTITION BY LIST (k);
+CREATE TABLE around (k int) PARTITION BY LIST (k);
+CREATE TABLE parted.one PARTITION OF around FOR VALUES IN (1);
+CREATE TABLE aroundd PARTITION OF around DEFAULT;
+ALTER DOMAIN dom ADD CONSTRAINT small CHECK (VALUE < 99) NOT VALID;
+CREATE DOMAIN other.dom2 AS dom; CREATE TABLE doms (d other.dom2) PARTITION BY LIST (d);
+CREATE TABLE doms1 PARTITION OF doms DEFAULT; CREATE MATERIALIZED VIEW domm AS SELECT * FROM doms;
 CREATE TABLE tree21 PARTITION OF tree2 FOR VALUES FROM (10) TO (15);
 CREATE TABLE par2 (n int); CREATE TABLE chi2 () INHERITS (par2);
 CREATE TABLE chi22 (more int) INHERITS (chi2);
@@ -494,7 +522,7 @@ def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
     connection: psycopg.Connection,
     migrations: WriteMigrations,
 ) -> None:
-    """The other table of a foreign key, and all that CASCADE takes: no lock is understated."""
+    """Foreign keys, CASCADE, partitions, domains: no lock is understated."""
     query = "SELECT 'citext' IN (SELECT name FROM pg_available_extensions)"
     (has_it,) = connection.execute(query).fetchone() or (False,)
     made, statements = MORE.splitlines(), REACHING.strip().splitlines()
@@ -527,10 +555,53 @@ def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
             wrong[statement] = {"understated": weaker, "said": claimed}
     lost = {step["does"]: step["destroys"] or "" for step in planned.json()["statements"]}
     assert {} == wrong, any_server
+    uses = {(table, "SHARE") for table in ("c", "doms1", "domm")}
+    others = [  # partitions that are not touched when one comes or goes
+        (statement, item["table"])
+        for statement, step in zip(statements, planned.json()["statements"], strict=True)
+        for item in step["locks"]
+        if "PARTITION" in statement and item["table"] in {"tree21", "n1"} - {statement.split()[-1]}
+    ]
+    assert [("ALTER TABLE tree DETACH PARTITION tree2", "tree21")] == others
+    assert [uses, set(), uses, uses, set(), uses - {("c", "SHARE")}] == [
+        {(item["table"], item["mode"]) for item in step["locks"]}
+        for step in planned.json()["statements"][-6:]  # of ALTER DOMAIN
+    ]
     assert "all rows of b" in lost["truncate a"]
     assert "all rows of c" in lost["truncate a"]
     assert "table away.x" in lost["drop schema away"]
     assert "column c.m" in lost["drop type mood"]
+
+
+def test_table_that_is_made_only_if_it_is_absent_is_locked_if_it_is_there(
+    run: Run, connection: psycopg.Connection, migrations: WriteMigrations
+) -> None:
+    """Somebody may wait for it then; for one that the file makes nobody does."""
+    connection.execute("CREATE TABLE users (id int)")
+    connection.execute("CREATE MATERIALIZED VIEW sums AS SELECT 1 AS id")
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE IF NOT EXISTS users (id int);\nCREATE TABLE sums2 (id int);\n"
+            "ALTER TABLE users ADD COLUMN a int;\nCREATE TABLE IF NOT EXISTS fresh (id int);\n"
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS sums AS SELECT 1 AS id;\n"
+            "CREATE INDEX ON fresh (id);\nCREATE INDEX ON sums (id);\nCREATE INDEX ON sums2 (id);\n"
+        }
+    )
+    connection.execute("BEGIN")
+    connection.execute("SELECT * FROM users")
+
+    result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+    locked = [
+        (step["line"], item["table"], item["mode"])
+        for step in result.json()["statements"]
+        for item in step["locks"]
+    ]
+    assert [(3, "users", "ACCESS EXCLUSIVE"), (7, "sums", "SHARE")] == locked
+    assert [connection.info.backend_pid] == [
+        found["pid"] for found in result.json()["statements"][2]["blocked_by"]
+    ]
 
 
 def test_what_goes_by_cascade_is_told_as_what_it_is(
