@@ -67,7 +67,7 @@ _ALTER_WORDS = {
     "AT_AttachPartition": "attach partition",
     "AT_DetachPartition": "detach partition",
 }
-_ALTER_DESTROYS = {"AT_DropColumn", "AT_AlterColumnType", "AT_DropExpression"}
+_ALTER_DESTROYS = {"AT_DropColumn", "AT_AlterColumnType"}
 _DROPPED_DATA = {
     "OBJECT_TABLE", "OBJECT_SCHEMA", "OBJECT_MATVIEW", "OBJECT_SEQUENCE", "OBJECT_TYPE",
     "OBJECT_DOMAIN", "OBJECT_EXTENSION", "OBJECT_FOREIGN_TABLE",
@@ -110,6 +110,9 @@ _OF_PARTITION = {"AT_AttachPartition", "AT_DetachPartition"}  # of others below 
 _LISTING = {"create_publication_stmt", "alter_publication_stmt"}  # a lock on each that they list
 _DESTROYING = {"delete_stmt", "truncate_stmt", "dropdb_stmt", "drop_table_space_stmt",
                "drop_owned_stmt", "drop_role_stmt"}  # fmt: skip
+
+
+_OPTIONED = re.compile(rb"(?i)\s*(?:explain|vacuum|reindex)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ class Effect:
 
 def of(text: bytes) -> Effect:
     """Return what a statement does, as far as its text tells."""
-    same = parser.alike(text)
+    same = text if _OPTIONED.match(text) else parser.alike(text)  # a 0 switches off
     try:
         return _of(text) if same is text else _of_typical(same)
     except Exception:  # noqa: BLE001 -- a plan that says less beats none
@@ -272,7 +275,7 @@ def _wrapped(kind: str, statement: Inner, text: bytes) -> Effect:
     inner = _of_node(statement.query, text)
     word = kind.partition("_")[0]
     said = statement.options if kind == "explain_stmt" else ()  # those of DECLARE are a number
-    runs = any(item.def_elem.defname == "analyze" for item in said)
+    runs = kinds.options(said).get("analyze", False)
     return Effect(
         f"{word} {inner.does}",
         inner.locks,
@@ -382,7 +385,7 @@ def _select(statement: Inner) -> Said:
 
 
 def _vacuum(statement: Inner) -> Said:
-    full = any(item.def_elem.defname == "full" for item in statement.options)
+    full = kinds.options(statement.options).get("full", False)
     tables = [_name(item.vacuum_relation.relation) for item in statement.rels]
     word = "vacuum" if statement.is_vacuumcmd else "analyze"
     mode = ACCESS_EXCLUSIVE if full else SHARE_UPDATE

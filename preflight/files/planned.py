@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preflight.files.effects import Lock, Reach
+    from postgast.pg_query_pb2 import Node
+
+    from preflight.files.effects import Effect, Lock, Reach
     from preflight.files.migrations import Migration
 
 
@@ -102,7 +106,7 @@ def each(file: Migration) -> Told:
     starts = (statement.start for statement in file.up.statements())
     places = scan.places(file.up.text, starts)
     for number, statement in enumerate(file.up.statements(), 1):
-        effect = effects.of(statement.text(file.up.text))
+        effect = _of(statement.text(file.up.text))
         line, column = next(places)
         if effect.creates:
             (perhaps if effect.if_absent else new).add(effect.creates)
@@ -130,3 +134,102 @@ def each(file: Migration) -> Told:
             )
         )
     return Told(found, number)
+
+
+_DEEPEST = 5  # a block in a block in a block
+# words of what may destroy, or lock others out; a block that only makes and fills does neither
+_TELLING = {
+    "DROP", "DELETE", "TRUNCATE", "UPDATE", "MERGE", "ALTER", "LOCK", "INDEX", "TRIGGER", "REFRESH",
+    "CLUSTER", "REINDEX", "EXECUTE",
+}  # fmt: skip
+_SYSTEM = re.compile(r"(?:pg_catalog|information_schema)\..*|pg_\w+")  # read in many a condition
+_OPEN = re.compile(r"(?:.*\.)?x")  # what stands where a name is only known when it runs
+
+
+def _of(text: bytes, depth: int = 0) -> Effect:
+    """Return what a statement does; of a block what the statements in it do."""
+    from preflight.files import effects, parser, scan  # noqa: PLC0415 -- see `each`
+
+    effect = effects.of(text)
+    if scan.words(text[:400], 1) != ["DO"] or effect.unknown:
+        return effect
+    if depth == _DEEPEST:
+        return dataclasses.replace(effect, unknown=True)
+    try:
+        return _of_block(effect, parser.parsed(text), text, depth)
+    except Exception:  # noqa: BLE001 -- a plan that says less beats none
+        return dataclasses.replace(effect, unknown=True)
+
+
+def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effect:
+    """Return what a block does if all of it runs, as a condition may or may not have it."""
+    from preflight.files import effects, reach  # noqa: PLC0415 -- see `each`
+
+    if node is None or not reach.telling(node, text):
+        return dataclasses.replace(block, unknown=_may_destroy(text))
+    inside = [
+        _closed(_of(each.encode(), depth + 1), each)
+        if isinstance(each, str)
+        else dataclasses.replace(block, unknown=not each.certain)
+        for each in reach.inner(node, text)
+    ]
+    made = {each.creates for each in inside if not each.if_absent}
+    below = {each.below for each in inside if each.locks}
+    return dataclasses.replace(
+        block,
+        locks=effects.strongest(
+            lock
+            for each in inside
+            for lock in each.locks
+            if lock.table not in made and not _SYSTEM.fullmatch(lock.table)
+        ),
+        destroys=_together(each.destroys for each in inside),
+        external=_together(each.external for each in inside),
+        reaches=tuple(dict.fromkeys(found for each in inside for found in each.reaches)),
+        below=next((way for way in ("all", "partitions") if way in below), ""),
+        alone=tuple(dict.fromkeys(name for each in inside for name in each.alone)),
+        unknown=any(each.unknown for each in inside),
+    )
+
+
+def _may_destroy(text: bytes) -> bool:
+    """Tell whether a block that cannot be read may destroy something or lock others out."""
+    from preflight.files import scan  # noqa: PLC0415 -- see `each`
+
+    return any(
+        not _TELLING.isdisjoint(words)
+        for at, end in scan.bodies(text, 0)
+        for words, _ in scan.windows(text, at, end)
+    )
+
+
+def _closed(effect: Effect, text: str) -> Effect:
+    """Leave out what only gets its name when it runs: what happens to that is not known."""
+    from preflight.files import effects, reach  # noqa: PLC0415 -- see `each`
+
+    if reach.OPEN not in text:
+        return effect
+    known = tuple(lock for lock in effect.locks if not _OPEN.fullmatch(lock.table))
+    left_out = dataclasses.replace(
+        effect,
+        locks=tuple(lock for lock in effect.locks if lock not in known),
+        destroys=effect.destroys if re.search(r"\bx\b", effect.destroys or "") else None,
+        reaches=tuple(
+            found
+            for found in effect.reaches
+            if _OPEN.fullmatch(found.name) or "x" in (found.column, found.constraint)
+        ),
+        external=None,
+        unknown=False,
+    )
+    return dataclasses.replace(
+        effect,
+        locks=known,
+        destroys=None if left_out.destroys else effect.destroys,
+        reaches=tuple(found for found in effect.reaches if found not in left_out.reaches),
+        unknown=effect.unknown or effects.matters(left_out),
+    )
+
+
+def _together(said: Iterable[str | None]) -> str | None:
+    return ", ".join(dict.fromkeys(filter(None, said))) or None

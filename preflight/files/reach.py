@@ -111,6 +111,7 @@ _READABLE_MADE = {
     "TABLE", "TEMP", "TEMPORARY", "UNLOGGED", "VIEW", "MATERIALIZED", "RECURSIVE", "INDEX",
     "UNIQUE", "TYPE", "OR", "FUNCTION", "PROCEDURE",
 }  # fmt: skip
+OPEN = '"x"'  # stands in a text for a name that is only known when it runs
 _DEEPEST = 5  # a body in a body in a body
 
 
@@ -309,10 +310,7 @@ def _statements(body: str) -> Iterator[str | Reach]:
 
 
 def _of_plpgsql(text: bytes, body: str, bounds: Bounds) -> Iterator[str | Reach]:
-    tree = None  # it takes 250 times the bytes of its text
-    short = len(text) <= parser.SHALLOW
-    if short or (len(text) <= parser.LARGEST and parser.survived(lambda: _tree(text))):
-        tree = _tree(text)
+    tree = _safe_tree(text)
     if tree is not None:
         yield from _expressions(tree)
         return
@@ -330,6 +328,20 @@ def _in_words(text: bytes, at: int, end: int, bounds: Bounds) -> Reach | None:
     said = pairwise(chain(scan.bare(text, at, end), [""]))
     if any(word == "EXECUTE" and after not in ("FUNCTION", "PROCEDURE") for word, after in said):
         return Reach(_UNKNOWN.format("EXECUTE"), certain=False)
+    return None
+
+
+def telling(node: Node, text: bytes) -> bool:
+    """Tell whether `inner` yields all that a body says: not of one in PL/pgSQL without a tree."""
+    language, body = _body(node)
+    return body is None or language != "plpgsql" or _safe_tree(text) is not None
+
+
+def _safe_tree(text: bytes) -> object | None:
+    """Return the tree of a PL/pgSQL body that is not too large for one."""
+    short = len(text) <= parser.SHALLOW  # it takes 250 times the bytes of its text
+    if short or (len(text) <= parser.LARGEST and parser.survived(lambda: _tree(text))):
+        return _tree(text)
     return None
 
 
@@ -412,11 +424,11 @@ def _folded(node: Node) -> str | None:  # noqa: PLR0911 -- one line a kind of ex
         return None
     name = node.func_call.funcname[-1].string.sval
     if name in ("quote_ident", "quote_literal", "quote_nullable"):
-        return '"x"' if name == "quote_ident" else "'x'"
+        return OPEN if name == "quote_ident" else "'x'"
     if name == "format" and node.func_call.args:
         form = _folded(node.func_call.args[0])
         if form is not None and _ONLY_NAMES.fullmatch(form):
-            named = re.sub(r"%(?:\d+\$)?-?\d*I", '"x"', form)
+            named = re.sub(r"%(?:\d+\$)?-?\d*I", OPEN, form)
             return re.sub(r"%(?:\d+\$)?-?\d*L", "'x'", named).replace("%%", "%")
     return None
 

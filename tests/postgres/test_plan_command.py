@@ -579,14 +579,17 @@ def test_table_that_is_made_only_if_it_is_absent_is_locked_if_it_is_there(
     """Somebody may wait for it then; for one that the file makes nobody does."""
     connection.execute("CREATE TABLE users (id int)")
     connection.execute("CREATE MATERIALIZED VIEW sums AS SELECT 1 AS id")
-    migrations(
-        {
-            "001_a.sql": "CREATE TABLE IF NOT EXISTS users (id int);\nCREATE TABLE sums2 (id int);\n"
-            "ALTER TABLE users ADD COLUMN a int;\nCREATE TABLE IF NOT EXISTS fresh (id int);\n"
-            "CREATE MATERIALIZED VIEW IF NOT EXISTS sums AS SELECT 1 AS id;\n"
-            "CREATE INDEX ON fresh (id);\nCREATE INDEX ON sums (id);\nCREATE INDEX ON sums2 (id);\n"
-        }
+    lines = (
+        "CREATE TABLE IF NOT EXISTS users (id int)",
+        "CREATE TABLE sums2 (id int)",
+        "ALTER TABLE users ADD COLUMN a int",
+        "CREATE TABLE IF NOT EXISTS fresh (id int)",
+        "CREATE MATERIALIZED VIEW IF NOT EXISTS sums AS SELECT 1 AS id",
+        "CREATE INDEX ON fresh (id)",
+        "CREATE INDEX ON sums (id)",
+        "CREATE INDEX ON sums2 (id)",
     )
+    migrations({"001_a.sql": ";\n".join(lines) + ";"})
     connection.execute("BEGIN")
     connection.execute("SELECT * FROM users")
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from preflight.files import effects, reach
+from preflight.files import effects, planned, reach, review
+from preflight.files.migrations import Migration, Script
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,13 @@ from preflight.files import effects, reach
         ),
         ("EXPLAIN DELETE FROM t", "explain delete rows t", None),
         ("EXPLAIN ANALYZE DELETE FROM t", "explain delete rows t", "all rows of t"),
+        ("EXPLAIN (VERBOSE, ANALYZE) DELETE FROM t", "explain delete rows t", "all rows of t"),
+        ("EXPLAIN (ANALYZE off) DELETE FROM t", "explain delete rows t", None),
+        ("EXPLAIN (ANALYZE 0, COSTS) DELETE FROM t", "explain delete rows t", None),
+        ("VACUUM (FULL false) t", "vacuum t", None),
+        ("VACUUM (FULL 0) t", "vacuum t", None),
+        ("VACUUM FULL t", "vacuum full t", None),
+        ("ALTER TABLE t ALTER c DROP EXPRESSION", "alter t: DropExpression c", None),
         ('INSERT INTO "Odd ""one" VALUES (1)', 'insert rows "Odd ""one"', None),
         ("THIS IS no SQL", "this is no (not understood here)", None),
     ],
@@ -39,6 +47,91 @@ def test_statement_is_described(statement: str, does: str, destroys: str | None)
     found = effects.of(statement.encode())
 
     assert (does, destroys) == (found.does, found.destroys)
+
+
+def of_block(body: str) -> planned.Planned:
+    """Return what a plan says of a block."""
+    text = f"DO $x$ {body} $x$".encode()
+    (found,) = planned.each(Migration(1, "001_a", Script("001_a.sql", text, ""))).statements
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "destroys", "locks"),
+    [
+        ("BEGIN DELETE FROM t; DROP TABLE e; END", "all rows of t, table e", {"t", "e"}),
+        (
+            "BEGIN IF EXISTS (SELECT FROM pg_attribute) THEN ALTER TABLE t DROP c; END IF; END",
+            "column t.c",
+            {"t"},
+        ),
+        ("BEGIN EXECUTE 'TRUNCATE ' || 't'; END", "all rows of t", {"t"}),
+        ("BEGIN DO 'BEGIN DROP TABLE t; END'; END", "table t", {"t"}),
+        ("BEGIN CREATE TABLE t (a int); CREATE INDEX ON t (a); END", None, set()),
+        (
+            "BEGIN CREATE TYPE e AS ENUM ('a'); EXCEPTION WHEN duplicate_object THEN END",
+            None,
+            set(),
+        ),
+        (
+            "BEGIN IF NOT EXISTS (SELECT FROM pg_type) THEN CREATE TYPE e AS ENUM (); END IF; END",
+            None,
+            set(),
+        ),
+        ("DECLARE z app.a_domain; BEGIN INSERT INTO t VALUES (z); END", None, set()),
+        ("BEGIN EXECUTE format('CREATE TABLE %I (a int)', x); END", None, set()),
+        ("BEGIN ALTER TABLE t ADD CHECK (a > 0); PERFORM f(); RAISE 'DROP'; END", None, {"t"}),
+    ],
+)
+def test_block_does_what_its_statements_do(
+    body: str, destroys: str | None, locks: set[str]
+) -> None:
+    """Whichever of them a condition lets run; one that only makes something destroys nothing."""
+    found = of_block(body)
+
+    assert (destroys, False) == (found.destroys, found.unknown)
+    assert locks == {lock.table for lock in found.locks}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "BEGIN EXECUTE q; END",
+        "BEGIN EXECUTE format('DROP TABLE %I', x); END",
+        "BEGIN EXECUTE format('ALTER TABLE %I.%I ADD c int', x, y); END",
+        "DECLARE z app.a_domain; BEGIN DELETE FROM t; END",
+        "BEGIN DROP TABLE t; END " + " " * 200_000,
+    ],
+)
+def test_what_a_block_destroys_is_not_known_where_it_cannot_be_read(body: str) -> None:
+    """Said by `plan` and by `lint`, and no name is made up."""
+    found = of_block(body)
+    (said,) = [text for text in review.remarks(found.of, [found]) if text.startswith("line")]
+
+    assert (True, None, ()) == (found.unknown, found.destroys, found.locks)
+    assert "line 1 do: what it destroys and locks is not known" == said
+
+
+@pytest.mark.parametrize(
+    ("statement", "reaches"),
+    [
+        ("ALTER DOMAIN s.d ADD CHECK (VALUE > 0)", [("domain", "s.d", effects.SHARE)]),
+        ("ALTER DOMAIN d ADD CHECK (VALUE > 0) NOT VALID", []),
+        ("ALTER DOMAIN d SET NOT NULL", [("domain", "d", effects.SHARE)]),
+        ("ALTER DOMAIN d DROP NOT NULL", []),
+        ("ALTER DOMAIN d SET DEFAULT 1", []),
+        ("CREATE TABLE p1 PARTITION OF p DEFAULT", [("default", "p", effects.ACCESS_EXCLUSIVE)]),
+        ("CREATE TABLE c () INHERITS (p)", []),
+        ("ALTER TABLE p DETACH PARTITION p1", [("default", "p", effects.ACCESS_EXCLUSIVE)]),
+    ],
+)
+def test_what_only_the_catalogs_know_is_named_for_them(
+    statement: str, reaches: list[tuple[str, str, str]]
+) -> None:
+    """The tables of a domain that is checked, and the partition that holds the rest."""
+    found = effects.of(statement.encode()).reaches
+
+    assert reaches == [(each.kind, each.name, each.mode) for each in found]
 
 
 @pytest.mark.parametrize(
