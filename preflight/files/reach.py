@@ -44,7 +44,7 @@ _SCHEMAS_AWAY = (
     r"cron\.(?:schedule|schedule_in_database|unschedule|alter_job)|"
     r"aws_(?:s3|lambda|ml|sagemaker|comprehend|bedrock)\.\w+|"
     r"azure_(?:storage|ai|openai|cognitive|ml)\.\w+|(?:pglogical|spock|bdr)\.\w+|"
-    r"net\.http_(?:get|post|delete)"
+    r"net\.http_(?:get|post|delete)|supabase_functions\.http_request"
 )
 _CALLED = re.compile(rf"(?:.*\.)?(?:{_CALLS})|{_SCHEMAS_AWAY}", re.DOTALL)
 _CALLED_AWAY = re.compile(rf"(?:.*\.)?(?:{_CALLS_AWAY})|{_SCHEMAS_AWAY}", re.DOTALL)
