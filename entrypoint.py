@@ -4,6 +4,13 @@
 `up()` is the story; what every step promises stands in its room under `preflight/`.
 """
 
+import os.path
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 -- pathlib takes time to load
+if globals().get("__spec__") is None and HERE not in sys.path:
+    sys.path.insert(0, HERE)  # -I, -P and PYTHONSAFEPATH leave a script's own directory out
+
 from preflight.base import unloadable
 
 if __name__ == "__main__":
@@ -16,7 +23,6 @@ if __name__ == "__main__":
     stop.listen(stop.remember)
     door.tell(stop.remember)
 
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 

@@ -11,18 +11,29 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 INTERNAL = 70
+LEAST = (3, 11)  # of Python; an older one is to come as far as to say so
 UNREADABLE = (ImportError, SyntaxError, EOFError, UnicodeDecodeError)  # a module that is damaged
 
 
 def listen() -> None:
-    """Have the last word whatever ends the process from now on."""
+    """Have the last word whatever ends the process from now on; at once with an old Python."""
     sys.excepthook = _tell
+    if sys.version_info < LEAST:
+        raise ImportError
 
 
-def error_of(error: BaseException) -> dict[str, object] | None:
+def error_of(error: BaseException) -> "dict[str, object] | None":
     """Return the error object for a part of the program that cannot be loaded; None for others."""
     if not isinstance(error, UNREADABLE):
         return None
+    if sys.version_info < LEAST:
+        return {
+            "code": "internal.installation",
+            "message": "Python {}.{} or later is needed; this is {}.{}.{}".format(
+                *LEAST, *sys.version_info[:3]
+            ),
+            "hint": "Start it with a newer Python, or use the image. Nothing was changed.",
+        }
     said = " ".join(str(error).split())[:300]
     return {
         "code": "internal.installation",
@@ -32,12 +43,14 @@ def error_of(error: BaseException) -> dict[str, object] | None:
     }
 
 
-def _tell(kind: type[BaseException], error: BaseException, _trace: "TracebackType | None") -> None:
+def _tell(
+    kind: "type[BaseException]", error: BaseException, _trace: "TracebackType | None"
+) -> None:
     import json  # noqa: PLC0415 -- each only for the last word
+    import time  # noqa: PLC0415
     from contextlib import suppress  # noqa: PLC0415
-    from datetime import UTC, datetime  # noqa: PLC0415
 
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     bug = {"code": "internal.error", "message": f"a bug in pg-preflight: {kind.__name__}"}
     told = {
         "run_id": os.urandom(6).hex(),

@@ -21,6 +21,7 @@ from tests import faults, program, servers
 
 PAGE = 4096  # the least that a pipe holds
 Popen = subprocess.Popen[bytes]
+Ended = subprocess.CompletedProcess[str]
 
 
 def test_bug_is_told_without_values() -> None:
@@ -70,6 +71,104 @@ def test_program_that_cannot_be_loaded_says_so(
     assert (70, "run.finished", "check", "") == found
     assert finished["error"]["code"] in {"internal.installation", "internal.error"}
     assert finished["error"] == json.loads(message.read_text())["error"]
+
+
+OLD = sorted(Path(sys.base_prefix).parent.glob("3.[6-9].*/bin/python3")) + sorted(
+    Path(sys.base_prefix).parent.glob("3.10.*/bin/python3")
+)
+
+
+@pytest.mark.skipif(not OLD, reason="no older Python is beside this one")
+@pytest.mark.parametrize("python", OLD, ids=lambda path: path.parent.parent.name)
+def test_python_that_is_too_old_is_named(python: Path) -> None:
+    """One line and 70, with the version that is needed; it may be the python3 of any machine."""
+    ended = subprocess.run(
+        [python, program.ENTRYPOINT, "lint"],
+        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    (finished,) = program.parse(ended.stdout)
+    version = python.parent.parent.name
+    assert (70, "") == (ended.returncode, ended.stderr)
+    assert f"Python 3.11 or later is needed; this is {version}" == finished["error"]["message"]
+    assert "internal.installation" == finished["error"]["code"]
+
+
+@pytest.mark.parametrize("how", ["-I", "-P", "PYTHONSAFEPATH"])
+def test_script_finds_its_rooms_beside_it(how: str, tmp_path: Path) -> None:
+    """Also where Python is told to leave the script's directory out, and through a link."""
+    link = tmp_path / "run_migration.py"
+    link.symlink_to(program.ENTRYPOINT)
+    options, environ = ([how], {}) if how.startswith("-") else ([], {how: "1"})
+    ended = subprocess.run(
+        [sys.executable, *options, link, "version"],
+        cwd=tmp_path,
+        env={"PATH": os.defpath} | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (0, "") == (ended.returncode, ended.stderr)
+    assert ended.stdout.startswith("pg-preflight ")
+
+
+FOREIGN = "import os; os.write(1, b'the app'); os._exit(0)\n"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """Give the directory of an app whose modules are called as ours and as Python's."""
+    place = tmp_path / "app"
+    for name in ("entrypoint.py", "json.py", "runpy.py", "preflight/__init__.py"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(FOREIGN)
+    return place
+
+
+def installed(place: Path, *arguments: str, cwd: Path, found: bool = True) -> Ended:
+    """Run the program as `pip install --user` leaves it: no Python lies beside it."""
+    site = place / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    site.mkdir(parents=True)
+    locked = next(path for path in sys.path if path.endswith("site-packages"))
+    if found:
+        (site / "ours.pth").write_text(f"{servers.REPOSITORY}\n{locked}\n")
+    for name in ("bin", "path"):
+        (place / name).mkdir()
+    shutil.copy(servers.REPOSITORY / "bin/pg-preflight", place / "bin")
+    (place / "path/python3").symlink_to(Path(sys.executable).resolve())  # none of a venv
+    path = os.pathsep.join([str(place / "path"), os.defpath])
+    return subprocess.run(
+        [place / "bin/pg-preflight", *arguments],
+        cwd=cwd,
+        env={"PATH": path, "PYTHONUSERBASE": str(place)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_modules_of_the_app_are_not_run_in_place_of_ours(app: Path, tmp_path: Path) -> None:
+    """The installed program is started where the app is: 0 by its own `json` would be no gate."""
+    (app / "migrations").mkdir()
+    (app / "migrations/001_one.sql").write_text("SELECT 1;\n")
+    ended = installed(tmp_path / "user", "lint", cwd=app)
+
+    assert (0, "") == (ended.returncode, ended.stderr)
+    assert "run.finished" == program.parse(ended.stdout)[-1]["event"]
+    assert "the app" not in ended.stdout
+
+
+def test_program_that_is_not_there_says_so(app: Path, tmp_path: Path) -> None:
+    """It was installed for another Python than the one on PATH: 70, never a traceback and 1."""
+    ended = installed(tmp_path / "user", "lint", cwd=app, found=False)
+
+    assert (70, "") == (ended.returncode, ended.stdout)
+    assert "pg-preflight is not installed for this Python" in ended.stderr
+    assert 1 == len(ended.stderr.splitlines())
 
 
 def into(
