@@ -375,8 +375,11 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
         return run.end(failure.exit_code, outcome, failure.data())
     except KeyboardInterrupt:
         return _stopped(run)
-    except SystemExit as ended:  # argparse has printed --help
-        return int(ended.code or 0)
+    except SystemExit as ended:  # the help was given, or the version
+        if not logs.unwritten:
+            return int(ended.code or 0)
+        _set_up_logs(run, environ, to_stderr=True)
+        return run.end(ExitCode.CONFIG, "failed", _lost_result().data())
     except Exception as error:  # noqa: BLE001 -- the last resort: exit 70 with a place to look at
         return run.end(ExitCode.INTERNAL, "failed", internal(error))
 
@@ -384,11 +387,15 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
 def _written(command: str) -> None:
     """Raise ConfigInvalid where the result was what a command was for, and it is lost."""
     if logs.unwritten and command not in {"up", "backup"}:  # what those did is there
-        raise ConfigInvalid(
-            "config.stdout",
-            f"{UNWRITTEN}: {logs.unwritten.pop()}",
-            "Give stdout room, or another place.",
-        )
+        raise _lost_result()
+
+
+def _lost_result() -> ConfigInvalid:
+    return ConfigInvalid(
+        "config.stdout",
+        f"{UNWRITTEN}: {logs.unwritten.pop()}",
+        "Give stdout room, or another place.",
+    )
 
 
 def internal(error: BaseException) -> dict[str, object]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from preflight import __version__
-from preflight.base import config, errors
+from preflight.base import config, errors, logs
 from preflight.base.errors import ConfigInvalid, ExitCode
 from preflight.commands.command import many, version
 from preflight.commands.registry import COMMANDS
@@ -84,6 +83,11 @@ _SECRET = re.compile(r"\S*(?:://|=)\S*")  # may hold one
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: object = None) -> None:
+        """Write the help as a result: a reader who has seen enough may go."""
+        assert file is None  # noqa: S101 -- nobody asks for another place
+        logs.give(self.format_help())
+
     def error(self, message: str) -> NoReturn:
         message = _SECRET.sub("…", message)
         raise ConfigInvalid("config.arguments", message, f"See `{self.prog} --help`.")
@@ -94,7 +98,7 @@ def parse(arguments: Sequence[str]) -> Said:
     said = list(arguments) or ["up"]
     said[0] = SPELLINGS.get(said[0], said[0])
     if said[0] in VERSION:
-        sys.stdout.write(f"pg-preflight {__version__}\n")
+        logs.give(f"pg-preflight {__version__}\n")
         raise SystemExit(0)
     if said[0] == "help":
         said = [*said[1:2], "--help"]

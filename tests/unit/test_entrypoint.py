@@ -228,6 +228,26 @@ def test_reader_who_has_seen_enough_fails_no_run(closed: int, tmp_path: Path, fo
     assert [] == [each for each in events if each.get("level") == "warning"]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("said", ["version", "--help"])
+def test_reader_of_a_version_or_a_help_may_go(
+    closed: int, tmp_path: Path, said: str, unbuffered: str
+) -> None:
+    """`--help | head` is no bug of ours to report."""
+    assert (0, []) == into(closed, tmp_path, said, PYTHONUNBUFFERED=unbuffered)
+
+
+@pytest.mark.parametrize("said", ["version", "--help"])
+def test_version_and_help_that_cannot_be_written_are_a_failure(
+    full: int, tmp_path: Path, said: str
+) -> None:
+    """20, as for any other result: whoever reads the file would find it empty."""
+    code, events = into(full, tmp_path, said)
+
+    assert (20, "config.stdout") == (code, events[-1]["error"]["code"])
+    assert ["run.finished"] == [each["event"] for each in events]
+
+
 @pytest.mark.parametrize("stdout", ["full", "closed"])
 @pytest.mark.parametrize("form", ["--json", "--table"])
 def test_failure_of_many_is_told_whatever_became_of_their_result(
