@@ -47,7 +47,8 @@ class Tally:
     """What the events of a run say was done: `run.finished` repeats nothing else."""
 
     LISTS = {"migration.applied": "applied", "migration.adopted": "adopted"}  # noqa: RUF012
-    PROOFS = ("rehearsal.passed", "wrap.rehearsed")
+    # the first of them before a file is tried on the copy
+    PROOFS = ("rehearsal.progressed", "rehearsal.passed", "wrap.rehearsed")
 
     def __init__(self) -> None:
         self.done: dict[str, Any] = {}
@@ -80,8 +81,8 @@ class Tally:
                 "backup_duration_seconds": event["duration_s"],
                 "backup_restored": 0,
             }
-        elif event["event"] in self.PROOFS and target in self.figures:
-            self.figures[target]["backup_restored"] = int(event.get("verified") == "restored")
+        elif event["event"] in self.PROOFS and "verified" in event and target in self.figures:
+            self.figures[target]["backup_restored"] = int(event["verified"] == "restored")
 
 
 class Run:

@@ -70,7 +70,9 @@ class Summary:
             self.applied.append(dict(event))
         elif event["event"] == "plan.made" and not self.applied:
             self.above = event.get("above")
-        elif event["event"] in KEPT:
+        elif event["event"] in KEPT or (event["event"] == PROVEN and "verified" in event):
+            if event["event"] == "backup.verified":  # nothing is known yet of how good it is
+                self.seen = {key: self.seen[key] for key in self.seen.keys() - OF_A_BACKUP}
             self.seen[event["event"]] = dict(event)
 
     def line(self, event: Mapping[str, Any], *, colour: bool) -> str:
@@ -139,13 +141,16 @@ class Summary:
             return "read back whole, not restored; the files were tried on a clone"
         if passed.get("partial"):
             return "read back whole, not restored; the files were tried with some of the rows"
-        if passed:
-            without = passed.get("without")
-            return "restored and compared" + (f", without {', '.join(without)}" if without else "")
         skipped = self.seen.get("rehearsal.skipped", {}).get("reason")
-        return "read back whole, not restored" + (f": {skipped}" if skipped else "")
+        if not (proven := passed or self.seen.get(PROVEN)):
+            return "read back whole, not restored" + (f": {skipped}" if skipped else "")
+        without = proven.get("without")
+        said = "restored and compared" + (f", without {some(without)}" if without else "")
+        return said if passed or not skipped else f"{said}; not all files were tried: {skipped}"
 
 
+PROVEN = "rehearsal.progressed"  # one of them says so, before a file is tried on the copy
+OF_A_BACKUP = {"rehearsal.passed", "rehearsal.skipped", "wrap.rehearsed", PROVEN}
 KEPT = {
     "backup.verified", "rehearsal.passed", "rehearsal.skipped", "restore.finished",
     "wrap.rehearsed",

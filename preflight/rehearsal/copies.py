@@ -317,6 +317,13 @@ def record(
                 excepted=tuple(dict.fromkeys(each.entry for each in refused)) or manifest.excepted,
             )
             saved.store.improve(saved.backup, restored_too)
+        # from here on it is true, whatever becomes of the files that are tried on the copy
+        structlog.get_logger().debug(
+            "rehearsal.progressed",
+            backup=saved.name,
+            verified=restored_too.verified,
+            without=[each.what for each in without[:100]] or None,
+        )
 
 
 def _require_allowed(session: Session, config: Config) -> int:

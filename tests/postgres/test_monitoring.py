@@ -260,6 +260,26 @@ def test_metrics_tell_how_far_the_last_backup_is_proven(
     assert 0 == read["backup_restored"]
     assert proven == numbers(file)
     assert 0o644 == file.stat().st_mode & 0o777
+
+
+def test_backup_is_proven_whatever_becomes_of_the_files(
+    run: Run, migrations: WriteMigrations, backup_dir: Path, tmp_path: Path
+) -> None:
+    """A file that fails on the copy makes its backup no worse: people and monitors are told so."""
+    file = tmp_path / "preflight.prom"
+    migrations({"001_a.sql": "SELECT 1 / 0;"})
+    result = run(
+        env={
+            "PREFLIGHT_METRICS_FILE": str(file),
+            "PREFLIGHT_REHEARSE": "always",
+            "PREFLIGHT_LOG": "console",
+        }
+    )
+    manifest = json.loads(next(backup_dir.glob("*/manifest.json")).read_text())
+
+    assert (27, "restored") == (result.code, manifest["verified"]), result
+    assert "proof    restored and compared\n" in result.stdout
+    assert 1 == numbers(file)["backup_restored"]
     assert [file] == list(tmp_path.glob("*.prom*"))
 
 

@@ -282,6 +282,37 @@ def test_proof_is_what_was_restored_and_no_more(passed: Mapping[str, object], pr
     assert proof == dict(summary.told({"event": "run.finished"}))["proof"]
 
 
+@pytest.mark.parametrize(
+    ("later", "proof"),
+    [
+        ([], "restored and compared, without the owners"),
+        (
+            [{"event": "rehearsal.skipped", "reason": "no such role"}],
+            "restored and compared, without the owners; not all files were tried: no such role",
+        ),
+        (
+            [{"event": "backup.verified", "backup": "b", "verified": "read"}],
+            "read back whole, not restored",
+        ),
+    ],
+    ids=["failed", "skipped", "another-backup"],
+)
+def test_proof_is_of_this_backup_whatever_became_of_the_files(
+    later: Sequence[Mapping[str, object]], proof: str
+) -> None:
+    """It was compared before a file was tried on it, and says nothing of the next backup."""
+    summary = console.Summary()
+    said = {"backup": "a", "verified": "restored", "without": ["the owners"]}
+    summary.see({"event": "rehearsal.skipped", "reason": "of an earlier backup"})
+    summary.see({"event": "backup.verified", "backup": "a", "verified": "read"})
+    summary.see({"event": "rehearsal.progressed", **said})
+    summary.see({"event": "rehearsal.progressed", "size_bytes": 1})
+    for event in later:
+        summary.see(event)
+
+    assert proof == dict(summary.told({"event": "run.finished"}))["proof"]
+
+
 def test_nothing_done_needs_no_summary() -> None:
     """One line, as before."""
     last = {"event": "run.finished", "outcome": "ok", "exit_code": 0, "duration_s": 1.0}
