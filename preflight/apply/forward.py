@@ -97,7 +97,8 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     script = script or migration.up
     began = time.monotonic()
     seen: watch.Watch | None = None
-    log.info("migration.started", **named, transactional=script.transactional)
+    known = {"rollback": more["rollback"]} if "rollback" in more else {}
+    log.info("migration.started", **named, transactional=script.transactional, **known)
     try:
         with watch.over(session, migration) as seen, _Notices(session, migration):
             count = once(seen)

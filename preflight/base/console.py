@@ -60,6 +60,7 @@ class Summary:
     def __init__(self) -> None:
         self.seen: dict[str, dict[str, Any]] = {}
         self.applied: list[dict[str, Any]] = []
+        self.begun: dict[str, Any] = {}  # the file that was begun, and is not applied
         self.above: int | str | None = None  # the newest version before this run's; None: not known
 
     def see(self, event: Mapping[str, Any]) -> None:
@@ -68,6 +69,9 @@ class Summary:
             return  # of one of many, which the table shows
         if event["event"] == "migration.applied":
             self.applied.append(dict(event))
+            self.begun = {}
+        elif event["event"] == "migration.started":
+            self.begun = dict(event)
         elif event["event"] == "plan.made" and not self.applied:
             self.above = event.get("above")
         elif event["event"] in KEPT or (event["event"] == PROVEN and "verified" in event):
@@ -94,7 +98,7 @@ class Summary:
             found.append(("backup", f"{where}{backup['backup']}"))
             found.append(("proof", self._proof()))
         if self.applied:
-            found.append(("go back", self._way_back()))
+            found.append(("go back", self._way_back(last.get("exit_code", 0))))
         if (
             backup
             and not hidden
@@ -117,7 +121,7 @@ class Summary:
             found.append(("beside", said + "DROP DATABASE removes it"))
         return found
 
-    def _way_back(self) -> str:
+    def _way_back(self, code: int) -> str:
         """Name the command that takes back what was applied, and no more."""
         versions = [each for each in self.applied if "version" in each]
         if not versions:
@@ -125,10 +129,21 @@ class Summary:
         if lacking := [each["migration"] for each in versions if each.get("rollback") is False]:
             have = "has" if len(lacking) == 1 else "have"
             return f"none by `rollback`: {some(lacking)} {have} no rollback file"
+        over = self._over(code)
         if self.above is None:
-            return "`rollback` takes the newest version back, `rollback --to VERSION` all above one"
-        back = "rollback" if len(versions) == 1 else f"rollback --to {self.above}"
-        return f"`{back}` runs the rollback files"
+            said = "`rollback` takes the newest version back, `rollback --to VERSION` all above one"
+        elif len(versions) == 1 and not over:
+            said = "`rollback` runs the rollback files"
+        else:
+            said = f"`rollback --to {self.above}` runs the rollback files"
+        if over.get("rollback") is False:
+            said += f", but not while {over['migration']} is recorded: it has no rollback file"
+        return said
+
+    def _over(self, code: int) -> dict[str, Any]:
+        """Return the file that may be recorded above what was applied, part-way or in doubt."""
+        stays = self.begun.get("transactional") is False or code == ExitCode.CONNECTION_LOST
+        return self.begun if code != ExitCode.OK and stays and "version" in self.begun else {}
 
     def _proof(self) -> str:
         backup = self.seen.get("backup.verified", {})

@@ -1,5 +1,6 @@
 """Files that run outside a transaction: marks, resuming, and what is read back."""
 
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -1021,3 +1022,25 @@ def test_block_that_meets_such_a_refusal_is_not_run_twice(
 
     assert (31, "25001") == (result.code, error_of(result)["sqlstate"]), str(result)
     assert [1] == database.query("SELECT last_value FROM tried")
+
+
+def test_way_back_that_is_named_takes_back_what_was_applied(
+    run: Run, migrations: WriteMigrations, database: servers.Database
+) -> None:
+    """A file that stopped part-way stands above it: `rollback` alone would take back that one."""
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (n int);",
+            "001_a_rollback.sql": "DROP TABLE a;",
+            "002_b.sql": f"{MARK}CREATE TABLE b (n int); SELECT 1 / 0;",
+            "002_b_rollback.sql": "DROP TABLE b;",
+        }
+    )
+    failed = run(env={"PREFLIGHT_LOG": "console"})
+    told = re.search(r"go back +`(rollback.*)` runs the rollback files\n", failed.stdout)
+    assert told, failed
+    back = run(*told[1].split())
+
+    assert (31, 0) == (failed.code, back.code), back
+    assert ["002_b", "001_a"] == back.finished["rolled_back"]
+    assert [] == database.query("SELECT version FROM preflight.migrations")

@@ -258,6 +258,42 @@ def test_file_without_a_rollback_file_has_no_way_back_by_rollback() -> None:
     assert "none by `rollback`: 2_y has no rollback file" == told["go back"]
 
 
+TO_1 = "`rollback --to 1` runs the rollback files"
+
+
+@pytest.mark.parametrize(
+    ("code", "more", "said"),
+    [
+        (31, {"transactional": False}, TO_1),
+        (
+            31,
+            {"transactional": False, "rollback": False},
+            f"{TO_1}, but not while 003_c is recorded: it has no rollback file",
+        ),
+        (143, {"transactional": False}, TO_1),
+        (13, {"transactional": True}, TO_1),
+        (12, {"transactional": True}, "`rollback` runs the rollback files"),
+        (30, {"transactional": True, "rollback": False}, "`rollback` runs the rollback files"),
+    ],
+    ids=["part-way", "no-way-back", "stopped", "in-doubt", "busy", "failed"],
+)
+def test_way_back_counts_what_may_stand_above(
+    code: int, more: Mapping[str, object], said: str
+) -> None:
+    """`rollback` would take back a file that stopped part-way, and leave what was applied."""
+    third = {"migration": "003_c", "version": 3, **more}
+    summary = console.Summary()
+    for event in (
+        {"event": "plan.made", "pending": ["002_b", "003_c"], "above": 1},
+        {"event": "migration.started", "migration": "002_b", "version": 2, "transactional": False},
+        {"event": "migration.applied", "migration": "002_b", "version": 2, "duration_s": 0.5},
+        {"event": "migration.started", **third},
+    ):
+        summary.see(event)
+
+    assert said == dict(summary.told({"exit_code": code}))["go back"]
+
+
 @pytest.mark.parametrize(
     ("passed", "proof"),
     [
