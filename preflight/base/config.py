@@ -205,6 +205,11 @@ def _text(value: str) -> str:
     return value
 
 
+def _keys(value: str) -> str:
+    """Public keys of age, one a line or with commas between them."""
+    return value
+
+
 def _path(value: str) -> Path:
     """A path."""  # noqa: D401 -- likewise
     return Path(value)
@@ -319,7 +324,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
     "SCHEMAS": _schemas,
     "BACKUP_DIR": _place,
     "BACKUP_ENDPOINT": _endpoint,
-    "BACKUP_RECIPIENTS": _text,
+    "BACKUP_RECIPIENTS": _keys,
     "SPOOL_DIR": _path,
     "BACKUP": _one_of("required", "archive", "command", "off"),
     "BACKUP_COMMAND": _command,

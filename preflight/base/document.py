@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import datetime
 from typing import Any
 
 from preflight.base import logs
@@ -21,8 +20,4 @@ def give(document: dict[str, Any]) -> None:
     """Write the document; a second one is not written."""
     if not _given.is_set():
         _given.set()
-        logs.give(json.dumps(document, default=_plain, indent=2) + "\n")
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+        logs.give(json.dumps(document, default=logs.plain, indent=2) + "\n")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any, TextIO
 
 import structlog
@@ -137,7 +138,12 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
     )
 
 
-_json = structlog.processors.JSONRenderer(default=str)
+def plain(value: object) -> str:
+    """Return what JSON has no form for as text: a time in ISO 8601."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+_json = structlog.processors.JSONRenderer(default=plain)
 
 
 def _line(logger: object, method: str, event: EventDict) -> str | bytes:
@@ -160,7 +166,7 @@ def _line(logger: object, method: str, event: EventDict) -> str | bytes:
 
 def _least(event: EventDict, shown: dict[str, Any]) -> str:
     """Return an event with its largest values left out, by name, until it is short enough."""
-    sizes = {key: len(json.dumps(value, default=str)) for key, value in shown.items()}
+    sizes = {key: len(json.dumps(value, default=plain)) for key, value in shown.items()}
     gone: list[str] = []
     while sum(sizes.values()) + sum(map(len, sizes)) + 8 * len(sizes) > LINE_MAX - 500:
         largest = max(sizes, key=lambda key: sizes[key] + len(key))
@@ -168,7 +174,7 @@ def _least(event: EventDict, shown: dict[str, Any]) -> str:
         gone.append(largest[:50])
     left = {key: value for key, value in shown.items() if key in sizes}
     told = {"event": event["event"]} | left | {"left_out": gone[:5], "left_out_count": len(gone)}
-    return json.dumps(told, default=str)
+    return json.dumps(told, default=plain)
 
 
 def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event holds

@@ -117,6 +117,21 @@ def test_help_teaches_with_an_example(
         assert [] == [name for name in registry.COMMANDS if f"    {name} " not in said.out]
 
 
+def test_help_calls_a_variable_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose name says so is a URL, and nothing else; public keys are public keys."""
+    with pytest.raises(SystemExit):
+        arguments.parse(["--help"])
+
+    said = re.findall(r"^  PREFLIGHT_(\w+) +(.*)", capsys.readouterr().out, re.MULTILINE)
+    assert {name for name in config.SETTINGS if name.endswith("_URL")} == {
+        name for name, words in said if words == "a URL"
+    }
+    assert (
+        "public keys of age, one a line or with commas between them"
+        == dict(said)["BACKUP_RECIPIENTS"]
+    )
+
+
 def test_help_and_page_of_check_name_the_same_codes() -> None:
     """A file that stands there in part has three of them, by what can be done about it."""
     page = (servers.REPOSITORY / "docs/commands.md").read_text("utf-8")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -41,6 +42,17 @@ def test_event_is_one_json_object_a_line() -> None:
     assert ("warning", "thing.done", "r1") == (event["level"], event["event"], event["run_id"])
     assert (NASTY, 3, [NASTY]) == (event["name"], event["size_bytes"], event["items"])
     assert event["timestamp"].endswith("Z")
+
+
+def test_every_time_is_iso_8601() -> None:
+    """Also one that an event holds, and in a list: with a T, as the timestamp."""
+    out = logged()
+    at = datetime(2026, 11, 29, 23, 54, 59, 500_000, tzinfo=UTC)
+    structlog.get_logger().info("migration.listed", applied_at=at, others=[{"at": at}])
+
+    event = json.loads(out.getvalue())
+    said = "2026-11-29T23:54:59.500000+00:00"
+    assert (said, [{"at": said}]) == (event["applied_at"], event["others"])
 
 
 def test_console_shows_one_line_without_control_characters() -> None:

@@ -236,7 +236,7 @@ class _Voice:
         self.torn = False  # a stop came in the middle of a line
 
     def __call__(self, said: MutableMapping[str, Any]) -> None:
-        line = json.dumps(said, default=str).encode() + b"\n"
+        line = json.dumps(said, default=logs.plain).encode() + b"\n"
         with self.one, suppress(OSError):
             left = memoryview(b"\n" + line if self.torn else line)
             self.torn = True
