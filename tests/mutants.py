@@ -562,6 +562,7 @@ MUTANTS = [
         "bool(passing(error) and not beyond())),",
         "bool(passing(error))),",
         _tests("apply::test_effect_beyond_the_database_is_not_repeated"),
+        HISTORIES,
     ),
     Mutant(
         "a file that ends its own session failed",
