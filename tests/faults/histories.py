@@ -8,11 +8,15 @@ session is hostile, too.
 
 import argparse
 import contextlib
+import itertools
 import random
+import re
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +188,29 @@ CREATE TABLE public.parent (x int PRIMARY KEY, y int);
 INSERT INTO public.parent VALUES (1);
 CREATE TABLE public.child (x int REFERENCES public.parent DEFERRABLE INITIALLY DEFERRED);
 """
+# How rows go in a rollback, whose table it may be, and by what an export sees them.
+DESTROYS = (
+    "DROP TABLE {of} CASCADE;\n",
+    "TRUNCATE {of};\n",
+    "DELETE FROM {of};\n",
+    "ALTER TABLE {of} DROP COLUMN said CASCADE;\n",
+    "UPDATE {of} SET said = NULL;\n",
+)
+KEPT_IN = {
+    "{of}": "CREATE TABLE {of} (id int, said text);",
+    "{of}_part": "CREATE TABLE {of} (id int, said text) PARTITION BY LIST (id);"
+    " CREATE TABLE {of}_part PARTITION OF {of} DEFAULT;",
+    "{of}_heir": "CREATE TABLE {of} (id int, said text);"
+    " CREATE TABLE {of}_heir () INHERITS ({of});",
+}
+SEES = (
+    "SELECT said FROM {of}",
+    "TABLE {of}",
+    "SELECT said FROM {of}_seen",
+    "WITH {of_alone} AS (SELECT said FROM {of}) SELECT said FROM {of_alone}",
+    "SELECT (SELECT pg_catalog.string_agg(said, ' ') FROM {of}) AS all_of_it",
+    "SELECT a.said FROM {of}_seen AS a CROSS JOIN (SELECT 1) AS one",
+)
 READERS = (("check",), ("plan",), ("verify",), ("wait", "--schema"))
 # part-way, in need of repair, or nobody knows: the last line leaves open what is with this one
 OPEN = {13, 31, 32}
@@ -531,6 +558,59 @@ class History:
         assert gone == applied, f"{self}\n{result}"
         self.agrees()
 
+    # --- others write
+
+    def written(self) -> None:
+        """Have others write while a rollback destroys: no row that was committed is gone."""
+        before, first = self.done, self.done[-1] + 1
+        new = [
+            Written(self, first + each, destroys)
+            for each, destroys in enumerate(self.choice.sample(DESTROYS, len(DESTROYS)))
+        ]
+        self.ends(0, "up")
+        self.done = [*before, *(each.version for each in new)]
+        self.agrees()
+        place = self.home / "exports"
+        place.mkdir()
+        with futures.ThreadPoolExecutor(len(new)) as pool:
+            writers = [pool.submit(each.write) for each in new]
+            try:
+                assert all(each.began.wait(PATIENCE_S) for each in new)
+                back = self.ends(
+                    0,
+                    *("rollback", "--to", str(before[-1])),
+                    PREFLIGHT_BACKUP="command",
+                    PREFLIGHT_BACKUP_COMMAND=str(self.snapshot()),
+                    PREFLIGHT_BACKUP_DIR=str(place),
+                )
+            finally:
+                for each in new:
+                    each.over.set()
+        for writer in writers:
+            writer.result()
+        self.done = before
+        self.agrees()
+        saved = {path.name: path.read_text() for path in place.rglob("export-*.csv")}
+        last = {event["file"]: event["rows"] for event in back.event("export.saved")}
+        assert last == {name: text.count("\n") - 1 for name, text in saved.items()}, (
+            f"{self}\n{back}"
+        )
+        for each in new:
+            gone = each.committed() - {word for text in saved.values() for word in each.said(text)}
+            assert not gone - each.there(), f"{each}: {gone} is gone: {self}\n{back}"
+            self.database.script(f"DROP TABLE IF EXISTS {each.of} CASCADE")
+            self.remove(each.version)
+
+    def snapshot(self) -> Path:
+        """Write a program that says it has made a snapshot."""
+        made = self.home / "snapshot"
+        made.write_text(
+            '#!/bin/sh\nprintf \'{"backup": "b", "taken_at": "%s", "restore": "r"}\''
+            ' "$(date -u +%Y-%m-%dT%H:%M:%SZ)"\n'
+        )
+        made.chmod(0o755)
+        return made
+
     # --- somebody is in the way
 
     def waits(self) -> None:
@@ -569,6 +649,96 @@ class History:
         self.done = before
         self.agrees()
         self.remove(version)
+
+
+class Written:
+    """A table of somebody's that a rollback destroys, with one who writes to it meanwhile."""
+
+    def __init__(self, history: History, version: int, destroys: str) -> None:
+        """Make the table, and write the files."""
+        choice, self.database, self.version = history.choice, history.database, version
+        self.of = f"public.kept_{version}"
+        self.began, self.over = threading.Event(), threading.Event()
+        where, made = choice.choice(sorted(KEPT_IN.items()))
+        self.where, seen = where.format(of=self.of), f"{self.of}_seen"
+        self.database.script(
+            f"{made.format(of=self.of)} INSERT INTO {self.where} VALUES (0, '<{version}>');"
+            f" CREATE VIEW {seen}_by AS SELECT id, said FROM {self.of};"
+            f" CREATE VIEW {seen} AS SELECT id, said FROM {seen}_by"
+        )
+        outside = choice.choice(["", "", OUTSIDE])
+        # of a file without a transaction the writers are to be stopped; and some do not wait for us
+        self.waits, self.once = bool(outside) or choice.random() < 2 / 3, bool(outside)
+        sees = choice.choice(SEES).format(of=self.of, of_alone=self.of.partition(".")[2])
+        history.write(
+            version,
+            rollback=f"{outside}{destroys.format(of=self.of)}DROP TABLE public.t{version};\n",
+            export=f"{sees};\n",
+        )
+        self.told = f"{version}: {outside.strip()} {destroys.strip()} {self.where}, {sees}"
+        history.told.append(self.told)
+        self._committed: dict[int, str] = {0: f"<{version}>"}
+
+    def __str__(self) -> str:
+        """Tell what happens to which table."""
+        return self.told
+
+    def write(self) -> None:
+        """Add a row, and change the first one, until all is over or there is no such table.
+
+        Who waits, commits when somebody waits for him.
+        """
+        with self.database.server.connect(self.database.name) as app:
+            for name in ("idle_in_transaction_session_timeout = 0", "synchronous_commit = on"):
+                app.execute(f"SET {name}".encode())
+            app.execute("SET default_transaction_isolation = 'read committed'")
+            for number in itertools.count(1):
+                try:
+                    self._transact(app, number)
+                except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                    return
+                if self.once or self.over.is_set():
+                    return
+
+    def _transact(self, app: psycopg.Connection, number: int) -> None:
+        said = {each: f"<{self.version}/{number}/{each}>" for each in (number, 0)}
+        with app.transaction():
+            app.execute(
+                f"INSERT INTO {self.where} (id, said) VALUES ({number}, '{said[number]}')".encode()
+            )
+            changed = app.execute(
+                f"UPDATE {self.where} SET said = '{said[0]}' WHERE id = 0".encode()
+            )
+            if not changed.rowcount:
+                del said[0]
+            self.began.set()
+            while not self.over.wait(0.02) and self.waits and not self._waited_for(app):
+                pass
+        self._committed |= said
+
+    def _waited_for(self, app: psycopg.Connection) -> bool:
+        found = app.execute(
+            "SELECT FROM pg_locks WHERE NOT granted"
+            " AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+        ).fetchall()
+        return bool(found)
+
+    def committed(self) -> set[str]:
+        """Return what each row was when it was last committed."""
+        return set(self._committed.values())
+
+    def there(self) -> set[str]:
+        """Return what is in the table."""
+        with self.database.server.connect(self.database.name) as session:
+            try:
+                found = session.execute(f"SELECT said FROM {self.of}".encode()).fetchall()
+            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                return set()
+        return {said for (said,) in found}
+
+    def said(self, text: str) -> set[str]:
+        """Return what of this table's a text says."""
+        return set(re.findall(rf"<{self.version}(?:/\d+)*>", text))
 
 
 class Waiting:
@@ -676,7 +846,7 @@ class Waiting:
 EVENTS = (
     History.edited, History.replaced, History.below, History.back, History.part_way,
     History.forgets, History.fails, History.harmed, History.first_contact, History.grows,
-    History.betrays, History.waits,
+    History.betrays, History.waits, History.written,
 )  # fmt: skip
 
 
