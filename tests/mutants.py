@@ -592,6 +592,7 @@ MUTANTS = [
         "    _lock(session, script)\n",
         "",
         _tests("rollback::test_row_that_is_written_after_the_export_is_in_it_all_the_same"),
+        HISTORIES,
     ),
     Mutant(
         "another migration of that number",
@@ -672,6 +673,7 @@ MUTANTS = [
         "digest.hexdigest() == before:",
         "before is not None:",
         _tests("rollback::test_row_that_is_written_after_the_export_is_in_it_all_the_same"),
+        HISTORIES,
     ),
     Mutant(
         "a late export stands beside the first one",
@@ -701,6 +703,7 @@ MUTANTS = [
         'kept("verify", row.verify_sql) if row.verify_sql else None,',
         "None,",
         _tests("rollback::test_image_without_the_files_exports_and_verifies_as_they_did"),
+        HISTORIES,
     ),
     # --- faults that were found and mended, put back
     Mutant(

@@ -211,11 +211,35 @@ SEES = (
     "SELECT (SELECT pg_catalog.string_agg(said, ' ') FROM {of}) AS all_of_it",
     "SELECT a.said FROM {of}_seen AS a CROSS JOIN (SELECT 1) AS one",
 )
+# How a version is taken back, or not; what looks for it, and at what it would destroy.
+LEAVES = "SELECT 1;\n"
+UNDOES = (
+    "DROP TABLE {of};\n",
+    "DROP TABLE {of};\nSELECT 1/0;\n",
+    f"{OUTSIDE}{LEAVES}",
+    f"{OUTSIDE}COPY {{of}} FROM stdin;\n1\n\\.\nDROP TABLE {{of}};\nSELECT 1/0;\n",
+)
+NO_EFFECT = "SELECT 's' AS suite, 'c' AS \"check\", true AS ok, false AS effect;\n"
+FAILS_THEN = (
+    "SELECT 's' AS suite, 'c' AS \"check\","
+    " 1/(CASE WHEN pg_catalog.to_regclass('{of}') IS NULL THEN 0 ELSE 1 END) IS NOT NULL AS ok;\n"
+)
+LOOKS = (
+    ("", ""),
+    ("", "SELECT x FROM {of} ORDER BY x;\n"),
+    (NO_EFFECT, "TABLE {of};\nSELECT 1"),
+)
+WAITED = {"lock.busy", "migration.blocked", "migration.retried"}  # whoever was in the way
+BAD_LOOKS = (("", "SELECT 1/0 FROM {of};\n"), (FAILS_THEN, ""))
 READERS = (("check",), ("plan",), ("verify",), ("wait", "--schema"))
 # part-way, in need of repair, or nobody knows: the last line leaves open what is with this one
 OPEN = {13, 31, 32}
 WRITERS = (("up",), ("rollback",), ("force", "0"), ("adopt", "0"))
 RECORDED = "SELECT version::int FROM preflight.migrations WHERE state = 'done' ORDER BY 1"
+ROWS = (
+    "SELECT version, state, undoing, statements_done, statements_started FROM preflight.migrations"
+    " ORDER BY version"
+)
 REAL = (
     "SELECT substr(tablename::text, 2)::int FROM pg_tables WHERE tablename ~ '^t[0-9]' ORDER BY 1"
 )
@@ -558,6 +582,62 @@ class History:
         assert gone == applied, f"{self}\n{result}"
         self.agrees()
 
+    # --- an image without the files
+
+    def without_files(self) -> None:
+        """Have versions taken back by an image that has none of their files: it ends as with them.
+
+        Of a copy by that image, then of the database by one that has them.
+        """
+        version = self.done[-1] + 1
+        table = f"public.t{version}"
+        some = self.choice.sample(UNDOES, 3)
+        cases = [(undoes, *self.choice.choice(LOOKS), "command") for undoes in (LEAVES, *some)]
+        cases.append((self.choice.choice(UNDOES), *self.choice.choice(BAD_LOOKS), "command"))
+        cases.append((self.choice.choice(UNDOES), *LOOKS[1], "off"))  # no place for an export
+        for case in self.choice.sample(cases, len(cases)):
+            undoes, verify, export, kept = (each.format(of=table) for each in case)
+            self.told.append(f"{version}: {undoes}{verify}{export}")
+            self.write(version, rollback=undoes, verify=verify, export=export)
+            self.ends(0, "up")
+            self.database.script(f"INSERT INTO {table} VALUES (7), (8)")
+            with self.twin() as twin:
+                self.hostile(twin)
+                files = self.remove(version)
+                without = self.taken_back(twin, kept)
+                for path, text in files.items():
+                    path.write_bytes(text)
+            found = self.taken_back(self.database, kept)
+            assert found == without, f"without files {without}, with them {found}: {self}"
+            self.database.script(
+                f"DELETE FROM preflight.migrations WHERE version = {version};"
+                f" DROP TABLE IF EXISTS {table}"
+            )
+            self.agrees()
+            self.remove(version)
+
+    def taken_back(self, database: servers.Database, kept: str) -> list[object]:
+        """Take the newest back, again where it stopped part-way; return all that can be told."""
+        place = Path(tempfile.mkdtemp(dir=self.home))
+        more = {"PREFLIGHT_BACKUP": kept, "PGDATABASE": database.name}
+        if kept == "command":
+            more["PREFLIGHT_BACKUP_COMMAND"] = str(self.snapshot())
+            more["PREFLIGHT_BACKUP_DIR"] = str(place)
+        found: list[object] = []
+        for code in (31, 0):
+            result = self.run("rollback", **more)
+            saved = {path.name: path.read_text() for path in place.rglob("export-*.csv")}
+            events = [
+                (each["event"], each.get("notice"))
+                for each in result.events
+                if each["event"] not in WAITED and "elapsed_s" not in each
+            ]
+            found += [result.code, events, result.finished.get("error"), saved]
+            found += [database.query(REAL), database.query(ROWS)]
+            if result.code != code:
+                break
+        return found
+
     # --- others write
 
     def written(self) -> None:
@@ -846,7 +926,7 @@ class Waiting:
 EVENTS = (
     History.edited, History.replaced, History.below, History.back, History.part_way,
     History.forgets, History.fails, History.harmed, History.first_contact, History.grows,
-    History.betrays, History.waits, History.written,
+    History.betrays, History.waits, History.written, History.without_files,
 )  # fmt: skip
 
 
