@@ -934,6 +934,14 @@ MUTANTS = [
         _tests("rehearsal_cost::test_archiving_that_does_not_work_keeps_the_copy_off_the_server"),
         COPIES,
     ),
+    Mutant(
+        "a file that waits lets go of the locks of its session",
+        "apply/patience",
+        "        lock.let_go(session)  # so do locks of the session\n",
+        "",
+        _tests("apply::test_file_that_has_to_wait_lets_go_of_the_locks_of_its_session"),
+        HISTORIES,
+    ),
 ]
 
 

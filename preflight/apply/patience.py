@@ -13,7 +13,7 @@ import structlog
 from preflight.apply import statements
 from preflight.base import stop
 from preflight.base.errors import DatabaseBusy, MigrationPartial
-from preflight.server import sessions, watch
+from preflight.server import lock, sessions, watch
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -41,6 +41,7 @@ def patiently(
     def anew() -> None:
         seen.begin()
         session.reset(sessions.FORGET)  # prepared statements outlive a rollback
+        lock.let_go(session)  # so do locks of the session
 
     seconds = session.config.lock_retry_s
     beyond = (lambda: None) if claims else partial(_beyond, migration.up)

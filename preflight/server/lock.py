@@ -37,6 +37,17 @@ _HOLDER = f"""SELECT a.pid, a.application_name, a.client_addr::text,
   WHERE d.datname = pg_catalog.current_database()))"""  # noqa: S608 -- constants
 # a session's own are in its own database
 _OURS = f"SELECT count(*) > 0 AS ours {_HELD} AND l.pid = pg_catalog.pg_backend_pid()"
+# a key is one number of 64 bits, or two of 32; an oid has the bits of a negative one
+_NOT_OURS = """SELECT CASE
+ WHEN l.objsubid = 1 AND l.mode = 'ShareLock'
+  THEN pg_catalog.pg_advisory_unlock_shared((l.classid::int8 << 32) | l.objid::int8)
+ WHEN l.objsubid = 1 THEN pg_catalog.pg_advisory_unlock((l.classid::int8 << 32) | l.objid::int8)
+ WHEN l.mode = 'ShareLock'
+  THEN pg_catalog.pg_advisory_unlock_shared(l.classid::int4, l.objid::int4)
+ ELSE pg_catalog.pg_advisory_unlock(l.classid::int4, l.objid::int4) END
+ FROM pg_catalog.pg_locks l
+ WHERE l.locktype = 'advisory' AND l.granted AND l.pid = pg_catalog.pg_backend_pid()
+ AND NOT (l.objsubid = 1 AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid)"""
 
 
 def key(schema: str) -> int:
@@ -92,6 +103,15 @@ def require(session: Session) -> None:
 def held(session: Session) -> str:
     """Return the query that tells whether the lock is ours, to be sent together with others."""
     return _OURS % _parameters(session)
+
+
+def let_go(session: Session) -> None:
+    """Release every advisory lock of the session but ours: a rollback leaves those of a file.
+
+    One that was taken several times is held until it is released as often.
+    """
+    while (True,) in session.execute(_NOT_OURS, _parameters(session)).fetchall():
+        pass
 
 
 def missing() -> ConnectionLost:

@@ -136,11 +136,16 @@ PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for
 
 @dataclass(frozen=True)
 class Effect:
-    """What a file does, where it is counted, and whether it stays done when that is rolled back."""
+    """What a file does, where it is counted, and whether it stays done when that is rolled back.
+
+    `wanted` is what somebody else cannot have before it is; some are for a transaction only.
+    """
 
     does: str
     counted: str
     beyond: bool = False
+    wanted: str = ""
+    inside: bool = False
 
 
 # What goes beyond the database leaves a file, or a number in one, each time.
@@ -157,8 +162,14 @@ EFFECTS = (
         "marks",
         beyond=True,
     ),
-    Effect("INSERT INTO public.marks VALUES ({of})", "marks"),
+    Effect("INSERT INTO public.marks VALUES ({of})", "marks", wanted="LOCK TABLE public.marks"),
     Effect("SELECT {next}", "tries"),
+    Effect(
+        "SELECT pg_catalog.pg_advisory_lock({of}), {next}",
+        "tries",
+        wanted="SELECT pg_advisory_xact_lock({of})",
+        inside=True,
+    ),
 )
 
 
@@ -829,7 +840,7 @@ class Waiting:
         self.history, self.effect, self.of = history, effect, of
         self.database = history.database
         self.obstacle = history.choice.choice(OBSTACLES)
-        self.outside = history.choice.choice(["", "", OUTSIDE])
+        self.outside = "" if effect.inside else history.choice.choice(["", "", OUTSIDE])
         self.form = history.choice.choice(["plain", "block", "routine"])
         self.counter = f"public.times_{of}"
         self.database.script(f"CREATE SEQUENCE {self.counter}")
@@ -898,6 +909,9 @@ class Waiting:
             def lets_go(process: program.Process) -> None:
                 met = lambda: not process.running or tried(process)  # noqa: E731
                 faults.until(met, "it tries again or ends", PATIENCE_S)
+                if tried(process):  # rolled back, it lets others through
+                    holder.execute("SET deadlock_timeout = '1h'; SET statement_timeout = '60s'")
+                    holder.execute(self.effect.wanted.format(of=self.of).encode())
                 holder.execute("ROLLBACK")
 
             result = self.history.during(

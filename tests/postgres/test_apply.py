@@ -546,6 +546,38 @@ def test_effect_beyond_the_database_is_not_repeated(
         assert [] == result.event("migration.retried")
 
 
+def test_file_that_has_to_wait_lets_go_of_the_locks_of_its_session(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Who stands in its way may wait for them; a rollback leaves them, whatever their key."""
+    taken = ["(7)", "(7)", "(-7)", "_shared(8)", "(-1, 2)", "_shared(1, -2)"]
+    database.script("CREATE TABLE t ()")
+    migrations({
+        "001_a.sql": "".join(f"SELECT pg_advisory_lock{key};\n" for key in taken)
+        + "DROP TABLE t;\n" + "".join(f"SELECT pg_advisory_unlock{key};\n" for key in taken),
+        "002_b.sql": "CREATE TABLE held AS SELECT count(*) FROM pg_locks"
+        " WHERE locktype = 'advisory' AND pid = pg_backend_pid();",
+    })  # fmt: skip
+    with database.server.connect(database.name) as app:
+        app.execute("BEGIN; TABLE t")
+        process = start(
+            env={
+                "PREFLIGHT_LOCK_TIMEOUT_MS": "100",
+                "PREFLIGHT_LOCK_RETRY_S": "600",
+                "PREFLIGHT_FIRST_CONTACT": "pending",
+            }
+        )
+        process.wait_for_event("migration.retried")
+        app.execute("SET statement_timeout = '30s'")
+        for key in taken:
+            app.execute(f"SELECT pg_advisory_xact_lock{key.removeprefix('_shared')}".encode())
+        app.execute("COMMIT")
+        result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert [1] == database.query("TABLE held")  # that of the run
+
+
 TIMES_OUT = "SET transaction_timeout = '300ms'; SELECT pg_sleep(60);"
 ENDS_ALL = """SELECT 1;
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database();"""
