@@ -38,7 +38,7 @@ _CALLS = (
     r"pg_backup_(?:start|stop)|pg_create_restore_point|pg_wal_replay_(?:pause|resume)|"
     r"pg_(?:create|copy)_(?:logical|physical)_replication_slot|pg_drop_replication_slot|"
     r"pg_replication_origin_(?:create|drop|advance|(?:session|xact)_(?:setup|reset))|"
-    r"pg_replication_slot_advance"
+    r"pg_replication_slot_advance|pg_logical_slot_get_(?:binary_)?changes"
 )
 _SCHEMAS_AWAY = (
     r"cron\.(?:schedule|schedule_in_database|unschedule|alter_job)|"

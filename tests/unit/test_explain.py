@@ -168,6 +168,8 @@ def test_what_reaches_beyond_the_database_is_said(statement: str, external: bool
         ("SELECT 'dblink_exec(' AS not_a_call -- dblink_exec()", None),
         ("SELECT pg_terminate_backend(pid) FROM pg_stat_activity", "pg_terminate_backend"),
         ("SELECT pg_create_logical_replication_slot('s', 'o')", "replication_slot"),
+        ("SELECT * FROM pg_logical_slot_get_changes('s', NULL, NULL)", "slot_get_changes"),
+        ("SELECT * FROM pg_logical_slot_peek_changes('s', NULL, NULL)", None),
         ("COPY t FROM PROGRAM 'cat'", "a program"),
         ("INSERT INTO app.far VALUES (1)", "foreign table app.far"),
         ("SELECT * FROM far", None),
