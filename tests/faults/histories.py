@@ -405,7 +405,7 @@ class History:
                     path.write_bytes(text + b"-- more\n")
                 elif which in ("name", "other"):
                     more = b"" if which == "name" else b"SELECT 1;\n"
-                    path.with_name(path.name.replace("_t", "_u", 1)).write_bytes(more + text)
+                    path.with_name(path.name.replace("_t", "_u", 1)).write_bytes(text + more)
             self.ends(26, self.choice.choice(["check", "up"]))
             self.remove(version)
         for path, text in before.items():
