@@ -8,7 +8,7 @@ from tests import servers
 from tests.faults import histories
 
 
-@pytest.mark.fault("D084", "D085", "D086", "D087", "E126", "E127")
+@pytest.mark.fault("D084", "D085", "D086", "D087", "D100", "E126", "E127")
 @pytest.mark.parametrize("seed", ["sample/1"])  # quick enough for every change
 def test_e127_folder_history_and_database_agree_whatever_happens_to_them(
     database: servers.Database, tmp_path: Path, seed: str
