@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preflight.base import plain
+from preflight.base import plain, stop
 from preflight.base.errors import ConfigInvalid, Problem
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ _RESERVED = frozenset(
     tablesample then to trailing true union unique user using variadic verbose when where window
     with information_schema public""".split()  # noqa: SIM905 -- a hundred words in eleven lines
 )
-_READ = (PREFIX, "DATABASE_URL", "PG", "POSTGRES_")
+_NAMES = {name for names in plain.VOCABULARIES.values() for name in names.values()}
+_READ = frozenset(f"{name}{end}" for name in _NAMES.union(SECRETS) for end in ("", "_FILE"))
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 _FILES = "a shell takes quotes off, `docker run --env-file` does not"
 _BUCKET = re.compile(r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/[^/?#\s\x00-\x1f]+)*/?")
@@ -50,6 +51,12 @@ _RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}|ssh-(ed25519|rsa) [A-Za-z0-9+
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,"][^,]*))(?:,|\Z)')
 _NAME_BYTES = 63
+_OF_SERVICES = plain.VOCABULARIES["PG*"] | {
+    "password": "PGPASSWORD",
+    "options": "PGOPTIONS",
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+}
+_UNSAID = "-\x01-"  # no host, no number, nobody's name
 _PIPED: dict[str, bytes] = {}  # what pipes held
 
 
@@ -165,7 +172,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def strangers_environment(child_env: Mapping[str, str]) -> dict[str, str]:
     """Return what a program may see that is no client: not where the database is, nor its keys."""
     hidden = {f"{name}_FILE" for name in SECRETS} | {"PGSERVICE", "PGSERVICEFILE", "PGPASSFILE"}
-    hidden |= {name for names in plain.VOCABULARIES.values() for name in names.values()}
+    hidden |= _NAMES
     return {name: value for name, value in child_env.items() if name not in hidden}
 
 
@@ -176,7 +183,7 @@ def contents(path: str) -> bytes:
     # a FIFO without a writer must not hang us; one that has one may be slower
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(descriptor, True)
-    with os.fdopen(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file, stop.allowed():
         raw = file.read(plain.SECRET_MAX_BYTES + 1)
         if raw and not stat.S_ISREG(os.fstat(descriptor).st_mode):
             _PIPED[path] = raw
@@ -200,6 +207,31 @@ def completed(target: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in added.items() if name not in refused} | dict(target)
 
 
+def of_service(service: str) -> dict[str, str]:
+    """Return what a service alone says, which libpq takes before the environment's.
+
+    The environment says meanwhile what nobody would, so that all else is the service's own.
+    """
+    from psycopg import pq  # noqa: PLC0415 -- likewise
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415 -- likewise
+
+    before = {name: os.environ.get(name) for name in _OF_SERVICES.values()}
+    try:
+        os.environ.update(dict.fromkeys(before, _UNSAID))
+        pgconn = pq.PGconn.connect_start(make_conninfo("", service=service, sslmode="-").encode())
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    said = {
+        each.keyword.decode(): (each.val or b"").decode(errors="replace") for each in pgconn.info
+    }
+    pgconn.finish()
+    return {key: said[key] for key in _OF_SERVICES if said.get(key, _UNSAID) not in ("", _UNSAID)}
+
+
 def _text(value: str) -> str:
     """A URL."""  # noqa: D401 -- part of an error's sentence
     return value
@@ -212,6 +244,8 @@ def _keys(value: str) -> str:
 
 def _path(value: str) -> Path:
     """A path."""  # noqa: D401 -- likewise
+    if "://" in value:
+        raise ValueError
     return Path(value)
 
 
@@ -362,6 +396,7 @@ SETTINGS: dict[str, Callable[[str], object]] = {
 
 
 _NOT_IN_HOSTS = ":/[]" + string.whitespace
+_ADDRESS = re.compile(r"\w://|(?:^|\s)(?:host|hostaddr|password|service)\s*=")
 
 
 def _is_no_host(host: str) -> bool:
@@ -390,9 +425,30 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
         )
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", target.get("connect_timeout") or "0"):
         yield "the connect_timeout is not a whole number of seconds", None
+    for key in ("hostaddr", "user", "dbname"):
+        if _ADDRESS.search(target.get(key, "")):
+            yield f"the {key} is a whole URL or connection string", "Say that as DATABASE_URL."
     for port in filter(None, target.get("port", "").split(",")):
         if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
             yield "the port is not a number from 1 to 65535", None
+
+
+def _dialled(target: Mapping[str, str], service: Mapping[str, str]) -> dict[str, str]:
+    """Return a target with what a service says of its host: else that is asked for nothing more."""
+    known = ("hostaddr", "port") if "host" in target else ()
+    return {key: service[key] for key in known if key in service} | dict(target)
+
+
+def _database(service: str, target: Mapping[str, str]) -> dict[str, str]:
+    """Return the database that a service leads to: libpq calls it like its user if nobody does."""
+    user = {"user": target["user"]} if "user" in target else {}
+    known = completed({"service": service, **user})
+    return {"dbname": known["dbname"]} if "dbname" in known else {}
+
+
+def _said(by: str, service: Mapping[str, str], key: str) -> dict[str, str]:
+    """Return what a service says of one thing, with who named the service."""
+    return {by: service[key]} if key in service else {}
 
 
 class _Reader:
@@ -414,7 +470,7 @@ class _Reader:
         """Name what has its quotes on: a shell takes them off, docker's --env-file does not."""
         for name, value in sorted(self.environ.items()):
             listed = name == f"{PREFIX}SCHEMAS" and value.startswith('"')  # SQL's quotes
-            if listed or not _QUOTED.fullmatch(value) or not name.startswith(_READ):
+            if listed or not _QUOTED.fullmatch(value) or not _is_read(name):
                 continue
             if name in PASSWORDS:  # they may belong to it
                 self.warnings.append(f"{name} begins and ends with a quote, which counts: {_FILES}")
@@ -471,7 +527,9 @@ class _Reader:
                 for key, name in names.items()
                 if (value := self._clean(name, self.environ.get(name)))
             }
-        self._from_files(sources)
+        by, service = self._service(sources["DATABASE_URL"])
+        theirs = of_service(service) if service else {}
+        self._from_files(sources, theirs)
         passwords = {
             "DATABASE_URL": sources["DATABASE_URL"].pop("password", None),
             "PGPASSWORD": self.secret("PGPASSWORD"),
@@ -480,36 +538,35 @@ class _Reader:
         target: dict[str, str] = {}
         for key in ("host", "hostaddr", "port", "user", "dbname"):
             found = {name: source[key] for name, source in sources.items() if key in source}
-            self._agree(key, found)
+            self._agree(key, _said(by, theirs, key) | found)
             if found:
                 target[key] = next(iter(found.values()))
-        self._check_hostaddr(sources)
+        self._check_hostaddr({**sources, by: theirs | sources.get(by, {})})
         found = {name: value for name, value in passwords.items() if value}
-        self._agree("password", found)
+        self._agree("password", _said(by, theirs, "password") | found)
         if found:
             target["password"] = next(iter(found.values()))
-        service = sources["DATABASE_URL"].get("service")
-        service = service or self._clean("PGSERVICE", self.environ.get("PGSERVICE"))
-        # libpq calls a database like its user where nobody names it
-        user = {"user": target["user"]} if "user" in target else {}
-        theirs = completed({"service": service, **user}) if service else {}
         for key, name in (("options", "PGOPTIONS"), ("connect_timeout", "PGCONNECT_TIMEOUT")):
             value = theirs.get(key) or self._clean(name, self.environ.get(name))
             if value and key not in sources["DATABASE_URL"]:
                 target[key] = value
-        if "host" in target and "port" in theirs:  # else it is dialled at 5432
-            target.setdefault("port", theirs["port"])
-        for message, hint in misaddressed(sources["DATABASE_URL"] | target):
+        target = _dialled(target, theirs)
+        for message, hint in misaddressed(theirs | sources["DATABASE_URL"] | target):
             self.wrong(message, hint)
-        named = {"dbname": theirs["dbname"]} if "dbname" in theirs else {}
-        defaults = named if service else dict(plain.DEFAULTS)
+        defaults = _database(service, target) if service else dict(plain.DEFAULTS)
         if "hostaddr" in target:
             defaults.pop("host", None)
         return sources["DATABASE_URL"] | defaults | target
 
-    def _from_files(self, sources: dict[str, dict[str, str]]) -> None:
+    def _service(self, url: Mapping[str, str]) -> tuple[str, str | None]:
+        """Return who names a service, and which."""
+        if "service" in url:
+            return "DATABASE_URL", url["service"]
+        return "PGSERVICE", self._clean("PGSERVICE", self.environ.get("PGSERVICE"))
+
+    def _from_files(self, sources: dict[str, dict[str, str]], service: Mapping[str, str]) -> None:
         """Add what only a file tells, as POSTGRES_DB_FILE does for the official image."""
-        given = set().union(*sources.values())
+        given = set(service).union(*sources.values())
         for vocabulary, names in plain.VOCABULARIES.items():
             for key, name in names.items():
                 asked = key not in given or name in self.environ  # the latter: both are set
@@ -519,7 +576,8 @@ class _Reader:
     def _agree(self, key: str, found: Mapping[str, str]) -> None:
         if len(set(found.values())) > 1:
             names = " and ".join(found)
-            shown = "" if key == "password" else ": " + " / ".join(found.values())
+            odd = [each for value in found.values() for each in misaddressed({key: value})]
+            shown = "" if odd or key == "password" else ": " + " / ".join(found.values())
             self.wrong(
                 f"{names} name different values for {key}{shown}",
                 "Keep one way to say where the database is and unset the others.",
@@ -529,7 +587,7 @@ class _Reader:
         """A host's address must come with its host: alone it would lead another name elsewhere."""  # noqa: D401
         hosts = next((name for name, source in sources.items() if "host" in source), None)
         address = next((name for name, source in sources.items() if "hostaddr" in source), None)
-        if hosts and address and hosts != address:
+        if hosts and address and "host" not in sources[address]:
             self.wrong(
                 f"the host comes from {hosts} and its address (hostaddr) from {address}",
                 "Unset PGHOSTADDR, or say both in one place.",
@@ -632,21 +690,36 @@ class _Reader:
 
                 near = difflib.get_close_matches(name, known, 1)
                 self.wrong(f"{name} is not a setting", f"Did you mean {near[0]}?" if near else None)
-        ours = {name for names in plain.VOCABULARIES.values() for name in names.values()}
-        if relevant := [name for name in self.links if name.startswith(PREFIX) or name in ours]:
+        if relevant := [name for name in self.links if name.startswith(PREFIX) or name in _NAMES]:
             self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
 
 
 def without_login(value: str) -> str:
-    """Return a value as it may be shown: without the login of a URL, and its query."""
-    value = re.sub(r"//[^/]*@", "//…@", value)
-    return re.sub(r"\?.*", "?…", value, flags=re.DOTALL)
+    """Return a value as it may be shown: without a login, also one that lacks its @ or holds a /.
+
+    And without a URL's query, and what stands behind the name of a secret.
+    """
+    value = re.sub(r"(?s)\A(\w[\w+.-]*://)?.*@", r"\1…@", value)
+    value = re.sub(r"(?s)\A(?!https?:[^:]*:\d{1,5}(/|\Z))(\w[\w+.-]*://[^/:?]*:).*", r"\2…", value)
+    return re.sub(r"(?si)(\?|\w*(?:pass|pwd|secret|token|key)\w*\s*=).*", r"\1…", value)
 
 
 def described(parse: Callable[[str], object]) -> str:
     """Return what a setting's value must be."""
     words = (parse.__doc__ or "valid").rstrip(".")
     return words[0].lower() + words[1:]
+
+
+def _is_read(name: str) -> bool:
+    """Tell whether a variable is one of those that we read, or libpq."""
+    if name.startswith(PREFIX) or name in _READ:
+        return True
+    if not name.startswith("PG") or "_" in name:  # no name of libpq's holds one
+        return False
+    from psycopg import pq  # noqa: PLC0415 -- only for what has its quotes on
+
+    known = {each.envvar.decode() for each in pq.Conninfo.get_defaults() if each.envvar}
+    return name in known | {"PGSERVICEFILE", "PGSYSCONFDIR", "PGDATESTYLE", "PGTZ", "PGGEQO"}
 
 
 def _is_service_link(name: str, value: str) -> bool:

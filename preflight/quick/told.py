@@ -43,6 +43,7 @@ NUMBERS = (
 )  # fmt: skip
 PATHS = ("MIGRATIONS_DIR", "BACKUP_DIR", "REHEARSE_DIR", "TERMINATION_LOG")
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+ODD = {"host": {*",@"}, "user": {*":="}, "dbname": {*":="}}  # of a list, a URL, a keyword string
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 _HEX = frozenset("0123456789abcdefABCDEF")
 _IN_URLS = frozenset(
@@ -125,7 +126,7 @@ def target(environ: Environment) -> Environment:
     if not (_whole(port) and 0 < int(port) < 65536):  # noqa: PLR2004 -- TCP's range
         raise Unclear
     for key, value in found.items():
-        if value[0] in "\"'" or not value.isprintable() or (key == "host" and set(value) & {*",@"}):
+        if value[0] in "\"'" or not value.isprintable() or set(value) & ODD.get(key, set()):
             raise Unclear
     return found
 

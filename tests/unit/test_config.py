@@ -136,6 +136,83 @@ def test_port_of_a_service_holds_beside_a_host_that_is_said(services: Path) -> N
     assert "6000" == target(PGSERVICE="prod", PGHOST="h")["port"]
 
 
+SERVICE = "[prod]\nhost=h\nport=6000\nuser=u\ndbname=d\npassword=" + SECRET
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"PGHOST": "x"}, "PG* name different values for host: h / x"),
+        ({"PGPORT": "1"}, "PG* name different values for port: 6000 / 1"),
+        ({"POSTGRES_PORT": "5432"}, "POSTGRES_* name different values for port: 6000 / 5432"),
+        ({"PGUSER": "x", "POSTGRES_USER": "x"},
+         "PG* and POSTGRES_* name different values for user: u / x / x"),
+        ({"PGDATABASE": "x"}, "PG* name different values for dbname: d / x"),
+        ({"PGPASSWORD": "x"}, "PGPASSWORD name different values for password"),
+        ({"POSTGRES_PASSWORD": "x"}, "POSTGRES_PASSWORD name different values for password"),
+    ],
+)  # fmt: skip
+def test_service_that_disagrees_is_refused(
+    services: Path, environ: dict[str, str], names: str
+) -> None:
+    """The app's libpq takes the service's word before a stray variable's; nothing is migrated."""
+    services.write_text(SERVICE)
+    by_variable = wrong(PGSERVICE="prod", **environ)
+    by_url = wrong(DATABASE_URL="service=prod", **environ)
+
+    hint = "Keep one way to say where the database is and unset the others."
+    assert [f"PGSERVICE and {names} {hint}"] == by_variable
+    assert [f"DATABASE_URL and {names} {hint}"] == by_url
+
+
+def test_service_is_beside_a_url_as_other_ways_are(services: Path) -> None:
+    """What a URL itself says beside its own service stands."""
+    services.write_text(SERVICE)
+    (problem,) = wrong(PGSERVICE="prod", DATABASE_URL="postgresql://h/other")
+    found = target(DATABASE_URL="service=prod dbname=other host=x user=y password=z port=1")
+
+    assert problem.startswith("PGSERVICE and DATABASE_URL name different values for dbname")
+    assert ("other", "x", "y", "z", "1") == tuple(
+        found[key] for key in ("dbname", "host", "user", "password", "port")
+    )
+
+
+def test_what_a_service_says_is_its_own(services: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the environment counts as said by it, nor is that another one afterwards."""
+    said = {"PGHOST": "a,b", "PGDATABASE": "", "PGOPTIONS": "-c a=b", "PGCONNECT_TIMEOUT": "7"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    services.write_text("[prod]\nport=6000\n[plain]\nsslmode=disable\n")
+    before = dict(os.environ)
+
+    assert {"port": "6000"} == config.of_service("prod")
+    assert {} == config.of_service("plain") == config.of_service("nowhere")
+    assert before == os.environ
+
+
+def test_service_that_agrees_or_says_the_rest_is_no_problem(services: Path) -> None:
+    """Equal values, and what only one of the two says; a file's name is not even read."""
+    services.write_text(f"{SERVICE}\n[rest]\nuser=u\n")
+    said = {"PGHOST": "h", "PGPORT": "6000", "PGDATABASE": "d", "PGPASSWORD": SECRET}
+    expected = {"host": "h", "port": "6000", "dbname": "d", "password": SECRET}
+
+    assert expected == target(PGSERVICE="prod", **said, POSTGRES_USER_FILE="/nowhere")
+    assert expected == target(PGSERVICE="rest", **said)
+    assert {"dbname": "d"} == target(PGSERVICE="prod")
+
+
+def test_address_of_a_service_comes_with_its_host(services: Path) -> None:
+    """Else another host's name is dialled at it by the app, and not by us."""
+    services.write_text("[prod]\nhost=h\nhostaddr=10.0.0.9\n[alone]\nhostaddr=10.0.0.9\n")
+    (problem,) = wrong(PGSERVICE="alone", PGHOST="h")
+    other, _ = wrong(PGSERVICE="prod", PGHOSTADDR="10.0.0.8")
+
+    assert problem.startswith("the host comes from PG* and its address (hostaddr) from PGSERVICE")
+    assert other.startswith("PGSERVICE and PG* name different values for hostaddr")
+    for said in ({"PGSERVICE": "prod", "PGHOST": "h"}, {"DATABASE_URL": "service=alone host=h"}):
+        assert ("h", "10.0.0.9") == tuple(target(**said)[key] for key in ("host", "hostaddr"))
+
+
 @pytest.mark.parametrize(
     ("url", "service", "options"),
     [
@@ -276,6 +353,23 @@ def test_value_with_its_quotes_on_is_named(name: str, quote: str) -> None:
     assert found.startswith(f"{name} has its quotes on Take them off")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["PGADMIN_CONFIG_LOGIN_BANNER", "POSTGRES_INITDB_ARGS", "PGDATA", "PGBOUNCER", "POSTGRES_X",
+     "DATABASE_URL_OF_ANOTHER"],
+)  # fmt: skip
+def test_quotes_of_what_nobody_reads_here_are_no_problem(name: str) -> None:
+    """They are for pgAdmin, or for the server's own image."""
+    assert target() == target(**{name: "'Authorised users only!'"})
+
+
+@pytest.mark.parametrize("name", ["PGSSLROOTCERT", "PGSERVICEFILE", "PGTZ", "POSTGRES_DB_FILE"])
+def test_quotes_of_what_libpq_reads_are_named(name: str) -> None:
+    """It would take them for a part of the value."""
+    (found,) = wrong(**{name: '"x"'})
+    assert found.startswith(f"{name} has its quotes on")
+
+
 def test_quotes_of_a_password_count_and_are_told() -> None:
     """They may belong to it."""
     found = read(PGPASSWORD="'p'")
@@ -288,6 +382,42 @@ def test_quotes_of_a_password_count_and_are_told() -> None:
 def test_wrong_port_is_refused(port: str) -> None:
     """Before libpq sees it; the value may be a piece of a password."""
     assert ["the port is not a number from 1 to 65535"] == wrong(PGPORT=port)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DATABASE_URL": f"postgres://app:{SECRET}/app", "POSTGRES_PORT": "5432"},
+        {"DATABASE_URL": f"host=h@{SECRET} dbname=d", "PGHOST": "h"},
+        {"PGHOST": f"postgresql://u:{SECRET}@h/d", "POSTGRES_HOST": "h"},
+        {"PGHOST": "h", "POSTGRES_HOST": f"postgresql://u:{SECRET}@h/d"},
+        {"PGHOSTADDR": f"postgresql://u:{SECRET}@h/d", "DATABASE_URL": "hostaddr=10.0.0.1"},
+        *(
+            environ
+            for name, other in (("PGDATABASE", "POSTGRES_DB"), ("PGUSER", "POSTGRES_USER"))
+            for value in (f"postgresql://u:{SECRET}@h/d", f"host=h password={SECRET}")
+            for environ in ({name: value}, {name: value, other: "x"}, {other: value})
+        ),
+        {"PGHOSTADDR": f"postgresql://u:{SECRET}@h/d"},
+        {"PREFLIGHT_REHEARSE_URL": f"dbname='postgresql://u:{SECRET}@h/d'"},
+    ],
+)
+def test_url_where_a_name_belongs_is_refused_and_not_shown(environ: dict[str, str]) -> None:
+    """Whoever puts it there has a password in it; also beside another value that disagrees."""
+    found = " ".join(wrong(**environ))
+
+    assert "hunter" not in found
+    assert "same" not in found
+
+
+def test_service_with_a_url_in_it_is_refused_and_not_shown(services: Path) -> None:
+    """As where a variable says it."""
+    services.write_text(f"[prod]\ndbname=postgresql://u:{SECRET}@h/d\n")
+    (alone,) = wrong(PGSERVICE="prod")
+    both = " ".join(wrong(PGSERVICE="prod", PGDATABASE="d"))
+
+    assert "the dbname is a whole URL or connection string Say that as DATABASE_URL." == alone
+    assert "hunter" not in both
 
 
 # secrets in files
@@ -607,6 +737,13 @@ def test_config_shows_no_secret() -> None:
     assert SECRET not in shown
 
 
+def test_value_that_is_wrong_is_shown_where_it_holds_no_secret() -> None:
+    """An address that lacks its scheme, or has another's."""
+    for value in ("minio:9000", "ftp://files/x", "http://minio:9000/a b"):
+        (problem,) = wrong(PREFLIGHT_BACKUP_ENDPOINT=value)
+        assert f"PREFLIGHT_BACKUP_ENDPOINT={value!r}" in problem
+
+
 def test_children_get_no_secret() -> None:
     """What pg_dump needs comes through its arguments and a passfile."""
     given = dict.fromkeys(config.SECRETS, SECRET) | {"PATH": "/bin", "PGSSLMODE": "require"}
@@ -635,6 +772,16 @@ def test_program_of_others_is_not_told_where_the_database_is() -> None:
     [
         ("PREFLIGHT_BACKUP_ENDPOINT", "https://key:hidden@minio:9000"),
         ("PREFLIGHT_BACKUP_DIR", "s3://AKIA:hidden@bucket/prefix"),
+        ("PREFLIGHT_BACKUP_DIR", "s3://AKIA:ab/hidden@bucket/prefix"),
+        ("PREFLIGHT_BACKUP_DIR", "s3://AKIA:ab/hidden@too@bucket/prefix"),
+        ("PREFLIGHT_BACKUP_ENDPOINT", "https://key:ab/hidden@minio:9000"),
+        ("PREFLIGHT_BACKUP_ENDPOINT", "key:ab/hidden@minio:9000"),
+        ("PREFLIGHT_REHEARSE", "postgresql://u:a/hidden@h/d"),
+        ("PREFLIGHT_REHEARSE", "postgresql://u:hidden/d"),
+        ("PREFLIGHT_REHEARSE", "postgresql://u:12/hidden"),
+        ("PREFLIGHT_REHEARSE", "host=h password=hidden"),
+        ("PREFLIGHT_MIGRATIONS_DIR", "postgresql://u:hidden@h/d"),
+        ("PREFLIGHT_SPOOL_DIR", "s3://AKIA:hidden@bucket"),
         ("PREFLIGHT_BACKUP_DIR", "az://container/p?sv=1&sig=hidden"),
         ("PREFLIGHT_BACKUP_COMMAND", "snap --token 'hidden"),
     ],

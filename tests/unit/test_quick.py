@@ -21,7 +21,8 @@ VALUES = (
 TARGETS = {
     "PGHOST": (None, "", "db", "db,other", "a@b", "/run", "'db'", "dé"),
     "PGPORT": (None, "5433", "0", "70000", "x", "05432"),
-    "PGDATABASE": (None, "app"),
+    "PGDATABASE": (None, "app", "postgres://u:p@h/d", "host=h password=p"),
+    "PGUSER": (None, "postgres://u:p@h/d"),
     "POSTGRES_HOST": (None, "db", "other"),
     "POSTGRES_PORT": (None, "5433", "tcp://10.0.0.1:5432"),
     "POSTGRES_PASSWORD": (None, "secret", "'secret'", "ü"),
