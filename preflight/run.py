@@ -103,6 +103,7 @@ class Run:
         self.code = int(ExitCode.SIGTERM)  # once it has ended, its own
         self.told = threading.Event()
         self.as_json = False
+        self.begun = False  # the settings are read: from now on a server may be asked
 
     def end(self, code: int, outcome: str, error: Mapping[str, Any] | None = None) -> int:
         """Leave the termination message, log `run.finished`, return the exit code; once."""
@@ -173,6 +174,7 @@ class Run:
 
     def started(self, config: Config) -> None:
         """Say that the run has begun."""
+        self.begun = True
         self.database = config.database
         data = {"command": self.command, "version": _version(), "database": config.database}
         structlog.get_logger().info("run.started", **data)
@@ -285,11 +287,17 @@ def _shortened(value: object, longest: int) -> object:
 
 
 def open_streams() -> None:
-    """Open what this process was started without: a connection must not become stdout."""
+    """Have streams that take everything.
+
+    What this process was started without is opened: a connection must not become stdout.
+    """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):  # what a terminal of another encoding cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def process(arguments: Sequence[str], choose: Choose) -> int:
@@ -401,7 +409,8 @@ def _lost_result() -> ConfigInvalid:
 
 def internal(error: BaseException) -> dict[str, object]:
     """Return the error object for a bug of ours: where, and what kind; no values."""
-    if found := unloadable.error_of(error):
+    left = stop.left() or "unfinished work was rolled back"
+    if found := unloadable.error_of(error, left):
         return found
     import traceback  # noqa: PLC0415 -- only for a bug
 
@@ -413,7 +422,7 @@ def internal(error: BaseException) -> dict[str, object]:
         "code": "internal.error",
         "message": f"a bug in pg-preflight: {type(error).__name__} at {places}"
         + (f" (SQLSTATE {sqlstate})" if sqlstate else ""),
-        "hint": f"Please report this line; {stop.left() or 'unfinished work was rolled back'}.",
+        "hint": f"Please report this line; {left}.",
     }
 
 
@@ -480,6 +489,8 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
     what = f"{left}; {lock_is}"
     if "targets" in run.tally.done:
         what = "what each target left stands in its target.finished"
+    if not run.begun:
+        name, what = signal.Signals(number).name, "nothing was begun"
     error = {
         "code": "run.stopped",
         "message": f"stopped by {name}; {what}",

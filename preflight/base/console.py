@@ -6,8 +6,9 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import accumulate, takewhile, zip_longest
 from typing import Any, Self, TextIO
 
 from preflight.base import terminal
@@ -283,7 +284,30 @@ def _broken(line: str, columns: int) -> str:
 
 
 def _seen(text: str) -> int:
-    return len(_PAINT.sub("", text))
+    return columns(_PAINT.sub("", text))
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese two each, an accent none."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):  # stands on the one before it
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(text: str, most: int) -> str:
+    """Return as much of a text's beginning as so many columns hold."""
+    ends = accumulate(map(_columns, text))
+    return text[: sum(1 for _ in takewhile(lambda end: end <= most, ends))]
+
+
+def _filled(text: str, most: int) -> str:
+    return text + " " * (most - columns(text))
 
 
 def width(stream: TextIO) -> int:
@@ -296,7 +320,7 @@ def _cells(rows: Sequence[Sequence[object]]) -> list[list[str]]:
 
 
 def _widths(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
-    return [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
+    return [max(columns(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
 
 
 def widest(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
@@ -317,7 +341,7 @@ def table(
     while sum(widths) + len(GAP) * (len(heads) - 1) > width and max(widths) > LEAST:
         widths[widths.index(max(widths))] -= 1
     lines = [
-        GAP.join(part.ljust(each) for part, each in zip(parts, widths, strict=True)).rstrip()
+        GAP.join(map(_filled, parts, widths)).rstrip()
         for row in [[head.upper() for head in heads], *cells]
         for parts in zip_longest(*map(_folded, row, widths), fillvalue="")
     ]
@@ -325,11 +349,19 @@ def table(
 
 
 def _folded(cell: str, width: int) -> list[str]:
-    if len(cell) <= width:
+    if columns(cell) <= width:
         return [cell]
-    import textwrap  # noqa: PLC0415 -- only where there is no room
-
-    return textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
+    lines, now = [], ""
+    for word in cell.split():
+        if now and columns(word) <= width < columns(f"{now} {word}"):
+            lines.append(now)
+            now = ""
+        now = f"{now} {word}" if now else word
+        while columns(now) > width:  # one word that is longer than a line
+            first = cut(now, width)
+            lines.append(first.rstrip())
+            now = now[len(first) :].lstrip()
+    return [*lines, now] if now else lines or [""]
 
 
 def _kept(line: str) -> str:
@@ -380,7 +412,7 @@ class Bar:
         told = self.told(share, words, now - self.began)
         if self._clear not in terminal.bars:
             terminal.bars.append(self._clear)
-        sys.stderr.write(f"\r\x1b[K{told[: width(sys.stderr) - 1]}")
+        sys.stderr.write(f"\r\x1b[K{cut(told, width(sys.stderr) - 1)}")
         sys.stderr.flush()
 
     def told(self, share: float | None, words: str, elapsed_s: float) -> str:

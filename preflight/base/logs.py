@@ -107,9 +107,13 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
     no_color: str | None = None,
     observe: Callable[[EventDict], None] | None = None,
 ) -> None:
-    """Send events of at least `level` to `stream`, one line each; `run.finished` always."""
+    """Send events of at least `level` to `stream`, one line each; `run.finished` always.
+
+    People get them in their terminal's own encoding, programs in UTF-8.
+    """
     if hasattr(stream, "reconfigure"):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        encoding = None if console_wanted(choice, stream) else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="backslashreplace")
     processors: list[Any] = [_unless_muted, structlog.processors.add_log_level]
     if observe:
         processors.append(_seen_by(observe))

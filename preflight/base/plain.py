@@ -26,3 +26,8 @@ VOCABULARIES = {
     },
 }
 SECRET_MAX_BYTES = 64 * 1024
+
+
+def host() -> str:
+    """Return this host's name in ASCII, which every server and database takes."""
+    return os.uname().nodename.encode("ascii", "backslashreplace").decode()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 INTERNAL = 70
 LEAST = (3, 11)  # of Python; an older one is to come as far as to say so
-UNREADABLE = (ImportError, SyntaxError, EOFError, UnicodeDecodeError)  # a module that is damaged
+DAMAGED = (EOFError, ValueError, TypeError)  # of a module's bytes, where the import itself met it
 
 
 def listen() -> None:
@@ -22,9 +22,12 @@ def listen() -> None:
         raise ImportError
 
 
-def error_of(error: BaseException) -> "dict[str, object] | None":
-    """Return the error object for a part of the program that cannot be loaded; None for others."""
-    if not isinstance(error, UNREADABLE):
+def error_of(error: BaseException, left: str = "nothing was changed") -> "dict[str, object] | None":
+    """Return the error object for a part of the program that cannot be loaded; None for others.
+
+    `left` says what has become of the work by then.
+    """
+    if not _is_damage(error):
         return None
     if sys.version_info < LEAST:
         return {
@@ -32,15 +35,26 @@ def error_of(error: BaseException) -> "dict[str, object] | None":
             "message": "Python {}.{} or later is needed; this is {}.{}.{}".format(
                 *LEAST, *sys.version_info[:3]
             ),
-            "hint": "Start it with a newer Python, or use the image. Nothing was changed.",
+            "hint": "Start it with a newer Python, or use the image; nothing was changed.",
         }
     said = " ".join(str(error).split())[:300]
     return {
         "code": "internal.installation",
         "message": f"a part of pg-preflight cannot be loaded: {type(error).__name__}: {said}",
         "hint": "The installation is damaged, or its libpq is missing: install it again, or use "
-        "the image. Nothing was changed.",
+        f"the image; {left}.",
     }
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Tell whether a module cannot be imported: its bytes are read by Python, not by us."""
+    if isinstance(error, (ImportError, SyntaxError)):
+        return True
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    place = last.tb_frame.f_code.co_filename if last else ""
+    return isinstance(error, DAMAGED) and place.startswith("<frozen importlib")
 
 
 def _tell(

@@ -101,7 +101,8 @@ def parse(arguments: Sequence[str]) -> Said:
         logs.give(f"pg-preflight {__version__}\n")
         raise SystemExit(0)
     if said[0] == "help":
-        said = [*said[1:2], "--help"]
+        asked = SPELLINGS.get(said[1], said[1]) if said[1:] else "help"
+        said = ["--help"] if asked in (*VERSION, "help") else [asked, "--help"]
     if not said[0].startswith("-") and said[0] not in COMMANDS:
         near = difflib.get_close_matches(said[0], [*COMMANDS, "version", "help"], 1)
         elsewhere = ELSEWHERE.get(said[0].lower())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import psycopg
 
 from preflight import __version__
+from preflight.base import plain
 from preflight.base.errors import (
     HistoryConflict,
     Problem,
@@ -87,7 +87,7 @@ def appended(
             migration.checksum,
             before.checksum if before else None,
             session.config.run_id,
-            socket.gethostname(),
+            plain.host(),
             said.get("duration_ms"),
             said.get("backup"),
             problem.sqlstate if problem else None,
@@ -185,7 +185,7 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
                 life,
                 place,
                 session.config.run_id,
-                socket.gethostname(),
+                plain.host(),
                 backup,
                 sqlstate,
                 __version__,
@@ -209,7 +209,7 @@ def note_point(
                 name,
                 json.dumps(said),
                 session.config.run_id,
-                socket.gethostname(),
+                plain.host(),
                 point,
                 __version__,
             ],

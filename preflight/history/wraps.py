@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from preflight import __version__
+from preflight.base import plain
 from preflight.base.errors import HistoryConflict
 from preflight.history import fence, ledger, tables
 from preflight.history.journal import writable
@@ -135,7 +135,7 @@ def journal(  # noqa: PLR0913 -- one row
             writable(session, command),
             key,
             session.config.run_id,
-            socket.gethostname(),
+            plain.host(),
             duration_ms,
             backup,
             None if error is None else writable(session, error),

@@ -9,6 +9,7 @@ import sys
 import time
 from _ctypes import FUNCFLAG_CDECL, CFuncPtr, _SimpleCData, dlopen, dlsym
 
+from preflight.base import plain
 from preflight.files import names
 
 TYPE_CHECKING = False
@@ -297,7 +298,7 @@ def _shown(reason: bytes) -> str:
 
 def _parameters(target: dict[str, str]) -> "tuple[Array[_Text], Array[_Text]]":
     said = target | {
-        "application_name": f"pg-preflight@{os.uname().nodename}"[:63],
+        "application_name": f"pg-preflight@{plain.host()}"[:63],
         "client_encoding": "UTF8",
         "options": f"-c lock_timeout={LOCK_MS} -c statement_timeout={ANSWER_MS} "
         "-c client_min_messages=error",

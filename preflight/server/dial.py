@@ -8,6 +8,7 @@ first poll, so a connection is made here step by step; only libpq's own texts (C
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import select
 import socket
@@ -118,6 +119,12 @@ def with_password(target: Mapping[str, str]) -> dict[str, str]:
     return {**target, **found[0]} if all(each == found[0] for each in found) else dict(target)
 
 
+def passwords(target: Mapping[str, str]) -> set[str]:
+    """Return every password that libpq would offer: what is said, a service's, a passfile's."""
+    found = [_kept({**target, **where}) for where in _each_host(target)]
+    return {password for each in found for password in each.values()}
+
+
 def _kept(target: Mapping[str, str]) -> dict[str, str]:
     """Return the password of one host.
 
@@ -148,7 +155,10 @@ def connect(target: Mapping[str, str], within_s: float) -> psycopg.Connection[An
     A thread does it, because name resolution cannot be bounded or interrupted otherwise.
     """
     call = _Call(target, within_s)
-    threading.Thread(target=call.run, daemon=True, name="dial").start()
+    try:
+        threading.Thread(target=call.run, daemon=True, name="dial").start()
+    except RuntimeError as error:  # the limit of processes, or of memory: others may end
+        raise Refused("passing", f"no thread can be started to connect with: {error}") from None
     try:
         with stop.allowed():
             while not (finished := call.done.wait(call.left_s())) and call.left_s():
@@ -265,7 +275,8 @@ class _Call:
 
 
 def _address(pgconn: pq.abc.PGconn) -> Address:
-    return pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode()
+    host, address, port = pgconn.host, pgconn.hostaddr, pgconn.port
+    return host.decode("utf-8", "replace"), address.decode(), port.decode("utf-8", "replace")
 
 
 def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
@@ -281,7 +292,7 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
 
 PLAIN = ("host", "hostaddr", "user", "dbname", "application_name")  # said in every run, or ours
 _SAID = (
-    re.compile(r"(definition of service )\S+( not found)"),
+    re.compile(r"(definition of service ).+( not found)"),
     re.compile(r"(-c |--)\S+( requires a value)"),
 )
 _ITEM = re.compile(r"[,\s=]+")
@@ -295,7 +306,9 @@ def _unsaid(text: str, pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> str:
     for each in _SAID:
         text = each.sub(r"\1…\2", text)
     said = dict(target) | {
-        each.keyword.decode(): each.val.decode() for each in pgconn.info if each.val
+        each.keyword.decode(): each.val.decode("utf-8", "replace")
+        for each in pgconn.info
+        if each.val
     }
     plain = {item for key in PLAIN for item in (said.get(key) or "").split(",")}
     values = {value for key, value in said.items() if key not in PLAIN}
@@ -384,10 +397,10 @@ _library: list[ctypes.CDLL | None] = []
 def _libpq() -> ctypes.CDLL | None:
     if not _library:
         found = None
-        with suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123
-            paths = [line.split(None, 5)[-1].strip() for line in maps if "/libpq" in line]
+        with suppress(OSError), open("/proc/self/maps", "rb") as maps:  # noqa: PTH123
+            paths = [line.split(None, 5)[-1].strip() for line in maps if b"/libpq" in line]
             if paths:
-                found = ctypes.CDLL(paths[0])
+                found = ctypes.CDLL(os.fsdecode(paths[0]))
                 found.PQsetErrorVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
         _library.append(found)
     return _library[0]

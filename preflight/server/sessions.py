@@ -17,7 +17,7 @@ import structlog
 from psycopg import capabilities, generators, pq
 from psycopg.rows import dict_row
 
-from preflight.base import quoting, stop
+from preflight.base import plain, quoting, stop
 from preflight.base.config import completed
 from preflight.base.errors import (
     ConnectionLost,
@@ -729,7 +729,7 @@ def lost(error: psycopg.Error) -> ConnectionLost:
 def application_name(doing: str = "") -> str:
     """Return the name that other sessions see, with our host and what we do; at most 63 bytes."""
     said = f": {doing}" if doing else ""
-    return f"pg-preflight@{socket.gethostname()}"[: 63 - len(said)] + said
+    return f"pg-preflight@{plain.host()}"[: 63 - len(said)] + said
 
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"

@@ -192,6 +192,20 @@ def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str], command: str 
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("said", ["help", "version", "--version", "-V"])
+def test_help_of_what_is_no_command_is_the_help(
+    capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    """It names `help` and `version`, and says what they do; an old spelling is its command."""
+    told = []
+    for words in (["help", said], ["--help"], ["help", "--check"], ["check", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            arguments.parse(words)
+        told.append((ended.value.code, capsys.readouterr().out))
+
+    assert (told[1], told[3]) == (told[0], told[2])
+
+
 def test_help_has_every_exit_code_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
     """A reader of the image has no other page; the one that is named has an address there."""
     with pytest.raises(SystemExit):

@@ -2,21 +2,25 @@
 
 import array
 import fcntl
+import importlib
+import importlib.util
 import json
+import marshal
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import structlog
 
 from preflight import run
-from preflight.base import notify
+from preflight.base import notify, stop
 from tests import faults, program, servers
 
 PAGE = 4096  # the least that a pipe holds
@@ -169,6 +173,126 @@ def test_program_that_is_not_there_says_so(app: Path, tmp_path: Path) -> None:
     assert (70, "") == (ended.returncode, ended.stdout)
     assert "pg-preflight is not installed for this Python" in ended.stderr
     assert 1 == len(ended.stderr.splitlines())
+
+
+@pytest.mark.parametrize("read", [b"caf\xe9".decode, partial(marshal.loads, b"")])
+def test_no_error_of_a_run_is_a_damaged_installation(read: Callable[[], object]) -> None:
+    """What a file, a server or a program says may be no UTF-8; installing again helps nobody."""
+    with pytest.raises((UnicodeDecodeError, EOFError)) as raised:
+        read()
+
+    assert "internal.error" == run.internal(raised.value)["code"]
+
+
+@pytest.mark.parametrize("module", [b"", b"\xe9", b"\xfa\x01\xe9", b"\x81"])
+def test_module_that_is_damaged_meanwhile_denies_nothing(
+    module: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part may be loaded when files were applied already: it says what is left, as for a bug."""
+    (tmp_path / "damaged.pyc").write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + module)
+    monkeypatch.syspath_prepend(tmp_path)
+    session = object()
+    found = []
+    for left in (None, "its first 2 statements stay"):
+        stop.leaves(session, left)
+        with pytest.raises((EOFError, ValueError, TypeError, ImportError)) as raised:
+            importlib.import_module("damaged")
+        found.append(run.internal(raised.value))
+    stop.leaves(session, None)
+
+    assert ["internal.installation"] * 2 == [each["code"] for each in found]
+    assert [True, True] == [
+        str(each["hint"]).endswith(f"use the image; {left}.")
+        for each, left in zip(
+            found, ("unfinished work was rolled back", "its first 2 statements stay"), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize("log", ["json", "console"])
+def test_people_read_their_terminal_s_encoding(encoding: str, log: str) -> None:
+    """What it cannot show is escaped: a result that is there must not end with 70."""
+    program = (
+        "import sys; from preflight import run; from preflight.base import logs\n"
+        "import structlog\n"
+        "def check(_):\n"
+        "    logs.give('é →\\n')\n"
+        "    structlog.get_logger().warning('config.warned', warning='é →')\n"
+        "sys.exit(run.once(['check', '--table'], lambda _: (check, 'check', True)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=servers.REPOSITORY,
+        env={"PATH": os.defpath, "PYTHONIOENCODING": encoding, "PREFLIGHT_LOG": log},
+        capture_output=True,
+        check=False,
+    )
+
+    said = "é →".encode(encoding, "backslashreplace")
+    assert (0, said + b"\n") == (ended.returncode, ended.stdout), ended.stderr
+    if log == "console":
+        assert said in ended.stderr
+        assert " ✓ ok".encode(encoding, "backslashreplace") in ended.stderr
+    else:
+        assert "é →" == program_events(ended.stderr)[-2]["warning"]
+
+
+def program_events(output: bytes) -> list[program.Event]:
+    """Return the events that were written as UTF-8."""
+    return program.parse(output.decode())
+
+
+@pytest.mark.parametrize("command", [["--help"], ["check", "--help", "--json"], ["help", "wrap"]])
+def test_help_is_shown_in_any_encoding(command: list[str]) -> None:
+    """With the characters that there are."""
+    ended = subprocess.run(
+        [sys.executable, program.ENTRYPOINT, *command],
+        env={"PATH": os.defpath, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert (0, b"usage: ") == (ended.returncode, ended.stdout[:7])
+
+
+def test_stop_while_a_secret_is_waited_for_speaks_of_no_server(tmp_path: Path) -> None:
+    """It comes at once, and nobody was asked to free a lock."""
+    path = tmp_path / "secret"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    process = subprocess.Popen(
+        [sys.executable, program.ENTRYPOINT, "up"],
+        env={"PATH": os.defpath, "PGPASSWORD_FILE": str(path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    files = Path(f"/proc/{process.pid}/fd")
+    faults.until(
+        lambda: path.resolve() in {each.resolve() for each in files.iterdir()}, "it reads the pipe"
+    )
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    os.close(writer)
+
+    last = program.parse(output)[-1]
+    assert (143, 143) == (process.returncode, last["exit_code"])
+    assert "stopped by SIGTERM; nothing was begun" == last["error"]["message"]
+
+
+def test_connection_without_a_thread_to_spare_is_waited_for(tmp_path: Path) -> None:
+    """Others may end, or the limit be raised: 10 with the reason, and no bug to report."""
+    code = (
+        "import os, sys, threading, entrypoint; threading.stack_size(1 << 47);"
+        f"os.environ['PGHOST'] = {str(tmp_path)!r};"
+        "os.environ['PREFLIGHT_WAIT_TIMEOUT_S'] = '0';"
+        "sys.argv[1:] = ['wait']; sys.exit(entrypoint.main())"
+    )
+    ended = program.bounded(code)
+
+    last = program.parse(ended.stdout)[-1]
+    assert (10, 10) == (ended.returncode, last["exit_code"])
+    assert "no thread can be started to connect with" in last["error"]["message"]
 
 
 def into(

@@ -152,6 +152,29 @@ def test_table_that_is_too_wide_goes_on_in_its_cells() -> None:
     )
 
 
+def test_wide_characters_take_their_two_columns() -> None:
+    """And an accent of its own takes none: what stands behind them stays in its column."""
+    rows = [("日本語", "x"), ("cafe\u0301", "x"), ("ascii", "x")]
+    shown = console.table(("suite", "check"), rows)
+
+    assert "SUITE   CHECK\n日本語  x\ncafe\u0301    x\nascii   x" == shown
+    assert [6, 4, 5] == [console.columns(suite) for suite, _ in rows]
+    assert 13 == console.widest(("suite", "check"), rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["日本語 表が存在する 日本語", "日本語" * 9, "a " * 20 + "日本語" * 9]
+)
+def test_wide_characters_go_on_below_like_others(text: str) -> None:
+    """No line is wider than the terminal, and nothing is lost."""
+    shown = console.table(("a", "b"), [(text, "x")], width=24)
+
+    assert all(console.columns(line) <= 24 for line in shown.splitlines())
+    cells = [line.removesuffix("x") for line in shown.splitlines()[1:]]
+    assert text.replace(" ", "") == "".join(cells).replace(" ", "")
+    assert "日本" == console.cut("日本語", 5)
+
+
 @pytest.mark.parametrize(
     ("share", "elapsed_s", "left"),
     [(0.5, 10, ", 10 s left"), (0.25, 100, ", 5 min left"), (0.5, 1, ""), (0.01, 60, "")],

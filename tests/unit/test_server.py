@@ -1,6 +1,7 @@
 """How a failed attempt is told from another, and how long we go on; without any server."""
 
 import contextlib
+import os
 import socket
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import tenacity
 
 from preflight.base import errors
 from preflight.server import dial, ready, sessions, waiting
+from tests import program
 
 DEAD = 'connection to server at "db" (10.0.0.1), port 5432 failed: Connection refused'
 REFUSED = 'connection to server at "db" (10.0.0.1), port 5432 failed:'
@@ -219,6 +221,40 @@ def test_settings_stand_behind_those_of_a_service(
         "-c role=me"
         == sessions.with_settings({"service": "prod", "options": ""}, {"role": "me"})["options"]
     )
+
+
+@pytest.mark.parametrize("name", ["PGPASSFILE", "PGSSLROOTCERT", "PGSSLKEY"])
+def test_path_that_is_not_utf8_hides_no_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux takes any bytes; the server is merely not up, and that is what is said."""
+    monkeypatch.setenv(name, "/nowhere/caf\udce9")
+    with pytest.raises(dial.Refused) as raised:
+        dial.connect({"host": "127.0.0.1", "port": "1"}, 5)
+
+    assert "passing" == raised.value.kind
+    assert "Connection refused" in str(raised.value)
+
+
+def test_library_is_found_beside_files_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    """What else is mapped has any name."""
+    (tmp_path / os.fsdecode(b"caf\xe9")).write_bytes(b"x")
+    code = (
+        "import mmap, os, sys; from preflight.server import dial\n"
+        f"file = os.open(os.fsencode({str(tmp_path)!r}) + b'/caf\\xe9', os.O_RDONLY)\n"
+        "mapped = mmap.mmap(file, 1, prot=mmap.PROT_READ)\n"
+        "sys.exit(dial._libpq() is None)"
+    )
+    ended = program.bounded(code)
+
+    assert (0, "") == (ended.returncode, ended.stderr)
+
+
+def test_name_of_any_host_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux takes any bytes for it, libpq and the history only a text."""
+    named = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*named[:1], "caf\udce9", *named[2:])))
+
+    assert r"pg-preflight@caf\udce9: up" == sessions.application_name("up")
+    assert 63 == len(sessions.application_name("x" * 60).encode())
 
 
 class Old(sessions.Session):

@@ -465,6 +465,26 @@ def test_only_regular_files_of_the_environment_are_read(tmp_path: Path, waiting:
     os.close(pipe)
 
 
+def test_password_that_libpq_finds_by_itself_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command's libpq finds it as well, in a passfile or a service file, and may say it."""
+    passfile, services = tmp_path / "passfile", tmp_path / "services"
+    passfile.write_text("a:5432:*:*:hidden of a\nb:5432:*:*:hidden of b\n")
+    passfile.chmod(0o600)
+    services.write_text("[prod]\nhost=c\npassword=hidden of c\n")
+    monkeypatch.setenv("PGPASSFILE", str(passfile))
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    for environ, words in (
+        ({"PGHOST": "a,b"}, "***, ***, hidden of c"),
+        ({"PGHOST": "a", "PREFLIGHT_REHEARSE_URL": "postgres://b/d"}, "***, ***, hidden of c"),
+        ({"DATABASE_URL": "service=prod"}, "hidden of a, hidden of b, ***"),
+    ):
+        settings = config.Config.from_env(environ, tmp_path, "run")
+        wrapped = asked.read(settings, asked.Asked(("tool",), always=True))
+        assert words == wrapped.mask.text("hidden of a, hidden of b, hidden of c")
+
+
 def test_secrets_of_the_environment_are_known() -> None:
     """Passwords, tokens and keys, in URLs as they are written and as they are meant."""
     found = environment.secrets(

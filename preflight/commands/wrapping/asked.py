@@ -17,6 +17,7 @@ from preflight.base import masks
 from preflight.base.errors import ConfigInvalid
 from preflight.commands.wrapping import environment, key, tools
 from preflight.files import reading
+from preflight.server import dial
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -109,8 +110,8 @@ def read(config: Config, asked: Asked) -> Wrapped:
     files = _contents(environ)
     secrets = environment.secrets(environ, files)
     secrets |= environment.secrets_of_arguments(asked.command)
-    password = config.target.get("password")
-    secrets |= {password} if password else set()
+    for target in (config.target, config.rehearse_url, config.rehearse_clone_url):
+        secrets |= dial.passwords(target) if target else set()
     return Wrapped(
         asked,
         environ,
