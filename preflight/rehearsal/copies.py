@@ -883,4 +883,5 @@ def _behind(
         return []
     moving = catalog.set_back(live, stood, schemas)
     used = {name for name, (_, last) in found.items() if last is not None}
-    return catalog.behind({n: at for n, at in stood.items() if n not in moving & used}, found)
+    anywhere = {name for name, unused in moving.items() if unused or name in used}
+    return catalog.behind({n: at for n, at in stood.items() if n not in anywhere}, found)

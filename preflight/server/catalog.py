@@ -615,18 +615,18 @@ def _told(shape: str) -> str:
     return f"`{text[:80]}…`" if len(text) > 80 else f"`{text}`"  # noqa: PLR2004 -- a line's worth
 
 
-def set_back(session: Session, since: Sequences, schemas: Sequence[str] = ()) -> set[str]:
+def set_back(session: Session, since: Sequences, schemas: Sequence[str] = ()) -> dict[str, bool]:
     """Return which sequences somebody sets back, seen to stand lower than before within a second.
 
     Such a one may have stood anywhere while it was dumped, also where it stood before and after as
-    it did `since`.
+    it did `since`. True: it was also seen as if it had not been used (`setval(…, 1, false)`).
     """
-    before, found = dict(since), set[str]()
+    before, found = dict(since), dict[str, bool]()
     for waited in stop.looks(0.01, 0.03):
         for name, (up, last) in sequences(session, schemas).items():
             _, earlier = before.get(name, (up, None))
-            if last is not None and earlier is not None and _short_of(earlier, last, up=up):
-                found.add(name)
+            if earlier is not None and (last is None or _short_of(earlier, last, up=up)):
+                found[name] = last is None or found.get(name, False)
             before[name] = (up, last)
         if waited >= SET_BACK_S:
             break

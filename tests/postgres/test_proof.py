@@ -536,8 +536,9 @@ def test_dump_that_lacks_something_is_no_backup(  # noqa: PLR0913, PLR0917 -- a 
     assert unharmed()
 
 
+@pytest.mark.parametrize("back", ["1", "1, false"])
 def test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump(
-    start: Start, database: servers.Database, tmp_path: Path
+    start: Start, database: servers.Database, tmp_path: Path, back: LiteralString
 ) -> None:
     """It stood elsewhere while it was dumped, and before and after at the same place."""
     database.script("CREATE SEQUENCE counted; SELECT setval('counted', 5)")
@@ -546,7 +547,7 @@ def test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump(
         'cp -p "$PGPASSFILE" "$HERE/pass"\n'  # ours is gone by the time that it is asked again
         'to() { PGPASSFILE="$HERE/pass" "$(dirname "$REAL")/psql" -Xqd "$live" '
         "-c \"SELECT setval('counted', $1)\" >&2; }\n"
-        'to 1; "$REAL" "$@"; code=$?; to 5; exit $code'
+        f'to "{back}"; "$REAL" "$@"; code=$?; to 5; exit $code'
     )
     process = start("backup", env={"PATH": Fakes(tmp_path / "fakes").write(script)})
     process.wait_for_event("rehearsal.started")
@@ -555,8 +556,8 @@ def test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump(
     def write() -> None:
         with database.server.connect(database.name) as connection:
             while not over.is_set():
-                for place in (1, 5):
-                    connection.execute("SELECT setval('counted', %s)", [place])
+                for place in (back, "5"):
+                    connection.execute(f"SELECT setval('counted', {place})")
 
     writer = threading.Thread(target=write)
     writer.start()
