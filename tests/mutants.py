@@ -209,9 +209,10 @@ MUTANTS = [
     Mutant(
         "a sequence that is set back again and again is looked at first",
         "rehearsal/copies",
-        "if n not in moving & used}, found)",
+        "if n not in anywhere}, found)",
         "}, found)",
         _tests("proof::test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump"),
+        VERDICTS,
     ),
     Mutant(
         "tables are locked before the snapshot",

@@ -7,6 +7,8 @@ number 123 of that seed again.
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
 import json
 import random
 import re
@@ -113,6 +115,27 @@ BY_SUPERUSER = {
     " LANGUAGE sql AS $body$SELECT ROW($1)::{s}.{n}$body$; CREATE CAST (int AS {s}.{n})"
     " WITH FUNCTION {s}.{m}(int)",
 }
+# What an administrator has put into a database that a dump is silently without: no dump has it, or
+# not the one of an ordinary role. {n} is a name.
+SILENT = {
+    "function of the system": "CREATE FUNCTION pg_catalog.{n}() RETURNS int LANGUAGE sql"
+    " AS 'SELECT 1'",
+    "type of the system": "CREATE TYPE pg_catalog.{n} AS ENUM ('a')",
+    "view of the system": "SET allow_system_table_mods = on;"
+    "CREATE VIEW information_schema.{n} AS SELECT 1 AS one; RESET allow_system_table_mods",
+    "table of an extension": "CREATE EXTENSION IF NOT EXISTS tablefunc;"
+    "CREATE TABLE public.{n} AS SELECT 1 AS id; GRANT SELECT ON public.{n} TO PUBLIC;"
+    "ALTER EXTENSION tablefunc ADD TABLE public.{n}",
+    "view that was moved": "CREATE EXTENSION IF NOT EXISTS pg_stat_statements;"
+    "CREATE SCHEMA {n}; ALTER VIEW pg_stat_statements SET SCHEMA {n}",
+    "user mapping": "CREATE FOREIGN DATA WRAPPER {n}; CREATE SERVER {n} FOREIGN DATA WRAPPER {n};"
+    "CREATE USER MAPPING FOR PUBLIC SERVER {n} OPTIONS (password 'x')",
+    "subscription": "CREATE SUBSCRIPTION {n} CONNECTION 'dbname=x' PUBLICATION p"
+    " WITH (connect = false, slot_name = NONE)",
+}
+DROPPED = """DO $$ DECLARE s text; BEGIN FOR s IN SELECT subname FROM pg_subscription
+JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()
+LOOP EXECUTE format('DROP SUBSCRIPTION %I', s); END LOOP; END $$"""  # no database goes with one
 EXTENSIONS = (
     "hstore", "citext", "pg_trgm", "btree_gist", "btree_gin", "ltree", "cube", "intarray", "isn",
     "seg", "bloom", "fuzzystrmatch", "tablefunc", "unaccent", "dict_int", "pageinspect", "lo",
@@ -126,6 +149,16 @@ WRITES = (
     "SELECT setval('counted', 1)",
     "SELECT lo_unlink(lo_from_bytea(0, '\\x01'))",
 )
+# What is done to sequences all the time that do not only go on: how one is made, and a step of it.
+STEPS = {
+    "cycles": ("MAXVALUE 2 CYCLE", "nextval(s)"),
+    "cycles_down": ("INCREMENT -1 MINVALUE -3 CYCLE", "nextval(s)"),
+    "set": ("", "setval(s, 1 + (random() * 3)::int)"),
+    "set_down": ("INCREMENT -2", "setval(s, -1 - random()::int)"),
+    "begun_anew": ("", "setval(s, 1 + random()::int, random() < 0.5)"),
+}
+OF_EACH = 6
+STEPPED = "SELECT CASE WHEN random() < 0.5 THEN {step} END FROM unnest('{{{names}}}'::regclass[]) s"
 CHANGES = (  # what nobody does all the time
     "TRUNCATE emptied; INSERT INTO emptied VALUES (1)",
     "CREATE TABLE passing (id int); DROP TABLE passing",
@@ -155,6 +188,7 @@ SETTINGS = (
 READABLE = """DO $$ DECLARE l oid; BEGIN FOR l IN SELECT oid FROM pg_largeobject_metadata LOOP
 EXECUTE format('GRANT SELECT ON LARGE OBJECT %s TO {}', l); END LOOP; END $$"""
 PAUSE_S, CHANGE_EACH = 0.02, 100
+STEP_S = 0.005
 NO_SNAPSHOT = """for e; do shift; case $e in --snapshot=*) ;; *) set -- "$@" "$e" ;; esac; done"""
 DAMAGES = (
     '"$REAL" "$@" | head -c $(({bytes} + 600))',
@@ -167,10 +201,29 @@ DAMAGES = (
     '{python} -c "{adds}" {superuser} && ' + NO_SNAPSHOT + ' && exec "$REAL" "$@"',
 )
 WRITABLE = "-c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
+UNBOUND = {14: "idle_session_timeout", 17: "transaction_timeout"}  # since which server there are
 ADDS = (
     "import psycopg, sys; psycopg.connect(sys.argv[1], autocommit=True)"
     ".execute('INSERT INTO public.written (v) VALUES (0)')"
 )
+
+AT_FIRST = 'mkdir "$HERE/first" 2>/dev/null || exec "$REAL" "$@"\n'  # a damage that passes
+INTO = "--dbname="  # what a pg_restore is told that fills a database
+OF_ROWS = "--file=-"  # and one that reads the rows back
+ONLY = """case "$*" in *{of}*) ;; *) exec "$REAL" "$@";; esac\n"""
+# A pg_restore that does not read what is there, of {bytes} from a dump's beginning.
+MISREADS = """for last; do :; done; [ -f "$last" ] || exec "$REAL" "$@"
+touch "$HERE/misread"; {{ {reads}; }} > "$HERE/read.$$"
+for e; do shift; [ "$e" != "$last" ] || e="$HERE/read.$$"; set -- "$@" "$e"; done; exec "$REAL" "$@"
+"""
+READS = (
+    'head -c {bytes} "$last"',
+    'head -c {bytes} "$last"; head -c 5000 /dev/zero',
+    'printf x; cat "$last"',
+    "true",
+)
+# What a backup may say it is without, and be whole: it is not the backup that lacks it, or a view.
+SPARED = (re.compile("not given to the copy"), re.compile("moved out of [^,]*, and [^,]*"))
 
 # What may be lost without an error while it is restored, as pg_restore --list calls it. Comments,
 # rights, owners of sequences and what a publication holds are not compared: docs/rehearsal.md.
@@ -184,7 +237,8 @@ LEAVES = (
 LACKS = (
     "ALTER TABLE written ENABLE ROW LEVEL SECURITY; ALTER ROLE {r} NOBYPASSRLS",
     "REVOKE pg_read_all_data FROM {r}",
-    "REVOKE pg_read_all_data FROM {r}; GRANT SELECT ON written, emptied, counted TO {r}",
+    """REVOKE pg_read_all_data FROM {r}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {r};
+    GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {r}""",
     "SELECT lo_from_bytea(0, '\\x01')",
 )
 # A pg_restore that loses one entry of the archive on its way into a database, and says which.
@@ -223,10 +277,11 @@ class Recipe:
     writers: int
     rehearse: str | None  # on which server, if at all
     settings: tuple[str, ...]
+    silent: tuple[str, ...] = ()  # what a superuser has made in it besides
 
     def __str__(self) -> str:
         """Show it as it was made."""
-        made = ";\n".join([*self.statements, *self.settings])
+        made = ";\n".join([*self.statements, *self.silent, *self.settings])
         return f"as {self.role}, {self.writers} writers, rehearse {self.rehearse}:\n{made}"
 
 
@@ -264,9 +319,25 @@ def recipe(choice: random.Random, number: int) -> Recipe:
         if role != "owner" and choice.random() < 0.5:
             statements.append(f"ALTER SCHEMA {quoted(schema)} OWNER TO {choice.choice(owners)}")
     count, rehearse = choice.randint(0, 2), choice.random() < 0.7
+    if count:
+        stands = [f"{name} {STEPS[kind][0]}" for kind in STEPS for name in stepped(kind)]
+        statements.append("; ".join(f"CREATE SEQUENCE {each}" for each in stands))
+    silent = [
+        SILENT[kind].format(n=quoted(name))
+        for kind, name in zip(
+            choice.sample(sorted(SILENT), choice.choice((0, 0, 1, 2))),
+            choice.sample(NAMES, 2),
+            strict=False,
+        )
+    ]
     settings = choice.sample(SETTINGS, choice.choice((0, 6, len(SETTINGS) // 2)))
     where = choice.choice(("server", "server", "server", "local")) if rehearse else None
-    return Recipe(tuple(statements), role, count, where, tuple(settings))
+    return Recipe(tuple(statements), role, count, where, tuple(settings), tuple(silent))
+
+
+def stepped(kind: str) -> list[str]:
+    """Return the sequences with which a kind of step is done."""
+    return [f"public.{kind}_{each}" for each in range(OF_EACH)]
 
 
 @contextlib.contextmanager
@@ -291,6 +362,9 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
                 with contextlib.suppress(psycopg.errors.FeatureNotSupported):
                     connection.execute(statement.encode())
             connection.execute("RESET ROLE")
+            for statement in made.silent:
+                with contextlib.suppress(psycopg.errors.FeatureNotSupported):
+                    connection.execute(statement.encode())
             connection.execute(READABLE.format(roles[3]).encode())
             for setting in made.settings:
                 with contextlib.suppress(psycopg.errors.UndefinedObject):
@@ -300,6 +374,7 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
         with server.connect() as connection:
             connection.execute(f"ALTER DATABASE {database.name} RESET ALL".encode())
         with server.connect(database.name) as connection:
+            connection.execute(DROPPED.encode())
             connection.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE".encode())
         with server.connect() as connection:
             name = sql.Identifier(database.name)
@@ -317,19 +392,25 @@ def _whose(made: Recipe, number: int) -> str:
 
 @contextlib.contextmanager
 def writers(database: servers.Database, count: int, seed: str) -> Iterator[None]:
-    """Have so many sessions write as long as this lasts."""
+    """Have so many sessions write as long as this lasts, and one more set sequences back."""
     over = threading.Event()
+    major = database.server.major
+    free = [f"-c {name}=0" for since, name in UNBOUND.items() if major >= since]
+    options = " ".join([WRITABLE, "-c search_path=public", *free])
 
-    def write(choice: random.Random) -> None:
-        with database.server.connect(database.name) as connection:
-            while not over.wait(PAUSE_S):
-                change = choice.randrange(CHANGE_EACH) == 0
+    def write(statements: Iterator[str], pause_s: float) -> None:
+        with psycopg.connect(database.conninfo(options=options), autocommit=True) as connection:
+            while not over.wait(pause_s):
                 with contextlib.suppress(psycopg.Error):  # they are in each other's way
-                    connection.execute(choice.choice(CHANGES if change else WRITES).encode())
+                    connection.execute(next(statements).encode())
 
-    threads = [
-        threading.Thread(target=write, args=(random.Random(f"{seed}/{each}"),), daemon=True)  # noqa: S311 - to be repeated
+    at_work = [
+        (_written(random.Random(f"{seed}/{each}")), PAUSE_S)  # noqa: S311 - to be repeated
         for each in range(count)
+    ]
+    threads = [
+        threading.Thread(target=write, args=each, daemon=True)
+        for each in (*at_work, *([(_steps(), STEP_S)] if count else []))
     ]
     for each in threads:
         each.start()
@@ -339,6 +420,18 @@ def writers(database: servers.Database, count: int, seed: str) -> Iterator[None]
         over.set()
         for each in threads:
             each.join(30)
+
+
+def _written(choice: random.Random) -> Iterator[str]:
+    while True:
+        yield choice.choice(CHANGES if choice.randrange(CHANGE_EACH) == 0 else WRITES)
+
+
+def _steps() -> Iterator[str]:
+    return itertools.cycle(
+        STEPPED.format(step=step, names=",".join(stepped(kind)))
+        for kind, (_, step) in STEPS.items()
+    )
 
 
 def environment(database: servers.Database, home: Path, made: Recipe) -> dict[str, str]:
@@ -383,16 +476,87 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
         damaged_env = {**env, "PATH": fake.write(damage), "PREFLIGHT_REHEARSE": "off"}
         damaged = program.Program(damaged_env, home).run("backup", timeout=300)
         proven = [each for each in whole.event("rehearsal.passed") if not _spared(each)]
-        lost = poorer(env, home, seed, LEAVES) if whole.code == 0 and proven else ""
-        lost = lost or _with_less(database, env, made, home, choice)
-    if lost:
-        return f"{lost}\n{made}"
-    wrong = ""
-    if whole.code in BAD or whole.code not in (0, 14):
-        wrong = f"a whole database was called bad: {whole}\n{made}"
-    elif whole.code == 0 and damaged.code != 24:
-        wrong = f"a damaged dump was not called bad ({damage}): {damaged}\n{made}"
-    return wrong
+        if whole.code == 0:
+            wrong = _at_first(env, home, seed, damage, lacking(home, whole), proven=bool(proven))
+            wrong = wrong or _misread(database, made, home, choice, size)
+            if proven:
+                wrong = wrong or poorer(env, home, seed, LEAVES)
+            if not wrong and damaged.code != 24:
+                wrong = f"a damaged dump was not called bad ({damage}): {damaged}"
+        elif whole.code != 14:
+            wrong = f"a whole database was called bad: {whole}"
+        else:
+            wrong = ""
+        wrong = wrong or _doubted(whole)
+        wrong = wrong or _with_less(database, env, made, home, choice)
+    return wrong and f"{wrong}\n{made}"
+
+
+def _doubted(whole: program.Result) -> str:
+    """Look whether a dump was taken again for a sequence that somebody sets back all the time."""
+    told = [each.get("waiting") or "" for each in whole.event("backup.progressed")]
+    again = [each for each in told if " stands at " in each]
+    return f"a whole dump was not believed: {again[0]}" if again else ""
+
+
+def lacking(home: Path, said: program.Result) -> list[str]:
+    """Return what the manifest of a run's backup says it is without, and has lost."""
+    name = said.event("backup.verified")[-1]["backup"]
+    manifest = json.loads((home / "backups" / name / "manifest.json").read_text())
+    return [
+        each["what"]
+        for each in manifest.get("without", [])
+        if not any(why.fullmatch(each["why"]) for why in SPARED)
+    ]
+
+
+def _at_first(  # noqa: PLR0913 -- a damage, and what is known of what it is done to
+    env: dict[str, str],
+    home: Path,
+    seed: str,
+    damage: str,
+    without: Sequence[str],
+    *,
+    proven: bool,
+) -> str:
+    """Have a proof demanded while a damage passes; return what was wrong.
+
+    It is had from a fresh dump, but of a backup that is without something never.
+    """
+    fake = fakes.Fakes(home / "passes")
+    path = fake.write(AT_FIRST + damage)
+    if proven and random.Random(seed).random() < 0.5:  # noqa: S311 - to be repeated
+        (fake.here / "pg_dump").unlink()
+        call = loses(fake, seed, LEAVES)
+        path = fake.write(f"{ONLY.format(of=INTO)}{AT_FIRST}{call}", "pg_restore")
+    demanded = {"PREFLIGHT_REHEARSE": "always"} if proven or without else {}
+    said = program.Program({**env, "PATH": path, **demanded}, home).run("backup", timeout=300)
+    if without:
+        words = said.finished.get("error", {}).get("message", "")
+        if said.code != 27 or not any(each in words for each in without):
+            return f"a proof was demanded of what is without {without}: {said}"
+    elif said.code != 0:
+        return f"a damage that passes was no reason for a fresh dump ({damage}): {said}"
+    return ""
+
+
+def _misread(
+    database: servers.Database, made: Recipe, home: Path, choice: random.Random, size: int
+) -> str:
+    """Have a whole dump misread while a role restores it that may not make all of it.
+
+    Return what was wrong.
+    """
+    where = made.rehearse or "server"
+    env = environment(database, home, dataclasses.replace(made, role="reader", rehearse=where))
+    reads = choice.choice(READS).format(bytes=choice.randint(20, max(size - 500, 20)))
+    of = choice.choice((INTO, INTO, INTO, OF_ROWS))
+    fake = fakes.Fakes(home / "misreads")
+    path = fake.write(ONLY.format(of=of) + MISREADS.format(reads=reads), "pg_restore")
+    said = program.Program({**env, "PATH": path}, home).run("backup", timeout=300)
+    if (fake.here / "misread").exists() and said.code != 24:
+        return f"a dump that cannot be read was not called bad ({reads}, {of}): {said}"
+    return ""
 
 
 def _with_less(
@@ -421,15 +585,20 @@ def _spared(passed: program.Event) -> bool:
 def poorer(env: dict[str, str], home: Path, seed: str, kinds: Sequence[str]) -> str:
     """Have a copy proven that lost one object of these kinds; return what was wrong."""
     fake = fakes.Fakes(home / "loses")
-    (fake.here / "loses.py").write_text(LOSES)
-    called = " ".join(map(shlex.quote, (sys.executable, str(fake.here / "loses.py"), seed)))
-    which = shlex.quote("|".join(map(re.escape, kinds)))
-    path = fake.write(f'exec {called} {which} "$REAL" "$@"', "pg_restore")
+    path = fake.write(loses(fake, seed, kinds), "pg_restore")
     said = program.Program({**env, "PATH": path}, home).run("backup", timeout=300)
     lost = (fake.here / "lost").read_text() if (fake.here / "lost").exists() else ""
     if lost and said.code != 24:
         return f"a copy without {lost} was not called bad: {said}"
     return ""
+
+
+def loses(fake: fakes.Fakes, seed: str, kinds: Sequence[str]) -> str:
+    """Return the call of a pg_restore that loses one object of these kinds."""
+    (fake.here / "loses.py").write_text(LOSES)
+    called = " ".join(map(shlex.quote, (sys.executable, str(fake.here / "loses.py"), seed)))
+    which = shlex.quote("|".join(map(re.escape, kinds)))
+    return f'exec {called} {which} "$REAL" "$@"'
 
 
 def _size(home: Path) -> int:
