@@ -311,6 +311,7 @@ def recipe(choice: random.Random, number: int) -> Recipe:
         "INSERT INTO written (v) SELECT generate_series(1, 100)",
         "CREATE TABLE emptied (id int); INSERT INTO emptied VALUES (1)",
         "CREATE SEQUENCE counted",
+        "CREATE TABLE kept AS SELECT md5(g::text) AS v FROM generate_series(1, 500) g",
     ]
     if role != "owner":
         statements += [
