@@ -519,6 +519,7 @@ MUTANTS = [
         "    except BackupUnverified as failure:\n",
         "    except BackupDamaged as failure:\n",
         _tests("backup_faults::test_one_fresh_dump_is_taken_before_a_backup_is_called_bad"),
+        VERDICTS,
     ),
     Mutant(
         "a proven backup is still there",
@@ -533,6 +534,7 @@ MUTANTS = [
         '    unread = [problem for problem in problems if problem.sort == "archive"]\n',
         "    unread: list[new_database.Complaint] = []\n",
         _tests("proof::test_dump_that_cannot_be_read_is_no_missing_right"),
+        VERDICTS,
     ),
     Mutant(
         "what belongs to others is proven without owners and rights",
@@ -811,6 +813,7 @@ MUTANTS = [
         '    if without and config.rehearse == "always":\n',
         "    if False:\n",
         _tests("backup_faults::test_what_a_dump_silently_leaves_out_is_said"),
+        VERDICTS,
     ),
     Mutant(
         "nothing takes back version 000",
