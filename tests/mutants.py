@@ -72,6 +72,7 @@ VERDICTS = _tests("faults_verdicts")
 CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
+RIGHTS = _tests("faults_rights")
 
 MUTANTS = [
     # --- durability
@@ -231,9 +232,10 @@ MUTANTS = [
     Mutant(
         "a table that row security filters",
         "backup/snapshots",
-        "WHERE NOT r.readable OR r.filtered ORDER",
+        "WHERE NOT r.readable OR r.filtered AND r.has_rows ORDER",
         "WHERE NOT r.readable ORDER",
         _tests("backup::test_what_the_role_cannot_read_is_named_before_anything_starts"),
+        RIGHTS,
     ),
     Mutant(
         "a backup that fails its proof is hidden",

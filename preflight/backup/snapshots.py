@@ -67,7 +67,7 @@ WHERE n.nspname = 'pg_catalog' OR n.nspname NOT LIKE 'pg\\_%'
 _UNREADABLE = """
 SELECT r.schema, r.name, r.readable FROM ({relations})
  AS r(schema, name, schema_key, key, has_rows, condition, readable, filtered, root_schema, root)
-WHERE NOT r.readable OR r.filtered ORDER BY 1, 2
+WHERE NOT r.readable OR r.filtered AND r.has_rows ORDER BY 1, 2
 """
 _LARGE_OBJECTS = """
 SELECT o.oid::text FROM pg_catalog.pg_largeobject_metadata o

@@ -650,6 +650,25 @@ def test_role_that_may_read_everything_needs_no_more(run: Run, role: str, backup
     assert 0 == manifest(only(backup_dir))["rows"]["closed.secret"]
 
 
+def test_row_security_of_a_partitioned_table_hides_nothing_from_a_dump(
+    run: Run, role: str, database: servers.Database, backup_dir: Path
+) -> None:
+    """Its rows are read from its parts, whose own row security counts."""
+    database.script(
+        f"CREATE TABLE parted (id int) PARTITION BY RANGE (id);"
+        f"CREATE TABLE part PARTITION OF parted DEFAULT; INSERT INTO parted VALUES (1), (2);"
+        f"ALTER TABLE parted ENABLE ROW LEVEL SECURITY; GRANT SELECT ON parted, part TO {role}"
+    )
+    result = run("backup", env={"PGUSER": role})
+    rows = manifest(only(backup_dir))["rows"]["public.part"]
+    database.script("ALTER TABLE part ENABLE ROW LEVEL SECURITY")
+    hidden = run("backup", env={"PGUSER": role})
+
+    assert (0, 2) == (result.code, rows), str(result)
+    assert "backup.row_security" == hidden.finished["error"]["code"], str(hidden)
+    assert '"public"."part" ' in hidden.finished["error"]["message"]
+
+
 @pytest.mark.parametrize("limited", [(1, "no_session"), (2, "interrupted")], ids=str)
 def test_role_with_too_few_sessions_is_told_that_a_backup_needs_more(
     run: Run, role: str, database: servers.Database, backup_dir: Path, limited: tuple[int, str]
