@@ -801,6 +801,7 @@ MUTANTS = [
         " and burden.crashed(before.life, burden.life(home)):\n",
         " and False:\n",
         _tests("rehearsal_cost::test_server_that_crashed_during_a_rehearsal_gets_no_second_one"),
+        COPIES,
     ),
     Mutant(
         "what reaches beyond the copy is not tried there",
