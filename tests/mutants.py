@@ -73,6 +73,7 @@ CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
 RIGHTS = _tests("faults_rights")
+TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
 MUTANTS = [
     # --- durability
@@ -293,6 +294,7 @@ MUTANTS = [
         "        return False\n    except OSError",
         "        return True\n    except OSError",
         _tests("retention::test_only_a_dead_runs_rest_of_this_database_is_swept"),
+        TOGETHER,
     ),
     # --- the copy
     Mutant(

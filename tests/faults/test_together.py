@@ -1,11 +1,13 @@
 """Faults of several runs at once."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests import faults, servers
 from tests.conftest import Run, Start, WriteMigrations
+from tests.faults import together
 
 QUICKLY = {"PREFLIGHT_BACKUP": "off"}
 AT_THE_GATE = (
@@ -34,3 +36,11 @@ def test_b041_frozen_run_keeps_the_lock_and_goes_on_when_it_wakes(
     assert (11, "lock.busy") == (other.code, other.finished["error"]["code"]), str(other)
     assert (0, ["001_wait", "002_two"]) == (woken.code, woken.finished["applied"]), str(woken)
     assert 0 == run(env=QUICKLY).code
+
+
+@pytest.mark.parametrize("seed", ["sample/1"])  # quick enough for every change
+def test_two_runs_at_once_end_as_each_would_alone(
+    server: servers.Server, tmp_path: Path, seed: str
+) -> None:
+    """One is held anywhere while the other goes to its end: `make together` goes on with it."""
+    assert together.walk(server, tmp_path, "together", seed)
