@@ -73,6 +73,7 @@ CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
 RIGHTS = _tests("faults_rights")
+DISKS = _tests("faults_disks")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
 MUTANTS = [
@@ -251,6 +252,7 @@ MUTANTS = [
         "        self._require_space(needed)\n",
         "",
         _tests("backup_faults::test_full_disk_stops_the_run_and_nothing_is_left_on_it"),
+        DISKS,
     ),
     Mutant(
         "backups with exports stay",

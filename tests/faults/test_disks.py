@@ -1,0 +1,119 @@
+"""Disks of every size: from nothing to plenty, a run makes a whole backup or leaves nothing."""
+
+import contextlib
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import faults, program, servers
+from tests.conftest import Run, WriteMigrations
+from tests.fakes import contents
+from tests.faults import together
+
+MEGABYTES = 2
+PAGE = 4096
+# a dump of some 200 kB that cannot be compressed
+NOISE = """
+CREATE TABLE noise AS SELECT (SELECT string_agg(sha512((n * 100 + i)::text::bytea), '')
+ FROM generate_series(1, 30) i) AS raw FROM generate_series(1, {}) n
+"""
+MADE = "SELECT relname::text FROM pg_class WHERE relname LIKE 'made%' ORDER BY 1"
+ROWS = {"little": 1, "more": 100}
+FORMS = {
+    "file": {},
+    "folder": {"PREFLIGHT_PARALLEL_MB": "0", "PREFLIGHT_JOBS": "2"},
+}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a disk of its own, or skip without the right to mount."""
+    try:
+        with faults.small_disk(tmp_path / "disk", MEGABYTES) as place:
+            yield place
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+def leave(disk: Path, free: int) -> int:
+    """Have somebody else's file take all but so many bytes, in whole pages; return how many."""
+    theirs = disk / "theirs"
+    theirs.write_bytes(b"")
+    taken = shutil.disk_usage(disk).free - free
+    with contextlib.suppress(OSError), theirs.open("wb", buffering=0) as file:
+        for _ in range(taken // PAGE):
+            file.write(b"x" * PAGE)
+    return shutil.disk_usage(disk).free
+
+
+def sizes(choice: random.Random, dump: int) -> list[int]:
+    """Return how many bytes are free, run by run: some below a dump's size, some about, some above.
+
+    About it each page counts: one file or another is the first for which there is no room.
+    """
+    below = [0, *(choice.randrange(0, dump, PAGE) for _ in range(2))]
+    about = [dump // PAGE * PAGE * 3 // 2 + PAGE * n for n in range(-1, 4)]
+    above = choice.randrange(dump * 2, dump * 4 + 20 * PAGE)
+    return choice.sample([choice.choice(below), *choice.sample(about, 3), above], 5)
+
+
+def require_kept(result: program.Result, before: dict[str, bytes], disk: Path) -> None:
+    """Raise AssertionError unless a disk has what it had, and each backup that a run made, whole.
+
+    For the last word on a backup, that it was proven, there may be no room: it is one all the same.
+    """
+    after = contents(disk)
+    assert before.items() <= after.items(), f"what was there was touched\n{result}"
+    new = {each.partition("/")[0] for each in after.keys() - before.keys()}
+    assert {each["backup"] for each in result.event("backup.verified")} == new, str(result)
+    for each in new:
+        together.require_whole(disk / each)
+    if result.code:
+        assert (23, "backup.no_space") == (result.code, result.finished["error"]["code"]), result
+
+
+@pytest.mark.parametrize(
+    ("rows", "form", "rehearse"),
+    [("little", "file", "auto"), ("more", "file", "off"), ("more", "folder", "off")],
+)
+@pytest.mark.parametrize("seed", ["sample/1"])
+def test_disk_of_any_size_has_a_whole_backup_or_nothing_was_begun_that_could_not_end(  # noqa: PLR0913, PLR0917 - fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    disk: Path,
+    seed: str,
+    rows: str,
+    form: str,
+    rehearse: str,
+) -> None:
+    """Where less is free than this database's last dump has, no client was started."""
+    choice = random.Random(f"{seed} {rows} {form}")  # noqa: S311 - to be repeated, not secret
+    env = {**FORMS[form], "PREFLIGHT_BACKUP_DIR": str(disk), "PREFLIGHT_REHEARSE": rehearse}
+    env |= {"PREFLIGHT_FIRST_CONTACT": "pending", "PREFLIGHT_BACKUP_KEEP": "100"}
+    database.script(NOISE.format(ROWS[rows]))
+    (disk / "theirs").touch()
+    first = run("backup", env=env)
+    assert 0 == first.code, str(first)
+    last = first.event("backup.verified")[0]["size_bytes"]
+    for number, wanted in enumerate(sizes(choice, last), 1):
+        migrations({f"{number:03}_made.sql": f"CREATE TABLE made_{number} ();"})
+        made = database.query(MADE)
+        free = leave(disk, wanted)
+        before = contents(disk)
+        result = run(choice.choice(["up", "backup"]), env=env)
+
+        require_kept(result, before, disk)
+        assert last <= free or not result.event("backup.started"), f"{free} of {last}\n{result}"
+        assert 0 == result.code or made == database.query(MADE), str(result)
+        for each in result.event("backup.verified"):  # of which the next run knows, and no other
+            last = each["size_bytes"]
+            for older in {"theirs", each["backup"]}.symmetric_difference(
+                at.name for at in disk.iterdir()
+            ):
+                shutil.rmtree(disk / older)
+    leave(disk, MEGABYTES << 20)
+    assert 0 == run("up", env=env).code
