@@ -953,6 +953,14 @@ MUTANTS = [
         _tests("apply::test_file_that_has_to_wait_lets_go_of_the_locks_of_its_session"),
         HISTORIES,
     ),
+    Mutant(
+        "the backup of a run at work is not one too many",
+        "backup/take",
+        "        with saved.store.holding(saved.name) if saved else nullcontext():\n",
+        "        with nullcontext():\n",
+        _tests("retention::test_backup_of_a_run_at_work_is_not_one_too_many_for_another_app"),
+        TOGETHER,
+    ),
 ]
 
 

@@ -36,7 +36,7 @@ def prune(backups: Store, identity: Identity, keep: int, but: str | None = None)
             if gone:
                 log.info("backup.pruned", backup=item.name)
             else:
-                log.warning("backup.pruned", backup=item.name, failed="it is being restored")
+                log.warning("backup.pruned", backup=item.name, failed="it is in use")
 
 
 def _has_exports(backups: Store, name: str) -> bool:

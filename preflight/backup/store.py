@@ -156,6 +156,11 @@ class Store(Protocol):
         Raises BackupFailed where it would not outlive this process.
         """
 
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:  # noqa: ARG002 -- where there are no locks
+        """Keep the backup of a run at work from other runs' `remove`, where a kill lets it go."""
+        yield
+
     # what is read
 
     def open(self, name: str, file: str) -> AbstractContextManager[Stream]:

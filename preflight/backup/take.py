@@ -9,7 +9,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -224,13 +224,15 @@ def prune(session: Session, saved: Taken) -> None:
 def kept(saved: Taken | None) -> Iterator[list[str]]:
     """Take a backup out of view when what is done with it says that it is none.
 
+    Meanwhile no other run lets it go as one too many, where the store can tell who is at work.
     Yields a list for the files that it holds besides; at the end all of it must still be there.
     Raises BackupDamaged.
     """
     beside: list[str] = []
     try:
-        yield beside
-        require_there(saved, beside)
+        with saved.store.holding(saved.name) if saved else nullcontext():
+            yield beside
+            require_there(saved, beside)
     except BackupUnverified:
         if saved:
             hide(saved)

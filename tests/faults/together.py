@@ -30,7 +30,14 @@ CONTENT = (
 FORMS: tuple[Environment, ...] = ({}, {"PREFLIGHT_PARALLEL_MB": "0", "PREFLIGHT_JOBS": "2"})
 SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
 PATIENCE_S = 300.0  # no promise: only so that nothing hangs for ever
-GUESS = 200  # messages that a command has, as long as nobody counted
+GUESS = {"off": 200, "auto": 600}  # messages that a command has, as long as nobody counted
+# Who is held: beside an app of the same database or not, at whose messages, with a copy or not.
+HOLDS = (
+    (True, "clients", "off"),
+    (True, "ours", "off"),
+    (True, "ours", "auto"),
+    (False, "ours", "auto"),
+)
 
 
 class Held:
@@ -120,7 +127,6 @@ class Together:
             **self.proxy.env(),
             "PATH": program.path(),
             "PREFLIGHT_BACKUP_DIR": str(self.place),
-            "PREFLIGHT_BACKUP_KEEP": "100",
             "PREFLIGHT_FIRST_CONTACT": "pending",
             "PREFLIGHT_MIGRATIONS_DIR": str(app.files),
             "PREFLIGHT_SCHEMA": f"history_{app.name}",
@@ -140,10 +146,11 @@ class Together:
             main.close()
 
     def both(
-        self, first: tuple[App, str], second: tuple[App, str], among: str, part: float
+        self, first: tuple[App, str], second: tuple[App, str], among: str, rehearse: str
     ) -> None:
-        """Hold the first at that part of its, or its clients', messages while the second runs."""
-        more = [self.options(command) for _, command in (first, second)]
+        """Hold the first at one of its, or its clients', messages while the second runs."""
+        also = self.choice.choice(["off", "off", "auto"])
+        more = [self.options(first[1], rehearse), self.options(second[1], also)]
         keys = [
             (command, *each.values())
             for (_, command), each in zip((first, second), more, strict=True)
@@ -151,8 +158,8 @@ class Together:
         for app, command in (first, second):
             if command in {"up", "plan --rehearse"}:
                 app.more()
-        most = self.most.get((*keys[0], among), GUESS)
-        at = crash.Strike("nobody", 1 + int(part * most), among)
+        most = self.most.get((*keys[0], among), GUESS[more[0]["PREFLIGHT_REHEARSE"]])
+        at = crash.Strike("nobody", round(self.choice.uniform(0.1, 0.9) * most), among)
         held = Held()
         self.told.append(
             f"{first[0].name} {first[1]} {more[0]} held at {at.message} of {most} {among},"
@@ -176,20 +183,25 @@ class Together:
             self.most[*keys[1], kind] = seen
         for (app, command), result in ((first, one), (second, other)):
             self.ended(app, command, result)
+        verified = {each["backup"] for it in (one, other) for each in it.event("backup.verified")}
+        pruned = {each["backup"] for it in (one, other) for each in it.event("backup.pruned")}
+        there = {each.name for each in self.place.iterdir()}
+        assert verified <= there | pruned, f"a backup is gone: {self}\n{one}\n{other}"
         self.agrees()
 
-    def options(self, command: str) -> Environment:
-        """Return how a run makes its backup, and whether it is proven on a copy, as a plan's is."""
-        rehearse = "auto" if "plan" in command else self.choice.choice(["off", "off", "auto"])
-        return {**self.choice.choice(FORMS), "PREFLIGHT_REHEARSE": rehearse}
+    def options(self, command: str, rehearse: str) -> Environment:
+        """Return how a run makes its backup, how many stay, and whether it is proven on a copy."""
+        return {
+            **self.choice.choice(FORMS),
+            "PREFLIGHT_BACKUP_KEEP": self.choice.choice(["1", "1", "1", "100"]),
+            "PREFLIGHT_REHEARSE": "auto" if "plan" in command else rehearse,
+        }
 
     def ended(self, app: App, command: str, result: program.Result) -> None:
         """Raise AssertionError unless a run ended as alone."""
         said = f"{self}\n{app.name} {command}: {result}"
         assert 0 == result.code, said
         app.ends(command.split(maxsplit=1)[0])
-        for each in result.event("backup.verified"):
-            assert (self.place / each["backup"]).is_dir(), f"its backup is gone: {said}"
         assert not result.event("rehearsal.skipped"), said
 
     def agrees(self) -> None:
@@ -236,7 +248,7 @@ def possible(app: App, command: str) -> tuple[App, str]:
 
 
 def walk(server: servers.Server, home: Path, name: str, seed: str, rounds: int = 2) -> str:
-    """Hold some commands early, midway and late, another one beside each; return what was done.
+    """Hold some commands in each of these ways, another one beside each; return what was done.
 
     Raises AssertionError where one of both did not end as it should.
     """
@@ -244,12 +256,12 @@ def walk(server: servers.Server, home: Path, name: str, seed: str, rounds: int =
     together = Together(server, home, name, choice)
     try:
         for command in choice.sample(COMMANDS, rounds):
-            for near, among in ((True, "clients"), (True, "ours"), (False, "ours")):
+            for near, among, rehearse in HOLDS:
                 a, b, c = together.apps  # of which a and b are in one database
                 app, other = choice.sample([a, b] if near else [c, choice.choice([a, b])], 2)
                 first = possible(app, command)
                 second = possible(other, choice.choice(COMMANDS))
-                together.both(first, second, among, choice.uniform(0.1, 0.9))
+                together.both(first, second, among, rehearse)
         return str(together)
     finally:
         together.close()

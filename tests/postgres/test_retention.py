@@ -185,6 +185,30 @@ def test_only_a_dead_runs_rest_of_this_database_is_swept(
     assert sorted([backup, live.name, elsewhere.name, neighbour.name]) == names(backup_dir)
 
 
+def test_backup_of_a_run_at_work_is_not_one_too_many_for_another_app(
+    start: Start, run: Run, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """It is proven and rehearsed on, and the first file has yet to run; afterwards it may go."""
+    migrations({"001_one.sql": "CREATE TABLE one ();"})
+    hold = faults.Held(b"CREATE DATABASE")  # of the copy
+    with faults.through(server, hold) as proxy:
+        env = {**proxy.env(), "PREFLIGHT_BACKUP_KEEP": "1"}
+        at_work = start(env={**env, "PREFLIGHT_REHEARSE": "auto"})
+        faults.until(hold.reached.is_set, "the copy is about to be made")
+        other = run("backup", env={**env, "PREFLIGHT_SCHEMA": "other"})
+        hold.free.set()
+        ended = at_work.wait()
+        later = run("backup", env={**env, "PREFLIGHT_SCHEMA": "other"})
+
+    (backup,) = ended.event("backup.verified")
+    (stays,) = other.event("backup.pruned")
+    assert (0, ["001_one"]) == (ended.code, ended.finished["applied"]), str(ended)
+    assert ("warning", backup["backup"], "it is in use") == (
+        *(stays["level"], stays["backup"], stays["failed"]),
+    )
+    assert backup["backup"] in {each["backup"] for each in later.event("backup.pruned")}
+
+
 def test_rest_without_a_lock_file_is_swept_once_it_is_old(
     up: Up, database: servers.Database, backup_dir: Path
 ) -> None:
