@@ -52,6 +52,7 @@ class Table:
     columns: Mapping[str, str]  # by name: a type, or several with | between
     read: Sequence[str]
     renamed: bool = False  # the tool lets people choose another name
+    along: bool = False  # the tool finds it anywhere on the search_path, not in its first schema
     apart: bool = False  # it lies in a schema of its own, whatever the search_path is
     like: str = ""  # what another name must hold
 
@@ -172,9 +173,13 @@ class Foreign:
         """Return what the rows of the other history mean."""
         return Said({self.version(str(row[0])): None for row in rows})
 
-    def forgets(self, _key: str, _files: Sequence[Migration]) -> bool:
+    def forgets(self, _key: str, _files: Sequence[Migration], _said: Said) -> bool:
         """Tell whether an applied version may be without a file."""
         return False
+
+    def stands(self, _file: Migration, _said: Said) -> bool | None:
+        """Tell whether a file that never runs where anything is applied is there; None: it runs."""
+        return None
 
     def repeats(self, file: Migration) -> str:
         """Return how a file without a version is known in the other history."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import DatabaseBusy, HistoryConflict, PlanChanged, Problem
 from preflight.files import folder, foreign
 from preflight.history import tables
-from preflight.server.sessions import LOOK
+from preflight.server.sessions import LOOK, PATH
 
 if TYPE_CHECKING:
     from preflight.files.foreign import Foreign, Said
@@ -40,8 +40,7 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
  ARRAY(SELECT pg_catalog.format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a
-  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
- (SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'), current_user::text
+  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema'
@@ -50,6 +49,15 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schem
   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 ORDER BY 1, 2
 """
+# the schemas in which this role finds what it names without one, in their order
+_PATH = (
+    "SET LOCAL search_path TO DEFAULT; SELECT pg_catalog.current_schemas(false)::text[] AS path; "
+    f"SET LOCAL {PATH}"
+)
+_KEPT_BACK = """SELECT pg_catalog.has_table_privilege(%s::pg_catalog.regclass, 'SELECT')
+ AND pg_catalog.row_security_active(%s::pg_catalog.regclass)"""
+_MANY = 3  # so many versions in common are no accident
+_LONG = 12  # digits of a version that is a time: one that somebody counted is shorter
 _TABLE = """
 CREATE TABLE {schema}.takeovers (
   tool text NOT NULL,
@@ -99,13 +107,24 @@ def look(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found
     whether it can be believed.
     """
     place = _place(session, layout, files)
-    return None if place is None else Found(place, _read(session, layout, place))
+    if place is None:
+        return None
+    try:
+        with session.connection.transaction():
+            return Found(place, _read(session, layout, place))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise HistoryConflict(
+            "takeover.not_believed",
+            f"the history of {layout.tool}, {place}, may not be read by this role",
+            f"GRANT SELECT ON {place} to it.",
+            sqlstate=error.sqlstate,
+        ) from error
 
 
 def _read(session: Session, layout: Foreign, place: str, *, patient: bool = True) -> Said:
     columns = ", ".join(map(quoting.name, layout.table.read))
     query = f"SELECT {columns} FROM {place}"  # noqa: S608 -- quoted
-    rows = _rows(session, layout, place, query) if patient else session.execute(query).fetchall()
+    rows = (_rows if patient else _selected)(session, layout, place, query)
     try:
         return layout.said(rows)
     except (AttributeError, TypeError, ValueError) as error:  # NULL, or no version
@@ -123,8 +142,7 @@ def _rows(session: Session, layout: Foreign, place: str, query: str) -> list[Any
     began = time.monotonic()
     for again in stop.looks(0.1, 1.0):
         try:
-            with session.connection.transaction():
-                return session.execute(query).fetchall()
+            return _selected(session, layout, place, query)
         except psycopg.errors.LockNotAvailable as error:
             blockers = watch.in_the_way(session, place, "ACCESS SHARE")
             waited, what = time.monotonic() - began, f"the history of {layout.tool}, {place},"
@@ -145,30 +163,41 @@ def _rows(session: Session, layout: Foreign, place: str, query: str) -> list[Any
     raise AssertionError  # looks() does not end
 
 
+def _selected(session: Session, layout: Foreign, place: str, query: str) -> list[Any]:
+    """Return all rows, or none: raises HistoryConflict where row security would keep some back."""
+    try:
+        with session.connection.transaction(force_rollback=True):  # the setting goes back with it
+            session.execute("SET LOCAL row_security = off")
+            return session.execute(query).fetchall()
+    except psycopg.errors.InsufficientPrivilege as error:
+        (row,) = session.execute(_KEPT_BACK, [place] * 2).fetchall()
+        if not row[0]:  # who may not read it at all
+            raise
+        raise HistoryConflict(
+            "takeover.not_believed",
+            f"the history of {layout.tool}, {place}, cannot be read whole: row security keeps rows "
+            "back from this role",
+            "ALTER TABLE … DISABLE ROW LEVEL SECURITY, or give the role BYPASSRLS; or vouch for "
+            "what is there yourself: `adopt --through VERSION`.",
+        ) from error
+
+
 def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str | None:
     """Return the other tool's history table, quoted; raises HistoryConflict."""
     table = layout.table
     rows = session.execute(_LIKE, [session.config.schema, list(table.columns)]).fetchall()
     rows = [row for row in rows if _fits(table, dict(zip(row[5], row[6], strict=True)))]
     schema, _, usual = table.usual.rpartition(".")
-    named = [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
-    like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
-    if not schema and not table.apart:
-        named = [row for row in named if not _of_others(session, layout, files, row)]
-    if not named and table.renamed:
-        named = [row for row in like if not _of_others(session, layout, files, row)]
+    if schema or table.apart:
+        named = [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
+        if len(named) > 1:
+            named = next(filter(None, _in_turn([[at] for at in _path(session)], named)), named)
+    else:
+        like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
+        named = [row for row in rows if row[1] == usual or (table.renamed and row in like)]
+        named = _meant(session, layout, files, named) if named else []
     if len(named) > 1:
-        path = _path(named[0])
-        first = [row for name in path for row in named if row[0] == name and row[1] == usual]
-        named = first[:1] or named
-    if len(named) > 1:
-        places = " and ".join(f"{row[0]}.{row[1]}" for row in named)
-        raise HistoryConflict(
-            "takeover.ambiguous",
-            f"which history of {layout.tool} is this database's? There are {places}",
-            "Set the role's search_path to the schema of the right one, or vouch for what is there "
-            "yourself: `adopt --through VERSION`.",
-        )
+        raise _ambiguous(layout, named)
     if not named:
         return None
     name, relation, kind, believed, owner, *_ = named[0]
@@ -183,25 +212,148 @@ def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str
     return _quoted(named[0])
 
 
-def _of_others(
-    session: Session, layout: Foreign, files: Sequence[Migration], row: Sequence[Any]
-) -> bool:
-    """Tell whether it is the history of other files, in a schema that nobody looks into.
+def _path(session: Session) -> list[str]:
+    (row,) = session.rows(_PATH)
+    return list(row["path"])
 
-    A service beside the app may use the same tool: Supabase keeps `auth.schema_migrations`.
+
+def _in_turn(
+    places: Sequence[Sequence[str]], rows: Sequence[Sequence[Any]]
+) -> Iterator[list[Sequence[Any]]]:
+    """Yield the tables that lie in the schemas of each place."""
+    return ([row for row in rows if row[0] in place] for place in places)
+
+
+def _meant(
+    session: Session, layout: Foreign, files: Sequence[Migration], rows: Sequence[Sequence[Any]]
+) -> list[Sequence[Any]]:
+    """Return the tables that could be this database's history, of those of the right shape.
+
+    Several tools of one kind may be at work in one database: where the folder's own would look
+    decides, and then what the tables say. Raises HistoryConflict where one elsewhere may be meant.
     """
-    if row[0] in _path(row):
-        return False
-    if session.config.only:
-        return row[0] not in session.config.only
+    path, only = _path(session), session.config.only
+    near = _near(layout, path, only)
+    for there in _in_turn(near, rows):
+        if left := _fitting(session, layout, files, there):
+            return left
+    close = [row for row in rows if any(row[0] in each for each in near)]
+    usual = [row for row in close if row[1] == layout.table.usual]
+    far = [] if only else [row for row in rows if row not in close]
+    told = [(row, _judged(session, layout, files, row)) for row in far]
+    told = [(row, said) for row, said in told if said.plausible]
+    if told:
+        (row, said), *others = told
+        if others or usual or not said.certain or path[:1] not in ([], ["public"]):
+            raise _ambiguous(layout, [*usual, *(row for row, _ in told)], path)
+        return [row]
+    return usual[:1] or close
+
+
+def _near(layout: Foreign, path: Sequence[str], only: Sequence[str]) -> list[Sequence[str]]:
+    """Return the schemas in which the tool itself would find its history, in its order.
+
+    Most look into the first one of the search_path alone. What a run is limited to is all there is.
+    """
+    along = path if layout.table.along else path[:1]
+    near: list[Sequence[str]] = [[each] for each in along if not only or each in only]
+    return [*near, only] if only else near
+
+
+def _fitting(
+    session: Session, layout: Foreign, files: Sequence[Migration], rows: Sequence[Sequence[Any]]
+) -> list[Sequence[Any]]:
+    """Return those of some tables in one place that nothing rules out.
+
+    One of the usual name alone is the tool's, whatever it says. Beside another, or renamed, it is
+    believed as far as it fits the files: it has versions of theirs, and none without a file or of
+    another text where another table has none.
+    """
+    usual = [row for row in rows if row[1] == layout.table.usual]
+    if len(rows) == len(usual) == 1:
+        return usual
+    told = [(row, _judged(session, layout, files, row)) for row in rows]
+    silent = [row for row, said in told if row in usual and not said.rows]
+    shared = [(row, said) for row, said in told if said.shared]
+    whole = [(row, said) for row, said in shared if said.whole]
+    left = [row for row, _ in whole or shared]
+    return [row for row in rows if row in left or row in silent] if left else silent[:1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a table says, held against the files; where it cannot be read that is nothing."""
+
+    rows: int = 0  # versions that it speaks of
+    shared: int = 0  # of them those that have a file, which is not of another text
+    proven: int = 0  # of these those that the tool's own checksum knows, or that are a time
+    whole: bool = False  # nothing in it speaks against these files
+
+    @property
+    def plausible(self) -> bool:
+        """It may be of these files: everything fits, or most of it more than by its number."""
+        return bool(self.shared) and (self.whole or self.proven * 2 > self.rows)
+
+    @property
+    def certain(self) -> bool:
+        """It is of these files."""
+        return self.whole and self.proven >= _MANY
+
+
+def _judged(
+    session: Session, layout: Foreign, files: Sequence[Migration], row: Sequence[Any]
+) -> _Judged:
+    """Hold what a table says against the files."""
     if row[2] not in ("r", "p") or not row[3]:
-        return True
+        return _Judged()
     try:
         with session.connection.transaction():
-            applied = _read(session, layout, _quoted(row)).applied
-    except _GONE:
-        return True
-    return bool(applied) and not applied.keys() & {layout.key(file) for file in files}
+            said = _read(session, layout, _quoted(row))
+    except (HistoryConflict, *_GONE):
+        return _Judged()
+    by_key = {layout.key(file): file for file in files}
+    keys = {*said.applied, *said.broken}
+    missing = [key for key in keys if key not in by_key and not layout.forgets(key, files, said)]
+    checked = {key: said.applied.get(key) for key in keys & by_key.keys()}
+    other = {
+        key
+        for key, checksum in checked.items()
+        if checksum is not None and not layout.agrees(by_key[key], checksum)
+    }
+    same = checked.keys() - other
+    proven = {key for key in same if checked[key] is not None or len(key) >= _LONG}
+    below = applied(layout, Found("", said), files) if said.through not in keys else ()
+    return _Judged(
+        len(keys) + (said.through is not None and said.through not in keys),
+        len(same | {layout.key(file) for file in below} - other),
+        len(proven),
+        not missing and not other,
+    )
+
+
+def _ambiguous(
+    layout: Foreign, rows: Sequence[Sequence[Any]], path: Sequence[str] = ()
+) -> HistoryConflict:
+    """Ask which of some tables is meant, and say how to answer."""
+    names = [f"{row[0]}.{row[1]}" for row in rows]
+    vouch = "vouch for what is there yourself: `adopt --through VERSION`."
+    if len({row[0] for row in rows}) == 1 < len(rows):
+        hint = f"Drop the one that nobody uses, where there is one; or {vouch}"
+    else:
+        hint = (
+            "Name the schemas of this app in PREFLIGHT_SCHEMAS, that of its history among them, or "
+            f"set the role's search_path to the schema of the right one; or {vouch}"
+        )
+    if len(names) > 1:
+        question = f"which history of {layout.tool} is this database's? There are "
+        return HistoryConflict("takeover.ambiguous", question + " and ".join(names), hint)
+    here = f"in {path[0]!r}, where this role's names lead to," if path else "on the search_path"
+    return HistoryConflict(
+        "takeover.ambiguous",
+        f"is {names[0]} this database's history of {layout.tool}, or another app's? Versions in it "
+        f"have files here, and {here} there is none",
+        hint,
+    )
 
 
 def _quoted(row: Sequence[Any]) -> str:
@@ -210,11 +362,6 @@ def _quoted(row: Sequence[Any]) -> str:
 
 def _fits(table: foreign.Table, types: dict[str, str]) -> bool:
     return all(types.get(name) in kinds.split("|") for name, kinds in table.columns.items())
-
-
-def _path(row: Sequence[Any]) -> list[str]:
-    names = [each.strip().strip('"') for each in str(row[7] or "").split(",")]
-    return [row[8] if each == "$user" else each for each in names]
 
 
 def covered(
@@ -253,9 +400,21 @@ def covered(
             "directory mounted? Or vouch for what is there: `adopt --through VERSION`.",
         )
         for key in said.applied
-        if key in above or (not vouched and key not in by_key and not layout.forgets(key, files))
+        if key in above
+        or (not vouched and key not in by_key and not layout.forgets(key, files, said))
     ]
     there = applied(layout, found, files)
+    problems += [
+        Problem(
+            f"{file.name} is a baseline, for a database that {layout.tool} has not migrated yet, "
+            f"and what is applied here is older ({found.place})",
+            f"{layout.tool} would pass over it. Put the files that it stands for back; or, where "
+            f"all of it is there, vouch for it: `adopt --through {file.written}`.",
+            **file.named,
+        )
+        for file in files
+        if file.version in left and file not in there and layout.stands(file, said) is False
+    ]
     for file in there:
         checksum = said.applied.get(layout.key(file))
         if file.version in left and checksum is not None and not layout.agrees(file, checksum):
@@ -282,7 +441,11 @@ def applied(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[M
         file
         for file, key in keys
         if key not in said.broken
-        and (key in said.applied or (last is not None and layout.order(key) <= last))
+        and (
+            key in said.applied
+            or (last is not None and layout.order(key) <= last)
+            or layout.stands(file, said)
+        )
     ]
 
 
@@ -392,7 +555,7 @@ def _alike(theirs: Foreign, files: Sequence[Migration]) -> bool:
 def newer(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[str]:
     """Return what is applied above all files here: once its file has come, it would run again."""
     behind = layout.newer(list(found.said.applied), files)
-    return [key for key in behind if not layout.forgets(key, files)]
+    return [key for key in behind if not layout.forgets(key, files, found.said)]
 
 
 def _unvouched(theirs: Foreign, now: Found, left: Sequence[str], *, alike: bool) -> str:

@@ -689,7 +689,7 @@ def test_file_that_the_supabase_cli_leaves_out_is_left_out(tmp_path: Path) -> No
     found = folder.load(configured(tmp_path, "supabase"))
 
     assert ["20220101000000_init"] == [each.name for each in found]
-    assert foreign.layout("supabase", tmp_path).forgets("20211001000000", found)
+    assert foreign.layout("supabase", tmp_path).forgets("20211001000000", found, foreign.Said({}))
 
 
 def test_invalid_hash_that_graphile_migrate_allows_is_allowed(tmp_path: Path) -> None:

@@ -185,3 +185,51 @@ def test_file_of_flyway_that_failed_when_it_ran_again_is_not_taken_over(tmp_path
         return [file.name for file in takeover.repeated(layout, found, files)]
 
     assert (["R__view"], []) == (taken(success=True), taken(success=False))
+
+
+def ran(*numbers: int) -> list[tuple[object, ...]]:
+    """Return the rows of Flyway's for versions that it ran."""
+    return [row for row in flyway_rows(last=6) if row[0] in numbers]
+
+
+def baselined(version: str) -> list[tuple[object, ...]]:
+    """Return the row of Flyway's for a database that it found as it was."""
+    return [(0, version, "<< Flyway Baseline >>", "BASELINE", None, True)]
+
+
+MISSED = {f"flyway has applied version {number}" for number in range(1, 6)}
+OLDER = (
+    "B5__b is a baseline, for a database that flyway has not migrated yet, and what is applied "
+    "here is older"
+)
+BASELINES: dict[str, tuple[str, list[tuple[object, ...]], list[str] | set[str]]] = {
+    "nothing was run": ("5", [], []),
+    "older versions": ("5", ran(1, 2, 3), {*sorted(MISSED)[:3], OLDER}),
+    "its own version": ("5", ran(1, 2, 3, 4, 5), ["B5__b"]),
+    "all but its own version": ("5_1", ran(1, 2, 3, 4, 5), MISSED | {OLDER.replace("5", "5_1")}),
+    "an older baseline": ("5", baselined("4"), {OLDER}),
+    "a newer baseline": ("5", baselined("5.2"), ["B5__b"]),
+    "a newer version alone": ("5", [*baselined("0"), *ran(6)], ["B5__b", "V6__t"]),
+}
+
+
+@pytest.mark.parametrize("case", BASELINES)
+def test_baseline_of_flyway_never_runs_on_what_flyway_has_migrated(
+    case: str, tmp_path: Path
+) -> None:
+    """Flyway passes over it there, and misses the files of older versions."""
+    version, rows, expected = BASELINES[case]
+    (tmp_path / f"B{version}__b.sql").write_text(text(1))
+    (tmp_path / "V6__t.sql").write_text(text(6))
+    layout, files = foreign.load("flyway", tmp_path)
+    found = takeover.Found("public.x", layout.said(rows))
+    told: list[str] | set[str]
+
+    try:
+        told = [file.name for file in takeover.covered(layout, found, files)]
+    except HistoryConflict as refused:
+        told = {
+            message.partition(" (")[0] for message in [each.message for each in refused.problems]
+        }
+
+    assert expected == told

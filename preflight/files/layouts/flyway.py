@@ -204,10 +204,25 @@ class Flyway(foreign.Foreign):
         repeated = {title: known for title, (known, success) in runs.items() if known and success}
         return foreign.Said(applied, broken, through, repeated)
 
-    def forgets(self, key: str, files: Sequence[Migration]) -> bool:
-        """Tell whether a baseline file stands for it."""
-        baselines = [file for file in files if _baseline(file.up.file)]
-        return any(self.order(key) <= self.order(file.label) for file in baselines)
+    def forgets(self, key: str, files: Sequence[Migration], said: foreign.Said) -> bool:
+        """Tell whether a baseline file stands for it, and the history is at the baseline's version.
+
+        Else Flyway misses the file, too.
+        """
+        baselines = [self.order(file.label) for file in files if _baseline(file.up.file)]
+        reached = {self.order(label) for label in said.applied}
+        return any(
+            self.order(key) <= place
+            and (place in reached or (said.through and self.order(said.through) >= place))
+            for place in baselines
+        )
+
+    def stands(self, file: Migration, said: foreign.Said) -> bool | None:
+        """Pass over a baseline file where anything is applied, as Flyway does."""
+        labels = [*said.applied, *([said.through] if said.through else [])]
+        if not labels or not _baseline(file.up.file):
+            return None
+        return max(map(self.order, labels)) >= self.order(file.label)
 
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the CRC-32 of the lines, without their ends."""

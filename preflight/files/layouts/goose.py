@@ -68,6 +68,7 @@ class Goose(foreign.Foreign):
         },
         ("id", "version_id", "is_applied"),
         renamed=True,
+        along=True,
     )
 
     def counts(self, file: str) -> bool:

@@ -42,6 +42,7 @@ class Prisma(nested.Nested):
             "rolled_back_at": "timestamp with time zone",
         },
         ("migration_name", "checksum", "finished_at", "rolled_back_at"),
+        along=True,  # it is in `public` where its URL names no schema
     )
 
     def settled(self, sources: dict[str, Source]) -> dict[str, Source]:

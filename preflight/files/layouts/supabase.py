@@ -68,7 +68,7 @@ class Supabase(foreign.Foreign):
             )
         return [foreign.Section(source.kind)]
 
-    def forgets(self, key: str, _files: Sequence[Migration]) -> bool:
+    def forgets(self, key: str, _files: Sequence[Migration], _said: foreign.Said) -> bool:
         """Tell whether it is the one that is left out."""
         return f"{key}_init.sql" == self._skipped()
 
