@@ -63,6 +63,7 @@ def run(
     _require_same(found, reading.load(target))
     for warning in _lost(found):
         structlog.get_logger().warning("config.warned", warning=warning)
+    _require_accepted(config, target)
     rows: list[dict[str, Any]] = [
         {"migration": before.name, "version": number, "file": name}
         for before, number, name in _named(found)
@@ -143,6 +144,24 @@ def _require_same(before: Sequence[Migration], after: Sequence[Migration]) -> No
                     "What was written is not the same: do not use it, and report this file.",
                     **one.named,
                 )
+
+
+def _require_accepted(config: Config, target: Path) -> None:
+    """Read what was written as `up` would: it may hold what only the other tool runs as it stands.
+
+    Raises FilesInvalid, which names it; the rest is good.
+    """
+    told = dataclasses.replace(config, migrations_dir=target, layout="auto")
+    try:
+        numbers.settled(folder.load(told), plan.History())
+    except FilesInvalid as refused:
+        raise FilesInvalid.of(
+            refused.code,
+            [
+                dataclasses.replace(each, hint=f"All is written to {target}; there: {each.hint}")
+                for each in refused.problems or [refused.problem]
+            ],
+        ) from refused
 
 
 def _told(script: Script | None) -> tuple[object, ...] | None:

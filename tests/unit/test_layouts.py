@@ -417,6 +417,12 @@ REFUSED = {
     "a placeholder of graphile": (
         {"committed/000001.sql": graphile("-", "GRANT a TO :DATABASE_OWNER;\n")[0]}, ":4:12:",
     ),
+    "a placeholder of graphile behind a letter": (
+        {"committed/000001.sql": graphile("-", "SELECT 'x:DATABASE_NAME';\n")[0]}, ":4:10:",
+    ),
+    "a placeholder of graphile behind a colon": (
+        {"000001.sql": graphile("-", "SELECT 1::DATABASE_OWNER;\n")[0]}, ":4:10:",
+    ),
     "two tools": (
         {"001_a.sql": "-- migrate:up\nSELECT 1;\n", "002_b.sql": "-- +goose Up\nSELECT 1;\n"},
         "dbmate and of goose",
@@ -733,6 +739,24 @@ def test_rows_mean_what_they_mean_to_their_tool(case: str, tmp_path: Path) -> No
     said = foreign.layout(tool, tmp_path).said(rows)
 
     assert (applied, broken, through) == ([*said.applied], [*said.broken], said.through)
+
+
+def test_placeholders_of_graphile_are_those_of_its_settings(tmp_path: Path) -> None:
+    """The tool replaces them anywhere; a cast, a slice or a word behind a colon is none."""
+    text = "SELECT x::TEXT, a[1:PORT], 'role:APP_ROLE', 'is:OTHER', ':DATABASE_NAMES';\n"
+    at = tmp_path / "migrations/committed"
+    written(at, {"000001.sql": graphile("-", text.replace("':", "'a:"))[0]})
+    settings = '{\n  // ":OTHER": "a",\n  "placeholders": {":A_B": "!ENV", %s: "b"}}'
+
+    plain = folder.load(configured(at.parent, "graphile"))
+    (tmp_path / ".gmrc").write_text(settings % '":OTHER_ONE"')
+    others = folder.load(configured(at, "graphile"))
+    (tmp_path / ".gmrc").write_text(settings % "':APP_ROLE'")
+
+    assert [1, 1] == [len(plain), len(others)]
+    for each in (at, at.parent):
+        (told,) = refused(configured(each, "graphile"))
+        assert "the placeholder :APP_ROLE is not replaced here" in told
 
 
 def test_repeated_file_that_flyway_forgot_runs_again(tmp_path: Path) -> None:
@@ -1077,6 +1101,29 @@ def test_title_that_ends_as_a_companion_s_is_converted(run_bare: Run, tmp_path: 
 
     assert 0 == done.code, str(done)
     assert [None, None, None] == [each.rollback for each in reading.load(tmp_path / "ours")]
+
+
+def test_what_up_would_refuse_in_a_converted_folder_is_named(run_bare: Run, tmp_path: Path) -> None:
+    """The other tool ran all of it; ours asks what a comment means that heads a way back."""
+    files = {
+        "1_a.up.sql": "CREATE TABLE a ();\n",
+        "2_b.up.sql": "INSERT INTO a DEFAULT VALUES;\n-- rollback\nDELETE FROM a;\n",
+        "3_c.up.sql": "-- +migrate Down\nSELECT 1;\n",
+    }
+    written(tmp_path / "theirs", files)
+    ours = tmp_path / "ours"
+
+    done = run_bare("convert", str(tmp_path / "theirs"), str(ours), "--from", "golang-migrate")
+    problems = done.finished["error"]["problems"]
+
+    assert (25, "files.layout") == (done.code, done.finished["error"]["code"])
+    assert ["003_c.sql has marks", "002_b.sql:2:1: `-- rollback`"] == [
+        " ".join(each["message"].split()[:3]) for each in problems
+    ]
+    assert all(f"All is written to {ours}; there: " in each["hint"] for each in problems)
+    (ours / "002_b.sql").write_text(files["2_b.up.sql"].replace("rollback", "rows of no use"))
+    (ours / "003_c.sql").write_text("SELECT 1;\n")
+    assert 0 == run_bare("lint", env={"PREFLIGHT_MIGRATIONS_DIR": str(ours)}).code
 
 
 def test_comment_that_we_take_for_a_mark_is_not_carried_over(run_bare: Run, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from preflight.files import foreign
+from preflight.files import foreign, reading
 from preflight.files.layout import Source
 
 if TYPE_CHECKING:
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(?:committed/)?(?P<name>(?P<version>[0-9]{1,18})(?:-.*)?)\.sql")
 _HEADER = re.compile(rb"--! (?P<key>[A-Z][A-Za-z0-9_]*)(?:: *(?P<value>[^\n]*))?\n|\n")
-_PLACEHOLDER = re.compile(rb"(?<![:\w]):[A-Z][A-Z0-9_]+\b")
+# what the tool replaces is known by its settings alone; where they are not here, what looks like it
+_PLACEHOLDER = rb"(?<![:\w]):[A-Z][A-Z0-9_]+\b"
+_ALWAYS = (":DATABASE_NAME", ":DATABASE_OWNER")
+_KEY = re.compile(r"""["'](:[A-Z][A-Z0-9_]+)["']\s*:""")
+_REMARK = re.compile(r"(?ms)/\*.*?\*/|^[ \t]*//[^\n]*")
 _UNBOUND = re.compile(rb"--!\s*no-transaction\b")
 
 
@@ -75,13 +81,23 @@ class Graphile(foreign.Foreign):
                 "Restore it; a change is a migration of its own.",
                 0,
             )
-        if (found := _PLACEHOLDER.search(text, len(text) - len(body))) is not None:
+        if (found := self._placeholder.search(text, len(text) - len(body))) is not None:
             raise foreign.Wrong(
                 f"the placeholder {found.group().decode()} is not replaced here",
                 "Write the value.",
                 found.start(),
             )
         return [foreign.Section("up", unbound=_UNBOUND.match(body) is not None)]
+
+    @functools.cached_property
+    def _placeholder(self) -> re.Pattern[bytes]:
+        """Find what the tool would replace: a name that it knows, whatever stands before it."""
+        home = self.directory.parent if self.directory.name == "committed" else self.directory
+        names = set(_ALWAYS)
+        with suppress(OSError, ValueError):
+            names.update(_KEY.findall(_REMARK.sub("", reading.beside(home.parent / ".gmrc"))))
+        known = "|".join(map(re.escape, sorted(names))).encode()
+        return re.compile(rb"(?:%b)\b|%b" % (known, _PLACEHOLDER))
 
     def key(self, file: Migration) -> str:
         """Know a file by its number: its title is not in the table."""
