@@ -222,7 +222,7 @@ def adoptable(
         answer = verify.answer(checks)
         guess = absent is None and session.config.first_contact != "pending"
         if answer == "unknown" and guess:
-            raise _cannot_tell(file, _tool_before(session), own)
+            raise _cannot_tell(file, *_tool_before(session), own)
         if answer == "untold" and guess:
             raise _untold(file, checks)
         if answer == "partial":
@@ -235,25 +235,38 @@ def adoptable(
             yield file, checks
 
 
-def _tool_before(session: Session) -> str | None:
-    """Name the tool whose history is here and who reads these very files, if there is one."""
+def _tool_before(session: Session) -> tuple[str | None, str | None]:
+    """Name the tool whose history is here and who reads these very files, if there is one.
+
+    And its table, where PREFLIGHT_SCHEMAS leaves that out.
+    """
     from preflight.files import foreign  # noqa: PLC0415 -- only before a failure
     from preflight.history import takeover  # noqa: PLC0415 -- likewise
 
     directory = session.config.migrations_dir
+    left: tuple[str, str] | None = None
     for tool in OTHER_LAYOUTS:
         with suppress(Failure, OSError, psycopg.Error):
             layout, files = foreign.load(tool, directory)
             found = takeover.look(session, layout, files)
             if found is not None and takeover.covered(layout, found, files):
-                return tool
-    return None
+                return tool, None
+            if found is None and (place := takeover.outside(session, layout, files)) is not None:
+                left = left or (tool, place)
+    return left or (None, None)
 
 
-def _cannot_tell(file: Migration, tool: str | None, own: Foreign | None) -> HistoryConflict:
+def _cannot_tell(
+    file: Migration, tool: str | None, outside: str | None, own: Foreign | None
+) -> HistoryConflict:
     said = file.written
     how = "`up`" if own and own.tool == tool else f"PREFLIGHT_LAYOUT={tool}"
     first = f"A history of {tool} is here: {how} takes it over. Or: " * bool(tool)
+    if outside is not None:
+        first = (
+            f"A history of {tool}, {outside}, is in none of PREFLIGHT_SCHEMAS: if it is this "
+            "app's, name its schema there, too. Or: "
+        )
     return HistoryConflict(
         "history.first_contact",
         f"the database has objects but nothing was ever run here, and {file.name} has no verify "

@@ -184,18 +184,11 @@ def _selected(session: Session, layout: Foreign, place: str, query: str) -> list
 
 def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str | None:
     """Return the other tool's history table, quoted; raises HistoryConflict."""
-    table = layout.table
-    rows = session.execute(_LIKE, [session.config.schema, list(table.columns)]).fetchall()
-    rows = [row for row in rows if _fits(table, dict(zip(row[5], row[6], strict=True)))]
-    schema, _, usual = table.usual.rpartition(".")
-    if schema or table.apart:
-        named = [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
-        if len(named) > 1:
-            named = next(filter(None, _in_turn([[at] for at in _path(session)], named)), named)
-    else:
-        like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
-        named = [row for row in rows if row[1] == usual or (table.renamed and row in like)]
-        named = _meant(session, layout, files, named) if named else []
+    named = _alike(session, layout)
+    if named and not _bound(layout):
+        named = _meant(session, layout, files, named)
+    elif len(named) > 1:
+        named = next(filter(None, _in_turn([[at] for at in _path(session)], named)), named)
     if len(named) > 1:
         raise _ambiguous(layout, named)
     if not named:
@@ -212,9 +205,36 @@ def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str
     return _quoted(named[0])
 
 
+def _alike(session: Session, layout: Foreign) -> list[Sequence[Any]]:
+    """Return the tables that have the shape of the tool's, and a name that it may have."""
+    table = layout.table
+    rows = session.execute(_LIKE, [session.config.schema, list(table.columns)]).fetchall()
+    rows = [row for row in rows if _fits(table, dict(zip(row[5], row[6], strict=True)))]
+    schema, _, usual = table.usual.rpartition(".")
+    if _bound(layout):
+        return [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
+    like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
+    return [row for row in rows if row[1] == usual or (table.renamed and row in like)]
+
+
+def _bound(layout: Foreign) -> bool:
+    """Tell whether the tool's table has a schema that no search_path changes."""
+    return layout.table.apart or "." in layout.table.usual
+
+
+def outside(session: Session, layout: Foreign, files: Sequence[Migration]) -> str | None:
+    """Name a table that PREFLIGHT_SCHEMAS leaves out, and that may be the history of the files."""
+    only = session.config.only
+    if not only or _bound(layout):
+        return None
+    rows = [row for row in _alike(session, layout) if row[0] not in only]
+    may = (row for row in rows if _judged(session, layout, files, row).plausible)
+    return next((f"{row[0]}.{row[1]}" for row in may), None)
+
+
 def _path(session: Session) -> list[str]:
     (row,) = session.rows(_PATH)
-    return list(row["path"])
+    return [each for each in row["path"] if not each.startswith("pg_")]
 
 
 def _in_turn(
@@ -521,7 +541,7 @@ def vouched(session: Session, files: Sequence[Migration], recorded: Container[st
         if now.digest == said:
             continue
         if left := unsettled(theirs, now, files, recorded):
-            warning = _unvouched(theirs, now, left, alike=_alike(theirs, files))
+            warning = _unvouched(theirs, now, left, alike=_same_names(theirs, files))
             structlog.get_logger().warning("config.warned", warning=warning)
         else:
             remember(session, theirs, now)
@@ -539,14 +559,14 @@ def unsettled(
     Where one of the two has versions that are text, and the files are in another layout, nothing
     tells which of them those are: it may be any.
     """
-    alike = _alike(theirs, files)
+    alike = _same_names(theirs, files)
     there = applied(theirs, now, files) if alike else files
     coming = newer(theirs, now, files) if alike else ()
     told = [key if theirs.labelled else str(theirs.order(key)) for key in coming]
     return [each for each in (*(file.written for file in there), *told) if each not in recorded]
 
 
-def _alike(theirs: Foreign, files: Sequence[Migration]) -> bool:
+def _same_names(theirs: Foreign, files: Sequence[Migration]) -> bool:
     """Tell whether files are known by what the other tool calls them."""
     layout = folder.rule(files)
     return layout is theirs or not (theirs.labelled or (layout and layout.labelled))

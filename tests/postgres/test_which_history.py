@@ -204,6 +204,21 @@ def test_history_is_the_one_that_the_tool_would_find_or_a_question(
     assert expected == told
 
 
+def test_history_that_schemas_leave_out_is_named(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """It may be the neighbour's or this app's: the way to say which is in the hint."""
+    write(folder, GOLANG)
+    database.script(f"{UP} CREATE TABLE app.t1 (); {golang(USUAL, 1)}")
+
+    result = run("check", env={"PREFLIGHT_SCHEMAS": "app"})
+    both = run("check", env={"PREFLIGHT_SCHEMAS": "app,public"})
+
+    assert "history.first_contact" == result.finished["error"]["code"]
+    assert f"{USUAL}, is in none of PREFLIGHT_SCHEMAS" in result.finished["error"]["hint"]
+    assert "adoptable" == both.event("migration.listed")[0]["state"]
+
+
 @pytest.fixture
 def migrator(database: servers.Database) -> Iterator[str]:
     """Give a role that may do all that a migration does, and is no superuser."""
