@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Script
     from preflight.files.scan import Statement
 
+CANCEL_S = 2.0  # for the server to end a statement: the whole stop takes less than 5 s
 BESIDE_S = 15.0  # for another session where we have one: nobody else gets the lock meanwhile
 SECRETS = (
     "password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key",
@@ -360,17 +361,30 @@ class Session:
     def _stoppable(self) -> Iterator[None]:
         """Let a stop request end a statement, and leave none behind: others follow, to clean up.
 
-        psycopg cancels what it waits for; a request may come just before it begins to.
+        psycopg cancels what it waits for; a request may come just before it begins to, and where
+        nobody takes the cancel it gives up.
         """
         try:
             with stop.allowed():
                 yield
         except stop.Stopped:
             if self.connection.info.transaction_status == ACTIVE:
-                with suppress(psycopg.Error), self.connection.lock:
-                    self.connection.cancel()
-                    self.connection.wait(generators.execute(self.connection.pgconn))
+                self._cancel()
             raise
+
+    def _cancel(self) -> None:
+        """Have the server end what it is at; hang up on one that does not say so."""
+        timer = threading.Timer(CANCEL_S, self._hang_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            with suppress(psycopg.Error), self.connection.lock:
+                self.connection.cancel_safe(timeout=CANCEL_S)
+                self.connection.wait(generators.execute(self.connection.pgconn))
+        finally:
+            timer.cancel()
+        if self.connection.info.transaction_status == ACTIVE:
+            self.close()
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:

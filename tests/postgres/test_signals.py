@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT at every step: gone within five seconds, and nothing left behind."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -427,3 +428,43 @@ def test_stop_between_sending_and_waiting_leaves_the_session_free_for_the_clean_
         found = session.connection.execute("ROLLBACK").statusmessage
 
     assert "ROLLBACK" == found
+
+
+def test_stop_between_sending_and_waiting_ends_although_nobody_takes_the_cancel(
+    database: servers.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that accepts and says no more is not asked for ever: the session is given up."""
+    for name, value in (("_requested", None), ("_raised", False)):
+        monkeypatch.setattr(stop, name, value)
+    target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
+    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
+    postmaster = int((database.server.data / "postmaster.pid").read_text().split()[0])
+
+    def once_it_is_sent(frame: FrameType, event: str, _: object) -> None:
+        if (event, frame.f_code.co_name) == ("return", "_execute_send"):
+            sys.setprofile(None)
+            os.kill(postmaster, signal.SIGSTOP)
+            stop.request(signal.SIGTERM)
+
+    with sessions.connect(config) as session, waking(postmaster) as waker:
+        try:
+            sys.setprofile(once_it_is_sent)
+            with pytest.raises(stop.Stopped):
+                session.execute("SELECT pg_sleep(600)")
+        finally:
+            sys.setprofile(None)
+        assert waker.poll() is None, "it came back only when somebody woke the server"
+        assert session.lost
+
+
+@contextlib.contextmanager
+def waking(pid: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a process that stands still go on in the end, although no thread of ours may run."""
+    wakes = f"import os, time; time.sleep(60); os.kill({pid}, {int(signal.SIGCONT)})"
+    waker = subprocess.Popen([sys.executable, "-c", wakes])
+    try:
+        yield waker
+    finally:
+        waker.kill()
+        waker.wait()
+        os.kill(pid, signal.SIGCONT)
