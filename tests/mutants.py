@@ -274,6 +274,7 @@ MUTANTS = [
         "not self.lost or self.locked or",
         "not self.lost or",
         _tests("concurrency::test_lock_that_is_lost_with_its_connection_is_not_worked_without"),
+        CRASH,
     ),
     Mutant(
         "a database restored with other options is not swapped in",
@@ -289,6 +290,7 @@ MUTANTS = [
         "pg_catalog.pg_current_xact_id()",
         "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())",
         _tests("wrap::test_transaction_that_is_at_work_has_not_come_to_naught"),
+        CRASH,
     ),
     Mutant(
         "a partial that is being written stays",
@@ -623,8 +625,9 @@ MUTANTS = [
         "a vanished node holds nothing",
         "server/sessions",
         '    "tcp_user_timeout": "15000",\n',
-        "",
+        '    "tcp_user_timeout": "0",\n',
         _tests("black_hole::test_vanished_node_holds_nothing_for_long"),
+        CRASH,
     ),
     # --- what the fixes of faults rest on
     Mutant(
@@ -728,6 +731,7 @@ MUTANTS = [
         '    "tcp_user_timeout": "20000",\n',
         "",
         _tests("waiting::test_server_that_vanishes_is_given_up_by_us_and_by_pg_dump"),
+        CRASH,
     ),
     Mutant(
         "a history that row security filters is none",

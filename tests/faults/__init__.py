@@ -46,6 +46,9 @@ class Fault:
         del message
         return None
 
+    def joined(self, client: socket.socket, upstream: socket.socket) -> None:
+        """See the sockets to both sides, before the server hears who calls."""
+
     def to_server(self, kind: bytes, message: bytes) -> bytes:
         """Return what the server gets."""
         del kind
@@ -225,8 +228,9 @@ class Proxy:
             self._sockets.append(upstream)
             for each in (client, upstream):  # else each answer waits 40 ms for an acknowledgement
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            upstream.sendall(startup)
             fault = self._fault.connected()
+            fault.joined(client, upstream)
+            upstream.sendall(startup)
             pump = threading.Thread(
                 target=_pump, args=(client, upstream, fault.to_server), daemon=True
             )

@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -31,12 +32,14 @@ import psycopg
 from psycopg import sql
 
 from tests import buckets, faults, program, servers
+from tests.faults import ends
 
 Environment = dict[str, str]
 
 # Each file says in `ran` that it ran: what the history claims is compared with it.
 MIGRATIONS = {
-    "001_first.sql": "CREATE TABLE ran (version int);\nINSERT INTO ran VALUES (1);\n",
+    "001_first.sql": "CREATE TABLE ran (version int, alone bool DEFAULT locked());\n"
+    "INSERT INTO ran VALUES (1);\n",
     "001_first_verify.sql": "SELECT 'a' AS suite, 'ran' AS \"check\","
     " to_regclass('public.ran') IS NOT NULL AS ok;\n",
     "002_grow.sql": "ALTER TABLE items ADD COLUMN note text DEFAULT 'x';\n"
@@ -54,9 +57,16 @@ MIGRATIONS = {
     "INSERT INTO done VALUES (false);\n",
 }
 VERSIONS = (1, 2, 3, 4)
+LOCKED = """
+CREATE FUNCTION locked() RETURNS bool LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM pg_locks
+ WHERE locktype = ''advisory'' AND granted AND pid = pg_backend_pid() AND database =
+ (SELECT oid FROM pg_database WHERE datname = current_database()))';
+"""
 BEFORE = (
     "CREATE TABLE items (id int PRIMARY KEY); CREATE TABLE copied (n int);"
-    "CREATE TABLE done (forth bool);"  # how often 004 ran, and how often it was taken back
+    "CREATE SEQUENCE counted; SELECT nextval('counted');"
+    f"{LOCKED}"  # each file notes whether its session held the run's lock
+    "CREATE TABLE done (forth bool, alone bool DEFAULT locked());"
     "INSERT INTO items SELECT n FROM generate_series(1, 500) n"
 )
 # A copy of a database has its sequences as they are, but not the WAL with the next values of each:
@@ -68,19 +78,95 @@ FROM pg_sequences WHERE last_value IS NOT NULL
 # What a run says is done is on the disk, whatever its database asks of a COMMIT.
 _HASTY = sql.SQL("ALTER DATABASE {} SET synchronous_commit = off")
 TOOL = """
+import json
 import os
+import pathlib
+import signal
+import time
 import psycopg
 
+HOW = pathlib.Path(__file__).parent.parent / "how"
+ROW = "INSERT INTO copied VALUES (1)"
+SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s"
+
+def call(how):
+    return psycopg.connect(how["url"], application_name="tool")
+
+def leave(how):
+    told, tells = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        it = call(how)
+        it.execute(ROW)
+        signal.signal(signal.SIGTERM, lambda *_: (it.commit(), os._exit(0)))
+        os.write(tells, b"1")
+        while True:
+            signal.pause()
+    os.read(told, 1)
+
+def go_on(it):
+    it.commit()
+    it.pgconn.send_query(b"INSERT INTO copied SELECT 1 FROM (SELECT pg_sleep(1)) s")
+    it.pgconn.flush()
+    with psycopg.connect(it.info.dsn, password=it.info.password) as other:
+        while other.execute(SLEEPS, [it.info.backend_pid]).fetchone() == (0,):
+            other.rollback()
+
+def borrow():
+    (HOW / "asked").touch()
+    while not (HOW / "lent").exists():
+        time.sleep(0.01)
+
+def end(how):
+    kept = []
+    for number, deed in enumerate(how["deeds"]):
+        it = call(how)
+        kept.append(it)
+        if deed not in ("counts", "goes on", "leaves", "borrows"):
+            it.execute(ROW)
+        if deed == "aborts":
+            it.rollback()
+        elif deed == "commits":
+            it.commit()
+        elif deed == "makes":
+            it.execute(f"CREATE TABLE made_by_{os.getpid()}_{number} ()")
+            it.commit()
+        elif deed == "counts":
+            it.execute("SELECT nextval('counted')")
+            it.rollback()
+        elif deed == "prepares":
+            it.execute(f"PREPARE TRANSACTION 'deed_{os.getpid()}_{number}'")
+        elif deed == "goes on":
+            go_on(it)
+        elif deed == "leaves":
+            leave(how)
+        elif deed == "borrows":
+            borrow()
+    (HOW / "done").touch()
+    os._exit(3)
+
 with psycopg.connect(os.environ["DATABASE_URL"], application_name="tool", autocommit=True) as it:
+    if (HOW / "how.json").exists():
+        how = json.loads((HOW / "how.json").read_text())
+        if (how["at"] == "live") == (it.info.dbname == how["database"]):
+            end(how)
     it.execute("CREATE TABLE IF NOT EXISTS ran (version int PRIMARY KEY)")
     for version in (1, 2):
         with it.transaction():
             it.execute("INSERT INTO ran VALUES (%s) ON CONFLICT DO NOTHING", [version])
             it.execute("CREATE TABLE IF NOT EXISTS made_%s ()" % version)
 """
-VICTIMS = ("connection", "stop", "job", "pg_dump", "backend", "postmaster")
-ALIVE = ("connection", "stop")  # of these nobody is killed
+# what a command did on the live database, each in a session of its own, when it ended with 3; the
+# last two are done for it, by a process that it leaves behind and by one who was there before it
+DEEDS = (
+    "aborts", "opens", "commits", "makes", "counts", "prepares", "goes on", "leaves", "borrows",
+)  # fmt: skip
+NAUGHT = {"aborts", "opens"}  # come to naught: of all others something stays, or may
+VICTIMS = ("connection", "stop", "job", "pg_dump", "backend", "postmaster", "tool")
+ALIVE = ("connection", "stop", "tool")  # of these nobody is killed
 PARTS = 6  # of a walk along a command's messages: several servers share it
+CLIENTS = ("pg_dump", "pg_restore")
+OURS_S, CLIENTS_S = 30.0, 420.0  # of silence; pg_dump stands still while a store does
 PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for ever
 STOPS = (signal.SIGTERM, signal.SIGINT)
 LISTED = {  # in `run.finished`, and the events of the journal that say the same
@@ -90,6 +176,12 @@ LISTED = {  # in `run.finished`, and the events of the journal that say the same
 }
 # what a run may end with that was struck, and not killed itself
 CODES = {0, 10, 11, 12, 13, 14, 31, 32}
+# what a COMMIT does not write, nobody writes soon; and nobody's transaction is autovacuum's
+SETTINGS: dict[str, str | int] = {
+    "wal_writer_delay": "10s",
+    "autovacuum": "off",
+    "max_prepared_transactions": 8,
+}
 OURS = (
     "application_name LIKE 'pg-preflight%%'"
     " OR application_name IN ('pg_dump', 'pg_restore', 'tool')"
@@ -107,28 +199,38 @@ class Story:
     codes: frozenset[int] = frozenset(CODES)
     repeats: bool = False  # a second call does it all again, as it should
     more: tuple[tuple[str, str], ...] = ()
+    rival: bool = False  # another such run waits for the lock when the first is struck
+
+    @property
+    def wraps(self) -> bool:
+        """Whether it is another tool that changes something."""
+        return "wrap" in self.command
 
 
-UP = ("up",)
+UP, BACK = ("up",), ("rollback", "--to", "1")
 FORGET = "DROP SCHEMA preflight CASCADE; TRUNCATE done"
 LATE = "INSERT INTO items (id) VALUES (0)"  # after the backup
 FOLDER = (("PREFLIGHT_PARALLEL_MB", "0"), ("PREFLIGHT_JOBS", "2"))
+# the command itself may be struck, on the copy (27) or in earnest (30)
+WRAP = Story(
+    ("wrap", "--watch", "tool", "--trust-environment", "--", sys.executable, "tool/tool.py"),
+    ends=(1, 2),
+    codes=frozenset(CODES | {27, 30}),
+)
 STORIES = {
     "up": Story(),
+    "up_again": Story(before=(UP, BACK)),
     "folder": Story(more=FOLDER),
     "bucket": Story(),
-    "rollback": Story(("rollback", "--to", "1"), (UP,), ends=(1,)),
+    "rollback": Story(BACK, (UP,), ends=(1,)),
     "force": Story(("force", "4"), (UP,), repeats=True),
     "adopt": Story(("adopt", "--through", "4"), (UP,), FORGET),
     "backup": Story(("backup",), (UP,), repeats=True),
     "restore": Story(("restore", "latest"), (UP, ("backup",)), repeats=True),
     "swap": Story(("restore", "latest", "--swap"), (UP, ("backup",)), LATE),
-    # the command itself may be struck, on the copy (27) or in earnest (30)
-    "wrap": Story(
-        ("wrap", "--watch", "tool", "--trust-environment", "--", sys.executable, "tool/tool.py"),
-        ends=(1, 2),
-        codes=frozenset(CODES | {27, 30}),
-    ),
+    "wrap": WRAP,
+    "pair": Story(rival=True),
+    "wrap_pair": dataclasses.replace(WRAP, rival=True),
 }  # fmt: skip
 
 
@@ -144,13 +246,19 @@ class Strike:
     commit: int = 0  # instead of a message: at the answer to so many COMMITs of ours
     stop: signal.Signals = signal.SIGTERM
     answered: bool = True  # else the server says nothing more to who was asked to stop
+    deeds: tuple[str, ...] = ()  # of a wrapped command, before it ends by itself
+    at: str = "live"  # where it does them: in earnest, or while it should be led to the copy
 
     def __str__(self) -> str:
         """Read as in `job at message 120 of ours, rehearse off`."""
+        deeds = f"tool that {', '.join(self.deeds)} on {self.at}, rehearse {self.rehearse}"
+        if self.victim == "tool":
+            return deeds
         what = f"COMMIT {self.commit}" if self.commit else f"message {self.message}"
         when = f"event {self.event}" if self.event else f"{what} of {self.among}"
         how = f" by {self.stop.name}{'' if self.answered else ', unanswered,'}"
-        return f"{self.victim}{how * (self.victim == 'stop')} at {when}, rehearse {self.rehearse}"
+        which = f"{self.victim}{how * (self.victim == 'stop')} at {when}, rehearse {self.rehearse}"
+        return which + f", {deeds}" * bool(self.deeds)
 
 
 class AtMessage(faults.Fault):
@@ -163,8 +271,9 @@ class AtMessage(faults.Fault):
     def __init__(self, at: Strike, strike: Callable[[int], None]) -> None:
         """Count from the first connection on."""
         self.at, self.strike = at, strike
-        self.seen = {"ours": 0, "clients": 0}
+        self.seen = {"ours": 0, "clients": 0, "answers": 0}
         self.commits = 0
+        self.locked = False  # the connection that was struck held the run's lock
         self.lock = threading.Lock()
         self.caller = threading.local()  # a connection has a thread of its own
 
@@ -176,23 +285,28 @@ class AtMessage(faults.Fault):
         """Count what this caller is sent."""
         return _Counted(self, self.caller.kind)
 
-    def due(self, caller: str, *, commit: bool) -> bool:
+    def due(self, *callers: str, commit: bool) -> bool:
         """Count a message, or an answer to a COMMIT, and tell whether it is the one."""
         with self.lock:
-            self.seen[caller] += 1
+            for each in callers:
+                self.seen[each] += 1
             self.commits += commit
             if self.at.commit:
                 return commit and self.commits == self.at.commit
-            return caller == self.at.among and self.seen[caller] == self.at.message
+            return self.at.among in callers and self.seen[self.at.among] == self.at.message
+
+
+_LOCK = b"SELECT pg_catalog.pg_try_advisory_lock("  # the row says t
 
 
 class _Counted(faults.Fault):
     def __init__(self, all_: AtMessage, caller: str) -> None:
         self.all, self.caller, self.backend = all_, caller, 0
-        self.committing = False
+        self.committing = self.asking = self.locked = False
 
     def to_server(self, kind: bytes, message: bytes) -> bytes:
-        """Notice a COMMIT of ours."""
+        """Notice a COMMIT of ours, and who asks for the run's lock."""
+        self.asking = (self.asking and kind not in b"PQ") or _LOCK in message
         alone = kind == b"Q" and message[5:].startswith(b"COMMIT")
         self.committing = alone and self.caller == "ours"
         return message
@@ -202,25 +316,84 @@ class _Counted(faults.Fault):
         if kind == b"K":
             self.backend = int.from_bytes(message[5:9], "big")
         if kind in b"Dd":
+            self.locked = self.locked or (self.asking and message.endswith(b"t"))
             return message
-        if self.all.due(self.caller, commit=kind == b"C" and self.committing):
+        callers = [self.caller, *["answers"] * (self.locked and kind == b"Z")]
+        if self.all.due(*callers, commit=kind == b"C" and self.committing):
+            self.all.locked = self.locked
             self.all.strike(self.backend)
         return message
 
 
 class Through(faults.Fault):
-    """Does what another fault does: the address stays the same when that one changes."""
+    """Does what another fault does: the address stays the same when that one changes.
+
+    Both ends of each connection of ours and of our clients are looked at: whose peer vanishes
+    gives it up.
+    """
 
     def __init__(self) -> None:
         self.now = faults.Fault()
+        self.caller = threading.local()
+        self.ends = 0  # that were looked at
+        self.patient: list[str] = []  # those that wait too long
 
     def startup(self, message: bytes) -> bytes | None:
         """Ask the one of the moment."""
+        self.caller.said = message
         return self.now.startup(message)
 
     def connected(self) -> faults.Fault:
         """Ask the one of the moment."""
-        return self.now.connected()
+        return _Ends(self, self.now.connected(), self.caller.said)
+
+    def look(self, beside: socket.socket, startup: bytes) -> None:
+        """Look at the other end of a socket of the proxy's."""
+        found = ends.end(beside.getpeername(), beside.getsockname())
+        if found and (most_s := _most_s(found, startup)):
+            self.ends += 1
+            if found.waits_s > most_s:
+                self.patient.append(f"{found.program}, {found.waits_s:g} s of {most_s:g} s")
+
+
+def _most_s(end: ends.End, startup: bytes) -> float:
+    """Return after how many seconds a silent peer is to be given up there; 0: not our affair.
+
+    A look whose statements have a timeout has a clock of its own, and a client that cancels what
+    it is at is being ended by us.
+    """
+    if int.from_bytes(startup[4:8], "big") == faults.CANCEL_REQUEST:
+        return 0 if end.program in CLIENTS else OURS_S
+    texts = startup[8:].split(b"\0")
+    said = dict(zip(texts[::2], texts[1::2], strict=False))
+    name = said.get(b"application_name", b"").decode()
+    if name == "tool" or re.search(rb"statement_timeout=[1-9]", said.get(b"options", b"")):
+        return 0
+    return CLIENTS_S if name in CLIENTS else OURS_S
+
+
+class _Ends(faults.Fault):
+    """Looks at both ends of a connection as soon as they are as they should be."""
+
+    def __init__(self, all_: Through, fault: faults.Fault, startup: bytes) -> None:
+        self.all, self.fault, self.said = all_, fault, startup
+        self.upstream: socket.socket | None = None
+
+    def joined(self, client: socket.socket, upstream: socket.socket) -> None:
+        """Look at the end of who calls."""
+        self.all.look(client, self.said)
+        self.upstream = upstream
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Look at the server's end when the first question comes."""
+        if self.upstream and kind in b"PQ":
+            self.all.look(self.upstream, self.said)
+            self.upstream = None
+        return self.fault.to_server(kind, message)
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Ask the fault that is there."""
+        return self.fault.to_client(kind, message)
 
 
 class World:
@@ -234,9 +407,11 @@ class World:
         self.database = servers.Database(server, name)
         self.left: list[int] = []  # clients whose job was killed
         self.halves: set[str] = set()  # of backups, which killed runs left
+        self.unlocked = False  # the run that was struck held the lock, and lost its connection
+        self.before: object = None  # what a wrapped command may change, as it was
         self.kept, self.round = home.with_name(f"{home.name}.kept"), 0
         self.backups, self.files = home / "backups", home / "migrations"
-        for each in (self.backups, self.files, home / "tool"):
+        for each in (self.backups, self.files, home / "tool", home / "how"):
             each.mkdir(parents=True)
         (home / "tool/tool.py").write_text(TOOL)
         for file, text in MIGRATIONS.items():
@@ -260,14 +435,18 @@ class World:
             **dict(self.story.more),
             **(more or {}),
         }
-        if told == "wrap":  # as an app names it
-            address = f"{quote(servers.PASSWORD)}@{servers.HOST}:{self.proxy.port}/{name}"
-            self.environment["DATABASE_URL"] = f"postgresql://{servers.SUPERUSER}:{address}"
+        if self.story.wraps:  # as an app names it
+            self.environment["DATABASE_URL"] = self.url(self.proxy.port)
         for command in self.story.before:
-            made = self.run(*command, PREFLIGHT_BACKUP="off" if command == UP else "required")
+            made = self.run(*command, PREFLIGHT_BACKUP="required" if "backup" in command else "off")
             assert 0 == made.code, str(made)
         self.database.script(self.story.script)
         self.database.script("CHECKPOINT")  # what is there before a strike outlives it
+
+    def url(self, port: int) -> str:
+        """Return the database's address, straight or through the proxy."""
+        secret = f"{servers.SUPERUSER}:{quote(servers.PASSWORD)}"
+        return f"postgresql://{secret}@{servers.HOST}:{port}/{self.database.name}"
 
     def keep(self) -> None:
         """Remember how all stands, to come back to it."""
@@ -293,19 +472,28 @@ class World:
 
     def run(self, *command: str, **more: str) -> program.Result:
         """Run the story's command, or another, undisturbed."""
-        rehearse = {} if "wrap" in self.story.command else {"PREFLIGHT_REHEARSE": "off"}
+        rehearse = {} if self.story.wraps else {"PREFLIGHT_REHEARSE": "off"}
         main = program.Program({**self.environment, **rehearse, **more}, self.home)
         try:
             return main.run(*(command or self.story.command), timeout=PATIENCE_S)
         finally:
             main.close()
 
-    def struck(self, strike: Strike) -> tuple[program.Result, bool]:
-        """Run the command and strike; return what it left, and whether it was struck at all."""
+    def struck(self, strike: Strike) -> tuple[list[program.Result], bool]:
+        """Run the command and strike; return what it left, and whether it was struck at all.
+
+        A rival's comes behind that of who was struck.
+        """
         hit = threading.Event()
         held: list[program.Process] = []
+        self.before = truth(self)
+        more = {"PREFLIGHT_REHEARSE": strike.rehearse} | self._straight(strike)
+        main = program.Program({**self.environment, **more}, self.home)
 
         def blow(backend: int) -> None:
+            if self.story.rival:
+                held.append(main.start(*self.story.command))
+                _waits_or_works(held[-1], while_stands=held[0])
             if strike.victim == "connection":
                 hit.set()
                 raise faults.Cut
@@ -316,25 +504,74 @@ class World:
             elif _BLOWS[strike.victim](self, held[0], backend):
                 hit.set()
 
-        self.between.now = AtMessage(strike, blow)
-        more = {"PREFLIGHT_REHEARSE": strike.rehearse}
-        main = program.Program({**self.environment, **more}, self.home)
-        try:
-            held.append(main.start(*self.story.command))
-            if strike.event:
-                with contextlib.suppress(AssertionError):  # a run may have no such event
-                    held[0].wait_for_event(strike.event, PATIENCE_S)
-                    if strike.victim == "pg_dump":  # the next one that begins
-                        at_work = lambda: _children(held[0].pid) or not held[0].running  # noqa: E731
-                        faults.until(at_work, "a client is at work", PATIENCE_S)
-                    blow(_a_backend(self.database))
-            result = held[0].wait(PATIENCE_S)
-        finally:
-            main.close()
-            self.between.now = faults.Fault()
-        self.server.start()  # where the postmaster was struck
-        faults.until(lambda: _answers(self.server), "the server has recovered", PATIENCE_S)
-        return result, hit.is_set()
+        at = self.between.now = AtMessage(strike, blow)
+        with self._misled(strike) as done:
+            try:
+                held.append(main.start(*self.story.command))
+                if strike.event:
+                    self._at_event(strike, held[0], blow)
+                results = [held[0].wait(PATIENCE_S)]
+                results += [each.wait(PATIENCE_S) for each in held[1:]]
+            finally:
+                main.close()
+                self.between.now = faults.Fault()
+            self.server.start()  # where the postmaster was struck
+            faults.until(lambda: _answers(self.server), "the server has recovered", PATIENCE_S)
+            if strike.victim == "tool" and done():
+                hit.set()
+        self.unlocked = hit.is_set() and strike.victim == "connection" and at.locked
+        return results, hit.is_set()
+
+    def _at_event(
+        self, strike: Strike, process: program.Process, blow: Callable[[int], None]
+    ) -> None:
+        with contextlib.suppress(AssertionError):  # a run may have no such event
+            process.wait_for_event(strike.event, PATIENCE_S)
+            if strike.victim == "pg_dump":  # the next one that begins
+                at_work = lambda: _children(process.pid) or not process.running  # noqa: E731
+                faults.until(at_work, "a client is at work", PATIENCE_S)
+            blow(_a_backend(self.database) if strike.victim == "backend" else 0)
+
+    def _straight(self, strike: Strike) -> Environment:
+        """Return what leads past the proxy where it is not needed: sessions are seen whose then."""
+        if strike.victim != "tool":
+            return {}
+        return {**self.database.env(), "DATABASE_URL": self.url(self.server.port)}
+
+    @contextlib.contextmanager
+    def _misled(self, strike: Strike) -> Iterator[Callable[[], bool]]:
+        """Have the command do what it is struck for; yield whether it has done all of it.
+
+        What it leaves to others comes through in the end, as far as the server lets it.
+        """
+        place = self.home / "how"
+        if not strike.deeds:
+            yield lambda: False
+            return
+        how = {
+            "at": strike.at,
+            "database": self.database.name,
+            "url": self.url(self.server.port if strike.victim == "tool" else self.proxy.port),
+            "deeds": strike.deeds,
+        }
+        (place / "how.json").write_text(json.dumps(how))
+        over = threading.Event()
+        with self.server.connect(self.database.name) as lender:
+            lender.execute("BEGIN")  # before anybody else
+            lends = threading.Thread(target=_lend, args=(lender, place, over))
+            lends.start()
+            try:
+                yield (place / "done").exists
+            finally:
+                over.set()
+                lends.join()
+                with contextlib.suppress(psycopg.OperationalError):  # the server was struck
+                    lender.execute("COMMIT")
+                for each in place.iterdir():
+                    each.unlink()
+                gone = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+                for name in self.database.query(gone):
+                    self.database.script(f"COMMIT PREPARED '{name}'")
 
     def databases(self) -> list[str]:
         """Return the database, and what was restored or kept beside it."""
@@ -376,6 +613,29 @@ def _waits(pid: int, number: signal.Signals) -> bool:
         pending = int(said["SigPnd"], 16) | int(said["ShdPnd"], 16)
         return bool(pending >> (number - 1) & 1)
     return False
+
+
+def _waits_or_works(rival: program.Process, while_stands: program.Process) -> None:
+    """Return once it waits for the run's lock, or has it, or needs none; the first stands still."""
+
+    def begun() -> bool:
+        said = {each["event"] for each in rival.events}
+        return not rival.running or bool(said & {"lock.busy", "lock.acquired"})
+
+    while_stands.signal(signal.SIGSTOP)
+    try:
+        faults.until(begun, "the other run has come to the lock", PATIENCE_S)
+    finally:
+        while_stands.signal(signal.SIGCONT)
+
+
+def _lend(lender: psycopg.Connection, place: Path, over: threading.Event) -> None:
+    """Write into a transaction that began before the command, once it asks for it."""
+    while not over.wait(0.01):
+        if (place / "asked").exists():
+            lender.execute("INSERT INTO copied VALUES (2)")
+            (place / "lent").touch()
+            return
 
 
 def _job(world: World, process: program.Process, backend: int) -> bool:
@@ -463,12 +723,19 @@ def _a_backend(database: servers.Database) -> int:
 # --- what holds whatever happened -----------------------------------------------------------------
 
 
-def require_sound(world: World, result: program.Result, stopped: Strike | None = None) -> None:
+def require_sound(
+    world: World,
+    result: program.Result,
+    stopped: Strike | None = None,
+    *,
+    alone: bool = True,
+) -> None:
     """Raise AssertionError unless all that is promised after any end holds.
 
-    Each file ran once or not at all and the history says which; each backup that can be seen is
-    whole; no session and no lock of ours is left; the code is one of ours and the log ends with
-    it, what it says of files is true, and with 0 all is done; the password stands nowhere.
+    Each file ran once or not at all, under the run's lock, and the history says which; each backup
+    that can be seen is whole; no session and no lock of ours is left, and each gave up a silent
+    peer; the code is one of ours and the log ends with it, what it says of files is true, and with
+    0 all is done; the password stands nowhere. `alone`: no other run did anything meanwhile.
     """
     killed = result.code == -signal.SIGKILL
     _require_no_client(world)
@@ -482,11 +749,15 @@ def require_sound(world: World, result: program.Result, stopped: Strike | None =
     assert killed or result.code in codes, str(result)
     if not killed:
         assert result.code == result.finished["exit_code"], str(result)
-        _require_true(world, result)
+        _require_true(world, result, alone=alone)
+        if alone and world.story.wraps:
+            _require_untouched(world, result)
     ran, recorded = reality(world), history(world)
     assert sorted(set(ran)) == ran, f"a file ran twice: {ran}"
     assert result.code != 0 or list(world.story.ends) == ran, f"said to be done, and is not: {ran}"
-    if world.told != "wrap":
+    patient = world.between.patient
+    assert not patient, f"whose peer vanishes waits too long: {patient}"
+    if not world.story.wraps:
         _require_as_recorded(world, ran, recorded)
     if world.told != "bucket":
         # who was not answered ends in the middle of its work, too
@@ -494,7 +765,7 @@ def require_sound(world: World, result: program.Result, stopped: Strike | None =
     _require_no_secret(world, result)
 
 
-def _require_true(world: World, result: program.Result) -> None:
+def _require_true(world: World, result: program.Result, *, alone: bool) -> None:
     """Hold the last line against the history: what it lists was done by this run, and nothing else.
 
     With 13 one step more may be, whose answer never came: a file, or all that is adopted. What a
@@ -515,6 +786,8 @@ def _require_true(world: World, result: program.Result) -> None:
     if result.code - 128 not in STOPS:
         return
     assert ("stopped", "run.stopped") == (said["outcome"], error["code"])
+    if not alone:
+        return  # another run went on
     if world.story.command[0] in {"up", "rollback", "adopt"}:  # which write nothing but the history
         done = [version for version, state in history(world) if state == "done"]
         assert list(world.story.ends) != done, "all is done, and it is said to be stopped"
@@ -526,6 +799,30 @@ def _require_true(world: World, result: program.Result) -> None:
         )
         stays = re.findall(r"finished statements of \S+ \((\d+)\) stay", error["message"])
         assert part_way == [int(count) for count in stays if count != "0"], error
+
+
+def _require_untouched(world: World, result: program.Result) -> None:
+    """Hold what is said of a command that failed against what is there when all has ended."""
+    error = result.finished.get("error", {})
+    said = f"{error.get('message')} {error.get('hint')}"
+    if result.code == 30 or "The live database was not changed" in said:
+        assert world.before == truth(world), "said to be untouched"
+
+
+def _require_lock(world: World, result: program.Result) -> None:
+    """Hold it against who lost the lock with his connection: he takes it again before he goes on.
+
+    Or he stops; whose last COMMIT is read back has nothing left to do.
+    """
+    lost, world.unlocked = world.unlocked, False
+    if not lost:
+        return
+    read_back = [number for number, each in enumerate(result.events) if each.get("read_back")]
+    after = result.names[max(read_back, default=0) :]
+    over = read_back and "migration.started" not in after
+    again = result.names.count("lock.acquired") > 1
+    assert result.code != 0 or again or over, "went on without the lock"
+    assert "lock.lost" != result.finished.get("error", {}).get("code"), "noticed it later"
 
 
 def _require_no_client(world: World) -> None:
@@ -544,6 +841,10 @@ def _require_as_recorded(world: World, ran: list[int], recorded: list[tuple[int,
     assert part_way <= {3}, f"only a file without a transaction may be part-way: {recorded}"
     done_once = [version for version in ran if version not in part_way]
     assert recorded == [] or done == done_once, (ran, recorded)
+    for each in ("ran", "done"):
+        if world.database.query("SELECT to_regclass(%s)", each) != [None]:
+            bare = sql.SQL("SELECT count(*) FROM {} WHERE NOT alone").format(sql.Identifier(each))
+            assert [0] == world.database.query(bare), "a file ran without the run's lock"
     copied = world.database.query("SELECT n FROM copied ORDER BY 1")
     assert copied in ([], [1, 2]), f"rows of a COPY came twice, or in part: {copied}"
     if world.database.query("SELECT to_regclass('preflight.journal')") != [None]:
@@ -568,6 +869,18 @@ def history(world: World) -> list[tuple[int, str]]:
     if world.database.query("SELECT to_regclass('preflight.migrations')") == [None]:
         return []
     return world.database.query("SELECT version::int, state FROM preflight.migrations ORDER BY 1")
+
+
+def truth(world: World) -> object:
+    """Return what a wrapped command may change: tables, rows, and where a sequence stands."""
+    if not world.story.wraps:
+        return None
+    tables = (
+        "SELECT relname::text FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1"
+    )
+    rows, numbers = "SELECT n FROM copied ORDER BY 1", "SELECT last_value FROM counted"
+    return [*map(world.database.query, (tables, rows, numbers)), reality(world)]
 
 
 def _sessions(world: World) -> list[tuple[object, ...]]:
@@ -610,7 +923,7 @@ def require_settled(world: World) -> None:
     require_sound(world, settled)
     assert 0 == settled.code, str(settled)
     assert list(world.story.ends) == reality(world), str(settled)
-    if world.told != "wrap":
+    if not world.story.wraps:
         assert [(each, "done") for each in world.story.ends] == history(world)
         there = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('items_note')"
         assert [True] * (3 in world.story.ends) == world.database.query(there)
@@ -650,6 +963,26 @@ def _require_restored(world: World) -> None:
     assert 1 + beside == len(world.databases()), world.databases()
 
 
+def once(world: World, strike: Strike) -> tuple[list[program.Result], bool]:
+    """Strike one run; return what it left, and a rival's, and whether it was struck.
+
+    Raises AssertionError when something that is promised does not hold.
+    """
+    results, hit = world.struck(strike)
+    stopped = strike if hit and strike.victim == "stop" else None
+    alone = len(results) == 1
+    try:
+        require_sound(world, results[0], stopped, alone=alone)
+        _require_lock(world, results[0])
+        _require_told(strike, results[0], hit=hit)
+        for each in results[1:]:
+            require_sound(world, each, alone=False)
+    except AssertionError as error:
+        seen = "\n".join(map(str, results))
+        raise AssertionError(f"{world.told}, {strike}: {error}\n{seen}") from error
+    return results, hit
+
+
 def crash(world: World, strikes: list[Strike]) -> list[tuple[Strike, bool]]:
     """Strike one run after the other until all is done, then let one through.
 
@@ -658,13 +991,9 @@ def crash(world: World, strikes: list[Strike]) -> list[tuple[Strike, bool]]:
     """
     tried = []
     for strike in strikes:
-        result, hit = world.struck(strike)
+        results, hit = once(world, strike)
         tried.append((strike, hit))
-        try:
-            require_sound(world, result, strike if hit and strike.victim == "stop" else None)
-        except AssertionError as error:
-            raise AssertionError(f"{world.told}, {strike}: {error}\n{result}") from error
-        if result.code == 0 and not world.story.repeats:
+        if any(each.code == 0 for each in results) and not world.story.repeats:
             break  # nothing is left to strike at
     try:
         require_settled(world)
@@ -674,12 +1003,19 @@ def crash(world: World, strikes: list[Strike]) -> list[tuple[Strike, bool]]:
     return tried
 
 
+def _require_told(strike: Strike, result: program.Result, *, hit: bool) -> None:
+    """Hold the code of a command that ended by itself in earnest against what it did there."""
+    if hit and strike.victim == "tool" and strike.at == "live":
+        assert (30 if set(strike.deeds) <= NAUGHT else 31) == result.code, "of what stays"
+
+
 @dataclasses.dataclass(frozen=True)
 class Undisturbed:
     """A run that nobody struck: how many messages it and its clients get, which events it has."""
 
     ours: int
     clients: int
+    answers: int  # whole ones, that its session gets once it holds the lock
     commits: int
     events: tuple[str, ...]
 
@@ -708,15 +1044,20 @@ def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike
     """
     found = []
     for before in range(choice.choice([1, 4, 8])):
-        rehearse = "auto" if told == "wrap" else choice.choice(["off", "off", "auto"])
+        wraps = STORIES[told].wraps
+        rehearse = "auto" if wraps else choice.choice(["off", "off", "auto"])
         most = counted(told, rehearse)
-        victim = choice.choice([each for each in VICTIMS if each != "pg_dump" or most.clients])
-        among = choice.choice(["ours", "ours", "ours", "clients"])
-        if victim == "pg_dump" or not most.clients:
-            among = "clients" if most.clients else "ours"
-        all_ = most.clients if among == "clients" else most.ours
-        message = choice.randint(1, max(1, all_ // (1 + before)))
+        there = {"pg_dump": most.clients, "tool": told == "wrap"}
+        victim = choice.choice([each for each in VICTIMS if there.get(each, True)])
+        among = choice.choice(["ours", "ours", "answers", "clients"])
+        if victim == "pg_dump" and most.clients:
+            among = "clients"
+        if not getattr(most, among):
+            among = "ours"
+        message = choice.randint(1, max(1, getattr(most, among) // (1 + before)))
         strike = Strike(victim, message, among, rehearse=rehearse)
+        if victim == "tool" or (wraps and choice.random() < 1 / 4):
+            strike = _some_deeds(choice, strike)
         found.append(strike if victim != "stop" else _some_stop(choice, strike, most.commits))
     return found
 
@@ -735,9 +1076,18 @@ def _some_stop(choice: random.Random, strike: Strike, commits: int) -> Strike:
     )
 
 
+def _some_deeds(choice: random.Random, strike: Strike) -> Strike:
+    """Have the command do some things, in any order, in earnest or when it should not."""
+    deeds = tuple(choice.choices(DEEDS, k=choice.randint(1, 3)))
+    return dataclasses.replace(strike, deeds=deeds, at=choice.choice(["live", "live", "copy"]))
+
+
 def at_each_event(told: str, victim: str, counted: Counted) -> list[Strike]:
     """Return the strikes at the events of a story, one after the other."""
-    rehearse = "off" if told != "wrap" else "auto"
+    rehearse = "auto" if STORIES[told].wraps else "off"
+    if victim == "tool":  # each deed in its place
+        deeds = itertools.product(DEEDS if told == "wrap" else (), ("live", "copy"))
+        return [Strike(victim, deeds=(deed,), at=at, rehearse=rehearse) for deed, at in deeds]
     events = counted(told, rehearse).events
     if victim != "postmaster":  # it can be struck when the run has ended, too
         events = events[:-1]
@@ -748,7 +1098,7 @@ def at_each_event(told: str, victim: str, counted: Counted) -> list[Strike]:
 
 def at_messages(told: str, first: Strike, each: int, part: int, counted: Counted) -> list[Strike]:
     """Return one of PARTS of the strikes like the first at each so-many-th message of a story."""
-    rehearse = "off" if told != "wrap" else "auto"
+    rehearse = "auto" if STORIES[told].wraps else "off"
     messages = range(1, 1 + getattr(counted(told, rehearse), first.among), each)
     few = -(-len(messages) // PARTS)
     return [
@@ -762,8 +1112,7 @@ class Worlds:
 
     def __init__(self, major: int, counts: dict[tuple[str, str], Undisturbed]) -> None:
         """Start the server; what a story has when nobody disturbs it is the same on all."""
-        # what a COMMIT does not write, nobody writes soon
-        self.server, self.counts = servers.start(major, wal_writer_delay="10s"), counts
+        self.server, self.counts = servers.start(major, **SETTINGS), counts
         self.home = Path(tempfile.mkdtemp(prefix="pg-preflight-crash-"))
         self.opened = contextlib.ExitStack()
         self.now: dict[str, World] = {}
@@ -891,11 +1240,12 @@ def main() -> int:
             yield "", told, functools.partial(at_each_event, told, victim)
 
     def along() -> Iterator[Task]:
-        victims = ("connection", "stop", "job")
-        who = itertools.product(stories, victims, ("ours", "clients"), range(PARTS))
-        for told, victim, among, part in who:
+        whose = [*itertools.product(("connection", "stop", "job"), ("ours", "clients"))]
+        whose.append(("connection", "answers"))
+        for told, (victim, among), part in itertools.product(stories, whose, range(PARTS)):
             first = Strike(victim, among=among)
-            yield "", told, functools.partial(at_messages, told, first, asked.messages, part)
+            each = asked.messages if among != "answers" else -(-asked.messages // 10)
+            yield "", told, functools.partial(at_messages, told, first, each, part)
 
     majors = [int(each) for each in asked.majors.split(",")]
     walk = Walk(along() if asked.messages else in_turn() if asked.events else by_chance())

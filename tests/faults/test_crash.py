@@ -79,7 +79,7 @@ def test_e122_whatever_is_killed_the_next_run_settles_it(
     ("told", "strikes"),
     [
         pytest.param("rollback", [
-            Strike("job", event="migration.rolled_back"), Strike("backend", event="lock.acquired"),
+            Strike("job", commit=3), Strike("backend", event="lock.acquired"),
         ]),
         pytest.param("force", [Strike("job", commit=2), Strike("job", event="migration.started")]),
         pytest.param("adopt", [Strike("postmaster", event="lock.acquired")]),
@@ -95,7 +95,10 @@ def test_e122_whatever_is_killed_the_next_run_settles_it(
         pytest.param("wrap", [
             Strike("job", event="wrap.rehearsed", rehearse="auto"),
             Strike("pg_dump", event="wrap.started", rehearse="auto"),
+            Strike("tool", deeds=("commits",), at="copy", rehearse="auto"),
         ]),
+        pytest.param("pair", [Strike("connection", 24, "answers")]),
+        pytest.param("wrap_pair", [Strike("job", event="wrap.started", rehearse="auto")]),
         pytest.param("bucket", [
             Strike("job", event="backup.started"), Strike("job", event="migration.applied"),
         ], marks=pytest.mark.xdist_group("buckets")),
@@ -114,6 +117,38 @@ def test_e122_whatever_writes_is_settled_by_its_next_call(  # noqa: PLR0913, PLR
     world = crash.World(running(DEFAULT_MAJOR), tmp_path / "world", next(names), told, more)
 
     assert any(hit for _, hit in crash.crash(world, strikes))
+    assert world.between.ends, "nobody has looked how long a vanished peer is waited for"
+    world.drop()
+
+
+@pytest.mark.fault("E117")
+def test_e117_whoever_loses_the_lock_with_the_connection_does_nothing_without_it(
+    running: Callable[[int], servers.Server], tmp_path: Path, names: Iterator[str]
+) -> None:
+    """Cut at each answer that it gets under the lock, until the first file has begun."""
+    home, quickly = tmp_path / "world", {"PREFLIGHT_BACKUP": "off"}
+    world = crash.World(running(DEFAULT_MAJOR), home, next(names), "up_again", quickly)
+
+    for answer in itertools.count(1):
+        (result,), hit = crash.once(world, Strike("connection", answer, "answers"))
+        assert hit, str(result)
+        if "migration.started" in result.names:
+            break
+    crash.require_settled(world)
+    world.drop()
+
+
+@pytest.mark.fault("E122")
+def test_e122_command_that_ends_by_itself_is_told_as_it_is(
+    still: servers.Server, tmp_path: Path, names: Iterator[str]
+) -> None:
+    """Whatever its transactions are at then: where all came to naught, and only there, it is 30."""
+    home, quickly = tmp_path / "world", {"PREFLIGHT_BACKUP": "off"}
+    world = crash.World(still, home, next(names), "wrap", quickly)
+    deeds = [("aborts", "opens"), ("opens", "prepares"), *((each,) for each in crash.DEEDS[2:])]
+    strikes = [Strike("tool", deeds=each, rehearse="off") for each in deeds]
+
+    assert all(hit for _, hit in crash.crash(world, strikes))
     world.drop()
 
 
@@ -144,6 +179,14 @@ def test_f130_whoever_is_asked_to_stop_says_what_is_true(
 
     assert all(hit for _, hit in crash.crash(world, strikes))
     world.drop()
+
+
+@pytest.fixture(scope="module")
+def still() -> Iterator[servers.Server]:
+    """Give a server where nobody writes for himself, and transactions may be prepared."""
+    server = servers.start(DEFAULT_MAJOR, **crash.SETTINGS)
+    yield server
+    server.remove()
 
 
 @pytest.fixture(scope="module")
