@@ -668,6 +668,26 @@ def test_transaction_that_is_at_work_has_not_come_to_naught(
     assert ([True, True], False, True) == (quiet, busy, ended)
 
 
+def test_statement_that_goes_on_there_after_the_trial_may_change_the_live_database_yet(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """It has no number yet, and its session shows no port of the command's: nobody can tell."""
+    statement = b"INSERT INTO items SELECT 9, 'x' FROM (SELECT pg_sleep(30)) s"
+    with faults.through(database.server, faults.Fault()) as pooler:
+        url = database.conninfo(port=pooler.port)
+        only_copy = f"""
+        if connection.info.dbname != {database.name!r}:
+            leave({url!r}, {statement!r}, 3)
+"""
+        (app / "tool.py").write_text(TOOL.replace("        run(connection)\n", only_copy))
+        found = run(*command(app))
+        database.query(END_THE_SLEEPER)
+
+    error = found.finished["error"]
+    assert (27, "wrap.rehearsal_failed") == (found.code, error["code"]), found
+    assert "a session that came meanwhile is still at work" in error["hint"]
+
+
 @pytest.mark.parametrize("looks", [0, 3])
 def test_statement_that_goes_on_by_another_way_is_31(
     run: Run, app: Path, database: servers.Database, looks: int

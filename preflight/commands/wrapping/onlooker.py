@@ -128,6 +128,11 @@ class OnLive:
                 break
         return not left
 
+    def at_work(self, but: int | None) -> bool:
+        """Tell whether anybody, `but` one, is at what he began meanwhile; it may write yet."""
+        rows = self.session.execute(_AT_WORK, [self._began]).fetchall()
+        return any(pid != but for pid, _ in rows)
+
     def _hidden(self) -> set[int]:
         """Return the sessions of which this role does not see whence they come."""
         return {pid for pid, _, port in self.session.execute(_OTHERS).fetchall() if port is None}

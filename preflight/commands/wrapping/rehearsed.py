@@ -304,6 +304,7 @@ class _Trial:
         """
         gone = fence.live is None or fence.live.gone()
         away = fence.sure and on_copy
+        busy = fence.live is not None and fence.live.at_work(but=fence.holder)
         try:
             whole = written.nothing(self.session, before)
             changed = written.changed(self.session, before, self.wrapped.asked.history)
@@ -317,9 +318,11 @@ class _Trial:
         if not gone:
             changed.append("a session of the command is still at work there")
         if not changed:
-            self.live_is = "The live database was not changed" if away or whole else (
+            why = "a session that came meanwhile is still at work" if whole else written.BY_WHOM
+            untouched = away or (whole and not busy)
+            self.live_is = "The live database was not changed" if untouched else (
                 "No object of the live database was changed; whether it wrote rows there nobody "
-                f"can tell: {written.BY_WHOM}"
+                f"can tell: {why}"
             )  # fmt: skip
             return
         if away:
