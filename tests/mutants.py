@@ -68,6 +68,7 @@ def _called(name: str) -> str:
 
 # The general instruments: none of them knows a single fault.
 HISTORIES = _tests("faults_histories")
+DROPPING = _tests("faults_dropping")
 VERDICTS = _tests("faults_verdicts")
 CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
@@ -842,7 +843,7 @@ MUTANTS = [
         _tests(
             "backup_faults::test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one"
         ),
-        VERDICTS,
+        DROPPING,
     ),
     Mutant(
         "an extension has the version that its rows fit",
