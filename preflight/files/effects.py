@@ -154,6 +154,7 @@ class Effect:
     external: str | None = None
     creates: str | None = None
     if_absent: bool = False  # what it creates may be there already
+    perhaps: tuple[str, ...] = ()  # what a block makes, unless it is there
     reaches: tuple[Reach, ...] = ()
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
     alone: tuple[str, ...] = ()  # but not below these: ONLY

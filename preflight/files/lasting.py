@@ -351,11 +351,15 @@ def _in_body(text: bytes, functions: dict[str, str], *, plpgsql: bool = False) -
                 return what
             executes = executes or "EXECUTE" in words
             declares = plpgsql and (declares or _begins(words, "DECLARE")) and "BEGIN" not in words
+        joined = executes and _JOINED.search(piece) is not None
         for quoted in _texts(piece.decode("utf-8", "replace")) if executes else ():
-            alone = quoted.strip().isidentifier()  # a name or a value
+            alone = quoted.isidentifier() and not joined  # a name or a value
             if not alone and (what := _in_body(quoted.encode(), functions)):
                 return what
     return None
+
+
+_JOINED = re.compile(rb"(?i)\|\||concat|%\d*\$?-?\d*s")  # a statement is put together of pieces
 
 
 def _begins(words: Sequence[str], word: str) -> bool:
@@ -453,9 +457,9 @@ def _prepares(words: Sequence[str]) -> bool:
     """Tell whether PREPARE, and what follows it, is a statement: a name, types, AS."""
     rest = list(words[1:])
     at = next((at for at, word in enumerate(rest[:2]) if word in ("(", "AS")), None)
-    if at is not None and rest[at] == "(":
-        at = rest.index(")") + 1 if ")" in rest else None
-    return at is not None and rest[at : at + 1] == ["AS"]
+    if at is None or rest[at] == "AS":
+        return at is not None
+    return (")", "AS") in pairwise(rest[at:])  # a type may have brackets of its own
 
 
 def _makes_temporary(words: Sequence[str]) -> bool:

@@ -110,6 +110,7 @@ def each(file: Migration) -> Told:
         line, column = next(places)
         if effect.creates:
             (perhaps if effect.if_absent else new).add(effect.creates)
+        perhaps.update(effect.perhaps)
         matters = effects.matters(effect)
         room[matters] -= 1
         if room[matters] < 0:
@@ -173,21 +174,20 @@ def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effe
         else dataclasses.replace(block, unknown=not each.certain)
         for each in reach.inner(node, text)
     ]
-    made = {each.creates for each in inside if not each.if_absent}
+    # whether it is there already depends on the way through the block, and its order
+    made = dict.fromkeys(name for each in inside for name in (each.creates, *each.perhaps) if name)
     below = {each.below for each in inside if each.locks}
     return dataclasses.replace(
         block,
         locks=effects.strongest(
-            lock
-            for each in inside
-            for lock in each.locks
-            if lock.table not in made and not _SYSTEM.fullmatch(lock.table)
+            lock for each in inside for lock in each.locks if not _SYSTEM.fullmatch(lock.table)
         ),
         destroys=_together(each.destroys for each in inside),
         external=_together(each.external for each in inside),
         reaches=tuple(dict.fromkeys(found for each in inside for found in each.reaches)),
         below=next((way for way in ("all", "partitions") if way in below), ""),
         alone=tuple(dict.fromkeys(name for each in inside for name in each.alone)),
+        perhaps=tuple(made),
         unknown=any(each.unknown for each in inside),
     )
 

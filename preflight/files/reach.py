@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -337,6 +338,7 @@ def telling(node: Node, text: bytes) -> bool:
     return body is None or language != "plpgsql" or _safe_tree(text) is not None
 
 
+@functools.lru_cache(2)  # it is asked for twice; a large one is tried in another process before
 def _safe_tree(text: bytes) -> object | None:
     """Return the tree of a PL/pgSQL body that is not too large for one."""
     short = len(text) <= parser.SHALLOW  # it takes 250 times the bytes of its text

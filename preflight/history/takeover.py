@@ -259,13 +259,15 @@ def _meant(
             return left
     close = [row for row in rows if any(row[0] in each for each in near)]
     usual = [row for row in close if row[1] == layout.table.usual]
-    far = [] if only else [row for row in rows if row not in close]
+    # of what a run is not limited to only that is asked about which the tool itself would find
+    far = [row for row in rows if row not in close and (not only or row[0] in path[:1])]
     told = [(row, _judged(session, layout, files, row)) for row in far]
     told = [(row, said) for row, said in told if said.plausible]
     if told:
         (row, said), *others = told
-        if others or usual or not said.certain or path[:1] not in ([], ["public"]):
-            raise _ambiguous(layout, [*usual, *(row for row, _ in told)], path)
+        sure = said.certain and path[:1] in ([], ["public"])
+        if only or others or usual or not sure:
+            raise _ambiguous(layout, [*usual, *(row for row, _ in told)], path, only)
         return [row]
     return usual[:1] or close
 
@@ -285,19 +287,25 @@ def _fitting(
 ) -> list[Sequence[Any]]:
     """Return those of some tables in one place that nothing rules out.
 
-    One of the usual name alone is the tool's, whatever it says. Beside another, or renamed, it is
-    believed as far as it fits the files: it has versions of theirs, and none without a file or of
-    another text where another table has none.
+    One of the usual name alone is the tool's, whatever it says. Beside another it is left out only
+    where a checksum says that it is of other files; a renamed one is believed as far as it fits
+    these: it has versions of theirs, and of several those count that nothing speaks against.
     """
     usual = [row for row in rows if row[1] == layout.table.usual]
     if len(rows) == len(usual) == 1:
         return usual
     told = [(row, _judged(session, layout, files, row)) for row in rows]
-    silent = [row for row, said in told if row in usual and not said.rows]
     shared = [(row, said) for row, said in told if said.shared]
-    whole = [(row, said) for row, said in shared if said.whole]
-    left = [row for row, _ in whole or shared]
-    return [row for row in rows if row in left or row in silent] if left else silent[:1]
+    if not shared:
+        return [row for row, said in told if row in usual and not said.rows][:1]
+    known = [(row, said) for row, said in shared if said.known]
+    left = [row for row, _ in known or [each for each in shared if each[1].whole] or shared]
+    stays = [
+        row
+        for row, said in told
+        if row in usual and not (said.other and (known or not said.checked))
+    ]
+    return [row for row in rows if row in left or row in stays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,18 +314,25 @@ class _Judged:
 
     rows: int = 0  # versions that it speaks of
     shared: int = 0  # of them those that have a file, which is not of another text
-    proven: int = 0  # of these those that the tool's own checksum knows, or that are a time
+    checked: int = 0  # of these those that the tool's own checksum knows
+    timed: int = 0  # of the rest those that are a time
+    other: int = 0  # those whose file is of another text, by the tool's checksum
     whole: bool = False  # nothing in it speaks against these files
 
     @property
     def plausible(self) -> bool:
         """It may be of these files: everything fits, or most of it more than by its number."""
-        return bool(self.shared) and (self.whole or self.proven * 2 > self.rows)
+        return bool(self.shared) and (self.whole or (self.checked + self.timed) * 2 > self.rows)
 
     @property
     def certain(self) -> bool:
         """It is of these files."""
-        return self.whole and self.proven >= _MANY
+        return self.whole and (self.checked > 0 or self.timed >= _MANY)
+
+    @property
+    def known(self) -> bool:
+        """Every version of it is of these files, by its text."""
+        return self.whole and 0 < self.checked == self.rows
 
 
 def _judged(
@@ -341,18 +356,23 @@ def _judged(
         if checksum is not None and not layout.agrees(by_key[key], checksum)
     }
     same = checked.keys() - other
-    proven = {key for key in same if checked[key] is not None or len(key) >= _LONG}
+    by_text = {key for key in same if checked[key] is not None}
     below = applied(layout, Found("", said), files) if said.through not in keys else ()
     return _Judged(
         len(keys) + (said.through is not None and said.through not in keys),
         len(same | {layout.key(file) for file in below} - other),
-        len(proven),
+        len(by_text),
+        sum(len(key) >= _LONG for key in same - by_text),
+        len(other),
         not missing and not other,
     )
 
 
 def _ambiguous(
-    layout: Foreign, rows: Sequence[Sequence[Any]], path: Sequence[str] = ()
+    layout: Foreign,
+    rows: Sequence[Sequence[Any]],
+    path: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> HistoryConflict:
     """Ask which of some tables is meant, and say how to answer."""
     names = [f"{row[0]}.{row[1]}" for row in rows]
@@ -368,10 +388,11 @@ def _ambiguous(
         question = f"which history of {layout.tool} is this database's? There are "
         return HistoryConflict("takeover.ambiguous", question + " and ".join(names), hint)
     here = f"in {path[0]!r}, where this role's names lead to," if path else "on the search_path"
+    why = "it is in none of PREFLIGHT_SCHEMAS" if only else f"{here} there is none"
     return HistoryConflict(
         "takeover.ambiguous",
         f"is {names[0]} this database's history of {layout.tool}, or another app's? Versions in it "
-        f"have files here, and {here} there is none",
+        f"have files here, and {why}",
         hint,
     )
 

@@ -323,8 +323,15 @@ def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
         return dict(zip(("classid", "objid", "objsubid"), row, strict=True)) if row else None
     procedure = "regprocedure" if "(" in reach.name else "regproc"
     kind, catalog = _BY_CAST.get(reach.kind, (procedure, "pg_proc"))
-    said = f"pg_catalog.to_{kind}({quoting.literal(reach.name)}::pg_catalog.text)"
-    oid = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
+    name = reach.name
+    if kind == "regtype":  # it is parsed as a type is: `order` is none
+        name = ".".join(map(quoting.name, quoting.parts(name)))
+    said = f"pg_catalog.to_{kind}({quoting.literal(name)}::pg_catalog.text)"
+    try:
+        with session.connection.transaction():
+            oid = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
+    except _NO_NAME:
+        return None
     if oid is None:
         return None
     (classid,) = session.execute(f"SELECT '{catalog}'::regclass::oid::int8").fetchone() or (0,)
@@ -341,6 +348,9 @@ def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
     return found
 
 
+_NO_NAME = (
+    psycopg.errors.SyntaxError, psycopg.errors.InvalidName, psycopg.errors.FeatureNotSupported,
+)  # fmt: skip
 _LOCKED_ALONE = {"default": _DEFAULT, "domain": _OF_DOMAIN}
 _BY_CAST = {
     "relation": ("regclass", "pg_class"),

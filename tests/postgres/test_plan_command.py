@@ -607,6 +607,50 @@ def test_table_that_is_made_only_if_it_is_absent_is_locked_if_it_is_there(
     ]
 
 
+def test_block_that_makes_a_table_or_changes_it_locks_the_one_that_is_there(
+    run: Run, connection: psycopg.Connection, migrations: WriteMigrations
+) -> None:
+    """Whatever the order of its statements, and whichever way through it a condition takes."""
+    connection.execute("CREATE TABLE a (id int)")
+    blocks = (
+        "IF to_regclass('a') IS NULL THEN CREATE TABLE a (); ELSE ALTER TABLE a ADD b int; END IF;",
+        "ALTER TABLE a RENAME TO c; CREATE TABLE a (id int);",
+        "CREATE TABLE new (id int); ALTER TABLE new ADD b int;",
+    )
+    migrations({"001_a.sql": "".join(f"DO $$ BEGIN {each} END $$;\n" for each in blocks)})
+
+    result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+    locked = [
+        (step["line"], item["table"], item["mode"])
+        for step in result.json()["statements"]
+        for item in step["locks"]
+    ]
+    assert [(1, "a", "ACCESS EXCLUSIVE"), (2, "a", "ACCESS EXCLUSIVE")] == locked
+
+
+def test_type_whose_name_is_a_word_of_sql_is_found(
+    run: Run, connection: psycopg.Connection, migrations: WriteMigrations
+) -> None:
+    """It is written in quotes there; a name of another database is none here."""
+    connection.execute('CREATE DOMAIN "order" AS int; CREATE TYPE "user" AS ENUM (\'a\')')
+    connection.execute('CREATE TABLE t (a "order", b "user")')
+    migrations(
+        {
+            "001_a.sql": 'ALTER DOMAIN "order" ADD CHECK (VALUE > 0); DROP TYPE "user" CASCADE;\n'
+            'DO $$ BEGIN DROP TYPE "user" CASCADE; END $$; ALTER DOMAIN x.y.z ADD CHECK (true);'
+        }
+    )
+
+    result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+    assert [["t"], ["t"], ["t"], []] == [
+        [item["table"] for item in step["locks"]] for step in result.json()["statements"]
+    ]
+
+
 def test_what_goes_by_cascade_is_told_as_what_it_is(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

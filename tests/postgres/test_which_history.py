@@ -87,13 +87,28 @@ WHICH: dict[str, tuple[dict[str, str], str, str, str, int | str | None]] = {
         GOOSE, goose("public.goose_db_version", 1, 2) + goose(RENAMED, 1, 2, 3, 4), "", "", ASKED,
     ),
     "a renamed one beside another app's of other numbers": (
-        GOLANG, golang(USUAL, 40) + golang(RENAMED, 2), "", "", 2,
+        GOLANG, golang(USUAL, 40) + golang(RENAMED, 2), "", "", ASKED,
     ),
     "a renamed one beside another app's of more numbers": (
-        DBMATE, dbmate(USUAL, *range(1, 9)) + dbmate(RENAMED, 1, 2), "", "", 2,
+        DBMATE, dbmate(USUAL, *range(1, 9)) + dbmate(RENAMED, 1, 2), "", "", ASKED,
     ),
     "a renamed one beside another app's of other texts": (
         SQLX, sqlx("public._sqlx_migrations", 1, 2) + sqlx(RENAMED, 2), "", "", 2,
+    ),
+    "an older image's beside a renamed one": (
+        GOOSE, goose("public.goose_db_version", *range(1, 9)) + goose(RENAMED, 1, 2), "", "", ASKED,
+    ),
+    "the usual one, of these texts, beside a renamed one that is edited": (
+        SQLX, sqlx("public._sqlx_migrations", 3) + sqlx(RENAMED, 1, 1), "", "", 3,
+    ),
+    "one of these texts elsewhere": (
+        SQLX, sqlx("other._sqlx_migrations", 1), "", "", 1,
+    ),
+    "one where the tool would find it, beside the schemas that are ours": (
+        DBMATE, dbmate(USUAL, 1, 2), "", "app", ASKED,
+    ),
+    "another app's where the tool would look, beside the schemas that are ours": (
+        DBMATE, dbmate(USUAL, 70, 80), "", "app", None,
     ),
     "the usual one beside what only looks alike": (
         GOLANG, golang(USUAL, 2) + golang("public.device_models", 700) + golang(RENAMED, 0), "", "",
@@ -209,13 +224,16 @@ def test_history_that_schemas_leave_out_is_named(
 ) -> None:
     """It may be the neighbour's or this app's: the way to say which is in the hint."""
     write(folder, GOLANG)
-    database.script(f"{UP} CREATE TABLE app.t1 (); {golang(USUAL, 1)}")
+    database.script(f"{UP} CREATE TABLE app.t1 (); {golang('other.schema_migrations', 1)}")
 
     result = run("check", env={"PREFLIGHT_SCHEMAS": "app"})
-    both = run("check", env={"PREFLIGHT_SCHEMAS": "app,public"})
+    both = run("check", env={"PREFLIGHT_SCHEMAS": "app,other"})
 
     assert "history.first_contact" == result.finished["error"]["code"]
-    assert f"{USUAL}, is in none of PREFLIGHT_SCHEMAS" in result.finished["error"]["hint"]
+    assert (
+        "other.schema_migrations, is in none of PREFLIGHT_SCHEMAS"
+        in result.finished["error"]["hint"]
+    )
     assert "adoptable" == both.event("migration.listed")[0]["state"]
 
 

@@ -67,7 +67,7 @@ def of_block(body: str) -> planned.Planned:
         ),
         ("BEGIN EXECUTE 'TRUNCATE ' || 't'; END", "all rows of t", {"t"}),
         ("BEGIN DO 'BEGIN DROP TABLE t; END'; END", "table t", {"t"}),
-        ("BEGIN CREATE TABLE t (a int); CREATE INDEX ON t (a); END", None, set()),
+        ("BEGIN CREATE TABLE t (a int); CREATE INDEX ON t (a); END", None, {"t"}),
         (
             "BEGIN CREATE TYPE e AS ENUM ('a'); EXCEPTION WHEN duplicate_object THEN END",
             None,
@@ -91,6 +91,7 @@ def test_block_does_what_its_statements_do(
 
     assert (destroys, False) == (found.destroys, found.unknown)
     assert locks == {lock.table for lock in found.locks}
+    assert (("t",) if "CREATE TABLE t" in body else ()) == found.perhaps
 
 
 @pytest.mark.parametrize(
