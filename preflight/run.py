@@ -21,7 +21,7 @@ from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ConfigInvalid, ExitCode, Failure
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from preflight.base import notify
 
@@ -467,6 +467,28 @@ def handle_signals(run: Run) -> None:
     stop.listen(ask)
     if stop.requested() is not None:  # it came while Python was loading
         end_soon()
+    _hear_what_nobody_raises()
+
+
+def _hear_what_nobody_raises() -> None:
+    """Make a stop request once more that was raised in what C called, which cannot pass it on."""
+    uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+    def printed(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if issubclass(kind, stop.Stopped):
+            stop.again()
+        else:
+            uncaught(kind, error, trace)
+
+    def ignored(told: sys.UnraisableHookArgs) -> None:
+        if isinstance(told.exc_value, stop.Stopped):
+            stop.again()
+        else:
+            unraisable(told)
+
+    sys.excepthook, sys.unraisablehook = printed, ignored
 
 
 def _stopped(run: Run, *, answered: bool = True) -> int:

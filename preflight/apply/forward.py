@@ -353,10 +353,11 @@ class _Notices:
             self.tell("debug", f"{self.count - NOTICES} more notices")
 
     def hear(self, diag: psycopg.errors.Diagnostic) -> None:
-        self.count += 1
-        if self.count <= NOTICES:
-            warning = diag.severity_nonlocalized == "WARNING"
-            self.tell("warning" if warning else "debug", diag.message_primary or "")
+        with stop.held():  # libpq calls us
+            self.count += 1
+            if self.count <= NOTICES:
+                warning = diag.severity_nonlocalized == "WARNING"
+                self.tell("warning" if warning else "debug", diag.message_primary or "")
 
     def tell(self, level: str, notice: str) -> None:
         log = structlog.get_logger()

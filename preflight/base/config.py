@@ -538,12 +538,14 @@ class _Reader:
         target: dict[str, str] = {}
         for key in ("host", "hostaddr", "port", "user", "dbname"):
             found = {name: source[key] for name, source in sources.items() if key in source}
-            self._agree(key, _said(by, theirs, key) | found)
+            said = {} if key in sources["DATABASE_URL"] else _said(by, theirs, key)
+            self._agree(key, said | found)
             if found:
                 target[key] = next(iter(found.values()))
         self._check_hostaddr({**sources, by: theirs | sources.get(by, {})})
         found = {name: value for name, value in passwords.items() if value}
-        self._agree("password", _said(by, theirs, "password") | found)
+        said = {} if passwords["DATABASE_URL"] else _said(by, theirs, "password")
+        self._agree("password", said | found)
         if found:
             target["password"] = next(iter(found.values()))
         for key, name in (("options", "PGOPTIONS"), ("connect_timeout", "PGCONNECT_TIMEOUT")):

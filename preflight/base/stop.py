@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _raised = False
 _depth = 0
 _left: dict[int, str] = {}  # by the session at work: what a stop would leave of its file
 busy = threading.Event()
+AGAIN_S = 0.01
+_asking: threading.Thread | None = None
 
 
 def listen(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
@@ -54,8 +56,8 @@ def request(signum: int) -> None:
     global _requested  # noqa: PLW0603 -- one process, one stop request
     if _requested is None:
         _requested = signum
-        if _depth:
-            _raise()
+    if _depth:
+        _raise()
 
 
 def _raise() -> None:
@@ -101,6 +103,35 @@ def allowed() -> Iterator[None]:
         yield
     finally:
         _depth = before
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep a stop request back where nothing can be raised: in what a library in C calls."""
+    global _depth  # noqa: PLW0603 -- see request
+    before, _depth = _depth, 0
+    try:
+        yield
+    finally:
+        _depth = before
+        if _requested is not None and not _raised:
+            again()
+
+
+def again() -> None:
+    """Make the request once more, until it is heard: where it was raised nobody could hear it."""
+    global _raised, _asking  # noqa: PLW0603 -- see request
+    _raised = False
+    if _asking is None or not _asking.is_alive():
+        _asking = threading.Thread(target=_ask_again, daemon=True)
+        with suppress(RuntimeError):  # no thread can be started: the hard end comes
+            _asking.start()
+
+
+def _ask_again() -> None:
+    while not _raised and _requested is not None:
+        time.sleep(AGAIN_S)
+        signal.pthread_kill(threading.main_thread().ident or 0, _requested)
 
 
 @contextmanager

@@ -468,3 +468,22 @@ def waking(pid: int) -> Iterator[subprocess.Popen[bytes]]:
         waker.kill()
         waker.wait()
         os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+def test_stop_in_a_flood_of_notices_is_a_stop(
+    start: Start, database: servers.Database, migrations: WriteMigrations, mark: str
+) -> None:
+    """Also one that comes while libpq tells us of a notice, where nothing can be raised."""
+    flood = "DO $$ BEGIN FOR i IN 1..100000000 LOOP RAISE WARNING 'n %', i; END LOOP; END $$;"
+    migrations({"001_a.sql": f"{mark}CREATE TABLE t ();\n{flood}"})
+    ends = []
+    for _ in range(3):
+        process = start("up", env={"PREFLIGHT_BACKUP": "off"})
+        process.wait_for_event("migration.progressed")
+        process.signal(signal.SIGTERM)
+        result = process.wait()
+        ends.append((result.code, result.finished["error"]["code"]))
+        database.script("DROP TABLE IF EXISTS t; DROP SCHEMA preflight CASCADE")
+
+    assert [(143, "run.stopped")] * 3 == ends

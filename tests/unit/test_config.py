@@ -165,13 +165,17 @@ def test_service_that_disagrees_is_refused(
     assert [f"DATABASE_URL and {names} {hint}"] == by_url
 
 
-def test_service_is_beside_a_url_as_other_ways_are(services: Path) -> None:
-    """What a URL itself says beside its own service stands."""
+@pytest.mark.parametrize(
+    ("service", "environ"), [("service=prod ", {}), ("", {"PGSERVICE": "prod"})]
+)
+def test_what_a_url_says_stands_beside_a_service(
+    services: Path, service: str, environ: dict[str, str]
+) -> None:
+    """As libpq takes it, whoever names the service."""
     services.write_text(SERVICE)
-    (problem,) = wrong(PGSERVICE="prod", DATABASE_URL="postgresql://h/other")
-    found = target(DATABASE_URL="service=prod dbname=other host=x user=y password=z port=1")
+    url = f"{service}dbname=other host=x user=y password=z port=1"
+    found = target(DATABASE_URL=url, **environ)
 
-    assert problem.startswith("PGSERVICE and DATABASE_URL name different values for dbname")
     assert ("other", "x", "y", "z", "1") == tuple(
         found[key] for key in ("dbname", "host", "user", "password", "port")
     )
