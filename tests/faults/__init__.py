@@ -4,6 +4,7 @@ The proxy knows where a message of PostgreSQL's protocol ends; a `Fault` sees ea
 change it, drop it, or cut the connection.
 """
 
+import argparse
 import contextlib
 import copy
 import ctypes
@@ -14,10 +15,14 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psycopg
 
 from tests import servers
 
@@ -376,6 +381,31 @@ def numbers(only: str, minutes: float) -> Iterator[int]:
     while time.monotonic() < end:
         number += 1
         yield number
+
+
+def walks(what: str, about: str | None, walk: Callable[[int, Path, str], object]) -> int:
+    """Walk until the time is over that the command line gives; 1 when something did not hold.
+
+    A walk is told its number, a directory that is there, and its seed.
+    """
+    parser = argparse.ArgumentParser(prog=f"make {what}", description=about)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    asked = parser.parse_args()
+    seed, _, only = str(asked.seed).partition("/")
+    home = Path(tempfile.mkdtemp(prefix=f"pg-preflight-{what}-"))
+    wrong = done = 0
+    for number in numbers(only, asked.minutes):
+        done += 1
+        (home / str(number)).mkdir()
+        try:
+            walk(number, home / str(number), f"{seed}/{number}")
+        except (AssertionError, psycopg.Error) as error:
+            wrong += 1
+            sys.stdout.write(f"SEED={seed}/{number}: {error}\n")
+    sys.stdout.write(f"seed {seed}: {done} walks, {wrong} wrong\n")
+    shutil.rmtree(home)
+    return min(wrong, 1)
 
 
 def processes_in(home: Path) -> list[int]:

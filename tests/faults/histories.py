@@ -6,12 +6,10 @@ session is hostile, too.
 `make histories SEED=7 MINUTES=10` goes on for as long as told; `SEED=7/123` does one again.
 """
 
-import argparse
 import contextlib
 import itertools
 import random
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -963,26 +961,16 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
 
 def main() -> int:
     """Walk until the time is over; 1 when program and model did not agree."""
-    parser = argparse.ArgumentParser(prog="make histories", description=__doc__)
-    parser.add_argument("--seed", default="1")
-    parser.add_argument("--minutes", type=float, default=1.0)
-    asked = parser.parse_args()
-    seed, _, only = str(asked.seed).partition("/")
     server = servers.start(17)
-    home = Path(tempfile.mkdtemp(prefix="pg-preflight-histories-"))
-    wrong = done = 0
-    for number in faults.numbers(only, asked.minutes):
+
+    def one(number: int, home: Path, seed: str) -> None:
         with database(server, f"history_{number}") as made:
-            done += 1
-            try:
-                walk(made, home / str(number), f"{seed}/{number}")
-            except (AssertionError, psycopg.Error) as error:
-                wrong += 1
-                sys.stdout.write(f"SEED={seed}/{number}: {error}\n")
-    sys.stdout.write(f"seed {seed}: {done} histories, {wrong} wrong\n")
-    server.remove()
-    shutil.rmtree(home)
-    return min(wrong, 1)
+            walk(made, home, seed)
+
+    try:
+        return faults.walks("histories", __doc__, one)
+    finally:
+        server.remove()
 
 
 @contextlib.contextmanager

@@ -5,12 +5,9 @@ touched that. `make restores SEED=7 MINUTES=10` goes on for as long as told; `SE
 again.
 """
 
-import argparse
 import dataclasses
 import random
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -439,29 +436,16 @@ def prepare(server: servers.Server) -> None:
 
 def main() -> int:
     """Walk until the time is over; 1 when program and model did not agree."""
-    parser = argparse.ArgumentParser(prog="make restores", description=__doc__)
-    parser.add_argument("--seed", default="1")
-    parser.add_argument("--minutes", type=float, default=1.0)
-    asked = parser.parse_args()
-    seed, _, only = str(asked.seed).partition("/")
     here, there = servers.start(18), servers.start(18)
-    for each in (here, there):
-        prepare(each)
-    home = Path(tempfile.mkdtemp(prefix="pg-preflight-restores-"))
-    wrong = done = 0
-    for number in faults.numbers(only, asked.minutes):
-        done += 1
-        (home / str(number)).mkdir()
-        try:
-            walk(here, there, home / str(number), f"{seed}/{number}")
-        except (AssertionError, psycopg.Error) as error:
-            wrong += 1
-            sys.stdout.write(f"SEED={seed}/{number}: {error}\n")
-    sys.stdout.write(f"seed {seed}: {done} walks, {wrong} wrong\n")
-    for each in (here, there):
-        each.remove()
-    shutil.rmtree(home)
-    return min(wrong, 1)
+    try:
+        for each in (here, there):
+            prepare(each)
+        return faults.walks(
+            "restores", __doc__, lambda _, home, seed: walk(here, there, home, seed)
+        )
+    finally:
+        for each in (here, there):
+            each.remove()
 
 
 if __name__ == "__main__":

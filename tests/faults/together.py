@@ -5,17 +5,13 @@ names begin alike, and share a server and the place of their backups. `make toge
 MINUTES=10` goes on for as long as told; `SEED=7/123` does one again.
 """
 
-import argparse
 import hashlib
 import json
 import random
-import shutil
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
-import psycopg
 from psycopg import sql
 
 from tests import faults, program, servers
@@ -269,26 +265,15 @@ def walk(server: servers.Server, home: Path, name: str, seed: str, rounds: int =
 
 def main() -> int:
     """Walk until the time is over; 1 when something did not hold."""
-    parser = argparse.ArgumentParser(prog="make together", description=__doc__)
-    parser.add_argument("--seed", default="1")
-    parser.add_argument("--minutes", type=float, default=1.0)
-    asked = parser.parse_args()
-    seed, _, only = str(asked.seed).partition("/")
     server = servers.start(17)
-    home = Path(tempfile.mkdtemp(prefix="pg-preflight-together-"))
-    wrong = done = 0
-    for number in faults.numbers(only, asked.minutes):
-        done += 1
-        (home / str(number)).mkdir()
-        try:
-            walk(server, home / str(number), f"together_{number}", f"{seed}/{number}")
-        except (AssertionError, psycopg.Error) as error:
-            wrong += 1
-            sys.stdout.write(f"SEED={seed}/{number}: {error}\n")
-    sys.stdout.write(f"seed {seed}: {done} walks, {wrong} wrong\n")
-    server.remove()
-    shutil.rmtree(home)
-    return min(wrong, 1)
+    try:
+        return faults.walks(
+            "together",
+            __doc__,
+            lambda number, home, seed: walk(server, home, f"together_{number}", seed),
+        )
+    finally:
+        server.remove()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from preflight.files import effects
-from tests import faults, servers
+from tests import faults, program, servers
 from tests.conftest import Run, WriteMigrations
 
 CATALOG = (
@@ -573,6 +573,15 @@ def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
     assert "column c.m" in lost["drop type mood"]
 
 
+def locked(result: program.Result) -> list[tuple[int, str, str]]:
+    """Return each lock that a plan tells of: the statement's line, the table, the mode."""
+    return [
+        (step["line"], item["table"], item["mode"])
+        for step in result.json()["statements"]
+        for item in step["locks"]
+    ]
+
+
 def test_table_that_is_made_only_if_it_is_absent_is_locked_if_it_is_there(
     run: Run, connection: psycopg.Connection, migrations: WriteMigrations
 ) -> None:
@@ -596,12 +605,7 @@ def test_table_that_is_made_only_if_it_is_absent_is_locked_if_it_is_there(
     result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
 
     assert 0 == result.code, str(result)
-    locked = [
-        (step["line"], item["table"], item["mode"])
-        for step in result.json()["statements"]
-        for item in step["locks"]
-    ]
-    assert [(3, "users", "ACCESS EXCLUSIVE"), (7, "sums", "SHARE")] == locked
+    assert [(3, "users", "ACCESS EXCLUSIVE"), (7, "sums", "SHARE")] == locked(result)
     assert [connection.info.backend_pid] == [
         found["pid"] for found in result.json()["statements"][2]["blocked_by"]
     ]
@@ -622,12 +626,7 @@ def test_block_that_makes_a_table_or_changes_it_locks_the_one_that_is_there(
     result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
 
     assert 0 == result.code, str(result)
-    locked = [
-        (step["line"], item["table"], item["mode"])
-        for step in result.json()["statements"]
-        for item in step["locks"]
-    ]
-    assert [(1, "a", "ACCESS EXCLUSIVE"), (2, "a", "ACCESS EXCLUSIVE")] == locked
+    assert [(1, "a", "ACCESS EXCLUSIVE"), (2, "a", "ACCESS EXCLUSIVE")] == locked(result)
 
 
 def test_type_whose_name_is_a_word_of_sql_is_found(
