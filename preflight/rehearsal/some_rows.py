@@ -123,7 +123,6 @@ _BEGINS = {"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SET", "RESE
            "ANALYZE", "REINDEX", "CLUSTER"}  # fmt: skip
 # may have a query
 _MAKES_ROWS = {"TABLE", "TEMP", "TEMPORARY", "LOCAL", "GLOBAL", "UNLOGGED", "MATERIALIZED"}
-UNKNOWN = '"x"'  # what `reach` makes of a name that is put together
 Names = set[tuple[str, str]]  # schema, or none, and name
 
 
@@ -190,7 +189,7 @@ def _read(text: bytes, found: Said, depth: int) -> Iterator[str]:
     for inner in [*_texts(node, found), *reach.inner(node, text)] if depth < _DEEPEST else ():
         if isinstance(inner, str):
             yield from _read(inner.encode(), found, depth + 1)
-            if UNKNOWN in inner:
+            if reach.OPEN in inner:
                 found.names |= _words(plain)
                 yield "names something that is only known when it runs"
         else:

@@ -403,56 +403,54 @@ def test_any_user_without_a_home_can_run_it(
     assert [] == list((outside / "tmp").iterdir())
 
 
-def test_stop_between_sending_and_waiting_leaves_the_session_free_for_the_clean_up(
-    database: servers.Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Psycopg cancels what it waits for, and does not know of what it has just sent."""
+@pytest.fixture
+def unasked(database: servers.Database, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Lead to the database from this very process, which nobody has asked to stop."""
     for name, value in (("_requested", None), ("_raised", False)):
         monkeypatch.setattr(stop, name, value)
     target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
-    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
+    return Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
 
-    def once_it_is_sent(frame: FrameType, event: str, _: object) -> None:
+
+def stopped_once_it_is_sent(
+    session: sessions.Session, first: Callable[[], object] = lambda: None
+) -> None:
+    """Ask for a stop when a statement is sent and not waited for yet; do something `first`."""
+
+    def asked(frame: FrameType, event: str, _: object) -> None:
         if (event, frame.f_code.co_name) == ("return", "_execute_send"):
             sys.setprofile(None)
+            first()
             stop.request(signal.SIGTERM)
 
-    with sessions.connect(config) as session:
+    try:
+        sys.setprofile(asked)
+        with pytest.raises(stop.Stopped):
+            session.execute("SELECT pg_sleep(600)")
+    finally:
+        sys.setprofile(None)
+
+
+def test_stop_between_sending_and_waiting_leaves_the_session_free_for_the_clean_up(
+    unasked: Config,
+) -> None:
+    """Psycopg cancels what it waits for, and does not know of what it has just sent."""
+    with sessions.connect(unasked) as session:
         session.execute("BEGIN")
-        try:
-            sys.setprofile(once_it_is_sent)
-            with pytest.raises(stop.Stopped):
-                session.execute("SELECT pg_sleep(600)")
-        finally:
-            sys.setprofile(None)
+        stopped_once_it_is_sent(session)
         found = session.connection.execute("ROLLBACK").statusmessage
 
     assert "ROLLBACK" == found
 
 
 def test_stop_between_sending_and_waiting_ends_although_nobody_takes_the_cancel(
-    database: servers.Database, monkeypatch: pytest.MonkeyPatch
+    database: servers.Database, unasked: Config
 ) -> None:
     """A server that accepts and says no more is not asked for ever: the session is given up."""
-    for name, value in (("_requested", None), ("_raised", False)):
-        monkeypatch.setattr(stop, name, value)
-    target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
-    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
     postmaster = int((database.server.data / "postmaster.pid").read_text().split()[0])
 
-    def once_it_is_sent(frame: FrameType, event: str, _: object) -> None:
-        if (event, frame.f_code.co_name) == ("return", "_execute_send"):
-            sys.setprofile(None)
-            os.kill(postmaster, signal.SIGSTOP)
-            stop.request(signal.SIGTERM)
-
-    with sessions.connect(config) as session, waking(postmaster) as waker:
-        try:
-            sys.setprofile(once_it_is_sent)
-            with pytest.raises(stop.Stopped):
-                session.execute("SELECT pg_sleep(600)")
-        finally:
-            sys.setprofile(None)
+    with sessions.connect(unasked) as session, waking(postmaster) as waker:
+        stopped_once_it_is_sent(session, lambda: os.kill(postmaster, signal.SIGSTOP))
         assert waker.poll() is None, "it came back only when somebody woke the server"
         assert session.lost
 
