@@ -129,7 +129,7 @@ SILENT = {
     "CREATE TABLE public.{n} AS SELECT 1 AS id; GRANT SELECT ON public.{n} TO PUBLIC;"
     "ALTER EXTENSION tablefunc ADD TABLE public.{n}",
     "view that was moved": "CREATE EXTENSION IF NOT EXISTS pg_stat_statements;"
-    "CREATE SCHEMA {n}; ALTER VIEW pg_stat_statements SET SCHEMA {n}",
+    "CREATE SCHEMA IF NOT EXISTS {n}; ALTER VIEW pg_stat_statements SET SCHEMA {n}",
     "user mapping": "CREATE FOREIGN DATA WRAPPER {n}; CREATE SERVER {n} FOREIGN DATA WRAPPER {n};"
     "CREATE USER MAPPING FOR PUBLIC SERVER {n} OPTIONS (password 'x')",
     "subscription": "CREATE SUBSCRIPTION {n} CONNECTION 'dbname=x' PUBLICATION p"
