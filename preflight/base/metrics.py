@@ -74,7 +74,7 @@ def _old(path: Path) -> str:
 
 
 def _series(text: str) -> dict[Series, str]:
-    found = (_LINE.fullmatch(line) for line in text.splitlines())
+    found = (_LINE.fullmatch(line) for line in text.split("\n"))
     return {
         (each[1], each[2], each[3]): each[4]
         for each in found

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOCK_MS, ANSWER_MS = 500, 2500
 FULL = b":  53300: "  # as libpq writes that all connections are taken
+SERVER = b'connection to server at "'  # as it begins what one server said
 PAUSE_S = (0.05, 0.4)  # least and most between attempts: each costs the server a process
 LAZY, VERBOSE = 1, 2  # RTLD_LAZY, PQERRORS_VERBOSE
 BAD = 1  # CONNECTION_BAD
@@ -41,7 +42,8 @@ SOUND = """SELECT 1 / CASE WHEN
  AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_depend d WHERE d.classid IN (1259, 1247)
   AND d.refclassid = 2615 AND d.refobjid = '{schema}'::pg_catalog.regnamespace) = 3
  AND (SELECT pg_catalog.string_agg(a.attname::text || ' ' || a.atttypid::text
-   || CASE WHEN a.attnotnull AND NOT a.atthasdef THEN ' needed' ELSE '' END
+   || CASE WHEN a.attnotnull THEN ' needed' ELSE '' END
+   || CASE WHEN a.atthasdef THEN ' given' ELSE '' END
    || CASE a.attnum WHEN 1 THEN ' first' ELSE '' END || a.attidentity::text || a.attgenerated::text,
    ', ' ORDER BY a.attrelid = {migrations}, a.attname)
   FROM pg_catalog.pg_attribute a WHERE a.attrelid IN ({migrations}, {journal})
@@ -50,14 +52,16 @@ SOUND = """SELECT 1 / CASE WHEN
 # by the numbers of the types, which no server changes: boolean, bigint, integer, text, timestamptz
 COLUMNS = (
     # journal; its identity's sequence is the third relation of the schema
-    "at 1184, backup 25, checksum 25, checksum_before 25, duration_ms 20, error 25, "
-    "event 25 needed, host 25 needed, id 20 needed firsta, name 25 needed, role 25, "
+    "at 1184 needed given, backup 25, checksum 25, checksum_before 25, duration_ms 20, error 25, "
+    "event 25 needed, host 25 needed, id 20 needed firsta, name 25 needed, role 25 needed given, "
     "run_id 25 needed, sqlstate 25, tool_version 25 needed, version 20 needed, "
     # migrations; the first column is the one that is unique
-    "applied_at 1184, applied_by 25, backup 25, breaking 16, checksum 25 needed, duration_ms 20, "
+    "applied_at 1184 needed given, applied_by 25 needed given, backup 25, "
+    "breaking 16 needed given, checksum 25 needed, duration_ms 20, "
     "export_sql 25, how 25 needed, name 25 needed, rollback_sql 25, run_id 25 needed, "
-    "state 25 needed, statements_done 23, statements_started 23, tool_version 25 needed, "
-    "undoing 16, up_sql 25 needed, verify_sql 25, version 20 needed first"
+    "state 25 needed, statements_done 23 needed given, statements_started 23 needed given, "
+    "tool_version 25 needed, "
+    "undoing 16 needed given, up_sql 25 needed, verify_sql 25, version 20 needed first"
 )
 _SUMS = " || '|' || ".join(
     f"CASE WHEN {kind}_sql <> '' THEN pg_catalog.encode(pg_catalog.sha256("
@@ -280,6 +284,8 @@ def ask(
         if FULL not in reason:
             return answer
         now = time.time_ns()
+        if reason.count(SERVER) > 1:  # several addresses, each with an answer of its own
+            return answer
         answer.refused = answer.refused or (_shown(reason), now)
         if now - answer.refused[1] >= full_s * 1e9:
             return answer
@@ -291,7 +297,11 @@ def ask(
 
 
 def _shown(reason: bytes) -> str:
-    """Return the reason as the full path shows it."""
+    """Return the reason as the full path shows it: it looks a name up itself."""
+    name, named, rest = reason.partition(b'" (')
+    if named and SERVER in name:
+        address, _, rest = rest.partition(b")")
+        reason = name[: name.index(SERVER)] + SERVER + address + b'"' + rest
     lines = reason.replace(FULL, b":  ").decode().splitlines()
     return "; ".join([line.strip() for line in lines if not line.startswith("LOCATION:")]).strip()
 

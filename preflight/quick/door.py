@@ -33,7 +33,9 @@ UNHEARD_S, HEARD_S = 1.5, 3.0  # of silence: at first, and once the server has a
 FULL_S = 3.0  # for a place among the connections; then the full path waits, and says so
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # put together once, not ten thousand times
 MARKS = b"+goose", b"migrate:"  # of tools whose folders hold more than is looked at here
+BLANK = b" \t\r\n\f\v;"  # what holds no statement, whatever the layout
 SMALL = 65_536  # bytes that are asked for at once: most files have fewer
+SHORT = 250  # characters of a reason, so that no log cuts its sentence
 stops: list[int] = []  # signals that came while we looked
 
 
@@ -135,6 +137,8 @@ def answer() -> tuple[str, str, str] | None:
 
 def _say_why(log: Line, target: dict[str, str], reason: str, at_ns: int) -> None:
     host = f"{target['host']}:{target['port']}"
+    if len(reason) > SHORT:
+        raise told.Unclear
     why: dict[str, Any] = {"host": host, "reason": reason, "attempts": 1, "sqlstate": "53300"}
     log.add("server.waiting", f": {reason}", at_ns, **why)
 
@@ -197,16 +201,17 @@ def _hash(file: str, place: int) -> str:
     """Return the hash of a file's text, as the history has it; raises OSError, Unclear."""
     descriptor = os.open(file, FLAGS, dir_fd=place)
     try:
-        text = os.read(descriptor, SMALL)  # of a file that is one: all of it, or as much as fits
+        # of a file that is one: all of it, or as much as fits; a pipe has no place to read from
+        text = os.pread(descriptor, SMALL, 0)
         if len(text) == SMALL or not text:
             text += _rest(descriptor)
     finally:
         os.close(descriptor)
-    if 0 in text or text.isspace():  # a number is found without the error that b"\0" costs first
-        raise told.Unclear
     if not text.isascii():
         text.decode()  # a UnicodeError is for the full path
         text = text.removeprefix(b"\xef\xbb\xbf")
+    if 0 in text or not text.strip(BLANK):  # a number is found without the error b"\0" costs first
+        raise told.Unclear
     if text.startswith(b"--") and text[2:80].lstrip().startswith(MARKS):
         raise told.Unclear
     if 13 in text:  # noqa: PLR2004 -- "\r"
@@ -221,7 +226,7 @@ def _rest(descriptor: int) -> bytes:
     left = facts.st_size - SMALL
     if not stat.S_ISREG(facts.st_mode) or left < 0:
         raise told.Unclear
-    text = os.read(descriptor, left + 1)
+    text = os.pread(descriptor, left + 1, SMALL)
     if len(text) != left:
         raise told.Unclear
     return text

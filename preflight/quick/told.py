@@ -14,13 +14,15 @@ SOURCES = [  # the first that names a value wins
     for names in plain.VOCABULARIES.values()
 ]
 SECRETS = ("DATABASE_URL", "PGPASSWORD", "POSTGRES_PASSWORD")
-# what libpq reads by itself, and the official image's PGDATA; no name of libpq's holds a _
+# what libpq reads by itself, and the official image's PGDATA; one name of libpq's holds a _
 LIBPQ = frozenset(
     ("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGCHANNELBINDING", "PGPASSFILE",
      "PGSSLNEGOTIATION", "PGGSSENCMODE", "PGREQUIREAUTH", "PGAPPNAME", "PGDATA")
 )  # fmt: skip
+TIMEOUT = "PGCONNECT_TIMEOUT"
 KNOWN = (
     LIBPQ
+    | {TIMEOUT}
     | {name for names in SOURCES for name in names.values()}
     | {f"{name}{end}" for name in SECRETS for end in ("", "_FILE")}
 )
@@ -121,9 +123,13 @@ def target(environ: Environment) -> Environment:
         for key, value in source.items():
             if value and said.setdefault(key, value) != value:
                 raise Unclear  # two places that disagree
+    if TIMEOUT in environ:
+        if not _whole(environ[TIMEOUT]):
+            raise Unclear
+        said["connect_timeout"] = environ[TIMEOUT]
     found = plain.DEFAULTS | said
     port = found["port"]
-    if not (_whole(port) and 0 < int(port) < 65536):  # noqa: PLR2004 -- TCP's range
+    if not (_whole(port) and len(port) < 6 and 0 < int(port) < 65536):  # noqa: PLR2004 -- TCP's
         raise Unclear
     for key, value in found.items():
         if value[0] in "\"'" or not value.isprintable() or set(value) & ODD.get(key, set()):
@@ -136,7 +142,7 @@ def _require_no_others(environ: Environment) -> None:
     for name in environ:
         if name in KNOWN or name.startswith("PREFLIGHT_"):
             continue
-        theirs = name.startswith(("POSTGRES_", "DATABASE_")) or "_" in name
+        theirs = "_" in name and not name.startswith("PSYCOPG_")  # this one says which libpq
         bare = name.removesuffix("_FILE")
         if not theirs or bare in KNOWN or bare == "PGHOSTADDR":  # what only a file tells
             raise Unclear

@@ -324,16 +324,19 @@ def test_metrics_never_replace_what_is_no_file(lint: Run, tmp_path: Path) -> Non
     assert [] == [*tmp_path.glob(".*"), *tmp_path.glob("directory/*")]
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "Ünïcorn"])
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "Ünïcorn", "a\u2028b\x85c\rd"])
 def test_any_database_name_is_a_label(lint: Run, tmp_path: Path, name: str) -> None:
     """Quotes, backslashes and line ends are escaped, and found again by the next run."""
     file = tmp_path / "preflight.prom"
-    for _ in range(2):
-        lint(env={"PREFLIGHT_METRICS_FILE": str(file), "POSTGRES_DB": name})
+    env = {"PREFLIGHT_METRICS_FILE": str(file), "POSTGRES_DB": name}
+    assert 0 == lint(env=env).code
+    assert 20 == lint(env=env | {"PREFLIGHT_MIGRATIONS_DIR": str(tmp_path / "gone")}).code
     escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    labels = f'{{database="{escaped}",command="lint"}}'
 
-    (line,) = [each for each in file.read_text().splitlines() if "exit_code{" in each]
-    assert f'pg_preflight_last_run_exit_code{{database="{escaped}",command="lint"}} 0' == line
+    lines = file.read_bytes().decode().split("\n")
+    assert 1 == lines.count(f"pg_preflight_last_run_exit_code{labels} 20")
+    assert 1 == sum(f"last_success_timestamp_seconds{labels}" in each for each in lines)
 
 
 def test_children_do_not_see_the_url() -> None:

@@ -158,7 +158,8 @@ def test_full_server_is_waited_for_in_the_same_words(
     full = Full()
     with faults.through(server, full) as proxy:
         env = environment | proxy.env()
-        for times in (1, 3):
+        for times, host in ((1, {}), (3, {}), (1, {"PGHOST": "localhost"})):
+            env |= host
             full.left = times
             expected = said(FULL, env)
             full.left = times
@@ -271,6 +272,7 @@ FILE_STATES: dict[str, Callable[[Path], object]] = {
     "a link to nothing": lambda m: (m / "005_five.sql").symlink_to("nothing"),
     "a directory": lambda m: (m / "005_five.sql").mkdir(),
     "a FIFO": lambda m: os.mkfifo(m / "005_five.sql"),
+    "a FIFO that gives the text": lambda m: flows(m / "001_one.sql"),
     "no file": lambda m: list(map(Path.unlink, m.iterdir())),
 }
 PLAIN_STATES: dict[str, Callable[[Path], object]] = {
@@ -278,6 +280,14 @@ PLAIN_STATES: dict[str, Callable[[Path], object]] = {
     "other files": lambda m: (m / "README.md").write_text("x"),
     "line ends": lambda m: (m / "001_one.sql").write_bytes(b"CREATE TABLE one (id int);\r\n"),
 }
+
+
+def flows(file: Path) -> None:
+    """Put a pipe in a file's place that holds its text, and stays open."""
+    text = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    os.write(os.open(file, os.O_RDWR), text)
 
 
 def test_every_other_state_of_the_files_is_left_to_the_full_path(
@@ -404,6 +414,8 @@ HISTORY_STATES: tuple[LiteralString, ...] = (
     "ALTER TABLE preflight.migrations ADD COLUMN newer int",
     "ALTER TABLE preflight.migrations ALTER name TYPE varchar",
     "ALTER TABLE preflight.migrations ALTER name DROP NOT NULL",
+    "ALTER TABLE preflight.migrations ALTER breaking DROP NOT NULL",
+    "ALTER TABLE preflight.journal ALTER role DROP DEFAULT",
     "ALTER TABLE preflight.journal DROP COLUMN error",
     "CREATE RULE r AS ON INSERT TO preflight.migrations DO INSTEAD NOTHING",
     "CREATE TABLE preflight.child () INHERITS (preflight.migrations)",
@@ -462,6 +474,8 @@ ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"PGSSLMODE": "verify-full"},
     {"PGOPTIONS": "-c x.y=1"},
     {"PGTARGETSESSIONATTRS": "standby"},
+    {"PGCONNECT_TIMEOUT": "10s"},
+    {"PSYCOPG_IMPL": "c"},
     {"POSTGRES_HOST": "elsewhere"},
     {"POSTGRES_PASSWORD": "another"},
     {"POSTGRES_PORT": "tcp://10.0.0.1:5432"},

@@ -20,12 +20,14 @@ VALUES = (
 )  # fmt: skip
 TARGETS = {
     "PGHOST": (None, "", "db", "db,other", "a@b", "/run", "'db'", "dé"),
-    "PGPORT": (None, "5433", "0", "70000", "x", "05432"),
+    "PGPORT": (None, "5433", "0", "70000", "x", "05432", "005432"),
     "PGDATABASE": (None, "app", "postgres://u:p@h/d", "host=h password=p"),
     "PGUSER": (None, "postgres://u:p@h/d"),
     "POSTGRES_HOST": (None, "db", "other"),
     "POSTGRES_PORT": (None, "5433", "tcp://10.0.0.1:5432"),
     "POSTGRES_PASSWORD": (None, "secret", "'secret'", "ü"),
+    "PGCONNECT_TIMEOUT": (None, "10", "10s", "-1"),
+    "PSYCOPG_IMPL": (None, "c"),
 }
 URLS = (
     "postgresql://u:p@h:5433/d", "postgres://u@h/d", "postgresql://h", "postgresql:///d",
@@ -86,6 +88,7 @@ def test_taken_targets_are_those_of_the_configuration(url: str | None) -> None:
             raise AssertionError(environ) from wrong
         assert (environ, dict(config.target)) == (environ, target)
         assert () == config.warnings
+        assert "PSYCOPG_IMPL" not in environ  # another libpq, or none
         taken += 1
 
     assert taken or url
@@ -99,6 +102,15 @@ def test_file_of_any_size_is_read_whole(tmp_path: Path, size: int) -> None:
 
     expected = {1: ("001_one", hashlib.sha256(text).hexdigest())}
     assert expected == door.read(str(tmp_path)).forward
+
+
+@pytest.mark.parametrize("text", [b" \n", b";", b" ; \r\n;\n", b"\xef\xbb\xbf\n", b"-- x\0", b""])
+def test_file_that_holds_no_statement_is_left_to_the_full_path(tmp_path: Path, text: bytes) -> None:
+    """It may be refused there, as other tools record it gladly."""
+    (tmp_path / "001_one.sql").write_bytes(text)
+
+    with pytest.raises(told.Unclear):
+        door.read(str(tmp_path))
 
 
 def test_only_what_has_to_be_resolved_is_asked_for_in_a_thread() -> None:
