@@ -690,6 +690,27 @@ class History:
             self.database.script(f"DROP TABLE IF EXISTS {each.of} CASCADE")
             self.remove(each.version)
 
+    def kept(self) -> None:
+        """Take more backups than are kept: what a rollback exported is still there."""
+        version, place = self.done[-1] + 1, self.home / "kept"
+        place.mkdir()
+        more = {"PREFLIGHT_BACKUP": "required", "PREFLIGHT_BACKUP_DIR": str(place)}
+        self.write(version, export=f"SELECT * FROM public.t{version};\n")
+        self.ends(0, "up")
+        self.database.script(f"INSERT INTO public.t{version} VALUES (7), (8)")
+        self.ends(0, "rollback", **more)
+        self.remove(version)
+        self.agrees()
+
+        def saved() -> dict[str, str]:
+            return {path.name: path.read_text() for path in place.rglob("export-*.csv")}
+
+        before = saved()
+        for _ in range(3):
+            self.ends(0, "backup", **more, PREFLIGHT_BACKUP_KEEP="1")
+        assert ["x\n7\n8\n"] == list(before.values()), f"{before}: {self}"
+        assert before == saved(), f"{before} is gone: {self}"
+
     def snapshot(self) -> Path:
         """Write a program that says it has made a snapshot."""
         made = self.home / "snapshot"
@@ -956,6 +977,7 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
     history.grows()
     for each in choice.sample(EVENTS, len(EVENTS)):
         each(history)
+    history.kept()
     return str(history)
 
 
