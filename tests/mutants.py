@@ -151,6 +151,7 @@ MUTANTS = [
         "    if wanted and found and found.end != _END:\n",
         "    if False:\n",
         _tests("backup_faults::test_dump_that_cannot_be_trusted_stops_the_run"),
+        VERDICTS,
     ),
     Mutant(
         "one file more than a folder had",
@@ -261,6 +262,7 @@ MUTANTS = [
         "for item in ours if _has_exports(backups, item.name)",
         "for item in ours if not ours",
         _tests("retention::test_backup_with_exports_is_never_removed"),
+        HISTORIES,
     ),
     Mutant(
         "what was recorded in between ends a crash loop",
@@ -308,6 +310,7 @@ MUTANTS = [
         '            session.execute(f"REVOKE ALL ON DATABASE {quoting.name(name)} FROM PUBLIC")\n',
         "",
         _tests("rehearsal::test_copy_is_closed_to_everybody_else"),
+        COPIES,
     ),
     Mutant(
         "the copy has the database's settings",
@@ -322,6 +325,7 @@ MUTANTS = [
         "        if not alive:\n",
         "        if True:\n",
         _tests("rehearsal::test_copy_of_a_living_run_is_not_swept"),
+        TOGETHER,
     ),
     Mutant(
         "the password is not offered to another server",
@@ -329,6 +333,7 @@ MUTANTS = [
         '    os.environb.pop(b"PGPASSWORD", None)\n',
         "",
         _tests("rehearsal::test_password_of_the_live_server_is_not_offered_to_another"),
+        COPIES,
     ),
     # --- one run at a time
     Mutant(

@@ -4,15 +4,20 @@ import contextlib
 import os
 import random
 import signal
+import socket
+import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests import faults, program, servers
-from tests.conftest import CreateDatabase, StartServer, WriteMigrations
+from tests.conftest import CreateDatabase, Run, StartServer, WriteMigrations
 from tests.faults import crash
 
 FAILS = "SELECT last_failed_time > coalesce(last_archived_time, '-infinity') FROM pg_stat_archiver"
@@ -238,3 +243,97 @@ def test_no_copy_is_made_on_a_server_that_crashed_with_one(
             database.script(ALLOW)
         assert copied(choice.choice(["up", "backup"])), told
     struck.close()
+
+
+# --- who may get into a copy, and what another server hears ---------------------------------------
+
+
+class Knocks(OnCopy):
+    """Calls at each so-many-th message on the connections that lead to a copy."""
+
+    EACH = 40
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Call, whatever the message is."""
+        del kind
+        with self.lock:
+            self.left -= 1
+            due = self.left % self.EACH == 0
+        if due:
+            self.call()
+        return message
+
+
+TOOL = "import os, psycopg; psycopg.connect(os.environ['DATABASE_URL']).execute('SELECT 1')"
+
+
+def test_no_ordinary_role_gets_into_a_copy(
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """Whichever command makes it, and however far it is."""
+    database = create_database(start_server())
+    with database.server.connect() as session:
+        made = sql.SQL("CREATE ROLE visitor LOGIN PASSWORD {}")
+        session.execute(made.format(sql.Literal(servers.PASSWORD)))
+    rehearse = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    struck = Struck(database, environment | rehearse, tmp_path)
+    refused: list[str] = []
+    inside: list[str] = []
+
+    def knock() -> None:
+        for name in servers.Database(database.server, "postgres").query(SCRATCH):
+            copy = servers.Database(database.server, name)
+            try:
+                psycopg.connect(copy.conninfo(user="visitor", connect_timeout=2)).close()
+                inside.append(name)
+            except psycopg.Error:
+                refused.append(name)
+
+    wrapped = ("wrap", "--always", "--trust-environment", "--", sys.executable, "-c", TOOL)
+    for command in (("up",), ("backup",), ("plan", "--rehearse"), wrapped):
+        refused.clear()
+        struck.between.now = Knocks(0, knock)
+        url = f"postgresql://postgres:{quote(servers.PASSWORD)}@{servers.HOST}"
+        url = f"{url}:{struck.proxy.port}/{database.name}"
+        result = struck.run(*command, DATABASE_URL=url)
+        assert (0, []) == (result.code, inside), f"{command}: {result}"
+        assert refused, f"nobody knocked: {command}: {result}"
+    struck.close()
+
+
+def said(env: dict[str, str], where: str) -> dict[str, str | None]:
+    """Return the live password as a variable has it."""
+    if where == "DATABASE_URL":
+        login = f"{env['PGUSER']}:{quote(env['PGPASSWORD'])}"
+        url = f"postgresql://{login}@{env['PGHOST']}:{env['PGPORT']}/{env['PGDATABASE']}"
+        return {where: url}  # beside PGPASSWORD, as many say it twice
+    return {"PGPASSWORD": None, where: env["PGPASSWORD"]}
+
+
+@pytest.mark.parametrize("where", ["PGPASSWORD", "POSTGRES_PASSWORD", "DATABASE_URL"])
+@pytest.mark.parametrize("command", ["up", "backup"])
+def test_no_other_server_hears_the_live_password(
+    run: Run, environment: dict[str, str], migrations: WriteMigrations, where: str, command: str
+) -> None:
+    """One that asks for it in clear hears nothing."""
+    heard: list[bytes] = []
+
+    def ask(caller: socket.socket) -> None:
+        caller.recv(4096)
+        caller.sendall(b"R" + struct.pack("!ii", 8, 3))
+        heard.append(caller.recv(4096))
+
+    migrations({"001_one.sql": "CREATE TABLE one ();"})
+    with faults.stranger(ask) as there:
+        url = "postgresql://postgres@{PGHOST}:{PGPORT}/postgres?sslmode=disable".format(**there)
+        more = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_URL": url}
+        result = run(
+            command, env=said(environment, where) | more | {"PREFLIGHT_WAIT_TIMEOUT_S": "1"}
+        )
+
+    assert 0 == result.code, result
+    assert heard
+    assert environment["PGPASSWORD"].encode() not in b"".join(heard)
