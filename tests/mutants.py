@@ -656,6 +656,7 @@ MUTANTS = [
         "return last < first if up else last > first",
         "return last < first",
         _tests("unit_catalog::test_sequence_may_have_gone_on_but_not_back"),
+        VERDICTS,
     ),
     Mutant(
         "an object of another shape is no copy of it",

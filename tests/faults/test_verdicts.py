@@ -1,6 +1,8 @@
 """Verdicts, a sample of them: `make verdicts` puts databases together for as long as it is told."""
 
+import threading
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -37,17 +39,31 @@ CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; EN
 CREATE TRIGGER kept BEFORE INSERT ON things FOR EACH ROW EXECUTE FUNCTION same();
 CREATE TABLE more (id int CONSTRAINT of_things REFERENCES things);
 CREATE SEQUENCE moved; SELECT setval('moved', 9);
+CREATE SEQUENCE down INCREMENT -1; SELECT setval('down', -9);
 """
 
 
-@pytest.mark.parametrize("kind", ["CONSTRAINT", "POLICY", "SEQUENCE SET public moved"])
+@pytest.mark.parametrize(
+    "kind", ["CONSTRAINT", "POLICY", "SEQUENCE SET public moved", "SEQUENCE SET public down"]
+)
 def test_copy_that_lost_any_one_object_is_no_proof(
     database: servers.Database, environment: dict[str, str], tmp_path: Path, kind: str
 ) -> None:
     """Each kind that can be lost without an error, where all rows are there."""
     database.script(THINGS)
-
     env = environment | {"PREFLIGHT_REHEARSE": "auto"}
+    over = threading.Event()
 
-    assert "" == verdicts.poorer(env, tmp_path, kind, [kind])
+    def go_on() -> None:
+        with database.server.connect(database.name) as session:
+            while not over.wait(0.01):
+                session.execute("SELECT nextval('moved'), nextval('down')")
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(go_on)
+        try:
+            assert "" == verdicts.poorer(env, tmp_path, kind, [kind])
+        finally:
+            over.set()
+        writer.result()
     assert f" {kind} " in (tmp_path / "loses/lost").read_text()
