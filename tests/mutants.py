@@ -707,6 +707,7 @@ MUTANTS = [
         "    session.execute(_FORMATS)\n",
         "",
         _tests("rollback::test_values_of_an_export_do_not_depend_on_settings"),
+        HISTORIES,
     ),
     Mutant(
         "a rollback file is of the migration that was recorded",

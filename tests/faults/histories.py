@@ -118,6 +118,12 @@ FORGETS = (
     "LISTEN something",
     "SELECT 1 AS a INTO TEMP passing",
 )
+# Values that are shown in one way or the other, and what asks for the other.
+ODD = "x, date '2020-02-01' AS d, bytea '\\x01' AS b, interval '1 day 2 h' AS i, 1 / 3::float8 AS f"
+SHOWN = (
+    "datestyle = 'German'", "bytea_output = 'escape'", "intervalstyle = 'iso_8601'",
+    "extra_float_digits = -10",
+)  # fmt: skip
 HARMS = (
     "DROP TABLE preflight.journal",
     "ALTER TABLE preflight.migrations DROP CONSTRAINT migrations_pkey",
@@ -691,14 +697,21 @@ class History:
             self.remove(each.version)
 
     def kept(self) -> None:
-        """Take more backups than are kept: what a rollback exported is still there."""
+        """Take more backups than are kept: what a rollback exported is still there, and as it was.
+
+        However the database would have values shown.
+        """
         version, place = self.done[-1] + 1, self.home / "kept"
         place.mkdir()
         more = {"PREFLIGHT_BACKUP": "required", "PREFLIGHT_BACKUP_DIR": str(place)}
-        self.write(version, export=f"SELECT * FROM public.t{version};\n")
+        self.write(version, export=f"SELECT {ODD} FROM public.t{version};\n")
         self.ends(0, "up")
         self.database.script(f"INSERT INTO public.t{version} VALUES (7), (8)")
+        name = self.database.name
+        self.database.script("; ".join(f"ALTER DATABASE {name} SET {each}" for each in SHOWN))
         self.ends(0, "rollback", **more)
+        for each in SHOWN:
+            self.database.script(f"ALTER DATABASE {name} RESET {each.split()[0]}")
         self.remove(version)
         self.agrees()
 
@@ -708,7 +721,8 @@ class History:
         before = saved()
         for _ in range(3):
             self.ends(0, "backup", **more, PREFLIGHT_BACKUP_KEEP="1")
-        assert ["x\n7\n8\n"] == list(before.values()), f"{before}: {self}"
+        odd = "2020-02-01,\\x01,1 day 02:00:00,0.3333333333333333"
+        assert [f"x,d,b,i,f\n7,{odd}\n8,{odd}\n"] == list(before.values()), f"{before}: {self}"
         assert before == saved(), f"{before} is gone: {self}"
 
     def snapshot(self) -> Path:
