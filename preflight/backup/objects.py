@@ -141,6 +141,8 @@ class Objects(store.Store):
         if why == "spool":
             return BackupFailed("backup.spool", str(error.strerror), HINTS[why])
         message = f"backups cannot be kept in {self.place}: {error.strerror}"
+        if why in {"key", "settings"} and (broken := _broken(self._environment)):
+            message += f"; there is a line break or a sign like it in {broken}"
         if why == "passing":
             return BackupInterrupted("backup.store", message, "Run again; nothing was migrated.")
         hint = HINTS.get(why, "Look at PREFLIGHT_BACKUP_DIR and PREFLIGHT_BACKUP_ENDPOINT.")
@@ -725,6 +727,8 @@ HINTS = {
     "identity, container and instance credentials are found.",
     "credentials": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind "
     "reads), or give the job a role. Profile files are not read.",
+    "settings": "Correct what is named, or the variables that docs/backups.md has under *Buckets*. "
+    "It was seen before anything was asked of the store.",
     "key": "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what the store's kind reads). "
     "Keys that come with AWS_SESSION_TOKEN hold for some hours only.",
     "rights": "The key needs to list, read, write and delete below the prefix: in S3's words "
@@ -742,11 +746,25 @@ SAID = {
     "clock": "this machine's clock and the store's differ too much",
     "quota": "the store is full",
     "credentials": "no credentials were found",
+    "settings": "its credentials or other variables of its kind cannot be used",
     "key": "the store does not accept the key",
     "tls": "its certificate is not trusted",
     "exists": "somebody else has written there",
     "changed": "the object was replaced while it was read",
     "unsupported": "the store does not know how to do that",
+}
+UNUSABLE = {  # the library's words, before it has asked anybody; what follows may hold a secret
+    "Account must be specified": "AZURE_STORAGE_ACCOUNT_NAME is not set",
+    "Invalid Access Key": "AZURE_STORAGE_ACCOUNT_KEY is no key: not base64",
+    "SAS ": "AZURE_STORAGE_SAS_TOKEN is no whole token",
+    "Unable to open service account file": "the file of GOOGLE_APPLICATION_CREDENTIALS cannot be "
+    "read",
+    "Unable to decode service account file": "the file of GOOGLE_APPLICATION_CREDENTIALS is not "
+    "what it should be",
+    "pem file": "the file of GOOGLE_APPLICATION_CREDENTIALS holds no private key",
+    "Missing AccessKeyId": "AWS_ACCESS_KEY_ID is not set, and AWS_SECRET_ACCESS_KEY is",
+    "Missing SecretAccessKey": "AWS_SECRET_ACCESS_KEY is not set, and AWS_ACCESS_KEY_ID is",
+    "Failed to read token file": "the file of AWS_WEB_IDENTITY_TOKEN_FILE cannot be read",
 }
 CODES = {
     "NoSuchBucket": "bucket",
@@ -776,6 +794,9 @@ STATUSES |= {429: "passing", 501: "unsupported", 507: "quota"}
 _NOT_FOUND, _SERVERS_OWN = 404, 500
 _URL = re.compile(r"https?://\S+")
 _KEYS_FROM = re.compile(r"//(169\.254\.|metadata(\.google\.internal)?[:/])")  # a cloud's machines
+_ASKED = re.compile(r"Error performing|HTTP error|request|response|headers", re.IGNORECASE)
+_PATH = re.compile(r"\S*/\S*")
+_SIGNED_WITH = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION)")
 _BUCKET = re.compile(
     r"(?<![-\w./])bucket(?![-\w/])", re.IGNORECASE
 )  # the word, and no name or path
@@ -790,10 +811,21 @@ def asked() -> Iterator[None]:
         if (found := _of_file_not_found()) is not None:
             raise found from None
         raise
-    except Exception as error:
+    except BaseException as error:
+        if type(error).__module__.startswith("pyo3"):  # no Exception: a header that cannot be
+            raise Refused("settings", f"the library gave up: {SAID['settings']}") from None
         if not type(error).__module__.startswith("obstore"):
             raise
         raise _refusal(type(error).__name__, str(error)) from None
+
+
+def _broken(environment: Mapping[str, str]) -> str:
+    """Return what a request is signed with and cannot be: a file's last line end, perhaps."""
+    return ", ".join(
+        name
+        for name, value in environment.items()
+        if _SIGNED_WITH.fullmatch(name) and not value.isprintable()
+    )
 
 
 def _of_file_not_found() -> OSError | None:
@@ -823,18 +855,27 @@ def _refusal(kind: str, text: str) -> Refused:
     elif kind == "NotSupportedError":
         why = "unsupported"
     elif not number:
-        why = _without_answer(text, cause)
+        why = _without_answer(kind, text, cause)
     elif not why and number >= _SERVERS_OWN:
         why = "passing"
     elif why != "passing" and _KEYS_FROM.search(text):  # nobody gave it a key to be refused
         why = "credentials"
     numbered = " ".join(filter(None, (name, str(number or ""))))
     said = SAID.get(why) or ("the store refused it" if number else "the store did not answer")
+    if why == "settings":
+        said = next((said for words, said in UNUSABLE.items() if words in text), said)
     return Refused(why or "other", f"{said} ({numbered})" if numbered else said)
 
 
-def _without_answer(text: str, cause: str) -> str:
-    """Say why nobody answered; what is wrong with a certificate stands in the cause alone."""
+def _without_answer(kind: str, text: str, cause: str) -> str:
+    """Say why nobody answered; what is wrong with a certificate stands in the cause alone.
+
+    What speaks of no request was found before there was one, and will be found again.
+    """
     if _KEYS_FROM.search(text) or "credential" in _URL.sub("", text.lower()):  # nobody at home
         return "credentials"
+    if kind in {"GenericError", "UnknownConfigurationKeyError"} and not _ASKED.search(
+        _PATH.sub("", text)
+    ):
+        return "settings"
     return "tls" if "InvalidCertificate(" in _URL.sub("", cause) else "passing"

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -187,6 +188,55 @@ def test_profile_without_keys_is_refused(run: Run, bucket: buckets.Bucket) -> No
 
     assert 23 == result.code, str(result)
     assert "profile files are not read" in result.finished["error"]["message"]
+
+
+ACCOUNT = {"AZURE_STORAGE_ACCOUNT_NAME": "account"}
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hunter2"}
+UNUSABLE = {
+    "AZURE_STORAGE_ACCOUNT_NAME is not set": ("az", {}),
+    "AZURE_STORAGE_ACCOUNT_KEY": ("az", ACCOUNT | {"AZURE_STORAGE_ACCOUNT_KEY": "hunter2!"}),
+    "AZURE_STORAGE_SAS_TOKEN": ("az", ACCOUNT | {"AZURE_STORAGE_SAS_TOKEN": "hunter2"}),
+    "APPLICATION_CREDENTIALS cannot": ("gs", {"GOOGLE_APPLICATION_CREDENTIALS": "/response.json"}),
+    "is not what it should be": ("gs", {"GOOGLE_APPLICATION_CREDENTIALS": "torn"}),
+    "no private key": ("gs", {"GOOGLE_APPLICATION_CREDENTIALS": "keyless"}),
+    "AWS_WEB_IDENTITY_TOKEN_FILE": (
+        "s3",
+        {"AWS_WEB_IDENTITY_TOKEN_FILE": "/gone", "AWS_ROLE_ARN": "arn:aws:iam::1:role/x"},
+    ),
+    "AWS_SECRET_ACCESS_KEY is not set": ("s3", {"AWS_ACCESS_KEY_ID": "hunter2"}),
+    "AWS_ACCESS_KEY_ID is not set": ("s3", {"AWS_SECRET_ACCESS_KEY": "hunter2"}),
+    "line break or a sign like it in AWS_SESSION_TOKEN": (
+        "s3",
+        KEYS | {"AWS_SESSION_TOKEN": "hunter2\n"},
+    ),
+}
+
+
+@pytest.mark.parametrize("expected", UNUSABLE)
+def test_credentials_that_no_request_can_be_made_with_are_corrected_and_not_waited_for(
+    expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """23 with the variable's name, and not 14; nothing of what it holds is told."""
+    buckets.importable()
+    (tmp_path / "torn").write_text('{"private_key": "hunter2"')
+    keyless = {"client_email": "a@b", "private_key": "hunter2", "private_key_id": "1"}
+    (tmp_path / "keyless").write_text(json.dumps({"type": "service_account", **keyless}))
+    for name in [each for each in os.environ if each.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    scheme, variables = UNUSABLE[expected]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    endpoint = "http://127.0.0.1:9" if scheme == "s3" else None
+    where = objects.address(f"{scheme}://backups/p", endpoint)
+    backups = objects.Objects(where, dict(os.environ), None, 1)
+    with pytest.raises(objects.Refused) as refused:
+        backups.listed()
+    failure = backups.failure(refused.value)
+
+    assert 23 == failure.exit_code, str(failure)
+    assert expected in str(failure)
+    assert "hunter2" not in str(failure)
 
 
 def test_library_that_is_not_there_is_named(run: Run, bucket: buckets.Bucket) -> None:
