@@ -264,11 +264,21 @@ class Objects(store.Store):
         copies = self._gathered() if len(new) > gathered.FEW else {}
         before = set(copies)
 
+        denied: list[Refused] = []
+
         def known(name: str) -> Backup:
-            return self._read(name, metas[name], there[name], copies)
+            try:
+                return self._read(name, metas[name], there[name], copies)
+            except Refused as refused:
+                if refused.why not in OF_ONE:
+                    raise
+                denied.append(refused)
+                raise manifests.Unreadable(str(refused.strerror)) from refused
 
         with ThreadPoolExecutor(WIDTH) as pool:
             found = store.listed(pool.map(partial(store.tried, known), names))
+        if len(denied) == len(names) and "rights" in {each.why for each in denied}:
+            raise denied[0]  # it is a key that may list alone
         wanted = map(gathered.tag, metas.values())
         useful = gathered.fitting({tag: copies[tag] for tag in wanted if tag in copies})
         if len(useful.keys() - before) > gathered.FEW:
@@ -285,7 +295,10 @@ class Objects(store.Store):
 
     def read(self, name: str) -> Backup:
         """Return one backup; raises FileNotFoundError, Unreadable."""
-        files = self._listed(f"{name}/").get(name)
+        try:
+            files = self._listed(f"{name}/").get(name)
+        except ValueError:  # no object can be called so
+            files = None
         if not files or not any(each[0] != "." for each in files):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         if manifests.MANIFEST not in files:
@@ -329,7 +342,11 @@ class Objects(store.Store):
         if meta["size"] > manifests.MANIFEST_MAX_BYTES:
             most = manifests.MANIFEST_MAX_BYTES
             raise manifests.Unreadable(f"{manifests.MANIFEST} is larger than {most} bytes")
-        return self._got(f"{name}/{manifests.MANIFEST}")
+        try:
+            return self._got(f"{name}/{manifests.MANIFEST}")
+        except Refused as refused:
+            said = f"{name}/{manifests.MANIFEST}: {refused.strerror}"
+            raise Refused(refused.why, said) from refused
 
     def files(self, name: str) -> list[str]:
         """Return the objects below a name but for the marks, and the folder."""
@@ -721,6 +738,7 @@ def _regularly(renew: Callable[[], None]) -> Iterator[None]:
 
 # what the stores say
 
+OF_ONE = {"archived", "rights", "other"}  # refusals that may be of one object and no other
 HINTS = {
     "library": "Take an image whose tag ends with -full, or install the extra `stores`.",
     "profile": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the job a role: web "
@@ -738,6 +756,8 @@ HINTS = {
     "clock": "Set this machine's clock: the store refuses what is signed at another time.",
     "quota": "Free space or raise the quota; older backups were not touched.",
     "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? Is its certificate known here?",
+    "archived": "Bring it back first: restore it from the archive's tier into one that is read.",
+    "path": "It is none of ours: rename or delete it. `restore NAME` does without.",
     "spool": spool.HINT,
 }
 SAID = {
@@ -749,6 +769,8 @@ SAID = {
     "settings": "its credentials or other variables of its kind cannot be used",
     "key": "the store does not accept the key",
     "tls": "its certificate is not trusted",
+    "archived": "it is archived",
+    "path": 'there is an object whose name cannot be read: "{}"',
     "exists": "somebody else has written there",
     "changed": "the object was replaced while it was read",
     "unsupported": "the store does not know how to do that",
@@ -773,6 +795,8 @@ CODES = {
     "RequestExpired": "clock",
     "AuthorizationHeaderMalformed": "region",
     "PermanentRedirect": "region",
+    "InvalidObjectState": "archived",
+    "BlobArchived": "archived",
     "QuotaExceeded": "quota",
     "InsufficientStorage": "quota",
     "XMinioStorageFull": "quota",
@@ -854,6 +878,9 @@ def _refusal(kind: str, text: str) -> Refused:
         why = "exists"
     elif kind == "NotSupportedError":
         why = "unsupported"
+    elif kind == "InvalidPathError":
+        key = re.search(r'path: "((?:[^"\\]|\\.)*)"', cause)
+        return Refused("path", SAID["path"].format(key[1] if key else "?"))
     elif not number:
         why = _without_answer(kind, text, cause)
     elif not why and number >= _SERVERS_OWN:

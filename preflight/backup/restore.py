@@ -71,8 +71,8 @@ def run(config: Config, asked: restored.Asked) -> None:
     """
     began = time.monotonic()
     backups, name = stores.named(config, asked.backup)
-    there = _listed(backups)
-    known = find(backups, there, name, config.database, config.only)
+    there = _sought(backups, name)
+    known = find(there, name, backups.place, config.database, config.only)
     live, into = _names(config, asked.into)
     home = next(name for name in MAINTENANCE if name not in (live, into))
     # a new database is looked at as a whole
@@ -162,6 +162,15 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
 # which backup
 
 
+def _sought(backups: Store, name: str) -> Listed:
+    """Return the backup of that very name alone, for what lies beside it is no matter; else all.
+
+    Raises ConfigInvalid, BackupUnverified.
+    """
+    called = [] if name == LATEST else _called(backups, name)
+    return manifests.Listed(called, []) if called else _listed(backups)
+
+
 def _listed(backups: Store) -> Listed:
     """Return what is there; raises ConfigInvalid."""
     try:
@@ -176,20 +185,20 @@ def _listed(backups: Store) -> Listed:
 
 
 def find(
-    backups: Store, there: Listed, name: str, database: str, schemas: Sequence[str] = ()
+    there: Listed, name: str, place: str, database: str, schemas: Sequence[str] = ()
 ) -> list[Backup]:
     """Return what a name or `latest` of a database may mean, the oldest first.
 
     `latest` is of all schemas, or of those that PREFLIGHT_SCHEMAS names.
 
-    Raises ConfigInvalid (there is none), BackupUnverified (it is none).
+    Raises ConfigInvalid (there is none).
     """
     known = there.whole
     if name == LATEST:
         whose = (database, tuple(schemas))
         found = [item for item in known if (item.manifest.database, item.schemas) == whose]
     else:
-        found = _called(backups, name) or _begun(known, name, backups.place)
+        found = [item for item in known if item.name == name] or _begun(known, name, place)
     if found:
         return found
     store.warn_of(there.bad)
@@ -201,7 +210,7 @@ def find(
             hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
     raise ConfigInvalid(
         "config.arguments",
-        f"there is no backup {name!r} in {backups.place}",
+        f"there is no backup {name!r} in {place}",
         f"Did you mean {near[0]}? {hint}" if near and known else hint,
     )
 
@@ -223,7 +232,8 @@ def _called(backups: Store, name: str) -> list[Backup]:
     """Return the backup of that very name, if anything is called so; raises BackupUnverified."""
     try:
         return [backups.read(name)] if name else []
-    except OSError:  # nothing is called so, or no file can be
+    except OSError as error:  # nothing is called so, or no file can be
+        store.require_reached(backups, error)
         return []
     except manifests.Unreadable as why:
         raise BackupUnverified(

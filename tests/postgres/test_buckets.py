@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import structlog
 
-from preflight.backup import gathered, manifests, objects, parts_left, reading_back
+from preflight.backup import gathered, manifests, objects, parts_left, reading_back, restore
+from preflight.base.errors import BackupFailed
 from tests import buckets, faults, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 
@@ -829,6 +830,69 @@ def _published(backups: objects.Objects, run_id: str) -> str:
     name = f"app-20260101T000000Z-{run_id}"
     backups._put(f"{name}/database.dump", b"dump")  # noqa: SLF001
     return backups.publish(name, me, manifest).name
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [("InvalidObjectState", "it is archived"), ("AccessDenied", "refused it")]
+)
+def test_backup_that_the_store_does_not_give_hides_no_other(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch, code: str, says: str,
+) -> None:  # fmt: skip
+    """Archived, or with another's key: it is named as what cannot be used, and all others are had.
+
+    Asked for by its name it is 23. A key that reads nothing at all is told as that.
+    """
+    denied: list[str] = []
+
+    def answer(method: str, path: str) -> tuple[int, str] | None:
+        there = method == "GET" and any(f"/{each}/manifest.json" in path for each in denied)
+        return (403, code) if there else None
+
+    with in_front(answer) as (_, bucket):
+        one, two = [_published(store_of(bucket, monkeypatch), run_id) for run_id in "ab"]
+        denied.append(one)
+        found = store_of(bucket, monkeypatch).listed()
+        with pytest.raises(BackupFailed) as failed:
+            restore._sought(store_of(bucket, monkeypatch), one)  # noqa: SLF001
+        denied.append(two)
+        all_denied = store_of(bucket, monkeypatch)
+        if code == "AccessDenied":
+            with pytest.raises(objects.Refused, match="AccessDenied"):
+                all_denied.listed()
+        else:
+            assert [one, two] == [each.name for each in all_denied.listed().bad]
+
+    assert [two] == [each.name for each in found.whole]
+    assert [(one, True)] == [(each.name, f"{says} ({code}" in each.why) for each in found.bad]
+    assert f"{one}/manifest.json" in str(failed.value)
+
+
+def test_object_that_cannot_be_called_so_is_named_and_in_no_named_backups_way(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library passes none by: a listing is 23 with its name, a backup by its name is had."""
+    if not (endpoint := bucket.endpoint):
+        pytest.skip("the cloud's own server looks at signatures")
+    backups = store_of(bucket, monkeypatch)
+    name = _published(backups, "a")
+    odd = f"{bucket.url.removeprefix('s3://backups/')}//note.txt"
+    buckets.put(f"{endpoint}/backups/{odd}", "hi")
+    with pytest.raises(objects.Refused) as refused:
+        backups.listed()
+    failure = backups.failure(refused.value)
+
+    assert (23, True) == (failure.exit_code, odd in str(failure))
+    assert [name] == [each.name for each in restore._sought(backups, name).whole]  # noqa: SLF001
+
+
+@pytest.mark.parametrize("name", [".", "a//b", "a\n"])
+def test_name_that_no_object_can_have_is_that_of_no_backup(
+    bucket: buckets.Bucket, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A typing error, and no bug."""
+    with pytest.raises(FileNotFoundError):
+        store_of(bucket, monkeypatch).read(name)
 
 
 PRUNED = f".unproven-1-app-@0-{objects.PRUNED}"

@@ -224,7 +224,7 @@ def test_name_that_no_backup_has_is_a_wrong_argument(backups: store.Store, name:
     took(backups)
 
     with pytest.raises((ConfigInvalid, BackupUnverified)) as raised:
-        restore.find(backups, backups.listed(), name, "app")
+        restore.find(restore._sought(backups, name), name, backups.place, "app")  # noqa: SLF001
     assert raised.value.code in {"config.arguments", "backup.corrupt"}
 
 
