@@ -54,7 +54,7 @@ RENEW_S, ABANDONED_S, READER_S = 60.0, 3600.0, 300.0
 # seconds: from the first to the last try of a request, silence of one, all of one that is slow
 RETRY_S, ANSWER_S, SLOW_S, CONNECT_S = 300, 120, 900, 5
 TRIES = 10  # of what fails at once: half a minute
-READER, PRUNED = ".reading-", "pruned"
+READER, PRUNED, KEPT = ".reading-", "pruned", b"-"
 AWAITED_S = 10.0  # for another run that removes a backup, or sees us and leaves it
 GIVE_UP_S = 3.0
 
@@ -482,9 +482,22 @@ class Objects(store.Store):
         if any(now - when < timedelta(seconds=READER_S) for when in readers):
             self._delete(mark)
             return False
-        self._delete(f"{backup.name}/{manifests.MANIFEST}")
+        try:
+            self._delete(f"{backup.name}/{manifests.MANIFEST}")
+        except Refused as refused:
+            if refused.why != "passing":  # else it may have been deleted
+                self._keep(mark)
+            raise
         self._clear(backup.name)
         return True
+
+    def _keep(self, mark: str) -> None:
+        """Take back that a backup is being removed, by a byte in the mark where it cannot go."""
+        try:
+            self._delete(mark)
+        except OSError:
+            with suppress(OSError):
+                self._put(mark, KEPT)
 
     # what is read
 
@@ -602,6 +615,7 @@ class Objects(store.Store):
             if not any(
                 file.startswith(".unproven-")
                 and file.endswith(f"-{PRUNED}")
+                and each["size"] == 0
                 and now - each["last_modified"] < young
                 for file, each in files.items()
             ):

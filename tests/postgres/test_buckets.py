@@ -938,6 +938,33 @@ def test_backup_that_is_being_removed_is_not_read(
     assert not any(each.startswith(objects.READER) for each in backups._listed(f"{name}/")[name])  # noqa: SLF001
 
 
+@pytest.mark.parametrize("refused", [1, 99])
+def test_backup_that_cannot_be_deleted_is_read_at_once(
+    in_front: Callable[..., contextlib.AbstractContextManager[Front]],
+    monkeypatch: pytest.MonkeyPatch, refused: int,
+) -> None:  # fmt: skip
+    """A hold on its manifest, or a key without that right: no removal is left behind."""
+    monkeypatch.setattr(objects, "AWAITED_S", -1.0)
+    left = [403] * refused
+    me = manifests.Identity("1", "app", "x:1")
+    with in_front(lambda _, path: left.pop() if left and path.endswith("?delete") else None) as (
+        _,
+        bucket,
+    ):
+        backups = store_of(bucket, monkeypatch)
+        name = _published(backups, "r")
+        with pytest.raises(objects.Refused):
+            backups.remove(backups.read(name), me)
+        with backups.reading(name), backups.open(name, "database.dump") as stream:
+            read = stream.read(99)
+        marked = f"-{objects.PRUNED}" in str(backups._listed(f"{name}/"))  # noqa: SLF001
+        left.clear()
+        monkeypatch.setattr(objects, "READER_S", -1.0)
+        gone = backups.remove(backups.read(name), me)
+
+    assert (b"dump", refused > 1, True) == (read, marked, gone)
+
+
 ROUNDS = 6
 READ = """
 import sys
