@@ -56,6 +56,7 @@ class Point:
     lsn: str | None = None
     base: str | None = None  # the base backup that it starts from
     base_at: str | None = None
+    timeline: int | None = None  # that it is on: once somebody came back, not the newest any more
 
     def data(self) -> dict[str, object]:
         """Return what is known, as an event has it."""
@@ -84,13 +85,15 @@ def made(session: Session) -> Point:
         raise _ahead(config, segment)
     session.execute("SELECT pg_catalog.pg_switch_wal()")
     _come(session, system, base, _Wanted(segment, size), before)
+    timeline = int(segment[:8], 16)
     return Point(
         f"archive:{name}",
         at,
-        _way_back(base, name, at),
+        _way_back(base, name, at, timeline),
         lsn,
         base.name,
         base.finished_at.astimezone(UTC).isoformat(),
+        timeline,
     )
 
 
@@ -259,14 +262,20 @@ def _late(config: Config, status: Status, base: Base, segment: str, missing: str
 # the way back
 
 
-def _way_back(base: Base, name: str, at: str) -> str:
-    """Return the command that brings the server back to a restore point."""
+def _way_back(base: Base, name: str, at: str, timeline: int) -> str:
+    """Return the command that brings the server back to a restore point.
+
+    The newest timeline, which is the usual one, has it no more once somebody came back before it.
+    """
     if base.tool == "pgbackrest":
         return (
             f"pgbackrest --stanza={shlex.quote(base.stanza)} --set={base.name} --type=name "
-            f"--target={name} --target-action=promote --delta restore"
+            f"--target={name} --target-timeline={timeline} --target-action=promote --delta restore"
         )
-    target = f"recovery_target_name = '{name}', recovery_target_action = 'promote'"
+    target = (
+        f"recovery_target_name = '{name}', recovery_target_timeline = '{timeline}', "
+        "recovery_target_action = 'promote'"
+    )
     if base.tool == "wal-g":
         return (
             f"wal-g backup-fetch PGDATA {shlex.quote(base.name)}; then recovery.signal and "
@@ -275,7 +284,7 @@ def _way_back(base: Base, name: str, at: str) -> str:
     if base.tool == "cloudnative-pg":
         return (
             f"a new Cluster with bootstrap.recovery from {base.name} and recoveryTarget: "
-            f"{{targetName: {name}, backupID: that of the backup of "
+            f'{{targetName: {name}, targetTLI: "{timeline}", backupID: that of the backup of '
             f"{base.finished_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}}}; without a backupID a name "
             "is not looked for from the right backup"
         )

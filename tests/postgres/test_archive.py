@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests import servers, tools
+from tests import faults, servers, tools
 from tests.conftest import Run, Start, StartServer, WriteMigrations
 from tests.program import Result
 
@@ -108,7 +108,8 @@ def test_segment_is_seen_in_the_archive_and_the_point_is_named(
     assert names == tuple(name for name in result.names if name in names)
     assert ("archive", "base-1") == (event["verified"], event["base"])
     point = event["backup"].removeprefix("archive:")
-    assert point in event["restore"]
+    assert f"'{point}', recovery_target_timeline = '1'" in event["restore"]
+    assert 1 == event["timeline"]
     assert event["backup"] == result.finished["backup"]
     database = servers.Database(archive.server, "postgres")
     assert [event["backup"]] == database.query("SELECT backup FROM preflight.migrations")
@@ -192,6 +193,7 @@ def test_cluster_is_led_back_to_its_base_backup(
     assert 0 == result.code, result
     (event,) = result.event("backup.verified")
     assert event["backup"].removeprefix("archive:") in event["restore"]
+    assert 'targetTLI: "1"' in event["restore"]
     assert f"backupID: that of the backup of {at:%Y-%m-%dT%H:%M:%SZ}" in event["restore"]
 
 
@@ -440,7 +442,10 @@ def test_pgbackrest_restores_to_the_named_point(
     pgbackrest: tuple[servers.Server, Callable[..., None], dict[str, str]],
     migrations: WriteMigrations,
 ) -> None:
-    """Backed up, migrated, restored with the command that the log has: the rows are as before."""
+    """Backed up, migrated, restored with the command that the log has: the rows are as before.
+
+    Also when somebody came back to an earlier point before, which began another timeline.
+    """
     server, call, environment = pgbackrest
     env = {**server.env("postgres"), **environment, "PREFLIGHT_BACKUP": "archive"}
     path = {"PATH": f"{Path(shutil.which('pgbackrest') or '').parent}:/usr/bin:/bin"}
@@ -448,7 +453,8 @@ def test_pgbackrest_restores_to_the_named_point(
     migrations(ONE)
     assert (23, "archive.no_base_backup") == code_of(run(env={**env, **path}))
     call("backup", "--type=full", "--start-fast")
-    assert 0 == run(env={**env, **path}).code
+    earlier = run(env={**env, **path})
+    assert 0 == earlier.code, earlier
     database = servers.Database(server, "postgres")
     database.script("INSERT INTO one SELECT generate_series(1, 1000)")
     migrations(TWO)
@@ -461,14 +467,19 @@ def test_pgbackrest_restores_to_the_named_point(
     assert [] == result.event("config.warned")
     database.script("CREATE TABLE later ()")
 
-    server.stop()
-    command = result.event("backup.verified")[0]["restore"].split()
-    assert "pgbackrest" == command[0]
-    call(*(word for word in command[1:] if word != "--stanza=main"))
-    server.start()
-    waiting = "SELECT pg_is_in_recovery()"
-    while [True] == database.query(waiting):
-        pass
+    begun = server.home / "pgbackrest/repo/archive/main/14-1/00000002.history"
+    for each in (earlier, result):
+        server.stop()
+        command = each.event("backup.verified")[0]["restore"].split()
+        assert "pgbackrest" == command[0]
+        call(*(word for word in command[1:] if word != "--stanza=main"))
+        server.start()
+        waiting = "SELECT pg_is_in_recovery()"
+        while [True] == database.query(waiting):
+            pass
+        if each is earlier:
+            assert [None] == database.query("SELECT to_regclass('one')")
+            faults.until(begun.exists, "another timeline is in the archive")
     assert [(1000, 500500)] == [
         tuple(row) for row in database.query("SELECT count(*), sum(id) FROM one")
     ]
