@@ -138,7 +138,7 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
     Raises BackupUnverified when the manifest says what no version of ours has written.
     """
     try:
-        own = belongings.of_manifest(source.manifest.belongings)
+        own = belongings.of_manifest(sealing.belongings_of(source, asked.identity_file))
     except ValueError as wrong:
         raise BackupUnverified(
             "backup.corrupt",
@@ -302,10 +302,12 @@ def _tell_started(
     """Say what is restored; a backup of another server or database is a warning."""
     log, source = structlog.get_logger(), place.source
     live = belongings.read(session, place.live)
+    differs = place.own.differing(live) if place.own and live else []
+    unknown = {"settings"} if sealing.is_closed(source, place.identity_file) else set()
     data = {
         "backup": source.name,
         "database": place.into,
-        "differs": place.own.differing(live) if place.own and live else [],
+        "differs": [each for each in differs if each not in unknown],
         "without": sorted(place.without),
     }
     if source in identity.ours(known):

@@ -10,6 +10,8 @@ import base64
 import errno
 import hashlib
 import importlib
+import io
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 QUEUED = 4  # chunks that wait for the cipher
 READ_BYTES = 8 << 20  # that are asked of a store at a time
 RECIPIENTS = "PREFLIGHT_BACKUP_RECIPIENTS"
+# of what belongs to a database, and as a manifest has it that says it in `sealed` alone
+SECRET: Mapping[str, Any] = {"settings": (), "comment": None}
 
 
 def _library() -> Any:  # noqa: ANN401 -- loaded only where something is sealed
@@ -138,6 +142,17 @@ class Seal:
             self._end_spool()
             digest = cipher.sealed.hexdigest()
             self.dumped = Dumped(found, rows, digest, cipher.sealed_bytes)
+
+    def belongings(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what belongs to a database as a manifest holds it: what may be secret is sealed.
+
+        Nothing of it is there in clear, and nothing is there where there is nothing to seal.
+        """
+        secret = {key: told[key] for key in SECRET}
+        if not self.on or not any(secret.values()):
+            return told
+        text = _library().encrypt(json.dumps(secret).encode(), self._keys)
+        return {**told, **SECRET, "sealed": base64.b64encode(text).decode()}
 
     def sent(self, chunks: Iterable[bytes]) -> Sent:
         """Return a file as it is to be stored, and what is seen of it on its way. In any thread."""
@@ -450,6 +465,30 @@ def require_openable(
     if why := spool.unusable(directory, backup.manifest.size_bytes):
         raise _no_room(directory, why)
     return identity_file, directory
+
+
+def is_closed(backup: Backup, identity_file: Path | None) -> bool:
+    """Tell whether what may be secret of a database's belongings is not known without a key."""
+    said = backup.manifest.belongings
+    return identity_file is None and isinstance(said, dict) and "sealed" in said
+
+
+def belongings_of(backup: Backup, identity_file: Path | None) -> object:
+    """Return what a manifest says of what belongs to its database, opened where there is a key.
+
+    Raises ConfigInvalid (a wrong one), ValueError (it is not as it should be), BackupUnverified.
+    """
+    said = backup.manifest.belongings
+    if identity_file is None or not isinstance(said, dict) or "sealed" not in said:
+        return said
+    found = bytearray()
+    try:
+        sealed = io.BytesIO(base64.b64decode(said["sealed"], validate=True))
+        _decrypt(sealed, found.extend, identities(identity_file), backup, identity_file)
+        secret = json.loads(found)
+        return {**said, **{key: secret[key] for key in SECRET}}
+    except (ValueError, TypeError, KeyError, RecursionError) as wrong:
+        raise ValueError("sealed") from wrong
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def _made(
                 timeline=_timeline(session),
                 server_version=session.facts.version if session.facts else None,
                 pg_dump=programs.version,
-                belongings=own.told() if own else None,
+                belongings=seal.belongings(own.told()) if own else None,
                 taken_for=dataclasses.replace(purpose, pending=[*files, *purpose.pending]),
                 verified="read",
                 database_bytes=size,

@@ -1,5 +1,7 @@
 """Sealed backups: who takes one cannot open it, who has the key can, with `age` alone."""
 
+import base64
+import dataclasses
 import errno
 import hashlib
 import json
@@ -17,7 +19,7 @@ import pytest
 from preflight.backup import manifests, sealing, spool
 from preflight.backup.directory import Directory
 from preflight.base import config
-from preflight.base.errors import BackupFailed, ConfigInvalid, Failure
+from preflight.base.errors import BackupFailed, BackupUnverified, ConfigInvalid, Failure
 from tests import buckets, faults, servers, tools
 from tests.conftest import Run, Start, WriteMigrations
 from tests.fakes import Fakes
@@ -133,6 +135,50 @@ def test_age_itself_opens_what_is_sealed(  # noqa: PLR0913, PLR0917 -- fixtures
     assert (len(found[dump]), dump.stat().st_size) == (said["size_bytes"], said["sealed_bytes"])
     plain = [each.name for each in dump.parent.iterdir() if each.read_bytes()[:22] != HEADER]
     assert ["manifest.json"] == plain
+
+
+def test_settings_and_comment_of_a_database_are_sealed_and_come_back(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run, sealed: dict[str, str], key: Path, migrations: WriteMigrations, backup_dir: Path,
+    database: servers.Database,
+) -> None:  # fmt: skip
+    """They may hold a secret: `age` opens them, a restore gives them; a swap needs no key again."""
+    migrations(FILES)
+    database.script(
+        f"ALTER DATABASE \"{database.name}\" SET app.jwt_secret = 'hunter2';"
+        f"COMMENT ON DATABASE \"{database.name}\" IS 'pager hunter2'"
+    )
+    taken = run("backup", env=sealed).event("backup.verified")[0]["backup"]
+    text = (backup_dir / taken / "manifest.json").read_bytes()
+    into = f"{database.name}_r"
+    opened = run("restore", taken, "--into", into, "--identity-file", str(key), env=sealed)
+    there = servers.Database(database.server, into).query("SHOW app.jwt_secret")
+    swapped = run("restore", taken, "--into", into, "--swap", env=sealed)
+    belongings = base64.b64decode(json.loads(text)["belongings"]["sealed"])
+    age = [str(tools.go("age")), "-d", "-i", str(key)]
+    said = subprocess.run(age, input=belongings, check=True, capture_output=True).stdout
+
+    assert b"hunter2" not in text
+    assert "pager hunter2" == json.loads(said)["comment"]
+    assert (0, ["hunter2"]) == (opened.code, there), str(opened)
+    assert 0 == swapped.code, str(swapped)
+    assert [[], []] == [each.event("restore.started")[0]["differs"] for each in (opened, swapped)]
+
+
+def test_settings_that_an_older_version_left_in_clear_are_read_as_they_are(
+    taken: tuple[Path, manifests.Backup], key: Path
+) -> None:
+    """Its sealed backups are restored, too; what is sealed and torn is told."""
+    old = {"settings": [{"role": None, "setting": "a=b"}]}
+    _, backup = taken
+
+    def read(said: object) -> object:
+        manifest = dataclasses.replace(backup.manifest, belongings=said)
+        return sealing.belongings_of(manifests.Backup(backup.name, manifest), key)
+
+    assert [None, old] == [read(None), read(old)]
+    for torn in (1, "?", "YWdl"):
+        with pytest.raises((ValueError, BackupUnverified)):
+            read({**old, "sealed": torn})
 
 
 def test_without_a_spool_the_plain_dump_never_touches_the_disk(
