@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from preflight.base import stop
@@ -31,8 +31,8 @@ def asked(work: Callable[[], T]) -> Future[T]:
 
 def answer(future: Future[T]) -> T:
     """Wait for its end; raises what it raised, or Stopped."""
-    with stop.allowed():
-        return future.result()
+    stop.until(lambda seconds: wait([future], seconds).done)
+    return future.result()
 
 
 def waited(work: Callable[[], T]) -> T:

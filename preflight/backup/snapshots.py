@@ -230,8 +230,7 @@ class Count:
 
     def finish(self) -> None:
         """Wait until everything is counted."""
-        with stop.allowed():
-            self._done.wait()
+        stop.until(self._done.wait)
         self.check()
 
     def _run(self) -> None:

@@ -34,6 +34,7 @@ _depth = 0
 _left: dict[int, str] = {}  # by the session at work: what a stop would leave of its file
 busy = threading.Event()
 AGAIN_S = 0.01
+PIECE_S = 0.5
 _asking: threading.Thread | None = None
 
 
@@ -142,6 +143,16 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         busy.clear()
+
+
+def until(done: Callable[[float], object]) -> None:
+    """Wait until `done(seconds)`, which waits so long at most, returns something true.
+
+    In pieces: a signal that comes just before a thread sleeps, or to another thread, wakes nobody.
+    """
+    with allowed():
+        while not done(PIECE_S):
+            pass
 
 
 def looks(least: float, most: float) -> Iterator[float]:
