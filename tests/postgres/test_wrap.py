@@ -717,6 +717,53 @@ def test_command_that_died_and_still_holds_what_we_look_at_is_31(
     assert "failed" in database.query("SELECT event FROM preflight.journal")
 
 
+def leaves_a_process(app: Path, statement: str) -> None:
+    """Have the app's migrator end well while a process of its own is at a statement."""
+    other = f"leave(address(), {statement.encode()!r}, 0)"
+    text = TOOL.replace("    os._exit(code)", "    time.sleep(60)").replace(
+        "        run(connection)\n", f"        os.fork() or {other}\n"
+    )
+    at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    waits = f"    while psycopg.connect(address()).execute({at_work!r}).fetchone() == (0,): pass\n"
+    (app / "tool.py").write_text(f"{text}{waits}    os._exit(0)\n")
+
+
+@pytest.mark.parametrize("rehearse", ["auto", "off"])
+def test_session_that_is_left_at_work_is_no_success(
+    run: Run, app: Path, database: servers.Database, rehearse: str
+) -> None:
+    """Its process is ended, and what it was at with it: 27 on the copy, 30 in earnest."""
+    leaves_a_process(app, HOLDS)
+    before = tables(database)
+
+    found = run(*command(app), env={"PREFLIGHT_REHEARSE": rehearse})
+    checked = run("check", *command(app)[1:])
+
+    code = {"auto": (27, "wrap.rehearsal_failed"), "off": (30, "wrap.failed")}[rehearse]
+    assert (*code, 3) == (found.code, found.finished["error"]["code"], checked.code), found
+    said = "ended with exit code 0 and left a session at work, which was ended with what it was at"
+    assert said in found.finished["error"]["message"]
+    assert before == tables(database)
+    assert [0] == database.query(
+        "SELECT count(*)::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    )
+
+
+def test_session_that_is_left_and_only_reads_is_ended_and_no_failure(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """Who watches in the background, or stands ready there, loses nothing."""
+    leaves_a_process(app, "SELECT count(*), pg_sleep(60) FROM items")
+
+    found = run(*command(app), env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert 0 == found.code, found
+    assert [1] == [each["processes"] for each in found.event("wrap.left_behind")]
+    assert [0] == database.query(
+        "SELECT count(*)::int FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    )
+
+
 @pytest.mark.parametrize(
     ("env", "way"),
     [

@@ -37,20 +37,26 @@ _KEEP = (
 class Ended:
     """How COMMAND ended; a negative code is a signal's number, None our timeout.
 
-    `closed`: it said that it may not connect.
+    `closed`: it said that it may not connect. `left`: how many processes it left behind, which were
+    ended.
     """
 
     code: int | None
     duration_s: float
     last: tuple[str, ...]
     closed: bool = False
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """COMMAND while it lives: all of its processes are below `pid`."""
+    """COMMAND while it lives: all of its processes are below `pid`.
+
+    `lingers`: it has ended, and what it left behind may end by itself yet.
+    """
 
     pid: int
+    lingers: bool = False
 
 
 def own(environment: Mapping[str, str]) -> dict[str, str]:
@@ -88,13 +94,15 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
     except stop.Stopped as stopped:
         with suppress(Exception):  # a last look; what counts is the stop
             if each is not None and not running.over():
-                each(Child(running.keeper.pid))
+                each(running.child())
         running.end(stopped.signum)
         raise
     finally:
         running.end(signal.SIGTERM)
     closed = any(stream.closed for stream in running.streams)
-    return Ended(code, round(time.monotonic() - began, 3), tuple(running.last), closed)
+    return Ended(
+        code, round(time.monotonic() - began, 3), tuple(running.last), closed, running.left
+    )
 
 
 class _Running:
@@ -115,6 +123,8 @@ class _Running:
         self.result: tuple[str, int] | None = None
         self.group: int | None = None
         self.clearing = False  # it has ended in time, and what it left behind is being ended
+        self.asked = False  # what it left behind, to end
+        self.left = 0
         self._status = b""
         status, theirs = os.pipe()
         ports = keeper.NO_WALL if around is None else ",".join(map(str, around.ports))
@@ -153,13 +163,17 @@ class _Running:
             now = time.monotonic()
             if each is not None and not self.over() and now - looked >= EVERY_S:
                 looked = now
-                each(Child(self.keeper.pid))
+                each(self.child())
             late = until is not None and now >= until
             if late and not self.clearing and not self.over():
                 self.end(signal.SIGTERM)
                 return None
         self._drain(CLEAR_S)
         return self._code()
+
+    def child(self) -> Child:
+        """Return it as who looks on sees it."""
+        return Child(self.keeper.pid, self.clearing and not self.asked)
 
     def over(self) -> bool:
         """Tell whether the keeper has said how it ended."""
@@ -192,10 +206,13 @@ class _Running:
                 self.group = int(number)
             elif what == "clearing":
                 self.clearing = True
+            elif what == "asking":
+                self.asked = True
             else:
                 self.result = self.result or (what, int(number))
             if left and left != ["0"]:
-                structlog.get_logger().warning("wrap.left_behind", processes=int(left[0]))
+                self.left = int(left[0])
+                structlog.get_logger().warning("wrap.left_behind", processes=self.left)
 
     def _lost(self) -> None:
         """End what a keeper leaves that somebody killed: the kernel has ended COMMAND itself."""

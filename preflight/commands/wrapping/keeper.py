@@ -6,8 +6,8 @@ pipe, and is the one to whom Linux gives the orphans of those below it.
 
 Its stdin: a line with a length, so many bytes of COMMAND's environment, then one byte for each
 signal that is to be passed on. What it says on the status pipe, a line each: `started PID`,
-`failed N` and `unwalled N` with an errno, `clearing 0` once COMMAND has ended, `ended CODE LEFT`
-with how many processes it left behind.
+`failed N` and `unwalled N` with an errno, `clearing 0` once COMMAND has ended, `asking 0` before
+what it left behind is asked to end, `ended CODE LEFT` with how many processes those were.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def keep(arguments: Sequence[str]) -> None:
     code = _watch(pid, woken)
     with suppress(OSError):  # nobody hears it any more
         os.write(status, b"clearing 0\n")
-    left = _clear(pid)
+    left = _clear(pid, status)
     os.write(status, f"ended {code} {left}\n".encode())
     os._exit(0)
 
@@ -145,13 +145,15 @@ def _end(pid: int) -> None:
         time.sleep(0.005)
 
 
-def _clear(pid: int) -> int:
+def _clear(pid: int, status: int) -> int:
     """End what COMMAND left behind, if it does not end by itself; return how many those were."""
     if sys.platform != "linux":
         _send(pid, signal.SIGTERM)
         return 0
     if not _stay():
         return 0
+    with suppress(OSError):
+        os.write(status, b"asking 0\n")
     left = len(_send(pid, signal.SIGTERM))
     if _stay():
         _end(pid)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from preflight.base import stop
+from preflight.base import console, stop
 from preflight.commands.wrapping import tools, wall
 from preflight.files import effects
 from preflight.rehearsal import meter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from preflight.commands.wrapping.child import Child
+    from preflight.commands.wrapping.child import Child, Ended
     from preflight.server.sessions import Session
 
 ENDED_S = 1.0  # how soon a session is gone that was ended
@@ -42,26 +42,34 @@ _SEES_ALL = """
 SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'),
  EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8
 """
+# of these, who has begun what would be cut off: who only reads loses nothing
+_WRITES = """
+SELECT a.pid FROM pg_catalog.pg_stat_activity a
+WHERE {whose} AND coalesce(a.state, '') <> 'idle' AND EXISTS (SELECT FROM pg_catalog.pg_locks l
+ WHERE l.pid = a.pid AND (l.locktype = 'transactionid'
+  OR l.locktype = 'relation' AND l.mode NOT IN ('AccessShareLock', 'SIReadLock')))
+"""
 _END = "SELECT pg_catalog.pg_terminate_backend(%s::int4)"
 UNSEEN = "sessions of other roles (GRANT pg_read_all_stats shows them)"
 # of another role's session a role without rights sees no more than that it is there, and whose
+_THERE = """
+a.datname = pg_catalog.current_database() AND a.pid <> ALL (%s::int4[])
+ AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+"""
 _ON_COPY = """
 SELECT a.pid, l.relation::int8, l.mode FROM pg_catalog.pg_stat_activity a
 LEFT JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND l.locktype = 'relation' AND l.granted
  AND l.relation >= 16384::oid AND l.database =
   (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-WHERE a.datname = pg_catalog.current_database() AND a.pid <> ALL (%s::int4[])
- AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+WHERE {whose}
 """
 _STATISTICS = """
 SELECT pg_catalog.format('%I.%I', s.schemaname, s.relname), s.relname::text, s.n_tup_ins,
  s.n_tup_del FROM pg_catalog.pg_stat_user_tables s WHERE s.schemaname <> '{schema}'
 """
 _EMPTY = "SELECT NOT EXISTS (SELECT FROM {table})"
-_ORPHANS = """
-SELECT a.pid FROM pg_catalog.pg_stat_activity a
-WHERE a.pid = ANY (%s::int4[]) AND a.client_port = ANY (%s::int4[])
-"""
+_ITS = "a.pid = ANY (%s::int4[]) AND a.client_port = ANY (%s::int4[])"
+_ORPHANS = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE {whose}"
 _LEFT = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (%s::int4[])"
 COUNTED_SINCE = 14  # where a database knows how many sessions it had
 _SESSIONS = """
@@ -83,6 +91,7 @@ class OnLive:
         self.pids: set[int] = set()
         self.ports: set[int] = set()
         self.unsure = False  # whether who is still at work is one of the command's
+        self._lingering = frozenset[int]()
         self._began: float  # by the server's clock
         sees_all, self._began = session.execute(_SEES_ALL).fetchone() or (False, 0.0)
         self.blind = not sees_all
@@ -90,6 +99,11 @@ class OnLive:
 
     def look(self, child: Child) -> None:
         """See which sessions belong to the command's own processes; raises Stays."""
+        self._find(child)
+        if child.lingers:
+            self._lingering = self._writing()
+
+    def _find(self, child: Child) -> None:
         rows = [row for row in self.session.execute(_OTHERS).fetchall() if row[2] is not None]
         if not rows:
             return
@@ -98,14 +112,30 @@ class OnLive:
         found = {pid for pid, address, at in rows if (address, at) in own}
         self.pids |= found
         self.ports |= {at for _, at in own}
-        if self.to_end and not self._ended(found):
+        if self.to_end and not _end(self.session, found):
             raise Stays
+
+    def cut_off(self, ended: Ended) -> list[int]:
+        """Return which sessions a command that has ended well left at work; they are ended."""
+        found = _cut_off(self._writing, self._lingering, ended)
+        if found or ended.left:
+            self.end()
+        return found
+
+    def _writing(self) -> frozenset[int]:
+        if not self.pids:
+            return frozenset()
+        rows = self.session.execute(_WRITES.format(whose=_ITS), self._its()).fetchall()
+        return frozenset(pid for (pid,) in rows)
+
+    def _its(self) -> list[list[int]]:
+        return [list(self.pids), list(self.ports)]
 
     def end(self) -> None:
         """End the sessions of a command that has ended: nobody waits for what they are at."""
         if self.pids:
-            asked = [list(self.pids), list(self.ports)]
-            self._ended(pid for (pid,) in self.session.execute(_ORPHANS, asked).fetchall())
+            rows = self.session.execute(_ORPHANS.format(whose=_ITS), self._its()).fetchall()
+            _end(self.session, [pid for (pid,) in rows])
             self.gone(ENDED_S)
 
     def gone(self, within_s: float = STAY_S, *, all_new: bool = False) -> bool:
@@ -137,15 +167,16 @@ class OnLive:
         """Return the sessions of which this role does not see whence they come."""
         return {pid for pid, _, port in self.session.execute(_OTHERS).fetchall() if port is None}
 
-    def _ended(self, pids: Iterable[int]) -> bool:
-        """End each of these sessions; tell whether this role may."""
-        refused = False
-        for pid in pids:
-            try:
-                self.session.execute(_END, [pid])
-            except psycopg.errors.InsufficientPrivilege:
-                refused = True
-        return not refused
+
+def _end(session: Session, pids: Iterable[int]) -> bool:
+    """End each of these sessions; tell whether this role may."""
+    refused = False
+    for pid in pids:
+        try:
+            session.execute(_END, [pid])
+        except psycopg.errors.InsufficientPrivilege:
+            refused = True
+    return not refused
 
 
 @dataclass(slots=True)
@@ -155,6 +186,27 @@ class _Held:
     until: float
 
 
+def _cut_off(
+    writing: Callable[[], frozenset[int]], lingering: frozenset[int], ended: Ended
+) -> list[int]:
+    """Return who was at work when what a command left behind was ended, or is at work yet."""
+    known = lingering if ended.left else frozenset()
+    at_work, most_s = writing(), 0.0 if known or ended.code is None else STAY_S
+    for waited in stop.looks(0.02, 0.05):
+        if not at_work or waited >= most_s:
+            break
+        at_work &= writing()
+    return sorted(at_work | known)
+
+
+def cut_off(pids: Sequence[int]) -> str:
+    """Say, behind how a command ended, which sessions it left at work; nothing where none."""
+    if not pids:
+        return ""
+    named = console.some(list(map(str, pids)))
+    return f" and left a session at work, which was ended with what it was at (pid {named})"
+
+
 class OnCopy:
     """Looks on the copy, where nobody is but us and the command."""
 
@@ -162,17 +214,22 @@ class OnCopy:
         self.copy = copy
         self.tables = meter.tables(copy)
         self._held: dict[int, _Held] = {}
+        self._ours = [copy.connection.info.backend_pid]
+        rows = copy.execute(_ON_COPY.format(whose=_THERE), [self._ours]).fetchall()
+        self._others = [*self._ours, *{pid for pid, _, _ in rows}]  # a clone may have agents
         self.begin()
 
     def begin(self) -> None:
         """Begin to look whether anybody comes."""
         self.seen = False
         self._sessions = self._visits()
+        self._lingering = frozenset[int]()
 
-    def look(self) -> None:
+    def look(self, child: Child) -> None:
         """See who is there, and what is locked."""
-        ours = [self.copy.connection.info.backend_pid]
-        rows = self.copy.execute(_ON_COPY, [ours]).fetchall()
+        rows = self.copy.execute(_ON_COPY.format(whose=_THERE), [self._ours]).fetchall()
+        if child.lingers:
+            self._lingering = self._writing()
         self.seen = self.seen or bool(rows)
         now, strongest = time.monotonic(), dict[int, int]()
         for _, oid, mode in rows:
@@ -185,6 +242,16 @@ class OnCopy:
                 self._held[oid] = _Held(rank, now, now)
             elif rank == held.rank:
                 held.until = now
+
+    def cut_off(self, ended: Ended) -> list[int]:
+        """Return which sessions a command that has ended left at work; they are ended."""
+        found = _cut_off(self._writing, self._lingering, ended)
+        _end(self.copy, found)
+        return found
+
+    def _writing(self) -> frozenset[int]:
+        rows = self.copy.execute(_WRITES.format(whose=_THERE), [self._others]).fetchall()
+        return frozenset(pid for (pid,) in rows)
 
     def was_there(self) -> bool:
         """Tell whether anybody connected; one who left at once only the server has counted."""

@@ -51,6 +51,7 @@ _MISSING = re.compile(
 _KINDS = {"schema": "schema", "type": "type", "domain": "type"} | dict.fromkeys(
     ("function", "procedure", "aggregate"), "function"
 )  # the others are relations
+_BEFORE = ", before it was seen there"
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -142,6 +143,9 @@ class _Trial:
                 self.shared = compared.asked(copy, shared.state)
             there = onlooker.OnCopy(copy)
             ended = self._started(led, fence, there, live)
+            if (cut := there.cut_off(ended)) and ended.code == 0:
+                self._require_untouched(live, fence, on_copy=True, ended=ended)
+                raise self._failed(ended, onlooker.cut_off(cut))
             changes = compared.between(before, compared.state(copy), copy.config.schema)
             on_copy = there.was_there() or bool(changes.names)
             self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
@@ -216,7 +220,7 @@ class _Trial:
         stuck = _Stuck()
 
         def each(running: child.Child) -> None:
-            there.look()
+            there.look(running)
             fence.look(running)
             if not there.seen and stuck.since(waits=fence.waited_for()):
                 raise _Waits
@@ -366,7 +370,7 @@ class _Trial:
             return
         if not ended.code or fence.crossed or (fence.sure and ended.closed):
             raise self._elsewhere(how(ended), ended.last)
-        raise self._failed(ended, ", before it was seen there")
+        raise self._failed(ended, _BEFORE)
 
     def _elsewhere(self, how: str, last: Sequence[str] = ()) -> RehearsalFailed:
         return RehearsalFailed(
@@ -399,11 +403,15 @@ class _Trial:
             self.session, self.copy.part, self.copy.lacking, failure, kind, [name]
         )
 
-    def _failed(self, ended: child.Ended, before: str = "") -> RehearsalFailed:
-        what = "correct the data or the migration" if not before else (
-            "correct what its last lines say, or, where they speak of an address, name the "
-            "variable that it reads with --url-variable"
-        )  # fmt: skip
+    def _failed(self, ended: child.Ended, more: str = "") -> RehearsalFailed:
+        what = "correct the data or the migration"
+        if more == _BEFORE:
+            what = (
+                "correct what its last lines say, or, where they speak of an address, name the "
+                "variable that it reads with --url-variable"
+            )
+        elif more:
+            what = "have it wait for all that it starts"
         last = f": {ended.last[-1]}" if ended.last else ""
         if self.copy.server is None and any(map(_LEFT.search, ended.last)):
             what += (
@@ -417,7 +425,7 @@ class _Trial:
             )
         return RehearsalFailed(
             "wrap.rehearsal_failed",
-            f"on the restored copy {how(ended)}{before}{last}",
+            f"on the restored copy {how(ended)}{more}{last}",
             f"{self.live_is}: {what}, and run again.",
             context="\n".join(ended.last) or None,
         )
@@ -434,12 +442,13 @@ class _Trial:
         before, counted = compared.state(copy), there.counted()
         rows = tools.rows(copy, tools.history(copy, asked.history))
         ended = self._started(led, fence, there, live)
+        cut = there.cut_off(ended)
         changed = compared.between(before, compared.state(copy), copy.config.schema).names
         if tools.rows(copy, tools.history(copy, asked.history)) != rows:
             changed.append("rows of the tool's history table")
         changed += [f"rows of table {name}" for name in there.moved(counted)]
-        if ended.code != 0:
-            changed.append(how(ended))
+        if ended.code != 0 or cut:
+            changed.append(how(ended) + onlooker.cut_off(cut))
         if changed:
             structlog.get_logger().warning(
                 "rehearsal.warned",

@@ -136,7 +136,7 @@ class _Run:
 
     def _in_earnest(self, before: written.Before, copy: Rehearsed | None) -> child.Ended:
         """Run the command with its own environment; raises MigrationFailed, MigrationPartial."""
-        from preflight.commands.wrapping import child, leading, lock_timeout, onlooker  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import child, leading, lock_timeout, onlooker, rehearsed  # noqa: PLC0415 -- likewise
 
         asked, environ = self.wrapped.asked, self.wrapped.environ
         command: Sequence[str] = asked.command
@@ -154,7 +154,8 @@ class _Run:
                 timeout_s=asked.timeout,
                 each=live.look,
             )
-            if ended.code != 0:
+            cut = live.cut_off(ended) if ended.code == 0 else []
+            if ended.code != 0 or cut:
                 alone = live.gone(all_new=True)
                 self.maybe = live.unsure
         except stop.Stopped:
@@ -165,8 +166,9 @@ class _Run:
             if not self.session.lost:
                 raise
             raise self._unwatched(error) from error
-        if ended.code != 0:
-            raise self._failed(ended, before, alone=alone, copy=copy)
+        if ended.code != 0 or cut:
+            how = rehearsed.how(ended) + onlooker.cut_off(cut)
+            raise self._failed(how, ended, before, alone=alone, copy=copy)
         return ended
 
     def _unwatched(self, error: psycopg.OperationalError) -> MigrationPartial:
@@ -200,6 +202,7 @@ class _Run:
 
     def _failed(
         self,
+        how: str,
         ended: child.Ended,
         before: written.Before,
         *,
@@ -207,9 +210,7 @@ class _Run:
         copy: Rehearsed | None,
     ) -> Failure:
         """Return what its end means: whether anything stays of what it did."""
-        from preflight.commands.wrapping import rehearsed  # noqa: PLC0415 -- likewise
-
-        how = rehearsed.how(ended) + (f": {ended.last[-1]}" if ended.last else "")
+        how += f": {ended.last[-1]}" if ended.last else ""
         if copy and copy.shared:
             how += (
                 "; while it was tried, by it or by somebody else the live server was changed: "
