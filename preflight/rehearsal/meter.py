@@ -397,12 +397,16 @@ def _strongest(rows: list[tuple[int, str, int, int]]) -> dict[int, tuple[int, in
     """Return for each table the strongest lock's rank, the table's filenode and bytes."""
     found: dict[int, tuple[int, int, int]] = {}
     for oid, mode, filenode, size in rows:
-        rank = effects.STRENGTH.index(mode_of(mode))
+        rank = rank_of(mode)
         if rank > found.get(oid, (-1,))[0]:
             found[oid] = (rank, filenode, size)
     return found
 
 
-def mode_of(lock: str) -> str:
-    """Return a lock mode of `pg_locks` as SQL writes it: AccessShareLock is ACCESS SHARE."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", lock.removesuffix("Lock")).upper()
+def rank_of(lock: str) -> int:
+    """Return how strong a lock mode of `pg_locks` is: AccessShareLock is 0.
+
+    -1 is one that nobody waits for, as the SIReadLock of a serializable transaction.
+    """
+    mode = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", lock.removesuffix("Lock")).upper()
+    return effects.STRENGTH.index(mode) if mode in effects.STRENGTH else -1

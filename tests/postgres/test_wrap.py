@@ -197,6 +197,25 @@ def test_command_makes_a_database_on_a_server_of_our_own(
     assert "local" == rehearsed["where"]
 
 
+def test_serializable_transaction_is_rehearsed(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """What it has read is a lock of a mode of its own, which nobody waits for."""
+    database.script(
+        f"ALTER DATABASE \"{database.name}\" SET default_transaction_isolation = 'serializable'"
+    )
+    (app / "versions/002.sql").write_text(
+        f"UPDATE items SET name = 'x'; {GOOD}; SELECT pg_sleep(0.3)"
+    )
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    assert ["ACCESS EXCLUSIVE"] == [
+        each["mode"] for each in found.event("wrap.rehearsed")[0]["locks"]
+    ]
+
+
 def test_options_of_a_service_hold_on_the_copy(
     run: Run, app: Path, database: servers.Database, environment: dict[str, str]
 ) -> None:

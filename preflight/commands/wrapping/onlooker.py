@@ -233,8 +233,8 @@ class OnCopy:
         self.seen = self.seen or bool(rows)
         now, strongest = time.monotonic(), dict[int, int]()
         for _, oid, mode in rows:
-            if oid in self.tables:
-                rank = effects.STRENGTH.index(meter.mode_of(mode))
+            rank = meter.rank_of(mode) if oid in self.tables else -1
+            if rank >= 0:
                 strongest[oid] = max(rank, strongest.get(oid, -1))
         for oid, rank in strongest.items():
             held = self._held.get(oid)
