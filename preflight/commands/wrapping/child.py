@@ -83,9 +83,9 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
     """Run COMMAND to its end and tell each line that it says as `wrap.said`.
 
     `each` is called about ten times a second while it lives, and may end it by raising; and once
-    before a stop request is passed on. Raises
-    ConfigInvalid when it cannot be started, RehearsalFailed when the wall cannot be built, Stopped
-    once a stop request was passed on to all that it started and they have ended.
+    before a stop request is passed on, or its time is over. Raises ConfigInvalid when it cannot be
+    started, RehearsalFailed when the wall cannot be built, Stopped once a stop request was passed
+    on to all that it started and they have ended.
     """
     began = time.monotonic()
     running = _Running(command, own(environment), wall, masks.Mask(secrets), rehearsal=rehearsal)
@@ -161,11 +161,11 @@ class _Running:
             with stop.allowed():
                 self.hear(EVERY_S)
             now = time.monotonic()
-            if each is not None and not self.over() and now - looked >= EVERY_S:
+            late = until is not None and now >= until and not self.clearing
+            if each is not None and not self.over() and (late or now - looked >= EVERY_S):
                 looked = now
                 each(self.child())
-            late = until is not None and now >= until
-            if late and not self.clearing and not self.over():
+            if late and not self.over():
                 self.end(signal.SIGTERM)
                 return None
         self._drain(CLEAR_S)

@@ -91,6 +91,7 @@ class OnLive:
         self.pids: set[int] = set()
         self.ports: set[int] = set()
         self.unsure = False  # whether who is still at work is one of the command's
+        self.still: list[int] = []  # who was left when it was last asked who is gone
         self._lingering = frozenset[int]()
         self._began: float  # by the server's clock
         sees_all, self._began = session.execute(_SEES_ALL).fetchone() or (False, 0.0)
@@ -156,6 +157,7 @@ class OnLive:
                 left |= {pid for pid, _ in stays}
             if not left or waited >= within_s:
                 break
+        self.still = sorted(left)
         return not left
 
     def at_work(self, but: int | None) -> bool:

@@ -83,6 +83,7 @@ class _Run:
         self.began = time.monotonic()
         self.doubts: list[str] = []  # what people may believe was looked at, and was not
         self.unseen: str | None = None  # sessions on the live database
+        self.still: list[int] = []  # who is at work there yet
         self.maybe = False  # whose session is still at work there, nobody knows
 
     def through(self, look: due.Look) -> None:
@@ -155,9 +156,11 @@ class _Run:
                 each=live.look,
             )
             cut = live.cut_off(ended) if ended.code == 0 else []
+            if ended.code is None or (ended.code and ended.left):  # ended by us, not by itself
+                live.end()
             if ended.code != 0 or cut:
                 alone = live.gone(all_new=True)
-                self.maybe = live.unsure
+                self.maybe, self.still = live.unsure, live.still
         except stop.Stopped:
             with suppress(psycopg.Error):
                 live.end()
@@ -223,7 +226,7 @@ class _Run:
             reason = str(sessions.lost(error)) if self.session.lost else (
                 f"what is needed for that cannot be read: {error.diag.message_primary or error}"
             )  # fmt: skip
-            what = f"what stays of it nobody can tell: {reason}"
+            what = f"what stays of it nobody can tell: {reason}{self._at_work(alone=alone)}"
         if what is None:
             same = "The same went well on the copy: what is different here? " if copy else ""
             return MigrationFailed(
@@ -255,11 +258,16 @@ class _Run:
             what += f", but whether it wrote rows nobody can tell: {written.BY_WHOM}"
         elif moved:
             what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
-        if not alone:
-            what += "; a session of it is still at work" if not self.maybe else (
-                "; a session came meanwhile that may be its own, and is still at work"
-            )  # fmt: skip
-        return what
+        return what + self._at_work(alone=alone)
+
+    def _at_work(self, *, alone: bool) -> str:
+        """Say, behind what stays of it, that a session goes on; nothing where none does."""
+        if alone:
+            return ""
+        what = "a session came meanwhile that may be its own, and is" if self.maybe else (
+            "a session of it is"
+        )  # fmt: skip
+        return f"; {what} still at work (pid {console.some(list(map(str, self.still)))})"
 
     def _matched(self, copy: Rehearsed | None, before: written.Before) -> None:
         """Say whether what happened is what was rehearsed; raises VerifyFailed with --strict."""
