@@ -220,10 +220,10 @@ class Setting:
         return self.name in LATE
 
     def command(self, database: str) -> str:
-        """Return the ALTER that gives it to a (quoted) database."""
-        whom = f"DATABASE {database}"
+        """Return the ALTER that gives it to a (quoted) database; "": to its role in any."""
+        whom = f"DATABASE {database}" if database else ""
         if self.role:
-            whom = f"ROLE {quoting.name(self.role)} IN {whom}"
+            whom = f"ROLE {quoting.name(self.role)}" + (f" IN {whom}" if whom else "")
         return f"ALTER {whom} {assignment(self.setting)}"
 
 

@@ -49,7 +49,7 @@ MEANING = (
 WAL = ("wal_level", "max_replication_slots")
 MOST_CONNECTIONS = 100
 # what loads a library that is not here
-_LOADS = {"session_preload_libraries", "local_preload_libraries", "shared_preload_libraries"}
+LOADS = {"session_preload_libraries", "local_preload_libraries", "shared_preload_libraries"}
 
 # A superuser's rights go with what it owns (a view, a function of its definer, an event trigger),
 # and with those who may become it.
@@ -366,7 +366,7 @@ def make_roles(
             if role.name not in known:
                 home.execute(role_command(role))
             for setting in role.settings if role.ours else ():
-                if setting.partition("=")[0] not in _LOADS:
+                if setting.partition("=")[0] not in LOADS:
                     home.execute(
                         f"ALTER ROLE {quoting.name(role.name)} {new_database.assignment(setting)}"
                     )
@@ -491,7 +491,7 @@ def settle(home: Session, live: Surroundings, made: Made, *, late: bool) -> None
     What this server does not know is named.
     """
     for each in live.database_settings:
-        if each.name in _LOADS or each.late != late:
+        if each.name in LOADS or each.late != late:
             continue
         try:
             home.execute(each.command(quoting.name(made.database)))

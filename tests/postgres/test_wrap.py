@@ -604,6 +604,45 @@ def test_session_that_may_not_be_ended_and_goes_on_is_31(
     assert "still at work" in found.finished["error"]["message"]
 
 
+@pytest.mark.parametrize("where", ["local", "server"])
+def test_commands_own_role_has_its_settings_on_the_copy(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    app: Path,
+    database: servers.Database,
+    two_roles: dict[str, str],
+    environment: dict[str, str],
+    local: dict[str, str | None],
+    where: str,
+) -> None:
+    """Those that it has everywhere, and those that it has in this database.
+
+    One that the gate may not give it is said, by its name alone.
+    """
+    role = f"ALTER ROLE {two_roles['tool']}"
+    here = f'IN DATABASE "{database.name}" SET'
+    database.script(f"{role} SET work_mem = '7MB'; {role} {here} search_path = shop, public")
+    asks = "print(*connection.execute('SHOW work_mem').fetchone(),"
+    asks += " *connection.execute('SHOW search_path').fetchone(), flush=True)"
+    text = TOOL.replace("        run(connection)\n", f"        {asks}\n")
+    (app / "tool.py").write_text(text.replace('["DATABASE_URL"]', '["APP_URL"]'))
+    environment["APP_URL"] = two_roles["url"]
+    if where == "server":
+        database.script(f"{role} {here} app.key = 'hidden'; {role} SUPERUSER")
+        refused = run(*command(app))
+        database.script(f"{role} NOSUPERUSER; ALTER ROLE {two_roles['gate']} SUPERUSER")
+        warned = [each["reason"] for each in refused.event("rehearsal.warned")]
+        assert 2 == len(warned), refused
+        assert f"role {two_roles['tool']} cannot have its setting app.key: " in warned[1]
+        assert "hidden" not in refused.stdout
+
+    found = run(*command(app, "--always"), env=local if where == "local" else {})
+
+    assert 0 == found.code, found
+    said = [each["text"] for each in found.event("wrap.said")]
+    assert ["7MB shop, public"] * 3 == [text for text in said if "MB" in text]
+    assert [] == found.event("rehearsal.warned")
+
+
 @pytest.mark.usefixtures("two_roles")
 def test_sessions_that_cannot_be_seen_are_said(run: Run, app: Path) -> None:
     """Without pg_read_all_stats nobody sees whence another role's session comes."""

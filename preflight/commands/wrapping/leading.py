@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
+import structlog
 
-from preflight.backup import passfile
+from preflight.backup import new_database, passfile
 from preflight.base import quoting
 from preflight.base.config import completed
 from preflight.base.errors import RehearsalFailed
 from preflight.commands.wrapping import environment
+from preflight.rehearsal import cluster
 from preflight.server import dial
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _ROLES = "SELECT r.rolname::text FROM pg_catalog.pg_roles r WHERE r.rolname = ANY (%s::text[])"
+_SETTINGS = """
+SELECT r.rolname::text, s.setdatabase = 0, pg_catalog.unnest(s.setconfig)
+FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
+LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+WHERE r.rolname = ANY (%s::text[])
+ AND (s.setdatabase = 0 OR d.datname = pg_catalog.current_database())
+"""
 _DIRECTORY = "pg-preflight-wrap-"
 
 
@@ -37,7 +46,9 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
     """
     live = live_of(session, wrapped)
     named = _led(wrapped, live, environment.Copy("-", "0", "-", live.user)).users
-    led = _led(wrapped, live, _let_in(copy, named - {""}))
+    let_in = _let_in(copy, named - {""})
+    _give_settings(session, copy, let_in, named)
+    led = _led(wrapped, live, let_in)
     if not led.variables:
         raise RehearsalFailed(
             "wrap.no_address",
@@ -132,6 +143,36 @@ def _let_in(copy: Copy, named: frozenset[str]) -> environment.Copy:
 def _known(home: Session, names: frozenset[str]) -> list[str]:
     """Return which roles there are."""
     return [name for (name,) in home.execute(_ROLES, [list(names)]).fetchall()]
+
+
+def _give_settings(
+    session: Session, copy: Copy, led: environment.Copy, named: frozenset[str]
+) -> None:
+    """Give the roles that keep their names on the copy what they are set to on the live database.
+
+    Ours has it. On a server of our own those that a role has in that database are there, and beside
+    the live one those that it has everywhere; what cannot be had is said, without its value.
+    """
+    ours = {led.user, session.connection.info.user}
+    users = (led.users if led.away else named) - ours
+    for role, wide, setting in session.execute(_SETTINGS, [list(users)]).fetchall():
+        each = new_database.Setting(role, setting)
+        if wide != (copy.server is not None) or each.name in cluster.LOADS:
+            continue
+        if not wide and each.name in new_database.QUIET:
+            continue
+        on = "" if wide else quoting.name(copy.name)
+        try:  # as ours are given, by who logs in
+            copy.home.execute(f"SET ROLE NONE; {each.command(on)}; RESET ROLE")
+        except psycopg.Error as error:
+            if copy.home.lost:
+                raise
+            copy.home.execute("RESET ROLE")
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason=f"on the copy role {role} cannot have its setting {each.name}: "
+                f"{error.diag.message_primary or error}",
+            )
 
 
 def _grant(home: Session, database: str, role: str) -> None:
