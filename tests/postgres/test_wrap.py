@@ -1,5 +1,6 @@
 """Other tools' commands behind the gate: led to a copy, kept off the live database, run once."""
 
+import os
 import re
 import signal
 import sys
@@ -215,6 +216,29 @@ def test_serializable_transaction_is_rehearsed(
     assert ["ACCESS EXCLUSIVE"] == [
         each["mode"] for each in found.event("wrap.rehearsed")[0]["locks"]
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.parametrize(("mode", "code"), [(0o444, 0), (0o440, 27)])
+def test_command_that_goes_on_as_another_user_reads_its_secret_on_the_copy(
+    run: Run, app: Path, environment: dict[str, str], mode: int, code: int
+) -> None:
+    """The private file in the secret's place is his where that one is, and is not where not."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        secret = Path(place) / "url"
+        secret.write_text(environment.pop("DATABASE_URL"))
+        secret.chmod(mode)
+        environment["DATABASE_URL_FILE"] = str(secret)
+        change = "ALTER TABLE items ADD COLUMN n int"
+        psql = f'{servers.client_bin(18)}/psql "$url" -c "{change}"'
+        psql = f"url=$(cat $DATABASE_URL_FILE) && {psql}"
+        other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+
+        found = run("wrap", "--watch", str(app / "versions"), "--", *other, "sh", "-c", psql)
+
+    assert code == found.code, found
+    assert bool(code) == ("Permission denied" in found.stdout)
 
 
 def test_options_of_a_service_hold_on_the_copy(

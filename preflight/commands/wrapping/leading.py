@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -63,10 +64,31 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
             made = tempfile.TemporaryDirectory(prefix=_DIRECTORY, dir=passfile.memory())
             place = Path(stack.enter_context(made))
             for name, text in led.files.items():
-                (place / name).write_text(text, encoding="utf-8")
-                (place / name).chmod(0o600)
+                _write(place / name, text, Path(wrapped.environ[name]))
                 found[name] = str(place / name)
+            place.chmod(0o711)  # who may read one of them may come by, and see no names
         yield environment.Led(found, led.arguments, led.variables, led.files, led.users, led.left)
+
+
+def _write(path: Path, text: str, original: Path) -> None:
+    """Write a file in the place of another one: who may read that may read it, and nobody else.
+
+    A command may go on as another user than ours.
+    """
+    path.touch(0o600)
+    path.write_text(text, encoding="utf-8")
+    with suppress(OSError):  # else it is ours alone
+        was = original.stat()
+        mode = was.st_mode & 0o444
+        if os.geteuid() == 0:
+            os.chown(path, was.st_uid, was.st_gid)
+        else:
+            mode = 0o600 | (was.st_mode & 0o044)
+            try:
+                os.chown(path, -1, was.st_gid)
+            except OSError:
+                mode &= ~0o040
+        path.chmod(mode)
 
 
 def names(session: Session, wrapped: Wrapped) -> set[str]:
