@@ -667,6 +667,35 @@ def test_commands_own_role_has_its_settings_on_the_copy(  # noqa: PLR0913, PLR09
     assert [] == found.event("rehearsal.warned")
 
 
+@pytest.mark.parametrize("given", ["passfile", "argument"])
+def test_commands_own_password_is_its_own_beside_the_live_database(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    app: Path,
+    database: servers.Database,
+    two_roles: dict[str, str],
+    environment: dict[str, str],
+    given: str,
+) -> None:
+    """The gate's, whose URL alone has it, does not go before it."""
+    (app / "tool.py").write_text(TOOL.replace('["DATABASE_URL"]', '["APP_URL"]'))
+    (app / "versions/002.sql").write_text("INSERT INTO items VALUES (3, 'c')")
+    create = "CREATE TABLE IF NOT EXISTS schema_migrations (version text PRIMARY KEY)"
+    (app / "tool.py").write_text((app / "tool.py").read_text().replace(create, "SELECT 1"))
+    tool = two_roles["tool"]
+    environment["APP_URL"] = two_roles["url"].replace(f":{tool}@", "@")
+    (app / "pass").write_text(f"*:*:{database.name}:{tool}:{tool}\n")
+    (app / "pass").chmod(0o600)
+    if given == "passfile":
+        environment["PGPASSFILE"] = str(app / "pass")
+    before, after = command(app)[:-2], command(app)[-2:]
+    own = ["env", f"PGPASSWORD={tool}"] if given == "argument" else []
+
+    found = run(*before, *own, *after)
+
+    assert 0 == found.code, found
+    assert found.event("wrap.matched")
+
+
 @pytest.mark.usefixtures("two_roles")
 def test_sessions_that_cannot_be_seen_are_said(run: Run, app: Path) -> None:
     """Without pg_read_all_stats nobody sees whence another role's session comes."""

@@ -61,6 +61,8 @@ _TOLD = re.compile(  # a secret behind its name: an option, a line of a file, JS
     | \s*=\s*(?P<bare>[^\s"'&;]+) )"""
 )
 _PLAIN_VALUES = {"true", "false", "none", "null", "required", "prefer"}
+_FIELD = re.compile(r"(?:^|(?<=:))((?:\\.|[^\\:])*)(?=:|$)")  # of a passfile's line
+_DATABASE = 2  # the third
 _LIBPQ_NAMES = {"host": "host", "port": "port", "user": "user", "password": "password",
                 "database": "dbname"}  # fmt: skip
 _ADO_NAMES = {"host": "Host", "port": "Port", "user": "Username", "password": "Password",
@@ -107,7 +109,8 @@ class Led:
     """An environment that leads to the copy, and which variables had to change for it.
 
     `files` are the new contents of the files that variables name; `users` all that were named;
-    `left` what names the live server and could not be led.
+    `left` what names the live server and could not be led; `passfile`: it needs one for the copy,
+    as the gate's password is not everybody's.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -116,6 +119,7 @@ class Led:
     files: Mapping[str, str] = field(repr=False)
     users: frozenset[str]
     left: tuple[str, ...] = ()
+    passfile: bool = False
 
 
 def led(  # noqa: PLR0913 -- what is led, from where, to where
@@ -165,6 +169,12 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     if copy.away:
         led_to.pop("PGPASSWORD", None)
     led_to |= way.libpq(ours) | found
+    # whoever has his password from a passfile or a service has no line for the copy there; one that
+    # the environment gives goes before both, and a service's before that
+    unsaid = not copy.away and live.password and ("PGSERVICE" in gone or "PGPASSWORD" not in ours)
+    alone = way.users <= {live.user}
+    if unsaid and alone:
+        led_to["PGPASSWORD"] = live.password or ""
     if "PGSERVICE" in gone and live.options:
         led_to["PGOPTIONS"] = live.options
     if copy.plain:
@@ -179,7 +189,21 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         seems = sorted({*seems, *options.vague(told, live.database)})
     left = [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
     left += [f"{name}{FILE}" if name in in_files else name for name in still]
-    return Led(led_to, told, names, contents, frozenset(way.users), tuple(left))
+    own = bool(unsaid and not alone)
+    return Led(led_to, told, names, contents, frozenset(way.users), tuple(left), own)
+
+
+def passfile(text: str, live: Live, copy: Copy) -> str:
+    """Return a passfile that has for the copy what it has for the live database, and the gate's."""
+    found: list[str] = []
+    for line in text.splitlines():
+        fields = _FIELD.findall(line)
+        if len(fields) > _DATABASE and re.sub(r"\\(.)", r"\1", fields[_DATABASE]) == live.database:
+            fields[_DATABASE] = copy.database
+            found.append(":".join(fields))
+        found.append(line)
+    ours = (re.sub(r"([\\:])", r"\\\1", each) for each in (live.user, live.password or ""))
+    return "\n".join([*found, ":".join(("*", "*", copy.database, *ours)), ""])
 
 
 def secrets(environ: Mapping[str, str], files: Mapping[str, str] | None = None) -> frozenset[str]:
@@ -471,7 +495,7 @@ class _Way:
             "PGDATABASE": self.copy.database,
             "PGUSER": user or self.copy.user,
         }
-        password = self.copy.password if self.copy.away else self.live.password
+        password = self.copy.password if self.copy.away else None
         return found | ({"PGPASSWORD": password} if password else {})
 
 

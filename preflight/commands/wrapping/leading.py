@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,15 +60,26 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
             "one that has another form with --url-variable NAME. Nothing was started.",
         )
     with ExitStack() as stack:
-        found = dict(led.environment)
-        if led.files:
+        found, text = dict(led.environment), ""
+        if led.files or led.passfile:
             made = tempfile.TemporaryDirectory(prefix=_DIRECTORY, dir=passfile.memory())
             place = Path(stack.enter_context(made))
             for name, text in led.files.items():
                 _write(place / name, text, Path(wrapped.environ[name]))
                 found[name] = str(place / name)
+            if led.passfile:
+                theirs = _passfile(wrapped.environ)
+                with suppress(OSError, UnicodeDecodeError):
+                    text = theirs.read_text(encoding="utf-8")
+                _write(place / "passfile", environment.passfile(text, live, let_in), theirs)
+                found["PGPASSFILE"] = str(place / "passfile")
             place.chmod(0o711)  # who may read one of them may come by, and see no names
-        yield environment.Led(found, led.arguments, led.variables, led.files, led.users, led.left)
+        yield dataclasses.replace(led, environment=found)
+
+
+def _passfile(environ: Mapping[str, str]) -> Path:
+    """Return where libpq looks for a passfile."""
+    return Path(environ.get("PGPASSFILE") or f"{environ.get('HOME', '')}/.pgpass")
 
 
 def _write(path: Path, text: str, original: Path) -> None:
