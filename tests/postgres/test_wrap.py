@@ -304,6 +304,23 @@ def test_command_is_rehearsed_where_it_is_said(  # noqa: PLR0913, PLR0917 -- fix
     assert '"wrapped": "' in listed.stdout
 
 
+def test_role_of_another_name_on_the_copy_is_no_difference(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """What it makes there belongs to the role of PREFLIGHT_REHEARSE_URL: --strict passes."""
+    role = f"scratch_of_{database.name}"
+    (app / "versions/002.sql").write_text("CREATE TABLE more (id int PRIMARY KEY)")
+    database.script(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{role}'")
+    try:
+        home = database.server.conninfo("postgres", user=role, password=role)
+        found = run(*command(app, "--strict"), env={"PREFLIGHT_REHEARSE_URL": home})
+    finally:
+        database.script(f"DROP ROLE {role}")
+
+    assert 0 == found.code, found
+    assert found.event("wrap.matched")
+
+
 def test_failure_on_the_copy_leaves_the_live_database_alone(
     run: Run, app: Path, database: servers.Database
 ) -> None:

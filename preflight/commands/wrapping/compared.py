@@ -87,9 +87,9 @@ def between(before: State, after: State, schema: str = "") -> Changes:
 def differing(rehearsed: Changes, happened: Changes, *, bare: bool = False) -> list[str]:
     """Name what was done on one side only, or came out otherwise.
 
-    `bare`: the copy had neither owners nor rights, so only what is left of an object is compared.
-    What stood there before a restore is printed another way after it: of that only the shape
-    counts.
+    `bare`: the copy had neither owners nor rights, or others, so only what is left of an object is
+    compared. What stood there before a restore is printed another way after it: of that only the
+    shape counts.
     """
     found: list[str] = []
     sides = (

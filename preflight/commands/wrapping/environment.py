@@ -110,7 +110,7 @@ class Led:
 
     `files` are the new contents of the files that variables name; `users` all that were named;
     `left` what names the live server and could not be led; `passfile`: it needs one for the copy,
-    as the gate's password is not everybody's.
+    as the gate's password is not everybody's; `renamed`: somebody has another name there.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -120,6 +120,7 @@ class Led:
     users: frozenset[str]
     left: tuple[str, ...] = ()
     passfile: bool = False
+    renamed: bool = False
 
 
 def led(  # noqa: PLR0913 -- what is led, from where, to where
@@ -190,7 +191,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     left = [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
     left += [f"{name}{FILE}" if name in in_files else name for name in still]
     own = bool(unsaid and not alone)
-    return Led(led_to, told, names, contents, frozenset(way.users), tuple(left), own)
+    return Led(led_to, told, names, contents, frozenset(way.users), tuple(left), own, way.renames())
 
 
 def passfile(text: str, live: Live, copy: Copy) -> str:
@@ -300,6 +301,10 @@ class _Way:
         if name:
             self.users.add(name)
         return name if name in self.copy.users or not self.copy.away else self.copy.user
+
+    def renames(self) -> bool:
+        """Tell whether anybody who was named, or the gate, has another name on the copy."""
+        return any(self.user(name) != name for name in self.users | {self.live.user})
 
     def _jdbc_bare(self, text: str) -> str | None:
         found = _JDBC_BARE.fullmatch(text)

@@ -60,7 +60,7 @@ class Rehearsed:
     """What a command did to the copy, and what was seen meanwhile, as log data."""
 
     changes: compared.Changes
-    bare: bool  # the copy had neither owners nor rights
+    bare: bool  # the copy had neither owners nor rights, or not the same
     told: dict[str, Any]
     shared: tuple[str, ...] = ()  # what was changed meanwhile of what all databases share
 
@@ -174,7 +174,8 @@ class _Trial:
         }
         told = {name: value for name, value in told.items() if value is not None}
         structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
-        return Rehearsed(changes, bool(self.copy.without), told, tuple(self.unsure))
+        bare = bool(self.copy.without) or led.renamed
+        return Rehearsed(changes, bare, told, tuple(self.unsure))
 
     def _size(self) -> int:
         return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
