@@ -684,7 +684,7 @@ def test_commands_own_role_has_its_settings_on_the_copy(  # noqa: PLR0913, PLR09
     assert [] == found.event("rehearsal.warned")
 
 
-@pytest.mark.parametrize("given", ["passfile", "argument"])
+@pytest.mark.parametrize("given", ["passfile", "argument", "option"])
 def test_commands_own_password_is_its_own_beside_the_live_database(  # noqa: PLR0913, PLR0917 -- fixtures
     run: Run,
     app: Path,
@@ -702,9 +702,14 @@ def test_commands_own_password_is_its_own_beside_the_live_database(  # noqa: PLR
     environment["APP_URL"] = two_roles["url"].replace(f":{tool}@", "@")
     (app / "pass").write_text(f"*:*:{database.name}:{tool}:{tool}\n")
     (app / "pass").chmod(0o600)
-    if given == "passfile":
+    if given != "argument":
         environment["PGPASSFILE"] = str(app / "pass")
     before, after = command(app)[:-2], command(app)[-2:]
+    if given == "option":
+        del environment["APP_URL"]
+        env, psql = database.env(), str(servers.client_bin(18) / "psql")
+        after = [psql, "-h", env["PGHOST"], "-p", env["PGPORT"], "-U", tool, database.name]
+        after += ["-c", "INSERT INTO items VALUES (3, 'c') ON CONFLICT DO NOTHING"]
     own = ["env", f"PGPASSWORD={tool}"] if given == "argument" else []
 
     found = run(*before, *own, *after)

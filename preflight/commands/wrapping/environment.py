@@ -751,7 +751,8 @@ def _option_said(said: options.Said, way: _Way, *, here: bool, named: bool) -> s
         new["tls"] = "disable"
     if here and way.copy.away:
         new["password"] = way.copy.password or ""
-        new |= {"user": way.user(said.value)} if said.kind == "user" else {}
+    if here and said.kind == "user":
+        new["user"] = way.user(said.value)
     return new.get(said.kind)
 
 
