@@ -1080,6 +1080,9 @@ def test_lone_database_is_led_where_a_variable_names_the_server(
         (["tool", "--database", "app"], BESIDE, ("argument 3",)),
         (["tool", "--db=app"], COPIED, ("argument 2",)),
         (["tool", "-d", "app"], BESIDE, ("argument 3",)),
+        (["psql", "service=app"], BESIDE, ("argument 2",)),
+        (["psql", "postgresql:///?service=app"], AWAY, ("argument 2",)),
+        (["tool", "--url=postgres://me:x@db/audit?service=app"], BESIDE, ()),
         (["tool", "--database", "app"], AWAY, ()),
         (["tool", "--host", "other", "--database", "app"], BESIDE, ()),
         (["tool", "-u", "app", "--mysql-db", "app"], BESIDE, ()),
@@ -1099,6 +1102,7 @@ def test_variable_that_cannot_be_led_is_told() -> None:
                "MYSQL_HOST": "db", "DB_PORT_5432_TCP_ADDR": "10.0.0.5"}  # fmt: skip
 
     assert ("BACKEND_HOST",) == led(environ).left
+    assert ("URL",) == led({"URL": "postgresql:///?service=app", "TAGS": "service=app"}).left
     loose = {"HOST": "db", "KEYCLOAK_DB_URL": "db:5432/app", "UPSTREAM": "db:5432", "CACHE": "db:1"}
     assert ("HOST", "UPSTREAM", "KEYCLOAK_DB_URL") == led(loose).left
     assert () == led(environ, BESIDE).left

@@ -188,10 +188,19 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
     if copy.database != live.database:
         seems = sorted({*seems, *options.vague(told, live.database)})
-    left = [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
+    left = _by_service({name: found.get(name, text) for name, text in ours.items()}, told)
+    left += [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
     left += [f"{name}{FILE}" if name in in_files else name for name in still]
-    own = bool(unsaid and not alone)
-    return Led(led_to, told, names, contents, frozenset(way.users), tuple(left), own, way.renames())
+    return Led(
+        led_to,
+        told,
+        names,
+        contents,
+        frozenset(way.users),
+        tuple(left),
+        passfile=bool(unsaid and not alone),
+        renamed=way.renames(),
+    )
 
 
 def passfile(text: str, live: Live, copy: Copy) -> str:
@@ -504,6 +513,8 @@ class _Way:
         return found | ({"PGPASSWORD": password} if password else {})
 
 
+# libpq's own, which alone has services
+_BY_SERVICE = re.compile(r"(?:postgres(?:ql)?:///?\?(?:\S*&)?|\A)service=[^\s&]")
 _LOOSE = re.compile(r"([\w.-]+:\d+)(?:/\S*)?")  # an address with its port, and no scheme
 _LINE = re.compile(  # of YAML, of a file of settings
     r"""(?im)^[\t "'-]*(?:\w+[_.-])?(?:db|pg)?host(?:name|addr)?["']?[\t ]*[:=][\t ]*"""
@@ -622,6 +633,13 @@ def _hosts_left(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _
     loose = [name for name in loose if name in environ and not _NOT_POSTGRES.search(name)]
     left += [name for name in loose if _says_server(environ[name], way)]
     return list(dict.fromkeys(left))
+
+
+def _by_service(environ: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
+    """Name what leads by a service, of which nobody says whither: psql service=app."""
+    found = [name for name, text in environ.items() if "://" in text and _BY_SERVICE.search(text)]
+    said = enumerate(arguments, 1)
+    return found + [f"argument {number}" for number, text in said if _BY_SERVICE.search(text)]
 
 
 def _says_server(said: Any, way: _Way) -> bool:  # noqa: ANN401 -- JSON
