@@ -642,6 +642,7 @@ MUTANTS = [
         "    if all(check.ok for check in checks):\n",
         "    if any(check.ok for check in checks):\n",
         _tests("unit_verify::test_answer_is_present_absent_partial_or_unknown"),
+        _tests("first_contact"),
     ),
     Mutant(
         "a query that failed found nothing",
@@ -649,6 +650,7 @@ MUTANTS = [
         'if any(check.told for check in effects) else "untold"',
         'if effects else "untold"',
         _tests("unit_verify::test_answer_is_present_absent_partial_or_unknown"),
+        _tests("first_contact"),
     ),
     Mutant(
         "a sequence that runs down is behind when it is above",
@@ -685,6 +687,7 @@ MUTANTS = [
         'f"pg-preflight:{schema}".encode()',
         'b"pg-preflight"',
         _tests("lock::test_apps_with_schemas_of_their_own_do_not_wait_for_each_other"),
+        TOGETHER,
     ),
     Mutant(
         "an export that differs takes the first one's place",
