@@ -522,9 +522,9 @@ MUTANTS = [
     # --- whose fault it is
     Mutant(
         "what changed while it was dumped is dumped again",
-        "backup/take",
-        "catalog.moved(count.marks, catalog.marks(session, only)):\n",
-        "catalog.moved(count.marks, count.marks):\n",
+        "backup/snapshots",
+        "catalog.moved(self._marks, catalog.marks(now, self._schemas)):\n",
+        "catalog.moved(self._marks, self._marks):\n",
         _tests("backup_faults::test_what_no_lock_holds_still_is_dumped_again_when_it_was_changed"),
     ),
     Mutant(

@@ -452,7 +452,7 @@ class Progress:
         self.tables = tables
         self.rows = rows
         self.others = others
-        self.size = 0
+        self.size = self.begun = 0  # bytes, and tables
         self.began = self.told = time.monotonic()
         self.bar = console.Bar("backup")
         self._tables_begun = self._before = 0
@@ -495,6 +495,7 @@ class Progress:
     def _tell(self, whole: Sequence[str], at_work: Sequence[str]) -> None:
         now = time.monotonic()
         rows, begun = dict(self.rows), len(whole) + len(at_work)
+        self.begun = begun
         all_rows = sum(rows.values()) if len(rows) == self.tables else None
         done = sum(rows.get(name, 0) for name in whole)
         done += self._guess(done, sum(rows.get(name, 0) for name in at_work))

@@ -189,7 +189,9 @@ class Count:
     def __init__(self, snapshot: Snapshot) -> None:
         self.rows: dict[Table, int] = {}
         self.plain: dict[str, int] = {}
-        self.marks: catalog.Marks = ()
+        self.looked = self.looked_again = False  # at all but the rows
+        self._marks: catalog.Marks = ()
+        self._later: catalog.Marks | None = None  # as a whole, where something moved
         self.objects = packed.Packed(())
         self.sequences: catalog.Sequences = {}
         self.members: catalog.Members = frozenset()
@@ -233,6 +235,23 @@ class Count:
         stop.until(self._done.wait)
         self.check()
 
+    def look_again(self, now: Session) -> None:
+        """Look once more at what no lock holds still, when pg_dump has said all that it says of it.
+
+        From then on it reads rows alone.
+        """
+        self.looked_again = True
+        if catalog.moved(self._marks, catalog.marks(now, self._schemas)):
+            self._later = catalog.marks(now, self._schemas, whole=True)
+
+    def moved(self) -> list[str]:
+        """Name what was another by then than in the snapshot; call when all is counted."""
+        if self._later is None:
+            return []
+        self._connection.execute(f"SET LOCAL {sessions.PATH}")  # both are to say names alike
+        stood = catalog.marks(self._connection, self._schemas, whole=True)
+        return catalog.moved(stood, self._later)
+
     def _run(self) -> None:
         try:
             self._look()
@@ -243,9 +262,10 @@ class Count:
 
     def _look(self) -> None:
         quiet = self._connection  # a stop request is the main thread's
-        self.marks = catalog.marks(quiet, self._schemas)
+        self._marks = catalog.marks(quiet, self._schemas)
         self.objects = catalog.shapes(quiet, self._schemas)
         self.members = catalog.members(quiet)
+        self.looked = True
         # 0 would be no limit at all
         quiet.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * self._patience_s))}")
         # planning inlines what an index calls, and that may rely on the role's own path

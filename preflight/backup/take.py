@@ -359,7 +359,8 @@ def _dumped(
 
     Last comes what its file looked like before its hash was read back.
 
-    A table lock is waited for as long as LOCK_RETRY_S says; other passing reasons get ATTEMPTS.
+    A table lock is waited for as long as LOCK_RETRY_S says, and so is who changes what is dumped;
+    other passing reasons get ATTEMPTS, and so does he where one takes longer than that.
     """
     began, attempt, said = time.monotonic(), 0, ""
     while True:
@@ -381,7 +382,7 @@ def _dumped(
             raise BackupFailed("backup.pg_dump", f"the dump failed: {said}", _HINT)
         others = _lockers(session)
         patient = time.monotonic() - began < session.config.lock_retry_s
-        if not (patient if hope == "busy" else attempt < ATTEMPTS):
+        if not tries_again(hope, attempt, patient=patient):
             raise BackupInterrupted(
                 "backup.interrupted",
                 f"no backup after {attempt} attempts: {said}{others}",
@@ -525,13 +526,17 @@ def _while_counting(
 
             def look() -> None:
                 count.check()
+                if progress.begun and count.looked and not count.looked_again:
+                    count.look_again(session)
                 if follower and into.way and into.way.jobs == 1:
                     follower.look(progress.size)
 
             written = _written(session, into, snapshot.name, progress, look)
             count.finish()
         # as long as the tables are locked: who swaps an index (REINDEX CONCURRENTLY) waits for that
-        if moved := catalog.moved(count.marks, catalog.marks(session, only)):
+        if not count.looked_again:
+            count.look_again(session)
+        if moved := count.moved():
             raise snapshots.Moved(f"changed while it was dumped: {console.some(moved)}")
     count.sequences = catalog.settled(stood, catalog.sequences(session, only))
     return snapshot.taken_at, count, written
@@ -570,11 +575,20 @@ _FULL = re.compile(r"too many (connections|clients)|remaining connection slots")
 _HINT = "These are the words of pg_dump or of the server; nothing was migrated."
 
 
+def tries_again(hope: str, attempt: int, *, patient: bool) -> bool:
+    """Tell whether another attempt follows one that failed; `patient`: LOCK_RETRY_S is not over."""
+    if hope in {"busy", "moving"} and patient:
+        return True
+    return hope != "busy" and attempt < ATTEMPTS
+
+
 def _hope_of(error: Exception) -> str:
-    """Return `busy`, `passing`, `unknown` or `none`."""
+    """Return `busy`, `moving`, `passing`, `unknown` or `none`."""
     if isinstance(error, children.ClientFailed):
         return error.hope
-    gone = (*snapshots.GONE, ConnectionLost, snapshots.Moved)
+    if isinstance(error, snapshots.Moved):
+        return "moving"
+    gone = (*snapshots.GONE, ConnectionLost)
     if isinstance(error, DatabaseBusy):
         return "busy"
     if isinstance(error, gone):

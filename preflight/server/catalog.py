@@ -225,17 +225,20 @@ WHERE NOT s.seqcycle AND c.relpersistence <> 't' {only}
 # What a lock on the tables does not hold still: one row each with its version. pg_dump lists the
 # objects in its snapshot, but prints what they are from the catalogs as they are by then. REFRESH
 # and REINDEX write to pg_class and change nothing that is dumped: there the name is the version.
-# So it is with a sequence that begins anew.
+# So it is with a sequence that begins anew. A version is the number of who wrote the row last; who
+# writes it anew as it was (CREATE OR REPLACE with the same text, a GRANT of what was granted, a
+# trigger switched off and on) changes nothing either, but to say so each row is read as a whole.
 _MARKS = """
 WITH schemas AS (
- SELECT n.oid, n.xmin, n.nspname FROM pg_catalog.pg_namespace n
+ SELECT n.oid, n.xmin::text AS version, n.nspname FROM pg_catalog.pg_namespace n
  WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' {only}
 ), relations AS (
- SELECT c.oid, c.xmin, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+ SELECT c.oid, c.xmin::text AS version, c.relkind,
+  pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
  FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
 )
 SELECT m.kind || ' ' || m.oid, m.version, m.name FROM (
-SELECT 'schema', n.oid::text, n.xmin::text, pg_catalog.quote_ident(n.nspname::text) FROM schemas n
+SELECT 'schema', n.oid::text, n.version, pg_catalog.quote_ident(n.nspname::text) FROM schemas n
 UNION ALL SELECT 'function', p.oid::text, p.xmin::text,
  pg_catalog.format('%I.%I', n.nspname, p.proname)
 FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
@@ -247,7 +250,7 @@ UNION ALL SELECT 'label', e.oid::text, e.xmin::text, e.enumtypid::regtype::text
 FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type t ON t.oid = e.enumtypid
 JOIN schemas n ON n.oid = t.typnamespace
 UNION ALL SELECT 'relation', r.oid::text,
- CASE WHEN r.relkind IN ('v', 'f', 'c') THEN r.xmin::text ELSE r.name END, r.name
+ CASE WHEN r.relkind IN ('v', 'f', 'c') THEN r.version ELSE r.name END, r.name
 FROM relations r WHERE r.relkind IN ('v', 'f', 'c', 'm', 'S', 'i', 'I')
 UNION ALL SELECT 'sequence', s.seqrelid::text, pg_catalog.concat_ws(' ', s.seqtypid, s.seqstart,
  s.seqincrement, s.seqmax, s.seqmin, s.seqcache, s.seqcycle), r.name
@@ -304,6 +307,7 @@ UNION ALL SELECT 'foreign server', s.oid::text, s.xmin::text, s.srvname::text
 FROM pg_catalog.pg_foreign_server s
 ) m(kind, oid, version, name) ORDER BY (m.kind || ' ' || m.oid) COLLATE "C"
 """
+_WHOLE = re.sub(r"(\w)\.xmin::text", r"pg_catalog.md5(\1::text)", _MARKS)
 # What is compared by number and version only. Left out is what the server writes to by itself, for
 # a temporary table, and in VACUUM FULL and REINDEX.
 _CATALOGS = """
@@ -462,13 +466,19 @@ def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[
     return {name: (up, last) for name, up, last in session.execute(query).fetchall()}
 
 
-def marks(session: sessions.Place, schemas: Sequence[str] = ()) -> packed.Packed:
-    """Return the version of each object that no lock on a table holds still."""
+def marks(
+    session: sessions.Place, schemas: Sequence[str] = (), *, whole: bool = False
+) -> packed.Packed:
+    """Return the version of each object that no lock on a table holds still.
+
+    `whole`: the digest of all that is known of it, which takes longer to read.
+    """
 
     def kept(rows: Iterator[tuple[Any, ...]]) -> packed.Packed:
         return packed.Packed(row for row in rows if _within(schemas, row[0]))
 
-    return sessions.read(session, _MARKS.replace("{only}", only(schemas)), kept)
+    query = _WHOLE if whole else _MARKS
+    return sessions.read(session, query.replace("{only}", only(schemas)), kept)
 
 
 def counts(session: Session) -> dict[str, int]:

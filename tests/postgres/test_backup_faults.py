@@ -481,6 +481,11 @@ def test_session_that_holds_the_snapshot_may_be_terminated(
 MEANWHILE = """if {when}; then
 "$(dirname "$REAL")/psql" -X -q -d {whom} -c "{sql}" >&2 || exit 9; fi
 exec "$REAL" "$@" """
+LOOKED = """"$REAL" "$@" || exit
+psql() {{ "$(dirname "$REAL")/psql" -X -q -A -t -d {whom} -c "$1"; }}
+until psql "SELECT query FROM pg_stat_activity WHERE state = 'idle'" | grep -q "{marks}"
+do n=$((n + 1)); [ $n -lt 300 ] || exit 9; done
+psql "{sql}" >&2 """
 SAME = """for each; do case "$each" in --snapshot=*) its="$each";; esac; done
 [ -e "$HERE/its" ] || echo "$its" > "$HERE/its"; [ "$its" = "$(cat "$HERE/its")" ]"""
 FIRST = 'mkdir "$HERE/first" 2>/dev/null'
@@ -501,13 +506,20 @@ CHANGES: dict[str, tuple[str, int]] = {
     "sequence restarted": ("ALTER SEQUENCE s RESTART", 1),
     "sequence altered": ("ALTER SEQUENCE s INCREMENT 2", 2),
     "view refreshed": ("REFRESH MATERIALIZED VIEW m", 1),
+    "made anew as it was": (
+        """CREATE OR REPLACE FUNCTION f(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+        CREATE OR REPLACE VIEW v AS TABLE items; GRANT SELECT ON v TO PUBLIC;
+        ALTER TABLE items DISABLE TRIGGER t; ALTER TABLE items ENABLE TRIGGER t""",
+        1,
+    ),
     "made meanwhile": (
         "CREATE TABLE new (id int); CREATE FUNCTION g() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         1,
     ),
 }
 CHANGING = """CREATE FUNCTION f(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
-CREATE VIEW v AS TABLE items; CREATE MATERIALIZED VIEW m AS TABLE items;
+CREATE VIEW v AS TABLE items; GRANT SELECT ON v TO PUBLIC;
+CREATE MATERIALIZED VIEW m AS TABLE items;
 CREATE TYPE mood AS ENUM ('ok'); CREATE TABLE moods (m mood); INSERT INTO moods VALUES ('ok');
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END';
 CREATE TRIGGER t BEFORE UPDATE ON items FOR EACH ROW EXECUTE FUNCTION touch();
@@ -559,6 +571,23 @@ def test_indexes_that_are_built_anew_meanwhile_cost_no_dump(
     assert 1 == len(result.event("backup.started"))
 
 
+def test_what_is_changed_while_rows_alone_are_dumped_costs_no_dump(
+    run: Run, database: servers.Database, fakes: Fakes
+) -> None:
+    """A view that is made anew again and again is printed before, once and for all."""
+    database.script(ITEMS)
+    database.script(CHANGING)
+    change = "DROP VIEW v; CREATE VIEW v AS SELECT id, note, 1 AS one FROM items"
+    marks = "xmin::text AS version"
+    script = LOOKED.format(whom=shlex.quote(database.conninfo()), sql=change, marks=marks)
+    result = run("backup", env={"PATH": fakes.write(script), "PREFLIGHT_REHEARSE": "always"})
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.started"))
+    assert "restored" == result.event("rehearsal.passed")[0]["verified"]
+    assert ["1"] == database.query("SELECT one::text FROM v LIMIT 1")
+
+
 def test_what_changes_all_the_time_ends_with_14(
     run: Run, database: servers.Database, backup_dir: Path, fakes: Fakes
 ) -> None:
@@ -567,7 +596,10 @@ def test_what_changes_all_the_time_ends_with_14(
     database.script(CHANGING)
     result = run(
         "backup",
-        env={"PATH": fakes.write(meanwhile(database, CHANGES["function re-created"][0], "true"))},
+        env={
+            "PATH": fakes.write(meanwhile(database, CHANGES["function re-created"][0], "true")),
+            "PREFLIGHT_LOCK_RETRY_S": "0",
+        },
     )
 
     assert (14, "backup.interrupted") == code_of(result), str(result)

@@ -26,6 +26,7 @@ from preflight.backup import (
     snapshots,
     store,
     swap,
+    take,
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Part, Purpose
@@ -195,6 +196,25 @@ def test_name_with_dots_stays_one_name() -> None:
 def test_only_what_may_pass_is_tried_again(hope: str, code: int, said: str) -> None:
     """The server's words may be in any language; the client's own are English."""
     assert hope == children.hope_of(code, said)
+
+
+@pytest.mark.parametrize(
+    ("hope", "attempt", "patient", "again"),
+    [
+        ("busy", 9, True, True),
+        ("busy", 1, False, False),
+        ("moving", 9, True, True),
+        ("moving", take.ATTEMPTS - 1, False, True),
+        ("moving", take.ATTEMPTS, False, False),
+        ("passing", take.ATTEMPTS - 1, False, True),
+        ("passing", take.ATTEMPTS, True, False),
+    ],
+)
+def test_who_locks_or_changes_things_is_waited_for(
+    hope: str, attempt: int, *, patient: bool, again: bool
+) -> None:
+    """As long as LOCK_RETRY_S says; what may pass by itself gets some attempts."""
+    assert again == take.tries_again(hope, attempt, patient=patient)
 
 
 # --- the directory of a container -----------------------------------------------------------------
