@@ -36,7 +36,8 @@ _RELATIONS = """
 SELECT n.nspname::text, c.relname::text,
  pg_catalog.convert_to(n.nspname::text, pg_catalog.getdatabaseencoding()),
  pg_catalog.convert_to(c.relname::text, pg_catalog.getdatabaseencoding()),
- c.relkind = 'r', coalesce(config.condition, ''),
+ c.relkind = 'r' AND NOT (c.relpersistence = 'u' AND pg_catalog.pg_is_in_recovery()),
+ coalesce(config.condition, ''),
  pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND CASE c.relkind
   WHEN 'S' THEN pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
   ELSE pg_catalog.has_table_privilege(c.oid, 'SELECT') END,
@@ -106,7 +107,7 @@ class Table:
     schema: str
     table: str
     key: clients.Key
-    has_rows: bool  # a partitioned table has none of its own
+    has_rows: bool  # a partitioned table has none of its own, one that is UNLOGGED on no standby
     condition: str  # of an extension's configuration table: which rows are the user's
     root: clients.Key | None = None  # of a partition
 

@@ -355,6 +355,14 @@ WHERE o.oid >= 16384::oid AND n.nspname IN ('pg_catalog', 'information_schema')
   WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e')
 ORDER BY 1
 """
+# what a standby has no content of: pg_dump leaves it out there, and says nothing
+_UNLOGGED = """
+SELECT pg_catalog.format(CASE c.relkind WHEN 'S' THEN 'the place of the sequence %I.%I'
+ ELSE 'rows of %I.%I' END, n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE pg_catalog.pg_is_in_recovery() AND c.relpersistence = 'u' AND c.relkind IN ('r', 'S') {only}
+ORDER BY c.relkind = 'S', 1
+"""
 # each extension, and each of its relations: those that its script makes, and others that were added
 _MEMBERS = """
 SELECT e.extname::text, e.extversion, '', '', '', '' FROM pg_catalog.pg_extension e
@@ -507,6 +515,12 @@ def written_since(session: Session, transaction: int) -> list[str]:
 def unseen(session: Session) -> list[tuple[str, str]]:
     """Return what this role's dump will be without, though nothing fails: what, and why."""
     return [(what, why) for what, why in session.execute(_UNSEEN).fetchall()]
+
+
+def unlogged(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return what a dump of this server is without as it is a standby: what, and why."""
+    found = session.execute(_UNLOGGED.replace("{only}", only(schemas))).fetchall()
+    return [(what, "UNLOGGED: the primary has it, and no standby") for (what,) in found]
 
 
 def members(session: sessions.Place) -> Members:

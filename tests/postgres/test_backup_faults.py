@@ -21,7 +21,7 @@ from preflight.backup.directory import Directory
 from preflight.base.errors import BackupUnverified
 from tests import faults, program, servers
 from tests.conftest import Run, Start, StartServer, WriteMigrations
-from tests.fakes import Fakes, contents, run_without_privileges
+from tests.fakes import Fakes, contents, manifest, only, run_without_privileges
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -674,6 +674,27 @@ def test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one(
         found = snapshots.require_readable(cast("Session", asked))
 
     assert ["gone", "stays"] == [table.table for table in found]
+
+
+def test_backup_of_a_standby_is_without_what_is_unlogged_and_says_so(
+    run: Run, start_server: StartServer, backup_dir: Path
+) -> None:
+    """No row of it is there, and pg_dump asks for none; all else is counted."""
+    server = start_server()
+    database = servers.Database(server, "postgres")
+    database.script(
+        ITEMS + "CREATE UNLOGGED TABLE cache (id serial); INSERT INTO cache VALUES (DEFAULT)"
+    )
+    server.stop()
+    server.put("standby.signal", "")
+    server.start()
+    result = run("backup", env=database.env())
+
+    assert 0 == result.code, str(result)
+    found = manifest(only(backup_dir))
+    lost = ["rows of public.cache", "the place of the sequence public.cache_id_seq"]
+    assert lost == [each["what"] for each in found["without"]]
+    assert {"public.items": 5000, "public.others": 0} == found["rows"]
 
 
 def test_backup_needs_no_more_locks_than_pg_dump(
