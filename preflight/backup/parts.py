@@ -15,6 +15,7 @@ import psycopg
 
 from preflight.backup import manifests
 from preflight.base import quoting
+from preflight.server import catalog
 
 if TYPE_CHECKING:
     from preflight.backup.new_database import Complaint
@@ -83,7 +84,13 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid
 WHERE n.nspname::text = ANY (%s::text[]) AND c.relkind IN ('r', 'm')
 """
+_DATABASE = """s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.dbid =
+ (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"""
 _ROLES = f"""
+SELECT r.rolname::text FROM pg_catalog.pg_shdepend s
+JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid WHERE {_DATABASE}
+"""  # noqa: S608 -- a constant
+_ROLES_OF_SOME = f"""
 WITH {_CHOSEN}, held(classid, objid) AS (
  SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid
  FROM pg_catalog.pg_class c JOIN chosen ON chosen.oid = c.relnamespace
@@ -97,13 +104,43 @@ WITH {_CHOSEN}, held(classid, objid) AS (
  UNION ALL SELECT 'pg_catalog.pg_default_acl'::regclass, a.oid
  FROM pg_catalog.pg_default_acl a JOIN chosen ON chosen.oid = a.defaclnamespace
 )
-SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s
+SELECT r.rolname::text FROM pg_catalog.pg_shdepend s
 JOIN held ON held.classid = s.classid AND held.objid = s.objid
-JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
-WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.dbid =
- (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-ORDER BY 1
+JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid WHERE {_DATABASE}
 """  # noqa: S608 -- a constant
+# The roles that every server has from the start, a superuser of any name first, are not in
+# pg_shdepend. What is made with a database, or with an extension, is no dump's to give away.
+_PINNED = """
+WITH schemas AS (
+ SELECT n.* FROM pg_catalog.pg_namespace n
+ WHERE n.nspname::text NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' {only}
+), held(classid, objid, owner, acl) AS (
+ SELECT 'pg_catalog.pg_namespace'::regclass::oid, n.oid, n.nspowner, n.nspacl
+ FROM schemas n WHERE n.nspname <> 'public'
+ UNION ALL SELECT 'pg_catalog.pg_class'::regclass, c.oid, c.relowner, c.relacl
+ FROM pg_catalog.pg_class c JOIN schemas n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c')
+ UNION ALL SELECT 'pg_catalog.pg_class'::regclass, c.oid, c.relowner, a.attacl
+ FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+ JOIN schemas n ON n.oid = c.relnamespace WHERE a.attacl IS NOT NULL AND c.relkind <> 'c'
+ UNION ALL SELECT 'pg_catalog.pg_proc'::regclass, p.oid, p.proowner, p.proacl
+ FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
+ UNION ALL SELECT 'pg_catalog.pg_type'::regclass, t.oid, t.typowner, t.typacl
+ FROM pg_catalog.pg_type t JOIN schemas n ON n.oid = t.typnamespace
+ WHERE t.typtype IN ('b', 'd', 'e', 'r') AND t.typrelid = 0::oid AND t.typcategory <> 'A'
+), named(oid) AS (
+ SELECT h.owner FROM held h WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+  WHERE d.classid = h.classid AND d.objid = h.objid AND d.deptype = 'e')
+ UNION SELECT a.grantee FROM held h, pg_catalog.aclexplode(h.acl) a
+ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+  WHERE d.classid = h.classid AND d.objid = h.objid AND d.deptype = 'e')
+ UNION SELECT r.oid FROM pg_catalog.pg_policy p
+ JOIN pg_catalog.pg_class c ON c.oid = p.polrelid JOIN schemas n ON n.oid = c.relnamespace,
+ pg_catalog.unnest(p.polroles) r(oid)
+)
+SELECT r.rolname::text FROM named JOIN pg_catalog.pg_roles r ON r.oid = named.oid
+WHERE r.oid < 16384::oid
+"""
 # large objects lie in no schema; those of whoever owns a table of ours are probably ours
 _LARGE_OBJECTS = f"""
 WITH {_CHOSEN} SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata o
@@ -151,9 +188,13 @@ def size(session: Session) -> int:
 
 
 def roles(session: Session) -> list[str]:
-    """Return which roles own something in the run's schemas, or have a right on it."""
-    found = session.execute(_ROLES, {"only": list(session.config.only)}).fetchall()
-    return [name for (name,) in found]
+    """Return which roles own something that is dumped, or have a right on it: names alone."""
+    only = session.config.only
+    parameters = {"only": list(only)} if only else None
+    query = _ROLES_OF_SOME if only else _ROLES
+    found = {name for (name,) in session.execute(query, parameters).fetchall()}
+    pinned = session.execute(_PINNED.replace("{only}", catalog.only(only))).fetchall()
+    return sorted(found.union(name for (name,) in pinned))
 
 
 def lacking(session: Session) -> list[manifests.Lacking]:

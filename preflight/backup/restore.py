@@ -705,11 +705,12 @@ def _require_roles(session: Session, place: restored.Place) -> None:
     missing = session.execute(_MISSING, [wanted]).fetchall() if not place.no_owner else []
     if missing:
         names = [quoting.name(role) for (role,) in missing]
+        ours = [f"CREATE ROLE {name};" for name in names if not name.startswith("pg_")]
         raise TargetUnusable(
             "restore.lacking",
             f"this server lacks {len(names)} roles of the backup: {console.some(names)}",
-            f"{' '.join(f'CREATE ROLE {name};' for name in names[:10])} or go without owners and "
-            "rights: --no-owner. Nothing was restored.",
+            f"{' '.join([*ours[:10], 'or go'] if len(ours) == len(names) else ['Go'])} without "
+            "owners and rights: --no-owner. Nothing was restored.",
         )
 
 

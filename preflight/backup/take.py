@@ -167,7 +167,7 @@ def _made(
     programs = clients.clients(config, session)
     session.tell("backing up")
     identity, size = identity_of(session)
-    own, roles = belongings.read(session, identity.database), _roles(session)
+    own, roles = belongings.read(session, identity.database), parts.roles(session)
     part = parts.look(session)
     files = [{"version": file.version, "checksum": file.checksum} for file in todo]
     backups, seal = stores.of(config), sealing.Seal(config)
@@ -295,22 +295,6 @@ def identity_of(session: Session) -> tuple[Identity, int]:
     only = session.config.only
     whose = manifests.Identity(system, database, _address(session), only)
     return whose, parts.size(session) if only else size
-
-
-def _roles(session: Session) -> list[str]:
-    """Return which roles own something in the database, or have a right on it: names alone."""
-    if session.config.only:
-        return parts.roles(session)
-    return [name for (name,) in session.execute(_ROLES).fetchall()]
-
-
-_ROLES = """
-SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s
-JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
-WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.dbid =
- (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-ORDER BY 1
-"""
 
 
 def _address(session: Session) -> str:

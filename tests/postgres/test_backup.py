@@ -79,6 +79,31 @@ def test_manifest_tells_what_the_backup_holds(
     assert (only(backup_dir).name, 2000) == (verified["backup"], verified["rows"])
 
 
+@pytest.mark.parametrize("schemas", [None, "b"], ids=["all", "some"])
+def test_manifest_names_the_roles_that_a_server_has_from_the_start(
+    schemas: str | None, run: Run, database: servers.Database, backup_dir: Path
+) -> None:
+    """The superuser's name is another elsewhere; what comes with a database needs none of them."""
+    owner = f"{database.name}_owner"
+    database.script(
+        f"CREATE ROLE {owner}; CREATE SCHEMA b AUTHORIZATION {owner}; CREATE TABLE b.t (id int);"
+        f"ALTER TABLE b.t OWNER TO {owner}; GRANT SELECT (id) ON b.t TO pg_monitor;"
+        "CREATE EXTENSION pg_trgm; CREATE POLICY p ON b.t TO pg_signal_backend;"
+    )
+    asked = {"PREFLIGHT_SCHEMAS": schemas}
+    alone = run("backup", env=asked)
+    found = [manifest(only(backup_dir))["roles"]]
+    database.query("CREATE VIEW b.v AS SELECT 1")
+    beside = run("backup", env=asked)
+    found.append(manifest(backup_dir / beside.event("backup.verified")[0]["backup"])["roles"])
+    database.query(f"DROP OWNED BY {owner} CASCADE")
+    database.query(f"DROP ROLE {owner}")
+
+    assert [0, 0] == [alone.code, beside.code], (alone, beside)
+    named = ["pg_monitor", "pg_signal_backend", owner]
+    assert [sorted(named), sorted([*named, "postgres"])] == found
+
+
 @pytest.mark.fault("C070")
 @pytest.mark.usefixtures("items")
 def test_backup_is_private_whatever_the_umask_says(run: Run, backup_dir: Path) -> None:
