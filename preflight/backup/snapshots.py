@@ -91,6 +91,7 @@ class Witness:
     objects: packed.Packed
     sequences: catalog.Sequences
     members: catalog.Members = frozenset()
+    attached: frozenset[catalog.Attached] = frozenset()
 
 
 class Moved(Exception):
@@ -196,6 +197,7 @@ class Count:
         self.objects = packed.Packed(())
         self.sequences: catalog.Sequences = {}
         self.members: catalog.Members = frozenset()
+        self.attached: frozenset[catalog.Attached] = frozenset()
         self._tables = snapshot.tables
         self._schemas = snapshot.session.config.only
         self._connection = snapshot.session.connection
@@ -211,7 +213,7 @@ class Count:
         said = "sequence "
         there = {name[len(said) :] for name, _ in self.objects if name.startswith(said)}
         stood = {name: at for name, at in self.sequences.items() if name in there}
-        return Witness(self.objects, stood, self.members)
+        return Witness(self.objects, stood, self.members, self.attached)
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -263,9 +265,13 @@ class Count:
 
     def _look(self) -> None:
         quiet = self._connection  # a stop request is the main thread's
-        self._marks = catalog.marks(quiet, self._schemas)
-        self.objects = catalog.shapes(quiet, self._schemas)
-        self.members = catalog.members(quiet)
+        with _unlocked(quiet):
+            self._marks = catalog.marks(quiet, self._schemas)
+        with _unlocked(quiet):
+            self.objects = catalog.shapes(quiet, self._schemas)
+        with _unlocked(quiet):
+            self.members = catalog.members(quiet)
+            self.attached = catalog.attached(quiet)
         self.looked = True
         # 0 would be no limit at all
         quiet.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * self._patience_s))}")
@@ -275,6 +281,14 @@ class Count:
             if self._unwanted:
                 return
             self.rows[table] = self.plain[table.plain] = _count_alone(self._connection, table)
+
+
+@contextmanager
+def _unlocked(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Keep no lock of a look inside a transaction: each catalog has one, and so has its index."""
+    connection.execute("SAVEPOINT one")
+    yield
+    connection.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
 
 
 def _count_alone(connection: psycopg.Connection[Any], table: Table) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import structlog
@@ -51,9 +51,17 @@ if TYPE_CHECKING:
 NO_RIGHT = "42501"
 # of a relation: no dump says how it is made, nor what is in it
 UNMADE = "added to an extension (ALTER EXTENSION … ADD), and not made by CREATE EXTENSION"
+DETACHED = "added to a table of an extension, and not made by CREATE EXTENSION"
 UNFILLED = "55000"  # a query reads a materialised view without rows
 # what any server refuses; all else may be for want of what is built into the live one
 _ANYWHERE = re.compile("inherits conflicting default values")
+
+
+class Undumped(NamedTuple):
+    """What was added to extensions, and to their relations, and so is in no dump."""
+
+    unmade: Sequence[catalog.Unmade]
+    detached: Sequence[catalog.Attached] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +172,7 @@ def restored(
             restored_s = time.monotonic() - began
             session.tell("comparing the copy")
             with scratch.reached(home, name, filling) as copy:
-                empty, unmade = proven(
+                empty, undumped = proven(
                     copy,
                     saved,
                     refused,
@@ -173,14 +181,14 @@ def restored(
                     choice=choice,
                 )
             scratch.apply_settings(home, [each for each in settings if each.late], name)
-            believe(config, saved, restoring, refused, without, unmade)
+            believe(config, saved, restoring, refused, without, undumped)
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:
                 if scripts:
                     new_database.analyze(copy)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
-                    without=without, part=part, lacking=lacking(saved, refused, unmade),
+                    without=without, part=part, lacking=lacking(saved, refused, undumped),
                     choice=choice, beside=beside,
                 )  # fmt: skip
         except BackupUnverified:
@@ -261,14 +269,17 @@ def believe(  # noqa: PLR0913, PLR0917 -- all that is known of it
     restoring: Restoring,
     refused: Sequence[new_database.Complaint],
     without: Sequence[str],
-    unmade: Sequence[catalog.Unmade],
+    undumped: Undumped,
 ) -> None:
     """Keep and say how far a copy that was compared proves its backup; raises RehearsalFailed."""
+    unmade = undumped.unmade
     left = [manifests.Lacking(each.name, _why(each)) for each in unmade]
+    left += [manifests.Lacking(each.told, DETACHED) for each in undumped.detached]
     if restoring.choice is None:
         given = [manifests.Lacking(what, manifests.NOT_GIVEN) for what in without]
         record(saved, refused, [*given, *left])
     lost = {each.name for each in unmade if each.table or not each.moved}
+    lost |= {each.told for each in undumped.detached}
     _require_nothing(config, [each for each in left if each.what in lost])
     for why in dict.fromkeys(each.why for each in left):
         names = [each.what for each in left if each.why == why]
@@ -289,15 +300,22 @@ def _why(unmade: catalog.Unmade) -> str:
 
 
 def lacking(
-    saved: Taken, refused: Sequence[new_database.Complaint], unmade: Sequence[catalog.Unmade]
+    saved: Taken, refused: Sequence[new_database.Complaint], undumped: Undumped
 ) -> tuple[limits.Absent, ...]:
     """Return what a copy has not though the live database has it."""
     said = (each.what.partition(" ") for each in saved.backup.manifest.without)
-    undumped = [(kind, name) for kind, _, name in said if kind in limits.MISSING.values()]
-    known = [*undumped, *(("relation", each.name) for each in unmade)]
+    unseen = [(kind, name) for kind, _, name in said if kind in limits.MISSING.values()]
+    known = [*unseen, *(("relation", each.name) for each in undumped.unmade)]
     return (
         *(limits.Absent("", schema, name) for schema, name in parts.lost(refused)),
         *(limits.Absent(kind, *quoting.parts(name)[:2]) for kind, name in known),
+        *(
+            limits.Absent(kind, "", each.name)
+            for each in undumped.detached
+            if each.name
+            for kind in (each.kind if each.kind == "column" else "", limits.DECIDING)
+            if kind != limits.DECIDING or each.decides
+        ),
     )
 
 
@@ -830,7 +848,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     live: Session,
     empty_allowed: bool,
     choice: some_rows.Choice | None = None,
-) -> tuple[tuple[str, ...], list[catalog.Unmade]]:
+) -> tuple[tuple[str, ...], Undumped]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
     `refused` is what cannot be there, and why is known; `choice` says which tables have rows.
@@ -868,7 +886,8 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
         )
     new_database.strip(copy, saved.backup.manifest.lacks)
     unmade = catalog.unmade(saved.witness.members, catalog.members(copy), schemas)
-    return tuple(empty), unmade
+    detached = catalog.detached(saved.witness.attached, catalog.attached(copy), schemas)
+    return tuple(empty), Undumped(unmade, detached)
 
 
 def _behind(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 MISSING = {"42P01": "relation", "42883": "function", "42704": "type", "3F000": "schema"}
+# what a relation has: a column by its name, and what ON CONFLICT asks for, which is not named
+DECIDING = "deciding"
+_MISSING_IN_ONE = {"42703": "column", "42P10": DECIDING}
 _QUOTES = '"\u00ab\u00bb\u201e\u201c\u201d\u2018\u2019'  # in any language
 # what a server's message names: in quotes, after a schema and a point, or before arguments
 _NAMED = re.compile(
@@ -152,7 +155,7 @@ def _path(session: Session) -> list[str]:
 class Absent(NamedTuple):
     """What a copy has not though the live database has it; an empty kind or schema is any."""
 
-    kind: str  # as in MISSING
+    kind: str  # as in MISSING, `column`, or DECIDING
     schema: str
     name: str
 
@@ -174,10 +177,14 @@ def explained(
     session: Session, part: Part | None, lacking: Collection[Absent], failure: RehearsalFailed
 ) -> scratch.Unavailable | None:
     """Return why a failure tells nothing of the live database: what it misses is left out here."""
-    kind = MISSING.get(failure.problem.sqlstate or "")
-    if kind is None:
+    state, said = failure.problem.sqlstate or "", named_in(_server_said(failure))
+    if kind := MISSING.get(state):
+        return left_out(session, part, lacking, failure, kind, said)
+    if (kind := _MISSING_IN_ONE.get(state)) is None:
         return None
-    return left_out(session, part, lacking, failure, kind, named_in(_server_said(failure)))
+    if kind == DECIDING:
+        said = {each.name for each in lacking if each.kind == kind}
+    return left_out(session, None, lacking, failure, kind, said)
 
 
 def _server_said(failure: BaseException) -> str:

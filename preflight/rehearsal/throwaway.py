@@ -155,7 +155,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
                 restore_s = time.monotonic() - began
                 session.tell("comparing the copy")
                 used = bool(scripts or guests)
-                empty, unmade = _compared(session, place, saved, restoring, refused, used=used)
+                empty, undumped = _compared(session, place, saved, restoring, refused, used=used)
             except BackupUnverified:
                 if server.death() is None:
                     take.hide(saved)
@@ -163,7 +163,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             with _or_unavailable(home, "the copy cannot have the live database's settings"):
                 cluster.settle(home, around, place.made, late=True)
             _require_whole(place.made, part)
-            copies.believe(config, saved, restoring, refused, (), unmade)
+            copies.believe(config, saved, restoring, refused, (), undumped)
         # nobody of ours stays in template1: CREATE DATABASE copies what nobody else is in
         with (
             cluster.connected(session.config, server, name, us) as copy,
@@ -174,7 +174,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             yield copies.Copy(
                 copy, name, restore_s, began, home, empty=empty, where="local",
                 fidelity=place.fidelity, server=server, part=part,
-                lacking=copies.lacking(saved, refused, unmade), choice=choice,
+                lacking=copies.lacking(saved, refused, undumped), choice=choice,
             )  # fmt: skip
 
 
@@ -485,7 +485,7 @@ def _compared(  # noqa: PLR0913 -- all that it is held against
     refused: Sequence[new_database.Complaint],
     *,
     used: bool,
-) -> tuple[tuple[str, ...], list[catalog.Unmade]]:
+) -> tuple[tuple[str, ...], copies.Undumped]:
     """Compare the copy, and close it to other servers; `used`: somebody will work on it.
 
     Return what `copies.proven` does; raises Unavailable, BackupUnverified.

@@ -375,6 +375,45 @@ FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_depend d ON d.refobjid = e.oid
 JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
+# What the relations of each extension have. All that its script makes is made elsewhere, too: where
+# nobody wrote to it since, as an update does, or a move to another server's files (pg_upgrade).
+# Else nobody can tell whose an index is, and nothing is said.
+_ATTACHED = """
+WITH once AS (
+ SELECT e.oid, e.extname, e.extversion, NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+  WHERE d.refobjid = e.oid AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+   AND d.deptype = 'e' AND d.xmin <> e.xmin) AS sure
+ FROM pg_catalog.pg_extension e
+), members AS (
+ SELECT c.*, once.extname, once.extversion, once.sure, n.nspname,
+  pg_catalog.format('%I.%I', n.nspname, c.relname) AS told
+ FROM once JOIN pg_catalog.pg_depend d ON d.refobjid = once.oid AND d.deptype = 'e'
+  AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+  AND d.classid = 'pg_catalog.pg_class'::regclass
+ JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+)
+SELECT m.extname::text, m.extversion, m.nspname::text, m.told, o.kind,
+ pg_catalog.concat(o.kind, ' ' || pg_catalog.quote_ident(o.name::text), ' of ', m.told),
+ o.name::text, o.decides, m.sure
+FROM members m JOIN (
+ SELECT c.oid AS place, '' AS kind, NULL::name AS name, false AS decides FROM members c
+ UNION ALL SELECT c.oid, 'row security', NULL, false FROM members c WHERE c.relrowsecurity
+ UNION ALL SELECT a.attrelid, 'column', a.attname, false FROM pg_catalog.pg_attribute a
+  WHERE a.attnum > 0 AND NOT a.attisdropped
+ UNION ALL SELECT i.indrelid, 'index', c.relname, i.indisunique FROM pg_catalog.pg_index i
+  JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+  WHERE i.indisvalid AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k
+   WHERE k.conindid = i.indexrelid AND k.conrelid = i.indrelid)
+ UNION ALL SELECT k.conrelid, 'constraint', k.conname, k.contype IN ('p', 'u', 'x')
+  FROM pg_catalog.pg_constraint k WHERE k.contype IN ('c', 'f', 'p', 'u', 'x')
+ UNION ALL SELECT t.tgrelid, 'trigger', t.tgname, false FROM pg_catalog.pg_trigger t
+  WHERE NOT t.tgisinternal
+ UNION ALL SELECT p.polrelid, 'policy', p.polname, false FROM pg_catalog.pg_policy p
+ UNION ALL SELECT w.ev_class, 'rule', w.rulename, false FROM pg_catalog.pg_rewrite w
+  WHERE w.rulename <> '_RETURN'
+) o ON o.place = m.oid
+"""
 Objects = packed.Rows  # of names and shapes, in the order of the names
 Marks = packed.Rows  # of kind and oid, version, and name
 Sequences = Mapping[str, tuple[bool, int | None]]
@@ -526,6 +565,45 @@ def unlogged(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, s
 def members(session: sessions.Place) -> Members:
     """Return the extensions in their versions, and with each of their relations."""
     return sessions.read(session, _MEMBERS, frozenset)
+
+
+class Attached(NamedTuple):
+    """Something that a relation of an extension has; of kind `` the relation itself."""
+
+    extension: str
+    version: str
+    schema: str
+    table: str  # as it is told
+    kind: str
+    told: str
+    name: str | None
+    decides: bool  # whether rows are the same: ON CONFLICT needs it
+    sure: bool  # that all that the extension's script made is made with it anywhere
+
+
+def attached(session: sessions.Place) -> frozenset[Attached]:
+    """Return what the relations of extensions have."""
+    return sessions.read(session, _ATTACHED, lambda rows: frozenset(Attached(*row) for row in rows))
+
+
+def detached(
+    wanted: Iterable[Attached], found: Iterable[Attached], schemas: Sequence[str] = ()
+) -> list[Attached]:
+    """Return what was added to relations of extensions, and so is in no dump; of some schemas.
+
+    It is not there where the same version of the extension was made anew.
+    """
+    has = {(each[:4], each.told) for each in found}
+    there = {place for place, _ in has}
+    lost = (
+        each
+        for each in wanted
+        if each.sure
+        and each[:4] in there
+        and (each[:4], each.told) not in has
+        and (not schemas or each.schema in schemas)
+    )
+    return sorted(lost, key=lambda each: (each.table, each.told))
 
 
 class Unmade(NamedTuple):

@@ -857,6 +857,50 @@ def test_what_no_dump_has_is_told(
     assert (27, "rehearsal.failed") == code_of(mistaken), mistaken
 
 
+def test_what_was_added_to_a_table_of_an_extension_is_told(
+    run: Run, start_server: StartServer, backup_dir: Path, migrations: WriteMigrations
+) -> None:
+    """No dump has it. A file that needs it is not rehearsed; `always` is 27.
+
+    What the extension's script makes is made by a restore. Once it was updated, nobody can tell.
+    """
+    server = start_server(18)
+    server.configure(extension_control_path=f"$system:{server.data}")
+    (server.data / "extension").mkdir(mode=0o755)
+    server.put("extension/jobs.control", "default_version = '1'\nrelocatable = true\n")
+    script = (
+        "CREATE TABLE job (id int, note text CHECK (note <> '')); CREATE INDEX ON job (note);"
+        "ALTER TABLE job ENABLE ROW LEVEL SECURITY; CREATE POLICY theirs ON job;"
+    )
+    server.put("extension/jobs--1.sql", script)
+    server.put("extension/jobs--1--2.sql", "CREATE INDEX later ON job (note);")
+    server.put("extension/jobs--2.sql", script)  # as some authors leave it
+    server.restart()
+    database = servers.Database(server, "postgres")
+    env = {**database.env(), "PREFLIGHT_REHEARSE": "auto"}
+    database.script("CREATE EXTENSION jobs")
+    database.script("CREATE UNIQUE INDEX one ON job (id); ALTER TABLE job ADD more int")
+    migrations({"009_x.sql": "INSERT INTO job (id) VALUES (1) ON CONFLICT (id) DO NOTHING;"})
+    demanded = run(env={**env, "PREFLIGHT_REHEARSE": "always"})
+    result = run(env=env)
+    migrations({"010_y.sql": "ALTER TABLE job DROP more;", "011_z.sql": "DROP INDEX one;"})
+    last = run(env=env)
+    database.script("ALTER EXTENSION jobs UPDATE TO '2'")
+    server.put("extension/jobs.control", "default_version = '2'\nrelocatable = true\n")
+    updated = run("backup", env={**env, "PREFLIGHT_REHEARSE": "always"})
+
+    assert (27, "rehearsal.incomplete") == code_of(demanded), demanded
+    assert 0 == result.code, result
+    lost = ["column more of public.job", "index one of public.job"]
+    assert lost == result.event("rehearsal.warned")[0]["objects"]
+    assert "without one" in result.event("rehearsal.skipped")[0]["reason"]
+    saved = json.loads((backup_dir / result.finished["backup"] / "manifest.json").read_bytes())
+    assert lost == [each["what"] for each in saved["without"]]
+    assert 0 == last.code, last
+    assert "without more" in last.event("rehearsal.skipped")[0]["reason"]
+    assert 0 == updated.code, updated
+
+
 def test_view_of_an_extension_that_was_moved_is_no_lack_of_rows(
     run: Run, database: servers.Database
 ) -> None:
