@@ -576,8 +576,8 @@ MUTANTS = [
     Mutant(
         "an effect beyond the database is not repeated",
         "apply/patience",
-        "bool(passing(error) and not beyond())),",
-        "bool(passing(error))),",
+        "bool(passing(error, seen) and not beyond())),",
+        "bool(passing(error, seen))),",
         _tests("apply::test_effect_beyond_the_database_is_not_repeated"),
         HISTORIES,
     ),

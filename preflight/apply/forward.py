@@ -308,7 +308,7 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
         try:
             statements.execute(session, script, statement, text)
         except psycopg.Error as error:
-            if session.lost or patience.passing(error):
+            if session.lost or patience.passing(error, seen):
                 raise
             raise statements.located(
                 MigrationFailed, session, migration, script, statement, error

@@ -170,7 +170,7 @@ def marked(
                     ledger.mark(
                         session, migration.version, done=done, started=begun, state="failed"
                     )
-        if isinstance(error, psycopg.Error) and error.sqlstate in sessions.PASSING:
+        if isinstance(error, psycopg.Error) and sessions.passing(error):
             raise MigrationPartial(
                 "migration.not_recorded",
                 f"{migration.name}: its progress cannot be recorded: {error.diag.message_primary}",
@@ -247,22 +247,24 @@ class _Statement:
                 self.statement,
                 error,
             )
-            raise self._blocked(failure) from error
+            raise self._blocked(failure, error) from error
 
-    def _blocked(self, failure: Failure) -> Failure:
+    def _blocked(self, failure: Failure, error: psycopg.Error) -> Failure:
         """Name who was in the way, if it was somebody: the file need not be corrected."""
-        if not (sqlstate := patience.passing(failure)):
+        if not patience.passing(error, self.seen):
             return failure
         within = self.session.connection.info.transaction_status != sessions.IDLE
+        again = within and self._repeated()
         longer = (
             "let it wait longer: PREFLIGHT_LOCK_RETRY_S, and the lock timeout"
-            if within and self._repeated()
+            if again
             else "give it a longer lock timeout: it is tried once"
         )
+        other = "" if again else patience.unless(error)
         return failure.retold(
             MigrationPartial,
-            message=f"{failure}; blocked by {watch.named(self.seen.blockers(sqlstate))}",
-            hint="What is finished stays. Run again at a quieter time, end the blocker, or "
+            message=f"{failure}; {patience.in_the_way(error, self.seen)}",
+            hint=f"What is finished stays. Run again at a quieter time{other}, end the blocker, or "
             f"{longer}.",
         )
 
@@ -303,7 +305,9 @@ class _Statement:
     def _repeated(self) -> bool:
         from preflight.files import reach  # noqa: PLC0415 -- only where somebody is in the way
 
-        return kinds.may_be_repeated(self.text) and reach.beyond(self.text) is None
+        return (
+            kinds.may_be_repeated(self.text) and reach.beyond(self.text, reach.ROLLED_BACK) is None
+        )
 
     def _inside(self) -> None:
         with sessions.transaction(self.session):

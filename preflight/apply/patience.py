@@ -12,7 +12,7 @@ import structlog
 
 from preflight.apply import statements
 from preflight.base import stop
-from preflight.base.errors import DatabaseBusy, MigrationPartial
+from preflight.base.errors import DatabaseBusy, MigrationPartial, causes
 from preflight.server import lock, sessions, watch
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
+FASTER = 3  # times that others may add the very row of a catalog that a statement adds
 
 
 def patiently(
@@ -48,16 +49,15 @@ def patiently(
     try:
         return tried(session, migration, seen, transaction, anew, seconds, beyond)
     except psycopg.Error as error:
-        if session.lost or not passing(error):
+        if session.lost or not passing(error, seen):
             raise
         reached = beyond()
         raise DatabaseBusy(
             "database.busy",
             f"{migration.name}: {error.diag.message_primary or error}"
-            f"{'' if reached else ' after all retries'}; "
-            f"blocked by {watch.named(seen.blockers(error.sqlstate))}",
+            f"{'' if reached else ' after all retries'}; {in_the_way(error, seen)}",
             f"It was rolled back but not tried again, for it {reached}. Put that into a file of "
-            "its own, and run again at a quieter time."
+            f"its own, and run again at a quieter time{unless(error)}."
             if reached
             else f"{'Nothing was begun' if claims else 'It was rolled back'}. Run again at a "
             "quieter time, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
@@ -83,7 +83,7 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
     try:
         return attempt()
     except (psycopg.Error, MigrationPartial) as error:
-        if session.lost or not passing(error):
+        if session.lost or not passing(error, seen):
             raise
         first: Exception | None = error
     # nearly no file has to load what repeats
@@ -98,7 +98,9 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
 
     def before(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        sqlstate = passing(error)
+        sqlstate = passing(error, seen)
+        if error and sqlstate == sessions.UNIQUE:
+            seen.collisions[_place(error, seen)] += 1
         structlog.get_logger().warning(
             "migration.retried",
             **migration.named,
@@ -110,7 +112,7 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
 
     deadline = began + seconds
     retrying = Retrying(
-        retry=retry_if_exception(lambda error: bool(passing(error) and not beyond())),
+        retry=retry_if_exception(lambda error: bool(passing(error, seen) and not beyond())),
         wait=wait_random_exponential(0.1, max=5, min=0.1),
         stop=lambda _: time.monotonic() >= deadline,
         sleep=stop.sleep,
@@ -120,16 +122,44 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
     return retrying(once)
 
 
-def passing(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of a failure for which somebody else is to blame."""
-    told = error.problem if isinstance(error, MigrationPartial) else error
-    sqlstate: str | None = getattr(told, "sqlstate", None)
-    return sqlstate if sqlstate in sessions.PASSING else None
+def passing(error: BaseException | None, seen: watch.Watch | None = None) -> str | None:
+    """Return the SQLSTATE of a failure for which somebody else is to blame.
+
+    Who adds a row to a catalog that is there already is not, once nobody else may have been faster.
+    """
+    told = _told(error)
+    if told is None or not sessions.passing(told):
+        return None
+    if seen and told.sqlstate == sessions.UNIQUE and seen.collisions[_place(told, seen)] >= FASTER:
+        return None
+    return told.sqlstate
+
+
+def in_the_way(error: psycopg.Error, seen: watch.Watch) -> str:
+    """Say who was in the way of a statement that is not to blame itself."""
+    if sessions.collided(error):
+        return "another session was at the same row of a catalog"
+    return f"blocked by {watch.named(seen.blockers(error.sqlstate))}"
+
+
+def unless(error: psycopg.Error) -> str:
+    """Say what else it may be where nothing was tried again, after `run again`."""
+    return " (fails it so again, correct the file)" if error.sqlstate == sessions.UNIQUE else ""
+
+
+def _told(error: BaseException | None) -> psycopg.Error | None:
+    """Return what the server said, also where a statement of a file was found for it."""
+    return next((each for each in causes(error) if isinstance(each, psycopg.Error)), None)
+
+
+def _place(error: BaseException, seen: watch.Watch) -> tuple[int, str | None]:
+    told = _told(error)
+    return seen.statement, told.diag.constraint_name if told else None
 
 
 def _beyond(script: Script) -> str | None:
     """Return the first effect beyond the database of a file that met somebody in its way."""
     from preflight.files import reach  # noqa: PLC0415 -- only then
 
-    reached = (reach.beyond(text) for _, text in statements.each(script))
+    reached = (reach.beyond(text, reach.ROLLED_BACK) for _, text in statements.each(script))
     return next((found.words for found in reached if found), None)

@@ -13,7 +13,7 @@ import structlog
 from preflight.base.errors import Failure, VerifyFailed
 from preflight.files import parser, scan
 from preflight.server import sessions
-from preflight.server.sessions import PASSING
+from preflight.server.sessions import passing
 
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
@@ -102,7 +102,7 @@ def _checks(
     try:
         found = session.answer(statement.text(script.text))
     except psycopg.Error as error:
-        if session.lost or error.sqlstate in PASSING:
+        if session.lost or passing(error):
             raise  # somebody is in the way: that says nothing of the file
         from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
 

@@ -197,7 +197,7 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
         try:
             rows = _save(session, step.migration, query, saved, file, before)
         except psycopg.Error as error:
-            if session.lost or error.sqlstate in sessions.PASSING:
+            if session.lost or sessions.passing(error):
                 raise
             if error.sqlstate in verify.ABSENT and step.row.state != "done":
                 # it stopped before it made what would be saved, or after it took that back

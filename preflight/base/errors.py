@@ -154,7 +154,7 @@ class LockBusy(Failure):
 
 
 class DatabaseBusy(Failure):
-    """A lock_timeout, deadlock or serialization failure remained after all retries."""
+    """Somebody was in the way, and remained so after all retries."""
 
     exit_code = ExitCode.DB_BUSY
 

@@ -78,6 +78,7 @@ _WORDS_AWAY = re.compile(
     r"\b(?:insert into|update|delete from|truncate) (?:pg_catalog \. )?pg_subscription\b|"
     rf"\b(?:{_CALLS_AWAY}|{_SAID_AWAY}) \("
 )
+_WORDS_LEFT = re.compile(rf"{_WORDS_AWAY.pattern}|\b(?:{_CALLS}) \(")
 _SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
     "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
     "OBJECT_SUBSCRIPTION",
@@ -128,14 +129,18 @@ class Reach:
 class Bounds:
     """What a statement is to stay inside of: its database; or its server, if that is thrown away.
 
-    `foreign` are the names of foreign tables.
+    `foreign` are the names of foreign tables. With `calls`, what a function does beyond the
+    database is beyond the server, too: no rollback takes it back.
     """
 
     foreign: Collection[str] = ()
     server: bool = False
+    calls: bool = False
 
 
 DATABASE = Bounds()
+# roles, too, and what else belongs to the whole server, are as they were after a rollback
+ROLLED_BACK = Bounds(server=True, calls=True)
 
 
 def foreign_made(script: Script) -> set[str]:
@@ -213,7 +218,7 @@ def _named(node: Node, text: bytes, bounds: Bounds) -> str | None:
         kind = str(inner.WhichOneof("node"))
         if kind == "func_call":
             name = ".".join(part.string.sval for part in inner.func_call.funcname).lower()
-            if (_CALLED_AWAY if bounds.server else _CALLED).fullmatch(name):
+            if (_CALLED_AWAY if bounds.server and not bounds.calls else _CALLED).fullmatch(name):
                 return f"calls {name}, which reaches beyond the database"
         elif kind.endswith("_stmt") and (
             found := _of_kind(inner, kind, bounds)
@@ -440,7 +445,8 @@ def _by_words(text: bytes, bounds: Bounds, at: int = 0, end: int | None = None) 
     end = len(text) if end is None else end
     if not _MAY_SAY.search(text, at, end):
         return None
-    pattern = _WORDS_AWAY if bounds.server else _WORDS
+    wide = _WORDS_LEFT if bounds.calls else _WORDS_AWAY
+    pattern = wide if bounds.server else _WORDS
     for words, _ in scan.windows(text, at, end):
         if found := pattern.search(" ".join(words).lower()):
             return Reach(_BODY.format(found[0][:60]))

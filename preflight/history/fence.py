@@ -20,7 +20,6 @@ from preflight.base.errors import (
 )
 from preflight.history import tables
 from preflight.server import lock, sessions
-from preflight.server.sessions import PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +47,7 @@ def recorded(
         yield
     except (psycopg.Error, HistoryConflict) as error:
         sqlstate = getattr(error, "sqlstate", None)
-        if session.lost or sqlstate in PASSING:
+        if session.lost or (isinstance(error, psycopg.Error) and sessions.passing(error)):
             raise
         message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
         raise outcome(
@@ -119,7 +118,7 @@ def made(session: Session) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        if session.lost or error.sqlstate in PASSING:
+        if session.lost or sessions.passing(error):
             raise
         raise TargetUnusable(
             "target.no_history",

@@ -440,7 +440,7 @@ def _noted(
     try:
         note("rehearsing")
     except psycopg.Error as error:
-        if session.lost or error.sqlstate in sessions.PASSING:
+        if session.lost or sessions.passing(error):
             raise
         raise scratch.Unavailable(
             f"the journal cannot be written: {error.diag.message_primary}"

@@ -45,6 +45,10 @@ SECRETS = (
 )  # fmt: skip
 PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
 CANCELLED, MISSPELT = "57014", "42601"  # by pg_cancel_backend; a syntax error of ours
+# of two sessions that change one row of a catalog the later one: no locale translates these words
+_COLLIDED = {"tuple concurrently updated", "tuple concurrently deleted"}
+_INTERNAL, _CATALOG_UPDATES = "XX000", {"simple_heap_update", "simple_heap_delete"}
+UNIQUE = "23505"
 
 FACTS = """pg_catalog.pg_backend_pid() AS fact_pid,
  pg_catalog.pg_is_in_recovery() AS fact_standby,
@@ -677,7 +681,7 @@ def _told(session: Session) -> Iterator[None]:
     except psycopg.Error as error:
         if session.lost:
             raise lost(error) from error
-        if error.sqlstate in PASSING:
+        if passing(error):
             raise _busy(error) from error
         if error.sqlstate == "42501":  # a file's own statements say so of the file
             raise _denied(error) from error
@@ -689,6 +693,26 @@ def ours(session: Session) -> Iterator[None]:
     """Say of a failed question of ours, in the middle of a file's, what it means outside of one."""
     with _heard(), _told(session):
         yield
+
+
+def passing(error: psycopg.Error) -> bool:
+    """Tell whether somebody else is to blame, so that the same may come through later."""
+    return error.sqlstate in PASSING or collided(error)
+
+
+def collided(error: psycopg.Error) -> bool:
+    """Tell whether another session changed the same row of a catalog, or was the first to add it.
+
+    A statement adds one that is there already by its own fault, too: it fails again, then.
+    """
+    diag = error.diag
+    if error.sqlstate == UNIQUE:
+        return diag.schema_name == "pg_catalog"
+    return (
+        error.sqlstate == _INTERNAL
+        and diag.source_function in _CATALOG_UPDATES
+        and diag.message_primary in _COLLIDED
+    )
 
 
 def _busy(error: psycopg.Error) -> DatabaseBusy:

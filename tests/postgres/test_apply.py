@@ -645,6 +645,57 @@ def test_passing_failure_runs_the_whole_file_again(
     assert [3] == database.query("SELECT last_value FROM tries")
 
 
+@pytest.mark.fault("E111")
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+@pytest.mark.parametrize(
+    ("text", "others", "sqlstate"),
+    [
+        ("GRANT USAGE ON SCHEMA a TO PUBLIC", "GRANT CREATE ON SCHEMA a TO PUBLIC", "XX000"),
+        ("GRANT TEMP ON DATABASE {} TO PUBLIC", "GRANT CREATE ON DATABASE {} TO PUBLIC", "XX000"),
+        ("CREATE SCHEMA IF NOT EXISTS made", "CREATE SCHEMA made", "23505"),
+    ],
+)
+def test_file_that_meets_another_at_a_row_of_a_catalog_is_tried_again(  # noqa: PLR0913, PLR0917 -- fixtures
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    mark: str,
+    text: str,
+    others: str,
+    sqlstate: str,
+) -> None:
+    """It is no fault of the file's: two targets of a wave share schemas, databases and roles."""
+    database.script("CREATE SCHEMA a")
+    migrations({"001_a.sql": f"{mark}CREATE TABLE a ();\n{text.format(database.name)};\n"})
+    with database.server.connect(database.name) as other:
+        other.execute(f"BEGIN; {others.format(database.name)}".encode())
+        process = start(
+            env={
+                "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
+                "PREFLIGHT_FIRST_CONTACT": "pending",
+                "PREFLIGHT_REHEARSE": "off",
+            }
+        )
+        process.wait_for_event("migration.blocked")
+        other.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert [sqlstate] == [each["sqlstate"] for each in result.event("migration.retried")]
+
+
+@pytest.mark.parametrize(("mark", "code"), [("", 30), ("-- preflight: no-transaction\n", 31)])
+def test_row_of_a_catalog_that_nobody_else_adds_is_the_files_fault(
+    run: Run, migrations: WriteMigrations, mark: str, code: int
+) -> None:
+    """A label twice in one type is there again each time."""
+    migrations({"001_a.sql": f"{mark}CREATE TYPE a AS ENUM ('one', 'one');"})
+    result = run(env={"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_LOCK_RETRY_S": "10"})
+
+    assert (code, "23505") == (result.code, error_of(result)["sqlstate"]), str(result)
+    assert "Correct the file" in error_of(result)["hint"]
+
+
 def test_directives_set_the_timeouts_of_their_file(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -366,6 +366,25 @@ def test_every_function_that_leads_to_another_server_is_known(name: str) -> None
         assert reach.beyond(text.encode(), reach.Bounds(server=True)), text
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("ALTER ROLE app SET statement_timeout = '30s'", False),
+        ("GRANT app TO other", False),
+        ("COMMENT ON DATABASE app IS 'x'", False),
+        ("DO $$ DECLARE a nobody.knows; BEGIN ALTER ROLE app NOLOGIN; END $$", False),
+        ("COPY t TO '/tmp/t'", True),
+        ("SELECT pg_switch_wal()", True),
+        ("SELECT dblink('', '')", True),
+        ("DO $$ DECLARE a nobody.knows; BEGIN PERFORM pg_switch_wal(); END $$", True),
+        ("DO $$ DECLARE a nobody.knows; BEGIN PERFORM dblink('', ''); END $$", True),
+    ],
+)
+def test_what_a_rollback_takes_back_may_be_tried_again(text: str, left: bool) -> None:  # noqa: FBT001 -- pytest
+    """Roles and databases are rows of the server's catalogs; calls and files are not."""
+    assert left == bool(reach.beyond(text.encode(), reach.ROLLED_BACK))
+
+
 def test_body_in_another_language_is_not_known() -> None:
     """Nobody here can read it."""
     found = reach.beyond(b"DO LANGUAGE plpython3u $$ import os $$")

@@ -314,7 +314,7 @@ class _Trial:
             whole = written.nothing(self.session, before)
             changed = written.changed(self.session, before, self.wrapped.asked.history)
         except psycopg.Error as error:  # what it left at work there may hold what we look at
-            if away or self.session.lost or error.sqlstate not in sessions.PASSING:
+            if away or self.session.lost or not sessions.passing(error):
                 raise
             held = "nobody can tell: a lock that is held there keeps us from looking"
             raise self._changed(fence, [held, *also], "may have been") from error
