@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -160,6 +160,15 @@ class State:
 def suffixed(name: str, suffix: str) -> str:
     """Return a database's name with a suffix, as long as the server lets it be."""
     return name.encode()[: NAME_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
+
+
+def put_aside(name: str, lives: Iterable[str]) -> str | None:
+    """Return for which of the live ones a swap has put this database aside, if its name says so."""
+    found = _PUT_ASIDE.search(name)
+    return next((each for each in lives if found and suffixed(each, found[0]) == name), None)
+
+
+_PUT_ASIDE = re.compile(r"_before_[0-9]{8}T[0-9]{6}Z(?:_[0-9]+)?\Z")  # as swap.unused makes it
 
 
 TEXT_RULES = (

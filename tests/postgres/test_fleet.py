@@ -173,6 +173,25 @@ def test_each_database_has_its_own_backup(
         _each_database(run, databases, migrations, backup_dir)
 
 
+def test_database_that_a_swap_has_put_aside_is_no_target(
+    run: Run,
+    server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """What it holds is kept as it was; whose pattern means it alone gets it."""
+    for name in ("aside_1", "aside_1_before_20261129T000000Z", "aside_1_before_me"):
+        create_database(server, name)
+    migrations(ONE)
+    result = run("check", "--each-database", "aside%", "--json")
+    alone = run("check", "--each-database", "aside%\\_before%Z", "--json")
+
+    assert ["aside_1", "aside_1_before_me"] == list(result.json()["targets"])
+    (warned,) = [each["warning"] for each in result.events if each["event"] == "config.warned"]
+    assert "aside_1_before_20261129T000000Z. " in warned
+    assert ["aside_1_before_20261129T000000Z"] == list(alone.json()["targets"])
+
+
 def _each_database(
     run: Run, databases: list[servers.Database], migrations: WriteMigrations, backup_dir: Path
 ) -> None:

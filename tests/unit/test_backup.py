@@ -71,6 +71,9 @@ def test_second_swap_within_a_second_keeps_what_was_live_under_another_name() ->
     ]
 
     assert ["app_before_20261129T000000Z_3", "é" * 19 + "_before_20261129T000000Z"] == found
+    assert ["app", long] == [restored.put_aside(name, ["other", "app", long]) for name in found]
+    others = ["app", "app_before", "app_before_2026Z", "other_before_20261129T000000Z"]
+    assert [None] * 4 == [restored.put_aside(name, others) for name in others]
 
 
 # --- rows in pg_restore's output ------------------------------------------------------------------

@@ -118,6 +118,7 @@ def each_database(config: Config, pattern: str) -> list[Target]:
             # what we have made for a while, or left half done
             if not comment.startswith(scratch.MARK) and comment != restored.UNFINISHED
         ]
+    rows = _without_put_aside(rows)
     names = [name for name, is_open, _ in rows if is_open]
     closed = [name for name, is_open, _ in rows if not is_open]
     if not names:
@@ -136,6 +137,19 @@ def each_database(config: Config, pattern: str) -> list[Target]:
         Target(name, dataclasses.replace(config, target={**config.target, "dbname": name}))
         for name in names
     ]
+
+
+def _without_put_aside(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
+    """Leave out, and name, what a swap has put aside for one that is meant as well."""
+    lives = [name for name, *_ in rows]
+    aside = {name for name in lives if restored.put_aside(name, lives)}
+    if aside:
+        warning = (
+            f"left out, for `restore --swap` has put them aside for live ones that are targets: "
+            f"{console.some(sorted(aside))}. Drop them when nobody needs them any more."
+        )
+        structlog.get_logger().warning("config.warned", warning=warning)
+    return [row for row in rows if row[0] not in aside]
 
 
 def _tell_restored(names: list[str]) -> None:
