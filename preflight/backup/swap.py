@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,13 @@ import structlog
 from preflight.backup import manifests, new_database, restored, store
 from preflight.base import console, quoting, stop
 from preflight.base.errors import BackupFailed, BackupInterrupted, TargetUnusable
-from preflight.server import sessions
+from preflight.server import dial, sessions
 
 if TYPE_CHECKING:
     from preflight.backup.manifests import Identity
     from preflight.server.sessions import Session
-RENAME_TRIES = 10
+RENAME_TRIES = 3  # each keeps the app out for the 5 s that the server waits for sessions to go
+ENDED_EVERY_S = 0.05
 PREPARED_S = 10.0  # for prepared transactions that are there to be ended
 # servers older than 17.3, 16.7, 15.11 and the like let no parallel worker into a closed database
 ALONE = {"max_parallel_workers_per_gather": "0"}
@@ -241,7 +243,8 @@ def _clear(
         if not left:
             break
         if waited >= LAST_SESSIONS_S:
-            raise _in_the_way(place, f"sessions do not end: pid {', '.join(map(str, left))}")
+            said = f"sessions do not end: pid {', '.join(map(str, left))}"
+            raise _in_the_way(place, said, ended=end_sessions)
 
 
 _PREPARED = """
@@ -329,13 +332,56 @@ def _renamed(
             with sessions.transaction(session):
                 for pid, *_ in others:
                     session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
-                return _rename(session, place, kept)
+                with _ending(session, place) if end_sessions else nullcontext():
+                    return _rename(session, place, kept)
         except psycopg.errors.ObjectInUse as error:  # somebody connected in between
             if attempt == RENAME_TRIES:
                 said = f"{error.diag.message_primary}: {error.diag.message_detail}"
-                raise _in_the_way(place, said) from error
+                raise _in_the_way(place, said, ended=end_sessions) from error
             stop.sleep(0.1 * attempt)
     return None
+
+
+@contextmanager
+def _ending(session: Session, place: restored.Place) -> Iterator[None]:
+    """End whoever gets into the live database before its name is locked, while that is waited for.
+
+    Once the server waits for them to go it lets nobody new in, so those are the last ones.
+    """
+    live = new_database.described(session, place.live)
+    if live is None:
+        yield
+        return
+    over = threading.Event()
+    target = session.address() | session.secrets()
+    ours = session.connection.info.backend_pid
+    ends = partial(_end_all, target, live.oid, ours, over)
+    thread = threading.Thread(target=ends, daemon=True, name="end sessions")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(sessions.CANCEL_S)
+
+
+# by its number: the new one has its name a moment later
+_IN = """
+SELECT a.pid FROM pg_catalog.pg_stat_activity a
+WHERE a.datid = %s::oid AND a.pid <> %s::int4 AND a.usesysid IS NOT NULL
+"""
+
+
+def _end_all(target: Mapping[str, str], oid: int, ours: int, over: threading.Event) -> None:
+    """End the sessions of a database until it is over; whom this role may not end stays."""
+    while not over.is_set():
+        with suppress(dial.Refused, psycopg.Error), dial.from_thread(target) as connection:
+            connection.execute(f"SET {sessions.PATH}; SET statement_timeout = '5s'")
+            while not over.wait(ENDED_EVERY_S):
+                for (pid,) in connection.execute(_IN, [oid, ours]).fetchall():
+                    with suppress(psycopg.errors.InsufficientPrivilege):
+                        connection.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
+        over.wait(ENDED_EVERY_S)
 
 
 def _connected(
@@ -354,12 +400,12 @@ def _others(session: Session, place: restored.Place, ours: Sequence[int]) -> lis
     return found
 
 
-def _in_the_way(place: restored.Place, what: str) -> TargetUnusable:
+def _in_the_way(place: restored.Place, what: str, *, ended: bool = False) -> TargetUnusable:
     return TargetUnusable(
         "restore.sessions",
         what,
         f"The restored database {place.into!r} is complete and waits. Stop the app and run the "
-        "same command again, or add --end-sessions.",
+        f"same command again{'' if ended else ', or add --end-sessions'}.",
     )
 
 

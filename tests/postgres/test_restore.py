@@ -540,6 +540,38 @@ def test_swap_ends_sessions_when_told_to(run: Run, filled: servers.Database) -> 
     assert ALL == filled.query(ROWS)
 
 
+class Renames(faults.Held):
+    """Holds the first renaming of a database until it is let go, and counts them."""
+
+    def __init__(self) -> None:
+        """Count none before the first."""
+        super().__init__(b" RENAME TO ")
+        self.count = 0
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Count it before it is held."""
+        self.count += self.words in message
+        return super().to_server(kind, message)
+
+
+def test_swap_ends_whoever_comes_back_before_the_name_is_locked(
+    run: Run, start: Start, filled: servers.Database
+) -> None:
+    """In one go: else the server waits for him to leave, for 5 s, and nobody else gets in."""
+    run("backup")
+    filled.script("DELETE FROM t")
+    renames = Renames()
+    with faults.through(filled.server, renames) as proxy:
+        process = start("restore", "latest", "--swap", "--end-sessions", env=proxy.env())
+        assert renames.reached.wait(60)
+        with psycopg.connect(filled.conninfo()):
+            renames.free.set()
+            result = process.wait()
+
+    assert (0, 2) == (result.code, renames.count), result
+    assert ALL == filled.query(ROWS)
+
+
 def test_slots_and_subscriptions_that_stay_with_the_old_database_are_named(
     run: Run, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
