@@ -83,6 +83,10 @@ def run(config: Config, asked: restored.Asked) -> None:
         ready.require_writable(session)
         session.prepare()
         lock.acquire(session)
+        for each in sorted(
+            {into, *([live] if asked.swap else [])}
+        ):  # another app's run has it, too
+            lock.acquire_of(session, each)
         whose = take.identity_of(session)[0]
         identity = dataclasses.replace(whose, database=live, schemas=known[-1].schemas)
         source = choose(known, identity)

@@ -52,7 +52,11 @@ _NOT_OURS = """SELECT CASE
 
 def key(schema: str) -> int:
     """Return the advisory lock's key, a signed 64-bit number, for one schema of ours."""
-    digest = hashlib.sha256(f"pg-preflight:{schema}".encode()).digest()
+    return _number(f"pg-preflight:{schema}")
+
+
+def _number(text: str) -> int:
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
@@ -91,6 +95,34 @@ def acquire(session: Session) -> float:
     session.locked = True
     log.info("lock.acquired", waited_s=round(waited, 3))
     return waited
+
+
+def acquire_of(session: Session, database: str) -> None:
+    """Hold a lock on the name of a database, too, whatever schema this run is of.
+
+    It holds among sessions of the same database, until this one ends. Raises LockBusy at
+    LOCK_WAIT_S, naming the holder.
+    """
+    number = _number(f"pg-preflight database:{database}")
+    last = None
+    for waited in stop.looks(*POLL_S):
+        row = session.execute(
+            "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", [number]
+        ).fetchone()
+        if row is not None and row[0]:
+            return
+        if last is None or waited - last >= TELL_EVERY_S:
+            last = waited
+            found = told(holder(session, number))
+            structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
+        if waited >= session.config.lock_wait_s:
+            found_one = holder(session, number)
+            raise LockBusy(
+                "lock.busy",
+                f"another run is still at work on the database {database!r} after {waited:.0f} s: "
+                f"{found_one or 'it let go this moment'}",
+                advice(found_one),
+            )
 
 
 def require(session: Session) -> None:
@@ -174,14 +206,19 @@ def advice(found: Holder | None) -> str:
     )
 
 
-def holder(session: Session) -> Holder | None:
-    """Return who holds the lock; None when it was let go meanwhile."""
-    row = session.execute(_HOLDER, _parameters(session)).fetchone()
+def holder(session: Session, number: int | None = None) -> Holder | None:
+    """Return who holds the lock, or the one of that number; None when it was let go meanwhile."""
+    known = _parameters(session) if number is None else _halves(number)
+    row = session.execute(_HOLDER, known).fetchone()
     if row is None:
         return None
     return Holder.seen(*row)
 
 
 def _parameters(session: Session) -> dict[str, int]:
-    number = key(session.config.schema) % 2**64
+    return _halves(key(session.config.schema))
+
+
+def _halves(number: int) -> dict[str, int]:
+    number %= 2**64
     return {"high": number >> 32, "low": number & 0xFFFFFFFF}

@@ -572,6 +572,24 @@ def test_swap_ends_whoever_comes_back_before_the_name_is_locked(
     assert ALL == filled.query(ROWS)
 
 
+def test_two_apps_of_one_database_do_not_drop_each_others_restore(
+    run: Run, start: Start, filled: servers.Database
+) -> None:
+    """The second one waits for the name, and finds the database complete."""
+    run("backup")
+    held = faults.Held(b"COMMENT ON DATABASE")  # it is there, and nobody has said whose it is
+    with faults.through(filled.server, held) as proxy:
+        one = start("restore", "latest", env=proxy.env() | {"PREFLIGHT_SCHEMA": "pa"})
+        assert held.reached.wait(60)
+        two = start("restore", "latest", "--swap", env={"PREFLIGHT_SCHEMA": "pb"})
+        two.wait_for_event("lock.busy")
+        held.free.set()
+        results = [one.wait(), two.wait()]
+
+    assert [0, 0] == [each.code for each in results], results
+    assert ALL == filled.query(ROWS)
+
+
 def test_slots_and_subscriptions_that_stay_with_the_old_database_are_named(
     run: Run, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
