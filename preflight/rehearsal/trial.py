@@ -115,7 +115,9 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
     todo = together(tenants)
     if _within(session, saved, [limits.scripts_of(file) for file in todo]) < len(todo):
         return
-    alone = todo if len(tenants) == 1 else ()  # of many, no search_path says whose rows are meant
+    # of many, or beside others, no search_path says whose rows are meant
+    only = len(tenants) == 1 and tenants[0].config.schemas == session.config.schemas
+    alone = todo if only else ()
     reads = [script for file in alone for script in (*limits.scripts_of(file), file.rollback)]
     with _copy(session, saved, [file.up for file in todo], reads=reads) as copy:
         if copy is None:

@@ -236,6 +236,29 @@ def test_proof_that_is_too_old_is_made_again(
     assert "PREFLIGHT_TARGET_MAX_AGE_MIN is 0" in warned["warning"]
 
 
+def test_proof_of_a_file_that_names_other_schemas_is_made_of_all_again(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """A backup of the tenant alone tells nothing of it; nor where only one has anything due."""
+    targets = tenants(database, 2)
+    path = listed(targets)
+    database.script("CREATE TABLE public.shared (id int PRIMARY KEY)")
+    migrations({"001_one.sql": "CREATE TABLE one (id int REFERENCES public.shared);"})
+    env = {"PREFLIGHT_REHEARSE": "always"}
+    old = {"PREFLIGHT_TARGET_MAX_AGE_MIN": "0"}
+    result = run("up", "--targets", path, "--waves", "2", env=env | old)
+    migrations({"002_two.sql": "ALTER TABLE one ADD other int REFERENCES public.shared;"})
+    last = run("up", "--targets", listed(targets[1:]), env=env)
+
+    assert (0, 0) == (result.code, last.code), (result, last)
+    verified, passed = (
+        [each for run in (result, last) for each in run.event(name)]
+        for name in ("backup.verified", "rehearsal.passed")
+    )
+    assert [None] * 3 == [each.get("schemas") for each in verified]
+    assert 3 == len(passed)
+
+
 def test_target_has_its_own_address_and_role(  # noqa: PLR0913, PLR0917 -- what it needs
     run: Run,
     database: servers.Database,

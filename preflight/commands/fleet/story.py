@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 
+Prove = Callable[["folder.Folder", Sequence["Target"], "Target"], dict[str, Any]]
 LOCK = "many targets"  # in a history's place: no schema of ours is called so
 # a copy of a server has its identifier, too, and was not started in the same microsecond
 _DATABASE = """SELECT pg_catalog.concat_ws(' ', s.system_identifier, d.oid,
@@ -67,6 +68,13 @@ class Proof:
     at: float
     backup: str | None = None
     point: dict[str, object] | None = None
+    whole: bool = False  # of all schemas of its database
+    last: bool = False  # made for its turn, so that no younger one is waited for
+
+    def old(self, config: Config) -> bool:
+        """Tell whether it is older than it may be at a turn."""
+        age_s = time.monotonic() - self.at
+        return not self.last and age_s > config.target_max_age_min * 60
 
 
 @dataclass(slots=True)
@@ -104,16 +112,24 @@ class Fleet:
                 "config.warned",
                 warning=f"backing up and rehearsing all took {minutes:.1f} min, and "
                 f"PREFLIGHT_TARGET_MAX_AGE_MIN is {most_min:g}: those whose proof is older at "
-                "their turn are backed up and proven again, each alone; raise it",
+                "their turn are backed up and proven again; raise it",
             )
 
     def _waves(self, due: Sequence[Target]) -> None:
         """Change them, some at a time, until one fails."""
         for number, wave in enumerate(targets.waves(self.sizes, due), 1):
+            old = [each for each in wave if self._old(each)]
+            if not self._proven(old, prove_again):
+                return
             names = [each.name for each in wave]
             structlog.get_logger().info("wave.started", number=number, targets=names)
             if not self._all(self._turn, wave, len(wave)):
                 return
+
+    def _old(self, target: Target) -> bool:
+        """Tell whether what was proven for it, among others, is too old by now."""
+        proof = self.proofs.get(target.name)
+        return proof is not None and proof.whole and proof.old(target.config)
 
     @property
     def _failed(self) -> bool:
@@ -149,7 +165,7 @@ class Fleet:
         if found := targets.clashes(due, lambda target: self.places[target.name]):
             raise ConfigInvalid.of("config.targets", [Problem(each) for each in found])
 
-    def _proven(self, due: Sequence[Target]) -> bool:
+    def _proven(self, due: Sequence[Target], work: Prove | None = None) -> bool:
         """Back up and rehearse all, a database at a time; tell whether none failed."""
         for group in targets.databases(due, self.places):
 
@@ -162,7 +178,7 @@ class Fleet:
                 self.outcomes.append(outcome)
 
             if not self._failed:
-                apart.each(partial(prove, self.files, group), group[:1], 1, proven)
+                apart.each(partial(work or prove, self.files, group), group[:1], 1, proven)
         return not self._failed
 
     def _turn(self, target: Target) -> None:
@@ -231,12 +247,46 @@ def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[
 
     Return a Proof for each target's name, as a pipe can carry it.
     """
+    # of tenants of one database the backup is of all; of one alone where nothing less will do
+    demanded = first.config.rehearse == "always" and "search_path" in first.extra
+    among = len(group) > 1 or (demanded and _names_others(files, first))
+    return _prove(files, group, first.whole() if among else first, whole=among)
+
+
+def prove_again(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[str, Any]:
+    """Do so again for targets whose backup was of all, where files name more than their schemas.
+
+    The others are backed up alone, each at its turn.
+    """
+    more = []
+    for target in group:
+        with blamed(target.name):
+            more += [target] if _names_others(files, target) else []
+    found = _prove(files, more, first.whole(), whole=True) if more else {}
+    return {name: said | {"last": True} for name, said in found.items()}
+
+
+def _names_others(files: folder.Folder, target: Target) -> bool:
+    """Tell whether a file that is due names what a backup of the target's schemas leaves out."""
+    from preflight.backup import parts  # noqa: PLC0415 -- only when work is due
+    from preflight.rehearsal import limits  # noqa: PLC0415 -- likewise
+
+    if target.config.backup in {"off", *gate.INSTEAD}:
+        return False  # there is no backup of some schemas
+    with sessions.connect(target.config) as session:
+        todo = look(session, files).todo
+        session.prepare()
+        scripts = [limits.scripts_of(file) for file in todo]
+        return limits.beyond(session, parts.look(session), scripts) is not None
+
+
+def _prove(
+    files: folder.Folder, group: Sequence[Target], goes: Target, *, whole: bool
+) -> dict[str, Any]:
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     found: dict[str, Look] = {}
-    # of tenants of one database the backup is of all
-    whole = (first.whole() if len(group) > 1 else first).config
-    with sessions.connect(whole) as session:
+    with sessions.connect(goes.config) as session:
         session.look()
         ready.require_writable(session)
         session.prepare()
@@ -252,7 +302,9 @@ def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[
         at = time.monotonic()  # a backup is as old as its beginning
         backup, point = gate.proven_all(session, parts) if parts else (None, None)
     return {
-        name: dataclasses.asdict(Proof(each.mark, sorted(each.adopts), at, backup, point))
+        name: dataclasses.asdict(
+            Proof(each.mark, sorted(each.adopts), at, backup, point, whole=whole)
+        )
         for name, each in found.items()
     }
 
@@ -274,7 +326,7 @@ def turn(files: folder.Folder, target: Target, proof: Proof | None) -> None:
 
 def _holds(session: Session, attempt: gate.Round, proof: Proof) -> bool:
     """Tell whether what was proven is what is to be done now."""
-    if time.monotonic() - proof.at > session.config.target_max_age_min * 60:
+    if proof.old(session.config):
         return False
     adopted = frozenset(proof.adopts)
     if any(file.name in adopted for file in attempt.todo):
