@@ -40,6 +40,7 @@ from preflight.backup import (
 from preflight.backup.progress import Progress
 from preflight.base import console, quoting
 from preflight.base.errors import (
+    AuthFailed,
     BackupFailed,
     BackupInterrupted,
     BackupUnverified,
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 
 GONE = "The new database was dropped"
 LATEST = "latest"
-MAINTENANCE = ("postgres", "template1", "template0")  # nobody is in their way there
+MAINTENANCE = ("postgres", "template1")  # nobody is in their way there
+SHUT = {"42501", "28000", "3D000"}  # no right to connect, no line in pg_hba.conf, no such database
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
 
@@ -74,11 +76,8 @@ def run(config: Config, asked: restored.Asked) -> None:
     there = _sought(backups, name)
     known = find(there, name, backups.place, config.database, config.only)
     live, into = _names(config, asked.into)
-    home = next(name for name in MAINTENANCE if name not in (live, into))
-    # a new database is looked at as a whole
-    target = {**dial.with_password(config.target), "dbname": home}  # its own may have a password
-    maintenance = dataclasses.replace(config, target=target, schemas=())
-    with sessions.connect(maintenance) as session:
+    homes = [name for name in MAINTENANCE if name not in (live, into)] or ["template0"]
+    with _home(config, homes if asked.swap else [*homes, live]) as session:
         session.look()
         ready.require_writable(session)
         session.prepare()
@@ -119,6 +118,36 @@ def run(config: Config, asked: restored.Asked) -> None:
         rows=sum(place.rows.values()),
         duration_s=round(time.monotonic() - began, 3),
     )
+
+
+@contextmanager
+def _home(config: Config, homes: Sequence[str]) -> Iterator[Session]:
+    """Yield a session on the server, in the first of these databases that lets this role in.
+
+    It is none that is renamed. Raises what the first one was refused with, and says what helps.
+    """
+    target = dial.with_password(config.target)  # the live one's own may have a password
+    refused: list[AuthFailed | TargetUnusable] = []
+    with ExitStack() as stack:
+        for home in homes:
+            # a new database is looked at as a whole
+            other = dataclasses.replace(config, target={**target, "dbname": home}, schemas=())
+            try:
+                session = stack.enter_context(sessions.connect(other))
+            except (AuthFailed, TargetUnusable) as failure:
+                if failure.problem.sqlstate not in SHUT:
+                    raise
+                refused.append(failure)
+                continue
+            yield session
+            return
+    first = refused[0]
+    raise first.retold(
+        type(first),
+        hint=f"A restore goes through another database of the server, and this role gets into none "
+        f"of {', '.join(homes)}. GRANT CONNECT ON DATABASE {homes[0]} TO it, with a line in "
+        "pg_hba.conf that lets it in there; where it is gone, CREATE DATABASE makes it.",
+    ) from first
 
 
 def _names(config: Config, into: str | None) -> tuple[str, str]:

@@ -590,6 +590,31 @@ def test_two_apps_of_one_database_do_not_drop_each_others_restore(
     assert ALL == filled.query(ROWS)
 
 
+NOT_OURS = ("--no-owner", "--without", "grants")
+
+
+def test_role_that_is_kept_out_of_other_databases_may_restore(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """Through the live one, where it goes through none else; not for a swap, which says so."""
+    assert 0 == run("backup", env={"PREFLIGHT_REHEARSE": "off"}).code
+    env = {"PGUSER": role, "PGPASSWORD": SECRET, "PREFLIGHT_WAIT_TIMEOUT_S": "0"}
+    others = "CONNECT ON DATABASE postgres, template1"
+    with filled.server.connect() as session:
+        session.execute(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
+        session.execute(f"REVOKE {others} FROM PUBLIC".encode())
+        try:
+            swapped = run("restore", "latest", "--swap", env=env)
+            aside = run("restore", "latest", *NOT_OURS, env=env)
+        finally:
+            session.execute(f"GRANT {others} TO PUBLIC".encode())
+
+    assert (21, "42501") == (swapped.code, error_of(swapped)["sqlstate"]), swapped
+    assert "GRANT CONNECT ON DATABASE postgres" in error_of(swapped)["hint"]
+    assert 0 == aside.code, aside
+    assert ALL == restored(filled).query(ROWS)
+
+
 def test_slots_and_subscriptions_that_stay_with_the_old_database_are_named(
     run: Run, start_server: StartServer, create_database: CreateDatabase
 ) -> None:
