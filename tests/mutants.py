@@ -124,8 +124,8 @@ MUTANTS = [
     Mutant(
         "synchronous_commit",
         "server/sessions",
-        '    "synchronous_commit": "on",\n',
-        "",
+        "_sets(self._ours())), _DURABLE]\n",
+        "_sets(self._ours()))]\n",
         _tests("apply::test_success_is_on_the_disk_before_it_is_told"),
         CRASH,
     ),

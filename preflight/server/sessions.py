@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
@@ -62,11 +63,16 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": "0",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
-    "synchronous_commit": "on",
     "standard_conforming_strings": "on",
     "client_min_messages": "notice",
     "quote_all_identifiers": "off",
 }
+# success is on the disk before it is told; which standby has it by then is the role's to say. Not
+# among the options of a connection: what was said without us would not be seen
+_DURABLE = (
+    "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) "
+    "WHERE pg_catalog.current_setting('synchronous_commit') = 'off'"
+)
 # how soon the server notices that we are gone: a vanished node holds no lock for longer, neither
 # idle (keepalives) nor with an answer on its way into nothing (tcp_user_timeout)
 _GONE = {
@@ -470,7 +476,7 @@ class Session:
 
     def _needed(self) -> list[str]:
         """Return the statements that make a session ours."""
-        said = [f"SET {PATH}", *([] if self._options else _sets(self._ours()))]
+        said = [f"SET {PATH}", *([] if self._options else _sets(self._ours())), _DURABLE]
         return said + ([f"SET {self._name()}"] if self._called else [])  # RESET ALL took it
 
     def _good(self, major: int) -> dict[str, str]:
@@ -788,16 +794,32 @@ def transaction(session: Session, begin: Callable[[], object] | None = None) -> 
 def commit(session: Session) -> None:
     """Commit; a stop request waits until the answer is there. Raises what the server says."""
     with session.ending() if session.ending else nullcontext(), stop.deferred():
-        (result,) = _results(session.connection, "COMMIT")
+        (result,) = _results(session.connection, "COMMIT", partial(_guarded, session))
     if result.command_status != b"COMMIT":
         raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
 
 
-def _results(connection: psycopg.Connection[Any], script: str | bytes) -> list[PGresult]:
+def _guarded(session: Session, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
+    """Have somebody look where the answer to a COMMIT does not come."""
+    from preflight.server import standby  # noqa: PLC0415 -- what a start with nothing to do spares
+
+    def call() -> standby.Vigil:
+        target, pid = session.address() | session.secrets(), session.connection.info.backend_pid
+        return standby.Vigil(target, pid, f"{application_name()[:55]} watch")
+
+    return standby.guarded(answer, call)
+
+
+def _results(
+    connection: psycopg.Connection[Any],
+    script: str | bytes,
+    through: Callable[[PQGen[list[PGresult]]], PQGen[list[PGresult]]] = lambda answer: answer,
+) -> list[PGresult]:
     """Run statements in one round trip, without a cursor, which would cost more than the trip."""
     with connection.lock:
         connection.pgconn.send_query(script.encode() if isinstance(script, str) else script)
-        found: list[PGresult] = connection.wait(generators.execute(connection.pgconn))
+        answer = generators.execute(connection.pgconn)
+        found: list[PGresult] = connection.wait(through(answer))
     for result in found:
         _require_done(connection, result)
     return found

@@ -17,7 +17,7 @@ import structlog
 
 from preflight.base import quoting
 from preflight.files.planned import Blocker
-from preflight.server import dial, sessions
+from preflight.server import dial, sessions, standby
 
 if TYPE_CHECKING:
     from preflight.files.effects import Reach
@@ -153,7 +153,7 @@ class Watch:
     def _index(self, connection: psycopg.Connection[Any]) -> dict[str, object]:
         row = connection.execute(_INDEX, [self.pid]).fetchone()
         if row is None:
-            return {}
+            return {"phase": found} if (found := standby.waits(connection, self.pid)) else {}
         phase, blocks, blocks_all, tuples, tuples_all = row
         done, total = (blocks, blocks_all) if blocks_all else (tuples, tuples_all)
         percent = {"percent": round(100 * done / total, 1)} if total else {}
