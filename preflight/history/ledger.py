@@ -32,44 +32,47 @@ if TYPE_CHECKING:
 
     from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
+_HOW = """how OPERATOR(pg_catalog.=)
+   ANY (ARRAY['applied', 'adopted', 'forced', 'taken_over']::pg_catalog.text[])"""
 _TABLES = """
 CREATE TABLE {schema}.migrations (
   version bigint PRIMARY KEY,
-  name text NOT NULL,
-  checksum text NOT NULL,
-  state text NOT NULL CHECK (state IN ('running', 'done', 'failed')),
-  how text NOT NULL CHECK (how IN ('applied', 'adopted', 'forced', 'taken_over')),
+  name pg_catalog.text NOT NULL,
+  checksum pg_catalog.text NOT NULL,
+  state pg_catalog.text NOT NULL CHECK (
+   state OPERATOR(pg_catalog.=) ANY (ARRAY['running', 'done', 'failed']::pg_catalog.text[])),
+  how pg_catalog.text NOT NULL CHECK ({how}),
   statements_done int NOT NULL DEFAULT 0,
   statements_started int NOT NULL DEFAULT 0,
-  undoing bool NOT NULL DEFAULT false,
-  up_sql text NOT NULL,
-  rollback_sql text,
-  verify_sql text,
-  export_sql text,
-  breaking bool NOT NULL DEFAULT false,
-  applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  undoing pg_catalog.bool NOT NULL DEFAULT false,
+  up_sql pg_catalog.text NOT NULL,
+  rollback_sql pg_catalog.text,
+  verify_sql pg_catalog.text,
+  export_sql pg_catalog.text,
+  breaking pg_catalog.bool NOT NULL DEFAULT false,
+  applied_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   duration_ms bigint,
-  applied_by text NOT NULL DEFAULT current_user,
-  backup text,
-  tool_version text NOT NULL,
-  run_id text NOT NULL
+  applied_by pg_catalog.text NOT NULL DEFAULT current_user,
+  backup pg_catalog.text,
+  tool_version pg_catalog.text NOT NULL,
+  run_id pg_catalog.text NOT NULL
 );
 CREATE TABLE {schema}.journal (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-  event text NOT NULL,
+  at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  event pg_catalog.text NOT NULL,
   version bigint NOT NULL,
-  name text NOT NULL,
-  checksum text,
-  checksum_before text,
-  run_id text NOT NULL,
-  host text NOT NULL,
-  role text NOT NULL DEFAULT current_user,
+  name pg_catalog.text NOT NULL,
+  checksum pg_catalog.text,
+  checksum_before pg_catalog.text,
+  run_id pg_catalog.text NOT NULL,
+  host pg_catalog.text NOT NULL,
+  role pg_catalog.text NOT NULL DEFAULT current_user,
   duration_ms bigint,
-  backup text,
-  sqlstate text,
-  error text,
-  tool_version text NOT NULL
+  backup pg_catalog.text,
+  sqlstate pg_catalog.text,
+  error pg_catalog.text,
+  tool_version pg_catalog.text NOT NULL
 );
 GRANT USAGE ON SCHEMA {schema} TO PUBLIC;
 ALTER TABLE {schema}.migrations DISABLE ROW LEVEL SECURITY;
@@ -77,7 +80,7 @@ ALTER TABLE {schema}.journal DISABLE ROW LEVEL SECURITY;
 GRANT SELECT (version, name, checksum, state, breaking) ON {schema}.migrations TO PUBLIC;
 COMMENT ON TABLE {schema}.migrations IS
  'pg-preflight: what was applied to this database, and when';
-"""
+""".replace("{how}", _HOW)
 
 
 def read(session: Session, *, others: bool = True) -> History:
@@ -168,9 +171,9 @@ def make_tables(session: Session) -> tuple[bool, list[str]]:
         return False, tables.close(session)
     new = _require_makeable(session, found)
     if new:  # IF NOT EXISTS would ask for the right to make it even where it is
-        session.execute(f"CREATE SCHEMA {schema}")
+        tables.define(session, f"CREATE SCHEMA {schema}")
         tables.close_schema(session)
-    session.execute(_TABLES.format(schema=schema))
+    tables.define(session, _TABLES.format(schema=schema))
     tables.keep(session)
     tables.close(session)
     return True, []
@@ -403,10 +406,11 @@ def begin_undo(
 
 def ready_to_take_over(session: Session) -> None:
     """Let the history say `taken_over`, which that of an older version does not know."""
-    session.execute(
+    tables.define(
+        session,
         f"""ALTER TABLE {session.config.schema}.migrations
  DROP CONSTRAINT IF EXISTS migrations_how_check, ADD CONSTRAINT migrations_how_check
- CHECK (how IN ('applied', 'adopted', 'forced', 'taken_over'))"""
+ CHECK ({_HOW})""",
     )
 
 

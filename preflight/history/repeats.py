@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 _TABLE = """
 CREATE TABLE {schema}.repeatables (
-  name text PRIMARY KEY,
-  checksum text NOT NULL,
-  how text NOT NULL,
-  up_sql text NOT NULL,
-  applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  name pg_catalog.text PRIMARY KEY,
+  checksum pg_catalog.text NOT NULL,
+  how pg_catalog.text NOT NULL,
+  up_sql pg_catalog.text NOT NULL,
+  applied_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   duration_ms bigint,
-  applied_by text NOT NULL DEFAULT current_user,
-  backup text,
-  tool_version text NOT NULL,
-  run_id text NOT NULL
+  applied_by pg_catalog.text NOT NULL DEFAULT current_user,
+  backup pg_catalog.text,
+  tool_version pg_catalog.text NOT NULL,
+  run_id pg_catalog.text NOT NULL
 )
 """
 

@@ -331,9 +331,10 @@ def complete(session: Session, rows: Rows) -> None:
     for row in rows:
         name = row["relation"]
         for column in sorted(ADDED[name].keys() - _columns(row)):
-            session.execute(
+            define(
+                session,
                 f"ALTER TABLE {session.config.schema}.{name} ADD COLUMN {column} "
-                f"{ADDED[name][column]}"
+                f"pg_catalog.{ADDED[name][column]}",
             )
 
 
@@ -374,20 +375,30 @@ def _foreign(session: Session, owner: str) -> HistoryConflict:
     )
 
 
+def define(session: Session, statements: str) -> None:
+    """Make or change what is ours, under the role's own search_path; call in a transaction.
+
+    The database's event triggers fire for it, and what they name without a schema is meant by that
+    path, as where they fire for a file. So all that stands in it is to be said with its schema:
+    types and operators, too.
+    """
+    session.execute(f"SET LOCAL search_path TO DEFAULT; {statements}; SET LOCAL {sessions.PATH}")
+
+
 def close_schema(session: Session) -> None:
     """Undo what default privileges gave away, or took from us, of a schema that was just made."""
     schema = session.config.schema
-    session.execute(f"GRANT ALL ON SCHEMA {schema} TO CURRENT_USER")
+    define(session, f"GRANT ALL ON SCHEMA {schema} TO CURRENT_USER")
     for (whom,) in session.execute(_SCHEMA_GRANTS.format(schema=schema)).fetchall():
-        session.execute(f"REVOKE ALL ON SCHEMA {schema} FROM {whom} CASCADE")
+        define(session, f"REVOKE ALL ON SCHEMA {schema} FROM {whom} CASCADE")
 
 
 def keep(session: Session) -> None:
     """Say our own rights on the tables that were just made, whatever a default takes from us."""
     names = _there(session)
-    session.execute(f"GRANT ALL ON {', '.join(names)} TO CURRENT_USER")
+    define(session, f"GRANT ALL ON {', '.join(names)} TO CURRENT_USER")
     for sequence in _sequences(session, names):
-        session.execute(f"GRANT ALL ON SEQUENCE {sequence} TO CURRENT_USER")
+        define(session, f"GRANT ALL ON SEQUENCE {sequence} TO CURRENT_USER")
 
 
 def there(session: Session, name: str) -> bool:
@@ -407,12 +418,12 @@ def add(session: Session, name: str, form: str, columns: str) -> None:
     """
     if there(session, name):
         return
-    session.execute(form.format(schema=session.config.schema))
+    define(session, form.format(schema=session.config.schema))
     table = f"{session.config.schema}.{name}"
-    session.execute(f"GRANT ALL ON {table} TO CURRENT_USER")
+    define(session, f"GRANT ALL ON {table} TO CURRENT_USER")
     for (whom,) in session.execute(_GIVEN, [table]).fetchall():
-        session.execute(f"REVOKE ALL ON {table} FROM {whom} CASCADE")
-    session.execute(f"GRANT SELECT ({columns}) ON {table} TO PUBLIC")
+        define(session, f"REVOKE ALL ON {table} FROM {whom} CASCADE")
+    define(session, f"GRANT SELECT ({columns}) ON {table} TO PUBLIC")
 
 
 def _there(session: Session) -> list[str]:
@@ -448,14 +459,14 @@ def close(session: Session) -> list[str]:
     found = [whom for (whom,) in session.execute(query).fetchall()]
     if found:
         names, whom = _there(session), ", ".join(found)
-        session.execute(f"REVOKE ALL ON {', '.join(names)} FROM {whom} CASCADE")
+        define(session, f"REVOKE ALL ON {', '.join(names)} FROM {whom} CASCADE")
         for sequence in _sequences(session, names):
-            session.execute(f"REVOKE ALL ON SEQUENCE {sequence} FROM {whom} CASCADE")
+            define(session, f"REVOKE ALL ON SEQUENCE {sequence} FROM {whom} CASCADE")
         rows = session.rows(look(session))
         open_to_all = (("migrations", open_columns(rows)), ("wraps", WRAPS_PUBLIC))
         for name, columns in open_to_all:
             if f"{schema}.{name}" in names:
-                session.execute(f"GRANT SELECT ({', '.join(columns)}) ON {schema}.{name} TO PUBLIC")
+                define(session, f"GRANT SELECT ({', '.join(columns)}) ON {schema}.{name} TO PUBLIC")
     return found
 
 
@@ -470,8 +481,8 @@ def labelled(session: Session) -> None:
     if "label" in open_columns(session.rows(look(session))):
         return
     schema = session.config.schema
-    session.execute(f"ALTER TABLE {schema}.migrations ADD COLUMN label text UNIQUE")
-    session.execute(f"GRANT SELECT (label) ON {schema}.migrations TO PUBLIC")
+    define(session, f"ALTER TABLE {schema}.migrations ADD COLUMN label pg_catalog.text UNIQUE")
+    define(session, f"GRANT SELECT (label) ON {schema}.migrations TO PUBLIC")
 
 
 def tell_closed(session: Session, found: Sequence[str]) -> None:

@@ -60,13 +60,13 @@ _MANY = 3  # so many versions in common are no accident
 _LONG = 12  # digits of a version that is a time: one that somebody counted is shorter
 _TABLE = """
 CREATE TABLE {schema}.takeovers (
-  tool text NOT NULL,
-  place text NOT NULL PRIMARY KEY,
-  said text NOT NULL,
-  newest text NOT NULL,
-  at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-  tool_version text NOT NULL,
-  run_id text NOT NULL
+  tool pg_catalog.text NOT NULL,
+  place pg_catalog.text NOT NULL PRIMARY KEY,
+  said pg_catalog.text NOT NULL,
+  newest pg_catalog.text NOT NULL,
+  at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  tool_version pg_catalog.text NOT NULL,
+  run_id pg_catalog.text NOT NULL
 )
 """
 _GONE = (

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 _TABLE = """
 CREATE TABLE {schema}.wraps (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  key text NOT NULL,
-  command text NOT NULL,
-  watched text NOT NULL,
-  at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  key pg_catalog.text NOT NULL,
+  command pg_catalog.text NOT NULL,
+  watched pg_catalog.text NOT NULL,
+  at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   duration_ms bigint,
-  backup text,
-  run_id text NOT NULL,
-  tool_version text NOT NULL
+  backup pg_catalog.text,
+  run_id pg_catalog.text NOT NULL,
+  tool_version pg_catalog.text NOT NULL
 );
 ALTER TABLE {schema}.wraps DISABLE ROW LEVEL SECURITY;
 GRANT SELECT (id, key) ON {schema}.wraps TO PUBLIC;
@@ -88,7 +88,7 @@ def ensure(session: Session) -> None:
     with fence.made(session), sessions.transaction(session):
         _, closed = ledger.make_tables(session)
         if not tables.wraps_present(session.rows(tables.look(session))):
-            session.execute(_TABLE.format(schema=session.config.schema))
+            tables.define(session, _TABLE.format(schema=session.config.schema))
             tables.keep(session)
             tables.close(session)
     tables.tell_closed(session, closed)

@@ -981,6 +981,33 @@ def test_event_trigger_that_objects_is_named(
     assert 0 == run(env=env).code
 
 
+def test_event_trigger_finds_what_it_finds_for_the_app(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The usual log of DDL names its table without a schema; ours is logged as the app's is."""
+    database.script(
+        "CREATE TABLE public.ddl_log (tag text); CREATE FUNCTION public.log() RETURNS event_trigger"
+        " LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ddl_log VALUES (tg_tag); END $$; CREATE EVENT "
+        "TRIGGER log ON ddl_command_end EXECUTE FUNCTION public.log()"
+    )
+    directory = migrations(A)
+    env = {"PREFLIGHT_FIRST_CONTACT": "pending", "PREFLIGHT_BACKUP": "off"}
+
+    first = run(env=env)
+    database.script(
+        "DROP EVENT TRIGGER log; ALTER TABLE preflight.migrations DROP COLUMN verify_sql; GRANT "
+        "DELETE ON preflight.migrations TO PUBLIC; CREATE EVENT TRIGGER log ON ddl_command_end "
+        "EXECUTE FUNCTION public.log(); TRUNCATE public.ddl_log"
+    )
+    migrations({"002_b.sql": "SELECT 1;"})
+    older = run(env=env)
+    altered = database.query("SELECT tag FROM public.ddl_log")
+    wrapped = run("wrap", "--watch", str(directory), "--", "true", env=env)
+
+    assert [0, 0, 0] == [each.code for each in (first, older, wrapped)], f"{first}{older}{wrapped}"
+    assert ["ALTER TABLE", "REVOKE", "REVOKE", "GRANT"] == altered
+
+
 def test_tables_of_other_tools_stay_as_they_are(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
