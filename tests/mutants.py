@@ -376,7 +376,7 @@ MUTANTS = [
     Mutant(
         "a pooler is refused",
         "server/ready",
-        "    if facts is not None and facts.pooler:\n",
+        "    if facts is not None and facts.pooler and not session.own():\n",
         "    if False:\n",
         _tests("waiting::test_pooler_is_refused_at_once_for_work"),
     ),

@@ -147,7 +147,7 @@ def swap(
         settings = new_database.quiet(session) | ALONE
         with sessions.beside(session, place.into, settings) as other:
             session.execute(f"ALTER DATABASE {into} ALLOW_CONNECTIONS false")
-            ours = [item.connection.info.backend_pid for item in (session, other)]
+            ours = [item.pid for item in (session, other)]
             _clear(session, place, ours, end_sessions=asked.end_sessions)
             restored.require_same(other, place, state)
         begun = _begun(session, place, identity, kept)
@@ -320,7 +320,7 @@ _OID = "SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
 def _renamed(
     session: Session, place: restored.Place, kept: str, *, end_sessions: bool
 ) -> str | None:
-    ours = [session.connection.info.backend_pid]
+    ours = [session.pid]
     for attempt in range(1, RENAME_TRIES + 1):
         others = _others(session, place, ours)
         if others and not end_sessions:

@@ -28,7 +28,7 @@ _ALIKE = "SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE lower(n.ns
 def require_direct(session: sessions.Session) -> None:
     """Refuse a pooler, behind which no lock holds, and a server that is too old: TargetUnusable."""
     facts = session.facts
-    if facts is not None and facts.pooler:
+    if facts is not None and facts.pooler and not session.own():
         raise TargetUnusable(
             "target.pooler",
             "a connection pooler stands between us and the server: locks and session settings "

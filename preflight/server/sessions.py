@@ -51,7 +51,9 @@ _COLLIDED = {"tuple concurrently updated", "tuple concurrently deleted"}
 _INTERNAL, _CATALOG_UPDATES = "XX000", {"simple_heap_update", "simple_heap_delete"}
 UNIQUE = "23505"
 
-FACTS = """pg_catalog.pg_backend_pid() AS fact_pid,
+MARK = "pg_preflight.session"  # a word among the options of a connection: see `Session.own`
+FACTS = f"""pg_catalog.pg_backend_pid() AS fact_pid,
+ pg_catalog.current_setting('{MARK}', true) AS fact_mark,
  pg_catalog.pg_is_in_recovery() AS fact_standby,
  pg_catalog.current_setting('default_transaction_read_only') AS fact_read_only,
  pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS fact_version,
@@ -73,6 +75,9 @@ _DURABLE = (
     "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) "
     "WHERE pg_catalog.current_setting('synchronous_commit') = 'off'"
 )
+# RESET: of what was said when the process began, and not set by who passed it on
+_MARKED = f"""RESET {MARK}; SELECT pg_catalog.pg_backend_pid() AS pid,
+ pg_catalog.current_setting('{MARK}', true) AS mark"""
 # how soon the server notices that we are gone: a vanished node holds no lock for longer, neither
 # idle (keepalives) nor with an answer on its way into nothing (tcp_user_timeout)
 _GONE = {
@@ -169,6 +174,8 @@ class Session:
         self._password: dict[str, str] = {}  # that libpq found for this connection
         self._refused: set[str] = set()
         self._resets: dict[tuple[object, ...], str] = {}  # said three times a file
+        self.mark = ""  # see `own`
+        self._pid: int | None = None
         self.locked = False  # the run's lock was taken by this very connection
         self.given: str | None = None  # what `_GIVEN` said when nobody had run a file yet
         self.stale = False  # a new connection would be given something else by now
@@ -204,7 +211,8 @@ class Session:
         }
         target = KEEPALIVE | target
         if self._options:
-            target |= _options(target, self._ours() | _GONE)
+            mark = {MARK: self.mark} if self.mark else {}
+            target |= _options(target, self._ours() | _GONE | mark)
         try:
             self._begin(dial.connect(target, self.deadline - time.monotonic()))
         except Refused as refused:
@@ -221,7 +229,7 @@ class Session:
         # a passfile's line may be for this database alone; it is read anew when we connect again
         self._password = dial.password(connection.pgconn)
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
-        self.given = None
+        self.given = self._pid = None
 
     def close(self) -> None:
         """End the session; the lock goes with it."""
@@ -243,6 +251,7 @@ class Session:
         old one held is let go before it is left: a lock is to be taken again.
         """
         new = Session(self.config, self.address() | self.secrets())
+        new.mark = self.mark
         new.deadline = self.deadline = max(self.deadline, time.monotonic() + BESIDE_S)
         try:
             new._attempt()
@@ -452,15 +461,46 @@ class Session:
 
     def keep_facts(self, row: Mapping[str, Any]) -> Facts:
         """Keep and return the facts that came with a query's row."""
+        self._pid = row["fact_pid"]
+        marked = self.mark and row["fact_mark"] == self.mark
         self.facts = Facts(
             version=row["fact_version"],
             database=row["fact_database"],
             user=row["fact_user"],
             standby=row["fact_standby"],
             read_only=row["fact_read_only"] == "on",
-            pooler=row["fact_pid"] != self.connection.pgconn.backend_pid,
+            pooler=not marked and self._pid != self.connection.pgconn.backend_pid,
         )
         return self.facts
+
+    def own(self) -> bool:
+        """Tell whether the server's process is this session's alone, and connect anew to know.
+
+        A proxy may give out keys of its own (Neon's does), as a pooler does. So the process is
+        asked for a word that only he can have who began it for this very connection; another
+        session's is to be another process, with that one's word. Call before any work.
+        """
+        self.mark = os.urandom(8).hex()
+        self.reopen()
+        if self.look().pooler:
+            return False
+        other = Session(self.config, self.address() | self.secrets())
+        other.mark = os.urandom(8).hex()
+        other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
+        with _opened(other):
+            found = [each.ask(_MARKED)[0] for each in (self, other, self)]
+        pids = [each["pid"] for each in found]
+        marks = [each["mark"] for each in found]
+        return (
+            marks == [self.mark, other.mark, self.mark]
+            and pids[0] == pids[2] == self._pid
+            and pids[0] != pids[1]
+        )
+
+    @property
+    def pid(self) -> int:
+        """The number of the server's process, which a proxy may not have told."""
+        return self._pid or self.connection.info.backend_pid
 
     def prepare(self) -> None:
         """Set what only newer servers know; call before work, not before a look.
@@ -472,6 +512,8 @@ class Session:
         facts = self.facts or self.look()
         self.execute("; ".join(self._needed()))
         self._ask_for(self._good(facts.major))
+        if self.mark and self._pid is None:
+            (self._pid,) = self.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (None,)
         self._prepared = self._at_work = True
 
     def _needed(self) -> list[str]:
@@ -618,6 +660,7 @@ def beside(
     where = {"dbname": database} if database else {}
     target = with_settings(session.address() | session.secrets() | where, settings or {})
     other = Session(config or session.config, target)
+    other.mark = session.mark
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts
@@ -804,7 +847,7 @@ def _guarded(session: Session, answer: PQGen[list[PGresult]]) -> PQGen[list[PGre
     from preflight.server import standby  # noqa: PLC0415 -- what a start with nothing to do spares
 
     def call() -> standby.Vigil:
-        target, pid = session.address() | session.secrets(), session.connection.info.backend_pid
+        target, pid = session.address() | session.secrets(), session.pid
         return standby.Vigil(target, pid, f"{application_name()[:55]} watch")
 
     return standby.guarded(answer, call)

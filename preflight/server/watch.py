@@ -58,7 +58,7 @@ class Watch:
         target: Mapping[str, str],
     ) -> None:
         self.target = target
-        self.pid = session.connection.info.backend_pid
+        self.pid = session.pid
         self.log_sql = session.config.log_sql == "on"
         self.migration = migration
         self.over = threading.Event()
@@ -418,7 +418,7 @@ class _Lookout:
 
     def target_of(self, session: sessions.Session) -> Mapping[str, str]:
         """Return where the session's server is; it was asked once a connection."""
-        pid = session.connection.info.backend_pid
+        pid = session.pid
         if self._target[0] != pid:
             self._target = (pid, session.address() | session.secrets())
         return self._target[1]

@@ -10,6 +10,7 @@ import copy
 import ctypes
 import fcntl
 import itertools
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ import psycopg
 
 from tests import servers
 
+MARK = re.compile(rb"(?<=pg_preflight\.session=)\w{16}")  # see `Session.own`
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 
 
@@ -51,6 +53,10 @@ class Fault:
         del message
         return None
 
+    def opens(self, message: bytes) -> bytes:
+        """Return the startup message that the server gets."""
+        return message
+
     def joined(self, client: socket.socket, upstream: socket.socket) -> None:
         """See the sockets to both sides, before the server hears who calls."""
 
@@ -65,12 +71,43 @@ class Fault:
         return message
 
 
-class Pooler(Fault):
-    """Tells another process id than the server's, as every pooler does."""
+class OwnKeys(Fault):
+    """Tells a process id of its own, and leads each client to a process of his, as Neon's does."""
 
     def to_client(self, kind: bytes, message: bytes) -> bytes:
         """Change BackendKeyData."""
         return message[:5] + struct.pack("!i", 424242) + message[9:] if kind == b"K" else message
+
+
+class Pooler(OwnKeys):
+    """Tells one, too, and refuses options that it does not track, as PgBouncer does since 1.20."""
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Answer as it does to one that no server would refuse."""
+        said = b"unsupported startup parameter in options: pg_preflight.session"
+        return refusal(b"08P01", said) if b"pg_preflight.session" in message else None
+
+
+class DeafPooler(OwnKeys):
+    """Ignores them where it is told to: the server's process began without."""
+
+    def opens(self, message: bytes) -> bytes:
+        """Say another word than the program's."""
+        return MARK.sub(b"0" * 16, message)
+
+
+class BlendingPooler(OwnKeys):
+    """Gives each client a process that began for the first one, options and all."""
+
+    def __init__(self) -> None:
+        """Have seen nobody."""
+        self.first = b""
+
+    def opens(self, message: bytes) -> bytes:
+        """Say the first client's word."""
+        found = MARK.search(message)
+        self.first = self.first or (found.group() if found else b"")
+        return MARK.sub(self.first, message)
 
 
 class OldPooler(Pooler):
@@ -235,7 +272,7 @@ class Proxy:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             fault = self._fault.connected()
             fault.joined(client, upstream)
-            upstream.sendall(startup)
+            upstream.sendall(self._fault.opens(startup))
             pump = threading.Thread(
                 target=_pump, args=(client, upstream, fault.to_server), daemon=True
             )

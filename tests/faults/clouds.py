@@ -30,6 +30,7 @@ class Cloud:
     inside: str = ""  # what it has in the database
     grants: str = ""  # what the user must be given before a backup can be whole
     asks_for: str = ""  # what the refusal names until then
+    own_keys: bool = False  # its proxy gives out keys of its own
 
 
 CLOUDS = {
@@ -67,6 +68,7 @@ CLOUDS = {
         user="CREATE ROLE {user} LOGIN CREATEDB CREATEROLE BYPASSRLS IN ROLE neon_superuser",
         inside="CREATE SCHEMA neon; CREATE FUNCTION neon.pg_cluster_size() RETURNS bigint"
         " LANGUAGE sql AS 'SELECT 1::bigint'; ALTER SCHEMA neon OWNER TO cloud_admin",
+        own_keys=True,
     ),
     "heroku": Cloud(
         roles="CREATE ROLE heroku_admin SUPERUSER",

@@ -1,10 +1,11 @@
 """Managed services: a healthy database under each is backed up, proven and migrated."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
-from tests import servers
+from tests import faults, servers
 from tests.conftest import DEFAULT_MAJOR, Run, WriteMigrations
 from tests.faults import clouds
 
@@ -25,9 +26,20 @@ def provider() -> Iterator[servers.Server]:
     server.remove()
 
 
+@pytest.fixture
+def opened() -> Iterator[contextlib.ExitStack]:
+    """Close what a test opens."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.parametrize("name", clouds.CLOUDS)
 def test_database_of_a_managed_service_is_backed_up_proven_and_migrated(
-    run: Run, provider: servers.Server, migrations: WriteMigrations, name: str
+    run: Run,
+    provider: servers.Server,
+    migrations: WriteMigrations,
+    opened: contextlib.ExitStack,
+    name: str,
 ) -> None:
     """As far as the role can; what it lacks is said, and what must be granted is named."""
     cloud = clouds.CLOUDS[name]
@@ -40,6 +52,8 @@ def test_database_of_a_managed_service_is_backed_up_proven_and_migrated(
         "PREFLIGHT_REHEARSE": "auto",
         "PREFLIGHT_REHEARSE_ON": "server",
     }
+    if cloud.own_keys:
+        env |= opened.enter_context(faults.through(provider, faults.OwnKeys())).env()
     if cloud.grants:
         refused = run(env=env)
         error = refused.finished["error"]

@@ -261,11 +261,12 @@ class _LosesCommit(faults.LostCommit):
 
 
 @pytest.mark.fault("A025", "A026")
+@pytest.mark.parametrize("pooler", [faults.Pooler, faults.DeafPooler, faults.BlendingPooler])
 def test_pooler_is_refused_at_once_for_work(
-    run: Run, server: servers.Server, database: servers.Database
+    run: Run, server: servers.Server, database: servers.Database, pooler: type[faults.OwnKeys]
 ) -> None:
     """Locks and settings do not hold behind a pooler; with nothing to do it does not matter."""
-    with faults.through(server, faults.Pooler()) as proxy:
+    with faults.through(server, pooler()) as proxy:
         refused = run(env=proxy.env())
         untouched = database.query("SELECT to_regclass('preflight.migrations')")
         run(env=QUICKLY)
@@ -276,6 +277,16 @@ def test_pooler_is_refused_at_once_for_work(
     assert "server.waiting" not in refused.names
     assert [None] == untouched
     assert 0 == accepted.code, str(accepted)
+
+
+def test_proxy_with_keys_of_its_own_is_no_pooler(run: Run, server: servers.Server) -> None:
+    """Neon's gives each client a process of the server: the word that began it is known there."""
+    with faults.through(server, faults.OwnKeys()) as proxy:
+        applied = run(env={**proxy.env(), "PREFLIGHT_FIRST_CONTACT": "pending"})
+        swapped = run("restore", "latest", "--swap", env=proxy.env())
+
+    assert (0, ["001_one"]) == (applied.code, applied.finished["applied"]), str(applied)
+    assert 0 == swapped.code, str(swapped)
 
 
 @pytest.mark.fault("A028")

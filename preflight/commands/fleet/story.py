@@ -192,7 +192,7 @@ def _for_all(config: Config) -> Config:
 
 def alone(session: Session) -> bool:
     """Be the only fleet with work in this database; tell whether another one was waited for."""
-    if session.look().pooler:
+    if session.look().pooler and not session.own():
         structlog.get_logger().warning(
             "config.warned",
             warning="a connection pooler stands before the first target, and no lock holds there: "

@@ -116,7 +116,7 @@ def _held(
     other = stack.enter_context(sessions.beside(session))
     stack.enter_context(sessions.transaction(other))
     tools.lock(other, tables)
-    return other.connection.info.backend_pid
+    return other.pid
 
 
 def _refused(session: Session, error: Exception) -> RehearsalFailed:

@@ -220,7 +220,7 @@ class OnCopy:
         self.copy = copy
         self.tables = meter.tables(copy)
         self._held: dict[int, _Held] = {}
-        self._ours = [copy.connection.info.backend_pid]
+        self._ours = [copy.pid]
         rows = copy.execute(_ON_COPY.format(whose=_THERE), [self._ours]).fetchall()
         self._others = [*self._ours, *{pid for pid, _, _ in rows}]  # a clone may have agents
         self.begin()
