@@ -131,6 +131,8 @@ class Libpq:
 
         self.begin = _AddressOf(found("PQconnectStartParams"))
         self.verbosity = _Function(found("PQsetErrorVerbosity"))
+        self.noticed = _Function(found("PQsetNoticeReceiver"))
+        self.no_matter = _Address(found("PQresultStatus"))
         self.poll = _Function(found("PQconnectPoll"))
         self.socket = _Function(found("PQsocket"))
         self.status = _Function(found("PQstatus"))
@@ -220,6 +222,9 @@ class Call:
         if self.connection.value is None or library.status(self.connection) == BAD:
             return False
         library.verbosity(self.connection, VERBOSE)
+        # what the server says at the login (of a collation's version, say) is no line for stderr,
+        # where libpq writes it: it is told to a function that does nothing with nothing
+        library.noticed(self.connection, library.no_matter, None)
         while turn in (READING, WRITING):
             if turn == READING and not self.warm:
                 library.warm_up()

@@ -205,6 +205,19 @@ def test_server_that_is_slow_but_answers_is_not_left_to_the_full_path(
         assert done()
 
 
+def test_warning_at_the_login_is_no_line_of_ours(
+    applied: None, environment: dict[str, str], database: servers.Database
+) -> None:
+    """Of a database whose collation's version moved; libpq would write it to stderr by itself."""
+    assert applied is None
+    database.query("UPDATE pg_database SET datcollversion = '1' WHERE datname = current_database()")
+    full, quick = said(FULL, environment), said(QUICK, environment)
+
+    assert full == quick
+    assert "" == quick[2]
+    assert "psycopg" not in loaded(environment)
+
+
 def test_nothing_more_is_loaded(applied: None, environment: dict[str, str]) -> None:
     """An import here is paid by every pod that starts; what may be loaded is listed."""
     assert applied is None
