@@ -76,6 +76,16 @@ QUIET = {
     "pgaudit.log": "none",
     "pg_stat_statements.track": "none",
 }
+# libraries that only look on, and settings of what is logged and counted, by their names: their
+# category is told in the server's language. deadlock_timeout is when somebody looks for one
+_LOOKS_ON = (
+    "auto_explain", "pg_qualstats", "pg_stat_kcache", "pg_stat_monitor", "pg_stat_statements",
+    "pg_store_plans", "pg_wait_sampling", "pgaudit",
+)  # fmt: skip
+_LOOKING_ON = re.compile(
+    rf"(log|track|debug_print|debug_pretty)_\w+|(compute_query_id|deadlock_timeout"
+    rf"|update_process_title)|({'|'.join(_LOOKS_ON)})\.\w+"
+)
 # what those who fill a database would stumble over: a database gets it when it is filled. All other
 # settings stand before, as with pg_restore -C: checks, defaults and views are read by them
 LATE = {
@@ -218,6 +228,14 @@ class Setting:
     def late(self) -> bool:
         """Whether a database gets it only when it is filled."""
         return self.name in LATE
+
+    @property
+    def looks_on(self) -> bool:
+        """Whether no statement does anything else for it: it is of logs and statistics."""
+        if self.name.endswith("_preload_libraries"):
+            found = [inner or bare for inner, bare in _WORD.findall(self.setting.partition("=")[2])]
+            return set(found) <= set(_LOOKS_ON)
+        return _LOOKING_ON.fullmatch(self.name) is not None
 
     def command(self, database: str) -> str:
         """Return the ALTER that gives it to a (quoted) database; "": to its role in any."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "preflight_scratch_"
 MARK = "pg-preflight: scratch copy of "
-DISK_FULL, NO_DATABASE, NO_OBJECT = "53100", "3D000", "42704"
+DISK_FULL, NO_DATABASE, NO_OBJECT, DENIED = "53100", "3D000", "42704", "42501"
 # what an error says is not there: has the live server got it?
 _LACKED = {
     NO_DATABASE: (
@@ -272,7 +272,10 @@ def settings_for(
 
 
 def apply_settings(home: Session, settings: Sequence[new_database.Setting], name: str) -> None:
-    """Give the copy settings of the live database; raises Unavailable."""
+    """Give the copy settings of the live database; raises Unavailable.
+
+    It is without what is logged and counted of it where the role may not set that.
+    """
     for each in settings:
         try:
             command = each.command(quoting.name(name))
@@ -282,6 +285,8 @@ def apply_settings(home: Session, settings: Sequence[new_database.Setting], name
             if home.lost:
                 raise
             home.execute("RESET ROLE")
+            if each.looks_on and error.sqlstate == DENIED:
+                continue
             raise Unavailable(
                 f"the copy cannot have the setting {each.name} of the live "
                 f"database: {error.diag.message_primary or error}"

@@ -822,6 +822,20 @@ def test_what_only_the_copy_lacks_is_no_fault_of_the_backup(  # noqa: PLR0913, P
     assert [] == scratches(database.server)
 
 
+def test_copy_does_without_logs_and_statistics_that_its_role_may_not_set(
+    run: Run, database: servers.Database, role: dict[str, str], backup_dir: Path
+) -> None:
+    """A superuser set them for the database; what the files do is the same without."""
+    for each in (
+        "log_lock_waits = on", "track_functions = 'all'", "deadlock_timeout = '2s'",
+        "auto_explain.log_analyze = on", "session_preload_libraries = 'auto_explain'",
+    ):  # fmt: skip
+        database.script(f"LOAD 'auto_explain'; ALTER DATABASE {database.name} SET {each}")
+    result = run(env=role)
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
+
+
 def test_what_no_dump_has_is_told(
     run: Run, database: servers.Database, backup_dir: Path, migrations: WriteMigrations
 ) -> None:
