@@ -354,7 +354,7 @@ def _ending(session: Session, place: restored.Place) -> Iterator[None]:
         return
     over = threading.Event()
     target = session.address() | session.secrets()
-    ours = session.connection.info.backend_pid
+    ours = session.pid
     ends = partial(_end_all, target, live.oid, ours, over)
     thread = threading.Thread(target=ends, daemon=True, name="end sessions")
     thread.start()
