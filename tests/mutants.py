@@ -684,8 +684,8 @@ MUTANTS = [
     Mutant(
         "each app's schema has a lock of its own",
         "server/lock",
-        'f"pg-preflight:{schema}".encode()',
-        'b"pg-preflight"',
+        '_number(f"pg-preflight:{schema}")',
+        '_number("pg-preflight")',
         _tests("lock::test_apps_with_schemas_of_their_own_do_not_wait_for_each_other"),
         TOGETHER,
     ),

@@ -71,10 +71,7 @@ def acquire(session: Session) -> float:
     number = key(session.config.schema)
     last = None
     for waited in stop.looks(*POLL_S):
-        row = session.execute(
-            "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", [number]
-        ).fetchone()
-        if row is not None and row[0]:
+        if _taken(session, number):
             if waited:  # the files of who was waited for may have changed what a session is given
                 session.compare()
             if not session.stale or not session.renew():
@@ -106,10 +103,7 @@ def acquire_of(session: Session, database: str) -> None:
     number = _number(f"pg-preflight database:{database}")
     last = None
     for waited in stop.looks(*POLL_S):
-        row = session.execute(
-            "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", [number]
-        ).fetchone()
-        if row is not None and row[0]:
+        if _taken(session, number):
             return
         if last is None or waited - last >= TELL_EVERY_S:
             last = waited
@@ -123,6 +117,12 @@ def acquire_of(session: Session, database: str) -> None:
                 f"{found_one or 'it let go this moment'}",
                 advice(found_one),
             )
+
+
+def _taken(session: Session, number: int) -> bool:
+    query = "SELECT pg_catalog.pg_try_advisory_lock(%s::int8)"
+    row = session.execute(query, [number]).fetchone()
+    return row is not None and bool(row[0])
 
 
 def require(session: Session) -> None:
