@@ -1427,19 +1427,6 @@ def test_every_server_can_be_wrapped(run: Run, app: Path, database: servers.Data
     assert [2] == database.query("SELECT count(*)::int FROM schema_migrations")
 
 
-@pytest.mark.parametrize(
-    "any_server", [pytest.param(13, marks=pytest.mark.xdist_group("pg13"))], indirect=True
-)
-@pytest.mark.usefixtures("any_server")
-def test_quick_change_of_rows_is_seen_where_no_server_counts_sessions(run: Run, app: Path) -> None:
-    """Before PostgreSQL 14 who leaves between two looks is known by the rows that he wrote."""
-    (app / "versions/002.sql").write_text("UPDATE items SET name = 'x'")
-
-    found = run(*command(app))
-
-    assert 0 == found.code, found
-
-
 def test_lock_timeout_reaches_the_command(run: Run, app: Path) -> None:
     """Through PGOPTIONS, on the copy and in earnest."""
     asks = "print(connection.execute('SHOW lock_timeout').fetchone()[0], flush=True)"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENDED_S = 1.0  # how soon a session is gone that was ended
 STAY_S = 5.0  # for how long sessions that are over may be seen
-COUNTED_S = 1.0  # how soon the server counts a session, or what it wrote
+COUNTED_S = 1.0  # how soon the server counts a session
 # of another role's session a role without rights sees that it is there, and not whence it comes
 _OTHERS = """
 SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port FROM pg_catalog.pg_stat_activity a
@@ -73,11 +73,7 @@ _ORPHANS = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE {whose}"
 _LEFT = "SELECT a.pid FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (%s::int4[])"
 COUNTED_SINCE = 14  # where a database knows how many sessions it had
 _SESSIONS = """
-SELECT s.sessions FROM pg_catalog.pg_stat_database s WHERE s.datname = pg_catalog.current_database()
-"""
-# autovacuum has no part in it: what it writes is in the catalogs
-_ROWS_WRITTEN = """
-SELECT sum(s.n_tup_ins + s.n_tup_upd + s.n_tup_del) FROM pg_catalog.pg_stat_user_tables s
+SELECT {column} FROM pg_catalog.pg_stat_database s WHERE s.datname = pg_catalog.current_database()
 """
 
 
@@ -263,14 +259,15 @@ class OnCopy:
         """Tell whether anybody connected; one who left at once only the server has counted."""
         for waited in stop.looks(0.05, 0.1):
             self.seen = self.seen or self._visits() > self._sessions
-            if self.seen or waited >= COUNTED_S:
+            if self.seen or waited >= COUNTED_S or self._sessions < 0:
                 break
         return self.seen
 
     def _visits(self) -> int:
-        """Return a number that grows with each session, or, before 14, with each row it writes."""
         major = self.copy.facts.major if self.copy.facts else 0
-        query = _SESSIONS if major >= COUNTED_SINCE else _ROWS_WRITTEN
+        if major < COUNTED_SINCE:
+            return -1
+        query = _SESSIONS.format(column="s.sessions")
         self.copy.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")
         return int((self.copy.execute(query).fetchone() or (0,))[0] or 0)
 

@@ -147,7 +147,7 @@ class _Trial:
                 self._require_untouched(live, fence, on_copy=True, ended=ended)
                 raise self._failed(ended, onlooker.cut_off(cut))
             changes = compared.between(before, compared.state(copy), copy.config.schema)
-            on_copy = bool(changes.names) or there.was_there()
+            on_copy = there.was_there() or bool(changes.names)
             self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
             self._require_there(there, changes, ended, fence)
             if ended.code != 0:
@@ -367,7 +367,7 @@ class _Trial:
 
         Who fails before he connects to anything says why himself.
         """
-        if changes.names or there.was_there():
+        if there.was_there() or changes.names:
             return
         if not ended.code or fence.crossed or (fence.sure and ended.closed):
             raise self._elsewhere(how(ended), ended.last)
