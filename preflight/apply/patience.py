@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
-FASTER = 3  # times that others may add the very row of a catalog that a statement adds
+FASTER = 1  # times that others may add the very row of a catalog that a statement adds
 
 
 def patiently(
@@ -110,11 +110,16 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
         )
         anew()
 
+    def over(state: RetryCallState) -> bool:
+        # whose fault a row is that is there already, another try tells: it is had in any case
+        error = state.outcome.exception() if state.outcome else None
+        return time.monotonic() >= deadline and passing(error, seen) != sessions.UNIQUE
+
     deadline = began + seconds
     retrying = Retrying(
         retry=retry_if_exception(lambda error: bool(passing(error, seen) and not beyond())),
         wait=wait_random_exponential(0.1, max=5, min=0.1),
-        stop=lambda _: time.monotonic() >= deadline,
+        stop=over,
         sleep=stop.sleep,
         before_sleep=before,
         reraise=True,
