@@ -46,6 +46,7 @@ from preflight.base.errors import (
     BackupUnverified,
     ConfigInvalid,
     Failure,
+    NotReady,
     TargetUnusable,
 )
 from preflight.server import dial, lock, ready, sessions
@@ -60,8 +61,11 @@ if TYPE_CHECKING:
 
 GONE = "The new database was dropped"
 LATEST = "latest"
-MAINTENANCE = ("postgres", "template1")  # nobody is in their way there
-SHUT = {"42501", "28000", "3D000"}  # no right to connect, no line in pg_hba.conf, no such database
+# where nobody is in the way, and who stays in the other keeps CREATE DATABASE waiting
+MAINTENANCE = ("postgres", "template1")
+LOGIN = "28000"  # no line in pg_hba.conf, or the role itself may not log in
+SHUT = {"42501", "3D000", LOGIN}  # no right to connect, no such database
+PROBE_S = 1.0  # what a database is given to let a role in, before any is waited for
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
 
@@ -76,8 +80,9 @@ def run(config: Config, asked: restored.Asked) -> None:
     there = _sought(backups, name)
     known = find(there, name, backups.place, config.database, config.only)
     live, into = _names(config, asked.into)
-    homes = [name for name in MAINTENANCE if name not in (live, into)] or ["template0"]
-    with _home(config, homes if asked.swap else [*homes, live]) as session:
+    ways = MAINTENANCE if asked.swap else (MAINTENANCE[0], live, *MAINTENANCE[1:])
+    homes = [name for name in ways if name != into and not (asked.swap and name == live)]
+    with _home(config, homes or ["template0"]) as session:
         session.look()
         ready.require_writable(session)
         session.prepare()
@@ -127,21 +132,35 @@ def _home(config: Config, homes: Sequence[str]) -> Iterator[Session]:
     It is none that is renamed. Raises what the first one was refused with, and says what helps.
     """
     target = dial.with_password(config.target)  # the live one's own may have a password
+    probe_s = min(PROBE_S, config.wait_timeout_s)
+    # one after the other, then, where the server was not there or may come to it, the first again
+    tries = [*((home, probe_s) for home in homes), (homes[0], config.wait_timeout_s)]
+    tries += [(home, probe_s) for home in homes[1:]]
     refused: list[AuthFailed | TargetUnusable] = []
     with ExitStack() as stack:
-        for home in homes:
+        for number, (home, seconds) in enumerate(tries):
             # a new database is looked at as a whole
-            other = dataclasses.replace(config, target={**target, "dbname": home}, schemas=())
+            other = dataclasses.replace(
+                config, target={**target, "dbname": home}, schemas=(), wait_timeout_s=seconds
+            )
             try:
                 session = stack.enter_context(sessions.connect(other))
+            except NotReady:
+                if number >= len(homes):
+                    raise
+                continue
             except (AuthFailed, TargetUnusable) as failure:
                 if failure.problem.sqlstate not in SHUT:
                     raise
-                refused.append(failure)
+                refused = [*(refused if number != len(homes) else []), failure]
                 continue
+            session.config = dataclasses.replace(other, wait_timeout_s=config.wait_timeout_s)
+            session.deadline = time.monotonic() + config.wait_timeout_s
             yield session
             return
     first = refused[0]
+    if all(each.problem.sqlstate == LOGIN for each in refused):
+        raise first
     raise first.retold(
         type(first),
         hint=f"A restore goes through another database of the server, and this role gets into none "

@@ -124,7 +124,7 @@ def made(session: Session) -> Iterator[None]:
             "target.no_history",
             f"the history in schema {session.config.schema} cannot be made or read: "
             f"{error.diag.message_primary or error}",
-            "Does this role have the rights, or does an event trigger of the database object? It runs "
-            "as this role, under its search_path.",
+            "Does this role have the rights, or does an event trigger of the database object? It "
+            "runs as this role, under its search_path.",
             sqlstate=error.sqlstate,
         ) from error

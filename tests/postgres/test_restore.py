@@ -608,7 +608,11 @@ def test_role_that_is_kept_out_of_other_databases_may_restore(
             aside = run("restore", "latest", *NOT_OURS, env=env)
         finally:
             session.execute(f"GRANT {others} TO PUBLIC".encode())
+        session.execute(SQL("ALTER ROLE {} NOLOGIN").format(Identifier(role)))
+        nowhere = run("restore", "latest", env=env)
 
+    assert (21, "28000") == (nowhere.code, error_of(nowhere)["sqlstate"]), nowhere
+    assert "pg_hba.conf and the TLS settings" in error_of(nowhere)["hint"]
     assert (21, "42501") == (swapped.code, error_of(swapped)["sqlstate"]), swapped
     assert "GRANT CONNECT ON DATABASE postgres" in error_of(swapped)["hint"]
     assert 0 == aside.code, aside
