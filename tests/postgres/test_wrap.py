@@ -914,6 +914,62 @@ def test_session_that_is_left_and_only_reads_is_ended_and_no_failure(
     )
 
 
+def leaves_a_worker(app: Path, when_asked: str) -> None:
+    """Have the app's migrator leave a worker, once: one that waits to be asked to end.
+
+    One of its sessions has written, another one only holds a table.
+    """
+    body = f"""
+        other, holder = (psycopg.connect(address()) for _ in "xy")
+        holder.execute("LOCK TABLE items IN SHARE UPDATE EXCLUSIVE MODE")
+        if not other.execute("SELECT to_regclass('worker')").fetchone()[0]:
+            other.execute("CREATE TABLE worker (n int)")
+            if os.fork() == 0:
+                {when_asked}
+                os._exit(0)
+        os._exit(0)
+"""
+    text = TOOL.replace("import json,", "import json, signal,")
+    text = text.replace("        run(connection)\n", f"        run(connection){body}")
+    (app / "tool.py").write_text(text)
+
+
+ASKED = "signal.sigwait([signal.SIGTERM])"
+BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
+
+
+def test_worker_that_commits_when_it_is_asked_to_end_is_no_failure(run: Run, app: Path) -> None:
+    """Nothing of it is cut off, on the copy and in earnest; nor a lock of who wrote nothing."""
+    leaves_a_worker(app, f"{BLOCKED}; {ASKED}; other.commit()")
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    assert 2 == len(found.event("wrap.left_behind"))
+    assert found.event("wrap.matched")
+
+
+@pytest.mark.parametrize(
+    "when_asked",
+    [
+        "signal.pause()",
+        # a statement that has not written yet, and is cancelled
+        f"{BLOCKED}; other.commit(); other.pgconn.send_query(b'INSERT INTO items SELECT 9"
+        f" FROM pg_sleep(60)'); other.pgconn.flush(); {ASKED}; other.cancel(); other.close()",
+    ],
+)
+def test_worker_that_is_cut_off_and_gone_is_no_success(
+    run: Run, app: Path, when_asked: str
+) -> None:
+    """Its server's process has ended with it: what it was at is lost all the same."""
+    leaves_a_worker(app, when_asked)
+
+    found = run(*command(app), env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert found.code in {30, 31}, found
+    assert "left a session at work" in found.finished["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("env", "way"),
     [

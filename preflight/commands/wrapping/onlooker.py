@@ -42,12 +42,24 @@ _SEES_ALL = """
 SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'),
  EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8
 """
-# of these, who has begun what would be cut off: who only reads loses nothing
+# of these, who has begun what would be cut off, and the number of its transaction: who only reads
+# loses nothing. Without a number (0) one that is idle has not written yet; a statement that is
+# running may write at its end (INSERT … SELECT), or in its next transaction (CONCURRENTLY)
 _WRITES = """
-SELECT a.pid FROM pg_catalog.pg_stat_activity a
+SELECT a.pid, coalesce(a.backend_xid::text::int8,
+ CASE WHEN a.state = 'idle in transaction' THEN 0 ELSE -1 END)
+FROM pg_catalog.pg_stat_activity a
 WHERE {whose} AND coalesce(a.state, '') <> 'idle' AND EXISTS (SELECT FROM pg_catalog.pg_locks l
  WHERE l.pid = a.pid AND (l.locktype = 'transactionid'
   OR l.locktype = 'relation' AND l.mode NOT IN ('AccessShareLock', 'SIReadLock')))
+"""
+# a session's number has no epoch: it is the one next to where the server is
+_COMMITTED = """
+SELECT x.xid FROM pg_catalog.unnest(%s::int8[]) x(xid),
+ (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8) s(xmax)
+WHERE x.xid > 0 AND pg_catalog.pg_xact_status(
+ (s.xmax + ((x.xid - s.xmax + 2147483648) & 4294967295) - 2147483648)::text::pg_catalog.xid8)
+ = 'committed'
 """
 _END = "SELECT pg_catalog.pg_terminate_backend(%s::int4)"
 UNSEEN = "sessions of other roles (GRANT pg_read_all_stats shows them)"
@@ -92,7 +104,7 @@ class OnLive:
         self.ports: set[int] = set()
         self.unsure = False  # whether who is still at work is one of the command's
         self.still: list[int] = []  # who was left when it was last asked who is gone
-        self._lingering = frozenset[int]()
+        self._lingering = dict[int, int]()
         self._began: float  # by the server's clock
         sees_all, self._began = session.execute(_SEES_ALL).fetchone() or (False, 0.0)
         self.blind = not sees_all
@@ -118,16 +130,15 @@ class OnLive:
 
     def cut_off(self, ended: Ended) -> list[int]:
         """Return which sessions a command that has ended well left at work; they are ended."""
-        found = _cut_off(self._writing, self._lingering, ended)
+        found = _cut_off(self.session, self._writing, self._lingering, ended)
         if found or ended.left:
             self.end()
         return found
 
-    def _writing(self) -> frozenset[int]:
+    def _writing(self) -> dict[int, int]:
         if not self.pids:
-            return frozenset()
-        rows = self.session.execute(_WRITES.format(whose=_ITS), self._its()).fetchall()
-        return frozenset(pid for (pid,) in rows)
+            return {}
+        return dict(self.session.execute(_WRITES.format(whose=_ITS), self._its()).fetchall())
 
     def _its(self) -> list[list[int]]:
         return [list(self.pids), list(self.ports)]
@@ -189,16 +200,31 @@ class _Held:
 
 
 def _cut_off(
-    writing: Callable[[], frozenset[int]], lingering: frozenset[int], ended: Ended
+    session: Session,
+    writing: Callable[[], dict[int, int]],
+    lingering: Mapping[int, int],
+    ended: Ended,
 ) -> list[int]:
-    """Return who was at work when what a command left behind was ended, or is at work yet."""
-    known = lingering if ended.left else frozenset()
-    at_work, most_s = writing(), 0.0 if known or ended.code is None else STAY_S
+    """Return who was at work when what a command left behind was ended, or is at work yet.
+
+    Not who has committed what it was at when it was asked to end.
+    """
+    known = _lost(session, lingering) if ended.left else set[int]()
+    at_work, most_s = set(writing()), 0.0 if known or ended.code is None else STAY_S
     for waited in stop.looks(0.02, 0.05):
         if not at_work or waited >= most_s:
             break
-        at_work &= writing()
+        at_work &= writing().keys()
     return sorted(at_work | known)
+
+
+def _lost(session: Session, writers: Mapping[int, int]) -> set[int]:
+    """Return who has something to lose and is not known to have committed it."""
+    if not writers:
+        return set()
+    rows = session.execute(_COMMITTED, [list(writers.values())]).fetchall()
+    kept = {0, *(xid for (xid,) in rows)}
+    return {pid for pid, xid in writers.items() if xid not in kept}
 
 
 def cut_off(pids: Sequence[int]) -> str:
@@ -225,7 +251,7 @@ class OnCopy:
         """Begin to look whether anybody comes."""
         self.seen = False
         self._sessions = self._visits()
-        self._lingering = frozenset[int]()
+        self._lingering = dict[int, int]()
 
     def look(self, child: Child) -> None:
         """See who is there, and what is locked."""
@@ -247,13 +273,12 @@ class OnCopy:
 
     def cut_off(self, ended: Ended) -> list[int]:
         """Return which sessions a command that has ended left at work; they are ended."""
-        found = _cut_off(self._writing, self._lingering, ended)
+        found = _cut_off(self.copy, self._writing, self._lingering, ended)
         _end(self.copy, found)
         return found
 
-    def _writing(self) -> frozenset[int]:
-        rows = self.copy.execute(_WRITES.format(whose=_THERE), [self._others]).fetchall()
-        return frozenset(pid for (pid,) in rows)
+    def _writing(self) -> dict[int, int]:
+        return dict(self.copy.execute(_WRITES.format(whose=_THERE), [self._others]).fetchall())
 
     def was_there(self) -> bool:
         """Tell whether anybody connected; one who left at once only the server has counted."""
