@@ -935,6 +935,10 @@ def leaves_a_worker(app: Path, when_asked: str) -> None:
 
 
 ASKED = "signal.sigwait([signal.SIGTERM])"
+INSERTS_LATER = (
+    "other.commit(); other.pgconn.send_query(b'INSERT INTO items SELECT 9 FROM pg_sleep(60)');"
+    " other.pgconn.flush()"
+)
 BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])"
 
 
@@ -953,9 +957,7 @@ def test_worker_that_commits_when_it_is_asked_to_end_is_no_failure(run: Run, app
     "when_asked",
     [
         "signal.pause()",
-        # a statement that has not written yet, and is cancelled
-        f"{BLOCKED}; other.commit(); other.pgconn.send_query(b'INSERT INTO items SELECT 9"
-        f" FROM pg_sleep(60)'); other.pgconn.flush(); {ASKED}; other.cancel(); other.close()",
+        f"{BLOCKED}; {INSERTS_LATER}; {ASKED}; other.cancel(); other.close()",
     ],
 )
 def test_worker_that_is_cut_off_and_gone_is_no_success(

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import child, key, rehearsed, said, shared, tree, wall
+from preflight.commands.wrapping import child, key, onlooker, rehearsed, said, shared, tree, wall
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
@@ -733,3 +733,14 @@ def test_word_is_found_whole_in_arguments_and_files(tmp_path: Path) -> None:
     ]
 
     assert ["reader", "writer", "old", "sh"] == found
+
+
+def test_look_that_is_answered_too_late_does_not_count() -> None:
+    """Who was asked to end meanwhile is gone: what was seen before that holds."""
+    asked = iter([True, False])
+
+    found = onlooker._lingering(  # noqa: SLF001 -- asked in between
+        dict, child.Child(0, lambda: next(asked)), {7: 754}
+    )
+
+    assert {7: 754} == found

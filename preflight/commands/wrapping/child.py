@@ -52,11 +52,12 @@ class Ended:
 class Child:
     """COMMAND while it lives: all of its processes are below `pid`.
 
-    `lingers`: it has ended, and what it left behind may end by itself yet.
+    `lingers` tells whether it has ended, and what it left behind may end by itself yet: nobody has
+    asked it to.
     """
 
     pid: int
-    lingers: bool = False
+    lingers: Callable[[], bool]
 
 
 def own(environment: Mapping[str, str]) -> dict[str, str]:
@@ -173,7 +174,12 @@ class _Running:
 
     def child(self) -> Child:
         """Return it as who looks on sees it."""
-        return Child(self.keeper.pid, self.clearing and not self.asked)
+        return Child(self.keeper.pid, self._lingers)
+
+    def _lingers(self) -> bool:
+        if self.clearing:
+            self.hear(0)  # the keeper says that it asks before it does
+        return self.clearing and not self.asked and not self.over()
 
     def over(self) -> bool:
         """Tell whether the keeper has said how it ended."""

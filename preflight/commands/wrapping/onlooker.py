@@ -113,8 +113,7 @@ class OnLive:
     def look(self, child: Child) -> None:
         """See which sessions belong to the command's own processes; raises Stays."""
         self._find(child)
-        if child.lingers:
-            self._lingering = self._writing()
+        self._lingering = _lingering(self._writing, child, self._lingering)
 
     def _find(self, child: Child) -> None:
         rows = [row for row in self.session.execute(_OTHERS).fetchall() if row[2] is not None]
@@ -218,6 +217,17 @@ def _cut_off(
     return sorted(at_work | known)
 
 
+def _lingering(
+    writing: Callable[[], dict[int, int]], child: Child, before: dict[int, int]
+) -> dict[int, int]:
+    """Return who writes while what a command left behind has not been asked to end, else `before`.
+
+    A look that is answered after that sees who has been cut off no more.
+    """
+    found = writing() if child.lingers() else before
+    return found if child.lingers() else before
+
+
 def _lost(session: Session, writers: Mapping[int, int]) -> set[int]:
     """Return who has something to lose and is not known to have committed it."""
     if not writers:
@@ -256,8 +266,7 @@ class OnCopy:
     def look(self, child: Child) -> None:
         """See who is there, and what is locked."""
         rows = self.copy.execute(_ON_COPY.format(whose=_THERE), [self._ours]).fetchall()
-        if child.lingers:
-            self._lingering = self._writing()
+        self._lingering = _lingering(self._writing, child, self._lingering)
         self.seen = self.seen or bool(rows)
         now, strongest = time.monotonic(), dict[int, int]()
         for _, oid, mode in rows:
