@@ -244,7 +244,10 @@ def test_command_that_goes_on_as_another_user_reads_its_secret_on_the_copy(
 def test_options_of_a_service_hold_on_the_copy(
     run: Run, app: Path, database: servers.Database, environment: dict[str, str]
 ) -> None:
-    """The search_path of a service file leads the command into the same schema on both."""
+    """The search_path of a service file leads the command into the same schema on both.
+
+    An argument that names the service leads elsewhere, one that only looks so is the tool's.
+    """
     database.script("CREATE SCHEMA app")
     del environment["DATABASE_URL"]
     services = app / "services"
@@ -256,10 +259,13 @@ def test_options_of_a_service_hold_on_the_copy(
 
     found = run(
         *command(app),
+        "service=live",
+        "service=web",
         env={"PGSERVICE": "live", "PGSERVICEFILE": str(services)},
     )
 
     assert 0 == found.code, found
+    assert [["argument 3"]] == [each["not_led"] for each in found.event("wrap.redirected")]
     assert [] == found.event("wrap.differs")
     assert ["app", "public"] == database.query(
         "SELECT relnamespace::regnamespace::text FROM pg_class"

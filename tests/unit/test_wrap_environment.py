@@ -1081,6 +1081,9 @@ def test_lone_database_is_led_where_a_variable_names_the_server(
         (["tool", "--db=app"], COPIED, ("argument 2",)),
         (["tool", "-d", "app"], BESIDE, ("argument 3",)),
         (["psql", "service=app"], BESIDE, ("argument 2",)),
+        (["psql", "user=me service='other'"], BESIDE, ("argument 2",)),
+        (["sh", "-c", "./deploy", "service=web"], AWAY, ()),
+        (["deploy", "service=app: up"], AWAY, ()),
         (["psql", "postgresql:///?service=app"], AWAY, ("argument 2",)),
         (["tool", "--url=postgres://me:x@db/audit?service=app"], BESIDE, ()),
         (["tool", "--database", "app"], AWAY, ()),
@@ -1093,7 +1096,9 @@ def test_argument_that_cannot_be_led_is_told(
     arguments: list[str], copy: environment.Copy, wanted: tuple[str, ...]
 ) -> None:
     """Nobody reads a shell's script for us: what seems to name the live database there is said."""
-    assert wanted == led({}, copy, arguments=arguments).left
+    services = environment.services("# [web]\n[app]\nhost=db\n [other]\n")
+
+    assert wanted == led({}, copy, arguments=arguments, services=services).left
 
 
 def test_variable_that_cannot_be_led_is_told() -> None:

@@ -131,11 +131,12 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     arguments: Sequence[str] = (),
     also: Collection[str] = (),
     files: Mapping[str, str] | None = None,
+    services: Collection[str] = (),
 ) -> Led:
     """Return the environment led to the copy.
 
     `also` are variables that name the live database whatever they look like; `files` holds what is
-    in the files that variables called NAME_FILE name.
+    in the files that variables called NAME_FILE name; `services` are those that libpq knows.
     """
     way = _Way(live, copy)
     found: dict[str, str] = {}
@@ -188,7 +189,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
     if copy.database != live.database:
         seems = sorted({*seems, *options.vague(told, live.database)})
-    left = _by_service({name: found.get(name, text) for name, text in ours.items()}, told)
+    left = _by_service({n: found.get(n, text) for n, text in ours.items()}, told, services)
     left += [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
     left += [f"{name}{FILE}" if name in in_files else name for name in still]
     return Led(
@@ -514,7 +515,7 @@ class _Way:
 
 
 # libpq's own, which alone has services
-_BY_SERVICE = re.compile(r"(?:postgres(?:ql)?:///?\?(?:\S*&)?|\A)service=[^\s&]")
+_BY_SERVICE = re.compile(r"postgres(?:ql)?:///?\?(?:\S*&)?service=[^\s&]")
 _LOOSE = re.compile(r"([\w.-]+:\d+)(?:/\S*)?")  # an address with its port, and no scheme
 _LINE = re.compile(  # of YAML, of a file of settings
     r"""(?im)^[\t "'-]*(?:\w+[_.-])?(?:db|pg)?host(?:name|addr)?["']?[\t ]*[:=][\t ]*"""
@@ -635,11 +636,24 @@ def _hosts_left(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _
     return list(dict.fromkeys(left))
 
 
-def _by_service(environ: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
-    """Name what leads by a service, of which nobody says whither: psql service=app."""
-    found = [name for name, text in environ.items() if "://" in text and _BY_SERVICE.search(text)]
-    said = enumerate(arguments, 1)
-    return found + [f"argument {number}" for number, text in said if _BY_SERVICE.search(text)]
+def _by_service(
+    environ: Mapping[str, str], arguments: Sequence[str], services: Collection[str]
+) -> list[str]:
+    """Name what leads by a service, of which nobody says whither: psql service=app.
+
+    An argument of that form may be anybody's: it is one where libpq knows that service.
+    """
+    found = [name for name, text in environ.items() if _BY_SERVICE.search(text)]
+    for number, text in enumerate(arguments, 1):
+        said = {name: _unquoted(value) for name, value in _all(_PAIR, text)}
+        if _BY_SERVICE.search(text) or said.get("service") in services:
+            found.append(f"argument {number}")
+    return found
+
+
+def services(text: str) -> frozenset[str]:
+    """Return the names of the services in a service file of libpq's."""
+    return frozenset(re.findall(r"(?m)^[\t ]*\[([^\]\n]+)\]", text))
 
 
 def _says_server(said: Any, way: _Way) -> bool:  # noqa: ANN401 -- JSON

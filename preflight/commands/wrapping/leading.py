@@ -36,6 +36,8 @@ LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
 WHERE r.rolname = ANY (%s::text[])
  AND (s.setdatabase = 0 OR d.datname = pg_catalog.current_database())
 """
+# where a libpq of Debian's, of PGDG's for Red Hat and of Alpine looks for services
+_OF_SYSTEMS = ["/etc/postgresql-common", "/etc/sysconfig/pgsql", "/etc/postgresql"]
 _DIRECTORY = "pg-preflight-wrap-"
 
 
@@ -117,7 +119,19 @@ def _led(wrapped: Wrapped, live: environment.Live, copy: environment.Copy) -> en
         arguments=wrapped.asked.command,
         also=wrapped.asked.url_variable,
         files=wrapped.files,
+        services=_services(wrapped.environ),
     )
+
+
+def _services(environ: Mapping[str, str]) -> set[str]:
+    """Return the services that a command's libpq finds; none where there is no file of them."""
+    own = environ.get("PGSERVICEFILE") or f"{environ.get('HOME', '')}/.pg_service.conf"
+    folders = [environ["PGSYSCONFDIR"]] if environ.get("PGSYSCONFDIR") else _OF_SYSTEMS
+    found = set[str]()
+    for path in (own, *(f"{folder}/pg_service.conf" for folder in folders)):
+        with suppress(OSError, UnicodeDecodeError):
+            found |= environment.services(Path(path).read_text(encoding="utf-8"))
+    return found
 
 
 def live_of(session: Session, wrapped: Wrapped) -> environment.Live:
