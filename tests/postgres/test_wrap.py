@@ -241,6 +241,55 @@ def test_command_that_goes_on_as_another_user_reads_its_secret_on_the_copy(
     assert bool(code) == ("Permission denied" in found.stdout)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.parametrize(
+    ("address", "own", "lines"),
+    [
+        ("", ":{tool}", "{database}"),  # the tool's role has its password, the gate's is alone
+        ('"$DATABASE_URL"', "", "{database}"),  # the copy's has the password in it
+        ('"$APP_URL"', "", "*"),  # its passfile is good for the copy as it is
+    ],
+)
+def test_command_that_goes_on_as_another_user_has_its_passfile_on_the_copy(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    app: Path,
+    database: servers.Database,
+    environment: dict[str, str],
+    two_roles: dict[str, str],
+    address: str,
+    own: str,
+    lines: str,
+) -> None:
+    """That of its own home, as it reads on the live database: ours it cannot read."""
+    gate, tool = two_roles["gate"], two_roles["tool"]
+    given = {"tool": tool, "database": database.name}
+    environment["APP_URL"] = two_roles["url"].replace(f":{tool}@", f"{own.format(**given)}@")
+    environment["DATABASE_URL"] = environment["DATABASE_URL"].replace(f":{gate}@", "@")
+    if not address:
+        del environment["DATABASE_URL"]
+        env = database.env() | {"PGUSER": gate}
+        environment |= {name: env[name] for name in env if name != "PGPASSWORD"}
+    insert = "INSERT INTO items VALUES (3, 'c') ON CONFLICT DO NOTHING"
+    psql = f'{servers.client_bin(18)}/psql {address} -c "{insert}"'
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        for user in (0, 65534):
+            passfile = Path(place) / str(user) / ".pgpass"
+            passfile.parent.mkdir()
+            at = f"*:*:{lines.format(**given)}"
+            passfile.write_text(f"{at}:{gate}:{gate}\n{at}:{tool}:{tool}\n")
+            passfile.chmod(0o600)
+            os.chown(passfile, user, user)
+        environment["HOME"] = f"{place}/0"
+        other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        other += ["env", f"HOME={place}/65534", "sh", "-c", psql]
+
+        found = run("wrap", "--watch", str(app / "versions"), "--", *other)
+
+    assert 0 == found.code, found
+    assert found.event("wrap.matched")
+
+
 def test_options_of_a_service_hold_on_the_copy(
     run: Run, app: Path, database: servers.Database, environment: dict[str, str]
 ) -> None:

@@ -367,6 +367,67 @@ def test_role_beside_a_url_is_kept() -> None:
     assert "postgres://migrator:r%3A4nd@127.0.0.1:6000/app" == found.environment["APP_URL"]
 
 
+PASSWORDS = [
+    ({"APP_URL": "postgres://you:own@db/app"}, (), True),
+    ({"APP_URL": "postgres://db/app?user=you&password=own"}, (), True),
+    ({"APP_URL": "postgres://you@db/app"}, (), False),
+    ({"APP_URL": "postgres://you:@db/app"}, (), False),
+    ({"APP_URL": "postgres://you@db/app", "APP_PASSWORD": "own"}, (), True),
+    ({"APP_URL": "jdbc:postgresql://db/app", "APP_USERNAME": "you", "APP_PASS": "o"}, (), True),
+    ({"APP_URL": "jdbc:postgresql://db/app", "APP_USERNAME": "you"}, (), False),
+    ({"APP_DSN": "host=db dbname=app user=you password=own"}, (), True),
+    ({"APP_DSN": "host=db dbname=app user=you"}, (), False),
+    ({"DB_HOST": "db", "DB_NAME": "app", "DB_USER": "you", "DB_PASSWORD": "own"}, (), True),
+    ({"DB_HOST": "db", "DB_NAME": "app", "DB_USER": "you"}, (), False),
+    ({"CONFIG": '{"host": "db", "database": "app", "user": "you", "password": "own"}'}, (), True),
+    ({"CONFIG": '{"host": "db", "database": "app", "user": "you"}'}, (), False),
+    ({"CONFIG": '{"url": "jdbc:postgresql://db/app", "user": "you", "password": "o"}'}, (), True),
+    ({"PGUSER": "you"}, (), False),
+    ({}, ("psql", "-h", "db", "-U", "you", "app"), False),
+    ({}, ("tool", "--db-host", "db", "--db-user", "you", "--db-password", "own"), True),
+]
+
+
+@pytest.mark.parametrize(("environ", "arguments", "alone"), PASSWORDS)
+def test_gates_password_is_everybodys_where_the_others_have_theirs(
+    environ: dict[str, str], arguments: tuple[str, ...], *, alone: bool
+) -> None:
+    """Beside an address or in it; else it is the gate's alone, in what only the gate uses."""
+    url, pairs = "postgresql://me@db/app?sslmode=require", "host=db dbname=app user=me"
+    environ = {"DATABASE_URL": url, "OUR_DSN": pairs, **environ}
+
+    found = led(environ, BESIDE, arguments=arguments)
+    given = found.environment
+
+    assert alone != found.passfile
+    assert ("p@ss" if alone else None) == given.get("PGPASSWORD")
+    own = ("", "") if alone else (":p%40ss", " password=p@ss")
+    assert (
+        f"postgresql://me{own[0]}@db:5432/scratch?sslmode=require",
+        f"host=db dbname=scratch user=me port=5432{own[1]}",
+    ) == (given["DATABASE_URL"], given["OUR_DSN"])
+
+
+def test_gates_password_stands_in_no_argument() -> None:
+    """Others see the arguments of a process."""
+    you = {"APP_URL": "postgres://you@db/app"}
+
+    found = led(you, BESIDE, arguments=("psql", "postgres://me@db/app"))
+
+    assert ["psql", "postgres://me@db:5432/scratch"] == found.arguments
+
+
+def test_passfile_that_is_good_for_the_copy_stays() -> None:
+    """A line for each database holds there, too; one of the live database's needs another."""
+    every, its = "*:*:*:you:x\n", "db:*:app:you:x\n"
+
+    assert "" == environment.passfile(every, LIVE, BESIDE, gate=False)
+    assert f"{every}*:*:scratch:me:p@ss\n" == environment.passfile(every, LIVE, BESIDE, gate=True)
+    assert f"db:*:scratch:you:x\n{its}*:*:scratch:me:p@ss\n" == environment.passfile(
+        its, LIVE, BESIDE, gate=False
+    )
+
+
 @pytest.mark.parametrize("prefix", ["MYSQL", "APP_MARIADB", "MONGODB", "SQLSERVER"])
 @pytest.mark.parametrize("copy", [AWAY, BESIDE], ids=["away", "beside"])
 def test_other_kinds_of_servers_are_left_alone(prefix: str, copy: environment.Copy) -> None:

@@ -109,8 +109,9 @@ class Led:
     """An environment that leads to the copy, and which variables had to change for it.
 
     `files` are the new contents of the files that variables name; `users` all that were named;
-    `left` what names the live server and could not be led; `passfile`: it needs one for the copy,
-    as the gate's password is not everybody's; `renamed`: somebody has another name there.
+    `left` what names the live server and could not be led; `passfile`: it needs what it has of one
+    for the copy, as the gate's password is not everybody's; `renamed`: somebody has another name
+    there.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -148,9 +149,9 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     inline = options.inline(arguments)
     said |= {name: arguments[at].partition("=")[2] for name, at in inline.items()}
     groups = _groups(said)
-    users = _users_of_urls(groups, said)
+    beside = _users_of_urls(groups, said)
     for name, text in said.items():
-        new = way.value(text, certain=name in sure, user=users.get(name, ""))
+        new = way.value(text, certain=name in sure, who=beside.get(name, _NOBODY))
         if new is not None:
             found[name] = new
     found |= _grouped(groups, said, found, way)
@@ -174,9 +175,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     # whoever has his password from a passfile or a service has no line for the copy there; one that
     # the environment gives goes before both, and a service's before that
     unsaid = not copy.away and live.password and ("PGSERVICE" in gone or "PGPASSWORD" not in ours)
-    alone = way.users <= {live.user}
-    if unsaid and alone:
-        led_to["PGPASSWORD"] = live.password or ""
+    if unsaid:
+        led_to |= way.unsaid({name: led_to[name] for name in found})
     if "PGSERVICE" in gone and live.options:
         led_to["PGOPTIONS"] = live.options
     if copy.plain:
@@ -199,13 +199,17 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         contents,
         frozenset(way.users),
         tuple(left),
-        passfile=bool(unsaid and not alone),
+        passfile=bool(unsaid and not way.alone()),
         renamed=way.renames(),
     )
 
 
-def passfile(text: str, live: Live, copy: Copy) -> str:
-    """Return a passfile that has for the copy what it has for the live database, and the gate's."""
+def passfile(text: str, live: Live, copy: Copy, *, gate: bool) -> str:
+    """Return a passfile that has for the copy what it has for the live database, and the gate's.
+
+    Nothing where it is good for the copy as it is; unless the `gate` itself has its password from
+    elsewhere.
+    """
     found: list[str] = []
     for line in text.splitlines():
         fields = _FIELD.findall(line)
@@ -213,6 +217,8 @@ def passfile(text: str, live: Live, copy: Copy) -> str:
             fields[_DATABASE] = copy.database
             found.append(":".join(fields))
         found.append(line)
+    if not gate and len(found) == len(text.splitlines()):
+        return ""
     ours = (re.sub(r"([\\:])", r"\\\1", each) for each in (live.user, live.password or ""))
     return "\n".join([*found, ":".join(("*", "*", copy.database, *ours)), ""])
 
@@ -254,6 +260,17 @@ def secrets_of_arguments(arguments: Sequence[str]) -> frozenset[str]:
 # values
 
 
+@dataclass(frozen=True, slots=True)
+class _Who:
+    """Who connects where an address does not say it, and whether a password stands beside it."""
+
+    user: str = ""
+    password: bool = False
+
+
+_NOBODY = _Who()
+
+
 class _Way:
     """From the live database to its copy."""
 
@@ -261,18 +278,19 @@ class _Way:
         self.live = live
         self.copy = copy
         self.users: set[str] = set()
+        self.without_password: set[str] = set()  # of them, who has it from somewhere else
 
-    def value(self, text: str, *, certain: bool = False, user: str = "") -> str | None:
+    def value(self, text: str, *, certain: bool = False, who: _Who = _NOBODY) -> str | None:
         """Return a variable's new value; None where it does not name the live database.
 
-        `user` is who connects where a URL does not say it.
+        `who` connects where a URL does not say it.
         """
         bare = text.strip()
         if new := self._jdbc_bare(bare):
             return new
         if whole := _WHOLE_URL.fullmatch(bare):
-            return self._url(whole["scheme"], whole["rest"], certain=certain, other=user)
-        if bare[:1] in ("{", "[") and (new := self._json(bare, certain=certain, user=user)):
+            return self._url(whole["scheme"], whole["rest"], certain=certain, other=who)
+        if bare[:1] in ("{", "[") and (new := self._json(bare, certain=certain, who=who)):
             return new
         if (new := self._pairs(bare, certain=certain)) is not None:
             return new
@@ -306,11 +324,40 @@ class _Way:
         at = {each.strip() for each in ports.split(",") if each.strip()}
         return bool(known & there) and (not at or bool(at & self.live.ports))
 
-    def user(self, name: str) -> str:
-        """Return who somebody is on the copy."""
+    def user(self, name: str, *, password: bool = False) -> str:
+        """Return who somebody is on the copy; `password`: his own stands beside him."""
         if name:
             self.users.add(name)
+        if name and not password:
+            self.without_password.add(name)
         return name if name in self.copy.users or not self.copy.away else self.copy.user
+
+    def alone(self) -> bool:
+        """Tell whether nobody but the gate has his password from somewhere else."""
+        return self.without_password <= {self.live.user}
+
+    def unsaid(self, found: Mapping[str, str]) -> dict[str, str]:
+        """Return which of the variables that were led, or libpq's, give the gate its password.
+
+        Never an argument: others see those of a process.
+        """
+        if self.alone():
+            return {"PGPASSWORD": self.live.password or ""}
+        return {name: self._with_password(text) for name, text in found.items()}
+
+    def _with_password(self, text: str) -> str:
+        """Return a URL or keyword string with the gate's password, where it has none."""
+        ours, password = self.live.user, self.live.password or ""
+        if whole := _WHOLE_URL.fullmatch(text):
+            said, at, place = whole["rest"].partition("@")
+            bare = at and unquote(said) == ours and "password=" not in place
+            return (
+                f"{whole['scheme']}://{said}:{quote(password, safe='')}@{place}" if bare else text
+            )
+        said = {_kind(name): _unquoted(value) for name, value in _all(_PAIR, text)}
+        if said.get("user") != ours or said.get("password"):
+            return text
+        return f"{text} password={_quoted(password, libpq=True)}"
 
     def renames(self) -> bool:
         """Tell whether anybody who was named, or the gate, has another name on the copy."""
@@ -322,7 +369,9 @@ class _Way:
             return None
         return self._url(found[1], f"/{found[2]}{found[3] or ''}", certain=True)
 
-    def _url(self, scheme: str, rest: str, *, certain: bool = False, other: str = "") -> str | None:
+    def _url(
+        self, scheme: str, rest: str, *, certain: bool = False, other: _Who = _NOBODY
+    ) -> str | None:
         where, mark, query = _where(rest)
         said, at, place = where.rpartition("@")
         hosts, slash, path = place.partition("/")
@@ -330,13 +379,14 @@ class _Way:
         more = {_plain_key(name): unquote(value) for name, _, value in options}
         names, ports = _addresses(unquote(hosts))
         names, ports = more.get("host") or names, more.get("port") or ports
-        user = said.partition(":")[0]
-        whose = unquote(user) or more.get("user", "") or other
+        user, _, secret = said.partition(":")
+        whose = unquote(user) or more.get("user", "") or other.user
+        own = bool(secret or more.get("password")) or other.password
         database = unquote(path.rstrip("/")) or more.get("dbname") or more.get("database", "")
         known = bool(_POSTGRES.search(scheme))
         if not (certain or self._named(database, names, ports, known=known)):
             return None
-        whose = self.user(whose)
+        whose = self.user(whose, password=own)
         password = self.copy.password or ""
         credentials = f"{quote(whose, safe='')}:{quote(password, safe='')}"
         if self.copy.away and at:
@@ -404,38 +454,41 @@ class _Way:
                 return None
             if not (at or kinds.get("user") or libpq or prefix):
                 return None
-        whose = self.user(kinds.get("user", ""))
+        whose = self.user(kinds.get("user", ""), password=bool(kinds.get("password")))
         wanted = {"host": self.copy.host, "port": self.copy.port, "database": self.copy.database}
         if self.copy.away:
             wanted |= {"user": whose, "password": self.copy.password or ""}
         names = _LIBPQ_NAMES if libpq or prefix else _ADO_NAMES
         return prefix + self._joined(pairs, wanted, names, libpq=bool(libpq))
 
-    def _json(self, text: str, *, certain: bool, user: str) -> str | None:
+    def _json(self, text: str, *, certain: bool, who: _Who) -> str | None:
         """Return JSON, whose parts or which itself names the database, led to the copy."""
         try:
             said = json.loads(text)
-            new = self._part(said, certain=certain, user=user)
+            new = self._part(said, certain=certain, who=who)
             return None if new == said else json.dumps(new)
         except (ValueError, RecursionError):
             return None
 
-    def _part(self, said: Any, *, certain: bool = False, user: str = "") -> Any:  # noqa: ANN401 -- JSON
+    def _part(self, said: Any, *, certain: bool = False, who: _Who = _NOBODY) -> Any:  # noqa: ANN401 -- JSON
         if isinstance(said, str):
-            new = self.value(said, user=user)
+            new = self.value(said, who=who)
             return said if new is None else new
         if isinstance(said, list):
-            return [self._part(each, certain=certain, user=user) for each in said]
+            return [self._part(each, certain=certain, who=who) for each in said]
         if not isinstance(said, dict):
             return said
         members = _members(said)
-        user = next(iter(members.get("user", ())), user)
-        inner = {name: self._part(each, user=user) for name, each in said.items()}
+        own = "password" in members
+        who = _Who(next(iter(members.get("user", ())), who.user), own or who.password)
+        inner = {name: self._part(each, who=who) for name, each in said.items()}
         url = any(_is_url(each) and each != inner[name] for name, each in said.items())
         if not ("host" in members or url) or not (certain or self._ours(members, url=url)):
             return inner
         beside = {"name"} if "host" not in members else set()  # that of an app with a URL
-        found = {n: self._led(n, each) for n, each in inner.items() if _member(n) not in beside}
+        found = {
+            n: self._led(n, each, own=own) for n, each in inner.items() if _member(n) not in beside
+        }
         return inner | found | self._port_too(said, members)
 
     def _ours(self, members: Mapping[str, Sequence[str]], *, url: bool) -> bool:
@@ -448,17 +501,17 @@ class _Way:
             return url or bool({"database", "port", "user"} & members.keys())  # else anybody's
         return url and bool(databases or not hosts)
 
-    def _led(self, name: str, said: Any) -> Any:  # noqa: ANN401 -- JSON
+    def _led(self, name: str, said: Any, *, own: bool) -> Any:  # noqa: ANN401 -- JSON
         """Return one member of an object that names the live database."""
         kind = _member(name)
         if kind in ("host", "port") and isinstance(said, list):
-            return [self._led(name, each) for each in said]
+            return [self._led(name, each, own=own) for each in said]
         if self.copy.plain and _TLS.search(name):
             return "disable" if isinstance(said, str) else False
         if isinstance(said, dict | list | bool) or (kind != "password" and _is_url(said)):
             return said
         if isinstance(said, str) and kind in ("host", "user"):
-            return self.host(said) if kind == "host" else self.user(said)
+            return self.host(said) if kind == "host" else self.user(said, password=own)
         port, database = self.copy.port, self.copy.database
         new: dict[str, Any] = {
             "port": port if isinstance(said, str) else int(port),
@@ -531,13 +584,14 @@ def _in_files(files: Mapping[str, str], environ: Mapping[str, str]) -> dict[str,
     return {name: text for name, text in found.items() if text and name not in environ}
 
 
-def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> dict[str, str]:
-    """Return who is named beside a URL, of each that has somebody there."""
-    found: dict[str, str] = {}
+def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> dict[str, _Who]:
+    """Return who is named beside a URL, of each that has somebody there, or his password."""
+    found: dict[str, _Who] = {}
     for prefix, group in groups.items():
         near = [prefix, *sorted((each for each in groups if _above(each, prefix)), key=len)[::-1]]
-        who = [environ[groups[each]["user"][0]] for each in near if "user" in groups[each]]
-        found |= dict.fromkeys(group.get("url", ()), who[0]) if who else {}
+        users = [environ[groups[each]["user"][0]] for each in near if "user" in groups[each]]
+        who = _Who(next(iter(users), ""), any("password" in groups[each] for each in near))
+        found |= dict.fromkeys(group.get("url", ()), who)
     return found
 
 
@@ -587,7 +641,8 @@ def _grouped(
         if way.copy.away:
             wanted["password"] = way.copy.password or ""
         whose = [name for kind in ("user", "role") for name in group.get(kind, ())]
-        users = {name: way.user(environ[name]) for name in whose if name not in found}
+        own = "password" in group
+        users = {name: way.user(environ[name], password=own) for name in whose if name not in found}
         changed |= users if way.copy.away else {}
         for kind, new in wanted.items():
             changed |= {
@@ -764,8 +819,9 @@ def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> di
         if not here and ("host" in at[stem] or database is None):
             continue
         names = options.names(arguments, group, hosted=hosted or bool(near))
+        own = "password" in at[stem]
         for each in group:
-            new = _option_said(each, way, here=here, named=here or each in names)
+            new = _option_said(each, way, here=here, named=here or each in names, own=own)
             if new is not None:
                 changed[each.at] = f"{each.begins}{new}"
     place = options.place(arguments, way.live.database)
@@ -774,7 +830,9 @@ def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> di
     return changed
 
 
-def _option_said(said: options.Said, way: _Way, *, here: bool, named: bool) -> str | None:
+def _option_said(
+    said: options.Said, way: _Way, *, here: bool, named: bool, own: bool
+) -> str | None:
     """Return an option's new value; None where it stays what it is."""
     if said.kind == "database":
         return way.copy.database if named else None
@@ -784,7 +842,7 @@ def _option_said(said: options.Said, way: _Way, *, here: bool, named: bool) -> s
     if here and way.copy.away:
         new["password"] = way.copy.password or ""
     if here and said.kind == "user":
-        new["user"] = way.user(said.value)
+        new["user"] = way.user(said.value, password=own)
     return new.get(said.kind)
 
 

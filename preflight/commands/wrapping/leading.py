@@ -62,18 +62,20 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
             "one that has another form with --url-variable NAME. Nothing was started.",
         )
     with ExitStack() as stack:
-        found, text = dict(led.environment), ""
-        if led.files or led.passfile:
+        found, text, theirs = dict(led.environment), "", _passfile(wrapped.environ)
+        if led.passfile:
+            with suppress(OSError, UnicodeDecodeError):
+                text = theirs.read_text(encoding="utf-8")
+            gate = bool(wrapped.environ.get("PGSERVICE"))
+            text = environment.passfile(text, live, let_in, gate=gate)
+        if led.files or text:
             made = tempfile.TemporaryDirectory(prefix=_DIRECTORY, dir=passfile.memory())
             place = Path(stack.enter_context(made))
-            for name, text in led.files.items():
-                _write(place / name, text, Path(wrapped.environ[name]))
+            for name, new in led.files.items():
+                _write(place / name, new, Path(wrapped.environ[name]))
                 found[name] = str(place / name)
-            if led.passfile:
-                theirs = _passfile(wrapped.environ)
-                with suppress(OSError, UnicodeDecodeError):
-                    text = theirs.read_text(encoding="utf-8")
-                _write(place / "passfile", environment.passfile(text, live, let_in), theirs)
+            if text:
+                _write(place / "passfile", text, theirs)
                 found["PGPASSFILE"] = str(place / "passfile")
             place.chmod(0o711)  # who may read one of them may come by, and see no names
         yield dataclasses.replace(led, environment=found)
