@@ -360,10 +360,10 @@ def _most_s(end: ends.End, startup: bytes) -> float:
     """Return after how many seconds a silent peer is to be given up there; 0: not our affair.
 
     A look whose statements have a timeout has a clock of its own, and a client that cancels what
-    it is at is being ended by us.
+    it is at is being ended by us. So may a wrapped tool be, whose way to do so is its own.
     """
     if int.from_bytes(startup[4:8], "big") == faults.CANCEL_REQUEST:
-        return 0 if end.program in CLIENTS else OURS_S
+        return 0 if end.program in CLIENTS or "tool.py" in end.command else OURS_S
     texts = startup[8:].split(b"\0")
     said = dict(zip(texts[::2], texts[1::2], strict=False))
     name = said.get(b"application_name", b"").decode()

@@ -22,11 +22,12 @@ _GET_FD = 438  # of pidfd_getfd, on every machine
 class End:
     """One end of a connection: whose it is, and after how many seconds a silent peer is given up.
 
-    inf: never.
+    inf: never. `command` is how the program was called.
     """
 
     program: str
     waits_s: float
+    command: str
 
 
 def end(here: Address, there: Address) -> End | None:
@@ -35,8 +36,11 @@ def end(here: Address, there: Address) -> End | None:
     for pid, descriptor in _owners(number) if number else ():
         with contextlib.suppress(OSError), _copied(pid, descriptor) as found:
             if (found.getsockname(), found.getpeername()) == (here, there):  # and no other by now
-                program = Path(f"/proc/{pid}/comm").read_text("utf-8").strip()
-                return End(program, max(_idle_s(found), _at_work_s(found)))
+                program, command = (
+                    Path(f"/proc/{pid}/{each}").read_text("utf-8") for each in ("comm", "cmdline")
+                )
+                waits_s = max(_idle_s(found), _at_work_s(found))
+                return End(program.strip(), waits_s, command.replace("\0", " "))
     return None
 
 
