@@ -21,6 +21,8 @@ from preflight.base import stop
 from preflight.base.errors import ConnectionLost, LockBusy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from preflight.server.sessions import Session
 
 POLL_S = (0.1, 0.4)
@@ -65,32 +67,17 @@ def acquire(session: Session) -> float:
 
     Raises LockBusy at LOCK_WAIT_S, naming the holder.
     """
-    log = structlog.get_logger()
     session.prepare()
     session.notice()
     number = key(session.config.schema)
-    last = None
-    for waited in stop.looks(*POLL_S):
-        if _taken(session, number):
-            if waited:  # the files of who was waited for may have changed what a session is given
-                session.compare()
-            if not session.stale or not session.renew():
-                break  # one that stays stale is told of before the first file
-            session.notice()
-            continue
-        if last is None or waited - last >= TELL_EVERY_S:
-            last = waited
-            log.info("lock.busy", waited_s=round(waited, 1), **told(holder(session)))
-        if waited >= session.config.lock_wait_s:
-            found = holder(session)
-            raise LockBusy(
-                "lock.busy",
-                f"another run still holds the lock after {waited:.0f} s: "
-                f"{found or 'it was let go this moment'}",
-                advice(found),
-            )
+    for waited in _waited_for(session, number, "another run still holds the lock"):
+        if waited:  # the files of who was waited for may have changed what a session is given
+            session.compare()
+        if not session.stale or not session.renew():
+            break  # one that stays stale is told of before the first file
+        session.notice()
     session.locked = True
-    log.info("lock.acquired", waited_s=round(waited, 3))
+    structlog.get_logger().info("lock.acquired", waited_s=round(waited, 3))
     return waited
 
 
@@ -101,21 +88,29 @@ def acquire_of(session: Session, database: str) -> None:
     LOCK_WAIT_S, naming the holder.
     """
     number = _number(f"pg-preflight database:{database}")
+    next(_waited_for(session, number, f"another run is still at work on the database {database!r}"))
+
+
+def _waited_for(session: Session, number: int, busy: str) -> Iterator[float]:
+    """Yield after how many seconds a lock was taken; asked for more, take it again.
+
+    Raises LockBusy at LOCK_WAIT_S, with these words.
+    """
     last = None
     for waited in stop.looks(*POLL_S):
         if _taken(session, number):
-            return
+            yield waited
+            continue
         if last is None or waited - last >= TELL_EVERY_S:
             last = waited
             found = told(holder(session, number))
             structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
         if waited >= session.config.lock_wait_s:
-            found_one = holder(session, number)
+            by = holder(session, number)
             raise LockBusy(
                 "lock.busy",
-                f"another run is still at work on the database {database!r} after {waited:.0f} s: "
-                f"{found_one or 'it let go this moment'}",
-                advice(found_one),
+                f"{busy} after {waited:.0f} s: {by or 'it was let go this moment'}",
+                advice(by),
             )
 
 
