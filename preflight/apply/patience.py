@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
-FASTER = 1  # times that others may add the very row of a catalog that a statement adds
 
 
 def patiently(
@@ -100,7 +99,7 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
         error = state.outcome.exception() if state.outcome else None
         sqlstate = passing(error, seen)
         if error and sqlstate == sessions.UNIQUE:
-            seen.collisions[_place(error, seen)] += 1
+            seen.collisions.add(_place(error, seen))
         structlog.get_logger().warning(
             "migration.retried",
             **migration.named,
@@ -130,12 +129,12 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
 def passing(error: BaseException | None, seen: watch.Watch | None = None) -> str | None:
     """Return the SQLSTATE of a failure for which somebody else is to blame.
 
-    Who adds a row to a catalog that is there already is not, once nobody else may have been faster.
+    Who adds a row to a catalog that is there already may have been late once, at each place.
     """
     told = _told(error)
     if told is None or not sessions.passing(told):
         return None
-    if seen and told.sqlstate == sessions.UNIQUE and seen.collisions[_place(told, seen)] >= FASTER:
+    if seen and told.sqlstate == sessions.UNIQUE and _place(told, seen) in seen.collisions:
         return None
     return told.sqlstate
 

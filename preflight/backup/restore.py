@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -87,9 +88,7 @@ def run(config: Config, asked: restored.Asked) -> None:
         ready.require_writable(session)
         session.prepare()
         lock.acquire(session)
-        for each in sorted(
-            {into, *([live] if asked.swap else [])}
-        ):  # another app's run has it, too
+        for each in sorted({into, live} if asked.swap else {into}):  # another app's run has it, too
             lock.acquire_of(session, each)
         whose = take.identity_of(session)[0]
         identity = dataclasses.replace(whose, database=live, schemas=known[-1].schemas)
@@ -133,12 +132,13 @@ def _home(config: Config, homes: Sequence[str]) -> Iterator[Session]:
     """
     target = dial.with_password(config.target)  # the live one's own may have a password
     probe_s = min(PROBE_S, config.wait_timeout_s)
-    # one after the other, then, where the server was not there or may come to it, the first again
-    tries = [*((home, probe_s) for home in homes), (homes[0], config.wait_timeout_s)]
-    tries += [(home, probe_s) for home in homes[1:]]
     refused: list[AuthFailed | TargetUnusable] = []
     with ExitStack() as stack:
-        for number, (home, seconds) in enumerate(tries):
+        # each is asked once before, as the server may not be there yet, the first is waited for
+        for waits, home in itertools.product((False, True), homes):
+            if home == homes[0]:
+                refused = []
+            seconds = config.wait_timeout_s if waits and home == homes[0] else probe_s
             # a new database is looked at as a whole
             other = dataclasses.replace(
                 config, target={**target, "dbname": home}, schemas=(), wait_timeout_s=seconds
@@ -146,13 +146,13 @@ def _home(config: Config, homes: Sequence[str]) -> Iterator[Session]:
             try:
                 session = stack.enter_context(sessions.connect(other))
             except NotReady:
-                if number >= len(homes):
+                if waits:
                     raise
                 continue
             except (AuthFailed, TargetUnusable) as failure:
                 if failure.problem.sqlstate not in SHUT:
                     raise
-                refused = [*(refused if number != len(homes) else []), failure]
+                refused.append(failure)
                 continue
             session.config = dataclasses.replace(other, wait_timeout_s=config.wait_timeout_s)
             session.deadline = time.monotonic() + config.wait_timeout_s

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -65,7 +64,9 @@ class Watch:
         self.looks: threading.Event | None = None  # set when the thread looks no more
         self.context = copy_context()  # of a copy nothing is told, here neither
         self.statement = 0
-        self.collisions: Counter[tuple[int, str | None]] = Counter()
+        self.collisions = set[
+            tuple[int, str | None]
+        ]()  # where a row of a catalog was there already
         self.blocked_by: list[Blocker] = []
         self._earlier: dict[int, list[Blocker]] = {}
         self.began = time.monotonic()
