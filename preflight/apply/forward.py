@@ -302,11 +302,11 @@ def _end(
 def run_all(session: Session, migration: Migration, script: Script, seen: watch.Watch) -> int:
     """Run every statement of a script inside the transaction; return how many there are."""
     count = 0
-    for statement, text in statements.each(script):
+    for statement in script.statements():
         count += 1
         seen.begin(count)
         try:
-            statements.execute(session, script, statement, text)
+            statements.execute(session, script, statement)
         except psycopg.Error as error:
             if session.lost or patience.passing(error, seen):
                 raise
@@ -424,8 +424,8 @@ def _lost(
         )
     if error.sqlstate == statements.ENDED and not session.lost:  # the server lives on
         at = max(number - 1, 0)
-        for statement, text in islice(statements.each(script), at, number):
-            if _ENDS_ITSELF.search(text):
+        for statement in islice(script.statements(), at, number):
+            if _ENDS_ITSELF.search(script.text, statement.start, statement.end):
                 return statements.located(outcome, session, migration, script, statement, error)
     failure = sessions.lost(error)
     return ConnectionLost(

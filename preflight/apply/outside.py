@@ -88,24 +88,24 @@ def run_statements(
     seconds: float = session.config.lock_retry_s
     locked, gone = lasting.again(migration.up, done), lasting.superseded(migration.up, done)
     stop.leaves(session, _stays(session, migration, done))
-    for number, (statement, text) in enumerate(statements.each(migration.up), 1):
-        each = _Statement(session, migration, statement, text, number, seen)
+    for number, statement in enumerate(migration.up.statements(), 1):
+        each = _Statement(session, migration, statement, number, seen)
         if number > done:
             seen.begin(number)
             each.warn()
-            alone = kinds.outside_transaction(statement.text(migration.up.text))
+            alone = kinds.outside_transaction(each.text)
             if alone or started >= number:  # begun before, so it ran outside
-                each.patient = patient and kinds.queues_nobody(text)
+                each.patient = patient and kinds.queues_nobody(each.text)
                 each.outside(begun_before=started >= number)
             else:
                 done_inside, seconds = each.inside(seconds)
                 if not done_inside:
                     each.outside(begun_before=started >= number)
             stop.leaves(session, _stays(session, migration, number))
-        elif (each.sets and number not in gone) or (locked and lasting.locks(text)):
+        elif (each.sets and number not in gone) or (locked and lasting.locks(each.text)):
             with marked(session, migration, done, lambda: started):
                 each.again()  # what a done statement set or locked went with its session
-        patient = patient and not (each.sets and kinds.sets_lock_timeout(text))
+        patient = patient and not (each.sets and kinds.sets_lock_timeout(each.text))
     return number
 
 
@@ -188,19 +188,23 @@ _PASSES = (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"])  # SET that holds for a 
 class _Statement:
     """One statement of a non-transactional file."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- whose it is, and who looks on
+    def __init__(
         self,
         session: Session,
         migration: Migration,
         statement: scan.Statement,
-        text: bytes,
         number: int,
         seen: watch.Watch,
     ) -> None:
         self.session, self.migration, self.seen = session, migration, seen
-        self.statement, self.text, self.number = statement, text, number
+        self.statement, self.number = statement, number
         self.said = scan.words(statements.head(migration.up, statement), 2)
         self.patient = False  # may wait for its locks as long as it takes
+
+    @property
+    def text(self) -> bytes:
+        """The statement, cut out of its file: not kept, for it may have 100 MB."""
+        return self.statement.text(self.migration.up.text)
 
     @property
     def sets(self) -> bool:
@@ -219,7 +223,7 @@ class _Statement:
 
     def run(self) -> None:
         with self._located():
-            statements.execute(self.session, self.migration.up, self.statement, self.text)
+            statements.execute(self.session, self.migration.up, self.statement)
 
     def again(self) -> None:
         """Run it once more, for what the rest needs of it in this session."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 import psycopg
 import structlog
 
-from preflight.apply import statements
 from preflight.base import stop
 from preflight.base.errors import DatabaseBusy, MigrationPartial, causes
 from preflight.server import lock, sessions, watch
@@ -165,5 +164,6 @@ def _beyond(script: Script) -> str | None:
     """Return the first effect beyond the database of a file that met somebody in its way."""
     from preflight.files import reach  # noqa: PLC0415 -- only then
 
-    reached = (reach.beyond(text, reach.ROLLED_BACK) for _, text in statements.each(script))
+    texts = (each.text(script.text) for each in script.statements())
+    reached = (reach.beyond(text, reach.ROLLED_BACK) for text in texts)
     return next((found.words for found in reached if found), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -48,46 +48,38 @@ _BY_STATE = {
 }
 
 
-def each(script: Script) -> Iterator[tuple[scan.Statement, bytes]]:
-    """Yield the statements with their texts; a script that is one statement is not copied."""
-    if only := script.only():
-        yield only, script.text
-        return
-    for statement in script.statements():
-        yield statement, statement.text(script.text)
-
-
 def head(script: Script, statement: scan.Statement) -> bytes:
     """Return enough of a statement to tell what kind it is, without comments before it."""
     return script.text[statement.start : min(statement.end, statement.start + 4000)]
 
 
-def execute(session: Session, script: Script, statement: scan.Statement, text: bytes) -> None:
+def execute(session: Session, script: Script, statement: scan.Statement) -> None:
     """Run one statement; rows that it returns are thrown away as they come."""
-    observed = session.observe(script, statement, text) if session.observe else nullcontext()
-    text = session.instead(text) if session.instead else text
+    observed = session.observe(script, statement) if session.observe else nullcontext()
+    other = session.instead(script, statement) if session.instead else None
     with observed:
-        if statement.data is not None:
-            _copy_in(session, script, statement, text)
-        elif _copies_out(text):
-            with stop.allowed(), session.connection.cursor() as cursor, cursor.copy(text) as copy:
-                for _ in copy:
-                    pass
+        if other is not None:
+            session.drain(other)
+        elif scan.first_word(script.text, statement.start) == b"COPY":
+            _copy(session, script, statement)
         else:
-            session.drain(text)
+            session.drain(script.text, statement.start, statement.end)
 
 
-def _copy_in(session: Session, script: Script, statement: scan.Statement, text: bytes) -> None:
+def _copy(session: Session, script: Script, statement: scan.Statement) -> None:
+    text = statement.text(script.text)
+    if statement.data is None and not scan.copies(text, "TO"):
+        session.drain(text)
+        return
     view = memoryview(script.text)
     at, end = scan.copy_data(script.text, statement)
     with stop.allowed(), session.connection.cursor() as cursor, cursor.copy(text) as copy:
+        if statement.data is None:
+            for _ in copy:
+                pass
         while at < end:
             copy.write(view[at : min(at + COPY_CHUNK, end)])
             at += COPY_CHUNK
-
-
-def _copies_out(text: bytes) -> bool:
-    return scan.words(text, 1) == ["COPY"] and scan.copies(text, "TO")
 
 
 def prepare(session: Session, script: Script, how: str) -> None:
@@ -257,10 +249,9 @@ def _hint(
 def _offset(script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic) -> int:
     """Return the byte where the server sees the error, else the statement's first one."""
     if diag.statement_position:
-        sent = 0 if script.only() else statement.start  # as `each` cut it
         characters = int(diag.statement_position) - 1
-        longest = script.text[sent : sent + 4 * characters]  # a character has at most 4 bytes
-        return sent + len(longest.decode("utf-8", "ignore")[:characters].encode())
+        longest = script.text[statement.start : statement.start + 4 * characters]
+        return statement.start + len(longest.decode("utf-8", "ignore")[:characters].encode())
     if statement.data is not None and (row := _copy_row(script, statement, diag)):
         at, end = scan.copy_data(script.text, statement)
         for _ in range(row - 1):

@@ -30,7 +30,7 @@ def too_large(scripts: Sequence[Script], limit: int | None) -> list[Problem]:
     """
     held = OURS + sum(len(script.text) for script in scripts)  # all are at hand from first to last
     longest = max((len(script.text) for script in scripts), default=0)
-    if limit is None or held + 3 * longest <= limit:
+    if limit is None or held + 2 * longest <= limit:
         return []
     return [found for script in scripts if (found := _too_large(script, held, limit)) is not None]
 
@@ -38,13 +38,11 @@ def too_large(scripts: Sequence[Script], limit: int | None) -> list[Problem]:
 def _too_large(script: Script, held: int, limit: int) -> Problem | None:
     """Return what is wrong with one file.
 
-    libpq has two copies of a statement that it sends, and one of the text for the history; a
-    statement among others is cut out of the file, which is one more.
+    libpq has two copies of a statement that it sends, and one of the text for the history.
     """
     largest = max(script.statements(), key=lambda each: each.end - each.start, default=None)
     size = largest.end - largest.start if largest else 0
-    sent = 2 * len(script.text) if script.only() else 3 * size
-    needed = held + max(len(script.text), sent)
+    needed = held + max(len(script.text), 2 * size)
     if largest is None or needed <= limit:
         return None
     line, column = scan.position(script.text, largest.start)

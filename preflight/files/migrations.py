@@ -46,14 +46,6 @@ class Script:
             for each in self.statements()
         ]
 
-    def only(self) -> scan.Statement | None:
-        """Return the statement that is all there is to run, and so is the text as a whole."""
-        found = self.statements()
-        first, second = next(found, None), next(found, None)
-        if first is None:
-            return None  # nothing but comments
-        return first if second is None and first.data is None and not self.wrapped else None
-
     def statements(self) -> Iterator[scan.Statement]:
         """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
         found = scan.statements(self.text)

@@ -185,7 +185,6 @@ class Meter:
         migration: Migration,
         script: Script,
         statement: scan.Statement,
-        text: bytes,
     ) -> Iterator[None]:
         item = Measured(migration, script, statement.start, time.monotonic())
         if item.start <= self._last or script.file not in self._counts:
@@ -202,7 +201,7 @@ class Meter:
             self._queries += 1
             looked_at = self._queries <= QUERIES
         if looked_at:
-            self._look(session, item, text)
+            self._look(session, item, statement.text(script.text))
         else:
             self._unseen = self._unseen or item
         if looked_at or len(self.found) < KEPT:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -195,19 +196,20 @@ def _beside(
         yield home
 
 
-def _nearby(server: local.Server, text: bytes) -> bytes:
+def _nearby(server: local.Server, script: Script, statement: scan.Statement) -> bytes | None:
     """Return a statement that makes a tablespace with a directory of the throwaway server's.
 
-    The one that it names is of production's machine, which may be this one. Any other statement,
-    and what every server refuses, stays as it is.
+    The one that it names is of production's machine, which may be this one. None: any other
+    statement, and what every server refuses, stays as it is.
     """
-    if scan.words(text, 2) != ["CREATE", "TABLESPACE"]:
-        return text
-    node = parser.parsed(text)
+    said = scan.bare(script.text, statement.start, statement.end)
+    if [*islice(said, 2)] != ["CREATE", "TABLESPACE"]:
+        return None
+    node = parser.parsed(statement.text(script.text))
     if node is None:
         raise scratch.Unavailable("where a tablespace is to lie cannot be read")
     if not node.create_table_space_stmt.location.startswith("/"):
-        return text
+        return None
     folder = server.folder(f"tablespace-{secrets.token_hex(4)}")
     node.create_table_space_stmt.location = str(folder)
     return parser.written(node).encode()

@@ -27,6 +27,7 @@ from preflight.base import stop
 from preflight.base.config import completed
 
 ATTEMPT_S = 5.0  # for each address; psycopg's own default is 130
+LONG = 1 << 20  # bytes of a statement
 LEAST_S = 1.0  # also for the last attempt before a deadline
 
 Address = tuple[str, str, str]  # host, address, port
@@ -383,6 +384,29 @@ def _lists(addresses: list[Address]) -> dict[str, str]:
     return {"host": hosts, "hostaddr": found.strip(",") and found, "port": ports}
 
 
+def send(pgconn: pq.abc.PGconn, text: bytes, start: int, end: int) -> None:
+    """Send what stands at a place of a text as a query; raises OperationalError.
+
+    libpq takes what ends with a zero byte. A long statement is not cut out of its file for that,
+    which would be one more copy: for the moment in which libpq makes its own, and nothing else of
+    Python runs, there is one behind it.
+    """
+    library, pointer = _libpq(), getattr(pgconn, "pgconn_ptr", None)
+    if end - start < LONG or library is None or not pointer:
+        pgconn.send_query(text if (start, end) == (0, len(text)) else text[start:end])
+        return
+    first = ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value or 0
+    behind = ctypes.c_ubyte.from_address(first + end)  # at its very end a text has one of its own
+    was = behind.value
+    try:
+        behind.value = 0
+        sent = library.PQsendQuery(pointer, first + start)
+    finally:
+        behind.value = was
+    if not sent:
+        raise psycopg.OperationalError(f"sending query failed: {pgconn.get_error_message()}")
+
+
 def _set_verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
     """Call PQsetErrorVerbosity of the very libpq that psycopg uses."""
     library = _libpq()
@@ -391,16 +415,17 @@ def _set_verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
         library.PQsetErrorVerbosity(pointer, level)
 
 
-_library: list[ctypes.CDLL | None] = []
+_library: list[ctypes.PyDLL | None] = []
 
 
-def _libpq() -> ctypes.CDLL | None:
+def _libpq() -> ctypes.PyDLL | None:
     if not _library:
         found = None
         with suppress(OSError), open("/proc/self/maps", "rb") as maps:  # noqa: PTH123
             paths = [line.split(None, 5)[-1].strip() for line in maps if b"/libpq" in line]
             if paths:
-                found = ctypes.CDLL(os.fsdecode(paths[0]))
+                found = ctypes.PyDLL(os.fsdecode(paths[0]))  # no thread goes on during a call
                 found.PQsetErrorVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
+                found.PQsendQuery.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         _library.append(found)
     return _library[0]

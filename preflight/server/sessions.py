@@ -127,9 +127,8 @@ FEW = 5  # of those that nobody reads: one may have megabytes
 _COPYING = {pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH}
 Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
-Observer = Callable[
-    ["Script", "Statement", bytes], AbstractContextManager[None]
-]  # around a statement
+Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
+Other = Callable[["Script", "Statement"], bytes | None]
 Ending = Callable[[], AbstractContextManager[None]]  # around a COMMIT
 
 
@@ -164,7 +163,7 @@ class Session:
         self.attempts = 1
         self.observe: Observer | None = None
         self.ending: Ending | None = None
-        self.instead: Callable[[bytes], bytes] | None = None  # what a file's statement is here
+        self.instead: Other | None = None  # what a file's statement is here, where it is another
         self.copy = False  # a restored copy's history was looked at where it comes from
         self._options = True
         self._prepared = False
@@ -318,13 +317,13 @@ class Session:
             for place in places
         ]
 
-    def drain(self, statement: bytes) -> None:
-        """Run one statement, and let its rows go as they come, unread.
+    def drain(self, text: bytes, start: int = 0, end: int | None = None) -> None:
+        """Run the statement at a place of a text, and let its rows go as they come, unread.
 
         Not all that a server can hold has a place among Python's values.
         """
         with self._stoppable():
-            _drained(self.connection, statement)
+            _drained(self.connection, text, start, len(text) if end is None else end)
 
     def answer(self, query: bytes) -> PGresult:
         """Run one query; return what the server wrote, of which no value is made Python's."""
@@ -875,10 +874,10 @@ def _require_done(connection: psycopg.Connection[Any], result: PGresult) -> None
         raise psycopg.ProgrammingError("there are no rows for COPY here, and no place for them")
 
 
-def _drained(connection: psycopg.Connection[Any], statement: bytes) -> None:
+def _drained(connection: psycopg.Connection[Any], text: bytes, start: int, end: int) -> None:
     """Run one statement; a few of its rows at a time are in memory."""
     with connection.lock:
-        connection.pgconn.send_query(statement)
+        dial.send(connection.pgconn, text, start, end)
         if capabilities.has_stream_chunked():
             connection.pgconn.set_chunked_rows_mode(FEW)
         else:
