@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 import errno
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -27,20 +28,26 @@ _MARKS = {  # also what looks like one and is none: below it everything would ru
     "goose": re.compile(rb"(?mi)^[ \t]*--[ \t-]*\+goose[ \t]*(?:up|down)[ \t\r-]*$"),
     "graphile": re.compile(rb"(?m)\A--! (?:Previous|Hash|AllowInvalidHash)\b"),
     # these have no reader here
-    "tern": re.compile(rb"(?mi)^---- create above / drop below ----"),
+    "tern": re.compile(rb"(?i)---- create above / drop below ----"),
     "sql-migrate": re.compile(rb"(?mi)^[ \t]*--[ \t]*\+migrate[ \t]*down\b"),
     "node-pg-migrate": re.compile(rb"(?mi)^[ \t]*--[ \t-]*down[ \t]+migration[ \t\r-]*$"),
-    "MyBatis": re.compile(rb"(?mi)^[ \t]*--[ \t]*//[ \t]*@undo\b"),
-    "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]+down\b"),
+    "MyBatis": re.compile(rb"(?mi)^[ \t]*--[ \t]*//[^\n]*@undo\b"),
+    "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]*down\b"),
     "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
-    "Liquibase": re.compile(rb"(?mi)^--[ \t]*liquibase formatted sql\b"),
+    "Liquibase": re.compile(rb"(?mi)^[ \t]*--[ \t]*liquibase[ \t]*formatted"),
+}
+# by how they begin, whatever comes behind: each is a mark only beside the other
+_PAIRS = {
+    "node-pg-migrate": tuple(
+        re.compile(rb"(?mi)^[ \t]*--[ \t-]*%b[ \t]+migration" % way) for way in (b"down", b"up")
+    ),
 }
 _SIGNS = (b"migrat", b"goose", b"drop below", b"@undo", b"rambler", b"liquibase")  # small letters
 _SIGN = re.compile(rb"down[ \t]*=")
 # what heads a way back in the files of any tool: a comment of no other word, with or without a sign
 _BACK = re.compile(
     rb"(?mi)^[ \t]*+(?P<head>--[-=*#/<\[{ \t]*+(?P<sign>\+\w*[ \t]*|[@!])?(?:downs?|undo|rollback)"
-    rb"[-=*#:>\]} \t]*+)$"
+    rb"(?:[-=*#:>\]} \t]*+|(?P<tail>(?<=down)[ \t]+migration\b[^\n]*+)))$"
 )
 _BACKWARD = (b"down", b"undo", b"rollback")
 _UNDOES = re.compile(rb"(?is)(?:drop|delete|truncate|revoke)\b|alter\b.*\b(?:drop|rename)\b")
@@ -156,7 +163,9 @@ def marked(text: bytes) -> str | None:
     """Return the tool whose marks a file carries."""
     if not (text.startswith(b"--! ") or any(map(_signed, _small(text)))):
         return None  # the common case, at the speed of memory
-    return next((tool for tool, mark in _MARKS.items() if mark.search(text)), None)
+    found = (tool for tool, mark in _MARKS.items() if mark.search(text))
+    pairs = (tool for tool, pair in _PAIRS.items() if all(mark.search(text) for mark in pair))
+    return next(itertools.chain(found, pairs), None)
 
 
 def undivided(tool: str, text: bytes) -> bool:
@@ -167,8 +176,8 @@ def undivided(tool: str, text: bytes) -> bool:
 def turned(script: migrations.Script) -> int | None:
     """Return where a comment heads a way back that would run behind the way forward.
 
-    One of `+word down` always; another only between statements, above one that takes something
-    away, and not above a way back that is a comment, too.
+    One of `+word down` always; another only between statements, not above a way back that is a
+    comment, too, and above one that takes something away, unless it says "down migration".
     """
     text, end = script.text, 0
     if not any(word in part for part in _small(text) for word in _BACKWARD):
@@ -180,7 +189,8 @@ def turned(script: migrations.Script) -> int | None:
             head = heads.get(end + at)
             if head is None:
                 continue
-            back = _UNDOES.match(statement.text(text)) and not _REMARK.search(gap, after)
+            undoes = head["tail"] is not None or _UNDOES.match(statement.text(text))
+            back = undoes and not _REMARK.search(gap, after)
             if (head["sign"] or b"").startswith(b"+") or (end and back):
                 return end + at
         end = statement.data[1] if statement.data else statement.end

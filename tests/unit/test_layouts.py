@@ -447,6 +447,26 @@ REFUSED = {
         {"001_a.sql": "-- Up Migration\nSELECT 1;\n-- Down Migration\nDROP TABLE a;\n"},
         "marks of node-pg-migrate",
     ),
+    "node-pg-migrate's file, with words behind the marks": (
+        {"001_a.sql": "-- up migration: a\nSELECT 1;\n--- Down  Migration - back\nSELECT 2;"},
+        "marks of node-pg-migrate",
+    ),
+    "tern's mark, indented": (
+        {"001_a.sql": "SELECT 1;\n  ---- create above / drop below ----\nDROP TABLE a;\n"},
+        "marks of tern",
+    ),
+    "MyBatis' mark behind a word": (
+        {"001_a.sql": "-- // a\nSELECT 1;\n-- // the @UNDO of it\nDROP TABLE a;\n"},
+        "marks of MyBatis",
+    ),
+    "rambler's mark without a space": (
+        {"001_a.sql": "-- rambler up\nSELECT 1;\n-- ramblerdown\nDROP TABLE a;\n"},
+        "marks of rambler",
+    ),
+    "Liquibase's mark, as it takes it, too": (
+        {"001_a.sql": " -- Liquibase Formatted\n--changeset a:1 context:test\nSELECT 1;\n"},
+        "marks of Liquibase",
+    ),
     "MyBatis' file": (
         {"001_a.sql": "-- // a\nSELECT 1;\n-- //@UNDO\nDROP TABLE a;\n"}, "marks of MyBatis",
     ),
@@ -523,6 +543,7 @@ def test_what_cannot_run_as_it_is_meant_is_refused_at_its_line(case: str, tmp_pa
     [
         "-- Down", "-- DOWN:", "--down", "-- @DOWN", "-- +down", "-- +mig Down", "-- !Downs",
         "-- rollback", "-- --- Rollback ---", "  -- undo  ", "-- [down]",
+        "-- Down Migration - drops it",
     ],
 )  # fmt: skip
 def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_path: Path) -> None:
@@ -532,6 +553,15 @@ def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_pa
     (said,) = refused(written(tmp_path, {"001_a.sql": text}))
 
     assert f"`{head.strip()}` heads a way back" in said
+
+
+def test_way_back_below_a_down_migration_may_make_something(tmp_path: Path) -> None:
+    """No other word stands there by chance: what it heads takes back what was dropped."""
+    text = "DROP TABLE a;\n-- Down migration: makes it again\nCREATE TABLE a ();\n"
+
+    (said,) = refused(written(tmp_path, {"001_a.sql": text}))
+
+    assert "001_a.sql:2:1: `-- Down migration: makes it again` heads a way back" in said
 
 
 @pytest.mark.parametrize(
@@ -547,6 +577,9 @@ def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_pa
         "SELECT 1; -- down\nSELECT 2;\n",
         "SELECT 1;\n-- what is shut\n-- down.\nSELECT 2;\n",
         "SELECT 1;\n-- Down payments\nSELECT 2;\n",
+        "-- down migration: see the other file\nDROP TABLE a;\n-- Down migration: there\n",
+        "SELECT 1;\n-- Down migration: no, none of it\n-- DROP TABLE a;\nDROP TABLE c;\n",
+        "SELECT 1;\n-- Rollback migration: there\nSELECT 2;\n",
         "SELECT 1;\n-- rollback:\n--   ALTER TABLE a DROP b\nDROP TABLE c;\n",
         "SELECT 1;\n-- Rollback\n-- not possible\nDROP TABLE a;\n",
         "SELECT 1;\n-- Rollback\n/* DROP TABLE a */\nSELECT 2;\n",
