@@ -34,6 +34,7 @@ _MARKS = {  # also what looks like one and is none: below it everything would ru
     "MyBatis": re.compile(rb"(?mi)^[ \t]*--[ \t]*//[^\n]*@undo\b"),
     "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]*down\b"),
     "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
+    "Atlas": re.compile(rb"(?m)^--[ \t]*atlas:(?:txtar|checkpoint)\b"),
     "Liquibase": re.compile(rb"(?mi)^[ \t]*--[ \t]*liquibase[ \t]*formatted"),
 }
 # by how they begin, whatever comes behind: each is a mark only beside the other
@@ -42,7 +43,9 @@ _PAIRS = {
         re.compile(rb"(?mi)^[ \t]*--[ \t-]*%b[ \t]+migration" % way) for way in (b"down", b"up")
     ),
 }
-_SIGNS = (b"migrat", b"goose", b"drop below", b"@undo", b"rambler", b"liquibase")  # small letters
+_SIGNS = (  # small letters
+    b"migrat", b"goose", b"drop below", b"@undo", b"rambler", b"liquibase", b"atlas:"
+)  # fmt: skip
 _SIGN = re.compile(rb"down[ \t]*=")
 # what heads a way back in the files of any tool: a comment of no other word, with or without a sign
 _BACK = re.compile(

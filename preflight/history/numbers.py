@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from preflight.history.plan import History
 
 
+_ALL = "all of it would run, also what is below a mark for the way back"
+_RUNS = {
+    "Atlas": "all parts of an archive would run, also its down.sql, and a checkpoint on top of "
+    "what it stands for"
+}
+_OUT = {
+    "Atlas": "Make the archive's migration.sql the file and its down.sql NNN_title_rollback.sql; "
+    "leave a checkpoint out of the folder."
+}
+
+
 def settled(files: Folder, history: History) -> Folder:
     """Return the folder as this history knows it; raises FilesInvalid, HistoryConflict.
 
@@ -78,8 +89,8 @@ def refuse_marked(files: Folder, due: Sequence[Migration]) -> None:
         return
     problems = [
         Problem(
-            f"{script.file} has marks of {files.marks[script.file]}: all of it would run, also "
-            "what is below a mark for the way back",
+            f"{script.file} has marks of {files.marks[script.file]}: "
+            f"{_RUNS.get(files.marks[script.file], _ALL)}",
             _way_out(files.marks[script.file]),
             **file.named,
             file=script.file,
@@ -117,7 +128,7 @@ def _turned(file: Migration, at: int) -> Problem:
 def _way_out(tool: str) -> str:
     if tool in OTHER_LAYOUTS:
         return f"Read the folder as that tool does: PREFLIGHT_LAYOUT={tool}. Or take the marks out."
-    return "Move the way back into NNN_title_rollback.sql, and take the marks out."
+    return _OUT.get(tool, "Move the way back into NNN_title_rollback.sql, and take the marks out.")
 
 
 def _numbered(files: Folder, history: History) -> Folder:

@@ -478,6 +478,15 @@ REFUSED = {
         {"001_a.sql": "-- ==== UP ====\nSELECT 1;\n-- ==== DOWN ====\nDROP TABLE a;\n"},
         "marks of shmig",
     ),
+    "Atlas' archive": (
+        {"001_a.sql": "-- atlas:txtar\n\n-- migration.sql --\nSELECT 1;\n\n-- down.sql --\nDROP "
+         "TABLE a;\n"},
+        "marks of Atlas: all parts of an archive would run",
+    ),
+    "Atlas' checkpoint": (
+        {"001_a.sql": "SELECT 1;\n", "002_b.sql": "-- atlas:checkpoint v1\n\nSELECT 1;\n"},
+        "002_b.sql has marks of Atlas",
+    ),
     "Liquibase's file": (
         {"001_a.sql": "--liquibase formatted sql\n--changeset a:1 context:test\nSELECT 1;\n"},
         "marks of Liquibase",
@@ -634,7 +643,7 @@ def test_comment_that_speaks_of_a_mark_is_none(tmp_path: Path) -> None:
     text = (
         "-- Down migration: see 001_a_rollback.sql\n-- this migrate:down was left out\n"
         "-- the goose is up\n-- migrate:update later\n-- +migrate Up\n-- create above\n"
-        "--! mind\n-- UNDO: none\nSELECT 'migrated';\n"
+        "--! mind\n-- UNDO: none\n-- atlas:txmode none\n-- atlas:nolint\nSELECT 'migrated';\n"
     )
 
     found = folder.load(written(tmp_path, {"001_a.sql": text}))
