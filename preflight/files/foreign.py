@@ -53,6 +53,7 @@ class Table:
     read: Sequence[str]
     renamed: bool = False  # the tool lets people choose another name
     along: bool = False  # the tool finds it anywhere on the search_path, not in its first schema
+    amid: bool = False  # it always lies in the schema in which the tool runs its files
     apart: bool = False  # it lies in a schema of its own, whatever the search_path is
     like: str = ""  # what another name must hold
 

@@ -202,6 +202,8 @@ def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str
             "GRANT that role to this one if it migrates this database; or vouch for what is there "
             "yourself: `adopt --through VERSION`.",
         )
+    if layout.table.amid and [name] != (path := _path(session)[:1]):
+        raise _aside(layout, name, relation, path)
     return _quoted(named[0])
 
 
@@ -265,7 +267,7 @@ def _meant(
     told = [(row, said) for row, said in told if said.plausible]
     if told:
         (row, said), *others = told
-        sure = said.certain and path[:1] in ([], ["public"])
+        sure = layout.table.amid or (said.certain and path[:1] in ([], ["public"]))
         if only or others or usual or not sure:
             raise _ambiguous(layout, [*usual, *(row for row, _ in told)], path, only)
         return [row]
@@ -394,6 +396,20 @@ def _ambiguous(
         f"is {names[0]} this database's history of {layout.tool}, or another app's? Versions in it "
         f"have files here, and {why}",
         hint,
+    )
+
+
+def _aside(layout: Foreign, schema: str, table: str, path: Sequence[str]) -> HistoryConflict:
+    """Say that the tool ran its files in another schema than the one in which they would run."""
+    leads = f"to {path[0]!r}" if path else "nowhere"
+    return HistoryConflict(
+        "takeover.ambiguous",
+        f"is {schema}.{table} this database's history of {layout.tool}, or another app's? "
+        f"{layout.tool} runs its files in the schema of its history, and this role's names lead "
+        f"{leads}",
+        f"If it is this app's, set the role's search_path to that schema: ALTER ROLE … IN DATABASE "
+        f"… SET search_path = {quoting.name(schema)}. If it is another's, name the schemas of this "
+        "app in PREFLIGHT_SCHEMAS. Or vouch for what is there yourself: `adopt --through VERSION`.",
     )
 
 

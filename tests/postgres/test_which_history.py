@@ -1,6 +1,7 @@
 """Which of several tables is the history of the folder's tool; one that is seen in part is none."""
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,11 +64,48 @@ def sqlx(table: str, versions: int, others: int = 0) -> str:
     )
 
 
+def flyway(table: str, versions: int) -> str:
+    """Return what makes Flyway's table, the first versions of these files."""
+    crc = [zlib.crc32(text.strip().encode()) for text in FILES.values()]
+    rows = "".join(
+        f"INSERT INTO {table} VALUES ({number}, '{number}', 't', 'SQL', 'x', "
+        f"{crc[number - 1] - (1 << 32) * (crc[number - 1] >> 31)}, 'me', now(), 1, true); "
+        for number in range(1, versions + 1)
+    )
+    return (
+        f"CREATE TABLE {table} (installed_rank integer, version varchar, description varchar, type "
+        "varchar, script varchar, checksum integer, installed_by varchar, installed_on timestamp, "
+        f"execution_time integer, success boolean); {rows}"
+    )
+
+
+def prisma(table: str, versions: int) -> str:
+    """Return what makes Prisma's table, the first versions of these files."""
+    rows = "".join(
+        f"INSERT INTO {table} VALUES ('{hashlib.sha256(text.encode()).hexdigest()}', now(), "
+        f"'{name}', NULL); "
+        for name, text in [*FILES.items()][:versions]
+    )
+    return (
+        f"CREATE TABLE {table} (checksum varchar, finished_at timestamptz, migration_name varchar, "
+        f"rolled_back_at timestamptz); {rows}"
+    )
+
+
+def diesel(table: str, *versions: int) -> str:
+    """Return what makes Diesel's table."""
+    rows = "".join(f"INSERT INTO {table} VALUES ('{version}'); " for version in versions)
+    return f"CREATE TABLE {table} (version varchar); {rows}"
+
+
 GOLANG = {f"{name}.up.sql": text for name, text in FILES.items()}
 DBMATE = {f"{name}.sql": f"-- migrate:up\n{text}" for name, text in FILES.items()}
 TIMED = {f"{LONG + n}_t.sql": f"-- migrate:up\n{t}" for n, t in enumerate(FILES.values(), 1)}
 GOOSE = {f"{name}.sql": f"-- +goose Up\n{text}" for name, text in FILES.items()}
 SQLX = {f"{name}.up.sql": text for name, text in FILES.items()}
+FLYWAY = {f"V{name.replace('_', '__')}.sql": text for name, text in FILES.items()}
+PRISMA = {f"{name}/migration.sql": text for name, text in FILES.items()}
+DIESEL = {f"{LONG + n}_t/up.sql": text for n, text in enumerate(FILES.values(), 1)}
 TIMES = [LONG + number for number in range(1, 5)]
 USUAL, RENAMED = "public.schema_migrations", "public.our_migrations"
 
@@ -165,6 +203,30 @@ WHICH: dict[str, tuple[dict[str, str], str, str, str, int | str | None]] = {
     "another tenant's of the same texts": (
         SQLX, sqlx("other._sqlx_migrations", 3), "app", "", ASKED,
     ),
+    "Flyway's in another schema than names lead to": (
+        FLYWAY, flyway("app.flyway_schema_history", 3), "", "", ASKED,
+    ),
+    "Flyway's in another schema that is ours": (
+        FLYWAY, flyway("app.flyway_schema_history", 3), "", "app", ASKED,
+    ),
+    "Flyway's where names lead to": (
+        FLYWAY, flyway("app.flyway_schema_history", 3), APP_FIRST, "", 3,
+    ),
+    "Flyway's of another app": (
+        FLYWAY, flyway("app.flyway_schema_history", 3), "", "public", None,
+    ),
+    "Prisma's in another schema than names lead to": (
+        PRISMA, prisma("app._prisma_migrations", 2), "", "", ASKED,
+    ),
+    "Prisma's further on the search_path": (
+        PRISMA, prisma("public._prisma_migrations", 2), APP_FIRST, "", ASKED,
+    ),
+    "Prisma's where names lead to": (
+        PRISMA, prisma("app._prisma_migrations", 2), APP_FIRST, "", 2,
+    ),
+    "Diesel's in another schema than names lead to": (
+        DIESEL, diesel("app.__diesel_schema_migrations", *TIMES), "", "", ASKED,
+    ),
     "two elsewhere of the same texts": (
         SQLX, sqlx("other._sqlx_migrations", 3) + sqlx("app._sqlx_migrations", 2), "", "", ASKED,
     ),
@@ -181,6 +243,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
     """Write the folder."""
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
 
 
@@ -235,6 +298,31 @@ def test_history_that_schemas_leave_out_is_named(
         in result.finished["error"]["hint"]
     )
     assert "adoptable" == both.event("migration.listed")[0]["state"]
+
+
+def test_history_apart_from_where_names_lead_is_taken_over_once_they_lead_there(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Flyway ran its files in the schema of its history: in another one ours are not run."""
+    write(folder, FLYWAY)
+    made = "".join(f"CREATE TABLE app.t{number} (); " for number in range(1, 6))
+    database.script(UP + flyway("app.flyway_schema_history", 5) + made)
+
+    asked = run()
+    database.script(f'ALTER ROLE CURRENT_USER IN DATABASE "{database.name}" SET search_path = app')
+    result = run()
+
+    error = asked.finished["error"]
+    assert (26, ASKED) == (asked.code, error["code"]), str(asked)
+    assert "names lead to 'public'" in error["message"]
+    assert 'SET search_path = "app".' in error["hint"]
+    assert (0, ["6_t"]) == (
+        result.code,
+        [each[1:].replace("__", "_") for each in result.finished["applied"]],
+    )
+    assert ["app"] == database.query(
+        "SELECT schemaname::text FROM pg_tables WHERE tablename = 't6'"
+    )
 
 
 @pytest.fixture

@@ -29,7 +29,10 @@ class Diesel(nested.Nested):
         "export.sql": "export",
     }
     table = foreign.Table(
-        "__diesel_schema_migrations", {"version": "character varying"}, ("version",)
+        "__diesel_schema_migrations",
+        {"version": "character varying"},
+        ("version",),
+        amid=True,
     )
 
     def titled(self, folder: str, kind: str) -> Source | None:

@@ -55,6 +55,7 @@ class Flyway(foreign.Foreign):
         },
         ("installed_rank", "version", "description", "type", "checksum", "success"),
         renamed=True,
+        amid=True,
     )
 
     def names(self) -> list[str]:

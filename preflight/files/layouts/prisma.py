@@ -43,6 +43,7 @@ class Prisma(nested.Nested):
         },
         ("migration_name", "checksum", "finished_at", "rolled_back_at"),
         along=True,  # it is in `public` where its URL names no schema
+        amid=True,
     )
 
     def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
