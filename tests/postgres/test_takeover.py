@@ -964,6 +964,42 @@ def test_flyway_s_own_history_is_taken_over(
     assert 26 == run(env=env).code
 
 
+@pytest.mark.parametrize("first", [(), ("B2__b.sql", "V3__c.sql")], ids=["new", "begun"])
+def test_second_baseline_makes_what_flyway_makes(
+    first: Sequence[str],
+    run: Run,
+    database: servers.Database,
+    create_database: CreateDatabase,
+    tmp_path: Path,
+) -> None:
+    """It is for new databases; whoever began with the first one goes on with the versions."""
+    (flyway,) = [each for each in migrators.MIGRATORS if each.name == "flyway"]
+    one = "CREATE TABLE a (x int);\n"
+    three, four = "ALTER TABLE a ADD y int;\n", "CREATE TABLE b (z int);\n"
+    files = {
+        "B2__b.sql": one, "V3__c.sql": three, "V4__d.sql": four, "B4__d.sql": one + three + four,
+    }  # fmt: skip
+    app = tmp_path / "app"
+
+    def made(database: servers.Database) -> list[Any]:
+        return [row for row in database.query(CATALOG) if "flyway" not in row[1]]
+
+    by_tool, begun = create_database(database.server), create_database(database.server)
+    if first:
+        write(app / "migrations", {name: files[name] for name in first})
+        for each in (by_tool, begun):
+            migrators.apply(flyway, app, each)
+        assert 0 == run(env={"PREFLIGHT_MIGRATIONS_DIR": str(app / "migrations")}).code
+    write(app / "migrations", files)
+    migrators.apply(flyway, app, by_tool)
+
+    for each in (database, begun) if first else (database,):
+        result = run(env={"PREFLIGHT_MIGRATIONS_DIR": str(app / "migrations"), **each.env()})
+
+        assert 0 == result.code, str(result)
+        assert made(by_tool) == made(each)
+
+
 def test_graphile_migrate_s_own_history_is_taken_over(
     run: Run, database: servers.Database, folder: Path
 ) -> None:

@@ -850,12 +850,17 @@ def test_repeatable_files_stand_beside_the_versions(tmp_path: Path) -> None:
          ["V1__a", "V3__c"]),
         ({"B1__a.sql": "SELECT 1;", "B2__b.sql": "SELECT 1;", "V3__c.sql": "SELECT 1;"},
          ["B2__b", "V3__c"]),
+        ({"B2__b.sql": "SELECT 1;", "V3__c.sql": "SELECT 1;", "V4__d.sql": "SELECT 1;",
+          "B4__d.sql": "SELECT 1;"},
+         ["B2__b", "V3__c", "V4__d"]),
+        ({"B2__b.sql": "SELECT 1;", "B4__d.sql": "SELECT 1;", "V5__e.sql": "SELECT 1;"},
+         ["B4__d", "V5__e"]),
     ],
 )  # fmt: skip
 def test_baseline_runs_where_nothing_else_is_there(
     files: dict[str, str], names: list[str], tmp_path: Path
 ) -> None:
-    """One way to a version, never both."""
+    """One way to a version, never both, and none that begins in the middle."""
     assert names == [each.name for each in folder.load(written(tmp_path, files))]
 
 

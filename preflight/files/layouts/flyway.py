@@ -111,21 +111,26 @@ class Flyway(foreign.Foreign):
         return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
     def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Leave a baseline out where what it stands for is there."""
-        last: dict[str, Source] = {}
-        versions = [
-            self.order(each.label)
+        """Keep one baseline at most: the newest of those that no version is at or below.
+
+        Any other one stands for what is there.
+        """
+        places = [
+            (self.order(each.label), _baseline(file))
             for file, each in sources.items()
-            if each.kind == "up" and not _baseline(file)
+            if each.kind == "up"
         ]
-        baselines = [self.order(each.label) for file, each in sources.items() if _baseline(file)]
-        for file, each in sources.items():
-            place = self.order(each.label)
-            if _baseline(file) and (
-                place != max(baselines) or any(version <= place for version in versions)
-            ):
-                continue
-            last[file] = each
+        versions = [place for place, baseline in places if not baseline]
+        first = [
+            place
+            for place, baseline in places
+            if baseline and not any(version <= place for version in versions)
+        ]
+        last = {
+            file: each
+            for file, each in sources.items()
+            if not _baseline(file) or self.order(each.label) == max(first, default=None)
+        }
         return super().settled(last)
 
     def sections(self, source: Source, file: str, text: bytes) -> Iterable[foreign.Section]:
