@@ -980,11 +980,13 @@ def test_converted_file_is_known_by_its_own_number(tmp_path: Path) -> None:
     assert "2000_x" == chosen.name
 
 
-def planned(directory: Path, lines: Sequence[str], scripts: Sequence[str]) -> folder.Folder:
+def planned(
+    directory: Path, lines: Sequence[str], scripts: Sequence[str], more: str = ""
+) -> folder.Folder:
     """Write a plan of sqitch and scripts, each of which says what it is called; return it read."""
     said = "".join(f"{line} 2024-01-01T00:00:00Z A <a@b> # x\n" for line in lines)
-    deploys = {f"deploy/{each}.sql": f"SELECT '{each}';" for each in scripts}
-    reverts = {f"revert/{each}.sql": f"SELECT '{each}';" for each in scripts}
+    deploys = {f"deploy/{each}.sql": more or f"SELECT '{each}';" for each in scripts}
+    reverts = {f"revert/{each}.sql": more or f"SELECT '{each}';" for each in scripts}
     files = {"sqitch.plan": f"%project=app\n\n{said}", **deploys, **reverts}
     return folder.load(written(directory, files))
 
@@ -1237,6 +1239,51 @@ def test_file_that_is_to_be_put_back_is_called_as_it_was(tool: str, tmp_path: Pa
     for each in found:
         said = back._unwritten(found, each, None).hint or ""  # noqa: SLF001 -- as above
         assert re.match(rf"Put \S*{re.escape(Path(each.up.file).name)} back as it ran", said)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("[core]\n\tdeploy_dir = sql", "sqitch.conf says deploy_dir = sql, and deploy beside it"),
+        ('[Engine "pg"] Extension = "d\\"dl" ; so', 'says extension = d"dl, and scripts that end'),
+        ("[core]\n\tplan_file = \\\n  my.plan # x", "plan_file = my.plan, and sqitch.plan beside"),
+        ("[core]\n\ttop_dir = sql", "top_dir = sql, and sqitch.plan beside"),
+        ('[core]\ntarget = a\n[target "a"]\nrevert_dir = b', "revert_dir = b, and revert beside"),
+        ("[core]\n\treworked_dir = old", "reworked_dir = old, and deploy beside"),
+        (
+            '[deploy "variables"]\n\tsch = public',
+            "deploy/a.sql:1:9: the variable sch of sqitch.conf",
+        ),
+        ('[engine "pg.variables"]\n\tcol=x', "deploy/a.sql:1:25: the variable col of sqitch.conf"),
+        ('[revert "variables"]\n\tcol=x', "revert/a.sql:1:25: the variable col of sqitch.conf"),
+    ],
+)
+def test_what_sqitch_s_settings_change_is_refused(said: str, words: str, tmp_path: Path) -> None:
+    """Another plan, other scripts and the values that psql puts in: sqitch would run them."""
+    (tmp_path / "sqitch.conf").write_text(f"[core]\n\tengine = pg\n{said}\n")
+
+    with pytest.raises(FilesInvalid) as failure:
+        planned(tmp_path, ["a", "@v1", "a [a@v1]"], ["a@v1", "a"], "SELECT  :'sch'::text || :col;")
+
+    assert any(words in each.message for each in failure.value.problems), failure.value.problems
+
+
+def test_settings_of_sqitch_that_change_nothing_are_let_be(tmp_path: Path) -> None:
+    """The usual places in other words, another engine's, and a name that is no variable there."""
+    same = (
+        "[core]\n\tengine = pg\n\t# plan_file = my.plan\n\ttop_dir = sql\n"
+        '\tdeploy_dir = ./sql/deploy\n\treworked_dir = old\n[engine "mysql"]\n\textension = ddl\n'
+        '[deploy "variables"]\n\tMI = 1\n'
+    )
+    (tmp_path / "sqitch.conf").write_text(same)
+    text = "SELECT 'HH:MI', $$:MI$$, 1::MI; -- :MI"
+
+    found = planned(tmp_path / "sql", ["a"], ["a"], text)
+    (tmp_path / "sqitch.conf").write_text(f"{same}[core]\n\textension = ddl\n")
+
+    assert ["a"] == [each.name for each in found]
+    with pytest.raises(FilesInvalid, match="extension = ddl"):
+        folder.load(configured(tmp_path / "sql"))
 
 
 def test_no_room_between_two_recorded_versions_is_said(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from preflight.base.errors import ConfigInvalid
-from preflight.files import foreign, reading
+from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
+from preflight.files import foreign, reading, scan
 from preflight.files.layout import Source
 
 if TYPE_CHECKING:
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
 
 _PROJECT = re.compile(r"(?m)^%project=(.*)$")
 _WAYS = {"deploy": "up", "revert": "rollback"}
+_CONF = "sqitch.conf"
+_SECTION = re.compile(r'\[(?P<name>[^\s\[\]"]+)(?:[ \t]*"(?P<sub>(?:[^"\\\n]|\\.)*)")?\]')
+_ENTRY = re.compile(r"(?P<key>[^\[=\n#;]+?)[ \t]*(?:=(?P<value>(?:\\\r?\n|[^\n])*))?(?=\n|\Z)")
+_PIECE = re.compile(
+    r'"(?P<quoted>(?:[^"\\]|\\.)*)"|[#;].*|\\\r?\n|\\(?P<escaped>.)|(?P<plain>[^"#;\\]+)'
+)
+_BESIDE = {  # what a key names where it is not said: below what, and how it is called there
+    "plan_file": ("top_dir", "sqitch.plan"),
+    "deploy_dir": ("top_dir", "deploy"),
+    "revert_dir": ("top_dir", "revert"),
+    "reworked_dir": ("top_dir", "."),
+    "reworked_deploy_dir": ("reworked_dir", "deploy"),
+    "reworked_revert_dir": ("reworked_dir", "revert"),
+}
+_READ = ("plan_file", "deploy_dir", "revert_dir")
+_REWORKED = ("reworked_deploy_dir", "reworked_revert_dir")
+_VARIABLE = re.compile(
+    rb"(?<!:):(?P<quote>['\"]?)(?P<name>[\w\x80-\xff]+)(?P=quote)(?![\w\x80-\xff])"
+)
 
 
 class Change(NamedTuple):
@@ -26,6 +47,43 @@ class Change(NamedTuple):
     name: str
     label: str  # which is its own, whatever is added to the plan
     script: str  # what its scripts are called, which change their names when it is worked over
+
+
+class Settings:
+    """What sqitch.conf says: a target's word comes before its engine's, that before the core's."""
+
+    def __init__(self, home: Path, text: str) -> None:
+        self.home = home
+        self.sections = _sections(text)
+        target = self._in("core").get("target") or self._in("engine.pg").get("target") or ""
+        self.order = (f"target.{target}", "engine.pg", "core")
+
+    def _in(self, section: str) -> dict[str, str]:
+        return {key.lower(): value for key, value in self.sections.get(section, {}).items()}
+
+    def said(self, key: str) -> str:
+        """Return a value; nothing where there is none."""
+        return next(filter(None, (self._in(section).get(key) for section in self.order)), "")
+
+    def place(self, key: str) -> Path:
+        """Return what a key names, said or not."""
+        if value := self.said(key):
+            return self.home / value
+        if key not in _BESIDE:
+            return self.home
+        above, name = _BESIDE[key]
+        return self.place(above) / name
+
+    def speaker(self, key: str) -> str:
+        """Return the key that says what another one names."""
+        while key in _BESIDE and not self.said(key):
+            key = _BESIDE[key][0]
+        return key
+
+    def variables(self, kind: str) -> set[str]:
+        """Return the names that psql would replace in the scripts of a kind."""
+        ways = ("core", "deploy", *(("revert",) if kind == "rollback" else ()), *self.order[:2])
+        return {name for way in ways for name in self.sections.get(f"{way}.variables", {})}
 
 
 class Sqitch(foreign.Foreign):
@@ -87,6 +145,53 @@ class Sqitch(foreign.Foreign):
         way, _, script = file.partition("/")
         return super().source(file) if way == foreign.BESIDE else self._script(way, script)
 
+    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Refuse a folder of which sqitch would read other files than are read here."""
+        if (wrong := self._elsewhere()) is not None:
+            hint = "Give the plan and the scripts their usual names and places, and take it out."
+            raise FilesInvalid.of("files.invalid", [Problem(wrong, hint, file=_CONF)])
+        return super().settled(sources)
+
+    def _elsewhere(self) -> str | None:
+        """Say which word of sqitch.conf leads to other files; None where it leads here."""
+        try:
+            settings = self._settings
+        except (OSError, ValueError) as error:
+            return f"{_CONF} cannot be read: {error}"
+        if settings is None:
+            return None
+        if (extension := settings.said("extension")) not in {"", "sql"}:
+            return f"{_CONF} says extension = {extension}, and scripts that end with .sql are read"
+        reworked = any("@" in each.script for each in self.changes)
+        for key in (*_READ, *(_REWORKED if reworked else ())):
+            name = _BESIDE[key][1]
+            if settings.place(key).resolve() != (self.directory / name).resolve():
+                by = settings.speaker(key)
+                return f"{_CONF} says {by} = {settings.said(by)}, and {name} beside it is read here"
+        return None
+
+    @functools.cached_property
+    def _settings(self) -> Settings | None:
+        """What sqitch.conf says of this folder: the one in it, or one above whose plan is here."""
+        with suppress(FileNotFoundError):
+            return Settings(self.directory, reading.beside(self.directory / _CONF))
+        plan = (self.directory / "sqitch.plan").resolve()
+        for home in self.directory.absolute().parents:
+            with suppress(OSError, ValueError):
+                above = Settings(home, reading.beside(home / _CONF))
+                return above if above.place("plan_file").resolve() == plan else None
+        return None
+
+    def sections(self, source: Source, _file: str, text: bytes) -> Iterable[foreign.Section]:
+        """Take the whole script; a variable that sqitch would hand to psql may not stand in it."""
+        known = self._settings.variables(source.kind) if self._settings else set()
+        if known and source.kind in _WAYS.values():
+            for at, name in _used(text, known):
+                raise foreign.Wrong(
+                    f"the variable {name} of {_CONF} is not replaced here", "Write the value.", at
+                )
+        return [foreign.Section(source.kind)]
+
     def named(self, file: str) -> Source | None:
         """Return what a script of deploy/ is."""
         way, _, script = file.partition("/")
@@ -146,6 +251,46 @@ class Sqitch(foreign.Foreign):
             hashlib.sha1(each, usedforsecurity=False).hexdigest()
             for each in foreign.variants(self.directory / file.up.file, file.up.text)
         }
+
+
+def _sections(text: str) -> dict[str, dict[str, str]]:
+    """Return what a file in git's format says, by section; keys are as they are written."""
+    found: dict[str, dict[str, str]] = {}
+    section, at = "", 0
+    while at < len(text):
+        if (head := _SECTION.match(text, at)) is not None:
+            sub = re.sub(r"\\(.)", r"\1", head["sub"] or "")
+            section, at = head["name"].lower() + (f".{sub}" if sub else ""), head.end()
+        elif (entry := _ENTRY.match(text, at)) is not None and not text[at].isspace():
+            found.setdefault(section, {})[entry["key"]] = _value(entry["value"] or "")
+            at = entry.end()
+        elif text[at] in "#;":
+            at = text.find("\n", at) if "\n" in text[at:] else len(text)
+        else:
+            at += 1
+    return found
+
+
+def _value(said: str) -> str:
+    """Return a value without its quotes, and without what is said about it."""
+    pieces = (
+        re.sub(r"\\(.)", r"\1", each["quoted"])
+        if each["quoted"] is not None
+        else each["escaped"] or each["plain"] or ""
+        for each in _PIECE.finditer(said)
+    )
+    return "".join(pieces).strip()
+
+
+def _used(text: bytes, known: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Yield where a script names a variable of psql's, outside comments and texts."""
+    asides = scan.asides(text, len(text))
+    start, end = next(asides, (len(text), len(text)))
+    for found in _VARIABLE.finditer(text):
+        while end <= found.start():
+            start, end = next(asides, (len(text), len(text) + 1))
+        if found.start() <= start and found["name"].decode("utf-8", "replace") in known:
+            yield found.start(), found["name"].decode()
 
 
 def _changes(plan: str, deploy: Path) -> list[Change]:
