@@ -801,6 +801,36 @@ def test_placeholders_of_graphile_are_those_of_its_settings(tmp_path: Path) -> N
         assert "the placeholder :APP_ROLE is not replaced here" in told
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "placeholder"),
+    [
+        (".gmrc.js", "module.exports = {placeholders: {':APP_ROLE': 'app'}};", ":APP_ROLE"),
+        (".gmrc.cjs", "module.exports = {placeholders: {[`:APP_ROLE`]: p}};",
+         ":APP_ROLE"),
+        (".gmrc.js", "const {placeholders} = require('x');\nmodule.exports = {placeholders};",
+         ":MI"),
+        (".gmrc.mjs", "export default {...base, blankMigrationContent: () => ''};", ":MI"),
+        (".gmrc.js", "module.exports = require('../.gmrc');", ":MI"),
+        (".gmrc.js", "require('dotenv').config();\nmodule.exports = {connectionString: 'x'};", ""),
+        (".gmrc.js", "module.exports = {placeholders: {}, migrationsFolder: './migrations'};", ""),
+    ],
+)  # fmt: skip
+def test_settings_of_graphile_may_be_a_program(
+    name: str, settings: str, placeholder: str, tmp_path: Path
+) -> None:
+    """Its keys are read; where it has them from elsewhere, a letter before a colon is no excuse."""
+    text = "SELECT to_char(now(), 'HH24:MI:SS'), x::TEXT, 'role:APP_ROLE';\n"
+    at = tmp_path / "migrations/committed"
+    written(at, {"000001.sql": graphile("-", text)[0]})
+    (tmp_path / name).write_text(settings)
+
+    if placeholder:
+        (told,) = refused(configured(at.parent, "graphile"))
+        assert f"the placeholder {placeholder} is not replaced here" in told
+    else:
+        assert 1 == len(folder.load(configured(at.parent, "graphile")))
+
+
 def test_repeated_file_that_flyway_forgot_runs_again(tmp_path: Path) -> None:
     """Its row of type DELETE says that the file was gone."""
     rows = [(1, None, "x", "SQL", 7, True), (2, None, "y", "SQL", 8, True)]

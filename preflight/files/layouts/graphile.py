@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preflight.files import foreign, reading
@@ -19,8 +19,15 @@ _NAME = re.compile(r"(?:committed/)?(?P<name>(?P<version>[0-9]{1,18})(?:-.*)?)\.
 _HEADER = re.compile(rb"--! (?P<key>[A-Z][A-Za-z0-9_]*)(?:: *(?P<value>[^\n]*))?\n|\n")
 # what the tool replaces is known by its settings alone; where they are not here, what looks like it
 _PLACEHOLDER = rb"(?<![:\w]):[A-Z][A-Z0-9_]+\b"
+_ANYWHERE = rb"(?<!:):[A-Z][A-Z0-9_]+\b"
 _ALWAYS = (":DATABASE_NAME", ":DATABASE_OWNER")
-_KEY = re.compile(r"""["'](:[A-Z][A-Z0-9_]+)["']\s*:""")
+_SETTINGS = (".gmrc", ".gmrc.js", ".gmrc.cjs", ".gmrc.mjs")  # the first that is there counts
+_KEY = re.compile(r"""["'`](:[A-Z][A-Z0-9_]+)["'`]\]?\s*:""")
+# what makes settings that are a program hold names that do not stand in it as keys
+_ELSEWHERE = re.compile(
+    r"""\.\.\.|\bplaceholders\b(?!["']?\s*:\s*\{\s*[}"'`\[])"""
+    r"""|\b(?:require|import|from)\b\s*\(?\s*["'`]\."""
+)
 _REMARK = re.compile(r"(?ms)/\*.*?\*/|^[ \t]*//[^\n]*")
 _UNBOUND = re.compile(rb"--!\s*no-transaction\b")
 
@@ -93,11 +100,9 @@ class Graphile(foreign.Foreign):
     def _placeholder(self) -> re.Pattern[bytes]:
         """Find what the tool would replace: a name that it knows, whatever stands before it."""
         home = self.directory.parent if self.directory.name == "committed" else self.directory
-        names = set(_ALWAYS)
-        with suppress(OSError, ValueError):
-            names.update(_KEY.findall(_REMARK.sub("", reading.beside(home.parent / ".gmrc"))))
-        known = "|".join(map(re.escape, sorted(names))).encode()
-        return re.compile(rb"(?:%b)\b|%b" % (known, _PLACEHOLDER))
+        names, elsewhere = _named(home.parent)
+        known = "|".join(map(re.escape, sorted({*_ALWAYS, *names}))).encode()
+        return re.compile(rb"(?:%b)\b|%b" % (known, _ANYWHERE if elsewhere else _PLACEHOLDER))
 
     def key(self, file: Migration) -> str:
         """Know a file by its number: its title is not in the table."""
@@ -118,6 +123,19 @@ class Graphile(foreign.Foreign):
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the hash in the header, which was found to be that of the text."""
         return _header(file.up.text)[0].get("hash") == checksum
+
+
+def _named(home: Path) -> tuple[list[str], bool]:
+    """Return the placeholders that the settings name, and whether there may be others."""
+    for file in _SETTINGS:
+        try:
+            said = _REMARK.sub("", reading.beside(home / file))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return [], True
+        return _KEY.findall(said), file != ".gmrc" and _ELSEWHERE.search(said) is not None
+    return [], False
 
 
 def _header(text: bytes) -> tuple[dict[str, str], bytes]:
