@@ -227,6 +227,33 @@ def states(result: program.Result) -> list[str]:
     return [each["state"] for each in result.event("migration.listed")]
 
 
+@pytest.mark.parametrize("applied", [0, 2])
+def test_version_of_golang_migrate_without_a_way_forward_is_one(
+    applied: int, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """To the tool it is an empty one: it is recorded, taken over, and taken back."""
+    write(
+        folder,
+        {
+            name: GOLANG_MIGRATE.files[name]
+            for name in GOLANG_MIGRATE.files
+            if name != "2_index.up.sql"
+        },
+    )
+    write(folder, {"2_drop_index.down.sql": "CREATE TABLE back ();\n"})
+    if applied:
+        golang_migrate(database, folder, applied)
+
+    result, back = run(), run("rollback", "--to", "1")
+
+    assert (0, 3) == (
+        result.code,
+        len(result.finished["applied"]) + len(result.finished.get("adopted", [])),
+    )
+    assert 0 == back.code, str(back)
+    assert [True] == database.query("SELECT to_regclass('public.back') IS NOT NULL")
+
+
 @every
 def test_folder_makes_the_catalog_that_its_tool_makes(
     tool: Tool,

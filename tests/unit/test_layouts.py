@@ -213,6 +213,28 @@ def test_folder_says_whose_it_is(tool: str, tmp_path: Path) -> None:
     assert any("SELECT 2" in text for text in files.values()) == bool(backward)
 
 
+def test_way_forward_that_golang_migrate_misses_is_empty(tmp_path: Path) -> None:
+    """It is a version all the same; what the file beside it says speaks for the way back alone."""
+    files = {
+        "1_a.up.sql": "SELECT 1;",
+        "2_b.down.sql": "-- preflight: no-transaction\nSELECT 2;",
+        "preflight/verify_2_b.sql": "SELECT true;",
+    }
+
+    _, found = folder.load(written(tmp_path, files))
+
+    assert found.rollback is not None
+    assert found.verify is not None
+    assert ("2_b", [], True, hashlib.sha256().hexdigest()) == (
+        found.name, [*found.up.statements()], found.up.transactional, found.checksum,
+    )  # fmt: skip
+    assert (1, False) == (len([*found.rollback.statements()]), found.rollback.transactional)
+    written(tmp_path, {"2_c.down.sql": "SELECT 2;"})
+    assert ["version 2 is claimed by 2_b.down.sql (up) and 2_c.down.sql (up)"] == refused(
+        configured(tmp_path)
+    )
+
+
 @pytest.mark.parametrize("tool", sorted({*FOLDERS} - {"ours"}))
 def test_layout_that_is_named_is_the_one_that_is_found(tool: str, tmp_path: Path) -> None:
     """`auto` and the tool's own name read the same."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from preflight.files import foreign
@@ -28,6 +29,10 @@ class GolangMigrate(foreign.Foreign):
         renamed=True,
     )
 
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.alone: set[str] = set()
+
     def counts(self, file: str) -> bool:
         """Tell whether it is a file of either direction; the tool passes over all else."""
         return bool(_RUN.fullmatch(file)) or (
@@ -42,6 +47,23 @@ class GolangMigrate(foreign.Foreign):
             return None
         kind = "up" if found["way"] == "up" else "rollback"
         return Source(int(found["version"]), found["name"], kind)
+
+    def settled(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Learn which versions have a way back alone: their way forward is empty."""
+        forward = {each.version for each in sources.values() if each.kind == "up"}
+        self.alone = {
+            file
+            for file, each in sources.items()
+            if file.endswith(".down.sql") and each.version not in forward
+        }
+        return super().settled(sources)
+
+    def sections(self, source: Source, file: str, text: bytes) -> Iterable[foreign.Section]:
+        """Take the whole file, and nothing as the way forward that is missing beside it."""
+        found = [foreign.Section(source.kind)]
+        if file in self.alone:
+            found.append(foreign.Section("up", len(text), len(text)))
+        return found
 
     def file(self, name: str, kind: str) -> str:
         """Return what a part of a migration is called."""
