@@ -325,6 +325,29 @@ def undisturbed(session: Session) -> Iterator[None]:
         ) from changed
 
 
+def require_chosen(
+    session: Session, chosen: plan.Record, by: str | None, newest: plan.Record | None
+) -> None:
+    """Make sure that what was chosen before the lock is what there is under it; raises LockBusy.
+
+    `by` is the run that had written it, `newest` what would be chosen now: another run may have
+    done what was asked for, and twice it is not wanted.
+    """
+    if newest is None or newest.version < chosen.version:
+        what = f"took {chosen.name} back"
+    elif newest.version > chosen.version:
+        what = f"applied {newest.name}"
+    elif ledger.writer(session, chosen.version) != by:
+        what = f"ran {chosen.name} again, or began to take it back,"
+    else:
+        return
+    raise LockBusy(
+        "history.changed",
+        f"another run {what} meanwhile",
+        "Look with `check --table`, and run again if it is still wanted.",
+    )
+
+
 class Round:
     """One plan under the lock; a change of the history meanwhile ends it without an error."""
 

@@ -36,14 +36,20 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         plan.require_alone(known)
         files = numbers.settled(files, known)
         down_to = None if to is None else _floor(files, known, to)
-        if not back.choose(files, known, down_to):
+        chosen = back.choose(files, known, down_to)
+        if not chosen:
             structlog.get_logger().info("plan.made", rollback=[])
             return  # nothing recorded that could be taken back
+        by = ledger.writer(session, chosen[0])
         gate.enter(session)
         ledger.ensure(session)
         before = ledger.read(session)
         plan.require_alone(before)
-        steps = back.prepare(session, files, back.choose(files, before, down_to))
+        versions = back.choose(files, before, down_to)
+        if down_to is None:
+            newest = before.records[versions[0]] if versions else None
+            gate.require_chosen(session, known.records[chosen[0]], by, newest)
+        steps = back.prepare(session, files, versions)
         if not steps:
             return
         contact.require_told(session, files)

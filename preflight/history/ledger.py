@@ -228,6 +228,14 @@ def row_of(session: Session, version: int) -> journal.Row | None:
     return rows[0] if rows else None
 
 
+def writer(session: Session, version: int) -> str | None:
+    """Return the id of the run that wrote a version's row, as far as there is one for us to see."""
+    query = f"SELECT m.run_id FROM {session.config.schema}.migrations m WHERE m.version = {version}"  # noqa: S608 -- a checked name, and a number
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        return next((each["run_id"] for each in session.ask(query)), None)
+    return None
+
+
 def _rows(session: Session, where: str) -> list[journal.Row]:
     # a column that the table lacks is found one level further out, and is NULL
     rows = session.execute(

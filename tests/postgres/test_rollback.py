@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from preflight.server import lock
 from tests import faults, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 from tests.fakes import Fakes
@@ -841,6 +842,61 @@ def test_version_is_not_taken_back_beneath_one_that_another_run_applied_meanwhil
     assert (11, "history.changed") == (result.code, result.finished["error"]["code"]), str(result)
     assert ["002_b"] == result.finished["rolled_back"]
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")
+
+
+@pytest.mark.parametrize(
+    ("command", "left", "said"),
+    [
+        (["rollback"], [1], "another run took 002_b back meanwhile"),
+        (["force"], [1, 2], "another run ran 002_b again, or began to take it back, meanwhile"),
+        (["force", "2"], [1, 2], "another run ran 002_b again, or began to take it back, meanwhile"),
+    ],
+)
+def test_two_at_once_change_what_each_of_them_saw_and_that_once(  # noqa: PLR0913, PLR0917 - fixtures
+    run: Run,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    command: list[str],
+    left: list[int],
+    said: str,
+) -> None:
+    """Both chose the newest before the lock; who comes second finds another one there: 11."""
+    migrations(A | B | {"002_b.sql": "CREATE TABLE IF NOT EXISTS b (id int);\n"})
+    assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
+    with database.server.connect(database.name) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        both = [start(*command, env={"PREFLIGHT_BACKUP": "off"}) for _ in range(2)]
+        for each in both:
+            each.wait_for_event("lock.busy")
+    first, second = sorted((each.wait() for each in both), key=lambda result: result.code)
+
+    assert (0, 11) == (first.code, second.code), f"{first}{second}"
+    error = second.finished["error"]
+    assert ("history.changed", said) == (error["code"], error["message"])
+    assert left == database.query(PRESENT)
+
+
+def test_newest_that_came_while_the_lock_was_waited_for_is_left_alone(
+    run: Run, start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Who asked for the newest meant the one that he saw: 11, and nothing is taken back."""
+    migrations(A)
+    assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
+    with database.server.connect(database.name) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        process = start("rollback", env={"PREFLIGHT_BACKUP": "off"})
+        process.wait_for_event("lock.busy")
+        database.script(
+            "INSERT INTO preflight.migrations (version, name, checksum, state, how, up_sql,"
+            " rollback_sql, tool_version, run_id)"
+            " VALUES (2, '002_b', '', 'done', 'applied', '', 'DROP TABLE a', '', '')"
+        )
+    result = process.wait()
+
+    error = result.finished["error"]
+    assert (11, "another run applied 002_b meanwhile") == (result.code, error["message"])
+    assert [1, 2] == database.query(PRESENT)
 
 
 class _CutsAtCommit(faults.CommitFault):
