@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from preflight.apply import forward, outside, patience, resume, statements, verify
+from preflight.apply import forward, fresh, outside, patience, resume, statements, verify
 from preflight.base.errors import (
     ConfigInvalid,
     Failure,
@@ -203,7 +203,7 @@ def back(
     DatabaseBusy, ConnectionLost, PlanChanged.
     """
     began = time.monotonic()
-    forward.anew(session, step.migration)
+    fresh.anew(session, step.migration)
     forward.clean(session)
 
     def once(seen: Watch) -> int:

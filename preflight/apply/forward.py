@@ -13,7 +13,7 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from preflight.apply import outside, patience, statements, verify
+from preflight.apply import fresh, outside, patience, statements, verify
 from preflight.base import stop
 from preflight.base.errors import (
     ConnectionLost,
@@ -26,6 +26,7 @@ from preflight.base.errors import (
     Problem,
     TargetUnusable,
 )
+from preflight.files import remains
 from preflight.history import fence, journal, ledger, repeats
 from preflight.server import lock, sessions, watch
 
@@ -55,7 +56,7 @@ def forward(
     MigrationPartial, DatabaseBusy, LockBusy, ConnectionLost, and PlanChanged when another run was
     there first or the connection broke.
     """
-    anew(session, migration)
+    fresh.anew(session, migration)
     together = again is None and _fits(session, migration)
     if not together:
         _ready(session)
@@ -99,6 +100,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     seen: watch.Watch | None = None
     known = {"rollback": more["rollback"]} if "rollback" in more else {}
     log.info("migration.started", **named, transactional=script.transactional, **known)
+    session.worn = session.worn or remains.left([script, migration.verify])
     try:
         with watch.over(session, migration) as seen, _Notices(session, migration):
             count = once(seen)
@@ -124,33 +126,6 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     stop.leaves(session, None)
     log.info(event, **named, duration_s=_since(began), statements=count, **more)
     return True
-
-
-def anew(session: Session, migration: Migration) -> None:
-    """Give a file a new session where earlier ones changed what a session is given at its start.
-
-    So it gets what it would in a run of its own. The lock is taken again; raises PlanChanged when
-    another run did something in between, LockBusy, ConnectionLost.
-    """
-    session.notice()
-    if not session.stale:
-        return
-    if locked := session.locked:
-        lock.require(session)
-    before = journal.last_change(session)
-    if not session.renew():
-        structlog.get_logger().warning(
-            "migration.progressed",
-            **migration.named,
-            notice="an earlier file changed settings of the database or the role for new sessions, "
-            "and none can be had here: this file runs with the settings from before",
-        )
-        session.stale, session.given = False, None  # said once
-    elif locked:
-        lock.acquire(session)
-        if journal.last_change(session) != before:
-            raise PlanChanged
-    session.notice()
 
 
 def _since(began: float) -> float:
@@ -344,11 +319,10 @@ class _Notices:
         self.count = 0
 
     def __enter__(self) -> None:
-        self.session.connection.add_notice_handler(self.hear)
+        self.session.listen(self.hear)
 
     def __exit__(self, *_: object) -> None:
-        if not self.session.lost:
-            self.session.connection.remove_notice_handler(self.hear)
+        self.session.listen(None)
         if self.count > NOTICES:
             self.tell("debug", f"{self.count - NOTICES} more notices")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psycopg
 import structlog
 
+from preflight.apply import fresh
 from preflight.base import stop
 from preflight.base.errors import DatabaseBusy, MigrationPartial, causes
 from preflight.server import lock, sessions, watch
@@ -41,7 +42,11 @@ def patiently(
         seen.begin()
         session.reset(sessions.FORGET)  # prepared statements outlive a rollback
         lock.let_go(session)  # so do locks of the session
+        if worn:
+            fresh.anew(session, migration)
+            session.worn, seen.pid = True, session.pid  # the next attempt leaves it again
 
+    worn = session.worn and not claims
     seconds = session.config.lock_retry_s
     beyond = (lambda: None) if claims else partial(_beyond, migration.up)
     try:

@@ -178,6 +178,8 @@ class Session:
         self.locked = False  # the run's lock was taken by this very connection
         self.given: str | None = None  # what `_GIVEN` said when nobody had run a file yet
         self.stale = False  # a new connection would be given something else by now
+        self.worn = False  # a file left in it what only a new one is without: files/remains.py
+        self._hears: Callable[[psycopg.errors.Diagnostic], None] | None = None
 
     def open(self) -> None:
         """Connect, waiting until the deadline; raises 10, 20, 21 or 22 as the last attempt says."""
@@ -228,7 +230,10 @@ class Session:
         # a passfile's line may be for this database alone; it is read anew when we connect again
         self._password = dial.password(connection.pgconn)
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
+        self.worn = False
         self.given = self._pid = None
+        if self._hears:
+            connection.add_notice_handler(self._hears)
 
     def close(self) -> None:
         """End the session; the lock goes with it."""
@@ -265,6 +270,14 @@ class Session:
         self._begin(new.connection)
         self.prepare()
         return True
+
+    def listen(self, hear: Callable[[psycopg.errors.Diagnostic], None] | None) -> None:
+        """Have somebody told what the server notices, also on a new connection; None: nobody."""
+        if self._hears and not self.lost:
+            self.connection.remove_notice_handler(self._hears)
+        self._hears = hear
+        if hear:
+            self.connection.add_notice_handler(hear)
 
     def notice(self) -> None:
         """Keep in mind what the server gave this session at its start, as far as we may see it."""

@@ -1165,6 +1165,77 @@ def test_next_file_gets_what_an_earlier_one_set_for_new_sessions(  # noqa: PLR09
     assert 2 * (sessions == 1) == len(warned)
 
 
+@pytest.mark.parametrize(
+    ("sessions", "null", "locked"),
+    [(-1, "true", 4), (1, "false", 1)],
+    ids=["renewed", "no other to be had"],
+)
+def test_setting_with_a_dot_does_not_reach_the_next_file(  # noqa: PLR0913, PLR0917 -- a case each
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    sessions: int,
+    null: str,
+    locked: int,
+) -> None:
+    """Each file gets it as in a run of its own: no value, or that of the database."""
+    role = database.limited(sessions, "app", "public")
+    database.script(f"ALTER DATABASE {database.name} SET app.kept = 'k'")
+    expect = f"SELECT 1 / ((current_setting('app.{{}}', true) IS NULL) = {null})::int;\n"
+    expect += "SELECT 1 / (current_setting('app.kept') = 'k')::int;\n"
+    migrations(
+        {
+            "001_a.sql": "SET LOCAL app.a = 'x';",
+            "002_b.sql": expect.format("a") + "DO $$ BEGIN PERFORM set_config('app.b', '', true);"
+            " SET app.kept = 'other'; END $$",
+            "003_c.sql": "-- preflight: no-transaction\n" + expect.format("b") + "SET app.c = 'x'",
+            "004_d.sql": expect.format("c") + "CREATE TABLE d ();",
+            "005_e.sql": "CREATE TABLE e ();",
+        }
+    )
+    result = run(env=database.env(role, "x") | {"PREFLIGHT_BACKUP": "off"})
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 0 == result.code, str(result)
+    assert locked == len(result.event("lock.acquired"))
+    warned = [each for each in result.events if "dot in its name" in str(each.get("notice"))]
+    assert 3 * (sessions == 1) == len(warned)
+
+
+def test_setting_with_a_dot_does_not_reach_the_next_attempt(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What a rollback leaves of it is left behind with the session, each time."""
+    database.script("CREATE TABLE t (a text); CREATE TABLE u (a int)")
+    migrations(
+        {
+            "001_a.sql": "INSERT INTO t VALUES (coalesce(current_setting('app.a', true), 'none'));"
+            "SET LOCAL app.a = 'x'; DO $$ BEGIN RAISE WARNING 'here'; END $$; LOCK TABLE u;"
+        }
+    )
+    env = {
+        "PREFLIGHT_BACKUP": "off",
+        "PREFLIGHT_FIRST_CONTACT": "pending",
+        "PREFLIGHT_LOCK_TIMEOUT_MS": "200",
+        "PREFLIGHT_LOCK_RETRY_S": "600",
+    }
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; LOCK TABLE u")
+        process = start(env=env)
+        faults.until(
+            lambda: 1 < [each["event"] for each in process.events].count("migration.retried"),
+            "it is tried again, and once more",
+        )
+        blocker.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert ["none"] == database.query("TABLE t")
+    attempts = 1 + len(result.event("migration.retried"))
+    heard = [each for each in result.events if each.get("notice") == "here"]
+    assert [attempts, attempts] == [len(heard), len(result.event("lock.acquired"))]
+
+
 NO = "FOR EACH ROW EXECUTE FUNCTION no()"
 VERIFIED = "SELECT 'a' AS suite, 'a' AS \"check\", to_regprocedure('no()') IS NOT NULL AS ok"
 

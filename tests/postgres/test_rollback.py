@@ -849,7 +849,11 @@ def test_version_is_not_taken_back_beneath_one_that_another_run_applied_meanwhil
     [
         (["rollback"], [1], "another run took 002_b back meanwhile"),
         (["force"], [1, 2], "another run ran 002_b again, or began to take it back, meanwhile"),
-        (["force", "2"], [1, 2], "another run ran 002_b again, or began to take it back, meanwhile"),
+        (
+            ["force", "2"],
+            [1, 2],
+            "another run ran 002_b again, or began to take it back, meanwhile",
+        ),
     ],
 )
 def test_two_at_once_change_what_each_of_them_saw_and_that_once(  # noqa: PLR0913, PLR0917 - fixtures

@@ -1,0 +1,62 @@
+"""What a file leaves in its session that no RESET and no rollback takes away.
+
+A setting whose name has a dot is empty afterwards, where in a new session it is NULL; a connection
+to another server stays open. The next file would find it, and the next attempt of the same one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from preflight.files import parser, scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from preflight.files.migrations import Script
+
+_CONNECTS = re.compile(rb"(?i)dblink_connect|replication_origin_session_setup")
+_DOTTED = rb"(?:\"[^\"]*\"|[\w$]+)\.[\"\w]|\"[^\"]*\.[^\"]*\""
+_SETS = re.compile(rb"(?i)\b(?:re)?set\s+(?:(?:local|session)\s+)?(?:" + _DOTTED + rb")")
+_CONFIG = re.compile(rb"(?i)\bset_config\b")
+_MAY = re.compile(
+    b"|".join(each.pattern for each in (_CONNECTS, _SETS, _CONFIG)).replace(b"(?i)", b""),
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(rb"(?i)\bset_config\"?\s*\(\s*'[^'.]*'\s*,")  # its name is said, and has no dot
+
+
+def left(scripts: Iterable[Script | None]) -> bool:
+    """Tell whether something stays in the session that only a new one is without."""
+    return any(script is not None and _leaves(script) for script in scripts)
+
+
+def _leaves(script: Script) -> bool:
+    return _MAY.search(script.text) is not None and any(
+        _stays(each.text(script.text))
+        for each in script.statements()
+        if _MAY.search(script.text, each.start, each.end)
+    )
+
+
+def _stays(text: bytes) -> bool:
+    """Tell it of a statement: by its tree, or by its words where those may run later."""
+    if _CONNECTS.search(text):
+        return True
+    node = parser.parsed(text)
+    if node is None or scan.first_word(text, 0) in (b"DO", b"CREATE"):
+        return bool(_SETS.search(text)) or len(_CONFIG.findall(text)) > len(_PLAIN.findall(text))
+    return any(
+        "." in item.name
+        if item.DESCRIPTOR.name == "VariableSetStmt"
+        else item.funcname[-1].string.sval == "set_config" and not _plain(item.args)
+        for item in parser.every(node, "VariableSetStmt", "FuncCall")
+    )
+
+
+def _plain(arguments: Iterable[object]) -> bool:
+    """Tell whether the name that set_config is given is said, and has no dot."""
+    name = next(iter(arguments), None)
+    constant = name.a_const  # type: ignore[attr-defined] # a node
+    return constant.HasField("sval") and "." not in constant.sval.sval
