@@ -506,7 +506,10 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
         lock_is = "the lock is free"
     else:
         name += " without the server's answer"
-        lock_is = "the server ends it and frees the lock when it notices that we are gone"
+        lock_is = (
+            "the server ends it and frees the lock when it notices that we are gone, but not "
+            "while it waits for a synchronous standby"
+        )
     left = stop.left() or "unfinished work is rolled back"
     what = f"{left}; {lock_is}"
     if "targets" in run.tally.done:

@@ -351,7 +351,8 @@ def _journal_failure(session: Session, migration: Migration, problem: Problem) -
     try:
         sessions.roll_back(session)
         session.reset()
-        journal.journal(session, "failed", migration, problem=problem)
+        with sessions.locally(session):
+            journal.journal(session, "failed", migration, problem=problem)
     except psycopg.Error as error:
         structlog.get_logger().warning(
             "migration.failed", **migration.named, journal=f"not written: {error.sqlstate}"

@@ -136,7 +136,7 @@ def _put_back(session: Session, version: int, kept: str | None) -> bool:
     try:
         sessions.roll_back(session)
         session.reset()
-        with sessions.transaction(session):
+        with sessions.locally(session):
             return ledger.put_back(session, version, kept)
     except psycopg.Error:
         return False  # it is marked as failed, and the first failure is the one to tell
@@ -166,7 +166,7 @@ def marked(
             # where it cannot be marked, the first failure is the one to tell
             with suppress(psycopg.Error, HistoryConflict):
                 begun = started() if started else done  # asks in transactions of its own
-                with sessions.transaction(session):
+                with sessions.locally(session):
                     ledger.mark(
                         session, migration.version, done=done, started=begun, state="failed"
                     )

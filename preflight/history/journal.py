@@ -17,6 +17,7 @@ from preflight.base.errors import (
     Problem,
 )
 from preflight.history import tables
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,23 +175,24 @@ def note_rehearsal(  # noqa: PLR0913 -- one row
     """Append that a rehearsal begins or is over; False where there is no journal."""
     there = _ours(session)
     if there:
-        session.execute(
-            f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
+        with sessions.locally(session):
+            session.execute(
+                f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
  checksum_before, run_id, host, backup, sqlstate, tool_version)
  VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
-            [
-                event,
-                version,
-                name,
-                life,
-                place,
-                session.config.run_id,
-                plain.host(),
-                backup,
-                sqlstate,
-                __version__,
-            ],
-        )
+                [
+                    event,
+                    version,
+                    name,
+                    life,
+                    place,
+                    session.config.run_id,
+                    plain.host(),
+                    backup,
+                    sqlstate,
+                    __version__,
+                ],
+            )
     return there
 
 
@@ -200,20 +202,21 @@ def note_point(
     """Append how to come back to a point that no file of ours holds; False without a journal."""
     there = _ours(session)
     if there:
-        session.execute(
-            f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum_before,
- run_id, host, backup, tool_version)
+        with sessions.transaction(session):
+            session.execute(
+                f"""INSERT INTO {session.config.schema}.journal (event, version, name,
+ checksum_before, run_id, host, backup, tool_version)
  VALUES ('pointed', %s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
-            [
-                version,
-                name,
-                json.dumps(said),
-                session.config.run_id,
-                plain.host(),
-                point,
-                __version__,
-            ],
-        )
+                [
+                    version,
+                    name,
+                    json.dumps(said),
+                    session.config.run_id,
+                    plain.host(),
+                    point,
+                    __version__,
+                ],
+            )
     return there
 
 

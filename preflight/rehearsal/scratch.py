@@ -111,11 +111,27 @@ def home(session: Session) -> Iterator[Session]:
     """Yield the session that makes and drops the copy: ours, or one on the scratch server."""
     config = session.config
     if config.rehearse_url is None:
-        with _writable(session):
+        with _writable(session), _alone(session):
             yield session
         return
-    with elsewhere(config, config.rehearse_url, "the server of PREFLIGHT_REHEARSE_URL") as other:
+    with (
+        elsewhere(config, config.rehearse_url, "the server of PREFLIGHT_REHEARSE_URL") as other,
+        _alone(other),
+    ):
         yield other
+
+
+@contextmanager
+def _alone(session: Session) -> Iterator[None]:
+    """Have a session wait for no standby: whether a copy is elsewhere, too, is nobody's concern."""
+    (said,) = session.execute("SHOW synchronous_commit").fetchone() or ("on",)
+    session.execute("SET synchronous_commit = local")
+    try:
+        yield
+    finally:
+        if not session.lost:
+            with suppress(psycopg.Error):
+                session.execute(f"SET synchronous_commit = {said}")
 
 
 # by the server's own configuration it may be for want of room
@@ -252,7 +268,8 @@ def reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[S
     """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable."""
     with ExitStack() as stack:
         try:
-            copy = stack.enter_context(sessions.beside(home, name, settings))
+            alone = {"synchronous_commit": "local", **settings}
+            copy = stack.enter_context(sessions.beside(home, name, alone))
         except Failure as failure:
             raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
         copy.copy = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -75,6 +76,7 @@ _DURABLE = (
     "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) "
     "WHERE pg_catalog.current_setting('synchronous_commit') = 'off'"
 )
+_LOCAL = "SET LOCAL synchronous_commit = local"
 # RESET: of what was said when the process began, and not set by who passed it on
 _MARKED = f"""RESET {MARK}; SELECT pg_catalog.pg_backend_pid() AS pid,
  pg_catalog.current_setting('{MARK}', true) AS mark"""
@@ -335,8 +337,10 @@ class Session:
 
         Not all that a server can hold has a place among Python's values.
         """
+        alone = self.connection.info.transaction_status == IDLE  # so it commits by itself
+        guard = partial(_guarded, self, alone=True) if alone else _unguarded
         with self._stoppable():
-            _drained(self.connection, text, start, len(text) if end is None else end)
+            _drained(self.connection, text, start, len(text) if end is None else end, guard)
 
     def answer(self, query: bytes) -> PGresult:
         """Run one query; return what the server wrote, of which no value is made Python's."""
@@ -846,6 +850,17 @@ def transaction(session: Session, begin: Callable[[], object] | None = None) -> 
     commit(session)
 
 
+@contextmanager
+def locally(session: Session) -> Iterator[None]:
+    """Run statements in one transaction that waits for no standby, only for the disk.
+
+    For what is written down of a failure, a stop or a trial: nobody relies on it elsewhere, and a
+    standby that is gone must not keep us from saying so.
+    """
+    with transaction(session, lambda: session.execute(f"{BEGIN}; {_LOCAL}")):
+        yield
+
+
 def commit(session: Session) -> None:
     """Commit; a stop request waits until the answer is there. Raises what the server says."""
     with session.ending() if session.ending else nullcontext(), stop.deferred():
@@ -854,21 +869,29 @@ def commit(session: Session) -> None:
         raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
 
 
-def _guarded(session: Session, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
-    """Have somebody look where the answer to a COMMIT does not come."""
+def _guarded(session: Session, answer: PQGen[T], *, alone: bool = False) -> PQGen[T]:
+    """Have somebody look where the answer to a COMMIT does not come.
+
+    Or, behind a stop, to a statement that stands `alone`, outside any transaction.
+    """
     from preflight.server import standby  # noqa: PLC0415 -- what a start with nothing to do spares
 
     def call() -> standby.Vigil:
         target, pid = session.address() | session.secrets(), session.pid
-        return standby.Vigil(target, pid, f"{application_name()[:55]} watch")
+        ends = (0.0, standby.LAST_S) if alone else ()
+        return standby.Vigil(target, pid, f"{application_name()[:55]} watch", *ends)
 
-    return standby.guarded(answer, call)
+    return standby.guarded(answer, call, *([math.inf] if alone else []))
+
+
+def _unguarded(answer: PQGen[T]) -> PQGen[T]:
+    return answer
 
 
 def _results(
     connection: psycopg.Connection[Any],
     script: str | bytes,
-    through: Callable[[PQGen[list[PGresult]]], PQGen[list[PGresult]]] = lambda answer: answer,
+    through: Callable[[PQGen[list[PGresult]]], PQGen[list[PGresult]]] = _unguarded,
 ) -> list[PGresult]:
     """Run statements in one round trip, without a cursor, which would cost more than the trip."""
     with connection.lock:
@@ -887,7 +910,13 @@ def _require_done(connection: psycopg.Connection[Any], result: PGresult) -> None
         raise psycopg.ProgrammingError("there are no rows for COPY here, and no place for them")
 
 
-def _drained(connection: psycopg.Connection[Any], text: bytes, start: int, end: int) -> None:
+def _drained(
+    connection: psycopg.Connection[Any],
+    text: bytes,
+    start: int,
+    end: int,
+    through: Callable[[PQGen[PGresult]], PQGen[PGresult]],
+) -> None:
     """Run one statement; a few of its rows at a time are in memory."""
     with connection.lock:
         dial.send(connection.pgconn, text, start, end)
@@ -896,7 +925,7 @@ def _drained(connection: psycopg.Connection[Any], text: bytes, start: int, end: 
         else:
             connection.pgconn.set_single_row_mode()
         # in one wait: whoever is stopped meanwhile cancels it, and waits for its end
-        ended = connection.wait(_draining(connection.pgconn))
+        ended = connection.wait(through(_draining(connection.pgconn)))
     _require_done(connection, ended)
 
 
