@@ -160,7 +160,7 @@ def _one_by_one(
 def _ready(session: Session) -> None:
     """Do what comes before a file's transaction: its lock is ours still, and nothing is left."""
     if session.locked:
-        lock.require(session)
+        lock.require_alone(session)
     clean(session)
 
 
@@ -234,13 +234,18 @@ def _begin(session: Session, migration: Migration, backup: str | None) -> list[b
     said = [
         f"BEGIN; {session.resetting(sessions.FORGET)}; COMMIT",
         sessions.BEGIN,
-        lock.held(session) if session.locked else "SELECT true",
+        lock.held(session) if session.locked else "VALUES (true), (true)",
         ledger.claiming(session, migration, backup),
         *statements.preparing(session, migration.up, "SET LOCAL"),
     ]
     held, claimed = session.picked("; ".join(said), 2 - len(said), 3 - len(said))
-    if held != [True]:
+    ours, alone = held
+    if not ours:
         raise lock.missing()
+    if not alone:  # else it costs no message
+        session.reset()
+        lock.let_go(session)
+        statements.prepare(session, migration.up, "SET LOCAL")
     return claimed
 
 

@@ -55,7 +55,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         contact.require_told(session, files)
         saved, name = gate.proven_back(session, steps)
         for done, step in enumerate(steps, 1):
-            lock.require(session)
+            lock.require_alone(session)
             save = partial(exports.again, session, step, saved, first=step is steps[0])
             with gate.undisturbed(session):
                 same_session = back.back(session, step, name, save)

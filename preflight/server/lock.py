@@ -37,8 +37,12 @@ _HOLDER = f"""SELECT a.pid, a.application_name, a.client_addr::text,
  WHERE a.pid IN (SELECT l.pid {_HELD}
  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database()))"""  # noqa: S608 -- constants
-# a session's own are in its own database
-_OURS = f"SELECT count(*) > 0 AS ours {_HELD} AND l.pid = pg_catalog.pg_backend_pid()"
+# a session's own are in its own database; two rows: ours is among them, and no other is
+_HELD_HERE = """SELECT pg_catalog.unnest(ARRAY[
+ count(*) FILTER (WHERE k.ours) > 0, count(*) FILTER (WHERE NOT k.ours) = 0])
+ FROM (SELECT l.objsubid = 1 AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid AS ours
+  FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.granted
+  AND l.pid = pg_catalog.pg_backend_pid()) k"""
 # a key is one number of 64 bits, or two of 32; an oid has the bits of a negative one
 _NOT_OURS = """SELECT CASE
  WHEN l.objsubid = 1 AND l.mode = 'ShareLock'
@@ -122,18 +126,33 @@ def _taken(session: Session, number: int) -> bool:
 
 def require(session: Session) -> None:
     """Make sure that the lock is still ours; raises ConnectionLost when a file let it go."""
-    row = session.execute(_OURS, _parameters(session)).fetchone()
-    if not row or not row[0]:
+    _held(session)
+
+
+def require_alone(session: Session) -> None:
+    """Make sure of the same, and release what an earlier file has left besides."""
+    if not _held(session):
+        let_go(session)
+
+
+def _held(session: Session) -> bool:
+    """Return whether ours is the only one; raises ConnectionLost where it is none of them."""
+    (ours,), (alone,) = session.execute(_HELD_HERE, _parameters(session)).fetchall()
+    if not ours:
         raise missing()
+    return bool(alone)
 
 
 def held(session: Session) -> str:
-    """Return the query that tells whether the lock is ours, to be sent together with others."""
-    return _OURS % _parameters(session)
+    """Return the query that tells whether the lock is ours, and ours the only one, in two rows.
+
+    To be sent together with others.
+    """
+    return _HELD_HERE % _parameters(session)
 
 
 def let_go(session: Session) -> None:
-    """Release every advisory lock of the session but ours: a rollback leaves those of a file.
+    """Release every advisory lock of the session but ours: a file's outlive it, or its rollback.
 
     One that was taken several times is held until it is released as often.
     """

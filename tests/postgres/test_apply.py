@@ -579,6 +579,37 @@ def test_file_that_has_to_wait_lets_go_of_the_locks_of_its_session(
     assert [1] == database.query("TABLE held")  # that of the run
 
 
+HELD = """CREATE TABLE held{0} AS SELECT count(*) FROM pg_locks
+ WHERE locktype = 'advisory' AND pid = pg_backend_pid();\n"""
+
+
+def test_lock_of_a_file_does_not_stay_over_the_files_behind_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """An app's worker may wait for it: each next file has the lock of the run alone."""
+    takes = "SELECT pg_advisory_lock(7), pg_advisory_lock_shared(-1, 2), pg_advisory_lock(7);\n"
+    own = "SET search_path = app;\n" + HELD.format("4") + takes
+    migrations(
+        {
+            "001_a.sql": "CREATE SCHEMA app;\n" + takes,
+            "001_a_rollback.sql": HELD.format("6") + takes,
+            "002_b.sql": HELD.format("2") + "DO $$ BEGIN PERFORM pg_advisory_lock(8); END $$;",
+            "002_b_rollback.sql": HELD.format("5") + takes,
+            "003_c.sql": f"-- preflight: no-transaction\n{HELD.format('3')}"
+            "SELECT pg_advisory_lock(9);",
+            "003_c_rollback.sql": takes,
+            "004_d.sql": own,
+            "004_d_rollback.sql": takes,
+        }
+    )
+    env = {"PREFLIGHT_BACKUP": "off"}
+    results = [run(env=env), run("rollback", "--to", "0", env=env)]
+
+    assert [0, 0] == [each.code for each in results], "\n".join(map(str, results))
+    for table in ("held2", "held3", "app.held4", "held5", "held6"):
+        assert (table, [1]) == (table, database.query(f"TABLE {table}"))
+
+
 TIMES_OUT = "SET transaction_timeout = '300ms'; SELECT pg_sleep(60);"
 ENDS_ALL = """SELECT 1;
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database();"""
