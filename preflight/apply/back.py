@@ -238,6 +238,7 @@ def _transaction(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
 ) -> int:
     with (
         fence.recorded(session, step.migration, MigrationFailed),
+        statements.committed(MigrationFailed, session, step.migration, step.script),
         sessions.transaction(session),
     ):
         fence.fence(session, lambda: ledger.give_up(session, step.row))

@@ -148,7 +148,11 @@ def _one_by_one(
     again: Row | None,
 ) -> int:
     began = time.monotonic()
-    with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session):
+    with (
+        fence.recorded(session, migration, MigrationFailed),
+        statements.committed(MigrationFailed, session, migration, migration.up),
+        sessions.transaction(session),
+    ):
         fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
         ledger.require_unmoved(session)
         statements.prepare(session, migration.up, "SET LOCAL")
@@ -215,7 +219,11 @@ def _together(session: Session, migration: Migration, backup: str | None, seen: 
                 _ready(session)
             raise
 
-    with fence.recorded(session, migration, MigrationFailed), sessions.transaction(session, begin):
+    with (
+        fence.recorded(session, migration, MigrationFailed),
+        statements.committed(MigrationFailed, session, migration, migration.up),
+        sessions.transaction(session, begin),
+    ):
         if any(taken_over):  # else it costs no message
             session.reset()
             ledger.require_unmoved(session, there=True)

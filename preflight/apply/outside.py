@@ -314,7 +314,9 @@ class _Statement:
         )
 
     def _inside(self) -> None:
-        with sessions.transaction(self.session):
+        script = self.migration.up
+        own = (self.session, self.migration, script, self.statement)
+        with statements.committed(MigrationPartial, *own), sessions.transaction(self.session):
             self.run()
             with self._located():  # else a deferred constraint fails where no statement is named
                 self.session.execute("SET CONSTRAINTS ALL IMMEDIATE")

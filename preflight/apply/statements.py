@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
+
+import psycopg
 
 from preflight.base import logs, stop
 from preflight.base.errors import MigrationPartial
 from preflight.files import kinds, parser, scan
+from preflight.server import sessions
 
 if TYPE_CHECKING:
-    import psycopg
     from postgast.pg_query_pb2 import Node
 
     from preflight.base.errors import Failure
@@ -146,6 +148,30 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
         **migration.named,
         **where,
     )
+
+
+@contextmanager
+def committed(
+    outcome: Callable[..., Failure],
+    session: Session,
+    migration: Migration,
+    script: Script,
+    statement: scan.Statement | None = None,
+) -> Iterator[None]:
+    """Say of an error that only the COMMIT inside raises that it is the file's own.
+
+    As of a cursor WITH HOLD, whose rows are read then. One of our own tables is another's doing.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        raised = sessions.AT_COMMIT in getattr(error, "__notes__", ())
+        ours = error.diag.schema_name == session.config.schema
+        if not raised or ours or session.lost or sessions.passing(error):
+            raise
+        failure = located(outcome, session, migration, script, statement, error)
+        place, _, said = str(failure).partition(": ")
+        raise failure.retold(outcome, message=f"{place}: fails at COMMIT: {said}") from error
 
 
 def _withheld(session: Session, script: Script, error: psycopg.Error) -> str | None:

@@ -17,6 +17,10 @@ NOTABLE = frozenset(
     b" ROLLBACK SAVEPOINT START VACUUM".split()
 )
 IN_TRANSACTION = "25001"  # the SQLSTATE of what a transaction does not take
+DISCARDS = (
+    "Leave it out: it gives away the lock of this run, in a transaction or not, and each file gets "
+    "a session without what another one left in it."
+)
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 RESET_ALL = 6  # libpg_query's VariableSetKind
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
@@ -85,6 +89,11 @@ def outside_transaction(text: bytes) -> bool:
         return False
     node = parser.parsed(text)
     return node is not None and _refused_in_transaction(node)
+
+
+def discards_all(text: bytes) -> bool:
+    """Tell whether a statement is DISCARD ALL, which no file may say."""
+    return scan.words(text, 2) == ["DISCARD", "ALL"]
 
 
 def may_be_refused(text: bytes) -> bool:

@@ -13,7 +13,7 @@ from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from preflight.base.errors import Problem
-from preflight.files import parser, scan
+from preflight.files import kinds, parser, scan
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
@@ -104,6 +104,8 @@ def _problem(script: Script, statement: scan.Statement, what: str, said: str) ->
         _LOCKS: "Put it and what it protects into one DO block, or run the file in a transaction.",
         _ADVISORY: "Write SELECT pg_advisory_lock(…), with a constant key and nothing else in the "
         "statement: that is taken again. Or release it in the same statement.",
+        _DISCARDS: kinds.DISCARDS,
+        _UNLOCKS: "Release each lock by its key: pg_advisory_unlock(…).",
         "set_config": "Write SET, which is set again, or name schemas in full.",
         "a temporary table, view, sequence or function": "Make it a permanent one and drop it in "
         "the end, or do all of it in one statement (a DO block, ON COMMIT DROP).",

@@ -443,7 +443,7 @@ class Reading:
                 text,
                 statement,
                 "cannot run inside a transaction",
-                self.rule.hint,
+                kinds.DISCARDS if kinds.discards_all(statement.text(text)) else self.rule.hint,
             )
         wrapped = found.wrapped(text, blank=self.rule.blank)
         if wrapped:

@@ -165,7 +165,9 @@ def missing() -> ConnectionLost:
     return ConnectionLost(
         "lock.lost",
         "the run's advisory lock is gone",
-        "Does a migration call pg_advisory_unlock_all() or DISCARD ALL? Remove it; run again.",
+        "A migration called pg_advisory_unlock_all(). Run again: it goes on behind what is "
+        "recorded. Take the call out of files that have not run yet, and leave those that have "
+        "as they are: an edit of them would be 26.",
     )
 
 

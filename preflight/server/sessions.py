@@ -835,6 +835,9 @@ def application_name(doing: str = "") -> str:
     return f"pg-preflight@{plain.host()}"[: 63 - len(said)] + said
 
 
+AT_COMMIT = (
+    "at COMMIT"  # noted on what it raises: not what we wrote is to blame, but what is due then
+)
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 
@@ -864,7 +867,11 @@ def locally(session: Session) -> Iterator[None]:
 def commit(session: Session) -> None:
     """Commit; a stop request waits until the answer is there. Raises what the server says."""
     with session.ending() if session.ending else nullcontext(), stop.deferred():
-        (result,) = _results(session.connection, "COMMIT", partial(_guarded, session))
+        try:
+            (result,) = _results(session.connection, "COMMIT", partial(_guarded, session))
+        except psycopg.Error as error:
+            error.add_note(AT_COMMIT)
+            raise
     if result.command_status != b"COMMIT":
         raise psycopg.errors.InFailedSqlTransaction("the transaction was rolled back at COMMIT")
 

@@ -579,6 +579,25 @@ def test_file_that_has_to_wait_lets_go_of_the_locks_of_its_session(
     assert [1] == database.query("TABLE held")  # that of the run
 
 
+@pytest.mark.parametrize("command", ["up", "rollback"])
+def test_what_fails_only_at_commit_is_the_fault_of_the_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str
+) -> None:
+    """The rows of a cursor WITH HOLD are read then: 30, with the server's words."""
+    holds = "DECLARE c CURSOR WITH HOLD FOR SELECT 1 / generate_series(0, 0);"
+    migrations({"001_a.sql": "CREATE TABLE t ();", "001_a_rollback.sql": holds})
+    assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
+    migrations({"002_b.sql": holds} if command == "up" else {})
+    result = run(command, env={"PREFLIGHT_BACKUP": "off"})
+
+    file = "002_b.sql" if command == "up" else "001_a_rollback.sql"
+    error = error_of(result)
+    assert 30 == result.code, str(result)
+    assert ("migration.sql_error", "22012") == (error["code"], error["sqlstate"])
+    assert f"{file}: fails at COMMIT: division by zero" == error["message"]
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
 HELD = """CREATE TABLE held{0} AS SELECT count(*) FROM pg_locks
  WHERE locktype = 'advisory' AND pid = pg_backend_pid();\n"""
 

@@ -233,6 +233,7 @@ def test_lock_that_a_file_let_go_is_missed(
     again = run(env=QUICKLY)
 
     assert (13, "lock.lost") == (result.code, result.finished["error"]["code"])
+    assert "Run again: it goes on behind what is recorded" in result.finished["error"]["hint"]
     assert [1] == applied
     assert 0 == again.code, str(again)
     assert [1, 2] == database.query("SELECT version FROM preflight.migrations ORDER BY 1")

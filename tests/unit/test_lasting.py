@@ -4,6 +4,7 @@ import pytest
 
 from preflight.base.errors import FilesInvalid
 from preflight.files import due, lasting, reading
+from tests.conftest import WriteMigrations
 
 MARK = "-- preflight: no-transaction\n"
 LEAVES = [
@@ -140,6 +141,19 @@ def test_what_a_resume_cannot_bring_back_is_refused_before_another_statement(
 def test_statement_that_gives_the_lock_away_is_always_refused(statement: str) -> None:
     """Also as the last one: another run would come in before this one is recorded."""
     assert (1, 1) == (refused(f"{MARK}{statement};"), refused(f"{MARK}{statement};\nSELECT 2;"))
+
+
+@pytest.mark.parametrize("mark", ["", MARK], ids=["in a transaction", "without one"])
+def test_discard_all_is_to_be_left_out_of_either_kind_of_file(
+    migrations: WriteMigrations, mark: str
+) -> None:
+    """One hint does not lead to where the other one stands."""
+    directory = migrations({"001_a.sql": f"{mark}DISCARD ALL; SELECT 1;"})
+    with pytest.raises(FilesInvalid) as raised:
+        due.require([each.up for each in reading.load(directory)])
+
+    assert "Leave it out" in str(raised.value.problem.hint)
+    assert "no-transaction" not in str(raised.value.problem.hint)
 
 
 @pytest.mark.parametrize("statement", LEAVES_NOTHING)
