@@ -55,6 +55,7 @@ def patiently(
         if session.lost or not passing(error, seen):
             raise
         reached = beyond()
+        seen.recall(session)
         raise DatabaseBusy(
             "database.busy",
             f"{migration.name}: {error.diag.message_primary or error}"
@@ -95,6 +96,7 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
     def once() -> T:
         nonlocal first
         if first is None:
+            seen.tried.set()
             return attempt()
         raised, first = first, None
         raise raised
@@ -104,6 +106,7 @@ def tried(  # noqa: PLR0913, PLR0917 -- what is tried, and how
         sqlstate = passing(error, seen)
         if error and sqlstate == sessions.UNIQUE:
             seen.collisions.add(_place(error, seen))
+        seen.recall(session)
         structlog.get_logger().warning(
             "migration.retried",
             **migration.named,

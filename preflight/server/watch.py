@@ -26,11 +26,14 @@ LOOK_EVERY_S = 1.0
 IDLE_S = 0.5
 TELL_EVERY_S = 10.0
 
+_BEGAN = "(EXTRACT(epoch FROM a.backend_start) * 1000000)::int8"  # whatever the time zone
 _BLOCKERS = """SELECT DISTINCT b.pid, a.application_name, a.usename::text, a.state,
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8,
- a.backend_type, a.query
+ a.backend_type, a.query, {began}
  FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(%s::int4)) AS b(pid)
- LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid"""
+ LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid""".replace(
+    "{began}", _BEGAN
+)
 # pid 0 is a prepared transaction; its locks belong to no process, one of them is on its own id
 _PREPARED = """SELECT DISTINCT p.gid, p.owner::text,
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.prepared)::float8
@@ -42,6 +45,13 @@ _PREPARED = """SELECT DISTINCT p.gid, p.owner::text,
   AND x.virtualtransaction = h.virtualtransaction
  JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
  WHERE w.pid = %s::int4 AND NOT w.granted ORDER BY p.gid"""
+# a session that began then, or a prepared transaction
+_GONE = """SELECT g.who FROM pg_catalog.unnest(%s::text[]) AS g(who)
+ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a
+  WHERE g.who = pg_catalog.format('%%s %%s', a.pid, {began}))
+ AND NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts p WHERE g.who = p.gid)""".replace(
+    "{began}", _BEGAN
+)
 _INDEX = """SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total
  FROM pg_catalog.pg_stat_progress_create_index WHERE pid = %s::int4"""
 
@@ -69,8 +79,11 @@ class Watch:
         ]()  # where a row of a catalog was there already
         self.blocked_by: list[Blocker] = []
         self._earlier: dict[int, list[Blocker]] = {}
+        self._known: dict[Blocker, str] = {}  # which session or prepared transaction each is
         self.began = time.monotonic()
+        self.first_look_s = first_look_s
         self.due = self.began + first_look_s
+        self.tried = threading.Event()  # an attempt begins, which is to be looked at
         self._told: tuple[list[int], float] = ([], 0.0)
 
     def begin(self, statement: int = 0) -> None:
@@ -86,8 +99,19 @@ class Watch:
         earlier = self._earlier.get(self.statement, []) if sqlstate == "55P03" else []
         return self.blocked_by or earlier
 
+    def recall(self, session: sessions.Session) -> None:
+        """Forget who was in the way of an earlier attempt and has ended since."""
+        earlier = self._earlier.get(self.statement, [])
+        known = {each: self._known.get(each, "") for each in earlier}
+        if not any(known.values()):
+            return
+        with suppress(psycopg.Error):
+            rows = session.execute(_GONE, [[who for who in known.values() if who]]).fetchall()
+            gone = {who for (who,) in rows}
+            self._earlier[self.statement] = [each for each in earlier if known[each] not in gone]
+
     def run(self) -> None:
-        """Look once a second until the migration is over."""
+        """Look once a second, and once in each attempt, until the migration is over."""
         with suppress(dial.Refused, psycopg.Error):
             connection = dial.from_thread(
                 {**self.target, "application_name": f"{sessions.application_name()[:55]} watch"}
@@ -96,7 +120,9 @@ class Watch:
                 connection.execute(f"SET {sessions.PATH}; SET statement_timeout = '5s'")
                 while not self.over.is_set():
                     self._look(connection)
-                    self.over.wait(LOOK_EVERY_S)
+                    if self.tried.wait(LOOK_EVERY_S):
+                        self.tried.clear()
+                        self.over.wait(self.first_look_s)
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
         before = self.blocked_by
@@ -132,8 +158,8 @@ class Watch:
         }
 
     def _blocker(self, row: tuple[Any, ...]) -> Blocker:
-        pid, application, user, state, age, kind, query = row
-        return Blocker(
+        pid, application, user, state, age, kind, query, since = row
+        found = Blocker(
             pid,
             application,
             user,
@@ -142,14 +168,18 @@ class Watch:
             kind=None if kind == "client backend" else kind,
             query=query if self.log_sql else None,
         )
+        self._known[found] = f"{pid} {since}" if since else ""
+        return found
 
     def _prepared(self, connection: psycopg.Connection[Any]) -> list[Blocker]:
         some = Blocker(0, kind="prepared transaction")
         rows = connection.execute(_PREPARED, [self.pid]).fetchall()
-        return [
+        found = [
             dataclasses.replace(some, gid=gid, user=owner, age_s=round(age, 1))
             for gid, owner, age in rows
-        ] or [some]
+        ]
+        self._known |= {each: each.gid or "" for each in found}
+        return found or [some]
 
     def _index(self, connection: psycopg.Connection[Any]) -> dict[str, object]:
         row = connection.execute(_INDEX, [self.pid]).fetchone()
@@ -437,6 +467,7 @@ class _Lookout:
     def end(self, watch: Watch) -> None:
         """Stop watching; when it returns, nothing more is told of the file."""
         watch.over.set()
+        watch.tried.set()  # it need not wait for the next look
         with self.guard:
             self.current = None
         if watch.looks:

@@ -527,6 +527,46 @@ def test_exhausted_retries_name_the_blocker(
     assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
 
 
+def test_each_attempt_names_who_is_in_its_way_and_nobody_who_has_ended(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Another session took the lock meanwhile: it is the one to end, also from a new session."""
+    database.script("CREATE TABLE t (a int)")
+    migrations({"001_a.sql": "SET LOCAL app.a = 'x'; INSERT INTO t VALUES (1);"})
+    env = {
+        "PREFLIGHT_BACKUP": "off",
+        "PREFLIGHT_FIRST_CONTACT": "pending",
+        "PREFLIGHT_LOCK_TIMEOUT_MS": "400",
+        "PREFLIGHT_LOCK_RETRY_S": "600",
+    }
+    with database.server.connect(database.name) as second:
+        with database.server.connect(database.name) as first:
+            pids = [each.info.backend_pid for each in (first, second)]
+            first.execute("BEGIN; LOCK TABLE t")
+            second.execute("BEGIN")
+            process = start(env=env)
+            faults.until(lambda: pids[:1] in named(process.events), "the first is named")
+            second.pgconn.send_query(b"LOCK TABLE t")
+            waiting = "SELECT pg_blocking_pids(%s) = ARRAY[%s::int]"
+            faults.until(lambda: database.query(waiting, pids[1], pids[0]) == [True], "it waits")
+        faults.until(lambda: pids[1:] in named(process.events), "the second is named")
+        second.close()
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    found = named(result.events)
+    assert pids[:1] not in found[found.index(pids[1:]) :]
+
+
+def named(events: list[program.Event]) -> list[list[int]]:
+    """Return who was in the way of each attempt."""
+    return [
+        [by["pid"] for by in each["blocked_by"]]
+        for each in events
+        if each["event"] == "migration.retried"
+    ]
+
+
 @pytest.mark.fault("D100")
 def test_effect_beyond_the_database_is_not_repeated(
     run: Run, database: servers.Database, migrations: WriteMigrations

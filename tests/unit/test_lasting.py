@@ -152,7 +152,7 @@ def test_discard_all_is_to_be_left_out_of_either_kind_of_file(
     with pytest.raises(FilesInvalid) as raised:
         due.require([each.up for each in reading.load(directory)])
 
-    assert "Leave it out" in str(raised.value.problem.hint)
+    assert "in a transaction or not" in str(raised.value.problem.hint)
     assert "no-transaction" not in str(raised.value.problem.hint)
 
 
