@@ -96,7 +96,7 @@ def preparing(session: Session, script: Script, how: str) -> list[str]:
     """
     lock_ms, statement_ms = timeouts(session, script)
     return [
-        f"{how} search_path TO DEFAULT",
+        session.path(how),
         f"{how} lock_timeout = {lock_ms}",
         f"{how} statement_timeout = {statement_ms}",
     ]

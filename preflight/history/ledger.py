@@ -478,8 +478,9 @@ def mark(
     Call at the end of a transaction: until its COMMIT the session is ours again, whatever role and
     search_path the file has set.
     """
+    who = ["SET LOCAL SESSION AUTHORIZATION DEFAULT", "SET LOCAL role TO DEFAULT"]
     cursor = session.execute(
-        f"""SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL role TO DEFAULT;
+        f"""{"; ".join([*who, *session.role("SET LOCAL")])};
  SET LOCAL search_path = pg_catalog, pg_temp; UPDATE {session.config.schema}.migrations
  SET statements_done = {int(done)}, statements_started = {int(started)}, state = '{state}'
  WHERE version = {int(version)} AND run_id = '{session.config.run_id}'"""  # noqa: S608

@@ -382,7 +382,7 @@ def define(session: Session, statements: str) -> None:
     path, as where they fire for a file. So all that stands in it is to be said with its schema:
     types and operators, too.
     """
-    session.execute(f"SET LOCAL search_path TO DEFAULT; {statements}; SET LOCAL {sessions.PATH}")
+    session.execute(f"{session.path('SET LOCAL')}; {statements}; SET LOCAL {sessions.PATH}")
 
 
 def close_schema(session: Session) -> None:

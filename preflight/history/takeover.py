@@ -50,10 +50,7 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schem
 ORDER BY 1, 2
 """
 # the schemas in which this role finds what it names without one, in their order
-_PATH = (
-    "SET LOCAL search_path TO DEFAULT; SELECT pg_catalog.current_schemas(false)::text[] AS path; "
-    f"SET LOCAL {PATH}"
-)
+_PATH = f"{{theirs}}; SELECT pg_catalog.current_schemas(false)::text[] AS path; SET LOCAL {PATH}"
 _KEPT_BACK = """SELECT pg_catalog.has_table_privilege(%s::pg_catalog.regclass, 'SELECT')
  AND pg_catalog.row_security_active(%s::pg_catalog.regclass)"""
 _MANY = 3  # so many versions in common are no accident
@@ -235,7 +232,7 @@ def outside(session: Session, layout: Foreign, files: Sequence[Migration]) -> st
 
 
 def _path(session: Session) -> list[str]:
-    (row,) = session.rows(_PATH)
+    (row,) = session.rows(_PATH.format(theirs=session.path("SET LOCAL")))
     return [each for each in row["path"] if not each.startswith("pg_")]
 
 

@@ -147,7 +147,7 @@ def _found(session: Session, names: Collection[str]) -> Found:
 def _path(session: Session) -> list[str]:
     """Return the schemas that a file finds names in, as its role has them."""
     with sessions.transaction(session):
-        session.execute("SET LOCAL search_path TO DEFAULT")
+        session.execute(session.path("SET LOCAL"))
         (path,) = session.execute(_PATH).fetchone() or ([],)
     return list(path)
 

@@ -120,6 +120,13 @@ _GIVEN = """SELECT coalesce(pg_catalog.sum(pg_catalog.hashtextextended(s::pg_cat
  WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database()))
  AND s.setrole IN (0, pg_catalog.quote_ident(session_user)::pg_catalog.regrole::pg_catalog.oid)"""
+# what an event trigger has set at the login, where there is one: no RESET leads back to it
+_AT_LOGIN = """SELECT nullif(pg_catalog.current_setting('role'), 'none') AS role,
+ (SELECT s.setting FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'
+  AND s.setting IS DISTINCT FROM s.reset_val) AS search_path
+ WHERE EXISTS (SELECT FROM pg_catalog.pg_event_trigger e
+  WHERE e.evtevent = 'login' AND e.evtenabled <> 'D')"""
+KNOWS_LOGINS = 17  # major version
 _RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
 FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
 ACTIVE, IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
@@ -180,6 +187,7 @@ class Session:
         self.locked = False  # the run's lock was taken by this very connection
         self.given: str | None = None  # what `_GIVEN` said when nobody had run a file yet
         self.stale = False  # a new connection would be given something else by now
+        self.at_login: dict[str, str | None] = {}  # `role` and `search_path`, as a trigger set them
         self.worn = False  # a file left in it what only a new one is without: files/remains.py
         self._hears: Callable[[psycopg.errors.Diagnostic], None] | None = None
 
@@ -232,7 +240,7 @@ class Session:
         # a passfile's line may be for this database alone; it is read anew when we connect again
         self._password = dial.password(connection.pgconn)
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
-        self.worn = False
+        self.worn, self.at_login = False, {}
         self.given = self._pid = None
         if self._hears:
             connection.add_notice_handler(self._hears)
@@ -526,7 +534,11 @@ class Session:
         if self._prepared:
             return
         facts = self.facts or self.look()
-        self.execute("; ".join(self._needed()))
+        if facts.major >= KNOWS_LOGINS:
+            found, *_ = self.results("; ".join([_AT_LOGIN, *self._needed()]))
+            self.at_login = found[0] if found else {}
+        else:
+            self.execute("; ".join(self._needed()))
         self._ask_for(self._good(facts.major))
         if self.mark and self._pid is None:
             (self._pid,) = self.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (None,)
@@ -536,6 +548,18 @@ class Session:
         """Return the statements that make a session ours."""
         said = [f"SET {PATH}", *([] if self._options else _sets(self._ours())), _DURABLE]
         return said + ([f"SET {self._name()}"] if self._called else [])  # RESET ALL took it
+
+    def path(self, how: str) -> str:
+        """Return what gives the role's own search_path; `how` is SET or SET LOCAL."""
+        if (said := self.at_login.get("search_path")) is None:
+            return f"{how} search_path TO DEFAULT"
+        local = "true" if how == "SET LOCAL" else "false"
+        return f"SELECT pg_catalog.set_config('search_path', {quoting.literal(said)}, {local})"
+
+    def role(self, how: str) -> list[str]:
+        """Return what gives the role back that a trigger chose at the login, if one did."""
+        role = self.at_login.get("role")
+        return [f"{how} ROLE {quoting.name(role)}"] if role else []
 
     def _good(self, major: int) -> dict[str, str]:
         """Return the settings that are good to have, without those that this server refused."""
@@ -570,17 +594,18 @@ class Session:
         if said := self.resetting(more):
             self.execute(said)
         else:
-            self.execute("; ".join([*_RESET, *filter(None, [more])]))
+            self.execute("; ".join([*_RESET, *self.role("SET"), *filter(None, [more])]))
             self.prepare()
 
     def resetting(self, more: str = "") -> str | None:
         """Return what `reset` sends; None where it takes more than one message."""
         if not self._prepared or self.facts is None:
             return None
-        known = (more, self._called, self._options, len(self._refused), self.facts.major)
+        role = self.role("SET")
+        known = (more, self._called, self._options, len(self._refused), self.facts.major, *role)
         if known not in self._resets:
             ours = [*self._needed(), *_sets(self._good(self.facts.major))]
-            self._resets[known] = "; ".join([*_RESET, *filter(None, [more]), *ours])
+            self._resets[known] = "; ".join([*_RESET, *role, *filter(None, [more]), *ours])
         return self._resets[known]
 
     @property

@@ -228,7 +228,7 @@ def _by_the_role(session: sessions.Session, expression: str) -> Any:  # noqa: AN
     No operator and no unqualified name of ours may stand in it. Call inside `history.looking`.
     """
     cursor = session.execute(
-        f"SET LOCAL search_path TO DEFAULT; SELECT {expression}; SET LOCAL {sessions.PATH}"
+        f"{session.path('SET LOCAL')}; SELECT {expression}; SET LOCAL {sessions.PATH}"
     )
     cursor.nextset()
     (value,) = cursor.fetchone() or (None,)

@@ -1326,6 +1326,42 @@ def test_setting_with_a_dot_does_not_reach_the_next_attempt(
     assert [attempts, attempts] == [len(heard), len(result.event("lock.acquired"))]
 
 
+LOGIN = """CREATE SCHEMA app; CREATE ROLE {role}; GRANT ALL ON SCHEMA app TO {role};
+GRANT CREATE ON DATABASE {database} TO {role};
+CREATE FUNCTION app.login() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+ PERFORM set_config('search_path', 'app, public', false);
+ PERFORM set_config('role', '{role}', false);
+END $$;
+CREATE EVENT TRIGGER login ON login EXECUTE FUNCTION app.login()"""
+
+
+def test_what_a_trigger_sets_at_the_login_holds_for_every_file(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Schema and owner of what a file makes are those of a session of its own."""
+    role = f"owner_{database.name}"
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (id int); SET search_path = public; RESET ROLE;",
+            "001_a_verify.sql": "SELECT 'a' AS suite, 'a' AS \"check\", count(*) = 0 AS ok FROM a",
+            "002_b.sql": "-- preflight: no-transaction\nCREATE TABLE b (id int);\n"
+            "CREATE INDEX CONCURRENTLY i ON b (id);",
+            "003_c.sql": "CREATE TABLE c ();",
+        }
+    )
+    database.script(LOGIN.format(role=role, database=database.name))
+    result = run(env={"PREFLIGHT_BACKUP": "off", "PREFLIGHT_FIRST_CONTACT": "pending"})
+    found = database.query(
+        "SELECT relname::text, relnamespace::regnamespace::text, relowner::regrole::text"
+        " FROM pg_class WHERE relname IN ('a', 'b', 'c', 'i', 'journal') ORDER BY 1"
+    )
+    database.script(f"RESET ROLE; DROP EVENT TRIGGER login; DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 0 == result.code, str(result)
+    app = [(name, "app", role) for name in "abci"]
+    assert [*app, ("journal", "preflight", role)] == found
+
+
 NO = "FOR EACH ROW EXECUTE FUNCTION no()"
 VERIFIED = "SELECT 'a' AS suite, 'a' AS \"check\", to_regprocedure('no()') IS NOT NULL AS ok"
 
