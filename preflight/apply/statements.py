@@ -251,14 +251,11 @@ def words(session: Session, script: Script, error: psycopg.Error) -> str:
 def _hint(
     migration: Migration, script: Script, statement: scan.Statement | None, error: psycopg.Error
 ) -> str | None:
-    said = scan.words(head(script, statement), 1) if statement is not None else []
-    if error.sqlstate == kinds.IN_TRANSACTION and script.transactional and said != ["SET"]:
-        return "Put `-- preflight: no-transaction` at the top of the file."
+    text = head(script, statement) if statement is not None else b""
+    if error.sqlstate == kinds.IN_TRANSACTION and scan.words(text, 1) != ["SET"]:
+        return _without_transaction(script, text, error.diag)
     if error.sqlstate in _THERE_ALREADY:
-        return (
-            f"Is it there already? `adopt {migration.written}` records the file without running "
-            "it, if its verify file agrees."
-        )
+        return _there_already(migration, script)
     size = statement.end - statement.start if statement is not None else 0
     if size > parser.LARGEST and (
         str(error.sqlstate)[:2] == "54"
@@ -270,6 +267,40 @@ def _hint(
             "COPY … FROM stdin, which are sent as they are read; else split it into several ones."
         )
     return _BY_STATE.get(str(error.sqlstate), error.diag.message_hint)
+
+
+def _without_transaction(
+    script: Script, text: bytes, diag: psycopg.errors.Diagnostic
+) -> str | None:
+    """Say how a statement gets rid of the transaction that it does not take."""
+    outside = script.outside if script.transactional else ""
+    itself = kinds.may_be_refused(text)  # REINDEX has a context of its own
+    within = any(map(_ROUTINE.search, (diag.context or "").splitlines()))
+    if within or (not itself and (diag.context or diag.internal_position)):
+        alone = "It cannot run inside a block or a function: write it as a statement of its own."
+        return f"{alone} {outside}".strip()
+    return outside if itself and outside else None
+
+
+def _there_already(migration: Migration, script: Script) -> str:
+    """Say what to do about what is in the way; only a forward file with a version is adopted."""
+    if script == migration.rollback:  # which may stand for the forward file while it runs
+        return (
+            "What the way back would make is in its way: look what it is, and remove it or take "
+            "the statement out of the rollback file. Nothing of it can be adopted."
+        )
+    if migration.repeat:
+        return (
+            "It runs again whenever its text changes, so it cannot be adopted: write it so that it "
+            "takes what is there already (CREATE OR REPLACE, IF NOT EXISTS), or remove that."
+        )
+    adopt = f"`adopt {migration.written}` records the file without running it"
+    if migration.verify:
+        return f"Is it there already? {adopt}, if its verify file agrees."
+    return (
+        f"Is all of the file there already? {adopt}, and no other statement of it runs later: it "
+        "has no verify file that could tell. Else remove what is in the way, or correct the file."
+    )
 
 
 def _offset(script: Script, statement: scan.Statement, diag: psycopg.errors.Diagnostic) -> int:

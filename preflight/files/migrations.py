@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from preflight.files import scan
+
+OUTSIDE = "Put `-- preflight: no-transaction` at the top of the file."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Script:
     migration: str = ""  # whose it is
     version: int = 0
     elsewhere: bool = False  # what it says of its transaction stands outside its text
+    outside: str = field(default=OUTSIDE, compare=False)  # how it would say that it needs none
 
     @property
     def named(self) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class Rule:
     unbound: bool = False  # marked by the other tool as not to run in a transaction
     lone: bool = False  # so it is where nothing in it may run in one
     blank: bool = False  # a file without a statement is nothing to do
-    hint: str = "Put `-- preflight: no-transaction` at the top of the file."
+    hint: str = migrations.OUTSIDE  # how it says that it runs in no transaction
 
 
 OWN = Rule()
@@ -395,6 +395,7 @@ class Reading:
         self._restricted(text, restricted)
         checksum = hashlib.sha256(text).hexdigest()
         of = {"migration": self.source.name, "version": self.source.version}
+        said["outside"] = self.rule.hint
         return migrations.Script(self.name, text, checksum, **of, **said)  # type: ignore[arg-type]
 
     def _needs_one(self, text: bytes) -> bool:

@@ -1173,6 +1173,70 @@ def test_failed_file_has_a_hint_that_is_true(
     assert not shows or "(7)" in people or "x7" in people
 
 
+VERIFIES = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('a') IS NOT NULL AS ok;"
+
+
+@pytest.mark.parametrize(
+    ("verify", "says", "other"),
+    [
+        (VERIFIES, "if its verify file agrees", "Else"),
+        (None, "no other statement of it runs", "agrees"),
+    ],
+    ids=["verified", "not"],
+)
+def test_what_is_there_already_may_be_adopted_and_the_hint_says_at_what_price(  # noqa: PLR0913, PLR0917 -- a case each
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    verify: str | None,
+    says: str,
+    other: str,
+) -> None:
+    """Without a verify file nothing tells whether the rest of the file is there."""
+    database.script("CREATE TABLE b ()")
+    files = {"001_a.sql": "CREATE TABLE a ();\nCREATE TABLE b ();"}
+    migrations(files | ({"001_a_verify.sql": verify} if verify else {}))
+
+    error = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"}).finished["error"]
+
+    assert "42P07" == error["sqlstate"]
+    assert "`adopt 1` records the file" in error["hint"]
+    assert says in error["hint"]
+    assert other not in error["hint"]
+
+
+@pytest.mark.parametrize("mark", ["", "-- preflight: no-transaction\n"])
+def test_way_back_that_meets_something_in_its_way_is_not_to_be_adopted(
+    run: Run, database: servers.Database, migrations: WriteMigrations, mark: str
+) -> None:
+    """It is recorded already: to adopt it would leave the work undone."""
+    files = {"001_a.sql": "DROP TABLE IF EXISTS b", "001_a_verify.sql": "SELECT 's' AS suite,"}
+    files["001_a_verify.sql"] += " 'c' AS \"check\", to_regclass('b') IS NULL AS ok"
+    migrations(files | {"001_a_rollback.sql": f"{mark}CREATE TABLE b ();"})
+    assert 0 == run(env={"PREFLIGHT_FIRST_CONTACT": "pending"}).code
+    database.script("CREATE TABLE b ()")
+
+    error = run("rollback").finished["error"]
+
+    assert "42P07" == error["sqlstate"]
+    assert "`adopt" not in error["hint"]
+    assert "in its way" in error["hint"]
+
+
+def test_file_that_runs_again_is_not_to_be_adopted(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It has no version that `adopt` could be given."""
+    database.script("CREATE TABLE b ()")
+    migrations({"V1__a.sql": "CREATE TABLE a ();", "R__x.sql": "CREATE TABLE b ();"})
+
+    error = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"}).finished["error"]
+
+    assert "42P07" == error["sqlstate"]
+    assert "`adopt" not in error["hint"]
+    assert "IF NOT EXISTS" in error["hint"]
+
+
 @pytest.mark.fault("D081")
 def test_file_of_comments_only_is_recorded(
     run: Run, database: servers.Database, migrations: WriteMigrations

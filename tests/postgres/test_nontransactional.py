@@ -984,9 +984,56 @@ def test_what_only_the_catalog_knows_to_need_no_transaction_runs_in_none(
     result = run()
 
     assert (30, "25001") == (refused.code, error_of(refused)["sqlstate"])
-    assert "no-transaction" in error_of(refused)["hint"]
+    assert "Put `-- preflight: no-transaction` at the top of the file." == error_of(refused)["hint"]
     assert 0 == result.code, str(result)
     assert [("done", 3, 3)] == database.query(PROGRESS)
+
+
+INSIDE = (
+    "CREATE FUNCTION v() RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE ''VACUUM''; END';\n",
+    "CREATE PROCEDURE w() LANGUAGE sql AS 'SELECT v()';\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("DO $$ BEGIN EXECUTE 'CREATE INDEX CONCURRENTLY i ON a (x)'; END $$;", True),
+        ("SELECT v();", True),
+        ("CALL w();", True),
+        ("WITH x AS (SELECT v()) SELECT * FROM x;", True),
+        ("SELECT set_config('transaction_isolation', 'serializable', true);", False),
+    ],
+)
+def test_what_a_block_or_function_may_not_do_needs_a_statement_of_its_own(
+    run: Run, database: servers.Database, migrations: WriteMigrations, text: str, *, said: bool
+) -> None:
+    """A file without a transaction is of no use to it, and the hint does not end at one."""
+    database.script(f"CREATE TABLE a (x int); {''.join(INSIDE)}")
+    env = {"PREFLIGHT_FIRST_CONTACT": "pending"}
+    hints = []
+    for mark in ("", MARK):
+        migrations({"001_a.sql": mark + text})
+        failed = run(env=env)
+        if failed.code:
+            assert "25001" == error_of(failed)["sqlstate"]
+            hints.append(error_of(failed)["hint"])
+
+    assert [said] * len(hints) == ["a statement of its own" in hint for hint in hints]
+    assert [said, *[False] * (len(hints) - 1)] == ["no-transaction" in hint for hint in hints]
+
+
+def test_hint_names_the_words_of_the_folders_own_tool(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What only the catalog knows to need no transaction, in a folder of goose."""
+    database.script(PARTITIONED)
+    migrations({"001_a.sql": "-- +goose Up\nREINDEX TABLE p;\n-- +goose Down\nSELECT 1;\n"})
+
+    error = error_of(run(env={"PREFLIGHT_FIRST_CONTACT": "pending"}))
+
+    assert "25001" == error["sqlstate"]
+    assert "Put `-- +goose NO TRANSACTION` at the top of the file." == error["hint"]
 
 
 def test_subscription_with_a_slot_is_dropped_outside_a_transaction(
