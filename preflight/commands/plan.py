@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -71,7 +70,7 @@ def run(
                 for statement in each.statements
                 if statement.number > resumes.get(statement.of.name, 0)
             ]
-            statements = list(_looked_at(session, found))
+            statements = _looked_at(session, found)
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.name in adoptable]
         names = [file.name for file in todo]
@@ -100,40 +99,12 @@ def run(
         raise problem
 
 
-def _looked_at(session: Session, statements: Sequence[Planned]) -> Iterator[Planned]:
-    """Yield the statements with their locks on tables that are there, and who is in the way."""
-    from preflight.files import effects  # noqa: PLC0415 -- other commands do without
-    from preflight.server import watch  # noqa: PLC0415 -- other commands do without
+def _looked_at(session: Session, statements: Sequence[Planned]) -> list[Planned]:
+    """Return the statements with their locks on tables that are there, and who is in the way."""
+    from preflight.server import lookup  # noqa: PLC0415 -- other commands do without
 
-    in_the_way = cache(partial(watch.in_the_way, session))  # a file may say one thing often
-    is_there = cache(partial(watch.is_there, session))
-    reached = cache(lambda reach: list(watch.reached(session, reach)))
-    for statement in statements:
-        named = [
-            (lock, watch.table_of(session, lock.table) if lock.of_index else lock.table)
-            for lock in statement.locks
-            if lock.table not in statement.perhaps or is_there(lock.table)
-        ]
-        locks = tuple(
-            dataclasses.replace(lock, table=table, of_index=False) for lock, table in named if table
-        )
-        for lock in locks if statement.below else ():
-            if lock.table not in statement.alone:
-                also = [
-                    effects.Lock(name, lock.mode)
-                    for name in watch.below(session, lock.table, statement.below)
-                ]
-                locks = effects.strongest([*locks, *also])
-        lost = [statement.destroys] if statement.destroys else []
-        for mode, table, gone in [
-            (reach.mode, *pair) for reach in statement.reaches for pair in reached(reach)
-        ]:
-            locks = effects.strongest([*locks, effects.Lock(table, mode)])
-            lost += [gone] if gone else []
-        blocked = tuple(found for lock in locks for found in in_the_way(lock.table, lock.mode))
-        yield dataclasses.replace(
-            statement, locks=locks, blocked_by=blocked, destroys=", ".join(lost) or None
-        )
+    known = lookup.Lookup(session)
+    return [known.over(statement) for statement in statements]
 
 
 def part_way(session: Session, todo: Sequence[Migration], known: plan.History) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ KEPT = ("pid", "age_s")  # zeros that say something
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """By which settings the names in a statement are meant."""
+
+    def sets(self) -> list[str]:
+        """Return the statements that make them so until the transaction is rolled back."""
+        return ["SET LOCAL search_path TO DEFAULT"]
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One statement: where it stands, what it does, and what it is held up by."""
 
@@ -57,6 +66,7 @@ class Planned:
     alone: tuple[str, ...] = ()
     perhaps: tuple[str, ...] = ()  # of its locks: on tables that the file makes if they are absent
     unknown: bool = False  # what it destroys and locks
+    where: Where = field(default_factory=Where)
     measured: dict[str, object] | None = None  # on a copy
 
     def data(self) -> dict[str, Any]:

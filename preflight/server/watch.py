@@ -14,12 +14,10 @@ from weakref import WeakKeyDictionary
 import psycopg
 import structlog
 
-from preflight.base import quoting
 from preflight.files.planned import Blocker
 from preflight.server import dial, sessions, standby
 
 if TYPE_CHECKING:
-    from preflight.files.effects import Reach
     from preflight.files.migrations import Migration
 
 LOOK_EVERY_S = 1.0
@@ -212,213 +210,38 @@ HELD = """FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON 
  ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
  WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database())"""
-_IN_THE_WAY = f"""SELECT coalesce(l.pid, 0), a.application_name,
+_HOLDERS = f"""SELECT l.relation::int8, l.mode, coalesce(l.pid, 0), a.application_name,
  coalesce(a.usename, p.owner)::text, a.state, EXTRACT(epoch FROM pg_catalog.clock_timestamp()
   - coalesce(p.prepared, a.xact_start, a.backend_start))::float8, p.gid
- {HELD} AND l.granted AND l.relation = %(table)s::oid AND l.mode = ANY (%(modes)s::text[])
+ {HELD} AND l.granted AND l.relation = ANY (%s::oid[])
  AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"""  # noqa: S608 -- constants
 
 
-_INDEXED = "SELECT i.indrelid::int8 FROM pg_catalog.pg_index i WHERE i.indexrelid = %s::oid"
+Holders = Sequence[tuple[str, Blocker]]  # the mode of each lock on a table, and whose it is
 
 
-def _by_the_role(session: sessions.Session, expression: str) -> Any:  # noqa: ANN401 -- whatever it is
-    """Evaluate with the role's own search_path, which a file's names are meant by.
-
-    No operator and no unqualified name of ours may stand in it. Call inside `history.looking`.
-    """
-    cursor = session.execute(
-        f"{session.path('SET LOCAL')}; SELECT {expression}; SET LOCAL {sessions.PATH}"
-    )
-    cursor.nextset()
-    (value,) = cursor.fetchone() or (None,)
-    return value
-
-
-def _oid(session: sessions.Session, name: str) -> int | None:
-    """Return the oid of the relation that a name in a file means, or None."""
-    said = f"pg_catalog.to_regclass({quoting.literal(name)}::pg_catalog.text)"
-    found: int | None = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
-    return found
+def holders(session: sessions.Session, tables: Sequence[int]) -> dict[int, Holders]:
+    """Return who holds which locks on each of these relations now, by oid."""
+    found: dict[int, list[tuple[str, Blocker]]] = {table: [] for table in tables}
+    for table, held, pid, name, user, state, age, gid in session.execute(
+        _HOLDERS, [list(tables)]
+    ).fetchall():
+        kind = None if pid else "prepared transaction"
+        who = Blocker(pid, name, user, state, round(age or 0, 1), kind, gid)
+        found[table].append((held, who))
+    return dict(found)
 
 
-# what goes with an object (always what is part of it, with CASCADE what only uses it), and the
-# relation that each of it belongs to and that is locked for it
-_WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
- SELECT %(classid)s::oid, %(objid)s::oid, %(objsubid)s::int4, true
- UNION
- SELECT d.*, false FROM gone g, LATERAL (
-  SELECT d.classid, d.objid, d.objsubid FROM pg_depend d
-  WHERE d.refclassid = g.classid AND d.refobjid = g.objid
-  AND (g.objsubid = 0 OR d.refobjsubid = g.objsubid)
-  AND (d.deptype IN ('a', 'i', 'P', 'S', 'e') OR %(cascade)s)
-  UNION ALL SELECT d.refclassid, d.refobjid, d.refobjsubid FROM pg_depend d  -- a rule's view
-  WHERE d.classid = g.classid AND d.objid = g.objid AND d.deptype = 'i' AND NOT g.own
- ) d
-), named AS (  -- and the relation that it belongs to
- SELECT g.*, CASE g.classid
-  WHEN 'pg_class'::regclass THEN coalesce(
-   (SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = g.objid), g.objid)
-  WHEN 'pg_trigger'::regclass THEN (SELECT t.tgrelid FROM pg_trigger t WHERE t.oid = g.objid)
-  WHEN 'pg_rewrite'::regclass THEN (SELECT w.ev_class FROM pg_rewrite w WHERE w.oid = g.objid)
-  WHEN 'pg_attrdef'::regclass THEN (SELECT a.adrelid FROM pg_attrdef a WHERE a.oid = g.objid)
-  WHEN 'pg_policy'::regclass THEN (SELECT p.polrelid FROM pg_policy p WHERE p.oid = g.objid)
-  WHEN 'pg_constraint'::regclass
-   THEN (SELECT c.conrelid FROM pg_constraint c WHERE c.oid = g.objid)
- END AS relation FROM gone g
-), around AS (  -- a partition that goes
- SELECT p.partrelid, p.partdefid FROM gone g JOIN pg_inherits h ON h.inhrelid = g.objid
- JOIN pg_partitioned_table p ON p.partrelid = h.inhparent
- WHERE g.classid = 'pg_class'::regclass AND g.objsubid = 0
-)
-SELECT n.relation::int8, max(CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
-  WHEN 'f' THEN 'foreign table' ELSE 'table' END) FILTER (WHERE NOT n.own
-  AND n.classid = 'pg_class'::regclass AND n.objsubid = 0 AND n.objid = n.relation),
- array_agg(DISTINCT a.attname::text) FILTER (WHERE NOT n.own AND a.attname IS NOT NULL
-  AND n.classid = 'pg_class'::regclass)
-FROM named n JOIN pg_class c ON c.oid = n.relation AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-LEFT JOIN pg_attribute a ON a.attrelid = n.objid AND a.attnum = n.objsubid AND n.objsubid > 0
-GROUP BY n.relation
-UNION ALL SELECT partrelid::int8, NULL, NULL FROM around
-UNION ALL SELECT partdefid::int8, NULL, NULL FROM around WHERE partdefid <> 0
-ORDER BY 1"""
-_TRUNCATED = """WITH RECURSIVE emptied AS (
- SELECT %s::oid AS oid
- UNION SELECT c.conrelid FROM emptied e JOIN pg_constraint c
-  ON c.confrelid = e.oid AND c.contype = 'f'
-) SELECT oid::int8, 'all rows of', NULL FROM emptied ORDER BY oid"""
-
-_DEFAULT = """WITH RECURSIVE locked AS (
- SELECT partdefid FROM pg_partitioned_table WHERE partrelid = %s::oid AND partdefid <> 0
- UNION SELECT h.inhrelid FROM locked l JOIN pg_inherits h ON h.inhparent = l.partdefid
-) SELECT partdefid::int8, NULL, NULL FROM locked ORDER BY 1"""
-_OF_DOMAIN = """WITH RECURSIVE used AS (
- SELECT %s::oid AS oid
- UNION SELECT t.oid FROM used u JOIN pg_type t ON t.typbasetype = u.oid AND t.typtype = 'd'
-) SELECT DISTINCT c.oid::int8, NULL, NULL FROM used u
-JOIN pg_attribute a ON a.atttypid = u.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'm') ORDER BY 1"""
-
-
-_BELOW = """WITH RECURSIVE below AS (
- SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = %(table)s::oid
- UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
-) SELECT b.inhrelid::int8 FROM below b JOIN pg_class c ON c.oid = b.inhrelid
-WHERE c.relkind IN ('r', 'p', 'f') AND (c.relispartition OR %(all)s) ORDER BY 1"""
-
-
-def is_there(session: sessions.Session, table: str) -> bool:
-    """Tell whether there is a relation that a name in a file means."""
-    return _oid(session, table) is not None
-
-
-def below(session: sessions.Session, table: str, which: str) -> list[str]:
-    """Return the partitions of a table, or `all` that inherits from it, near or far."""
-    oid = _oid(session, table) if which else None
-    if oid is None:
-        return []
-    rows = session.execute(_BELOW, {"table": oid, "all": which == "all"}).fetchall()
-    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
-    return [str(_by_the_role(session, f"{int(found)}{text}")) for (found,) in rows]
-
-
-def reached(session: sessions.Session, reach: Reach) -> Iterator[tuple[str, str | None]]:
-    """Yield the tables that go, or are locked, with what a statement takes away.
-
-    With each what of it is destroyed, if it is not what the statement names.
-    """
-    start = _start(session, reach)
-    if start is None:
-        return
-    if query := _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind):
-        rows = session.execute(query, [start["objid"]]).fetchall()
-    else:
-        rows = session.execute(_WITH_IT, {**start, "cascade": reach.cascade}).fetchall()
-    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
-    for oid, whole, columns in rows:
-        name = str(_by_the_role(session, f"{int(oid)}{text}"))
-        same = oid == start["objid"]
-        lost = None
-        if whole and not same:
-            lost = f"{whole} {name}"
-        elif columns and (not same or start["objsubid"]):
-            lost = ", ".join(f"column {name}.{column}" for column in columns)
-        yield name, None if reach.kept else lost
-
-
-def _start(session: sessions.Session, reach: Reach) -> dict[str, object] | None:
-    """Return the object that a statement takes away as the catalogs know it."""
-    if reach.kind in _BY_NAME:
-        catalog, name = _BY_NAME[reach.kind]
-        query = f"""SELECT '{catalog}'::regclass::oid::int8 AS classid, oid::int8 AS objid,
- 0 AS objsubid FROM {catalog} WHERE {name}::text = %s"""  # noqa: S608 -- a catalog's name
-        row = session.execute(query, [reach.name.strip('"')]).fetchone()
-        return dict(zip(("classid", "objid", "objsubid"), row, strict=True)) if row else None
-    procedure = "regprocedure" if "(" in reach.name else "regproc"
-    kind, catalog = _BY_CAST.get(reach.kind, (procedure, "pg_proc"))
-    name = reach.name
-    if kind == "regtype":  # it is parsed as a type is: `order` is none
-        name = ".".join(map(quoting.name, quoting.parts(name)))
-    said = f"pg_catalog.to_{kind}({quoting.literal(name)}::pg_catalog.text)"
-    try:
-        with session.connection.transaction():
-            oid = _by_the_role(session, f"{said}::pg_catalog.oid::pg_catalog.int8")
-    except _NO_NAME:
-        return None
-    if oid is None:
-        return None
-    (classid,) = session.execute(f"SELECT '{catalog}'::regclass::oid::int8").fetchone() or (0,)
-    found: dict[str, object] = {"classid": classid, "objid": oid, "objsubid": 0}
-    if reach.column:
-        query = "SELECT attnum FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s::name"
-        row = session.execute(query, [oid, reach.column]).fetchone()
-        return found | {"objsubid": row[0]} if row else None
-    if reach.constraint:
-        query = """SELECT 'pg_constraint'::regclass::oid::int8, oid::int8 FROM pg_constraint
- WHERE conrelid = %s::oid AND conname = %s::name"""
-        row = session.execute(query, [oid, reach.constraint]).fetchone()
-        return {"classid": row[0], "objid": row[1], "objsubid": 0} if row else None
-    return found
-
-
-_NO_NAME = (
-    psycopg.errors.SyntaxError, psycopg.errors.InvalidName, psycopg.errors.FeatureNotSupported,
-)  # fmt: skip
-_LOCKED_ALONE = {"default": _DEFAULT, "domain": _OF_DOMAIN}
-_BY_CAST = {
-    "relation": ("regclass", "pg_class"),
-    "default": ("regclass", "pg_class"),
-    "schema": ("regnamespace", "pg_namespace"),
-    "type": ("regtype", "pg_type"),
-    "domain": ("regtype", "pg_type"),
-}
-_BY_NAME = {
-    "extension": ("pg_extension", "extname"),
-    "server": ("pg_foreign_server", "srvname"),
-    "wrapper": ("pg_foreign_data_wrapper", "fdwname"),
-}
-
-
-def table_of(session: sessions.Session, index: str) -> str | None:
-    """Return the table of an index, or None when there is no such index yet."""
-    row = session.execute(_INDEXED, [_oid(session, index)]).fetchone()
-    if row is None:
-        return None
-    text = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
-    name: str | None = _by_the_role(session, f"{int(row[0])}{text}")
-    return name
+def stopping(holders: Holders, mode: str) -> list[Blocker]:
+    """Return who of them stops a wanted lock now."""
+    return [who for held, who in holders if held in CONFLICTS[mode]]
 
 
 def in_the_way(session: sessions.Session, table: str, mode: str) -> list[Blocker]:
-    """Return who holds a lock on a table which stops the wanted one now."""
-    known = {"table": _oid(session, table), "modes": CONFLICTS[mode]}
-    rows = session.execute(_IN_THE_WAY, known).fetchall()
-    return [
-        Blocker(
-            pid, name, user, state, round(age or 0, 1), None if pid else "prepared transaction", gid
-        )
-        for pid, name, user, state, age, gid in rows
-    ]
+    """Return who holds a lock on a table, by its full name, which stops the wanted one now."""
+    query = "SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid::pg_catalog.int8"
+    (oid,) = session.execute(query, [table]).fetchone() or (None,)
+    return stopping(holders(session, [oid])[oid], mode) if oid else []
 
 
 @contextmanager

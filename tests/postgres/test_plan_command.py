@@ -1,6 +1,7 @@
 """`plan`: what `up` would do, and what is in its way now."""
 
 import contextlib
+import re
 import threading
 
 import psycopg
@@ -648,6 +649,92 @@ def test_type_whose_name_is_a_word_of_sql_is_found(
     assert [["t"], ["t"], ["t"], []] == [
         [item["table"] for item in step["locks"]] for step in result.json()["statements"]
     ]
+
+
+NOWHERE = """
+DROP FUNCTION IF EXISTS f(mood) CASCADE
+DROP FUNCTION IF EXISTS f(app.mood) CASCADE
+DROP FUNCTION IF EXISTS f(t.id%TYPE) CASCADE
+DROP AGGREGATE IF EXISTS app.ag(app.mood) CASCADE
+DO $$ BEGIN DROP FUNCTION IF EXISTS f("Mood") CASCADE; END $$
+DROP TYPE IF EXISTS app.mood CASCADE
+DROP TABLE a.b.c.d
+DROP TABLE IF EXISTS other.public.t CASCADE
+TRUNCATE app.x CASCADE
+COMMENT ON COLUMN other.public.t.id IS 'x'
+DROP INDEX a.b.c.d
+DROP SCHEMA IF EXISTS "中" CASCADE
+DROP TABLE "中" CASCADE
+ALTER TABLE t ADD COLUMN n int
+"""
+
+
+def test_name_that_means_nothing_on_the_server_does_not_stop_a_plan(
+    any_server: servers.Server, run: Run, migrations: WriteMigrations
+) -> None:
+    """An earlier file may make it, or the statement may pass over it; of the rest it tells all."""
+    migrations({"001_a.sql": ";\n".join(NOWHERE.strip().splitlines()) + ";"})
+    with any_server.connect() as session:
+        session.execute(
+            "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    database = servers.Database(any_server, "latin")
+    database.script("CREATE TABLE t (id int)")
+
+    result = run("plan", "--json", env=database.env() | {"PREFLIGHT_FIRST_CONTACT": "pending"})
+    with any_server.connect() as session:
+        session.execute("DROP DATABASE latin")
+
+    assert 0 == result.code, str(result)
+    assert (14, "t", "ACCESS EXCLUSIVE") == locked(result)[-1]
+    assert [False] * 14 == [step["unknown"] for step in result.json()["statements"]]
+
+
+def test_name_that_the_role_may_not_look_up_makes_its_statement_unknown(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What the text says is told all the same."""
+    role = database.limited(-1, "public")
+    database.script(
+        "CREATE SCHEMA app CREATE TABLE t (id int); REVOKE ALL ON SCHEMA app FROM PUBLIC"
+    )
+    migrations({"001_a.sql": "ALTER TABLE app.t ADD COLUMN n int; CREATE INDEX ON app.t (n);"})
+
+    env = database.env(role, "x") | {"PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run("plan", "--json", env=env)
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 0 == result.code, str(result)
+    assert [(1, "app.t", "ACCESS EXCLUSIVE"), (1, "app.t", "SHARE")] == locked(result)
+    assert [True, True] == [step["unknown"] for step in result.json()["statements"]]
+
+
+def test_plan_asks_about_a_table_once_however_often_it_is_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """And about all its partitions together: it stands in one transaction meanwhile."""
+    database.script(
+        f"ALTER DATABASE {database.name} SET log_statement = 'all';"
+        "CREATE TABLE p (id int, n int) PARTITION BY RANGE (id);"
+    )
+    log = database.server.log
+
+    def messages(updates: int, partitions: range) -> int:
+        database.script(
+            "".join(
+                f"CREATE TABLE p{i} PARTITION OF p FOR VALUES FROM ({i}) TO ({i + 1});"
+                for i in partitions
+            )
+        )
+        lines = [f"UPDATE p SET n = {i} WHERE id = {i};" for i in range(updates)]
+        migrations({"001_a.sql": "\n".join(lines)})
+        before = log.stat().st_size
+        result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+        assert 0 == result.code, str(result)
+        assert {1 + partitions.stop} == {len(step["locks"]) for step in result.json()["statements"]}
+        return len(re.findall(rb"LOG:  (?:statement|execute [^:]*):", log.read_bytes()[before:]))
+
+    assert messages(2, range(2)) == messages(9, range(2, 8))
 
 
 def test_what_goes_by_cascade_is_told_as_what_it_is(

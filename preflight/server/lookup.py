@@ -1,0 +1,347 @@
+"""What the names in a file mean on a server: which tables, what is reached with them, who is there.
+
+Only what a plan tells: a name that means nothing there yet is no failure, for the file that makes
+it may be pending, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+
+from preflight.base import quoting
+from preflight.files import effects
+from preflight.server import watch
+
+if TYPE_CHECKING:
+    from preflight.files.effects import Lock, Reach
+    from preflight.files.planned import Blocker, Planned, Where
+    from preflight.server.sessions import Session
+
+T = TypeVar("T")
+
+_MARK = "preflight_lookup"
+_NO_RIGHT = "42501"
+_PASSING = ("53", "55", "57", "58")  # of the server or of another session: no answer about a name
+_TEXT = "::pg_catalog.oid::pg_catalog.regclass::pg_catalog.text"
+_NAMES = """ARRAY(SELECT x.oid::pg_catalog.regclass::pg_catalog.text
+ FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) WITH ORDINALITY x(oid, place)
+ ORDER BY x.place)"""
+_INDEXED = "SELECT i.indrelid::int8 FROM pg_index i WHERE i.indexrelid = %s::oid"
+
+
+class Unseen(Exception):
+    """What a name means cannot be seen here: a right is missing, or only the run itself knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A relation that a statement locks, and what goes with it beside what the statement names."""
+
+    oid: int
+    name: str
+    lost: str | None = None
+
+
+class Lookup:
+    """Looks up what a plan needs to know, each thing once; to be used inside `ledger.looking`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._answers: dict[object, Any] = {}
+        self._holders: dict[int, watch.Holders] = {}
+        session.execute(f"SAVEPOINT {_MARK}")
+
+    def over(self, statement: Planned) -> Planned:
+        """Return a statement with its locks on tables that are there, and who is in the way."""
+        where, unknown = statement.where, statement.unknown
+        held: dict[int | str, Lock] = {}  # by oid; by name what is not there yet
+        for lock in statement.locks:
+            try:
+                found = self._locked(where, lock, perhaps=lock.table in statement.perhaps)
+                if found is None:
+                    continue
+                _take(held, found.oid or found.name, found.name, lock.mode)
+                below = "" if found.name in statement.alone else statement.below
+                for part in self._below(where, found.oid, below):
+                    _take(held, part.oid, part.name, lock.mode)
+            except Unseen:
+                unknown = True
+                if not lock.of_index:
+                    _take(held, lock.table, lock.table, lock.mode)
+        lost = [statement.destroys] if statement.destroys else []
+        for reach in statement.reaches:
+            try:
+                for found in self._reached(where, reach):
+                    _take(held, found.oid, found.name, reach.mode)
+                    lost += [found.lost] if found.lost else []
+            except Unseen:
+                unknown = True
+        return dataclasses.replace(
+            statement,
+            locks=tuple(held.values()),
+            blocked_by=self._in_the_way(held),
+            destroys=", ".join(dict.fromkeys(lost)) or None,
+            unknown=unknown,
+        )
+
+    def _in_the_way(self, held: dict[int | str, Lock]) -> tuple[Blocker, ...]:
+        """Return who stops a statement now, each once."""
+        oids = {oid: lock for oid, lock in held.items() if isinstance(oid, int)}
+        if new := [oid for oid in oids if oid not in self._holders]:
+            self._holders |= watch.holders(self.session, new)
+        found = {
+            (who.pid, who.gid): who
+            for oid, lock in oids.items()
+            for who in watch.stopping(self._holders[oid], lock.mode)
+        }
+        return tuple(found.values())
+
+    # what a name means
+
+    def _value(self, where: Where, expression: str) -> Any:  # noqa: ANN401 -- whatever it is
+        """Evaluate with the search_path that a file's names are meant by; None after any error.
+
+        No operator and no unqualified name of ours may stand in it.
+        """
+        sets = where.sets()
+        back = f"ROLLBACK TO SAVEPOINT {_MARK}"
+        try:
+            cursor = self.session.execute("; ".join([*sets, f"SELECT {expression}", back]))
+        except psycopg.Error as error:
+            if self.session.lost or str(error.sqlstate)[:2] in _PASSING:
+                raise
+            self.session.execute(back)
+            if error.sqlstate == _NO_RIGHT:
+                raise Unseen from error
+            return None
+        for _ in sets:
+            cursor.nextset()
+        (value,) = cursor.fetchone() or (None,)
+        return value
+
+    def _once(self, key: object, ask: Callable[[], T]) -> T:
+        """Return the answer to a question, which is asked once."""
+        if key not in self._answers:
+            try:
+                self._answers[key] = ask()
+            except Unseen as unseen:
+                self._answers[key] = unseen
+        answer = self._answers[key]
+        if isinstance(answer, Unseen):
+            raise answer
+        found: T = answer
+        return found
+
+    def _oid(self, where: Where, name: str) -> int | None:
+        """Return the oid of the relation that a name in a file means, or None."""
+        said = f"pg_catalog.to_regclass({quoting.literal(name)}::pg_catalog.text)"
+        expression = f"{said}::pg_catalog.oid::pg_catalog.int8"
+        found: int | None = self._once(("oid", where, name), lambda: self._value(where, expression))
+        return found
+
+    def _named(self, where: Where, oids: Sequence[int]) -> list[Found]:
+        """Return relations with their names, as short as they may be written in the file."""
+        if not oids:
+            return []
+        said = _NAMES.format(",".join(map(str, map(int, oids))))
+        names = self._value(where, said) or []
+        return [Found(oid, name) for oid, name in zip(oids, names, strict=True)]
+
+    def _locked(self, where: Where, lock: Lock, *, perhaps: bool) -> Found | None:
+        """Return the table that a lock is on; None where there is none to wait for."""
+        oid = self._oid(where, lock.table)
+        if not lock.of_index:
+            return None if perhaps and oid is None else Found(oid or 0, lock.table)
+        if oid is None:
+            return None
+
+        def ask() -> Found | None:
+            row = self.session.execute(_INDEXED, [oid]).fetchone()
+            return self._named(where, row)[0] if row else None
+
+        return self._once(("indexed", where, oid), ask)
+
+    # what is reached
+
+    def _below(self, where: Where, oid: int, which: str) -> list[Found]:
+        """Return the partitions of a table, or `all` that inherits from it, near or far."""
+        if not which or not oid:
+            return []
+
+        def ask() -> list[Found]:
+            known = {"table": oid, "all": which == "all"}
+            rows = self.session.execute(_BELOW, known).fetchall()
+            return self._named(where, [found for (found,) in rows])
+
+        return self._once(("below", where, oid, which), ask)
+
+    def _reached(self, where: Where, reach: Reach) -> list[Found]:
+        """Return the tables that go, or are locked, with what a statement takes away.
+
+        With each what of it is destroyed, if it is not what the statement names.
+        """
+        return self._once((where, reach), lambda: self._reaching(where, reach))
+
+    def _reaching(self, where: Where, reach: Reach) -> list[Found]:
+        start = self._start(where, reach)
+        if start is None:
+            return []
+        if query := _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind):
+            rows = self.session.execute(query, [start["objid"]]).fetchall()
+        else:
+            rows = self.session.execute(_WITH_IT, {**start, "cascade": reach.cascade}).fetchall()
+        relations = self._named(where, [oid for oid, _, _ in rows])
+        return [
+            dataclasses.replace(found, lost=None if reach.kept else _lost(found, row, start))
+            for found, row in zip(relations, rows, strict=True)
+        ]
+
+    def _row_of(self, query: str, values: Sequence[object]) -> Any:  # noqa: ANN401 -- a row
+        """Return what the catalogs have under a name, which may be none of this database's."""
+        try:
+            return self.session.execute(query, values).fetchone()
+        except psycopg.Error as error:
+            if self.session.lost or str(error.sqlstate)[:2] in _PASSING:
+                raise
+            self.session.execute(f"ROLLBACK TO SAVEPOINT {_MARK}")
+            return None
+
+    def _start(self, where: Where, reach: Reach) -> dict[str, object] | None:
+        """Return the object that a statement takes away as the catalogs know it."""
+        if reach.kind in _BY_NAME:
+            catalog, name = _BY_NAME[reach.kind]
+            query = f"""SELECT '{catalog}'::regclass::oid::int8, oid::int8
+ FROM {catalog} WHERE {name}::text = %s"""  # noqa: S608 -- a catalog's name
+            return _object(self._row_of(query, quoting.parts(reach.name)[:1]))
+        procedure = "regprocedure" if "(" in reach.name else "regproc"
+        kind, catalog = _BY_CAST.get(reach.kind, (procedure, "pg_proc"))
+        name = reach.name
+        if kind == "regtype":  # it is parsed as a type is: `order` is none
+            name = ".".join(map(quoting.name, quoting.parts(name)))
+        said = f"pg_catalog.to_{kind}({quoting.literal(name)}::pg_catalog.text)"
+        oid = self._value(where, f"{said}::pg_catalog.oid::pg_catalog.int8")
+        if oid is None:
+            return None
+        row = self._row_of(f"SELECT '{catalog}'::regclass::oid::int8", [])
+        (classid,) = row
+        if reach.column:
+            query = (
+                "SELECT attnum FROM pg_attribute WHERE attrelid = %s::oid AND attname = %s::name"
+            )
+            row = self._row_of(query, [oid, reach.column])
+            return _object((classid, oid, *row)) if row else None
+        if reach.constraint:
+            query = """SELECT 'pg_constraint'::regclass::oid::int8, oid::int8 FROM pg_constraint
+ WHERE conrelid = %s::oid AND conname = %s::name"""
+            return _object(self._row_of(query, [oid, reach.constraint]))
+        return _object((classid, oid))
+
+
+def _object(row: Sequence[object] | None) -> dict[str, object] | None:
+    """Return an object, or a part of it, as the catalogs know it."""
+    if row is None:
+        return None
+    classid, objid, *part = row
+    return {"classid": classid, "objid": objid, "objsubid": part[0] if part else 0}
+
+
+def _take(held: dict[int | str, Lock], key: int | str, name: str, mode: str) -> None:
+    """Add a lock; of two on one table the stronger one counts."""
+    before = held.setdefault(key, effects.Lock(name, mode))
+    if effects.STRENGTH.index(mode) > effects.STRENGTH.index(before.mode):
+        held[key] = effects.Lock(before.table, mode)
+
+
+def _lost(found: Found, row: Sequence[Any], start: dict[str, object]) -> str | None:
+    """Say what of a relation goes, if it is not what the statement names."""
+    oid, whole, columns = row
+    same = oid == start["objid"]
+    if whole and not same:
+        return f"{whole} {found.name}"
+    if columns and (not same or start["objsubid"]):
+        return ", ".join(f"column {found.name}.{column}" for column in columns)
+    return None
+
+
+# what goes with an object (always what is part of it, with CASCADE what only uses it), and the
+# relation that each of it belongs to and that is locked for it
+_WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
+ SELECT %(classid)s::oid, %(objid)s::oid, %(objsubid)s::int4, true
+ UNION
+ SELECT d.*, false FROM gone g, LATERAL (
+  SELECT d.classid, d.objid, d.objsubid FROM pg_depend d
+  WHERE d.refclassid = g.classid AND d.refobjid = g.objid
+  AND (g.objsubid = 0 OR d.refobjsubid = g.objsubid)
+  AND (d.deptype IN ('a', 'i', 'P', 'S', 'e') OR %(cascade)s)
+  UNION ALL SELECT d.refclassid, d.refobjid, d.refobjsubid FROM pg_depend d  -- a rule's view
+  WHERE d.classid = g.classid AND d.objid = g.objid AND d.deptype = 'i' AND NOT g.own
+ ) d
+), named AS (  -- and the relation that it belongs to
+ SELECT g.*, CASE g.classid
+  WHEN 'pg_class'::regclass THEN coalesce(
+   (SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = g.objid), g.objid)
+  WHEN 'pg_trigger'::regclass THEN (SELECT t.tgrelid FROM pg_trigger t WHERE t.oid = g.objid)
+  WHEN 'pg_rewrite'::regclass THEN (SELECT w.ev_class FROM pg_rewrite w WHERE w.oid = g.objid)
+  WHEN 'pg_attrdef'::regclass THEN (SELECT a.adrelid FROM pg_attrdef a WHERE a.oid = g.objid)
+  WHEN 'pg_policy'::regclass THEN (SELECT p.polrelid FROM pg_policy p WHERE p.oid = g.objid)
+  WHEN 'pg_constraint'::regclass
+   THEN (SELECT c.conrelid FROM pg_constraint c WHERE c.oid = g.objid)
+ END AS relation FROM gone g
+), around AS (  -- a partition that goes
+ SELECT p.partrelid, p.partdefid FROM gone g JOIN pg_inherits h ON h.inhrelid = g.objid
+ JOIN pg_partitioned_table p ON p.partrelid = h.inhparent
+ WHERE g.classid = 'pg_class'::regclass AND g.objsubid = 0
+)
+SELECT n.relation::int8, max(CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+  WHEN 'f' THEN 'foreign table' ELSE 'table' END) FILTER (WHERE NOT n.own
+  AND n.classid = 'pg_class'::regclass AND n.objsubid = 0 AND n.objid = n.relation),
+ array_agg(DISTINCT a.attname::text) FILTER (WHERE NOT n.own AND a.attname IS NOT NULL
+  AND n.classid = 'pg_class'::regclass)
+FROM named n JOIN pg_class c ON c.oid = n.relation AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+LEFT JOIN pg_attribute a ON a.attrelid = n.objid AND a.attnum = n.objsubid AND n.objsubid > 0
+GROUP BY n.relation
+UNION ALL SELECT partrelid::int8, NULL, NULL FROM around
+UNION ALL SELECT partdefid::int8, NULL, NULL FROM around WHERE partdefid <> 0
+ORDER BY 1"""
+_TRUNCATED = """WITH RECURSIVE emptied AS (
+ SELECT %s::oid AS oid
+ UNION SELECT c.conrelid FROM emptied e JOIN pg_constraint c
+  ON c.confrelid = e.oid AND c.contype = 'f'
+) SELECT oid::int8, 'all rows of', NULL FROM emptied ORDER BY oid"""
+
+_DEFAULT = """WITH RECURSIVE locked AS (
+ SELECT partdefid FROM pg_partitioned_table WHERE partrelid = %s::oid AND partdefid <> 0
+ UNION SELECT h.inhrelid FROM locked l JOIN pg_inherits h ON h.inhparent = l.partdefid
+) SELECT partdefid::int8, NULL, NULL FROM locked ORDER BY 1"""
+_OF_DOMAIN = """WITH RECURSIVE used AS (
+ SELECT %s::oid AS oid
+ UNION SELECT t.oid FROM used u JOIN pg_type t ON t.typbasetype = u.oid AND t.typtype = 'd'
+) SELECT DISTINCT c.oid::int8, NULL, NULL FROM used u
+JOIN pg_attribute a ON a.atttypid = u.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'm') ORDER BY 1"""
+
+
+_BELOW = """WITH RECURSIVE below AS (
+ SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = %(table)s::oid
+ UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
+) SELECT b.inhrelid::int8 FROM below b JOIN pg_class c ON c.oid = b.inhrelid
+WHERE c.relkind IN ('r', 'p', 'f') AND (c.relispartition OR %(all)s) ORDER BY 1"""
+
+_LOCKED_ALONE = {"default": _DEFAULT, "domain": _OF_DOMAIN}
+_BY_CAST = {
+    "relation": ("regclass", "pg_class"),
+    "default": ("regclass", "pg_class"),
+    "schema": ("regnamespace", "pg_namespace"),
+    "type": ("regtype", "pg_type"),
+    "domain": ("regtype", "pg_type"),
+}
+_BY_NAME = {
+    "extension": ("pg_extension", "extname"),
+    "server": ("pg_foreign_server", "srvname"),
+    "wrapper": ("pg_foreign_data_wrapper", "fdwname"),
+}
