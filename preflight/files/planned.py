@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from preflight.files.effects import Effect, Lock, Reach
     from preflight.files.migrations import Migration
+    from preflight.files.where import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +40,6 @@ KEPT = ("pid", "age_s")  # zeros that say something
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """By which settings the names in a statement are meant."""
-
-    def sets(self) -> list[str]:
-        """Return the statements that make them so until the transaction is rolled back."""
-        return ["SET LOCAL search_path TO DEFAULT"]
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
     """One statement: where it stands, what it does, and what it is held up by."""
 
@@ -66,7 +58,7 @@ class Planned:
     alone: tuple[str, ...] = ()
     perhaps: tuple[str, ...] = ()  # of its locks: on tables that the file makes if they are absent
     unknown: bool = False  # what it destroys and locks
-    where: Where = field(default_factory=Where)
+    where: Where | None = None  # the settings by which its names are meant
     measured: dict[str, object] | None = None  # on a copy
 
     def data(self) -> dict[str, Any]:
@@ -101,31 +93,43 @@ class Told:
         return self.count - len(self.statements)
 
 
+Made = tuple["Where | None", str]
+
+
+def _made(where: Where, name: str) -> Made:
+    """Return what a name is known by: one without a schema is another's under another path."""
+    return (None if "." in name else where, name)
+
+
 def each(file: Migration) -> Told:
     """Return what each statement of a file does; the parser is loaded here.
 
     Of very many, those that destroy, lock out others or are unknown come before the rest.
     """
-    from preflight.files import effects, scan  # noqa: PLC0415 -- only a plan and lint need it
+    from preflight.files import effects, scan, where  # noqa: PLC0415 -- for a plan and lint alone
 
     room = {True: MOST, False: MOST}
     found: list[Planned] = []
     number = 0
-    new: set[str] = set()  # nobody waits for a table that this file makes
-    perhaps: set[str] = set()  # made if it is not there, which only a server knows
+    new: set[Made] = set()  # nobody waits for a table that this file makes
+    perhaps: set[Made] = set()  # made if it is not there, which only a server knows
+    now = where.START
     starts = (statement.start for statement in file.up.statements())
     places = scan.places(file.up.text, starts)
     for number, statement in enumerate(file.up.statements(), 1):
-        effect = _of(statement.text(file.up.text))
+        text = statement.text(file.up.text)
+        effect = _of(text)
         line, column = next(places)
+        meant, now = now, where.after(now, text, transactional=file.up.transactional)
+        meant = now if now.open else meant  # it may be a block that sets it for itself, too
         if effect.creates:
-            (perhaps if effect.if_absent else new).add(effect.creates)
-        perhaps.update(effect.perhaps)
+            (perhaps if effect.if_absent else new).add(_made(meant, effect.creates))
+        perhaps.update(_made(meant, name) for name in effect.perhaps)
         matters = effects.matters(effect)
         room[matters] -= 1
         if room[matters] < 0:
             continue
-        locks = tuple(lock for lock in effect.locks if lock.table not in new)
+        locks = tuple(lock for lock in effect.locks if _made(meant, lock.table) not in new)
         found.append(
             Planned(
                 file,
@@ -140,8 +144,9 @@ def each(file: Migration) -> Told:
                 reaches=effect.reaches,
                 below=effect.below,
                 alone=effect.alone,
-                perhaps=tuple(lock.table for lock in locks if lock.table in perhaps),
+                perhaps=tuple(lock.table for lock in locks if _made(meant, lock.table) in perhaps),
                 unknown=effect.unknown,
+                where=meant,
             )
         )
     return Told(found, number)

@@ -15,11 +15,12 @@ import psycopg
 
 from preflight.base import quoting
 from preflight.files import effects
+from preflight.files.where import START, Where
 from preflight.server import watch
 
 if TYPE_CHECKING:
     from preflight.files.effects import Lock, Reach
-    from preflight.files.planned import Blocker, Planned, Where
+    from preflight.files.planned import Blocker, Planned
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Lookup:
 
     def over(self, statement: Planned) -> Planned:
         """Return a statement with its locks on tables that are there, and who is in the way."""
-        where, unknown = statement.where, statement.unknown
+        where, unknown = self._playable(statement.where or START), statement.unknown
         held: dict[int | str, Lock] = {}  # by oid; by name what is not there yet
         for lock in statement.locks:
             try:
@@ -103,6 +104,18 @@ class Lookup:
 
     # what a name means
 
+    def _playable(self, where: Where) -> Where:
+        """Return settings that can be had here: a role may be one that only the run will have."""
+
+        def ask() -> bool:
+            return bool(self._value(Where(whom=where.whom), "true"))
+
+        try:
+            there = not where.whom or self._once(where.whom, ask)
+        except Unseen:
+            there = False
+        return where if there else dataclasses.replace(where, whom=(), open=True)
+
     def _value(self, where: Where, expression: str) -> Any:  # noqa: ANN401 -- whatever it is
         """Evaluate with the search_path that a file's names are meant by; None after any error.
 
@@ -139,6 +152,7 @@ class Lookup:
 
     def _oid(self, where: Where, name: str) -> int | None:
         """Return the oid of the relation that a name in a file means, or None."""
+        _require_closed(where, name)
         said = f"pg_catalog.to_regclass({quoting.literal(name)}::pg_catalog.text)"
         expression = f"{said}::pg_catalog.oid::pg_catalog.int8"
         found: int | None = self._once(("oid", where, name), lambda: self._value(where, expression))
@@ -218,6 +232,8 @@ class Lookup:
             query = f"""SELECT '{catalog}'::regclass::oid::int8, oid::int8
  FROM {catalog} WHERE {name}::text = %s"""  # noqa: S608 -- a catalog's name
             return _object(self._row_of(query, quoting.parts(reach.name)[:1]))
+        if reach.kind != "schema":
+            _require_closed(where, reach.name)
         procedure = "regprocedure" if "(" in reach.name else "regproc"
         kind, catalog = _BY_CAST.get(reach.kind, (procedure, "pg_proc"))
         name = reach.name
@@ -240,6 +256,12 @@ class Lookup:
  WHERE conrelid = %s::oid AND conname = %s::name"""
             return _object(self._row_of(query, [oid, reach.constraint]))
         return _object((classid, oid))
+
+
+def _require_closed(where: Where, name: str) -> None:
+    """Refuse a name without a schema where only the run knows what that leads to."""
+    if where.open and len(quoting.parts(name.partition("(")[0])) == 1:
+        raise Unseen
 
 
 def _object(row: Sequence[object] | None) -> dict[str, object] | None:

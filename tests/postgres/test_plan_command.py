@@ -709,6 +709,50 @@ def test_name_that_the_role_may_not_look_up_makes_its_statement_unknown(
     assert [True, True] == [step["unknown"] for step in result.json()["statements"]]
 
 
+def test_names_are_meant_as_the_file_sets_its_path_and_role(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Each table has one partition, which tells it; where only the run knows, it is unknown."""
+    role = f"{database.name}_owner"
+    tables = {"public": "", "app": "", role: ""}
+    database.script(
+        f"CREATE ROLE {role};"
+        + "".join(
+            f"CREATE SCHEMA IF NOT EXISTS {schema}; CREATE TABLE {schema}.t (id int) PARTITION BY"
+            f" LIST (id); CREATE TABLE {schema}.of_{schema} PARTITION OF {schema}.t DEFAULT;"
+            for schema in tables
+        )
+        + f"GRANT ALL ON SCHEMA {role}, app, public TO {role}"
+    )
+    said = {
+        "LOCK t": "of_public",
+        "SET search_path TO app, public; LOCK t": "of_app",
+        "SET LOCAL search_path = app; RESET search_path; LOCK t": "of_public",
+        "SET SCHEMA 'app'; LOCK t": "of_app",
+        "-- preflight: no-transaction\nSET LOCAL search_path = app; LOCK t": "of_public",
+        f"SET ROLE {role}; LOCK t": f"of_{role}",
+        f"SET ROLE {role}; SET ROLE NONE; LOCK t": "of_public",
+        f"SET SESSION AUTHORIZATION {role}; LOCK t": f"of_{role}",
+        f"SET search_path = '$user'; SET ROLE {role}; LOCK t": f"of_{role}",
+        "SELECT set_config('search_path', 'app', true); LOCK t": None,
+        "DO $$ BEGIN EXECUTE 'SET search_path TO app'; LOCK t; END $$": None,
+        "CREATE ROLE made; SET ROLE made; LOCK t": None,
+        "SELECT set_config('search_path', '', true); LOCK public.t": "public.of_public",
+        "CREATE TABLE t (); SET search_path = app; LOCK t": "of_app",
+    }
+    migrations({f"{i:03d}_s.sql": f"{text};" for i, text in enumerate(said, 1)})
+
+    result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+    database.script(f"DROP OWNED BY {role} CASCADE; DROP SCHEMA {role} CASCADE; DROP ROLE {role}")
+
+    assert 0 == result.code, str(result)
+    last = {step["migration"]: step for step in result.json()["statements"]}
+    found = [None if step["unknown"] else step["locks"][-1]["table"] for step in last.values()]
+    expected = [each and each.removeprefix("public.") for each in said.values()]
+    assert dict(zip(said, expected, strict=True)) == dict(zip(said, found, strict=True))
+    assert all(step["locks"] for step in last.values())
+
+
 def test_plan_asks_about_a_table_once_however_often_it_is_named(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
