@@ -130,8 +130,10 @@ class Reach:
 
     `kind` is relation, schema, type, function (with the types of its arguments), extension, server
     or wrapper; `rows`: a TRUNCATE, which reaches along foreign keys; `kept`: what depends on it is
-    locked and made anew, or the server refuses. Two take nothing away: the default partition of
-    the table that a kind `default` names, and the tables that use a `domain`, are locked alone.
+    locked and made anew, or the server refuses. Some take nothing away and only lock: `default`
+    the default partition of the table that it names, `domain` the tables that use it, `referred`
+    the tables that its foreign keys point at (those of an `other` table, too), `referring` the
+    tables whose foreign keys point at it.
     """
 
     kind: str
@@ -142,6 +144,7 @@ class Reach:
     rows: bool = False
     kept: bool = False
     mode: str = ACCESS_EXCLUSIVE
+    other: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +242,28 @@ def _reaching(kind: str, statement: Inner) -> tuple[Reach, ...]:
     if kind == "truncate_stmt" and statement.behavior == CASCADE:
         return tuple(Reach("relation", _name(table), rows=True) for table in _targets(statement))
     if kind == "create_stmt" and statement.HasField("partbound"):
-        return tuple(Reach("default", _name(each.range_var)) for each in statement.inh_relations)
+        parents = [_name(each.range_var) for each in statement.inh_relations]
+        return tuple(reach for parent in parents for reach in _partitioned(parent))
     if kind == "alter_domain_stmt" and statement.subtype in _CHECKS_DOMAIN:
         if getattr(statement, "def").constraint.skip_validation:
             return ()
         name = ".".join(_written(part.string.sval) for part in statement.type_name)
         return (Reach("domain", name, mode=SHARE),)
     return ()
+
+
+def _partitioned(table: str, part: str = "", *, goes: bool = False) -> tuple[Reach, ...]:
+    """Return what a table's partition locks along foreign keys when it comes or goes.
+
+    One that comes with a foreign key of its own loses that one's triggers on the other side.
+    """
+    there = [] if goes or not part else [Reach("referred", part, other=table)]
+    return (
+        Reach("default", table),
+        Reach("referred", table, mode=SHARE_ROW),
+        Reach("referring", table, mode=ACCESS_EXCLUSIVE if goes else SHARE_ROW),
+        *there,
+    )
 
 
 # what is looked for in statements, found in one walk through each; no longer than one takes
@@ -435,7 +453,8 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
 
     table = _name(statement.relation)
     view = ObjectType.Name(statement.objtype) == "OBJECT_VIEW"
-    does, destroys, locks, reaches = [], [], [], []
+    does, destroys, locks = [], [], []
+    reaches: list[Reach] = []
     subtypes = set()
     for item in statement.cmds:
         command = item.alter_table_cmd
@@ -460,7 +479,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         if subtype in ("AT_AttachPartition", "AT_DetachPartition"):
             part = _name(getattr(command, "def").partition_cmd.name)
             locks.append(Lock(part, ACCESS_EXCLUSIVE))
-            reaches.append(Reach("default", table))
+            reaches += _partitioned(table, part, goes=subtype == "AT_DetachPartition")
         locks.append(Lock(table, mode))
         locks += [Lock(other, SHARE_ROW) for other in _referenced([getattr(command, "def")])]
         if subtype in ("AT_DropColumn", "AT_AlterColumnType", "AT_DropConstraint"):

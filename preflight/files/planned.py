@@ -232,7 +232,9 @@ def _closed(effect: Effect, text: str) -> Effect:
         reaches=tuple(
             found
             for found in effect.reaches
-            if _OPEN.fullmatch(found.name) or "x" in (found.column, found.constraint)
+            if _OPEN.fullmatch(found.name)
+            or "x" in (found.column, found.constraint)
+            or _OPEN.fullmatch(found.other)
         ),
         external=None,
         unknown=False,

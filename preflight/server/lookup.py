@@ -205,10 +205,10 @@ class Lookup:
         start = self._start(where, reach)
         if start is None:
             return []
-        if query := _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind):
-            rows = self.session.execute(query, [start["objid"]]).fetchall()
-        else:
-            rows = self.session.execute(_WITH_IT, {**start, "cascade": reach.cascade}).fetchall()
+        query = _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind, _WITH_IT)
+        other = self._oid(where, reach.other) if reach.other else None
+        known = {**start, "cascade": reach.cascade, "other": other}
+        rows = self.session.execute(query, known).fetchall()
         relations = self._named(where, [oid for oid, _, _ in rows])
         return [
             dataclasses.replace(found, lost=None if reach.kept else _lost(found, row, start))
@@ -331,33 +331,47 @@ UNION ALL SELECT partrelid::int8, NULL, NULL FROM around
 UNION ALL SELECT partdefid::int8, NULL, NULL FROM around WHERE partdefid <> 0
 ORDER BY 1"""
 _TRUNCATED = """WITH RECURSIVE emptied AS (
- SELECT %s::oid AS oid
+ SELECT %(objid)s::oid AS oid
  UNION SELECT c.conrelid FROM emptied e JOIN pg_constraint c
   ON c.confrelid = e.oid AND c.contype = 'f'
 ) SELECT oid::int8, 'all rows of', NULL FROM emptied ORDER BY oid"""
 
 _DEFAULT = """WITH RECURSIVE locked AS (
- SELECT partdefid FROM pg_partitioned_table WHERE partrelid = %s::oid AND partdefid <> 0
+ SELECT partdefid FROM pg_partitioned_table WHERE partrelid = %(objid)s::oid AND partdefid <> 0
  UNION SELECT h.inhrelid FROM locked l JOIN pg_inherits h ON h.inhparent = l.partdefid
 ) SELECT partdefid::int8, NULL, NULL FROM locked ORDER BY 1"""
 _OF_DOMAIN = """WITH RECURSIVE used AS (
- SELECT %s::oid AS oid
+ SELECT %(objid)s::oid AS oid
  UNION SELECT t.oid FROM used u JOIN pg_type t ON t.typbasetype = u.oid AND t.typtype = 'd'
 ) SELECT DISTINCT c.oid::int8, NULL, NULL FROM used u
 JOIN pg_attribute a ON a.atttypid = u.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'm') ORDER BY 1"""
 
 
+# a partitioned table on either side has a constraint for each partition, too
+_REFERRED = """SELECT DISTINCT c.confrelid::int8, NULL, NULL FROM pg_constraint c
+WHERE c.conrelid = %(objid)s::oid AND c.contype = 'f'
+AND (%(other)s::oid IS NULL OR c.confrelid IN (SELECT o.confrelid FROM pg_constraint o
+ WHERE o.conrelid = %(other)s::oid AND o.contype = 'f')) ORDER BY 1"""
+_REFERRING = """SELECT DISTINCT c.conrelid::int8, NULL, NULL FROM pg_constraint c
+WHERE c.confrelid = %(objid)s::oid AND c.contype = 'f' ORDER BY 1"""
 _BELOW = """WITH RECURSIVE below AS (
  SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = %(table)s::oid
  UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
 ) SELECT b.inhrelid::int8 FROM below b JOIN pg_class c ON c.oid = b.inhrelid
 WHERE c.relkind IN ('r', 'p', 'f') AND (c.relispartition OR %(all)s) ORDER BY 1"""
 
-_LOCKED_ALONE = {"default": _DEFAULT, "domain": _OF_DOMAIN}
+_LOCKED_ALONE = {
+    "default": _DEFAULT,
+    "domain": _OF_DOMAIN,
+    "referred": _REFERRED,
+    "referring": _REFERRING,
+}
 _BY_CAST = {
     "relation": ("regclass", "pg_class"),
     "default": ("regclass", "pg_class"),
+    "referred": ("regclass", "pg_class"),
+    "referring": ("regclass", "pg_class"),
     "schema": ("regnamespace", "pg_namespace"),
     "type": ("regtype", "pg_type"),
     "domain": ("regtype", "pg_type"),
