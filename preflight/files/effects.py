@@ -31,7 +31,7 @@ STRENGTH = (
 )  # fmt: skip
 
 Inner = Any  # the node inside a Node: each kind has fields of its own
-DELETES = 5  # libpg_query's CmdType
+UPDATES, DELETES = 3, 5  # libpg_query's CmdType
 CASCADE = 2  # libpg_query's DropBehavior
 # sub-commands of ALTER TABLE that take less than ACCESS EXCLUSIVE
 _ALTER_LOCKS = {
@@ -133,7 +133,8 @@ class Reach:
     locked and made anew, or the server refuses. Some take nothing away and only lock: `default`
     the default partition of the table that it names, `domain` the tables that use it, `referred`
     the tables that its foreign keys point at (those of an `other` table, too), `referring` the
-    tables whose foreign keys point at it.
+    tables whose foreign keys point at it, `updated` those that follow a change of its `columns`;
+    `deleted` takes the rows of those that follow their row.
     """
 
     kind: str
@@ -145,6 +146,7 @@ class Reach:
     kept: bool = False
     mode: str = ACCESS_EXCLUSIVE
     other: str = ""
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,11 @@ class Effect:
     locks: tuple[Lock, ...] = ()
     destroys: str | None = None
     external: str | None = None
+    losing: tuple[str, ...] = ()  # the tables that `destroys` speaks of, where it is of tables
     creates: str | None = None
     if_absent: bool = False  # what it creates may be there already
+    renames: tuple[str, str] | None = None  # a relation, and what it is called then
+    gone: tuple[str, ...] = ()  # the tables of which it is not told where they are afterwards
     perhaps: tuple[str, ...] = ()  # what a block makes, unless it is there
     reaches: tuple[Reach, ...] = ()
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
@@ -181,8 +186,10 @@ def _not_known(text: bytes, why: str) -> Effect:
 def matters(effect: Effect) -> bool:
     """Tell whether a statement does more than read, make or change some rows."""
     strong = any(STRENGTH.index(lock.mode) > STRENGTH.index(ROW_EXCLUSIVE) for lock in effect.locks)
-    lost = effect.destroys or effect.reaches or effect.external
-    return bool(strong or lost or effect.unknown)
+    far = any(
+        STRENGTH.index(reach.mode) > STRENGTH.index(ROW_EXCLUSIVE) for reach in effect.reaches
+    )
+    return bool(strong or far or effect.destroys or effect.external or effect.unknown)
 
 
 def _of(text: bytes) -> Effect:
@@ -218,10 +225,13 @@ def _of_node(node: Node, text: bytes) -> Effect:
         does,
         strongest(locks),
         destroys=_destroyed(kind, statement, does),
+        losing=_losing(kind, statement),
+        renames=_renamed(kind, statement),
+        gone=_moved(kind, statement),
         external=_external(kind, statement),
         creates=_created(kind, statement),
         if_absent=kind in _MAKES_TABLES and statement.if_not_exists,
-        reaches=_reaching(kind, statement),
+        reaches=_reaching(kind, statement) + _following(kind, statement),
         below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
         alone=_only(statement) + _parents(kind, statement),
     )
@@ -250,6 +260,22 @@ def _reaching(kind: str, statement: Inner) -> tuple[Reach, ...]:
         name = ".".join(_written(part.string.sval) for part in statement.type_name)
         return (Reach("domain", name, mode=SHARE),)
     return ()
+
+
+_LATER = ("rule_stmt", "create_function_stmt")  # what is inside runs later, if at all
+
+
+def _following(kind: str, statement: Inner) -> tuple[Reach, ...]:
+    """Return the rows that go or change along foreign keys with those that a statement changes."""
+    if kind in _LATER:
+        return ()
+    deleted = [Reach("deleted", name, mode=ROW_EXCLUSIVE) for name in _deleted(statement)]
+    updated = [
+        Reach("updated", name, mode=ROW_EXCLUSIVE, columns=columns)
+        for name, columns in _updated(statement)
+        if columns
+    ]
+    return tuple(dict.fromkeys([*deleted, *updated]))
 
 
 def _partitioned(table: str, part: str = "", *, goes: bool = False) -> tuple[Reach, ...]:
@@ -299,6 +325,8 @@ def _wrapped(kind: str, statement: Inner, text: bytes) -> Effect:
         f"{word} {inner.does}",
         inner.locks,
         destroys=inner.destroys if runs else None,
+        losing=inner.losing,
+        reaches=inner.reaches if runs else (),
         below=inner.below,
         alone=inner.alone,
     )
@@ -494,6 +522,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         f"alter {table}: {', '.join(does)}",
         strongest(locks),
         destroys=", ".join(destroys) or None,
+        losing=(table,),
         reaches=tuple(reaches),
         below="" if subtypes <= _ALONE else "all",
         alone=(table,) if not statement.relation.inh or subtypes <= _OF_PARTITION else (),
@@ -520,10 +549,13 @@ def _drop(statement: DropStmt) -> Effect:
         ]
     lost = kind in _DROPPED_DATA or cascade
     reached = _DROPPED_KINDS.get(kind)
+    tables = tuple(names) if kind in ("OBJECT_TABLE", "OBJECT_MATVIEW") else ()
     return Effect(
         does,
         strongest(locks),
         destroys=f"{word} {', '.join(names)}{cascade}" if lost else None,
+        losing=tables,
+        gone=tables,
         reaches=tuple(
             Reach(reached, name, cascade=bool(cascade))
             for name in ([*map(_called, statement.objects)] if reached == "function" else names)
@@ -557,10 +589,30 @@ def _destroyed(kind: str, statement: Inner, does: str) -> str | None:
         return f"old values in every row of {_name(statement.relation)}"
     if kind == "truncate_stmt":
         return f"all rows of {does.removeprefix('truncate ')}"
-    inside = ("rule_stmt", "create_function_stmt")  # it runs later, if at all
-    if kind not in inside and (deleted := _deleted(statement)):
+    if kind not in _LATER and (deleted := _deleted(statement)):
         return f"rows of {', '.join(deleted)}"
     return does if kind in _DESTROYING else None
+
+
+def _losing(kind: str, statement: Inner) -> tuple[str, ...]:
+    """Return the tables that `_destroyed` speaks of."""
+    if kind in ("delete_stmt", "update_stmt", "truncate_stmt"):
+        return tuple(map(_name, _targets(statement)))
+    return () if kind in _DESTROYING else tuple(_deleted(statement))
+
+
+def _renamed(kind: str, statement: Inner) -> tuple[str, str] | None:
+    """Return the old and the new name of a relation that a statement renames."""
+    if kind != "rename_stmt" or statement.subname or not statement.HasField("relation"):
+        return None
+    schema = statement.relation.schemaname
+    new = [_written(part) for part in (schema, statement.newname) if part]
+    return _name(statement.relation), ".".join(new)
+
+
+def _moved(kind: str, statement: Inner) -> tuple[str, ...]:
+    """Return the tables that a statement moves to another schema."""
+    return tuple(map(_name, _targets(statement))) if kind == "alter_object_schema_stmt" else ()
 
 
 def external(node: Node) -> str | None:
@@ -668,6 +720,23 @@ def _deleted(statement: Inner) -> list[str]:
         if any(action.command_type == DELETES for action in actions):
             found.append(_name(merge.relation))
     return list(dict.fromkeys(found))
+
+
+def _updated(statement: Inner) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the tables in which a statement changes rows, each with the columns that it sets."""
+    found = [(item.relation, item.target_list) for item in _inside(statement, "UpdateStmt")]
+    found += [
+        (item.relation, item.on_conflict_clause.target_list)
+        for item in _inside(statement, "InsertStmt")
+    ]
+    for merge in _inside(statement, "MergeStmt"):
+        actions = [item.merge_when_clause for item in merge.merge_when_clauses]
+        changes = [action for action in actions if action.command_type == UPDATES]
+        found += [(merge.relation, action.target_list) for action in changes]
+    return [
+        (_name(table), tuple(dict.fromkeys(item.res_target.name for item in targets)))
+        for table, targets in found
+    ]
 
 
 def _row_locked(statement: Inner) -> list[str]:

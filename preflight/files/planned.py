@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,30 @@ def _made(where: Where, name: str) -> Made:
     return (None if "." in name else where, name)
 
 
+def _follow(new: set[Made], effect: Effect, where: Where) -> None:
+    """Follow a statement that takes away a table which the file has made, or names it anew."""
+    for name in effect.gone:
+        new.discard(_made(where, name))
+    if effect.renames:
+        before, after = (_made(where, name) for name in effect.renames)
+        change = new.add if before in new else new.discard
+        change(after)
+        new.discard(before)
+
+
+def _of_others(effect: Effect, new: Collection[Made], where: Where) -> Effect:
+    """Leave out what happens to tables that the file itself has made: nobody has rows in them."""
+    if not new:
+        return effect
+    lost = effect.losing and all(_made(where, name) in new for name in effect.losing)
+    return dataclasses.replace(
+        effect,
+        locks=tuple(lock for lock in effect.locks if _made(where, lock.table) not in new),
+        destroys=None if lost else effect.destroys,
+        reaches=tuple(reach for reach in effect.reaches if _made(where, reach.name) not in new),
+    )
+
+
 def each(file: Migration) -> Told:
     """Return what each statement of a file does; the parser is loaded here.
 
@@ -125,11 +149,12 @@ def each(file: Migration) -> Told:
         if effect.creates:
             (perhaps if effect.if_absent else new).add(_made(meant, effect.creates))
         perhaps.update(_made(meant, name) for name in effect.perhaps)
+        effect = _of_others(effect, new, meant)
+        _follow(new, effect, meant)
         matters = effects.matters(effect)
         room[matters] -= 1
         if room[matters] < 0:
             continue
-        locks = tuple(lock for lock in effect.locks if _made(meant, lock.table) not in new)
         found.append(
             Planned(
                 file,
@@ -138,13 +163,15 @@ def each(file: Migration) -> Told:
                 line,
                 column,
                 effect.does,
-                locks,
+                effect.locks,
                 effect.destroys,
                 effect.external,
                 reaches=effect.reaches,
                 below=effect.below,
                 alone=effect.alone,
-                perhaps=tuple(lock.table for lock in locks if _made(meant, lock.table) in perhaps),
+                perhaps=tuple(
+                    lock.table for lock in effect.locks if _made(meant, lock.table) in perhaps
+                ),
                 unknown=effect.unknown,
                 where=meant,
             )
@@ -198,6 +225,10 @@ def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effe
             lock for each in inside for lock in each.locks if not _SYSTEM.fullmatch(lock.table)
         ),
         destroys=_together(each.destroys for each in inside),
+        losing=tuple(dict.fromkeys(name for each in inside for name in each.losing))
+        if all(each.losing for each in inside if each.destroys)
+        else (),
+        gone=tuple(name for each in inside for name in (*each.gone, *(each.renames or ()))),
         external=_together(each.external for each in inside),
         reaches=tuple(dict.fromkeys(found for each in inside for found in each.reaches)),
         below=next((way for way in ("all", "partitions") if way in below), ""),

@@ -207,7 +207,7 @@ class Lookup:
             return []
         query = _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind, _WITH_IT)
         other = self._oid(where, reach.other) if reach.other else None
-        known = {**start, "cascade": reach.cascade, "other": other}
+        known = {**start, "cascade": reach.cascade, "other": other, "columns": list(reach.columns)}
         rows = self.session.execute(query, known).fetchall()
         relations = self._named(where, [oid for oid, _, _ in rows])
         return [
@@ -355,6 +355,26 @@ AND (%(other)s::oid IS NULL OR c.confrelid IN (SELECT o.confrelid FROM pg_constr
  WHERE o.conrelid = %(other)s::oid AND o.contype = 'f')) ORDER BY 1"""
 _REFERRING = """SELECT DISTINCT c.conrelid::int8, NULL, NULL FROM pg_constraint c
 WHERE c.confrelid = %(objid)s::oid AND c.contype = 'f' ORDER BY 1"""
+# rows follow one of a partition, too; of a partition that loses rows its root is told
+_DELETED = """WITH RECURSIVE parts AS (
+ SELECT %(objid)s::oid AS oid
+ UNION SELECT h.inhrelid FROM parts p JOIN pg_inherits h ON h.inhparent = p.oid
+), hit AS (
+ SELECT p.oid, 'c'::"char" AS how FROM parts p
+ UNION SELECT c.conrelid, c.confdeltype FROM hit h JOIN pg_constraint c
+  ON c.confrelid = h.oid AND c.contype = 'f' AND c.confdeltype IN ('c', 'n', 'd')
+ WHERE h.how = 'c'
+) SELECT h.oid::int8, max('rows of') FILTER (WHERE h.how = 'c' AND NOT EXISTS (
+  SELECT FROM hit o JOIN pg_inherits i ON i.inhparent = o.oid WHERE i.inhrelid = h.oid
+ )), NULL
+FROM hit h WHERE h.oid <> ALL (ARRAY(SELECT p.oid FROM parts p)) GROUP BY h.oid ORDER BY 1"""
+_UPDATED = """WITH RECURSIVE hit AS (
+ SELECT %(objid)s::oid AS oid, ARRAY(SELECT a.attnum FROM pg_attribute a
+  WHERE a.attrelid = %(objid)s::oid AND a.attname::text = ANY (%(columns)s::text[])) AS keys
+ UNION SELECT c.conrelid, c.conkey FROM hit h JOIN pg_constraint c
+  ON c.confrelid = h.oid AND c.contype = 'f' AND c.confupdtype IN ('c', 'n', 'd')
+  AND c.confkey && h.keys
+) SELECT DISTINCT oid::int8, NULL, NULL FROM hit WHERE oid <> %(objid)s::oid ORDER BY 1"""
 _BELOW = """WITH RECURSIVE below AS (
  SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = %(table)s::oid
  UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
@@ -366,12 +386,16 @@ _LOCKED_ALONE = {
     "domain": _OF_DOMAIN,
     "referred": _REFERRED,
     "referring": _REFERRING,
+    "deleted": _DELETED,
+    "updated": _UPDATED,
 }
 _BY_CAST = {
     "relation": ("regclass", "pg_class"),
     "default": ("regclass", "pg_class"),
     "referred": ("regclass", "pg_class"),
     "referring": ("regclass", "pg_class"),
+    "deleted": ("regclass", "pg_class"),
+    "updated": ("regclass", "pg_class"),
     "schema": ("regnamespace", "pg_namespace"),
     "type": ("regtype", "pg_type"),
     "domain": ("regtype", "pg_type"),

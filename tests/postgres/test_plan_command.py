@@ -490,6 +490,14 @@ CREATE TABLE n1 PARTITION OF pkp FOR VALUES FROM (20) TO (30)
 ALTER TABLE pkp ATTACH PARTITION pkp_new FOR VALUES FROM (20) TO (30)
 ALTER TABLE pkp DETACH PARTITION pkp1
 DROP TABLE pkp CASCADE
+DELETE FROM rows
+DELETE FROM ONLY rows WHERE id = 1
+DELETE FROM rows1 WHERE id = 1
+UPDATE rows SET id = 2
+UPDATE rows SET n = 2
+INSERT INTO rows VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET id = 3
+WITH x AS (DELETE FROM rows RETURNING *) SELECT * FROM x
+EXPLAIN ANALYZE DELETE FROM rows
 ALTER DOMAIN dom ADD CHECK (VALUE > 0)
 ALTER DOMAIN dom ADD CONSTRAINT big CHECK (VALUE > 0) NOT VALID
 ALTER DOMAIN dom SET NOT NULL
@@ -523,6 +531,13 @@ CREATE TABLE pkp1 PARTITION OF pkp FOR VALUES FROM (0) TO (10);
 CREATE TABLE pkp_new (id int NOT NULL PRIMARY KEY); CREATE TABLE refers (id int REFERENCES pkp);
 CREATE TABLE refers_p (id int REFERENCES pkp) PARTITION BY LIST (id);
 CREATE TABLE refers_p1 PARTITION OF refers_p DEFAULT;
+CREATE TABLE rows (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
+CREATE TABLE rows1 PARTITION OF rows DEFAULT; INSERT INTO rows VALUES (1, 1);
+CREATE TABLE follows (id int PRIMARY KEY REFERENCES rows ON DELETE CASCADE ON UPDATE CASCADE);
+CREATE TABLE follows_p (id int REFERENCES follows ON DELETE CASCADE ON UPDATE CASCADE)
+ PARTITION BY LIST (id); CREATE TABLE follows_p1 PARTITION OF follows_p DEFAULT;
+CREATE TABLE forgets (id int REFERENCES rows ON DELETE SET NULL ON UPDATE SET NULL);
+INSERT INTO follows VALUES (1); INSERT INTO follows_p VALUES (1); INSERT INTO forgets VALUES (1);
 CREATE TABLE tree21 PARTITION OF tree2 FOR VALUES FROM (10) TO (15);
 CREATE TABLE par2 (n int); CREATE TABLE chi2 () INHERITS (par2);
 CREATE TABLE chi22 (more int) INHERITS (chi2);
@@ -589,6 +604,8 @@ def test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan(
         {(item["table"], item["mode"]) for item in step["locks"]}
         for step in planned.json()["statements"][-6:]  # of ALTER DOMAIN
     ]
+    deleted = "rows of rows, rows of follows, rows of follows_p"
+    assert deleted == lost["delete rows rows"]
     assert "all rows of b" in lost["truncate a"]
     assert "all rows of c" in lost["truncate a"]
     assert "table away.x" in lost["drop schema away"]
@@ -831,6 +848,38 @@ def test_what_goes_by_cascade_is_told_as_what_it_is(
     assert 0 == result.code, str(result)
     found = [step["destroys"] for step in result.json()["statements"]]
     assert gone == dict(zip(gone, found, strict=True))
+
+
+def test_rows_of_a_table_that_the_file_has_made_are_nobodys(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Temporary or not; not one that was there, nor one that has got the name of such a table."""
+    database.script("CREATE TABLE a (id int); CREATE TABLE there (id int);")
+    said = {
+        "CREATE TEMP TABLE made AS SELECT 1 AS id": None,
+        "DELETE FROM made": None,
+        "UPDATE made SET id = 2": None,
+        "ALTER TABLE made DROP COLUMN id": None,
+        "DO $$ BEGIN DELETE FROM made; END $$": None,
+        "DELETE FROM a": "all rows of a",
+        "TRUNCATE made, a": "all rows of made, a",
+        "ALTER TABLE made RENAME TO mine": None,
+        "DROP TABLE mine CASCADE": None,
+        "ALTER TABLE a RENAME TO mine": None,
+        "DROP TABLE mine": "table mine",
+        "CREATE TABLE IF NOT EXISTS there (id int)": None,
+        "DROP TABLE there": "table there",
+    }
+    migrations({"001_a.sql": ";\n".join(said) + ";", "001_a_rollback.sql": "SELECT 1;"})
+
+    result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+    remarks = run("lint", "--json").json()["files"][0]["remarks"]
+
+    assert 0 == result.code, str(result)
+    found = [step["destroys"] for step in result.json()["statements"]]
+    assert said == dict(zip(said, found, strict=True))
+    lines = [str(i) for i, lost in enumerate(said.values(), 1) if lost]
+    assert lines == [each.split()[1] for each in remarks if " destroys " in each]
 
 
 @pytest.mark.parametrize(
