@@ -99,7 +99,10 @@ _ALL_BELOW = {
     "lock_stmt", "copy_stmt", "create_table_as_stmt", "rename_stmt", "refresh_mat_view_stmt",
     "vacuum_stmt",
 }  # fmt: skip
-_PARTITIONS = {"index_stmt", "create_trig_stmt", "create_stmt", "create_publication_stmt"}
+_PARTITIONS = {
+    "index_stmt", "create_trig_stmt", "create_stmt", "create_publication_stmt", "reindex_stmt",
+    "cluster_stmt",
+}  # fmt: skip
 _ALONE = {  # commands of ALTER TABLE that leave others as they are
     "AT_SetRelOptions", "AT_ResetRelOptions", "AT_ChangeOwner", "AT_ClusterOn", "AT_DropCluster",
     "AT_ReplicaIdentity", "AT_SetLogged", "AT_SetUnLogged", "AT_SetTableSpace",
@@ -107,6 +110,14 @@ _ALONE = {  # commands of ALTER TABLE that leave others as they are
     "AT_NoForceRowSecurity", "AT_AddInherit", "AT_DropInherit", "AT_DetachPartitionFinalize",
 }  # fmt: skip
 _OF_PARTITION = {"AT_AttachPartition", "AT_DetachPartition"}  # of others below a table nothing
+# what can be set of a table or an index under less than ACCESS EXCLUSIVE
+_MILD_OF_INDEX = {"fillfactor", "deduplicate_items"}
+_STRICT_OF_TABLE = {"user_catalog_table"}
+# what nothing depends on, or only what is no table's
+_LONELY = {
+    "OBJECT_TRIGGER", "OBJECT_POLICY", "OBJECT_RULE", "OBJECT_PUBLICATION", "OBJECT_SUBSCRIPTION",
+    "OBJECT_EVENT_TRIGGER", "OBJECT_TRANSFORM", "OBJECT_STATISTIC_EXT",
+}  # fmt: skip
 _LISTING = {"create_publication_stmt", "alter_publication_stmt"}  # a lock on each that they list
 _DESTROYING = {"delete_stmt", "truncate_stmt", "dropdb_stmt", "drop_table_space_stmt",
                "drop_owned_stmt", "drop_role_stmt"}  # fmt: skip
@@ -167,6 +178,7 @@ class Effect:
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
     alone: tuple[str, ...] = ()  # but not below these: ONLY
     unknown: bool = False  # what it destroys, and which locks it takes
+    keeps: bool = False  # no row is lost: only its locks are unknown
 
 
 def of(text: bytes) -> Effect:
@@ -221,6 +233,7 @@ def _of_node(node: Node, text: bytes) -> Effect:
     if kind == "drop_stmt":
         return _drop(statement)
     does, locks = _described(kind, statement, text)
+    many = _of_many(kind, statement)
     return Effect(
         does,
         strongest(locks),
@@ -234,7 +247,21 @@ def _of_node(node: Node, text: bytes) -> Effect:
         reaches=_reaching(kind, statement) + _following(kind, statement),
         below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
         alone=_only(statement) + _parents(kind, statement),
+        unknown=many or kind == "drop_owned_stmt",
+        keeps=many,
     )
+
+
+def _of_many(kind: str, statement: Inner) -> bool:
+    """Tell whether a statement shuts others out of tables that it does not name."""
+    if kind == "reindex_stmt":
+        concurrent = kinds.options(statement.params).get("concurrently", False)
+        return not statement.HasField("relation") and not concurrent
+    if kind == "vacuum_stmt":
+        return not statement.rels and kinds.options(statement.options).get("full", False)
+    if kind == "cluster_stmt":
+        return not statement.HasField("relation")
+    return kind in ("reassign_owned_stmt", "alter_table_move_all_stmt")
 
 
 def _parents(kind: str, statement: Inner) -> tuple[str, ...]:
@@ -480,7 +507,8 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
     from postgast.pg_query_pb2 import AlterTableType, ObjectType  # noqa: PLC0415 -- it is loaded
 
     table = _name(statement.relation)
-    view = ObjectType.Name(statement.objtype) == "OBJECT_VIEW"
+    of = str(ObjectType.Name(statement.objtype))
+    view, index = of == "OBJECT_VIEW", of == "OBJECT_INDEX"
     does, destroys, locks = [], [], []
     reaches: list[Reach] = []
     subtypes = set()
@@ -499,8 +527,8 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
             locks.append(Lock(_name(constraint.pktable), SHARE_ROW))
         if subtype == "AT_DetachPartition" and getattr(command, "def").partition_cmd.concurrent:
             mode = SHARE_UPDATE
-        if subtype in ("AT_SetRelOptions", "AT_ResetRelOptions") and view:
-            mode = ACCESS_EXCLUSIVE
+        if subtype in ("AT_SetRelOptions", "AT_ResetRelOptions"):
+            mode = ACCESS_EXCLUSIVE if view else _optioned(command, index=index)
         if subtype in ("AT_AddInherit", "AT_DropInherit"):
             parent = _name(getattr(command, "def").range_var)
             locks.append(Lock(parent, _ALTER_PARENT[subtype]))
@@ -526,7 +554,16 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         reaches=tuple(reaches),
         below="" if subtypes <= _ALONE else "all",
         alone=(table,) if not statement.relation.inh or subtypes <= _OF_PARTITION else (),
+        unknown=of == "OBJECT_TYPE"
+        and any(item.alter_table_cmd.behavior == CASCADE for item in statement.cmds),
     )
+
+
+def _optioned(command: Inner, *, index: bool) -> str:
+    """Return the lock that setting these options of a table or an index takes."""
+    said = {item.def_elem.defname for item in getattr(command, "def").list.items}
+    strict = said - _MILD_OF_INDEX if index else said & _STRICT_OF_TABLE
+    return ACCESS_EXCLUSIVE if strict else SHARE_UPDATE
 
 
 def _drop(statement: DropStmt) -> Effect:
@@ -556,6 +593,8 @@ def _drop(statement: DropStmt) -> Effect:
         destroys=f"{word} {', '.join(names)}{cascade}" if lost else None,
         losing=tables,
         gone=tables,
+        below="partitions" if kind == "OBJECT_TRIGGER" else "",
+        unknown=bool(cascade) and reached is None and kind not in _LONELY,
         reaches=tuple(
             Reach(reached, name, cascade=bool(cascade))
             for name in ([*map(_called, statement.objects)] if reached == "function" else names)

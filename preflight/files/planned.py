@@ -58,6 +58,7 @@ class Planned:
     alone: tuple[str, ...] = ()
     perhaps: tuple[str, ...] = ()  # of its locks: on tables that the file makes if they are absent
     unknown: bool = False  # what it destroys and locks
+    keeps: bool = False  # no row is lost: only its locks are unknown
     where: Where | None = None  # the settings by which its names are meant
     measured: dict[str, object] | None = None  # on a copy
 
@@ -173,6 +174,7 @@ def each(file: Migration) -> Told:
                     lock.table for lock in effect.locks if _made(meant, lock.table) in perhaps
                 ),
                 unknown=effect.unknown,
+                keeps=effect.keeps,
                 where=meant,
             )
         )
@@ -235,6 +237,7 @@ def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effe
         alone=tuple(dict.fromkeys(name for each in inside for name in each.alone)),
         perhaps=tuple(made),
         unknown=any(each.unknown for each in inside),
+        keeps=all(each.keeps for each in inside if each.unknown),
     )
 
 

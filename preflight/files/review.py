@@ -18,7 +18,7 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
     found += [f"line {each.line} destroys {each.destroys}" for each in statements if each.destroys]
     found += [f"line {each.line} {each.external}" for each in statements if each.external]
     found += [
-        f"line {each.line} {each.does}: what it destroys and locks is not known"
+        f"line {each.line} {each.does}: what it {_untold(each)} is not known"
         for each in statements
         if each.unknown
     ]
@@ -35,6 +35,10 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
     return found
 
 
+def _untold(statement: Planned) -> str:
+    return "locks" if statement.keeps else "destroys and locks"
+
+
 def _companions(file: Migration, statements: Sequence[Planned]) -> list[str]:
     """Say which files of a version are missing."""
     found = []
@@ -42,7 +46,9 @@ def _companions(file: Migration, statements: Sequence[Planned]) -> list[str]:
         found.append("no verify file: nobody can tell whether it is applied")
     if file.rollback is None:
         found.append("no rollback file: it cannot be taken back")
-    elif file.export is None and any(each.destroys or each.unknown for each in statements):
+    elif file.export is None and any(
+        each.destroys or (each.unknown and not each.keeps) for each in statements
+    ):
         found.append("no export file")
     return found
 

@@ -233,7 +233,7 @@ class Meter:
         if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
             item.outside, item.locks = True, said
             self._known.clear()  # what it touched was not to be seen
-            item.unknown = effect.unknown or (not said and _locks_many(effect.does, text))
+            item.unknown = effect.unknown
             for taken in said:
                 taken.held_s = item.duration_s
                 taken.alone = taken.mode in STRONG and self._named_alone(session, taken)
@@ -377,13 +377,6 @@ def summed(rewrites: Sequence[Rewrite]) -> list[Rewrite]:
         one.after_bytes += rewrite.after_bytes
         one.partitions += bool(rewrite.root)
     return list(found.values())
-
-
-def _locks_many(does: str, text: bytes) -> bool:
-    """Tell whether a statement outside a transaction locks tables that it does not name."""
-    if does.startswith("reindex"):
-        return not kinds.queues_nobody(text)
-    return does.strip() in ("vacuum full", "cluster")
 
 
 def _weight(item: Measured) -> tuple[int, float]:

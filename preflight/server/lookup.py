@@ -354,7 +354,9 @@ WHERE c.conrelid = %(objid)s::oid AND c.contype = 'f'
 AND (%(other)s::oid IS NULL OR c.confrelid IN (SELECT o.confrelid FROM pg_constraint o
  WHERE o.conrelid = %(other)s::oid AND o.contype = 'f')) ORDER BY 1"""
 _REFERRING = """SELECT DISTINCT c.conrelid::int8, NULL, NULL FROM pg_constraint c
-WHERE c.confrelid = %(objid)s::oid AND c.contype = 'f' ORDER BY 1"""
+WHERE c.confrelid = %(objid)s::oid AND c.contype = 'f'
+AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_constraint o ON o.conrelid = i.inhparent
+ WHERE i.inhrelid = c.conrelid AND o.confrelid = c.confrelid AND o.contype = 'f') ORDER BY 1"""
 # rows follow one of a partition, too; of a partition that loses rows its root is told
 _DELETED = """WITH RECURSIVE parts AS (
  SELECT %(objid)s::oid AS oid

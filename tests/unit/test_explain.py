@@ -1,5 +1,7 @@
 """What the plan says of a statement: what it does, what it destroys, what it reaches."""
 
+import dataclasses
+
 import pytest
 
 from preflight.files import effects, planned, reach, review
@@ -95,6 +97,39 @@ def test_block_does_what_its_statements_do(
 
 
 @pytest.mark.parametrize(
+    ("statement", "unknown"),
+    [
+        ("VACUUM FULL", True),
+        ("VACUUM (FULL, ANALYZE)", True),
+        ("CLUSTER", True),
+        ("REINDEX SCHEMA s", True),
+        ("REINDEX DATABASE d", True),
+        ("REINDEX SYSTEM d", True),
+        ("ALTER TABLE ALL IN TABLESPACE x SET TABLESPACE y", True),
+        ("REASSIGN OWNED BY a TO b", True),
+        ("VACUUM", False),
+        ("VACUUM FULL t", False),
+        ("CLUSTER t USING i", False),
+        ("REINDEX TABLE t", False),
+        ("REINDEX SCHEMA CONCURRENTLY s", False),
+    ],
+)
+def test_what_shuts_others_out_of_tables_that_it_does_not_name_is_unknown(
+    statement: str, *, unknown: bool
+) -> None:
+    """Its locks are; it takes away nothing that an export file could keep."""
+    migration = Migration(
+        1, "001_a", Script("001_a.sql", statement.encode(), "", transactional=False)
+    )
+    (found,) = planned.each(migration).statements
+    (*_, said) = review.remarks(dataclasses.replace(migration, rollback=migration.up), [found])
+
+    assert unknown == found.unknown
+    assert unknown == said.endswith("what it locks is not known")
+    assert "no export file" not in said
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "BEGIN EXECUTE q; END",
@@ -121,15 +156,39 @@ def test_what_a_block_destroys_is_not_known_where_it_cannot_be_read(body: str) -
         ("ALTER DOMAIN d SET NOT NULL", [("domain", "d", effects.SHARE)]),
         ("ALTER DOMAIN d DROP NOT NULL", []),
         ("ALTER DOMAIN d SET DEFAULT 1", []),
-        ("CREATE TABLE p1 PARTITION OF p DEFAULT", [("default", "p", effects.ACCESS_EXCLUSIVE)]),
+        (
+            "CREATE TABLE p1 PARTITION OF p DEFAULT",
+            [
+                ("default", "p", effects.ACCESS_EXCLUSIVE),
+                ("referred", "p", effects.SHARE_ROW),
+                ("referring", "p", effects.SHARE_ROW),
+            ],
+        ),
         ("CREATE TABLE c () INHERITS (p)", []),
-        ("ALTER TABLE p DETACH PARTITION p1", [("default", "p", effects.ACCESS_EXCLUSIVE)]),
+        (
+            "ALTER TABLE p DETACH PARTITION p1",
+            [
+                ("default", "p", effects.ACCESS_EXCLUSIVE),
+                ("referred", "p", effects.SHARE_ROW),
+                ("referring", "p", effects.ACCESS_EXCLUSIVE),
+            ],
+        ),
+        (
+            "MERGE INTO a USING b ON a.id = b.id WHEN MATCHED THEN DELETE",
+            [("deleted", "a", effects.ROW_EXCLUSIVE)],
+        ),
+        (
+            "MERGE INTO a USING b ON a.id = b.id WHEN MATCHED THEN UPDATE SET id = 1",
+            [("updated", "a", effects.ROW_EXCLUSIVE)],
+        ),
+        ("EXPLAIN DELETE FROM a", []),
+        ("CREATE RULE r AS ON INSERT TO a DO DELETE FROM b", []),
     ],
 )
 def test_what_only_the_catalogs_know_is_named_for_them(
     statement: str, reaches: list[tuple[str, str, str]]
 ) -> None:
-    """The tables of a domain that is checked, and the partition that holds the rest."""
+    """Tables of a domain that is checked, the partition that holds the rest, foreign keys."""
     found = effects.of(statement.encode()).reaches
 
     assert reaches == [(each.kind, each.name, each.mode) for each in found]
