@@ -122,6 +122,8 @@ class Lookup:
         No operator and no unqualified name of ours may stand in it.
         """
         sets = where.sets()
+        if where == START:  # a trigger may give each session others at its login
+            sets = [*self.session.role("SET LOCAL"), self.session.path("SET LOCAL")]
         back = f"ROLLBACK TO SAVEPOINT {_MARK}"
         try:
             cursor = self.session.execute("; ".join([*sets, f"SELECT {expression}", back]))
