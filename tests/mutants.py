@@ -75,6 +75,7 @@ COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
 RIGHTS = _tests("faults_rights")
 DISKS = _tests("faults_disks")
+CALLS = _tests("faults_calls")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
 MUTANTS = [
@@ -518,6 +519,7 @@ MUTANTS = [
         "        if error.errno not in CANNOT_SYNC:\n",
         "        if True:\n",
         _tests("unit_backup::test_directory_that_cannot_be_synced_holds_backups_all_the_same"),
+        CALLS,
     ),
     # --- whose fault it is
     Mutant(
@@ -538,7 +540,7 @@ MUTANTS = [
     Mutant(
         "a proven backup is still there",
         "backup/take",
-        "    if gone or not held:\n",
+        "    if gone or lost:\n",
         "    if False:\n",
         _tests("proof::test_proven_backup_is_still_there_when_the_first_file_runs"),
     ),

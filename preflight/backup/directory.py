@@ -34,6 +34,7 @@ READER_S, RENEW_S = 3600.0, 60.0  # a reader is gone when it has not renewed its
 AWAITED_S = 3.0  # for another run that removes a backup, or only looks whether it may
 ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
 CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+CANNOT_CHMOD = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 LOCK, READER = ".lock", ".reader-"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -153,7 +154,7 @@ class Directory(store.Store):
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
             if descriptor >= 0:
-                os.close(descriptor)
+                _close(descriptor)
 
     def _require_space(self, needed: int) -> None:
         free = mounts.free(self._root)
@@ -263,7 +264,7 @@ class Directory(store.Store):
             yield
         finally:
             if descriptor >= 0:
-                os.close(descriptor)
+                _close(descriptor)
 
     # what is read
 
@@ -321,7 +322,7 @@ class Directory(store.Store):
         finally:
             with suppress(OSError):
                 mark.unlink()
-            os.close(descriptor)
+            _close(descriptor)
 
 
 # files
@@ -357,14 +358,24 @@ def _wrong(path: Path, wanted: manifests.Stored) -> str | None:
     return wanted.lacks(_sizes(path / wanted.file))
 
 
+def _close(descriptor: int) -> None:
+    """Give back what holds nothing more to be written; FUSE and NFS may fail even so."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
 def _settle(path: Path) -> None:
     """Make a file that another program wrote durable, and ours alone; raises OSError."""
     descriptor = os.open(path, _READ)
     try:
-        os.fchmod(descriptor, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        except OSError as error:  # FUSE, FAT: all files have the rights of the mount
+            if error.errno not in CANNOT_CHMOD:
+                raise
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 class _Sink:
@@ -426,7 +437,7 @@ def sync(directory: Path) -> None:
         if error.errno not in CANNOT_SYNC:
             raise
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 # what others do there
@@ -463,7 +474,7 @@ def _tried(path: Path) -> Iterator[bool | None]:
     try:
         yield _locked(descriptor)
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def _locked(descriptor: int) -> bool | None:

@@ -613,7 +613,8 @@ def restore_command(
     conninfo = make_conninfo("", **address)
     return [
         pg_restore,
-        f"--format={'directory' if dump.is_dir() else 'custom'}",
+        # of a place that does not answer pg_restore says so itself
+        f"--format={'directory' if os.path.isdir(dump) else 'custom'}",  # noqa: PTH112 -- raises
         f"--jobs={parallel}",
         "--no-password",
         "--verbose",  # else an error does not say which entry of the archive it is about

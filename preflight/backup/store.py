@@ -238,18 +238,21 @@ def require_reached(store: Store, error: OSError) -> None:
         raise store.failure(error) from error
 
 
-def holds(store: Store, backup: Backup) -> bool:
-    """Tell whether a backup is there, under the manifest that was written for its dump."""
+def lost(store: Store, backup: Backup) -> str | None:
+    """Return why a backup is not there with the manifest that was written for its dump, or None."""
     try:
         found = store.read(backup.name).manifest
-    except (FileNotFoundError, manifests.Unreadable):
-        return False
+    except FileNotFoundError as error:
+        return error.strerror or str(error)
+    except manifests.Unreadable as why:
+        return str(why)
     wanted = backup.manifest
-    return (found.sha256, found.size_bytes, found.run_id) == (
+    same = (found.sha256, found.size_bytes, found.run_id) == (
         wanted.sha256,
         wanted.size_bytes,
         wanted.run_id,
     )
+    return None if same else f"its {manifests.MANIFEST} is another backup's"
 
 
 def space_needed(newest_bytes: int | None, database_bytes: int) -> int:

@@ -250,14 +250,14 @@ def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool
     if saved is None:
         return
     wanted = saved.backup.manifest.stored
-    digest, held = wanted.sha256, True
+    digest, lost = wanted.sha256, None
     try:
         if again or saved.store.stamp(saved.name, wanted.file) != saved.seen:
             digest = folder.digest_of(saved.store, saved.name, wanted)
         there = saved.store.files(saved.name) if files else ()
         gone = [f"{saved.place}/{file}" for file in files if file not in there]
         if digest == wanted.sha256 and saved.visible:
-            held = store.holds(saved.store, saved.backup)
+            lost = store.lost(saved.store, saved.backup)
     except OSError as error:
         store.require_reached(saved.store, error)
         gone = [f"{saved.place}/{wanted.file} ({error.strerror})"]
@@ -268,11 +268,11 @@ def require_there(saved: Taken | None, files: Sequence[str] = (), *, again: bool
             "Who else writes to the backup directory? Check that, and the disk; the backup is "
             "hidden again, and nothing was migrated.",
         )
-    if gone or not held:
+    if gone or lost:
         raise BackupDamaged(
             "backup.vanished",
             "the backup that was verified a moment ago is gone: "
-            f"{console.some(gone) or saved.place}",
+            f"{console.some(gone) or f'{saved.place} ({lost})'}",
             "Who else removes files in the backup directory? Nothing was migrated.",
         )
 

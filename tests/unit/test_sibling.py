@@ -102,6 +102,13 @@ def test_pg_restore_is_called_without_a_password() -> None:
     )
 
 
+def test_place_that_does_not_answer_is_left_to_pg_restore() -> None:
+    """It says what the system said of the dump, and for whom; to us it is no bug of ours."""
+    command = new_database.restore_command("pg_restore", {}, Path(f"/b/{'x' * 300}"), 1)
+
+    assert "--format=custom" in command
+
+
 def test_jobs_that_write_at_once_are_understood() -> None:
     """What stands before a message may be another job's; the message itself is one piece."""
     message = PAIR[0].removeprefix("pg_restore: error: ")

@@ -95,7 +95,7 @@ def test_published_backup_is_listed_and_read(backups: store.Store) -> None:
     assert [1, 2] == [each.manifest.sequence for each in (first, second)]
     assert second == backups.read(second.name)
     assert [manifests.DUMP, manifests.MANIFEST] == backups.files(second.name)
-    assert store.holds(backups, second)
+    assert store.lost(backups, second) is None
 
 
 def test_what_is_not_there_and_what_is_none_are_told_apart(backups: store.Store) -> None:
@@ -105,9 +105,9 @@ def test_what_is_not_there_and_what_is_none_are_told_apart(backups: store.Store)
 
     with pytest.raises(FileNotFoundError):
         backups.read("nobody")
-    with pytest.raises(manifests.Unreadable):
+    with pytest.raises(manifests.Unreadable) as why:
         backups.read(broken.name)
-    assert not store.holds(backups, broken)
+    assert str(why.value) == store.lost(backups, broken)
 
 
 class Broken(Exception):
