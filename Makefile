@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories restores together calls partial mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories restores together calls exports partial mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -110,6 +110,9 @@ together: setup ## hold a run anywhere while another goes to its end, and see bo
 
 calls: setup ## refuse what is asked of the file system of backups, at random (SEED, MINUTES)
 	@$(PY) -m tests.faults.calls --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+
+exports: setup ## take versions back that have a table in common, at random, and see that nothing is lost (SEED, MINUTES)
+	@$(PY) -m tests.faults.exports --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 
 partial: setup ## hold rehearsals with some rows against what the server says with all (SEED, MINUTES)
 	@$(PY) -m tests.faults.partial --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)

@@ -76,6 +76,7 @@ RESTORES = _tests("faults_restores")
 RIGHTS = _tests("faults_rights")
 DISKS = _tests("faults_disks")
 CALLS = _tests("faults_calls")
+EXPORTS = _tests("faults_exports")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
 MUTANTS = [
@@ -705,6 +706,7 @@ MUTANTS = [
         '"" if first else "-late"',
         '""',
         _tests("rollback::test_export_of_a_step_is_not_made_poorer_by_the_steps_before_it"),
+        EXPORTS,
     ),
     Mutant(
         "an export's formats are set",

@@ -255,7 +255,8 @@ def find(
         return found
     store.warn_of(there.bad)
     near = difflib.get_close_matches(name, [LATEST, *(item.name for item in known)], 1)
-    hint = "See `backups --table`." if known else "That directory holds no backup."
+    usable = " that can be used" if there.bad else ""
+    hint = "See `backups --table`." if known else f"That directory holds no backup{usable}."
     if name == LATEST:
         near = []
         if any(item.manifest.database == database for item in known):
