@@ -559,6 +559,7 @@ MUTANTS = [
         "    return _fill(home, saved, restoring, minute, *new_database.BARE), ",
         "    return _fill(home, saved, restoring, minute), ",
         _tests("proof::test_what_belongs_to_others_is_proven_without_owners_and_rights"),
+        VERDICTS,
     ),
     Mutant(
         "a slot that holds WAL keeps the copy away",

@@ -3,12 +3,14 @@
 Databases of every kind are put together at random, with odd names, other owners, extensions, and
 writers at work, who also set sequences back. A damage that passes costs a fresh dump and no more;
 a dump that is misread is 24 whoever restores it; of a backup that is without something no proof
-can be demanded. `make verdicts SEED=7 MINUTES=60` goes on for as long as told; `SEED=7/123` does
-number 123 of that seed again.
+can be demanded, and none is withheld where the role that makes copies has one by hand.
+`make verdicts SEED=7 MINUTES=60` goes on for as long as told; `SEED=7/123` does number 123 of that
+seed again.
 """
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -16,6 +18,7 @@ import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -189,6 +192,19 @@ SETTINGS = (
 # pg_read_all_data leaves large objects out
 READABLE = """DO $$ DECLARE l oid; BEGIN FOR l IN SELECT oid FROM pg_largeobject_metadata LOOP
 EXECUTE format('GRANT SELECT ON LARGE OBJECT %s TO {}', l); END LOOP; END $$"""
+# Whose things a reader of all, who owns none, may hand on; {a} and {b} are their owners.
+MEMBERS = ("{a}, {b}", "{a}", "")
+# What owners have given to others besides, and what they will give; {s} is a schema.
+GIVEN = (
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {a} IN SCHEMA {s} GRANT SELECT ON TABLES TO {b}",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {a} GRANT EXECUTE ON FUNCTIONS TO {b} WITH GRANT OPTION",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {b} REVOKE USAGE ON TYPES FROM PUBLIC",
+    "GRANT USAGE, CREATE ON SCHEMA {s} TO {b} WITH GRANT OPTION",
+    "ALTER TABLE kept OWNER TO {a}; GRANT INSERT ON kept TO {b}",
+    "ALTER SEQUENCE counted OWNER TO {b}",
+)
+DUMP = "database.dump"
+BY_HAND = ("--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions")
 PAUSE_S, CHANGE_EACH = 0.02, 100
 STEP_S = 0.005
 NO_SNAPSHOT = """for e; do shift; case $e in --snapshot=*) ;; *) set -- "$@" "$e" ;; esac; done"""
@@ -293,11 +309,15 @@ class Recipe:
     rehearse: str | None  # on which server, if at all
     settings: tuple[str, ...]
     silent: tuple[str, ...] = ()  # what a superuser has made in it besides
+    members: str = MEMBERS[0]  # whose things a reader may hand on
+    given: tuple[str, ...] = ()  # what owners give to others
+    apart: bool = False  # copies are made by a role that nobody knows, at a URL of its own
 
     def __str__(self) -> str:
         """Show it as it was made."""
-        made = ";\n".join([*self.statements, *self.silent, *self.settings])
-        return f"as {self.role}, {self.writers} writers, rehearse {self.rehearse}:\n{made}"
+        made = ";\n".join([*self.statements, *self.given, *self.silent, *self.settings])
+        who = f"{self.role} (in {self.members})" + " by another role" * self.apart
+        return f"as {who}, {self.writers} writers, rehearse {self.rehearse}:\n{made}"
 
 
 def quoted(name: str) -> str:
@@ -322,7 +342,8 @@ def recipe(choice: random.Random, number: int) -> Recipe:
         ]
     kinds = KINDS if role == "owner" else KINDS | BY_SUPERUSER
     owners = [f"verdict_{each}_{number}" for each in ("a", "b")]
-    for schema in choice.sample(NAMES, choice.randint(1, 3)):
+    made_in = choice.sample(NAMES, choice.randint(1, 3))
+    for schema in made_in:
         names = iter(choice.sample(NAMES, len(NAMES)))
         statements.append(f"CREATE SCHEMA {quoted(schema)}")
         for kind in choice.sample(sorted(kinds), choice.randint(2, 5)):
@@ -348,7 +369,18 @@ def recipe(choice: random.Random, number: int) -> Recipe:
     ]
     settings = choice.sample(SETTINGS, choice.choice((0, 6, len(SETTINGS) // 2)))
     where = choice.choice(("server", "server", "server", "local")) if rehearse else None
-    return Recipe(tuple(statements), role, count, where, tuple(settings), tuple(silent))
+    beside = copy.copy(choice)  # so that what comes after it is as it always was
+    schema = quoted(beside.choice(["public", *made_in]))
+    a, b = beside.sample(owners, 2)
+    return Recipe(
+        tuple(statements), role, count, where, tuple(settings), tuple(silent),
+        beside.choice(MEMBERS).format(a=a, b=b),
+        tuple(
+            each.format(s=schema, a=a, b=b)
+            for each in beside.sample(GIVEN, beside.choice((0, 2, 4)) if role == "reader" else 0)
+        ),
+        where == "server" and role == "reader" and number % 2 == 0,
+    )  # fmt: skip
 
 
 def stepped(kind: str) -> list[str]:
@@ -360,14 +392,15 @@ def stepped(kind: str) -> list[str]:
 def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[servers.Database]:
     """Make the database; what this server does not have is left out."""
     database = servers.Database(server, f"verdict_{number}")
-    roles = [f"verdict_{each}_{number}" for each in ("a", "b", "owner", "reader")]
+    roles = [f"verdict_{each}_{number}" for each in ("a", "b", "owner", "reader", "copier")]
     with server.connect() as connection:
         for role in roles:
             connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'".encode())
         connection.execute(f"ALTER ROLE {roles[2]} CREATEDB".encode())
-        rights = f"pg_read_all_data, {roles[0]}, {roles[1]}"
+        rights = ", ".join(["pg_read_all_data", *filter(None, [made.members])])
         connection.execute(f"ALTER ROLE {roles[3]} BYPASSRLS CREATEDB".encode())
         connection.execute(f"GRANT {rights} TO {roles[3]}".encode())
+        connection.execute(f"ALTER ROLE {roles[4]} CREATEDB".encode())
         connection.execute(f"CREATE DATABASE verdict_{number} OWNER {roles[2]}".encode())
     try:
         become = f"SET ROLE {roles[2]}" if made.role == "owner" else ""
@@ -378,6 +411,8 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
                 with contextlib.suppress(psycopg.errors.FeatureNotSupported):
                     connection.execute(statement.encode())
             connection.execute("RESET ROLE")
+            for statement in made.given:
+                connection.execute(statement.encode())
             for statement in made.silent:
                 with contextlib.suppress(psycopg.errors.FeatureNotSupported):
                     connection.execute(statement.encode())
@@ -391,7 +426,8 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
             connection.execute(f"ALTER DATABASE {database.name} RESET ALL".encode())
         with server.connect(database.name) as connection:
             connection.execute(DROPPED.encode())
-            connection.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE".encode())
+            for role in roles:  # at once, two of one default privilege are in each other's way
+                connection.execute(f"DROP OWNED BY {role} CASCADE".encode())
         with server.connect() as connection:
             name = sql.Identifier(database.name)
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
@@ -437,10 +473,14 @@ def writers(database: servers.Database, count: int, seed: str) -> Iterator[None]
 
 def _free(database: servers.Database) -> psycopg.Connection:
     """Return a superuser's session that is as if the database had no settings."""
-    major = database.server.major
-    free = [f"-c {name}=0" for since, name in UNBOUND.items() if major >= since]
-    options = " ".join([WRITABLE, "-c search_path=public", *free])
+    options = f"{_unset(database.server)} -c search_path=public"
     return psycopg.connect(database.conninfo(options=options), autocommit=True)
+
+
+def _unset(server: servers.Server) -> str:
+    """Return the options of a session that no setting ends, or keeps from writing."""
+    free = [f"-c {name}=0" for since, name in UNBOUND.items() if server.major >= since]
+    return " ".join([WRITABLE, *free])
 
 
 def _written(choice: random.Random) -> Iterator[str]:
@@ -464,6 +504,7 @@ def environment(database: servers.Database, home: Path, made: Recipe) -> dict[st
     for each in (backups, files):
         each.mkdir(parents=True, exist_ok=True)
     (files / "001_one.sql").write_text("CREATE TABLE one ();\n")
+    url = copier(database) if made.apart and made.rehearse == "server" else None
     return {
         **who,
         "PATH": program.path(),
@@ -471,9 +512,16 @@ def environment(database: servers.Database, home: Path, made: Recipe) -> dict[st
         "PREFLIGHT_MIGRATIONS_DIR": str(files),
         "PREFLIGHT_REHEARSE": "auto" if made.rehearse else "off",
         "PREFLIGHT_REHEARSE_ON": made.rehearse or "server",
+        **({"PREFLIGHT_REHEARSE_URL": url} if url else {}),
         "PREFLIGHT_LOCK_RETRY_S": "20",
         "PREFLIGHT_TERMINATION_LOG": str(home / "none"),
     }
+
+
+def copier(database: servers.Database) -> str:
+    """Return the URL at which a role of none of the others makes copies."""
+    name, server = f"verdict_copier_{database.name.rpartition('_')[2]}", database.server
+    return f"postgresql://{name}:x@{server.host}:{server.port}/postgres"
 
 
 def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
@@ -510,7 +558,7 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
             wrong = f"a whole database was called bad: {whole}"
         else:
             wrong = ""
-        wrong = wrong or _doubted(whole)
+        wrong = wrong or _doubted(whole) or _withheld(database, env, made, home, whole)
         wrong = wrong or _with_less(database, env, made, home, choice)
     return wrong and f"{wrong}\n{made}"
 
@@ -533,6 +581,41 @@ def _doubted(whole: program.Result) -> str:
     told = [each.get("waiting") or "" for each in whole.event("backup.progressed")]
     again = [each for each in told if " stands at " in each]
     return f"a whole dump was not believed: {again[0]}" if again else ""
+
+
+def _withheld(
+    database: servers.Database,
+    env: dict[str, str],
+    made: Recipe,
+    home: Path,
+    whole: program.Result,
+) -> str:
+    """Look whether no proof was given where the same role has a whole copy by hand.
+
+    One without owners and rights, as everybody has it who may not hand things on.
+    """
+    skipped = whole.event("rehearsal.skipped")
+    if not skipped or made.rehearse != "server":
+        return ""
+    dump = home / "backups" / whole.event("backup.verified")[-1]["backup"] / DUMP
+    by = copier(database) if made.apart else psycopg.conninfo.make_conninfo(
+        host=env["PGHOST"], port=env["PGPORT"], user=env["PGUSER"], password=env["PGPASSWORD"],
+        dbname="postgres",
+    )  # fmt: skip
+    name = f"{database.name}_by_hand"
+    by = psycopg.conninfo.make_conninfo(by, options=_unset(database.server))
+    with psycopg.connect(by, autocommit=True) as session:
+        session.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+        into = psycopg.conninfo.make_conninfo(by, dbname=name)
+        command = [str(servers.client_bin(18) / "pg_restore"), *BY_HAND, "--no-password"]
+        done = subprocess.run(
+            [*command, f"--dbname={into}", str(dump)], capture_output=True, text=True, check=False
+        )
+        session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    errors = [line for line in done.stderr.splitlines() if " error: " in line]
+    if all("transaction_timeout" in line for line in errors):  # which an older server has not
+        return f"a proof was withheld that can be had: {whole}"
+    return ""
 
 
 def lacking(home: Path, said: program.Result) -> list[str]:
