@@ -114,6 +114,9 @@ calls: setup ## refuse what is asked of the file system of backups, at random (S
 exports: setup ## take versions back that have a table in common, at random, and see that nothing is lost (SEED, MINUTES)
 	@$(PY) -m tests.faults.exports --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 
+resumes: setup ## kill files without a transaction whose session holds something, and go on with them (SEED, MINUTES)
+	@$(PY) -m tests.faults.resumes --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+
 partial: setup ## hold rehearsals with some rows against what the server says with all (SEED, MINUTES)
 	@$(PY) -m tests.faults.partial --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 

@@ -73,6 +73,7 @@ VERDICTS = _tests("faults_verdicts")
 CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
+RESUMES = _tests("faults_resumes")
 RIGHTS = _tests("faults_rights")
 DISKS = _tests("faults_disks")
 CALLS = _tests("faults_calls")
@@ -677,6 +678,7 @@ MUTANTS = [
         "    elif gone := lasting.before(file.up, row.statements_done):\n",
         "    elif gone := None:\n",
         _tests("nontransactional::test_half_done_file_whose_session_held_something_is_not_resumed"),
+        RESUMES,
     ),
     Mutant(
         "what cannot be read back is not run again",
