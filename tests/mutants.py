@@ -73,6 +73,7 @@ VERDICTS = _tests("faults_verdicts")
 CRASH = _tests("faults_crash")
 COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
+LIVES = _tests("faults_lives")
 RESUMES = _tests("faults_resumes")
 RIGHTS = _tests("faults_rights")
 DISKS = _tests("faults_disks")
@@ -386,9 +387,10 @@ MUTANTS = [
     Mutant(
         "the server that an image starts for itself",
         "server/ready",
-        "        _require_stable(session)\n",
-        "        pass\n",
+        "            if not session.local or _stays(session):\n",
+        "            if True:\n",
         _tests("waiting::test_server_of_an_image_that_initialises_itself_is_not_worked_on"),
+        LIVES,
     ),
     # --- a file
     Mutant(
@@ -982,6 +984,22 @@ MUTANTS = [
         "        with nullcontext():\n",
         _tests("retention::test_backup_of_a_run_at_work_is_not_one_too_many_for_another_app"),
         TOGETHER,
+    ),
+    Mutant(
+        "a server on which an init script is at work may be temporary",
+        "server/ready",
+        "        if scripted and time",
+        "        if False and time",
+        LIVES,
+        LIVES,
+    ),
+    Mutant(
+        "what comes after a temporary server is looked at anew",
+        "server/ready",
+        "        if session.connection is not seen:",
+        "        if False:",
+        LIVES,
+        LIVES,
     ),
 ]
 

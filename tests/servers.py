@@ -330,8 +330,11 @@ class Server:
 
     # Life
 
-    def start(self) -> None:
-        """Start and wait until it answers; the port is chosen once and kept."""
+    def start(self, **settings: str) -> None:
+        """Start and wait until it answers; the port is chosen once and kept.
+
+        Settings hold for this life alone, as those of a command line do.
+        """
         if self.running:
             return
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -341,7 +344,7 @@ class Server:
                 self.port = _free_port()
                 self.configure(port=self.port)
             before = self.log.stat().st_size if self.log.exists() else 0
-            self._spawn()
+            self._spawn(settings)
             if self._is_ready(deadline):
                 return
             self.stop("immediate")
@@ -460,10 +463,10 @@ class Server:
             **_identity(),
         )
 
-    def _spawn(self) -> None:
+    def _spawn(self, settings: Mapping[str, str]) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self.bin / "postgres", "-D", self.data],
+                [self.bin / "postgres", "-D", self.data, *_options(settings)],
                 cwd="/",
                 env={"LC_ALL": "C", "PATH": os.defpath},
                 stdin=subprocess.DEVNULL,
@@ -484,6 +487,10 @@ class Server:
                 return True
             time.sleep(0.02)
         return False
+
+
+def _options(settings: Mapping[str, str]) -> list[str]:
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
 def start(major: int, **settings: str | int) -> Server:

@@ -44,8 +44,11 @@ def require_direct(session: sessions.Session) -> None:
 
 
 def require_writable(session: sessions.Session) -> None:
-    """Wait for a writable primary; a pooler is refused at once. Raises TargetUnusable."""
-    log = structlog.get_logger()
+    """Wait for a writable primary that stays; a pooler is refused at once. Raises TargetUnusable.
+
+    What comes after a server that did not stay is looked at anew.
+    """
+    told = ""
     for waited in stop.looks(0.2, 0.5):
         if waited:
             session.reopen()
@@ -53,10 +56,14 @@ def require_writable(session: sessions.Session) -> None:
         facts = session.facts or session.look()
         require_direct(session)
         if not (facts.standby or facts.read_only):
-            break
+            if not session.local or _stays(session):
+                return
+            continue
         what = "a standby" if facts.standby else "read-only"
-        if not waited:
-            log.info("server.waiting", reason=f"{what}: waiting for a writable primary")
+        if what != told:
+            told = what
+            reason = f"{what}: waiting for a writable primary"
+            structlog.get_logger().info("server.waiting", reason=reason)
         if time.monotonic() >= session.deadline:
             raise TargetUnusable(
                 "target.read_only",
@@ -64,38 +71,40 @@ def require_writable(session: sessions.Session) -> None:
                 "Connect to the primary; with several hosts set PGTARGETSESSIONATTRS=read-write. "
                 "If default_transaction_read_only is set for the database or the role, unset it.",
             )
-    if session.local:
-        _require_stable(session)
 
 
-def _require_stable(session: sessions.Session) -> None:
-    """Do not start work on the server that an image starts to initialise itself.
+def _stays(session: sessions.Session) -> bool:
+    """Tell whether this is not the server that an image starts to initialise itself.
 
     The official image runs its init scripts on one that listens on the Unix socket alone, and then
-    stops it. So a server without TCP must be the same one for a few seconds of consecutive looks.
+    stops it. So a server without TCP must keep its sessions for a few seconds, and still be there;
+    while a psql is on it, which is what runs them, for as long as a server is waited for.
     """
-    alone, started = _life(session)
-    if alone:
-        structlog.get_logger().info(
-            "server.waiting", reason=f"no TCP: making sure for {STABLE_S:g} s that it stays"
-        )
-    since = 0.0
+    seen, since = session.connection, 0.0
     for waited in stop.looks(0.2, 0.2):
-        if not alone or waited - since >= STABLE_S:
+        alone, scripted = _life(session)
+        if session.connection is not seen:  # it was lost: the facts may be of another life
+            return False
+        if not alone:
             break
-        before = started
-        alone, started = _life(session)
-        if started != before:
+        if not waited:
+            structlog.get_logger().info(
+                "server.waiting", reason=f"no TCP: making sure for {STABLE_S:g} s that it stays"
+            )
+        if scripted and time.monotonic() < session.deadline:
             since = waited
+        if waited - since >= STABLE_S:
+            break
+    return True
 
 
-def _life(session: sessions.Session) -> tuple[bool, str]:
-    """Return whether the server has no TCP, and when it was started."""
+def _life(session: sessions.Session) -> tuple[bool, bool]:
+    """Return whether the server has no TCP, and whether a psql is on it."""
     row = session.ask(
         """SELECT pg_catalog.current_setting('listen_addresses') = '' AS alone,
- pg_catalog.pg_postmaster_start_time()::text AS started"""
+ EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.application_name = 'psql') AS scripted"""
     )[0]
-    return row["alone"], row["started"]
+    return row["alone"], row["scripted"]
 
 
 def require_schemas(session: sessions.Session) -> None:
