@@ -178,6 +178,7 @@ MUTANTS = [
         "    if code != 0 or counter.inside:\n",
         "    if code != 0:\n",
         _tests("unit_backup::test_archive_that_is_cut_inside_a_table_is_unreadable"),
+        VERDICTS,
     ),
     Mutant(
         "pg_dump's exit code",

@@ -253,6 +253,17 @@ READS = (  # by whom, and of which part of the dump the last bytes that are righ
     (INTO, CUT, 3000), (INTO, ZEROS, 3000), (INTO, CUT, None), (INTO, 'printf x; cat "$last"', 0),
     (OF_ROWS, CUT, None), (OF_ROWS, ZEROS, 3000),
 )  # fmt: skip
+# Who reads rows and says that all is well, while what it writes ends inside of a table; of a dump
+# that is whole nobody knows then how many rows it has.
+CUTS = """
+import random, re, sys
+text = sys.stdin.buffer.read()
+inside = re.finditer(rb"(?ms)^COPY [^\\n]* FROM stdin;\\n.*?^\\\\[.]$", text)
+choice = random.Random(sys.argv[1])
+first, last = choice.choice([each.span() for each in inside])
+sys.stdout.buffer.write(text[: choice.randint(text.index(b"\\n", first), last - 1)])
+"""
+CLAIMS = "rows in the dump"
 # What a backup may say it is without, and be whole: it is not the backup that lacks it, or a view.
 SPARED = (re.compile("not given to the copy"), re.compile("moved out of [^,]*, and [^,]*"))
 
@@ -552,6 +563,7 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> str:
             if proven:
                 wrong = wrong or poorer(env, home, seed, LEAVES, lost)
             wrong = wrong or _misread(database, made, home, choice, size, number)
+            wrong = wrong or _cut_short(env, home, seed, lost)
             if not wrong and damaged.code not in {24, *lost}:
                 wrong = f"a damaged dump was not called bad ({damage}): {damaged}"
         elif whole.code not in {14, *lost}:
@@ -688,6 +700,23 @@ def _misread(  # noqa: PLR0913, PLR0917 -- a database, and what is to be misread
     said = program.Program({**env, "PATH": path}, home).run("backup", timeout=300)
     if (fake.here / "misread").exists() and said.code not in {24, *_lost(made)}:
         return f"a dump that cannot be read was not called bad ({reads}, {of}): {said}"
+    return ""
+
+
+def _cut_short(env: dict[str, str], home: Path, seed: str, lost: Collection[int]) -> str:
+    """Have what reads a whole dump end inside of a table, without an error; return what was wrong.
+
+    That is told as what it is: whatever was said of the rows in the dump would be false.
+    """
+    fake = fakes.Fakes(home / "cuts")
+    (fake.here / "cuts.py").write_text(CUTS)
+    cuts = " ".join(map(shlex.quote, (sys.executable, str(fake.here / "cuts.py"), seed)))
+    path = fake.write(f'{ONLY.format(of=OF_ROWS)}"$REAL" "$@" | {cuts}', "pg_restore")
+    more = {"PATH": path, "PREFLIGHT_REHEARSE": "off"}
+    said = program.Program({**env, **more}, home).run("backup", timeout=300)
+    told = said.finished.get("error", {}).get("message", "")
+    if said.code not in {24, *lost} or CLAIMS in told:
+        return f"a dump that was not read to its end is told as another one: {said}"
     return ""
 
 
