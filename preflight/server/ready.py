@@ -80,6 +80,7 @@ def _stays(session: sessions.Session) -> bool:
     stops it. So a server without TCP must keep its sessions for a few seconds, and still be there;
     while a psql is on it, which is what runs them, for as long as a server is waited for.
     """
+    log, told = structlog.get_logger(), False
     seen, since = session.connection, 0.0
     for waited in stop.looks(0.2, 0.2):
         alone, scripted = _life(session)
@@ -88,11 +89,14 @@ def _stays(session: sessions.Session) -> bool:
         if not alone:
             break
         if not waited:
-            structlog.get_logger().info(
+            log.info(
                 "server.waiting", reason=f"no TCP: making sure for {STABLE_S:g} s that it stays"
             )
         if scripted and time.monotonic() < session.deadline:
             since = waited
+            if not told:
+                told = True
+                log.info("server.waiting", reason="no TCP, and a psql is on it: init scripts?")
         if waited - since >= STABLE_S:
             break
     return True
