@@ -33,6 +33,7 @@ FILES = {
     "point.json",
     "postmaster.pid",
     "down.sql",
+    "sqitch.conf",
     "export.sql",
     "metadata.toml",
     "migration.sql",

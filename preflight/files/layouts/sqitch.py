@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PROJECT = re.compile(r"(?m)^%project=(.*)$")
 _WAYS = {"deploy": "up", "revert": "rollback"}
 _CONF = "sqitch.conf"
+_CORE, _ENGINE = ("core", ""), ("engine", "pg")
 _SECTION = re.compile(r'\[(?P<name>[^\s\[\]"]+)(?:[ \t]*"(?P<sub>(?:[^"\\\n]|\\.)*)")?\]')
 _ENTRY = re.compile(r"(?P<key>[^\[=\n#;]+?)[ \t]*(?:=(?P<value>(?:\\\r?\n|[^\n])*))?(?=\n|\Z)")
 _PIECE = re.compile(
@@ -55,10 +56,10 @@ class Settings:
     def __init__(self, home: Path, text: str) -> None:
         self.home = home
         self.sections = _sections(text)
-        target = self._in("core").get("target") or self._in("engine.pg").get("target") or ""
-        self.order = (f"target.{target}", "engine.pg", "core")
+        target = self._in(_CORE).get("target") or self._in(_ENGINE).get("target") or ""
+        self.order = (("target", target), _ENGINE, _CORE)
 
-    def _in(self, section: str) -> dict[str, str]:
+    def _in(self, section: tuple[str, str]) -> dict[str, str]:
         return {key.lower(): value for key, value in self.sections.get(section, {}).items()}
 
     def said(self, key: str) -> str:
@@ -82,8 +83,10 @@ class Settings:
 
     def variables(self, kind: str) -> set[str]:
         """Return the names that psql would replace in the scripts of a kind."""
-        ways = ("core", "deploy", *(("revert",) if kind == "rollback" else ()), *self.order[:2])
-        return {name for way in ways for name in self.sections.get(f"{way}.variables", {})}
+        ways = [_CORE, ("deploy", ""), *self.order[:2]]
+        ways += [("revert", "")] if kind == "rollback" else []
+        places = [(name, f"{sub}.variables".lstrip(".")) for name, sub in ways]
+        return {name for place in places for name in self.sections.get(place, {})}
 
 
 class Sqitch(foreign.Foreign):
@@ -253,14 +256,14 @@ class Sqitch(foreign.Foreign):
         }
 
 
-def _sections(text: str) -> dict[str, dict[str, str]]:
+def _sections(text: str) -> dict[tuple[str, str], dict[str, str]]:
     """Return what a file in git's format says, by section; keys are as they are written."""
-    found: dict[str, dict[str, str]] = {}
-    section, at = "", 0
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    section, at = ("", ""), 0
     while at < len(text):
         if (head := _SECTION.match(text, at)) is not None:
-            sub = re.sub(r"\\(.)", r"\1", head["sub"] or "")
-            section, at = head["name"].lower() + (f".{sub}" if sub else ""), head.end()
+            name, _, sub = head["name"].lower().partition(".")
+            section, at = (name, re.sub(r"\\(.)", r"\1", head["sub"] or sub)), head.end()
         elif (entry := _ENTRY.match(text, at)) is not None and not text[at].isspace():
             found.setdefault(section, {})[entry["key"]] = _value(entry["value"] or "")
             at = entry.end()
