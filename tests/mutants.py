@@ -344,7 +344,7 @@ MUTANTS = [
     Mutant(
         "the lock is asked for between files",
         "apply/forward",
-        "    if held != [True]:\n",
+        "    if not ours:\n",
         "    if not held:\n",
         _tests("lock::test_lock_that_a_file_let_go_is_missed"),
         HISTORIES,
@@ -352,7 +352,7 @@ MUTANTS = [
     Mutant(
         "the lock is asked for between rollbacks",
         "commands/rollback",
-        "            lock.require(session)\n",
+        "            lock.require_alone(session)\n",
         "",
         _tests("lock::test_lock_that_a_rollback_file_let_go_is_missed"),
         HISTORIES,
