@@ -120,11 +120,12 @@ _GIVEN = """SELECT coalesce(pg_catalog.sum(pg_catalog.hashtextextended(s::pg_cat
  WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database()))
  AND s.setrole IN (0, pg_catalog.quote_ident(session_user)::pg_catalog.regrole::pg_catalog.oid)"""
-# what an event trigger has set at the login, where there is one: no RESET leads back to it
-_AT_LOGIN = """SELECT nullif(pg_catalog.current_setting('role'), 'none') AS role,
- (SELECT s.setting FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'
-  AND s.setting IS DISTINCT FROM s.reset_val) AS search_path
- WHERE EXISTS (SELECT FROM pg_catalog.pg_event_trigger e
+# what a session begins with, asked for before its search_path is ours, and by no operator; and what
+# a RESET leads back to, where there is an event trigger that may have set something at the login
+_AT_FIRST = """SELECT pg_catalog.current_setting('role') AS role,
+ pg_catalog.current_setting('search_path') AS search_path"""
+_LOGINS = """SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'
+ AND EXISTS (SELECT FROM pg_catalog.pg_event_trigger e
   WHERE e.evtevent = 'login' AND e.evtenabled <> 'D')"""
 KNOWS_LOGINS = 17  # major version
 _RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
@@ -187,7 +188,7 @@ class Session:
         self.locked = False  # the run's lock was taken by this very connection
         self.given: str | None = None  # what `_GIVEN` said when nobody had run a file yet
         self.stale = False  # a new connection would be given something else by now
-        self.at_login: dict[str, str | None] = {}  # `role` and `search_path`, as a trigger set them
+        self.at_login: dict[str, str] = {}  # `role` and `search_path`, as a trigger set them
         self.worn = False  # a file left in it what only a new one is without: files/remains.py
         self._hears: Callable[[psycopg.errors.Diagnostic], None] | None = None
 
@@ -535,8 +536,10 @@ class Session:
             return
         facts = self.facts or self.look()
         if facts.major >= KNOWS_LOGINS:
-            found, *_ = self.results("; ".join([_AT_LOGIN, *self._needed()]))
-            self.at_login = found[0] if found else {}
+            said = "; ".join([_AT_FIRST, *self._needed(), _LOGINS])
+            (first,), *_, logins = self.results(said)
+            undone = {"role": "none", "search_path": logins[0]["reset_val"]} if logins else first
+            self.at_login = {name: first[name] for name in first if first[name] != undone[name]}
         else:
             self.execute("; ".join(self._needed()))
         self._ask_for(self._good(facts.major))
