@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories restores together calls exports resumes lives partial mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories restores together calls exports resumes lives overtaken partial mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -119,6 +119,9 @@ resumes: setup ## kill files without a transaction whose session holds something
 
 lives: setup ## have servers that are only temporary come and go while a run waits for one (SEED, MINUTES)
 	@$(PY) -m tests.faults.lives --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+
+overtaken: setup ## have runs lose their lock in the middle of a file to others, at random (SEED, MINUTES)
+	@$(PY) -m tests.faults.overtaken --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 
 partial: setup ## hold rehearsals with some rows against what the server says with all (SEED, MINUTES)
 	@$(PY) -m tests.faults.partial --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)

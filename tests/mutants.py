@@ -79,6 +79,7 @@ RIGHTS = _tests("faults_rights")
 DISKS = _tests("faults_disks")
 CALLS = _tests("faults_calls")
 EXPORTS = _tests("faults_exports")
+OVERTAKEN = _tests("faults_overtaken")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
 MUTANTS = [
@@ -745,6 +746,7 @@ MUTANTS = [
         "    if not claimed:\n",
         "    if False:\n",
         _tests("apply::test_run_that_comes_second_plans_again"),
+        OVERTAKEN,
     ),
     Mutant(
         "a server that vanished is given up by us",

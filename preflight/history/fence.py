@@ -49,6 +49,9 @@ def recorded(
         sqlstate = getattr(error, "sqlstate", None)
         if session.lost or (isinstance(error, psycopg.Error) and sessions.passing(error)):
             raise
+        if session.locked and isinstance(error, HistoryConflict):
+            sessions.roll_back(session)
+            lock.require(session)  # else it is another run's, which has taken the row, too
         message = error.diag.message_primary if isinstance(error, psycopg.Error) else None
         raise outcome(
             "migration.not_recorded",
