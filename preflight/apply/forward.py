@@ -42,7 +42,7 @@ _CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"
 # idle in transaction, transaction_timeout, idle session
 _OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
 _ENDS_ITSELF = re.compile(
-    rb"(?is)\A(?!\s*create\b)(?:(?!.*pg_backend_pid).*pg_terminate_backend"
+    rb"(?is)(?!\s*create\b)(?:(?!.*pg_backend_pid).*pg_terminate_backend"
     rb"|.*pg_terminate_backend\s*\(\s*pg_backend_pid)"
 )
 
@@ -413,7 +413,7 @@ def _lost(
     if error.sqlstate == statements.ENDED and not session.lost:  # the server lives on
         at = max(number - 1, 0)
         for statement in islice(script.statements(), at, number):
-            if _ENDS_ITSELF.search(script.text, statement.start, statement.end):
+            if _ENDS_ITSELF.match(script.text, statement.start, statement.end):
                 return statements.located(outcome, session, migration, script, statement, error)
     failure = sessions.lost(error)
     return ConnectionLost(
