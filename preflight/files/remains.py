@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Script
 
 _CONNECTS = re.compile(rb"(?i)dblink_connect|replication_origin_session_setup")
-_DOTTED = rb"(?:\"[^\"]*\"|[\w$]+)\.[\"\w]|\"[^\"]*\.[^\"]*\""
+_NAME = rb"\"[^\"]{1,128}\""
+_DOTTED = rb"(?:" + _NAME + rb"|[\w$]+)\.[\"\w]|\"[^\".]{1,128}\.[^\"]{1,128}\""
 _SETS = re.compile(rb"(?i)\b(?:re)?set\s+(?:(?:local|session)\s+)?(?:" + _DOTTED + rb")")
 _CONFIG = re.compile(rb"(?i)\bset_config\b")
-_MAY = re.compile(
-    b"|".join(each.pattern for each in (_CONNECTS, _SETS, _CONFIG)).replace(b"(?i)", b""),
-    re.IGNORECASE,
-)
+# of lower-case text: what begins with plain letters is found ten times as fast
+_MAY = re.compile(rb"set(?:_config|\s+(?:(?:local|session)\s+)?(?:" + _DOTTED + rb"))")
+_CONNECTING = (b"dblink_connect", b"origin_session_setup")
+_PIECE, _OVERLAP = 1 << 20, 1 << 10  # bytes of a text that are looked at together
 _PLAIN = re.compile(rb"(?i)\bset_config\"?\s*\(\s*'[^'.]*'\s*,")  # its name is said, and has no dot
 
 
@@ -33,11 +34,20 @@ def left(scripts: Iterable[Script | None]) -> bool:
 
 
 def _leaves(script: Script) -> bool:
-    return _MAY.search(script.text) is not None and any(
+    return _may(script.text, 0, len(script.text)) and any(
         _stays(each.text(script.text))
         for each in script.statements()
-        if _MAY.search(script.text, each.start, each.end)
+        if _may(script.text, each.start, each.end)
     )
+
+
+def _may(text: bytes, start: int, end: int) -> bool:
+    """Tell whether such words stand in a part of a text, of which no second copy is made."""
+    for at in range(start, end, _PIECE):
+        piece = text[at : min(at + _PIECE + _OVERLAP, end)].lower()
+        if _MAY.search(piece) or any(word in piece for word in _CONNECTING):
+            return True
+    return False
 
 
 def _stays(text: bytes) -> bool:
