@@ -320,7 +320,7 @@ def test_very_many_short_queries_are_looked_at_together(
     with measure.over(session, migration):
         connection.execute("BEGIN")
         for number, statement in enumerate(migration.up.statements()):
-            with session.observe(migration.up, statement, b"SELECT 1"):
+            with session.observe(migration.up, statement):
                 connection.execute("LOCK TABLE shut" if number == 10 else "SELECT 1")
         with session.ending():
             connection.execute("COMMIT")
