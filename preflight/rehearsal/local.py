@@ -39,8 +39,8 @@ from preflight.rehearsal import confined
 DIRECTORY = Path("/scratch")
 SUPERUSER = "preflight_rehearsal_superuser"  # a name that no live server has: its roles come here
 HOME = "template1"  # the database that is always there
-SPARE = "postgres"  # initdb's other one; of the copy's name it is the copy
-OWN = SUPERUSER  # one more, for then: CREATE DATABASE copies the first, which nobody may be in
+SPARE = "postgres"  # initdb's other one, which the image's cluster has not
+OWN = SUPERUSER  # instead of it where the copy has its name; nobody may stay in the first one
 TEMPLATE = "cluster"  # beside bin/: what initdb made when the image was built
 PREFIX = ".preflight-rehearsal-"
 ABANDONED_S = 3600.0  # a directory without its lock file is being made, or is left over

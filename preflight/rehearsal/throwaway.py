@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from preflight.backup import children, clients, manifests, new_database, parts, take
-from preflight.base import console
+from preflight.base import console, quoting
 from preflight.base.errors import (
     BackupFailed,
     BackupUnverified,
@@ -165,10 +165,11 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
                 cluster.settle(home, around, place.made, late=True)
             _require_whole(place.made, part)
             copies.believe(config, saved, restoring, refused, (), undumped)
+            other = _other(home, name) if guests else None
         # nobody of ours stays in template1: CREATE DATABASE copies what nobody else is in
         with (
             cluster.connected(session.config, server, name, us) as copy,
-            _beside(session.config, server, copy, guests=guests) as home,
+            _beside(session.config, server, copy, other) as home,
         ):
             copy.copy = True
             copy.instead = partial(_nearby, server)
@@ -179,19 +180,27 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             )  # fmt: skip
 
 
+def _other(home: Session, copy: str) -> str:
+    """Return a database that is not the copy, for guests to look at first and for ours to be in.
+
+    It is `postgres`, as on the live server; the image's cluster has none, for each start copies it.
+    """
+    other = local.OWN if copy == local.SPARE else local.SPARE
+    there = "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name"
+    if home.execute(there, [other]).fetchone() is None:
+        with _or_unavailable(home, f"no database {other} can be made beside the copy"):
+            home.execute(f"CREATE DATABASE {quoting.name(other)} TEMPLATE template0")
+    return other
+
+
 @contextmanager
 def _beside(
-    config: Config, server: local.Server, copy: Session, *, guests: bool
+    config: Config, server: local.Server, copy: Session, other: str | None
 ) -> Iterator[Session]:
     """Yield a superuser's session in another database where guests need one; else the copy's."""
-    if not guests:
+    if other is None:
         yield copy
         return
-    other = local.SPARE
-    if copy.connection.info.dbname == other:
-        other = local.OWN
-        with cluster.connected(config, server) as first:
-            first.execute(f"CREATE DATABASE {other}")
     with cluster.connected(config, server, other) as home:
         yield home
 

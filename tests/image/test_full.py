@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import containers
+from tests import containers, servers
 
 MOST_BYTES, MOST_COMPRESSED = 140_000_000, 50_000_000
 START = """
@@ -81,6 +81,34 @@ def test_server_starts_in_another_image_that_has_time_zones(
     else:
         assert 1 == done.code
         assert "NotHere: the server that was brought along reads /usr/share/zoneinfo" in done.stderr
+
+
+def test_wrapped_command_is_rehearsed_on_a_server_of_the_image(
+    docker: containers.Containers, database: servers.Database
+) -> None:
+    """Its cluster has no database `postgres`, which many tools look at first: there it is made."""
+    look = (
+        "import psycopg; psycopg.connect(dbname='postgres').close();"
+        "psycopg.connect(autocommit=True).execute('CREATE TABLE IF NOT EXISTS one (id int)')"
+    )
+    backups = docker.volume()
+    options = [
+        *("--read-only", "--cap-drop", "ALL", "--user", "1234:0", "--tmpfs", "/scratch"),
+        *("--volume", f"{backups}:/backups", "--env", "PREFLIGHT_REHEARSE=always"),
+        *("--env", "PREFLIGHT_REHEARSE_ON=local"),
+    ]
+    ours = ("wrap", "--always", "--trust-environment", "--")
+
+    done = docker.run(
+        *(*ours, "python3", "-c", look),
+        env=database.env(),
+        options=options,
+        image=containers.FULL_IMAGE,
+    )
+
+    assert 0 == done.code, done
+    assert ["local"] == [each["where"] for each in done.event("wrap.rehearsed")]
+    assert ["one"] == database.query("SELECT relname FROM pg_class WHERE relname = 'one'")
 
 
 def test_server_without_a_mount_is_refused(docker: containers.Containers) -> None:

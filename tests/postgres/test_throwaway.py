@@ -7,12 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import LiteralString
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from preflight.rehearsal import confined, local
 from tests import faults, program, servers
@@ -66,6 +69,9 @@ def installed() -> Iterator[Path]:
     scratch.mkdir(mode=0o777)
     scratch.chmod(0o777)
     with local.started(found, scratch, "template", need=0) as server:
+        where = make_conninfo(**server.target())
+        with psycopg.connect(where, autocommit=True) as session:
+            session.execute("DROP DATABASE postgres")  # as image/assemble.py does
         server.end()
         (server.data / "postmaster.pid").unlink(missing_ok=True)
         shutil.copytree(server.data, home / local.TEMPLATE, copy_function=shutil.copyfile)
@@ -278,6 +284,22 @@ def test_only_what_the_database_holds_is_analyzed_on_the_copy(
     result = run("plan", "--rehearse")
 
     assert 0 == result.code, result
+
+
+def test_wrapped_command_finds_postgres_where_the_image_has_none(
+    run: Run, database: servers.Database
+) -> None:
+    """Many tools look at that database first, and ours is there while the copy is another's."""
+    look = (
+        "import psycopg; psycopg.connect(dbname='postgres').close();"
+        "psycopg.connect(autocommit=True).execute('CREATE TABLE one (id int)')"
+    )
+    options = ("--rehearse", "--always", "--trust-environment")
+
+    found = run("plan", *options, "--", sys.executable, "-c", look, env=database.env())
+
+    assert 0 == found.code, found
+    assert ["local"] == [each["where"] for each in found.event("wrap.rehearsed")]
 
 
 def test_nothing_is_left_where_the_server_was(
