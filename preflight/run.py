@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
-from preflight.base import logs, memory, plain, stop, unloadable
+from preflight.base import logs, memory, plain, repeat, stop, unloadable
 from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ConfigInvalid, ExitCode, Failure
 
@@ -499,7 +499,7 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
             "code": "connection.unanswered",
             "message": f"stopped by {name} while the server did not answer: whether the last step "
             "came through is not known",
-            "hint": "Run again: what was recorded decides what is left to do.",
+            "hint": repeat.advice(),
         }
         return run.end(ExitCode.CONNECTION_LOST, "stopped", error)
     if answered:

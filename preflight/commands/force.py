@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from preflight import gate
 from preflight.apply import contact
+from preflight.base import quoting, repeat
 from preflight.base.errors import (
     ConfigInvalid,
     PlanChanged,
@@ -43,6 +44,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
         contact.require_told(session, files)
         row = ledger.row_of(session, file.version)
         due.require([file.up])
+        repeat.instead(_again(config, file))
         backup = gate.proven(session, [file], "force", row)
         with gate.undisturbed(session):
             try:
@@ -51,6 +53,17 @@ def run(config: Config, *, version: int | str | None = None) -> None:
                 row = ledger.row_of(session, file.version)
                 if row is None or (row.run_id, row.state) != (config.run_id, "done"):
                     raise
+
+
+def _again(config: Config, file: Migration) -> str:
+    """Say how to find out whether a file ran: it is not to run once more unseen."""
+    look = "SELECT state, run_id FROM"
+    of = f"{quoting.name(config.schema)}.migrations WHERE version = {file.version}"
+    return (
+        f"Look before you run `force {file.written}` again, for that runs the file once more: "
+        f"`{look} {of}`. `done` by {config.run_id}: it came through. `done` by "
+        "another: it did not. Another state: `check` says how to go on."
+    )
 
 
 def _to_force(

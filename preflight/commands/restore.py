@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight.base import repeat
 from preflight.base.errors import ConfigInvalid
 from preflight.commands import command
 from preflight.server import sessions
@@ -21,6 +22,11 @@ def run(config: Config, **asked: Any) -> None:  # noqa: ANN401 -- as `_options` 
 
     if points.names_one(asked["backup"]):
         raise _elsewhere(config, asked["backup"])
+    if asked.get("again"):
+        repeat.instead(
+            "Run the same without --again: it goes on, or says when this backup was swapped in "
+            "last. Only where that was before this run, add --again once more."
+        )
     restore.run(config, restored.Asked(**asked))
 
 

@@ -10,6 +10,7 @@ import structlog
 
 from preflight import gate
 from preflight.apply import contact
+from preflight.base import repeat
 from preflight.base.errors import PlanChanged
 from preflight.commands import command
 from preflight.files import folder
@@ -53,6 +54,8 @@ def run(config: Config, *, to: int | str | None = None) -> None:
         if not steps:
             return
         contact.require_told(session, files)
+        if to is None:
+            repeat.instead(_again(before, steps[0].row.version))
         saved, name = gate.proven_back(session, steps)
         for done, step in enumerate(steps, 1):
             lock.require_alone(session)
@@ -64,6 +67,18 @@ def run(config: Config, *, to: int | str | None = None) -> None:
                     _require_nobody_came(
                         session, before, {each.row.version for each in steps[:done]}
                     )
+
+
+def _again(known: History, newest: int) -> str:
+    """Say how the newest migration is taken back where it may be gone already: not one more."""
+    below = max((version for version in known.records if version < newest), default=None)
+    said = "0" if below is None else known.records[below].written
+    if below == 0 and said == "0":  # which would be below it, too
+        said = "000"
+    return (
+        f"Run `rollback --to {said}`, which does nothing if this one came through: without --to "
+        "one migration more would be taken back."
+    )
 
 
 def _floor(files: Sequence[Migration], known: History, to: int | str) -> int:

@@ -19,7 +19,7 @@ import structlog
 from psycopg import capabilities, generators, pq
 from psycopg.rows import dict_row
 
-from preflight.base import plain, quoting, stop
+from preflight.base import plain, quoting, repeat, stop
 from preflight.base.config import completed
 from preflight.base.errors import (
     ConnectionLost,
@@ -852,7 +852,7 @@ def lost(error: psycopg.Error) -> ConnectionLost:
     return ConnectionLost(
         "connection.lost",
         f"the connection to the server was lost: {reason}",
-        "Run again: what was recorded decides what is left to do.",
+        repeat.advice(),
         sqlstate=error.sqlstate,
     )
 

@@ -204,6 +204,23 @@ class LostCommit(CommitFault):
         return b""
 
 
+class LostAndGone(LostCommit):
+    """Loses the answer to a COMMIT, and takes nobody back: a failover that takes its time."""
+
+    def __init__(self, number: int = 1) -> None:
+        """Lose that of the COMMIT with this number."""
+        super().__init__(number)
+        self.asked = threading.Event()
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Refuse whoever comes afterwards, and notice him."""
+        del message
+        if not self.done.is_set():
+            return None
+        self.asked.set()
+        return refusal(b"57P03", b"the database system is starting up")
+
+
 class SlowCommit(CommitFault):
     """Keeps the answer to a COMMIT back until it is let go."""
 

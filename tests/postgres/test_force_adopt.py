@@ -1,5 +1,7 @@
 """Run a recorded file again, or record one without running it."""
 
+import re
+
 import pytest
 
 from tests import faults, servers
@@ -189,6 +191,24 @@ def test_forced_commit_whose_answer_is_lost_is_success(
 
     assert [(1, "forced")] == database.query(ROWS)
     assert 0 == result.code, result
+
+
+def test_force_whose_outcome_is_unknown_is_not_to_run_the_file_twice(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """13 says what to look at before it is run again, and how to read that."""
+    migrations(A)
+    run()
+    env = {"PREFLIGHT_WAIT_TIMEOUT_S": "0.5"}
+    with faults.through(database.server, faults.LostAndGone(2)) as proxy:
+        result = run("force", env=proxy.env() | env)
+
+    hint = result.finished["error"]["hint"]
+    query = re.search(r"SELECT .*? WHERE version = \d+", hint)
+    assert query is not None, result
+    ((state, run_id),) = database.query(query[0])
+    assert (13, "done", result.finished["run_id"]) == (result.code, state, run_id)
+    assert f"`done` by {run_id}: it came through" in hint
 
 
 # --- adopt ----------------------------------------------------------------------------------------

@@ -972,6 +972,22 @@ def test_swap_of_the_same_backup_is_not_done_twice(
     assert ALL == filled.query(ROWS)
 
 
+def test_swap_again_whose_outcome_is_unknown_is_not_done_once_more(
+    run: Run, filled: servers.Database
+) -> None:
+    """13 names the command without --again, and that says when the backup was swapped in last."""
+    run("backup")
+    assert 0 == run("restore", "latest", "--swap").code
+    env = {"PREFLIGHT_WAIT_TIMEOUT_S": "0.5"}
+    with faults.through(filled.server, faults.LostAndGone()) as proxy:
+        lost = run("restore", "latest", "--swap", "--again", env=proxy.env() | env)
+    again = run("restore", "latest", "--swap")
+
+    assert (13, 0) == (lost.code, again.code), str(lost)
+    assert "without --again" in str(error_of(lost)["hint"])
+    assert "swapped in already (20" in again.event("restore.finished")[0]["reason"]
+
+
 def test_swap_of_a_backup_that_another_one_replaced_is_not_done_again(
     run: Run, filled: servers.Database, backup_dir: Path
 ) -> None:

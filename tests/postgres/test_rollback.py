@@ -1,6 +1,7 @@
 """Take migrations back: backup, export, rollback file, and what proves that nothing is left."""
 
 import csv
+import re
 import signal
 import stat
 import subprocess
@@ -976,3 +977,31 @@ def test_rollback_that_does_nothing_leaves_how_far_the_file_came(
 
     assert (31, before) == (back.code, after), back
     assert 0 == forward.code, forward
+
+
+@pytest.mark.parametrize(("there", "below"), [((1, 2), "1"), ((0, 1), "000"), ((1,), "0")])
+def test_rollback_whose_outcome_is_unknown_is_not_to_take_back_one_more(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    there: tuple[int, ...],
+    below: str,
+) -> None:
+    """13 names the command that does nothing if it came through."""
+    for version in there:
+        migrations({
+            f"00{version}_t.sql": f"CREATE TABLE t{version} (id int);",
+            f"00{version}_t_rollback.sql": f"DROP TABLE t{version};",
+        })  # fmt: skip
+    assert 0 == run().code
+    off = {"PREFLIGHT_BACKUP": "off"}
+    with faults.through(database.server, faults.LostAndGone(2)) as proxy:
+        bare = run("rollback", env=proxy.env() | off | {"PREFLIGHT_WAIT_TIMEOUT_S": "0.5"})
+    again = re.search(r"rollback (--to \d+)", str(bare.finished["error"]["hint"]))
+    assert again is not None, bare
+    repeated = run("rollback", *again[1].split(), env=off)
+
+    assert (13, 0) == (bare.code, repeated.code), str(repeated)
+    assert f"--to {below}" == again[1]
+    assert [] == repeated.event("migration.rolled_back")
+    assert list(there[:-1]) == database.query(PRESENT)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -316,20 +315,6 @@ def test_stop_during_a_commit_without_answer_says_that_it_does_not_know(
     assert [1] == database.query("SELECT version FROM preflight.migrations")
 
 
-class LostAndGone(faults.LostCommit):
-    """Loses the answer to a COMMIT, and takes nobody back: a failover that takes its time."""
-
-    asked = threading.Event()
-
-    def startup(self, message: bytes) -> bytes | None:
-        """Refuse whoever comes afterwards, and notice him."""
-        del message
-        if not self.done.is_set():
-            return None
-        self.asked.set()
-        return faults.refusal(b"57P03", b"the database system is starting up")
-
-
 @pytest.mark.parametrize("command", ["up", "rollback"])
 def test_stop_while_a_lost_commit_is_read_back_says_that_it_does_not_know(  # noqa: PLR0913, PLR0917 -- fixtures
     start: Start,
@@ -343,8 +328,7 @@ def test_stop_while_a_lost_commit_is_read_back_says_that_it_does_not_know(  # no
     migrations(ONE | {"001_one_rollback.sql": "DROP TABLE one;\n"})
     if command == "rollback":
         assert 0 == run(env=QUICKLY).code
-    fault = LostAndGone(2)
-    fault.asked = threading.Event()
+    fault = faults.LostAndGone(2)
     with faults.through(server, fault) as proxy:
         process = start(command, env={**QUICKLY, **proxy.env()})
         assert fault.asked.wait(20)

@@ -1,6 +1,7 @@
 """k8s/ and its page, without a cluster: schemas, the restricted profile, and our exit codes."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,37 @@ def rules(kind: str = "Job") -> dict[str, Any]:
     spec = next(each for each in EVERY if each["kind"] == kind)["spec"]
     spec = spec.get("jobTemplate", {}).get("spec", spec)
     return {rule["action"]: rule for rule in spec["podFailurePolicy"]["rules"]}
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "retries", "drained"),
+    [("check", ["check"], 3, "Ignore"), ("rollback", ["rollback", "--to=1"], 0, "FailJob")],
+)
+def test_command_by_hand_is_made_of_the_nightly_backups_job(
+    command: str, args: list[str], retries: int, drained: str
+) -> None:
+    """The page's own sed, on a Job as kubectl writes it; what may run but once has one pod."""
+    found = re.search(
+        rf"kubectl create job {command} .*?(sed .*?)\|\s+kubectl apply", PAGE.read_text(), re.DOTALL
+    )
+    assert found is not None
+    (backup,) = documents(REPOSITORY / "k8s/components/nightly-backup/cronjob.yaml")
+    job = yaml.safe_dump({"spec": backup["spec"]["jobTemplate"]["spec"]})
+
+    made = subprocess.run(
+        ["sh", "-c", found[1]],  # noqa: S607 - the shell of this machine
+        input=job,
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout
+
+    spec = yaml.safe_load(made)["spec"]
+    assert args == spec["template"]["spec"]["containers"][0]["args"]
+    assert (retries, drained) == (
+        spec["backoffLimit"],
+        spec["podFailurePolicy"]["rules"][0]["action"],
+    )
 
 
 def test_nightly_backup_has_the_policy_of_the_job() -> None:

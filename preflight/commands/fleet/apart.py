@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import structlog
 
 from preflight import run
-from preflight.base import logs, stop
+from preflight.base import logs, repeat, stop
 from preflight.base.errors import ExitCode, Failure
 from preflight.commands.fleet.targets import Target
 
@@ -33,7 +33,7 @@ KINDS = (130, 143), (70,), range(30, 40), range(20, 30), range(10, 20), (3,), (0
 _UNKNOWN = {
     "code": "target.unknown",
     "message": "its process was still at work when ours had to end",
-    "hint": "Run again: what was recorded decides what is left to do.",
+    "hint": repeat.ADVICE,
 }
 Work = Callable[[Target], Any]  # returns what JSON can say
 
