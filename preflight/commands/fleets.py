@@ -159,7 +159,7 @@ def _show(
 def _data(outcome: Outcome) -> dict[str, Any]:
     told: dict[str, Any] = {"outcome": outcome.word, "exit_code": outcome.exit_code}
     told |= {"applied": outcome.applied} if outcome.applied else {}
-    told |= {"error": outcome.error} if outcome.error else {}
+    told |= {"error": outcome.told} if outcome.error else {}
     return told | (outcome.given if isinstance(outcome.given, dict) else {})
 
 
@@ -183,7 +183,7 @@ def _raise_worst(chosen: Sequence[Target], outcomes: Sequence[Outcome], *, goes_
         for kind in [*vars(errors).values(), Broken, Interrupted, Ended]
         if isinstance(kind, type) and issubclass(kind, Failure) and kind is not Failure
     }
-    said = dict(worst.error or {})
+    said = worst.told
     if worst.word == "stopped":
         said.pop("code", None)  # run.stopped is of its own run
     behind = len(chosen) - len(outcomes)

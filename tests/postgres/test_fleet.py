@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -295,6 +296,29 @@ def test_target_has_its_own_address_and_role(  # noqa: PLR0913, PLR0917 -- what 
     again = run("up", "--targets", path)
     assert 0 == again.code, again
     database.script(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def test_failed_target_names_a_command_that_goes_to_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """What its next step says by hand works as it is typed, and touches no other history."""
+    path = listed(tenants(database, 2))
+    migrations(ONE)
+    assert 0 == run("up", "--targets", path).code
+    migrations({"001_one.sql": "CREATE TABLE one (id int); -- edited"})
+
+    failed = run("up", "--targets", path)
+
+    hints = {each["target"]: each["error"]["hint"] for each in failed.event("target.finished")}
+    assert {"tenant_1", "tenant_2"} == hints.keys()
+    for hint in hints.values():
+        typed = re.search("by hand: `(.*) entrypoint.py (.*)`", hint)
+        assert typed is not None, hint
+        variables = dict(each.split("=", 1) for each in shlex.split(typed[1]))
+        done = run(*typed[2].split(), env=variables)
+        assert 0 == done.code, done
+    assert 0 == run("check", "--targets", path).code
+    assert [None] == database.query("SELECT to_regnamespace('preflight')")
 
 
 WRONG: Mapping[str, tuple[str, str]] = {

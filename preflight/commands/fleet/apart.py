@@ -24,6 +24,7 @@ import structlog
 from preflight import run
 from preflight.base import logs, repeat, stop
 from preflight.base.errors import ExitCode, Failure
+from preflight.commands.fleet import alone
 from preflight.commands.fleet.targets import Target
 
 HARD_STOP_S = 2.5  # less than ours: what it still has to say is to reach us
@@ -47,6 +48,11 @@ class Outcome:
     error: dict[str, Any] | None = None
     given: Any = None
     applied: list[str] = field(default_factory=list)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return its error as others are told of it: with what leads a command to it alone."""
+        return alone.told(self.target, self.error) if self.error else {}
 
     @property
     def word(self) -> str:
@@ -292,7 +298,7 @@ def spoken(outcomes: list[Outcome], chosen: Sequence[Target]) -> Iterator[None]:
         # at a stop there may be no time for all: those first that something was done for
         for target in sorted(chosen, key=lambda each: each.name not in known):
             found = known.get(target.name) or Outcome(target, int(ExitCode.PENDING))
-            error = {"error": found.error} if found.error else {}
+            error = {"error": told} if (told := found.told) else {}
             log = structlog.get_logger()
             (log.error if found.error and found.word == "failed" else log.info)(
                 "target.finished",

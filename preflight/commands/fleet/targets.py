@@ -46,6 +46,7 @@ class Target:
     config: Config
     extra: Mapping[str, str] = field(default_factory=dict)  # its role and search_path
     options: str = ""  # of libpq, without these
+    said: Mapping[str, str] = field(default_factory=dict)  # what is its own, by the keys of a file
 
     def whole(self) -> Target:
         """Return its database as a whole, in nobody's role: what is backed up for many."""
@@ -134,7 +135,11 @@ def each_database(config: Config, pattern: str) -> list[Target]:
     made = [name for name, is_open, said in rows if is_open and said.startswith(restored.MARK)]
     _tell_restored(made)
     return [
-        Target(name, dataclasses.replace(config, target={**config.target, "dbname": name}))
+        Target(
+            name,
+            dataclasses.replace(config, target={**config.target, "dbname": name}),
+            said={"database": name},
+        )
         for name in names
     ]
 
@@ -168,7 +173,8 @@ def _target(config: Config, beside: Path, line: str) -> Target:
     target = dict(config.target)
     if "url_file" in said:
         target = {key: value for key, value in target.items() if key not in WHERE}
-        target |= _url(beside / said["url_file"])
+        said["url_file"] = str((beside / said["url_file"]).absolute())
+        target |= _url(Path(said["url_file"]))
     if "database" in said:
         target["dbname"] = said["database"]
     extra: dict[str, str] = {key: said[key] for key in ("role", "search_path") if key in said}
@@ -179,7 +185,8 @@ def _target(config: Config, beside: Path, line: str) -> Target:
         user = said.get("role") or target.get("user", "")
         changed["schemas"] = (_first(said["search_path"], user),)
     changed_config = dataclasses.replace(config, **changed)
-    return Target(said["name"], changed_config, extra, target.get("options", ""))
+    name = said.pop("name")
+    return Target(name, changed_config, extra, target.get("options", ""), said)
 
 
 def _object(line: str) -> dict[str, str]:

@@ -1,0 +1,85 @@
+"""One target of a fleet by hand: the variables that lead a command to it, and no secret in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preflight.base.config import Config
+from preflight.commands.fleet import alone, targets
+
+LIBPQ = {"PGHOST": "db", "PGUSER": "u", "PGDATABASE": "d", "PGPASSWORD": "secret"}
+OURS = {"POSTGRES_HOST": "db", "POSTGRES_DB": "d", "POSTGRES_PASSWORD": "secret"}
+URL = {"DATABASE_URL": "postgresql://u:secret@db/d"}
+SCHEMA = {"schema": "p_own", "search_path": "own, public"}
+
+
+def target(environ: dict[str, str], said: dict[str, str], folder: Path) -> targets.Target:
+    """Return the only target of a file."""
+    (folder / "url").write_text("postgresql://u:secret@far/d\n")
+    path = folder / "targets.jsonl"
+    path.write_text(json.dumps({"name": "one", **said}))
+    (found,) = targets.listed(Config.from_env(environ, Path("/"), "run"), path)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("environ", "said", "expected"),
+    [
+        (LIBPQ, {"database": "other"}, "PGDATABASE=other"),
+        (OURS, {"database": "an other"}, "POSTGRES_DB='an other'"),
+        ({"PGHOST": "db"}, {"database": "other"}, "PGDATABASE=other"),
+        (LIBPQ | OURS, {"database": "e"}, "PGDATABASE=e POSTGRES_DB=e"),
+        (URL, {"database": "other"}, None),  # it would have to be written anew, password and all
+        (
+            URL,
+            SCHEMA,
+            r"PREFLIGHT_SCHEMA=p_own PREFLIGHT_SCHEMAS=own PGOPTIONS='-c search_path=own,\ public'",
+        ),
+        (
+            LIBPQ | {"PGOPTIONS": "-c my.key=secret"},
+            {"role": "r"},
+            """PGOPTIONS="$PGOPTIONS "'-c role=r'""",
+        ),
+        ({"DATABASE_URL": "postgresql://db/d?options=-cgeqo%3Doff"}, SCHEMA, None),
+        (
+            LIBPQ,
+            {"search_path": '"a,b"'},
+            """PREFLIGHT_SCHEMAS='"a,b"' PGOPTIONS='-c search_path="a,b"'""",
+        ),
+        (
+            LIBPQ,
+            {"url_file": "url"},
+            "env -u PGDATABASE -u PGHOST -u PGPASSWORD -u PGUSER DATABASE_URL_FILE={}/url",
+        ),
+        (URL, {"url_file": "url"}, "env -u DATABASE_URL DATABASE_URL_FILE={}/url"),
+        (LIBPQ, {"url_file": "url", "database": "other"}, None),
+    ],
+)
+def test_variables_lead_to_one_target(
+    environ: dict[str, str], said: dict[str, str], expected: str | None, tmp_path: Path
+) -> None:
+    """As a shell takes them before a command; what they cannot say is left to the page."""
+    found = alone.variables(target(environ, said, tmp_path))
+
+    assert (expected and expected.format(tmp_path)) == found
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("environ", "said", "hint", "expected"),
+    [
+        (LIBPQ, {"database": "e"}, "`adopt 2`.", " For this target alone, by hand: `PGDATABASE=e "),
+        (URL, {"database": "e"}, "`force 2`.", f" For this target alone, by hand: {alone.PAGE}."),
+        (LIBPQ, {"database": "e"}, "Run `up`.", ""),
+        (LIBPQ, {}, "`adopt 2`.", ""),
+    ],
+)
+def test_next_step_leads_to_the_target(
+    environ: dict[str, str], said: dict[str, str], hint: str, expected: str, tmp_path: Path
+) -> None:
+    """Where it names a command that is not of many."""
+    told = alone.told(target(environ, said, tmp_path), {"code": "a.b", "hint": hint})
+
+    assert told["hint"].startswith(hint + expected)
+    assert bool(expected) == (told["hint"] != hint)
