@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
 
-from preflight.base import stop
+from preflight.base import quoting, stop
 from preflight.base.errors import (
     Failure,
     HistoryConflict,
@@ -127,7 +127,26 @@ def made(session: Session) -> Iterator[None]:
             "target.no_history",
             f"the history in schema {session.config.schema} cannot be made or read: "
             f"{error.diag.message_primary or error}",
-            "Does this role have the rights, or does an event trigger of the database object? It "
-            "runs as this role, under its search_path.",
+            _lacked(session)
+            or "Does this role have the rights, or does an event trigger of the database object? "
+            "It runs as this role, under its search_path.",
             sqlstate=error.sqlstate,
         ) from error
+
+
+_MAY_NOT_MAKE = """
+SELECT current_user::text FROM pg_catalog.pg_namespace n WHERE n.nspname = %s::name
+ AND NOT pg_catalog.has_schema_privilege(n.oid, 'CREATE')
+"""
+
+
+def _lacked(session: Session) -> str | None:
+    """Say how this role gets the right to make tables in our schema, where it lacks that.
+
+    Who vouches for a history takes the schema from who made it, and that right with it.
+    """
+    schema = session.config.schema
+    with suppress(psycopg.Error):
+        if row := session.execute(_MAY_NOT_MAKE, [schema]).fetchone():
+            return f"GRANT CREATE ON SCHEMA {schema} TO {quoting.name(row[0])}; then run again."
+    return None

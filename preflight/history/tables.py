@@ -371,7 +371,8 @@ def _foreign(session: Session, owner: str) -> HistoryConflict:
         f"the history belongs to role {owner!r}, of which this role is no member (with INHERIT)",
         f"Does {owner!r} migrate this database? Run as that role, or GRANT it to this one; or let "
         f"a superuser vouch for it to all that only read: ALTER SCHEMA {schema} OWNER TO the "
-        "database's owner. Else choose another PREFLIGHT_SCHEMA.",
+        f"database's owner, and GRANT CREATE ON SCHEMA {schema} TO {quoting.name(owner)}, which "
+        "goes on making tables there. Else choose another PREFLIGHT_SCHEMA.",
     )
 
 

@@ -677,6 +677,36 @@ def test_history_that_the_database_owner_vouches_for_is_read_by_every_role(
         database.script(f"ALTER DATABASE {database.name} OWNER TO postgres; DROP ROLE {app}")
 
 
+def test_schema_that_somebody_vouched_for_takes_tables_by_the_grants_that_are_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """The change of its owner takes CREATE away; 26 names that GRANT, and 22 where it was missed.
+
+    A file without a version needs one more table of ours.
+    """
+    grant_create(database, role)
+    migrations({"V1__a.sql": "CREATE TABLE a ();"})
+    assert 0 == run(env=role).code
+    app = f"{database.name}_reader"
+    database.script(f"CREATE ROLE {app} LOGIN PASSWORD 'p'")
+    try:
+        reader = {"PGUSER": app, "PGPASSWORD": "p"}
+        hint = error_of(run("wait", "--schema", env=reader))["hint"]
+        database.script("ALTER SCHEMA preflight OWNER TO CURRENT_USER")
+        migrations({"R__b.sql": "CREATE OR REPLACE VIEW b AS SELECT 1 AS n;"})
+        denied = run(env=role)
+        grant = re.search("GRANT CREATE ON SCHEMA preflight TO [^,;]+", error_of(denied)["hint"])
+        assert grant is not None, denied
+        database.script(grant[0])
+        done = run(env=role)
+
+        assert (22, "target.no_history", 0) == (denied.code, error_of(denied)["code"], done.code)
+        assert grant[0] in hint
+        assert 0 == run("wait", "--schema", env=reader).code
+    finally:
+        database.script(f"DROP ROLE {app}")
+
+
 def test_schema_that_was_given_to_a_role_without_more_rights_is_believed(
     run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
 ) -> None:
