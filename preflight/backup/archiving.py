@@ -17,7 +17,7 @@ import structlog
 
 from preflight.backup import archive_asked, archive_status
 from preflight.backup.archive_asked import NOTHING, source
-from preflight.base import stop
+from preflight.base import quoting, stop
 from preflight.base.errors import BackupFailed, BackupInterrupted, Failure
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def _system(session: Session) -> str:
         )
     if missing:
         grants = "; ".join(
-            f'GRANT EXECUTE ON FUNCTION pg_catalog.{each} TO "{role}"' for each in missing
+            f"GRANT EXECUTE ON FUNCTION pg_catalog.{each} TO {quoting.name(role)}"
+            for each in missing
         )
         raise BackupFailed(
             "archive.no_right",

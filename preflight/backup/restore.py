@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 GONE = "The new database was dropped"
 LATEST = "latest"
 # where nobody is in the way, and who stays in the other keeps CREATE DATABASE waiting
+AGAIN = "an image with newer files than the backup has applies them again at its next start"
 MAINTENANCE = ("postgres", "template1")
 LOGIN = "28000"  # no line in pg_hba.conf, or the role itself may not log in
 SHUT = {"42501", "3D000", LOGIN}  # no right to connect, no such database
@@ -112,11 +113,13 @@ def run(config: Config, asked: restored.Asked) -> None:
             kept = swap.swap(session, place, state, identity, asked) if asked.swap else None
             if kept:
                 _tell_without(source, kept)
+    swapped = {"note": AGAIN} if asked.swap else {}
     structlog.get_logger().info(
         "restore.finished",
         backup=place.source.name,
         database=place.live if asked.swap else place.into,
         kept_as=kept,
+        **swapped,
         **({"schemas": place.source.schemas} if place.source.schemas else {}),
         left_out=[f"subscription {name}" for name in place.own.subscriptions] if place.own else [],
         rows=sum(place.rows.values()),
@@ -164,8 +167,8 @@ def _home(config: Config, homes: Sequence[str]) -> Iterator[Session]:
     raise first.retold(
         type(first),
         hint=f"A restore goes through another database of the server, and this role gets into none "
-        f"of {', '.join(homes)}. GRANT CONNECT ON DATABASE {homes[0]} TO it, with a line in "
-        "pg_hba.conf that lets it in there; where it is gone, CREATE DATABASE makes it.",
+        f"of {', '.join(homes)}. GRANT CONNECT ON DATABASE {quoting.name(homes[0])} TO it, with a "
+        "line in pg_hba.conf that lets it in there; where it is gone, CREATE DATABASE makes it.",
     ) from first
 
 
@@ -805,7 +808,8 @@ def _refuse(
     placeless = [problem for problem in lacking if problem.no_tablespace]
     lacking = placeless or lacking
     roles = sorted({role for each in lacking for role in _ROLE.findall(each.text)})
-    advice = f"CREATE ROLE {', '.join(roles)}; or " if roles else ""
+    ours = " ".join(f"CREATE ROLE {quoting.name(role)};" for role in roles)
+    advice = f"{ours} or " if roles else ""
     what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
     skip = " ".join(dict.fromkeys(f"--skip '{each.entry.strip()}'" for each in lacking[:5]))
     advice += f"go without: --no-owner leaves owners and rights out, {skip} leaves entries out."

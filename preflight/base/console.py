@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, takewhile, zip_longest
 from typing import Any, Self, TextIO
 
-from preflight.base import terminal
+from preflight.base import quoting, terminal
 from preflight.base.errors import ExitCode
 
 MARKS = {"info": " ", "debug": "·", "warning": "!", "error": "✗"}
@@ -113,13 +113,17 @@ class Summary:
             found.append(("" if self.applied else "go back", said))
         restored = self.seen.get("restore.finished")
         if restored and restored.get("kept_as"):
-            said = f"{restored['kept_as']} was live before: DROP DATABASE when nobody needs it"
+            name = quoting.name(restored["kept_as"])
+            said = f"the database from before: DROP DATABASE {name} when nobody needs it"
             found.append(("kept", said))
+            if "note" in restored:
+                found.append(("mind", restored["note"]))
         elif restored and not restored.get("reason"):
             said = f"{restored['database']}: --swap puts it in the live one's place, "
             if restored.get("schemas"):
                 said = f"{restored['database']}: of some schemas, to copy from; "
-            found.append(("beside", said + "DROP DATABASE removes it"))
+            name = quoting.name(restored["database"])
+            found.append(("beside", f"{said}DROP DATABASE {name} removes it"))
         return found
 
     def _way_back(self, code: int) -> str:

@@ -316,8 +316,8 @@ def require_ours(session: Session, rows: Rows) -> None:
             raise HistoryConflict(
                 "history.not_readable",
                 f"this role may not read and write the history's table {row['relation']}",
-                f"GRANT ALL ON {session.config.schema}.{row['relation']} TO {row['owner']}, its "
-                "owner.",
+                f"GRANT ALL ON {session.config.schema}.{row['relation']} TO "
+                f"{quoting.name(row['owner'])}, its owner.",
                 sqlstate="42501",
             )
 

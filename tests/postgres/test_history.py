@@ -449,7 +449,7 @@ def test_rights_taken_from_the_owner_are_named(
     for command in ("up",), ("rollback",), ("force", "1"), ("adopt", "1"):
         result = run(*command, env=role)
         assert (26, "history.not_readable") == (result.code, error_of(result)["code"]), str(result)
-        assert "GRANT ALL ON preflight.migrations" in error_of(result)["hint"]
+        assert 'GRANT ALL ON preflight.migrations TO "' in error_of(result)["hint"]
 
 
 # --- whose it is ----------------------------------------------------------------------------------

@@ -498,6 +498,7 @@ def test_swap_works_with_any_name(
 
     assert 0 == result.code, result
     (event,) = result.event("restore.finished")
+    assert "applies them again" in event["note"]
     (kept,) = set(database.query("SELECT datname::text FROM pg_database")) - before
     assert (name, kept) == (event["database"], event["kept_as"])
     servers.Database(server, kept).query("SELECT 1")
@@ -614,7 +615,7 @@ def test_role_that_is_kept_out_of_other_databases_may_restore(
     assert (21, "28000") == (nowhere.code, error_of(nowhere)["sqlstate"]), nowhere
     assert "pg_hba.conf and the TLS settings" in error_of(nowhere)["hint"]
     assert (21, "42501") == (swapped.code, error_of(swapped)["sqlstate"]), swapped
-    assert "GRANT CONNECT ON DATABASE postgres" in error_of(swapped)["hint"]
+    assert 'GRANT CONNECT ON DATABASE "postgres"' in error_of(swapped)["hint"]
     assert 0 == aside.code, aside
     assert ALL == restored(filled).query(ROWS)
 

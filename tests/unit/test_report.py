@@ -380,11 +380,15 @@ def test_nothing_done_needs_no_summary() -> None:
 
 
 def test_swap_names_what_waits_to_be_dropped() -> None:
-    """The database that was live before takes its room until then."""
-    summary = console.Summary()
-    summary.see({"event": "restore.finished", "database": "shop", "kept_as": "shop_before_1"})
+    """As it has to be typed; the database that was live before takes its room until then."""
+    kept, beside = "my-app_before_20261130T070512Z", "my-app_restored"
+    swapped, restored = console.Summary(), console.Summary()
+    swapped.see({"event": "restore.finished", "database": "my-app", "kept_as": kept, "note": "so"})
+    restored.see({"event": "restore.finished", "database": beside, "kept_as": None})
 
-    assert "shop_before_1 was live before: DROP DATABASE" in str(summary.told({}))
+    assert f'DROP DATABASE "{kept}" when' in str(swapped.told({}))
+    assert ("mind", "so") in swapped.told({})
+    assert f'DROP DATABASE "{beside}" removes' in str(restored.told({}))
 
 
 def test_line_for_people_is_broken_between_words() -> None:
