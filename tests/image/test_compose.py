@@ -191,7 +191,13 @@ def test_another_image_of_that_name_is_not_taken_for_the_job(own: Project) -> No
 
 
 def test_page_puts_the_job_in_front_of_their_own_app(own: Project) -> None:
-    """What is copied from docs/containers.md migrates with a proven backup, then the app starts."""
+    """What is copied from docs/containers.md migrates with a proven backup, then the app starts.
+
+    The page's line for cron makes a proven backup there.
+    """
+    page = (containers.REPOSITORY / "docs" / "operations.md").read_text("utf-8")
+    nightly = re.search(r"`docker compose (run [^`]* backup)`", page)
+    assert nightly is not None
     own.compose("up", "--detach")
 
     done = own.job()
@@ -199,3 +205,5 @@ def test_page_puts_the_job_in_front_of_their_own_app(own: Project) -> None:
     assert (0, ["001_create_cat"]) == (done[-1]["exit_code"], done[-1]["applied"])
     assert 1 == [each["event"] for each in done].count("backup.verified")
     assert STARTED in own.compose("logs", "app")
+    backup = program.parse(own.compose(*nightly[1].split()))
+    assert ["restored"] == [e["verified"] for e in backup if e["event"] == "rehearsal.passed"]

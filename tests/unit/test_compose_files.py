@@ -126,6 +126,20 @@ def test_old_commands_have_a_spelling_for_containers() -> None:
     assert all(len(each) == 1 for each in now)
 
 
+def test_pages_run_services_that_every_project_has() -> None:
+    """What is to be typed works in the quick start and in a project that copied ours."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    said = [
+        command
+        for page in pages
+        for command in re.findall(r"docker compose run ([^`\n]*)", page.read_text("utf-8"))
+    ]
+    services = {re.sub(r"--rm |-e \S+ ", "", each).split()[0] for each in said}
+
+    assert services
+    assert all(services <= project["services"].keys() for _, project in PROJECTS)
+
+
 def test_nightly_backup_is_the_same_job() -> None:
     """Asked for by its profile alone, it differs in its command and in what it demands."""
     project = dict(PROJECTS)["compose.yaml"]
