@@ -186,6 +186,8 @@ def restored(
             with scratch.reached(home, name, quiet) as copy:
                 if scripts:
                     new_database.analyze(copy)
+                if not beside:
+                    copy.instead = partial(scratch.require_same_version, session, copy)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
                     without=without, part=part, lacking=lacking(saved, refused, undumped),

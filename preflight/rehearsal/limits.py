@@ -6,10 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import psycopg
-
 from preflight.base import quoting
-from preflight.base.errors import causes
 from preflight.files import named, scan
 from preflight.rehearsal import scratch
 from preflight.server import sessions
@@ -177,7 +174,7 @@ def explained(
     session: Session, part: Part | None, lacking: Collection[Absent], failure: RehearsalFailed
 ) -> scratch.Unavailable | None:
     """Return why a failure tells nothing of the live database: what it misses is left out here."""
-    state, said = failure.problem.sqlstate or "", named_in(_server_said(failure))
+    state, said = failure.problem.sqlstate or "", named_in(scratch.server_said(failure))
     if kind := MISSING.get(state):
         return left_out(session, part, lacking, failure, kind, said)
     if (kind := _MISSING_IN_ONE.get(state)) is None:
@@ -185,12 +182,6 @@ def explained(
     if kind == DECIDING:
         said = {each.name for each in lacking if each.kind == kind}
     return left_out(session, None, lacking, failure, kind, said)
-
-
-def _server_said(failure: BaseException) -> str:
-    """Return the server's own words of a failure, without the file's name and ours."""
-    found = (each.diag for each in causes(failure) if isinstance(each, psycopg.Error))
-    return next((diag.message_primary for diag in found if diag.message_primary), str(failure))
 
 
 def named_in(said: str) -> set[str]:

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -16,31 +17,58 @@ from preflight.backup import manifests, new_database
 from preflight.base import logs, quoting
 from preflight.base.errors import (
     Failure,
+    causes,
 )
+from preflight.files import parser, scan
 from preflight.server import ready, sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
+    from preflight.files.migrations import Script
     from preflight.server.sessions import Session
 
 PREFIX = "preflight_scratch_"
 MARK = "pg-preflight: scratch copy of "
 DISK_FULL, NO_DATABASE, NO_OBJECT, DENIED = "53100", "3D000", "42704", "42501"
-# what an error says is not there: has the live server got it?
-_LACKED = {
-    NO_DATABASE: (
+_EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
+_VERSION = """
+SELECT FROM pg_catalog.pg_available_extension_versions e WHERE e.name = %s::name AND e.version = %s
+"""
+_UPDATE = """
+SELECT FROM pg_catalog.pg_extension_update_paths(%s::name) u
+WHERE u.source = %s AND u.target = %s AND u.path IS NOT NULL
+"""
+# what an error says is not there, in which words: has the live server got it?
+_LACKED = (
+    (
+        NO_DATABASE,
         r'database "(.*)" does not exist',
         "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name",
     ),
-    NO_OBJECT: (
+    (
+        NO_OBJECT,
         r'unrecognized configuration parameter "(.*)"',
         "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL",
     ),
-    "P0001": (  # pg_cron's words: it fits one database only, and no copy is called like that
+    (
+        "P0001",  # pg_cron's words: it fits one database only, and no copy is called like that
         r"can only create extension in database ((?:(?! \().)*)",
         "SELECT WHERE pg_catalog.current_database() = %s::name",
     ),
-}
+    ("0A000", r'extension "(.*)" is not available', _EXTENSION),
+    ("58P01", r'extension control file ".*/(.*)\.control"', _EXTENSION),  # before 15
+    ("22023", r'extension "(.*)" has no installation .* version "(.*)"', _VERSION),
+    (
+        "22023",
+        r'extension "(.*)" has no update path from version "(.*)" to version "(.*)"',
+        _UPDATE,
+    ),
+)
+# what CREATE and ALTER EXTENSION … UPDATE without a version would make of it
+_DEFAULT = """
+SELECT e.default_version, e.installed_version FROM pg_catalog.pg_available_extensions e
+WHERE e.name = %s::name
+"""
 RIGHTS = """
 SELECT r.rolcreatedb OR r.rolsuper, r.rolsuper, current_user::text
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
@@ -85,25 +113,67 @@ class NoRight(Unavailable):
     """Owners and rights cannot be had here; without them it may do."""
 
 
+def server_said(failure: BaseException) -> str:
+    """Return the server's own words of a failure: whole, and without the file's name and ours.
+
+    What is told of a failure has no names that may be values of rows.
+    """
+    found = (each.diag for each in causes(failure) if isinstance(each, psycopg.Error))
+    return next((diag.message_primary for diag in found if diag.message_primary), str(failure))
+
+
 def lacks(session: Session, failure: Failure) -> bool:
-    """Tell whether a file fails on a copy for a database or a setting that the live server has."""
-    lacked = _LACKED.get(failure.problem.sqlstate or "")
+    """Tell whether a file fails on a copy for what the live server has: a database, a setting."""
+    state, said = failure.problem.sqlstate, server_said(failure)
     try:
-        return lacked is not None and _has(session, str(failure), *lacked)
+        return any(_has(session, said, *how) for of, *how in _LACKED if of == state)
     except psycopg.errors.InsufficientPrivilege:  # there, and not for this role to read
         return True
 
 
-def names_a_publication(session: Session, said: str) -> bool:
-    """Tell whether an error says that a publication is not there which the live database has."""
+def require_same_version(
+    live: Session, copy: Session, script: Script, statement: scan.Statement
+) -> None:
+    """Raise Unavailable where an extension gets a version that is named by the server's files.
+
+    Before such a statement runs, for on the copy it would make another one, and say nothing.
+    """
+    verb, *what = [*islice(scan.bare(script.text, statement.start, statement.end), 2)]
+    if what != ["EXTENSION"] or verb not in {"CREATE", "ALTER"}:
+        return
+    if (node := parser.parsed(statement.text(script.text))) is None:
+        return
+    said = node.create_extension_stmt if verb == "CREATE" else node.alter_extension_stmt
+    if any(option.def_elem.defname == "new_version" for option in said.options):
+        return  # which this server has, or says that it has not
+    try:
+        there, _ = live.execute(_DEFAULT, [said.extname]).fetchone() or (None, None)
+    except psycopg.errors.InsufficientPrivilege:
+        return
+    here, installed = copy.execute(_DEFAULT, [said.extname]).fetchone() or (None, None)
+    if None in {there, here} or there == here or (verb == "CREATE" and installed):
+        return
+    line, column = scan.position(script.text, statement.start)
+    raise Unavailable(
+        f"{script.file}:{line} makes the extension {said.extname} what the server has: "
+        f"{there} in earnest, {here} on the copy",
+        [f"extension {said.extname}"],
+        file=script.file,
+        line=line,
+        column=column,
+    )
+
+
+def names_a_publication(session: Session, failure: Failure) -> bool:
+    """Tell whether a failure says that a publication is not there which the live database has."""
     query = "SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = %s::name"
-    return _has(session, said, r'publication "(.*)" does not exist', query)
+    return _has(session, server_said(failure), r'publication "(.*)" does not exist', query)
 
 
 def _has(session: Session, said: str, words: str, query: str) -> bool:
     """Ask the live server for what an error names in such words."""
     found = re.search(words, said)
-    return found is not None and session.execute(query, [found[1]]).fetchone() is not None
+    return found is not None and session.execute(query, found.groups()).fetchone() is not None
 
 
 @contextmanager

@@ -616,7 +616,7 @@ def explained(choice: Choice | None, failure: RehearsalFailed) -> scratch.Unavai
     """Return why a failure tells nothing of the live database: rows that are not here may be it."""
     if choice is None or failure.code.endswith(".lock_too_long"):  # all take longer
         return None
-    said, state = str(failure), failure.problem.sqlstate or ""
+    said, state = scratch.server_said(failure), failure.problem.sqlstate or ""
     words = set(re.findall(r"[\w$]+", said))
     words |= {word.rstrip("0123456789") for word in words}  # as a second key of that name has it
 

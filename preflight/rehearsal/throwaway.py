@@ -53,10 +53,10 @@ _ASKS_FOR_WAL = re.compile(
 # errors of this server alone: what it is not loaded with, has not on its disk or does not reach
 _OURS = {
     "55000": r"wal_level|WAL level|shared_preload_libraries|must be loaded via|has no handler",
-    "0A000": r'extension "(.*)" is not available',
-    "22023": r'extension "(.*)" has no installation script|locale',
-    "42704": r"collation .* for encoding",
-    "58P01": "", "08001": "", "08006": "", "HV00N": "",
+    "22023": "locale",
+    "42704": "collation .* for encoding",
+    "58P01": "^(?!could not open extension control file)",
+    "08001": "", "08006": "", "HV00N": "",
     "42501": confined.FORBIDDEN, "38000": confined.FORBIDDEN, "F0000": confined.FORBIDDEN,
 }  # fmt: skip
 # a superuser's alone, which a provider's server lets its customers do: its roles, or what it loads
@@ -73,7 +73,6 @@ SELECT FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND NOT u.rolsu
 """
 _OF_TEMPLATE = "of the template database"  # that of the live server may have the locale, too
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
-_EXTENSION = "SELECT FROM pg_catalog.pg_available_extensions e WHERE e.name = %s::name"
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
 # takes from the options is of no use to it
 _SHUT = """
@@ -172,7 +171,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             _beside(session.config, server, copy, other) as home,
         ):
             copy.copy = True
-            copy.instead = partial(_nearby, server)
+            copy.instead = partial(_instead, session, copy, server)
             yield copies.Copy(
                 copy, name, restore_s, began, home, empty=empty, where="local",
                 fidelity=place.fidelity, server=server, part=part,
@@ -203,6 +202,18 @@ def _beside(
         return
     with cluster.connected(config, server, other) as home:
         yield home
+
+
+def _instead(
+    live: Session,
+    copy: Session,
+    server: local.Server,
+    script: Script,
+    statement: scan.Statement,
+) -> bytes | None:
+    """Return what runs on the copy where it is another statement; raises Unavailable."""
+    scratch.require_same_version(live, copy, script, statement)
+    return _nearby(server, script, statement)
 
 
 def _nearby(server: local.Server, script: Script, statement: scan.Statement) -> bytes | None:
@@ -354,8 +365,8 @@ def _ours(session: Session, server: local.Server, error: Exception) -> Exception
         return scratch.Unavailable(f"the copy's session ended, but not its server: {error}")
     if not isinstance(error, RehearsalFailed):
         return None
-    sure = _only_here(session, error)
-    if sure or _unloaded(error) or _OF_TEMPLATE in str(error) or _provided(session, error):
+    sure, said = _only_here(session, error), scratch.server_said(error)
+    if sure or _unloaded(error) or _OF_TEMPLATE in said or _provided(session, error):
         return _not_here(error, sure=sure)
     return None
 
@@ -376,24 +387,20 @@ def _only_here(session: Session, failure: RehearsalFailed) -> bool:
     if scratch.lacks(session, failure):
         return True
     pattern = _OURS.get(failure.problem.sqlstate or "")
-    if pattern is None:
-        return False
-    found = re.search(pattern, str(failure))
-    if found and found.groups() and found[1]:  # is it there, in earnest?
-        return session.execute(_EXTENSION, [found[1]]).fetchone() is not None
-    return found is not None
+    return pattern is not None and re.search(pattern, scratch.server_said(failure)) is not None
 
 
 def _unloaded(failure: RehearsalFailed) -> bool:
     """Tell whether a library says in its own words that it has to be loaded at the start."""
-    return failure.problem.sqlstate == "XX000" and "shared_preload_libraries" in str(failure)
+    said = scratch.server_said(failure)
+    return failure.problem.sqlstate == "XX000" and "shared_preload_libraries" in said
 
 
 def _provided(session: Session, failure: RehearsalFailed) -> bool:
     """Tell whether a file lacks a superuser's right, on whose live server others have it, too."""
     return (
         failure.problem.sqlstate == copies.NO_RIGHT
-        and _SUPERUSERS.search(str(failure)) is not None
+        and _SUPERUSERS.search(scratch.server_said(failure)) is not None
         and session.execute(_PROVIDED).fetchone() is not None
     )
 

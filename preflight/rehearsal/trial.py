@@ -601,7 +601,7 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             said = f"{failure}: it is not there, or has another name"
             raise scratch.Unavailable(said) from failure
         unpublished = state == scratch.NO_OBJECT and copy is not None and copies.unpublished(copy)
-        if unpublished and scratch.names_a_publication(session, str(failure)):
+        if unpublished and scratch.names_a_publication(session, failure):
             raise scratch.Unavailable(
                 f"{failure}, and the copy is without publications", level="warning"
             ) from failure
@@ -612,7 +612,7 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
 
 def _unfilled(copy: copies.Copy, failure: RehearsalFailed) -> bool:
     """Tell whether a file needs the rows of a materialised view that the copy alone has not."""
-    state, said = failure.problem.sqlstate, str(failure)
+    state, said = failure.problem.sqlstate, scratch.server_said(failure)
     if state == NOT_SUPPORTED:
         return bool(copy.empty) and "CONCURRENTLY" in said  # which view it is goes unsaid
     views = (each for each in copy.empty if each.startswith("materialized view "))  # as it says
@@ -635,7 +635,7 @@ def _lacks(session: Session, failure: RehearsalFailed) -> bool:
     if scratch.lacks(session, failure):
         return True
     across = "cross-database references are not implemented"
-    return failure.problem.sqlstate == NOT_SUPPORTED and across in str(failure)
+    return failure.problem.sqlstate == NOT_SUPPORTED and across in scratch.server_said(failure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,12 +305,14 @@ def test_publication_that_the_copy_cannot_have_is_no_fault_of_the_file(
     run: Run, database: servers.Database, becoming: dict[str, str], migrations: WriteMigrations
 ) -> None:
     """Only a superuser restores every one; what nobody has is a mistake of the file."""
-    database.script(f"SET ROLE {database.name}_owner; CREATE PUBLICATION p")
+    database.script(f"SET ROLE {database.name}_owner; CREATE PUBLICATION published")
     migrations({"001_one.sql": "ALTER PUBLICATION nobodys ADD TABLE here;"})
     failed = run(env=becoming)
-    migrations({"001_one.sql": "ALTER PUBLICATION p ADD TABLE here;"})
+    untold = "'ALTER PUBLICATION publi' || 'shed ADD TABLE here'"  # what is no word of the file
+    migrations({"001_one.sql": f"DO $$ BEGIN EXECUTE {untold}; END $$;"})
     result = run(env=becoming)
-    migrations({"002_two.sql": "DROP PUBLICATION p;\nALTER PUBLICATION p DROP TABLE here;"})
+    again = "DROP PUBLICATION published;\nALTER PUBLICATION published DROP TABLE here;"
+    migrations({"002_two.sql": again})
     twice = run(env={"PREFLIGHT_REHEARSE": "auto"})  # a copy that has it
 
     assert (27, "42704") == (failed.code, failed.finished["error"].get("sqlstate")), failed

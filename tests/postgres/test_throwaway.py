@@ -828,6 +828,30 @@ def test_extension_that_a_file_makes_and_only_the_live_server_has_is_no_fault_of
         assert (27, outcome, 2) == (result.code, error["code"], error["line"]), result
 
 
+def test_version_of_an_extension_that_only_the_live_server_has_is_no_fault_of_the_file(
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    scratch: Path,
+) -> None:
+    """Also where the file names none: the copy would get another one, and say nothing of it."""
+    (scratch / "extension").mkdir()
+    control = "default_version = '9.9'\nschema = pg_catalog\nrelocatable = false\n"
+    (scratch / "extension" / "plpgsql.control").write_text(control)
+    (scratch / "extension" / "plpgsql--1.0--9.9.sql").write_text("SELECT 1;\n")
+    database = create_database(start_server(18, extension_control_path=f"{scratch}:$system"))
+    env = {**database.env(), "PATH": program.path(18)}
+    said = []
+    for to in ("", " TO '9.9'", " TO '9.8'"):
+        migrations({"001_one.sql": f"SELECT 1;\nALTER EXTENSION plpgsql UPDATE{to};"})
+        error = run("plan", "--rehearse", env=env).finished["error"]
+        said.append((error["code"], error["line"]))
+
+    lacking, wrong = "rehearsal.unavailable", "rehearsal.failed"
+    assert [(lacking, 2), (lacking, 2), (wrong, 2)] == said
+
+
 def test_setting_of_the_live_server_is_on_the_copy_or_no_fault_of_the_file(
     run: Run,
     start_server: StartServer,
@@ -837,18 +861,27 @@ def test_setting_of_the_live_server_is_on_the_copy_or_no_fault_of_the_file(
     """Everybody's, and how functions are read, are there; one of its own files is not."""
     live = {"app.tenant": "x", "plpgsql.variable_conflict": "use_column"}
     database = create_database(start_server(MAJOR, **live))
-    database.script("ALTER ROLE ALL SET app.everybodys = 'y'")
+    database.script("""
+        ALTER ROLE ALL SET app.everybodys = 'y';
+        CREATE TABLE t (id int, a text DEFAULT current_setting('app.tenant'));
+        CREATE TABLE u (id int, a text DEFAULT current_setting('app.nobodys'));
+        """)
     function = "CREATE FUNCTION f(id int) RETURNS SETOF one LANGUAGE plpgsql AS 'BEGIN"
     one = f"{ONE['001_one.sql']}\n{function} RETURN QUERY SELECT * FROM one WHERE id = 1; END';\n"
     migrations({"001_one.sql": f"{one}SELECT f(1), current_setting('app.everybodys');"})
     tried = run(env=database.env())
     migrations({"002_two.sql": "SELECT 1;\nSELECT current_setting('app.tenant');"})
     skipped = run(env=database.env())
+    reached = []
+    for table in ("t", "u"):  # by a default, whose names are not told: they may be values
+        migrations({"002_two.sql": f"SELECT 1;\nINSERT INTO {table} VALUES (1);"})
+        reached.append(run(env=database.env()).finished["error"]["code"])
 
     assert 0 == tried.code, tried
     error = skipped.finished["error"]
     assert (27, "rehearsal.unavailable", 2) == (skipped.code, error["code"], error["line"]), skipped
     assert "which only the throwaway server says" in error["message"]
+    assert ["rehearsal.unavailable", "rehearsal.failed"] == reached
 
 
 def test_catalog_that_is_closed_to_the_role_is_a_reason_not_an_end(
