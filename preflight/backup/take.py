@@ -414,7 +414,8 @@ def _without(session: Session, warnings: Iterable[str]) -> tuple[manifests.Lacki
         known = parts.lacking(session)
     else:
         known = [manifests.Lacking(*each) for each in catalog.unseen(session)]
-    known += [manifests.Lacking(*each) for each in catalog.unlogged(session, session.config.only)]
+    for asked in (catalog.constructors, catalog.unlogged):
+        known += [manifests.Lacking(*each) for each in asked(session, session.config.only)]
     listed = any(each.what.startswith("subscription ") for each in known)
     warned = [
         manifests.Lacking(warning, "a warning of pg_dump")

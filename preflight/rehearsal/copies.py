@@ -225,7 +225,8 @@ def _home(
 
 def require_complete(config: Config, saved: Taken | None) -> None:
     """Where a proof is demanded, take no backup that is without something; RehearsalFailed."""
-    _require_nothing(config, saved.backup.manifest.without if saved else ())
+    without = saved.backup.manifest.without if saved else ()
+    _require_nothing(config, [e for e in without if not e.why.startswith(catalog.CALLED)])
 
 
 def _require_nothing(config: Config, without: Sequence[manifests.Lacking]) -> None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # the names of constraints and triggers that partitions have from their parents. A restore numbers
 # columns anew, leaves unfilled what reads from an unfilled materialized view, and gives a child in
 # an inheritance its parent's defaults, NOT NULL and NOT VALID where it had dropped, outlived or
-# never had them. That a partitioned table is UNLOGGED means nothing, and pg_dump 18 drops it.
+# never had them. That a partitioned table is UNLOGGED means nothing, and pg_dump 18 drops it. The
+# functions that make a range come with its type, which does not take them along when it is moved.
 _OBJECTS = """
 WITH RECURSIVE members AS (
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
@@ -125,7 +126,10 @@ FROM pg_catalog.pg_rewrite w JOIN relations r ON r.oid = w.ev_class
 WHERE w.rulename <> '_RETURN'
 UNION ALL
 SELECT pg_catalog.format('function %I.%I(%s)', n.nspname, p.proname,
-  pg_catalog.pg_get_function_identity_arguments(p.oid)), true,
+  pg_catalog.pg_get_function_identity_arguments(p.oid)),
+ NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+  WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid
+  AND d.refclassid = 'pg_catalog.pg_type'::regclass AND d.deptype = 'i'),
  pg_catalog.concat_ws(' ', p.prokind, l.lanname, p.prosecdef, p.provolatile, p.proisstrict,
   pg_catalog.pg_get_function_result(p.oid)),
  pg_catalog.concat_ws(' ', CASE WHEN p.prokind <> 'a' THEN pg_catalog.pg_get_functiondef(p.oid) END,
@@ -360,6 +364,22 @@ WHERE o.oid >= 16384::oid AND n.nspname IN ('pg_catalog', 'information_schema')
   WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e')
 ORDER BY 1
 """
+# functions that make a value of a range, where they are not called as its type is by now
+_CONSTRUCTORS = """
+SELECT DISTINCT pg_catalog.format('function %I.%I', n.nspname, p.proname),
+ pg_catalog.format('%I.%I', m.nspname, t.typname)
+FROM pg_catalog.pg_type t JOIN pg_catalog.pg_depend d ON d.refobjid = t.oid
+ AND d.refclassid = 'pg_catalog.pg_type'::regclass
+ AND d.classid = 'pg_catalog.pg_proc'::regclass AND d.deptype = 'i'
+JOIN pg_catalog.pg_proc p ON p.oid = d.objid
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_namespace m ON m.oid = t.typnamespace
+WHERE t.oid >= 16384::oid AND (p.proname, p.pronamespace) <> (t.typname, t.typnamespace) {only}
+ AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.deptype = 'e'
+  AND e.classid = 'pg_catalog.pg_type'::regclass AND e.objid = t.oid)
+ORDER BY 1, 2
+"""
+CALLED = "a restore calls it "  # by another name: nothing else is lost
 # what a standby has no content of: pg_dump leaves it out there, and says nothing
 _UNLOGGED = """
 SELECT pg_catalog.format(CASE c.relkind WHEN 'S' THEN 'the place of the sequence %I.%I'
@@ -559,6 +579,12 @@ def written_since(session: Session, transaction: int) -> list[str]:
 def unseen(session: Session) -> list[tuple[str, str]]:
     """Return what this role's dump will be without, though nothing fails: what, and why."""
     return [(what, why) for what, why in session.execute(_UNSEEN).fetchall()]
+
+
+def constructors(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return the functions of ranges that a restore calls otherwise: what, and why."""
+    found = session.execute(_CONSTRUCTORS.replace("{only}", only(schemas))).fetchall()
+    return [(what, f"{CALLED}{now}, as its type is called by now") for what, now in found]
 
 
 def unlogged(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -211,6 +211,8 @@ CREATE FOREIGN TABLE distant (id int NOT NULL, note text OPTIONS (x 'y') CHECK (
 CREATE TABLE half (id int) PARTITION BY RANGE (id);
 CREATE FOREIGN TABLE half_far PARTITION OF half FOR VALUES FROM (1) TO (10) SERVER far;
 CREATE PUBLICATION everything FOR ALL TABLES;
+CREATE TYPE app.once AS RANGE (subtype = int); ALTER TYPE app.once RENAME TO called;
+CREATE TYPE app.away AS RANGE (subtype = int); ALTER TYPE app.away SET SCHEMA public;
 CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler;
 CREATE TABLE on_heap2 (id int) USING heap2;
 """
@@ -218,7 +220,7 @@ SINCE = {
     14: """
 CREATE FUNCTION app.atomic(a int) RETURNS int BEGIN ATOMIC SELECT max(id) + a FROM app.wide; END;
 CREATE STATISTICS app.exprs ON (id % 3), lower(c) FROM app.wide;
-CREATE TABLE ranges (m nummultirange, s app.floats[]);
+CREATE TABLE ranges (m nummultirange, s app.floats[]); ALTER TYPE app.floats RENAME TO floating;
 """,
     15: """
 CREATE TABLE nulls (a int, UNIQUE NULLS NOT DISTINCT (a));
@@ -869,6 +871,23 @@ def test_what_no_dump_has_is_told(
     assert ["function pg_catalog.of_ours"] == told
     assert "without pg_catalog.of_ours" in last.event("rehearsal.skipped")[0]["reason"]
     assert (27, "rehearsal.failed") == code_of(mistaken), mistaken
+
+
+def test_function_of_a_range_that_a_restore_calls_otherwise_is_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It keeps its name where its type gets another: no lack, and no fault of a file either."""
+    database.script("CREATE TYPE span AS RANGE (subtype = int); ALTER TYPE span RENAME TO stretch")
+    proven = run("backup")
+    migrations({**ONE, "009_x.sql": "SELECT span(1, 2);"})
+    result = run(env={"PREFLIGHT_REHEARSE": "auto"})
+
+    assert 0 == proven.code, proven
+    (told,) = proven.event("backup.verified")[0]["without"]
+    assert "function public.span" == told["what"]
+    assert "a restore calls it public.stretch" in told["why"]
+    assert 0 == result.code, result
+    assert "without public.span" in result.event("rehearsal.skipped")[0]["reason"]
 
 
 def test_what_was_added_to_a_table_of_an_extension_is_told(
