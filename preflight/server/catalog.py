@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 # the names of constraints and triggers that partitions have from their parents. A restore numbers
 # columns anew, leaves unfilled what reads from an unfilled materialized view, and gives a child in
 # an inheritance its parent's defaults, NOT NULL and NOT VALID where it had dropped, outlived or
-# never had them. That a partitioned table is UNLOGGED means nothing, and pg_dump 18 drops it. The
-# functions that make a range come with its type, which does not take them along when it is moved.
+# never had them. That a partitioned table is UNLOGGED means nothing, and pg_dump 18 drops it; the
+# sequence of its identity goes with it. The functions that make a range come with its type, which
+# does not take them along when it is moved.
 _OBJECTS = """
 WITH RECURSIVE members AS (
  SELECT d.classid, d.objid FROM pg_catalog.pg_depend d WHERE d.deptype = 'e'
@@ -63,7 +64,12 @@ FROM schemas n WHERE NOT EXISTS (SELECT FROM members m
  WHERE m.classid = 'pg_catalog.pg_namespace'::regclass AND m.objid = n.oid)
 UNION ALL
 SELECT r.kind || ' ' || r.name, true,
- pg_catalog.concat_ws(' ', r.relkind, CASE WHEN r.relkind <> 'p' THEN r.relpersistence END,
+ pg_catalog.concat_ws(' ', r.relkind, CASE WHEN r.relkind <> 'p' AND (r.relkind <> 'S'
+   OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+    JOIN pg_catalog.pg_class t ON t.oid = d.refobjid AND t.relkind = 'p'
+    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = r.oid
+    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'i'))
+   THEN r.relpersistence END,
   r.relispartition,
   r.oid NOT IN (SELECT u.oid FROM unfilled u), r.relrowsecurity, r.relforcerowsecurity),
  pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), r.reloptions,

@@ -247,6 +247,10 @@ CREATE TABLE younger () INHERITS (elder); INSERT INTO younger VALUES (1, 'x', 1)
 ALTER TABLE ONLY elder ALTER note SET NOT NULL; ALTER TABLE younger ALTER more DROP NOT NULL;
 CREATE UNLOGGED TABLE split (id int) PARTITION BY LIST (id);
 """
+UNLOGGED_SEQUENCES = """
+CREATE UNLOGGED TABLE numbered (id int GENERATED ALWAYS AS IDENTITY, r int) PARTITION BY LIST (r);
+CREATE UNLOGGED TABLE numbered_1 PARTITION OF numbered FOR VALUES IN (1);
+"""
 ONE = {"001_one.sql": "CREATE TABLE preflight.one (id int);"}
 PASSWORD = "x"  # noqa: S105 -- of a role that lives for a test
 
@@ -281,6 +285,7 @@ def fill(database: servers.Database) -> None:
     icu = database.query("SELECT count(*) > 1 FROM pg_collation WHERE collprovider = 'i'")[0]
     more = "".join(text for since, text in SINCE.items() if since <= major)
     more += UNTIL_17 if major <= 17 else ""
+    more += UNLOGGED_SEQUENCES if 15 <= major <= 17 else ""
     floats = "multirange_type_name = app.floats, " if major >= 14 else ""
     german = ICU if icu else "(provider = libc, locale = 'C')"
     database.script(ENUM)
