@@ -8,6 +8,7 @@ are superuser. No password is read or made.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ MEANING = (
     "createrole_self_grant", "password_encryption", "search_path", "check_function_bodies",
     "row_security", "max_stack_depth", "plpgsql.variable_conflict", "plpgsql.extra_errors",
 )  # fmt: skip
+LOCALES = ("lc_monetary", "lc_numeric", "lc_time")
+# to PostgreSQL money, numbers and days look the same in these
+_LIKE_C = re.compile(r"(?:C|POSIX|en_US)(?:\..*)?|")
 WAL = ("wal_level", "max_replication_slots")
 MOST_CONNECTIONS = 100
 # what loads a library that is not here
@@ -190,6 +194,7 @@ class Surroundings:
     database_settings: Sequence[new_database.Setting]
     settings: Mapping[str, str]  # of the server
     wal: Mapping[str, str]  # settings that cost WAL, for files that ask for it
+    locales: Mapping[str, str]  # of money, numbers and days, that this system may not have
     roles: Sequence[Role]
     memberships: Sequence[Membership]
     rights: Sequence[Right]
@@ -219,7 +224,7 @@ def look(session: Session) -> Surroundings:
         raise local.Broken(f"the live database is not called {name!r} any more")
     options = _OPTIONS if major >= OPTIONS_SINCE else ""
     members = session.execute(_MEMBERSHIPS.format(options=options)).fetchall()
-    # what ALTER ROLE ALL has set; of words and money in a language that is not here nothing hangs
+    # what ALTER ROLE ALL has set; locales are asked for as they count
     anybody = new_database.settings(session, dataclasses.replace(database, oid=0))
     everybodys = [each for each in anybody if each.role is None and each.name[:3] != "lc_"]
     return Surroundings(
@@ -263,9 +268,11 @@ def _rights_query(major: int) -> str:
     return " UNION ALL ".join(parts)
 
 
-def _settings(session: Session) -> tuple[dict[str, str], dict[str, str]]:
-    found = dict(session.execute(_SETTINGS, [[*LIMITS, *MEANING, *WAL]]).fetchall())
-    return server_settings(found), {name: found[name] for name in WAL if name in found}
+def _settings(session: Session) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    found = dict(session.execute(_SETTINGS, [[*LIMITS, *MEANING, *WAL, *LOCALES]]).fetchall())
+    wal, locales = ({name: found[name] for name in names if name in found}
+                    for names in (WAL, LOCALES))  # fmt: skip
+    return server_settings(found), wal, locales
 
 
 def server_settings(live: Mapping[str, str]) -> dict[str, str]:
@@ -348,6 +355,7 @@ def make_database(home: Session, live: Surroundings) -> Made:
     made = Made(live.database.name)
     if not _create(home, live):
         made.fidelity.append("collation")
+    made.fidelity += _unspoken(home, live.locales)
     _grant(home, live.rights)
     settle(home, live, made, late=False)
     if live.extensions:
@@ -459,6 +467,20 @@ def _create(home: Session, live: Surroundings) -> bool:
         else:
             return number <= len(alike)
     raise AssertionError  # the last try returns or raises
+
+
+def _unspoken(home: Session, locales: Mapping[str, str]) -> list[str]:
+    """Give every session the live server's locales; return which are not here, and matter."""
+    missing = []
+    for name, value in locales.items():
+        try:
+            home.execute(f"ALTER ROLE ALL SET {name} TO {quoting.literal(value)}")
+        except psycopg.Error:
+            if home.lost:
+                raise
+            if not _LIKE_C.fullmatch(value):
+                missing.append(name)
+    return missing
 
 
 def _letters(major: int) -> new_database.TextRules:

@@ -158,6 +158,7 @@ def restored(
         restoring = Restoring(
             name, jobs, live_bytes, fast, calling, session.tell, part, choice,
             tuple(each for each in settings if not each.late), beside,
+            partial(scratch.missed, session),
         )  # fmt: skip
         tell_started(
             saved,
@@ -525,6 +526,7 @@ class Restoring:
     choice: some_rows.Choice | None = None  # of the tables that get rows, where not all do
     settings: tuple[new_database.Setting, ...] = ()  # of the live database, that the copy lacks
     placed: bool = True  # in the tablespaces of the live server, for its disks have the room
+    missed: Callable[[str], bool] | None = None  # whether an error names what the live server has
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -608,6 +610,7 @@ def _fill(
             elsewhere=other,
             bare=bool(options),
             some=restoring.choice is not None,
+            missed=restoring.missed,
             foreign=partial(_theirs, home, restoring),
         )
     return problems
@@ -653,13 +656,15 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     bare: bool = False,
     some: bool = False,
     foreign: Callable[[], set[tuple[str, str]]] = set,
+    missed: Callable[[str], bool] | None = None,
 ) -> None:
     """Say whose lack an error of pg_restore is; returns when nothing is lost that we can have.
 
     `bare`: owners and rights were left out already; `foreign` names what is another's in the copy;
     `some`: of the tables, some have no rows, which what is built on others may miss.
 
-    On a server that is `elsewhere`, which names it, things may be missing that the live one has.
+    On a server that is `elsewhere`, which names it, things may be missing that the live one has;
+    `missed` tells whether that is what an error names.
     """
     said = "; ".join(told(home.config, problem) for problem in problems[:3])
     if not problems:
@@ -688,8 +693,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         return  # whose rows or counters those are, only he may write
 
     def needs_more(problem: new_database.Complaint) -> bool:
-        kept = problem.sort == "content" and confined.forbade(problem.text)
-        return problem.sort == "program" or bool(elsewhere and kept)
+        return problem.sort == "program" or bool(elsewhere and _only_there(problem, missed))
 
     lacking = [p for p in problems if p.sort == "right" or needs_more(p) or p in theirs]
     (_, superuser, role) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
@@ -723,6 +727,12 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
         "Correct what is named in the live database; PREFLIGHT_REHEARSE=off goes without "
         "this proof.",
     )
+
+
+def _only_there(problem: new_database.Complaint, missed: Callable[[str], bool] | None) -> bool:
+    """Tell whether an error is for want of what only the live server has, or lets others do."""
+    kept = problem.sort == "content" and confined.forbade(problem.text)
+    return kept or bool(missed and missed(problem.text))
 
 
 def may_lack(first: str) -> bool:

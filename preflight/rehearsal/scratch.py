@@ -124,9 +124,13 @@ def server_said(failure: BaseException) -> str:
 
 def lacks(session: Session, failure: Failure) -> bool:
     """Tell whether a file fails on a copy for what the live server has: a database, a setting."""
-    state, said = failure.problem.sqlstate, server_said(failure)
+    return missed(session, server_said(failure), failure.problem.sqlstate)
+
+
+def missed(session: Session, said: str, state: str | None = None) -> bool:
+    """Tell whether an error says that something is not there which the live server has."""
     try:
-        return any(_has(session, said, *how) for of, *how in _LACKED if of == state)
+        return any(_has(session, said, *how) for of, *how in _LACKED if state in {None, of})
     except psycopg.errors.InsufficientPrivilege:  # there, and not for this role to read
         return True
 

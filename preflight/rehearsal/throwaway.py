@@ -140,8 +140,9 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             place = _made(home, server, around, part)
             name, quiet = place.made.database, new_database.filling(home)
             restoring = copies.Restoring(
-                name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice
-            )
+                name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice,
+                missed=partial(scratch.missed, session),
+            )  # fmt: skip
             copies.tell_started(
                 saved,
                 restoring,
@@ -491,7 +492,15 @@ def _filled(
             raise death
         _require_locales(home.config, saved, made, problems)
         some = restoring.choice is not None
-        copies.judge(home, saved, code, problems, elsewhere="the throwaway server", some=some)
+        copies.judge(
+            home,
+            saved,
+            code,
+            problems,
+            elsewhere="the throwaway server",
+            some=some,
+            missed=restoring.missed,
+        )
     return problems
 
 
@@ -528,6 +537,13 @@ def _make_anew(home: Session, around: cluster.Surroundings) -> None:
     cluster.make_database(home, around)
 
 
+def unlike(fidelity: str) -> str:
+    """Say in what a copy is not as the live database, for want of a locale."""
+    if "collation" in fidelity:
+        return "the copy sorts as C does, because the live database's locale is not here"
+    return f"a locale of the live server is not here ({fidelity})"
+
+
 def _require_locales(
     config: Config,
     saved: Taken,
@@ -543,7 +559,7 @@ def _require_locales(
     why = "a locale of the live server is not here"
     if made.fidelity and not blamed:
         blamed = [problem for problem in problems if problem.sort in {"content", "right"}]
-        why = "the copy sorts as C does, because the live database's locale is not here"
+        why = unlike(", ".join(made.fidelity))
     if blamed:
         take.require_there(saved, again=True)
         raise scratch.Unavailable(

@@ -61,6 +61,8 @@ TELL_EVERY_S = 10.0
 NOT_SUPPORTED = "0A000"  # as REFRESH … CONCURRENTLY of a view that is not filled
 # a check of a row, bounds of partitions, a block that has looked at some
 _BY_TEXT = frozenset({"23514", "42P17", "P0001", "P0004"})
+# money, to_number and to_date: what is no such word, and what is too large for its place
+_BY_NUMBER = frozenset({"22P02", "22003", "22007", "22008"})
 WARN_LOCK_S = 2.0  # where no limit is set; a request that waits for longer is one that people see
 # what a file does wrong; a busy or vanished server is no fault of it
 FAILURES = (MigrationFailed, MigrationPartial, VerifyFailed, NeedsRepair, HistoryConflict)
@@ -586,11 +588,9 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             raise scratch.Unavailable(
                 f"{failure}, and the copy is without {' and '.join(copy.without)}", level="warning"
             ) from failure
-        if copy is not None and copy.fidelity and _of_text(failure):
+        if copy is not None and copy.fidelity and _of_text(failure, copy.fidelity):
             raise scratch.Unavailable(
-                f"{failure}, and the copy sorts as C does, because the live database's locale is "
-                "not here",
-                level="warning",
+                f"{failure}, and {throwaway.unlike(copy.fidelity)}", level="warning"
             ) from failure
         if copy is not None and (
             why := limits.explained(session, copy.part, copy.lacking, failure)
@@ -620,9 +620,11 @@ def _unfilled(copy: copies.Copy, failure: RehearsalFailed) -> bool:
     return state == copies.UNFILLED and any(re.search(rf"(?<!\w){n}(?!\w)", said) for n in names)
 
 
-def _of_text(failure: RehearsalFailed) -> bool:
-    """Tell whether a file may fail for how text sorts, and for what is a letter in it."""
-    return failure.problem.sqlstate in _BY_TEXT or _is(failure, "verify.failed")
+def _of_text(failure: RehearsalFailed, fidelity: str) -> bool:
+    """Tell whether a file may fail for how text sorts, what is a letter in it, or a number."""
+    state = failure.problem.sqlstate
+    by_number = state in _BY_NUMBER and "lc_" in fidelity
+    return by_number or state in _BY_TEXT or _is(failure, "verify.failed")
 
 
 def _is(failure: RehearsalFailed, code: str) -> bool:

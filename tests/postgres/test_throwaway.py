@@ -706,6 +706,64 @@ def foreign_server(start_server: StartServer, scratch: Path) -> servers.Server:
     return server
 
 
+def test_locale_of_numbers_that_only_this_side_lacks_is_told(
+    run: Run,
+    foreign_server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+) -> None:
+    """What is read by it fails for no fault of backup or file; one that is here is on the copy."""
+    for name, value in {"lc_monetary": "C.UTF-8", "lc_numeric": "xx_YY.UTF-8"}.items():
+        foreign_server.configure(**{name: value})
+    foreign_server.restart()
+    database = create_database(foreign_server)
+    database.script("CREATE TABLE t (a text CHECK (current_setting('lc_monetary') = 'C.UTF-8'))")
+    database.script("INSERT INTO t VALUES ('1,5')")
+    env = {**database.env(), "PREFLIGHT_REHEARSE": "auto"}
+    migrations(ONE)
+    proven = run(env=env)
+    read = "CASE current_setting('lc_numeric') WHEN 'xx_YY.UTF-8' THEN '1' ELSE a END"
+    migrations({"002_two.sql": f"CREATE TABLE two AS SELECT ({read})::int FROM t;"})
+    tried = run(env=env)
+    database.script("ALTER TABLE t ADD CHECK (current_setting('lc_numeric') = 'xx_YY.UTF-8')")
+    migrations({"003_three.sql": "CREATE TABLE three ();"})
+    unproven = run(env=env)
+
+    (passed,) = proven.event("rehearsal.passed")
+    assert (0, "lc_numeric") == (proven.code, passed["fidelity"]), proven
+    assert (0, 0) == (tried.code, unproven.code), (tried, unproven)
+    told = "a locale of the live server is not here (lc_numeric)"
+    assert [True] * 2 == [told in reasons(each)[0] for each in (tried, unproven)]
+    assert ["restored", "restored", "read"] == verified(backup_dir)
+
+
+def test_rows_that_ask_for_a_setting_of_the_live_server_say_nothing_of_the_backup(
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """A CHECK or an index that reads one of its configuration; one that nobody has is 24."""
+    server = start_server(MAJOR, **{"app.tenant": "x"})
+    migrations(ONE)
+    found = []
+    for setting, index in (("tenant", ""), ("tenant", "UNIQUE"), ("gone", "UNIQUE")):
+        database = create_database(server)
+        read = f"current_setting('app.{setting}')"
+        check = "" if index else f"CHECK (a = {read})"
+        database.script(f"""
+            ALTER DATABASE {database.name} SET app.gone = 'x'; SET app.gone = 'x';
+            CREATE FUNCTION f(text) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT $1 || {read}$$;
+            CREATE TABLE t (a text {check}); INSERT INTO t VALUES ('x');
+            CREATE {index} INDEX ON t (f(a)); ALTER DATABASE {database.name} RESET app.gone;
+            """)
+        result = run(env={**database.env(), "PREFLIGHT_REHEARSE": "auto"})
+        found.append((result.code, len(reasons(result))))
+
+    assert [(0, 1), (0, 1), (24, 0)] == found
+
+
 def test_locale_that_only_this_side_lacks_is_told(
     run: Run,
     foreign_server: servers.Server,
