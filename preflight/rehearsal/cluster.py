@@ -46,12 +46,14 @@ MEANING = (
     "default_text_search_config", "default_toast_compression",
     "createrole_self_grant", "password_encryption", "search_path", "check_function_bodies",
     "row_security", "max_stack_depth", "plpgsql.variable_conflict", "plpgsql.extra_errors",
+    "track_commit_timestamp",
 )  # fmt: skip
 LOCALES = ("lc_monetary", "lc_numeric", "lc_time")
 # to PostgreSQL money, numbers and days look the same in these
 _LIKE_C = re.compile(r"(?:C|POSIX|en_US)(?:\..*)?|")
 WAL = ("wal_level", "max_replication_slots")
 MOST_CONNECTIONS = 100
+ROOMY = 20  # connections: with fewer a database would not let in all who work on a copy
 # what loads a library that is not here
 LOADS = {"session_preload_libraries", "local_preload_libraries", "shared_preload_libraries"}
 
@@ -73,8 +75,17 @@ SELECT r.rolname::text AS name,
   OR EXISTS (SELECT FROM us u WHERE pg_catalog.pg_has_role(u.oid, r.oid, 'MEMBER'))) AS super,
  r.rolinherit AS inherit, r.rolcreaterole AS createrole, r.rolcreatedb AS createdb,
  r.rolreplication AS replication, r.rolbypassrls AS bypassrls,
- r.oid IN (SELECT u.oid FROM us u) AS ours, coalesce(r.rolconfig, '{}') AS settings
+ r.oid IN (SELECT u.oid FROM us u) AS ours, coalesce(r.rolconfig, '{}') AS settings,
+ r.rolcanlogin AS login, r.rolconnlimit AS connection_limit,
+ CASE WHEN pg_catalog.isfinite(r.rolvaliduntil) THEN pg_catalog.to_char(
+   pg_catalog.timezone('UTC', r.rolvaliduntil), 'YYYY-MM-DD HH24:MI:SS.US+00')
+  ELSE r.rolvaliduntil::text END AS valid_until,
+ pg_catalog.shobj_description(r.oid, 'pg_authid') AS comment
 FROM pg_catalog.pg_roles r WHERE r.rolname::text NOT LIKE 'pg\\_%' ORDER BY r.oid
+"""
+_SET = """
+INSERT INTO pg_catalog.pg_db_role_setting (setdatabase, setrole, setconfig)
+SELECT 0::oid, r.oid, %s::text[] FROM pg_catalog.pg_roles r WHERE r.rolname = %s::name
 """
 _MEMBERSHIPS = """
 SELECT r.rolname::text, m.rolname::text, a.admin_option{options}
@@ -145,6 +156,10 @@ class Role:
     bypassrls: bool
     ours: bool
     settings: Sequence[str] = ()
+    login: bool = False
+    connection_limit: int = -1
+    valid_until: str | None = None
+    comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +373,10 @@ def make_database(home: Session, live: Surroundings) -> Made:
     made.fidelity += _unspoken(home, live.locales)
     _grant(home, live.rights)
     settle(home, live, made, late=False)
+    if live.database.comment:
+        new_database.say(home, made.database, live.database.comment)
+    if (limit := live.database.connection_limit) >= ROOMY:
+        home.execute(f"ALTER DATABASE {quoting.name(made.database)} CONNECTION LIMIT {limit}")
     if live.extensions:
         with sessions.beside(home, made.database, new_database.filling(home)) as inside:
             _make_extensions(inside, live.extensions, made)
@@ -367,17 +386,22 @@ def make_database(home: Session, live: Surroundings) -> Made:
 def make_roles(
     home: Session, roles: Sequence[Role], memberships: Sequence[Membership] = ()
 ) -> None:
-    """Make roles without a password; only our own may log in."""
+    """Make roles without a password; whoever may log in, the server lets nobody in but us."""
     with sessions.transaction(home):
         known = {name for (name,) in home.execute("SELECT rolname::text FROM pg_catalog.pg_roles")}
         for role in roles:
             if role.name not in known:
                 home.execute(role_command(role))
-            for setting in role.settings if role.ours else ():
-                if setting.partition("=")[0] not in LOADS:
-                    home.execute(
-                        f"ALTER ROLE {quoting.name(role.name)} {new_database.assignment(setting)}"
-                    )
+            if role.comment:
+                said = f"{quoting.name(role.name)} IS {quoting.literal(role.comment)}"
+                home.execute(f"COMMENT ON ROLE {said}")
+            settings = [each for each in role.settings if each.partition("=")[0] not in LOADS]
+            if settings and not role.ours:  # what this server does not know is told to him alone
+                home.execute(_SET, [settings, role.name])
+            for setting in settings if role.ours else ():
+                home.execute(
+                    f"ALTER ROLE {quoting.name(role.name)} {new_database.assignment(setting)}"
+                )
         known |= {role.name for role in roles}
         for each in in_order(memberships):
             if {each.role, each.member, each.grantor} - {None} <= known:
@@ -385,7 +409,10 @@ def make_roles(
 
 
 def role_command(role: Role) -> str:
-    """Return the CREATE ROLE for a role as it is, but without its password and its limits."""
+    """Return the CREATE ROLE for a role as it is, but without its password.
+
+    Limits of ours would keep us out: we connect more often than in earnest.
+    """
     said = {
         "SUPERUSER": role.super,
         "INHERIT": role.inherit,
@@ -393,9 +420,13 @@ def role_command(role: Role) -> str:
         "CREATEDB": role.createdb,
         "REPLICATION": role.replication,
         "BYPASSRLS": role.bypassrls,
-        "LOGIN": role.ours,
+        "LOGIN": role.ours or role.login,
     }
     options = " ".join(name if on else f"NO{name}" for name, on in said.items())
+    if not role.ours and role.connection_limit >= 0:
+        options += f" CONNECTION LIMIT {role.connection_limit}"
+    if not role.ours and role.valid_until:
+        options += f" VALID UNTIL {quoting.literal(role.valid_until)}"
     return f"CREATE ROLE {quoting.name(role.name)} {options}"
 
 

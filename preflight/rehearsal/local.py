@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -597,12 +597,14 @@ def started(  # noqa: PLR0913 -- what a server is made from
     need: int,
     limit_mb: int = 0,
     settings: Mapping[str, str] | None = None,
+    users: Sequence[str] = (),
     tcp: bool = False,
 ) -> Iterator[Server]:
     """Yield a running server in a directory that `place` returned; nothing of it stays.
 
     `need` are the bytes that must be free, `settings` come after ours (the live server's limits,
-    its `wal_level`). With `tcp` it listens on 127.0.0.1, too, where a password is asked for. Raises
+    its `wal_level`). Only `users` and its superuser are let in by its socket; none: everybody, who
+    can only be us. With `tcp` it listens on 127.0.0.1, too, where a password is asked for. Raises
     NotHere, NoRoom, Broken. Call in the main thread: the server ends with the thread that started
     it.
     """
@@ -620,7 +622,7 @@ def started(  # noqa: PLR0913 -- what a server is made from
                 _make_cluster(programs, server.data, whose)
             (home / SPACES).mkdir(mode=0o711)  # those in it are his, their names are not
             _its_own(home / TEMPORARY, whose)
-            _configure(server, settings or {}, whose, tcp=tcp)
+            _configure(server, settings or {}, users, whose, tcp=tcp)
         except OSError as error:
             raise Broken(f"no cluster can be made in {home}: {error.strerror}") from error
         stack.callback(server.end)
@@ -932,7 +934,12 @@ def _identity(whose: User | None) -> dict[str, Any]:
 
 
 def _configure(
-    server: Server, settings: Mapping[str, str], whose: User | None, *, tcp: bool
+    server: Server,
+    settings: Mapping[str, str],
+    users: Sequence[str],
+    whose: User | None,
+    *,
+    tcp: bool,
 ) -> None:
     """Write the configuration: ours, the caller's, and where to listen."""
     ours = dict(SETTINGS)
@@ -947,7 +954,7 @@ def _configure(
     }
     lines = [_line(name, value) for name, value in (ours | dict(settings) | where).items()]
     host = "host all all 127.0.0.1/32 scram-sha-256\n" if tcp else ""
-    said = {"postgresql": "".join(lines), "pg_hba": f"local all all trust\n{host}"}
+    said = {"postgresql": "".join(lines), "pg_hba": f"local all {_let_in(users)} trust\n{host}"}
     for name, text in said.items():
         path = server.data / f"{name}{CONF}"
         path.unlink(missing_ok=True)
@@ -955,6 +962,12 @@ def _configure(
             file.write(text)
         if whose:
             whose.give(path)
+
+
+def _let_in(users: Sequence[str]) -> str:
+    """Return who a line of pg_hba.conf is for; some names cannot be written there."""
+    plain = users and all(re.fullmatch(r"\w[\w .$-]*", name) for name in users)
+    return ",".join(f'"{name}"' for name in (SUPERUSER, *users)) if plain else "all"
 
 
 def _line(name: str, value: str) -> str:

@@ -51,6 +51,16 @@ _LACKED = (
         "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL",
     ),
     (
+        NO_OBJECT,
+        r'replication slot "(.*)" does not exist',
+        "SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = %s::name",
+    ),
+    (
+        NO_OBJECT,
+        r'replication origin "(.*)" does not exist',
+        "SELECT FROM pg_catalog.pg_replication_origin o WHERE o.roname = %s",
+    ),
+    (
         "P0001",  # pg_cron's words: it fits one database only, and no copy is called like that
         r"can only create extension in database ((?:(?! \().)*)",
         "SELECT WHERE pg_catalog.current_database() = %s::name",

@@ -134,7 +134,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
     wanted = settings(around, scripts, all_of_it=guests)
     part = saved.backup.manifest.partial
     with _started(
-        session, config, programs, directory, live_bytes, wanted, guests=guests
+        session, config, programs, directory, live_bytes, wanted, us, guests=guests
     ) as server:
         with cluster.connected(session.config, server) as home:
             place = _made(home, server, around, part)
@@ -328,6 +328,7 @@ def _started(  # noqa: PLR0913, PLR0917 -- what it is made from
     directory: Path,
     live_bytes: int,
     wanted: dict[str, str],
+    us: str,
     *,
     guests: bool = False,
 ) -> Iterator[local.Server]:
@@ -340,6 +341,7 @@ def _started(  # noqa: PLR0913, PLR0917 -- what it is made from
             need=local.needed(live_bytes),
             limit_mb=config.rehearse_dir_mb,
             settings=wanted,
+            users=[us],
             tcp=guests,
         ) as server:
             try:
@@ -477,7 +479,6 @@ def _filled(
                 stack.enter_context(saved.dump()),
                 restoring.jobs,
                 "--no-subscriptions",  # they would connect to where the rows come from
-                "--no-tablespaces",
                 *copies.listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(filled),

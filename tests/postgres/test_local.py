@@ -221,6 +221,23 @@ def test_server_can_listen_on_this_machine_with_a_password(
     assert ("app",) == found
 
 
+def test_socket_lets_nobody_in_but_who_was_named(programs: local.Programs, directory: Path) -> None:
+    """Roles may log in as on the live server, and what runs inside finds no way to be another."""
+    users = ["a b", "all"]
+    with (
+        local.started(programs, directory, "run", need=0, users=users) as server,
+        cluster.connected(config(), server) as session,
+    ):
+        session.execute('CREATE ROLE "a b" LOGIN; CREATE ROLE other LOGIN SUPERUSER')
+        address = f"host={server.socket} dbname={local.HOME}"
+        with psycopg.connect(address, user="a b") as connection:
+            found = connection.execute("SELECT current_user").fetchone()
+        with pytest.raises(psycopg.OperationalError, match="no pg_hba"):
+            psycopg.connect(address, user="other")
+
+    assert ("a b",) == found
+
+
 @pytest.mark.parametrize("by_service", [False, True])
 def test_environment_leads_nowhere_else(
     programs: local.Programs,

@@ -627,6 +627,53 @@ def test_wal_level_of_the_live_server_is_there_for_a_file_that_asks(
     assert 1 == len(result.event("rehearsal.passed"))
 
 
+AROUND = """
+CREATE ROLE guest LOGIN CONNECTION LIMIT 5 VALID UNTIL '2130-01-01'; COMMENT ON ROLE guest IS 'it';
+ALTER ROLE guest SET search_path = app, "T wo"; ALTER ROLE guest SET nobody.knows = 'x';
+COMMENT ON DATABASE {name} IS 'ours'; ALTER DATABASE {name} CONNECTION LIMIT 50;
+CREATE TABLE parts (id int) PARTITION BY LIST (id) TABLESPACE place;
+CREATE INDEX ON parts (id) TABLESPACE place;
+"""
+IS_AROUND = """
+SELECT 'role' AS suite, rolname AS "check", (rolcanlogin, rolconnlimit, rolvaliduntil) =
+ (true, 5, '2130-01-01') AND array_to_string(rolconfig, ' ') =
+ 'search_path=app, "T wo" nobody.knows=x'
+ AND shobj_description(oid, 'pg_authid') = 'it' AS ok FROM pg_roles WHERE rolname = 'guest'
+UNION ALL SELECT 'database', datname, datconnlimit = 50
+ AND shobj_description(oid, 'pg_database') = 'ours' FROM pg_database WHERE datname = '{name}'
+UNION ALL SELECT 'place', c.relname, t.spcname = 'place' FROM pg_class c
+ LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace WHERE c.relname LIKE 'part%'
+UNION ALL SELECT 'commit', 'one', pg_xact_commit_timestamp(xmin) IS NULL FROM one;
+"""
+
+
+def test_what_is_around_the_database_is_there_for_a_file(
+    run: Run,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """Other roles' limits and settings, comments, tablespaces; a slot's name is asked of it."""
+    live = {"track_commit_timestamp": "on", "allow_in_place_tablespaces": "on"}
+    database = create_database(start_server(MAJOR, wal_level="logical", **live))
+    database.script("CREATE TABLESPACE place LOCATION ''")
+    database.script(AROUND.format(name=database.name))
+    database.query("SELECT pg_create_logical_replication_slot('drain', 'pgoutput')::text")
+    made = "CREATE TABLE part_1 PARTITION OF parts FOR VALUES IN (1);"
+    made += "CREATE TABLE one AS SELECT 1 AS id;"
+    again = IS_AROUND.format(name=database.name)
+    said = []
+    for statement in ("SELECT 1", *map("SELECT pg_drop_replication_slot('{}')".format, SLOTS)):
+        migrations({"001_one.sql": f"{made}\n{statement};", "001_one_verify.sql": again})
+        result = run("plan", "--rehearse", env=database.env())
+        said.append(result.finished.get("error", {}).get("code"))
+
+    assert [None, "rehearsal.unavailable", "rehearsal.failed"] == said, result
+
+
+SLOTS = ("drain", "nobodys")
+
+
 # --- what only this side lacks --------------------------------------------------------------------
 
 

@@ -177,6 +177,7 @@ def _let_in(copy: Copy, named: frozenset[str]) -> environment.Copy:
         ).decode()
         copy.home.execute(
             f"ALTER ROLE {quoting.name(role)} LOGIN PASSWORD {quoting.literal(verifier)}"
+            " VALID UNTIL 'infinity'"
         )
     return environment.Copy(
         "127.0.0.1",
