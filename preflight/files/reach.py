@@ -66,6 +66,9 @@ _WORDS = re.compile(
     r"shseclabel|parameter_acl|subscription|replication_origin)\b|"
     rf"\b(?:{_CALLS}|{_SAID_AWAY}) \("
 )
+# for the text of a routine, in whose own texts a word counts: it may run them
+_TEXT_OR_COMMENT = re.compile(r"('(?:[^']|'')*')|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_PIECE = re.compile(r"[\w$]+|[^\w\s]")
 # without one of these, nothing of the words above and below is there
 _MAY_SAY = re.compile(
     rb"(?i)\b(?:role|user|group|tablespace|database|subscription|parameter|owned|grant|revoke|system|"
@@ -259,6 +262,25 @@ def _shared(statement: Any, kinds: Collection[str]) -> str | None:  # noqa: ANN4
             word = named.removeprefix("OBJECT_").removesuffix("_ACL").lower()
             return f"{word}s belong to the whole server"
     return None
+
+
+def holding(words: str) -> str:
+    """Say what a text holds that reaches beyond the database."""
+    return _BODY.format(words)
+
+
+def in_routine(language: str, body: str) -> str | None:
+    """Return what a routine that is there already holds, if it reaches beyond the database.
+
+    Where nobody can read what EXECUTE runs, the words of its texts say it: no word, no reach.
+    """
+    if not _MAY_SAY.search(body.encode()):
+        return None
+    said = _TEXT_OR_COMMENT.sub(lambda found: found[1] or " ", body)
+    words = _WORDS.search(" ".join(_PIECE.findall(said)).lower())
+    quote = "$preflight_routine$"
+    made = f'CREATE FUNCTION f() RETURNS trigger LANGUAGE "{language}" AS {quote}{body}{quote}'
+    return words[0][:60] if words and beyond(made.encode()) else None
 
 
 # bodies

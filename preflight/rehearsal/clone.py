@@ -54,6 +54,8 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         clone.target = clone.address() | clone.secrets()  # of several hosts this one stays it
         same = _on_the_same_server(session, clone)
         copies.require_inside(session, scripts, elsewhere=not same)
+        if same:
+            copies.require_tame(session, scripts)
         _require_alike(session, clone)
         unset = _unset(session, clone)
         _on_the_same_server(session, clone)  # a look at the history may have connected anew

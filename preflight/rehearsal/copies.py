@@ -146,7 +146,7 @@ def restored(
     where = "server" if config.rehearse_url is None else "url"
     live = new_database.described(session, saved.identity.database)
     with (
-        _home(session, saved, scripts, live_bytes) as (home, beside),
+        _home(session, saved, scripts, reads, live_bytes) as (home, beside),
         scratch.made(home, saved.identity, live, placed=beside) as name,
     ):
         jobs, wal = new_database.jobs(home), burden.wal(home)
@@ -201,7 +201,11 @@ def restored(
 
 @contextmanager
 def _home(
-    session: Session, saved: Taken, scripts: Sequence[Script], live_bytes: int
+    session: Session,
+    saved: Taken,
+    scripts: Sequence[Script],
+    reads: Sequence[Script],
+    live_bytes: int,
 ) -> Iterator[tuple[Session, bool]]:
     """Yield a session on the server that is to have the copy, and whether it is the live one.
 
@@ -215,6 +219,7 @@ def _home(
         beside = there.system == saved.identity.system
         if beside:
             require_inside(session, scripts)
+            require_tame(session, reads)
             _require_bearable(session, home, live_bytes)
             stack.enter_context(_noted(session, home, saved, scripts))
         else:
@@ -494,6 +499,33 @@ def require_inside(session: Session, scripts: Sequence[Script], *, elsewhere: bo
         why = "and would do so from the copy" if elsewhere else "and the copy is on the same server"
         level = "info" if far.certain else "warning"
         raise scratch.Unavailable(f"{said}, {why}", level=level, **where)
+
+
+def require_tame(session: Session, scripts: Sequence[Script]) -> None:
+    """Make sure that no function which files may call makes roles and the like: they would stay.
+
+    For a copy on the live server; raises Unavailable.
+    """
+    if not scripts:
+        return
+    try:
+        found = some_rows.far(session, scripts)
+    except psycopg.Error as error:
+        if session.lost:
+            raise
+        raise scratch.Unavailable(
+            f"what the files may call cannot be read: {error.diag.message_primary or error}",
+            level="warning",
+        ) from error
+    if found:
+        script, name, words = found
+        raise scratch.Unavailable(
+            f"{script.file} may call the function {name}: it {reach.holding(words)}, and the copy "
+            "is on the same server",
+            level="warning",
+            **script.named,
+            file=script.file,
+        )
 
 
 def foreign_tables(session: Session, scripts: Sequence[Script]) -> set[str]:

@@ -38,6 +38,7 @@ SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text,
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'i', 'I') AND {_OURS}
 """  # noqa: S608 -- a constant
+_UNSIZED = _RELATIONS.replace("pg_catalog.pg_total_relation_size(c.oid)", "0")
 _PARENTS = "SELECT h.inhrelid::int8, h.inhparent::int8 FROM pg_catalog.pg_inherits h"
 # what leads from one to another, as by what belongs to a table; a function's number is negative
 _LEADING = """
@@ -67,6 +68,9 @@ UNION ALL SELECT -d.objid::int8, CASE d.refclassid WHEN 'pg_catalog.pg_proc'::re
 """
 _EVENTS = """
 SELECT -e.evtfoid::int8 FROM pg_catalog.pg_event_trigger e WHERE e.evtenabled <> 'D'
+"""
+_TRIGGERS = """
+SELECT DISTINCT -t.tgfoid::int8 FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal
 """
 _FUNCTIONS = f"""
 SELECT p.oid::int8, n.nspname::text, p.proname::text, l.lanname::text, p.prosrc
@@ -310,6 +314,7 @@ class Graph:
     leading: Sequence[tuple[int, int]] = ()
     types: Sequence[tuple[str, int]] = ()  # the name of one, and who uses it
     events: Sequence[int] = ()  # the functions of event triggers
+    triggers: frozenset[int] = frozenset()  # and of the others, which only rows call
 
     def families(self) -> dict[int, int]:
         """Return for each table one that stands for all with which it shares rows: partitions."""
@@ -326,12 +331,12 @@ class Graph:
         return {oid: first(oid) for oid in found}
 
 
-def look(session: Session) -> Graph:
-    """Ask the live database; raises psycopg.Error where somebody has a table for himself."""
+def look(session: Session, *, sized: bool = True) -> Graph:
+    """Ask the live database; for sizes, raises psycopg.Error where one has a table for himself."""
     only, own = session.config.only, session.config.schema
     with sessions.transaction(session):
         session.execute(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
-        rows = session.execute(_RELATIONS).fetchall()
+        rows = session.execute(_RELATIONS if sized else _UNSIZED).fetchall()
         return Graph(
             {
                 oid: Relation(schema, name, kind, int(size), member or schema == own)
@@ -347,6 +352,7 @@ def look(session: Session) -> Graph:
             session.execute(_LEADING).fetchall(),
             session.execute(_TYPES).fetchall(),
             [number for (number,) in session.execute(_EVENTS).fetchall()],
+            frozenset(number for (number,) in session.execute(_TRIGGERS).fetchall()),
         )
 
 
@@ -557,6 +563,48 @@ def _reached(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reache
         elif oid in families:
             rest += members[families[oid]]
     return found
+
+
+# what functions do elsewhere
+
+
+def far(session: Session, scripts: Iterable[Script]) -> tuple[Script, str, str] | None:
+    """Return by which file a function may be called that reaches beyond the database.
+
+    With the function, and what it holds. Raises psycopg.Error.
+    """
+
+    def kept(rows: Iterator[tuple[Any, ...]]) -> dict[int, tuple[str, str]]:
+        return {
+            -oid: (f"{schema}.{name}", words)
+            for oid, schema, name, language, body in rows
+            if (words := reach.in_routine(language, body))
+        }
+
+    if not (wild := session.read(_FUNCTIONS, kept)):
+        return None
+    graph = look(session, sized=False)
+    still = [(one, other) for one, other in graph.leading if other not in graph.triggers]
+    without_rows, families = dataclasses.replace(graph, leading=still), graph.families()
+    for script in scripts:
+        try:
+            wanted = said([script])
+        except scratch.Unavailable:  # as large as that are rows, and nobody reads their names
+            continue
+        found = _reached(without_rows, wanted, families)
+        if found.calls or _writes(script):
+            found = _reached(graph, wanted, families)
+        if called := sorted(found.seen & wild.keys()):
+            return script, *wild[called[0]]
+    return None
+
+
+def _writes(script: Script) -> bool:
+    """Tell whether a file may write rows by itself: triggers are called then."""
+    firsts = {
+        word for each in script.statements() for word in scan.words(each.text(script.text), 1)
+    }
+    return not firsts <= _BEGINS | {"SELECT", "TABLE", "VALUES"}
 
 
 def _by_name(graph: Graph) -> dict[str, list[tuple[str, int]]]:

@@ -301,6 +301,38 @@ def test_role_that_becomes_another_one_is_rehearsed_as_it_runs(
     assert (0, 1) == (result.code, len(result.event("rehearsal.passed"))), result
 
 
+def test_function_that_makes_roles_is_not_called_from_a_copy_beside_the_live_database(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """They would stay: neither by a file nor by a trigger; what writes rows alone is tried."""
+    role = f"{database.name}_tenant"
+    make = "EXECUTE format('CREATE ROLE %I', {})"
+    database.script(f"""
+        CREATE TABLE tenants (name text); CREATE TABLE others (name text); CREATE TABLE log (n int);
+        CREATE FUNCTION make(n text) RETURNS void LANGUAGE plpgsql AS
+         $$ BEGIN {make.format("n")}; END $$;
+        CREATE FUNCTION admit() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN {make.format("new.name")}; RETURN new; END $$;
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN -- no CREATE ROLE here
+         EXECUTE format('INSERT INTO %I VALUES (1)', 'l' || 'og'); RETURN new; END $$;
+        CREATE TRIGGER admit BEFORE INSERT ON tenants FOR EACH ROW EXECUTE FUNCTION admit();
+        CREATE TRIGGER note BEFORE INSERT ON others FOR EACH ROW EXECUTE FUNCTION note();
+        """)
+    said = []
+    for text in (
+        f"SELECT make('{role}')",
+        f"INSERT INTO tenants VALUES ('{role}')",
+        f"DO $$ BEGIN INSERT INTO tenants VALUES ('{role}'); END $$",
+        "ALTER TABLE tenants ADD n int",
+        f"INSERT INTO others VALUES ('{role}')",
+    ):
+        migrations({"001_one.sql": f"{text};"})
+        said.append(run("plan", "--rehearse").finished.get("error", {}).get("code"))
+
+    assert ["rehearsal.unavailable"] * 3 + [None] * 2 == said
+    assert [] == database.query(f"SELECT rolname FROM pg_roles WHERE rolname = '{role}'")
+
+
 def test_publication_that_the_copy_cannot_have_is_no_fault_of_the_file(
     run: Run, database: servers.Database, becoming: dict[str, str], migrations: WriteMigrations
 ) -> None:

@@ -338,6 +338,29 @@ def test_words_of_a_body_switch_no_rehearsal_off(body: str) -> None:
     """A comment, a message, a text and a name are read as what they are."""
     assert None is reach.beyond(TRIGGER.format(body).encode())
     assert None is reach.beyond(f"DO $$ {body} $$".encode())
+    assert None is reach.in_routine("plpgsql", body)
+
+
+@pytest.mark.parametrize(
+    ("language", "body", "expected"),
+    [
+        ("plpgsql", "BEGIN EXECUTE format('CREATE ROLE %I', n) ; END", "create role"),
+        ("plpgsql", "BEGIN n := 'DROP USER ' || n; EXECUTE n; END", "drop user"),
+        ("plpgsql", "BEGIN EXECUTE format('GRANT %s TO %I', n, m); END", "grant % s to"),
+        ("plpgsql", "BEGIN PERFORM public.dblink_exec('a', 'b'); RETURN new; END", "dblink_exec ("),
+        ("sql", "ALTER DATABASE d SET work_mem = '5MB'", "alter database"),
+        ("plpython3u", "plpy.execute('CREATE TABLESPACE t')", "create tablespace"),
+        ("plpython3u", "plpy.execute('CREATE TABLE t')", None),
+        ("plpgsql", "BEGIN EXECUTE q; EXECUTE 'GRANT SELECT ON t TO ' || n; END", None),
+        ("plpgsql", "BEGIN EXECUTE 'INSERT INTO ' || t || ' VALUES ($1)' USING NEW.id; END", None),
+        ("plpgsql", "BEGIN EXECUTE q; -- it's no CREATE ROLE\n END", None),
+    ],
+)
+def test_routine_that_is_there_is_wild_by_what_it_says(
+    language: str, body: str, expected: str | None
+) -> None:
+    """EXECUTE alone stops no rehearsal, though nobody can read what it runs; what it says does."""
+    assert expected == reach.in_routine(language, body)
 
 
 @pytest.mark.parametrize(
