@@ -842,6 +842,16 @@ MUTANTS = [
         _tests("rehearsal::test_auto_says_why_it_does_not_rehearse"),
     ),
     Mutant(
+        "no role is made from a copy on the live server by a function of the database",
+        "rehearsal/copies",
+        "            require_tame(session, reads)\n",
+        "            pass\n",
+        _tests(
+            "rehearsal::test_function_that_makes_roles_is_not_called_from_a_copy_beside"
+            "_the_live_database"
+        ),
+    ),
+    Mutant(
         "a backup that is without something is no proof that was demanded",
         "rehearsal/copies",
         '    if without and config.rehearse == "always":\n',
