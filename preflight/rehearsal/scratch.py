@@ -195,19 +195,19 @@ def home(session: Session) -> Iterator[Session]:
     """Yield the session that makes and drops the copy: ours, or one on the scratch server."""
     config = session.config
     if config.rehearse_url is None:
-        with _writable(session), _alone(session):
+        with _writable(session), _waiting_for_nobody(session):
             yield session
         return
     with (
         elsewhere(config, config.rehearse_url, "the server of PREFLIGHT_REHEARSE_URL") as other,
-        _alone(other),
+        _waiting_for_nobody(other),
     ):
         yield other
 
 
 @contextmanager
-def _alone(session: Session) -> Iterator[None]:
-    """Have a session wait for no standby: whether a copy is elsewhere, too, is nobody's concern."""
+def _waiting_for_nobody(session: Session) -> Iterator[None]:
+    """Have a session wait for no standby as long as it makes and drops a copy."""
     (said,) = session.execute("SHOW synchronous_commit").fetchone() or ("on",)
     session.execute("SET synchronous_commit = local")
     try:
@@ -216,6 +216,15 @@ def _alone(session: Session) -> Iterator[None]:
         if not session.lost:
             with suppress(psycopg.Error):
                 session.execute(f"SET synchronous_commit = {said}")
+
+
+def _alone(home: Session) -> dict[str, str]:
+    """Return what keeps a session on the copy from waiting for a standby, where there may be one.
+
+    Whether the copy is elsewhere, too, is nobody's concern, and one that is gone would stop it.
+    """
+    (names,) = home.execute("SHOW synchronous_standby_names").fetchone() or ("",)
+    return {"synchronous_commit": "local"} if names else {}
 
 
 # by the server's own configuration it may be for want of room
@@ -352,8 +361,7 @@ def reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[S
     """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable."""
     with ExitStack() as stack:
         try:
-            alone = {"synchronous_commit": "local", **settings}
-            copy = stack.enter_context(sessions.beside(home, name, alone))
+            copy = stack.enter_context(sessions.beside(home, name, {**_alone(home), **settings}))
         except Failure as failure:
             raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
         copy.copy = True
