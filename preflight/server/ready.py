@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from preflight.server import sessions
 
 OLDEST, NEWEST = 13, 18  # majors that are tested
+YOUNG = "1 hour"  # a server that was filled for longer is not taken for an image's
 STABLE_S = 3.0  # how long a server that may be temporary must live before work starts on it
 
 _MISSING = """
@@ -23,6 +24,13 @@ SELECT w.name FROM pg_catalog.unnest(%s::text[]) w (name)
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname::text = w.name) ORDER BY 1
 """
 _ALIKE = "SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE lower(n.nspname) = ANY (%s)"
+
+# what others do may be hidden from this role: then whoever is there is at work
+_LIFE = f"""SELECT pg_catalog.current_setting('listen_addresses') = '' AS alone,
+ pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time() < interval '{YOUNG}'
+ AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a
+  WHERE a.application_name = ANY ('{{psql,pg_restore}}') AND a.state IS DISTINCT FROM 'idle')
+ AS scripted"""  # noqa: S608 -- a constant
 
 
 def require_direct(session: sessions.Session) -> None:
@@ -78,7 +86,7 @@ def _stays(session: sessions.Session) -> bool:
 
     The official image runs its init scripts on one that listens on the Unix socket alone, and then
     stops it. So a server without TCP must keep its sessions for a few seconds, and still be there;
-    while a psql is on it, which is what runs them, for as long as a server is waited for.
+    while it is young and somebody fills it, for as long as a server is waited for.
     """
     log, told = structlog.get_logger(), False
     seen, since = session.connection, 0.0
@@ -96,18 +104,17 @@ def _stays(session: sessions.Session) -> bool:
             since = waited
             if not told:
                 told = True
-                log.info("server.waiting", reason="no TCP, and a psql is on it: init scripts?")
+                log.info(
+                    "server.waiting", reason="no TCP, and psql is at work on it: init scripts?"
+                )
         if waited - since >= STABLE_S:
             break
     return True
 
 
 def _life(session: sessions.Session) -> tuple[bool, bool]:
-    """Return whether the server has no TCP, and whether a psql is on it."""
-    row = session.ask(
-        """SELECT pg_catalog.current_setting('listen_addresses') = '' AS alone,
- EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.application_name = 'psql') AS scripted"""
-    )[0]
+    """Return whether the server has no TCP, and whether it is young and filled by a client."""
+    row = session.ask(_LIFE)[0]
     return row["alone"], row["scripted"]
 
 

@@ -146,8 +146,13 @@ class Lives:
 
     def lasts(self, life: Life, process: program.Process) -> None:
         """Let a life last: frozen, as a machine that sleeps, or while a script is at work in it."""
-        with self.inside("postgres") as session, self.inside() as script:
+        with (
+            self.inside("postgres") as session,
+            self.inside() as script,
+            contextlib.closing(script),
+        ):
             script.execute("SET application_name = 'psql'")
+            script.pgconn.send_query(b"SELECT pg_sleep(3600)")  # it ends with the server
             (began,) = session.execute("SELECT clock_timestamp()").fetchone() or (None,)
             if life.lasts == AWAKE:
                 process.signal(signal.SIGCONT)

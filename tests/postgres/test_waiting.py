@@ -398,6 +398,23 @@ def test_server_of_an_image_that_initialises_itself_is_not_worked_on(
     assert (0, False) == (again.code, "server.waiting" in again.names), str(again)
 
 
+def test_psql_that_somebody_left_open_holds_nobody_up(
+    run: Run, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """On a server without TCP it is waited for while it is at work: init scripts may be."""
+    server = start_server()
+    database = create_database(server, "app")
+    server.configure(unix_socket_directories=str(server.home), listen_addresses="")
+    server.restart()
+    with psycopg.connect(server.conninfo("app", host=str(server.home)), autocommit=True) as left:
+        left.execute("SET application_name = 'psql'")
+        result = run(env={**database.env(), "PGHOST": str(server.home)})
+
+    reasons = [event["reason"] for event in result.events if event["event"] == "server.waiting"]
+    assert (0, 1) == (result.code, len(reasons)), str(result)
+    assert "making sure" in reasons[0]
+
+
 # a peer that lets us in and then says nothing
 
 
