@@ -830,17 +830,32 @@ def test_placeholders_of_graphile_are_those_of_its_settings(tmp_path: Path) -> N
         (".gmrc.cjs", "module.exports = {placeholders: {[`:APP_ROLE`]: p}};",
          ":APP_ROLE"),
         (".gmrc.js", "const {placeholders} = require('x');\nmodule.exports = {placeholders};",
-         ":MI"),
-        (".gmrc.mjs", "export default {...base, blankMigrationContent: () => ''};", ":MI"),
-        (".gmrc.js", "module.exports = require('../.gmrc');", ":MI"),
+         ":APP_ROLE"),
+        (".gmrc.mjs", "export default {...base, blankMigrationContent: () => ''};", ":APP_ROLE"),
+        (".gmrc.js", "module.exports = require('../.gmrc');", ":APP_ROLE"),
+        (".gmrc.js", "module.exports = {placeholders: {':A_B': f({}), ...base}};", ":APP_ROLE"),
+        (".gmrc.js", "module.exports = {placeholders: {':A_B': 'c', [name]: 'd'}};", ":APP_ROLE"),
+        (".gmrc.js", "module.exports = {placeholders: {}, x: [1], ...base};", ":APP_ROLE"),
+        (".gmrc.js", "const url = 'a://b', placeholders = f();", ":APP_ROLE"),
+        (".gmrc.js", 'const url = "a://b", placeholders = f();', ":APP_ROLE"),
+        (".gmrc.js", "module.exports = {blank: 'write here ...', a: '{'};", ""),
+        (".gmrc.js", "exports = {...base, pgSettings: {...x}, 'placeholders': {':A_B': 'c'}};", ""),
         (".gmrc.js", "require('dotenv').config();\nmodule.exports = {connectionString: 'x'};", ""),
         (".gmrc.js", "module.exports = {placeholders: {}, migrationsFolder: './migrations'};", ""),
+        (".gmrc.js", "require('../env');\nmodule.exports = {placeholders: {':A_B': '!ENV'}};", ""),
+        (".gmrc.js", "const x = require('./env');\nmodule.exports = {databaseOwner: x.me};", ""),
+        (".gmrc.js", "const x = {a: 1}; // and so on ...\nmodule.exports = x; // placeholders", ""),
+        (".gmrc.js", "module.exports = {placeholders: { // names ...\n/* : */':A_B': 'c'}};", ""),
+        (".gmrc.js", "module.exports = {afterReset: [{command: 'echo ...'}, ...more]};", ""),
     ],
 )  # fmt: skip
 def test_settings_of_graphile_may_be_a_program(
     name: str, settings: str, placeholder: str, tmp_path: Path
 ) -> None:
-    """Its keys are read; where it has them from elsewhere, a letter before a colon is no excuse."""
+    """Its keys are read; where it has them from elsewhere, what looks like one behind a letter is.
+
+    What a comment or a text says brings none, nor does a file that other settings come from.
+    """
     text = "SELECT to_char(now(), 'HH24:MI:SS'), x::TEXT, 'role:APP_ROLE';\n"
     at = tmp_path / "migrations/committed"
     written(at, {"000001.sql": graphile("-", text)[0]})
@@ -851,6 +866,20 @@ def test_settings_of_graphile_may_be_a_program(
         assert f"the placeholder {placeholder} is not replaced here" in told
     else:
         assert 1 == len(folder.load(configured(at.parent, "graphile")))
+
+
+def test_hours_and_minutes_are_no_placeholders_of_graphile(tmp_path: Path) -> None:
+    """Wherever its names come from: behind a letter or digit these are of a pattern for dates."""
+    text = "SELECT to_char(now(), 'HH24:MI:SS, HH:MI AM, YYYY:MM:DD, HH24:MI:SSTZH:TZM');\n"
+    at = tmp_path / "migrations/committed"
+    written(at, {"000001.sql": graphile("-", text)[0]})
+    (tmp_path / ".gmrc.js").write_text("module.exports = require('./base');")
+
+    assert 1 == len(folder.load(configured(at, "graphile")))
+
+    written(at, {"000001.sql": graphile("-", text.replace(":SS,", ":SS_A,"))[0]})
+    (told,) = refused(configured(at, "graphile"))
+    assert "the placeholder :SS_A is not replaced here" in told
 
 
 def test_repeated_file_that_flyway_forgot_runs_again(tmp_path: Path) -> None:

@@ -19,16 +19,23 @@ _NAME = re.compile(r"(?:committed/)?(?P<name>(?P<version>[0-9]{1,18})(?:-.*)?)\.
 _HEADER = re.compile(rb"--! (?P<key>[A-Z][A-Za-z0-9_]*)(?:: *(?P<value>[^\n]*))?\n|\n")
 # what the tool replaces is known by its settings alone; where they are not here, what looks like it
 _PLACEHOLDER = rb"(?<![:\w]):[A-Z][A-Z0-9_]+\b"
-_ANYWHERE = rb"(?<!:):[A-Z][A-Z0-9_]+\b"
+_DATE = (
+    rb"(?:HH(?:12|24)?|MI|SS(?:SSS?)?|MS|US|FF[1-6]|[AP]M|TZ[HM]?|OF|TH|I?Y{2,4}|MON(?:TH)?|MM"
+    rb"|D{2,3}|DAY|DY|WW|I[DW])+"
+)
+_BEHIND = rb"(?<=\w):(?!%b\b)[A-Z][A-Z0-9_]+\b" % _DATE  # letters and digits, as in HH24:MI
 _ALWAYS = (":DATABASE_NAME", ":DATABASE_OWNER")
 _SETTINGS = (".gmrc", ".gmrc.js", ".gmrc.cjs", ".gmrc.mjs")  # the first that is there counts
 _KEY = re.compile(r"""["'`](:[A-Z][A-Z0-9_]+)["'`]\]?\s*:""")
-# what makes settings that are a program hold names that do not stand in it as keys
-_ELSEWHERE = re.compile(
-    r"""\.\.\.|\bplaceholders\b(?!["']?\s*:\s*\{\s*[}"'`\[])"""
-    r"""|\b(?:require|import|from)\b\s*\(?\s*["'`]\."""
+_ASIDE = re.compile(
+    r"""(?s)(?P<remark>//[^\n]*|/\*.*?\*/)"""
+    r"""|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\]|\\.)*`"""
 )
-_REMARK = re.compile(r"(?ms)/\*.*?\*/|^[ \t]*//[^\n]*")
+_OWN = re.compile(r"\bplaceholders\b(?P<own>\]?\s*:\s*\{)?")
+_ADDED = re.compile(r"""[{,]\s*(?:\.\.\.|\[(?!\s*"))""")  # what is no key that stands there
+_EXPORTED = re.compile(r"(?:\bmodule\.exports\s*=|\bexport\s+default\b)\s*\{")
+_BROUGHT = re.compile(r"""\.\.\.|\b(?:require|import|from)\b\s*\(?\s*"\.""")
+_BRACKET = re.compile(r"(?P<open>[\[({])|[\])}]")
 _UNBOUND = re.compile(rb"--!\s*no-transaction\b")
 
 
@@ -101,8 +108,9 @@ class Graphile(foreign.Foreign):
         """Find what the tool would replace: a name that it knows, whatever stands before it."""
         home = self.directory.parent if self.directory.name == "committed" else self.directory
         names, elsewhere = _named(home.parent)
+        guessed = (_PLACEHOLDER, _BEHIND) if elsewhere else (_PLACEHOLDER,)
         known = "|".join(map(re.escape, sorted({*_ALWAYS, *names}))).encode()
-        return re.compile(rb"(?:%b)\b|%b" % (known, _ANYWHERE if elsewhere else _PLACEHOLDER))
+        return re.compile(rb"(?:%b)\b|%b" % (known, b"|".join(guessed)))
 
     def key(self, file: Migration) -> str:
         """Know a file by its number: its title is not in the table."""
@@ -129,13 +137,55 @@ def _named(home: Path) -> tuple[list[str], bool]:
     """Return the placeholders that the settings name, and whether there may be others."""
     for file in _SETTINGS:
         try:
-            said = _REMARK.sub("", reading.beside(home / file))
+            said = _ASIDE.sub(_kept, reading.beside(home / file))
         except FileNotFoundError:
             continue
         except (OSError, ValueError):
             return [], True
-        return _KEY.findall(said), file != ".gmrc" and _ELSEWHERE.search(said) is not None
+        return _KEY.findall(said), file != ".gmrc" and _elsewhere(_ASIDE.sub(_blank, said))
     return [], False
+
+
+def _kept(aside: re.Match[str]) -> str:
+    """Leave a comment out, and a text as it is: `//` in it begins none."""
+    return " " if aside["remark"] else aside.group()
+
+
+def _blank(text: re.Match[str]) -> str:
+    """Leave of a text what counts: that it is the key, or that it leads to a file beside."""
+    said = text.group()[1:-1]
+    return said if said == "placeholders" else '"."' if said.startswith(".") else '""'
+
+
+def _elsewhere(code: str) -> bool:
+    """Tell whether settings that are a program may have names that do not stand in it as keys.
+
+    Where it says its placeholders: what is added to them, or over them. Else what it exports.
+    """
+    found = list(_OWN.finditer(code))
+    for each in found:
+        if each["own"] is None:
+            return True
+        _, end = _level(code, each.end())
+        if _ADDED.search(code, each.end() - 1, end) or "..." in _level(code, end)[0]:
+            return True
+    if found:
+        return False
+    if (exported := _EXPORTED.search(code)) is not None:
+        return "..." in _level(code, exported.end())[0]
+    return _BROUGHT.search(code) is not None
+
+
+def _level(code: str, at: int) -> tuple[str, int]:
+    """Return what stands behind a place in no other brackets, and where those around it end."""
+    kept, depth = list[str](), 0
+    for found in _BRACKET.finditer(code, at):
+        if depth == 0:
+            kept.append(code[at : found.start()])
+        at, depth = found.end(), depth + (1 if found["open"] else -1)
+        if depth < 0:
+            break
+    return " ".join(kept), at
 
 
 def _header(text: bytes) -> tuple[dict[str, str], bytes]:
