@@ -35,9 +35,12 @@ _MARKS = {  # also what looks like one and is none: below it everything would ru
     "rambler": re.compile(rb"(?mi)^[ \t]*--[ \t]*rambler[ \t]*down\b"),
     "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
     "Atlas": re.compile(rb"(?m)^--[ \t]*atlas:(?:txtar|checkpoint)\b"),
-    "Liquibase": re.compile(rb"(?mi)^[ \t]*--[ \t]*liquibase[ \t]*formatted"),
+    "Liquibase": re.compile(  # above all but comments
+        rb"(?mi)\A(?:[ \t]*+(?:--[^\n]*+)?+\n)*?"
+        rb"[ \t]*+--[ \t]*+liquibase[ \t]*+formatted(?:[ \t]*+sql\b|[ \t\r]*+$)"
+    ),
 }
-# by how they begin, whatever comes behind: each is a mark only beside the other
+# by how they begin, whatever comes behind: marks only where something stands between the two
 _PAIRS = {
     "node-pg-migrate": tuple(
         re.compile(rb"(?mi)^[ \t]*--[ \t-]*%b[ \t]+migration" % way) for way in (b"down", b"up")
@@ -167,8 +170,16 @@ def marked(text: bytes) -> str | None:
     if not (text.startswith(b"--! ") or any(map(_signed, _small(text)))):
         return None  # the common case, at the speed of memory
     found = (tool for tool, mark in _MARKS.items() if mark.search(text))
-    pairs = (tool for tool, pair in _PAIRS.items() if all(mark.search(text) for mark in pair))
+    pairs = (tool for tool, pair in _PAIRS.items() if _apart(text, *pair))
     return next(itertools.chain(found, pairs), None)
+
+
+def _apart(text: bytes, *marks: re.Pattern[bytes]) -> bool:
+    """Tell whether marks are there, and more than comments stands between the first of each."""
+    places = sorted(found.start() for mark in marks if (found := mark.search(text)) is not None)
+    return len(places) == len(marks) and any(
+        not isinstance(item, scan.Directive) for item in scan.items(text[places[0] : places[-1]])
+    )
 
 
 def undivided(tool: str, text: bytes) -> bool:
@@ -176,23 +187,27 @@ def undivided(tool: str, text: bytes) -> bool:
     return [mark.start() for mark in _MARKS[tool].finditer(text)] == [0]
 
 
-def turned(script: migrations.Script) -> int | None:
+def turned(file: migrations.Migration) -> int | None:
     """Return where a comment heads a way back that would run behind the way forward.
 
     One of `+word down` always; another only between statements, not above a way back that is a
-    comment, too, and above one that takes something away, unless it says "down migration".
+    comment, too, and above one that takes something away; for "down migration" that may stand
+    anywhere in the file, unless there is a rollback file.
     """
+    script = file.up
     text, end = script.text, 0
     if not any(word in part for part in _small(text) for word in _BACKWARD):
         return None
     heads = {found.start("head"): found for found in _BACK.finditer(text)}
+    tails = file.rollback is None and any(head["tail"] for head in heads.values())
+    takes = tails and any(_UNDOES.match(each.text(text)) for each in script.statements())
     for statement in script.statements() if heads else ():
         gap = text[end : statement.start]
         for at, after in scan.asides(gap, len(gap)):
             head = heads.get(end + at)
             if head is None:
                 continue
-            undoes = head["tail"] is not None or _UNDOES.match(statement.text(text))
+            undoes = (head["tail"] and takes) or _UNDOES.match(statement.text(text))
             back = undoes and not _REMARK.search(gap, after)
             if (head["sign"] or b"").startswith(b"+") or (end and back):
                 return end + at

@@ -102,7 +102,7 @@ def refuse_marked(files: Folder, due: Sequence[Migration]) -> None:
     problems += [
         _turned(file, at)
         for file in due
-        if file.up.file not in files.marks and (at := reading.turned(file.up)) is not None
+        if file.up.file not in files.marks and (at := reading.turned(file)) is not None
     ]
     if problems:
         raise FilesInvalid.of("files.layout", problems)

@@ -489,6 +489,14 @@ REFUSED = {
         {"001_a.sql": " -- Liquibase Formatted\n--changeset a:1 context:test\nSELECT 1;\n"},
         "marks of Liquibase",
     ),
+    "Liquibase's mark below comments and empty lines": (
+        {"001_a.sql": "-- a\n\n-- b\n--liquibase formatted sql logicalFilePath:a\nSELECT 1;\n"},
+        "marks of Liquibase",
+    ),
+    "node-pg-migrate's file, the way back first": (
+        {"001_a.sql": "-- Down migration of a\nSELECT 2;\n-- Up migration of a\nSELECT 1;"},
+        "marks of node-pg-migrate",
+    ),
     "MyBatis' file": (
         {"001_a.sql": "-- // a\nSELECT 1;\n-- //@UNDO\nDROP TABLE a;\n"}, "marks of MyBatis",
     ),
@@ -586,13 +594,21 @@ def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_pa
     assert f"`{head.strip()}` heads a way back" in said
 
 
-def test_way_back_below_a_down_migration_may_make_something(tmp_path: Path) -> None:
-    """No other word stands there by chance: what it heads takes back what was dropped."""
-    text = "DROP TABLE a;\n-- Down migration: makes it again\nCREATE TABLE a ();\n"
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [("DROP TABLE a;", "CREATE TABLE a ();"), ("CREATE TABLE a ();", "SELECT 1;\nDROP TABLE a;")],
+)
+def test_way_back_below_a_down_migration_may_begin_otherwise(
+    above: str, below: str, tmp_path: Path
+) -> None:
+    """It makes what was dropped, or drops at its end; not where a rollback file is the way back."""
+    text = f"{above}\n-- Down migration: back\n{below}\n"
 
     (said,) = refused(written(tmp_path, {"001_a.sql": text}))
+    beside = folder.load(written(tmp_path, {"001_a_rollback.sql": "SELECT 1;"}))
 
-    assert "001_a.sql:2:1: `-- Down migration: makes it again` heads a way back" in said
+    assert "001_a.sql:2:1: `-- Down migration: back` heads a way back" in said
+    assert beside == numbers.settled(beside, plan.History())
 
 
 @pytest.mark.parametrize(
@@ -611,6 +627,9 @@ def test_way_back_below_a_down_migration_may_make_something(tmp_path: Path) -> N
         "-- down migration: see the other file\nDROP TABLE a;\n-- Down migration: there\n",
         "SELECT 1;\n-- Down migration: no, none of it\n-- DROP TABLE a;\nDROP TABLE c;\n",
         "SELECT 1;\n-- Rollback migration: there\nSELECT 2;\n",
+        "-- Up migration of a; the\n-- down migration is 001_a_rollback.sql\nDROP TABLE a;\n",
+        "-- Liquibase formatted changelogs were moved here\nSELECT 1;\n",
+        "SELECT 1;\n-- liquibase formatted sql\nSELECT 2;\n",
         "SELECT 1;\n-- rollback:\n--   ALTER TABLE a DROP b\nDROP TABLE c;\n",
         "SELECT 1;\n-- Rollback\n-- not possible\nDROP TABLE a;\n",
         "SELECT 1;\n-- Rollback\n/* DROP TABLE a */\nSELECT 2;\n",
@@ -671,6 +690,15 @@ def test_comment_that_speaks_of_a_mark_is_none(tmp_path: Path) -> None:
     found = folder.load(written(tmp_path, {"001_a.sql": text}))
 
     assert ("ours", {}) == (numbers.settled(found, plan.History()).tool, found.marks)
+
+
+def test_comment_on_the_down_migration_of_what_takes_nothing_away_is_none(tmp_path: Path) -> None:
+    """With a rollback file or without one."""
+    text = "CREATE TABLE a (i int);\n-- down migration: drops both\nCREATE INDEX ON a (i);\n"
+
+    found = folder.load(written(tmp_path, {"001_a.sql": text}))
+
+    assert found == numbers.settled(found, plan.History())
 
 
 def test_recorded_file_is_not_judged_by_a_mark(tmp_path: Path) -> None:
