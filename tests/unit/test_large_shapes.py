@@ -23,6 +23,7 @@ from preflight.files import (
     planned,
     reach,
     reading,
+    remains,
     review,
     scan,
 )
@@ -168,6 +169,14 @@ def test_texts_that_a_block_runs_cost_in_proportion_to_it() -> None:
     for text in ("'LISTEN a'", "$a$ LISTEN a $a$", "a$b$ || $$LISTEN a$$", "'' || 'LISTEN a'"):
         block = f"DO LANGUAGE plpgsql $do$ BEGIN EXECUTE {text}; END $do$"
         assert "LISTEN" == lasting.left(block.encode(), {})
+
+
+@pytest.mark.fault("D095")
+def test_setting_whose_quote_never_ends_costs_in_proportion_to_the_file() -> None:
+    """Its end is looked for once, and not behind each dot."""
+    text = b'SELECT 1; -- set "' + b"a." * 200_000
+    assert spent(lambda: remains.left([Script("001_a.sql", text, "")])) < MOST_S
+    assert remains.left([Script("001_a.sql", b'SET "a.b" TO 1; ' + text, "")])
 
 
 @pytest.mark.fault("D095")
