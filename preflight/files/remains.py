@@ -14,6 +14,8 @@ from preflight.files import parser, scan
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from postgast.pg_query_pb2 import FuncCall
+
     from preflight.files.migrations import Script
 
 _CONNECTS = re.compile(rb"(?i)dblink_connect|replication_origin_session_setup")
@@ -60,9 +62,15 @@ def _stays(text: bytes) -> bool:
     return any(
         "." in item.name
         if item.DESCRIPTOR.name == "VariableSetStmt"
-        else item.funcname[-1].string.sval == "set_config" and not _plain(item.args)
+        else _is_set_config(item) and not _plain(item.args)
         for item in parser.every(node, "VariableSetStmt", "FuncCall")
     )
+
+
+def _is_set_config(call: FuncCall) -> bool:
+    """Tell whether a call is of the server's function: one's own may have the same last name."""
+    *schema, name = [each.string.sval for each in call.funcname]
+    return name == "set_config" and schema in ([], ["pg_catalog"]) and len(call.args) > 1
 
 
 def _plain(arguments: Iterable[object]) -> bool:

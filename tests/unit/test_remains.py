@@ -37,6 +37,8 @@ def test_what_no_reset_takes_away_is_seen(text: str) -> None:
         "DO $$ BEGIN PERFORM set_config('work_mem', '8MB', true); END $$",
         "-- it is set up.\nUPDATE t SET a = b.c FROM b",
         "INSERT INTO t VALUES ('set app.user = 1; set_config(x)')",
+        "SELECT set_config()",
+        "SELECT app.set_config(name, '7', true) FROM u",
         "COPY t FROM stdin;\nset app.user\n\\.\n",
     ],
 )
