@@ -19,8 +19,8 @@ def anew(session: Session, migration: Migration) -> None:
     """Give a file a new session where the old one is not what it would get in a run of its own.
 
     Earlier files changed what a session is given at its start, or left in it what nothing takes
-    away. The lock is taken again; raises PlanChanged when another run did something in between,
-    LockBusy, ConnectionLost.
+    away. The old one gives it the lock; raises PlanChanged when another run did something in
+    between nevertheless, LockBusy, ConnectionLost.
     """
     session.notice()
     if not (session.stale or session.worn):
@@ -28,13 +28,13 @@ def anew(session: Session, migration: Migration) -> None:
     if locked := session.locked:
         lock.require(session)
     before = journal.last_change(session)
-    if not session.renew():
+    if not (lock.renew(session) if locked else session.renew()):
         structlog.get_logger().warning(
             "migration.progressed", **migration.named, notice=_notice(stale=session.stale)
         )
         session.stale, session.worn, session.given = False, False, None  # said once
     elif locked:
-        lock.acquire(session)
+        lock.keep(session)
         if journal.last_change(session) != before:
             raise PlanChanged
     session.notice()

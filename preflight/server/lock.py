@@ -7,6 +7,8 @@ Who holds it, for an operator with psql (`objsubid = 1` marks a key of 64 bits):
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1;
 
 A blocking pg_advisory_lock() would deadlock with another run's CREATE INDEX CONCURRENTLY (40P01).
+Only where a run goes on with a new session the new one waits in the server, for the old one, which
+is at nothing else: who polls gets nothing while somebody waits.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+import psycopg
 import structlog
 
 from preflight.base import stop
-from preflight.base.errors import ConnectionLost, LockBusy
+from preflight.base.errors import ConnectionLost, LockBusy, NotReady
+from preflight.server.dial import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 POLL_S = (0.1, 0.4)
+LOOK_S = (0.001, 0.01)
 TELL_EVERY_S = 10.0
+QUEUED_S = 2.0  # for the server to let a new session of ours wait for the lock
+HANDED_OVER_MS = 5000  # for it to have the lock then, whatever a file's statements are given
 
 _HELD = """FROM pg_catalog.pg_locks l
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -37,6 +44,13 @@ _HOLDER = f"""SELECT a.pid, a.application_name, a.client_addr::text,
  WHERE a.pid IN (SELECT l.pid {_HELD}
  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database()))"""  # noqa: S608 -- constants
+_QUEUED = """SELECT 1 FROM pg_catalog.pg_locks l
+ WHERE l.locktype = 'advisory' AND NOT l.granted AND l.objsubid = 1
+ AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
+ AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database())"""
+_WAIT = f"""SET LOCAL lock_timeout = {HANDED_OVER_MS};
+ SELECT pg_catalog.pg_advisory_lock({{}}::pg_catalog.int8)"""
 # a session's own are in its own database; two rows: ours is among them, and no other is
 _HELD_HERE = """SELECT pg_catalog.unnest(ARRAY[
  count(*) FILTER (WHERE k.ours) > 0, count(*) FILTER (WHERE NOT k.ours) = 0])
@@ -77,12 +91,54 @@ def acquire(session: Session) -> float:
     for waited in _waited_for(session, number, "another run still holds the lock"):
         if waited:  # the files of who was waited for may have changed what a session is given
             session.compare()
-        if not session.stale or not session.renew():
+        if not session.stale or not renew(session):
             break  # one that stays stale is told of before the first file
         session.notice()
+        if session.locked:
+            break
     session.locked = True
-    structlog.get_logger().info("lock.acquired", waited_s=round(waited, 3))
+    _tell(waited)
     return waited
+
+
+def _tell(waited: float) -> None:
+    structlog.get_logger().info("lock.acquired", waited_s=round(waited, 3))
+
+
+def renew(session: Session) -> bool:
+    """Go on with a new session, to which the old one gives the lock; False where none can be had.
+
+    Whether it has it, `session.locked` tells; nobody comes between who did not wait in the server.
+    """
+    return session.renew(_handed_over)
+
+
+def keep(session: Session) -> None:
+    """Say that a new session has the lock of the old one, or take it anew; raises LockBusy."""
+    if session.locked:
+        _tell(0.0)
+    else:
+        acquire(session)
+
+
+def _handed_over(old: Session, new: Session) -> bool:
+    """Let the new session wait for the lock before the old one lets it go; tell if it has it."""
+    let_go = False
+    try:
+        with new.meanwhile(_WAIT.format(key(old.config.schema))) as ended:
+            for waited in stop.looks(*LOOK_S):
+                if old.execute(_QUEUED, _parameters(old)).fetchone():
+                    break
+                if waited > QUEUED_S:
+                    return False
+            let_go = True
+            old.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
+            ended()
+    except (psycopg.Error, NotReady):
+        if new.lost and not let_go:  # the old one can go on
+            raise Refused("lost", "the new session ended") from None
+        return False
+    return True
 
 
 def acquire_of(session: Session, database: str) -> None:

@@ -139,6 +139,7 @@ Parameters = Sequence[object] | Mapping[str, object] | None
 T = TypeVar("T")
 Observer = Callable[["Script", "Statement"], AbstractContextManager[None]]  # around a statement
 Other = Callable[["Script", "Statement"], bytes | None]
+HandOver = Callable[["Session", "Session"], bool]  # from the one to the other
 Ending = Callable[[], AbstractContextManager[None]]  # around a COMMIT
 
 
@@ -259,28 +260,53 @@ class Session:
         if grown_up:
             self.prepare()
 
-    def renew(self) -> bool:
+    def renew(self, hand_over: HandOver | None = None) -> bool:
         """Go on with a new connection; False where none can be had, and the old one stays.
 
         It is to the same server: of several hosts, the first may be another one by now. What the
-        old one held is let go before it is left: a lock is to be taken again.
+        old one holds is let go; before that `hand_over` may give the run's lock to the new one, and
+        tells whether it has it (else it is to be taken again), or raises Refused.
         """
         new = Session(self.config, self.address() | self.secrets())
         new.mark = self.mark
         new.deadline = self.deadline = max(self.deadline, time.monotonic() + BESIDE_S)
         try:
             new._attempt()
+            with _closed_where_it_fails(new):
+                _require_together(self, new)
+                has_it = hand_over is not None and hand_over(self, new)
         except Refused:
-            return False
-        if not _together(self, new):
-            new.close()
             return False
         with suppress(psycopg.Error), closing(self.connection):
             self.connection.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
         self._options = new._options
         self._begin(new.connection)
+        self.locked = has_it
         self.prepare()
         return True
+
+    @contextmanager
+    def meanwhile(self, query: str) -> Iterator[Callable[[], None]]:
+        """Have the server begin with a query; yield what waits for its end, or raises its error.
+
+        Who does not wait for it, or is asked to stop, leaves nothing behind at the server.
+        """
+
+        def wait() -> None:
+            with connection.lock:
+                found = connection.wait(generators.execute(connection.pgconn))
+            for result in found:
+                _require_done(connection, result)
+
+        connection = self.connection
+        with self._bounded(), self._stoppable():
+            with connection.lock:
+                connection.pgconn.send_query(query.encode())
+            try:
+                yield wait
+            finally:
+                if connection.info.transaction_status == ACTIVE:
+                    self._cancel()
 
     def listen(self, hear: Callable[[psycopg.errors.Diagnostic], None] | None) -> None:
         """Have somebody told what the server notices, also on a new connection; None: nobody."""
@@ -657,15 +683,25 @@ class Session:
         return with_settings(patient, PATIENT if self._options else {})
 
 
-def _together(one: Session, other: Session) -> bool:
-    """Tell whether two sessions share a database: a lock that one holds the other cannot have."""
+@contextmanager
+def _closed_where_it_fails(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        session.close()
+        raise
+
+
+def _require_together(one: Session, other: Session) -> None:
+    """Make sure that two sessions share a database: a lock of the one the other cannot have."""
     number = [int.from_bytes(os.urandom(7), "big")]
     one.execute("SELECT pg_catalog.pg_advisory_lock(%s::int8)", number)
     try:
-        row = other.execute("SELECT NOT pg_catalog.pg_try_advisory_lock(%s::int8)", number)
-        return row.fetchone() == (True,)
-    except (NotReady, psycopg.Error):
-        return False
+        row = other.execute("SELECT pg_catalog.pg_try_advisory_lock(%s::int8)", number).fetchone()
+        if row != (False,):
+            raise Refused("alien", "the new session is on another server")
+    except (NotReady, psycopg.Error) as error:
+        raise Refused("lost", str(error)) from error
     finally:
         one.execute("SELECT pg_catalog.pg_advisory_unlock(%s::int8)", number)
 

@@ -1,5 +1,6 @@
 """One run at a time: the lock is waited for, its holder named, its loss noticed."""
 
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,11 @@ import pytest
 from preflight.server import lock
 from tests import faults, servers
 from tests.conftest import Run, Start, WriteMigrations
+from tests.program import Process
 
 ONE = {"001_one.sql": "CREATE TABLE one (id int);\n"}
 QUICKLY = {"PREFLIGHT_BACKUP": "off"}
+RUNS = "locktype = 'advisory' AND objid <> 1"
 
 
 @contextmanager
@@ -271,6 +274,99 @@ def test_run_that_came_between_two_sessions_is_noticed(
     assert 0 == result.code, str(result)
     planned = [each["pending"] for each in result.event("plan.made")]
     assert [["001_a", "002_b"]] * 2 + [["002_b"]] * 2 == planned
+
+
+@pytest.fixture
+def overtaken(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> Iterator[tuple[Process, psycopg.Connection]]:
+    """Yield a run whose next file gets a new session, and who waited for the lock before that."""
+    migrations(
+        {
+            "001_a.sql": "SELECT pg_advisory_xact_lock(1);\nSET LOCAL app.a = 'x';",
+            "002_b.sql": "CREATE TABLE b ();",
+        }
+    )
+    waits = f"SELECT {{}} FROM pg_locks WHERE NOT granted AND {RUNS} AND pid <> {{}}".format
+    with (
+        psycopg.connect(database.conninfo(), autocommit=True) as other,
+        psycopg.connect(database.conninfo(), autocommit=True) as comes,
+        ThreadPoolExecutor() as us,
+    ):
+        other.execute("SELECT pg_advisory_lock(1)")
+        process = start(env=QUICKLY)
+        process.wait_for_event("migration.started")
+        came = us.submit(comes.execute, "SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        faults.until(lambda: database.query(waits(1, 0)), "another waits for the lock")
+        other.execute("SELECT pg_advisory_unlock(1)")
+        came.result()
+        pid = comes.info.backend_pid
+        faults.until(lambda: database.query(waits(1, pid)), "the new session waits, too")
+        yield process, comes
+
+
+def test_new_session_that_may_not_wait_for_the_lock_asks_for_it_again(
+    database: servers.Database, overtaken: tuple[Process, psycopg.Connection]
+) -> None:
+    """As any other run that waits: who has it is told of, and done with what he has done."""
+    process, comes = overtaken
+    pid = comes.info.backend_pid
+    database.query(f"SELECT pg_cancel_backend(pid) FROM pg_locks WHERE NOT granted AND {RUNS}")
+    busy = process.wait_for_event("lock.busy")
+    comes.close()
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert pid == busy["holder_pid"]
+    assert 2 == len(result.event("lock.acquired"))
+
+
+def test_stop_leaves_no_session_that_waits_for_the_lock(
+    database: servers.Database, overtaken: tuple[Process, psycopg.Connection]
+) -> None:
+    """Neither the old one nor the new one is there afterwards; what was done stays."""
+    process, _ = overtaken
+    process.signal(signal.SIGTERM)
+    result = process.wait()
+
+    assert 143 == result.code, str(result)
+    ours = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pg-preflight%'"
+    faults.until(lambda: not database.query(ours), "all sessions are gone")
+    assert [(1, "done")] == database.query("SELECT version, state FROM preflight.migrations")
+
+
+def test_nobody_gets_the_lock_between_two_sessions(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Whoever asks for it all the time has it when the last file is done, and no moment earlier."""
+    gives = ["SET LOCAL app.a = 'x'", f"ALTER DATABASE {database.name} SET work_mem = '{{}}MB'"]
+    texts = ["SELECT pg_advisory_xact_lock(1)", *(gives * 4), "CREATE TABLE b ()"]
+    migrations({f"{n:03}_x.sql": text.format(n) for n, text in enumerate(texts, 1)})
+    polls = f"""DO $$ BEGIN LOOP EXIT WHEN pg_try_advisory_lock({lock.key("preflight")});
+     END LOOP; END $$"""
+    with (
+        psycopg.connect(database.conninfo(), autocommit=True) as other,
+        psycopg.connect(database.conninfo(), autocommit=True) as comes,
+        ThreadPoolExecutor() as us,
+    ):
+        other.execute("SELECT pg_advisory_lock(1)")
+        process = start(env=QUICKLY)
+        process.wait_for_event("migration.started")
+        came = us.submit(comes.execute, polls)
+        faults.until(lambda: database.query(_POLLS), "another asks for the lock")
+        other.execute("SELECT pg_advisory_unlock(1)")
+        came.result()
+        done = database.query("SELECT count(*) FROM preflight.migrations WHERE state = 'done'")
+        comes.close()
+        result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert [len(texts)] == done
+    assert 1 + 2 * 4 == len(result.event("lock.acquired"))
+    assert "lock.busy" not in result.names
+
+
+_POLLS = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO%'"
 
 
 def test_lock_that_a_rollback_file_let_go_is_missed(
