@@ -359,6 +359,20 @@ MUTANTS = [
         HISTORIES,
     ),
     Mutant(
+        "a new session waits for the lock before the old one lets it go",
+        "server/lock",
+        "                if old.execute(_QUEUED, _parameters(old)).fetchone():\n",
+        "                if True:\n",
+        _tests("lock::test_nobody_gets_the_lock_between_two_sessions"),
+    ),
+    Mutant(
+        "settings with a dot that functions set are asked for",
+        "server/sessions",
+        "self._said = self._named(_NAMES_OF_FUNCTIONS)",
+        "self._said = set()",
+        _tests("apply::test_setting_with_a_dot_is_seen_where_a_function_or_a_trigger_sets_it"),
+    ),
+    Mutant(
         "nobody waits in the server for the lock",
         "server/lock",
         "pg_try_advisory_lock(%s::int8)",

@@ -203,7 +203,7 @@ def back(
     DatabaseBusy, ConnectionLost, PlanChanged.
     """
     began = time.monotonic()
-    fresh.anew(session, step.migration)
+    fresh.anew(session, step.migration, step.script)
     forward.clean(session)
 
     def once(seen: Watch) -> int:

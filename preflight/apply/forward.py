@@ -100,7 +100,7 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     seen: watch.Watch | None = None
     known = {"rollback": more["rollback"]} if "rollback" in more else {}
     log.info("migration.started", **named, transactional=script.transactional, **known)
-    session.worn = session.worn or remains.left([script, migration.verify])
+    session.doubted = session.doubted or remains.unknown([script, migration.verify])
     try:
         with watch.over(session, migration) as seen, _Notices(session, migration):
             count = once(seen)
@@ -283,7 +283,7 @@ def _end(
         session.execute("ROLLBACK TO SAVEPOINT preflight_end")
         return False
     ledger.finished(session, migration, rows)
-    session.stale = same == [False]
+    session.learn(same)
     return True
 
 

@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight.base.errors import PlanChanged
+from preflight.files import remains
 from preflight.history import journal
 from preflight.server import lock
 
 if TYPE_CHECKING:
-    from preflight.files.migrations import Migration
+    from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
 
+_LEFT = (
+    "an earlier file left a setting with a dot in its name in this session, and no new one can be "
+    "had here: it is empty now, and not NULL"
+)
+_DOUBTED = (
+    "an earlier file may have left a setting with a dot in its name, or a connection to another "
+    "server, in this session, and no new one can be had here: such a setting is empty now, and "
+    "not NULL"
+)
 
-def anew(session: Session, migration: Migration) -> None:
+
+def anew(session: Session, migration: Migration, script: Script | None = None) -> None:
     """Give a file a new session where the old one is not what it would get in a run of its own.
 
     Earlier files changed what a session is given at its start, or left in it what nothing takes
@@ -23,30 +34,36 @@ def anew(session: Session, migration: Migration) -> None:
     between nevertheless, LockBusy, ConnectionLost.
     """
     session.notice()
-    if not (session.stale or session.worn):
-        return
+    if session.stale or session.worn or session.doubted:
+        _renew(session, migration)
+    session.expect(remains.names([script or migration.up, migration.verify]))
+
+
+def _renew(session: Session, migration: Migration) -> None:
     if locked := session.locked:
         lock.require(session)
     before = journal.last_change(session)
     if not (lock.renew(session) if locked else session.renew()):
-        structlog.get_logger().warning(
-            "migration.progressed", **migration.named, notice=_notice(stale=session.stale)
-        )
-        session.stale, session.worn, session.given = False, False, None  # said once
-    elif locked:
+        _warn(session, migration)
+        session.stay()
+        return
+    if locked:
         lock.keep(session)
         if journal.last_change(session) != before:
             raise PlanChanged
     session.notice()
 
 
-def _notice(*, stale: bool) -> str:
-    if stale:
-        return (
+def _warn(session: Session, migration: Migration) -> None:
+    """Say what the file finds; of what is left in the session once a run."""
+    if session.stale:
+        notice = (
             "an earlier file changed settings of the database or the role for new sessions, "
             "and none can be had here: this file runs with the settings from before"
         )
-    return (
-        "a setting with a dot in its name, or a connection to another server, was left in this "
-        "session, and no new one can be had here: such a setting is empty now, and not NULL"
-    )
+    elif session.warned:
+        return
+    else:
+        session.warned = True
+        notice = _LEFT if session.worn else _DOUBTED
+    structlog.get_logger().warning("migration.progressed", **migration.named, notice=notice)

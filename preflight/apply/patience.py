@@ -42,11 +42,12 @@ def patiently(
         seen.begin()
         session.reset(sessions.FORGET)  # prepared statements outlive a rollback
         lock.let_go(session)  # so do locks of the session
-        if worn:
+        if not claims:
+            session.compare()
             fresh.anew(session, migration)
-            session.worn, seen.pid = True, session.pid  # the next attempt leaves it again
+            session.doubted, seen.pid = doubted, session.pid  # the next attempt leaves it again
 
-    worn = session.worn and not claims
+    doubted = session.doubted
     seconds = session.config.lock_retry_s
     beyond = (lambda: None) if claims else partial(_beyond, migration.up)
     try:

@@ -2,6 +2,7 @@
 
 A setting whose name has a dot is empty afterwards, where in a new session it is NULL; a connection
 to another server stays open. The next file would find it, and the next attempt of the same one.
+Which names are left the server tells, of those that any text says.
 """
 
 from __future__ import annotations
@@ -12,59 +13,77 @@ from typing import TYPE_CHECKING
 from preflight.files import parser, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from postgast.pg_query_pb2 import FuncCall
 
     from preflight.files.migrations import Script
 
-_CONNECTS = re.compile(rb"(?i)dblink_connect|replication_origin_session_setup")
-_NAME = rb"\"[^\"]{1,128}\""
-_DOTTED = rb"(?:" + _NAME + rb"|[\w$]+)\.[\"\w]|\"[^\".]{1,128}\.[^\"]{1,128}\""
-_SETS = re.compile(rb"(?i)\b(?:re)?set\s+(?:(?:local|session)\s+)?(?:" + _DOTTED + rb")")
-_CONFIG = re.compile(rb"(?i)\bset_config\b")
+NAMES = 200  # of a run; more are said by rows of texts, not by statements
+_WORD = rb"\"?[\w$]{1,63}\"?"  # others would not be in every encoding
 # of lower-case text: what begins with plain letters is found ten times as fast
-_MAY = re.compile(rb"set(?:_config|\s+(?:(?:local|session)\s+)?(?:" + _DOTTED + rb"))")
+_SAID = re.compile(
+    rb"set(?:_config\"?\s{0,99}\(\s{0,99}(?:setting_name\s{0,99}[:=]?[=>]\s{0,99})?e?'{1,4}"
+    rb"|\s{1,99}(?:(?:local|session)\s{1,99})?)(" + _WORD + rb"(?:\." + _WORD + rb"){1,4})"
+)
+_CONFIG = b"set_config"
 _CONNECTING = (b"dblink_connect", b"origin_session_setup")
 _PIECE, _OVERLAP = 1 << 20, 1 << 10  # bytes of a text that are looked at together
-_PLAIN = re.compile(rb"(?i)\bset_config\"?\s*\(\s*'[^'.]*'\s*,")  # its name is said, and has no dot
+# its name is said: in a call it can be found, or it has no dot
+_PLAIN = re.compile(rb"set_config\"?\s*\(\s*'+[\w$.]+'+\s*,")
+_DEFINES = re.compile(rb"(?i)CREATE\s+(?:OR\s+REPLACE\s+)?(?:FUNCTION|PROCEDURE)\b")
 
 
-def left(scripts: Iterable[Script | None]) -> bool:
-    """Tell whether something stays in the session that only a new one is without."""
-    return any(script is not None and _leaves(script) for script in scripts)
+def names(scripts: Iterable[Script | None]) -> set[str]:
+    """Return the settings with a dot that texts say, also in bodies that run later."""
+    found: set[str] = set()
+    for piece in _pieces(scripts):
+        for match in _SAID.finditer(piece):
+            if len(found) == NAMES:
+                return found
+            found.add(match[1].replace(b'"', b"").decode("ascii"))
+    return found
 
 
-def _leaves(script: Script) -> bool:
-    return _may(script.text, 0, len(script.text)) and any(
-        _stays(each.text(script.text))
-        for each in script.statements()
-        if _may(script.text, each.start, each.end)
-    )
+def unknown(scripts: Iterable[Script | None]) -> bool:
+    """Tell whether something may stay that the server cannot be asked for: a connection.
 
-
-def _may(text: bytes, start: int, end: int) -> bool:
-    """Tell whether such words stand in a part of a text, of which no second copy is made."""
-    for at in range(start, end, _PIECE):
-        piece = text[at : min(at + _PIECE + _OVERLAP, end)].lower()
-        if _MAY.search(piece) or any(word in piece for word in _CONNECTING):
-            return True
-    return False
-
-
-def _stays(text: bytes) -> bool:
-    """Tell it of a statement: by its tree, or by its words where those may run later."""
-    if _CONNECTS.search(text):
-        return True
-    node = parser.parsed(text)
-    if node is None or scan.first_word(text, 0) in (b"DO", b"CREATE"):
-        return bool(_SETS.search(text)) or len(_CONFIG.findall(text)) > len(_PLAIN.findall(text))
+    Or a setting whose name only the statement itself knows.
+    """
+    words = (_CONFIG, *_CONNECTING)
     return any(
-        "." in item.name
-        if item.DESCRIPTOR.name == "VariableSetStmt"
-        else _is_set_config(item) and not _plain(item.args)
-        for item in parser.every(node, "VariableSetStmt", "FuncCall")
+        script is not None
+        and any(word in piece for piece in _pieces([script]) for word in words)
+        and any(_hides(each.text(script.text)) for each in script.statements())
+        for script in scripts
     )
+
+
+def _pieces(scripts: Iterable[Script | None]) -> Iterator[bytes]:
+    """Yield what texts have, in lower case: of a large one no second copy is made."""
+    for script in scripts:
+        if script is not None:
+            for at in range(0, len(script.text), _PIECE):
+                yield script.text[at : at + _PIECE + _OVERLAP].lower()
+
+
+def _hides(text: bytes) -> bool:
+    """Tell it of a statement: by its tree, or by its words where a body is run at once."""
+    words = text.lower()
+    connects = any(word in words for word in _CONNECTING)
+    if not connects and _CONFIG not in words:
+        return False
+    if _DEFINES.match(text):
+        return False
+    if connects:
+        return True
+    if words.count(_CONFIG) == len(_PLAIN.findall(words)):
+        return False
+    node = parser.parsed(text)
+    if node is None or scan.first_word(text, 0) == b"DO":
+        return True
+    calls = parser.every(node, "FuncCall")
+    return any(_is_set_config(call) and not _says(call.args[0]) for call in calls)
 
 
 def _is_set_config(call: FuncCall) -> bool:
@@ -73,8 +92,6 @@ def _is_set_config(call: FuncCall) -> bool:
     return name == "set_config" and schema in ([], ["pg_catalog"]) and len(call.args) > 1
 
 
-def _plain(arguments: Iterable[object]) -> bool:
-    """Tell whether the name that set_config is given is said, and has no dot."""
-    name = next(iter(arguments), None)
-    constant = name.a_const  # type: ignore[attr-defined] # a node
-    return constant.HasField("sval") and "." not in constant.sval.sval
+def _says(argument: object) -> bool:
+    """Tell whether the name that set_config is given is said."""
+    return bool(argument.a_const.HasField("sval"))  # type: ignore[attr-defined] # a node

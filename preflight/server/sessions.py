@@ -120,6 +120,19 @@ _GIVEN = """SELECT coalesce(pg_catalog.sum(pg_catalog.hashtextextended(s::pg_cat
  WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database()))
  AND s.setrole IN (0, pg_catalog.quote_ident(session_user)::pg_catalog.regrole::pg_catalog.oid)"""
+# settings with a dot that functions here set, as far as their texts say it
+_NAMES_OF_FUNCTIONS = r"""SELECT DISTINCT pg_catalog.lower(n.name) FROM pg_catalog.pg_proc p,
+ LATERAL (SELECT m[1] AS name FROM pg_catalog.regexp_matches(p.prosrc, '(?:set_config"?\s*\(\s*''+'
+   || '|\mset\s+(?:(?:local|session)\s+)?"?)([a-z0-9_$]+(?:\.[a-z0-9_$]+)+)', 'gi') m
+  UNION ALL SELECT pg_catalog.split_part(c, '=', 1) FROM pg_catalog.unnest(p.proconfig) c
+  WHERE c ~ '^[A-Za-z0-9_$]+\.[A-Za-z0-9_$.]+=') n
+ WHERE p.oid >= 16384 AND p.prolang NOT IN (12, 13) LIMIT 200"""  # neither internal nor in C
+_LACKING = """SELECT n FROM pg_catalog.unnest(ARRAY[{}]) n
+ WHERE pg_catalog.current_setting(n, true) IS NULL"""
+# one that a library has defined meanwhile is reset; only then its list is looked through
+_LEFT = """EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[{}]) n
+ WHERE CASE WHEN pg_catalog.current_setting(n, true) IS NOT NULL THEN NOT EXISTS (
+  SELECT FROM pg_catalog.pg_settings s WHERE pg_catalog.lower(s.name) = n) END)"""
 # what a session begins with, asked for before its search_path is ours, and by no operator; and what
 # a RESET leads back to, where there is an event trigger that may have set something at the login
 _AT_FIRST = """SELECT pg_catalog.current_setting('role') AS role,
@@ -190,7 +203,12 @@ class Session:
         self.given: str | None = None  # what `_GIVEN` said when nobody had run a file yet
         self.stale = False  # a new connection would be given something else by now
         self.at_login: dict[str, str] = {}  # `role` and `search_path`, as a trigger set them
-        self.worn = False  # a file left in it what only a new one is without: files/remains.py
+        self.worn = False  # a file left a setting in it that only a new one is without
+        self.doubted = False  # or may have left what nobody can be asked for: files/remains.py
+        self.warned = False  # that one of these stays
+        self._said: set[str] | None = None  # settings with a dot that files and functions name
+        self._asked: set[str] = set()  # of those, which this very connection was asked for
+        self._lacking: set[str] = set()  # and did not have when no file had set them yet
         self._hears: Callable[[psycopg.errors.Diagnostic], None] | None = None
 
     def open(self) -> None:
@@ -242,7 +260,9 @@ class Session:
         # a passfile's line may be for this database alone; it is read anew when we connect again
         self._password = dial.password(connection.pgconn)
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
-        self.worn, self.at_login = False, {}
+        self.worn = self.doubted = False
+        self.at_login = {}
+        self._asked, self._lacking = set(), set()
         self.given = self._pid = None
         if self._hears:
             connection.add_notice_handler(self._hears)
@@ -325,14 +345,48 @@ class Session:
                 row = None
             self.given = str(row[0]) if row else ""
 
+    def expect(self, names: set[str]) -> None:
+        """Keep in mind which of these settings with a dot this session does not have yet.
+
+        And, from the first file on, of those that functions name: a trigger may set them.
+        """
+        if self._said is None:
+            self._said = self._named(_NAMES_OF_FUNCTIONS)
+        self._said |= names
+        if new := self._said - self._asked:
+            self._lacking |= self._named(_LACKING.format(_listed(new)))
+            self._asked |= new
+
+    def _named(self, query: str) -> set[str]:
+        try:
+            return {name for (name,) in self.execute(query).fetchall()}
+        except psycopg.errors.InsufficientPrivilege:
+            return set()
+
     def asks(self) -> str:
-        """Return the query that tells whether a new session would be given the same."""
-        return f"SELECT ({_GIVEN}) = {self.given}" if self.given else "SELECT true"
+        """Return the query that tells in two rows whether a new session would be the same.
+
+        Whether it would be given the same, and whether no file has left a setting in this one.
+        """
+        given = f"({_GIVEN}) = {self.given}" if self.given else "true"
+        left = _LEFT.format(_listed(self._lacking)) if self._lacking else "false"
+        return f"SELECT pg_catalog.unnest(ARRAY[{given}, NOT {left}])"
+
+    def learn(self, told: Sequence[bool]) -> None:
+        """Keep in mind what these rows say."""
+        same, clean = told
+        self.stale, self.worn = not same, not clean
 
     def compare(self) -> None:
-        """See whether this session is stale."""
-        row = self.execute(self.asks()).fetchone() if self.given else None
-        self.stale = row is not None and not row[0]
+        """See whether this session is stale, or worn."""
+        self.learn([row[0] for row in self.execute(self.asks()).fetchall()])
+
+    def stay(self) -> None:
+        """Go on with this session as it is by now: no other can be had."""
+        self.stale = self.worn = self.doubted = False
+        self._asked, self._lacking = set(), set()
+        self.given = None
+        self.notice()
 
     def execute(self, query: str | bytes, parameters: Parameters = None) -> psycopg.Cursor[Any]:
         """Run one statement; a stop request cancels it."""
@@ -704,6 +758,10 @@ def _require_together(one: Session, other: Session) -> None:
         raise Refused("lost", str(error)) from error
     finally:
         one.execute("SELECT pg_catalog.pg_advisory_unlock(%s::int8)", number)
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(map(quoting.literal, sorted(names)))
 
 
 def _sets(settings: Mapping[str, str]) -> list[str]:
