@@ -416,6 +416,11 @@ class Complaint:
         return "program" if self.entry.startswith("EXTENSION") else "right"
 
     @property
+    def said(self) -> str:
+        """Return the server's own words, where it speaks English."""
+        return self.text.partition("ERROR:  ")[2]
+
+    @property
     def name(self) -> str:
         """Return the bare name of what an entry fills or builds."""
         kind = next((kind for kind in FILLED if self.entry.startswith(f"{kind} ")), "")

@@ -48,6 +48,7 @@ MEANING = (
     "row_security", "max_stack_depth", "plpgsql.variable_conflict", "plpgsql.extra_errors",
     "track_commit_timestamp",
 )  # fmt: skip
+COLLATION = "collation"  # text sorts as in C, for want of the live database's locale
 LOCALES = ("lc_monetary", "lc_numeric", "lc_time")
 # to PostgreSQL money, numbers and days look the same in these
 _LIKE_C = re.compile(r"(?:C|POSIX|en_US)(?:\..*)?|")
@@ -369,7 +370,7 @@ def make_database(home: Session, live: Surroundings) -> Made:
     """Make the database anew, with its rights and settings, and its extensions."""
     made = Made(live.database.name)
     if not _create(home, live):
-        made.fidelity.append("collation")
+        made.fidelity.append(COLLATION)
     made.fidelity += _unspoken(home, live.locales)
     _grant(home, live.rights)
     settle(home, live, made, late=False)

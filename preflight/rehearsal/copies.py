@@ -39,7 +39,7 @@ from preflight.base.errors import (
 )
 from preflight.files import reach, scan
 from preflight.history import journal
-from preflight.rehearsal import burden, confined, limits, local, scratch, some_rows
+from preflight.rehearsal import burden, cluster, confined, limits, local, scratch, some_rows
 from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
@@ -89,7 +89,17 @@ class Copy:
     def whole(self) -> bool:
         """Whether it is in all as the live database."""
         less = self.empty or self.without or self.part or self.lacking or self.choice
-        return not (less or self.fidelity)
+        return not (less or self.unsorted)
+
+    @property
+    def unsorted(self) -> bool:
+        """Whether text sorts in it otherwise than in the live one."""
+        return cluster.COLLATION in (self.fidelity or "")
+
+    @property
+    def unspoken(self) -> list[str]:
+        """Which settings of the live server's locales it has not: of money, numbers and days."""
+        return [name for name in cluster.LOCALES if name in (self.fidelity or "")]
 
     def evidence(self, saved: Taken | None) -> str | None:
         """How far the backup is proven by it."""
@@ -158,7 +168,7 @@ def restored(
         restoring = Restoring(
             name, jobs, live_bytes, fast, calling, session.tell, part, choice,
             tuple(each for each in settings if not each.late), beside,
-            partial(scratch.missed, session),
+            partial(scratch.has_setting, session),
         )  # fmt: skip
         tell_started(
             saved,
@@ -558,7 +568,7 @@ class Restoring:
     choice: some_rows.Choice | None = None  # of the tables that get rows, where not all do
     settings: tuple[new_database.Setting, ...] = ()  # of the live database, that the copy lacks
     placed: bool = True  # in the tablespaces of the live server, for its disks have the room
-    missed: Callable[[str], bool] | None = None  # whether an error names what the live server has
+    missed: Callable[[str], bool] | None = None  # whether words name a setting of the live server
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -724,8 +734,12 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     if all(p.sort == "refresh" or p.rebuilt or p.touches([p.name], others) for p in problems):
         return  # whose rows or counters those are, only he may write
 
+    asked = [p for p in problems if p.sort == "content" and missed and missed(p.said)]
+    asked = asked if elsewhere and one_reason(problems, asked) else []
+
     def needs_more(problem: new_database.Complaint) -> bool:
-        return problem.sort == "program" or bool(elsewhere and _only_there(problem, missed))
+        kept = problem.sort == "content" and confined.forbade(problem.text)
+        return problem.sort == "program" or bool(elsewhere and kept) or problem in asked
 
     lacking = [p for p in problems if p.sort == "right" or needs_more(p) or p in theirs]
     (_, superuser, role) = home.execute(scratch.RIGHTS).fetchone() or (False, False, "")
@@ -761,10 +775,22 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     )
 
 
-def _only_there(problem: new_database.Complaint, missed: Callable[[str], bool] | None) -> bool:
-    """Tell whether an error is for want of what only the live server has, or lets others do."""
-    kept = problem.sort == "content" and confined.forbade(problem.text)
-    return kept or bool(missed and missed(problem.text))
+def one_reason(
+    problems: Iterable[new_database.Complaint], blamed: Sequence[new_database.Complaint]
+) -> bool:
+    """Tell whether errors are all for one reason: those that have it, and what lacks their rows.
+
+    Where something could not even be made, what needs it says that it does not exist.
+    """
+    unmade = any(problem.sort != "content" for problem in blamed)
+    return all(
+        problem in blamed
+        or problem.sort in {"refresh", "program"}
+        or problem.rebuilt
+        or problem.entry.startswith("FK CONSTRAINT ")
+        or (unmade and "does not exist" in problem.said)
+        for problem in problems
+    )
 
 
 def may_lack(first: str) -> bool:

@@ -38,6 +38,8 @@ _UPDATE = """
 SELECT FROM pg_catalog.pg_extension_update_paths(%s::name) u
 WHERE u.source = %s AND u.target = %s AND u.path IS NOT NULL
 """
+_NO_SETTING = r'unrecognized configuration parameter "(.*)"'
+_SETTING = "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL"
 # what an error says is not there, in which words: has the live server got it?
 _LACKED = (
     (
@@ -45,11 +47,7 @@ _LACKED = (
         r'database "(.*)" does not exist',
         "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s::name",
     ),
-    (
-        NO_OBJECT,
-        r'unrecognized configuration parameter "(.*)"',
-        "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL",
-    ),
+    (NO_OBJECT, _NO_SETTING, _SETTING),
     (
         NO_OBJECT,
         r'replication slot "(.*)" does not exist',
@@ -134,13 +132,19 @@ def server_said(failure: BaseException) -> str:
 
 def lacks(session: Session, failure: Failure) -> bool:
     """Tell whether a file fails on a copy for what the live server has: a database, a setting."""
-    return missed(session, server_said(failure), failure.problem.sqlstate)
+    said, state = server_said(failure), failure.problem.sqlstate
+    return any(_there(session, said, *how) for of, *how in _LACKED if of == state)
 
 
-def missed(session: Session, said: str, state: str | None = None) -> bool:
-    """Tell whether an error says that something is not there which the live server has."""
+def has_setting(session: Session, said: str) -> bool:
+    """Tell whether an error is, in these words, for want of a setting that the live server has."""
+    return _there(session, said, f"^{_NO_SETTING}$", _SETTING)
+
+
+def _there(session: Session, said: str, words: str, query: str) -> bool:
+    """Tell whether the live server has what an error names in such words."""
     try:
-        return any(_has(session, said, *how) for of, *how in _LACKED if state in {None, of})
+        return _has(session, said, words, query)
     except psycopg.errors.InsufficientPrivilege:  # there, and not for this role to read
         return True
 

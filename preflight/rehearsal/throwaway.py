@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +73,13 @@ SELECT FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND NOT u.rolsu
 """
 _OF_TEMPLATE = "of the template database"  # that of the live server may have the locale, too
 _NO_COLLATION = re.compile("collation .* for encoding .* does not exist")  # in words that we chose
+SORTED = "the copy sorts as C does, because the live database's locale is not here"
+# money, to_number, to_date and what is made of their texts: 22P02, 22003, 22007, 22008
+_NO_NUMBER = re.compile(
+    'invalid input syntax for type |invalid input value for enum |invalid value .* for "|'
+    ".*out of range(?: for type .*|: .*)?$|numeric field overflow$|value overflows numeric format$|"
+    "source string too short for |conflicting values for "
+)
 # a wrapper without a handler connects nowhere, whatever a trigger or a view reads; what dblink
 # takes from the options is of no use to it
 _SHUT = """
@@ -141,7 +148,7 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             name, quiet = place.made.database, new_database.filling(home)
             restoring = copies.Restoring(
                 name, _jobs(home, config), live_bytes, quiet, calling, session.tell, part, choice,
-                missed=partial(scratch.missed, session),
+                missed=partial(scratch.has_setting, session),
             )  # fmt: skip
             copies.tell_started(
                 saved,
@@ -538,11 +545,9 @@ def _make_anew(home: Session, around: cluster.Surroundings) -> None:
     cluster.make_database(home, around)
 
 
-def unlike(fidelity: str) -> str:
-    """Say in what a copy is not as the live database, for want of a locale."""
-    if "collation" in fidelity:
-        return "the copy sorts as C does, because the live database's locale is not here"
-    return f"a locale of the live server is not here ({fidelity})"
+def unspoken(locales: Iterable[str]) -> str:
+    """Say which locales of money, numbers and days a copy has not."""
+    return f"a locale of the live server is not here ({', '.join(locales)})"
 
 
 def _require_locales(
@@ -553,14 +558,18 @@ def _require_locales(
 ) -> None:
     """Where a locale is not here, that may be why the copy cannot be had; raises Unavailable.
 
-    What names one cannot be made; and where text sorts otherwise, a row that breaks a rule here may
-    keep it on the live server.
+    What names one cannot be made; where text sorts otherwise, a row that breaks a rule here may
+    keep it on the live server; and a number that is written otherwise cannot be read.
     """
     blamed = [problem for problem in problems if _NO_COLLATION.search(problem.text)]
     why = "a locale of the live server is not here"
-    if made.fidelity and not blamed:
+    if cluster.COLLATION in made.fidelity and not blamed:
         blamed = [problem for problem in problems if problem.sort in {"content", "right"}]
-        why = unlike(", ".join(made.fidelity))
+        why = SORTED
+    elif made.fidelity and not blamed:
+        blamed = [problem for problem in problems if _NO_NUMBER.match(problem.said)]
+        blamed = blamed if copies.one_reason(problems, blamed) else []
+        why = unspoken(made.fidelity)
     if blamed:
         take.require_there(saved, again=True)
         raise scratch.Unavailable(

@@ -588,10 +588,8 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
             raise scratch.Unavailable(
                 f"{failure}, and the copy is without {' and '.join(copy.without)}", level="warning"
             ) from failure
-        if copy is not None and copy.fidelity and _of_text(failure, copy.fidelity):
-            raise scratch.Unavailable(
-                f"{failure}, and {throwaway.unlike(copy.fidelity)}", level="warning"
-            ) from failure
+        if copy is not None and (unlike := _unlike(copy, failure)):
+            raise scratch.Unavailable(f"{failure}, and {unlike}", level="warning") from failure
         if copy is not None and (
             why := limits.explained(session, copy.part, copy.lacking, failure)
             or some_rows.explained(copy.choice, failure)
@@ -620,11 +618,12 @@ def _unfilled(copy: copies.Copy, failure: RehearsalFailed) -> bool:
     return state == copies.UNFILLED and any(re.search(rf"(?<!\w){n}(?!\w)", said) for n in names)
 
 
-def _of_text(failure: RehearsalFailed, fidelity: str) -> bool:
-    """Tell whether a file may fail for how text sorts, what is a letter in it, or a number."""
+def _unlike(copy: copies.Copy, failure: RehearsalFailed) -> str | None:
+    """Say for want of which locale a file may fail: of sorting and letters, or of numbers."""
     state = failure.problem.sqlstate
-    by_number = state in _BY_NUMBER and "lc_" in fidelity
-    return by_number or state in _BY_TEXT or _is(failure, "verify.failed")
+    if copy.unsorted and (state in _BY_TEXT or _is(failure, "verify.failed")):
+        return throwaway.SORTED
+    return throwaway.unspoken(copy.unspoken) if copy.unspoken and state in _BY_NUMBER else None
 
 
 def _is(failure: RehearsalFailed, code: str) -> bool:
