@@ -171,8 +171,14 @@ class Effect:
     losing: tuple[str, ...] = ()  # the tables that `destroys` speaks of, where it is of tables
     creates: str | None = None
     if_absent: bool = False  # what it creates may be there already
+    empty: bool = False  # what it creates is a table without rows of others, near or below it
+    passing: bool = False  # what it creates goes with the transaction
     renames: tuple[str, str] | None = None  # a relation, and what it is called then
-    gone: tuple[str, ...] = ()  # the tables of which it is not told where they are afterwards
+    gone: tuple[str, ...] = ()  # the relations of which it is not told where they are afterwards
+    joins: tuple[str, ...] = ()  # the tables that it puts above and below each other
+    leading: tuple[str, ...] = ()  # what happens to these may happen to other tables from then on
+    shuffles: bool = False  # any name may mean another table from then on
+    several: bool = False  # statements, in which a name may mean one table and then another
     perhaps: tuple[str, ...] = ()  # what a block makes, unless it is there
     reaches: tuple[Reach, ...] = ()
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
@@ -244,6 +250,10 @@ def _of_node(node: Node, text: bytes) -> Effect:
         external=_external(kind, statement),
         creates=_created(kind, statement),
         if_absent=kind in _MAKES_TABLES and statement.if_not_exists,
+        empty=_empty(kind, statement),
+        passing=_passing(kind, statement),
+        leading=_leading(kind, statement),
+        shuffles=_shuffles(kind, statement),
         reaches=_reaching(kind, statement) + _following(kind, statement),
         below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
         alone=_only(statement) + _parents(kind, statement),
@@ -271,6 +281,44 @@ def _parents(kind: str, statement: Inner) -> tuple[str, ...]:
 
 
 _MAKES_TABLES = {"create_stmt", "create_table_as_stmt"}
+_COMMIT_DROPS = 4  # libpg_query's OnCommitAction
+_SCHEMAS, _TABLES = 37, 42  # its ObjectType
+_ALL_ANEW = ("transaction_stmt", "discard_stmt")
+
+
+def _empty(kind: str, statement: Inner) -> bool:
+    """Tell whether a statement makes a table that has only the rows that are put into it."""
+    if kind == "create_table_as_stmt":
+        return bool(statement.objtype == _TABLES)
+    return kind == "select_stmt" or (kind == "create_stmt" and not statement.inh_relations)
+
+
+def _passing(kind: str, statement: Inner) -> bool:
+    """Tell whether a statement makes a table ON COMMIT DROP."""
+    if kind == "create_table_as_stmt":
+        return bool(statement.into.on_commit == _COMMIT_DROPS)
+    return bool(kind == "create_stmt" and statement.oncommit == _COMMIT_DROPS)
+
+
+def _leading(kind: str, statement: Inner) -> tuple[str, ...]:
+    """Return the tables whose rows may take others with them once a statement has run.
+
+    Along an inheritance, a foreign key, a rule or a trigger.
+    """
+    if kind == "create_stmt":
+        return (*_parents(kind, statement), *_referenced(statement.table_elts))
+    if kind in ("rule_stmt", "create_trig_stmt"):
+        return tuple(map(_name, _targets(statement)))
+    return ()
+
+
+def _shuffles(kind: str, statement: Inner) -> bool:
+    """Tell whether names may mean other tables after a statement that does not name these."""
+    if kind == "alter_object_schema_stmt":
+        return not _targets(statement)  # an extension's
+    return kind in _ALL_ANEW or (kind == "rename_stmt" and statement.rename_type == _SCHEMAS)
+
+
 _CHECKS_DOMAIN = {"C", "O", "V"}  # ADD constraint, SET NOT NULL, VALIDATE
 
 
@@ -510,6 +558,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
     of = str(ObjectType.Name(statement.objtype))
     view, index = of == "OBJECT_VIEW", of == "OBJECT_INDEX"
     does, destroys, locks = [], [], []
+    joins, leading = list[str](), list[str]()
     reaches: list[Reach] = []
     subtypes = set()
     for item in statement.cmds:
@@ -524,6 +573,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         mode = _ALTER_LOCKS.get(subtype, ACCESS_EXCLUSIVE)
         if subtype == "AT_AddConstraint" and constraint.HasField("pktable"):
             mode = SHARE_ROW
+            leading.append(_name(constraint.pktable))
             locks.append(Lock(_name(constraint.pktable), SHARE_ROW))
         if subtype == "AT_DetachPartition" and getattr(command, "def").partition_cmd.concurrent:
             mode = SHARE_UPDATE
@@ -532,12 +582,16 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         if subtype in ("AT_AddInherit", "AT_DropInherit"):
             parent = _name(getattr(command, "def").range_var)
             locks.append(Lock(parent, _ALTER_PARENT[subtype]))
+            joins += [table, parent]
         if subtype in ("AT_AttachPartition", "AT_DetachPartition"):
             part = _name(getattr(command, "def").partition_cmd.name)
             locks.append(Lock(part, ACCESS_EXCLUSIVE))
+            joins += [table, part]
             reaches += _partitioned(table, part, goes=subtype == "AT_DetachPartition")
         locks.append(Lock(table, mode))
-        locks += [Lock(other, SHARE_ROW) for other in _referenced([getattr(command, "def")])]
+        referenced = _referenced([getattr(command, "def")])
+        leading += referenced
+        locks += [Lock(other, SHARE_ROW) for other in referenced]
         if subtype in ("AT_DropColumn", "AT_AlterColumnType", "AT_DropConstraint"):
             retyped = subtype == "AT_AlterColumnType"
             cascade = retyped or command.behavior == CASCADE
@@ -551,6 +605,8 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         strongest(locks),
         destroys=", ".join(destroys) or None,
         losing=(table,),
+        joins=tuple(joins),
+        leading=tuple(leading),
         reaches=tuple(reaches),
         below="" if subtypes <= _ALONE else "all",
         alone=(table,) if not statement.relation.inh or subtypes <= _OF_PARTITION else (),
@@ -586,13 +642,14 @@ def _drop(statement: DropStmt) -> Effect:
         ]
     lost = kind in _DROPPED_DATA or cascade
     reached = _DROPPED_KINDS.get(kind)
-    tables = tuple(names) if kind in ("OBJECT_TABLE", "OBJECT_MATVIEW") else ()
+    named = tuple(names)
     return Effect(
         does,
         strongest(locks),
         destroys=f"{word} {', '.join(names)}{cascade}" if lost else None,
-        losing=tables,
-        gone=tables,
+        losing=named if kind == "OBJECT_TABLE" else (),
+        gone=named if reached == "relation" else (),
+        shuffles=reached == "schema",
         below="partitions" if kind == "OBJECT_TRIGGER" else "",
         unknown=bool(cascade) and reached is None and kind not in _LONELY,
         reaches=tuple(
@@ -621,23 +678,30 @@ def _called(node: Node) -> str:
 
 
 def _destroyed(kind: str, statement: Inner, does: str) -> str | None:
-    if kind == "delete_stmt":
-        all_rows = not statement.HasField("where_clause")
-        return f"{'all rows' if all_rows else 'rows'} of {_name(statement.relation)}"
-    if kind == "update_stmt" and not statement.HasField("where_clause"):
-        return f"old values in every row of {_name(statement.relation)}"
     if kind == "truncate_stmt":
         return f"all rows of {does.removeprefix('truncate ')}"
-    if kind not in _LATER and (deleted := _deleted(statement)):
-        return f"rows of {', '.join(deleted)}"
-    return does if kind in _DESTROYING else None
+    if kind in _LATER:
+        return None
+    deleted, said = _deleted(statement), list[str]()
+    if kind == "delete_stmt":
+        table = _name(statement.relation)
+        all_rows = not statement.HasField("where_clause")
+        said.append(f"{'all rows' if all_rows else 'rows'} of {table}")
+        deleted.remove(table)
+    if kind == "update_stmt" and not statement.HasField("where_clause"):
+        said.append(f"old values in every row of {_name(statement.relation)}")
+    said += [f"rows of {', '.join(deleted)}"] if deleted else []
+    said += [does] if kind in _DESTROYING and not said else []
+    return ", ".join(said) or None
 
 
 def _losing(kind: str, statement: Inner) -> tuple[str, ...]:
-    """Return the tables that `_destroyed` speaks of."""
-    if kind in ("delete_stmt", "update_stmt", "truncate_stmt"):
-        return tuple(map(_name, _targets(statement)))
-    return () if kind in _DESTROYING else tuple(_deleted(statement))
+    """Return the tables that `_destroyed` speaks of, if it is of tables alone."""
+    changes = ("delete_stmt", "update_stmt", "truncate_stmt")
+    named = [*map(_name, _targets(statement))] if kind in changes else []
+    if kind in _DESTROYING and not named:
+        return ()
+    return tuple(dict.fromkeys([*named, *_deleted(statement)]))
 
 
 def _renamed(kind: str, statement: Inner) -> tuple[str, str] | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from preflight.base import quoting
 
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
@@ -94,36 +96,102 @@ class Told:
         return self.count - len(self.statements)
 
 
-Made = tuple["Where | None", str]
+_OF_TABLES = {"relation", "deleted", "updated"}  # what of a Reach takes rows or columns of a table
+_LOCKS_ONLY = {"default", "referred", "referring"}  # and what of one only looks for others to lock
 
 
-def _made(where: Where, name: str) -> Made:
-    """Return what a name is known by: one without a schema is another's under another path."""
-    return (None if "." in name else where, name)
+class _Names:
+    """Relations that a file has made, by the names under which it may mean them again.
+
+    One without a schema is another's under another path, and nobody's where only the run knows.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, set[tuple[Where | None, str]]] = {}  # by their last parts
+
+    def has(self, where: Where, name: str) -> bool:
+        """Tell whether a name means one of these."""
+        last, known = _known(where, name)
+        return known is not None and known in self._found.get(last, ())
+
+    def add(self, where: Where, name: str) -> None:
+        """Add what a name means."""
+        last, known = _known(where, name)
+        if known is not None:
+            self._found.setdefault(last, set()).add(known)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Take out what these may mean, in whichever schema: a path may lead there."""
+        for name in names:
+            self._found.pop(_parts(name)[-1], None)
+
+    def clear(self) -> None:
+        """Take out all."""
+        self._found.clear()
 
 
-def _follow(new: set[Made], effect: Effect, where: Where) -> None:
-    """Follow a statement that takes away a table which the file has made, or names it anew."""
-    for name in effect.gone:
-        new.discard(_made(where, name))
-    if effect.renames:
-        before, after = (_made(where, name) for name in effect.renames)
-        change = new.add if before in new else new.discard
-        change(after)
-        new.discard(before)
+def _parts(name: str) -> list[str]:
+    return (quoting.parts(name) if '"' in name else name.split(".")) or [name]
 
 
-def _of_others(effect: Effect, new: Collection[Made], where: Where) -> Effect:
-    """Leave out what happens to tables that the file itself has made: nobody has rows in them."""
-    if not new:
-        return effect
-    lost = effect.losing and all(_made(where, name) in new for name in effect.losing)
-    return dataclasses.replace(
-        effect,
-        locks=tuple(lock for lock in effect.locks if _made(where, lock.table) not in new),
-        destroys=None if lost else effect.destroys,
-        reaches=tuple(reach for reach in effect.reaches if _made(where, reach.name) not in new),
-    )
+def _known(where: Where, name: str) -> tuple[str, tuple[Where | None, str] | None]:
+    """Return the last part of a name, and what the name is known by if that is certain."""
+    parts = _parts(name)
+    if len(parts) > 1:
+        return parts[-1], (None, name)
+    return parts[-1], None if where.open else (where, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """What a file has made so far."""
+
+    named: _Names = field(default_factory=_Names)  # all of it: nobody waits for that
+    alone: _Names = field(default_factory=_Names)  # the tables whose rows are nobody else's
+
+    def make(self, effect: Effect, where: Where, *, transactional: bool) -> None:
+        """Take in what a statement makes for certain."""
+        if not effect.creates or effect.if_absent:
+            return
+        self.named.add(where, effect.creates)
+        there = transactional or not effect.passing
+        hidden = "pg_temp" in (where.path or ())  # others may come before a temporary table
+        if effect.empty and there and not hidden:
+            self.alone.add(where, effect.creates)
+
+    def follow(self, effect: Effect, where: Where) -> None:
+        """Follow a statement that takes away what was made, names it anew, or has others join."""
+        self.alone.drop([*effect.joins, *effect.leading])
+        if not all(self.named.has(where, name) for name in effect.joins):
+            self.named.drop(effect.joins)
+        for names in (self.named, self.alone):
+            names.drop(effect.gone)
+            if effect.renames:
+                before, after = effect.renames
+                kept = names.has(where, before)
+                names.drop(effect.renames)
+                if kept:
+                    names.add(where, after)
+            if effect.shuffles:
+                names.clear()
+        if effect.unknown:
+            self.alone.clear()
+
+    def of_others(self, effect: Effect, where: Where) -> Effect:
+        """Leave out what happens to the file's own tables: nobody has rows in them, or waits."""
+        lost = effect.losing and all(self.alone.has(where, name) for name in effect.losing)
+
+        def stays(reach: Reach) -> bool:
+            if reach.kind in _OF_TABLES:
+                return not self.alone.has(where, reach.name)
+            return reach.kind not in _LOCKS_ONLY or not self.named.has(where, reach.name)
+
+        return dataclasses.replace(
+            effect,
+            locks=tuple(lock for lock in effect.locks if not self.named.has(where, lock.table)),
+            destroys=None if lost else effect.destroys,
+            reaches=tuple(filter(stays, effect.reaches)),
+        )
 
 
 def each(file: Migration) -> Told:
@@ -136,8 +204,8 @@ def each(file: Migration) -> Told:
     room = {True: MOST, False: MOST}
     found: list[Planned] = []
     number = 0
-    new: set[Made] = set()  # nobody waits for a table that this file makes
-    perhaps: set[Made] = set()  # made if it is not there, which only a server knows
+    new = _New()
+    perhaps = _Names()  # made if it is not there, which only a server knows
     now = where.START
     starts = (statement.start for statement in file.up.statements())
     places = scan.places(file.up.text, starts)
@@ -147,11 +215,16 @@ def each(file: Migration) -> Told:
         line, column = next(places)
         meant, now = now, where.after(now, text, transactional=file.up.transactional)
         meant = now if now.open else meant  # it may be a block that sets it for itself, too
-        if effect.creates:
-            (perhaps if effect.if_absent else new).add(_made(meant, effect.creates))
-        perhaps.update(_made(meant, name) for name in effect.perhaps)
-        effect = _of_others(effect, new, meant)
-        _follow(new, effect, meant)
+        if effect.creates and effect.if_absent:
+            perhaps.add(meant, effect.creates)
+        for name in effect.perhaps:
+            perhaps.add(meant, name)
+        new.make(effect, meant, transactional=file.up.transactional)
+        if effect.several:
+            new.follow(effect, meant)
+        of_others = new.of_others(effect, meant)
+        new.follow(effect, meant)
+        effect = of_others
         matters = effects.matters(effect)
         room[matters] -= 1
         if room[matters] < 0:
@@ -171,7 +244,7 @@ def each(file: Migration) -> Told:
                 below=effect.below,
                 alone=effect.alone,
                 perhaps=tuple(
-                    lock.table for lock in effect.locks if _made(meant, lock.table) in perhaps
+                    lock.table for lock in effect.locks if perhaps.has(meant, lock.table)
                 ),
                 unknown=effect.unknown,
                 keeps=effect.keeps,
@@ -227,10 +300,16 @@ def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effe
             lock for each in inside for lock in each.locks if not _SYSTEM.fullmatch(lock.table)
         ),
         destroys=_together(each.destroys for each in inside),
-        losing=tuple(dict.fromkeys(name for each in inside for name in each.losing))
+        losing=tuple(
+            dict.fromkeys(name for each in inside if each.destroys for name in each.losing)
+        )
         if all(each.losing for each in inside if each.destroys)
         else (),
         gone=tuple(name for each in inside for name in (*each.gone, *(each.renames or ()))),
+        joins=tuple(name for each in inside for name in each.joins),
+        leading=tuple(name for each in inside for name in each.leading),
+        shuffles=any(each.shuffles for each in inside),
+        several=True,
         external=_together(each.external for each in inside),
         reaches=tuple(dict.fromkeys(found for each in inside for found in each.reaches)),
         below=next((way for way in ("all", "partitions") if way in below), ""),

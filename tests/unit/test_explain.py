@@ -51,11 +51,148 @@ def test_statement_is_described(statement: str, does: str, destroys: str | None)
     assert (does, destroys) == (found.does, found.destroys)
 
 
+ALONE = "-- preflight: no-transaction\n"
+
+
+def planned_of(text: str) -> list[planned.Planned]:
+    """Return what a plan says of the statements of a file."""
+    script = Script("001_a.sql", text.encode(), "", transactional=ALONE not in text)
+    return planned.each(Migration(1, "001_a", script)).statements
+
+
 def of_block(body: str) -> planned.Planned:
     """Return what a plan says of a block."""
-    text = f"DO $x$ {body} $x$".encode()
-    (found,) = planned.each(Migration(1, "001_a", Script("001_a.sql", text, ""))).statements
+    (found,) = planned_of(f"DO $x$ {body} $x$")
     return found
+
+
+@pytest.mark.parametrize(
+    ("text", "destroys"),
+    [
+        (
+            (
+                "ALTER TABLE t RENAME TO old; CREATE TABLE t (i int) PARTITION BY RANGE (i);"
+                " ALTER TABLE t ATTACH PARTITION old DEFAULT; DELETE FROM t"
+            ),
+            "all rows of t",
+        ),
+        (
+            (
+                "CREATE TABLE t (i int) PARTITION BY RANGE (i);"
+                " ALTER TABLE t ATTACH PARTITION live DEFAULT; DROP TABLE t"
+            ),
+            "table t",
+        ),
+        (
+            (
+                "CREATE TABLE t (i int) PARTITION BY RANGE (i);"
+                " CREATE TABLE s PARTITION OF t DEFAULT PARTITION BY RANGE (i);"
+                " ALTER TABLE s ATTACH PARTITION live DEFAULT; TRUNCATE t"
+            ),
+            "all rows of t",
+        ),
+        (
+            "CREATE TABLE t (); ALTER TABLE live INHERIT t; DROP TABLE t CASCADE",
+            "table t and all that depends on it",
+        ),
+        ("CREATE TABLE t () INHERITS (live); DELETE FROM t", "all rows of t"),
+        (
+            "CREATE TABLE t (i int); DO $$ BEGIN ALTER TABLE live INHERIT t; DELETE FROM t; END $$",
+            "all rows of t",
+        ),
+        (
+            (
+                "CREATE TEMP TABLE t (i int); WITH gone AS (DELETE FROM live RETURNING i)"
+                " UPDATE t SET i = 1 FROM gone WHERE t.i = gone.i"
+            ),
+            "rows of live",
+        ),
+        (
+            (
+                "CREATE TEMP TABLE t (i int); WITH gone AS (DELETE FROM live RETURNING i)"
+                " DELETE FROM t USING gone WHERE t.i = gone.i"
+            ),
+            "rows of t, rows of live",
+        ),
+        (
+            (
+                "CREATE TEMP TABLE t (i int); WITH gone AS (DELETE FROM live RETURNING i)"
+                " UPDATE t SET i = 1 FROM gone"
+            ),
+            "old values in every row of t, rows of live",
+        ),
+        ("CREATE VIEW t AS SELECT * FROM live; DELETE FROM t", "all rows of t"),
+        (
+            (
+                "SELECT set_config('search_path', 'a', true); CREATE TABLE t (i int);"
+                " SELECT set_config('search_path', 'b', true); DROP TABLE t"
+            ),
+            "table t",
+        ),
+        (
+            (
+                "CREATE TABLE t (i int PRIMARY KEY); ALTER TABLE live"
+                " ADD FOREIGN KEY (i) REFERENCES t ON DELETE CASCADE; DELETE FROM t"
+            ),
+            "all rows of t",
+        ),
+        (
+            (
+                "CREATE TABLE t (i int);"
+                " CREATE RULE r AS ON DELETE TO t DO INSTEAD DELETE FROM live; DELETE FROM t"
+            ),
+            "all rows of t",
+        ),
+        ("CREATE TABLE t (i int); DROP TABLE t; TRUNCATE t", "all rows of t"),
+        (
+            (
+                "CREATE TABLE t (i int); DROP TABLE public.t; ALTER TABLE a.t SET SCHEMA public;"
+                " DROP TABLE t"
+            ),
+            "table t",
+        ),
+        (
+            (
+                "ALTER SCHEMA a RENAME TO b; CREATE SCHEMA a; CREATE TABLE a.t (i int);"
+                " ALTER SCHEMA a RENAME TO c; ALTER SCHEMA b RENAME TO a; DROP TABLE a.t"
+            ),
+            "table a.t",
+        ),
+        ("CREATE TABLE a.t (i int); DROP SCHEMA a CASCADE; DELETE FROM a.t", "all rows of a.t"),
+        ("CREATE TEMP TABLE t (i int); DISCARD TEMP; DELETE FROM t", "all rows of t"),
+        (
+            (
+                "SAVEPOINT s; ALTER TABLE t RENAME TO u; CREATE TABLE t (i int); ROLLBACK TO s;"
+                " DROP TABLE t"
+            ),
+            "table t",
+        ),
+        (
+            "CREATE TABLE t (i int); DO $$ BEGIN EXECUTE (SELECT i FROM f); END $$; DELETE FROM t",
+            "all rows of t",
+        ),
+        (f"{ALONE}CREATE TEMP TABLE t ON COMMIT DROP AS SELECT; DELETE FROM t", "all rows of t"),
+        ("SET search_path = a, pg_temp; CREATE TEMP TABLE t (); TRUNCATE t", "all rows of t"),
+        ("CREATE TEMP TABLE t (i int) ON COMMIT DROP; DELETE FROM t", None),
+        ("SELECT 1 AS i INTO TEMP t; UPDATE t SET i = 2", None),
+        ("CREATE TABLE t (i int); ALTER TABLE live RENAME TO v; DROP TABLE t", None),
+    ],
+)
+def test_own_tables_are_told_once_they_may_lead_to_rows_of_others(
+    text: str, destroys: str | None
+) -> None:
+    """By what is below them, along keys and rules, or under a name that has come to another."""
+    assert destroys == planned_of(text)[-1].destroys
+
+
+def test_schema_with_the_name_of_a_table_is_looked_for() -> None:
+    """Only what is reached from the file's own tables needs no question."""
+    text = (
+        "CREATE TABLE a (i int); DROP SCHEMA a CASCADE; CREATE TABLE t (i int); TRUNCATE t CASCADE"
+    )
+    found = [each.reaches for each in planned_of(text)]
+
+    assert [(), (effects.Reach("schema", "a", cascade=True),), (), ()] == found
 
 
 @pytest.mark.parametrize(
