@@ -7,7 +7,7 @@ it may be pending, too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,12 +58,19 @@ class Lookup:
         session.execute(f"SAVEPOINT {_MARK}")
 
     def over(self, statement: Planned) -> Planned:
-        """Return a statement with its locks on tables that are there, and who is in the way."""
-        where, unknown = self._playable(statement.where or START), statement.unknown
+        """Return a statement with its locks on tables that are there, and who is in the way.
+
+        Where only the run knows what its names lead to, what they mean by the settings that are
+        known last is told all the same.
+        """
+        meant = self._playable(statement.where or START)
+        where = dataclasses.replace(meant, open=False)
+        unseen = meant.open and not all(map(_has_schema, _names(statement)))
         held: dict[int | str, Lock] = {}  # by oid; by name what is not there yet
         for lock in statement.locks:
             try:
-                found = self._locked(where, lock, perhaps=lock.table in statement.perhaps)
+                perhaps = lock.table in statement.perhaps and not meant.open
+                found = self._locked(where, lock, perhaps=perhaps)
                 if found is None:
                     continue
                 _take(held, found.oid or found.name, found.name, lock.mode)
@@ -71,7 +78,7 @@ class Lookup:
                 for part in self._below(where, found.oid, below):
                     _take(held, part.oid, part.name, lock.mode)
             except Unseen:
-                unknown = True
+                unseen = True
                 if not lock.of_index:
                     _take(held, lock.table, lock.table, lock.mode)
         lost = [statement.destroys] if statement.destroys else []
@@ -81,13 +88,14 @@ class Lookup:
                     _take(held, found.oid, found.name, reach.mode)
                     lost += [found.lost] if found.lost else []
             except Unseen:
-                unknown = True
+                unseen = True
         return dataclasses.replace(
             statement,
             locks=tuple(held.values()),
             blocked_by=self._in_the_way(held),
             destroys=", ".join(dict.fromkeys(lost)) or None,
-            unknown=unknown,
+            unknown=statement.unknown or unseen,
+            keeps=statement.keeps and not unseen,
         )
 
     def _in_the_way(self, held: dict[int | str, Lock]) -> tuple[Blocker, ...]:
@@ -154,7 +162,6 @@ class Lookup:
 
     def _oid(self, where: Where, name: str) -> int | None:
         """Return the oid of the relation that a name in a file means, or None."""
-        _require_closed(where, name)
         said = f"pg_catalog.to_regclass({quoting.literal(name)}::pg_catalog.text)"
         expression = f"{said}::pg_catalog.oid::pg_catalog.int8"
         found: int | None = self._once(("oid", where, name), lambda: self._value(where, expression))
@@ -234,8 +241,6 @@ class Lookup:
             query = f"""SELECT '{catalog}'::regclass::oid::int8, oid::int8
  FROM {catalog} WHERE {name}::text = %s"""  # noqa: S608 -- a catalog's name
             return _object(self._row_of(query, quoting.parts(reach.name)[:1]))
-        if reach.kind != "schema":
-            _require_closed(where, reach.name)
         procedure = "regprocedure" if "(" in reach.name else "regproc"
         kind, catalog = _BY_CAST.get(reach.kind, (procedure, "pg_proc"))
         name = reach.name
@@ -260,10 +265,17 @@ class Lookup:
         return _object((classid, oid))
 
 
-def _require_closed(where: Where, name: str) -> None:
-    """Refuse a name without a schema where only the run knows what that leads to."""
-    if where.open and len(quoting.parts(name.partition("(")[0])) == 1:
-        raise Unseen
+def _names(statement: Planned) -> Iterator[str]:
+    """Yield the names in a statement that are looked for along the path."""
+    yield from (lock.table for lock in statement.locks)
+    for reach in statement.reaches:
+        if reach.kind != "schema" and reach.kind not in _BY_NAME:
+            yield reach.name
+            yield from [reach.other] if reach.other else []
+
+
+def _has_schema(name: str) -> bool:
+    return len(quoting.parts(name.partition("(")[0])) > 1
 
 
 def _object(row: Sequence[object] | None) -> dict[str, object] | None:

@@ -855,6 +855,39 @@ def test_names_are_meant_as_the_file_sets_its_path_and_role(
     assert all(step["locks"] for step in last.values())
 
 
+def test_what_names_meant_last_is_told_where_only_the_run_knows(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Partitions, who is in the way and what goes along: more than it may be, and not less."""
+    database.script(
+        "CREATE TABLE parts (id int) PARTITION BY LIST (id); CREATE TABLE one PARTITION OF parts"
+        " DEFAULT; CREATE TABLE t (id int PRIMARY KEY);"
+        "CREATE TABLE kids (id int REFERENCES t ON DELETE CASCADE)"
+    )
+    steps = "LOCK parts; DELETE FROM t WHERE id = 1;"
+    opened = ["SELECT set_config('search_path', current_user, true);", "SET ROLE nobody_yet;"]
+    texts = [steps, *(f"{first} {steps}" for first in opened)]
+    migrations({f"{i:03d}_s.sql": text for i, text in enumerate(texts, 1)})
+
+    with psycopg.connect(database.conninfo()) as reader:
+        reader.execute("SELECT * FROM parts")
+        pid = reader.info.backend_pid
+        result = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert 0 == result.code, str(result)
+    found: dict[str, list[object]] = {}
+    unknown: dict[str, set[bool]] = {}
+    for step in result.json()["statements"]:
+        if step["locks"]:
+            told = (step["locks"], step["destroys"], [who["pid"] for who in step["blocked_by"]])
+            found.setdefault(step["migration"], []).append(told)
+            unknown.setdefault(step["migration"], set()).add(step["unknown"])
+    (known, *others) = found.values()
+    assert [known, known] == others
+    assert ["rows of t, rows of kids", [pid]] == [known[1][1], known[0][2]]  # type: ignore[index]
+    assert [{False}, {True}, {True}] == list(unknown.values())
+
+
 def test_plan_asks_about_a_table_once_however_often_it_is_named(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

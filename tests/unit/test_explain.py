@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from preflight.files import effects, planned, reach, review
+from preflight.files import effects, planned, reach, review, where
 from preflight.files.migrations import Migration, Script
 
 
@@ -183,6 +183,44 @@ def test_own_tables_are_told_once_they_may_lead_to_rows_of_others(
 ) -> None:
     """By what is below them, along keys and rules, or under a name that has come to another."""
     assert destroys == planned_of(text)[-1].destroys
+
+
+@pytest.mark.parametrize(
+    ("text", "opens"),
+    [
+        ("SELECT set_config('search_path', 'a', true)", True),
+        ("SELECT pg_catalog.set_config('ROLE'::text, 'a', false)", True),
+        ("SELECT set_config(name, 'a', true) FROM t", True),
+        (
+            "SELECT set_config(setting_name => 'search_path', new_value => 'a', is_local => true)",
+            True,
+        ),
+        ("SELECT set_config('session_' || 'authorization', 'a', true)", True),
+        ("SELECT set_config('app.user', 'a', true)", False),
+        ("INSERT INTO t VALUES ('see set_config in the manual')", False),
+        ("SELECT set_config FROM t -- set_config('role', 'a', true)", False),
+        ("DO $$ BEGIN UPDATE t SET role = 'a'; END $$", False),
+        ("DO $$ BEGIN ALTER TABLE t SET SCHEMA a; END $$", False),
+        ("DO $$ BEGIN ALTER FUNCTION f() SET search_path = a; END $$", False),
+        ("DO $$ BEGIN RAISE NOTICE 'SET ROLE and search_path'; END $$", False),
+        ("DO $$ BEGIN PERFORM set_config('app.user', 'a', true); END $$", False),
+        ("DO $$ BEGIN SET LOCAL lock_timeout = '1s'; END $$", False),
+        ("DO $$ BEGIN PERFORM set_config('role', 'a', true); END $$", True),
+        ("DO $$ BEGIN SET LOCAL ROLE a; END $$", True),
+        ("DO $$ BEGIN RESET ALL; END $$", True),
+        ("DO $$ BEGIN EXECUTE format('SET search_path TO %I', current_user); END $$", True),
+        ("DO $$ BEGIN EXECUTE 'SET ROLE ' || current_user; END $$", True),
+        ("DO $$ BEGIN EXECUTE 'ALTER TABLE t SET SCHEMA ' || current_user; END $$", False),
+        ("DO $$ BEGIN EXECUTE 'SET SCHEMA ' || quote_literal(current_user); END $$", True),
+        ("DO $$ BEGIN EXECUTE 'UPDATE t SET role = ' || 1 + 1; END $$", False),
+        ("DO $$ DECLARE a nobody.knows; BEGIN SET SESSION AUTHORIZATION a; END $$", True),
+        ("DO $$ DECLARE a nobody.knows; BEGIN SET ROLE = a; END $$", True),
+        ("DO $$ DECLARE a nobody.knows; BEGIN UPDATE t SET role = a; END $$", False),
+    ],
+)
+def test_settings_are_open_only_after_what_may_set_them(text: str, opens: bool) -> None:  # noqa: FBT001 -- pytest
+    """Neither the words in a text nor other settings make a name's meaning unknown."""
+    assert opens == where.after(where.START, text.encode(), transactional=True).open
 
 
 def test_schema_with_the_name_of_a_table_is_looked_for() -> None:
