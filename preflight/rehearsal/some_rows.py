@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,8 @@ _EVENTS = """
 SELECT -e.evtfoid::int8 FROM pg_catalog.pg_event_trigger e WHERE e.evtenabled <> 'D'
 """
 _TRIGGERS = """
-SELECT DISTINCT -t.tgfoid::int8 FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal
+SELECT t.tgrelid::int8, -t.tgfoid::int8, t.tgtype::int4, t.tgenabled = 'D'
+FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal
 """
 _FUNCTIONS = f"""
 SELECT p.oid::int8, n.nspname::text, p.proname::text, l.lanname::text, p.prosrc
@@ -119,6 +120,8 @@ _KEYS_ASKED = re.compile(
     r"referential_constraints|key_column_usage|constraint_\w+_usage)\b"
 )
 _QUERIES = {"SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "TABLE", "CALL", "MERGE", "VALUES"}
+_ENABLES = re.compile(rb"(?i)\benable\s+(?:(?:always|replica)\s+)?trigger\b")
+INSERT, DELETE, UPDATE, TRUNCATE = 4, 8, 16, 32  # as pg_trigger.tgtype has them
 FOREIGN_KEY = "23503"
 NO_RIGHT = "42501"  # also of a row that a policy does not let in
 _WRONG = re.compile(r"42...")  # in the file itself
@@ -144,6 +147,12 @@ class Said:
     decides: bool = False  # what they do, they may do because of rows
     renames: bool = False  # schemas
     asks_keys: bool = False
+    events: dict[tuple[str, str], int] = field(default_factory=dict)  # what they do to which names
+    hides: bool = False  # they may do more to rows than they say
+
+    def at(self, name: tuple[str, str]) -> int:
+        """Return what they do to what has a schema and a name, as `pg_trigger.tgtype` says it."""
+        return self.events.get(name, 0) | self.events.get(("", name[1]), 0)
 
 
 def said(scripts: Iterable[Script]) -> Said:
@@ -163,11 +172,14 @@ def said(scripts: Iterable[Script]) -> Said:
             first, *more = [*scan.words(text, 2), ""]
             found.writes |= first not in _BEGINS or (first == "CREATE" and more[0] in _MAKES_ROWS)
             found.decides |= first in {"DO", "CALL", "EXECUTE"}
+            found.hides |= first in {"DO", "CALL", "EXECUTE"}
             for why in _read(text, found, 0):
                 if (told := f"{script.file} {why}") not in found.unread:
                     found.unread.append(told)
     if found.renames:
         found.names = {("", name) for _, name in found.names}
+        for (_, name), events in [*found.events.items()]:
+            found.events["", name] = found.events.get(("", name), 0) | events
     return found
 
 
@@ -181,6 +193,7 @@ def _read(text: bytes, found: Said, depth: int) -> Iterator[str]:
         words = _words(plain)
         found.names |= words
         found.types |= {word for _, word in words}
+        found.hides = True
         yield "has a statement that cannot be read here"
         return
     found.names |= {(each.schema, each.name) for each in named.names(text, _DEEPEST) if each.name}
@@ -188,7 +201,10 @@ def _read(text: bytes, found: Said, depth: int) -> Iterator[str]:
     found.renames |= _renames_schema(node)
     if _of_everything(node):
         yield "has a statement that works on all tables"
+    for name, event in _events(node):
+        found.events[name] = found.events.get(name, 0) | event
     if node.WhichOneof("node") in {"do_stmt", "create_function_stmt"}:
+        found.hides = True
         found.names |= _words(plain)  # not every body has a tree
     for inner in [*_texts(node, found), *reach.inner(node, text)] if depth < _DEEPEST else ():
         if isinstance(inner, str):
@@ -199,6 +215,25 @@ def _read(text: bytes, found: Said, depth: int) -> Iterator[str]:
         else:
             found.names |= _words(plain)
             yield inner.words
+
+
+def _events(node: Node) -> Iterator[tuple[tuple[str, str], int]]:
+    """Yield what a statement writes to, and what it does there."""
+    for written in parser.every(node, "InsertStmt"):
+        also = UPDATE if written.HasField("on_conflict_clause") else 0
+        yield _place(written.relation), INSERT | also
+    for kind, event in {"UpdateStmt": UPDATE, "DeleteStmt": DELETE,
+                        "MergeStmt": INSERT | UPDATE | DELETE}.items():  # fmt: skip
+        yield from ((_place(each.relation), event) for each in parser.every(node, kind))
+    for copied in parser.every(node, "CopyStmt"):
+        if copied.is_from:
+            yield _place(copied.relation), INSERT
+    for emptied in parser.every(node, "TruncateStmt"):
+        yield from ((_place(each.range_var), TRUNCATE) for each in emptied.relations)
+
+
+def _place(relation: Any) -> tuple[str, str]:  # noqa: ANN401 -- protobuf
+    return relation.schemaname, relation.relname
 
 
 def _texts(node: Node, found: Said) -> Iterator[str]:
@@ -304,6 +339,16 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Trigger:
+    """What calls a function when rows of a table change; `events` as `pg_trigger.tgtype` has it."""
+
+    of: int
+    function: int
+    events: int
+    off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """What of a database leads to what, by oid; functions have negative ones."""
 
@@ -314,7 +359,7 @@ class Graph:
     leading: Sequence[tuple[int, int]] = ()
     types: Sequence[tuple[str, int]] = ()  # the name of one, and who uses it
     events: Sequence[int] = ()  # the functions of event triggers
-    triggers: frozenset[int] = frozenset()  # and of the others, which only rows call
+    triggers: Sequence[Trigger] = ()
 
     def families(self) -> dict[int, int]:
         """Return for each table one that stands for all with which it shares rows: partitions."""
@@ -352,7 +397,7 @@ def look(session: Session, *, sized: bool = True) -> Graph:
             session.execute(_LEADING).fetchall(),
             session.execute(_TYPES).fetchall(),
             [number for (number,) in session.execute(_EVENTS).fetchall()],
-            frozenset(number for (number,) in session.execute(_TRIGGERS).fetchall()),
+            [Trigger(*each) for each in session.execute(_TRIGGERS).fetchall()],
         )
 
 
@@ -533,22 +578,21 @@ class _Reached:
     calls: bool = False  # a function of the database
 
 
-def _reached(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reached:
-    """Return what names lead to, event triggers included; what rows pull along, if any change."""
+def _reached(
+    graph: Graph, wanted: Said, families: Mapping[int, int], begun: Iterable[int] = ()
+) -> _Reached:
+    """Return what names lead to, event triggers included; what rows pull along, if any change.
+
+    And what that leads to which is `begun` with.
+    """
     pulled = ((key.to, key.of) for key in graph.keys.values() if key.cascades and wanted.writes)
-    leading, by_name = _led([*graph.leading, *pulled]), _by_name(graph)
+    leading = _led([*graph.leading, *pulled])
     members = _led((family, oid) for oid, family in families.items())
-    users = _led(graph.types)
     found = _Reached(unread=list(wanted.unread))
-
-    def named_by(names: Names, types: Iterable[str] = ()) -> list[int]:
-        places = ((schema, each) for schema, name in names for each in by_name.get(name, ()))
-        of_types = [oid for name in types for oid in users.get(name, ())]
-        return [*of_types, *(oid for schema, (place, oid) in places if schema in {"", place})]
-
+    named_by = _meaning(graph)
     rest = named_by(wanted.names, wanted.types)
     found.calls = any(oid in graph.functions for oid in rest)
-    rest += graph.events
+    rest += [*graph.events, *begun]
     while rest:
         if (oid := rest.pop()) in found.seen:
             continue
@@ -563,6 +607,18 @@ def _reached(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reache
         elif oid in families:
             rest += members[families[oid]]
     return found
+
+
+def _meaning(graph: Graph) -> Callable[[Names, Iterable[str]], list[int]]:
+    """Return what tells which oids some names mean, and what is of types of such names."""
+    by_name, users = _by_name(graph), _led(graph.types)
+
+    def meant(names: Names, types: Iterable[str]) -> list[int]:
+        places = ((schema, each) for schema, name in names for each in by_name.get(name, ()))
+        of_types = [oid for name in types for oid in users.get(name, ())]
+        return [*of_types, *(oid for schema, (place, oid) in places if schema in {"", place})]
+
+    return meant
 
 
 # what functions do elsewhere
@@ -583,17 +639,20 @@ def far(session: Session, scripts: Iterable[Script]) -> tuple[Script, str, str] 
 
     if not (wild := session.read(_FUNCTIONS, kept)):
         return None
-    graph = look(session, sized=False)
-    still = [(one, other) for one, other in graph.leading if other not in graph.triggers]
-    without_rows, families = dataclasses.replace(graph, leading=still), graph.families()
+    scripts, graph = list(scripts), look(session, sized=False)
+    if not any(_ENABLES.search(script.text) for script in scripts):
+        graph = _calling(graph, lambda trigger: not trigger.off)
+    without_rows, families = _calling(graph, lambda _: False), graph.families()
     for script in scripts:
         try:
             wanted = said([script])
         except scratch.Unavailable:  # as large as that are rows, and nobody reads their names
             continue
         found = _reached(without_rows, wanted, families)
-        if found.calls or _writes(script):
+        if found.calls or (wanted.hides and _writes(script)):
             found = _reached(graph, wanted, families)
+        elif _writes(script):
+            found = _written(graph, wanted, families)
         if called := sorted(found.seen & wild.keys()):
             return script, *wild[called[0]]
     return None
@@ -605,6 +664,51 @@ def _writes(script: Script) -> bool:
         word for each in script.statements() for word in scan.words(each.text(script.text), 1)
     }
     return not firsts <= _BEGINS | {"SELECT", "TABLE", "VALUES"}
+
+
+def _calling(graph: Graph, fires: Callable[[Trigger], bool]) -> Graph:
+    """Return a graph with the ways to functions of those triggers alone that fire."""
+    kept = {(each.of, each.function) for each in graph.triggers if fires(each)}
+    gone = {(each.of, each.function) for each in graph.triggers} - kept
+    return dataclasses.replace(graph, leading=[each for each in graph.leading if each not in gone])
+
+
+def _written(graph: Graph, wanted: Said, families: Mapping[int, int]) -> _Reached:
+    """Return what statements lead to that say all that they do to rows.
+
+    Of what they name themselves, triggers for that are called. What rules, views and functions do,
+    and keys that cascade, nobody has said.
+    """
+    done = _done(graph, wanted, families)
+    own = _calling(graph, lambda each: bool(each.events & done.get(families.get(each.of, 0), 0)))
+    leading, members = _led(own.leading), _led((family, oid) for oid, family in families.items())
+    rest, begun, seen = _meaning(graph)(wanted.names, wanted.types), list[int](), set[int]()
+    while rest:
+        if (oid := rest.pop()) in seen:
+            continue
+        seen.add(oid)
+        rest += members.get(families.get(oid, 0), ())
+        written = done.get(families.get(oid, 0), 0)
+        for to in leading.get(oid, ()):
+            (begun if written or to < 0 else rest).append(to)
+    for key in graph.keys.values():
+        events = done.get(families.get(key.to, 0), 0)
+        if events & TRUNCATE or (key.cascades and events & (UPDATE | DELETE)):
+            begun.append(key.of)
+    found = _reached(graph, Said(writes=True), families, begun)
+    found.seen |= seen
+    return found
+
+
+def _done(graph: Graph, wanted: Said, families: Mapping[int, int]) -> dict[int, int]:
+    """Return what happens to the tables of each family; a row may move among partitions."""
+    done: dict[int, int] = {}
+    for oid, each in graph.relations.items():
+        done[families[oid]] = done.get(families[oid], 0) | wanted.at((each.schema, each.name))
+    for oid, each in graph.relations.items():
+        if each.kind == "p" and done[families[oid]] & UPDATE:
+            done[families[oid]] |= INSERT | DELETE
+    return done
 
 
 def _by_name(graph: Graph) -> dict[str, list[tuple[str, int]]]:

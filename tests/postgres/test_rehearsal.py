@@ -14,7 +14,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from preflight.base.config import Config
 from preflight.base.errors import BackupFailed, RehearsalFailed
-from preflight.rehearsal import copies, scratch
+from preflight.files.migrations import Script
+from preflight.rehearsal import copies, scratch, some_rows
 from preflight.server import sessions
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
@@ -331,6 +332,61 @@ def test_function_that_makes_roles_is_not_called_from_a_copy_beside_the_live_dat
 
     assert ["rehearsal.unavailable"] * 3 + [None] * 2 == said
     assert [] == database.query(f"SELECT rolname FROM pg_roles WHERE rolname = '{role}'")
+
+
+def test_triggers_count_for_what_a_file_does_to_their_table(database: servers.Database) -> None:
+    """For INSERT alone, also by a view, a rule or a function; not one that is off and stays so."""
+    database.script("""
+        CREATE TABLE tenants (name text); CREATE VIEW everybody AS SELECT * FROM tenants;
+        CREATE TABLE former (name text); CREATE TABLE kept (name text);
+        CREATE TABLE orders (id int); CREATE TABLE moved (name text);
+        CREATE INDEX i ON tenants (name);
+        CREATE TABLE parts (id int) PARTITION BY LIST (id);
+        CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
+        CREATE TABLE parents (id int PRIMARY KEY);
+        CREATE TABLE children (id int REFERENCES parents ON DELETE SET NULL);
+        CREATE FUNCTION admit() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN EXECUTE format('CREATE ROLE %I', new.name); RETURN new; END $$;
+        CREATE TRIGGER admit BEFORE INSERT ON tenants FOR EACH ROW EXECUTE FUNCTION admit();
+        CREATE TRIGGER admit BEFORE INSERT ON former FOR EACH ROW EXECUTE FUNCTION admit();
+        CREATE TRIGGER admit BEFORE INSERT ON part FOR EACH ROW EXECUTE FUNCTION admit();
+        CREATE TRIGGER admit BEFORE UPDATE ON children FOR EACH ROW EXECUTE FUNCTION admit();
+        ALTER TABLE former DISABLE TRIGGER admit;
+        CREATE RULE also AS ON INSERT TO moved DO ALSO INSERT INTO tenants VALUES (new.name);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO tenants VALUES ('x'); RETURN new; END $$;
+        CREATE TRIGGER note BEFORE INSERT ON kept FOR EACH ROW EXECUTE FUNCTION note();
+        """)
+    tame = (
+        "UPDATE tenants SET name = 'x'",
+        "DELETE FROM orders USING everybody; DROP INDEX i; ALTER TABLE tenants ADD n int",
+        "INSERT INTO orders SELECT 1 FROM tenants; COPY tenants TO STDOUT",
+        "INSERT INTO former VALUES ('x')",
+        "UPDATE kept SET name = 'x'; DELETE FROM parts",
+        "INSERT INTO parents VALUES (1); TRUNCATE tenants",
+    )
+    wild = (
+        "WITH a AS (INSERT INTO tenants VALUES ('x') RETURNING 1) SELECT * FROM a",
+        "COPY tenants FROM STDIN;\nx\n\\.\n",
+        "MERGE INTO public.tenants USING orders ON false WHEN NOT MATCHED THEN INSERT VALUES ('x')",
+        "INSERT INTO everybody VALUES ('x')",
+        "INSERT INTO moved VALUES ('x')",
+        "ALTER TABLE former ENABLE TRIGGER admit; INSERT INTO former VALUES ('x')",
+        "INSERT INTO kept VALUES ('x')",
+        "UPDATE parts SET id = 1",
+        "DELETE FROM parents",
+        "TRUNCATE parents CASCADE",
+        "UPDATE tenants SET name = 'x'; DO $$ BEGIN PERFORM 1; END $$",
+    )
+    target = {name: str(value) for name, value in conninfo_to_dict(database.conninfo()).items()}
+    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
+    with sessions.connect(config) as session:
+        found = {
+            text: some_rows.far(session, [Script("001_one.sql", text.encode(), "sum")]) is not None
+            for text in (*tame, *wild)
+        }
+
+    assert {**dict.fromkeys(tame, False), **dict.fromkeys(wild, True)} == found
 
 
 def test_publication_that_the_copy_cannot_have_is_no_fault_of_the_file(
