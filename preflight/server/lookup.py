@@ -172,7 +172,9 @@ class Lookup:
         if not oids:
             return []
         said = _NAMES.format(",".join(map(str, map(int, oids))))
-        names = self._value(where, said) or []
+        names = self._value(where, said)
+        if names is None:  # bytes that are no text, in a database without an encoding
+            raise Unseen
         return [Found(oid, name) for oid, name in zip(oids, names, strict=True)]
 
     def _locked(self, where: Where, lock: Lock, *, perhaps: bool) -> Found | None:
