@@ -234,16 +234,7 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
 
 def main() -> int:
     """Walk until the time is over; 1 when something was lost."""
-    server = servers.start(17)
-
-    def one(number: int, home: Path, seed: str) -> None:
-        with histories.database(server, f"exports_{number}") as made:
-            walk(made, home, seed)
-
-    try:
-        return faults.walks("exports", __doc__, one)
-    finally:
-        server.remove()
+    return histories.walks("exports", __doc__, walk)
 
 
 if __name__ == "__main__":

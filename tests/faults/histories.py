@@ -997,14 +997,21 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
 
 def main() -> int:
     """Walk until the time is over; 1 when program and model did not agree."""
+    return walks("histories", __doc__, walk)
+
+
+def walks(
+    what: str, about: str | None, walk: Callable[[servers.Database, Path, str], object]
+) -> int:
+    """Walk on one server, each time on a database of its own; 1 when something did not hold."""
     server = servers.start(17)
 
     def one(number: int, home: Path, seed: str) -> None:
-        with database(server, f"history_{number}") as made:
+        with database(server, f"{what}_{number}") as made:
             walk(made, home, seed)
 
     try:
-        return faults.walks("histories", __doc__, one)
+        return faults.walks(what, about, one)
     finally:
         server.remove()
 

@@ -6,6 +6,7 @@ whatever each file did is done once, and is what the history says.
 `make overtaken SEED=7 MINUTES=10` goes on for as long as told; `SEED=7/123` does one again.
 """
 
+import functools
 import random
 import sys
 from pathlib import Path
@@ -190,16 +191,7 @@ def walk(database: servers.Database, home: Path, seed: str, rounds: int = 1) -> 
 
 def main() -> int:
     """Walk until the time is over; 1 when something did not hold."""
-    server = servers.start(17)
-
-    def one(number: int, home: Path, seed: str) -> None:
-        with histories.database(server, f"overtaken_{number}") as made:
-            walk(made, home, seed, rounds=4)
-
-    try:
-        return faults.walks("overtaken", __doc__, one)
-    finally:
-        server.remove()
+    return histories.walks("overtaken", __doc__, functools.partial(walk, rounds=4))
 
 
 if __name__ == "__main__":

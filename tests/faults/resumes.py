@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import faults, program, servers
+from tests import program, servers
 from tests.faults import histories
 
 OUTSIDE = "-- preflight: no-transaction\n"
@@ -181,16 +181,7 @@ def walk(database: servers.Database, home: Path, seed: str) -> set[int]:
 
 def main() -> int:
     """Walk until the time is over; 1 when something was not as promised."""
-    server = servers.start(17)
-
-    def one(number: int, home: Path, seed: str) -> None:
-        with histories.database(server, f"resumes_{number}") as made:
-            walk(made, home, seed)
-
-    try:
-        return faults.walks("resumes", __doc__, one)
-    finally:
-        server.remove()
+    return histories.walks("resumes", __doc__, walk)
 
 
 if __name__ == "__main__":
