@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NOTICES = 20  # a file; a loop may raise 100,000
 READ_BACK_S = 30.0
 TOGETHER = 1 << 16  # bytes of a file with its companions that are written into a message
+INTRANS, UNKNOWN = pq.TransactionStatus.INTRANS, pq.TransactionStatus.UNKNOWN
 _CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"
 # idle in transaction, transaction_timeout, idle session
 _OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
@@ -301,7 +302,8 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
             raise statements.located(
                 MigrationFailed, session, migration, script, statement, error
             ) from error
-        if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
+        # where it is unknown the connection has just broken, as the next message is told
+        if session.connection.info.transaction_status not in (INTRANS, UNKNOWN):
             raise MigrationFailed(
                 "migration.left_transaction",
                 f"{script.file}: statement {count} ended the runner's transaction",
