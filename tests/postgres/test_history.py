@@ -353,7 +353,7 @@ def test_name_that_is_no_text_is_no_bug_of_ours(
     create_database: CreateDatabase,
     migrations: WriteMigrations,
 ) -> None:
-    """A database without an encoding may hold bytes that nobody can read: a plan says unknown."""
+    """What nobody can read in a database without an encoding is unknown, or 22 in its words."""
     options = "TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
     database = create_database(server, options=options)
     with psycopg.connect(database.conninfo(), client_encoding="SQL_ASCII") as session:
@@ -365,6 +365,16 @@ def test_name_that_is_no_text_is_no_bug_of_ours(
     (statement,) = result.json()["statements"]
     assert (0, True) == (result.code, statement["unknown"]), str(result)
     assert str(statement["destroys"]).startswith("schema s")
+
+    with psycopg.connect(database.conninfo(), client_encoding="SQL_ASCII") as session:
+        column = b"caf\xe9 int GENERATED ALWAYS AS (id) STORED"
+        session.execute(b"CREATE TABLE t (id int, " + column + b")")
+    migrations({"001_s.sql": "ALTER TABLE t DROP COLUMN id CASCADE;"})
+
+    result = run("plan", env=database.env() | {"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert (22, "target.refused") == (result.code, error_of(result)["code"]), str(result)
+    assert "UTF8" in error_of(result)["message"]
 
 
 @pytest.mark.parametrize("force", [False, True])
