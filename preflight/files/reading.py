@@ -46,6 +46,7 @@ _PAIRS = {
         re.compile(rb"(?mi)^[ \t]*--[ \t-]*%b[ \t]+migration" % way) for way in (b"down", b"up")
     ),
 }
+_UP = _PAIRS["node-pg-migrate"][1]
 _SIGNS = (  # small letters
     b"migrat", b"goose", b"drop below", b"@undo", b"rambler", b"liquibase", b"atlas:"
 )  # fmt: skip
@@ -192,7 +193,7 @@ def turned(file: migrations.Migration) -> int | None:
 
     One of `+word down` always; another only between statements, not above a way back that is a
     comment, too, and above one that takes something away; for "down migration" that may stand
-    anywhere in the file, unless there is a rollback file.
+    anywhere in the file, and an empty way forward above, unless there is a rollback file.
     """
     script = file.up
     text, end = script.text, 0
@@ -209,7 +210,8 @@ def turned(file: migrations.Migration) -> int | None:
                 continue
             undoes = (head["tail"] and takes) or _UNDOES.match(statement.text(text))
             back = undoes and not _REMARK.search(gap, after)
-            if (head["sign"] or b"").startswith(b"+") or (end and back):
+            begun = end or (file.rollback is None and _UP.search(text, 0, end + at))
+            if (head["sign"] or b"").startswith(b"+") or (begun and back):
                 return end + at
         end = statement.data[1] if statement.data else statement.end
     return None

@@ -41,8 +41,12 @@ def names(scripts: Iterable[Script | None]) -> set[str]:
         for match in _SAID.finditer(piece):
             if len(found) == NAMES:
                 return found
-            found.add(match[1].replace(b'"', b"").decode("ascii"))
+            found.add(_name(match[1]))
     return found
+
+
+def _name(name: bytes) -> str:
+    return name.replace(b'"', b"").decode("ascii")
 
 
 def unknown(scripts: Iterable[Script | None]) -> bool:
@@ -82,8 +86,9 @@ def _hides(text: bytes) -> bool:
     node = parser.parsed(text)
     if node is None or scan.first_word(text, 0) == b"DO":
         return True
+    said = {_name(found[1]) for found in _SAID.finditer(words)}
     calls = parser.every(node, "FuncCall")
-    return any(_is_set_config(call) and not _says(call.args[0]) for call in calls)
+    return any(_is_set_config(call) and not _says(call.args[0], said) for call in calls)
 
 
 def _is_set_config(call: FuncCall) -> bool:
@@ -92,6 +97,11 @@ def _is_set_config(call: FuncCall) -> bool:
     return name == "set_config" and schema in ([], ["pg_catalog"]) and len(call.args) > 1
 
 
-def _says(argument: object) -> bool:
-    """Tell whether the name that set_config is given is said."""
-    return bool(argument.a_const.HasField("sval"))  # type: ignore[attr-defined] # a node
+def _says(argument: object, said: set[str]) -> bool:
+    """Tell whether the name that set_config is given has no dot, or is among those that are said.
+
+    A text may be in other clothes than a look at the words knows.
+    """
+    constant = argument.a_const  # type: ignore[attr-defined] # a node
+    name = constant.sval.sval.lower()
+    return bool(constant.HasField("sval")) and ("." not in name or name in said)

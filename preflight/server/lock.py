@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 POLL_S = (0.1, 0.4)
 LOOK_S = (0.001, 0.01)
 TELL_EVERY_S = 10.0
-QUEUED_S = 2.0  # for the server to let a new session of ours wait for the lock
+QUEUED_S = 10.0  # for the server to let a new session of ours wait for the lock: we have it
 HANDED_OVER_MS = 5000  # for it to have the lock then, whatever a file's statements are given
 
 _HELD = """FROM pg_catalog.pg_locks l
@@ -49,8 +49,8 @@ _QUEUED = """SELECT 1 FROM pg_catalog.pg_locks l
  AND l.classid = %(high)s::oid AND l.objid = %(low)s::oid
  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d
   WHERE d.datname = pg_catalog.current_database())"""
-_WAIT = f"""SET LOCAL lock_timeout = {HANDED_OVER_MS};
- SELECT pg_catalog.pg_advisory_lock({{}}::pg_catalog.int8)"""
+_WAIT = f"""SELECT pg_catalog.pg_advisory_lock({{}}::pg_catalog.int8)
+ FROM pg_catalog.set_config('lock_timeout', '{HANDED_OVER_MS}', true)"""  # noqa: S608 -- constants
 # a session's own are in its own database; two rows: ours is among them, and no other is
 _HELD_HERE = """SELECT pg_catalog.unnest(ARRAY[
  count(*) FILTER (WHERE k.ours) > 0, count(*) FILTER (WHERE NOT k.ours) = 0])
@@ -122,15 +122,18 @@ def keep(session: Session) -> None:
 
 
 def _handed_over(old: Session, new: Session) -> bool:
-    """Let the new session wait for the lock before the old one lets it go; tell if it has it."""
+    """Let the new session wait for the lock before the old one lets it go; tell if it has it.
+
+    Raises Refused where it is gone before that, or does not come to wait: the old one goes on.
+    """
     let_go = False
     try:
         with new.meanwhile(_WAIT.format(key(old.config.schema))) as ended:
             for waited in stop.looks(*LOOK_S):
-                if old.execute(_QUEUED, _parameters(old)).fetchone():
+                if new.answered() or old.execute(_QUEUED, _parameters(old)).fetchone():
                     break
                 if waited > QUEUED_S:
-                    return False
+                    raise Refused("lost", "the new session does not come to wait")
             let_go = True
             old.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
             ended()

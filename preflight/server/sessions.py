@@ -131,15 +131,18 @@ _LACKING = """SELECT n FROM pg_catalog.unnest(ARRAY[{}]) n
  WHERE pg_catalog.current_setting(n, true) IS NULL"""
 # one that a library has defined meanwhile is reset; only then its list is looked through
 _LEFT = """EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[{}]) n
- WHERE CASE WHEN pg_catalog.current_setting(n, true) IS NOT NULL THEN NOT EXISTS (
-  SELECT FROM pg_catalog.pg_settings s WHERE pg_catalog.lower(s.name) = n) END)"""
+ WHERE CASE WHEN pg_catalog.current_setting(n, true) IS NOT NULL THEN {} END)"""
+_NO_LIBRARY = """NOT EXISTS (
+  SELECT FROM pg_catalog.pg_settings s WHERE pg_catalog.lower(s.name) = n)"""
+_LISTS = """SELECT 'settings' WHERE
+ pg_catalog.has_table_privilege('pg_catalog.pg_settings'::pg_catalog.regclass, 'SELECT')"""
 # what a session begins with, asked for before its search_path is ours, and by no operator; and what
 # a RESET leads back to, where there is an event trigger that may have set something at the login
 _AT_FIRST = """SELECT pg_catalog.current_setting('role') AS role,
  pg_catalog.current_setting('search_path') AS search_path"""
-_LOGINS = """SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'
- AND EXISTS (SELECT FROM pg_catalog.pg_event_trigger e
-  WHERE e.evtevent = 'login' AND e.evtenabled <> 'D')"""
+_LOGINS = """SELECT 1 AS one FROM pg_catalog.pg_event_trigger e
+ WHERE e.evtevent = 'login' AND e.evtenabled <> 'D' LIMIT 1"""
+_UNDONE = "SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'"
 KNOWS_LOGINS = 17  # major version
 _RESET = ("RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL")
 FORGET = "CLOSE ALL; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; UNLISTEN *"
@@ -209,6 +212,7 @@ class Session:
         self._said: set[str] | None = None  # settings with a dot that files and functions name
         self._asked: set[str] = set()  # of those, which this very connection was asked for
         self._lacking: set[str] = set()  # and did not have when no file had set them yet
+        self._unlisted = ""  # what tells that no library has defined one
         self._hears: Callable[[psycopg.errors.Diagnostic], None] | None = None
 
     def open(self) -> None:
@@ -328,6 +332,15 @@ class Session:
                 if connection.info.transaction_status == ACTIVE:
                     self._cancel()
 
+    def answered(self) -> bool:
+        """Tell whether the server has answered what it was asked meanwhile, or is gone."""
+        try:
+            self.connection.pgconn.consume_input()
+        except psycopg.Error:
+            self.close()
+            raise
+        return not self.connection.pgconn.is_busy()
+
     def listen(self, hear: Callable[[psycopg.errors.Diagnostic], None] | None) -> None:
         """Have somebody told what the server notices, also on a new connection; None: nobody."""
         if self._hears and not self.lost:
@@ -356,6 +369,8 @@ class Session:
         if new := self._said - self._asked:
             self._lacking |= self._named(_LACKING.format(_listed(new)))
             self._asked |= new
+        if self._lacking and not self._unlisted:
+            self._unlisted = _NO_LIBRARY if self._named(_LISTS) else "true"
 
     def _named(self, query: str) -> set[str]:
         try:
@@ -369,7 +384,9 @@ class Session:
         Whether it would be given the same, and whether no file has left a setting in this one.
         """
         given = f"({_GIVEN}) = {self.given}" if self.given else "true"
-        left = _LEFT.format(_listed(self._lacking)) if self._lacking else "false"
+        left = "false"
+        if self._lacking:
+            left = _LEFT.format(_listed(self._lacking), self._unlisted)
         return f"SELECT pg_catalog.unnest(ARRAY[{given}, NOT {left}])"
 
     def learn(self, told: Sequence[bool]) -> None:
@@ -618,7 +635,8 @@ class Session:
         if facts.major >= KNOWS_LOGINS:
             said = "; ".join([_AT_FIRST, *self._needed(), _LOGINS])
             (first,), *_, logins = self.results(said)
-            undone = {"role": "none", "search_path": logins[0]["reset_val"]} if logins else first
+            path = self._named(_UNDONE) if logins else set[str]()
+            undone = {"role": "none", "search_path": path.pop()} if path else first
             self.at_login = {name: first[name] for name in first if first[name] != undone[name]}
         else:
             self.execute("; ".join(self._needed()))

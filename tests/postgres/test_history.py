@@ -377,6 +377,23 @@ def test_name_that_is_no_text_is_no_bug_of_ours(
     assert "UTF8" in error_of(result)["message"]
 
 
+def test_list_of_settings_that_is_kept_from_a_role_is_done_without(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """What a file leaves in its session is asked for in another way; a word of it is enough."""
+    grant_create(database, role)
+    database.query("REVOKE SELECT ON pg_settings FROM PUBLIC")
+    texts = ["CREATE SCHEMA s; -- to set t.usr later", "SET LOCAL app.a = 1", "CREATE TABLE s.t ()"]
+    migrations({f"{n:03}_x.sql": text for n, text in enumerate(texts, 1)})
+
+    result = run(env=role | {"PREFLIGHT_BACKUP": "off"})
+
+    assert (0, [1, 2, 3]) == (
+        result.code,
+        [e["version"] for e in result.event("migration.applied")],
+    )
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_row_security_on_the_history_is_26_for_every_command(
     run: Run,

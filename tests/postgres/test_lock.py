@@ -321,6 +321,35 @@ def test_new_session_that_may_not_wait_for_the_lock_asks_for_it_again(
     assert 2 == len(result.event("lock.acquired"))
 
 
+class _NobodyQueues(faults.Fault):
+    """Ends each session that is to wait for the lock, before it does."""
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Let all others be."""
+        del kind
+        if b"'lock_timeout'" in message:
+            raise faults.Cut
+        return message
+
+
+def test_new_session_that_ends_before_it_waits_costs_no_lock(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The old one goes on with what it has, and says so."""
+    migrations(
+        {
+            "001_a.sql": f"ALTER DATABASE {database.name} SET work_mem = '5MB';",
+            "002_b.sql": "CREATE TABLE b ();",
+        }
+    )
+    with faults.through(database.server, _NobodyQueues()) as proxy:
+        result = run(env={**QUICKLY, **proxy.env()})
+
+    assert (0, 1) == (result.code, len(result.event("lock.acquired"))), str(result)
+    notices = [each.get("notice", "") for each in result.event("migration.progressed")]
+    assert 1 == sum("settings from before" in each for each in notices)
+
+
 def test_stop_leaves_no_session_that_waits_for_the_lock(
     database: servers.Database, overtaken: tuple[Process, psycopg.Connection]
 ) -> None:

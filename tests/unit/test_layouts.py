@@ -595,6 +595,23 @@ def test_way_back_below_a_comment_of_nobody_we_know_is_refused(head: str, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "head",
+    [
+        "-- Up Migration: nothing yet\n\n-- Down Migration: drops it",
+        "-- Up Migration\n-- see ticket 4\n\n-- Down Migration (undo)",
+        "-- Up Migration\n-- Down Migration",
+    ],
+)
+def test_way_back_behind_an_empty_way_forward_is_refused(head: str, tmp_path: Path) -> None:
+    """The tool would run nothing of it; with a rollback file beside it they are words."""
+    text = f"{head}\nDROP TABLE a;\n"
+
+    (said,) = refused(written(tmp_path, {"001_a.sql": text}))
+
+    assert "heads a way back" in said or "node-pg-migrate" in said
+
+
+@pytest.mark.parametrize(
     ("above", "below"),
     [("DROP TABLE a;", "CREATE TABLE a ();"), ("CREATE TABLE a ();", "SELECT 1;\nDROP TABLE a;")],
 )

@@ -46,6 +46,9 @@ def test_names_are_found_across_the_pieces_of_a_large_text() -> None:
     [
         "SELECT pg_catalog.set_config('app.' || 'user', '7', true)",
         "INSERT INTO t SELECT set_config(name, '7', true) FROM u",
+        "SELECT set_config(\n-- whose\n'app.user', '7', true)",
+        "SELECT set_config($$app.user$$, '7', true)",
+        "SELECT set_config(('app.user'), '7', true)",
         "DO $$ BEGIN PERFORM set_config('app.' || 'user', '7', true); END $$",
         "NEWER GRAMMAR set_config(name)",
         "SELECT dblink_connect('c', 'dbname=x')",
