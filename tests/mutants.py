@@ -361,7 +361,7 @@ MUTANTS = [
     Mutant(
         "a new session waits for the lock before the old one lets it go",
         "server/lock",
-        "                if old.execute(_QUEUED, _parameters(old)).fetchone():\n",
+        "                if new.answered() or old.execute(_QUEUED, _parameters(old)).fetchone():\n",
         "                if True:\n",
         _tests("lock::test_nobody_gets_the_lock_between_two_sessions"),
     ),
