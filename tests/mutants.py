@@ -363,7 +363,7 @@ MUTANTS = [
         "server/lock",
         "                if new.answered() or old.execute(_QUEUED, _parameters(old)).fetchone():\n",
         "                if True:\n",
-        _tests("lock::test_nobody_gets_the_lock_between_two_sessions"),
+        _tests("lock::test_old_session_has_the_lock_until_the_new_one_waits_for_it"),
     ),
     Mutant(
         "settings with a dot that functions set are asked for",

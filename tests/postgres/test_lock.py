@@ -350,6 +350,39 @@ def test_new_session_that_ends_before_it_waits_costs_no_lock(
     assert 1 == sum("settings from before" in each for each in notices)
 
 
+class _HeldFromTheQueue(faults.Held):
+    """Holds the new session's wait for the lock, and counts how often the old one looks for it."""
+
+    looks = 0
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Let all others be."""
+        self.looks += b"NOT l.granted" in message
+        return super().to_server(kind, message)
+
+
+def test_old_session_has_the_lock_until_the_new_one_waits_for_it(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """However long it takes to come to wait: who asks meanwhile gets nothing."""
+    migrations({"001_a.sql": "SET LOCAL app.a = 'x';", "002_b.sql": "CREATE TABLE b ();"})
+    asks = f"SELECT pg_try_advisory_lock({lock.key('preflight')})"
+    held, got = _HeldFromTheQueue(b"'lock_timeout'"), list[bool]()
+
+    def over() -> bool:
+        got.extend(database.query(asks))
+        return any(got) or held.looks > 3
+
+    with faults.through(database.server, held) as proxy:
+        process = start(env={**QUICKLY, **proxy.env()})
+        assert held.reached.wait(60)
+        faults.until(over, "the old session looks for the new one")
+        held.free.set()
+        result = process.wait()
+
+    assert (0, {False}) == (result.code, set(got)), str(result)
+
+
 def test_stop_leaves_no_session_that_waits_for_the_lock(
     database: servers.Database, overtaken: tuple[Process, psycopg.Connection]
 ) -> None:
