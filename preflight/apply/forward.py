@@ -304,6 +304,7 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
             ) from error
         # where it is unknown the connection has just broken, as the next message is told
         if session.connection.info.transaction_status not in (INTRANS, UNKNOWN):
+            session.execute("ROLLBACK")  # whatever it is told: what follows commits
             raise MigrationFailed(
                 "migration.left_transaction",
                 f"{script.file}: statement {count} ended the runner's transaction",
