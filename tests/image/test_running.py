@@ -42,14 +42,14 @@ def test_statement_that_the_container_has_no_memory_for_is_refused(
     run_job: RunJob, migrations: WriteMigrations, database: servers.Database
 ) -> None:
     """The kernel would kill the job in the middle of it, and at each start again: 25 says why."""
-    text = f"{CAT['001_create_cat.sql']}\nINSERT INTO cat VALUES ('{'x' * 32_000_000}');"
+    text = f"{CAT['001_create_cat.sql']}\nINSERT INTO cat VALUES ('{'x' * 40_000_000}');"
     migrations({"001_create_cat.sql": text})
 
     result = run_job()
 
     assert 25 == result.code, str(result)
     message = result.finished["error"]["message"]
-    assert "001_create_cat.sql:2:1: one statement of 32.0 MB takes at least" in message
+    assert "001_create_cat.sql:2:1: one statement of 40.0 MB takes at least" in message
     assert "and there are 134 MB" in message
     assert [] == database.query("SELECT relname FROM pg_class WHERE relname = 'cat'")
 
