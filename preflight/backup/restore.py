@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 
 GONE = "The new database was dropped"
 LATEST = "latest"
-# where nobody is in the way, and who stays in the other keeps CREATE DATABASE waiting
 AGAIN = "an image with newer files than the backup has applies them again at its next start"
+# where nobody is in the way, and who stays in the other keeps CREATE DATABASE waiting
 MAINTENANCE = ("postgres", "template1")
 LOGIN = "28000"  # no line in pg_hba.conf, or the role itself may not log in
 SHUT = {"42501", "3D000", LOGIN}  # no right to connect, no such database

@@ -166,7 +166,7 @@ def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Se
             _short(statement.does),
             console.some([f"{lock.mode} on {lock.table}" for lock in statement.locks])
             or (UNKNOWN if statement.unknown else ""),
-            _short(statement.destroys or (UNKNOWN if lost_unknown(statement) else "")),
+            _short(statement.destroys or (UNKNOWN if statement.lost_unknown else "")),
             ", ".join(
                 f"prepared transaction {each.gid!r}" if each.gid else f"pid {each.pid}"
                 for each in statement.blocked_by
@@ -174,11 +174,6 @@ def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Se
         )
         for statement in statements
     ]
-
-
-def lost_unknown(statement: Planned) -> bool:
-    """Tell whether nobody knows what a statement destroys."""
-    return statement.unknown and not statement.keeps
 
 
 def _measured_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Sequence[object]]]:

@@ -64,6 +64,11 @@ class Planned:
     where: Where | None = None  # the settings by which its names are meant
     measured: dict[str, object] | None = None  # on a copy
 
+    @property
+    def lost_unknown(self) -> bool:
+        """Whether nobody knows what the statement destroys."""
+        return self.unknown and not self.keeps
+
     def data(self) -> dict[str, Any]:
         """Return it as an event and a document have it."""
         return {

@@ -46,9 +46,7 @@ def _companions(file: Migration, statements: Sequence[Planned]) -> list[str]:
         found.append("no verify file: nobody can tell whether it is applied")
     if file.rollback is None:
         found.append("no rollback file: it cannot be taken back")
-    elif file.export is None and any(
-        each.destroys or (each.unknown and not each.keeps) for each in statements
-    ):
+    elif file.export is None and any(each.destroys or each.lost_unknown for each in statements):
         found.append("no export file")
     return found
 

@@ -462,6 +462,22 @@ def walks(what: str, about: str | None, walk: Callable[[int, Path, str], object]
     return min(wrong, 1)
 
 
+def walks_on_a_server(
+    what: str, about: str | None, walk: Callable[[servers.Server, Path, str, str], object]
+) -> int:
+    """Walk on one server until the time is over; 1 when something did not hold.
+
+    A walk is told the server, its directory, a name that no other has, and its seed.
+    """
+    server = servers.start(17)
+    try:
+        return walks(
+            what, about, lambda number, home, seed: walk(server, home, f"{what}_{number}", seed)
+        )
+    finally:
+        server.remove()
+
+
 def processes_in(home: Path) -> list[int]:
     """Return the processes that work below a directory."""
     found = []

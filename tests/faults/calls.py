@@ -438,15 +438,7 @@ def walk(server: servers.Server, home: Path, name: str, seed: str, strikes: int 
 
 def main() -> int:
     """Walk until the time is over; 1 when something did not hold."""
-    server = servers.start(17)
-    try:
-        return faults.walks(
-            "calls",
-            __doc__,
-            lambda number, home, seed: walk(server, home, f"calls_{number}", seed),
-        )
-    finally:
-        server.remove()
+    return faults.walks_on_a_server("calls", __doc__, walk)
 
 
 if __name__ == "__main__":

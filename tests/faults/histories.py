@@ -1004,16 +1004,12 @@ def walks(
     what: str, about: str | None, walk: Callable[[servers.Database, Path, str], object]
 ) -> int:
     """Walk on one server, each time on a database of its own; 1 when something did not hold."""
-    server = servers.start(17)
 
-    def one(number: int, home: Path, seed: str) -> None:
-        with database(server, f"{what}_{number}") as made:
+    def one(server: servers.Server, home: Path, name: str, seed: str) -> None:
+        with database(server, name) as made:
             walk(made, home, seed)
 
-    try:
-        return faults.walks(what, about, one)
-    finally:
-        server.remove()
+    return faults.walks_on_a_server(what, about, one)
 
 
 @contextlib.contextmanager

@@ -265,15 +265,7 @@ def walk(server: servers.Server, home: Path, name: str, seed: str, rounds: int =
 
 def main() -> int:
     """Walk until the time is over; 1 when something did not hold."""
-    server = servers.start(17)
-    try:
-        return faults.walks(
-            "together",
-            __doc__,
-            lambda number, home, seed: walk(server, home, f"together_{number}", seed),
-        )
-    finally:
-        server.remove()
+    return faults.walks_on_a_server("together", __doc__, walk)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import signal
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -276,6 +277,28 @@ def test_run_that_came_between_two_sessions_is_noticed(
     assert [["001_a", "002_b"]] * 2 + [["002_b"]] * 2 == planned
 
 
+@contextmanager
+def met(
+    start: Start, database: servers.Database, asks: str, asking: str
+) -> Iterator[tuple[Process, psycopg.Connection, Future[Any]]]:
+    """Yield a run that is let go on in its first file once another session asks for its lock.
+
+    The file waits for the advisory lock 1; `asking` finds who asks. With both what is asked.
+    """
+    with (
+        psycopg.connect(database.conninfo(), autocommit=True) as other,
+        psycopg.connect(database.conninfo(), autocommit=True) as comes,
+        ThreadPoolExecutor() as us,
+    ):
+        other.execute("SELECT pg_advisory_lock(1)")
+        process = start(env=QUICKLY)
+        process.wait_for_event("migration.started")
+        came = us.submit(comes.execute, asks.encode())
+        faults.until(lambda: database.query(asking), "another asks for the lock")
+        other.execute("SELECT pg_advisory_unlock(1)")
+        yield process, comes, came
+
+
 @pytest.fixture
 def overtaken(
     start: Start, database: servers.Database, migrations: WriteMigrations
@@ -288,17 +311,8 @@ def overtaken(
         }
     )
     waits = f"SELECT {{}} FROM pg_locks WHERE NOT granted AND {RUNS} AND pid <> {{}}".format
-    with (
-        psycopg.connect(database.conninfo(), autocommit=True) as other,
-        psycopg.connect(database.conninfo(), autocommit=True) as comes,
-        ThreadPoolExecutor() as us,
-    ):
-        other.execute("SELECT pg_advisory_lock(1)")
-        process = start(env=QUICKLY)
-        process.wait_for_event("migration.started")
-        came = us.submit(comes.execute, "SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
-        faults.until(lambda: database.query(waits(1, 0)), "another waits for the lock")
-        other.execute("SELECT pg_advisory_unlock(1)")
+    asks = f"SELECT pg_advisory_lock({lock.key('preflight')})"
+    with met(start, database, asks, waits(1, 0)) as (process, comes, came):
         came.result()
         pid = comes.info.backend_pid
         faults.until(lambda: database.query(waits(1, pid)), "the new session waits, too")
@@ -406,17 +420,7 @@ def test_nobody_gets_the_lock_between_two_sessions(
     migrations({f"{n:03}_x.sql": text.format(n) for n, text in enumerate(texts, 1)})
     polls = f"""DO $$ BEGIN LOOP EXIT WHEN pg_try_advisory_lock({lock.key("preflight")});
      END LOOP; END $$"""
-    with (
-        psycopg.connect(database.conninfo(), autocommit=True) as other,
-        psycopg.connect(database.conninfo(), autocommit=True) as comes,
-        ThreadPoolExecutor() as us,
-    ):
-        other.execute("SELECT pg_advisory_lock(1)")
-        process = start(env=QUICKLY)
-        process.wait_for_event("migration.started")
-        came = us.submit(comes.execute, polls)
-        faults.until(lambda: database.query(_POLLS), "another asks for the lock")
-        other.execute("SELECT pg_advisory_unlock(1)")
+    with met(start, database, polls, _POLLS) as (process, comes, came):
         came.result()
         done = database.query("SELECT count(*) FROM preflight.migrations WHERE state = 'done'")
         comes.close()
