@@ -1402,6 +1402,38 @@ def test_what_happens_otherwise_than_rehearsed_is_told(
     assert "table public.only_live was made on the live database only" in differs["objects"]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_success_that_cannot_be_compared_is_a_success(
+    start: Start, run: Run, app: Path, database: servers.Database, *, strict: bool
+) -> None:
+    """Who holds a lock on what we look at takes it from nobody: recorded, 33 with --strict."""
+    database.script("CREATE VIEW seen AS SELECT * FROM items")
+    held = "FROM pg_locks WHERE relation = 'items'::regclass AND mode = 'AccessExclusiveLock'"
+    (app / "versions/002.sql").write_text(
+        f"CREATE TABLE more (n int); DO $$BEGIN WHILE current_database() = '{database.name}'"
+        f" AND NOT EXISTS (SELECT {held}) LOOP PERFORM pg_sleep(0.01); END LOOP; END$$"
+    )
+    arguments = command(app, *(["--strict"] if strict else []))
+    running = start(*arguments)
+    running.wait_for_event("wrap.started")
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        waits = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE %s = ANY ("
+        waits = f"{waits % blocker.info.backend_pid}pg_blocking_pids(pid))"
+        faults.until(lambda: database.query(waits), "the look waits for the lock")
+        found = running.wait()
+    checked = run("check", *command(app)[1:])
+
+    assert [] == found.event("wrap.matched")
+    if strict:
+        assert (33, "wrap.not_compared") == (found.code, found.finished["error"]["code"]), found
+        assert 3 == checked.code
+    else:
+        assert (0, 0) == (found.code, checked.code), found
+        (finished,) = found.event("wrap.finished")
+        assert "could not be compared" in finished["reason"]
+
+
 def test_check_and_wait_tell_by_the_key(run: Run, app: Path) -> None:
     """Pending before, current after, pending when a file is new or somebody wrote the history."""
     behind = command(app)[1:]

@@ -104,6 +104,7 @@ class _Run:
         lock.require(self.session)  # 13
         stop.leaves(self.session, "what the command has committed stays")
         ended = self._noted(partial(self._in_earnest, before, copy))  # 20 30 31
+        stop.leaves(self.session, "what the command has committed stays, but it is not recorded")
         try:
             self._noted(partial(self._matched, copy, before))  # 33
             self._noted(self._verified)  # 33
@@ -277,9 +278,14 @@ class _Run:
             if self.wrapped.asked.strict:
                 self.doubts.append("it was not rehearsed, so --strict had nothing to compare")
             return
-        happened = compared.between(
-            before.state, compared.state(self.session), self.session.config.schema
-        )
+        try:
+            now = compared.state(self.session)
+        except psycopg.Error as error:
+            if self.session.lost:
+                raise
+            self._uncompared(error)
+            return
+        happened = compared.between(before.state, now, self.session.config.schema)
         different = compared.differing(copy.changes, happened, bare=copy.bare)
         log = structlog.get_logger()
         if not different:
@@ -293,6 +299,23 @@ class _Run:
                 "The command has run. Look at what is named: did somebody else change it "
                 "meanwhile, or does the command do here what it did not do there?",
             )
+
+    def _uncompared(self, error: psycopg.Error) -> None:
+        """Keep in mind that nobody could look: that takes no success away; VerifyFailed if strict.
+
+        Somebody may hold a lock on what a definition is made of, and the command has run.
+        """
+        what = "what happened could not be compared with what was rehearsed"
+        why = f"{what}: {error.diag.message_primary or error}"
+        if self.wrapped.asked.strict:
+            raise VerifyFailed(
+                "wrap.not_compared",
+                why,
+                "The command has run. Who holds a lock there? Let him end; the next run starts the "
+                "command once more.",
+                sqlstate=error.sqlstate,
+            ) from error
+        self.doubts.append(why)
 
     def _verified(self) -> None:
         from preflight.commands.wrapping import checked  # noqa: PLC0415 -- likewise
@@ -314,7 +337,9 @@ class _Run:
 
     def _record(self, ended: child.Ended) -> None:
         """Record the key: the files as they were read, and what the tool's history holds now."""
-        look = due.look(self.session, self.wrapped)
+        from preflight.commands.wrapping import compared  # noqa: PLC0415 -- likewise
+
+        look = compared.asked(self.session, lambda session: due.look(session, self.wrapped))
         named = self.wrapped.asked.history
         if named is not None and not look.tables:
             self.doubts.append(f"there is no table {named} (--history) after the command has run")
