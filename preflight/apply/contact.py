@@ -121,7 +121,7 @@ def _looked(session: Session) -> tuple[bool, bool]:
         f"""SELECT NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')
  AND NOT EXISTS (SELECT FROM {schema}.journal j
   WHERE j.event NOT IN ('failed', 'vouched', 'rehearsing', 'rehearsed', 'wrapped',
-   'pointed')), NOT EXISTS (SELECT FROM {schema}.migrations)"""  # noqa: S608 -- a checked name
+   'pointed', 'running')), NOT EXISTS (SELECT FROM {schema}.migrations)"""  # noqa: S608 -- a checked name
     ).fetchone()
     return row or (False, False)
 

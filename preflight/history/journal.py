@@ -20,12 +20,15 @@ from preflight.history import tables
 from preflight.server import sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
-_NO_CHANGES = ("failed", "rehearsing", "rehearsed", "pointed")
+_NO_CHANGES = ("failed", "rehearsing", "rehearsed", "pointed", "running")
+# which session of all that ever were, whatever the time zone
+_WHICH = """pg_catalog.format('%%s %%s', a.pid,
+ (EXTRACT(epoch FROM a.backend_start) * 1000000)::int8)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +233,53 @@ def point(session: Session, name: str) -> str | None:
         [name],
     ).fetchone()
     return row[0] if row else None
+
+
+def note_running(
+    session: Session, name: str, checksum: str, pids: Collection[int], ports: Collection[int]
+) -> list[int]:
+    """Append which sessions a wrapped command has; return the number of the transaction.
+
+    By their processes, and the ports that they come from. None where they are gone already.
+    """
+    with sessions.locally(session):
+        rows = session.execute(
+            f"""INSERT INTO {session.config.schema}.journal (event, version, name, checksum,
+ checksum_before, run_id, host, tool_version)
+ SELECT 'running', 0, %s, %s, pg_catalog.string_agg({_WHICH}, ', '), %s, %s, %s
+ FROM pg_catalog.pg_stat_activity a
+ WHERE a.pid = ANY (%s::int4[]) AND a.client_port = ANY (%s::int4[])
+ HAVING pg_catalog.count(a.backend_start) > 0
+ RETURNING pg_catalog.pg_current_xact_id()::text::int8""",  # noqa: S608 -- a checked name
+            [
+                writable(session, name),
+                checksum,
+                session.config.run_id,
+                plain.host(),
+                __version__,
+                list(pids),
+                list(ports),
+            ],
+        ).fetchall()
+    return [number for (number,) in rows]
+
+
+def running(session: Session) -> list[tuple[int, str | None, str | None, float | None]]:
+    """Return the sessions of wrapped commands that are at work, and whose run has not ended well.
+
+    Their process, name, address and age in seconds. One that is idle waits for nobody any more.
+    """
+    if not _ours(session):
+        return []
+    return session.execute(
+        f"""SELECT a.pid, a.application_name, a.client_addr::text,
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - a.backend_start)::float8
+ FROM pg_catalog.pg_stat_activity a
+ WHERE a.datname = pg_catalog.current_database() AND a.state <> 'idle' AND {_WHICH} IN (
+  SELECT pg_catalog.unnest(pg_catalog.string_to_array(j.checksum_before, ', '))
+  FROM {session.config.schema}.journal j WHERE j.event = 'running' AND NOT EXISTS (
+   SELECT FROM {session.config.schema}.journal w
+   WHERE w.event = 'wrapped' AND w.run_id = j.run_id))
+ ORDER BY a.backend_start""",  # noqa: S608 -- a checked name
+        [],
+    ).fetchall()

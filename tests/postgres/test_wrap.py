@@ -13,7 +13,7 @@ import pytest
 
 from preflight.base.config import Config
 from preflight.commands.wrapping import wall, written
-from preflight.history import wraps
+from preflight.history import journal, wraps
 from preflight.server import sessions
 from tests import faults, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer
@@ -1483,6 +1483,67 @@ def test_run_that_is_killed_is_settled_by_the_next(
     assert 0 == found.code, found
     assert [2] == database.query("SELECT count(*)::int FROM schema_migrations")
     assert 0 == run("check", *command(app)[1:]).code
+
+
+def test_statement_of_a_killed_run_is_waited_for(
+    start: Start, run: Run, app: Path, database: servers.Database
+) -> None:
+    """It goes on at the server: 12 that names it, or a wait, before anything else is done."""
+    (app / "versions/002.sql").write_text(f"SELECT pg_advisory_lock(4711); {GOOD}")
+    with database.server.connect(database.name) as holder:
+        holder.execute("SELECT pg_advisory_lock(4711)")
+        killed = start(*command(app))
+        killed.wait_for_event("wrap.started", 60)
+        noted = "SELECT split_part(checksum_before, ' ', 1)::int FROM preflight.journal"
+        noted += " WHERE event = 'running'"
+        faults.until(lambda: database.query(noted), "the session is noted")
+        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'"
+        faults.until(lambda: database.query(waits), "the command is at work")
+        killed.signal(signal.SIGKILL)
+        killed.wait()
+
+        busy = run(*command(app), env={"PREFLIGHT_LOCK_WAIT_S": "0"})
+        patient = start(*command(app))
+        told = patient.wait_for_event("lock.busy")
+    found = patient.wait()
+
+    (pid,) = database.query(noted + " ORDER BY id LIMIT 1")
+    assert (12, "wrap.still_at_work") == (busy.code, busy.finished["error"]["code"]), busy
+    assert f"pg_terminate_backend({pid})" in busy.finished["error"]["hint"]
+    assert [] == busy.event("backup.started")
+    assert pid == told["holder_pid"]
+    assert 0 == found.code, found
+    assert [2] == database.query("SELECT count(*)::int FROM schema_migrations")
+
+
+def test_session_is_known_by_its_process_and_when_it_began(
+    database: servers.Database, environment: dict[str, str]
+) -> None:
+    """Nobody waits for who has the number now, who is idle, or what a run that ended well had."""
+    config = Config.from_env(environment, Path("/"), "run")
+    with sessions.connect(config) as session, database.server.connect(database.name) as other:
+        wraps.ensure(session)
+        other.execute("BEGIN")
+        (port,) = other.execute("SELECT inet_client_port()").fetchone() or (0,)
+        pid = other.info.backend_pid
+        noted = journal.note_running(session, "name", "key", [pid], [port])
+        nobody = journal.note_running(session, "name", "key", [pid], [port + 1])
+        at_work = [each[0] for each in journal.running(session)]
+        other.execute("COMMIT")
+        idle = journal.running(session)
+        other.execute("BEGIN")
+        row = "UPDATE preflight.journal SET checksum_before = %s WHERE event = 'running'"
+        (said,) = database.query("SELECT checksum_before FROM preflight.journal")
+        session.execute(row, [f"{pid} 1"])
+        another = journal.running(session)
+        session.execute(row, [said])
+        again = [each[0] for each in journal.running(session)]
+        wraps.journal(session, "wrapped", "name", "key")
+        ended = journal.running(session)
+        other.execute("COMMIT")
+
+    assert (1, []) == (len(noted), nobody)
+    assert ([pid], [], [], [pid], []) == (at_work, idle, another, again, ended)
 
 
 def test_loss_of_our_connection_in_earnest_is_31_and_ends_the_command(

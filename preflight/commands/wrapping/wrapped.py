@@ -25,7 +25,7 @@ from preflight.base.errors import (
     VerifyFailed,
 )
 from preflight.commands.wrapping import asked as asking
-from preflight.commands.wrapping import due, key
+from preflight.commands.wrapping import due, key, orphans
 from preflight.history import wraps
 from preflight.server import lock, sessions
 
@@ -47,6 +47,7 @@ def run(config: Config, asked: Asked) -> None:
         if planned(due.look(session, wrapped), wrapped):  # 26
             require_startable(wrapped)  # 20
             gate.enter(session)  # 11 22
+            orphans.wait(session)  # 12
             look = due.look(session, wrapped)
             if planned(look, wrapped):  # else another run did it
                 _Run(session, wrapped).through(look)
@@ -85,6 +86,7 @@ class _Run:
         self.unseen: str | None = None  # sessions on the live database
         self.still: list[int] = []  # who is at work there yet
         self.maybe = False  # whose session is still at work there, nobody knows
+        self.noted = orphans.Noted(session, wrapped)
 
     def through(self, look: due.Look) -> None:
         """Back up, prove, try, run, compare, verify, record."""
@@ -147,6 +149,11 @@ class _Run:
             environ, command = lock_timeout.given(environ, command, names, asked.lock_timeout)
         live, alone = onlooker.OnLive(self.session), False
         self.unseen = onlooker.UNSEEN if live.blind else None
+
+        def each(running: child.Child) -> None:
+            live.look(running)
+            self.noted.note(live)
+
         structlog.get_logger().info("wrap.started", command=self.wrapped.name, backup=self.backup)
         try:
             ended = child.run(
@@ -154,7 +161,7 @@ class _Run:
                 environ,
                 secrets=self.wrapped.secrets,
                 timeout_s=asked.timeout,
-                each=live.look,
+                each=each,
             )
             cut = live.cut_off(ended) if ended.code == 0 else []
             if ended.code is None or (ended.code and ended.left):  # ended by us, not by itself
@@ -248,7 +255,7 @@ class _Run:
         from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
 
         changed = written.changed(self.session, before, self.wrapped.asked.history)
-        aborted = written.aborted(self.session, before)
+        aborted = written.aborted(self.session, before, self.noted.numbers)
         moved = written.moved(self.session, before)
         if alone and not changed and aborted and not moved:
             return None

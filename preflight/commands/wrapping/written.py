@@ -20,7 +20,8 @@ BY_WHOM = "the server was written to meanwhile, by the command or by others"
 _OWN = "BEGIN; SELECT pg_catalog.pg_current_xact_id()::text::int8 AS id; ROLLBACK"
 _ENDED = """
 SELECT count(*) FROM pg_catalog.generate_series(%s::int8, %s::int8) n
-WHERE pg_catalog.pg_xact_status(n::text::pg_catalog.xid8) IS DISTINCT FROM 'aborted'
+WHERE n <> ALL (%s::int8[])
+ AND pg_catalog.pg_xact_status(n::text::pg_catalog.xid8) IS DISTINCT FROM 'aborted'
 """
 
 
@@ -73,12 +74,12 @@ def moved(session: Session, before: Before) -> list[str]:
     ]
 
 
-def aborted(session: Session, before: Before) -> bool:
-    """Tell whether every transaction since came to naught; one that is at work has not."""
+def aborted(session: Session, before: Before, ours: Sequence[int] = ()) -> bool:
+    """Tell whether every transaction since came to naught, but `ours`; one at work has not."""
     after = _number(session)
     if after - before.number > MOST:
         return False
-    row = session.execute(_ENDED, [before.number, after - 1]).fetchone()
+    row = session.execute(_ENDED, [before.number, after - 1, list(ours)]).fetchone()
     return row is not None and row[0] == 0
 
 

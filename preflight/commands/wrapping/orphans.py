@@ -1,0 +1,70 @@
+"""Sessions of a wrapped command that outlive its run: noted in time, waited for by the next run.
+
+Whoever kills the gate takes its lock away at once, and the command's processes. The statement that
+one of these is at goes on at the server: beside it the command may not run again. A session is
+known by its process's number and by when it began, so a number in use again is nobody's, and
+neither is one on another server.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import structlog
+
+from preflight.base import stop
+from preflight.base.errors import DatabaseBusy
+from preflight.history import journal
+from preflight.server import lock
+
+if TYPE_CHECKING:
+    from preflight.commands.wrapping.asked import Wrapped
+    from preflight.commands.wrapping.onlooker import OnLive
+    from preflight.server.sessions import Session
+
+
+class Noted:
+    """The sessions of a command in earnest, each written down when it is first seen."""
+
+    def __init__(self, session: Session, wrapped: Wrapped) -> None:
+        self.session = session
+        self.wrapped = wrapped
+        self.pids: set[int] = set()
+        self.numbers: list[int] = []  # of the transactions that this took
+
+    def note(self, live: OnLive) -> None:
+        """Write down who is new; the command runs on where that cannot be written."""
+        new = live.pids - self.pids
+        if not new:
+            return
+        self.pids |= new
+        name, key = self.wrapped.name, self.wrapped.files_key
+        try:
+            self.numbers += journal.note_running(self.session, name, key, new, live.ports)
+        except psycopg.Error:
+            if self.session.lost:
+                raise
+
+
+def wait(session: Session) -> None:
+    """Wait for the sessions of commands whose run is gone; call under the lock.
+
+    Raises DatabaseBusy at LOCK_WAIT_S, naming one of them. Nobody is ended.
+    """
+    last = None
+    for waited in stop.looks(*lock.POLL_S):
+        left = journal.running(session)
+        if not left:
+            return
+        first = lock.Holder.seen(*left[0])
+        if last is None or waited - last >= lock.TELL_EVERY_S:
+            last = waited
+            structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **first.data())
+        if waited >= session.config.lock_wait_s:
+            raise DatabaseBusy(
+                "wrap.still_at_work",
+                "a session of a wrapped command, whose run is gone, is still at work after "
+                f"{waited:.0f} s: {first}",
+                lock.advice(first),
+            )
