@@ -20,7 +20,7 @@ from preflight.base.errors import (
     causes,
 )
 from preflight.files import parser, scan
-from preflight.server import ready, sessions
+from preflight.server import prepared, ready, sessions
 
 if TYPE_CHECKING:
     from preflight.base.config import Config
@@ -350,7 +350,7 @@ def sweep(home: Session, identity: manifests.Identity) -> None:
 def _drop(home: Session, name: str) -> None:
     """Drop a scratch database; what cannot be dropped is named, and the next run tries again."""
     try:
-        new_database.drop(home, name)
+        _drop_settled(home, name)
     except psycopg.Error as error:
         if not home.lost and new_database.described(home, name):
             structlog.get_logger().warning(
@@ -358,6 +358,16 @@ def _drop(home: Session, name: str) -> None:
                 reason=f"the scratch database {name} could not be dropped: "
                 f"{error.diag.message_primary or error}",
             )
+
+
+def _drop_settled(home: Session, name: str) -> None:
+    """Drop a scratch database, with the prepared transactions that keep it; psycopg.Error."""
+    try:
+        new_database.drop(home, name)
+    except psycopg.errors.ObjectInUse:
+        with suppress(Failure), sessions.beside(home, name) as copy:
+            prepared.roll_back(copy)
+        new_database.drop(home, name)
 
 
 @contextmanager

@@ -1570,6 +1570,77 @@ def test_loss_of_our_connection_in_earnest_is_31_and_ends_the_command(
     assert "--swap" in found.finished["error"]["hint"] or "no backup" in str(found.finished)
 
 
+PREPARES = """
+import os, sys, time, psycopg
+with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+    connection.execute("BEGIN; %s; PREPARE TRANSACTION %r")
+    print("prepared", flush=True)
+    %s
+"""
+
+
+@pytest.fixture
+def preparing(
+    start_server: StartServer, create_database: CreateDatabase, environment: dict[str, str]
+) -> servers.Database:
+    """Give a database where transactions can be prepared, and its address to who is wrapped."""
+    live = create_database(start_server(max_prepared_transactions=3, autovacuum="off"), "live")
+    live.script("CREATE TABLE items (id int); CREATE TABLE schema_migrations (version text)")
+    environment["DATABASE_URL"] = live.conninfo()
+    return live
+
+
+def prepares(
+    gid: str, ends: str, statement: str = "ALTER TABLE items ADD COLUMN n int"
+) -> list[str]:
+    """Return the arguments that wrap a command which prepares a transaction, and how it ends."""
+    return ["wrap", "--always", "--", sys.executable, "-c", PREPARES % (statement, gid, ends)]
+
+
+def test_prepared_transaction_on_the_copy_is_27_and_goes_with_it(
+    start: Start, run: Run, preparing: servers.Database
+) -> None:
+    """Of a killed run, of a command that failed and says why, and of one that ended with 0."""
+    killed = start(*prepares("one", "time.sleep(60)"))
+    killed.wait_for_event("wrap.said")
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+    there = "SELECT gid FROM pg_prepared_xacts"
+    left = preparing.query(there)
+
+    failed = run(*prepares("one", "sys.exit(4)"))
+    well = run(*prepares("one", "pass"))
+
+    assert ["one"] == left
+    assert (27, "wrap.rehearsal_failed") == (failed.code, failed.finished["error"]["code"]), failed
+    assert "exit code 4" in failed.finished["error"]["message"]
+    assert (27, "wrap.rehearsal_failed") == (well.code, well.finished["error"]["code"]), well
+    assert "left a prepared transaction" in well.finished["error"]["message"]
+    assert "for ever: 'one'" in well.finished["error"]["message"]
+    assert [] == preparing.query(there)
+    assert ["live", "postgres"] == preparing.query(
+        "SELECT datname::text FROM pg_database WHERE NOT datistemplate ORDER BY 1"
+    )
+
+
+def test_prepared_transaction_in_earnest_is_named(run: Run, preparing: servers.Database) -> None:
+    """A failure with it is 31, a success is one, and who is to end it is told."""
+    off = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP": "off"}
+    preparing.script("BEGIN; PREPARE TRANSACTION 'of another'")
+
+    failed = run(*prepares("one", "sys.exit(4)", "CREATE TABLE one ()"), env=off)
+    well = run(*prepares("two", "pass", "CREATE TABLE two ()"), env=off)
+    for gid in ("one", "two", "of another"):
+        preparing.query(f"ROLLBACK PREPARED '{gid}'")
+
+    assert (31, "wrap.partial") == (failed.code, failed.finished["error"]["code"]), failed
+    assert "'one', prepared meanwhile" in failed.finished["error"]["message"]
+    assert 0 == well.code, well
+    (finished,) = well.event("wrap.finished")
+    assert finished["reason"].startswith("'two', prepared meanwhile")
+    assert "COMMIT PREPARED or ROLLBACK PREPARED" in finished["reason"]
+
+
 def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) -> None:
     """143 once the command has ended; its session is gone."""
     (app / "versions/002.sql").write_text(

@@ -28,7 +28,7 @@ from preflight.commands.wrapping import (
     written,
 )
 from preflight.rehearsal import limits, scratch, trial
-from preflight.server import sessions
+from preflight.server import prepared, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,7 @@ _MISSING = re.compile(
 _KINDS = {"schema": "schema", "type": "type", "domain": "type"} | dict.fromkeys(
     ("function", "procedure", "aggregate"), "function"
 )  # the others are relations
+_PREPARED = "a prepared transaction, which keeps its locks for ever:"
 _BEFORE = ", before it was seen there"
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
@@ -111,6 +112,7 @@ class _Trial:
         self.backup = saved.name if saved and saved.visible else None  # no draft of `plan`
         self.shared: packed.Rows | None = None  # where the copy's server is not thrown away
         self.unsure: list[str] = []  # changes of that, and nobody can tell whose
+        self.prepared = prepared.there(copy.session)  # on a clone: those of others
         self.began = time.monotonic()
 
     def run(self) -> Rehearsed:
@@ -143,15 +145,19 @@ class _Trial:
                 self.shared = compared.asked(copy, shared.state)
             there = onlooker.OnCopy(copy)
             ended = self._started(led, fence, there, live)
+            left = prepared.roll_back(copy, self.prepared)
+            there.seen |= bool(left)
             if (cut := there.cut_off(ended)) and ended.code == 0:
                 self._require_untouched(live, fence, on_copy=True, ended=ended)
                 raise self._failed(ended, onlooker.cut_off(cut))
-            changes = compared.between(before, compared.state(copy), copy.config.schema)
+            changes = self._changes(before, ended, left)
             on_copy = there.was_there() or bool(changes.names)
             self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
             self._require_there(there, changes, ended, fence)
             if ended.code != 0:
                 raise self._left_out(ended) or self._failed(ended)
+            if left:
+                raise self._failed(ended, f" and left {_PREPARED} {prepared.named(left)}")
             self._require_checks()
             cost = there.cost()
             there.begin()
@@ -176,6 +182,22 @@ class _Trial:
         structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
         bare = bool(self.copy.without) or led.renamed
         return Rehearsed(changes, bare, told, tuple(self.unsure))
+
+    def _changes(
+        self, before: compared.State, ended: child.Ended, left: Sequence[prepared.Prepared]
+    ) -> compared.Changes:
+        """Return what it did; nothing where that is held, and its failure is known without it.
+
+        By a prepared transaction that this role may not roll back, say.
+        """
+        copy = self.copy.session
+        try:
+            return compared.between(before, compared.state(copy), copy.config.schema)
+        except psycopg.Error as error:
+            failed = ended.code != 0 or left
+            if copy.lost or not failed or not sessions.passing(error):
+                raise
+            return compared.Changes({}, {}, {})
 
     def _size(self) -> int:
         return int((self.copy.session.execute(_SIZE).fetchone() or (0,))[0])
@@ -411,6 +433,8 @@ class _Trial:
                 "correct what its last lines say, or, where they speak of an address, name the "
                 "variable that it reads with --url-variable"
             )
+        elif _PREPARED in more:
+            what = "have it end with COMMIT PREPARED or ROLLBACK PREPARED what it prepares"
         elif more:
             what = "have it wait for all that it starts"
         last = f": {ended.last[-1]}" if ended.last else ""
@@ -443,11 +467,13 @@ class _Trial:
         before, counted = compared.state(copy), there.counted()
         rows = tools.rows(copy, tools.history(copy, asked.history))
         ended = self._started(led, fence, there, live)
+        left = prepared.roll_back(copy, self.prepared)
         cut = there.cut_off(ended)
         changed = compared.between(before, compared.state(copy), copy.config.schema).names
         if tools.rows(copy, tools.history(copy, asked.history)) != rows:
             changed.append("rows of the tool's history table")
         changed += [f"rows of table {name}" for name in there.moved(counted)]
+        changed += [f"prepared transaction {prepared.named([each])} made" for each in left]
         if ended.code != 0 or cut:
             changed.append(how(ended) + onlooker.cut_off(cut))
         if changed:

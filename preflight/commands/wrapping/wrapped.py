@@ -27,7 +27,7 @@ from preflight.base.errors import (
 from preflight.commands.wrapping import asked as asking
 from preflight.commands.wrapping import due, key, orphans
 from preflight.history import wraps
-from preflight.server import lock, sessions
+from preflight.server import lock, prepared, sessions
 
 if TYPE_CHECKING:
     from preflight.backup.take import Taken
@@ -86,6 +86,8 @@ class _Run:
         self.unseen: str | None = None  # sessions on the live database
         self.still: list[int] = []  # who is at work there yet
         self.maybe = False  # whose session is still at work there, nobody knows
+        self.settled: list[prepared.Prepared] = []  # transactions, before it began
+        self.prepared: list[prepared.Prepared] = []  # those that came meanwhile, and stay
         self.noted = orphans.Noted(session, wrapped)
 
     def through(self, look: due.Look) -> None:
@@ -103,11 +105,15 @@ class _Run:
             lambda: gate.proven_for(self.session, due_now, tried)
         )
         before = written.look(self.session, self.wrapped.asked.history)
+        self.settled = prepared.there(self.session)
         lock.require(self.session)  # 13
         stop.leaves(self.session, "what the command has committed stays")
         ended = self._noted(partial(self._in_earnest, before, copy))  # 20 30 31
         stop.leaves(self.session, "what the command has committed stays, but it is not recorded")
         try:
+            self._look_for_prepared()
+            if self.prepared:
+                self.doubts.append(self._held()[2:])
             self._noted(partial(self._matched, copy, before))  # 33
             self._noted(self._verified)  # 33
             self._record(ended)
@@ -169,6 +175,7 @@ class _Run:
             if ended.code != 0 or cut:
                 alone = live.gone(all_new=True)
                 self.maybe, self.still = live.unsure, live.still
+                self._look_for_prepared()
         except stop.Stopped:
             with suppress(psycopg.Error):
                 live.end()
@@ -235,6 +242,7 @@ class _Run:
                 f"what is needed for that cannot be read: {error.diag.message_primary or error}"
             )  # fmt: skip
             what = f"what stays of it nobody can tell: {reason}{self._at_work(alone=alone)}"
+            what += self._held()
         if what is None:
             same = "The same went well on the copy: what is different here? " if copy else ""
             return MigrationFailed(
@@ -266,7 +274,7 @@ class _Run:
             what += f", but whether it wrote rows nobody can tell: {written.BY_WHOM}"
         elif moved:
             what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
-        return what + self._at_work(alone=alone)
+        return what + self._at_work(alone=alone) + self._held()
 
     def _at_work(self, *, alone: bool) -> str:
         """Say, behind what stays of it, that a session goes on; nothing where none does."""
@@ -276,6 +284,23 @@ class _Run:
             "a session of it is"
         )  # fmt: skip
         return f"; {what} still at work (pid {console.some(list(map(str, self.still)))})"
+
+    def _look_for_prepared(self) -> None:
+        """Look which transactions were prepared meanwhile, and stay; a look takes nothing away."""
+        try:
+            self.prepared = prepared.staying(self.session, self.settled)
+        except psycopg.Error:
+            if self.session.lost:
+                raise
+
+    def _held(self) -> str:
+        """Say, behind what stays of it, which prepared transactions came meanwhile; or nothing."""
+        if not self.prepared:
+            return ""
+        return (
+            f"; {prepared.named(self.prepared)}, prepared meanwhile by the command or by somebody "
+            "else, keeps its locks until somebody says COMMIT PREPARED or ROLLBACK PREPARED"
+        )
 
     def _matched(self, copy: Rehearsed | None, before: written.Before) -> None:
         """Say whether what happened is what was rehearsed; raises VerifyFailed with --strict."""
