@@ -444,10 +444,11 @@ def test_what_a_copy_of_some_schemas_cannot_tell_stops_nothing(  # noqa: PLR0913
 def test_what_a_trial_changes_for_the_whole_server_is_31(
     run: Run, app: Path, database: servers.Database
 ) -> None:
-    """A role and a setting that the command made for real are named, also where it failed then."""
+    """What the command made for real is named, also where it failed then: a role, a slot."""
     role = f"reader_of_{database.name}"
     (app / "versions/002.sql").write_text(
-        f"CREATE ROLE {role}; ALTER DATABASE \"{database.name}\" SET work_mem = '5MB'"
+        f"CREATE ROLE {role}; ALTER DATABASE \"{database.name}\" SET work_mem = '5MB';"
+        f"SELECT pg_create_physical_replication_slot('slot_{role}')"
     )
     (app / "versions/003.sql").write_text(BREAKS)
     try:
@@ -455,8 +456,10 @@ def test_what_a_trial_changes_for_the_whole_server_is_31(
         again = run(*command(app))
     finally:
         database.script(f"DROP ROLE IF EXISTS {role}")
+        database.script(f"SELECT pg_drop_replication_slot('slot_{role}')")
 
     error = found.finished["error"]
+    assert f"replication slot slot_{role} made" in error["message"]
     assert (31, "wrap.changed_server") == (found.code, error["code"]), found
     assert f"role {role} made, settings of database {database.name} made" in error["message"]
     assert "check constraint" in error["context"]
@@ -1342,6 +1345,52 @@ def test_failure_in_earnest_says_whether_anything_stays(
     assert ["failed", "failed"] == database.query(
         "SELECT event FROM preflight.journal WHERE event IN ('failed', 'wrapped') ORDER BY id"
     )
+
+
+@pytest.mark.parametrize(
+    ("statement", "undo", "named"),
+    [
+        (
+            "SELECT pg_create_physical_replication_slot('wrapped')",
+            "SELECT pg_drop_replication_slot('wrapped')",
+            "replication slot wrapped made",
+        ),
+        (
+            "ALTER SYSTEM SET commit_delay = 7",
+            "ALTER SYSTEM RESET commit_delay",
+            "parameter commit_delay made",
+        ),
+    ],
+    ids=["slot", "setting"],
+)
+def test_what_no_rollback_takes_back_is_31(
+    run: Run, database: servers.Database, statement: str, undo: str, named: str
+) -> None:
+    """No transaction came through, no object is another one: something stays all the same."""
+    env = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP": "off"}
+    script = f'psycopg.connect(os.environ["DATABASE_URL"], autocommit=True).execute("{statement}")'
+    script = f"import os, psycopg; {script}; raise SystemExit(3)"
+    try:
+        found = run("wrap", "--always", "--", sys.executable, "-c", script, env=env)
+    finally:
+        database.query(undo)
+
+    error = found.finished["error"]
+    assert (31, "wrap.partial") == (found.code, error["code"]), found
+    assert f"it has changed {named}" in error["message"]
+
+
+@pytest.mark.usefixtures("two_roles")
+def test_who_may_not_see_all_does_not_say_that_nothing_stays(run: Run) -> None:
+    """What ALTER SYSTEM has set only a superuser sees."""
+    env = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP": "off"}
+
+    found = run("wrap", "--always", "--", "false", env=env)
+
+    error = found.finished["error"]
+    assert (30, "wrap.failed") == (found.code, error["code"]), found
+    assert "nothing of it stays" not in error["message"]
+    assert "(ALTER SYSTEM), this role may not see" in error["message"]
 
 
 def test_what_the_database_cannot_hold_is_recorded_as_escapes(

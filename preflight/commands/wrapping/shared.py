@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 KNOWS_PARAMETER_RIGHTS = 15
 ROLE, DATABASE = "role ", "database "
 # the copy's own, and those of other runs, are nobody's loss
-_LASTS = (
-    "d.datname <> pg_catalog.current_database() AND d.datname::text NOT LIKE "
-    f"'{scratch.PREFIX.replace('_', chr(92) + '_')}%'"
-)
+_COPIES = f"{scratch.PREFIX.replace('_', chr(92) + '_')}%"
+_LASTS = f"d.datname <> pg_catalog.current_database() AND d.datname::text NOT LIKE '{_COPIES}'"
 _SHARED = f"""
 SELECT '{ROLE}' || r.rolname,
  (pg_catalog.to_jsonb(r) - '{{rolpassword,rolconfig}}'::text[])::text
@@ -56,20 +54,38 @@ UNION ALL
 SELECT 'rights on parameter ' || p.parname, p.paracl::text, ARRAY[p.parname]
 FROM pg_catalog.pg_parameter_acl p
 """
-_SEES_ALL = """
-SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')
- AND pg_catalog.has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
+_SEES_SETTINGS = """pg_catalog.has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
+ AND pg_catalog.has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE')"""
+_SEES_ALL = f"""
+SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT') AND {_SEES_SETTINGS}
 """
+_SETTINGS = """
+SELECT 'parameter ' || f.name, pg_catalog.string_agg(f.setting, ' ' ORDER BY f.seqno),
+ ARRAY[f.name]
+FROM pg_catalog.pg_file_settings f
+WHERE f.name IS NOT NULL AND f.sourcefile LIKE '%postgresql.auto.conf' GROUP BY f.name
+"""
+# a temporary one goes with its session
+_SLOTS = """
+SELECT 'replication slot ' || s.slot_name, s.slot_type, ARRAY[s.slot_name::text]
+FROM pg_catalog.pg_replication_slots s WHERE NOT s.temporary
+"""
+# those of a copy go with it
+_OTHERS_SLOTS = f"""
+UNION ALL
+{_SLOTS} AND s.database IS DISTINCT FROM pg_catalog.current_database()
+ AND coalesce(s.database::text, '') NOT LIKE '{_COPIES}'
+"""
+_SEES_SLOTS = "pg_catalog.has_table_privilege('pg_catalog.pg_replication_slots', 'SELECT')"
+# made, changed and dropped in no transaction, or outside of it: each query, and who may ask it
+_LASTING = ((_SLOTS, f"SELECT {_SEES_SLOTS}"), (_SETTINGS, f"SELECT {_SEES_SETTINGS}"))
 _FOR_SUPERUSERS = f"""
 UNION ALL
 SELECT 'password of {ROLE}' || r.rolname, pg_catalog.encode(pg_catalog.sha256(
  pg_catalog.convert_to(r.rolpassword, 'UTF8')), 'hex'), ARRAY[r.rolname::text]
 FROM pg_catalog.pg_authid r WHERE r.rolpassword IS NOT NULL
 UNION ALL
-SELECT 'parameter ' || f.name, pg_catalog.string_agg(f.setting, ' ' ORDER BY f.seqno),
- ARRAY[f.name]
-FROM pg_catalog.pg_file_settings f
-WHERE f.name IS NOT NULL AND f.sourcefile LIKE '%postgresql.auto.conf' GROUP BY f.name
+{_SETTINGS}
 """  # noqa: S608 -- constants
 _USED = """
 SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s
@@ -101,9 +117,25 @@ def state(copy: Session) -> packed.Rows:
     query = _SHARED
     if copy.facts and copy.facts.major >= KNOWS_PARAMETER_RIGHTS:
         query += _PARAMETERS
+    if copy.execute(f"SELECT {_SEES_SLOTS}").fetchone() == (True,):
+        query += _OTHERS_SLOTS
     if copy.execute(_SEES_ALL).fetchone() == (True,):
         query += _FOR_SUPERUSERS
-    rows = copy.execute(query).fetchall()
+    return _rows(copy, query)
+
+
+def lasting(session: Session) -> tuple[packed.Rows, bool]:
+    """Return what no rollback takes back on a server, and whether this role sees all of it.
+
+    Replication slots, and what ALTER SYSTEM has set.
+    """
+    asked = [query for query, may in _LASTING if session.execute(may).fetchone() == (True,)]
+    found = [row for query in asked for row in _rows(session, query)]
+    return sorted(found), len(asked) == len(_LASTING)
+
+
+def _rows(session: Session, query: str) -> list[packed.Row]:
+    rows = session.execute(query).fetchall()
     return sorted((what, how or "", *names) for what, how, names in rows)
 
 

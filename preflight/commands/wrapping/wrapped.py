@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
+_NOTHING = "nothing of it stays on the live database"
+_AS_FAR_AS_SEEN = (
+    "no object, row or sequence of the live database is another one; whether its server's slots or "
+    "settings are (ALTER SYSTEM), this role may not see"
+)
 
 
 def run(config: Config, asked: Asked) -> None:
@@ -247,7 +252,7 @@ class _Run:
             same = "The same went well on the copy: what is different here? " if copy else ""
             return MigrationFailed(
                 "wrap.failed",
-                f"{how}; nothing of it stays on the live database",
+                f"{how}; {_NOTHING if before.sees_all else _AS_FAR_AS_SEEN}",
                 f"{same}Run again when the cause is removed.",
                 context=context,
             )
@@ -263,6 +268,7 @@ class _Run:
         from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
 
         changed = written.changed(self.session, before, self.wrapped.asked.history)
+        changed += written.lasting(self.session, before)
         aborted = written.aborted(self.session, before, self.noted.numbers)
         moved = written.moved(self.session, before)
         if alone and not changed and aborted and not moved:

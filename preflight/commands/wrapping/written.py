@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from preflight.commands.wrapping import compared, tools
+from preflight.commands.wrapping import compared, shared, tools
 from preflight.server import catalog
 
 if TYPE_CHECKING:
+    from preflight.server import packed
     from preflight.server.sessions import Session
 
 MOST = 1_000_000  # transactions that are asked one by one
@@ -33,17 +34,22 @@ class Before:
     tables: Sequence[tools.Table]
     rows: Sequence[str]
     sequences: Mapping[str, object]
+    lasting: packed.Rows  # what no rollback takes back
+    sees_all: bool  # of that
     number: int  # of a transaction of ours: whose is lower was at work before
 
 
 def look(session: Session, history: str | None) -> Before:
     """Return what the live database is like."""
     tables = tools.history(session, history)
+    lasting, sees_all = shared.lasting(session)
     return Before(
         compared.state(session),
         tables,
         tools.rows(session, tables),
         compared.asked(session, catalog.sequences),
+        lasting,
+        sees_all,
         _number(session),
     )
 
@@ -88,3 +94,9 @@ def changed(session: Session, before: Before, history: str | None) -> list[str]:
     now = look(session, history)
     found = compared.between(before.state, now.state, session.config.schema).names
     return found + (["rows of the tool's history table"] if now.rows != before.rows else [])
+
+
+def lasting(session: Session, before: Before) -> list[str]:
+    """Name what is not as it was and no rollback takes back: replication slots, ALTER SYSTEM."""
+    now, _ = shared.lasting(session)
+    return list(map(str, shared.between(before.lasting, now)))
