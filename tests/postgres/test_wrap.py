@@ -1,5 +1,6 @@
 """Other tools' commands behind the gate: led to a copy, kept off the live database, run once."""
 
+import hashlib
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from preflight.base.config import Config
-from preflight.commands.wrapping import wall, written
+from preflight.commands.wrapping import tools, wall, written
 from preflight.history import journal, wraps
 from preflight.server import sessions
 from tests import faults, servers
@@ -1146,6 +1147,18 @@ def test_history_that_is_not_there_is_said_each_time(
     database.script("ALTER TABLE schema_migrations RENAME TO schema_migration")
     found = run(*command(app, *options))
     assert [] == found.event("config.warned"), found
+
+
+def test_row_of_a_history_counts_with_all_its_columns(
+    database: servers.Database, environment: dict[str, str]
+) -> None:
+    """Also where one of them has the name that our query gives the table."""
+    database.script("CREATE TABLE done (t int, name text)")
+    database.script("INSERT INTO done VALUES (NULL, 'b'), (1, 'a')")
+    with sessions.connect(Config.from_env(environment, Path("/"), "run")) as session:
+        found = tools.rows(session, tools.history(session, "done"))
+
+    assert [f"public.done:{hashlib.sha256(b'(,b)' + bytes([10]) + b'(1,a)').hexdigest()}"] == found
 
 
 def test_second_run_on_the_copy_may_not_reach_the_live_database_either(

@@ -85,9 +85,10 @@ _PLAIN = (
     "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'postgres';"
     " SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1"
 )
+# `t` alone would be a column of that name, where there is one
 _ROWS = """
 SELECT '{name}:' || coalesce(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(
- pg_catalog.string_agg(t::text, E'\\n' ORDER BY t::text COLLATE "C"),
+ pg_catalog.string_agg((t.*)::text, E'\\n' ORDER BY (t.*)::text COLLATE "C"),
  pg_catalog.getdatabaseencoding()::name)), 'hex'), '') AS digest FROM {table} t
 """
 
