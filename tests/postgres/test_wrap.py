@@ -1496,6 +1496,32 @@ def test_success_that_cannot_be_compared_is_a_success(
         assert "could not be compared" in finished["reason"]
 
 
+def test_lock_on_the_tools_history_is_waited_for_at_the_end(
+    start: Start, app: Path, database: servers.Database
+) -> None:
+    """The key has its rows in it: one lock timeout more, and the success is recorded."""
+    held = "SELECT FROM pg_locks WHERE relation = 'schema_migrations'::regclass"
+    held += " AND mode = 'AccessExclusiveLock' AND granted"
+    (app / "tool.py").write_text(
+        "import os, psycopg\n"
+        "with psycopg.connect(os.environ['DATABASE_URL'], autocommit=True) as connection:\n"
+        f"    while not connection.execute({held!r}).fetchall(): pass\n"
+    )
+    env = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP": "off"}
+    running = start(*command(app), env={**env, "PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+    running.wait_for_event("wrap.started")
+    with database.server.connect(database.name) as blocker:
+        blocker.execute("BEGIN; LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+        pid = blocker.info.backend_pid
+        waits = f"SELECT 1 FROM pg_stat_activity WHERE {pid} = ANY (pg_blocking_pids(pid))"
+        faults.until(lambda: database.query(waits), "the last look waits")
+        faults.until(lambda: not database.query(waits), "it has given up once")
+    found = running.wait()
+
+    assert 0 == found.code, found
+    assert [1] == database.query("SELECT count(*)::int FROM preflight.wraps")
+
+
 def test_check_and_wait_tell_by_the_key(run: Run, app: Path) -> None:
     """Pending before, current after, pending when a file is new or somebody wrote the history."""
     behind = command(app)[1:]

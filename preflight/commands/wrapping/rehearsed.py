@@ -145,9 +145,10 @@ class _Trial:
                 self.shared = compared.asked(copy, shared.state)
             there = onlooker.OnCopy(copy)
             ended = self._started(led, fence, there, live)
+            cut = there.cut_off(ended)
             left = prepared.roll_back(copy, self.prepared)
             there.seen |= bool(left)
-            if (cut := there.cut_off(ended)) and ended.code == 0:
+            if cut and ended.code == 0:
                 self._require_untouched(live, fence, on_copy=True, ended=ended)
                 raise self._failed(ended, onlooker.cut_off(cut))
             changes = self._changes(before, ended, left)
@@ -467,8 +468,8 @@ class _Trial:
         before, counted = compared.state(copy), there.counted()
         rows = tools.rows(copy, tools.history(copy, asked.history))
         ended = self._started(led, fence, there, live)
-        left = prepared.roll_back(copy, self.prepared)
         cut = there.cut_off(ended)
+        left = prepared.roll_back(copy, self.prepared)
         changed = compared.between(before, compared.state(copy), copy.config.schema).names
         if tools.rows(copy, tools.history(copy, asked.history)) != rows:
             changed.append("rows of the tool's history table")

@@ -54,8 +54,11 @@ UNION ALL
 SELECT 'rights on parameter ' || p.parname, p.paracl::text, ARRAY[p.parname]
 FROM pg_catalog.pg_parameter_acl p
 """
-_SEES_SETTINGS = """pg_catalog.has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
- AND pg_catalog.has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE')"""
+# NULL where a server has no such view
+_SEES_SETTINGS = """pg_catalog.has_table_privilege(
+ pg_catalog.to_regclass('pg_catalog.pg_file_settings'), 'SELECT')
+ AND pg_catalog.has_function_privilege(
+ pg_catalog.to_regprocedure('pg_catalog.pg_show_all_file_settings()'), 'EXECUTE')"""
 _SEES_ALL = f"""
 SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT') AND {_SEES_SETTINGS}
 """
@@ -76,7 +79,8 @@ UNION ALL
 {_SLOTS} AND s.database IS DISTINCT FROM pg_catalog.current_database()
  AND coalesce(s.database::text, '') NOT LIKE '{_COPIES}'
 """
-_SEES_SLOTS = "pg_catalog.has_table_privilege('pg_catalog.pg_replication_slots', 'SELECT')"
+_SEES_SLOTS = """pg_catalog.has_table_privilege(
+ pg_catalog.to_regclass('pg_catalog.pg_replication_slots'), 'SELECT')"""
 # made, changed and dropped in no transaction, or outside of it: each query, and who may ask it
 _LASTING = ((_SLOTS, f"SELECT {_SEES_SLOTS}"), (_SETTINGS, f"SELECT {_SEES_SETTINGS}"))
 _FOR_SUPERUSERS = f"""

@@ -356,9 +356,9 @@ class _Run:
         self.doubts.append(why)
 
     def _verified(self) -> None:
-        from preflight.commands.wrapping import checked  # noqa: PLC0415 -- likewise
+        from preflight.commands.wrapping import checked, compared  # noqa: PLC0415 -- likewise
 
-        checked.require(self.session, self.wrapped.checks)
+        compared.asked(self.session, lambda session: checked.require(session, self.wrapped.checks))
 
     def _files_moved(self) -> bool:
         """Tell whether what is watched is another than it was, where that makes it due again.
