@@ -83,17 +83,28 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ),
     ("standby", r"session is (not )?read-only|server is (not )?in hot standby", frozenset()),
 )
-POOLER = {  # PgBouncer says everything with 08P01, and in English only
-    "startup parameter": "options",
-    "password authentication failed": "auth",
-    "no such database": "database",
-}
+POOLED = "08P01"  # PgBouncer says everything with it, and in English only
+POOLER = (
+    ("options", r"startup parameter"),
+    ("database", r"[Nn]o such database"),
+    (
+        "auth",
+        (
+            r"(password|SASL|SCRAM|certificate|PAM|LDAP|\"trust\") authentication failed|"
+            r"SSL required|TLS (connection|client certificate) required|certificate name mismatch|"
+            r"login rejected|[Nn]o such user|: [Aa]uth failed|(username|password) too long|"
+            r"empty password returned|invalid SASL authentication mechanism|"
+            # of its own login at the server
+            r"wrong password type|server signature|SASL authentication mechanisms"
+        ),
+    ),
+)
 
 
 def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
     """Return config, auth, database, alien, standby, options or passing."""
-    if "08P01" in sqlstates:
-        return next((kind for words, kind in POOLER.items() if words in text), "passing")
+    if POOLED in sqlstates:
+        return next((kind for kind, words in POOLER if re.search(words, text)), "passing")
     for kind, words, states in KINDS:
         if states.intersection(sqlstates):
             return kind

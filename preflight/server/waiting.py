@@ -16,13 +16,14 @@ from preflight.base.errors import (
     NotReady,
     TargetUnusable,
 )
-from preflight.server.dial import Refused, called
+from preflight.server.dial import POOLED, Refused, called
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
 PAUSE_S = (0.05, 0.1)  # least and most between attempts while refused or starting up
+POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the password, too
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -79,6 +80,8 @@ class Patience:
         if isinstance(error, Refused) and error.kind in ("auth", "database", "alien"):
             return min(AUTH_PAUSE_S, left)
         least, most = PAUSE_S
+        if isinstance(error, Refused) and error.sqlstate == POOLED:
+            most = POOLED_PAUSE_S
         longest = min(most, least * 2 ** min(state.attempt_number, 10))
         return min(random.uniform(least, longest), left)  # noqa: S311 -- jitter, not a secret
 

@@ -303,6 +303,38 @@ def test_old_pooler_is_good_enough_to_look(
     assert (22, "target.pooler") == (refused.code, refused.finished["error"]["code"])
 
 
+class _Rejects(faults.OwnKeys):
+    """A pooler with a reason of its own to let nobody in."""
+
+    def __init__(self, reason: bytes) -> None:
+        """Say it each time."""
+        self.answer = faults.refusal(b"08P01", reason)
+
+    def startup(self, message: bytes) -> bytes | None:
+        """Refuse."""
+        del message
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (b"SASL authentication failed", 21),
+        (b"SSL required", 21),
+        (b"login rejected", 21),
+        (b"client_login_timeout (server down)", 10),
+    ],
+)
+def test_pooler_that_lets_nobody_in_is_told_from_one_without_a_server(
+    run: Run, server: servers.Server, reason: bytes, code: int
+) -> None:
+    """PgBouncer's words for a wrong password or missing TLS are 21; a server may yet come: 10."""
+    with faults.through(server, _Rejects(reason)) as proxy:
+        result = run("wait", env={**proxy.env(), "PREFLIGHT_WAIT_TIMEOUT_S": "0.2"})
+
+    assert (code, "08P01") == (result.code, result.finished["error"]["sqlstate"]), str(result)
+
+
 def test_options_that_a_pooler_refuses_are_not_left_out(run: Run, server: servers.Server) -> None:
     """A search_path may stand there: 20 at once, for the pooler will not learn it."""
     with faults.through(server, faults.OldPooler()) as proxy:

@@ -14,6 +14,7 @@ from preflight.server import dial, ready, sessions, waiting
 from tests import program
 
 DEAD = 'connection to server at "db" (10.0.0.1), port 5432 failed: Connection refused'
+CACHED = "server login has been failing, cached error:"  # of PgBouncer
 REFUSED = 'connection to server at "db" (10.0.0.1), port 5432 failed:'
 
 
@@ -122,13 +123,36 @@ def test_service_file_that_cannot_be_read_is_not_waited_for(
     ("kind", "text"),
     [
         ("options", "unsupported startup parameter: options"),
+        ("options", "unsupported startup parameter in options: role"),
         ("auth", "password authentication failed"),
-        ("database", "no such database: app"),
+        ("auth", "SASL authentication failed"),
+        ("auth", "SSL required"),
+        ("auth", "login rejected"),
+        ("auth", "unix socket login rejected"),
+        ("auth", "no such user"),
+        ("auth", "no such user: app"),
+        ("auth", "Auth failed"),
+        ("auth", "certificate authentication failed"),
+        ("auth", "PAM authentication failed"),
+        ("auth", "LDAP authentication failed"),
+        ("auth", '"trust" authentication failed'),
+        ("auth", "empty password returned by client"),
+        ("auth", "server login failed: wrong password type"),
+        ("auth", f'{CACHED} password authentication failed for user "app" (server_login_retry)'),
+        ("database", "no such database: login rejected"),
         ("passing", "query_wait_timeout"),
+        ("passing", "client_login_timeout (server down)"),
+        ("passing", "pgbouncer cannot connect to server"),
+        ("passing", "pooler is shutting down"),
+        ("passing", 'database "app" is disabled'),
+        ("passing", "no more connections allowed (max_client_conn)"),
+        ("passing", "error response from auth_query"),
+        ("passing", f"{CACHED} connect failed"),
+        ("passing", f"{CACHED} the database system is starting up (server_login_retry)"),
     ],
 )
 def test_pooler_is_understood_by_its_words(kind: str, text: str) -> None:
-    """PgBouncer 1.18 has one SQLSTATE for everything, and one language."""
+    """PgBouncer has one SQLSTATE for everything, and one language; what passes is waited for."""
     assert kind == dial.kind_of(f"FATAL:  08P01: {text}", ["08P01"], needs_password=False)
 
 
@@ -287,6 +311,21 @@ def test_a_server_is_asked_ten_to_twenty_times_a_second() -> None:
         state.attempt_number = number
 
         assert 0.05 <= patience.pause(state) <= 0.1
+
+
+def test_a_pooler_is_asked_more_and_more_seldom() -> None:
+    """What it does not let us in for may be the password, and nobody counts how often it failed."""
+    refused = dial.Refused("passing", "what nobody knows", dial.POOLED)
+    now = time.monotonic()
+    patience = waiting.Patience({}, now, now + 60, refused)
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.set_exception((dial.Refused, refused, None))
+    found = {}
+    for state.attempt_number in (1, 100):
+        found[state.attempt_number] = [patience.pause(state) for _ in range(100)]
+
+    assert max(found[1]) <= 0.1
+    assert 0.1 < max(found[100]) <= 1
 
 
 @pytest.mark.parametrize(
