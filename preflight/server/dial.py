@@ -248,20 +248,28 @@ class _Call:
             self.made.finish()
 
     def connect(self) -> pq.abc.PGconn:
-        addresses = resolve(self.target)
-        self.share(len(addresses))
+        addresses, unknown = _looked_up(self.target)
+        self.share(max(1, len(addresses)))
         silent: list[str] = []
-        while addresses and not self.abandoned.is_set():
-            target = self.target | _lists(addresses)
-            pgconn = pq.PGconn.connect_start(make_conninfo("", **target).encode())
-            quiet = self.poll(pgconn)
-            if quiet is None:
-                return pgconn
-            pgconn.finish()
-            host, address, port = quiet
-            silent.append(f"{address or host}:{port}")
-            addresses = _without(addresses, quiet)
-        raise Refused("passing", f"no answer within {self.each_s:g} s from {', '.join(silent)}")
+        try:
+            while addresses and not self.abandoned.is_set():
+                target = self.target | _lists(addresses)
+                pgconn = pq.PGconn.connect_start(make_conninfo("", **target).encode())
+                quiet = self.poll(pgconn)
+                if quiet is None:
+                    return pgconn
+                pgconn.finish()
+                host, address, port = quiet
+                silent.append(f"{address or host}:{port}")
+                addresses = _without(addresses, quiet)
+        except Refused as refused:
+            raise _beside(refused, self.unheard(silent) + unknown) from None
+        raise Refused("passing", "; ".join(self.unheard(silent) + unknown))
+
+    def unheard(self, silent: list[str]) -> list[str]:
+        """Say which addresses have not answered, if there are any."""
+        within = f"no answer within {self.each_s:g} s from"
+        return [f"{within} {', '.join(silent)}"] if silent else []
 
     def poll(self, pgconn: pq.abc.PGconn) -> Address | None:
         """Drive the connection to its end; return the address that stays silent, if one does."""
@@ -284,6 +292,12 @@ class _Call:
             left = until - time.monotonic()
             if self.abandoned.is_set() or left <= 0 or not poller.poll(left * 1000):
                 return address
+
+
+def _beside(refused: Refused, unheard: list[str]) -> Refused:
+    """Return what was refused, and of which hosts nothing was heard: one may be the one wanted."""
+    kind = "passing" if unheard and refused.kind == "standby" else refused.kind
+    return Refused(kind, "; ".join([str(refused), *unheard]), refused.sqlstate)
 
 
 def _address(pgconn: pq.abc.PGconn) -> Address:
@@ -339,24 +353,30 @@ def resolve(target: Mapping[str, str]) -> list[Address]:
     What says a host is asked for nothing else: the environment's address would lead it elsewhere.
     Raises Refused when no name can be resolved; lists that do not match are left to libpq.
     """
+    found, unknown = _looked_up(target)
+    if not found:
+        raise Refused("passing", "; ".join(unknown))
+    return found
+
+
+def _looked_up(target: Mapping[str, str]) -> tuple[list[Address], list[str]]:
+    """Return the addresses, as `resolve` does, and what is wrong with names that have none."""
     listed = _listed(target)
     if not listed:
-        return [("", "", "")]
+        return [("", "", "")], []
     found: list[Address] = []
-    problem = ""
+    unknown: list[str] = []
     for host, address, port in listed:
         answers = [address]
         if host and not address and not host.startswith(("/", "@")):
             try:
                 known = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as error:
-                problem = f"the name {host!r} cannot be resolved: {error}"
+                unknown.append(f"the name {host!r} cannot be resolved: {error}")
                 continue
             answers = [str(each[0]) for *_, each in known]
         found += [(host, each, port or "5432") for each in answers]
-    if not found:
-        raise Refused("passing", problem)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), list(dict.fromkeys(unknown))
 
 
 def _listed(target: Mapping[str, str]) -> list[Address]:

@@ -363,6 +363,34 @@ def test_host_list_goes_on_to_the_next(
     assert 1 == len(result.event("backup.verified"))
 
 
+@pytest.mark.fault("A023")
+@pytest.mark.parametrize("primary", ["is silent", "has no address"])
+def test_primary_that_is_not_heard_of_may_yet_come(
+    run: Run, server: servers.Server, database: servers.Database, primary: str
+) -> None:
+    """In a failover the host that is wanted may be gone: 10, and it is named, not 22."""
+    database.script(f'ALTER DATABASE "{database.name}" SET default_transaction_read_only = on')
+    with faults.stranger(faults.says_nothing) as silent:
+        gone = {
+            "is silent": (silent["PGHOST"], silent["PGPORT"], f"{servers.HOST}:{silent['PGPORT']}"),
+            "has no address": ("gone.invalid", "5432", "'gone.invalid'"),
+        }
+        host, port, named = gone[primary]
+        env = {
+            "PGHOST": f"{host},{servers.HOST}",
+            "PGPORT": f"{port},{server.port}",
+            "PGTARGETSESSIONATTRS": "read-write",
+            "PGCONNECT_TIMEOUT": "1",
+            "PREFLIGHT_WAIT_TIMEOUT_S": "0.5",
+        }
+        result = run("wait", env=env)
+
+    assert (10, "server.not_ready") == (result.code, result.finished["error"]["code"]), str(result)
+    for said in (result.finished["error"]["message"], result.event("server.waiting")[0]["reason"]):
+        assert "session is read-only" in said
+        assert named in said
+
+
 def test_host_that_was_passed_by_is_there_when_a_later_one_is_silent(
     server: servers.Server,
 ) -> None:
