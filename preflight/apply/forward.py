@@ -391,7 +391,7 @@ def _read_back(
     session.deadline = time.monotonic() + min(READ_BACK_S, session.config.wait_timeout_s)
     try:
         session.reopen()
-        ledger.read(session, others=False)
+        ledger.read(session, others=False, until=session.deadline)
         if migration.repeat:
             return repeats.ran(session, migration)
         row = ledger.row_of(session, migration.version)

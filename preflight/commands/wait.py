@@ -38,7 +38,7 @@ def run(config: Config, *, schema: int | str | None = None, **wrapped: Any) -> N
     config = dataclasses.replace(config, lock_retry_s=retry_s)
     with sessions.connect(config) as session:
         for waited in stop.looks(*POLL_S):
-            known = ledger.read(session, others=schema == FILES)
+            known = ledger.read(session, others=schema == FILES, until=session.deadline)
             left = _left(config, files, known, schema)
             if not left:
                 return

@@ -113,7 +113,7 @@ def wait(config: Config, said: Said, *, schema: int | str | None) -> None:
         )
     with sessions.connect(config) as session:
         for waited in stop.looks(*POLL_S):
-            look = due.look(session, one)
+            look = due.look(session, one, session.deadline)
             if look.current:
                 look.warn(one)
                 return

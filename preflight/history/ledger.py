@@ -83,12 +83,14 @@ COMMENT ON TABLE {schema}.migrations IS
 """.replace("{how}", _HOW)
 
 
-def read(session: Session, *, others: bool = True) -> History:
+def read(session: Session, *, others: bool = True, until: float | None = None) -> History:
     """Return the history and learn the server's facts; raises HistoryConflict for a damaged one.
 
-    `others`: asked is, too, whether another tool goes on with what was taken over from it.
+    `others`: asked is, too, whether another tool goes on with what was taken over from it. Who
+    holds it is waited for `until` then, or as long as LOCK_RETRY_S; raises DatabaseBusy.
     """
-    return session.again(partial(_read, session, others=others))
+    look = partial(session.again, partial(_read, session, others=others))
+    return tables.unlocked_ours(session, look, until)
 
 
 def _read(session: Session, *, others: bool) -> History:

@@ -7,17 +7,21 @@ owner, too: he may put another table there at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
 import structlog
 
-from preflight.base import quoting
-from preflight.base.errors import HistoryConflict, SchemaAhead
+from preflight.base import quoting, stop
+from preflight.base.errors import DatabaseBusy, HistoryConflict, SchemaAhead
 from preflight.server import sessions
 
 if TYPE_CHECKING:
+    from preflight.files.planned import Blocker
     from preflight.server.sessions import Session
+T = TypeVar("T")
 
 COLUMNS = {
     "migrations": {
@@ -227,6 +231,70 @@ def _query(session: Session, more: str) -> str:
     there = _LOOK.format(schema=session.config.schema)
     one = "(SELECT 1) AS one"
     return f"SELECT {sessions.FACTS}, t.*{more} FROM {one} LEFT JOIN ({there}) AS t ON true"  # noqa: S608
+
+
+def unlocked(
+    session: Session,
+    what: str,
+    names: Sequence[str],
+    look: Callable[[], T],
+    until: float | None = None,
+) -> T:
+    """Return what a look at tables gives once nobody holds them against readers.
+
+    Raises DatabaseBusy at `until`; where that is not said, after LOCK_RETRY_S.
+    """
+    began = time.monotonic()
+    last = began + session.config.lock_retry_s if until is None else until
+    for again in stop.looks(0.1, 1.0):
+        try:
+            return look()
+        except psycopg.errors.LockNotAvailable as error:
+            blockers = _holding(session, names)
+            if (now := time.monotonic()) >= last:
+                raise _held(what, now - began, blockers, error) from error
+            if not again:
+                blocked_by = [each.data() for each in blockers]
+                reason = f"{what} is locked"
+                structlog.get_logger().info("server.waiting", reason=reason, blocked_by=blocked_by)
+    raise AssertionError  # looks() does not end
+
+
+def _holding(session: Session, names: Sequence[str]) -> list[Blocker]:
+    """Return who holds the first of these tables that somebody holds."""
+    from preflight.server import watch  # noqa: PLC0415 -- only then
+
+    def find() -> list[Blocker]:
+        each = (watch.in_the_way(session, name, "ACCESS SHARE") for name in names)
+        return next(filter(None, each), [])
+
+    def look() -> list[Blocker]:
+        with session.looking():
+            session.execute(sessions.LOOK)
+            return find()
+
+    inside = session.connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+    return find() if inside else session.again(look)
+
+
+def _held(
+    what: str, waited_s: float, blockers: Sequence[Blocker], error: psycopg.Error
+) -> DatabaseBusy:
+    from preflight.server import watch  # noqa: PLC0415 -- only then
+
+    return DatabaseBusy(
+        "database.busy",
+        f"{what} cannot be read after {waited_s:.0f} s: blocked by {watch.named(blockers)}",
+        "Run again when it is done, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
+        sqlstate=error.sqlstate,
+    )
+
+
+def unlocked_ours(session: Session, look: Callable[[], T], until: float | None) -> T:
+    """Return what a look at our own tables gives, as `unlocked` does."""
+    schema = session.config.schema
+    names = [f"{schema}.{name}" for name in (*COLUMNS, "repeatables", "takeovers")]
+    return unlocked(session, f"the history in the schema {schema}", names, look, until)
 
 
 def present(rows: Rows) -> bool:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
 
 from preflight import __version__
-from preflight.base import quoting, stop
+from preflight.base import quoting
 from preflight.base.config import OTHER_LAYOUTS
-from preflight.base.errors import DatabaseBusy, HistoryConflict, PlanChanged, Problem
+from preflight.base.errors import HistoryConflict, PlanChanged, Problem
 from preflight.files import folder, foreign
 from preflight.history import tables
 from preflight.server.sessions import LOOK, PATH
@@ -134,30 +134,8 @@ def _read(session: Session, layout: Foreign, place: str, *, patient: bool = True
 
 def _rows(session: Session, layout: Foreign, place: str, query: str) -> list[Any]:
     """Return the rows once nobody is in the way; raises DatabaseBusy after LOCK_RETRY_S."""
-    from preflight.server import watch  # noqa: PLC0415 -- only where there is such a history
-
-    began = time.monotonic()
-    for again in stop.looks(0.1, 1.0):
-        try:
-            return _selected(session, layout, place, query)
-        except psycopg.errors.LockNotAvailable as error:
-            blockers = watch.in_the_way(session, place, "ACCESS SHARE")
-            waited, what = time.monotonic() - began, f"the history of {layout.tool}, {place},"
-            if waited >= session.config.lock_retry_s:
-                raise DatabaseBusy(
-                    "database.busy",
-                    f"{what} cannot be read after {waited:.0f} s: blocked by "
-                    f"{watch.named(blockers)}",
-                    "Run again when it is done, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
-                    sqlstate=error.sqlstate,
-                ) from error
-            if not again:
-                structlog.get_logger().info(
-                    "server.waiting",
-                    reason=f"{what} is locked",
-                    blocked_by=watch.told(blockers),
-                )
-    raise AssertionError  # looks() does not end
+    look = partial(_selected, session, layout, place, query)
+    return tables.unlocked(session, f"the history of {layout.tool}, {place},", [place], look)
 
 
 def _selected(session: Session, layout: Foreign, place: str, query: str) -> list[Any]:

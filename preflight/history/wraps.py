@@ -38,12 +38,13 @@ COMMENT ON TABLE {schema}.wraps IS 'pg-preflight: which wrapped commands have ru
 _LAST = "SELECT w.key FROM ONLY {schema}.wraps w ORDER BY w.id DESC LIMIT 1"
 
 
-def last(session: Session) -> str | None:
+def last(session: Session, until: float | None = None) -> str | None:
     """Return the key of the last success, and learn the server's facts; None where none was.
 
-    Raises HistoryConflict for a damaged history.
+    Who holds the history is waited for, as `ledger.read` does. Raises HistoryConflict for a
+    damaged one, DatabaseBusy.
     """
-    return session.again(lambda: _last(session))
+    return tables.unlocked_ours(session, lambda: session.again(lambda: _last(session)), until)
 
 
 def _last(session: Session) -> str | None:

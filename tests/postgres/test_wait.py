@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
@@ -57,6 +58,34 @@ def test_schema_is_waited_for_until_another_run_made_it(
     assert (3, "schema.pending") == (late.code, late.finished["error"]["code"])
     assert [0, 0] == [waited.code, at_once.code]
     assert [] == at_once.event("server.waiting")
+
+
+def test_history_that_somebody_locks_is_waited_for(
+    run: Run,
+    start: Start,
+    migrations: WriteMigrations,
+    reader: dict[str, str],
+    connection: psycopg.Connection,
+) -> None:
+    """Waiting goes on to its deadline, whatever LOCK_RETRY_S; a look as long as that: then 12."""
+    migrations(A)
+    assert 0 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
+    soon = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "0"}
+    connection.execute("BEGIN; LOCK TABLE preflight.migrations")
+    late = run("wait", "--schema", env=reader | soon | IMPATIENT)
+    busy = run("check", env=soon)
+    process = start("wait", "--schema", env=reader | soon)
+    patient = start("up", env=soon | {"PREFLIGHT_LOCK_RETRY_S": "60"})
+    held = process.wait_for_event("server.waiting")
+    patient.wait_for_event("server.waiting")
+    connection.execute("COMMIT")
+
+    assert [0, 0] == [process.wait().code, patient.wait().code]
+    pid = connection.info.backend_pid
+    assert [pid] == [each["pid"] for each in held["blocked_by"]]
+    for ended in (late, busy):
+        assert (12, "database.busy") == (ended.code, ended.finished["error"]["code"]), str(ended)
+        assert f"pid {pid} (" in ended.finished["error"]["message"]
 
 
 def test_version_is_what_counts_not_the_files(

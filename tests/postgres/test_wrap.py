@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
 from preflight.base.config import Config
@@ -1522,8 +1523,13 @@ def test_lock_on_the_tools_history_is_waited_for_at_the_end(
     assert [1] == database.query("SELECT count(*)::int FROM preflight.wraps")
 
 
-def test_check_and_wait_tell_by_the_key(run: Run, app: Path) -> None:
-    """Pending before, current after, pending when a file is new or somebody wrote the history."""
+def test_check_and_wait_tell_by_the_key(
+    run: Run, start: Start, app: Path, connection: psycopg.Connection
+) -> None:
+    """Pending before, current after, pending when a file is new or somebody wrote the history.
+
+    Who holds what is read is waited for.
+    """
     behind = command(app)[1:]
     pending = run("check", *behind)
     planned = run("plan", "--rehearse", "--json", *behind)
@@ -1535,7 +1541,13 @@ def test_check_and_wait_tell_by_the_key(run: Run, app: Path) -> None:
     assert "wrap.rehearsed" in planned.names
     assert planned.json()["pending"]
     assert current.json()["current"] is True
-    assert 0 == run("wait", "--schema", *behind).code
+    for table in ("preflight.wraps", "schema_migrations"):
+        connection.execute(f"BEGIN; LOCK TABLE {table}".encode())
+        soon = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "0"}
+        process = start("wait", "--schema", *behind, env=soon)
+        process.wait_for_event("server.waiting")
+        connection.execute("COMMIT")
+        assert 0 == process.wait().code
     (app / "versions/002.sql").write_text(GOOD)
     assert 3 == run("check", *behind).code
 

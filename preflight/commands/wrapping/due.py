@@ -10,6 +10,7 @@ import structlog
 
 from preflight.commands.wrapping import key, tools
 from preflight.history import wraps
+from preflight.history.tables import unlocked
 
 if TYPE_CHECKING:
     from preflight.commands.wrapping.asked import Wrapped
@@ -34,15 +35,17 @@ class Look:
             structlog.get_logger().warning("config.warned", warning=warning)
 
 
-def look(session: Session, wrapped: Wrapped) -> Look:
+def look(session: Session, wrapped: Wrapped, until: float | None = None) -> Look:
     """Return the key of this moment, and whether the last success had the same.
 
     Raises HistoryConflict for a damaged history, TargetUnusable where the tool's rows may not be
-    read.
+    read, DatabaseBusy where somebody holds what is read: at `until`, or after LOCK_RETRY_S.
     """
-    before = wraps.last(session)
+    before = wraps.last(session, until)
     tables = tools.history(session, wrapped.asked.history)
-    rows = tools.rows(session, tables)
+    names = [table.name for table in tables]
+    what = f"the history of the command's tool, {', '.join(names)},"
+    rows = unlocked(session, what, names, lambda: tools.rows(session, tables), until)
     found = key.whole(wrapped.files_key, rows)
     return Look(
         found, found == before and not wrapped.asked.always, tables, rows, before is not None
