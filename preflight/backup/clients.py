@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from preflight.backup.store import Sink
     from preflight.base.config import Config
     from preflight.server.sessions import Session
+Command = Callable[[Mapping[str, str]], list[str]]  # a client's call, by where it is to go
 PRIOR, PRIOR_BYTES = 1000, 40  # what a row takes before any is known: as if so many had taken it
 TELL_EVERY_S = 5.0
 COMPRESSIONS = ("zstd:1", "1")  # what a build may lack, and gzip in the words of every version
@@ -379,7 +381,7 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, where to, and 
     `check` is called at least once a second and may end it.
     """
 
-    def pump(command: Sequence[str]) -> Written:
+    def pump(command: Command) -> Written:
         return _pump(session, command, sink, progress, check)
 
     return compressed(session, programs, snapshot, ["--format=custom"], pump)
@@ -390,19 +392,19 @@ def compressed(
     programs: Clients,
     snapshot: str,
     how: Sequence[str],
-    run: Callable[[Sequence[str]], Written],
+    run: Callable[[Command], Written],
 ) -> Written:
     """Run pg_dump by the first compression that its build has; raises ClientFailed."""
     for compression in COMPRESSIONS:
-        command = dump_command(
+        command = partial(
+            dump_command,
             programs.pg_dump,
-            session.client_address(),
-            snapshot,
-            compression,
-            session.config.lock_timeout_ms,
-            session.connection.info.parameter_status("server_encoding") or "UTF8",
-            session.config.only,
-            how,
+            snapshot=snapshot,
+            compression=compression,
+            lock_timeout_ms=session.config.lock_timeout_ms,
+            encoding=session.connection.info.parameter_status("server_encoding") or "UTF8",
+            schemas=session.config.only,
+            how=how,
         )
         try:
             return run(command)
@@ -414,7 +416,7 @@ def compressed(
 
 def _pump(
     session: Session,
-    command: Sequence[str],
+    command: Command,
     sink: Callable[[], AbstractContextManager[Sink]],
     progress: Progress,
     check: Callable[[], None],
@@ -425,8 +427,8 @@ def _pump(
 
     digest = hashlib.sha256()
     with ExitStack() as secret, sink() as file:
-        environment = secret.enter_context(passfile.passfile(session))
-        with children.started(command, environment) as (child, words), progress:
+        environment, address = secret.enter_context(passfile.passfile(session))
+        with children.started(command(address), environment) as (child, words), progress:
             for chunk in children.chunks(child, tick):
                 secret.close()  # pg_dump is connected: nobody needs the password any more
                 digest.update(chunk)

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +120,10 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, by how many, a
     end it.
     """
 
-    def run(command: Sequence[str]) -> clients.Written:
+    def run(command: clients.Command) -> clients.Written:
         # others of it connect later, so the password stays to the end
         with (
-            passfile.passfile(session) as environment,
+            passfile.passfile(session) as (environment, address),
             folder() as path,
             sending(path) if sending else nullcontext() as sent,
         ):
@@ -137,9 +137,9 @@ def write(  # noqa: PLR0913, PLR0917 -- whom, with what, of what, by how many, a
                     sent.look(whole, growing.sizes)
                 progress.tell_of_several(words.begun, words.finished, growing.sizes)
 
-            command = [*command, f"--file={path}"]
+            called = [*command(address), f"--file={path}"]
             with (
-                children.started(command, environment) as (child, words),
+                children.started(called, environment) as (child, words),
                 children.guarded(child),
                 progress,
             ):

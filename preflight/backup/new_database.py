@@ -519,8 +519,8 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     that are `there` are in the archive, too, and their owners with them. Where the settings do not
     keep event triggers from firing, they are made when all else is there.
     """
-    address = sessions.with_settings({**session.client_address(), "dbname": name}, settings or {})
-    how: dict[str, Any] = {"address": address, "tick": tick, "hold": hold, "there": there}
+    how: dict[str, Any] = {"name": name, "tick": tick, "hold": hold, "there": there}
+    how["settings"] = settings or {}
     how["fires"] = "event_triggers" not in (settings or {})
     code, problems = _filled(session, dump, parallel, *options, **how)
     unsaid = code != 0 and not problems  # the word stood behind another job's, on one line
@@ -548,7 +548,8 @@ def _filled(  # noqa: PLR0913 -- see above
     dump: Path,
     parallel: int,
     *options: str,
-    address: Mapping[str, str],
+    name: str,
+    settings: Mapping[str, str],
     tick: Callable[[], None],
     hold: Callable[[], bool] | None,
     there: Collection[str],
@@ -560,7 +561,8 @@ def _filled(  # noqa: PLR0913 -- see above
     code = 0
     calls: list[Sequence[str]] = [options]
     with ExitStack() as stack:
-        environment = stack.enter_context(passfile.passfile(session))
+        environment, address = stack.enter_context(passfile.passfile(session))
+        address = sessions.with_settings({**address, "dbname": name}, settings)
         if fires:
             calls = stack.enter_context(clients.in_turn(dump, counted, environment, options))
         for each in calls:

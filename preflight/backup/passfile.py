@@ -6,12 +6,13 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from preflight.base.errors import BackupFailed
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -25,9 +26,13 @@ def memory() -> Path:
 
 
 @contextmanager
-def passfile(session: Session) -> Iterator[dict[str, str]]:
-    """Yield an environment whose password is in a private file, removed afterwards."""
-    environment = dict(session.config.child_env)
+def passfile(session: Session) -> Iterator[tuple[Mapping[str, str], dict[str, str]]]:
+    """Yield an environment, and where a client is to go; the password is in a private file.
+
+    That is removed afterwards. A service file may have a password or a passfile of its own, which
+    libpq takes before the environment's: so both are said, of the password that it is not there.
+    """
+    environment, address = session.config.child_env, session.client_address() | sessions.UNSAID
     password = session.secrets().get("password")
     if hidden := sorted(session.secrets().keys() - {"password"}):
         raise BackupFailed(
@@ -35,8 +40,8 @@ def passfile(session: Session) -> Iterator[dict[str, str]]:
             f"pg_dump cannot be given {', '.join(hidden)} without showing it to other users",
             "Use a key file without a passphrase, or a password.",
         )
-    if password is None:
-        yield environment
+    if not password:
+        yield environment, address
         return
     if re.search(r"[\r\n]", password):
         raise BackupFailed(
@@ -58,7 +63,7 @@ def passfile(session: Session) -> Iterator[dict[str, str]]:
     with _gone_afterwards(file):
         file.write(f"*:*:*:*:{escaped}\n".encode())
         file.flush()
-        yield environment | {"PGPASSFILE": file.name}
+        yield environment, address | {"passfile": file.name}
 
 
 @contextmanager

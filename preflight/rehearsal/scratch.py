@@ -255,8 +255,13 @@ def _writable(session: Session) -> Iterator[None]:
 
 @contextmanager
 def elsewhere(config: Config, target: Mapping[str, str], name: str) -> Iterator[Session]:
-    """Yield a session on another server that takes changes; raises Unavailable that names it."""
+    """Yield a session on another server that takes changes; raises Unavailable that names it.
+
+    The live server's service is the environment's, too: its password is not for others.
+    """
     wait_s = min(config.wait_timeout_s, sessions.BESIDE_S)
+    if "service" not in target:
+        target = {**sessions.UNSAID, **target}
     there = dataclasses.replace(config, target=target, wait_timeout_s=wait_s)
     with ExitStack() as stack:
         try:

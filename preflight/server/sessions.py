@@ -45,6 +45,7 @@ BESIDE_S = 15.0  # for another session where we have one: nobody else gets the l
 SECRETS = (
     "password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key",
 )  # fmt: skip
+UNSAID = {"password": ""}  # a service's is none of another server's; libpq then asks a passfile
 PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
 CANCELLED, MISSPELT = "57014", "42601"  # by pg_cancel_backend; a syntax error of ours
 # of two sessions that change one row of a catalog the later one: no locale translates these words
@@ -742,7 +743,7 @@ class Session:
         here = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
         for name in ("target_session_attrs", "client_encoding"):  # a dump is in the database's own
             kept.pop(name, None)
-        if "password" in self.secrets():
+        if self.secrets().get("password"):
             kept.pop("passfile", None)  # it would be read instead of ours
         if info.hostaddr and not info.host.startswith("/"):
             here["hostaddr"] = info.hostaddr

@@ -66,6 +66,21 @@ def test_password_arrives_as_it_is(
     assert [] == [each for each in (ODD, quoted, "e%f@g") if each in str(result)]
 
 
+def test_password_is_told_to_the_client_whatever_passfile_a_service_names(
+    run: Run, database: servers.Database, tmp_path: Path
+) -> None:
+    """It is not there yet, or has an old password: PGPASSWORD comes first, for pg_dump too."""
+    (tmp_path / "passfile").write_text("*:*:*:*:old\n")
+    (tmp_path / "passfile").chmod(0o600)
+    services = tmp_path / "services"
+    services.write_text(f"[live]\ndbname={database.name}\npassfile={tmp_path}/passfile\n")
+    env = {"PGSERVICE": "live", "PGSERVICEFILE": str(services), "PGDATABASE": None}
+    result = run(env={**env, "PREFLIGHT_REHEARSE": "off"})
+
+    assert 0 == result.code, str(result)
+    assert 1 == len(result.event("backup.verified"))
+
+
 # what a server refuses
 
 

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import signal
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -834,6 +836,63 @@ def test_other_server_can_be_rehearsed_on(
     assert 1 == len(elsewhere.query("SELECT 1 FROM pg_roles WHERE rolname = 'made_here'"))
     assert ([], []) == (scratches(other), scratches(database.server))
     assert servers.PASSWORD not in result.stdout
+
+
+def service_of(database: servers.Database, place: Path) -> dict[str, str | None]:
+    """Have a service file say all of the live database, its password too."""
+    said = database.env()
+    names = {"PGHOST": "host", "PGPORT": "port", "PGUSER": "user", "PGDATABASE": "dbname"}
+    names["PGPASSWORD"] = "password"
+    lines = [f"{key}={said[name]}" for name, key in names.items()]
+    (place / "services").write_text("\n".join(["[live]", *lines, ""]))
+    alone = {"PGSERVICE": "live", "PGSERVICEFILE": str(place / "services")}
+    return {**dict.fromkeys(names), **alone}
+
+
+def test_password_of_a_service_is_not_in_the_way_of_that_server_s_own(
+    run: Run,
+    database: servers.Database,
+    start_server: StartServer,
+    migrations: WriteMigrations,
+    tmp_path: Path,
+) -> None:
+    """The client, too, has the password of the URL."""
+    other = start_server(18)
+    other_role = "CREATE ROLE scratch LOGIN SUPERUSER PASSWORD 'its own'"
+    servers.Database(other, "postgres").script(other_role)
+    migrations({"001_one.sql": "CREATE TABLE one ();"})
+    url = f"postgresql://scratch:its%20own@{other.host}:{other.port}/postgres"
+    env = {"PREFLIGHT_REHEARSE_URL": url, "PREFLIGHT_REHEARSE": "always"}
+    result = run(env={**service_of(database, tmp_path), **env})
+
+    assert 0 == result.code, result
+    assert "rehearsal.passed" in result.names
+
+
+def test_password_of_a_service_is_kept_from_that_server(
+    run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """Whoever asks for one, where its URL has none, gets none."""
+    heard: list[bytes] = []
+
+    def ask(caller: socket.socket) -> None:
+        """Ask for a password in the clear."""
+        code = faults.SSL_REQUEST
+        while code in (faults.SSL_REQUEST, faults.GSS_REQUEST):
+            length, code = struct.unpack("!ii", caller.recv(8))
+            caller.sendall(b"N" * (code in (faults.SSL_REQUEST, faults.GSS_REQUEST)))
+        caller.recv(length)
+        caller.sendall(b"R" + struct.pack("!ii", 8, 3))
+        heard.append(caller.recv(4096))
+
+    migrations({"001_one.sql": "CREATE TABLE one ();"})
+    with faults.stranger(ask) as there:
+        url = f"postgresql://scratch@{there['PGHOST']}:{there['PGPORT']}/postgres"
+        env = {"PREFLIGHT_REHEARSE_URL": url, "PREFLIGHT_WAIT_TIMEOUT_S": "0.5"}
+        result = run("plan", "--rehearse", env={**service_of(database, tmp_path), **env})
+
+    assert 27 == result.code, result
+    assert {b""} == set(heard)
 
 
 def test_what_leaves_that_server_is_not_tried_there_either(

@@ -174,7 +174,8 @@ def _target(config: Config, beside: Path, line: str) -> Target:
     if "url_file" in said:
         target = {key: value for key, value in target.items() if key not in WHERE}
         said["url_file"] = str((beside / said["url_file"]).absolute())
-        target |= _url(Path(said["url_file"]))
+        url = _url(Path(said["url_file"]))
+        target |= url if "service" in url else sessions.UNSAID | url
     if "database" in said:
         target["dbname"] = said["database"]
     extra: dict[str, str] = {key: said[key] for key in ("role", "search_path") if key in said}
