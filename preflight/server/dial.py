@@ -102,7 +102,7 @@ POOLER = (
 
 
 def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
-    """Return config, auth, database, alien, standby, options or passing."""
+    """Return config, auth, database, alien, standby, options or passing; `_refusal` knows role."""
     if POOLED in sqlstates:
         return next((kind for kind, words in POOLER if re.search(words, text)), "passing")
     for kind, words, states in KINDS:
@@ -309,7 +309,15 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
     text = pgconn.error_message.decode("utf-8", "replace")
     sqlstates = _SQLSTATE.findall(text)
     kind = kind_of(text, sqlstates, needs_password=bool(pgconn.needs_password))
-    text = _unsaid(text, pgconn, target)
+    said = dict(target) | {
+        each.keyword.decode(): each.val.decode("utf-8", "replace")
+        for each in pgconn.info
+        if each.val
+    }
+    roles = roles_of(said.get("options", ""))
+    if any(each in text.rpartition(_WRONG_VALUE)[2] for each in roles if _WRONG_VALUE in text):
+        kind = "role"
+    text = _unsaid(text, said, roles)
     lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
     shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()
     pgconn.finish()
@@ -322,27 +330,29 @@ _SAID = (
     re.compile(r"(-c |--)\S+( requires a value)"),
 )
 _ITEM = re.compile(r"[,\s=]+")
+_ROLE = re.compile(r"(?i)(?:^|\s)(?:-c\s*|--)(?:role|session[_-]authorization)=((?:\\.|\S)+)")
+_WRONG_VALUE = ":  22023: "  # as libpq writes it: also of a role that is not there
 
 
-def _unsaid(text: str, pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> str:
+def roles_of(options: str) -> set[str]:
+    """Return the roles that the options of a connection name."""
+    return {re.sub(r"\\(.)", r"\1", each) for each in _ROLE.findall(options)}
+
+
+def _unsaid(text: str, said: Mapping[str, str], roles: set[str]) -> str:
     """Take the values of options out of libpq's and the server's words: one may be a password.
 
     What is no value of ours stays, such as a path, and the names that every run shows.
     """
     for each in _SAID:
         text = each.sub(r"\1…\2", text)
-    said = dict(target) | {
-        each.keyword.decode(): each.val.decode("utf-8", "replace")
-        for each in pgconn.info
-        if each.val
-    }
-    plain = {item for key in PLAIN for item in (said.get(key) or "").split(",")}
+    plain = roles.union(*((said.get(key) or "").split(",") for key in PLAIN))
     values = {value for key, value in said.items() if key not in PLAIN}
     values |= {item for value in values for item in _ITEM.split(value)}
     for value in sorted(values - plain, key=len, reverse=True):
         if value and not value.startswith(("/", "~")):
             text = text.replace(f'"{value}"', '"…"')
-    for value in filter(None, _ITEM.split(said.get("options", ""))):
+    for value in filter(None, set(_ITEM.split(said.get("options", ""))) - roles):
         text = re.sub(rf"(?<=: ){re.escape(value)}$", "…", text, flags=re.MULTILINE)
     return text
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
 PAUSE_S = (0.05, 0.1)  # least and most between attempts while refused or starting up
 POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the password, too
+LASTING = ("auth", "database", "alien", "role")  # what a server says once it is there
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -58,7 +59,7 @@ class Patience:
     def tell(self, refused: Refused) -> None:
         """Say what is waited for, now and then."""
         now = time.monotonic()
-        if refused.kind in ("auth", "database", "alien") and self.answered is None:
+        if refused.kind in LASTING and self.answered is None:
             self.answered = now
         key = f"{refused.kind} {refused.sqlstate}"
         if key == self.said[0] and now - self.said[1] < 10:  # noqa: PLR2004 -- seconds
@@ -77,7 +78,7 @@ class Patience:
         """Return how many seconds to wait before the next attempt."""
         error = state.outcome.exception() if state.outcome else None
         left = max(0.0, self.deadline - time.monotonic())
-        if isinstance(error, Refused) and error.kind in ("auth", "database", "alien"):
+        if isinstance(error, Refused) and error.kind in LASTING:
             return min(AUTH_PAUSE_S, left)
         least, most = PAUSE_S
         if isinstance(error, Refused) and error.sqlstate == POOLED:
@@ -94,7 +95,7 @@ class Patience:
         return now >= self.deadline or (
             self.answered is not None
             and isinstance(error, Refused)
-            and error.kind in ("auth", "database", "alien")
+            and error.kind in LASTING
             and now - self.answered >= GRACE_S
         )
 
@@ -106,8 +107,10 @@ class Patience:
         said = f"{refused} ({waited}, {self.attempts} attempts)"
         state = refused.sqlstate
         match refused.kind:
-            case "config" | "options":  # the latter: not ours, which were left out
+            case "config" | "options" | "role":  # options: not ours, which were left out
                 hint = "Check the connection settings."
+                if refused.kind == "role":
+                    hint = "Create the role, or correct the options that name it (PGOPTIONS)."
                 return ConfigInvalid("config.connection", f"{where}: {refused}", hint)
             case "auth":
                 return AuthFailed(

@@ -142,6 +142,28 @@ def test_role_and_database_made_late_are_waited_for(
     assert 0 == result.code, str(result)
 
 
+@pytest.mark.fault("A016")
+def test_role_of_the_options_that_is_made_late_is_waited_for(
+    run: Run, start: Start, server: servers.Server, database: servers.Database
+) -> None:
+    """It may be made a moment after the server, too; one that never is, is named: 20."""
+    role = f"late_{database.name}"
+    env = {"PGOPTIONS": f"-c role={role}"}
+    never = run("check", env={**BRIEFLY, **env})
+    process = start("check", env=env)
+    first = process.wait_for_event("server.waiting")
+    with server.connect() as connection:
+        connection.execute(f"CREATE ROLE {role}".encode())
+    result = process.wait()
+    with server.connect() as connection:
+        connection.execute(f"DROP ROLE {role}".encode())
+
+    assert (20, "config.connection") == (never.code, never.finished["error"]["code"])
+    for said in (first["reason"], never.finished["error"]["message"]):
+        assert f'role "{role}" does not exist' in said
+    assert 3 == result.code, str(result)
+
+
 @pytest.mark.fault("A015")
 def test_wrong_password_gives_up_before_the_deadline(run: Run) -> None:
     """Fifteen seconds after the first answer, and after few attempts: no lock-out is provoked."""

@@ -156,6 +156,20 @@ def test_pooler_is_understood_by_its_words(kind: str, text: str) -> None:
     assert kind == dial.kind_of(f"FATAL:  08P01: {text}", ["08P01"], needs_password=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ("-c role=owner -c search_path=app", {"owner"}),
+        ("-crole=a --session-authorization=b", {"a", "b"}),
+        (r"-c ROLE=my\ role", {"my role"}),
+        ("-c app.role=x -c work_mem=role=y", set()),
+    ],
+)
+def test_roles_are_found_among_the_options(options: str, roles: set[str]) -> None:
+    """As libpq and the server read them."""
+    assert roles == dial.roles_of(options)
+
+
 def test_lasting_failure_of_one_host_outlasts_a_passing_one() -> None:
     """With several hosts, the one that answered says more than the one that did not."""
     assert "auth" == dial.kind_of(f"{DEAD}\nFATAL:  28P01: no", ["28P01"], needs_password=False)
