@@ -46,6 +46,8 @@ SECRETS = (
     "password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key",
 )  # fmt: skip
 UNSAID = {"password": ""}  # a service's is none of another server's; libpq then asks a passfile
+# what an older libpq does not know, and any does well without: of no protection, of no address
+OURS = {"min_protocol_version", "max_protocol_version", "sslkeylogfile", "load_balance_hosts"}
 PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
 CANCELLED, MISSPELT = "57014", "42601"  # by pg_cancel_backend; a syntax error of ours
 # of two sessions that change one row of a catalog the later one: no locale translates these words
@@ -751,8 +753,12 @@ class Session:
         return KEEPALIVE | kept | here | (_options(kept, _GONE) if self._options else {})
 
     def client_address(self) -> dict[str, str]:
-        """Return the address for pg_dump or pg_restore, whose own stops are no silence."""
-        patient = self.address() | {k: v for k, v in PATIENT.items() if k not in self.target}
+        """Return the address for pg_dump or pg_restore, whose own stops are no silence.
+
+        Their libpq may be older than ours.
+        """
+        known = {name: value for name, value in self.address().items() if name not in OURS}
+        patient = known | {k: v for k, v in PATIENT.items() if k not in self.target}
         return with_settings(patient, PATIENT if self._options else {})
 
 

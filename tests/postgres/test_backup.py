@@ -243,6 +243,15 @@ def test_encoding_meant_for_the_app_does_not_reach_the_dump(
     assert 2 == result.event("backup.verified")[0]["rows"]
 
 
+def test_option_that_only_a_newer_client_knows_does_not_reach_pg_dump(run: Run) -> None:
+    """Ours has libpq 18, pg_dump may be older; what it does not need is not said to it."""
+    options = "min_protocol_version=3.0&max_protocol_version=latest&load_balance_hosts=random"
+    env = {"DATABASE_URL": f"postgresql://?{options}&sslkeylogfile=/nowhere/keys"}
+    result = run("backup", env={"PATH": program.path(17), **env})
+
+    assert 0 == result.code, str(result)
+
+
 def test_encoding_that_is_set_on_the_server_does_not_reach_the_dump(
     run: Run, server: servers.Server, database: servers.Database
 ) -> None:
