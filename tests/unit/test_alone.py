@@ -83,3 +83,21 @@ def test_next_step_leads_to_the_target(
 
     assert told["hint"].startswith(hint + expected)
     assert bool(expected) == (told["hint"] != hint)
+
+
+@pytest.mark.parametrize(
+    ("url", "password"),
+    [
+        ("postgresql://u@far/d", ""),
+        ("postgresql://u:its@far/d", "its"),
+        ("postgresql:///d?service=far", None),
+    ],
+)
+def test_password_of_the_service_is_not_for_a_target_s_own_server(
+    url: str, password: str | None, tmp_path: Path
+) -> None:
+    """Where its URL says none, libpq would offer it; a service of its own has its own."""
+    (tmp_path / "own").write_text(url)
+    found = target({"PGSERVICE": "live"}, {"url_file": "own"}, tmp_path)
+
+    assert password == found.config.target.get("password")
