@@ -63,7 +63,7 @@ def passfile(session: Session) -> Iterator[tuple[Mapping[str, str], dict[str, st
     with _gone_afterwards(file):
         file.write(f"*:*:*:*:{escaped}\n".encode())
         file.flush()
-        yield environment, address | {"passfile": file.name}
+        yield {**environment, "PGPASSFILE": file.name}, address | {"passfile": file.name}
 
 
 @contextmanager

@@ -252,7 +252,8 @@ def unlocked(
         except psycopg.errors.LockNotAvailable as error:
             blockers = _holding(session, names)
             if (now := time.monotonic()) >= last:
-                raise _held(what, now - began, blockers, error) from error
+                longer = "LOCK_RETRY_S" if until is None else "WAIT_TIMEOUT_S"
+                raise _held(what, now - began, blockers, longer, error) from error
             if not again:
                 blocked_by = [each.data() for each in blockers]
                 reason = f"{what} is locked"
@@ -278,14 +279,14 @@ def _holding(session: Session, names: Sequence[str]) -> list[Blocker]:
 
 
 def _held(
-    what: str, waited_s: float, blockers: Sequence[Blocker], error: psycopg.Error
+    what: str, waited_s: float, blockers: Sequence[Blocker], longer: str, error: psycopg.Error
 ) -> DatabaseBusy:
     from preflight.server import watch  # noqa: PLC0415 -- only then
 
     return DatabaseBusy(
         "database.busy",
         f"{what} cannot be read after {waited_s:.0f} s: blocked by {watch.named(blockers)}",
-        "Run again when it is done, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
+        f"Run again when it is done, end the blocker, or raise PREFLIGHT_{longer}.",
         sqlstate=error.sqlstate,
     )
 

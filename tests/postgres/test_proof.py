@@ -552,7 +552,7 @@ def test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump(
     script = (
         'for arg; do case "$arg" in --dbname=*) live="${arg#--dbname=}";; esac; done\n'
         'cp -p "$PGPASSFILE" "$HERE/pass"\n'  # ours is gone by the time that it is asked again
-        'to() { PGPASSFILE="$HERE/pass" "$(dirname "$REAL")/psql" -Xqd "$live" '
+        'to() { "$(dirname "$REAL")/psql" -Xqd "$live passfile=$HERE/pass" '
         "-c \"SELECT setval('counted', $1)\" >&2; }\n"
         f'to "{back}"; "$REAL" "$@"; code=$?; to 5; exit $code'
     )

@@ -83,6 +83,7 @@ def test_history_that_somebody_locks_is_waited_for(
     assert [0, 0] == [process.wait().code, patient.wait().code]
     pid = connection.info.backend_pid
     assert [pid] == [each["pid"] for each in held["blocked_by"]]
+    assert "WAIT_TIMEOUT_S" in late.finished["error"]["hint"]
     for ended in (late, busy):
         assert (12, "database.busy") == (ended.code, ended.finished["error"]["code"]), str(ended)
         assert f"pid {pid} (" in ended.finished["error"]["message"]
