@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,21 +14,24 @@ from preflight.files import kinds, parser, scan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
-    from postgast.pg_query_pb2 import IndexElem
-
     from preflight.server.sessions import Session
 
-DESC, NULLS_FIRST = 3, 2  # libpg_query's SortByDir and SortByNulls
 DETACHES_CONCURRENTLY = 14  # servers since this one
 SCHEMA = 3  # libpg_query's ReindexObjectType
 INDEX = 21  # libpg_query's ObjectType
+_NAME_SAID = r'(?:"(?:[^"]|"")+"|[^\s".]+)'
+# pg_get_indexdef's words
+_DEFINITION = re.compile(
+    rf"(?s)CREATE (UNIQUE )?INDEX {_NAME_SAID} ON (?:ONLY )?{_NAME_SAID}\.{_NAME_SAID} (USING .*)"
+)
 
 # the file's own search_path finds the table, so everything else is said in full
 _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
  i.indisvalid AND i.indisready, pg_catalog.pg_get_indexdef(i.indexrelid),
  (SELECT pg_catalog.format('%%I.%%I', tn.nspname, t.relname) FROM pg_catalog.pg_class t
   JOIN pg_catalog.pg_namespace tn ON tn.oid OPERATOR(pg_catalog.=) t.relnamespace
-  WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid)
+  WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid),
+ n.nspname, c.reltablespace
  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
   ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -99,6 +104,8 @@ class Found:
     valid: bool
     definition: str
     table: str
+    schema: str
+    tablespace: int
 
 
 def wanted(text: bytes) -> Index | None:
@@ -171,7 +178,7 @@ def find(session: Session, index: Index) -> Found | None:
 
 
 def unnamed(session: Session, text: bytes) -> dict[str, str]:
-    """Return the INVALID indexes that are such as a statement makes, and their tables."""
+    """Return the INVALID indexes that a statement may have made, and their tables."""
     node = parser.parsed(text)
     if node is None:
         return {}
@@ -179,7 +186,7 @@ def unnamed(session: Session, text: bytes) -> dict[str, str]:
     place = _quoted(relation.schemaname, relation.relname)
     query = f"{_FIND}i.indrelid {_SAID} AND NOT i.indisvalid ORDER BY 1"
     found = [Found(*row) for row in session.execute(query, {"table": place}).fetchall()]
-    return {each.name: each.table for each in found if made_by(session, each, text)}
+    return {each.name: each.table for each in found if made_by(session, each, text) is not False}
 
 
 def wait(session: Session, table: str) -> None:
@@ -197,70 +204,48 @@ def wait(session: Session, table: str) -> None:
         session.execute(statement)
 
 
-def made_by(session: Session, found: Found, text: bytes) -> bool:
+def made_by(session: Session, found: Found, text: bytes) -> bool | None:
     """Tell whether an index is exactly what a statement makes, in the server's own words.
 
-    Where the server cannot be asked, expressions are compared by their presence.
+    None: the server cannot be asked. The statement is made on an empty copy of the table, undone:
+    a temporary one, or where the role may make none, one beside the table. That is no more than
+    the statement itself needs.
     """
-    theirs = _made(found.definition)
-    ours = _in_its_words(session, found, text)
-    return theirs == ours if ours else same(found.definition, text)
-
-
-def _in_its_words(session: Session, found: Found, text: bytes) -> tuple[bool, str] | None:
-    """Return what the catalog would say of a statement's index: made on an empty copy, undone."""
     node = parser.parsed(text)
     if node is None or node.WhichOneof("node") != "index_stmt":
-        return None
+        return False
     statement = node.index_stmt
-    statement.concurrent = statement.if_not_exists = False
-    statement.relation.schemaname = "pg_temp"
-    copy = _quoted("pg_temp", statement.relation.relname)  # expressions may say the table's name
-    query = """SELECT pg_catalog.pg_get_indexdef(i.indexrelid) FROM pg_catalog.pg_index i
- WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)"""
+    statement.idxname, statement.concurrent, statement.if_not_exists = "", False, False
+    for column in parser.every(node, "ColumnRef"):
+        if column.fields[-1].HasField("string"):  # else a whole row, by the table's name
+            del column.fields[:-1]
+    copies = (
+        ("pg_temp", statement.relation.relname),
+        (found.schema, f"preflight_{secrets.token_hex(8)}"),
+    )
+    for schema, name in copies:
+        statement.relation.schemaname, statement.relation.relname = schema, name
+        if made := _made(session, _quoted(schema, name), found.table, parser.written(node)):
+            same_place = not statement.table_space or made.tablespace == found.tablespace
+            return same_place and told(made.definition) == told(found.definition)
+    return None
+
+
+def _made(session: Session, copy: str, table: str, statement: str) -> Found | None:
+    """Return the index that a statement makes on an empty copy of a table; nothing of it stays."""
     try:
         with sessions.undone(session):
-            session.execute(f"CREATE TEMP TABLE {copy} (LIKE {found.table})")
-            session.execute(parser.written(node))
-            row = session.execute(query, [copy]).fetchone()
-    except psycopg.Error:
-        if session.lost:
+            session.execute(f"CREATE TABLE {copy} (LIKE {table})")
+            session.execute(statement)
+            row = session.execute(f"{_FIND}i.indrelid {_SAID}", {"table": copy}).fetchone()
+    except psycopg.Error as error:
+        if session.lost or sessions.passing(error):
             raise
         return None  # no right to make it, say
-    return _made(row[0]) if row else None
+    return Found(*row) if row else None
 
 
-def _made(definition: str) -> tuple[bool, str]:
+def told(definition: str) -> tuple[str, ...] | None:
     """Return what a definition says but the names: whether it is unique, and all behind them."""
-    _, _, how = definition.partition(" USING ")
-    return definition.startswith("CREATE UNIQUE "), how
-
-
-def same(definition: str, text: bytes) -> bool:
-    """Tell whether the catalog's definition looks like what a statement asks for.
-
-    Expressions are compared by their presence: the server writes them anew, with casts.
-    """
-    return _shape(definition.encode()) == _shape(text)
-
-
-def _shape(text: bytes) -> tuple[object, ...] | None:
-    node = parser.parsed(text)
-    if node is None or node.WhichOneof("node") != "index_stmt":
-        return None
-    statement = node.index_stmt
-    columns = [item.index_elem for item in statement.index_params]
-    return (
-        statement.relation.relname,
-        statement.unique,
-        statement.access_method,
-        tuple((item.name, item.ordering == DESC, _nulls_first(item)) for item in columns),
-        tuple(item.index_elem.name for item in statement.index_including_params),
-        statement.HasField("where_clause"),
-    )
-
-
-def _nulls_first(element: IndexElem) -> bool:
-    if element.nulls_ordering in (0, 1):  # not said
-        return bool(element.ordering == DESC)
-    return bool(element.nulls_ordering == NULLS_FIRST)
+    found = _DEFINITION.fullmatch(definition)
+    return found and found.groups("")

@@ -434,7 +434,17 @@ class _Statement:
             found = indexes.find(self.session, index)
         if found is None:
             return False
-        ours = begun_before and indexes.made_by(self.session, found, self.text)
+        compared = begun_before or (found.valid and index.if_not_exists)
+        same = compared and indexes.made_by(self.session, found, self.text)
+        if same is None:
+            raise self._failure(
+                "index.unknown",
+                f"index {found.name} exists, and whether it is the one that is wanted cannot be "
+                "told: this role can make no copy of its table to compare with",
+                "GRANT it TEMPORARY on the database, and SELECT on the table; or drop "
+                f"{found.name}. Then run again.",
+            )
+        ours = begun_before and same
         if ours and not found.valid:
             self._drop(found.name)
             return False
@@ -446,14 +456,17 @@ class _Statement:
                 f"index {found.name} exists and is INVALID, and this file did not make it",
                 f"DROP INDEX CONCURRENTLY {found.name}; then run again.",
             )
-        if index.if_not_exists and not indexes.made_by(self.session, found, self.text):
-            raise self._failure(
-                "index.differs",
-                f"index {found.name} exists with another definition, so IF NOT EXISTS would skip "
-                "the one that is wanted",
-                f"Rename or drop {found.name}, or correct the file; then run again.",
-            )
+        if index.if_not_exists and not same:
+            raise self._differs(found)
         return False
+
+    def _differs(self, found: indexes.Found) -> MigrationPartial:
+        return self._failure(
+            "index.differs",
+            f"index {found.name} exists with another definition, so IF NOT EXISTS would skip "
+            "the one that is wanted",
+            f"Rename or drop {found.name}, or correct the file; then run again.",
+        )
 
     def _wait(self, table: str) -> None:
         """Let whoever is at work on a table's indexes finish: what is INVALID may be theirs."""
@@ -507,8 +520,9 @@ class _Statement:
         found = indexes.find(self.session, index)
         if found is None or found.valid:
             return None
-        ours = index.dropped or indexes.made_by(self.session, found, self.text)
-        return found if ours else None
+        if index.dropped or indexes.made_by(self.session, found, self.text) is not False:
+            return found
+        return None
 
     def _left_unnamed(self) -> dict[str, str]:
         """Return the INVALID indexes that this statement may have made, where it names none."""
@@ -571,7 +585,12 @@ class _Statement:
 
     def _require(self, index: indexes.Index) -> None:
         found = indexes.find(self.session, index)
-        if index.dropped or (found and found.valid):
+        if index.dropped:
+            return
+        if found and found.valid:
+            # somebody's, whose transaction we have waited for, is skipped as well
+            if index.if_not_exists and indexes.made_by(self.session, found, self.text) is False:
+                raise self._differs(found)
             return
         if found is None:
             raise self._failure(

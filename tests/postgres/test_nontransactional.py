@@ -4,12 +4,17 @@ import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import UniqueViolation
 from psycopg.sql import SQL, Identifier
 
+from preflight.apply import indexes
+from preflight.base.config import Config
+from preflight.server import sessions
 from tests import program, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 
@@ -350,6 +355,102 @@ def test_index_of_a_role_without_temporary_tables_is_known_again(
         assert [("t_a", True)] == database.query(INDEXES)
     finally:
         database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+KINDS = [  # what an index may be, and what else may have its name
+    ("INDEX {} (a)", "INDEX {} (a DESC)"),
+    ("UNIQUE INDEX {} (a)", "INDEX {} (a)"),
+    ("INDEX {} (a DESC)", "INDEX {} (a DESC NULLS LAST)"),
+    ("INDEX {} (a, b)", "INDEX {} (b, a)"),
+    ("UNIQUE INDEX {} (a) INCLUDE (b)", "UNIQUE INDEX {} (a) INCLUDE (c)"),
+    ("UNIQUE INDEX {} (a) NULLS NOT DISTINCT", "UNIQUE INDEX {} (a)"),
+    ("INDEX {} (b text_pattern_ops)", "INDEX {} (b)"),
+    ('INDEX {} (b COLLATE "C")', "INDEX {} (b)"),
+    ("INDEX {} ((public.t.b || t.c)) WHERE t.a IN (1, 2)", "INDEX {} ((c || b)) WHERE a IN (1, 2)"),
+    ("INDEX {} (lower(b)) WHERE a < 5", "INDEX {} (lower(b)) WHERE a < 6"),
+    ("INDEX {} USING gist (p)", "INDEX {} USING spgist (p)"),
+    ("INDEX {} USING gist (v tsvector_ops (siglen = 100))", "INDEX {} USING gist (v)"),
+    ("INDEX {} (a) WITH (fillfactor = 70)", "INDEX {} (a) WITH (fillfactor = 80)"),
+    ("INDEX {} (a) TABLESPACE space", "INDEX {} (a) TABLESPACE pg_default"),
+]
+
+
+@pytest.mark.parametrize("temporary", [True, False])
+def test_index_is_what_the_statement_makes_in_every_part(
+    database: servers.Database, *, temporary: bool
+) -> None:
+    """Whether the server is asked on a temporary copy of the table, or the role may make none."""
+    name, place = database.name, '"t USING i" ON t'
+    database.script(
+        f"CREATE ROLE {name}; REVOKE TEMP ON DATABASE {name} FROM PUBLIC;"
+        "CREATE TABLE t (a int, b varchar, c text, p point, v tsvector);"
+        f"ALTER TABLE t OWNER TO {name}; GRANT CREATE ON SCHEMA public TO {name};"
+        + (f"GRANT TEMP ON DATABASE {name} TO {name}" if temporary else "")
+    )
+    target = {key: str(value) for key, value in conninfo_to_dict(database.conninfo()).items()}
+    told: list[bool | None] = []
+    try:
+        with sessions.connect(Config(target, {}, Path("/nowhere"), run_id="run")) as session:
+            session.prepare()
+            session.execute("SET allow_in_place_tablespaces = on; SET search_path = public")
+            session.execute(f"CREATE TABLESPACE {name} LOCATION ''")
+            session.execute(f"GRANT CREATE ON TABLESPACE {name} TO {name}; SET ROLE {name}")
+            for mine, other in KINDS:
+                made = "CREATE " + mine.format(place).replace("space", name)
+                session.execute(made)
+                found = indexes.find(session, indexes.Index("t USING i", "t"))
+                assert found
+                texts = (made.encode(), f"CREATE {other}".format(place).encode())
+                told += [indexes.made_by(session, found, text) for text in texts]
+                session.execute('DROP INDEX "t USING i"')
+
+        assert [True, False] * len(KINDS) == told
+        assert [name] == database.query(
+            "SELECT tableowner::text FROM pg_tables WHERE schemaname = 'public'"
+        )
+    finally:
+        database.script(f"DROP OWNED BY {name}")
+        database.script(f"DROP TABLESPACE IF EXISTS {name}")
+        database.script(f"DROP ROLE {name}")
+
+
+@pytest.mark.usefixtures("table")
+def test_index_is_left_alone_where_nobody_can_tell_whose_it_is(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Of an owner who may not read the table no copy can be made: 31, and the index stays."""
+    role = f"{database.name}_blind"
+    database.script(
+        f"REVOKE TEMP ON DATABASE {database.name} FROM PUBLIC; CREATE ROLE {role};"
+        f"ALTER TABLE t OWNER TO {role}; GRANT CREATE ON SCHEMA public TO {role};"
+        f"REVOKE SELECT ON t FROM {role}"
+    )
+    migrations({"001_a.sql": f"{MARK}SET ROLE {role};\n{UNIQUE}"})
+    try:
+        failed = run()
+        again = run()
+
+        assert [31, 31] == [failed.code, again.code], str(again)
+        assert "index.unknown" == error_of(again)["code"]
+        assert [("t_a", False)] == database.query(INDEXES)
+    finally:
+        database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.usefixtures("table")
+def test_index_that_is_made_while_ours_waits_does_not_pass_for_it(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """IF NOT EXISTS waits for the table, and then takes any index of that name for its own."""
+    migrations({"001_a.sql": MARK + CIC.replace("t_a", "IF NOT EXISTS t_a", 1)})
+    with database.server.connect(database.name) as operator:
+        operator.execute("BEGIN; CREATE INDEX t_a ON t (a DESC)")
+        process = start()
+        wait_for_statement(process, database, "IF NOT EXISTS t_a")
+        operator.execute("COMMIT")
+        result = process.wait()
+
+    assert (31, "index.differs") == (result.code, error_of(result)["code"]), str(result)
 
 
 @pytest.mark.usefixtures("table")

@@ -257,7 +257,6 @@ JUDGES: dict[str, Callable[[bytes], object]] = {
     "its path": named.path_of,
     "its rows": lambda text: [*some_rows._read(text, some_rows.Said(), 0)],  # noqa: SLF001
     "its index": indexes.wanted,
-    "its shape": lambda text: indexes.same("CREATE INDEX i ON t (a)", text),
     "its REINDEX": indexes.reindexed,
     "again": resume.repeatable,
     "its checks": verify.asks_more,
