@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from preflight.history.journal import Row
     from preflight.server.sessions import Session
 
-NOTICES = 20  # a file; a loop may raise 100,000
+NOTICES = 20  # a file, and as many warnings; a loop may raise 100,000
 READ_BACK_S = 30.0
 TOGETHER = 1 << 16  # bytes of a file with its companions that are written into a message
 INTRANS, UNKNOWN = pq.TransactionStatus.INTRANS, pq.TransactionStatus.UNKNOWN
@@ -332,22 +332,24 @@ class _Notices:
     def __init__(self, session: Session, migration: Migration) -> None:
         self.session = session
         self.migration = migration
-        self.count = 0
+        self.counts = {"debug": 0, "warning": 0}  # what says nothing new hides no warning
 
     def __enter__(self) -> None:
         self.session.listen(self.hear)
 
     def __exit__(self, *_: object) -> None:
         self.session.listen(None)
-        if self.count > NOTICES:
-            self.tell("debug", f"{self.count - NOTICES} more notices")
+        for level, count in self.counts.items():
+            if count > NOTICES:
+                what = "warnings" if level == "warning" else "notices"
+                self.tell(level, f"{count - NOTICES} more {what}")
 
     def hear(self, diag: psycopg.errors.Diagnostic) -> None:
         with stop.held():  # libpq calls us
-            self.count += 1
-            if self.count <= NOTICES:
-                warning = diag.severity_nonlocalized == "WARNING"
-                self.tell("warning" if warning else "debug", diag.message_primary or "")
+            level = "warning" if diag.severity_nonlocalized == "WARNING" else "debug"
+            self.counts[level] += 1
+            if self.counts[level] <= NOTICES:
+                self.tell(level, diag.message_primary or "")
 
     def tell(self, level: str, notice: str) -> None:
         log = structlog.get_logger()

@@ -429,6 +429,23 @@ def test_flood_of_notices_and_rows_leaves_memory_flat(
     assert 20 > len(result.event("migration.progressed"))
 
 
+def test_warning_is_told_behind_any_number_of_notices(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """Those that are left out are counted, and their number is a warning."""
+    migrations(
+        {
+            "001_a.sql": "DO $$ BEGIN FOR i IN 1..25 LOOP RAISE NOTICE 'n %', i; END LOOP; "
+            "FOR i IN 1..22 LOOP RAISE WARNING 'w %', i; END LOOP; END $$;"
+        }
+    )
+
+    told = [(each["level"], each["notice"]) for each in run().event("migration.progressed")]
+
+    expected = [f"w {i}" for i in range(1, 21)] + ["2 more warnings"]
+    assert [("warning", each) for each in expected] == told
+
+
 def _peak_kb(pid: int) -> int:
     with Path(f"/proc/{pid}/status").open(encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
