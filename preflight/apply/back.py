@@ -286,11 +286,13 @@ def _step_by_step(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
         statements.prepare(session, step.script, "SET")
         count = outside.run_statements(session, step.undo, begun, seen)
         session.reset()
-        with outside.marked(session, step.undo, count), sessions.transaction(session):
-            row = ledger.row_of(session, step.row.version)
-            fence.fence(session, lambda: row is not None and ledger.give_up(session, row))
-            _require_absent(session, step, MigrationPartial)
-            _record(session, step, backup, began)
+        with outside.marked(session, step.undo, count):
+            fresh.before_checks(session, step.migration, seen)
+            with sessions.transaction(session):
+                row = ledger.row_of(session, step.row.version)
+                fence.fence(session, lambda: row is not None and ledger.give_up(session, row))
+                _require_absent(session, step, MigrationPartial)
+                _record(session, step, backup, began)
     return count
 
 
@@ -308,7 +310,8 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
     try:
         checks = verify.run(session, step.migration.verify, step.script)
     except VerifyFailed as failure:
-        raise failure.retold(outcome, **step.migration.named) from failure
+        hint = verify.advice(session, failure.problem.hint)
+        raise failure.retold(outcome, hint=hint, **step.migration.named) from failure
     untold = [check for check in checks if not check.told]
     if untold:
         structlog.get_logger().warning(
@@ -324,6 +327,9 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
             "rollback.incomplete",
             f"{step.script.file} ran, but {len(left)} effects of {step.migration.name} are still "
             f"there ({names})",
-            "Correct the rollback file; it must undo all that the verify file looks for.",
+            verify.advice(
+                session,
+                "Correct the rollback file; it must undo all that the verify file looks for.",
+            ),
             **step.migration.named,
         )

@@ -13,14 +13,15 @@ from preflight.server import lock
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration, Script
+    from preflight.server import watch
     from preflight.server.sessions import Session
 
 _LEFT = (
-    "an earlier file left a setting with a dot in its name in this session, and no new one can be "
+    "a file left a setting with a dot in its name in this session, and no new one can be "
     "had here: it is empty now, and not NULL"
 )
 _DOUBTED = (
-    "an earlier file may have left a setting with a dot in its name, or a connection to another "
+    "a file may have left a setting with a dot in its name, or a connection to another "
     "server, in this session, and no new one can be had here: such a setting is empty now, and "
     "not NULL"
 )
@@ -37,6 +38,21 @@ def anew(session: Session, migration: Migration, script: Script | None = None) -
     if session.stale or session.worn or session.doubted:
         _renew(session, migration)
     session.expect(remains.names([script or migration.up, migration.verify]))
+
+
+def before_checks(session: Session, migration: Migration, seen: watch.Watch) -> None:
+    """Give a verify file a new session where its own file left such a thing in the old one.
+
+    Outside any transaction: what is not committed no other session sees. Raises as `anew`.
+    """
+    if migration.verify is None:
+        return
+    session.compare()
+    if session.worn or session.doubted:
+        _renew(session, migration)
+        seen.pid = session.pid
+        session.doubted = remains.unknown([migration.verify])
+        session.expect(set())
 
 
 def _renew(session: Session, migration: Migration) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
-from preflight.apply import indexes, patience, resume, statements, verify
+from preflight.apply import fresh, indexes, patience, resume, statements, verify
 from preflight.base import stop
 from preflight.base.errors import Failure, HistoryConflict, MigrationPartial
 from preflight.files import kinds, lasting, scan
@@ -56,10 +56,12 @@ def run(
         statements.prepare(session, migration.up, "SET")
         count = run_statements(session, migration, row, seen)
         session.reset()
-        with marked(session, migration, count), sessions.transaction(session):
-            verify.require(session, migration, MigrationPartial)
-            ledger.finish(session, migration, began, count, backup=backup, before=again)
-            session.compare()
+        with marked(session, migration, count):
+            fresh.before_checks(session, migration, seen)
+            with sessions.transaction(session):
+                verify.require(session, migration, MigrationPartial)
+                ledger.finish(session, migration, began, count, backup=backup, before=again)
+                session.compare()
     return count
 
 

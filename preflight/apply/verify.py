@@ -187,7 +187,8 @@ def require(
         checks = ask(session, migration.verify)
     except VerifyFailed as failure:
         named = {"migration": migration.name, "version": migration.version}
-        raise failure.retold(outcome, **named) from failure
+        hint = advice(session, failure.problem.hint)
+        raise failure.retold(outcome, hint=hint, **named) from failure
     except psycopg.Error as error:
         if session.lost or migration.up.transactional:
             raise
@@ -209,9 +210,22 @@ def require(
         raise outcome(
             "verify.failed",
             f"{migration.name} ran, but {described(checks)}",
-            f"Correct the migration or its verify file{tail}.",
+            advice(session, f"Correct the migration or its verify file{tail}."),
             **migration.named,
         )
+
+
+def advice(session: Session, hint: str | None) -> str | None:
+    """Return a hint about checks that fail, and which settings they did not find as others do."""
+    names = session.emptied()
+    if not names:
+        return hint
+    emptied = (
+        f"Do the checks read {', '.join(names)}? What the file has set is an empty text for them, "
+        f"and not NULL as in a new session: nullif(current_setting('{names[0]}', true), '') reads "
+        "both alike."
+    )
+    return f"{emptied} {hint or ''}".strip()
 
 
 def answer(checks: Sequence[Check]) -> str:

@@ -132,6 +132,8 @@ _NAMES_OF_FUNCTIONS = r"""SELECT DISTINCT pg_catalog.lower(n.name) FROM pg_catal
  WHERE p.oid >= 16384 AND p.prolang NOT IN (12, 13) LIMIT 200"""  # neither internal nor in C
 _LACKING = """SELECT n FROM pg_catalog.unnest(ARRAY[{}]) n
  WHERE pg_catalog.current_setting(n, true) IS NULL"""
+_EMPTIED = """SELECT n FROM pg_catalog.unnest(ARRAY[{}]) n
+ WHERE pg_catalog.current_setting(n, true) OPERATOR(pg_catalog.=) ''"""
 # one that a library has defined meanwhile is reset; only then its list is looked through
 _LEFT = """EXISTS (SELECT FROM pg_catalog.unnest(ARRAY[{}]) n
  WHERE CASE WHEN pg_catalog.current_setting(n, true) IS NOT NULL THEN {} END)"""
@@ -400,6 +402,13 @@ class Session:
     def compare(self) -> None:
         """See whether this session is stale, or worn."""
         self.learn([row[0] for row in self.execute(self.asks()).fetchall()])
+
+    def emptied(self) -> list[str]:
+        """Return the settings with a dot that a file has left empty, where a new session has NULL.
+
+        They are so once the session was reset.
+        """
+        return sorted(self._named(_EMPTIED.format(_listed(self._lacking)))) if self._lacking else []
 
     def stay(self) -> None:
         """Go on with this session as it is by now: no other can be had."""

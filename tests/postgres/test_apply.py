@@ -1373,6 +1373,48 @@ def test_setting_with_a_dot_does_not_reach_the_next_file(  # noqa: PLR0913, PLR0
     assert 1 * (sessions == 1) == len(warned)  # said once
 
 
+DOTTED = {
+    "001_a.sql": "CREATE TABLE a (); SELECT 1; SET app.a = '1';",
+    "001_a_rollback.sql": "DROP TABLE a; SELECT 1; SET app.a = '1';",
+    "001_a_verify.sql": "SELECT 's' AS suite, 'a' AS \"check\", to_regclass('a') IS NOT NULL AS ok;"
+    "SELECT 's' AS suite, 'b' AS \"check\", false AS effect,"
+    " current_setting('app.a', true)::int IS NULL AS ok;",
+}
+
+
+def test_setting_with_a_dot_does_not_reach_the_verify_file_without_a_transaction(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """It gets a new session, forward and back; one of a file that leaves nothing does not."""
+    without = "-- preflight: no-transaction\n"
+    plain = {
+        "002_b.sql": "SELECT 2",
+        "002_b_rollback.sql": "SELECT 2",
+        "002_b_verify.sql": "SELECT 's' AS suite, 'c' AS \"check\", true AS ok, false AS effect",
+    }
+    files = DOTTED | plain
+    migrations({n: files[n] if "verify" in n else without + files[n] for n in files})
+
+    applied, back = run(), run("rollback", "--to", "0")
+
+    assert [0, 0] == [applied.code, back.code], f"{applied}{back}"
+    assert [2, 2] == [len(each.event("lock.acquired")) for each in (applied, back)]
+
+
+def test_setting_with_a_dot_is_named_where_the_verify_file_of_a_transaction_finds_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """No other session sees what is not committed: the hint says how to read it."""
+    migrations({n: t.replace("SET", "SET LOCAL") for n, t in DOTTED.items()})
+    failed = run()
+    database.script("CREATE TABLE a ()")
+    adopted, back = run("adopt", "1"), run("rollback")
+
+    assert [30, 0, 30] == [failed.code, adopted.code, back.code], f"{failed}{adopted}{back}"
+    said = "Do the checks read app.a? "
+    assert [said, said] == [error_of(each)["hint"][: len(said)] for each in (failed, back)]
+
+
 def test_setting_with_a_dot_is_seen_where_a_function_or_a_trigger_sets_it(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
