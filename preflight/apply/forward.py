@@ -99,19 +99,21 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     script = script or migration.up
     began = time.monotonic()
     seen: watch.Watch | None = None
+    notices = _Notices(session, migration)
     known = {"rollback": more["rollback"]} if "rollback" in more else {}
     log.info("migration.started", **named, transactional=script.transactional, **known)
     session.doubted = session.doubted or remains.unknown([script, migration.verify])
     try:
-        with watch.over(session, migration) as seen, _Notices(session, migration):
+        with watch.over(session, migration) as seen, notices:
             count = once(seen)
-    except psycopg.Error as error:
+    except psycopg.Error as caught:
         if not session.lost:
             raise
+        error = notices.last_word(caught)
         if not _read_back(session, migration, recorded):
             failure = _lost(session, migration, script, error, seen.statement if seen else 0)
             _record_failure(session, migration, failure)
-            raise failure from error
+            raise failure from caught
         stop.leaves(session, None)
         log.info(event, **named, duration_s=_since(began), read_back=True, **more)
         return False
@@ -332,6 +334,7 @@ class _Notices:
     def __init__(self, session: Session, migration: Migration) -> None:
         self.session = session
         self.migration = migration
+        self.ended: psycopg.Error | None = None
         self.counts = {"debug": 0, "warning": 0}  # what says nothing new hides no warning
 
     def __enter__(self) -> None:
@@ -346,10 +349,17 @@ class _Notices:
 
     def hear(self, diag: psycopg.errors.Diagnostic) -> None:
         with stop.held():  # libpq calls us
+            if diag.severity_nonlocalized == "FATAL" and diag.sqlstate in _OWN_TIMEOUTS:
+                self.ended = psycopg.OperationalError(diag.message_primary or "")
+                self.ended.sqlstate = diag.sqlstate
             level = "warning" if diag.severity_nonlocalized == "WARNING" else "debug"
             self.counts[level] += 1
             if self.counts[level] <= NOTICES:
                 self.tell(level, diag.message_primary or "")
+
+    def last_word(self, error: psycopg.Error) -> psycopg.Error:
+        """Return why the server hung up: a notice to libpq where it was read between statements."""
+        return self.ended if self.ended and error.sqlstate is None else error
 
     def tell(self, level: str, notice: str) -> None:
         log = structlog.get_logger()

@@ -3,13 +3,20 @@
 import hashlib
 import os
 import re
+import select
 import signal
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from preflight.apply import forward
+from preflight.base import errors
+from preflight.base.config import Config
+from preflight.files.migrations import Migration, Script
+from preflight.server import sessions
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 
@@ -715,6 +722,31 @@ def test_file_that_ends_its_own_session_failed(  # noqa: PLR0913, PLR0917 -- fix
     assert (code, said) == (result.code, error_of(result)["code"]), str(result)
     assert "001_a" == result.event("migration.failed")[0]["migration"]
     assert ["failed"] == database.query("SELECT event FROM preflight.journal")
+
+
+def test_timeout_that_ends_a_session_between_two_statements_is_the_files_own(
+    database: servers.Database,
+) -> None:
+    """The server says why while nothing is asked, which libpq takes for a notice."""
+    target = {key: str(value) for key, value in conninfo_to_dict(database.conninfo()).items()}
+    config = Config(target, {}, Path("/nowhere"), run_id="run", wait_timeout_s=15)
+    file = Migration(1, "001_a", Script("001_a.sql", b"SELECT 1", ""))
+
+    def once(_: object) -> int:
+        session.execute("SET idle_session_timeout = '1ms'")
+        pgconn = session.connection.pgconn
+        select.select([pgconn.socket], [], [])  # nobody asks: it has hung up
+        pgconn.consume_input()
+        pgconn.notifies()
+        session.execute("SELECT 1")
+        return 1
+
+    with sessions.connect(config) as session:
+        session.prepare()
+        with pytest.raises(errors.MigrationFailed, match="idle-session timeout") as failed:
+            forward.guarded(session, file, once, lambda _: False, "migration.applied")
+
+    assert "migration.timed_out" == failed.value.code
 
 
 def test_session_that_somebody_else_ended_is_told_to_run_again(
