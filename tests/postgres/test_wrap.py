@@ -778,6 +778,27 @@ def test_commands_own_password_is_its_own_beside_the_live_database(  # noqa: PLR
     assert found.event("wrap.matched")
 
 
+def test_options_and_variables_of_psql_are_led(
+    run: Run, app: Path, database: servers.Database, environment: dict[str, str]
+) -> None:
+    """Letters in one word as psql reads them; of its variables the value and nothing more."""
+    (app / "x.sql").write_text(
+        'GRANT CONNECT ON DATABASE :"dbname" TO PUBLIC;'
+        "ALTER TABLE items ADD COLUMN IF NOT EXISTS price int"
+    )
+    env = database.env()
+    environment["PGPASSWORD"] = env["PGPASSWORD"]
+    at = [f"-qXh{env['PGHOST']}", "-p", env["PGPORT"], "-U", env["PGUSER"], "-qXd", database.name]
+    told = ["-v", "ON_ERROR_STOP=1", "-v", f"dbname={database.name}", "-f", str(app / "x.sql")]
+
+    found = run("wrap", "--always", "--", str(servers.client_bin(18) / "psql"), *at, *told)
+
+    assert 0 == found.code, found
+    assert found.event("wrap.matched")
+    assert ["argument 8", "argument 12"] == found.event("wrap.redirected")[0]["variables"][1:]
+    assert [] == found.event("rehearsal.warned")
+
+
 @pytest.mark.usefixtures("two_roles")
 def test_sessions_that_cannot_be_seen_are_said(run: Run, app: Path) -> None:
     """Without pg_read_all_stats nobody sees whence another role's session comes."""

@@ -645,6 +645,18 @@ def test_lock_timeout_goes_into_urls_that_can_hold_it(text: str, wanted: str) ->
     assert ["tool", wanted, f"--url={option}", text] == told
 
 
+@pytest.mark.parametrize(
+    "told",
+    [["psql", "-v", "dbname=app"], ["make", "dbname=app"], ["play", "-e", "host=db dbname=app"]],
+    ids=" ".join,
+)
+def test_lock_timeout_is_no_part_of_a_word(told: list[str]) -> None:
+    """What may be anything stays what it is, in earnest, too."""
+    names = {f"argument {at}" for at in range(1, len(told) + 1)}
+
+    assert told == lock_timeout.given({}, told, names, "2s")[1]
+
+
 @pytest.mark.parametrize("program", ["/usr/bin/php8.3", "artisan"])
 def test_lock_timeout_is_no_riddle_to_php(program: str) -> None:
     """Laravel takes a URL's `options` for another thing; its libpq reads PGOPTIONS."""
@@ -1096,12 +1108,123 @@ def test_host_without_a_port_gets_one() -> None:
          "vacuumdb --parallel 2 scratch"),
         ("pg_dump --lock-wait-timeout 10 app", "pg_dump --lock-wait-timeout 10 copied",
          "pg_dump --lock-wait-timeout 10 scratch"),
+        # long words with one dash are no letters, and other words no better ones
+        ("tool -path migrations -host db -port 5432 -dbname app -dir x -user me -debug",
+         "tool -path migrations -host 127.0.0.1 -port 6000 -dbname copied -dir x -user me -debug",
+         "tool -path migrations -host db -port 5432 -dbname scratch -dir x -user me -debug"),
+        ("tool -hdb -p5432 -dapp -path x", "tool -h127.0.0.1 -p6000 -dcopied -path x",
+         "tool -hdb -p5432 -dscratch -path x"),
+        ("tool --host db --database app -d files -p ./files --name first",
+         "tool --host 127.0.0.1 --database copied -d files -p ./files --name first",
+         "tool --host db --database scratch -d files -p ./files --name first"),
+        ("tool -path migrations -h", None, None),
+        # letters in one word, as libpq's programs read them
+        ("psql -qXd app -Ath db", "psql -qXd copied -Ath 127.0.0.1", "psql -qXd scratch -Ath db"),
+        ("psql -qXhdb -Xp5432 app", "psql -qXh127.0.0.1 -Xp6000 copied",
+         "psql -qXhdb -Xp5432 scratch"),
+        ("psql -hdb -XcSELECT app", "psql -h127.0.0.1 -XcSELECT copied",
+         "psql -hdb -XcSELECT scratch"),
+        ("psql -c -dapp -h db app", "psql -c -dapp -h 127.0.0.1 copied",
+         "psql -c -dapp -h db scratch"),
+        ("psql -h db --password app", "psql -h 127.0.0.1 --password copied",
+         "psql -h db --password scratch"),
+        # who is no role, or of something else
+        ("x.sh -u deploy -h db -d app", "x.sh -u deploy -h 127.0.0.1 -d copied",
+         "x.sh -u deploy -h db -d scratch"),
+        ("x.sh -u me -h db -d app", "x.sh -u me -h 127.0.0.1 -d copied",
+         "x.sh -u me -h db -d scratch"),
+        ("sudo -u you -- psql -U you -h db app", "sudo -u you -- psql -U me -h 127.0.0.1 copied",
+         "sudo -u you -- psql -U you -h db scratch"),
+        ("sudo -u deploy -h db psql app", "sudo -u deploy -h db psql copied",
+         "sudo -u deploy -h db psql scratch"),
+        ("gosu app psql -h db app", "gosu app psql -h 127.0.0.1 copied",
+         "gosu app psql -h db scratch"),
+        ("runuser --user app env A=b B=c psql -h db app",
+         "runuser --user app env A=b B=c psql -h 127.0.0.1 copied",
+         "runuser --user app env A=b B=c psql -h db scratch"),
+        ("sudo DB_HOST=db DB_NAME=app tool", "sudo DB_HOST=127.0.0.1 DB_NAME=copied tool",
+         "sudo DB_HOST=db DB_NAME=scratch tool"),
+        # NAME=value: its value is led, and nothing is added
+        ("psql -v dbname=app -d app", "psql -v dbname=copied -d copied",
+         "psql -v dbname=scratch -d scratch"),
+        ("psql -v dbname=audit -h db app", "psql -v dbname=audit -h 127.0.0.1 copied",
+         "psql -v dbname=audit -h db scratch"),
+        ("psql -Xvdb=app --set=database=app app", "psql -Xvdb=copied --set=database=copied copied",
+         "psql -Xvdb=scratch --set=database=scratch scratch"),
+        ("psql dbname=app", "psql dbname=copied", "psql dbname=scratch"),
+        ("psql -h db -d dbname=app", "psql -h 127.0.0.1 -d dbname=copied",
+         "psql -h db -d dbname=scratch"),
+        ("pg_restore --dbname=dbname=app f", "pg_restore --dbname=dbname=copied f",
+         "pg_restore --dbname=dbname=scratch f"),
+        ("make -s up DB_HOST=db DB_PORT=5432 DB_USER=me DB_NAME=app",
+         "make -s up DB_HOST=127.0.0.1 DB_PORT=6000 DB_USER=me DB_NAME=copied",
+         "make -s up DB_HOST=db DB_PORT=5432 DB_USER=me DB_NAME=scratch"),
+        ("make PGHOST=db PGDATABASE=app", "make PGHOST=127.0.0.1 PGDATABASE=copied",
+         "make PGHOST=db PGDATABASE=scratch"),
+        ("alembic -x dbname=app upgrade head", "alembic -x dbname=copied upgrade head",
+         "alembic -x dbname=scratch upgrade head"),
+        ("play -e db_name=app -e name=app -e app_name=app",
+         "play -e db_name=copied -e name=app -e app_name=app",
+         "play -e db_name=scratch -e name=app -e app_name=app"),
+        ("tool db=app name=app", None, None),
+        ("tool HOST=db", None, None),
+        ("make DB_HOST=db DB_NAME=audit", None, None),
     ],
 )  # fmt: skip
 def test_options_of_the_command_are_led(said: str, away: str | None, beside: str | None) -> None:
     """What is the live server's behind an option of that name; an equal word elsewhere is not."""
     assert (away or said) == " ".join(led({}, COPIED, arguments=said.split()).arguments)
     assert (beside or said) == " ".join(led({}, BESIDE, arguments=said.split()).arguments)
+
+
+@pytest.mark.parametrize(
+    ("said", "away"),
+    [
+        (["tool", "db=app"], ["tool", "db=copied"]),
+        (["psql", "-v", "conn=host=db dbname=app"],
+         ["psql", "-v", "conn=host=127.0.0.1 dbname=copied"]),
+        (["play", "-e", "db_host=db db_name=app"], ["play", "-e", "db_host=db db_name=app"]),
+        (["tool", "x", "conn=host=db dbname=app user=me"], ["tool", "x",
+         "conn=host=127.0.0.1 dbname=copied user=me port=6000 password=r:4nd"]),
+        (["goose", "postgres", "user=me dbname=app"],
+         ["goose", "postgres", "user=me dbname=copied host=127.0.0.1 port=6000 password=r:4nd"]),
+    ],
+)  # fmt: skip
+def test_nothing_is_added_to_what_may_be_no_address(said: list[str], away: list[str]) -> None:
+    """Above all no password; whatever is missing stands in libpq's variables."""
+    environ = {"DATABASE_URL": "postgres://me:p@db/app"}
+
+    assert away == list(led(environ, COPIED, arguments=said).arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "away"),
+    [
+        ("db=app", None),
+        ("database=app", None),
+        ("database=app region=eu", None),
+        ("dbname=app", "dbname=copied"),
+        ("db_host=db db_name=app", None),
+        ("user=me db_name=app", "user=me db_name=copied"),
+        ("dbname=app sslmode=prefer",
+         "dbname=copied sslmode=disable host=127.0.0.1 port=6000 user=me password=r:4nd"),
+        ("pgsql:dbname=app", "pgsql:dbname=copied host=127.0.0.1 port=6000 user=me password=r:4nd"),
+    ],
+)  # fmt: skip
+def test_one_word_of_a_variable_is_no_address(text: str, away: str | None) -> None:
+    """OTEL_RESOURCE_ATTRIBUTES=db=app is a tag."""
+    assert (away or text) == led({"ANY": text}, COPIED).environment["ANY"]
+
+
+def test_letter_names_a_role_where_there_is_one() -> None:
+    """On a server where everybody is another one."""
+    live = dataclasses.replace(LIVE, roles=frozenset({"you"}))
+    for name, wanted in (("you", "me"), ("deploy", "deploy")):
+        found = environment.led({}, live, COPIED, arguments=["x.sh", "-u", name, "-h", "db"])
+
+        assert ["x.sh", "-u", wanted, "-h", "127.0.0.1"] == found.arguments
+        assert name in found.users
+        assert (name == "you") == found.renamed
 
 
 @pytest.mark.parametrize(

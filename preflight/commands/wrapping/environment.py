@@ -67,6 +67,9 @@ _LIBPQ_NAMES = {"host": "host", "port": "port", "user": "user", "password": "pas
                 "database": "dbname"}  # fmt: skip
 _ADO_NAMES = {"host": "Host", "port": "Port", "user": "Username", "password": "Password",
               "database": "Database"}  # fmt: skip
+# of libpq and of drivers that read the like; `database` is pgx's
+_KEYWORDS = {*_LIBPQ_NAMES.values(), "database", "hostaddr", "service", "sslmode", "options",
+             "application_name", "connect_timeout", "search_path"}  # fmt: skip
 LIBPQ = plain.VOCABULARIES["PG*"]
 _LEADING = {"PGSERVICE", "PGHOSTADDR"}
 _DEMANDS = {"PGTARGETSESSIONATTRS", "PGREQUIREAUTH"}
@@ -84,6 +87,7 @@ class Live:
     ports: frozenset[str]
     user: str
     password: str | None = field(default=None, repr=False)
+    roles: frozenset[str] = frozenset()  # of those that a command names, who is there
     options: str = ""  # that PGSERVICE leads to: they hold before those of PGOPTIONS
 
 
@@ -188,7 +192,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     names = (*sorted(changed | contents.keys()), *moved)
     seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
     if copy.database != live.database:
-        seems = sorted({*seems, *options.vague(told, live.database)})
+        seems = sorted({*seems, *options.vague(told, live.database, way.known())})
     left = _by_service({n: found.get(n, text) for n, text in ours.items()}, told, services)
     left += [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
     left += [f"{name}{FILE}" if name in in_files else name for name in still]
@@ -197,7 +201,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         told,
         names,
         contents,
-        frozenset(way.users),
+        frozenset(way.users | way.perhaps),
         tuple(left),
         passfile=bool(unsaid and not way.alone()),
         renamed=way.renames(),
@@ -278,12 +282,15 @@ class _Way:
         self.live = live
         self.copy = copy
         self.users: set[str] = set()
+        self.perhaps: set[str] = set()  # who may be one
         self.without_password: set[str] = set()  # of them, who has it from somewhere else
 
-    def value(self, text: str, *, certain: bool = False, who: _Who = _NOBODY) -> str | None:
+    def value(
+        self, text: str, *, certain: bool = False, who: _Who = _NOBODY, adds: bool = True
+    ) -> str | None:
         """Return a variable's new value; None where it does not name the live database.
 
-        `who` connects where a URL does not say it.
+        `who` connects where a URL does not say it; `adds`: what is missing is added to pairs.
         """
         bare = text.strip()
         if new := self._jdbc_bare(bare):
@@ -292,20 +299,24 @@ class _Way:
             return self._url(whole["scheme"], whole["rest"], certain=certain, other=who)
         if bare[:1] in ("{", "[") and (new := self._json(bare, certain=certain, who=who)):
             return new
-        if (new := self._pairs(bare, certain=certain)) is not None:
+        if (new := self._pairs(bare, certain=certain, adds=adds)) is not None:
             return new
         inside = _URL.sub(lambda m: self._url(m["scheme"], m["rest"]) or m[0], text)
         return inside if inside != text else None
 
-    def argument(self, text: str) -> str:
+    def argument(self, text: str, *, adds: bool = True) -> str:
         """Return an argument, led where it, or what stands behind its =, names the database."""
-        new = self.value(text)
+        name, equals, behind = text.partition("=")
+        new = None
+        if equals and name.isidentifier() and name.lower() not in _KEYWORDS:
+            new = self._pairs(behind.strip(), adds=adds)  # conn='host=db dbname=app'
+            new = None if new is None else f"{name}={new}"
+        new = self.value(text, adds=adds) if new is None else new
         if new is None and (tcp := re.fullmatch(r"(tcp://)?([^\s/@]+:\d+)/?", text)):
             new = f"{tcp[1] or ''}{_netloc(self.copy)}" if self.here(tcp[2]) else None
-        if new is None and text.startswith("-") and "=" in text:
-            option, _, behind = text.partition("=")
-            new = self.value(behind)
-            new = None if new is None else f"{option}={new}"
+        if new is None and text.startswith("-") and equals:
+            new = self.value(behind, adds=adds)
+            new = None if new is None else f"{name}={new}"
         return text if new is None else new
 
     def host(self, said: str) -> str:
@@ -331,6 +342,16 @@ class _Way:
         if name and not password:
             self.without_password.add(name)
         return name if name in self.copy.users or not self.copy.away else self.copy.user
+
+    def is_role(self, name: str) -> bool:
+        """Tell whether a name that may be anything is a role's, as far as it is known."""
+        self.perhaps.add(name)
+        return name == self.live.user or name in self.live.roles
+
+    def known(self) -> frozenset[str]:
+        """Return the names of the live database's parts."""
+        live = self.live
+        return live.hosts | live.ports | live.roles | {live.database, live.user}
 
     def alone(self) -> bool:
         """Tell whether nobody but the gate has his password from somewhere else."""
@@ -434,8 +455,11 @@ class _Way:
             return False
         return not (self.copy.plain and _TLS.search(name) and name.lower() != "sslmode")
 
-    def _pairs(self, text: str, *, certain: bool) -> str | None:
-        """Return a keyword string, libpq's or with semicolons, led to the copy."""
+    def _pairs(self, text: str, *, certain: bool = False, adds: bool = True) -> str | None:
+        """Return a keyword string, libpq's or with semicolons, led to the copy.
+
+        To pairs that may be anybody's nothing is added.
+        """
         prefix = _PDO if text.lower().startswith(_PDO) else ""
         body = text[len(prefix) :]
         libpq = _all(_PAIR, body)
@@ -444,22 +468,35 @@ class _Way:
             return None
         kinds = {_kind(name): _unquoted(value) for name, value in pairs}
         written = {name.lower().replace(" ", "").replace("_", "") for name, _ in pairs}
-        if not certain:
-            at, port = kinds.get("host"), kinds.get("port", "")
-            here = bool(at and kinds.get("user") and self.same_host(at, port))
-            name = kinds.get("database", self.live.database if here else "")  # else PGDATABASE's
-            if name != self.live.database:
-                return None
-            if written & _NOT_NPGSQL and not (at and self.same_host(at, port)):
-                return None
-            if not (at or kinds.get("user") or libpq or prefix):
-                return None
+        whole = certain or not libpq or bool(prefix) or _is_address(pairs)
+        several = len(kinds.keys() & _LIBPQ_NAMES.keys()) > 1
+        if not (whole or several or {"dbname"} == written):  # a tag, db=app
+            return None
+        if not certain and not self._pairs_name_it(kinds, written, bool(libpq or prefix)):
+            return None
         whose = self.user(kinds.get("user", ""), password=bool(kinds.get("password")))
         wanted = {"host": self.copy.host, "port": self.copy.port, "database": self.copy.database}
         if self.copy.away:
             wanted |= {"user": whose, "password": self.copy.password or ""}
+        if not (whole and adds):
+            wanted = {kind: new for kind, new in wanted.items() if kind in kinds}
         names = _LIBPQ_NAMES if libpq or prefix else _ADO_NAMES
         return prefix + self._joined(pairs, wanted, names, libpq=bool(libpq))
+
+    def _pairs_name_it(
+        self,
+        kinds: Mapping[str, str],
+        written: Collection[str],
+        libpq: bool,  # noqa: FBT001
+    ) -> bool:
+        """Tell whether pairs name the live database."""
+        at, port = kinds.get("host"), kinds.get("port", "")
+        same = bool(at and self.same_host(at, port))
+        here = same and bool(kinds.get("user"))
+        name = kinds.get("database", self.live.database if here else "")  # else PGDATABASE's
+        if name != self.live.database or ({*written} & _NOT_NPGSQL and not same):
+            return False
+        return bool(at or kinds.get("user") or libpq)
 
     def _json(self, text: str, *, certain: bool, who: _Who) -> str | None:
         """Return JSON, whose parts or which itself names the database, led to the copy."""
@@ -801,14 +838,19 @@ def _arguments(
     changed = {at: f"{name}={new[name]}" for name, at in inline.items() if name in new}
     changed |= {at: f"_{name}=" for name, at in inline.items() if name in _LEADING}
     changed |= _said_by_options(arguments, way, hosted=hosted)
-    return [changed.get(at) or way.argument(text) for at, text in enumerate(arguments)]
+    own = options.assigned(arguments)
+    return [
+        changed.get(at) or way.argument(text, adds=at not in own)
+        for at, text in enumerate(arguments)
+    ]
 
 
 def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> dict[int, str]:
     """Return the arguments that say host, port, user, password and database of the live one."""
     changed: dict[int, str] = {}
-    groups = options.groups(arguments)
-    at = {stem: {each.kind: each.value for each in group} for stem, group in groups.items()}
+    libpq = options.is_libpq(arguments)
+    groups = options.groups(arguments, way.known())
+    at = {stem: options.said(group, libpq=libpq) for stem, group in groups.items()}
     near = {
         stem for stem, kinds in at.items() if way.here(kinds.get("host", ""), kinds.get("port", ""))
     }
@@ -821,8 +863,9 @@ def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> di
         names = options.names(arguments, group, hosted=hosted or bool(near))
         own = "password" in at[stem]
         for each in group:
-            new = _option_said(each, way, here=here, named=here or each in names, own=own)
-            if new is not None:
+            letter = not libpq and len(each.name) == 1
+            new = _option_said(each, way, here=here, own=own, letter=letter)
+            if new is not None and (each.kind != "database" or here or each in names):
                 changed[each.at] = f"{each.begins}{new}"
     place = options.place(arguments, way.live.database)
     if place is not None and arguments[place] == way.live.database:
@@ -831,19 +874,27 @@ def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> di
 
 
 def _option_said(
-    said: options.Said, way: _Way, *, here: bool, named: bool, own: bool
+    said: options.Said, way: _Way, *, here: bool, own: bool, letter: bool
 ) -> str | None:
-    """Return an option's new value; None where it stays what it is."""
+    """Return an option's new value; None where it stays what it is.
+
+    A `letter` may be for another thing: it says who connects where there is such a role.
+    """
     if said.kind == "database":
-        return way.copy.database if named else None
-    new = {"host": way.host(said.value), "port": way.copy.port} if here else {}
-    if here and way.copy.plain and said.value not in ("true", "false"):
-        new["tls"] = "disable"
-    if here and way.copy.away:
-        new["password"] = way.copy.password or ""
-    if here and said.kind == "user":
-        new["user"] = way.user(said.value, password=own)
-    return new.get(said.kind)
+        return way.copy.database if said.value == way.live.database else None
+    new = None
+    match said.kind if here else "":
+        case "host" if way.here(said.value):
+            new = way.host(said.value)
+        case "port" if {*said.value.split(",")} & way.live.ports:
+            new = way.copy.port
+        case "user" if not letter or way.is_role(said.value):
+            new = way.user(said.value, password=own)
+        case "password" if way.copy.away:
+            new = way.copy.password or ""
+        case "tls" if way.copy.plain and said.value not in ("true", "false"):
+            new = "disable"
+    return new
 
 
 def _led_files(files: Mapping[str, str], environ: Mapping[str, str], way: _Way) -> dict[str, str]:
@@ -920,6 +971,12 @@ def _all(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
         found.append((match[1], match[2]))
         at = match.end()
     return found
+
+
+def _is_address(pairs: Sequence[tuple[str, str]]) -> bool:
+    """Tell whether pairs are a connection string: one of a single word may mean anything."""
+    names = {name.lower() for name, _ in pairs}
+    return len(names) > 1 and ("dbname" in names or len(names & _KEYWORDS) > 1)
 
 
 def _port_beside(host: str) -> str:

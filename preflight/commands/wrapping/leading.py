@@ -50,6 +50,7 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
     """
     live = live_of(session, wrapped)
     named = _led(wrapped, live, environment.Copy("-", "0", "-", live.user)).users
+    live = dataclasses.replace(live, roles=frozenset(_known(session, named)))
     let_in = _let_in(copy, named - {""})
     _give_settings(session, copy, let_in, named)
     led = _led(wrapped, live, let_in)
@@ -154,7 +155,7 @@ def live_of(session: Session, wrapped: Wrapped) -> environment.Live:
         frozenset(ports - {""}),
         info.user,
         info.password or None,
-        options,
+        options=options,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from urllib.parse import quote
 
+from preflight.commands.wrapping import options
+
 # whose drivers send `options` to the server; SQLAlchemy's asyncpg, Ecto and R2DBC stumble over it
 _URL = re.compile(
     r"(?i)(?:postgres(?:ql)?(?:\+psycopg2?)?|pgx[45]?|jdbc:(?:[\w-]+:)?postgresql)://\S+"
@@ -14,6 +16,7 @@ _URL = re.compile(
 _WORDS = re.compile(  # a value ends where a space is: it may hold many =
     r"(?=.*\b(?:host|dbname)\s*=)(?:\s*[a-z_]+\s*=\s*(?:'[^']*'|[^\s;']+(?=\s|\Z)))+\s*"
 )
+_LONE = re.compile(r"\s*\w+\s*=\s*(?:'[^']*'|[^\s']*)\s*")
 _HAS = re.compile(r"(?<=[?&]options=)[^&]*")
 _HAS_WORD = re.compile(r"(?<![\w-])options\s*=\s*(?:'([^']*)'|(\S+))")
 _STUMBLES = re.compile(r"php[\d.]*|artisan|aerich|phinx|doctrine(?:-\w+)?(?:\.php)?")  # over it
@@ -33,7 +36,11 @@ def given(
         return found, told
     for name in names & found.keys():
         found[name] = _into(found[name], option)
+    own = options.assigned(told)
     for at, text in enumerate(told):
+        pairs = _WORDS.fullmatch(text)
+        if pairs and (at in own or _LONE.fullmatch(text)):
+            continue  # it may be anything, and libpq reads PGOPTIONS
         if f"argument {at + 1}" in names:
             begins = re.match(r"-{0,2}[A-Za-z_][\w.-]*=(?=\S+://)", text)
             end = begins.end() if begins else 0

@@ -6,15 +6,25 @@ Only what says so is led: a value that is the live server's, behind an option of
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from preflight.commands.wrapping import words
 
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w.-]*)(?P<equals>=(?P<value>.*))?", re.DOTALL)
-_SHORT = re.compile(r"-(?P<name>[hpUd])(?P<value>[^-].*)", re.DOTALL)
+_GLUED = re.compile(r"-(?P<name>[hpUd])(?P<value>[^-].*)", re.DOTALL)
 _SHORTS = {"h": "host", "p": "port", "U": "user", "u": "user", "d": "database"}
+# what starts another program, by its letters behind which a value comes
+_FRONT = {
+    "env": "uC",
+    "sudo": "ughpCDrtTUR",
+    "doas": "uC",
+    "runuser": "ugG",
+    **dict.fromkeys(("gosu", "su-exec", "setuidgid", "s6-setuidgid"), ""),
+}
+_AS = {"gosu", "su-exec", "setuidgid", "s6-setuidgid"}  # whose first word is who
+_FRONT_WORDS = r"--(?:user|group|host|prompt|chdir|chroot|unset|supp-group)"
 _LIBPQ = re.compile(r"psql|pgbench|pg_\w+|vacuumdb|reindexdb|clusterdb|createuser|dropuser")
 _NO_PLACE = {"pg_restore", "createuser", "dropuser"}  # what has no dash there is no database
 _VALUED = {  # letters behind which a value comes
@@ -25,6 +35,9 @@ _VALUED = {  # letters behind which a value comes
     "clusterdb": "dhptU",
 }
 _VALUED_ELSE = "deEfFhjnNpStTUZ"
+# behind these comes NAME=value, a variable of the program's own
+_ASSIGNING = re.compile(r"-[ev]|-D|--(?:set|var|variable|define|env|extra-vars)")
+_ASSIGNING_LETTERS = {"psql": "v", "pgbench": "D"}
 _VALUED_WORDS = re.compile(
     r"--(?:.*-)?(?:host|port|dbname|user(?:name)?|role|superuser|schema|table|table-data|children|"
     r"index|function|trigger|extension|tablespace|section|format|file|output|command|variable|set|"
@@ -35,7 +48,12 @@ _ALIASES = re.compile(r"manage\.py|django(?:-admin(?:\.py)?)?|alembic|artisan|ha
 _LONE = {"database", "db", "name"}
 # what stands before NAME where that is no database's
 OTHERS = ("SCHEMA", "ROLE", "OWNER", "SECTION", "SERVICE", "USER", "LOGIN", "HOST", "SERVER")
-_INLINE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_PAIR = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_OF_DATABASES = re.compile(r"db|database|pg|postgres|sql")
+# a whole address in the place of a part: it is led as one
+_ADDRESS = re.compile(r"[\s=]|://")
+_LIBPQS = re.compile(r"pg(host|hostaddr|port|user|password|database)")
+PAIRS = "="  # ends what stands before the last word of NAME=value
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -50,23 +68,106 @@ class Said:
     name: str  # of the option
 
 
-def groups(arguments: Sequence[str]) -> dict[str, list[Said]]:
-    """Return what options say of a database, by what stands before their last word."""
+def groups(arguments: Sequence[str], known: Collection[str] = ()) -> dict[str, list[Said]]:
+    """Return what options say of a database, by what stands before their last word.
+
+    A letter with something glued to it may be any word (-path): where the program is not libpq's it
+    counts where that is `known`, as a name of the live database's. NAME=value has groups of its
+    own, whose names end with PAIRS.
+    """
     found: dict[str, list[Said]] = {}
-    for at, text in enumerate(arguments):
-        option = _OPTION.fullmatch(text)
-        stem, kind = _named(option["name"]) if option else ("", "")
-        if option and kind and option["equals"]:
-            begins = text[: len(text) - len(option["value"])]
-            said = Said(at, begins, kind, option["value"], option["name"])
+    for stem, said in _said(arguments, known):
+        if said.kind == "password" or not _ADDRESS.search(said.value):
             found.setdefault(stem, []).append(said)
-        elif option and kind and at + 1 < len(arguments) and not arguments[at + 1].startswith("-"):
-            said = Said(at + 1, "", kind, arguments[at + 1], option["name"])
-            found.setdefault(stem, []).append(said)
-        elif not kind and (glued := _SHORT.fullmatch(text)):
-            said = Said(at, text[:2], _SHORTS[glued["name"]], glued["value"], glued["name"])
-            found.setdefault("", []).append(said)
-    return found
+    return {stem: group for stem, group in found.items() if not _is_anybodys(stem, group)}
+
+
+def _is_anybodys(stem: str, group: Sequence[Said]) -> bool:
+    """Tell whether pairs say no more than a host: of what, nobody knows."""
+    pairs = stem.endswith(PAIRS) and not _OF_DATABASES.search(stem)
+    return pairs and {each.kind for each in group} == {"host"}
+
+
+def said(group: Sequence[Said], *, libpq: bool) -> dict[str, str]:
+    """Return what a group says, by kind: the last counts, and a word before a letter, or `name`."""
+    vague = {*_SHORTS, "name"} if not libpq else set[str]()
+    ordered = sorted(group, key=lambda each: each.name not in vague)
+    return {each.kind: each.value for each in ordered}
+
+
+_Found = Iterator[tuple[str, Said]]
+
+
+def _said(arguments: Sequence[str], known: Collection[str]) -> _Found:
+    """Yield what each argument says, behind what stands before its last word."""
+    libpq = _libpq(arguments)
+    at = program(arguments)
+    while at < len(arguments):
+        step = 1
+        if libpq is not None and at > libpq and re.match(r"-[^-]", arguments[at]):
+            name = _valued(arguments, libpq, at)
+            yield from _letter(arguments, at, name, PurePath(arguments[libpq]).name)
+            step = 2 if name and not arguments[at][name + 1 :] else 1
+        elif arguments[at].startswith("-"):
+            yield from _word(arguments, at, known, flags=libpq is not None)
+        else:
+            yield from _pair(at, "", arguments[at])
+        at += step
+
+
+def _valued(arguments: Sequence[str], libpq: int, at: int) -> int:
+    """Return which letter of a bundle (-qXd) is the first behind which a value comes, or 0."""
+    letters = _letters(arguments[libpq])
+    return next((n for n, each in enumerate(arguments[at][1:], 1) if each in letters), 0)
+
+
+def _letter(arguments: Sequence[str], at: int, name: int, program: str) -> _Found:
+    text = arguments[at]
+    begins, value = text[: name + 1], text[name + 1 :]
+    if not value and at + 1 < len(arguments):
+        at, begins, value = at + 1, "", arguments[at + 1]
+    if name and text[name] in _ASSIGNING_LETTERS.get(program, ""):
+        yield from _pair(at, begins, value)
+    elif name and value and (kind := _SHORTS.get(text[name])):
+        yield "", Said(at, begins, kind, value, text[name])
+        yield from _pair(at, begins, value)  # -d dbname=app
+
+
+def _word(arguments: Sequence[str], at: int, known: Collection[str], *, flags: bool) -> _Found:
+    """Yield what an option says; `flags`: its password and TLS have no value."""
+    text, option = arguments[at], _OPTION.fullmatch(arguments[at])
+    stem, kind = _named(option["name"]) if option else ("", "")
+    following = next((each for each in arguments[at + 1 : at + 2] if each[:1] != "-"), None)
+    if not option or (flags and kind in ("password", "tls")):
+        return
+    if kind and option["equals"]:
+        begins = text[: len(text) - len(option["value"])]
+        yield stem, Said(at, begins, kind, option["value"], option["name"])
+    elif option["equals"]:
+        yield from _pair(at, text[: len(text) - len(option["value"])], option["value"])
+    elif kind and following is not None and _is_value(option["name"], following):
+        yield stem, Said(at + 1, "", kind, following, option["name"])
+    elif (glued := _GLUED.fullmatch(text)) and glued["value"] in known:
+        yield "", Said(at, text[:2], _SHORTS[glued["name"]], glued["value"], glued["name"])
+
+
+def _is_value(name: str, value: str) -> bool:
+    """Tell whether what stands behind a letter may be what that stands for."""
+    return name != "p" or re.fullmatch(r"[\d,]+", value) is not None
+
+
+def _pair(at: int, begins: str, text: str) -> Iterator[tuple[str, Said]]:
+    """Yield what NAME=value says; a name is a database's where the word before says so."""
+    if pair := _PAIR.fullmatch(text):
+        stem, kind = _named(pair[1])
+        name = re.split(r"[._-]", pair[1].lower())[-1] == "name"
+        if kind and not (name and not _OF_DATABASES.search(stem)):
+            yield f"{stem}{PAIRS}", Said(at, f"{begins}{pair[1]}=", kind, pair[2], pair[1])
+
+
+def assigned(arguments: Sequence[str]) -> set[int]:
+    """Return which arguments set a variable of the program's own: it may be no address."""
+    return {at for at, text in enumerate(arguments, 1) if _ASSIGNING.fullmatch(text)}
 
 
 def _named(option: str) -> tuple[str, str]:
@@ -76,6 +177,8 @@ def _named(option: str) -> tuple[str, str]:
     if last == "name" and stem and stem[-1].upper() in OTHERS:
         *stem, last = stem
         last = last if last in ("user", "host") else ""
+    if libpq := _LIBPQS.fullmatch(last):
+        stem, last = [*stem, "pg"], libpq[1]
     return "_".join(stem), words.KINDS.get(last, "")
 
 
@@ -94,10 +197,10 @@ def names(arguments: Sequence[str], group: Sequence[Said], *, hosted: bool) -> l
     return [each for each in group if each.name not in vague]
 
 
-def vague(arguments: Sequence[str], database: str) -> list[int]:
+def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) -> list[int]:
     """Return which arguments may be the live database's name, or the same of something else."""
     found: list[int] = []
-    for group in [] if _are_aliases(arguments) else groups(arguments).values():
+    for group in [] if _are_aliases(arguments) else groups(arguments, known).values():
         sure = names(arguments, group, hosted=False)
         if not any(each.kind == "host" for each in group):
             names_it = [each for each in group if (each.kind, each.value) == ("database", database)]
@@ -111,10 +214,11 @@ def place(arguments: Sequence[str], database: str) -> int | None:
     Behind a long option that we do not know, what is not the live database's name is its value.
     """
     at = _libpq(arguments)
-    named = any(each.kind == "database" for group in groups(arguments).values() for each in group)
-    if at is None or named or (program := PurePath(arguments[at]).name) in _NO_PLACE:
+    options = (each for stem, each in _said(arguments, ()) if not stem.endswith(PAIRS))
+    named = any(each.kind == "database" for each in options)
+    if at is None or named or PurePath(arguments[at]).name in _NO_PLACE:
         return None
-    letters = _VALUED.get(program, _VALUED_ELSE)
+    letters = _letters(arguments[at])
     takes = re.compile(rf"-[^-{letters}]*[{letters}]")
     for before, text in enumerate(arguments[at + 1 :], at):
         valued = takes.fullmatch(arguments[before]) or _VALUED_WORDS.fullmatch(arguments[before])
@@ -124,10 +228,37 @@ def place(arguments: Sequence[str], database: str) -> int | None:
     return None
 
 
+def program(arguments: Sequence[str]) -> int:
+    """Return which argument is the program itself: env, sudo and others only start it."""
+    at = 0
+    while at < len(arguments) and (front := PurePath(arguments[at]).name) in _FRONT:
+        letters = _FRONT[front] or "-"
+        takes = re.compile(rf"-[^-{letters}]*[{letters}]|{_FRONT_WORDS}")
+        at += 1
+        while at < len(arguments) and (arguments[at][:1] == "-" or _PAIR.fullmatch(arguments[at])):
+            text, valued = arguments[at], takes.fullmatch(arguments[at])
+            at += 2 if valued and text != "--" else 1
+            if text == "--":
+                break
+        at += front in _AS
+    return min(at, len(arguments))
+
+
+def is_libpq(arguments: Sequence[str]) -> bool:
+    """Tell whether the program is one of those that come with PostgreSQL."""
+    return _libpq(arguments) is not None
+
+
 def _libpq(arguments: Sequence[str]) -> int | None:
     """Return which argument is one of the programs that come with PostgreSQL."""
-    found = (at for at, each in enumerate(arguments[:3]) if _LIBPQ.fullmatch(PurePath(each).name))
-    return next(found, None)
+    start = program(arguments)
+    first = enumerate(arguments[start : start + 3], start)
+    return next((at for at, each in first if _LIBPQ.fullmatch(PurePath(each).name)), None)
+
+
+def _letters(path: str) -> str:
+    """Return the letters of a program of PostgreSQL's behind which a value comes."""
+    return _VALUED.get(PurePath(path).name, _VALUED_ELSE)
 
 
 def _are_aliases(arguments: Sequence[str]) -> bool:
@@ -136,16 +267,8 @@ def _are_aliases(arguments: Sequence[str]) -> bool:
 
 def inline(arguments: Sequence[str]) -> dict[str, int]:
     """Return the variables that `env NAME=value COMMAND` sets, and which argument does."""
-    if not arguments or PurePath(arguments[0]).name != "env":
-        return {}
-    found: dict[str, int] = {}
-    for at, text in enumerate(arguments[1:], 1):
-        match = _INLINE.fullmatch(text)
-        if match:
-            found[match[1]] = at
-        elif not text.startswith("-") and not arguments[at - 1].startswith("-"):
-            break
-    return found
+    found = ((at, _PAIR.fullmatch(text)) for at, text in enumerate(arguments[: program(arguments)]))
+    return {pair[1]: at for at, pair in found if pair}
 
 
 def left(
