@@ -60,6 +60,11 @@ if __name__ == "__main__":
 """
 GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0; CREATE INDEX ON items (price)"
 HOLDS = "ALTER TABLE items ADD CHECK (id > 0), ADD COLUMN more int; SELECT pg_sleep(60)"
+LOOKS = """
+SELECT query_start FROM pg_stat_activity WHERE query LIKE '%client_port > 0%'
+ AND pid <> pg_backend_pid() AND query_start > (SELECT backend_start FROM pg_stat_activity
+  WHERE pid = pg_backend_pid())
+"""
 END_THE_SLEEPER = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 )
@@ -168,18 +173,23 @@ def test_command_is_rehearsed_run_and_recorded(
 
 
 def test_command_is_led_to_a_server_of_our_own(
-    run: Run, app: Path, local: dict[str, str | None]
+    run: Run, app: Path, local: dict[str, str | None], environment: dict[str, str]
 ) -> None:
-    """The throwaway server has a port and a password of its own, and the command gets both."""
+    """The throwaway server has a port and a password of its own, and the command gets both.
+
+    An address that it cannot get to is nobody's business.
+    """
     (app / "versions/002.sql").write_text(GOOD)
+    environment["AUDIT_URL"] = f"{environment['DATABASE_URL']}_audit"
 
     found = run(*command(app), env=local)
 
     assert 0 == found.code, found
     (redirected,) = found.event("wrap.redirected")
-    assert ("local", "wall" if wall.available() else "net") == (
+    assert ("local", *(("wall", None) if wall.available() else ("net", ["AUDIT_URL"]))) == (
         redirected["where"],
         redirected["kept_off"],
+        redirected.get("not_led"),
     )
     assert [] == found.event("wrap.differs")
     assert found.event("wrap.matched")
@@ -588,6 +598,39 @@ def test_command_with_an_address_of_its_own_is_found_out(
         assert (27, "wrap.not_redirected") == (found.code, error["code"]), (kind, found)
         assert before == tables(database)
     assert [] == found.event("wrap.started")
+
+
+def test_other_database_of_the_server_is_told(
+    run: Run,
+    app: Path,
+    create_database: CreateDatabase,
+    database: servers.Database,
+    environment: dict[str, str],
+) -> None:
+    """There is no copy of it: its address is named, and who is there; not a look at postgres."""
+    other = create_database(database.server)
+    environment["AUDIT_URL"] = environment["DATABASE_URL"].replace(database.name, other.name)
+    (app / "tool.py").write_text(
+        TOOL.replace(
+            "        run(connection)\n",
+            "        run(connection)\n"
+            f"    looked, query = set(), {LOOKS!r}\n"
+            "    url = os.environ['AUDIT_URL']\n"
+            "    usual = psycopg.connect(url.rpartition('/')[0] + '/postgres')\n"
+            "    with psycopg.connect(url, autocommit=True) as there:\n"
+            "        there.execute('CREATE TABLE IF NOT EXISTS seen (n int)')\n"
+            "        while len(looked) < 2:\n"
+            "            looked |= set(there.execute(query).fetchall())\n",
+        )
+    )
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    (redirected,) = found.event("wrap.redirected")
+    assert (["AUDIT_URL"], "warning") == (redirected["not_led"], redirected["level"])
+    told = [each for each in found.event("rehearsal.warned") if "session" in each["reason"]]
+    assert [[f"database {other.name}"]] == [each["objects"] for each in told]
 
 
 @pytest.mark.parametrize("then", ["", "connection.execute('SELECT pg_sleep(60)')"])

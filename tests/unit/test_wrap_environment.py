@@ -1285,6 +1285,66 @@ def test_argument_that_cannot_be_led_is_told(
     assert wanted == led({}, copy, arguments=arguments, services=services).left
 
 
+AUDIT = '{"host": "db", "database": "audit"}'
+
+
+@pytest.mark.parametrize(
+    ("environ", "said", "away", "beside"),
+    [
+        ({"AUDIT_URL": "postgres://me:x@db:5432/audit"}, "", "AUDIT_URL", "AUDIT_URL"),
+        ({"AUDIT_URL": "jdbc:postgresql://10.0.0.5/audit"}, "", "AUDIT_URL", "AUDIT_URL"),
+        ({"AUDIT_DSN": "host=db dbname=audit user=me"}, "", "AUDIT_DSN", "AUDIT_DSN"),
+        ({"AUDIT_DB_HOST": "db", "AUDIT_DB_NAME": "audit"}, "", "AUDIT_DB_NAME", "AUDIT_DB_NAME"),
+        ({"CONFIG": AUDIT}, "", "CONFIG", "CONFIG"),
+        ({"POSTGRES_HOST": "db", "POSTGRES_DB": "audit"}, "", "", "POSTGRES_DB"),
+        ({}, "tool --url postgres://db/audit", "argument 3", "argument 3"),
+        ({}, "tool --url=postgres://db/audit", "argument 2", "argument 2"),
+        ({}, "make URL=postgres://db/audit", "argument 2", "argument 2"),
+        ({}, "env URL=postgres://db/audit tool", "argument 2", "argument 2"),
+        ({}, "tool --host db --dbname audit", "argument 5", "argument 5"),
+        ({}, "make DB_HOST=db DB_NAME=audit", "argument 3", "argument 3"),
+        ({}, "psql -h db -qXd audit", "argument 5", "argument 5"),
+        ({}, "psql -f x.sql audit", "", "argument 4"),
+        ({}, "psql -d audit", "", "argument 3"),
+        # another server's, ours, or nobody's
+        ({"A_URL": "postgres://other/audit", "B_URL": "postgres://db:6000/audit"}, "", "", ""),
+        ({"A_URL": "redis://db:6379/0", "B_URL": "http://db/audit"}, "", "", ""),
+        ({"MYSQL_URL": "mysql://db/audit", "MYSQL_HOST": "db", "MYSQL_DB": "a"}, "", "", ""),
+        ({"APP_URL": "postgres://db/app", "DB_HOST": "db", "DB_NAME": "app"}, "", "", ""),
+        ({"DATABASE_URL": "postgres://db/audit"}, "", "", ""),
+        ({"TENANT_DATABASE": "audit", "SHOP_NAME": "shop", "SHOP_HOST": "db"}, "", "", ""),
+        ({}, "tool --database audit -d audit", "", ""),
+        ({}, "psql -h other -d audit", "", ""),
+        ({}, "psql -h db -U me app deploy", "", ""),
+        ({}, "psql -v dbname=audit app", "", ""),
+        ({}, "pg_dump --lock-wait-timeout 10 app", "", ""),
+    ],
+)  # fmt: skip
+def test_other_database_of_the_server_is_told(
+    environ: dict[str, str], said: str, away: str, beside: str
+) -> None:
+    """It has no copy: what a command does there it does for good. It is what it was, too."""
+    for copy, wanted in ((COPIED, away), (BESIDE, beside)):
+        found = led(environ, copy, arguments=said.split())
+
+        assert (*filter(None, [wanted]),) == found.others
+        assert said.split() == found.arguments or not wanted
+        assert environ == {name: found.environment[name] for name in environ} or not wanted
+
+
+def test_other_server_of_this_machine_is_none_of_ours() -> None:
+    """Without a port nobody can tell."""
+    here = dataclasses.replace(LIVE, hosts=frozenset({"localhost"}))
+    environ = {
+        "A": "Host=localhost;Database=audit;Username=me",
+        "B": AUDIT.replace("db", "localhost"),
+    }
+    known = {"A": "postgres://localhost/audit", "B": "host=localhost port=5432 dbname=audit"}
+
+    assert () == environment.led(environ, here, BESIDE).others
+    assert ("A", "B") == environment.led(known, here, BESIDE).others
+
+
 def test_variable_that_cannot_be_led_is_told() -> None:
     """A host alone may be the database's; one of another database is meant so."""
     environ = {"BACKEND_HOST": "db", "AUDIT_DB_HOST": "db", "AUDIT_DB_NAME": "audit",

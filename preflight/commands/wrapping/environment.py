@@ -74,6 +74,7 @@ LIBPQ = plain.VOCABULARIES["PG*"]
 _LEADING = {"PGSERVICE", "PGHOSTADDR"}
 _DEMANDS = {"PGTARGETSESSIONATTRS", "PGREQUIREAUTH"}
 _HOSTS = ("PGHOST", "PGHOSTADDR")
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 OURS = "PREFLIGHT_"
 FILE = "_FILE"
 
@@ -113,9 +114,9 @@ class Led:
     """An environment that leads to the copy, and which variables had to change for it.
 
     `files` are the new contents of the files that variables name; `users` all that were named;
-    `left` what names the live server and could not be led; `passfile`: it needs what it has of one
-    for the copy, as the gate's password is not everybody's; `renamed`: somebody has another name
-    there.
+    `left` what names the live server and could not be led; `others` what names another database of
+    it, and is left alone; `passfile`: it needs what it has of one for the copy, as the gate's
+    password is not everybody's; `renamed`: somebody has another name there.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -124,6 +125,7 @@ class Led:
     files: Mapping[str, str] = field(repr=False)
     users: frozenset[str]
     left: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     passfile: bool = False
     renamed: bool = False
 
@@ -160,11 +162,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
             found[name] = new
     found |= _grouped(groups, said, found, way)
     found |= _beside(groups, said, found, way)
-    for name, text in said.items():
-        others = _OF_ANOTHER.fullmatch(name) or _NOT_POSTGRES.search(name)
-        bare = _BARE.fullmatch(name) and not others
-        if name not in found and text == live.database and (bare or name in also):
-            found[name] = copy.database
+    found = dict.fromkeys(_bare(said, live, also), copy.database) | found
+    others = _others(said, sure | found.keys(), arguments, _Way(live, copy))
     still = _hosts_left(groups, {n: found.get(n, said[n]) for n in (*ours, *in_files)}, way)
     contents = _led_files(files or {}, ours, way)
     contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
@@ -193,9 +192,11 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
     if copy.database != live.database:
         seems = sorted({*seems, *options.vague(told, live.database, way.known())})
+    where = {name: f"{name}{FILE}" for name in in_files}
+    there = {name: f"argument {at + 1}" for name, at in inline.items()}
     left = _by_service({n: found.get(n, text) for n, text in ours.items()}, told, services)
     left += [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
-    left += [f"{name}{FILE}" if name in in_files else name for name in still]
+    left += [where.get(name, name) for name in still]
     return Led(
         led_to,
         told,
@@ -203,6 +204,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         contents,
         frozenset(way.users | way.perhaps),
         tuple(left),
+        tuple(dict.fromkeys((where | there).get(name, name) for name in others)),
         passfile=bool(unsaid and not way.alone()),
         renamed=way.renames(),
     )
@@ -283,6 +285,7 @@ class _Way:
         self.copy = copy
         self.users: set[str] = set()
         self.perhaps: set[str] = set()  # who may be one
+        self.others: set[str] = set()  # databases of the live server that are none of ours
         self.without_password: set[str] = set()  # of them, who has it from somewhere else
 
     def value(
@@ -318,6 +321,15 @@ class _Way:
             new = self.value(behind, adds=adds)
             new = None if new is None else f"{name}={new}"
         return text if new is None else new
+
+    def see(self, database: str, hosts: str, ports: str, *, known: bool = False) -> None:
+        """Remember another database of the live server.
+
+        Without a port on this machine it may be any server's, unless it is `known` as PostgreSQL's.
+        """
+        sure = known or ports or not {*hosts.split(",")} & _LOOPBACK
+        if sure and database not in ("", self.live.database) and self.same_host(hosts, ports):
+            self.others.add(database)
 
     def host(self, said: str) -> str:
         """Return the copy's host as somebody said the live one: with its port, or without."""
@@ -406,6 +418,8 @@ class _Way:
         database = unquote(path.rstrip("/")) or more.get("dbname") or more.get("database", "")
         known = bool(_POSTGRES.search(scheme))
         if not (certain or self._named(database, names, ports, known=known)):
+            if known or ports:
+                self.see(database, names, ports, known=known)
             return None
         whose = self.user(whose, password=own)
         password = self.copy.password or ""
@@ -495,6 +509,7 @@ class _Way:
         here = same and bool(kinds.get("user"))
         name = kinds.get("database", self.live.database if here else "")  # else PGDATABASE's
         if name != self.live.database or ({*written} & _NOT_NPGSQL and not same):
+            self.see(name, at or "", port)
             return False
         return bool(at or kinds.get("user") or libpq)
 
@@ -533,6 +548,8 @@ class _Way:
         hosts, port = members.get("host", ()), ",".join(members.get("port", ()))
         databases = {*members.get("database", ())}
         if databases - {self.live.database}:
+            for host, own in map(_at, hosts):
+                self.see(min(databases - {self.live.database}), host, own or port)
             return False
         if any(self.here(host, port) for host in hosts):
             return url or bool({"database", "port", "user"} & members.keys())  # else anybody's
@@ -743,6 +760,40 @@ def _by_service(
     return found
 
 
+def _others(
+    said: Mapping[str, str], found: Collection[str], arguments: Sequence[str], way: _Way
+) -> list[str]:
+    """Name what leads to another database of the live server: there is no copy of that.
+
+    What says no host is led to the copy's, which is the live one where that is not `away`.
+    """
+    names: list[str] = []
+    for name, text in said.items():
+        if name not in found and not _NOT_POSTGRES.search(name):
+            way.value(text)
+            names += [name] if way.others else []
+            way.others.clear()
+    for prefix, group in _groups(said).items():
+        databases = group.get("database", [])
+        hosts = [each for each in group.get("host", ()) if not (way.copy.away and each in found)]
+        ports = ",".join(said[each] for each in group.get("port", ()) if said[each].isdecimal())
+        ours = way.live.database in (said[each] for each in databases)
+        if ours or _NOT_POSTGRES.search(prefix) or not _OF_DATABASES.search(prefix):
+            continue
+        for host, database in ((host, database) for host in hosts for database in databases):
+            at, port = _at(said[host])
+            way.see(said[database], at, port or ports)
+            names += [database] if way.others else []
+            way.others.clear()
+    hosted = not way.copy.away
+    numbers = {*options.others(arguments, way.live.database, way.here, hosted=hosted)}
+    for number, text in enumerate(arguments):
+        way.argument(text)
+        numbers |= {number} if way.others else set()
+        way.others.clear()
+    return [*dict.fromkeys(names), *(f"argument {number + 1}" for number in sorted(numbers))]
+
+
 def services(text: str) -> frozenset[str]:
     """Return the names of the services in a service file of libpq's."""
     return frozenset(re.findall(r"(?m)^[\t ]*\[([^\]\n]+)\]", text))
@@ -797,6 +848,13 @@ def _beside(
         changed |= dict.fromkeys(group.get("password", ()), way.copy.password or "")
         changed |= _without_tls(group, environ, way)
     return {name: text for name, text in changed.items() if name not in found}
+
+
+def _bare(environ: Mapping[str, str], live: Live, also: Collection[str]) -> list[str]:
+    """Name the variables that are the live database's bare name."""
+    found = [name for name, text in environ.items() if text == live.database]
+    others = {name for name in found if _OF_ANOTHER.fullmatch(name) or _NOT_POSTGRES.search(name)}
+    return [n for n in found if (_BARE.fullmatch(n) and n not in others) or n in also]
 
 
 def _names_together(

@@ -79,12 +79,12 @@ def around(
     The wall is the kernel's: only the copy's port can be connected to. The net is a lock that
     keeps writers from the tool's history table (`named`, or known), and nobody else.
     """
-    ports = _ports(copy)
-    if not session.local and session.connection.info.port not in ports and wall.available():
-        yield Fence(WALL, wall.Wall(ports))
+    if walled(session, copy):
+        yield Fence(WALL, wall.Wall(_ports(copy)))
         return
     with ExitStack() as stack:
-        live = onlooker.OnLive(session, to_end=True)
+        beside = (copy.name,) if copy.beside else ()
+        live = onlooker.OnLive(session, to_end=True, meant=beside)
         try:
             fence = Fence(NET, None, live, _held(stack, session, tables, named))
         except (psycopg.Error, Failure) as error:
@@ -94,6 +94,12 @@ def around(
                 raise _refused(session, error) from error
             fence = Fence(TRUST, None, live)
         yield fence
+
+
+def walled(session: Session, copy: Copy) -> bool:
+    """Tell whether a command can be kept from all ports but the copy's."""
+    apart = not session.local and session.connection.info.port not in _ports(copy)
+    return apart and wall.available()
 
 
 def _ports(copy: Copy) -> tuple[int, ...]:

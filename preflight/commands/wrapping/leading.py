@@ -18,7 +18,7 @@ from preflight.backup import new_database, passfile
 from preflight.base import quoting
 from preflight.base.config import completed
 from preflight.base.errors import RehearsalFailed
-from preflight.commands.wrapping import environment
+from preflight.commands.wrapping import environment, fences
 from preflight.rehearsal import cluster
 from preflight.server import dial
 
@@ -45,8 +45,9 @@ _DIRECTORY = "pg-preflight-wrap-"
 def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environment.Led]:
     """Yield the environment and the arguments that lead a command to the copy.
 
-    Secret files that it reads are private ones meanwhile. Raises RehearsalFailed where no variable
-    names the live database.
+    What leads to another database of the live server, where a command can get there, is told among
+    what is not led. Secret files that it reads are private ones meanwhile. Raises RehearsalFailed
+    where no variable names the live database.
     """
     live = live_of(session, wrapped)
     named = _led(wrapped, live, environment.Copy("-", "0", "-", live.user)).users
@@ -79,7 +80,8 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
                 _write(place / "passfile", text, theirs)
                 found["PGPASSFILE"] = str(place / "passfile")
             place.chmod(0o711)  # who may read one of them may come by, and see no names
-        yield dataclasses.replace(led, environment=found)
+        left = led.left if fences.walled(session, copy) else (*led.left, *led.others)
+        yield dataclasses.replace(led, environment=found, left=left)
 
 
 def _passfile(environ: Mapping[str, str]) -> Path:

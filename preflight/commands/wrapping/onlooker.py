@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import structlog
 
 from preflight.base import console, stop
 from preflight.commands.wrapping import tools, wall
@@ -14,7 +15,7 @@ from preflight.files import effects
 from preflight.rehearsal import meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from preflight.commands.wrapping.child import Child, Ended
     from preflight.server.sessions import Session
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 ENDED_S = 1.0  # how soon a session is gone that was ended
 STAY_S = 5.0  # for how long sessions that are over may be seen
 COUNTED_S = 1.0  # how soon the server counts a session
+# tools ask there whether their own is there; what they do to roles and databases is seen otherwise
+_EVERYBODYS = ("postgres", "template1")
 # of another role's session a role without rights sees that it is there, and not whence it comes
 _OTHERS = """
-SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port FROM pg_catalog.pg_stat_activity a
-WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port,
+ CASE WHEN a.datname <> pg_catalog.current_database() THEN a.datname::text END
+FROM pg_catalog.pg_stat_activity a
+WHERE (%s OR a.datname = pg_catalog.current_database()) AND a.pid <> pg_catalog.pg_backend_pid()
  AND (a.client_port > 0 OR a.client_port IS NULL AND a.query = '<insufficient privilege>')
  AND a.usesysid IS NOT NULL
 """
@@ -94,12 +99,18 @@ class Stays(Exception):
 
 
 class OnLive:
-    """Looks on the live database; where it is `to_end` them, a command's sessions are ended."""
+    """Looks on the live database; where it is `to_end` them, a command's sessions are ended.
 
-    def __init__(self, session: Session, *, to_end: bool = False) -> None:
+    Then those in other databases of the server are told, but for those that are `meant`.
+    """
+
+    def __init__(
+        self, session: Session, *, to_end: bool = False, meant: Collection[str] = ()
+    ) -> None:
         """Know who is there already and cannot be looked into."""
         self.session = session
         self.to_end = to_end
+        self._told = {*meant, *_EVERYBODYS}
         self.pids: set[int] = set()
         self.ports: set[int] = set()
         self.unsure = False  # whether who is still at work is one of the command's
@@ -116,16 +127,29 @@ class OnLive:
         self._lingering = _lingering(self._writing, child, self._lingering)
 
     def _find(self, child: Child) -> None:
-        rows = [row for row in self.session.execute(_OTHERS).fetchall() if row[2] is not None]
-        if not rows:
+        rows = self.session.execute(_OTHERS, [self.to_end]).fetchall()
+        seen = [(address, at) for _, address, at, _ in rows if at is not None]
+        if not seen:
             return
-        port = self.session.connection.info.port
-        own = wall.sessions(child.pid, [(address, at) for _, address, at in rows], port)
-        found = {pid for pid, address, at in rows if (address, at) in own}
+        own = wall.sessions(child.pid, seen, self.session.connection.info.port)
+        its = [row for row in rows if (row[1], row[2]) in own]
+        found = {pid for pid, _, _, other in its if other is None}
         self.pids |= found
-        self.ports |= {at for _, at in own}
+        self.ports |= {at for _, _, at, other in its if other is None}
+        self._tell({other for _, _, _, other in its if other is not None})
         if self.to_end and not _end(self.session, found):
             raise Stays
+
+    def _tell(self, databases: set[str]) -> None:
+        """Say in which other databases of the server the command is: there is no copy of those."""
+        for name in sorted(databases - self._told):
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason="while it is tried on a copy the command has a session in another database "
+                f"of the live server, {name}: what it does there is done for good, in each trial",
+                objects=[f"database {name}"],
+            )
+        self._told |= databases
 
     def cut_off(self, ended: Ended) -> list[int]:
         """Return which sessions a command that has ended well left at work; they are ended."""
@@ -177,7 +201,8 @@ class OnLive:
 
     def _hidden(self) -> set[int]:
         """Return the sessions of which this role does not see whence they come."""
-        return {pid for pid, _, port in self.session.execute(_OTHERS).fetchall() if port is None}
+        rows = self.session.execute(_OTHERS, [False]).fetchall()
+        return {pid for pid, _, port, _ in rows if port is None}
 
 
 def _end(session: Session, pids: Iterable[int]) -> bool:

@@ -6,7 +6,7 @@ Only what says so is led: a value that is the live server's, behind an option of
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -205,6 +205,25 @@ def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) 
         if not any(each.kind == "host" for each in group):
             names_it = [each for each in group if (each.kind, each.value) == ("database", database)]
             found += [each.at for each in names_it if each not in sure]
+    return found
+
+
+def others(
+    arguments: Sequence[str], database: str, here: Callable[[str, str], bool], *, hosted: bool
+) -> list[int]:
+    """Return which arguments name another database of the live server."""
+    libpq = _libpq(arguments) is not None
+    found: list[int] = []
+    for stem, group in groups(arguments).items():
+        kinds = said(group, libpq=libpq)
+        there = here(kinds.get("host", ""), kinds.get("port", ""))
+        unsaid = libpq and hosted and "host" not in kinds and not stem.endswith(PAIRS)
+        if (there or unsaid) and kinds.get("database", database) != database:
+            named = (each for each in group if each.kind == "database")
+            found += [each.at for each in named if each.value == kinds["database"]]
+    at = place(arguments, database) if hosted else None
+    if at is not None and arguments[at] != database and not _ADDRESS.search(arguments[at]):
+        found.append(at)
     return found
 
 
