@@ -821,6 +821,30 @@ def test_commands_own_password_is_its_own_beside_the_live_database(  # noqa: PLR
     assert found.event("wrap.matched")
 
 
+BY_OPTIONS = """
+import sys, psycopg
+from urllib.parse import parse_qsl
+said = dict(each[1:].split("=", 1) for each in sys.argv[1:])
+url, _, more = said.pop("url").removeprefix("jdbc:").partition("?")
+with psycopg.connect(url, **(said | dict(parse_qsl(more)))) as connection:  # as pgjdbc: it wins
+    connection.execute("ALTER TABLE items ADD COLUMN price int")
+"""
+
+
+def test_role_that_an_option_names_is_tried(
+    run: Run, app: Path, two_roles: dict[str, str], local: dict[str, str | None]
+) -> None:
+    """As Flyway has it: what that role may not, it may not on the copy either."""
+    (app / "tool.py").write_text(BY_OPTIONS)
+    url, tool = two_roles["url"].rpartition("@")[2], two_roles["tool"]
+    told = [f"-url=jdbc:postgresql://{url}", f"-user={tool}", f"-password={tool}"]
+
+    found = run(*command(app), *told, env=local)
+
+    assert (27, "wrap.rehearsal_failed") == (found.code, found.finished["error"]["code"]), found
+    assert "must be owner of table items" in found.finished["error"]["context"]
+
+
 def test_options_and_variables_of_psql_are_led(
     run: Run, app: Path, database: servers.Database, environment: dict[str, str]
 ) -> None:

@@ -1216,6 +1216,75 @@ def test_one_word_of_a_variable_is_no_address(text: str, away: str | None) -> No
     assert (away or text) == led({"ANY": text}, COPIED).environment["ANY"]
 
 
+JDBC = "jdbc:postgresql://db:5432/app"
+JDBC_THERE = "jdbc:postgresql://127.0.0.1:6000/copied?user=migrator&password=r%3A4nd"
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "flyway -url={} -user=migrator -password=p migrate"),
+        ({}, "liquibase --url {} --username migrator --password p update"),
+        ({}, "java -Dspring.datasource.url={} -Dspring.datasource.username=migrator x"),
+        ({}, "java -jar x.jar --db.url={} --db.user=migrator --db.password=p"),
+        ({}, "mvn -Dquarkus.datasource.jdbc.url={} -Dquarkus.datasource.username=migrator x"),
+        ({}, "make DB_URL={} DB_USER=migrator DB_PASSWORD=p"),
+        ({"FLYWAY_USER": "migrator"}, "flyway -url={}"),
+        ({"LIQUIBASE_COMMAND_USERNAME": "migrator"}, "liquibase --url={} update"),
+        ({"SPRING_DATASOURCE_USERNAME": "migrator"}, "java -Dspring.datasource.url={}"),
+        ({"FLYWAY_USER": "me"}, "flyway -url={} -user=migrator"),
+        ({"FLYWAY_URL": JDBC}, "flyway -user=migrator -password=p migrate"),
+        ({"FLYWAY_URL": JDBC}, "mvn -Dflyway.user=migrator -Dflyway.password=p x"),
+    ],
+)
+def test_options_beside_a_url_are_led_together(environ: dict[str, str], said: str) -> None:
+    """Who is named beside it is tried, and not the gate; his password there is the copy's."""
+    copy = dataclasses.replace(COPIED, users=frozenset({"me", "migrator"}))
+    found = led(environ, copy, arguments=said.format(JDBC).split())
+
+    there = re.sub(r"(?i)(password[ =])p\b", r"\1r:4nd", said)
+    assert there.format(JDBC_THERE).split() == found.arguments
+    assert {**environ, **({"FLYWAY_URL": JDBC_THERE} if "FLYWAY_URL" in environ else {})} == {
+        name: found.environment[name] for name in environ
+    }
+    assert ((), False) == (found.left, found.renamed)
+    assert "migrator" in found.users
+    beside = led(environ, BESIDE, arguments=said.format(JDBC).split())
+    assert said.format(JDBC.replace("app", "scratch")).split() == beside.arguments
+
+
+def test_option_of_an_address_is_not_the_variables() -> None:
+    """A program's own variables may be of something else."""
+    environ = {"APP_HOST": "mail", "APP_PORT": "25", "APP_PASSWORD": "p", "APP_USER": "me"}
+    found = led(environ, COPIED, arguments=["app", "--url=postgres://me:p@db/app"])
+
+    assert environ == {name: found.environment[name] for name in environ}
+
+
+@pytest.mark.parametrize(
+    ("environ", "said", "wanted"),
+    [
+        ({"APP_JDBC": JDBC}, "tool", ("APP_JDBC",)),
+        ({}, "flyway -url={}", ("argument 2",)),
+        ({}, "java Migrate {}", ("argument 3",)),
+        ({"DB_USER": "migrator"}, "flyway -url={}", ("argument 2",)),
+        ({"DB_USER": "me"}, "flyway -url={}", ()),
+        ({"APP_JDBC": f"{JDBC}?user=you"}, "tool", ()),
+        ({"APP_URL": "postgres://db/app"}, "tool", ()),
+        ({"APP_JDBC": "jdbc:postgresql://other/shop"}, "tool", ()),
+    ],
+)
+def test_url_that_nobody_is_named_for_is_told(
+    environ: dict[str, str], said: str, wanted: tuple[str, ...]
+) -> None:
+    """Whoever it is in earnest, on the copy it is the gate, and what he may it may, too."""
+    copy = dataclasses.replace(COPIED, users=frozenset({"me", "migrator", "you"}))
+    found = led(environ, copy, arguments=said.format(JDBC).split())
+
+    assert (wanted, bool(wanted)) == (found.left, found.renamed)
+    assert () == led(environ, BESIDE, arguments=said.format(JDBC).split()).left
+
+
 def test_letter_names_a_role_where_there_is_one() -> None:
     """On a server where everybody is another one."""
     live = dataclasses.replace(LIVE, roles=frozenset({"you"}))

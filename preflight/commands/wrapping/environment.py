@@ -25,6 +25,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.:-]{0,60}"
 _WHOLE_URL = re.compile(rf"(?P<scheme>{_SCHEME})://(?P<rest>\S*)")
 _URL = re.compile(rf"(?P<scheme>{_SCHEME})://(?P<rest>[^\s\"'`<>;|\\]*)")
 _JDBC_BARE = re.compile(r"(?i)(jdbc:postgresql):(?!//)/?([^/?\s:]*)(\?\S*)?")
+_ASKING = re.compile(r"(?i)(?:jdbc|r2dbc|vertx-reactive):[a-z0-9+:-]*://(\S*)")  # not for PGUSER
 _PAIR = re.compile(
     r"\s*([A-Za-z_]\w*)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s';\\]|\\.)*)(?=\s|$)", re.ASCII
 )
@@ -146,7 +147,6 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     in the files that variables called NAME_FILE name; `services` are those that libpq knows.
     """
     way = _Way(live, copy)
-    found: dict[str, str] = {}
     ours = {name: text for name, text in environ.items() if not name.startswith(OURS) and text}
     # that one is where this program has the address from
     sure = {*also, *(name.removesuffix(FILE) for name in also), "DATABASE_URL"}
@@ -154,22 +154,21 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     said = ours | in_files
     inline = options.inline(arguments)
     said |= {name: arguments[at].partition("=")[2] for name, at in inline.items()}
+    optional = {n: e for n, e in options.beside_urls(arguments).items() if n not in said}
+    said = {name: each.value for name, each in optional.items()} | said
     groups = _groups(said)
     beside = _users_of_urls(groups, said)
-    for name, text in said.items():
-        new = way.value(text, certain=name in sure, who=beside.get(name, _NOBODY))
-        if new is not None:
-            found[name] = new
-    found |= _grouped(groups, said, found, way)
-    found |= _beside(groups, said, found, way)
-    found = dict.fromkeys(_bare(said, live, also), copy.database) | found
+    found = _variables(said, groups, beside, sure, way)
+    nobody = _nobody(groups, said, beside, arguments, _Way(live, copy))
     others = _others(said, sure | found.keys(), arguments, _Way(live, copy))
     still = _hosts_left(groups, {n: found.get(n, said[n]) for n in (*ours, *in_files)}, way)
     contents = _led_files(files or {}, ours, way)
     contents |= {f"{name}{FILE}": found.pop(name) for name in in_files if name in found}
     hosted = bool(found) or "PGSERVICE" in ours or _says_host(groups, said, way)
-    told = _arguments(arguments, inline, found | way.libpq(ours), way, hosted=hosted)
-    found = {name: text for name, text in found.items() if name not in inline or name in ours}
+    places = {n: (each.at, each.begins) for n, each in optional.items()}
+    places |= {name: (at, f"{name}=") for name, at in inline.items()}
+    told = _arguments(arguments, places, found | way.libpq(ours), way, hosted=hosted)
+    found = {name: text for name, text in found.items() if name not in places or name in ours}
     gone = _elsewhere(copy) & ours.keys()
     led_to = {name: text for name, text in environ.items() if name not in gone}
     if copy.away:
@@ -189,14 +188,12 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     changed = {name for name in ours if led_to.get(name) != ours[name]} - aside
     moved = [f"argument {n}" for n, new in enumerate(told, 1) if new != arguments[n - 1]]
     names = (*sorted(changed | contents.keys()), *moved)
-    seems = options.left(told, live.database, live.hosts if copy.away else (), live.ports)
-    if copy.database != live.database:
-        seems = sorted({*seems, *options.vague(told, live.database, way.known())})
     where = {name: f"{name}{FILE}" for name in in_files}
-    there = {name: f"argument {at + 1}" for name, at in inline.items()}
+    there = where | {name: f"argument {at + 1}" for name, (at, _) in places.items()}
     left = _by_service({n: found.get(n, text) for n, text in ours.items()}, told, services)
-    left += [f"argument {at + 1}" for at in seems if told[at] == arguments[at]]
+    left += [f"argument {at + 1}" for at in _seems(told, way) if told[at] == arguments[at]]
     left += [where.get(name, name) for name in still]
+    left += [there.get(name, name) for name in nobody if copy.users]
     return Led(
         led_to,
         told,
@@ -204,9 +201,9 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         contents,
         frozenset(way.users | way.perhaps),
         tuple(left),
-        tuple(dict.fromkeys((where | there).get(name, name) for name in others)),
+        tuple(dict.fromkeys(there.get(name, name) for name in others)),
         passfile=bool(unsaid and not way.alone()),
-        renamed=way.renames(),
+        renamed=way.renames() or bool(copy.away and nobody),
     )
 
 
@@ -850,6 +847,59 @@ def _beside(
     return {name: text for name, text in changed.items() if name not in found}
 
 
+def _variables(
+    environ: Mapping[str, str],
+    groups: Mapping[str, _Group],
+    beside: Mapping[str, _Who],
+    sure: Collection[str],
+    way: _Way,
+) -> dict[str, str]:
+    """Return what the variables become that name the live database."""
+    found: dict[str, str] = {}
+    for name, text in environ.items():
+        new = way.value(text, certain=name in sure, who=beside.get(name, _NOBODY))
+        if new is not None:
+            found[name] = new
+    found |= _grouped(groups, environ, found, way)
+    found |= _beside(groups, environ, found, way)
+    return dict.fromkeys(_bare(environ, way.live, sure), way.copy.database) | found
+
+
+def _seems(arguments: Sequence[str], way: _Way) -> list[int]:
+    """Return which arguments seem to name the live server or database, as far as that is needed."""
+    live, copy = way.live, way.copy
+    seems = {*options.left(arguments, live.database, live.hosts if copy.away else (), live.ports)}
+    if copy.database != live.database:
+        seems |= {*options.vague(arguments, live.database, way.known())}
+    return sorted(seems)
+
+
+def _nobody(
+    groups: Mapping[str, _Group],
+    environ: Mapping[str, str],
+    beside: Mapping[str, _Who],
+    arguments: Sequence[str],
+    way: _Way,
+) -> list[str]:
+    """Name the URLs whose drivers ask for somebody, where nothing says who that is.
+
+    On the copy it is the gate; as it is where something names its role.
+    """
+    users = {environ[name] for group in groups.values() for name in group.get("user", ())}
+    texts = {name: text for name, text in environ.items() if not beside.get(name, _NOBODY).user}
+    known = {*environ.values()}
+    texts |= {f"argument {n}": text for n, text in enumerate(arguments, 1) if text not in known}
+    asking = [name for name, text in texts.items() if _says_nobody(text) and way.value(text)]
+    return [] if way.live.user in users else asking
+
+
+def _says_nobody(text: str) -> bool:
+    if bare := _JDBC_BARE.fullmatch(text.strip()):
+        return "user=" not in (bare[3] or "")
+    whole = _ASKING.fullmatch(text.strip())
+    return whole is not None and "@" not in whole[1] and "user=" not in whole[1]
+
+
 def _bare(environ: Mapping[str, str], live: Live, also: Collection[str]) -> list[str]:
     """Name the variables that are the live database's bare name."""
     found = [name for name, text in environ.items() if text == live.database]
@@ -886,15 +936,18 @@ def _names_together(
 
 def _arguments(
     arguments: Sequence[str],
-    inline: Mapping[str, int],
+    places: Mapping[str, tuple[int, str]],
     new: Mapping[str, str],
     way: _Way,
     *,
     hosted: bool,
 ) -> list[str]:
-    """Return the arguments of a command, led to the copy; `hosted`: its variables name the host."""
-    changed = {at: f"{name}={new[name]}" for name, at in inline.items() if name in new}
-    changed |= {at: f"_{name}=" for name, at in inline.items() if name in _LEADING}
+    """Return the arguments of a command, led to the copy; `hosted`: its variables name the host.
+
+    `places` are which of them stand for variables, and how those begin.
+    """
+    changed = {at: f"{begins}{new[n]}" for n, (at, begins) in places.items() if n in new}
+    changed |= {at: f"_{name}=" for name, (at, _) in places.items() if name in _LEADING}
     changed |= _said_by_options(arguments, way, hosted=hosted)
     own = options.assigned(arguments)
     return [

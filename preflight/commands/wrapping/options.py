@@ -13,6 +13,7 @@ from pathlib import PurePath
 from preflight.commands.wrapping import words
 
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w.-]*)(?P<equals>=(?P<value>.*))?", re.DOTALL)
+_PROPERTY = re.compile(r"\A[DP](?=[a-z][\w-]*\.)")  # of Java's programs: -Dflyway.url
 _GLUED = re.compile(r"-(?P<name>[hpUd])(?P<value>[^-].*)", re.DOTALL)
 _SHORTS = {"h": "host", "p": "port", "U": "user", "u": "user", "d": "database"}
 # what starts another program, by its letters behind which a value comes
@@ -45,6 +46,8 @@ _VALUED_WORDS = re.compile(
 )
 # to these a name of a database is an alias of their settings
 _ALIASES = re.compile(r"manage\.py|django(?:-admin(?:\.py)?)?|alembic|artisan|hasura(?:-cli)?")
+# how the variables begin that say the same as a program's options
+_OF_PROGRAMS = {"flyway": "flyway", "liquibase": "liquibase_command"}
 _LONE = {"database", "db", "name"}
 # what stands before NAME where that is no database's
 OTHERS = ("SCHEMA", "ROLE", "OWNER", "SECTION", "SERVICE", "USER", "LOGIN", "HOST", "SERVER")
@@ -77,7 +80,7 @@ def groups(arguments: Sequence[str], known: Collection[str] = ()) -> dict[str, l
     """
     found: dict[str, list[Said]] = {}
     for stem, said in _said(arguments, known):
-        if said.kind == "password" or not _ADDRESS.search(said.value):
+        if said.kind == "password" or (said.kind != "url" and not _ADDRESS.search(said.value)):
             found.setdefault(stem, []).append(said)
     return {stem: group for stem, group in found.items() if not _is_anybodys(stem, group)}
 
@@ -136,7 +139,7 @@ def _letter(arguments: Sequence[str], at: int, name: int, program: str) -> _Foun
 def _word(arguments: Sequence[str], at: int, known: Collection[str], *, flags: bool) -> _Found:
     """Yield what an option says; `flags`: its password and TLS have no value."""
     text, option = arguments[at], _OPTION.fullmatch(arguments[at])
-    stem, kind = _named(option["name"]) if option else ("", "")
+    stem, kind = _named(_PROPERTY.sub("", option["name"])) if option else ("", "")
     following = next((each for each in arguments[at + 1 : at + 2] if each[:1] != "-"), None)
     if not option or (flags and kind in ("password", "tls")):
         return
@@ -179,7 +182,22 @@ def _named(option: str) -> tuple[str, str]:
         last = last if last in ("user", "host") else ""
     if libpq := _LIBPQS.fullmatch(last):
         stem, last = [*stem, "pg"], libpq[1]
-    return "_".join(stem), words.KINDS.get(last, "")
+    return "_".join(stem), "url" if last in ("url", "uri") else words.KINDS.get(last, "")
+
+
+def beside_urls(arguments: Sequence[str]) -> dict[str, Said]:
+    """Return URLs, and who and his password, as variables of the same meaning would be called.
+
+    -Dflyway.url is flyway_url, and so is -url of a program flyway; a `user` without a URL belongs
+    to that of a variable, perhaps.
+    """
+    if _libpq(arguments) is not None or not arguments:
+        return {}
+    name = PurePath(arguments[min(program(arguments), len(arguments) - 1)]).name
+    own = _OF_PROGRAMS.get(name, "options")
+    found = [(stem, each) for stem, each in _said(arguments, ()) if len(each.name) > 1]
+    wanted = [(stem, each) for stem, each in found if each.kind in ("url", "user", "password")]
+    return {f"{stem.removesuffix(PAIRS) or own}_{each.kind}": each for stem, each in wanted}
 
 
 def names(arguments: Sequence[str], group: Sequence[Said], *, hosted: bool) -> list[Said]:
