@@ -351,6 +351,30 @@ def test_secret_files_are_led() -> None:
     assert {"DB_URL_FILE": f"postgres://{TO_AWAY}", "DB_PASSWORD_FILE": "r:4nd"} == found.files
 
 
+def test_empty_password_is_one_on_the_copy() -> None:
+    """Where the live server trusts; the copy's asks, and a driver of Java reads no other."""
+    copy = dataclasses.replace(COPIED, users=frozenset({"me", "you"}))
+    environ = {"DB_HOST": "db", "DB_NAME": "app", "DB_USER": "you", "DB_PASSWORD": ""}
+    url = {"APP_URL": "jdbc:postgresql://db/app", "APP_USER": "you", "APP_PASSWORD": ""}
+    file = {"A_DB_HOST": "db", "A_DB_NAME": "app", "A_DB_PASSWORD_FILE": "/f"}
+    nothing = {"MAIL_PASSWORD": "", "PGPASSWORD": "", "DB_PORT": ""}
+    said = environ | url | file | nothing
+    found = led(said, copy, files={"A_DB_PASSWORD_FILE": ""})
+    beside = led(said, BESIDE, files={"A_DB_PASSWORD_FILE": ""})
+
+    assert ("r:4nd", "r:4nd", "") == tuple(
+        found.environment[name] for name in ("DB_PASSWORD", "APP_PASSWORD", "MAIL_PASSWORD")
+    )
+    assert {"A_DB_PASSWORD_FILE": "r:4nd"} == found.files
+    assert {"DB_PASSWORD", "APP_PASSWORD"} <= {*found.variables}
+    assert ("", "", {}) == (
+        beside.environment["DB_PASSWORD"], beside.environment["APP_PASSWORD"], beside.files,
+    )  # fmt: skip
+    both = environ | {"DB_PASSWORD_FILE": "/f"}
+    assert {"DB_PASSWORD_FILE": "r:4nd"} == led(both, files={"DB_PASSWORD_FILE": "own"}).files
+    assert beside.passfile  # he has his own from somewhere else, or needs none
+
+
 def test_role_beside_a_url_is_kept() -> None:
     """A URL that says nobody means the one beside it, not the role of this program."""
     copy = dataclasses.replace(AWAY, users=frozenset({"me", "migrator"}))

@@ -147,6 +147,6 @@ def _contents(environ: Mapping[str, str]) -> dict[str, str]:
             with os.fdopen(descriptor, "rb") as content:
                 regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
                 text = content.read(FILE_MAX + 1) if regular else b""
-            if 0 < len(text) <= FILE_MAX:
+            if regular and len(text) <= FILE_MAX:
                 found[name] = text.decode()
     return found

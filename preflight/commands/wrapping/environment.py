@@ -147,7 +147,8 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     in the files that variables called NAME_FILE name; `services` are those that libpq knows.
     """
     way = _Way(live, copy)
-    ours = {name: text for name, text in environ.items() if not name.startswith(OURS) and text}
+    ours = {name: text for name, text in environ.items() if not name.startswith(OURS)}
+    ours = {name: text for name, text in ours.items() if text or _is_password(name)}
     # that one is where this program has the address from
     sure = {*also, *(name.removesuffix(FILE) for name in also), "DATABASE_URL"}
     in_files = _in_files(files or {}, ours)
@@ -632,7 +633,8 @@ _Group = dict[str, list[str]]  # the names of its variables, by what they say
 def _in_files(files: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """Return what variables called NAME_FILE say as if NAME itself said it."""
     found = {name.removesuffix(FILE): files[name].strip() for name in files if name in environ}
-    return {name: text for name, text in found.items() if text and name not in environ}
+    said = {name: text for name, text in found.items() if text or _is_password(name)}
+    return {name: text for name, text in said.items() if not environ.get(name)}
 
 
 def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> dict[str, _Who]:
@@ -641,9 +643,22 @@ def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> 
     for prefix, group in groups.items():
         near = [prefix, *sorted((each for each in groups if _above(each, prefix)), key=len)[::-1]]
         users = [environ[groups[each]["user"][0]] for each in near if "user" in groups[each]]
-        who = _Who(next(iter(users), ""), any("password" in groups[each] for each in near))
+        who = _Who(
+            next(iter(users), ""), any(_has_password(groups[each], environ) for each in near)
+        )
         found |= dict.fromkeys(group.get("url", ()), who)
     return found
+
+
+def _is_password(name: str) -> bool:
+    """Tell whether a variable is a password's: an empty one means none, which the copy asks for."""
+    part = _VARIABLE.fullmatch(name)
+    kind = _WORDS[part["word"].lower().replace("_", "")] if part else ""
+    return kind == "password" and name != "PGPASSWORD"
+
+
+def _has_password(group: _Group, environ: Mapping[str, str]) -> bool:
+    return any(environ[name] for name in group.get("password", ()))
 
 
 def _names(group: _Group) -> list[str]:
@@ -692,7 +707,7 @@ def _grouped(
         if way.copy.away:
             wanted["password"] = way.copy.password or ""
         whose = [name for kind in ("user", "role") for name in group.get(kind, ())]
-        own = "password" in group
+        own = _has_password(group, environ)
         users = {name: way.user(environ[name], password=own) for name in whose if name not in found}
         changed |= users if way.copy.away else {}
         for kind, new in wanted.items():
