@@ -25,6 +25,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.:-]{0,60}"
 _WHOLE_URL = re.compile(rf"(?P<scheme>{_SCHEME})://(?P<rest>\S*)")
 _URL = re.compile(rf"(?P<scheme>{_SCHEME})://(?P<rest>[^\s\"'`<>;|\\]*)")
 _JDBC_BARE = re.compile(r"(?i)(jdbc:postgresql):(?!//)/?([^/?\s:]*)(\?\S*)?")
+_TARGET = re.compile(r"(?i)(db:(?:pg|postgres(?:ql)?):)([^/?:\s]+)")  # sqitch's; libpq has the rest
 _ASKING = re.compile(r"(?i)(?:jdbc|r2dbc|vertx-reactive):[a-z0-9+:-]*://(\S*)")  # not for PGUSER
 _PAIR = re.compile(
     r"\s*([A-Za-z_]\w*)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s';\\]|\\.)*)(?=\s|$)", re.ASCII
@@ -296,6 +297,8 @@ class _Way:
         bare = text.strip()
         if new := self._jdbc_bare(bare):
             return new
+        if (target := _TARGET.fullmatch(bare)) and target[2] == self.live.database:
+            return f"{target[1]}{self.copy.database}"
         if whole := _WHOLE_URL.fullmatch(bare):
             return self._url(whole["scheme"], whole["rest"], certain=certain, other=who)
         if bare[:1] in ("{", "[") and (new := self._json(bare, certain=certain, who=who)):

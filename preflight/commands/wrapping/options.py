@@ -22,6 +22,8 @@ _FRONT = {
     "sudo": "ughpCDrtTUR",
     "doas": "uC",
     "runuser": "ugG",
+    "nice": "n",
+    "nohup": "",
     **dict.fromkeys(("gosu", "su-exec", "setuidgid", "s6-setuidgid"), ""),
 }
 _AS = {"gosu", "su-exec", "setuidgid", "s6-setuidgid"}  # whose first word is who
