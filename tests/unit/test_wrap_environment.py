@@ -1417,6 +1417,7 @@ AUDIT = '{"host": "db", "database": "audit"}'
         ({}, "psql -h other -d audit", "", ""),
         ({}, "psql -h db -U me app deploy", "", ""),
         ({}, "psql -v dbname=audit app", "", ""),
+        ({}, "pg_ctl start", "", ""),
         ({}, "pg_dump --lock-wait-timeout 10 app", "", ""),
     ],
 )  # fmt: skip

@@ -323,6 +323,11 @@ class _Way:
             new = None if new is None else f"{name}={new}"
         return text if new is None else new
 
+    def mentioned(self, text: str) -> bool:
+        """Tell whether a text has a name of the live server's in it."""
+        said = unquote(text).lower()
+        return any(host.lower() in said for host in self.live.hosts)
+
     def see(self, database: str, hosts: str, ports: str, *, known: bool = False) -> None:
         """Remember another database of the live server.
 
@@ -784,7 +789,7 @@ def _others(
     """
     names: list[str] = []
     for name, text in said.items():
-        if name not in found and not _NOT_POSTGRES.search(name):
+        if name not in found and not _NOT_POSTGRES.search(name) and way.mentioned(text):
             way.value(text)
             names += [name] if way.others else []
             way.others.clear()
@@ -803,7 +808,8 @@ def _others(
     hosted = not way.copy.away
     numbers = {*options.others(arguments, way.live.database, way.here, hosted=hosted)}
     for number, text in enumerate(arguments):
-        way.argument(text)
+        if way.mentioned(text):
+            way.argument(text)
         numbers |= {number} if way.others else set()
         way.others.clear()
     return [*dict.fromkeys(names), *(f"argument {number + 1}" for number in sorted(numbers))]

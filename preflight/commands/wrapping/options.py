@@ -30,6 +30,7 @@ _AS = {"gosu", "su-exec", "setuidgid", "s6-setuidgid"}  # whose first word is wh
 _FRONT_WORDS = r"--(?:user|group|host|prompt|chdir|chroot|unset|supp-group)"
 _LIBPQ = re.compile(r"psql|pgbench|pg_\w+|vacuumdb|reindexdb|clusterdb|createuser|dropuser")
 _NO_PLACE = {"pg_restore", "createuser", "dropuser"}  # what has no dash there is no database
+_PLACED = {"psql", "pg_dump", "pgbench", "vacuumdb", "reindexdb", "clusterdb"}  # there it is one
 _VALUED = {  # letters behind which a value comes
     "psql": "cdfFhLopPRTUv",
     "pgbench": "bcDfFhIjLMpPRstTU",
@@ -241,9 +242,11 @@ def others(
         if (there or unsaid) and kinds.get("database", database) != database:
             named = (each for each in group if each.kind == "database")
             found += [each.at for each in named if each.value == kinds["database"]]
-    at = place(arguments, database) if hosted else None
-    if at is not None and arguments[at] != database and not _ADDRESS.search(arguments[at]):
-        found.append(at)
+    at, which = _libpq(arguments), place(arguments, database) if hosted else None
+    if at is None or which is None or PurePath(arguments[at]).name not in _PLACED:
+        return found
+    if arguments[which] != database and not _ADDRESS.search(arguments[which]):
+        found.append(which)
     return found
 
 
