@@ -163,7 +163,7 @@ def again(session: Session, step: back.Step, saved: Place | None, *, first: bool
 def _lock(session: Session, script: Script) -> None:
     """Keep writers off the tables that an export reads, to the end of the transaction."""
     statements.prepare(session, script, "SET LOCAL")
-    nodes = [parser.parsed(each.text(script.text)) for each in script.statements()]
+    nodes = [parser.parsed(each.read(script.text)) for each in script.statements()]
     names = sorted({name for node in nodes if node for name in effects.named_tables(node)})
     oids = [oid for (oid,) in session.execute(_NAMED, [names]).fetchall() if oid]
     session.execute(f"SET LOCAL {sessions.PATH}")

@@ -124,7 +124,7 @@ def _each(script: Script) -> Iterator[tuple[scan.Statement, str | None]]:
     """Yield each statement and what it leaves in its session."""
     functions: dict[str, str] = {}
     for statement in script.statements():
-        yield statement, left(statement.text(script.text), functions)
+        yield statement, left(statement.read(script.text), functions)
 
 
 def locks(text: bytes) -> bool:
@@ -138,7 +138,7 @@ def again(script: Script, done: int) -> bool:
 
     Not where one of them released some in another way than alone.
     """
-    texts = [each.text(script.text) for each in islice(script.statements(), done)]
+    texts = [each.read(script.text) for each in islice(script.statements(), done)]
     return all(locks(text) for text in texts if _RELEASES.search(text))
 
 
@@ -152,7 +152,7 @@ def superseded(script: Script, done: int) -> set[int]:
     roles: set[int] = set()
     needed: set[int] = set()
     for number, statement in enumerate(islice(script.statements(), done), 1):
-        text = statement.text(script.text)
+        text = statement.read(script.text)
         if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]):
             continue
         node = parser.parsed(text)

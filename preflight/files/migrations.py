@@ -51,7 +51,7 @@ class Script:
 
     def statements(self) -> Iterator[scan.Statement]:
         """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
-        found = scan.statements(self.text)
+        found = scan.statements(self.text, unbound=self.elsewhere)
         if not self.wrapped:
             yield from found
             return

@@ -215,7 +215,7 @@ def each(file: Migration) -> Told:
     starts = (statement.start for statement in file.up.statements())
     places = scan.places(file.up.text, starts)
     for number, statement in enumerate(file.up.statements(), 1):
-        text = statement.text(file.up.text)
+        text = statement.read(file.up.text)
         effect = _of(text)
         line, column = next(places)
         meant, now = now, where.after(now, text, transactional=file.up.transactional)

@@ -150,7 +150,7 @@ def foreign_made(script: Script) -> set[str]:
     """Return the names of the foreign tables that a file makes, outside of blocks and routines."""
     if not _FOREIGN_WORD.search(script.text):
         return set()
-    texts = (statement.text(script.text) for statement in script.statements())
+    texts = (statement.read(script.text) for statement in script.statements())
     nodes = [
         parser.parsed(text)
         for text in texts

@@ -208,7 +208,7 @@ def turned(file: migrations.Migration) -> int | None:
             head = heads.get(end + at)
             if head is None:
                 continue
-            undoes = (head["tail"] and takes) or _UNDOES.match(statement.text(text))
+            undoes = (head["tail"] and takes) or _UNDOES.match(statement.read(text))
             back = undoes and not _REMARK.search(gap, after)
             begun = end or (file.rollback is None and _UP.search(text, 0, end + at))
             if (head["sign"] or b"").startswith(b"+") or (begun and back):
@@ -374,7 +374,7 @@ class Reading:
         """Return the script; what is wrong with it is in `problems`."""
         found, sound = _Found(marked=self.rule.unbound), True
         restricted: list[scan.Defect] = []
-        for item in scan.items(text):
+        for item in scan.items(text, unbound=self.rule.unbound):
             if isinstance(item, scan.Statement):
                 found.first, found.last = found.first or item, item
                 found.count += 1
@@ -445,10 +445,10 @@ class Reading:
     def _sort(self, text: bytes, statement: scan.Statement, found: _Found) -> None:
         """Report a statement that may not stand in such a file; keep those that depend on more."""
         if self.kind in ("verify", "export"):
-            if not kinds.reads_only(statement.text(text)):
+            if not kinds.reads_only(statement.read(text)):
                 self._at(text, statement, f"a {self.kind} file holds queries only", "Use SELECT.")
         elif scan.first_word(text, statement.start) in kinds.NOTABLE:
-            body = statement.text(text)
+            body = statement.read(text)
             if kinds.is_control(body):
                 found.control.append(statement)
             elif kinds.outside_transaction(body):
@@ -461,7 +461,7 @@ class Reading:
                 text,
                 statement,
                 "cannot run inside a transaction",
-                kinds.DISCARDS if kinds.discards_all(statement.text(text)) else self.rule.hint,
+                kinds.DISCARDS if kinds.discards_all(statement.read(text)) else self.rule.hint,
             )
         wrapped = found.wrapped(text, blank=self.rule.blank)
         if wrapped:

@@ -58,7 +58,7 @@ def unknown(scripts: Iterable[Script | None]) -> bool:
     return any(
         script is not None
         and any(word in piece for piece in _pieces([script]) for word in words)
-        and any(_hides(each.text(script.text)) for each in script.statements())
+        and any(_hides(each.read(script.text)) for each in script.statements())
         for script in scripts
     )
 

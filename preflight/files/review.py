@@ -57,6 +57,6 @@ def unparsed(script: Script) -> list[str]:
     starts = (statement.start for statement in script.statements())
     places = scan.places(script.text, starts)
     for statement, (line, column) in zip(script.statements(), places, strict=True):
-        if said := parser.complaint(statement.text(script.text)):
+        if said := parser.complaint(statement.read(script.text)):
             found.append(f"{script.file}:{line}:{column} does not parse: {said}")
     return found

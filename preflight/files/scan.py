@@ -8,6 +8,7 @@ only when its first words leave a doubt: the import costs 0.12 s.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,15 +23,10 @@ _COMMENT = rb"--" + _REST
 _MORE = rb"[ \t\f\v]*+(?:%b)?+[\n\r](?:\s++|%b)*+" % (_COMMENT, _COMMENT)
 _ESCAPED = rb"'(?:[^'\\]++|\\.|'')*+'"
 _ESCAPED += rb"(?:%b%b)*+(?!%b')" % (_MORE, _ESCAPED, _MORE)  # goes on on a further line
-_EASY = (
-    rb"[^'\"$();\\/-]++|(?<![eE])'[^']*+'|(?<=[A-Za-z_\x80-\xff][eE])'[^']*+'"
-    rb"|(?<=[^\w$\x80-\xff][eE])%b|\"[^\"]*+\"|-(?!-)|/(?!\*)|(?!%b)%b"
-) % (_ESCAPED, _SAYS, _COMMENT)
-_PAIR = rb"\((?:%b)*+\)" % _EASY
+_PLAIN = rb"(?<![eE])'[^']*+'|(?<=[A-Za-z_\x80-\xff][eE])'[^']*+'"
+_PLAIN += rb"|(?<=[^\w$\x80-\xff][eE])" + _ESCAPED
 
 _GAP = re.compile(rb"(?:\s++|(?!%b)%b)*+" % (_SAYS, _COMMENT))
-# all that needs no thought, so that an INSERT of many rows is one match
-_RUN = re.compile(rb"(?:%b|%b|\((?:%b|%b)*+\))*+" % (_EASY, _PAIR, _EASY, _PAIR), re.DOTALL)
 _LINE = re.compile(_REST)
 _DIRECTIVE = re.compile(_NOTE)
 _LAST = re.compile(rb"(?m)^" + _ENDS)
@@ -48,15 +44,23 @@ _TOKEN = re.compile(
 )
 # what is no code; a quoted name is, but nothing begins in it
 _OPENED = re.compile(rb"['\"]|(?<![\w$\x80-\xff])(?:[eE]'|\$)|--|/\*")
-_ASIDE = re.compile(
-    rb"%b|(?P<block>/\*)|[eE]%b|'[^']*+(?:''[^']*+)*+'|(?P<name>\"[^\"]*+\")|(?P<tag>%b)"
-    % (_COMMENT, _ESCAPED, _TAG),
-    re.DOTALL,
+_ASIDES = rb"%b|(?P<block>/\*)|[eE]?%b|'[^']*+(?:''[^']*+)*+'|(?P<name>\"[^\"]*+\")|(?P<tag>%b)"
+_ASIDE = re.compile(_ASIDES.replace(b"?%b", b"%b") % (_COMMENT, _ESCAPED, _TAG), re.DOTALL)
+# where a backslash escapes in every text
+_ASIDE_ESCAPED = re.compile(_ASIDES % (_COMMENT, _ESCAPED, _TAG), re.DOTALL)
+_SPACE = rb"(?>\s|%b|/\*.*?\*/)" % _COMMENT
+# what decides whether it does in those that follow
+_DECIDES = re.compile(
+    rb"(?is)(?:set@++(?:session@++|(?P<local>local)@++)?|reset@++)\"?standard_conforming_strings\b\"?"
+    rb"(?:@*+(?:=|to\b)@*+e?['\"]?(?P<off>off?|f|fa|fal|fals|false|no?|0+)\b)?"
+    rb"|reset@++all\b".replace(b"@", _SPACE)
 )
 _ATOMIC = re.compile(rb"\bATOMIC\b", re.IGNORECASE)
 _REST_OF_LINE = re.compile(rb"[ \t\f\v]*+(?:%b)?+" % _COMMENT)
 _COPY_END = re.compile(rb"^\\\.(?:\n|\Z)", re.MULTILINE)
-_SEMICOLON, _BACKSLASH = b";\\"
+_SEMICOLON, _BACKSLASH, _QUOTE = b";\\'"
+_ESCAPE = re.compile(rb"(?s)\\.")
+_UNBOUND = "no-transaction"  # the directive
 _INSIDE = bytes(range(0x80, 0xC0))  # every byte of a character but its first
 _PART = 1 << 20
 _AT_ONCE, _AGAIN = 5000, 1000  # words that are looked at together, and once more with the next
@@ -67,17 +71,28 @@ _IN_NAMES += bytes([*_IN_NAMES.upper(), *range(0x80, 0x100)])
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement: byte offsets in its script, and the inline COPY data that follows it."""
+    """One statement: byte offsets in its script, and the inline COPY data that follows it.
+
+    `escaped`: standard_conforming_strings is off, so a backslash escapes in plain texts, too.
+    """
 
     start: int
     end: int
     data: tuple[int, int] | None = None
+    escaped: bool = False
 
     def text(self, script: bytes) -> bytes:
         """Return the statement without its semicolon; the script itself if it is all of it."""
         return (
             script if (self.start, self.end) == (0, len(script)) else script[self.start : self.end]
         )
+
+    def read(self, script: bytes) -> bytes:
+        """Return the statement as all that reads texts in the standard way is to have it.
+
+        It is as long, and what its texts hold is the same but for what other escapes mean.
+        """
+        return _standard(self.text(script)) if self.escaped else self.text(script)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +138,19 @@ def places(script: bytes, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
         before = offset
 
 
-def statements(script: bytes) -> Iterator[Statement]:
+def statements(script: bytes, *, unbound: bool = False) -> Iterator[Statement]:
     """Yield the statements of a script that was found sound."""
-    return (item for item in items(script) if isinstance(item, Statement))
+    return (item for item in items(script, unbound=unbound) if isinstance(item, Statement))
 
 
-def items(script: bytes) -> Iterator[Statement | Directive | Defect]:
+def items(script: bytes, *, unbound: bool = False) -> Iterator[Statement | Directive | Defect]:
     """Yield what a script contains, in order; stops at a defect after which nothing is certain.
 
     A directive inside a statement comes before it, because the statement's end is not known yet.
+    `unbound`: it runs in no transaction, though it has no directive that says so.
     """
     at, size = 0, len(script)
+    escaped, run = False, _run(escaped=False)
     while at >= 0:
         at = _after(_GAP, script, at)
         if at == size:
@@ -144,13 +161,29 @@ def items(script: bytes) -> Iterator[Statement | Directive | Defect]:
             item, at = _aside(script, at)
             if item is not None:
                 yield item
+                unbound = unbound or (isinstance(item, Directive) and item.text == _UNBOUND)
         elif script[at] in b"cC":  # CREATE and COPY may be longer than they seem
-            at = yield from _statement(script, at, at)
-        elif (end := _after(_RUN, script, at)) < size and script[end] == _SEMICOLON:
-            yield Statement(at, end)
-            at = end + 1
+            at = yield from _statement(script, at, at, escaped=escaped)
         else:
-            at = yield from _statement(script, at, end)
+            sets = script[at] in b"sSrR" and script[at + 2 : at + 3] in b"tTsS"  # SET, RESET
+            if sets and (said := _DECIDES.match(script, at)) is not None:
+                escaped = escaped if unbound and said["local"] else said["off"] is not None
+                run = _run(escaped=escaped)
+            end = _after(run, script, at)
+            if end < size and script[end] == _SEMICOLON:
+                yield Statement(at, end, escaped=escaped)
+                at = end + 1
+            else:
+                at = yield from _statement(script, at, end, escaped=escaped)
+
+
+@functools.cache
+def _run(*, escaped: bool) -> re.Pattern[bytes]:
+    """Return what matches all that needs no thought: an INSERT of many rows is one match."""
+    easy = rb"[^'\"$();\\/-]++|%b|\"[^\"]*+\"|-(?!-)|/(?!\*)|(?!%b)%b"
+    easy %= (_ESCAPED if escaped else _PLAIN, _SAYS, _COMMENT)
+    pair = rb"\((?:%b)*+\)" % easy
+    return re.compile(rb"(?:%b|%b|\((?:%b|%b)*+\))*+" % (easy, pair, easy, pair), re.DOTALL)
 
 
 def _after(pattern: re.Pattern[bytes], script: bytes, at: int) -> int:
@@ -160,15 +193,16 @@ def _after(pattern: re.Pattern[bytes], script: bytes, at: int) -> int:
 
 
 def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
-    script: bytes, start: int, at: int
+    script: bytes, start: int, at: int, *, escaped: bool
 ) -> Generator[Statement | Directive | Defect, None, int]:
     """Yield the statement that begins at `start` and was read up to `at`; return where to go on.
 
     -1 is nowhere.
     """
-    body = _Body(script, start)
+    body = _Body(script, start, escaped=escaped)
+    run = _run(escaped=escaped)
     known, depth = start, 0  # a name does not reach back beyond `known`
-    while (at := _after(_RUN, script, at)) < len(script):
+    while (at := _after(run, script, at)) < len(script):
         match script[at : at + 1]:
             case b"(":
                 depth, at = depth + 1, at + 1
@@ -190,8 +224,8 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
                     return -1
                 known = at = close + len(tag.group())
             case b"'":
-                escaped = _name_before(script, known, at) in (b"e", b"E")
-                string = (_E_STRING if escaped else _STRING).match(script, at)
+                escapes = escaped or _name_before(script, known, at) in (b"e", b"E")
+                string = (_E_STRING if escapes else _STRING).match(script, at)
                 if string is None:
                     yield Defect(at, "this string never ends", "Its closing quote is missing.")
                     return -1
@@ -202,14 +236,14 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
             case _:  # -- /* \
                 item, after = _aside(script, at)
                 if _LAST.match(script, at):
-                    yield Statement(start, at)
+                    yield Statement(start, at, escaped=escaped)
                     return after
                 if item is not None:
                     yield item
                 if after < 0 or script[at] == _BACKSLASH:
                     return after
                 known = at = after
-    statement, at = _with_data(script, start, at)
+    statement, at = _with_data(script, Statement(start, at, escaped=escaped))
     yield statement
     return at
 
@@ -263,10 +297,10 @@ def _meta_command(script: bytes, at: int) -> Defect:
     return Defect(at, f"psql meta-command {command}", hint)
 
 
-def _with_data(script: bytes, start: int, end: int) -> tuple[Statement | Defect, int]:
+def _with_data(script: bytes, statement: Statement) -> tuple[Statement | Defect, int]:
     """Return a statement with the inline data that follows it, and where to go on."""
-    statement = Statement(start, end)
-    if first_word(script, start) != b"COPY" or not copies(script[start:end], "FROM"):
+    start, end = statement.start, statement.end
+    if first_word(script, start) != b"COPY" or not copies(statement.read(script), "FROM"):
         return statement, end + 1
     after = _after(_REST_OF_LINE, script, end + 1)
     if script[after : after + 1] != b"\n":
@@ -276,7 +310,8 @@ def _with_data(script: bytes, start: int, end: int) -> tuple[Statement | Defect,
     if close is None:
         hint = r"End it with a line \."
         return Defect(start, "the data of COPY … FROM stdin never ends", hint), -1
-    return Statement(start, end, (after + 1, close.end())), close.end()
+    data = after + 1, close.end()
+    return Statement(start, end, data, escaped=statement.escaped), close.end()
 
 
 def copies(text: bytes, direction: str) -> bool:
@@ -300,8 +335,8 @@ def copy_data(script: bytes, statement: Statement) -> tuple[int, int]:
 class _Body:
     """Counts BEGIN ATOMIC … END of the statement that begins at `at`, as far as it was read."""
 
-    def __init__(self, script: bytes, at: int) -> None:
-        self.script, self.at = script, at
+    def __init__(self, script: bytes, at: int, *, escaped: bool) -> None:
+        self.script, self.at, self.escaped = script, at, escaped
         self.depth, self.before = 0, ""
         said = [word for word in islice(tokens(script, at), 4) if word not in ("OR", "REPLACE")]
         self.routine = said[:1] == ["CREATE"] and said[1:2] in (["FUNCTION"], ["PROCEDURE"])
@@ -310,7 +345,7 @@ class _Body:
         """Tell whether a semicolon at this offset stands inside such a body."""
         if not self.routine or not (self.depth or _ATOMIC.search(self.script, self.at, end)):
             return False
-        for word in tokens(self.script, self.at, end):
+        for word in self._tokens(end):
             label = self.before in (".", "AS")  # there any keyword is a name
             if not self.depth:
                 self.depth += (self.before, word) == ("BEGIN", "ATOMIC")
@@ -320,15 +355,34 @@ class _Body:
         self.at = end
         return self.depth > 0
 
+    def _tokens(self, end: int) -> Iterator[str]:
+        if self.escaped:
+            return tokens(_standard(self.script[self.at : end]))
+        return tokens(self.script, self.at, end)
 
-def asides(text: bytes, most: int) -> Iterator[tuple[int, int]]:
+
+def _standard(text: bytes) -> bytes:
+    """Return a text in which backslashes escape as one of the same length that ends alike."""
+    kept, at = list[bytes](), 0
+    for start, end in asides(text, len(text), escaped=True):
+        if text[start] == _QUOTE:
+            kept += [text[at:start], _ESCAPE.sub(_doubled, text[start:end])]
+            at = end
+    return b"".join([*kept, text[at:]])
+
+
+def _doubled(escape: re.Match[bytes]) -> bytes:
+    return b"''" if escape.group() == b"\\'" else escape.group()
+
+
+def asides(text: bytes, most: int, *, escaped: bool = False) -> Iterator[tuple[int, int]]:
     """Yield where each comment, text and dollar-quoted body of a statement begins and ends.
 
     Ends before a stretch of more than so many bytes without one.
     """
-    at = 0
+    at, aside = 0, _ASIDE_ESCAPED if escaped else _ASIDE
     while (opened := _OPENED.search(text, at, at + most)) is not None:
-        token = _ASIDE.match(text, opened.start())
+        token = aside.match(text, opened.start())
         if token is None or token["name"]:
             at = token.end() if token else opened.end()
             continue

@@ -550,7 +550,7 @@ def reaching(
     """Yield the statements with an effect beyond their bounds, and what they reach."""
     for script in scripts:
         for statement in script.statements():
-            if far := reach.beyond(statement.text(script.text), bounds):
+            if far := reach.beyond(statement.read(script.text), bounds):
                 yield script, statement, far
 
 

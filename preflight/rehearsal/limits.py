@@ -79,7 +79,7 @@ Said = tuple[scan.Statement, list[named.Name], list[str] | None]
 
 def _said(script: Script) -> Iterator[Said]:
     for statement in script.statements():
-        text = statement.text(script.text)
+        text = statement.read(script.text)
         yield statement, list(dict.fromkeys(named.names(text))), named.path_of(text)
 
 

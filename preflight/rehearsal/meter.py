@@ -201,7 +201,7 @@ class Meter:
             self._queries += 1
             looked_at = self._queries <= QUERIES
         if looked_at:
-            self._look(session, item, statement.text(script.text))
+            self._look(session, item, statement.read(script.text))
         else:
             self._unseen = self._unseen or item
         if looked_at or len(self.found) < KEPT:

@@ -159,7 +159,7 @@ def require_same_version(
     verb, *what = [*islice(scan.bare(script.text, statement.start, statement.end), 2)]
     if what != ["EXTENSION"] or verb not in {"CREATE", "ALTER"}:
         return
-    if (node := parser.parsed(statement.text(script.text))) is None:
+    if (node := parser.parsed(statement.read(script.text))) is None:
         return
     said = node.create_extension_stmt if verb == "CREATE" else node.alter_extension_stmt
     if any(option.def_elem.defname == "new_version" for option in said.options):

@@ -160,7 +160,7 @@ def said(scripts: Iterable[Script]) -> Said:
     found, seen = Said(), set[bytes]()
     for script in scripts:
         for statement in script.statements():
-            text = parser.typical(parser.shortened(statement.text(script.text)))
+            text = parser.typical(parser.shortened(statement.read(script.text)))
             if len(text) > parser.LARGEST_TEXT:
                 raise scratch.Unavailable(
                     f"{script.file} has a statement that is too large to see which tables it needs"
@@ -661,7 +661,7 @@ def far(session: Session, scripts: Iterable[Script]) -> tuple[Script, str, str] 
 def _writes(script: Script) -> bool:
     """Tell whether a file may write rows by itself: triggers are called then."""
     firsts = {
-        word for each in script.statements() for word in scan.words(each.text(script.text), 1)
+        word for each in script.statements() for word in scan.words(each.read(script.text), 1)
     }
     return not firsts <= _BEGINS | {"SELECT", "TABLE", "VALUES"}
 

@@ -233,7 +233,7 @@ def _nearby(server: local.Server, script: Script, statement: scan.Statement) -> 
     said = scan.bare(script.text, statement.start, statement.end)
     if [*islice(said, 2)] != ["CREATE", "TABLESPACE"]:
         return None
-    node = parser.parsed(statement.text(script.text))
+    node = parser.parsed(statement.read(script.text))
     if node is None:
         raise scratch.Unavailable("where a tablespace is to lie cannot be read")
     if not node.create_table_space_stmt.location.startswith("/"):

@@ -1589,6 +1589,28 @@ def test_what_a_file_sets_changes_nothing_in_what_is_recorded(
     )
 
 
+@pytest.mark.parametrize("above", ["", "-- preflight: no-transaction\n"])
+def test_backslashes_escape_where_a_file_sets_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations, above: str
+) -> None:
+    """A file from before standard_conforming_strings runs as psql runs it; the next one as ever."""
+    old = r"""SET standard_conforming_strings = off;
+CREATE TABLE t (a text DEFAULT '\';');
+INSERT INTO t VALUES ('it\'s; ok'), (DEFAULT);
+DO 'BEGIN INSERT INTO t VALUES (\'\'\';\'\'\'); END';
+RESET standard_conforming_strings;
+INSERT INTO t VALUES ('a\');
+"""
+    migrations({"001_a.sql": above + old, "002_b.sql": r"INSERT INTO t VALUES ('b\');"})
+
+    planned = run("plan").event("statement.planned")
+    assert (7, []) == (len(planned), [each for each in planned if each.get("unknown")])
+    assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code
+    assert sorted(["';", "';'", "a\\", "b\\", "it's; ok"]) == sorted(
+        database.query("SELECT a FROM t")
+    )
+
+
 @pytest.mark.parametrize(
     "verified", [{}, {"001_a_verify.sql": VERIFIED}], ids=["plain", "verified"]
 )

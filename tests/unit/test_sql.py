@@ -144,6 +144,94 @@ def test_quoting_needs_standard_strings_only_where_it_says_so() -> None:
     assert [r"SELECT E'a\'; '"] == cut(r"SELECT E'a\'; '")
 
 
+OFF = "SET standard_conforming_strings = off"
+# what a server reads as one statement only while backslashes escape in every text
+ESCAPED = (
+    r"SELECT 'it\'s; ok', '\\', '\'; --'",
+    r"SELECT date'\'', ('a\'(', 'b')" + "\n -- it\\'s\n",
+    "SELECT 'a'\n  '\\';'",
+    r"COPY t FROM '/a\' FROM STDIN; '",
+    r"""CREATE FUNCTION f() RETURNS text BEGIN ATOMIC
+      SELECT '\'END;', CASE WHEN true THEN 'a\'' END; SELECT '\'; END'; END""",
+    r"DO 'BEGIN PERFORM \'; /*\'; END'",
+)
+
+
+@pytest.mark.parametrize("text", ESCAPED)
+@pytest.mark.parametrize(
+    "said",
+    [
+        OFF,
+        OFF.upper(),
+        "SET LOCAL standard_conforming_strings TO 'off'",
+        "/* a */ set /* ' */ session -- '\n \"standard_conforming_strings\"=false",
+        "SET standard_conforming_strings TO 0",
+    ],
+)
+def test_backslash_escapes_where_a_file_sets_it(said: str, text: str) -> None:
+    """Behind such a SET a plain text is cut as the server reads it, and others as ever."""
+    assert [said.removeprefix("/* a */ "), text, "SELECT 1"] == cut(f"{said};\n{text};\nSELECT 1")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "SET standard_conforming_strings = on",
+        "SET standard_conforming_strings TO DEFAULT",
+        "RESET standard_conforming_strings",
+        "RESET /* a */ ALL",
+        "set Local standard_conforming_strings to 'on'",
+    ],
+)
+def test_backslash_escapes_until_a_file_sets_it_back(said: str) -> None:
+    """What is set to nothing of that kind, or to on, ends it."""
+    assert [OFF, r"SELECT 'a\';'", said, r"SELECT 'b\'", "SELECT 1"] == cut(
+        rf"{OFF};SELECT 'a\';';{said};SELECT 'b\';SELECT 1"
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "SELECT 'SET standard_conforming_strings = off'",
+        "-- SET standard_conforming_strings = off;\nSELECT 1",
+        "SET escape_string_warning = off",
+        "SET LOCAL standard_conforming_strings_2 = off",
+        "UPDATE t SET standard_conforming_strings = off",
+    ],
+)
+def test_backslash_escapes_for_nothing_else(said: str) -> None:
+    """A text, a comment, another setting, a column."""
+    assert [r"SELECT 'a\'", "SELECT 1"] == cut(rf"{said};SELECT 'a\';SELECT 1")[1:]
+
+
+def test_local_setting_decides_nothing_without_a_transaction() -> None:
+    """There it ends with its own statement."""
+    said = OFF.replace("SET", "SET LOCAL")
+    text = rf"{said};SELECT 'a\';SELECT 1"
+    for found in (
+        cut(f"-- preflight: no-transaction\n{text}"),
+        [
+            each.text(text.encode()).decode()
+            for each in scan.statements(text.encode(), unbound=True)
+        ],
+    ):
+        assert [said, r"SELECT 'a\'", "SELECT 1"] == found
+
+
+@pytest.mark.parametrize("text", [each for each in ESCAPED if "FROM" not in each])
+def test_statement_with_escapes_is_understood(text: str) -> None:
+    """To PostgreSQL's parser and all that looks at words it is a text of the same length."""
+    script = f"{OFF};{text}".encode()
+    _, statement = scan.statements(script)
+    read = statement.read(script)
+
+    assert text.encode() == statement.text(script)
+    assert len(text.encode()) == len(read)
+    assert parser.parsed(read)
+    assert not parser.parsed(statement.text(script))
+
+
 @pytest.mark.parametrize(
     ("text", "message", "place"),
     [
