@@ -167,12 +167,54 @@ def _signed(part: bytes) -> bool:
 
 
 def marked(text: bytes) -> str | None:
-    """Return the tool whose marks a file carries."""
+    """Return the tool whose marks a file carries, as comments.
+
+    In a text or a block comment they are what somebody writes about: a tool that cuts the file
+    there, as most do, would leave a part that never ends.
+    """
     if not (text.startswith(b"--! ") or any(map(_signed, _small(text)))):
         return None  # the common case, at the speed of memory
+    if (tool := _whose(text)) is None:
+        return None
+    first = next(scan.statements(text), None)
+    above = _without_texts(text[: first.start]) if first else b""  # where most tools have theirs
+    return tool if _whose(above) == tool else _whose(_uttered(text))
+
+
+def _whose(text: bytes) -> str | None:
     found = (tool for tool, mark in _MARKS.items() if mark.search(text))
     pairs = (tool for tool, pair in _PAIRS.items() if _apart(text, *pair))
     return next(itertools.chain(found, pairs), None)
+
+
+def _uttered(text: bytes) -> bytes:
+    """Return a script without what is in its texts, block comments and rows, in the same lines.
+
+    What stands where a mark may be is in it, and a word for every statement that holds none.
+    """
+    kept, at, sound = list[bytes](), 0, True
+    for statement in scan.items(text):
+        if not isinstance(statement, scan.Statement):
+            sound = sound and isinstance(statement, scan.Directive)
+            continue
+        said = statement.text(text)
+        if not any(map(_signed, _small(said))):
+            said = b"0;\n"  # it may be as long as the file
+        kept.append(_without_texts(text[at : statement.start]))
+        kept.append(_without_texts(said, escaped=statement.escaped))
+        at = statement.data[1] if statement.data else statement.end
+        kept += [b"\n"] if statement.data else []
+    kept.append(_without_texts(text[at:]) if sound else text[at:])
+    return b"".join(kept)
+
+
+def _without_texts(piece: bytes, *, escaped: bool = False) -> bytes:
+    kept, at = list[bytes](), 0
+    for start, end in scan.asides(piece, len(piece), escaped=escaped):
+        if not piece.startswith(b"--", start):
+            kept += [piece[at:start], b"''"]
+            at = end
+    return b"".join([*kept, piece[at:]])
 
 
 def _apart(text: bytes, *marks: re.Pattern[bytes]) -> bool:

@@ -728,6 +728,58 @@ def test_recorded_file_is_not_judged_by_a_mark(tmp_path: Path) -> None:
     assert "ours" == numbers.settled(found, plan.History(records)).tool
 
 
+MARKED = {  # what each tool would cut a file at
+    "dbmate": "-- migrate:up\n-- migrate:down transaction:false",
+    "goose": "-- +goose Up\n  -- +goose Down",
+    "tern": "---- create above / drop below ----",
+    "sql-migrate": "-- +migrate Down",
+    "node-pg-migrate": "-- Up Migration\nSELECT 1;\n-- Down Migration",
+    "MyBatis": "-- //@UNDO",
+    "rambler": "-- rambler down",
+    "shmig": "-- ==== DOWN ====",
+    "Atlas": "-- atlas:txtar\n-- atlas:checkpoint",
+    "Liquibase": "--liquibase formatted sql",
+}
+WITHIN = {  # a script in which that is nothing but data
+    "dollars": "CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $a$\n{}\n$a$;\n",
+    "a text": "SELECT 'it''s: \n{}\n', E'\\'\n{}\n', \"--\";\n",
+    "a text with escapes": "SET standard_conforming_strings = off;\nSELECT '\\'\n{}\n';\n",
+    "rows": "COPY t FROM stdin;\nit's\n{}\n\\.\nSELECT 'a\n{}\n';\n",
+    "a comment": "/* 'as in\n{}\n/* */\n*/ SELECT 1; -- it's\n",
+    "a comment at the end": "SELECT 1;\n/*\n{}\n*/",
+}
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("tool", MARKED)
+def test_mark_that_is_data_is_none(tool: str, within: str, tmp_path: Path) -> None:
+    """In a text, a row or a block comment it is written about, whether anything is recorded."""
+    text = WITHIN[within].replace("{}", MARKED[tool])
+    config = written(tmp_path, {"001_a.sql": "SELECT 1;\n", "002_b.sql": text})
+    record = plan.Record(1, "001_a", hashlib.sha256(b"SELECT 1;\n").hexdigest())
+    found = folder.load(config)
+
+    assert ("ours", {}) == (found.tool, found.marks)
+    for records in ({}, {1: record}):
+        assert found == numbers.settled(found, plan.History(records))
+    assert found == folder.load(dataclasses.replace(config, layout="ours"))
+
+
+@pytest.mark.parametrize("within", [each for each in WITHIN if "end" not in each])
+@pytest.mark.parametrize("tool", [each for each in MARKED if each != "Liquibase"])
+def test_mark_beside_data_is_one(tool: str, within: str, tmp_path: Path) -> None:
+    """Below a text that holds one, and between statements that hold none."""
+    text = WITHIN[within].replace("{}", MARKED[tool])
+    text += f"SELECT 2;\nSELECT 3\n{MARKED[tool]}\n;SELECT 4;\n"
+    config = written(tmp_path, {"001_a.sql": "SELECT 1;\n", "002_b.sql": text})
+    record = plan.Record(1, "001_a", hashlib.sha256(b"SELECT 1;\n").hexdigest())
+
+    with pytest.raises(FilesInvalid, match=rf"002_b\.sql has marks of {tool}"):
+        numbers.settled(
+            folder.load(dataclasses.replace(config, layout="ours")), plan.History({1: record})
+        )
+
+
 UP, DOWN = "-- +goose Up\nSELECT 1;\n", "-- +goose Down\nSELECT 2;\n"
 MIGRATE = "-- migrate:up\nSELECT 1;\n"
 
