@@ -31,7 +31,7 @@ STRENGTH = (
 )  # fmt: skip
 
 Inner = Any  # the node inside a Node: each kind has fields of its own
-UPDATES, DELETES = 3, 5  # libpg_query's CmdType
+UPDATES, INSERTS, DELETES = 3, 4, 5  # libpg_query's CmdType
 CASCADE = 2  # libpg_query's DropBehavior
 # sub-commands of ALTER TABLE that take less than ACCESS EXCLUSIVE
 _ALTER_LOCKS = {
@@ -161,6 +161,18 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
+class Through:
+    """What a statement does to a relation, which may be a view: the same to what is below it.
+
+    `event` is select, lock, insert, update, delete, or copy, which no rule takes over.
+    """
+
+    name: str
+    event: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """What one statement does."""
 
@@ -181,6 +193,8 @@ class Effect:
     several: bool = False  # statements, in which a name may mean one table and then another
     perhaps: tuple[str, ...] = ()  # what a block makes, unless it is there
     reaches: tuple[Reach, ...] = ()
+    through: tuple[Through, ...] = ()  # what it does to what is a view, or has rules
+    covers: tuple[str, ...] = ()  # what it makes a view, or gives a rule or an INSTEAD OF trigger
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
     alone: tuple[str, ...] = ()  # but not below these: ONLY
     unknown: bool = False  # what it destroys, and which locks it takes
@@ -238,11 +252,12 @@ def _of_node(node: Node, text: bytes) -> Effect:
         return _alter_table(statement)
     if kind == "drop_stmt":
         return _drop(statement)
-    does, locks = _described(kind, statement, text)
+    does, said = _described(kind, statement, text)
+    locks = strongest(said)
     many = _of_many(kind, statement)
     return Effect(
         does,
-        strongest(locks),
+        locks,
         destroys=_destroyed(kind, statement, does),
         losing=_losing(kind, statement),
         renames=_renamed(kind, statement),
@@ -255,6 +270,8 @@ def _of_node(node: Node, text: bytes) -> Effect:
         leading=_leading(kind, statement),
         shuffles=_shuffles(kind, statement),
         reaches=_reaching(kind, statement) + _following(kind, statement),
+        through=_through(kind, statement, locks),
+        covers=_covered(kind, statement),
         below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
         alone=_only(statement) + _parents(kind, statement),
         unknown=many or kind == "drop_owned_stmt",
@@ -353,6 +370,55 @@ def _following(kind: str, statement: Inner) -> tuple[Reach, ...]:
     return tuple(dict.fromkeys([*deleted, *updated]))
 
 
+_GOING = {  # what is done to a view is done to what is below it
+    "select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt", "copy_stmt",
+    "lock_stmt", "create_table_as_stmt",
+}  # fmt: skip
+_ACTIONS = {UPDATES: "update", INSERTS: "insert", DELETES: "delete"}
+_INSTEAD = 1 << 6  # the timing of an INSTEAD OF trigger
+
+
+def _through(kind: str, statement: Inner, locks: Iterable[Lock]) -> tuple[Through, ...]:
+    """Return what a statement does to relations that may be views or have rules."""
+    if kind not in _GOING:
+        return ()
+    found = [Through(name, event, ROW_EXCLUSIVE) for name, event in _events(kind, statement)]
+    for lock in locks:
+        if kind == "lock_stmt":
+            found.append(Through(lock.table, "lock", lock.mode))
+        elif lock.mode in (ACCESS_SHARE, ROW_SHARE):
+            found.append(Through(lock.table, "select", lock.mode))
+    return tuple(dict.fromkeys(found))
+
+
+def _events(kind: str, statement: Inner) -> Iterator[tuple[str, str]]:
+    """Yield the tables whose rows a statement changes, with how."""
+    if kind == "copy_stmt" and statement.is_from:
+        yield _name(statement.relation), "copy"
+    for item in _inside(statement, "InsertStmt"):
+        yield _name(item.relation), "insert"
+        if item.on_conflict_clause.target_list:
+            yield _name(item.relation), "update"
+    for item in _inside(statement, "UpdateStmt"):
+        yield _name(item.relation), "update"
+    for item in _inside(statement, "DeleteStmt"):
+        yield _name(item.relation), "delete"
+    for item in _inside(statement, "MergeStmt"):
+        for clause in item.merge_when_clauses:
+            action = _ACTIONS.get(clause.merge_when_clause.command_type)
+            if action:
+                yield _name(item.relation), action
+
+
+def _covered(kind: str, statement: Inner) -> tuple[str, ...]:
+    """Return the relation below which others are from then on, or which something takes over."""
+    if kind == "view_stmt":
+        return (_name(statement.view),)
+    if kind == "rule_stmt" or (kind == "create_trig_stmt" and statement.timing == _INSTEAD):
+        return (_name(statement.relation),)
+    return ()
+
+
 def _partitioned(table: str, part: str = "", *, goes: bool = False) -> tuple[Reach, ...]:
     """Return what a table's partition locks along foreign keys when it comes or goes.
 
@@ -402,6 +468,7 @@ def _wrapped(kind: str, statement: Inner, text: bytes) -> Effect:
         destroys=inner.destroys if runs else None,
         losing=inner.losing,
         reaches=inner.reaches if runs else (),
+        through=inner.through,
         below=inner.below,
         alone=inner.alone,
     )

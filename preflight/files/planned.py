@@ -13,7 +13,7 @@ from preflight.base import quoting
 if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
 
-    from preflight.files.effects import Effect, Lock, Reach
+    from preflight.files.effects import Effect, Lock, Reach, Through
     from preflight.files.migrations import Migration
     from preflight.files.where import Where
 
@@ -56,6 +56,8 @@ class Planned:
     external: str | None = None
     blocked_by: tuple[Blocker, ...] = ()
     reaches: tuple[Reach, ...] = ()
+    through: tuple[Through, ...] = ()
+    covers: tuple[str, ...] = ()
     below: str = ""
     alone: tuple[str, ...] = ()
     perhaps: tuple[str, ...] = ()  # of its locks: on tables that the file makes if they are absent
@@ -246,6 +248,8 @@ def each(file: Migration) -> Told:
                 effect.destroys,
                 effect.external,
                 reaches=effect.reaches,
+                through=effect.through,
+                covers=effect.covers,
                 below=effect.below,
                 alone=effect.alone,
                 perhaps=tuple(
@@ -317,6 +321,8 @@ def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effe
         several=True,
         external=_together(each.external for each in inside),
         reaches=tuple(dict.fromkeys(found for each in inside for found in each.reaches)),
+        through=tuple(dict.fromkeys(found for each in inside for found in each.through)),
+        covers=tuple(name for each in inside for name in each.covers),
         below=next((way for way in ("all", "partitions") if way in below), ""),
         alone=tuple(dict.fromkeys(name for each in inside for name in each.alone)),
         perhaps=tuple(made),
@@ -362,6 +368,7 @@ def _closed(effect: Effect, text: str) -> Effect:
         locks=known,
         destroys=None if left_out.destroys else effect.destroys,
         reaches=tuple(found for found in effect.reaches if found not in left_out.reaches),
+        through=tuple(found for found in effect.through if not _OPEN.fullmatch(found.name)),
         unknown=effect.unknown or effects.matters(left_out),
     )
 

@@ -7,6 +7,7 @@ it may be pending, too.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from preflight.base import quoting
-from preflight.files import effects
+from preflight.files import effects, parser
 from preflight.files.where import START, Where
 from preflight.server import watch
 
 if TYPE_CHECKING:
-    from preflight.files.effects import Lock, Reach
+    from preflight.files.effects import Lock, Reach, Through
     from preflight.files.planned import Blocker, Planned
     from preflight.server.sessions import Session
 
@@ -55,6 +56,7 @@ class Lookup:
         self.session = session
         self._answers: dict[object, Any] = {}
         self._holders: dict[int, watch.Holders] = {}
+        self._covered: set[str] = set()  # what earlier files make views, or give rules
         session.execute(f"SAVEPOINT {_MARK}")
 
     def over(self, statement: Planned) -> Planned:
@@ -82,13 +84,15 @@ class Lookup:
                 if not lock.of_index:
                     _take(held, lock.table, lock.table, lock.mode)
         lost = [statement.destroys] if statement.destroys else []
-        for reach in statement.reaches:
+        far: list[Reach | Through] = [*statement.reaches, *statement.through]
+        for reach in far:
             try:
-                for found in self._reached(where, reach):
-                    _take(held, found.oid, found.name, reach.mode)
+                for found, mode in self._far(where, statement, reach):
+                    _take(held, found.oid, found.name, mode)
                     lost += [found.lost] if found.lost else []
             except Unseen:
                 unseen = True
+        self._covered |= {_last(name) for name in statement.covers}
         return dataclasses.replace(
             statement,
             locks=tuple(held.values()),
@@ -214,8 +218,9 @@ class Lookup:
 
     def _reaching(self, where: Where, reach: Reach) -> list[Found]:
         start = self._start(where, reach)
-        if start is None:
-            return []
+        return self._following(where, reach, start) if start is not None else []
+
+    def _following(self, where: Where, reach: Reach, start: dict[str, Any]) -> list[Found]:
         query = _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind, _WITH_IT)
         other = self._oid(where, reach.other) if reach.other else None
         known = {**start, "cascade": reach.cascade, "other": other, "columns": list(reach.columns)}
@@ -225,6 +230,108 @@ class Lookup:
             dataclasses.replace(found, lost=None if reach.kept else _lost(found, row, start))
             for found, row in zip(relations, rows, strict=True)
         ]
+
+    def _far(
+        self, where: Where, statement: Planned, reach: Reach | Through
+    ) -> list[tuple[Found, str]]:
+        """Return what else a statement locks, with the modes."""
+        if isinstance(reach, effects.Reach):
+            return [(found, reach.mode) for found in self._reached(where, reach)]
+        changes = reach.event in _CHANGES
+        if changes and _last(reach.name) in self._covered:
+            raise Unseen
+        if all(lock.table != reach.name for lock in statement.locks):
+            return []  # made by the file itself
+        oid = self._oid(where, reach.name)
+        if oid is None or oid not in self._views():
+            return []
+        if changes:
+            along = tuple(
+                each
+                for each in statement.reaches
+                if (each.kind, each.name) == (f"{reach.event}d", reach.name)
+            )
+            below = statement.below
+            key = (where, reach, along, below)
+            return self._once(key, lambda: self._changed(where, oid, reach.event, along, below))
+
+        def ask() -> list[tuple[Found, str]]:
+            found = self._named(where, self._read(oid))
+            parts = [self._below(where, each.oid, statement.below) for each in found]
+            return [(each, reach.mode) for each in (*found, *itertools.chain(*parts))]
+
+        return self._once((where, reach, statement.below), ask)
+
+    # what is behind a view
+
+    def _views(self) -> dict[int, bool]:
+        """Return the oids of all views (true) and of the tables that have rules."""
+        return self._once("views", lambda: dict(self.session.execute(_VIEWS).fetchall()))
+
+    def _read(self, oid: int) -> list[int]:
+        """Return all relations in the query of a view, near or far."""
+
+        def ask() -> list[int]:
+            rows = self.session.execute(_IN_VIEW, {"oid": oid}).fetchall()
+            return [found for (found,) in rows]
+
+        return self._once(("read", oid), ask)
+
+    def _changed(
+        self, where: Where, oid: int, event: str, along: Sequence[Reach], below: str
+    ) -> list[tuple[Found, str]]:
+        """Follow a change of rows to the table that it ends in, and from there along foreign keys.
+
+        Raises Unseen where a rule or an INSTEAD OF trigger does something else with them.
+        """
+        locked: dict[int, str] = {}
+        names: dict[str, str] | None = None  # the columns there, by those of the view
+        start, views = oid, self._views()
+        rule, trigger = _CHANGES[event]
+        while oid in views:
+            known = {"oid": oid, "rule": rule, "trigger": trigger}
+            if self.session.execute(_TAKEN_OVER, known).fetchone():
+                raise Unseen
+            if not views[oid]:
+                break
+            if (base := self._base(oid)) is None:
+                return []  # through which no server changes rows
+            locked = dict.fromkeys(self._read(oid), effects.ACCESS_SHARE) | locked
+            oid, columns = base
+            if names is not None:
+                columns = {name: columns.get(column, "") for name, column in names.items()}
+            names = columns
+            locked[oid] = effects.ROW_EXCLUSIVE
+        if oid == start:
+            return []
+        found = list(zip(self._named(where, [*locked]), locked.values(), strict=True))
+        known = {"classid": 0, "objid": oid, "objsubid": 0}
+        for reach in along:
+            if event == "delete":
+                lost = [dataclasses.replace(each, lost=f"rows of {each.name}") for each, _ in found]
+                found += [(each, effects.ACCESS_SHARE) for each in lost if each.oid == oid]
+            columns_there = tuple((names or {}).get(name, "") for name in reach.columns)
+            there = dataclasses.replace(reach, columns=columns_there)
+            found += [(each, reach.mode) for each in self._following(where, there, known)]
+        return found + [(part, effects.ROW_EXCLUSIVE) for part in self._below(where, oid, below)]
+
+    def _base(self, oid: int) -> tuple[int, dict[str, str]] | None:
+        """Return the only relation in the FROM of a view, and its columns by the view's names."""
+        (text,) = self.session.execute(_DEFINITION, [oid]).fetchone() or (None,)
+        node = parser.parsed(text.encode()) if text else None
+        if node is None or len(node.select_stmt.from_clause) != 1:
+            return None
+        table = node.select_stmt.from_clause[0].range_var
+        name = ".".join(quoting.name(part) for part in (table.schemaname, table.relname) if part)
+        if not name:
+            return None
+        (found,) = self.session.execute(_CALLED, [name]).fetchone() or (None,)
+        columns = {}
+        for item in node.select_stmt.target_list:
+            if fields := item.res_target.val.column_ref.fields:
+                column = fields[-1].string.sval
+                columns[item.res_target.name or column] = column
+        return (found, columns) if found else None
 
     def _row_of(self, query: str, values: Sequence[object]) -> Any:  # noqa: ANN401 -- a row
         """Return what the catalogs have under a name, which may be none of this database's."""
@@ -274,6 +381,10 @@ def _names(statement: Planned) -> Iterator[str]:
         if reach.kind != "schema" and reach.kind not in _BY_NAME:
             yield reach.name
             yield from [reach.other] if reach.other else []
+
+
+def _last(name: str) -> str:
+    return (quoting.parts(name) or [name])[-1]
 
 
 def _has_schema(name: str) -> bool:
@@ -398,6 +509,25 @@ _BELOW = """WITH RECURSIVE below AS (
  UNION SELECT h.inhrelid FROM below b JOIN pg_inherits h ON h.inhparent = b.inhrelid
 ) SELECT b.inhrelid::int8 FROM below b JOIN pg_class c ON c.oid = b.inhrelid
 WHERE c.relkind IN ('r', 'p', 'f') AND (c.relispartition OR %(all)s) ORDER BY 1"""
+
+# what each change is to a rule and, as a bit, to a trigger; COPY asks no rule
+_CHANGES = {"insert": ("3", 4), "update": ("2", 16), "delete": ("4", 8), "copy": ("", 4)}
+_VIEWS = """SELECT c.oid::int8, c.relkind = 'v' FROM pg_class c
+WHERE c.oid >= 16384 AND (c.relkind = 'v' OR c.relkind IN ('r', 'p', 'f') AND c.relhasrules)"""
+_TAKEN_OVER = """SELECT 1 WHERE EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = %(oid)s::oid
+ AND w.ev_type::text = %(rule)s AND w.ev_enabled <> 'D')
+OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = %(oid)s::oid AND t.tgenabled <> 'D'
+ AND t.tgtype & 64 <> 0 AND t.tgtype & %(trigger)s <> 0)"""
+_IN_VIEW = """WITH RECURSIVE used AS (
+ SELECT %(oid)s::oid AS oid, 'v'::"char" AS relkind
+ UNION SELECT c.oid, c.relkind FROM used u JOIN pg_rewrite w ON w.ev_class = u.oid
+  AND w.ev_type = '1' JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+  AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> u.oid
+ JOIN pg_class c ON c.oid = d.refobjid AND c.oid >= 16384
+  AND c.relkind IN ('r', 'p', 'v', 'm', 'f') WHERE u.relkind = 'v'
+) SELECT oid::int8 FROM used WHERE oid <> %(oid)s::oid ORDER BY 1"""
+_DEFINITION = "SELECT pg_get_viewdef(%s::oid)"
+_CALLED = "SELECT to_regclass(%s)::oid::int8"
 
 _LOCKED_ALONE = {
     "default": _DEFAULT,
