@@ -141,7 +141,6 @@ def read(session: Session, name: str) -> Belongings | None:
     found = new_database.described(session, name)
     if found is None:
         return None
-    grants = session.execute(_GRANTS, [found.oid]).fetchall()
     subscriptions = session.execute(_SUBSCRIPTIONS, [found.oid]).fetchall()
     rules = found.rules
     return Belongings(
@@ -156,10 +155,15 @@ def read(session: Session, name: str) -> Belongings | None:
         connection_limit=found.connection_limit,
         comment=found.comment,
         settings=tuple(sorted(new_database.settings(session, found), key=repr)),
-        grants=tuple(Grant(*each) for each in grants),
+        grants=grants(session, found),
         subscriptions=tuple(name for (name,) in subscriptions),
         is_template=found.template,
     )
+
+
+def grants(session: Session, found: new_database.Database) -> tuple[Grant, ...]:
+    """Return who has which right on a database."""
+    return tuple(Grant(*each) for each in session.execute(_GRANTS, [found.oid]).fetchall())
 
 
 def of_manifest(said: object) -> Belongings | None:

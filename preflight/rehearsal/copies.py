@@ -192,6 +192,8 @@ def restored(
                     choice=choice,
                 )
             scratch.apply_settings(home, [each for each in settings if each.late], name)
+            if live:
+                scratch.share_rights(session, home, live, name)
             believe(config, saved, restoring, refused, without, undumped)
             quiet.pop("event_triggers", None)  # from here on they fire as in production
             with scratch.reached(home, name, quiet) as copy:

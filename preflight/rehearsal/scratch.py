@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 
-from preflight.backup import manifests, new_database
+from preflight.backup import belongings, manifests, new_database
 from preflight.base import logs, quoting
 from preflight.base.errors import (
     Failure,
@@ -314,6 +314,48 @@ def _open(home: Session, name: str, logged_in: str, us: str) -> None:
         home.execute(f"GRANT CONNECT ON DATABASE {here} TO {whom}")
 
 
+def share_rights(session: Session, home: Session, live: new_database.Database, name: str) -> None:
+    """Give on the copy whatever rights there are on the live database, but to connect to it.
+
+    They go with it. Raises psycopg.Error.
+    """
+    for each in belongings.grants(session, live):
+        if each.privilege == "CONNECT":
+            continue
+        on = f"DATABASE {quoting.name(name)}"
+        command = new_database.grant_command(on, each.privilege, each.role, grantable=False)
+        with suppress(psycopg.errors.UndefinedObject):  # a role that another server has not
+            home.execute(command)
+
+
+# what a role may do in a database whatever its grants say, and whether these let it in
+_STANDING = """
+SELECT pg_catalog.pg_has_role(%(role)s::name, d.datdba, 'USAGE'),
+ pg_catalog.has_database_privilege(%(role)s::name, d.oid, 'CONNECT'),
+ pg_catalog.has_database_privilege(%(role)s::name, d.oid, 'CREATE')
+FROM pg_catalog.pg_database d WHERE d.datname = %(name)s::name
+"""
+
+
+def kept_back(session: Session, home: Session, name: str, role: str, said: str) -> str | None:
+    """Say what the copy alone keeps from a role whose right was refused in these words."""
+    owns, enters, makes = _standing(session, session.connection.info.dbname, role)
+    if owns and not _standing(home, name, role)[0]:
+        return f"the copy does not belong to whom the database of {role} does"
+    if enters and makes and "permission denied for database" in said:
+        return f"nobody lets {role} into the copy"
+    return None
+
+
+def _standing(session: Session, name: str, role: str) -> tuple[bool, bool, bool]:
+    owns, enters, makes = session.execute(_STANDING, {"role": role, "name": name}).fetchone() or (
+        False,
+        False,
+        False,
+    )
+    return bool(owns), bool(enters), bool(makes)
+
+
 def make_anew(home: Session, name: str) -> None:
     """Drop the scratch database and make it again as it was made; raises psycopg.Error."""
     _, _, logged_in, us = home.execute(_MYSELF).fetchone() or (0, "", "", "")
@@ -376,11 +418,17 @@ def _drop_settled(home: Session, name: str) -> None:
 
 
 @contextmanager
-def reached(home: Session, name: str, settings: Mapping[str, str]) -> Iterator[Session]:
-    """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable."""
+def reached(
+    home: Session, name: str, settings: Mapping[str, str], config: Config | None = None
+) -> Iterator[Session]:
+    """Yield a session on the copy; where pg_hba.conf or a limit lets none in, Unavailable.
+
+    `config` is of whom it is for, where that is somebody else.
+    """
     with ExitStack() as stack:
         try:
-            copy = stack.enter_context(sessions.beside(home, name, {**_alone(home), **settings}))
+            more = {**_alone(home), **settings}
+            copy = stack.enter_context(sessions.beside(home, name, more, config))
         except Failure as failure:
             raise Unavailable(f"the copy cannot be connected to: {failure}") from failure
         copy.copy = True

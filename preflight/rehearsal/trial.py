@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight.apply import back, contact, forward, statements
-from preflight.backup import take
+from preflight.backup import new_database, take
 from preflight.base import console, logs
 from preflight.base.errors import (
     ConnectionLost,
@@ -32,6 +32,7 @@ from preflight.base.errors import (
     PlanChanged,
     Problem,
     RehearsalFailed,
+    TargetUnusable,
     VerifyFailed,
     blamed,
 )
@@ -48,7 +49,7 @@ from preflight.rehearsal import (
     some_rows,
     throwaway,
 )
-from preflight.server import catalog, sessions
+from preflight.server import catalog
 
 if TYPE_CHECKING:
     from preflight.backup.take import Taken
@@ -134,13 +135,38 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
             session.tell(f"trying the files on a copy of {tenant.name}"[:40])
             with (
                 blamed(tenant.name),
-                sessions.beside(copy.session, None, tenant.extra, tenant.config) as own,
+                _let_in(session, copy, tenant),
+                scratch.reached(copy.session, copy.name, tenant.extra, tenant.config) as own,
             ):
                 trial = _of_tenant(dataclasses.replace(copy, session=own), tenant, known)
             known = trial.gauge.known
             told = trial.beside(told) if told else trial
         if told:
             _tell_passed(copy, saved, told)
+
+
+@contextmanager
+def _let_in(session: Session, copy: copies.Copy, tenant: Tenant) -> Iterator[None]:
+    """Say that nothing can be tried where only the copy keeps from a tenant what its files need.
+
+    It is not the live server that anything has to be done about.
+    """
+    try:
+        yield
+    except TargetUnusable as failure:
+        raise scratch.Unavailable(
+            f"on the copy, {tenant.name}: {failure}", level="warning"
+        ) from failure
+    except RehearsalFailed as failure:
+        role, denied = tenant.extra.get("role"), failure.problem.sqlstate == copies.NO_RIGHT
+        if role is None or not denied or copy.where == "local":
+            raise
+        said = scratch.server_said(failure)
+        if why := scratch.kept_back(session, copy.home, copy.name, role, said):
+            raise scratch.Unavailable(
+                f"{tenant.name}: {failure}, and {why}", level="warning"
+            ) from failure
+        raise
 
 
 def _tell_tenants(number: int, count: int, elapsed_s: float) -> None:
@@ -185,7 +211,7 @@ def backward(session: Session, saved: Taken | None, steps: Sequence[back.Step]) 
         session.tell("trying the rollback on a copy")
         trial = Trial(meter.Meter(), [step.migration for step in steps])
         with _judged(session.config, trial.gauge), _quietly():
-            trial.size = _size(copy.session)
+            trial.size = _size(copy)
             for step in steps:
                 with trial.gauge.over(copy.session, step.migration):
                     _tried(step.migration, partial(back.back, copy.session, step, None))
@@ -279,7 +305,7 @@ def _trial(
     trial = Trial(gauge, todo)
     trouble: list[str] = []
     with _quietly(), console.Bar("rehearse") as bar:
-        trial.size = _size(copy)
+        trial.size = _size(proven)
         way_back = _reversible(proven, todo) if again is None else []
         state: catalog.Objects | None = None
         changes: list[dict[str, str | None]] = []
@@ -411,10 +437,9 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _size(copy: Session) -> int:
-    query = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
-    (size,) = copy.execute(query).fetchone() or (0,)
-    return int(size)
+def _size(copy: copies.Copy) -> int:
+    """Return its size, as who made it: others may not be let in."""
+    return new_database.size_of(copy.home, copy.name)
 
 
 @contextmanager
@@ -537,7 +562,7 @@ def _tell_passed(copy: copies.Copy, saved: Taken | None, trial: Trial) -> None:
         rollbacks_tried=[file.name for file in trial.undone],
         **trial.gauge.told(),
         size_before_bytes=trial.size,
-        size_after_bytes=_size(copy.session),
+        size_after_bytes=_size(copy),
         wal_bytes=None if copy.wal is None or wal is None else wal - copy.wal,
         paused_s=round(copy.paused_s, 1),
         restore_s=round(copy.restore_s, 3),

@@ -23,7 +23,7 @@ from preflight.commands.fleet import apart, story, targets
 from preflight.commands.fleet.targets import Target
 from preflight.server import sessions
 from tests import faults, servers
-from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.program import Result
 
 ONE = {"001_one.sql": "CREATE TABLE one (id int);"}
@@ -296,6 +296,91 @@ def test_target_has_its_own_address_and_role(  # noqa: PLR0913, PLR0917 -- what 
     again = run("up", "--targets", path)
     assert 0 == again.code, again
     database.script(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+@contextmanager
+def of_role(database: servers.Database) -> Iterator[tuple[str, dict[str, str]]]:
+    """Give a role with a schema of its own in a database that is closed to others; its target."""
+    role = f"r_{database.name}"
+    database.script(
+        f"CREATE ROLE {role}; CREATE SCHEMA own AUTHORIZATION {role};"
+        f"REVOKE ALL ON DATABASE {database.name} FROM PUBLIC;"
+        f"GRANT CREATE, TEMPORARY ON DATABASE {database.name} TO {role}"
+    )
+    yield role, {"name": "own", "schema": "preflight_own", "search_path": "own", "role": role}
+    database.script(
+        f"ALTER DATABASE {database.name} OWNER TO {servers.SUPERUSER};"
+        f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"
+    )
+
+
+# on the copy alone: 1 / 0 where somebody may do what the live database does not let him
+CLOSED = """DO $$ BEGIN IF current_database() LIKE 'preflight_scratch_%' THEN
+ PERFORM 1 / (NOT has_database_privilege('pg_monitor', current_database(), 'CONNECT, CREATE, TEMP')
+  AND (current_user = session_user
+   OR NOT has_database_privilege(current_database(), 'CONNECT')))::int; END IF; END $$;"""
+
+
+def test_role_of_a_tenant_may_on_a_shared_copy_what_it_may_live(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """It makes its history and temporary tables there, and nobody else is let in."""
+    rights = "SELECT datacl::text FROM pg_database WHERE datname = current_database()"
+    with of_role(database) as (_, own):
+        before = database.query(rights)
+        migrations({"001_one.sql": f"CREATE TEMP TABLE t (id int); CREATE TABLE one (); {CLOSED}"})
+        path = listed([own, *tenants(database, 1)])
+        result = run("up", "--targets", path, env={"PREFLIGHT_REHEARSE": "always"})
+
+        assert 0 == result.code, result
+        assert ["server"] == [each["where"] for each in result.event("rehearsal.passed")]
+        assert {("applied", 0)} == set(ended(result).values())
+        assert before == database.query(rights)
+
+
+@pytest.mark.parametrize(
+    "needs",
+    ["SELECT pg_database_size(current_database());", "CREATE TABLE public.owners ();"],
+)
+def test_what_a_shared_copy_keeps_from_a_tenant_is_no_fault_of_its_file(
+    needs: str,
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+) -> None:
+    """What only the live database's owner may, or who is let in, is said, and is 27 on demand."""
+    with of_role(database) as (role, own):
+        database.script(f"ALTER DATABASE {database.name} OWNER TO {role}")
+        migrations({"001_one.sql": f"{needs} CREATE TABLE one ();"})
+        path = listed([own, *tenants(database, 1)])
+        demanded = run("up", "--targets", path, env={"PREFLIGHT_REHEARSE": "always"})
+        result = run("up", "--targets", listed([own]), env={"PREFLIGHT_REHEARSE": "off"})
+
+        error = demanded.finished["error"]
+        assert (27, "rehearsal.unavailable") == (demanded.code, error["code"]), demanded
+        assert 0 == result.code, result
+
+
+def test_role_that_a_scratch_server_lacks_is_no_fault_of_the_live_one(
+    run: Run,
+    database: servers.Database,
+    start_server: StartServer,
+    migrations: WriteMigrations,
+    listed: Listed,
+) -> None:
+    """Nothing is rehearsed there, and it says that the role is missing."""
+    url_of = url(servers.Database(start_server(), "postgres"), servers.SUPERUSER,
+                 servers.PASSWORD, servers.HOST).strip()  # fmt: skip
+    with of_role(database) as (_, own):
+        migrations(ONE)
+        env = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_URL": url_of}
+        path = listed([own, *tenants(database, 1)])
+        result = run("up", "--targets", path, env=env)
+
+        assert 0 == result.code, result
+        (skipped,) = result.event("rehearsal.skipped")
+        assert "does not exist" in skipped["reason"]
 
 
 def test_failed_target_names_a_command_that_goes_to_it(
