@@ -31,6 +31,7 @@ def run(_config: Config, *, directory: Path, home: Path | None = None) -> None:
     """Copy everything below `home` into a directory; raises ConfigInvalid.
 
     The copy has a name of its own until it is whole; `bin` is a link that is turned to it at once.
+    The version before it stays: a run may be at work with it, and loads some of it late.
     """
     home = home or APP.parent
     try:
@@ -42,7 +43,7 @@ def run(_config: Config, *, directory: Path, home: Path | None = None) -> None:
             "Run the image: `docker run --rm -v shared:/shared IMAGE install /shared`.",
         ) from error
     try:
-        copied = _copied(home, directory, f"{PREFIX}{build}")
+        copied, left = _copied(home, directory, f"{PREFIX}{build}")
     except (OSError, shutil.Error) as error:
         raise ConfigInvalid(
             "install.failed",
@@ -50,6 +51,8 @@ def run(_config: Config, *, directory: Path, home: Path | None = None) -> None:
             "Name a directory, or a place for one, that this user may write to and that has room "
             "for 50 MB, 130 MB with a server. Run again: what is there so far does no harm.",
         ) from error
+    for warning in left:
+        structlog.get_logger().warning("config.warned", warning=warning)
     structlog.get_logger().info(
         "install.finished", directory=str(directory), build=build, copied=copied
     )
@@ -62,8 +65,11 @@ def _reason(error: Exception) -> str:
     return str(found[0][2] if isinstance(found, list) and found else found)
 
 
-def _copied(home: Path, directory: Path, name: str) -> bool:
-    """Have the copy of that name in a directory, and no other one; tell whether it was made now."""
+def _copied(home: Path, directory: Path, name: str) -> tuple[bool, list[str]]:
+    """Have the copy of that name in a directory, and the one before it, and no other one.
+
+    Tell whether it was made now, and what could not be removed.
+    """
     link, target = directory / BIN, directory / name
     if os.path.lexists(link) and not (link.is_symlink() and _ours(link.readlink())):
         raise FileExistsError(0, "there is another `bin`", str(link))
@@ -75,14 +81,27 @@ def _copied(home: Path, directory: Path, name: str) -> bool:
             _remove(part)
             shutil.copytree(home, part, symlinks=True)
             part.rename(target)
+        before = link.readlink().parts[0] if link.is_symlink() else name
+        if before == name:  # nobody knows which of the others was the one before
+            others = directory.glob(f"{PREFIX}*{PART}")
+        else:
+            others = (each for each in directory.glob(f"{PREFIX}*") if each.name != before)
         turned = directory / f"{PREFIX}{BIN}{PART}"
         _remove(turned)
         turned.symlink_to(f"{name}/{BIN}")
         turned.replace(link)
-        for other in directory.glob(f"{PREFIX}*"):
-            if other != target:
-                _remove(other)  # of another version, or of a run that was killed
-    return made
+        # older versions, and what runs left that were killed
+        left = [_left(other) for other in others if other != target]
+    return made, [each for each in left if each]
+
+
+def _left(path: Path) -> str | None:
+    """Remove what nobody needs any more; say why it could not be."""
+    try:
+        _remove(path)
+    except (OSError, shutil.Error) as error:
+        return f"{path} is needed no more and could not be removed: {_reason(error)}"
+    return None
 
 
 def _ours(link: Path) -> bool:

@@ -1,7 +1,10 @@
 """`install`: a whole copy or none, again and again, and nobody else's files touched."""
 
+import errno
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -48,14 +51,46 @@ def test_installed_program_runs_and_is_copied_once(tmp_path: Path) -> None:
 
 
 def test_another_version_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    """`bin` is turned at once, and nothing is left of the first."""
+    """`bin` is turned at once; the one before it stays for who is at work with it, no older one."""
     shared = tmp_path / "shared"
-    run(shared, made(tmp_path / "one", "one"))
+    homes = {name: made(tmp_path / name, name) for name in ("one", "two", "three")}
+    there = []
+    for name in ("one", "two", "two", "three"):
+        run(shared, homes[name])
+        assert name == said(shared)
+        there.append(sorted(path.name.rpartition("-")[2] for path in shared.iterdir()))
 
-    run(shared, made(tmp_path / "two", "two"))
+    both = ["bin", "one", "two"]
+    assert [["bin", "one"], both, both, ["bin", "three", "two"]] == [sorted(x) for x in there]
 
-    assert "two" == said(shared)
-    assert [".pg-preflight-two", "bin"] == sorted(path.name for path in shared.iterdir())
+
+def test_version_that_cannot_be_removed_is_said_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another user's, say: the new one is installed, and a warning names what is left."""
+    shared = tmp_path / "shared"
+    for name in ("one", "two"):
+        run(shared, made(tmp_path / name, name))
+    refuse_to_remove(shared / ".pg-preflight-one", monkeypatch)
+
+    with capture_logs() as events:
+        install.run(CONFIG, directory=shared, home=made(tmp_path / "three", "three"))
+
+    assert ["config.warned", "install.finished"] == [each["event"] for each in events]
+    assert ".pg-preflight-one" in events[0]["warning"]
+    assert "three" == said(shared)
+
+
+def refuse_to_remove(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a directory be as one of another user's."""
+    removed = shutil.rmtree
+
+    def refused(which: Path, **options: Any) -> None:  # noqa: ANN401 -- as shutil has it
+        if which == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(which))
+        removed(which, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
 
 
 def test_what_a_killed_run_left_is_no_program(tmp_path: Path) -> None:
