@@ -179,7 +179,7 @@ def _lost(found: folder.Folder) -> Iterator[str]:
     if found.labelled:
         yield (
             "the versions are text, and were numbered 1,000 apart, as they are where they are "
-            "recorded: `adopt --through` accepts the new names there"
+            "recorded: `adopt --through VERSION` accepts the new names there"
         )
 
 

@@ -76,7 +76,7 @@ def make(
         problems += late(plan.todo, history)
     if problems:
         raise HistoryConflict.of("history.conflict", problems)
-    _refuse_ahead(plan.ahead, ahead)
+    _refuse_ahead(files, plan.ahead, ahead)
     return plan
 
 
@@ -216,7 +216,7 @@ def late(todo: Sequence[Migration], history: History) -> list[Problem]:
     ]
 
 
-def _refuse_ahead(records: Sequence[Record], ahead: str) -> None:
+def _refuse_ahead(files: Sequence[Migration], records: Sequence[Record], ahead: str) -> None:
     if not records:
         return
     names = ", ".join(
@@ -227,7 +227,8 @@ def _refuse_ahead(records: Sequence[Record], ahead: str) -> None:
             "schema.ahead",
             f"the database holds newer migrations ({names}), and {breaking[0].name} is marked "
             "breaking: this version must not start on it",
-            "Start a newer version, or roll back with `rollback --to` this version's newest file.",
+            "Start a newer version, or roll back to this version's newest file: "
+            f"`rollback --to {_newest(files)}`.",
             migration=breaking[0].name,
             version=breaking[0].version,
         )
@@ -239,3 +240,15 @@ def _refuse_ahead(records: Sequence[Record], ahead: str) -> None:
             migration=records[0].name,
             version=records[0].version,
         )
+
+
+def _newest(files: Sequence[Migration]) -> str:
+    """Return the newest version on disk as `rollback --to` takes it: 0 is below version 000."""
+    newest = max((file for file in files if not file.repeat), key=_version, default=None)
+    if newest is None:
+        return "0"
+    return newest.written if newest.version else newest.padded
+
+
+def _version(file: Migration) -> int:
+    return file.version

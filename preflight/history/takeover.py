@@ -599,8 +599,9 @@ def _unvouched(theirs: Foreign, now: Found, left: Sequence[str], *, alike: bool)
             "what is planned stays refused until then"
         )
     return (
-        f"{gone_on}{', '.join(left)}; what is planned stays refused until `adopt --through` names "
-        f"it, with its files at hand, or {theirs.tool}'s table says no more that it is applied"
+        f"{gone_on}{', '.join(left)}; what is planned stays refused until "
+        "`adopt --through VERSION` names it, with its files at hand, or "
+        f"{theirs.tool}'s table says no more that it is applied"
     )
 
 

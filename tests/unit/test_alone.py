@@ -1,12 +1,15 @@
 """One target of a fleet by hand: the variables that lead a command to it, and no secret in them."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from preflight.base.config import Config
 from preflight.commands.fleet import alone, targets
+from tests import servers
 
 LIBPQ = {"PGHOST": "db", "PGUSER": "u", "PGDATABASE": "d", "PGPASSWORD": "secret"}
 OURS = {"POSTGRES_HOST": "db", "POSTGRES_DB": "d", "POSTGRES_PASSWORD": "secret"}
@@ -101,3 +104,28 @@ def test_password_of_the_service_is_not_for_a_target_s_own_server(
     found = target({"PGSERVICE": "live"}, {"url_file": "own"}, tmp_path)
 
     assert password == found.config.target.get("password")
+
+
+def test_command_without_its_value_is_none_to_type(tmp_path: Path) -> None:
+    """What ends in such an option is words about it, and leads nowhere by hand."""
+    found = target(LIBPQ, SCHEMA, tmp_path)
+    for said in ("rollback --to", "adopt --through"):
+        assert {"hint": f"`{said}` helps."} == alone.told(found, {"hint": f"`{said}` helps."})
+    assert "rollback --to 2`." in alone.told(found, {"hint": "`rollback --to 2`"})["hint"]
+
+
+def test_commands_that_are_said_have_their_values() -> None:
+    """What stands in backticks of a message can be typed, or names in capitals what is missing."""
+    said = []
+    for path in (servers.REPOSITORY / "preflight").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        said += [
+            (path.name, node.lineno)
+            for node in nodes
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if id(node) not in docstrings
+            if re.search("--(to|through|into|targets|each-database|skip|waves)`", node.value)
+        ]
+
+    assert [] == said

@@ -139,6 +139,19 @@ def test_breaking_migration_ahead_is_always_refused() -> None:
     assert 3 == raised.value.problem.version
 
 
+@pytest.mark.parametrize(("versions", "to"), [((1, 2), "2"), ((0,), "000"), ((), "0")])
+def test_way_back_from_a_breaking_migration_can_be_typed(
+    versions: tuple[int, ...], to: str
+) -> None:
+    """The hint has the number of the newest file; 0 alone would be below version 000."""
+    history = plan.History(applied(*versions) | applied(3, breaking=True))
+
+    with pytest.raises(SchemaAhead) as raised:
+        plan.make(files(*versions), history)
+
+    assert f"`rollback --to {to}`" in str(raised.value.problem.hint)
+
+
 def test_breaking_migration_that_we_know_is_no_obstacle() -> None:
     """The image that brings a breaking migration starts on it."""
     assert plan.make(files(1, 2), plan.History(applied(1) | applied(2, breaking=True))).empty

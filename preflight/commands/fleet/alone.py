@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from preflight.commands.fleet.targets import Target
 
 PAGE = "docs/fleets.md, One target by hand, says which variables lead it there"
-_OURS = re.compile(r"`((?:adopt|force|rollback)\b[^`]*)`")  # which no fleet takes
+# which no fleet takes; whole ones, as they are typed
+_OURS = re.compile(r"`((?:adopt|force|rollback)(?: [^` ]+)*(?<! --to)(?<! --through))`")
 
 
 def told(target: Target, error: Mapping[str, Any]) -> dict[str, Any]:
