@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import structlog
 
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
     from preflight.history.journal import Row
-    from preflight.rehearsal.meter import Meter
     from preflight.rehearsal.trial import Tenant
     from preflight.server.sessions import Session
 
 T = TypeVar("T")
 INSTEAD = ("archive", "command")  # of PREFLIGHT_BACKUP: no dump is taken
+# what each statement of a plan took on a copy, by file and place, and what failed there
+Tried = tuple[dict[tuple[str, int], dict[str, Any]], RehearsalFailed | None]
 ROUNDS = 5  # plans in a row that come to nothing before the history is called damaged
 
 
@@ -267,9 +268,7 @@ def note_point(
     journal.note_point(session, name, version, point, said)
 
 
-def tried(
-    session: Session, files: Sequence[Migration], todo: Sequence[Migration]
-) -> tuple[Meter, RehearsalFailed | None]:
+def tried(session: Session, files: Sequence[Migration], todo: Sequence[Migration]) -> Tried:
     """Try a plan on a copy of a backup that nobody keeps; return what it took, and what failed.
 
     Nothing is changed and no lock is held. Raises what `take.draft` and `trial.look` raise besides.
@@ -289,8 +288,30 @@ def tried(
     try:
         twice(attempt)
     except RehearsalFailed as failure:  # what passed was measured, whatever came after it
-        return gauge, failure
-    return gauge, None
+        return gauge.costs(), failure
+    return gauge.costs(), None
+
+
+def tried_all(session: Session, tenants: Sequence[Tenant]) -> dict[str, Tried]:
+    """Try on one copy the plan of each schema of a database, as `tried` one; by their names."""
+    from preflight.backup import take  # noqa: PLC0415 -- only when asked
+    from preflight.rehearsal import throwaway, trial  # noqa: PLC0415 -- only when asked
+
+    session.look()
+    ready.require_writable(session)
+    session.prepare()
+    todo = trial.together(tenants)
+
+    def attempt() -> dict[str, Tried]:
+        ahead = throwaway.ahead(session, len(todo), demanded=True)
+        with ahead, take.draft(session, todo) as saved:
+            found = trial.look_each(session, saved, tenants)
+            return {name: (gauge.costs(), failure) for name, (gauge, failure) in found.items()}
+
+    try:
+        return twice(attempt)
+    except RehearsalFailed as failure:  # there is no copy for any of them
+        return {tenant.name: ({}, failure) for tenant in tenants}
 
 
 def twice(attempt: Callable[[], T]) -> T:

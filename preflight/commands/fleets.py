@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,8 @@ def run(  # noqa: PLR0913 -- what the command line says
         outcomes, work = fleet.outcomes, fleet.up
     else:
         outcomes = []
-        work = partial(_each, name, partial(story_of_one, **options), chosen, waves, form, outcomes)
+        one, more = partial(story_of_one, **options), {"rehearse": bool(options.get("rehearse"))}
+        work = partial(_each, name, one, chosen, waves, form, outcomes, **more)
     try:
         work()
     finally:
@@ -104,11 +105,17 @@ def _each(  # noqa: PLR0913, PLR0917 -- of one command
     waves: Sequence[int],
     form: str | None,
     outcomes: list[Outcome],
+    *,
+    rehearse: bool = False,
 ) -> None:
     """Run a command that changes none of them for each; where one fails, the others go on."""
     with apart.spoken(outcomes, chosen):
         if name != "backup":
-            apart.each(partial(_one, command, form), chosen, max(waves), outcomes.append)
+            known = _tried(chosen, outcomes) if rehearse else {}
+            left = [
+                each for each in chosen if each.name not in {one.target.name for one in outcomes}
+            ]
+            apart.each(partial(_one, command, form, known), left, max(waves), outcomes.append)
             return
         for group in targets.databases(chosen):  # one backup of a database, for all its schemas
 
@@ -116,10 +123,33 @@ def _each(  # noqa: PLR0913, PLR0917 -- of one command
                 outcomes.extend(dataclasses.replace(outcome, target=each) for each in group)
 
             first = group[0].whole() if len(group) > 1 else group[0]
-            apart.each(partial(_one, command, None), [first], 1, done)
+            apart.each(partial(_one, command, None, {}), [first], 1, done)
 
 
-def _one(command: Callable[..., None], form: str | None, target: Target) -> Any:  # noqa: ANN401 -- its document
+def _tried(chosen: Sequence[Target], outcomes: list[Outcome]) -> dict[str, Any]:
+    """Try the plans of the schemas of a database on one copy; return by name what came of it.
+
+    Where that cannot be done, it is how each of them ends.
+    """
+    known: dict[str, Any] = {}
+    for group in targets.databases(chosen):
+
+        def done(outcome: Outcome, group: Sequence[Target] = group) -> None:
+            if outcome.exit_code:
+                outcomes.extend(dataclasses.replace(outcome, target=each) for each in group)
+            else:
+                known.update(outcome.given)
+
+        if len(group) > 1 or "search_path" in group[0].extra:
+            apart.each(partial(story.tried, group), group[:1], 1, done)
+    return known
+
+
+def _one(
+    command: Callable[..., None], form: str | None, known: Mapping[str, Any], target: Target
+) -> Any:  # noqa: ANN401 -- its document
+    if target.name in known:
+        command = partial(command, tried=story.heard(known[target.name]))
     config = dataclasses.replace(target.config, log="json")
     if form != "json":
         command(config)

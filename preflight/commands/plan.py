@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import argparse
 
     from preflight.base.config import Config
-    from preflight.base.errors import RehearsalFailed
     from preflight.files.migrations import Migration
     from preflight.files.planned import Planned
     from preflight.server.sessions import Session
@@ -35,9 +34,13 @@ def run(
     *,
     form: str | None = None,
     rehearse: bool = False,
+    tried: gate.Tried | None = None,
     **wrapped: Any,  # noqa: ANN401 -- options
 ) -> None:
-    """Show what `up` would do, statement by statement; raises what would stop it."""
+    """Show what `up` would do, statement by statement; raises what would stop it.
+
+    `tried` is what it took on a copy, where others were tried there, too.
+    """
     if wrapped:
         wrap.plan(config, wrapped, form, rehearse=rehearse)
         return
@@ -77,7 +80,8 @@ def run(
         more = _told(resumes, sum(each.untold for each in told_of))
         structlog.get_logger().info("plan.made", pending=names, adopts=adopted, **more)
         if rehearse and todo:
-            statements, problem = measure(session, files, todo, statements)
+            costs, problem = tried or gate.tried(session, files, todo)
+            statements = measured(statements, costs)
     told = [_data(statement, measured=rehearse) for statement in statements]
     document = {
         "database": database,
@@ -124,22 +128,14 @@ def _told(resumes: dict[str, int], untold: int) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value}
 
 
-def measure(
-    session: Session,
-    files: Sequence[Migration],
-    todo: Sequence[Migration],
-    statements: Sequence[Planned],
-) -> tuple[list[Planned], RehearsalFailed | None]:
-    """Try the plan on a copy; return its statements with what they took, and what failed there."""
-    gauge, problem = gate.tried(session, files, todo)
-
-    def measured(statement: Planned) -> dict[str, object] | None:
-        item = gauge.found.get((statement.of.up.file, statement.start))
-        return item.data() if item is not None and statement.of.version in gauge.passed else None
-
+def measured(
+    statements: Sequence[Planned], costs: Mapping[tuple[str, int], dict[str, Any]]
+) -> list[Planned]:
+    """Return the statements with what they took on a copy."""
     return [
-        dataclasses.replace(statement, measured=measured(statement)) for statement in statements
-    ], problem
+        dataclasses.replace(each, measured=costs.get((each.of.up.file, each.start)))
+        for each in statements
+    ]
 
 
 def _data(statement: Planned, *, measured: bool) -> dict[str, Any]:

@@ -294,6 +294,11 @@ class Meter:
         """Tables whose size holds for who measures next on the same copy."""
         return self._known
 
+    def costs(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Return what each statement took, by file and place, of the files that passed."""
+        items = self.found.items()
+        return {at: item.data() for at, item in items if item.migration.version in self.passed}
+
     @property
     def took_s(self) -> float:
         """Return for how long the statements have run, in seconds."""

@@ -132,13 +132,7 @@ def each(session: Session, saved: Taken | None, tenants: Sequence[Tenant]) -> No
             if time.monotonic() - told_at >= TELL_EVERY_S:
                 told_at = time.monotonic()
                 _tell_tenants(number, len(tenants), told_at - began)
-            session.tell(f"trying the files on a copy of {tenant.name}"[:40])
-            with (
-                blamed(tenant.name),
-                _let_in(session, copy, tenant),
-                scratch.reached(copy.session, copy.name, tenant.extra, tenant.config) as own,
-            ):
-                trial = _of_tenant(dataclasses.replace(copy, session=own), tenant, known)
+            trial = _of_tenant(session, copy, tenant, meter.Meter(known))
             known = trial.gauge.known
             told = trial.beside(told) if told else trial
         if told:
@@ -179,11 +173,18 @@ def _tell_tenants(number: int, count: int, elapsed_s: float) -> None:
     )
 
 
-def _of_tenant(copy: copies.Copy, tenant: Tenant, known: Mapping[int, meter.Table]) -> Trial:
-    _settled(copy, tenant.files)
-    gauge = meter.Meter(known)  # else the tables of all would be sized for each
-    with _judged(tenant.config, gauge):
-        return _trial(copy, tenant.todo, None, gauge)
+def _of_tenant(session: Session, copy: copies.Copy, tenant: Tenant, gauge: meter.Meter) -> Trial:
+    """Try what is due in a tenant; `gauge` knows the tables, else all were sized for each."""
+    session.tell(f"trying the files on a copy of {tenant.name}"[:40])
+    with (
+        blamed(tenant.name),
+        _let_in(session, copy, tenant),
+        scratch.reached(copy.session, copy.name, tenant.extra, tenant.config) as own,
+    ):
+        there = dataclasses.replace(copy, session=own)
+        _settled(there, tenant.files)
+        with _judged(tenant.config, gauge):
+            return _trial(there, tenant.todo, None, gauge)
 
 
 def _settled(copy: copies.Copy, files: Sequence[Migration]) -> History:
@@ -240,6 +241,37 @@ def look(
         with _judged(config, gauge):
             trial = _trial(copy, made.todo, None, gauge)
         _tell_passed(copy, saved, trial)
+
+
+def look_each(
+    session: Session, saved: Taken, tenants: Sequence[Tenant]
+) -> dict[str, tuple[meter.Meter, RehearsalFailed | None]]:
+    """Try on one copy what `up` would do in each tenant; return what it cost, and what failed.
+
+    For a plan: one that fails is none of the others' concern. Raises RehearsalFailed where nothing
+    can be tried at all.
+    """
+    always, todo = dataclasses.replace(session.config, rehearse="always"), together(tenants)
+    _within(session, saved, [limits.scripts_of(file) for file in todo], always)
+    found: dict[str, tuple[meter.Meter, RehearsalFailed | None]] = {}
+    with _copy(session, saved, [file.up for file in todo], always) as copy:
+        assert copy is not None  # noqa: S101 -- `always` gives one or raises
+        told: Trial | None = None
+        known: Mapping[int, meter.Table] = {}
+        for tenant in tenants:
+            gauge, failed = meter.Meter(known), None
+            try:
+                with _readable(session, copy):
+                    trial = _of_tenant(session, copy, tenant, gauge)
+                told = trial.beside(told) if told else trial
+            except RehearsalFailed as failure:
+                failed = failure
+            except scratch.Unavailable as why:
+                failed = _demanded(why)
+            known, found[tenant.name] = gauge.known, (gauge, failed)
+        if told and not any(failed for _, failed in found.values()):
+            _tell_passed(copy, saved, told)
+    return found
 
 
 @contextmanager
@@ -752,15 +784,20 @@ def _entered(
 def _tell_skipped(config: Config, scripts: Sequence[Script], why: scratch.Unavailable) -> None:
     """Say why nothing is rehearsed; raises RehearsalFailed when it was demanded."""
     if config.rehearse == "always":
-        raise RehearsalFailed(
-            "rehearsal.unavailable",
-            f"a rehearsal was demanded, but {why}",
-            "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_ON and "
-            "PREFLIGHT_REHEARSE_URL name other places to rehearse. Nothing was migrated.",
-            **why.where,
-        )
+        raise _demanded(why)
     objects = {"objects": why.objects} if why.objects else {}
     log = structlog.get_logger()
     say = log.warning if why.level == "warning" else log.info
     say("rehearsal.skipped", reason=str(why), **objects, **why.where)
     _tell_unmeasured(config, scripts, str(why))
+
+
+def _demanded(why: scratch.Unavailable) -> RehearsalFailed:
+    """Return what it means where a rehearsal was demanded that cannot be had."""
+    return RehearsalFailed(
+        "rehearsal.unavailable",
+        f"a rehearsal was demanded, but {why}",
+        "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_ON and "
+        "PREFLIGHT_REHEARSE_URL name other places to rehearse. Nothing was migrated.",
+        **why.where,
+    )

@@ -406,6 +406,39 @@ def test_failed_target_names_a_command_that_goes_to_it(
     assert [None] == database.query("SELECT to_regnamespace('preflight')")
 
 
+def test_plan_is_rehearsed_as_up_rehearses(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    listed: Listed,
+    backup_dir: Path,
+) -> None:
+    """Schemas of one database share a copy of all of it, on which each is tried and measured.
+
+    So one of them fails alone, and nothing is left or changed.
+    """
+    targets = tenants(database, 3)
+    database.script(
+        "CREATE TABLE public.shared (id int PRIMARY KEY);"
+        "CREATE TABLE tenant_2.one ()"  # where it is in the way
+    )
+    migrations({"001_one.sql": "CREATE TABLE one (id int REFERENCES public.shared);"})
+    env = {"PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run("plan", "--rehearse", "--targets", listed(targets), "--json", env=env)
+    database.script("DROP TABLE tenant_2.one")
+    again = run("plan", "--rehearse", "--targets", listed(targets[:1]), "--json", env=env)
+
+    told = result.json()["targets"]
+    codes = {name: each["exit_code"] for name, each in told.items()}
+    assert (27, {"tenant_1": 0, "tenant_2": 27, "tenant_3": 0}) == (result.code, codes), result
+    assert "rehearsal.failed" == told["tenant_2"]["error"]["code"]
+    measured = {name: each["statements"][0]["measured"] for name, each in told.items()}
+    assert {"tenant_2"} == {name for name, cost in measured.items() if cost is None}
+    assert ["shared"] == [each["table"] for each in measured["tenant_3"]["locks"]]
+    assert 0 == again.code, again  # alone, and of the whole database all the same
+    assert [] == list(backup_dir.iterdir())
+
+
 WRONG: Mapping[str, tuple[str, str]] = {
     "nobody": ("", "no target"),
     "no JSON": ("tenant\n", ":1: is no JSON object"),

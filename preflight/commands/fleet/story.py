@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ import structlog
 
 from preflight import gate
 from preflight.apply import contact, resume
-from preflight.base.errors import ConfigInvalid, Problem, blamed
+from preflight.base.errors import ConfigInvalid, Failure, Problem, RehearsalFailed, blamed
 from preflight.commands.fleet import apart, targets
-from preflight.files import due
+from preflight.files import due, folder
 from preflight.history import ledger, numbers, plan
 from preflight.server import lock, ready, sessions
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from preflight.base.config import Config
     from preflight.commands.fleet.apart import Outcome
     from preflight.commands.fleet.targets import Target
-    from preflight.files import folder
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
@@ -264,6 +264,43 @@ def prove_again(files: folder.Folder, group: Sequence[Target], first: Target) ->
             more += [target] if _names_others(files, target) else []
     found = _prove(files, more, first.whole(), whole=True) if more else {}
     return {name: said | {"last": True} for name, said in found.items()}
+
+
+def tried(group: Sequence[Target], first: Target) -> dict[str, Any]:
+    """Try on one copy of a database what is due in each target of it, as `prove` does.
+
+    Return what it took and what failed for each target's name, as a pipe can carry it. One that
+    cannot be looked at is left out, and so is one that needs no more than its own schemas.
+    """
+    from preflight.rehearsal import trial  # noqa: PLC0415 -- only when asked
+
+    files, parts = folder.load(first.config), list[trial.Tenant]()
+    for target in group:
+        with suppress(Failure):  # which its own plan raises
+            with sessions.connect(target.config) as own:
+                seen = look(own, files)
+            if todo := [each for each in seen.todo if each.name not in seen.adopts]:
+                settled = numbers.settled(files, seen.known)
+                parts.append(trial.Tenant(target.name, target.config, target.extra, settled, todo))
+    if not parts or (len(group) == 1 and not _names_others(files, first)):
+        return {}
+    with sessions.connect(first.whole().config) as session:
+        found = gate.tried_all(session, parts)
+    return {
+        name: [[[*at, cost] for at, cost in costs.items()], failed and failed.data()]
+        for name, (costs, failed) in found.items()
+    }
+
+
+def heard(said: Any) -> gate.Tried:  # noqa: ANN401 -- of a pipe
+    """Return what was tried for one target, as it came through a pipe."""
+    costs, error = said
+    failed = None
+    if error is not None:
+        problems = error.pop("problems", ())
+        failed = RehearsalFailed(**error)
+        failed.problems = tuple(Problem(**each) for each in problems)
+    return {(file, start): cost for file, start, cost in costs}, failed
 
 
 def _names_others(files: folder.Folder, target: Target) -> bool:
