@@ -433,6 +433,14 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
             yield "the port is not a number from 1 to 65535", None
 
 
+def whole(url: Mapping[str, str]) -> dict[str, str]:
+    """Return what a URL means that is of another server than the configured one.
+
+    Without a port it is the usual one: PGPORT, which libpq would take, is of the configured server.
+    """
+    return {**({} if "service" in url else {"port": plain.DEFAULTS["port"]}), **url}
+
+
 def _dialled(target: Mapping[str, str], service: Mapping[str, str]) -> dict[str, str]:
     """Return a target with what a service says of its host: else that is asked for nothing more."""
     known = ("hostaddr", "port") if "host" in target else ()
@@ -600,7 +608,7 @@ class _Reader:
         found = self._url(name)
         for message, hint in misaddressed(found):
             self.wrong(f"{name}: {message}", hint)
-        return found
+        return whole(found) if found else found
 
     def _url(self, name: str) -> dict[str, str]:
         url = self.secret(name)

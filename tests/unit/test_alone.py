@@ -9,6 +9,7 @@ import pytest
 
 from preflight.base.config import Config
 from preflight.commands.fleet import alone, targets
+from preflight.server import dial
 from tests import servers
 
 LIBPQ = {"PGHOST": "db", "PGUSER": "u", "PGDATABASE": "d", "PGPASSWORD": "secret"}
@@ -17,9 +18,11 @@ URL = {"DATABASE_URL": "postgresql://u:secret@db/d"}
 SCHEMA = {"schema": "p_own", "search_path": "own, public"}
 
 
-def target(environ: dict[str, str], said: dict[str, str], folder: Path) -> targets.Target:
+def target(
+    environ: dict[str, str], said: dict[str, str], folder: Path, more: str = ""
+) -> targets.Target:
     """Return the only target of a file."""
-    (folder / "url").write_text("postgresql://u:secret@far/d\n")
+    (folder / "url").write_text(f"postgresql://u:secret@far/d?{more}\n")
     path = folder / "targets.jsonl"
     path.write_text(json.dumps({"name": "one", **said}))
     (found,) = targets.listed(Config.from_env(environ, Path("/"), "run"), path)
@@ -55,6 +58,11 @@ def target(environ: dict[str, str], said: dict[str, str], folder: Path) -> targe
             {"url_file": "url"},
             "env -u PGDATABASE -u PGHOST -u PGPASSWORD -u PGUSER DATABASE_URL_FILE={}/url",
         ),
+        (
+            {"PGHOST": "db", "PGPORT": "7777"},
+            {"url_file": "url"},
+            "env -u PGHOST -u PGPORT DATABASE_URL_FILE={}/url",
+        ),
         (URL, {"url_file": "url"}, "env -u DATABASE_URL DATABASE_URL_FILE={}/url"),
         (LIBPQ, {"url_file": "url", "database": "other"}, None),
     ],
@@ -67,6 +75,21 @@ def test_variables_lead_to_one_target(
 
     assert (expected and expected.format(tmp_path)) == found
     assert "secret" not in str(found)
+
+
+def test_url_without_a_port_means_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's URL is whole: PGPORT is of the fleet's own server. What is said agrees with that."""
+    environ = LIBPQ | {"PGPORT": "7777", "PREFLIGHT_REHEARSE_URL": "postgresql://u@other/d"}
+    monkeypatch.setenv("PGPORT", "7777")
+    own, far = (target(environ, said, tmp_path).config for said in ({}, {"url_file": "url"}))
+    by_service = target(environ, {"url_file": "url"}, tmp_path, "service=s").config
+
+    assert "db:7777" == dial.called(own.target)
+    assert ("far:5432", "5432") == (dial.called(far.target), far.target["port"])
+    assert "other:5432" == dial.called(own.rehearse_url or {})
+    assert "port" not in by_service.target
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,9 @@ def _leads_there(target: Target, changed: Mapping[str, str], gone: set[str]) -> 
         found = Config.from_env(kept | dict(changed), target.config.migrations_dir, "")
     except ConfigInvalid:
         return False
-    meant, environ = target.config, target.config.environ
-    port = {"port": environ.get("PGPORT") or plain.DEFAULTS["port"]}  # which libpq adds
+    meant = target.config
     return (found.target, found.schema, found.schemas) == (
-        port | dict(meant.target),
+        meant.target,
         meant.schema,
         meant.schemas,
     )

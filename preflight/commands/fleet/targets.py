@@ -258,7 +258,7 @@ def _url(path: Path) -> dict[str, str]:
         raise _Wrong(f"the URL in {path}: {message}")
     if "dbname" not in found:
         raise _Wrong(f"the URL in {path} names no database")
-    return found
+    return settings.whole(found)
 
 
 def clashes(
