@@ -60,7 +60,8 @@ class Tally:
         self._measure(event)
         if "target" in event:  # of one of many, which speaks for itself
             if event["event"] == "target.finished":
-                said = {key: event[key] for key in ("outcome", "exit_code", "applied")}
+                told = ("outcome", "exit_code", *self.LISTS.values())
+                said = {key: event[key] for key in told if key in event}
                 self.done.setdefault("targets", {})[event["target"]] = said
         elif key := self.LISTS.get(str(event["event"])):
             self.done.setdefault(key, []).append(event["migration"])
@@ -240,8 +241,9 @@ class Run:
     def outcome(self) -> str:
         """Name what a run that reached its end has done."""
         done = self.tally.done
-        if any(each["applied"] for each in done.get("targets", {}).values()):
-            return "applied"
+        for key in self.tally.LISTS.values():
+            if any(each.get(key) for each in done.get("targets", {}).values()):
+                return key
         return next(
             (key for key in ("rolled_back", "applied", "adopted", "wrapped") if key in done), "ok"
         )
@@ -249,7 +251,7 @@ class Run:
 
 def fitting(targets: Mapping[str, Any], most: int) -> dict[str, Any]:
     """Return how the targets of a fleet ended, in so many bytes: the failed ones first."""
-    order = ("failed", "stopped", "pending", "applied", "ok")
+    order = ("failed", "stopped", "pending", "applied", "adopted", "ok")
     counts = {word: sum(each["outcome"] == word for each in targets.values()) for word in order}
     shown: dict[str, Any] = {}
     for name in sorted(targets, key=lambda name: order.index(targets[name]["outcome"])):

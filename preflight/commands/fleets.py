@@ -188,14 +188,14 @@ def _show(
 
 def _data(outcome: Outcome) -> dict[str, Any]:
     told: dict[str, Any] = {"outcome": outcome.word, "exit_code": outcome.exit_code}
-    told |= {"applied": outcome.applied} if outcome.applied else {}
+    told |= {key: files for key, files in outcome.done.items() if files}
     told |= {"error": outcome.told} if outcome.error else {}
     return told | (outcome.given if isinstance(outcome.given, dict) else {})
 
 
 def _row(outcome: Outcome) -> Sequence[object]:
     why = (outcome.error or {}).get("message", "")
-    done = ", ".join(outcome.applied)
+    done = ", ".join([*outcome.applied, *(f"{each} adopted" for each in outcome.adopted)])
     return outcome.target.name, outcome.word, outcome.exit_code, done, why
 
 

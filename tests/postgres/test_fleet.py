@@ -93,6 +93,27 @@ def test_schemas_of_one_database_share_a_backup_and_a_copy(
     assert [] == again.event("backup.started")
 
 
+def test_target_whose_files_are_there_is_told_as_adopted(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """Not as one where nothing was due; so is the whole run where no file ran."""
+    path = listed(tenants(database, 2))
+    database.script("CREATE TABLE tenant_1.one (id int)")
+    there = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('one') IS NOT NULL AS ok;"
+    migrations({**ONE, "001_one_verify.sql": there})
+    result = run("up", "--targets", path)
+    database.script("DROP SCHEMA preflight_tenant_1 CASCADE")
+    again = run("up", "--targets", path, env={"PREFLIGHT_LOG": "console"})
+
+    assert {"tenant_1": ("adopted", 0), "tenant_2": ("applied", 0)} == ended(result)
+    told = {each["target"]: each for each in result.event("target.finished")}
+    assert [[], ["001_one"]] == [told["tenant_1"][key] for key in ("applied", "adopted")]
+    assert ["001_one"] == result.finished["targets"]["tenant_1"]["adopted"]
+    assert "applied" == result.finished["outcome"]
+    assert "✓ adopted" in again.stdout
+    assert "001_one adopted" in again.stdout
+
+
 def test_row_in_one_of_many_stops_all_before_the_first_change(
     run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
 ) -> None:

@@ -473,3 +473,15 @@ def test_no_package_registry_is_named() -> None:
     ]
 
     assert [] == found
+
+
+def test_page_of_fleets_says_which_commands_take_many_and_which_have_a_document() -> None:
+    """No command is said to take `--json` there that refuses it."""
+    many = {name for name, each in registry.COMMANDS.items() if each.fleet}
+    page = text("docs/fleets.md")
+    for taken, expected in (
+        ("them", many),
+        ("`--table` and `--json`", {name for name in many if registry.COMMANDS[name].result}),
+    ):
+        (said,) = re.findall(rf"((?:`\w+`(?:, | and )?)+) take {taken}", page)
+        assert expected == set(words(said))

@@ -48,6 +48,7 @@ class Outcome:
     error: dict[str, Any] | None = None
     given: Any = None
     applied: list[str] = field(default_factory=list)
+    adopted: list[str] = field(default_factory=list)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -61,7 +62,14 @@ class Outcome:
             return "pending"
         if self.exit_code in (ExitCode.SIGINT, ExitCode.SIGTERM):
             return "stopped"
-        return "failed" if self.exit_code else "applied" if self.applied else "ok"
+        if self.exit_code:
+            return "failed"
+        return "applied" if self.applied else "adopted" if self.adopted else "ok"
+
+    @property
+    def done(self) -> dict[str, list[str]]:
+        """Return the files that something was done with, as events have them."""
+        return {"applied": self.applied} | ({"adopted": self.adopted} if self.adopted else {})
 
     @property
     def rank(self) -> int:
@@ -78,7 +86,7 @@ class _Child:
     pipe: int
     left: bytearray = field(default_factory=bytearray)
     result: dict[str, Any] | None = None
-    applied: list[str] = field(default_factory=list)
+    done: dict[str, list[str]] = field(default_factory=dict)  # `applied` and `adopted`
 
     def hear(self, data: bytes) -> None:
         """Say what it says."""
@@ -95,8 +103,8 @@ class _Child:
                 self.result = said["result"]
                 continue
             event, level = said.pop("event"), said.pop("level")
-            if event == "migration.applied":
-                self.applied.append(said["migration"])
+            if key := run.Tally.LISTS.get(event):
+                self.done.setdefault(key, []).append(said["migration"])
             getattr(structlog.get_logger(), level)(event, target=self.target.name, **said)
 
     def ended(self) -> Outcome:
@@ -106,7 +114,8 @@ class _Child:
         if self.result is None:
             code = os.waitstatus_to_exitcode(status)
             self.result = _unsaid(code)
-        return Outcome(self.target, applied=self.applied, **self.result)
+        said: dict[str, Any] = {**self.done, **self.result}
+        return Outcome(self.target, **said)
 
 
 def _unsaid(code: int) -> dict[str, Any]:
@@ -189,7 +198,7 @@ def _end(running: dict[int, _Child], done: Callable[[Outcome], None]) -> None:
     while running and (left := until - time.monotonic()) > 0:
         _hear(running, _ready(running, left), done)
     for child in running.values():
-        done(Outcome(child.target, int(ExitCode.CONNECTION_LOST), _UNKNOWN, applied=child.applied))
+        done(Outcome(child.target, int(ExitCode.CONNECTION_LOST), _UNKNOWN, **child.done))
 
 
 # in the process of one target
@@ -305,6 +314,6 @@ def spoken(outcomes: list[Outcome], chosen: Sequence[Target]) -> Iterator[None]:
                 target=target.name,
                 outcome=found.word,
                 exit_code=found.exit_code,
-                applied=found.applied,
+                **found.done,
                 **error,
             )
