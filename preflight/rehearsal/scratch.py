@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import structlog
@@ -328,32 +328,45 @@ def share_rights(session: Session, home: Session, live: new_database.Database, n
             home.execute(command)
 
 
-# what a role may do in a database whatever its grants say, and whether these let it in
+class _Standing(NamedTuple):
+    """What a role is in a database: as its owner, and by its grants."""
+
+    owns: bool = False
+    enters: bool = False
+    makes: bool = False
+    makes_temporary: bool = False
+
+
 _STANDING = """
 SELECT pg_catalog.pg_has_role(%(role)s::name, d.datdba, 'USAGE'),
  pg_catalog.has_database_privilege(%(role)s::name, d.oid, 'CONNECT'),
- pg_catalog.has_database_privilege(%(role)s::name, d.oid, 'CREATE')
+ pg_catalog.has_database_privilege(%(role)s::name, d.oid, 'CREATE'),
+ pg_catalog.has_database_privilege(%(role)s::name, d.oid, 'TEMPORARY')
 FROM pg_catalog.pg_database d WHERE d.datname = %(name)s::name
 """
 
 
 def kept_back(session: Session, home: Session, name: str, role: str, said: str) -> str | None:
     """Say what the copy alone keeps from a role whose right was refused in these words."""
-    owns, enters, makes = _standing(session, session.connection.info.dbname, role)
-    if owns and not _standing(home, name, role)[0]:
+    live, copy = (
+        _standing(session, session.connection.info.dbname, role),
+        _standing(home, name, role),
+    )
+    if live.owns and not copy.owns:
         return f"the copy does not belong to whom the database of {role} does"
-    if enters and makes and "permission denied for database" in said:
-        return f"nobody lets {role} into the copy"
+    if live.makes_temporary and not copy.makes_temporary and "temporary tables" in said:
+        return f"{role} has no TEMPORARY on the copy"
+    if live.makes and "permission denied for database" in said:  # live it is not for want of that
+        if not copy.makes:
+            return f"{role} has no CREATE on the copy"
+        if live.enters and not copy.enters:
+            return f"nobody lets {role} into the copy"
     return None
 
 
-def _standing(session: Session, name: str, role: str) -> tuple[bool, bool, bool]:
-    owns, enters, makes = session.execute(_STANDING, {"role": role, "name": name}).fetchone() or (
-        False,
-        False,
-        False,
-    )
-    return bool(owns), bool(enters), bool(makes)
+def _standing(session: Session, name: str, role: str) -> _Standing:
+    found = session.execute(_STANDING, {"role": role, "name": name}).fetchone()
+    return _Standing(*found) if found else _Standing()
 
 
 def make_anew(home: Session, name: str) -> None:

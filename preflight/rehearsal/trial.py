@@ -147,7 +147,9 @@ def _let_in(session: Session, copy: copies.Copy, tenant: Tenant) -> Iterator[Non
     """
     try:
         yield
-    except TargetUnusable as failure:
+    except (TargetUnusable, HistoryConflict) as failure:
+        if isinstance(failure, HistoryConflict) and failure.problem.sqlstate != copies.NO_RIGHT:
+            raise
         raise scratch.Unavailable(
             f"on the copy, {tenant.name}: {failure}", level="warning"
         ) from failure
