@@ -317,15 +317,24 @@ def _open(home: Session, name: str, logged_in: str, us: str) -> None:
 def share_rights(session: Session, home: Session, live: new_database.Database, name: str) -> None:
     """Give on the copy whatever rights there are on the live database, but to connect to it.
 
-    They go with it. Raises psycopg.Error.
+    They go with it. Raises Unavailable.
     """
     for each in belongings.grants(session, live):
         if each.privilege == "CONNECT":
             continue
         on = f"DATABASE {quoting.name(name)}"
         command = new_database.grant_command(on, each.privilege, each.role, grantable=False)
-        with suppress(psycopg.errors.UndefinedObject):  # a role that another server has not
+        try:
             home.execute(command)
+        except psycopg.errors.UndefinedObject:  # a role that another server has not
+            continue
+        except psycopg.Error as error:
+            if home.lost:
+                raise
+            raise Unavailable(
+                f"the copy cannot have the rights of the live database: "
+                f"{error.diag.message_primary or error}"
+            ) from error
 
 
 class _Standing(NamedTuple):
