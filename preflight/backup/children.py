@@ -260,7 +260,7 @@ def wait(child: subprocess.Popen[bytes]) -> int:
 
 # what names the entry that a complaint is about is none, and jobs write into each other's lines
 _CHATTER = re.compile(
-    r"(?:pg_\w+: )+(?!pg_\w+: |error:|fatal:|warning:|detail:|hint:|from TOC entry)"
+    r"(?:pg_\w+: )+(?! *(?:pg_\w+:|error:|fatal:|warning:|detail:|hint:|from TOC entry))"
 )
 _WARNED = re.compile(r"(?:pg_dump: )+warning: (.*)")
 _DETAIL = re.compile(r"(?:pg_dump: )+(?:detail|hint): +(.*)")

@@ -245,11 +245,7 @@ def in_turn(
     wanted = [each for each in options if each.startswith(USE_LIST)]
     lines: list[bytes] = []
     with suppress(children.ClientFailed):
-        lines = (
-            Path(wanted[-1].removeprefix(USE_LIST)).read_bytes().splitlines(keepends=True)
-            if wanted
-            else _entries(dump, programs, environment)
-        )
+        lines = asked_for(dump, programs, environment, options)
     if not (any(map(_EVENT_TRIGGER.match, lines)) and any(map(_FILLED_LATE.match, lines))):
         yield [options]
         return
@@ -260,6 +256,16 @@ def in_turn(
     ):
         others = [each for each in options if each not in wanted]
         yield [[*others, f"{USE_LIST}{each}"] for each in (first, last)]
+
+
+def asked_for(
+    dump: Path, programs: Clients, environment: Mapping[str, str], options: Sequence[str]
+) -> list[bytes]:
+    """Return the list of an archive, or what the options leave of it; raises ClientFailed."""
+    wanted = [each for each in options if each.startswith(USE_LIST)]
+    if wanted:
+        return Path(wanted[-1].removeprefix(USE_LIST)).read_bytes().splitlines(keepends=True)
+    return _entries(dump, programs, environment)
 
 
 USE_LIST = "--use-list="

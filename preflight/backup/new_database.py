@@ -515,15 +515,16 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     The code is 0 when the only errors were those that every client 17 makes on an older server.
     Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
     key is checked against, and they write into each other's lines: where either may be the reason
-    of an error, the database is made anew (by `anew`, or as it is) and filled by one. The schemas
-    that are `there` are in the archive, too, and their owners with them. Where the settings do not
-    keep event triggers from firing, they are made when all else is there.
+    of an error, or of one that pg_restore counts and nobody heard, the database is made anew (by
+    `anew`, or as it is) and filled by one. The schemas that are `there` are in the archive, too,
+    and their owners with them. Where the settings do not keep event triggers from firing, they are
+    made when all else is there.
     """
     how: dict[str, Any] = {"name": name, "tick": tick, "hold": hold, "there": there}
     how["settings"] = settings or {}
     how["fires"] = "event_triggers" not in (settings or {})
-    code, problems = _filled(session, dump, parallel, *options, **how)
-    unsaid = code != 0 and not problems  # the word stood behind another job's, on one line
+    code, problems, unheard = _filled(session, dump, parallel, *options, **how)
+    unsaid = unheard or (code != 0 and not problems)  # the word stood in another job's line
     if parallel > 1 and (unsaid or any(problem.doubtful for problem in problems)):
         try:
             (anew or partial(make_anew, session, name))()
@@ -531,7 +532,9 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
             if problems:
                 raise
             return code, problems
-        code, problems = _filled(session, dump, 1, *options, **how)
+        code, problems, unheard = _filled(session, dump, 1, *options, **how)
+    if unheard:  # of one job: what it is silent about may be anything
+        problems.append(Complaint(f"it counts {unheard} errors that it does not tell"))
     return code, problems
 
 
@@ -554,10 +557,11 @@ def _filled(  # noqa: PLR0913 -- see above
     hold: Callable[[], bool] | None,
     there: Collection[str],
     fires: bool,
-) -> tuple[int, list[Complaint]]:
+) -> tuple[int, list[Complaint], int]:
+    """Return also how many errors it counted and did not tell."""
     counted = clients.clients(session.config, session)
     old = session.facts is not None and session.facts.major < KNOWS_TRANSACTION_TIMEOUT
-    heard = _Heard(old=old)
+    heard = Heard(old=old)
     code = 0
     calls: list[Sequence[str]] = [options]
     with ExitStack() as stack:
@@ -568,6 +572,7 @@ def _filled(  # noqa: PLR0913 -- see above
         for each in calls:
             command = restore_command(counted.pg_restore, address, dump, parallel, *each)
             code = clients.listen(command, environment, heard.line, tick, hold) or code
+            heard.end(parallel)
             if code not in (0, 1):  # it was ended, and did not end
                 break
         found, waved = heard.all()
@@ -577,7 +582,8 @@ def _filled(  # noqa: PLR0913 -- see above
     made = tuple(f"SCHEMA {name} " for name in there)
     problems = [p for p in found if not p.empty and not (made and p.entry.startswith(made))]
     waved += len(found) - len(problems)
-    return (0 if code == 1 and waved and not problems else code), problems
+    clean = waved and not problems and not heard.unheard
+    return (0 if code == 1 and clean else code), problems, heard.unheard
 
 
 def jobs(session: Session, beside: int = 0) -> int:
@@ -631,7 +637,9 @@ def restore_command(
     ]
 
 
-_ERROR = re.compile(r"(?:^|: |pg_restore: )(?:error|fatal): (.*)")
+# it writes its name, a blank, the sort and the words one by one: another job's may stand in between
+_ERROR = re.compile(r"(?:^ ?|: *)(?:error|fatal): (.*)")
+_COUNTED = re.compile(r"errors ignored on restore: (\d+)$")  # the last line, when all jobs ended
 _ENTRY = re.compile(r"from TOC entry (\d+); \d+ \d+ (.*)")
 _WAVED = re.compile(r"Command was: SET transaction_timeout = 0;")
 _UNIQUE = re.compile(r"Command was: CREATE UNIQUE INDEX (\"(?:[^\"]|\"\")+\"|\S+) ON ")
@@ -640,6 +648,7 @@ _UNIQUE = re.compile(r"Command was: CREATE UNIQUE INDEX (\"(?:[^\"]|\"\")+\"|\S+
 _OF_ENTRY = re.compile(
     r"could not execute query: |COPY failed for table |could not set |could not write to large obj"
 )
+WAVED_BY_FIRST = 2  # as the first one connects, and again when the others are done
 KEPT = 200  # complaints from the beginning, and as many from the end
 
 
@@ -651,7 +660,7 @@ def complaints(said: Iterable[str], *, old: bool) -> tuple[list[Complaint], int]
     not; jobs write at once, so that what stands before a message may be another's. Also return how
     many of these there were. Of many errors the first and the last are kept, and one of each sort.
     """
-    heard = _Heard(old=old)
+    heard = Heard(old=old)
     for line in said:
         heard.line(line)
     return heard.all()
@@ -676,10 +685,13 @@ def _schema(listed: str, said: str) -> str:
     return ""
 
 
-class _Heard:
+class Heard:
     """What pg_restore complained of, told line by line: it may be more than anybody can keep."""
 
     def __init__(self, *, old: bool) -> None:
+        """`old`: the server is older than what is waved through."""
+        self.unheard = 0  # errors that it counts, and that nobody understood
+        self._told = self._passed = self._counted = 0  # by the call that is listened to
         self._old = old
         self._number = self._entry = ""
         self._setting: str | None = None  # may be waved through, as the next line will tell
@@ -697,8 +709,11 @@ class _Heard:
             text, self._setting = self._setting, None
             if _WAVED.fullmatch(line.strip()):
                 self._waved += 1
+                self._passed += 1
                 return
             self._keep(text)
+        if found := _COUNTED.search(line):
+            self._counted = int(found[1])
         if found := _ENTRY.search(line):
             self._number = found[1]
             self._entry = found[2].removesuffix("(no owner)")  # as if it had said none
@@ -713,7 +728,24 @@ class _Heard:
         else:
             self._keep(text)
 
+    def end(self, parallel: int) -> None:
+        """Take that this call has ended, with so many jobs, and what it counted and did not tell.
+
+        Of what is waved through, the count has that of its first session alone; of several errors
+        of one entry another session made, it has one.
+        """
+        self._flush()
+        passed = self._passed if parallel == 1 else min(self._passed, WAVED_BY_FIRST)
+        self.unheard += max(0, self._counted - self._told - passed)
+        self._told = self._passed = self._counted = 0
+
+    def _flush(self) -> None:
+        if self._setting is not None:
+            text, self._setting = self._setting, None
+            self._keep(text)
+
     def _keep(self, text: str) -> None:
+        self._told += 1
         about = (self._entry, self._number) if _OF_ENTRY.match(text) else ()
         problem = Complaint(text, *about)
         if len(self._first) < KEPT:
@@ -726,9 +758,7 @@ class _Heard:
 
     def all(self) -> tuple[list[Complaint], int]:
         """Return what was kept, and how many were waved through."""
-        if self._setting is not None:
-            text, self._setting = self._setting, None
-            self._keep(text)
+        self._flush()
         kept = self._first + list(self._last)
         unique, lost = self._unique, self._lost
         told = [dataclasses.replace(p, unique=p.name in unique, lost=lost) for p in kept]

@@ -26,6 +26,7 @@ from preflight.backup import (
     children,
     clients,
     folder,
+    inventory,
     manifests,
     new_database,
     parts,
@@ -614,11 +615,8 @@ def _fill(
     with ExitStack() as stack:
         options = [NO_SUBSCRIPTIONS, *(new_database.BARE if place.no_owner else ())]
         options += ["--no-tablespaces"] if "tablespace" in place.without else []
+        programs, environment = clients.clients(session.config, session), session.config.child_env
         if place.skip:
-            programs, environment = (
-                clients.clients(session.config, session),
-                session.config.child_env,
-            )
             left = clients.list_skipping(dump, programs, environment, place.skip)
             try:
                 options.append(f"{clients.USE_LIST}{stack.enter_context(left)}")
@@ -656,6 +654,11 @@ def _fill(
             there=parts.there(part)
             | {each.schema for each in parts.dated(session, place.source.manifest.extensions)},
         )
+        lines: list[bytes] = []
+        try:
+            lines = clients.asked_for(dump, programs, environment, options)
+        except children.ClientFailed as failure:  # so has pg_restore, as a rule, and says why
+            problems = problems if code else [new_database.Complaint(str(failure))]
     _require_reached(session, place, code, problems)
     _require_room(problems)
     strict = _without_outside(parts.marked(problems, part), part)
@@ -664,6 +667,7 @@ def _fill(
         _require_clean(
             code if strict or not problems else 0, strict, others, skipped=bool(place.skip)
         )
+        _require_listed(other, place, lines, problems)
         different = snapshots.differing(other, place.rows)
         new_database.analyze(other)
         objects = restored.objects_of(other)
@@ -854,6 +858,30 @@ def _require_clean(
     _warn("filled", views, names, "remove the cause and REFRESH MATERIALIZED VIEW")
     names = [problem.entry for problem in rest]
     _warn("built", rest, names, "name the schema in its functions and CREATE INDEX")
+
+
+def _require_listed(
+    other: Session,
+    place: restored.Place,
+    lines: Sequence[bytes],
+    problems: Sequence[new_database.Complaint],
+) -> None:
+    """Make sure that what the archive lists was made, whatever was heard; raises BackupUnverified.
+
+    What pg_restore complained of is told already. Of very many complaints some were not kept.
+    """
+    if len(problems) >= new_database.KEPT:
+        return
+    (encoding,) = other.execute("SELECT pg_catalog.getdatabaseencoding()").fetchone() or ("",)
+    readable = place.own is not None and place.own.encoding == encoding
+    told = {problem.number for problem in problems}
+    if missing := inventory.lacking(other, lines, told, readable=readable):
+        raise BackupUnverified(
+            "restore.failed",
+            f"pg_restore said nothing, and the new database lacks {console.some(missing)}",
+            f"{GONE}; the live one was not touched. Is the pg_restore on PATH a real and whole "
+            "one?",
+        )
 
 
 def _warn(

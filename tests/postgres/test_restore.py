@@ -681,6 +681,35 @@ def test_client_that_restores_nothing_is_found_out(
     assert [] == beside(filled)
 
 
+# a pg_restore of whose errors nothing is understood, as where jobs tear each other's lines
+_UNHEARD = """[ "$1" = --list ] && exec "$REAL" "$@"
+{ "$REAL" "$@" 2>&1; echo $? > "$HERE/code"; } | grep -v 'error: could not .*violates' >&2
+exit $(cat "$HERE/code")"""
+# … and one that does not even say that there were any
+_SILENT = '[ "$1" = --list ] && exec "$REAL" "$@"\n"$REAL" "$@" 2>/dev/null || exit 0'
+_UNFIT = """
+CREATE TABLE parent (id int PRIMARY KEY);
+CREATE TABLE child (p int CONSTRAINT child_fk REFERENCES parent);
+ALTER TABLE child DISABLE TRIGGER ALL; INSERT INTO child VALUES (99)
+"""
+
+
+@pytest.mark.parametrize("any_server", [pytest.param(16, id="pg16")], indirect=True)
+@pytest.mark.parametrize(("script", "said"), [(_UNHEARD, "counts 1 errors"), (_SILENT, "child_fk")])
+@pytest.mark.usefixtures("any_server")
+def test_lost_constraint_is_missed_whatever_is_heard(
+    run: Run, filled: servers.Database, fakes: Fakes, script: str, said: str
+) -> None:
+    """Rows are no witness of it; what a client 18 says of transaction_timeout hides nothing."""
+    filled.script(_UNFIT)
+    run("backup")
+    result = run("restore", "latest", "--swap", env={"PATH": fakes.write(script, "pg_restore")})
+
+    assert (24, "restore.failed") == (result.code, error_of(result)["code"])
+    assert said in error_of(result)["message"]
+    assert [] == beside(filled)
+
+
 class _CutsRestore(faults.Fault):
     """Cuts the connection of each pg_restore at its first table."""
 

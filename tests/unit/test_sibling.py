@@ -166,6 +166,70 @@ def test_error_in_another_jobs_line_is_doubtful() -> None:
     assert [[True], [False], [True]] == [[each.doubtful for each in one] for one in found]
 
 
+REAL = 'could not execute query: ERROR:  insert or update on table "child" violates it'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"pg_restore: error: {REAL}",
+        f" pg_restore:error: {REAL}",
+        f" error: {REAL}",
+        f"pg_restore:pg_restore:  error: {REAL}",
+        f"pg_restore: pg_restore: error: {REAL}",
+    ],
+)
+def test_error_is_heard_wherever_its_line_is_torn(line: str) -> None:
+    """Name, blank, sort and words are written one by one, and another job's stand in between."""
+    said = ["pg_restore: from TOC entry 9; 2606 1 FK CONSTRAINT child fk u", line, "DETAIL:  x"]
+    (found,), _ = new_database.complaints(said, old=True)
+
+    assert (REAL, "FK CONSTRAINT child fk u") == (found.text, found.entry)
+
+
+COUNTED = "pg_restore: warning: errors ignored on restore: "
+
+
+@pytest.mark.parametrize(
+    ("unheard", "parallel", "said"),
+    [
+        (0, 1, []),
+        (0, 1, [*PAIR, f"{COUNTED}1"]),
+        (0, 1, [*PAIR, *OTHER, f"{COUNTED}2"]),
+        (1, 1, [*PAIR, f"{COUNTED}2"]),
+        (0, 2, [*PAIR, *PAIR, *PAIR, *PAIR, f"{COUNTED}2"]),
+        (2, 2, [*PAIR, *PAIR, *PAIR, *PAIR, f"{COUNTED}4"]),
+        (1, 2, [*PAIR, *PAIR, *PAIR, *OTHER, f"{COUNTED}4"]),
+        (0, 2, [*OTHER, *OTHER, f"{COUNTED}1"]),
+        (1, 2, [f"{COUNTED}1"]),
+    ],
+)
+def test_error_that_is_counted_and_not_understood_is_missed(
+    unheard: int, parallel: int, said: list[str]
+) -> None:
+    """pg_restore counts what its first session says, and of every other one an entry that failed.
+
+    With several jobs the first session connects twice; what the others wave through is not counted.
+    """
+    heard = new_database.Heard(old=True)
+    for line in said:
+        heard.line(line)
+    heard.end(parallel)
+
+    assert unheard == heard.unheard
+
+
+def test_each_call_of_pg_restore_counts_its_own() -> None:
+    """What one call told does not stand for what the next one is silent about."""
+    heard = new_database.Heard(old=True)
+    for said in ([*PAIR, *PAIR, *OTHER, f"{COUNTED}3"], [*PAIR, *PAIR, f"{COUNTED}3"]):
+        for line in said:
+            heard.line(line)
+        heard.end(2)
+
+    assert 1 == heard.unheard
+
+
 @pytest.mark.parametrize(
     ("listed", "entry", "schema"),
     [
