@@ -105,6 +105,16 @@ BROUGHT = {
     "schema public": "DROP SCHEMA IF EXISTS public",
     "extension plpgsql": "DROP EXTENSION IF EXISTS plpgsql",
 }
+# a right that it has before 15. pg_dump writes how those on the schema differ from what 15 gives,
+# whatever the server's version: there, a right that was taken away would come back
+PUBLIC_CLOSED = 15
+OPEN = "CREATE for everybody on schema public"
+_CLOSE = "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+_OPEN = """
+SELECT pg_catalog.has_schema_privilege('public'::name, n.oid, 'CREATE'),
+ pg_catalog.pg_has_role(n.nspowner, 'USAGE')
+FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'
+"""
 _QUIET = """
 SELECT s.name::text FROM pg_catalog.pg_settings s
 WHERE s.name = ANY (%s::text[]) AND (s.context = 'user' OR {})
@@ -376,6 +386,10 @@ def strip(inside: Session, lacks: Collection[str]) -> list[str]:
     Before PostgreSQL 15 all of it is the superuser's.
     """
     left = []
+    if OPEN in lacks and is_open(inside)[0]:
+        with suppress(psycopg.errors.InsufficientPrivilege):  # or it is no more than a warning
+            inside.execute(_CLOSE)
+        left += [OPEN] if is_open(inside)[0] else []
     for what, command in BROUGHT.items():
         try:
             if what in lacks:
@@ -385,6 +399,12 @@ def strip(inside: Session, lacks: Collection[str]) -> list[str]:
                 raise
             left.append(what)
     return left
+
+
+def is_open(inside: Session) -> tuple[bool, bool]:
+    """Tell whether everybody may CREATE in the schema public, and whether this role decides it."""
+    may, ours = inside.execute(_OPEN).fetchone() or (False, False)
+    return may, ours
 
 
 # its content

@@ -713,17 +713,31 @@ def _require_room(problems: Sequence[new_database.Complaint]) -> None:
 
 
 def _stripped(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:
-    """Drop what the live database had dropped; say what this role cannot."""
-    if not (lacks := place.source.manifest.lacks):
+    """Drop what the live database had dropped; say what this role cannot.
+
+    Whatever a pg_dump from 15 on does not grant on the schema public is not to be there, also of a
+    backup that does not say so.
+    """
+    manifest, lacks = place.source.manifest, set(place.source.manifest.lacks)
+    if _major_of(manifest.pg_dump) >= new_database.PUBLIC_CLOSED and not place.no_owner:
+        old = session.facts is not None and session.facts.major < new_database.PUBLIC_CLOSED
+        lacks |= {new_database.OPEN} if old else set()
+    if not lacks:
         return
     with sessions.beside(session, place.into, quiet) as inside:
         left = new_database.strip(inside, lacks)
-    if left:
+    if left := [each for each in left if each in manifest.lacks]:
         structlog.get_logger().warning(
             "config.warned",
             warning=f"{place.into!r} has {' and '.join(left)}, which the live database had not: "
-            "a superuser may drop it",
+            "a superuser may take it away",
         )
+
+
+def _major_of(version: str | None) -> int:
+    """Return the major version that a program's words name; 0 where there is none."""
+    found = re.search(r"\d+", version or "")
+    return int(found[0]) if found else 0
 
 
 def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str]) -> None:

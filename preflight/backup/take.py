@@ -201,7 +201,7 @@ def _made(
                 roles=tuple(roles),
                 partial=part,
                 extensions=() if part else parts.extensions(session),
-                lacks=() if part else _lacks(witness),
+                lacks=(*_closed(session, part), *(() if part else _lacks(witness))),
             )
         backup = manifests.Backup(name, manifest)
         yield Taken(backups, backup, identity, witness, seen, seal, visible=False)
@@ -211,6 +211,16 @@ def _lacks(witness: snapshots.Witness) -> tuple[str, ...]:
     """Return what of a new database was dropped from the live one."""
     found = {name for name, _ in witness.objects if name in new_database.BROUGHT}
     return tuple(name for name in new_database.BROUGHT if name not in found)
+
+
+def _closed(session: Session, part: manifests.Part | None) -> tuple[str, ...]:
+    """Return the right that a new database gives, where the live one's schema has it no more."""
+    major = session.facts.major if session.facts else 0
+    there = "SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'"
+    if major >= new_database.PUBLIC_CLOSED or (part and "public" not in part.schemas):
+        return ()
+    found = session.execute(there).fetchone() is not None
+    return (new_database.OPEN,) if found and not new_database.is_open(session)[0] else ()
 
 
 def prune(session: Session, saved: Taken) -> None:

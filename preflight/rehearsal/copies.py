@@ -190,6 +190,7 @@ def restored(
                     live=session,
                     empty_allowed=bool(calling or refused),
                     choice=choice,
+                    rights=not without,
                 )
             scratch.apply_settings(home, [each for each in settings if each.late], name)
             if live:
@@ -604,8 +605,12 @@ def _fill(
 
     Raises Unavailable for what only the scratch side lacks, BackupUnverified, BackupInterrupted.
     """
-    begin = partial(_begun, home, restoring)
     restoring.others("restoring")
+
+    def begin() -> None:
+        _begun(home, restoring)
+        if not options:  # whom the schema is open to instead is not restored either
+            close(home, saved, restoring)
 
     def anew() -> None:
         scratch.make_anew(home, restoring.name)
@@ -658,6 +663,13 @@ def _fill(
             foreign=partial(_theirs, home, restoring),
         )
     return problems
+
+
+def close(home: Session, saved: Taken, restoring: Restoring) -> None:
+    """Take from everybody what an empty copy gives, and the live database's schema public not."""
+    if new_database.OPEN in saved.backup.manifest.lacks:
+        with scratch.reached(home, restoring.name, restoring.quiet) as inside:
+            new_database.strip(inside, {new_database.OPEN})
 
 
 def unpublished(copy: Copy) -> bool:
@@ -921,10 +933,12 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     live: Session,
     empty_allowed: bool,
     choice: some_rows.Choice | None = None,
+    rights: bool = True,
 ) -> tuple[tuple[str, ...], Undumped]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
-    `refused` is what cannot be there, and why is known; `choice` says which tables have rows.
+    `refused` is what cannot be there, and why is known; `choice` says which tables have rows;
+    `rights`: owners and rights were restored, too.
 
     Return which views are not filled there, where that is known to be no lack of the backup, and
     what was added to an extension, and so is in no dump.
@@ -950,6 +964,9 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     different += catalog.lacking(wanted, shapes, excused)
     stood = {n: at for n, at in saved.witness.sequences.items() if not left(n)}
     different += _behind(live, stood, catalog.sequences(copy, schemas), schemas)
+    if new_database.OPEN in saved.backup.manifest.lacks and rights:
+        may, decided = new_database.is_open(copy)
+        different += [f"it has {new_database.OPEN}"] if may and decided else []
     if different:
         raise BackupUnverified(
             "backup.restore_differs",
@@ -957,7 +974,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
             "A backup that lacks something is none: it is hidden again, and nothing was migrated."
             + (" Is the pg_dump on PATH a real and whole one?" if short else ""),
         )
-    new_database.strip(copy, saved.backup.manifest.lacks)
+    new_database.strip(copy, {*saved.backup.manifest.lacks} - {new_database.OPEN})
     unmade = catalog.unmade(saved.witness.members, catalog.members(copy), schemas)
     detached = catalog.detached(saved.witness.attached, catalog.attached(copy), schemas)
     return tuple(empty), Undumped(unmade, detached)

@@ -474,6 +474,11 @@ def _filled(
     home, server, made = place.home, place.server, place.made
     restoring.others("restoring")
     begun = server.used()  # the cluster itself
+    copies.close(home, saved, restoring)
+
+    def anew() -> None:
+        _make_anew(home, place.around)
+        copies.close(home, saved, restoring)
 
     def filled() -> int:
         return max(0, server.used() - begun)
@@ -489,7 +494,7 @@ def _filled(
                 *copies.listed(stack, home, saved, restoring),
                 settings=restoring.quiet,
                 tick=lambda: progress.tell(filled),
-                anew=lambda: _make_anew(home, place.around),
+                anew=anew,
                 there=parts.there(restoring.part) | set(made.schemas),
             )
         except (children.ClientFailed, BackupFailed) as failure:

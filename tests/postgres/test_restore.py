@@ -681,6 +681,34 @@ def test_client_that_restores_nothing_is_found_out(
     assert [] == beside(filled)
 
 
+@pytest.mark.parametrize(
+    ("any_server", "may"),
+    [pytest.param(14, False, id="pg14-closed"), pytest.param(13, True, id="pg13-open")],
+    indirect=["any_server"],
+)
+@pytest.mark.usefixtures("any_server")
+def test_schema_that_was_closed_to_everybody_stays_so(
+    run: Run, filled: servers.Database, backup_dir: Path, *, may: bool
+) -> None:
+    """A client from 15 on writes rights as they differ from what 15 gives; a copy has them, too.
+
+    So it is with a backup of an older version of ours, which did not say so.
+    """
+    asked = "SELECT has_schema_privilege('public', 'public', 'CREATE')"
+    if not may:
+        filled.query("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    proven = run("backup", env={"PREFLIGHT_REHEARSE": "always"})
+    swapped = run("restore", "latest", "--swap")
+    file = next(backup_dir.glob("*/manifest.json"))
+    said = json.loads(file.read_bytes())
+    file.write_text(json.dumps({**said, "lacks": []}))
+    beside = run("restore", "latest")
+
+    assert [0, 0, 0] == [proven.code, swapped.code, beside.code], (proven, swapped, beside)
+    assert ("restored", 0 if may else 1) == (said["verified"], len(said.get("lacks", [])))
+    assert [may, may] == [*filled.query(asked), *restored(filled).query(asked)]
+
+
 # a pg_restore of whose errors nothing is understood, as where jobs tear each other's lines
 _UNHEARD = """[ "$1" = --list ] && exec "$REAL" "$@"
 { "$REAL" "$@" 2>&1; echo $? > "$HERE/code"; } | grep -v 'error: could not .*violates' >&2
