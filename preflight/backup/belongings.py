@@ -130,6 +130,14 @@ class Belongings:
         ]
         return found
 
+    def roles(self, without: Collection[str] = ()) -> dict[str, set[str]]:
+        """Return the roles that each part of it names, of those that are not left out."""
+        named = {
+            "grants": {self.owner, *(each.role for each in self.grants if each.role)},
+            "settings": {each.role for each in self.settings if each.role},
+        }
+        return {part: roles for part, roles in named.items() if part not in without}
+
     def differing(self, other: Belongings) -> list[str]:
         """Name the keys that differ but for the comment."""
         names = [each.name for each in dataclasses.fields(self) if each.name != "comment"]

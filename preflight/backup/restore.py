@@ -524,7 +524,7 @@ def _new_database(session: Session, place: restored.Place) -> Iterator[None]:
     """Make the database, closed to everybody else; drop it again when what follows fails."""
     problems = _create(session, place)
     try:
-        _require_had(problems + belongings.refused(session, place.commands))
+        _require_had(place, problems + belongings.refused(session, place.commands))
         yield
     except BaseException as error:
         if not session.lost and not _drop(session, place.into) and isinstance(error, Failure):
@@ -562,31 +562,51 @@ def _create(session: Session, place: restored.Place) -> list[tuple[str, str | No
         asked = (own.encoding, own.lc_collate, own.lc_ctype, own.locale_provider, own.locale)
         said = f"text rules {' '.join(filter(None, asked))}: {error.diag.message_primary}"
         problems.append((said, error.sqlstate))
-        _require_had(problems)
+        _require_had(place, problems)
     return problems
 
 
-def _require_had(problems: Sequence[tuple[str, str | None]]) -> None:
+# by the first word of what is refused: which part of `--without` it is of
+_PARTS = {
+    "tablespace": "tablespace", "owner": "grants", "grant": "grants", "revoke": "grants",
+    "setting": "settings", "template": "settings", "text": "locale",
+}  # fmt: skip
+_MEANING = {
+    "grants": "grants: also the owner",
+    "locale": "locale: text is encoded and sorted as in any new database here, not as it was",
+}
+
+
+def _option(place: restored.Place, parts_of_it: Collection[str]) -> str:
+    """Return the whole option that leaves out these parts, too, and what some of them mean."""
+    named = [each for each in dict.fromkeys(_PARTS.values()) if each in parts_of_it]
+    means = "; ".join(_MEANING[each] for each in named if each in _MEANING)
+    whole = [each for each in dict.fromkeys(_PARTS.values()) if each in {*named, *place.without}]
+    return f"--without {','.join(whole)}{f' ({means})' if means else ''}"
+
+
+def _require_had(place: restored.Place, problems: Sequence[tuple[str, str | None]]) -> None:
     """Refuse, before a row is restored, what this server cannot give; raises TargetUnusable."""
     if not problems:
         return
     what = f"what belongs to it: {'; '.join(text for text, _ in problems)}"
-    advice = (
-        "leave it out: --without tablespace,grants,settings,locale (grants: also the owner). "
-        "Nothing was restored."
-    )
+    refused = {_PARTS[word] for text, _ in problems if (word := text.split(" ")[0]) in _PARTS}
+    out = f"leave it out: {_option(place, refused)}. " if refused else ""
+    advice = f"{out}Nothing was restored."
     if all(state == restored.NO_RIGHT for _, state in problems):
         raise TargetUnusable(
             "restore.no_right",
             f"this role may not give the new database {what}",
             "Run as a superuser, or as who may: the live database's owner, and of another role's "
-            f"settings who has CREATEROLE, and from 16 on ADMIN on that role. Or {advice}",
+            f"settings who has CREATEROLE, and from 16 on ADMIN on that role. "
+            f"{'Or ' if out else ''}{advice}",
             sqlstate=restored.NO_RIGHT,
         )
     raise TargetUnusable(
         "restore.lacking",
         f"the new database cannot have {what}",
-        f"Make it on this server (CREATE ROLE, CREATE TABLESPACE, locales), or {advice}",
+        "Make it on this server (CREATE ROLE, CREATE TABLESPACE, locales)"
+        f"{', or ' if out else '. '}{advice}",
         sqlstate=problems[0][1],
     )
 
@@ -774,17 +794,24 @@ def _without_outside(
 
 
 def _require_roles(session: Session, place: restored.Place) -> None:
-    """Name every role that the backup needs and this server lacks; raises TargetUnusable."""
-    wanted = list(place.source.manifest.roles)
-    missing = session.execute(_MISSING, [wanted]).fetchall() if not place.no_owner else []
-    if missing:
-        names = [quoting.name(role) for (role,) in missing]
+    """Name every role that the backup needs and this server lacks; raises TargetUnusable.
+
+    Those of the database itself, too, where there are others: what it belongs to is in no archive.
+    """
+    inside = set(place.source.manifest.roles)
+    of_itself = place.own.roles(place.without) if place.own else {}
+    wanted = sorted(inside.union(*of_itself.values()))
+    missing = {role for (role,) in session.execute(_MISSING, [wanted]).fetchall()}
+    if not place.no_owner and missing & inside:
+        out = {part for part, roles in of_itself.items() if missing & roles}
+        options = f"--no-owner {_option(place, out)}" if out or place.without else "--no-owner"
+        names = [quoting.name(role) for role in sorted(missing)]
         ours = [f"CREATE ROLE {name};" for name in names if not name.startswith("pg_")]
         raise TargetUnusable(
             "restore.lacking",
             f"this server lacks {len(names)} roles of the backup: {console.some(names)}",
             f"{' '.join([*ours[:10], 'or go'] if len(ours) == len(names) else ['Go'])} without "
-            "owners and rights: --no-owner. Nothing was restored.",
+            f"owners and rights: {options}. Nothing was restored.",
         )
 
 
@@ -830,7 +857,8 @@ def _refuse(
     advice = f"{ours} or " if roles else ""
     what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
     skip = " ".join(dict.fromkeys(f"--skip '{each.entry.strip()}'" for each in lacking[:5]))
-    advice += f"go without: --no-owner leaves owners and rights out, {skip} leaves entries out."
+    advice += f"go without: --no-owner leaves owners and rights out, {skip} leaves entries out"
+    advice += ", or run as a superuser." if all(map(_forbidden, lacking)) else "."
     if placeless:
         advice = (
             "Make the tablespace here (CREATE TABLESPACE, GRANT CREATE ON TABLESPACE), or let all "
@@ -844,6 +872,12 @@ def _refuse(
 
 
 _ROLE = re.compile(r'role "([^"]+)" does not exist')
+_FORBIDDEN = re.compile(r"permission denied|must be (?:owner|superuser|member|able)")
+
+
+def _forbidden(problem: new_database.Complaint) -> bool:
+    """Tell whether a right is all that is lacking, where the server speaks English."""
+    return _FORBIDDEN.search(problem.said) is not None
 
 
 def _require_clean(

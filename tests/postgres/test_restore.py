@@ -1364,7 +1364,7 @@ def test_what_the_new_server_lacks_is_named_before_anything_is_restored(
         for what in ("tablespace big", "owner keeper", "statement_timeout of role keeper")
         if what not in message
     ]
-    assert "--without" in error_of(refused)["hint"]
+    assert "--without tablespace,grants,settings (grants" in error_of(refused)["hint"]
     assert (22, "restore.lacking") == (placeless.code, error_of(placeless)["code"])
     assert "CREATE TABLESPACE" in error_of(placeless)["hint"]
     assert "--without tablespace" in error_of(placeless)["hint"]
@@ -1474,26 +1474,35 @@ def test_scratch_copy_lies_where_its_origin_does_or_not_at_all(
 def test_role_that_the_server_lacks_is_named_and_can_be_done_without(
     run: Run, database: servers.Database
 ) -> None:
-    """All of them at once, before a row is restored (22); --no-owner goes on."""
+    """All of them at once, before a row is restored (22); what the hint says goes on, typed so.
+
+    The database itself may belong to one: no more is left out than has to be.
+    """
     gone = [f"{database.name}_gone_{n}" for n in range(2)]
     database.script(
         f"CREATE TABLE t AS SELECT 1 id; CREATE ROLE {gone[0]}; CREATE ROLE {gone[1]}; "
         f"GRANT SELECT ON t TO {gone[0]}; CREATE TABLE theirs (); "
-        f"ALTER TABLE theirs OWNER TO {gone[1]}"
+        f"ALTER TABLE theirs OWNER TO {gone[1]}; ALTER DATABASE {database.name} SET my.own = 'x'; "
+        f"GRANT CREATE ON DATABASE {database.name} TO {gone[0]}"
     )
     assert 0 == run("backup").code
     database.script(
-        f"DROP TABLE theirs; REVOKE ALL ON t FROM {gone[0]}; DROP ROLE {gone[0]}; "
+        f"DROP TABLE theirs; REVOKE ALL ON t FROM {gone[0]}; "
+        f"REVOKE ALL ON DATABASE {database.name} FROM {gone[0]}; DROP ROLE {gone[0]}; "
         f"DROP ROLE {gone[1]}"
     )
 
     refused = run("restore", "latest")
-    done = run("restore", "latest", "--no-owner", "--swap")
+    itself = run("restore", "latest", "--no-owner")
+    done = run("restore", "latest", "--no-owner", "--without", "grants", "--swap")
 
     error = refused.finished["error"]
     assert (22, "restore.lacking") == (refused.code, error["code"]), refused
     assert [] == [role for role in gone if f'CREATE ROLE "{role}";' not in error["hint"]]
+    assert "rights: --no-owner --without grants (grants: also the owner)." in error["hint"]
+    assert "out: --without grants (grants: also the owner)." in error_of(itself)["hint"]
     assert 0 == done.code, done
+    assert ["my.own=x"] == [setting for _, setting in database.query(SETTINGS, database.name)]
     assert [1] == database.query("SELECT id FROM t")
     database.query("SELECT * FROM theirs")
 
