@@ -140,6 +140,7 @@ class Manifest:
     partial: Part | None = None  # of some schemas only
     extensions: tuple[Extension, ...] = ()  # of the live database; a dump does not say the version
     lacks: tuple[str, ...] = ()  # of new_database.BROUGHT
+    switched: tuple[str, ...] = ()  # triggers of foreign keys that are off, as in `catalog`
     sealed_sha256: str | None = None  # of the file as it is stored; the others are of the dump
     sealed_bytes: int | None = None
     recipients: tuple[str, ...] = ()  # public: whose keys open it
@@ -349,6 +350,7 @@ def parsed(said: object) -> Manifest:
     plain["roles"] = tuple(said.get("roles", ()))
     plain["recipients"] = tuple(said.get("recipients", ()))
     plain["lacks"] = tuple(said.get("lacks", ()))
+    plain["switched"] = tuple(said.get("switched", ()))
     if "partial" in plain:
         plain["partial"] = _part(plain["partial"])
     plain["extensions"] = _extensions(said.get("extensions", ()))
@@ -491,6 +493,7 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "sealed_bytes": lambda value: value is None or _count(value),
     "recipients": _texts,
     "lacks": _texts,
+    "switched": _texts,
     "database_bytes": _count,
     "roles": _texts,
     "extensions": _are_extensions,

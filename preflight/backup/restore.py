@@ -51,7 +51,7 @@ from preflight.base.errors import (
     NotReady,
     TargetUnusable,
 )
-from preflight.server import dial, lock, ready, sessions
+from preflight.server import catalog, dial, lock, ready, sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -381,7 +381,8 @@ def _tell_started(
 
 def _tell_without(source: Backup, kept: str) -> None:
     """Say what the live database has no more, because no dump has it."""
-    without = [each for each in source.manifest.without if each.why != manifests.NOT_GIVEN]
+    told = {manifests.NOT_GIVEN, catalog.SWITCHED, catalog.PENDING}
+    without = [each for each in source.manifest.without if each.why not in told]
     if without:
         named = console.some([f"{each.what} ({each.why})" for each in without])
         structlog.get_logger().warning(
@@ -688,6 +689,7 @@ def _fill(
             code if strict or not problems else 0, strict, others, skipped=bool(place.skip)
         )
         _require_listed(other, place, lines, problems)
+        _switch(other, place)
         different = snapshots.differing(other, place.rows)
         new_database.analyze(other)
         objects = restored.objects_of(other)
@@ -906,6 +908,26 @@ def _require_clean(
     _warn("filled", views, names, "remove the cause and REFRESH MATERIALIZED VIEW")
     names = [problem.entry for problem in rest]
     _warn("built", rest, names, "name the schema in its functions and CREATE INDEX")
+
+
+def _switch(other: Session, place: restored.Place) -> None:
+    """Switch off what pg_restore has switched on; say what this role cannot, and what else is not.
+
+    A partition whose detaching was pending is one again, with its rows.
+    """
+    manifest = place.source.manifest
+    if again := [each.what for each in manifest.without if each.why == catalog.PENDING]:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but attached again: {console.some(again)}. On the live database "
+            "its detaching was pending: ALTER TABLE … DETACH PARTITION",
+        )
+    if left := catalog.switch(other, manifest.switched):
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"restored, but switched on: {console.some(left)}. On the live database it was "
+            "off: a superuser may ALTER TABLE … DISABLE TRIGGER",
+        )
 
 
 def _require_listed(

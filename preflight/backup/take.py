@@ -201,6 +201,7 @@ def _made(
                 roles=tuple(roles),
                 partial=part,
                 extensions=() if part else parts.extensions(session),
+                switched=tuple(catalog.switched(session, config.only)),
                 lacks=(*_closed(session, part), *(() if part else _lacks(witness))),
             )
         backup = manifests.Backup(name, manifest)
@@ -424,7 +425,7 @@ def _without(session: Session, warnings: Iterable[str]) -> tuple[manifests.Lacki
         known = parts.lacking(session)
     else:
         known = [manifests.Lacking(*each) for each in catalog.unseen(session)]
-    for asked in (catalog.constructors, catalog.unlogged):
+    for asked in (catalog.constructors, catalog.unlogged, catalog.altered):
         known += [manifests.Lacking(*each) for each in asked(session, session.config.only)]
     listed = any(each.what.startswith("subscription ") for each in known)
     warned = [

@@ -62,6 +62,7 @@ class Undumped(NamedTuple):
 
     unmade: Sequence[catalog.Unmade]
     detached: Sequence[catalog.Attached] = ()
+    switched: Sequence[str] = ()  # foreign keys that are off on the live database, and on here
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,7 @@ def _home(
 def require_complete(config: Config, saved: Taken | None) -> None:
     """Where a proof is demanded, take no backup that is without something; RehearsalFailed."""
     without = saved.backup.manifest.without if saved else ()
-    _require_nothing(config, [e for e in without if not e.why.startswith(catalog.CALLED)])
+    _require_nothing(config, [e for e in without if not e.why.startswith(catalog.NO_LOSS)])
 
 
 def _require_nothing(config: Config, without: Sequence[manifests.Lacking]) -> None:
@@ -328,7 +329,11 @@ def lacking(
     said = (each.what.partition(" ") for each in saved.backup.manifest.without)
     unseen = [(kind, name) for kind, _, name in said if kind in limits.MISSING.values()]
     known = [*unseen, *(("relation", each.name) for each in undumped.unmade)]
+    without = saved.backup.manifest.without
+    pending = [each.what for each in without if each.why == catalog.PENDING]
     return (
+        *(limits.Absent(limits.SWITCHED, "", quoting.parts(e)[2]) for e in undumped.switched),
+        *(limits.Absent(limits.PENDING, "", quoting.parts(each)[2]) for each in pending),
         *(limits.Absent("", schema, name) for schema, name in parts.lost(refused)),
         *(limits.Absent(kind, *quoting.parts(name)[:2]) for kind, name in known),
         *(
@@ -977,7 +982,8 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     new_database.strip(copy, {*saved.backup.manifest.lacks} - {new_database.OPEN})
     unmade = catalog.unmade(saved.witness.members, catalog.members(copy), schemas)
     detached = catalog.detached(saved.witness.attached, catalog.attached(copy), schemas)
-    return tuple(empty), Undumped(unmade, detached)
+    switched = catalog.switch(copy, saved.backup.manifest.switched)
+    return tuple(empty), Undumped(unmade, detached, switched)
 
 
 def _behind(

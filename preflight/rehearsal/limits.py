@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 MISSING = {"42P01": "relation", "42883": "function", "42704": "type", "3F000": "schema"}
 # what a relation has: a column by its name, and what ON CONFLICT asks for, which is not named
 DECIDING = "deciding"
-_MISSING_IN_ONE = {"42703": "column", "42P10": DECIDING}
+# what a copy has in another state: a foreign key is checked there, a partition attached
+SWITCHED, PENDING = "switched", "pending"
+_MISSING_IN_ONE = {"42703": "column", "42P10": DECIDING, "23503": SWITCHED, "55000": PENDING}
 _QUOTES = '"\u00ab\u00bb\u201e\u201c\u201d\u2018\u2019'  # in any language
 # what a server's message names: in quotes, after a schema and a point, or before arguments
 _NAMED = re.compile(
@@ -167,6 +169,8 @@ class Absent(NamedTuple):
     @property
     def told(self) -> str:
         """Return it as a server's message names it."""
+        if self.kind in {SWITCHED, PENDING}:
+            return f"that {self.name} is {'off' if self.kind == SWITCHED else 'being detached'}"
         return f"{self.schema}.{self.name}" if self.schema else self.name
 
 

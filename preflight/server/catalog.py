@@ -14,6 +14,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
+
 from preflight.base import quoting, stop
 from preflight.server import packed, sessions
 
@@ -386,6 +388,37 @@ WHERE t.oid >= 16384::oid AND (p.proname, p.pronamespace) <> (t.typname, t.typna
 ORDER BY 1, 2
 """
 CALLED = "a restore calls it "  # by another name: nothing else is lost
+SWITCHED = "it is switched off, and pg_restore switches it on"
+PENDING = "its detaching is pending, and a restore attaches it"
+NO_LOSS = (CALLED, SWITCHED, PENDING)  # what is said so of is in the dump
+# The triggers that a foreign key is made of, each by what it does: its own name is of this database
+# alone. No dump says that one is switched off.
+_KEYS = """
+SELECT pg_catalog.format('%s of foreign key %I of %I.%I on %I.%I', p.proname, c.conname, n.nspname,
+  r.relname, m.nspname, o.relname), t.tgenabled::text,
+ pg_catalog.format('ALTER TABLE ONLY %I.%I ', m.nspname, o.relname),
+ pg_catalog.format(' TRIGGER %I', t.tgname),
+ pg_catalog.format('foreign key %I of %I.%I', c.conname, n.nspname, r.relname)
+FROM pg_catalog.pg_trigger t
+JOIN pg_catalog.pg_constraint c ON c.oid = t.tgconstraint AND c.contype = 'f'
+JOIN pg_catalog.pg_class r ON r.oid = c.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_catalog.pg_class o ON o.oid = t.tgrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = o.relnamespace
+JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+WHERE t.tgisinternal {only} ORDER BY 1
+"""
+_SWITCHED_OFF = "AND t.tgenabled <> 'O'"
+_STATES = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
+# a partition that only waits for transactions to end; 13 has no such thing
+_PENDING = """
+SELECT pg_catalog.format('partition %I.%I of %I.%I', n.nspname, c.relname, m.nspname, p.relname)
+FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
+JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
+WHERE (pg_catalog.to_jsonb(i) ->> 'inhdetachpending')::bool {only} ORDER BY 1
+"""
 # what a standby has no content of: pg_dump leaves it out there, and says nothing
 _UNLOGGED = """
 SELECT pg_catalog.format(CASE c.relkind WHEN 'S' THEN 'the place of the sequence %I.%I'
@@ -591,6 +624,42 @@ def constructors(session: Session, schemas: Sequence[str] = ()) -> list[tuple[st
     """Return the functions of ranges that a restore calls otherwise: what, and why."""
     found = session.execute(_CONSTRUCTORS.replace("{only}", only(schemas))).fetchall()
     return [(what, f"{CALLED}{now}, as its type is called by now") for what, now in found]
+
+
+def switched(session: Session, schemas: Sequence[str] = ()) -> list[str]:
+    """Return the triggers of foreign keys that do not fire as they do by default, state first."""
+    found = session.execute(_KEYS.format(only=_SWITCHED_OFF + only(schemas))).fetchall()
+    return [f"{state} {name}" for name, state, *_ in found]
+
+
+def altered(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return what a restore has in another state than this database: what, and why."""
+    keys = session.execute(_KEYS.format(only=_SWITCHED_OFF + only(schemas))).fetchall()
+    pending = session.execute(_PENDING.replace("{only}", only(schemas))).fetchall()
+    off = [(what, SWITCHED) for what in dict.fromkeys(what for *_, what in keys)]
+    return [*off, *((what, PENDING) for (what,) in pending)]
+
+
+def switch(session: Session, wanted: Collection[str]) -> list[str]:
+    """Give triggers of foreign keys their states again; return the keys where that cannot be.
+
+    Only a superuser may.
+    """
+    if not wanted:
+        return []
+    rows = session.execute(_KEYS.format(only="")).fetchall()
+    found = {name: (state, table, trigger) for name, state, table, trigger, _ in rows}
+    left = []
+    for each in wanted:
+        state, _, name = each.partition(" ")
+        now, table, trigger = found.get(name, ("", "", ""))
+        try:
+            if table and now != state:
+                session.execute(table + _STATES[state] + trigger)
+        except psycopg.errors.InsufficientPrivilege:
+            table = ""
+        left += [] if table else [name.partition(" of ")[2]]
+    return list(dict.fromkeys(left))
 
 
 def unlogged(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
 from tests import faults, program, servers
-from tests.conftest import CreateDatabase, Run, Start, StartServer
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes
 
 SUPER = servers.PASSWORD
@@ -707,6 +707,84 @@ def test_schema_that_was_closed_to_everybody_stays_so(
     assert [0, 0, 0] == [proven.code, swapped.code, beside.code], (proven, swapped, beside)
     assert ("restored", 0 if may else 1) == (said["verified"], len(said.get("lacks", [])))
     assert [may, may] == [*filled.query(asked), *restored(filled).query(asked)]
+
+
+OFF = """
+CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (p int CONSTRAINT "child FK" REFERENCES
+ parent); ALTER TABLE child DISABLE TRIGGER ALL; GRANT ALL ON child TO PUBLIC;
+"""
+DETACHING = """
+CREATE TABLE pt (a int) PARTITION BY LIST (a);
+CREATE TABLE "Pt1" PARTITION OF pt FOR VALUES IN (1); INSERT INTO pt VALUES (1)
+"""
+
+
+def test_foreign_key_that_is_off_is_off_in_a_copy_and_a_restored_database(
+    run: Run, filled: servers.Database, migrations: WriteMigrations
+) -> None:
+    """pg_restore switches it on; rows that the live database takes are no fault of a file."""
+    filled.script(OFF)
+    migrations({"001_a.sql": "INSERT INTO child VALUES (7)"})
+    tried = run("up", env={"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_FIRST_CONTACT": "pending"})
+    filled.query("DELETE FROM child")
+    assert 0 == run("backup").code
+    swapped = run("restore", "latest", "--swap")
+
+    assert [0, 0] == [tried.code, swapped.code], (tried, swapped)
+    (without,) = tried.event("backup.verified")[0]["without"]
+    assert 'foreign key "child FK" of public.child' == without["what"]
+    assert [] == swapped.event("config.warned")
+    filled.query("INSERT INTO child VALUES (8)")
+
+
+def test_foreign_key_that_a_role_cannot_switch_off_proves_nothing(
+    run: Run, filled: servers.Database, role: str, migrations: WriteMigrations
+) -> None:
+    """Only a superuser may: the file is not tried, and a restored database says what is on."""
+    filled.script(OFF)
+    filled.query(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
+    for what in ("DATABASE {0}", "TABLE t", "TABLE parent", "TABLE child"):
+        filled.query(
+            SQL(f"ALTER {what} OWNER TO {{1}}").format(*map(Identifier, (filled.name, role)))
+        )
+    migrations({"001_a.sql": "INSERT INTO child VALUES (7)"})
+    as_role = filled.env(user=role, password=SECRET)
+    trial = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    tried = run("up", env=as_role | trial)
+    filled.query("DELETE FROM child")
+    assert 0 == run("backup", env=as_role).code
+    beside = run("restore", "latest", env=as_role)
+
+    assert [0, 0] == [tried.code, beside.code], (tried, beside)
+    (skipped,) = tried.event("rehearsal.skipped")
+    assert "the backup is without that child FK is off" in skipped["reason"]
+    assert any("switched on: foreign key" in e["warning"] for e in beside.event("config.warned"))
+
+
+def test_partition_that_is_being_detached_is_said_to_come_back(
+    run: Run, filled: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A restore attaches it, so a file that finishes the detaching cannot be tried there."""
+    filled.script(DETACHING)
+    detach = 'ALTER TABLE pt DETACH PARTITION "Pt1" CONCURRENTLY'
+    with filled.server.connect(filled.name) as reader, filled.server.connect(filled.name) as other:
+        reader.execute("BEGIN; SELECT FROM pt")
+        other.execute("SET lock_timeout = 1")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute(detach.encode())
+    migrations({"001_a.sql": detach.replace("CONCURRENTLY", "FINALIZE")})
+    proven = run("backup", env={"PREFLIGHT_REHEARSE": "always"})
+    beside = run("restore", "latest", "--into", f"{filled.name}_r")
+    trial = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    done = run("up", env=trial)
+
+    assert [0, 0, 0] == [proven.code, beside.code, done.code], (proven, beside, done)
+    (without,) = proven.event("backup.verified")[0]["without"]
+    assert 'partition public."Pt1" of public.pt' == without["what"]
+    (skipped,) = done.event("rehearsal.skipped")
+    assert "without that Pt1 is being detached" in skipped["reason"]
+    (warned,) = beside.event("config.warned")
+    assert 'attached again: partition public."Pt1"' in warned["warning"]
 
 
 # a pg_restore of whose errors nothing is understood, as where jobs tear each other's lines
