@@ -322,10 +322,8 @@ class Lookup:
         if node is None or len(node.select_stmt.from_clause) != 1:
             return None
         table = node.select_stmt.from_clause[0].range_var
-        name = ".".join(quoting.name(part) for part in (table.schemaname, table.relname) if part)
-        if not name:
-            return None
-        (found,) = self.session.execute(_CALLED, [name]).fetchone() or (None,)
+        said = {"schema": table.schemaname, "name": table.relname}
+        (found,) = self.session.execute(_CALLED, said).fetchone() or (None,)
         columns = {}
         for item in node.select_stmt.target_list:
             if fields := item.res_target.val.column_ref.fields:
@@ -527,7 +525,10 @@ _IN_VIEW = """WITH RECURSIVE used AS (
   AND c.relkind IN ('r', 'p', 'v', 'm', 'f') WHERE u.relkind = 'v'
 ) SELECT oid::int8 FROM used WHERE oid <> %(oid)s::oid ORDER BY 1"""
 _DEFINITION = "SELECT pg_get_viewdef(%s::oid)"
-_CALLED = "SELECT to_regclass(%s)::oid::int8"
+# to_regclass() wants USAGE on the schema
+_CALLED = """SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = %(name)s::name AND CASE %(schema)s::text WHEN '' THEN pg_table_is_visible(c.oid)
+ ELSE n.nspname = %(schema)s::name END"""
 
 _LOCKED_ALONE = {
     "default": _DEFAULT,

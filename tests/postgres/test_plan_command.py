@@ -978,6 +978,28 @@ def test_who_holds_the_table_behind_a_view_is_in_the_way(
     assert [[pid], [pid], []] == found
 
 
+def test_what_is_behind_a_view_is_told_where_the_role_may_not_look_into_its_schema(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The view's rights are enough for its rows; of another table with that name nothing is."""
+    role = database.limited(-1, "public")
+    database.script(
+        'CREATE SCHEMA "Hid"; CREATE TABLE "Hid".t (id int PRIMARY KEY); CREATE TABLE t (id int);'
+        'CREATE TABLE "Hid".c (id int REFERENCES "Hid".t ON DELETE CASCADE);'
+        f'CREATE VIEW v AS SELECT id FROM "Hid".t; GRANT DELETE ON v TO {role}'
+    )
+    migrations({"001_a.sql": "DELETE FROM v;"})
+
+    env = database.env(role, "x") | {"PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run("plan", "--json", env=env)
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 0 == result.code, str(result)
+    (step,) = result.json()["statements"]
+    expected = ('all rows of v, rows of "Hid".t, rows of "Hid".c', False)
+    assert expected == (step["destroys"], step["unknown"])
+
+
 @pytest.mark.parametrize(
     "statement",
     [
