@@ -194,7 +194,8 @@ class Effect:
     perhaps: tuple[str, ...] = ()  # what a block makes, unless it is there
     reaches: tuple[Reach, ...] = ()
     through: tuple[Through, ...] = ()  # what it does to what is a view, or has rules
-    covers: tuple[str, ...] = ()  # what it makes a view, or gives a rule or an INSTEAD OF trigger
+    # what it makes a view, or calls one, or gives a rule or an INSTEAD OF trigger
+    covers: tuple[str, ...] = ()
     below: str = ""  # its locks are also on `all` below its tables, or on their `partitions`
     alone: tuple[str, ...] = ()  # but not below these: ONLY
     unknown: bool = False  # what it destroys, and which locks it takes
@@ -299,7 +300,7 @@ def _parents(kind: str, statement: Inner) -> tuple[str, ...]:
 
 _MAKES_TABLES = {"create_stmt", "create_table_as_stmt"}
 _COMMIT_DROPS = 4  # libpg_query's OnCommitAction
-_SCHEMAS, _TABLES = 37, 42  # its ObjectType
+_SCHEMAS, _TABLES, _VIEWS = 37, 42, 52  # its ObjectType
 _ALL_ANEW = ("transaction_stmt", "discard_stmt")
 
 
@@ -414,6 +415,8 @@ def _covered(kind: str, statement: Inner) -> tuple[str, ...]:
     """Return the relation below which others are from then on, or which something takes over."""
     if kind == "view_stmt":
         return (_name(statement.view),)
+    if kind == "rename_stmt" and statement.rename_type == _VIEWS:
+        return (_written(statement.newname),)
     if kind == "rule_stmt" or (kind == "create_trig_stmt" and statement.timing == _INSTEAD):
         return (_name(statement.relation),)
     return ()

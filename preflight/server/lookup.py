@@ -56,7 +56,7 @@ class Lookup:
         self.session = session
         self._answers: dict[object, Any] = {}
         self._holders: dict[int, watch.Holders] = {}
-        self._covered: set[str] = set()  # what earlier files make views, or give rules
+        self._covered: set[str] = set()  # what files make views, call so, or give rules
         session.execute(f"SAVEPOINT {_MARK}")
 
     def over(self, statement: Planned) -> Planned:
@@ -83,6 +83,7 @@ class Lookup:
                 unseen = True
                 if not lock.of_index:
                     _take(held, lock.table, lock.table, lock.mode)
+        self._covered |= {_last(name) for name in statement.covers}  # a block may use it, too
         lost = [statement.destroys] if statement.destroys else []
         far: list[Reach | Through] = [*statement.reaches, *statement.through]
         for reach in far:
@@ -92,7 +93,6 @@ class Lookup:
                     lost += [found.lost] if found.lost else []
             except Unseen:
                 unseen = True
-        self._covered |= {_last(name) for name in statement.covers}
         return dataclasses.replace(
             statement,
             locks=tuple(held.values()),
@@ -252,7 +252,7 @@ class Lookup:
                 if (each.kind, each.name) == (f"{reach.event}d", reach.name)
             )
             below = statement.below
-            key = (where, reach, along, below)
+            key = (where, reach, along, below, len(self._covered))
             return self._once(key, lambda: self._changed(where, oid, reach.event, along, below))
 
         def ask() -> list[tuple[Found, str]]:
@@ -282,7 +282,8 @@ class Lookup:
     ) -> list[tuple[Found, str]]:
         """Follow a change of rows to the table that it ends in, and from there along foreign keys.
 
-        Raises Unseen where a rule or an INSTEAD OF trigger does something else with them.
+        Raises Unseen where a rule or an INSTEAD OF trigger does something else with them, or a
+        file changes what a view on the way leads to.
         """
         locked: dict[int, str] = {}
         names: dict[str, str] | None = None  # the columns there, by those of the view
@@ -297,7 +298,9 @@ class Lookup:
             if (base := self._base(oid)) is None:
                 return []  # through which no server changes rows
             locked = dict.fromkeys(self._read(oid), effects.ACCESS_SHARE) | locked
-            oid, columns = base
+            oid, name, columns = base
+            if name in self._covered:
+                raise Unseen
             if names is not None:
                 columns = {name: columns.get(column, "") for name, column in names.items()}
             names = columns
@@ -315,8 +318,11 @@ class Lookup:
             found += [(each, reach.mode) for each in self._following(where, there, known)]
         return found + [(part, effects.ROW_EXCLUSIVE) for part in self._below(where, oid, below)]
 
-    def _base(self, oid: int) -> tuple[int, dict[str, str]] | None:
-        """Return the only relation in the FROM of a view, and its columns by the view's names."""
+    def _base(self, oid: int) -> tuple[int, str, dict[str, str]] | None:
+        """Return the only relation in the FROM of a view, and its columns by the view's names.
+
+        With the relation's own name, without its schema.
+        """
         (text,) = self.session.execute(_DEFINITION, [oid]).fetchone() or (None,)
         node = parser.parsed(text.encode()) if text else None
         if node is None or len(node.select_stmt.from_clause) != 1:
@@ -329,7 +335,7 @@ class Lookup:
             if fields := item.res_target.val.column_ref.fields:
                 column = fields[-1].string.sval
                 columns[item.res_target.name or column] = column
-        return (found, columns) if found else None
+        return (found, table.relname, columns) if found else None
 
     def _row_of(self, query: str, values: Sequence[object]) -> Any:  # noqa: ANN401 -- a row
         """Return what the catalogs have under a name, which may be none of this database's."""

@@ -1011,12 +1011,15 @@ def test_what_is_behind_a_view_is_told_where_the_role_may_not_look_into_its_sche
         "DO $$ BEGIN INSERT INTO r VALUES (1); END $$",
         "CREATE VIEW n AS SELECT * FROM t; DELETE FROM n",
         "CREATE RULE x AS ON UPDATE TO o DO ALSO DELETE FROM t; UPDATE o SET id = 1",
+        "DELETE FROM w; CREATE OR REPLACE VIEW v AS SELECT id AS n, id AS k FROM o; DELETE FROM w",
+        "DO $$ BEGIN CREATE OR REPLACE VIEW v AS SELECT id, id AS k FROM o; DELETE FROM w; END $$",
+        "ALTER VIEW w RENAME TO x; DELETE FROM x",
     ],
 )
 def test_what_takes_a_change_over_makes_it_unknown(
     run: Run, database: servers.Database, migrations: WriteMigrations, statement: str
 ) -> None:
-    """A rule, an INSTEAD OF trigger, or a view that is not there yet: nobody knows what goes."""
+    """A rule, an INSTEAD OF trigger, or what only a file makes a view: nobody knows what goes."""
     database.script(VIEWS)
     migrations({"001_a.sql": statement if statement.endswith("\n") else f"{statement};"})
 
