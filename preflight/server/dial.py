@@ -315,7 +315,7 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
         if each.val
     }
     roles = roles_of(said.get("options", ""))
-    if any(each in text.rpartition(_WRONG_VALUE)[2] for each in roles if _WRONG_VALUE in text):
+    if misses(text, roles):
         kind = "role"
     text = _unsaid(text, said, roles)
     lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
@@ -332,11 +332,23 @@ _SAID = (
 _ITEM = re.compile(r"[,\s=]+")
 _ROLE = re.compile(r"(?i)(?:^|\s)(?:-c\s*|--)(?:role|session[_-]authorization)=((?:\\.|\S)+)")
 _WRONG_VALUE = ":  22023: "  # as libpq writes it: also of a role that is not there
+_QUOTES = '"«»„“”「」'  # of the languages that a server speaks
 
 
 def roles_of(options: str) -> set[str]:
     """Return the roles that the options of a connection name."""
     return {re.sub(r"\\(.)", r"\1", each) for each in _ROLE.findall(options)}
+
+
+def misses(text: str, roles: set[str]) -> bool:
+    """Tell whether a refusal is for one of these roles, which is not there.
+
+    It names nothing else before, as it does the parameter that has a wrong value.
+    """
+    _, wrong, said = text.rpartition(_WRONG_VALUE)
+    quote = rf"[{_QUOTES}\ufffd]"  # or in another encoding
+    named = rf"[^{_QUOTES}]*{quote}\s?(?:{'|'.join(map(re.escape, roles))})\s?{quote}"
+    return bool(wrong and roles) and re.match(named, said) is not None
 
 
 def _unsaid(text: str, said: Mapping[str, str], roles: set[str]) -> str:

@@ -170,6 +170,30 @@ def test_roles_are_found_among_the_options(options: str, roles: set[str]) -> Non
     assert roles == dial.roles_of(options)
 
 
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        (True, 'role "a" does not exist\nLOCATION:  check_role, variable.c:1'),
+        (True, "Rolle »a« existiert nicht"),
+        (True, "le rôle «\u00a0a\u00a0» n'existe pas"),
+        (True, "le r\ufffdle \ufffd\ufffda\ufffd\ufffd n'existe pas"),
+        (True, 'role "my "b" does not exist'),
+        (False, 'role "ab" does not exist'),
+        (False, 'invalid value for parameter "statement_timeout": "bad"'),
+        (False, 'invalid value for parameter "DateStyle": "a"\nDETAIL:  No such word: "a".'),
+        (False, "ungültiger Wert für Parameter »DateStyle«: »a«"),
+    ],
+)
+def test_missing_role_is_told_from_a_wrong_value_of_another_option(
+    missing: bool,  # noqa: FBT001 -- a parameter
+    text: str,
+) -> None:
+    """In whichever language the server says it."""
+    said = f'connection to server at "a", port 1 failed: FATAL:  22023: {text}\n'
+    assert missing == dial.misses(said, {"a", 'my "b'})
+    assert not dial.misses(said, set())
+
+
 def test_lasting_failure_of_one_host_outlasts_a_passing_one() -> None:
     """With several hosts, the one that answered says more than the one that did not."""
     assert "auth" == dial.kind_of(f"{DEAD}\nFATAL:  28P01: no", ["28P01"], needs_password=False)
