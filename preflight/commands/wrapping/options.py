@@ -5,6 +5,7 @@ Only what says so is led: a value that is the live server's, behind an option of
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from preflight.commands.wrapping import words
 
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w.-]*)(?P<equals>=(?P<value>.*))?", re.DOTALL)
 _PROPERTY = re.compile(r"\A[DP](?=[a-z][\w-]*\.)")  # of Java's programs: -Dflyway.url
+_BUNDLE = re.compile(r"-[A-Za-z0-9]{1,5}d")
 _GLUED = re.compile(r"-(?P<name>[hpUd])(?P<value>[^-].*)", re.DOTALL)
 _SHORTS = {"h": "host", "p": "port", "U": "user", "u": "user", "d": "database"}
+_OWN = {"pg_dumpall": {"l": "database"}}
+_NAMING = {"-h", "-p", "-U", "-d"}
 # what starts another program, by its letters behind which a value comes
 _FRONT = {
     "env": "uC",
@@ -31,14 +35,24 @@ _FRONT_WORDS = r"--(?:user|group|host|prompt|chdir|chroot|unset|supp-group)"
 _LIBPQ = re.compile(r"psql|pgbench|pg_\w+|vacuumdb|reindexdb|clusterdb|createuser|dropuser")
 _NO_PLACE = {"pg_restore", "createuser", "dropuser"}  # what has no dash there is no database
 _PLACED = {"psql", "pg_dump", "pgbench", "vacuumdb", "reindexdb", "clusterdb"}  # there it is one
-_VALUED = {  # letters behind which a value comes
+_VALUED = {  # letters behind which a value comes, as each program's own getopt has them
     "psql": "cdfFhLopPRTUv",
-    "pgbench": "bcDfFhIjLMpPRstTU",
+    "pg_dump": "deEfFhjnNpStTUZ",
+    "pg_dumpall": "dEfhlpSU",
+    "pg_restore": "dfFhIjLnNpPStTU",
+    "pgbench": "bcdDfFhIjLMpPRstTU",
+    "createuser": "acghmpUv",
+    "dropuser": "hpU",
     "vacuumdb": "dhjnNpPtU",
     "reindexdb": "dhijpStU",
     "clusterdb": "dhptU",
+    "pg_amcheck": "dDhiIjprRsStTU",
+    "pg_basebackup": "cdDFhilprsStTUXZ",
+    "pg_receivewal": "dDEhpsSUZ",
+    "pg_recvlogical": "dEfFhIopPsSU",
+    "pg_isready": "dhptU",
 }
-_VALUED_ELSE = "deEfFhjnNpStTUZ"
+_VALUED_ELSE = "deEfFhjnNpStTUZ"  # perhaps, of a pg_repack or pg_prove
 # behind these comes NAME=value, a variable of the program's own
 _ASSIGNING = re.compile(r"-[ev]|-D|--(?:set|var|variable|define|env|extra-vars)")
 _ASSIGNING_LETTERS = {"psql": "v", "pgbench": "D"}
@@ -107,12 +121,13 @@ _Found = Iterator[tuple[str, Said]]
 def _said(arguments: Sequence[str], known: Collection[str]) -> _Found:
     """Yield what each argument says, behind what stands before its last word."""
     libpq = _libpq(arguments)
+    own = "" if libpq is None else PurePath(arguments[libpq]).name
     at = program(arguments)
     while at < len(arguments):
         step = 1
-        if libpq is not None and at > libpq and re.match(r"-[^-]", arguments[at]):
-            name = _valued(arguments, libpq, at)
-            yield from _letter(arguments, at, name, PurePath(arguments[libpq]).name)
+        if own in _VALUED and libpq is not None and at > libpq and re.match("-[^-]", arguments[at]):
+            name = _valued(arguments, own, at)
+            yield from _letter(arguments, at, name, own)
             step = 2 if name and not arguments[at][name + 1 :] else 1
         elif arguments[at].startswith("-"):
             yield from _word(arguments, at, known, flags=libpq is not None)
@@ -121,10 +136,15 @@ def _said(arguments: Sequence[str], known: Collection[str]) -> _Found:
         at += step
 
 
-def _valued(arguments: Sequence[str], libpq: int, at: int) -> int:
-    """Return which letter of a bundle (-qXd) is the first behind which a value comes, or 0."""
-    letters = _letters(arguments[libpq])
-    return next((n for n, each in enumerate(arguments[at][1:], 1) if each in letters), 0)
+def _valued(arguments: Sequence[str], program: str, at: int) -> int:
+    """Return which letter of a bundle (-qXd) is the first behind which a value comes, or 0.
+
+    None comes where another option would be lost for it: a letter may be new, or have been a flag.
+    """
+    text, following = arguments[at], "".join(arguments[at + 1 : at + 2])
+    name = next((n for n, each in enumerate(text[1:], 1) if each in _VALUED[program]), 0)
+    option = following in _NAMING or (following[:1] == "-" and text[-1] in _SHORTS)
+    return 0 if option and name == len(text) - 1 else name
 
 
 def _letter(arguments: Sequence[str], at: int, name: int, program: str) -> _Found:
@@ -134,7 +154,7 @@ def _letter(arguments: Sequence[str], at: int, name: int, program: str) -> _Foun
         at, begins, value = at + 1, "", arguments[at + 1]
     if name and text[name] in _ASSIGNING_LETTERS.get(program, ""):
         yield from _pair(at, begins, value)
-    elif name and value and (kind := _SHORTS.get(text[name])):
+    elif name and value and (kind := {**_SHORTS, **_OWN.get(program, {})}.get(text[name])):
         yield "", Said(at, begins, kind, value, text[name])
         yield from _pair(at, begins, value)  # -d dbname=app
 
@@ -220,7 +240,7 @@ def names(arguments: Sequence[str], group: Sequence[Said], *, hosted: bool) -> l
 
 def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) -> list[int]:
     """Return which arguments may be the live database's name, or the same of something else."""
-    found: list[int] = []
+    found = [] if _is_known(arguments) else _bundled(arguments, database)
     for group in [] if _are_aliases(arguments) else groups(arguments, known).values():
         sure = names(arguments, group, hosted=False)
         if not any(each.kind == "host" for each in group):
@@ -229,16 +249,22 @@ def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) 
     return found
 
 
+def _bundled(arguments: Sequence[str], database: str) -> list[int]:
+    """Return which arguments are the database's name behind letters that end in d: -vd app."""
+    pairs = enumerate(itertools.pairwise(arguments), 1)
+    return [at for at, (option, value) in pairs if value == database and _BUNDLE.fullmatch(option)]
+
+
 def others(
     arguments: Sequence[str], database: str, here: Callable[[str, str], bool], *, hosted: bool
 ) -> list[int]:
     """Return which arguments name another database of the live server."""
-    libpq = _libpq(arguments) is not None
+    libpq, known = _libpq(arguments) is not None, _is_known(arguments)
     found: list[int] = []
     for stem, group in groups(arguments).items():
         kinds = said(group, libpq=libpq)
         there = here(kinds.get("host", ""), kinds.get("port", ""))
-        unsaid = libpq and hosted and "host" not in kinds and not stem.endswith(PAIRS)
+        unsaid = known and hosted and "host" not in kinds and not stem.endswith(PAIRS)
         if (there or unsaid) and kinds.get("database", database) != database:
             named = (each for each in group if each.kind == "database")
             found += [each.at for each in named if each.value == kinds["database"]]
@@ -296,6 +322,12 @@ def _libpq(arguments: Sequence[str]) -> int | None:
     start = program(arguments)
     first = enumerate(arguments[start : start + 3], start)
     return next((at for at, each in first if _LIBPQ.fullmatch(PurePath(each).name)), None)
+
+
+def _is_known(arguments: Sequence[str]) -> bool:
+    """Tell whether the program is one whose letters are known: it is no pg_repack."""
+    at = _libpq(arguments)
+    return at is not None and PurePath(arguments[at]).name in _VALUED
 
 
 def _letters(path: str) -> str:
