@@ -1214,7 +1214,8 @@ def test_host_without_a_port_gets_one() -> None:
          "play -e db_name=copied -e name=app -e app_name=app",
          "play -e db_name=scratch -e name=app -e app_name=app"),
         ("tool db=app name=app", None, None),
-        ("tool HOST=db", None, None),
+        ("tool HOST=db USER=you PASSWORD=secret", None, None),
+        ("tool HOST=db PORT=5432 USER=me", "tool HOST=127.0.0.1 PORT=6000 USER=me", None),
         ("make DB_HOST=db DB_NAME=audit", None, None),
     ],
 )  # fmt: skip
@@ -1300,6 +1301,36 @@ def test_options_beside_a_url_are_led_together(environ: dict[str, str], said: st
     assert said.format(JDBC.replace("app", "scratch")).split() == beside.arguments
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("--url=postgres://me:x@db/app --user=admin --password=own", None),
+        ("--url=postgres://me@db/app --user=admin --password=own", None),
+        ("--url=postgres://me:x@db/app --password=own", None),
+        ("--url=jdbc:postgresql://db/app?user=me&password=x --user=admin --password=own", None),
+        ("--db-url=postgres://me:x@db/app --db-admin-user=root --db-admin-password=own", None),
+        ("DB_URL=postgres://me:x@db/app DB_USER=admin DB_PASSWORD=own", None),
+        ("--url=postgres://me@db/app --user=you --password=own", "--user=you --password=r:4nd"),
+        ("--url=postgres://me@db/app --user=me --password=own", "--user=me --password=r:4nd"),
+        ("--url=postgres://me@db/app --user=admin --password=p@ss",
+         "--user=admin --password=r:4nd"),
+        ("--url=postgres://me@db/app --password=own", "--password=r:4nd"),
+    ],
+)  # fmt: skip
+def test_account_beside_a_url_that_names_somebody_is_left_alone(
+    said: str, wanted: str | None
+) -> None:
+    """Unless it is a role's, or the URL has no password: it is one of the app that is set up."""
+    live = dataclasses.replace(LIVE, roles=frozenset({"you"}))
+    copy = dataclasses.replace(COPIED, users=frozenset({"me", "you"}))
+    arguments = said.split()
+    found = environment.led({}, live, copy, arguments=["tool", *arguments])
+
+    assert (wanted.split() if wanted else arguments[1:]) == found.arguments[2:]
+    assert "127.0.0.1" in found.arguments[1]
+    assert ((), False) == (found.left, found.renamed)
+
+
 def test_option_of_an_address_is_not_the_variables() -> None:
     """A program's own variables may be of something else."""
     environ = {"APP_HOST": "mail", "APP_PORT": "25", "APP_PASSWORD": "p", "APP_USER": "me"}
@@ -1371,6 +1402,7 @@ def test_lone_database_is_led_where_a_variable_names_the_server(
         (["sh", "-c", "PGHOST=db tool up"], AWAY, ("argument 3",)),
         (["sh", "-c", "psql -d app -f x.sql"], BESIDE, ("argument 3",)),
         (["wait", "db", "5432"], AWAY, ("argument 2",)),
+        (["rake", "SERVER=db", "USER=admin"], AWAY, ("argument 2",)),
         (["sh", "-c", "cd db && rails db:migrate"], AWAY, ()),
         (["rake", "db:migrate"], AWAY, ()),
         (["psql", "-h", "db", "app"], AWAY, ()),

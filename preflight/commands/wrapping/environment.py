@@ -157,6 +157,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     inline = options.inline(arguments)
     said |= {name: arguments[at].partition("=")[2] for name, at in inline.items()}
     optional = {n: e for n, e in options.beside_urls(arguments).items() if n not in said}
+    optional = _of_urls(optional, said, way)
     said = {name: each.value for name, each in optional.items()} | said
     groups = _groups(said)
     beside = _users_of_urls(groups, said)
@@ -656,6 +657,35 @@ def _users_of_urls(groups: Mapping[str, _Group], environ: Mapping[str, str]) -> 
         )
         found |= dict.fromkeys(group.get("url", ()), who)
     return found
+
+
+def _of_urls(
+    optional: Mapping[str, options.Said], environ: Mapping[str, str], way: _Way
+) -> dict[str, options.Said]:
+    """Return the options beside URLs without those that are of something else.
+
+    A URL that says who connects needs nobody beside it: --user is an app's account there, unless it
+    is a role, and so is its password, unless it is the live one or what the URL has not.
+    """
+    said = {**{name: each.value for name, each in optional.items()}, **environ}
+    groups = _groups(said)
+    gone: set[str] = set()
+    for prefix, group in groups.items():
+        near = [each for each in groups if each == prefix or _above(each, prefix)]
+        urls = [said[name] for each in near for name in groups[each].get("url", ())]
+        if not urls or not all(map(_says_who, urls)):
+            continue
+        users = group.get("user", ())
+        gone |= {name for name in users if name in optional and not way.is_role(said[name])}
+        unknown = gone & {*users} if users else any(map(_passwords, urls))
+        passwords = group.get("password", ()) if unknown else ()
+        gone |= {name for name in passwords if said[name] != way.live.password}
+    return {name: each for name, each in optional.items() if name not in gone}
+
+
+def _says_who(url: str) -> bool:
+    """Tell whether a URL, or a keyword string in its place, names who connects."""
+    return "@" in url or re.search(r"(?i)\buser(?:name| ?id)?\s*=", url) is not None
 
 
 def _is_password(name: str) -> bool:

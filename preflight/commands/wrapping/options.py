@@ -95,17 +95,22 @@ def groups(arguments: Sequence[str], known: Collection[str] = ()) -> dict[str, l
     counts where that is `known`, as a name of the live database's. NAME=value has groups of its
     own, whose names end with PAIRS.
     """
+    found = _groups(arguments, known)
+    return {stem: group for stem, group in found.items() if not _is_anybodys(stem, group)}
+
+
+def _groups(arguments: Sequence[str], known: Collection[str] = ()) -> dict[str, list[Said]]:
     found: dict[str, list[Said]] = {}
     for stem, said in _said(arguments, known):
         if said.kind == "password" or (said.kind != "url" and not _ADDRESS.search(said.value)):
             found.setdefault(stem, []).append(said)
-    return {stem: group for stem, group in found.items() if not _is_anybodys(stem, group)}
+    return found
 
 
 def _is_anybodys(stem: str, group: Sequence[Said]) -> bool:
-    """Tell whether pairs say no more than a host: of what, nobody knows."""
+    """Tell whether pairs say a host, or who is there: of what, nobody knows."""
     pairs = stem.endswith(PAIRS) and not _OF_DATABASES.search(stem)
-    return pairs and {each.kind for each in group} == {"host"}
+    return pairs and not {"database", "port"} & {each.kind for each in group}
 
 
 def said(group: Sequence[Said], *, libpq: bool) -> dict[str, str]:
@@ -362,4 +367,7 @@ def left(
         patterns = [where, rf"(?<![\w.-])(?:{known}):(?:{at})(?!\d)"] if whole else ["(?!)"]
     seems = re.compile(rf"(?!\S+://\S+\Z).*(?:{'|'.join(patterns)})", re.DOTALL)  # no URL by itself
     found = [at for at, text in enumerate(arguments) if seems.match(text)]
-    return sorted({*found, *(at for at, text in enumerate(arguments) if text in whole)})
+    found += [at for at, text in enumerate(arguments) if text in whole]
+    anybodys = (group for stem, group in _groups(arguments).items() if _is_anybodys(stem, group))
+    found += [e.at for group in anybodys for e in group if e.value in whole and len(e.name) > 1]
+    return sorted({*found})
