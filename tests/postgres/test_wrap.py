@@ -848,7 +848,10 @@ def test_role_that_an_option_names_is_tried(
 def test_options_and_variables_of_psql_are_led(
     run: Run, app: Path, database: servers.Database, environment: dict[str, str]
 ) -> None:
-    """Letters in one word as psql reads them; of its variables the value and nothing more."""
+    """Letters in one word as psql reads them; of its variables the value and nothing more.
+
+    Also behind a launcher with words of its own.
+    """
     (app / "x.sql").write_text(
         'GRANT CONNECT ON DATABASE :"dbname" TO PUBLIC;'
         "ALTER TABLE items ADD COLUMN IF NOT EXISTS price int"
@@ -857,12 +860,13 @@ def test_options_and_variables_of_psql_are_led(
     environment["PGPASSWORD"] = env["PGPASSWORD"]
     at = [f"-qXh{env['PGHOST']}", "-p", env["PGPORT"], "-U", env["PGUSER"], "-qXd", database.name]
     told = ["-v", "ON_ERROR_STOP=1", "-v", f"dbname={database.name}", "-f", str(app / "x.sql")]
+    psql = ["timeout", "-k", "5", "60", str(servers.client_bin(18) / "psql")]
 
-    found = run("wrap", "--always", "--", str(servers.client_bin(18) / "psql"), *at, *told)
+    found = run("wrap", "--always", "--", *psql, *at, *told)
 
     assert 0 == found.code, found
     assert found.event("wrap.matched")
-    assert ["argument 8", "argument 12"] == found.event("wrap.redirected")[0]["variables"][1:]
+    assert ["argument 12", "argument 16"] == found.event("wrap.redirected")[0]["variables"][1:]
     assert [] == found.event("rehearsal.warned")
 
 

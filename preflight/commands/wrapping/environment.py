@@ -1013,9 +1013,9 @@ def _arguments(
 def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> dict[int, str]:
     """Return the arguments that say host, port, user, password and database of the live one."""
     changed: dict[int, str] = {}
-    libpq = options.is_libpq(arguments)
     groups = options.groups(arguments, way.known())
-    at = {stem: options.said(group, libpq=libpq) for stem, group in groups.items()}
+    libpq = {stem: options.is_libpqs(arguments, group) for stem, group in groups.items()}
+    at = {stem: options.said(group, libpq=libpq[stem]) for stem, group in groups.items()}
     near = {
         stem for stem, kinds in at.items() if way.here(kinds.get("host", ""), kinds.get("port", ""))
     }
@@ -1028,7 +1028,7 @@ def _said_by_options(arguments: Sequence[str], way: _Way, *, hosted: bool) -> di
         names = options.names(arguments, group, hosted=hosted or bool(near))
         own = "password" in at[stem]
         for each in group:
-            letter = not libpq and len(each.name) == 1
+            letter = not libpq[stem] and len(each.name) == 1
             new = _option_said(each, way, here=here, own=own, letter=letter)
             if new is not None and (each.kind != "database" or here or each in names):
                 changed[each.at] = f"{each.begins}{new}"

@@ -73,6 +73,7 @@ _OF_DATABASES = re.compile(r"db|database|pg|postgres|sql")
 # a whole address in the place of a part: it is led as one
 _ADDRESS = re.compile(r"[\s=]|://")
 _LIBPQS = re.compile(r"pg(host|hostaddr|port|user|password|database)")
+_BEFORE = "before "  # begins the groups of a launcher
 PAIRS = "="  # ends what stands before the last word of NAME=value
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -134,6 +135,9 @@ def _said(arguments: Sequence[str], known: Collection[str]) -> _Found:
             name = _valued(arguments, own, at)
             yield from _letter(arguments, at, name, own)
             step = 2 if name and not arguments[at][name + 1 :] else 1
+        elif arguments[at].startswith("-") and libpq is not None and at < libpq:
+            words = _word(arguments, at, known, flags=False)
+            yield from ((f"{_BEFORE}{stem}", said) for stem, said in words)
         elif arguments[at].startswith("-"):
             yield from _word(arguments, at, known, flags=libpq is not None)
         else:
@@ -234,7 +238,7 @@ def names(arguments: Sequence[str], group: Sequence[Said], *, hosted: bool) -> l
     One letter, or a lone --database, may mean anything, except where something else says the host:
     `hosted`.
     """
-    if _libpq(arguments) is not None:
+    if is_libpqs(arguments, group):
         return [*group]
     if _are_aliases(arguments):
         return []
@@ -264,12 +268,13 @@ def others(
     arguments: Sequence[str], database: str, here: Callable[[str, str], bool], *, hosted: bool
 ) -> list[int]:
     """Return which arguments name another database of the live server."""
-    libpq, known = _libpq(arguments) is not None, _is_known(arguments)
+    known = _is_known(arguments)
     found: list[int] = []
     for stem, group in groups(arguments).items():
+        libpq = is_libpqs(arguments, group)
         kinds = said(group, libpq=libpq)
         there = here(kinds.get("host", ""), kinds.get("port", ""))
-        unsaid = known and hosted and "host" not in kinds and not stem.endswith(PAIRS)
+        unsaid = known and libpq and hosted and "host" not in kinds and not stem.endswith(PAIRS)
         if (there or unsaid) and kinds.get("database", database) != database:
             named = (each for each in group if each.kind == "database")
             found += [each.at for each in named if each.value == kinds["database"]]
@@ -288,7 +293,7 @@ def place(arguments: Sequence[str], database: str) -> int | None:
     """
     at = _libpq(arguments)
     options = (each for stem, each in _said(arguments, ()) if not stem.endswith(PAIRS))
-    named = any(each.kind == "database" for each in options)
+    named = at is None or any(each.kind == "database" and each.at > at for each in options)
     if at is None or named or PurePath(arguments[at]).name in _NO_PLACE:
         return None
     letters = _letters(arguments[at])
@@ -317,16 +322,22 @@ def program(arguments: Sequence[str]) -> int:
     return min(at, len(arguments))
 
 
-def is_libpq(arguments: Sequence[str]) -> bool:
-    """Tell whether the program is one of those that come with PostgreSQL."""
-    return _libpq(arguments) is not None
+def is_libpqs(arguments: Sequence[str], group: Sequence[Said]) -> bool:
+    """Tell whether options are of a program that comes with PostgreSQL: none of its launcher's."""
+    at = _libpq(arguments)
+    return at is not None and group[0].at > at
 
 
 def _libpq(arguments: Sequence[str]) -> int | None:
     """Return which argument is one of the programs that come with PostgreSQL."""
     start = program(arguments)
-    first = enumerate(arguments[start : start + 3], start)
-    return next((at for at, each in first if _LIBPQ.fullmatch(PurePath(each).name)), None)
+    for at, text in enumerate(arguments[start:], start):
+        name = PurePath(text).name
+        # further on behind a launcher, as timeout -k 5 60 psql; sql/psql is a folder
+        behind = name in _VALUED and ("/" not in text or PurePath(text).parent.name == "bin")
+        if behind or (at < start + 3 and _LIBPQ.fullmatch(name)):
+            return at
+    return None
 
 
 def _is_known(arguments: Sequence[str]) -> bool:
