@@ -1284,6 +1284,19 @@ def test_one_word_of_a_variable_is_no_address(text: str, away: str | None) -> No
     assert (away or text) == led({"ANY": text}, COPIED).environment["ANY"]
 
 
+@pytest.mark.parametrize("name", ["DSN", "PG_CONN", "ConnectionStrings__Default", "SHOP_URL"])
+@pytest.mark.parametrize("text", ["database={}", "db={} env=prod", "Database={}"])
+def test_one_word_of_an_addresss_variable_is_one(name: str, text: str) -> None:
+    """As pgx reads it; the value alone is led, and the rest stands in libpq's variables."""
+    here, there = text.format("app"), text.format("copied")
+    arguments = ["make", f"--{name.lower()}={here}", f"{name}={here}"]
+
+    assert there == led({name: here}, COPIED).environment[name]
+    assert ["make", f"--{name.lower()}={there}", f"{name}={there}"] == led(
+        {}, COPIED, arguments=arguments
+    ).arguments
+
+
 JDBC = "jdbc:postgresql://db:5432/app"
 JDBC_THERE = "jdbc:postgresql://127.0.0.1:6000/copied?user=migrator&password=r%3A4nd"
 
@@ -1432,6 +1445,11 @@ def test_lone_database_is_led_where_a_variable_names_the_server(
         (["tool", "--database", "app"], BESIDE, ("argument 3",)),
         (["tool", "--db=app"], COPIED, ("argument 2",)),
         (["tool", "-d", "app"], BESIDE, ("argument 3",)),
+        (["tool", "database=app"], COPIED, ("argument 2",)),
+        (["tool", "database=app timeout=5"], BESIDE, ("argument 2",)),
+        (["alembic", "-x", "db=app"], COPIED, ("argument 3",)),
+        (["sh", "-c", "DB=app ./deploy"], COPIED, ("argument 3",)),
+        (["tool", "database=apps", "mydb=app x=y", "db=app.x"], COPIED, ()),
         (["tool", "-qXd", "app"], BESIDE, ("argument 3",)),
         (["timeout", "-k", "5", "60", "psql", "-qXd", "app"], BESIDE, ()),
         (["pg_prove", "-vd", "app", "t/"], COPIED, ("argument 3",)),

@@ -51,6 +51,7 @@ _OF_ANOTHER = re.compile(
     rf"|.*(?:{'|'.join(map(str.title, options.OTHERS))})Name"
 )
 _OF_DATABASES = re.compile(r"(?i)db|database|pg|postgres|sql|data_?source|jdbc")
+_OF_ADDRESSES = re.compile(r"(?i)dsn|conn|ur[il]$|database")
 _NOT_POSTGRES = re.compile(
     r"(?i)mysql|maria|mongo|mssql|sql_?server|oracle|sqlite|redis|couch|influx|clickhouse|cassandra"
 )
@@ -289,9 +290,15 @@ class _Way:
         self.without_password: set[str] = set()  # of them, who has it from somewhere else
 
     def value(
-        self, text: str, *, certain: bool = False, who: _Who = _NOBODY, adds: bool = True
+        self,
+        text: str,
+        *,
+        name: str = "",
+        certain: bool = False,
+        who: _Who = _NOBODY,
+        adds: bool = True,
     ) -> str | None:
-        """Return a variable's new value; None where it does not name the live database.
+        """Return a new value of a variable `name`; None where it does not name the live database.
 
         `who` connects where a URL does not say it; `adds`: what is missing is added to pairs.
         """
@@ -304,7 +311,7 @@ class _Way:
             return self._url(whole["scheme"], whole["rest"], certain=certain, other=who)
         if bare[:1] in ("{", "[") and (new := self._json(bare, certain=certain, who=who)):
             return new
-        if (new := self._pairs(bare, certain=certain, adds=adds)) is not None:
+        if (new := self._pairs(bare, name=name, certain=certain, adds=adds)) is not None:
             return new
         inside = _URL.sub(lambda m: self._url(m["scheme"], m["rest"]) or m[0], text)
         return inside if inside != text else None
@@ -314,13 +321,13 @@ class _Way:
         name, equals, behind = text.partition("=")
         new = None
         if equals and name.isidentifier() and name.lower() not in _KEYWORDS:
-            new = self._pairs(behind.strip(), adds=adds)  # conn='host=db dbname=app'
+            new = self._pairs(behind.strip(), name=name, adds=adds)  # conn='host=db dbname=app'
             new = None if new is None else f"{name}={new}"
         new = self.value(text, adds=adds) if new is None else new
         if new is None and (tcp := re.fullmatch(r"(tcp://)?([^\s/@]+:\d+)/?", text)):
             new = f"{tcp[1] or ''}{_netloc(self.copy)}" if self.here(tcp[2]) else None
         if new is None and text.startswith("-") and equals:
-            new = self.value(behind, adds=adds)
+            new = self.value(behind, name=name, adds=adds)
             new = None if new is None else f"{name}={new}"
         return text if new is None else new
 
@@ -476,10 +483,13 @@ class _Way:
             return False
         return not (self.copy.plain and _TLS.search(name) and name.lower() != "sslmode")
 
-    def _pairs(self, text: str, *, certain: bool = False, adds: bool = True) -> str | None:
+    def _pairs(
+        self, text: str, *, name: str = "", certain: bool = False, adds: bool = True
+    ) -> str | None:
         """Return a keyword string, libpq's or with semicolons, led to the copy.
 
-        To pairs that may be anybody's nothing is added.
+        To pairs that may be anybody's nothing is added; one of a single word, database=app, is a
+        tag unless the `name` of what holds it is an address's.
         """
         prefix = _PDO if text.lower().startswith(_PDO) else ""
         body = text[len(prefix) :]
@@ -491,7 +501,8 @@ class _Way:
         written = {name.lower().replace(" ", "").replace("_", "") for name, _ in pairs}
         whole = certain or not libpq or bool(prefix) or _is_address(pairs)
         several = len(kinds.keys() & _LIBPQ_NAMES.keys()) > 1
-        if not (whole or several or {"dbname"} == written):  # a tag, db=app
+        alone = {"dbname"} == written or ("database" in kinds and _OF_ADDRESSES.search(name))
+        if not (whole or several or alone):
             return None
         if not certain and not self._pairs_name_it(kinds, written, bool(libpq or prefix)):
             return None
@@ -911,7 +922,7 @@ def _variables(
     """Return what the variables become that name the live database."""
     found: dict[str, str] = {}
     for name, text in environ.items():
-        new = way.value(text, certain=name in sure, who=beside.get(name, _NOBODY))
+        new = way.value(text, name=name, certain=name in sure, who=beside.get(name, _NOBODY))
         if new is not None:
             found[name] = new
     found |= _grouped(groups, environ, found, way)

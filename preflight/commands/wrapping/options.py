@@ -249,7 +249,9 @@ def names(arguments: Sequence[str], group: Sequence[Said], *, hosted: bool) -> l
 
 def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) -> list[int]:
     """Return which arguments may be the live database's name, or the same of something else."""
-    found = [] if _is_known(arguments) else _bundled(arguments, database)
+    pairs = re.compile(rf"(?is)(?:.*\s)?(?:database|db)\s*=\s*'?{re.escape(database)}'?(?!\S).*")
+    found = [at for at, text in enumerate(arguments) if pairs.fullmatch(text)]
+    found += [] if _is_known(arguments) else _bundled(arguments, database)
     for group in [] if _are_aliases(arguments) else groups(arguments, known).values():
         sure = names(arguments, group, hosted=False)
         if not any(each.kind == "host" for each in group):
