@@ -633,6 +633,36 @@ def test_other_database_of_the_server_is_told(
     assert [[f"database {other.name}"]] == [each["objects"] for each in told]
 
 
+def test_base_backup_that_the_command_takes_is_left_alone(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """It reads the server's files and is in no database: not a session on the live one."""
+    program = str(database.server.bin / "pg_basebackup")
+    options = ["--pgdata=-", "--format=tar", "--wal-method=none", "--checkpoint=fast"]
+    (app / "tool.py").write_text(
+        TOOL.replace("import psycopg", "import psycopg, subprocess").replace(
+            "        run(connection)\n",
+            "        run(connection)\n"
+            f"    taking = [{program!r}, *{options!r}, '--dbname=' + address()]\n"
+            "    with subprocess.Popen(taking, stdout=subprocess.PIPE) as backup:\n"
+            "        backup.stdout.read(1)\n"
+            "        with psycopg.connect(address(), autocommit=True) as there:\n"
+            f"            looked, query = set(), {LOOKS!r}\n"
+            "            while len(looked) < 2:\n"
+            "                looked |= set(there.execute(query).fetchall())\n"
+            "        while backup.stdout.read(1 << 20):\n"
+            "            pass\n"
+            "    sys.exit(backup.returncode)\n",
+        )
+    )
+
+    found = run(*command(app))
+
+    assert 0 == found.code, found
+    assert "server" == found.event("wrap.redirected")[0]["where"]
+    assert [] == found.event("rehearsal.warned")
+
+
 @pytest.mark.parametrize("then", ["", "connection.execute('SELECT pg_sleep(60)')"])
 def test_rows_that_it_may_have_written_there_are_not_denied(
     run: Run, app: Path, database: servers.Database, then: str

@@ -25,12 +25,14 @@ STAY_S = 5.0  # for how long sessions that are over may be seen
 COUNTED_S = 1.0  # how soon the server counts a session
 # tools ask there whether their own is there; what they do to roles and databases is seen otherwise
 _EVERYBODYS = ("postgres", "template1")
-# of another role's session a role without rights sees that it is there, and not whence it comes
+# of another role's session a role without rights sees that it is there, and not whence it comes;
+# one for physical replication (pg_basebackup) is in no database, and changes no row of any
 _OTHERS = """
 SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port,
  CASE WHEN a.datname <> pg_catalog.current_database() THEN a.datname::text END
 FROM pg_catalog.pg_stat_activity a
-WHERE (%s OR a.datname = pg_catalog.current_database()) AND a.pid <> pg_catalog.pg_backend_pid()
+WHERE a.datname IS NOT NULL AND (%s OR a.datname = pg_catalog.current_database())
+ AND a.pid <> pg_catalog.pg_backend_pid()
  AND (a.client_port > 0 OR a.client_port IS NULL AND a.query = '<insufficient privilege>')
  AND a.usesysid IS NOT NULL
 """
