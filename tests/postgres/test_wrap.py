@@ -1845,22 +1845,69 @@ def test_prepared_transaction_on_the_copy_is_27_and_goes_with_it(
     )
 
 
+ONLY_LIVE = """
+import os, sys, psycopg
+with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+    if connection.info.dbname == "live":
+        %s
+"""
+WAITS_FOR = """there = "SELECT count(*) FROM pg_prepared_xacts"
+        while connection.execute(there).fetchone() != (%d,):
+            pass"""
+IS_SEEN = f"""connection.execute("BEGIN; CREATE TABLE three ()")
+        looked = set()
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as other:
+            while len(looked) < 2:
+                looked |= set(other.execute({LOOKS!r}).fetchall())
+        connection.execute("PREPARE TRANSACTION 'three'")"""
+
+
+def only_live(body: str) -> list[str]:
+    """Return the arguments that wrap a command which does something on the live database alone."""
+    return ["wrap", "--always", "--", sys.executable, "-c", ONLY_LIVE % body]
+
+
 def test_prepared_transaction_in_earnest_is_named(run: Run, preparing: servers.Database) -> None:
     """A failure with it is 31, a success is one, and who is to end it is told."""
     off = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP": "off"}
-    preparing.script("BEGIN; PREPARE TRANSACTION 'of another'")
+    another = "CREATE ROLE another; SET ROLE another; BEGIN; PREPARE TRANSACTION 'of another'"
+    preparing.script(another)
 
     failed = run(*prepares("one", "sys.exit(4)", "CREATE TABLE one ()"), env=off)
+    preparing.query("ROLLBACK PREPARED 'one'")
     well = run(*prepares("two", "pass", "CREATE TABLE two ()"), env=off)
-    for gid in ("one", "two", "of another"):
+    seen = run(*only_live(IS_SEEN))  # on its copy it left none, and 'two' has its owner
+    for gid in ("two", "three", "of another"):
         preparing.query(f"ROLLBACK PREPARED '{gid}'")
 
     assert (31, "wrap.partial") == (failed.code, failed.finished["error"]["code"]), failed
     assert "'one', prepared meanwhile" in failed.finished["error"]["message"]
-    assert 0 == well.code, well
-    (finished,) = well.event("wrap.finished")
-    assert finished["reason"].startswith("'two', prepared meanwhile")
-    assert "COMMIT PREPARED or ROLLBACK PREPARED" in finished["reason"]
+    for name, found in {"two": well, "three": seen}.items():
+        assert 0 == found.code, found
+        (finished,) = found.event("wrap.finished")
+        assert finished["reason"].startswith(f"'{name}', prepared meanwhile"), finished
+        assert "COMMIT PREPARED or ROLLBACK PREPARED" in finished["reason"]
+        assert [name] == finished["prepared"]
+
+
+def test_prepared_transaction_of_an_app_is_no_warning(
+    start: Start, preparing: servers.Database
+) -> None:
+    """A command left none on its copy, or the owner had one before it: it is told, and no doubt."""
+    offs = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP": "off"}
+    finished = []
+    for number, env in enumerate(({}, offs), 1):
+        running = start(*only_live(WAITS_FOR % number), env=env)
+        running.wait_for_event("wrap.started", 60)
+        preparing.script(f"BEGIN; INSERT INTO items VALUES (1); PREPARE TRANSACTION 'app {number}'")
+        found = running.wait()
+        assert 0 == found.code, found
+        finished += found.event("wrap.finished")
+    for number in (1, 2):
+        preparing.query(f"ROLLBACK PREPARED 'app {number}'")
+
+    told = [("info", None, ["app 1"]), ("info", None, ["app 2"])]
+    assert told == [(each["level"], each.get("reason"), each["prepared"]) for each in finished]
 
 
 def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) -> None:

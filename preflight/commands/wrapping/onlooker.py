@@ -29,7 +29,8 @@ _EVERYBODYS = ("postgres", "template1")
 # one for physical replication (pg_basebackup) is in no database, and changes no row of any
 _OTHERS = """
 SELECT a.pid, pg_catalog.host(a.client_addr), a.client_port,
- CASE WHEN a.datname <> pg_catalog.current_database() THEN a.datname::text END
+ CASE WHEN a.datname <> pg_catalog.current_database() THEN a.datname::text END,
+ a.backend_xid::text
 FROM pg_catalog.pg_stat_activity a
 WHERE a.datname IS NOT NULL AND (%s OR a.datname = pg_catalog.current_database())
  AND a.pid <> pg_catalog.pg_backend_pid()
@@ -115,6 +116,7 @@ class OnLive:
         self._told = {*meant, *_EVERYBODYS}
         self.pids: set[int] = set()
         self.ports: set[int] = set()
+        self.numbers: set[str] = set()  # of their transactions
         self.unsure = False  # whether who is still at work is one of the command's
         self.still: list[int] = []  # who was left when it was last asked who is gone
         self._lingering = dict[int, int]()
@@ -130,15 +132,17 @@ class OnLive:
 
     def _find(self, child: Child) -> None:
         rows = self.session.execute(_OTHERS, [self.to_end]).fetchall()
-        seen = [(address, at) for _, address, at, _ in rows if at is not None]
+        seen = [(address, at) for _, address, at, _, _ in rows if at is not None]
         if not seen:
             return
         own = wall.sessions(child.pid, seen, self.session.connection.info.port)
         its = [row for row in rows if (row[1], row[2]) in own]
-        found = {pid for pid, _, _, other in its if other is None}
+        here = [row for row in its if row[3] is None]
+        found = {pid for pid, *_ in here}
         self.pids |= found
-        self.ports |= {at for _, _, at, other in its if other is None}
-        self._tell({other for _, _, _, other in its if other is not None})
+        self.ports |= {at for _, _, at, _, _ in here}
+        self.numbers |= {number for *_, number in here if number is not None}
+        self._tell({other for _, _, _, other, _ in its if other is not None})
         if self.to_end and not _end(self.session, found):
             raise Stays
 
@@ -204,7 +208,7 @@ class OnLive:
     def _hidden(self) -> set[int]:
         """Return the sessions of which this role does not see whence they come."""
         rows = self.session.execute(_OTHERS, [False]).fetchall()
-        return {pid for pid, _, port, _ in rows if port is None}
+        return {pid for pid, _, port, _, _ in rows if port is None}
 
 
 def _end(session: Session, pids: Iterable[int]) -> bool:

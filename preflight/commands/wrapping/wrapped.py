@@ -93,6 +93,7 @@ class _Run:
         self.maybe = False  # whose session is still at work there, nobody knows
         self.settled: list[prepared.Prepared] = []  # transactions, before it began
         self.prepared: list[prepared.Prepared] = []  # those that came meanwhile, and stay
+        self.numbers: set[str] = set()  # of transactions that its sessions were seen in
         self.noted = orphans.Noted(session, wrapped)
 
     def through(self, look: due.Look) -> None:
@@ -117,8 +118,9 @@ class _Run:
         stop.leaves(self.session, "what the command has committed stays, but it is not recorded")
         try:
             self._look_for_prepared()
-            if self.prepared:
-                self.doubts.append(self._held()[2:])
+            its = self._its_prepared(rehearsed=copy is not None)
+            if its:
+                self.doubts.append(_held(its)[2:])
             self._noted(partial(self._matched, copy, before))  # 33
             self._noted(self._verified)  # 33
             self._record(ended)
@@ -160,6 +162,7 @@ class _Run:
             environ, command = lock_timeout.given(environ, command, names, asked.lock_timeout)
         live, alone = onlooker.OnLive(self.session), False
         self.unseen = onlooker.UNSEEN if live.blind else None
+        self.numbers = live.numbers
 
         def each(running: child.Child) -> None:
             live.look(running)
@@ -247,7 +250,7 @@ class _Run:
                 f"what is needed for that cannot be read: {error.diag.message_primary or error}"
             )  # fmt: skip
             what = f"what stays of it nobody can tell: {reason}{self._at_work(alone=alone)}"
-            what += self._held()
+            what += _held(self.prepared)
         if what is None:
             same = "The same went well on the copy: what is different here? " if copy else ""
             return MigrationFailed(
@@ -280,7 +283,7 @@ class _Run:
             what += f", but whether it wrote rows nobody can tell: {written.BY_WHOM}"
         elif moved:
             what = f"no row stays, but no rollback takes back where {console.some(moved)} stands"
-        return what + self._at_work(alone=alone) + self._held()
+        return what + self._at_work(alone=alone) + _held(self.prepared)
 
     def _at_work(self, *, alone: bool) -> str:
         """Say, behind what stays of it, that a session goes on; nothing where none does."""
@@ -299,14 +302,18 @@ class _Run:
             if self.session.lost:
                 raise
 
-    def _held(self) -> str:
-        """Say, behind what stays of it, which prepared transactions came meanwhile; or nothing."""
-        if not self.prepared:
-            return ""
-        return (
-            f"; {prepared.named(self.prepared)}, prepared meanwhile by the command or by somebody "
-            "else, keeps its locks until somebody says COMMIT PREPARED or ROLLBACK PREPARED"
-        )
+    def _its_prepared(self, *, rehearsed: bool) -> list[prepared.Prepared]:
+        """Return those that may be the command's where it has ended well.
+
+        One that a session of it was seen in is. Of the others none where it left none on its copy,
+        nor where the owner had some before it began: an app that uses them.
+        """
+        owners = {owner for _, owner, _ in self.settled}
+        return [
+            (gid, owner, number)
+            for gid, owner, number in self.prepared
+            if number in self.numbers or not (rehearsed or owner in owners)
+        ]
 
     def _matched(self, copy: Rehearsed | None, before: written.Before) -> None:
         """Say whether what happened is what was rehearsed; raises VerifyFailed with --strict."""
@@ -404,5 +411,16 @@ class _Run:
             command_s=ended.duration_s,
             duration_s=round(time.monotonic() - self.began, 3),
             **({"unseen": self.unseen} if self.unseen else {}),
+            **({"prepared": [gid for gid, _, _ in self.prepared]} if self.prepared else {}),
             **({"reason": "; ".join(self.doubts)} if self.doubts else {}),
         )
+
+
+def _held(found: Sequence[prepared.Prepared]) -> str:
+    """Say, behind what stays of it, which prepared transactions came meanwhile; or nothing."""
+    if not found:
+        return ""
+    return (
+        f"; {prepared.named(found)}, prepared meanwhile by the command or by somebody else, keeps "
+        "its locks until somebody says COMMIT PREPARED or ROLLBACK PREPARED"
+    )
