@@ -264,18 +264,20 @@ def note_running(
     return [number for (number,) in rows]
 
 
-def running(session: Session) -> list[tuple[int, str | None, str | None, float | None]]:
+def running(session: Session) -> list[tuple[int, str | None, str | None, float | None, str]]:
     """Return the sessions of wrapped commands that are at work, and whose run has not ended well.
 
-    Their process, name, address and age in seconds. One that is idle waits for nobody any more.
+    Their process, name, address, age in seconds and state. One that is idle waits for nobody any
+    more, and one whose transaction has failed changes nothing.
     """
     if not _ours(session):
         return []
     return session.execute(
         f"""SELECT a.pid, a.application_name, a.client_addr::text,
- EXTRACT(epoch FROM pg_catalog.clock_timestamp() - a.backend_start)::float8
+ EXTRACT(epoch FROM pg_catalog.clock_timestamp() - a.backend_start)::float8, a.state
  FROM pg_catalog.pg_stat_activity a
- WHERE a.datname = pg_catalog.current_database() AND a.state <> 'idle' AND {_WHICH} IN (
+ WHERE a.datname = pg_catalog.current_database()
+ AND a.state NOT IN ('idle', 'idle in transaction (aborted)') AND {_WHICH} IN (
   SELECT pg_catalog.unnest(pg_catalog.string_to_array(j.checksum_before, ', '))
   FROM {session.config.schema}.journal j WHERE j.event = 'running' AND NOT EXISTS (
    SELECT FROM {session.config.schema}.journal w

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +15,8 @@ import psycopg
 import pytest
 
 from preflight.base.config import Config
-from preflight.commands.wrapping import tools, wall, written
+from preflight.base.errors import DatabaseBusy
+from preflight.commands.wrapping import orphans, tools, wall, written
 from preflight.history import journal, wraps
 from preflight.server import sessions
 from tests import faults, servers
@@ -1742,7 +1744,7 @@ def test_session_is_known_by_its_process_and_when_it_began(
     database: servers.Database, environment: dict[str, str]
 ) -> None:
     """Nobody waits for who has the number now, who is idle, or what a run that ended well had."""
-    config = Config.from_env(environment, Path("/"), "run")
+    config = Config.from_env(environment | {"PREFLIGHT_LOCK_WAIT_S": "0"}, Path("/"), "run")
     with sessions.connect(config) as session, database.server.connect(database.name) as other:
         wraps.ensure(session)
         other.execute("BEGIN")
@@ -1750,7 +1752,12 @@ def test_session_is_known_by_its_process_and_when_it_began(
         pid = other.info.backend_pid
         noted = journal.note_running(session, "name", "key", [pid], [port])
         nobody = journal.note_running(session, "name", "key", [pid], [port + 1])
-        at_work = [each[0] for each in journal.running(session)]
+        at_work = [(each[0], each[4]) for each in journal.running(session)]
+        with pytest.raises(DatabaseBusy) as busy:
+            orphans.wait(session)
+        with suppress(psycopg.errors.UndefinedTable):
+            other.execute("TABLE nowhere")
+        failed = journal.running(session)
         other.execute("COMMIT")
         idle = journal.running(session)
         other.execute("BEGIN")
@@ -1765,7 +1772,10 @@ def test_session_is_known_by_its_process_and_when_it_began(
         other.execute("COMMIT")
 
     assert (1, []) == (len(noted), nobody)
-    assert ([pid], [], [], [pid], []) == (at_work, idle, another, again, ended)
+    assert [(pid, "idle in transaction")] == at_work
+    assert "holds a transaction open and does nothing" in str(busy.value)
+    assert (busy.value.problem.hint or "").startswith(f"SELECT pg_terminate_backend({pid}) ends it")
+    assert ([], [], [], [pid], []) == (failed, idle, another, again, ended)
 
 
 def test_loss_of_our_connection_in_earnest_is_31_and_ends_the_command(

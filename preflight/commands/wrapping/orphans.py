@@ -57,14 +57,23 @@ def wait(session: Session) -> None:
         left = journal.running(session)
         if not left:
             return
-        first = lock.Holder.seen(*left[0])
+        first = lock.Holder.seen(*left[0][:4])
         if last is None or waited - last >= lock.TELL_EVERY_S:
             last = waited
             structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **first.data())
         if waited >= session.config.lock_wait_s:
+            does, advice = _told(first, left[0][4])
             raise DatabaseBusy(
                 "wrap.still_at_work",
-                "a session of a wrapped command, whose run is gone, is still at work after "
-                f"{waited:.0f} s: {first}",
-                lock.advice(first),
+                f"a session of a wrapped command, whose run is gone, {does} after {waited:.0f} s: "
+                f"{first}",
+                advice,
             )
+
+
+def _told(holder: lock.Holder, state: str) -> tuple[str, str]:
+    """Say what a session does, and what to do about it: one that does nothing does not finish."""
+    if state != "idle in transaction":
+        return "is still at work", lock.advice(holder)
+    ends = f"SELECT pg_terminate_backend({holder.pid}) ends it, and rolls back what it was at"
+    return "still holds a transaction open and does nothing", f"{ends}; then run again."
