@@ -67,6 +67,8 @@ SELECT query_start FROM pg_stat_activity WHERE query LIKE '%client_port > 0%'
  AND pid <> pg_backend_pid() AND query_start > (SELECT backend_start FROM pg_stat_activity
   WHERE pid = pg_backend_pid())
 """
+# one look has up to three starts, those of Parse, Bind and Execute: with four, one has ended
+LOOKED = 4
 END_THE_SLEEPER = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 )
@@ -621,7 +623,7 @@ def test_other_database_of_the_server_is_told(
             "    usual = psycopg.connect(url.rpartition('/')[0] + '/postgres')\n"
             "    with psycopg.connect(url, autocommit=True) as there:\n"
             "        there.execute('CREATE TABLE IF NOT EXISTS seen (n int)')\n"
-            "        while len(looked) < 2:\n"
+            f"        while len(looked) < {LOOKED}:\n"
             "            looked |= set(there.execute(query).fetchall())\n",
         )
     )
@@ -650,7 +652,7 @@ def test_base_backup_that_the_command_takes_is_left_alone(
             "        backup.stdout.read(1)\n"
             "        with psycopg.connect(address(), autocommit=True) as there:\n"
             f"            looked, query = set(), {LOOKS!r}\n"
-            "            while len(looked) < 2:\n"
+            f"            while len(looked) < {LOOKED}:\n"
             "                looked |= set(there.execute(query).fetchall())\n"
             "        while backup.stdout.read(1 << 20):\n"
             "            pass\n"
@@ -1867,7 +1869,7 @@ WAITS_FOR = """there = "SELECT count(*) FROM pg_prepared_xacts"
 IS_SEEN = f"""connection.execute("BEGIN; CREATE TABLE three ()")
         looked = set()
         with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as other:
-            while len(looked) < 2:
+            while len(looked) < {LOOKED}:
                 looked |= set(other.execute({LOOKS!r}).fetchall())
         connection.execute("PREPARE TRANSACTION 'three'")"""
 
