@@ -965,7 +965,10 @@ def leaves_behind(
 def test_transaction_that_is_at_work_has_not_come_to_naught(
     app: Path, database: servers.Database
 ) -> None:
-    """Its number is above all that a snapshot knows of; ours, and one from before, do not count."""
+    """Its number is above all that a snapshot knows of; ours, and one from before, do not count.
+
+    Nor does one that is named.
+    """
     del app
     config = Config.from_env({**database.env()}, Path("/nowhere"), "run")
     with (
@@ -984,8 +987,12 @@ def test_transaction_that_is_at_work_has_not_come_to_naught(
             other.execute("INSERT INTO items VALUES (9, 'x')")
             busy = written.aborted(session, before)
         ended = written.aborted(session, before)
+        commits = "INSERT INTO items VALUES (9, 'x') RETURNING pg_current_xact_id()::text::int8"
+        numbers = database.query(commits)
+        named = [written.aborted(session, before, each) for each in ([], [1], [1, *numbers])]
 
     assert ([True, True], False, True) == (quiet, busy, ended)
+    assert [False, False, True] == named
 
 
 def test_statement_that_goes_on_there_after_the_trial_may_change_the_live_database_yet(

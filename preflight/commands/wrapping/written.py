@@ -21,7 +21,7 @@ BY_WHOM = "the server was written to meanwhile, by the command or by others"
 _OWN = "BEGIN; SELECT pg_catalog.pg_current_xact_id()::text::int8 AS id; ROLLBACK"
 _ENDED = """
 SELECT count(*) FROM pg_catalog.generate_series(%s::int8, %s::int8) n
-WHERE n <> ALL (%s::int8[])
+WHERE n NOT IN (SELECT pg_catalog.unnest(%s::int8[]))
  AND pg_catalog.pg_xact_status(n::text::pg_catalog.xid8) IS DISTINCT FROM 'aborted'
 """
 
