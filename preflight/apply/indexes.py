@@ -14,6 +14,8 @@ from preflight.files import kinds, parser, scan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
+    from postgast.pg_query_pb2 import Node
+
     from preflight.server.sessions import Session
 
 DETACHES_CONCURRENTLY = 14  # servers since this one
@@ -22,8 +24,9 @@ INDEX = 21  # libpg_query's ObjectType
 _NAME_SAID = r'(?:"(?:[^"]|"")+"|[^\s".]+)'
 # pg_get_indexdef's words
 _DEFINITION = re.compile(
-    rf"(?s)CREATE (UNIQUE )?INDEX {_NAME_SAID} ON (?:ONLY )?{_NAME_SAID}\.{_NAME_SAID} (USING .*)"
+    rf"(?s)CREATE (UNIQUE )?INDEX {_NAME_SAID} ON (?:ONLY )?{_NAME_SAID}\.({_NAME_SAID}) (USING .*)"
 )
+_LOCATION = re.compile(r"(?m)^ *location: -?\d+\n")  # a line of its own; texts have theirs escaped
 
 # the file's own search_path finds the table, so everything else is said in full
 _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
@@ -31,7 +34,15 @@ _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
  (SELECT pg_catalog.format('%%I.%%I', tn.nspname, t.relname) FROM pg_catalog.pg_class t
   JOIN pg_catalog.pg_namespace tn ON tn.oid OPERATOR(pg_catalog.=) t.relnamespace
   WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid),
- n.nspname, c.reltablespace
+ n.nspname,
+ (SELECT s.spcname FROM pg_catalog.pg_tablespace s, pg_catalog.pg_database d
+  WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+  AND s.oid OPERATOR(pg_catalog.=) CASE WHEN c.reltablespace OPERATOR(pg_catalog.=) 0
+   THEN d.dattablespace ELSE c.reltablespace END),
+ EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class t
+   ON t.oid OPERATOR(pg_catalog.=) a.attrelid
+  WHERE t.oid OPERATOR(pg_catalog.=) i.indrelid
+  AND a.attname OPERATOR(pg_catalog.=) t.relname)
  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
   ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -105,7 +116,8 @@ class Found:
     definition: str
     table: str
     schema: str
-    tablespace: int
+    tablespace: str
+    namesake: bool = False  # the table has a column of its own name
 
 
 def wanted(text: bytes) -> Index | None:
@@ -177,6 +189,13 @@ def find(session: Session, index: Index) -> Found | None:
     return Found(*row) if row else None
 
 
+def quiet(session: Session) -> bool:
+    """Tell whether the server keeps from this session that it skips what is there already."""
+    query = """SELECT FROM pg_catalog.current_setting('client_min_messages') said
+ WHERE said OPERATOR(pg_catalog.~) '^(warning|error)$'"""
+    return session.execute(query).fetchone() is not None
+
+
 def unnamed(session: Session, text: bytes) -> dict[str, str]:
     """Return the INVALID indexes that a statement may have made, and their tables."""
     node = parser.parsed(text)
@@ -204,48 +223,87 @@ def wait(session: Session, table: str) -> None:
         session.execute(statement)
 
 
-def made_by(session: Session, found: Found, text: bytes) -> bool | None:
+def made_by(session: Session, found: Found, text: bytes) -> bool | psycopg.Error:
     """Tell whether an index is exactly what a statement makes, in the server's own words.
 
-    None: the server cannot be asked. The statement is made on an empty copy of the table, undone:
-    a temporary one, or where the role may make none, one beside the table. That is no more than
-    the statement itself needs.
+    It is where the catalog says the same as the statement. Else it is made on an empty copy of the
+    table, undone; an error is why the server makes none.
     """
     node = parser.parsed(text)
     if node is None or node.WhichOneof("node") != "index_stmt":
         return False
+    space = node.index_stmt.table_space
+    if space and space != found.tablespace and not session.copy:  # a copy may lie elsewhere
+        return False
+    _strip(node, found)
+    catalogs = parser.parsed(found.definition.encode())
+    if catalogs is not None:
+        _strip(catalogs, found)
+        catalogs.index_stmt.relation.CopyFrom(node.index_stmt.relation)
+        if _LOCATION.sub("", str(catalogs)) == _LOCATION.sub("", str(node)):
+            return True
+    return _compared(session, found, node)
+
+
+def _strip(node: Node, found: Found) -> None:
+    """Leave of a statement what the index is: columns as `t.a`, and whole rows as `t.*`."""
     statement = node.index_stmt
-    statement.idxname, statement.concurrent, statement.if_not_exists = "", False, False
+    statement.idxname, statement.table_space = "", ""
+    statement.concurrent, statement.if_not_exists = False, False
+    table = statement.relation.relname
     for column in parser.every(node, "ColumnRef"):
-        if column.fields[-1].HasField("string"):  # else a whole row, by the table's name
-            del column.fields[:-1]
-    copies = (
-        ("pg_temp", statement.relation.relname),
-        (found.schema, f"preflight_{secrets.token_hex(8)}"),
-    )
-    for schema, name in copies:
-        statement.relation.schemaname, statement.relation.relname = schema, name
-        if made := _made(session, _quoted(schema, name), found.table, parser.written(node)):
-            same_place = not statement.table_space or made.tablespace == found.tablespace
-            return same_place and told(made.definition) == told(found.definition)
-    return None
+        whole = [each.string.sval for each in column.fields] == [table] and not found.namesake
+        if whole:
+            column.fields.add().a_star.SetInParent()
+        del column.fields[:-1]
+        column.fields.add().CopyFrom(column.fields[0])
+        column.fields[0].string.sval = table
 
 
-def _made(session: Session, copy: str, table: str, statement: str) -> Found | None:
-    """Return the index that a statement makes on an empty copy of a table; nothing of it stays."""
-    try:
-        with sessions.undone(session):
-            session.execute(f"CREATE TABLE {copy} (LIKE {table})")
-            session.execute(statement)
-            row = session.execute(f"{_FIND}i.indrelid {_SAID}", {"table": copy}).fetchone()
-    except psycopg.Error as error:
-        if session.lost or sessions.passing(error):
-            raise
-        return None  # no right to make it, say
-    return Found(*row) if row else None
+def _compared(session: Session, found: Found, node: Node) -> bool | psycopg.Error:
+    """Tell what `made_by` does, by a copy of the table.
+
+    A temporary one, or where the role may make none, one beside the table: that is no more than
+    the statement itself needs. Its name is of chance: the table's own would hide a type. What takes
+    the table's own rows, or may not read it, is made on a child of it.
+    """
+    relation, name = node.index_stmt.relation, f"preflight_{secrets.token_hex(8)}"
+    relation.relname = name
+    for column in parser.every(node, "ColumnRef"):
+        column.fields[0].string.sval = name
+    errors: list[psycopg.Error] = []
+    for columns in (f"(LIKE {found.table})", f"() INHERITS ({found.table})"):
+        for relation.schemaname in ("pg_temp", found.schema):
+            copy = _quoted(relation.schemaname, name)
+            try:
+                made = _made(session, copy, columns, parser.written(node))
+            except psycopg.Error as error:
+                if session.lost or sessions.passing(error):
+                    raise
+                errors.append(error)
+            else:
+                return alike(made, found.definition)
+    return errors[0]
 
 
-def told(definition: str) -> tuple[str, ...] | None:
-    """Return what a definition says but the names: whether it is unique, and all behind them."""
-    found = _DEFINITION.fullmatch(definition)
-    return found and found.groups("")
+def _made(session: Session, copy: str, columns: str, statement: str) -> str:
+    """Return how the catalog has what a statement makes on an empty copy; nothing of it stays."""
+    query = f"""SELECT pg_catalog.pg_get_indexdef(i.indexrelid)
+ FROM pg_catalog.pg_index i WHERE i.indrelid {_SAID}"""  # noqa: S608 -- words of ours
+    with sessions.undone(session):
+        session.execute(f"CREATE TABLE {copy} {columns}")
+        session.execute(statement)
+        (definition,) = session.execute(query, {"table": copy}).fetchone() or ("",)
+    return str(definition)
+
+
+def alike(made: str, definition: str) -> bool:
+    """Tell whether two definitions say the same but the names of an index and its table."""
+    ours, theirs = _DEFINITION.fullmatch(made), _DEFINITION.fullmatch(definition)
+    if ours is None or theirs is None:
+        return False
+    (unique, copy, how), table = ours.groups(), theirs[2]
+    # a row of a child where one of its parent is due
+    cast = rf"\({copy}\.\*\)::(?:{_NAME_SAID}\.)?{re.escape(table)}(?![\w$])"
+    how = re.sub(cast, f"{copy}.*", how).replace(f"{copy}.", f"{table}.")
+    return (unique, how) == theirs.group(1, 3)

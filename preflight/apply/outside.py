@@ -184,6 +184,7 @@ def marked(
         raise
 
 
+DENIED, SKIPPED = "42501", "42P07"
 _PASSES = (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"])  # SET that holds for a transaction
 
 
@@ -344,14 +345,14 @@ class _Statement:
         begun = partial(self._begun, index, reindex)
         with marked(self.session, self.migration, before, begun):
             try:
-                with self._patience():
+                with self._patience(), self._hearing() as skipped:
                     self.run()
             except MigrationPartial as failure:
                 # where nothing is to be added it is the failure itself, and no cause of its own
                 raise self._explained(index, reindex, failure) from failure.__cause__
             if index is not None:
                 with self._looking():
-                    self._require(index)
+                    self._require(index, skipped=bool(skipped))
             with sessions.transaction(self.session):
                 self.mark(done=self.number, started=self.number)
 
@@ -368,6 +369,22 @@ class _Statement:
             if not self.session.lost:
                 lock_ms, _ = statements.timeouts(self.session, self.migration.up)
                 self.session.execute(f"SET lock_timeout = {lock_ms}")
+
+    @contextmanager
+    def _hearing(self) -> Iterator[list[str]]:
+        """Yield a list that is not empty once the server says that it skips what is there."""
+        heard: list[str] = []
+
+        def hear(notice: psycopg.errors.Diagnostic) -> None:
+            if notice.sqlstate == SKIPPED:
+                heard.append(SKIPPED)
+
+        connection = self.session.connection
+        connection.add_notice_handler(hear)
+        try:
+            yield heard
+        finally:
+            connection.remove_notice_handler(hear)
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -438,14 +455,8 @@ class _Statement:
             return False
         compared = begun_before or (found.valid and index.if_not_exists)
         same = compared and indexes.made_by(self.session, found, self.text)
-        if same is None:
-            raise self._failure(
-                "index.unknown",
-                f"index {found.name} exists, and whether it is the one that is wanted cannot be "
-                "told: this role can make no copy of its table to compare with",
-                "GRANT it TEMPORARY on the database, and SELECT on the table; or drop "
-                f"{found.name}. Then run again.",
-            )
+        if isinstance(same, psycopg.Error):
+            raise self._unknown(found, same)
         ours = begun_before and same
         if ours and not found.valid:
             self._drop(found.name)
@@ -461,6 +472,17 @@ class _Statement:
         if index.if_not_exists and not same:
             raise self._differs(found)
         return False
+
+    def _unknown(self, found: indexes.Found, error: psycopg.Error) -> MigrationPartial:
+        grant = "GRANT this role TEMPORARY on the database; or " if error.sqlstate == DENIED else ""
+        return self._failure(
+            "index.unknown",
+            f"index {found.name} exists, and whether it is the one that is wanted cannot be told: "
+            "no copy of its table can be made to compare with: "
+            f"{error.diag.message_primary or error}",
+            f"{grant}drop {found.name}; or if it is the one, write the statement as the server "
+            f"does: {found.definition}. Then run again.",
+        )
 
     def _differs(self, found: indexes.Found) -> MigrationPartial:
         return self._failure(
@@ -565,10 +587,13 @@ class _Statement:
         found = None if index is None else self._left_invalid(index)
         if found is None:
             return failure
+        ours = index is None or index.dropped or indexes.made_by(self.session, found, self.text)
         return failure.retold(
             MigrationPartial,
             message=f"{failure}; index {found.name} is left INVALID",
-            hint="Remove the cause and run again: the index is dropped and built anew.",
+            hint="Remove the cause and run again: the index is dropped and built anew."
+            if ours is True
+            else f"Remove the cause, {_drops([found.name])} and run again.",
         )
 
     def _explained_reindex(
@@ -585,13 +610,14 @@ class _Statement:
             else f"Remove the cause, {_drops(names)} and run again.",
         )
 
-    def _require(self, index: indexes.Index) -> None:
+    def _require(self, index: indexes.Index, *, skipped: bool) -> None:
         found = indexes.find(self.session, index)
         if index.dropped:
             return
         if found and found.valid:
             # somebody's, whose transaction we have waited for, is skipped as well
-            if index.if_not_exists and indexes.made_by(self.session, found, self.text) is False:
+            in_doubt = index.if_not_exists and (skipped or indexes.quiet(self.session))
+            if in_doubt and indexes.made_by(self.session, found, self.text) is False:
                 raise self._differs(found)
             return
         if found is None:
