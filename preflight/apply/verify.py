@@ -221,7 +221,7 @@ def advice(session: Session, hint: str | None) -> str | None:
     if not names:
         return hint
     emptied = (
-        f"Do the checks read {', '.join(names)}? What the file has set is an empty text for them, "
+        f"Do the checks read {', '.join(names)}? What a file has set is an empty text for them, "
         f"and not NULL as in a new session: nullif(current_setting('{names[0]}', true), '') reads "
         "both alike."
     )

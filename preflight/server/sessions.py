@@ -217,6 +217,7 @@ class Session:
         self._said: set[str] | None = None  # settings with a dot that files and functions name
         self._asked: set[str] = set()  # of those, which this very connection was asked for
         self._lacking: set[str] = set()  # and did not have when no file had set them yet
+        self._emptied: set[str] = set()  # of those that a file left, where it had to stay
         self._unlisted = ""  # what tells that no library has defined one
         self._hears: Callable[[psycopg.errors.Diagnostic], None] | None = None
 
@@ -271,7 +272,7 @@ class Session:
         self._prepared = self._at_work = self._silent = self.locked = self.stale = False
         self.worn = self.doubted = False
         self.at_login = {}
-        self._asked, self._lacking = set(), set()
+        self._asked, self._lacking, self._emptied = set(), set(), set()
         self.given = self._pid = None
         if self._hears:
             connection.add_notice_handler(self._hears)
@@ -408,10 +409,13 @@ class Session:
 
         They are so once the session was reset.
         """
-        return sorted(self._named(_EMPTIED.format(_listed(self._lacking)))) if self._lacking else []
+        lacking = self._lacking
+        found = self._named(_EMPTIED.format(_listed(lacking))) if lacking else set[str]()
+        return sorted(found | self._emptied)
 
     def stay(self) -> None:
         """Go on with this session as it is by now: no other can be had."""
+        self._emptied = set(self.emptied())
         self.stale = self.worn = self.doubted = False
         self._asked, self._lacking = set(), set()
         self.given = None

@@ -1447,6 +1447,22 @@ def test_setting_with_a_dot_is_named_where_the_verify_file_of_a_transaction_find
     assert [said, said] == [error_of(each)["hint"][: len(said)] for each in (failed, back)]
 
 
+def test_setting_with_a_dot_is_named_where_the_verify_file_can_have_no_new_session(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The role may have one session only: the hint says how to read it, as in a transaction."""
+    role = database.limited(1, "app", "public")
+    without = "-- preflight: no-transaction\n"
+    migrations({n: t if "verify" in n else without + t for n, t in DOTTED.items()})
+    env = {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_FIRST_CONTACT": "pending"}
+
+    failed = run(env=database.env(role, "x") | env)
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert 31 == failed.code, str(failed)
+    assert error_of(failed)["hint"].startswith("Do the checks read app.a? ")
+
+
 def test_setting_with_a_dot_is_seen_where_a_function_or_a_trigger_sets_it(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
