@@ -480,7 +480,7 @@ class _Statement:
             f"index {found.name} exists, and whether it is the one that is wanted cannot be told: "
             "no copy of its table can be made to compare with: "
             f"{error.diag.message_primary or error}",
-            f"{grant}drop {found.name}; or if it is the one, write the statement as the server "
+            f"{grant}{_drops([found.name])} or if it is the one, write the statement as the server "
             f"does: {found.definition}. Then run again.",
         )
 
