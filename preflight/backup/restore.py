@@ -923,10 +923,11 @@ def _switch(other: Session, place: restored.Place) -> None:
             "its detaching was pending: ALTER TABLE … DETACH PARTITION",
         )
     if left := catalog.switch(other, manifest.switched):
+        names = list(dict.fromkeys(key.told for key in left))
         structlog.get_logger().warning(
             "config.warned",
-            warning=f"restored, but switched on: {console.some(left)}. On the live database it was "
-            "off: a superuser may ALTER TABLE … DISABLE TRIGGER",
+            warning=f"restored, but switched on: {console.some(names)}. On the live database it "
+            "was off: a superuser may ALTER TABLE … DISABLE TRIGGER",
         )
 
 

@@ -62,7 +62,7 @@ class Undumped(NamedTuple):
 
     unmade: Sequence[catalog.Unmade]
     detached: Sequence[catalog.Attached] = ()
-    switched: Sequence[str] = ()  # foreign keys that are off on the live database, and on here
+    switched: Sequence[catalog.Key] = ()  # what is off on the live database, and on here
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class Copy:
     server: local.Server | None = None  # the one that is thrown away with it
     part: manifests.Part | None = None  # of which it is a copy, where it is of some schemas
     lacking: tuple[limits.Absent, ...] = ()  # what needs the others, and is not in it
+    altered: tuple[limits.Altered, ...] = ()  # what it has in another state
     choice: some_rows.Choice | None = None  # of the tables that have rows, where not all have
     beside: bool = False  # on the live database's own server
 
@@ -90,7 +91,7 @@ class Copy:
     def whole(self) -> bool:
         """Whether it is in all as the live database."""
         less = self.empty or self.without or self.part or self.lacking or self.choice
-        return not (less or self.unsorted)
+        return not (less or self.altered or self.unsorted)
 
     @property
     def unsorted(self) -> bool:
@@ -206,7 +207,7 @@ def restored(
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
                     without=without, part=part, lacking=lacking(saved, refused, undumped),
-                    choice=choice, beside=beside,
+                    altered=altered(saved, undumped), choice=choice, beside=beside,
                 )  # fmt: skip
         except BackupUnverified:
             take.hide(saved)
@@ -329,11 +330,7 @@ def lacking(
     said = (each.what.partition(" ") for each in saved.backup.manifest.without)
     unseen = [(kind, name) for kind, _, name in said if kind in limits.MISSING.values()]
     known = [*unseen, *(("relation", each.name) for each in undumped.unmade)]
-    without = saved.backup.manifest.without
-    pending = [each.what for each in without if each.why == catalog.PENDING]
     return (
-        *(limits.Absent(limits.SWITCHED, "", quoting.parts(e)[2]) for e in undumped.switched),
-        *(limits.Absent(limits.PENDING, "", quoting.parts(each)[2]) for each in pending),
         *(limits.Absent("", schema, name) for schema, name in parts.lost(refused)),
         *(limits.Absent(kind, *quoting.parts(name)[:2]) for kind, name in known),
         *(
@@ -344,6 +341,13 @@ def lacking(
             if kind != limits.DECIDING or each.decides
         ),
     )
+
+
+def altered(saved: Taken, undumped: Undumped) -> tuple[limits.Altered, ...]:
+    """Return what a copy has in another state than the live database."""
+    without = saved.backup.manifest.without
+    pending = [each.what for each in without if each.why == catalog.PENDING]
+    return (*limits.switched(undumped.switched), *map(limits.pending, pending))
 
 
 def record(

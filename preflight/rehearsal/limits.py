@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import psycopg
+
 from preflight.base import quoting
+from preflight.base.errors import causes
 from preflight.files import named, scan
 from preflight.rehearsal import scratch
 from preflight.server import sessions
@@ -15,14 +19,13 @@ if TYPE_CHECKING:
     from preflight.backup.manifests import Part
     from preflight.base.errors import RehearsalFailed
     from preflight.files.migrations import Migration, Script
+    from preflight.server.catalog import Key
     from preflight.server.sessions import Session
 
 MISSING = {"42P01": "relation", "42883": "function", "42704": "type", "3F000": "schema"}
 # what a relation has: a column by its name, and what ON CONFLICT asks for, which is not named
 DECIDING = "deciding"
-# what a copy has in another state: a foreign key is checked there, a partition attached
-SWITCHED, PENDING = "switched", "pending"
-_MISSING_IN_ONE = {"42703": "column", "42P10": DECIDING, "23503": SWITCHED, "55000": PENDING}
+_MISSING_IN_ONE = {"42703": "column", "42P10": DECIDING}
 _QUOTES = '"\u00ab\u00bb\u201e\u201c\u201d\u2018\u2019'  # in any language
 # what a server's message names: in quotes, after a schema and a point, or before arguments
 _NAMED = re.compile(
@@ -169,8 +172,6 @@ class Absent(NamedTuple):
     @property
     def told(self) -> str:
         """Return it as a server's message names it."""
-        if self.kind in {SWITCHED, PENDING}:
-            return f"that {self.name} is {'off' if self.kind == SWITCHED else 'being detached'}"
         return f"{self.schema}.{self.name}" if self.schema else self.name
 
 
@@ -186,6 +187,79 @@ def explained(
     if kind == DECIDING:
         said = {each.name for each in lacking if each.kind == kind}
     return left_out(session, None, lacking, failure, kind, said)
+
+
+class Altered(NamedTuple):
+    """What a copy has in another state than the live database, and all that an error of it says."""
+
+    told: str
+    raised: str  # by which function of the server, which no server translates
+    place: tuple[str, ...]  # schema, table and constraint
+    named: tuple[str, ...]  # what stands in quotes, sorted: more where a row is still referred to
+
+
+BOTH = 2  # triggers of a foreign key on each of its tables
+_RAISES_KEY, _RAISES_PENDING = "ri_ReportViolation", "DeleteInheritsTuple"
+# what may switch a foreign key on, make another of its name, or check rows of its own
+_SWITCHES = re.compile(rb"(?i)\b(?:enable|attach|detach|validate|rename|set\s+schema)\b")
+_MAKES_KEY = re.compile(rb"(?i)\b(?:references|foreign\s+key)\b")
+
+
+def switched(keys: Collection[Key]) -> Iterator[Altered]:
+    """Yield what is off on the live database, and what an error says where it is on.
+
+    No error tells an INSERT from an UPDATE, or that from a DELETE: both are to be off.
+    """
+    for key, times in Counter(k._replace(name="", trigger="") for k in keys).items():
+        if key.table and key.state == "D" and times == BOTH:
+            referred = () if key.checks else (key.child,)
+            named = tuple(sorted((key.on, key.constraint, *referred)))
+            place = (key.schema, key.child, key.constraint)
+            yield Altered(f"{key.told} is off", _RAISES_KEY, place, named)
+
+
+def pending(what: str) -> Altered:
+    """Return what an error says of a partition whose detaching is not pending on a copy."""
+    name = quoting.parts(what)[2]
+    return Altered(f"the detaching of {what} is pending", _RAISES_PENDING, (), (name,))
+
+
+def unlike(
+    session: Session,
+    altered: Collection[Altered],
+    scripts: Collection[Script],
+    failure: RehearsalFailed,
+) -> scratch.Unavailable | None:
+    """Return why a failure tells nothing of the live database: its cause is in another state there.
+
+    Only where all that the error says agrees, and no script may change what the state is of: else
+    the live database may say the same.
+    """
+    error = next((each for each in causes(failure) if isinstance(each, psycopg.Error)), None)
+    if error is None or not altered:
+        return None
+    diag, said = error.diag, scratch.server_said(failure)
+    place = tuple(filter(None, (diag.schema_name, diag.table_name, diag.constraint_name)))
+    named = tuple(sorted(quoted for quoted, _ in _NAMED.findall(said) if quoted))
+    for each in altered:
+        if each[1:] != (diag.source_function, place, named) or _in_doubt(session, each, scripts):
+            continue
+        return scratch.Unavailable(
+            f"{failure}, and on the live database {each.told}", level="warning"
+        )
+    return None
+
+
+def _in_doubt(session: Session, altered: Altered, scripts: Collection[Script]) -> bool:
+    """Tell whether an error may be of another thing, or of what a script makes of this one."""
+    if not altered.place:  # of a partition an error says no more than its name
+        return len({place for place, _ in _found(session, altered.named)}) != 1
+    table = altered.place[1].encode().lower()
+    return any(
+        _SWITCHES.search(text) or (_MAKES_KEY.search(text) and table in text.lower())
+        for script in scripts
+        for text in script.said()
+    )
 
 
 def named_in(said: str) -> set[str]:

@@ -183,7 +183,8 @@ def restored(  # noqa: PLR0913 -- what a copy is made from, and for whom
             yield copies.Copy(
                 copy, name, restore_s, began, home, empty=empty, where="local",
                 fidelity=place.fidelity, server=server, part=part,
-                lacking=copies.lacking(saved, refused, undumped), choice=choice,
+                lacking=copies.lacking(saved, refused, undumped),
+                altered=copies.altered(saved, undumped), choice=choice,
             )  # fmt: skip
 
 

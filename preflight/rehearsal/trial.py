@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -263,7 +263,7 @@ def look_each(
         for tenant in tenants:
             gauge, failed = meter.Meter(known), None
             try:
-                with _readable(session, copy):
+                with _readable(session, copy, {file.up for file in todo}):
                     trial = _of_tenant(session, copy, tenant, gauge)
                 told = trial.beside(told) if told else trial
             except RehearsalFailed as failure:
@@ -628,7 +628,7 @@ def _copy(  # noqa: PLR0913 -- what a copy is made from, and for whom
             with ExitStack() as stack:
                 files = _Files(scripts, [script for script in reads if script], guests=guests)
                 copy = _had(stack, session, saved, files, config)
-                with _readable(session, copy):
+                with _readable(session, copy, {*files.scripts, *files.reads}):
                     yield copy
         except (ConnectionLost, scratch.Unavailable) as gone:
             why = copies.elsewhere(session, gone) if isinstance(gone, ConnectionLost) else gone
@@ -636,8 +636,13 @@ def _copy(  # noqa: PLR0913 -- what a copy is made from, and for whom
 
 
 @contextmanager
-def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
-    """Say that a file cannot be tried where it needs what only the copy has not, or not filled."""
+def _readable(
+    session: Session, copy: copies.Copy | None, scripts: Collection[Script]
+) -> Iterator[None]:
+    """Say that a file cannot be tried where it needs what only the copy has not, or not filled.
+
+    `scripts` are all that run on it.
+    """
     try:
         yield
     except RehearsalFailed as failure:
@@ -650,7 +655,8 @@ def _readable(session: Session, copy: copies.Copy | None) -> Iterator[None]:
         if copy is not None and (unlike := _unlike(copy, failure)):
             raise scratch.Unavailable(f"{failure}, and {unlike}", level="warning") from failure
         if copy is not None and (
-            why := limits.explained(session, copy.part, copy.lacking, failure)
+            why := limits.unlike(session, copy.altered, scripts, failure)
+            or limits.explained(session, copy.part, copy.lacking, failure)
             or some_rows.explained(copy.choice, failure)
         ):
             raise why from failure

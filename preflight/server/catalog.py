@@ -391,21 +391,36 @@ CALLED = "a restore calls it "  # by another name: nothing else is lost
 SWITCHED = "it is switched off, and pg_restore switches it on"
 PENDING = "its detaching is pending, and a restore attaches it"
 NO_LOSS = (CALLED, SWITCHED, PENDING)  # what is said so of is in the dump
-# The triggers that a foreign key is made of, each by what it does: its own name is of this database
-# alone. No dump says that one is switched off.
+# The triggers that a foreign key is made of, each by what it does, on which table, and of which key
+# as it was declared: a trigger's own name is of this database alone, and so may be the name of a
+# partition's part of a key. No dump says that one is switched off.
 _KEYS = """
-SELECT pg_catalog.format('%s of foreign key %I of %I.%I on %I.%I', p.proname, c.conname, n.nspname,
-  r.relname, m.nspname, o.relname), t.tgenabled::text,
- pg_catalog.format('ALTER TABLE ONLY %I.%I ', m.nspname, o.relname),
+WITH RECURSIVE keys AS (
+ SELECT k.oid, k.oid AS top, k.conparentid AS above FROM pg_catalog.pg_constraint k
+ WHERE k.contype = 'f'
+ UNION ALL SELECT k.oid, k.above, p.conparentid FROM keys k
+ JOIN pg_catalog.pg_constraint p ON p.oid = k.above
+)
+SELECT pg_catalog.format('%s of foreign key %I of %I.%I on %I.%I', f.proname, k.conname, m.nspname,
+  w.relname, q.nspname, o.relname),
+ t.tgenabled::text,
+ pg_catalog.format('foreign key %I of %I.%I', k.conname, m.nspname, w.relname)
+  || CASE WHEN c.oid <> k.oid THEN pg_catalog.format(' on %I.%I', q.nspname, o.relname) ELSE '' END,
+ pg_catalog.format('ALTER TABLE ONLY %I.%I ', q.nspname, o.relname),
  pg_catalog.format(' TRIGGER %I', t.tgname),
- pg_catalog.format('foreign key %I of %I.%I', c.conname, n.nspname, r.relname)
+ f.proname LIKE 'RI_FKey_check_%', n.nspname::text, r.relname::text, c.conname::text,
+ o.relname::text
 FROM pg_catalog.pg_trigger t
-JOIN pg_catalog.pg_constraint c ON c.oid = t.tgconstraint AND c.contype = 'f'
+JOIN pg_catalog.pg_constraint c ON c.oid = t.tgconstraint
+JOIN keys u ON u.oid = c.oid AND u.above = 0::oid
+JOIN pg_catalog.pg_constraint k ON k.oid = u.top
 JOIN pg_catalog.pg_class r ON r.oid = c.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+JOIN pg_catalog.pg_class w ON w.oid = k.conrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = w.relnamespace
 JOIN pg_catalog.pg_class o ON o.oid = t.tgrelid
-JOIN pg_catalog.pg_namespace m ON m.oid = o.relnamespace
-JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+JOIN pg_catalog.pg_namespace q ON q.oid = o.relnamespace
+JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
 WHERE t.tgisinternal {only} ORDER BY 1
 """
 _SWITCHED_OFF = "AND t.tgenabled <> 'O'"
@@ -626,40 +641,62 @@ def constructors(session: Session, schemas: Sequence[str] = ()) -> list[tuple[st
     return [(what, f"{CALLED}{now}, as its type is called by now") for what, now in found]
 
 
+class Key(NamedTuple):
+    """One of the triggers that a foreign key is made of, and what an error that it raises names."""
+
+    name: str
+    state: str  # as in _STATES
+    told: str  # of which key it is
+    table: str = ""  # these two make the command that switches it, with the word between them
+    trigger: str = ""
+    checks: bool = False  # on the table that refers to another
+    schema: str = ""  # of the table that refers to another
+    child: str = ""
+    constraint: str = ""
+    on: str = ""  # the table that it is on
+
+
+def _keys(session: Session, which: str) -> list[Key]:
+    return [Key(*row) for row in session.execute(_KEYS.replace("{only}", which)).fetchall()]
+
+
 def switched(session: Session, schemas: Sequence[str] = ()) -> list[str]:
     """Return the triggers of foreign keys that do not fire as they do by default, state first."""
-    found = session.execute(_KEYS.format(only=_SWITCHED_OFF + only(schemas))).fetchall()
-    return [f"{state} {name}" for name, state, *_ in found]
+    return [f"{key.state} {key.name}" for key in _keys(session, _SWITCHED_OFF + only(schemas))]
 
 
 def altered(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Return what a restore has in another state than this database: what, and why."""
-    keys = session.execute(_KEYS.format(only=_SWITCHED_OFF + only(schemas))).fetchall()
+    keys = _keys(session, _SWITCHED_OFF + only(schemas))
     pending = session.execute(_PENDING.replace("{only}", only(schemas))).fetchall()
-    off = [(what, SWITCHED) for what in dict.fromkeys(what for *_, what in keys)]
+    off = [(what, SWITCHED) for what in dict.fromkeys(key.told for key in keys)]
     return [*off, *((what, PENDING) for (what,) in pending)]
 
 
-def switch(session: Session, wanted: Collection[str]) -> list[str]:
-    """Give triggers of foreign keys their states again; return the keys where that cannot be.
+def switch(session: Session, wanted: Collection[str]) -> list[Key]:
+    """Give triggers of foreign keys their states again; return those for which that cannot be.
 
-    Only a superuser may.
+    Only a superuser may. What is not found, or not for sure, is left as it is.
     """
     if not wanted:
         return []
-    rows = session.execute(_KEYS.format(only="")).fetchall()
-    found = {name: (state, table, trigger) for name, state, table, trigger, _ in rows}
+    found: dict[str, list[Key]] = {}
+    for key in _keys(session, ""):
+        found.setdefault(key.name, []).append(key)
     left = []
     for each in wanted:
         state, _, name = each.partition(" ")
-        now, table, trigger = found.get(name, ("", "", ""))
+        lost = Key(name, state, name.partition(" of ")[2])
+        same = found.get(name, [])
+        key = same[0] if len(same) == 1 else lost
         try:
-            if table and now != state:
-                session.execute(table + _STATES[state] + trigger)
+            if key.table and key.state != state:
+                session.execute(key.table + _STATES[state] + key.trigger)
         except psycopg.errors.InsufficientPrivilege:
-            table = ""
-        left += [] if table else [name.partition(" of ")[2]]
-    return list(dict.fromkeys(left))
+            left.append(key._replace(state=state))
+        else:
+            left += [] if key.table else [lost]
+    return left
 
 
 def unlogged(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -8,16 +8,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
+from preflight.base.errors import RehearsalFailed
+from preflight.files.migrations import Script
+from preflight.rehearsal import limits
+from preflight.server import catalog
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.fakes import Fakes
+
+if TYPE_CHECKING:
+    from preflight.server.sessions import Session
 
 SUPER = servers.PASSWORD
 SECRET = "p'w: \\%é"  # noqa: S105 - of a role that lives for a test
@@ -713,6 +720,14 @@ OFF = """
 CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (p int CONSTRAINT "child FK" REFERENCES
  parent); ALTER TABLE child DISABLE TRIGGER ALL; GRANT ALL ON child TO PUBLIC;
 """
+ERRORS = (
+    "INSERT INTO child VALUES (7)", "UPDATE child SET p = 7", "DELETE FROM parent",
+    "UPDATE parent SET id = 2",
+)  # fmt: skip
+ALIKE = """
+CREATE SCHEMA alike; CREATE TABLE alike.parent (id int PRIMARY KEY);
+CREATE TABLE alike.child (p int CONSTRAINT "child FK" REFERENCES alike.parent)
+"""
 DETACHING = """
 CREATE TABLE pt (a int) PARTITION BY LIST (a);
 CREATE TABLE "Pt1" PARTITION OF pt FOR VALUES IN (1); INSERT INTO pt VALUES (1)
@@ -740,25 +755,70 @@ def test_foreign_key_that_is_off_is_off_in_a_copy_and_a_restored_database(
 def test_foreign_key_that_a_role_cannot_switch_off_proves_nothing(
     run: Run, filled: servers.Database, role: str, migrations: WriteMigrations
 ) -> None:
-    """Only a superuser may: the file is not tried, and a restored database says what is on."""
-    filled.script(OFF)
+    """Only a superuser may: the file is not tried, and a restored database says what is on.
+
+    A key of the same name that is on stops a file as ever.
+    """
+    filled.script(OFF + ALIKE)
     filled.query(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
-    for what in ("DATABASE {0}", "TABLE t", "TABLE parent", "TABLE child"):
+    tables = ("t", "parent", "child", "alike.parent", "alike.child")
+    for what in ("DATABASE {0}", "SCHEMA alike", *(f"TABLE {table}" for table in tables)):
         filled.query(
             SQL(f"ALTER {what} OWNER TO {{1}}").format(*map(Identifier, (filled.name, role)))
         )
-    migrations({"001_a.sql": "INSERT INTO child VALUES (7)"})
     as_role = filled.env(user=role, password=SECRET)
     trial = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    migrations({"001_a.sql": "INSERT INTO alike.child VALUES (7)"})
+    alike = run("up", env=as_role | trial)
+    migrations({"001_a.sql": "INSERT INTO child VALUES (7)"})
     tried = run("up", env=as_role | trial)
     filled.query("DELETE FROM child")
     assert 0 == run("backup", env=as_role).code
     beside = run("restore", "latest", env=as_role)
 
-    assert [0, 0] == [tried.code, beside.code], (tried, beside)
+    assert [27, 0, 0] == [alike.code, tried.code, beside.code], (alike, tried, beside)
     (skipped,) = tried.event("rehearsal.skipped")
-    assert "the backup is without that child FK is off" in skipped["reason"]
+    assert 'live database foreign key "child FK" of public.child is off' in skipped["reason"]
     assert any("switched on: foreign key" in e["warning"] for e in beside.event("config.warned"))
+
+
+@pytest.mark.parametrize(
+    ("off", "said", "before"),
+    [
+        ("child", ["INSERT INTO child VALUES (7)", "UPDATE child SET p = 7"], ""),
+        ("parent", ["DELETE FROM parent", "UPDATE parent SET id = 2"], ""),
+        ("child", [], "ALTER TABLE child ENABLE TRIGGER ALL"),
+        ("child", [], "ALTER TABLE child ADD FOREIGN KEY (p) REFERENCES parent"),
+    ],
+)
+def test_error_of_a_foreign_key_is_excused_by_what_is_off_alone(
+    filled: servers.Database, off: str, said: list[str], before: str
+) -> None:
+    """Not by another key of that name, nor by its other side; nor where a file may switch it on."""
+    filled.script(OFF + ALIKE)
+    told = []
+    with filled.server.connect(filled.name) as connection:
+        session = cast("Session", connection)
+        connection.execute("ALTER TABLE child ENABLE TRIGGER ALL")
+        connection.execute(f"ALTER TABLE {off} DISABLE TRIGGER ALL".encode())
+        names = catalog.switched(session)
+        connection.execute(f"ALTER TABLE {off} ENABLE TRIGGER ALL; SET ROLE pg_monitor".encode())
+        left = catalog.switch(session, names)
+        connection.execute("RESET ROLE")
+        assert [] == [*limits.switched(left[:1])]
+        for place in ("public", "alike"):
+            connection.execute(f"SET search_path = {place}".encode())
+            connection.execute("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1)")
+            for text in ERRORS:
+                failure = RehearsalFailed("a.b", "c")
+                with pytest.raises(psycopg.errors.ForeignKeyViolation) as raised:
+                    connection.execute(text.encode())
+                failure.__cause__ = raised.value
+                scripts = [Script("a.sql", f"{before};{text}".encode(), "")]
+                if limits.unlike(session, [*limits.switched(left)], scripts, failure):
+                    told.append(text if place == "public" else place)
+
+    assert said == told
 
 
 def test_partition_that_is_being_detached_is_said_to_come_back(
@@ -782,7 +842,7 @@ def test_partition_that_is_being_detached_is_said_to_come_back(
     (without,) = proven.event("backup.verified")[0]["without"]
     assert 'partition public."Pt1" of public.pt' == without["what"]
     (skipped,) = done.event("rehearsal.skipped")
-    assert "without that Pt1 is being detached" in skipped["reason"]
+    assert 'the detaching of partition public."Pt1" of public.pt is pending' in skipped["reason"]
     (warned,) = beside.event("config.warned")
     assert 'attached again: partition public."Pt1"' in warned["warning"]
 
