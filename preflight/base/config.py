@@ -436,9 +436,11 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
 def whole(url: Mapping[str, str]) -> dict[str, str]:
     """Return what a URL means that is of another server than the configured one.
 
-    Without a port it is the usual one: PGPORT, which libpq would take, is of the configured server.
+    Of a host without a port it is the usual one: PGPORT, which libpq would take, is of the
+    configured server, as is PGHOST of a URL that names no host.
     """
-    return {**({} if "service" in url else {"port": plain.DEFAULTS["port"]}), **url}
+    alone = {"host", "hostaddr"}.isdisjoint(url) or "service" in url
+    return {**({} if alone else {"port": plain.DEFAULTS["port"]}), **url}
 
 
 def _dialled(target: Mapping[str, str], service: Mapping[str, str]) -> dict[str, str]:

@@ -92,6 +92,14 @@ def test_url_without_a_port_means_the_usual_one(
     assert "port" not in by_service.target
 
 
+@pytest.mark.parametrize("said", ["postgresql:///d", "hostaddr=10.0.0.9 dbname=d"])
+def test_url_that_names_no_host_means_the_configured_one(said: str, tmp_path: Path) -> None:
+    """Its port goes with it, as libpq has both: PGHOST and PGPORT are of one server."""
+    environ = LIBPQ | {"PGPORT": "7777", "PREFLIGHT_REHEARSE_URL": said}
+    url = target(environ, {}, tmp_path).config.rehearse_url or {}
+    assert ("5432" if "hostaddr" in url else None) == url.get("port")
+
+
 @pytest.mark.parametrize(
     ("environ", "said", "hint", "expected"),
     [
