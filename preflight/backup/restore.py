@@ -741,13 +741,28 @@ def _stripped(session: Session, place: restored.Place, quiet: Mapping[str, str])
     backup that does not say so.
     """
     manifest, lacks = place.source.manifest, set(place.source.manifest.lacks)
-    if _major_of(manifest.pg_dump) >= new_database.PUBLIC_CLOSED and not place.no_owner:
-        old = session.facts is not None and session.facts.major < new_database.PUBLIC_CLOSED
-        lacks |= {new_database.OPEN} if old else set()
+    part, old = manifest.partial, new_database.PUBLIC_CLOSED
+    if (
+        _major_of(manifest.pg_dump) >= old
+        and not place.no_owner
+        and (part is None or "public" in part.schemas)
+        and session.facts is not None
+        and session.facts.major < old
+    ):
+        lacks.add(new_database.OPEN)
     if not lacks:
         return
     with sessions.beside(session, place.into, quiet) as inside:
+        before, _ = new_database.is_open(inside)
         left = new_database.strip(inside, lacks)
+        closed = before and new_database.OPEN in lacks and new_database.OPEN not in left
+    if closed and place.no_owner:
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"{place.into!r} has no {new_database.OPEN}, as the live database, and gives "
+            "it to nobody else without owners and rights: GRANT CREATE ON SCHEMA public TO who "
+            "needs it",
+        )
     if left := [each for each in left if each in manifest.lacks]:
         structlog.get_logger().warning(
             "config.warned",

@@ -716,6 +716,30 @@ def test_schema_that_was_closed_to_everybody_stays_so(
     assert [may, may] == [*filled.query(asked), *restored(filled).query(asked)]
 
 
+@pytest.mark.parametrize("any_server", [14], indirect=True, ids=["pg14"])
+@pytest.mark.usefixtures("any_server")
+def test_schema_public_is_closed_by_a_backup_that_has_it(
+    run: Run, filled: servers.Database
+) -> None:
+    """One of other schemas knows nothing of its rights, and leaves what a new database gives.
+
+    Without owners and rights those who had it besides are not given it, which is said.
+    """
+    asked = "SELECT has_schema_privilege('public', 'public', 'CREATE')"
+    filled.script("CREATE SCHEMA app; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    for schemas, name, may in (("app", "_p", True), ("app,public", "_q", False)):
+        env = {"PREFLIGHT_SCHEMAS": schemas}
+        assert 0 == run("backup", env=env).code
+        assert 0 == run("restore", "latest", "--into", filled.name + name, env=env).code
+        assert [may] == restored(filled, name).query(asked)
+    bare = run("restore", "latest", "--no-owner", env=env)
+
+    assert 0 == bare.code, bare
+    assert [False] == restored(filled).query(asked)
+    (warned,) = bare.event("config.warned")
+    assert "has no CREATE for everybody on schema public" in warned["warning"]
+
+
 OFF = """
 CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (p int CONSTRAINT "child FK" REFERENCES
  parent); ALTER TABLE child DISABLE TRIGGER ALL; GRANT ALL ON child TO PUBLIC;
