@@ -676,15 +676,18 @@ def altered(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, st
 def switch(session: Session, wanted: Collection[str]) -> list[Key]:
     """Give triggers of foreign keys their states again; return those for which that cannot be.
 
-    Only a superuser may. What is not found, or not for sure, is left as it is.
+    Only a superuser may. What is not found, or not for sure, is left as it is. A dump may switch
+    another than is meant, for it says which by a name that holds a number of its own database.
     """
     if not wanted:
         return []
     found: dict[str, list[Key]] = {}
     for key in _keys(session, ""):
         found.setdefault(key.name, []).append(key)
+    names = {each.partition(" ")[2] for each in wanted}
+    hit = [k for same in found.values() if len(same) == 1 for k in same if k.state != "O"]
     left = []
-    for each in wanted:
+    for each in (*wanted, *(f"O {key.name}" for key in hit if key.name not in names)):
         state, _, name = each.partition(" ")
         lost = Key(name, state, name.partition(" of ")[2])
         same = found.get(name, [])

@@ -744,6 +744,17 @@ OFF = """
 CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (p int CONSTRAINT "child FK" REFERENCES
  parent); ALTER TABLE child DISABLE TRIGGER ALL; GRANT ALL ON child TO PUBLIC;
 """
+# parts of a key are numbered anew by a restore, and a partition alone is switched by a number
+PARTITIONED = """
+CREATE TABLE par (id int PRIMARY KEY) PARTITION BY LIST (id);
+CREATE TABLE rest PARTITION OF par DEFAULT;
+CREATE TABLE ch (id int, p int REFERENCES par) PARTITION BY LIST (id);
+CREATE TABLE c1 PARTITION OF ch FOR VALUES IN (1); CREATE TABLE c2 PARTITION OF ch DEFAULT;
+CREATE TABLE p1 PARTITION OF par FOR VALUES IN (1);
+CREATE TABLE p2 PARTITION OF par FOR VALUES IN (2);
+ALTER TABLE par DETACH PARTITION p1; DROP TABLE p1;
+ALTER TABLE c2 DISABLE TRIGGER ALL; ALTER TABLE rest DISABLE TRIGGER ALL
+"""
 ERRORS = (
     "INSERT INTO child VALUES (7)", "UPDATE child SET p = 7", "DELETE FROM parent",
     "UPDATE parent SET id = 2",
@@ -774,6 +785,26 @@ def test_foreign_key_that_is_off_is_off_in_a_copy_and_a_restored_database(
     assert 'foreign key "child FK" of public.child' == without["what"]
     assert [] == swapped.event("config.warned")
     filled.query("INSERT INTO child VALUES (8)")
+
+
+def test_foreign_key_that_is_off_for_a_partition_alone_is_found_again(
+    run: Run, filled: servers.Database
+) -> None:
+    """By the key as it was declared, its table and what it does; what is not meant is on."""
+    filled.script(PARTITIONED)
+    proven = run("backup", env={"PREFLIGHT_REHEARSE": "always"})
+    beside = run("restore", "latest")
+    found = []
+    for database in (filled, restored(filled)):
+        with database.server.connect(database.name) as connection:
+            session = cast("Session", connection)
+            found.append(catalog.switched(session))
+            connection.execute("ALTER TABLE c1 DISABLE TRIGGER ALL")
+            assert [] == catalog.switch(session, found[-1])
+            assert found[-1] == catalog.switched(session)
+
+    assert [0, 0, []] == [proven.code, beside.code, beside.event("config.warned")], (proven, beside)
+    assert [4, found[0]] == [len(found[0]), found[1]]
 
 
 def test_foreign_key_that_a_role_cannot_switch_off_proves_nothing(
