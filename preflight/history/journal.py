@@ -268,7 +268,8 @@ def running(session: Session) -> list[tuple[int, str | None, str | None, float |
     """Return the sessions of wrapped commands that are at work, and whose run has not ended well.
 
     Their process, name, address, age in seconds and state. One that is idle waits for nobody any
-    more, and one whose transaction has failed changes nothing.
+    more, and one whose transaction has failed as a whole, and so holds no relation, changes
+    nothing: behind a savepoint the rest of it may yet be committed.
     """
     if not _ours(session):
         return []
@@ -277,7 +278,10 @@ def running(session: Session) -> list[tuple[int, str | None, str | None, float |
  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - a.backend_start)::float8, a.state
  FROM pg_catalog.pg_stat_activity a
  WHERE a.datname = pg_catalog.current_database()
- AND a.state NOT IN ('idle', 'idle in transaction (aborted)') AND {_WHICH} IN (
+ AND a.state <> 'idle'
+ AND (a.state <> 'idle in transaction (aborted)' OR EXISTS (SELECT FROM pg_catalog.pg_locks l
+  WHERE l.pid = a.pid AND l.locktype = 'relation'))
+ AND {_WHICH} IN (
   SELECT pg_catalog.unnest(pg_catalog.string_to_array(j.checksum_before, ', '))
   FROM {session.config.schema}.journal j WHERE j.event = 'running' AND NOT EXISTS (
    SELECT FROM {session.config.schema}.journal w

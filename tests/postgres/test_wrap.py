@@ -1769,7 +1769,11 @@ def test_session_is_known_by_its_process_and_when_it_began(
         failed = journal.running(session)
         other.execute("COMMIT")
         idle = journal.running(session)
-        other.execute("BEGIN")
+        other.execute("BEGIN; TABLE preflight.journal; SAVEPOINT before")
+        with suppress(psycopg.errors.UndefinedTable):
+            other.execute("TABLE nowhere")
+        behind = [(each[0], each[4]) for each in journal.running(session)]
+        other.execute("ROLLBACK; BEGIN")
         row = "UPDATE preflight.journal SET checksum_before = %s WHERE event = 'running'"
         (said,) = database.query("SELECT checksum_before FROM preflight.journal")
         session.execute(row, [f"{pid} 1"])
@@ -1782,6 +1786,7 @@ def test_session_is_known_by_its_process_and_when_it_began(
 
     assert (1, []) == (len(noted), nobody)
     assert [(pid, "idle in transaction")] == at_work
+    assert [(pid, "idle in transaction (aborted)")] == behind, "a savepoint's failure is not all"
     assert "holds a transaction open and does nothing" in str(busy.value)
     assert (busy.value.problem.hint or "").startswith(f"SELECT pg_terminate_backend({pid}) ends it")
     assert ([], [], [], [pid], []) == (failed, idle, another, again, ended)

@@ -15,6 +15,8 @@ from preflight.commands.wrapping import words
 
 _OPTION = re.compile(r"--?(?P<name>[A-Za-z][\w.-]*)(?P<equals>=(?P<value>.*))?", re.DOTALL)
 _PROPERTY = re.compile(r"\A[DP](?=[a-z][\w-]*\.)")  # of Java's programs: -Dflyway.url
+# ends in -d NAME: flags that psql and others have, or any letters of an unknown one of PostgreSQL's
+_FLAGS = re.compile(r"-(?:([qXAtewWv1])(?!\w*\1))+d")
 _BUNDLE = re.compile(r"-[A-Za-z0-9]{1,5}d")
 _GLUED = re.compile(r"-(?P<name>[hpUd])(?P<value>[^-].*)", re.DOTALL)
 _SHORTS = {"h": "host", "p": "port", "U": "user", "u": "user", "d": "database"}
@@ -76,6 +78,11 @@ _LIBPQS = re.compile(r"pg(host|hostaddr|port|user|password|database)")
 _BEFORE = "before "  # begins the groups of a launcher
 PAIRS = "="  # ends what stands before the last word of NAME=value
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+# an option behind which a program's name is its value: --client psql, -U psql, -tool psql
+_TAKES = re.compile(r"-(?:[UC]|[A-Za-z]\w{2,})|--(?!no-)[\w.-]+")
+_LAUNCHERS = {"u", "p"}  # letters that say something else of timeout, ssh or docker
+_SHELL = re.compile(r"(?:ba|da|a|z|k)?sh")
+_WHOLE = re.compile(r"(?:\s*\w+\s*=\s*(?:'[^']*'|[^\s']+)(?=\s|\Z))+\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,8 @@ def names(arguments: Sequence[str], group: Sequence[Said], *, hosted: bool) -> l
 def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) -> list[int]:
     """Return which arguments may be the live database's name, or the same of something else."""
     pairs = re.compile(rf"(?is)(?:.*\s)?(?:database|db)\s*=\s*'?{re.escape(database)}'?(?!\S).*")
-    found = [at for at, text in enumerate(arguments) if pairs.fullmatch(text)]
+    named = (at for at, text in enumerate(arguments) if pairs.fullmatch(text))
+    found = [at for at in named if _WHOLE.fullmatch(arguments[at]) or _is_script(arguments, at)]
     found += [] if _is_known(arguments) else _bundled(arguments, database)
     for group in [] if _are_aliases(arguments) else groups(arguments, known).values():
         sure = names(arguments, group, hosted=False)
@@ -262,8 +270,15 @@ def vague(arguments: Sequence[str], database: str, known: Collection[str] = ()) 
 
 def _bundled(arguments: Sequence[str], database: str) -> list[int]:
     """Return which arguments are the database's name behind letters that end in d: -vd app."""
+    ends = _FLAGS if _libpq(arguments) is None else _BUNDLE
     pairs = enumerate(itertools.pairwise(arguments), 1)
-    return [at for at, (option, value) in pairs if value == database and _BUNDLE.fullmatch(option)]
+    return [at for at, (option, value) in pairs if value == database and ends.fullmatch(option)]
+
+
+def _is_script(arguments: Sequence[str], at: int) -> bool:
+    """Tell whether an argument is what a shell runs, behind its -c."""
+    shells = any(_SHELL.fullmatch(PurePath(each).name) for each in arguments[: at - 1])
+    return shells and re.fullmatch(r"-\w*c", arguments[at - 1]) is not None
 
 
 def others(
@@ -335,11 +350,27 @@ def _libpq(arguments: Sequence[str]) -> int | None:
     start = program(arguments)
     for at, text in enumerate(arguments[start:], start):
         name = PurePath(text).name
-        # further on behind a launcher, as timeout -k 5 60 psql; sql/psql is a folder
+        # sql/psql is a folder
         behind = name in _VALUED and ("/" not in text or PurePath(text).parent.name == "bin")
-        if behind or (at < start + 3 and _LIBPQ.fullmatch(name)):
+        if at < start + 3 and _LIBPQ.fullmatch(name):
+            return at
+        if behind and _is_launched(arguments, start, at):
             return at
     return None
+
+
+def _is_launched(arguments: Sequence[str], start: int, at: int) -> bool:
+    """Tell whether a program's name further on is what a launcher starts: timeout -k 5 60 psql.
+
+    Behind a `--` it is; else it is no option's value, and nothing before it says where a database
+    is.
+    """
+    if arguments[at - 1] == "--":
+        return True
+    if _TAKES.fullmatch(arguments[at - 1]):
+        return False
+    parts = (said for n in range(start, at) for _, said in _word(arguments, n, (), flags=False))
+    return all(said.kind == "tls" or said.name in _LAUNCHERS for said in parts)
 
 
 def _is_known(arguments: Sequence[str]) -> bool:
@@ -382,5 +413,5 @@ def left(
     found = [at for at, text in enumerate(arguments) if seems.match(text)]
     found += [at for at, text in enumerate(arguments) if text in whole]
     anybodys = (group for stem, group in _groups(arguments).items() if _is_anybodys(stem, group))
-    found += [e.at for group in anybodys for e in group if e.value in whole and len(e.name) > 1]
+    found += [e.at for group in anybodys for e in group if e.kind == "host" and e.value in whole]
     return sorted({*found})

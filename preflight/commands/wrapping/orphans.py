@@ -73,7 +73,7 @@ def wait(session: Session) -> None:
 
 def _told(holder: lock.Holder, state: str) -> tuple[str, str]:
     """Say what a session does, and what to do about it: one that does nothing does not finish."""
-    if state != "idle in transaction":
+    if not state.startswith("idle in transaction"):
         return "is still at work", lock.advice(holder)
     ends = f"SELECT pg_terminate_backend({holder.pid}) ends it, and rolls back what it was at"
     return "still holds a transaction open and does nothing", f"{ends}; then run again."
