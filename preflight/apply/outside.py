@@ -478,10 +478,10 @@ class _Statement:
         return self._failure(
             "index.unknown",
             f"index {found.name} exists, and whether it is the one that is wanted cannot be told: "
-            "no copy of its table can be made to compare with: "
+            "it cannot be made on an empty copy of its table, to compare with: "
             f"{error.diag.message_primary or error}",
-            f"{grant}{_drops([found.name])} or if it is the one, write the statement as the server "
-            f"does: {found.definition}. Then run again.",
+            f"{grant}{_drops([found.name])} or if it is the one, write behind CREATE INDEX "
+            f"CONCURRENTLY IF NOT EXISTS what the server does: {found.definition}. Then run again.",
         )
 
     def _differs(self, found: indexes.Found) -> MigrationPartial:

@@ -415,8 +415,10 @@ def _covered(kind: str, statement: Inner) -> tuple[str, ...]:
     """Return the relation below which others are from then on, or which something takes over."""
     if kind == "view_stmt":
         return (_name(statement.view),)
-    if kind == "rename_stmt" and statement.rename_type == _VIEWS:
+    if kind == "rename_stmt" and statement.rename_type in {_TABLES, _VIEWS}:  # a view is either's
         return (_written(statement.newname),)
+    if kind == "alter_object_schema_stmt" and statement.object_type in {_TABLES, _VIEWS}:
+        return (_name(statement.relation),)
     if kind == "rule_stmt" or (kind == "create_trig_stmt" and statement.timing == _INSTEAD):
         return (_name(statement.relation),)
     return ()

@@ -200,8 +200,12 @@ class Altered(NamedTuple):
 
 BOTH = 2  # triggers of a foreign key on each of its tables
 _RAISES_KEY, _RAISES_PENDING = "ri_ReportViolation", "DeleteInheritsTuple"
-# what may switch a foreign key on, make another of its name, or check rows of its own
-_SWITCHES = re.compile(rb"(?i)\b(?:enable|attach|detach|validate|rename|set\s+schema)\b")
+# what may switch a foreign key on, as a column's new type does, make another of its name, or check
+# rows of its own
+_SWITCHES = re.compile(
+    rb"(?i)\b(?:enable|attach|detach|validate|rename|set\s+schema|alter\s+constraint|enforced"
+    rb"|alter\b[^;]*\btype)\b"
+)
 _MAKES_KEY = re.compile(rb"(?i)\b(?:references|foreign\s+key)\b")
 
 

@@ -1014,6 +1014,8 @@ def test_what_is_behind_a_view_is_told_where_the_role_may_not_look_into_its_sche
         "DELETE FROM w; CREATE OR REPLACE VIEW v AS SELECT id AS n, id AS k FROM o; DELETE FROM w",
         "DO $$ BEGIN CREATE OR REPLACE VIEW v AS SELECT id, id AS k FROM o; DELETE FROM w; END $$",
         "ALTER VIEW w RENAME TO x; DELETE FROM x",
+        "ALTER TABLE w RENAME TO x; DELETE FROM x",
+        "CREATE SCHEMA y; ALTER VIEW w SET SCHEMA y; DELETE FROM y.w",
     ],
 )
 def test_what_takes_a_change_over_makes_it_unknown(

@@ -844,6 +844,7 @@ def test_foreign_key_that_a_role_cannot_switch_off_proves_nothing(
         ("parent", ["DELETE FROM parent", "UPDATE parent SET id = 2"], ""),
         ("child", [], "ALTER TABLE child ENABLE TRIGGER ALL"),
         ("child", [], "ALTER TABLE child ADD FOREIGN KEY (p) REFERENCES parent"),
+        ("child", [], "ALTER TABLE child ALTER p TYPE bigint"),
     ],
 )
 def test_error_of_a_foreign_key_is_excused_by_what_is_off_alone(
