@@ -112,9 +112,8 @@ def _each(  # noqa: PLR0913, PLR0917 -- of one command
     with apart.spoken(outcomes, chosen):
         if name != "backup":
             known = _tried(chosen, outcomes) if rehearse else {}
-            left = [
-                each for each in chosen if each.name not in {one.target.name for one in outcomes}
-            ]
+            ended = {outcome.target.name for outcome in outcomes}
+            left = [each for each in chosen if each.name not in ended]
             apart.each(partial(_one, command, form, known), left, max(waves), outcomes.append)
             return
         for group in targets.databases(chosen):  # one backup of a database, for all its schemas

@@ -25,7 +25,7 @@ from preflight.base.errors import ConnectionLost, LockBusy, NotReady
 from preflight.server.dial import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from preflight.server.sessions import Session
 
@@ -154,21 +154,32 @@ def acquire_of(session: Session, database: str) -> None:
     next(_waited_for(session, number, f"another run is still at work on the database {database!r}"))
 
 
+class Waiting:
+    """Says now and then who is waited for, and when LOCK_WAIT_S is over."""
+
+    def __init__(self, session: Session) -> None:
+        self._most_s = session.config.lock_wait_s
+        self._told_at: float | None = None
+
+    def over(self, waited: float, by_whom: Callable[[], Mapping[str, object]]) -> bool:
+        """Tell whether that is long enough; say `by_whom` where it is time to."""
+        if self._told_at is None or waited - self._told_at >= TELL_EVERY_S:
+            self._told_at = waited
+            structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **by_whom())
+        return waited >= self._most_s
+
+
 def _waited_for(session: Session, number: int, busy: str) -> Iterator[float]:
     """Yield after how many seconds a lock was taken; asked for more, take it again.
 
     Raises LockBusy at LOCK_WAIT_S, with these words.
     """
-    last = None
+    waiting = Waiting(session)
     for waited in stop.looks(*POLL_S):
         if _taken(session, number):
             yield waited
             continue
-        if last is None or waited - last >= TELL_EVERY_S:
-            last = waited
-            found = told(holder(session, number))
-            structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **found)
-        if waited >= session.config.lock_wait_s:
+        if waiting.over(waited, lambda: told(holder(session, number))):
             by = holder(session, number)
             raise LockBusy(
                 "lock.busy",

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -286,7 +287,7 @@ class _Way:
         self.copy = copy
         self.users: set[str] = set()
         self.perhaps: set[str] = set()  # who may be one
-        self.others: set[str] = set()  # databases of the live server that are none of ours
+        self.other = False  # another database of the live server was seen
         self.without_password: set[str] = set()  # of them, who has it from somewhere else
 
     def value(
@@ -343,7 +344,13 @@ class _Way:
         """
         sure = known or ports or not {*hosts.split(",")} & _LOOPBACK
         if sure and database not in ("", self.live.database) and self.same_host(hosts, ports):
-            self.others.add(database)
+            self.other = True
+
+    def sees(self, look: Callable[[], object]) -> bool:
+        """Tell whether a look at what is said comes upon another database of the live server."""
+        self.other = False
+        look()
+        return self.other
 
     def host(self, said: str) -> str:
         """Return the copy's host as somebody said the live one: with its port, or without."""
@@ -830,10 +837,8 @@ def _others(
     """
     names: list[str] = []
     for name, text in said.items():
-        if name not in found and not _NOT_POSTGRES.search(name) and way.mentioned(text):
-            way.value(text)
-            names += [name] if way.others else []
-            way.others.clear()
+        ask = name not in found and not _NOT_POSTGRES.search(name) and way.mentioned(text)
+        names += [name] if ask and way.sees(partial(way.value, text)) else []
     for prefix, group in _groups(said).items():
         databases = group.get("database", [])
         hosts = [each for each in group.get("host", ()) if not (way.copy.away and each in found)]
@@ -843,16 +848,13 @@ def _others(
             continue
         for host, database in ((host, database) for host in hosts for database in databases):
             at, port = _at(said[host])
-            way.see(said[database], at, port or ports)
-            names += [database] if way.others else []
-            way.others.clear()
+            look = partial(way.see, said[database], at, port or ports)
+            names += [database] if way.sees(look) else []
     hosted = not way.copy.away
     numbers = {*options.others(arguments, way.live.database, way.here, hosted=hosted)}
     for number, text in enumerate(arguments):
-        if way.mentioned(text):
-            way.argument(text)
-        numbers |= {number} if way.others else set()
-        way.others.clear()
+        if way.mentioned(text) and way.sees(partial(way.argument, text)):
+            numbers.add(number)
     return [*dict.fromkeys(names), *(f"argument {number + 1}" for number in sorted(numbers))]
 
 

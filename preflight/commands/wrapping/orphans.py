@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import psycopg
-import structlog
 
 from preflight.base import stop
 from preflight.base.errors import DatabaseBusy
@@ -52,16 +51,13 @@ def wait(session: Session) -> None:
 
     Raises DatabaseBusy at LOCK_WAIT_S, naming one of them. Nobody is ended.
     """
-    last = None
+    waiting = lock.Waiting(session)
     for waited in stop.looks(*lock.POLL_S):
         left = journal.running(session)
         if not left:
             return
         first = lock.Holder.seen(*left[0][:4])
-        if last is None or waited - last >= lock.TELL_EVERY_S:
-            last = waited
-            structlog.get_logger().info("lock.busy", waited_s=round(waited, 1), **first.data())
-        if waited >= session.config.lock_wait_s:
+        if waiting.over(waited, first.data):
             does, advice = _told(first, left[0][4])
             raise DatabaseBusy(
                 "wrap.still_at_work",
