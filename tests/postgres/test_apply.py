@@ -797,7 +797,8 @@ def test_passing_failure_runs_the_whole_file_again(
 )
 def test_file_that_meets_another_at_a_row_of_a_catalog_is_tried_again(  # noqa: PLR0913, PLR0917 -- fixtures
     start: Start,
-    database: servers.Database,
+    create_database: CreateDatabase,
+    start_server: StartServer,
     migrations: WriteMigrations,
     mark: str,
     text: str,
@@ -805,12 +806,15 @@ def test_file_that_meets_another_at_a_row_of_a_catalog_is_tried_again(  # noqa: 
     sqlstate: str,
 ) -> None:
     """It is no fault of the file's: two targets of a wave share schemas, databases and roles."""
+    # Autovacuum writes a database's row, too: a GRANT that waits behind it reads the row again.
+    database = create_database(start_server(autovacuum="off"))
     database.script("CREATE SCHEMA a")
     migrations({"001_a.sql": f"{mark}CREATE TABLE a ();\n{text.format(database.name)};\n"})
     with database.server.connect(database.name) as other:
         other.execute(f"BEGIN; {others.format(database.name)}".encode())
         process = start(
             env={
+                **database.env(),
                 "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
                 "PREFLIGHT_FIRST_CONTACT": "pending",
                 "PREFLIGHT_REHEARSE": "off",
