@@ -50,30 +50,59 @@ def passfile(session: Session) -> Iterator[tuple[Mapping[str, str], dict[str, st
             "Give the role a password of one line.",
         )
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-    try:
+    what = "pg_dump's private passfile"
+    with _placed(what):
         place = memory()
         sweep(place)
         file = _held(place)
-    except OSError as error:
-        raise BackupFailed(
-            "backup.no_temporary",
-            f"no place for pg_dump's private passfile: {error.strerror}",
-            f"Let this user write to {MEMORY} or /tmp, or set TMPDIR.",
-        ) from error
     with _gone_afterwards(file):
-        file.write(f"*:*:*:*:{escaped}\n".encode())
-        file.flush()
+        _write(file, [f"*:*:*:*:{escaped}\n".encode()], what)
         yield {**environment, "PGPASSFILE": file.name}, address | {"passfile": file.name}
 
 
 @contextmanager
 def private(lines: Iterable[bytes]) -> Iterator[Path]:
-    """Yield a private file of lines for another program, removed afterwards; raises OSError."""
-    file = _held(memory())
+    """Yield a private file of lines for another program, removed afterwards."""
+    what = "a private list for pg_restore"
+    with _placed(what):
+        file = _held(memory())
     with _gone_afterwards(file):
-        file.writelines(lines)
-        file.flush()
+        _write(file, lines, what)
         yield Path(file.name)
+
+
+@contextmanager
+def folder(prefix: str) -> Iterator[Path]:
+    """Yield a directory for the private files of another program, removed afterwards."""
+    with _placed("the command's private files"):
+        made = tempfile.TemporaryDirectory(prefix=prefix, dir=memory())
+    with made as path:
+        yield Path(path)
+
+
+@contextmanager
+def _placed(what: str) -> Iterator[None]:
+    """Say what has no place: nowhere may this user write, or nothing is free there."""
+    try:
+        yield
+    except OSError as error:
+        raise BackupFailed(
+            "backup.no_temporary",
+            f"no place for {what}: {error.strerror}",
+            f"Let this user write to {MEMORY} or /tmp, or set TMPDIR, and free room there.",
+        ) from error
+
+
+def _write(file: IO[bytes], lines: Iterable[bytes], what: str) -> None:
+    """Write all of it, so that others see it."""
+    with _placed(what):
+        try:
+            file.writelines(lines)
+            file.flush()
+        except OSError:
+            with suppress(OSError):  # it tries to write the rest once more
+                file.close()
+            raise
 
 
 def _held(place: Path) -> IO[bytes]:

@@ -213,7 +213,12 @@ def place(chosen: Path = DIRECTORY) -> Path:
     the temporary one will do.
     """
     if chosen == DIRECTORY and not chosen.exists() and not mounts.in_container():
-        chosen = Path(tempfile.gettempdir())
+        try:
+            chosen = Path(tempfile.gettempdir())
+        except OSError as error:  # it has tried to write to each
+            raise NotHere(
+                "this user may write to no temporary directory: set PREFLIGHT_REHEARSE_DIR"
+            ) from error
     try:
         directory = Path(os.path.realpath(chosen, strict=True))
     except OSError as error:

@@ -3,6 +3,7 @@
  * FAULT_WRITE, FAULT_FSYNC   errno for files named database.dump
  * FAULT_DIRSYNC, FAULT_FLOCK errno for fsync of a directory, and for flock
  * FAULT_PASSFILE             errno for the file that the password is in
+ * FAULT_TEMPORARY            errno for the file that Python tries a temporary directory with
  * FAULT_FORK                 errno for every new process
  * FAULT_NOW                  the time of day, standing still
  * FAULT_RESOLVER             "hangs", "fails", or a file: names are known once it is there
@@ -67,6 +68,9 @@ int open64(const char *path, int flags, ...) {
     int mode = flags & O_CREAT ? va_arg(more, int) : 0;
     va_end(more);
     if (strstr(path, "/pg-preflight-password-") && refused(answer("FAULT_PASSFILE")))
+        return -1;
+    const char *name = strrchr(path, '/');
+    if (flags & O_EXCL && name && strlen(name) == 9 && refused(answer("FAULT_TEMPORARY")))
         return -1;
     return real(path, flags, mode);
 }

@@ -111,6 +111,19 @@ def test_place_for_the_password_that_cannot_be_had_is_told(
     assert [] == list(backup_dir.iterdir())
 
 
+def test_system_without_a_temporary_directory_has_no_throwaway_server(
+    run: Run, migrations: WriteMigrations, answers: Answers
+) -> None:
+    """As with a read-only root: the backup is made, and it is said what a proof would need."""
+    migrations(TWO)
+    proof = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_ON": "local"}
+    result = run("backup", env={**proof, **answers(temporary=errno.EROFS)})
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert 0 == result.code, str(result)
+    assert "PREFLIGHT_REHEARSE_DIR" in skipped["reason"], skipped
+
+
 def test_wall_that_cannot_be_built_starts_no_command(tmp_path: Path) -> None:
     """A command is not run beside the live database because the kernel says no."""
     nowhere = wall.Wall((1 << 16,))  # no kernel has such a port

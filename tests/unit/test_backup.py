@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from preflight.backup import (
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Part, Purpose
-from preflight.base.errors import BackupUnverified
+from preflight.base.errors import BackupFailed, BackupUnverified
 from preflight.commands import backups
 
 # --- private files --------------------------------------------------------------------------------
@@ -55,6 +56,28 @@ def test_file_that_another_run_sweeps_before_it_is_locked_is_made_again(
         passfile.sweep(tmp_path)
         assert b"one\ntwo\n" == path.read_bytes()
         assert [path] == list(tmp_path.iterdir())
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_private_files_that_have_no_place_are_told_by_their_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nowhere may be written, or nothing is free there; nothing is left."""
+    monkeypatch.setattr(passfile, "MEMORY", tmp_path)
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    found = []
+    with pytest.raises(BackupFailed) as nowhere, passfile.folder("not/there-"):
+        pass
+    found.append(nowhere.value.code)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, was[1]))
+    try:
+        with pytest.raises(BackupFailed) as full, passfile.private([b"more than eight\n"]):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+    found.append(full.value.code)
+
+    assert ["backup.no_temporary"] * 2 == found
     assert [] == list(tmp_path.iterdir())
 
 

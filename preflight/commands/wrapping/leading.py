@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -71,8 +70,7 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
             gate = bool(wrapped.environ.get("PGSERVICE"))
             text = environment.passfile(text, live, let_in, gate=gate)
         if led.files or text:
-            made = tempfile.TemporaryDirectory(prefix=_DIRECTORY, dir=passfile.memory())
-            place = Path(stack.enter_context(made))
+            place = stack.enter_context(passfile.folder(_DIRECTORY))
             for name, new in led.files.items():
                 _write(place / name, new, Path(wrapped.environ[name]))
                 found[name] = str(place / name)
