@@ -467,11 +467,6 @@ def chosen(
 
     Raises Unavailable where nothing is gained by it, or a partial rehearsal is not wanted.
     """
-    if config.rehearse == "always" and config.rehearse_partial != "accept":
-        raise scratch.Unavailable(
-            f"{reason} (PREFLIGHT_REHEARSE_PARTIAL=accept is content with the rows that the files "
-            "touch)"
-        )
     if not scripts or free <= 0:
         raise scratch.Unavailable(reason)
     try:
@@ -482,7 +477,13 @@ def chosen(
         raise scratch.Unavailable(
             f"{reason}, and which tables are needed cannot be asked: {error.diag.message_primary}"
         ) from error
-    return choose(graph, said(scripts), free, reason)
+    choice = choose(graph, said(scripts), free, reason)
+    if config.rehearse == "always" and config.rehearse_partial != "accept":
+        raise scratch.Unavailable(
+            f"{reason} (PREFLIGHT_REHEARSE_PARTIAL=accept is content with the rows that the files "
+            "touch)"
+        )
+    return choice
 
 
 def choose(graph: Graph, wanted: Said, free: int, reason: str) -> Choice:

@@ -344,6 +344,27 @@ def test_partial_is_not_what_always_demands_unless_it_is_accepted(
     assert ["read"] * 2 == verified(backup_dir)
 
 
+@pytest.mark.parametrize(
+    ("command", "room_mb"),
+    [("backup", "302"), ("up", "64")],
+    ids=["no files", "no room for a row"],
+)
+def test_partial_rehearsal_is_not_advised_where_it_would_not_help(
+    run: Run, database: servers.Database, migrations: WriteMigrations, command: str, room_mb: str
+) -> None:
+    """27 again would be the answer to who does what is said."""
+    database.script(BIG.format(20_000))
+    migrations(ONE)
+    room = {"PREFLIGHT_REHEARSE_DIR_MB": room_mb}
+    accepted = {"PREFLIGHT_REHEARSE_PARTIAL": "accept"}
+    found = [run(command, env=room | partial) for partial in ({}, accepted)]
+
+    assert [(27, "rehearsal.unavailable")] * 2 == [
+        (each.code, each.finished["error"]["code"]) for each in found
+    ], found
+    assert "PREFLIGHT_REHEARSE_PARTIAL" not in found[0].finished["error"]["message"]
+
+
 # --- what is tried there --------------------------------------------------------------------------
 
 
