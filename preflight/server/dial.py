@@ -83,6 +83,8 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ),
     ("standby", r"session is (not )?read-only|server is (not )?in hot standby", frozenset()),
 )
+NO_RIGHT = "42501"
+_AT_THE_DOOR = "CheckMyDatabase"  # where a server looks for CONNECT, in its LOCATION
 POOLED = "08P01"  # PgBouncer says everything with it, and in English only
 POOLER = (
     ("options", r"startup parameter"),
@@ -102,7 +104,10 @@ POOLER = (
 
 
 def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
-    """Return config, auth, database, alien, standby, options or passing; `_refusal` knows role."""
+    """Return config, auth, database, alien, standby, options or passing.
+
+    `_refusal` knows more: role, closed, options_refused.
+    """
     if POOLED in sqlstates:
         return next((kind for kind, words in POOLER if re.search(words, text)), "passing")
     for kind, words, states in KINDS:
@@ -317,6 +322,8 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
     roles = roles_of(said.get("options", ""))
     if misses(text, roles):
         kind = "role"
+    elif kind == "auth" and NO_RIGHT in sqlstates:
+        kind = "closed" if _AT_THE_DOOR in text else "options_refused"
     text = _unsaid(text, said, roles)
     lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
     shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from preflight.base import quoting
 from preflight.base.errors import (
     AuthFailed,
     ConfigInvalid,
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
 PAUSE_S = (0.05, 0.1)  # least and most between attempts while refused or starting up
 POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the password, too
-LASTING = ("auth", "database", "alien", "role")  # what a server says once it is there
+# what a server says once it is there
+LASTING = ("auth", "closed", "options_refused", "database", "alien", "role")
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -112,12 +114,11 @@ class Patience:
                 if refused.kind == "role":
                     hint = "Create the role, or correct the options that name it (PGOPTIONS)."
                 return ConfigInvalid("config.connection", f"{where}: {refused}", hint)
-            case "auth":
+            case "auth" | "closed" | "options_refused":
                 return AuthFailed(
                     "auth.rejected",
                     f"{where} does not accept user {user!r}: {said}",
-                    "Check user, password, pg_hba.conf and the TLS settings (PGSSLMODE, "
-                    "PGSSLROOTCERT); nothing was sent without the protection that was asked for.",
+                    self._way_in(refused.kind),
                     sqlstate=state,
                 )
             case "database":
@@ -147,4 +148,27 @@ class Patience:
                     f"{where} was not usable: {said}",
                     "Is the database running, and may this container reach it? Then run again.",
                     sqlstate=state,
+                )
+
+    def _way_in(self, kind: str) -> str:
+        """Return what lets a user in whom the server does not accept."""
+        database, user = (
+            quoting.name(name) if (name := self.target.get(key)) else "…"
+            for key in ("dbname", "user")
+        )
+        match kind:
+            case "closed":
+                return (
+                    "User and password are right. As the database's owner: "
+                    f"GRANT CONNECT ON DATABASE {database} TO {user}."
+                )
+            case "options_refused":
+                return (
+                    "User and password are right. Leave out the option that is named (PGOPTIONS), "
+                    f"or give {user} the right to it."
+                )
+            case _:
+                return (
+                    "Check user, password, pg_hba.conf and the TLS settings (PGSSLMODE, "
+                    "PGSSLROOTCERT); nothing was sent without the protection that was asked for."
                 )

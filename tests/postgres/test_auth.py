@@ -110,7 +110,7 @@ def test_missing_database_is_a_wrong_target(run: Run) -> None:
 
 
 def test_right_to_connect_is_missed(run: Run, database: servers.Database) -> None:
-    """42501 at the door is a matter of rights like a wrong password."""
+    """42501 at the door is 21 like a wrong password, and the right that is missing is named."""
     role = f"outsider_{database.name}"
     database.script(
         f"CREATE ROLE {role} LOGIN PASSWORD 'x';"
@@ -120,6 +120,22 @@ def test_right_to_connect_is_missed(run: Run, database: servers.Database) -> Non
     database.script(f"DROP ROLE {role}")
 
     assert (21, "42501") == (result.code, result.finished["error"]["sqlstate"])
+    grant = f'GRANT CONNECT ON DATABASE "{database.name}" TO "{role}"'
+    assert grant in result.finished["error"]["hint"], result.finished
+
+
+def test_option_that_the_role_may_not_set_is_no_wrong_password(
+    run: Run, database: servers.Database
+) -> None:
+    """21, and it is known to be the option's fault."""
+    role = f"visitor_{database.name}"
+    database.script(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    options = {"PGOPTIONS": "-c log_statement=all"}
+    result = run(env={**BRIEFLY, **database.env(role, "x"), **options})
+    database.script(f"DROP ROLE {role}")
+
+    assert (21, "42501") == (result.code, result.finished["error"]["sqlstate"])
+    assert "PGOPTIONS" in result.finished["error"]["hint"], result.finished
 
 
 @pytest.mark.fault("A016")
