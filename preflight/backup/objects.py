@@ -769,7 +769,13 @@ HINTS = {
     "region": "Set AWS_REGION to the bucket's region.",
     "clock": "Set this machine's clock: the store refuses what is signed at another time.",
     "quota": "Free space or raise the quota; older backups were not touched.",
-    "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? Is its certificate known here?",
+    "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? An authority of your own is "
+    "trusted where SSL_CERT_FILE (its certificate, PEM) or SSL_CERT_DIR names it.",
+    "authority": "No server may show one here, whatever SSL_CERT_FILE says. Give it one that an "
+    "authority has signed, or make its own with CA:FALSE (`openssl req -x509 -addext "
+    "basicConstraints=critical,CA:FALSE`).",
+    "authorities": "SSL_CERT_FILE (certificates, PEM) or SSL_CERT_DIR names what holds none or "
+    "cannot be read; without both it is the system's that are missing (ca-certificates).",
     "archived": "Bring it back first: restore it from the archive's tier into one that is read.",
     "path": "It is none of ours: rename or delete it. `restore NAME` does without.",
     "spool": spool.HINT,
@@ -783,6 +789,8 @@ SAID = {
     "settings": "its credentials or other variables of its kind cannot be used",
     "key": "the store does not accept the key",
     "tls": "its certificate is not trusted",
+    "authority": "its certificate is an authority's own (CA:TRUE)",
+    "authorities": "there is no certificate of an authority to trust",
     "archived": "it is archived",
     "path": 'there is an object whose name cannot be read: "{}"',
     "exists": "somebody else has written there",
@@ -915,8 +923,11 @@ def _without_answer(kind: str, text: str, cause: str) -> str:
     """
     if _KEYS_FROM.search(text) or "credential" in _URL.sub("", text.lower()):  # nobody at home
         return "credentials"
+    cause = _URL.sub("", cause)
     if kind in {"GenericError", "UnknownConfigurationKeyError"} and not _ASKED.search(
         _PATH.sub("", text)
     ):
-        return "settings"
-    return "tls" if "InvalidCertificate(" in _URL.sub("", cause) else "passing"
+        return "authorities" if "No CA certificates were loaded" in cause else "settings"
+    if "InvalidCertificate(" not in cause:
+        return "passing"
+    return "authority" if "CaUsedAsEndEntity" in cause else "tls"

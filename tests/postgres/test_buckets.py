@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import http.server
 import importlib
 import itertools
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -206,6 +208,10 @@ UNUSABLE = {
     ),
     "AWS_SECRET_ACCESS_KEY is not set": ("s3", {"AWS_ACCESS_KEY_ID": "hunter2"}),
     "AWS_ACCESS_KEY_ID is not set": ("s3", {"AWS_SECRET_ACCESS_KEY": "hunter2"}),
+    "no certificate of an authority to trust": (
+        "s3",
+        KEYS | {"SSL_CERT_FILE": "/gone", "SSL_CERT_DIR": "/gone"},
+    ),
     "line break or a sign like it in AWS_SESSION_TOKEN": (
         "s3",
         KEYS | {"AWS_SESSION_TOKEN": "hunter2\n"},
@@ -238,6 +244,61 @@ def test_credentials_that_no_request_can_be_made_with_are_corrected_and_not_wait
     assert 23 == failure.exit_code, str(failure)
     assert expected in str(failure)
     assert "hunter2" not in str(failure)
+
+
+class Forbids(http.server.BaseHTTPRequestHandler):
+    """A store that lets nobody in."""
+
+    def do_GET(self) -> None:
+        """Say so."""
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing of it."""
+
+
+@contextlib.contextmanager
+def forbidding(certificate: Path) -> Iterator[str]:
+    """Serve it over TLS; yield its address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Forbids) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign] # a refused handshake
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_certificate_of_an_authority_of_ones_own_is_trusted_where_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hints name SSL_CERT_FILE, and it helps; not for a server that shows the authority's."""
+    buckets.importable()
+    new = ["req", "-x509", "-addext", "subjectAltName=IP:127.0.0.1"]
+    new += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    extensions = {"own": "critical,CA:TRUE", "signed": "critical,CA:FALSE"}
+    for name, extension in extensions.items():
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        signer = [] if name == "own" else ["-CA", "own.pem", "-CAkey", "own.key"]
+        command = ["openssl", *new, "-addext", f"basicConstraints={extension}", *files, *signer]
+        subprocess.run(
+            [*command, "-subj", f"/CN={name}"], cwd=tmp_path, check=True, capture_output=True
+        )
+    for name, value in (KEYS | {"SSL_CERT_DIR": "/gone"}).items():
+        monkeypatch.setenv(name, value)
+    found = []
+    for shown, trusted in (("signed", "signed"), ("signed", "own"), ("own", "own")):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / f"{trusted}.pem"))
+        with forbidding(tmp_path / f"{shown}.pem") as endpoint:
+            where = objects.address("s3://backups/p", endpoint)
+            backups = objects.Objects(where, dict(os.environ), None, 1)
+            with pytest.raises(objects.Refused) as refused:
+                backups.listed()
+        failure = backups.failure(refused.value)
+        found.append((refused.value.why, "SSL_CERT_FILE" in str(failure.problem.hint)))
+
+    assert [("tls", True), ("rights", False), ("authority", True)] == found
 
 
 def test_library_that_is_not_there_is_named(run: Run, bucket: buckets.Bucket) -> None:

@@ -536,6 +536,7 @@ SILENCES = {
     ("http://metadata-store:9000/my-bucket/p/a/x", "ConnectError"): "passing",
     (PLACED.format("tls"), "InvalidMessage(InvalidContentType)"): "passing",
     (PLACED.format("p"), "InvalidCertificate(\n    UnknownIssuer,\n)"): "tls",
+    (PLACED.format("p"), "InvalidCertificate(\n    Other(CaUsedAsEndEntity),\n)"): "authority",
     ("http://169.254.169.254/latest/api/token", "ConnectError"): "credentials",
     ("http://metadata.google.internal/computeMetadata/v1", "ConnectError"): "credentials",
 }
