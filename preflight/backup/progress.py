@@ -11,13 +11,14 @@ import structlog
 from preflight.base import console
 
 TELL_EVERY_S = 5.0
+KNOWN = 0.99  # from this share on nobody knows how far it is: it may grow beyond what is expected
 
 
 class Progress:
     """Tells how far it is by the size of the new database.
 
     `event` is what the log calls it, with the bytes that are expected under the key `of`; None:
-    nobody knows. The live database may be bloated, so they are the most that it can be.
+    nobody knows. The live database may be bloated, or the copy's indexes larger.
     `others` is told it in words, for whoever waits for this run.
     """
 
@@ -47,9 +48,9 @@ class Progress:
         if now - self.told < (1.0 if self.bar.on else TELL_EVERY_S):
             return
         size = measure()
-        share = min(0.99, size / self.expected) if self.expected else None
-        known = self.expected and size <= self.expected  # indexes may grow beyond the live ones
-        of = f" of {console.size(self.expected or 0)} at most" if known else ""
+        expected = self.expected or 0
+        share = size / expected if size < KNOWN * expected else None
+        of = "" if share is None else f" of {console.size(expected)} at most"
         self.bar.show(share, f"{console.size(size)}{of}")
         if now - self.told >= TELL_EVERY_S:
             self.told = now

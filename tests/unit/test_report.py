@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+import structlog
 
 from preflight import run
+from preflight.backup import progress
 from preflight.base import console, errors
 
 FAILED: dict[str, Any] = {
@@ -204,6 +206,19 @@ def test_events_say_the_seconds_that_are_left(
 ) -> None:
     """Once they can be known, and not before."""
     assert told == console.left_s(share, elapsed_s)
+
+
+@pytest.mark.parametrize(
+    ("size", "known"), [(0, False), (50, True), (99, False), (100, False), (140, False)]
+)
+def test_copy_that_outgrows_the_live_database_has_no_known_end(size: int, known: bool) -> None:  # noqa: FBT001 -- what is expected
+    """A restore that is not over is never told as one with nothing left to do."""
+    restoring = progress.Progress("restore.progressed", "expected_bytes", 100)
+    restoring.began = restoring.told = restoring.began - 1000
+    with structlog.testing.capture_logs() as events:
+        restoring.tell(lambda: size)
+
+    assert [known] == ["left_s" in each for each in events]
 
 
 def test_run_ends_with_what_people_need_next() -> None:
