@@ -66,6 +66,14 @@ CREATE TABLE {schema}.takeovers (
   run_id pg_catalog.text NOT NULL
 )
 """
+_APART = (
+    " Where they lie in another, leave that, and name both schemas in PREFLIGHT_SCHEMAS: theirs "
+    "and that of the right one."
+)
+_VOUCH = (
+    "Or vouch for what is there yourself: `adopt --through VERSION`; the files after it run where "
+    "the role's names lead."
+)
 _GONE = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -353,14 +361,20 @@ def _ambiguous(
 ) -> HistoryConflict:
     """Ask which of some tables is meant, and say how to answer."""
     names = [f"{row[0]}.{row[1]}" for row in rows]
-    vouch = "vouch for what is there yourself: `adopt --through VERSION`."
     if len({row[0] for row in rows}) == 1 < len(rows):
-        hint = f"Drop the one that nobody uses, where there is one; or {vouch}"
+        hint = "Drop the one that nobody uses, where there is one."
+    elif only and len(rows) == 1:
+        hint = (
+            "If it is this app's, name its schema in PREFLIGHT_SCHEMAS, too. If it is another's, "
+            "set the role's search_path to the schema of this app in which its files are to run."
+        )
     else:
         hint = (
-            "Name the schemas of this app in PREFLIGHT_SCHEMAS, that of its history among them, or "
-            f"set the role's search_path to the schema of the right one; or {vouch}"
+            "Where the app's tables lie beside the right one, set the role's search_path to that "
+            f"schema.{'' if layout.table.amid else _APART} Where none is this app's, name its "
+            "schemas alone in PREFLIGHT_SCHEMAS."
         )
+    hint = f"{hint} {_VOUCH}"
     if len(names) > 1:
         question = f"which history of {layout.tool} is this database's? There are "
         return HistoryConflict("takeover.ambiguous", question + " and ".join(names), hint)
@@ -384,7 +398,7 @@ def _aside(layout: Foreign, schema: str, table: str, path: Sequence[str]) -> His
         f"{leads}",
         f"If it is this app's, set the role's search_path to that schema: ALTER ROLE … IN DATABASE "
         f"… SET search_path = {quoting.name(schema)}. If it is another's, name the schemas of this "
-        "app in PREFLIGHT_SCHEMAS. Or vouch for what is there yourself: `adopt --through VERSION`.",
+        f"app in PREFLIGHT_SCHEMAS. {_VOUCH}",
     )
 
 

@@ -145,6 +145,9 @@ WHICH: dict[str, tuple[dict[str, str], str, str, str, int | str | None]] = {
     "one where the tool would find it, beside the schemas that are ours": (
         DBMATE, dbmate(USUAL, 1, 2), "", "app", ASKED,
     ),
+    "one where the tool would find it, once its schema is named, too": (
+        DBMATE, dbmate(USUAL, 1, 2), "", "app,public", 2,
+    ),
     "another app's where the tool would look, beside the schemas that are ours": (
         DBMATE, dbmate(USUAL, 70, 80), "", "app", None,
     ),
@@ -323,6 +326,55 @@ def test_history_apart_from_where_names_lead_is_taken_over_once_they_lead_there(
     assert ["app"] == database.query(
         "SELECT schemaname::text FROM pg_tables WHERE tablename = 't6'"
     )
+
+
+# where the history is, and the search_path with which the tool ran its files: what leads there
+APART: dict[str, tuple[str, str, str, str]] = {
+    "apart from the tables": ("app.our_migrations", "public", "", "app,public"),
+    "beside the tables": ("app.schema_migrations", "app", "app", ""),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_hint_of_a_history_elsewhere_leads_the_files_to_their_tables(
+    case: str, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Beside its tables: the search_path; apart from them: both schemas are named, and no path."""
+    table, schema, path, schemas = APART[case]
+    write(folder, {"1_t.up.sql": GOLANG["1_t.up.sql"], "2_t.up.sql": GOLANG["2_t.up.sql"]})
+    database.script(f"{UP} CREATE TABLE {schema}.t1 (); {golang(table, 1)}")
+
+    asked = run()
+    if path:
+        database.script(
+            f'ALTER ROLE CURRENT_USER IN DATABASE "{database.name}" SET search_path = {path}'
+        )
+    result = run(env={"PREFLIGHT_SCHEMAS": schemas} if schemas else {})
+
+    assert (26, ASKED) == (asked.code, asked.finished["error"]["code"]), str(asked)
+    beside, apart = asked.finished["error"]["hint"].split(". ")[:2]
+    assert "Where the app's tables lie beside the right one, set the role's search_path" in beside
+    assert "Where they lie in another, leave that, and name both schemas" in apart
+    assert (0, ["2_t"]) == (result.code, result.finished.get("applied")), str(result)
+    assert [schema] == database.query(
+        "SELECT schemaname::text FROM pg_tables WHERE tablename = 't2'"
+    )
+
+
+def test_hint_of_a_history_elsewhere_offers_flyway_no_schemas_apart(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """It runs its files in the schema of its history, whichever of two that is."""
+    write(folder, FLYWAY)
+    database.script(
+        UP + flyway("app.flyway_schema_history", 3) + flyway("other.flyway_schema_history", 2)
+    )
+
+    error = run("check").finished["error"]
+
+    assert (ASKED, True, False) == (
+        error["code"], "search_path" in error["hint"], "both schemas" in error["hint"],
+    )  # fmt: skip
 
 
 @pytest.fixture
