@@ -69,7 +69,8 @@ def run(
             if through is not None:  # one file says nothing of the others
                 recorded = {record.written for record in known.records.values()}
                 recorded |= {file.written for file, _ in adopted}
-                _vouch_for_the_other_tool(session, files, recorded)
+                again = _vouch_for_the_other_tool(session, files, recorded)
+                adopted += [(file, ()) for file in again]
         contact.tell_adopted(adopted)
     names = {file.name for file, _ in adopted}
     if left := [file.name for file in todo if file.name not in names]:
@@ -105,11 +106,11 @@ def _settled(file: Migration, known: plan.History) -> bool:
 
 def _vouch_for_the_other_tool(
     session: Session, files: folder.Folder, recorded: Container[str]
-) -> None:
+) -> list[Migration]:
     """Take what another tool did since it was taken over for known: a person has looked."""
     from preflight.history import takeover  # noqa: PLC0415 -- only here
 
-    takeover.vouched(session, files, recorded)
+    return takeover.vouched(session, files, recorded)
 
 
 def _there(

@@ -70,6 +70,7 @@ class Said:
     through: str | None = None
     repeated: Mapping[str, str | None] = field(default_factory=dict)  # of files without a version
     lasting: Sequence[str] | None = None  # what is applied, in words that no later file changes
+    last: str | None = None  # what its last row is of, where they are in the order of its runs
 
 
 class Foreign:

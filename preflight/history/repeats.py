@@ -40,6 +40,13 @@ def ensure(session: Session) -> None:
     tables.add(session, "repeatables", _TABLE, "name, checksum")
 
 
+def ran_here(session: Session) -> set[str]:
+    """Return the names whose recorded text was run here; call where the table is there."""
+    table = f"{session.config.schema}.repeatables"
+    rows = session.execute(f"SELECT r.name FROM ONLY {table} r WHERE r.how <> 'taken_over'")  # noqa: S608
+    return {name for (name,) in rows.fetchall()}
+
+
 def claim(
     session: Session, file: Migration, backup: str | None = None, how: str = "applied"
 ) -> bool:

@@ -22,7 +22,7 @@ from preflight.base import quoting
 from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import HistoryConflict, PlanChanged, Problem
 from preflight.files import folder, foreign
-from preflight.history import tables
+from preflight.history import repeats, tables
 from preflight.server.sessions import LOOK, PATH
 
 if TYPE_CHECKING:
@@ -553,12 +553,16 @@ def follow(session: Session, text: bytes | None = None) -> None:
                 remember(session, layout, found)
 
 
-def vouched(session: Session, files: Sequence[Migration], recorded: Container[str]) -> None:
+def vouched(
+    session: Session, files: Sequence[Migration], recorded: Container[str]
+) -> list[Migration]:
     """Keep what it says now: a person has looked and vouched for what is there.
 
     Without a takeover before, it is that of the folder's tool. What it has applied since, and is
-    not `recorded` as people write it, is not known by that: it would run again.
+    not `recorded` as people write it, is not known by that: it would run again. Returns the files
+    without a version that are recorded by it.
     """
+    again: list[Migration] = []
     layout = folder.rule(files)
     kept = _kept(session) if tables.there(session, "takeovers") else ()
     for tool, place, said, _ in kept:
@@ -571,10 +575,27 @@ def vouched(session: Session, files: Sequence[Migration], recorded: Container[st
             structlog.get_logger().warning("config.warned", warning=warning)
         else:
             remember(session, theirs, now)
+            again += _run_there(session, theirs, now, files) if theirs is layout else ()
     if not kept and layout is not None:
         with suppress(HistoryConflict):
             if (found := look(session, layout, files)) is not None:
                 remember(session, layout, found)
+    return again
+
+
+def _run_there(
+    session: Session, layout: Foreign, now: Found, files: Sequence[Migration]
+) -> list[Migration]:
+    """Record the files without a version that the other tool ran last as they are.
+
+    What ran here since is not known by that: its table may tell of what it ran before.
+    """
+    if not (there := repeated(layout, now, folder.repeats(files))):
+        return []
+    repeats.ensure(session)
+    here = repeats.ran_here(session)
+    mine = [file for file in there if file.name not in here]
+    return [file for file in mine if repeats.claim(session, file, how="taken_over")]
 
 
 def unsettled(
@@ -677,10 +698,16 @@ def _went_on(session: Session) -> Problem | None:
 
 
 def _moved(tool: str, now: Found, newest: str) -> Problem:
+    gone = f"{now.place} went from {newest} to {now.newest}"
+    if newest == now.newest:  # a file that ran again, or an older version
+        gone = f"the newest version of {now.place} is still {newest}, but it says something else"
+        gone += f"; its last row is of {now.said.last}" if now.said.last else ""
     unfinished = f", and left {', '.join(now.said.broken)} unfinished" if now.said.broken else ""
+    ours = " A file without a version that ran here since may run once more."
     return Problem(
-        f"{tool} was run after its history was taken over: {now.place} went from {newest} to "
-        f"{now.newest}{unfinished}",
+        f"{tool} was run after its history was taken over: {gone}{unfinished}",
         f"One of the two has to migrate this database. Stop {tool}; what it applied meanwhile is "
-        "recorded without running it: `adopt --through VERSION`, with all its files at hand.",
+        "recorded without running it: `adopt --through VERSION`, with all its files at hand."
+        + ours
+        * bool(now.said.repeated),
     )

@@ -941,6 +941,41 @@ def test_renamed_history_of_flyway_is_found_by_its_shape(
     assert ["V1.1__b", "R__w"] == json.loads(plan.stdout)["pending"] == result.finished["applied"]
 
 
+def test_file_that_flyway_ran_again_is_recorded_with_what_a_person_vouches_for(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """It does not run once more. What ran here since does: the table tells of what was before."""
+    files, table, row, values, _ = KEPT["flyway"]
+    first, second = (f"CREATE OR REPLACE VIEW v AS SELECT {n} AS x;\n" for n in (1, 2))
+    ours = first.replace("v", "w")
+    write(folder, {"V1__a.sql": files["V1__a.sql"], "R__of_v.sql": first, "R__w.sql": ours})
+    database.script(f"{table}; {A}; {first}; {ours}")
+    database.query(row, *values)
+
+    def ran(rank: int, title: str, text: str) -> None:
+        database.query(
+            "INSERT INTO flyway_schema_history VALUES (%s, NULL, %s, 'SQL', 'R', %s, 'me', now(), "
+            "1, true)",
+            rank, title, checksums(text)["crc32"],
+        )  # fmt: skip
+
+    ran(2, "of v", first)
+    ran(3, "w", ours)
+    assert ["V1__a", "R__of_v", "R__w"] == run().finished["adopted"]
+    write(folder, {"R__w.sql": ours.replace("1", "3")})
+    assert ["R__w"] == run().finished["applied"]
+    write(folder, {"R__w.sql": ours, "R__of_v.sql": second})
+    ran(4, "of v", second)
+
+    refused, vouched, after = run(), run("adopt", "--through", "1"), run()
+
+    error = refused.finished["error"]
+    assert (26, True) == (refused.code, error["message"].endswith("its last row is of R__of v"))
+    assert "is still 1, but it says something else" in error["message"]
+    assert (0, ["R__of_v"]) == (vouched.code, vouched.finished.get("adopted")), str(vouched)
+    assert (0, ["R__w"]) == (after.code, after.finished.get("applied")), str(after)
+
+
 @pytest.mark.parametrize("name", KEPT)
 def test_history_that_does_not_fit_the_files_is_refused(
     name: str, run: Run, database: servers.Database, folder: Path

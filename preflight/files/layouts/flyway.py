@@ -188,11 +188,12 @@ class Flyway(foreign.Foreign):
         applied: dict[str, str | None] = {}
         runs: dict[str, tuple[Any, bool]] = {}  # the last one of each file that runs again
         broken: list[str] = []
-        through = None
+        through = last = None
         for _, version, title, kind, checksum, success in sorted(rows, key=lambda row: row[0]):
             if kind == "SCHEMA":  # which it made; up to Flyway 3 this was version 0
                 continue
             known = None if checksum is None else str(checksum)
+            last = f"R__{title}" if version is None else self.version(version)
             if version is None:
                 if kind != "BASELINE":
                     runs[title] = (kind != "DELETE" and known, success)
@@ -208,7 +209,7 @@ class Flyway(foreign.Foreign):
                 applied[label] = known
         broken += [f"R__{title}" for title, (_, success) in runs.items() if not success]
         repeated = {title: known for title, (known, success) in runs.items() if known and success}
-        return foreign.Said(applied, broken, through, repeated)
+        return foreign.Said(applied, broken, through, repeated, last=last)
 
     def forgets(self, key: str, files: Sequence[Migration], said: foreign.Said) -> bool:
         """Tell whether a baseline file stands for it, and the history is at the baseline's version.
