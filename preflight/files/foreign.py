@@ -83,6 +83,7 @@ class Foreign:
     labelled = False  # versions are text
     textual = False  # they are numbers here, and the tool orders its files as text
     outside = reading.OWN.hint  # how a file says that it runs in no transaction
+    checked = False  # its history has a checksum of every file
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -186,6 +187,15 @@ class Foreign:
     def repeats(self, file: Migration) -> str:
         """Return how a file without a version is known in the other history."""
         return file.name
+
+    def edited(self, source: Source) -> str:
+        """Say what comes next where a file that is to be changed was applied; nothing: no more."""
+        if not self.checked or source.kind != "up":
+            return ""
+        return (
+            f" Where {self.tool} has applied it already, its checksum there is of the text before: "
+            f"`adopt --through {source.label or source.version}` accepts it, and all below it."
+        )
 
     def agrees(self, _file: Migration, _checksum: str) -> bool:
         """Tell whether a file is what the other tool's checksum was made of."""
@@ -367,7 +377,11 @@ def _scripts(
         if section.start or section.end is not None:
             body = memoryview(text or b"")[section.start : section.end]
             script = dataclasses.replace(script, checksum=hashlib.sha256(body).hexdigest())
-        problems.extend(each for each in read.problems if each not in problems)
+        found = [
+            dataclasses.replace(each, hint=f"{each.hint or ''}{rule.edited(part)}" or None)
+            for each in read.problems
+        ]
+        problems.extend(each for each in found if each not in problems)
         yield part, script if not read.problems else None
 
 

@@ -468,7 +468,8 @@ def covered(
                 Problem(
                     f"{file.name} was edited after {layout.tool} applied it: its checksum there is "
                     f"another one ({found.place})",
-                    "Restore the file as it ran; or accept it as it is, and all below it: `adopt "
+                    "Restore the file as it ran. Or, where it had to be changed to be read here or "
+                    "what it says now is there as well, accept it, and all below it: `adopt "
                     f"--through {file.written}`.",
                     **file.named,
                 )

@@ -999,6 +999,26 @@ def test_history_that_does_not_fit_the_files_is_refused(
     assert (0, 1) == ((after := run(env=env)).code, len(after.finished["applied"])), str(after)
 
 
+def test_applied_file_that_is_changed_to_be_read_here_is_accepted_as_its_hints_say(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """A placeholder, written out: the checksum is another one, and a person vouches for it."""
+    _, table, row, _, _ = KEPT["flyway"]
+    text = f"{A}COMMENT ON TABLE a IS '${{env}}';\n"
+    write(folder, {"V1__a.sql": text, "V1.1__b.sql": B})
+    database.script(f"{table}; {A}")
+    database.query(row, checksums(text)["crc32"])
+
+    refused = run()
+    write(folder, {"V1__a.sql": text.replace("${env}", "prod")})
+    edited, vouched, after = run(), run("adopt", "--through", "1"), run()
+
+    told = [(each.code, each.finished["error"]["hint"]) for each in (refused, edited)]
+    assert [(25, True), (26, True)] == [(code, "`adopt --through 1`" in it) for code, it in told]
+    assert "where it had to be changed to be read here" in told[1][1]
+    assert (0, 0, ["V1.1__b"]) == (vouched.code, after.code, after.finished["applied"]), str(after)
+
+
 @pytest.mark.parametrize("applied", [1, 2])
 def test_flyway_s_own_history_is_taken_over(
     applied: int, run: Run, database: servers.Database, tmp_path: Path

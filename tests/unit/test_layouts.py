@@ -902,6 +902,56 @@ def test_rows_mean_what_they_mean_to_their_tool(case: str, tmp_path: Path) -> No
     assert (applied, broken, through) == ([*said.applied], [*said.broken], said.through)
 
 
+PLAN = "%project=app\n\na 2024-01-01T00:00:00Z A <a@b> # a\n"
+THROUGH = ["--through 1"]
+# what is refused in a file that may be applied already, and the step behind the change that it asks
+CHANGED: dict[str, tuple[str, dict[str, str], list[str]]] = {
+    "a placeholder of Flyway": ("flyway", {"V1__a.sql": "CREATE SCHEMA ${name};"}, THROUGH),
+    "a COMMIT for Flyway": ("flyway", {"V1__a.sql": "SELECT 1;\nCOMMIT;"}, THROUGH),
+    "a way back of Flyway": ("flyway", {"V1__a.sql": "", "U1__a.sql": "SELECT ${name};"}, []),
+    "a baseline of Flyway": ("flyway", {"B1__a.sql": "SELECT ${name};"}, []),
+    "a file of Flyway that runs again": ("flyway", {"R__a.sql": "SELECT ${name};"}, []),
+    "a COMMIT for sqlx": ("sqlx", {"1_a.up.sql": "SELECT 1;\nCOMMIT;"}, THROUGH),
+    "a COMMIT for Prisma": ("prisma", {"1/migration.sql": "SELECT 1;\nCOMMIT;"}, THROUGH),
+    "a COMMIT for golang-migrate": ("golang-migrate", {"1_a.up.sql": "SELECT 1;\nCOMMIT;"}, []),
+    "a command of psql": (
+        "sqitch", {"sqitch.plan": PLAN, "deploy/a.sql": "\\set x 1\n"}, ["--through a"],
+    ),
+    "a variable of sqitch": (
+        "sqitch",
+        {
+            "sqitch.plan": PLAN,
+            "deploy/a.sql": "SELECT :x;",
+            "sqitch.conf": '[deploy "variables"]\n\tx = 1\n',
+        },
+        ["--through a"],
+    ),
+    "a placeholder of graphile": (
+        "graphile", {"000001.sql": graphile("-", "GRANT a TO :DATABASE_OWNER;\n")[0]},
+        ["--! AllowInvalidHash"],
+    ),
+    "a COMMIT for graphile": (
+        "graphile", {"000001.sql": graphile("-", "SELECT 1;\nCOMMIT;\n")[0]},
+        ["--! AllowInvalidHash"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_hint_of_a_refused_file_says_what_its_tool_s_checksum_takes_then(
+    case: str, tmp_path: Path
+) -> None:
+    """Changed to be read here, it is another file to a history that has its checksum."""
+    tool, files, expected = CHANGED[case]
+    written(tmp_path, files)
+
+    with pytest.raises(FilesInvalid) as failure:
+        folder.load(configured(tmp_path, tool))
+
+    (problem,) = failure.value.problems
+    assert expected == re.findall(r"--through \w+|--! AllowInvalidHash", problem.hint or "")
+
+
 def test_placeholders_of_graphile_are_those_of_its_settings(tmp_path: Path) -> None:
     """The tool replaces them anywhere; a cast, a slice or a word behind a colon is none."""
     text = "SELECT x::TEXT, a[1:PORT], 'role:APP_ROLE', 'is:OTHER', ':DATABASE_NAMES';\n"

@@ -39,6 +39,7 @@ class Flyway(foreign.Foreign):
     )
     lone = True
     labelled = True
+    checked = True
     table = foreign.Table(
         "flyway_schema_history",
         {
@@ -159,7 +160,7 @@ class Flyway(foreign.Foreign):
                         f"the placeholder {found.group().decode('utf-8', 'replace')} is not "
                         "replaced here",
                         "Write the value; or, if it is meant as it stands, "
-                        f"`placeholderReplacement=false` into {name}.conf.",
+                        f"`placeholderReplacement=false` into {name}.conf.{self.edited(source)}",
                         found.start(),
                     )
         unbound = said.get("executeInTransaction", "true").lower() == "false"
@@ -230,6 +231,10 @@ class Flyway(foreign.Foreign):
         if not labels or not _baseline(file.up.file):
             return None
         return max(map(self.order, labels)) >= self.order(file.label)
+
+    def edited(self, source: Source) -> str:
+        """Say nothing of a baseline, whose checksum is not asked."""
+        return "" if _baseline(source.name) else super().edited(source)
 
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the CRC-32 of the lines, without their ends."""

@@ -98,7 +98,7 @@ class Graphile(foreign.Foreign):
         if (found := self._placeholder.search(text, len(text) - len(body))) is not None:
             raise foreign.Wrong(
                 f"the placeholder {found.group().decode()} is not replaced here",
-                "Write the value.",
+                f"Write the value.{self.edited(source)}",
                 found.start(),
             )
         return [foreign.Section("up", unbound=_UNBOUND.match(body) is not None)]
@@ -127,6 +127,11 @@ class Graphile(foreign.Foreign):
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Return what is applied, with the hashes."""
         return foreign.Said({self.version(str(name)): str(checksum) for name, checksum in rows})
+
+    def edited(self, source: Source) -> str:
+        """Say that the hash in the header is of another text then, and how a file says so."""
+        said = " Write `--! AllowInvalidHash` below its `--! Hash:`, which is of the text before."
+        return said if source.kind == "up" else ""
 
     def agrees(self, file: Migration, checksum: str) -> bool:
         """Compare the hash in the header, which was found to be that of the text."""

@@ -33,6 +33,7 @@ class Prisma(nested.Nested):
         "verify.sql": "verify",
         "export.sql": "export",
     }
+    checked = True
     table = foreign.Table(
         "_prisma_migrations",
         {

@@ -96,6 +96,7 @@ class Sqitch(foreign.Foreign):
     hint = "Changes stand in sqitch.plan, their scripts in deploy/ and revert/."
     lone = True
     labelled = True
+    checked = True
     table = foreign.Table(
         "changes",
         {
@@ -191,7 +192,9 @@ class Sqitch(foreign.Foreign):
         if known and source.kind in _WAYS.values():
             for at, name in _used(text, known):
                 raise foreign.Wrong(
-                    f"the variable {name} of {_CONF} is not replaced here", "Write the value.", at
+                    f"the variable {name} of {_CONF} is not replaced here",
+                    f"Write the value.{self.edited(source)}",
+                    at,
                 )
         return [foreign.Section(source.kind)]
 

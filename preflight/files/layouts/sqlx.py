@@ -22,6 +22,7 @@ class Sqlx(foreign.Foreign):
     tool = "sqlx"
     hint = "Name it VERSION_title.sql, or .up.sql and .down.sql; at most 18 digits."
     outside = "Make `-- no-transaction` the first line of the file."
+    checked = True
     table = foreign.Table(
         "_sqlx_migrations",
         {
