@@ -147,7 +147,7 @@ def _first_contact(
             repeats.claim(session, file, how="taken_over")
             adopted.append((file, ()))
     elif not is_empty(session):
-        for file, checks in adoptable(session, unrecorded):
+        for file, checks in adoptable(session, unrecorded, folder.rule(files)):
             ledger.adopt(session, file)
             adopted.append((file, checks))
     return adopted
@@ -262,6 +262,11 @@ def _cannot_tell(
     said = file.written
     how = "`up`" if own and own.tool == tool else f"PREFLIGHT_LAYOUT={tool}"
     first = f"A history of {tool} is here: {how} takes it over. Or: " * bool(tool)
+    if tool is None and own and own.table.like:
+        first = (
+            f"{own.tool}'s history is looked for where a table has `{own.table.like}` in its name: "
+            "one that is called otherwise is not taken over. "
+        )
     if outside is not None:
         first = (
             f"A history of {tool}, {outside}, is in none of PREFLIGHT_SCHEMAS: if it is this "
@@ -375,7 +380,7 @@ def _there_already(
         for file in takeover.repeated(layout, history, folder.repeats(files)):
             yield file, ()
     elif not is_empty(session):
-        yield from adoptable(session, unrecorded)
+        yield from adoptable(session, unrecorded, folder.rule(files))
 
 
 def _told(session: Session, known: plan.History) -> bool:

@@ -279,7 +279,7 @@ def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
         raise ConfigInvalid(
             "config.migrations_dir",
             f"the migrations directory {directory} holds no migration of {rule.tool}",
-            f"{rule.hint} Is the volume mounted, and at the right place?",
+            f"{rule.hint} {reading.nothing(directory)}",
         )
     problems: list[Problem] = []
     sources = _sources(rule, names, problems)

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +66,8 @@ _REMARK = re.compile(
 )
 # sqlx's, whose plain names are ours, too
 UNBOUND = re.compile(rb"-- no-transaction[ \t]*(?:\n|\Z)")
+# of Alembic and Django, Rails, Knex and TypeORM, Ecto, Laravel, EF Core, goose, Liquibase
+_NO_SQL = re.compile(r"[A-Za-z0-9][ -~]*\.(?:py|rb|[cm]?js|ts|exs|php|cs|go|java|kt|xml|ya?ml)")
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
@@ -111,6 +114,18 @@ def ever_changing(directory: Path) -> ConfigInvalid:
     )
 
 
+def nothing(directory: Path) -> str:
+    """Say what to do about a folder without migrations: those of its tool may be no SQL."""
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(directory)  # noqa: PTH208 -- names are all that is needed
+    found = min(filter(_NO_SQL.fullmatch, names), default=None)
+    hint = "Is the volume mounted, and at the right place?"
+    if found is not None:
+        hint += f" If {found} is a migration, put its tool behind this gate: `wrap`."
+    return hint
+
+
 def checks(path: Path) -> migrations.Script:
     """Return a verify file that belongs to no migration; raises FilesInvalid."""
     problems: list[Problem] = []
@@ -136,7 +151,7 @@ def _load(
         raise ConfigInvalid(
             "config.migrations_dir",
             f"the migrations directory {directory} holds no .sql file",
-            "Is the volume mounted, and at the right place?",
+            nothing(directory),
         )
     problems: list[Problem] = []
     sources = {name: source for name in names if (source := layout.source(name)) is not None}

@@ -328,6 +328,25 @@ def test_history_apart_from_where_names_lead_is_taken_over_once_they_lead_there(
     )
 
 
+def test_history_of_dbmate_under_another_name_is_to_be_vouched_for(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """One column of text may be anybody's: the hint says by what name dbmate's is known."""
+    write(folder, {name: DBMATE[name] for name in ("1_t.sql", "2_t.sql")})
+    database.script(f"{UP} CREATE TABLE t1 (); {dbmate('app.versions', 1)}")
+
+    looks, vouched, result = (run("check"), run()), run("adopt", "--through", "1"), run()
+
+    known = "dbmate's history is looked for where a table has `migration` in its name"
+    assert [(26, True)] * 2 == [
+        (each.code, known in each.finished["error"]["hint"]) for each in looks
+    ]
+    assert 0 == vouched.code, str(vouched)
+    assert "2_t has no verify file" in result.finished["error"]["message"]
+    applied = run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+    assert (0, ["2_t"]) == (applied.code, applied.finished["applied"]), str(applied)
+
+
 # where the history is, and the search_path with which the tool ran its files: what leads there
 APART: dict[str, tuple[str, str, str, str]] = {
     "apart from the tables": ("app.our_migrations", "public", "", "app,public"),

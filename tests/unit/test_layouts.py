@@ -902,6 +902,32 @@ def test_rows_mean_what_they_mean_to_their_tool(case: str, tmp_path: Path) -> No
     assert (applied, broken, through) == ([*said.applied], [*said.broken], said.through)
 
 
+@pytest.mark.parametrize("layout", ["auto", "goose"])
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["__init__.py", "0001_initial.py"], "0001_initial.py"),
+        (["20240101000000_a.rb"], "20240101000000_a.rb"),
+        (["db.changelog-master.xml"], "db.changelog-master.xml"),
+        (["20240101_a.exs", "20240102_b.exs", ".formatter.exs"], "20240101_a.exs"),
+        (["README.md", ".keep", "__init__.py"], None),
+        ([], None),
+    ],
+)
+def test_folder_of_programs_is_told_of_wrap(
+    layout: str, names: list[str], named: str | None, tmp_path: Path
+) -> None:
+    """It is no wrong mount, or not only: the tool that reads it goes behind the same gate."""
+    written(tmp_path, dict.fromkeys(names, ""))
+
+    with pytest.raises(ConfigInvalid) as failure:
+        folder.load(configured(tmp_path, layout))
+
+    hint = failure.value.problem.hint or ""
+    wrap = f"If {named} is a migration, put its tool behind this gate: `wrap`."
+    assert (True, named is not None) == ("Is the volume mounted" in hint, hint.endswith(wrap))
+
+
 PLAN = "%project=app\n\na 2024-01-01T00:00:00Z A <a@b> # a\n"
 THROUGH = ["--through 1"]
 # what is refused in a file that may be applied already, and the step behind the change that it asks
