@@ -46,6 +46,8 @@ _NAMES = {name for names in plain.VOCABULARIES.values() for name in names.values
 _READ = frozenset(f"{name}{end}" for name in _NAMES.union(SECRETS) for end in ("", "_FILE"))
 _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 _FILES = "a shell takes quotes off, `docker run --env-file` does not"
+_LINE_ENDS = "Windows line ends in a .env file leave a \\r, `echo` in a Secret a \\n"
+_DIGITS = re.compile(r"[0-9\s,]{1,40}")
 _BUCKET = re.compile(r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/[^/?#\s\x00-\x1f]+)*/?")
 _RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( .*)?")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -421,7 +423,8 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
         held = next((each for each in odd if each in _NOT_IN_HOSTS), "")
         yield (
             f"the host is no name and no address: it holds {held!r}",
-            "It stands alone there; the port has a place of its own (POSTGRES_PORT).",
+            frayed(odd)
+            or "It stands alone there; the port has a place of its own (POSTGRES_PORT).",
         )
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", target.get("connect_timeout") or "0"):
         yield "the connect_timeout is not a whole number of seconds", None
@@ -430,7 +433,20 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
             yield f"the {key} is a whole URL or connection string", "Say that as DATABASE_URL."
     for port in filter(None, target.get("port", "").split(",")):
         if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
-            yield "the port is not a number from 1 to 65535", None
+            yield "the port is not a number from 1 to 65535", frayed(port)
+
+
+def frayed(value: str) -> str | None:
+    """Return what to do about a blank or a line end around a value; None where there is none."""
+    if value == value.strip():
+        return None
+    if not value[-1].isspace():
+        return f"Take the {value[0]!r} off its front."
+    return f"Take the {value[-1]!r} off its end{_why(value)}."
+
+
+def _why(value: str) -> str:
+    return f": {_LINE_ENDS}" if value[-1] in "\r\n" else ""
 
 
 def whole(url: Mapping[str, str]) -> dict[str, str]:
@@ -472,6 +488,7 @@ class _Reader:
             name: value for name, value in environ.items() if value and name not in self.links
         }
         self._take_quotes()
+        self._see_line_ends()
 
     def wrong(self, message: str, hint: str | None = None) -> None:
         self.problems.append(Problem(message, hint))
@@ -488,6 +505,14 @@ class _Reader:
                 self.wrong(f"{name} has its quotes on", f"Take them off: {_FILES}.")
                 del self.environ[name]
 
+    def _see_line_ends(self) -> None:
+        """Name what ends with a line end that nobody takes off: a server would only say no."""
+        self.warnings += [
+            f"{name} ends with {value[-1]!r}, which counts{_why(value)}"
+            for name, value in sorted(self.environ.items())
+            if name in _NAMES.union(PASSWORDS) and value[-1] in "\r\n"
+        ]
+
     def secret(self, name: str) -> str | None:
         """Return the value of NAME or of the file that NAME_FILE names."""
         value, path = self.environ.get(name), self.environ.get(f"{name}_FILE")
@@ -503,7 +528,9 @@ class _Reader:
             shown = path if path.startswith("/") else "a file"
             self.wrong(
                 f"{name}_FILE names {shown}, which cannot be read: {error.strerror}",
-                "Check the path, and that this user may read it (mode 0400, or 0440 with fsGroup).",
+                frayed(path)
+                or "Check the path, and that this user may read it (mode 0400, or 0440 with "
+                "fsGroup).",
             )
             return None
         if len(raw) > plain.SECRET_MAX_BYTES:
@@ -563,8 +590,10 @@ class _Reader:
             if value and key not in sources["DATABASE_URL"]:
                 target[key] = value
         target = _dialled(target, theirs)
-        for message, hint in misaddressed(theirs | sources["DATABASE_URL"] | target):
-            self.wrong(message, hint)
+        for key, value in (theirs | sources["DATABASE_URL"] | target).items():
+            for message, hint in misaddressed({key: value}):
+                else_by = by if key in theirs else "PGCONNECT_TIMEOUT"
+                self.wrong(f"{self._named(key, value, sources, else_by)}: {message}", hint)
         defaults = _database(service, target) if service else dict(plain.DEFAULTS)
         if "hostaddr" in target:
             defaults.pop("host", None)
@@ -575,6 +604,16 @@ class _Reader:
         if "service" in url:
             return "DATABASE_URL", url["service"]
         return "PGSERVICE", self._clean("PGSERVICE", self.environ.get("PGSERVICE"))
+
+    def _named(
+        self, key: str, value: str, sources: Mapping[str, Mapping[str, str]], else_by: str
+    ) -> str:
+        """Return who says a value; a port's own variable with it, which is no secret."""
+        vocabulary = next((name for name, source in sources.items() if key in source), else_by)
+        name = plain.VOCABULARIES.get(vocabulary, {}).get(key, vocabulary)
+        name = name if name in self.environ else f"{name}_FILE"
+        shown = key == "port" and name in _NAMES and _DIGITS.fullmatch(value)
+        return f"{name}={value!r}" if shown else name
 
     def _from_files(self, sources: dict[str, dict[str, str]], service: Mapping[str, str]) -> None:
         """Add what only a file tells, as POSTGRES_DB_FILE does for the official image."""
@@ -683,7 +722,7 @@ class _Reader:
                 found[name.lower()] = parse(value)
             except ValueError:
                 said = "…" if name == "BACKUP_COMMAND" else without_login(value)
-                self.wrong(f"{variable}={said!r} is not {described(parse)}")
+                self.wrong(f"{variable}={said!r} is not {described(parse)}", frayed(value))
         if {"rehearse_url", "rehearse_clone_url"} <= found.keys():
             self.wrong(f"{' and '.join(REHEARSE_URLS)} are both set", "Keep one of the two.")
         if (found.get("backup") == "command") != ("backup_command" in found):

@@ -384,8 +384,91 @@ def test_quotes_of_a_password_count_and_are_told() -> None:
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "tcp", "5432 ", "5432,x", "\u0665", "1e3"])
 def test_wrong_port_is_refused(port: str) -> None:
-    """Before libpq sees it; the value may be a piece of a password."""
-    assert ["the port is not a number from 1 to 65535"] == wrong(PGPORT=port)
+    """Before libpq sees it."""
+    (problem,) = wrong(PGPORT=port)
+
+    assert "the port is not a number from 1 to 65535" in problem
+
+
+WRONG_PORT = "the port is not a number from 1 to 65535"
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"POSTGRES_PORT": "0"}, f"POSTGRES_PORT='0': {WRONG_PORT}"),
+        ({"PGPORT": "tcp"}, f"PGPORT: {WRONG_PORT}"),
+        ({"DATABASE_URL": "postgresql://h:99999/d"}, f"DATABASE_URL: {WRONG_PORT}"),
+        ({"PGSERVICE": "prod"}, f"PGSERVICE: {WRONG_PORT}"),
+        ({"DATABASE_URL": "service=prod"}, f"DATABASE_URL: {WRONG_PORT}"),
+        ({"PGHOST": "a@b"}, "PGHOST: the host holds an '@'"),
+        ({"PGCONNECT_TIMEOUT": "5s"}, "PGCONNECT_TIMEOUT: the connect_timeout is not"),
+        ({"PGSERVICE": "slow", "PGCONNECT_TIMEOUT": "5"}, "PGSERVICE: the connect_timeout is not"),
+        ({"PGDATABASE": "postgresql://h/d"}, "PGDATABASE: the dbname is a whole URL"),
+    ],
+)
+def test_wrong_value_of_a_connection_is_named_as_it_was_said(
+    services: Path, environ: dict[str, str], said: str
+) -> None:
+    """The variable, or who names the service; of a URL no number: it may be a password's piece."""
+    services.write_text("[prod]\nport=99999\n[slow]\nconnect_timeout=5s\n")
+    (problem,) = wrong(**environ)
+
+    assert problem.startswith(said)
+
+
+def test_wrong_value_of_a_file_is_named_by_its_variable(tmp_path: Path) -> None:
+    """What stands in the file is not shown."""
+    (tmp_path / "said").write_text("99999")
+    url = tmp_path / "url"
+    url.write_text("postgresql://h:99999/d")
+
+    assert [f"PGPORT_FILE: {WRONG_PORT}"] == wrong(PGPORT_FILE=str(tmp_path / "said"))
+    assert [f"DATABASE_URL_FILE: {WRONG_PORT}"] == wrong(DATABASE_URL_FILE=str(url))
+
+
+ENDS = "Windows line ends in a .env file leave a \\r, `echo` in a Secret a \\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("POSTGRES_PORT", "5432\r", f"Take the '\\r' off its end: {ENDS}."),
+        ("POSTGRES_PORT", "5432 ", "Take the ' ' off its end."),
+        ("POSTGRES_PORT", " 5432", "Take the ' ' off its front."),
+        ("POSTGRES_HOST", "db\r", f"Take the '\\r' off its end: {ENDS}."),
+        ("PGHOST", "db\n", f"Take the '\\n' off its end: {ENDS}."),
+        ("PREFLIGHT_WAIT_TIMEOUT_S", "5\r", f"Take the '\\r' off its end: {ENDS}."),
+        ("POSTGRES_PASSWORD_FILE", "/nowhere\r", f"Take the '\\r' off its end: {ENDS}."),
+    ],
+)
+def test_line_end_around_a_wrong_value_is_what_has_to_go(name: str, value: str, hint: str) -> None:
+    """Nobody sees it in a file; a host or a number with it looks right."""
+    (problem,) = wrong(**{name: value})
+
+    assert problem.startswith(name)
+    assert problem.endswith(hint)
+
+
+@pytest.mark.parametrize("name", ["PGUSER", "POSTGRES_DB", "PGPASSWORD", "POSTGRES_PASSWORD"])
+@pytest.mark.parametrize("end", ["\r", "\n"])
+def test_line_end_that_may_belong_to_a_value_is_told(name: str, end: str) -> None:
+    """It counts; the quick look leaves it to who says so."""
+    said = {name: f"x{end}"}
+    found = read(**said)
+
+    assert f"x{end}" in found.target.values()
+    assert (f"{name} ends with {end!r}, which counts: {ENDS}",) == found.warnings
+    with pytest.raises(told.Unclear):
+        told.target(said)
+
+
+def test_line_end_that_is_taken_off_is_no_news(tmp_path: Path) -> None:
+    """A URL's, and that of a secret's file."""
+    (tmp_path / "secret").write_text("x\r\n")
+    said = {"DATABASE_URL": "postgresql://u@h/d\r\n", "PGOPTIONS": "-c role=x\n"}
+
+    assert () == read(**said, PGPASSWORD_FILE=str(tmp_path / "secret")).warnings
 
 
 @pytest.mark.parametrize(
@@ -420,7 +503,8 @@ def test_service_with_a_url_in_it_is_refused_and_not_shown(services: Path) -> No
     (alone,) = wrong(PGSERVICE="prod")
     both = " ".join(wrong(PGSERVICE="prod", PGDATABASE="d"))
 
-    assert "the dbname is a whole URL or connection string Say that as DATABASE_URL." == alone
+    said = "PGSERVICE: the dbname is a whole URL or connection string Say that as DATABASE_URL."
+    assert said == alone
     assert "hunter" not in both
 
 
@@ -562,7 +646,7 @@ def test_host_that_can_be_none_is_not_waited_for(host: str) -> None:
     (other,) = wrong(PREFLIGHT_REHEARSE_URL=f"dbname=d host='{host}'")
 
     assert "the host is no name and no address" in problem
-    assert f"PREFLIGHT_REHEARSE_URL: {problem}" == other
+    assert problem.replace("POSTGRES_HOST", "PREFLIGHT_REHEARSE_URL") == other
 
 
 @pytest.mark.parametrize("host", ["::1", "fe80::1%eth0", "a.b,::1,127.0.0.1", "/run/pg"])
@@ -574,11 +658,10 @@ def test_host_of_any_kind_is_one(host: str) -> None:
 @pytest.mark.parametrize("said", ["5s", "abc", "1.5", "99999999999", "0x10"])
 def test_connect_timeout_that_libpq_would_refuse_is_refused_at_once(said: str) -> None:
     """Only pg_dump would notice it, in the middle of a run with work to do."""
-    problem = ["the connect_timeout is not a whole number of seconds"]
-    assert problem == wrong(PGCONNECT_TIMEOUT=said)
-    assert problem == wrong(DATABASE_URL=f"postgresql://h/d?connect_timeout={said}")
-    clone = {"PREFLIGHT_REHEARSE_CLONE_URL": f"postgresql://h/d?connect_timeout={said}"}
-    assert [f"PREFLIGHT_REHEARSE_CLONE_URL: {problem[0]}"] == wrong(**clone)
+    url = f"postgresql://h/d?connect_timeout={said}"
+    for name in ("PGCONNECT_TIMEOUT", "DATABASE_URL", "PREFLIGHT_REHEARSE_CLONE_URL"):
+        problem = [f"{name}: the connect_timeout is not a whole number of seconds"]
+        assert problem == wrong(**{name: url if name.endswith("_URL") else said})
     assert " -1 " == target(PGCONNECT_TIMEOUT=" -1 ")["connect_timeout"]
 
 
