@@ -9,7 +9,6 @@ again, for a swap with nobody let in from then on.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import re
 import time
@@ -51,6 +50,7 @@ from preflight.base.errors import (
     NotReady,
     TargetUnusable,
 )
+from preflight.base.near import nearest
 from preflight.server import catalog, dial, lock, ready, sessions
 
 if TYPE_CHECKING:
@@ -258,17 +258,17 @@ def find(
     if found:
         return found
     store.warn_of(there.bad)
-    near = difflib.get_close_matches(name, [LATEST, *(item.name for item in known)], 1)
+    near = nearest(name, [LATEST, *(item.name for item in known)])
     usable = " that can be used" if there.bad else ""
     hint = "See `backups --table`." if known else f"That directory holds no backup{usable}."
     if name == LATEST:
-        near = []
+        near = None
         if any(item.manifest.database == database for item in known):
             hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
     raise ConfigInvalid(
         "config.arguments",
         f"there is no backup {name!r} in {place}",
-        f"Did you mean {near[0]}? {hint}" if near and known else hint,
+        f"Did you mean {near}? {hint}" if near and known else hint,
     )
 
 

@@ -7,7 +7,7 @@ import re
 import socket
 import stat
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +48,11 @@ _QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 _FILES = "a shell takes quotes off, `docker run --env-file` does not"
 _LINE_ENDS = "Windows line ends in a .env file leave a \\r, `echo` in a Secret a \\n"
 _DIGITS = re.compile(r"[0-9\s,]{1,40}")
+# names of a connection's parts, as other programs end theirs
+_OF_CONNECTIONS = re.compile(
+    r"(?:(?:DB|DATABASE|PG|POSTGRES|POSTGRESQL|SERVER|TARGET|CONNECTION)_?)?"
+    r"(?:URL|URI|DSN|HOST|HOSTNAME|PORT|USER|USERNAME|PASSWORD|DB|DATABASE|NAME)(?:_FILE)?"
+)
 _BUCKET = re.compile(r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/[^/?#\s\x00-\x1f]+)*/?")
 _RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( .*)?")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -734,15 +739,25 @@ class _Reader:
 
     def unknown_settings(self) -> None:
         """Report every PREFLIGHT_ variable that is no setting, with the nearest one that is."""
-        known = {PREFIX + name for name in SETTINGS} | AS_FILES
+        known = {*SETTINGS, *(name.removeprefix(PREFIX) for name in AS_FILES)}
         for name in sorted(self.environ):
-            if name.startswith(PREFIX) and name not in known:
-                import difflib  # noqa: PLC0415 -- only for a typo
-
-                near = difflib.get_close_matches(name, known, 1)
-                self.wrong(f"{name} is not a setting", f"Did you mean {near[0]}?" if near else None)
+            if name.startswith(PREFIX) and (bare := name.removeprefix(PREFIX)) not in known:
+                self.wrong(f"{name} is not a setting", _meant(bare, known))
         if relevant := [name for name in self.links if name.startswith(PREFIX) or name in _NAMES]:
             self.warnings.append("ignored Kubernetes service links: " + ", ".join(sorted(relevant)))
+
+
+def _meant(bare: str, known: Iterable[str]) -> str:
+    """Return what to write for a setting that is none; said without its prefix, as the known."""
+    from preflight.base import near  # noqa: PLC0415 -- only for a typo
+
+    if bare in _READ:
+        return f"It is {bare}, without the prefix."
+    if found := near.nearest(bare, known):
+        return f"Did you mean {PREFIX}{found}?"
+    if _OF_CONNECTIONS.fullmatch(bare):
+        return "Where the database is say DATABASE_URL or the PG* variables, without the prefix."
+    return "See `entrypoint.py --help`, which has every setting."
 
 
 def without_login(value: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from urllib.parse import unquote
@@ -10,6 +9,8 @@ from urllib.parse import unquote
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
+
+from preflight.base.near import nearest
 
 ESCAPE = "In a URL write the characters @ : / ? # % of a password as %40 %3A %2F %3F %23 %25."
 FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -48,7 +49,13 @@ _INSTEAD = {
         "Say the schema so that the server knows it: options=-csearch_path%3DNAME in the URL, or "
         "ALTER ROLE … IN DATABASE … SET search_path.",
     ),
-    "applicationname": "libpq calls it application_name.",
+    **dict.fromkeys(("applicationname", "application"), "libpq calls it application_name."),
+    "username": "libpq calls it user.",
+    "statement_timeout": "Leave it out: here PREFLIGHT_STATEMENT_TIMEOUT_S says it.",
+    "lock_timeout": "Leave it out: here PREFLIGHT_LOCK_TIMEOUT_MS says it.",
+    "connectiontimeoutmillis": "libpq calls it connect_timeout, in seconds.",
+    "targetservertype": "libpq calls it target_session_attrs: primary, standby, prefer-standby or "
+    "any.",
     "sslrootcertificate": "libpq calls it sslrootcert.",
     "sslaccept": "libpq calls it sslmode: require, verify-ca or verify-full.",
 }
@@ -130,8 +137,8 @@ def _instead(name: str, libpq: Iterable[str]) -> str:
     """Return what to write in the place of an option."""
     if name in _INSTEAD:
         return _INSTEAD[name]
-    near = difflib.get_close_matches(name, libpq, 1)
-    return f"Did you mean {near[0]}?" if near else f"Leave it out. {ESCAPE}"
+    near = nearest(name, libpq)
+    return f"Did you mean {near}?" if near else f"Leave it out. {ESCAPE}"
 
 
 def _parsed(conninfo: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 from preflight import __version__
 from preflight.base import config, errors, logs
 from preflight.base.errors import ConfigInvalid, ExitCode
+from preflight.base.near import nearest
 from preflight.commands.command import many, version
 from preflight.commands.registry import COMMANDS
 
@@ -67,7 +67,18 @@ OPTIONS_ELSEWHERE = {
     ),
     **dict.fromkeys(("--path", "--dir", "--source", "--folder"), "See PREFLIGHT_MIGRATIONS_DIR."),
     **dict.fromkeys(("--up", "--apply", "--migrate"), ELSEWHERE["migrate"]),
-    **dict.fromkeys(("--down", "--undo"), ELSEWHERE["down"]),
+    **dict.fromkeys(("--down", "--undo", "--steps", "--step"), ELSEWHERE["down"]),
+    **dict.fromkeys(
+        ("--yes", "-y", "--assume-yes", "--no-input", "--noinput", "--non-interactive"),
+        "Leave it out: nothing here asks before it acts.",
+    ),
+    **dict.fromkeys(
+        ("--json", "--table"),
+        f"{', '.join(name for name, each in COMMANDS.items() if each.result)} have a result to "
+        "show so; of every other command the log events tell.",
+    ),
+    "--timeout": "See PREFLIGHT_WAIT_TIMEOUT_S, PREFLIGHT_LOCK_WAIT_S and "
+    "PREFLIGHT_STATEMENT_TIMEOUT_S.",
 }  # fmt: skip
 
 
@@ -104,12 +115,12 @@ def parse(arguments: Sequence[str]) -> Said:
         asked = SPELLINGS.get(said[1], said[1]) if said[1:] else "help"
         said = ["--help"] if asked in (*VERSION, "help") else [asked, "--help"]
     if not said[0].startswith("-") and said[0] not in COMMANDS:
-        near = difflib.get_close_matches(said[0], [*COMMANDS, "version", "help"], 1)
+        near = nearest(said[0], [*COMMANDS, "version", "help"])
         elsewhere = ELSEWHERE.get(said[0].lower())
         raise ConfigInvalid(
             "config.arguments",
             f"there is no command {_SECRET.sub('…', said[0])!r}",
-            elsewhere or (f"Did you mean {near[0]}?" if near else _all()),
+            elsewhere or (f"Did you mean {near}?" if near else _all()),
         )
     parser = _parser()
     said, behind = _split(said)
@@ -140,16 +151,26 @@ def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str
     usage = parser if command.startswith("-") else _choices(parser)[command]
     known = [option for action in usage._actions for option in action.option_strings]  # noqa: SLF001 -- argparse tells it nowhere else
     known += SPELLINGS if command.startswith("-") else ()
-    near = [option for word in unknown for option in known if option.startswith(word)] + [
-        found for word in unknown for found in difflib.get_close_matches(word, known, 1, cutoff=0.5)
-    ]
-    elsewhere = [OPTIONS_ELSEWHERE[word] for word in unknown if word in OPTIONS_ELSEWHERE]
-    hint = f"Did you mean {near[0]}?" if near else f"See `{usage.prog} --help`."
+    words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    hints = [hint for word in words for hint in _meant(word, known)]
     raise ConfigInvalid(
         "config.arguments",
         f"unknown arguments: {' '.join(_shown(unknown))}",
-        elsewhere[0] if elsewhere else hint,
+        next(iter(hints), f"See `{usage.prog} --help`."),
     )
+
+
+def _meant(word: str, known: Sequence[str]) -> Iterator[str]:
+    """Yield what may have been meant by an option that is none here, the likeliest first."""
+    if word in OPTIONS_ELSEWHERE:
+        yield OPTIONS_ELSEWHERE[word]
+    begun = [option for option in known if word.strip("-") and option.startswith(word)]
+    bare = {option.lstrip("-"): option for option in known if option.startswith("--")}
+    near = nearest(word.lstrip("-"), bare) if word.startswith("--") else None
+    if begun or near:
+        yield f"Did you mean {begun[0] if begun else bare[near or '']}?"
+    if word.startswith("--") and word[2:] in COMMANDS:
+        yield f"`{word[2:]}` is a command of its own: {COMMANDS[word[2:]].does}."
 
 
 def _shown(words: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The command line: spellings, typing errors, and help that teaches."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from preflight import __version__
 from preflight.base import config
 from preflight.base.errors import ConfigInvalid, ExitCode
 from preflight.commands import arguments, registry, wait
+from preflight.commands.wrapping import asked
 from tests import servers
 
 
@@ -166,6 +168,51 @@ def test_other_tools_words_lead_to_ours(said: list[str], words: str) -> None:
         arguments.parse(said)
 
     assert words in str(failure.value.problem.hint)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        (["up", "--yes"], "Leave it out: nothing here asks before it acts."),
+        (["rollback", "-y"], "Leave it out: nothing here asks before it acts."),
+        (["up", "--force"], "`force` is a command of its own: run one recorded file again"),
+        (["up", "--table"], "check, plan, verify, backups, lint, convert have a result"),
+        (["wait", "--json"], "check, plan, verify, backups, lint, convert have a result"),
+        (["rollback", "--steps", "1"], "`rollback` takes back the newest migration"),
+        (["up", "--timeout=5"], "See PREFLIGHT_WAIT_TIMEOUT_S"),
+        (["check", "--exit-code"], "See `entrypoint.py check --help`."),
+        (["check", "--all"], "See `entrypoint.py check --help`."),
+        (["up", "--rehearse"], "See `entrypoint.py up --help`."),
+        (["up", "--", "alembic"], "See `entrypoint.py up --help`."),
+        (["revret"], "Commands: up, check"),
+        (["wrap", "--tiemout", "5", "--", "x"], "Did you mean --timeout?"),
+        (["check", "--tabel"], "Did you mean --table?"),
+    ],
+)
+def test_word_that_is_merely_similar_is_not_offered(said: list[str], hint: str) -> None:
+    """--waves for --yes helps nobody; what is meant here is said, and a slip is still seen."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse(said)
+
+    assert str(failure.value.problem.hint).startswith(hint)
+
+
+@pytest.mark.parametrize("command", ["wait", "check"])
+def test_time_limit_of_a_wrapped_command_is_not_that_of_waiting(command: str) -> None:
+    """Who names no command is told what says how long we wait."""
+    with pytest.raises(ConfigInvalid) as failure:
+        asked.read(config.Config({}, {}, Path()), asked.of(options([command, "--timeout", "5"])))
+
+    assert "wrap.no_command" == failure.value.code
+    assert "PREFLIGHT_WAIT_TIMEOUT_S says how long" in str(failure.value.problem.hint)
+    with pytest.raises(ConfigInvalid) as failure:
+        asked.read(config.Config({}, {}, Path()), asked.of(options(["wrap", "--always"])))
+    assert "Write it behind `--`" in str(failure.value.problem.hint)
+
+
+def options(said: list[str]) -> dict[str, object]:
+    """Return what the options of a command line say."""
+    return arguments.parse(said).options
 
 
 @pytest.mark.parametrize("said", ["version", "--version", "-V"])

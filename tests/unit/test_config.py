@@ -324,6 +324,12 @@ def test_what_other_readers_of_a_url_need_is_left_out(url: str, dropped: str | N
         ("postgresql://u:p@h/d?sslmod=require", ["option sslmod,", "Did you mean sslmode?"]),
         ("postgresql://u:p@h/d?SSLMODE=require", ["option SSLMODE,", "Did you mean sslmode?"]),
         ("postgresql://u:p@h/d?colour=blue", ["option colour,", "Leave it out."]),
+        ("postgresql://u:p@h/d?statement_timeout=9", ["PREFLIGHT_STATEMENT_TIMEOUT_S"]),
+        ("postgresql://u:p@h/d?lock_timeout=9", ["PREFLIGHT_LOCK_TIMEOUT_MS"]),
+        ("postgresql://u:p@h/d?connectionTimeoutMillis=9", ["connect_timeout, in seconds"]),
+        ("jdbc:postgresql://h/d?targetServerType=primary", ["target_session_attrs"]),
+        ("postgresql://u:p@h/d?application=x", ["calls it application_name"]),
+        ("postgresql://u:p@h/d?sslfactory=x", ["option sslfactory,", "Leave it out."]),
         ("mysql://u:p@h/d", ["begins with mysql://", "postgresql://"]),
         ('"postgresql://u:p@h/d', ["begins with a quote"]),
     ],
@@ -773,6 +779,35 @@ def test_unknown_setting_is_refused_with_the_nearest() -> None:
     """A typo must not switch off what was asked for."""
     (problem,) = wrong(PREFLIGHT_BAKUP_DIR="/backups")
     assert "PREFLIGHT_BAKUP_DIR is not a setting Did you mean PREFLIGHT_BACKUP_DIR?" == problem
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("DATABASE_URL", "It is DATABASE_URL, without the prefix."),
+        ("POSTGRES_HOST", "It is POSTGRES_HOST, without the prefix."),
+        ("PGPASSWORD_FILE", "It is PGPASSWORD_FILE, without the prefix."),
+        *(
+            (
+                name,
+                "Where the database is say DATABASE_URL or the PG* variables, without the prefix.",
+            )
+            for name in ("DB_URL", "URL", "HOST", "DATABASE", "DB_NAME", "POSTGRESQL_USERNAME")
+        ),
+        *(
+            (name, "See `entrypoint.py --help`, which has every setting.")
+            for name in ("VERBOSE", "ENVIRONMENT", "TIMEOUT", "CLONE_DATABASE_URL", "LOG_FORMAT")
+        ),
+        ("BACKUP_DIRS", "Did you mean PREFLIGHT_BACKUP_DIR?"),
+        ("MIGRATIONS", "Did you mean PREFLIGHT_MIGRATIONS_DIR?"),
+        ("WAIT_TIMEOUT", "Did you mean PREFLIGHT_WAIT_TIMEOUT_S?"),
+        ("REHEARSAL_URL", "Did you mean PREFLIGHT_REHEARSE_URL?"),
+        ("NOTIFY_URL_FLE", "Did you mean PREFLIGHT_NOTIFY_URL_FILE?"),
+    ],
+)
+def test_setting_that_is_none_is_never_answered_with_another(name: str, hint: str) -> None:
+    """The live database's URL would become the place to rehearse; a slip is still seen."""
+    assert [f"PREFLIGHT_{name} is not a setting {hint}"] == wrong(**{f"PREFLIGHT_{name}": "x"})
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 FILE_MAX = 64 * 1024  # bytes: larger files hold no secret, and no address
 NAME_MAX = 1000  # characters of a command that are shown and recorded
+_HERE = "Write it behind `--`: wrap --watch migrations/ -- alembic upgrade head."
+_UNTIL = (
+    "--timeout is of a wrapped command; PREFLIGHT_WAIT_TIMEOUT_S says how long a server or a "
+    "schema is waited for."
+)
 _DURATION = re.compile(r"[0-9]{1,9}(ms|s|min|h)?")
 
 
@@ -77,7 +82,9 @@ def read(config: Config, asked: Asked) -> Wrapped:
         raise ConfigInvalid(
             "wrap.no_command",
             "there is no command to wrap",
-            "Write it behind `--`: wrap --watch migrations/ -- alembic upgrade head.",
+            _UNTIL
+            if asked.timeout is not None and asked == Asked(timeout=asked.timeout)
+            else _HERE,
         )
     if not (asked.watch or asked.always):
         raise ConfigInvalid(
