@@ -214,6 +214,13 @@ def completed(target: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in added.items() if name not in refused} | dict(target)
 
 
+def unknown_service(target: Mapping[str, str]) -> str:
+    """Say which service no file has; of a URL no name is shown: it may be a password's piece."""
+    if "service" in target:
+        return "the URL names a service that no service file has"
+    return f"PGSERVICE names {os.environ.get('PGSERVICE', '')!r}, which no service file has"
+
+
 def of_service(service: str) -> dict[str, str]:
     """Return what a service alone says, which libpq takes before the environment's.
 

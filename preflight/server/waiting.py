@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight.base import quoting
+from preflight.base.config import completed, unknown_service
 from preflight.base.errors import (
     AuthFailed,
     ConfigInvalid,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 GRACE_S = 15.0  # a role or a database may be created a moment after the server
 PAUSE_S = (0.05, 0.1)  # least and most between attempts while refused or starting up
 POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the password, too
+FINAL = ("config", "options")  # nothing is waited for
 # what a server says once it is there
 LASTING = ("auth", "closed", "options_refused", "database", "alien", "role")
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
@@ -37,6 +39,7 @@ class Patience:
         self, target: Mapping[str, str], began: float, deadline: float, first: Refused
     ) -> None:
         self.target = target
+        self.known = completed(target)
         self.where = called(target)
         self.deadline = deadline
         self.began = began
@@ -60,6 +63,8 @@ class Patience:
 
     def tell(self, refused: Refused) -> None:
         """Say what is waited for, now and then."""
+        if refused.kind in FINAL:
+            return
         now = time.monotonic()
         if refused.kind in LASTING and self.answered is None:
             self.answered = now
@@ -91,7 +96,7 @@ class Patience:
     def over(self, state: RetryCallState) -> bool:
         """Tell whether no further attempt is made."""
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, Refused) and error.kind in ("config", "options"):
+        if isinstance(error, Refused) and error.kind in FINAL:
             return True
         now = time.monotonic()
         return now >= self.deadline or (
@@ -105,7 +110,7 @@ class Patience:
         """Return what the last refusal means."""
         where = self.where
         waited = f"after {time.monotonic() - self.began:.1f} s"
-        database, user = self.target.get("dbname"), self.target.get("user")
+        database, user = self.known.get("dbname"), self.known.get("user")
         said = f"{refused} ({waited}, {self.attempts} attempts)"
         state = refused.sqlstate
         match refused.kind:
@@ -113,7 +118,13 @@ class Patience:
                 hint = "Check the connection settings."
                 if refused.kind == "role":
                     hint = "Create the role, or correct the options that name it (PGOPTIONS)."
-                return ConfigInvalid("config.connection", f"{where}: {refused}", hint)
+                found = f"{where}: {refused}"
+                if str(refused).startswith("definition of service "):
+                    found = unknown_service(self.target)
+                    hint = "Correct the name, or let PGSERVICEFILE say which file has it."
+                elif not {"host", "hostaddr"} & self.known.keys():
+                    found = str(refused)  # nobody is called before a service file is read
+                return ConfigInvalid("config.connection", found, hint)
             case "auth" | "closed" | "options_refused":
                 return AuthFailed(
                     "auth.rejected",
@@ -153,7 +164,7 @@ class Patience:
     def _way_in(self, kind: str) -> str:
         """Return what lets a user in whom the server does not accept."""
         database, user = (
-            quoting.name(name) if (name := self.target.get(key)) else "…"
+            quoting.name(name) if (name := self.known.get(key)) else "…"
             for key in ("dbname", "user")
         )
         match kind:

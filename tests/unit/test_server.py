@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 import tenacity
 
 from preflight.base import errors
@@ -336,6 +337,62 @@ def test_old_server_is_refused() -> None:
         ready.require_writable(Old())
 
     assert "target.version" == raised.value.code
+
+
+def failing(target: dict[str, str], refused: dial.Refused) -> errors.Failure:
+    """Return what a refusal of the first attempt means."""
+    now = time.monotonic()
+    return waiting.Patience(target, now, now + 60, refused).failure(refused)
+
+
+@pytest.mark.parametrize("target", [{}, {"service": "prod"}, {"service": "prod", "dbname": "app"}])
+def test_user_and_database_of_a_service_are_named(
+    target: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As libpq takes them: nobody is called None."""
+    (tmp_path / "services").write_text("[prod]\nhost=h\nuser=me\ndbname=app\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "prod")
+
+    auth = failing(target, dial.Refused("auth", "no password supplied"))
+    missing = failing(target, dial.Refused("database", "no such database"))
+
+    assert str(auth).startswith("h:5432 does not accept user 'me': no password supplied")
+    assert str(missing).startswith("h:5432 has no database 'app': no such database")
+
+
+@pytest.mark.parametrize(
+    ("target", "service", "message"),
+    [
+        ({}, "nope", "PGSERVICE names 'nope', which no service file has"),
+        ({"host": "127.0.0.1"}, "nope\r", "PGSERVICE names 'nope\\r', which no service file has"),
+        ({"service": "hunter2"}, "prod", "the URL names a service that no service file has"),
+        ({}, "bad", 'syntax error in service file "{}", line 4'),
+    ],
+)
+def test_unknown_service_is_named_and_not_waited_for(
+    target: dict[str, str],
+    service: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """No host is named, for none is called; of a URL it may be a piece of a password."""
+    services = tmp_path / "services"
+    services.write_text("[prod]\nuser=me\n[bad]\nwords\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    monkeypatch.setenv("PGSERVICE", service)
+    with pytest.raises(dial.Refused) as refused:
+        dial.connect(target, 5)
+    now = time.monotonic()
+    patience = waiting.Patience(target, now, now + 60, refused.value)
+    with structlog.testing.capture_logs() as events, pytest.raises(dial.Refused):
+        patience.attempt(lambda: None)
+
+    failure = patience.failure(refused.value)
+    assert ("config.connection", 20) == (failure.code, failure.exit_code)
+    assert message.format(services) == str(failure)
+    assert [] == events
 
 
 def test_a_server_is_asked_ten_to_twenty_times_a_second() -> None:
