@@ -81,6 +81,10 @@ OPTIONS_ELSEWHERE = {
     "PREFLIGHT_STATEMENT_TIMEOUT_S.",
 }  # fmt: skip
 
+BEHIND = (
+    "Write another tool's command behind `--`: wrap --watch migrations/ -- alembic upgrade head."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -94,6 +98,14 @@ _SECRET = re.compile(r"\S*(?:://|=)\S*")  # may hold one
 
 
 class _Parser(argparse.ArgumentParser):
+    behind = ""  # what stands behind the options, where argparse does not see it
+
+    def format_help(self) -> str:
+        """Return the help, whose first paragraph is the usage."""
+        usage, gap, rest = super().format_help().partition("\n\n")
+        indent = " " * len(f"usage: {self.prog} ")
+        return "".join((usage, f"\n{indent}{self.behind}" if self.behind else "", gap, rest))
+
     def print_help(self, file: object = None) -> None:
         """Write the help as a result: a reader who has seen enough may go."""
         assert file is None  # noqa: S101 -- nobody asks for another place
@@ -126,6 +138,9 @@ def parse(arguments: Sequence[str]) -> Said:
     said, behind = _split(said)
     namespace, unknown = parser.parse_known_args(said)
     if unknown:
+        wrapping = said[0] == "wrap" or getattr(namespace, "watch", None)
+        if wrapping and not unknown[0].startswith("-"):
+            raise ConfigInvalid("config.arguments", _unknown(unknown), BEHIND)
         _refuse(parser, said[0], unknown)
     found = {key: value for key, value in vars(namespace).items() if value is not None}
     if behind is not None:
@@ -155,7 +170,7 @@ def _refuse(parser: argparse.ArgumentParser, command: str, unknown: Sequence[str
     hints = [hint for word in words for hint in _meant(word, known)]
     raise ConfigInvalid(
         "config.arguments",
-        f"unknown arguments: {' '.join(_shown(unknown))}",
+        _unknown(unknown),
         next(iter(hints), f"See `{usage.prog} --help`."),
     )
 
@@ -171,6 +186,10 @@ def _meant(word: str, known: Sequence[str]) -> Iterator[str]:
         yield f"Did you mean {begun[0] if begun else bare[near or '']}?"
     if word.startswith("--") and word[2:] in COMMANDS:
         yield f"`{word[2:]}` is a command of its own: {COMMANDS[word[2:]].does}."
+
+
+def _unknown(words: Sequence[str]) -> str:
+    return f"unknown arguments: {' '.join(_shown(words))}"
 
 
 def _shown(words: Sequence[str]) -> Iterator[str]:
@@ -270,6 +289,8 @@ def _parser() -> argparse.ArgumentParser:
                     f"--{value}", dest="form", action="store_const", const=value, help=words
                 )
         command.options(one)
+        if command.wraps:
+            one.behind = "-- COMMAND [ARG…]" if name == "wrap" else "[-- COMMAND [ARG…]]"
         if command.fleet:
             many(one)
     return parser

@@ -197,6 +197,45 @@ def test_word_that_is_merely_similar_is_not_offered(said: list[str], hint: str) 
     assert str(failure.value.problem.hint).startswith(hint)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["wrap", "alembic", "upgrade", "head"],
+        ["wrap", "--watch", "m", "alembic", "-c", "a.ini"],
+        ["check", "--watch", "m", "alembic", "current"],
+    ],
+)
+def test_command_that_lacks_its_dashes_is_told_of_them(said: list[str]) -> None:
+    """Whoever writes it as for a shell is told the one thing that is missing."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse(said)
+
+    assert "Write another tool's command behind `--`" in str(failure.value.problem.hint)
+
+
+def test_word_that_no_command_takes_is_not_taken_for_a_wrapped_one() -> None:
+    """Beside `check` it is likelier a version."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse(["check", "now"])
+
+    assert "See `entrypoint.py check --help`." == failure.value.problem.hint
+
+
+@pytest.mark.parametrize("command", registry.COMMANDS)
+def test_usage_says_what_stands_behind_the_dashes(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Of whoever must, or may, be given a command."""
+    with pytest.raises(SystemExit):
+        arguments.parse([command, "--help"])
+
+    usage = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    behind = {"wrap": "-- COMMAND [ARG…]"}.get(command, "[-- COMMAND [ARG…]]")
+    indent = " " * len(f"usage: entrypoint.py {command} ")
+    assert registry.COMMANDS[command].wraps == (f"{indent}{behind}" == usage[-1])
+    assert registry.COMMANDS[command].wraps == ("COMMAND" in "".join(usage))
+
+
 @pytest.mark.parametrize("command", ["wait", "check"])
 def test_time_limit_of_a_wrapped_command_is_not_that_of_waiting(command: str) -> None:
     """Who names no command is told what says how long we wait."""
