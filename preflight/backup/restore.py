@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,11 +70,18 @@ MAINTENANCE = ("postgres", "template1")
 LOGIN = "28000"  # no line in pg_hba.conf, or the role itself may not log in
 SHUT = {"42501", "3D000", LOGIN}  # no right to connect, no such database
 PROBE_S = 1.0  # what a database is given to let a role in, before any is waited for
+HISTORY_S = 5.0  # what a live database is given that is asked for its history alone
 NO_SUBSCRIPTIONS = "--no-subscriptions"  # it would take its origin's place at the publisher
 
 
-def run(config: Config, asked: restored.Asked) -> None:
+# of a history: the newest point that others keep, and when it was noted, in UTC
+NewestPoint = Callable[["Session"], tuple[str, str] | None]
+
+
+def run(config: Config, asked: restored.Asked, newest_point: NewestPoint) -> None:
     """Restore into a new database; with `swap`, rename it into the live one's place.
+
+    `latest` is never older than what `newest_point` says of the live database's history.
 
     Raises ConfigInvalid (no such backup), BackupUnverified (damaged, or rows differ),
     TargetUnusable (no right, name taken or changed since, sessions in the way, swapped before).
@@ -81,7 +89,16 @@ def run(config: Config, asked: restored.Asked) -> None:
     began = time.monotonic()
     backups, name = stores.named(config, asked.backup)
     there = _sought(backups, name)
-    known = find(there, name, backups.place, config.database, config.only)
+    try:
+        known = find(there, name, backups.place, config.database, config.only)
+    except ConfigInvalid as none:
+        if name == LATEST and (point := _point_alone(config, newest_point)):
+            raise none.retold(
+                ConfigInvalid,
+                hint=f"The last one of {config.database!r} is kept by another tool: "
+                f"`restore {shlex.quote(point)}` says how to come back. {none.problem.hint}",
+            ) from none
+        raise
     live, into = _names(config, asked.into)
     ways = MAINTENANCE if asked.swap else (MAINTENANCE[0], live, *MAINTENANCE[1:])
     homes = [name for name in ways if name != into and not (asked.swap and name == live)]
@@ -96,7 +113,8 @@ def run(config: Config, asked: restored.Asked) -> None:
         identity = dataclasses.replace(whose, database=live, schemas=known[-1].schemas)
         source = choose(known, identity)
         if name == LATEST:
-            _require_newest(source, known, there.bad, identity, swap=bool(asked.swap))
+            point = _point_after(session, live, source, identity, newest_point)
+            _require_newest(source, known, there.bad, identity, point, swap=bool(asked.swap))
         place = _place(session, backups, source, live, into, asked)
         if asked.swap:
             _require_of_all(place.source)
@@ -319,13 +337,65 @@ def choose(known: Sequence[Backup], identity: Identity) -> Backup:
     )
 
 
-def _require_newest(
-    source: Backup, known: Sequence[Backup], bad: Sequence[Bad], identity: Identity, *, swap: bool
+def _point_alone(config: Config, newest_point: NewestPoint) -> str | None:
+    """Name the newest point of the live database, if that can be asked at once."""
+    soon = dataclasses.replace(config, wait_timeout_s=min(PROBE_S, config.wait_timeout_s))
+    with suppress(Failure, psycopg.Error), sessions.connect(soon) as session:
+        session.look()
+        found = newest_point(session)
+        return found[0] if found else None
+    return None
+
+
+def _point_after(
+    session: Session, live: str, source: Backup, identity: Identity, newest_point: NewestPoint
+) -> str | None:
+    """Name the newest point that the live database notes, if it is newer than a backup.
+
+    None where there is no such database, or it does not let this role read that.
+    """
+    found = new_database.described(session, live)
+    (may,) = session.execute(_MAY_CONNECT, [live]).fetchone() or (False,)
+    if found is None or not found.open or not may:
+        return None
+    wait_s = min(HISTORY_S, session.config.wait_timeout_s)
+    soon = dataclasses.replace(session.config, wait_timeout_s=wait_s)
+    point = None
+    with (
+        suppress(Failure, psycopg.Error),
+        sessions.beside(session, live, new_database.quiet(session), soon) as other,
+    ):
+        point = newest_point(other)
+    taken = source.manifest.snapshot_at or _moment(identity.stamp(source.name))
+    return point[0] if point and taken and point[1] > taken else None
+
+
+_MAY_CONNECT = """
+SELECT pg_catalog.has_database_privilege(d.oid, 'CONNECT')
+FROM pg_catalog.pg_database d WHERE d.datname = %s::name
+"""
+
+
+def _moment(stamp: str | None) -> str | None:
+    """Return the time of a backup's name as manifests and histories have theirs, to be compared."""
+    if stamp is None:
+        return None
+    return f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:11]}:{stamp[11:13]}:{stamp[13:]}"
+
+
+def _require_newest(  # noqa: PLR0913 -- all that may be newer
+    source: Backup,
+    known: Sequence[Backup],
+    bad: Sequence[Bad],
+    identity: Identity,
+    point: str | None,
+    *,
+    swap: bool,
 ) -> None:
     """Refuse a swap, else warn, where a newer one than `latest` may be meant; raises ConfigInvalid.
 
-    Of this database under another address, which a copy of its server has as well, or one that
-    cannot be used.
+    Of this database under another address, which a copy of its server has as well, one that cannot
+    be used, or a point that another tool keeps.
     """
     system, taken = source.manifest.system_identifier, identity.stamp(source.name) or ""
     there = dataclasses.replace(identity, system=system)
@@ -336,16 +406,20 @@ def _require_newest(
         for item in bad
         if there.meant(item) and (at := identity.stamp(item.name)) and at >= taken
     ]
+    if point:
+        newer.append(f"{point} (kept by another tool)")
     if not newer:
         return
+    back = f"; `restore {shlex.quote(point)}` says how to come back to the point" if point else ""
     what = f"`latest` is {source.name}, and newer ones may be meant: {console.some(newer)}"
     if swap:
         raise ConfigInvalid(
             "config.arguments",
             what,
-            f"Name the one that you want: `restore {source.name} --swap` takes the older one.",
+            f"Name the one that you want: `restore {source.name} --swap` takes the older one"
+            f"{back}.",
         )
-    structlog.get_logger().warning("config.warned", warning=what)
+    structlog.get_logger().warning("config.warned", warning=f"{what}{back}")
 
 
 def _from(origin: tuple[str, str]) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def run(config: Config, **asked: Any) -> None:  # noqa: ANN401 -- as `_options` below says
     """Restore a backup into a new database and, when asked, put it in the live one's place."""
     from preflight.backup import points, restore, restored  # noqa: PLC0415 -- only when asked
+    from preflight.history import journal  # noqa: PLC0415 -- as above
 
     if points.names_one(asked["backup"]):
         raise _elsewhere(config, asked["backup"])
@@ -27,7 +28,7 @@ def run(config: Config, **asked: Any) -> None:  # noqa: ANN401 -- as `_options` 
             "Run the same without --again: it goes on, or says when this backup was swapped in "
             "last. Only where that was before this run, add --again once more."
         )
-    restore.run(config, restored.Asked(**asked))
+    restore.run(config, restored.Asked(**asked), journal.newest_point)
 
 
 def _elsewhere(config: Config, name: str) -> ConfigInvalid:

@@ -223,9 +223,37 @@ def note_point(
     return there
 
 
+def _readable(session: Session) -> bool:
+    """Tell whether the tables are there and may be believed by who only reads them."""
+    found = session.rows(tables.look(session))
+    try:
+        if tables.present(found):
+            tables.require(session, found)
+    except HistoryConflict:
+        return False
+    return tables.present(found)
+
+
+def newest_point(session: Session) -> tuple[str, str] | None:
+    """Return the name of the newest point that is noted, and when that was, in UTC; else None.
+
+    Raises psycopg.Error, where this role may not read it.
+    """
+    if not _readable(session):
+        return None
+    row = session.execute(
+        f"""SELECT j.backup, pg_catalog.to_char(pg_catalog.timezone('UTC', j.at),
+  'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+ FROM {session.config.schema}.journal j
+ WHERE j.event = 'pointed' AND j.backup IS NOT NULL ORDER BY j.id DESC LIMIT 1""",  # noqa: S608 -- a checked name
+        [],
+    ).fetchone()
+    return (row[0], row[1]) if row else None
+
+
 def point(session: Session, name: str) -> str | None:
     """Return what was noted of a point, as JSON; None where nothing is known of it."""
-    if not _ours(session):
+    if not _readable(session):
         return None
     row = session.execute(
         f"""SELECT j.checksum_before FROM {session.config.schema}.journal j

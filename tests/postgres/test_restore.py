@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -1149,6 +1150,52 @@ def test_swap_of_latest_is_refused_where_a_newer_one_may_be_meant(
     assert 0 == drill.code, drill
     assert newer.name in drill.event("config.warned")[0]["warning"]
     assert int(what == "damaged") == len(listed.event("config.warned"))
+
+
+def test_latest_is_not_older_than_a_point_that_others_keep(
+    run: Run, filled: servers.Database, migrations: WriteMigrations, backup_dir: Path, role: str
+) -> None:
+    """A swap is refused, beside is a warning, and both say how to come back to the point.
+
+    So does a directory without a dump. Where the history cannot be read it is as it was.
+    """
+    migrations({"001_one.sql": "CREATE TABLE one ();\n"})
+    script = backup_dir.parent / "snapshot.py"
+    script.write_text(
+        "import datetime, json; now = datetime.datetime.now(datetime.UTC).isoformat()\n"
+        """print(json.dumps({"backup": "it's", "taken_at": now, "restore": "aws rds x"}))"""
+    )
+    env = {
+        "PREFLIGHT_BACKUP": "command",
+        "PREFLIGHT_BACKUP_COMMAND": f"{sys.executable} {script}",
+        "PREFLIGHT_FIRST_CONTACT": "pending",
+    }
+    up, alone = run("up", env=env), run("restore", "latest")
+    dumped, older = run("backup"), run("restore", "latest")
+    (path,) = backup_dir.iterdir()
+    filled.script("INSERT INTO t VALUES (3, 'since')")
+    pointed = run("backup", env=env)
+    refused, drill = run("restore", "latest", "--swap"), run("restore", "latest")
+    with filled.server.connect(filled.name) as holder, holder.transaction():
+        holder.execute("LOCK TABLE preflight.journal")
+        locked = run("restore", "latest", env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"})
+    filled.script("ALTER ROLE " + Identifier(role).as_string(None) + " CREATEDB")
+    option = ("--into", f"{filled.name}_other", "--without", "grants", "--no-owner")
+    unread = run("restore", "latest", *option, env={"PGUSER": role, "PGPASSWORD": SECRET})
+
+    done = [up, dumped, older, pointed, drill, locked, unread]
+    assert [0] * 7 == [each.code for each in done], done
+    assert 2 * [(20, "config.arguments")] == [
+        (each.code, error_of(each)["code"]) for each in (alone, refused)
+    ]
+    back = """`restore 'command:it'"'"'s'` says how to come back"""
+    assert back in error_of(alone)["hint"]
+    assert f"`latest` is {path.name}, and newer" in error_of(refused)["message"]
+    assert f"`restore {path.name} --swap` takes the older one" in error_of(refused)["hint"]
+    assert back in error_of(refused)["hint"]
+    assert [*ALL, (3, "since")] == filled.query(ROWS)
+    assert [0, 1, 0] == [len(each.event("config.warned")) for each in (older, drill, locked)]
+    assert back in drill.event("config.warned")[0]["warning"]
 
 
 @pytest.mark.usefixtures("filled")
