@@ -65,11 +65,11 @@ class Fakes:
         (self.here / "gate").write_text("\n")
 
 
-def run_without_privileges(env: Mapping[str, str]) -> program.Result:
-    """Run `up` as somebody to whom the rights of files apply, also when we are root."""
+def run_without_privileges(env: Mapping[str, str], *args: str) -> program.Result:
+    """Run `up`, or what is said, as somebody to whom the rights of files apply; we may be root."""
     drop = ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else []
     done = subprocess.run(
-        [*drop, sys.executable, program.ENTRYPOINT],
+        [*drop, sys.executable, program.ENTRYPOINT, *args],
         env=dict(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -35,6 +35,10 @@ AWAITED_S = 3.0  # for another run that removes a backup, or only looks whether 
 ABANDONED_S = 3600.0  # a directory without its lock file is being made or removed, or is left over
 CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 CANNOT_CHMOD = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+SAYS_NOTHING = {  # of what is in a file
+    errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE,
+    errno.ENFILE, errno.ENOMEM,
+}  # fmt: skip
 CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 LOCK, READER = ".lock", ".reader-"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -108,6 +112,8 @@ class Directory(store.Store):
                 raise  # removed meanwhile
             none = error.errno == errno.ENOENT and str(error.filename).endswith(manifests.MANIFEST)
             why = f"{error.filename or path} cannot be read: {error.strerror}"
+            if error.errno in SAYS_NOTHING:
+                raise manifests.Withheld(f"{why}{_whose(error, path)}", found) from error
             raise (manifests.Never if none else manifests.Unreadable)(why, found) from error
         except (ValueError, RecursionError, MemoryError) as error:
             why = f"{manifests.MANIFEST} is not the JSON that it should be"
@@ -330,6 +336,14 @@ class Directory(store.Store):
 
 def _looks(found: os.stat_result) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _whose(error: OSError, path: Path) -> str:
+    """Return whose a file is that this user may not read, or the backup that it is in."""
+    for each in (error.filename, path) if isinstance(error, PermissionError) else ():
+        with suppress(OSError, TypeError):
+            return f" (it is of user {Path(each).stat().st_uid}, and this is user {os.getuid()})"
+    return ""
 
 
 def _sizes(folder: Path) -> dict[str, int | None]:

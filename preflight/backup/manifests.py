@@ -328,6 +328,10 @@ class Unreadable(Exception):
         self.said = said  # its manifest, where that can be read
 
 
+class Withheld(Unreadable):
+    """What this user may not read, or not now: nobody has seen anything wrong with it."""
+
+
 class Never(Unreadable):
     """What never was one: a link, a hidden name, no manifest."""
 

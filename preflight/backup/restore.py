@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 GONE = "The new database was dropped"
 LATEST = "latest"
+RIGHTS = "Correct its rights, or run as the user that made it."
 AGAIN = "an image with newer files than the backup has applies them again at its next start"
 # where nobody is in the way, and who stays in the other keeps CREATE DATABASE waiting
 MAINTENANCE = ("postgres", "template1")
@@ -239,7 +240,7 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
 def _sought(backups: Store, name: str) -> Listed:
     """Return the backup of that very name alone, for what lies beside it is no matter; else all.
 
-    Raises ConfigInvalid, BackupUnverified.
+    Raises ConfigInvalid, BackupUnverified, BackupFailed.
     """
     called = [] if name == LATEST else _called(backups, name)
     return manifests.Listed(called, []) if called else _listed(backups)
@@ -254,7 +255,9 @@ def _listed(backups: Store) -> Listed:
         raise ConfigInvalid(
             "config.backup_dir",
             f"the backups in {backups.place} cannot be read: {error.strerror}",
-            "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
+            RIGHTS
+            if isinstance(error, PermissionError)
+            else "Set PREFLIGHT_BACKUP_DIR, or mount the volume.",
         ) from error
 
 
@@ -277,7 +280,8 @@ def find(
         return found
     store.warn_of(there.bad)
     near = nearest(name, [LATEST, *(item.name for item in known)])
-    usable = " that can be used" if there.bad else ""
+    bad = console.some([f"{item.name} ({item.why})" for item in there.bad])
+    usable = f" that can be used: {bad}" if bad else ""
     hint = "See `backups --table`." if known else f"That directory holds no backup{usable}."
     if name == LATEST:
         near = None
@@ -304,12 +308,21 @@ def _begun(known: Sequence[Backup], name: str, place: str) -> list[Backup]:
 
 
 def _called(backups: Store, name: str) -> list[Backup]:
-    """Return the backup of that very name, if anything is called so; raises BackupUnverified."""
+    """Return the backup of that very name, if anything is called so.
+
+    Raises BackupUnverified (it is not whole), BackupFailed (it cannot be read).
+    """
     try:
         return [backups.read(name)] if name else []
     except OSError as error:  # nothing is called so, or no file can be
         store.require_reached(backups, error)
         return []
+    except manifests.Withheld as why:
+        raise BackupFailed(
+            "backup.directory",
+            f"nobody knows whether {name} is whole: {why}",
+            f"{RIGHTS} Where it is no matter of rights, see to the volume and run again.",
+        ) from why
     except manifests.Unreadable as why:
         raise BackupUnverified(
             "backup.corrupt",
@@ -486,8 +499,7 @@ def _read(place: restored.Place) -> Iterator[Callable[[], None]]:
         raise BackupFailed(
             "backup.directory",
             f"{place.at} cannot be read: {error.strerror}",
-            "Correct its rights, or run as the user that made it. If another run has just removed "
-            "it, choose another one (`backups --table`).",
+            f"{RIGHTS} If another run has just removed it, choose another one (`backups --table`).",
         ) from error
 
 

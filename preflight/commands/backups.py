@@ -39,12 +39,15 @@ class Shown:
     sealed_for: list[str] | None
 
 
-def described(backups: Store) -> list[Shown]:
-    """Return what the manifests in a store say, the oldest first; raises BackupFailed."""
+def described(backups: Store) -> tuple[list[Shown], int]:
+    """Return what the manifests in a store say, the oldest first, and how many cannot be used.
+
+    Those are named in a warning. Raises BackupFailed.
+    """
     with store.usable(backups):
         found = backups.listed()
     store.warn_of(found.bad)
-    return [_shown(item) for item in found.whole]
+    return [_shown(item) for item in found.whole], len(found.bad)
 
 
 def _shown(backup: manifests.Backup) -> Shown:
@@ -81,7 +84,8 @@ def _wrapped(said: manifests.Purpose | None) -> str | None:
 def run(config: Config, *, form: str | None = None) -> None:
     """List the backups of every database in the directory; needs no server."""
     backups = stores.of(config)
-    rows = described(backups)
+    rows, bad = described(backups)
+    unusable = f" that can be used, and {bad} that cannot" if bad else ""
     listed = [dataclasses.asdict(row) for row in rows]
     pairs = zip(rows, beginnings([row.backup for row in rows]), strict=True)
     narrow = [cells[:1] + cells[3:] for row, name in pairs for cells in [_cells(row, name)]]
@@ -91,7 +95,7 @@ def run(config: Config, *, form: str | None = None) -> None:
         {"directory": backups.place, "backups": listed},
         (("backup", "database", "when", *HEADS), [_cells(row, row.backup) for row in rows]),
         [("backup.listed", row) for row in listed],
-        nothing=f"there is no backup in {backups.place}",
+        nothing=f"there is no backup in {backups.place}{unusable}",
         narrow=(("backup", *HEADS), narrow),
     )
 

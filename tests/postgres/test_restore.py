@@ -22,7 +22,7 @@ from preflight.rehearsal import limits
 from preflight.server import catalog
 from tests import faults, program, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
-from tests.fakes import Fakes
+from tests.fakes import Fakes, run_without_privileges
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -1467,6 +1467,37 @@ def test_bad_backup_hides_no_good_one(run: Run, backup_dir: Path, what: str) -> 
     assert [good.name] == [event["backup"] for event in listed.event("backup.listed")]
     assert [0, 0, 24] == [listed.code, restores.code, named.code], named
     assert "backup.corrupt" == error_of(named)["code"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_backup_of_another_user_is_not_called_a_damaged_one(
+    run: Run, environment: dict[str, str], backup_dir: Path
+) -> None:
+    """By its name it is 23, with who made it; nobody says that there is none at all."""
+    run("backup")
+    (path,) = backup_dir.iterdir()
+
+    def ask(*args: str, shut: Path = path) -> program.Result:
+        rights = shut.stat().st_mode
+        shut.chmod(0)
+        result = run_without_privileges(environment, *args)
+        shut.chmod(rights)
+        return result
+
+    named, latest, table = ask("restore", path.name), ask("restore", "latest"), ask("backups")
+    listed = ask("backups", "--table", shut=path / "manifest.json")
+    place = ask("restore", "latest", shut=backup_dir)
+
+    whose = f"Permission denied (it is of user {os.getuid()}, and this is user {os.getuid()})"
+    assert (23, "backup.directory") == (named.code, error_of(named)["code"])
+    assert whose in error_of(named)["message"]
+    assert error_of(named)["hint"].startswith("Correct its rights, or run as the user that made")
+    assert [20, 0, 0, 20] == [each.code for each in (latest, table, listed, place)]
+    assert whose in error_of(latest)["hint"]
+    assert whose in table.event("config.warned")[0]["warning"]
+    none = f"there is no backup in {backup_dir} that can be used, and 1 that cannot\n"
+    assert none == listed.stdout
+    assert error_of(place)["hint"].startswith("Correct its rights")
 
 
 @pytest.mark.parametrize("key", ["rows", "sha256"])
