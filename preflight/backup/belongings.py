@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
@@ -53,12 +53,26 @@ class Grant:
 class Command:
     """One command that gives a database something, and what to call it when it is refused.
 
-    `early`: before it is filled, for what it is filled with is read by it.
+    `early`: before it is filled, for what it is filled with is read by it. `parameter`: what is
+    set, and for which `role` (None: everybody, so that no right but to that can be lacking).
     """
 
     what: str
     sql: str
     early: bool = False
+    parameter: str | None = None
+    role: str | None = None
+
+
+class Refused(NamedTuple):
+    """What the server does not give and why, its SQLSTATE, and whose parameter's right is lacking.
+
+    None: it was not asked, or it is another thing.
+    """
+
+    text: str
+    sqlstate: str | None = None
+    parameter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +115,8 @@ class Belongings:
         for each in () if "settings" in without else self.settings:
             whose = f" of role {each.role}" if each.role else ""
             command = each.command(here)
-            found.append(Command(f"setting {each.name}{whose}", command, early=not each.late))
+            what = f"setting {each.name}{whose}"
+            found.append(Command(what, command, not each.late, each.name, each.role))
         limit = f"ALTER DATABASE {here} CONNECTION LIMIT {self.connection_limit}"
         found.append(Command("connection limit", limit))
         if self.is_template and "settings" not in without:
@@ -129,6 +144,13 @@ class Belongings:
             if each not in kept
         ]
         return found
+
+    @property
+    def settled(self) -> list[str]:
+        """What `--without settings` leaves out, by its names; the values may be secrets."""
+        found = [f"{each.name} of role {each.role}" for each in self.settings if each.role]
+        found += [each.name for each in self.settings if not each.role]
+        return sorted(found, key=str.lower) + ["IS_TEMPLATE"] * self.is_template
 
     def roles(self, without: Collection[str] = ()) -> dict[str, set[str]]:
         """Return the roles that each part of it names, of those that are not left out."""
@@ -260,8 +282,8 @@ def no_place(session: Session, wanted: Belongings) -> str | None:
     return f"tablespace {wanted.tablespace}: {why}"
 
 
-def refused(session: Session, commands: Sequence[Command]) -> list[tuple[str, str | None]]:
-    """Try all and take them back; return what is refused, as (what and why, SQLSTATE)."""
+def refused(session: Session, commands: Sequence[Command]) -> list[Refused]:
+    """Try all and take them back; return what is refused."""
     problems = []
     session.execute("BEGIN")
     try:
@@ -272,7 +294,10 @@ def refused(session: Session, commands: Sequence[Command]) -> list[tuple[str, st
             except psycopg.Error as error:
                 if session.lost:
                     raise
-                problems.append((f"{each.what}: {error.diag.message_primary}", error.sqlstate))
+                text = f"{each.what}: {error.diag.message_primary}"
+                its_own = each.role is None or "to set parameter" in text
+                parameter = each.parameter if its_own else None
+                problems.append(Refused(text, error.sqlstate, parameter))
                 session.execute("ROLLBACK TO SAVEPOINT preflight_command")
     finally:
         if not session.lost:

@@ -356,8 +356,7 @@ def assignment(setting: str) -> str:
         if name in LISTS and value
         else quoting.literal(value)
     )
-    setting_name = ".".join(quoting.name(part) for part in name.split("."))
-    return f"SET {setting_name} TO {said}"
+    return f"SET {quoting.parameter(name)} TO {said}"
 
 
 def quiet(session: Session) -> dict[str, str]:

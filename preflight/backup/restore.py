@@ -129,7 +129,7 @@ def run(config: Config, asked: restored.Asked, newest_point: NewestPoint) -> Non
             elif not asked.swap:
                 with sessions.beside(session, into, new_database.quiet(session)) as other:
                     restored.require_same(other, place, state)
-            _tell_closed(place)
+            _tell_left_out(place)
             kept = swap.swap(session, place, state, identity, asked) if asked.swap else None
             if kept:
                 _tell_without(source, kept)
@@ -477,8 +477,14 @@ def _tell_without(source: Backup, kept: str) -> None:
         )
 
 
-def _tell_closed(place: restored.Place) -> None:
-    """Say that PUBLIC is still locked out where nobody knows whether it was let in."""
+def _tell_left_out(place: restored.Place) -> None:
+    """Say what it is without by `--without`, and that PUBLIC may be locked out for good."""
+    if place.own and "settings" in place.without and (left := place.own.settled):
+        structlog.get_logger().warning(
+            "config.warned",
+            warning=f"{place.into!r} is without its settings {console.some(left)}: ALTER DATABASE "
+            "… SET, and for a role's ALTER ROLE … IN DATABASE … SET, gives it those that it needs",
+        )
     if place.own is None or "grants" in place.without:
         structlog.get_logger().warning(
             "config.warned",
@@ -611,7 +617,7 @@ def _new_database(session: Session, place: restored.Place) -> Iterator[None]:
     """Make the database, closed to everybody else; drop it again when what follows fails."""
     problems = _create(session, place)
     try:
-        _require_had(place, problems + belongings.refused(session, place.commands))
+        _require_had(session, place, problems + belongings.refused(session, place.commands))
         yield
     except BaseException as error:
         if not session.lost and not _drop(session, place.into) and isinstance(error, Failure):
@@ -619,17 +625,17 @@ def _new_database(session: Session, place: restored.Place) -> Iterator[None]:
         raise
 
 
-def _create(session: Session, place: restored.Place) -> list[tuple[str, str | None]]:
+def _create(session: Session, place: restored.Place) -> list[belongings.Refused]:
     """Make the database; return what of it cannot be had here. Raises TargetUnusable."""
     major = session.facts.major if session.facts else 0
-    problems: list[tuple[str, str | None]] = []
+    problems: list[belongings.Refused] = []
     without = place.without
     if (
         place.own
         and "tablespace" not in without
         and (why := belongings.no_place(session, place.own))
     ):
-        problems.append((why, None))
+        problems.append(belongings.Refused(why))
         without |= {"tablespace"}
     own = place.own
     rules = own.rules(major) if own and "locale" not in without else None
@@ -648,8 +654,8 @@ def _create(session: Session, place: restored.Place) -> list[tuple[str, str | No
             raise
         asked = (own.encoding, own.lc_collate, own.lc_ctype, own.locale_provider, own.locale)
         said = f"text rules {' '.join(filter(None, asked))}: {error.diag.message_primary}"
-        problems.append((said, error.sqlstate))
-        _require_had(place, problems)
+        problems.append(belongings.Refused(said, error.sqlstate))
+        _require_had(session, place, problems)
     return problems
 
 
@@ -672,29 +678,53 @@ def _option(place: restored.Place, parts_of_it: Collection[str]) -> str:
     return f"--without {','.join(whole)}{f' ({means})' if means else ''}"
 
 
-def _require_had(place: restored.Place, problems: Sequence[tuple[str, str | None]]) -> None:
+def _rights(session: Session, problems: Sequence[belongings.Refused]) -> list[str]:
+    """Return what gives this role, which owns the new database, what it lacks, as far as known."""
+    named = sorted({p.parameter for p in problems if p.parameter and _no_right(p)})
+    said = []
+    if named and session.facts and session.facts.major >= new_database.KNOWS_PARAMETER_RIGHTS:
+        role = quoting.name(session.facts.user)
+        each = (f"GRANT SET ON PARAMETER {quoting.parameter(name)} TO {role};" for name in named)
+        said.append(f"Have a superuser say {' '.join(each)} or run as one")
+    elif named:
+        said.append("Run as a superuser")
+    if any(_no_right(each) and not each.parameter for each in problems):
+        said.append(
+            "Run as a superuser, or as who may: the live database's owner, and of another role's "
+            "settings who has CREATEROLE, and from 16 on ADMIN on that role"
+        )
+    return said
+
+
+def _no_right(refused: belongings.Refused) -> bool:
+    return refused.sqlstate == restored.NO_RIGHT
+
+
+def _require_had(
+    session: Session, place: restored.Place, problems: Sequence[belongings.Refused]
+) -> None:
     """Refuse, before a row is restored, what this server cannot give; raises TargetUnusable."""
     if not problems:
         return
-    what = f"what belongs to it: {'; '.join(text for text, _ in problems)}"
-    refused = {_PARTS[word] for text, _ in problems if (word := text.split(" ")[0]) in _PARTS}
+    what = f"what belongs to it: {'; '.join(each.text for each in problems)}"
+    words = [each.text.split(" ")[0] for each in problems]
+    refused = {_PARTS[word] for word in words if word in _PARTS}
+    rights = "".join(f"{each}. " for each in _rights(session, problems))
     out = f"leave it out: {_option(place, refused)}. " if refused else ""
     advice = f"{out}Nothing was restored."
-    if all(state == restored.NO_RIGHT for _, state in problems):
+    if all(map(_no_right, problems)):
         raise TargetUnusable(
             "restore.no_right",
             f"this role may not give the new database {what}",
-            "Run as a superuser, or as who may: the live database's owner, and of another role's "
-            f"settings who has CREATEROLE, and from 16 on ADMIN on that role. "
-            f"{'Or ' if out else ''}{advice}",
+            f"{rights}{'Or ' if out else ''}{advice}",
             sqlstate=restored.NO_RIGHT,
         )
     raise TargetUnusable(
         "restore.lacking",
         f"the new database cannot have {what}",
         "Make it on this server (CREATE ROLE, CREATE TABLESPACE, locales)"
-        f"{', or ' if out else '. '}{advice}",
-        sqlstate=problems[0][1],
+        f"{', or ' if out else '. '}{advice} {rights}".rstrip(),
+        sqlstate=problems[0].sqlstate,
     )
 
 

@@ -6,6 +6,11 @@ import re
 from collections.abc import Sequence
 
 
+def parameter(text: str) -> str:
+    """Return a setting's name as an identifier: each part of one with dots is quoted alone."""
+    return ".".join(name(part) for part in text.split("."))
+
+
 def name(name: str) -> str:
     """Return a name as an identifier."""
     return '"' + name.replace('"', '""') + '"'

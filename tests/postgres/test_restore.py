@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -442,6 +443,42 @@ def test_role_without_rights_is_told_what_it_lacks(
     assert "setting work_mem of role postgres" in error_of(no_owner)["message"]
     assert "of another role's settings who has CREATEROLE" in error_of(no_owner)["hint"]
     assert [] == beside(filled)
+
+
+def test_owner_without_the_right_to_a_setting_is_told_which_grant_gives_it(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """A superuser's word, which goes on when it is typed; what `--without settings` drops is named.
+
+    Who owns the database is not told to run as its owner.
+    """
+    name, owner = filled.name, Identifier(role).as_string(None)
+    filled.script(
+        f"ALTER DATABASE {name} OWNER TO {owner}; ALTER TABLE t OWNER TO {owner};"
+        f"ALTER ROLE {owner} CREATEDB; ALTER DATABASE {name} SET my.tenant = 'x';"
+        f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo';"
+        f"ALTER DATABASE {name} SET log_min_messages = 'error'"
+    )
+    login = {"PGUSER": role, "PGPASSWORD": SECRET}
+    dumped = run("backup", env=login)
+    refused = run("restore", "latest", env=login)
+    option = ("--into", f"{name}_without", "--without", "settings")
+    without = run("restore", "latest", *option, env=login)
+    hint = error_of(refused)["hint"]
+    grants = re.findall(r"GRANT SET ON PARAMETER .+? TO .+?;", hint)
+    filled.script(" ".join(grants))
+    given = run("restore", "latest", env=login)
+    settings = [filled.query(SETTINGS, each) for each in (name, f"{name}_restored")]
+
+    assert [0, 22, 0, 0] == [each.code for each in (dumped, refused, without, given)], refused
+    assert "restore.no_right" == error_of(refused)["code"]
+    assert 2 == len(grants), hint
+    assert "owner" not in hint
+    assert "--without settings" in hint
+    (warned,) = without.event("config.warned")
+    assert "without its settings log_min_messages, my.tenant, TimeZone" in warned["warning"]
+    assert 3 == len(settings[0])
+    assert settings[0] == settings[1]
 
 
 def test_role_that_restores_for_the_owner_keeps_its_own_rights(
