@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import heapq
+import itertools
 import os
 import re
 import shutil
@@ -217,19 +218,62 @@ def _unquoted(text: str) -> str:
 @contextmanager
 def list_skipping(
     dump: Path, programs: Clients, environment: Mapping[str, str], skip: Collection[str]
-) -> Iterator[Path]:
-    """Yield a file for --use-list without these entries, as pg_restore names them in an error.
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a file for --use-list without these entries, and the names of what goes with them.
 
-    An entry may be said with or without its schema and its owner. Raises ClientFailed when the
-    list cannot be had.
+    Raises ClientFailed when the list cannot be had.
+    """
+    lines, along = less(_entries(dump, programs, environment, "--verbose"), skip)
+    with passfile.private(lines) as path:
+        yield path, along
+
+
+# what is of no use without an entry of a kind, and can be no other entry's; so not a foreign key
+_OF_ANY = {"ACL", "COMMENT", "SECURITY LABEL"}
+_OF_TABLE = {
+    "CHECK CONSTRAINT", "CONSTRAINT", "DEFAULT", "INDEX", "MATERIALIZED VIEW DATA", "ROW SECURITY",
+    "STATISTICS DATA", "TABLE DATA",
+}  # fmt: skip
+_ITS_OWN = {
+    "TABLE": _OF_TABLE, "FOREIGN TABLE": _OF_TABLE, "VIEW": _OF_TABLE,
+    "MATERIALIZED VIEW": _OF_TABLE, "SEQUENCE": {"SEQUENCE OWNED BY", "SEQUENCE SET"},
+}  # fmt: skip
+_NEEDS = b";\tdepends on:"
+_LISTED = re.compile(r"(\d+); (\d+) \d+ (.+)", re.DOTALL)
+
+
+def less(lines: Sequence[bytes], skip: Collection[str]) -> tuple[list[bytes], list[str]]:
+    """Return a verbose list without these entries, and which others went with them.
+
+    An entry may be said with or without its schema and its owner, as pg_restore names it in an
+    error. What it needs stands below it.
     """
     wanted = {" ".join(each.split()) for each in skip}
-    with passfile.private(
-        line
-        for line in _entries(dump, programs, environment)
-        if not wanted.intersection(spellings(line.decode("utf-8", "replace")))
-    ) as path:
-        yield path
+    gone: dict[str, str] = {}  # the kind of what is left out, by its number
+    stay, along = [], list[str]()
+    for line, below in itertools.pairwise([*lines, b""]):
+        if line.startswith(_NEEDS):
+            continue
+        said = line.decode("utf-8", "replace")
+        found = _LISTED.match(said)
+        number, kind, named = (found[1], _kind(found), found[3]) if found else ("", "", "")
+        needs = below[len(_NEEDS) :].decode().split() if below.startswith(_NEEDS) else ()
+        if wanted.intersection(spellings(said)):
+            gone[number] = kind
+        elif any(kind in _OF_ANY | _ITS_OWN.get(gone[n], set()) for n in needs if n in gone):
+            gone[number] = kind
+            along.append(" ".join(named.split()))
+        else:
+            stay.append(line)
+    return stay, along
+
+
+def _kind(listed: re.Match[str]) -> str:
+    """Return an entry's kind: a table in the schema `DATA` is in a catalog, rows are in none."""
+    words = listed[3].split(" ")
+    kinds = {" ".join(words[:n]) for n in range(1, len(words))} & KINDS
+    kind = max(kinds, key=len, default="")
+    return kind.removesuffix(" DATA") if listed[2] != "0" else kind
 
 
 @contextmanager
@@ -321,8 +365,10 @@ def spellings(line: str) -> set[str]:
     return found
 
 
-def _entries(dump: Path, programs: Clients, environment: Mapping[str, str]) -> list[bytes]:
-    command = [programs.pg_restore, "--list", str(dump)]
+def _entries(
+    dump: Path, programs: Clients, environment: Mapping[str, str], *more: str
+) -> list[bytes]:
+    command = [programs.pg_restore, "--list", *more, str(dump)]
     with children.started(command, environment) as (child, words):
         entries = b"".join(children.chunks(child)).splitlines(keepends=True)
         if children.wait(child) != 0:

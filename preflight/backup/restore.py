@@ -69,6 +69,7 @@ AGAIN = "an image with newer files than the backup has applies them again at its
 # where nobody is in the way, and who stays in the other keeps CREATE DATABASE waiting
 MAINTENANCE = ("postgres", "template1")
 LOGIN = "28000"  # no line in pg_hba.conf, or the role itself may not log in
+SKIPPED = 10  # entries more that a hint goes without
 SHUT = {"42501", "3D000", LOGIN}  # no right to connect, no such database
 PROBE_S = 1.0  # what a database is given to let a role in, before any is waited for
 HISTORY_S = 5.0  # what a live database is given that is asked for its history alone
@@ -477,6 +478,14 @@ def _tell_without(source: Backup, kept: str) -> None:
         )
 
 
+def _tell_along(entries: Sequence[str]) -> None:
+    """Say what is left out besides what `--skip` names, as it is nothing without that."""
+    if entries:
+        structlog.get_logger().warning(
+            "config.warned", warning=f"left out with what --skip names: {console.some(entries)}"
+        )
+
+
 def _tell_left_out(place: restored.Place) -> None:
     """Say what it is without by `--without`, and that PUBLIC may be locked out for good."""
     if place.own and "settings" in place.without and (left := place.own.settled):
@@ -756,9 +765,12 @@ def _fill(
         if place.skip:
             left = clients.list_skipping(dump, programs, environment, place.skip)
             try:
-                options.append(f"{clients.USE_LIST}{stack.enter_context(left)}")
+                path, along = stack.enter_context(left)
             except children.ClientFailed as failure:  # as `_refuse` has it of pg_restore itself
-                _refuse([new_database.Complaint(str(failure))], skipped=True)
+                _refuse([new_database.Complaint(str(failure))], skip=place.skip)
+                raise
+            options.append(f"{clients.USE_LIST}{path}")
+            _tell_along(along)
         expected = place.source.manifest.database_bytes
         told = stack.enter_context(Progress("restore.progressed", "expected_bytes", expected))
 
@@ -801,9 +813,7 @@ def _fill(
     strict = _without_outside(parts.marked(problems, part), part)
     with sessions.beside(session, place.into, quiet) as other:
         others = new_database.theirs(other) if strict else set()
-        _require_clean(
-            code if strict or not problems else 0, strict, others, skipped=bool(place.skip)
-        )
+        _require_clean(code if strict or not problems else 0, strict, others, skip=place.skip)
         _require_listed(other, place, lines, problems)
         _switch(other, place)
         different = snapshots.differing(other, place.rows)
@@ -903,7 +913,7 @@ def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str])
     with sessions.beside(session, place.into, quiet) as inside:
         lacking = parts.make(inside, wanted)
     if named := [f"{name}: {why}" for name, why in lacking.items() if name not in skipped]:
-        skip = " ".join(f"--skip 'EXTENSION {name}'" for name in lacking)
+        skip = _skipping(place.skip, [f"EXTENSION {name}" for name in lacking])
         raise TargetUnusable(
             "restore.lacking",
             f"this server or role cannot have the extension {console.some(named)}",
@@ -958,7 +968,7 @@ def _refuse(
     problems: Sequence[new_database.Complaint],
     others: Collection[tuple[str, str]] = (),
     *,
-    skipped: bool,
+    skip: Sequence[str],
 ) -> None:
     """Say whose lack it is: this server's and role's, the client's, or the backup's."""
     gone = f"{GONE}; the live one was not touched."
@@ -970,7 +980,7 @@ def _refuse(
             f"Use a client of the version that made it, or newer. {gone}",
         )
     programs = [problem for problem in problems if problem.sort == "program"]
-    sorts = ("right", "content") if skipped else ("right",)  # what needs what was left out
+    sorts = ("right", "content") if skip else ("right",)  # what needs what was left out
     lacking = programs or [
         problem
         for problem in problems
@@ -989,8 +999,8 @@ def _refuse(
     ours = " ".join(f"CREATE ROLE {quoting.name(role)};" for role in roles)
     advice = f"{ours} or " if roles else ""
     what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
-    skip = " ".join(dict.fromkeys(f"--skip '{each.entry.strip()}'" for each in lacking[:5]))
-    advice += f"go without: --no-owner leaves owners and rights out, {skip} leaves entries out"
+    out = _skipping(skip, [each.entry for each in lacking])
+    advice += f"go without: --no-owner leaves owners and rights out, {out} leaves entries out"
     advice += ", or run as a superuser." if all(map(_forbidden, lacking)) else "."
     if placeless:
         advice = (
@@ -1002,6 +1012,12 @@ def _refuse(
         f"this server or role cannot have {console.some(list(what))}",
         f"{advice} {gone}",
     )
+
+
+def _skipping(said: Sequence[str], lacking: Sequence[str]) -> str:
+    """Return the options that leave out some entries more than were said, each once."""
+    more = dict.fromkeys(each.strip() for each in lacking if each.strip() not in said)
+    return " ".join(f"--skip {shlex.quote(each)}" for each in [*said, *list(more)[:SKIPPED]])
 
 
 _ROLE = re.compile(r'role "([^"]+)" does not exist')
@@ -1018,7 +1034,7 @@ def _require_clean(
     problems: list[new_database.Complaint],
     others: Collection[tuple[str, str]],
     *,
-    skipped: bool,
+    skip: Sequence[str],
 ) -> None:
     """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
 
@@ -1028,7 +1044,7 @@ def _require_clean(
     views = [problem for problem in problems if problem.sort == "refresh"]
     rest = [problem for problem in problems if problem not in views]
     if left := [problem for problem in rest if not problem.rebuilt]:
-        _refuse(left, others, skipped=skipped)
+        _refuse(left, others, skip=skip)
     if code != 0 and not problems:
         raise BackupInterrupted(
             "restore.client",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -1907,6 +1908,41 @@ def test_what_a_role_cannot_have_is_named_and_can_be_skipped(
     for entry, each in zip(skip[1::2], refused, strict=True):
         assert f"--skip '{entry}" in each.finished["error"]["hint"]
     assert (0, [1]) == (done.code, rows), done
+
+
+def test_hint_that_says_what_to_skip_goes_on_when_it_is_typed(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """Each one has what was said before, and what is nothing without that goes along: it ends."""
+    other, me = f"{filled.name}_other", Identifier(role).as_string(None)
+    filled.script(
+        f"CREATE ROLE {other}; CREATE SCHEMA au AUTHORIZATION {other}; ALTER ROLE {me} CREATEDB;"
+        'CREATE TABLE au."it\'s" (id int PRIMARY KEY, x int DEFAULT 1); CREATE INDEX ON '
+        f'au."it\'s" (x); ALTER TABLE au."it\'s" OWNER TO {other}; ALTER TABLE t OWNER TO {me};'
+        'ALTER TABLE t ADD FOREIGN KEY (id) REFERENCES au."it\'s" NOT VALID;'
+        "GRANT SELECT ON ALL TABLES IN SCHEMA au TO PUBLIC"
+    )
+    login = {"PGUSER": role, "PGPASSWORD": SECRET}
+    how = ["restore", "latest", "--without", "grants"]
+    hints: list[list[str]] = []
+    try:
+        assert 0 == run("backup").code
+        result = run(*how, env=login)
+        while result.code == 22 and len(hints) < 4:
+            said = re.search(r"(--skip .+) leaves entries out", error_of(result)["hint"])
+            assert said, result
+            hints.append(shlex.split(said[1]))
+            result = run(*how, *hints[-1], env=login)
+        rows = restored(filled).query(ROWS) if result.code == 0 else None
+    finally:
+        drop_beside(filled)
+        filled.script(f"DROP OWNED BY {other} CASCADE; DROP ROLE {other}")
+
+    skip = ["--skip", f"SCHEMA au {other}", "--skip", f"TABLE it's {other}"]
+    assert [skip, [*skip, "--skip", f"FK CONSTRAINT t t_id_fkey {role}"]] == hints
+    assert (0, ALL) == (result.code, rows), result
+    along = [each["warning"] for each in result.event("config.warned") if "--skip" in str(each)]
+    assert f"TABLE DATA au it's {other}" in along[0]
 
 
 def test_beginning_of_a_name_is_enough_where_only_one_has_it(

@@ -644,6 +644,73 @@ def test_entry_is_skipped_under_every_name_that_pg_restore_gives_it(line: str, s
     assert f"{said}2" not in clients.spellings(line)
 
 
+LIST = """\
+;
+; Selected TOC Entries:
+;
+6; 2615 16387 SCHEMA - au other
+2575; 0 0 ACL - SCHEMA au other
+;\tdepends on: 6
+219; 1259 16389 TABLE au u other
+;\tdepends on: 6
+222; 1259 16399 TABLE DATA child other
+;\tdepends on: 219
+2577; 0 0 COMMENT au COLUMN u.x other
+;\tdepends on: 219
+2579; 0 0 ACL au COLUMN u.x other
+;\tdepends on: 219 2578
+218; 1259 16388 SEQUENCE au u_id_seq other
+;\tdepends on: 219 6
+2580; 0 0 SEQUENCE OWNED BY au u_id_seq other
+;\tdepends on: 218
+220; 1259 16397 TABLE public mine app
+2411; 2604 16392 DEFAULT au u id other
+;\tdepends on: 219 218 219
+2566; 0 16389 TABLE DATA au u other
+;\tdepends on: 219
+2570; 0 16399 TABLE DATA DATA child other
+;\tdepends on: 222
+2567; 0 16397 TABLE DATA public mine app
+;\tdepends on: 220
+2415; 2606 16395 CONSTRAINT au u u_pkey other
+;\tdepends on: 219
+2417; 2606 16401 CONSTRAINT public mine mine_pkey app
+;\tdepends on: 220
+2413; 1259 16396 INDEX au i other
+;\tdepends on: 219
+2590; 0 0 COMMENT au INDEX i other
+;\tdepends on: 2413
+2419; 2606 16406 FK CONSTRAINT public mine mine_fkey app
+;\tdepends on: 220 219 2415
+"""
+
+
+@pytest.mark.parametrize(
+    ("skip", "gone", "along"),
+    [
+        (["SCHEMA au other"], {"6"}, {"2575"}),
+        (["TABLE  u"], {"219"}, {"2577", "2579", "2411", "2566", "2415", "2413", "2590"}),
+        (["TABLE DATA u"], {"2566"}, set[str]()),
+        (["SEQUENCE u_id_seq"], {"218"}, {"2580"}),
+        (["TABLE DATA child other"], {"222", "2570"}, set[str]()),
+        (["TABLE DATA"], set[str](), set[str]()),
+    ],
+)
+def test_what_is_nothing_without_an_entry_goes_with_it(
+    skip: list[str], gone: set[str], along: set[str]
+) -> None:
+    """Rights, comments, rows, indexes; a foreign key, another table or a sequence is said alone."""
+    lines = LIST.encode().splitlines(keepends=True)
+    stay, named = clients.less(lines, skip)
+    entries = [line.decode().rstrip("\n") for line in lines if not line.startswith(b";")]
+    numbers = {each.partition(";")[0]: each.split(" ", 3)[3].strip() for each in entries}
+    left = {line.decode().partition(";")[0] for line in stay if not line.startswith(b";")}
+
+    assert gone | along == numbers.keys() - left
+    assert {numbers[each] for each in along} == set(named)
+    assert not [line for line in stay if b"depends on" in line]
+
+
 @pytest.mark.parametrize(
     ("skip", "skipped"),
     [
