@@ -197,11 +197,13 @@ def _names(config: Config, into: str | None) -> tuple[str, str]:
     live = config.database
     target = into or restored.suffixed(live, "_restored")
     if target == live or len(target.encode()) > restored.NAME_BYTES:
-        reason = "is the live database itself" if target == live else "is longer than 63 bytes"
+        own = "is the live database's own name"
+        reason = own if target == live else "is longer than 63 bytes"
         raise ConfigInvalid(
             "config.arguments",
             f"--into {target!r} {reason}",
-            "A restore goes beside it, under another name; --swap puts it in its place.",
+            "A restore goes beside it, under another name; --swap alone puts it in its place, or "
+            "makes it where there is none.",
         )
     return live, target
 
@@ -284,13 +286,20 @@ def find(
     bad = console.some([f"{item.name} ({item.why})" for item in there.bad])
     usable = f" that can be used: {bad}" if bad else ""
     hint = "See `backups --table`." if known else f"That directory holds no backup{usable}."
+    which = ""
     if name == LATEST:
-        near = None
-        if any(item.manifest.database == database for item in known):
+        near, which = None, f" of the database {database!r}"
+        of = sorted({item.manifest.database for item in known if item.manifest.database})
+        if database in of:
             hint = "There are some of other schemas (PREFLIGHT_SCHEMAS): see `backups --table`."
+        elif of:
+            hint = (
+                f"There are some of {console.some(of)}: name that database (PGDATABASE, or what "
+                "you say it with), which need not be there, or a backup: see `backups --table`."
+            )
     raise ConfigInvalid(
         "config.arguments",
-        f"there is no backup {name!r} in {place}",
+        f"there is no backup {name!r}{which} in {place}",
         f"Did you mean {near}? {hint}" if near and known else hint,
     )
 

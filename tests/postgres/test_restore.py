@@ -400,6 +400,29 @@ def test_wrong_names_are_20(run: Run, filled: servers.Database) -> None:
     assert [] == beside(filled)
 
 
+def test_wrong_names_are_told_what_is_there(
+    run: Run, filled: servers.Database, start_server: StartServer, backup_dir: Path
+) -> None:
+    """The live one's own name, which need not be there, and `latest` of another database.
+
+    On a new server neither is, and what the hint says goes on.
+    """
+    run("backup")
+    new = start_server()
+    env = servers.Database(new, filled.name).env()
+    gone = run("restore", "latest", "--into", filled.name, env=env)
+    other = run("restore", "latest", env={**env, "PGDATABASE": "postgres"})
+    done = run("restore", "latest", "--swap", env=env)
+
+    assert [20, 20, 0] == [each.code for each in (gone, other, done)], done
+    assert f"--into {filled.name!r} is the live database's own name" == error_of(gone)["message"]
+    assert "--swap alone puts it in its place, or makes it where" in error_of(gone)["hint"]
+    said = f"there is no backup 'latest' of the database 'postgres' in {backup_dir}"
+    assert said == error_of(other)["message"]
+    hint = error_of(other)["hint"]
+    assert hint.startswith(f"There are some of {filled.name}: name that database (PGDATABASE")
+
+
 @pytest.mark.parametrize("what", ["dump", "rows"])
 def test_damaged_backup_is_not_restored(
     run: Run, filled: servers.Database, backup_dir: Path, what: str
