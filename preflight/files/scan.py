@@ -36,12 +36,12 @@ _DOLLAR = re.compile(_TAG)
 _META = re.compile(rb"\\[^\s\\]*")
 _BLOCK_EDGE = re.compile(rb"/\*|\*/")
 _FIRST = re.compile(rb"[A-Za-z]*")
-_TOKEN = re.compile(
+_TOKENS = (
     rb"%b|(?P<block>/\*)|(?<![\w$\x80-\xff])[eE]%b|'[^']*+'|\"[^\"]*+\"" % (_COMMENT, _ESCAPED)
     + rb"|(?<![\w$\x80-\xff])(?P<tag>%b)" % _TAG
-    + rb"|(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)|(?P<sign>[(),=.])",
-    re.DOTALL,
+    + rb"|(?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)|(?P<sign>[(),=.]"
 )
+_TOKEN = re.compile(_TOKENS + rb")", re.DOTALL)
 # what is no code; a quoted name is, but nothing begins in it
 _OPENED = re.compile(rb"['\"]|(?<![\w$\x80-\xff])(?:[eE]'|\$)|--|/\*")
 _ASIDES = rb"%b|(?P<block>/\*)|[eE]?%b|'[^']*+(?:''[^']*+)*+'|(?P<name>\"[^\"]*+\")|(?P<tag>%b)"
@@ -243,8 +243,13 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
                 if after < 0 or script[at] == _BACKSLASH:
                     return after
                 known = at = after
-    statement, at = _with_data(script, Statement(start, at, escaped=escaped))
-    yield statement
+    whole: Statement | Defect
+    if at == len(script) and body.open(at):
+        hint = "Each of its statements has a semicolon, also the last one before END."
+        whole, at = Defect(start, "this BEGIN ATOMIC never ends", hint), -1
+    else:
+        whole, at = _with_data(script, Statement(start, at, escaped=escaped))
+    yield whole
     return at
 
 
@@ -333,32 +338,48 @@ def copy_data(script: bytes, statement: Statement) -> tuple[int, int]:
 
 
 class _Body:
-    """Counts BEGIN ATOMIC … END of the statement that begins at `at`, as far as it was read."""
+    """Knows where BEGIN ATOMIC … END of the statement at `at` is open, as far as it was read.
+
+    By the grammar each statement of a body has a semicolon, so that only an END behind one ends it:
+    whatever else is called END or CASE is a name, a label or part of an expression. psql counts
+    them, and loses count where they are names.
+    """
 
     def __init__(self, script: bytes, at: int, *, escaped: bool) -> None:
         self.script, self.at, self.escaped = script, at, escaped
-        self.depth, self.before = 0, ""
+        self.begun = False
         said = [word for word in islice(tokens(script, at), 4) if word not in ("OR", "REPLACE")]
         self.routine = said[:1] == ["CREATE"] and said[1:2] in (["FUNCTION"], ["PROCEDURE"])
 
     def open(self, end: int) -> bool:
-        """Tell whether a semicolon at this offset stands inside such a body."""
-        if not self.routine or not (self.depth or _ATOMIC.search(self.script, self.at, end)):
-            return False
-        for word in self._tokens(end):
-            label = self.before in (".", "AS")  # there any keyword is a name
-            if not self.depth:
-                self.depth += (self.before, word) == ("BEGIN", "ATOMIC")
-            elif not label:
-                self.depth += {"CASE": 1, "END": -1}.get(word, 0)
-            self.before = word
-        self.at = end
-        return self.depth > 0
+        """Tell whether a semicolon at this offset stands inside such a body; ask at each of them.
 
-    def _tokens(self, end: int) -> Iterator[str]:
-        if self.escaped:
-            return tokens(_standard(self.script[self.at : end]))
-        return tokens(self.script, self.at, end)
+        Not about those in parentheses.
+        """
+        if self.begun:
+            self.begun = next(_each(_every(), self.script, self.at, end), "") != "END"
+        elif self.routine and _ATOMIC.search(self.script, self.at, end):
+            text = self.script[self.at : end]
+            self.begun = _begins(_standard(text) if self.escaped else text)
+        self.at = end + 1
+        return self.begun
+
+
+def _begins(head: bytes) -> bool:
+    """Tell whether a body begins in what stands before a routine's first semicolon, and goes on."""
+    depth, before, said = 0, "", _each(_every(), head)
+    for word in said:
+        if depth == 0 and (before, word) == ("BEGIN", "ATOMIC"):  # else parameters, or a label
+            return next(said, "") != "END"
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        before = word
+    return False
+
+
+@functools.cache
+def _every() -> re.Pattern[bytes]:
+    """Return what finds numbers and operators, too; few files have such a body."""
+    return re.compile(_TOKENS + rb"|\d[\w.]*+|\S)", re.DOTALL)
 
 
 def _standard(text: bytes) -> bytes:
@@ -420,8 +441,15 @@ def bodies(text: bytes, longer: int) -> Iterator[tuple[int, int]]:
 
 def tokens(text: bytes, at: int = 0, end: int | None = None) -> Iterator[str]:
     """Yield bare words in upper case, the signs ( ) , = . and `'` or `"` for what is quoted."""
+    return _each(_TOKEN, text, at, end)
+
+
+def _each(
+    pattern: re.Pattern[bytes], text: bytes, at: int = 0, end: int | None = None
+) -> Iterator[str]:
+    """Yield what a pattern of tokens finds, as `tokens` does; comments are none."""
     end = len(text) if end is None else end
-    while (token := _TOKEN.search(text, at, end)) is not None:
+    while (token := pattern.search(text, at, end)) is not None:
         at = token.end()
         if token["block"]:
             at = _block_end(text, at)

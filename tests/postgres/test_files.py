@@ -113,8 +113,12 @@ def test_statements_with_semicolons_inside_run_whole(
             "CREATE FUNCTION f(a int) RETURNS int LANGUAGE sql BEGIN ATOMIC\n"
             "  SELECT 1; SELECT CASE WHEN a > 0 THEN 2 ELSE 3 END; END;\n"
             "CREATE FUNCTION g() RETURNS int LANGUAGE plpgsql AS $g$ BEGIN RETURN 4; END; $g$;\n"
+            "CREATE FUNCTION h(a int) RETURNS numeric LANGUAGE sql BEGIN ATOMIC\n"
+            "  SELECT 2 AS end; SELECT 0.5 * CASE WHEN a > 0 THEN 2 ELSE 0.5 END; END;\n"
+            "CREATE FUNCTION k(a int) RETURNS numeric BEGIN ATOMIC SELECT a * 1.0; END;\n"
             "CREATE RULE r AS ON INSERT TO t DO ALSO\n"
-            "  (INSERT INTO log VALUES (NEW.a); INSERT INTO log VALUES (f(1) + g()));\n"
+            "  (INSERT INTO log VALUES (NEW.a);\n"
+            "   INSERT INTO log VALUES (f(1) + g() * h(1) * k(1)));\n"
             "DO $$ BEGIN INSERT INTO t VALUES (1); END; $$;\nCOMMIT;\n"
         }
     )

@@ -119,6 +119,70 @@ def test_statements_are_cut_where_the_grammar_ends_them() -> None:
         assert expected == [each.strip() for each in cut(text)], text
 
 
+# what stands in a body: numbers as they may be written, and END, CASE, BEGIN where they end nothing
+VALUES = (
+    "1.", ".5", "1.5", "0.0", "1e5", "1.e-5", "1_000", "0x1F", "0b1", "$1", "a", "t.a", "t.*",
+    "t.end", "t . case", "t./* ; */end", "t.-- ;\n begin", "x.end.case", '"end"', '"case"',
+    "atomic", "begin * atomic", "'END;'", "$$; END;$$", "E'\\'; END'", "a[1:2]", "count(*)",
+    "f(a => 1.)", "a::numeric(3, 1)", "(SELECT 1. end)", "CASE WHEN a THEN 1. END",
+    "CASE a.end WHEN 1 THEN 2 ELSE .5 END",
+    "CASE CASE WHEN true THEN 0.0 END WHEN 1 THEN (CASE WHEN b THEN 1 END) END",
+)  # fmt: skip
+LABELS = ("", "", "", " AS end", " end", " case", " AS case", ' AS "end"', " atomic", " AS begin")
+SIGNS = (" + ", " * ", "*", " - ", " || ", " @-+ ", "\n-- END;\n+ ", " /* ; */ - ", "/")
+KINDS = (
+    "SELECT {}", "SELECT {} FROM t", "SELECT 1, {}", "RETURN {}", "VALUES (1.), (.5)", "",
+    "WITH x AS (SELECT {}) TABLE x", "INSERT INTO t VALUES (1) RETURNING {}",
+    "UPDATE t SET begin = {}", "DELETE FROM t AS atomic WHERE {}",
+    "CREATE RULE r AS ON INSERT TO t DO (SELECT 1.; SELECT 2)",
+)  # fmt: skip
+HEADS = (
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql {}",
+    "create or replace procedure s . /* ; */ p(a int DEFAULT 1., begin atomic = 'x;') {}",
+    "CREATE FUNCTION s.-- ;\n f(text DEFAULT $$;$$) RETURNS TABLE (begin atomic) COST 0.5 {}",
+    'CREATE FUNCTION "BEGIN ATOMIC"() RETURNS begin {}',
+)
+ASIDES = (" ", "/* ; */", "-- END;\n")
+
+
+def body(dice: random.Random) -> str:
+    """Return a body in SQL as somebody might write it, without the semicolon behind it."""
+    if dice.random() < 0.1:
+        return f"RETURN {dice.choice(VALUES)}"
+    said = ""
+    for kind in dice.choices(KINDS, k=dice.randint(0, 4)):
+        value = dice.choice(VALUES)
+        for _ in range(dice.randint(0, 3)):
+            value += dice.choice(SIGNS) + dice.choice(VALUES)
+        if kind.startswith(("SELECT", "INSERT", "WITH")):
+            value += dice.choice(LABELS)
+        said += f" {kind.format(value)}{dice.choice(ASIDES)};"
+    return f"BEGIN{dice.choice(ASIDES)}ATOMIC{said}{dice.choice(ASIDES)}END"
+
+
+def test_bodies_in_sql_end_where_the_grammar_ends_them() -> None:
+    """Numbers, operators and names before an END neither hide it nor make one of it."""
+    dice, compared = random.Random(14), 0  # noqa: S311 - repeatable
+    while compared < 1500:
+        made = [dice.choice(HEADS).format(body(dice)) for _ in range(2)]
+        text = f"{made[0]};\nSELECT 0.5;\n{made[1]};\nCOMMIT"
+        try:
+            expected = [each.strip() for each in postgast.split(text, method="parser")]
+        except postgast.PgQueryError:
+            continue
+        compared += 1
+        assert expected == [each.strip() for each in cut(text)], text
+
+
+@pytest.mark.parametrize("rest", ["SELECT 1 END", "SELECT 1; SELECT CASE WHEN a THEN 1 END"])
+def test_body_in_sql_that_never_ends_is_told(rest: str) -> None:
+    """The server would take what follows for a part of it, and refuse all of it."""
+    text = f"SELECT 1;\nCREATE FUNCTION f() RETURNS int BEGIN ATOMIC {rest};\nCOMMIT;"
+    (defect,) = [item for item in scan.items(text.encode()) if isinstance(item, scan.Defect)]
+
+    assert (10, "this BEGIN ATOMIC never ends") == (defect.start, defect.message)
+
+
 def test_lone_carriage_return_ends_a_comment() -> None:
     """The server runs what follows it, so it must not hide a COMMIT."""
     assert ["COMMIT"] == cut("-- harmless\rCOMMIT;")
