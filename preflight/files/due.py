@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from preflight.base import memory
 from preflight.base.errors import FilesInvalid, Problem
-from preflight.files import lasting, scan
+from preflight.files import lasting, parser, scan
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
@@ -17,9 +17,33 @@ OURS = 20_000_000  # bytes that the process has at least, beside what a file tak
 
 def require(scripts: Sequence[Script], *, back: bool = False) -> None:
     """Make sure that they could be taken up, and fit into memory; raises FilesInvalid."""
-    problems = [problem for script in scripts for problem in lasting.refused(script, back=back)]
+    problems = [problem for script in scripts for problem in refused(script, back=back)]
     if problems := problems + too_large(scripts, memory.limit()):
         raise FilesInvalid.of("files.invalid", problems)
+
+
+def refused(script: Script, *, back: bool = False) -> list[Problem]:
+    """Name what cannot be run as it was meant, or not taken up, in one file."""
+    joined = (_joined(script, each) for each in script.semicolons)
+    return [*filter(None, joined), *lasting.refused(script, back=back)]
+
+
+def _joined(script: Script, statement: scan.Statement) -> Problem | None:
+    """Say where the server would run several statements in place of the one that was cut out.
+
+    No place of a mark, no plan and no look for a COMMIT would have seen those behind the first.
+    """
+    if not parser.several(statement.read(script.text)):
+        return None
+    line, column = scan.position(script.text, statement.start)
+    return Problem(
+        f"{script.file}:{line}:{column}: PostgreSQL reads several statements where one was found",
+        "Put what stands behind it into a file of its own, and report this: it is a bug.",
+        **script.named,
+        file=script.file,
+        line=line,
+        column=column,
+    )
 
 
 def too_large(scripts: Sequence[Script], limit: int | None) -> list[Problem]:

@@ -31,6 +31,8 @@ class Script:
     version: int = 0
     elsewhere: bool = False  # what it says of its transaction stands outside its text
     outside: str = field(default=OUTSIDE, compare=False)  # how it would say that it needs none
+    # its statements in which semicolons stand: several, if they were cut wrongly
+    semicolons: tuple[scan.Statement, ...] = field(default=(), compare=False)
 
     @property
     def named(self) -> dict[str, Any]:

@@ -162,6 +162,27 @@ def _parsed(text: bytes) -> Node | None:
     return tree.stmts[0].stmt if len(tree.stmts) == 1 else None
 
 
+def several(text: bytes) -> bool:
+    """Tell whether PostgreSQL's parser surely reads more than one statement in a text.
+
+    What it does not read, of a newer grammar or too large, is not known to be.
+    """
+    if len(text) <= SHALLOW:
+        return _several(text)
+    outline = outlined(text)
+    known = outline is not None and survived(lambda: _several(outline))
+    return known and outline is not None and _several(outline)
+
+
+def _several(text: bytes) -> bool:
+    try:
+        import postgast  # noqa: PLC0415 -- only for what has semicolons in it
+
+        return len(postgast.split(text.decode(), method="parser")) > 1
+    except Exception:  # noqa: BLE001 -- not read, whatever the cause, is no finding
+        return False
+
+
 def complaint(text: bytes) -> str | None:
     """Return what PostgreSQL's grammar says against a statement; a newer server may know better."""
     same = alike(text)

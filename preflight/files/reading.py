@@ -310,6 +310,7 @@ class _Found:
     directives: list[scan.Directive] = field(default_factory=list)
     control: list[scan.Statement] = field(default_factory=list)
     alone: list[scan.Statement] = field(default_factory=list)  # refused inside a transaction
+    semicolons: list[scan.Statement] = field(default_factory=list)  # that have some in them
     marked: bool = False  # by another tool's mark
 
     def wrapped(self, text: bytes, *, blank: bool) -> bool:
@@ -469,7 +470,7 @@ class Reading:
         self._restricted(text, restricted)
         checksum = hashlib.sha256(text).hexdigest()
         of = {"migration": self.source.name, "version": self.source.version}
-        said["outside"] = self.rule.hint
+        said |= {"outside": self.rule.hint, "semicolons": tuple(found.semicolons)}
         return migrations.Script(self.name, text, checksum, **of, **said)  # type: ignore[arg-type]
 
     def _needs_one(self, text: bytes) -> bool:
@@ -501,6 +502,8 @@ class Reading:
 
     def _sort(self, text: bytes, statement: scan.Statement, found: _Found) -> None:
         """Report a statement that may not stand in such a file; keep those that depend on more."""
+        if statement.semicolons:
+            found.semicolons.append(statement)
         if self.kind in ("verify", "export"):
             if not kinds.reads_only(statement.read(text)):
                 self._at(text, statement, f"a {self.kind} file holds queries only", "Use SELECT.")

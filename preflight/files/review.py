@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from preflight.files import lasting, parser, scan
+from preflight.files import due, parser, scan
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration, Script
@@ -26,7 +26,7 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
         problem.message
         for script in (file.up, file.rollback)
         if script
-        for problem in lasting.refused(script)
+        for problem in due.refused(script)
     ]
     if not statements:
         found.append("nothing but comments: it is recorded, and nothing runs")

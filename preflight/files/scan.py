@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 _TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$"
@@ -74,12 +74,14 @@ class Statement:
     """One statement: byte offsets in its script, and the inline COPY data that follows it.
 
     `escaped`: standard_conforming_strings is off, so a backslash escapes in plain texts, too.
+    `semicolons`: some stand in it, in parentheses or in a body.
     """
 
     start: int
     end: int
     data: tuple[int, int] | None = None
     escaped: bool = False
+    semicolons: bool = False
 
     def text(self, script: bytes) -> bytes:
         """Return the statement without its semicolon; the script itself if it is all of it."""
@@ -201,7 +203,7 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
     """
     body = _Body(script, start, escaped=escaped)
     run = _run(escaped=escaped)
-    known, depth = start, 0  # a name does not reach back beyond `known`
+    known, depth, inner = start, 0, False  # a name does not reach back beyond `known`
     while (at := _after(run, script, at)) < len(script):
         match script[at : at + 1]:
             case b"(":
@@ -211,7 +213,7 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
             case b";":
                 if depth == 0 and not body.open(at):
                     break
-                at += 1
+                at, inner = at + 1, True
             case b"$":
                 tag = _DOLLAR.match(script, at)
                 if tag is None or _name_before(script, known, at):
@@ -236,7 +238,7 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
             case _:  # -- /* \
                 item, after = _aside(script, at)
                 if _LAST.match(script, at):
-                    yield Statement(start, at, escaped=escaped)
+                    yield Statement(start, at, escaped=escaped, semicolons=inner)
                     return after
                 if item is not None:
                     yield item
@@ -248,7 +250,8 @@ def _statement(  # noqa: C901, PLR0912 -- one branch a kind of token
         hint = "Each of its statements has a semicolon, also the last one before END."
         whole, at = Defect(start, "this BEGIN ATOMIC never ends", hint), -1
     else:
-        whole, at = _with_data(script, Statement(start, at, escaped=escaped))
+        made = Statement(start, at, escaped=escaped, semicolons=inner)
+        whole, at = _with_data(script, made)
     yield whole
     return at
 
@@ -316,7 +319,7 @@ def _with_data(script: bytes, statement: Statement) -> tuple[Statement | Defect,
         hint = r"End it with a line \."
         return Defect(start, "the data of COPY … FROM stdin never ends", hint), -1
     data = after + 1, close.end()
-    return Statement(start, end, data, escaped=statement.escaped), close.end()
+    return replace(statement, data=data), close.end()
 
 
 def copies(text: bytes, direction: str) -> bool:
@@ -356,9 +359,11 @@ class _Body:
 
         Not about those in parentheses.
         """
+        if not self.routine:
+            return False
         if self.begun:
             self.begun = next(_each(_every(), self.script, self.at, end), "") != "END"
-        elif self.routine and _ATOMIC.search(self.script, self.at, end):
+        elif _ATOMIC.search(self.script, self.at, end):
             text = self.script[self.at : end]
             self.begun = _begins(_standard(text) if self.escaped else text)
         self.at = end + 1

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from preflight.files import due, reading
+from preflight.files import due, reading, scan
+from preflight.files.migrations import Script
 
 SIZE = 4_000_000
 LITERAL = f"INSERT INTO a VALUES ('{'x' * SIZE}');\n"
@@ -41,3 +42,37 @@ def test_all_files_of_a_run_are_at_hand_together() -> None:
 
     assert [] == due.too_large(scripts[:2], limit)
     assert [1, 2, 3] == [problem.version for problem in due.too_large(scripts, limit)]
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("SELECT 1; COMMIT; DELETE FROM a", True),
+        (f"SELECT '{'x' * 9000}'; COMMIT", True),
+        ("CREATE RULE r AS ON INSERT TO a DO (SELECT 1; SELECT 2)", False),
+        ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2.; END", False),
+        ("CREATE SOMETHING NEW (SELECT 1; SELECT 2); COMMIT", False),  # of a grammar to come
+        (f"SELECT {'1 + ' * 50_000}1; COMMIT", False),  # too large a tree
+    ],
+)
+def test_statement_that_the_server_reads_as_several_is_refused(text: str, *, refused: bool) -> None:
+    """Behind the cut, as a second wall: nobody would see those behind the first."""
+    whole = scan.Statement(10, 10 + len(text), semicolons=True)
+    script = Script("007_a.sql", f"SELECT 0;\n{text}".encode(), "", semicolons=(whole,), version=7)
+    found = [(each.version, each.file, each.line, each.column) for each in due.refused(script)]
+
+    assert ([(7, "007_a.sql", 2, 1)] if refused else []) == found
+
+
+def test_statements_with_semicolons_in_them_are_kept_to_be_asked_about() -> None:
+    """Those alone: no other can be several."""
+    texts = [
+        "SELECT ';', $$;$$ /* ; */",
+        "CREATE RULE r AS ON INSERT TO a DO (SELECT 1; SELECT 2)",
+        "INSERT INTO a VALUES (1), (2)",
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 2.; END",
+    ]
+    script = reading.kept(7, "007_a", "up", ";\n".join(texts).encode())
+
+    kept = [each.text(script.text).decode() for each in script.semicolons]
+    assert [texts[1], texts[3]] == kept
