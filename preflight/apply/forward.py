@@ -17,6 +17,7 @@ from preflight.apply import fresh, outside, patience, statements, verify
 from preflight.base import stop
 from preflight.base.errors import (
     ConnectionLost,
+    DatabaseBusy,
     Failure,
     LockBusy,
     MigrationFailed,
@@ -120,8 +121,11 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     except (LockBusy, ConnectionLost, TargetUnusable):
         raise  # the file never ran, without the lock or without its row
     except Failure as failure:
-        _record_failure(session, migration, failure)
-        raise
+        stays = _what_stays(session, migration, script, failure)
+        _record_failure(session, migration, stays or failure)
+        if stays is None:
+            raise
+        raise stays from failure
     except stop.Stopped:
         if left := stop.left(session):
             _journal_failure(session, migration, Problem(f"stopped by a signal; {left}"))
@@ -371,6 +375,40 @@ def _record_failure(session: Session, migration: Migration, failure: Failure) ->
     problem = failure.problem
     structlog.get_logger().error("migration.failed", **migration.named, **_without_names(problem))
     _journal_failure(session, migration, problem)
+
+
+def _what_stays(
+    session: Session, migration: Migration, script: Script, failure: Failure
+) -> MigrationPartial | None:
+    """Return the failure as it is to be told where the file has ended the runner's transaction.
+
+    Then what claimed its row is committed, and so is all that ran before: nothing is rolled back.
+    """
+    if not script.transactional or migration.repeat or session.lost:
+        return None
+    if not isinstance(failure, MigrationFailed | DatabaseBusy):
+        return None
+    try:
+        sessions.roll_back(session)
+        session.reset()
+        row = ledger.row_of(session, migration.version)
+    except psycopg.Error:
+        return None
+    back = script != migration.up
+    ours = row is not None and (row.run_id, row.state) == (session.config.run_id, "running")
+    if not (row is None if back else ours):
+        return None
+    adopt, again = f"`adopt {migration.written}` where all of", f"`force {migration.written}` where"
+    return failure.retold(
+        MigrationPartial,
+        message=f"{failure}; what ran before the file ended the runner's transaction stays",
+        hint="Leave transaction control to the runner. Look at the database: "
+        + (
+            f"the history has no row of it any more; {adopt} it is there still."
+            if back
+            else f"{adopt} it is there, {again} nothing of it is."
+        ),
+    )
 
 
 def _journal_failure(session: Session, migration: Migration, problem: Problem) -> None:

@@ -47,6 +47,42 @@ TABLE = "CREATE TABLE t (id int PRIMARY KEY, name text);\n"
 # --- what a failure leaves ------------------------------------------------------------------------
 
 
+# a COMMIT that is a text to whoever does not know that backslashes escape now
+HIDDEN = (
+    "SELECT set_config('standard_conforming_strings', 'off', true);\n"
+    "DROP TABLE IF EXISTS one;\nSELECT 'x\\', ', 1; COMMIT; SELECT {}; --';\n"
+)
+
+
+@pytest.mark.parametrize("then", ["1/0", "1"])
+def test_what_a_file_has_committed_is_never_told_as_rolled_back(
+    run: Run, database: servers.Database, migrations: WriteMigrations, then: str
+) -> None:
+    """Where it ended our transaction in a way that nobody sees: 31, and that it stays."""
+    migrations({"001_a.sql": "CREATE TABLE one ()", "002_b.sql": HIDDEN.format(then)})
+    failed = run()
+
+    assert 31 == failed.code, str(failed)
+    assert "what ran before the file ended the runner's transaction stays" in str(failed)
+    assert "nothing of it stayed" not in str(failed)
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+    forced = run("force", "2")
+    assert (31, False) == (forced.code, "nothing of it stayed" in str(forced)), str(forced)
+
+
+def test_what_a_rollback_file_has_committed_is_never_told_as_rolled_back(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """Its row is gone with what it did."""
+    migrations({"001_a.sql": "CREATE TABLE one ()", "001_a_rollback.sql": HIDDEN.format("1/0")})
+    applied, failed = run(), run("rollback")
+
+    assert [0, 31] == [applied.code, failed.code], f"{applied}{failed}"
+    assert "the history has no row of it any more" in error_of(failed)["hint"]
+    assert 3 == run("check").code
+
+
 @pytest.mark.fault("E108")
 def test_failing_file_is_rolled_back_and_later_ones_do_not_run(
     run: Run, database: servers.Database, migrations: WriteMigrations
