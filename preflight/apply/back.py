@@ -323,13 +323,13 @@ def _require_absent(session: Session, step: Step, outcome: Callable[..., Failure
     left = [check for check in checks if check.effect and check.ok]
     if left:
         names = "; ".join(f"{check.suite}: {check.check}" for check in left[:5])
+        hint = "Correct the rollback file; it must undo all that the verify file looks for."
+        if not session.copy and not step.script.transactional:
+            hint = verify.BEHIND
         raise outcome(
             "rollback.incomplete",
             f"{step.script.file} ran, but {len(left)} effects of {step.migration.name} are still "
             f"there ({names})",
-            verify.advice(
-                session,
-                "Correct the rollback file; it must undo all that the verify file looks for.",
-            ),
+            verify.advice(session, hint),
             **step.migration.named,
         )

@@ -30,23 +30,25 @@ def require_resumable(file: Migration, row: journal.Row, *, back: bool = False) 
     old = [_sent(statement, before) for statement in scan.statements(before)]
     new = [_sent(statement, file.up.text) for statement in file.up.statements()]
     begun = max(row.statements_done, row.statements_started)
-    reason = None
+    reason, changed = None, f"the file's first {begun} statements changed since they ran"
     if not 0 <= row.statements_done <= begun <= len(old):
         reason = f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
     elif file.up.transactional:
         reason = "the file runs in a transaction now"
     elif old[:begun] != new[:begun]:
-        reason = f"the file's first {begun} statements changed since they ran"
+        reason = changed
     elif row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
         reason = f"what statement {begun} did cannot be read back"
     elif gone := lasting.before(file.up, row.statements_done):
         reason = gone
     if reason:
-        hint = f"Look at the database. All of it is there: `adopt {file.written}`. Run it again "
-        hint += f"from its start: `force {file.written}`."
+        look, again = "Look at the database.", f"from its start: `force {file.written}`."
+        hint = f"{look} All of it is there: `adopt {file.written}`. Run it again {again}"
         if back:
-            hint = "Look at the database. To go on: `rollback`, with the rollback file as it ran. "
-            hint += f"To have the migration back, from its start: `force {file.written}`."
+            hint = f"{look} To go on: `rollback`, with the rollback file as it ran, and what is "
+            hint += f"missing behind that. To have the migration back, {again}"
+        elif reason == changed:
+            hint = f"To go on, put them back as they ran, with what is missing behind them. {hint}"
         raise NeedsRepair(
             "migration.needs_repair",
             f"{'the rollback of ' if back else ''}{file.name} stopped after {row.statements_done} "

@@ -38,6 +38,11 @@ class Check:
     told: bool = True  # false: the query failed, and nobody knows what it would have told
 
 
+# where a file has no transaction: what has run of it stays, and may not be another text
+BEHIND = (
+    "Add what is missing behind the statements that have run, which stay as they are, or correct "
+    "the verify file; a re-run goes on there and verifies again."
+)
 CLOSING = "ROLLBACK TO SAVEPOINT preflight_verify; RELEASE SAVEPOINT preflight_verify"
 
 
@@ -202,15 +207,15 @@ def require(
         ) from error
     if failed(checks):
         report(migration, checks)
-        tail = ""  # a copy keeps nothing
+        hint = "Correct the migration or its verify file."  # a copy keeps nothing
         if not session.copy and migration.up.transactional:
-            tail = "; everything was rolled back"
+            hint = "Correct the migration or its verify file; everything was rolled back."
         elif not session.copy:
-            tail = "; its statements stay, and a re-run verifies again"
+            hint = BEHIND
         raise outcome(
             "verify.failed",
             f"{migration.name} ran, but {described(checks)}",
-            advice(session, f"Correct the migration or its verify file{tail}."),
+            advice(session, hint),
             **migration.named,
         )
 

@@ -783,7 +783,7 @@ def test_statement_that_cannot_be_read_back_needs_repair(
 def test_failed_verify_file_is_asked_again(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """31: the statements stay and are not repeated, and a re-run verifies again."""
+    """31: what has run stays and is not repeated; what is missing is added behind it."""
     migrations(
         {
             "001_a.sql": MARK + "INSERT INTO t VALUES (7);",
@@ -796,8 +796,13 @@ def test_failed_verify_file_is_asked_again(
 
     assert (31, "verify.failed") == (failed.code, error_of(failed)["code"])
     assert ["there is an 8"] == [each["check"] for each in failed.event("check.failed")]
+    assert error_of(failed)["hint"].startswith("Add what is missing behind the statements that")
     assert 31 == run().code
-    database.query("INSERT INTO t VALUES (8)")
+    migrations({"001_a.sql": MARK + "INSERT INTO t VALUES (8);"})
+    changed = run()
+    assert 32 == changed.code, str(changed)
+    assert "as they ran, with what is missing behind them" in error_of(changed)["hint"]
+    migrations({"001_a.sql": MARK + "INSERT INTO t VALUES (7);\nINSERT INTO t VALUES (8);"})
     assert 0 == run().code
     assert [1] == database.query("SELECT count(*) FROM t WHERE a = 7")
 

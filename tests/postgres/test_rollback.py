@@ -567,6 +567,32 @@ def test_rollback_without_transaction_resumes_where_it_stopped(
     assert [1, 2] == database.query(PRESENT)
 
 
+def test_rollback_without_transaction_that_leaves_something_goes_on_behind_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What has run of it may not be another text: the rest is added behind, as the hint says."""
+    first = "DROP INDEX CONCURRENTLY i;\n"
+    migrations({
+        "001_a.sql": "CREATE TABLE a (b int); CREATE INDEX i ON a (b); CREATE INDEX j ON a (b);",
+        "001_a_rollback.sql": MARK + first,
+        "001_a_verify.sql": VERIFY.format("i") + VERIFY.format("j"),
+    })  # fmt: skip
+    off = {"PREFLIGHT_BACKUP": "off"}
+    assert 0 == run(env=off).code
+    left = run("rollback", env=off)
+    migrations({"001_a_rollback.sql": MARK + "DROP TABLE a;\n"})
+    changed = run("rollback", env=off)
+    migrations({"001_a_rollback.sql": MARK + first + "DROP TABLE a;\n"})
+    done = run("rollback", env=off)
+
+    assert [31, 32, 0] == [left.code, changed.code, done.code], f"{left}{changed}{done}"
+    error = left.finished["error"]
+    assert "rollback.incomplete" == error["code"]
+    assert error["hint"].startswith("Add what is missing behind the statements that have run")
+    assert "what is missing behind that" in changed.finished["error"]["hint"]
+    assert dropped(database, "a")
+
+
 def test_killed_rollback_without_transaction_is_finished_by_the_next(
     start: Start, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
