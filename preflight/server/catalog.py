@@ -234,6 +234,20 @@ WHERE NOT s.seqcycle AND c.relpersistence <> 't' {only}
  SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
   AND d.objid = c.oid AND d.deptype = 'e')
 """
+# No dump holds them, and no definition tells them; both have that of a partitioned table which
+# lacks one of a partition. Who builds one holds its table, from his first transaction to his last.
+_INVALID = """
+SELECT c.oid::int8, pg_catalog.format('%I.%I', n.nspname, c.relname),
+ pg_catalog.format('%I.%I', m.nspname, t.relname),
+ EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_progress_create_index p
+  ON p.pid = l.pid WHERE l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
+  AND p.datname = pg_catalog.current_database())
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class t ON t.oid = i.indrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = t.relnamespace
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND n.nspname::text NOT LIKE 'pg\\_%' {only} ORDER BY 2
+"""
 # What a lock on the tables does not hold still: one row each with its version. pg_dump lists the
 # objects in its snapshot, but prints what they are from the catalogs as they are by then. REFRESH
 # and REINDEX write to pg_class and change nothing that is dumped: there the name is the version.
@@ -592,6 +606,12 @@ def sequences(session: Session, schemas: Sequence[str] = ()) -> dict[str, tuple[
     return {name: (up, last) for name, up, last in session.execute(query).fetchall()}
 
 
+def invalid_indexes(session: Session, schemas: Sequence[str] = ()) -> list[Invalid]:
+    """Return the indexes that are INVALID, in the order of their names."""
+    query = _INVALID.replace("{only}", only(schemas))
+    return [Invalid(*row) for row in session.execute(query).fetchall()]
+
+
 def marks(
     session: sessions.Place, schemas: Sequence[str] = (), *, whole: bool = False
 ) -> packed.Packed:
@@ -639,6 +659,20 @@ def constructors(session: Session, schemas: Sequence[str] = ()) -> list[tuple[st
     """Return the functions of ranges that a restore calls otherwise: what, and why."""
     found = session.execute(_CONSTRUCTORS.replace("{only}", only(schemas))).fetchall()
     return [(what, f"{CALLED}{now}, as its type is called by now") for what, now in found]
+
+
+class Invalid(NamedTuple):
+    """An INVALID index: its number, its name, its table's, and whether somebody builds it now."""
+
+    oid: int
+    name: str
+    table: str
+    built: bool
+
+    @property
+    def drop(self) -> str:
+        """The statement that drops it beside whoever is at work on its table."""
+        return f"DROP INDEX CONCURRENTLY {self.name}"
 
 
 class Key(NamedTuple):

@@ -1494,6 +1494,75 @@ def test_failure_in_earnest_says_whether_anything_stays(
     )
 
 
+def test_invalid_index_is_named_by_the_run_that_leaves_it_and_by_those_after(
+    run: Run, app: Path, database: servers.Database
+) -> None:
+    """No dump holds it, so the copy cannot tell that it is in the way.
+
+    31 that names it as changed; then a warning before the trial and in the hint of the failure; in
+    `wrap.finished` where a command passes over it.
+    """
+    builds = "CREATE UNIQUE INDEX CONCURRENTLY named ON items ((id * 0))"
+    tool = app / "tool.py"
+    tool.write_text(
+        TOOL.replace("        run(connection)\n", f"        connection.execute({builds!r})\n")
+    )
+    drop = "DROP INDEX CONCURRENTLY public.named"
+    index = "INVALID index public.named of public.items"
+
+    left = run(*command(app), env={"PREFLIGHT_REHEARSE": "off"})
+    database.query("DELETE FROM items WHERE id = 2")
+    blocked = run(*command(app))
+    tool.write_text(tool.read_text().replace("CONCURRENTLY", "CONCURRENTLY IF NOT EXISTS"))
+    passed = run(*command(app))
+
+    error = left.finished["error"]
+    assert (31, "wrap.partial") == (left.code, error["code"]), left
+    assert f"it has changed {index} made" in error["message"]
+    assert drop in error["hint"]
+    error = blocked.finished["error"]
+    assert blocked.code in {30, 31}, blocked
+    assert drop in error["hint"]
+    assert "what is different here?" not in error["hint"]
+    assert "made" not in error["message"]
+    (warned,) = [each for each in blocked.event("rehearsal.warned") if drop in each["reason"]]
+    assert [index] == warned["objects"]
+    (finished,) = passed.event("wrap.finished")
+    assert (0, "warning") == (passed.code, finished["level"]), passed
+    assert drop in finished["reason"]
+
+
+def test_index_that_is_being_built_is_not_called_left(
+    app: Path, database: servers.Database
+) -> None:
+    """It is INVALID until it is whole, and whoever builds it is no command of ours."""
+    del app
+    config = Config.from_env({**database.env()}, Path("/nowhere"), "run")
+    invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    with (
+        sessions.connect(config) as session,
+        database.server.connect(database.name) as holds,
+        database.server.connect(database.name) as builds,
+    ):
+        before = written.look(session, None)
+        builds.autocommit = True
+        with holds.transaction(force_rollback=True):
+            holds.execute("INSERT INTO items VALUES (9, 'x')")
+            builds.pgconn.send_query(b"CREATE INDEX CONCURRENTLY named ON items (name)")
+            builds.pgconn.flush()
+            while database.query(invalid) == [0]:
+                pass
+            at_work = written.invalid(session)
+            builds.cancel_safe()
+            while builds.pgconn.get_result() is not None:
+                pass
+        given_up = written.invalid(session)
+
+    assert [True] == [each.built for each in at_work]
+    assert [] == written.left(before, at_work)
+    assert ["public.named"] == [each.name for each in written.left(before, given_up)]
+
+
 @pytest.mark.parametrize(
     ("statement", "undo", "named"),
     [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import structlog
 
-from preflight.base import console, stop
+from preflight.base import console, quoting, stop
 from preflight.base.errors import MigrationPartial, RehearsalFailed, VerifyFailed
 from preflight.commands.wrapping import (
     checked,
@@ -140,6 +140,7 @@ class _Trial:
                 **({"unseen": fence.unseen} if fence.unseen else {}),
                 **({"not_led": list(led.left)} if led.left else {}),
             )
+            self._warn_of_invalid()
             before, size = compared.state(copy), self._size()
             if self.copy.server is None:
                 self.shared = compared.asked(copy, shared.state)
@@ -183,6 +184,26 @@ class _Trial:
         structlog.get_logger().info("wrap.rehearsed", command=self.wrapped.name, **told)
         bare = bool(self.copy.without) or led.renamed
         return Rehearsed(changes, bare, told, tuple(self.unsure))
+
+    def _warn_of_invalid(self) -> None:
+        """Name the live database's INVALID indexes that the copy lacks: no dump holds them."""
+        there = {each.name for each in written.invalid(self.copy.session)}
+        within = self.copy.part.schemas if self.copy.part else ()
+        found = [
+            each
+            for each in written.invalid(self.session)
+            if not (each.built or each.name in there)
+            and (not within or quoting.parts(each.name)[0] in within)
+        ]
+        if found:
+            drops = console.some([each.drop for each in found])
+            structlog.get_logger().warning(
+                "rehearsal.warned",
+                reason="the live database has INVALID indexes, and the copy has not, for no dump "
+                "holds them: a command that makes one of such a name goes well on the copy and "
+                f"fails in earnest. Before that: {drops}",
+                objects=[f"INVALID index {each.name} of {each.table}" for each in found][:100],
+            )
 
     def _changes(
         self, before: compared.State, ended: child.Ended, left: Sequence[prepared.Prepared]

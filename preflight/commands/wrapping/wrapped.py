@@ -118,6 +118,7 @@ class _Run:
         stop.leaves(self.session, "what the command has committed stays, but it is not recorded")
         try:
             self._look_for_prepared()
+            self._look_for_invalid(before, copy)
             its = self._its_prepared(rehearsed=copy is not None)
             if its:
                 self.doubts.append(_held(its)[2:])
@@ -251,8 +252,10 @@ class _Run:
             )  # fmt: skip
             what = f"what stays of it nobody can tell: {reason}{self._at_work(alone=alone)}"
             what += _held(self.prepared)
+        in_the_way = self._in_the_way()
         if what is None:
             same = "The same went well on the copy: what is different here? " if copy else ""
+            same = in_the_way or same
             return MigrationFailed(
                 "wrap.failed",
                 f"{how}; {_NOTHING if before.sees_all else _AS_FAR_AS_SEEN}",
@@ -262,9 +265,22 @@ class _Run:
         return MigrationPartial(
             "wrap.partial",
             f"{how}; {what}",
-            f"Look at the database. Run again when the tool can go on from there; {self._back()}.",
+            f"{in_the_way}Look at the database. Run again when the tool can go on from there; "
+            f"{self._back()}.",
             context=context,
         )
+
+    def _in_the_way(self) -> str:
+        """Say which INVALID indexes there are, of this run or of one before it; or nothing."""
+        from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
+
+        found: list[str] = []
+        with suppress(psycopg.Error):
+            found = [each.drop for each in written.invalid(self.session) if not each.built]
+        return (
+            "The live database has INVALID indexes, which no dump holds and which may be in the "
+            f"way there: {console.some(found)}. "
+        ) if found else ""  # fmt: skip
 
     def _left(self, before: written.Before, *, alone: bool) -> str | None:
         """Say what stays of a command that failed; None: nothing. Raises psycopg.Error."""
@@ -301,6 +317,28 @@ class _Run:
         except psycopg.Error:
             if self.session.lost:
                 raise
+
+    def _look_for_invalid(self, before: written.Before, copy: Rehearsed | None) -> None:
+        """Look which INVALID indexes a command has left, or passed over, that ended well.
+
+        CREATE INDEX IF NOT EXISTS is content with one. That takes no success away.
+        """
+        from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
+
+        try:
+            now = written.invalid(self.session)
+        except psycopg.Error:
+            if self.session.lost:
+                raise
+            return
+        found = written.left(before, now)
+        made = copy.changes.made if copy else {}
+        found += [e for e in now if e not in found and not e.built and f"index {e.name}" in made]
+        if found:
+            self.doubts.append(
+                "INVALID indexes are there, which serve no query and slow every write: "
+                f"{console.some([each.drop for each in found])}, then make them anew"
+            )
 
     def _its_prepared(self, *, rehearsed: bool) -> list[prepared.Prepared]:
         """Return those that may be the command's where it has ended well.

@@ -34,6 +34,7 @@ class Before:
     tables: Sequence[tools.Table]
     rows: Sequence[str]
     sequences: Mapping[str, object]
+    invalid: Sequence[catalog.Invalid]  # indexes, which `state` leaves out
     lasting: packed.Rows  # what no rollback takes back
     sees_all: bool  # of that
     number: int  # of a transaction of ours: whose is lower was at work before
@@ -48,6 +49,7 @@ def look(session: Session, history: str | None) -> Before:
         tables,
         tools.rows(session, tables),
         compared.asked(session, catalog.sequences),
+        invalid(session),
         lasting,
         sees_all,
         _number(session),
@@ -93,7 +95,21 @@ def changed(session: Session, before: Before, history: str | None) -> list[str]:
     """Name what is not as it was: objects, and the tool's history."""
     now = look(session, history)
     found = compared.between(before.state, now.state, session.config.schema).names
+    found += [
+        f"INVALID index {each.name} of {each.table} made" for each in left(before, now.invalid)
+    ]
     return found + (["rows of the tool's history table"] if now.rows != before.rows else [])
+
+
+def invalid(session: Session) -> list[catalog.Invalid]:
+    """Return the INVALID indexes of a database."""
+    return compared.asked(session, catalog.invalid_indexes)
+
+
+def left(before: Before, now: Sequence[catalog.Invalid]) -> list[catalog.Invalid]:
+    """Return which INVALID indexes have come since, and nobody builds them."""
+    known = {each.oid for each in before.invalid}
+    return [each for each in now if not each.built and each.oid not in known]
 
 
 def lasting(session: Session, before: Before) -> list[str]:
