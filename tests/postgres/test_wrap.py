@@ -1367,15 +1367,20 @@ def test_what_was_not_looked_at_is_said(run: Run, app: Path) -> None:
 @pytest.mark.parametrize(
     "body", ["run(connection)", "connection.execute('CREATE TABLE early (n int)')"]
 )
-def test_wall_keeps_a_command_off_the_live_database(
+def test_wall_keeps_a_command_off_the_live_database(  # noqa: PLR0913, PLR0917 -- fixtures
     run: Run,
     app: Path,
     database: servers.Database,
     body: str,
     local: dict[str, str | None],
+    environment: dict[str, str],
 ) -> None:
-    """It cannot connect to anything but the copy, so the live database is never touched."""
+    """It cannot connect to anything but the copy, so the live database is never touched.
+
+    What leads to another database of its server is named: that may be where it wanted to go.
+    """
     stubborn(app, database, body)
+    local["AUDIT_URL"] = environment["DATABASE_URL"].rpartition("/")[0] + "/audit"
     (app / "versions/002.sql").write_text(GOOD)
     before = tables(database)
 
@@ -1383,7 +1388,34 @@ def test_wall_keeps_a_command_off_the_live_database(
 
     error = found.event("run.finished")[0]["error"]
     assert (27, "wrap.not_redirected") == (found.code, error["code"]), found
+    assert "(AUDIT_URL)" in error["hint"]
     assert before == tables(database)
+
+
+@pytest.mark.skipif(not wall.available(), reason="this kernel has no TCP rules of Landlock")
+@pytest.mark.parametrize("named", [True, False])
+def test_what_else_a_command_needs_is_asked_behind_the_wall(
+    run: Run,
+    app: Path,
+    local: dict[str, str | None],
+    environment: dict[str, str],
+    named: bool,  # noqa: FBT001
+) -> None:
+    """It fails for that, not for its data: its line and the variable are told, and what helps."""
+    url = environment["DATABASE_URL"].rpartition("/")[0] + "/queue"
+    there = 'os.environ["QUEUE_URL"]' if named else repr(url)
+    local["QUEUE_URL"] = url if named else None
+    text = TOOL.replace("run(connection)\n", f"run(connection)\n        psycopg.connect({there})\n")
+    (app / "tool.py").write_text(text)
+
+    found = run(*command(app), env=local)
+
+    error = found.finished["error"]
+    assert (27, "wrap.rehearsal_failed") == (found.code, error["code"]), found
+    assert re.search(r"exit code 1: .*[Pp]ermission denied", error["message"])
+    assert named == ("(QUEUE_URL)" in error["hint"])
+    assert "PREFLIGHT_REHEARSE_ON=server" in error["hint"]
+    assert "correct the data" not in error["hint"]
 
 
 def test_command_that_waits_for_the_net_is_asked_what_it_did_before(

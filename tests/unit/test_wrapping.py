@@ -744,3 +744,20 @@ def test_look_that_is_answered_too_late_does_not_count() -> None:
     )
 
     assert {7: 754} == found
+
+
+@pytest.mark.parametrize(
+    ("line", "closed"),
+    [
+        ('connection to server at "127.0.0.1", port 5432 failed: Permission denied', True),
+        ("dial tcp 10.0.0.5:5432: connect: permission denied", True),
+        ("Error: connect EACCES 10.0.0.5:5432", True),
+        ("OSError: [Errno 13] Connect call failed ('10.0.0.5', 5432)", True),
+        ('FATAL:  permission denied for database "app"', False),
+        ("ERROR:  permission denied to create database", False),
+        ("could not open file: Permission denied", False),
+    ],
+)
+def test_right_that_a_role_lacks_is_no_wall(line: str, *, closed: bool) -> None:
+    """Clients say that they may not connect, servers that a role may not do a thing."""
+    assert closed == said.is_closed(line)

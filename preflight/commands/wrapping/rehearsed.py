@@ -23,6 +23,7 @@ from preflight.commands.wrapping import (
     leading,
     lock_timeout,
     onlooker,
+    said,
     shared,
     tools,
     written,
@@ -108,6 +109,8 @@ class _Trial:
         self.wrapped = wrapped
         self.tables = look.tables
         self.live_is = ""  # what is true of the live database once the command has been tried
+        self.walled = False  # it can connect to the copy alone
+        self.others: tuple[str, ...] = ()  # what leads to another database of the live server
         self.copy = copy
         self.backup = saved.name if saved and saved.visible else None  # no draft of `plan`
         self.shared: packed.Rows | None = None  # where the copy's server is not thrown away
@@ -129,6 +132,7 @@ class _Trial:
                     named=asked.history,
                 )
             )
+            self.walled, self.others = fence.sure, led.others
             live = written.look(self.session, asked.history)
             say = structlog.get_logger()
             (say.warning if fence.kind == fences.TRUST or led.left else say.info)(
@@ -414,15 +418,35 @@ class _Trial:
         if there.was_there() or changes.names:
             return
         if not ended.code or fence.crossed or (fence.sure and ended.closed):
-            raise self._elsewhere(how(ended), ended.last)
+            raise self._elsewhere(how(ended), ended.last, self._apart(ended))
         raise self._failed(ended, _BEFORE)
 
-    def _elsewhere(self, how: str, last: Sequence[str] = ()) -> RehearsalFailed:
+    def _apart(self, ended: child.Ended) -> str:
+        """Say what leads where it could not connect, and what helps; nothing where it did not say.
+
+        That is elsewhere than to the copy, where a wall is.
+        """
+        if not (self.walled and ended.closed):
+            return ""
+        if not self.others:
+            return (
+                "it could connect to the copy alone: have it need no other service or database, or "
+                "rehearse beside the live database (PREFLIGHT_REHEARSE_ON=server)"
+            )
+        return (
+            "it could connect to the copy alone, and there is no copy of other databases of the "
+            f"live server ({console.some(self.others)}): have a wrap for each database, or, where "
+            "it may do for good there what it does in each trial, rehearse beside the live one "
+            "(PREFLIGHT_REHEARSE_ON=server)"
+        )
+
+    def _elsewhere(self, how: str, last: Sequence[str] = (), apart: str = "") -> RehearsalFailed:
         return RehearsalFailed(
             "wrap.not_redirected",
             f"the command was led to the copy, and no session of it was seen there: {how}",
             "Does it take its address from a file or an argument? Name the variable that it reads "
-            f"with --url-variable. {self.live_is}.",
+            f"with --url-variable. {self.live_is}"
+            + (f"; {apart}." if self.others and apart else "."),
             context="\n".join(last) or None,
         )
 
@@ -439,17 +463,17 @@ class _Trial:
 
     def _left_out(self, ended: child.Ended) -> scratch.Unavailable | None:
         """Return why its failure tells nothing: what it misses is left out on the copy."""
-        said = [found for line in ended.last if (found := _MISSING.search(line))]
-        if not said:
+        missing = [found for line in ended.last if (found := _MISSING.search(line))]
+        if not missing:
             return None
-        failure = f"on the restored copy {how(ended)}: {said[-1].string}"
-        kind, name = _KINDS.get(said[-1][1].lower(), "relation"), said[-1][2].replace('"', "")
+        failure = f"on the restored copy {how(ended)}: {missing[-1].string}"
+        kind, name = _KINDS.get(missing[-1][1].lower(), "relation"), missing[-1][2].replace('"', "")
         return limits.left_out(
             self.session, self.copy.part, self.copy.lacking, failure, kind, [name]
         )
 
     def _failed(self, ended: child.Ended, more: str = "") -> RehearsalFailed:
-        what = "correct the data or the migration"
+        what, refused = "correct the data or the migration", list[str]()
         if more == _BEFORE:
             what = (
                 "correct what its last lines say, or, where they speak of an address, name the "
@@ -459,7 +483,10 @@ class _Trial:
             what = "have it end with COMMIT PREPARED or ROLLBACK PREPARED what it prepares"
         elif more:
             what = "have it wait for all that it starts"
-        last = f": {ended.last[-1]}" if ended.last else ""
+        elif apart := self._apart(ended):
+            what = apart
+            refused = [line for line in ended.last if said.is_closed(line)]
+        last = f": {(refused or ended.last)[-1]}" if ended.last else ""
         if self.copy.server is None and any(map(_LEFT.search, ended.last)):
             what += (
                 ", or take back what an earlier trial has left on the copy's server, and have the "

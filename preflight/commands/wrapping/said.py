@@ -19,7 +19,7 @@ DEEPEST = 100  # levels of a JSON object that stays one
 _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(10, 32), *range(127, 160))}
 _CLOSED = re.compile(  # how clients say that the kernel does not let them connect
-    r"(?i)(?=.*(?:permission denied|EACCES|errno 13\b|os error 13\b))"
+    r"(?i)(?=.*(?:permission denied(?! (?:for|to)\b)|EACCES|errno 13\b|os error 13\b))"
     r"(?=.*(?:connect|socket|dial|server|database|tcp|host))"
 )
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
@@ -74,8 +74,16 @@ class Heard:
             text = text.encode("utf-8", "backslashreplace").decode()  # half an emoji is no text
         if text:
             self.last.append(text)
-            self.closed = self.closed or bool(_CLOSED.match(text))
+            self.closed = self.closed or is_closed(text)
             structlog.get_logger().info("wrap.said", stream=self.stream, **said, **self.more)
+
+
+def is_closed(text: str) -> bool:
+    """Tell whether a line says that the kernel does not let a client connect.
+
+    What a server says so of a role's rights (`permission denied for database app`) is no such one.
+    """
+    return _CLOSED.match(text) is not None
 
 
 def _object(text: str) -> dict[str, Any] | None:
