@@ -1238,14 +1238,16 @@ def test_command_that_dies_before_it_connects_says_why_itself(
 ) -> None:
     """A syntax error is 27 with its last lines, and no riddle about addresses."""
     (app / "tool.py").write_text("import no_such_module\n")
+    env = (local if kept_off == "wall" else {}) | {"WHERE": "nowhere"}
 
-    found = run(*command(app), env=local if kept_off == "wall" else {})
+    found = run(*command(app, "--url-variable", "WHERE"), env=env)
 
     error = found.finished["error"]
     assert (27, "wrap.rehearsal_failed") == (found.code, error["code"]), found
     assert "No module named 'no_such_module'" in error["message"]
     assert "Traceback" in error["context"]
     assert "The live database was not changed" in error["hint"]
+    assert "(not led: WHERE;" in error["hint"]
 
 
 def test_sequence_that_went_on_is_written_too(
@@ -1491,7 +1493,7 @@ def test_command_without_an_address_is_not_started(
     try:
         with database.server.connect("unicorn_db") as connection:
             connection.execute("CREATE TABLE schema_migrations (version text)")
-        found = run(*command(app))
+        found = run(*command(app, "--url-variable", "WHERE"), env={"WHERE": "nowhere"})
     finally:
         database.script("DROP DATABASE unicorn_db WITH (FORCE)")
 
@@ -1499,6 +1501,7 @@ def test_command_without_an_address_is_not_started(
         found.code,
         found.event("run.finished")[0]["error"]["code"],
     ), found
+    assert "(WHERE)" in found.finished["error"]["message"]
     assert [] == found.event("wrap.said")
 
 

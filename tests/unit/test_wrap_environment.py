@@ -310,6 +310,108 @@ def test_named_variable_is_led_whatever_it_looks_like() -> None:
     assert ("ODD_FILE",) == in_file.variables
 
 
+@pytest.mark.parametrize(
+    ("text", "away", "beside"),
+    [
+        ("db:5432:app", "127.0.0.1:6000:app", "db:5432:scratch"),
+        ("me/p@ss@10.0.0.5#5432#app", "me/r:4nd@127.0.0.1#6000#app", "me/p@ss@db#5432#scratch"),
+        ("db", "127.0.0.1", None),
+        ("my.db:54321/apple", None, None),
+    ],
+)
+def test_named_variable_of_an_unknown_form_is_led_by_its_parts(
+    text: str, away: str | None, beside: str | None
+) -> None:
+    """As whole words; it is told where there is none. Who stands beside it is led with it."""
+    environ = {"DB_HOST_OF_ALL": text, "DB_USERNAME": "me", "DB_PASSWORD": "p@ss"}
+    left = led(environ)
+    found, near = (led(environ, copy, also={"DB_HOST_OF_ALL"}) for copy in (AWAY, BESIDE))
+    in_file = {"ADDRESS_FILE": "/a/db/5432"}
+    file = led(in_file, also={"ADDRESS_FILE"}, files={"ADDRESS_FILE": text})
+
+    assert text == left.environment["DB_HOST_OF_ALL"]
+    assert (away or text, beside or text) == (
+        found.environment["DB_HOST_OF_ALL"],
+        near.environment["DB_HOST_OF_ALL"],
+    )
+    assert ("r:4nd" if away else "p@ss") == found.environment["DB_PASSWORD"]
+    assert (() if away else ("DB_HOST_OF_ALL",)) == found.left
+    assert ((away,) if away else ()) == tuple(file.files.values())
+    assert in_file["ADDRESS_FILE"] == file.environment["ADDRESS_FILE"]
+
+
+@pytest.mark.parametrize("copy", [AWAY, dataclasses.replace(BESIDE, user="app")])
+def test_word_that_may_be_two_things_is_not_led(copy: environment.Copy) -> None:
+    """A name that is a user's and a database's is the database's where it stands alone."""
+    live = environment.Live("app", LIVE.hosts, LIVE.ports, "app", "app")
+    database = copy.database
+
+    once = environment.led({"ODD": "db#app"}, live, copy, also={"ODD"})
+    twice = environment.led({"ODD": "app@db#app"}, live, copy, also={"ODD"})
+
+    assert f"{copy.host}#{database}" == once.environment["ODD"]
+    assert ("app@db#app", ("ODD",)) == (twice.environment["ODD"], twice.left)
+    live = dataclasses.replace(live, hosts=frozenset({"app"}))
+    host = environment.led({"HOST_OF_ALL": "app"}, live, copy, also={"HOST_OF_ALL"})
+    assert copy.host == host.environment["HOST_OF_ALL"]
+
+
+def test_group_of_a_named_variable_is_led_with_it() -> None:
+    """BACKEND is no word of databases; who names one of its variables means its server."""
+    group = {"BACKEND_HOST": "db", "BACKEND_PORT": "5432", "BACKEND_PASSWORD": "p@ss"}
+    found = led(group, also={"BACKEND_HOST"})
+
+    wanted = {"BACKEND_HOST": "127.0.0.1", "BACKEND_PORT": "6000", "BACKEND_PASSWORD": "r:4nd"}
+    assert wanted == {name: found.environment[name] for name in group}
+
+
+@pytest.mark.parametrize("word", ["HOST_WRITE", "HOST_PRIMARY", "HOSTNAME_RW", "ENDPOINT_WRITER"])
+def test_host_of_one_server_among_several_is_a_host(word: str) -> None:
+    """DB_HOST_WRITE stands for DB_HOST: the replica's is led with it, and the ports are."""
+    first, _, _ = word.partition("_")
+    replica = {f"DB_{first}_RO": "replica", "DB_PORT_RO": "6432"}
+    environ = replica | {f"DB_{word}": "db", "DB_PORT_RW": "5432"}
+    alone = led({f"DB_{word}": "db", "DB_NAME": "app"})
+
+    wanted = {"DB_PORT_RO": "6000", "DB_PORT_RW": "6000"}
+    wanted |= {f"DB_{first}_RO": "127.0.0.1", f"DB_{word}": "127.0.0.1"}
+    found = led(environ)
+    assert wanted == {name: found.environment[name] for name in environ}
+    assert ("127.0.0.1", "6000") == (
+        alone.environment[f"DB_{word}"],
+        alone.environment["DB_PORT"],
+    )
+    assert ("APP_HOST_MASTER",) == led({"APP_HOST_MASTER": "db"}).left
+    assert "db" == led({"REDIS_HOST_MASTER": "db"}).environment["REDIS_HOST_MASTER"]
+
+
+def test_what_has_no_such_word_goes_before() -> None:
+    """DB_USER is who connects, whatever DB_USER_RO says; DB_NAME_MAIN is anybody's name."""
+    url = {"DB_USER_RO": "reader", "DB_USER": "me", "DB_URL": "jdbc:postgresql://db:5432/app"}
+    named = led({"DB_HOST": "db", "DB_USER": "me", "DB_NAME_MAIN": "shop"})
+
+    both = dataclasses.replace(AWAY, users=frozenset({"me", "reader"}))
+    assert "user=me" in led(url, both).environment["DB_URL"]
+    assert "127.0.0.1" == named.environment["DB_HOST"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"BACKEND_SERVER_OF_EU": "db"}, True),
+        ({"WHERE": "db:5432:app"}, True),
+        ({"DB_TYPE": "db", "COMPOSE_SERVICE": "db", "REDIS_HOSTS_OF_EU": "db"}, False),
+        ({"ALLOWED_HOSTS_OF_APP": "localhost"}, False),
+    ],
+)
+def test_lone_host_of_the_live_server_is_told(environ: dict[str, str], *, told: bool) -> None:
+    """Of what is called a host, a server, an address; its name may be anybody's elsewhere."""
+    live = dataclasses.replace(LIVE, hosts=LIVE.hosts | {"localhost"})
+    copy = dataclasses.replace(AWAY, host="10.9.9.9")
+
+    assert (tuple(environ) if told else ()) == environment.led(environ, live, copy).left
+
+
 def test_own_settings_are_left_alone() -> None:
     """A scratch server's URL of ours is no address of the command's."""
     text = "postgres://me:x@db/app"

@@ -42,7 +42,11 @@ _VARIABLE = re.compile(
     r"(?i)(?P<prefix>.+?)_*(?P<word>HOSTNAME|HOST|SERVER|ENDPOINT|ADDRESS|ADDR|SEEDS|PORT|"
     r"USERNAME|USER|(?<=_)(?:HOST|USER|ROLE)_NAME|PASSWORD|PASSWD|PASS|PWD|PW|DATABASE|NAME|DB|"
     r"SSL_?MODE|SSL|TLS|URL|URI)"
+    r"(?P<of>_+(?:READ|READER|WRITE|WRITER|PRIMARY|MASTER|MAIN|LEADER|REPLICA|SLAVE|STANDBY|"
+    r"SECONDARY|RW|RO))?"  # DB_HOST_WRITE
 )
+_OF_ONE = {"host", "port", "user", "password"}  # what may be said of a server among several
+_SAYS_HOST = re.compile(r"(?i).*(?:HOST|SERVER|ADDR|ENDPOINT).*")
 _WORDS = {**words.KINDS, "url": "url", "uri": "url", "rolename": "role"}
 _OF_SERVICES = re.compile(r"(?i).*_(?:SERVICE_|PORT_\d+_(?:TCP|UDP)).*")  # Kubernetes' links
 
@@ -146,8 +150,9 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
 ) -> Led:
     """Return the environment led to the copy.
 
-    `also` are variables that name the live database whatever they look like; `files` holds what is
-    in the files that variables called NAME_FILE name; `services` are those that libpq knows.
+    `also` are variables that name the live database whatever they look like: where their form is
+    not known, each of its parts in them is led; `files` holds what is in the files that variables
+    called NAME_FILE name; `services` are those that libpq knows.
     """
     way = _Way(live, copy)
     ours = {name: text for name, text in environ.items() if not name.startswith(OURS)}
@@ -164,6 +169,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     groups = _groups(said)
     beside = _users_of_urls(groups, said)
     found = _variables(said, groups, beside, sure, way)
+    unled = [name for name in also if name.removesuffix(FILE) not in found]
     nobody = _nobody(groups, said, beside, arguments, _Way(live, copy))
     others = _others(said, sure | found.keys(), arguments, _Way(live, copy))
     still = _hosts_left(groups, {n: found.get(n, said[n]) for n in (*ours, *in_files)}, way)
@@ -197,7 +203,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     there = where | {name: f"argument {at + 1}" for name, (at, _) in places.items()}
     left = _by_service({n: found.get(n, text) for n, text in ours.items()}, told, services)
     left += [f"argument {at + 1}" for at in _seems(told, way) if told[at] == arguments[at]]
-    left += [where.get(name, name) for name in still]
+    left += [where.get(name, name) for name in still] + unled
     left += [there.get(name, name) for name in nobody if copy.users]
     return Led(
         led_to,
@@ -205,7 +211,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
         names,
         contents,
         frozenset(way.users | way.perhaps),
-        tuple(left),
+        tuple(dict.fromkeys(left)),
         tuple(dict.fromkeys(there.get(name, name) for name in others)),
         passfile=bool(unsaid and not way.alone()),
         renamed=way.renames() or bool(copy.away and nobody),
@@ -316,6 +322,29 @@ class _Way:
             return new
         inside = _URL.sub(lambda m: self._url(m["scheme"], m["rest"]) or m[0], text)
         return inside if inside != text else None
+
+    def parts(self, text: str, name: str) -> str | None:
+        """Return a text of any form with each part of the live database's that stands in it led.
+
+        None where there is none, or where one may be two things of which only one is led; what
+        stands there once and may be the database's name, is that.
+        """
+        live, copy = self.live, self.copy
+        if text in live.hosts and _SAYS_HOST.fullmatch(name):
+            return copy.host
+        pairs = [(host, copy.host) for host in live.hosts]
+        pairs += [(port, copy.port) for port in live.ports]
+        who = [(live.user, self.user(live.user, password=True))]
+        if live.password:
+            who.append((live.password, copy.password or "" if copy.away else live.password))
+        once = len(re.findall(rf"(?<![\w.-]){re.escape(live.database)}(?![\w.-])", text)) == 1
+        pairs += [each for each in who if not (once and each[0] == live.database)]
+        new = dict([*pairs, (live.database, copy.database)])
+        longest = "|".join(map(re.escape, sorted(new, key=len, reverse=True)))
+        part = re.compile(rf"(?<![\w.-])(?:{longest})(?![\w.-])")
+        there = part.findall(text)
+        unsure = any(old in there and new[old] != led_to for old, led_to in pairs)
+        return part.sub(lambda m: new[m[0]], text) if there and not unsure else None
 
     def argument(self, text: str, *, adds: bool = True) -> str:
         """Return an argument, led where it, or what stands behind its =, names the database."""
@@ -648,7 +677,7 @@ class _Way:
 
 # libpq's own, which alone has services
 _BY_SERVICE = re.compile(r"postgres(?:ql)?:///?\?(?:\S*&)?service=[^\s&]")
-_LOOSE = re.compile(r"([\w.-]+:\d+)(?:/\S*)?")  # an address with its port, and no scheme
+_LOOSE = re.compile(r"([\w.-]+:\d+)(?:[/:]\S*)?")  # an address with its port, and no scheme
 _LINE = re.compile(  # of YAML, of a file of settings
     r"""(?im)^[\t "'-]*(?:\w+[_.-])?(?:db|pg)?host(?:name|addr)?["']?[\t ]*[:=][\t ]*"""
     r"""["']?([\w./:-]+)["']?,?[\t ]*$"""
@@ -729,10 +758,11 @@ def _above(prefix: str, other: str) -> bool:
 def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
     """Return the variables that have one prefix."""
     groups: dict[str, _Group] = {}
-    for name in environ:
-        if name in LIBPQ.values() or not (part := _VARIABLE.fullmatch(name)):
-            continue
+    parts = {name: part for name in environ if (part := _VARIABLE.fullmatch(name))}
+    for name, part in sorted(parts.items(), key=lambda each: bool(each[1]["of"])):
         kind = _WORDS[part["word"].lower().replace("_", "")]
+        if name in LIBPQ.values() or (part["of"] and kind not in _OF_ONE):
+            continue
         if kind == "database" and _OF_ANOTHER.fullmatch(name):
             continue
         # DB_SERVICE_HOST is what Kubernetes says of a service called db
@@ -752,12 +782,17 @@ def _says_host(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _W
 
 
 def _grouped(
-    groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
+    groups: Mapping[str, _Group],
+    environ: Mapping[str, str],
+    found: Mapping[str, str],
+    sure: Collection[str],
+    way: _Way,
 ) -> dict[str, str]:
     """Return the variables of groups that name the live database together."""
     changed: dict[str, str] = {}
     for prefix, group in groups.items():
-        if not _names_together(prefix, group, environ, found, way):
+        ours = any(name in sure and name in found for name in _names(group))
+        if not (ours or _names_together(prefix, group, environ, found, way)):
             continue
         wanted = {"host": way.copy.host, "port": way.copy.port, "database": way.copy.database}
         if way.copy.away:
@@ -783,8 +818,8 @@ def _port_too(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str,
     if "port" in group or way.copy.port in way.live.ports or not hosts or _at(environ[hosts[0]])[1]:
         return {}
     part = _VARIABLE.fullmatch(hosts[0])
-    word = part["word"] if part else ""
-    return {f"{hosts[0].removesuffix(word)}{_port_beside(word)}": way.copy.port}
+    before, word = (hosts[0][: part.start("word")], part["word"]) if part else (hosts[0], "")
+    return {f"{before}{_port_beside(word)}": way.copy.port}
 
 
 def _without_tls(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str, str]:
@@ -810,6 +845,8 @@ def _hosts_left(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _
     loose += [name for group in groups.values() for name in group.get("url", ())]
     loose = [name for name in loose if name in environ and not _NOT_POSTGRES.search(name)]
     left += [name for name in loose if _says_server(environ[name], way)]
+    alone = [name for name in loose if _SAYS_HOST.fullmatch(name)]
+    left += [name for name in alone if {environ[name]} - _LOOPBACK and way.here(environ[name])]
     return list(dict.fromkeys(left))
 
 
@@ -892,15 +929,20 @@ def _text_says_server(said: str, way: _Way) -> bool:
 
 
 def _beside(
-    groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
+    groups: Mapping[str, _Group],
+    environ: Mapping[str, str],
+    found: Mapping[str, str],
+    sure: Collection[str],
+    way: _Way,
 ) -> dict[str, str]:
-    """Return who and his password, where they stand beside a group or URL that was led.
+    """Return who and his password, where they stand beside what was led: a group, a URL, or `sure`.
 
     QUARKUS_DATASOURCE_PASSWORD beside QUARKUS_DATASOURCE_JDBC_URL; the password of something else
     is left as it is.
     """
     changed: dict[str, str] = {}
     led_to = [each for each, group in groups.items() if any(map(found.__contains__, _names(group)))]
+    led_to += [name.lower() for name in sure if name in found]
     for prefix, group in groups.items():
         near = any(_above(prefix, each) or _above(each, prefix) for each in led_to)
         if not near or not way.copy.away or {"host", "database", "url"} & group.keys():
@@ -925,10 +967,12 @@ def _variables(
     found: dict[str, str] = {}
     for name, text in environ.items():
         new = way.value(text, name=name, certain=name in sure, who=beside.get(name, _NOBODY))
+        if new is None and name in sure and not name.endswith(FILE):
+            new = way.parts(text, name)
         if new is not None:
             found[name] = new
-    found |= _grouped(groups, environ, found, way)
-    found |= _beside(groups, environ, found, way)
+    found |= _grouped(groups, environ, found, sure, way)
+    found |= _beside(groups, environ, found, sure, way)
     return dict.fromkeys(_bare(environ, way.live, sure), way.copy.database) | found
 
 
@@ -991,7 +1035,7 @@ def _names_together(
     said = {kind: [environ[name] for name in names] for kind, names in group.items()}
     hosts, ports = said.get("host", []), said.get("port", [])
     ports = [port for port in ports if port.isdecimal()]  # Kubernetes' are tcp://…
-    same = any(way.here(host, *ports[:1]) for host in hosts)
+    same = any(way.here(host, ",".join(ports)) for host in hosts)
     if "database" in said:
         if way.live.database not in said["database"]:
             return False

@@ -14,7 +14,7 @@ import psycopg
 import structlog
 
 from preflight.backup import new_database, passfile
-from preflight.base import quoting
+from preflight.base import console, quoting
 from preflight.base.config import completed
 from preflight.base.errors import RehearsalFailed
 from preflight.commands.wrapping import environment, fences
@@ -57,8 +57,9 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
     if not led.variables:
         raise RehearsalFailed(
             "wrap.no_address",
-            "no variable of the environment names the live database, so the command cannot be led "
-            "to the copy",
+            "no variable of the environment names the live database"
+            + (f" in a form that can be led ({console.some(led.left)})" if led.left else "")
+            + ", so the command cannot be led to the copy",
             "Give it the address as DATABASE_URL, PGHOST and PGDATABASE, or DB_HOST and DB_NAME; "
             "one that has another form with --url-variable NAME. Nothing was started.",
         )

@@ -111,6 +111,7 @@ class _Trial:
         self.live_is = ""  # what is true of the live database once the command has been tried
         self.walled = False  # it can connect to the copy alone
         self.others: tuple[str, ...] = ()  # what leads to another database of the live server
+        self.left: tuple[str, ...] = ()  # what seems to lead to the live one, and is not led
         self.copy = copy
         self.backup = saved.name if saved and saved.visible else None  # no draft of `plan`
         self.shared: packed.Rows | None = None  # where the copy's server is not thrown away
@@ -132,7 +133,7 @@ class _Trial:
                     named=asked.history,
                 )
             )
-            self.walled, self.others = fence.sure, led.others
+            self.walled, self.others, self.left = fence.sure, led.others, led.left
             live = written.look(self.session, asked.history)
             say = structlog.get_logger()
             (say.warning if fence.kind == fences.TRUST or led.left else say.info)(
@@ -440,12 +441,18 @@ class _Trial:
             "(PREFLIGHT_REHEARSE_ON=server)"
         )
 
+    def _unled(self) -> str:
+        """Say, behind that option, what was not led; nothing where all that is known was."""
+        if not self.left:
+            return ""
+        return f" (not led: {console.some(self.left)}; what was named so, give as a URL)"
+
     def _elsewhere(self, how: str, last: Sequence[str] = (), apart: str = "") -> RehearsalFailed:
         return RehearsalFailed(
             "wrap.not_redirected",
             f"the command was led to the copy, and no session of it was seen there: {how}",
             "Does it take its address from a file or an argument? Name the variable that it reads "
-            f"with --url-variable. {self.live_is}"
+            f"with --url-variable{self._unled()}. {self.live_is}"
             + (f"; {apart}." if self.others and apart else "."),
             context="\n".join(last) or None,
         )
@@ -477,7 +484,7 @@ class _Trial:
         if more == _BEFORE:
             what = (
                 "correct what its last lines say, or, where they speak of an address, name the "
-                "variable that it reads with --url-variable"
+                f"variable that it reads with --url-variable{self._unled()}"
             )
         elif _PREPARED in more:
             what = "have it end with COMMIT PREPARED or ROLLBACK PREPARED what it prepares"
