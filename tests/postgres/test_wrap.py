@@ -1083,7 +1083,12 @@ def test_timeout_ends_what_the_command_is_at(
     (app / "versions/002.sql").write_text(HOLDS)
 
     found = run(*command(app, "--timeout", "1"), env={"PREFLIGHT_REHEARSE": "off"})
+    tried = run(*command(app, "--timeout", "1"))
 
+    assert (27, "wrap.rehearsal_failed") == (tried.code, tried.finished["error"]["code"]), tried
+    for each in (found, tried):  # an entrypoint that goes on to be the app
+        assert "rap only what migrates" in each.finished["error"]["hint"]
+        assert "correct the data" not in each.finished["error"]["hint"]
     error = found.finished["error"]
     assert (30, "wrap.failed") == (found.code, error["code"]), found
     assert "was ended after 1 s (--timeout)" in error["message"]

@@ -135,6 +135,32 @@ def test_object_that_nobody_could_write_down_is_told() -> None:
     assert [deep] == [e["text"] for e in events if "text" in e]
 
 
+def test_command_that_does_not_end_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it sees what for, on the copy as well; nothing where it ends soon."""
+    again = tmp_path / "again"
+    body = f"import os, time\nwhile not os.path.exists({str(again)!r}):\n    time.sleep(0.01)"
+    _, quiet = run(python("print('soon')"))
+    monkeypatch.setattr(child, "TELL_EVERY_S", 0.0)
+    looks: list[int] = []
+
+    def each(running: child.Child) -> None:
+        looks.append(running.pid)
+        if len(looks) > 1:  # it has been told of once between two looks
+            again.touch()
+
+    with capture_logs() as events:
+        child.run(
+            python(body), ENVIRONMENT, secrets=(), timeout_s=PATIENCE_S, each=each, rehearsal=True
+        )
+
+    assert [] == [event for event in quiet if event["event"] == "wrap.progressed"]
+    (first, *_) = [event for event in events if event["event"] == "wrap.progressed"]
+    assert first["rehearsal"]
+    assert "starts the app" in first["waiting"]
+
+
 def test_bytes_that_are_no_text_are_shown_safely() -> None:
     """Neither UTF-8 errors nor a terminal's commands reach the log."""
     _, events = run(

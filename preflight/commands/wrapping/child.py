@@ -23,6 +23,7 @@ from preflight.commands.wrapping import keeper, said, wall
 ROOT = Path(__file__).resolve().parents[3]
 CHUNK = 1 << 16
 EVERY_S = 0.1
+TELL_EVERY_S = 30.0  # an app that it starts does not end, and whoever waits is to see for what
 GRACE_S = 1.5  # how long it may take to end when asked; the whole stop takes less than 5 s
 CLEAR_S = 2 * keeper.LEAVE_S + 1  # how long the keeper may take to end the rest
 OURS = "PREFLIGHT_"
@@ -120,6 +121,7 @@ class _Running:
     ) -> None:
         """Start it."""
         self.command = command
+        self.more = {"rehearsal": True} if rehearsal else {}
         self.last: deque[str] = deque(maxlen=said.LAST)
         self.result: tuple[str, int] | None = None
         self.group: int | None = None
@@ -157,7 +159,8 @@ class _Running:
 
     def listen(self, until: float | None, each: Callable[[Child], None] | None) -> int | None:
         """Hear it to its end; return its exit code, None if that took too long."""
-        looked = 0.0
+        looked, began = 0.0, time.monotonic()
+        told = began
         while not self.over():
             with stop.allowed():
                 self.hear(EVERY_S)
@@ -166,6 +169,14 @@ class _Running:
             if each is not None and not self.over() and (late or now - looked >= EVERY_S):
                 looked = now
                 each(self.child())
+            if now - told >= TELL_EVERY_S and not (self.over() or self.clearing):
+                told = now
+                structlog.get_logger().info(
+                    "wrap.progressed",
+                    waiting="for the command to end: one that starts the app afterwards does not",
+                    elapsed_s=round(now - began, 1),
+                    **self.more,
+                )
             if late and not self.over():
                 self.end(signal.SIGTERM)
                 return None

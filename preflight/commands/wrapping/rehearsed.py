@@ -54,6 +54,10 @@ _KINDS = {"schema": "schema", "type": "type", "domain": "type"} | dict.fromkeys(
 )  # the others are relations
 _PREPARED = "a prepared transaction, which keeps its locks for ever:"
 _BEFORE = ", before it was seen there"
+ENDLESS = (
+    "wrap only what migrates, if it starts the app afterwards, which does not end; else give it a "
+    "longer --timeout"
+)
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -493,6 +497,8 @@ class _Trial:
         elif apart := self._apart(ended):
             what = apart
             refused = [line for line in ended.last if said.is_closed(line)]
+        elif ended.code is None:
+            what = ENDLESS
         last = f": {(refused or ended.last)[-1]}" if ended.last else ""
         if self.copy.server is None and any(map(_LEFT.search, ended.last)):
             what += (

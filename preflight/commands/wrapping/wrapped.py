@@ -252,10 +252,10 @@ class _Run:
             )  # fmt: skip
             what = f"what stays of it nobody can tell: {reason}{self._at_work(alone=alone)}"
             what += _held(self.prepared)
-        in_the_way = self._in_the_way()
+        first = (_late(copy) if ended.code is None else "") + self._in_the_way()
         if what is None:
             same = "The same went well on the copy: what is different here? " if copy else ""
-            same = in_the_way or same
+            same = first or same
             return MigrationFailed(
                 "wrap.failed",
                 f"{how}; {_NOTHING if before.sees_all else _AS_FAR_AS_SEEN}",
@@ -265,7 +265,7 @@ class _Run:
         return MigrationPartial(
             "wrap.partial",
             f"{how}; {what}",
-            f"{in_the_way}Look at the database. Run again when the tool can go on from there; "
+            f"{first}Look at the database. Run again when the tool can go on from there; "
             f"{self._back()}.",
             context=context,
         )
@@ -452,6 +452,15 @@ class _Run:
             **({"prepared": [gid for gid, _, _ in self.prepared]} if self.prepared else {}),
             **({"reason": "; ".join(self.doubts)} if self.doubts else {}),
         )
+
+
+def _late(copy: Rehearsed | None) -> str:
+    """Say what to do about a command that did not end in time."""
+    from preflight.commands.wrapping import rehearsed  # noqa: PLC0415 -- likewise
+
+    if copy is None:
+        return f"{rehearsed.ENDLESS[:1].upper()}{rehearsed.ENDLESS[1:]}. "
+    return "On the copy it ended in time: does it wait for a lock here? Else a longer --timeout. "
 
 
 def _held(found: Sequence[prepared.Prepared]) -> str:
