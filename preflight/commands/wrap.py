@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from preflight import gate
 from preflight.base import stop
 from preflight.base.errors import ConfigInvalid, Pending
 from preflight.commands import command, results
-from preflight.commands.wrapping import asked, due, wrapped
+from preflight.commands.wrapping import asked, due, environment, wrapped
 from preflight.history import wraps
 from preflight.server import ready, sessions
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Said = Mapping[str, Any]
 POLL_S = (0.2, 1.0)
+_WHO = re.compile(r"://[^/\s]*@")
 
 
 def run(config: Config, **said: Any) -> None:  # noqa: ANN401 -- as `command.wrapped` says it
@@ -58,9 +60,20 @@ def _pending(one: Wrapped, waited: str = "") -> Pending:
     return Pending(
         "schema.pending",
         f"{one.name} has not run on these files and this database{waited}",
-        "Run `wrap` with the same options." if not waited else
-        "Does the job that migrates run, and did it succeed?",
+        ("Run `wrap` with the same options." if not waited else
+         "Does the job that migrates run, and did it succeed?") + _addressed(one),
     )  # fmt: skip
+
+
+def _addressed(one: Wrapped) -> str:
+    """Say, behind a hint, that who connects is part of the key where an argument says it."""
+    command = one.asked.command
+    if not (any(map(_WHO.search, command)) or environment.secrets_of_arguments(command)):
+        return ""
+    return (
+        " The key has the role and the password that are among the arguments: another one makes "
+        "another key. Have a shell read the address where it runs: sh -c '… \"$DATABASE_URL\" …'."
+    )
 
 
 def plan(config: Config, said: Said, form: str | None, *, rehearse: bool) -> None:

@@ -1770,10 +1770,11 @@ def test_check_and_wait_tell_by_the_key(
 ) -> None:
     """Pending before, current after, pending when a file is new or somebody wrote the history.
 
-    Who holds what is read is waited for.
+    Who holds what is read is waited for. An address among the arguments is part of the key.
     """
     behind = command(app)[1:]
     pending = run("check", *behind)
+    addressed = run("check", *behind, "postgres://me@db/app").finished["error"]["hint"]
     planned = run("plan", "--rehearse", "--json", *behind)
     waited = run("wait", "--schema", *behind, env={"PREFLIGHT_WAIT_TIMEOUT_S": "0"})
     assert 0 == run(*command(app)).code
@@ -1781,6 +1782,9 @@ def test_check_and_wait_tell_by_the_key(
 
     assert (3, 0, 3, 0) == (pending.code, planned.code, waited.code, current.code), planned
     assert "wrap.rehearsed" in planned.names
+    hints = [each.finished["error"]["hint"] for each in (pending, waited)]
+    said = "makes another key"
+    assert (True, [False, False]) == (said in addressed, [said in each for each in hints])
     assert planned.json()["pending"]
     assert current.json()["current"] is True
     for table in ("preflight.wraps", "schema_migrations"):

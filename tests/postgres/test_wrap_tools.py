@@ -1,6 +1,7 @@
 """Real tools behind the gate, as a new user has them: three migrations, and a fourth."""
 
 import os
+import shlex
 from pathlib import Path
 from urllib.parse import quote
 
@@ -189,9 +190,7 @@ class Goose(App):
 
 
 class GolangMigrate(App):
-    """golang-migrate with its address among its arguments."""
-
-    address = ""
+    """golang-migrate, whose address a shell puts among its arguments."""
 
     def write(self, number: int, sql: str) -> None:
         """Write a pair of files."""
@@ -200,13 +199,12 @@ class GolangMigrate(App):
 
     def command(self) -> list[str]:
         """Go up."""
-        program = str(tools.go("migrate"))
-        return [program, "-path", str(self.folder), "-database", self.address, "up"]
+        program, folder = shlex.quote(str(tools.go("migrate"))), shlex.quote(str(self.folder))
+        return ["sh", "-c", f'{program} -path {folder} -database "$DATABASE_URL" up']
 
     def environment(self, database: servers.Database) -> dict[str, str]:
-        """Say it as platforms do, which put it into the arguments; TLS is off on both servers."""
-        self.address = url(database, "postgres", "?sslmode=disable")
-        return {"DATABASE_URL": self.address}
+        """Say it where the gate has it from, too; TLS is off on both servers."""
+        return {"DATABASE_URL": url(database, "postgres", "?sslmode=disable")}
 
 
 APPS = [Alembic, Asyncpg, Django, Goose, GolangMigrate]
