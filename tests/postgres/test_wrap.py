@@ -1573,10 +1573,12 @@ def test_invalid_index_is_named_by_the_run_that_leaves_it_and_by_those_after(
 
 
 def test_index_that_is_being_built_is_not_called_left(
-    app: Path, database: servers.Database
+    two_roles: dict[str, str], database: servers.Database
 ) -> None:
-    """It is INVALID until it is whole, and whoever builds it is no command of ours."""
-    del app
+    """It is INVALID until it is whole, and whoever builds it is no command of ours.
+
+    Who may not see that says nothing.
+    """
     config = Config.from_env({**database.env()}, Path("/nowhere"), "run")
     invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
     with (
@@ -1597,7 +1599,11 @@ def test_index_that_is_being_built_is_not_called_left(
             while builds.pgconn.get_result() is not None:
                 pass
         given_up = written.invalid(session)
+        name = two_roles["gate"]
+        session.execute(f"REVOKE SELECT ON pg_catalog.pg_locks FROM PUBLIC; SET ROLE {name}")
+        unseen = written.invalid(session)
 
+    assert [] == unseen
     assert [True] == [each.built for each in at_work]
     assert [] == written.left(before, at_work)
     assert ["public.named"] == [each.name for each in written.left(before, given_up)]
