@@ -303,7 +303,10 @@ def run_all(session: Session, migration: Migration, script: Script, seen: watch.
         try:
             statements.execute(session, script, statement)
         except psycopg.Error as error:
-            if session.lost or patience.passing(error, seen):
+            if session.lost:
+                raise
+            if patience.passing(error, seen):
+                statements.place(session, script, statement, error)
                 raise
             raise statements.located(
                 MigrationFailed, session, migration, script, statement, error

@@ -59,14 +59,14 @@ def patiently(
         seen.recall(session)
         raise DatabaseBusy(
             "database.busy",
-            f"{migration.name}: {error.diag.message_primary or error}"
+            f"{sessions.spot(error) or migration.name}: {error.diag.message_primary or error}"
             f"{'' if reached else ' after all retries'}; {in_the_way(error, seen)}",
             f"It was rolled back but not tried again, for it {reached}. Put that into a file of "
             f"its own, and run again at a quieter time{unless(error)}."
             if reached
             else f"{'Nothing was begun' if claims else 'It was rolled back'}. Run again at a "
             "quieter time, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
-            **migration.named,
+            **sessions.placed(error) | migration.named,
             sqlstate=error.sqlstate,
         ) from error
 

@@ -123,14 +123,28 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
     error: psycopg.Error,
 ) -> Failure:
     """Return the failure with file, line, column, SQLSTATE and the server's hint."""
+    place(session, script, statement, error)
+    hint = _hint(migration, script, statement, error) or HINTS[outcome is MigrationPartial]
+    return outcome(
+        "migration.sql_error",
+        f"{sessions.spot(error)}: {words(session, script, error)}",
+        " ".join(filter(None, [hint, _withheld(session, script, error)])),
+        sqlstate=error.sqlstate,
+        **migration.named,
+        **sessions.placed(error),
+    )
+
+
+def place(
+    session: Session, script: Script, statement: scan.Statement | None, error: psycopg.Error
+) -> None:
+    """Keep on an error at which place of a file it came, for whoever tells of it."""
     diag = error.diag
-    where: dict[str, object] = {"context": _context(session, script, diag)}
-    place = script.file
+    where: dict[str, object] = {"file": script.file, "context": _context(session, script, diag)}
     if statement is not None:
         at = _offset(script, statement, diag)
         line, column = scan.position(script.text, at)
         where |= {"line": line, "column": column}
-        place = f"{script.file}:{line}:{column}"
         if logs.read_by_people(session.config.log):
             where["excerpt"] = _excerpt(script.text, at)
     if session.config.log_sql == "on":
@@ -138,16 +152,7 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
         if statement is not None:
             text = script.text[statement.start : min(statement.end, statement.start + 2000)]
             where["sql"] = text.decode("utf-8", "replace")
-    hint = _hint(migration, script, statement, error) or HINTS[outcome is MigrationPartial]
-    return outcome(
-        "migration.sql_error",
-        f"{place}: {words(session, script, error)}",
-        " ".join(filter(None, [hint, _withheld(session, script, error)])),
-        file=script.file,
-        sqlstate=error.sqlstate,
-        **migration.named,
-        **where,
-    )
+    sessions.place(error, **where)
 
 
 @contextmanager

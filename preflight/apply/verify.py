@@ -108,6 +108,7 @@ def _checks(
         found = session.answer(statement.text(script.text))
     except psycopg.Error as error:
         if session.lost or passing(error):
+            sessions.place(error, **script.named, file=script.file, line=line, column=column)
             raise  # somebody is in the way: that says nothing of the file
         from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
 
@@ -197,12 +198,13 @@ def require(
     except psycopg.Error as error:
         if session.lost or migration.up.transactional:
             raise
+        at = f"{found}: " if (found := sessions.spot(error)) else ""
         raise outcome(
             "verify.busy",
             f"{migration.name} ran, but its verify file cannot be asked now: "
-            f"{error.diag.message_primary or error}",
+            f"{at}{error.diag.message_primary or error}",
             None if session.copy else "Its statements stay, and a re-run verifies again.",
-            **migration.named,
+            **sessions.placed(error) | migration.named,
             sqlstate=error.sqlstate,
         ) from error
     if failed(checks):

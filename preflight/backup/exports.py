@@ -169,7 +169,11 @@ def _lock(session: Session, script: Script) -> None:
     session.execute(f"SET LOCAL {sessions.PATH}")
     tables = [name for (name,) in session.execute(_TABLES, [oids]).fetchall()]
     if tables:
-        session.execute(f"LOCK TABLE {', '.join(tables)} IN SHARE ROW EXCLUSIVE MODE")
+        try:
+            session.execute(f"LOCK TABLE {', '.join(tables)} IN SHARE ROW EXCLUSIVE MODE")
+        except psycopg.Error as error:
+            statements.place(session, script, None, error)
+            raise
 
 
 def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
@@ -198,6 +202,7 @@ def _queries(  # noqa: PLR0913 -- what is saved, where, and beside what
             rows = _save(session, step.migration, query, saved, file, before)
         except psycopg.Error as error:
             if session.lost or sessions.passing(error):
+                statements.place(session, script, statement, error)
                 raise
             if error.sqlstate in verify.ABSENT and step.row.state != "done":
                 # it stopped before it made what would be saved, or after it took that back

@@ -940,13 +940,32 @@ def collided(error: psycopg.Error) -> bool:
     )
 
 
+def place(error: psycopg.Error, **where: object) -> None:
+    """Keep on an error at which place of a file it came, for whoever tells of it."""
+    vars(error)["place"] = where
+
+
+def placed(error: psycopg.Error) -> dict[str, Any]:
+    """Return the place of a file that an error was kept for: file, line, column, and more."""
+    found: dict[str, Any] = vars(error).get("place", {})
+    return found
+
+
+def spot(error: psycopg.Error) -> str:
+    """Return that place as a message begins with it; nothing where none is known."""
+    where = placed(error)
+    return ":".join(str(where[each]) for each in ("file", "line", "column") if each in where)
+
+
 def _busy(error: psycopg.Error) -> DatabaseBusy:
     left = stop.left() or "what was begun was rolled back"
+    at = f"{found}: " if (found := spot(error)) else ""
     return DatabaseBusy(
         "database.busy",
-        f"another session is in the way: {error.diag.message_primary or error}",
+        f"{at}another session is in the way: {error.diag.message_primary or error}",
         f"{left[0].upper()}{left[1:]}. Run again at a quieter time, or end the blocker.",
         sqlstate=error.sqlstate,
+        **placed(error),
     )
 
 

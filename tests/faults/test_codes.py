@@ -235,7 +235,7 @@ def test_verify_file_that_is_blocked_leaves_a_file_part_way(
 ) -> None:
     """Without a transaction its statements stay; once the way is free the next run asks again."""
     head = "-- preflight: no-transaction\n-- preflight: lock-timeout 100ms\n"
-    check = "SELECT 's' AS suite, 'c' AS \"check\", count(*) = 0 AS ok FROM theirs"
+    check = "-- why\nSELECT 's' AS suite, 'c' AS \"check\", count(*) = 0 AS ok FROM theirs"
     migrations({"001_one.sql": f"{head}CREATE TABLE one ();", "001_one_verify.sql": check})
     database.script("CREATE TABLE theirs ()")
     env = {**QUICKLY, "PREFLIGHT_FIRST_CONTACT": "pending", "PREFLIGHT_LOCK_RETRY_S": "0.2"}
@@ -245,7 +245,8 @@ def test_verify_file_that_is_blocked_leaves_a_file_part_way(
         busy = run(env=env)
     again = run(env=env)
 
-    assert (31, "verify.busy") == (busy.code, busy.finished["error"]["code"]), str(busy)
+    error = busy.finished["error"]
+    assert (31, "verify.busy", 2) == (busy.code, error["code"], error["line"]), str(busy)
     assert 0 == again.code, str(again)
 
 

@@ -566,9 +566,9 @@ def test_blocked_file_is_tried_again_and_readers_go_on(
 def test_exhausted_retries_name_the_blocker(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
-    """12: run again unchanged; the file left nothing."""
+    """12: run again unchanged; the file left nothing. Which statement it was is told, too."""
     database.script(TABLE)
-    migrations({"001_a.sql": "CREATE TABLE a (); ALTER TABLE t ADD COLUMN b int;"})
+    migrations({"001_a.sql": "CREATE TABLE a ();\n  ALTER TABLE t ADD COLUMN b int; SELECT 1;"})
     with database.server.connect(database.name) as blocker:
         blocker.execute("SET application_name = 'long report'")
         blocker.execute("BEGIN; TABLE t")
@@ -581,8 +581,11 @@ def test_exhausted_retries_name_the_blocker(
         )
         pid = blocker.info.backend_pid
 
-    assert (12, "55P03") == (result.code, error_of(result)["sqlstate"])
+    assert (12, 2, 3, "55P03") == place_of(result)
+    assert error_of(result)["message"].startswith("001_a.sql:2:3: canceling statement")
     assert f"pid {pid} (long report" in error_of(result)["message"]
+    (written,) = database.query("SELECT error FROM preflight.journal WHERE event = 'failed'")
+    assert error_of(result)["message"] == written
     assert [None] == database.query("SELECT to_regclass('a')")
     assert [0] == database.query("SELECT count(*) FROM preflight.migrations")
 

@@ -303,6 +303,9 @@ def test_lock_timeout_says_nothing_of_a_verify_file(
         blocked = [run(each, env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"}) for each in ("up", "check")]
 
     assert [(12, "55P03")] * 2 == [(each.code, error_of(each)["sqlstate"]) for each in blocked]
+    assert {("001_a_verify.sql", 3)} == {
+        (error_of(each)["file"], error_of(each)["line"]) for each in blocked
+    }
     assert ["001_a"] == run().finished["adopted"]
 
 

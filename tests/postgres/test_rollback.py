@@ -356,6 +356,26 @@ def test_export_that_fails_takes_nothing_back(
     assert [] == list(backup_dir.rglob("*.partial"))
 
 
+def test_export_that_somebody_is_in_the_way_of_is_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """12 says which of its queries waited, or that it is about the tables that it reads."""
+    export = "SELECT id FROM a;\nSELECT pg_advisory_xact_lock(4711);"
+    migrations(A | {"001_a_export.sql": export})
+    env = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "0"}
+    env["PREFLIGHT_REHEARSE"] = "off"
+    run(env=env)
+    found = []
+    for held in ("SELECT pg_advisory_lock(4711)", "BEGIN; INSERT INTO a VALUES (1)"):
+        with database.server.connect(database.name) as app:
+            app.execute(held)
+            busy = run("rollback", env=env)
+        error = busy.finished["error"]
+        found.append((busy.code, error.get("file"), error.get("line")))
+
+    assert [(12, "001_a_export.sql", 2), (12, "001_a_export.sql", None)] == found
+
+
 def test_late_export_that_fails_says_what_was_taken_back_before(
     run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path
 ) -> None:
@@ -460,8 +480,10 @@ def test_blocked_rollback_is_tried_again(
         reader.rollback()
         done = process.wait()
 
-    assert (12, "database.busy") == (busy.code, busy.finished["error"]["code"])
-    assert "reader" in busy.finished["error"]["message"]
+    error = busy.finished["error"]
+    assert (12, "database.busy", 1) == (busy.code, error["code"], error["line"])
+    assert error["message"].startswith("001_a_rollback.sql:1:1: canceling statement")
+    assert "reader" in error["message"]
     assert 0 == done.code, done
     assert dropped(database, "a")
 
