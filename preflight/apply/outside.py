@@ -562,9 +562,13 @@ class _Statement:
         if self.session.lost:
             return failure
         try:
-            return self._with_what_is_left(index, reindex, failure)
+            told = self._with_what_is_left(index, reindex, failure)
         except psycopg.Error:
             return failure
+        cause = failure.problem.hint
+        if told is failure or failure.problem.sqlstate != sessions.CANCELLED:
+            return told
+        return told.retold(MigrationPartial, hint=f"{cause} {told.problem.hint}")
 
     def _with_what_is_left(
         self,

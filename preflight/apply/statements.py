@@ -40,6 +40,11 @@ HINTS = (
 )
 OUT_OF_MEMORY = "53200"
 ENDED = "57P01"  # by whoever may: an administrator, a shutdown, the session itself
+# who ends a statement, in whatever language it is told; why, only in English
+_BY_SERVER = "ProcessInterrupts"
+_BY_TIMEOUT = "canceling statement due to statement timeout"
+_BY_REQUEST = "canceling statement due to user request"
+_SETS_TIMEOUT = re.compile(rb"(?i)statement_timeout")
 _TOO_LONG = "invalid memory alloc request size"  # which has no SQLSTATE of its own
 _THERE_ALREADY = {"42P07", "42701", "42710", "42P06", "42723"}
 _BY_STATE = {
@@ -124,7 +129,8 @@ def located(  # noqa: PLR0913, PLR0917 -- what is needed to name a place
 ) -> Failure:
     """Return the failure with file, line, column, SQLSTATE and the server's hint."""
     place(session, script, statement, error)
-    hint = _hint(migration, script, statement, error) or HINTS[outcome is MigrationPartial]
+    hint = _hint(session, migration, script, statement, error)
+    hint = hint or HINTS[outcome is MigrationPartial]
     return outcome(
         "migration.sql_error",
         f"{sessions.spot(error)}: {words(session, script, error)}",
@@ -254,8 +260,15 @@ def words(session: Session, script: Script, error: psycopg.Error) -> str:
 
 
 def _hint(
-    migration: Migration, script: Script, statement: scan.Statement | None, error: psycopg.Error
+    session: Session,
+    migration: Migration,
+    script: Script,
+    statement: scan.Statement | None,
+    error: psycopg.Error,
 ) -> str | None:
+    limits = script if script in (migration.up, migration.rollback) else None
+    if ended := cancelled(session, script, limits, error):
+        return ended
     text = head(script, statement) if statement is not None else b""
     if error.sqlstate == kinds.IN_TRANSACTION and scan.words(text, 1) != ["SET"]:
         return _without_transaction(script, text, error.diag)
@@ -272,6 +285,48 @@ def _hint(
             "COPY … FROM stdin, which are sent as they are read; else split it into several ones."
         )
     return _BY_STATE.get(str(error.sqlstate), error.diag.message_hint)
+
+
+def cancelled(
+    session: Session, script: Script, limits: Script | None, error: psycopg.Error
+) -> str | None:
+    """Say what to do about a statement that the server cancelled: whose timeout it was, if any.
+
+    `limits` is the file whose directives hold for it; None: it can have none.
+    """
+    diag = error.diag
+    if error.sqlstate != sessions.CANCELLED or diag.source_function != _BY_SERVER:
+        return None
+    if diag.message_primary == _BY_REQUEST:
+        return (
+            "Somebody cancelled it (pg_cancel_backend): run again. Or does the file do so itself? "
+            "Then take that out."
+        )
+    hint = _too_long(session, script, limits)
+    if diag.message_primary == _BY_TIMEOUT:
+        return hint
+    return f"{hint} Or did somebody cancel it (pg_cancel_backend)? Then run again."
+
+
+def _too_long(session: Session, script: Script, limits: Script | None) -> str:
+    """Say whose limit a statement met that took too long."""
+    _, milliseconds = timeouts(session, limits or script)
+    if not milliseconds:
+        return (
+            "It took longer than the statement_timeout that the file, or a function that it calls, "
+            "sets: raise that."
+        )
+    seconds = f"{milliseconds / 1000:g} s"
+    if limits and limits.statement_timeout_ms is not None:
+        hint = f"It took longer than `statement-timeout` in {limits.file} ({seconds}): raise that"
+    else:
+        hint = f"It took longer than PREFLIGHT_STATEMENT_TIMEOUT_S ({seconds}): raise it"
+        if limits:
+            line = "`-- preflight: statement-timeout 5min`"
+            hint = f"{hint}, or write {line} at the top of {limits.file}"
+    if _SETS_TIMEOUT.search(script.text):
+        return f"{hint}. Or was it the statement_timeout that {script.file} sets itself?"
+    return f"{hint}."
 
 
 def _without_transaction(

@@ -53,7 +53,7 @@ def run(session: Session, script: Script, after: Script | None = None) -> tuple[
     Raises VerifyFailed for an error that means neither "not there" nor "not now".
     """
     session.execute(opening(session, script, after))
-    checks = asked(session, script)
+    checks = asked(session, script, after)
     session.execute(CLOSING)
     return checks
 
@@ -73,14 +73,14 @@ def opening(session: Session, script: Script, after: Script | None = None) -> st
     )
 
 
-def asked(session: Session, script: Script) -> tuple[Check, ...]:
+def asked(session: Session, script: Script, after: Script | None = None) -> tuple[Check, ...]:
     """Return every check of a verify file between its opening and its closing; raises as `run`."""
     checks: list[Check] = []
     places = scan.places(script.text, (statement.start for statement in script.statements()))
     for number, statement in enumerate(script.statements()):
         if number:
             session.execute("RELEASE SAVEPOINT preflight_check; SAVEPOINT preflight_check")
-        checks += _checks(session, script, statement, next(places))
+        checks += _checks(session, script, statement, next(places), after)
     return tuple(checks)
 
 
@@ -99,7 +99,11 @@ def _bare(value: Node) -> Node:
 
 
 def _checks(
-    session: Session, script: Script, statement: scan.Statement, place: tuple[int, int]
+    session: Session,
+    script: Script,
+    statement: scan.Statement,
+    place: tuple[int, int],
+    after: Script | None,
 ) -> list[Check]:
     line, column = place
     where = f"{script.file}:{line}"
@@ -117,7 +121,9 @@ def _checks(
         if error.sqlstate in ABSENT:
             told = not asks_more(statement.text(script.text))
             return [Check("objects", f"query at {where}", ok=False, detail=message, told=told)]
-        hint = "The verify file itself fails: correct it, or the rights of this role."
+        hint = statements.cancelled(session, script, after, error) or (
+            "The verify file itself fails: correct it, or the rights of this role."
+        )
         raise wrong("verify.error", f"{where}: {message}", hint, error.sqlstate) from error
     columns = range(found.nfields)
     names = [(found.fname(number) or b"").decode("utf-8", "replace") for number in columns]
@@ -180,7 +186,7 @@ def require(
     session: Session,
     migration: Migration,
     outcome: Callable[..., Failure],
-    ask: Callable[[Session, Script], tuple[Check, ...]] | None = None,
+    ask: Callable[[Session, Script, Script | None], tuple[Check, ...]] = run,
 ) -> None:
     """Make sure that every check holds after a file ran; raises `outcome`, naming those that fail.
 
@@ -188,9 +194,8 @@ def require(
     """
     if migration.verify is None:
         return
-    ask = ask or partial(run, after=migration.up)
     try:
-        checks = ask(session, migration.verify)
+        checks = ask(session, migration.verify, migration.up)
     except VerifyFailed as failure:
         named = {"migration": migration.name, "version": migration.version}
         hint = advice(session, failure.problem.hint)

@@ -49,7 +49,7 @@ from preflight.rehearsal import (
     some_rows,
     throwaway,
 )
-from preflight.server import catalog
+from preflight.server import catalog, sessions
 
 if TYPE_CHECKING:
     from preflight.backup.take import Taken
@@ -454,6 +454,8 @@ def _failed(failure: Failure) -> RehearsalFailed:
     if where.get("sqlstate") == scratch.DISK_FULL:  # a copy and more did not fit: what is live may
         raise scratch.Unavailable(f"the server has no room: {message}") from failure
     advice = "The live database was not changed: correct the data or the file, and run again."
+    if hint and where.get("sqlstate") == sessions.CANCELLED:  # neither is to blame
+        advice = "The live database was not changed."
     for general in statements.HINTS:  # it is said below for what a copy is
         hint = str(hint or "").replace(general, "").strip()
     return RehearsalFailed(

@@ -901,6 +901,8 @@ def test_directives_set_the_timeouts_of_their_file(
     result = run(env={"PREFLIGHT_LOCK_TIMEOUT_MS": "1500", "PREFLIGHT_STATEMENT_TIMEOUT_S": "90"})
 
     assert (30, 2, 1, "57014") == place_of(result)
+    longer = "It took longer than `statement-timeout` in 003_c.sql (0.05 s): raise that."
+    assert longer == error_of(result)["hint"]
     assert [("7s", "2min")] == database.query("TABLE a")
     assert [("1500ms", "90s")] == database.query("TABLE b")
 
@@ -910,7 +912,7 @@ def test_directives_set_the_timeouts_of_their_file(
 def test_verify_file_obeys_the_timeouts_of_its_file(
     run: Run, migrations: WriteMigrations, mark: str, limit: str
 ) -> None:
-    """It runs while the file's locks are held; a rollback's verify file, too."""
+    """It runs while the file's locks are held; a rollback's verify file, too. It is told whose."""
     said = "-- preflight: statement-timeout 50ms\n" if limit == "directive" else ""
     env = {} if said else {"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.05"}
     env |= {"PREFLIGHT_REHEARSE": "off"}
@@ -933,6 +935,48 @@ def test_verify_file_obeys_the_timeouts_of_its_file(
     assert [(code, "57014")] * 2 == [
         (each.code, each.finished["error"].get("sqlstate")) for each in (forward, back)
     ], f"{forward}{back}"
+    limits = [
+        f"`statement-timeout` in {file} (0.05 s): raise that"
+        if said
+        else "PREFLIGHT_STATEMENT_TIMEOUT_S (0.05 s): raise it, or write `-- preflight: "
+        f"statement-timeout 5min` at the top of {file}"
+        for file in ("001_a.sql", "001_a_rollback.sql")
+    ]
+    assert [f"It took longer than {limit}." for limit in limits] == [
+        error_of(each)["hint"] for each in (forward, back)
+    ]
+
+
+OURS = "than PREFLIGHT_STATEMENT_TIMEOUT_S (0.2 s): raise it, or write `-- preflight: "
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", f"{OURS}statement-timeout 5min` at the top of 001_a.sql. Or was it the "),
+        ("-- preflight: statement-timeout 0\n", "than the statement_timeout that the file, or a "),
+    ],
+)
+def test_statement_timeout_of_a_file_s_own_is_not_told_for_ours(
+    run: Run, migrations: WriteMigrations, text: str, hint: str
+) -> None:
+    """Which of the two it was cannot be told where both hold; without ours it can."""
+    migrations({"001_a.sql": f"{text}SET LOCAL statement_timeout = 100; SELECT pg_sleep(60);"})
+    result = run(env={"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.2", "PREFLIGHT_REHEARSE": "off"})
+
+    assert (30, "57014") == (result.code, error_of(result)["sqlstate"]), str(result)
+    assert error_of(result)["hint"].startswith(f"It took longer {hint}"), str(result)
+
+
+def test_statement_that_somebody_cancelled_is_not_told_to_take_too_long(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """The limit that holds for it has nothing to do with that."""
+    migrations({"001_a.sql": "SELECT pg_cancel_backend(pg_backend_pid());"})
+    result = run(env={"PREFLIGHT_STATEMENT_TIMEOUT_S": "60", "PREFLIGHT_REHEARSE": "off"})
+
+    assert (30, "57014") == (result.code, error_of(result)["sqlstate"]), str(result)
+    assert error_of(result)["hint"].startswith("Somebody cancelled it"), str(result)
 
 
 def test_prepared_transaction_in_the_way_is_named(

@@ -572,6 +572,22 @@ def test_failure_is_told_where_nobody_can_see_what_it_left(
 
 
 @pytest.mark.usefixtures("table")
+def test_build_that_takes_too_long_is_told_whose_limit_it_was(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Beside what it left, the limit is the cause that has to be removed."""
+    migrations({"001_a.sql": MARK + CIC})
+    with database.server.connect(database.name) as writer:
+        writer.execute("BEGIN; INSERT INTO t VALUES (3)")
+        result = run(env={"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.3"})
+
+    error = error_of(result)
+    assert (31, "57014") == (result.code, error["sqlstate"]), str(result)
+    assert error["hint"].startswith("It took longer than PREFLIGHT_STATEMENT_TIMEOUT_S (0.3 s): ")
+    assert error["hint"].endswith("run again: the index is dropped and built anew.")
+
+
+@pytest.mark.usefixtures("table")
 def test_invalid_index_of_somebody_else_is_left_alone(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -144,6 +144,23 @@ def test_verify_file_is_asked_on_the_copy(
     assert [None] == database.query("SELECT to_regclass('one')")
 
 
+def test_limit_that_ends_a_statement_on_the_copy_is_named(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """Neither the data nor a file is to be corrected: a verify file is none too slow either."""
+    check = "SELECT 's' AS suite, 'c' AS \"check\", true AS ok FROM pg_sleep(60)"
+    migrations(ONE | {"001_one_verify.sql": check})
+    result = run(env={"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.5"})
+
+    error = result.finished["error"]
+    assert (27, "57014") == (result.code, error["sqlstate"]), result
+    assert (
+        "It took longer than PREFLIGHT_STATEMENT_TIMEOUT_S (0.5 s): raise it, or write "
+        "`-- preflight: statement-timeout 5min` at the top of 001_one.sql. "
+        "The live database was not changed."
+    ) == error["hint"]
+
+
 def test_value_of_a_row_is_in_no_message(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
