@@ -460,12 +460,16 @@ class Reading:
             )
         if said.get("transactional", True):
             said["wrapped"] = self._inside_transaction(text, found)
+        inside = said.get("transactional", True)
         for statement in found.control:
             self._at(
                 text,
                 statement,
                 "transaction control inside a migration",
-                "Leave it out: the runner opens and closes the transaction.",
+                "Leave it out: the runner opens and closes the transaction."
+                if inside
+                else "Leave it out: each statement is committed alone here. Put what belongs "
+                "together into one DO block, or into a file of its own with a transaction.",
             )
         self._restricted(text, restricted)
         checksum = hashlib.sha256(text).hexdigest()

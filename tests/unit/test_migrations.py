@@ -304,6 +304,23 @@ def test_directives_belong_into_forward_and_rollback_files(migrations: WriteMigr
     assert ["001_a_verify.sql"] == [each.file for each in found]
 
 
+@pytest.mark.parametrize(
+    ("head", "hint"),
+    [
+        ("", "the runner opens and"),
+        ("-- preflight: no-transaction\n", "each statement is committed"),
+    ],
+)
+def test_transaction_control_is_told_what_opens_a_transaction(
+    migrations: WriteMigrations, head: str, hint: str
+) -> None:
+    """In a file without one the runner opens none; one BEGIN and one COMMIT are no exception."""
+    text = f"{head}BEGIN;\nSELECT 1;\nCOMMIT;\nBEGIN;\n"
+    found = problems(migrations({"001_a.sql": OK, "001_a_rollback.sql": text}))
+
+    assert [True] * 3 == [str(each.hint).startswith(f"Leave it out: {hint}") for each in found]
+
+
 @pytest.mark.fault("D092")
 @pytest.mark.parametrize("what", ["fifo", "device", "directory", "dangling", "loop", "socket"])
 def test_what_is_not_a_file_is_refused(migrations: WriteMigrations, what: str) -> None:
