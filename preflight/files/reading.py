@@ -156,12 +156,16 @@ def _load(
     problems: list[Problem] = []
     sources = {name: source for name in names if (source := layout.source(name)) is not None}
     scripts: dict[Source, migrations.Script] = {}
+    forward = {source for source in sources.values() if source.kind == "up"}
     for name in names:
         source = sources.get(name)
         if source is None:
             wrong = f"{name!r} is not a migration's name"
             problems.append(Problem(wrong, layout.hint, file=name))
-        elif (script := _script(directory, name, source, problems, marks)) is not None:
+            continue
+        # one that is nobody's companion may be meant as a migration: that alone is told of it
+        told = problems if dataclasses.replace(source, kind="up") in forward else []
+        if (script := _script(directory, name, source, told, marks)) is not None:
             scripts[source] = script
     if mount(directory) != before:
         raise Changed
@@ -510,7 +514,9 @@ class Reading:
             found.semicolons.append(statement)
         if self.kind in ("verify", "export"):
             if not kinds.reads_only(statement.read(text)):
-                self._at(text, statement, f"a {self.kind} file holds queries only", "Use SELECT.")
+                article = "an" if self.kind == "export" else "a"
+                what = f"{article} {self.kind} file holds queries only"
+                self._at(text, statement, what, "Use SELECT.")
         elif scan.first_word(text, statement.start) in kinds.NOTABLE:
             body = statement.read(text)
             if kinds.is_control(body):
@@ -618,13 +624,14 @@ def assemble(
     )
     for name, source in sources.items():
         if dataclasses.replace(source, kind="up") not in forward:
-            problems.append(
-                Problem(
-                    f"{name} has no forward file {layout.file(source.name, 'up')}",
-                    "Add it, or name the companion after the file that it belongs to.",
-                    file=name,
+            hint = "Add it, or name the companion after the file that it belongs to."
+            if layout is NATIVE:
+                hint += (
+                    " Or is it a migration of its own? `_verify`, `_rollback` and `_export` at the "
+                    "end are reserved: give it another ending."
                 )
-            )
+            missing = f"{name} has no forward file {layout.file(source.name, 'up')}"
+            problems.append(Problem(missing, hint, file=name))
     if not forward and not problems:
         problems.append(Problem("there is no forward file"))
     if problems:
