@@ -48,13 +48,7 @@ def run(
         known = ledger.read(session)
         if foreign := _foreign(session, files, known):  # others' files say nothing of this database
             raise HistoryConflict.of("history.conflict", foreign)
-        todo = [file for file in files if file.version not in known.records]
-        if chosen is not None and through is not None:
-            todo = [file for file in files if file.version <= chosen.version]
-            todo = [file for file in todo if not _settled(file, known)]
-        elif chosen is not None:  # what is below a new record must be recorded, too
-            new = chosen in todo
-            todo = [file for file in todo if new and file.version < chosen.version] + [chosen]
+        todo = _todo(files, known, chosen, up_to=through is not None)
         if chosen is not None:
             numbers.refuse_marked(files, todo)
         with sessions.transaction(session):  # all of it or, when one is refused, nothing
@@ -62,19 +56,44 @@ def run(
             if chosen is not None:
                 vouched = todo if through is not None else [chosen]
                 there = _there(session, todo, vouched, chosen, known.records)
-            adopted = []
+            adopted, already = [], []
             for file, checks in there:
-                ledger.adopt(session, file, by_name=chosen is not None)
-                adopted.append((file, checks))
+                if file.version in known.records and ledger.holds(session, file):
+                    already.append(file.name)  # its checks hold, and there is nothing to settle
+                else:
+                    ledger.adopt(session, file, by_name=chosen is not None)
+                    adopted.append((file, checks))
             if through is not None:  # one file says nothing of the others
                 recorded = {record.written for record in known.records.values()}
                 recorded |= {file.written for file, _ in adopted}
                 again = _vouch_for_the_other_tool(session, files, recorded)
                 adopted += [(file, ()) for file in again]
         contact.tell_adopted(adopted)
-    names = {file.name for file, _ in adopted}
-    if left := [file.name for file in todo if file.name not in names]:
-        structlog.get_logger().info("plan.made", pending=left, adopts=[])
+    _tell(todo, [file.name for file, _ in adopted], already)
+
+
+def _todo(
+    files: Sequence[Migration], known: plan.History, chosen: Migration | None, *, up_to: bool
+) -> list[Migration]:
+    """Return the files to ask for, in order: all, the chosen one, or all up to it."""
+    new = [file for file in files if file.version not in known.records]
+    if chosen is None:
+        return new
+    if up_to:
+        below = [file for file in files if file.version <= chosen.version]
+        return [file for file in below if not _settled(file, known)]
+    below = new if chosen in new else []  # what is below a new record must be recorded, too
+    return [file for file in below if file.version < chosen.version] + [chosen]
+
+
+def _tell(todo: Sequence[Migration], adopted: Sequence[str], already: Sequence[str]) -> None:
+    """Say what is left to do, and of which file nothing was to be recorded."""
+    log = structlog.get_logger()
+    for name in already:
+        warning = f"{name} is recorded already, as it is: nothing was recorded anew"
+        log.warning("config.warned", warning=warning)
+    if left := [file.name for file in todo if file.name not in {*adopted, *already}]:
+        log.info("plan.made", pending=left, adopts=[])
 
 
 def _foreign(session: Session, files: Sequence[Migration], known: plan.History) -> list[Problem]:

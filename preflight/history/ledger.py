@@ -429,15 +429,57 @@ def adopt(
 ) -> None:
     """Record a file that is in the database already, whatever was recorded of it before.
 
-    One that a person named says nothing of the others, so first contact goes on.
+    Of one that was applied, when and how stays as it is. One that a person named says nothing of
+    the others, so first contact goes on.
     """
     with fence.recorded(session, migration, HistoryConflict):
         before = row_of(session, migration.version)
-        if before is not None:
-            give_up(session, before)
-        if not record(session, migration, how=how):
+        if before is not None and before.state == "done":
+            written = _settle(session, migration, before)
+        else:
+            if before is not None:
+                give_up(session, before)
+            written = record(session, migration, how=how)
+        if not written:
             raise fence.unwritable(session)
         journal.journal(session, "vouched" if by_name else how, migration, before=before)
+
+
+def _settle(session: Session, migration: Migration, row: journal.Row) -> bool:
+    """Take a file for what was applied, as its row was read; False when it changed meanwhile."""
+    label, value = (", label = %s", [migration.label]) if migration.label else ("", [])
+    updated = session.execute(
+        f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
+ up_sql = %s, rollback_sql = %s, verify_sql = %s, export_sql = %s, breaking = %s,
+ tool_version = %s, run_id = %s{label} WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
+        [
+            migration.name,
+            migration.checksum,
+            migration.up.kept,
+            *_kept(migration),
+            migration.up.breaking,
+            __version__,
+            session.config.run_id,
+            *value,
+            row.version,
+            row.state,
+            row.run_id,
+        ],
+    )
+    return updated.rowcount == 1
+
+
+def holds(session: Session, migration: Migration) -> bool:
+    """Tell whether a file is recorded as done as it is, and its companions as well."""
+    row = session.execute(
+        f"""SELECT EXISTS (SELECT FROM {session.config.schema}.migrations m
+ WHERE m.version = %s AND m.state = 'done' AND m.name = %s AND m.checksum = %s
+ AND m.rollback_sql IS NOT DISTINCT FROM %s::pg_catalog.text
+ AND m.verify_sql IS NOT DISTINCT FROM %s::pg_catalog.text
+ AND m.export_sql IS NOT DISTINCT FROM %s::pg_catalog.text)""",  # noqa: S608 -- a checked name
+        [migration.version, migration.name, migration.checksum, *_kept(migration)],
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def require_writable(session: Session) -> None:

@@ -295,6 +295,50 @@ def test_adopt_settles_an_edit_without_running_it(
     assert 0 == run().code
 
 
+def test_adopt_leaves_a_file_that_is_recorded_as_it_is(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """0, and says so: when it ran and its backup stay; its checks are asked all the same."""
+    migrations(A)
+    run(env={"PREFLIGHT_BACKUP": "required"})
+    whole = "SELECT row_to_json(m)::text FROM preflight.migrations m"
+    before = database.query(whole), database.query(JOURNAL)
+    result = run("adopt", "1")
+    after = database.query(whole), database.query(JOURNAL)
+    migrations({"001_a_verify.sql": VERIFY.format("more")})
+
+    assert (0, "ok", []) == (
+        result.code,
+        result.finished["outcome"],
+        result.event("migration.adopted") + result.event("plan.made"),
+    )
+    assert before == after
+    assert "001_a is recorded already" in result.event("config.warned")[0]["warning"]
+    assert 33 == run("adopt", "1").code
+
+
+@pytest.mark.parametrize("which", ["1", "--through 1", "1 companion"])
+def test_adopt_settles_a_text_and_keeps_when_it_ran(
+    run: Run, database: servers.Database, migrations: WriteMigrations, which: str
+) -> None:
+    """An edit, or another rollback file, is recorded; how, when, how long and the backup stay."""
+    migrations(A)
+    run(env={"PREFLIGHT_BACKUP": "required"})
+    ran = """SELECT how, applied_at::text, duration_ms, applied_by, backup
+ FROM preflight.migrations WHERE backup IS NOT NULL"""
+    before = database.query(ran)
+    up, *companion = which.split(" companion")
+    migrations({} if companion else {"001_a.sql": A["001_a.sql"] + "-- edited\n"})
+    migrations({"001_a_rollback.sql": "DROP TABLE a;"})
+    result = run("adopt", *up.split())
+
+    assert (0, ["001_a"]) == (result.code, result.finished["adopted"]), str(result)
+    assert (1, before) == (len(before), database.query(ran))
+    assert ["DROP TABLE a;"] == database.query("SELECT rollback_sql FROM preflight.migrations")
+    assert [("applied", 1), ("vouched", 1)] == database.query(JOURNAL)
+    assert 0 == run("check").code
+
+
 def test_adopt_settles_what_stopped_part_way(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

@@ -285,6 +285,7 @@ def test_adoption_that_cannot_be_recorded_is_no_bug_of_ours(
     migrations(A)
     run()
     database.script("ALTER TABLE preflight.migrations ADD CHECK (false) NOT VALID")
+    migrations({name: f"{text}-- edited" for name, text in A.items()})
 
     result = run("adopt", "1")
 
