@@ -436,6 +436,7 @@ def _set_up_logs(
     to_stderr: bool = False,
 ) -> None:
     choice = config.log if config else environ.get("PREFLIGHT_LOG", "")
+    result = logs.RESULTS | ({"plan.made"} if run.command == "plan" else set())
     logs.set_up(
         sys.stderr if to_stderr else sys.stdout,
         choice=choice if choice in ("json", "gcp", "console") else "auto",
@@ -443,6 +444,7 @@ def _set_up_logs(
         run_id=run.run_id,
         no_color=environ.get("NO_COLOR"),
         observe=run.tally.see,
+        results=() if to_stderr else result,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
@@ -24,6 +24,9 @@ LEVELS = {
     "error": logging.ERROR,
 }
 
+LAST = "run.finished"
+# what a command was asked for, where neither a table nor a document was
+RESULTS = frozenset({"migration.listed", "statement.planned", "check.passed", "backup.listed"})
 SENTENCE_MAX = 300
 LINE_MAX = 15_999  # bytes without the line end; docker and containerd split longer ones
 
@@ -106,10 +109,12 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
     run_id: str,
     no_color: str | None = None,
     observe: Callable[[EventDict], None] | None = None,
+    results: Collection[str] = (),
 ) -> None:
     """Send events of at least `level` to `stream`, one line each; `run.finished` always.
 
-    People get them in their terminal's own encoding, programs in UTF-8.
+    So are the `results`, which are nowhere else where programs read. People get events in their
+    terminal's own encoding, programs in UTF-8.
     """
     if hasattr(stream, "reconfigure"):
         encoding = None if console_wanted(choice, stream) else "utf-8"
@@ -117,8 +122,9 @@ def set_up(  # noqa: PLR0913 -- one call, at the start
     processors: list[Any] = [_unless_muted, structlog.processors.add_log_level]
     if observe:
         processors.append(_seen_by(observe))
-    processors.append(_at_least(level))
     terminal.log_for_people(yes=console_wanted(choice, stream))
+    always = {LAST} if terminal.for_people() else {LAST, *results}
+    processors.append(_at_least(level, always))
     if terminal.for_people():
         from preflight.base import console  # noqa: PLC0415 -- only people need it
 
@@ -205,7 +211,7 @@ def muted() -> Iterator[None]:
 
 
 def _unless_muted(_logger: object, _method: str, event: EventDict) -> EventDict:
-    if not _muted.get() or event["event"] == "run.finished":
+    if not _muted.get() or event["event"] == LAST:
         return event
     if event["event"] == "migration.progressed" and "elapsed_s" in event:
         return {**event, "event": "rehearsal.progressed"}  # a long statement, on the copy
@@ -220,11 +226,11 @@ def _seen_by(observe: Callable[[EventDict], None]) -> Processor:
     return see
 
 
-def _at_least(level: str) -> Processor:
+def _at_least(level: str, always: Collection[str]) -> Processor:
     least = LEVELS[level]
 
     def drop_below(_logger: object, method: str, event: EventDict) -> EventDict:
-        if LEVELS[method] < least and event["event"] != "run.finished":
+        if LEVELS[method] < least and event["event"] not in always:
             raise structlog.DropEvent
         return event
 

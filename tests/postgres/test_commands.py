@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
-from tests import faults, servers
+from tests import faults, program, servers
 from tests.conftest import Run, Start, WriteMigrations
 
 SECRET = "p w"  # noqa: S105 - of a role that lives for a test
@@ -222,6 +222,36 @@ def test_verify_of_nothing_recorded_is_no_success(
     (migrations.directory / "001_a_verify.sql").rename(migrations.directory / "002_a_verify.sql")
     other = run("verify")
     assert (3, "verify.nothing_recorded") == (other.code, other.finished["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["lint"], ["migration.listed", "migration.listed"]),
+        (["check"], ["migration.listed", "migration.listed"]),
+        (["plan"], ["plan.made"]),
+        (["verify"], ["check.passed", "check.passed"]),
+        (["check", "--json"], []),
+    ],
+    ids=" ".join,
+)
+def test_level_does_not_hide_what_was_asked_for(
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    command: list[str],
+    told: list[str],
+) -> None:
+    """The result is events in a pipe, and there is no other; a document holds it all."""
+    database.script(A["001_a.sql"] + B["002_b.sql"])
+    migrations(A | B)
+    if command == ["verify"]:
+        run("adopt")
+    result = run(*command, env={"PREFLIGHT_LOG_LEVEL": "error"})
+
+    assert [*told, "run.finished"] == [each["event"] for each in program.parse(result.stdout)] + [
+        each["event"] for each in program.parse(result.stderr)
+    ]
 
 
 # --- lint, backup, backups ------------------------------------------------------------------------

@@ -620,12 +620,14 @@ def unread() -> Iterator[tuple[int, int]]:
     os.close(write)
 
 
-def lint_into(stdout: int, folder: Path, before: str = "", **environ: str) -> tuple[Popen, Path]:
-    """Start `lint`, whose stop has a hard end at once, with an empty termination log."""
+def lint_into(
+    stdout: int, folder: Path, before: str = "", command: str = "lint", **environ: str
+) -> tuple[Popen, Path]:
+    """Start a command whose stop has a hard end at once, with an empty termination log."""
     message = folder / "termination-log"
     message.touch()
     code = f"import sys, entrypoint; from preflight import run; run.HARD_STOP_S = 0.1; {before}\n"
-    code += "sys.argv[1:] = ['lint']; run.leave(entrypoint.main())"
+    code += f"sys.argv[1:] = [{command!r}]; run.leave(entrypoint.main())"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=servers.REPOSITORY,
@@ -681,8 +683,8 @@ def test_signal_while_the_last_line_waits_changes_no_code(
 ) -> None:
     """What is done is done, whoever reads that."""
     os.write(unread[1], bytes(PAGE))
-    (tmp_path / "001_one.sql").write_text("SELECT 1;\n")
-    process, message = lint_into(unread[1], tmp_path, PREFLIGHT_LOG_LEVEL="error")
+    environ = {"PREFLIGHT_LOG_LEVEL": "error", "PREFLIGHT_BACKUP_DIR": str(tmp_path)}
+    process, message = lint_into(unread[1], tmp_path, command="backups", **environ)  # it has none
     faults.until(lambda: message.stat().st_size > 0, "the termination message is there")
     process.send_signal(signal.SIGTERM)
 

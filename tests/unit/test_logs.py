@@ -128,6 +128,17 @@ def test_level_filters_all_but_the_end() -> None:
     assert ["run.finished"] == [json.loads(x)["event"] for x in stream.getvalue().splitlines()]
 
 
+@pytest.mark.parametrize(("choice", "told"), [("json", ["thing.listed"]), ("console", [])])
+def test_result_is_told_at_every_level_where_programs_read(choice: str, told: list[str]) -> None:
+    """People have a table of it."""
+    stream = io.StringIO()
+    logs.set_up(stream, choice=choice, level="error", run_id="r", results={"thing.listed"})
+    for name in ("thing.listed", "thing.done"):
+        structlog.get_logger().info(name)
+
+    assert told == [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+
+
 def test_observer_sees_what_the_level_hides() -> None:
     """What was done is counted also when it is not shown."""
     seen: list[str] = []
