@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from preflight.apply import verify
+from preflight.base import console
 from preflight.base.errors import (
     ConfigInvalid,
     HistoryConflict,
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
 
     Answer = tuple[Migration, Check]
+
+NOTHING = "nothing was verified: no applied file has a verify file"
 
 
 def run(config: Config, *, form: str | None = None, version: int | str | None = None) -> None:
@@ -47,9 +52,14 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         sessions.roll_back(session)
         database = session.facts.database if session.facts else config.database
     bad = [(file, check) for file, check in answers if not check.ok]
-    there = bool(chosen) or any(each.name in known.repeated for each in files.repeats)
-    _show(config, form, database, answers, ok=there and not bad)
-    if not there:
+    again = files.repeats if version is None else ()
+    done = [*chosen, *(each for each in again if each.name in known.repeated)]
+    unverified = [file.name for file in done if not file.verify]
+    _warn_of(unverified, len(done))
+    ok = not bad and bool(done) and (bool(answers) or None)  # None: nothing was there to be asked
+    told = {"database": database, "ok": ok, "unverified": unverified}
+    _show(config, form, told, answers)
+    if not done:
         raise Pending(
             "verify.nothing_recorded",
             f"none of the {len(files) + len(files.repeats)} files is recorded as applied in "
@@ -68,6 +78,16 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         )
 
 
+def _warn_of(unverified: Sequence[str], applied: int) -> None:
+    """Name the applied files that nothing could be asked of."""
+    if unverified:
+        names = console.some(unverified)
+        warning = f"not verified, for want of a verify file: {names}"
+        if len(unverified) == applied:
+            warning = f"{NOTHING} ({names})"
+        structlog.get_logger().warning("config.warned", warning=warning)
+
+
 def _by_suite(answers: Sequence[Answer]) -> list[Answer]:
     """Return the answers of a suite one after the other, in the order in which suites appear."""
     place = {suite: at for at, suite in enumerate(dict.fromkeys(c.suite for _, c in answers))}
@@ -75,12 +95,7 @@ def _by_suite(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _show(
-    config: Config,
-    form: str | None,
-    database: str,
-    answers: Sequence[Answer],
-    *,
-    ok: bool,
+    config: Config, form: str | None, told: Mapping[str, Any], answers: Sequence[Answer]
 ) -> None:
     """Print each check's answer."""
     rows = [
@@ -94,7 +109,7 @@ def _show(
         }
         for file, check in answers
     ]
-    document = {"database": database, "ok": ok, "checks": rows}
+    document = {**told, "checks": rows}
     heads = ("version", "suite", "check", "result", "detail")
     table = [
         (
@@ -113,7 +128,8 @@ def _show(
         )
         for row in rows
     ]
-    results.show(config, form, document, (heads, table), events)
+    nothing = NOTHING if told["unverified"] else ""
+    results.show(config, form, document, (heads, table), events, nothing=nothing)
 
 
 def _to_verify(

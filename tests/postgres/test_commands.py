@@ -193,6 +193,32 @@ def test_verify_runs_what_is_applied(
     assert "002_b" == document.finished["error"]["migration"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "unverified", "ok"),
+    [({}, ["001_a", "002_b"], None), (A, ["002_b"], True), (A | B, [], True)],
+    ids=["none", "one", "both"],
+)
+def test_verify_names_what_it_could_not_ask_of(
+    run: Run,
+    migrations: WriteMigrations,
+    asked: dict[str, str],
+    unverified: list[str],
+    ok: bool | None,  # noqa: FBT001 - as above
+) -> None:
+    """0 as ever, but where not one check was asked it is not called well."""
+    migrations({"001_a.sql": A["001_a.sql"], "002_b.sql": B["002_b.sql"]} | asked)
+    run()
+    document, table = run("verify", "--json"), run("verify", "--table")
+
+    assert [0, 0] == [document.code, table.code]
+    assert (unverified, ok) == (document.json()["unverified"], document.json()["ok"])
+    assert bool(unverified) == bool(warned := document.event("config.warned"))
+    assert all(name in warned[0]["warning"] for name in unverified)
+    assert (not ok) == (
+        "nothing was verified: no applied file has a verify file\n" == table.stdout
+    ), str(table)
+
+
 def _squeezed(text: str) -> list[str]:
     return ["{:<5}{:<7}{:<7}{}".format(*line.split()[:4]) for line in text.splitlines() if line]
 
@@ -215,6 +241,7 @@ def test_verify_of_nothing_recorded_is_no_success(
     before, document = run("verify"), run("verify", "--json")
     assert (3, "verify.nothing_recorded") == (before.code, before.finished["error"]["code"])
     assert (3, False, []) == (document.code, document.json()["ok"], document.json()["checks"])
+    assert ([], []) == (document.json()["unverified"], before.event("config.warned"))
 
     run()
     assert 0 == run("verify").code
