@@ -50,11 +50,12 @@ def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # 
             verdict = unwritable(session) or verdict
     gate.tell_ahead(plan.newer(files, known))
     rows = states(files, known, details, adoptable) + repeating(files, known, adoptable)
+    rows = [stopped(row, problem) for row in rows]
     if problem and (verdict is None or isinstance(verdict, Pending)):
         verdict = problem
     listed = [_data(row) for row in rows]
     document = {"database": database, "current": verdict is None, "migrations": listed}
-    results.show(config, form, document, _check_table(rows), _listed(rows))
+    results.show(config, form, document, _check_table(rows), _listed(rows), failure=verdict)
     if verdict:
         raise verdict
 
@@ -177,6 +178,21 @@ def states(
             )
         )
     return rows
+
+
+def stopped(row: Shown, problem: Failure | None) -> Shown:
+    """Return a row as it is: one that first contact stops at is not pending, it will not run."""
+    if problem is None or problem.problem.migration != row.name:
+        return row
+    if _ends_with(problem, "verify.partial"):
+        return dataclasses.replace(row, state="partial")
+    if _ends_with(problem, "verify.out_of_order"):  # it is there, above one that is absent
+        return dataclasses.replace(row, state="adoptable")
+    return row
+
+
+def _ends_with(problem: Failure, code: str) -> bool:
+    return problem.code == code
 
 
 def repeating(files: folder.Folder, known: plan.History, adoptable: Container[str]) -> list[Shown]:

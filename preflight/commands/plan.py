@@ -98,7 +98,7 @@ def run(
     nothing = "nothing is pending"
     if adopted:
         nothing += f"; there already, and recorded by the next `up`: {', '.join(adopted)}"
-    results.show(config, form, document, table, events, nothing=nothing)
+    results.show(config, form, document, table, events, nothing=nothing, failure=problem)
     if problem:
         raise problem
 

@@ -58,7 +58,10 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
     _warn_of(unverified, len(done))
     ok = not bad and bool(done) and (bool(answers) or None)  # None: nothing was there to be asked
     told = {"database": database, "ok": ok, "unverified": unverified}
-    _show(config, form, told, answers)
+    failure = _failed(bad, len(answers))
+    _show(config, form, told, answers, failure)
+    if failure:
+        raise failure
     if not done:
         raise Pending(
             "verify.nothing_recorded",
@@ -67,15 +70,20 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
             "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
             "`verify VERSION` asks a file's checks all the same.",
         )
-    if bad:
-        file, check = bad[0]
-        raise VerifyFailed(
-            "verify.failed",
-            f"{len(bad)} of {len(answers)} checks fail, first {check.suite}: {check.check}",
-            "Compare the database with the migration; was it changed by hand?",
-            migration=file.name,
-            version=file.version,
-        )
+
+
+def _failed(bad: Sequence[Answer], asked: int) -> VerifyFailed | None:
+    """Return the failure for checks that do not hold, if there are any."""
+    if not bad:
+        return None
+    file, check = bad[0]
+    return VerifyFailed(
+        "verify.failed",
+        f"{len(bad)} of {asked} checks fail, first {check.suite}: {check.check}",
+        "Compare the database with the migration; was it changed by hand?",
+        migration=file.name,
+        version=file.version,
+    )
 
 
 def _warn_of(unverified: Sequence[str], applied: int) -> None:
@@ -95,7 +103,11 @@ def _by_suite(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _show(
-    config: Config, form: str | None, told: Mapping[str, Any], answers: Sequence[Answer]
+    config: Config,
+    form: str | None,
+    told: Mapping[str, Any],
+    answers: Sequence[Answer],
+    failure: VerifyFailed | None,
 ) -> None:
     """Print each check's answer."""
     rows = [
@@ -129,7 +141,7 @@ def _show(
         for row in rows
     ]
     nothing = NOTHING if told["unverified"] else ""
-    results.show(config, form, document, (heads, table), events, nothing=nothing)
+    results.show(config, form, document, (heads, table), events, nothing=nothing, failure=failure)
 
 
 def _to_verify(

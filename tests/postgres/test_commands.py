@@ -81,11 +81,14 @@ def test_check_before_first_contact_says_what_would_be_adopted(
     before = database.query(CATALOG)
     adoptable = run("check", "--json")
     migrations({"001_a_verify.sql": A["001_a_verify.sql"] + VERIFY.format("none")})
-    partial = run("check")
+    partial = run("check", "--json")
     (migrations.directory / "001_a_verify.sql").unlink()
     unknown = run("check")
 
     assert ["adoptable", "pending"] == [m["state"] for m in adoptable.json()["migrations"]]
+    assert ["partial", "pending"] == [m["state"] for m in partial.json()["migrations"]]
+    assert (33, partial.finished["error"]) == (partial.json()["exit_code"], partial.json()["error"])
+    assert {"database", "current", "migrations"} == adoptable.json().keys()
     assert [3, 33, 26] == [adoptable.code, partial.code, unknown.code]
     assert before == database.query(CATALOG)
 
@@ -125,6 +128,7 @@ def test_check_reports_the_first_that_holds(
 
     assert [32, 3, 28, 26] == [repair.code, pending.code, ahead.code, edited.code], repair
     assert ["edited", "partial", "ahead"] == [m["state"] for m in edited.json()["migrations"]]
+    assert (26, edited.finished["error"]) == (edited.json()["exit_code"], edited.json()["error"])
 
 
 def test_check_leaves_a_live_run_alone(
@@ -191,6 +195,10 @@ def test_verify_runs_what_is_applied(
     assert [True, True, False] == [check["ok"] for check in document.json()["checks"]]
     assert not document.json()["ok"]
     assert "002_b" == document.finished["error"]["migration"]
+    assert (33, document.finished["error"]) == (
+        document.json()["exit_code"],
+        document.json()["error"],
+    )
 
 
 @pytest.mark.parametrize(

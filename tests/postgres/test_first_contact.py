@@ -389,6 +389,9 @@ def test_file_that_is_there_above_an_absent_one_does_not_run_again(
         assert [True, True] == named or command == "adopt"
         told = "correct its verify file, then `adopt 2`" in error_of(refused)["hint"]
         assert told == ("002_i_verify.sql" in files) or command == "adopt"
+        states = {e["migration"]: e["state"] for e in refused.event("migration.listed")}
+        shown = (states.get("002_i"), states.get("003_cents"))
+        assert shown == ("pending", "adoptable") or command != "check"
     allowed = run(env=env | {"PREFLIGHT_OUT_OF_ORDER": "allow"})
 
     assert 0 == allowed.code, str(allowed)

@@ -442,8 +442,11 @@ def test_failed_target_names_a_command_that_goes_to_it(
     assert 0 == run("up", "--targets", path).code
     migrations({"001_one.sql": "CREATE TABLE one (id int); -- edited"})
 
-    failed = run("up", "--targets", path)
+    failed, checked = run("up", "--targets", path), run("check", "--targets", path, "--json")
 
+    for each in checked.json()["targets"].values():
+        assert ("edited", 26) == (each["migrations"][0]["state"], each["exit_code"])
+        assert "by hand: `" in each["error"]["hint"]
     hints = {each["target"]: each["error"]["hint"] for each in failed.event("target.finished")}
     assert {"tenant_1", "tenant_2"} == hints.keys()
     for hint in hints.values():

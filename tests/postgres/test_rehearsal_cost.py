@@ -203,6 +203,10 @@ def test_measures_of_what_passed_are_told_when_a_later_file_fails(
     table = run("plan", "--rehearse", "--table")
 
     assert [27] * 3 == [result.code, document.code, table.code]
+    assert (27, document.finished["error"]) == (
+        document.json()["exit_code"],
+        document.json()["error"],
+    )
     (measured,) = result.event("rehearsal.measured")
     assert ([1, 2], 0) == (
         [each["line"] for each in measured["statements"]],
