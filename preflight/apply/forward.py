@@ -401,16 +401,20 @@ def _what_stays(
     ours = row is not None and (row.run_id, row.state) == (session.config.run_id, "running")
     if not (row is None if back else ours):
         return None
+    hint = "Leave transaction control to the runner."
+    if session.copy:
+        message = f"{failure}; before that the file ended the runner's transaction"
+        return failure.retold(MigrationPartial, message=message, hint=hint)
     adopt, again = f"`adopt {migration.written}` where all of", f"`force {migration.written}` where"
+    look = (
+        f"the history has no row of it any more; {adopt} it is there still."
+        if back
+        else f"{adopt} it is there, {again} nothing of it is."
+    )
     return failure.retold(
         MigrationPartial,
         message=f"{failure}; what ran before the file ended the runner's transaction stays",
-        hint="Leave transaction control to the runner. Look at the database: "
-        + (
-            f"the history has no row of it any more; {adopt} it is there still."
-            if back
-            else f"{adopt} it is there, {again} nothing of it is."
-        ),
+        hint=f"{hint} Look at the database: {look}",
     )
 
 

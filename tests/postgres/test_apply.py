@@ -71,6 +71,23 @@ def test_what_a_file_has_committed_is_never_told_as_rolled_back(
     assert (31, False) == (forced.code, "nothing of it stayed" in str(forced)), str(forced)
 
 
+def test_what_a_file_has_committed_on_the_copy_is_nothing_to_adopt(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The copy is dropped, and on the live database nothing of the file ran."""
+    migrations({"001_a.sql": "CREATE TABLE one (a int); INSERT INTO one VALUES (1)"})
+    assert 0 == run().code
+    migrations({"002_b.sql": HIDDEN.format("1/0")})
+    failed = run(env={"PREFLIGHT_BACKUP": "required", "PREFLIGHT_REHEARSE": "always"})
+
+    assert 27 == failed.code, str(failed)
+    error = error_of(failed)
+    assert error["message"].endswith("; before that the file ended the runner's transaction")
+    assert "adopt" not in error["hint"]
+    assert "force" not in error["hint"]
+    assert [1] == database.query("SELECT count(*)::int FROM one")
+
+
 def test_what_a_rollback_file_has_committed_is_never_told_as_rolled_back(
     run: Run, migrations: WriteMigrations
 ) -> None:
