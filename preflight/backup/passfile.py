@@ -51,7 +51,7 @@ def passfile(session: Session) -> Iterator[tuple[Mapping[str, str], dict[str, st
         )
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
     what = "pg_dump's private passfile"
-    with _placed(what):
+    with placed(what):
         place = memory()
         sweep(place)
         file = _held(place)
@@ -64,24 +64,27 @@ def passfile(session: Session) -> Iterator[tuple[Mapping[str, str], dict[str, st
 def private(lines: Iterable[bytes]) -> Iterator[Path]:
     """Yield a private file of lines for another program, removed afterwards."""
     what = "a private list for pg_restore"
-    with _placed(what):
+    with placed(what):
         file = _held(memory())
     with _gone_afterwards(file):
         _write(file, lines, what)
         yield Path(file.name)
 
 
+FILES = "the command's private files"
+
+
 @contextmanager
 def folder(prefix: str) -> Iterator[Path]:
     """Yield a directory for the private files of another program, removed afterwards."""
-    with _placed("the command's private files"):
+    with placed(FILES):
         made = tempfile.TemporaryDirectory(prefix=prefix, dir=memory())
     with made as path:
         yield Path(path)
 
 
 @contextmanager
-def _placed(what: str) -> Iterator[None]:
+def placed(what: str) -> Iterator[None]:
     """Say what has no place: nowhere may this user write, or nothing is free there."""
     try:
         yield
@@ -95,7 +98,7 @@ def _placed(what: str) -> Iterator[None]:
 
 def _write(file: IO[bytes], lines: Iterable[bytes], what: str) -> None:
     """Write all of it, so that others see it."""
-    with _placed(what):
+    with placed(what):
         try:
             file.writelines(lines)
             file.flush()

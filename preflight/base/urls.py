@@ -57,6 +57,7 @@ _INSTEAD = {
     "targetservertype": "libpq calls it target_session_attrs: primary, standby, prefer-standby or "
     "any.",
     "sslrootcertificate": "libpq calls it sslrootcert.",
+    **dict.fromkeys(("sslca", "ca"), "libpq calls it sslrootcert."),
     "sslaccept": "libpq calls it sslmode: require, verify-ca or verify-full.",
 }
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")

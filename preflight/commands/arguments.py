@@ -81,6 +81,7 @@ OPTIONS_ELSEWHERE = {
     "PREFLIGHT_STATEMENT_TIMEOUT_S.",
 }  # fmt: skip
 
+ONE_PATH = "--watch takes one path: write it before each, or name their directory."
 BEHIND = (
     "Write another tool's command behind `--`: wrap --watch migrations/ -- alembic upgrade head."
 )
@@ -140,7 +141,8 @@ def parse(arguments: Sequence[str]) -> Said:
     if unknown:
         wrapping = said[0] == "wrap" or getattr(namespace, "watch", None)
         if wrapping and not unknown[0].startswith("-"):
-            raise ConfigInvalid("config.arguments", _unknown(unknown), BEHIND)
+            hint = BEHIND if behind is None else ONE_PATH
+            raise ConfigInvalid("config.arguments", _unknown(unknown), hint)
         _refuse(parser, said[0], unknown)
     found = {key: value for key, value in vars(namespace).items() if value is not None}
     if behind is not None:

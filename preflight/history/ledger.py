@@ -447,7 +447,8 @@ def adopt(
 
 def _settle(session: Session, migration: Migration, row: journal.Row) -> bool:
     """Take a file for what was applied, as its row was read; False when it changed meanwhile."""
-    label, value = (", label = %s", [migration.label]) if migration.label else ("", [])
+    texts = migration.label or row.label  # a converted file has a number in the place of one
+    label, value = (", label = %s", [migration.label or None]) if texts else ("", [])
     updated = session.execute(
         f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
  up_sql = %s, rollback_sql = %s, verify_sql = %s, export_sql = %s, breaking = %s,

@@ -591,12 +591,20 @@ def _run_there(
 
     What ran here since is not known by that: its table may tell of what it ran before.
     """
-    if not (there := repeated(layout, now, folder.repeats(files))):
+    known = [file for file in folder.repeats(files) if layout.repeats(file) in now.said.repeated]
+    if not known:
         return []
     repeats.ensure(session)
     here = repeats.ran_here(session)
-    mine = [file for file in there if file.name not in here]
-    return [file for file in mine if repeats.claim(session, file, how="taken_over")]
+    mine = [file for file in known if file.name not in here]
+    there = repeated(layout, now, mine)
+    if other := [file.name for file in mine if file not in there]:
+        warning = (
+            f"{layout.tool} last ran {', '.join(other)} with another text than is here, and that "
+            "is not recorded: a file with that text runs once more when it comes"
+        )
+        structlog.get_logger().warning("config.warned", warning=warning)
+    return [file for file in there if repeats.claim(session, file, how="taken_over")]
 
 
 def unsettled(

@@ -84,7 +84,9 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("standby", r"session is (not )?read-only|server is (not )?in hot standby", frozenset()),
 )
 NO_RIGHT = "42501"
-_AT_THE_DOOR = "CheckMyDatabase"  # where a server looks for CONNECT, in its LOCATION
+# where a server looks for CONNECT, and for the right to set what an option sets
+_AT_THE_DOOR = re.compile(r"(?m)^LOCATION: +CheckMyDatabase\b")
+_SETTING = re.compile(r"(?m)^LOCATION: +set_config")
 POOLED = "08P01"  # PgBouncer says everything with it, and in English only
 POOLER = (
     ("options", r"startup parameter"),
@@ -106,7 +108,7 @@ POOLER = (
 def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
     """Return config, auth, database, alien, standby, options or passing.
 
-    `_refusal` knows more: role, closed, options_refused.
+    `_refusal` knows more: role, closed, options_refused, no_right.
     """
     if POOLED in sqlstates:
         return next((kind for kind, words in POOLER if re.search(words, text)), "passing")
@@ -323,7 +325,9 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
     if misses(text, roles):
         kind = "role"
     elif kind == "auth" and NO_RIGHT in sqlstates:
-        kind = "closed" if _AT_THE_DOOR in text else "options_refused"
+        kind = "closed" if _AT_THE_DOOR.search(text) else "no_right"
+        if _SETTING.search(text) and said.get("options"):
+            kind = "options_refused"
     text = _unsaid(text, said, roles)
     lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
     shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()

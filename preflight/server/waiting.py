@@ -28,7 +28,7 @@ PAUSE_S = (0.05, 0.1)  # least and most between attempts while refused or starti
 POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the password, too
 FINAL = ("config", "options")  # nothing is waited for
 # what a server says once it is there
-LASTING = ("auth", "closed", "options_refused", "database", "alien", "role")
+LASTING = ("auth", "closed", "options_refused", "no_right", "database", "alien", "role")
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -125,7 +125,7 @@ class Patience:
                 elif not {"host", "hostaddr"} & self.known.keys():
                     found = str(refused)  # nobody is called before a service file is read
                 return ConfigInvalid("config.connection", found, hint)
-            case "auth" | "closed" | "options_refused":
+            case "auth" | "closed" | "options_refused" | "no_right":
                 return AuthFailed(
                     "auth.rejected",
                     f"{where} does not accept user {user!r}: {said}",
@@ -175,8 +175,13 @@ class Patience:
                 )
             case "options_refused":
                 return (
-                    "User and password are right. Leave out the option that is named (PGOPTIONS), "
-                    f"or give {user} the right to it."
+                    f"User and password are right. One of the options (PGOPTIONS) sets what {user} "
+                    "may not: leave it out, or give the right to it."
+                )
+            case "no_right":
+                return (
+                    "User and password are right. The server says what is missing: a login "
+                    "trigger, or a setting of the role or of the database, may ask for it."
                 )
             case _:
                 return (

@@ -135,7 +135,29 @@ def test_option_that_the_role_may_not_set_is_no_wrong_password(
     database.script(f"DROP ROLE {role}")
 
     assert (21, "42501") == (result.code, result.finished["error"]["sqlstate"])
-    assert "PGOPTIONS" in result.finished["error"]["hint"], result.finished
+    assert "One of the options (PGOPTIONS)" in result.finished["error"]["hint"], result.finished
+
+
+def test_right_that_a_login_trigger_lacks_is_neither_the_options_nor_connects(
+    run: Run, database: servers.Database
+) -> None:
+    """21 with what the server says, and no advice to take out or grant what is not to blame."""
+    role = f"visitor_{database.name}"
+    database.script(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x'; CREATE TABLE audit ();"
+        "CREATE FUNCTION noted() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF session_user LIKE 'visitor%' THEN PERFORM count(*) FROM audit; END IF; END $$;"
+        "CREATE EVENT TRIGGER noted ON login EXECUTE FUNCTION noted()"
+    )
+    options = {"PGOPTIONS": "-c search_path=public"}
+    result = run(env={**BRIEFLY, **database.env(role, "x"), **options})
+    database.script(f"DROP EVENT TRIGGER noted; DROP ROLE {role}")
+
+    assert (21, "42501") == (result.code, result.finished["error"]["sqlstate"])
+    hint = result.finished["error"]["hint"]
+    assert "a login trigger" in hint
+    assert "PGOPTIONS" not in hint
+    assert "GRANT" not in hint
 
 
 @pytest.mark.fault("A016")

@@ -946,7 +946,7 @@ def test_file_that_flyway_ran_again_is_recorded_with_what_a_person_vouches_for(
 ) -> None:
     """It does not run once more. What ran here since does: the table tells of what was before."""
     files, table, row, values, _ = KEPT["flyway"]
-    first, second = (f"CREATE OR REPLACE VIEW v AS SELECT {n} AS x;\n" for n in (1, 2))
+    first, second, third = (f"CREATE OR REPLACE VIEW v AS SELECT {n} AS x;\n" for n in (1, 2, 3))
     ours = first.replace("v", "w")
     write(folder, {"V1__a.sql": files["V1__a.sql"], "R__of_v.sql": first, "R__w.sql": ours})
     database.script(f"{table}; {A}; {first}; {ours}")
@@ -964,11 +964,18 @@ def test_file_that_flyway_ran_again_is_recorded_with_what_a_person_vouches_for(
     assert ["V1__a", "R__of_v", "R__w"] == run().finished["adopted"]
     write(folder, {"R__w.sql": ours.replace("1", "3")})
     assert ["R__w"] == run().finished["applied"]
-    write(folder, {"R__w.sql": ours, "R__of_v.sql": second})
+    write(folder, {"R__w.sql": ours})
     ran(4, "of v", second)
+    early = run("adopt", "--through", "1")
+    write(folder, {"R__of_v.sql": third})
+    ran(5, "of v", third)
 
     refused, vouched, after = run(), run("adopt", "--through", "1"), run()
 
+    warnings = [event["warning"] for event in early.event("config.warned")]
+    assert ["flyway last ran R__of_v with another text than is here"] == [
+        warning.partition(",")[0] for warning in warnings
+    ]
     error = refused.finished["error"]
     assert (26, True) == (refused.code, error["message"].endswith("its last row is of R__of v"))
     assert "is still 1, but it says something else" in error["message"]
@@ -1215,6 +1222,7 @@ def test_converted_folder_takes_the_place_of_the_old_one(
     assert (26, True) == (refused.code, "--through" in str(refused) or "adopt" in str(refused))
     assert 0 == adopted.code, str(adopted)
     assert (0, []) == (again.code, again.event("lock.acquired"))
+    assert 0 == run("wait", "--schema", newest, env={**env, **IMPATIENT}).code
     assert json.loads(run("check", "--json", env=env).stdout)["current"]
     assert (
         len(adopted.finished["adopted"])

@@ -213,6 +213,15 @@ def test_command_that_lacks_its_dashes_is_told_of_them(said: list[str]) -> None:
     assert "Write another tool's command behind `--`" in str(failure.value.problem.hint)
 
 
+@pytest.mark.parametrize("command", ["wrap", "check", "wait"])
+def test_second_path_behind_watch_is_told_as_such(command: str) -> None:
+    """A shell makes several words of migrations/*.py; the command stands where it should."""
+    with pytest.raises(ConfigInvalid) as failure:
+        arguments.parse([command, "--watch", "a.py", "b.py", "--", "alembic", "upgrade", "head"])
+
+    assert arguments.ONE_PATH == failure.value.problem.hint
+
+
 def test_word_that_no_command_takes_is_not_taken_for_a_wrapped_one() -> None:
     """Beside `check` it is likelier a version."""
     with pytest.raises(ConfigInvalid) as failure:

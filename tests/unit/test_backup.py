@@ -73,11 +73,17 @@ def test_private_files_that_have_no_place_are_told_by_their_code(
     try:
         with pytest.raises(BackupFailed) as full, passfile.private([b"more than eight\n"]):
             pass
+        with (
+            pytest.raises(BackupFailed) as no_room,
+            passfile.folder("f-") as place,
+            passfile.placed(passfile.FILES),
+        ):
+            (place / "one").write_text("more than eight")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, was)
-    found.append(full.value.code)
+    found += [full.value.code, no_room.value.code]
 
-    assert ["backup.no_temporary"] * 2 == found
+    assert ["backup.no_temporary"] * 3 == found
     assert [] == list(tmp_path.iterdir())
 
 

@@ -72,12 +72,13 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
             text = environment.passfile(text, live, let_in, gate=gate)
         if led.files or text:
             place = stack.enter_context(passfile.folder(_DIRECTORY))
-            for name, new in led.files.items():
-                _write(place / name, new, Path(wrapped.environ[name]))
-                found[name] = str(place / name)
-            if text:
-                _write(place / "passfile", text, theirs)
-                found["PGPASSFILE"] = str(place / "passfile")
+            with passfile.placed(passfile.FILES):
+                for name, new in led.files.items():
+                    _write(place / name, new, Path(wrapped.environ[name]))
+                    found[name] = str(place / name)
+                if text:
+                    _write(place / "passfile", text, theirs)
+                    found["PGPASSFILE"] = str(place / "passfile")
             place.chmod(0o711)  # who may read one of them may come by, and see no names
         left = led.left if fences.walled(session, copy) else (*led.left, *led.others)
         yield dataclasses.replace(led, environment=found, left=left)
