@@ -238,6 +238,8 @@ _ITS_OWN = {
     "TABLE": _OF_TABLE, "FOREIGN TABLE": _OF_TABLE, "VIEW": _OF_TABLE,
     "MATERIALIZED VIEW": _OF_TABLE, "SEQUENCE": {"SEQUENCE OWNED BY", "SEQUENCE SET"},
 }  # fmt: skip
+# what every database is made with: it is there without its entry, and so is what is said of it
+_BROUGHT = ("SCHEMA - public ", "EXTENSION - plpgsql ", "PROCEDURAL LANGUAGE - plpgsql ")
 _NEEDS = b";\tdepends on:"
 _LISTED = re.compile(r"(\d+); (\d+) \d+ (.+)", re.DOTALL)
 
@@ -259,7 +261,8 @@ def less(lines: Sequence[bytes], skip: Collection[str]) -> tuple[list[bytes], li
         number, kind, named = (found[1], _kind(found), found[3]) if found else ("", "", "")
         needs = below[len(_NEEDS) :].decode().split() if below.startswith(_NEEDS) else ()
         if wanted.intersection(spellings(said)):
-            gone[number] = kind
+            if not named.startswith(_BROUGHT):
+                gone[number] = kind
         elif any(kind in _OF_ANY | _ITS_OWN.get(gone[n], set()) for n in needs if n in gone):
             gone[number] = kind
             along.append(" ".join(named.split()))

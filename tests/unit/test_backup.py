@@ -688,6 +688,17 @@ LIST = """\
 ;\tdepends on: 2413
 2419; 2606 16406 FK CONSTRAINT public mine mine_fkey app
 ;\tdepends on: 220 219 2415
+5; 2615 2200 SCHEMA - public other
+2600; 0 0 COMMENT - SCHEMA public other
+;\tdepends on: 5
+2601; 0 0 ACL - SCHEMA public other
+;\tdepends on: 5
+2; 3079 16401 EXTENSION - plpgsql\x20
+2602; 0 0 COMMENT - EXTENSION plpgsql\x20
+;\tdepends on: 2
+3; 2612 16402 PROCEDURAL LANGUAGE - plpgsql other
+2603; 0 0 ACL - LANGUAGE plpgsql other
+;\tdepends on: 3
 """
 
 
@@ -700,6 +711,8 @@ LIST = """\
         (["SEQUENCE u_id_seq"], {"218"}, {"2580"}),
         (["TABLE DATA child other"], {"222", "2570"}, set[str]()),
         (["TABLE DATA"], set[str](), set[str]()),
+        (["SCHEMA public other"], {"5"}, set[str]()),  # what CREATE DATABASE brings is there
+        (["EXTENSION plpgsql", "PROCEDURAL LANGUAGE plpgsql"], {"2", "3"}, set[str]()),
     ],
 )
 def test_what_is_nothing_without_an_entry_goes_with_it(
