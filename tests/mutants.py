@@ -498,8 +498,8 @@ MUTANTS = [
     Mutant(
         "a swap is not done twice",
         "backup/restore",
-        "        if asked.swap and not asked.again and swap.swapped_before(",
-        "        if not asked.swap and swap.swapped_before(",
+        "        once = asked.swap and not (asked.again or newer)\n",
+        "        once = False\n",
         _tests("restore::test_swap_of_the_same_backup_is_not_done_twice"),
         CRASH,
     ),

@@ -218,14 +218,14 @@ def _unquoted(text: str) -> str:
 @contextmanager
 def list_skipping(
     dump: Path, programs: Clients, environment: Mapping[str, str], skip: Collection[str]
-) -> Iterator[tuple[Path, list[str]]]:
-    """Yield a file for --use-list without these entries, and the names of what goes with them.
+) -> Iterator[tuple[Path, list[str], dict[str, list[str]]]]:
+    """Yield a file for --use-list without these entries, and what else `less` says.
 
     Raises ClientFailed when the list cannot be had.
     """
-    lines, along = less(_entries(dump, programs, environment, "--verbose"), skip)
+    lines, along, several = less(_entries(dump, programs, environment, "--verbose"), skip)
     with passfile.private(lines) as path:
-        yield path, along
+        yield path, along, several
 
 
 # what is of no use without an entry of a kind, and can be no other entry's; so not a foreign key
@@ -244,13 +244,15 @@ _NEEDS = b";\tdepends on:"
 _LISTED = re.compile(r"(\d+); (\d+) \d+ (.+)", re.DOTALL)
 
 
-def less(lines: Sequence[bytes], skip: Collection[str]) -> tuple[list[bytes], list[str]]:
+def less(
+    lines: Sequence[bytes], skip: Collection[str]
+) -> tuple[list[bytes], list[str], dict[str, list[str]]]:
     """Return a verbose list without these entries, and which others went with them.
 
-    An entry may be said with or without its schema and its owner, as pg_restore names it in an
-    error. What it needs stands below it.
+    Also those that one word means, where it means several. An entry may be said with or without its
+    schema and its owner, as pg_restore names it in an error. What it needs stands below it.
     """
-    wanted = {" ".join(each.split()) for each in skip}
+    meant: dict[str, list[str]] = {" ".join(each.split()): [] for each in skip}
     gone: dict[str, str] = {}  # the kind of what is left out, by its number
     stay, along = [], list[str]()
     for line, below in itertools.pairwise([*lines, b""]):
@@ -260,7 +262,9 @@ def less(lines: Sequence[bytes], skip: Collection[str]) -> tuple[list[bytes], li
         found = _LISTED.match(said)
         number, kind, named = (found[1], _kind(found), found[3]) if found else ("", "", "")
         needs = below[len(_NEEDS) :].decode().split() if below.startswith(_NEEDS) else ()
-        if wanted.intersection(spellings(said)):
+        if words := meant.keys() & spellings(said):
+            for word in words:
+                meant[word].append(" ".join(named.split()))
             if not named.startswith(_BROUGHT):
                 gone[number] = kind
         elif any(kind in _OF_ANY | _ITS_OWN.get(gone[n], set()) for n in needs if n in gone):
@@ -268,7 +272,7 @@ def less(lines: Sequence[bytes], skip: Collection[str]) -> tuple[list[bytes], li
             along.append(" ".join(named.split()))
         else:
             stay.append(line)
-    return stay, along
+    return stay, along, {word: entries for word, entries in meant.items() if len(entries) > 1}
 
 
 def _kind(listed: re.Match[str]) -> str:
@@ -356,8 +360,10 @@ KINDS = frozenset(
 
 def spellings(line: str) -> set[str]:
     """Return how people may call an entry of pg_restore's list: less its schema, its owner."""
-    words = line.split()[3:]
+    number, words = line.split()[:3], line.split()[3:]
     counts = [n for n in range(1, len(words)) if " ".join(words[:n]) in KINDS]
+    if number[1:2] == ["0"]:  # rows: a table in the schema `DATA` is in a catalog
+        counts = counts[-1:]
     if not counts:  # one that we have not heard of
         counts = [len(list(takewhile(lambda word: word.isupper() and word.isalpha(), words)))]
     found: set[str] = set()

@@ -21,7 +21,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from preflight.backup import children, clients, passfile
-from preflight.base import quoting
+from preflight.base import quoting, stop
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -143,6 +143,17 @@ WHERE a.datname = {name}::name AND a.usename = session_user;
 RESET ROLE
 """
 DROP_TRIES = 3  # each waits for 5 s
+# who has not been let in yet has its name already
+_CALLED = """
+SELECT a.pid FROM pg_catalog.pg_stat_activity a
+WHERE a.datname = {name}::name AND a.usename = session_user AND a.application_name = {called}
+"""
+_END_CALLED = f"""
+SET ROLE NONE;
+SELECT pg_catalog.pg_terminate_backend(c.pid) FROM ({_CALLED}) c;
+RESET ROLE
+"""  # noqa: S608 -- what is given is quoted
+ENDED_S = 5.0  # what a session is given to end that was told to
 # what this role does not own in a database, and so may not fill
 _THEIRS = """
 SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
@@ -342,6 +353,15 @@ def _drop_gently(session: Session, name: str) -> None:
             return
 
 
+def end_called(session: Session, name: str, called: str) -> None:
+    """End our own sessions of this name in a database, and see them gone: some never got in."""
+    said = {"name": quoting.literal(name), "called": quoting.literal(called)}
+    for waited in stop.looks(0.05, 0.1):
+        session.connection.execute(_END_CALLED.format(**said).encode())
+        if waited >= ENDED_S or not session.execute(_CALLED.format(**said)).fetchone():
+            return
+
+
 def settings(session: Session, live: Database) -> list[Setting]:
     """Return the settings of a database."""
     return [Setting(*row) for row in session.execute(_SETTINGS, [live.oid]).fetchall()]
@@ -417,6 +437,7 @@ class Complaint:
     entry: str = ""  # such as `TABLE DATA users unicorn`
     number: str = ""  # of that entry in the archive
     schema: str = ""  # where its object stands, which pg_restore does not say; where it is known
+    listed: str = ""  # that entry as the archive's list has it: with the schema, or a dash for none
     unique: bool = False  # of an index: it makes a promise about rows
     outside: bool = False  # because of what a partial backup leaves out
     lost: bool = False  # the client's connection ended meanwhile, so that it may tell nothing else
@@ -433,6 +454,11 @@ class Complaint:
         if self.entry.startswith(CONTENT):
             return "content"
         return "program" if self.entry.startswith("EXTENSION") else "right"
+
+    @property
+    def whole(self) -> str:
+        """Return the entry with its schema, as no other one is called."""
+        return self.entry if self.schema in {"", "-"} else self.listed
 
     @property
     def said(self) -> str:
@@ -691,8 +717,11 @@ def complaints(said: Iterable[str], *, old: bool) -> tuple[list[Complaint], int]
 
 def placed(problems: Sequence[Complaint], listed: Mapping[str, str]) -> list[Complaint]:
     """Say of each complaint in which schema its object stands, by the archive's list."""
+    lines = {each.number: listed.get(each.number, "") for each in problems}
     return [
-        dataclasses.replace(each, schema=_schema(listed.get(each.number, ""), each.entry))
+        dataclasses.replace(
+            each, listed=lines[each.number], schema=_schema(lines[each.number], each.entry)
+        )
         for each in problems
     ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 import shlex
 import time
@@ -94,12 +95,9 @@ def run(config: Config, asked: restored.Asked, newest_point: NewestPoint) -> Non
     try:
         known = find(there, name, backups.place, config.database, config.only)
     except ConfigInvalid as none:
-        if name == LATEST and (point := _point_alone(config, newest_point)):
-            raise none.retold(
-                ConfigInvalid,
-                hint=f"The last one of {config.database!r} is kept by another tool: "
-                f"`restore {shlex.quote(point)}` says how to come back. {none.problem.hint}",
-            ) from none
+        if name == LATEST and (last := _point_alone(config, newest_point)):
+            unusable = _since(there.bad, last[1], config)
+            raise none.retold(ConfigInvalid, hint=_back_to(last, unusable, none)) from none
         raise
     live, into = _names(config, asked.into)
     ways = MAINTENANCE if asked.swap else (MAINTENANCE[0], live, *MAINTENANCE[1:])
@@ -114,14 +112,17 @@ def run(config: Config, asked: restored.Asked, newest_point: NewestPoint) -> Non
         whose = take.identity_of(session)[0]
         identity = dataclasses.replace(whose, database=live, schemas=known[-1].schemas)
         source = choose(known, identity)
-        if name == LATEST:
-            point = _point_after(session, live, source, identity, newest_point)
-            _require_newest(source, known, there.bad, identity, point, swap=bool(asked.swap))
+        newer = _newer(source, known, there.bad, identity) if name == LATEST else []
         place = _place(session, backups, source, live, into, asked)
         if asked.swap:
             _require_of_all(place.source)
-        if asked.swap and not asked.again and swap.swapped_before(session, place, identity):
-            return
+        once = asked.swap and not (asked.again or newer)
+        if once and swap.swapped_before(session, place, identity):
+            return  # a point since is the app's, which was let in
+        if name == LATEST:
+            point = _point_after(session, live, source, identity, newest_point)
+            meant = newer or source in identity.ours(known)  # else the point is of another database
+            _require_newest(source, newer, point, refuse=bool(asked.swap and meant))
         _tell_started(session, place, identity, known)
         with _read(place) as renew:
             state = _there(session, place)
@@ -360,14 +361,37 @@ def choose(known: Sequence[Backup], identity: Identity) -> Backup:
     )
 
 
-def _point_alone(config: Config, newest_point: NewestPoint) -> str | None:
-    """Name the newest point of the live database, if that can be asked at once."""
+def _point_alone(config: Config, newest_point: NewestPoint) -> tuple[str, str] | None:
+    """Return name and time of the live database's newest point, if it can be asked at once."""
     soon = dataclasses.replace(config, wait_timeout_s=min(PROBE_S, config.wait_timeout_s))
     with suppress(Failure, psycopg.Error), sessions.connect(soon) as session:
         session.look()
-        found = newest_point(session)
-        return found[0] if found else None
+        return newest_point(session)
     return None
+
+
+def _since(bad: Sequence[Bad], at: str, config: Config) -> list[str]:
+    """Name the backups that may be of this database, and not older, and that cannot be used."""
+    identity = manifests.Identity("", config.database, schemas=tuple(config.only))
+
+    def taken(item: Bad) -> str | None:
+        said = item.said.snapshot_at if item.said else None
+        return said or _moment(identity.stamp(item.name))
+
+    meant = [item for item in bad if identity.meant(item) and (taken(item) or at) >= at]
+    return [f"{item.name} ({item.why})" for item in meant]
+
+
+def _back_to(point: tuple[str, str], newer: Sequence[str], none: ConfigInvalid) -> str:
+    """Return what helps where there is no dump, but a point that others keep."""
+    name, at = point
+    kept = f"A point of {at[:19]}Z is kept by another tool: `restore {shlex.quote(name)}` says how"
+    if not newer:
+        return f"{kept} to come back. {none.problem.hint}"
+    return (
+        f"Newer than what others keep, and of no use as it is: {console.some(newer)}. {RIGHTS} "
+        f"Where it is no matter of rights, see to the volume. {kept} to come back to that."
+    )
 
 
 def _point_after(
@@ -383,12 +407,13 @@ def _point_after(
         return None
     wait_s = min(HISTORY_S, session.config.wait_timeout_s)
     soon = dataclasses.replace(session.config, wait_timeout_s=wait_s)
-    point = None
+    point, called = None, sessions.application_name(f"reads history {os.urandom(4).hex()}")
     with (
         suppress(Failure, psycopg.Error),
-        sessions.beside(session, live, new_database.quiet(session), soon) as other,
+        sessions.beside(session, live, new_database.quiet(session), soon, called) as other,
     ):
         point = newest_point(other)
+    new_database.end_called(session, live, called)  # or it would be in the way of the swap
     taken = source.manifest.snapshot_at or _moment(identity.stamp(source.name))
     return point[0] if point and taken and point[1] > taken else None
 
@@ -406,36 +431,38 @@ def _moment(stamp: str | None) -> str | None:
     return f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:11]}:{stamp[11:13]}:{stamp[13:]}"
 
 
-def _require_newest(  # noqa: PLR0913 -- all that may be newer
-    source: Backup,
-    known: Sequence[Backup],
-    bad: Sequence[Bad],
-    identity: Identity,
-    point: str | None,
-    *,
-    swap: bool,
-) -> None:
-    """Refuse a swap, else warn, where a newer one than `latest` may be meant; raises ConfigInvalid.
+def _newer(
+    source: Backup, known: Sequence[Backup], bad: Sequence[Bad], identity: Identity
+) -> list[str]:
+    """Name what may be meant by `latest` as well, and is newer.
 
-    Of this database under another address, which a copy of its server has as well, one that cannot
-    be used, or a point that another tool keeps.
+    Of this database under another address, which a copy of its server has as well, or one that
+    cannot be used.
     """
     system, taken = source.manifest.system_identifier, identity.stamp(source.name) or ""
     there = dataclasses.replace(identity, system=system)
     later = known[known.index(source) + 1 :]
     newer = [f"{item.name} {_from(item.origin)}" for item in later if item.origin[0] == system]
-    newer += [
+    return newer + [
         f"{item.name} (cannot be used: {item.why})"
         for item in bad
         if there.meant(item) and (at := identity.stamp(item.name)) and at >= taken
     ]
-    if point:
-        newer.append(f"{point} (kept by another tool)")
+
+
+def _require_newest(
+    source: Backup, newer: Sequence[str], point: str | None, *, refuse: bool
+) -> None:
+    """Refuse, else warn, where newer ones than `latest` are there, or a point that others keep.
+
+    Raises ConfigInvalid.
+    """
+    newer = [*newer, f"{point} (kept by another tool)"] if point else newer
     if not newer:
         return
     back = f"; `restore {shlex.quote(point)}` says how to come back to the point" if point else ""
     what = f"`latest` is {source.name}, and newer ones may be meant: {console.some(newer)}"
-    if swap:
+    if refuse:
         raise ConfigInvalid(
             "config.arguments",
             what,
@@ -487,11 +514,18 @@ def _tell_without(source: Backup, kept: str) -> None:
         )
 
 
-def _tell_along(entries: Sequence[str]) -> None:
-    """Say what is left out besides what `--skip` names, as it is nothing without that."""
-    if entries:
-        structlog.get_logger().warning(
-            "config.warned", warning=f"left out with what --skip names: {console.some(entries)}"
+def _tell_skipped(along: Sequence[str], several: Mapping[str, Sequence[str]]) -> None:
+    """Say what is left out besides what `--skip` names, or by a word that means more than one."""
+    log = structlog.get_logger()
+    if along:
+        log.warning(
+            "config.warned", warning=f"left out with what --skip names: {console.some(along)}"
+        )
+    for word, entries in several.items():
+        log.warning(
+            "config.warned",
+            warning=f"--skip {shlex.quote(word)} leaves out {len(entries)} entries: "
+            f"{console.some(entries)}; with its schema one is meant alone",
         )
 
 
@@ -774,12 +808,12 @@ def _fill(
         if place.skip:
             left = clients.list_skipping(dump, programs, environment, place.skip)
             try:
-                path, along = stack.enter_context(left)
+                path, along, several = stack.enter_context(left)
             except children.ClientFailed as failure:  # as `_refuse` has it of pg_restore itself
                 _refuse([new_database.Complaint(str(failure))], skip=place.skip)
                 raise
             options.append(f"{clients.USE_LIST}{path}")
-            _tell_along(along)
+            _tell_skipped(along, several)
         expected = place.source.manifest.database_bytes
         told = stack.enter_context(Progress("restore.progressed", "expected_bytes", expected))
 
@@ -1008,7 +1042,7 @@ def _refuse(
     ours = " ".join(f"CREATE ROLE {quoting.name(role)};" for role in roles)
     advice = f"{ours} or " if roles else ""
     what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
-    out = _skipping(skip, [each.entry for each in lacking])
+    out = _skipping(skip, [each.whole for each in lacking])
     advice += f"go without: --no-owner leaves owners and rights out, {out} leaves entries out"
     advice += ", or run as a superuser." if all(map(_forbidden, lacking)) else "."
     if placeless:

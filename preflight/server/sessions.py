@@ -201,7 +201,7 @@ class Session:
         self._prepared = False
         self._at_work = False  # a lock may be held: from now on patience has no end
         self._silent = False
-        self._called = ""
+        self.called = ""  # the name that other sessions see, where it says more
         self._password: dict[str, str] = {}  # that libpq found for this connection
         self._refused: set[str] = set()
         self._resets: dict[tuple[object, ...], str] = {}  # said three times a file
@@ -247,7 +247,7 @@ class Session:
 
     def _attempt(self) -> None:
         target = dict(self.target) | {
-            "application_name": application_name(),
+            "application_name": self.called or application_name(),
             "client_encoding": "UTF8",
         }
         target = KEEPALIVE | target
@@ -664,7 +664,7 @@ class Session:
     def _needed(self) -> list[str]:
         """Return the statements that make a session ours."""
         said = [f"SET {PATH}", *([] if self._options else _sets(self._ours())), _DURABLE]
-        return said + ([f"SET {self._name()}"] if self._called else [])  # RESET ALL took it
+        return said + ([f"SET {self._name()}"] if self.called else [])  # RESET ALL took it
 
     def path(self, how: str) -> str:
         """Return what gives the role's own search_path; `how` is SET or SET LOCAL."""
@@ -719,7 +719,7 @@ class Session:
         if not self._prepared or self.facts is None:
             return None
         role = self.role("SET")
-        known = (more, self._called, self._options, len(self._refused), self.facts.major, *role)
+        known = (more, self.called, self._options, len(self._refused), self.facts.major, *role)
         if known not in self._resets:
             ours = [*self._needed(), *_sets(self._good(self.facts.major))]
             self._resets[known] = "; ".join([*_RESET, *role, *filter(None, [more]), *ours])
@@ -740,12 +740,12 @@ class Session:
 
         It stays until the next word; nobody's work depends on it.
         """
-        self._called = application_name(doing)
+        self.called = application_name(doing)
         with suppress(psycopg.Error):
             self.execute(f"SET {self._name()}")
 
     def _name(self) -> str:
-        return f"application_name = {quoting.literal(self._called)}"
+        return f"application_name = {quoting.literal(self.called)}"
 
     def secrets(self) -> dict[str, str]:
         """Return the libpq parameters that nobody may see."""
@@ -828,15 +828,18 @@ def beside(
     database: str | None = None,
     settings: Mapping[str, str] | None = None,
     config: Config | None = None,
+    called: str = "",
 ) -> Iterator[Session]:
     """Yield a second session on the same server, in the same database or in another one.
 
-    `config` is of whom it is for, where that is somebody else.
+    `config` is of whom it is for, where that is somebody else. Others see it as `called` from the
+    first moment on.
     """
     where = {"dbname": database} if database else {}
     target = with_settings(session.address() | session.secrets() | where, settings or {})
     other = Session(config or session.config, target)
     other.mark = session.mark
+    other.called = called
     other.deadline = min(other.deadline, time.monotonic() + BESIDE_S)
     with _opened(other):
         other.facts = session.facts

@@ -155,19 +155,26 @@ def test_backup_is_restored_beside_the_live_database(
 
 
 def test_table_of_any_name_is_restored(run: Run, filled: servers.Database) -> None:
-    """A space, a dot, a quote or a parenthesis in it, or in its schema's, is no matter."""
+    """A space, a dot, a quote or a parenthesis in it, or in its schema's, is no matter.
+
+    Where one without its schema means several to --skip, a warning names them all.
+    """
     filled.script(
         """CREATE SCHEMA "a b.c"; CREATE TABLE "a b.c"."d ""e"" (f).g" (id int);
-        CREATE TABLE "order items" (id int); CREATE TABLE "(" (id int)"""
+        CREATE TABLE "order items" (id int); CREATE TABLE "(" (id int);
+        CREATE SCHEMA s; CREATE TABLE s.u (id int); CREATE TABLE u (id int)"""
     )
     run("backup")
     whole = run("restore", "latest", "--into", f"{filled.name}_whole")
     part = run(
         *("restore", "latest", "--into", f"{filled.name}_part"),
-        *("--skip", "TABLE DATA public order items postgres"),
+        *("--skip", "TABLE DATA public order items postgres", "--skip", "TABLE u postgres"),
     )
 
     assert [0, 0] == [whole.code, part.code], f"{whole}{part}"
+    said = [each["warning"] for each in part.event("config.warned")]
+    both = "TABLE public u postgres, TABLE s u postgres"
+    assert f"--skip 'TABLE u postgres' leaves out 2 entries: {both}; with" in said[-1]
 
 
 def test_everything_that_belongs_to_a_database_is_carried_over(
@@ -1213,6 +1220,20 @@ def test_swap_of_latest_is_refused_where_a_newer_one_may_be_meant(
     assert int(what == "damaged") == len(listed.event("config.warned"))
 
 
+def kept_by_others(place: Path) -> dict[str, str]:
+    """Return what has a tool make each point, which is named `it's`."""
+    script = place / "snapshot.py"
+    script.write_text(
+        "import datetime, json; now = datetime.datetime.now(datetime.UTC).isoformat()\n"
+        """print(json.dumps({"backup": "it's", "taken_at": now, "restore": "aws rds x"}))"""
+    )
+    return {
+        "PREFLIGHT_BACKUP": "command",
+        "PREFLIGHT_BACKUP_COMMAND": f"{sys.executable} {script}",
+        "PREFLIGHT_FIRST_CONTACT": "pending",
+    }
+
+
 def test_latest_is_not_older_than_a_point_that_others_keep(
     run: Run, filled: servers.Database, migrations: WriteMigrations, backup_dir: Path, role: str
 ) -> None:
@@ -1221,16 +1242,7 @@ def test_latest_is_not_older_than_a_point_that_others_keep(
     So does a directory without a dump. Where the history cannot be read it is as it was.
     """
     migrations({"001_one.sql": "CREATE TABLE one ();\n"})
-    script = backup_dir.parent / "snapshot.py"
-    script.write_text(
-        "import datetime, json; now = datetime.datetime.now(datetime.UTC).isoformat()\n"
-        """print(json.dumps({"backup": "it's", "taken_at": now, "restore": "aws rds x"}))"""
-    )
-    env = {
-        "PREFLIGHT_BACKUP": "command",
-        "PREFLIGHT_BACKUP_COMMAND": f"{sys.executable} {script}",
-        "PREFLIGHT_FIRST_CONTACT": "pending",
-    }
+    env = kept_by_others(backup_dir.parent)
     up, alone = run("up", env=env), run("restore", "latest")
     dumped, older = run("backup"), run("restore", "latest")
     (path,) = backup_dir.iterdir()
@@ -1257,6 +1269,79 @@ def test_latest_is_not_older_than_a_point_that_others_keep(
     assert [*ALL, (3, "since")] == filled.query(ROWS)
     assert [0, 1, 0] == [len(each.event("config.warned")) for each in (older, drill, locked)]
     assert back in drill.event("config.warned")[0]["warning"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_point_is_not_offered_before_a_newer_dump_that_cannot_be_used(
+    run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """Who comes back to the point loses what the dump has: that is named first, and why."""
+    migrations({"001_one.sql": "CREATE TABLE one ();\n"})
+    up, backup = run("up", env=kept_by_others(backup_dir.parent)), run("backup")
+    (path,) = backup_dir.iterdir()
+    manifest = path / "manifest.json"
+    kept = manifest.read_text()
+    manifest.write_text("{")
+    broken = run("restore", "latest")
+    manifest.write_text(kept)
+    (path / "database.dump").write_bytes(b"")
+    damaged = run("restore", "latest")
+    rewrite(path, snapshot_at="2000-01-01T00:00:00Z")
+    older = run("restore", "latest")
+
+    codes = [each.code for each in (up, backup, broken, damaged, older)]
+    assert [0, 0, 20, 20, 20] == codes, broken
+    for result in (broken, damaged):
+        hint = error_of(result)["hint"]
+        assert hint.startswith(f"Newer than what others keep, and of no use as it is: {path.name}")
+        assert hint.index("Correct its rights") < hint.index("A point of 2")
+    assert error_of(older)["hint"].startswith("A point of 2")
+
+
+@pytest.mark.usefixtures("filled")
+def test_point_stops_no_swap_that_was_done_and_none_of_another_server_s_backup(
+    run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """A job that was evicted is done; what is made of another's dump at night has its own points.
+
+    They are named in a warning then. With --again it is another swap, and refused.
+    """
+    migrations({"001_one.sql": "CREATE TABLE one ();\n"})
+    backup, swapped = run("backup"), run("restore", "latest", "--swap")
+    up = run("up", env=kept_by_others(backup_dir.parent))
+    once, again = run("restore", "latest", "--swap"), run("restore", "latest", "--swap", "--again")
+    (path,) = backup_dir.iterdir()
+    rewrite(path, system_identifier="1")
+    theirs = run("restore", "latest", "--swap", "--again")
+
+    done = [backup, swapped, up, once, again, theirs]
+    assert [0, 0, 0, 0, 20, 0] == [each.code for each in done], done
+    assert "swapped in already (20" in once.event("restore.finished")[0]["reason"]
+    assert "kept by another tool" in error_of(again)["message"]
+    assert "kept by another tool" in theirs.event("config.warned")[0]["warning"]
+
+
+HANGS = """
+CREATE FUNCTION hang() RETURNS event_trigger LANGUAGE plpgsql AS
+ $$ BEGIN IF session_user = {} THEN PERFORM pg_sleep(600); END IF; END $$;
+CREATE EVENT TRIGGER hang ON login EXECUTE FUNCTION hang();
+ALTER EVENT TRIGGER hang ENABLE ALWAYS
+"""
+
+
+def test_history_that_does_not_answer_is_in_no_way_of_the_swap(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """Nobody of ours stays connected to the live database who was not let in in time."""
+    run("backup")
+    who, live = Identifier(role).as_string(None), Identifier(filled.name).as_string(None)
+    filled.script(f"ALTER ROLE {who} CREATEDB; ALTER DATABASE {live} OWNER TO {who}")
+    filled.script(HANGS.format(Literal(role).as_string(None)))
+    env = {"PGUSER": role, "PGPASSWORD": SECRET, "PREFLIGHT_WAIT_TIMEOUT_S": "1"}
+    result = run("restore", "latest", "--swap", "--no-owner", "--without", "grants", env=env)
+
+    assert 0 == result.code, result
+    assert ALL == filled.query(ROWS)
 
 
 @pytest.mark.usefixtures("filled")
@@ -1916,7 +2001,7 @@ def test_what_a_role_cannot_have_is_named_and_can_be_skipped(
     assert 0 == run("backup").code
     env = database.env(user=role, password="x")  # noqa: S106 -- as it says
     how = ("restore", "latest", "--into", f"{database.name}_r", "--without", "grants", "--no-owner")
-    skip = ("--skip", "EXTENSION pageinspect", "--skip", "FUNCTION sorts()")
+    skip = ("--skip", "EXTENSION pageinspect", "--skip", "FUNCTION public sorts()")
     try:
         refused = [run(*how, *skip[:some], env=env) for some in (0, 2)]
         done = run(*how, *skip, env=env)
@@ -1961,8 +2046,8 @@ def test_hint_that_says_what_to_skip_goes_on_when_it_is_typed(
         drop_beside(filled)
         filled.script(f"DROP OWNED BY {other} CASCADE; DROP ROLE {other}")
 
-    skip = ["--skip", f"SCHEMA au {other}", "--skip", f"TABLE it's {other}"]
-    assert [skip, [*skip, "--skip", f"FK CONSTRAINT t t_id_fkey {role}"]] == hints
+    skip = ["--skip", f"SCHEMA au {other}", "--skip", f"TABLE au it's {other}"]
+    assert [skip, [*skip, "--skip", f"FK CONSTRAINT public t t_id_fkey {role}"]] == hints
     assert (0, ALL) == (result.code, rows), result
     along = [each["warning"] for each in result.event("config.warned") if "--skip" in str(each)]
     assert f"TABLE DATA au it's {other}" in along[0]

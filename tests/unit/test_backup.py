@@ -720,7 +720,7 @@ def test_what_is_nothing_without_an_entry_goes_with_it(
 ) -> None:
     """Rights, comments, rows, indexes; a foreign key, another table or a sequence is said alone."""
     lines = LIST.encode().splitlines(keepends=True)
-    stay, named = clients.less(lines, skip)
+    stay, named, _ = clients.less(lines, skip)
     entries = [line.decode().rstrip("\n") for line in lines if not line.startswith(b";")]
     numbers = {each.partition(";")[0]: each.split(" ", 3)[3].strip() for each in entries}
     left = {line.decode().partition(";")[0] for line in stay if not line.startswith(b";")}
@@ -728,6 +728,18 @@ def test_what_is_nothing_without_an_entry_goes_with_it(
     assert gone | along == numbers.keys() - left
     assert {numbers[each] for each in along} == set(named)
     assert not [line for line in stay if b"depends on" in line]
+
+
+def test_word_that_means_several_entries_is_told_with_all_of_them() -> None:
+    """A healthy table of the same name in another schema goes with none in silence."""
+    lines = LIST.encode().splitlines(keepends=True)
+    lines.append(b"230; 1259 16420 TABLE public u other\n")
+
+    _, _, several = clients.less(lines, ["TABLE u other", "TABLE au u other", "SCHEMA au"])
+    assert {"TABLE u other": ["TABLE au u other", "TABLE public u other"]} == several
+    _, along, one = clients.less(lines, ["TABLE au u other", "SEQUENCE au u_id_seq"])
+    assert "TABLE DATA au u other" in along
+    assert {} == one
 
 
 @pytest.mark.parametrize(
