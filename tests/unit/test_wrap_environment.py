@@ -356,60 +356,85 @@ def test_word_that_may_be_two_things_is_not_led(copy: environment.Copy) -> None:
     assert copy.host == host.environment["HOST_OF_ALL"]
 
 
-def test_group_of_a_named_variable_is_led_with_it() -> None:
-    """BACKEND is no word of databases; who names one of its variables means its server."""
-    group = {"BACKEND_HOST": "db", "BACKEND_PORT": "5432", "BACKEND_PASSWORD": "p@ss"}
-    found = led(group, also={"BACKEND_HOST"})
+@pytest.mark.parametrize(
+    ("environ", "changed"),
+    [
+        (
+            {"BACKEND_HOST": "db", "BACKEND_PORT": "5432", "BACKEND_PASSWORD": "p@ss"},
+            {"BACKEND_HOST": "127.0.0.1", "BACKEND_PORT": "6000", "BACKEND_PASSWORD": "r:4nd"},
+        ),
+        (
+            {"SHOP_DB": "postgres://db/app", "SHOP_HOST": "shop.example.com", "SHOP_PORT": "8080",
+             "SHOP_USER": "admin", "SHOP_PASSWORD": "theirs"},
+            {"SHOP_DB": "postgres://me:r%3A4nd@127.0.0.1:6000/scratch"},
+        ),
+        (
+            {"APP_ADDR": "db:5432:app", "APP_HOST": "10.0.0.9", "APP_PORT": "8080"},
+            {"APP_ADDR": "127.0.0.1:6000:scratch"},
+        ),
+        (
+            {"TRIPLE": "db:5432:app", "TRIPLE_USER": "you", "TRIPLE_PASSWORD": "p@ss",
+             "TRIPLE_NAME": "app", "OTHER_PASSWORD": "p@ss"},
+            {"TRIPLE": "127.0.0.1:6000:scratch", "TRIPLE_PASSWORD": "r:4nd",
+             "TRIPLE_NAME": "scratch"},
+        ),
+    ],
+)  # fmt: skip
+def test_only_what_is_exactly_the_live_one_is_led_beside_a_named_variable(
+    environ: dict[str, str], changed: dict[str, str]
+) -> None:
+    """It stands beside it by its prefix, which may be the name itself; all else is something's."""
+    copy = dataclasses.replace(AWAY, database="scratch")
+    found = led(environ, copy, also={next(iter(environ))})
 
-    wanted = {"BACKEND_HOST": "127.0.0.1", "BACKEND_PORT": "6000", "BACKEND_PASSWORD": "r:4nd"}
-    assert wanted == {name: found.environment[name] for name in group}
-
-
-@pytest.mark.parametrize("word", ["HOST_WRITE", "HOST_PRIMARY", "HOSTNAME_RW", "ENDPOINT_WRITER"])
-def test_host_of_one_server_among_several_is_a_host(word: str) -> None:
-    """DB_HOST_WRITE stands for DB_HOST: the replica's is led with it, and the ports are."""
-    first, _, _ = word.partition("_")
-    replica = {f"DB_{first}_RO": "replica", "DB_PORT_RO": "6432"}
-    environ = replica | {f"DB_{word}": "db", "DB_PORT_RW": "5432"}
-    alone = led({f"DB_{word}": "db", "DB_NAME": "app"})
-
-    wanted = {"DB_PORT_RO": "6000", "DB_PORT_RW": "6000"}
-    wanted |= {f"DB_{first}_RO": "127.0.0.1", f"DB_{word}": "127.0.0.1"}
-    found = led(environ)
-    assert wanted == {name: found.environment[name] for name in environ}
-    assert ("127.0.0.1", "6000") == (
-        alone.environment[f"DB_{word}"],
-        alone.environment["DB_PORT"],
-    )
-    assert ("APP_HOST_MASTER",) == led({"APP_HOST_MASTER": "db"}).left
-    assert "db" == led({"REDIS_HOST_MASTER": "db"}).environment["REDIS_HOST_MASTER"]
-
-
-def test_what_has_no_such_word_goes_before() -> None:
-    """DB_USER is who connects, whatever DB_USER_RO says; DB_NAME_MAIN is anybody's name."""
-    url = {"DB_USER_RO": "reader", "DB_USER": "me", "DB_URL": "jdbc:postgresql://db:5432/app"}
-    named = led({"DB_HOST": "db", "DB_USER": "me", "DB_NAME_MAIN": "shop"})
-
-    both = dataclasses.replace(AWAY, users=frozenset({"me", "reader"}))
-    assert "user=me" in led(url, both).environment["DB_URL"]
-    assert "127.0.0.1" == named.environment["DB_HOST"]
+    assert environ | changed == {name: found.environment[name] for name in environ}
+    assert () == found.left
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    "environ",
     [
-        ({"BACKEND_SERVER_OF_EU": "db"}, True),
-        ({"WHERE": "db:5432:app"}, True),
-        ({"DB_TYPE": "db", "COMPOSE_SERVICE": "db", "REDIS_HOSTS_OF_EU": "db"}, False),
-        ({"ALLOWED_HOSTS_OF_APP": "localhost"}, False),
+        {"DB_HOST_MAIN": "db", "DB_PORT_MAIN": "5432", "DB_NAME_MAIN": "app"},
+        {"DB_HOST_WRITE": "db", "DB_HOST_READ": "replica", "DB_USER_RO": "me"},
+        {"BACKEND_SERVER_OF_EU": "db"},
+        {"WHERE": "db:5432:app"},
     ],
 )
-def test_lone_host_of_the_live_server_is_told(environ: dict[str, str], *, told: bool) -> None:
-    """Of what is called a host, a server, an address; its name may be anybody's elsewhere."""
+def test_host_of_a_form_that_is_not_known_is_told_and_not_led(environ: dict[str, str]) -> None:
+    """To lead a half of what belongs together would have a command write where no copy is."""
+    first = next(iter(environ))
+    url = {"DATABASE_URL": "postgres://me@db/app"}
+    found = led(environ | url)
+
+    assert environ == {name: found.environment[name] for name in environ}
+    assert (("DATABASE_URL",), (first,)) == (found.variables, found.left)
+
+
+@pytest.mark.parametrize("kind", ["USER", "PASSWORD"])
+def test_role_that_a_migration_makes_is_no_part_of_the_group(kind: str) -> None:
+    """DB_USER_RO is who CREATE ROLE names, not who connects, whatever DB_USER says."""
+    group = {"DB_HOST": "db", "DB_NAME": "app", "DB_USER": "me", "DB_PASSWORD": "p@ss"}
+    environ = group | {f"DB_{kind}_RO": "reader", f"DATABASE_{kind}_RO": "reader"}
+    found = led(environ | {"DATABASE_URL": "postgres://db/app"})
+
+    assert {"reader"} == {found.environment[name] for name in environ.keys() - group.keys()}
+    assert "postgres://me:r%3A4nd@127.0.0.1:6000/app" == found.environment["DATABASE_URL"]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DB_TYPE": "db", "COMPOSE_SERVICE": "db", "REDIS_HOSTS_OF_EU": "db"},
+        {"ALLOWED_HOSTS_OF_APP": "localhost"},
+        {"APP_HOSTS": "db,web"},
+    ],
+)
+def test_word_that_may_be_anybodys_is_no_host_left(environ: dict[str, str]) -> None:
+    """Told is what is called a host, a server or an address, and is the live one and no more."""
     live = dataclasses.replace(LIVE, hosts=LIVE.hosts | {"localhost"})
     copy = dataclasses.replace(AWAY, host="10.9.9.9")
 
-    assert (tuple(environ) if told else ()) == environment.led(environ, live, copy).left
+    assert () == environment.led(environ, live, copy).left
 
 
 def test_own_settings_are_left_alone() -> None:

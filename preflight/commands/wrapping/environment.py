@@ -42,10 +42,7 @@ _VARIABLE = re.compile(
     r"(?i)(?P<prefix>.+?)_*(?P<word>HOSTNAME|HOST|SERVER|ENDPOINT|ADDRESS|ADDR|SEEDS|PORT|"
     r"USERNAME|USER|(?<=_)(?:HOST|USER|ROLE)_NAME|PASSWORD|PASSWD|PASS|PWD|PW|DATABASE|NAME|DB|"
     r"SSL_?MODE|SSL|TLS|URL|URI)"
-    r"(?P<of>_+(?:READ|READER|WRITE|WRITER|PRIMARY|MASTER|MAIN|LEADER|REPLICA|SLAVE|STANDBY|"
-    r"SECONDARY|RW|RO))?"  # DB_HOST_WRITE
 )
-_OF_ONE = {"host", "port", "user", "password"}  # what may be said of a server among several
 _SAYS_HOST = re.compile(r"(?i).*(?:HOST|SERVER|ADDR|ENDPOINT).*")
 _WORDS = {**words.KINDS, "url": "url", "uri": "url", "rolename": "role"}
 _OF_SERVICES = re.compile(r"(?i).*_(?:SERVICE_|PORT_\d+_(?:TCP|UDP)).*")  # Kubernetes' links
@@ -169,6 +166,7 @@ def led(  # noqa: PLR0913 -- what is led, from where, to where
     groups = _groups(said)
     beside = _users_of_urls(groups, said)
     found = _variables(said, groups, beside, sure, way)
+    found |= _named(also, said, groups, found, way)
     unled = [name for name in also if name.removesuffix(FILE) not in found]
     nobody = _nobody(groups, said, beside, arguments, _Way(live, copy))
     others = _others(said, sure | found.keys(), arguments, _Way(live, copy))
@@ -345,6 +343,17 @@ class _Way:
         there = part.findall(text)
         unsure = any(old in there and new[old] != led_to for old, led_to in pairs)
         return part.sub(lambda m: new[m[0]], text) if there and not unsure else None
+
+    def exactly(self, kind: str, text: str) -> str | None:
+        """Return what stands for a part of the live database's where a text is that and no more."""
+        live, copy = self.live, self.copy
+        if kind == "user" and text == live.user:
+            return self.user(text)
+        if kind == "password" and text == live.password:
+            return copy.password or "" if copy.away else text
+        known = {"host": live.hosts, "port": live.ports, "database": {live.database}}
+        new = {"host": copy.host, "port": copy.port, "database": copy.database}
+        return new[kind] if text in known.get(kind, ()) else None
 
     def argument(self, text: str, *, adds: bool = True) -> str:
         """Return an argument, led where it, or what stands behind its =, names the database."""
@@ -758,11 +767,10 @@ def _above(prefix: str, other: str) -> bool:
 def _groups(environ: Mapping[str, str]) -> dict[str, _Group]:
     """Return the variables that have one prefix."""
     groups: dict[str, _Group] = {}
-    parts = {name: part for name in environ if (part := _VARIABLE.fullmatch(name))}
-    for name, part in sorted(parts.items(), key=lambda each: bool(each[1]["of"])):
-        kind = _WORDS[part["word"].lower().replace("_", "")]
-        if name in LIBPQ.values() or (part["of"] and kind not in _OF_ONE):
+    for name in environ:
+        if name in LIBPQ.values() or not (part := _VARIABLE.fullmatch(name)):
             continue
+        kind = _WORDS[part["word"].lower().replace("_", "")]
         if kind == "database" and _OF_ANOTHER.fullmatch(name):
             continue
         # DB_SERVICE_HOST is what Kubernetes says of a service called db
@@ -782,17 +790,12 @@ def _says_host(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _W
 
 
 def _grouped(
-    groups: Mapping[str, _Group],
-    environ: Mapping[str, str],
-    found: Mapping[str, str],
-    sure: Collection[str],
-    way: _Way,
+    groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
 ) -> dict[str, str]:
     """Return the variables of groups that name the live database together."""
     changed: dict[str, str] = {}
     for prefix, group in groups.items():
-        ours = any(name in sure and name in found for name in _names(group))
-        if not (ours or _names_together(prefix, group, environ, found, way)):
+        if not _names_together(prefix, group, environ, found, way):
             continue
         wanted = {"host": way.copy.host, "port": way.copy.port, "database": way.copy.database}
         if way.copy.away:
@@ -818,8 +821,8 @@ def _port_too(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str,
     if "port" in group or way.copy.port in way.live.ports or not hosts or _at(environ[hosts[0]])[1]:
         return {}
     part = _VARIABLE.fullmatch(hosts[0])
-    before, word = (hosts[0][: part.start("word")], part["word"]) if part else (hosts[0], "")
-    return {f"{before}{_port_beside(word)}": way.copy.port}
+    word = part["word"] if part else ""
+    return {f"{hosts[0].removesuffix(word)}{_port_beside(word)}": way.copy.port}
 
 
 def _without_tls(group: _Group, environ: Mapping[str, str], way: _Way) -> dict[str, str]:
@@ -846,7 +849,7 @@ def _hosts_left(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _
     loose = [name for name in loose if name in environ and not _NOT_POSTGRES.search(name)]
     left += [name for name in loose if _says_server(environ[name], way)]
     alone = [name for name in loose if _SAYS_HOST.fullmatch(name)]
-    left += [name for name in alone if {environ[name]} - _LOOPBACK and way.here(environ[name])]
+    left += [name for name in alone if environ[name] in way.live.hosts - _LOOPBACK]
     return list(dict.fromkeys(left))
 
 
@@ -929,20 +932,15 @@ def _text_says_server(said: str, way: _Way) -> bool:
 
 
 def _beside(
-    groups: Mapping[str, _Group],
-    environ: Mapping[str, str],
-    found: Mapping[str, str],
-    sure: Collection[str],
-    way: _Way,
+    groups: Mapping[str, _Group], environ: Mapping[str, str], found: Mapping[str, str], way: _Way
 ) -> dict[str, str]:
-    """Return who and his password, where they stand beside what was led: a group, a URL, or `sure`.
+    """Return who and his password, where they stand beside a group or URL that was led.
 
     QUARKUS_DATASOURCE_PASSWORD beside QUARKUS_DATASOURCE_JDBC_URL; the password of something else
     is left as it is.
     """
     changed: dict[str, str] = {}
     led_to = [each for each, group in groups.items() if any(map(found.__contains__, _names(group)))]
-    led_to += [name.lower() for name in sure if name in found]
     for prefix, group in groups.items():
         near = any(_above(prefix, each) or _above(each, prefix) for each in led_to)
         if not near or not way.copy.away or {"host", "database", "url"} & group.keys():
@@ -967,13 +965,41 @@ def _variables(
     found: dict[str, str] = {}
     for name, text in environ.items():
         new = way.value(text, name=name, certain=name in sure, who=beside.get(name, _NOBODY))
-        if new is None and name in sure and not name.endswith(FILE):
-            new = way.parts(text, name)
         if new is not None:
             found[name] = new
-    found |= _grouped(groups, environ, found, sure, way)
-    found |= _beside(groups, environ, found, sure, way)
+    found |= _grouped(groups, environ, found, way)
+    found |= _beside(groups, environ, found, way)
     return dict.fromkeys(_bare(environ, way.live, sure), way.copy.database) | found
+
+
+def _named(
+    also: Collection[str],
+    environ: Mapping[str, str],
+    groups: Mapping[str, _Group],
+    found: Mapping[str, str],
+    way: _Way,
+) -> dict[str, str]:
+    """Return what was named by hand, led by its parts, and what is the live one's beside it.
+
+    Beside it stands what has its prefix, or its name as prefix; each is led by itself, and only
+    where it is exactly the live host, port, user, password or database.
+    """
+    changed: dict[str, str] = {}
+    named = [name.removesuffix(FILE) for name in also]
+    for name in named:
+        unknown = name in environ and (name not in found or environ[name] == way.live.database)
+        if unknown and (new := way.parts(environ[name], name)):
+            changed[name] = new
+    theirs = [name for name in named if name in changed or name in found]
+    for prefix, group in groups.items():
+        if any(name in _names(group) or _above(prefix, f"{name.lower()}_") for name in theirs):
+            changed |= {
+                name: new
+                for kind, names in group.items()
+                for name in names
+                if name not in {*found, *changed} and (new := way.exactly(kind, environ[name]))
+            }
+    return changed
 
 
 def _seems(arguments: Sequence[str], way: _Way) -> list[int]:
@@ -1035,7 +1061,7 @@ def _names_together(
     said = {kind: [environ[name] for name in names] for kind, names in group.items()}
     hosts, ports = said.get("host", []), said.get("port", [])
     ports = [port for port in ports if port.isdecimal()]  # Kubernetes' are tcp://…
-    same = any(way.here(host, ",".join(ports)) for host in hosts)
+    same = any(way.here(host, *ports[:1]) for host in hosts)
     if "database" in said:
         if way.live.database not in said["database"]:
             return False
