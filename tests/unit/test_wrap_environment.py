@@ -421,6 +421,15 @@ def test_role_that_a_migration_makes_is_no_part_of_the_group(kind: str) -> None:
     assert "postgres://me:r%3A4nd@127.0.0.1:6000/app" == found.environment["DATABASE_URL"]
 
 
+@pytest.mark.parametrize("name", ["PGHOST", "PGHOSTADDR"])
+def test_host_that_libpq_reads_is_not_told_as_left(name: str) -> None:
+    """It is led, or taken away, wherever libpq's other variables are."""
+    found = led({name: "10.0.0.5", "PGDATABASE": "app"})
+
+    assert () == found.left
+    assert "127.0.0.1" == found.environment["PGHOST"]
+
+
 @pytest.mark.parametrize(
     "environ",
     [

@@ -848,7 +848,7 @@ def _hosts_left(groups: Mapping[str, _Group], environ: Mapping[str, str], way: _
     loose += [name for group in groups.values() for name in group.get("url", ())]
     loose = [name for name in loose if name in environ and not _NOT_POSTGRES.search(name)]
     left += [name for name in loose if _says_server(environ[name], way)]
-    alone = [name for name in loose if _SAYS_HOST.fullmatch(name)]
+    alone = [name for name in loose if _SAYS_HOST.fullmatch(name) and name not in LIBPQ.values()]
     left += [name for name in alone if environ[name] in way.live.hosts - _LOOPBACK]
     return list(dict.fromkeys(left))
 
