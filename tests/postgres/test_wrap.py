@@ -1425,6 +1425,30 @@ def test_what_else_a_command_needs_is_asked_behind_the_wall(
     assert "correct the data" not in error["hint"]
 
 
+@pytest.mark.skipif(not wall.available(), reason="this kernel has no TCP rules of Landlock")
+@pytest.mark.parametrize("ends", ["ERROR", "never"])
+def test_refusal_that_a_command_lived_through_is_told_behind_what_ended_it(
+    run: Run, app: Path, local: dict[str, str | None], ends: str
+) -> None:
+    """A cache that it does without has nothing to do with its data, nor with its end."""
+    then = "raise SystemExit('ERROR:  wrong')" if ends == "ERROR" else "time.sleep(60)"
+    refused = "cache: connect: Permission denied"
+    text = f"run(connection)\n        print({refused!r}, flush=True)\n        {then}\n"
+    (app / "tool.py").write_text(TOOL.replace("run(connection)\n", text))
+
+    found = run(*command(app, "--timeout", "60" if ends == "ERROR" else "2"), env=local)
+
+    error = found.finished["error"]
+    assert (27, "wrap.rehearsal_failed") == (found.code, error["code"]), found
+    if ends == "ERROR":
+        assert f": ERROR:  wrong; it also said: {refused}" in error["message"]
+        assert "correct the data" in error["hint"]
+        assert "the copy alone" not in error["hint"]
+    else:
+        hint = error["hint"]
+        assert -1 < hint.index("wrap only what migrates") < hint.index("the copy alone")
+
+
 def test_command_that_waits_for_the_net_is_asked_what_it_did_before(
     run: Run, app: Path, database: servers.Database
 ) -> None:

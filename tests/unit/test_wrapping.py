@@ -787,3 +787,24 @@ def test_look_that_is_answered_too_late_does_not_count() -> None:
 def test_right_that_a_role_lacks_is_no_wall(line: str, *, closed: bool) -> None:
     """Clients say that they may not connect, servers that a role may not do a thing."""
     assert closed == said.is_closed(line)
+
+
+@pytest.mark.parametrize(
+    ("later", "other"),
+    [
+        (['ERROR:  check constraint "pos" is violated'], True),
+        (["failed: migration 7 (SQLSTATE 23514)"], True),
+        (["error: relation is violated", "    at Parser.parseErrorMessage"], True),
+        (["psycopg.errors.CheckViolation: check constraint is violated"], True),
+        (["\tIs the server running on that host?", "error Command failed with code 1"], False),
+        ([], False),
+    ],
+)
+def test_refusal_that_a_command_lived_through_is_not_its_end(
+    later: list[str], *, other: bool
+) -> None:
+    """An error of the server's that was said later is; what an earlier one said is over."""
+    refused = "cache: connect: Permission denied"
+
+    assert (refused, other) == said.refusal(["ERROR:  earlier", refused, *later])
+    assert ("", other) == said.refusal(later)

@@ -484,7 +484,8 @@ class _Trial:
         )
 
     def _failed(self, ended: child.Ended, more: str = "") -> RehearsalFailed:
-        what, refused = "correct the data or the migration", list[str]()
+        what, last = "correct the data or the migration", ended.last[-1:]
+        apart, (refused, later) = self._apart(ended), said.refusal(ended.last)
         if more == _BEFORE:
             what = (
                 "correct what its last lines say, or, where they speak of an address, name the "
@@ -494,12 +495,12 @@ class _Trial:
             what = "have it end with COMMIT PREPARED or ROLLBACK PREPARED what it prepares"
         elif more:
             what = "have it wait for all that it starts"
-        elif apart := self._apart(ended):
-            what = apart
-            refused = [line for line in ended.last if said.is_closed(line)]
         elif ended.code is None:
-            what = ENDLESS
-        last = f": {(refused or ended.last)[-1]}" if ended.last else ""
+            what = f"{ENDLESS}; {apart}" if apart else ENDLESS
+        elif apart and not later:
+            what, last = apart, (refused,) if refused else last
+        elif apart and refused:
+            last = (*last, f"it also said: {refused}")
         if self.copy.server is None and any(map(_LEFT.search, ended.last)):
             what += (
                 ", or take back what an earlier trial has left on the copy's server, and have the "
@@ -512,7 +513,7 @@ class _Trial:
             )
         return RehearsalFailed(
             "wrap.rehearsal_failed",
-            f"on the restored copy {how(ended)}{more}{last}",
+            f"on the restored copy {how(ended)}{more}{': ' if last else ''}{'; '.join(last)}",
             f"{self.live_is}: {what}, and run again.",
             context="\n".join(ended.last) or None,
         )

@@ -10,6 +10,7 @@ import structlog
 
 if TYPE_CHECKING:
     from collections import deque
+    from collections.abc import Sequence
 
     from preflight.base import masks
 
@@ -21,6 +22,9 @@ _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(10, 32),
 _CLOSED = re.compile(  # how clients say that the kernel does not let them connect
     r"(?i)(?=.*(?:permission denied(?! (?:for|to)\b)|EACCES|errno 13\b|os error 13\b))"
     r"(?=.*(?:connect|socket|dial|server|database|tcp|host))"
+)
+_ERROR = re.compile(  # how clients show an error of the server's
+    r"\bERROR:|^error: |SQLSTATE|\bpsycopg2?\.errors\.|\basyncpg\.exceptions\."
 )
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
 
@@ -84,6 +88,15 @@ def is_closed(text: str) -> bool:
     What a server says so of a role's rights (`permission denied for database app`) is no such one.
     """
     return _CLOSED.match(text) is not None
+
+
+def refusal(lines: Sequence[str]) -> tuple[str, bool]:
+    """Return the last line that says so, if any, and whether an error of PostgreSQL's is later.
+
+    Then that ended the command, which had gone on without what it could not connect to.
+    """
+    at = max((n for n, line in enumerate(lines) if is_closed(line)), default=-1)
+    return lines[at] if at >= 0 else "", any(map(_ERROR.search, lines[at + 1 :]))
 
 
 def _object(text: str) -> dict[str, Any] | None:
