@@ -235,13 +235,19 @@ WHERE NOT s.seqcycle AND c.relpersistence <> 't' {only}
   AND d.objid = c.oid AND d.deptype = 'e')
 """
 # No dump holds them, and no definition tells them; both have that of a partitioned table which
-# lacks one of a partition. Who builds one holds its table, from his first transaction to his last.
+# lacks one of a partition. Who builds one holds its table, from his first transaction to his last;
+# who drops one, or builds it anew, the index itself.
 _INVALID = """
 SELECT c.oid::int8, pg_catalog.format('%I.%I', n.nspname, c.relname),
  pg_catalog.format('%I.%I', m.nspname, t.relname),
- EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_progress_create_index p
-  ON p.pid = l.pid WHERE l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
-  AND p.datname = pg_catalog.current_database())
+ EXISTS (SELECT FROM pg_catalog.pg_locks l
+  LEFT JOIN pg_catalog.pg_stat_progress_create_index p ON p.pid = l.pid
+  WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid() AND l.database =
+   (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+  AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+   'ExclusiveLock', 'AccessExclusiveLock')
+  AND (l.relation = i.indexrelid OR l.relation = i.indrelid AND p.pid IS NOT NULL)),
+ EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid)
 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_class t ON t.oid = i.indrelid
@@ -671,17 +677,21 @@ def constructors(session: Session, schemas: Sequence[str] = ()) -> list[tuple[st
 
 
 class Invalid(NamedTuple):
-    """An INVALID index: its number, its name, its table's, and whether somebody builds it now."""
+    """An INVALID index: its number, its name, its table's, and whether somebody is at it now.
+
+    `attached`: it is a partition's part of a partitioned table's.
+    """
 
     oid: int
     name: str
     table: str
-    built: bool
+    busy: bool
+    attached: bool
 
     @property
-    def drop(self) -> str:
-        """The statement that drops it beside whoever is at work on its table."""
-        return f"DROP INDEX CONCURRENTLY {self.name}"
+    def remedy(self) -> str:
+        """The statement that helps beside whoever is at work on its table: no part is dropped."""
+        return f"{'REINDEX' if self.attached else 'DROP'} INDEX CONCURRENTLY {self.name}"
 
 
 class Key(NamedTuple):

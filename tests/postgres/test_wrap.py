@@ -61,6 +61,7 @@ if __name__ == "__main__":
         run(connection)
 """
 GOOD = "ALTER TABLE items ADD COLUMN price int NOT NULL DEFAULT 0; CREATE INDEX ON items (price)"
+SPOILS = "UPDATE pg_catalog.pg_index SET indisvalid = false"
 HOLDS = "ALTER TABLE items ADD CHECK (id > 0), ADD COLUMN more int; SELECT pg_sleep(60)"
 LOOKS = """
 SELECT query_start FROM pg_stat_activity WHERE query LIKE '%client_port > 0%'
@@ -1537,9 +1538,14 @@ def test_command_without_an_address_is_not_started(
 def test_failure_in_earnest_says_whether_anything_stays(
     run: Run, app: Path, database: servers.Database
 ) -> None:
-    """30 when all it did was rolled back; 31 that names what it changed."""
+    """30 when all it did was rolled back; 31 that names what it changed.
+
+    An INVALID index that it does not speak of is no cause.
+    """
     only_live = f"SELECT 1 / (current_database() <> '{database.name}')::int"
     (app / "versions/002.sql").write_text(f"{GOOD}; {only_live}")
+    database.script("CREATE INDEX unrelated ON items (name)")
+    database.script(f"{SPOILS} WHERE indexrelid = 'unrelated'::regclass")
 
     clean = run(*command(app))
     (app / "versions/002.sql").write_text(GOOD)
@@ -1553,6 +1559,9 @@ def test_failure_in_earnest_says_whether_anything_stays(
     assert "wrap.partial" == error["code"]
     assert "column public.items.price" in error["message"]
     assert str(clean.event("backup.verified")[0]["backup"]) not in error["hint"]
+    hints = [clean.finished["error"]["hint"], error["hint"]]
+    assert [True, False] == ["what is different here?" in each for each in hints]
+    assert not any("unrelated" in each for each in hints)
     assert ["failed", "failed"] == database.query(
         "SELECT event FROM preflight.journal WHERE event IN ('failed', 'wrapped') ORDER BY id"
     )
@@ -1596,15 +1605,16 @@ def test_invalid_index_is_named_by_the_run_that_leaves_it_and_by_those_after(
     assert drop in finished["reason"]
 
 
-def test_index_that_is_being_built_is_not_called_left(
+def test_index_that_somebody_is_at_is_not_called_left(
     two_roles: dict[str, str], database: servers.Database
 ) -> None:
-    """It is INVALID until it is whole, and whoever builds it is no command of ours.
+    """It is INVALID until it is whole or gone, and who builds or drops it is no command of ours.
 
     Who may not see that says nothing.
     """
     config = Config.from_env({**database.env()}, Path("/nowhere"), "run")
     invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     with (
         sessions.connect(config) as session,
         database.server.connect(database.name) as holds,
@@ -1623,14 +1633,43 @@ def test_index_that_is_being_built_is_not_called_left(
             while builds.pgconn.get_result() is not None:
                 pass
         given_up = written.invalid(session)
+        with holds.transaction(force_rollback=True):
+            holds.execute("INSERT INTO items VALUES (9, 'x')")
+            builds.pgconn.send_query(b"DROP INDEX CONCURRENTLY named")
+            builds.pgconn.flush()
+            while database.query(waiting) == [0]:
+                pass
+            at_work += written.invalid(session)
+            builds.cancel_safe()
+            while builds.pgconn.get_result() is not None:
+                pass
         name = two_roles["gate"]
         session.execute(f"REVOKE SELECT ON pg_catalog.pg_locks FROM PUBLIC; SET ROLE {name}")
         unseen = written.invalid(session)
 
     assert [] == unseen
-    assert [True] == [each.built for each in at_work]
+    assert [True, True] == [each.busy for each in at_work]
     assert [] == written.left(before, at_work)
     assert ["public.named"] == [each.name for each in written.left(before, given_up)]
+
+
+def test_invalid_index_of_a_partition_is_built_anew(database: servers.Database) -> None:
+    """The server refuses to drop what the partitioned table's index requires."""
+    database.script(
+        "CREATE TABLE p (id int) PARTITION BY RANGE (id); CREATE INDEX ON p (id);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (9); CREATE INDEX other ON p1 (id)"
+    )
+    database.script(f"{SPOILS} WHERE indrelid = 'p1'::regclass")
+    config = Config.from_env({**database.env()}, Path("/nowhere"), "run")
+    with sessions.connect(config) as session:
+        remedies = [each.remedy for each in written.invalid(session)]
+        with database.server.connect(database.name) as other:
+            for remedy in remedies:
+                other.execute(remedy)
+        after = written.invalid(session)
+
+    there = ["DROP INDEX CONCURRENTLY public.other", "REINDEX INDEX CONCURRENTLY public.p1_id_idx"]
+    assert (there, []) == (remedies, after)
 
 
 @pytest.mark.parametrize(

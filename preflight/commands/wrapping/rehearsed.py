@@ -201,16 +201,16 @@ class _Trial:
         found = [
             each
             for each in written.invalid(self.session)
-            if not (each.built or each.name in there)
+            if not (each.busy or each.name in there)
             and (not within or quoting.parts(each.name)[0] in within)
         ]
         if found:
-            drops = console.some([each.drop for each in found])
+            remedies = console.some([each.remedy for each in found])
             structlog.get_logger().warning(
                 "rehearsal.warned",
                 reason="the live database has INVALID indexes, and the copy has not, for no dump "
                 "holds them: a command that makes one of such a name goes well on the copy and "
-                f"fails in earnest. Before that: {drops}",
+                f"fails in earnest. Before that: {remedies}",
                 objects=[f"INVALID index {each.name} of {each.table}" for each in found][:100],
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import structlog
 
 from preflight import gate
 from preflight.backup import points
-from preflight.base import console, stop
+from preflight.base import console, quoting, stop
 from preflight.base.errors import (
     ConfigInvalid,
     ConnectionLost,
@@ -252,7 +253,7 @@ class _Run:
             )  # fmt: skip
             what = f"what stays of it nobody can tell: {reason}{self._at_work(alone=alone)}"
             what += _held(self.prepared)
-        first = (_late(copy) if ended.code is None else "") + self._in_the_way()
+        first = (_late(copy) if ended.code is None else "") + self._in_the_way(ended, before)
         if what is None:
             same = "The same went well on the copy: what is different here? " if copy else ""
             same = first or same
@@ -270,13 +271,15 @@ class _Run:
             context=context,
         )
 
-    def _in_the_way(self) -> str:
-        """Say which INVALID indexes there are, of this run or of one before it; or nothing."""
+    def _in_the_way(self, ended: child.Ended, before: written.Before) -> str:
+        """Say which INVALID indexes it has left, or speaks of in its last lines; or nothing."""
         from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
 
-        found: list[str] = []
+        found, told = list[str](), "\n".join(ended.last)
         with suppress(psycopg.Error):
-            found = [each.drop for each in written.invalid(self.session) if not each.built]
+            now = written.invalid(self.session)
+            left = written.left(before, now)
+            found = [e.remedy for e in now if not e.busy and (e in left or _names(told, e.name))]
         return (
             "The live database has INVALID indexes, which no dump holds and which may be in the "
             f"way there: {console.some(found)}. "
@@ -333,11 +336,11 @@ class _Run:
             return
         found = written.left(before, now)
         made = copy.changes.made if copy else {}
-        found += [e for e in now if e not in found and not e.built and f"index {e.name}" in made]
+        found += [e for e in now if e not in found and not e.busy and f"index {e.name}" in made]
         if found:
             self.doubts.append(
                 "INVALID indexes are there, which serve no query and slow every write: "
-                f"{console.some([each.drop for each in found])}, then make them anew"
+                f"{console.some([each.remedy for each in found])}; make anew what is dropped"
             )
 
     def _its_prepared(self, *, rehearsed: bool) -> list[prepared.Prepared]:
@@ -452,6 +455,12 @@ class _Run:
             **({"prepared": [gid for gid, _, _ in self.prepared]} if self.prepared else {}),
             **({"reason": "; ".join(self.doubts)} if self.doubts else {}),
         )
+
+
+def _names(told: str, name: str) -> bool:
+    """Tell whether a text has the bare name of an object in it."""
+    bare = re.escape(quoting.parts(name)[-1])
+    return re.search(rf"(?<!\w){bare}(?!\w)", told) is not None
 
 
 def _late(copy: Rehearsed | None) -> str:

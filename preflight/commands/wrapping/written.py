@@ -107,9 +107,9 @@ def invalid(session: Session) -> list[catalog.Invalid]:
 
 
 def left(before: Before, now: Sequence[catalog.Invalid]) -> list[catalog.Invalid]:
-    """Return which INVALID indexes have come since, and nobody builds them."""
+    """Return which INVALID indexes have come since, and nobody is at them."""
     known = {each.oid for each in before.invalid}
-    return [each for each in now if not each.built and each.oid not in known]
+    return [each for each in now if not each.busy and each.oid not in known]
 
 
 def lasting(session: Session, before: Before) -> list[str]:
