@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Said = Mapping[str, Any]
 POLL_S = (0.2, 1.0)
-_WHO = re.compile(r"://[^/\s]*@")
+_WHO = re.compile(r"://[^/\s$]*@")
 
 
 def run(config: Config, **said: Any) -> None:  # noqa: ANN401 -- as `command.wrapped` says it
@@ -66,9 +66,13 @@ def _pending(one: Wrapped, waited: str = "") -> Pending:
 
 
 def _addressed(one: Wrapped) -> str:
-    """Say, behind a hint, that who connects is part of the key where an argument says it."""
+    """Say, behind a hint, that who connects is part of the key where an argument says it.
+
+    What a shell puts there (postgres://$DB_USER:$DB_PASSWORD@db/app) is not.
+    """
     command = one.asked.command
-    if not (any(map(_WHO.search, command)) or environment.secrets_of_arguments(command)):
+    secrets = [each for each in environment.secrets_of_arguments(command) if "$" not in each]
+    if not (any(map(_WHO.search, command)) or secrets):
         return ""
     return (
         " The key has the role and the password that are among the arguments: another one makes "

@@ -1839,11 +1839,14 @@ def test_check_and_wait_tell_by_the_key(
 ) -> None:
     """Pending before, current after, pending when a file is new or somebody wrote the history.
 
-    Who holds what is read is waited for. An address among the arguments is part of the key.
+    Who holds what is read is waited for. An address among the arguments is part of the key,
+    unless a shell reads it.
     """
     behind = command(app)[1:]
     pending = run("check", *behind)
     addressed = run("check", *behind, "postgres://me@db/app").finished["error"]["hint"]
+    script = 'psql "postgres://$DB_USER:$DB_PW@$DB_HOST/app" -v password="$DB_PW"'
+    read = run("check", "--watch", str(app / "versions"), "--", "sh", "-c", script)
     planned = run("plan", "--rehearse", "--json", *behind)
     waited = run("wait", "--schema", *behind, env={"PREFLIGHT_WAIT_TIMEOUT_S": "0"})
     assert 0 == run(*command(app)).code
@@ -1851,9 +1854,9 @@ def test_check_and_wait_tell_by_the_key(
 
     assert (3, 0, 3, 0) == (pending.code, planned.code, waited.code, current.code), planned
     assert "wrap.rehearsed" in planned.names
-    hints = [each.finished["error"]["hint"] for each in (pending, waited)]
+    hints = [each.finished["error"]["hint"] for each in (pending, read, waited)]
     said = "makes another key"
-    assert (True, [False, False]) == (said in addressed, [said in each for each in hints])
+    assert (True, [False, False, False]) == (said in addressed, [said in each for each in hints])
     assert planned.json()["pending"]
     assert current.json()["current"] is True
     for table in ("preflight.wraps", "schema_migrations"):
