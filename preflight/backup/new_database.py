@@ -151,7 +151,7 @@ WHERE a.datname = {name}::name AND a.usename = session_user AND a.application_na
 _END_CALLED = f"""
 SET ROLE NONE;
 SELECT pg_catalog.pg_terminate_backend(c.pid) FROM ({_CALLED}) c;
-RESET ROLE
+{{back}}
 """  # noqa: S608 -- what is given is quoted
 ENDED_S = 5.0  # what a session is given to end that was told to
 # what this role does not own in a database, and so may not fill
@@ -356,10 +356,12 @@ def _drop_gently(session: Session, name: str) -> None:
 def end_called(session: Session, name: str, called: str) -> None:
     """End our own sessions of this name in a database, and see them gone: some never got in."""
     said = {"name": quoting.literal(name), "called": quoting.literal(called)}
+    back = "; ".join(session.role("SET")) or "RESET ROLE"
     for waited in stop.looks(0.05, 0.1):
-        session.connection.execute(_END_CALLED.format(**said).encode())
         if waited >= ENDED_S or not session.execute(_CALLED.format(**said)).fetchone():
             return
+        with suppress(psycopg.errors.InsufficientPrivilege):  # it may be taken from everybody
+            session.connection.execute(_END_CALLED.format(**said, back=back).encode())
 
 
 def settings(session: Session, live: Database) -> list[Setting]:

@@ -121,7 +121,7 @@ def run(config: Config, asked: restored.Asked, newest_point: NewestPoint) -> Non
             return  # a point since is the app's, which was let in
         if name == LATEST:
             point = _point_after(session, live, source, identity, newest_point)
-            meant = newer or source in identity.ours(known)  # else the point is of another database
+            meant = newer or source.origin[0] == identity.system  # else it is of another database
             _require_newest(source, newer, point, refuse=bool(asked.swap and meant))
         _tell_started(session, place, identity, known)
         with _read(place) as renew:

@@ -86,7 +86,7 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
 NO_RIGHT = "42501"
 # where a server looks for CONNECT, and for the right to set what an option sets
 _AT_THE_DOOR = re.compile(r"(?m)^LOCATION: +CheckMyDatabase\b")
-_SETTING = re.compile(r"(?m)^LOCATION: +set_config")
+_SETTING = re.compile(r"(?m)^LOCATION: +(?:set_config|call_\w+_check_hook)")
 POOLED = "08P01"  # PgBouncer says everything with it, and in English only
 POOLER = (
     ("options", r"startup parameter"),

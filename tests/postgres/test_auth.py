@@ -124,13 +124,14 @@ def test_right_to_connect_is_missed(run: Run, database: servers.Database) -> Non
     assert grant in result.finished["error"]["hint"], result.finished
 
 
+@pytest.mark.parametrize("option", ["log_statement=all", "role=postgres"])
 def test_option_that_the_role_may_not_set_is_no_wrong_password(
-    run: Run, database: servers.Database
+    run: Run, database: servers.Database, option: str
 ) -> None:
     """21, and it is known to be the option's fault."""
     role = f"visitor_{database.name}"
     database.script(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
-    options = {"PGOPTIONS": "-c log_statement=all"}
+    options = {"PGOPTIONS": f"-c {option}"}
     result = run(env={**BRIEFLY, **database.env(role, "x"), **options})
     database.script(f"DROP ROLE {role}")
 

@@ -1311,11 +1311,13 @@ def test_point_stops_no_swap_that_was_done_and_none_of_another_server_s_backup(
     up = run("up", env=kept_by_others(backup_dir.parent))
     once, again = run("restore", "latest", "--swap"), run("restore", "latest", "--swap", "--again")
     (path,) = backup_dir.iterdir()
+    rewrite(path, address="old:5432")
+    elsewhere = run("restore", "latest", "--swap", "--again")
     rewrite(path, system_identifier="1")
     theirs = run("restore", "latest", "--swap", "--again")
 
-    done = [backup, swapped, up, once, again, theirs]
-    assert [0, 0, 0, 0, 20, 0] == [each.code for each in done], done
+    done = [backup, swapped, up, once, again, elsewhere, theirs]
+    assert [0, 0, 0, 0, 20, 20, 0] == [each.code for each in done], done
     assert "swapped in already (20" in once.event("restore.finished")[0]["reason"]
     assert "kept by another tool" in error_of(again)["message"]
     assert "kept by another tool" in theirs.event("config.warned")[0]["warning"]
@@ -1342,6 +1344,29 @@ def test_history_that_does_not_answer_is_in_no_way_of_the_swap(
 
     assert 0 == result.code, result
     assert ALL == filled.query(ROWS)
+
+
+def test_look_at_the_history_needs_no_right_that_a_hardened_server_takes(
+    run: Run, start_server: StartServer, create_database: CreateDatabase
+) -> None:
+    """Nor does it lose the role that a login trigger chose, which may make databases."""
+    live = create_database(start_server())
+    live.script(
+        f"CREATE ROLE own CREATEDB; CREATE ROLE enters LOGIN PASSWORD 'x' IN ROLE own;"
+        f"CREATE TABLE t AS SELECT 1 AS n; ALTER DATABASE {live.name} OWNER TO own"
+    )
+    servers.Database(live.server, "postgres").script(
+        "REVOKE EXECUTE ON FUNCTION pg_terminate_backend(int, bigint) FROM PUBLIC;"
+        "CREATE FUNCTION chosen() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF session_user = 'enters' THEN PERFORM set_config('role', 'own', false); END IF; END $$;"
+        "CREATE EVENT TRIGGER chosen ON login EXECUTE FUNCTION chosen()"
+    )
+    backup = run("backup", env=live.env())
+    options = ("--into", "beside", "--no-owner", "--without", "grants")
+    result = run("restore", "latest", *options, env=live.env("enters", "x"))
+
+    assert (0, 0) == (backup.code, result.code), result
+    assert [1] == servers.Database(live.server, "beside").query("SELECT n FROM t")
 
 
 @pytest.mark.usefixtures("filled")

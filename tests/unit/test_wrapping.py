@@ -790,6 +790,28 @@ def test_right_that_a_role_lacks_is_no_wall(line: str, *, closed: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "later"),
+    [
+        ('psycopg.errors.UniqueViolation: duplicate key value violates "k"', True),
+        ("django.db.utils.IntegrityError: duplicate key", True),
+        ("PG::CheckViolation: ERROR:  check constraint", True),
+        ('psql:a.sql:3: ERROR:  column "x" does not exist', True),
+        ('ERROR: relation "t" already exists (SQLSTATE 42P07)', True),
+        ('error: migration failed: pq: column "x" does not exist', True),
+        ("error: Recipe `migrate` failed on line 3 with exit code 1", False),
+        ("ERROR:root:migration failed", False),
+        ('error: script "migrate" exited with code 1', False),
+    ],
+)
+def test_what_a_runner_says_of_the_end_is_no_error_of_the_server(line: str, later: bool) -> None:  # noqa: FBT001
+    """What the command could not connect to is the cause then."""
+    closed = "cannot connect to the cache server: [Errno 13] Permission denied"
+
+    assert (closed, later) == said.refusal(["CREATE TABLE", closed, line])
+    assert ("", later) == said.refusal(["CREATE TABLE", line])
+
+
+@pytest.mark.parametrize(
     ("later", "other"),
     [
         (['ERROR:  check constraint "pos" is violated'], True),

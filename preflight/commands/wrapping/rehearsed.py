@@ -484,7 +484,7 @@ class _Trial:
         )
 
     def _failed(self, ended: child.Ended, more: str = "") -> RehearsalFailed:
-        what, last = "correct the data or the migration", ended.last[-1:]
+        what, last = "correct the data or the migration", tuple(ended.last[-1:])
         apart, (refused, later) = self._apart(ended), said.refusal(ended.last)
         if more == _BEFORE:
             what = (
@@ -498,7 +498,7 @@ class _Trial:
         elif ended.code is None:
             what = f"{ENDLESS}; {apart}" if apart else ENDLESS
         elif apart and not later:
-            what, last = apart, (refused,) if refused else last
+            what, last = apart, tuple(filter(None, dict.fromkeys((refused, *last))))
         elif apart and refused:
             last = (*last, f"it also said: {refused}")
         if self.copy.server is None and any(map(_LEFT.search, ended.last)):

@@ -24,7 +24,8 @@ _CLOSED = re.compile(  # how clients say that the kernel does not let them conne
     r"(?=.*(?:connect|socket|dial|server|database|tcp|host))"
 )
 _ERROR = re.compile(  # how clients show an error of the server's
-    r"\bERROR:|^error: |SQLSTATE|\bpsycopg2?\.errors\.|\basyncpg\.exceptions\."
+    r"\bERROR:  |\bpsql:.*\bERROR: |SQL ?STATE|SQLState|\bPG::|\bPSQLException|\bpq: |"
+    r"\bpsycopg2?\.errors\.|\basyncpg\.exceptions\.|\bdjango\.db\.utils\."
 )
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
 
