@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from preflight.server.sessions import Session
 MEMORY = Path("/dev/shm")  # noqa: S108 -- a secret there never reaches a disk; `_held` makes it safe
 PASSFILE = "pg-preflight-password-"
+FILES = "the command's private files"
 
 
 def memory() -> Path:
@@ -69,9 +70,6 @@ def private(lines: Iterable[bytes]) -> Iterator[Path]:
     with _gone_afterwards(file):
         _write(file, lines, what)
         yield Path(file.name)
-
-
-FILES = "the command's private files"
 
 
 @contextmanager

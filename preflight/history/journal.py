@@ -20,7 +20,7 @@ from preflight.history import tables
 from preflight.server import sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
@@ -113,10 +113,19 @@ def writable(session: Session, text: str) -> str:
 
 def _ours(session: Session) -> bool:
     """Tell whether the tables are ours to write: a backup is taken whatever they are like."""
+    return _as_required(session, tables.require_ours)
+
+
+def _readable(session: Session) -> bool:
+    """Tell whether the tables are there and may be believed by who only reads them."""
+    return _as_required(session, tables.require)
+
+
+def _as_required(session: Session, require: Callable[[Session, tables.Rows], None]) -> bool:
     found = session.rows(tables.look(session))
     try:
         if tables.present(found):
-            tables.require_ours(session, found)
+            require(session, found)
     except HistoryConflict:
         return False
     return tables.present(found)
@@ -221,17 +230,6 @@ def note_point(
                 ],
             )
     return there
-
-
-def _readable(session: Session) -> bool:
-    """Tell whether the tables are there and may be believed by who only reads them."""
-    found = session.rows(tables.look(session))
-    try:
-        if tables.present(found):
-            tables.require(session, found)
-    except HistoryConflict:
-        return False
-    return tables.present(found)
 
 
 def newest_point(session: Session) -> tuple[str, str] | None:

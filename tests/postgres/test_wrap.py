@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import LiteralString
 from urllib.parse import quote
 
 import psycopg
@@ -18,7 +19,7 @@ from preflight.base.config import Config
 from preflight.base.errors import DatabaseBusy
 from preflight.commands.wrapping import orphans, tools, wall, written
 from preflight.history import journal, wraps
-from preflight.server import sessions
+from preflight.server import catalog, sessions
 from tests import faults, servers
 from tests.conftest import CreateDatabase, Run, Start, StartServer
 
@@ -1620,29 +1621,27 @@ def test_index_that_somebody_is_at_is_not_called_left(
         database.server.connect(database.name) as holds,
         database.server.connect(database.name) as builds,
     ):
+
+        def while_at(statement: bytes, seen: LiteralString) -> list[catalog.Invalid]:
+            builds.pgconn.send_query(statement)
+            builds.pgconn.flush()
+            while database.query(seen) == [0]:
+                pass
+            found = written.invalid(session)
+            builds.cancel_safe()
+            while builds.pgconn.get_result() is not None:
+                pass
+            return found
+
         before = written.look(session, None)
         builds.autocommit = True
         with holds.transaction(force_rollback=True):
             holds.execute("INSERT INTO items VALUES (9, 'x')")
-            builds.pgconn.send_query(b"CREATE INDEX CONCURRENTLY named ON items (name)")
-            builds.pgconn.flush()
-            while database.query(invalid) == [0]:
-                pass
-            at_work = written.invalid(session)
-            builds.cancel_safe()
-            while builds.pgconn.get_result() is not None:
-                pass
+            at_work = while_at(b"CREATE INDEX CONCURRENTLY named ON items (name)", invalid)
         given_up = written.invalid(session)
         with holds.transaction(force_rollback=True):
             holds.execute("INSERT INTO items VALUES (9, 'x')")
-            builds.pgconn.send_query(b"DROP INDEX CONCURRENTLY named")
-            builds.pgconn.flush()
-            while database.query(waiting) == [0]:
-                pass
-            at_work += written.invalid(session)
-            builds.cancel_safe()
-            while builds.pgconn.get_result() is not None:
-                pass
+            at_work += while_at(b"DROP INDEX CONCURRENTLY named", waiting)
         name = two_roles["gate"]
         session.execute(f"REVOKE SELECT ON pg_catalog.pg_locks FROM PUBLIC; SET ROLE {name}")
         unseen = written.invalid(session)
