@@ -25,7 +25,10 @@ _CLOSED = re.compile(  # how clients say that the kernel does not let them conne
 )
 _ERROR = re.compile(  # how clients show an error of the server's
     r"\bERROR:  |\bpsql:.*\bERROR: |SQL ?STATE|SQLState|\bPG::|\bPSQLException|\bpq: |"
-    r"\bpsycopg2?\.errors\.|\basyncpg\.exceptions\.|\bdjango\.db\.utils\."
+    r"\bpsycopg2?\.errors\.|\basyncpg\.exceptions\.|\bdjango\.db\.utils\.|"
+    r"\bparseErrorMessage\b|\bPostgres(?:Error|Exception)\b|\bPostgrex\.Error\b|"
+    r"\berror returned from database: |\bdb error: ERROR: |\bQueryFailedError\b|"
+    r"\bSequelizeDatabaseError\b|^Database error code: "
 )
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
 
