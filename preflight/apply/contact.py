@@ -222,7 +222,7 @@ def adoptable(
         answer = verify.answer(checks)
         guess = absent is None and session.config.first_contact != "pending"
         if answer == "unknown" and guess:
-            raise _cannot_tell(file, *_tool_before(session), own)
+            raise _cannot_tell(session, file, own)
         if answer == "untold" and guess:
             raise _untold(file, checks)
         if answer == "partial":
@@ -256,13 +256,14 @@ def _tool_before(session: Session) -> tuple[str | None, str | None]:
     return left or (None, None)
 
 
-def _cannot_tell(
-    file: Migration, tool: str | None, outside: str | None, own: Foreign | None
-) -> HistoryConflict:
+def _cannot_tell(session: Session, file: Migration, own: Foreign | None) -> HistoryConflict:
+    from preflight.history import takeover  # noqa: PLC0415 -- only before a failure
+
+    tool, outside = _tool_before(session)
     said = file.written
     how = "`up`" if own and own.tool == tool else f"PREFLIGHT_LAYOUT={tool}"
     first = f"A history of {tool} is here: {how} takes it over. Or: " * bool(tool)
-    if tool is None and own and own.table.like:
+    if tool is None and own and own.table.like and not takeover.seen(session, own):
         first = (
             f"{own.tool}'s history is looked for where a table has `{own.table.like}` in its name: "
             "one that is called otherwise is not taken over. "

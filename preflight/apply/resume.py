@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
     from preflight.history import journal
 
+_ALLOWS = {  # time or room, and nothing of what a statement does
+    "statement_timeout", "lock_timeout", "transaction_timeout", "idle_session_timeout",
+    "idle_in_transaction_session_timeout", "maintenance_work_mem",
+    "max_parallel_maintenance_workers",
+}  # fmt: skip
+
 
 def require_resumable(file: Migration, row: journal.Row, *, back: bool = False) -> None:
     """Make sure that a file which stopped part-way can go on; raises NeedsRepair.
@@ -35,7 +41,7 @@ def require_resumable(file: Migration, row: journal.Row, *, back: bool = False) 
         reason = f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
     elif file.up.transactional:
         reason = "the file runs in a transaction now"
-    elif old[:begun] != new[:begun]:
+    elif [*map(_lasts, old[:begun])] != [*map(_lasts, new[:begun])]:
         reason = changed
     elif row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
         reason = f"what statement {begun} did cannot be read back"
@@ -62,6 +68,20 @@ def _sent(statement: scan.Statement, script: bytes) -> tuple[bytes, bytes]:
     """Return all that a statement sends: its text, and the rows of a COPY."""
     first, last = statement.data or (0, 0)
     return statement.text(script), script[first:last]
+
+
+def _lasts(sent: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Return what a statement sends without how much it allows the ones behind it.
+
+    Such a setting is made again on a resume, as it stands in the file then, and it was too little.
+    """
+    text = sent[0]
+    if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]) or not (
+        node := parser.parsed(text)
+    ):
+        return sent
+    name = node.variable_set_stmt.name.lower()
+    return (name.encode(), b"") if name in _ALLOWS else sent
 
 
 def repeatable(text: bytes) -> bool:

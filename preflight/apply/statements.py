@@ -323,10 +323,22 @@ def _too_long(session: Session, script: Script, limits: Script | None) -> str:
         hint = f"It took longer than PREFLIGHT_STATEMENT_TIMEOUT_S ({seconds}): raise it"
         if limits:
             line = "`-- preflight: statement-timeout 5min`"
-            hint = f"{hint}, or write {line} at the top of {limits.file}"
+            hint = f"{hint}, or write {line} {_top(limits)}"
     if _SETS_TIMEOUT.search(script.text):
         return f"{hint}. Or was it the statement_timeout that {script.file} sets itself?"
     return f"{hint}."
+
+
+def _top(script: Script) -> str:
+    """Say where a directive goes: what another tool reads at the top has to stay there."""
+    if script.text.startswith(b"--!"):
+        return (
+            f"below the `--!` lines of {script.file}, and `--! AllowInvalidHash` below its "
+            "`--! Hash:`"
+        )
+    if script.text.startswith(b"-- no-transaction"):
+        return f"below the first line of {script.file}"
+    return f"at the top of {script.file}"
 
 
 def _without_transaction(

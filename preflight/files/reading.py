@@ -68,6 +68,7 @@ _REMARK = re.compile(
 UNBOUND = re.compile(rb"-- no-transaction[ \t]*(?:\n|\Z)")
 # of Alembic and Django, Rails, Knex and TypeORM, Ecto, Laravel, EF Core, goose, Liquibase
 _NO_SQL = re.compile(r"[A-Za-z0-9][ -~]*\.(?:py|rb|[cm]?js|ts|exs|php|cs|go|java|kt|xml|ya?ml)")
+_COUNTED = re.compile(r"[VM]?[0-9]")  # settings and environments lie beside them
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
@@ -119,7 +120,11 @@ def nothing(directory: Path) -> str:
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(directory)  # noqa: PTH208 -- names are all that is needed
-    found = min(filter(_NO_SQL.fullmatch, names), default=None)
+    found = min(
+        filter(_NO_SQL.fullmatch, names),
+        key=lambda each: (not _COUNTED.match(each), each),
+        default=None,
+    )
     hint = "Is the volume mounted, and at the right place?"
     if found is not None:
         hint += f" If {found} is a migration, put its tool behind this gate: `wrap`."

@@ -472,14 +472,15 @@ def _settle(session: Session, migration: Migration, row: journal.Row) -> bool:
 
 def holds(session: Session, migration: Migration) -> bool:
     """Tell whether a file is recorded as done as it is, and its companions as well."""
-    row = session.execute(
-        f"""SELECT EXISTS (SELECT FROM {session.config.schema}.migrations m
+    with fence.recorded(session, migration, HistoryConflict):
+        row = session.execute(
+            f"""SELECT EXISTS (SELECT FROM {session.config.schema}.migrations m
  WHERE m.version = %s AND m.state = 'done' AND m.name = %s AND m.checksum = %s
  AND m.rollback_sql IS NOT DISTINCT FROM %s::pg_catalog.text
  AND m.verify_sql IS NOT DISTINCT FROM %s::pg_catalog.text
  AND m.export_sql IS NOT DISTINCT FROM %s::pg_catalog.text)""",  # noqa: S608 -- a checked name
-        [migration.version, migration.name, migration.checksum, *_kept(migration)],
-    ).fetchone()
+            [migration.version, migration.name, migration.checksum, *_kept(migration)],
+        ).fetchone()
     return bool(row and row[0])
 
 

@@ -71,8 +71,8 @@ _APART = (
     "and that of the right one."
 )
 _VOUCH = (
-    "Or vouch for what is there yourself: `adopt --through VERSION`; the files after it run where "
-    "the role's names lead."
+    "Or vouch for what is there yourself: `adopt --through VERSION`; the files after it run with "
+    "PREFLIGHT_FIRST_CONTACT=pending, where the role's names lead."
 )
 _GONE = (
     psycopg.errors.UndefinedTable,
@@ -200,6 +200,11 @@ def _alike(session: Session, layout: Foreign) -> list[Sequence[Any]]:
         return [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
     like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
     return [row for row in rows if row[1] == usual or (table.renamed and row in like)]
+
+
+def seen(session: Session, layout: Foreign) -> bool:
+    """Tell whether a table may be the tool's history, wherever it lies and whoever owns it."""
+    return bool(_alike(session, layout))
 
 
 def _bound(layout: Foreign) -> bool:

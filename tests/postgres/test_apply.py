@@ -964,6 +964,40 @@ def test_verify_file_obeys_the_timeouts_of_its_file(
     ]
 
 
+READ_AT_THE_TOP = {
+    "plain": ("001_a.sql", "-- no-transaction\n"),
+    "sqlx": ("20240101000000_a.sql", "-- no-transaction\n"),
+    "graphile": ("000001-a.sql", "--! Previous: -\n--! Hash: {}\n"),
+}
+
+
+@pytest.mark.parametrize("tool", READ_AT_THE_TOP)
+def test_directive_that_is_advised_leaves_a_file_as_its_tool_reads_it(
+    run: Run, migrations: WriteMigrations, tool: str
+) -> None:
+    """What stands at the top has to: a file would run otherwise than before, or not at all."""
+    file, top = READ_AT_THE_TOP[tool]
+    text = "VACUUM;" if "no-transaction" in top else ""
+    text += "SELECT pg_sleep(0.1);\n"
+    digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    top = top.format(f"sha1:{digest}")
+    env = {"PREFLIGHT_STATEMENT_TIMEOUT_S": "0.05", "PREFLIGHT_REHEARSE": "off"}
+    env |= {"PREFLIGHT_LAYOUT": tool} if tool != "plain" else {}
+    migrations({file: top + text})
+    hint = error_of(run(env=env))["hint"]
+    graphile = tool == "graphile"
+    where = f"below the `--!` lines of {file}, and `--! AllowInvalidHash` below its `--! Hash:`"
+    assert hint.endswith(f"5min` {where if graphile else f'below the first line of {file}'}."), hint
+
+    top += "--! AllowInvalidHash\n\n" if graphile else ""
+    migrations({file: f"{top}-- preflight: statement-timeout 5min\n{text}"})
+    result = run(env=env)
+
+    assert (0, [file.removesuffix(".sql")]) == (result.code, result.finished["applied"]), str(
+        result
+    )
+
+
 OURS = "than PREFLIGHT_STATEMENT_TIMEOUT_S (0.2 s): raise it, or write `-- preflight: "
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests import faults, servers
-from tests.conftest import Run, WriteMigrations
+from tests.conftest import CreateDatabase, Run, WriteMigrations
 
 VERIFY = "SELECT 's' AS suite, '{0} is there' AS \"check\", to_regclass('{0}') IS NOT NULL AS ok;\n"
 A = {
@@ -337,6 +337,26 @@ def test_adopt_settles_a_text_and_keeps_when_it_ran(
     assert ["DROP TABLE a;"] == database.query("SELECT rollback_sql FROM preflight.migrations")
     assert [("applied", 1), ("vouched", 1)] == database.query(JOURNAL)
     assert 0 == run("check").code
+
+
+def test_adopted_companion_that_the_encoding_cannot_hold_names_its_file(
+    run: Run, create_database: CreateDatabase, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """The file is recorded as it is, and only what is new beside it cannot be."""
+    latin = create_database(
+        server, options="ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    env = {"PGDATABASE": latin.name}
+    migrations(A)
+    assert 0 == run(env=env).code
+    migrations({"001_a_verify.sql": "-- →\nSELECT 's' AS suite, 'c' AS \"check\", true AS ok;"})
+    result = run("adopt", "1", env=env)
+
+    assert (26, "migration.not_recorded", "001_a") == (
+        result.code,
+        result.finished["error"]["code"],
+        result.finished["error"]["migration"],
+    ), str(result)
 
 
 def test_adopt_settles_what_stopped_part_way(

@@ -796,6 +796,46 @@ def test_statement_that_cannot_be_read_back_needs_repair(
 
 
 @pytest.mark.usefixtures("table")
+def test_time_that_was_too_short_is_raised_where_the_file_sets_it(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """It is no change of what ran, for it is said again; the index is built anew, as told."""
+    text = MARK + "SET statement_timeout = {}; CREATE INDEX CONCURRENTLY slow_a ON t (slow(a));"
+    database.script(
+        "INSERT INTO t VALUES (1); CREATE FUNCTION slow(n int) RETURNS int IMMUTABLE "
+        "LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN n; END'"
+    )
+    migrations({"001_a.sql": text.format("'50ms'")})
+    stopped = run(env={"PREFLIGHT_REHEARSE": "off"})
+    assert (31, "57014") == (stopped.code, error_of(stopped)["sqlstate"]), str(stopped)
+    assert "raise that." in error_of(stopped)["hint"], str(stopped)
+
+    migrations({"001_a.sql": text.format("'5min'") + "SET search_path = pg_catalog;"})
+    result = run(env={"PREFLIGHT_REHEARSE": "off"})
+
+    assert (0, ["001_a"]) == (result.code, result.finished["applied"]), str(result)
+    assert [True] == database.query(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'slow_a'::regclass"
+    )
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("other", ["SET search_path = pg_catalog;", "SET work_mem = '9MB';"])
+def test_other_setting_in_the_place_of_one_is_a_change_of_what_ran(
+    run: Run, migrations: WriteMigrations, other: str
+) -> None:
+    """Only how long a statement may take is nobody's business but the next one's."""
+    behind = "SELECT 1/0;"
+    migrations({"001_a.sql": f"{MARK}SET statement_timeout = '1h'; VACUUM; {behind}"})
+    assert 31 == run().code
+
+    migrations({"001_a.sql": f"{MARK}{other} VACUUM;"})
+    result = run()
+
+    assert (32, "migration.needs_repair") == (result.code, error_of(result)["code"]), str(result)
+
+
+@pytest.mark.usefixtures("table")
 def test_failed_verify_file_is_asked_again(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:

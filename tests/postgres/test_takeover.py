@@ -682,6 +682,23 @@ def test_who_vouches_is_not_asked_which_history_it_is(
     assert (0, []) == (result.code, result.event("lock.acquired")), str(result)
 
 
+def test_files_behind_what_was_vouched_for_run_as_the_hint_says(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Not by themselves: a database that has objects may have theirs, too."""
+    write(folder, DBMATE.files)
+    DBMATE.up(database, folder, 1)
+    database.script("CREATE SCHEMA meta; ALTER TABLE schema_migrations SET SCHEMA meta")
+    hint = run().finished["error"]["hint"]
+    vouched = run("adopt", "--through", "20240101000000")
+    refused, result = run(), run(env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    assert (0, 26, 0) == (vouched.code, refused.code, result.code), str(result)
+    assert "run with PREFLIGHT_FIRST_CONTACT=pending, where the role's names lead." in hint
+    assert "is called otherwise" not in refused.finished["error"]["hint"], str(refused)
+    assert [*sorted(DBMATE.files)[1:]] == [f"{each}.sql" for each in result.finished["applied"]]
+
+
 def test_out_of_order_history_is_taken_over_as_it_is(
     run: Run, database: servers.Database, folder: Path
 ) -> None:

@@ -910,6 +910,7 @@ def test_rows_mean_what_they_mean_to_their_tool(case: str, tmp_path: Path) -> No
         (["20240101000000_a.rb"], "20240101000000_a.rb"),
         (["db.changelog-master.xml"], "db.changelog-master.xml"),
         (["20240101_a.exs", "20240102_b.exs", ".formatter.exs"], "20240101_a.exs"),
+        (["env.py", "docker-compose.yml", "V3__java.java"], "V3__java.java"),
         (["README.md", ".keep", "__init__.py"], None),
         ([], None),
     ],
