@@ -65,14 +65,15 @@ class Command:
 
 
 class Refused(NamedTuple):
-    """What the server does not give and why, its SQLSTATE, and whose parameter's right is lacking.
+    """What the server does not give and why, its SQLSTATE, and on what a right is lacking.
 
-    None: it was not asked, or it is another thing.
+    A parameter, or a role whose setting it is. None: it was not asked, or it is another thing.
     """
 
     text: str
     sqlstate: str | None = None
     parameter: str | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +297,8 @@ def refused(session: Session, commands: Sequence[Command]) -> list[Refused]:
                     raise
                 text = f"{each.what}: {error.diag.message_primary}"
                 its_own = each.role is None or "to set parameter" in text
-                parameter = each.parameter if its_own else None
-                problems.append(Refused(text, error.sqlstate, parameter))
+                on = (each.parameter, None) if its_own else (None, each.role)
+                problems.append(Refused(text, error.sqlstate, *on))
                 session.execute("ROLLBACK TO SAVEPOINT preflight_command")
     finally:
         if not session.lost:

@@ -267,12 +267,20 @@ def less(
                 meant[word].append(" ".join(named.split()))
             if not named.startswith(_BROUGHT):
                 gone[number] = kind
-        elif any(kind in _OF_ANY | _ITS_OWN.get(gone[n], set()) for n in needs if n in gone):
+        elif any(kind in _goes_along(gone[n]) for n in needs if n in gone):
             gone[number] = kind
             along.append(" ".join(named.split()))
         else:
             stay.append(line)
     return stay, along, {word: entries for word, entries in meant.items() if len(entries) > 1}
+
+
+def _goes_along(kind: str) -> Collection[str]:
+    """Return what is of no use without an entry; rights on a column are not of those on its table.
+
+    The archive says of them that they need these, for they are given in an order.
+    """
+    return () if kind in _OF_ANY else _OF_ANY | _ITS_OWN.get(kind, set())
 
 
 def _kind(listed: re.Match[str]) -> str:

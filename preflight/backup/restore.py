@@ -711,6 +711,7 @@ def _create(session: Session, place: restored.Place) -> list[belongings.Refused]
     return problems
 
 
+_ASKS_FOR_ADMIN = 16  # major version from which CREATEROLE alone changes no other role
 # by the first word of what is refused: which part of `--without` it is of
 _PARTS = {
     "tablespace": "tablespace", "owner": "grants", "grant": "grants", "revoke": "grants",
@@ -730,22 +731,24 @@ def _option(place: restored.Place, parts_of_it: Collection[str]) -> str:
     return f"--without {','.join(whole)}{f' ({means})' if means else ''}"
 
 
-def _rights(session: Session, problems: Sequence[belongings.Refused]) -> list[str]:
+def _rights(session: Session, problems: Sequence[belongings.Refused]) -> str:
     """Return what gives this role, which owns the new database, what it lacks, as far as known."""
-    named = sorted({p.parameter for p in problems if p.parameter and _no_right(p)})
-    said = []
-    if named and session.facts and session.facts.major >= new_database.KNOWS_PARAMETER_RIGHTS:
+    lacking = [each for each in problems if _no_right(each)]
+    named = sorted({each.parameter for each in lacking if each.parameter})
+    roles = sorted({each.role for each in lacking if each.role})
+    major = session.facts.major if session.facts else 0
+    who = ["as the live database's owner"] * any(not (e.parameter or e.role) for e in lacking)
+    if roles:
+        admin = f" and ADMIN on {', '.join(map(quoting.name, roles))}"
+        who.append(f"with CREATEROLE{admin * (major >= _ASKS_FOR_ADMIN)}")
+    if named and major < new_database.KNOWS_PARAMETER_RIGHTS:
+        return "Run as a superuser"
+    if named and session.facts:
         role = quoting.name(session.facts.user)
         each = (f"GRANT SET ON PARAMETER {quoting.parameter(name)} TO {role};" for name in named)
-        said.append(f"Have a superuser say {' '.join(each)} or run as one")
-    elif named:
-        said.append("Run as a superuser")
-    if any(_no_right(each) and not each.parameter for each in problems):
-        said.append(
-            "Run as a superuser, or as who may: the live database's owner, and of another role's "
-            "settings who has CREATEROLE, and from 16 on ADMIN on that role"
-        )
-    return said
+        also = f"and run {' and '.join(who)}; " if who else ""
+        return f"Have a superuser say {' '.join(each)} {also}or run as one"
+    return f"Run as a superuser, or {' and '.join(who)}" if who else ""
 
 
 def _no_right(refused: belongings.Refused) -> bool:
@@ -761,7 +764,7 @@ def _require_had(
     what = f"what belongs to it: {'; '.join(each.text for each in problems)}"
     words = [each.text.split(" ")[0] for each in problems]
     refused = {_PARTS[word] for word in words if word in _PARTS}
-    rights = "".join(f"{each}. " for each in _rights(session, problems))
+    rights = f"{said}. " if (said := _rights(session, problems)) else ""
     out = f"leave it out: {_option(place, refused)}. " if refused else ""
     advice = f"{out}Nothing was restored."
     if all(map(_no_right, problems)):

@@ -435,7 +435,7 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
         held = next((each for each in odd if each in _NOT_IN_HOSTS), "")
         yield (
             f"the host is no name and no address: it holds {held!r}",
-            frayed(odd)
+            _frayed(odd, target["host"])
             or "It stands alone there; the port has a place of its own (POSTGRES_PORT).",
         )
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", target.get("connect_timeout") or "0"):
@@ -445,7 +445,7 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
             yield f"the {key} is a whole URL or connection string", "Say that as DATABASE_URL."
     for port in filter(None, target.get("port", "").split(",")):
         if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004 -- TCP's range
-            yield "the port is not a number from 1 to 65535", frayed(port)
+            yield "the port is not a number from 1 to 65535", _frayed(port, target["port"])
 
 
 def frayed(value: str) -> str | None:
@@ -455,6 +455,12 @@ def frayed(value: str) -> str | None:
     if not value[-1].isspace():
         return f"Take the {value[0]!r} off its front."
     return f"Take the {value[-1]!r} off its end{_why(value)}."
+
+
+def _frayed(each: str, whole: str) -> str | None:
+    """Return what to do about a blank around one of a list."""
+    blank = "Write the list without a blank beside a comma."
+    return frayed(whole) or (blank if each != each.strip() else None)
 
 
 def _why(value: str) -> str:

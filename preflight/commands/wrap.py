@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 Said = Mapping[str, Any]
 POLL_S = (0.2, 1.0)
-_WHO = re.compile(r"://[^/\s$]*@")
+_DATABASE = re.compile(
+    r"(?i)\b(?:postg\w*|pgsql|psql|pgx\d?|ecto|cockroach\w*|crdb\S*|timescale\w*)(?:\+\w+)?://"
+    r"(?P<who>[^/\s$]*@)?"
+)
 
 
 def run(config: Config, **said: Any) -> None:  # noqa: ANN401 -- as `command.wrapped` says it
@@ -71,13 +74,24 @@ def _addressed(one: Wrapped) -> str:
     What a shell puts there (postgres://$DB_USER:$DB_PASSWORD@db/app) is not.
     """
     command = one.asked.command
-    secrets = [each for each in environment.secrets_of_arguments(command) if "$" not in each]
-    if not (any(map(_WHO.search, command)) or secrets):
-        return ""
-    return (
-        " The key has the role and the password that are among the arguments: another one makes "
-        "another key. Have a shell read the address where it runs: sh -c '… \"$DATABASE_URL\" …'."
-    )
+    found = ((each, _DATABASE.search(each)) for each in command)
+    if any(at and (at["who"] or _said([each])) for each, at in found):
+        return (
+            " The key has the role and the password that are among the arguments: another one makes"
+            " another key. Have a shell read the address where it runs: "
+            "sh -c '… \"$DATABASE_URL\" …'."
+        )
+    if _said([each for each in command if "://" not in each]):  # not of a registry, a cache
+        return (
+            " The key has the password that is among the arguments: another one makes another key. "
+            "Have the command read it from a variable or a file."
+        )
+    return ""
+
+
+def _said(arguments: Sequence[str]) -> bool:
+    """Tell whether a secret stands there, and not only the name of a variable that has it."""
+    return any("$" not in each for each in environment.secrets_of_arguments(arguments))
 
 
 def plan(config: Config, said: Said, form: str | None, *, rehearse: bool) -> None:

@@ -1843,7 +1843,17 @@ def test_check_and_wait_tell_by_the_key(
     """
     behind = command(app)[1:]
     pending = run("check", *behind)
-    addressed = run("check", *behind, "postgres://me@db/app").finished["error"]["hint"]
+    jdbc = "-url=jdbc:postgresql://db/app?user=me&password=secret12"
+    addressed, of_java = (
+        run("check", *behind, each).finished["error"]["hint"]
+        for each in ("postgres://me@db/app", jdbc)
+    )
+    assert addressed == of_java
+    password = run("check", *behind, "-password=secret12").finished["error"]["hint"]
+    registry = ("npx", "--registry", "https://token@npm.example/", "x")
+    other = run("check", "--watch", str(app / "versions"), "--", *registry).finished["error"]
+    assert (False, False) == ("makes another" in other["hint"], "DATABASE_URL" in password)
+    assert "The key has the password that is among the arguments" in password
     script = 'psql "postgres://$DB_USER:$DB_PW@$DB_HOST/app" -v password="$DB_PW"'
     read = run("check", "--watch", str(app / "versions"), "--", "sh", "-c", script)
     planned = run("plan", "--rehearse", "--json", *behind)

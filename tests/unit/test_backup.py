@@ -663,6 +663,8 @@ LIST = """\
 ;\tdepends on: 219
 2577; 0 0 COMMENT au COLUMN u.x other
 ;\tdepends on: 219
+2578; 0 0 ACL au TABLE u other
+;\tdepends on: 219
 2579; 0 0 ACL au COLUMN u.x other
 ;\tdepends on: 219 2578
 218; 1259 16388 SEQUENCE au u_id_seq other
@@ -706,7 +708,8 @@ LIST = """\
     ("skip", "gone", "along"),
     [
         (["SCHEMA au other"], {"6"}, {"2575"}),
-        (["TABLE  u"], {"219"}, {"2577", "2579", "2411", "2566", "2415", "2413", "2590"}),
+        (["TABLE  u"], {"219"}, {"2577", "2578", "2579", "2411", "2566", "2415", "2413", "2590"}),
+        (["ACL au TABLE u"], {"2578"}, set[str]()),  # who may do what with a column is another's
         (["TABLE DATA u"], {"2566"}, set[str]()),
         (["SEQUENCE u_id_seq"], {"218"}, {"2580"}),
         (["TABLE DATA child other"], {"222", "2570"}, set[str]()),

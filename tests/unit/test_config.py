@@ -442,6 +442,9 @@ ENDS = "Windows line ends in a .env file leave a \\r, `echo` in a Secret a \\n"
         ("POSTGRES_PORT", "5432\r", f"Take the '\\r' off its end: {ENDS}."),
         ("POSTGRES_PORT", "5432 ", "Take the ' ' off its end."),
         ("POSTGRES_PORT", " 5432", "Take the ' ' off its front."),
+        ("PGHOST", "db1, db2", "Write the list without a blank beside a comma."),
+        ("PGPORT", "5432, 5433", "Write the list without a blank beside a comma."),
+        ("PGPORT", " 5432,5433", "Take the ' ' off its front."),
         ("POSTGRES_HOST", "db\r", f"Take the '\\r' off its end: {ENDS}."),
         ("PGHOST", "db\n", f"Take the '\\n' off its end: {ENDS}."),
         ("PREFLIGHT_WAIT_TIMEOUT_S", "5\r", f"Take the '\\r' off its end: {ENDS}."),
@@ -802,6 +805,7 @@ def test_unknown_setting_is_refused_with_the_nearest() -> None:
         ("MIGRATIONS", "Did you mean PREFLIGHT_MIGRATIONS_DIR?"),
         ("WAIT_TIMEOUT", "Did you mean PREFLIGHT_WAIT_TIMEOUT_S?"),
         ("REHEARSAL_URL", "Did you mean PREFLIGHT_REHEARSE_URL?"),
+        ("REHEARSE_CLONE", "Did you mean PREFLIGHT_REHEARSE_CLONE_URL?"),
         ("NOTIFY_URL_FLE", "Did you mean PREFLIGHT_NOTIFY_URL_FILE?"),
     ],
 )

@@ -340,6 +340,17 @@ def test_named_variable_of_an_unknown_form_is_led_by_its_parts(
     assert in_file["ADDRESS_FILE"] == file.environment["ADDRESS_FILE"]
 
 
+def test_named_variable_that_says_only_where_a_copy_beside_is_as_well_is_not_led() -> None:
+    """Its text is right, and the name of the database comes from somewhere else."""
+    alone = led({"ADDRESS": "db:5432"}, BESIDE, also={"ADDRESS"})
+    whole = led({"ADDRESS": "db:5432", "ADDRESS_NAME": "app"}, BESIDE, also={"ADDRESS"})
+    away = led({"ADDRESS": "db:5432"}, AWAY, also={"ADDRESS"})
+
+    assert ("ADDRESS",) == alone.left
+    assert ((), "scratch") == (whole.left, whole.environment["ADDRESS_NAME"])
+    assert ((), "127.0.0.1:6000") == (away.left, away.environment["ADDRESS"])
+
+
 @pytest.mark.parametrize("copy", [AWAY, dataclasses.replace(BESIDE, user="app")])
 def test_word_that_may_be_two_things_is_not_led(copy: environment.Copy) -> None:
     """A name that is a user's and a database's is the database's where it stands alone."""

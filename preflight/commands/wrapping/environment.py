@@ -992,14 +992,25 @@ def _named(
             changed[name] = new
     theirs = [name for name in named if name in changed or name in found]
     for prefix, group in groups.items():
-        if any(name in _names(group) or _above(prefix, f"{name.lower()}_") for name in theirs):
+        if any(_is_of(name, prefix, group) for name in theirs):
             changed |= {
                 name: new
                 for kind, names in group.items()
                 for name in names
                 if name not in {*found, *changed} and (new := way.exactly(kind, environ[name]))
             }
-    return changed
+    # the copy has its host or port, too: a text that says no more leads nowhere by itself
+    led = {name for name, new in {**found, **changed}.items() if new != environ.get(name)}
+    beside = [each for each in groups.items() if led.intersection(_names(each[1]))]
+    return {
+        name: new
+        for name, new in changed.items()
+        if name in led or any(_is_of(name, *each) for each in beside)
+    }
+
+
+def _is_of(name: str, prefix: str, group: _Group) -> bool:
+    return name in _names(group) or _above(prefix, f"{name.lower()}_")
 
 
 def _seems(arguments: Sequence[str], way: _Way) -> list[int]:
