@@ -3,12 +3,14 @@
 import datetime as dt
 import errno
 import json
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests import faults, servers
+from tests import faults, servers, tools
 from tests.conftest import Run, Start, WriteMigrations
 from tests.faults.conftest import Answers
 
@@ -86,14 +88,33 @@ def test_f145_password_file_that_others_may_read_is_told(
     assert 0 == read.code, str(read)
 
 
+@pytest.fixture
+def not_utf8(tmp_path: Path) -> dict[str, str]:
+    """Give Turkish in Latin-5, compiled here, for hardly a machine has it; else plain ASCII."""
+    made = tmp_path / "tr_TR.ISO-8859-9"
+    found = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    if localedef := shutil.which("localedef"):
+        tools.call([localedef, "--no-archive", "-f", "ISO-8859-9", "-i", "tr_TR", made])
+    if made.is_dir():  # the definitions may be missing, too
+        found = {"LC_ALL": made.name, "LOCPATH": str(tmp_path), "PYTHONUTF8": "0"}
+    spoken = "import locale, sys; print(locale.getencoding(), sys.getfilesystemencoding())"
+    said = tools.call([sys.executable, "-c", spoken], found).stdout
+    assert said in {"ISO-8859-9 iso8859-9\n", "ANSI_X3.4-1968 ascii\n"}
+    return found
+
+
 @pytest.mark.fault("F139")
 def test_f139_odd_locale_and_time_zone_change_no_byte(
-    run: Run, database: servers.Database, migrations: WriteMigrations, backup_dir: Path
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    backup_dir: Path,
+    not_utf8: dict[str, str],
 ) -> None:
     """The text and its checksum are those of the file, and all times are UTC."""
     text = "CREATE TABLE ñandú (i text DEFAULT 'İı');\n"
     migrations({"001_e.sql": text})
-    odd = {"LC_ALL": "tr_TR.ISO-8859-9", "TZ": "Pacific/Kiritimati", "PYTHONUTF8": None}
+    odd = {**not_utf8, "TZ": "Pacific/Kiritimati"}
     before = dt.datetime.now(dt.UTC)
 
     result = run(env=odd)
