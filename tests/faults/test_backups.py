@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,24 @@ def test_c066_two_backups_in_the_same_second_have_two_names(
     assert [0, 0] == [each.code for each in results], "\n".join(map(str, results))
     assert 2 == len(list(backup_dir.iterdir()))
     assert all("2033" in each.name for each in backup_dir.iterdir())
+
+
+@pytest.mark.fault("C067")
+def test_c067_clock_that_jumps_back_removes_no_new_backup(
+    run: Run, backup_dir: Path, answers: Answers
+) -> None:
+    """The number in the manifest decides; neither a name nor a time does."""
+
+    def up(**more: str) -> str:
+        result = run("backup", env={"PREFLIGHT_BACKUP_KEEP": "2", **more})
+        assert 0 == result.code, str(result)
+        name: str = result.event("backup.verified")[0]["backup"]
+        return name
+
+    late = up(**answers(now=2_000_000_000))
+    for each in (backup_dir / late, *(backup_dir / late).iterdir()):
+        os.utime(each, (2_000_000_000, 2_000_000_000))  # the file system's clock is the same
+    second, third = up(), up()
+
+    assert "-2033" in late
+    assert {second, third} == {each.name for each in backup_dir.iterdir()}

@@ -60,18 +60,6 @@ def test_newest_backups_are_kept_and_the_others_said_goodbye_to(
     assert sorted([second, third]) == names(backup_dir)
 
 
-@pytest.mark.fault("C067")
-def test_clock_that_was_set_back_removes_no_new_backup(up: Up, backup_dir: Path) -> None:
-    """The number in the manifest decides; neither the name nor the file's time does."""
-    first = backup_dir / up()
-    late = first.with_name(first.name.replace("-20", "-99", 1))
-    first.rename(late)
-    os.utime(late, (2**33, 2**33))
-    second, third = up(), up()
-
-    assert sorted([second, third]) == names(backup_dir)
-
-
 def test_crash_loop_keeps_its_first_and_its_newest_backup(
     up: Up, run: Run, migrations: WriteMigrations, backup_dir: Path
 ) -> None:
