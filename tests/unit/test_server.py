@@ -330,7 +330,6 @@ class Old(sessions.Session):
         )
 
 
-@pytest.mark.fault("A030")
 def test_old_server_is_refused() -> None:
     """A major version that nobody tested is no place to work."""
     with pytest.raises(errors.TargetUnusable, match=r"9 .*not supported") as raised:
