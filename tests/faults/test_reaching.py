@@ -2,15 +2,19 @@
 
 import contextlib
 import itertools
+import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests import faults, program, servers, tools
-from tests.conftest import Run, Start, WriteMigrations
+from tests.conftest import CreateDatabase, Run, Start, StartServer, WriteMigrations
 from tests.faults.conftest import Answers
 
 QUICKLY = {"PREFLIGHT_BACKUP": "off"}
@@ -88,11 +92,10 @@ class Refuses(faults.Fault):
         return self.answer if next(self.logins) < self.times else None
 
 
-@pytest.mark.fault("A010")
-def test_a010_server_that_starts_or_recovers_is_waited_for(
+def test_server_that_is_not_ready_yet_is_waited_for_in_any_language(
     run: Run, server: servers.Server, migrations: WriteMigrations
 ) -> None:
-    """57P03 passes, whatever language the server says it in."""
+    """57P03 passes, whatever the words are."""
     migrations(ONE)
     refuses = Refuses(b"57P03", b"das Datenbanksystem erholt sich", 2)
     with faults.through(server, refuses) as proxy:
@@ -100,6 +103,57 @@ def test_a010_server_that_starts_or_recovers_is_waited_for(
 
     assert (0, ["001_one"]) == (result.code, result.finished["applied"]), str(result)
     assert "server.waiting" in result.names
+
+
+def sqlstates(events: list[program.Event]) -> set[str]:
+    """Return the codes of the server's that these events tell of."""
+    return {each["sqlstate"] for each in events if "sqlstate" in each}
+
+
+@pytest.mark.fault("A010")
+def test_a010_server_that_starts_or_recovers_is_waited_for(
+    start: Start,
+    start_server: StartServer,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """One that replays its WAL after it was stopped, and one whose session was killed."""
+    migrations(ONE)
+    server = start_server()
+    database = create_database(server, "app")
+    wal = server.home / "wal"  # while it is not there, the archive does not answer
+    server.configure(restore_command=f"until test -e {wal}; do sleep 0.05; done; false")
+    env = {**QUICKLY, **database.env()}
+
+    def goes_on(process: program.Process) -> None:
+        """Let the server be ready when it has told the run that it is not."""
+        faults.until(lambda: "57P03" in sqlstates(process.events), "the run was refused")
+        wal.touch()
+
+    server.stop()
+    server.put("recovery.signal", "")
+    process = start(env=env)
+    watch = threading.Thread(target=goes_on, args=(process,))
+    watch.start()
+    server.start()  # returns when it is ready
+    watch.join()
+    started = process.wait()
+
+    wal.unlink()
+    server.put("recovery.signal", "")
+    migrations({"002_two.sql": "CREATE TABLE two (id int);\n"})
+    with contextlib.suppress(psycopg.OperationalError), server.connect() as session:
+        os.kill(session.info.backend_pid, signal.SIGKILL)
+        session.execute("SELECT pg_sleep(60)")
+    process = start(env=env)
+    goes_on(process)
+    recovered = process.wait()
+
+    said = server.log.read_text()
+    assert (0, ["001_one"]) == (started.code, started.finished["applied"]), str(started)
+    assert "FATAL:  the database system is starting up" in said
+    assert (0, ["002_two"]) == (recovered.code, recovered.finished["applied"]), str(recovered)
+    assert "FATAL:  the database system is in recovery mode" in said
 
 
 @pytest.mark.fault("A027")
