@@ -266,7 +266,7 @@ class Proxy:
     def close(self) -> None:
         """Hang up on everybody."""
         for each in (self._listener, *self._sockets):
-            _hang_up(each)
+            hang_up(each)
         if self._accepting.ident is not None:
             self._accepting.join(5)
 
@@ -279,7 +279,7 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError, Cut):
-            startup = _startup(client)
+            startup = startup_of(client)
             if (answer := self._fault.startup(startup)) is not None:
                 client.sendall(answer)
                 raise Cut
@@ -296,10 +296,11 @@ class Proxy:
             pump.start()
             _pump(upstream, client, fault.to_client)
             pump.join()
-        _hang_up(client)
+        hang_up(client)
 
 
-def _startup(client: socket.socket) -> bytes:
+def startup_of(client: socket.socket) -> bytes:
+    """Return what a client says first; TLS is answered with no."""
     while True:
         length = _exactly(client, 4)
         message = length + _exactly(client, struct.unpack("!i", length)[0] - 4)
@@ -313,12 +314,17 @@ def _pump(
 ) -> None:
     try:
         while True:
-            head = _exactly(source, 5)
-            body = _exactly(source, struct.unpack("!i", head[1:])[0] - 4)
-            sink.sendall(change(head[:1], head + body))
+            message = message_of(source)
+            sink.sendall(change(message[:1], message))
     except (OSError, Cut):
-        _hang_up(sink)
-        _hang_up(source)
+        hang_up(sink)
+        hang_up(source)
+
+
+def message_of(source: socket.socket) -> bytes:
+    """Return the next message of either side, its head included."""
+    head = _exactly(source, 5)
+    return head + _exactly(source, struct.unpack("!i", head[1:])[0] - 4)
 
 
 def _exactly(source: socket.socket, size: int) -> bytes:
@@ -331,7 +337,8 @@ def _exactly(source: socket.socket, size: int) -> bytes:
     return found
 
 
-def _hang_up(each: socket.socket) -> None:
+def hang_up(each: socket.socket) -> None:
+    """Close a connection; whoever reads from it is told."""
     with contextlib.suppress(OSError):
         each.shutdown(socket.SHUT_RDWR)
     each.close()
@@ -367,7 +374,7 @@ def stranger(answer: Callable[[socket.socket], None]) -> Iterator[dict[str, str]
         yield {"PGHOST": servers.HOST, "PGPORT": str(listener.getsockname()[1])}
     finally:
         for each in (listener, *called):
-            _hang_up(each)
+            hang_up(each)
         thread.join(5)
 
 
@@ -399,7 +406,7 @@ def breaks_tls(caller: socket.socket) -> None:
     if struct.unpack("!i", _exactly(caller, 8)[4:])[0] == SSL_REQUEST:
         caller.sendall(b"S")
         caller.recv(1)
-    _hang_up(caller)
+    hang_up(caller)
 
 
 @contextlib.contextmanager

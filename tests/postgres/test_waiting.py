@@ -260,7 +260,6 @@ class _LosesCommit(faults.LostCommit):
 # somebody in between
 
 
-@pytest.mark.fault("A025", "A026")
 @pytest.mark.parametrize("pooler", [faults.Pooler, faults.DeafPooler, faults.BlendingPooler])
 def test_pooler_is_refused_at_once_for_work(
     run: Run, server: servers.Server, database: servers.Database, pooler: type[faults.OwnKeys]
