@@ -550,6 +550,14 @@ MUTANTS = [
         _tests("backup_faults::test_what_no_lock_holds_still_is_dumped_again_when_it_was_changed"),
     ),
     Mutant(
+        "a database that nobody changes can be dumped",
+        "backup/take",
+        "        if moved := count.moved():\n",
+        '        if moved := count.moved() or ["all"]:\n',
+        _tests("backup"),
+        VERDICTS,
+    ),
+    Mutant(
         "one fresh dump before a backup is called bad",
         "gate",
         "    except BackupUnverified as failure:\n",
