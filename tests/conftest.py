@@ -1,20 +1,23 @@
 """Fixtures, from the outside in: server, database, connection, environment, run."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import LiteralString, Protocol
+from typing import Any, LiteralString, Protocol
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests import buckets, program, servers, tools
+from tests import buckets, codes, program, servers, tools
 from tests.fakes import Fakes
 
 DEFAULT_MAJOR = 17
 STRICT = os.environ.get("CI") == "true"
+UNMET = pytest.StashKey[codes.Unmet]()
 
 
 # --- what the run says about itself ---------------------------------------------------------------
@@ -26,6 +29,58 @@ def pytest_report_header() -> list[str]:
     return [
         f"postgres {each}" if each.available else f"postgres {each} (skipped)" for each in found
     ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run demand error codes."""
+    parser.addoption(
+        "--codes", help="fail unless runs have ended with these error codes: a,b or all there are"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have each process note the error codes that it meets, in a directory of all."""
+    given = getattr(config, "workerinput", {}).get("codes")
+    codes.NOTES.directory = Path(given or tempfile.mkdtemp(prefix="pg-preflight-codes-"))
+    codes.watch()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - xdist has no types
+    """Tell a worker which directory that is."""
+    node.workerinput["codes"] = str(codes.NOTES.directory)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run in which all went well, and that has not met the codes that it was to meet."""
+    config = session.config
+    asked = config.getoption("--codes")
+    if asked and exitstatus == pytest.ExitCode.OK and not hasattr(config, "workerinput"):
+        wanted = codes.documented() if asked == "all" else asked.split(",")
+        config.stash[UNMET] = codes.unmet(wanted, codes.NOTES.met(), _skipped(config))
+        if config.stash[UNMET].failing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _skipped(config: pytest.Config) -> list[str]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    return [each.longrepr[2].removeprefix("Skipped: ") for each in reports]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name the codes that were to be met and were not."""
+    for line in config.stash.get(UNMET, codes.Unmet()).lines():
+        terminalreporter.write_line(line, red=line.startswith("FAILED"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what was noted."""
+    if not hasattr(config, "workerinput") and codes.NOTES.directory:
+        shutil.rmtree(codes.NOTES.directory, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

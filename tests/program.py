@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tests import servers
+from tests import codes, servers
 
 ENTRYPOINT = servers.REPOSITORY / "entrypoint.py"
 TIMEOUT_S = 60.0
@@ -52,6 +52,7 @@ def parse(output: str) -> list[Event]:
             continue
         if isinstance(value, dict) and "event" in value:
             found.append(value)
+    codes.ended(found)
     return found
 
 
@@ -63,6 +64,10 @@ class Result:
     stdout: str
     stderr: str
     duration_s: float
+
+    def __post_init__(self) -> None:
+        """Note the code that it has ended with."""
+        codes.told(self.stdout, self.stderr)
 
     @property
     def events(self) -> list[Event]:

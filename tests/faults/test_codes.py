@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,60 @@ def test_verify_file_that_is_blocked_leaves_a_file_part_way(
     error = busy.finished["error"]
     assert (31, "verify.busy", 2) == (busy.code, error["code"], error["line"]), str(busy)
     assert 0 == again.code, str(again)
+
+
+class Older(faults.Fault):
+    """Has the server say that it is of a version that nobody supports any more."""
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Change server_version_num, wherever it is asked for."""
+        return (
+            re.sub(rb"(?<=\0\0\0\x06)1\d0{2}\d\d", b"120022", message) if kind == b"D" else message
+        )
+
+
+def test_server_that_is_too_old_is_told_by_its_code(
+    run: Run, server: servers.Server, migrations: WriteMigrations
+) -> None:
+    """22, and nothing was tried there."""
+    migrations(TWO)
+    with faults.through(server, Older()) as proxy:
+        result = run(env=proxy.env())
+
+    assert (22, "target.version") == (result.code, result.finished["error"]["code"]), str(result)
+    assert "PostgreSQL 12 is not supported" == result.finished["error"]["message"]
+
+
+def test_password_that_no_passfile_can_hold_is_told(
+    run: Run, server: servers.Server, database: servers.Database, tmp_path: Path
+) -> None:
+    """Libpq takes one with a line break, pg_dump is given none on its command line."""
+    role = f"broken_{database.name}"
+    (tmp_path / "password").write_text("two\nlines")
+    with server.connect() as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD E'two\\nlines'".encode())
+        try:
+            who = database.env(role, "") | {"PGPASSWORD": None}
+            result = run("backup", env={**who, "PGPASSWORD_FILE": str(tmp_path / "password")})
+        finally:
+            connection.execute(f"DROP ROLE {role}".encode())
+
+    assert (23, "backup.password") == (result.code, result.finished["error"]["code"]), str(result)
+
+
+def test_versions_that_no_number_is_left_for_are_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nothing of them is done, and what is recorded keeps its numbers."""
+    migrations({"V1__one.sql": "CREATE TABLE one ();", "V2__two.sql": "CREATE TABLE two ();"})
+    assert 0 == run(env=QUICKLY).code
+    asked = "SELECT version FROM preflight.migrations ORDER BY 1"
+    first, second = database.query(asked)
+    migrations({f"V1.{each}__x.sql": "SELECT 1;" for each in range(1, second - first + 1)})
+    result = run(env=QUICKLY)
+
+    assert (26, "history.no_room") == (result.code, result.finished["error"]["code"]), str(result)
+    assert [first, second] == database.query(asked)
 
 
 def empty(migrations: WriteMigrations) -> Path:

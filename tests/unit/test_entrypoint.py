@@ -41,16 +41,21 @@ def test_bug_is_told_without_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "text"),
+    ("module", "text", "dotted"),
     [
-        ("psycopg.py", "raise ImportError('no pq wrapper available.\\n- libpq.so.5: not there')"),
-        ("structlog.py", "def ("),
-        ("preflight/gate.py", "import nowhere"),
-        ("preflight/server/lock.py", None),
+        (
+            "psycopg.py",
+            "raise ImportError('no pq wrapper available.\\n- libpq.so.5: not there')",
+            "internal.installation",
+        ),
+        ("structlog.py", "def (", "internal.installation"),
+        ("preflight/gate.py", "import nowhere", "internal.installation"),
+        ("preflight/server/lock.py", None, "internal.installation"),
+        ("preflight/gate.py", "1 / 0", "internal.error"),
     ],
 )
 def test_program_that_cannot_be_loaded_says_so(
-    module: str, text: str | None, tmp_path: Path
+    module: str, text: str | None, dotted: str, tmp_path: Path
 ) -> None:
     """One line, one termination message and 70: never a traceback and 1."""
     shutil.copytree(servers.REPOSITORY / "preflight", tmp_path / "preflight")
@@ -69,11 +74,11 @@ def test_program_that_cannot_be_loaded_says_so(
         check=False,
     )
 
-    (line,) = ended.stdout.splitlines()
-    finished = json.loads(line)
+    (finished,) = program.parse(ended.stdout)
     found = (ended.returncode, finished["event"], finished["command"], ended.stderr)
     assert (70, "run.finished", "check", "") == found
-    assert finished["error"]["code"] in {"internal.installation", "internal.error"}
+    assert dotted == finished["error"]["code"]
+    assert 1 == len(ended.stdout.splitlines())
     assert finished["error"] == json.loads(message.read_text())["error"]
 
 

@@ -1,8 +1,10 @@
 """`install`: a whole copy or none, again and again, and nobody else's files touched."""
 
 import errno
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from structlog.testing import capture_logs
 from preflight.base.config import Config
 from preflight.base.errors import ConfigInvalid
 from preflight.commands import install
+from tests import program, servers
 
 CONFIG = Config({}, {}, Path("/"))
 
@@ -138,3 +141,28 @@ def test_only_the_image_can_be_installed() -> None:
     with pytest.raises(ConfigInvalid, match="not the image") as caught:
         run(Path("/nowhere"))
     assert "install.not_here" == caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("image", "dotted"), [(False, "install.not_here"), (True, "install.failed")]
+)
+def test_program_that_cannot_install_itself_says_so(
+    tmp_path: Path, *, image: bool, dotted: str
+) -> None:
+    """The process ends with 20, from a checkout and from what looks like the image."""
+    app = tmp_path / "home/app"
+    shutil.copytree(servers.REPOSITORY / "preflight", app / "preflight")
+    shutil.copy(program.ENTRYPOINT, app)
+    if image:
+        (app.parent / "build-id").write_text("one\n")
+    (tmp_path / "file").touch()
+    ended = subprocess.run(
+        [sys.executable, app / "entrypoint.py", "install", tmp_path / "file/shared"],
+        env={"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    finished = program.parse(ended.stdout)[-1]
+    assert (20, dotted) == (ended.returncode, finished["error"]["code"]), ended.stderr
