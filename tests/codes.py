@@ -1,7 +1,8 @@
 """The error codes that the tests have met: those a run has ended with, and those only raised.
 
-A run ends with what its `run.finished` says; what is only raised was made by a function that a test
-called itself. Every process of pytest writes down what it meets, and the last one compares.
+A run ends with what its `run.finished` says, or `target.finished` of one of many; what is only
+raised was made by a function that a test called itself. Every process of pytest writes down what it
+meets, and the last one compares.
 """
 
 import functools
@@ -10,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,7 @@ from preflight.base import errors
 from tests import servers, tools
 
 ENDED, RAISED = "ended", "raised"
+LAST = ("run.finished", "target.finished")
 _TABLE = re.compile(r"^\| error code \|.*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 _CODE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 _PROGRAM = str(servers.REPOSITORY / "preflight")
@@ -28,7 +31,7 @@ RAISED_ONLY = {
     "wrap.no_wall": "a kernel that has the wall and refuses it cannot be had",
 }
 # What only tests with others' tools meet: where those cannot be had it is said and no failure.
-WITH_TOOLS: dict[str, str] = {}
+WITH_TOOLS = {"takeover.ambiguous": "goose makes one of the two histories"}
 # What is no part of `make test`.
 WITH_DOCKER = {"backup.not_mounted": "needs the layer of a container: tests/image/test_running.py"}
 
@@ -45,9 +48,10 @@ class Notes:
         """Write a code down, once."""
         if self.directory is None or (kind, code) in self._known:
             return
-        self._known.add((kind, code))
-        with (self.directory / str(os.getpid())).open("a", encoding="utf-8") as file:
-            file.write(f"{kind} {code}\n")
+        with suppress(OSError):  # a test may have forked, and be somebody else there
+            with (self.directory / str(os.getpid())).open("a", encoding="utf-8") as file:
+                file.write(f"{kind} {code}\n")
+            self._known.add((kind, code))
 
     def met(self) -> set[tuple[str, str]]:
         """Return what all processes have met."""
@@ -63,20 +67,20 @@ def ended(events: Iterable[dict[str, object]]) -> None:
     """Note what runs have ended with, as their events say."""
     for event in events:
         error = event.get("error")
-        if event.get("event") == "run.finished" and isinstance(error, dict):
+        if event.get("event") in LAST and isinstance(error, dict):
             NOTES.add(ENDED, str(error.get("code")))
 
 
 def told(*outputs: str) -> None:
     """Note what runs have ended with whose output this is, a line of it or all."""
     for output in outputs:
-        if '"run.finished"' in output:
+        if '.finished"' in output:
             ended(each for line in output.splitlines() for each in _finished(line))
 
 
 def _finished(line: str) -> list[dict[str, object]]:
     try:
-        found = json.loads(line) if '"run.finished"' in line else None
+        found = json.loads(line) if '.finished"' in line else None
     except ValueError:
         return []
     return [found] if isinstance(found, dict) else []

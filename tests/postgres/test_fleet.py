@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -845,6 +845,31 @@ def test_target_whose_process_is_ended_stops_the_fleet(  # noqa: PLR0913, PLR091
     assert result.finished["error"]["message"].startswith("tenant_1: ")
     migrations(ONE)
     assert 0 == run("up", "--targets", path).code
+
+
+def test_target_that_does_not_end_when_the_run_is_stopped_is_unknown(
+    start: Start, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """Its process is frozen; ours ends, and does not say that nothing of it stays."""
+    path = listed(tenants(database, 2))
+    migrations({"001_one.sql": "CREATE TABLE one (id int); SELECT pg_sleep(60);"})
+    process = start("up", "--targets", path, "--waves", "1")
+    process.wait_for_event("migration.started")
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGSTOP)
+    process.signal(signal.SIGTERM)
+    try:
+        result = process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGKILL)
+
+    assert 143 == result.code, result
+    told = {each["target"]: each for each in result.event("target.finished")}
+    assert (13, "target.unknown") == (
+        told["tenant_1"]["exit_code"],
+        told["tenant_1"]["error"]["code"],
+    ), result
 
 
 def test_many_are_not_for_another_tools_command(run_bare: Run, listed: Listed) -> None:
