@@ -32,11 +32,12 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
     general: tuple[str, ...] = ()  # what finds it that was not written for it
+    faults: str = ""  # the numbers of FAULTS that the broken line puts back
 
     @property
     def file(self) -> str:
         """The file's path in the repository."""
-        return self.path if self.path == "entrypoint.py" else f"preflight/{self.path}.py"
+        return self.path if "." in self.path else f"preflight/{self.path}.py"
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -82,6 +83,71 @@ EXPORTS = _tests("faults_exports")
 OVERTAKEN = _tests("faults_overtaken")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
+# What reviews found (F1) and what else they and others did (F2), each in a few words.
+FAULTS = {
+    "F1.1": "another file under a recorded number",
+    "F1.2": "what a resume did not compare",
+    "F1.3": "first contact stopped asking, and took a failure for an answer",
+    "F1.3b": "a proof that failed open for a plain role",
+    "F1.3c": "a lock left behind a pooler, and a wait that asked nothing",
+    "F1.4": "a restored database was believed without a look; whose backup it is",
+    "F1.5": "a restore lost what belongs to the database",
+    "F1.6": "what a dump silently leaves out, and what changes meanwhile",
+    "F1.7": "nothing was asked, so all was well",
+    "F1.8": "compose.yaml built the reader's own Dockerfile",
+    "F1.8b": "a swap was done twice, a backup pruned while it was read",
+    "F1.9": "the history was read before anybody asked whose it is",
+    "F1.10": "names and operators that others planted",
+    "F1.11": "default privileges opened the history",
+    "F1.12": "who may meet a copy",
+    "F1.13": "lock and statement timeouts that did not hold",
+    "F1.13b": "a lock outlived a vanished node",
+    "F1.14": "nobody had a limit for what a rehearsal measured",
+    "F1.15": "the witness kept more locks than the dump",
+    "F1.16": "a rehearsal filled production's disk",
+    "F2.17": "the repair of an INVALID index dropped somebody else's",
+    "F2.18": "statements that no file could run",
+    "F2.19": "force broke a healthy file without a transaction",
+    "F2.20": "a file that ends its own session was tried for ever",
+    "F2.21": "effects beyond the database were repeated",
+    "F2.22": "DISCARD ALL let a second run in",
+    "F2.23": "rows, digits and companions that an export lost",
+    "F2.24": "the plan of a file that is part-way listed what is done",
+    "F2.25": "--to 0 left version 000",
+    "F2.26": "a file's temporary tables satisfied its verify file",
+    "F2.27": "a newer file that is part-way was just ahead",
+    "F2.28": "the verdict on a backup did not ask whose lack it is",
+    "F2.28b": "a false 24 for equal catalogs",
+    "F2.28c": "a comment switched the rehearsal off",
+    "F2.28d": "a healthy database under DDL was refused",
+    "F2.28e": "where owners cannot be had nothing was proven",
+    "F2.29": "a clean-up that failed hid the reason; subscriptions woke",
+    "F2.30": "a file system that lacks a call held no backup",
+    "F2.31": "a nicety that the server refused was a must",
+    "F2.32": "libpq's variables that are ours reached children",
+    "F2.33": "options and quotes of URLs that others write",
+    "F2.33b": "a deadline did not hold where a peer said nothing",
+    "F2.33c": "files and tables of others were trusted",
+    "F2.33d": "the first half second",
+    "F2.33e": "words of libpq and of the server repeated secrets",
+    "F2.34": "two apps in one database",
+    "F2.34a": "valid SQL of an everyday size was 70",
+    "F2.34b": "files that every other tool runs",
+    "F2.34c": "a plan left out locks and destroyed rows",
+    "F2.34d": "an error in a block named its first line",
+    "F2.35": "the bar and the log shared a line",
+    "F2.36": "a run ended without a summary",
+    "F2.37": "exit 30 had no hint that is true",
+    "F2.38": "--json said nothing of a failure",
+    "F2.39": "an event was longer than log drivers take",
+    "F2.40": "words that people try first",
+    "F2.41": "counts, lists and names as people read and type them",
+    "F2.42": "manifests that a cluster of somebody's own cannot use",
+    "F2.43": "the program could not be installed",
+    "F2.44": "what to type in a container",
+    "F2.45": "what a stranger looks for first in a repository",
+}
+
 MUTANTS = [
     # --- durability
     Mutant(
@@ -125,6 +191,7 @@ MUTANTS = [
         "            if not alone:\n",
         "            if False:\n",
         _tests("unit_stores"),
+        faults="F1.8b",
     ),
     Mutant(
         "synchronous_commit",
@@ -224,6 +291,7 @@ MUTANTS = [
         "}, found)",
         _tests("proof::test_sequence_that_is_set_back_again_and_again_is_no_lack_of_the_dump"),
         VERDICTS,
+        faults="F2.28d",
     ),
     Mutant(
         "tables are locked before the snapshot",
@@ -317,6 +385,7 @@ MUTANTS = [
         "",
         _tests("rehearsal::test_copy_is_closed_to_everybody_else"),
         COPIES,
+        faults="F1.12",
     ),
     Mutant(
         "the copy has the database's settings",
@@ -324,6 +393,7 @@ MUTANTS = [
         "    scratch.apply_settings(home, restoring.settings, restoring.name)\n",
         "",
         _tests("rehearsal::test_copy_has_the_settings_of_the_database"),
+        faults="F1.5",
     ),
     Mutant(
         "a living run's copy is not swept",
@@ -399,6 +469,7 @@ MUTANTS = [
         "    if facts is not None and facts.pooler and not session.own():\n",
         "    if False:\n",
         _tests("waiting::test_pooler_is_refused_at_once_for_work"),
+        faults="F1.3c",
     ),
     Mutant(
         "the server that an image starts for itself",
@@ -478,6 +549,7 @@ MUTANTS = [
         "        if False:\n",
         _tests("restore::test_restored_database_whose_rights_were_changed_is_not_believed"),
         general=RESTORES,
+        faults="F1.4",
     ),
     Mutant(
         "a restored database's rows are compared again",
@@ -486,6 +558,7 @@ MUTANTS = [
         "",
         _tests("restore::test_restored_database_that_was_written_to_is_not_believed"),
         general=RESTORES,
+        faults="F1.4",
     ),
     Mutant(
         "nobody is let in before the swap",
@@ -502,6 +575,7 @@ MUTANTS = [
         "        once = False\n",
         _tests("restore::test_swap_of_the_same_backup_is_not_done_twice"),
         CRASH,
+        faults="F1.8b",
     ),
     Mutant(
         "what took a backup's place is not thrown out",
@@ -509,6 +583,7 @@ MUTANTS = [
         "        _require_not_replaced(session, place, swaps)\n",
         "",
         _tests("restore::test_swap_of_a_backup_that_another_one_replaced_is_not_done_again"),
+        faults="F1.8b",
     ),
     Mutant(
         "latest is this server's",
@@ -517,6 +592,7 @@ MUTANTS = [
         "",
         _tests("restore::test_latest_is_of_this_server"),
         general=RESTORES,
+        faults="F1.4",
     ),
     Mutant(
         "a physical copy prunes nothing of its origin",
@@ -524,6 +600,7 @@ MUTANTS = [
         '            if item.origin[1] in ((self.address, "")[: 1 + agreed]) and item.schemas',
         "            if item.schemas",
         _tests("retention::test_physical_copy_prunes_nothing_of_its_origin"),
+        faults="F1.4",
     ),
     Mutant(
         "a subscription stays asleep",
@@ -532,6 +609,7 @@ MUTANTS = [
         "        options = [*",
         _tests("restore::test_subscription_does_not_come_alive_in_a_restored_database"),
         general=RESTORES,
+        faults="F2.29",
     ),
     Mutant(
         "a directory that cannot be synced is one",
@@ -540,6 +618,7 @@ MUTANTS = [
         "        if True:\n",
         _tests("unit_backup::test_directory_that_cannot_be_synced_holds_backups_all_the_same"),
         CALLS,
+        faults="F2.30",
     ),
     # --- whose fault it is
     Mutant(
@@ -548,6 +627,7 @@ MUTANTS = [
         "catalog.moved(self._marks, catalog.marks(now, self._schemas)):\n",
         "catalog.moved(self._marks, self._marks):\n",
         _tests("backup_faults::test_what_no_lock_holds_still_is_dumped_again_when_it_was_changed"),
+        faults="F1.6",
     ),
     Mutant(
         "a database that nobody changes can be dumped",
@@ -564,6 +644,7 @@ MUTANTS = [
         "    except BackupDamaged as failure:\n",
         _tests("backup_faults::test_one_fresh_dump_is_taken_before_a_backup_is_called_bad"),
         VERDICTS,
+        faults="F2.28d",
     ),
     Mutant(
         "a proven backup is still there",
@@ -571,6 +652,7 @@ MUTANTS = [
         "    if gone or lost:\n",
         "    if False:\n",
         _tests("proof::test_proven_backup_is_still_there_when_the_first_file_runs"),
+        faults="F1.3b",
     ),
     Mutant(
         "a dump that cannot be read is no missing right",
@@ -579,6 +661,7 @@ MUTANTS = [
         "    unread: list[new_database.Complaint] = []\n",
         _tests("proof::test_dump_that_cannot_be_read_is_no_missing_right"),
         VERDICTS,
+        faults="F1.3b",
     ),
     Mutant(
         "what belongs to others is proven without owners and rights",
@@ -587,6 +670,7 @@ MUTANTS = [
         "    return _fill(home, saved, restoring, minute), ",
         _tests("proof::test_what_belongs_to_others_is_proven_without_owners_and_rights"),
         VERDICTS,
+        faults="F2.28e",
     ),
     Mutant(
         "a slot that holds WAL keeps the copy away",
@@ -595,6 +679,7 @@ MUTANTS = [
         "    return ",
         _tests("rehearsal_cost::test_slot_that_holds_wal_keeps_the_copy_off_the_server"),
         COPIES,
+        faults="F1.16",
     ),
     Mutant(
         "a file's own limit for its locks",
@@ -602,6 +687,7 @@ MUTANTS = [
         "        return script.max_lock_ms / 1000\n",
         "        return config.rehearse_max_lock_s\n",
         _tests("rehearsal_cost::test_lock_that_is_held_for_longer_than_the_limit_is_refused"),
+        faults="F1.14",
     ),
     # --- resume, repair, retry
     Mutant(
@@ -611,6 +697,7 @@ MUTANTS = [
         "bool(passing(error, seen))),",
         _tests("apply::test_effect_beyond_the_database_is_not_repeated"),
         HISTORIES,
+        faults="F2.21",
     ),
     Mutant(
         "a file that ends its own session failed",
@@ -619,6 +706,7 @@ MUTANTS = [
         "frozenset[str]()",
         _tests("apply::test_file_that_ends_its_own_session_failed"),
         HISTORIES,
+        faults="F2.20",
     ),
     Mutant(
         "an index that another statement made stays",
@@ -626,6 +714,7 @@ MUTANTS = [
         "        ours = begun_before and same\n",
         "        ours = begun_before\n",
         _tests("nontransactional::test_only_what_the_statement_of_this_file_makes_is_dropped"),
+        faults="F2.17",
     ),
     Mutant(
         "only what queues nobody waits for long",
@@ -633,6 +722,7 @@ MUTANTS = [
         "patient and kinds.queues_nobody(each.text)",
         "patient",
         _tests("nontransactional::test_statement_that_queues_readers_obeys_the_lock_timeout"),
+        faults="F1.13",
     ),
     Mutant(
         "writers are kept off what is exported",
@@ -641,6 +731,7 @@ MUTANTS = [
         "",
         _tests("rollback::test_row_that_is_written_after_the_export_is_in_it_all_the_same"),
         HISTORIES,
+        faults="F2.23",
     ),
     Mutant(
         "another migration of that number",
@@ -649,6 +740,7 @@ MUTANTS = [
         "    if False:\n",
         _tests("force_adopt::test_another_migration_of_that_number_is_told_and_left_alone"),
         HISTORIES,
+        faults="F1.1",
     ),
     # --- what people see
     Mutant(
@@ -657,6 +749,7 @@ MUTANTS = [
         "LINE_MAX = 15_999",
         "LINE_MAX = 159_999",
         _tests("unit_logs::test_no_line_is_longer_than_log_drivers_take"),
+        faults="F2.39",
     ),
     Mutant(
         "a vanished node holds nothing",
@@ -665,6 +758,7 @@ MUTANTS = [
         '    "tcp_user_timeout": "0",\n',
         _tests("black_hole::test_vanished_node_holds_nothing_for_long"),
         CRASH,
+        faults="F1.13b",
     ),
     # --- what the fixes of faults rest on
     Mutant(
@@ -674,6 +768,7 @@ MUTANTS = [
         "    if any(check.ok for check in checks):\n",
         _tests("unit_verify::test_answer_is_present_absent_partial_or_unknown"),
         _tests("first_contact"),
+        faults="F1.3",
     ),
     Mutant(
         "a query that failed found nothing",
@@ -682,6 +777,7 @@ MUTANTS = [
         'if effects else "untold"',
         _tests("unit_verify::test_answer_is_present_absent_partial_or_unknown"),
         _tests("first_contact"),
+        faults="F1.3",
     ),
     Mutant(
         "a sequence that runs down is behind when it is above",
@@ -705,6 +801,7 @@ MUTANTS = [
         "    elif gone := None:\n",
         _tests("nontransactional::test_half_done_file_whose_session_held_something_is_not_resumed"),
         RESUMES,
+        faults="F1.2",
     ),
     Mutant(
         "what cannot be read back is not run again",
@@ -720,6 +817,7 @@ MUTANTS = [
         '_number("pg-preflight")',
         _tests("lock::test_apps_with_schemas_of_their_own_do_not_wait_for_each_other"),
         TOGETHER,
+        faults="F2.34",
     ),
     Mutant(
         "an export that differs takes the first one's place",
@@ -728,6 +826,7 @@ MUTANTS = [
         "before is not None:",
         _tests("rollback::test_row_that_is_written_after_the_export_is_in_it_all_the_same"),
         HISTORIES,
+        faults="F2.23",
     ),
     Mutant(
         "a late export stands beside the first one",
@@ -736,6 +835,7 @@ MUTANTS = [
         '""',
         _tests("rollback::test_export_of_a_step_is_not_made_poorer_by_the_steps_before_it"),
         EXPORTS,
+        faults="F2.23",
     ),
     Mutant(
         "an export's formats are set",
@@ -744,6 +844,7 @@ MUTANTS = [
         "",
         _tests("rollback::test_values_of_an_export_do_not_depend_on_settings"),
         HISTORIES,
+        faults="F2.23",
     ),
     Mutant(
         "a rollback file is of the migration that was recorded",
@@ -752,6 +853,7 @@ MUTANTS = [
         "True",
         _tests("rollback::test_rollback_never_runs_the_file_of_another_migration"),
         HISTORIES,
+        faults="F1.1",
     ),
     Mutant(
         "a kept verify file is asked after a rollback",
@@ -760,6 +862,7 @@ MUTANTS = [
         "None,",
         _tests("rollback::test_image_without_the_files_exports_and_verifies_as_they_did"),
         HISTORIES,
+        faults="F2.23",
     ),
     # --- faults that were found and mended, put back
     Mutant(
@@ -777,6 +880,7 @@ MUTANTS = [
         "",
         _tests("waiting::test_server_that_vanishes_is_given_up_by_us_and_by_pg_dump"),
         CRASH,
+        faults="F1.13b",
     ),
     Mutant(
         "a history that row security filters is none",
@@ -785,6 +889,7 @@ MUTANTS = [
         "        if False:\n",
         _tests("history::test_row_security_on_the_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a history without its primary key is damaged",
@@ -793,6 +898,7 @@ MUTANTS = [
         "        if False:\n",
         _tests("history::test_damaged_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a stranger's history is not believed",
@@ -800,6 +906,7 @@ MUTANTS = [
         '        if not session.copy and not (row["believed"] and row["schema_believed"]):\n',
         "        if False:\n",
         _tests("history::test_history_of_a_stranger_is_neither_believed_nor_run"),
+        faults="F1.9",
     ),
     Mutant(
         "default privileges open nothing",
@@ -807,6 +914,7 @@ MUTANTS = [
         "    if found:\n        names, whom = _there(session)",
         "    if False:\n        names, whom = _there(session)",
         _tests("history::test_default_privileges_do_not_open_the_history"),
+        faults="F1.11",
     ),
     Mutant(
         "our statements find nothing that others planted",
@@ -815,6 +923,7 @@ MUTANTS = [
         'PATH = "search_path = public, pg_catalog, pg_temp"\n',
         _tests("history::test_no_command_steps_into_what_others_planted"),
         HISTORIES,
+        faults="F1.10",
     ),
     Mutant(
         "rows of a done COPY are a part of its statement",
@@ -823,6 +932,7 @@ MUTANTS = [
         "    return statement.text(script), script[first:first]\n",
         _tests("nontransactional::test_edited_rows_of_a_done_copy_are_an_edit"),
         HISTORIES,
+        faults="F1.2",
     ),
     Mutant(
         "what gives our lock away is refused",
@@ -831,6 +941,7 @@ MUTANTS = [
         "        if False:\n",
         _tests("unit_lasting::test_statement_that_gives_the_lock_away_is_always_refused"),
         HISTORIES,
+        faults="F2.22",
     ),
     Mutant(
         "a file that is there above an absent one does not run again",
@@ -839,6 +950,7 @@ MUTANTS = [
         "        elif False:\n",
         _tests("first_contact::test_file_that_is_there_above_an_absent_one_does_not_run_again"),
         HISTORIES,
+        faults="F1.3",
     ),
     Mutant(
         "archiving that fails keeps the copy away",
@@ -847,6 +959,7 @@ MUTANTS = [
         "    if False:\n",
         _tests("rehearsal_cost::test_archiving_that_does_not_work_keeps_the_copy_off_the_server"),
         COPIES,
+        faults="F1.16",
     ),
     Mutant(
         "a server that a rehearsal crashed gets no second one",
@@ -855,6 +968,7 @@ MUTANTS = [
         " and False:\n",
         _tests("rehearsal_cost::test_server_that_crashed_during_a_rehearsal_gets_no_second_one"),
         COPIES,
+        faults="F1.16",
     ),
     Mutant(
         "what reaches beyond the copy is not tried there",
@@ -880,6 +994,7 @@ MUTANTS = [
         "    if False:\n",
         _tests("backup_faults::test_what_a_dump_silently_leaves_out_is_said"),
         VERDICTS,
+        faults="F1.6",
     ),
     Mutant(
         "nothing takes back version 000",
@@ -888,6 +1003,7 @@ MUTANTS = [
         "0 if number == 0 and",
         _tests("rollback::test_rollback_to_zero_takes_back_version_000"),
         HISTORIES,
+        faults="F2.25",
     ),
     Mutant(
         "a table that was just dropped is nobody's lack of rights",
@@ -898,6 +1014,7 @@ MUTANTS = [
             "backup_faults::test_table_that_was_just_dropped_is_not_taken_for_an_unreadable_one"
         ),
         DROPPING,
+        faults="F2.28d",
     ),
     Mutant(
         "an extension has the version that its rows fit",
@@ -906,6 +1023,7 @@ MUTANTS = [
         "    wanted = part.extensions if part else ()\n",
         _tests("restore::test_extension_that_is_old_or_fits_one_database_has_a_way_back"),
         general=RESTORES,
+        faults="F2.28e",
     ),
     # --- more of them, which nobody had put back
     Mutant(
@@ -939,6 +1057,7 @@ MUTANTS = [
         "        if False:\n",
         _tests("history::test_damaged_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a column that is gone is a damaged history",
@@ -947,6 +1066,7 @@ MUTANTS = [
         "    if gone := frozenset[str]():\n",
         _tests("history::test_damaged_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a history that lost a default is damaged",
@@ -955,6 +1075,7 @@ MUTANTS = [
         "        if bare := frozenset[str]():\n",
         _tests("history::test_damaged_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a history with a rule is damaged",
@@ -963,6 +1084,7 @@ MUTANTS = [
         '        if row["children"]:\n',
         _tests("history::test_damaged_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a table of the history that is gone is not made anew",
@@ -971,6 +1093,7 @@ MUTANTS = [
         "gone := frozenset[str]()\n",
         _tests("history::test_damaged_history_is_26_for_every_command"),
         HISTORIES,
+        faults="F1.7",
     ),
     Mutant(
         "a done statement that was edited is not passed over",
@@ -979,6 +1102,7 @@ MUTANTS = [
         "    elif False:\n",
         _tests("nontransactional::test_edited_rows_of_a_done_copy_are_an_edit"),
         HISTORIES,
+        faults="F1.2",
     ),
     Mutant(
         "the two copies that libpq makes of a statement are counted",
@@ -995,6 +1119,7 @@ MUTANTS = [
         "        if False:\n",
         _tests("unit_lasting"),
         HISTORIES,
+        faults="F1.2",
     ),
     Mutant(
         "archiving without a command keeps the copy away",
@@ -1003,6 +1128,7 @@ MUTANTS = [
         "    return _asked(session, _held_by_slots)\n",
         _tests("rehearsal_cost::test_archiving_that_does_not_work_keeps_the_copy_off_the_server"),
         COPIES,
+        faults="F1.16",
     ),
     Mutant(
         "a file that waits lets go of the locks of its session",

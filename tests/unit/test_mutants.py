@@ -11,7 +11,15 @@ def test_mutant_breaks_a_line_that_is_there(mutant: mutants.Mutant) -> None:
     text = (mutants.ROOT / mutant.file).read_text(encoding="utf-8")
 
     assert text != mutant.broken(text)
-    assert [] == [name for name in mutant.tests if not is_there(*name.split("::"))]
+    named = (*mutant.tests, *mutant.general)
+    assert [] == [name for name in named if not is_there(*name.split("::"))]
+
+
+def test_faults_that_lines_put_back_are_faults_of_the_list() -> None:
+    """A number that nobody knows would count for none."""
+    put_back = {fault for mutant in mutants.MUTANTS for fault in mutant.faults.split()}
+
+    assert put_back <= mutants.FAULTS.keys()
 
 
 def is_there(file: str, test: str = "") -> bool:
