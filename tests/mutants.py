@@ -1,10 +1,11 @@
 """Break one line at a time and see whether a test notices: `make mutate` prints what survives.
 
-A hundred lines that promises rest on, each held against the tests of its subject, in a copy of
-the repository. It takes less than a minute a line; ARGS='12 lock' chooses by number or words,
-ARGS=--general holds those that have some against the general instruments alone, and ARGS=--others
-holds each against its subject's tests without those that are named. What died is printed with the
-test that failed and its words: read them, for a test may fail for another reason.
+Lines that promises rest on, each held against the tests of its subject, in a copy of the
+repository. It takes less than a minute a line; ARGS='12 lock F2.33c' chooses by number, by word or
+by the fault that a line puts back (FAULTS), ARGS=--general holds those that have some against the
+general instruments alone, and ARGS=--others holds each against its subject's tests without those
+that are named. What died is printed with the test that failed and its words: read them, for a test
+may fail for another reason.
 """
 
 import re
@@ -37,7 +38,7 @@ class Mutant:
     @property
     def file(self) -> str:
         """The file's path in the repository."""
-        return self.path if "." in self.path else f"preflight/{self.path}.py"
+        return self.path if (ROOT / self.path).is_file() else f"preflight/{self.path}.py"
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -147,6 +148,10 @@ FAULTS = {
     "F2.44": "what to type in a container",
     "F2.45": "what a stranger looks for first in a repository",
 }
+# Those of which no line can be broken in a copy that is no clone, and the tests that find them.
+ELSEWHERE = {
+    "F2.43": _tests("unit_release::test_installed_program_reads_the_files_where_it_is_started")
+}
 
 MUTANTS = [
     # --- durability
@@ -191,6 +196,7 @@ MUTANTS = [
         "            if not alone:\n",
         "            if False:\n",
         _tests("unit_stores"),
+        TOGETHER,
         faults="F1.8b",
     ),
     Mutant(
@@ -540,6 +546,7 @@ MUTANTS = [
         'PUBLIC = ("version", "name", "checksum", "state", "breaking")',
         'PUBLIC = ("version", "name", "checksum", "state", "breaking", "up_sql")',
         _tests("history::test_everyone_may_read_five_columns_and_nothing_else"),
+        HISTORIES,
     ),
     # --- a restore
     Mutant(
@@ -687,6 +694,7 @@ MUTANTS = [
         "        return script.max_lock_ms / 1000\n",
         "        return config.rehearse_max_lock_s\n",
         _tests("rehearsal_cost::test_lock_that_is_held_for_longer_than_the_limit_is_refused"),
+        COPIES,
         faults="F1.14",
     ),
     # --- resume, repair, retry
@@ -914,6 +922,7 @@ MUTANTS = [
         "    if found:\n        names, whom = _there(session)",
         "    if False:\n        names, whom = _there(session)",
         _tests("history::test_default_privileges_do_not_open_the_history"),
+        HISTORIES,
         faults="F1.11",
     ),
     Mutant(
@@ -1162,6 +1171,310 @@ MUTANTS = [
         LIVES,
         LIVES,
     ),
+    # --- the other faults of F1 and F2, put back
+    Mutant(
+        "wait asks the server a question",
+        "server/sessions",
+        "        if asked:\n",
+        "        if False:\n",
+        _tests("waiting::test_peer_that_never_answers_ends_at_the_deadline"),
+        faults="F1.3c",
+    ),
+    Mutant(
+        "what the new server cannot give a database is refused before a row is restored",
+        "backup/restore",
+        "problems + belongings.refused(session, place.commands))",
+        "[])",
+        _tests("restore::test_what_the_new_server_lacks_is_named_before_anything_is_restored"),
+        faults="F1.5",
+    ),
+    Mutant(
+        "no other image can be built in the job's place",
+        "compose.yaml",
+        "    pull_policy: never #",
+        "    build: .\n    pull_policy: never #",
+        _tests("unit_compose_files::test_no_other_image_can_be_the_job"),
+        faults="F1.8",
+    ),
+    Mutant(
+        "a limit for locks refuses",
+        "rehearsal/trial",
+        "    if problems:\n        longest",
+        "    if False:\n        longest",
+        _tests("rehearsal_cost::test_lock_that_is_held_for_longer_than_the_limit_is_refused"),
+        COPIES,
+        faults="F1.14",
+    ),
+    Mutant(
+        "a count keeps no lock but its table's",
+        "backup/snapshots",
+        '        "ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one"\n    )',
+        '        "RELEASE SAVEPOINT one"\n    )',
+        _tests("backup_faults::test_backup_needs_no_more_locks_than_pg_dump"),
+        faults="F1.15",
+    ),
+    Mutant(
+        "a statement that takes no transaction runs outside of one",
+        "apply/outside",
+        "                if failure.problem.sqlstate == kinds.IN_TRANSACTION and alone:\n",
+        "                if False:\n",
+        _tests(
+            "nontransactional::test_what_only_the_catalog_knows_to_need_no_transaction_runs_in_none"
+        ),
+        HISTORIES,
+        faults="F2.18",
+    ),
+    Mutant(
+        "a recorded file of which nothing ran stays recorded as it was",
+        "apply/outside",
+        "        if session.lost or not _put_back(session, migration.version, kept):\n",
+        "        if True:\n",
+        _tests(
+            "force_adopt::test_file_without_transaction_whose_first_statement_fails_stays_recorded"
+        ),
+        HISTORIES,
+        faults="F2.19",
+    ),
+    Mutant(
+        "a plan has nothing that is done",
+        "commands/plan",
+        "                if statement.number > resumes.get(statement.of.name, 0)\n",
+        "",
+        _tests("plan_command::test_plan_leaves_out_what_a_part_way_file_has_done"),
+        HISTORIES,
+        faults="F2.24",
+    ),
+    Mutant(
+        "a verify file sees what another session would see",
+        "apply/verify",
+        "            *([sessions.FORGET] if after is not None else []),",
+        "            *([] if after is not None else []),",
+        _tests("verify::test_verify_file_does_not_see_what_only_the_files_session_has"),
+        HISTORIES,
+        faults="F2.26",
+    ),
+    Mutant(
+        "a newer file that is part-way is told",
+        "gate",
+        '[record.name for record in records if record.state != "done"]',
+        "[record.name for record in records if not record.state]",
+        _tests("plan_command::test_newer_file_that_is_part_way_is_said_to_be"),
+        HISTORIES,
+        faults="F2.27",
+    ),
+    Mutant(
+        "rows that are somebody else's are no fault of the backup",
+        "rehearsal/copies",
+        "p.rebuilt or p.touches([p.name], others) for p in problems):",
+        "p.rebuilt for p in problems):",
+        _tests("proof::test_rows_of_the_provider_s_extension_are_no_fault_of_the_backup"),
+        faults="F2.28",
+    ),
+    Mutant(
+        "what no dump keeps is not missed",
+        "server/catalog",
+        "  WHERE o.oprcode <> 0::oid\n",
+        "",
+        _tests("proof::test_what_a_dump_does_not_keep_is_not_missed"),
+        faults="F2.28b",
+    ),
+    Mutant(
+        "a comment reaches nothing",
+        "files/reach",
+        "    return _in_bodies(node, text, bounds, depth)\n",
+        "    said = _WORDS.search(text.decode().lower())\n"
+        "    return Reach(said[0]) if said else _in_bodies(node, text, bounds, depth)\n",
+        _tests("unit_explain::test_words_of_a_body_switch_no_rehearsal_off"),
+        COPIES,
+        faults="F2.28c",
+    ),
+    Mutant(
+        "a setting that is good to have is done without",
+        "server/sessions",
+        "        except psycopg.Error:\n            if self.lost:\n                raise\n"
+        "            if len(said) == 1:",
+        "        except psycopg.Error:\n            if True:\n                raise\n"
+        "            if len(said) == 1:",
+        _tests("waiting::test_setting_that_a_server_refuses_is_done_without"),
+        general=RESTORES,
+        faults="F2.31",
+    ),
+    Mutant(
+        "the encoding that is meant for the app does not reach the dump",
+        "backup/clients",
+        '        f"--encoding={encoding}",\n',
+        "        f\"--encoding={__import__('os').environ.get('PGCLIENTENCODING') or encoding}\",\n",
+        _tests("backup::test_encoding_meant_for_the_app_does_not_reach_the_dump"),
+        VERDICTS,
+        faults="F2.32",
+    ),
+    Mutant(
+        "options of a URL for other readers are left out",
+        "base/urls",
+        "            low in _OTHERS\n",
+        "            False\n",
+        _tests("unit_config::test_what_other_readers_of_a_url_need_is_left_out"),
+        HISTORIES,
+        faults="F2.33",
+    ),
+    Mutant(
+        "a look waits for no answer without end",
+        "server/sessions",
+        "        if self._at_work:\n            yield\n            return\n        least,",
+        "        if True:\n            yield\n            return\n        least,",
+        _tests("waiting::test_question_is_asked_again_on_a_new_connection"),
+        faults="F2.33b",
+    ),
+    Mutant(
+        "a FIFO among the backups is not waited for",
+        "backup/directory",
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC\n\n",
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC\n\n",
+        _tests("restore::test_bad_backup_hides_no_good_one"),
+        general=RESTORES,
+        faults="F2.33c",
+    ),
+    Mutant(
+        "a stop counts from the first moment",
+        "entrypoint.py",
+        "    stop.listen(stop.remember)\n",
+        "",
+        _tests("signals::test_stop_while_python_still_loads_ends_the_run"),
+        faults="F2.33d",
+    ),
+    Mutant(
+        "what libpq could not read is not repeated",
+        "server/dial",
+        "    text = _unsaid(text, said, roles)\n",
+        "",
+        _tests("auth::test_what_could_not_be_read_is_not_repeated"),
+        faults="F2.33e",
+    ),
+    Mutant(
+        "a row's value is not repeated",
+        "apply/statements",
+        '        return _VALUE.sub("…", said)\n',
+        "        return said\n",
+        _tests("verify::test_row_s_value_is_not_repeated"),
+        HISTORIES,
+        faults="F2.33e",
+    ),
+    Mutant(
+        "a dump of some schemas asks for no others",
+        "backup/clients",
+        '        *(f"--schema={quoting.name(schema)}" for schema in schemas),\n',
+        "",
+        _tests("schemas::test_app_is_migrated_beside_one_that_it_cannot_read"),
+        faults="F2.34",
+    ),
+    Mutant(
+        "a statement of an everyday size is understood",
+        "files/parser",
+        "SetAllowOversizeProtos(True)",
+        "SetAllowOversizeProtos(False)",
+        _tests("unit_sql::test_everyday_size_is_understood"),
+        faults="F2.34a",
+    ),
+    Mutant(
+        "a file of comments is one",
+        "files/reading",
+        r'self.rule.blank and not text.strip(b" \t\r\n\f\v;")',
+        "self.rule.blank",
+        _tests("apply::test_file_of_comments_only_is_recorded"),
+        HISTORIES,
+        faults="F2.34b",
+    ),
+    Mutant(
+        "what TRUNCATE CASCADE empties is in the plan",
+        "files/effects",
+        '        return tuple(Reach("relation", _name(table), rows=True) for table in '
+        "_targets(statement))\n",
+        "        return ()\n",
+        _tests("plan_command::test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan"),
+        faults="F2.34c",
+    ),
+    Mutant(
+        "an error inside a block has its line",
+        "apply/statements",
+        "    return _in_body(script, statement, diag) or statement.start\n",
+        "    return statement.start\n",
+        _tests("apply::test_error_inside_a_block_names_its_line_there"),
+        faults="F2.34d",
+    ),
+    Mutant(
+        "the bar goes before a line of the log",
+        "base/logs",
+        "            terminal.clear()\n",
+        "",
+        _tests("unit_logs::test_line_of_the_log_does_not_share_one_with_a_bar"),
+        faults="F2.35",
+    ),
+    Mutant(
+        "a run ends with what people need next",
+        "base/console",
+        'told = self.told(event) if event["event"] == "run.finished" else []',
+        "told: list[tuple[str, str]] = []",
+        _tests("terminal::test_run_ends_with_a_summary_on_a_terminal"),
+        faults="F2.36",
+    ),
+    Mutant(
+        "what is in the way has a hint",
+        "apply/statements",
+        "    if error.sqlstate in _THERE_ALREADY:\n",
+        "    if False:\n",
+        _tests("apply::test_what_is_there_already_may_be_adopted_and_the_hint_says_at_what_price"),
+        faults="F2.37",
+    ),
+    Mutant(
+        "a failure with --json is a document",
+        "run",
+        '        document.give({"exit_code": code, "error": dict(error)})\n',
+        "        del code, error, document\n",
+        _tests("commands::test_failure_with_json_is_one_document"),
+        HISTORIES,
+        faults="F2.38",
+    ),
+    Mutant(
+        "words of other tools lead to ours",
+        "commands/arguments",
+        "            elsewhere or (",
+        "            (",
+        _tests("unit_arguments::test_other_tools_words_lead_to_ours"),
+        faults="F2.40",
+    ),
+    Mutant(
+        "the beginning of a backup's name is enough",
+        "backup/restore",
+        "if name and item.name.startswith(name)]",
+        "if name and item.name == name]",
+        _tests("restore::test_beginning_of_a_name_is_enough_where_only_one_has_it"),
+        general=RESTORES,
+        faults="F2.41",
+    ),
+    Mutant(
+        "images are left to the outermost kustomization",
+        "k8s/components/wait/kustomization.yaml",
+        "kind: Component\n",
+        "kind: Component\nimages: []\n",
+        _tests("unit_kubernetes::test_images_are_left_to_the_outermost_kustomization"),
+        faults="F2.42",
+    ),
+    Mutant(
+        "an old command has its spelling for containers",
+        "docs/old-commands.md",
+        "in a container `docker compose run --rm preflight check --table`: every",
+        "in a container `docker compose exec app check --table`: every",
+        _tests("unit_compose_files::test_old_commands_have_a_spelling_for_containers"),
+        faults="F2.44",
+    ),
+    Mutant(
+        "the workflow may only read",
+        ".github/workflows/ci.yml",
+        "  contents: read\n",
+        "  contents: write\n",
+        _tests("unit_release::test_workflow_runs_ci_and_builds_every_image"),
+        faults="F2.45",
+    ),
 ]
 
 
@@ -1206,7 +1519,8 @@ def main(chosen: list[str]) -> int:
         for name in (".venv", ".cache"):
             (copy / name).symlink_to((ROOT / name).resolve())
         for number, mutant in enumerate(MUTANTS, 1):
-            if chosen and str(number) not in chosen and not set(chosen) & set(mutant.what.split()):
+            called = {str(number), *mutant.what.split(), *mutant.faults.split()}
+            if chosen and not called & set(chosen):
                 continue
             if not (tests := getattr(mutant, how)):
                 continue

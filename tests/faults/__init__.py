@@ -71,6 +71,18 @@ class Fault:
         return message
 
 
+class Lacks(Fault):
+    """Has no settings that a server on Windows has not: what names one is an error there."""
+
+    LACKING = (b"client_connection_check_interval", b"tcp_user_timeout")
+
+    def to_server(self, kind: bytes, message: bytes) -> bytes:
+        """Make their names unknown."""
+        for name in self.LACKING if kind == b"Q" else ():
+            message = message.replace(name, name[:-1] + b"x")
+        return message
+
+
 class OwnKeys(Fault):
     """Tells a process id of its own, and leads each client to a process of his, as Neon's does."""
 

@@ -13,10 +13,11 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 
@@ -83,6 +84,21 @@ END$$;
 CREATE EVENT TRIGGER watch ON ddl_command_end WHEN TAG IN ('CREATE SCHEMA')
  EXECUTE FUNCTION public.watch();
 """
+# What nobody but the owner has of the history, whatever new tables are open to; these columns all
+# may read.
+OPEN_TO_ALL = "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC"
+OPENED = """
+SELECT pg_catalog.concat_ws(' ', relname, attname, privilege_type)
+FROM (SELECT oid, NULL AS attname, relacl AS acl FROM pg_catalog.pg_class
+ UNION ALL SELECT attrelid, attname, attacl FROM pg_catalog.pg_attribute) AS each
+JOIN pg_catalog.pg_class USING (oid) CROSS JOIN pg_catalog.aclexplode(acl)
+WHERE relnamespace = 'preflight'::regnamespace AND grantee = 0 ORDER BY 1
+"""
+FOR_ALL = [
+    f"migrations {each} SELECT" for each in ("breaking", "checksum", "name", "state", "version")
+]
+# What others write behind the address of a database.
+FOR_OTHERS = "?schema=public&pgbouncer=true&pool_timeout=9&charset=utf8"
 # So is a file, which divides by zero where a backslash escapes.
 UNDISTURBED = r"""SELECT pg_catalog.pg_sleep(0.3);
 SELECT 1 OPERATOR(pg_catalog./) (pg_catalog.length('a\b') OPERATOR(pg_catalog.-) 2);
@@ -227,7 +243,7 @@ SEES = (
     "SELECT a.said FROM {of}_seen AS a CROSS JOIN (SELECT 1) AS one",
 )
 # How a version is taken back, or not; what looks for it, and at what it would destroy.
-LEAVES = "SELECT 1;\n"
+LEAVES = "-- there is nothing to take back\n"
 UNDOES = (
     "DROP TABLE {of};\n",
     "DROP TABLE {of};\nSELECT 1/0;\n",
@@ -246,7 +262,7 @@ LOOKS = (
 )
 WAITED = {"lock.busy", "migration.blocked", "migration.retried"}  # whoever was in the way
 BAD_LOOKS = (("", "SELECT 1/0 FROM {of};\n"), (FAILS_THEN, ""))
-READERS = (("check",), ("plan",), ("verify",), ("wait", "--schema"))
+READERS = (("check", "--json"), ("plan", "--json"), ("verify", "--json"), ("wait", "--schema"))
 # part-way, in need of repair, or nobody knows: the last line leaves open what is with this one
 OPEN = {13, 31, 32}
 WRITERS = (("up",), ("rollback",), ("force", "0"), ("adopt", "0"))
@@ -254,6 +270,21 @@ RECORDED = "SELECT version::int FROM preflight.migrations WHERE state = 'done' O
 ROWS = (
     "SELECT version, state, undoing, statements_done, statements_started FROM preflight.migrations"
     " ORDER BY version"
+)
+# Only the catalog knows that no transaction takes what is done to it.
+VALUE = "canary"
+PARTED = f"""
+CREATE TABLE public.parted (x int PRIMARY KEY) PARTITION BY LIST (x);
+COMMENT ON TABLE public.parted IS '{VALUE}';
+"""
+# How else a file fails: by what only its own session has, and at a value that nobody is to read.
+PASSING = (
+    "SELECT 's' AS suite, 'passing' AS \"check\","
+    " pg_catalog.to_regclass('pg_temp.passing') IS NOT NULL AS ok;\n"
+)
+WRONGS = (
+    ("CREATE TEMP TABLE passing (x int)", PASSING),
+    ("SELECT pg_catalog.obj_description('public.parted'::regclass)::int", ""),
 )
 REAL = (
     "SELECT substr(tablename::text, 2)::int FROM pg_tables WHERE tablename ~ '^t[0-9]' ORDER BY 1"
@@ -271,7 +302,7 @@ class History:
         self.done: list[int] = []
         self.told: list[str] = []
         self.stranger = f"{database.name}_stranger"
-        database.script(PLANT + WATCH)
+        database.script(f"{PLANT}{WATCH}{OPEN_TO_ALL};{PARTED}")
         self.hostile(database)
 
     @staticmethod
@@ -298,7 +329,9 @@ class History:
             "PREFLIGHT_TERMINATION_LOG": str(self.home / "none"),
             "PGOPTIONS": self.choice.choice(["", "-c search_path=public,pg_catalog"]),
         }
-        main = program.Program({**environment, **more}, self.home)
+        environment |= more
+        environment["DATABASE_URL"] = url(environment)
+        main = program.Program(environment, self.home)
         ours = "PGDATABASE" not in more
         before = self.recorded() if ours else []
         try:
@@ -342,6 +375,7 @@ class History:
         """Raise AssertionError unless database, history and model are the same."""
         found = self.database.query(REAL), self.database.query(RECORDED)
         assert (self.done, self.done) == found, f"to be {self.done}, is {found}: {self}"
+        assert self.database.query(OPENED) == FOR_ALL, f"{self}"
 
     def __str__(self) -> str:
         """Tell what was done, in order."""
@@ -466,18 +500,31 @@ class History:
         """Fail part-way, and go on only where what is done is unchanged, rows and all."""
         new = self.done[-1] + 1
         table = f"public.t{new}"
-        rest = f"INSERT INTO {table} VALUES (9);\n"
+        rest = f"INSERT INTO {table} VALUES (9);\nREINDEX TABLE public.parted;\n"
         text = f"{OUTSIDE}CREATE TABLE {table} (x int);\nCOPY {table} FROM stdin;\n1\n2\n\\.\n"
         path = self.write(new, f"{text}SELECT 1/0;\n{rest}")
         self.ends(31, "up")
+        self.without(new)
         for edited in (text.replace("2\n", "2\n3\n"), text.replace("x int", "x int, y int")):
             path.write_text(edited + rest)
             self.ends(32, self.choice.choice(["up", "check"]))
         path.write_text(text + rest)
+        left = self.ends(0, "plan", "--json").json()["statements"]
+        assert [3, 4] == [each["statement"] for each in left], str(self)
         self.ends(0, "up")
         self.done.append(new)
         self.agrees()
+        self.ends(31, "force", str(new))  # at its first statement, whose table is there
+        self.agrees()
         assert [1, 2, 9] == self.database.query(f"SELECT x FROM {table} ORDER BY x"), str(self)
+
+    def without(self, version: int) -> None:
+        """Have an image look that has no file of a version that stopped part-way: it says so."""
+        files = self.remove(version)
+        (ahead,) = self.ends(0, "check").event("schema.ahead")
+        assert [f"{version:03}_t{version}"] == ahead.get("part_way"), f"{self}\n{ahead}"
+        for path, text in files.items():
+            path.write_bytes(text)
 
     def forgets(self) -> None:
         """Expect 25 of what a resume could not bring back, or what gives our lock away."""
@@ -496,10 +543,15 @@ class History:
         """Fail by an error, or by a check that does not hold: rolled back."""
         new = self.done[-1] + 1
         wrong = self.choice.choice(["SELECT 1/0", f"DROP TABLE public.t{new}"])
-        path = self.write(new, f"CREATE TABLE public.t{new} (x int);\n{wrong};\n")
+        self.write(new, f"CREATE TABLE public.t{new} (x int);\n{wrong};\n")
         self.ends(30, "up")
         self.agrees()
-        path.write_text(f"CREATE TABLE public.t{new} (x int);\n")
+        for wrong, verify in WRONGS:
+            self.write(new, f"CREATE TABLE public.t{new} (x int);\n{wrong};\n", verify=verify)
+            failed = self.ends(30, "up")
+            assert VALUE not in failed.stdout + failed.stderr, f"{self}\n{failed}"
+            self.agrees()
+        self.write(new)
         self.ends(0, "up")
         self.done.append(new)
         self.agrees()
@@ -579,7 +631,10 @@ class History:
                 # who writes has a second line of defence, so who reads is asked; but a superuser
                 # is a member of any owner's role, and may read what is his
                 asked = WRITERS if harm in (HARMS[0], HARMS[-1]) else READERS
-                self.ends(26, *self.choice.choice(asked), PGDATABASE=twin.name)
+                command = self.choice.choice(asked)
+                said = self.ends(26, *command, PGDATABASE=twin.name)
+                if "--json" in command:
+                    assert 26 == said.json()["exit_code"], f"{self}\n{said}"
             self.remove(newest)
 
     def first_contact(self) -> None:
@@ -1010,6 +1065,13 @@ def walks(
             walk(made, home, seed)
 
     return faults.walks_on_a_server(what, about, one)
+
+
+def url(environment: Mapping[str, str]) -> str:
+    """Return the address of a database as a URL that other readers have, too."""
+    user, password = quote(environment["PGUSER"]), quote(environment["PGPASSWORD"])
+    where = f"{environment['PGHOST']}:{environment['PGPORT']}/{environment['PGDATABASE']}"
+    return f"postgresql://{user}:{password}@{where}{FOR_OTHERS}"
 
 
 @contextlib.contextmanager

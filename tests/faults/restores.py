@@ -6,6 +6,7 @@ again.
 """
 
 import dataclasses
+import os
 import random
 import sys
 from pathlib import Path
@@ -130,7 +131,7 @@ class Copy:
     facts: Facts
 
 
-class Visits(faults.Fault):
+class Visits(faults.Lacks):
     """From a message on, an ordinary user tries to get into the copy at each, until he wrote."""
 
     def __init__(self, copy: servers.Database, first: int) -> None:
@@ -176,7 +177,9 @@ class Restores:
         self.told: list[str] = []
         self.between = crash.Through()
         self.proxy = faults.Proxy(here, self.between)
+        self.between.now = faults.Lacks()  # nothing here needs what such a server has not
         (home / "backups").mkdir()
+        plant(home / "backups")
         self.number = 100
         self.messages = 100  # that a swap of what is there has, about
         for each in (self.live, self.other):
@@ -257,8 +260,14 @@ class Restores:
         if self.choice.random() < 0.4:
             return "latest", [each for each in self.backups if each.ours][-1]
         backup = self.choice.choice(self.backups)
-        path = str(self.home / "backups" / backup.name)
-        return self.choice.choice([backup.name, path]), backup
+        path = self.home / "backups" / backup.name
+        others = [each.name for each in path.parent.iterdir() if each != path]
+        beginning = next(
+            backup.name[:end]
+            for end in range(1, len(backup.name) + 1)
+            if not any(each.startswith(backup.name[:end]) for each in others)
+        )
+        return self.choice.choice([beginning, str(path)]), backup
 
     def restores(self) -> None:
         """Restore beside; what is there is believed if it is the same, made in the same way."""
@@ -344,7 +353,7 @@ class Restores:
         try:
             result = self.run(*asked)
         finally:
-            self.between.now = faults.Fault()
+            self.between.now = faults.Lacks()
         if result.code:
             assert (22, "restore.changed") == (result.code, result.finished["error"]["code"]), (
                 f"{self}\n{result}"
@@ -392,6 +401,15 @@ def walk(here: servers.Server, there: servers.Server, home: Path, seed: str) -> 
         return str(restores)
     finally:
         restores.close()
+
+
+def plant(backups: Path) -> None:
+    """Put there what is no backup, and has no end that anybody could read to."""
+    for name in ("live_pipe", "live_device", "live_deep"):
+        (backups / name).mkdir()
+    os.mkfifo(backups / "live_pipe/manifest.json")
+    (backups / "live_device/manifest.json").symlink_to("/dev/zero")
+    (backups / "live_deep/manifest.json").write_text("[" * 100_000)
 
 
 def facts(database: servers.Database) -> Facts:

@@ -118,6 +118,9 @@ def connection_is_cut(server: servers.Server, job: program.Process) -> None:
     raise faults.Cut
 
 
+# What only sounds like more than the database: such a file is tried all the same.
+SAYS_MUCH = "DO $$BEGIN /* create user here */ PERFORM 'drop database'; END$$;"
+STOPS_WRITERS = ("SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE")
 CRASHES = (backend_is_killed, postmaster_is_killed, stopped_at_once)
 HARMLESS = (restarted, job_is_killed, connection_is_cut)
 
@@ -170,8 +173,19 @@ class Struck:
         """Start it."""
         self.number += 1
         file = self.home / "migrations" / f"{self.number:03}_made.sql"
-        file.write_text(f"CREATE TABLE made_{self.number} ();")
+        file.write_text(f"CREATE TABLE made_{self.number} (); {SAYS_MUCH}")
         return self.main.start(*command, env=more)
+
+    def outstays(self, choice: random.Random) -> None:
+        """Expect 27 of a file that stops writers for longer than it may, whatever others may."""
+        more = choice.choice(({}, {"PREFLIGHT_REHEARSE_MAX_LOCK_S": "60"}))
+        lock = f"LOCK TABLE made_1 IN {choice.choice(STOPS_WRITERS)} MODE"
+        file = self.home / "migrations" / "999_long.sql"
+        file.write_text(f"-- preflight: max-lock 1ms\n{lock};\nSELECT pg_sleep(0.2);\n")
+        result = self.main.run("up", env=more)
+        said = (result.code, (result.finished.get("error") or {}).get("code"))
+        assert (27, "rehearsal.lock_too_long") == said, f"{lock}, {more}: {result}"
+        file.unlink()
 
     def strike(
         self, how: Callable[[servers.Server, program.Process], None], command: str, message: int
@@ -242,6 +256,7 @@ def test_no_copy_is_made_on_a_server_that_crashed_with_one(
             assert not copied("up"), told
             database.script(ALLOW)
         assert copied(choice.choice(["up", "backup"])), told
+    struck.outstays(choice)
     struck.close()
 
 

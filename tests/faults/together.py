@@ -26,7 +26,12 @@ CONTENT = (
 FORMS: tuple[Environment, ...] = ({}, {"PREFLIGHT_PARALLEL_MB": "0", "PREFLIGHT_JOBS": "2"})
 SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'preflight\\_scratch%'"
 PATIENCE_S = 300.0  # no promise: only so that nothing hangs for ever
-GUESS = {"off": 200, "auto": 600}  # messages that a command has, as long as nobody counted
+RESTORE = "restore latest"
+GUESS = {
+    "off": 200,
+    "auto": 600,
+    RESTORE: 60,
+}  # messages that a command has, as long as nobody counted
 # Who is held: beside an app of the same database or not, at whose messages, with a copy or not.
 HOLDS = (
     (True, "clients", "off"),
@@ -154,7 +159,8 @@ class Together:
         for app, command in (first, second):
             if command in {"up", "plan --rehearse"}:
                 app.more()
-        most = self.most.get((*keys[0], among), GUESS[more[0]["PREFLIGHT_REHEARSE"]])
+        usual = GUESS.get(first[1], GUESS[more[0]["PREFLIGHT_REHEARSE"]])
+        most = self.most.get((*keys[0], among), usual)
         at = crash.Strike("nobody", round(self.choice.uniform(0.1, 0.9) * most), among)
         held = Held()
         self.told.append(
@@ -183,7 +189,18 @@ class Together:
         pruned = {each["backup"] for it in (one, other) for each in it.event("backup.pruned")}
         there = {each.name for each in self.place.iterdir()}
         assert verified <= there | pruned, f"a backup is gone: {self}\n{one}\n{other}"
+        if held.reached.is_set():
+            read = {each["backup"] for each in one.event("restore.started")}
+            assert not read & pruned, f"gone while it was read: {self}\n{one}\n{other}"
         self.agrees()
+
+    def reads(self) -> None:
+        """Hold who restores the newest backup while another app of that database takes one."""
+        a, b, _ = self.apps
+        self.both((a, RESTORE), (b, "backup"), "clients", "off")
+        with self.server.connect() as session:
+            gone = sql.SQL("DROP DATABASE {}")
+            session.execute(gone.format(sql.Identifier(f"{a.database.name}_restored")))
 
     def options(self, command: str, rehearse: str) -> Environment:
         """Return how a run makes its backup, how many stay, and whether it is proven on a copy."""
@@ -258,6 +275,7 @@ def walk(server: servers.Server, home: Path, name: str, seed: str, rounds: int =
                 first = possible(app, command)
                 second = possible(other, choice.choice(COMMANDS))
                 together.both(first, second, among, rehearse)
+        together.reads()
         return str(together)
     finally:
         together.close()

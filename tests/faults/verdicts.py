@@ -522,6 +522,7 @@ def environment(database: servers.Database, home: Path, made: Recipe) -> dict[st
     return {
         **who,
         "PATH": program.path(),
+        "PGCLIENTENCODING": "LATIN1",  # as the app may have it: nothing of ours is in it
         "PREFLIGHT_BACKUP_DIR": str(backups),
         "PREFLIGHT_MIGRATIONS_DIR": str(files),
         "PREFLIGHT_REHEARSE": "auto" if made.rehearse else "off",

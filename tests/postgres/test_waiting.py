@@ -564,24 +564,12 @@ def test_pooler_may_be_looked_through_and_not_worked_through(  # noqa: PLR0913, 
     assert [0] == held
 
 
-class _Refuses(faults.Fault):
-    """Refuses a setting, as a server on Windows does."""
-
-    refused = (b"client_connection_check_interval", b"tcp_user_timeout")
-
-    def to_server(self, kind: bytes, message: bytes) -> bytes:
-        """Make its name unknown."""
-        for name in self.refused if kind == b"Q" else ():
-            message = message.replace(name, name[:-1] + b"x")
-        return message
-
-
 @pytest.mark.parametrize("args", [["up"], ["backup"]])
 def test_setting_that_a_server_refuses_is_done_without(
     run: Run, server: servers.Server, args: list[str]
 ) -> None:
     """What is only good to have is no reason to stop."""
-    with faults.through(server, _Refuses()) as proxy:
+    with faults.through(server, faults.Lacks()) as proxy:
         result = run(*args, env=proxy.env())
 
     assert 0 == result.code, str(result)
