@@ -33,6 +33,11 @@ def path(client: int = 18) -> str:
     return os.pathsep.join([str(servers.client_bin(client)), "/usr/bin", "/bin"])
 
 
+def client(name: str, major: int = 18) -> Path:
+    """Return where that client of that major version is."""
+    return servers.client_bin(major) / name
+
+
 def bounded(code: str) -> subprocess.CompletedProcess[str]:
     """Run Python code, which is ended when it takes more than 20 s of a processor."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
@@ -54,6 +59,30 @@ def parse(output: str) -> list[Event]:
             found.append(value)
     codes.ended(found)
     return found
+
+
+def strictly(output: str, *, killed: bool = False) -> list[Event]:
+    """Return the log events that an output consists of; AssertionError where a line is none.
+
+    The last one is `run.finished`. Who was killed has not come to it, nor to the end of a line.
+    """
+    *lines, rest = output.split("\n")
+    assert killed or not rest, f"a line without an end: {rest!r}"
+    found = []
+    for line in lines:
+        try:
+            value = json.loads(line, parse_constant=_no_number)
+        except ValueError:
+            value = None
+        assert isinstance(value, dict) and "event" in value, f"no event: {line!r}"  # noqa: PT018
+        found.append(value)
+    last = "".join(each["event"] for each in found[-1:])
+    assert killed or last == "run.finished", f"the last line is of {last or 'nothing'}"
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)  # NaN and the like are no JSON
 
 
 @dataclass(frozen=True)

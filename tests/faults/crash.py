@@ -21,6 +21,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +33,7 @@ import psycopg
 from psycopg import sql
 
 from tests import buckets, faults, program, servers
-from tests.faults import ends
+from tests.faults import ends, leaks
 
 Environment = dict[str, str]
 
@@ -165,9 +166,15 @@ NAUGHT = {"aborts", "opens"}  # come to naught: of all others something stays, o
 VICTIMS = ("connection", "stop", "job", "pg_dump", "backend", "postmaster", "tool")
 ALIVE = ("connection", "stop", "tool")  # of these nobody is killed
 PARTS = 6  # of a walk along a command's messages: several servers share it
-CLIENTS = ("pg_dump", "pg_restore")
+CLIENTS = leaks.CLIENTS
 OURS_S, CLIENTS_S = 30.0, 420.0  # of silence; pg_dump stands still while a store does
 PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for ever
+# a killed run's lock is free in two seconds; the server counts, in rounds of a tenth of a second
+# and a new session, which take the longer the less of a processor it has
+ROUNDS = 100
+BACKUPS = ("backup.verified", "backup.pruned")
+OF_A_LINE = ("timestamp", "level", "event", "message")  # no part of a termination message
+KEPT = 5  # backups, of one database; who was killed may not have said which went
 STOPS = (signal.SIGTERM, signal.SIGINT)
 LISTED = {  # in `run.finished`, and the events of the journal that say the same
     "applied": ("applied", "forced"),
@@ -408,6 +415,9 @@ class World:
         self.left: list[int] = []  # clients whose job was killed
         self.halves: set[str] = set()  # of backups, which killed runs left
         self.unlocked = False  # the run that was struck held the lock, and lost its connection
+        self.shown: leaks.Seen = {}  # of the processes of the run that was struck
+        self.verified: set[str] = set()  # backups that a run has said to be
+        self.whole: set[str] = set()  # dumps that were read to their ends, by their SHA-256
         self.before: object = None  # what a wrapped command may change, as it was
         self.kept, self.round = home.with_name(f"{home.name}.kept"), 0
         self.backups, self.files = home / "backups", home / "migrations"
@@ -428,7 +438,6 @@ class World:
             "PATH": program.path(),
             "PREFLIGHT_BACKUP_DIR": str(self.backups),
             "PREFLIGHT_MIGRATIONS_DIR": str(self.files),
-            "PREFLIGHT_TERMINATION_LOG": str(home / "termination-log"),
             "PREFLIGHT_FIRST_CONTACT": "pending",
             "PREFLIGHT_REHEARSE_ON": "server",
             "PREFLIGHT_WAIT_TIMEOUT_S": "20",
@@ -460,6 +469,7 @@ class World:
         self._copy(self.database.name, f"kept_{self.database.name}")
         shutil.copytree(self.kept, self.home)
         self.round += 1
+        self.verified.clear()
         if self.told == "bucket":
             place, _, _ = self.environment["PREFLIGHT_BACKUP_DIR"].partition("/round")
             self.environment["PREFLIGHT_BACKUP_DIR"] = f"{place}/round{self.round}"
@@ -470,10 +480,22 @@ class World:
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(new, old))
             connection.execute(_HASTY.format(new))
 
+    @property
+    def messages(self) -> list[str]:
+        """The termination messages of the last run, and of its rival."""
+        return [each.read_text("utf-8") for each in self.home.glob("termination-log*")]
+
+    def message(self, of: str = "") -> Environment:
+        """Make an empty place for a termination message, as the kubelet does for each run."""
+        place = self.home / f"termination-log{of}"
+        place.write_bytes(b"")
+        return {"PREFLIGHT_TERMINATION_LOG": str(place)}
+
     def run(self, *command: str, **more: str) -> program.Result:
         """Run the story's command, or another, undisturbed."""
         rehearse = {} if self.story.wraps else {"PREFLIGHT_REHEARSE": "off"}
-        main = program.Program({**self.environment, **rehearse, **more}, self.home)
+        more = {**rehearse, **self.message(), **more}
+        main = program.Program({**self.environment, **more}, self.home)
         try:
             return main.run(*(command or self.story.command), timeout=PATIENCE_S)
         finally:
@@ -487,13 +509,16 @@ class World:
         hit = threading.Event()
         held: list[program.Process] = []
         self.before = truth(self)
-        more = {"PREFLIGHT_REHEARSE": strike.rehearse} | self._straight(strike)
+        self.shown = {}
+        more = {"PREFLIGHT_REHEARSE": strike.rehearse} | self._straight(strike) | self.message()
         main = program.Program({**self.environment, **more}, self.home)
 
         def blow(backend: int) -> None:
             if self.story.rival:
-                held.append(main.start(*self.story.command))
+                held.append(main.start(*self.story.command, env=self.message("-of-the-rival")))
                 _waits_or_works(held[-1], while_stands=held[0])
+            for each in held:
+                self.shown |= leaks.of_processes(each.pid)
             if strike.victim == "connection":
                 hit.set()
                 raise faults.Cut
@@ -696,12 +721,7 @@ _BLOWS: dict[str, Callable[[World, program.Process, int], bool]] = {
 
 
 def _children(pid: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(status.parent.name))
-    return found
+    return leaks.children().get(pid, [])
 
 
 def _answers(server: servers.Server) -> bool:
@@ -733,13 +753,15 @@ def require_sound(
     """Raise AssertionError unless all that is promised after any end holds.
 
     Each file ran once or not at all, under the run's lock, and the history says which; each backup
-    that can be seen is whole; no session and no lock of ours is left, and each gave up a silent
-    peer; the code is one of ours and the log ends with it, what it says of files is true, and with
-    0 all is done; the password stands nowhere. `alone`: no other run did anything meanwhile.
+    that can be seen is whole, and what was said to be verified can be seen; no session and no lock
+    of ours is left within seconds, and each gave up a silent peer; the code is one of ours, each
+    line is an event and the last, like the termination message, ends with it, what it says of files
+    is true, and with 0 all is done; the password stands nowhere. `alone`: no other run did anything
+    meanwhile.
     """
     killed = result.code == -signal.SIGKILL
     _require_no_client(world)
-    faults.until(lambda: not _sessions(world), "no session of ours is left", PATIENCE_S)
+    _within(world, lambda: _sessions(world), "a session of ours")
     assert world.database.name in world.databases(), "the live database is gone"
     assert [0] == world.database.query(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
@@ -747,7 +769,9 @@ def require_sound(
     )
     codes = {0, 13, 128 + stopped.stop} if stopped else world.story.codes
     assert killed or result.code in codes, str(result)
+    program.strictly(result.stdout, killed=killed)
     if not killed:
+        _require_message(world, result)
         assert result.code == result.finished["exit_code"], str(result)
         _require_true(world, result, alone=alone)
         if alone and world.story.wraps:
@@ -759,7 +783,10 @@ def require_sound(
     assert not patient, f"whose peer vanishes waits too long: {patient}"
     if not world.story.wraps:
         _require_as_recorded(world, ran, recorded)
+    named = {key: {each["backup"] for each in result.event(key)} for key in BACKUPS}
+    world.verified = (world.verified | named["backup.verified"]) - named["backup.pruned"]
     if world.told != "bucket":
+        _require_there(world, [each.name for each in world.backups.iterdir()])
         # who was not answered ends in the middle of its work, too
         _require_backups(world, killed=killed or bool(stopped and not stopped.answered))
     _require_no_secret(world, result)
@@ -825,10 +852,20 @@ def _require_lock(world: World, result: program.Result) -> None:
     assert "lock.lost" != result.finished.get("error", {}).get("code"), "noticed it later"
 
 
+def _within(world: World, left: Callable[[], object], what: str) -> None:
+    """Return once nothing is left; fail when something is after the rounds that are allowed."""
+    for _ in range(ROUNDS):
+        if not left():
+            return
+        with world.server.connect() as connection:
+            connection.execute("SELECT pg_sleep(0.1)")
+    raise AssertionError(f"{what} is left after {ROUNDS} rounds of the server's: {left()}")
+
+
 def _require_no_client(world: World) -> None:
     left, world.left = world.left, []
     try:
-        faults.until(lambda: not any(map(_is_dump, left)), "no pg_dump is left", PATIENCE_S)
+        _within(world, lambda: [*filter(_is_dump, left)], "a pg_dump")
     finally:
         for pid in filter(_is_dump, left):
             _killed(pid)
@@ -892,6 +929,19 @@ def _sessions(world: World) -> list[tuple[object, ...]]:
         ).fetchall()
 
 
+def _require_message(world: World, result: program.Result) -> None:
+    """Hold the last line against the termination message of that run: they are one object."""
+    said = {key: each for key, each in result.finished.items() if key not in OF_A_LINE}
+    left = [json.loads(each) for each in world.messages if each]
+    assert said in left, f"not the termination message: {left}"
+
+
+def _require_there(world: World, names: list[str]) -> None:
+    """Raise AssertionError unless what was said to be verified can be seen, or was too old."""
+    gone = world.verified - set(names)
+    assert not gone or len(names) >= KEPT, f"said to be verified, and not there: {gone}"
+
+
 def _require_backups(world: World, *, killed: bool) -> None:
     for each in world.backups.iterdir():
         if each.name.startswith("."):
@@ -900,21 +950,53 @@ def _require_backups(world: World, *, killed: bool) -> None:
             world.halves.add(each.name)
             continue
         manifest = json.loads((each / "manifest.json").read_text())
+        assert manifest["verified"] in {"read", "restored"}, manifest
         said = manifest.get("files") or {"database.dump": manifest}
         where = each / "database.dir" if "files" in manifest else each
         for name, one in said.items():
             dump = (where / name).read_bytes()
             assert one["sha256"] == hashlib.sha256(dump).hexdigest(), where / name
             assert one["size_bytes"] == len(dump), where / name
+        if each.name not in world.whole:  # no name comes twice
+            _client("pg_restore", "--file=/dev/null", _dump(each))
+            world.whole.add(each.name)
+
+
+def _dump(backup: Path) -> Path:
+    return next(backup / each for each in leaks.DUMPS if (backup / each).exists())
+
+
+def _client(name: str, *arguments: str | Path, **environment: str) -> None:
+    """Run a client of the server's; raises AssertionError with its words when it fails."""
+    command = [program.client(name), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, f"{command}: {done.stderr}"
+
+
+def _require_restorable(world: World) -> None:
+    """Raise AssertionError unless the newest backup makes a database with all rows of its own."""
+    found = [each for each in world.backups.iterdir() if not each.name.startswith(".")]
+    if not found:
+        return
+    newest = max(found, key=lambda each: (each / "manifest.json").stat().st_mtime_ns)
+    back = servers.Database(world.server, f"back_{world.database.name}")
+    name = sql.Identifier(back.name)
+    with world.server.connect() as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+        try:
+            _client("pg_restore", "--exit-on-error", "--dbname=", _dump(newest), **back.env())
+            late = world.told == "swap"  # a row came between its backups
+            assert back.query("SELECT count(*) FROM items") in ([500], [500 + late]), newest
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 def _require_no_secret(world: World, result: program.Result) -> None:
-    texts = [result.stdout, result.stderr]
-    texts += [each.read_text("utf-8") for each in world.backups.rglob("manifest.json")]
-    assert not any(servers.PASSWORD in text for text in texts)
-    if world.database.query("SELECT to_regclass('preflight.journal')") != [None]:
-        journal = "SELECT count(*) FROM preflight.journal j WHERE strpos(j::text, %s) > 0"
-        assert [0] == world.database.query(journal, servers.PASSWORD)
+    """Search whatever others may see: output, messages, files, arguments, and our tables whole."""
+    seen = {"stdout": result.stdout.encode(), "stderr": result.stderr.encode(), **world.shown}
+    seen |= {f"termination message {n}": each.encode() for n, each in enumerate(world.messages)}
+    seen |= leaks.of_files(world.backups) | leaks.of_tables(world.database)
+    assert [] == leaks.leaks(seen), "the password stands there"
 
 
 def require_settled(world: World) -> None:
@@ -933,6 +1015,9 @@ def require_settled(world: World) -> None:
         left = connection.execute(scratch).fetchall()
     assert [] == left, f"copies are left: {left}"
     _require_restored(world)
+    _require_restorable(world)
+    if world.told == "bucket":
+        _require_there(world, backups(world))
     if not world.story.repeats:
         kept, databases = backups(world), world.databases()
         again = world.run()

@@ -1,16 +1,93 @@
 """Crash anywhere, a sample of it: `make crash` strikes at random, for as long as it is told."""
 
 import itertools
+import json
+import os
+import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from tests import buckets, servers
+from tests import buckets, program, servers
 from tests.conftest import DEFAULT_MAJOR
-from tests.faults import crash
+from tests.faults import crash, leaks
 from tests.faults.crash import Strike
+
+SECRET = servers.PASSWORD
+
+
+@pytest.mark.fault("F144")
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(json.dumps({"error": f"no {SECRET}"}), id="JSON"),
+        pytest.param(json.dumps(SECRET, ensure_ascii=False), id="JSON of UTF-8"),
+        pytest.param(f"postgresql://postgres:{quote(SECRET)}@db", id="address"),
+        pytest.param(make_conninfo(password=SECRET), id="keywords"),
+        pytest.param("*:*:*:*:" + re.sub(r"([\\:])", r"\\\1", SECRET), id="passfile"),
+        pytest.param(repr(SECRET), id="Python"),
+        pytest.param(f'host "{SECRET.rpartition("us")[2]}"', id="a part of it"),
+    ],
+)
+def test_f144_password_is_found_however_it_is_written(text: str) -> None:
+    """What looks for it sees through the spellings that a log, a URL or a client's file has."""
+    assert ["there"] == leaks.leaks({"there": text.encode(), "not there": b"superuser: 100%"})
+
+
+@pytest.mark.fault("F144")
+def test_f144_password_is_found_in_a_name_in_arguments_and_in_an_environment(
+    tmp_path: Path,
+) -> None:
+    """Of a file, of a process below ours, of a client that should have a passfile."""
+    (tmp_path / SECRET.replace("/", "")).touch()
+    client = tmp_path / "pg_dump"
+    client.symlink_to("/bin/sleep")
+    child = subprocess.Popen([client, "60"], env={"PGPASSWORD": SECRET})
+    other = subprocess.Popen(["/bin/sh", "-c", "read it", SECRET], stdin=subprocess.PIPE)
+    try:
+        seen = leaks.of_processes(os.getpid())
+        expected = {f"environment of pg_dump {child.pid}", f"arguments of sh {other.pid}"}
+        assert expected == {*leaks.leaks(seen)}
+        assert 1 == len(leaks.leaks(leaks.of_files(tmp_path)))
+    finally:
+        for each in (child, other):
+            each.kill()
+            each.wait()
+        if other.stdin:
+            other.stdin.close()
+
+
+@pytest.mark.fault("E122")
+@pytest.mark.parametrize(
+    "output",
+    [
+        '{"event": "run.started"}\n',
+        'word\n{"event": "run.finished"}\n',
+        '{"event": "run.finished"}\n{"event": "run.more"}\n',
+        '{"event": "run.finished", "s": NaN}\n',
+        '{"event": "run.finished"}',
+        "",
+    ],
+)
+def test_e122_log_with_another_line_or_without_its_end_is_none(output: str) -> None:
+    """Each line is an event, and the last of a run that was not killed says how it ended."""
+    with pytest.raises(AssertionError):
+        program.strictly(output)
+
+
+@pytest.mark.fault("E122")
+def test_e122_of_who_was_killed_only_the_last_line_may_be_in_part() -> None:
+    """It has not come to its end, but what it has said are events."""
+    assert [{"event": "run.started"}] == program.strictly(
+        '{"event": "run.started"}\n{"ev', killed=True
+    )
+    with pytest.raises(AssertionError):
+        program.strictly('{"event": "run.started"}\nword\n', killed=True)
 
 
 @pytest.fixture(scope="module")
