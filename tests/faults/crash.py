@@ -2,9 +2,9 @@
 
 `make crash SEED=7 MINUTES=10` strikes at random and says how to repeat what went wrong:
 `make crash SEED=7/123` does number 123 of that seed alone. `make crash EVENTS=1` strikes each
-victim at each event of each command in turn; `make crash MESSAGES=10` cuts connections, kills jobs
-and asks them to stop at each tenth message of each command, `STORIES=up,wrap` of these commands
-alone.
+victim at each event of each command in turn; `make crash MESSAGES=10` does so at each tenth message
+of each command: of ours, and of pg_dump's and pg_restore's. `STORIES=up,wrap` takes these commands
+alone, `VICTIMS=pg_dump,backend` these victims.
 """
 
 import argparse
@@ -165,6 +165,11 @@ DEEDS = (
 NAUGHT = {"aborts", "opens"}  # come to naught: of all others something stays, or may
 VICTIMS = ("connection", "stop", "job", "pg_dump", "backend", "postmaster", "tool")
 ALIVE = ("connection", "stop", "tool")  # of these nobody is killed
+ALONG = [  # a command's messages: of whose
+    *itertools.product(("connection", "stop", "job", "backend", "postmaster"), ("ours", "clients")),
+    ("pg_dump", "clients"),
+    ("connection", "answers"),
+]
 PARTS = 6  # of a walk along a command's messages: several servers share it
 CLIENTS = leaks.CLIENTS
 OURS_S, CLIENTS_S = 30.0, 420.0  # of silence; pg_dump stands still while a store does
@@ -996,7 +1001,8 @@ def _require_no_secret(world: World, result: program.Result) -> None:
     seen = {"stdout": result.stdout.encode(), "stderr": result.stderr.encode(), **world.shown}
     seen |= {f"termination message {n}": each.encode() for n, each in enumerate(world.messages)}
     seen |= leaks.of_files(world.backups) | leaks.of_tables(world.database)
-    assert [] == leaks.leaks(seen), "the password stands there"
+    found = leaks.leaks(seen)
+    assert not found, f"the password stands in: {found}"
 
 
 def require_settled(world: World) -> None:
@@ -1243,6 +1249,11 @@ class Worlds:
             shutil.rmtree(self.home)
 
 
+def _again(tried: list[tuple[Strike, bool]]) -> list[Strike]:
+    """Return those that came to nothing where others were before: there was less left to do."""
+    return [strike for strike, hit in tried[1:] if not hit]
+
+
 Task = tuple[str, str, Callable[[Counted], list[Strike]]]  # how it is called, its story, what
 
 
@@ -1253,7 +1264,7 @@ class Walk:
         """Begin."""
         self.tasks, self.lock = tasks, threading.Lock()
         self.counts: dict[tuple[str, str], Undisturbed] = {}
-        self.done = self.wrong = 0
+        self.done = self.wrong = self.idle = 0
         self.struck: collections.Counter[str] = collections.Counter()
 
     def next(self) -> Task | None:
@@ -1274,7 +1285,7 @@ class Walk:
                     wrong, tried = True, []
                     self.say(f"{words}{error}\n{worlds.server!r}, {worlds.home}", wrong=1)
                     worlds.leave(told)
-                left = left[len(tried) :] if tried else []
+                left = [*_again(tried), *left[len(tried) :]] if tried else []
                 self.settled(tried)
         worlds.close(remove=not wrong)
 
@@ -1282,6 +1293,7 @@ class Walk:
         """Count what was struck, and say now and then how far it is."""
         with self.lock:
             self.done += 1
+            self.idle += sum(not hit for _, hit in tried[:1])  # it had a whole run before it
             self.struck.update(strike.victim for strike, hit in tried if hit)
         if self.done % 20 == 0:
             self.say(str(self))
@@ -1297,7 +1309,8 @@ class Walk:
         """Tell how many were killed; to cut a connection kills nobody, nor does a stop."""
         kills = self.struck.total() - sum(self.struck[each] for each in ALIVE)
         who = ", ".join(f"{each} {self.struck[each]}" for each in VICTIMS)
-        return f"{self.done} databases, {kills} kills, {self.wrong} wrong ({who})"
+        all_ = f"{self.done} databases, {kills} kills, {self.wrong} wrong"
+        return f"{all_} ({who}; {self.idle} met nobody)"
 
 
 def main() -> int:
@@ -1310,9 +1323,10 @@ def main() -> int:
     parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
     parser.add_argument("--messages", type=int, help="in turn at each so-many-th message")
     parser.add_argument("--stories", default=",".join(STORIES), help="of these commands alone")
+    parser.add_argument("--victims", default=",".join(VICTIMS), help="in turn these alone")
     asked = parser.parse_args()
     seed, _, only = str(asked.seed).partition("/")
-    stories = asked.stories.split(",")
+    stories, victims = asked.stories.split(","), asked.victims.split(",")
 
     def by_chance() -> Iterator[Task]:
         for number in faults.numbers(only, asked.minutes):
@@ -1321,12 +1335,13 @@ def main() -> int:
             yield f"SEED={seed}/{number} ", told, functools.partial(at_random, choice, told)
 
     def in_turn() -> Iterator[Task]:
-        for told, victim in itertools.product(stories, VICTIMS[1:]):
+        for told, victim in itertools.product(stories, victims):
+            if victim == "connection":
+                continue  # at an event nobody is being talked to
             yield "", told, functools.partial(at_each_event, told, victim)
 
     def along() -> Iterator[Task]:
-        whose = [*itertools.product(("connection", "stop", "job"), ("ours", "clients"))]
-        whose.append(("connection", "answers"))
+        whose = [each for each in ALONG if each[0] in victims]
         for told, (victim, among), part in itertools.product(stories, whose, range(PARTS)):
             first = Strike(victim, among=among)
             each = asked.messages if among != "answers" else -(-asked.messages // 10)
