@@ -315,6 +315,19 @@ class _Counted(faults.Fault):
     def __init__(self, all_: AtMessage, caller: str) -> None:
         self.all, self.caller, self.backend = all_, caller, 0
         self.committing = self.asking = self.locked = False
+        self.upstream: socket.socket | None = None
+
+    def joined(self, client: socket.socket, upstream: socket.socket) -> None:
+        """Keep what leads to the server's process before that says its number."""
+        del client
+        self.upstream = upstream
+
+    def _number(self) -> int:
+        """Return the number of the server's process, while somebody logs in, too."""
+        if self.backend or not self.upstream:
+            return self.backend
+        found = ends.end(self.upstream.getpeername(), self.upstream.getsockname())
+        return found.pid if found else 0
 
     def to_server(self, kind: bytes, message: bytes) -> bytes:
         """Notice a COMMIT of ours, and who asks for the run's lock."""
@@ -333,7 +346,7 @@ class _Counted(faults.Fault):
         callers = [self.caller, *["answers"] * (self.locked and kind == b"Z")]
         if self.all.due(*callers, commit=kind == b"C" and self.committing):
             self.all.locked = self.locked
-            self.all.strike(self.backend)
+            self.all.strike(self._number())
         return message
 
 
@@ -395,6 +408,7 @@ class _Ends(faults.Fault):
         """Look at the end of who calls."""
         self.all.look(client, self.said)
         self.upstream = upstream
+        self.fault.joined(client, upstream)
 
     def to_server(self, kind: bytes, message: bytes) -> bytes:
         """Look at the server's end when the first question comes."""

@@ -25,6 +25,7 @@ class End:
     inf: never. `command` is how the program was called.
     """
 
+    pid: int
     program: str
     waits_s: float
     command: str
@@ -40,7 +41,7 @@ def end(here: Address, there: Address) -> End | None:
                     Path(f"/proc/{pid}/{each}").read_text("utf-8") for each in ("comm", "cmdline")
                 )
                 waits_s = max(_idle_s(found), _at_work_s(found))
-                return End(program.strip(), waits_s, command.replace("\0", " "))
+                return End(pid, program.strip(), waits_s, command.replace("\0", " "))
     return None
 
 
