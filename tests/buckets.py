@@ -25,6 +25,7 @@ from tests import faults, servers, tools
 
 LOCK = servers.REPOSITORY / "requirements-buckets.lock"
 REGION = "us-east-1"
+SECRET = "hunter2/of+the/bucket"  # noqa: S105 - of a server that lives for a minute, and looks at none
 
 
 def libraries() -> Path:
@@ -87,7 +88,7 @@ class Moto:
     def __init__(self) -> None:
         """Choose a port."""
         self.port = _free_port()
-        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": REGION}
         self.bucket = Bucket("s3://backups", f"http://{servers.HOST}:{self.port}", keys)
         self._child: subprocess.Popen[bytes] | None = None
 
