@@ -30,9 +30,7 @@ RAISED_ONLY = {
     "files.converted": "a bug of `convert`: no folder is known that gets there",
     "wrap.no_wall": "a kernel that has the wall and refuses it cannot be had",
 }
-# What only tests with others' tools meet: where those cannot be had it is said and no failure.
-WITH_TOOLS = {"takeover.ambiguous": "goose makes one of the two histories"}
-# What is no part of `make test`.
+# What is no part of `make test`. No code needs another tool that may be lacking.
 WITH_DOCKER = {"backup.not_mounted": "needs the layer of a container: tests/image/test_running.py"}
 
 
@@ -134,10 +132,10 @@ def unmet(
 ) -> Unmet:
     """Compare; `seen` are codes with how they were met, `skipped` the reasons of skipped tests.
 
-    Where more was skipped than tests of others' tools, any code may be missing for that.
+    Where more was skipped than tests of others' tools, which no code needs, any code may be missing
+    for that.
     """
     met = {code for kind, code in seen if kind == ENDED or code in RAISED_ONLY}
     gone = sorted({*wanted} - met - WITH_DOCKER.keys())
     partly = any(not reason.startswith(tools.LACKING) for reason in skipped)
-    excused = [each for each in gone if partly or (skipped and each in WITH_TOOLS)]
-    return Unmet(tuple(each for each in gone if each not in excused), tuple(excused))
+    return Unmet((), tuple(gone)) if partly else Unmet(tuple(gone), ())

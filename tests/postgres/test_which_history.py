@@ -285,6 +285,19 @@ def test_history_is_the_one_that_the_tool_would_find_or_a_question(
     assert expected == told
 
 
+def test_run_that_finds_two_histories_asks_and_does_nothing(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """26, whatever made them: no tool has to be there for it."""
+    files, there, *_ = next(case for case in WHICH.values() if case[2:] == ("", "", ASKED))
+    write(folder, files)
+    database.script(UP + there)
+    result = run(env={"PREFLIGHT_BACKUP": "off"})
+
+    assert (26, ASKED) == (result.code, result.finished["error"]["code"]), str(result)
+    assert [None] == database.query("SELECT to_regclass('preflight.migrations')")
+
+
 def test_history_that_schemas_leave_out_is_named(
     run: Run, database: servers.Database, folder: Path
 ) -> None:
