@@ -42,8 +42,8 @@ setup: ## make .venv with everything the other commands need (PYTHON=... chooses
 demo: setup ## watch the job bring a real database up to date
 	@$(PY) -m tests.demo
 
-test: setup ## run every test that needs no docker (ARGS='-k lock' chooses)
-	@$(TEST) $(ARGS)
+test: setup ## run every test that needs no docker, and see that they meet every error code (ARGS='-k lock' chooses)
+	@$(TEST) $(or $(ARGS),--codes=all)
 
 IMAGE := $(or $(PG_PREFLIGHT_IMAGE),pg-preflight:pg$(or $(CLIENT),17))
 
