@@ -177,9 +177,7 @@ PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for
 # a killed run's lock is free in two seconds; the server counts, in rounds of a tenth of a second
 # and a new session, which take the longer the less of a processor it has
 ROUNDS = 100
-BACKUPS = ("backup.verified", "backup.pruned")
 OF_A_LINE = ("timestamp", "level", "event", "message")  # no part of a termination message
-KEPT = 5  # backups, of one database; who was killed may not have said which went
 STOPS = (signal.SIGTERM, signal.SIGINT)
 LISTED = {  # in `run.finished`, and the events of the journal that say the same
     "applied": ("applied", "forced"),
@@ -436,6 +434,7 @@ class World:
         self.unlocked = False  # the run that was struck held the lock, and lost its connection
         self.shown: leaks.Seen = {}  # of the processes of the run that was struck
         self.verified: set[str] = set()  # backups that a run has said to be
+        self.silent = False  # a run was killed that may have removed one without a word
         self.whole: set[str] = set()  # dumps that were read to their ends, by their SHA-256
         self.before: object = None  # what a wrapped command may change, as it was
         self.kept, self.round = home.with_name(f"{home.name}.kept"), 0
@@ -488,7 +487,7 @@ class World:
         self._copy(self.database.name, f"kept_{self.database.name}")
         shutil.copytree(self.kept, self.home)
         self.round += 1
-        self.verified.clear()
+        self.verified, self.silent = set(), False
         if self.told == "bucket":
             place, _, _ = self.environment["PREFLIGHT_BACKUP_DIR"].partition("/round")
             self.environment["PREFLIGHT_BACKUP_DIR"] = f"{place}/round{self.round}"
@@ -802,8 +801,6 @@ def require_sound(
     assert not patient, f"whose peer vanishes waits too long: {patient}"
     if not world.story.wraps:
         _require_as_recorded(world, ran, recorded)
-    named = {key: {each["backup"] for each in result.event(key)} for key in BACKUPS}
-    world.verified = (world.verified | named["backup.verified"]) - named["backup.pruned"]
     if world.told != "bucket":
         _require_there(world, [each.name for each in world.backups.iterdir()])
         # who was not answered ends in the middle of its work, too
@@ -958,7 +955,19 @@ def _require_message(world: World, result: program.Result) -> None:
 def _require_there(world: World, names: list[str]) -> None:
     """Raise AssertionError unless what was said to be verified can be seen, or was too old."""
     gone = world.verified - set(names)
-    assert not gone or len(names) >= KEPT, f"said to be verified, and not there: {gone}"
+    younger = [each for each in names if not gone or max(gone) < each]
+    assert not gone or (world.silent and younger), f"said to be verified, and not there: {gone}"
+
+
+def _note_backups(world: World, results: list[program.Result]) -> None:
+    """Keep in mind which backups are there, as the runs say; a killed one may not say what went."""
+    events = [each for result in results for each in result.events]
+    named = {"backup.verified": set[str](), "backup.pruned": set[str]()}
+    for each in events:
+        if each["event"] in named and "failed" not in each:
+            named[each["event"]].add(each["backup"])
+    world.verified = (world.verified | named["backup.verified"]) - named["backup.pruned"]
+    world.silent = world.silent or any(each.code < 0 for each in results)
 
 
 def _require_backups(world: World, *, killed: bool) -> None:
@@ -1029,6 +1038,7 @@ def _require_none_leaks(world: World, seen: leaks.Seen) -> None:
 def require_settled(world: World) -> None:
     """Raise AssertionError unless the next call does all, and the one after it nothing more."""
     settled = world.run()
+    _note_backups(world, [settled])
     require_sound(world, settled)
     assert 0 == settled.code, str(settled)
     assert list(world.story.ends) == reality(world), str(settled)
@@ -1084,6 +1094,7 @@ def once(world: World, strike: Strike) -> tuple[list[program.Result], bool]:
     results, hit = world.struck(strike)
     stopped = strike if hit and strike.victim == "stop" else None
     alone = len(results) == 1
+    _note_backups(world, results)
     try:
         require_sound(world, results[0], stopped, alone=alone)
         _require_lock(world, results[0])
