@@ -82,6 +82,7 @@ DISKS = _tests("faults_disks")
 CALLS = _tests("faults_calls")
 EXPORTS = _tests("faults_exports")
 OVERTAKEN = _tests("faults_overtaken")
+SILENCE = _tests("faults_silence")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
 # What reviews found (F1) and what else they and others did (F2), each in a few words.
@@ -1178,6 +1179,7 @@ MUTANTS = [
         "        if asked:\n",
         "        if False:\n",
         _tests("waiting::test_peer_that_never_answers_ends_at_the_deadline"),
+        SILENCE,
         faults="F1.3c",
     ),
     Mutant(
@@ -1186,6 +1188,15 @@ MUTANTS = [
         "problems + belongings.refused(session, place.commands))",
         "[])",
         _tests("restore::test_what_the_new_server_lacks_is_named_before_anything_is_restored"),
+        faults="F1.5",
+    ),
+    Mutant(
+        "a restored database has what belonged to it",
+        "backup/restore",
+        "            belongings.give(session, place.commands, early=True)\n",
+        "",
+        _tests("restore::test_everything_that_belongs_to_a_database_is_carried_over"),
+        general=RESTORES,
         faults="F1.5",
     ),
     Mutant(
@@ -1323,6 +1334,7 @@ MUTANTS = [
         "        if self._at_work:\n            yield\n            return\n        least,",
         "        if True:\n            yield\n            return\n        least,",
         _tests("waiting::test_question_is_asked_again_on_a_new_connection"),
+        SILENCE,
         faults="F2.33b",
     ),
     Mutant(

@@ -111,7 +111,8 @@ KINDS = {
     "large object": "SELECT lo_from_bytea(0, '\\x0102')",
     "operator": "CREATE FUNCTION {s}.{n}(int, int) RETURNS bool LANGUAGE sql IMMUTABLE"
     " AS 'SELECT $1 = $2'; CREATE OPERATOR {s}.=== (leftarg = int, rightarg = int,"
-    " function = {s}.{n})",
+    " function = {s}.{n}); CREATE OPERATOR {s}.=#= (leftarg = int, rightarg = int,"
+    " function = {s}.{n}, negator = {s}.=!=); DROP OPERATOR {s}.=#= (int, int)",  # =!= is left
 }
 BY_SUPERUSER = {
     "event trigger": "CREATE FUNCTION {s}.{n}() RETURNS event_trigger LANGUAGE plpgsql AS"
