@@ -10,6 +10,7 @@ import copy
 import ctypes
 import fcntl
 import itertools
+import os
 import re
 import shutil
 import signal
@@ -434,6 +435,35 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["/bin/umount", "--lazy", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def small_memory(kilobytes: int) -> Iterator[Path]:
+    """Have a control group whose processes get so much from now on; raises OSError without rights.
+
+    Who enters it keeps what he has.
+    """
+    mounted = Path("/sys/fs/cgroup")
+    first = (mounted / "memory").is_dir()  # version 1
+    limits = ["memory.max", "memory.swap.max"]
+    if first:
+        limits = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    group = mounted / ("memory" if first else "") / f"pg-preflight-{os.getpid()}"
+    group.mkdir()
+    try:
+        for limit, needed in zip(limits, (True, False), strict=True):  # a kernel without swap
+            if needed or (group / limit).exists():
+                (group / limit).write_text(f"{kilobytes * 1024}")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def killed_in(group: Path) -> int:
+    """Return how many processes of a control group the kernel killed for want of memory."""
+    said = [group / "memory.oom_control", group / "memory.events"]
+    text = next(each for each in said if each.exists()).read_text()
+    return int(dict(line.split() for line in text.splitlines())["oom_kill"])
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:

@@ -3,14 +3,16 @@
 import datetime as dt
 import errno
 import json
+import resource
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests import faults, servers, tools
+from tests import faults, program, servers, tools
 from tests.conftest import Run, Start, WriteMigrations
 from tests.faults.conftest import Answers
 
@@ -130,3 +132,69 @@ def test_f139_odd_locale_and_time_zone_change_no_byte(
     assert said["snapshot_at"].endswith("Z"), said
     named = dt.datetime.strptime(saved.name.split("-")[-2], "%Y%m%dT%H%M%S%z")
     assert abs(named - before).total_seconds() < 3600, saved.name
+
+
+GROWS = {
+    "001_a.sql": "CREATE TABLE a (id int);",
+    "002_b.sql": "CREATE TABLE b (id int);\nSELECT pg_advisory_xact_lock(7);",
+    "003_c.sql": f"CREATE TABLE c (t text);\nINSERT INTO c VALUES ('{'x' * 5_000_000}');",
+}
+WAITS = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+MADE = "SELECT relname::text FROM pg_class WHERE relname = ANY ('{a,b,c}') ORDER BY 1"
+
+
+def grown(
+    start: Start, database: servers.Database, limit: Callable[[int], object]
+) -> program.Result:
+    """Run files, the last of which takes memory, and limit the process before it comes to that."""
+    with database.server.connect(database.name) as holder:
+        holder.execute("SELECT pg_advisory_lock(7)")
+        process = start(env=QUICKLY)
+        faults.until(lambda: database.query(WAITS), "the second file is at work")
+        limit(process.pid)
+    return process.wait()
+
+
+@pytest.mark.fault("F136")
+def test_f136_run_that_the_kernel_kills_for_its_memory_is_settled_by_the_next(
+    run: Run, start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """137, in the middle of a file, as in a container whose limit is too low for it."""
+    migrations(GROWS)
+    try:
+        with faults.small_memory(64) as group:
+            enters = group / "cgroup.procs"
+            killed = grown(start, database, lambda pid: enters.write_text(f"{pid}"))
+            kills = faults.killed_in(group)
+    except OSError as error:
+        tools.lacking(f"a control group for memory: {error}")
+    left = database.query(MADE)
+    again = run(env=QUICKLY)
+
+    assert (-signal.SIGKILL, 1) == (killed.code, kills), str(killed)
+    assert "c" not in left
+    assert 0 == again.code, str(again)
+    assert ["a", "b", "c"] == [*left, *(each[-1] for each in again.finished["applied"])]
+
+
+@pytest.mark.fault("F136")
+def test_f136_run_that_gets_no_memory_is_settled_by_the_next(
+    run: Run, start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """A limit of the process, as `ulimit -v` sets one: it fails, and says of what."""
+    migrations(GROWS)
+
+    def limit(pid: int) -> None:
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[0])
+        has = pages * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (has, has))
+
+    failed = grown(start, database, limit)
+    left = database.query(MADE)
+    again = run(env=QUICKLY)
+
+    assert 70 == failed.code, str(failed)
+    assert "MemoryError" in failed.finished["error"]["message"]
+    assert "c" not in left
+    assert 0 == again.code, str(again)
+    assert ["a", "b", "c"] == [*left, *(each[-1] for each in again.finished["applied"])]
