@@ -15,6 +15,7 @@ from preflight.base import unloadable
 
 if __name__ == "__main__":
     unloadable.listen()
+    unloadable.speak_utf8()
     from preflight.quick import door
 
     door.leave_if_done()  # most starts: what is imported below takes five times as long

@@ -1,6 +1,7 @@
-"""The last word of a program that cannot be loaded: one line and 70, where Python would end with 1.
+"""What comes before all else: the last word of a program that cannot be loaded, and its encoding.
 
-It uses nothing but Python's own, of which nothing can be missing.
+The word is one line and 70, where Python would end with 1. Nothing is used but Python's own, of
+which nothing can be missing.
 """
 
 import os
@@ -20,6 +21,21 @@ def listen() -> None:
     sys.excepthook = _tell
     if sys.version_info < LEAST:
         raise ImportError
+
+
+def speak_utf8() -> None:
+    """Start anew where the locale has another encoding: names of files and databases are UTF-8.
+
+    Python has one encoding for such names, and for as long as it runs. People still read that of
+    their terminal.
+    """
+    spoken = sys._xoptions.get("spoken")  # noqa: SLF001 -- documented
+    if isinstance(spoken, str):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=spoken, errors=stream.errors)  # type: ignore[union-attr]
+    elif sys.getfilesystemencoding() != "utf-8" and sys.executable and sys.stdout and sys.stderr:
+        again = ["-X", "utf8", "-X", f"spoken={sys.stdout.encoding}", *sys.orig_argv[1:]]
+        os.execv(sys.executable, [sys.executable, *again])  # noqa: S606 -- ourselves
 
 
 def error_of(error: BaseException, left: str = "nothing was changed") -> "dict[str, object] | None":

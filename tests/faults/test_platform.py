@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,25 +107,41 @@ def not_utf8(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.fault("F139")
-def test_f139_odd_locale_and_time_zone_change_no_byte(
+def test_f139_odd_locale_and_time_zone_change_no_byte(  # noqa: PLR0913, PLR0917 - fixtures
     run: Run,
+    environment: dict[str, str],
     database: servers.Database,
     migrations: WriteMigrations,
     backup_dir: Path,
     not_utf8: dict[str, str],
 ) -> None:
-    """The text and its checksum are those of the file, and all times are UTC."""
+    """Texts, checksums and names are those of the files, and all times are UTC.
+
+    People read their terminal's encoding.
+    """
     text = "CREATE TABLE ñandú (i text DEFAULT 'İı');\n"
-    migrations({"001_e.sql": text})
-    odd = {**not_utf8, "TZ": "Pacific/Kiritimati"}
+    migrations({"V1__ñandú.sql": text})
+    for name, folder in ("MIGRATIONS", migrations.directory), ("BACKUP", backup_dir):
+        odd = folder.rename(folder.with_name(f"{folder.name} ñ ŝ"))
+        environment[f"PREFLIGHT_{name}_DIR"] = str(odd)
+    there = {**not_utf8, "TZ": "Pacific/Kiritimati"}
     before = dt.datetime.now(dt.UTC)
 
-    result = run(env=odd)
+    result = run(env=there)
+    shown = subprocess.run(
+        [*program.PYTHON, program.ENTRYPOINT, "check", "--table"],
+        env={**environment, **there},
+        capture_output=True,
+        check=False,
+    )
 
     assert 0 == result.code, str(result)
-    assert [text] == database.query("SELECT up_sql FROM preflight.migrations")
+    found = database.query("SELECT name, up_sql FROM preflight.migrations")
+    assert [("V1__ñandú", text)] == found
     assert 0 == run("check").code  # read in another locale it is the same file
-    (saved,) = backup_dir.iterdir()
+    encoding = "ascii" if there["LC_ALL"] == "C" else "iso8859-9"
+    assert "ñandú".encode(encoding, "backslashreplace") in shown.stdout, shown
+    (saved,) = Path(environment["PREFLIGHT_BACKUP_DIR"]).iterdir()
     said = json.loads((saved / "manifest.json").read_text("utf-8"))
     told = [each["timestamp"] for each in result.events]
     assert [] == [each for each in told if not each.endswith("Z")]
