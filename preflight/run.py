@@ -410,7 +410,7 @@ def _lost_result() -> ConfigInvalid:
 
 
 def internal(error: BaseException) -> dict[str, object]:
-    """Return the error object for a bug of ours: where, and what kind; no values."""
+    """Return the error object for a bug of ours, or want of memory: where, what kind; no values."""
     left = stop.left() or "unfinished work was rolled back"
     if found := unloadable.error_of(error, left):
         return found
@@ -419,6 +419,13 @@ def internal(error: BaseException) -> dict[str, object]:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if plain.HERE in frame.filename] or frames[-1:]
     places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(ours[-4:]))
+    if isinstance(error, MemoryError):
+        return {
+            "code": "internal.error",
+            "message": f"there is no memory left at {places}",
+            "hint": f"Give the process more (the container's limit, `ulimit -v`), and run again; "
+            f"{left}.",
+        }
     sqlstate = getattr(error, "sqlstate", None)
     return {
         "code": "internal.error",

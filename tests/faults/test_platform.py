@@ -211,7 +211,7 @@ def test_f136_run_that_gets_no_memory_is_settled_by_the_next(
     again = run(env=QUICKLY)
 
     assert 70 == failed.code, str(failed)
-    assert "MemoryError" in failed.finished["error"]["message"]
+    assert "there is no memory left" in failed.finished["error"]["message"]
     assert "c" not in left
     assert 0 == again.code, str(again)
     assert ["a", "b", "c"] == [*left, *(each[-1] for each in again.finished["applied"])]
