@@ -1385,6 +1385,7 @@ MUTANTS = [
         "SetAllowOversizeProtos(True)",
         "SetAllowOversizeProtos(False)",
         _tests("unit_sql::test_everyday_size_is_understood"),
+        HISTORIES,
         faults="F2.34a",
     ),
     Mutant(

@@ -30,6 +30,7 @@ CREATE SCHEMA tools; CREATE EXTENSION noted SCHEMA tools VERSION '1';
 INSERT INTO tools.noted VALUES (1, 1);
 CREATE TABLE public.of_visitor (n int); ALTER TABLE of_visitor OWNER TO visitor;
 GRANT INSERT ON t TO visitor; CREATE PUBLICATION p FOR TABLE t;
+ALTER DATABASE live SET work_mem = '9MB'; ALTER DATABASE live CONNECTION LIMIT 90;
 CREATE SUBSCRIPTION sub CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)
 """
 # What a database holds, and what belongs to it; a comment stays with a name, not with a content.

@@ -112,7 +112,7 @@ KINDS = {
     "operator": "CREATE FUNCTION {s}.{n}(int, int) RETURNS bool LANGUAGE sql IMMUTABLE"
     " AS 'SELECT $1 = $2'; CREATE OPERATOR {s}.=== (leftarg = int, rightarg = int,"
     " function = {s}.{n}); CREATE OPERATOR {s}.=#= (leftarg = int, rightarg = int,"
-    " function = {s}.{n}, negator = {s}.=!=); DROP OPERATOR {s}.=#= (int, int)",  # =!= is left
+    " function = {s}.{n}, negator = operator({s}.=!=)); DROP OPERATOR {s}.=#= (int, int)",
 }
 BY_SUPERUSER = {
     "event trigger": "CREATE FUNCTION {s}.{n}() RETURNS event_trigger LANGUAGE plpgsql AS"
