@@ -75,12 +75,7 @@ def _lasts(sent: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
 
     Such a setting is made again on a resume, as it stands in the file then, and it was too little.
     """
-    text = sent[0]
-    if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]) or not (
-        node := parser.parsed(text)
-    ):
-        return sent
-    name = node.variable_set_stmt.name.lower()
+    name, _ = lasting.setting(sent[0]) or ("", False)
     return (name.encode(), b"") if name in _ALLOWS else sent
 
 

@@ -142,6 +142,18 @@ def again(script: Script, done: int) -> bool:
     return all(locks(text) for text in texts if _RELEASES.search(text))
 
 
+def setting(text: bytes) -> tuple[str, bool] | None:
+    """Return what SET or RESET names, in lower case, and whether it is for a transaction alone.
+
+    None for any other statement; no name where it has none, or is not understood.
+    """
+    if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]):
+        return None
+    node = parser.parsed(text)
+    said = node.variable_set_stmt if node else None
+    return (said.name.lower(), said.is_local) if said else ("", False)
+
+
 def superseded(script: Script, done: int) -> set[int]:
     """Return which of the first `done` statements set a role that no later setting needs.
 
@@ -152,12 +164,8 @@ def superseded(script: Script, done: int) -> set[int]:
     roles: set[int] = set()
     needed: set[int] = set()
     for number, statement in enumerate(islice(script.statements(), done), 1):
-        text = statement.read(script.text)
-        if scan.words(text[:400], 1)[:1] not in (["SET"], ["RESET"]):
-            continue
-        node = parser.parsed(text)
-        name = node.variable_set_stmt.name.lower() if node else ""
-        if node and node.variable_set_stmt.is_local:
+        name, local = setting(statement.read(script.text)) or ("", True)
+        if local:
             continue
         if name not in _WHOM:
             needed.update(whom.values())
