@@ -1,6 +1,6 @@
 # Needs a POSIX shell and Python 3.11 or later; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories restores together calls exports resumes lives overtaken partial mutate lock release clean
+.PHONY: help setup demo test image test-image test-kube test-cluster check fix schema picture bench faults coverage crash verdicts histories restores together calls exports resumes lives overtaken partial plans mutate lock release clean
 
 PY := .venv/bin/python
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all:
@@ -125,6 +125,9 @@ overtaken: setup ## have runs lose their lock in the middle of a file to others,
 
 partial: setup ## hold rehearsals with some rows against what the server says with all (SEED, MINUTES)
 	@$(PY) -m tests.faults.partial --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
+
+plans: setup ## hold what plan says of statements at random against the server that runs them (SEED, MINUTES)
+	@$(PY) -m tests.faults.plans --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)
 
 mutate: setup ## break lines that promises rest on, and print what no test notices (ARGS='12 lock')
 	@$(PY) -m tests.mutants $(ARGS)

@@ -82,6 +82,7 @@ DISKS = _tests("faults_disks")
 CALLS = _tests("faults_calls")
 EXPORTS = _tests("faults_exports")
 OVERTAKEN = _tests("faults_overtaken")
+PLANS = _tests("faults_plans")
 SILENCE = _tests("faults_silence")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
@@ -1404,6 +1405,16 @@ MUTANTS = [
         "_targets(statement))\n",
         "        return ()\n",
         _tests("plan_command::test_what_a_statement_reaches_beyond_its_tables_is_in_the_plan"),
+        PLANS,
+        faults="F2.34c",
+    ),
+    Mutant(
+        "what hangs on a column that is inherited goes with it",
+        "server/lookup",
+        "  AND g.objsubid > 0 AND (",
+        "  AND false AND (",
+        _tests("plan_command::test_what_goes_by_cascade_is_told_as_what_it_is"),
+        PLANS,
         faults="F2.34c",
     ),
     Mutant(

@@ -108,6 +108,12 @@ _ALONE = {  # commands of ALTER TABLE that leave others as they are
     "AT_ReplicaIdentity", "AT_SetLogged", "AT_SetUnLogged", "AT_SetTableSpace",
     "AT_EnableRowSecurity", "AT_DisableRowSecurity", "AT_ForceRowSecurity",
     "AT_NoForceRowSecurity", "AT_AddInherit", "AT_DropInherit", "AT_DetachPartitionFinalize",
+    "AT_EnableRule", "AT_EnableAlwaysRule", "AT_EnableReplicaRule", "AT_DisableRule",
+}  # fmt: skip
+_FOREIGN_KEY = "a foreign key"
+_NO_HEIRS = _ALONE | {  # those that go on to partitions, and not to what only inherits
+    _FOREIGN_KEY, "AT_EnableTrig", "AT_EnableAlwaysTrig", "AT_EnableReplicaTrig", "AT_DisableTrig",
+    "AT_EnableTrigAll", "AT_DisableTrigAll", "AT_EnableTrigUser", "AT_DisableTrigUser",
 }  # fmt: skip
 _OF_PARTITION = {"AT_AttachPartition", "AT_DetachPartition"}  # of others below a table nothing
 # what can be set of a table or an index under less than ACCESS EXCLUSIVE
@@ -273,11 +279,18 @@ def _of_node(node: Node, text: bytes) -> Effect:
         reaches=_reaching(kind, statement) + _following(kind, statement),
         through=_through(kind, statement, locks),
         covers=_covered(kind, statement),
-        below="all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else "",
+        below=_below(kind, statement),
         alone=_only(statement) + _parents(kind, statement),
         unknown=many or kind == "drop_owned_stmt",
         keeps=many,
     )
+
+
+def _below(kind: str, statement: Inner) -> str:
+    """Tell which of those below a table are locked with it; its own name is its own."""
+    if kind == "rename_stmt" and not statement.subname:
+        return ""
+    return "all" if kind in _ALL_BELOW else "partitions" if kind in _PARTITIONS else ""
 
 
 def _of_many(kind: str, statement: Inner) -> bool:
@@ -636,14 +649,15 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
     for item in statement.cmds:
         command = item.alter_table_cmd
         subtype = str(AlterTableType.Name(command.subtype))
-        subtypes.add(subtype)
         name = command.name or getattr(command, "def").column_def.colname
         constraint = getattr(command, "def").constraint
         name = name or constraint.conname
         words = _ALTER_WORDS.get(subtype, subtype.removeprefix("AT_"))
         does.append(f"{words} {name}".strip())
         mode = _ALTER_LOCKS.get(subtype, ACCESS_EXCLUSIVE)
-        if subtype == "AT_AddConstraint" and constraint.HasField("pktable"):
+        key = subtype == "AT_AddConstraint" and constraint.HasField("pktable")
+        subtypes.add(_FOREIGN_KEY if key else subtype)
+        if key:
             mode = SHARE_ROW
             leading.append(_name(constraint.pktable))
             locks.append(Lock(_name(constraint.pktable), SHARE_ROW))
@@ -680,7 +694,7 @@ def _alter_table(statement: AlterTableStmt) -> Effect:
         joins=tuple(joins),
         leading=tuple(leading),
         reaches=tuple(reaches),
-        below="" if subtypes <= _ALONE else "all",
+        below="" if subtypes <= _ALONE else "partitions" if subtypes <= _NO_HEIRS else "all",
         alone=(table,) if not statement.relation.inh or subtypes <= _OF_PARTITION else (),
         unknown=of == "OBJECT_TYPE"
         and any(item.alter_table_cmd.behavior == CASCADE for item in statement.cmds),

@@ -223,7 +223,13 @@ class Lookup:
     def _following(self, where: Where, reach: Reach, start: dict[str, Any]) -> list[Found]:
         query = _TRUNCATED if reach.rows else _LOCKED_ALONE.get(reach.kind, _WITH_IT)
         other = self._oid(where, reach.other) if reach.other else None
-        known = {**start, "cascade": reach.cascade, "other": other, "columns": list(reach.columns)}
+        known = {
+            **start,
+            "cascade": reach.cascade,
+            "kept": reach.kept,
+            "other": other,
+            "columns": list(reach.columns),
+        }
         rows = self.session.execute(query, known).fetchall()
         relations = self._named(where, [oid for oid, _, _ in rows])
         return [
@@ -426,13 +432,18 @@ def _lost(found: Found, row: Sequence[Any], start: dict[str, object]) -> str | N
 _WITH_IT = """WITH RECURSIVE gone(classid, objid, objsubid, own) AS (
  SELECT %(classid)s::oid, %(objid)s::oid, %(objsubid)s::int4, true
  UNION
- SELECT d.*, false FROM gone g, LATERAL (
-  SELECT d.classid, d.objid, d.objsubid FROM pg_depend d
+ SELECT d.* FROM gone g, LATERAL (
+  SELECT d.classid, d.objid, d.objsubid, false FROM pg_depend d
   WHERE d.refclassid = g.classid AND d.refobjid = g.objid
   AND (g.objsubid = 0 OR d.refobjsubid = g.objsubid)
   AND (d.deptype IN ('a', 'i', 'P', 'S', 'e') OR %(cascade)s)
-  UNION ALL SELECT d.refclassid, d.refobjid, d.refobjsubid FROM pg_depend d  -- a rule's view
+  UNION ALL SELECT d.refclassid, d.refobjid, d.refobjsubid, false FROM pg_depend d  -- a rule's view
   WHERE d.classid = g.classid AND d.objid = g.objid AND d.deptype = 'i' AND NOT g.own
+  UNION ALL SELECT g.classid, a.attrelid, a.attnum::int4, g.own  -- what inherits the column
+  FROM pg_attribute p JOIN pg_inherits h ON h.inhparent = p.attrelid
+  JOIN pg_attribute a ON a.attrelid = h.inhrelid AND a.attname = p.attname
+  WHERE g.classid = 'pg_class'::regclass AND p.attrelid = g.objid AND p.attnum = g.objsubid
+  AND g.objsubid > 0 AND (%(kept)s OR a.attinhcount = 1 AND NOT a.attislocal)
  ) d
 ), named AS (  -- and the relation that it belongs to
  SELECT g.*, CASE g.classid

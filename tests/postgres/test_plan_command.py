@@ -1073,7 +1073,11 @@ def test_what_goes_by_cascade_is_told_as_what_it_is(
         'CREATE VIEW v AS SELECT u FROM a; CREATE VIEW "V 2" AS SELECT * FROM v;'
         "CREATE MATERIALIZED VIEW m AS SELECT u FROM v; CREATE TYPE mood AS ENUM ('a');"
         "CREATE TABLE t (m mood); CREATE INDEX t_m ON t (m);"
-        "CREATE SCHEMA s CREATE VIEW w AS SELECT 1 AS one"
+        "CREATE SCHEMA s CREATE VIEW w AS SELECT 1 AS one;"
+        "CREATE TABLE p (k int, n int) PARTITION BY LIST (k); CREATE TABLE p1 PARTITION OF p"
+        " DEFAULT PARTITION BY LIST (k); CREATE TABLE p2 PARTITION OF p1 DEFAULT;"
+        "CREATE VIEW of_p2 AS SELECT n FROM p2; CREATE TABLE base (n int, o int);"
+        "CREATE TABLE heir (n int) INHERITS (base); CREATE VIEW of_heir AS SELECT n, o FROM heir"
     )
     views = 'view v, view "V 2", materialized view m'
     gone = {
@@ -1084,6 +1088,9 @@ def test_what_goes_by_cascade_is_told_as_what_it_is(
         "ALTER TABLE a ALTER COLUMN u TYPE varchar(9)": "old values of a.u",
         "DROP TYPE mood CASCADE": "type mood and all that depends on it, column t.m",
         "DROP SCHEMA s CASCADE": "schema s and all that depends on it, view s.w",
+        "ALTER TABLE p DROP COLUMN n CASCADE": "column p.n, view of_p2",
+        "ALTER TABLE base DROP COLUMN n CASCADE": "column base.n",  # heir has one of its own
+        "ALTER TABLE base DROP COLUMN o CASCADE": "column base.o, view of_heir",
     }
     migrations({f"{i:03d}_s.sql": text + ";" for i, text in enumerate(gone, 1)})
 
