@@ -83,6 +83,7 @@ CALLS = _tests("faults_calls")
 EXPORTS = _tests("faults_exports")
 OVERTAKEN = _tests("faults_overtaken")
 PLANS = _tests("faults_plans")
+SCREENS = _tests("faults_screens")
 SILENCE = _tests("faults_silence")
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
 
@@ -1431,6 +1432,7 @@ MUTANTS = [
         "            terminal.clear()\n",
         "",
         _tests("unit_logs::test_line_of_the_log_does_not_share_one_with_a_bar"),
+        SCREENS,
         faults="F2.35",
     ),
     Mutant(
@@ -1439,6 +1441,7 @@ MUTANTS = [
         'told = self.told(event) if event["event"] == "run.finished" else []',
         "told: list[tuple[str, str]] = []",
         _tests("terminal::test_run_ends_with_a_summary_on_a_terminal"),
+        SCREENS,
         faults="F2.36",
     ),
     Mutant(
