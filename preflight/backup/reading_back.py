@@ -409,11 +409,11 @@ class Following:
         self._whole.set()
 
 
-_NAME = rb'("(?:[^"]|"")*+"|[^\s"(.]++)'
+_NAME = rb'("(?:[^"]|""|)*+"|[^\s"(.]++)'
 _COPY = re.compile(rb"COPY " + _NAME + rb"\." + _NAME + rb"[ (].*FROM stdin;", re.DOTALL)
 # a comment, a line for psql, or a statement (which is all that is not in quotes up to a semicolon)
 _ITEM = re.compile(
-    rb"""\s*+(?:--[^\n]*+\n|\\[^\n]*+\n|(?!--|\\)((?:[^'";]++|'[^']*+'|"[^"]*+")*+;))"""
+    rb"""\s*+(?:--[^\n]*+\n|\\[^\n]*+\n|(?!--|\\)((?:[^'";]++|'[^']*+'|"[^"]*+"|)*+;))"""
 )
 _DATA_END = b"\n\\.\n"
 

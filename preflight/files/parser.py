@@ -21,34 +21,34 @@ LARGEST_TEXT = 1 << 20  # bytes with them: of what is looked at in them, too
 LONG = 256  # bytes; a text that is longer is no name
 # a row of plain values, and what may stand before the first
 _NAME = rb'(?:"(?:[^"]|"")+"|[A-Za-z_][\w$]*)'
-_TEXT = rb"'[^']*+(?:''[^']*+)*+'"
+_TEXT = rb"'[^']*+(?:''[^']*+|)*+'"
 _TYPE = (  # PostgreSQL's own, and none that looks up a name
     rb"(?i:text|(?:character\s+varying|varchar|character|char|bpchar|numeric|decimal|bit)"
     rb"(?:\s*\(\s*\d+(?:\s*,\s*\d+)?\s*\))?|smallint|int[248]?|integer|bigint|real|float[48]"
     rb"|double\s+precision|bool(?:ean)?|date|timestamptz|timetz"
     rb"|time(?:stamp)?(?:\s+with(?:out)?\s+time\s+zone)?|interval|uuid|jsonb?|bytea|inet|cidr"
-    rb"|macaddr|money|xml|tsvector)(?![\w$])(?:\s*\[\s*\])*+"
+    rb"|macaddr|money|xml|tsvector)(?![\w$])(?:\s*\[\s*\]|)*+"
 )
 _CONSTANT = (
     rb"(?:[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|" + _TEXT + rb"|[xXbB]'[0-9A-Fa-f]*+'"
-    rb"|[eE]'(?:[^'\\]++|''|\\[\\'\"nrtbf/])*+'|(?i:null|true|false)\b"
+    rb"|[eE]'(?:[^'\\]++|''|\\[\\'\"nrtbf/]|)*+'|(?i:null|true|false)\b"
     rb"|(?i:date|timestamptz|timestamp|interval)\s*" + _TEXT + rb")"
-    rb"(?:\s*::\s*" + _TYPE + rb")*+"
+    rb"(?:\s*::\s*" + _TYPE + rb"|)*+"
 )
-_CONSTANTS = _CONSTANT + rb"(?:\s*,\s*" + _CONSTANT + rb")*+"
+_CONSTANTS = _CONSTANT + rb"(?:\s*,\s*" + _CONSTANT + rb"|)*+"
 _CALLED = (  # what stands in pg_catalog, and neither changes nor reads anything
     rb"(?i:now|(?:clock|statement|transaction)_timestamp|gen_random_uuid|random|md5|lower|upper"
     rb"|decode|to_timestamp|to_date|jsonb?_build_(?:object|array))"
 )
 _VALUE = (
     rb"(?:" + _CONSTANT + rb"|(?i:default|current_(?:timestamp|date|time)|localtimestamp)\b"
-    rb"|(?:" + _CALLED + rb"\s*\(\s*(?:" + _CONSTANTS + rb"\s*)?+\)"
-    rb"|(?i:array)\s*\[\s*(?:" + _CONSTANTS + rb"\s*)?+\])(?:\s*::\s*" + _TYPE + rb")*+)"
+    rb"|(?:" + _CALLED + rb"\s*\(\s*(?:" + _CONSTANTS + rb"\s*|)?+\)"
+    rb"|(?i:array)\s*\[\s*(?:" + _CONSTANTS + rb"\s*|)?+\])(?:\s*::\s*" + _TYPE + rb"|)*+)"
 )
-_ROW = rb"\(\s*" + _VALUE + rb"(?:\s*,\s*" + _VALUE + rb")*+\s*\)"
+_ROW = rb"\(\s*" + _VALUE + rb"(?:\s*,\s*" + _VALUE + rb"|)*+\s*\)"
 _INTO = re.compile(
     rb"(?i:insert\s+into)\s+(?:" + _NAME + rb"\s*\.\s*)?" + _NAME + rb"\s*"
-    rb"(?:\(\s*" + _NAME + rb"(?:\s*,\s*" + _NAME + rb")*+\s*\)\s*)?"
+    rb"(?:\(\s*" + _NAME + rb"(?:\s*,\s*" + _NAME + rb"|)*+\s*\)\s*)?"
     rb"(?i:overriding\s+(?:system|user)\s+value\s+)?(?i:values)\s*"
 )
 # what makes a text or a number something else than it seems
@@ -143,7 +143,7 @@ def _rows() -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
 
     To compile them takes 15 ms, a tenth of what all imports do, and few files have such rows.
     """
-    return re.compile(_ROW), re.compile(rb"(?:\s*,\s*" + _ROW + rb")*+")
+    return re.compile(_ROW), re.compile(rb"(?:\s*,\s*" + _ROW + rb"|)*+")
 
 
 def _parsed(text: bytes) -> Node | None:

@@ -37,7 +37,7 @@ _MARKS = {  # also what looks like one and is none: below it everything would ru
     "shmig": re.compile(rb"(?mi)^[ \t]*--[ \t]*=+[ \t]*down[ \t]*=+[ \t\r]*$"),
     "Atlas": re.compile(rb"(?m)^--[ \t]*atlas:(?:txtar|checkpoint)\b"),
     "Liquibase": re.compile(  # above all but comments
-        rb"(?mi)\A(?:[ \t]*+(?:--[^\n]*+)?+\n)*?"
+        rb"(?mi)\A(?:[ \t]*+(?:--[^\n]*+|)?+\n)*?"
         rb"[ \t]*+--[ \t]*+liquibase[ \t]*+formatted(?:[ \t]*+sql\b|[ \t\r]*+$)"
     ),
 }

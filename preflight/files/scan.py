@@ -14,19 +14,22 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+# A group that is taken possessively ends with nothing as its last alternative, here and wherever
+# else: a Python before 3.11.5 forgets where a try began that fails part-way, and one that takes
+# nothing does not fail. See https://github.com/python/cpython/issues/106052.
 _TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$"
 _ENDS = rb"--[ \t]*\+goose[ \t]+(?i:statementend)\b"  # what stands for a semicolon in its files
 _NOTE = rb"--[ \t]*(?i:preflight)[ \t]*:"  # how a directive begins
 _SAYS = rb"(?:%b|%b)" % (_NOTE, _ENDS)
 _REST = rb"[^\n\r]*+"  # a comment ends at a lone CR, too
 _COMMENT = rb"--" + _REST
-_MORE = rb"[ \t\f\v]*+(?:%b)?+[\n\r](?:\s++|%b)*+" % (_COMMENT, _COMMENT)
-_ESCAPED = rb"'(?:[^'\\]++|\\.|'')*+'"
-_ESCAPED += rb"(?:%b%b)*+(?!%b')" % (_MORE, _ESCAPED, _MORE)  # goes on on a further line
+_MORE = rb"[ \t\f\v]*+(?:%b|)?+[\n\r](?:\s++|%b|)*+" % (_COMMENT, _COMMENT)
+_ESCAPED = rb"'(?:[^'\\]++|\\.|''|)*+'"
+_ESCAPED += rb"(?:%b%b|)*+(?!%b')" % (_MORE, _ESCAPED, _MORE)  # goes on on a further line
 _PLAIN = rb"(?<![eE])'[^']*+'|(?<=[A-Za-z_\x80-\xff][eE])'[^']*+'"
 _PLAIN += rb"|(?<=[^\w$\x80-\xff][eE])" + _ESCAPED
 
-_GAP = re.compile(rb"(?:\s++|(?!%b)%b)*+" % (_SAYS, _COMMENT))
+_GAP = re.compile(rb"(?:\s++|(?!%b)%b|)*+" % (_SAYS, _COMMENT))
 _LINE = re.compile(_REST)
 _DIRECTIVE = re.compile(_NOTE)
 _LAST = re.compile(rb"(?m)^" + _ENDS)
@@ -44,19 +47,19 @@ _TOKENS = (
 _TOKEN = re.compile(_TOKENS + rb")", re.DOTALL)
 # what is no code; a quoted name is, but nothing begins in it
 _OPENED = re.compile(rb"['\"]|(?<![\w$\x80-\xff])(?:[eE]'|\$)|--|/\*")
-_ASIDES = rb"%b|(?P<block>/\*)|[eE]?%b|'[^']*+(?:''[^']*+)*+'|(?P<name>\"[^\"]*+\")|(?P<tag>%b)"
+_ASIDES = rb"%b|(?P<block>/\*)|[eE]?%b|'[^']*+(?:''[^']*+|)*+'|(?P<name>\"[^\"]*+\")|(?P<tag>%b)"
 _ASIDE = re.compile(_ASIDES.replace(b"?%b", b"%b") % (_COMMENT, _ESCAPED, _TAG), re.DOTALL)
 # where a backslash escapes in every text
 _ASIDE_ESCAPED = re.compile(_ASIDES % (_COMMENT, _ESCAPED, _TAG), re.DOTALL)
-_SPACE = rb"(?>\s|%b|/\*.*?\*/)" % _COMMENT
+_SPACE = rb"\s|%b|/\*.*?\*/" % _COMMENT
 # what decides whether it does in those that follow
 _DECIDES = re.compile(
-    rb"(?is)(?:set@++(?:session@++|(?P<local>local)@++)?|reset@++)\"?standard_conforming_strings\b\"?"
-    rb"(?:@*+(?:=|to\b)@*+e?['\"]?(?P<off>off?|f|fa|fal|fals|false|no?|0+)\b)?"
-    rb"|reset@++all\b".replace(b"@", _SPACE)
+    rb"(?is)(?:set#(?:session#|(?P<local>local)#)?|reset#)\"?standard_conforming_strings\b\"?"
+    rb"(?:@(?:=|to\b)@e?['\"]?(?P<off>off?|f|fa|fal|fals|false|no?|0+)\b)?"
+    rb"|reset#all\b".replace(b"#", rb"(?>%b)@" % _SPACE).replace(b"@", rb"(?:%b|)*+" % _SPACE)
 )
 _ATOMIC = re.compile(rb"\bATOMIC\b", re.IGNORECASE)
-_REST_OF_LINE = re.compile(rb"[ \t\f\v]*+(?:%b)?+" % _COMMENT)
+_REST_OF_LINE = re.compile(rb"[ \t\f\v]*+(?:%b|)?+" % _COMMENT)
 _COPY_END = re.compile(rb"^\\\.(?:\n|\Z)", re.MULTILINE)
 _SEMICOLON, _BACKSLASH, _QUOTE = b";\\'"
 _ESCAPE = re.compile(rb"(?s)\\.")
@@ -184,8 +187,8 @@ def _run(*, escaped: bool) -> re.Pattern[bytes]:
     """Return what matches all that needs no thought: an INSERT of many rows is one match."""
     easy = rb"[^'\"$();\\/-]++|%b|\"[^\"]*+\"|-(?!-)|/(?!\*)|(?!%b)%b"
     easy %= (_ESCAPED if escaped else _PLAIN, _SAYS, _COMMENT)
-    pair = rb"\((?:%b)*+\)" % easy
-    return re.compile(rb"(?:%b|%b|\((?:%b|%b)*+\))*+" % (easy, pair, easy, pair), re.DOTALL)
+    pair = rb"\((?:%b|)*+\)" % easy
+    return re.compile(rb"(?:%b|%b|\((?:%b|%b|)*+\)|)*+" % (easy, pair, easy, pair), re.DOTALL)
 
 
 def _after(pattern: re.Pattern[bytes], script: bytes, at: int) -> int:

@@ -12,7 +12,7 @@ _NAME = re.compile(r"(?P<name>(?P<version>[0-9]{1,18})(?![0-9]).*)\.sql")
 _MARK = re.compile(rb"(?m)^--\s*migrate:(?P<kind>up|down)(?P<options>\s*$|[ \t]+\S[^\n]*$)")
 # what dbmate takes for a comment though somebody meant a mark: all below it would run
 _LIKE = re.compile(rb"(?im)(?:^|\r)[ \t]*--[ \t]*migrate[ \t]*:[ \t]*(?:up|down)\b")
-_BEFORE = re.compile(rb"(?:[ \t\r]*(?:--[^\n]*)?(?:\n|\Z))*+")
+_BEFORE = re.compile(rb"(?:[ \t\r]*(?:--[^\n]*)?(?:\n|\Z)|)*+")
 _KINDS = {b"up": "up", b"down": "rollback"}
 
 
