@@ -1432,7 +1432,6 @@ MUTANTS = [
         "            terminal.clear()\n",
         "",
         _tests("unit_logs::test_line_of_the_log_does_not_share_one_with_a_bar"),
-        SCREENS,
         faults="F2.35",
     ),
     Mutant(

@@ -155,6 +155,7 @@ class _New:
 
     named: _Names = field(default_factory=_Names)  # all of it: nobody waits for that
     alone: _Names = field(default_factory=_Names)  # the tables whose rows are nobody else's
+    moved: list[str] = field(default_factory=list)  # relations that went to another schema
 
     def make(self, effect: Effect, where: Where, *, transactional: bool) -> None:
         """Take in what a statement makes for certain."""
@@ -169,6 +170,7 @@ class _New:
     def follow(self, effect: Effect, where: Where) -> None:
         """Follow a statement that takes away what was made, names it anew, or has others join."""
         self.alone.drop([*effect.joins, *effect.leading])
+        self.moved.extend(effect.gone)
         if not all(self.named.has(where, name) for name in effect.joins):
             self.named.drop(effect.joins)
         for names in (self.named, self.alone):
@@ -193,8 +195,10 @@ class _New:
                 return not self.alone.has(where, reach.name)
             return reach.kind not in _LOCKS_ONLY or not self.named.has(where, reach.name)
 
+        schema = any(reach.kind == "schema" for reach in effect.reaches)
         return dataclasses.replace(
             effect,
+            unknown=effect.unknown or (schema and bool(self.moved)),  # what is in it by then
             locks=tuple(lock for lock in effect.locks if not self.named.has(where, lock.table)),
             destroys=None if lost else effect.destroys,
             reaches=tuple(filter(stays, effect.reaches)),

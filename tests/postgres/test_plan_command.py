@@ -1016,12 +1016,13 @@ def test_what_is_behind_a_view_is_told_where_the_role_may_not_look_into_its_sche
         "ALTER VIEW w RENAME TO x; DELETE FROM x",
         "ALTER TABLE w RENAME TO x; DELETE FROM x",
         "CREATE SCHEMA y; ALTER VIEW w SET SCHEMA y; DELETE FROM y.w",
+        "CREATE SCHEMA y; ALTER TABLE o SET SCHEMA y; DROP SCHEMA y CASCADE",
     ],
 )
 def test_what_takes_a_change_over_makes_it_unknown(
     run: Run, database: servers.Database, migrations: WriteMigrations, statement: str
 ) -> None:
-    """A rule, an INSTEAD OF trigger, or what only a file makes a view: nobody knows what goes."""
+    """A rule, a trigger, or what only a file makes a view, or moves: nobody knows what goes."""
     database.script(VIEWS)
     migrations({"001_a.sql": statement if statement.endswith("\n") else f"{statement};"})
 
