@@ -137,7 +137,8 @@ SILENT = {
     "ALTER EXTENSION tablefunc ADD TABLE public.{n}",
     "view that was moved": "CREATE EXTENSION IF NOT EXISTS pg_stat_statements;"
     "CREATE SCHEMA IF NOT EXISTS {n}; ALTER VIEW pg_stat_statements SET SCHEMA {n}",
-    "user mapping": "CREATE FOREIGN DATA WRAPPER {n}; CREATE SERVER {n} FOREIGN DATA WRAPPER {n};"
+    "user mapping": "CREATE FOREIGN DATA WRAPPER its_own;"
+    "CREATE SERVER IF NOT EXISTS {n} FOREIGN DATA WRAPPER its_own;"
     "CREATE USER MAPPING FOR PUBLIC SERVER {n} OPTIONS (password 'x')",
     "subscription": "CREATE SUBSCRIPTION {n} CONNECTION 'dbname=x' PUBLICATION p"
     " WITH (connect = false, slot_name = NONE)",
@@ -422,8 +423,10 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
         with server.connect(database.name) as connection:
             connection.execute(f"ALTER SCHEMA public OWNER TO {roles[2]}".encode())
             connection.execute(become.encode())
-            for statement in made.statements:
-                with contextlib.suppress(psycopg.errors.FeatureNotSupported):
+            for statement in made.statements:  # what belongs to no schema may be there by its name
+                with contextlib.suppress(
+                    psycopg.errors.FeatureNotSupported, psycopg.errors.DuplicateObject
+                ):
                     connection.execute(statement.encode())
             connection.execute("RESET ROLE")
             for statement in made.given:
