@@ -409,7 +409,13 @@ SETTINGS: dict[str, Callable[[str], object]] = {
 }
 
 
+_NO_DATABASE = {
+    "PREFLIGHT_REHEARSE_URL": "Write one at its end to connect to, as /postgres: a copy is a new "
+    "database beside it.",
+    "PREFLIGHT_REHEARSE_CLONE_URL": "Write the clone's at its end, as /unicorn_db.",
+}
 _NOT_IN_HOSTS = ":/[]" + string.whitespace
+_OF_A_DATABASE = re.compile(r"postgres\w*://|://.*@|(?:^|\s)(?:dbname|user|password)\s*=")
 _ADDRESS = re.compile(r"\w://|(?:^|\s)(?:host|hostaddr|password|service)\s*=")
 
 
@@ -429,7 +435,9 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
 
     No value is shown: in a URL with a stray character it may be a piece of the password.
     """
-    if "@" in target.get("host", ""):
+    if _OF_A_DATABASE.search(target.get("host", "")):
+        yield "the host is a whole URL or connection string", "Say that as DATABASE_URL."
+    elif "@" in target.get("host", ""):
         yield "the host holds an '@'", "In a URL write the @ of a password as %40."
     elif odd := next(filter(_is_no_host, target.get("host", "").split(",")), None):
         held = next((each for each in odd if each in _NOT_IN_HOSTS), "")
@@ -667,6 +675,8 @@ class _Reader:
         found = self._url(name)
         for message, hint in misaddressed(found):
             self.wrong(f"{name}: {message}", hint)
+        if found and {"dbname", "service"}.isdisjoint(found):  # libpq would take the user's name
+            self.wrong(f"{name} names no database", _NO_DATABASE[name])
         return whole(found) if found else found
 
     def _url(self, name: str) -> dict[str, str]:
