@@ -112,6 +112,8 @@ class Directory(store.Store):
                 raise  # removed meanwhile
             none = error.errno == errno.ENOENT and str(error.filename).endswith(manifests.MANIFEST)
             why = f"{error.filename or path} cannot be read: {error.strerror}"
+            if none and _has_dump(path):
+                raise manifests.Unreadable(f"its {manifests.MANIFEST} is not there") from error
             if error.errno in SAYS_NOTHING:
                 raise manifests.Withheld(f"{why}{_whose(error, path)}", found) from error
             raise (manifests.Never if none else manifests.Unreadable)(why, found) from error
@@ -515,6 +517,16 @@ def _alone(path: Path) -> Iterator[bool]:
         return
     with _tried(_dump(path)) as free:
         yield free is not False
+
+
+def _has_dump(path: Path) -> bool:
+    """Tell whether a dump is in a directory, sealed or not, a file or a folder, or a part of one.
+
+    A run shows it with its manifest: where that lacks, it was lost, or a copy has not come so far.
+    Other programs copy under a hidden name that begins so. Exports beside no dump have no manifest.
+    """
+    begins = (manifests.DUMP, manifests.FOLDER)
+    return any(each.name.removeprefix(".").startswith(begins) for each in path.iterdir())
 
 
 def _share(descriptor: int, dump: Path) -> None:

@@ -333,7 +333,7 @@ class Withheld(Unreadable):
 
 
 class Never(Unreadable):
-    """What never was one: a link, a hidden name, no manifest."""
+    """What never was one: a link, a hidden name, neither manifest nor dump."""
 
 
 def parsed(said: object) -> Manifest:

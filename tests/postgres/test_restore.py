@@ -1650,6 +1650,27 @@ def test_bad_backup_hides_no_good_one(run: Run, backup_dir: Path, what: str) -> 
     assert "backup.corrupt" == error_of(named)["code"]
 
 
+def test_newest_backup_that_lost_its_manifest_stops_latest(
+    run: Run, filled: servers.Database, backup_dir: Path
+) -> None:
+    """An older one never goes live without a word; `backups` and the next backup say it, too."""
+    run("backup")
+    (older,) = backup_dir.iterdir()
+    filled.script("INSERT INTO t VALUES (3, 'three')")
+    run("backup")
+    (newest,) = {*backup_dir.iterdir()} - {older}
+    (newest / "manifest.json").unlink()
+    swapped, named = run("restore", "latest", "--swap"), run("restore", newest.name)
+    listed, after = run("backups"), run("backup")
+
+    assert [20, 24, 0, 0] == [each.code for each in (swapped, named, listed, after)], swapped
+    assert [1, 2, 3] == filled.query("SELECT id FROM t ORDER BY id")
+    lost = "its manifest.json is not there"
+    assert f"{newest.name} (cannot be used: {lost})" in error_of(swapped)["message"]
+    said = [str(each.event("config.warned")) for each in (listed, after)]
+    assert [True] * 2 == [f"{newest.name} ({lost})" in each for each in said]
+
+
 @pytest.mark.usefixtures("filled")
 def test_backup_of_another_user_is_not_called_a_damaged_one(
     run: Run, environment: dict[str, str], backup_dir: Path

@@ -563,6 +563,29 @@ def test_hidden_foreign_and_linked_directories_are_not_listed(put: Put, tmp_path
     assert [good.name] == [item.name for item in Directory(tmp_path).listing()]
 
 
+@pytest.mark.parametrize(
+    "dump",
+    ["database.dump", "database.dump.age", "database.dir/toc.dat", ".database.dump.Xy12zA"],
+)
+def test_backup_that_lost_its_manifest_is_told(put: Put, tmp_path: Path, dump: str) -> None:
+    """As after a copy that was cut off: it may be the newest, so it is named as what is of no use.
+
+    Exports beside no dump never had one, and neither had what is not called like a backup.
+    """
+    good = put("app-20200101T000000Z-a", GOOD)
+    for place in ("app-20200102T000000Z-b", "notes"):
+        (tmp_path / place / dump).parent.mkdir(parents=True)
+        (tmp_path / place / dump).touch()
+    for place in ("app-20200103T000000Z-c", "app-20200104T000000Z-d"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "app-20200103T000000Z-c" / "export-t.csv").touch()
+    found = Directory(tmp_path).listed()
+
+    assert [good.name] == [item.name for item in found.whole]
+    bad = manifests.Bad("app-20200102T000000Z-b", "its manifest.json is not there")
+    assert [bad] == found.bad
+
+
 def test_sequence_says_which_backup_is_newer(put: Put, tmp_path: Path) -> None:
     """The clock may have been set back between two runs."""
     newer = put("app-20200101T000000Z-b", {**GOOD, "sequence": 2})
