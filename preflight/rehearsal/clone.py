@@ -53,11 +53,12 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
     with scratch.elsewhere(config, config.rehearse_clone_url, name) as clone:
         clone.target = clone.address() | clone.secrets()  # of several hosts this one stays it
         same = _on_the_same_server(session, clone)
+        scratch.require_no_older(session, clone, name)
         copies.require_inside(session, scripts, elsewhere=not same)
         if same:
             copies.require_tame(session, scripts)
         _require_alike(session, clone)
-        unset = _unset(session, clone)
+        unset, unlike = _unset(session, clone), scratch.fidelity(session, clone)
         _on_the_same_server(session, clone)  # a look at the history may have connected anew
         structlog.get_logger().info(
             "rehearsal.started",
@@ -65,13 +66,16 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
             where="clone",
             server=f"{clone.connection.info.host}:{clone.connection.info.port}",
             age_s=_age(clone),
+            fidelity=unlike,
         )
         clone.copy = True
         if scripts:
             ledger.ensure(clone)  # where it was made before the first run
         name = clone.connection.info.dbname
         with scratch.reached(clone, name, unset) if unset else nullcontext(clone) as copy:
-            yield copies.Copy(copy, name, 0.0, began, clone, where="clone", beside=same)
+            yield copies.Copy(
+                copy, name, 0.0, began, clone, where="clone", fidelity=unlike, beside=same
+            )
 
 
 def _unset(session: Session, clone: Session) -> dict[str, str]:
@@ -146,8 +150,10 @@ def _require_alike(session: Session, clone: Session) -> None:
     own = session.config.schema
     different = catalog.difference(_shapes(session, own), _shapes(clone, own))
     if different:
+        major = f" ({unlike})" if (unlike := scratch.fidelity(session, clone)) else ""
         raise scratch.Unavailable(
-            f"the clone is not as the live database is: {console.some(different)}", different[:100]
+            f"the clone{major} is not as the live database is: {console.some(different)}",
+            different[:100],
         )
 
 

@@ -91,12 +91,17 @@ class Copy:
     def whole(self) -> bool:
         """Whether it is in all as the live database."""
         less = self.empty or self.without or self.part or self.lacking or self.choice
-        return not (less or self.altered or self.unsorted)
+        return not (less or self.altered or self.unsorted or self.newer)
 
     @property
     def unsorted(self) -> bool:
         """Whether text sorts in it otherwise than in the live one."""
         return cluster.COLLATION in (self.fidelity or "")
+
+    @property
+    def newer(self) -> bool:
+        """Whether its server is of another major version than the live one."""
+        return (self.fidelity or "").startswith("PostgreSQL ")
 
     @property
     def unspoken(self) -> list[str]:
@@ -164,13 +169,14 @@ def restored(
         jobs, wal = new_database.jobs(home), burden.wal(home)
         quiet, calling = new_database.quiet(home), catalog.calling(session)
         part = saved.backup.manifest.partial
+        unlike = scratch.fidelity(session, home)
         settings = scratch.settings_for(session, live)
         filling = new_database.filling(home)
         fast = filling | {"synchronous_commit": "off"}  # nobody waits for a copy's disk
         restoring = Restoring(
             name, jobs, live_bytes, fast, calling, session.tell, part, choice,
             tuple(each for each in settings if not each.late), beside,
-            partial(scratch.has_setting, session),
+            partial(scratch.has_setting, session), unlike,
         )  # fmt: skip
         tell_started(
             saved,
@@ -178,6 +184,7 @@ def restored(
             where=where,
             server=f"{home.connection.info.host}:{home.connection.info.port}",
             wal_bytes_expected=burden.wal_expected(home, live_bytes, jobs),
+            fidelity=unlike,
         )
         minute = burden.Minute(config.rehearse_wal_mb_per_min * 1_000_000)
         try:
@@ -193,6 +200,7 @@ def restored(
                     empty_allowed=bool(calling or refused),
                     choice=choice,
                     rights=not without,
+                    unlike=unlike,
                 )
             scratch.apply_settings(home, [each for each in settings if each.late], name)
             if live:
@@ -206,8 +214,9 @@ def restored(
                     copy.instead = partial(scratch.require_same_version, session, copy)
                 yield Copy(
                     copy, name, restored_s, began, home, wal, minute.paused_s, empty, where,
-                    without=without, part=part, lacking=lacking(saved, refused, undumped),
-                    altered=altered(saved, undumped), choice=choice, beside=beside,
+                    fidelity=unlike, without=without, part=part,
+                    lacking=lacking(saved, refused, undumped), altered=altered(saved, undumped),
+                    choice=choice, beside=beside,
                 )  # fmt: skip
         except BackupUnverified:
             take.hide(saved)
@@ -238,6 +247,7 @@ def _home(
             _require_bearable(session, home, live_bytes)
             stack.enter_context(_noted(session, home, saved, scripts))
         else:
+            scratch.require_no_older(session, home, "the server of PREFLIGHT_REHEARSE_URL")
             require_inside(session, scripts, elsewhere=True)
         if home is not session:
             scratch.sweep(home, saved.identity)
@@ -581,6 +591,7 @@ class Restoring:
     settings: tuple[new_database.Setting, ...] = ()  # of the live database, that the copy lacks
     placed: bool = True  # in the tablespaces of the live server, for its disks have the room
     missed: Callable[[str], bool] | None = None  # whether words name a setting of the live server
+    unlike: str | None = None  # the copy's major version, where it is not the live one
 
     def progress(self) -> Progress:
         """Return what tells how far it is."""
@@ -670,6 +681,7 @@ def _fill(
             some=restoring.choice is not None,
             missed=restoring.missed,
             foreign=partial(_theirs, home, restoring),
+            unlike=restoring.unlike,
         )
     return problems
 
@@ -722,6 +734,7 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     some: bool = False,
     foreign: Callable[[], set[tuple[str, str]]] = set,
     missed: Callable[[str], bool] | None = None,
+    unlike: str | None = None,
 ) -> None:
     """Say whose lack an error of pg_restore is; returns when nothing is lost that we can have.
 
@@ -729,7 +742,8 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
     `some`: of the tables, some have no rows, which what is built on others may miss.
 
     On a server that is `elsewhere`, which names it, things may be missing that the live one has;
-    `missed` tells whether that is what an error names.
+    `missed` tells whether that is what an error names. One that is `unlike` has another major,
+    which may refuse what the live one took.
     """
     said = "; ".join(told(home.config, problem) for problem in problems[:3])
     if not problems:
@@ -785,9 +799,12 @@ def judge(  # noqa: PLR0913 -- an error, and all that it is judged by
             f"{lacking[0].text}",
             objects[:100],
         )
-    if some and not unread:
+    if (some or unlike) and not unread:
+        how = "with the rows of some tables alone" if some else f"on {unlike},"
         raise scratch.Unavailable(
-            f"a copy with the rows of some tables alone cannot be restored: {said}", level="warning"
+            f"a copy {how} cannot be restored: {said}",
+            list(dict.fromkeys(problem.entry for problem in problems))[:100],
+            level="warning",
         )
     raise BackupUnverified(
         "backup.not_restorable",
@@ -943,11 +960,13 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     empty_allowed: bool,
     choice: some_rows.Choice | None = None,
     rights: bool = True,
+    unlike: str | None = None,
 ) -> tuple[tuple[str, ...], Undumped]:
     """Compare the copy with what the snapshot's session saw; raises BackupUnverified.
 
     `refused` is what cannot be there, and why is known; `choice` says which tables have rows;
-    `rights`: owners and rights were restored, too.
+    `rights`: owners and rights were restored, too. On a server that is `unlike` another major says
+    what has the same shape in other words.
 
     Return which views are not filled there, where that is known to be no lack of the backup, and
     what was added to an extension, and so is in no dump.
@@ -965,6 +984,7 @@ def proven(  # noqa: PLR0913 -- a copy, and all that it is held against
     outside = [problem for problem in refused if problem.outside]
     excused = {*empty, *(key.told for key in choice.keys.values())} if choice else {*empty}
     excused |= {n for n, _ in wanted if parts.excused(n, outside)} if outside else set()
+    excused |= {*catalog.reshaped(wanted, shapes)} if unlike else set()
     excused |= {n for n, _ in wanted if n.startswith("index ") and left(n[6:])} if gone else set()
     rows = saved.backup.manifest.rows or {}
     there = {n: c for n, c in rows.items() if n not in bare and not left(n)}

@@ -882,6 +882,12 @@ def lacking(wanted: Objects, found: Objects, excused: Collection[str] = ()) -> l
     ]
 
 
+def reshaped(wanted: Objects, found: Objects) -> list[str]:
+    """Name what a copy has in another shape; how many large objects there are is none."""
+    found_so = packed.unlike(wanted, found)
+    return [name for name, one, other in found_so if one and other and name != _LARGE]
+
+
 def unfilled(wanted: Objects, found: Objects) -> list[str]:
     """Name the views that only differ in that a copy's read from what was never filled there."""
     return [

@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -853,6 +853,79 @@ def test_other_server_can_be_rehearsed_on(
     assert 1 == len(elsewhere.query("SELECT 1 FROM pg_roles WHERE rolname = 'made_here'"))
     assert ([], []) == (scratches(other), scratches(database.server))
     assert servers.PASSWORD not in result.stdout
+
+
+@pytest.fixture
+def older(
+    running: Callable[[int], servers.Server], create_database: CreateDatabase
+) -> servers.Database:
+    """Give a database on a server of 14 with a view, which 17 tells in other words."""
+    live = create_database(running(14))
+    live.script("CREATE TABLE t AS SELECT 1 AS id; CREATE VIEW v AS SELECT t.id FROM t")
+    return live
+
+
+def test_copy_on_a_newer_major_says_so(
+    run: Run,
+    older: servers.Database,
+    server: servers.Server,
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+) -> None:
+    """It proves the backup, but what passes there may fail in earnest: `fidelity`, and a warning.
+
+    A clone by somebody else tells it as well; it has to be as the live database in every word.
+    """
+    clone = create_database(server)
+    migrations({"001_one.sql": "CREATE TABLE one (id int);"})
+    env = {**older.env(), "PREFLIGHT_REHEARSE": "always", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run("plan", "--rehearse", env={**env, "PREFLIGHT_REHEARSE_URL": url_of(server)})
+    older.script("DROP VIEW v; DROP TABLE t")
+    at = url_of(server).removesuffix("postgres") + clone.name
+    on_clone = run(env={**env, "PREFLIGHT_REHEARSE_CLONE_URL": at})
+
+    assert [0, 0] == [result.code, on_clone.code], f"{result}{on_clone}"
+    for each, verified in ((result, "restored"), (on_clone, "read")):
+        (passed,), (started,) = each.event("rehearsal.passed"), each.event("rehearsal.started")
+        assert (unlike := "PostgreSQL 17, not 14") == passed["fidelity"] == started["fidelity"]
+        assert verified == passed["verified"]
+        assert [True] == [unlike in said["reason"] for said in each.event("rehearsal.warned")]
+
+
+def test_error_on_a_newer_major_is_no_reason_to_call_a_backup_bad(
+    run: Run, older: servers.Database, server: servers.Server, backup_dir: Path
+) -> None:
+    """A rule may ask for the version; the backup stays, and is told as read."""
+    below = "CHECK (current_setting('server_version_num')::int < 150000)"
+    older.script(f"CREATE TABLE old (id int {below}); INSERT INTO old VALUES (1)")
+    result = run("backup", env={**older.env(), "PREFLIGHT_REHEARSE_URL": url_of(server)})
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert (0, ["read"]) == (result.code, verified(backup_dir)), result
+    assert ["TABLE DATA old"] == [each.rpartition(" ")[0] for each in skipped["objects"]]
+    assert "a copy on PostgreSQL 17, not 14, cannot be restored: " in skipped["reason"]
+
+
+@pytest.mark.parametrize("variable", ["PREFLIGHT_REHEARSE_URL", "PREFLIGHT_REHEARSE_CLONE_URL"])
+def test_copy_on_an_older_major_is_none(
+    run: Run,
+    database: servers.Database,
+    older: servers.Database,
+    migrations: WriteMigrations,
+    variable: str,
+) -> None:
+    """Both versions are named, where the server refused an option of CREATE DATABASE."""
+    database.script(USERS)
+    migrations({"001_one.sql": "CREATE TABLE one (id int);"})
+    at = url_of(older.server).removesuffix("postgres") + older.name
+    demanded = run(env={variable: at, "PREFLIGHT_REHEARSE": "always"})
+    result = run(env={variable: at})
+
+    (skipped,) = result.event("rehearsal.skipped")
+    assert [27, 0] == [demanded.code, result.code], f"{demanded}{result}"
+    said = f"of {variable} is PostgreSQL 14, not 17: an older one"
+    assert said in skipped["reason"]
+    assert said in demanded.finished["error"]["message"]
 
 
 def service_of(database: servers.Database, place: Path) -> dict[str, str | None]:
