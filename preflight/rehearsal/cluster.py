@@ -487,10 +487,12 @@ def _create(home: Session, live: Surroundings) -> bool:
     if rules.encoding == "UTF8":  # then it knows at least what is a letter
         others.insert(0, _letters(major))
     tries = [*alike, *others]
+    # where it lies decides what pg_default means in it, and a table may name that
+    place = f" TABLESPACE {quoting.name(live.database.tablespace)}"
     # else each page goes through the WAL: that spares a checkpoint, which costs nothing here
     copied = " STRATEGY FILE_COPY" if major >= STRATEGIES_SINCE else ""
     for number, each in enumerate(tries, 1):
-        command = f"CREATE DATABASE {name} TEMPLATE template0{copied} OWNER {owner}"
+        command = f"CREATE DATABASE {name} TEMPLATE template0{copied} OWNER {owner}{place}"
         try:
             home.execute(command + each.options())
         except psycopg.Error:

@@ -654,6 +654,7 @@ ALTER ROLE guest SET search_path = app, "T wo"; ALTER ROLE guest SET nobody.know
 COMMENT ON DATABASE {name} IS 'ours'; ALTER DATABASE {name} CONNECTION LIMIT 50;
 CREATE TABLE parts (id int) PARTITION BY LIST (id) TABLESPACE place;
 CREATE INDEX ON parts (id) TABLESPACE place;
+CREATE TABLE afar (id int) PARTITION BY LIST (id) TABLESPACE pg_default;
 """
 IS_AROUND = """
 SELECT 'role' AS suite, rolname AS "check", (rolcanlogin, rolconnlimit, rolvaliduntil) =
@@ -674,10 +675,16 @@ def test_what_is_around_the_database_is_there_for_a_file(
     create_database: CreateDatabase,
     migrations: WriteMigrations,
 ) -> None:
-    """Other roles' limits and settings, comments, tablespaces; a slot's name is asked of it."""
+    """Other roles' limits and settings, comments, tablespaces; a slot's name is asked of it.
+
+    The database lies in a tablespace of its own: only then a table may lie in pg_default by name.
+    """
     live = {"track_commit_timestamp": "on", "allow_in_place_tablespaces": "on"}
     database = create_database(start_server(MAJOR, wal_level="logical", **live))
     database.script("CREATE TABLESPACE place LOCATION ''")
+    database.script("CREATE TABLESPACE home LOCATION ''")
+    there = servers.Database(database.server, "postgres")
+    there.script(f"ALTER DATABASE {database.name} SET TABLESPACE home")
     database.script(AROUND.format(name=database.name))
     database.query("SELECT pg_create_logical_replication_slot('drain', 'pgoutput')::text")
     made = "CREATE TABLE part_1 PARTITION OF parts FOR VALUES IN (1);"
