@@ -28,7 +28,7 @@ import psycopg
 import structlog
 
 from preflight.backup import children, manifests, passfile
-from preflight.base import console, quoting
+from preflight.base import console, near, quoting
 from preflight.base.errors import BackupFailed
 
 if TYPE_CHECKING:
@@ -226,6 +226,19 @@ def list_skipping(
     lines, along, several = less(_entries(dump, programs, environment, "--verbose"), skip)
     with passfile.private(lines) as path:
         yield path, along, several
+
+
+def unmeant(
+    dump: Path, programs: Clients, environment: Mapping[str, str], skip: Collection[str]
+) -> list[tuple[str, str | None]]:
+    """Return the words that mean no entry of an archive, and the one each may be a slip of.
+
+    Raises ClientFailed when the list cannot be had.
+    """
+    lines = (line.decode("utf-8", "replace") for line in _entries(dump, programs, environment))
+    known = set().union(*(spellings(line) for line in lines if _LISTED.match(line)))
+    words = dict.fromkeys(" ".join(each.split()) for each in skip)
+    return [(word, near.nearest(word, sorted(known))) for word in words if word not in known]
 
 
 # what is of no use without an entry of a kind, and can be no other entry's; so not a foreign key

@@ -640,12 +640,14 @@ def _made(session: Session, place: restored.Place, renew: Callable[[], None]) ->
         raise BackupFailed("backup.spool", why, spool.HINT)
     _require_whole(place)
     _require_roles(session, place)
-    with _dump(session, place) as dump, _new_database(session, place):
-        state = _fill(session, place, dump, renew)
-        with sessions.transaction(session):  # a template that is half done could not be dropped
-            belongings.give(session, place.commands, early=False)
-            state = dataclasses.replace(state, own=restored.own_of(session, place))
-            new_database.say(session, place.into, state.mark(place))
+    with _dump(session, place) as dump:
+        _require_meant(session, place, dump)
+        with _new_database(session, place):
+            state = _fill(session, place, dump, renew)
+            with sessions.transaction(session):  # a half-done template could not be dropped
+                belongings.give(session, place.commands, early=False)
+                state = dataclasses.replace(state, own=restored.own_of(session, place))
+                new_database.say(session, place.into, state.mark(place))
     return state
 
 
@@ -662,6 +664,30 @@ def _dump(session: Session, place: restored.Place) -> Iterator[Path]:
                 local = place.store.local(place.source.name, place.source.manifest.stored.file)
                 path = stack.enter_context(local)
         yield path
+
+
+def _require_meant(session: Session, place: restored.Place, dump: Path) -> None:
+    """Refuse a word of --skip that means nothing: what it should leave out would be there."""
+    if not place.skip:
+        return
+    manifest = place.source.manifest
+    held = [*manifest.extensions, *(manifest.partial.extensions if manifest.partial else ())]
+    made = {f"EXTENSION {each.name}" for each in held}  # by us, and in no archive
+    programs, environment = clients.clients(session.config, session), session.config.child_env
+    said = [each for each in place.skip if each not in made]
+    try:
+        found = clients.unmeant(dump, programs, environment, said)
+    except children.ClientFailed:  # so will pg_restore, and say why
+        return
+    if found:
+        words = console.some([shlex.quote(word) for word, _ in found])
+        slips = [shlex.quote(entry) for _, entry in found if entry]
+        advice = f"Did you mean {console.some(slips)}? " if slips else ""
+        raise ConfigInvalid(
+            "config.arguments",
+            f"--skip {words} means no entry of {place.source.name}",
+            f"{advice}`pg_restore --list` names all entries of a dump. Nothing was restored.",
+        )
 
 
 @contextmanager

@@ -177,6 +177,20 @@ def test_table_of_any_name_is_restored(run: Run, filled: servers.Database) -> No
     assert f"--skip 'TABLE u postgres' leaves out 2 entries: {both}; with" in said[-1]
 
 
+def test_word_to_skip_that_means_no_entry_is_refused(run: Run, filled: servers.Database) -> None:
+    """Before a database is made: what it should leave out would go live."""
+    run("backup")
+    slipped = run("restore", "latest", "--swap", "--skip", "TABEL t", "--skip", "TABLE  DATA t")
+    unknown = run("restore", "latest", "--skip", "CAST nobodys")
+
+    refused = [(each.code, error_of(each)["code"]) for each in (slipped, unknown)]
+    assert [(20, "config.arguments")] * 2 == refused, slipped
+    assert "--skip 'TABEL t' means no entry of " in error_of(slipped)["message"]
+    assert error_of(slipped)["hint"].startswith("Did you mean 'TABLE t'? ")
+    assert error_of(unknown)["hint"].startswith("`pg_restore --list` names all entries")
+    assert [] == beside(filled)
+
+
 def test_everything_that_belongs_to_a_database_is_carried_over(
     any_server: servers.Server, run: Run, filled: servers.Database, role: str
 ) -> None:
