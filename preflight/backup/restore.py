@@ -791,7 +791,7 @@ def _require_had(
     words = [each.text.split(" ")[0] for each in problems]
     refused = {_PARTS[word] for word in words if word in _PARTS}
     rights = f"{said}. " if (said := _rights(session, problems)) else ""
-    out = f"leave it out: {_option(place, refused)}. " if refused else ""
+    out = f"leave it out: {_options(place, parts_of_it=refused)}. " if refused else ""
     advice = f"{out}Nothing was restored."
     if all(map(_no_right, problems)):
         raise TargetUnusable(
@@ -839,7 +839,7 @@ def _fill(
             try:
                 path, along, several = stack.enter_context(left)
             except children.ClientFailed as failure:  # as `_refuse` has it of pg_restore itself
-                _refuse([new_database.Complaint(str(failure))], skip=place.skip)
+                _refuse([new_database.Complaint(str(failure))], place=place)
                 raise
             options.append(f"{clients.USE_LIST}{path}")
             _tell_skipped(along, several)
@@ -885,7 +885,7 @@ def _fill(
     strict = _without_outside(parts.marked(problems, part), part)
     with sessions.beside(session, place.into, quiet) as other:
         others = new_database.theirs(other) if strict else set()
-        _require_clean(code if strict or not problems else 0, strict, others, skip=place.skip)
+        _require_clean(code if strict or not problems else 0, strict, others, place=place)
         _require_listed(other, place, lines, problems)
         _switch(other, place)
         different = snapshots.differing(other, place.rows)
@@ -985,7 +985,7 @@ def _extended(session: Session, place: restored.Place, quiet: Mapping[str, str])
     with sessions.beside(session, place.into, quiet) as inside:
         lacking = parts.make(inside, wanted)
     if named := [f"{name}: {why}" for name, why in lacking.items() if name not in skipped]:
-        skip = _skipping(place.skip, [f"EXTENSION {name}" for name in lacking])
+        skip = _options(place, entries=[f"EXTENSION {name}" for name in lacking])
         raise TargetUnusable(
             "restore.lacking",
             f"this server or role cannot have the extension {console.some(named)}",
@@ -1019,7 +1019,7 @@ def _require_roles(session: Session, place: restored.Place) -> None:
     missing = {role for (role,) in session.execute(_MISSING, [wanted]).fetchall()}
     if not place.no_owner and missing & inside:
         out = {part for part, roles in of_itself.items() if missing & roles}
-        options = f"--no-owner {_option(place, out)}" if out or place.without else "--no-owner"
+        options = _options(place, bare=True, parts_of_it=out)
         names = [quoting.name(role) for role in sorted(missing)]
         ours = [f"CREATE ROLE {name};" for name in names if not name.startswith("pg_")]
         raise TargetUnusable(
@@ -1040,7 +1040,7 @@ def _refuse(
     problems: Sequence[new_database.Complaint],
     others: Collection[tuple[str, str]] = (),
     *,
-    skip: Sequence[str],
+    place: restored.Place,
 ) -> None:
     """Say whose lack it is: this server's and role's, the client's, or the backup's."""
     gone = f"{GONE}; the live one was not touched."
@@ -1052,7 +1052,7 @@ def _refuse(
             f"Use a client of the version that made it, or newer. {gone}",
         )
     programs = [problem for problem in problems if problem.sort == "program"]
-    sorts = ("right", "content") if skip else ("right",)  # what needs what was left out
+    sorts = ("right", "content") if place.skip else ("right",)  # what needs what was left out
     lacking = programs or [
         problem
         for problem in problems
@@ -1071,13 +1071,14 @@ def _refuse(
     ours = " ".join(f"CREATE ROLE {quoting.name(role)};" for role in roles)
     advice = f"{ours} or " if roles else ""
     what = dict.fromkeys(f"{each.entry.rstrip()}: {each.text}" for each in lacking)
-    out = _skipping(skip, [each.whole for each in lacking])
-    advice += f"go without: --no-owner leaves owners and rights out, {out} leaves entries out"
+    out = _options(place, entries=[each.whole for each in lacking])
+    bare = "" if place.no_owner else f"{_options(place, bare=True)} leaves owners and rights out, "
+    advice += f"go without: {bare}{out} leaves entries out"
     advice += ", or run as a superuser." if all(map(_forbidden, lacking)) else "."
     if placeless:
         advice = (
             "Make the tablespace here (CREATE TABLESPACE, GRANT CREATE ON TABLESPACE), or let all "
-            "lie in the default one: --without tablespace."
+            f"lie in the default one: {_options(place, parts_of_it=['tablespace'])}."
         )
     raise TargetUnusable(
         "restore.lacking",
@@ -1086,10 +1087,22 @@ def _refuse(
     )
 
 
-def _skipping(said: Sequence[str], lacking: Sequence[str]) -> str:
-    """Return the options that leave out some entries more than were said, each once."""
-    more = dict.fromkeys(each.strip() for each in lacking if each.strip() not in said)
-    return " ".join(f"--skip {shlex.quote(each)}" for each in [*said, *list(more)[:SKIPPED]])
+def _options(
+    place: restored.Place,
+    *,
+    bare: bool = False,
+    parts_of_it: Collection[str] = (),
+    entries: Sequence[str] = (),
+) -> str:
+    """Return all that the next call is to leave out: what was said, and more, each once.
+
+    `bare`: owners and rights; `parts_of_it`: of what belongs to the database.
+    """
+    said = place.skip
+    more = dict.fromkeys(each.strip() for each in entries if each.strip() not in said)
+    skips = [f"--skip {shlex.quote(each)}" for each in [*said, *list(more)[:SKIPPED]]]
+    without = [_option(place, parts_of_it)] if parts_of_it or place.without else []
+    return " ".join([*["--no-owner"] * (bare or place.no_owner), *skips, *without])
 
 
 _ROLE = re.compile(r'role "([^"]+)" does not exist')
@@ -1106,7 +1119,7 @@ def _require_clean(
     problems: list[new_database.Complaint],
     others: Collection[tuple[str, str]],
     *,
-    skip: Sequence[str],
+    place: restored.Place,
 ) -> None:
     """Make sure that pg_restore did all of it; raises BackupUnverified, BackupInterrupted.
 
@@ -1116,7 +1129,7 @@ def _require_clean(
     views = [problem for problem in problems if problem.sort == "refresh"]
     rest = [problem for problem in problems if problem not in views]
     if left := [problem for problem in rest if not problem.rebuilt]:
-        _refuse(left, others, skip=skip)
+        _refuse(left, others, place=place)
     if code != 0 and not problems:
         raise BackupInterrupted(
             "restore.client",

@@ -1988,11 +1988,40 @@ def test_role_that_the_server_lacks_is_named_and_can_be_done_without(
     assert (22, "restore.lacking") == (refused.code, error["code"]), refused
     assert [] == [role for role in gone if f'CREATE ROLE "{role}";' not in error["hint"]]
     assert "rights: --no-owner --without grants (grants: also the owner)." in error["hint"]
-    assert "out: --without grants (grants: also the owner)." in error_of(itself)["hint"]
+    again = "out: --no-owner --without grants (grants: also the owner)."
+    assert again in error_of(itself)["hint"]
     assert 0 == done.code, done
     assert ["my.own=x"] == [setting for _, setting in database.query(SETTINGS, database.name)]
     assert [1] == database.query("SELECT id FROM t")
     database.query("SELECT * FROM theirs")
+
+
+def test_policy_that_names_a_lacking_role_is_left_out_as_the_hints_say(
+    run: Run, filled: servers.Database
+) -> None:
+    """Each hint, typed as it stands, has what was said before, and asks for nothing again."""
+    gone = f"{filled.name} gone"
+    filled.script(
+        f'CREATE ROLE "{gone}"; CREATE POLICY one ON t TO "{gone}"; ALTER TABLE t OWNER TO "{gone}"'
+        f';CREATE POLICY two ON t TO "{gone}"; GRANT CREATE ON DATABASE {filled.name} TO "{gone}"'
+    )
+    run("backup")
+    filled.script(
+        "ALTER TABLE t OWNER TO postgres; DROP POLICY one ON t; DROP POLICY two ON t;"
+        f'REVOKE CREATE ON DATABASE {filled.name} FROM "{gone}"; DROP ROLE "{gone}"'
+    )
+    first = run("restore", "latest")
+    said = re.search(r"rights: (--no-owner .+) \(grants:", error_of(first)["hint"])
+    assert said, first
+    second = run("restore", "latest", *shlex.split(said[1]))
+    more = re.search(r"go without: (--no-owner .+) leaves entries out", error_of(second)["hint"])
+    assert more, second
+    third = run("restore", "latest", *shlex.split(more[1]))
+
+    assert (22, 22, 0) == (first.code, second.code, third.code), third
+    skips = [f"--skip 'POLICY public t {name} {gone}'" for name in ("one", "two")]
+    assert f"--no-owner {' '.join(skips)} --without grants" == more[1]
+    assert ALL == restored(filled).query(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -2107,17 +2136,18 @@ def test_hint_that_says_what_to_skip_goes_on_when_it_is_typed(
         assert 0 == run("backup").code
         result = run(*how, env=login)
         while result.code == 22 and len(hints) < 4:
-            said = re.search(r"(--skip .+) leaves entries out", error_of(result)["hint"])
+            said = re.search(r"(--skip [^,]+) leaves entries out", error_of(result)["hint"])
             assert said, result
             hints.append(shlex.split(said[1]))
-            result = run(*how, *hints[-1], env=login)
+            result = run(*how[:2], *hints[-1], env=login)
         rows = restored(filled).query(ROWS) if result.code == 0 else None
     finally:
         drop_beside(filled)
         filled.script(f"DROP OWNED BY {other} CASCADE; DROP ROLE {other}")
 
     skip = ["--skip", f"SCHEMA au {other}", "--skip", f"TABLE au it's {other}"]
-    assert [skip, [*skip, "--skip", f"FK CONSTRAINT public t t_id_fkey {role}"]] == hints
+    key = ["--skip", f"FK CONSTRAINT public t t_id_fkey {role}"]
+    assert [[*skip, *how[2:]], [*skip, *key, *how[2:]]] == hints
     assert (0, ALL) == (result.code, rows), result
     along = [each["warning"] for each in result.event("config.warned") if "--skip" in str(each)]
     assert f"TABLE DATA au it's {other}" in along[0]
