@@ -222,7 +222,7 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} cannot be used: `{wrong}` in its manifest is not one of ours",
-            "Use another backup (`backups --table`) and check the disk.",
+            _another(backups),
         ) from wrong
     own = own or belongings.read(session, live)
     return restored.Place(
@@ -241,6 +241,12 @@ def _place(  # noqa: PLR0913, PLR0917 -- from where to where
 # which backup
 
 
+def _another(backups: Store) -> str:
+    """Return what helps where a backup is not what was written."""
+    where = "what else writes to the bucket" if backups.remote else "the disk"
+    return f"Use another backup (`backups --table`) and check {where}."
+
+
 def _sought(backups: Store, name: str) -> Listed:
     """Return the backup of that very name alone, for what lies beside it is no matter; else all.
 
@@ -251,13 +257,13 @@ def _sought(backups: Store, name: str) -> Listed:
 
 
 def _listed(backups: Store) -> Listed:
-    """Return what is there; raises ConfigInvalid."""
+    """Return what is there; raises BackupFailed."""
     try:
         return backups.listed()
     except OSError as error:
         store.require_reached(backups, error)
-        raise ConfigInvalid(
-            "config.backup_dir",
+        raise BackupFailed(
+            "backup.directory",
             f"the backups in {backups.place} cannot be read: {error.strerror}",
             RIGHTS
             if isinstance(error, PermissionError)
@@ -338,7 +344,7 @@ def _called(backups: Store, name: str) -> list[Backup]:
         raise BackupUnverified(
             "backup.corrupt",
             f"{name} is no whole backup: {why}",
-            "Use another backup (`backups --table`) and check the disk.",
+            _another(backups),
         ) from why
 
 
@@ -586,7 +592,7 @@ def _require_whole(place: restored.Place) -> None:
         raise BackupUnverified(
             "backup.corrupt",
             f"{source.name} is not what was written: its hash differs from the manifest's",
-            "Use another backup (`backups --table`) and check the disk.",
+            _another(place.store),
         )
 
 

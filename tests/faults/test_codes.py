@@ -62,10 +62,10 @@ def test_something_else_than_postgresql_is_told_by_its_code(
 
 
 def test_backup_directory_that_is_gone_is_told_to_restore(run: Run, tmp_path: Path) -> None:
-    """20, with what to set."""
+    """23, as to any command, with what to set."""
     result = run("restore", "latest", env={"PREFLIGHT_BACKUP_DIR": str(tmp_path / "gone")})
 
-    assert (20, "config.backup_dir") == (result.code, result.finished["error"]["code"]), str(result)
+    assert (23, "backup.directory") == (result.code, result.finished["error"]["code"]), str(result)
 
 
 class EndsTheTransaction(faults.Fault):

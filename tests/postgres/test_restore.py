@@ -1708,7 +1708,7 @@ def test_backup_of_another_user_is_not_called_a_damaged_one(
     assert (23, "backup.directory") == (named.code, error_of(named)["code"])
     assert whose in error_of(named)["message"]
     assert error_of(named)["hint"].startswith("Correct its rights, or run as the user that made")
-    assert [20, 0, 0, 20] == [each.code for each in (latest, table, listed, place)]
+    assert [20, 0, 0, 23] == [each.code for each in (latest, table, listed, place)]
     assert whose in error_of(latest)["hint"]
     assert whose in table.event("config.warned")[0]["warning"]
     none = f"there is no backup in {backup_dir} that can be used, and 1 that cannot\n"

@@ -228,6 +228,29 @@ def test_name_that_no_backup_has_is_a_wrong_argument(backups: store.Store, name:
     assert raised.value.code in {"config.arguments", "backup.corrupt"}
 
 
+class Elsewhere(Directory):
+    """A directory of which each file is a download away."""
+
+    remote = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(Directory, "the disk"), (Elsewhere, "what else writes to the bucket")]
+)
+def test_damage_is_looked_for_where_the_backup_is(
+    kind: type[Directory], what: str, tmp_path: Path
+) -> None:
+    """There is no disk to check where it lies in a bucket."""
+    backups = kind(tmp_path)
+    broken = took(backups)
+    put(backups, broken.name, manifests.MANIFEST, b"{")
+    with pytest.raises(BackupUnverified) as raised:
+        restore._sought(backups, broken.name)  # noqa: SLF001
+
+    hint = f"Use another backup (`backups --table`) and check {what}."
+    assert hint == raised.value.problem.hint
+
+
 def test_oldest_go_and_those_with_exports_stay(backups: store.Store) -> None:
     """Retention knows the verbs alone."""
     made = [took(backups, each) for each in "abcd"]
