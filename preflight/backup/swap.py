@@ -166,8 +166,8 @@ def swap(
             raise TargetUnusable(
                 "restore.no_right",
                 f"this role may not swap the databases: {error.diag.message_primary}",
-                f"Run as the owner with CREATEDB (to end sessions: pg_signal_backend); the "
-                f"restored database {place.into!r} is complete and waits.",
+                f"Run as the owner with CREATEDB; the restored database {place.into!r} is complete "
+                "and waits.",
                 sqlstate=error.sqlstate,
             ) from error
         raise
@@ -234,9 +234,7 @@ def _clear(
     if others and not end_sessions:
         names = ", ".join(f"pid {pid} ({name}, {user})" for pid, name, user, _ in others[:10])
         raise _in_the_way(place, f"{len(others)} sessions are connected: {names}")
-    for pid, *_, where in others:
-        if where == place.into:
-            session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
+    _end(session, place, [each for each in others if each[-1] == place.into])
     for waited in stop.looks(0.1, 0.1):
         there = _connected(session, place, ours)
         left = [pid for pid, *_, where in there if where == place.into]
@@ -330,8 +328,7 @@ def _renamed(
             _require_settled(session, place)
         try:
             with sessions.transaction(session):
-                for pid, *_ in others:
-                    session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
+                _end(session, place, others)
                 with _ending(session, place) if end_sessions else nullcontext():
                     return _rename(session, place, kept)
         except psycopg.errors.ObjectInUse as error:  # somebody connected in between
@@ -340,6 +337,25 @@ def _renamed(
                 raise _in_the_way(place, said, ended=end_sessions) from error
             stop.sleep(0.1 * attempt)
     return None
+
+
+def _end(session: Session, place: restored.Place, others: Sequence[tuple[Any, ...]]) -> None:
+    """End sessions; raises TargetUnusable that names the first one that this role may not end."""
+    for pid, name, user, _ in others:
+        try:
+            session.execute("SELECT pg_catalog.pg_terminate_backend(%s::int4)", [pid])
+        except psycopg.errors.InsufficientPrivilege as error:
+            us = quoting.name(session.facts.user) if session.facts else "this role"
+            member = f"GRANT {quoting.name(user)} TO {us}, or " if user else ""  # else dropped
+            raise TargetUnusable(
+                "restore.no_right",
+                f"this role may not end a session: pid {pid} ({name}, {user}): "
+                f"{error.diag.message_primary}",
+                f"{member}GRANT pg_signal_backend TO {us} (a "
+                "superuser's session only a superuser ends); or stop it by hand. The restored "
+                f"database {place.into!r} is complete and waits: then run the same command again.",
+                sqlstate=error.sqlstate,
+            ) from error
 
 
 @contextmanager

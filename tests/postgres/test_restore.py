@@ -641,6 +641,34 @@ def test_swap_ends_sessions_when_told_to(run: Run, filled: servers.Database) -> 
     assert ALL == filled.query(ROWS)
 
 
+def test_session_that_this_role_may_not_end_is_named(
+    run: Run, filled: servers.Database, role: str
+) -> None:
+    """With what gives the right: who may rename databases has none to end others' sessions."""
+    run("backup")
+    app = f"{filled.name} app"
+    filled.script(f"CREATE ROLE \"{app}\" LOGIN PASSWORD 'x'")
+    filled.query(SQL("ALTER ROLE {} CREATEDB").format(Identifier(role)))
+    how = ("--swap", "--end-sessions", "--no-owner", "--without", "grants")
+    said = {"user": app, "password": "x", "application_name": "the app"}
+    try:
+        with psycopg.connect(filled.conninfo(**said)) as session:
+            pid = session.info.backend_pid
+            login = {"PGUSER": role, "PGPASSWORD": SECRET}
+            refused = run("restore", "latest", *how, env=login)
+            session.execute("SELECT 1")
+    finally:
+        filled.script(f'DROP ROLE "{app}"')
+
+    error = error_of(refused)
+    assert (22, "restore.no_right") == (refused.code, error["code"]), refused
+    assert f"may not end a session: pid {pid} (the app, {app}): " in error["message"]
+    us = Identifier(role).as_string(None)
+    grants = f'GRANT "{app}" TO {us}, or GRANT pg_signal_backend TO {us}'
+    assert error["hint"].startswith(grants)
+    assert "is complete and waits" in error["hint"]
+
+
 class Renames(faults.Held):
     """Holds the first renaming of a database until it is let go, and counts them."""
 
