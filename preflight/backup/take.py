@@ -178,6 +178,8 @@ def _made(
             store.warn_of([each for each in there.bad if identity.meant(each)])
             ours = identity.ours(there.whole)
             newest = ours[-1].manifest if ours else None
+            if newest and newest.sealed and not seal.recipients:
+                _tell_open(ours[-1].name)
             needed = store.space_needed(newest.size_bytes if newest else None, size)
             seal.expect(newest.size_bytes * 11 // 10 if newest else needed)
             backups.expect(store.most_expected(newest, size))
@@ -206,6 +208,15 @@ def _made(
             )
         backup = manifests.Backup(name, manifest)
         yield Taken(backups, backup, identity, witness, seen, seal, visible=False)
+
+
+def _tell_open(sealed: str) -> None:
+    """Say that a backup will not be sealed as the one before it was: a variable may be empty."""
+    structlog.get_logger().warning(
+        "config.warned",
+        warning=f"this backup will not be sealed, as {sealed} is: {sealing.RECIPIENTS} is empty or "
+        "not set",
+    )
 
 
 def _lacks(witness: snapshots.Witness) -> tuple[str, ...]:

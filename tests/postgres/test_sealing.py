@@ -107,6 +107,20 @@ def test_sealed_backup_is_proven_exported_into_restored_and_pruned(  # noqa: PLR
     assert [] == list((tmp_path / "spool").iterdir())
 
 
+@pytest.mark.usefixtures("sealed")
+def test_plain_backup_after_a_sealed_one_is_told(run: Run) -> None:
+    """An empty variable counts as not set: a command that is not there must not open the next."""
+    first = run("backup", env={"PREFLIGHT_REHEARSE": "off"})
+    env = {"PREFLIGHT_REHEARSE": "off", "PREFLIGHT_BACKUP_RECIPIENTS": ""}
+    second, third = run("backup", env=env), run("backup", env=env)
+
+    (name,) = [each["backup"] for each in first.event("backup.verified")]
+    assert [0, 0, 0] == [each.code for each in (first, second, third)], second
+    said = [[each["warning"] for each in r.event("config.warned")] for r in (first, second, third)]
+    of = "PREFLIGHT_BACKUP_RECIPIENTS is empty or not set"
+    assert [[], [f"this backup will not be sealed, as {name} is: {of}"], []] == said
+
+
 def test_age_itself_opens_what_is_sealed(  # noqa: PLR0913, PLR0917 -- fixtures
     run: Run, sealed: dict[str, str], key: Path, migrations: WriteMigrations, backup_dir: Path,
     tmp_path: Path,
