@@ -41,8 +41,6 @@ READ_BACK_S = 30.0
 TOGETHER = 1 << 16  # bytes of a file with its companions that are written into a message
 INTRANS, UNKNOWN = pq.TransactionStatus.INTRANS, pq.TransactionStatus.UNKNOWN
 _CHECKED = "SET CONSTRAINTS ALL IMMEDIATE"
-# idle in transaction, transaction_timeout, idle session
-_OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
 _ENDS_ITSELF = re.compile(
     rb"(?is)(?!\s*create\b)(?:(?!.*pg_backend_pid).*pg_terminate_backend"
     rb"|.*pg_terminate_backend\s*\(\s*pg_backend_pid)"
@@ -356,7 +354,7 @@ class _Notices:
 
     def hear(self, diag: psycopg.errors.Diagnostic) -> None:
         with stop.held():  # libpq calls us
-            if diag.severity_nonlocalized == "FATAL" and diag.sqlstate in _OWN_TIMEOUTS:
+            if diag.severity_nonlocalized == "FATAL" and diag.sqlstate in statements.OWN_TIMEOUTS:
                 self.ended = psycopg.OperationalError(diag.message_primary or "")
                 self.ended.sqlstate = diag.sqlstate
             level = "warning" if diag.severity_nonlocalized == "WARNING" else "debug"
@@ -462,7 +460,7 @@ def _lost(
 ) -> Failure:
     """Return the failure for a session that ended in a statement: by the file itself, or 13."""
     outcome = MigrationFailed if script.transactional else MigrationPartial
-    if error.sqlstate in _OWN_TIMEOUTS:  # ours are off, so the file or its functions set one
+    if error.sqlstate in statements.OWN_TIMEOUTS:
         return outcome(
             "migration.timed_out",
             f"{migration.name}: {error.diag.message_primary or error}",

@@ -40,6 +40,8 @@ HINTS = (
 )
 OUT_OF_MEMORY = "53200"
 ENDED = "57P01"  # by whoever may: an administrator, a shutdown, the session itself
+# idle in transaction, transaction_timeout, idle session: ours are off, so a file has set one
+OWN_TIMEOUTS = frozenset({"25P03", "25P04", "57P05"})
 # who ends a statement, in whatever language it is told; why, only in English
 _BY_SERVER = "ProcessInterrupts"
 _BY_TIMEOUT = "canceling statement due to statement timeout"

@@ -67,6 +67,7 @@ def opening(session: Session, script: Script, after: Script | None = None) -> st
             *([sessions.FORGET] if after is not None else []),  # a later `verify` would not see it
             # without the savepoint the read-only mode could not be undone
             "SAVEPOINT preflight_verify; SET TRANSACTION READ ONLY",
+            *(session.unlimited if after is None else []),  # a look, not what a file has limited
             *statements.preparing(session, after or script, "SET LOCAL"),
             "SAVEPOINT preflight_check",
         ]
@@ -111,11 +112,14 @@ def _checks(
     try:
         found = session.answer(statement.text(script.text))
     except psycopg.Error as error:
+        from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
+
+        if after is None and error.sqlstate in statements.OWN_TIMEOUTS:
+            hint = "The file, or a function that it calls, sets a timeout that ends its session."
+            raise wrong("verify.error", f"{where}: {error.diag.message_primary}", hint) from error
         if session.lost or passing(error):
             sessions.place(error, **script.named, file=script.file, line=line, column=column)
             raise  # somebody is in the way: that says nothing of the file
-        from preflight.apply import statements  # noqa: PLC0415 -- with nothing pending nothing is verified
-
         message = statements.words(session, script, error)
         session.execute("ROLLBACK TO SAVEPOINT preflight_check")
         if error.sqlstate in ABSENT:

@@ -25,7 +25,6 @@ from preflight.base.errors import (
 from preflight.history import fence, journal, repeats, tables
 from preflight.history.plan import History, Record
 from preflight.server import sessions
-from preflight.server.sessions import LOOK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,13 +102,13 @@ def _read(session: Session, *, others: bool) -> History:
  LATERAL (SELECT {", ".join(f"m.{name}" for name in tables.PUBLIC)}, label
  FROM ONLY {session.config.schema}.migrations m) r ORDER BY r.version"""  # noqa: S608 -- checked names
     with suppress(psycopg.DataError, psycopg.ProgrammingError), session.looking():
-        message = f"{LOOK}; {tables.look_strictly(session)}; {query}; COMMIT"
+        message = f"{session.beginning}; {tables.look_strictly(session)}; {query}; COMMIT"
         found, rows = session.results(message)
         session.keep_facts(found[0])
         tables.require(session, found)
         return _seen(session, found, rows, others=others)
     with session.looking():
-        found = session.rows(f"{LOOK}; {tables.look(session)}")
+        found = session.rows(f"{session.beginning}; {tables.look(session)}")
         session.keep_facts(found[0])
         if not tables.present(found):
             return History(present=False)
@@ -159,7 +158,7 @@ def _recorded(session: Session, rows: Sequence[Mapping[str, Any]]) -> History:
 def looking(session: Session) -> Iterator[None]:
     """Look in one transaction under our own search_path; nothing of it stays in the session."""
     with session.looking():
-        session.execute(LOOK)
+        session.execute(session.beginning)
         yield
 
 
@@ -487,7 +486,7 @@ def holds(session: Session, migration: Migration) -> bool:
 def require_writable(session: Session) -> None:
     """Make sure that this version can write the history there is; raises SchemaAhead."""
     with session.looking():
-        found = session.rows(f"{LOOK}; {tables.look(session)}")
+        found = session.rows(f"{session.beginning}; {tables.look(session)}")
     if tables.present(found):
         tables.require_known(found)
 
@@ -498,7 +497,7 @@ def require_rights(session: Session) -> None:
     Raises SchemaAhead, HistoryConflict, TargetUnusable.
     """
     with session.looking():
-        found = session.rows(f"{LOOK}; {tables.look(session)}")
+        found = session.rows(f"{session.beginning}; {tables.look(session)}")
         if tables.present(found):
             tables.require_known(found)
             tables.require_ours(session, found)

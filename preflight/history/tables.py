@@ -271,7 +271,7 @@ def _holding(session: Session, names: Sequence[str]) -> list[Blocker]:
 
     def look() -> list[Blocker]:
         with session.looking():
-            session.execute(sessions.LOOK)
+            session.execute(session.beginning)
             return find()
 
     inside = session.connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS

@@ -23,7 +23,7 @@ from preflight.base.config import OTHER_LAYOUTS
 from preflight.base.errors import HistoryConflict, PlanChanged, Problem
 from preflight.files import folder, foreign
 from preflight.history import repeats, tables
-from preflight.server.sessions import LOOK, PATH
+from preflight.server.sessions import PATH
 
 if TYPE_CHECKING:
     from preflight.files.foreign import Foreign, Said
@@ -685,7 +685,7 @@ def moved(session: Session) -> Problem | None:
     Who may not read the table, or finds it gone, is told nothing.
     """
     with suppress(*_GONE), session.looking():
-        session.execute(LOOK)
+        session.execute(session.beginning)
         return _went_on(session)
     return None
 

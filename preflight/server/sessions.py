@@ -112,10 +112,12 @@ LOOK = (
     f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL {PATH}; "
     "SET LOCAL row_security = off"
 )
+LIMITED_SINCE = 17  # major version: a transaction may be limited, by the role or the database
+UNLIMITED = "SET LOCAL transaction_timeout = 0"
 _SPECIAL = re.compile(r"[\\\s]")  # what has a backslash before it in the `options` of a connection
 _SINCE = {  # settings that older servers do not know
     14: {"client_connection_check_interval": "1s", "idle_session_timeout": "0"},
-    17: {"transaction_timeout": "0"},
+    LIMITED_SINCE: {"transaction_timeout": "0"},
 }
 # a number for what ALTER DATABASE and ALTER ROLE have set for whoever connects as this session did
 _GIVEN = """SELECT coalesce(pg_catalog.sum(pg_catalog.hashtextextended(s::pg_catalog.text, 0)), 0)
@@ -489,9 +491,23 @@ class Session:
 
         def look() -> list[dict[str, Any]]:
             with self.looking():
-                return self.rows(f"{LOOK}; {query}; COMMIT")
+                return self.rows(f"{self.beginning}; {query}; COMMIT")
 
         return self.again(look)
+
+    @property
+    def unlimited(self) -> list[str]:
+        """What lets a transaction take the time that it needs, whatever the role was given.
+
+        By the version that the server tells whoever connects: a look may be what asks for the rest.
+        """
+        knows = self.connection.info.server_version >= LIMITED_SINCE * 10000
+        return [UNLIMITED] if knows and "transaction_timeout" not in self._refused else []
+
+    @property
+    def beginning(self) -> str:
+        """What begins a look, in one message with more of it or alone."""
+        return "; ".join([LOOK, *self.unlimited])
 
     def again(self, look: Callable[[], T]) -> T:
         """Return what a look returns that may be taken again: reconnects until the deadline.

@@ -1,15 +1,17 @@
 """Verify files: what counts as a check, and what they may do to the database (nothing)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests import program, servers
-from tests.conftest import Run, WriteMigrations
+from tests.conftest import CreateDatabase, Run, WriteMigrations
 
 UP = "CREATE TABLE t (id int);\nINSERT INTO t VALUES (1);"
 HOLDS = "SELECT 's' AS suite, 'c' AS \"check\", true AS ok"
+V = "_verify"
 
 
 @pytest.fixture
@@ -219,3 +221,31 @@ def test_verify_file_does_not_see_what_only_the_files_session_has(  # noqa: PLR0
 
     assert (31 if mark else 30) == forward.code, str(forward)
     assert 0 == back.code, str(back)
+
+
+@pytest.mark.parametrize("major", [17, 18])
+def test_transaction_timeout_of_the_role_does_not_bite_a_look(
+    run: Run,
+    running: Callable[[int], servers.Server],
+    create_database: CreateDatabase,
+    migrations: WriteMigrations,
+    major: int,
+) -> None:
+    """Nor the database's: a verify file is asked for as long as it takes, and the next one, too.
+
+    A limit that the file sets itself ends its session, and is the file's to take out: 33, not 13.
+    """
+    database = create_database(running(major))
+    database.script(f"CREATE TABLE t (); ALTER DATABASE {database.name} SET transaction_timeout=99")
+    slow = f"{HOLDS} FROM pg_sleep(0.15) WHERE to_regclass('t') IS NOT NULL"
+    migrations({f"00{n}_{n}{of}.sql": text for n in "12" for of, text in {"": UP, V: slow}.items()})
+    env = database.env()
+
+    codes = [run(*said.split(), env=env).code for said in ("check", "plan", "up", "verify")]
+    limits = "SELECT set_config('transaction_timeout', '50', true), pg_sleep(9)"
+    migrations({"002_2_verify.sql": f"{slow};\n{limits}"})
+    limited = run("verify", env=env)
+
+    assert [3, 0, 0, 0] == codes
+    assert (33, "verify.error") == (limited.code, error_of(limited)["code"]), str(limited)
+    assert ("002_2_verify.sql", 2) == (error_of(limited)["file"], error_of(limited)["line"])
