@@ -83,6 +83,22 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     is to run could not be taken up).
     """
     session.prepare()
+    closed, adopted = verify.unlocked(session, lambda: _settled(session, files))
+    tables.tell_closed(session, closed)
+    tell_adopted(adopted)
+    history = ledger.read(session)
+    for row in ledger.unfinished(session):
+        file = next((file for file in files if file.version == row.version), None)
+        if file is not None:
+            resume.require_resumable(file, row)
+    due.require([file.up for file in files if file.version not in history.records])
+    return history
+
+
+def _settled(
+    session: Session, files: Sequence[Migration]
+) -> tuple[list[str], list[tuple[Migration, tuple[verify.Check, ...]]]]:
+    """Make or complete the history; return whose rights were taken back, and what was adopted."""
     adopted: list[tuple[Migration, tuple[verify.Check, ...]]] = []
     with fence.made(session), sessions.transaction(session):
         new, closed = ledger.make_tables(session)
@@ -98,15 +114,7 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
 
             takeover.follow(session)  # all was taken back: nobody asks what was known
         ledger.keep(session, files)
-    tables.tell_closed(session, closed)
-    tell_adopted(adopted)
-    history = ledger.read(session)
-    for row in ledger.unfinished(session):
-        file = next((file for file in files if file.version == row.version), None)
-        if file is not None:
-            resume.require_resumable(file, row)
-    due.require([file.up for file in files if file.version not in history.records])
-    return history
+    return closed, adopted
 
 
 def untold(session: Session) -> bool:
@@ -341,11 +349,16 @@ def first_look(
     """
     unrecorded = [file for file in files if file.version not in known.records]
     found: set[str] = set()
-    try:
+
+    def look() -> None:
+        found.clear()
         with ledger.looking(session):
             if not _told(session, known):
                 for file, _ in _there_already(session, files, unrecorded):
                     found.add(file.name)
+
+    try:
+        verify.unlocked(session, look)
     except (VerifyFailed, HistoryConflict) as failure:
         return found, failure
     return found, None

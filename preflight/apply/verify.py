@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 import structlog
 
+from preflight.base import quoting
 from preflight.base.errors import Failure, VerifyFailed
 from preflight.files import parser, scan
+from preflight.history import tables
 from preflight.server import sessions
 from preflight.server.sessions import passing
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
 
+T = TypeVar("T")
 BOOL = 16  # boolean's number in pg_type
 ABSENT = {"42P01", "42703", "42704", "42883", "3F000"}  # what a query about missing objects raises
 
@@ -85,6 +88,31 @@ def asked(session: Session, script: Script, after: Script | None = None) -> tupl
     return tuple(checks)
 
 
+def unlocked(session: Session, look: Callable[[], T]) -> T:
+    """Return what a look gives that asks verify files, once nobody holds what they read.
+
+    It is taken again, in a transaction of its own each time. Raises DatabaseBusy after
+    LOCK_RETRY_S.
+    """
+
+    def held(error: psycopg.Error) -> tables.Held:
+        left = "Nothing was recorded." if session.at_work else "Nothing was begun."
+        if (query := vars(error).get("reads")) is None:  # no verify file's: what it is written into
+            return tables.Held(*tables.ours(session), left=left)
+        what = f"what {sessions.spot(error)} reads"
+        return tables.Held(what, _tables(query), sessions.placed(error), left)
+
+    return tables.once_free(session, look, held)
+
+
+def _tables(query: bytes) -> list[str]:
+    """Return the tables that a query names, as far as it can be read."""
+    node = parser.parsed(query)
+    ranges = parser.every(node, "RangeVar") if node is not None else ()
+    names = ((each.schemaname, each.relname) for each in ranges)
+    return [".".join(map(quoting.name, filter(None, each))) for each in names]
+
+
 def asks_more(query: bytes) -> bool:
     """Tell whether a query may make more than one check: it does not say what its check is."""
     node = parser.parsed(query)
@@ -119,6 +147,7 @@ def _checks(
             raise wrong("verify.error", f"{where}: {error.diag.message_primary}", hint) from error
         if session.lost or passing(error):
             sessions.place(error, **script.named, file=script.file, line=line, column=column)
+            vars(error)["reads"] = statement.text(script.text)
             raise  # somebody is in the way: that says nothing of the file
         message = statements.words(session, script, error)
         session.execute("ROLLBACK TO SAVEPOINT preflight_check")

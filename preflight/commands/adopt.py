@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
+    Found = tuple[Migration, tuple[verify.Check, ...]]
+
 
 def run(
     config: Config, *, version: int | str | None = None, through: int | str | None = None
@@ -51,25 +53,43 @@ def run(
         todo = _todo(files, known, chosen, up_to=through is not None)
         if chosen is not None:
             numbers.refuse_marked(files, todo)
-        with sessions.transaction(session):  # all of it or, when one is refused, nothing
-            there = contact.adoptable(session, todo, files.layout)
-            if chosen is not None:
-                vouched = todo if through is not None else [chosen]
-                there = _there(session, todo, vouched, chosen, known.records)
-            adopted, already = [], []
-            for file, checks in there:
-                if file.version in known.records and ledger.holds(session, file):
-                    already.append(file.name)  # its checks hold, and there is nothing to settle
-                else:
-                    ledger.adopt(session, file, by_name=chosen is not None)
-                    adopted.append((file, checks))
-            if through is not None:  # one file says nothing of the others
-                recorded = {record.written for record in known.records.values()}
-                recorded |= {file.written for file, _ in adopted}
-                again = _vouch_for_the_other_tool(session, files, recorded)
-                adopted += [(file, ()) for file in again]
+
+        def record() -> tuple[list[Found], list[str]]:
+            with sessions.transaction(session):  # all of it or, when one is refused, nothing
+                return _recorded(session, files, todo, known, chosen, through=through is not None)
+
+        adopted, already = verify.unlocked(session, record)
         contact.tell_adopted(adopted)
     _tell(todo, [file.name for file, _ in adopted], already)
+
+
+def _recorded(  # noqa: PLR0913 -- what is there, and what of it is asked for
+    session: Session,
+    files: folder.Folder,
+    todo: Sequence[Migration],
+    known: plan.History,
+    chosen: Migration | None,
+    *,
+    through: bool,
+) -> tuple[list[Found], list[str]]:
+    """Record what is there; return it, and the names of what was recorded as it is already."""
+    there = contact.adoptable(session, todo, files.layout)
+    if chosen is not None:
+        there = _there(session, todo, todo if through else [chosen], chosen, known.records)
+    adopted: list[Found] = []
+    already: list[str] = []
+    for file, checks in there:
+        if file.version in known.records and ledger.holds(session, file):
+            already.append(file.name)  # its checks hold, and there is nothing to settle
+        else:
+            ledger.adopt(session, file, by_name=chosen is not None)
+            adopted.append((file, checks))
+    if through:  # one file says nothing of the others
+        recorded = {record.written for record in known.records.values()}
+        recorded |= {file.written for file, _ in adopted}
+        again = _vouch_for_the_other_tool(session, files, recorded)
+        adopted += [(file, ()) for file in again]
+    return adopted, already
 
 
 def _todo(

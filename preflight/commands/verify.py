@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from preflight.apply.verify import Check
     from preflight.base.config import Config
     from preflight.files.migrations import Migration
+    from preflight.server.sessions import Session
 
     Answer = tuple[Migration, Check]
 
@@ -40,16 +41,7 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
         foreign = plan.contradicted(chosen, known)
         if foreign:  # what the files of another migration say is no answer
             raise HistoryConflict.of("history.conflict", foreign)
-        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        answers = _by_suite(
-            [
-                (file, check)
-                for file in chosen
-                if file.verify
-                for check in verify.run(session, file.verify)
-            ]
-        )
-        sessions.roll_back(session)
+        answers = _by_suite(verify.unlocked(session, lambda: _asked(session, chosen)))
         database = session.facts.database if session.facts else config.database
     bad = [(file, check) for file, check in answers if not check.ok]
     again = files.repeats if version is None else ()
@@ -70,6 +62,18 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
             "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
             "`verify VERSION` asks a file's checks all the same.",
         )
+
+
+def _asked(session: Session, chosen: Sequence[Migration]) -> list[Answer]:
+    """Return the answer to every check, as of one moment."""
+    with session.looking():
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        return [
+            (file, check)
+            for file in chosen
+            if file.verify
+            for check in verify.run(session, file.verify)
+        ]
 
 
 def _failed(bad: Sequence[Answer], asked: int) -> VerifyFailed | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -244,30 +245,55 @@ def unlocked(
 
     Raises DatabaseBusy at `until`; where that is not said, after LOCK_RETRY_S.
     """
+    return once_free(session, look, lambda _: Held(what, names), until)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a look did not come by: as a sentence has it, the tables, and its place in a file."""
+
+    what: str
+    names: Sequence[str]
+    place: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    left: str = ""  # what the look that gave up leaves
+
+
+def once_free(
+    session: Session,
+    look: Callable[[], T],
+    of: Callable[[psycopg.Error], Held],
+    until: float | None = None,
+) -> T:
+    """Return what a look gives, taken again while another session is in the way, as `unlocked`.
+
+    `of` tells what the look did not come by.
+    """
     began = time.monotonic()
     last = began + session.config.lock_retry_s if until is None else until
     for again in stop.looks(0.1, 1.0):
         try:
             return look()
-        except psycopg.errors.LockNotAvailable as error:
-            blockers = _holding(session, names)
+        except psycopg.OperationalError as error:
+            if session.lost or not sessions.passing(error):
+                raise
+            held = of(error)
+            blockers = _holding(session, held.names)
             if (now := time.monotonic()) >= last:
                 longer = "LOCK_RETRY_S" if until is None else "WAIT_TIMEOUT_S"
-                raise _held(what, now - began, blockers, longer, error) from error
+                raise _held(held, now - began, blockers, longer, error) from error
             if not again:
                 blocked_by = [each.data() for each in blockers]
-                reason = f"{what} is locked"
+                reason = f"{held.what} is locked"
                 structlog.get_logger().info("server.waiting", reason=reason, blocked_by=blocked_by)
     raise AssertionError  # looks() does not end
 
 
 def _holding(session: Session, names: Sequence[str]) -> list[Blocker]:
-    """Return who holds the first of these tables that somebody holds."""
+    """Return who holds these tables, or what is read along with them, against readers."""
     from preflight.server import watch  # noqa: PLC0415 -- only then
 
     def find() -> list[Blocker]:
-        each = (watch.in_the_way(session, name, "ACCESS SHARE") for name in names)
-        return next(filter(None, each), [])
+        return watch.in_the_way(session, names, "ACCESS SHARE")
 
     def look() -> list[Blocker]:
         with session.looking():
@@ -279,23 +305,31 @@ def _holding(session: Session, names: Sequence[str]) -> list[Blocker]:
 
 
 def _held(
-    what: str, waited_s: float, blockers: Sequence[Blocker], longer: str, error: psycopg.Error
+    held: Held, waited_s: float, blockers: Sequence[Blocker], longer: str, error: psycopg.Error
 ) -> DatabaseBusy:
     from preflight.server import watch  # noqa: PLC0415 -- only then
 
+    said = f"blocked by {watch.named(blockers)}" if blockers else error.diag.message_primary
+    again = f"Run again when it is done, end the blocker, or raise PREFLIGHT_{longer}."
     return DatabaseBusy(
         "database.busy",
-        f"{what} cannot be read after {waited_s:.0f} s: blocked by {watch.named(blockers)}",
-        f"Run again when it is done, end the blocker, or raise PREFLIGHT_{longer}.",
+        f"{held.what} cannot be read after {waited_s:.0f} s: {said or error}",
+        f"{held.left} {again}".strip(),
         sqlstate=error.sqlstate,
+        **held.place,
     )
 
 
 def unlocked_ours(session: Session, look: Callable[[], T], until: float | None) -> T:
     """Return what a look at our own tables gives, as `unlocked` does."""
+    return unlocked(session, *ours(session), look, until)
+
+
+def ours(session: Session) -> tuple[str, list[str]]:
+    """Return what our own tables are together, and their names."""
     schema = session.config.schema
     names = [f"{schema}.{name}" for name in (*COLUMNS, "repeatables", "takeovers")]
-    return unlocked(session, f"the history in the schema {schema}", names, look, until)
+    return f"the history in the schema {schema}", names
 
 
 def present(rows: Rows) -> bool:

@@ -605,6 +605,11 @@ class Session:
         return self.connection.closed
 
     @property
+    def at_work(self) -> bool:
+        """Tell whether this session may have done more than look."""
+        return self._at_work
+
+    @property
     def local(self) -> bool:
         """Tell whether this is a Unix socket."""
         return not self.connection.info.hostaddr
@@ -926,7 +931,7 @@ def _told(session: Session) -> Iterator[None]:
         if session.lost:
             raise lost(error) from error
         if passing(error):
-            raise _busy(error) from error
+            raise _busy(session, error) from error
         if error.sqlstate == "42501":  # a file's own statements say so of the file
             raise _denied(error) from error
         raise
@@ -976,8 +981,9 @@ def spot(error: psycopg.Error) -> str:
     return ":".join(str(where[each]) for each in ("file", "line", "column") if each in where)
 
 
-def _busy(error: psycopg.Error) -> DatabaseBusy:
-    left = stop.left() or "what was begun was rolled back"
+def _busy(session: Session, error: psycopg.Error) -> DatabaseBusy:
+    begun = "what was begun was rolled back" if session.at_work else "nothing was begun"
+    left = stop.left() or begun
     at = f"{found}: " if (found := spot(error)) else ""
     return DatabaseBusy(
         "database.busy",

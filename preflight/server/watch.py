@@ -237,11 +237,35 @@ def stopping(holders: Holders, mode: str) -> list[Blocker]:
     return [who for held, who in holders if held in CONFLICTS[mode]]
 
 
-def in_the_way(session: sessions.Session, table: str, mode: str) -> list[Blocker]:
-    """Return who holds a lock on a table, by its full name, which stops the wanted one now."""
-    query = "SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid::pg_catalog.int8"
-    (oid,) = session.execute(query, [table]).fetchone() or (None,)
-    return stopping(holders(session, [oid])[oid], mode) if oid else []
+_MEANT = """SELECT pg_catalog.to_regclass(n)::pg_catalog.oid::pg_catalog.int8
+ FROM pg_catalog.unnest(%s::pg_catalog.text[]) n"""
+# what a query locks along with what it names: indexes, heirs, and what a view reads
+_ALONG = """WITH RECURSIVE r(oid) AS (
+ SELECT u.oid FROM pg_catalog.unnest(%s::oid[]) AS u(oid) UNION
+ SELECT f.oid FROM r, LATERAL (
+  SELECT k.indexrelid FROM pg_catalog.pg_index k WHERE k.indrelid = r.oid
+  UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = r.oid
+  UNION ALL SELECT d.refobjid FROM pg_catalog.pg_rewrite w
+   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass
+    AND d.objid = w.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
+   WHERE w.ev_class = r.oid) AS f(oid)
+) SELECT r.oid::int8 FROM r"""
+
+
+def in_the_way(session: sessions.Session, tables: Sequence[str], mode: str) -> list[Blocker]:
+    """Return who holds locks that stop the wanted one on tables now, each once; in a transaction.
+
+    Tables are named as in a file. What is read along with them counts, too.
+    """
+    session.execute(session.path("SET LOCAL"))
+    named = session.execute(_MEANT, [list(tables)]).fetchall()
+    session.execute(f"SET LOCAL {sessions.PATH}")
+    oids = [oid for (oid,) in named if oid]
+    along = [oid for (oid,) in session.execute(_ALONG, [oids]).fetchall()] if oids else []
+    found = holders(session, along)
+    return list(
+        {(who.pid, who.gid): who for each in along for who in stopping(found[each], mode)}.values()
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from tests import program, servers
-from tests.conftest import CreateDatabase, Run, WriteMigrations
+from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
 
 UP = "CREATE TABLE t (id int);\nINSERT INTO t VALUES (1);"
 HOLDS = "SELECT 's' AS suite, 'c' AS \"check\", true AS ok"
@@ -249,3 +249,40 @@ def test_transaction_timeout_of_the_role_does_not_bite_a_look(
     assert [3, 0, 0, 0] == codes
     assert (33, "verify.error") == (limited.code, error_of(limited)["code"]), str(limited)
     assert ("002_2_verify.sql", 2) == (error_of(limited)["file"], error_of(limited)["line"])
+
+
+def test_table_that_somebody_holds_is_waited_for(
+    run: Run, start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Who stops a look is named, also behind a view; it is 12 when nobody waits any longer."""
+    soon = {"PREFLIGHT_LOCK_TIMEOUT_MS": "50"}
+    at_once = soon | {"PREFLIGHT_LOCK_RETRY_S": "0"}
+    database.script("CREATE TABLE t (); CREATE VIEW v AS TABLE t")
+    counts = f"{HOLDS} FROM (SELECT count(*) FROM v) n"
+    migrations({"001_a.sql": "CREATE TABLE t ();", "001_a_verify.sql": counts})
+
+    with psycopg.connect(database.conninfo()) as other:
+        other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        commands = ("check", "plan", "adopt", "up")
+        busy = {command: run(command, env=at_once) for command in commands}
+        waiting = start("up", env=soon)
+        told = [waiting.wait_for_event("server.waiting")]
+        other.rollback()
+        codes = [waiting.wait().code]
+        other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        busy["verify"] = run("verify", env=at_once)
+        waiting = start("verify", env=soon)
+        told.append(waiting.wait_for_event("server.waiting"))
+        other.rollback()
+        codes.append(waiting.wait().code)
+        pid = other.info.backend_pid
+
+    assert [0, 0] == codes
+    assert [[pid]] * 2 == [[each["pid"] for each in event["blocked_by"]] for event in told]
+    for command, ended in busy.items():
+        error = error_of(ended)
+        assert (12, "database.busy") == (ended.code, error["code"]), str(ended)
+        assert f"blocked by pid {pid} (" in error["message"]
+        assert ("001_a_verify.sql", 1) == (error["file"], error["line"])
+        nothing = "recorded" if command in {"adopt", "up"} else "begun"
+        assert error["hint"].startswith(f"Nothing was {nothing}."), command
