@@ -84,8 +84,8 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
         kept, there = _remembered(row), on_disk.get(version)
         same = there is not None and (there.name, there.checksum) == (row.name, row.checksum)
         file = _completed(there, kept) if there and same else kept
-        if file.rollback is not None:
-            found.append(Step(file, row, file.rollback))
+        if file.way_back is not None:
+            found.append(Step(file, row, file.way_back))
             if not same and row.verify_sql is None:
                 _tell_unknown(row)
         elif there is None or same:
@@ -128,11 +128,14 @@ def _unwritten(files: Sequence[Migration], file: Migration, there: Migration | N
     """Say that a version has no way back; a companion alone, without its file, would be 25."""
     up, rollback = _called(files, file.name, there)
     how = f"Write {rollback}" if there else f"Put {up} back as it ran, with its {rollback}"
-    return Problem(
-        f"{file.name} has no rollback file, on disk or in the history",
-        f"{how}, or restore a backup (`backups --table`).",
-        **file.named,
-    )
+    hint = f"{how}, or restore a backup (`backups --table`)."
+    message = f"{file.name} has no rollback file, on disk or in the history"
+    if file.rollback is not None and file.way_back is None:
+        message = (
+            f"{file.rollback.file} holds no statement, so it takes nothing of {file.name} back"
+        )
+        hint += " Is there nothing to take back? `SELECT;` in it says so."
+    return Problem(message, hint, **file.named)
 
 
 def _tell_unknown(row: Row) -> None:

@@ -74,7 +74,7 @@ def forward(
         return row is not None and row.state == "done" and row.run_id == session.config.run_id
 
     # a repeatable is taken back by its earlier text
-    lacking: dict[str, Any] = {} if migration.rollback or migration.repeat else {"rollback": False}
+    lacking: dict[str, Any] = {} if migration.way_back or migration.repeat else {"rollback": False}
     if not guarded(session, migration, once, recorded, "migration.applied", **lacking):
         raise PlanChanged
 

@@ -51,6 +51,11 @@ class Script:
             for each in self.statements()
         ]
 
+    @property
+    def empty(self) -> bool:
+        """Tell whether there is no statement to run, as in a file of comments."""
+        return next(self.statements(), None) is None
+
     def statements(self) -> Iterator[scan.Statement]:
         """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
         found = scan.statements(self.text, unbound=self.elsewhere)
@@ -76,6 +81,12 @@ class Migration:
     export: Script | None = None
     label: str = ""  # its version as text, where the folder's layout has no numbers
     repeat: bool = False  # it has no version, and runs again when its text changes
+
+    @property
+    def way_back(self) -> Script | None:
+        """The rollback file, where it says how: without a statement it takes back what is none."""
+        empty = self.rollback is None or (self.rollback.empty and not self.up.empty)
+        return None if empty else self.rollback
 
     @property
     def named(self) -> dict[str, Any]:

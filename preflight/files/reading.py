@@ -464,7 +464,7 @@ class Reading:
             self.wrong(
                 "holds no statement",
                 "Write SQL, or a comment that says why there is nothing to do; or remove the file."
-                if self.kind in ("up", "rollback")
+                if self.kind == "up"
                 else "Write SQL, or remove the file.",
             )
         if said.get("transactional", True):

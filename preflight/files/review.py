@@ -46,6 +46,8 @@ def _companions(file: Migration, statements: Sequence[Planned]) -> list[str]:
         found.append("no verify file: nobody can tell whether it is applied")
     if file.rollback is None:
         found.append("no rollback file: it cannot be taken back")
+    elif file.way_back is None:
+        found.append("no statement in its rollback file: it cannot be taken back")
     elif file.export is None and any(each.destroys or each.lost_unknown for each in statements):
         found.append("no export file")
     return found

@@ -376,12 +376,12 @@ def _reversible(copy: copies.Copy, todo: Sequence[Migration]) -> list[Migration]
     part = copy.part
     found: list[Migration] = []
     for file in reversed(todo):
-        if file.rollback is None or ledger.row_of(copy.session, file.version):
+        if file.way_back is None or ledger.row_of(copy.session, file.version):
             break
-        reaching = copies.reaching([file.rollback], bounds)
+        reaching = copies.reaching([file.way_back], bounds)
         if any(far.certain or not thrown_away for _, _, far in reaching):
             break
-        if limits.beyond(copy.session, part, [[file.rollback]]):
+        if limits.beyond(copy.session, part, [[file.way_back]]):
             break
         found.insert(0, file)
     return found

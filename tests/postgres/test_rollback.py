@@ -138,6 +138,44 @@ def test_missing_rollback_file_is_told_before_any_backup(
     assert [1, 2] == database.query(PRESENT)
 
 
+@pytest.mark.parametrize(
+    ("layout", "forward", "back"),
+    [
+        ("ours", "001_a.sql", "001_a_rollback.sql"),
+        ("golang-migrate", "1_a.up.sql", "1_a.down.sql"),
+        ("dbmate", "1_a.sql", "1_a.sql"),
+    ],
+)
+def test_rollback_file_without_a_statement_is_none(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    layout: str,
+    forward: str,
+    back: str,
+) -> None:
+    """It would be forgotten that the file ran, and all of it would still be there."""
+    above, below = ("-- migrate:up\n", "-- migrate:down\n") if forward == back else ("", "")
+    one = f"{above}CREATE TABLE a ();\n{below}"
+    before = one if forward == back else ""
+    migrations({forward: one} | {back: f"{before}-- irreversible\n"})
+    off = {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_LAYOUT": layout}
+
+    (listed,) = run("lint", env=off).event("migration.listed")
+    (applied,) = run("up", env=off).event("migration.applied")
+    refused = run("rollback", env=off)
+    recorded = database.query("SELECT version FROM preflight.migrations")
+    migrations({back: f"{before}SELECT;\n"})
+    nothing = run("rollback", env=off)
+
+    assert "no statement in its rollback file: it cannot be taken back" in listed["remarks"]
+    assert applied["rollback"] is False
+    error = refused.finished["error"]
+    assert (25, "files.no_rollback", 1) == (refused.code, error["code"], error["version"])
+    assert "holds no statement" in error["message"]
+    assert ([1], 0) == (recorded, nothing.code), str(nothing)
+
+
 @pytest.mark.fault("B042")
 @pytest.mark.parametrize("how", ["applied", "adopted"])
 def test_older_image_takes_back_a_newer_migration(
