@@ -7,8 +7,10 @@ owner, too: he may put another table there at any moment.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -467,16 +469,45 @@ def require_place(session: Session, rows: Rows) -> None:
     _require_beside(session, rows)
 
 
+# whether a role may be taken on by who is logged in; and who that is, with or without INHERIT
+_TAKES_ON = """SELECT session_user::pg_catalog.text AS login, r.rolinherit AS inherits,
+ pg_catalog.pg_has_role(session_user, {owner}, '{right}') AS takes_on
+ FROM pg_catalog.pg_roles r
+ WHERE r.rolname OPERATOR(pg_catalog.=) session_user"""
+INHERITS_EACH = 16  # major version: since then each membership says whether it is inherited
+
+
 def _foreign(session: Session, owner: str) -> HistoryConflict:
     schema = session.config.schema
     return HistoryConflict(
         "history.owner",
         f"the history belongs to role {owner!r}, of which this role is no member (with INHERIT)",
-        f"Does {owner!r} migrate this database? Run as that role, or GRANT it to this one; or let "
-        f"a superuser vouch for it to all that only read: ALTER SCHEMA {schema} OWNER TO the "
+        f"Does {owner!r} migrate this database? Run as that role, {_as_owner(session, owner)}; or "
+        f"let a superuser vouch for it to all that only read: ALTER SCHEMA {schema} OWNER TO the "
         f"database's owner, and GRANT CREATE ON SCHEMA {schema} TO {quoting.name(owner)}, which "
         "goes on making tables there. Else choose another PREFLIGHT_SCHEMA.",
     )
+
+
+def _as_owner(session: Session, owner: str) -> str:
+    """Say how to run as the history's owner, or to have its rights."""
+    since = session.connection.info.server_version >= INHERITS_EACH * 10000
+    right = "SET" if since else "MEMBER"
+    query = _TAKES_ON.format(owner=quoting.literal(owner), right=right)
+    rows: list[dict[str, Any]] = []
+    with suppress(psycopg.Error):
+        rows = session.rows(query)
+    if not rows:
+        return "or GRANT it to this one"
+    login, role = quoting.name(rows[0]["login"]), quoting.name(owner)
+    if rows[0]["takes_on"]:
+        options = shlex.quote(sessions.option("role", owner))
+        always = f"ALTER ROLE {login} SET role = {quoting.literal(owner)}"
+        return f"which this one may: PGOPTIONS={options}, or for good {always}"
+    if since:
+        return f"or GRANT {role} TO {login} WITH INHERIT TRUE"
+    lacks = "" if rows[0]["inherits"] else f", and ALTER ROLE {login} INHERIT"
+    return f"or GRANT {role} TO {login}{lacks}"
 
 
 def define(session: Session, statements: str) -> None:

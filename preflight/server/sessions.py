@@ -834,8 +834,13 @@ def _options(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str
     """
     if "service" in target and "options" not in target:
         target = completed(target)
-    said = [f"-c {name}=" + _SPECIAL.sub(r"\\\g<0>", value) for name, value in settings.items()]
+    said = [option(name, value) for name, value in settings.items()]
     return {"options": " ".join([target.get("options", ""), *said]).strip()}
+
+
+def option(name: str, value: str) -> str:
+    """Return a setting as libpq's `options` have it."""
+    return f"-c {name}=" + _SPECIAL.sub(r"\\\g<0>", value)
 
 
 def with_settings(target: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -1167,3 +1168,50 @@ def test_history_that_drops_new_rows_ends_the_run(
     assert "cannot be written" in result.finished["error"]["message"]
     assert 1 == len(result.event("backup.skipped"))
     assert [None] == database.query("SELECT to_regclass('b')")
+
+
+@pytest.mark.parametrize(
+    ("any_server", "more"),
+    [
+        pytest.param(15, ", and ALTER ROLE {} INHERIT", marks=pytest.mark.xdist_group("pg15")),
+        pytest.param(17, " WITH INHERIT TRUE", marks=pytest.mark.xdist_group("pg17")),
+    ],
+    indirect=["any_server"],
+)
+def test_member_without_inherit_is_told_to_take_on_the_owner_s_role(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    any_server: servers.Server,
+    database: servers.Database,
+    migrations: WriteMigrations,
+    role: dict[str, str],
+    more: str,
+) -> None:
+    """What the hint says is typed as it stands, and leads out; so does the GRANT to no member."""
+    grant_create(database, role)
+    migrations(A)
+    assert 0 == run(env=role).code
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+    owner, deployer = role["PGUSER"], f'{database.name} "d"'
+    login = Identifier(deployer)
+    odd = f"{owner} O'Neil"
+    database.query(SQL("CREATE ROLE {} LOGIN NOINHERIT PASSWORD 'p'").format(login))
+    deploys = {"PGUSER": deployer, "PGPASSWORD": "p"}
+    try:
+        database.query(SQL("ALTER ROLE {} RENAME TO {}").format(Identifier(owner), Identifier(odd)))
+        stranger = error_of(run(env=deploys))["hint"]
+        database.query(SQL("GRANT {} TO {}").format(Identifier(odd), login))
+        refused = run(env=deploys)
+        hint = error_of(refused)["hint"]
+        (typed,) = shlex.split(hint.partition("PGOPTIONS=")[2].partition(", or for good ")[0])
+        result = run(env=deploys | {"PGOPTIONS": typed})
+        database.script(hint.partition(", or for good ")[2].partition(";")[0])
+        migrations({"003_c.sql": "CREATE TABLE c ();"})
+        again = run(env=deploys)
+    finally:
+        database.query(SQL("ALTER ROLE {} RENAME TO {}").format(Identifier(odd), Identifier(owner)))
+        database.query(SQL("DROP ROLE {}").format(login))
+
+    written = f'"{database.name} ""d"""'
+    assert f'or GRANT "{odd}" TO {written}{more.format(written)};' in stranger, any_server
+    assert (26, "history.owner") == (refused.code, error_of(refused)["code"]), str(refused)
+    assert [0, 0] == [result.code, again.code], str(result)
