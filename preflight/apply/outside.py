@@ -268,10 +268,11 @@ class _Statement:
             else "give it a longer lock timeout: it is tried once"
         )
         other = "" if again else patience.unless(error)
+        ending = watch.ending(self.seen.blockers(error.sqlstate))
         return failure.retold(
             MigrationPartial,
             message=f"{failure}; {patience.in_the_way(error, self.seen)}",
-            hint=f"What is finished stays. Run again at a quieter time{other}, end the blocker, or "
+            hint=f"What is finished stays. Run again at a quieter time{other}, {ending}, or "
             f"{longer}.",
         )
 

@@ -65,7 +65,8 @@ def patiently(
             f"its own, and run again at a quieter time{unless(error)}."
             if reached
             else f"{'Nothing was begun' if claims else 'It was rolled back'}. Run again at a "
-            "quieter time, end the blocker, or raise PREFLIGHT_LOCK_RETRY_S.",
+            f"quieter time, {watch.ending(seen.blockers(error.sqlstate))}, or raise "
+            "PREFLIGHT_LOCK_RETRY_S.",
             **sessions.placed(error) | migration.named,
             sqlstate=error.sqlstate,
         ) from error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = "not known"
-BLOCKER = ("pid", "application", "user", "state", "age_s", "gid")  # what is told of one
+BLOCKER = ("pid", "application", "user", "state", "age_s", "kind", "gid")  # what is told of one
 
 
 def run(
@@ -164,7 +164,9 @@ def planned_table(statements: Sequence[Planned]) -> tuple[Sequence[str], list[Se
             or (UNKNOWN if statement.unknown else ""),
             _short(statement.destroys or (UNKNOWN if statement.lost_unknown else "")),
             ", ".join(
-                f"prepared transaction {each.gid!r}" if each.gid else f"pid {each.pid}"
+                f"prepared transaction {each.gid!r}"
+                if each.gid
+                else f"pid {each.pid}{f' ({each.kind})' if each.kind else ''}"
                 for each in statement.blocked_by
             ),
         )

@@ -312,7 +312,8 @@ def _held(
     from preflight.server import watch  # noqa: PLC0415 -- only then
 
     said = f"blocked by {watch.named(blockers)}" if blockers else error.diag.message_primary
-    again = f"Run again when it is done, end the blocker, or raise PREFLIGHT_{longer}."
+    ending = watch.ending(blockers)
+    again = f"Run again when it is done, {ending}, or raise PREFLIGHT_{longer}."
     return DatabaseBusy(
         "database.busy",
         f"{held.what} cannot be read after {waited_s:.0f} s: {said or error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,7 +164,7 @@ class Watch:
             user,
             state,
             None if age is None else round(age, 1),
-            kind=None if kind == "client backend" else kind,
+            kind=kind_of(kind, query),
             query=query if self.log_sql else None,
         )
         self._known[found] = f"{pid} {since}" if since else ""
@@ -189,6 +190,9 @@ class Watch:
         return {"phase": phase} | percent
 
 
+_AUTOVACUUM, _WRAPAROUND = "autovacuum worker", "to prevent wraparound"
+# as it calls itself in pg_stat_activity, whatever the locale
+_VACUUMS = re.compile(rf"autovacuum: [A-Z ]+ (.+?)( \({_WRAPAROUND}\))?$")
 _ROW = ("RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareRowExclusiveLock")
 _STRONG = ("ExclusiveLock", "AccessExclusiveLock")
 CONFLICTS = {  # a wanted lock and the held ones that stop it (manual, "Explicit Locking")
@@ -212,7 +216,7 @@ HELD = """FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON 
   WHERE d.datname = pg_catalog.current_database())"""
 _HOLDERS = f"""SELECT l.relation::int8, l.mode, coalesce(l.pid, 0), a.application_name,
  coalesce(a.usename, p.owner)::text, a.state, EXTRACT(epoch FROM pg_catalog.clock_timestamp()
-  - coalesce(p.prepared, a.xact_start, a.backend_start))::float8, p.gid
+  - coalesce(p.prepared, a.xact_start, a.backend_start))::float8, p.gid, a.backend_type, a.query
  {HELD} AND l.granted AND l.relation = ANY (%s::oid[])
  AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"""  # noqa: S608 -- constants
 
@@ -223,10 +227,10 @@ Holders = Sequence[tuple[str, Blocker]]  # the mode of each lock on a table, and
 def holders(session: sessions.Session, tables: Sequence[int]) -> dict[int, Holders]:
     """Return who holds which locks on each of these relations now, by oid."""
     found: dict[int, list[tuple[str, Blocker]]] = {table: [] for table in tables}
-    for table, held, pid, name, user, state, age, gid in session.execute(
+    for table, held, pid, name, user, state, age, gid, backend, query in session.execute(
         _HOLDERS, [list(tables)]
     ).fetchall():
-        kind = None if pid else "prepared transaction"
+        kind = kind_of(backend, query) if pid else "prepared transaction"
         who = Blocker(pid, name, user, state, round(age or 0, 1), kind, gid)
         found[table].append((held, who))
     return dict(found)
@@ -356,6 +360,26 @@ class _Lookout:
 _lookouts: WeakKeyDictionary[sessions.Session, _Lookout] = WeakKeyDictionary()
 
 
+def kind_of(backend: str | None, query: str | None) -> str | None:
+    """Return what is in the way where that is no client: of autovacuum also on which table."""
+    if backend != _AUTOVACUUM:
+        return None if backend == "client backend" else backend
+    found = _VACUUMS.match(query or "")
+    if found is None:
+        return backend
+    return f"autovacuum of {found[1]}{', ' + _WRAPAROUND if found[2] else ''}"
+
+
+def ending(blockers: Sequence[Blocker]) -> str:
+    """Say what to do about blockers, as a part of a hint.
+
+    An autovacuum gives way by itself, but for one that must be done.
+    """
+    if blockers and all((each.kind or "").endswith(_WRAPAROUND) for each in blockers):
+        return "let the autovacuum finish (ended, it starts anew, until the table is VACUUMed)"
+    return "end the blocker"
+
+
 def told(blockers: Sequence[Blocker]) -> list[dict[str, Any]]:
     """Return blockers as an event has them."""
     return [each.data() for each in blockers]
@@ -376,5 +400,5 @@ def _name(item: Blocker) -> str:
         )
     if item.pid == 0:
         return "a prepared transaction (see pg_prepared_xacts)"
-    who, state = item.application or "unnamed", item.state or "unknown"
+    who, state = item.application or item.kind or "unnamed", item.state or "unknown"
     return f"pid {item.pid} ({who}, {state}, {'?' if item.age_s is None else item.age_s} s)"
