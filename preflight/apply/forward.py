@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def forward(
     """
     fresh.anew(session, migration)
     together = again is None and _fits(session, migration)
+    if again and (again.state, again.checksum) == ("done", migration.checksum):
+        migration = dataclasses.replace(migration, recorded=True)
     if not together:
         _ready(session)
 

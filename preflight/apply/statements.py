@@ -275,7 +275,7 @@ def _hint(
     if error.sqlstate == kinds.IN_TRANSACTION and scan.words(text, 1) != ["SET"]:
         return _without_transaction(script, text, error.diag)
     if error.sqlstate in _THERE_ALREADY:
-        return _there_already(migration, script)
+        return _there_already(session, migration, script)
     size = statement.end - statement.start if statement is not None else 0
     if size > parser.LARGEST and (
         str(error.sqlstate)[:2] == "54"
@@ -356,7 +356,7 @@ def _without_transaction(
     return outside if itself and outside else None
 
 
-def _there_already(migration: Migration, script: Script) -> str:
+def _there_already(session: Session, migration: Migration, script: Script) -> str:
     """Say what to do about what is in the way; only a forward file with a version is adopted."""
     if script == migration.rollback:  # which may stand for the forward file while it runs
         return (
@@ -367,6 +367,12 @@ def _there_already(migration: Migration, script: Script) -> str:
         return (
             "It runs again whenever its text changes, so it cannot be adopted: write it so that it "
             "takes what is there already (CREATE OR REPLACE, IF NOT EXISTS), or remove that."
+        )
+    if migration.recorded and (migration.up.transactional or session.copy):  # else it is no more
+        back = "take it back first (`rollback`)" if migration.way_back else "remove that first"
+        return (
+            f"Is it what the file itself has made? It is recorded already, as it is: {back}, or "
+            "write it so that it can run twice (IF NOT EXISTS, CREATE OR REPLACE)."
         )
     adopt = f"`adopt {migration.written}` records the file without running it"
     if migration.verify:

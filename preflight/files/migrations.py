@@ -81,6 +81,8 @@ class Migration:
     export: Script | None = None
     label: str = ""  # its version as text, where the folder's layout has no numbers
     repeat: bool = False  # it has no version, and runs again when its text changes
+    # it runs again although it is recorded, and as it is
+    recorded: bool = field(default=False, compare=False)
 
     @property
     def way_back(self) -> Script | None:

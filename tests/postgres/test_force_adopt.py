@@ -495,3 +495,22 @@ def test_one_adopted_file_neither_runs_again_nor_goes_while_others_are_to_be_rec
     assert (26, "history.first_contact") == (result.code, result.finished["error"]["code"])
     assert ["002_b"] == run("up").finished["adopted"]
     assert 0 == run("force").code
+
+
+@pytest.mark.parametrize("rehearse", ["off", "always"])
+def test_force_that_meets_its_own_objects_is_not_told_to_adopt(
+    run: Run, migrations: WriteMigrations, rehearse: str
+) -> None:
+    """It is recorded as it is, so that would do nothing; an edited file may be adopted."""
+    migrations({"001_a.sql": "CREATE TABLE a ();", "001_a_rollback.sql": "DROP TABLE a;"})
+    assert 0 == run().code
+    env = {"PREFLIGHT_REHEARSE": rehearse, "PREFLIGHT_BACKUP": "required"}
+
+    same = run("force", env=env).finished["error"]
+    migrations({"001_a.sql": "CREATE TABLE a (id int);"})
+    edited = run("force", env=env).finished["error"]
+
+    assert ["42P07"] * 2 == [same["sqlstate"], edited["sqlstate"]]
+    assert "`adopt" not in same["hint"], same
+    assert "take it back first (`rollback`), or write it so that it can run twice" in same["hint"]
+    assert "`adopt 1`" in edited["hint"], edited
