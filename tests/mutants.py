@@ -712,7 +712,7 @@ MUTANTS = [
     ),
     Mutant(
         "a file that ends its own session failed",
-        "apply/forward",
+        "apply/statements",
         'frozenset({"25P03", "25P04", "57P05"})',
         "frozenset[str]()",
         _tests("apply::test_file_that_ends_its_own_session_failed"),
