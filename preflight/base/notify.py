@@ -7,9 +7,12 @@ answers a byte a second holds a run for longer than LIMIT_S.
 from __future__ import annotations
 
 import base64
+import encodings.idna  # noqa: F401 -- every look-up of a name asks for it, see below
 import json
 import threading
 import time
+import urllib.error
+import urllib.request  # here, not in a thread: a child of ours would have it half loaded for ever
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -48,8 +51,6 @@ class Address:
 
     def post(self, body: bytes) -> str | None:
         """POST some JSON; return why it was not taken, if it was not."""
-        import urllib.error  # noqa: PLC0415 -- only where an address is set
-        import urllib.request  # noqa: PLC0415 -- likewise
 
         class Direct(urllib.request.HTTPRedirectHandler):
             def redirect_request(self, *_: object) -> None:

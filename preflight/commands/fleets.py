@@ -79,6 +79,7 @@ def run(  # noqa: PLR0913 -- what the command line says
         outcomes = []
         one, more = partial(story_of_one, **options), {"rehearse": bool(options.get("rehearse"))}
         work = partial(_each, name, one, chosen, waves, form, outcomes, **more)
+    apart.settle()
     try:
         work()
     finally:

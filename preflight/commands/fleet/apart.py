@@ -29,6 +29,7 @@ from preflight.commands.fleet.targets import Target
 
 HARD_STOP_S = 2.5  # less than ours: what it still has to say is to reach us
 ENDED_S = 3.0  # for all of them to end, once asked
+BESIDE_S = 1.0  # for threads of ours to come to their end before the first one begins
 PR_SET_PDEATHSIG = 1
 KINDS = (130, 143), (70,), range(30, 40), range(20, 30), range(10, 20), (3,), (0,)
 _UNKNOWN = {
@@ -170,6 +171,17 @@ def each(
         _end(running, done)
         raise
     stop.leaves(running, None)
+
+
+def settle() -> None:
+    """Let threads of ours come to their end, for a moment: what one holds no child could let go.
+
+    One that takes longer waits for others, and holds nothing. Call before the first one begins.
+    """
+    until = time.monotonic() + BESIDE_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _ready(running: Iterable[int], within_s: float) -> list[int]:
