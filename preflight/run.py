@@ -462,7 +462,7 @@ def _version() -> str:
 
 
 def handle_signals(run: Run) -> None:
-    """Turn SIGTERM and SIGINT into a stop request with a hard end."""
+    """Turn SIGTERM, SIGINT and SIGHUP into a stop request with a hard end."""
 
     def end_soon() -> None:
         timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
@@ -532,7 +532,7 @@ def _stopped(run: Run, *, answered: bool = True) -> int:
         "message": f"stopped by {name}; {what}",
         "hint": "Run again: it goes on from there." if stop.left() else "Run again.",
     }
-    return run.end(128 + number, "stopped", error)
+    return run.end(stop.code(number), "stopped", error)
 
 
 def _stop_hard(run: Run) -> None:

@@ -39,9 +39,18 @@ _asking: threading.Thread | None = None
 
 
 def listen(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """Have SIGTERM and SIGINT handled from now on."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
+    """Have SIGTERM, SIGINT and SIGHUP handled from now on.
+
+    SIGHUP, of a terminal that is closed, stays ignored where it is: nohup asks for that.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def code(number: int | None) -> int:
+    """Return the exit code of a run that a signal has stopped."""
+    return 130 if number == signal.SIGINT else 143
 
 
 def remember(signum: int, _frame: FrameType | None) -> None:

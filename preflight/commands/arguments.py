@@ -254,7 +254,7 @@ def exit_codes() -> dict[int, str]:
         **found,
         ExitCode.INTERNAL: "A bug in this program.",
         ExitCode.SIGINT: "Stopped by SIGINT.",
-        ExitCode.SIGTERM: "Stopped by SIGTERM.",
+        ExitCode.SIGTERM: "Stopped by SIGTERM or SIGHUP.",
     }
     return {int(code): codes[code] for code in ExitCode}
 

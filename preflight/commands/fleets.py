@@ -40,7 +40,7 @@ class Interrupted(Failure):
 
 
 class Ended(Failure):
-    """Somebody ended the process of a target by SIGTERM."""
+    """Somebody ended the process of a target by SIGTERM or SIGHUP."""
 
     exit_code = ExitCode.SIGTERM
 

@@ -73,8 +73,9 @@ def _json(value: object) -> str:
 
 def leave_if_done() -> None:
     """End the process with 0 when there is nothing to do; else return with nothing said."""
-    for number in (_signal.SIGTERM, _signal.SIGINT):
-        _signal.signal(number, _remember)
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        if number != _signal.SIGHUP or _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, _remember)
     gc.disable()  # it would walk through thousands of names again and again
     try:
         done = answer()

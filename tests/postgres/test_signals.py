@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at every step: gone within five seconds, and nothing left behind."""
+"""SIGTERM, SIGINT and SIGHUP at every step: gone within five seconds, and nothing left behind."""
 
 import contextlib
 import json
@@ -61,8 +61,18 @@ def asleep(database: servers.Database) -> list[int]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("module", ["preflight.run", "structlog", "preflight.base.config"])
+@pytest.mark.parametrize(
+    ("module", "number", "code"),
+    [
+        ("preflight.run", signal.SIGTERM, 143),
+        ("preflight.run", signal.SIGINT, 130),
+        ("structlog", signal.SIGTERM, 143),
+        ("structlog", signal.SIGINT, 130),
+        ("structlog", signal.SIGHUP, 143),
+        ("preflight.base.config", signal.SIGTERM, 143),
+        ("preflight.base.config", signal.SIGINT, 130),
+    ],
+)
 def test_stop_while_python_still_loads_ends_the_run(  # noqa: PLR0913, PLR0917 -- fixtures
     run: Run,
     leaves_nothing: LeavesNothing,
@@ -70,21 +80,39 @@ def test_stop_while_python_still_loads_ends_the_run(  # noqa: PLR0913, PLR0917 -
     tmp_path: Path,
     module: str,
     number: signal.Signals,
+    code: int,
 ) -> None:
     """As later: its exit code, one last event, nothing done."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n"
+    asks_itself(tmp_path, module, number)
+
+    result = run(env={"PYTHONPATH": str(tmp_path)})
+
+    leaves_nothing(result)
+    assert code == result.code
+    assert [None] == database.query("SELECT to_regclass('one')")
+
+
+def asks_itself(place: Path, module: str, number: signal.Signals, first: str = "") -> None:
+    """Have a program that finds this place on PYTHONPATH send itself a signal at an import."""
+    (place / "sitecustomize.py").write_text(
+        f"import os, signal, sys\n{first}\n"
         "class Ask:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == {module!r}: os.kill(os.getpid(), {int(number)})\n"
         "sys.meta_path.insert(0, Ask())\n"
     )
 
-    result = run(env={"PYTHONPATH": str(tmp_path)})
 
-    leaves_nothing(result)
-    assert 128 + number == result.code
-    assert [None] == database.query("SELECT to_regclass('one')")
+def test_closed_terminal_is_no_stop_after_nohup(
+    run: Run, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """Who starts a run so has asked for it; the programs that it starts go on as well."""
+    migrations(ONE)
+    ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    asks_itself(tmp_path, "preflight.apply.forward", signal.SIGHUP, ignored)
+    result = run(env={**QUICKLY, "PYTHONPATH": str(tmp_path)})
+
+    assert (0, ["001_one"]) == (result.code, result.finished["applied"]), str(result)
 
 
 class Blocked:
@@ -126,7 +154,10 @@ def asked_again(process: program.Process) -> bool:
 
 
 @pytest.mark.fault("F128")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)],
+)
 def test_stop_while_waiting_for_the_server(
     start: Start,
     migrations: WriteMigrations,
@@ -134,7 +165,7 @@ def test_stop_while_waiting_for_the_server(
     number: signal.Signals,
     code: int,
 ) -> None:
-    """The code is 128 and the signal's number."""
+    """The code says which signal; a terminal that was closed is a SIGTERM."""
     migrations(ONE)
     with faults.stranger(faults.says_nothing) as silent:
         process = start(env={**silent, "PGCONNECT_TIMEOUT": "1"})

@@ -285,7 +285,7 @@ def _listen() -> None:
 
 def _hard() -> None:
     lost = stop.busy.is_set()
-    os._exit(ExitCode.CONNECTION_LOST if lost else 128 + (stop.requested() or signal.SIGTERM))
+    os._exit(ExitCode.CONNECTION_LOST if lost else stop.code(stop.requested()))
 
 
 def _result(work: Work, target: Target) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def _result(work: Work, target: Target) -> dict[str, Any]:
             "message": f"stopped; {stop.left() or 'unfinished work was rolled back'}",
             "hint": "Run again.",
         }
-        return {"exit_code": 128 + (stop.requested() or signal.SIGINT), "error": error}
+        return {"exit_code": stop.code(stop.requested() or signal.SIGINT), "error": error}
     except Exception as error:  # noqa: BLE001 -- as in run.py: the last resort
         return {"exit_code": int(ExitCode.INTERNAL), "error": run.internal(error)}
 
