@@ -91,9 +91,19 @@ def tell_ahead(records: Sequence[plan.Record]) -> None:
         )
 
 
+def recorded(session: Session, *, others: bool = True) -> plan.History:
+    """Return the history of a database that has every schema that was named.
+
+    Raises what `ledger.read` raises, and TargetUnusable, also where nothing is to be done.
+    """
+    known = ledger.read(session, others=others)
+    ready.require_schemas(session)
+    return known
+
+
 def pending(session: Session, on_disk: folder.Folder) -> bool:
     """Tell whether anything is to be done: the common case is one query and a no."""
-    known = ledger.read(session)
+    known = recorded(session)
     return not planned(session, known, numbers.settled(on_disk, known)).empty
 
 

@@ -42,7 +42,7 @@ def run(
         )
     said = through if version is None else version
     with sessions.connect(config) as session:
-        known = ledger.read(session)
+        known = gate.recorded(session)
         files = numbers.settled(files, known)
         chosen = None if said is None else numbers.file(files, known, said)
         gate.enter(session)

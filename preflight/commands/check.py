@@ -38,7 +38,7 @@ def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # 
         return
     files = folder.load(config)
     with sessions.connect(config) as session:
-        known = ledger.read(session)
+        known = gate.recorded(session)
         files = numbers.settled(files, known)
         details = ledger.listing(session) if known.present else []
         adoptable, problem = contact.first_look(session, files, known)

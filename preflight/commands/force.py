@@ -29,7 +29,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
 
     files = folder.load(config)
     with sessions.connect(config) as session:
-        known = ledger.read(session)
+        known = gate.recorded(session)
         files = numbers.settled(files, known)
         file = _to_force(config, files, known, version)
         numbers.refuse_marked(files, [file])

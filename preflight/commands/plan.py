@@ -14,7 +14,7 @@ from preflight.base import console
 from preflight.commands import check, command, results, wrap
 from preflight.files import due, folder, planned
 from preflight.history import ledger, numbers, plan
-from preflight.server import ready, sessions
+from preflight.server import sessions
 
 if TYPE_CHECKING:
     import argparse
@@ -46,8 +46,7 @@ def run(
         return
     files = folder.load(config)
     with sessions.connect(config) as session:
-        known = ledger.read(session)
-        ready.require_schemas(session)
+        known = gate.recorded(session)
         files = numbers.settled(files, known)
         made = plan.of(config, files, known)
         adoptable, problem = contact.first_look(session, files, known)

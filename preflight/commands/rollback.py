@@ -33,7 +33,7 @@ def run(config: Config, *, to: int | str | None = None) -> None:
 
     files = folder.load(config)
     with sessions.connect(config) as session:
-        known = ledger.read(session)
+        known = gate.recorded(session)
         plan.require_alone(known)
         files = numbers.settled(files, known)
         down_to = None if to is None else _floor(files, known, to)

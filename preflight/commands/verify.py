@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from preflight import gate
 from preflight.apply import verify
 from preflight.base import console
 from preflight.base.errors import (
@@ -17,7 +18,7 @@ from preflight.base.errors import (
 )
 from preflight.commands import command, results
 from preflight.files import folder
-from preflight.history import ledger, numbers, plan
+from preflight.history import numbers, plan
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
     """Run the verify files of what is applied; raises VerifyFailed when a check fails."""
     files = folder.load(config)
     with sessions.connect(config) as session:
-        known = ledger.read(session, others=False)
+        known = gate.recorded(session, others=False)
         files = numbers.settled(files, known)
         chosen = _to_verify(files, known, version)
         foreign = plan.contradicted(chosen, known)

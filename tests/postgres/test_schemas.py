@@ -16,6 +16,7 @@ from tests.conftest import Run, WriteMigrations
 PASSWORD = "x"  # noqa: S105 - of roles that live for a minute
 MINE = "CREATE SCHEMA a; CREATE TABLE a.t (id int PRIMARY KEY); INSERT INTO a.t VALUES (1), (2);"
 THEIRS = "CREATE SCHEMA b; CREATE TABLE b.t (id int PRIMARY KEY); INSERT INTO b.t VALUES (1);"
+HOLDS = """SELECT 'a' AS suite, 'is there' AS "check", to_regclass('a.x') IS NOT NULL AS ok;"""
 
 
 @pytest.fixture(autouse=True)
@@ -305,14 +306,34 @@ def test_schema_that_is_not_there_is_refused(  # noqa: PLR0913, PLR0917 -- a cas
     database.script(MINE)
     migrations({"001_x.sql": "CREATE TABLE a.x (id int);"})
     results = [
-        run(command, env={"PREFLIGHT_SCHEMAS": names}) for command in ("up", "backup", "plan")
+        run(command, env={"PREFLIGHT_SCHEMAS": names})
+        for command in ("up", "backup", "plan", "check")
     ]
 
-    assert [code] * 3 == [result.code for result in results], results
+    assert [code] * 4 == [result.code for result in results], results
     error = results[0].finished["error"]
     assert said in f"{error['message']} {error.get('hint')}"
     assert [] == list(backup_dir.iterdir())
     assert [] == database.query("SELECT nspname FROM pg_namespace WHERE nspname = 'preflight'")
+
+
+def test_schema_that_is_gone_is_told_where_nothing_is_due(
+    run: Run, database: servers.Database, migrations: WriteMigrations, tmp_path: Path
+) -> None:
+    """One answer from every command: a name that is wrong is to be seen before work is due."""
+    database.script(MINE)
+    migrations({"001_x.sql": "CREATE TABLE a.x (id int);", "001_x_verify.sql": HOLDS})
+    quickly = {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_REHEARSE": "off"}
+    assert 0 == run(env=quickly).code
+    line = json.dumps({"name": "one", "search_path": "nowhere"})
+    (tmp_path / "targets").write_text(f"{line}\n")
+    commands = [("up",), ("check",), ("verify",), ("rollback", "--to", "001")]
+    alone = [run(*each, env={"PREFLIGHT_SCHEMAS": "a,nowhere"}) for each in commands]
+    among = [run(name, "--targets", str(tmp_path / "targets")) for name in ("up", "check")]
+
+    for each in alone + among:
+        error = each.finished["error"]
+        assert (22, "target.no_schema") == (each.code, error["code"]), each
 
 
 def test_our_own_schema_may_be_named_before_it_is_there(

@@ -211,13 +211,12 @@ def database(session: Session) -> str:
 def look(session: Session, files: folder.Folder) -> Look:
     """Return what is due, and raise what stands in its way; nothing is changed."""
     config = session.config
-    known = ledger.read(session)
+    known = gate.recorded(session)
     on_disk = numbers.settled(files, known)
     made = plan.of(config, on_disk, known)
     if made.empty:
         return Look((), frozenset(), known)
     ready.require_writable(session)
-    ready.require_schemas(session)
     adopts, problem = contact.first_look(session, on_disk, known)
     if problem:
         raise problem
