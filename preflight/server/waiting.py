@@ -29,6 +29,26 @@ POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the pa
 FINAL = ("config", "options")  # nothing is waited for
 # what a server says once it is there
 LASTING = ("auth", "closed", "options_refused", "no_right", "database", "alien", "role")
+# by SQLSTATE, what helps with a server that is there and lets nobody in
+_STARTS = (
+    "It is there, and starting, recovering or shutting down, as it says. If it takes longer than "
+    "this run has waited, raise PREFLIGHT_WAIT_TIMEOUT_S, and run again; a standby without "
+    "hot_standby lets nobody in: connect to its primary."
+)
+ANSWERED = {
+    "53300": "It is there, and every session that this user may have is taken: who holds them says "
+    "pg_stat_activity. Let them end, or raise max_connections or the limit of the role or of the "
+    "database (CONNECTION LIMIT), and run again.",
+    "57P01": _STARTS,
+    "57P02": _STARTS,
+    "57P03": _STARTS,
+    "55000": "It is there, and the database is closed. As its owner, in another database: ALTER "
+    "DATABASE {database} ALLOW_CONNECTIONS true. What an interrupted DROP DATABASE has left can "
+    "only be dropped.",
+    POOLED: "A pooler answers: is the server behind it running, and has the pooler a place free? "
+    "Then run again.",
+}
+OTHERWISE = "It is there, and its log says more about the reason. Then run again."
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -157,9 +177,16 @@ class Patience:
                 return NotReady(
                     "server.not_ready",
                     f"{where} was not usable: {said}",
-                    "Is the database running, and may this container reach it? Then run again.",
+                    self._to_be_usable(state),
                     sqlstate=state,
                 )
+
+    def _to_be_usable(self, state: str | None) -> str:
+        """Return what makes a server usable: one that gives a reason is there, and reached."""
+        if state is None:
+            return "Is the database running, and may this container reach it? Then run again."
+        database = quoting.name(self.known.get("dbname") or "…")
+        return ANSWERED.get(state, OTHERWISE).format(database=database)
 
     def _way_in(self, kind: str) -> str:
         """Return what lets a user in whom the server does not accept."""

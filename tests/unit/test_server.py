@@ -394,6 +394,32 @@ def test_unknown_service_is_named_and_not_waited_for(
     assert [] == events
 
 
+@pytest.mark.parametrize(
+    ("state", "helps"),
+    [
+        ("53300", "CONNECTION LIMIT"),
+        ("57P03", "PREFLIGHT_WAIT_TIMEOUT_S"),
+        ("57P01", "PREFLIGHT_WAIT_TIMEOUT_S"),
+        ("55000", 'ALTER DATABASE "app" ALLOW_CONNECTIONS true'),
+        (dial.POOLED, "A pooler answers"),
+        ("XX000", "its log says more"),
+        (None, "Is the database running"),
+    ],
+)
+def test_hint_of_a_server_that_answers_is_not_whether_it_runs(
+    state: str | None, helps: str
+) -> None:
+    """It is there, and reached; what helps is of its reason."""
+    refused = dial.Refused("passing", "words", state)
+    now = time.monotonic()
+    failure = waiting.Patience({"dbname": "app"}, now, now, refused).failure(refused)
+
+    assert (10, "server.not_ready") == (failure.exit_code, failure.code)
+    hint = failure.problem.hint or ""
+    assert helps in hint
+    assert (state is None) == ("Is the database running" in hint)
+
+
 def test_a_server_is_asked_ten_to_twenty_times_a_second() -> None:
     """Soon after it is usable it is used, and until then it has other work than to refuse us."""
     refused = dial.Refused("passing", "the database system is starting up", "57P03")
