@@ -116,6 +116,11 @@ class Config:
     run_id: str = ""
     warnings: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # as it was given to us
+    said_in: Mapping[str, str] = field(default_factory=dict)  # of a target: what says what is its
+
+    def named(self, key: str, variables: str) -> str:
+        """Return what people call the place that says a value: a target's own, or variables."""
+        return self.said_in.get(key, variables)
 
     @property
     def database(self) -> str:

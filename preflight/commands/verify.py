@@ -60,7 +60,8 @@ def run(config: Config, *, form: str | None = None, version: int | str | None = 
             "verify.nothing_recorded",
             f"none of the {len(files) + len(files.repeats)} files is recorded as applied in "
             f"{database}, so nothing was verified",
-            "Is it the right database (PGDATABASE, PREFLIGHT_SCHEMA)? Then run `up` first; "
+            f"Is it the right database ({config.named('dbname', 'PGDATABASE')}, "
+            f"{config.named('schema', 'PREFLIGHT_SCHEMA')})? Then run `up` first; "
             "`verify VERSION` asks a file's checks all the same.",
         )
 

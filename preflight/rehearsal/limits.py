@@ -71,7 +71,7 @@ def beyond(
     said = {script: list(_said(script)) for file in scripts for script in file}
     wanted = {name.name for found in said.values() for _, names, _ in found for name in names}
     found, path = _found(session, wanted), _path(session)
-    look = _Look(part, found, path)
+    look = _Look(part, found, path, session.config.named("schemas", "PREFLIGHT_SCHEMAS"))
     for number, file in enumerate(scripts):
         for script in file:
             if why := look.at(script, said[script]):
@@ -91,8 +91,9 @@ def _said(script: Script) -> Iterator[Said]:
 class _Look:
     """Reads scripts one after the other, and what they make and set on the way."""
 
-    def __init__(self, part: Part, found: Found, path: Sequence[str]) -> None:
+    def __init__(self, part: Part, found: Found, path: Sequence[str], said_in: str) -> None:
         self.part = part
+        self.said_in = said_in  # which schemas it is of
         self.found = dict(found)
         self.path = path
 
@@ -107,7 +108,7 @@ class _Look:
                     line, column = scan.position(script.text, statement.start)
                     return scratch.Unavailable(
                         f"{script.file}:{line} names {what}, and the backup is of "
-                        f"{', '.join(self.part.schemas)} alone (PREFLIGHT_SCHEMAS): neither this "
+                        f"{', '.join(self.part.schemas)} alone ({self.said_in}): neither this "
                         "file is tried nor what comes after it",
                         level="warning",
                         file=script.file,
@@ -300,7 +301,8 @@ def left_out(  # noqa: PLR0913, PLR0917 -- an error, and all that it is judged b
     places = {each.partition(".")[0] for each in said}
     if outside or gone or not places.isdisjoint(part.outside):
         return scratch.Unavailable(
-            f"{failure}, and the backup is of {', '.join(part.schemas)} alone (PREFLIGHT_SCHEMAS)",
+            f"{failure}, and the backup is of {', '.join(part.schemas)} alone "
+            f"({session.config.named('schemas', 'PREFLIGHT_SCHEMAS')})",
             level="warning",
         )
     return None

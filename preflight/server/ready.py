@@ -133,7 +133,8 @@ def require_schemas(session: sessions.Session) -> None:
         shown = ", ".join(map(quoting.name, gone))
         raise TargetUnusable(
             "target.no_schema",
-            f"PREFLIGHT_SCHEMAS names what the database does not have: {shown}",
+            f"{session.config.named('schemas', 'PREFLIGHT_SCHEMAS')} names what the database does "
+            f"not have: {shown}",
             f"{'There is ' + ', '.join(map(quoting.name, alike)) + '. ' if alike else ''}"
             "Names are taken as they are written, capitals and stars too. One that the files are "
             "to fill is made before the first run: CREATE SCHEMA ….",

@@ -234,7 +234,8 @@ class Session:
             return
         from tenacity import Retrying, retry_if_exception_type  # noqa: PLC0415 -- only to wait
 
-        patience = waiting.Patience(self.target, began, self.deadline, first)
+        said_in = self.config.said_in
+        patience = waiting.Patience(self.target, began, self.deadline, first, said_in)
         try:
             Retrying(
                 retry=retry_if_exception_type(Refused),

@@ -29,6 +29,7 @@ POOLED_PAUSE_S = 1.0  # most, where a pooler says what may be a matter of the pa
 FINAL = ("config", "options")  # nothing is waited for
 # what a server says once it is there
 LASTING = ("auth", "closed", "options_refused", "no_right", "database", "alien", "role")
+NAMES = "PGDATABASE, POSTGRES_DB or DATABASE_URL"
 # by SQLSTATE, what helps with a server that is there and lets nobody in
 _STARTS = (
     "It is there, and starting, recovering or shutting down, as it says. If it takes longer than "
@@ -56,9 +57,15 @@ class Patience:
     """How long to wait and what to say meanwhile."""
 
     def __init__(
-        self, target: Mapping[str, str], began: float, deadline: float, first: Refused
+        self,
+        target: Mapping[str, str],
+        began: float,
+        deadline: float,
+        first: Refused,
+        said_in: Mapping[str, str] | None = None,
     ) -> None:
         self.target = target
+        self.said_in = said_in or {}  # what says a value, where no variable does
         self.known = completed(target)
         self.where = called(target)
         self.deadline = deadline
@@ -135,9 +142,10 @@ class Patience:
         state = refused.sqlstate
         match refused.kind:
             case "config" | "options" | "role":  # options: not ours, which were left out
-                hint = "Check the connection settings."
+                hint = f"Check the connection settings{self._in('host')}."
                 if refused.kind == "role":
-                    hint = "Create the role, or correct the options that name it (PGOPTIONS)."
+                    names_it = self.said_in.get("role", "the options that name it (PGOPTIONS)")
+                    hint = f"Create the role, or correct {names_it}."
                 found = f"{where}: {refused}"
                 if str(refused).startswith("definition of service "):
                     found = unknown_service(self.target)
@@ -156,21 +164,21 @@ class Patience:
                 return TargetUnusable(
                     "target.no_database",
                     f"{where} has no database {database!r}: {said}",
-                    "Create it, or correct the name (PGDATABASE, POSTGRES_DB or DATABASE_URL).",
+                    f"Create it, or correct the name ({self.said_in.get('dbname', NAMES)}).",
                     sqlstate=state,
                 )
             case "alien":
                 return TargetUnusable(
                     "target.not_postgresql",
                     f"what listens on {where} does not speak PostgreSQL: {said}",
-                    "Check host and port.",
+                    f"Check host and port{self._in('host')}.",
                     sqlstate=state,
                 )
             case "standby":
                 return TargetUnusable(
                     "target.read_only",
                     f"no host of {where} is in the state that was asked for: {said}",
-                    "Check PGTARGETSESSIONATTRS and the host list.",
+                    f"Check PGTARGETSESSIONATTRS and the host list{self._in('host')}.",
                     sqlstate=state,
                 )
             case _:
@@ -181,10 +189,15 @@ class Patience:
                     sqlstate=state,
                 )
 
+    def _in(self, key: str) -> str:
+        """Return in brackets what says a value, of a target whose own it is."""
+        return f" ({self.said_in[key]})" if key in self.said_in else ""
+
     def _to_be_usable(self, state: str | None) -> str:
         """Return what makes a server usable: one that gives a reason is there, and reached."""
         if state is None:
-            return "Is the database running, and may this container reach it? Then run again."
+            reached = f"may this container reach it{self._in('host')}"
+            return f"Is the database running, and {reached}? Then run again."
         database = quoting.name(self.known.get("dbname") or "…")
         return ANSWERED.get(state, OTHERWISE).format(database=database)
 
@@ -201,8 +214,9 @@ class Patience:
                     f"GRANT CONNECT ON DATABASE {database} TO {user}."
                 )
             case "options_refused":
+                how = self.said_in.get("role", "PGOPTIONS")
                 return (
-                    f"User and password are right. One of the options (PGOPTIONS) sets what {user} "
+                    f"User and password are right. One of the options ({how}) sets what {user} "
                     "may not: leave it out, or give the right to it."
                 )
             case "no_right":
@@ -212,6 +226,7 @@ class Patience:
                 )
             case _:
                 return (
-                    "Check user, password, pg_hba.conf and the TLS settings (PGSSLMODE, "
-                    "PGSSLROOTCERT); nothing was sent without the protection that was asked for."
+                    f"Check user, password{self._in('user')}, pg_hba.conf and the TLS settings "
+                    "(PGSSLMODE, PGSSLROOTCERT); nothing was sent without the protection that was "
+                    "asked for."
                 )

@@ -319,6 +319,37 @@ def test_target_has_its_own_address_and_role(  # noqa: PLR0913, PLR0917 -- what 
     database.script(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
+def test_what_a_target_says_wrong_is_named_where_it_stands(
+    run: Run, database: servers.Database, listed: Listed, migrations: WriteMigrations,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Its key and line, or the file of its URL: no variable says it."""
+    migrations(ONE)
+    place = f"{servers.HOST}:{database.server.port}"
+    login = f"{servers.SUPERUSER}:{quote(servers.PASSWORD, safe='')}"
+    (tmp_path / "url").write_text(f"postgresql://{login}@{place}/gone")
+    (tmp_path / "stranger").write_text(f"postgresql://nobody:x@{place}/{database.name}")
+    path = listed(
+        [
+            {"name": "a", "database": "none", "schema": "preflight_a"},
+            {"name": "b", "url_file": "url", "schema": "preflight_b"},
+            {"name": "c", "role": "norole", "schema": "preflight_c", "search_path": "c"},
+            {"name": "d", "search_path": "nowhere", "schema": "preflight_d"},
+            {"name": "e", "url_file": "stranger", "schema": "preflight_e", "search_path": "e"},
+        ]
+    )
+    result = run("check", "--targets", path, env={"PREFLIGHT_WAIT_TIMEOUT_S": "0.3"})
+    told = {each["target"]: each["error"] for each in result.event("target.finished")}
+    said = {name: f"{error['message']} {error['hint']}" for name, error in told.items()}
+
+    assert f"correct the name (`database` in {path}:1)." in said["a"]
+    assert f"correct the name (the URL in {tmp_path}/url)." in said["b"]
+    assert f"Create the role, or correct `role` in {path}:3." in said["c"]
+    assert f"`search_path` in {path}:4 names what the database does not have" in said["d"]
+    assert f"Check user, password (the URL in {tmp_path}/stranger), " in said["e"]
+    assert [] == [each for each in said.values() if re.search("PG[A-DO]|POSTGRES_|DATABASE_", each)]
+
+
 @contextmanager
 def of_role(database: servers.Database) -> Iterator[tuple[str, dict[str, str]]]:
     """Give a role with a schema of its own in a database that is closed to others; its target."""

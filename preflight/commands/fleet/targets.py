@@ -93,7 +93,7 @@ def listed(config: Config, path: Path) -> list[Target]:
         if not line.strip():
             continue
         try:
-            found.append(_target(config, path.parent, line))
+            found.append(_target(config, path.parent, line, f"{path}:{number}"))
         except _Wrong as wrong:
             problems.append(Problem(f"{path}:{number}: {wrong}", file=str(path), line=number))
     problems += [Problem(f"{path}: {each}") for each in clashes(found)]
@@ -137,7 +137,11 @@ def each_database(config: Config, pattern: str) -> list[Target]:
     return [
         Target(
             name,
-            dataclasses.replace(config, target={**config.target, "dbname": name}),
+            dataclasses.replace(
+                config,
+                target={**config.target, "dbname": name},
+                said_in={"dbname": "--each-database"},
+            ),
             said={"database": name},
         )
         for name in names
@@ -168,18 +172,25 @@ def _tell_restored(names: list[str]) -> None:
         structlog.get_logger().warning("config.warned", warning=warning)
 
 
-def _target(config: Config, beside: Path, line: str) -> Target:
+# what a key of a line says, by the name of `Config.said_in`: as libpq has it, or as we do
+_SAYS = {"database": "dbname", "role": "role", "schema": "schema", "search_path": "schemas"}
+
+
+def _target(config: Config, beside: Path, line: str, place: str) -> Target:
     said = _object(line)
     target = dict(config.target)
+    said_in: dict[str, str] = {}
     if "url_file" in said:
         target = {key: value for key, value in target.items() if key not in WHERE}
         said["url_file"] = str((beside / said["url_file"]).absolute())
         url = _url(Path(said["url_file"]))
         target |= url if "service" in url else sessions.UNSAID | url
+        said_in = dict.fromkeys(WHERE, f"the URL in {said['url_file']}")
     if "database" in said:
         target["dbname"] = said["database"]
     extra: dict[str, str] = {key: said[key] for key in ("role", "search_path") if key in said}
-    changed: dict[str, Any] = {"target": sessions.with_settings(target, extra)}
+    said_in |= {name: f"`{key}` in {place}" for key, name in _SAYS.items() if key in said}
+    changed: dict[str, Any] = {"target": sessions.with_settings(target, extra), "said_in": said_in}
     if "schema" in said:
         changed["schema"] = _checked("schema", said["schema"], settings.SETTINGS["SCHEMA"])
     if "search_path" in said:
