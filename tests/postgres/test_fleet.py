@@ -758,6 +758,42 @@ def test_target_that_does_not_end_in_time_is_unknown_not_pending(
     assert "target.unknown" == (outcome.error or {})["code"]
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
+)
+def test_target_is_told_the_signal_that_came(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outcome has the code of the run: Ctrl-C is none of a supervisor's."""
+    for name, value in (("_left", {}), ("_requested", None), ("_raised", False)):
+        monkeypatch.setattr(stop, name, value)
+    read, write = os.pipe()
+    found: list[apart.Outcome] = []
+    asked = iter([False, False])  # until it is begun
+
+    def work(_: Target) -> None:
+        os.write(write, b"at work")
+        stop.sleep(60)
+
+    def over() -> bool:
+        for answer in asked:
+            return answer
+        os.read(read, 16)
+        monkeypatch.setattr(stop, "_requested", number)
+        raise KeyboardInterrupt
+
+    targets = [Target(name, Config({}, {}, Path("/"))) for name in ("one", "two")]
+    with pytest.raises(KeyboardInterrupt):
+        apart.each(work, targets, 2, found.append, over=over)
+    os.close(read)
+    os.close(write)
+
+    assert [("one", "stopped", code)] == [
+        (each.target.name, each.word, each.exit_code) for each in found
+    ]
+
+
 def test_targets_that_something_was_done_for_are_told_first() -> None:
     """A stop may leave no time to say of thousands that nobody came to them."""
     one, two, three = (Target(name, Config({}, {}, Path("/"))) for name in ("1", "2", "3"))

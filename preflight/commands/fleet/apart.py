@@ -205,7 +205,7 @@ def _end(running: dict[int, _Child], done: Callable[[Outcome], None]) -> None:
     """Pass a stop on, and wait for a little while; what they still say is said."""
     for child in running.values():
         with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)
+            os.kill(child.pid, stop.requested() or signal.SIGTERM)
     until = time.monotonic() + ENDED_S
     while running and (left := until - time.monotonic()) > 0:
         _hear(running, _ready(running, left), done)
