@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WAVES = (1, 5)
 PLACE = ("migration", "version", "file", "line", "column", "sqlstate")
 HEADS = ("target", "outcome", "code", "applied", "why")
+PLANNED = ("target", "outcome", "code", "due", "why")
 
 
 class Broken(Failure):
@@ -83,7 +84,7 @@ def run(  # noqa: PLR0913 -- what the command line says
     try:
         work()
     finally:
-        _show(config, form, chosen, outcomes)
+        _show(config, form, chosen, outcomes, PLANNED if name == "plan" else HEADS)
     _raise_worst(chosen, outcomes, goes_on=name == "up")
 
 
@@ -171,7 +172,11 @@ def _one(
 
 
 def _show(
-    config: Config, form: str | None, chosen: Sequence[Target], outcomes: Sequence[Outcome]
+    config: Config,
+    form: str | None,
+    chosen: Sequence[Target],
+    outcomes: Sequence[Outcome],
+    heads: Sequence[str],
 ) -> None:
     """Give the result of all: a document, or a table for people; the events are told already."""
     known = {each.target.name: each for each in outcomes}
@@ -182,7 +187,7 @@ def _show(
     elif form == "table" or logs.console_wanted(config.log, sys.stdout):
         colour = logs.colour_wanted(sys.stdout, no_color=config.child_env.get("NO_COLOR"))
         shown = console.table(
-            HEADS, list(map(_row, rows)), colour=colour, width=console.width(sys.stdout)
+            heads, list(map(_row, rows)), colour=colour, width=console.width(sys.stdout)
         )
         logs.give(shown + "\n")
 
@@ -197,7 +202,8 @@ def _data(outcome: Outcome) -> dict[str, Any]:
 def _row(outcome: Outcome) -> Sequence[object]:
     why = (outcome.error or {}).get("message", "")
     done = ", ".join([*outcome.applied, *(f"{each} adopted" for each in outcome.adopted)])
-    return outcome.target.name, outcome.word, outcome.exit_code, done, why
+    due = outcome.planned.due if outcome.planned else ""
+    return outcome.target.name, outcome.word, outcome.exit_code, done or due, why
 
 
 def _raise_worst(chosen: Sequence[Target], outcomes: Sequence[Outcome], *, goes_on: bool) -> None:

@@ -523,6 +523,29 @@ def test_plan_is_rehearsed_as_up_rehearses(
     assert [] == list(backup_dir.iterdir())
 
 
+def test_plan_of_many_says_what_is_due_in_each(
+    run: Run, database: servers.Database, migrations: WriteMigrations, listed: Listed
+) -> None:
+    """How many files and which is first, what is only to be recorded, what destroys; else `ok`."""
+    targets = tenants(database, 3)
+    there = "SELECT 's' AS suite, 'c' AS \"check\", to_regclass('one') IS NOT NULL AS ok;"
+    drop = "ALTER TABLE one DROP COLUMN id;"
+    migrations({**ONE, "001_one_verify.sql": there, "002_drop.sql": drop})
+    quickly = {"PREFLIGHT_BACKUP": "off", "PREFLIGHT_REHEARSE": "off"}
+    assert 0 == run("up", "--targets", listed(targets[2:]), env=quickly).code
+    database.script("CREATE TABLE tenant_2.one (id int)")
+    env = {"PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run("plan", "--targets", listed(targets), "--table", env=env)
+
+    outcomes = {"tenant_1": "pending", "tenant_2": "pending", "tenant_3": "ok"}
+    assert {name: (word, 0) for name, word in outcomes.items()} == ended(result)
+    assert (0, "ok") == (result.code, result.finished["outcome"]), result
+    first, second, third = result.stdout.splitlines()[-3:]
+    assert "2 pending, first 001_one; 1 destructive" in first
+    assert "1 pending, first 002_drop; 1 to be recorded; 1 destructive" in second
+    assert "pending" not in third
+
+
 WRONG: Mapping[str, tuple[str, str]] = {
     "nobody": ("", "no target"),
     "no JSON": ("tenant\n", ":1: is no JSON object"),

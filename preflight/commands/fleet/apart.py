@@ -41,6 +41,23 @@ Work = Callable[[Target], Any]  # returns what JSON can say
 
 
 @dataclass(slots=True)
+class Planned:
+    """What the command `plan` found due in a target; what `up` plans is no result."""
+
+    pending: Sequence[str]
+    adopts: Sequence[str]
+    destructive: int = 0  # statements
+
+    @property
+    def due(self) -> str:
+        """Say it in short; "" where there is nothing."""
+        said = [f"{len(self.pending)} pending, first {self.pending[0]}"] if self.pending else []
+        said += [f"{len(self.adopts)} to be recorded"] if self.adopts else []
+        said += [f"{self.destructive} destructive"] if self.destructive else []
+        return "; ".join(said)
+
+
+@dataclass(slots=True)
 class Outcome:
     """How one target ended; `given` is what its work returned."""
 
@@ -50,6 +67,7 @@ class Outcome:
     given: Any = None
     applied: list[str] = field(default_factory=list)
     adopted: list[str] = field(default_factory=list)
+    planned: Planned | None = field(default=None, init=False)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -65,6 +83,8 @@ class Outcome:
             return "stopped"
         if self.exit_code:
             return "failed"
+        if self.planned and self.planned.due:
+            return "pending"
         return "applied" if self.applied else "adopted" if self.adopted else "ok"
 
     @property
@@ -88,6 +108,7 @@ class _Child:
     left: bytearray = field(default_factory=bytearray)
     result: dict[str, Any] | None = None
     done: dict[str, list[str]] = field(default_factory=dict)  # `applied` and `adopted`
+    planned: Planned | None = None
 
     def hear(self, data: bytes) -> None:
         """Say what it says."""
@@ -106,6 +127,10 @@ class _Child:
             event, level = said.pop("event"), said.pop("level")
             if key := run.Tally.LISTS.get(event):
                 self.done.setdefault(key, []).append(said["migration"])
+            if event == "plan.made" and "adopts" in said:
+                self.planned = Planned(said["pending"], said["adopts"])
+            elif event == "statement.planned" and self.planned and said.get("destroys"):
+                self.planned.destructive += 1
             getattr(structlog.get_logger(), level)(event, target=self.target.name, **said)
 
     def ended(self) -> Outcome:
@@ -116,7 +141,9 @@ class _Child:
             code = os.waitstatus_to_exitcode(status)
             self.result = _unsaid(code)
         said: dict[str, Any] = {**self.done, **self.result}
-        return Outcome(self.target, **said)
+        found = Outcome(self.target, **said)
+        found.planned = self.planned
+        return found
 
 
 def _unsaid(code: int) -> dict[str, Any]:
