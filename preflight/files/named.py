@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from postgast.pg_query_pb2 import Node
 
 SYSTEM = re.compile(r"pg_.*|information_schema")
-# lists of texts that are no parts of a name
-_NO_NAMES = {
-    "fields", "keys", "fk_attrs", "pk_attrs", "including", "colnames", "attlist", "cols", "columns",
-    "indirection", "vals", "tags", "grantees", "dbname",
+# fields, and options, whose texts are the parts of one name; of other lists each text is for itself
+_NAMES = {
+    "names", "funcname", "func_name", "name", "oper_name", "use_op", "exclusions", "collname",
+    "collation", "opclass", "opclassname", "opfamilyname", "order_family", "objname", "defnames",
+    "domainname", "type_name", "conversion_name", "dictname", "cfgname", "dicts", "handler_name",
+    "plhandler", "plinline", "plvalidator", "method",
+    "sequence_name", "from", "support", "handler", "validator", "commutator", "negator", "sortop",
 }  # fmt: skip
+# what has its table's name before its own, and what is within a relation
+_WITHIN = {
+    "OBJECT_COLUMN", "OBJECT_TABCONSTRAINT", "OBJECT_TRIGGER", "OBJECT_POLICY", "OBJECT_RULE",
+    "owned_by", "pct_type",
+}  # fmt: skip
+_OF_METHODS = {"OBJECT_OPCLASS", "OBJECT_OPFAMILY"}  # these have their access method's before it
 # what is called by one name alone: relations are told by their own kind of node
-_SINGLE = {"funcname", "names"}
+_SINGLE = {"funcname", "names", "defnames", "domainname", "type_name"} | _WITHIN
 # where the name of a schema stands alone
 _SCHEMAS = {"schemaname", "newschema", "local_schema"}
 _KINDS = ("objtype", "object_type", "rename_type", "remove_type")
@@ -91,26 +100,52 @@ def _made(node: Node) -> tuple[str, str] | None:
 
 
 def _in_tree(node: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 -- any protobuf message
-    rest = [node]
+    rest = [(node, "")]
     while rest:
-        found = rest.pop()
-        if found.DESCRIPTOR.name == "RangeVar":
+        found, what = rest.pop()
+        kind = found.DESCRIPTOR.name
+        if kind == "RangeVar":
             yield found.schemaname, found.relname
             continue
         yield from ((schema, "") for schema in _schemas(found))
-        below: list[Any] = []
+        below: list[tuple[Any, str]] = []
         for field, value in found.ListFields():
-            if field.message_type is None or field.name in _NO_NAMES:
+            if field.message_type is None:
                 continue
             inner = [value] if hasattr(value, "DESCRIPTOR") else list(value)
-            if parts := _strings(inner):
-                if len(parts) > 2:  # noqa: PLR2004 -- a column, a trigger: of a table in a schema
-                    yield parts[-3], parts[-2]
-                elif len(parts) > 1 or field.name in _SINGLE:
-                    yield ("", *parts)[-2], parts[-1]
-                continue
-            below += inner
+            said = what if kind in {"Node", "List"} else _what(found, field.name)
+            if not (parts := _strings(inner)):
+                below += ((item, said) for item in inner)
+            elif kind == "List" or not said.startswith("OBJECT_"):  # else each is a name for itself
+                yield from _name(said, parts)
         rest += reversed(below)
+
+
+def _what(message: Any, field: str) -> str:  # noqa: ANN401 -- likewise
+    """Return what a list of texts in a field is of: the kind of an object, an option, the field."""
+    from postgast import pg_query_pb2  # noqa: PLC0415 -- parsed, so it is loaded
+
+    if field in {"object", "objects"}:
+        for each in _KINDS:
+            if each in message.DESCRIPTOR.fields_by_name:
+                return str(pg_query_pb2.ObjectType.Name(getattr(message, each)))
+    if field == "arg" and message.DESCRIPTOR.name == "DefElem":
+        return str(message.defname)
+    return "pct_type" if field == "names" and message.pct_type else field
+
+
+def _name(what: str, parts: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the schema and the name that some texts are, if they are one."""
+    if what in _WITHIN:
+        parts = parts[:-1]
+    elif what in _OF_METHODS:
+        parts = parts[1:]
+    elif what not in _NAMES and not what.startswith("OBJECT_"):
+        return
+    if len(parts) > 1:
+        yield parts[-2], parts[-1]
+    elif parts and what in _SINGLE:
+        yield "", parts[0]
 
 
 def _strings(nodes: Sequence[Any]) -> list[str]:

@@ -244,6 +244,43 @@ def test_file_that_names_another_schema_is_not_tried(
     assert ["001_x"] == result.event("rehearsal.passed")[0]["migrations"]
 
 
+def test_tables_of_columns_and_triggers_are_no_schemas(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """All of it is rehearsed: each statement names a table of the schema, or none."""
+    database.script(MINE + THEIRS)
+    migrations({
+        "001_x.sql": """
+            CREATE TABLE x (id int CONSTRAINT x_key PRIMARY KEY);
+            CREATE SEQUENCE s OWNED BY x.id;
+            CREATE VIEW v (id, twice) AS SELECT id, 2 * id FROM x;
+            CREATE POLICY p ON x;
+            CREATE RULE r AS ON DELETE TO x DO ALSO NOTHING;
+            CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+            CREATE TRIGGER g BEFORE INSERT ON x FOR EACH ROW EXECUTE FUNCTION f('x', 'id');
+            CREATE DOMAIN d AS int CONSTRAINT positive CHECK (VALUE > 0);
+        """,
+        "002_y.sql": """
+            COMMENT ON COLUMN x.id IS 'see b.t';
+            COMMENT ON CONSTRAINT x_key ON x IS 'c';
+            COMMENT ON CONSTRAINT positive ON DOMAIN d IS 'c';
+            COMMENT ON TRIGGER g ON x IS 'c';
+            COMMENT ON POLICY p ON x IS 'c';
+            COMMENT ON RULE r ON x IS 'c';
+            ALTER SEQUENCE s OWNED BY x.id;
+            DROP TRIGGER g ON x;
+            DROP POLICY p ON x;
+            DROP RULE r ON x;
+            CREATE FUNCTION h(x.id%TYPE) RETURNS int LANGUAGE sql AS 'SELECT 1';
+        """,
+    })  # fmt: skip
+    settings = {"PGOPTIONS": "-csearch_path=a,public", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run(env=settings)
+
+    assert 0 == result.code, result
+    assert ["001_x", "002_y"] == result.event("rehearsal.passed")[0]["migrations"]
+
+
 def test_first_contact_that_needs_another_schema_is_no_fault_of_the_file(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
