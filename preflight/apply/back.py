@@ -99,8 +99,30 @@ def prepare(session: Session, files: Sequence[Migration], versions: Sequence[int
     for step in found:
         _begun(step)
     due.require([step.script for step in found if not step.row.undoing], back=True)
+    _require_saved_late(found)
     structlog.get_logger().info("plan.made", rollback=[step.migration.name for step in found])
     return found
+
+
+def _require_saved_late(steps: Sequence[Step]) -> None:
+    """Make sure that what is exported last is all that a rollback destroys; raises FilesInvalid.
+
+    A transaction that reads as of its first statement would miss what was committed while it waited
+    for the tables.
+    """
+    problems = [
+        Problem(
+            f"{step.script.file}: ISOLATION LEVEL {step.script.isolation} beside "
+            f"{step.migration.export.file}, which could miss rows that the rollback destroys",
+            "Leave ISOLATION LEVEL out of the rollback file.",
+            **step.migration.named,
+            file=step.script.file,
+        )
+        for step in steps
+        if step.script.isolation and step.migration.export
+    ]
+    if problems:
+        raise FilesInvalid.of("files.invalid", problems)
 
 
 def _completed(file: Migration, kept: Migration) -> Migration:
@@ -239,12 +261,13 @@ def _transaction(  # noqa: PLR0913, PLR0917 -- what a rollback is made of
     began: float,
     last_look: Callable[[], None],
 ) -> int:
+    begin = sessions.begin_with(step.script.isolation)
     with (
         fence.recorded(session, step.migration, MigrationFailed),
         statements.committed(MigrationFailed, session, step.migration, step.script),
-        sessions.transaction(session),
+        sessions.transaction(session, lambda: session.execute(begin)),
     ):
-        fence.fence(session, lambda: ledger.give_up(session, step.row))
+        fence.fence(session, lambda: ledger.give_up(session, step.row), begin=begin)
         ledger.require_unmoved(session)
         seen.begin(1)  # a wait for its tables is one of its own
         last_look()

@@ -155,13 +155,13 @@ def _one_by_one(
     seen: watch.Watch,
     again: Row | None,
 ) -> int:
-    began = time.monotonic()
+    began, begin = time.monotonic(), sessions.begin_with(migration.up.isolation)
     with (
         fence.recorded(session, migration, MigrationFailed),
         statements.committed(MigrationFailed, session, migration, migration.up),
-        sessions.transaction(session),
+        sessions.transaction(session, lambda: session.execute(begin)),
     ):
-        fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
+        fence.fence(session, lambda: ledger.claim(session, migration, again, backup), begin=begin)
         ledger.require_unmoved(session)
         statements.prepare(session, migration.up, "SET LOCAL")
         count = run_all(session, migration, migration.up, seen)
@@ -249,7 +249,7 @@ def _begin(session: Session, migration: Migration, backup: str | None) -> list[b
     """
     said = [
         f"BEGIN; {session.resetting(sessions.FORGET)}; COMMIT",
-        sessions.BEGIN,
+        sessions.begin_with(migration.up.isolation),
         lock.held(session) if session.locked else "VALUES (true), (true)",
         ledger.claiming(session, migration, backup),
         *statements.preparing(session, migration.up, "SET LOCAL"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from preflight.base import memory
 from preflight.base.errors import FilesInvalid, Problem
-from preflight.files import lasting, parser, scan
+from preflight.files import kinds, lasting, parser, scan
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
@@ -25,7 +25,26 @@ def require(scripts: Sequence[Script], *, back: bool = False) -> None:
 def refused(script: Script, *, back: bool = False) -> list[Problem]:
     """Name what cannot be run as it was meant, or not taken up, in one file."""
     joined = (_joined(script, each) for each in script.semicolons)
-    return [*filter(None, joined), *lasting.refused(script, back=back)]
+    return [*filter(None, joined), *_read_only(script), *lasting.refused(script, back=back)]
+
+
+def _read_only(script: Script) -> list[Problem]:
+    """Say where a file would have a transaction in which nobody could record it."""
+    said = [(each, kinds.modes(each.read(script.text))) for each in script.opening]
+    of_access = [(each, found) for each, found in said if found and found.read_only is not None]
+    if not of_access or not of_access[-1][1].read_only:
+        return []
+    line, column = scan.position(script.text, of_access[-1][0].start)
+    return [
+        Problem(
+            f"{script.file}:{line}:{column}: a READ ONLY transaction cannot be recorded",
+            "Leave READ ONLY out.",
+            **script.named,
+            file=script.file,
+            line=line,
+            column=column,
+        )
+    ]
 
 
 def _joined(script: Script, statement: scan.Statement) -> Problem | None:

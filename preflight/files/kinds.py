@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from preflight.base import quoting
 from preflight.files import parser, scan
@@ -23,6 +23,17 @@ DISCARDS = (
 )
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 RESET_ALL = 6  # libpg_query's VariableSetKind
+_MODE = (
+    r"(?:ISOLATION LEVEL (?P<level>SERIALIZABLE|REPEATABLE READ|READ (?:UN)?COMMITTED)"
+    r"|READ (?P<access>ONLY|WRITE)|(?:NOT )?DEFERRABLE)"
+)
+_EACH_MODE = re.compile(_MODE)
+_MODES = re.compile(re.sub(r"\?P<\w+>", "?:", rf"{_MODE}(?:(?: ,)? {_MODE})*"))
+_SAYS_MODES = re.compile(
+    r"(?:(?P<set>SET (?:LOCAL |SESSION )?TRANSACTION)|BEGIN(?: WORK| TRANSACTION)?"
+    r"|START TRANSACTION)(?: (?P<modes>.+))?"
+)
+_MODES_WORDS = 60  # of a statement that says each of them several times
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
 _DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
 _ALONE = [[word] for word in ("ALTER", "CLUSTER", "CREATE", "DROP", "REINDEX", "REPACK", "VACUUM")]
@@ -52,14 +63,38 @@ def is_control(text: bytes) -> bool:
     return bool(head) and (head[0] in CONTROL or head == ["PREPARE", "TRANSACTION"])
 
 
+class Modes(NamedTuple):
+    """What a statement says of the transaction that it opens or stands in."""
+
+    isolation: str = ""  # empty where it says nothing of it
+    read_only: bool | None = None
+
+
+def modes(text: bytes) -> Modes | None:
+    """Return what a BEGIN or a SET TRANSACTION says; None of anything else.
+
+    DEFERRABLE is left out, which does nothing in a transaction that may write.
+    """
+    said = _SAYS_MODES.fullmatch(" ".join(scan.words(text, _MODES_WORDS)))
+    if said is None or (said["set"] and not said["modes"]):
+        return None
+    if said["modes"] and not _MODES.fullmatch(said["modes"]):
+        return None
+    found = Modes()
+    for each in _EACH_MODE.finditer(said["modes"] or ""):
+        if each["level"]:
+            found = found._replace(isolation=each["level"])
+        elif each["access"]:
+            found = found._replace(read_only=each["access"] == "ONLY")
+    return found
+
+
 def opens_transaction(text: bytes) -> bool:
-    """Tell whether a statement is a BEGIN that asks for nothing else."""
-    return scan.words(text, 3) in (
-        ["BEGIN"],
-        ["BEGIN", "WORK"],
-        ["BEGIN", "TRANSACTION"],
-        ["START", "TRANSACTION"],
-    )
+    """Tell whether a statement is a BEGIN of a transaction in which something can be written."""
+    if scan.words(text, 1) not in (["BEGIN"], ["START"]):
+        return False
+    said = modes(text)
+    return said is not None and not said.read_only
 
 
 def closes_transaction(text: bytes) -> bool:

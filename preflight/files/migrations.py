@@ -33,6 +33,8 @@ class Script:
     outside: str = field(default=OUTSIDE, compare=False)  # how it would say that it needs none
     # its statements in which semicolons stand: several, if they were cut wrongly
     semicolons: tuple[scan.Statement, ...] = field(default=(), compare=False)
+    isolation: str = ""  # of its transaction, where that is not READ COMMITTED
+    opening: tuple[scan.Statement, ...] = ()  # its SET TRANSACTION before anything else
 
     @property
     def named(self) -> dict[str, Any]:
@@ -57,8 +59,15 @@ class Script:
         return next(self.statements(), None) is None
 
     def statements(self) -> Iterator[scan.Statement]:
-        """Yield the statements to run: all but a BEGIN and COMMIT around the whole file."""
+        """Yield the statements to run.
+
+        All but a BEGIN and COMMIT around the whole file and what says its transaction's level,
+        which is the runner's.
+        """
         found = scan.statements(self.text, unbound=self.elsewhere)
+        if self.opening:
+            starts = {each.start for each in self.opening}
+            found = (each for each in found if each.start not in starts)
         if not self.wrapped:
             yield from found
             return

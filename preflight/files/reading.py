@@ -321,6 +321,8 @@ class _Found:
     alone: list[scan.Statement] = field(default_factory=list)  # refused inside a transaction
     semicolons: list[scan.Statement] = field(default_factory=list)  # that have some in them
     marked: bool = False  # by another tool's mark
+    leading: bool = True  # so far nothing that a transaction's level could not be said behind
+    opening: list[scan.Statement] = field(default_factory=list)  # of SET TRANSACTION
 
     def wrapped(self, text: bytes, *, blank: bool) -> bool:
         """Tell whether all of it stands between one BEGIN and one COMMIT; nothing, where it may."""
@@ -332,6 +334,13 @@ class _Found:
             and kinds.opens_transaction(self.first.text(text))
             and kinds.closes_transaction(self.last.text(text))
         )
+
+    def isolation(self, text: bytes, *, wrapped: bool) -> str:
+        """Return the level that its transaction is to have; nothing where that is the usual one."""
+        saying = [self.first, *self.opening] if wrapped and self.first else self.opening
+        said = [found for each in saying if (found := kinds.modes(each.read(text)))]
+        level = next((each.isolation for each in reversed(said) if each.isolation), "")
+        return "" if level.endswith("COMMITTED") else level
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,7 +477,9 @@ class Reading:
                 else "Write SQL, or remove the file.",
             )
         if said.get("transactional", True):
-            said["wrapped"] = self._inside_transaction(text, found)
+            wrapped = said["wrapped"] = self._inside_transaction(text, found)
+            said["isolation"] = found.isolation(text, wrapped=wrapped)
+            said["opening"] = tuple(found.opening)
         inside = said.get("transactional", True)
         for statement in found.control:
             self._at(
@@ -522,7 +533,10 @@ class Reading:
                 article = "an" if self.kind == "export" else "a"
                 what = f"{article} {self.kind} file holds queries only"
                 self._at(text, statement, what, "Use SELECT.")
-        elif scan.first_word(text, statement.start) in kinds.NOTABLE:
+            return
+        if found.leading:
+            found.leading = _leads(text, statement, found)
+        if scan.first_word(text, statement.start) in kinds.NOTABLE:
             body = statement.read(text)
             if kinds.is_control(body):
                 found.control.append(statement)
@@ -589,6 +603,21 @@ class Reading:
         head = text[statement.start : min(statement.end, statement.start + 40)]
         shown = " ".join(head.decode("utf-8", "ignore").split())
         self.wrong(f"{shown}: {message}", hint, scan.position(text, statement.start))
+
+
+def _leads(text: bytes, statement: scan.Statement, found: _Found) -> bool:
+    """Tell whether a transaction's level may still be said behind a statement; keep what says it.
+
+    SET asks for no snapshot; whatever else runs may.
+    """
+    match scan.first_word(text, statement.start):
+        case b"BEGIN" | b"START":
+            return found.count == 1
+        case b"SET":
+            if kinds.modes(statement.read(text)):
+                found.opening.append(statement)
+            return True
+    return False
 
 
 def _not_utf8(text: bytes) -> int | None:

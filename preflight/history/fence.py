@@ -63,17 +63,24 @@ def recorded(
         ) from error
 
 
-def fence(session: Session, claim: Callable[[], bool], *, begins: bool = False) -> None:
+def fence(
+    session: Session,
+    claim: Callable[[], bool],
+    *,
+    begins: bool = False,
+    begin: str = sessions.BEGIN,
+) -> None:
     """Claim the history row; call before anything else in a transaction, which may begin anew.
 
-    A claim that `begins` has a BEGIN of its own. Raises PlanChanged when the row is not as
-    planned, LockBusy when another run still holds it at LOCK_WAIT_S.
+    A claim that `begins` has a BEGIN of its own, another one begins as `begin` says. Raises
+    PlanChanged when the row is not as planned, LockBusy when another run still holds it at
+    LOCK_WAIT_S.
     """
     began = time.monotonic()
     for again in stop.looks(0.1, 0.4):
         try:
             if again and not begins:
-                session.execute(sessions.BEGIN)
+                session.execute(begin)
             claimed = claim()
         except psycopg.errors.LockNotAvailable as error:
             session.execute("ROLLBACK")

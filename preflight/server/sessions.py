@@ -1048,7 +1048,14 @@ def application_name(doing: str = "") -> str:
 AT_COMMIT = (
     "at COMMIT"  # noted on what it raises: not what we wrote is to blame, but what is due then
 )
-BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+
+
+def begin_with(isolation: str = "") -> str:
+    """Return what begins a transaction that may write, at the level that a file says."""
+    return f"BEGIN ISOLATION LEVEL {isolation or 'READ COMMITTED'} READ WRITE"
+
+
+BEGIN = begin_with()
 
 
 @contextmanager

@@ -170,8 +170,8 @@ def test_failing_file_is_rolled_back_and_later_ones_do_not_run(
             ),
             (None, None, "23503"),
         ),
-        ("SET TRANSACTION READ ONLY;", (None, None, "25006")),
-        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;", (1, 1, "25001")),
+        ("SELECT 1; SET TRANSACTION READ ONLY;", (None, None, "25006")),
+        ("SELECT 1;\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE;", (2, 1, "25001")),
     ],
 )
 def test_failure_names_line_column_and_sqlstate(
@@ -882,6 +882,94 @@ def test_file_that_meets_another_at_a_row_of_a_catalog_is_tried_again(  # noqa: 
 
     assert 0 == result.code, str(result)
     assert [sqlstate] == [each["sqlstate"] for each in result.event("migration.retried")]
+
+
+LEVEL = "SELECT current_setting('transaction_isolation')"
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;\n{};", "repeatable read"),
+        ("SET lock_timeout = '1s'; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, DEFERRABLE;\n{};",
+         "serializable"),
+        ("BEGIN;\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ;\n{};\nCOMMIT;",
+         "repeatable read"),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE;\n{};\nCOMMIT;", "serializable"),
+        ("START TRANSACTION ISOLATION LEVEL READ UNCOMMITTED;\n{};\nCOMMIT;", "read committed"),
+    ],
+)  # fmt: skip
+def test_file_runs_at_the_level_that_it_says(
+    run: Run, database: servers.Database, migrations: WriteMigrations, text: str, level: str
+) -> None:
+    """On the copy, forward, by force and back; its transaction is the runner's all the same."""
+    database.script("CREATE TABLE seen (level text)")
+    seen = f"INSERT INTO seen {LEVEL}"
+    migrations({
+        "001_a.sql": text.format(f"CREATE TABLE IF NOT EXISTS a (); {seen}"),
+        "001_a_verify.sql": "SELECT 's' AS suite, 'a' AS \"check\", to_regclass('a') IS NOT NULL "
+        "AS ok",
+        "001_a_rollback.sql": text.format(f"DROP TABLE a; {seen}"),
+    })  # fmt: skip
+    env = {"PREFLIGHT_BACKUP": "required", "PREFLIGHT_REHEARSE": "always"}
+    results = [run(*each.split(), env=env) for each in ("up", "force 1", "rollback")]
+
+    assert [0, 0, 0] == [each.code for each in results], "".join(map(str, results))
+    assert [level] * 3 == database.query("TABLE seen")
+
+
+def test_file_at_its_own_level_is_tried_again_where_another_wrote_first(
+    start: Start, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """What READ COMMITTED would wait for and go on with is 40001 here."""
+    database.script("CREATE TABLE c AS SELECT 1 AS n")
+    migrations(
+        {"001_a.sql": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; UPDATE c SET n = 10 * n"}
+    )
+    with database.server.connect(database.name) as other:
+        other.execute("BEGIN; UPDATE c SET n = n + 1")
+        process = start(
+            env={
+                "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
+                "PREFLIGHT_FIRST_CONTACT": "pending",
+                "PREFLIGHT_REHEARSE": "off",
+            }
+        )
+        process.wait_for_event("migration.blocked")
+        other.execute("COMMIT")
+    result = process.wait()
+
+    assert 0 == result.code, str(result)
+    assert ["40001"] == [each["sqlstate"] for each in result.event("migration.retried")]
+    assert [20] == database.query("TABLE c")
+
+
+def test_file_whose_transaction_only_reads_is_refused_where_it_says_so(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """It could never be recorded."""
+    migrations({"001_a.sql": "SELECT 1;", "002_b.sql": "SET TRANSACTION READ ONLY;\nSELECT 1;"})
+    result = run()
+
+    assert (25, 1, 1, None) == place_of(result), str(result)
+    assert "002_b.sql:1:1: a READ ONLY transaction cannot be recorded" in str(result)
+
+
+def test_rollback_that_could_miss_what_its_export_saves_is_refused(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its transaction reads as of its first statement, before it has the tables for itself."""
+    migrations({
+        "001_a.sql": "CREATE TABLE a (n int)",
+        "001_a_rollback.sql": "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; DROP TABLE a",
+        "001_a_export.sql": "SELECT * FROM a",
+    })  # fmt: skip
+    applied = run()
+    result = run("rollback", env={"PREFLIGHT_BACKUP": "required"})
+
+    assert [0, 25] == [each.code for each in (applied, result)], f"{applied}{result}"
+    assert "001_a_rollback.sql" == error_of(result)["file"]
+    assert [1] == database.query("SELECT count(*)::int FROM preflight.migrations")
 
 
 @pytest.mark.parametrize("seconds", ["0", "10"])

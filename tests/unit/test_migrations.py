@@ -116,6 +116,47 @@ def test_transaction_around_the_file_is_dropped(
     assert ["SELECT 1", "SELECT 2"] == texts(one.up)
 
 
+@pytest.mark.parametrize(
+    ("head", "tail", "expected"),
+    [
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE, READ WRITE;", "COMMIT;", "SERIALIZABLE"),
+        ("begin; set local transaction isolation level repeatable read;", "END;",
+         "REPEATABLE READ"),
+        ("SET a.b = 1; SET TRANSACTION READ WRITE ISOLATION LEVEL READ COMMITTED NOT DEFERRABLE;",
+         "", ""),
+        ("SET TRANSACTION READ ONLY; SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE;", "",
+         "SERIALIZABLE"),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE; SET TRANSACTION ISOLATION LEVEL READ COMMITTED;",
+         "COMMIT;", ""),
+        ("SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED;", "", ""),
+    ],
+)  # fmt: skip
+def test_level_of_the_transaction_is_said_before_anything_else(
+    migrations: WriteMigrations, head: str, tail: str, expected: str
+) -> None:
+    """By a BEGIN around the file or by SET TRANSACTION, which is not run; the last word counts."""
+    (one,) = load(migrations({"001_a.sql": f"{head}\nSELECT 1;\n{tail}"}))
+
+    assert expected == one.up.isolation
+    assert ["SELECT 1"] == [each for each in texts(one.up) if each != "SET a.b = 1"]
+
+
+def test_level_that_the_server_would_refuse_there_is_left_to_it(
+    migrations: WriteMigrations,
+) -> None:
+    """Behind a query, without a transaction, and where it is no level of one."""
+    level = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
+    for text in (
+        f"SELECT 1; {level}",
+        f"-- preflight: no-transaction\n{level}; SELECT 1",
+        "SET TRANSACTION SNAPSHOT 'x'; SELECT 1",
+        "SET TRANSACTION; SELECT 1",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1",
+    ):
+        (one,) = load(migrations({"001_a.sql": text}))
+        assert ("", 2) == (one.up.isolation, len(texts(one.up)))
+
+
 @pytest.mark.fault("D101")
 def test_words_of_transaction_control_elsewhere_are_fine(migrations: WriteMigrations) -> None:
     """In comments, strings, bodies and CASE they control no transaction."""
