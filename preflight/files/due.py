@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from preflight.base import memory
 from preflight.base.errors import FilesInvalid, Problem
-from preflight.files import kinds, lasting, parser, scan
+from preflight.files import kinds, lasting, migrations, parser, scan
 
 if TYPE_CHECKING:
     from preflight.files.migrations import Script
@@ -25,7 +25,26 @@ def require(scripts: Sequence[Script], *, back: bool = False) -> None:
 def refused(script: Script, *, back: bool = False) -> list[Problem]:
     """Name what cannot be run as it was meant, or not taken up, in one file."""
     joined = (_joined(script, each) for each in script.semicolons)
-    return [*filter(None, joined), *_read_only(script), *lasting.refused(script, back=back)]
+    found = [*filter(None, joined), *_read_only(script), *lasting.refused(script, back=back)]
+    return found if back else [*_unitless(script), *found]
+
+
+def _unitless(script: Script) -> list[Problem]:
+    """Name the directives that are read as milliseconds and look like seconds.
+
+    Here and not where a file is read: what is recorded has run as it was read, and is never judged.
+    """
+    return [
+        Problem(
+            f"{script.file}:{line}:{column}: {text!r} says no unit, and is {text.split()[-1]} ms",
+            migrations.DURATION,
+            **script.named,
+            file=script.file,
+            line=line,
+            column=column,
+        )
+        for text, line, column in script.unitless
+    ]
 
 
 def _read_only(script: Script) -> list[Problem]:

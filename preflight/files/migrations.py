@@ -10,6 +10,8 @@ from preflight.files import scan
 
 OUTSIDE = "Put `-- preflight: no-transaction` at the top of the file."
 
+DURATION = "Write 500ms, 5s, 2min or 1h."  # what it says of one without a unit, or none
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -33,6 +35,8 @@ class Script:
     outside: str = field(default=OUTSIDE, compare=False)  # how it would say that it needs none
     # its statements in which semicolons stand: several, if they were cut wrongly
     semicolons: tuple[scan.Statement, ...] = field(default=(), compare=False)
+    # directives whose number has no unit, with line and column: read as milliseconds
+    unitless: tuple[tuple[str, int, int], ...] = ()
     isolation: str = ""  # of its transaction, where that is not READ COMMITTED
     opening: tuple[scan.Statement, ...] = ()  # its SET TRANSACTION before anything else
 

@@ -559,6 +559,7 @@ class Reading:
 
     def _directives(self, text: bytes, found: _Found) -> dict[str, object]:
         said: dict[str, object] = {}
+        unitless: list[tuple[str, int, int]] = []
         first = len(text) if found.first is None else found.first.start
         if len(found.directives) > DIRECTIVES_MAX:
             self.wrong(f"more than {DIRECTIVES_MAX:,} directives", "Say each once.")
@@ -580,14 +581,8 @@ class Reading:
             elif directive.text == "breaking":
                 said["breaking"] = self.kind == "up"  # it speaks of what the forward file made
             elif word in ("lock-timeout", "statement-timeout", "max-lock"):
-                duration = _DURATION.fullmatch(value.strip())
-                # beside a variable in seconds a bare number would be read as seconds
-                bare = duration and word == "max-lock" and not duration["unit"]
-                if duration is None or (bare and int(duration["number"])):
-                    self.wrong(f"{value!r} is not a duration", "Write 500ms, 5s, 2min or 1h.", at)
-                else:
-                    milliseconds = int(duration["number"]) * _MILLISECONDS[duration["unit"]]
-                    said[word.replace("-", "_") + "_ms"] = min(milliseconds, 2**31 - 1)
+                if self._duration(said, word, value.strip(), at):
+                    unitless.append((directive.text, *at))
             else:
                 self.wrong(
                     f"unknown directive {directive.text!r}",
@@ -595,7 +590,22 @@ class Reading:
                     "breaking.",
                     at,
                 )
+        said["unitless"] = tuple(unitless)
         return said
+
+    def _duration(
+        self, said: dict[str, object], word: str, value: str, at: tuple[int, int]
+    ) -> bool:
+        """Keep what a directive says of time; return whether it lacks a unit, and was accepted."""
+        duration = _DURATION.fullmatch(value)
+        # beside a variable in seconds a bare number would be read as seconds
+        bare = duration is not None and not duration["unit"] and int(duration["number"]) > 0
+        if duration is None or (bare and word == "max-lock"):
+            self.wrong(f"{value!r} is not a duration", migrations.DURATION, at)
+            return False
+        milliseconds = int(duration["number"]) * _MILLISECONDS[duration["unit"]]
+        said[word.replace("-", "_") + "_ms"] = min(milliseconds, 2**31 - 1)
+        return bare
 
     def _at(self, text: bytes, statement: scan.Statement, message: str, hint: str) -> None:
         if len(self.problems) >= PROBLEMS_MAX:

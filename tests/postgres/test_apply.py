@@ -944,15 +944,26 @@ def test_file_at_its_own_level_is_tried_again_where_another_wrote_first(
     assert [20] == database.query("TABLE c")
 
 
-def test_file_whose_transaction_only_reads_is_refused_where_it_says_so(
-    run: Run, migrations: WriteMigrations
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("SET TRANSACTION READ ONLY;\n", "a READ ONLY transaction cannot be recorded"),
+        ("-- preflight: lock-timeout 5\n", "'lock-timeout 5' says no unit, and is 5 ms"),
+    ],
+)
+def test_file_that_is_due_and_cannot_be_meant_is_refused_where_it_says_so(
+    run: Run, migrations: WriteMigrations, text: str, said: str
 ) -> None:
-    """It could never be recorded."""
-    migrations({"001_a.sql": "SELECT 1;", "002_b.sql": "SET TRANSACTION READ ONLY;\nSELECT 1;"})
-    result = run()
+    """Before the first of them runs: what cannot be recorded, and a number that looks like seconds.
+
+    `lint` has a remark of it, for it does not know what is recorded.
+    """
+    migrations({"001_a.sql": "SELECT 1;", "002_b.sql": f"{text}SELECT 1;"})
+    remarked, result = run("lint"), run()
 
     assert (25, 1, 1, None) == place_of(result), str(result)
-    assert "002_b.sql:1:1: a READ ONLY transaction cannot be recorded" in str(result)
+    assert all(f"002_b.sql:1:1: {said}" in str(each) for each in (remarked, result))
+    assert 3 == run("check").code
 
 
 def test_rollback_that_could_miss_what_its_export_saves_is_refused(

@@ -2166,6 +2166,7 @@ def test_stop_is_passed_on(start: Start, app: Path, database: servers.Database) 
         (["wrap", "--always", "--url-variable", "NONE", "--", "true"], "wrap.url_variable"),
         (["wrap", "--always", "--verify", "/nowhere", "--", "true"], "wrap.verify"),
         (["wrap", "--always", "--lock-timeout", "soon", "--", "true"], "wrap.lock_timeout"),
+        (["wrap", "--always", "--lock-timeout", "2", "--", "true"], "wrap.lock_timeout"),
         (["wrap", "--always", "--timeout", "nan", "--", "true"], "wrap.timeout"),
         (["wrap", "--always", "--history", "a b", "--", "true"], "wrap.history"),
         (["check", "--strict"], "wrap.no_command"),

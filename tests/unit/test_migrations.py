@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from preflight.base.errors import ConfigInvalid, FilesInvalid, Problem
-from preflight.files import migrations, reading
+from preflight.files import due, migrations, reading
 from preflight.files.layout import Source
 from tests import servers
 from tests.conftest import WriteMigrations
@@ -101,6 +101,25 @@ def test_directives_are_obeyed(migrations: WriteMigrations) -> None:
     assert (5000, 120_000) == (two.up.lock_timeout_ms, two.up.statement_timeout_ms)
     assert (250, 3_600_000) == (three.up.lock_timeout_ms, three.up.statement_timeout_ms)
     assert (True, False, None) == (two.up.transactional, two.up.breaking, one.up.lock_timeout_ms)
+
+
+def test_number_without_a_unit_is_refused_of_what_has_not_run(migrations: WriteMigrations) -> None:
+    """It is milliseconds, beside a variable in seconds; what is recorded keeps that, as does 0."""
+    head = "-- preflight: lock-timeout 5\n--  preflight:  statement-timeout  30\n"
+    (one, two) = load(
+        migrations({"001_a.sql": f"{head}SELECT 1;", "002_b.sql": f"{head[:27]}0\nSELECT 1;"})
+    )
+
+    assert (5, 30, 0) == (
+        one.up.lock_timeout_ms, one.up.statement_timeout_ms, two.up.lock_timeout_ms
+    )  # fmt: skip
+    found = due.refused(one.up)
+    assert [(1, "'lock-timeout 5' says no unit, and is 5 ms"),
+            (2, "'statement-timeout  30' says no unit, and is 30 ms")] == [
+        (each.line, each.message.rpartition(": ")[2]) for each in found
+    ]  # fmt: skip
+    assert {"Write 500ms, 5s, 2min or 1h."} == {each.hint for each in found}
+    assert [] == due.refused(two.up) + due.refused(one.up, back=True)
 
 
 @pytest.mark.parametrize("begin", ["BEGIN", "begin work", "START TRANSACTION"])

@@ -30,7 +30,7 @@ _UNTIL = (
     "--timeout is of a wrapped command; PREFLIGHT_WAIT_TIMEOUT_S says how long a server or a "
     "schema is waited for."
 )
-_DURATION = re.compile(r"[0-9]{1,9}(ms|s|min|h)?")
+_DURATION = re.compile(r"[0-9]{1,9}(?:ms|s|min|h)|0")  # a bare number would be read as seconds
 
 
 @dataclass(frozen=True, slots=True)
