@@ -159,7 +159,7 @@ _json = structlog.processors.JSONRenderer(default=plain)
 def _line(logger: object, method: str, event: EventDict) -> str | bytes:
     """Return the event as JSON that no log driver splits: what is too long is counted and cut."""
     line = _json(logger, method, dict(event))
-    for most in (200, 50, 10, 3, 1):
+    for most in (200, 50, 35, 25, 20, 15, 10, 3, 1):
         if len(line) <= LINE_MAX:
             break
         shown = {key: _cut(value, most) for key, value in event.items()}
@@ -188,9 +188,15 @@ def _least(event: EventDict, shown: dict[str, Any]) -> str:
 
 
 def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event holds
-    """Return a value with the first of its lists' items and the beginning of its texts."""
+    """Return a value with the first of its lists' items and the beginning of its texts.
+
+    How many problems of an error are left out is counted.
+    """
     if isinstance(value, dict):
-        return {key: _cut(item, most) for key, item in value.items()}
+        shown = {key: _cut(item, most) for key, item in value.items()}
+        if (untold := len(value.get("problems", ())) - len(shown.get("problems", ()))) > 0:
+            shown["problems_untold"] = untold
+        return shown
     if isinstance(value, list):
         return [_cut(item, most) for item in value[:most]]
     longest = 20 * most + 100

@@ -32,6 +32,23 @@ class Wrong(Exception):
         super().__init__(message)
         self.hint = hint
         self.at = at
+        self.others: tuple[Wrong, ...] = ()  # that are wrong as well
+
+
+def require_literal(found: Iterable[re.Match[bytes]], hint: str) -> None:
+    """Raise Wrong for all that a tool would have replaced, each name once, where it is first."""
+    names: dict[bytes, int] = {}
+    for each in found:
+        names.setdefault(each.group(), each.start())
+        if len(names) == reading.PROBLEMS_MAX:
+            break
+    wrong = [
+        Wrong(f"the placeholder {name.decode('utf-8', 'replace')} is not replaced here", hint, at)
+        for name, at in names.items()
+    ]
+    if wrong:
+        wrong[0].others = tuple(wrong[1:])
+        raise wrong[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,8 +380,9 @@ def _scripts(
         try:
             sections = list(rule.sections(source, name, text))
         except Wrong as wrong:
-            at = None if wrong.at is None else scan.position(text, wrong.at)
-            whole.wrong(str(wrong), wrong.hint, at)
+            for each in (wrong, *wrong.others):
+                at = None if each.at is None else scan.position(text, each.at)
+                whole.wrong(str(each), each.hint, at)
     problems.extend(whole.problems)
     if whole.problems or text is None:
         yield source, None

@@ -979,6 +979,25 @@ def test_hint_of_a_refused_file_says_what_its_tool_s_checksum_takes_then(
     assert expected == re.findall(r"--through \w+|--! AllowInvalidHash", problem.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("V1__a.sql", "-- ${x}\nGRANT ${a} TO ${b}; -- ${c}\n  -- ${d} ${e}\nGRANT ${b} TO ${d};"),
+        ("000001.sql", graphile("-", "GRANT :A_A TO :B_B; -- :C_C\n\nGRANT :B_B TO :D_D;")[0]),
+    ],
+    ids=["flyway", "graphile"],
+)
+def test_every_placeholder_of_a_file_is_told_once(tmp_path: Path, name: str, text: str) -> None:
+    """Where it stands first; a comment behind a statement is no line of comments."""
+    told = refused(written(tmp_path, {name: text}))
+    first = text.count("\n", 0, text.index("GRANT")) + 1
+
+    assert [first, first, first, first + 2] == [int(each.split(":")[1]) for each in told]
+    assert ["a", "b", "c", "d"] == [
+        re.search(r"placeholder \W+(\w)", each)[1].lower() for each in told  # type: ignore[index]
+    ]  # fmt: skip
+
+
 def test_placeholders_of_graphile_are_those_of_its_settings(tmp_path: Path) -> None:
     """The tool replaces them anywhere; a cast, a slice or a word behind a colon is none."""
     text = "SELECT x::TEXT, a[1:PORT], 'role:APP_ROLE', 'is:OTHER', ':DATABASE_NAMES';\n"

@@ -89,6 +89,22 @@ def test_no_line_is_longer_than_log_drivers_take(data: dict[str, Any]) -> None:
         assert all_of_it == len(event["items"]) + event["items_untold"]
 
 
+def test_line_has_as_many_problems_as_fit_and_counts_the_others() -> None:
+    """The console shows all of them."""
+    problems = [{"message": f"{number:<300}", "hint": "y" * 100} for number in range(60)]
+    told = []
+    for choice in ("json", "console"):
+        stream = logged(choice=choice)
+        event = {"exit_code": 25, "duration_s": 1.0, "error": {"message": "x", "hint": "z"}}
+        event["error"] |= {"problems": problems}  # type: ignore[operator]
+        structlog.get_logger().error("run.finished", **event)
+        told.append(stream.getvalue())
+    error = json.loads(told[0])["error"]
+
+    assert (35, 25) == (len(error["problems"]), error["problems_untold"])
+    assert 60 == told[1].count("    - ")
+
+
 @pytest.mark.parametrize(
     ("choice", "terminal", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,18 @@ _PLACEHOLDER = re.compile(rb"\$\{[^}\n]++(?P<end>\})?")
 _COMMENTED = re.compile(rb"\s*--")
 _LINE = re.compile(rb"[^\r\n]+")
 _KNOWN = {"executeInTransaction", "placeholderReplacement", "encoding"}
+
+
+def _placeholders(text: bytes) -> Iterator[re.Match[bytes]]:
+    """Yield what Flyway would replace: not in a line that is a comment."""
+    at = line = 0
+    while (found := _PLACEHOLDER.search(text, at)) is not None:
+        line = text.rfind(b"\n", at, found.start()) + 1 or line
+        at = found.end()
+        if found["end"] and not _COMMENTED.match(text, line, found.start()):
+            yield found
+        else:
+            at = line = text.find(b"\n", at) + 1 or len(text)
 
 
 class Flyway(foreign.Foreign):
@@ -151,18 +163,11 @@ class Flyway(foreign.Foreign):
             return [foreign.Section(source.kind)]
         said = self._conf(file)
         if said.get("placeholderReplacement", "true").lower() != "false":
-            at = 0
-            while (found := _PLACEHOLDER.search(text, at)) is not None:
-                line = text.rfind(b"\n", at, found.start()) + 1 or at
-                at = text.find(b"\n", found.end()) + 1 or len(text)
-                if found["end"] and not _COMMENTED.match(text, line, found.start()):
-                    raise foreign.Wrong(
-                        f"the placeholder {found.group().decode('utf-8', 'replace')} is not "
-                        "replaced here",
-                        "Write the value; or, if it is meant as it stands, "
-                        f"`placeholderReplacement=false` into {name}.conf.{self.edited(source)}",
-                        found.start(),
-                    )
+            foreign.require_literal(
+                _placeholders(text),
+                "Write the value; or, if it is meant as it stands, "
+                f"`placeholderReplacement=false` into {name}.conf.{self.edited(source)}",
+            )
         unbound = said.get("executeInTransaction", "true").lower() == "false"
         return [foreign.Section(source.kind, unbound=unbound)]
 

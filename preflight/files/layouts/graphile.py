@@ -95,12 +95,8 @@ class Graphile(foreign.Foreign):
                 "Restore it; a change is a migration of its own.",
                 0,
             )
-        if (found := self._placeholder.search(text, len(text) - len(body))) is not None:
-            raise foreign.Wrong(
-                f"the placeholder {found.group().decode()} is not replaced here",
-                f"Write the value.{self.edited(source)}",
-                found.start(),
-            )
+        found = self._placeholder.finditer(text, len(text) - len(body))
+        foreign.require_literal(found, f"Write the value.{self.edited(source)}")
         return [foreign.Section("up", unbound=_UNBOUND.match(body) is not None)]
 
     @functools.cached_property
