@@ -155,7 +155,7 @@ def _first_contact(
             repeats.claim(session, file, how="taken_over")
             adopted.append((file, ()))
     elif not is_empty(session):
-        for file, checks in adoptable(session, unrecorded, folder.rule(files)):
+        for file, checks in adoptable(session, unrecorded, folder.rule(files), len(known)):
             ledger.adopt(session, file)
             adopted.append((file, checks))
     return adopted
@@ -215,11 +215,14 @@ def tell_adopted(adopted: Sequence[tuple[Migration, tuple[verify.Check, ...]]]) 
 
 
 def adoptable(
-    session: Session, unrecorded: Sequence[Migration], own: Foreign | None = None
+    session: Session,
+    unrecorded: Sequence[Migration],
+    own: Foreign | None = None,
+    recorded: int = 0,
 ) -> Iterator[tuple[Migration, tuple[verify.Check, ...]]]:
     """Yield the files that a database already holds, with their checks; reads only.
 
-    `own` is the layout of the folder, where it is another tool's.
+    `own` is the layout of the folder, where it is another tool's; so many are `recorded` already.
 
     Call inside a transaction. Raises VerifyFailed (partial, or there above one that is absent),
     HistoryConflict (cannot be told).
@@ -230,7 +233,7 @@ def adoptable(
         answer = verify.answer(checks)
         guess = absent is None and session.config.first_contact != "pending"
         if answer == "unknown" and guess:
-            raise _cannot_tell(session, file, own)
+            raise _cannot_tell(session, file, own, recorded)
         if answer == "untold" and guess:
             raise _untold(file, checks)
         if answer == "partial":
@@ -264,7 +267,9 @@ def _tool_before(session: Session) -> tuple[str | None, str | None]:
     return left or (None, None)
 
 
-def _cannot_tell(session: Session, file: Migration, own: Foreign | None) -> HistoryConflict:
+def _cannot_tell(
+    session: Session, file: Migration, own: Foreign | None, recorded: int
+) -> HistoryConflict:
     from preflight.history import takeover  # noqa: PLC0415 -- only before a failure
 
     tool, outside = _tool_before(session)
@@ -281,10 +286,12 @@ def _cannot_tell(session: Session, file: Migration, own: Foreign | None) -> Hist
             f"A history of {tool}, {outside}, is in none of PREFLIGHT_SCHEMAS: if it is this "
             "app's, name its schema there, too. Or: "
         )
+    before = "the database has objects but nothing was ever run here"
+    if recorded:
+        before = f"nothing was ever run here, {recorded} files are vouched for"
     return HistoryConflict(
         "history.first_contact",
-        f"the database has objects but nothing was ever run here, and {file.name} has no verify "
-        "file that could tell whether it was applied",
+        f"{before}, and {file.name} has no verify file that could tell whether it was applied",
         f"{first}It is there: `adopt {said}`, or all up to it: `adopt --through {said}`. "
         "It is not: set PREFLIGHT_FIRST_CONTACT=pending, and it will run.",
         **file.named,
@@ -394,7 +401,8 @@ def _there_already(
         for file in takeover.repeated(layout, history, folder.repeats(files)):
             yield file, ()
     elif not is_empty(session):
-        yield from adoptable(session, unrecorded, folder.rule(files))
+        recorded = len(files) - len(unrecorded)
+        yield from adoptable(session, unrecorded, folder.rule(files), recorded)
 
 
 def _told(session: Session, known: plan.History) -> bool:
