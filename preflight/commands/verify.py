@@ -18,6 +18,7 @@ from preflight.base.errors import (
 )
 from preflight.commands import command, results
 from preflight.files import folder
+from preflight.files.layout import NATIVE
 from preflight.history import numbers, plan
 from preflight.server import sessions
 
@@ -158,7 +159,10 @@ def _to_verify(
     file = numbers.file(files, known, version)
     if file.verify is None:
         raise ConfigInvalid(
-            "config.arguments", f"version {file.written} has no verify file", "See `check --table`."
+            "config.arguments",
+            f"version {file.written} has no verify file",
+            f"Write {(folder.rule(files) or NATIVE).file(file.name, 'verify')}; "
+            "`lint --table` shows which files have one.",
         )
     return [file]
 

@@ -26,6 +26,18 @@ def error_of(result: program.Result) -> dict[str, Any]:
     return found
 
 
+def test_verify_of_a_file_without_a_verify_file_says_what_to_write(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """And who shows the companions of each."""
+    migrations({"001_a.sql": UP})
+    result = run("verify", "1")
+
+    assert (20, "version 1 has no verify file") == (result.code, error_of(result)["message"])
+    hint = "Write 001_a_verify.sql; `lint --table` shows which files have one."
+    assert hint == error_of(result)["hint"]
+
+
 @pytest.mark.parametrize(
     ("verify", "failed"),
     [
