@@ -132,6 +132,18 @@ def local() -> Iterator[dict[str, str | None]]:
         yield {"PREFLIGHT_REHEARSE_ON": "local", "PREFLIGHT_REHEARSE_DIR": place}
 
 
+def wordy(app: Path) -> None:
+    """Have the app's migrator say of an error what node does: its object, of thirty lines."""
+    text = TOOL.replace(
+        "        run(connection)\n",
+        "        try:\n            run(connection)\n        except psycopg.Error as error:\n"
+        "            print('error:', error.diag.message_primary, '{')\n"
+        "            print(*['  detail: undefined,'] * 30, '}', sep='\\n')\n"
+        "            sys.exit(1)\n",
+    )
+    (app / "tool.py").write_text(text)
+
+
 def stubborn(app: Path, database: servers.Database, body: str) -> None:
     """Have the app's migrator take its address from a file, and do as `body` says."""
     (app / "address").write_text(database.conninfo())
@@ -397,13 +409,14 @@ def test_role_of_another_name_on_the_copy_is_no_difference(
 def test_failure_on_the_copy_leaves_the_live_database_alone(
     run: Run, app: Path, database: servers.Database
 ) -> None:
-    """27 with the command's last words; and nothing is recorded, so the next start tries again.
+    """27 with what the command says of it; and nothing is recorded, so the next start tries again.
 
     What it has committed on the copy is somebody's writing on the live server, and not for sure
     somebody else's. A copy of some schemas is no excuse where nothing of another one is missing.
     """
     (app / "versions/002.sql").write_text(GOOD)
     (app / "versions/003.sql").write_text(BREAKS)
+    wordy(app)
     database.script("CREATE SCHEMA other")
 
     found = run(*command(app))
@@ -413,7 +426,8 @@ def test_failure_on_the_copy_leaves_the_live_database_alone(
     assert "PREFLIGHT_SCHEMAS" in again.finished["error"]["hint"]
     error = found.event("run.finished")[0]["error"]
     assert "wrap.rehearsal_failed" == error["code"]
-    assert "check constraint" in error["message"] + error["context"]
+    assert "with exit code 1: error: check constraint" in error["message"]
+    assert error["context"].startswith("error: check constraint")
     assert "can tell: the server was written to meanwhile, by the command or by" in error["hint"]
     assert [1] == database.query("SELECT count(*)::int FROM schema_migrations")
     assert [] == found.event("wrap.started")
@@ -437,7 +451,11 @@ def test_what_a_copy_of_some_schemas_cannot_tell_stops_nothing(  # noqa: PLR0913
     check: str,
     expected: str,
 ) -> None:
-    """What needs another schema than those of the backup is not rehearsed, and that is said."""
+    """What needs another schema than those of the backup is not rehearsed, and that is said.
+
+    However much the tool says of it.
+    """
+    wordy(app)
     database.script(
         "CREATE SCHEMA shop; ALTER TABLE items SET SCHEMA shop; CREATE TABLE users AS SELECT 1;"
         f"ALTER TABLE schema_migrations SET SCHEMA {history};"
@@ -1539,7 +1557,7 @@ def test_command_without_an_address_is_not_started(
 def test_failure_in_earnest_says_whether_anything_stays(
     run: Run, app: Path, database: servers.Database
 ) -> None:
-    """30 when all it did was rolled back; 31 that names what it changed.
+    """30 when all it did was rolled back; 31 that names what it changed, and why it failed.
 
     An INVALID index that it does not speak of is no cause.
     """
@@ -1547,6 +1565,7 @@ def test_failure_in_earnest_says_whether_anything_stays(
     (app / "versions/002.sql").write_text(f"{GOOD}; {only_live}")
     database.script("CREATE INDEX unrelated ON items (name)")
     database.script(f"{SPOILS} WHERE indexrelid = 'unrelated'::regclass")
+    wordy(app)
 
     clean = run(*command(app))
     (app / "versions/002.sql").write_text(GOOD)
@@ -1559,6 +1578,7 @@ def test_failure_in_earnest_says_whether_anything_stays(
     error = partial.event("run.finished")[0]["error"]
     assert "wrap.partial" == error["code"]
     assert "column public.items.price" in error["message"]
+    assert "with exit code 1: error: division by zero {; " in clean.finished["error"]["message"]
     assert str(clean.event("backup.verified")[0]["backup"]) not in error["hint"]
     hints = [clean.finished["error"]["hint"], error["hint"]]
     assert [True, False] == ["what is different here?" in each for each in hints]

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import child, key, onlooker, rehearsed, said, shared, tree, wall
+from preflight.commands.wrapping import child, key, onlooker, said, shared, tree, wall
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
@@ -28,11 +28,12 @@ PATIENCE_S = 30.0
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        ('ERROR:  relation "public.users" does not exist', '"public.users"'),
-        ('psql: ERROR:  schema "audit" does not exist', '"audit"'),
+        ('ERROR:  relation "public.users" does not exist', "public.users"),
+        ('psql: ERROR:  schema "audit" does not exist', "audit"),
         ("ERROR:  function audit.f(integer) does not exist", "audit.f"),
         ('NOTICE:  schema "audit" does not exist, skipping', None),
         ('NOTICE:  table "old" does not exist, skipping', None),
+        ('{"level": "error", "msg": "relation \\"bill.items\\" does not exist"}', "bill.items"),
         ('ERROR:  relation "items" already exists', None),
         ('ERROR:  role "report" does not exist', None),
         ("ERROR:  check constraint is violated by some row", None),
@@ -40,8 +41,8 @@ PATIENCE_S = 30.0
 )
 def test_only_an_error_says_that_a_thing_of_a_schema_is_missing(line: str, name: str) -> None:
     """What it excuses goes on unrehearsed: a notice beside a real failure is no excuse."""
-    found = rehearsed._MISSING.search(line)  # noqa: SLF001 -- what is read of a line
-    assert name == (found[2] if found else None)
+    found = said.missed(line)
+    assert name == (found[1] if found else None)
 
 
 def python(text: str, *arguments: object) -> list[str]:
@@ -293,10 +294,9 @@ def test_secret_is_masked_where_its_pieces_come_one_by_one() -> None:
 @pytest.mark.parametrize("before", range(said.MOST - 12, said.MOST + 3))
 def test_no_piece_of_a_secret_is_left_where_a_long_line_is_cut(before: int) -> None:
     """The cut may fall into a secret; masks before it make the line shorter."""
-    last: list[str] = []
     mask = masks.Mask(["hidden-one"])
     with capture_logs() as events:
-        heard = said.Heard("stdout", mask, last, rehearsal=False)  # type: ignore[arg-type]
+        heard = said.Heard("stdout", mask, said.Kept(), rehearsal=False)
         heard.hear(b"hidden-one" * 5 + b"." * (before - 50))
         heard.hear(b"hidden-one and " + b"y" * 100)
         heard.hear(b"z" * 100_000 + b"\n")
@@ -834,3 +834,107 @@ def test_refusal_that_a_command_lived_through_is_not_its_end(
 
     assert (refused, other) == said.refusal(["ERROR:  earlier", refused, *later])
     assert ("", other) == said.refusal(later)
+
+
+FRAMES = ["    at parseErrorMessage (parser.js:306:11)", "  length: 153,", "  severity: 'ERROR',"]
+VIOLATED = 'check constraint "named" of relation "items" is violated by some row'
+OBJECT = [*FRAMES, *("  detail: undefined," for _ in range(said.LAST)), "}"]
+
+
+def kept(lines: Sequence[str]) -> said.Kept:
+    """Return what is kept of some lines."""
+    found = said.Kept()
+    for line in lines:
+        found.keep(line)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([f"QueryFailedError: {VIOLATED}", *OBJECT], [f"QueryFailedError: {VIOLATED}"]),
+        ([f"error: {VIOLATED}", *OBJECT], [f"error: {VIOLATED}"]),
+        ([f"error: {VIOLATED}", *FRAMES[:1]], [f"error: {VIOLATED}"]),
+        (
+            [
+                f"sqlalchemy.exc.IntegrityError: (psycopg.errors.CheckViolation) {VIOLATED}",
+                *(
+                    "[SQL: ALTER TABLE items]",
+                    "(Background on this error at: https://sqlalche.me/)",
+                ),
+            ],
+            [f"sqlalchemy.exc.IntegrityError: (psycopg.errors.CheckViolation) {VIOLATED}"],
+        ),
+        (
+            [f"django.db.utils.IntegrityError: {VIOLATED}", "  Applying shop.0003_unique..."],
+            [f"django.db.utils.IntegrityError: {VIOLATED}"],
+        ),
+        (
+            [f"psql:a.sql:1: ERROR:  {VIOLATED}", "Deploy failed"],
+            [f"psql:a.sql:1: ERROR:  {VIOLATED}", "its last line: Deploy failed"],
+        ),
+        (
+            [f"ERROR:  {VIOLATED}", "CONTEXT:  PL/pgSQL function", "make: *** [migrate] Error 1"],
+            [f"ERROR:  {VIOLATED}"],
+        ),
+        (
+            [f"Npgsql.PostgresException (0x80004005): 23514: {VIOLATED}", "  Severity: ERROR"],
+            [f"Npgsql.PostgresException (0x80004005): 23514: {VIOLATED}"],
+        ),
+        (
+            ["In Driver.php:", f"  SQLSTATE[23514]: {VIOLATED}"],
+            [f"SQLSTATE[23514]: {VIOLATED}"],
+        ),
+        (
+            ["ModuleNotFoundError: No module named 'x'"],
+            ["ModuleNotFoundError: No module named 'x'"],
+        ),
+        (["going on", 'NOTICE:  relation "a" already exists, skipping'], ["going on"]),
+        (["read the file", "[⣷] applying migrations..."], ["read the file"]),
+        (["nobody knows", "why"], ["why"]),
+        (["}"], ["}"]),
+        ([], []),
+    ],
+)
+def test_failure_is_told_by_the_line_that_says_why(lines: list[str], expected: list[str]) -> None:
+    """However much a tool says behind it; and where none says why, by the last one that is one."""
+    found = kept(lines)
+
+    assert tuple(expected) == said.why(found.last, found.telling)
+    assert not lines or expected[0] in str(said.context(found.last, found.telling))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['QueryFailedError: relation "bill.items" does not exist', *OBJECT], True),
+        (['ERROR:  relation "a.b" does not exist', f"ERROR:  {VIOLATED}"], False),
+        (['ERROR:  relation "a.b" does not exist', f"ERROR:  {VIOLATED}", *OBJECT], False),
+        (['SQLSTATE[42P01]: ERROR: relation "a.b" does not exist', "SQL State: 42P01"], True),
+        (
+            [
+                'ERROR:  relation "a.b" does not exist',
+                "ERROR:  current transaction is aborted, commands ignored until end of block",
+            ],
+            True,
+        ),
+        (['table "a.b" does not exist: it is made', *OBJECT], False),
+    ],
+)
+def test_how_long_an_error_is_decides_nothing(lines: list[str], *, expected: bool) -> None:
+    """What misses a table excuses a trial, unless an error of the server's came later."""
+    found = kept(lines)
+
+    assert expected == (said.missing(found.last, found.telling) is not None)
+
+
+def test_flood_of_errors_is_not_kept() -> None:
+    """Of a tool that fails again and again the newest lines are, and what else it said before."""
+    refused = "cache: connect: Permission denied"
+    found = kept([refused, *(f"ERROR:  {number}" for number in range(10 * said.TELLING))])
+
+    assert (refused, True) == said.refusal(found.telling)
+    assert (said.TELLING + 1, f"ERROR:  {10 * said.TELLING - 1}") == (
+        len(found.telling),
+        found.telling[-1],
+    )

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,15 +37,31 @@ _KEEP = (
 class Ended:
     """How COMMAND ended; a negative code is a signal's number, None our timeout.
 
-    `closed`: it said that it may not connect. `left`: how many processes it left behind, which were
-    ended.
+    `telling`: the lines that may say why it fails, also those above the last ones. `left`: how many
+    processes it left behind, which were ended.
     """
 
     code: int | None
     duration_s: float
     last: tuple[str, ...]
-    closed: bool = False
+    telling: tuple[str, ...] = ()
     left: int = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it said that it may not connect."""
+        return any(map(said.is_closed, self.telling))
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        """What its failure is told by: the last line where it did not end by itself."""
+        failed = self.code is not None and self.code > 0
+        return said.why(self.last, self.telling) if failed else self.last[-1:]
+
+    @property
+    def context(self) -> str | None:
+        """Its last lines, and the one that says why."""
+        return said.context(self.last, self.telling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +116,8 @@ def run(  # noqa: PLR0913 -- what, with what, and who looks on
         raise
     finally:
         running.end(signal.SIGTERM)
-    closed = any(stream.closed for stream in running.streams)
-    return Ended(
-        code, round(time.monotonic() - began, 3), tuple(running.last), closed, running.left
-    )
+    duration_s, kept = round(time.monotonic() - began, 3), running.kept
+    return Ended(code, duration_s, tuple(kept.last), kept.telling, running.left)
 
 
 class _Running:
@@ -122,7 +135,7 @@ class _Running:
         """Start it."""
         self.command = command
         self.more = {"rehearsal": True} if rehearsal else {}
-        self.last: deque[str] = deque(maxlen=said.LAST)
+        self.kept = said.Kept()
         self.result: tuple[str, int] | None = None
         self.group: int | None = None
         self.clearing = False  # it has ended in time, and what it left behind is being ended
@@ -149,12 +162,9 @@ class _Running:
         finally:
             os.close(theirs)
         self.heard: dict[int, said.Heard | None] = {status: None}
-        self.streams: list[said.Heard] = []
         for name, pipe in (("stdout", self.keeper.stdout), ("stderr", self.keeper.stderr)):
             assert pipe is not None  # noqa: S101 -- the keeper was started with pipes
-            stream = said.Heard(name, mask, self.last, rehearsal=rehearsal)
-            self.heard[pipe.fileno()] = stream
-            self.streams.append(stream)
+            self.heard[pipe.fileno()] = said.Heard(name, mask, self.kept, rehearsal=rehearsal)
         self._send(_told(environment))
 
     def listen(self, until: float | None, each: Callable[[Child], None] | None) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -42,13 +41,6 @@ if TYPE_CHECKING:
     from preflight.server import packed
     from preflight.server.sessions import Session
 
-# what a trial before this one may have made, and left there
-_LEFT = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
-# what PostgreSQL says of a thing that is not there and that a schema holds; no notice of DROP
-_MISSING = re.compile(
-    r"(?i)\b(schema|relation|table|view|sequence|index|type|domain|function|procedure|aggregate)"
-    r" ([\w$.\"]+).*? does not exist(?!, skipping)"
-)
 _KINDS = {"schema": "schema", "type": "type", "domain": "type"} | dict.fromkeys(
     ("function", "procedure", "aggregate"), "function"
 )  # the others are relations
@@ -315,7 +307,7 @@ class _Trial:
                 "named, and take back what the command is to do in earnest. Then run again with a "
                 "copy on a server that is thrown away (PREFLIGHT_REHEARSE_ON=local), or without "
                 "one (PREFLIGHT_REHEARSE=off).",
-                context="\n".join(ended.last) or None if ended else None,
+                context=ended.context if ended else None,
             )
 
     def _changed_for_all(self) -> list[str]:
@@ -423,7 +415,7 @@ class _Trial:
         if there.was_there() or changes.names:
             return
         if not ended.code or fence.crossed or (fence.sure and ended.closed):
-            raise self._elsewhere(how(ended), ended.last, self._apart(ended))
+            raise self._elsewhere(how(ended), ended.context, self._apart(ended))
         raise self._failed(ended, _BEFORE)
 
     def _apart(self, ended: child.Ended) -> str:
@@ -451,14 +443,14 @@ class _Trial:
             return ""
         return f" (not led: {console.some(self.left)}; what was named so, give as a URL)"
 
-    def _elsewhere(self, how: str, last: Sequence[str] = (), apart: str = "") -> RehearsalFailed:
+    def _elsewhere(self, how: str, said: str | None = None, apart: str = "") -> RehearsalFailed:
         return RehearsalFailed(
             "wrap.not_redirected",
             f"the command was led to the copy, and no session of it was seen there: {how}",
             "Does it take its address from a file or an argument? Name the variable that it reads "
             f"with --url-variable{self._unled()}. {self.live_is}"
             + (f"; {apart}." if self.others and apart else "."),
-            context="\n".join(last) or None,
+            context=said,
         )
 
     def _require_checks(self) -> None:
@@ -474,18 +466,19 @@ class _Trial:
 
     def _left_out(self, ended: child.Ended) -> scratch.Unavailable | None:
         """Return why its failure tells nothing: what it misses is left out on the copy."""
-        missing = [found for line in ended.last if (found := _MISSING.search(line))]
-        if not missing:
+        line = said.missing(ended.last, ended.telling)
+        found = said.missed(line) if line else None
+        if found is None:
             return None
-        failure = f"on the restored copy {how(ended)}: {missing[-1].string}"
-        kind, name = _KINDS.get(missing[-1][1].lower(), "relation"), missing[-1][2].replace('"', "")
+        failure, kind = f"on the restored copy {how(ended)}: {line}", _KINDS.get(found[0])
         return limits.left_out(
-            self.session, self.copy.part, self.copy.lacking, failure, kind, [name]
+            *(self.session, self.copy.part, self.copy.lacking),
+            *(failure, kind or "relation", [found[1]]),
         )
 
     def _failed(self, ended: child.Ended, more: str = "") -> RehearsalFailed:
-        what, last = "correct the data or the migration", tuple(ended.last[-1:])
-        apart, (refused, later) = self._apart(ended), said.refusal(ended.last)
+        what, last = "correct the data or the migration", ended.why
+        apart, (refused, later) = self._apart(ended), said.refusal(ended.telling)
         if more == _BEFORE:
             what = (
                 "correct what its last lines say, or, where they speak of an address, name the "
@@ -501,7 +494,7 @@ class _Trial:
             what, last = apart, tuple(filter(None, dict.fromkeys((refused, *last))))
         elif apart and refused:
             last = (*last, f"it also said: {refused}")
-        if self.copy.server is None and any(map(_LEFT.search, ended.last)):
+        if self.copy.server is None and said.made_before(ended.telling):
             what += (
                 ", or take back what an earlier trial has left on the copy's server, and have the "
                 "copy on one that is thrown away (PREFLIGHT_REHEARSE_ON=local)"
@@ -515,7 +508,7 @@ class _Trial:
             "wrap.rehearsal_failed",
             f"on the restored copy {how(ended)}{more}{': ' if last else ''}{'; '.join(last)}",
             f"{self.live_is}: {what}, and run again.",
-            context="\n".join(ended.last) or None,
+            context=ended.context,
         )
 
     def _again(

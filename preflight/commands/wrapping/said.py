@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Sequence
 
     from preflight.base import masks
 
 MOST = 8000  # bytes of a line that are shown
 LAST = 20  # lines that a failure shows
+TELLING = 100  # lines of each kind by which a failure is judged, however far up they are
 DEEPEST = 100  # levels of a JSON object that stays one
 _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(9), *range(10, 32), *range(127, 160))}
@@ -30,19 +31,68 @@ _ERROR = re.compile(  # how clients show an error of the server's
     r"\berror returned from database: |\bdb error: ERROR: |\bQueryFailedError\b|"
     r"\bSequelizeDatabaseError\b|^Database error code: "
 )
+# what PostgreSQL says of a thing that is not there and that a schema holds; no notice of DROP
+_MISSING = re.compile(
+    r"(?i)\b(schema|relation|table|view|sequence|index|type|domain|function|procedure|aggregate)"
+    r" ([\w$.\"]+).*? does not exist(?!, skipping)"
+)
+_MISSES = re.compile(r"\b(?:42P01|42883|42704|3F000)\b")  # what says no more than that
+_ABORTED = "current transaction is aborted"  # what PostgreSQL says to all that comes then
+# what a trial before this one may have made, and left there
+_MADE = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
+# how a program says why it ends: more than _ERROR, also by its own errors
+_WHY = re.compile(
+    r"(?i)^\S.*\bviolate[sd]\b|^(?:[\w./:\[\]-]+: )?(?:error|fatal|panic): \S|"
+    r"^[\w.$:()]+(?:Error|Exception|Violation)\b[^:]{0,60}: \S|"
+    r"^\S.*\b(?-i:ERROR|FATAL): +\S|^\s*(?:SQLSTATE\b|ERROR: )"
+)
+# what stands around that: frames, brackets, what the server adds, spinners, who started the program
+_AROUND = re.compile(
+    r"^\s+at |^\s*File \"|^\s*[\^~]+$|^\s*[\]})]+[,;]?$|^\s*\.\.\. \d+ more$|[\u2800-\u28ff]|"
+    r"^\s*(?:CONTEXT|DETAIL|HINT|STATEMENT|QUERY|LOCATION|LINE \d+):|\(Background on |"
+    r"^(?:psql:.*: )?(?:NOTICE|WARNING|INFO|LOG|DEBUG): |^\[(?:SQL|parameters): |"
+    r"^make(?:\[\d+\])?: |^npm (?:ERR!|error|notice|warn)|^Node\.js v\d|"
+    r"(?i:\bexited with (?:exit )?code \d|\bcommand failed with\b|\bwith exit code \d)"
+)
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
+
+
+class Kept:
+    """What is kept of all that a command says: its last lines, and those that may say why it fails.
+
+    These are kept apart: how long a tool's error is, and what it says behind it, decides nothing.
+    """
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=LAST)
+        self._refusals: deque[tuple[int, str]] = deque(maxlen=TELLING)
+        self._errors: deque[tuple[int, str]] = deque(maxlen=TELLING)
+        self._number = 0
+
+    def keep(self, text: str) -> None:
+        """Keep a line for as long as it is needed."""
+        self._number += 1
+        self.last.append(text)
+        if is_closed(text):
+            self._refusals.append((self._number, text))
+        elif _ERROR.search(text) or _MADE.search(text) or missed(text) or _says_why(text):
+            self._errors.append((self._number, text))
+
+    @property
+    def telling(self) -> tuple[str, ...]:
+        """The lines that may say why it fails, as they came."""
+        return tuple(text for _, text in sorted((*self._refusals, *self._errors)))
 
 
 class Heard:
     """One stream of a command: what comes is cut into lines, each an event."""
 
-    def __init__(self, stream: str, mask: masks.Mask, last: deque[str], *, rehearsal: bool) -> None:
-        """Know which stream it is, and where the last lines go."""
+    def __init__(self, stream: str, mask: masks.Mask, kept: Kept, *, rehearsal: bool) -> None:
+        """Know which stream it is, and what keeps its lines."""
         self.stream = stream
         self.mask = mask
-        self.last = last
+        self.kept = kept
         self.more = {"rehearsal": True} if rehearsal else {}
-        self.closed = False  # it has said that it may not connect
         self._begun = b""
         self._untold = 0  # bytes of the line that has begun which are not kept
 
@@ -50,8 +100,8 @@ class Heard:
         """Tell every line that has come to its end."""
         *lines, rest = _LINE_END.split(self._begun + chunk)
         for line in lines:
-            self._tell(self._kept(line))
-        self._begun = self._kept(rest)
+            self._tell(self._begins(line))
+        self._begun = self._begins(rest)
 
     def end(self) -> None:
         """Tell a last line that has no end."""
@@ -59,7 +109,7 @@ class Heard:
             self._tell(self._begun)
         self._begun = b""
 
-    def _kept(self, line: bytes) -> bytes:
+    def _begins(self, line: bytes) -> bytes:
         """Return the beginning of a line: as much as is shown, and the longest secret more."""
         most = MOST + self.mask.longest
         self._untold += len(line[most:])
@@ -81,8 +131,7 @@ class Heard:
             text = json.dumps(said["object"], ensure_ascii=False)
             text = text.encode("utf-8", "backslashreplace").decode()  # half an emoji is no text
         if text:
-            self.last.append(text)
-            self.closed = self.closed or is_closed(text)
+            self.kept.keep(text)
             structlog.get_logger().info("wrap.said", stream=self.stream, **said, **self.more)
 
 
@@ -101,6 +150,63 @@ def refusal(lines: Sequence[str]) -> tuple[str, bool]:
     """
     at = max((n for n, line in enumerate(lines) if is_closed(line)), default=-1)
     return lines[at] if at >= 0 else "", any(map(_ERROR.search, lines[at + 1 :]))
+
+
+def missed(line: str) -> tuple[str, str] | None:
+    """Return the kind and the name of a thing that is not there, where a line says that of one."""
+    plain = line.replace('\\"', '"')  # as JSON has it
+    found = _MISSING.search(plain) if " does not exist" in plain else None
+    return (found[1].lower(), found[2].replace('"', "")) if found else None
+
+
+def missing(last: Sequence[str], telling: Sequence[str]) -> str | None:
+    """Return the newest line that misses a thing, unless the server had another error later.
+
+    A tool may live through one that misses a table, and end with one of the data. What is above
+    the last lines is to be an error, too: a tool may say that it makes what is not there.
+    """
+    for line in reversed(telling):
+        if missed(line) and (_says_why(line) or line in last):
+            return line
+        other = _ERROR.search(line) and _says_why(line) and not _MISSES.search(line)
+        if other and _ABORTED not in line:
+            return None
+    return None
+
+
+def made_before(lines: Sequence[str]) -> bool:
+    """Tell whether something of the whole server's is there already, as a line says."""
+    return any(map(_MADE.search, lines))
+
+
+def why(last: Sequence[str], telling: Sequence[str]) -> tuple[str, ...]:
+    """Return what a failure is told by: the newest line that says why, and the last one behind it.
+
+    Where none says why, the last one that is not around something.
+    """
+    reason = _reason(telling)
+    if reason is None:
+        ends = [line for line in last if not _AROUND.search(line)] or list(last)
+        return tuple(line.strip() for line in ends[-1:])
+    at = max((n for n, line in enumerate(last, 1) if line == reason), default=0)
+    ends = [line for line in list(last)[at:] if line[:1].strip() and not _AROUND.search(line)]
+    return (reason.strip(), *(f"its last line: {line}" for line in ends[-1:]))
+
+
+def context(last: Sequence[str], telling: Sequence[str]) -> str | None:
+    """Return the last lines, and before them the one that says why, where it is further up."""
+    reason = _reason(telling)
+    above = [reason, "…"] if reason is not None and reason not in last else []
+    return "\n".join([*above, *last]) or None
+
+
+def _reason(telling: Sequence[str]) -> str | None:
+    return next((line for line in reversed(telling) if _says_why(line)), None)
+
+
+def _says_why(line: str) -> bool:
+    found = _WHY.search(line) or (line[:1].strip() and _ERROR.search(line))
+    return bool(found) and not _AROUND.search(line)
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -238,13 +238,13 @@ class _Run:
         copy: Rehearsed | None,
     ) -> Failure:
         """Return what its end means: whether anything stays of what it did."""
-        how += f": {ended.last[-1]}" if ended.last else ""
+        how += f": {'; '.join(ended.why)}" if ended.last else ""
         if copy and copy.shared:
             how += (
                 "; while it was tried, by it or by somebody else the live server was changed: "
                 f"{console.some(copy.shared)}"
             )
-        context = "\n".join(ended.last) or None
+        context = ended.context
         try:
             what = self._left(before, alone=alone)
         except psycopg.Error as error:  # its session may hold what we look at
@@ -275,7 +275,7 @@ class _Run:
         """Say which INVALID indexes it has left, or speaks of in its last lines; or nothing."""
         from preflight.commands.wrapping import written  # noqa: PLC0415 -- likewise
 
-        found, told = list[str](), "\n".join(ended.last)
+        found, told = list[str](), "\n".join((*ended.telling, *ended.last))
         with suppress(psycopg.Error):
             now = written.invalid(self.session)
             left = written.left(before, now)
