@@ -624,6 +624,42 @@ def test_command_with_an_address_of_its_own_is_found_out(
     assert [] == found.event("wrap.started")
 
 
+@pytest.mark.parametrize(
+    ("rehearse", "where", "code"),
+    [("auto", "local", 0), ("always", "local", 27), ("auto", "server", 27)],
+)
+def test_command_that_demands_tls_is_not_tried_on_a_server_without(  # noqa: PLR0913, PLR0917 -- fixtures
+    run: Run,
+    app: Path,
+    database: servers.Database,
+    local: dict[str, str | None],
+    rehearse: str,
+    where: str,
+    code: int,
+) -> None:
+    """What its own settings say no variable takes away: that stops nobody who has TLS live.
+
+    Beside the live database it fails as it would there.
+    """
+    live = f":{database.env()['PGPORT']}/{database.name}"
+    demands = f"**({{}} if address().endswith({live!r}) else {{'sslmode': 'require'}})"
+    text = TOOL.replace("address(), autocommit=True", f"address(), autocommit=True, {demands}")
+    (app / "tool.py").write_text(text)
+    (app / "versions/002.sql").write_text(GOOD)
+    places: dict[str, str | None] = {"PREFLIGHT_REHEARSE_ON": where}
+
+    found = run(*command(app), env=local | places | {"PREFLIGHT_REHEARSE": rehearse})
+
+    assert code == found.code, found
+    error = found.finished.get("error") or {"code": "", "message": ""}
+    warned = [each["reason"] for each in found.event("rehearsal.skipped")]
+    reason = error["message"] or warned[0]
+    assert "server does not support SSL, but SSL was required" in reason
+    assert ("PREFLIGHT_REHEARSE_ON=server" in reason) == (where == "local")
+    codes = {"server": "wrap.rehearsal_failed", "always": "rehearsal.unavailable"}
+    assert error["code"] == codes.get(where, codes.get(rehearse, ""))
+
+
 def test_other_database_of_the_server_is_told(
     run: Run,
     app: Path,

@@ -928,6 +928,27 @@ def test_how_long_an_error_is_decides_nothing(lines: list[str], *, expected: boo
     assert expected == (said.missing(found.last, found.telling) is not None)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "psycopg.OperationalError: server does not support SSL, but SSL was required",
+        "Error: The server does not support SSL connections",
+        "Caused by: org.postgresql.util.PSQLException: The server does not support SSL.",
+        "error: pq: SSL is not enabled on the server",
+        "failed to connect: tls error (server refused TLS connection)",
+        'ConnectionError: PostgreSQL server at "127.0.0.1:1" rejected SSL upgrade',
+        "Npgsql.NpgsqlException: No SSL enabled connection from this host is configured.",
+        "error: while attempting to establish a TLS connection: server does not support TLS",
+        "** (DBConnection.ConnectionError) ssl not available",
+    ],
+)
+def test_server_without_tls_is_known_by_the_words_of_clients(line: str) -> None:
+    """Unless the command went on without, and an error of the server's is later."""
+    assert line == said.without_tls(kept([line, *OBJECT]).telling)
+    assert said.without_tls(kept([line, f"ERROR:  {VIOLATED}"]).telling) is None
+    assert said.without_tls(kept(["SSL is off", f"ERROR:  {VIOLATED}"]).telling) is None
+
+
 def test_flood_of_errors_is_not_kept() -> None:
     """Of a tool that fails again and again the newest lines are, and what else it said before."""
     refused = "cache: connect: Permission denied"

@@ -156,6 +156,7 @@ class _Trial:
             changes = self._changes(before, ended, left)
             on_copy = there.was_there() or bool(changes.names)
             self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
+            self._require_tls(ended, fence)
             self._require_there(there, changes, ended, fence)
             if ended.code != 0:
                 raise self._left_out(ended) or self._failed(ended)
@@ -399,6 +400,22 @@ class _Trial:
             "variable with --url-variable, or rehearse where the copy has a port of its own. Look "
             "at what is named"
             + (f"; the backup {self.backup} is from before it." if self.backup else "."),
+        )
+
+    def _require_tls(self, ended: child.Ended, fence: fences.Fence) -> None:
+        """Raise Unavailable where the command demands TLS, and the copy's server has none.
+
+        The live one may have it; where that has the copy, too, the failure is the command's.
+        """
+        line = said.without_tls(ended.telling) if ended.code else None
+        if line is None or fence.crossed or self.copy.where == "server" or self.copy.beside:
+            return
+        raise scratch.Unavailable(
+            f"on the restored copy {how(ended)}: {line.strip()}; it demands TLS by settings of its "
+            f"own, and {'the throwaway server' if self.copy.server else 'that server'} has none: "
+            "PREFLIGHT_REHEARSE_ON=server, or a PREFLIGHT_REHEARSE_URL of a server with TLS, has "
+            "it tried",
+            level="warning",
         )
 
     def _require_there(

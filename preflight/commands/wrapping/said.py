@@ -40,6 +40,13 @@ _MISSES = re.compile(r"\b(?:42P01|42883|42704|3F000)\b")  # what says no more th
 _ABORTED = "current transaction is aborted"  # what PostgreSQL says to all that comes then
 # what a trial before this one may have made, and left there
 _MADE = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
+# how clients say that a server has no TLS, which they demand: libpq, node-postgres and pgjdbc,
+# lib/pq, pgx, asyncpg, Npgsql, Rust's, Postgrex
+_NO_TLS = re.compile(
+    r"(?i)\bserver does not support (?:SSL|TLS)\b|\bSSL is not enabled on the server\b|"
+    r"\bserver refused TLS\b|\brejected SSL upgrade\b|\bNo SSL enabled connection\b|"
+    r"\bssl not available\b"
+)
 # how a program says why it ends: more than _ERROR, also by its own errors
 _WHY = re.compile(
     r"(?i)^\S.*\bviolate[sd]\b|^(?:[\w./:\[\]-]+: )?(?:error|fatal|panic): \S|"
@@ -54,6 +61,7 @@ _AROUND = re.compile(
     r"^make(?:\[\d+\])?: |^npm (?:ERR!|error|notice|warn)|^Node\.js v\d|"
     r"(?i:\bexited with (?:exit )?code \d|\bcommand failed with\b|\bwith exit code \d)"
 )
+_TELLING = (_ERROR, _MADE, _NO_TLS)
 _LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")  # a \r at the end may be half of a \r\n
 
 
@@ -75,7 +83,7 @@ class Kept:
         self.last.append(text)
         if is_closed(text):
             self._refusals.append((self._number, text))
-        elif _ERROR.search(text) or _MADE.search(text) or missed(text) or _says_why(text):
+        elif missed(text) or _says_why(text) or any(each.search(text) for each in _TELLING):
             self._errors.append((self._number, text))
 
     @property
@@ -168,8 +176,20 @@ def missing(last: Sequence[str], telling: Sequence[str]) -> str | None:
     for line in reversed(telling):
         if missed(line) and (_says_why(line) or line in last):
             return line
-        other = _ERROR.search(line) and _says_why(line) and not _MISSES.search(line)
-        if other and _ABORTED not in line:
+        if _of_server(line) and not _MISSES.search(line) and _ABORTED not in line:
+            return None
+    return None
+
+
+def without_tls(telling: Sequence[str]) -> str | None:
+    """Return the newest line that says that a server has no TLS, if no error of one's is later.
+
+    Who only prefers TLS goes on without, and ends of something else.
+    """
+    for line in reversed(telling):
+        if _NO_TLS.search(line):
+            return line
+        if _of_server(line):
             return None
     return None
 
@@ -202,6 +222,10 @@ def context(last: Sequence[str], telling: Sequence[str]) -> str | None:
 
 def _reason(telling: Sequence[str]) -> str | None:
     return next((line for line in reversed(telling) if _says_why(line)), None)
+
+
+def _of_server(line: str) -> bool:
+    return _ERROR.search(line) is not None and _says_why(line)
 
 
 def _says_why(line: str) -> bool:
