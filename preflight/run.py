@@ -370,7 +370,8 @@ def once(arguments: Sequence[str], choose: Choose) -> int:
         command, run.command, result_on_stdout = choose(arguments)
         _set_up_logs(run, environ, to_stderr=result_on_stdout)
         run.begin(environ)
-        config = Config.from_env(environ, Path(plain.MIGRATIONS), run.run_id)
+        place, wrapping = Path(plain.MIGRATIONS), "--" in arguments
+        config = Config.from_env(environ, place, run.run_id, wrapping=wrapping)
         _set_up_logs(run, environ, config, to_stderr=result_on_stdout)
         run.started(config)
         for warning in config.warnings:

@@ -114,6 +114,7 @@ class Config:
     metrics_file: Path | None = None
     notify_url: notify.Address | None = field(default=None, repr=False)
     run_id: str = ""
+    near: tuple[str, ...] = ()  # the schemas that a wrapped command's own URL names
     warnings: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # as it was given to us
     said_in: Mapping[str, str] = field(default_factory=dict)  # of a target: what says what is its
@@ -133,9 +134,19 @@ class Config:
         return tuple(sorted({*self.schemas, self.schema})) if self.schemas else ()
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], migrations_dir: Path, run_id: str) -> Config:
-        """Read every setting; raises ConfigInvalid that names all problems, never a secret."""
-        reader = _Reader(environ)
+    def from_env(
+        cls,
+        environ: Mapping[str, str],
+        migrations_dir: Path,
+        run_id: str,
+        *,
+        wrapping: bool = False,
+    ) -> Config:
+        """Read every setting; raises ConfigInvalid that names all problems, never a secret.
+
+        `wrapping`: another tool's command reads the same environment.
+        """
+        reader = _Reader(environ, wrapping=wrapping)
         target = reader.target()
         settings = reader.settings()
         reader.unknown_settings()
@@ -146,6 +157,7 @@ class Config:
             target=target,
             child_env=child_environment(environ),
             run_id=run_id,
+            near=reader.near,
             warnings=tuple(reader.warnings),
             environ=environ,
             **settings,  # type: ignore[arg-type]
@@ -511,7 +523,9 @@ def _said(by: str, service: Mapping[str, str], key: str) -> dict[str, str]:
 class _Reader:
     """Collects problems and warnings while the environment is read; an empty value is no value."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], *, wrapping: bool = False) -> None:
+        self.wrapping = wrapping
+        self.near: tuple[str, ...] = ()
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.links = [name for name, value in environ.items() if _is_service_link(name, value)]
@@ -690,11 +704,13 @@ class _Reader:
             return {}
         from preflight.base import urls  # noqa: PLC0415 -- not needed without a URL
 
+        theirs = self.wrapping and name == "DATABASE_URL"
         try:
-            found, dropped = urls.read(url)
+            found, dropped = urls.read(url, wrapping=theirs)
         except urls.Unreadable as wrong:
             self.wrong(f"{name} {wrong}", wrong.hint)
             return {}
+        self.near = urls.schemas(url) if theirs else self.near
         if dropped:
             self.warnings.append(f"{name}: {', '.join(dropped)}: not for PostgreSQL, left out")
         return found

@@ -60,6 +60,17 @@ _INSTEAD = {
     **dict.fromkeys(("sslca", "ca"), "libpq calls it sslrootcert."),
     "sslaccept": "libpq calls it sslmode: require, verify-ca or verify-full.",
 }
+# what is of a wrapped command's sessions, and not of ours; of TLS only what libpq does anyway
+_OF_SESSIONS = {
+    *_SEARCH_PATH,
+    *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
+    *("timezone", "applicationname", "application", "connectiontimeoutmillis"),
+}
+_UNVERIFIED = ("sslaccept", "accept_invalid_certs")
+_OF_THE_COMMAND = (
+    "Where only the command reads that, have it get its URL from a variable of another name: "
+    "wrap … -- sh -c 'DATABASE_URL=\"$APP_URL\" exec …'."
+)
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SAME = {  # as libpq writes it; encrypted, and not verified, is its `require`
     **{f"ssl={mode}": f"sslmode={mode}" for mode in _MODES},
@@ -81,10 +92,11 @@ def quoted(value: str) -> bool:
     return len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]
 
 
-def read(url: str) -> tuple[dict[str, str], list[str]]:
+def read(url: str, *, wrapping: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return libpq's parameters, and the names of the options that are left out.
 
-    Raises Unreadable, which repeats no value.
+    `wrapping`: a command has the URL, too, as it is, so what its sessions are told is left out
+    here. Raises Unreadable, which repeats no value.
     """
     url = url.strip()
     if quoted(url):
@@ -105,11 +117,19 @@ def read(url: str) -> tuple[dict[str, str], list[str]]:
         # libpq would take a piece of the password for the host or the database
         raise Unreadable("holds an unescaped @ or /", ESCAPE)
     address, mark, query = rest.partition("?")
-    kept, dropped = _sorted(query)
+    kept, dropped = _sorted(query, wrapping=wrapping)
     return _parsed(f"postgresql://{address}{mark if kept else ''}{'&'.join(kept)}"), dropped
 
 
-def _sorted(query: str) -> tuple[list[str], list[str]]:
+def schemas(url: str) -> tuple[str, ...]:
+    """Return the schemas that a URL names for other readers than libpq."""
+    items = (item.partition("=") for item in url.strip().partition("?")[2].split("&"))
+    found = [unquote(value) for name, _, value in items if unquote(name).lower() in _SEARCH_PATH]
+    names = (each.strip().strip(QUOTES) for value in found for each in value.split(","))
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def _sorted(query: str, *, wrapping: bool) -> tuple[list[str], list[str]]:
     """Return the options for libpq, and the names of those that are not; raises Unreadable."""
     libpq = {each.keyword.decode() for each in pq.Conninfo.get_defaults()} | {"ssl"}
     kept, dropped, secret = [], [], "@" in query  # a piece of a password may look like an option
@@ -124,12 +144,14 @@ def _sorted(query: str) -> tuple[list[str], list[str]]:
             low in _OTHERS
             or unquote(value).lower() in _WITH_VALUE.get(low, ())
             or (low.startswith("x-") and has_value)
+            or (wrapping and (low in _OF_SESSIONS or (low, unquote(value).lower()) == _UNVERIFIED))
         ):
             dropped.append(name)
         else:
             shown = has_value and not secret and _NAME.fullmatch(name)
             what = f"the option {name}," if shown else f"an option, number {number} after the `?`,"
             hint = _instead(low, libpq) if shown else ESCAPE
+            hint += f" {_OF_THE_COMMAND}" if shown and wrapping else ""
             raise Unreadable(f"holds {what} which libpq does not know", hint)
     return kept, dropped
 

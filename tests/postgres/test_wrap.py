@@ -1426,6 +1426,41 @@ def test_what_was_not_looked_at_is_said(run: Run, app: Path) -> None:
     assert "--strict had nothing to compare" in finished["reason"]
 
 
+def test_schema_that_a_url_says_for_the_command_is_the_commands(
+    run: Run, app: Path, database: servers.Database, environment: dict[str, str]
+) -> None:
+    """Prisma's `?schema=`: the gate leaves it out, the command has it, and there its history is."""
+    database.script(
+        "CREATE SCHEMA shop; ALTER TABLE items SET SCHEMA shop; CREATE TABLE shop.schema_migrations"
+        " AS TABLE schema_migrations"  # and the other one is somebody else's
+    )
+    (app / "versions/002.sql").write_text("ALTER TABLE items ADD COLUMN price int")
+    environment["DATABASE_URL"] += "?schema=shop"
+    text = TOOL.replace(
+        'return os.environ["DATABASE_URL"]',
+        'url, _, path = os.environ["DATABASE_URL"].partition("?schema=")\n'
+        '    return url + "?options=-csearch_path%3D" + path',
+    )
+    (app / "tool.py").write_text(text)
+
+    found = run(*command(app))
+    database.script("INSERT INTO schema_migrations VALUES ('by hand')")
+    current = run("check", *command(app)[1:])
+    database.script("INSERT INTO shop.schema_migrations VALUES ('by hand')")
+    pending = run("check", *command(app)[1:])
+
+    assert (0, 0, 3) == (found.code, current.code, pending.code), (found, current)
+    assert found.event("wrap.rehearsed")
+    assert "DATABASE_URL: schema: not" in found.event("config.warned")[0]["warning"]
+    assert [2, 1] == [
+        *database.query(
+            "SELECT count(*)::int FROM shop.schema_migrations WHERE version <> 'by hand'"
+        ),
+        *database.query("SELECT count(*)::int FROM schema_migrations WHERE version <> 'by hand'"),
+    ]
+    assert 20 == run("check").code
+
+
 @pytest.mark.skipif(not wall.available(), reason="this kernel has no TCP rules of Landlock")
 @pytest.mark.parametrize(
     "body", ["run(connection)", "connection.execute('CREATE TABLE early (n int)')"]

@@ -317,6 +317,39 @@ def test_what_other_readers_of_a_url_need_is_left_out(url: str, dropped: str | N
 
 
 @pytest.mark.parametrize(
+    ("query", "dropped", "near"),
+    [
+        ("schema=shop", "schema", ("shop",)),
+        ("currentSchema=shop,%22Other%22", "currentSchema", ("shop", "Other")),
+        ("search_path=shop&statement_timeout=9", "search_path, statement_timeout", ("shop",)),
+        ("sslaccept=accept_invalid_certs&timezone=UTC", "sslaccept, timezone", ()),
+    ],
+)
+def test_what_only_a_wrapped_command_reads_is_left_out(
+    query: str, dropped: str, near: tuple[str, ...]
+) -> None:
+    """It has its URL as it is; without a command there is nobody who does as that says."""
+    environ = {"DATABASE_URL": f"postgresql://u:p@h:6000/d?{query}"}
+    found = Config.from_env(environ, Path("/x"), "run", wrapping=True)
+
+    named = {"host": "h", "port": "6000", "user": "u", "password": "p", "dbname": "d"}
+    assert (named, near) == (dict(found.target), found.near)
+    assert (f"DATABASE_URL: {dropped}: not for PostgreSQL, left out",) == found.warnings
+    assert wrong(**environ)
+
+
+@pytest.mark.parametrize("query", ["sslaccept=strict", "sslidentity=x", "colour=blue"])
+def test_what_a_wrapped_command_is_not_believed_has_a_way_out(query: str) -> None:
+    """TLS that nobody would verify, or a piece of a password: the command may have its own URL."""
+    environ = {"DATABASE_URL": f"postgresql://u:p@h/d?{query}"}
+    with pytest.raises(ConfigInvalid) as caught:
+        Config.from_env(environ, Path("/x"), "run", wrapping=True)
+
+    assert 'DATABASE_URL="$APP_URL" exec' in str(caught.value.data())
+    assert "APP_URL" not in str(wrong(**environ))
+
+
+@pytest.mark.parametrize(
     ("url", "words"),
     [
         ("postgresql://u:p@h/d?schema=app", ["option schema,", "options=-csearch_path%3DNAME"]),

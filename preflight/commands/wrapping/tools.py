@@ -61,7 +61,8 @@ BESIDE = {
     *("_yoyo_log", "_yoyo_version", "yoyo_lock", "knex_migrations_lock", "databasechangeloglock"),
     *("kysely_migration_lock", "bun_migration_locks", "ar_internal_metadata", "migrations_lock"),
 }
-# first those on the role's own search_path; a schema that only the command knows comes after them
+# first those where the command's URL says, then those on the role's own search_path; a schema that
+# only the command knows comes after them
 _FOUND = """
 WITH path AS (
  SELECT pg_catalog.btrim(p.p, ' "') AS name FROM pg_catalog.pg_settings s,
@@ -118,7 +119,8 @@ def history(session: Session, named: str | None = None) -> list[Table]:
     rows = session.ask(_FOUND.format(schema=session.config.schema, which=which))
     if named is None:
         rows = [row for row in rows if known(row["relation"], row["columns"])]
-    near = [row for row in rows if row["on_path"]]
+    said = [row for row in rows if row["place"] in session.config.near]
+    near = said or [row for row in rows if row["on_path"]]
     return [Table(row["name"], row["place"], row["oid"]) for row in near or rows]
 
 
