@@ -1487,6 +1487,9 @@ def test_wall_keeps_a_command_off_the_live_database(  # noqa: PLR0913, PLR0917 -
     error = found.event("run.finished")[0]["error"]
     assert (27, "wrap.not_redirected") == (found.code, error["code"]), found
     assert "(AUDIT_URL)" in error["hint"]
+    assert error["hint"].index("Put what that says into the environment") < error["hint"].index(
+        "--"
+    )
     assert before == tables(database)
 
 
@@ -2268,7 +2271,9 @@ def test_what_cannot_be_wrapped_is_refused(run: Run, arguments: list[str], code:
     """20 before anything is done."""
     found = run(*arguments)
 
-    assert (20, code) == (found.code, found.event("run.finished")[0]["error"]["code"]), found
+    error = found.finished["error"]
+    assert (20, code) == (found.code, error["code"]), found
+    assert ("(.env, a configuration)" in error["hint"]) == (code == "wrap.url_variable")
 
 
 @pytest.mark.usefixtures("any_server")

@@ -112,7 +112,8 @@ def read(config: Config, asked: Asked) -> Wrapped:
         raise ConfigInvalid(
             "wrap.url_variable",
             f"--url-variable {missing[0]}: there is no such variable, or it is empty",
-            "Check its name; the command would not get its address from it.",
+            "It is to be in the environment that this program is given. What only a file has "
+            "(.env, a configuration), put there under the name that the command reads.",
         )
     files = _contents(environ)
     secrets = environment.secrets(environ, files)

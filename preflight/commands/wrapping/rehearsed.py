@@ -46,6 +46,12 @@ _KINDS = {"schema": "schema", "type": "type", "domain": "type"} | dict.fromkeys(
 )  # the others are relations
 _PREPARED = "a prepared transaction, which keeps its locks for ever:"
 _BEFORE = ", before it was seen there"
+_FROM_FILE = (
+    "Does it take its address from a file (.env, a configuration), from its code or an argument? "
+    "Put what that says into the environment, under the names that the command reads, or have the "
+    "file read it from there. A variable that is there and has a form of its own is named with "
+    "--url-variable"
+)
 ENDLESS = (
     "wrap only what migrates, if it starts the app afterwards, which does not end; else give it a "
     "longer --timeout"
@@ -251,9 +257,7 @@ class _Trial:
                 "wrap.not_kept_off",
                 "while it was to be tried on a copy, the command had a session on the live "
                 "database that this role may not end; so the command was ended",
-                "Does it take its address from somewhere else than its environment? Name that "
-                "variable with --url-variable, or rehearse where the copy has a port of its own. "
-                f"{self.live_is}.",
+                f"{_FROM_FILE}. Or rehearse where the copy has a port of its own. {self.live_is}.",
             ) from None
 
     def _on_copy(
@@ -396,9 +400,7 @@ class _Trial:
             "wrap.changed_live",
             f"the live database {was} changed while the command was to be tried on a copy "
             f"({seen}): {console.some(changed)}",
-            "Does the command take its address from somewhere else than its environment? Name that "
-            "variable with --url-variable, or rehearse where the copy has a port of its own. Look "
-            "at what is named"
+            f"{_FROM_FILE}. Or rehearse where the copy has a port of its own. Look at what is named"
             + (f"; the backup {self.backup} is from before it." if self.backup else "."),
         )
 
@@ -464,8 +466,7 @@ class _Trial:
         return RehearsalFailed(
             "wrap.not_redirected",
             f"the command was led to the copy, and no session of it was seen there: {how}",
-            "Does it take its address from a file or an argument? Name the variable that it reads "
-            f"with --url-variable{self._unled()}. {self.live_is}"
+            f"{_FROM_FILE}{self._unled()}. {self.live_is}"
             + (f"; {apart}." if self.others and apart else "."),
             context=said,
         )
@@ -498,8 +499,9 @@ class _Trial:
         apart, (refused, later) = self._apart(ended), said.refusal(ended.telling)
         if more == _BEFORE:
             what = (
-                "correct what its last lines say, or, where they speak of an address, name the "
-                f"variable that it reads with --url-variable{self._unled()}"
+                "correct what its last lines say, or, where they speak of an address that a file "
+                "has, put that into the environment, and name a variable that has a form of its "
+                f"own with --url-variable{self._unled()}"
             )
         elif _PREPARED in more:
             what = "have it end with COMMIT PREPARED or ROLLBACK PREPARED what it prepares"
