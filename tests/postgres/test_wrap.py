@@ -1973,6 +1973,37 @@ def test_check_and_wait_tell_by_the_key(
     assert 3 == run("check", *behind).code
 
 
+@pytest.mark.parametrize("why", ["table", "schema", "rows"])
+def test_who_may_not_read_the_tools_history_is_told_what_to_grant(
+    run: Run, app: Path, database: servers.Database, two_roles: dict[str, str], why: str
+) -> None:
+    """As SQL, and that helps: the app's role that waits reads it, and needs no more of it."""
+    tool, behind = two_roles["tool"], command(app)[1:]
+    table = "public.schema_migrations"
+    if why == "schema":
+        table = '"Of shop".schema_migrations'
+        database.script(
+            f'CREATE SCHEMA "Of shop" AUTHORIZATION {two_roles["gate"]}; ALTER TABLE'
+            f' schema_migrations SET SCHEMA "Of shop"; ALTER ROLE {two_roles["gate"]} IN DATABASE'
+            f' {database.name} SET search_path = "Of shop", public'
+        )
+    assert 0 == run(*command(app), env={"PREFLIGHT_REHEARSE": "off"}).code
+    kept = f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
+    database.script(kept if why == "rows" else f"REVOKE ALL ON {table} FROM {tool}")
+
+    env: dict[str, str | None] = {"DATABASE_URL": two_roles["url"]}
+    refused = [run("check", *behind, env=env), run("wait", "--schema", *behind, env=env)]
+    hints = {each.finished["error"]["hint"] for each in refused}
+    codes = {(each.code, each.finished["error"]["code"]) for each in refused}
+    (hint,) = hints
+    database.script(hint.partition("; as the role")[0])
+
+    assert {(22, "wrap.history_not_readable")} == codes, refused
+    granted = f"GRANT SELECT ON {table} TO {tool}"
+    assert (why != "rows", why == "schema") == (granted in hint, "GRANT USAGE ON SCHEMA" in hint)
+    assert 0 == run("wait", "--schema", *behind, env=env).code
+
+
 def test_thirty_starts_at_once_run_it_once(
     start: Start, app: Path, database: servers.Database
 ) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from preflight.base import quoting
-from preflight.base.errors import ConfigInvalid
+from preflight.base.errors import ConfigInvalid, TargetUnusable
 
 if TYPE_CHECKING:
     from preflight.server.sessions import Session
@@ -93,6 +95,19 @@ SELECT '{name}:' || coalesce(pg_catalog.encode(pg_catalog.sha256(pg_catalog.conv
  pg_catalog.getdatabaseencoding()::name)), 'hex'), '') AS digest FROM {table} t
 """
 
+# what this role lacks to read a table, as SQL that gives it; or that row security keeps rows back
+_LACKED = """
+SELECT pg_catalog.concat_ws('; ',
+ CASE WHEN NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+  THEN pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) END,
+ CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'SELECT')
+  THEN pg_catalog.format('GRANT SELECT ON %I.%I TO %I', n.nspname, c.relname, current_user)
+  WHEN c.relrowsecurity
+  THEN pg_catalog.format('ALTER TABLE %I.%I DISABLE ROW LEVEL SECURITY', n.nspname, c.relname) END
+) AS remedy
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid::pg_catalog.int8 IN ({oids}) ORDER BY n.nspname, c.relname
+"""
 _IDENTIFIER = r'"(?:[^"]|"")+"|[A-Za-z_][\w$]*'
 _NAME = re.compile(rf"(?:({_IDENTIFIER})\.)?({_IDENTIFIER})")
 
@@ -139,13 +154,29 @@ def own(relation: str) -> bool:
 
 
 def rows(session: Session, tables: Sequence[Table]) -> list[str]:
-    """Return a digest of the rows of each table, which says its name, too."""
+    """Return a digest of the rows of each table, which says its name, too.
+
+    Raises TargetUnusable where this role may not read them.
+    """
     if not tables:
         return []
     query = " UNION ALL ".join(
         _ROWS.format(name=table.name.replace("'", "''"), table=table.name) for table in tables
     )
-    return [row["digest"] for row in session.ask(f"{_PLAIN}; {query}")]
+    try:
+        return [row["digest"] for row in session.ask(f"{_PLAIN}; {query}")]
+    except psycopg.errors.InsufficientPrivilege as error:
+        lacked = session.ask(_LACKED.format(oids=", ".join(str(table.oid) for table in tables)))
+        remedies = "; ".join(filter(None, (row["remedy"] for row in lacked)))
+        if not remedies:
+            raise
+        raise TargetUnusable(
+            "wrap.history_not_readable",
+            "this role may not read the history of the command's tool, which tells whether there "
+            f"is anything to do: {error.diag.message_primary or error}",
+            f"{remedies}; as the role whose table that is. Then run again.",
+            sqlstate=error.sqlstate,
+        ) from error
 
 
 def parts(name: str) -> tuple[list[str], list[str]]:
