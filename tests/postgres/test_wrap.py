@@ -2307,6 +2307,22 @@ def test_what_cannot_be_wrapped_is_refused(run: Run, arguments: list[str], code:
     assert ("(.env, a configuration)" in error["hint"]) == (code == "wrap.url_variable")
 
 
+def test_program_that_does_not_start_is_refused_before_a_backup(run: Run, app: Path) -> None:
+    """A script with Windows line ends, say, which the kernel calls absent; `plan` says it, too."""
+    (app / "migrate.sh").write_bytes(b"#!/bin/sh\r\necho\r\n")
+    (app / "migrate.sh").chmod(0o755)
+    behind = ["--watch", str(app), "--", str(app / "migrate.sh")]
+
+    found = [run("wrap", *behind), run("plan", "--rehearse", *behind)]
+
+    errors = [each.finished["error"] for each in found]
+    assert [(20, "wrap.not_started")] * 2 == [
+        (each.code, error["code"]) for each, error in zip(found, errors, strict=True)
+    ]
+    assert all("ends with a carriage return" in error["message"] for error in errors)
+    assert [] == found[0].event("backup.verified")
+
+
 @pytest.mark.usefixtures("any_server")
 def test_every_server_can_be_wrapped(run: Run, app: Path, database: servers.Database) -> None:
     """What is asked of the server is known to each version."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from structlog.testing import capture_logs
 
 from preflight.base import masks, stop
 from preflight.base.errors import ConfigInvalid
-from preflight.commands.wrapping import child, key, onlooker, said, shared, tree, wall
+from preflight.commands.wrapping import child, key, onlooker, program, said, shared, tree, wall
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 SECRET = "s3cret/p@ss word"  # noqa: S105 - of no database
@@ -368,6 +369,42 @@ def test_command_that_cannot_be_started_is_a_configuration_error(kind: str, tmp_
     with pytest.raises(ConfigInvalid, match=r"command cannot be started: \w+") as caught:
         run([str(file)])
     assert "wrap.not_started" == caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "expected"),
+    [
+        ("#!/bin/sh\n", 0o644, "is there and not executable"),
+        ("#!/not/there -x\n", 0o755, "names the interpreter /not/there, which is not there"),
+        ("#!/bin/sh\r\necho\r\n", 0o755, "ends with a carriage return"),
+        ("#! /usr/bin/env sh\r\n", 0o755, "ends with a carriage return"),
+        ("#!/usr/bin/env no-such-python\n", 0o755, "names the interpreter no-such-python,"),
+        ("#!\n", 0o755, "names none"),
+        ("echo well\n", 0o755, "has no line #!"),
+        ("\ufeff#!/bin/sh\n", 0o755, "has something before its #!"),
+        ("", 0o755, "has no line #!"),
+        ("#! /bin/sh -e\necho\n", 0o755, ""),
+        ("#!/usr/bin/env -S sh -e\n", 0o755, ""),
+        ("#!/usr/bin/env sh", 0o755, ""),
+        ("\x7fELF\x02\x01", 0o755, ""),
+    ],
+)
+@pytest.mark.parametrize("bare", [True, False])
+def test_program_that_the_kernel_does_not_start_says_why(
+    tmp_path: Path,
+    content: str,
+    mode: int,
+    expected: str,
+    bare: bool,  # noqa: FBT001
+) -> None:
+    """Before anything is done for it: its mode, or its first line; by its path and by its name."""
+    tool = tmp_path / "migrator"
+    tool.write_bytes(content.encode())
+    tool.chmod(mode)
+    environment = {"PATH": f"/nowhere:{tmp_path}:{os.environ['PATH']}"}
+    refuses = pytest.raises(ConfigInvalid, match=re.escape(expected) or None)
+    with refuses if expected else contextlib.nullcontext():
+        program.require_startable("migrator" if bare else str(tool), environment)
 
 
 def test_command_is_found_on_its_own_path(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import structlog
 
 from preflight.base import masks, stop
-from preflight.base.errors import ConfigInvalid, RehearsalFailed
-from preflight.commands.wrapping import keeper, said, wall
+from preflight.base.errors import RehearsalFailed
+from preflight.commands.wrapping import keeper, program, said, wall
 
 ROOT = Path(__file__).resolve().parents[3]
 CHUNK = 1 << 16
@@ -158,7 +158,7 @@ class _Running:
             )
         except (OSError, ValueError) as error:
             os.close(status)
-            raise _not_started(command, str(error)) from error
+            raise program.not_started(command[0], str(error)) from error
         finally:
             os.close(theirs)
         self.heard: dict[int, said.Heard | None] = {status: None}
@@ -252,7 +252,7 @@ class _Running:
     def _code(self) -> int:
         what, number = self.result or ("ended", -signal.SIGKILL)
         if what == "failed":
-            raise _not_started(self.command, os.strerror(number))
+            raise program.not_started(self.command[0], os.strerror(number))
         if what == "unwalled":
             raise RehearsalFailed(
                 "wrap.no_wall",
@@ -307,11 +307,3 @@ def _told(environment: Mapping[str, str]) -> bytes:
     text = "\0".join(f"{name}={value}" for name, value in environment.items())
     raw = text.encode("utf-8", "surrogateescape")
     return b"%d\n" % len(raw) + raw
-
-
-def _not_started(command: Sequence[str], why: str) -> ConfigInvalid:
-    return ConfigInvalid(
-        "wrap.not_started",
-        f"{command[0]} cannot be started: {why}",
-        "Is it in this image, executable, and on the PATH that the command is given?",
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -68,16 +66,10 @@ def planned(look: due.Look, wrapped: Wrapped) -> bool:
 
 
 def require_startable(wrapped: Wrapped) -> None:
-    """Make sure that there is such a program; raises ConfigInvalid."""
-    from preflight.commands.wrapping import child  # noqa: PLC0415 -- only when work is due
+    """Make sure that there is such a program, and that it starts; raises ConfigInvalid."""
+    from preflight.commands.wrapping import child, program  # noqa: PLC0415 -- only when work is due
 
-    program = wrapped.asked.command[0]
-    if shutil.which(program, path=child.own(wrapped.environ).get("PATH", os.defpath)) is None:
-        raise ConfigInvalid(
-            "wrap.not_started",
-            f"{program} cannot be started: there is no such program",
-            "Is it in this image, executable, and on the PATH that the command is given?",
-        )
+    program.require_startable(wrapped.asked.command[0], child.own(wrapped.environ))
 
 
 class _Run:
