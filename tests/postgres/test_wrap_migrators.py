@@ -65,6 +65,7 @@ def test_real_migrator_is_tried_on_the_copy_and_then_run_once(
     refused = run(*wrap(migrator, app))
 
     assert 27 == refused.code, refused
+    assert "is violated by some row" in refused.finished["error"]["message"]
     assert before == seen(database, migrator)
     assert "named" in str(refused.event("wrap.said"))
 

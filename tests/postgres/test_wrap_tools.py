@@ -244,6 +244,7 @@ def test_tool_is_wrapped_as_its_recipe_says(
     again = run(*wrap(), timeout=SLOW_S)
 
     assert 27 == broken.code, broken
+    assert "contains null values" in broken.finished["error"]["message"]
     assert [False] == untouched
     assert 0 == good.code, good
     assert good.event("wrap.matched"), good
