@@ -929,6 +929,12 @@ def kept(lines: Sequence[str]) -> said.Kept:
         (["going on", 'NOTICE:  relation "a" already exists, skipping'], ["going on"]),
         (["read the file", "[⣷] applying migrations..."], ["read the file"]),
         (["nobody knows", "why"], ["why"]),
+        ([f"error: {VIOLATED} {{", "  error: undefined,", "}"], [f"error: {VIOLATED} {{"]),
+        (
+            ["make: alembic: No such file or directory", "make: *** [Makefile:2: up] Error 127"],
+            ["make: alembic: No such file or directory"],
+        ),
+        (["make: *** No rule to make target 'up'.  Stop."],) * 2,
         (["}"], ["}"]),
         ([], []),
     ],
@@ -981,7 +987,7 @@ def test_how_long_an_error_is_decides_nothing(lines: list[str], *, expected: boo
 )
 def test_server_without_tls_is_known_by_the_words_of_clients(line: str) -> None:
     """Unless the command went on without, and an error of the server's is later."""
-    assert line == said.without_tls(kept([line, *OBJECT]).telling)
+    assert line == said.without_tls(kept([line, "SQL State: 08004", *OBJECT]).telling)
     assert said.without_tls(kept([line, f"ERROR:  {VIOLATED}"]).telling) is None
     assert said.without_tls(kept(["SSL is off", f"ERROR:  {VIOLATED}"]).telling) is None
 

@@ -15,7 +15,10 @@ HEAD = 256  # bytes of a file that the kernel looks at
 _ENV = re.compile(r"env\s+(?P<name>[^\s=-][^\s=]*)")
 _BOM = b"\xef\xbb\xbf"
 _OTHERS = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")  # bytes that no text has
-_ON_PATH = "Is it in this image, executable, and on the PATH that the command is given?"
+_ON_PATH = (
+    "Is it in this image, executable, made for this system (its loader is here), and on the PATH "
+    "that the command is given?"
+)
 
 
 def require_startable(program: str, environment: Mapping[str, str]) -> None:

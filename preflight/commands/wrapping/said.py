@@ -37,6 +37,7 @@ _MISSING = re.compile(
     r" ([\w$.\"]+).*? does not exist(?!, skipping)"
 )
 _MISSES = re.compile(r"\b(?:42P01|42883|42704|3F000)\b")  # what says no more than that
+_NO_CONNECTION = re.compile(r"\b08\d{3}\b")  # likewise of what could not connect
 _ABORTED = "current transaction is aborted"  # what PostgreSQL says to all that comes then
 # what a trial before this one may have made, and left there
 _MADE = re.compile(r'\b(?:role|database|tablespace) "[^"]*" already exists')
@@ -51,14 +52,15 @@ _NO_TLS = re.compile(
 _WHY = re.compile(
     r"(?i)^\S.*\bviolate[sd]\b|^(?:[\w./:\[\]-]+: )?(?:error|fatal|panic): \S|"
     r"^[\w.$:()]+(?:Error|Exception|Violation)\b[^:]{0,60}: \S|"
-    r"^\S.*\b(?-i:ERROR|FATAL): +\S|^\s*(?:SQLSTATE\b|ERROR: )"
+    r"^\S.*\b(?-i:ERROR|FATAL): +\S|^\s*(?-i:SQLSTATE\b|ERROR: )"
 )
 # what stands around that: frames, brackets, what the server adds, spinners, who started the program
 _AROUND = re.compile(
     r"^\s+at |^\s*File \"|^\s*[\^~]+$|^\s*[\]})]+[,;]?$|^\s*\.\.\. \d+ more$|[\u2800-\u28ff]|"
     r"^\s*(?:CONTEXT|DETAIL|HINT|STATEMENT|QUERY|LOCATION|LINE \d+):|\(Background on |"
     r"^(?:psql:.*: )?(?:NOTICE|WARNING|INFO|LOG|DEBUG): |^\[(?:SQL|parameters): |"
-    r"^make(?:\[\d+\])?: |^npm (?:ERR!|error|notice|warn)|^Node\.js v\d|"
+    r"^make(?:\[\d+\])?: (?:\*\*\* \[|\w+ing directory)|"
+    r"^npm (?:ERR!|error|notice|warn)|^Node\.js v\d|"
     r"(?i:\bexited with (?:exit )?code \d|\bcommand failed with\b|\bwith exit code \d)"
 )
 _TELLING = (_ERROR, _MADE, _NO_TLS)
@@ -189,7 +191,7 @@ def without_tls(telling: Sequence[str]) -> str | None:
     for line in reversed(telling):
         if _NO_TLS.search(line):
             return line
-        if _of_server(line):
+        if _of_server(line) and not _NO_CONNECTION.search(line):
             return None
     return None
 
