@@ -929,6 +929,11 @@ def kept(lines: Sequence[str]) -> said.Kept:
         (["going on", 'NOTICE:  relation "a" already exists, skipping'], ["going on"]),
         (["read the file", "[⣷] applying migrations..."], ["read the file"]),
         (["nobody knows", "why"], ["why"]),
+        (
+            [f"error: {VIOLATED}", 'error: script "migrate" exited with code 1'],
+            [f"error: {VIOLATED}"],
+        ),
+        ([f"error: {VIOLATED}", "    raise PostgresError(text)"], [f"error: {VIOLATED}"]),
         ([f"error: {VIOLATED} {{", "  error: undefined,", "}"], [f"error: {VIOLATED} {{"]),
         (
             ["make: alembic: No such file or directory", "make: *** [Makefile:2: up] Error 127"],
@@ -953,7 +958,7 @@ def test_failure_is_told_by_the_line_that_says_why(lines: list[str], expected: l
         (['QueryFailedError: relation "bill.items" does not exist', *OBJECT], True),
         (['ERROR:  relation "a.b" does not exist', f"ERROR:  {VIOLATED}"], False),
         (['ERROR:  relation "a.b" does not exist', f"ERROR:  {VIOLATED}", *OBJECT], False),
-        (['SQLSTATE[42P01]: ERROR: relation "a.b" does not exist', "SQL State: 42P01"], True),
+        (['SQLSTATE[42P01]: ERROR: relation "a.b" does not exist', "SQLState: 42P01"], True),
         (
             [
                 'ERROR:  relation "a.b" does not exist',
@@ -987,7 +992,7 @@ def test_how_long_an_error_is_decides_nothing(lines: list[str], *, expected: boo
 )
 def test_server_without_tls_is_known_by_the_words_of_clients(line: str) -> None:
     """Unless the command went on without, and an error of the server's is later."""
-    assert line == said.without_tls(kept([line, "SQL State: 08004", *OBJECT]).telling)
+    assert line == said.without_tls(kept([line, "SQLState: 08004", *OBJECT]).telling)
     assert said.without_tls(kept([line, f"ERROR:  {VIOLATED}"]).telling) is None
     assert said.without_tls(kept(["SSL is off", f"ERROR:  {VIOLATED}"]).telling) is None
 
