@@ -330,7 +330,8 @@ def _refusal(pgconn: pq.abc.PGconn, target: Mapping[str, str]) -> Refused:
             kind = "options_refused"
     text = _unsaid(text, said, roles)
     lines = [line.strip() for line in text.splitlines() if not line.startswith("LOCATION:")]
-    shown = _SQLSTATE.sub(":  ", "; ".join(lines)).strip()
+    # with and without TLS a server may say the same
+    shown = _SQLSTATE.sub(":  ", "; ".join(dict.fromkeys(lines))).strip()
     pgconn.finish()
     return Refused(kind, shown or "no reason given", sqlstates[-1] if sqlstates else None)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
+from psycopg import pq
 
 from preflight.base import quoting
 from preflight.base.config import completed, unknown_service
@@ -50,6 +52,8 @@ ANSWERED = {
     "Then run again.",
 }
 OTHERWISE = "It is there, and its log says more about the reason. Then run again."
+# libpq's words under the C locale: what has a value that it does not take
+_WRONG = re.compile(r"invalid \"?(\w+)\"? value: |for connection option \"(\w+)\"")
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -142,7 +146,7 @@ class Patience:
         state = refused.sqlstate
         match refused.kind:
             case "config" | "options" | "role":  # options: not ours, which were left out
-                hint = f"Check the connection settings{self._in('host')}."
+                hint = self._settings(refused)
                 if refused.kind == "role":
                     names_it = self.said_in.get("role", "the options that name it (PGOPTIONS)")
                     hint = f"Create the role, or correct {names_it}."
@@ -200,6 +204,22 @@ class Patience:
             return f"Is the database running, and {reached}? Then run again."
         database = quoting.name(self.known.get("dbname") or "…")
         return ANSWERED.get(state, OTHERWISE).format(database=database)
+
+    def _settings(self, refused: Refused) -> str:
+        """Return what to correct: libpq names what it takes no value of, the server an option."""
+        if named := _WRONG.search(str(refused)):
+            key = named[1] or named[2]
+            variables = [
+                each.envvar.decode()
+                for each in pq.Conninfo.get_defaults()
+                if each.keyword.decode() == key and each.envvar
+            ]
+            said = self.said_in.get("host") or " or ".join([*variables, "DATABASE_URL"])
+            return f"Correct {key}, as {said} says it."
+        if refused.sqlstate and "options" in self.known:
+            said = self.said_in.get("options", "PGOPTIONS, or options in DATABASE_URL")
+            return f"Correct what is set for the session ({said})."
+        return f"Check the connection settings{self._in('host')}."
 
     def _way_in(self, kind: str) -> str:
         """Return what lets a user in whom the server does not accept."""

@@ -203,6 +203,29 @@ def test_role_of_the_options_that_is_made_late_is_waited_for(
     assert 3 == result.code, str(result)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("PGOPTIONS", "-c nope=1", "PGOPTIONS"),
+        ("PGOPTIONS", "-c work_mem=lots", "PGOPTIONS"),
+        ("PGSSLMODE", "requires", "sslmode, as PGSSLMODE or DATABASE_URL says it"),
+        ("PGTARGETSESSIONATTRS", "master", "PGTARGETSESSIONATTRS or DATABASE_URL"),
+        ("PGSSLMINPROTOCOLVERSION", "TLSv9", "PGSSLMINPROTOCOLVERSION or DATABASE_URL"),
+    ],
+)
+def test_setting_that_nobody_takes_is_named_by_its_variable(
+    run: Run, variable: str, value: str, named: str
+) -> None:
+    """At once, and said once; its value is not shown, for it may be anything."""
+    result = run("check", env={variable: value})
+    error = result.finished["error"]
+
+    assert (20, "config.connection") == (result.code, error["code"]), str(result)
+    assert named in error["hint"]
+    assert 1 >= error["message"].count("FATAL")
+    assert value not in error["message"]
+
+
 @pytest.mark.fault("A015")
 def test_wrong_password_gives_up_before_the_deadline(run: Run) -> None:
     """Fifteen seconds after the first answer, and after few attempts: no lock-out is provoked."""
