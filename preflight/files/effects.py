@@ -193,6 +193,7 @@ class Effect:
     passing: bool = False  # what it creates goes with the transaction
     renames: tuple[str, str] | None = None  # a relation, and what it is called then
     gone: tuple[str, ...] = ()  # the relations of which it is not told where they are afterwards
+    moves: tuple[str, ...] = ()  # those that go to another schema
     joins: tuple[str, ...] = ()  # the tables that it puts above and below each other
     leading: tuple[str, ...] = ()  # what happens to these may happen to other tables from then on
     shuffles: bool = False  # any name may mean another table from then on
@@ -268,7 +269,8 @@ def _of_node(node: Node, text: bytes) -> Effect:
         destroys=_destroyed(kind, statement, does),
         losing=_losing(kind, statement),
         renames=_renamed(kind, statement),
-        gone=_moved(kind, statement),
+        gone=(moves := _moved(kind, statement)),
+        moves=moves,
         external=_external(kind, statement),
         creates=_created(kind, statement),
         if_absent=kind in _MAKES_TABLES and statement.if_not_exists,

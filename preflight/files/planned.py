@@ -170,7 +170,7 @@ class _New:
     def follow(self, effect: Effect, where: Where) -> None:
         """Follow a statement that takes away what was made, names it anew, or has others join."""
         self.alone.drop([*effect.joins, *effect.leading])
-        self.moved.extend(effect.gone)
+        self.moved.extend(effect.moves)
         if not all(self.named.has(where, name) for name in effect.joins):
             self.named.drop(effect.joins)
         for names in (self.named, self.alone):
@@ -319,6 +319,7 @@ def _of_block(block: Effect, node: Node | None, text: bytes, depth: int) -> Effe
         if all(each.losing for each in inside if each.destroys)
         else (),
         gone=tuple(name for each in inside for name in (*each.gone, *(each.renames or ()))),
+        moves=tuple(name for each in inside for name in each.moves),
         joins=tuple(name for each in inside for name in each.joins),
         leading=tuple(name for each in inside for name in each.leading),
         shuffles=any(each.shuffles for each in inside),
