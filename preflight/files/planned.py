@@ -156,6 +156,7 @@ class _New:
     named: _Names = field(default_factory=_Names)  # all of it: nobody waits for that
     alone: _Names = field(default_factory=_Names)  # the tables whose rows are nobody else's
     moved: list[str] = field(default_factory=list)  # relations that went to another schema
+    led: list[str] = field(default_factory=list)  # tables whose rows others have begun to follow
 
     def make(self, effect: Effect, where: Where, *, transactional: bool) -> None:
         """Take in what a statement makes for certain."""
@@ -171,6 +172,7 @@ class _New:
         """Follow a statement that takes away what was made, names it anew, or has others join."""
         self.alone.drop([*effect.joins, *effect.leading])
         self.moved.extend(effect.moves)
+        self.led.extend(effect.leading)
         if not all(self.named.has(where, name) for name in effect.joins):
             self.named.drop(effect.joins)
         for names in (self.named, self.alone):
@@ -186,6 +188,17 @@ class _New:
         if effect.unknown:
             self.alone.clear()
 
+    def _farther(self, reach: Reach) -> bool:
+        """Tell whether something may reach what it does not reach yet: the file has led it there.
+
+        What is in a schema by then, and whose rows go with a table's, or with one of its parts.
+        """
+        if reach.kind == "schema" and self.moved:
+            return True
+        return bool(self.led) and (
+            reach.rows or (reach.kind == "deleted" and reach.name in self.led)
+        )
+
     def of_others(self, effect: Effect, where: Where) -> Effect:
         """Leave out what happens to the file's own tables: nobody has rows in them, or waits."""
         lost = effect.losing and all(self.alone.has(where, name) for name in effect.losing)
@@ -195,10 +208,9 @@ class _New:
                 return not self.alone.has(where, reach.name)
             return reach.kind not in _LOCKS_ONLY or not self.named.has(where, reach.name)
 
-        schema = any(reach.kind == "schema" for reach in effect.reaches)
         return dataclasses.replace(
             effect,
-            unknown=effect.unknown or (schema and bool(self.moved)),  # what is in it by then
+            unknown=effect.unknown or any(map(self._farther, effect.reaches)),
             locks=tuple(lock for lock in effect.locks if not self.named.has(where, lock.table)),
             destroys=None if lost else effect.destroys,
             reaches=tuple(filter(stays, effect.reaches)),

@@ -1017,6 +1017,8 @@ def test_what_is_behind_a_view_is_told_where_the_role_may_not_look_into_its_sche
         "ALTER TABLE w RENAME TO x; DELETE FROM x",
         "CREATE SCHEMA y; ALTER VIEW w SET SCHEMA y; DELETE FROM y.w",
         "CREATE SCHEMA y; ALTER TABLE o SET SCHEMA y; DROP SCHEMA y CASCADE",
+        "ALTER TABLE o ADD t_id int REFERENCES t; TRUNCATE t CASCADE",
+        "ALTER TABLE o ADD t_id int REFERENCES t ON DELETE CASCADE; DELETE FROM t WHERE id = 1",
     ],
 )
 def test_what_takes_a_change_over_makes_it_unknown(
