@@ -235,10 +235,15 @@ def unmeant(
 
     Raises ClientFailed when the list cannot be had.
     """
-    lines = (line.decode("utf-8", "replace") for line in _entries(dump, programs, environment))
+    found = _entries(dump, programs, environment, "--verbose")  # as what is left out is looked for
+    lines = (line.decode("utf-8", "replace") for line in found)
     known = set().union(*(spellings(line) for line in lines if _LISTED.match(line)))
     words = dict.fromkeys(" ".join(each.split()) for each in skip)
-    return [(word, near.nearest(word, sorted(known))) for word in words if word not in known]
+    return [
+        (word, near.nearest(word, sorted(known)))
+        for word in words
+        if word not in known and not _ANYWHERE.fullmatch(word)
+    ]
 
 
 # what is of no use without an entry of a kind, and can be no other entry's; so not a foreign key
@@ -253,6 +258,12 @@ _ITS_OWN = {
 }  # fmt: skip
 # what every database is made with: it is there without its entry, and so is what is said of it
 _BROUGHT = ("SCHEMA - public ", "EXTENSION - plpgsql ", "PROCEDURAL LANGUAGE - plpgsql ")
+# an archive has it or not, by the client's version and by what was changed: nothing else is meant
+_ANYWHERE = re.compile(
+    r"(?:COMMENT |ACL )?(?:- )?"
+    r"(?:SCHEMA (?:- )?public|(?:EXTENSION|PROCEDURAL LANGUAGE) (?:- )?plpgsql|DATABASE .+)"
+    r"(?: \S+)?"
+)
 _NEEDS = b";\tdepends on:"
 _LISTED = re.compile(r"(\d+); (\d+) \d+ (.+)", re.DOTALL)
 

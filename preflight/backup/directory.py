@@ -112,7 +112,7 @@ class Directory(store.Store):
                 raise  # removed meanwhile
             none = error.errno == errno.ENOENT and str(error.filename).endswith(manifests.MANIFEST)
             why = f"{error.filename or path} cannot be read: {error.strerror}"
-            if none and _has_dump(path):
+            if none and manifests.CALLED.fullmatch(name) and _has_dump(path):
                 raise manifests.Unreadable(f"its {manifests.MANIFEST} is not there") from error
             if error.errno in SAYS_NOTHING:
                 raise manifests.Withheld(f"{why}{_whose(error, path)}", found) from error
@@ -526,7 +526,10 @@ def _has_dump(path: Path) -> bool:
     Other programs copy under a hidden name that begins so. Exports beside no dump have no manifest.
     """
     begins = (manifests.DUMP, manifests.FOLDER)
-    return any(each.name.removeprefix(".").startswith(begins) for each in path.iterdir())
+    try:
+        return any(each.name.removeprefix(".").startswith(begins) for each in path.iterdir())
+    except OSError:
+        return False
 
 
 def _share(descriptor: int, dump: Path) -> None:

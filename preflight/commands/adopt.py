@@ -9,7 +9,6 @@ import structlog
 
 from preflight import gate
 from preflight.apply import contact, verify
-from preflight.base import console
 from preflight.base.errors import (
     ConfigInvalid,
     FilesInvalid,
@@ -61,22 +60,7 @@ def run(
 
         adopted, already = verify.unlocked(session, record)
         contact.tell_adopted(adopted)
-        known = ledger.read(session)
-        asked = through is not None and config.first_contact != "pending"
-        if asked and (above := _unsaid(files, known)) and contact.untold(session):
-            structlog.get_logger().warning(
-                "config.warned",
-                warning=f"not vouched for, and without a verify file: {console.some(above)}. What "
-                "is not there yet runs with PREFLIGHT_FIRST_CONTACT=pending",
-            )
     _tell(todo, [file.name for file, _ in adopted], already)
-
-
-def _unsaid(files: Sequence[Migration], known: plan.History) -> list[str]:
-    """Name the files of which nothing and nobody tells whether they are there."""
-    return [
-        file.name for file in files if file.version not in known.records and file.verify is None
-    ]
 
 
 def _recorded(  # noqa: PLR0913 -- what is there, and what of it is asked for

@@ -25,7 +25,12 @@ def require(scripts: Sequence[Script], *, back: bool = False) -> None:
 def refused(script: Script, *, back: bool = False) -> list[Problem]:
     """Name what cannot be run as it was meant, or not taken up, in one file."""
     joined = (_joined(script, each) for each in script.semicolons)
-    found = [*filter(None, joined), *_read_only(script), *lasting.refused(script, back=back)]
+    found = [
+        *filter(None, joined),
+        *_read_only(script),
+        *_late(script),
+        *lasting.refused(script, back=back),
+    ]
     return found if back else [*_unitless(script), *found]
 
 
@@ -58,6 +63,38 @@ def _read_only(script: Script) -> list[Problem]:
         Problem(
             f"{script.file}:{line}:{column}: a READ ONLY transaction cannot be recorded",
             "Leave READ ONLY out.",
+            **script.named,
+            file=script.file,
+            line=line,
+            column=column,
+        )
+    ]
+
+
+def _late(script: Script) -> list[Problem]:
+    """Say where a file would miss what is committed while it waits for a table.
+
+    LOCK reads nothing, so for others a level's one moment is behind it. For us it is before: the
+    history is claimed first.
+    """
+    if not script.isolation:
+        return []
+    first = next(
+        (
+            each
+            for each in script.statements()
+            if scan.first_word(script.text, each.start) != b"SET"
+        ),
+        None,
+    )
+    if first is None or scan.first_word(script.text, first.start) != b"LOCK":
+        return []
+    line, column = scan.position(script.text, first.start)
+    return [
+        Problem(
+            f"{script.file}:{line}:{column}: LOCK in a transaction of ISOLATION LEVEL "
+            f"{script.isolation} would miss what others commit while it waits",
+            "Leave ISOLATION LEVEL out: behind the LOCK, READ COMMITTED reads all of it.",
             **script.named,
             file=script.file,
             line=line,

@@ -983,6 +983,32 @@ def test_rollback_that_could_miss_what_its_export_saves_is_refused(
     assert [1] == database.query("SELECT count(*)::int FROM preflight.migrations")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "BEGIN ISOLATION LEVEL SERIALIZABLE;\nLOCK a; {does}; COMMIT;",
+        "SET LOCAL work_mem = '8MB'; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nLOCK a; {does};",
+    ],
+)
+def test_level_of_a_file_that_locks_first_is_refused(
+    run: Run, database: servers.Database, migrations: WriteMigrations, text: str
+) -> None:
+    """What others commit while it waits would be lost: the history is claimed before its LOCK."""
+    migrations({"001_a.sql": "CREATE TABLE a (n int)", "001_a_rollback.sql": "DROP TABLE a"})
+    assert 0 == run().code
+    anew = "CREATE TABLE b AS SELECT * FROM a; DROP TABLE a; ALTER TABLE b RENAME TO a"
+    migrations({"002_b.sql": text.format(does=anew)})
+    forward = run()
+    migrations({"002_b.sql": "SELECT 1", "002_b_rollback.sql": text.format(does="DELETE FROM a")})
+    applied, back = run(), run("rollback")
+
+    assert [25, 0, 25] == [each.code for each in (forward, applied, back)], f"{forward}{back}"
+    for refused in (forward, back):
+        assert 2 == error_of(refused)["line"]
+        assert "would miss what others commit while it waits" in error_of(refused)["message"]
+    assert [2] == database.query("SELECT count(*)::int FROM preflight.migrations")
+
+
 @pytest.mark.parametrize("seconds", ["0", "10"])
 @pytest.mark.parametrize(("mark", "code"), [("", 30), ("-- preflight: no-transaction\n", 31)])
 def test_row_of_a_catalog_that_nobody_else_adds_is_the_files_fault(

@@ -182,7 +182,19 @@ def test_word_to_skip_that_means_no_entry_is_refused(run: Run, filled: servers.D
     run("backup")
     slipped = run("restore", "latest", "--swap", "--skip", "TABEL t", "--skip", "TABLE  DATA t")
     unknown = run("restore", "latest", "--skip", "CAST nobodys")
+    everywhere = (
+        "--skip",
+        "SCHEMA public",
+        "--skip",
+        "EXTENSION - plpgsql",
+        "--skip",
+        "DATABASE x",
+    )
+    made = run("restore", "latest", "--into", f"{filled.name}_e", *everywhere)  # some archives do
+    with filled.server.connect() as connection:
+        connection.execute(f"DROP DATABASE {filled.name}_e".encode())
 
+    assert 0 == made.code, str(made)
     refused = [(each.code, error_of(each)["code"]) for each in (slipped, unknown)]
     assert [(20, "config.arguments")] * 2 == refused, slipped
     assert "--skip 'TABEL t' means no entry of " in error_of(slipped)["message"]
