@@ -416,8 +416,7 @@ class Bar:
         told = self.told(share, words, now - self.began)
         if self._clear not in terminal.bars:
             terminal.bars.append(self._clear)
-        sys.stderr.write(f"\r\x1b[K{cut(told, width(sys.stderr) - 1)}")
-        sys.stderr.flush()
+        self._draw(f"\r\x1b[K{cut(told, width(sys.stderr) - 1)}")
 
     def told(self, share: float | None, words: str, elapsed_s: float) -> str:
         """Return the bar's text."""
@@ -429,8 +428,15 @@ class Bar:
         return f"{self.label} {drawn} {100 * share:3.0f} % {words}{left(share, elapsed_s)}"
 
     def _clear(self) -> None:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+        self._draw("\r\x1b[K")
+
+    def _draw(self, text: str) -> None:
+        """Write to the terminal, which may be closed by now: then there is nobody to see a bar."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            self.on = False
 
     def close(self) -> None:
         """Remove the bar."""

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
@@ -168,10 +168,18 @@ def _line(logger: object, method: str, event: EventDict) -> str | bytes:
             for key, value in event.items()
             if isinstance(value, list) and len(value) > len(shown[key])
         }
+        error = event.get("error")
+        if isinstance(error, dict) and (left := _left_out(error, shown["error"])):
+            shown["error"]["problems_untold"] = left
         line = _json(logger, method, shown | untold)
     else:
         line = _least(event, shown | untold)
     return line
+
+
+def _left_out(error: Mapping[str, Any], shown: Mapping[str, Any]) -> int:
+    """Return how many problems of an error are not shown."""
+    return len(error.get("problems") or ()) - len(shown.get("problems") or ())
 
 
 def _least(event: EventDict, shown: dict[str, Any]) -> str:
@@ -188,15 +196,9 @@ def _least(event: EventDict, shown: dict[str, Any]) -> str:
 
 
 def _cut(value: Any, most: int) -> Any:  # noqa: ANN401 -- whatever an event holds
-    """Return a value with the first of its lists' items and the beginning of its texts.
-
-    How many problems of an error are left out is counted.
-    """
+    """Return a value with the first of its lists' items and the beginning of its texts."""
     if isinstance(value, dict):
-        shown = {key: _cut(item, most) for key, item in value.items()}
-        if (untold := len(value.get("problems", ())) - len(shown.get("problems", ()))) > 0:
-            shown["problems_untold"] = untold
-        return shown
+        return {key: _cut(item, most) for key, item in value.items()}
     if isinstance(value, list):
         return [_cut(item, most) for item in value[:most]]
     longest = 20 * most + 100

@@ -137,5 +137,6 @@ def require_schemas(session: sessions.Session) -> None:
             f"not have: {shown}",
             f"{'There is ' + ', '.join(map(quoting.name, alike)) + '. ' if alike else ''}"
             "Names are taken as they are written, capitals and stars too. One that the files are "
-            "to fill is made before the first run: CREATE SCHEMA ….",
+            "to fill is made before the first run: CREATE SCHEMA …; one that a file has dropped "
+            "or renamed is to be named no more.",
         )

@@ -987,7 +987,7 @@ def test_rollback_that_could_miss_what_its_export_saves_is_refused(
     "text",
     [
         "BEGIN ISOLATION LEVEL SERIALIZABLE;\nLOCK a; {does}; COMMIT;",
-        "SET LOCAL work_mem = '8MB'; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nLOCK a; {does};",
+        "SET work_mem = '8MB'; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nLOCK a; {does};",
     ],
 )
 def test_level_of_a_file_that_locks_first_is_refused(

@@ -89,6 +89,16 @@ def test_no_line_is_longer_than_log_drivers_take(data: dict[str, Any]) -> None:
         assert all_of_it == len(event["items"]) + event["items_untold"]
 
 
+@pytest.mark.parametrize("problems", [0, None, "none", [1] * 300])
+def test_what_others_call_problems_is_cut_as_all_else_is(problems: object) -> None:
+    """An object that a wrapped command has written is nobody's error, and gets no key of ours."""
+    stream = logged(choice="json")
+    said = {"code": 1, "problems": problems, "text": "п" * 9000}
+    structlog.get_logger().info("wrap.said", object=said, error=None)
+
+    assert said.keys() == json.loads(stream.getvalue())["object"].keys()
+
+
 def test_line_has_as_many_problems_as_fit_and_counts_the_others() -> None:
     """The console shows all of them."""
     problems = [{"message": f"{number:<300}", "hint": "y" * 100} for number in range(60)]

@@ -1,6 +1,10 @@
 """What people read: lines, tables, and the message that Kubernetes keeps."""
 
+import contextlib
 import json
+import os
+import pty
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -186,6 +190,24 @@ def test_bar_says_how_long_it_will_take(share: float, elapsed_s: float, left: st
     told = console.Bar("backup").told(share, "1 MB", elapsed_s)
 
     assert told.endswith(f" % 1 MB{left}")
+
+
+def test_bar_on_a_terminal_that_was_closed_is_drawn_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who closed it sees nothing, and the run ends as it would: a stop is no fault of the bar."""
+    ours, theirs = pty.openpty()
+    stderr = os.fdopen(theirs, "w")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with console.Bar("backup") as bar:
+        bar.show(0.1, "1 MB")
+        os.close(ours)
+        bar.shown = 0.0
+        bar.show(0.2, "2 MB")
+    with contextlib.suppress(OSError):  # what was left to be written
+        stderr.close()
+
+    assert not bar.on
 
 
 @pytest.mark.parametrize(
