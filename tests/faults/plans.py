@@ -266,7 +266,7 @@ class Step:
             if less and not said["unknown"]:
                 found.append(f"{name} is locked in {effects.STRENGTH[has]}")
             more = claimed.get(oid, 0) > max(has, TOLD) and not DEPENDS.match(self.text)
-            if more and oid in self.after.names and name in self.text:
+            if more and oid in self.after.names and name in NAME.findall(self.text):
                 found.append(f"{name} is not locked in {effects.STRENGTH[claimed[oid]]}")
         destroyed = said["destroys"] or ""
         named = {
@@ -297,7 +297,8 @@ def steps(world: World, k: str) -> Iterator[Step]:
             meant = dict(first)
             for oid, name in before.names.items():
                 meant |= dict.fromkeys(_spellings(session, oid, name), oid)
-            first = first or meant
+            if not first:  # and a path may take its schema off
+                first = {part: oid for name, oid in meant.items() for part in (name, _last(name))}
             session.execute("SAVEPOINT here")
             try:
                 session.execute(text.encode())
@@ -316,6 +317,11 @@ def _spellings(session: psycopg.Connection, oid: int, name: str) -> list[str]:
     ((whole, short),) = session.execute(SPELLED, [oid]).fetchall()
     found = [name, whole] if name == short else [whole]
     return found + [PLAIN.sub(r"\1", each) for each in found]  # a word of SQL, as people say it
+
+
+def _last(name: str) -> str:
+    """Return a name without its schema."""
+    return name.removeprefix("app.").removeprefix("public.")
 
 
 def hold(world: World, k: str) -> None:
