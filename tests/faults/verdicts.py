@@ -288,6 +288,10 @@ LACKS = (
     GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {r}""",
     "SELECT lo_from_bytea(0, '\\x01')",
 )
+UNREAD = (
+    "SELECT EXISTS (SELECT FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'S')"
+    " AND NOT has_table_privilege(%s, oid, 'SELECT'))"
+)
 # A pg_restore that loses one entry of the archive on its way into a database, and says which.
 LOSES = """
 import os, random, re, subprocess, sys
@@ -762,6 +766,8 @@ def _with_less(
         return ""
     lacking = choice.choice(LACKS).format(r=env["PGUSER"])
     database.script(lacking)
+    if lacking.startswith("REVOKE") and not database.query(UNREAD, env["PGUSER"])[0]:
+        return ""  # all that a dump reads is in public
     said = program.Program(env, home).run("backup", timeout=300)
     if said.code not in (22, 23):
         return f"what may not be read was not missed ({lacking}): {said}"
