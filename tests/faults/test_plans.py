@@ -8,7 +8,7 @@ from tests import servers
 from tests.faults import plans
 
 
-@pytest.mark.parametrize("seed", ["sample/1", "sample/2"])  # quick: every change
+@pytest.mark.parametrize("seed", ["sample/1", "sample/4"])  # quick: every change
 def test_what_statements_lock_and_destroy_is_in_the_plan(
     any_server: servers.Server, database: servers.Database, tmp_path: Path, seed: str
 ) -> None:
