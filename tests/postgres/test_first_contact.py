@@ -317,7 +317,8 @@ def test_lock_timeout_says_nothing_of_a_verify_file(
     migrations(A | {"001_a_verify.sql": asks + "count(*) >= 0 AS ok FROM a"})
     with database.server.connect(database.name) as other:
         other.execute("BEGIN; LOCK TABLE a")
-        blocked = [run(each, env={"PREFLIGHT_LOCK_TIMEOUT_MS": "100"}) for each in ("up", "check")]
+        env = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_LOCK_RETRY_S": "0.1"}
+        blocked = [run(each, env=env) for each in ("up", "check")]
 
     assert [(12, "55P03")] * 2 == [(each.code, error_of(each)["sqlstate"]) for each in blocked]
     assert {("001_a_verify.sql", 3)} == {
