@@ -387,6 +387,10 @@ def test_command_that_cannot_be_started_is_a_configuration_error(kind: str, tmp_
         ("#!/usr/bin/env -S sh -e\n", 0o755, ""),
         ("#!/usr/bin/env sh", 0o755, ""),
         ("\x7fELF\x02\x01", 0o755, ""),
+        ("#!/bin/sh -e\r\n", 0o755, ""),  # Perl allows it
+        ("#!/usr/bin/env -S sh\r\n", 0o755, ""),
+        ("#!\r\n", 0o755, "ends with a carriage return"),
+        ("#!/not/there\0\n", 0o755, "names the interpreter /not/there, which"),
     ],
 )
 @pytest.mark.parametrize("bare", [True, False])
@@ -405,6 +409,38 @@ def test_program_that_the_kernel_does_not_start_says_why(
     refuses = pytest.raises(ConfigInvalid, match=re.escape(expected) or None)
     with refuses if expected else contextlib.nullcontext():
         program.require_startable("migrator" if bare else str(tool), environment)
+
+
+STALE, PLAIN = "#!/build/.venv/bin/python\n", "echo\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([(STALE, 0o755), ("#!/bin/sh\n", 0o755)], ""),
+        ([(PLAIN, 0o755), ("#!/bin/sh\n", 0o755)], ""),
+        ([("#!/bin/sh\n", 0o644), ("#!/bin/sh\n", 0o755)], ""),
+        ([("#!/bin/sh\r\n", 0o755), ("#!/bin/sh\n", 0o755)], ""),
+        ([(STALE, 0o755), (PLAIN, 0o755)], "0/migrator names the interpreter /build/"),
+        ([(PLAIN, 0o644), (STALE, 0o755)], "0/migrator is there and not executable"),
+    ],
+)
+def test_program_is_looked_for_on_all_of_the_path(
+    tmp_path: Path, files: list[tuple[str, int]], expected: str
+) -> None:
+    """Who starts it goes on where one does not start: refused is what none of them could be."""
+    for number, (content, mode) in enumerate(files):
+        tool = tmp_path / str(number) / "migrator"
+        tool.parent.mkdir()
+        tool.write_bytes(content.encode())
+        tool.chmod(mode)
+    (tmp_path / "folder" / "migrator").mkdir(parents=True)
+    folders = [tmp_path / "folder", *(tmp_path / str(number) for number in range(len(files)))]
+    environment = {"PATH": ":".join(map(str, folders))}
+    refuses = pytest.raises(ConfigInvalid, match=re.escape(expected) or None)
+
+    with refuses if expected else contextlib.nullcontext():
+        program.require_startable("migrator", environment)
 
 
 def test_command_is_found_on_its_own_path(tmp_path: Path) -> None:
