@@ -660,6 +660,24 @@ def test_command_that_demands_tls_is_not_tried_on_a_server_without(  # noqa: PLR
     assert error["code"] == codes.get(where, codes.get(rehearse, ""))
 
 
+def test_who_speaks_of_tls_and_was_on_the_copy_was_tried(
+    run: Run, app: Path, local: dict[str, str | None]
+) -> None:
+    """Its failure is the command's: nothing goes on in earnest that broke on the copy."""
+    (app / "versions/002.sql").write_text(GOOD)
+    end = "sys.exit('server does not support SSL, but SSL was required')"
+    (app / "tool.py").write_text(TOOL.replace("run(connection)\n", f"run(connection), {end}\n"))
+
+    found = run(*command(app), env=local)
+
+    error = found.finished["error"]
+    assert (27, "wrap.rehearsal_failed") == (found.code, error["code"]), found
+    assert error["message"].endswith(
+        "exit code 1: server does not support SSL, but SSL was required"
+    )
+    assert "the TLS that it demands, PREFLIGHT_REHEARSE_ON=server" in error["hint"]
+
+
 def test_other_database_of_the_server_is_told(
     run: Run,
     app: Path,

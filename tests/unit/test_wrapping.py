@@ -895,6 +895,8 @@ def test_what_a_runner_says_of_the_end_is_no_error_of_the_server(line: str, late
         (['** (Postgrex.Error) ERROR 42P01 (undefined_table) relation "t" is missing'], True),
         (['error returned from database: relation "t" does not exist'], True),
         (["Database error code: 23514", "Database error:"], True),
+        (["step"] * 40 + ["error: 3 items have no price"], True),
+        (["SQL State  : 08001"], False),
         (["\tIs the server running on that host?", "error Command failed with code 1"], False),
         ([], False),
     ],
@@ -902,7 +904,7 @@ def test_what_a_runner_says_of_the_end_is_no_error_of_the_server(line: str, late
 def test_refusal_that_a_command_lived_through_is_not_its_end(
     later: list[str], *, other: bool
 ) -> None:
-    """An error of the server's that was said later is; what an earlier one said is over."""
+    """A reason that was told later is; what an earlier one said is over."""
     refused = "cache: connect: Permission denied"
 
     assert (refused, other) == said.refusal(["ERROR:  earlier", refused, *later])
@@ -912,6 +914,17 @@ def test_refusal_that_a_command_lived_through_is_not_its_end(
 FRAMES = ["    at parseErrorMessage (parser.js:306:11)", "  length: 153,", "  severity: 'ERROR',"]
 VIOLATED = 'check constraint "named" of relation "items" is violated by some row'
 OBJECT = [*FRAMES, *("  detail: undefined," for _ in range(said.LAST)), "}"]
+
+
+ENDS = [  # by which a command says that its data are at fault
+    f"ERROR:  {VIOLATED}",
+    'error: could not create unique index "items_name"',
+    "migrate: error: 3 items have no price",
+    "ERROR: Validation error",
+    "IntegrityError: 3 items have no price",
+    "Database error: ERROR: 3 items have no price",
+    "Error: 3 items have no price",
+]
 
 
 def kept(lines: Sequence[str]) -> said.Kept:
@@ -1003,10 +1016,15 @@ def test_failure_is_told_by_the_line_that_says_why(lines: list[str], expected: l
             True,
         ),
         (['table "a.b" does not exist: it is made', *OBJECT], False),
+        *(
+            (['ERROR: relation "a.b" does not exist (going on)', "step", end], False)
+            for end in ENDS
+        ),
+        (['ERROR: relation "a.b" does not exist', "make: *** [Makefile:2: up] Error 1"], True),
     ],
 )
 def test_how_long_an_error_is_decides_nothing(lines: list[str], *, expected: bool) -> None:
-    """What misses a table excuses a trial, unless an error of the server's came later."""
+    """What misses a table excuses a trial, unless another reason came later."""
     found = kept(lines)
 
     assert expected == (said.missing(found.last, found.telling) is not None)
@@ -1027,9 +1045,10 @@ def test_how_long_an_error_is_decides_nothing(lines: list[str], *, expected: boo
     ],
 )
 def test_server_without_tls_is_known_by_the_words_of_clients(line: str) -> None:
-    """Unless the command went on without, and an error of the server's is later."""
+    """Unless the command went on without, and another reason is told later."""
     assert line == said.without_tls(kept([line, "SQLState: 08004", *OBJECT]).telling)
-    assert said.without_tls(kept([line, f"ERROR:  {VIOLATED}"]).telling) is None
+    for end in ENDS:
+        assert said.without_tls(kept([line, "migrating", end]).telling) is None
     assert said.without_tls(kept(["SSL is off", f"ERROR:  {VIOLATED}"]).telling) is None
 
 

@@ -56,6 +56,9 @@ ENDLESS = (
     "wrap only what migrates, if it starts the app afterwards, which does not end; else give it a "
     "longer --timeout"
 )
+_TLS = (
+    "PREFLIGHT_REHEARSE_ON=server, or a PREFLIGHT_REHEARSE_URL of a server with TLS, has it tried"
+)
 _SIZE = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
 
 
@@ -162,7 +165,7 @@ class _Trial:
             changes = self._changes(before, ended, left)
             on_copy = there.was_there() or bool(changes.names)
             self._require_untouched(live, fence, on_copy=on_copy, ended=ended)
-            self._require_tls(ended, fence)
+            self._require_tls(ended, fence, on_copy=on_copy)
             self._require_there(there, changes, ended, fence)
             if ended.code != 0:
                 raise self._left_out(ended) or self._failed(ended)
@@ -404,21 +407,27 @@ class _Trial:
             + (f"; the backup {self.backup} is from before it." if self.backup else "."),
         )
 
-    def _require_tls(self, ended: child.Ended, fence: fences.Fence) -> None:
+    def _require_tls(self, ended: child.Ended, fence: fences.Fence, *, on_copy: bool) -> None:
         """Raise Unavailable where the command demands TLS, and the copy's server has none.
 
-        The live one may have it; where that has the copy, too, the failure is the command's.
+        The live one may have it; where that has the copy, too, the failure is the command's. So it
+        is where it was `on_copy` all the same: it was tried there.
         """
-        line = said.without_tls(ended.telling) if ended.code else None
-        if line is None or fence.crossed or self.copy.where == "server" or self.copy.beside:
+        line = self._demanding_tls(ended)
+        if line is None or on_copy or fence.crossed:
             return
         raise scratch.Unavailable(
             f"on the restored copy {how(ended)}: {line.strip()}; it demands TLS by settings of its "
             f"own, and {'the throwaway server' if self.copy.server else 'that server'} has none: "
-            "PREFLIGHT_REHEARSE_ON=server, or a PREFLIGHT_REHEARSE_URL of a server with TLS, has "
-            "it tried",
+            f"{_TLS}",
             level="warning",
         )
+
+    def _demanding_tls(self, ended: child.Ended) -> str | None:
+        """Return the line by which it ended of TLS that only the live server may have."""
+        if not ended.code or self.copy.where == "server" or self.copy.beside:
+            return None
+        return said.without_tls(ended.telling)
 
     def _require_there(
         self,
@@ -513,6 +522,8 @@ class _Trial:
             what, last = apart, tuple(filter(None, dict.fromkeys((refused, *last))))
         elif apart and refused:
             last = (*last, f"it also said: {refused}")
+        elif self._demanding_tls(ended):
+            what += f", or, where only the live server has the TLS that it demands, {_TLS}"
         if self.copy.server is None and said.made_before(ended.telling):
             what += (
                 ", or take back what an earlier trial has left on the copy's server, and have the "

@@ -154,12 +154,13 @@ def is_closed(text: str) -> bool:
 
 
 def refusal(lines: Sequence[str]) -> tuple[str, bool]:
-    """Return the last line that says so, if any, and whether an error of PostgreSQL's is later.
+    """Return the last line that says so, if any, and whether another reason is told later.
 
     Then that ended the command, which had gone on without what it could not connect to.
     """
     at = max((n for n, line in enumerate(lines) if is_closed(line)), default=-1)
-    return lines[at] if at >= 0 else "", any(map(_ERROR.search, lines[at + 1 :]))
+    later = any(_says_why_else(line, _NO_CONNECTION) for line in lines[at + 1 :])
+    return lines[at] if at >= 0 else "", later
 
 
 def missed(line: str) -> tuple[str, str] | None:
@@ -170,28 +171,29 @@ def missed(line: str) -> tuple[str, str] | None:
 
 
 def missing(last: Sequence[str], telling: Sequence[str]) -> str | None:
-    """Return the newest line that misses a thing, unless the server had another error later.
+    """Return the newest line that misses a thing, unless another reason is told later.
 
-    A tool may live through one that misses a table, and end with one of the data. What is above
-    the last lines is to be an error, too: a tool may say that it makes what is not there.
+    A tool may live through one that misses a table, and end with one of the data, the server's or
+    its own. What is above the last lines is to be an error, too: a tool may say that it makes what
+    is not there.
     """
     for line in reversed(telling):
         if missed(line) and (_says_why(line) or line in last):
             return line
-        if _of_server(line) and not _MISSES.search(line) and _ABORTED not in line:
+        if _says_why_else(line, _MISSES):
             return None
     return None
 
 
 def without_tls(telling: Sequence[str]) -> str | None:
-    """Return the newest line that says that a server has no TLS, if no error of one's is later.
+    """Return the newest line that says that a server has no TLS, if no other reason is told later.
 
     Who only prefers TLS goes on without, and ends of something else.
     """
     for line in reversed(telling):
         if _NO_TLS.search(line):
             return line
-        if _of_server(line) and not _NO_CONNECTION.search(line):
+        if _says_why_else(line, _NO_CONNECTION):
             return None
     return None
 
@@ -226,8 +228,9 @@ def _reason(telling: Sequence[str]) -> str | None:
     return next((line for line in reversed(telling) if _says_why(line)), None)
 
 
-def _of_server(line: str) -> bool:
-    return _ERROR.search(line) is not None and _says_why(line)
+def _says_why_else(line: str, same: re.Pattern[str]) -> bool:
+    """Tell whether a line says why, and not only, by a code, what an earlier one has said."""
+    return _says_why(line) and not same.search(line) and _ABORTED not in line
 
 
 def _says_why(line: str) -> bool:
