@@ -913,6 +913,7 @@ def test_refusal_that_a_command_lived_through_is_not_its_end(
 
 FRAMES = ["    at parseErrorMessage (parser.js:306:11)", "  length: 153,", "  severity: 'ERROR',"]
 VIOLATED = 'check constraint "named" of relation "items" is violated by some row'
+LIVED = "Error: connect ECONNREFUSED 10.0.0.7:6379 (cache), going on without"
 OBJECT = [*FRAMES, *("  detail: undefined," for _ in range(said.LAST)), "}"]
 
 
@@ -960,6 +961,32 @@ def kept(lines: Sequence[str]) -> said.Kept:
             [f"psql:a.sql:1: ERROR:  {VIOLATED}", "its last line: Deploy failed"],
         ),
         (
+            [f"ERROR:  {VIOLATED}", "Deploy failed", "make: *** [migrate] Error 1"],
+            [f"ERROR:  {VIOLATED}", "behind that it said: Deploy failed"],
+        ),
+        (
+            [LIVED, "migrating", "  x 005_price: 3 items have no price"],
+            [LIVED, "its last line: x 005_price: 3 items have no price"],
+        ),
+        ([LIVED, "\t005: 3 are without"], [LIVED, "its last line: 005: 3 are without"]),
+        ([LIVED, *(f"  step {n}" for n in range(30))], [LIVED, "its last line: step 29"]),
+        (
+            [f"error: {VIOLATED}", "  length: 153,", "  routine: 'ATRewriteTable'", "}"],
+            [f"error: {VIOLATED}"],
+        ),
+        (
+            [f"error: {VIOLATED}", "    File: tablecmds.c", "    Line: 5900", "    Routine: AT"],
+            [f"error: {VIOLATED}"],
+        ),
+        (
+            [f"error: {VIOLATED}", "  37  artisan:13", "      A\\B\\Application::handle()"],
+            [f"error: {VIOLATED}"],
+        ),
+        (
+            [f"error: {VIOLATED}", "    (ecto_sql 3.10.1) lib/ecto/m.ex:1: A.b/3"],
+            [f"error: {VIOLATED}"],
+        ),
+        (
             [f"ERROR:  {VIOLATED}", "CONTEXT:  PL/pgSQL function", "make: *** [migrate] Error 1"],
             [f"ERROR:  {VIOLATED}"],
         ),
@@ -994,7 +1021,10 @@ def kept(lines: Sequence[str]) -> said.Kept:
     ],
 )
 def test_failure_is_told_by_the_line_that_says_why(lines: list[str], expected: list[str]) -> None:
-    """However much a tool says behind it; and where none says why, by the last one that is one."""
+    """However much a tool says behind it; and where none says why, by the last one that is one.
+
+    A tool may live through what it said why, so its last line is told, too, and no other as that.
+    """
     found = kept(lines)
 
     assert tuple(expected) == said.why(found.last, found.telling)

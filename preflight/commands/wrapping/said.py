@@ -54,9 +54,15 @@ _WHY = re.compile(
     r"^[\w.$:()]+(?:Error|Exception|Violation)\b[^:]{0,60}: \S|"
     r"^\S.*\b(?-i:ERROR|FATAL): +\S|^\s*(?-i:SQLSTATE\b|ERROR: )"
 )
-# what stands around that: frames, brackets, what the server adds, spinners, who started the program
+# what stands around that: frames, brackets, the fields of an error as node and .NET print them,
+# frames of Laravel and Elixir, what the server adds, spinners, who started the program
 _AROUND = re.compile(
     r"^\s+at |^\s*File \"|^\s*[\^~]+$|^\s*[\]})]+[,;]?$|^\s*\.\.\. \d+ more$|[\u2800-\u28ff]|"
+    r"^\s+\w+: (?:undefined|null|true|false|-?\d+(?=,)|'.*'|\".*\"|\[.*|\{.*|\w+ \{),?$|"
+    r"^\s+(?:Severity|SqlState|MessageText|(?:Schema|Table|Column|Constraint)Name|Routine): |"
+    r"^\s+(?:File: \w+\.c|(?:Line|Position): \d+)$|^\s+(?:raise|throw) \w|"
+    r"^\s+(?:\+\d+ vendor frames|\d+ +\S+:\d+$|[\w\\]+::\w+\(\)$|\(\w+ [\d.]+\) \S+:\d+:)|"
+    r"^\s+Applying \S+\.\.\.$|"
     r"^\s*(?:CONTEXT|DETAIL|HINT|STATEMENT|QUERY|LOCATION|LINE \d+):|\(Background on |"
     r"^(?:psql:.*: )?(?:NOTICE|WARNING|INFO|LOG|DEBUG): |^\[(?:SQL|parameters): |"
     r"^make(?:\[\d+\])?: (?:\*\*\* \[|\w+ing directory)|"
@@ -206,15 +212,18 @@ def made_before(lines: Sequence[str]) -> bool:
 def why(last: Sequence[str], telling: Sequence[str]) -> tuple[str, ...]:
     """Return what a failure is told by: the newest line that says why, and the last one behind it.
 
-    Where none says why, the last one that is not around something.
+    Where none says why, the last one that is not around something. A command may live through the
+    former, so the latter is told in whatever form it is.
     """
     reason = _reason(telling)
     if reason is None:
         ends = [line for line in last if not _AROUND.search(line)] or list(last)
         return tuple(line.strip() for line in ends[-1:])
     at = max((n for n, line in enumerate(last, 1) if line == reason), default=0)
-    ends = [line for line in list(last)[at:] if line[:1].strip() and not _AROUND.search(line)]
-    return (reason.strip(), *(f"its last line: {line}" for line in ends[-1:]))
+    ends = [line for line in list(last)[at:] if not _AROUND.search(line)]
+    is_last = ends[-1:] == list(last)[-1:]
+    told = "its last line" if is_last else "behind that it said"
+    return (reason.strip(), *(f"{told}: {line.strip()}" for line in ends[-1:]))
 
 
 def context(last: Sequence[str], telling: Sequence[str]) -> str | None:
