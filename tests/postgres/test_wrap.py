@@ -477,6 +477,19 @@ def test_what_a_copy_of_some_schemas_cannot_tell_stops_nothing(  # noqa: PLR0913
     assert "(PREFLIGHT_SCHEMAS)" in skipped["reason"]
 
 
+def test_command_that_hangs_behind_something_missing_is_no_trial_to_be_skipped(
+    run: Run, database: servers.Database
+) -> None:
+    """It went on behind that line: what it hangs on would hang in earnest, too."""
+    database.script("CREATE SCHEMA shop CREATE TABLE items (id int); CREATE TABLE users (id int)")
+    says = "echo 'ERROR:  relation \"public.users\" does not exist' >&2; exec sleep 600"
+    tool = ("wrap", "--always", "--timeout", "1", "--trust-environment", "--", "sh", "-c", says)
+    found = run(*tool, env={"PREFLIGHT_SCHEMAS": "shop"})
+
+    assert 27 == found.code, found
+    assert [] == found.event("rehearsal.skipped")
+
+
 def test_what_a_trial_changes_for_the_whole_server_is_31(
     run: Run, app: Path, database: servers.Database
 ) -> None:

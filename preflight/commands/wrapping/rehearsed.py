@@ -425,7 +425,8 @@ class _Trial:
 
     def _demanding_tls(self, ended: child.Ended) -> str | None:
         """Return the line by which it ended of TLS that only the live server may have."""
-        if not ended.code or self.copy.where == "server" or self.copy.beside:
+        by_itself = ended.code is not None and ended.code > 0
+        if not by_itself or self.copy.where == "server" or self.copy.beside:
             return None
         return said.without_tls(ended.telling)
 
@@ -493,7 +494,8 @@ class _Trial:
 
     def _left_out(self, ended: child.Ended) -> scratch.Unavailable | None:
         """Return why its failure tells nothing: what it misses is left out on the copy."""
-        line = said.missing(ended.last, ended.telling)
+        by_itself = ended.code is not None and ended.code > 0  # else it had gone on behind a line
+        line = said.missing(ended.last, ended.telling) if by_itself else None
         found = said.missed(line) if line else None
         if found is None:
             return None
