@@ -482,9 +482,17 @@ def test_command_that_hangs_behind_something_missing_is_no_trial_to_be_skipped(
 ) -> None:
     """It went on behind that line: what it hangs on would hang in earnest, too."""
     database.script("CREATE SCHEMA shop CREATE TABLE items (id int); CREATE TABLE users (id int)")
-    says = "echo 'ERROR:  relation \"public.users\" does not exist' >&2; exec sleep 600"
-    tool = ("wrap", "--always", "--timeout", "1", "--trust-environment", "--", "sh", "-c", says)
-    found = run(*tool, env={"PREFLIGHT_SCHEMAS": "shop"})
+    says = """import psycopg, sys, time
+with psycopg.connect("", autocommit=True) as app:
+    try:
+        app.execute("SELECT FROM public.users")
+    except psycopg.Error as error:
+        print("ERROR: ", error, file=sys.stderr, flush=True)
+    app.execute("CREATE TABLE shop.more (id int)")
+    app.execute("SELECT pg_sleep(600)")
+"""
+    tool = ("wrap", "--always", "--timeout", "3", "--trust-environment", "--")
+    found = run(*tool, sys.executable, "-c", says, env={"PREFLIGHT_SCHEMAS": "shop"})
 
     assert 27 == found.code, found
     assert [] == found.event("rehearsal.skipped")
