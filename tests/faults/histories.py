@@ -243,7 +243,7 @@ SEES = (
     "SELECT a.said FROM {of}_seen AS a CROSS JOIN (SELECT 1) AS one",
 )
 # How a version is taken back, or not; what looks for it, and at what it would destroy.
-LEAVES = "-- there is nothing to take back\n"
+LEAVES = "SELECT; -- there is nothing to take back\n"
 UNDOES = (
     "DROP TABLE {of};\n",
     "DROP TABLE {of};\nSELECT 1/0;\n",
