@@ -655,6 +655,19 @@ class History:
         assert gone == applied, f"{self}\n{result}"
         self.agrees()
 
+    # --- a file in which nothing stands
+
+    def does_nothing(self) -> None:
+        """Have a file of comments alone, where nothing is to be done on PostgreSQL: it is done."""
+        version = self.done[-1] + 1
+        file = self.write(version, "-- nothing to do on PostgreSQL\n", rollback=LEAVES)
+        file.with_name(f"{file.stem}_verify.sql").unlink()
+        self.told.append(f"{version}: nothing but a comment")
+        self.ends(0, "up")
+        self.ends(0, "rollback", PREFLIGHT_BACKUP="off")
+        self.remove(version)
+        self.agrees()
+
     # --- an image without the files
 
     def without_files(self) -> None:
@@ -1047,6 +1060,7 @@ def walk(database: servers.Database, home: Path, seed: str) -> str:
     history.ends(0, "up")
     history.done = [0, 2]
     history.grows()
+    history.does_nothing()
     for each in choice.sample(EVENTS, len(EVENTS)):
         each(history)
     history.kept()
