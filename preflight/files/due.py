@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preflight.base import memory
-from preflight.base.errors import FilesInvalid, Problem
+from preflight.base.errors import FilesInvalid
 from preflight.files import kinds, lasting, migrations, parser, scan
 
 if TYPE_CHECKING:
+    from preflight.base.errors import Problem
     from preflight.files.migrations import Script
 
 OURS = 20_000_000  # bytes that the process has at least, beside what a file takes
@@ -40,13 +41,10 @@ def _unitless(script: Script) -> list[Problem]:
     Here and not where a file is read: what is recorded has run as it was read, and is never judged.
     """
     return [
-        Problem(
-            f"{script.file}:{line}:{column}: {text!r} says no unit, and is {text.split()[-1]} ms",
+        script.problem(
+            (line, column),
+            f"{text!r} says no unit, and is {text.split()[-1]} ms",
             migrations.DURATION,
-            **script.named,
-            file=script.file,
-            line=line,
-            column=column,
         )
         for text, line, column in script.unitless
     ]
@@ -58,17 +56,8 @@ def _read_only(script: Script) -> list[Problem]:
     of_access = [(each, found) for each, found in said if found and found.read_only is not None]
     if not of_access or not of_access[-1][1].read_only:
         return []
-    line, column = scan.position(script.text, of_access[-1][0].start)
-    return [
-        Problem(
-            f"{script.file}:{line}:{column}: a READ ONLY transaction cannot be recorded",
-            "Leave READ ONLY out.",
-            **script.named,
-            file=script.file,
-            line=line,
-            column=column,
-        )
-    ]
+    message = "a READ ONLY transaction cannot be recorded"
+    return [script.problem(of_access[-1][0], message, "Leave READ ONLY out.")]
 
 
 def _late(script: Script) -> list[Problem]:
@@ -89,16 +78,12 @@ def _late(script: Script) -> list[Problem]:
     )
     if first is None or scan.first_word(script.text, first.start) != b"LOCK":
         return []
-    line, column = scan.position(script.text, first.start)
     return [
-        Problem(
-            f"{script.file}:{line}:{column}: LOCK in a transaction of ISOLATION LEVEL "
-            f"{script.isolation} would miss what others commit while it waits",
+        script.problem(
+            first,
+            f"LOCK in a transaction of ISOLATION LEVEL {script.isolation} would miss what others "
+            "commit while it waits",
             "Leave ISOLATION LEVEL out: behind the LOCK, READ COMMITTED reads all of it.",
-            **script.named,
-            file=script.file,
-            line=line,
-            column=column,
         )
     ]
 
@@ -110,14 +95,10 @@ def _joined(script: Script, statement: scan.Statement) -> Problem | None:
     """
     if not parser.several(statement.read(script.text)):
         return None
-    line, column = scan.position(script.text, statement.start)
-    return Problem(
-        f"{script.file}:{line}:{column}: PostgreSQL reads several statements where one was found",
+    return script.problem(
+        statement,
+        "PostgreSQL reads several statements where one was found",
         "Put what stands behind it into a file of its own, and report this: it is a bug.",
-        **script.named,
-        file=script.file,
-        line=line,
-        column=column,
     )
 
 
@@ -144,18 +125,14 @@ def _too_large(script: Script, held: int, limit: int) -> Problem | None:
     needed = held + max(len(script.text), 2 * size)
     if largest is None or needed <= limit:
         return None
-    line, column = scan.position(script.text, largest.start)
     what = f"a file of {len(script.text) / 1e6:,.1f} MB"
     hint = "Split the file"
     if 2 * size > len(script.text):
         what = f"one statement of {size / 1e6:,.1f} MB"
         hint = "Load rows with COPY … FROM stdin, which are sent as they are read, or split them"
-    return Problem(
-        f"{script.file}:{line}:{column}: {what} takes at least {needed / 1e6:,.0f} MB of memory, "
-        f"and there are {limit / 1e6:,.0f} MB",
+    return script.problem(
+        largest,
+        f"{what} takes at least {needed / 1e6:,.0f} MB of memory, and there are "
+        f"{limit / 1e6:,.0f} MB",
         f"{hint}; or let the container have more.",
-        **script.named,
-        file=script.file,
-        line=line,
-        column=column,
     )

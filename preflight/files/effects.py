@@ -262,14 +262,14 @@ def _of_node(node: Node, text: bytes) -> Effect:
         return _drop(statement)
     does, said = _described(kind, statement, text)
     locks = strongest(said)
-    many = _of_many(kind, statement)
+    many, moves = _of_many(kind, statement), _moved(kind, statement)
     return Effect(
         does,
         locks,
         destroys=_destroyed(kind, statement, does),
         losing=_losing(kind, statement),
         renames=_renamed(kind, statement),
-        gone=(moves := _moved(kind, statement)),
+        gone=moves,
         moves=moves,
         external=_external(kind, statement),
         creates=_created(kind, statement),

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
-from preflight.base.errors import Problem
 from preflight.files import kinds, parser, scan
 
 if TYPE_CHECKING:
+    from preflight.base.errors import Problem
     from preflight.files.migrations import Script
 
 _SUSPECT = re.compile(
@@ -99,7 +99,6 @@ def _lost(what: str) -> str:
 
 
 def _problem(script: Script, statement: scan.Statement, what: str, said: str) -> Problem:
-    line, column = scan.position(script.text, statement.start)
     hints = {
         _LOCKS: "Put it and what it protects into one DO block, or run the file in a transaction.",
         _ADVISORY: "Write SELECT pg_advisory_lock(…), with a constant key and nothing else in the "
@@ -110,14 +109,8 @@ def _problem(script: Script, statement: scan.Statement, what: str, said: str) ->
         "a temporary table, view, sequence or function": "Make it a permanent one and drop it in "
         "the end, or do all of it in one statement (a DO block, ON COMMIT DROP).",
     }
-    return Problem(
-        f"{script.file}:{line}:{column}: {said}",
-        hints.get(what, "Leave it out, or run the file in a transaction."),
-        **script.named,
-        file=script.file,
-        line=line,
-        column=column,
-    )
+    hint = hints.get(what, "Leave it out, or run the file in a transaction.")
+    return script.problem(statement, said, hint)
 
 
 def _each(script: Script) -> Iterator[tuple[scan.Statement, str | None]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from preflight.base.errors import Problem
 from preflight.files import scan
 
 OUTSIDE = "Put `-- preflight: no-transaction` at the top of the file."
@@ -44,6 +45,19 @@ class Script:
     def named(self) -> dict[str, Any]:
         """Its migration, as an event and an error name it."""
         return {"migration": self.migration, "version": self.version}
+
+    def problem(self, place: scan.Statement | tuple[int, int], message: str, hint: str) -> Problem:
+        """Return what is wrong at a statement, or at a line and a column."""
+        at = scan.position(self.text, place.start) if isinstance(place, scan.Statement) else place
+        line, column = at
+        return Problem(
+            f"{self.file}:{line}:{column}: {message}",
+            hint,
+            **self.named,
+            file=self.file,
+            line=line,
+            column=column,
+        )
 
     @property
     def kept(self) -> bytes:

@@ -57,8 +57,9 @@ def checked(session: Session, config: Config, scripts: Sequence[Script]) -> Iter
         copies.require_inside(session, scripts, elsewhere=not same)
         if same:
             copies.require_tame(session, scripts)
-        _require_alike(session, clone)
-        unset, unlike = _unset(session, clone), scratch.fidelity(session, clone)
+        unlike = scratch.fidelity(session, clone)
+        _require_alike(session, clone, unlike)
+        unset = _unset(session, clone)
         _on_the_same_server(session, clone)  # a look at the history may have connected anew
         structlog.get_logger().info(
             "rehearsal.started",
@@ -130,7 +131,7 @@ def _on_the_same_server(session: Session, clone: Session) -> bool:
     return bool(found)
 
 
-def _require_alike(session: Session, clone: Session) -> None:
+def _require_alike(session: Session, clone: Session, unlike: str | None) -> None:
     """Make sure that a clone is as the live database is now; raises Unavailable."""
     try:
         there = ledger.read(clone)
@@ -150,7 +151,7 @@ def _require_alike(session: Session, clone: Session) -> None:
     own = session.config.schema
     different = catalog.difference(_shapes(session, own), _shapes(clone, own))
     if different:
-        major = f" ({unlike})" if (unlike := scratch.fidelity(session, clone)) else ""
+        major = f" ({unlike})" if unlike else ""
         raise scratch.Unavailable(
             f"the clone{major} is not as the live database is: {console.some(different)}",
             different[:100],

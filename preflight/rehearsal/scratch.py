@@ -277,16 +277,20 @@ def elsewhere(config: Config, target: Mapping[str, str], name: str) -> Iterator[
 
 def fidelity(live: Session, other: Session) -> str | None:
     """Return in what another server is not as the live one: its major version; None: in nothing."""
-    here, there = (each.facts.major if each.facts else 0 for each in (live, other))
+    here, there = _major(live), _major(other)
     return None if here == there else f"PostgreSQL {there}, not {here}"
+
+
+def _major(session: Session) -> int:
+    return session.facts.major if session.facts else 0
 
 
 def require_no_older(live: Session, other: Session, name: str) -> None:
     """Raise Unavailable where another server's major is an older one; say so of a newer one."""
     if not (unlike := fidelity(live, other)):
         return
-    here, there = (each.facts.major if each.facts else 0 for each in (live, other))
-    if there < here:
+    here = _major(live)
+    if _major(other) < here:
         raise Unavailable(
             f"{name} is {unlike}: an older one may not take what the live server has; name one of "
             f"PostgreSQL {here}",

@@ -42,6 +42,12 @@ def place_of(result: program.Result) -> tuple[int, int | None, int | None, str |
 # what counts the branches has memory of its own
 ALONE = pytest.mark.skipif("COVERAGE_FILE" in os.environ, reason="branches are counted")
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, name text);\n"
+# it waits for a lock until somebody lets go, and nothing is tried before
+PATIENT = {
+    "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
+    "PREFLIGHT_FIRST_CONTACT": "pending",
+    "PREFLIGHT_REHEARSE": "off",
+}
 
 
 # --- what a failure leaves ------------------------------------------------------------------------
@@ -868,14 +874,7 @@ def test_file_that_meets_another_at_a_row_of_a_catalog_is_tried_again(  # noqa: 
     migrations({"001_a.sql": f"{mark}CREATE TABLE a ();\n{text.format(database.name)};\n"})
     with database.server.connect(database.name) as other:
         other.execute(f"BEGIN; {others.format(database.name)}".encode())
-        process = start(
-            env={
-                **database.env(),
-                "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
-                "PREFLIGHT_FIRST_CONTACT": "pending",
-                "PREFLIGHT_REHEARSE": "off",
-            }
-        )
+        process = start(env={**database.env(), **PATIENT})
         process.wait_for_event("migration.blocked")
         other.execute("COMMIT")
     result = process.wait()
@@ -928,13 +927,7 @@ def test_file_at_its_own_level_is_tried_again_where_another_wrote_first(
     )
     with database.server.connect(database.name) as other:
         other.execute("BEGIN; UPDATE c SET n = n + 1")
-        process = start(
-            env={
-                "PREFLIGHT_LOCK_TIMEOUT_MS": "60000",
-                "PREFLIGHT_FIRST_CONTACT": "pending",
-                "PREFLIGHT_REHEARSE": "off",
-            }
-        )
+        process = start(env=PATIENT)
         process.wait_for_event("migration.blocked")
         other.execute("COMMIT")
     result = process.wait()

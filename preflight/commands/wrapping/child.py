@@ -53,10 +53,14 @@ class Ended:
         return any(map(said.is_closed, self.telling))
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended by itself and says that it failed: else it had gone on till then."""
+        return self.code is not None and self.code > 0
+
+    @property
     def why(self) -> tuple[str, ...]:
         """What its failure is told by: the last line where it did not end by itself."""
-        failed = self.code is not None and self.code > 0
-        return said.why(self.last, self.telling) if failed else self.last[-1:]
+        return said.why(self.last, self.telling) if self.failed else self.last[-1:]
 
     @property
     def context(self) -> str | None:

@@ -425,8 +425,7 @@ class _Trial:
 
     def _demanding_tls(self, ended: child.Ended) -> str | None:
         """Return the line by which it ended of TLS that only the live server may have."""
-        by_itself = ended.code is not None and ended.code > 0
-        if not by_itself or self.copy.where == "server" or self.copy.beside:
+        if not ended.failed or self.copy.where == "server" or self.copy.beside:
             return None
         return said.without_tls(ended.telling)
 
@@ -494,8 +493,7 @@ class _Trial:
 
     def _left_out(self, ended: child.Ended) -> scratch.Unavailable | None:
         """Return why its failure tells nothing: what it misses is left out on the copy."""
-        by_itself = ended.code is not None and ended.code > 0  # else it had gone on behind a line
-        line = said.missing(ended.last, ended.telling) if by_itself else None
+        line = said.missing(ended.last, ended.telling) if ended.failed else None
         found = said.missed(line) if line else None
         if found is None:
             return None
