@@ -1,6 +1,8 @@
 """Regular expressions that mean the same to each Python that the program runs with."""
 
 import json
+import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -80,19 +82,33 @@ def _of_one(group: _parser.SubPattern) -> bool:
     return len(group) == 1 and group[0][0] in one
 
 
-@pytest.mark.parametrize("name", ["/usr/bin/python3", "python3.11", "python3.12", "python3.13"])
-def test_files_are_cut_alike_by_every_python(name: str) -> None:
-    """By those that a system has beside the one that runs the tests: Debian 12 has 3.11.2."""
-    other = shutil.which(name)
-    runs = "import sys; sys.exit(sys.version_info < (3, 11))"
-    if other is None or subprocess.run([other, "-c", runs], check=False).returncode:
-        pytest.skip(f"no {name} here, or none that is recent enough")
+def _pythons() -> list[str]:
+    """List each Python of this machine that the program runs with, the tests' own among them."""
+    root = pathlib.Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    named = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
+    paths = [sys.executable, "/usr/bin/python3", *filter(None, named)]
+    paths += map(str, root.glob("versions/*/bin/python3"))
+    found: dict[str, str] = {}
+    for each in paths:
+        asked = "import sys; print(*sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))"
+        try:
+            said = subprocess.run([each, "-c", asked], check=False, capture_output=True, text=True)
+        except OSError:  # not here
+            continue
+        if not said.returncode:
+            found.setdefault(said.stdout, each)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("python", _pythons())
+def test_files_are_cut_alike_by_every_python(python: str) -> None:
+    """By each that the machine has beside the one that runs the tests: Debian 12 has 3.11.2."""
     folders = (servers.REPOSITORY / "migrations", servers.REPOSITORY / "tests")
     files = [each.read_text("utf-8") for folder in folders for each in folder.rglob("*.sql")]
-    cut = [
+    (version, cut), (_, ours) = (
         json.loads(
             subprocess.run(
-                [python, "-c", CUT],
+                [each, "-c", CUT],
                 cwd=servers.REPOSITORY,
                 input=json.dumps([*SAMPLES, *files]),
                 check=True,
@@ -100,8 +116,9 @@ def test_files_are_cut_alike_by_every_python(name: str) -> None:
                 text=True,
             ).stdout
         )
-        for python in (other, sys.executable)
-    ]
+        for each in (python, sys.executable)
+    )
 
-    assert unloadable.LEAST <= tuple(cut[0][0])
-    assert cut[1][1] == cut[0][1], cut[0][0]
+    assert unloadable.LEAST <= tuple(version)
+    assert [2, 3, 2, 2, 2, 2, 3, 2] == [len(each) for each in cut[: len(SAMPLES)]]
+    assert ours == cut
