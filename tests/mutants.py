@@ -85,7 +85,10 @@ OVERTAKEN = _tests("faults_overtaken")
 PLANS = _tests("faults_plans")
 SCREENS = _tests("faults_screens")
 SILENCE = _tests("faults_silence")
+MANIFESTS = ("tests/cluster/test_manifests.py",)
 TOGETHER = _tests("faults_together::test_two_runs_at_once_end_as_each_would_alone")
+
+WORDS = _tests("faults_words")
 
 # What reviews found (F1) and what else they and others did (F2), each in a few words.
 FAULTS = {
@@ -1432,6 +1435,7 @@ MUTANTS = [
         "            terminal.clear()\n",
         "",
         _tests("unit_logs::test_line_of_the_log_does_not_share_one_with_a_bar"),
+        general=SCREENS,
         faults="F2.35",
     ),
     Mutant(
@@ -1466,6 +1470,7 @@ MUTANTS = [
         "            elsewhere or (",
         "            (",
         _tests("unit_arguments::test_other_tools_words_lead_to_ours"),
+        general=WORDS,
         faults="F2.40",
     ),
     Mutant(
@@ -1481,8 +1486,9 @@ MUTANTS = [
         "images are left to the outermost kustomization",
         "k8s/components/wait/kustomization.yaml",
         "kind: Component\n",
-        "kind: Component\nimages: []\n",
+        "kind: Component\nimages: [{name: preflight-image, newName: pg-preflight}]\n",
         _tests("unit_kubernetes::test_images_are_left_to_the_outermost_kustomization"),
+        general=MANIFESTS,
         faults="F2.42",
     ),
     Mutant(
@@ -1491,6 +1497,7 @@ MUTANTS = [
         "in a container `docker compose run --rm preflight check --table`: every",
         "in a container `docker compose exec app check --table`: every",
         _tests("unit_compose_files::test_old_commands_have_a_spelling_for_containers"),
+        general=_tests("unit_compose_files::test_pages_run_services_that_every_project_has"),
         faults="F2.44",
     ),
     Mutant(

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests import program
@@ -41,8 +41,10 @@ class Screen:
         return " ".join(" ".join(self.lines).split())
 
 
-def on_terminal(*args: str, env: Mapping[str, str], cwd: Path) -> tuple[int, Screen]:
-    """Run the program on a terminal of its own."""
+def on_terminal(
+    *args: str, env: Mapping[str, str], cwd: Path, see: Callable[[bytes], None] = lambda _: None
+) -> tuple[int, Screen]:
+    """Run the program on a terminal of its own; `see` is given all that was shown, as it grows."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     process = subprocess.Popen(
@@ -58,6 +60,7 @@ def on_terminal(*args: str, env: Mapping[str, str], cwd: Path) -> tuple[int, Scr
     found = b""
     while data := _read(ours):
         found += data
+        see(found)
     os.close(ours)
     return process.wait(program.TIMEOUT_S), Screen(found)
 

@@ -20,26 +20,35 @@ VERSION = ("version", "--version", "-V")
 # what other tools call it, and what it is here
 ELSEWHERE = {
     **dict.fromkeys(
-        ("migrate", "apply", "deploy", "upgrade", "update", "run", "start", "latest", "sync"),
+        ("migrate", "apply", "deploy", "upgrade", "update", "run", "start", "latest", "sync",
+         "dev", "push", "execute"),
         "`up` applies what is pending.",
     ),
     **dict.fromkeys(
-        ("status", "info", "state", "show", "current", "history", "list", "pending", "heads"),
+        ("up-to", "up-by-one", "goto", "to", "before"),
+        "`up` applies all that is pending; `rollback --to VERSION` takes back all above one.",
+    ),
+    **dict.fromkeys(
+        ("status", "info", "state", "show", "current", "history", "list", "pending", "heads",
+         "log", "showmigrations", "currentversion", "up-to-date", "branches"),
         "`check --table` shows every migration and its state.",
     ),
     **dict.fromkeys(
-        ("down", "undo", "revert", "downgrade", "back", "rollback-to"),
+        ("down", "undo", "revert", "downgrade", "back", "rollback-to", "down-to", "rollback-count",
+         "uncommit"),
         "`rollback` takes back the newest migration, `rollback --to VERSION` all above it.",
     ),
     **dict.fromkeys(
         ("redo", "rerun", "reapply", "retry"), "`force VERSION` runs a recorded file again."
     ),
     **dict.fromkeys(
-        ("dry-run", "dryrun", "preview", "diff", "explain", "pretend", "updatesql", "simulate"),
+        ("dry-run", "dryrun", "preview", "diff", "explain", "pretend", "updatesql", "simulate",
+         "update-sql", "sqlmigrate"),
         "`plan --rehearse --table` shows what `up` would do, tried on a copy.",
     ),
     **dict.fromkeys(
-        ("baseline", "stamp", "repair", "resolve", "mark", "fake", "fix", "changelogsync"),
+        ("baseline", "stamp", "repair", "resolve", "mark", "fake", "fix", "changelogsync",
+         "changelog-sync", "skip", "set"),
         "`adopt VERSION` records a file without running it; `force VERSION` runs it again.",
     ),
     **dict.fromkeys(("test", "tests"), "`verify` runs the verify files."),
@@ -47,14 +56,18 @@ ELSEWHERE = {
     **dict.fromkeys(("dump", "snapshot", "save"), "`backup` makes a proven backup."),
     **dict.fromkeys(("load", "recover"), "`restore BACKUP` restores one."),
     **dict.fromkeys(
-        ("new", "create", "generate", "make", "add", "revision", "init"),
+        ("new", "create", "generate", "make", "add", "revision", "init", "makemigrations", "edit"),
         "A migration is a file, NNN_name.sql, in the migrations directory; `lint` reads it.",
     ),
     **dict.fromkeys(
-        ("drop", "reset", "clean", "wipe", "fresh", "seed"),
+        ("drop", "reset", "clean", "wipe", "fresh", "seed", "flush", "drop-all"),
         "Nothing here empties a database; `rollback --to 0` takes every migration back.",
     ),
-}
+    **dict.fromkeys(
+        ("unlock", "forceunlock", "break-lock", "release-locks", "list-locks"),
+        "Nothing is to be unlocked: the lock ends with the run that has it, and `up` waits for it.",
+    ),
+}  # fmt: skip
 OPTIONS_ELSEWHERE = {
     **dict.fromkeys(("--dry-run", "--dry_run", "--plan", "--pretend", "-n"), ELSEWHERE["dry-run"]),
     **dict.fromkeys(("--status", "--list", "--info"), ELSEWHERE["status"]),
@@ -128,8 +141,9 @@ def parse(arguments: Sequence[str]) -> Said:
         asked = SPELLINGS.get(said[1], said[1]) if said[1:] else "help"
         said = ["--help"] if asked in (*VERSION, "help") else [asked, "--help"]
     if not said[0].startswith("-") and said[0] not in COMMANDS:
-        near = nearest(said[0], [*COMMANDS, "version", "help"])
-        elsewhere = ELSEWHERE.get(said[0].lower())
+        word = said[0].lower().rpartition(":")[2]  # db:migrate, migrate:latest
+        near = nearest(word, [*COMMANDS, "version", "help"])
+        elsewhere = ELSEWHERE.get(word)
         raise ConfigInvalid(
             "config.arguments",
             f"there is no command {_SECRET.sub('…', said[0])!r}",

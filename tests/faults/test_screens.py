@@ -1,13 +1,15 @@
 """On a terminal each command tells what it tells a machine, and no line is shared."""
 
+import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from preflight.base import console
-from tests import program, screens, servers
+from tests import faults, program, screens, servers
 from tests.conftest import DEFAULT_MAJOR
 from tests.faults import crash
 from tests.screens import COLUMNS
@@ -38,6 +40,40 @@ def test_terminal_has_what_the_log_has_and_each_line_for_itself(
     assert [] == [line for line in screen.drawn if len(line) >= COLUMNS]
     first = max(n for n, line in enumerate(lines) if BEGINS.match(line))
     assert _kinds(logged.events) <= {line.strip().split("  ")[0] for line in lines[first + 1 :]}
+
+
+class Held(faults.Fault):
+    """Keeps rows that are copied back until they are let go."""
+
+    def __init__(self) -> None:
+        """Hold them."""
+        self.let_go = threading.Event()
+
+    def to_client(self, kind: bytes, message: bytes) -> bytes:
+        """Wait with a row."""
+        if kind == b"d":
+            self.let_go.wait(program.TIMEOUT_S)
+        return message
+
+
+def test_log_for_programs_on_a_terminal_has_whole_lines_beside_a_bar(
+    running: Callable[[int], servers.Server], tmp_path: Path
+) -> None:
+    """A dump takes so long that its event comes while its bar is drawn."""
+    world = crash.World(running(DEFAULT_MAJOR), tmp_path / "world", "screens_bar", "backup", None)
+    world.between.now = held = Held()
+    code, screen = screens.on_terminal(
+        *world.story.command,
+        env={**world.environment, "PREFLIGHT_LOG": "json"},
+        cwd=world.home,
+        see=lambda shown: held.let_go.set() if b"backup.progressed" in shown else None,
+    )
+    world.drop()
+
+    events = [json.loads(line)["event"] for line in screen.lines if line]
+    assert (0, "run.finished") == (code, events[-1]), screen.lines
+    assert "backup.progressed" in events
+    assert [line for line in screen.drawn if line.startswith("backup ")]
 
 
 def _kinds(events: list[program.Event]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from preflight.commands import arguments
 from tests import servers
 
 ROOT = servers.REPOSITORY
@@ -130,14 +131,18 @@ def test_pages_run_services_that_every_project_has() -> None:
     """What is to be typed works in the quick start and in a project that copied ours."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     said = [
-        command
+        (verb, re.sub(r"--rm |-e \S+ ", "", rest).split("#")[0].split())
         for page in pages
-        for command in re.findall(r"docker compose run ([^`\n]*)", page.read_text("utf-8"))
+        for verb, rest in re.findall(
+            r"docker compose (run|exec) ([^`\n]*)", page.read_text("utf-8")
+        )
     ]
-    services = {re.sub(r"--rm |-e \S+ ", "", each).split()[0] for each in said}
 
-    assert services
-    assert all(services <= project["services"].keys() for _, project in PROJECTS)
+    assert said
+    for verb, (service, *command) in said:
+        assert "run" == verb, "a job is no running container"
+        assert all(service in project["services"] for _, project in PROJECTS)
+        arguments.parse(command)
 
 
 def test_nightly_backup_is_the_same_job() -> None:
