@@ -142,7 +142,9 @@ class Objects(store.Store):
             return BackupFailed("backup.spool", str(error.strerror), HINTS[why])
         message = f"backups cannot be kept in {self.place}: {error.strerror}"
         if why in {"key", "settings"} and (broken := _broken(self._environment)):
-            message += f"; there is a line break or a sign like it in {broken}"
+            message += f"; there is a line break, a space or a sign like it in {broken}"
+        if why in {"passing", "plain"} and self._where.endpoint:
+            message += f"; PREFLIGHT_BACKUP_ENDPOINT is {self._where.endpoint}"
         if why == "passing":
             return BackupInterrupted("backup.store", message, "Run again; nothing was migrated.")
         hint = HINTS.get(why, "Look at PREFLIGHT_BACKUP_DIR and PREFLIGHT_BACKUP_ENDPOINT.")
@@ -162,6 +164,8 @@ class Objects(store.Store):
         given = self._environment
         if self._where.scheme == "s3" and "AWS_PROFILE" in given and KEY not in given:
             raise Refused("profile", "AWS_PROFILE is set, and profile files are not read")
+        if self._where.scheme == "s3" and _broken(given):  # the library would panic, or be refused
+            raise Refused("settings", SAID["settings"])
         made = getattr(importlib.import_module(".store", "obstore"), KINDS[self._where.scheme])
         client: dict[str, object] = {
             "timeout": timedelta(seconds=SLOW_S),
@@ -771,6 +775,7 @@ HINTS = {
     "quota": "Free space or raise the quota; older backups were not touched.",
     "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? An authority of your own is "
     "trusted where SSL_CERT_FILE (its certificate, PEM) or SSL_CERT_DIR names it.",
+    "plain": "Write http:// there, or the port at which the store speaks TLS.",
     "authority": "No server may show one here, whatever SSL_CERT_FILE says. Give it one that an "
     "authority has signed, or make its own with CA:FALSE (`openssl req -x509 -addext "
     "basicConstraints=critical,CA:FALSE`).",
@@ -789,6 +794,7 @@ SAID = {
     "settings": "its credentials or other variables of its kind cannot be used",
     "key": "the store does not accept the key",
     "tls": "its certificate is not trusted",
+    "plain": "https:// was asked for, and what answers there speaks no TLS",
     "authority": "its certificate is an authority's own (CA:TRUE)",
     "authorities": "there is no certificate of an authority to trust",
     "archived": "it is archived",
@@ -809,6 +815,13 @@ UNUSABLE = {  # the library's words, before it has asked anybody; what follows m
     "Missing AccessKeyId": "AWS_ACCESS_KEY_ID is not set, and AWS_SECRET_ACCESS_KEY is",
     "Missing SecretAccessKey": "AWS_SECRET_ACCESS_KEY is not set, and AWS_ACCESS_KEY_ID is",
     "Failed to read token file": "the file of AWS_WEB_IDENTITY_TOKEN_FILE cannot be read",
+}
+SILENT = {  # the library's words for what came in the place of an answer
+    "ConnectionRefused": "the connection was refused",
+    "dns error": "no address is known for its name",
+    "TimedOut": "nothing came in time",
+    "NetworkUnreachable": "there is no way to its network",
+    "HostUnreachable": "there is no way to it",
 }
 CODES = {
     "NoSuchBucket": "bucket",
@@ -843,6 +856,7 @@ _KEYS_FROM = re.compile(r"//(169\.254\.|metadata(\.google\.internal)?[:/])")  # 
 _ASKED = re.compile(r"Error performing|HTTP error|request|response|headers", re.IGNORECASE)
 _PATH = re.compile(r"\S*/\S*")
 _SIGNED_WITH = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION)")
+_SIGNABLE, _WORD = re.compile(r"[ -~]*"), re.compile(r"[!-~]*")
 _BUCKET = re.compile(
     r"(?<![-\w./])bucket(?![-\w/])", re.IGNORECASE
 )  # the word, and no name or path
@@ -867,11 +881,9 @@ def asked() -> Iterator[None]:
 
 def _broken(environment: Mapping[str, str]) -> str:
     """Return what a request is signed with and cannot be: a file's last line end, perhaps."""
-    return ", ".join(
-        name
-        for name, value in environment.items()
-        if _SIGNED_WITH.fullmatch(name) and not value.isprintable()
-    )
+    signed = {name: value for name, value in environment.items() if _SIGNED_WITH.fullmatch(name)}
+    fit = {name: _WORD if name.endswith("REGION") else _SIGNABLE for name in signed}
+    return ", ".join(name for name, value in signed.items() if not fit[name].fullmatch(value))
 
 
 def _of_file_not_found() -> OSError | None:
@@ -896,7 +908,7 @@ def _refusal(kind: str, text: str) -> Refused:
     why = CODES.get(name) or STATUSES.get(number, "")
     if status and not name and number == _NOT_FOUND and _BUCKET.search(text, status.end()):
         why = "bucket"
-    if kind == "AlreadyExistsError":
+    if kind == "AlreadyExistsError" and why != "passing":
         why = "exists"
     elif kind == "NotSupportedError":
         why = "unsupported"
@@ -910,10 +922,16 @@ def _refusal(kind: str, text: str) -> Refused:
     elif why != "passing" and _KEYS_FROM.search(text):  # nobody gave it a key to be refused
         why = "credentials"
     numbered = " ".join(filter(None, (name, str(number or ""))))
-    said = SAID.get(why) or ("the store refused it" if number else "the store did not answer")
+    said = SAID.get(why) or ("the store refused it" if number else _silence(cause))
     if why == "settings":
         said = next((said for words, said in UNUSABLE.items() if words in text), said)
     return Refused(why or "other", f"{said} ({numbered})" if numbered else said)
+
+
+def _silence(cause: str) -> str:
+    """Return that nobody answered, and why where the library knows."""
+    found = next((said for words, said in SILENT.items() if words in cause), None)
+    return f"the store did not answer: {found}" if found else "the store did not answer"
 
 
 def _without_answer(kind: str, text: str, cause: str) -> str:
@@ -923,11 +941,15 @@ def _without_answer(kind: str, text: str, cause: str) -> str:
     """
     if _KEYS_FROM.search(text) or "credential" in _URL.sub("", text.lower()):  # nobody at home
         return "credentials"
+    if "redirect without LOCATION" in text:
+        return "region"
     cause = _URL.sub("", cause)
     if kind in {"GenericError", "UnknownConfigurationKeyError"} and not _ASKED.search(
         _PATH.sub("", text)
     ):
         return "authorities" if "No CA certificates were loaded" in cause else "settings"
+    if "InvalidContentType" in cause:
+        return "plain"
     if "InvalidCertificate(" not in cause:
         return "passing"
     return "authority" if "CaUsedAsEndEntity" in cause else "tls"

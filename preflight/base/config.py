@@ -53,7 +53,9 @@ _OF_CONNECTIONS = re.compile(
     r"(?:(?:DB|DATABASE|PG|POSTGRES|POSTGRESQL|SERVER|TARGET|CONNECTION)_?)?"
     r"(?:URL|URI|DSN|HOST|HOSTNAME|PORT|USER|USERNAME|PASSWORD|DB|DATABASE|NAME)(?:_FILE)?"
 )
-_BUCKET = re.compile(r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/[^/?#\s\x00-\x1f]+)*/?")
+_BUCKET = re.compile(
+    r"(s3|gs|az)://[a-zA-Z0-9][a-zA-Z0-9._-]*(/(?!\.{1,2}(?:/|\Z))[^/?#\s\x00-\x1f]+)*/?"
+)
 _RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( .*)?")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _LISTED = re.compile(r'\s*(?:"((?:[^"]|"")+)"\s*|([^,"][^,]*))(?:,|\Z)')
@@ -284,15 +286,18 @@ def _place(value: str) -> Path | str:
     """A directory, or s3://, gs:// or az:// with a bucket and perhaps a prefix."""  # noqa: D401
     if "://" not in value:
         return Path(value)
-    if not _BUCKET.fullmatch(value):
-        raise ValueError
+    if not _BUCKET.fullmatch(value) or (value.startswith("az:") and "\\" in value):
+        raise ValueError  # Azure reads \ as /, and would give what it was not asked for
     return value
 
 
 def _endpoint(value: str) -> str:
     """An address that begins with http:// or https://, without a login."""  # noqa: D401
-    if not re.fullmatch(r"https?://[^\s@?#]+", value):
+    from urllib.parse import urlsplit  # noqa: PLC0415 -- only where one is named
+
+    if not re.fullmatch(r"https?://[^\s@?#]+", value) or not urlsplit(value).hostname:
         raise ValueError
+    urlsplit(value).port  # noqa: B018 -- raises ValueError for one that there cannot be
     return value
 
 

@@ -212,18 +212,19 @@ UNUSABLE = {
         "s3",
         KEYS | {"SSL_CERT_FILE": "/gone", "SSL_CERT_DIR": "/gone"},
     ),
-    "line break or a sign like it in AWS_SESSION_TOKEN": (
-        "s3",
-        KEYS | {"AWS_SESSION_TOKEN": "hunter2\n"},
-    ),
+    "a sign like it in AWS_SESSION_TOKEN": ("s3", KEYS | {"AWS_SESSION_TOKEN": "hunter2\n"}),
+    "a sign like it in AWS_REGION": ("s3", KEYS | {"AWS_REGION": "eu hunter2"}),
 }
 
 
 @pytest.mark.parametrize("expected", UNUSABLE)
 def test_credentials_that_no_request_can_be_made_with_are_corrected_and_not_waited_for(
-    expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """23 with the variable's name, and not 14; nothing of what it holds is told."""
+    """23 with the variable's name, and not 14; nothing of what it holds is told, by nobody."""
     buckets.importable()
     (tmp_path / "torn").write_text('{"private_key": "hunter2"')
     keyless = {"client_email": "a@b", "private_key": "hunter2", "private_key_id": "1"}
@@ -244,6 +245,7 @@ def test_credentials_that_no_request_can_be_made_with_are_corrected_and_not_wait
     assert 23 == failure.exit_code, str(failure)
     assert expected in str(failure)
     assert "hunter2" not in str(failure)
+    assert ("", "") == capfd.readouterr()
 
 
 class Forbids(http.server.BaseHTTPRequestHandler):
@@ -312,7 +314,8 @@ def test_library_that_is_not_there_is_named(run: Run, bucket: buckets.Bucket) ->
 
 @pytest.mark.parametrize(
     "place", ["s3://", "s3:///x", "ftp://h/x", "s3://bucket//x", "s3://key:secret@bucket/x",
-              "s3://bucket/x?y"],
+              "s3://bucket/x?y", "s3://bucket/.", "gs://bucket/../x", "s3://bucket/x/./y",
+              "az://container/x\\y"],
 )  # fmt: skip
 def test_what_is_no_bucket_is_refused(run_bare: Run, place: str) -> None:
     """Before a server is asked."""
@@ -321,11 +324,23 @@ def test_what_is_no_bucket_is_refused(run_bare: Run, place: str) -> None:
     assert 20 == result.code, str(result)
 
 
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://[::1", "https://:9000"])
+def test_address_that_there_cannot_be_is_refused(run_bare: Run, endpoint: str) -> None:
+    """Before the library ends over it."""
+    place = {"PREFLIGHT_BACKUP_DIR": "s3://bucket", "PREFLIGHT_BACKUP_ENDPOINT": endpoint}
+    result = run_bare("backups", env=place)
+
+    assert 20 == result.code, str(result)
+    assert "PREFLIGHT_BACKUP_ENDPOINT" in result.finished["error"]["message"]
+
+
 ANSWERS = {
     ("403 Forbidden", "InvalidAccessKeyId"): (23, "InvalidAccessKeyId"),
     ("403 Forbidden", "RequestTimeTooSkewed"): (23, "clock"),
     ("400 Bad Request", "AuthorizationHeaderMalformed"): (23, "region"),
     ("507 Insufficient Storage", "XMinioStorageFull"): (23, "full"),
+    ("301 Moved Permanently", "PermanentRedirect"): (23, "region"),  # and it does not say where
+    ("409 Conflict", "OperationAborted"): (14, "OperationAborted"),
 }
 
 
@@ -338,7 +353,9 @@ def test_what_a_store_refuses_is_a_sentence_that_helps(
     with socket.create_server((servers.HOST, 0)) as listener:
         threading.Thread(target=_answering, args=(listener, *answer), daemon=True).start()
         port = listener.getsockname()[1]
-        result = run(env={"PREFLIGHT_BACKUP_ENDPOINT": f"http://{servers.HOST}:{port}"})
+        endpoint = f"http://{servers.HOST}:{port}"
+        env = {"PREFLIGHT_BACKUP_ENDPOINT": endpoint, "PREFLIGHT_LOCK_RETRY_S": "1"}
+        result = run(env=env)
         listener.shutdown(socket.SHUT_RDWR)
 
     assert expected[0] == result.code, str(result)
@@ -375,6 +392,37 @@ def test_store_that_does_not_answer_is_a_passing_reason(run: Run, bucket: bucket
 
         assert 14 == result.code, str(result)
         assert "backup.store" == result.finished["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "code", "expected"),
+    [
+        ("http://127.0.0.1:{closed}", 14, "the connection was refused; PREFLIGHT_BACKUP_ENDPOINT"),
+        ("http://no-such-host.invalid", 14, "no address is known for its name; PREFLIGHT_BACKUP"),
+        ("https://127.0.0.1:{plain}", 23, "speaks no TLS; PREFLIGHT_BACKUP_ENDPOINT"),
+    ],
+)
+def test_why_nobody_answers_is_said_with_the_address(
+    run: Run, bucket: buckets.Bucket, endpoint: str, code: int, expected: str
+) -> None:
+    """The address is what is wrong, most often."""
+    assert bucket.url
+    with (
+        socket.create_server((servers.HOST, 0)) as listener,
+        socket.socket() as bound,  # and nobody listens
+    ):
+        bound.bind((servers.HOST, 0))
+        call = (listener, "400 Bad Request", "x")
+        threading.Thread(target=_answering, args=call, daemon=True).start()
+        ports = {"closed": bound.getsockname()[1], "plain": listener.getsockname()[1]}
+        address = endpoint.format(**ports)
+        env = {"PREFLIGHT_BACKUP_ENDPOINT": address, "PREFLIGHT_LOCK_RETRY_S": "1"}
+        result = run(env=env)
+        listener.shutdown(socket.SHUT_RDWR)
+
+    assert code == result.code, str(result)
+    assert f"{expected}" in result.finished["error"]["message"], str(result)
+    assert address in result.finished["error"]["message"]
 
 
 def test_cut_connections_are_tried_again(
