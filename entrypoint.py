@@ -16,13 +16,14 @@ from preflight.base import unloadable
 if __name__ == "__main__":
     unloadable.listen()
     unloadable.speak_utf8()
+    unloadable.keep_stops()
     from preflight.quick import door
 
     door.leave_if_done()  # most starts: what is imported below takes five times as long
     from preflight.base import stop
 
     stop.listen(stop.remember)
-    door.tell(stop.remember)
+    unloadable.tell(stop.remember)
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,19 +1,22 @@
-"""What comes before all else: the last word of a program that cannot be loaded, and its encoding.
+"""What comes before all else: the last word of a program that cannot be loaded, encoding, stops.
 
 The word is one line and 70, where Python would end with 1. Nothing is used but Python's own, of
 which nothing can be missing.
 """
 
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 INTERNAL = 70
 LEAST = (3, 11)  # of Python; an older one is to come as far as to say so
 DAMAGED = (EOFError, ValueError, TypeError)  # of a module's bytes, where the import itself met it
+stops: "list[int]" = []  # signals that came before a run could hear them
 
 
 def listen() -> None:
@@ -36,6 +39,26 @@ def speak_utf8() -> None:
     elif sys.getfilesystemencoding() != "utf-8" and sys.executable and sys.stdout and sys.stderr:
         again = ["-X", "utf8", "-X", f"spoken={sys.stdout.encoding}", *sys.orig_argv[1:]]
         os.execv(sys.executable, [sys.executable, *again])  # noqa: S606 -- ourselves
+
+
+def keep_stops() -> None:
+    """Keep the signals that ask a run to stop until one can hear them; `tell` hands them over.
+
+    To be called once no other Python is started in our place, which would know of none.
+    """
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        if number != _signal.SIGHUP or _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, _keep)
+
+
+def _keep(number: int, _frame: object) -> None:
+    stops.append(number)
+
+
+def tell(remember: "Callable[[int, None], object]") -> None:
+    """Hand over the signals that came until now; call once others are listened to."""
+    for number in stops:
+        remember(number, None)
 
 
 def error_of(error: BaseException, left: str = "nothing was changed") -> "dict[str, object] | None":

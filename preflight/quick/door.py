@@ -4,7 +4,6 @@ Nothing is said before everything is known: whatever is unusual is left to the f
 begins as if nobody had looked. What may be imported here is listed in a test.
 """
 
-import _signal  # type: ignore[import-not-found]
 import _thread
 import gc
 import os
@@ -18,13 +17,12 @@ except ImportError:  # Python 3.12 and later
     from _sha2 import sha256  # type: ignore[import-not-found]
 
 from preflight import __version__
-from preflight.base import plain
+from preflight.base import plain, unloadable
 from preflight.files import names
 from preflight.quick import told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from preflight.quick import asked
@@ -36,7 +34,6 @@ MARKS = b"+goose", b"migrate:"  # of tools whose folders hold more than is looke
 BLANK = b" \t\r\n\f\v;"  # what holds no statement, whatever the layout
 SMALL = 65_536  # bytes that are asked for at once: most files have fewer
 SHORT = 250  # characters of a reason, so that no log cuts its sentence
-stops: list[int] = []  # signals that came while we looked
 
 
 class Line:
@@ -73,9 +70,6 @@ def _json(value: object) -> str:
 
 def leave_if_done() -> None:
     """End the process with 0 when there is nothing to do; else return with nothing said."""
-    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
-        if number != _signal.SIGHUP or _signal.getsignal(number) != _signal.SIG_IGN:
-            _signal.signal(number, _remember)
     gc.disable()  # it would walk through thousands of names again and again
     try:
         done = answer()
@@ -83,18 +77,8 @@ def leave_if_done() -> None:
         return
     finally:
         gc.enable()
-    if done and not stops:
+    if done and not unloadable.stops:
         _say(*done)
-
-
-def tell(remember: "Callable[[int, None], object]") -> None:
-    """Hand over the signals that came while we looked; call once others are listened to."""
-    for number in stops:
-        remember(number, None)
-
-
-def _remember(number: int, _frame: object) -> None:
-    stops.append(number)
 
 
 def answer() -> tuple[str, str, str] | None:
@@ -249,7 +233,7 @@ class _Asking:
         self.until = min(time.monotonic() + HEARD_S, self.last)
 
     def _left_s(self) -> float:
-        return 0.0 if stops else max(0.0, self.until - time.monotonic())
+        return 0.0 if unloadable.stops else max(0.0, self.until - time.monotonic())
 
     def answer(self) -> "asked.Answer | None":
         """Return what is recorded; None when the server is silent."""

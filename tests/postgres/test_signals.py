@@ -64,6 +64,8 @@ def asleep(database: servers.Database) -> list[int]:
 @pytest.mark.parametrize(
     ("module", "number", "code"),
     [
+        ("preflight.quick", signal.SIGTERM, 143),
+        ("preflight.quick.door", signal.SIGINT, 130),
         ("preflight.run", signal.SIGTERM, 143),
         ("preflight.run", signal.SIGINT, 130),
         ("structlog", signal.SIGTERM, 143),
