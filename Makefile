@@ -93,8 +93,8 @@ coverage: setup ## say how many branches the tests with real servers take (ARGS=
 	@echo "By branch, over the tests with real servers:" \
 		"$$($(PY) -m coverage report --data-file=.cache/coverage/data --format=total --precision=1) % ($$(date -u +%F))"
 
-crash: setup ## kill the job, its clients and its server at random moments (SEED=7/123, MINUTES=10, MAJORS=15,18, EVENTS=1, MESSAGES=10, STORIES=up,wrap, VICTIMS=job,backend)
-	@$(PY) -m tests.faults.crash --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(if $(MAJORS),--majors $(MAJORS)) $(if $(EVENTS),--events) $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(STORIES),--stories $(STORIES)) $(if $(VICTIMS),--victims $(VICTIMS))
+crash: setup ## kill the job, its clients and its server at random moments (SEED=7/123, MINUTES=10, MAJORS=15,18, EVENTS=1, MESSAGES=10, IMPORTS=1, STORIES=up,wrap, VICTIMS=job,backend)
+	@$(PY) -m tests.faults.crash --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(if $(MAJORS),--majors $(MAJORS)) $(if $(EVENTS),--events) $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(IMPORTS),--imports $(IMPORTS)) $(if $(STORIES),--stories $(STORIES)) $(if $(VICTIMS),--victims $(VICTIMS))
 
 verdicts: setup ## put databases together at random and see what is said of their backups (SEED, MINUTES)
 	@$(PY) -m tests.faults.verdicts --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1)

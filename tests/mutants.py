@@ -73,6 +73,9 @@ HISTORIES = _tests("faults_histories")
 DROPPING = _tests("faults_dropping")
 VERDICTS = _tests("faults_verdicts")
 CRASH = _tests("faults_crash")
+LOADING = _tests(
+    "faults_crash::test_f129_whoever_is_asked_to_stop_where_it_loads_something_ends_as_ever"
+)
 COPIES = _tests("faults_copies")
 RESTORES = _tests("faults_restores")
 LIVES = _tests("faults_lives")
@@ -1357,6 +1360,25 @@ MUTANTS = [
         "    stop.listen(stop.remember)\n",
         "",
         _tests("signals::test_stop_while_python_still_loads_ends_the_run"),
+        LOADING,
+        faults="F2.33d",
+    ),
+    Mutant(
+        "a stop is kept before the quick path is loaded",
+        "entrypoint.py",
+        "    unloadable.keep_stops()\n",
+        "",
+        _tests("signals::test_stop_while_python_still_loads_ends_the_run"),
+        LOADING,
+        faults="F2.33d",
+    ),
+    Mutant(
+        "a stop that was kept is handed over",
+        "entrypoint.py",
+        "    unloadable.tell(stop.remember)\n",
+        "",
+        _tests("signals::test_stop_while_python_still_loads_ends_the_run"),
+        LOADING,
         faults="F2.33d",
     ),
     Mutant(

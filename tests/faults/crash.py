@@ -3,8 +3,9 @@
 `make crash SEED=7 MINUTES=10` strikes at random and says how to repeat what went wrong:
 `make crash SEED=7/123` does number 123 of that seed alone. `make crash EVENTS=1` strikes each
 victim at each event of each command in turn; `make crash MESSAGES=10` does so at each tenth message
-of each command: of ours, and of pg_dump's and pg_restore's. `STORIES=up,wrap` takes these commands
-alone, `VICTIMS=pg_dump,backend` these victims.
+of each command: of ours, and of pg_dump's and pg_restore's. `make crash IMPORTS=1` asks the job to
+stop at each module that it loads. `STORIES=up,wrap` takes these commands alone,
+`VICTIMS=pg_dump,backend` these victims.
 """
 
 import argparse
@@ -157,6 +158,40 @@ with psycopg.connect(os.environ["DATABASE_URL"], application_name="tool", autoco
             it.execute("INSERT INTO ran VALUES (%s) ON CONFLICT DO NOTHING", [version])
             it.execute("CREATE TABLE IF NOT EXISTS made_%s ()" % version)
 """
+# The job alone, not what it starts: from the moment when there is something of ours that could hear
+# a signal, which is the interpreter's affair before. A terminal is there, however tests are run.
+STEPS = """
+import _signal
+import os
+import sys
+
+PLACE, JOB, MODULE = {place!r}, os.getpid(), {module!r}
+FIRST, LAST = "preflight.base.unloadable", "preflight.commands.choice"
+
+class Steps:
+    ours = stood = False
+
+    def find_spec(self, name, path=None, target=None):
+        if os.getpid() != JOB:
+            return
+        if self.ours and not MODULE:
+            with open(PLACE + "/seen", "a") as seen:
+                seen.write(name + "\\n")
+        if self.ours and name == MODULE and not self.stood:
+            self.stood = True
+            self.stand()
+        self.ours = self.ours or name == FIRST
+
+    def stand(self):
+        with open(PLACE + "/loaded", "w") as loaded:
+            loaded.write("all" if LAST in sys.modules else "part")
+        os.rename(PLACE + "/loaded", PLACE + "/asked")
+        os.close(os.open(PLACE + "/lets_go", os.O_RDONLY))
+
+if {entrypoint!r} in sys.orig_argv:
+    _signal.signal(_signal.SIGHUP, _signal.SIG_DFL)
+    sys.meta_path.insert(0, Steps())
+"""
 # what a command did on the live database, each in a session of its own, when it ended with 3; the
 # last two are done for it, by a process that it leaves behind and by one who was there before it
 DEEDS = (
@@ -179,6 +214,7 @@ PATIENCE_S = 300.0  # none of these is a promise: only so that nothing hangs for
 ROUNDS = 100
 OF_A_LINE = ("timestamp", "level", "event", "message")  # no part of a termination message
 STOPS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*STOPS, signal.SIGHUP)
 LISTED = {  # in `run.finished`, and the events of the journal that say the same
     "applied": ("applied", "forced"),
     "adopted": ("adopted", "vouched"),
@@ -209,6 +245,7 @@ class Story:
     codes: frozenset[int] = frozenset(CODES)
     repeats: bool = False  # a second call does it all again, as it should
     more: tuple[tuple[str, str], ...] = ()
+    due: bool = True  # there is something to do
     rival: bool = False  # another such run waits for the lock when the first is struck
 
     @property
@@ -230,6 +267,7 @@ WRAP = Story(
 STORIES = {
     "up": Story(),
     "up_again": Story(before=(UP, BACK)),
+    "nothing": Story(before=(UP,), due=False),
     "folder": Story(more=FOLDER),
     "bucket": Story(),
     "rollback": Story(BACK, (UP,), ends=(1,)),
@@ -258,6 +296,7 @@ class Strike:
     answered: bool = True  # else the server says nothing more to who was asked to stop
     deeds: tuple[str, ...] = ()  # of a wrapped command, before it ends by itself
     at: str = "live"  # where it does them: in earnest, or while it should be led to the copy
+    module: str = ""  # instead of a message: when the job looks for it
 
     def __str__(self) -> str:
         """Read as in `job at message 120 of ours, rehearse off`."""
@@ -266,6 +305,7 @@ class Strike:
             return deeds
         what = f"COMMIT {self.commit}" if self.commit else f"message {self.message}"
         when = f"event {self.event}" if self.event else f"{what} of {self.among}"
+        when = f"import of {self.module}" if self.module else when
         how = f" by {self.stop.name}{'' if self.answered else ', unanswered,'}"
         which = f"{self.victim}{how * (self.victim == 'stop')} at {when}, rehearse {self.rehearse}"
         return which + f", {deeds}" * bool(self.deeds)
@@ -432,6 +472,7 @@ class World:
         self.left: list[int] = []  # clients whose job was killed
         self.halves: set[str] = set()  # of backups, which killed runs left
         self.unlocked = False  # the run that was struck held the lock, and lost its connection
+        self.loading = False  # it was asked to stop before it had loaded what it begins with
         self.shown: leaks.Seen = {}  # of the processes of the run that was struck
         self.verified: set[str] = set()  # backups that a run has said to be
         self.silent = False  # a run was killed that may have removed one without a word
@@ -528,7 +569,9 @@ class World:
         held: list[program.Process] = []
         self.before = truth(self)
         self.shown = {}
+        self.loading = False
         more = {"PREFLIGHT_REHEARSE": strike.rehearse} | self._straight(strike) | self.message()
+        more |= self.steps(strike.module) if strike.module else {}
         main = program.Program({**self.environment, **more}, self.home)
 
         def blow(backend: int) -> None:
@@ -551,8 +594,7 @@ class World:
         with self._misled(strike) as done:
             try:
                 held.append(main.start(*self.story.command))
-                if strike.event:
-                    self._at_event(strike, held[0], blow)
+                self._beside_messages(strike, held[0], blow)
                 results = [held[0].wait(PATIENCE_S)]
                 results += [each.wait(PATIENCE_S) for each in held[1:]]
             finally:
@@ -565,6 +607,14 @@ class World:
         self.unlocked = hit.is_set() and strike.victim == "connection" and at.locked
         return results, hit.is_set()
 
+    def _beside_messages(
+        self, strike: Strike, process: program.Process, blow: Callable[[int], None]
+    ) -> None:
+        if strike.event:
+            self._at_event(strike, process, blow)
+        if strike.module:
+            self._at_import(process, blow)
+
     def _at_event(
         self, strike: Strike, process: program.Process, blow: Callable[[int], None]
     ) -> None:
@@ -574,6 +624,39 @@ class World:
                 at_work = lambda: _children(process.pid) or not process.running  # noqa: E731
                 faults.until(at_work, "a client is at work", PATIENCE_S)
             blow(_a_backend(self.database) if strike.victim == "backend" else 0)
+
+    def steps(self, module: str = "") -> Environment:
+        """Have a job say what it loads, and stand still where it looks for that module."""
+        place = self.home / "steps"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        os.mkfifo(place / "lets_go")
+        of_all = {"place": str(place), "module": module, "entrypoint": str(program.ENTRYPOINT)}
+        (place / "sitecustomize.py").write_text(STEPS.format(**of_all))
+        others = filter(None, [self.environment.get("PYTHONPATH")])
+        return {"PYTHONPATH": os.pathsep.join([str(place), *others])}
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """What the last job with steps has looked for, once each."""
+        return tuple(dict.fromkeys((self.home / "steps/seen").read_text().split()))
+
+    def _at_import(self, process: program.Process, blow: Callable[[int], None]) -> None:
+        place = self.home / "steps"
+        asked = (place / "asked").exists
+        faults.until(lambda: asked() or not process.running, "it loads the module", PATIENCE_S)
+        if not asked():  # a run may have no such module
+            return
+        self.loading = (place / "asked").read_text() == "part"
+        blow(0)
+
+        def let_go() -> bool:
+            with contextlib.suppress(OSError):  # it is not there yet, or no more
+                os.close(os.open(place / "lets_go", os.O_WRONLY | os.O_NONBLOCK))
+                return True
+            return not process.running
+
+        faults.until(let_go, "it goes on", PATIENCE_S)
 
     def _straight(self, strike: Strike) -> Environment:
         """Return what leads past the proxy where it is not needed: sessions are seen whose then."""
@@ -785,7 +868,7 @@ def require_sound(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
         " (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    codes = {0, 13, 128 + stopped.stop} if stopped else world.story.codes
+    codes = _codes(world, stopped) if stopped else world.story.codes
     assert killed or result.code in codes, str(result)
     program.strictly(result.stdout, killed=killed)
     if not killed:
@@ -806,6 +889,12 @@ def require_sound(
         # who was not answered ends in the middle of its work, too
         _require_backups(world, killed=killed or bool(stopped and not stopped.answered))
     _require_no_secret(world, result)
+
+
+def _codes(world: World, stopped: Strike) -> set[int]:
+    """Return what a run may end with that was asked to stop: too late only where it has begun."""
+    code = 130 if stopped.stop == signal.SIGINT else 143
+    return {code} if world.loading else {0, 13, code}
 
 
 def _require_true(world: World, result: program.Result, *, alone: bool) -> None:
@@ -831,7 +920,10 @@ def _require_true(world: World, result: program.Result, *, alone: bool) -> None:
     assert ("stopped", "run.stopped") == (said["outcome"], error["code"])
     if not alone:
         return  # another run went on
-    if world.story.command[0] in {"up", "rollback", "adopt"}:  # which write nothing but the history
+    if world.loading:
+        assert ["run.finished"] == result.names, "something was begun"
+    only = {"up", "rollback", "adopt"}  # these write nothing but the history
+    if world.story.due and world.story.command[0] in only:
         done = [version for version, state in history(world) if state == "done"]
         assert list(world.story.ends) != done, "all is done, and it is said to be stopped"
     if world.database.query("SELECT to_regclass('preflight.migrations')") != [None]:
@@ -1142,16 +1234,19 @@ class Undisturbed:
     answers: int  # whole ones, that its session gets once it holds the lock
     commits: int
     events: tuple[str, ...]
+    imports: tuple[str, ...]  # the modules that it looks for once it could hear a signal
 
 
 def undisturbed(world: World, rehearse: str) -> Undisturbed:
     """Tell a story and count what we are sent, and what our clients are."""
     counting = world.between.now = AtMessage(Strike("nobody"), lambda _: None)
-    result = world.run(PREFLIGHT_REHEARSE=rehearse)
+    result = world.run(PREFLIGHT_REHEARSE=rehearse, **world.steps())
     world.between.now = faults.Fault()
     assert 0 == result.code, str(result)
     events = tuple(dict.fromkeys(result.names))
-    return Undisturbed(**counting.seen, commits=counting.commits, events=events)
+    return Undisturbed(
+        **counting.seen, commits=counting.commits, events=events, imports=world.imports
+    )
 
 
 # --- at random ------------------------------------------------------------------------------------
@@ -1182,13 +1277,19 @@ def at_random(choice: random.Random, told: str, counted: Counted) -> list[Strike
         strike = Strike(victim, message, among, rehearse=rehearse)
         if victim == "tool" or (wraps and choice.random() < 1 / 4):
             strike = _some_deeds(choice, strike)
-        found.append(strike if victim != "stop" else _some_stop(choice, strike, most.commits))
+        found.append(strike if victim != "stop" else _some_stop(choice, strike, most))
     return found
 
 
-def _some_stop(choice: random.Random, strike: Strike, commits: int) -> Strike:
-    """Return a stop there, or at a COMMIT, now and then by SIGINT, or without an answer."""
-    commit = choice.randint(1, commits) if commits and choice.random() < 1 / 3 else 0
+def _some_stop(choice: random.Random, strike: Strike, most: Undisturbed) -> Strike:
+    """Return a stop there, or at a COMMIT, now and then by SIGINT, or without an answer.
+
+    Or where the job loads something.
+    """
+    if choice.random() < 1 / 4:
+        module, stop = choice.choice(most.imports), choice.choice(SIGNALS)
+        return dataclasses.replace(strike, message=0, among="ours", module=module, stop=stop)
+    commit = choice.randint(1, most.commits) if most.commits and choice.random() < 1 / 3 else 0
     stop, answered = choice.choice([*STOPS[:1] * 3, STOPS[1]]), choice.random() < 3 / 4
     return dataclasses.replace(
         strike,
@@ -1228,6 +1329,37 @@ def at_messages(told: str, first: Strike, each: int, part: int, counted: Counted
     return [
         dataclasses.replace(first, message=message, rehearse=rehearse)
         for message in messages[part * few : (part + 1) * few]
+    ]
+
+
+def at_imports(told: str, each: int, part: int, counted: Counted) -> list[Strike]:
+    """Return one of PARTS of the stops at each so-many-th module of a story.
+
+    The signals take turns, and begin with another one in the next story: all load much the same.
+    Where little is loaded each comes at each module.
+    """
+    rehearse = "auto" if STORIES[told].wraps else "off"
+    modules = counted(told, rehearse).imports[::each]
+    turns, first = itertools.cycle(SIGNALS), list(STORIES).index(told)
+    strikes = [
+        Strike("stop", module=module, stop=number, rehearse=rehearse)
+        for module, number in zip(modules, itertools.islice(turns, first, None), strict=False)
+    ]
+    if not STORIES[told].due:
+        strikes = [
+            dataclasses.replace(strike, stop=number) for strike in strikes for number in SIGNALS
+        ]
+    return strikes[part::PARTS]
+
+
+def at_some_imports(choice: random.Random, few: int, counted: Undisturbed) -> list[Strike]:
+    """Return so many stops where a run loads something, from early to late, and all along it."""
+    each = -(-len(counted.imports) // few)
+    return [
+        Strike("stop", module=choice.choice(modules), stop=choice.choice(SIGNALS))
+        for modules in (
+            counted.imports[at : at + each] for at in range(0, len(counted.imports), each)
+        )
     ]
 
 
@@ -1346,18 +1478,8 @@ class Walk:
         return f"{all_} ({who}; {self.idle} met nobody)"
 
 
-def main() -> int:
-    """Strike until the time is over; 1 when something did not hold."""
-    parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
-    parser.add_argument("--seed", default="1")
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--majors", default="17", help="of the servers, as in 15,18")
-    parser.add_argument("--jobs", type=int, default=4, help="servers at once; a run mostly waits")
-    parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
-    parser.add_argument("--messages", type=int, help="in turn at each so-many-th message")
-    parser.add_argument("--stories", default=",".join(STORIES), help="of these commands alone")
-    parser.add_argument("--victims", default=",".join(VICTIMS), help="in turn these alone")
-    asked = parser.parse_args()
+def _tasks(asked: argparse.Namespace) -> Iterator[Task]:
+    """Return what is to be struck, as the command line has it."""
     seed, _, only = str(asked.seed).partition("/")
     stories, victims = asked.stories.split(","), asked.victims.split(",")
 
@@ -1380,8 +1502,30 @@ def main() -> int:
             each = asked.messages if among != "answers" else -(-asked.messages // 10)
             yield "", told, functools.partial(at_messages, told, first, each, part)
 
+    def loading() -> Iterator[Task]:
+        for told, part in itertools.product(stories, range(PARTS)):
+            yield "", told, functools.partial(at_imports, told, asked.imports, part)
+
+    ways = {loading: asked.imports, along: asked.messages, in_turn: asked.events}
+    return next((way() for way, wanted in ways.items() if wanted), by_chance())
+
+
+def main() -> int:
+    """Strike until the time is over; 1 when something did not hold."""
+    parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--majors", default="17", help="of the servers, as in 15,18")
+    parser.add_argument("--jobs", type=int, default=4, help="servers at once; a run mostly waits")
+    parser.add_argument("--events", action="store_true", help="each victim at each event in turn")
+    parser.add_argument("--messages", type=int, help="in turn at each so-many-th message")
+    parser.add_argument("--imports", type=int, help="stops in turn at each so-many-th module")
+    parser.add_argument("--stories", default=",".join(STORIES), help="of these commands alone")
+    parser.add_argument("--victims", default=",".join(VICTIMS), help="in turn these alone")
+    asked = parser.parse_args()
+    seed, _, only = str(asked.seed).partition("/")
     majors = [int(each) for each in asked.majors.split(",")]
-    walk = Walk(along() if asked.messages else in_turn() if asked.events else by_chance())
+    walk = Walk(_tasks(asked))
     threads = [
         threading.Thread(target=walk.go, args=(majors[number % len(majors)],))
         for number in range(1 if only else asked.jobs)

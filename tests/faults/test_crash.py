@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -255,6 +256,29 @@ def test_f130_whoever_is_asked_to_stop_says_what_is_true(
     world = crash.World(running(DEFAULT_MAJOR), home, next(names), told, quickly)
 
     assert all(hit for _, hit in crash.crash(world, strikes))
+    world.drop()
+
+
+@pytest.mark.fault("F129")
+@pytest.mark.parametrize(("told", "few"), [("up", 6), ("nothing", 3)])
+def test_f129_whoever_is_asked_to_stop_where_it_loads_something_ends_as_ever(
+    running: Callable[[int], servers.Server],
+    tmp_path: Path,
+    names: Iterator[str],
+    told: str,
+    few: int,
+) -> None:
+    """From its first module on: by each signal, and before its first word with nothing begun."""
+    home, quickly = tmp_path / "world", {"PREFLIGHT_BACKUP": "off"}
+    world = crash.World(running(DEFAULT_MAJOR), home, next(names), told, quickly)
+    world.keep()
+    counted = crash.undisturbed(world, "off")
+    world.again()
+    choice = random.Random(told)  # noqa: S311 - to be repeated, no secret
+    strikes = crash.at_some_imports(choice, few, counted)
+
+    tried = crash.crash(world, strikes)
+    assert all(hit for _, hit in tried[: few // 2])
     world.drop()
 
 
