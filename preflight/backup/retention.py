@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from preflight.backup.manifests import Backup, Identity
     from preflight.backup.store import Store
 
+RESTORED = "restored"
 EXPORT = "export-"  # what a rollback destroyed is in no other file
 
 
-def prune(backups: Store, identity: Identity, keep: int, but: str | None = None) -> None:
+def prune(
+    backups: Store, identity: Identity, keep: int, but: str | None = None, *, proven: bool = False
+) -> None:
     """Keep the newest backups of this database; those with exports always. Failure is a warning.
 
-    `but` names one whose worth is not known yet: it stays, and no other goes because of it.
+    `but` names one whose worth is not known yet: it stays, and no other goes because of it. Where
+    all are to be `proven`, the newest that is stays, however many came after it that are not.
 
     Raises OSError where nothing can be listed.
     """
     log = structlog.get_logger()
     ours = [item for item in identity.ours(backups.listing()) if item.name != but]
     precious = {item.name for item in ours if _has_exports(backups, item.name)}
+    if proven:
+        precious |= set([item.name for item in ours if item.manifest.verified == RESTORED][-1:])
     for item in surplus(ours, keep, precious):
         try:
             gone = backups.remove(item, identity)

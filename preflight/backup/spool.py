@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 PREFIX = ".preflight-spool-"
 YOUNG_S = 60.0  # one without a lock may just be made
-HINT = (
-    "Set PREFLIGHT_SPOOL_DIR to a directory with room for the dump. It has no name there, and is "
-    "gone with the run. Or copy the whole backup into a directory, and restore from there."
+SET = (
+    "Set PREFLIGHT_SPOOL_DIR to a directory with room for the dump; what is put there is gone with "
+    "the run."
 )
+HINT = f"{SET} Or copy the whole backup into a directory, and restore from there."
 DESCRIPTORS = "/proc/self/fd"  # through which other programs find a file without a name
 
 

@@ -143,8 +143,7 @@ def take(
             duration_s=round(time.monotonic() - began, 3),
         )
         with suppress(OSError):
-            keep = session.config.backup_keep
-            retention.prune(draft.store, draft.identity, keep, but=made.name)
+            _prune(session, draft, but=made.name)
     return dataclasses.replace(draft, backup=made, visible=True)
 
 
@@ -239,7 +238,12 @@ def prune(session: Session, saved: Taken) -> None:
     """Let go what is more than BACKUP_KEEP; call once it is known what the newest is worth."""
     saved.seal.close()
     with suppress(OSError):  # the backup is there; what cannot be removed is told by the store
-        retention.prune(saved.store, saved.identity, session.config.backup_keep)
+        _prune(session, saved)
+
+
+def _prune(session: Session, saved: Taken, but: str | None = None) -> None:
+    keep, demanded = session.config.backup_keep, session.config.rehearse == "always"
+    retention.prune(saved.store, saved.identity, keep, but, proven=demanded)
 
 
 @contextmanager

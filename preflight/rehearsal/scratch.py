@@ -99,14 +99,22 @@ FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()
 class Unavailable(Exception):
     """Nothing can be rehearsed here; `objects` are what only the scratch side lacks.
 
-    At level warning where a better informed look might have rehearsed it.
+    At level warning where a better informed look might have rehearsed it; `hint` is what helps
+    where another place would not.
     """
 
     def __init__(
-        self, reason: str, objects: Sequence[str] = (), *, level: str = "info", **where: object
+        self,
+        reason: str,
+        objects: Sequence[str] = (),
+        *,
+        level: str = "info",
+        hint: str = "",
+        **where: object,
     ) -> None:
         super().__init__(reason)
         self.objects = list(objects)
+        self.hint = hint
         self.level = level
         self.where = where
 

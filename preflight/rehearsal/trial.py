@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from preflight.apply import back, contact, forward, statements
-from preflight.backup import new_database, take
+from preflight.backup import new_database, spool, take
 from preflight.base import console, logs
 from preflight.base.errors import (
     ConnectionLost,
@@ -773,7 +773,7 @@ def _entered(
             f"there is no backup to restore (PREFLIGHT_BACKUP={config.backup})"
         )
     if saved.lacking:
-        raise scratch.Unavailable(saved.lacking)
+        raise scratch.Unavailable(saved.lacking, hint=spool.SET)
     alone = ""
     if config.rehearse_url is None and config.rehearse_on != "server":
         try:
@@ -804,10 +804,10 @@ def _tell_skipped(config: Config, scripts: Sequence[Script], why: scratch.Unavai
 
 def _demanded(why: scratch.Unavailable) -> RehearsalFailed:
     """Return what it means where a rehearsal was demanded that cannot be had."""
+    places = "PREFLIGHT_REHEARSE_ON and PREFLIGHT_REHEARSE_URL name other places to rehearse."
     return RehearsalFailed(
         "rehearsal.unavailable",
         f"a rehearsal was demanded, but {why}",
-        "PREFLIGHT_REHEARSE=auto goes on without one; PREFLIGHT_REHEARSE_ON and "
-        "PREFLIGHT_REHEARSE_URL name other places to rehearse. Nothing was migrated.",
+        f"PREFLIGHT_REHEARSE=auto goes on without one. {why.hint or places} Nothing was migrated.",
         **why.where,
     )

@@ -150,6 +150,7 @@ def test_proof_without_a_place_for_it_is_refused(run: Run, bucket: buckets.Bucke
 
     assert bucket.url
     assert 27 == refused.code, str(refused)
+    assert "PREFLIGHT_SPOOL_DIR" in refused.finished["error"]["hint"]
     assert 23 == restore.code, str(restore)
     assert "backup.spool" == restore.finished["error"]["code"]
     assert "PREFLIGHT_SPOOL_DIR" in restore.finished["error"]["hint"]

@@ -470,6 +470,28 @@ def test_proven_backup_does_not_go_before_the_next_is_proven(tmp_path: Path) -> 
     assert [before[0], before[3]] == [item.name for item in backups.listing()]
 
 
+@pytest.mark.parametrize(("proven", "left"), [(False, [3, 4]), (True, [1, 3, 4])])
+def test_where_proofs_are_demanded_the_newest_that_is_proven_stays(
+    tmp_path: Path, *, proven: bool, left: list[int]
+) -> None:
+    """A night without a proof ends with 27 and leaves a backup all the same."""
+    backups, us = Directory(tmp_path), Identity("1", "app", "x:1")
+    for number in range(5):
+        with backups.draft(us, f"r{number}", 0) as draft:
+            said = Manifest(
+                0, system_identifier="1", database="app", address="x:1",
+                taken_for=Purpose("backup"), verified="restored" if number < 2 else "read",
+            )  # fmt: skip
+            with backups.sink(draft, manifests.DUMP):
+                pass
+            backups.publish(draft, us, said)
+    before = [item.name for item in backups.listing()]
+
+    retention.prune(backups, us, 2, proven=proven)
+
+    assert [before[each] for each in left] == [item.name for item in backups.listing()]
+
+
 def test_neighbours_are_neighbours_whatever_is_kept_for_good() -> None:
     """A backup with exports stands between: what is around it is no crash loop."""
     backups = [made("a", "x"), Backup("r", Manifest(0, taken_for=Purpose("rollback")))]
