@@ -567,16 +567,18 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
     key is checked against, and they write into each other's lines: where either may be the reason
     of an error, or of one that pg_restore counts and nobody heard, the database is made anew (by
-    `anew`, or as it is) and filled by one. The schemas that are `there` are in the archive, too,
-    and their owners with them. Where the settings do not keep event triggers from firing, they are
-    made when all else is there.
+    `anew`, or as it is) and filled by one. A disk that is full is not filled a second time: a
+    server that finds no room at a checkpoint ends for everybody. The schemas that are `there` are
+    in the archive, too, and their owners with them. Where the settings do not keep event triggers
+    from firing, they are made when all else is there.
     """
     how: dict[str, Any] = {"name": name, "tick": tick, "hold": hold, "there": there}
     how["settings"] = settings or {}
     how["fires"] = "event_triggers" not in (settings or {})
     code, problems, unheard = _filled(session, dump, parallel, *options, **how)
     unsaid = unheard or (code != 0 and not problems)  # the word stood in another job's line
-    if parallel > 1 and (unsaid or any(problem.doubtful for problem in problems)):
+    doubtful = unsaid or any(problem.doubtful for problem in problems)
+    if parallel > 1 and doubtful and not any(problem.no_room for problem in problems):
         try:
             (anew or partial(make_anew, session, name))()
         except psycopg.errors.ObjectInUse:  # as by a prepared transaction: the first answer stands

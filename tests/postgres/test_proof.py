@@ -403,6 +403,26 @@ def test_jobs_that_deadlock_say_nothing_about_the_backup(
     assert (0, ["restored"]) == (result.code, verified(backup_dir)), result
 
 
+FULL = """case "$*" in *--dbname=*) echo "$*" >> {told}; "$REAL" "$@"
+echo 'pg_restore: from TOC entry 1; 0 1 TABLE DATA items postgres' >&2
+echo 'pg_restore: error: COPY failed for table "items": ERROR:  could not extend file "base/1/2":' \
+ 'No space left on device' >&2; exit 1;; esac
+exec "$REAL" "$@" """
+
+
+def test_disk_that_is_full_is_not_filled_a_second_time(
+    run: Run, database: servers.Database, tmp_path: Path
+) -> None:
+    """The live server's, perhaps, which ends where a checkpoint finds no room."""
+    database.script(ITEMS)
+    told, fakes = tmp_path / "told", Fakes(tmp_path / "fakes")
+    result = run(env={"PATH": fakes.write(FULL.format(told=told), "pg_restore")})
+
+    assert 1 == len(told.read_text().splitlines()), result
+    assert (27, "rehearsal.unavailable") == code_of(result), result
+    assert "no room" in result.finished["error"]["message"]
+
+
 OTHERS: list[tuple[str, LiteralString, str]] = [
     ("nothing at all", "", ""),
     ("no schema public", "", "DROP SCHEMA public; CREATE SCHEMA app; CREATE TABLE app.t ()"),
