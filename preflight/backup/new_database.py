@@ -475,7 +475,7 @@ class Complaint:
 
     def fills(self, name: str) -> bool:
         """Tell whether this is what fills or builds the object of a qualified name."""
-        schema, own = quoting.parts(name)
+        schema, own = quoting.halves(name)
         return own == self.name and self.schema in {"", schema}
 
     def touches(self, names: Collection[str], objects: Collection[tuple[str, str]]) -> bool:

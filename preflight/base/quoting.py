@@ -27,6 +27,21 @@ def parts(said: str) -> list[str]:
     ]
 
 
+_HALF = re.compile(r'"(?:[^"]|"")*"|[^."]+')
+
+
+def halves(said: str) -> tuple[str, str]:
+    """Return schema and name of one that is qualified, as %I.%I writes it, or a manifest.
+
+    That quotes only what holds a dot or a quote.
+    """
+    schema, own = (
+        half[1:-1].replace('""', '"') if half.startswith('"') else half
+        for half in _HALF.findall(said)
+    )
+    return schema, own
+
+
 def literal(text: str) -> str:
     """Return a text as a literal; standard_conforming_strings is on in our sessions."""
     return "'" + text.replace("'", "''") + "'"

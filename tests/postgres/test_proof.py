@@ -1068,7 +1068,7 @@ def test_rows_of_the_provider_s_extension_are_no_fault_of_the_backup(
     server_wide.query("CREATE DATABASE d OWNER app")
     env = database.env(user="app", password=PASSWORD)
     with psycopg.connect(database.conninfo(user="app", password=PASSWORD)) as owner:
-        owner.execute("CREATE EXTENSION catalogue; CREATE TABLE mine AS SELECT 1 id")
+        owner.execute('CREATE EXTENSION catalogue; CREATE TABLE "its own" AS SELECT 1 id')
     database.script("INSERT INTO known VALUES (1, 'a')")
     env |= {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"}
     result = run("backup", env=env)

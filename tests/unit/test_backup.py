@@ -31,6 +31,7 @@ from preflight.backup import (
 )
 from preflight.backup.directory import Directory
 from preflight.backup.manifests import Backup, Identity, Manifest, Part, Purpose
+from preflight.base import quoting
 from preflight.base.errors import BackupFailed, BackupUnverified
 from preflight.commands import backups
 
@@ -207,6 +208,17 @@ def test_name_with_dots_stays_one_name() -> None:
     ]
 
     assert ["public.t", '"a.b".c', 'a."b.c"', 'a."b""c"'] == names
+
+
+@pytest.mark.parametrize(
+    "table", ["t", "its own", "a(b)", "new\nline", "a.b", 'a"b', "日本", "x. y"]
+)
+def test_name_in_a_manifest_is_read_as_it_is_written(table: str) -> None:
+    """Whatever a name holds, it is in two parts; and so is one that the server has written."""
+    written = snapshots.Table("a b", table, (b"", b""), has_rows=True, condition="").name
+
+    assert ("a b", table) == quoting.halves(written)
+    assert ("a b", table) == quoting.halves(f'"a b".{quoting.name(table)}')
 
 
 # --- hope -----------------------------------------------------------------------------------------
