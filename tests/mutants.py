@@ -1230,6 +1230,7 @@ MUTANTS = [
         '        "ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one"\n    )',
         '        "RELEASE SAVEPOINT one"\n    )',
         _tests("backup_faults::test_backup_needs_no_more_locks_than_pg_dump"),
+        VERDICTS,
         faults="F1.15",
     ),
     Mutant(
@@ -1287,6 +1288,7 @@ MUTANTS = [
         "p.rebuilt or p.touches([p.name], others) for p in problems):",
         "p.rebuilt for p in problems):",
         _tests("proof::test_rows_of_the_provider_s_extension_are_no_fault_of_the_backup"),
+        VERDICTS,
         faults="F2.28",
     ),
     Mutant(

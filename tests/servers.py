@@ -332,6 +332,22 @@ class Server:
         _give(path)
         return path
 
+    def extend(self, extensions: Mapping[str, tuple[str, str]]) -> None:
+        """Have a provider's extensions, each its control file and its script, in a life anew.
+
+        They lie in an installation of its own: before 18 there is no other place for them.
+        """
+        self.stop()
+        own = _copied(self.bin.parent)
+        place = next(own.glob("share/**/plpgsql.control")).parent
+        for name, (control, script) in extensions.items():
+            (place / f"{name}.control").write_text(f"default_version = '1'\n{control}")
+            (place / f"{name}--1.sql").write_text(script)
+            for each in place.glob(f"{name}*"):
+                each.chmod(0o644)
+        self.bin = own / "bin"
+        self.start()
+
     # Life
 
     def start(self, **settings: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import servers
-from tests.faults import verdicts
+from tests.conftest import StartServer
+from tests.faults import scarce, verdicts
 
 SAMPLE = range(1, 9)
 MAJORS = (15, 16, 17, 18)
@@ -30,6 +31,26 @@ def test_whole_database_is_never_called_bad_and_a_damaged_dump_always_is(
     said = verdicts.judge(running(major), tmp_path / "home", f"sample/{number}", number)
     if said.wrong:
         pytest.fail(said.wrong)  # all of it: it may not come again
+
+
+def test_rows_that_only_a_provider_may_write_are_no_reason_against_a_proof(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """They are of an extension of his; a table of the app's that is called so has to be there."""
+    server = verdicts.extended(start_server(18))
+    said = verdicts.judge(server, tmp_path / "home", "provider/111", 111)
+    if said.wrong:
+        pytest.fail(said.wrong)
+
+
+def test_what_pg_dump_can_do_on_a_server_with_little_the_program_can(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Beside a stranger who leaves it no more locks than it needs."""
+    said = scarce.judge(start_server(17), tmp_path / "home", "s/6")
+    if said.wrong:
+        pytest.fail(said.wrong)
+    assert said.things > 0
 
 
 def test_backups_that_writers_keep_away_may_be_few() -> None:

@@ -3,8 +3,9 @@
 Databases of every kind are put together at random, with odd names, other owners, extensions, and
 writers at work, who also set sequences back. A damage that passes costs a fresh dump and no more;
 a dump that is misread is 24 whoever restores it; of a backup that is without something no proof
-can be demanded, and none is withheld where the role that makes copies has one by hand. Writers may
-keep a backup away, which is counted; when they have stopped there is one.
+can be demanded, and none is withheld where the role that makes copies has one by hand, but for rows
+that only a provider may write. Writers may keep a backup away, which is counted; when they have
+stopped there is one. Each seventh time `scarce` is asked, too, on a server that has little.
 `make verdicts SEED=7 MINUTES=60` goes on for as long as told; `SEED=7/123` does number 123 of that
 seed again.
 """
@@ -31,8 +32,10 @@ import psycopg
 from psycopg import sql
 
 from tests import fakes, faults, program, servers
+from tests.faults import scarce
 
 INTERRUPTED = 14
+SCARCE_EACH = 7  # databases, of which one is then put on a server that has little
 MOVED = "changed while it was dumped"
 ENOUGH = 20  # databases, before the share of those that moved says anything
 NAMES = (
@@ -143,6 +146,57 @@ SILENT = {
     "subscription": "CREATE SUBSCRIPTION {n} CONNECTION 'dbname=x' PUBLICATION p"
     " WITH (connect = false, slot_name = NONE)",
 }
+# A provider's extensions: control file, script, and what is added afterwards; {s} is a schema.
+PROVIDED = {
+    "verdict_known": (
+        "relocatable = true\ntrusted = true\n",
+        """CREATE TABLE known (id int, name text); CREATE SEQUENCE knowing;
+        GRANT SELECT ON known, knowing TO PUBLIC; CREATE FUNCTION knows() RETURNS int LANGUAGE sql
+        AS 'SELECT 1'; SELECT pg_catalog.pg_extension_config_dump('known', '')""",
+        "INSERT INTO {s}.known SELECT g, 'a' FROM generate_series(1, 9) g",
+    ),
+    "verdict_listed": (
+        "relocatable = true\ntrusted = true\n",
+        """CREATE TABLE listed (id serial, ours bool DEFAULT false);
+        INSERT INTO listed (ours) VALUES (true), (true);
+        GRANT SELECT ON listed, listed_id_seq TO PUBLIC;
+        SELECT pg_catalog.pg_extension_config_dump('listed', 'WHERE NOT ours');
+        SELECT pg_catalog.pg_extension_config_dump('listed_id_seq', '')""",
+        "INSERT INTO {s}.listed DEFAULT VALUES; SELECT nextval('{q}.listed_id_seq')",
+    ),
+    "verdict_odd": (
+        "relocatable = true\ntrusted = true\n",
+        """CREATE TYPE "Odd One" AS ENUM ('a'); CREATE TABLE "Odd; Table" ("a b" "Odd One" UNIQUE);
+        CREATE TABLE parts (id int) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parts
+        DEFAULT; CREATE VIEW "Odd View" AS SELECT count(*) AS n FROM "Odd; Table";
+        GRANT SELECT ON "Odd; Table", parts, part, "Odd View" TO PUBLIC;
+        SELECT pg_catalog.pg_extension_config_dump('"Odd; Table"', 'WHERE "a b" IS NOT NULL');
+        SELECT pg_catalog.pg_extension_config_dump('part', '')""",
+        """INSERT INTO {s}."Odd; Table" VALUES ('a'); INSERT INTO {s}.parts VALUES (1), (2)""",
+    ),
+    "verdict_untrusted": (
+        "relocatable = true\n",
+        """CREATE TABLE settled (k text PRIMARY KEY, v text); GRANT SELECT ON settled TO PUBLIC;
+        INSERT INTO settled VALUES ('own', '1');
+        SELECT pg_catalog.pg_extension_config_dump('settled', 'WHERE k > ''own'' ')""",
+        "INSERT INTO {s}.settled VALUES ('ypsilon', 'b')",
+    ),
+}
+BY_OWNER = "SET ROLE verdict_owner_{number}; {made}; RESET ROLE"
+TABLES_GIVEN = """DO $$ DECLARE t regclass; BEGIN FOR t IN SELECT objid FROM pg_depend
+WHERE deptype = 'e' AND classid = 'pg_class'::regclass AND refobjid =
+(SELECT oid FROM pg_extension WHERE extname = '{name}')
+LOOP EXECUTE format('GRANT ALL ON %s TO verdict_owner_{number}', t); END LOOP; END $$"""
+# An app's own table is called as one of an extension's, in another schema.
+TWINS = (
+    "CREATE SCHEMA twins; CREATE TABLE twins.known AS SELECT 1 AS id;"
+    "ALTER SCHEMA twins OWNER TO verdict_owner_{number};"
+    "ALTER TABLE twins.known OWNER TO verdict_owner_{number}"
+)
+OF_THE_TWIN = "TABLE DATA twins known"
+OF_EXTENSIONS = """SELECT c.relname::text FROM pg_class c JOIN pg_depend d ON d.objid = c.oid
+WHERE d.deptype = 'e' AND d.classid = 'pg_class'::regclass"""
+DENIED = re.compile("ERROR: +permission denied for (?:table|sequence) (.*)")
 DROPPED = """DO $$ DECLARE s text; BEGIN FOR s IN SELECT subname FROM pg_subscription
 JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()
 LOOP EXECUTE format('DROP SUBSCRIPTION %I', s); END LOOP; END $$"""  # no database goes with one
@@ -331,11 +385,14 @@ class Recipe:
     silent: tuple[str, ...] = ()  # what a superuser has made in it besides
     members: str = MEMBERS[0]  # whose things a reader may hand on
     given: tuple[str, ...] = ()  # what owners give to others
+    provided: tuple[str, ...] = ()  # a provider's extensions, and what was added to them
     apart: bool = False  # copies are made by a role that nobody knows, at a URL of its own
 
     def __str__(self) -> str:
         """Show it as it was made."""
-        made = ";\n".join([*self.statements, *self.given, *self.silent, *self.settings])
+        made = ";\n".join(
+            [*self.statements, *self.provided, *self.given, *self.silent, *self.settings]
+        )
         who = f"{self.role} (in {self.members})" + " by another role" * self.apart
         return f"as {who}, {self.writers} writers, rehearse {self.rehearse}:\n{made}"
 
@@ -399,8 +456,27 @@ def recipe(choice: random.Random, number: int) -> Recipe:
             each.format(s=schema, a=a, b=b)
             for each in beside.sample(GIVEN, beside.choice((0, 2, 4)) if role == "reader" else 0)
         ),
+        provided(beside, number, ["public", *made_in]),
         where == "server" and role == "reader" and number % 2 == 0,
     )  # fmt: skip
+
+
+def provided(choice: random.Random, number: int, schemas: Sequence[str]) -> tuple[str, ...]:
+    """Return how extensions of a provider's are made, by whom, where, and who adds what to them."""
+    made = []
+    for name in choice.sample(sorted(PROVIDED), choice.choice((0, 1, 1, 2))):
+        control, _, adds = PROVIDED[name]
+        schema = quoted(choice.choice(schemas))
+        create = f"CREATE EXTENSION {name} SCHEMA {schema}"
+        if "trusted" in control and choice.random() < 0.5:
+            create = BY_OWNER.format(number=number, made=create)
+        adds = adds.format(s=schema, q=schema.replace("'", "''"))
+        if choice.random() < 0.3:
+            given = TABLES_GIVEN.format(name=name, number=number)
+            used = f"GRANT USAGE ON SCHEMA {schema} TO verdict_owner_{number}"
+            adds = f"{used}; {given}; {BY_OWNER.format(number=number, made=adds)}"
+        made.append(f"{create}; {adds if choice.random() < 0.8 else ''}")
+    return (*made, TWINS.format(number=number)) if made else ()
 
 
 def stepped(kind: str) -> list[str]:
@@ -433,6 +509,9 @@ def cooked(server: servers.Server, made: Recipe, number: int) -> Iterator[server
                 ):
                     connection.execute(statement.encode())
             connection.execute("RESET ROLE")
+            for statement in made.provided:
+                with contextlib.suppress(psycopg.errors.FeatureNotSupported):
+                    connection.execute(statement.encode())
             for statement in made.given:
                 connection.execute(statement.encode())
             for statement in made.silent:
@@ -588,6 +667,8 @@ def judge(server: servers.Server, home: Path, seed: str, number: int) -> Verdict
             wrong = _at_first(env, home, seed, damage, without, lost, proven=bool(proven))
             if proven:
                 wrong = wrong or poorer(env, home, seed, LEAVES, lost)
+            elif whole.event("rehearsal.passed") and made.provided:
+                wrong = wrong or poorer(env, home, seed, [OF_THE_TWIN], lost)
             wrong = wrong or _misread(database, made, home, choice, size, number)
             wrong = wrong or _cut_short(env, home, seed, lost)
             if not wrong and damaged.code not in {24, *lost}:
@@ -658,7 +739,12 @@ def _withheld(
             [*command, f"--dbname={into}", str(dump)], capture_output=True, text=True, check=False
         )
         session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-    errors = [line for line in done.stderr.splitlines() if " error: " in line]
+    theirs = set(database.query(OF_EXTENSIONS))  # their rows may be left out of a proof
+    errors = [
+        line
+        for line in done.stderr.splitlines()
+        if " error: " in line and not ((denied := DENIED.search(line)) and denied[1] in theirs)
+    ]
     if all("transaction_timeout" in line for line in errors):  # which an older server has not
         return f"a proof was withheld that can be had: {whole}"
     return ""
@@ -824,6 +910,9 @@ def main() -> int:
         server = at(majors[number % len(majors)])
         try:
             said = judge(server, home / str(number), f"{seed}/{number}", number)
+            if number % SCARCE_EACH == 0 and not said.wrong:
+                little = scarce.judge(server, home / f"{number}-scarce", f"{seed}/{number}")
+                said = dataclasses.replace(said, wrong=little.wrong)
         except (psycopg.Error, AssertionError) as error:  # no verdict, and no reason to stop
             said = Verdict(f"there is no verdict: {error}")
         done += 1
@@ -842,12 +931,18 @@ def main() -> int:
     return int(wrong > 0 or too_many(moved, done))
 
 
+def extended(server: servers.Server) -> servers.Server:
+    """Put the files of a provider's extensions on a server of one's own."""
+    server.extend({name: files[:2] for name, files in PROVIDED.items()})
+    return server
+
+
 def _started() -> Callable[[int], servers.Server]:
     running: dict[int, servers.Server] = {}
 
     def at(major: int) -> servers.Server:
         if major not in running:
-            running[major] = servers.start(major)
+            running[major] = extended(servers.start(major))
         return running[major]
 
     return at
