@@ -22,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 
 from preflight.backup import children, clients, passfile
 from preflight.base import quoting, stop
+from preflight.base.errors import Failure
 from preflight.server import sessions
 
 if TYPE_CHECKING:
@@ -530,6 +531,11 @@ class Complaint:
 
 
 FULL = "No space left on device"
+_TABLES = """
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.oid >= 16384 ORDER BY pg_catalog.pg_total_relation_size(c.oid) DESC
+"""
 # names of settings, which no server translates, and the system's own words
 _TEMPORARY = "temp_file_limit"
 _SHORT = (
@@ -567,10 +573,10 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     Its jobs may deadlock with each other, as over the partitions of a table that another's foreign
     key is checked against, and they write into each other's lines: where either may be the reason
     of an error, or of one that pg_restore counts and nobody heard, the database is made anew (by
-    `anew`, or as it is) and filled by one. A disk that is full is not filled a second time: a
-    server that finds no room at a checkpoint ends for everybody. The schemas that are `there` are
-    in the archive, too, and their owners with them. Where the settings do not keep event triggers
-    from firing, they are made when all else is there.
+    `anew`, or as it is) and filled by one. A disk that is full is not filled a second time, and is
+    given back what was taken at once. The schemas that are `there` are in the archive, too, and
+    their owners with them. Where the settings do not keep event triggers from firing, they are made
+    when all else is there.
     """
     how: dict[str, Any] = {"name": name, "tick": tick, "hold": hold, "there": there}
     how["settings"] = settings or {}
@@ -578,7 +584,9 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     code, problems, unheard = _filled(session, dump, parallel, *options, **how)
     unsaid = unheard or (code != 0 and not problems)  # the word stood in another job's line
     doubtful = unsaid or any(problem.doubtful for problem in problems)
-    if parallel > 1 and doubtful and not any(problem.no_room for problem in problems):
+    if any(problem.no_room for problem in problems):
+        _give_back(session, name, settings or {})
+    elif parallel > 1 and doubtful:
         try:
             (anew or partial(make_anew, session, name))()
         except psycopg.errors.ObjectInUse:  # as by a prepared transaction: the first answer stands
@@ -589,6 +597,18 @@ def fill(  # noqa: PLR0913 -- what is filled from what, and what happens meanwhi
     if unheard:  # of one job: what it is silent about may be anything
         problems.append(Complaint(f"it counts {unheard} errors that it does not tell"))
     return code, problems
+
+
+def _give_back(session: Session, name: str, settings: Mapping[str, str]) -> None:
+    """Drop the tables of a database that its server has no room for, the largest first.
+
+    DROP DATABASE asks for a checkpoint before it frees anything, and a server that finds no room at
+    a checkpoint ends for everybody; a table's room is back when its DROP is committed.
+    """
+    with suppress(Failure, psycopg.Error), sessions.beside(session, name, settings) as inside:
+        for (table,) in inside.execute(_TABLES).fetchall():
+            with suppress(psycopg.Error):  # another one may go
+                inside.execute(f"DROP TABLE IF EXISTS {table} CASCADE".encode())
 
 
 def make_anew(session: Session, name: str) -> None:

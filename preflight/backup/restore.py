@@ -825,6 +825,8 @@ def _drop(session: Session, name: str) -> bool:
             warning=f"the database {name!r} could not be dropped: "
             f"{error.diag.message_primary or error}",
         )
+        if session.lost:  # nobody can say that the live one was not touched
+            raise
         return False
     return True
 
