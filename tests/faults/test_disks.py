@@ -3,13 +3,14 @@
 import contextlib
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import faults, program, servers
-from tests.conftest import Run, WriteMigrations
+from tests.conftest import Run, StartServer, WriteMigrations
 from tests.fakes import contents
 from tests.faults import together
 
@@ -117,3 +118,56 @@ def test_disk_of_any_size_has_a_whole_backup_or_nothing_was_begun_that_could_not
                 shutil.rmtree(disk / older)
     leave(disk, MEGABYTES << 20)
     assert 0 == run("up", env=env).code
+
+
+SERVER_MB, FREE = 260, 30 << 20
+
+
+@pytest.mark.parametrize("command", ["up", "restore"])
+def test_server_that_has_no_room_for_a_copy_goes_on(
+    run: Run,
+    start_server: StartServer,
+    migrations: WriteMigrations,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    """DROP DATABASE asks for a checkpoint, for which there has to be room by then."""
+    migrations({"001_made.sql": "CREATE TABLE made ();"})
+    with contextlib.ExitStack() as stack:
+        try:
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            home.chmod(0o755)  # a server is somebody else's
+            place = stack.enter_context(faults.small_disk(home / "disk", SERVER_MB))
+        except PermissionError as error:
+            pytest.skip(str(error))
+        place.chmod(0o777)
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        server = start_server(max_wal_size="64MB", min_wal_size="32MB")
+        monkeypatch.undo()
+        database = servers.Database(server, "app")
+        with server.connect() as session:
+            session.execute("CREATE ROLE app LOGIN CREATEDB PASSWORD 'x'")
+            session.execute("CREATE DATABASE app OWNER app")
+        env = {**database.env(user="app", password="x"), "PREFLIGHT_FIRST_CONTACT": "pending"}  # noqa: S106
+        env |= {"PREFLIGHT_REHEARSE": "off"}
+        database.script(
+            "CREATE TABLE noise AS SELECT n, repeat(md5(random()::text), 4) AS raw"
+            " FROM generate_series(1, 400000) n; ALTER TABLE noise OWNER TO app; CHECKPOINT"
+        )
+        made = run("backup", env=env)
+        leave(place, FREE)
+        how = {"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_REHEARSE_ON": "server"}
+        how["PREFLIGHT_JOBS"] = "1"  # several empty a table first, and give its room back
+        words = (command, "latest", "--into", "again") if command == "restore" else (command,)
+        result = run(*words, env=env | how)
+
+        assert 0 == made.code, str(made)
+        assert [400000] == database.query("SELECT count(*) FROM noise"), str(result)
+        assert 1 == server.log.read_text().count("could not extend file"), str(result)
+        databases = "SELECT count(*) FROM pg_database WHERE datname NOT LIKE 'template%'"
+        assert [2] == database.query(databases), str(result)
+        server.remove()
+    if command == "up":
+        assert (0, 1) == (result.code, len(result.event("rehearsal.skipped"))), str(result)
+    else:
+        assert (22, "restore.no_room") == (result.code, result.finished["error"]["code"])
