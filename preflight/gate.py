@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -195,18 +195,23 @@ def proven_back(session: Session, steps: Sequence[back.Step]) -> tuple[Place | N
     from preflight.rehearsal import trial  # noqa: PLC0415 -- only when work is due
 
     if session.config.backup in INSTEAD:
+        with ExitStack() as unneeded:  # nothing is taken back yet, and the next run saves it again
 
-        def rehearse() -> exports.Apart | None:
-            saved = exports.apart(session, steps)
-            files = exports.export(session, steps, saved)
-            trial.backward(session, None, steps)
-            if saved:
-                exports.require_there(saved, files)
-            return saved
+            def rehearse() -> exports.Apart | None:
+                unneeded.close()
+                saved = exports.apart(session, steps)
+                if saved:
+                    unneeded.callback(saved.forget)
+                files = exports.export(session, steps, saved)
+                trial.backward(session, None, steps)
+                if saved:
+                    exports.require_there(saved, files)
+                return saved
 
-        apart, name = _pointed(session, [step.migration for step in steps], rehearse)
-        if apart:
-            apart.note(name, session.config.run_id)
+            apart, name = _pointed(session, [step.migration for step in steps], rehearse)
+            if apart:
+                apart.note(name, session.config.run_id)
+            unneeded.pop_all()
         session.tell("rolling back")
         return apart, name
 

@@ -131,6 +131,11 @@ class Flat(store.Store):
         """Return a name, which is all that it takes."""
         return f"{identity.slug}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{run_id}"
 
+    def forget(self, name: str) -> None:
+        """Delete what is below it."""
+        for key in self.keys(f"{name}/"):
+            self.delete(key)
+
     def improve(self, backup: Backup, manifest: Manifest) -> Backup:
         """Put it again."""
         self.put(f"{backup.name}/{manifests.MANIFEST}", manifest.text())

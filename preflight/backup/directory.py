@@ -260,6 +260,10 @@ class Directory(store.Store):
         sync(self._root)
         return path.name
 
+    def forget(self, name: str) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self._root / name, ignore_errors=True)
+
     @contextmanager
     def holding(self, name: str) -> Iterator[None]:
         """Lock the dump as a reader does, without a mark: nobody would remove that after a kill."""

@@ -81,6 +81,12 @@ class Apart:
         with store.usable(self.store), self.store.sink(self.name, POINT) as sink:
             sink.write(json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n")
 
+    def forget(self) -> None:
+        """Remove it with what was saved, and say so: nobody would look for rows there."""
+        with suppress(OSError):
+            self.store.forget(self.name)
+            structlog.get_logger().info("backup.pruned", backup=self.name)
+
 
 def apart(session: Session, steps: Sequence[back.Step]) -> Apart | None:
     """Make a place for exports where no dump is taken; None: there are none to keep.

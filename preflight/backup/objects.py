@@ -467,6 +467,10 @@ class Objects(store.Store):
             name += "b"
         return name
 
+    def forget(self, name: str) -> None:
+        """Delete what is below it."""
+        self._clear(name)
+
     def improve(self, backup: Backup, manifest: Manifest) -> Backup:
         """Put another manifest in the place of the first."""
         self._put(f"{backup.name}/{manifests.MANIFEST}", manifest.text())

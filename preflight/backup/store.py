@@ -156,6 +156,9 @@ class Store(Protocol):
         Raises BackupFailed where it would not outlive this process.
         """
 
+    def forget(self, name: str) -> None:
+        """Remove such a place with all that is in it: nothing was destroyed that it holds."""
+
     @contextmanager
     def holding(self, name: str) -> Iterator[None]:  # noqa: ARG002 -- where there are no locks
         """Keep the backup of a run at work from other runs' `remove`, where a kill lets it go."""

@@ -753,6 +753,25 @@ def test_export_is_kept_apart_from_a_snapshot_and_never_pruned(
 
 
 @pytest.mark.usefixtures("exported")
+def test_export_of_a_rollback_that_never_began_is_not_left(
+    run: Run,
+    database: servers.Database,
+    told: Callable[[str], dict[str, str | None]],
+    backup_dir: Path,
+) -> None:
+    """The point cannot be had: each try would leave rows that nobody looks for, and no note."""
+    env = {**told("raise SystemExit(1)"), "PREFLIGHT_BACKUP_DIR": str(backup_dir)}
+    result = run("rollback", env=env)
+
+    assert 23 == result.code, result
+    saved = [each["backup"] for each in result.event("export.saved")]
+    assert 1 == len(saved)
+    assert saved == [each["backup"] for each in result.event("backup.pruned")]
+    assert [] == list(backup_dir.iterdir())
+    assert ["one"] == database.query("SELECT to_regclass('one')::text")
+
+
+@pytest.mark.usefixtures("exported")
 def test_export_that_was_changed_meanwhile_is_saved_again_apart(
     run: Run,
     database: servers.Database,
