@@ -143,7 +143,7 @@ class Objects(store.Store):
         message = f"backups cannot be kept in {self.place}: {error.strerror}"
         if why in {"key", "settings"} and (broken := _broken(self._environment)):
             message += f"; there is a line break, a space or a sign like it in {broken}"
-        if why in {"passing", "plain"} and self._where.endpoint:
+        if why == "passing" and self._where.endpoint:
             message += f"; PREFLIGHT_BACKUP_ENDPOINT is {self._where.endpoint}"
         if why == "passing":
             return BackupInterrupted("backup.store", message, "Run again; nothing was migrated.")
@@ -779,7 +779,6 @@ HINTS = {
     "quota": "Free space or raise the quota; older backups were not touched.",
     "tls": "Does PREFLIGHT_BACKUP_ENDPOINT name the right host? An authority of your own is "
     "trusted where SSL_CERT_FILE (its certificate, PEM) or SSL_CERT_DIR names it.",
-    "plain": "Write http:// there, or the port at which the store speaks TLS.",
     "authority": "No server may show one here, whatever SSL_CERT_FILE says. Give it one that an "
     "authority has signed, or make its own with CA:FALSE (`openssl req -x509 -addext "
     "basicConstraints=critical,CA:FALSE`).",
@@ -798,7 +797,6 @@ SAID = {
     "settings": "its credentials or other variables of its kind cannot be used",
     "key": "the store does not accept the key",
     "tls": "its certificate is not trusted",
-    "plain": "https:// was asked for, and what answers there speaks no TLS",
     "authority": "its certificate is an authority's own (CA:TRUE)",
     "authorities": "there is no certificate of an authority to trust",
     "archived": "it is archived",
@@ -823,6 +821,7 @@ UNUSABLE = {  # the library's words, before it has asked anybody; what follows m
 SILENT = {  # the library's words for what came in the place of an answer
     "ConnectionRefused": "the connection was refused",
     "dns error": "no address is known for its name",
+    "InvalidContentType": "what answers speaks no TLS (https://)",
     "TimedOut": "nothing came in time",
     "NetworkUnreachable": "there is no way to its network",
     "HostUnreachable": "there is no way to it",
@@ -952,8 +951,6 @@ def _without_answer(kind: str, text: str, cause: str) -> str:
         _PATH.sub("", text)
     ):
         return "authorities" if "No CA certificates were loaded" in cause else "settings"
-    if "InvalidContentType" in cause:
-        return "plain"
     if "InvalidCertificate(" not in cause:
         return "passing"
     return "authority" if "CaUsedAsEndEntity" in cause else "tls"

@@ -400,7 +400,7 @@ def test_store_that_does_not_answer_is_a_passing_reason(run: Run, bucket: bucket
     [
         ("http://127.0.0.1:{closed}", 14, "the connection was refused; PREFLIGHT_BACKUP_ENDPOINT"),
         ("http://no-such-host.invalid", 14, "no address is known for its name; PREFLIGHT_BACKUP"),
-        ("https://127.0.0.1:{plain}", 23, "speaks no TLS; PREFLIGHT_BACKUP_ENDPOINT"),
+        ("https://127.0.0.1:{plain}", 14, "speaks no TLS (https://); PREFLIGHT_BACKUP_ENDPOINT"),
     ],
 )
 def test_why_nobody_answers_is_said_with_the_address(
