@@ -596,7 +596,9 @@ class _Statement:
         return failure.retold(
             MigrationPartial,
             message=f"{failure}; index {found.name} is left INVALID",
-            hint="Remove the cause and run again: the index is dropped and built anew."
+            hint="Remove the cause and run again: it is dropped then."
+            if index is not None and index.dropped
+            else "Remove the cause and run again: the index is dropped and built anew."
             if ours is True
             else f"Remove the cause, {_drops([found.name])} and run again.",
         )

@@ -31,9 +31,10 @@ def prune(
     log = structlog.get_logger()
     ours = [item for item in identity.ours(backups.listing()) if item.name != but]
     precious = {item.name for item in ours if _has_exports(backups, item.name)}
-    if proven:
-        precious |= set([item.name for item in ours if item.manifest.verified == RESTORED][-1:])
+    stays = [item for item in ours if proven and item.manifest.verified == RESTORED][-1:]
     for item in surplus(ours, keep, precious):
+        if item in stays:
+            continue
         try:
             gone = backups.remove(item, identity)
         except OSError as error:

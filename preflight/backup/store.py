@@ -215,6 +215,9 @@ def warn_of(bad: Sequence[Bad]) -> None:
         )
 
 
+PART_BYTES = 1 << 16  # that are asked for at once: memory may be scarce, and most files are small
+
+
 @contextmanager
 def usable(store: Store) -> Iterator[None]:
     """Say in the store's words what it means when a verb fails."""
@@ -228,7 +231,7 @@ def small(store: Store, name: str, file: str) -> bytes:
     """Return what is in a file of bounded size; raises OSError, Unreadable."""
     most, parts = manifests.MANIFEST_MAX_BYTES, bytearray()
     with store.open(name, file) as stream:
-        while len(parts) <= most and (part := stream.read(most + 1 - len(parts))):
+        while len(parts) <= most and (part := stream.read(min(PART_BYTES, most + 1 - len(parts)))):
             parts += part
     if len(parts) > most:
         raise manifests.Unreadable(f"{file} is larger than {most} bytes")

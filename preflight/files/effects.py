@@ -741,7 +741,12 @@ def _drop(statement: DropStmt) -> Effect:
         below="partitions" if kind == "OBJECT_TRIGGER" else "",
         unknown=bool(cascade) and reached is None and kind not in _LONELY,
         reaches=tuple(
-            Reach(reached, name, cascade=bool(cascade))
+            Reach(
+                reached,
+                name,
+                cascade=bool(cascade),
+                mode=SHARE_UPDATE if statement.concurrent else ACCESS_EXCLUSIVE,
+            )
             for name in ([*map(_called, statement.objects)] if reached == "function" else names)
             if reached and (reached not in _CASCADING or cascade)
         ),

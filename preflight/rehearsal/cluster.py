@@ -310,17 +310,6 @@ def server_settings(live: Mapping[str, str]) -> dict[str, str]:
 # making it
 
 
-# what may be asked of a connection, by a variable or a service, and a socket of our own cannot give
-_LENIENT = {
-    "require_auth": "",
-    "requirepeer": "",
-    "sslnegotiation": "postgres",
-    "sslcertmode": "allow",
-    "sslrootcert": "",
-    "min_protocol_version": "3.0",
-}
-
-
 @contextmanager
 def connected(
     config: Config, where: Server, database: str = local.HOME, role: str = local.SUPERUSER
@@ -349,7 +338,8 @@ def led_to(
         target["options"] = config.target.get("options", "")
     service = config.target.get("service")
     asked = completed({"service": service} if service else {})
-    target |= {name: value for name, value in _LENIENT.items() if asked.get(name, value) != value}
+    lenient = sessions.LENIENT.items()
+    target |= {name: value for name, value in lenient if asked.get(name, value) != value}
     child_env = {name: value for name, value in config.child_env.items() if name[:2] != "PG"}
     return dataclasses.replace(
         config, target=target, child_env=child_env, wait_timeout_s=sessions.BESIDE_S

@@ -40,8 +40,13 @@ WHERE u.source = %s AND u.target = %s AND u.path IS NOT NULL
 """
 _NO_SETTING = r'unrecognized configuration parameter "(.*)"'
 _SETTING = "SELECT WHERE pg_catalog.current_setting(%s, true) IS NOT NULL"
+_INVALID = """SELECT FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relname = %s::name"""
 # what an error says is not there, in which words: has the live server got it?
 _LACKED = (
+    (NO_OBJECT, r'index "(?:.*\.)?(.*)" does not exist', _INVALID),  # no dump holds one
+    ("42P01", r'relation "(?:.*\.)?(.*)" does not exist', _INVALID),
     (
         NO_DATABASE,
         r'database "(.*)" does not exist',

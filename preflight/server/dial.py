@@ -105,6 +105,9 @@ POOLER = (
 )
 
 
+NO_PASSPHRASE = " "  # noqa: S105 -- of no key; an empty one is none to libpq
+
+
 def kind_of(text: str, sqlstates: list[str], *, needs_password: bool) -> str:
     """Return config, auth, database, alien, standby, options or passing.
 
@@ -255,6 +258,8 @@ class _Call:
             self.made.finish()
 
     def connect(self) -> pq.abc.PGconn:
+        if "sslpassword" not in completed(self.target):  # else OpenSSL asks a terminal, for ever
+            self.target["sslpassword"] = NO_PASSPHRASE
         addresses, unknown = _looked_up(self.target)
         self.share(max(1, len(addresses)))
         silent: list[str] = []

@@ -48,6 +48,15 @@ SECRETS = (
 UNSAID = {"password": ""}  # a service's is none of another server's; libpq then asks a passfile
 # what an older libpq does not know, and any does well without: of no protection, of no address
 OURS = {"min_protocol_version", "max_protocol_version", "sslkeylogfile", "load_balance_hosts"}
+# what may be asked of a connection by a variable or a service, as it is where nobody does
+LENIENT = {
+    "require_auth": "",
+    "requirepeer": "",
+    "sslnegotiation": "postgres",
+    "sslcertmode": "allow",
+    "sslrootcert": "",
+    "min_protocol_version": "3.0",
+}
 PASSING = frozenset({"55P03", "40P01", "40001"})  # lock timeout, deadlock, serialization failure
 CANCELLED, MISSPELT = "57014", "42601"  # by pg_cancel_backend; a syntax error of ours
 # of two sessions that change one row of a catalog the later one: no locale translates these words
@@ -790,11 +799,23 @@ class Session:
     def client_address(self) -> dict[str, str]:
         """Return the address for pg_dump or pg_restore, whose own stops are no silence.
 
-        Their libpq may be older than ours.
+        Their libpq may be older than ours: what nobody asks of a connection is not said either,
+        where no variable or service of theirs could ask for it.
         """
-        known = {name: value for name, value in self.address().items() if name not in OURS}
+        alone = not {"PGSERVICE", *map(_variable, LENIENT)} & self.config.child_env.keys()
+        alone = alone and "service" not in self.target
+        known = {
+            name: value
+            for name, value in self.address().items()
+            if name not in OURS and not (alone and LENIENT.get(name) == value)
+        }
         patient = known | {k: v for k, v in PATIENT.items() if k not in self.target}
         return with_settings(patient, PATIENT if self._options else {})
+
+
+def _variable(name: str) -> str:
+    """Return the environment variable of one of libpq's parameters."""
+    return f"PG{name.replace('_', '').upper()}"
 
 
 @contextmanager

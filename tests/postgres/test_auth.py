@@ -1,7 +1,9 @@
 """Passwords, roles, TLS: what a server may refuse, and what must reach it unchanged."""
 
+import os
 import shutil
 import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -353,6 +355,37 @@ def test_tls_is_verified_in_full_for_the_dump_too(
 
     assert 0 == result.code, str(result)
     assert 1 == len(result.event("backup.verified"))
+
+
+@one_server
+def test_key_with_a_passphrase_is_no_question_to_a_terminal(
+    tls_server: servers.Server, authorities: Path, tmp_path: Path
+) -> None:
+    """OpenSSL would read it from where somebody might type, and hear no stop meanwhile."""
+    secret = ("-aes256", "-passout", "pass:x")
+    _openssl(authorities, "ec", "-in", "server.key", "-out", "secret.key", *secret)
+    (authorities / "secret.key").chmod(0o600)
+    keys = {"PGSSLCERT": "server.crt", "PGSSLKEY": "secret.key"}
+    env = {**os.environ, **tls_server.env("app"), **BRIEFLY, "PGSSLMODE": "require"}
+    env |= {name: str(authorities / file) for name, file in keys.items()}
+    with subprocess.Popen(
+        [sys.executable, program.ENTRYPOINT, "check"],
+        env=env,
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,  # open, and nobody writes
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            code = process.wait(program.TIMEOUT_S)
+        finally:
+            process.kill()
+        said = process.stdout.read() if process.stdout else ""
+
+    assert 21 == code, said
+    assert "secret.key" in said
+    assert "Enter PEM" not in said
 
 
 @pytest.mark.fault("A020")

@@ -23,6 +23,7 @@ import pytest
 from preflight.base import landlock
 from preflight.base.config import Config, child_environment
 from preflight.rehearsal import cluster, confined, local
+from preflight.server import sessions
 from tests import faults, servers
 
 MAJORS = (16, 17, 18)  # whose wheels have initdb
@@ -279,10 +280,11 @@ def test_environment_leads_nowhere_else(
         cluster.connected(config(**environment), server) as session,
     ):
         found = session.execute("SELECT current_user::text").fetchone()
-        led = session.config
+        led, clients = session.config, session.client_address()
 
     assert (local.SUPERUSER,) == found
     assert [] == [name for name in led.child_env if name.startswith("PG")]
+    assert set() == sessions.LENIENT.keys() & clients.keys()  # an older one would not know them
 
 
 def test_long_path_gets_a_short_socket_that_goes_with_it(

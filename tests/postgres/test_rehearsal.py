@@ -1403,3 +1403,31 @@ def test_full_disk_of_ours_is_not_the_servers() -> None:
     assert not copies._ran_full(ours)  # noqa: SLF001 -- what the journal says
     assert copies._ran_full(scratch.Full("no room"))  # noqa: SLF001
     assert copies._ran_full(psycopg.errors.DiskFull("No space left on device"))  # noqa: SLF001
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DROP INDEX ib", "DROP INDEX CONCURRENTLY public.ib", "REINDEX INDEX CONCURRENTLY ib",
+     "ALTER INDEX ib RENAME TO was_ib"],
+)  # fmt: skip
+def test_file_that_names_an_invalid_index_cannot_be_tried_and_is_no_fault(
+    run: Run, database: servers.Database, migrations: WriteMigrations, statement: str
+) -> None:
+    """No dump holds one, so no copy does; and to drop it is what we advise."""
+    database.script("CREATE TABLE t (id int, b int); INSERT INTO t VALUES (1, 1), (2, 1)")
+    with (
+        database.server.connect(database.name) as session,
+        pytest.raises(psycopg.errors.UniqueViolation),
+    ):
+        session.execute("CREATE UNIQUE INDEX CONCURRENTLY ib ON t (b)")
+    database.script("DELETE FROM t WHERE id = 2")
+    migrations({"001_one.sql": f"-- preflight: no-transaction\n{statement};"})
+    plan = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
+    result = run(env={"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"})
+
+    (told,) = plan.json()["statements"]
+    mode = "ACCESS EXCLUSIVE" if statement == "DROP INDEX ib" else "SHARE UPDATE EXCLUSIVE"
+    assert {mode} == {each["mode"] for each in told["locks"]}, told
+    assert 0 == result.code, result
+    (skipped,) = result.event("rehearsal.skipped")
+    assert "does not exist" in skipped["reason"]
