@@ -28,6 +28,9 @@ SESSIONS = (
     "A backup needs three sessions at a time (ours, the snapshot's, pg_dump's): raise the "
     "CONNECTION LIMIT of the role or the database, or run again when fewer are connected."
 )
+# of a session that lists all there is: it sorts in memory, for temporary files may be limited
+ROOM = {"work_mem": "64MB"}
+_ROOMY = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in ROOM.items())
 LISTINGS = 20  # tables may be made and dropped between their list and their locks
 
 # Every relation of one kind that pg_dump dumps: not the system's, of extensions only what they
@@ -244,14 +247,17 @@ class Count:
         From then on it reads rows alone.
         """
         self.looked_again = True
-        if catalog.moved(self._marks, catalog.marks(now, self._schemas)):
-            self._later = catalog.marks(now, self._schemas, whole=True)
+        with now.looking():
+            now.execute(f"{now.beginning}; {_ROOMY}")
+            if catalog.moved(self._marks, catalog.marks(now, self._schemas)):
+                self._later = catalog.marks(now, self._schemas, whole=True)
 
     def moved(self) -> list[str]:
         """Name what was another by then than in the snapshot; call when all is counted."""
         if self._later is None:
             return []
-        self._connection.execute(f"SET LOCAL {sessions.PATH}")  # both are to say names alike
+        # both are to say names alike
+        self._connection.execute(f"SET LOCAL {sessions.PATH}; {_ROOMY}")
         stood = catalog.marks(self._connection, self._schemas, whole=True)
         return catalog.moved(stood, self._later)
 
@@ -286,7 +292,7 @@ class Count:
 @contextmanager
 def _unlocked(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Keep no lock of a look inside a transaction: each catalog has one, and so has its index."""
-    connection.execute("SAVEPOINT one")
+    connection.execute(f"SAVEPOINT one; {_ROOMY}")
     yield
     connection.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
 

@@ -191,7 +191,7 @@ def restored(
             refused, without = _filled(home, saved, restoring, minute)
             restored_s = time.monotonic() - began
             session.tell("comparing the copy")
-            with scratch.reached(home, name, filling) as copy:
+            with scratch.reached(home, name, filling | snapshots.ROOM) as copy:
                 empty, undumped = proven(
                     copy,
                     saved,

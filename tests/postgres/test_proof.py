@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -1022,6 +1023,24 @@ def test_what_belongs_to_others_is_proven_without_owners_and_rights(  # noqa: PL
         )
         assert 30 == refused.code
     assert [] == scratches(database.server)
+
+
+def test_backup_needs_no_more_temporary_files_than_pg_dump(
+    run: Run, start_server: StartServer, backup_dir: Path
+) -> None:
+    """What is in a database is sorted in memory, and so it is in the copy."""
+    server = start_server(18, work_mem="64kB", temp_file_limit="1MB")
+    database = servers.Database(server, "postgres")
+    database.script(
+        """DO $$ BEGIN FOR i IN 1 .. 30 LOOP EXECUTE (SELECT format('CREATE TABLE t%s (', i)
+        || string_agg(format('c%s text DEFAULT %L', g, g), ',') || ')'
+        FROM generate_series(1, 200) g); END LOOP; END $$"""
+    )
+    pg_dump = str(servers.client_bin(18) / "pg_dump")
+    subprocess.run([pg_dump, "--file=/dev/null", database.conninfo()], check=True)
+    result = run("backup", env=database.env())
+
+    assert (0, ["restored"]) == (result.code, verified(backup_dir)), str(result)
 
 
 EXTENSION = """
