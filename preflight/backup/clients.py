@@ -212,7 +212,12 @@ _COMMENT = re.compile(rb"\d+; \d+ \d+ COMMENT ")
 
 def _unquoted(text: str) -> str:
     """Return an entry's words in one line, whether names are quoted there or not."""
-    return text.replace('"', "").replace("\n", " ").replace("\r", " ")
+    return in_a_line(text.replace('"', ""))
+
+
+def in_a_line(text: str) -> str:
+    """Return a name as the list of an archive has it, where each entry is a line."""
+    return text.replace("\n", " ").replace("\r", " ")
 
 
 @contextmanager

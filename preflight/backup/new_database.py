@@ -476,12 +476,15 @@ class Complaint:
 
     def fills(self, name: str) -> bool:
         """Tell whether this is what fills or builds the object of a qualified name."""
-        schema, own = quoting.halves(name)
+        schema, own = map(clients.in_a_line, quoting.halves(name))
         return own == self.name and self.schema in {"", schema}
 
     def touches(self, names: Collection[str], objects: Collection[tuple[str, str]]) -> bool:
         """Tell whether a complaint that says these names is about one of these objects."""
-        return any(own in names and self.schema in {"", schema} for schema, own in objects)
+        return any(
+            own in names and self.schema in {"", schema}
+            for schema, own in (map(clients.in_a_line, each) for each in objects)
+        )
 
     @property
     def no_tablespace(self) -> bool:

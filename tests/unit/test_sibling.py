@@ -250,6 +250,18 @@ def test_schema_of_an_entry_is_what_the_list_says_more(
     assert [schema] == [each.schema for each in new_database.placed([problem], {"7": listed})]
 
 
+def test_schema_with_a_line_end_is_known_by_the_list() -> None:
+    """Which has it in one line."""
+    entry = "TABLE DATA known provider"
+    (problem,) = new_database.placed(
+        [new_database.Complaint("no", entry, "7")], {"7": "TABLE DATA a b known provider"}
+    )
+
+    assert problem.touches([problem.name], {("a\nb", "known")})
+    assert not problem.touches([problem.name], {("a", "known")})
+    assert problem.fills('"a\nb".known')
+
+
 @pytest.mark.parametrize(
     ("said", "lacks"),
     [
