@@ -475,11 +475,27 @@ _TAKES_ON = """SELECT session_user::pg_catalog.text AS login, r.rolinherit AS in
  pg_catalog.pg_has_role(session_user, {owner}, '{right}') AS takes_on
  FROM pg_catalog.pg_roles r
  WHERE r.rolname OPERATOR(pg_catalog.=) session_user"""
+# of a superuser's history: first the schema, then its tables, with which their sequences go
+_MOVES = """SELECT pg_catalog.format('ALTER %s OWNER TO %I', said.what, session_user) AS said
+FROM pg_catalog.pg_roles r CROSS JOIN (
+ SELECT 0 AS place, pg_catalog.format('SCHEMA %I', n.nspname) AS what
+ FROM pg_catalog.pg_namespace n WHERE n.nspname = {schema}
+ UNION ALL SELECT 1, pg_catalog.format('TABLE %I.%I', n.nspname, c.relname)
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = {schema} AND c.relkind = 'r'
+) said WHERE r.rolname = {owner} AND r.rolsuper ORDER BY said.place, said.what"""
 INHERITS_EACH = 16  # major version: since then each membership says whether it is inherited
 
 
 def _foreign(session: Session, owner: str) -> HistoryConflict:
     schema = session.config.schema
+    if moves := _moves(session, owner):
+        return HistoryConflict(
+            "history.owner",
+            f"the history belongs to role {owner!r}, a superuser, and this role is none of it",
+            f"Was the database restored as {owner!r}? Then give its history to the role that "
+            f"migrates: {moves} Or run as {owner!r}, or choose another PREFLIGHT_SCHEMA.",
+        )
     return HistoryConflict(
         "history.owner",
         f"the history belongs to role {owner!r}, of which this role is no member (with INHERIT)",
@@ -488,6 +504,15 @@ def _foreign(session: Session, owner: str) -> HistoryConflict:
         f"database's owner, and GRANT CREATE ON SCHEMA {schema} TO {quoting.name(owner)}, which "
         "goes on making tables there. Else choose another PREFLIGHT_SCHEMA.",
     )
+
+
+def _moves(session: Session, owner: str) -> str:
+    """Return what gives a superuser's history to this role; nobody is to be made its member."""
+    given = {"owner": quoting.literal(owner), "schema": quoting.literal(session.config.schema)}
+    with suppress(psycopg.Error):
+        said = [row["said"] for row in session.rows(_MOVES.format(**given))]
+        return f"{'; '.join(said)}." if said else ""
+    return ""
 
 
 def _as_owner(session: Session, owner: str) -> str:

@@ -1170,6 +1170,24 @@ def test_history_that_drops_new_rows_ends_the_run(
     assert [None] == database.query("SELECT to_regclass('b')")
 
 
+def test_nobody_is_told_to_become_a_superuser(
+    run: Run, database: servers.Database, migrations: WriteMigrations, role: dict[str, str]
+) -> None:
+    """A database that was restored as one: what the hint says is typed as it stands, and helps."""
+    grant_create(database, role)
+    migrations(A)
+    assert 0 == run(env={"PREFLIGHT_BACKUP": "off"}).code  # as the superuser
+    migrations({"002_b.sql": "CREATE TABLE b ();"})
+    refused = run(env=role)
+    hint = error_of(refused)["hint"]
+    database.script(hint.partition("migrates: ")[2].partition(". Or run")[0])
+    result = run(env={**role, "PREFLIGHT_BACKUP": "off"})
+
+    assert (26, "history.owner") == (refused.code, error_of(refused)["code"]), str(refused)
+    assert "GRANT" not in hint
+    assert 0 == result.code, str(result)
+
+
 @pytest.mark.parametrize(
     ("any_server", "more"),
     [
