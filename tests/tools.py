@@ -4,6 +4,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ GO = {
 }
 # the package, and the features that leave other databases out
 RUST = {"sqlx": ("sqlx-cli@0.9.0", "postgres,rustls"), "diesel": ("diesel_cli@2.3.14", "postgres")}
+DBMATE = "2.36.0"
 INSTALL_S = 600
 LACKING = "another tool is not to be had: "  # no promise of ours: said, also where all must run
 
@@ -117,6 +119,12 @@ def npm(*packages: str) -> Path:
     name = f"npm-{_digest(packages)}"
     home = made(name, lambda home: install("npm", "install", *options, home, *packages))
     return home / "node_modules"
+
+
+def dbmate() -> Path:
+    """Return dbmate, from npm; skips where it cannot be had."""
+    package = f"@dbmate/linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
+    return npm(f"{package}@{DBMATE}") / package / "bin/dbmate"
 
 
 def _digest(packages: Sequence[str]) -> str:

@@ -589,16 +589,14 @@ class _Statement:
                 f"cannot be read back: `force {self.migration.written}` runs the file again from "
                 "its start.",
             )
-        found = None if index is None else self._left_invalid(index)
-        if found is None:
+        if index is None or (found := self._left_invalid(index)) is None:
             return failure
-        ours = index is None or index.dropped or indexes.made_by(self.session, found, self.text)
+        ours = index.dropped or indexes.made_by(self.session, found, self.text)
+        again = "it is dropped then" if index.dropped else "the index is dropped and built anew"
         return failure.retold(
             MigrationPartial,
             message=f"{failure}; index {found.name} is left INVALID",
-            hint="Remove the cause and run again: it is dropped then."
-            if index is not None and index.dropped
-            else "Remove the cause and run again: the index is dropped and built anew."
+            hint=f"Remove the cause and run again: {again}."
             if ours is True
             else f"Remove the cause, {_drops([found.name])} and run again.",
         )

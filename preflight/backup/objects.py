@@ -143,9 +143,9 @@ class Objects(store.Store):
         message = f"backups cannot be kept in {self.place}: {error.strerror}"
         if why in {"key", "settings"} and (broken := _broken(self._environment)):
             message += f"; there is a line break, a space or a sign like it in {broken}"
-        if why == "passing" and self._where.endpoint:
-            message += f"; PREFLIGHT_BACKUP_ENDPOINT is {self._where.endpoint}"
         if why == "passing":
+            if self._where.endpoint:
+                message += f"; PREFLIGHT_BACKUP_ENDPOINT is {self._where.endpoint}"
             return BackupInterrupted("backup.store", message, "Run again; nothing was migrated.")
         hint = HINTS.get(why, "Look at PREFLIGHT_BACKUP_DIR and PREFLIGHT_BACKUP_ENDPOINT.")
         return BackupFailed("backup.store", message, hint)

@@ -295,9 +295,10 @@ def _endpoint(value: str) -> str:
     """An address that begins with http:// or https://, without a login."""  # noqa: D401
     from urllib.parse import urlsplit  # noqa: PLC0415 -- only where one is named
 
-    if not re.fullmatch(r"https?://[^\s@?#]+", value) or not urlsplit(value).hostname:
+    parts = urlsplit(value)
+    if not re.fullmatch(r"https?://[^\s@?#]+", value) or not parts.hostname:
         raise ValueError
-    urlsplit(value).port  # noqa: B018 -- raises ValueError for one that there cannot be
+    parts.port  # noqa: B018 -- raises ValueError for one that there cannot be
     return value
 
 

@@ -21,10 +21,7 @@ _PART = re.compile(r'"(?:[^"]|"")*"|[^.\s"()]+')
 
 def parts(said: str) -> list[str]:
     """Return the plain names in a qualified one, as the server's %I.%I or regclass writes it."""
-    return [
-        part[1:-1].replace('""', '"') if part.startswith('"') else part
-        for part in _PART.findall(said)
-    ]
+    return [*map(_plain, _PART.findall(said))]
 
 
 _HALF = re.compile(r'"(?:[^"]|"")*"|[^."]+')
@@ -35,11 +32,12 @@ def halves(said: str) -> tuple[str, str]:
 
     That quotes only what holds a dot or a quote.
     """
-    schema, own = (
-        half[1:-1].replace('""', '"') if half.startswith('"') else half
-        for half in _HALF.findall(said)
-    )
+    schema, own = map(_plain, _HALF.findall(said))
     return schema, own
+
+
+def _plain(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
 
 
 def literal(text: str) -> str:

@@ -718,11 +718,11 @@ def _drop(statement: DropStmt) -> Effect:
     names = [".".join(_strings(item)) for item in statement.objects]
     does = f"drop {word} {', '.join(filter(None, names))}"
     cascade = " and all that depends on it" if statement.behavior == CASCADE else ""
+    mode = SHARE_UPDATE if statement.concurrent else ACCESS_EXCLUSIVE
     locks: list[Lock] = []
     if kind in ("OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW"):
         locks = [Lock(name, ACCESS_EXCLUSIVE) for name in names]
     elif kind == "OBJECT_INDEX":
-        mode = SHARE_UPDATE if statement.concurrent else ACCESS_EXCLUSIVE
         locks = [Lock(name, mode, of_index=True) for name in names]
     elif kind in ("OBJECT_TRIGGER", "OBJECT_POLICY", "OBJECT_RULE"):
         locks = [
@@ -741,12 +741,7 @@ def _drop(statement: DropStmt) -> Effect:
         below="partitions" if kind == "OBJECT_TRIGGER" else "",
         unknown=bool(cascade) and reached is None and kind not in _LONELY,
         reaches=tuple(
-            Reach(
-                reached,
-                name,
-                cascade=bool(cascade),
-                mode=SHARE_UPDATE if statement.concurrent else ACCESS_EXCLUSIVE,
-            )
+            Reach(reached, name, cascade=bool(cascade), mode=mode)
             for name in ([*map(_called, statement.objects)] if reached == "function" else names)
             if reached and (reached not in _CASCADING or cascade)
         ),

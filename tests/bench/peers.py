@@ -4,7 +4,6 @@ One that is not to be had raises `pytest.skip.Exception` with the reason, as for
 """
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -17,8 +16,6 @@ import pytest
 
 from tests import migrators, program, servers, tools
 
-DBMATE = f"@dbmate/linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
-DBMATE_VERSION = "2.36.0"
 ALEMBIC = ("alembic==1.20.1", "psycopg[binary]==3.3.9")
 DJANGO = ("django==5.2.19", "psycopg[binary]==3.3.9")
 YOYO = ("yoyo-migrations==9.0.0", "psycopg[binary]==3.3.9", "setuptools<81")
@@ -103,10 +100,10 @@ def program_command() -> list[str]:
 
 def dbmate() -> Peer:
     """Return dbmate, from npm."""
-    tool = _dbmate()
+    tool = tools.dbmate()
     return Peer(
         "dbmate",
-        DBMATE_VERSION,
+        tools.DBMATE,
         lambda folder, number, sql: _put(
             folder / f"{number:05}_t.sql", f"-- migrate:up\n{sql};\n\n-- migrate:down\n"
         ),
@@ -128,7 +125,7 @@ def script() -> Peer:
         lambda _, __: ["sh", "-c", SCRIPT],
         lambda folder, database: {
             "DATABASE_URL": url(database),
-            "DBMATE": str(_dbmate()),
+            "DBMATE": str(tools.dbmate()),
             "DUMP": str(folder.parent / f"{database.name}.dump"),
             "FOLDER": str(folder),
         },
@@ -326,10 +323,6 @@ def found(wanted: Sequence[Callable[[], Peer]], lacking: dict[str, str]) -> list
         except (pytest.skip.Exception, OSError, subprocess.SubprocessError) as reason:
             lacking[name] = " ".join(str(reason).removeprefix(tools.LACKING).split())[:200]
     return there
-
-
-def _dbmate() -> Path:
-    return tools.npm(f"{DBMATE}@{DBMATE_VERSION}") / DBMATE / "bin/dbmate"
 
 
 def _go_version(name: str) -> str:

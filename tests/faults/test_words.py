@@ -1,6 +1,5 @@
 """What people type who know another migrator: each word of its help leads to what does it here."""
 
-import platform
 import re
 from collections.abc import Callable
 
@@ -10,12 +9,11 @@ from preflight.base.errors import ConfigInvalid
 from preflight.commands import arguments, registry
 from tests import migrators, tools
 
-DBMATE = f"@dbmate/linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
 ALEMBIC = ("alembic", "sqlalchemy", "psycopg[binary]", "asyncpg", "greenlet")
 # what prints the help of each, got as the tests of its files get it
 HELPS: dict[str, Callable[[], list[object]]] = {
     "alembic": lambda: [tools.python(*ALEMBIC), "-m", "alembic", "--help"],
-    "dbmate": lambda: [tools.npm(f"{DBMATE}@2.36.0") / DBMATE / "bin/dbmate", "--help"],
+    "dbmate": lambda: [tools.dbmate(), "--help"],
     "golang-migrate": lambda: [tools.go("migrate"), "-help"],
     "goose": lambda: [tools.go("goose"), "-h"],
     "knex": lambda: [tools.npm(*migrators.NODE) / ".bin/knex", "--help"],

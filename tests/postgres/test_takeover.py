@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import platform
 import shutil
 import sys
 import tempfile
@@ -99,8 +98,7 @@ def few(folder: Path, applied: set[str], count: int) -> Iterator[str]:
 
 def dbmate(database: servers.Database, folder: Path, count: int) -> None:
     """Run dbmate for so many versions."""
-    package = f"@dbmate/linux-{'arm64' if platform.machine() == 'aarch64' else 'x64'}"
-    program = tools.npm(f"{package}@2.36.0") / package / "bin/dbmate"
+    program = tools.dbmate()
     with few(folder, there(database, "schema_migrations"), count) as some:
         options = ("--migrations-dir", some, "--no-dump-schema", "--url", url(database))
         succeed(program, *options, "migrate")

@@ -460,18 +460,25 @@ def test_backup_before_another_change_is_of_no_crash_loop() -> None:
     assert [backups[4]] == retention.surplus(backups, 7)
 
 
+def published(
+    backups: Directory, us: Identity, number: int, purpose: Purpose, verified: str = "read"
+) -> None:
+    """Make a backup without a byte."""
+    with backups.draft(us, f"r{number}", 0) as draft:
+        with backups.sink(draft, manifests.DUMP):
+            pass
+        said = Manifest(
+            0, system_identifier=us.system, database=us.database, address=us.address,
+            taken_for=purpose, verified=verified,
+        )  # fmt: skip
+        backups.publish(draft, us, said)
+
+
 def test_proven_backup_does_not_go_before_the_next_is_proven(tmp_path: Path) -> None:
     """Of a crash loop the newest stays until what came after it is worth something."""
     backups, us = Directory(tmp_path), Identity("1", "app", "x:1")
     for number in range(4):
-        with backups.draft(us, f"r{number}", 0) as draft:
-            said = Manifest(
-                0, system_identifier="1", database="app", address="x:1",
-                taken_for=Purpose("up", [{"version": 1}]),
-            )  # fmt: skip
-            with backups.sink(draft, manifests.DUMP):
-                pass
-            backups.publish(draft, us, said)
+        published(backups, us, number, Purpose("up", [{"version": 1}]))
     before = [item.name for item in backups.listing()]
 
     retention.prune(backups, us, 5, but=before[-1])
@@ -492,14 +499,8 @@ def test_where_proofs_are_demanded_the_newest_that_is_proven_stays(
     """A night without a proof ends with 27 and leaves a backup all the same."""
     backups, us = Directory(tmp_path), Identity("1", "app", "x:1")
     for number in range(5):
-        with backups.draft(us, f"r{number}", 0) as draft:
-            said = Manifest(
-                0, system_identifier="1", database="app", address="x:1",
-                taken_for=Purpose("backup"), verified="restored" if number in restored else "read",
-            )  # fmt: skip
-            with backups.sink(draft, manifests.DUMP):
-                pass
-            backups.publish(draft, us, said)
+        far = "restored" if number in restored else "read"
+        published(backups, us, number, Purpose("backup"), far)
     before = [item.name for item in backups.listing()]
 
     retention.prune(backups, us, 2, proven=proven)
