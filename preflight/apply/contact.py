@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from preflight.base.errors import (
     VerifyFailed,
 )
 from preflight.files import due, folder
+from preflight.files.layout import OURS
 from preflight.history import fence, ledger, plan, repeats, tables
 from preflight.server import sessions
 
@@ -110,9 +111,11 @@ def _settled(
         if first:
             adopted = _first_contact(session, files)
         elif bare and tables.there(session, "takeovers"):
-            from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+            from preflight.history import remembered  # noqa: PLC0415 -- only where there was one
 
-            takeover.follow(session)  # all was taken back: nobody asks what was known
+            remembered.follow(session)  # all was taken back: nobody asks what was known
+        if not first:
+            _require_new(session, files)
         ledger.keep(session, files)
     return closed, adopted
 
@@ -144,21 +147,87 @@ def _first_contact(
     adopted = []
     if (theirs := _theirs(session, files, unrecorded)) is not None:
         layout, found, there = theirs
-        from preflight.history import takeover  # noqa: PLC0415 -- only here
+        from preflight.history import remembered, takeover  # noqa: PLC0415 -- only here
 
-        ledger.ready_to_take_over(session)
-        takeover.remember(session, layout, found)
+        tables.ready_to_take_over(session)
+        remembered.remember(session, layout, found)
         for file, checks in _agreeing(session, unrecorded, there):
             ledger.adopt(session, file, how="taken_over")
             adopted.append((file, checks))
         for file in takeover.repeated(layout, found, folder.repeats(files)):
             repeats.claim(session, file, how="taken_over")
             adopted.append((file, ()))
-    elif not is_empty(session):
-        for file, checks in adoptable(session, unrecorded, folder.rule(files), len(known)):
-            ledger.adopt(session, file)
-            adopted.append((file, checks))
+    else:
+        if not is_empty(session):
+            for file, checks in adoptable(session, unrecorded, folder.rule(files), len(known)):
+                ledger.adopt(session, file)
+                adopted.append((file, checks))
+        _watch(session, files)
+    _require_no_other(session, files, unrecorded, {file.name for file, _ in adopted})
     return adopted
+
+
+def _watch(session: Session, files: Sequence[Migration]) -> None:
+    """Remember that the folder's tool has no history here, should it have one later."""
+    layout = folder.rule(files)
+    if layout is not None and not session.copy:
+        from preflight.history import remembered  # noqa: PLC0415 -- only for another tool's folder
+
+        remembered.begin(session, layout, None)
+
+
+def _require_new(session: Session, files: Sequence[Migration], *, write: bool = True) -> None:
+    """Make sure that the folder's tool has not applied what is due here; raises HistoryConflict."""
+    layout = folder.rule(files)
+    if layout is not None and not session.copy:
+        from preflight.history import remembered  # noqa: PLC0415 -- only for another tool's folder
+
+        (remembered.watch if write else remembered.require_new)(session, layout, files)
+
+
+def _require_no_other(
+    session: Session,
+    files: Sequence[Migration],
+    unrecorded: Sequence[Migration],
+    there: Container[str],
+) -> None:
+    """Make sure that no other tool, who reads this folder too, says that what is due is applied.
+
+    Names are shared by several: a history decides whose it is, and two are a question. Who has said
+    it, by PREFLIGHT_LAYOUT, is not asked. Raises HistoryConflict.
+    """
+    due = {file.up.file: file for file in unrecorded if file.name not in there}
+    if session.config.layout != "auto" or session.copy or not due or is_empty(session):
+        return
+    own = folder.rule(files)
+    for tool in OTHER_LAYOUTS:
+        if own is not None and tool == own.tool:
+            continue
+        place, sure = _certain(session, tool)
+        if again := [due[file.up.file] for file in sure if file.up.file in due]:
+            mine, names = own.tool if own else OURS, ", ".join(file.name for file in again[:5])
+            raise HistoryConflict(
+                "takeover.ambiguous",
+                f"whose folder is this? Read as {mine}'s, {names} is to run, and {tool}'s history, "
+                f"{place}, says that it is applied",
+                f"PREFLIGHT_LAYOUT={tool} takes that history over. Nobody goes by it any more: "
+                f"PREFLIGHT_LAYOUT={mine}.",
+                **again[0].named,
+            )
+
+
+def _certain(session: Session, tool: str) -> tuple[str, Sequence[Migration]]:
+    """Return a tool's history, and of which files of the folder it says certainly that they ran."""
+    from preflight.files import foreign  # noqa: PLC0415 -- only at first contact
+    from preflight.history import takeover  # noqa: PLC0415 -- likewise
+
+    directory = session.config.migrations_dir
+    with suppress(Failure, OSError):
+        if takeover.seen(session, foreign.layout(tool, directory)):
+            layout, files = foreign.load(tool, directory)
+            if (found := takeover.look(session, layout, files)) is not None:
+                return found.place, takeover.certain(layout, found, files)
+    return "", ()
 
 
 def _theirs(
@@ -172,7 +241,7 @@ def _theirs(
     layout = folder.rule(files)
     if layout is None:
         return None
-    from preflight.history import takeover  # noqa: PLC0415 -- only for another tool's folder
+    from preflight.history import remembered, takeover  # noqa: PLC0415 -- only for a tool's folder
 
     try:
         found = takeover.look(session, layout, files)
@@ -183,7 +252,7 @@ def _theirs(
     if found is None:
         return None
     recorded = {file.version for file in files} - {file.version for file in unrecorded}
-    vouched = takeover.known(session, found)
+    vouched = remembered.known(session, found)
     there = takeover.covered(layout, found, files, recorded, vouched=vouched)
     return layout, found, {file.version for file in there}
 
@@ -255,15 +324,17 @@ def _tool_before(session: Session) -> tuple[str | None, str | None]:
     from preflight.history import takeover  # noqa: PLC0415 -- likewise
 
     directory = session.config.migrations_dir
-    left: tuple[str, str] | None = None
+    left: tuple[str, str | None] | None = None
     for tool in OTHER_LAYOUTS:
         with suppress(Failure, OSError, psycopg.Error):
             layout, files = foreign.load(tool, directory)
             found = takeover.look(session, layout, files)
-            if found is not None and takeover.covered(layout, found, files):
-                return tool, None
             if found is None and (place := takeover.outside(session, layout, files)) is not None:
                 left = left or (tool, place)
+            if found is not None and takeover.certain(layout, found, files):
+                left = left or (tool, None)  # also where it is refused: a version failed
+            if found is not None and takeover.covered(layout, found, files):
+                return tool, None
     return left or (None, None)
 
 
@@ -363,6 +434,9 @@ def first_look(
             if not _told(session, known):
                 for file, _ in _there_already(session, files, unrecorded):
                     found.add(file.name)
+                _require_no_other(session, files, unrecorded, found)
+            elif unrecorded:
+                _require_new(session, files, write=False)
 
     try:
         verify.unlocked(session, look)

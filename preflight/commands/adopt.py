@@ -84,10 +84,10 @@ def _recorded(  # noqa: PLR0913 -- what is there, and what of it is asked for
         else:
             ledger.adopt(session, file, by_name=chosen is not None)
             adopted.append((file, checks))
-    if through:  # one file says nothing of the others
+    if through and chosen is not None:  # one file says nothing of the others
         recorded = {record.written for record in known.records.values()}
         recorded |= {file.written for file, _ in adopted}
-        again = _vouch_for_the_other_tool(session, files, recorded)
+        again = _vouch_for_the_other_tool(session, files, recorded, chosen)
         adopted += [(file, ()) for file in again]
     return adopted, already
 
@@ -144,12 +144,12 @@ def _settled(file: Migration, known: plan.History) -> bool:
 
 
 def _vouch_for_the_other_tool(
-    session: Session, files: folder.Folder, recorded: Container[str]
+    session: Session, files: folder.Folder, recorded: Container[str], through: Migration
 ) -> list[Migration]:
     """Take what another tool did since it was taken over for known: a person has looked."""
-    from preflight.history import takeover  # noqa: PLC0415 -- only here
+    from preflight.history import remembered  # noqa: PLC0415 -- only here
 
-    return takeover.vouched(session, files, recorded)
+    return remembered.vouched(session, files, recorded, through)
 
 
 def _there(

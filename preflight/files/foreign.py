@@ -174,6 +174,10 @@ class Foreign:
             for file, each in sources.items()
         }
 
+    def broken(self) -> Iterable[Problem]:
+        """Yield what is wrong with the files together, once `sections` has seen each."""
+        return ()
+
     def version(self, text: str) -> str:
         """Return a version of the other history as `key` writes it."""
         return str(int(text)) if text.isdecimal() else text
@@ -197,7 +201,7 @@ class Foreign:
         """Tell whether an applied version may be without a file."""
         return False
 
-    def stands(self, _file: Migration, _said: Said) -> bool | None:
+    def stands(self, _name: str, _label: str, _said: Said) -> bool | None:
         """Tell whether a file that never runs where anything is applied is there; None: it runs."""
         return None
 
@@ -317,6 +321,7 @@ def _load(tool: str, directory: Path) -> tuple[Foreign, tuple[Migration, ...]]:
             parts[name if each.kind == source.kind else f"{name} ({each.kind})"] = each
             if script is not None:
                 scripts[each] = script
+    problems += rule.broken()
     found = reading.assemble(parts, scripts, problems, rule) if parts or not again else ()
     if problems:
         raise FilesInvalid.of("files.invalid", problems)
@@ -412,6 +417,12 @@ def _cut(text: bytes, above: int, section: Section) -> bytes:
 def holds(text: bytes, section: Section) -> bool:
     """Tell whether anything stands below a mark: an empty way back is none."""
     return bool(text[section.start : section.end].partition(b"\n")[2].strip())
+
+
+def ways(text: bytes, found: Sequence[Section]) -> list[Section]:
+    """Leave out a way back that is empty, unless there is nothing to take back either."""
+    idle = not any(holds(text, each) for each in found)
+    return [each for each in found if idle or each.kind == "up" or holds(text, each)]
 
 
 def lines(text: bytes) -> Iterator[tuple[int, bytes]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from preflight.files.migrations import Migration
+    from preflight.history.plan import Record
     from preflight.server.sessions import Session
 
 _NO_CHANGES = ("failed", "rehearsing", "rehearsed", "pointed", "running")
@@ -70,13 +71,15 @@ class Said(TypedDict, total=False):
     before: Row | None
 
 
-def journal(session: Session, event: str, migration: Migration, **said: Unpack[Said]) -> None:
+def journal(
+    session: Session, event: str, migration: Migration | Record, **said: Unpack[Said]
+) -> None:
     """Append what happened."""
     session.execute(*appended(session, event, migration, **said))
 
 
 def appended(
-    session: Session, event: str, migration: Migration, **said: Unpack[Said]
+    session: Session, event: str, migration: Migration | Record, **said: Unpack[Said]
 ) -> tuple[str, list[object]]:
     """Return the statement that appends what happened, and its parameters."""
     before, problem = said.get("before"), said.get("problem")

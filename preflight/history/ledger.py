@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from preflight.files.migrations import Migration, Script
     from preflight.server.sessions import Session
-_HOW = """how OPERATOR(pg_catalog.=)
-   ANY (ARRAY['applied', 'adopted', 'forced', 'taken_over']::pg_catalog.text[])"""
 _TABLES = """
 CREATE TABLE {schema}.migrations (
   version bigint PRIMARY KEY,
@@ -79,7 +77,7 @@ ALTER TABLE {schema}.journal DISABLE ROW LEVEL SECURITY;
 GRANT SELECT (version, name, checksum, state, breaking) ON {schema}.migrations TO PUBLIC;
 COMMENT ON TABLE {schema}.migrations IS
  'pg-preflight: what was applied to this database, and when';
-""".replace("{how}", _HOW)
+""".replace("{how}", tables.HOW)
 
 
 def read(session: Session, *, others: bool = True, until: float | None = None) -> History:
@@ -138,9 +136,9 @@ def _seen(
         known = replace(known, repeated=repeats.read(session))
     if not (others and found[0]["taken_over"] and known.records) or session.copy:
         return known
-    from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+    from preflight.history import remembered  # noqa: PLC0415 -- only where there was one
 
-    return replace(known, moved=takeover.moved(session))
+    return replace(known, moved=remembered.moved(session))
 
 
 def _recorded(session: Session, rows: Sequence[Mapping[str, Any]]) -> History:
@@ -413,16 +411,6 @@ def begin_undo(
     return updated.rowcount == 1
 
 
-def ready_to_take_over(session: Session) -> None:
-    """Let the history say `taken_over`, which that of an older version does not know."""
-    tables.define(
-        session,
-        f"""ALTER TABLE {session.config.schema}.migrations
- DROP CONSTRAINT IF EXISTS migrations_how_check, ADD CONSTRAINT migrations_how_check
- CHECK ({_HOW})""",
-    )
-
-
 def adopt(
     session: Session, migration: Migration, *, by_name: bool = False, how: str = "adopted"
 ) -> None:
@@ -603,9 +591,9 @@ def follow(session: Session, script: Script, *, there: bool | None = None) -> No
     `there`: whether one was taken over, where that was asked on the way.
     """
     if tables.there(session, "takeovers") if there is None else there:
-        from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+        from preflight.history import remembered  # noqa: PLC0415 -- only where there was one
 
-        takeover.follow(session, script.text)
+        remembered.follow(session, script.text)
 
 
 def require_unmoved(session: Session, *, there: bool | None = None) -> None:
@@ -617,9 +605,9 @@ def require_unmoved(session: Session, *, there: bool | None = None) -> None:
     if session.copy:
         return
     if tables.there(session, "takeovers") if there is None else there:
-        from preflight.history import takeover  # noqa: PLC0415 -- only where there was one
+        from preflight.history import remembered  # noqa: PLC0415 -- only where there was one
 
-        takeover.require_unmoved(session)
+        remembered.require_unmoved(session)
 
 
 def _require_one(session: Session, count: int) -> None:

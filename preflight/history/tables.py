@@ -176,6 +176,8 @@ CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE t.relname = 'takeov
  WHERE t.relnamespace = n.oid AND t.relname IN ('takeovers', 'repeatables')) beside
 WHERE n.nspname = '{schema}'
 """
+HOW = """how OPERATOR(pg_catalog.=)
+   ANY (ARRAY['applied', 'adopted', 'forced', 'taken_over']::pg_catalog.text[])"""
 # what anybody but the owner may do with them beyond what everybody may; grants to the owner's own
 # members are no exception
 _GRANTS = """
@@ -644,6 +646,16 @@ def labelled(session: Session) -> None:
     schema = session.config.schema
     define(session, f"ALTER TABLE {schema}.migrations ADD COLUMN label pg_catalog.text UNIQUE")
     define(session, f"GRANT SELECT (label) ON {schema}.migrations TO PUBLIC")
+
+
+def ready_to_take_over(session: Session) -> None:
+    """Let the history say `taken_over`, which that of an older version does not know."""
+    define(
+        session,
+        f"""ALTER TABLE {session.config.schema}.migrations
+ DROP CONSTRAINT IF EXISTS migrations_how_check, ADD CONSTRAINT migrations_how_check
+ CHECK ({HOW})""",
+    )
 
 
 def tell_closed(session: Session, found: Sequence[str]) -> None:

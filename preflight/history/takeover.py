@@ -1,31 +1,22 @@
-"""The history of another tool, read and never written.
-
-What it said when it was taken over is kept in a table of one row: when it says something else
-later, somebody still runs the other tool.
-"""
+"""The history of another tool, read and never written: which table it is, and what it says."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import structlog
 
-from preflight import __version__
 from preflight.base import quoting
-from preflight.base.config import OTHER_LAYOUTS
-from preflight.base.errors import HistoryConflict, PlanChanged, Problem
-from preflight.files import folder, foreign
-from preflight.history import repeats, tables
+from preflight.base.errors import HistoryConflict, Problem
+from preflight.history import tables
 from preflight.server.sessions import PATH
 
 if TYPE_CHECKING:
+    from preflight.files import foreign
     from preflight.files.foreign import Foreign, Said
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
@@ -55,17 +46,6 @@ _KEPT_BACK = """SELECT pg_catalog.has_table_privilege(%s::pg_catalog.regclass, '
  AND pg_catalog.row_security_active(%s::pg_catalog.regclass)"""
 _MANY = 3  # so many versions in common are no accident
 _LONG = 12  # digits of a version that is a time: one that somebody counted is shorter
-_TABLE = """
-CREATE TABLE {schema}.takeovers (
-  tool pg_catalog.text NOT NULL,
-  place pg_catalog.text NOT NULL PRIMARY KEY,
-  said pg_catalog.text NOT NULL,
-  newest pg_catalog.text NOT NULL,
-  at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-  tool_version pg_catalog.text NOT NULL,
-  run_id pg_catalog.text NOT NULL
-)
-"""
 _APART = (
     " Where they lie in another, leave that, and name both schemas in PREFLIGHT_SCHEMAS: theirs "
     "and that of the right one."
@@ -116,7 +96,7 @@ def look(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found
         return None
     try:
         with session.connection.transaction():
-            return Found(place, _read(session, layout, place))
+            return Found(place, read(session, layout, place))
     except psycopg.errors.InsufficientPrivilege as error:
         raise HistoryConflict(
             "takeover.not_believed",
@@ -126,7 +106,8 @@ def look(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found
         ) from error
 
 
-def _read(session: Session, layout: Foreign, place: str, *, patient: bool = True) -> Said:
+def read(session: Session, layout: Foreign, place: str, *, patient: bool = True) -> Said:
+    """Return what a table says; raises HistoryConflict, and DatabaseBusy where it is waited for."""
     columns = ", ".join(map(quoting.name, layout.table.read))
     query = f"SELECT {columns} FROM {place}"  # noqa: S608 -- quoted
     rows = (_rows if patient else _selected)(session, layout, place, query)
@@ -178,16 +159,24 @@ def _place(session: Session, layout: Foreign, files: Sequence[Migration]) -> str
         return None
     name, relation, kind, believed, owner, *_ = named[0]
     if kind not in ("r", "p") or not believed:
-        what = f"it belongs to {owner!r}, a stranger" if kind in ("r", "p") else "it is no table"
-        raise HistoryConflict(
-            "takeover.not_believed",
-            f"the history of {layout.tool}, {name}.{relation}, is not believed: {what}",
-            "GRANT that role to this one if it migrates this database; or vouch for what is there "
-            "yourself: `adopt --through VERSION`.",
-        )
+        raise _not_believed(layout, f"{name}.{relation}", kind, owner)
     if layout.table.amid and [name] != (path := _path(session)[:1]):
         raise _aside(layout, name, relation, path)
     return _quoted(named[0])
+
+
+def _not_believed(layout: Foreign, place: str, kind: str, owner: str) -> HistoryConflict:
+    """Say why what looks like the history says nothing: a view runs what its maker wrote."""
+    what, hint = "it is no table", f"Put a table with what it shows in its place, if {layout.tool}"
+    hint += " migrated this database; or"
+    if kind in ("r", "p"):
+        what = f"it belongs to {owner!r}, a stranger"
+        hint = f"GRANT {quoting.name(owner)} to this role if that one migrates this database; or"
+    return HistoryConflict(
+        "takeover.not_believed",
+        f"the history of {layout.tool}, {place}, is not believed: {what}",
+        f"{hint} vouch for what is there yourself: `adopt --through VERSION`.",
+    )
 
 
 def _alike(session: Session, layout: Foreign) -> list[Sequence[Any]]:
@@ -200,6 +189,14 @@ def _alike(session: Session, layout: Foreign) -> list[Sequence[Any]]:
         return [row for row in rows if row[1] == usual and (not schema or row[0] == schema)]
     like = [row for row in rows if len(row[5]) == len(table.columns) and table.like in row[1]]
     return [row for row in rows if row[1] == usual or (table.renamed and row in like)]
+
+
+def usual(session: Session, layout: Foreign) -> str:
+    """Return where the tool would make its history, quoted: where this role's names lead."""
+    schema, _, table = layout.table.usual.rpartition(".")
+    if not schema:
+        schema = layout.tool if layout.table.apart else (*_path(session), "public")[0]
+    return f"{quoting.name(schema)}.{quoting.name(table)}"
 
 
 def seen(session: Session, layout: Foreign) -> bool:
@@ -333,7 +330,7 @@ def _judged(
         return _Judged()
     try:
         with session.connection.transaction():
-            said = _read(session, layout, _quoted(row))
+            said = read(session, layout, _quoted(row))
     except (HistoryConflict, *_GONE):
         return _Judged()
     by_key = {layout.key(file): file for file in files}
@@ -464,7 +461,9 @@ def covered(
             **file.named,
         )
         for file in files
-        if file.version in left and file not in there and layout.stands(file, said) is False
+        if file.version in left
+        and file not in there
+        and layout.stands(file.name, file.label, said) is False
     ]
     for file in there:
         checksum = said.applied.get(layout.key(file))
@@ -496,8 +495,24 @@ def applied(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[M
         and (
             key in said.applied
             or (last is not None and layout.order(key) <= last)
-            or layout.stands(file, said)
+            or layout.stands(file.name, file.label, said)
         )
+    ]
+
+
+def certain(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[Migration]:
+    """Return the files that are applied by this history, and that it is of certainly.
+
+    By the tool's checksum, or by their versions where three of them are times.
+    """
+    said = found.said.applied
+    there = [(file, layout.key(file)) for file in applied(layout, found, files)]
+    timed = sum(len(key) >= _LONG for _, key in there)
+    return [
+        file
+        for file, key in there
+        if ((checksum := said.get(key)) is not None and layout.agrees(file, checksum))
+        or (checksum is None and timed >= _MANY)
     ]
 
 
@@ -526,202 +541,7 @@ def repeated(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[
     return [file for file, checksum in pairs if checksum and layout.agrees(file, checksum)]
 
 
-def remember(session: Session, layout: Foreign, found: Found) -> None:
-    """Keep what the other tool's history said; call under the lock, in the transaction."""
-    schema = session.config.schema
-    columns = "tool, place, said, newest, at, tool_version, run_id"
-    tables.add(session, "takeovers", _TABLE, columns)
-    session.execute(f"DELETE FROM {schema}.takeovers")  # noqa: S608 -- a checked name
-    session.execute(
-        f"""INSERT INTO {schema}.takeovers (tool, place, said, newest, tool_version, run_id)
- VALUES (%s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
-        [
-            layout.tool, found.place, found.digest, found.newest, __version__,
-            session.config.run_id,
-        ],
-    )  # fmt: skip
-
-
-def follow(session: Session, text: bytes | None = None) -> None:
-    """Keep what it says after a file of ours that speaks of its table; call in its transaction.
-
-    Some do: a schema that was dumped whole brings the rows of its history with it. What cannot be
-    read stays as it was known. Without a text, what it says now is what we begin from.
-    """
-    for tool, place, said, _ in _kept(session):
-        table = place.rpartition(".")[2].strip('"')
-        if text is not None and not re.search(re.escape(table.encode()), text, re.IGNORECASE):
-            continue
-        layout = _layout(session, tool)
-        with suppress(HistoryConflict, *_GONE), session.connection.transaction():
-            found = Found(place, _read(session, layout, place, patient=False))
-            if found.digest != said:
-                remember(session, layout, found)
-
-
-def vouched(
-    session: Session, files: Sequence[Migration], recorded: Container[str]
-) -> list[Migration]:
-    """Keep what it says now: a person has looked and vouched for what is there.
-
-    Without a takeover before, it is that of the folder's tool. What it has applied since, and is
-    not `recorded` as people write it, is not known by that: it would run again. Returns the files
-    without a version that are recorded by it.
-    """
-    again: list[Migration] = []
-    layout = folder.rule(files)
-    kept = _kept(session) if tables.there(session, "takeovers") else ()
-    for tool, place, said, _ in kept:
-        theirs = layout if layout and layout.tool == tool else _layout(session, tool)
-        now = Found(place, _read(session, theirs, place))
-        if now.digest == said:
-            continue
-        if left := unsettled(theirs, now, files, recorded):
-            warning = _unvouched(theirs, now, left, alike=_same_names(theirs, files))
-            structlog.get_logger().warning("config.warned", warning=warning)
-        else:
-            remember(session, theirs, now)
-            again += _run_there(session, theirs, now, files) if theirs is layout else ()
-    if not kept and layout is not None:
-        with suppress(HistoryConflict):
-            if (found := look(session, layout, files)) is not None:
-                remember(session, layout, found)
-    return again
-
-
-def _run_there(
-    session: Session, layout: Foreign, now: Found, files: Sequence[Migration]
-) -> list[Migration]:
-    """Record the files without a version that the other tool ran last as they are.
-
-    What ran here since is not known by that: its table may tell of what it ran before.
-    """
-    known = [file for file in folder.repeats(files) if layout.repeats(file) in now.said.repeated]
-    if not known:
-        return []
-    repeats.ensure(session)
-    here = repeats.ran_here(session)
-    mine = [file for file in known if file.name not in here]
-    there = repeated(layout, now, mine)
-    if other := [file.name for file in mine if file not in there]:
-        warning = (
-            f"{layout.tool} last ran {', '.join(other)} with another text than is here, and that "
-            "is not recorded: a file with that text runs once more when it comes"
-        )
-        structlog.get_logger().warning("config.warned", warning=warning)
-    return [file for file in there if repeats.claim(session, file, how="taken_over")]
-
-
-def unsettled(
-    theirs: Foreign, now: Found, files: Sequence[Migration], recorded: Container[str]
-) -> list[str]:
-    """Name what is applied there and not recorded here: the files that are, or would come.
-
-    Where one of the two has versions that are text, and the files are in another layout, nothing
-    tells which of them those are: it may be any.
-    """
-    alike = _same_names(theirs, files)
-    there = applied(theirs, now, files) if alike else files
-    coming = newer(theirs, now, files) if alike else ()
-    told = [key if theirs.labelled else str(theirs.order(key)) for key in coming]
-    return [each for each in (*(file.written for file in there), *told) if each not in recorded]
-
-
-def _same_names(theirs: Foreign, files: Sequence[Migration]) -> bool:
-    """Tell whether files are known by what the other tool calls them."""
-    layout = folder.rule(files)
-    return layout is theirs or not (theirs.labelled or (layout and layout.labelled))
-
-
 def newer(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[str]:
     """Return what is applied above all files here: once its file has come, it would run again."""
     behind = layout.newer(list(found.said.applied), files)
     return [key for key in behind if not layout.forgets(key, files, found.said)]
-
-
-def _unvouched(theirs: Foreign, now: Found, left: Sequence[str], *, alike: bool) -> str:
-    gone_on = f"{theirs.tool} has gone on ({now.place}), and this is not recorded: "
-    if not alike:
-        return (
-            f"{gone_on}{', '.join(left)}; nothing tells which of these it has run. Vouch with an "
-            "image whose newest file is the last that it ran, and for no file that nobody ran; "
-            "what is planned stays refused until then"
-        )
-    return (
-        f"{gone_on}{', '.join(left)}; what is planned stays refused until "
-        "`adopt --through VERSION` names it, with its files at hand, or "
-        f"{theirs.tool}'s table says no more that it is applied"
-    )
-
-
-def known(session: Session, found: Found) -> bool:
-    """Tell whether a person vouched, or a takeover went well, when it said what it says now."""
-    kept = _kept(session) if tables.there(session, "takeovers") else ()
-    return any((place, said) == (found.place, found.digest) for _, place, said, _ in kept)
-
-
-def _layout(session: Session, tool: str) -> Foreign:
-    if tool not in OTHER_LAYOUTS:
-        raise tables.damaged(session, f"takeovers names {tool!r}, which is no tool that is known")
-    return foreign.layout(tool, session.config.migrations_dir)
-
-
-def _kept(session: Session) -> list[Sequence[Any]]:
-    schema = session.config.schema
-    query = f"""SELECT t.tool, n.nspname::text, c.relname::text, t.said, t.newest
- FROM ONLY {schema}.takeovers t
- JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.place)
- JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p')"""  # noqa: S608 -- a checked name
-    return [  # quoted anew: what is recorded is nothing that we would run
-        (tool, f"{quoting.name(place)}.{quoting.name(table)}", said, newest)
-        for tool, place, table, said, newest in session.execute(query).fetchall()
-    ]
-
-
-def moved(session: Session) -> Problem | None:
-    """Tell whether the other tool was run since its history was taken over.
-
-    Who may not read the table, or finds it gone, is told nothing.
-    """
-    with suppress(*_GONE), session.looking():
-        session.execute(session.beginning)
-        return _went_on(session)
-    return None
-
-
-def require_unmoved(session: Session) -> None:
-    """Raise PlanChanged where the other tool was run since: who plans anew is told what it did.
-
-    Call in a transaction, which goes on.
-    """
-    try:
-        with suppress(*_GONE), session.connection.transaction():
-            if _went_on(session):
-                raise PlanChanged
-    except HistoryConflict as unreadable:
-        raise PlanChanged from unreadable
-
-
-def _went_on(session: Session) -> Problem | None:
-    for tool, place, said, newest in _kept(session):
-        now = Found(place, _read(session, _layout(session, tool), place))
-        if now.digest != said:
-            return _moved(tool, now, newest)
-    return None
-
-
-def _moved(tool: str, now: Found, newest: str) -> Problem:
-    gone = f"{now.place} went from {newest} to {now.newest}"
-    if newest == now.newest:  # a file that ran again, or an older version
-        gone = f"the newest version of {now.place} is still {newest}, but it says something else"
-        gone += f"; its last row is of {now.said.last}" if now.said.last else ""
-    unfinished = f", and left {', '.join(now.said.broken)} unfinished" if now.said.broken else ""
-    ours = " A file without a version that ran here since may run once more."
-    return Problem(
-        f"{tool} was run after its history was taken over: {gone}{unfinished}",
-        f"One of the two has to migrate this database. Stop {tool}; what it applied meanwhile is "
-        "recorded without running it: `adopt --through VERSION`, with all its files at hand."
-        + ours
-        * bool(now.said.repeated),
-    )

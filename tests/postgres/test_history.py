@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from preflight.history import ledger, tables, takeover
+from preflight.history import ledger, remembered, tables
 from preflight.server import lock
 from tests import house, program, servers
 from tests.conftest import CreateDatabase, Run, Start, WriteMigrations
@@ -607,7 +607,7 @@ def test_name_of_another_tools_table_is_not_run(
     """What is recorded of it is quoted anew: a table can have any name, a statement's too."""
     migrations(A)
     assert 0 == run("up").code
-    database.script(f"""{takeover._TABLE.format(schema="preflight")};
+    database.script(f"""{remembered._TABLE.format(schema="preflight")};
  CREATE TABLE x (id int, version_id bigint, is_applied bool);
  CREATE TABLE "x;commit;select/**/lo_create(4711)" (LIKE x);
  INSERT INTO preflight.takeovers VALUES

@@ -808,10 +808,11 @@ def checksums(text: str) -> dict[str, Any]:
     }
 
 
-def committed(text: str) -> tuple[str, str]:
-    """Return a file as graphile-migrate commits it, the first one, and its hash."""
-    hashed = f"sha1:{checksums(text.strip() + chr(10))['sha1']}"
-    return f"--! Previous: -\n--! Hash: {hashed}\n\n{text}", hashed
+def committed(text: str, before: str = "") -> tuple[str, str]:
+    """Return a file as graphile-migrate commits it, and its hash; `before` is that of the last."""
+    whole = f"{before}\n{text}".strip() + "\n"
+    hashed = f"sha1:{checksums(whole)['sha1']}"
+    return f"--! Previous: {before or '-'}\n--! Hash: {hashed}\n\n{text}", hashed
 
 
 A, B = "CREATE TABLE a (x int);\n", "CREATE TABLE b (y int);\n"
@@ -879,7 +880,10 @@ KEPT = {
         "UPDATE __diesel_schema_migrations SET version = '20230101000000'",
     ),
     "graphile": Kept(
-        {"committed/000001-a.sql": committed(A)[0], "committed/000002.sql": committed(B)[0]},
+        {
+            "committed/000001-a.sql": committed(A)[0],
+            "committed/000002.sql": committed(B, committed(A)[1])[0],
+        },
         "CREATE SCHEMA graphile_migrate; CREATE TABLE graphile_migrate.migrations (hash text "
         "PRIMARY KEY, previous_hash text REFERENCES graphile_migrate.migrations, filename text NOT "
         "NULL, date timestamptz NOT NULL DEFAULT now())",
@@ -1385,6 +1389,7 @@ def test_history_that_a_stranger_could_have_made_is_not_believed(
     result = run()
 
     assert (26, "takeover.not_believed") == (result.code, result.finished["error"]["code"])
+    assert "GRANT" not in result.finished["error"]["hint"]
 
 
 def test_who_vouches_is_not_asked_again_about_a_history_that_is_not_believed(

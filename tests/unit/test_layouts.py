@@ -21,7 +21,7 @@ from preflight.files.layout import KINDS, NATIVE, Source
 from preflight.files.layouts import flyway
 from preflight.history import numbers, plan
 from preflight.quick import door, told
-from tests import program, servers
+from tests import program, servers, tools
 from tests.conftest import Run
 
 
@@ -390,7 +390,24 @@ def test_what_needs_no_transaction_is_told_its_own_tools_mark(tool: str, tmp_pat
     assert [True] == [words in str(each.hint) for each in failure.value.problems]
 
 
+SECOND, _ = graphile(DIGEST, "SELECT 2;\n")
+OTHER, _ = graphile(f"sha1:{'0' * 40}", "SELECT 2;\n")
+LATE, _ = graphile(graphile(DIGEST, "SELECT 2;\n")[1], "SELECT 3;\n")
 REFUSED = {
+    "a committed file is gone": (
+        {"committed/000001.sql": FIRST, "committed/000003.sql": LATE},
+        "committed/000003.sql follows another file",
+    ),
+    "the first committed file is gone": (
+        {"committed/000002.sql": SECOND}, "committed/000002.sql follows another file",
+    ),
+    "a committed file that follows none": (
+        {"committed/000001.sql": FIRST, "committed/000002.sql": OTHER},
+        "and committed/000001.sql is",
+    ),
+    "a way back of Flyway's without a way forward": (
+        {"V1__a.sql": "SELECT 1;", "U2__b.sql": "SELECT 1;"}, "no forward file V2__b.sql",
+    ),
     "goose's environment": ({"1_a.sql": "-- +goose Up\n-- +goose ENVSUB ON\nSELECT 1;\n"}, ":2:1:"),
     "goose's mark, indented": (
         {"1_a.sql": "-- +goose Up\nSELECT 1;\n  -- +goose Down\nDROP TABLE a;\n"}, ":3:1:",
@@ -567,6 +584,61 @@ REFUSED = {
     ),
     "too many digits": ({"1_a.up.sql": "SELECT 1;", f"{'9' * 19}_b.up.sql": "SELECT 1;"}, "'9"),
 }  # fmt: skip
+
+
+def test_hint_of_several_blocks_does_not_ask_for_the_mark_that_is_there(tmp_path: Path) -> None:
+    """Dbmate runs each block, and then fails at its own row."""
+    block = "-- migrate:up\nSELECT 1;\n-- migrate:down\nSELECT 2;\n"
+    with pytest.raises(FilesInvalid) as failure:
+        folder.load(written(tmp_path, {"1_a.sql": block * 2}))
+
+    (problem,) = failure.value.problems
+    assert (problem.hint or "").startswith("Put what stands below each mark below the first of")
+
+
+@pytest.mark.parametrize(
+    "text", ["-- +goose Up\n-- +goose Down\n", "-- migrate:up\n\n-- migrate:down\n"]
+)
+def test_file_that_is_empty_both_ways_can_be_taken_back(text: str, tmp_path: Path) -> None:
+    """Nothing was done, and nothing is to be undone; as golang-migrate's empty pair."""
+    (found,) = folder.load(written(tmp_path, {"1_a.sql": text}))
+
+    assert found.rollback is not None
+    assert [] == [*found.up.statements(), *found.rollback.statements()]
+
+
+WHEN = "2024-01-01T00:00:00Z A <a@b> # x"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a", "b [a]", "c [a b]"],
+        ["a", "b [nope]"],
+        ["a [b]", "b"],
+        ["a", "@v1", "b [a@v1 @v1]"],
+        ["a", "b [a@v2]"],
+        ["a", "b [@v9]"],
+        ["a", "b [app:a other:zz !zz]"],
+        ["a", "b [app:nope]"],
+        ["a", "b [a @HEAD]"],
+    ],
+)
+def test_plan_that_sqitch_refuses_is_refused(lines: list[str], tmp_path: Path) -> None:
+    """What a change requires stands above it; asked of sqitch itself."""
+    names = [line.partition(" ")[0] for line in lines]
+    head = "%syntax-version=1.0.0\n%project=app\n\n"
+    changes = head + "".join(f"{line} {WHEN}\n" for line in lines)
+    scripts = {f"deploy/{name}.sql": "SELECT 1;\n" for name in names if name[0] != "@"}
+    found = written(tmp_path, {"sqitch.plan": changes, **scripts})
+    written(tmp_path, {"sqitch.conf": "[core]\n\tengine = pg\n"})
+
+    theirs = tools.call([tools.found("sqitch"), "plan"], cwd=tmp_path)
+
+    if theirs.returncode == 0:
+        assert len(scripts) == len(folder.load(found))
+    else:
+        assert [True] == ["requires" in each for each in refused(found)], theirs.stderr
 
 
 @pytest.mark.parametrize("case", REFUSED)

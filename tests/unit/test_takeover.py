@@ -9,7 +9,7 @@ import pytest
 
 from preflight.base.errors import HistoryConflict
 from preflight.files import folder, foreign, reading
-from preflight.history import takeover
+from preflight.history import remembered, takeover
 
 NAMES = {
     "golang-migrate": "{}_t.up.sql",
@@ -164,7 +164,7 @@ def test_what_a_tool_applied_since_is_settled_once_all_of_it_is_recorded(
 
     def left(last: int, recorded: int) -> list[str]:
         now = takeover.Found("public.x", theirs.said(ON[tool](last)))
-        return takeover.unsettled(theirs, now, files, names_of[:recorded])
+        return remembered.unsettled(theirs, now, files, names_of[:recorded])
 
     untold = rule is None and theirs.labelled  # by versions that are text: it may be any file
     assert ([], names_of[3:]) == (left(4, 4), left(4, 3))

@@ -55,9 +55,12 @@ class Dbmate(foreign.Foreign):
                 meant[0],
             )
         if kinds not in ([b"up"], [b"up", b"down"]):
+            hint = "Write `-- migrate:up` above the SQL."
+            if b"up" in kinds:
+                hint = "Put what stands below each mark below the first of its kind, `up` first."
             raise foreign.Wrong(
                 "one `-- migrate:up` is read here and, below it, at most one `-- migrate:down`",
-                "Write `-- migrate:up` above the SQL.",
+                hint,
                 marks[-1].start() if marks else 0,
             )
         before = _BEFORE.match(text, 0, marks[0].start())
@@ -77,7 +80,7 @@ class Dbmate(foreign.Foreign):
             )
             for mark, end in zip(marks, ends, strict=True)
         ]
-        return [each for each in found if each.kind == "up" or foreign.holds(text, each)]
+        return foreign.ways(text, found)
 
 
 LAYOUT = Dbmate

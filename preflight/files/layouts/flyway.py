@@ -109,6 +109,10 @@ class Flyway(foreign.Foreign):
         kind = "rollback" if found["way"] == "U" else "up"
         return Source(0, file[: -len(".sql")], kind, self.version(found["version"]))
 
+    def file(self, name: str, kind: str) -> str:
+        """Return what a part of a migration is called; a way back has the version of one forth."""
+        return super().file(f"V{name[1:]}" if name[:1] == "U" else name, kind)
+
     def version(self, text: str) -> str:
         """Write a version as Flyway compares it: 1_01 and 1.1.0 are 1.1."""
         if not re.fullmatch(r"[0-9]+(?:[._][0-9]+)*", text):
@@ -230,12 +234,12 @@ class Flyway(foreign.Foreign):
             for place in baselines
         )
 
-    def stands(self, file: Migration, said: foreign.Said) -> bool | None:
+    def stands(self, name: str, label: str, said: foreign.Said) -> bool | None:
         """Pass over a baseline file where anything is applied, as Flyway does."""
         labels = [*said.applied, *([said.through] if said.through else [])]
-        if not labels or not _baseline(file.up.file):
+        if not labels or not _baseline(name):
             return None
-        return max(map(self.order, labels)) >= self.order(file.label)
+        return max(map(self.order, labels)) >= self.order(label)
 
     def edited(self, source: Source) -> str:
         """Say nothing of a baseline, whose checksum is not asked."""

@@ -114,7 +114,7 @@ class Goose(foreign.Foreign):
             foreign.Section(kind, at, end, marks.unbound)
             for (kind, at), end in zip(marks.begun.items(), ends, strict=True)
         ]
-        return [each for each in found if each.kind == "up" or foreign.holds(text, each)]
+        return foreign.ways(text, found)
 
     def said(self, rows: Sequence[Sequence[Any]]) -> foreign.Said:
         """Let the newest row of each version decide; version 0 is goose's own."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight.base.errors import Problem
 from preflight.files import foreign, reading
 from preflight.files.layout import Source
 
@@ -51,6 +52,24 @@ class Graphile(foreign.Foreign):
         ("filename", "hash"),
     )
 
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.chain: dict[int, tuple[str, str, str]] = {}  # name, previous and own hash by number
+
+    def broken(self) -> Iterable[Problem]:
+        """Tell which file does not follow the one before it: one between is gone, or is another."""
+        before, last = "-", "nothing"
+        for _, (file, previous, said) in sorted(self.chain.items()):
+            if previous != before:
+                yield Problem(
+                    f"{file} follows another file than the one before it here: its `--! Previous:` "
+                    f"is {previous}, and {last} is {before}",
+                    "graphile-migrate refuses that, too. Put back what was committed between the "
+                    "two; was an old or a wrong directory mounted?",
+                    file=file,
+                )
+            before, last = said, file
+
     def names(self) -> list[str]:
         """Return the committed files, in the folder or in `committed/` below it."""
         below = self.directory / "committed"
@@ -82,13 +101,14 @@ class Graphile(foreign.Foreign):
         committed = kind == "up" and (self.directory / "committed").is_dir()
         return f"committed/{name}.sql" if committed else super().file(name, kind)
 
-    def sections(self, source: Source, _file: str, text: bytes) -> Iterable[foreign.Section]:
+    def sections(self, source: Source, file: str, text: bytes) -> Iterable[foreign.Section]:
         """Take the whole file; what its header says of the text must be true."""
         if source.kind != "up":
             return [foreign.Section(source.kind)]
         said, body = _header(text)
         if "hash" not in said:
             raise foreign.Wrong("there is no `--! Hash:`", "Commit it with graphile-migrate.", 0)
+        self.chain[source.version] = (file, said.get("previous") or "-", said["hash"])
         if "allowinvalidhash" not in said and said["hash"] != _hash(said.get("previous", ""), body):
             raise foreign.Wrong(
                 "it was edited after it was committed: its `--! Hash:` is of another text",

@@ -42,6 +42,10 @@ _VARIABLE = re.compile(
 )
 
 
+_REQUIRED = re.compile(r"\[([^\]]*)\]")
+_ID = re.compile(r"[0-9a-f]{40}")
+
+
 class Change(NamedTuple):
     """A line of the plan: one that is worked over stands there again, under the same name."""
 
@@ -117,6 +121,7 @@ class Sqitch(foreign.Foreign):
         self.labels: dict[str, str] = {}  # by the names of their scripts
         self.places: dict[str, int] = {}
         self.wrong: Exception | None = None
+        self.unmet: list[Problem] = []
         try:
             plan = reading.beside(directory / "sqitch.plan")
         except (OSError, ValueError) as error:
@@ -124,6 +129,7 @@ class Sqitch(foreign.Foreign):
             return
         found = _PROJECT.search(plan)
         self.project = found[1].strip() if found else ""
+        self.unmet = list(_unmet(plan, self.project))
         self.changes = _changes(plan, directory / "deploy")
         self.labels = {each.script: each.label for each in self.changes}
         self.places = {each.label: place for place, each in enumerate(self.changes)}
@@ -143,6 +149,10 @@ class Sqitch(foreign.Foreign):
             if way == "deploy" or (self.directory / way / f"{each.script}.sql").exists()
         ]
         return found + [name for name in super().names() if name.startswith(foreign.BESIDE)]
+
+    def broken(self) -> Iterable[Problem]:
+        """Return what the plan requires and does not have."""
+        return self.unmet
 
     def source(self, file: str) -> Source | None:
         """Return what a file is; None when its name says nothing."""
@@ -324,6 +334,32 @@ def _changes(plan: str, deploy: Path) -> list[Change]:
             scripts[place] = next(there, files[0])
         again[name] = place
     return list(map(Change, names, _labels(names), scripts))
+
+
+def _unmet(plan: str, project: str) -> Iterator[Problem]:
+    """Yield each change or tag that a line requires and that stands nowhere above it.
+
+    What is another project's nobody knows here, nor a change by its id.
+    """
+    known: set[str] = set()
+    for number, line in enumerate(plan.splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words or words[0].startswith("%"):
+            continue
+        for each in _REQUIRED.findall(line.partition("#")[0]):
+            for said in each.split():
+                wanted = said.removeprefix(f"{project}:")
+                name, at, tag = wanted.partition("@")
+                if said[0] == "!" or set(":^~") & set(wanted) or _ID.fullmatch(wanted):
+                    continue
+                if (name and name not in known) or (at and f"@{tag}" not in known):
+                    yield Problem(
+                        f"{words[0]} requires {said}, which stands nowhere above it in the plan",
+                        "sqitch refuses that, too. Put the change back, or correct its name.",
+                        file="sqitch.plan",
+                        line=number,
+                    )
+        known.add(words[0].lstrip("+"))
 
 
 def _labels(names: Sequence[str]) -> list[str]:
