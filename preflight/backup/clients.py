@@ -77,7 +77,8 @@ def clients(config: Config, session: Session) -> Clients:
     if int(number[0]) < server_major:
         raise BackupFailed(
             "backup.client_too_old",
-            f"pg_dump {number[0]} cannot dump a PostgreSQL {server_major} server",
+            f"pg_dump and pg_restore are of PostgreSQL {number[0]}, and the server is of "
+            f"{server_major}: they have to be as new",
             hint,
         )
     return Clients(pg_dump, pg_restore, version)

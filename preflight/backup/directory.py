@@ -102,8 +102,10 @@ class Directory(store.Store):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         found = None
         try:
-            if name.startswith(".") or path.is_symlink():
-                raise manifests.Never("it is a link, or hidden")
+            if name.startswith("."):
+                raise manifests.Never("it is hidden")
+            if path.is_symlink():  # whoever can make one could lead us anywhere
+                raise manifests.Unreadable("it is a link, and none is followed")
             said = json.loads(store.small(self, name, manifests.MANIFEST))
             found = manifests.parsed(said)
             wrong = _wrong(path, found.stored)

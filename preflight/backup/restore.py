@@ -621,7 +621,7 @@ def _there(session: Session, place: restored.Place) -> restored.State | None:
         return None
     said = restored.SAID.fullmatch(comment)
     held = said if said and said["name"] == place.source.name else None
-    if held and held["left_out"] == place.left_out:
+    if held and held["own"] and held["left_out"] == place.left_out:
         if not found.open:  # a swap was killed
             swap.let_in(session, place.into)
         return restored.State(int(held["xid"]), held["objects"], held["own"])

@@ -38,8 +38,8 @@ SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'
 SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'
 """
 SAID = re.compile(
-    re.escape(MARK) + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+) (?P<own>[0-9a-f]+)"
-    r"(?: (?P<left_out>[0-9a-f]+))?\))?"
+    re.escape(MARK) + r"(?P<name>.+?)(?: \((?P<xid>\d+) (?P<objects>[0-9a-f]+)"
+    r"(?: (?P<own>[0-9a-f]+)(?: (?P<left_out>[0-9a-f]+))?)?\))?"
 )
 
 

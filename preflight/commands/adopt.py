@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -48,27 +48,36 @@ def run(
         gate.enter(session)
         ledger.ensure(session, labelled=files.labelled)
         known = ledger.read(session)
-        if foreign := _foreign(session, files, known):  # others' files say nothing of this database
-            raise HistoryConflict.of("history.conflict", foreign)
         todo = _todo(files, known, chosen, up_to=through is not None)
+        moves = {} if through is not None else _moves(todo, files, known)
+        if foreign := _foreign(session, files, known, moves):  # they say nothing of this database
+            raise HistoryConflict.of("history.conflict", foreign)
+        moves = moves or _moves(todo, files, known)
         if chosen is not None:
             numbers.refuse_marked(files, todo)
 
         def record() -> tuple[list[Found], list[str]]:
             with sessions.transaction(session):  # all of it or, when one is refused, nothing
-                return _recorded(session, files, todo, known, chosen, through=through is not None)
+                return _recorded(
+                    session, files, todo, known, chosen, moves, through=through is not None
+                )
 
         adopted, already = verify.unlocked(session, record)
         contact.tell_adopted(adopted)
+        left = plan.missing(files, ledger.read(session, others=False))
+    for problem in left:
+        warning = f"{problem.message}: nothing was recorded of that. {problem.hint}"
+        structlog.get_logger().warning("config.warned", warning=warning)
     _tell(todo, [file.name for file, _ in adopted], already)
 
 
-def _recorded(  # noqa: PLR0913 -- what is there, and what of it is asked for
+def _recorded(  # noqa: PLR0913, PLR0917 -- what is there, and what of it is asked for
     session: Session,
     files: folder.Folder,
     todo: Sequence[Migration],
     known: plan.History,
     chosen: Migration | None,
+    moves: Mapping[int, plan.Record],
     *,
     through: bool,
 ) -> tuple[list[Found], list[str]]:
@@ -82,7 +91,8 @@ def _recorded(  # noqa: PLR0913 -- what is there, and what of it is asked for
         if file.version in known.records and ledger.holds(session, file):
             already.append(file.name)  # its checks hold, and there is nothing to settle
         else:
-            ledger.adopt(session, file, by_name=chosen is not None)
+            was = moves.get(file.version)
+            ledger.adopt(session, file, by_name=chosen is not None, was=was)
             adopted.append((file, checks))
     if through and chosen is not None:  # one file says nothing of the others
         recorded = {record.written for record in known.records.values()}
@@ -116,15 +126,30 @@ def _tell(todo: Sequence[Migration], adopted: Sequence[str], already: Sequence[s
         log.info("plan.made", pending=left, adopts=[])
 
 
-def _foreign(session: Session, files: Sequence[Migration], known: plan.History) -> list[Problem]:
+def _moves(
+    todo: Sequence[Migration], files: Sequence[Migration], known: plan.History
+) -> dict[int, plan.Record]:
+    """Return under which other number each file that is asked for is recorded."""
+    moved = plan.renumbered(files, known)
+    return {file.version: moved[file.version][1] for file in todo if file.version in moved}
+
+
+def _foreign(
+    session: Session,
+    files: Sequence[Migration],
+    known: plan.History,
+    moves: Mapping[int, plan.Record],
+) -> list[Problem]:
     """Name every file that is another migration than the one recorded under its number.
 
     One with the same statements is the same: `convert` writes it under another name, without the
-    other tool's marks.
+    other tool's marks. What is about to be recorded under its own number is in nobody's way.
     """
-    if not plan.foreign(files, known):
+    going = {record.version for record in moves.values()}
+    others = [file for file in files if file.version not in going]
+    if not plan.foreign(others, known):
         return []
-    return plan.foreign([file for file in files if not _rewritten(session, file)], known)
+    return plan.foreign([file for file in others if not _rewritten(session, file)], known)
 
 
 def _rewritten(session: Session, file: Migration) -> bool:
@@ -190,14 +215,23 @@ def _there(
             raise VerifyFailed(
                 "verify.not_there",
                 f"{file.name} is not in the database as it should be: {verify.described(checks)}",
-                f"Nothing was recorded. Put the file back as it was recorded, or `force "
-                f"{file.written}` runs it again."
-                if file.version in recorded
-                else "Nothing was recorded. `up` applies what is absent; what is there in part "
-                "needs a look.",
+                f"Nothing was recorded. {_instead(session, file, recorded)}",
                 **file.named,
             )
         yield file, checks
+
+
+def _instead(session: Session, file: Migration, recorded: Container[int]) -> str:
+    """Say what helps with a file that is not there."""
+    if file.version not in recorded:
+        return "`up` applies what is absent; what is there in part needs a look."
+    row = ledger.row_of(session, file.version)
+    if row is not None and row.undoing:
+        return (
+            "It was being taken back: `rollback` finishes that, and `force "
+            f"{file.written}` has it there again."
+        )
+    return f"Put the file back as it was recorded, or `force {file.written}` runs it again."
 
 
 def refuse_contradiction(file: Migration, record: plan.Record) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from preflight.base.errors import FilesInvalid
 from preflight.commands import command, results
 from preflight.files import folder, planned, review
 from preflight.files.layout import KINDS
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(config: Config, *, form: str | None = None) -> None:
     """Read the files and say what a careful reader would; raises FilesInvalid."""
-    found = numbers.settled(folder.load(config), plan.History())
+    found = _settled(folder.load(config))
     files = (*found, *found.repeats)
     rows: list[dict[str, Any]] = [
         {
@@ -40,6 +42,23 @@ def run(config: Config, *, form: str | None = None) -> None:
     results.show(
         config, form, {"files": rows}, (heads, table), [("migration.listed", r) for r in rows]
     )
+
+
+def _settled(files: folder.Folder) -> folder.Folder:
+    """Return the folder as a database that knows none of it would have it; raises FilesInvalid."""
+    try:
+        return numbers.settled(files, plan.History())
+    except FilesInvalid as failure:
+        if files.layout is not None:
+            raise
+        applied = "Where it is applied already it may stay: `up` asks only what is to run."
+        raise FilesInvalid.of(
+            failure.code,
+            [
+                replace(each, hint=f"{each.hint or ''} {applied}".strip())
+                for each in failure.problems
+            ],
+        ) from failure
 
 
 COMMAND = command.Command(

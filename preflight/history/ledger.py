@@ -20,6 +20,7 @@ from preflight import __version__
 from preflight.base import quoting
 from preflight.base.errors import (
     HistoryConflict,
+    Problem,
     TargetUnusable,
 )
 from preflight.history import fence, journal, repeats, tables
@@ -412,15 +413,20 @@ def begin_undo(
 
 
 def adopt(
-    session: Session, migration: Migration, *, by_name: bool = False, how: str = "adopted"
+    session: Session,
+    migration: Migration,
+    *,
+    by_name: bool = False,
+    how: str = "adopted",
+    was: Record | None = None,
 ) -> None:
     """Record a file that is in the database already, whatever was recorded of it before.
 
-    Of one that was applied, when and how stays as it is. One that a person named says nothing of
-    the others, so first contact goes on.
+    Of one that was applied, when and how stays as it is, also where it `was` recorded under another
+    number. One that a person named says nothing of the others, so first contact goes on.
     """
     with fence.recorded(session, migration, HistoryConflict):
-        before = row_of(session, migration.version)
+        before = row_of(session, was.version if was else migration.version)
         if before is not None and before.state == "done":
             written = _settle(session, migration, before)
         else:
@@ -429,7 +435,9 @@ def adopt(
             written = record(session, migration, how=how)
         if not written:
             raise fence.unwritable(session)
-        journal.journal(session, "vouched" if by_name else how, migration, before=before)
+        told = Problem(f"it was recorded as {was.name}") if was else None
+        event = "vouched" if by_name else how
+        journal.journal(session, event, migration, before=before, problem=told)
 
 
 def _settle(session: Session, migration: Migration, row: journal.Row) -> bool:
@@ -437,10 +445,11 @@ def _settle(session: Session, migration: Migration, row: journal.Row) -> bool:
     texts = migration.label or row.label  # a converted file has a number in the place of one
     label, value = (", label = %s", [migration.label or None]) if texts else ("", [])
     updated = session.execute(
-        f"""UPDATE {session.config.schema}.migrations SET name = %s, checksum = %s,
+        f"""UPDATE {session.config.schema}.migrations SET version = %s, name = %s, checksum = %s,
  up_sql = %s, rollback_sql = %s, verify_sql = %s, export_sql = %s, breaking = %s,
  tool_version = %s, run_id = %s{label} WHERE version = %s AND state = %s AND run_id = %s""",  # noqa: S608 -- a checked name
         [
+            migration.version,
             migration.name,
             migration.checksum,
             migration.up.kept,
@@ -494,13 +503,17 @@ def require_rights(session: Session) -> None:
 
 
 def ensure(session: Session, *, labelled: bool = False) -> None:
-    """Make the tables where they are missing; nothing is adopted."""
+    """Make the tables where they are missing; nothing is adopted. Raises DatabaseBusy."""
+
+    def make() -> list[str]:
+        with fence.made(session), sessions.transaction(session):
+            _, closed = make_tables(session)
+            if labelled:
+                tables.labelled(session)
+        return closed
+
     session.prepare()
-    with fence.made(session), sessions.transaction(session):
-        _, closed = make_tables(session)
-        if labelled:
-            tables.labelled(session)
-    tables.tell_closed(session, closed)
+    tables.tell_closed(session, tables.unlocked_ours(session, make, None))
 
 
 def mark(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from preflight.base.errors import HistoryConflict, Problem, SchemaAhead
@@ -74,6 +74,8 @@ def make(
     problems += contradicted(files, history) + missing(files, history)
     if out_of_order == "fail":
         problems += late(plan.todo, history)
+    else:
+        problems += moved_down(files, history) if plan.ahead else []
     if problems:
         raise HistoryConflict.of("history.conflict", problems)
     _refuse_ahead(files, plan.ahead, ahead)
@@ -132,11 +134,44 @@ def compared(file: Migration, record: Record) -> str:
 def contradicted(files: Sequence[Migration], history: History) -> list[Problem]:
     """Name every file that is not what was recorded under its number."""
     pairs = ((file, history.records.get(file.version)) for file in files)
-    return [
-        problem
+    problems = {
+        file.version: problem
         for file, record in pairs
         if record and (problem := contradiction(file, record)) is not None
-    ]
+    }
+    moved = renumbered(files, history) if problems else {}
+    for file, record in moved.values():
+        if (problem := problems.get(record.version)) is not None:
+            problems[record.version] = replace(problem, hint=_moves(file, record))
+    return list(problems.values())
+
+
+def renumbered(
+    files: Sequence[Migration], history: History
+) -> Mapping[int, tuple[Migration, Record]]:
+    """Return each new file, by its version, whose text is recorded under a number that has no file.
+
+    Or that another file has now. Not where that text is recorded, or new, more than once.
+    """
+    here = {file.version: file for file in files}
+    gone: dict[str, list[Record]] = {}
+    for version, record in history.records.items():
+        file = here.get(version)
+        if record.state == "done" and (file is None or compared(file, record) == "other"):
+            gone.setdefault(record.checksum, []).append(record)
+    new: dict[str, list[Migration]] = {}
+    for file in files:
+        if file.version not in history.records:
+            new.setdefault(file.checksum, []).append(file)
+    pairs = ((mine, gone.get(checksum, [])) for checksum, mine in new.items())
+    return {mine[0].version: (mine[0], was[0]) for mine, was in pairs if len(mine) == len(was) == 1}
+
+
+def _moves(file: Migration, record: Record) -> str:
+    return (
+        f"{file.name} has the text of {record.name}: was it given another number? `adopt "
+        f"{file.written}` records it under that one, without running it."
+    )
 
 
 def foreign(files: Sequence[Migration], history: History) -> list[Problem]:
@@ -188,16 +223,34 @@ def missing(files: Sequence[Migration], history: History) -> list[Problem]:
     """Name every recorded migration that has no file though newer files are there."""
     known = {file.version for file in files}
     last = max(known, default=-1)
-    return [
-        Problem(
-            f"{record.name} is recorded in the database but its file is missing",
-            "Put the file back; was an old or a wrong directory mounted?",
-            migration=record.name,
-            version=version,
-        )
+    gone = [
+        record
         for version, record in sorted(history.records.items())
         if version not in known and version < last
     ]
+    moved = renumbered(files, history) if gone else {}
+    now = {record.version: file for file, record in moved.values()}
+    return [
+        Problem(
+            f"{record.name} is recorded in the database but its file is missing",
+            _moves(now[record.version], record)
+            if record.version in now
+            else "Put the file back; was an old or a wrong directory mounted? Where it is not to "
+            f"come back, {_taken_back(record, history)}, with the text that the history keeps.",
+            migration=record.name,
+            version=record.version,
+        )
+        for record in gone
+    ]
+
+
+def _taken_back(record: Record, history: History) -> str:
+    """Say which command takes a version back: the newest alone needs no number."""
+    if record.version == max(history.records):
+        return "`rollback` takes it back"
+    below = [version for version in history.records if version < record.version]
+    to = history.records[max(below)].written if below else "0"
+    return f"`rollback --to {to}` takes it back, and all above it"
 
 
 def late(todo: Sequence[Migration], history: History) -> list[Problem]:
@@ -214,6 +267,23 @@ def late(todo: Sequence[Migration], history: History) -> list[Problem]:
         for file in todo
         if file.version < newest and file.version not in history.records and not file.repeat
     ]
+
+
+def moved_down(files: Sequence[Migration], history: History) -> list[Problem]:
+    """Name every file that is recorded, as it is, under a higher number than it has now."""
+    return [
+        Problem(
+            f"{file.name} is pending, and the database holds {record.name}, of the same text",
+            _moves(file, record),
+            **file.named,
+        )
+        for file, record in renumbered(files, history).values()
+        if file.version < record.version and _title(file.name) == _title(record.name)
+    ]
+
+
+def _title(name: str) -> str:
+    return name.partition("_")[2]
 
 
 def _refuse_ahead(files: Sequence[Migration], records: Sequence[Record], ahead: str) -> None:

@@ -252,6 +252,9 @@ def unlocked(
     return once_free(session, look, lambda _: Held(what, names), until)
 
 
+_ALONE = "needs_it_alone"  # what an error says of a statement for which readers have to wait
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a look did not come by: as a sentence has it, the tables, and its place in a file."""
@@ -281,23 +284,26 @@ def once_free(
             if session.lost or not sessions.passing(error):
                 raise
             held = of(error)
-            blockers = _holding(session, held.names)
+            alone = vars(error).get(_ALONE, False)
+            blockers = _holding(
+                session, held.names, "ACCESS EXCLUSIVE" if alone else "ACCESS SHARE"
+            )
             if (now := time.monotonic()) >= last:
                 longer = "LOCK_RETRY_S" if until is None else "WAIT_TIMEOUT_S"
                 raise _held(held, now - began, blockers, longer, error) from error
             if not again:
                 blocked_by = [each.data() for each in blockers]
-                reason = f"{held.what} is locked"
+                reason = f"{held.what} is {'in use, and is to be changed' if alone else 'locked'}"
                 structlog.get_logger().info("server.waiting", reason=reason, blocked_by=blocked_by)
     raise AssertionError  # looks() does not end
 
 
-def _holding(session: Session, names: Sequence[str]) -> list[Blocker]:
-    """Return who holds these tables, or what is read along with them, against readers."""
+def _holding(session: Session, names: Sequence[str], mode: str) -> list[Blocker]:
+    """Return who holds these tables, or what is read along with them, against a lock."""
     from preflight.server import watch  # noqa: PLC0415 -- only then
 
     def find() -> list[Blocker]:
-        return watch.in_the_way(session, names, "ACCESS SHARE")
+        return watch.in_the_way(session, names, mode)
 
     def look() -> list[Blocker]:
         with session.looking():
@@ -318,7 +324,8 @@ def _held(
     again = f"Run again when it is done, {ending}, or raise PREFLIGHT_{longer}."
     return DatabaseBusy(
         "database.busy",
-        f"{held.what} cannot be read after {waited_s:.0f} s: {said or error}",
+        f"{held.what} cannot {'be changed' if vars(error).get(_ALONE) else 'be read'} after "
+        f"{waited_s:.0f} s: {said or error}",
         f"{held.left} {again}".strip(),
         sqlstate=error.sqlstate,
         **held.place,
@@ -439,11 +446,17 @@ def complete(session: Session, rows: Rows) -> None:
     for row in rows:
         name = row["relation"]
         for column in sorted(ADDED[name].keys() - _columns(row)):
-            define(
-                session,
-                f"ALTER TABLE {session.config.schema}.{name} ADD COLUMN {column} "
-                f"pg_catalog.{ADDED[name][column]}",
-            )
+            kind = f"pg_catalog.{ADDED[name][column]}"
+            _alter(session, f"{session.config.schema}.{name} ADD COLUMN {column} {kind}")
+
+
+def _alter(session: Session, change: str) -> None:
+    """Change a table of ours: whoever reads it is in the way, too."""
+    try:
+        define(session, f"ALTER TABLE {change}")
+    except psycopg.OperationalError as error:
+        vars(error)[_ALONE] = True
+        raise
 
 
 def require_known(rows: Rows) -> None:
@@ -644,15 +657,15 @@ def labelled(session: Session) -> None:
     if "label" in open_columns(session.rows(look(session))):
         return
     schema = session.config.schema
-    define(session, f"ALTER TABLE {schema}.migrations ADD COLUMN label pg_catalog.text UNIQUE")
+    _alter(session, f"{schema}.migrations ADD COLUMN label pg_catalog.text UNIQUE")
     define(session, f"GRANT SELECT (label) ON {schema}.migrations TO PUBLIC")
 
 
 def ready_to_take_over(session: Session) -> None:
     """Let the history say `taken_over`, which that of an older version does not know."""
-    define(
+    _alter(
         session,
-        f"""ALTER TABLE {session.config.schema}.migrations
+        f"""{session.config.schema}.migrations
  DROP CONSTRAINT IF EXISTS migrations_how_check, ADD CONSTRAINT migrations_how_check
  CHECK ({HOW})""",
     )

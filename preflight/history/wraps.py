@@ -85,14 +85,18 @@ def ensure(session: Session) -> None:
 
     Raises TargetUnusable (no right to make them), HistoryConflict, SchemaAhead.
     """
+
+    def make() -> list[str]:
+        with fence.made(session), sessions.transaction(session):
+            _, closed = ledger.make_tables(session)
+            if not tables.wraps_present(session.rows(tables.look(session))):
+                tables.define(session, _TABLE.format(schema=session.config.schema))
+                tables.keep(session)
+                tables.close(session)
+        return closed
+
     session.prepare()
-    with fence.made(session), sessions.transaction(session):
-        _, closed = ledger.make_tables(session)
-        if not tables.wraps_present(session.rows(tables.look(session))):
-            tables.define(session, _TABLE.format(schema=session.config.schema))
-            tables.keep(session)
-            tables.close(session)
-    tables.tell_closed(session, closed)
+    tables.tell_closed(session, tables.unlocked_ours(session, make, None))
 
 
 def record(  # noqa: PLR0913 -- one row

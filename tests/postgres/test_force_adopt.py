@@ -514,3 +514,83 @@ def test_force_that_meets_its_own_objects_is_not_told_to_adopt(
     assert "`adopt" not in same["hint"], same
     assert "take it back first (`rollback`), or write it so that it can run twice" in same["hint"]
     assert "`adopt 1`" in edited["hint"], edited
+
+
+# --- a file that got another number ---------------------------------------------------------------
+
+X = "CREATE TABLE x (id int);\nINSERT INTO x VALUES (42);\n"
+BACK = "DROP TABLE x;\n"
+
+
+def anew(migrations: WriteMigrations, files: dict[str, str]) -> None:
+    """Leave these files alone in the migrations directory."""
+    for each in migrations.directory.iterdir():
+        each.unlink()
+    migrations(files)
+
+
+@pytest.mark.parametrize("words", [["adopt", "5"], ["adopt"], ["adopt", "--through", "5"]])
+@pytest.mark.parametrize("now", ["005_x", "003_x"], ids=["above", "below"])
+def test_renumbered_file_is_recorded_once(
+    now: str, words: list[str], run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Its row moves: 26 names `adopt`, nothing runs twice, and a rollback takes it back once."""
+    x = {"{}.sql": X, "{}_rollback.sql": BACK, "{}_verify.sql": VERIFY.format("x")}
+    migrations(A | B | {name.format("004_x"): text for name, text in x.items()})
+    assert 0 == run().code
+    anew(migrations, A | B | {name.format(now): text for name, text in x.items()})
+    version = int(now[:3])
+    words = [f"{version}" if word == "5" else word for word in words]
+
+    refused = [run(env={"PREFLIGHT_OUT_OF_ORDER": order}) for order in ("fail", "allow")]
+    adopted, check, again = run(*words), run("check"), run()
+
+    assert [26, 26] == [each.code for each in refused], str(refused[1])
+    said = refused[1].finished["error"]["hint"]
+    assert f"`adopt {version}`" in said
+    assert [0, 0, 0] == [each.code for each in (adopted, check, again)], str(adopted)
+    assert [(1, "applied"), (2, "applied"), (version, "applied")] == database.query(ROWS)
+    assert [42] == database.query("TABLE x")
+    told = database.query("SELECT error FROM preflight.journal WHERE version = %s", version)
+    assert ["it was recorded as 004_x"] == told
+    assert (0, [now]) == ((back := run("rollback")).code, back.finished["rolled_back"])
+    assert 3 == run("check").code
+
+
+def test_number_that_two_branches_took_is_settled_by_the_one_that_moved(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The database has this branch's 004; on merge it is 005, and 004 is somebody else's."""
+    migrations(A | B | {"004_x.sql": X})
+    assert 0 == run().code
+    merged = {"004_y.sql": "CREATE TABLE y ();\n", "005_x.sql": X}
+    anew(migrations, A | B | merged)
+
+    refused, through = run(), run("adopt", "--through", "5")
+    adopted, late = run("adopt", "5"), run()
+    done = run(env={"PREFLIGHT_OUT_OF_ORDER": "allow"})
+
+    assert [26, 26, 0, 26, 0] == [each.code for each in (refused, through, adopted, late, done)], (
+        str(adopted)
+    )
+    assert "`adopt 5`" in str(refused.finished["error"])
+    assert ["004_y"] == done.finished["applied"]
+    assert [42] == database.query("TABLE x")
+
+
+def test_file_that_is_missing_still_is_named_by_adopt(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """What it settles is not that; and the way back is said, whichever version it is."""
+    c = {"003_c.sql": "CREATE TABLE c ();\n", "003_c_rollback.sql": "DROP TABLE c;\n"}
+    migrations(A | B | c)
+    assert 0 == run().code
+    anew(migrations, A | {"002_b.sql": B["002_b.sql"], "004_d.sql": "CREATE TABLE d ();\n"})
+
+    refused, adopted = run(), run("adopt", "2")
+    back, after = run("rollback"), run()
+
+    assert [26, 0, 0, 0] == [each.code for each in (refused, adopted, back, after)], str(refused)
+    assert "`rollback` takes it back" in refused.finished["error"]["hint"]
+    warned = [each["warning"] for each in adopted.event("config.warned")]
+    assert any("003_c is recorded in the database but its file is" in each for each in warned)

@@ -1233,3 +1233,38 @@ def test_member_without_inherit_is_told_to_take_on_the_owner_s_role(  # noqa: PL
     assert f'or GRANT "{odd}" TO {written}{more.format(written)};' in stranger, any_server
     assert (26, "history.owner") == (refused.code, error_of(refused)["code"]), str(refused)
     assert [0, 0] == [result.code, again.code], str(result)
+
+
+@pytest.mark.parametrize("words", [["up"], ["adopt", "2"], ["rollback"], ["force"]])
+def test_reader_who_is_in_the_way_of_new_columns_is_named(
+    words: list[str],
+    run: Run,
+    start: Start,
+    database: servers.Database,
+    migrations: WriteMigrations,
+) -> None:
+    """The first command that writes to an older version's history waits for a dump of it."""
+    migrations({"001_a.sql": "CREATE TABLE a ();\n", "001_a_rollback.sql": "DROP TABLE a;\n"})
+    assert 0 == run().code
+    database.script(
+        "ALTER TABLE preflight.migrations DROP COLUMN verify_sql, DROP COLUMN export_sql"
+    )
+    if words[0] in {"up", "adopt"}:
+        migrations({"002_b.sql": "CREATE TABLE b ();\n"})
+    if words[0] == "force":
+        database.script("DROP TABLE a")
+    soon = {"PREFLIGHT_LOCK_TIMEOUT_MS": "100", "PREFLIGHT_BACKUP": "off"}
+    with psycopg.connect(database.conninfo()) as dump:
+        dump.execute("SELECT FROM preflight.migrations")
+        pid = dump.info.backend_pid
+        busy = run(*words, env={**soon, "PREFLIGHT_LOCK_RETRY_S": "0"})
+        waiting = start(*words, env=soon)
+        told = waiting.wait_for_event("server.waiting")
+        dump.rollback()
+        result = waiting.wait()
+
+    error = busy.finished["error"]
+    assert (12, "database.busy") == (busy.code, error["code"]), str(busy)
+    assert f"cannot be changed after 0 s: blocked by pid {pid}" in error["message"]
+    assert [pid] == [each["pid"] for each in told["blocked_by"]]
+    assert 0 == result.code, str(result)

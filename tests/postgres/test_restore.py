@@ -1146,6 +1146,27 @@ def test_restored_database_that_was_written_to_is_not_believed(
     copy.query("SELECT 1")  # it can still be looked at
 
 
+@pytest.mark.parametrize("marks", ["", " (5326 f132)"])
+def test_restored_database_of_an_older_version_is_told_as_one(
+    marks: str, run: Run, filled: servers.Database
+) -> None:
+    """Its comment has fewer marks, which are nothing to read out to anybody."""
+    run("backup")
+    assert 0 == run("restore", "latest").code
+    copy = restored(filled)
+    query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
+    (comment,) = copy.query(query, copy.name)
+    whose = comment.partition(" (")[0]
+    said = SQL("COMMENT ON DATABASE {} IS {}")
+    copy.query(said.format(Identifier(copy.name), Literal(whose + marks)))
+
+    result = run("restore", "latest")
+
+    assert (22, "restore.exists") == (result.code, error_of(result)["code"])
+    name = whose.removeprefix("pg-preflight restore: ")
+    assert f"is the restore of {name} by an older version, which" in error_of(result)["message"]
+
+
 def test_restored_database_that_nobody_touched_is_believed(
     any_server: servers.Server, run: Run, filled: servers.Database
 ) -> None:

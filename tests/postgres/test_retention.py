@@ -147,6 +147,21 @@ def test_what_is_not_ours_is_never_touched(up: Up, backup_dir: Path, tmp_path: P
     assert {"precious": b"precious"} == contents(victim)
 
 
+def test_backup_that_is_a_link_is_named(up: Up, run: Run, backup_dir: Path, tmp_path: Path) -> None:
+    """Moved away and linked it is none: nobody is to find that out on the day that he needs it."""
+    name = up()
+    (backup_dir / name).rename(tmp_path / name)
+    (backup_dir / name).symlink_to(tmp_path / name)
+
+    listed, restored = run("backups"), run("restore", name)
+
+    assert (0, []) == (listed.code, listed.event("backup.listed"))
+    (warned,) = listed.event("config.warned")
+    assert f"{name} (it is a link" in warned["warning"]
+    assert 24 == restored.code, str(restored)
+    assert "it is a link" in restored.finished["error"]["message"]
+
+
 def hidden_rest(backup_dir: Path, system: str, database: str, name: str) -> Path:
     """Make what a killed run leaves."""
     made = backup_dir / f".partial-{system}-{database}-{name}"

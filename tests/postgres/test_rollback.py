@@ -692,6 +692,27 @@ def test_unfinished_rollback_gives_way_to_force(
     assert 0 == run().code
 
 
+def test_adopt_of_a_file_whose_rollback_stopped_says_what_finishes_it(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """It is as it was recorded: to put it back would help nobody."""
+    verify = "SELECT 's' AS suite, 'a' AS \"check\", to_regclass('a') IS NOT NULL AS ok;\n"
+    migrations(
+        {
+            "001_a.sql": "CREATE TABLE a (id int);",
+            "001_a_verify.sql": verify,
+            "001_a_rollback.sql": MARK + "DROP TABLE a; SELECT 1 / 0;",
+        }
+    )
+    run()
+    assert 31 == run("rollback").code
+
+    result = run("adopt", "1")
+
+    assert (33, "verify.not_there") == (result.code, result.finished["error"]["code"])
+    assert "`rollback` finishes that" in result.finished["error"]["hint"]
+
+
 # --- there and back -------------------------------------------------------------------------------
 
 
