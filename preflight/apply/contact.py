@@ -173,7 +173,7 @@ def _watch(session: Session, files: Sequence[Migration]) -> None:
     if layout is not None and not session.copy:
         from preflight.history import remembered  # noqa: PLC0415 -- only for another tool's folder
 
-        remembered.begin(session, layout, None)
+        remembered.begin(session, layout)
 
 
 def _require_new(session: Session, files: Sequence[Migration], *, write: bool = True) -> None:
@@ -206,9 +206,10 @@ def _require_no_other(
         place, sure = _certain(session, tool)
         if again := [due[file.up.file] for file in sure if file.up.file in due]:
             mine, names = own.tool if own else OURS, ", ".join(file.name for file in again[:5])
+            read = f"Read as {mine}'s" if own else "In our layout"
             raise HistoryConflict(
                 "takeover.ambiguous",
-                f"whose folder is this? Read as {mine}'s, {names} is to run, and {tool}'s history, "
+                f"whose folder is this? {read}, {names} is to run, and {tool}'s history, "
                 f"{place}, says that it is applied",
                 f"PREFLIGHT_LAYOUT={tool} takes that history over. Nobody goes by it any more: "
                 f"PREFLIGHT_LAYOUT={mine}.",
@@ -225,7 +226,8 @@ def _certain(session: Session, tool: str) -> tuple[str, Sequence[Migration]]:
     with suppress(Failure, OSError):
         if takeover.seen(session, foreign.layout(tool, directory)):
             layout, files = foreign.load(tool, directory)
-            if (found := takeover.look(session, layout, files)) is not None:
+            found = takeover.look(session, layout, files)
+            if found is not None and takeover.near(session, layout, found):
                 return found.place, takeover.certain(layout, found, files)
     return "", ()
 
@@ -481,6 +483,7 @@ def _there_already(
 
 def _told(session: Session, known: plan.History) -> bool:
     try:
-        return known.present and not untold(session)
+        with session.connection.transaction():
+            return known.present and not untold(session)
     except psycopg.errors.InsufficientPrivilege:
         return True  # the journal is not for everyone: nothing to tell by

@@ -44,11 +44,12 @@ def run(
     with sessions.connect(config) as session:
         known = gate.recorded(session)
         files = numbers.settled(files, known)
-        chosen = None if said is None else numbers.file(files, known, said)
+        nothing = _is_nothing(files, through)
+        chosen = None if said is None or nothing else numbers.file(files, known, said)
         gate.enter(session)
         ledger.ensure(session, labelled=files.labelled)
         known = ledger.read(session)
-        todo = _todo(files, known, chosen, up_to=through is not None)
+        todo = [] if nothing else _todo(files, known, chosen, up_to=through is not None)
         moves = {} if through is not None else _moves(todo, files, known)
         if foreign := _foreign(session, files, known, moves):  # they say nothing of this database
             raise HistoryConflict.of("history.conflict", foreign)
@@ -94,12 +95,19 @@ def _recorded(  # noqa: PLR0913, PLR0917 -- what is there, and what of it is ask
             was = moves.get(file.version)
             ledger.adopt(session, file, by_name=chosen is not None, was=was)
             adopted.append((file, checks))
-    if through and chosen is not None:  # one file says nothing of the others
+    if through:  # one file says nothing of the others
         recorded = {record.written for record in known.records.values()}
         recorded |= {file.written for file, _ in adopted}
-        again = _vouch_for_the_other_tool(session, files, recorded, chosen)
+        believed = [file for file, checks in adopted if not checks]
+        last = chosen.version if chosen else -1
+        again = _vouch_for_the_other_tool(session, files, recorded, believed, last)
         adopted += [(file, ()) for file in again]
     return adopted, already
+
+
+def _is_nothing(files: Sequence[Migration], through: int | str | None) -> bool:
+    """Tell whether it is said that nothing is there: another tool has taken all of it back."""
+    return str(through) == "0" and all(file.written != "0" for file in files)
 
 
 def _todo(
@@ -169,12 +177,16 @@ def _settled(file: Migration, known: plan.History) -> bool:
 
 
 def _vouch_for_the_other_tool(
-    session: Session, files: folder.Folder, recorded: Container[str], through: Migration
+    session: Session,
+    files: folder.Folder,
+    recorded: Container[str],
+    believed: Sequence[Migration],
+    through: int,
 ) -> list[Migration]:
     """Take what another tool did since it was taken over for known: a person has looked."""
     from preflight.history import remembered  # noqa: PLC0415 -- only here
 
-    return remembered.vouched(session, files, recorded, through)
+    return remembered.vouched(session, files, recorded, believed, through)
 
 
 def _there(

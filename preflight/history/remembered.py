@@ -1,15 +1,16 @@
 """What another tool's history said is kept in a table of one row, and compared.
 
-Where it says something else later, somebody still runs the other tool. That it said nothing, for
-there was none, is remembered as well.
+Where it says something else later, somebody still runs the other tool. That there was none is
+remembered as well.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Container, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import structlog
@@ -37,11 +38,14 @@ CREATE TABLE {schema}.takeovers (
   newest pg_catalog.text NOT NULL,
   at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   tool_version pg_catalog.text NOT NULL,
-  run_id pg_catalog.text NOT NULL
+  run_id pg_catalog.text NOT NULL,
+  told pg_catalog.text
 )
 """
-_NOTHING = Found("", Said({}))
-_BACK = ("rolled_back", "taken_back")
+_COLUMNS = "tool, place, said, newest, at, tool_version, run_id, told"
+_ABSENT = "absent"  # in place of the newest version, where there is no table yet
+# what a table says there that was so before a file of that version could run here
+_THERE = ("adopted", "vouched", "taken_over")
 _FEW = 5  # names in a sentence
 _ONE = "One of the two has to migrate this database."
 _GONE = (
@@ -52,47 +56,88 @@ _GONE = (
 )
 
 
-def remember(session: Session, layout: Foreign, found: Found) -> None:
-    """Keep what the other tool's history said; call under the lock, in the transaction."""
+_IS = """
+SELECT c.oid IS NOT NULL, c.relkind IN ('r', 'p') AND (pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+ OR pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE'))
+FROM pg_catalog.pg_database d LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(%s)
+WHERE d.datname = pg_catalog.current_database()
+"""
+
+
+class Kept(NamedTuple):
+    """What is remembered of another tool's history, and where that is now."""
+
+    tool: str
+    place: str
+    digest: str
+    newest: str
+    said: Said | None  # what it said; None: kept by an older version, as the digest alone
+
+    @property
+    def absent(self) -> bool:
+        """Whether there was none."""
+        return self.newest == _ABSENT
+
+
+def remember(
+    session: Session,
+    layout: Foreign,
+    found: Found,
+    newest: str | None = None,
+    known: Said | None = None,
+) -> None:
+    """Keep what the other tool's history said; call under the lock, in the transaction.
+
+    `known`: what of that a person knows, where it is not all.
+    """
     schema = session.config.schema
-    columns = "tool, place, said, newest, at, tool_version, run_id"
-    tables.add(session, "takeovers", _TABLE, columns)
+    tables.add(session, "takeovers", _TABLE, _COLUMNS)
+    tables.widen(session, "takeovers", "told", "pg_catalog.text")
     session.execute(f"DELETE FROM {schema}.takeovers")  # noqa: S608 -- a checked name
+    known = known or found.said
+    told = {"applied": list(known.applied), "through": known.through}
     session.execute(
-        f"""INSERT INTO {schema}.takeovers (tool, place, said, newest, tool_version, run_id)
- VALUES (%s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
+        f"""INSERT INTO {schema}.takeovers (tool, place, said, newest, tool_version, run_id, told)
+ VALUES (%s, %s, %s, %s, %s, %s, %s)""",  # noqa: S608 -- a checked name
         [
-            layout.tool, found.place, found.digest, found.newest, __version__,
-            session.config.run_id,
+            layout.tool, found.place, found.digest, newest or found.newest, __version__,
+            session.config.run_id, json.dumps(told),
         ],
     )  # fmt: skip
 
 
-def begin(session: Session, layout: Foreign, found: Found | None) -> None:
+def begin(session: Session, layout: Foreign, found: Found | None = None) -> None:
     """Keep what the history of the folder's tool says, or that there is none where it would be.
 
-    A table that is there and was not found is another's, or nobody could tell. Where anything is
-    kept already, that stays. Call as `remember`.
+    Only of one that speaks of what is recorded here: another is a neighbour's, or nobody can tell.
+    Where anything is kept already, that stays. Call as `remember`.
     """
-    if tables.there(session, "takeovers") and _places(session):
+    if tables.there(session, "takeovers") and _any(session):
         return
     if found is None:
-        found = Found(takeover.usual(session, layout), _NOTHING.said)
-        if _there(session, found.place):
-            return
-    remember(session, layout, found)
+        nothing = Found(takeover.usual(session, layout), Said({}))
+        if not _readable(session, nothing.place, there=True):
+            remember(session, layout, nothing, _ABSENT)
+    elif takeover.usual(session, layout) == found.place and _shares(session, layout, found):
+        remember(session, layout, found)
 
 
-def _places(session: Session) -> list[str]:
-    """Return the tables of which something is kept, there or not."""
-    query = f"SELECT t.place FROM ONLY {session.config.schema}.takeovers t"  # noqa: S608 -- a checked name
-    return [place for (place,) in session.execute(query).fetchall()]
-
-
-def _there(session: Session, place: str) -> bool:
-    query = "SELECT pg_catalog.to_regclass(%s) IS NOT NULL"
-    (row,) = session.execute(query, [place]).fetchall()
+def _any(session: Session) -> bool:
+    query = f"SELECT EXISTS (SELECT FROM ONLY {session.config.schema}.takeovers)"  # noqa: S608 -- a checked name
+    (row,) = session.execute(query).fetchall()
     return bool(row[0])
+
+
+def _readable(session: Session, place: str, *, there: bool = False) -> bool:
+    """Tell whether a table is there, and one that may be believed unless that is no matter."""
+    (row,) = session.execute(_IS, [place]).fetchall()
+    exists, believed = row
+    return bool(exists if there else believed)
+
+
+def _shares(session: Session, layout: Foreign, found: Found) -> bool:
+    """Tell whether a history speaks of what is recorded here."""
+    return any(_says(layout, found.said, record) for record in _recorded(session))
 
 
 def watch(session: Session, layout: Foreign, files: Sequence[Migration]) -> None:
@@ -103,52 +148,84 @@ def watch(session: Session, layout: Foreign, files: Sequence[Migration]) -> None
 def require_new(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found | None:
     """Make sure that no file is due which the other tool has applied; return its history.
 
-    What was recorded here and taken back may run again, whatever that says. Raises HistoryConflict.
-    Where it cannot be told from another, or not be believed, a person has vouched.
+    What it said before may run again here once it was taken back. Raises HistoryConflict. Where its
+    history cannot be told from another, or not be believed, a person has vouched.
     """
     try:
         found = takeover.look(session, layout, files)
     except HistoryConflict:
         return None
-    if found is None or (ran := _ever_recorded(session)) is None:
+    if found is None:
         return found
-    versions, called = ran
-    newest = max(versions, default=0)
+    due, known = _due(session, layout, files)
+    told = takeover.sure(session, layout, found, files)
+    newest = max((file.version for file in files if file not in due), default=0)
     again = [
         file
-        for file in takeover.applied(layout, found, files)
-        if file.version not in versions
-        and file.name not in called
+        for file in told
+        if file in due
+        and file not in known
         # one row may speak of all below it: not of a file that has come later
         and (layout.key(file) in found.said.applied or file.version > newest)
     ]
     if again:
+        last = again[-1]
+        between = [file for file in due if file.version < last.version and file not in told]
         names = ", ".join(file.name for file in again[:_FEW])
         raise HistoryConflict(
             "takeover.refused",
             f"{layout.tool} has applied {names} ({found.place}), which is not recorded here: it "
             "would run a second time",
             f"{_ONE} Stop {layout.tool}; what it applied is recorded without running it: "
-            f"`adopt --through {again[-1].written}`.",
+            f"`adopt --through {last.written}`.{_also(between, layout.tool)}",
             **again[0].named,
         )
     return found
 
 
-def _ever_recorded(session: Session) -> tuple[set[int], set[str]] | None:
-    """Return the versions that are recorded or were taken back, and the names of the latter.
+def _also(files: Sequence[Migration], tool: str) -> str:
+    """Say what is recorded along with others though nobody ran it, and what runs it then."""
+    if not files:
+        return ""
+    names = ", ".join(file.written for file in files[:_FEW])
+    return f" That records {names} as well, which {tool} has not applied: `force` runs it then."
 
-    None where this role may not read that. A version that is text may have had another number.
+
+def _due(
+    session: Session, layout: Foreign, files: Sequence[Migration]
+) -> tuple[list[Migration], list[Migration]]:
+    """Return the files that are not recorded, and those of them that were there before us.
+
+    All where this role may not read that. A version that is text may have had another number.
     """
     schema = session.config.schema
-    query = f"""SELECT m.version, NULL AS name FROM ONLY {schema}.migrations m
- UNION SELECT j.version, j.name FROM ONLY {schema}.journal j WHERE j.event = ANY (%s)"""  # noqa: S608 -- a checked name
+    rows = session.execute(f"SELECT m.version FROM ONLY {schema}.migrations m").fetchall()  # noqa: S608
+    recorded = {version for (version,) in rows}
+    due = [file for file in files if file.version not in recorded]
+    query = f"SELECT j.version, j.name FROM ONLY {schema}.journal j WHERE j.event = ANY (%s)"  # noqa: S608
     try:
         with session.connection.transaction():
-            rows = session.execute(query, [list(_BACK)]).fetchall()
+            ran = session.execute(query, [list(_THERE)]).fetchall()
     except psycopg.errors.InsufficientPrivilege:
-        return None
-    return {version for version, _ in rows}, {name for _, name in rows if name is not None}
+        return due, due
+    versions, names = {version for version, _ in ran}, {name for _, name in ran}
+    before = [
+        each.said
+        for each in (_kept(session) if tables.there(session, "takeovers") else ())
+        if each.tool == layout.tool and each.said is not None
+    ]
+    known = [
+        file
+        for file in due
+        if file.version in versions
+        or file.name in names
+        or any(_says(layout, said, _record(file)) for said in before)
+    ]
+    return due, known
+
+
+def _record(file: Migration) -> Record:
+    return Record(file.version, file.name, file.checksum, label=file.label or None)
 
 
 def follow(session: Session, text: bytes | None = None) -> None:
@@ -157,51 +234,58 @@ def follow(session: Session, text: bytes | None = None) -> None:
     Some do: a schema that was dumped whole brings the rows of its history with it. What cannot be
     read stays as it was known. Without a text, what it says now is what we begin from.
     """
-    for tool, place, said, _ in _kept(session):
-        table = place.rpartition(".")[2].strip('"')
+    for kept in _kept(session):
+        table = kept.place.rpartition(".")[2].strip('"')
         if text is not None and not re.search(re.escape(table.encode()), text, re.IGNORECASE):
             continue
-        layout = _layout(session, tool)
+        layout = _layout(session, kept.tool)
         with suppress(HistoryConflict, *_GONE), session.connection.transaction():
-            found = Found(place, takeover.read(session, layout, place, patient=False))
-            if found.digest != said:
+            said = takeover.read(session, layout, kept.place, patient=False)
+            if (found := Found(kept.place, said)).digest != kept.digest:
                 remember(session, layout, found)
 
 
 def vouched(
-    session: Session, files: Sequence[Migration], recorded: Container[str], through: Migration
+    session: Session,
+    files: Sequence[Migration],
+    recorded: Container[str],
+    believed: Sequence[Migration],
+    through: int,
 ) -> list[Migration]:
     """Keep what it says now: a person has looked, and vouched for all `through` a version.
 
     Without a takeover before, it is that of the folder's tool. What it has applied since, and is
     not `recorded` as people write it, is not known by that: it would run again. Nor is what it took
-    back: above that version it is pending again. Returns the files without a version that are
-    recorded by it.
+    back: above that version it is pending again. `believed` is what was recorded on that word
+    alone. Returns the files without a version that are recorded by it.
     """
     again: list[Migration] = []
     layout = folder.rule(files)
     kept = _kept(session) if tables.there(session, "takeovers") else ()
-    for tool, place, said, newest in kept:
-        theirs = layout if layout and layout.tool == tool else _layout(session, tool)
-        now = Found(place, takeover.read(session, theirs, place))
-        if now.digest == said:
+    for each in kept:
+        theirs = layout if layout and layout.tool == each.tool else _layout(session, each.tool)
+        now = Found(each.place, takeover.read(session, theirs, each.place))
+        if now.digest == each.digest:
             continue
-        if layout is None and newest == _NOTHING.newest:
-            _forget(session)  # the files are no more that tool's, and never were run by it
-        elif left := unsettled(theirs, now, files, recorded):
+        if left := unsettled(theirs, now, files, recorded):
             _warn(_unvouched(theirs, now, left, alike=_same_names(theirs, files)))
-        else:
-            _settle(session, theirs, now, through)
-            remember(session, theirs, now)
-            again += _run_there(session, theirs, now, files) if theirs is layout else ()
+            continue
+        _settle(session, theirs, each, now, through)
+        unsaid = [file for file in believed if not _says(theirs, now.said, _record(file))]
+        if unsaid and _same_names(theirs, files):
+            _warn(_also(unsaid, theirs.tool).strip())
+        remember(session, theirs, now)
+        again += _run_there(session, theirs, now, files) if theirs is layout else ()
     if not kept and layout is not None:
         with suppress(HistoryConflict):
             if (found := takeover.look(session, layout, files)) is not None:
-                coming = [each for each in _coming(layout, found, files) if each not in recorded]
-                if coming:  # known, it would be asked for no more, and run once its file has come
-                    _warn(_unvouched(layout, found, coming, alike=True))
-                else:
-                    remember(session, layout, found)
+                there = takeover.applied(layout, found, files)
+                here = Said(dict.fromkeys(map(layout.key, there)))
+                remember(session, layout, found, known=here)
+                if coming := [
+                    each for each in _coming(layout, found, files) if each not in recorded
+                ]:
+                    _warn(_ahead(layout, found, coming))
     return again
 
 
@@ -209,15 +293,18 @@ def _warn(warning: str) -> None:
     structlog.get_logger().warning("config.warned", warning=warning)
 
 
-def _forget(session: Session) -> None:
-    session.execute(f"DELETE FROM {session.config.schema}.takeovers")  # noqa: S608 -- a checked name
+def _ahead(theirs: Foreign, now: Found, coming: Sequence[str]) -> str:
+    return (
+        f"{theirs.tool} has applied {', '.join(coming)} ({now.place}), newer than every file here: "
+        "nobody vouches for that. It is not recorded, and what is due beside it stays refused"
+    )
 
 
-def _settle(session: Session, theirs: Foreign, now: Found, through: Migration) -> None:
-    """Let the records say what the other tool's history does, as far as a person has said it."""
+def _settle(session: Session, theirs: Foreign, kept: Kept, now: Found, through: int) -> None:
+    """Let the records say what the other tool took back, as far as a person has said it."""
     schema = session.config.schema
-    back = _taken_back(session, theirs, now)
-    if above := [record for record in back if record.version > through.version]:
+    back = _taken_back(session, theirs, kept, now)
+    if above := [record for record in back if record.version > through]:
         for record in above:
             journal.journal(session, "taken_back", record)
         gone = [record.version for record in above]
@@ -226,51 +313,49 @@ def _settle(session: Session, theirs: Foreign, now: Found, through: Migration) -
             f"{theirs.tool} took {_names(above)} back ({now.place}): no longer recorded, and "
             "pending again"
         )
-    if kept := [record for record in back if record.version <= through.version]:
-        held = [record.version for record in kept]
-        session.execute(
-            f"UPDATE {schema}.migrations SET how = 'adopted' WHERE version = ANY (%s)",  # noqa: S608
-            [held],
-        )
+    if stays := [record for record in back if record.version <= through]:
         _warn(
-            f"{now.place} says no more that {_names(kept)} {_is(kept)} applied, and stays recorded "
-            "as somebody vouched for: is it there?"
+            f"{now.place} says no more that {_names(stays)} {_is(stays)} applied, and stays "
+            "recorded as somebody vouched for: is it there?"
         )
-    tables.ready_to_take_over(session)
-    told = [
-        record.version for record in _recorded(session, "adopted") if _says(theirs, now, record)
+
+
+def _taken_back(session: Session, theirs: Foreign, kept: Kept, now: Found) -> list[Record]:
+    """Return what is recorded, was said to be applied there, and is no more.
+
+    Of what an older version kept that is what was taken over.
+    """
+    how = "taken_over" if kept.said is None else None
+    try:
+        with session.connection.transaction():
+            records = _recorded(session, how)
+    except psycopg.errors.InsufficientPrivilege:
+        return []
+    return [
+        record
+        for record in records
+        if record.state == "done"
+        and (kept.said is None or _says(theirs, kept.said, record))
+        and not _says(theirs, now.said, record)
     ]
-    session.execute(  # what is taken over is missed when it is taken back
-        f"""UPDATE {schema}.migrations SET how = 'taken_over' WHERE version = ANY (%s)
- AND EXISTS (SELECT FROM {schema}.migrations m WHERE m.how <> 'adopted')""",  # noqa: S608 -- a checked name
-        [told],
-    )
 
 
-def _taken_back(session: Session, theirs: Foreign, now: Found) -> list[Record]:
-    """Return what was taken over and is not applied there any more, as far as that can be told."""
-    with suppress(psycopg.errors.InsufficientPrivilege), session.connection.transaction():
-        return [
-            record for record in _recorded(session, "taken_over") if not _says(theirs, now, record)
-        ]
-    return []
-
-
-def _recorded(session: Session, how: str) -> list[Record]:
-    """Return what is recorded in one way."""
-    schema = session.config.schema
+def _recorded(session: Session, how: str | None = None) -> list[Record]:
+    """Return what is recorded, in any way or in one."""
+    where = "WHERE m.how = 'taken_over'" if how else ""
     rows = session.execute(  # a column that the table lacks is found one level further out
         f"""SELECT r.* FROM (SELECT NULL::text AS label) lacking,
- LATERAL (SELECT m.version, m.name, m.checksum, label FROM ONLY {schema}.migrations m
-  WHERE m.state = 'done' AND m.how = %s ORDER BY m.version) r""",  # noqa: S608 -- a checked name
-        [how],
+ LATERAL (SELECT m.version, m.name, m.checksum, m.state, label
+  FROM ONLY {session.config.schema}.migrations m {where} ORDER BY m.version) r"""  # noqa: S608 -- a checked name
     ).fetchall()
-    return [Record(version, name, checksum, label=label) for version, name, checksum, label in rows]
+    return [
+        Record(version, name, checksum, state, label=label)
+        for version, name, checksum, state, label in rows
+    ]
 
 
-def _says(theirs: Foreign, now: Found, record: Record) -> bool:
+def _says(theirs: Foreign, said: Said, record: Record) -> bool:
     """Tell whether the other tool's history says that a version is applied, or nobody can tell."""
-    said = now.said
     if theirs.labelled and record.label is None:  # its file has another name since
         return True
     if theirs.stands(record.name, record.label or "", said):
@@ -356,7 +441,9 @@ def _unvouched(theirs: Foreign, now: Found, left: Sequence[str], *, alike: bool)
 def known(session: Session, found: Found) -> bool:
     """Tell whether a person vouched, or a takeover went well, when it said what it says now."""
     kept = _kept(session) if tables.there(session, "takeovers") else ()
-    return any((place, said) == (found.place, found.digest) for _, place, said, _ in kept)
+    return any(
+        (each.place, each.digest) == (found.place, found.digest) for each in kept if not each.absent
+    )
 
 
 def _layout(session: Session, tool: str) -> Foreign:
@@ -365,17 +452,42 @@ def _layout(session: Session, tool: str) -> Foreign:
     return foreign.layout(tool, session.config.migrations_dir)
 
 
-def _kept(session: Session) -> list[Sequence[Any]]:
+def _kept(session: Session) -> list[Kept]:
+    """Return what is remembered of each table that is there now.
+
+    Where there was none it is looked for where the tool would make it by now.
+    """
     schema = session.config.schema
-    query = f"""SELECT t.tool, n.nspname::text, c.relname::text, t.said, t.newest
- FROM ONLY {schema}.takeovers t
- JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.place)
- JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p')"""  # noqa: S608 -- a checked name
-    return [  # quoted anew: what is recorded is nothing that we would run
-        (tool, f"{quoting.name(place)}.{quoting.name(table)}", said, newest)
-        for tool, place, table, said, newest in session.execute(query).fetchall()
-    ]
+    rows = session.execute(  # a column that the table lacks is found one level further out
+        f"""SELECT r.* FROM (SELECT NULL::text AS told) lacking,
+ LATERAL (SELECT t.tool, n.nspname::text, c.relname::text, t.said, t.newest, told
+  FROM ONLY {schema}.takeovers t
+  LEFT JOIN pg_catalog.pg_class c
+   ON c.oid = pg_catalog.to_regclass(t.place) AND c.relkind IN ('r', 'p')
+  LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace) r"""  # noqa: S608 -- a checked name
+    ).fetchall()
+    found = []
+    for tool, home, table, digest, newest, told in rows:
+        if newest == _ABSENT:
+            place = takeover.usual(session, _layout(session, tool))
+            if not _readable(session, place):
+                continue
+        elif table is None:
+            continue
+        else:  # quoted anew: what is recorded is nothing that we would run
+            place = f"{quoting.name(home)}.{quoting.name(table)}"
+        found.append(Kept(tool, place, digest, newest, _before(session, told)))
+    return found
+
+
+def _before(session: Session, told: str | None) -> Said | None:
+    if told is None:
+        return None
+    try:
+        said = json.loads(told)
+        return Said(dict.fromkeys(map(str, said["applied"])), through=said["through"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise tables.damaged(session, "takeovers says something that we do not write") from error
 
 
 def moved(session: Session) -> Problem | None:
@@ -403,34 +515,35 @@ def require_unmoved(session: Session) -> None:
 
 
 def _went_on(session: Session) -> Problem | None:
-    for tool, place, said, newest in _kept(session):
-        layout = _layout(session, tool)
-        now = Found(place, takeover.read(session, layout, place))
-        if now.digest != said:
-            return _moved(tool, now, newest, _taken_back(session, layout, now))
+    for kept in _kept(session):
+        layout = _layout(session, kept.tool)
+        now = Found(kept.place, takeover.read(session, layout, kept.place))
+        if now.digest != kept.digest and not (kept.absent and not _shares(session, layout, now)):
+            return _moved(kept, now, _taken_back(session, layout, kept, now))
     return None
 
 
-def _moved(tool: str, now: Found, newest: str, back: Sequence[Record]) -> Problem:
+def _moved(kept: Kept, now: Found, back: Sequence[Record]) -> Problem:
     since = "after its history was taken over"
-    gone = f"{now.place} went from {newest} to {now.newest}"
+    gone = f"{now.place} went from {kept.newest} to {now.newest}"
     if back:
         gone = f"it took {_names(back)} back ({now.place})"
-    elif newest == _NOTHING.newest:
+    elif kept.absent:
         since = "on a database that had no history of it"
         gone = f"{now.place} says {now.newest}"
-    elif newest == now.newest:  # a file that ran again, or an older version
-        gone = f"the newest version of {now.place} is still {newest}, but it says something else"
+    elif kept.newest == now.newest:  # a file that ran again, or an older version
+        gone = (
+            f"the newest version of {now.place} is still {kept.newest}, but it says something else"
+        )
         gone += f"; its last row is of {now.said.last}" if now.said.last else ""
     unfinished = f", and left {', '.join(now.said.broken)} unfinished" if now.said.broken else ""
-    hint = f"{_ONE} Stop {tool}; what it applied meanwhile is recorded without running it: "
+    hint = f"{_ONE} Stop {kept.tool}; what it applied meanwhile is recorded without running it: "
     hint += "`adopt --through VERSION`, with all its files at hand."
     if back:
-        hint += f" What it took back above VERSION is pending again by that. Or let {tool} apply "
-        hint += "it again."
+        hint += (
+            " What it took back above VERSION, which may be 0, is pending again by that. Or let "
+        )
+        hint += f"{kept.tool} apply it again."
     if now.said.repeated:
         hint += " A file without a version that ran here since may run once more."
-    if newest == _NOTHING.newest:
-        hint += " Where the table is another app's: `convert` this folder; its newest version is "
-        hint += "VERSION then."
-    return Problem(f"{tool} was run {since}: {gone}{unfinished}", hint)
+    return Problem(f"{kept.tool} was run {since}: {gone}{unfinished}", hint)

@@ -602,6 +602,17 @@ def add(session: Session, name: str, form: str, columns: str) -> None:
     define(session, f"GRANT SELECT ({columns}) ON {table} TO PUBLIC")
 
 
+def widen(session: Session, name: str, column: str, kind: str) -> None:
+    """Add a column to a table beside the history where it lacks that; everybody may read it."""
+    table = f"{session.config.schema}.{name}"
+    query = """SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+ WHERE a.attrelid = %s::pg_catalog.regclass AND a.attname = %s AND NOT a.attisdropped)"""
+    (row,) = session.execute(query, [table, column]).fetchall()
+    if not row[0]:
+        _alter(session, f"{table} ADD COLUMN {column} {kind}")
+        define(session, f"GRANT SELECT ({column}) ON {table} TO PUBLIC")
+
+
 def _there(session: Session) -> list[str]:
     """Return which tables of ours are there, with their schema."""
     names = [f"{session.config.schema}.{name}" for name in COLUMNS]

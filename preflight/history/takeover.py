@@ -81,8 +81,12 @@ class Found:
 
     @property
     def newest(self) -> str:
-        """The newest version, as far as its order is the usual one."""
-        return max(self.said.applied, key=lambda each: (len(each), each), default="none")
+        """The newest version, as far as its order is the usual one, or that of its rows."""
+        said = self.said
+        if said.lasting is not None:
+            return next(reversed([*said.applied]), "none")
+        told = [*said.applied, *([said.through] if said.through else [])]
+        return max(told, key=lambda each: (len(each), each), default="none")
 
 
 def look(session: Session, layout: Foreign, files: Sequence[Migration]) -> Found | None:
@@ -498,6 +502,29 @@ def applied(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[M
             or layout.stands(file.name, file.label, said)
         )
     ]
+
+
+def sure(
+    session: Session, layout: Foreign, found: Found, files: Sequence[Migration]
+) -> list[Migration]:
+    """Return the files that are applied by a history of which it is sure that it is meant here.
+
+    That is where the tool itself looks, under its usual name; under another one it has to be sure
+    of the files, as `certain`.
+    """
+    if not near(session, layout, found):
+        return []
+    _, _, usual_name = layout.table.usual.rpartition(".")
+    if _bound(layout) or found.place.endswith(f".{quoting.name(usual_name)}"):
+        return applied(layout, found, files)
+    return certain(layout, found, files)
+
+
+def near(session: Session, layout: Foreign, found: Found) -> bool:
+    """Tell whether a history is in a schema where the tool itself would look."""
+    near = _near(layout, _path(session), session.config.only)
+    schemas = {quoting.name(schema) for each in near for schema in each}
+    return _bound(layout) or any(found.place.startswith(f"{each}.") for each in schemas)
 
 
 def certain(layout: Foreign, found: Found, files: Sequence[Migration]) -> list[Migration]:

@@ -16,6 +16,7 @@ from tests.postgres.test_takeover import (
     Tool,
     dbmate,
     every,
+    states,
     succeed,
     url,
     write,
@@ -226,7 +227,7 @@ def test_version_that_is_newer_than_all_files_is_vouched_for_by_nobody(
 
     assert [26, 0, 26, 0] == [each.code for each in (first, vouched, refused, result)], str(result)
     (warned,) = vouched.event("config.warned")
-    assert "not recorded: 5;" in warned["warning"]
+    assert "goose has applied 5 (" in warned["warning"]
     assert ["5_row"] == result.finished["adopted"]
     assert [7] == database.query("TABLE a")
 
@@ -288,3 +289,183 @@ def test_file_that_is_empty_both_ways_is_taken_back(mark: str, run: Run, folder:
 
     assert [0, 0, 0] == [each.code for each in results], str(results[1])
     assert ["1_a"] == results[1].finished["rolled_back"]
+
+
+# --- who is no tool of ours -----------------------------------------------------------------------
+
+
+def test_who_may_only_read_is_told_what_is_pending(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """The journal is not for everyone: 3, as in a folder of ours."""
+    write(folder, forth("1_a", A))
+    assert 0 == run(env=MEANWHILE).code
+    write(folder, forth("2_row", ROW))
+    database.script(
+        "DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN PASSWORD 'x';"
+        "GRANT USAGE ON SCHEMA preflight TO reader"
+    )
+
+    result = run("check", env={"PGUSER": "reader", "PGPASSWORD": "x"})
+    database.script("REVOKE ALL ON SCHEMA preflight FROM reader; DROP ROLE reader")
+
+    assert (3, ["applied", "pending"]) == (result.code, states(result)), str(result)
+
+
+@pytest.mark.parametrize("born", ["here", "under an older release"])
+def test_neighbour_whose_numbers_fit_is_no_tool_of_ours(
+    born: str, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Another app in the same schema: a table of another name says nothing of these files."""
+    write(folder, forth("1_a", A))
+    assert 0 == run(env=MEANWHILE).code
+    if born != "here":
+        database.script("DROP TABLE preflight.takeovers")
+    database.script(
+        "CREATE TABLE b_migrations (version bigint, dirty boolean);"
+        "INSERT INTO b_migrations VALUES (5, false)"
+    )
+    write(folder, forth("2_row", ROW))
+
+    first = run(env=MEANWHILE)
+    database.script("UPDATE b_migrations SET version = 6")
+
+    assert (0, ["2_row"]) == (first.code, first.finished["applied"]), str(first)
+    assert [0, 0] == [run("check").code, run(env=MEANWHILE).code]
+
+
+@pytest.mark.parametrize("born", ["here", "under an older release"])
+def test_table_of_rails_beside_a_folder_of_dbmate_is_no_alarm(
+    born: str, run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Same name, same column, other versions: nothing in it is recorded here."""
+    write(folder, {"20240101000000_a.sql": both(A)})
+    assert 0 == run(env=MEANWHILE).code
+    if born != "here":
+        database.script("DROP TABLE preflight.takeovers")
+    database.script(
+        "CREATE TABLE schema_migrations (version varchar PRIMARY KEY);"
+        "INSERT INTO schema_migrations VALUES ('20230101101010')"
+    )
+    write(folder, {"20240102000000_row.sql": both(ROW)})
+
+    first = run(env=MEANWHILE)
+    database.script("INSERT INTO schema_migrations VALUES ('20250101101010')")
+
+    assert (0, ["20240102000000_row"]) == (first.code, first.finished["applied"]), str(first)
+    assert [0, 0] == [run("check").code, run(env=MEANWHILE).code]
+
+
+# --- who is ---------------------------------------------------------------------------------------
+
+
+def test_tool_that_goes_on_beside_a_converted_folder_stays_found_out(
+    run: Run, database: servers.Database, folder: Path, tmp_path: Path
+) -> None:
+    """What was remembered of an empty table is not forgotten with the old names."""
+    write(folder, forth("1_a", A))
+    database.script("CREATE TABLE schema_migrations (version bigint, dirty boolean)")
+    assert 0 == run(env=MEANWHILE).code
+    ours = tmp_path / "ours"
+    assert 0 == run("convert", str(folder), str(ours)).code
+    moved = MEANWHILE | {"PREFLIGHT_MIGRATIONS_DIR": str(ours)}
+    assert 0 == run("adopt", "--through", "1", env=moved).code
+    database.script(f"{ROW}; INSERT INTO schema_migrations VALUES (2, false)")
+    (ours / "002_row.sql").write_text(ROW)
+
+    codes = [run(*words, env=moved).code for words in ([], ["adopt", "--through", "1"], [])]
+    settled = run("adopt", "--through", "2", env=moved)
+
+    assert [26, 0, 26] == codes
+    assert (0, 0) == (settled.code, run(env=moved).code), str(settled)
+    assert [7] == database.query("TABLE a")
+
+
+def test_what_was_applied_here_and_the_tool_took_back_is_missed(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Its table said that it is there, by `force`: who recorded it first is no matter."""
+    for n in (1, 2, 3):
+        write(folder, forth(f"{n}_t", f"CREATE TABLE t{n} ();\n", f"DROP TABLE t{n};\n"))
+    assert 0 == run(env=MEANWHILE).code
+    golang(database, folder, "force", "3")
+    assert [26, 0] == [run().code, run("adopt", "--through", "3").code]
+    golang(database, folder, "down", "1")
+
+    refused, settled, shown = run(), run("adopt", "--through", "2"), run("check")
+
+    assert (26, 0, 3) == (refused.code, settled.code, shown.code), str(settled)
+    assert "it took 3 back" in refused.finished["error"]["message"]
+    assert ["3_t"] == (again := run(env=MEANWHILE)).finished["applied"], str(again)
+
+
+def test_all_that_the_tool_took_back_is_pending_again(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Nothing is left to vouch for: `adopt --through 0`, as the hint says."""
+    for n in (1, 2):
+        write(folder, forth(f"{n}_t", f"CREATE TABLE t{n} ();\n", f"DROP TABLE t{n};\n"))
+    golang(database, folder, "up")
+    assert 0 == run(env=MEANWHILE).code
+    golang(database, folder, "down", "-all")
+
+    refused, settled, result = run(), run("adopt", "--through", "0"), run(env=MEANWHILE)
+
+    assert (26, 0, 0) == (refused.code, settled.code, result.code), str(settled)
+    assert "which may be 0" in refused.finished["error"]["hint"]
+    assert ["1_t", "2_t"] == result.finished["applied"]
+
+
+def test_schema_that_the_first_file_makes_is_where_the_tool_is_found_out(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Its table comes to lie where the role's names lead by then."""
+    path = {"PGOPTIONS": "-c search_path=app,public"}
+    write(folder, {**forth("1_app", "CREATE SCHEMA app;\n"), **forth("2_a", A)})
+    assert 0 == (first := run(env=MEANWHILE | path)).code, str(first)
+    database.script(
+        "CREATE TABLE app.schema_migrations (version bigint, dirty boolean);"
+        "INSERT INTO app.schema_migrations VALUES (2, false)"
+    )
+
+    assert [26, 26] == [run("check", env=path).code, run(env=path).code]
+
+
+def test_late_file_that_the_tool_did_not_run_is_named_and_can_be_run(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """`adopt --through` records what is below, too: the hint says so, and how it runs then."""
+    write(folder, {"1_a.sql": both(A), "3_row.sql": both(ROW)})
+    first = folder.parent / "3_row.sql"
+    shutil.move(folder / "3_row.sql", first)
+    dbmate(database, folder, 1)
+    assert 0 == run(env=MEANWHILE).code
+    shutil.move(first, folder / "3_row.sql")
+    dbmate(database, folder, 1)
+    write(folder, {"2_late.sql": both("CREATE TABLE late ();\n")})
+
+    refused, settled = run(), run("adopt", "--through", "3")
+    forced = run("force", "2", env=MEANWHILE)
+
+    assert [26, 0, 0] == [each.code for each in (refused, settled, forced)], str(forced)
+    (warned,) = settled.event("config.warned")
+    assert "That records 2 as well, which dbmate has not applied: `force`" in warned["warning"]
+    assert [True] == database.query("SELECT to_regclass('late') IS NOT NULL")
+    assert [7] == database.query("TABLE a")
+
+
+def test_what_we_took_back_and_the_tool_applied_since_does_not_run_again(
+    run: Run, database: servers.Database, folder: Path
+) -> None:
+    """Nobody watched it: the database was made by an older release."""
+    write(folder, {**forth("1_a", A), **forth("2_row", ROW, "DELETE FROM a;\n")})
+    assert [0, 0] == [run(env=MEANWHILE).code, run("rollback", env=MEANWHILE).code]
+    database.script("DROP TABLE preflight.takeovers")
+    golang(database, folder, "force", "1")
+    golang(database, folder, "up")
+
+    refused, settled = run(env=MEANWHILE), run("adopt", "--through", "2")
+
+    assert [26, 0] == [refused.code, settled.code], str(refused)
+    assert 0 == run(env=MEANWHILE).code
+    assert [7] == database.query("TABLE a")

@@ -622,13 +622,14 @@ WHEN = "2024-01-01T00:00:00Z A <a@b> # x"
         ["a", "b [app:a other:zz !zz]"],
         ["a", "b [app:nope]"],
         ["a", "b [a @HEAD]"],
+        ["a", "b 2024-01-01T00:00:00Z a[bot] [x] <a@b> # [y]"],
     ],
 )
 def test_plan_that_sqitch_refuses_is_refused(lines: list[str], tmp_path: Path) -> None:
     """What a change requires stands above it; asked of sqitch itself."""
     names = [line.partition(" ")[0] for line in lines]
     head = "%syntax-version=1.0.0\n%project=app\n\n"
-    changes = head + "".join(f"{line} {WHEN}\n" for line in lines)
+    changes = head + "".join(f"{line}\n" if "<" in line else f"{line} {WHEN}\n" for line in lines)
     scripts = {f"deploy/{name}.sql": "SELECT 1;\n" for name in names if name[0] != "@"}
     found = written(tmp_path, {"sqitch.plan": changes, **scripts})
     written(tmp_path, {"sqitch.conf": "[core]\n\tengine = pg\n"})

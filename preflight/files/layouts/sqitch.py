@@ -42,7 +42,7 @@ _VARIABLE = re.compile(
 )
 
 
-_REQUIRED = re.compile(r"\[([^\]]*)\]")
+_REQUIRED = re.compile(r"[ \t]*[+-]?[ \t]*[^\s\[]+[ \t]+\[([^\]]*)\]")  # then comes when, and who
 _ID = re.compile(r"[0-9a-f]{40}")
 
 
@@ -346,19 +346,19 @@ def _unmet(plan: str, project: str) -> Iterator[Problem]:
         words = line.partition("#")[0].split()
         if not words or words[0].startswith("%"):
             continue
-        for each in _REQUIRED.findall(line.partition("#")[0]):
-            for said in each.split():
-                wanted = said.removeprefix(f"{project}:")
-                name, at, tag = wanted.partition("@")
-                if said[0] == "!" or set(":^~") & set(wanted) or _ID.fullmatch(wanted):
-                    continue
-                if (name and name not in known) or (at and f"@{tag}" not in known):
-                    yield Problem(
-                        f"{words[0]} requires {said}, which stands nowhere above it in the plan",
-                        "sqitch refuses that, too. Put the change back, or correct its name.",
-                        file="sqitch.plan",
-                        line=number,
-                    )
+        required = _REQUIRED.match(line)
+        for said in required[1].split() if required else ():
+            wanted = said.removeprefix(f"{project}:")
+            name, at, tag = wanted.partition("@")
+            if said[0] == "!" or set(":^~") & set(wanted) or _ID.fullmatch(wanted):
+                continue
+            if (name and name not in known) or (at and f"@{tag}" not in known):
+                yield Problem(
+                    f"{words[0]} requires {said}, which stands nowhere above it in the plan",
+                    "sqitch refuses that, too. Put the change back, or correct its name.",
+                    file="sqitch.plan",
+                    line=number,
+                )
         known.add(words[0].lstrip("+"))
 
 
