@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preflight.base import plain, stop
+from preflight.base import plain, stop, unopened
 from preflight.base.errors import ConfigInvalid, Problem
 
 if TYPE_CHECKING:
@@ -238,6 +238,15 @@ def unknown_service(target: Mapping[str, str]) -> str:
     if "service" in target:
         return "the URL names a service that no service file has"
     return f"PGSERVICE names {os.environ.get('PGSERVICE', '')!r}, which no service file has"
+
+
+def unopenable(url: Mapping[str, str], environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what libpq would wait at for ever, before it is asked for anything: see `unopened`."""
+    service = url.get("service") or environ.get("PGSERVICE")
+    if service and (wrong := list(unopened.services(url, environ))):
+        return wrong
+    theirs = completed({**url, "service": service}) if service else {}
+    return list(unopened.others(url, theirs, environ))
 
 
 def of_service(service: str) -> dict[str, str]:
@@ -615,6 +624,11 @@ class _Reader:
                 for key, name in names.items()
                 if (value := self._clean(name, self.environ.get(name)))
             }
+        if not self._opened("DATABASE_URL", sources["DATABASE_URL"]):
+            return {}
+        return self._told_by(sources)
+
+    def _told_by(self, sources: dict[str, dict[str, str]]) -> dict[str, str]:
         by, service = self._service(sources["DATABASE_URL"])
         theirs = of_service(service) if service else {}
         self._from_files(sources, theirs)
@@ -649,6 +663,23 @@ class _Reader:
         if "hostaddr" in target:
             defaults.pop("host", None)
         return sources["DATABASE_URL"] | defaults | target
+
+    def _opened(self, name: str, url: dict[str, str]) -> bool:
+        """Tell whether libpq can be asked: whatever it opens is a file, but for a passfile.
+
+        One that is none is ignored, as psql does.
+        """
+        whole = True
+        for key, wrong in unopenable(url, {**os.environ, **self.environ}):
+            said = f"{name}: {wrong}" if wrong.startswith("the URL ") else wrong
+            if key == "passfile":
+                warning = f"{said}: it is ignored"
+                self.warnings += [warning] if warning not in self.warnings else []
+                url["passfile"] = unopened.NOWHERE
+            else:
+                self.wrong(said, unopened.HINT)
+                whole = False
+        return whole
 
     def _service(self, url: Mapping[str, str]) -> tuple[str, str | None]:
         """Return who names a service, and which."""
@@ -700,6 +731,8 @@ class _Reader:
         found = self._url(name)
         for message, hint in misaddressed(found):
             self.wrong(f"{name}: {message}", hint)
+        if found and not self._opened(name, found):
+            return {}
         if found and {"dbname", "service"}.isdisjoint(found):  # libpq would take the user's name
             self.wrong(f"{name} names no database", _NO_DATABASE[name])
         return whole(found) if found else found

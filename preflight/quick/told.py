@@ -19,6 +19,13 @@ LIBPQ = frozenset(
     ("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGCHANNELBINDING", "PGPASSFILE",
      "PGSSLNEGOTIATION", "PGGSSENCMODE", "PGREQUIREAUTH", "PGAPPNAME", "PGDATA")
 )  # fmt: skip
+# of these the files, and where libpq looks without them; a key it does not open where it is none
+OPENED = (
+    ("PGPASSFILE", ".pgpass"),
+    ("PGSSLROOTCERT", ".postgresql/root.crt"),
+    ("PGSSLCERT", ".postgresql/postgresql.crt"),
+    ("PGSSLCRL", ".postgresql/root.crl"),
+)
 TIMEOUT = "PGCONNECT_TIMEOUT"
 KNOWN = (
     LIBPQ
@@ -114,6 +121,7 @@ def _whole(value: str) -> bool:
 def target(environ: Environment) -> Environment:
     """Return the libpq parameters to connect with; raises Unclear."""
     _require_no_others(environ)
+    _require_files(environ)
     sources = [
         {key: environ[name] for key, name in names.items() if name in environ} for names in SOURCES
     ]
@@ -135,6 +143,21 @@ def target(environ: Environment) -> Environment:
         if value[0] in "\"'" or not value.isprintable() or set(value) & ODD.get(key, set()):
             raise Unclear
     return found
+
+
+def _require_files(environ: Environment) -> None:
+    """Make sure that what libpq opens by itself is a file, or not there; raises Unclear.
+
+    At a pipe it would wait for ever, and nothing could end that.
+    """
+    home = os.environb.get(b"HOME", b"").decode("utf-8", "surrogateescape")
+    for variable, default in OPENED:
+        try:
+            mode = os.stat(environ.get(variable) or f"{home}/{default}").st_mode  # noqa: PTH116 -- likewise
+        except OSError:
+            continue
+        if not stat.S_ISREG(mode):
+            raise Unclear
 
 
 def _require_no_others(environ: Environment) -> None:

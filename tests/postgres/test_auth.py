@@ -83,6 +83,78 @@ def test_password_is_told_to_the_client_whatever_passfile_a_service_names(
     assert 1 == len(result.event("backup.verified"))
 
 
+# what libpq opens by itself
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> str:
+    """Give a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "pipe")
+    return str(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("name", ["PGSERVICEFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLCRL"])
+@pytest.mark.parametrize("command", ["up", "check"])
+def test_pipe_in_a_files_place_is_named(run: Run, pipe: str, name: str, command: str) -> None:
+    """Libpq would wait there for ever, and let neither the deadline nor a stop request through."""
+    service = {"PGSERVICE": "live", "PGHOST": None, "PGDATABASE": None, "PGPASSWORD": None}
+    env = {name: pipe} | (service if name == "PGSERVICEFILE" else {})
+    result = run(command, env={**BRIEFLY, **env}, timeout=20)
+
+    error = result.finished["error"]
+    assert (20, "config.invalid") == (result.code, error["code"])
+    assert f"{name} names {pipe}, which is a pipe and no file" == error["message"]
+    assert "copy what it holds into a file" in error["hint"]
+
+
+def test_pipe_that_a_service_or_a_url_names_is_found(
+    run: Run, database: servers.Database, pipe: str, tmp_path: Path
+) -> None:
+    """Who says it is named; of a URL no value is shown."""
+    (tmp_path / "services").write_text(f"[live]\ndbname={database.name}\nsslcert={pipe}\n")
+    service = {"PGSERVICE": "live", "PGSERVICEFILE": str(tmp_path / "services")}
+    url = {"DATABASE_URL": f"dbname={database.name} sslrootcert={pipe}"}
+    ways = [service, url, {"PREFLIGHT_REHEARSE_URL": f"host=h dbname=d sslcrl={pipe}"}]
+    found = [run("check", env={"PGDATABASE": None, **way}, timeout=20) for way in ways]
+
+    assert [
+        "the service says as sslcert what is a pipe and no file",
+        "DATABASE_URL: the URL says as sslrootcert what is a pipe and no file",
+        "PREFLIGHT_REHEARSE_URL: the URL says as sslcrl what is a pipe and no file",
+    ] == [each.finished["error"]["message"] for each in found]
+
+
+def test_pipe_for_a_passfile_is_ignored_and_named(run: Run, pipe: str) -> None:
+    """As psql does: with a password the run goes on, clients and copies too; without it is 21."""
+    env = {"PGPASSFILE": pipe, "PREFLIGHT_REHEARSE": "always"}
+    result = run(env=env)
+    current = run(env=env, timeout=20)
+    without = run("check", env={**BRIEFLY, **env, "PGPASSWORD": None}, timeout=20)
+
+    assert (0, ["restored"]) == (
+        result.code,
+        [event["verified"] for event in result.event("rehearsal.passed")],
+    )
+    assert [0, 21] == [current.code, without.code]
+    warning = f"PGPASSFILE names {pipe}, which is a pipe and no file: it is ignored"
+    for each in (result, current, without):
+        assert warning in [event["warning"] for event in each.event("config.warned")]
+
+
+def test_pipe_below_home_is_found(run: Run, tmp_path: Path) -> None:
+    """There libpq looks where nobody names another file."""
+    home = tmp_path / "home"
+    (home / ".postgresql").mkdir(parents=True)
+    os.mkfifo(home / ".pgpass")
+    os.mkfifo(home / ".postgresql/root.crt")
+    result = run("up", env={"HOME": str(home)}, timeout=20)
+    (home / ".postgresql/root.crt").unlink()
+
+    message = f"{home}/.postgresql/root.crt is a pipe and no file"
+    assert (20, message) == (result.code, result.finished["error"]["message"])
+    assert [0, 0] == [run("up", env={"HOME": str(home)}).code for _ in range(2)]
+
+
 # what a server refuses
 
 

@@ -569,6 +569,9 @@ WRONG: Mapping[str, tuple[str, str]] = {
     "a reserved schema": ('{"name": "a", "schema": "public"}', "`schema`"),
     "a URL that is not there": ('{"name": "a", "url_file": "gone"}', "gone"),
     "a URL with a host that is none": ('{"name": "a", "url_file": "url"}', "no name and no addr"),
+    "a URL with a certificate that is no file": (
+        '{"name": "a", "url_file": "open"}', "says as sslcert what is a directory and no file"
+    ),
 }  # fmt: skip
 
 
@@ -581,6 +584,7 @@ def test_targets_that_cannot_be_meant_are_named(
     path = tmp_path / "targets.jsonl"
     path.write_text(text)
     (tmp_path / "url").write_text("dbname=d host=127.0.0.1:54991")
+    (tmp_path / "open").write_text("dbname=d host=h sslcert=/")
     migrations(ONE)
     result = run_bare("up", "--targets", str(path))
 

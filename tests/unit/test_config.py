@@ -651,6 +651,38 @@ def test_quick_look_leaves_a_pipe_as_it_is(tmp_path: Path) -> None:
     os.close(pipe)
 
 
+@pytest.mark.parametrize("name", ["PGPASSFILE", "PGSSLROOTCERT", "PGSSLCERT"])
+def test_quick_look_gives_libpq_no_pipe(tmp_path: Path, name: str) -> None:
+    """It would wait there for ever; the full path says what is wrong."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    with pytest.raises(told.Unclear):
+        told.target({name: str(path)})
+    assert "unicorn" == told.target({name: "/nowhere"})["user"]
+
+
+@pytest.mark.parametrize(
+    ("path", "what"), [("/", "a directory"), ("/dev/zero", "a device"), (os.devnull, None)]
+)
+def test_what_is_no_file_is_called_what_it_is(path: str, what: str | None) -> None:
+    """A certificate in a directory's place is named; /dev/null is a way to say none."""
+    message = f"PGSSLCERT names {path}, which is {what} and no file"
+    found = wrong(PGSSLCERT=path, PGPORT="no")
+
+    assert (what is not None) == any(message in each for each in found)
+
+
+def test_word_for_the_systems_certificates_is_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PGSSLROOTCERT=system stays what it is, whatever stands in the directory of the run."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("system")
+
+    assert "unicorn" == target(PGSSLROOTCERT="system")["user"]
+
+
 def test_quick_look_opens_no_pipe(tmp_path: Path) -> None:
     """It would let go who waits there to write; a socket, which cannot be opened, tells."""
     path = tmp_path / "secret"

@@ -183,7 +183,7 @@ def _target(config: Config, beside: Path, line: str, place: str) -> Target:
     if "url_file" in said:
         target = {key: value for key, value in target.items() if key not in WHERE}
         said["url_file"] = str((beside / said["url_file"]).absolute())
-        url = _url(Path(said["url_file"]))
+        url = _url(Path(said["url_file"]), config.environ)
         target |= url if "service" in url else sessions.UNSAID | url
         said_in = dict.fromkeys(WHERE, f"the URL in {said['url_file']}")
     if "database" in said:
@@ -254,7 +254,7 @@ def _first(path: str, user: str) -> str:
     return named[0]
 
 
-def _url(path: Path) -> dict[str, str]:
+def _url(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             text = file.read(plain.SECRET_MAX_BYTES).decode("utf-8").rstrip("\r\n")
@@ -267,6 +267,9 @@ def _url(path: Path) -> dict[str, str]:
         raise _Wrong(f"the URL in {path} {wrong}") from wrong
     for message, _ in settings.misaddressed(found):
         raise _Wrong(f"the URL in {path}: {message}")
+    for key, said in settings.unopenable(found, environ):
+        if key != "passfile" or not {"passfile", "service"}.isdisjoint(found):
+            raise _Wrong(f"in the URL in {path}: {said}")
     if "dbname" not in found:
         raise _Wrong(f"the URL in {path} names no database")
     return settings.whole(found)

@@ -66,8 +66,7 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
     with ExitStack() as stack:
         found, text, theirs = dict(led.environment), "", _passfile(wrapped.environ)
         if led.passfile:
-            with suppress(OSError, UnicodeDecodeError):
-                text = theirs.read_text(encoding="utf-8")
+            text = _text(theirs)
             gate = bool(wrapped.environ.get("PGSERVICE"))
             text = environment.passfile(text, live, let_in, gate=gate)
         if led.files or text:
@@ -87,6 +86,13 @@ def to_copy(session: Session, copy: Copy, wrapped: Wrapped) -> Iterator[environm
 def _passfile(environ: Mapping[str, str]) -> Path:
     """Return where libpq looks for a passfile."""
     return Path(environ.get("PGPASSFILE") or f"{environ.get('HOME', '')}/.pgpass")
+
+
+def _text(path: Path) -> str:
+    """Return what a file holds; "" for none, and for a pipe, which would be waited at."""
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return ""
 
 
 def _write(path: Path, text: str, original: Path) -> None:
@@ -134,8 +140,7 @@ def _services(environ: Mapping[str, str]) -> set[str]:
     folders = [environ["PGSYSCONFDIR"]] if environ.get("PGSYSCONFDIR") else _OF_SYSTEMS
     found = set[str]()
     for path in (own, *(f"{folder}/pg_service.conf" for folder in folders)):
-        with suppress(OSError, UnicodeDecodeError):
-            found |= environment.services(Path(path).read_text(encoding="utf-8"))
+        found |= environment.services(_text(Path(path)))
     return found
 
 
