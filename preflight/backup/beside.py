@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from preflight.base import stop
+from preflight.base import stop, threads
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def asked(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # noqa: BLE001 -- told to who waits
             future.set_exception(error)
 
-    threading.Thread(target=done, daemon=True).start()
+    threads.start(threading.Thread(target=done, daemon=True))
     return future
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Self
 
-from preflight.base import stop
+from preflight.base import stop, threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -284,7 +284,7 @@ class _Words:
         self._hear = hear
         self._stream = _stream(child.stderr)
         self.thread = threading.Thread(target=self._listen, daemon=True)
-        self.thread.start()
+        threads.start(self.thread)
 
     def _listen(self) -> None:
         quoting = False  # a query of many lines, which would push the error out

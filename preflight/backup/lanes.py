@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from preflight.base import stop
+from preflight.base import stop, threads
 
 if TYPE_CHECKING:
     from preflight.backup.progress import Moving
@@ -54,10 +54,10 @@ class Lanes(Generic[T]):
     def __exit__(self, *_: object) -> None:
         """End what is under way, and wait until it has."""
         self._ended = True
-        for little, threads in self._threads.items():
-            for _each in threads:
+        for little, lane in self._threads.items():
+            for _each in lane:
                 self._queues[little].put(None)
-        waiting = [each for threads in self._threads.values() for each in threads]
+        waiting = [each for lane in self._threads.values() for each in lane]
         until = time.monotonic() + ENDED_S
         for thread in waiting:
             while thread.is_alive() and time.monotonic() < until:
@@ -70,10 +70,10 @@ class Lanes(Generic[T]):
         little = size <= LITTLE
         self._added += 1
         self._queues[little].put(file)
-        threads = self._threads[little]
-        if len(threads) < self._most[little]:
-            threads.append(threading.Thread(target=self._run, args=(little,), daemon=True))
-            threads[-1].start()
+        lane = self._threads[little]
+        if len(lane) < self._most[little]:
+            lane.append(threading.Thread(target=self._run, args=(little,), daemon=True))
+            threads.start(lane[-1])
 
     def _run(self, little: bool) -> None:  # noqa: FBT001 -- a thread's
         while (file := self._queues[little].get()) is not None and not self._ended:

@@ -16,7 +16,6 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -37,7 +36,7 @@ from preflight.backup import (
     spool,
     store,
 )
-from preflight.base import stop
+from preflight.base import stop, threads
 from preflight.base.errors import BackupFailed, BackupInterrupted
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ class Objects(store.Store):
                 beside.waited(lambda: self._library.delete(self._bucket, key))
 
         if len(keys) > DELETED_ALONE:
-            with ThreadPoolExecutor(WIDTH) as pool:
+            with threads.pool(WIDTH) as pool:
                 list(pool.map(delete, keys))
             return
         for key in keys:
@@ -279,7 +278,7 @@ class Objects(store.Store):
                 denied.append(refused)
                 raise manifests.Unreadable(str(refused.strerror)) from refused
 
-        with ThreadPoolExecutor(WIDTH) as pool:
+        with threads.pool(WIDTH) as pool:
             found = store.listed(pool.map(partial(store.tried, known), names))
         if len(denied) == len(names) and "rights" in {each.why for each in denied}:
             raise denied[0]  # it is a key that may list alone
@@ -691,7 +690,7 @@ class _Upload:
         self._failed: BaseException | None = None
         self._given_up = False
         self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
 
     def _work(self) -> None:
         try:
@@ -750,8 +749,7 @@ def _regularly(renew: Callable[[], None]) -> Iterator[None]:
             with suppress(OSError):
                 renew()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    threads.start(threading.Thread(target=work, daemon=True))
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from preflight.backup import beside, children, clients, manifests
-from preflight.base import console, stop
+from preflight.base import console, stop, threads
 from preflight.base.errors import BackupDamaged, BackupFailed, BackupUnverified
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class Counting:
         wide = children.widen(written)
         own = os.dup(written.fileno())  # the other one may be closed before the thread ends
         self._thread = threading.Thread(target=self._count, args=(own, wide), daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
 
     def _count(self, written: int, wide: bool) -> None:  # noqa: FBT001 -- a thread's
         with os.fdopen(written, "rb", buffering=0) as stream:
@@ -382,7 +382,7 @@ class Following:
         with suppress(BackupFailed):
             self._counted = self._begin()
             pipe = self._counted.pipe
-            threading.Thread(target=self._feed, args=(pipe,), daemon=True).start()
+            threads.start(threading.Thread(target=self._feed, args=(pipe,), daemon=True))
 
     def _feed(self, pipe: IO[bytes]) -> None:
         with suppress(OSError), pipe, self._opened() as stream:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from preflight.backup import children, manifests, progress, reading_back, spool, store
-from preflight.base import plain, stop
+from preflight.base import plain, stop, threads
 from preflight.base.config import contents
 from preflight.base.errors import BackupFailed, BackupUnverified, ConfigInvalid
 
@@ -341,7 +341,7 @@ class _Cipher:
 
     def __enter__(self) -> Self:
         """Begin."""
-        self._thread.start()
+        threads.start(self._thread)
         return self
 
     def __exit__(self, *_: object) -> None:

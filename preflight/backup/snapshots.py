@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import psycopg
 
 from preflight.backup import children, clients
-from preflight.base import console, quoting, stop
+from preflight.base import console, quoting, stop, threads
 from preflight.base.errors import (
     BackupFailed,
     BackupInterrupted,
@@ -221,7 +221,7 @@ class Count:
     @contextmanager
     def running(self) -> Iterator[Self]:
         """Count meanwhile; in the end it counts no more."""
-        threading.Thread(target=self._run, daemon=True).start()
+        threads.start(threading.Thread(target=self._run, daemon=True))
         try:
             yield self
         finally:

@@ -16,7 +16,7 @@ import psycopg
 import structlog
 
 from preflight.backup import manifests, new_database, restored, store
-from preflight.base import console, quoting, stop
+from preflight.base import console, quoting, stop, threads
 from preflight.base.errors import BackupFailed, BackupInterrupted, TargetUnusable
 from preflight.server import dial, sessions
 
@@ -373,7 +373,7 @@ def _ending(session: Session, place: restored.Place) -> Iterator[None]:
     ours = session.pid
     ends = partial(_end_all, target, live.oid, ours, over)
     thread = threading.Thread(target=ends, daemon=True, name="end sessions")
-    thread.start()
+    threads.start(thread)
     try:
         yield
     finally:

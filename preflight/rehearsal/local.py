@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from preflight.backup import mounts
-from preflight.base import console, landlock, memory, stop
+from preflight.base import console, landlock, memory, stop, threads
 from preflight.rehearsal import confined
 
 DIRECTORY = Path("/scratch")
@@ -571,7 +571,7 @@ class Server:
                     return
 
         thread = threading.Thread(target=look, daemon=True)
-        thread.start()
+        threads.start(thread)
         try:
             yield
         finally:
@@ -652,7 +652,7 @@ class _Ahead:
     def begin(self, find_programs: Callable[[], Programs]) -> None:
         """Begin; what fails is left to who would make it otherwise."""
         self._find = find_programs
-        self._thread.start()
+        threads.started(self._thread)
 
     def _work(self) -> None:
         with suppress(Unavailable, OSError):
@@ -677,13 +677,16 @@ class _Ahead:
         self.over = True
 
         def work() -> None:
-            self._thread.join()
+            if self._thread.ident is not None:  # else it could not be started
+                self._thread.join()
             self._stack.close()
 
         # no daemon: who leaves the process waits for it
         thread = threading.Thread(target=work, name="leaving")
         _LEAVING.append(thread)
-        thread.start()
+        if not threads.started(thread):
+            _LEAVING.remove(thread)
+            work()
 
 
 _AHEAD: dict[Path, _Ahead] = {}  # by the run's directory

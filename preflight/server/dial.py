@@ -105,6 +105,7 @@ POOLER = (
 )
 
 
+NO_THREAD = "no thread can be started to connect with"
 NO_PASSPHRASE = " "  # noqa: S105 -- of no key; an empty one is none to libpq
 
 
@@ -180,7 +181,7 @@ def connect(target: Mapping[str, str], within_s: float) -> psycopg.Connection[An
     try:
         threading.Thread(target=call.run, daemon=True, name="dial").start()
     except RuntimeError as error:  # the limit of processes, or of memory: others may end
-        raise Refused("passing", f"no thread can be started to connect with: {error}") from None
+        raise Refused("passing", f"{NO_THREAD}: {error}") from None
     try:
         with stop.allowed():
             while not (finished := call.done.wait(call.left_s())) and call.left_s():

@@ -19,7 +19,7 @@ import structlog
 from psycopg import capabilities, generators, pq
 from psycopg.rows import dict_row
 
-from preflight.base import plain, quoting, repeat, stop
+from preflight.base import plain, quoting, repeat, stop, threads
 from preflight.base.config import completed
 from preflight.base.errors import (
     ConnectionLost,
@@ -559,7 +559,7 @@ class Session:
         """Have the server end what it is at; hang up on one that does not say so."""
         timer = threading.Timer(CANCEL_S, self._hang_up)
         timer.daemon = True
-        timer.start()
+        threads.started(timer)
         try:
             with suppress(psycopg.Error), self.connection.lock:
                 self.connection.cancel_safe(timeout=CANCEL_S)
@@ -582,7 +582,8 @@ class Session:
         within_s = max(least, min(most, self.deadline - time.monotonic()))
         timer = threading.Timer(within_s, self._hang_up)
         timer.daemon = True
-        timer.start()
+        with threads.needed(threads.no_server):
+            timer.start()
         try:
             yield
         except psycopg.Error as error:

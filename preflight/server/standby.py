@@ -16,7 +16,7 @@ import psycopg
 import structlog
 from psycopg import waiting
 
-from preflight.base import stop
+from preflight.base import stop, threads
 from preflight.server import dial
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class Vigil:
         thread = threading.Thread(
             target=self.context.run, args=[self._run], daemon=True, name="vigil"
         )
-        with suppress(RuntimeError):  # no thread can be started: it is waited for without a word
-            thread.start()
+        threads.started(thread)  # else it is waited for without a word
 
     def end(self) -> None:
         """Look no more; when it returns, no cancel is on its way."""

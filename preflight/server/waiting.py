@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 from psycopg import pq
 
-from preflight.base import quoting
+from preflight.base import quoting, threads
 from preflight.base.config import completed, unknown_service
 from preflight.base.errors import (
     AuthFailed,
@@ -20,7 +20,7 @@ from preflight.base.errors import (
     NotReady,
     TargetUnusable,
 )
-from preflight.server.dial import POOLED, Refused, called
+from preflight.server.dial import NO_THREAD, POOLED, Refused, called
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -189,7 +189,7 @@ class Patience:
                 return NotReady(
                     "server.not_ready",
                     f"{where} was not usable: {said}",
-                    self._to_be_usable(state),
+                    self._to_be_usable(refused),
                     sqlstate=state,
                 )
 
@@ -197,8 +197,11 @@ class Patience:
         """Return in brackets what says a value, of a target whose own it is."""
         return f" ({self.said_in[key]})" if key in self.said_in else ""
 
-    def _to_be_usable(self, state: str | None) -> str:
+    def _to_be_usable(self, refused: Refused) -> str:
         """Return what makes a server usable: one that gives a reason is there, and reached."""
+        if str(refused).startswith(NO_THREAD):
+            return f"{threads.LIMITED}. Nobody was called."
+        state = refused.sqlstate
         if state is None:
             reached = f"may this container reach it{self._in('host')}"
             return f"Is the database running, and {reached}? Then run again."

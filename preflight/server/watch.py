@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import psycopg
 import structlog
 
+from preflight.base import threads
 from preflight.files.planned import Blocker
 from preflight.server import dial, sessions, standby
 
@@ -310,8 +311,10 @@ class _Lookout:
         with self.guard:
             self.current = watch
             if self.until is None:
+                watching = threading.Thread(target=self.run, daemon=True, name="watch")
                 self.until = watch.due
-                threading.Thread(target=self.run, daemon=True, name="watch").start()
+                if not threads.started(watching):  # nothing is told of the file; the next may be
+                    self.until = None
             elif watch.due < self.until:
                 self.sooner.set()
 

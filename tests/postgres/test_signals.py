@@ -420,6 +420,98 @@ def test_any_user_without_a_home_can_run_it(
     assert [] == list((outside / "tmp").iterdir())
 
 
+AS_OTHER = ["setpriv", "--reuid=54322", "--regid=54322", "--clear-groups"]
+UP = [*AS_OTHER, sys.executable, str(program.ENTRYPOINT)]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a user of its own is root's to give")
+
+
+@pytest.fixture
+def others(
+    outside: Path, bare_environment: dict[str, str], database: servers.Database
+) -> dict[str, str]:
+    """Give what a user of its own needs to run `up`."""
+    (outside / "migrations").mkdir()
+    for name, text in ONE.items():
+        (outside / "migrations" / name).write_text(text)
+    places = {"PREFLIGHT_BACKUP_DIR": outside / "backups", "TMPDIR": outside / "tmp"}
+    for each in places.values():
+        each.mkdir()
+        os.chown(each, 54322, 54322)
+    return {
+        "PATH": bare_environment["PATH"],
+        **database.env(),
+        "PREFLIGHT_MIGRATIONS_DIR": str(outside / "migrations"),
+        "PREFLIGHT_WAIT_TIMEOUT_S": "1",
+        **{name: str(path) for name, path in places.items()},
+    }
+
+
+@needs_root
+def test_limit_of_processes_is_told_as_what_passes(
+    outside: Path, others: dict[str, str], database: servers.Database
+) -> None:
+    """Wherever the next thread cannot be started: run again, with the limit named, and no bug."""
+    codes = []
+    for most in range(1, 12):
+        command = ["prlimit", f"--nproc={most}", *UP]
+        done = subprocess.run(
+            command,
+            env=others,
+            cwd="/proc",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        result = program.Result(done.returncode, done.stdout, done.stderr, 0.0)
+        codes.append(result.code)
+        if result.code == 0:
+            break
+        error = result.finished["error"]
+        assert result.code in range(10, 15), str(result)
+        assert "thread can be started" in error["message"]
+        assert "`ulimit -u`" in error["hint"]
+        assert "Is the database running" not in error["hint"]
+
+    assert (10, 0) == (codes[0], codes[-1])
+    assert 14 in codes
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+    assert [] == list((outside / "tmp").iterdir())
+
+
+@needs_root
+def test_file_is_applied_where_nobody_can_watch_it(
+    others: dict[str, str], database: servers.Database
+) -> None:
+    """Somebody takes the last process in the middle of a run: a thread that watches is spared."""
+    env = {**others, "PREFLIGHT_BACKUP": "off", "PREFLIGHT_REHEARSE": "off"}
+    with (
+        psycopg.connect(database.conninfo(), autocommit=True) as holder,
+        contextlib.ExitStack() as stack,
+    ):
+        holder.execute("SELECT pg_advisory_lock(%s)", [lock.key("preflight")])
+        limited = ["prlimit", "--nproc=4", *UP]
+        child = subprocess.Popen(limited, env=env, cwd="/proc", stdout=subprocess.PIPE, text=True)
+        stack.enter_context(child)
+        stack.callback(child.kill)
+        assert child.stdout is not None
+        said = next((line for line in child.stdout if '"lock.busy"' in line), "")
+        for _ in range(3):
+            echo = ["sh", "-c", "echo here; read end"]
+            last = subprocess.Popen(
+                [*AS_OTHER, *echo], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            stack.enter_context(last)
+            assert last.stdout is not None
+            assert b"here\n" == last.stdout.readline()
+        holder.execute("SELECT pg_advisory_unlock_all()")
+        said += child.stdout.read()
+        child.wait()
+
+    assert 0 == child.returncode, said
+    assert [1] == database.query("SELECT version FROM preflight.migrations")
+
+
 @pytest.fixture
 def unasked(database: servers.Database, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Lead to the database from this very process, which nobody has asked to stop."""

@@ -394,6 +394,16 @@ def test_unknown_service_is_named_and_not_waited_for(
     assert [] == events
 
 
+def test_thread_that_cannot_be_started_is_no_matter_of_the_server() -> None:
+    """Nobody was called: whether the database runs is not the question."""
+    refused = dial.Refused("passing", f"{dial.NO_THREAD}: can't start new thread")
+    failure = failing({"dbname": "app"}, refused)
+
+    assert (10, "server.not_ready") == (failure.exit_code, failure.code)
+    assert "Is the database running" not in (failure.problem.hint or "")
+    assert "pids.max" in (failure.problem.hint or "")
+
+
 @pytest.mark.parametrize(
     ("state", "helps"),
     [

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import structlog
 
 from preflight import run
-from preflight.base import logs, repeat, stop
+from preflight.base import logs, repeat, stop, threads
 from preflight.base.errors import ExitCode, Failure
 from preflight.commands.fleet import alone
 from preflight.commands.fleet.targets import Target
@@ -304,7 +304,7 @@ def _listen() -> None:
         if stop.requested() is None:
             timer = threading.Timer(HARD_STOP_S, _hard)
             timer.daemon = True
-            timer.start()
+            threads.started(timer)
         stop.request(number)
 
     stop.listen(ask)
