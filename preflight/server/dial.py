@@ -56,6 +56,7 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
             r"in service file|weak sslmode|could not match|specified more than once|"
             r"cannot be mixed with|protocol version range|\" is greater than \"|"
             r"server only supports protocol version|host name must be specified|"
+            r"local user with ID \d+ does not exist|"
             # alone: another host may be good
             r"\A(could not parse network address|Unix-domain socket path) .*$"
         ),
@@ -67,7 +68,7 @@ KINDS: tuple[tuple[str, str, frozenset[str]], ...] = (
             r"does not support SSL|certificate|channel binding|no password supplied|"
             r"SSL error: (?!unexpected eof)|"
             r"private key|authentication method requirement|SCRAM|requirepeer|"
-            r"doesn't support GSSAPI|GSSAPI encryption required but it is not supported|"
+            r"doesn't support GSSAPI|GSSAPI encryption required but|"
             r"authentication method \d+ not supported|SASL authentication mechanisms"
         ),
         frozenset({"28P01", "28000", "42501"}),
@@ -90,7 +91,7 @@ _SETTING = re.compile(r"(?m)^LOCATION: +(?:set_config|call_\w+_check_hook)")
 POOLED = "08P01"  # PgBouncer says everything with it, and in English only
 POOLER = (
     ("options", r"startup parameter"),
-    ("database", r"[Nn]o such database"),
+    ("database", r"[Nn]o such database|database \".*\" does not exist"),
     (
         "auth",
         (
@@ -99,12 +100,16 @@ POOLER = (
             r"login rejected|[Nn]o such user|: [Aa]uth failed|(username|password) too long|"
             r"empty password returned|invalid SASL authentication mechanism|"
             # of its own login at the server
-            r"wrong password type|server signature|SASL authentication mechanisms"
+            r"wrong password type|server signature|SASL authentication mechanisms|"
+            # what that says, handed on
+            r"role \".*\" (does not exist|is not permitted to log in)|no pg_hba\.conf entry|"
+            r"permission denied for database"
         ),
     ),
 )
 
 
+NO_ANSWER = "no answer within"
 NO_THREAD = "no thread can be started to connect with"
 NO_PASSPHRASE = " "  # noqa: S105 -- of no key; an empty one is none to libpq
 
@@ -191,7 +196,7 @@ def connect(target: Mapping[str, str], within_s: float) -> psycopg.Connection[An
         raise
     if not finished:
         call.abandoned.set()
-        raise Refused("passing", f"no answer within {call.longest_s:g} s")
+        raise Refused("passing", f"{NO_ANSWER} {call.longest_s:g} s")
     if call.error is not None:
         raise call.error
     return _wrapped(call.made)
@@ -281,7 +286,7 @@ class _Call:
 
     def unheard(self, silent: list[str]) -> list[str]:
         """Say which addresses have not answered, if there are any."""
-        within = f"no answer within {self.each_s:g} s from"
+        within = f"{NO_ANSWER} {self.each_s:g} s from"
         return [f"{within} {', '.join(silent)}"] if silent else []
 
     def poll(self, pgconn: pq.abc.PGconn) -> Address | None:

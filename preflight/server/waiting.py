@@ -20,7 +20,7 @@ from preflight.base.errors import (
     NotReady,
     TargetUnusable,
 )
-from preflight.server.dial import NO_THREAD, POOLED, Refused, called
+from preflight.server.dial import NO_ANSWER, NO_THREAD, POOLED, Refused, called
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -54,6 +54,7 @@ ANSWERED = {
 OTHERWISE = "It is there, and its log says more about the reason. Then run again."
 # libpq's words under the C locale: what has a value that it does not take
 _WRONG = re.compile(r"invalid \"?(\w+)\"? value: |for connection option \"(\w+)\"")
+_NAMELESS = "local user with ID"
 AUTH_PAUSE_S = 3.0  # a lock-out policy must not be provoked
 
 
@@ -78,19 +79,33 @@ class Patience:
         self.attempts = 1
         self.said: tuple[str, float] = ("", 0.0)
         self.first: Refused | None = first
+        self.named: Refused | None = None  # what a pooler said of why it lets nobody in
 
     def attempt(self, connect_once: Callable[[], None]) -> None:
         """Connect once more, and say why not."""
         if self.first is not None:  # made before tenacity was imported
             first, self.first = self.first, None
+            self._reason(first)
             self.tell(first)
             raise first
         try:
             connect_once()
         except Refused as refused:
             self.attempts += 1
-            self.tell(refused)
-            raise
+            reason = self._reason(refused)
+            self.tell(reason)
+            raise reason from None
+
+    def _reason(self, refused: Refused) -> Refused:
+        """Return why nobody is let in: a pooler that has said so holds the next login for a while.
+
+        Its silence is that reason still.
+        """
+        if self.named and str(refused).startswith(NO_ANSWER):
+            return self.named
+        lasting = refused.sqlstate == POOLED and refused.kind in LASTING
+        self.named = refused if lasting else None
+        return refused
 
     def tell(self, refused: Refused) -> None:
         """Say what is waited for, now and then."""
@@ -154,6 +169,9 @@ class Patience:
                 if str(refused).startswith("definition of service "):
                     found = unknown_service(self.target)
                     hint = "Correct the name, or let PGSERVICEFILE say which file has it."
+                elif _NAMELESS in str(refused):
+                    found = f"no user is said, and this process's has no name: {refused}"
+                    hint = "Say it as PGUSER, or as user in the service."
                 elif not {"host", "hostaddr"} & self.known.keys():
                     found = str(refused)  # nobody is called before a service file is read
                 return ConfigInvalid("config.connection", found, hint)
@@ -203,6 +221,11 @@ class Patience:
             return f"{threads.LIMITED}. Nobody was called."
         state = refused.sqlstate
         if state is None:
+            if self.known.get("sslnegotiation") == "direct" and "unexpected eof" in str(refused):
+                return (
+                    "Is it PostgreSQL 17 or later, which PGSSLNEGOTIATION=direct needs? Then run "
+                    "again."
+                )
             reached = f"may this container reach it{self._in('host')}"
             return f"Is the database running, and {reached}? Then run again."
         database = quoting.name(self.known.get("dbname") or "…")

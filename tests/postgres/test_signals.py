@@ -512,6 +512,33 @@ def test_file_is_applied_where_nobody_can_watch_it(
     assert [1] == database.query("SELECT version FROM preflight.migrations")
 
 
+@needs_root
+def test_service_without_a_user_is_named_where_ours_has_no_name(
+    outside: Path, others: dict[str, str]
+) -> None:
+    """Libpq would call it like this process's user, whom nobody knows: 20, and nobody waits."""
+    (outside / "services").write_text(
+        f"[live]\nhost={others['PGHOST']}\nport={others['PGPORT']}\ndbname=d\n"
+    )
+    env = {name: value for name, value in others.items() if not name.startswith("PG")}
+    env |= {"PGSERVICE": "live", "PGSERVICEFILE": str(outside / "services")}
+    env |= {"PREFLIGHT_WAIT_TIMEOUT_S": "50"}
+    done = subprocess.run(
+        [*UP, "check"],
+        env=env,
+        cwd="/proc",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    error = program.Result(done.returncode, done.stdout, done.stderr, 0.0).finished["error"]
+
+    assert (20, "config.connection") == (done.returncode, error["code"])
+    assert "no user is said" in error["message"]
+    assert "PGUSER" in error["hint"]
+
+
 @pytest.fixture
 def unasked(database: servers.Database, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Lead to the database from this very process, which nobody has asked to stop."""

@@ -54,7 +54,7 @@ def test_server_is_understood_in_any_language(kind: str, sqlstate: str, german: 
         ("auth", "fe_sendauth: no password supplied"),
         ("auth", "server doesn't support GSSAPI encryption, but it was required"),
         ("auth", "GSSAPI encryption required but it is not supported over a local socket"),
-        ("passing", "GSSAPI encryption required but no credential cache"),
+        ("auth", "GSSAPI encryption required but no credential cache"),
         ("auth", 'requirepeer specifies "a", but actual peer user name is "b"'),
         ("auth", "authentication method 9 not supported"),
         ("auth", "none of the server's SASL authentication mechanisms are supported"),
@@ -63,6 +63,8 @@ def test_server_is_understood_in_any_language(kind: str, sqlstate: str, german: 
         ("standby", f"{REFUSED} session is read-only\n{REFUSED} session is read-only"),
         ("passing", f"{REFUSED} session is read-only\n{REFUSED} Connection refused\n\tIs it up?"),
         ("config", 'invalid sslmode value: "sometimes"'),
+        ("config", "local user with ID 4242 does not exist"),
+        ("passing", "could not look up local user ID 4242: Input/output error"),
         ("config", "host name must be specified for a verified SSL connection"),
         ("config", 'server only supports protocol version 3.0, but "min_protocol_version" was set'),
         ("config", 'gssencmode value "require" invalid when GSSAPI support is not compiled in'),
@@ -141,6 +143,12 @@ def test_service_file_that_cannot_be_read_is_not_waited_for(
         ("auth", "server login failed: wrong password type"),
         ("auth", f'{CACHED} password authentication failed for user "app" (server_login_retry)'),
         ("database", "no such database: login rejected"),
+        ("database", 'database "app" does not exist'),
+        ("database", f'{CACHED} database "app" does not exist (server_login_retry)'),
+        ("auth", 'role "app" does not exist'),
+        ("auth", 'role "app" is not permitted to log in'),
+        ("auth", 'no pg_hba.conf entry for host "10.0.0.9", user "app", database "app", no SSL'),
+        ("auth", 'permission denied for database "app"'),
         ("passing", "query_wait_timeout"),
         ("passing", "client_login_timeout (server down)"),
         ("passing", "pgbouncer cannot connect to server"),
@@ -392,6 +400,45 @@ def test_unknown_service_is_named_and_not_waited_for(
     assert ("config.connection", 20) == (failure.code, failure.exit_code)
     assert message.format(services) == str(failure)
     assert [] == events
+
+
+def test_silence_of_a_pooler_that_named_its_reason_is_that_reason() -> None:
+    """It holds the next login for a while: what is to be changed is not lost behind it."""
+    missing = dial.Refused("database", 'database "app" does not exist', dial.POOLED)
+    now = time.monotonic()
+    patience = waiting.Patience({"dbname": "app"}, now, now + 60, missing)
+    with pytest.raises(dial.Refused):
+        patience.attempt(lambda: None)
+
+    def refuse(words: str) -> dial.Refused:
+        def connect() -> None:
+            raise dial.Refused("passing", words)
+
+        with pytest.raises(dial.Refused) as raised:
+            patience.attempt(connect)
+        return raised.value
+
+    assert missing is refuse("no answer within 5 s from 127.0.0.1:6432")
+    assert "target.no_database" == patience.failure(missing).code
+    assert "Connection refused" == str(refuse("Connection refused"))
+    assert "no answer within 5 s" == str(refuse("no answer within 5 s"))
+
+
+def test_direct_tls_is_named_where_the_server_hangs_up() -> None:
+    """Before version 17 it knows no beginning but its own, and says nothing."""
+    refused = dial.Refused("passing", "SSL error: unexpected eof while reading")
+    failure = failing({"host": "db", "sslmode": "require", "sslnegotiation": "direct"}, refused)
+
+    assert "PGSSLNEGOTIATION" in (failure.problem.hint or "")
+
+
+def test_user_without_a_name_is_told_how_to_say_one() -> None:
+    """A service that says no user, in a container with a user number of its own: 20, at once."""
+    refused = dial.Refused("config", "local user with ID 4242 does not exist")
+    failure = failing({"host": "db"}, refused)
+
+    assert (20, "config.connection") == (failure.exit_code, failure.code)
+    assert "PGUSER" in (failure.problem.hint or "")
 
 
 def test_thread_that_cannot_be_started_is_no_matter_of_the_server() -> None:
