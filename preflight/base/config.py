@@ -503,6 +503,16 @@ def _frayed(each: str, whole: str) -> str | None:
     return frayed(whole) or (blank if each != each.strip() else None)
 
 
+def _quoted(name: str) -> str:
+    """Return the warning for a password, or a file's text, with its quotes on."""
+    why = "" if name.endswith("_FILE names") else f": {_FILES}"
+    return f"{name} begins and ends with a quote, which counts{why}"
+
+
+def _ended(name: str, value: str) -> str:
+    return f"{name} ends with {value[-1]!r}, which counts{_why(value)}"
+
+
 def _why(value: str) -> str:
     return f": {_LINE_ENDS}" if value[-1] in "\r\n" else ""
 
@@ -560,7 +570,7 @@ class _Reader:
             if listed or not _QUOTED.fullmatch(value) or not _is_read(name):
                 continue
             if name in PASSWORDS:  # they may belong to it
-                self.warnings.append(f"{name} begins and ends with a quote, which counts: {_FILES}")
+                self.warnings.append(_quoted(name))
             elif name not in SECRETS:
                 self.wrong(f"{name} has its quotes on", f"Take them off: {_FILES}.")
                 del self.environ[name]
@@ -568,7 +578,7 @@ class _Reader:
     def _see_line_ends(self) -> None:
         """Name what ends with a line end that nobody takes off: a server would only say no."""
         self.warnings += [
-            f"{name} ends with {value[-1]!r}, which counts{_why(value)}"
+            _ended(name, value)
             for name, value in sorted(self.environ.items())
             if name in _NAMES.union(PASSWORDS) and value[-1] in "\r\n"
         ]
@@ -597,9 +607,15 @@ class _Reader:
             self.wrong(f"{name}_FILE names {path}, which is larger than 64 KiB: not a secret")
             return None
         text = re.sub(r"\r?\n\Z", "", raw.decode("utf-8", "surrogateescape"))
+        if name.endswith("_URL"):
+            text = text.removeprefix("\ufeff")  # as some editors begin a file
         if not text:
             self.wrong(f"{name}_FILE names {path}, which is empty")
             return None
+        if name in _NAMES.union(PASSWORDS):
+            said = f"what {name}_FILE names"
+            self.warnings += [_quoted(said)] if _QUOTED.fullmatch(text) else []
+            self.warnings += [_ended(said, text)] if text[-1] in "\r\n" else []
         return self._clean(f"{name}_FILE", text)
 
     def _clean(self, name: str, value: str | None) -> str | None:

@@ -576,6 +576,36 @@ def test_url_may_come_from_a_file(tmp_path: Path) -> None:
     assert "h" == target(DATABASE_URL_FILE=str(tmp_path / "uri"))["host"]
 
 
+@pytest.mark.parametrize("name", ["DATABASE_URL", "PREFLIGHT_REHEARSE_URL"])
+def test_mark_that_an_editor_begins_a_file_with_is_no_part_of_a_url(
+    tmp_path: Path, name: str
+) -> None:
+    """PowerShell and Notepad write it, and no editor shows it."""
+    (tmp_path / "uri").write_bytes(b"\xef\xbb\xbfpostgresql://u:p@h/d\n")
+    found = read(**{f"{name}_FILE": str(tmp_path / "uri")})
+
+    assert "h" == ((found.rehearse_url or found.target)["host"])
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "POSTGRES_PASSWORD"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("p\n\n", f"ends with '\\n', which counts: {ENDS}"),
+        ('"p"\n', "begins and ends with a quote, which counts"),
+        ("p\n", None),
+    ],
+)
+def test_what_a_file_has_around_a_password_is_told(
+    tmp_path: Path, name: str, text: str, said: str | None
+) -> None:
+    """A server would only say no; a variable's is told in the same way."""
+    (tmp_path / "secret").write_text(text)
+    found = read(**{f"{name}_FILE": str(tmp_path / "secret")})
+
+    assert ([f"what {name}_FILE names {said}"] if said else []) == list(found.warnings)
+
+
 @pytest.mark.fault("F140")
 @pytest.mark.parametrize(
     ("content", "words"),

@@ -257,7 +257,7 @@ def _first(path: str, user: str) -> str:
 def _url(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     try:
         with path.open("rb") as file:
-            text = file.read(plain.SECRET_MAX_BYTES).decode("utf-8").rstrip("\r\n")
+            text = file.read(plain.SECRET_MAX_BYTES).decode("utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise _Wrong(f"`url_file` names {path}, which cannot be read: {why}") from error
