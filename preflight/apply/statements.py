@@ -38,6 +38,13 @@ HINTS = (
     "Correct the file or the data, and run again: nothing of it stayed.",
     "Correct the file from this statement on, or the data, and run again: what is finished stays.",
 )
+# what a server says where nothing on the search_path is there, and the file names no schema
+_NO_PATH = {"RangeVarGetCreationNamespace", "QualifiedNameGetCreationNamespace"}
+_PATH_LEADS_NOWHERE = (
+    "No schema of the search_path is there: what the role, the database or the connection sets "
+    "(ALTER ROLE or ALTER DATABASE … SET search_path, PGOPTIONS) leads nowhere. Correct that, or "
+    "name the schema in the file, and run again."
+)
 OUT_OF_MEMORY = "53200"
 ENDED = "57P01"  # by whoever may: an administrator, a shutdown, the session itself
 # idle in transaction, transaction_timeout, idle session: ours are off, so a file has set one
@@ -274,6 +281,8 @@ def _hint(
     text = head(script, statement) if statement is not None else b""
     if error.sqlstate == kinds.IN_TRANSACTION and scan.words(text, 1) != ["SET"]:
         return _without_transaction(script, text, error.diag)
+    if error.diag.source_function in _NO_PATH:
+        return _PATH_LEADS_NOWHERE
     if error.sqlstate in _THERE_ALREADY:
         return _there_already(session, migration, script)
     size = statement.end - statement.start if statement is not None else 0

@@ -469,6 +469,8 @@ def misaddressed(target: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
     """
     if _OF_A_DATABASE.search(target.get("host", "")):
         yield "the host is a whole URL or connection string", "Say that as DATABASE_URL."
+    elif target.get("host", "").startswith("@/"):
+        yield "the host is an abstract Unix socket, which is not supported", "Name a directory."
     elif "@" in target.get("host", ""):
         yield "the host holds an '@'", "In a URL write the @ of a password as %40."
     elif odd := next(filter(_is_no_host, target.get("host", "").split(",")), None):

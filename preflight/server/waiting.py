@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -179,7 +181,7 @@ class Patience:
                 return AuthFailed(
                     "auth.rejected",
                     f"{where} does not accept user {user!r}: {said}",
-                    self._way_in(refused.kind),
+                    self._way_in(refused.kind) + self._of_passfile(refused),
                     sqlstate=state,
                 )
             case "database":
@@ -246,6 +248,22 @@ class Patience:
             said = self.said_in.get("options", "PGOPTIONS, or options in DATABASE_URL")
             return f"Correct what is set for the session ({said})."
         return f"Check the connection settings{self._in('host')}."
+
+    def _of_passfile(self, refused: Refused) -> str:
+        """Return why libpq took no password from its passfile, as far as that can be seen."""
+        path = Path(self.known.get("passfile") or "~/.pgpass")
+        shown = "the passfile" if "passfile" in self.target else f"the passfile {path}"
+        try:
+            mode = path.expanduser().stat().st_mode & 0o777
+        except (OSError, RuntimeError, ValueError):
+            return ""
+        if "no password supplied" not in str(refused):
+            return ""
+        if mode & 0o077:
+            return f" libpq ignores {shown} for its mode {mode:04o}: chmod 0600."
+        if not os.access(path.expanduser(), os.R_OK):
+            return f" This user may not read {shown}."
+        return f" In {shown} no line is for this host, port, database and user."
 
     def _way_in(self, kind: str) -> str:
         """Return what lets a user in whom the server does not accept."""

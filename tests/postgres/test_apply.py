@@ -1916,3 +1916,16 @@ def test_what_fails_at_the_end_of_a_file_is_told_apart(  # noqa: PLR0913, PLR091
 
     assert (30, code) == (result.code, error_of(result)["code"]), str(result)
     assert [] == database.query("SELECT version FROM preflight.migrations")
+
+
+def test_search_path_that_leads_nowhere_is_named(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The file is right: what the database sets for whoever connects is not."""
+    migrations({"001_one.sql": "CREATE TABLE one (id int);\n"})
+    database.script(f'ALTER DATABASE "{database.name}" SET search_path = nosuch')
+    result = run()
+
+    error = result.finished["error"]
+    assert (30, "3F000") == (result.code, error["sqlstate"])
+    assert "ALTER DATABASE … SET search_path" in error["hint"]

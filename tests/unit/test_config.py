@@ -576,6 +576,16 @@ def test_url_may_come_from_a_file(tmp_path: Path) -> None:
     assert "h" == target(DATABASE_URL_FILE=str(tmp_path / "uri"))["host"]
 
 
+@pytest.mark.parametrize(
+    "environ", [{"PGHOST": "@/sockets"}, {"DATABASE_URL": "postgresql:///d?host=@/sockets"}]
+)
+def test_abstract_socket_is_named_as_what_it_is(environ: dict[str, str]) -> None:
+    """No password is there whose @ could be written otherwise."""
+    (problem,) = wrong(**environ)
+
+    assert "abstract Unix socket, which is not supported" in problem
+
+
 @pytest.mark.parametrize("name", ["DATABASE_URL", "PREFLIGHT_REHEARSE_URL"])
 def test_mark_that_an_editor_begins_a_file_with_is_no_part_of_a_url(
     tmp_path: Path, name: str

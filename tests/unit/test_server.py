@@ -432,6 +432,22 @@ def test_direct_tls_is_named_where_the_server_hangs_up() -> None:
     assert "PGSSLNEGOTIATION" in (failure.problem.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("mode", "helps"), [(0o640, "for its mode 0640"), (0o600, "no line is for this host")]
+)
+def test_passfile_that_gave_no_password_is_told_why(
+    mode: int, helps: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Libpq says it on stderr alone, or not at all."""
+    (tmp_path / "pass").write_text("other:*:*:*:x\n")
+    (tmp_path / "pass").chmod(mode)
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pass"))
+    failure = failing({"host": "db"}, dial.Refused("auth", "fe_sendauth: no password supplied"))
+
+    assert helps in (failure.problem.hint or "")
+    assert f"{tmp_path}/pass" in (failure.problem.hint or "")
+
+
 def test_user_without_a_name_is_told_how_to_say_one() -> None:
     """A service that says no user, in a container with a user number of its own: 20, at once."""
     refused = dial.Refused("config", "local user with ID 4242 does not exist")
