@@ -814,8 +814,8 @@ MUTANTS = [
     Mutant(
         "what a resume cannot bring back is refused",
         "apply/resume",
-        "    elif gone := lasting.before(file.up, row.statements_done):\n",
-        "    elif gone := None:\n",
+        "    return lasting.before(file.up, row.statements_done)\n",
+        "    return None\n",
         _tests("nontransactional::test_half_done_file_whose_session_held_something_is_not_resumed"),
         RESUMES,
         faults="F1.2",
@@ -1116,8 +1116,8 @@ MUTANTS = [
     Mutant(
         "a done statement that was edited is not passed over",
         "apply/resume",
-        "    elif [*map(_lasts, old[:begun])] != [*map(_lasts, new[:begun])]:\n",
-        "    elif False:\n",
+        "    if [*map(_lasts, old[:begun])] != [*map(_lasts, new[:begun])]:\n",
+        "    if False:\n",
         _tests("nontransactional::test_edited_rows_of_a_done_copy_are_an_edit"),
         HISTORIES,
         faults="F1.2",

@@ -91,7 +91,7 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
     for row in ledger.unfinished(session):
         file = next((file for file in files if file.version == row.version), None)
         if file is not None:
-            resume.require_resumable(file, row)
+            resume.require_resumable(file, row, session)
     due.require([file.up for file in files if file.version not in history.records])
     return history
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,17 @@ _FIND = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
  WHERE """
 _NAME = "c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name"
 _SAID = "OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(table)s::pg_catalog.text)"
+
+_PERHAPS_LEFT = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c
+  ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+ JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) i.indrelid
+ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE NOT i.indisvalid AND c.relkind OPERATOR(pg_catalog.=) 'i'
+ AND t.relname OPERATOR(pg_catalog.=) %(table)s::pg_catalog.name
+ AND (%(schema)s::pg_catalog.text OPERATOR(pg_catalog.=) ''
+  OR n.nspname OPERATOR(pg_catalog.=) %(schema)s::pg_catalog.name)
+ ORDER BY 1"""
 
 
 # what REINDEX CONCURRENTLY leaves when it is interrupted: of the table (an index's table), its
@@ -194,6 +206,31 @@ def quiet(session: Session) -> bool:
     query = """SELECT FROM pg_catalog.current_setting('client_min_messages') said
  WHERE said OPERATOR(pg_catalog.~) '^(warning|error)$'"""
     return session.execute(query).fetchone() is not None
+
+
+def unnamed_index(text: bytes) -> bool:
+    """Tell whether a statement makes an index that the server is to name."""
+    node = parser.parsed(text)
+    return (
+        node is not None and node.WhichOneof("node") == "index_stmt" and not node.index_stmt.idxname
+    )
+
+
+def perhaps_left(session: Session, text: bytes) -> list[str]:
+    """Return the INVALID indexes of a table on which a statement makes one without a name.
+
+    Of each table of that name, for nobody knows the file's search_path here; nothing is locked.
+    """
+    if not unnamed_index(text) or (node := parser.parsed(text)) is None:
+        return []
+    relation = node.index_stmt.relation
+    said = {"table": relation.relname, "schema": relation.schemaname}
+    return [name for (name,) in session.execute(_PERHAPS_LEFT, said).fetchall()]
+
+
+def drops(names: Iterable[str]) -> str:
+    """Return what drops these indexes: the server takes one name in each."""
+    return " ".join(f"DROP INDEX CONCURRENTLY {name};" for name in names)
 
 
 def unnamed(session: Session, text: bytes) -> dict[str, str]:

@@ -7,7 +7,7 @@ before and read back after, so that a run that was killed can be taken up where 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ def run(
             with sessions.transaction(session):
                 fence.fence(session, lambda: ledger.claim(session, migration, again, backup))
                 ledger.require_unmoved(session)
+            _tell_left(session, migration)
         else:
             _claim(session, migration, backup, row)
         statements.prepare(session, migration.up, "SET")
@@ -65,12 +66,27 @@ def run(
     return count
 
 
+def _tell_left(session: Session, migration: Migration) -> None:
+    """Warn of what an earlier run of the file may have left: indexes without a name."""
+    for number, statement in enumerate(migration.up.statements(), 1):
+        if scan.first_word(migration.up.text, statement.start) != b"CREATE":
+            continue
+        if left := indexes.perhaps_left(session, statement.text(migration.up.text)):
+            structlog.get_logger().warning(
+                "migration.progressed",
+                **migration.named,
+                statement=number,
+                notice=f"INVALID on its table: {', '.join(left)}; an earlier run of this "
+                f"statement may have left it, and nothing takes it away but {indexes.drops(left)}",
+            )
+
+
 def _claim(session: Session, migration: Migration, backup: str | None, row: Row | None) -> None:
     with sessions.transaction(session):
         if row is None:
             fence.fence(session, lambda: ledger.insert(session, migration, backup, "applied"))
         else:
-            resume.require_resumable(migration, row)
+            resume.require_resumable(migration, row, session)
             fence.fence(session, lambda: ledger.take_over(session, migration, row, backup))
         ledger.require_unmoved(session)
     if row and row.statements_done:
@@ -481,7 +497,7 @@ class _Statement:
             f"index {found.name} exists, and whether it is the one that is wanted cannot be told: "
             "it cannot be made on an empty copy of its table, to compare with: "
             f"{error.diag.message_primary or error}",
-            f"{grant}{_drops([found.name])} or if it is the one, write behind CREATE INDEX "
+            f"{grant}{indexes.drops([found.name])} or if it is the one, write behind CREATE INDEX "
             f"CONCURRENTLY IF NOT EXISTS what the server does: {found.definition}. Then run again.",
         )
 
@@ -551,7 +567,7 @@ class _Statement:
 
     def _left_unnamed(self) -> dict[str, str]:
         """Return the INVALID indexes that this statement may have made, where it names none."""
-        return indexes.unnamed(self.session, self.text) if resume.unnamed_index(self.text) else {}
+        return indexes.unnamed(self.session, self.text) if indexes.unnamed_index(self.text) else {}
 
     def _explained(
         self,
@@ -585,9 +601,9 @@ class _Statement:
             return failure.retold(
                 MigrationPartial,
                 message=f"{failure}; left INVALID: {', '.join(names)}",
-                hint=f"Remove the cause, and {_drops(names)} What a build without a name did "
-                f"cannot be read back: `force {self.migration.written}` runs the file again from "
-                "its start.",
+                hint=f"Remove the cause, and {indexes.drops(names)} What a build without a "
+                f"name did cannot be read back: `force {self.migration.written}` runs the file "
+                "again from its start.",
             )
         if index is None or (found := self._left_invalid(index)) is None:
             return failure
@@ -598,7 +614,7 @@ class _Statement:
             message=f"{failure}; index {found.name} is left INVALID",
             hint=f"Remove the cause and run again: {again}."
             if ours is True
-            else f"Remove the cause, {_drops([found.name])} and run again.",
+            else f"Remove the cause, {indexes.drops([found.name])} and run again.",
         )
 
     def _explained_reindex(
@@ -612,7 +628,7 @@ class _Statement:
             message=f"{failure}; left INVALID: {', '.join(names)}",
             hint="Remove the cause and run again: what is left INVALID is dropped first."
             if reindex.relation
-            else f"Remove the cause, {_drops(names)} and run again.",
+            else f"Remove the cause, {indexes.drops(names)} and run again.",
         )
 
     def _require(self, index: indexes.Index, *, skipped: bool) -> None:
@@ -649,11 +665,6 @@ class _Statement:
             line=line,
             column=column,
         )
-
-
-def _drops(names: Iterable[str]) -> str:
-    """Return what drops these indexes: the server takes one name in each."""
-    return " ".join(f"DROP INDEX CONCURRENTLY {name};" for name in names)
 
 
 def _finalize(text: bytes) -> str:

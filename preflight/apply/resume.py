@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from preflight.apply import indexes
 from preflight.base.errors import (
     NeedsRepair,
 )
@@ -12,6 +14,7 @@ from preflight.files import kinds, lasting, parser, scan
 if TYPE_CHECKING:
     from preflight.files.migrations import Migration
     from preflight.history import journal
+    from preflight.server.sessions import Session
 
 _ALLOWS = {  # time or room, and nothing of what a statement does
     "statement_timeout", "lock_timeout", "transaction_timeout", "idle_session_timeout",
@@ -20,10 +23,13 @@ _ALLOWS = {  # time or room, and nothing of what a statement does
 }  # fmt: skip
 
 
-def require_resumable(file: Migration, row: journal.Row, *, back: bool = False) -> None:
+def require_resumable(
+    file: Migration, row: journal.Row, session: Session | None = None, *, back: bool = False
+) -> None:
     """Make sure that a file which stopped part-way can go on; raises NeedsRepair.
 
-    `back`: both are of its rollback file, as if that ran forward.
+    `back`: both are of its rollback file, as if that ran forward. Where there is a `session`, what
+    an index without a name left INVALID is looked for.
     """
     if row.undoing:
         raise NeedsRepair(
@@ -34,34 +40,57 @@ def require_resumable(file: Migration, row: journal.Row, *, back: bool = False) 
         )
     before = row.up_sql.encode()
     old = [_sent(statement, before) for statement in scan.statements(before)]
+    reason = _in_the_way(file, row, old)
+    if not reason:
+        return
+    left = list[str]()
+    if session and reason.endswith(_UNREAD):
+        left = indexes.perhaps_left(session, old[row.statements_started - 1][0])
+    hint = _hint(file, reason, back=back)
+    if left:
+        reason = f"{reason}; INVALID on its table: {', '.join(left)}"
+        hint = f"What it left goes with {indexes.drops(left)} {hint}"
+    raise NeedsRepair(
+        "migration.needs_repair",
+        f"{'the rollback of ' if back else ''}{file.name} stopped after {row.statements_done} "
+        f"of {len(old)} statements, and {reason}",
+        hint,
+        **file.named,
+    )
+
+
+_CHANGED = "changed since they ran"
+_UNREAD = "did cannot be read back"
+
+
+def _in_the_way(
+    file: Migration, row: journal.Row, old: Sequence[tuple[bytes, bytes]]
+) -> str | None:
+    """Return why a file cannot go on whose statements, as they were, are `old`."""
     new = [_sent(statement, file.up.text) for statement in file.up.statements()]
     begun = max(row.statements_done, row.statements_started)
-    reason, changed = None, f"the file's first {begun} statements changed since they ran"
     if not 0 <= row.statements_done <= begun <= len(old):
-        reason = f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
-    elif file.up.transactional:
-        reason = "the file runs in a transaction now"
-    elif [*map(_lasts, old[:begun])] != [*map(_lasts, new[:begun])]:
-        reason = changed
-    elif row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
-        reason = f"what statement {begun} did cannot be read back"
-    elif gone := lasting.before(file.up, row.statements_done):
-        reason = gone
-    if reason:
-        look, again = "Look at the database.", f"from its start: `force {file.written}`."
-        hint = f"{look} All of it is there: `adopt {file.written}`. Run it again {again}"
-        if back:
-            hint = f"{look} To go on: `rollback`, with the rollback file as it ran, and what is "
-            hint += f"missing behind that. To have the migration back, {again}"
-        elif reason == changed:
-            hint = f"To go on, put them back as they ran, with what is missing behind them. {hint}"
-        raise NeedsRepair(
-            "migration.needs_repair",
-            f"{'the rollback of ' if back else ''}{file.name} stopped after {row.statements_done} "
-            f"of {len(old)} statements, and {reason}",
-            hint,
-            **file.named,
+        return f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
+    if file.up.transactional:
+        return "the file runs in a transaction now"
+    if [*map(_lasts, old[:begun])] != [*map(_lasts, new[:begun])]:
+        return f"the file's first {begun} statements {_CHANGED}"
+    if row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
+        return f"what statement {begun} {_UNREAD}"
+    return lasting.before(file.up, row.statements_done)
+
+
+def _hint(file: Migration, reason: str, *, back: bool) -> str:
+    look, again = "Look at the database.", f"from its start: `force {file.written}`."
+    if back:
+        return (
+            f"{look} To go on: `rollback`, with the rollback file as it ran, and what is "
+            f"missing behind that. To have the migration back, {again}"
         )
+    hint = f"{look} All of it is there: `adopt {file.written}`. Run it again {again}"
+    if reason.endswith(_CHANGED):
+        return f"To go on, put them back as they ran, with what is missing behind them. {hint}"
+    return hint
 
 
 def _sent(statement: scan.Statement, script: bytes) -> tuple[bytes, bytes]:
@@ -87,12 +116,4 @@ def repeatable(text: bytes) -> bool:
     kind = node.WhichOneof("node") if node else None
     if kinds.detached(text) or kinds.unsubscribed(text):
         return True
-    return kind == "drop_stmt" or (kind == "index_stmt" and not unnamed_index(text))
-
-
-def unnamed_index(text: bytes) -> bool:
-    """Tell whether a statement makes an index that the server is to name."""
-    node = parser.parsed(text)
-    return (
-        node is not None and node.WhichOneof("node") == "index_stmt" and not node.index_stmt.idxname
-    )
+    return kind == "drop_stmt" or (kind == "index_stmt" and not indexes.unnamed_index(text))

@@ -75,7 +75,7 @@ def stuck(session: Session, files: Sequence[Migration], known: plan.History) -> 
         if row is None or row.state == "done" or _alive(session, row):
             continue
         try:
-            resume.require_resumable(file, row)
+            resume.require_resumable(file, row, session)
         except NeedsRepair as failure:
             return failure
     return None

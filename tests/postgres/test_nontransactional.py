@@ -511,6 +511,7 @@ def test_index_without_a_name_is_named_where_it_is_left_invalid(
     absent = run()
     migrations({"001_a.sql": text.format("t")})
     failed, again = run(), run()
+    checked = run("check")
     drop = "DROP INDEX CONCURRENTLY public.t_a_idx;"
     database.script("DELETE FROM t WHERE ctid = '(0,1)'")
     database.script(drop)
@@ -518,8 +519,28 @@ def test_index_without_a_name_is_named_where_it_is_left_invalid(
 
     assert [31, 31, 32, 0] == [each.code for each in (absent, failed, again, done)], str(done)
     assert "left INVALID: public.t_a_idx" in error_of(failed)["message"]
-    assert drop in error_of(failed)["hint"]
+    assert [True] * 3 == [drop in error_of(each)["hint"] for each in (failed, again, checked)]
+    assert "INVALID on its table: public.t_a_idx" in error_of(again)["message"]
     assert [("t_a_idx", True)] == database.query(INDEXES)
+
+
+@pytest.mark.usefixtures("table")
+def test_force_warns_of_an_index_without_a_name_that_it_leaves(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """The server gives the new one another name, so the INVALID one would stay unseen."""
+    migrations({"001_a.sql": f"{MARK}CREATE UNIQUE INDEX CONCURRENTLY ON t (a);"})
+    failed = run()
+    database.script("DELETE FROM t WHERE ctid = '(0,1)'")
+    forced, again = run("force", "1"), run("force", "1")
+    database.script("DROP INDEX t_a_idx")
+    quiet = run("force", "1")
+
+    assert [31, 0, 0, 0] == [each.code for each in (failed, forced, again, quiet)], str(forced)
+    assert [1, 1, 0] == [
+        str(each.event("migration.progressed")).count("DROP INDEX CONCURRENTLY public.t_a_idx;")
+        for each in (forced, again, quiet)
+    ]
 
 
 @pytest.mark.usefixtures("table")

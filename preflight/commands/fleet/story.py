@@ -238,7 +238,7 @@ def _require_resumable(session: Session, files: Sequence[Migration], known: plan
         for row in ledger.unfinished(session):
             file = next((each for each in files if each.version == row.version), None)
             if file is not None:
-                resume.require_resumable(file, row)
+                resume.require_resumable(file, row, session)
 
 
 def prove(files: folder.Folder, group: Sequence[Target], first: Target) -> dict[str, Any]:
