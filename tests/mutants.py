@@ -1258,8 +1258,8 @@ MUTANTS = [
     Mutant(
         "a plan has nothing that is done",
         "commands/plan",
-        "                if statement.number > resumes.get(statement.of.name, 0)\n",
-        "",
+        "planned.each(file, resumes.get(file.name, 0))",
+        "planned.each(file)",
         _tests("plan_command::test_plan_leaves_out_what_a_part_way_file_has_done"),
         HISTORIES,
         faults="F2.24",

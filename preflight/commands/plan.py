@@ -65,13 +65,8 @@ def run(
         gate.tell_ahead(made.ahead)
         resumes = part_way(session, todo, known)
         with ledger.looking(session):
-            told_of = [planned.each(file) for file in todo]
-            found = [
-                statement
-                for each in told_of
-                for statement in each.statements
-                if statement.number > resumes.get(statement.of.name, 0)
-            ]
+            told_of = [planned.each(file, resumes.get(file.name, 0)) for file in todo]
+            found = [statement for each in told_of for statement in each.statements]
             statements = _looked_at(session, found)
         database = session.facts.database if session.facts else config.database
         adopted = [file.name for file in made.todo if file.name in adoptable]

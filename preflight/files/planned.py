@@ -217,10 +217,11 @@ class _New:
         )
 
 
-def each(file: Migration) -> Told:
+def each(file: Migration, done: int = 0) -> Told:
     """Return what each statement of a file does; the parser is loaded here.
 
-    Of very many, those that destroy, lock out others or are unknown come before the rest.
+    Of very many, those that destroy, lock out others or are unknown come before the rest. What the
+    first ones made that an earlier run has `done` may be in use: only what they set still counts.
     """
     from preflight.files import effects, scan, where  # noqa: PLC0415 -- for a plan and lint alone
 
@@ -234,9 +235,11 @@ def each(file: Migration) -> Told:
     places = scan.places(file.up.text, starts)
     for number, statement in enumerate(file.up.statements(), 1):
         text = statement.read(file.up.text)
-        effect = _of(text)
         line, column = next(places)
         meant, now = now, where.after(now, text, transactional=file.up.transactional)
+        if number <= done:
+            continue
+        effect = _of(text)
         meant = now if now.open else meant  # it may be a block that sets it for itself, too
         if effect.creates and effect.if_absent:
             perhaps.add(meant, effect.creates)
@@ -276,7 +279,7 @@ def each(file: Migration) -> Told:
                 where=meant,
             )
         )
-    return Told(found, number)
+    return Told(found, number - done)
 
 
 _DEEPEST = 5  # a block in a block in a block

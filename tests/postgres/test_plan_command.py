@@ -431,6 +431,30 @@ def test_plan_leaves_out_what_a_part_way_file_has_done(
     assert [32, 32] == [edited.code, run("up").code]
 
 
+def test_plan_of_a_part_way_file_tells_what_happens_to_tables_of_its_first_run(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """They are in use by then, like any other; what is still to be made is nobody's."""
+    text = "-- preflight: no-transaction\nSET search_path = other;\nCREATE TABLE t (x int);\n{}"
+    database.script("CREATE SCHEMA other")
+    migrations({"001_t.sql": text.format("SELECT 1 / 0;")})
+    assert 31 == run("up", env={"PREFLIGHT_BACKUP": "off"}).code
+    rest = "TRUNCATE t; CREATE TABLE u (x int); DROP TABLE u;"
+    migrations({"001_t.sql": text.format(rest)})
+
+    with database.server.connect(database.name) as reader:
+        reader.execute("BEGIN; SELECT FROM other.t")
+        pid = reader.info.backend_pid
+        truncate, create, drop = run("plan", "--json").json()["statements"]
+
+    assert [{"table": "t", "mode": "ACCESS EXCLUSIVE"}] == truncate["locks"]
+    assert ("all rows of t", [pid]) == (
+        truncate["destroys"],
+        [each["pid"] for each in truncate["blocked_by"]],
+    )
+    assert [([], None)] * 2 == [(each["locks"], each["destroys"]) for each in (create, drop)]
+
+
 def test_newer_file_that_is_part_way_is_said_to_be(run: Run, migrations: WriteMigrations) -> None:
     """An older image goes on, and nobody takes the database for one that is only newer."""
     begun = "-- preflight: no-transaction\nSELECT 1; X;"
