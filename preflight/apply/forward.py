@@ -14,7 +14,7 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from preflight.apply import fresh, outside, patience, statements, verify
+from preflight.apply import fresh, indexes, outside, patience, statements, verify
 from preflight.base import stop
 from preflight.base.errors import (
     ConnectionLost,
@@ -122,11 +122,12 @@ def guarded(  # noqa: PLR0913, PLR0917 -- what the way forward and the way back 
     except (LockBusy, ConnectionLost, TargetUnusable):
         raise  # the file never ran, without the lock or without its row
     except Failure as failure:
-        stays = _what_stays(session, migration, script, failure)
-        _record_failure(session, migration, stays or failure)
-        if stays is None:
+        told: Failure | None = _what_stays(session, migration, script, failure)
+        told = told or _with_invalid(session, failure)
+        _record_failure(session, migration, told or failure)
+        if told is None:
             raise
-        raise stays from failure
+        raise told from failure
     except stop.Stopped:
         if left := stop.left(session):
             _journal_failure(session, migration, Problem(f"stopped by a signal; {left}"))
@@ -379,6 +380,26 @@ def _record_failure(session: Session, migration: Migration, failure: Failure) ->
     problem = failure.problem
     structlog.get_logger().error("migration.failed", **migration.named, **_without_names(problem))
     _journal_failure(session, migration, problem)
+
+
+def _with_invalid(session: Session, failure: Failure) -> Failure | None:
+    """Return the failure with what helps where an INVALID index has the name that is wanted.
+
+    Such a file is nothing to adopt: what it makes is not there.
+    """
+    if failure.problem.sqlstate != "42P07" or session.lost:
+        return None
+    try:
+        name = indexes.in_the_way(session, str(failure))
+    except psycopg.Error:
+        return None
+    if name is None:
+        return None
+    return failure.retold(
+        type(failure),
+        hint=f"That is an INVALID index, which no query uses: {indexes.drops([name])} then run "
+        "again.",
+    )
 
 
 def _what_stays(

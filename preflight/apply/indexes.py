@@ -63,6 +63,16 @@ _PERHAPS_LEFT = """SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
  ORDER BY 1"""
 
 
+_TAKEN = re.compile(r'relation "(.*)" already exists')
+# where all relations of that name are such: in which schema one is wanted is not known here
+_TAKES = """SELECT pg_catalog.min(pg_catalog.format('%%I.%%I', n.nspname, c.relname))
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+  ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ LEFT JOIN pg_catalog.pg_index i ON i.indexrelid OPERATOR(pg_catalog.=) c.oid
+ WHERE c.relname OPERATOR(pg_catalog.=) %(name)s::pg_catalog.name
+ HAVING pg_catalog.bool_and(i.indexrelid IS NOT NULL AND NOT i.indisvalid
+  AND c.relkind OPERATOR(pg_catalog.=) 'i')"""
+
 # what REINDEX CONCURRENTLY leaves when it is interrupted: of the table (an index's table), its
 # partitions and what they TOAST; of a schema; or of the database. A copy of an index beside it,
 # under its name with an ending: an index that somebody builds under such a name is none
@@ -226,6 +236,14 @@ def perhaps_left(session: Session, text: bytes) -> list[str]:
     relation = node.index_stmt.relation
     said = {"table": relation.relname, "schema": relation.schemaname}
     return [name for (name,) in session.execute(_PERHAPS_LEFT, said).fetchall()]
+
+
+def in_the_way(session: Session, said: str) -> str | None:
+    """Return the INVALID index whose name is taken, by the server's words; None: it is not one."""
+    if (found := _TAKEN.search(said)) is None:
+        return None
+    row = session.execute(_TAKES, {"name": found[1]}).fetchone()
+    return row[0] if row else None
 
 
 def drops(names: Iterable[str]) -> str:

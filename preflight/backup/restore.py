@@ -511,7 +511,7 @@ def _tell_started(
 
 def _tell_without(source: Backup, kept: str) -> None:
     """Say what the live database has no more, because no dump has it."""
-    told = {manifests.NOT_GIVEN, catalog.SWITCHED, catalog.PENDING}
+    told = {manifests.NOT_GIVEN, catalog.SWITCHED, catalog.PENDING, catalog.INVALID}
     without = [each for each in source.manifest.without if each.why not in told]
     if without:
         named = console.some([f"{each.what} ({each.why})" for each in without])

@@ -414,7 +414,8 @@ ORDER BY 1, 2
 CALLED = "a restore calls it "  # by another name: nothing else is lost
 SWITCHED = "it is switched off, and pg_restore switches it on"
 PENDING = "its detaching is pending, and a restore attaches it"
-NO_LOSS = (CALLED, SWITCHED, PENDING)  # what is said so of is in the dump
+INVALID = "INVALID, no dump holds it"
+NO_LOSS = (CALLED, SWITCHED, PENDING, INVALID)  # what is said so of is in the dump, or of no use
 # The triggers that a foreign key is made of, each by what it does, on which table, and of which key
 # as it was declared: a trigger's own name is of this database alone, and so may be the name of a
 # partition's part of a key. No dump says that one is switched off.
@@ -451,12 +452,18 @@ _SWITCHED_OFF = "AND t.tgenabled <> 'O'"
 _STATES = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
 # a partition that only waits for transactions to end; 13 has no such thing
 _PENDING = """
-SELECT pg_catalog.format('partition %I.%I of %I.%I', n.nspname, c.relname, m.nspname, p.relname)
+SELECT pg_catalog.format('partition %I.%I of %I.%I', n.nspname, c.relname, m.nspname, p.relname),
+ true
 FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
 JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
-WHERE (pg_catalog.to_jsonb(i) ->> 'inhdetachpending')::bool {only} ORDER BY 1
+WHERE (pg_catalog.to_jsonb(i) ->> 'inhdetachpending')::bool {only}
+UNION ALL SELECT pg_catalog.format('index %I.%I', n.nspname, c.relname), false
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND n.nspname::text NOT LIKE 'pg\\_%' {only}
+ORDER BY 2 DESC, 1
 """
 # what a standby has no content of: pg_dump leaves it out there, and says nothing
 _UNLOGGED = """
@@ -719,11 +726,11 @@ def switched(session: Session, schemas: Sequence[str] = ()) -> list[str]:
 
 
 def altered(session: Session, schemas: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Return what a restore has in another state than this database: what, and why."""
+    """Return what a restore has in another state, or an INVALID index: what, and why."""
     keys = _keys(session, _SWITCHED_OFF + only(schemas))
-    pending = session.execute(_PENDING.replace("{only}", only(schemas))).fetchall()
+    found = session.execute(_PENDING.replace("{only}", only(schemas))).fetchall()
     off = [(what, SWITCHED) for what in dict.fromkeys(key.told for key in keys)]
-    return [*off, *((what, PENDING) for (what,) in pending)]
+    return [*off, *((what, PENDING if pending else INVALID) for what, pending in found)]
 
 
 def switch(session: Session, wanted: Collection[str]) -> list[Key]:

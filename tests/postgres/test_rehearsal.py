@@ -1405,6 +1405,17 @@ def test_full_disk_of_ours_is_not_the_servers() -> None:
     assert copies._ran_full(psycopg.errors.DiskFull("No space left on device"))  # noqa: SLF001
 
 
+def leave_invalid(database: servers.Database) -> None:
+    """Make a table with an index `ib` that is INVALID."""
+    database.script("CREATE TABLE t (id int, b int); INSERT INTO t VALUES (1, 1), (2, 1)")
+    with (
+        database.server.connect(database.name) as session,
+        pytest.raises(psycopg.errors.UniqueViolation),
+    ):
+        session.execute("CREATE UNIQUE INDEX CONCURRENTLY ib ON t (b)")
+    database.script("DELETE FROM t WHERE id = 2")
+
+
 @pytest.mark.parametrize(
     "statement",
     ["DROP INDEX ib", "DROP INDEX CONCURRENTLY public.ib", "REINDEX INDEX CONCURRENTLY ib",
@@ -1414,13 +1425,7 @@ def test_file_that_names_an_invalid_index_cannot_be_tried_and_is_no_fault(
     run: Run, database: servers.Database, migrations: WriteMigrations, statement: str
 ) -> None:
     """No dump holds one, so no copy does; and to drop it is what we advise."""
-    database.script("CREATE TABLE t (id int, b int); INSERT INTO t VALUES (1, 1), (2, 1)")
-    with (
-        database.server.connect(database.name) as session,
-        pytest.raises(psycopg.errors.UniqueViolation),
-    ):
-        session.execute("CREATE UNIQUE INDEX CONCURRENTLY ib ON t (b)")
-    database.script("DELETE FROM t WHERE id = 2")
+    leave_invalid(database)
     migrations({"001_one.sql": f"-- preflight: no-transaction\n{statement};"})
     plan = run("plan", "--json", env={"PREFLIGHT_FIRST_CONTACT": "pending"})
     result = run(env={"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_FIRST_CONTACT": "pending"})
@@ -1431,3 +1436,26 @@ def test_file_that_names_an_invalid_index_cannot_be_tried_and_is_no_fault(
     assert 0 == result.code, result
     (skipped,) = result.event("rehearsal.skipped")
     assert "does not exist" in skipped["reason"]
+
+
+def test_invalid_index_is_told_with_the_backup_and_where_its_name_is_taken(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """No copy has it, so the rehearsal cannot see it in the way; it is no loss, and none to adopt.
+
+    Where something else has its name, too, nobody knows which is meant.
+    """
+    leave_invalid(database)
+    migrations({"001_one.sql": "CREATE INDEX ib ON t (id);"})
+    env = {"PREFLIGHT_REHEARSE": "always", "PREFLIGHT_FIRST_CONTACT": "pending"}
+    result = run(env=env)
+    database.script("CREATE SCHEMA other; CREATE TABLE other.ib ()")
+    doubtful = run(env=env)
+
+    assert [30, 30] == [result.code, doubtful.code], str(result)
+    (without,) = result.event("backup.verified")[0]["without"]
+    assert {"what": "index public.ib", "why": "INVALID, no dump holds it"} == without
+    assert len(result.event("rehearsal.passed")) == 1
+    hints = [each.finished["error"]["hint"] for each in (result, doubtful)]
+    assert [True, False] == ["DROP INDEX CONCURRENTLY public.ib;" in each for each in hints]
+    assert [False, True] == ["adopt" in each for each in hints]
