@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from preflight.base import memory
 from preflight.base.errors import FilesInvalid
-from preflight.files import kinds, lasting, migrations, parser, scan
+from preflight.files import kinds, lasting, parser, scan
 
 if TYPE_CHECKING:
     from preflight.base.errors import Problem
@@ -32,21 +32,17 @@ def refused(script: Script, *, back: bool = False) -> list[Problem]:
         *_late(script),
         *lasting.refused(script, back=back),
     ]
-    return found if back else [*_unitless(script), *found]
+    return found if back else [*_doubtful(script), *found]
 
 
-def _unitless(script: Script) -> list[Problem]:
-    """Name the directives that are read as milliseconds and look like seconds.
+def _doubtful(script: Script) -> list[Problem]:
+    """Name the directives that can hardly be meant: a number without a unit, two of a kind.
 
     Here and not where a file is read: what is recorded has run as it was read, and is never judged.
     """
     return [
-        script.problem(
-            (line, column),
-            f"{text!r} says no unit, and is {text.split()[-1]} ms",
-            migrations.DURATION,
-        )
-        for text, line, column in script.unitless
+        script.problem((line, column), message, hint)
+        for message, hint, line, column in script.doubtful
     ]
 
 

@@ -36,8 +36,8 @@ class Script:
     outside: str = field(default=OUTSIDE, compare=False)  # how it would say that it needs none
     # its statements in which semicolons stand: several, if they were cut wrongly
     semicolons: tuple[scan.Statement, ...] = field(default=(), compare=False)
-    # directives whose number has no unit, with line and column: read as milliseconds
-    unitless: tuple[tuple[str, int, int], ...] = ()
+    # what its directives can hardly mean, though they are read, with a hint, line and column
+    doubtful: tuple[tuple[str, str, int, int], ...] = ()
     isolation: str = ""  # of its transaction, where that is not READ COMMITTED
     opening: tuple[scan.Statement, ...] = ()  # its SET TRANSACTION before anything else
 

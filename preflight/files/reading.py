@@ -71,6 +71,7 @@ _NO_SQL = re.compile(r"[A-Za-z0-9][ -~]*\.(?:py|rb|[cm]?js|ts|exs|php|cs|go|java
 _COUNTED = re.compile(r"[VM]?[0-9]")  # settings and environments lie beside them
 _PART = 1 << 20
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>ms|s|min|h)?")
+_LONGEST_MS = 2**31 - 1  # that a server takes
 PROBLEMS_MAX = 50  # of one file: what follows is most often more of the same
 DIRECTIVES_MAX = 1000
 _MILLISECONDS = {None: 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
@@ -559,7 +560,7 @@ class Reading:
 
     def _directives(self, text: bytes, found: _Found) -> dict[str, object]:
         said: dict[str, object] = {}
-        unitless: list[tuple[str, int, int]] = []
+        doubtful: list[tuple[str, str, int, int]] = []
         first = len(text) if found.first is None else found.first.start
         if len(found.directives) > DIRECTIVES_MAX:
             self.wrong(f"more than {DIRECTIVES_MAX:,} directives", "Say each once.")
@@ -581,8 +582,8 @@ class Reading:
             elif directive.text == "breaking":
                 said["breaking"] = self.kind == "up"  # it speaks of what the forward file made
             elif word in ("lock-timeout", "statement-timeout", "max-lock"):
-                if self._duration(said, word, value.strip(), at):
-                    unitless.append((directive.text, *at))
+                doubts = self._duration(said, directive.text, word, value.strip(), at)
+                doubtful += [(*doubt, *at) for doubt in doubts]
             else:
                 self.wrong(
                     f"unknown directive {directive.text!r}",
@@ -590,22 +591,30 @@ class Reading:
                     "breaking.",
                     at,
                 )
-        said["unitless"] = tuple(unitless)
+        said["doubtful"] = tuple(doubtful)
         return said
 
     def _duration(
-        self, said: dict[str, object], word: str, value: str, at: tuple[int, int]
-    ) -> bool:
-        """Keep what a directive says of time; return whether it lacks a unit, and was accepted."""
+        self, said: dict[str, object], text: str, word: str, value: str, at: tuple[int, int]
+    ) -> list[tuple[str, str]]:
+        """Keep what a directive says of time; return why it can hardly be meant, with hints."""
         duration = _DURATION.fullmatch(value)
         # beside a variable in seconds a bare number would be read as seconds
         bare = duration is not None and not duration["unit"] and int(duration["number"]) > 0
         if duration is None or (bare and word == "max-lock"):
             self.wrong(f"{value!r} is not a duration", migrations.DURATION, at)
-            return False
+            return []
         milliseconds = int(duration["number"]) * _MILLISECONDS[duration["unit"]]
-        said[word.replace("-", "_") + "_ms"] = min(milliseconds, 2**31 - 1)
-        return bare
+        key = word.replace("-", "_") + "_ms"
+        doubts = []
+        if bare:
+            doubts.append((f"{text!r} says no unit, and is {value} ms", migrations.DURATION))
+        if milliseconds > _LONGEST_MS:
+            doubts.append((f"{text!r} does not fit", "The longest is 596h."))
+        if key in said:
+            doubts.append((f"{text!r} is said behind another {word}", "Say each once."))
+        said[key] = min(milliseconds, _LONGEST_MS)
+        return doubts
 
     def _at(self, text: bytes, statement: scan.Statement, message: str, hint: str) -> None:
         if len(self.problems) >= PROBLEMS_MAX:

@@ -942,6 +942,7 @@ def test_file_at_its_own_level_is_tried_again_where_another_wrote_first(
     [
         ("SET TRANSACTION READ ONLY;\n", "a READ ONLY transaction cannot be recorded"),
         ("-- preflight: lock-timeout 5\n", "'lock-timeout 5' says no unit, and is 5 ms"),
+        ("-- preflight: max-lock 597h\n", "'max-lock 597h' does not fit"),
     ],
 )
 def test_file_that_is_due_and_cannot_be_meant_is_refused_where_it_says_so(

@@ -122,6 +122,27 @@ def test_number_without_a_unit_is_refused_of_what_has_not_run(migrations: WriteM
     assert [] == due.refused(two.up) + due.refused(one.up, back=True)
 
 
+def test_time_that_is_said_twice_or_does_not_fit_is_refused_of_what_has_not_run(
+    migrations: WriteMigrations,
+) -> None:
+    """Of two the last one would count, and what is too long would be cut, without a word."""
+    head = "-- preflight: lock-timeout 5s\n-- preflight: lock-timeout 300ms\n"
+    long = "-- preflight: statement-timeout 596h\n-- preflight: max-lock 597h\n"
+    (one, two) = load(
+        migrations({"001_a.sql": f"{head}SELECT 1;", "002_b.sql": f"{long}SELECT 1;"})
+    )
+
+    assert (300, 2_145_600_000, 2**31 - 1) == (
+        one.up.lock_timeout_ms, two.up.statement_timeout_ms, two.up.max_lock_ms
+    )  # fmt: skip
+    assert [(2, "'lock-timeout 300ms' is said behind another lock-timeout", "Say each once."),
+            (2, "'max-lock 597h' does not fit", "The longest is 596h.")] == [
+        (each.line, each.message.rpartition(": ")[2], each.hint)
+        for each in [*due.refused(one.up), *due.refused(two.up)]
+    ]  # fmt: skip
+    assert [] == due.refused(one.up, back=True) + due.refused(two.up, back=True)
+
+
 @pytest.mark.parametrize("begin", ["BEGIN", "begin work", "START TRANSACTION"])
 @pytest.mark.parametrize("commit", ["COMMIT", "END TRANSACTION"])
 def test_transaction_around_the_file_is_dropped(
