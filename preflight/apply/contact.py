@@ -92,7 +92,8 @@ def settle(session: Session, files: Sequence[Migration]) -> History:
         file = next((file for file in files if file.version == row.version), None)
         if file is not None:
             resume.require_resumable(file, row, session)
-    due.require([file.up for file in files if file.version not in history.records])
+    new = [file for file in files if file.version not in history.records]
+    due.require(due.scripts(new))
     return history
 
 

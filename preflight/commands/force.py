@@ -43,7 +43,7 @@ def run(config: Config, *, version: int | str | None = None) -> None:
         file = _to_force(config, files, known, version)
         contact.require_told(session, files)
         row = ledger.row_of(session, file.version)
-        due.require([file.up])
+        due.require(due.scripts([file]))
         repeat.instead(_again(config, file))
         backup = gate.proven(session, [file], "force", row)
         with gate.undisturbed(session):

@@ -53,11 +53,11 @@ def run(
         if problem:
             raise problem
         due.require(
-            [
-                file.up
+            due.scripts(
+                file
                 for file in made.todo
                 if file.name not in adoptable and file.version not in known.records
-            ]
+            )
         )
         todo = [file for file in made.todo if file.name not in adoptable]
         if todo:

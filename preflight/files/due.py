@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from preflight.base import memory
@@ -11,7 +11,7 @@ from preflight.files import kinds, lasting, parser, scan
 
 if TYPE_CHECKING:
     from preflight.base.errors import Problem
-    from preflight.files.migrations import Script
+    from preflight.files.migrations import Migration, Script
 
 OURS = 20_000_000  # bytes that the process has at least, beside what a file takes
 
@@ -21,6 +21,11 @@ def require(scripts: Sequence[Script], *, back: bool = False) -> None:
     problems = [problem for script in scripts for problem in refused(script, back=back)]
     if problems := problems + too_large(scripts, memory.limit()):
         raise FilesInvalid.of("files.invalid", problems)
+
+
+def scripts(files: Iterable[Migration]) -> list[Script]:
+    """Return what of files runs for the first time with them."""
+    return [script for file in files for script in (file.up, file.verify) if script is not None]
 
 
 def refused(script: Script, *, back: bool = False) -> list[Problem]:

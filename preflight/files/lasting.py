@@ -33,6 +33,7 @@ _DISCARDS = "DISCARD ALL"
 _LOCKS = "LOCK TABLE"
 _CURSOR = "a cursor without HOLD"
 _ADVISORY = "an advisory lock"
+_UNLOCKING = re.compile(rb"(?i)advisory_unlock_all")
 _RELEASES = re.compile(rb"(?i)advisory_unlock")
 _ADVISES = re.compile(rb"(?i)advisory_(?:un)?lock")
 _LOCKING = re.compile(r"pg_(?:try_)?advisory_(un)?lock(?:_shared)?")
@@ -63,9 +64,9 @@ def refused(script: Script, *, back: bool = False) -> list[Problem]:
 
     Of a way `back` less is refused: its text may be the history's, which nobody can edit.
     """
+    if script.transactional:  # done or not done; a lock that it lets go is missed before the next
+        return [] if back else _giving_away(script)
     found: list[Problem] = []
-    if script.transactional:
-        return found  # done or not done; a lock that it lets go is missed before the next file
     held: tuple[scan.Statement, str] | None = None
     for statement, what in _each(script):
         if len(found) >= REFUSED_MAX:
@@ -75,10 +76,23 @@ def refused(script: Script, *, back: bool = False) -> list[Problem]:
         passed = (_DISCARDS, _UNLOCKS, *(_NEW if back else ()))
         held = (statement, what) if what and what not in passed else None
         if what in (_DISCARDS, _UNLOCKS):
-            found.append(
-                _problem(script, statement, what, f"{what} gives away the lock of this run")
-            )
+            found.append(_problem(script, statement, what, _gives(what)))
     return found
+
+
+def _giving_away(script: Script) -> list[Problem]:
+    """Name what gives our lock away, the only thing that outlives a transaction and harms a run."""
+    if _UNLOCKING.search(script.text) is None:
+        return []  # the common case, at the speed of memory
+    calls = (statement for statement, what in _each(script) if what == _UNLOCKS)
+    return [
+        _problem(script, statement, _UNLOCKS, _gives(_UNLOCKS))
+        for statement in islice(calls, REFUSED_MAX)
+    ]
+
+
+def _gives(what: str) -> str:
+    return f"{what} gives away the lock of this run"
 
 
 def before(script: Script, done: int) -> str | None:

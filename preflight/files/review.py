@@ -24,7 +24,7 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
     ]
     found += [
         problem.message
-        for script in (file.up, file.rollback)
+        for script in (file.up, file.rollback, file.verify)
         if script
         for problem in due.refused(script)
     ]

@@ -943,6 +943,10 @@ def test_file_at_its_own_level_is_tried_again_where_another_wrote_first(
         ("SET TRANSACTION READ ONLY;\n", "a READ ONLY transaction cannot be recorded"),
         ("-- preflight: lock-timeout 5\n", "'lock-timeout 5' says no unit, and is 5 ms"),
         ("-- preflight: max-lock 597h\n", "'max-lock 597h' does not fit"),
+        (
+            "SELECT pg_advisory_unlock_all();\n",
+            "pg_advisory_unlock_all gives away the lock of this run",
+        ),
     ],
 )
 def test_file_that_is_due_and_cannot_be_meant_is_refused_where_it_says_so(
@@ -958,6 +962,24 @@ def test_file_that_is_due_and_cannot_be_meant_is_refused_where_it_says_so(
     assert (25, 1, 1, None) == place_of(result), str(result)
     assert all(f"002_b.sql:1:1: {said}" in str(each) for each in (remarked, result))
     assert 3 == run("check").code
+
+
+def test_verify_file_that_gives_the_lock_away_is_refused_of_what_has_not_run(
+    run: Run, migrations: WriteMigrations
+) -> None:
+    """The file after it would run without the lock; what is recorded is not judged."""
+    checks = "SELECT 's' AS suite, 'c' AS \"check\", pg_advisory_unlock_all() IS NOT NULL AS ok;"
+    migrations({"001_a.sql": "SELECT 1;"})
+    applied = run()
+    migrations({"001_a_verify.sql": checks, "002_b.sql": "SELECT 2;"})
+    recorded = run()
+    migrations({"003_c.sql": "SELECT 3;", "003_c_verify.sql": checks})
+    remarked, planned, result = run("lint"), run("plan"), run()
+
+    assert [0, 0, 0] == [each.code for each in (applied, recorded, remarked)], str(recorded)
+    assert [25, 25] == [each.code for each in (planned, result)], str(result)
+    said = "003_c_verify.sql:1:1: pg_advisory_unlock_all gives away the lock of this run"
+    assert all(said in str(each) for each in (remarked, planned, result))
 
 
 def test_rollback_that_could_miss_what_its_export_saves_is_refused(

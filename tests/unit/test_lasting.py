@@ -143,6 +143,20 @@ def test_statement_that_gives_the_lock_away_is_always_refused(statement: str) ->
     assert (1, 1) == (refused(f"{MARK}{statement};"), refused(f"{MARK}{statement};\nSELECT 2;"))
 
 
+@pytest.mark.parametrize("statement", GIVES_THE_LOCK_AWAY[1:])
+def test_lock_is_given_away_in_a_transaction_too(statement: str) -> None:
+    """It is of the session; a way back may be the history's text, and ends with 13 behind itself.
+
+    A function that is only made does nothing.
+    """
+    script = reading.kept(1, "001_a", "up", f"SELECT 1;\n{statement};\n".encode())
+    body = "$$ SELECT pg_advisory_unlock_all() $$"
+
+    assert [2] == [each.line for each in lasting.refused(script)]
+    assert [] == lasting.refused(script, back=True)
+    assert 0 == refused(f"CREATE FUNCTION f() RETURNS void LANGUAGE sql AS {body}")
+
+
 @pytest.mark.parametrize("mark", ["", MARK], ids=["in a transaction", "without one"])
 def test_discard_all_is_to_be_left_out_of_either_kind_of_file(
     migrations: WriteMigrations, mark: str

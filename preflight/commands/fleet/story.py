@@ -222,7 +222,8 @@ def look(session: Session, files: folder.Folder) -> Look:
         raise problem
     _require_resumable(session, on_disk, known)
     todo = [file for file in made.todo if file.name not in adopts]
-    due.require([file.up for file in todo if file.version not in known.records])
+    new = [file for file in todo if file.version not in known.records]
+    due.require(due.scripts(new))
     ledger.require_rights(session)
     # what is only to be recorded is due, too: it has a turn, and needs no proof
     return Look(todo or made.todo, frozenset(adopts), known)
