@@ -59,6 +59,7 @@ def require_resumable(
     )
 
 
+_INSIDE = "the file runs in a transaction now"
 _CHANGED = "changed since they ran"
 _UNREAD = "did cannot be read back"
 
@@ -72,7 +73,7 @@ def _in_the_way(
     if not 0 <= row.statements_done <= begun <= len(old):
         return f"its marks ({row.statements_done}, {row.statements_started}) cannot be ours"
     if file.up.transactional:
-        return "the file runs in a transaction now"
+        return _INSIDE
     if [*map(_lasts, old[:begun])] != [*map(_lasts, new[:begun])]:
         return f"the file's first {begun} statements {_CHANGED}"
     if row.statements_started > row.statements_done and not repeatable(new[begun - 1][0]):
@@ -90,6 +91,8 @@ def _hint(file: Migration, reason: str, *, back: bool) -> str:
     hint = f"{look} All of it is there: `adopt {file.written}`. Run it again {again}"
     if reason.endswith(_CHANGED):
         return f"To go on, put them back as they ran, with what is missing behind them. {hint}"
+    if reason == _INSIDE:
+        return f"To go on, let it run in none, as it did. {file.up.outside} {hint}"
     return hint
 
 

@@ -543,6 +543,23 @@ def test_force_warns_of_an_index_without_a_name_that_it_leaves(
     ]
 
 
+def test_part_way_file_that_lost_its_mark_goes_on_once_it_has_it_again(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """In one transaction its done statements would run again; 32 says what was taken away."""
+    text = "CREATE TABLE a ();\nCREATE TABLE b ({});"
+    migrations({"001_a.sql": MARK + text.format("wrong")})
+    failed = run()
+    migrations({"001_a.sql": text.format("")})
+    refused = run()
+    migrations({"001_a.sql": MARK + text.format("")})
+    done = run()
+
+    assert [31, 32, 0] == [each.code for each in (failed, refused, done)], str(done)
+    assert f"Put `{MARK.strip()}` at the top of the file." in error_of(refused)["hint"]
+    assert ["b"] == database.query("SELECT to_regclass('b')::text")
+
+
 @pytest.mark.usefixtures("table")
 def test_index_without_a_name_waits_for_a_locked_table(
     start: Start, database: servers.Database, migrations: WriteMigrations
