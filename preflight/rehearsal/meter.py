@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ MOST, MOST_BYTES = 50, 10_000  # statements in one event, and what they may take
 KEPT = 10_000  # short changes of rows that are remembered; a file may have a million
 QUERIES = 2_000  # short ones of a file that are looked at, one by one; of the rest what is held
 ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "SET", "RESET", "COMMENT"}
+INDEXES = {b"DROP", b"REINDEX"}  # what may name one in place of its table
 STRONG = effects.STRENGTH[effects.STRENGTH.index(effects.SHARE) :]  # nobody writes meanwhile
 
 # all before each file, which is cheap; their sizes, which are not, only where they may be others
@@ -49,6 +50,11 @@ _SIZE = "CASE WHEN c.relkind IN ('r', 'm') THEN pg_catalog.pg_total_relation_siz
 _SIZES = """
 SELECT c.oid::int8, pg_catalog.pg_total_relation_size(c.oid) FROM pg_catalog.pg_class c
 WHERE c.relkind IN ('r', 'm') AND c.oid = ANY (%s::oid[])
+"""
+# the path is the file's here, and must be
+_INDEXED = """
+SELECT i.indrelid::pg_catalog.int8 FROM pg_catalog.pg_index i
+WHERE i.indexrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)
 """
 # under our own search_path; rolled back, the savepoint gives the file's back
 _LOCKED = """
@@ -191,6 +197,8 @@ class Meter:
             self._counts[script.file] = 0  # another file, or another attempt at this one
             self._queries = 0
             self._begin()
+        led = self._led(session, script, statement)
+        item.began = time.monotonic()
         yield
         item.duration_s = time.monotonic() - item.began
         self._counts[script.file] += 1
@@ -201,7 +209,7 @@ class Meter:
             self._queries += 1
             looked_at = self._queries <= QUERIES
         if looked_at:
-            self._look(session, item, statement.read(script.text))
+            self._look(session, item, statement.read(script.text), led)
         else:
             self._unseen = self._unseen or item
         if looked_at or len(self.found) < KEPT:
@@ -225,11 +233,35 @@ class Meter:
                 taken.held_s = ended - item.began
         self._begin()
 
-    def _look(self, session: Session, item: Measured, text: bytes) -> None:
-        """See which locks a statement took: what is documented only counts where nothing is."""
+    def _led(self, session: Session, script: Script, statement: scan.Statement) -> dict[str, str]:
+        """Return the tables of the indexes that are named outside a transaction.
+
+        Before it runs: behind it an index may be gone. The lock is on its table.
+        """
+        if session.connection.info.transaction_status == pq.TransactionStatus.INTRANS or (
+            scan.first_word(script.text, statement.start) not in INDEXES
+        ):
+            return {}
+        found = {}
+        for lock in effects.of(statement.read(script.text)).locks:
+            if lock.of_index:
+                with suppress(psycopg.Error):  # what is wrong there the statement itself says
+                    row = session.execute(_INDEXED, [lock.table]).fetchone()
+                    if row and (table := self._tables.get(row[0])) is not None:
+                        found[lock.table] = table.name
+        return found
+
+    def _look(self, session: Session, item: Measured, text: bytes, led: Mapping[str, str]) -> None:
+        """See which locks a statement took: what is documented only counts where nothing is.
+
+        `led`: the tables of indexes that it names.
+        """
         self._unseen = None
         effect = effects.of(text)
-        said = [Taken(lock.table, lock.mode, documented=True) for lock in effect.locks]
+        said = [
+            Taken(led.get(lock.table, lock.table), lock.mode, documented=True)
+            for lock in effect.locks
+        ]
         if session.connection.info.transaction_status != pq.TransactionStatus.INTRANS:
             item.outside, item.locks = True, said
             self._known.clear()  # what it touched was not to be seen

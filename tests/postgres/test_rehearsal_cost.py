@@ -335,6 +335,27 @@ def test_very_many_short_queries_are_looked_at_together(
     ]
 
 
+def test_lock_of_an_index_is_told_as_its_tables(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """Nobody waits for an index: who reads or writes waits for its table, and a plan says so, too.
+
+    Of an index that is gone behind the statement, and of one that the path leads to.
+    """
+    database.script(
+        "CREATE SCHEMA other; CREATE TABLE other.k (id int PRIMARY KEY, b int);"
+        "CREATE INDEX k_b ON other.k (b)"
+    )
+    drop, reindex = "DROP INDEX CONCURRENTLY k_b;", "REINDEX INDEX CONCURRENTLY k_pkey;"
+    path = "SET search_path = other;"
+    migrations({"001_a.sql": f"-- preflight: no-transaction\n{path}\n{drop}\n{reindex}"})
+    _, *measured = run("plan", "--rehearse", "--json").json()["statements"]
+
+    assert [[("other.k", "SHARE UPDATE EXCLUSIVE")]] * 2 == [
+        [(lock["table"], lock["mode"]) for lock in each["measured"]["locks"]] for each in measured
+    ]
+
+
 def test_partitions_are_told_as_their_table(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
