@@ -56,6 +56,14 @@ _INDEXED = """
 SELECT i.indrelid::pg_catalog.int8 FROM pg_catalog.pg_index i
 WHERE i.indexrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)
 """
+_ANEW = """
+SELECT c.oid::pg_catalog.int8,
+ coalesce(pg_catalog.pg_relation_filenode(c.oid), 0::pg_catalog.oid)::pg_catalog.int8,
+ pg_catalog.pg_total_relation_size(c.oid)
+FROM pg_catalog.pg_class c
+WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s::pg_catalog.text)
+ AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,m}'::pg_catalog."char"[])
+"""
 # under our own search_path; rolled back, the savepoint gives the file's back
 _LOCKED = """
 SAVEPOINT preflight_meter; SET LOCAL {path};
@@ -266,6 +274,7 @@ class Meter:
             item.outside, item.locks = True, said
             self._known.clear()  # what it touched was not to be seen
             item.unknown = effect.unknown
+            item.rewrites = self._rewritten(session, said)
             for taken in said:
                 taken.held_s = item.duration_s
                 taken.alone = taken.mode in STRONG and self._named_alone(session, taken)
@@ -275,6 +284,22 @@ class Meter:
         there = {table.name for table in self._tables.values()}
         seen = {taken.table for taken in item.locks}
         item.locks += [taken for taken in said if taken.table in there - seen]
+
+    def _rewritten(self, session: Session, said: Sequence[Taken]) -> list[Rewrite]:
+        """Return what a statement outside a transaction has written anew, as VACUUM FULL does."""
+        found = []
+        for taken in said:
+            if taken.mode != effects.ACCESS_EXCLUSIVE:
+                continue
+            with suppress(psycopg.Error):  # a timeout that the file has set
+                row = session.execute(_ANEW, [taken.table]).fetchone()
+                oid, filenode, size = row or (0, 0, 0)
+                table = self._tables.get(oid)
+                if table is not None and table.filenode != filenode:
+                    root = self._tables[table.root].name if table.root in self._tables else ""
+                    found.append(Rewrite(table.name, table.size, size, root))
+                    self._tables[oid] = dataclasses.replace(table, filenode=filenode, size=size)
+        return found
 
     def _seen(self, session: Session, item: Measured) -> list[Taken]:
         """Return the locks that the transaction did not have before; note what is rewritten."""

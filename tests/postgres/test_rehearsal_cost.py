@@ -356,6 +356,18 @@ def test_lock_of_an_index_is_told_as_its_tables(
     ]
 
 
+def test_rewrite_outside_a_transaction_is_told(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """VACUUM FULL writes its table anew, as CLUSTER does; VACUUM leaves it where it is."""
+    database.script("CREATE TABLE k AS SELECT n FROM generate_series(1, 10000) n; DELETE FROM k")
+    migrations({"001_a.sql": "-- preflight: no-transaction\nVACUUM k;\nVACUUM (FULL) k;"})
+    lazy, full = run("plan", "--rehearse", "--json").json()["statements"]
+
+    assert "rewrites" not in lazy["measured"]
+    assert ["k"] == [each["table"] for each in full["measured"]["rewrites"]]
+
+
 def test_partitions_are_told_as_their_table(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
