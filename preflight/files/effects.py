@@ -516,7 +516,7 @@ def _described(kind: str, statement: Inner, text: bytes) -> Said:
         return _fixed(kind, statement)
     if kind in _VARIED:
         return _VARIED[kind](statement)
-    words = " ".join(scan.words(text[:200], 3)).lower()
+    words = " ".join(scan.words(text[:200], 3)).lower().rstrip(" (,.")
     listed = _named(statement) if kind in _LISTING else ()
     return words, [Lock(name, SHARE_UPDATE) for name in listed]
 
@@ -533,8 +533,9 @@ def _fixed(kind: str, statement: Inner) -> Said:
 def _create_index(statement: Inner) -> Said:
     mode = SHARE_UPDATE if statement.concurrent else SHARE
     how = " concurrently" if statement.concurrent else ""
+    called = f" {statement.idxname}" if statement.idxname else ""
     table = _name(statement.relation)
-    return f"create index{how} {statement.idxname} on {table}", [Lock(table, mode)]
+    return f"create index{how}{called} on {table}", [Lock(table, mode)]
 
 
 def _create_table(statement: Inner) -> Said:

@@ -28,7 +28,7 @@ def remarks(file: Migration, statements: Sequence[Planned]) -> list[str]:
         if script
         for problem in due.refused(script)
     ]
-    if not statements:
+    if not statements and not file.up.opening:
         found.append("nothing but comments: it is recorded, and nothing runs")
     for script in filter(None, (file.up, file.rollback, file.verify, file.export)):
         found += unparsed(script)

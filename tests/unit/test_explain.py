@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from preflight.files import effects, planned, reach, review, where
+from preflight.files import effects, planned, reach, reading, review, where
 from preflight.files.migrations import Migration, Script
 
 
@@ -41,6 +41,9 @@ from preflight.files.migrations import Migration, Script
         ("VACUUM FULL t", "vacuum full t", None),
         ("ALTER TABLE t ALTER c DROP EXPRESSION", "alter t: DropExpression c", None),
         ('INSERT INTO "Odd ""one" VALUES (1)', 'insert rows "Odd ""one"', None),
+        ("CREATE INDEX CONCURRENTLY ON t (a)", "create index concurrently on t", None),
+        ("NOTIFY abc, 'x'", "notify abc", None),
+        ("EXECUTE ps(1)", "execute ps", None),
         ("THIS IS no SQL", "this is no (not understood here)", None),
     ],
 )
@@ -648,3 +651,15 @@ def test_body_in_another_language_is_not_known() -> None:
 
     assert found is not None
     assert not found.certain
+
+
+def test_file_that_cannot_be_recorded_is_not_said_to_be_recorded() -> None:
+    """What only says how its transaction is to be holds no statement, and more than comments."""
+    nothing = "nothing but comments: it is recorded, and nothing runs"
+
+    def said(text: str) -> list[str]:
+        script = reading.kept(1, "001_a", "up", text.encode())
+        return review.remarks(Migration(1, "001_a", script), [])
+
+    assert nothing in said("-- no more")
+    assert nothing not in said("SET TRANSACTION READ ONLY;")
