@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -137,7 +137,7 @@ def _readable(session: Session, place: str, *, there: bool = False) -> bool:
 
 def _shares(session: Session, layout: Foreign, found: Found) -> bool:
     """Tell whether a history speaks of what is recorded here."""
-    return any(_says(layout, found.said, record) for record in _recorded(session))
+    return any(map(_telling(layout, found.said), _recorded(session)))
 
 
 def watch(session: Session, layout: Foreign, files: Sequence[Migration]) -> None:
@@ -158,19 +158,21 @@ def require_new(session: Session, layout: Foreign, files: Sequence[Migration]) -
     if found is None:
         return found
     due, known = _due(session, layout, files)
-    told = takeover.sure(session, layout, found, files)
-    newest = max((file.version for file in files if file not in due), default=0)
+    told = {file.version: file for file in takeover.sure(session, layout, found, files)}
+    newest = max((file.version for file in files if file.version not in due), default=0)
     again = [
         file
-        for file in told
-        if file in due
-        and file not in known
+        for version, file in told.items()
+        if version in due
+        and version not in known
         # one row may speak of all below it: not of a file that has come later
-        and (layout.key(file) in found.said.applied or file.version > newest)
+        and (layout.key(file) in found.said.applied or version > newest)
     ]
     if again:
         last = again[-1]
-        between = [file for file in due if file.version < last.version and file not in told]
+        between = [
+            due[version] for version in due if version < last.version and version not in told
+        ]
         names = ", ".join(file.name for file in again[:_FEW])
         raise HistoryConflict(
             "takeover.refused",
@@ -193,15 +195,15 @@ def _also(files: Sequence[Migration], tool: str) -> str:
 
 def _due(
     session: Session, layout: Foreign, files: Sequence[Migration]
-) -> tuple[list[Migration], list[Migration]]:
-    """Return the files that are not recorded, and those of them that were there before us.
+) -> tuple[dict[int, Migration], Container[int]]:
+    """Return the files that are not recorded, and which of them were there before us.
 
     All where this role may not read that. A version that is text may have had another number.
     """
     schema = session.config.schema
     rows = session.execute(f"SELECT m.version FROM ONLY {schema}.migrations m").fetchall()  # noqa: S608
     recorded = {version for (version,) in rows}
-    due = [file for file in files if file.version not in recorded]
+    due = {file.version: file for file in files if file.version not in recorded}
     query = f"SELECT j.version, j.name FROM ONLY {schema}.journal j WHERE j.event = ANY (%s)"  # noqa: S608
     try:
         with session.connection.transaction():
@@ -210,18 +212,15 @@ def _due(
         return due, due
     versions, names = {version for version, _ in ran}, {name for _, name in ran}
     before = [
-        each.said
+        _telling(layout, each.said)
         for each in (_kept(session) if tables.there(session, "takeovers") else ())
         if each.tool == layout.tool and each.said is not None
     ]
-    known = [
-        file
-        for file in due
-        if file.version in versions
-        or file.name in names
-        or any(_says(layout, said, _record(file)) for said in before)
-    ]
-    return due, known
+    return due, {
+        version
+        for version, file in due.items()
+        if version in versions or file.name in names or any(said(_record(file)) for said in before)
+    }
 
 
 def _record(file: Migration) -> Record:
@@ -271,7 +270,8 @@ def vouched(
             _warn(_unvouched(theirs, now, left, alike=_same_names(theirs, files)))
             continue
         _settle(session, theirs, each, now, through)
-        unsaid = [file for file in believed if not _says(theirs, now.said, _record(file))]
+        says = _telling(theirs, now.said)
+        unsaid = [file for file in believed if not says(_record(file))]
         if unsaid and _same_names(theirs, files):
             _warn(_also(unsaid, theirs.tool).strip())
         remember(session, theirs, now)
@@ -331,13 +331,9 @@ def _taken_back(session: Session, theirs: Foreign, kept: Kept, now: Found) -> li
             records = _recorded(session, how)
     except psycopg.errors.InsufficientPrivilege:
         return []
-    return [
-        record
-        for record in records
-        if record.state == "done"
-        and (kept.said is None or _says(theirs, kept.said, record))
-        and not _says(theirs, now.said, record)
-    ]
+    said = _telling(theirs, kept.said) if kept.said else lambda _: True
+    says = _telling(theirs, now.said)
+    return [each for each in records if each.state == "done" and said(each) and not says(each)]
 
 
 def _recorded(session: Session, how: str | None = None) -> list[Record]:
@@ -354,16 +350,20 @@ def _recorded(session: Session, how: str | None = None) -> list[Record]:
     ]
 
 
-def _says(theirs: Foreign, said: Said, record: Record) -> bool:
-    """Tell whether the other tool's history says that a version is applied, or nobody can tell."""
-    if theirs.labelled and record.label is None:  # its file has another name since
-        return True
-    if theirs.stands(record.name, record.label or "", said):
-        return True
-    written = record.written if theirs.labelled else str(record.version)
+def _telling(theirs: Foreign, said: Said) -> Callable[[Record], bool]:
+    """Return what tells whether a history says that a version is applied, or nobody can tell."""
     told = {key if theirs.labelled else str(theirs.order(key)) for key in said.applied}
     last = None if said.through is None else theirs.order(said.through)
-    return written in told or (last is not None and theirs.order(written) <= last)
+
+    def says(record: Record) -> bool:
+        if theirs.labelled and record.label is None:  # its file has another name since
+            return True
+        if theirs.stands(record.name, record.label or "", said):
+            return True
+        written = record.written if theirs.labelled else str(record.version)
+        return written in told or (last is not None and theirs.order(written) <= last)
+
+    return says
 
 
 def _names(records: Sequence[Record]) -> str:
