@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from preflight.backup import children, mounts
+from preflight.base import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ def unusable(directory: Path, needed: int) -> str | None:
         return error.strerror
     if free is None or free >= needed:
         return None
-    return f"{free / 1e6:.1f} MB are free, {needed / 1e6:.1f} MB are needed"
+    return f"{console.size(free)} are free, {console.size(needed)} are needed"
 
 
 def _sweep(directory: Path) -> None:

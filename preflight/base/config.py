@@ -294,6 +294,8 @@ def _path(value: str) -> Path:
 def _place(value: str) -> Path | str:
     """A directory, or s3://, gs:// or az:// with a bucket and perhaps a prefix."""  # noqa: D401
     if "://" not in value:
+        if re.match("(?:s3|gs|az):", value):  # a slash was forgotten: no directory of that name
+            raise ValueError
         return Path(value)
     if not _BUCKET.fullmatch(value) or (value.startswith("az:") and "\\" in value):
         raise ValueError  # Azure reads \ as /, and would give what it was not asked for

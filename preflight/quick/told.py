@@ -106,7 +106,8 @@ def _plain(name: str, value: str) -> bool:
     if name in NUMBERS:
         return _whole(value) and int(value) > 0
     if name in PATHS:
-        return value.isprintable() and "://" not in value  # a bucket has rules of its own
+        bucket = value.startswith(("s3:", "gs:", "az:")) or "://" in value  # it has its own rules
+        return value.isprintable() and not bucket
     if name == "SCHEMA":  # of letters and a digit or two: none of these is a reserved word
         return value == "preflight" or (
             value.startswith("preflight_") and _LOWER.issuperset(value[10:]) and len(value) <= 63  # noqa: PLR2004

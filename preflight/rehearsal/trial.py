@@ -773,7 +773,8 @@ def _entered(
             f"there is no backup to restore (PREFLIGHT_BACKUP={config.backup})"
         )
     if saved.lacking:
-        raise scratch.Unavailable(saved.lacking, hint=spool.SET)
+        level = "info" if config.spool_dir is None else "warning"  # it was meant to be a place
+        raise scratch.Unavailable(saved.lacking, hint=spool.SET, level=level)
     alone = ""
     if config.rehearse_url is None and config.rehearse_on != "server":
         try:

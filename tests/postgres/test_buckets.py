@@ -141,6 +141,22 @@ def test_without_a_spool_the_dump_never_touches_the_disk(
     assert "read" == known.manifest.verified
     (skipped,) = result.event("rehearsal.skipped")
     assert "PREFLIGHT_SPOOL_DIR" in skipped["reason"]
+    assert "info" == skipped["level"]
+
+
+def test_spool_that_was_mistyped_is_told_as_a_warning(
+    run: Run, bucket: buckets.Bucket, tmp_path: Path
+) -> None:
+    """Somebody meant the proof to be there: it is not to be missing unnoticed."""
+    result = run(
+        env={"PREFLIGHT_REHEARSE": "auto", "PREFLIGHT_SPOOL_DIR": str(tmp_path / "nowhere")}
+    )
+
+    assert bucket.url
+    assert 0 == result.code, str(result)
+    (skipped,) = result.event("rehearsal.skipped")
+    assert "warning" == skipped["level"]
+    assert "PREFLIGHT_SPOOL_DIR" in skipped["reason"]
 
 
 def test_proof_without_a_place_for_it_is_refused(run: Run, bucket: buckets.Bucket) -> None:
@@ -316,7 +332,7 @@ def test_library_that_is_not_there_is_named(run: Run, bucket: buckets.Bucket) ->
 @pytest.mark.parametrize(
     "place", ["s3://", "s3:///x", "ftp://h/x", "s3://bucket//x", "s3://key:secret@bucket/x",
               "s3://bucket/x?y", "s3://bucket/.", "gs://bucket/../x", "s3://bucket/x/./y",
-              "az://container/x\\y"],
+              "az://container/x\\y", "s3:/bucket/x", "gs:bucket"],
 )  # fmt: skip
 def test_what_is_no_bucket_is_refused(run_bare: Run, place: str) -> None:
     """Before a server is asked."""

@@ -15,7 +15,7 @@ VALUES = (
     "", "0", "1", "01", "7", "1.5", "-1", " 1", "1 ", "\u0661", "999999", "9999999", "off", "on",
     "OFF", "auto", "json", "gcp", "console", "info", "debug", "required", "always", "local",
     "server", "refuse", "pending", "allow", "fail", "public", "select", "preflight", "preflight_x",
-    "s3://", "s3://bucket/app", "ftp://x", "file:///x",
+    "s3://", "s3://bucket/app", "s3:/bucket", "ftp://x", "file:///x",
     "preflight_", "Preflight", "pg_x", "a b", "/backups", "relative/x", "'x'", '"x"', "é", "a\tb",
 )  # fmt: skip
 TARGETS = {
