@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from preflight.apply import indexes
 from preflight.base.errors import (
     NeedsRepair,
 )
@@ -43,6 +42,8 @@ def require_resumable(
     reason = _in_the_way(file, row, old)
     if not reason:
         return
+    from preflight.apply import indexes  # noqa: PLC0415 -- only where a file stopped part-way
+
     left = list[str]()
     if session and reason.endswith(_UNREAD):
         left = indexes.perhaps_left(session, old[row.statements_started - 1][0])
@@ -115,6 +116,8 @@ def repeatable(text: bytes) -> bool:
     """Tell whether a statement outside a transaction can be read back or simply run again."""
     if scan.words(text[:400], 1)[:1] in (["VACUUM"], ["REINDEX"], ["CLUSTER"]):
         return True
+    from preflight.apply import indexes  # noqa: PLC0415 -- likewise
+
     node = parser.parsed(text)
     kind = node.WhichOneof("node") if node else None
     if kinds.detached(text) or kinds.unsubscribed(text):
