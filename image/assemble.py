@@ -402,13 +402,27 @@ def record(root: Path, debian: Iterable[str], libraries: Path) -> None:
         (status / f"{name}.md5sums").write_text("".join(_sums(root, package)))
         licence = Path("/usr/share/doc", name, "copyright")
         if licence.exists():
-            place(licence.resolve(), root / licence.relative_to("/"))
+            _licence(licence.resolve(), root / licence.relative_to("/"))
         listed.append(_debian(fields))
     listed += [_python(found) for found in importlib.metadata.distributions(path=[str(libraries)])]
     document = json.dumps(spdx(listed), indent=1) + "\n"
     target = root / "usr/share/sbom/pg-preflight.spdx.json"
     target.parent.mkdir(parents=True)
     target.write_text(document)
+
+
+def _licence(source: Path, target: Path) -> None:
+    """Put a licence in place; several packages of one source have the same, which is there once."""
+    same = (
+        each
+        for each in sorted(target.parent.parent.glob("*/copyright"))
+        if not each.is_symlink() and filecmp.cmp(source, each, shallow=False)
+    )
+    if (first := next(same, None)) is None:
+        place(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(Path("..", first.parent.name, first.name))
 
 
 def _sums(root: Path, package: str) -> Iterator[str]:
