@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
-from preflight.base import logs, memory, plain, repeat, stop, unloadable
+from preflight.base import logs, memory, plain, repeat, stop, threads, unloadable
 from preflight.base.config import Config, environment, notified
 from preflight.base.errors import ConfigInvalid, ExitCode, Failure
 
@@ -468,8 +468,7 @@ def handle_signals(run: Run) -> None:
     def end_soon() -> None:
         timer = threading.Timer(HARD_STOP_S, _stop_hard, [run])
         timer.daemon = True
-        with suppress(RuntimeError):  # no thread can be started: a stop without a hard end
-            timer.start()
+        threads.started(timer)  # else it is a stop without a hard end
 
     def ask(signum: int, _frame: FrameType | None) -> None:
         if stop.requested() is None:
@@ -548,7 +547,6 @@ def _stop_hard(run: Run) -> None:
     if not ends_itself:
         last = threading.Thread(target=_stopped, args=[run], kwargs={"answered": False})
         last.daemon = True
-        with suppress(RuntimeError):  # no thread can be started: an end without a word
-            last.start()
+        threads.started(last)  # else it is an end without a word
     if not (run.told.wait(LAST_WORD_S) and ends_itself):
         os._exit(run.code)

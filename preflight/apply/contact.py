@@ -223,14 +223,23 @@ def _certain(session: Session, tool: str) -> tuple[str, Sequence[Migration]]:
     from preflight.files import foreign  # noqa: PLC0415 -- only at first contact
     from preflight.history import takeover  # noqa: PLC0415 -- likewise
 
-    directory = session.config.migrations_dir
     with suppress(Failure, OSError):
-        if takeover.seen(session, foreign.layout(tool, directory)):
-            layout, files = foreign.load(tool, directory)
-            found = takeover.look(session, layout, files)
+        if takeover.seen(session, foreign.layout(tool, session.config.migrations_dir)):
+            layout, files, found = _read_as(session, tool)
             if found is not None and takeover.near(session, layout, found):
                 return found.place, takeover.certain(layout, found, files)
     return "", ()
+
+
+def _read_as(
+    session: Session, tool: str
+) -> tuple[Foreign, Sequence[Migration], takeover.Found | None]:
+    """Return the folder as a tool reads it, and what its history says; raises Failure, OSError."""
+    from preflight.files import foreign  # noqa: PLC0415 -- only where it may be another tool's
+    from preflight.history import takeover  # noqa: PLC0415 -- likewise
+
+    layout, files = foreign.load(tool, session.config.migrations_dir)
+    return layout, files, takeover.look(session, layout, files)
 
 
 def _theirs(
@@ -323,15 +332,12 @@ def _tool_before(session: Session) -> tuple[str | None, str | None]:
 
     And its table, where PREFLIGHT_SCHEMAS leaves that out.
     """
-    from preflight.files import foreign  # noqa: PLC0415 -- only before a failure
-    from preflight.history import takeover  # noqa: PLC0415 -- likewise
+    from preflight.history import takeover  # noqa: PLC0415 -- only before a failure
 
-    directory = session.config.migrations_dir
     left: tuple[str, str | None] | None = None
     for tool in OTHER_LAYOUTS:
         with suppress(Failure, OSError, psycopg.Error):
-            layout, files = foreign.load(tool, directory)
-            found = takeover.look(session, layout, files)
+            layout, files, found = _read_as(session, tool)
             if found is None and (place := takeover.outside(session, layout, files)) is not None:
                 left = left or (tool, place)
             if found is not None and takeover.certain(layout, found, files):

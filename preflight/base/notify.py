@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from preflight.base import stop
+from preflight.base import stop, threads
 
 LIMIT_S = 5.0
 STOPPED_S = 0.5  # after a stop was asked for
@@ -94,12 +94,10 @@ class Messages:
 
         self.failed[name] = f"no answer within {LIMIT_S:.0f} s"
         sending = threading.Thread(target=work, daemon=True)
-        try:
-            sending.start()
-        except RuntimeError:  # as many as the container may have are there
-            self.failed[name] = "no thread could be started"
-        else:
+        if threads.started(sending):
             self.sending = sending
+        else:  # as many as the container may have are there
+            self.failed[name] = "no thread could be started"
 
     def wait(self) -> dict[str, str]:
         """Wait for the answers, and not for long where a stop is asked for.

@@ -26,6 +26,14 @@ VOCABULARIES = {
     },
 }
 SECRET_MAX_BYTES = 64 * 1024
+# what libpq opens by itself: its parameter, its variable, and the file below HOME where nobody says
+# another; a key it looks at first
+OPENED = (
+    ("passfile", "PGPASSFILE", ".pgpass"),
+    ("sslrootcert", "PGSSLROOTCERT", ".postgresql/root.crt"),
+    ("sslcert", "PGSSLCERT", ".postgresql/postgresql.crt"),
+    ("sslcrl", "PGSSLCRL", ".postgresql/root.crl"),
+)
 
 
 def host() -> str:

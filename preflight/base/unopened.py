@@ -9,21 +9,15 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 
+from preflight.base import plain
+
 NOWHERE = f"{os.devnull}/none"  # a passfile that is not there: libpq says nothing of it
 HINT = (
     "libpq would wait there for ever: copy what it holds into a file, that of a `<(…)` too, and "
     "name the file."
 )
 SERVICES = ("servicefile", "PGSERVICEFILE", ".pg_service.conf")
-# libpq's parameter, its variable, and the file below HOME where nobody says another; a key it looks
-# at first
-FILES = (
-    ("passfile", "PGPASSFILE", ".pgpass"),
-    ("sslrootcert", "PGSSLROOTCERT", ".postgresql/root.crt"),
-    ("sslcert", "PGSSLCERT", ".postgresql/postgresql.crt"),
-    ("sslcrl", "PGSSLCRL", ".postgresql/root.crl"),
-    ("sslkeylogfile", "", ""),
-)
+FILES = (*plain.OPENED, ("sslkeylogfile", "", ""))  # the last one only where somebody says it
 _WORDS = {"sslrootcert": "system"}  # no path
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),

@@ -50,10 +50,10 @@ def run(
         ledger.ensure(session, labelled=files.labelled)
         known = ledger.read(session)
         todo = [] if nothing else _todo(files, known, chosen, up_to=through is not None)
-        moves = {} if through is not None else _moves(todo, files, known)
-        if foreign := _foreign(session, files, known, moves):  # they say nothing of this database
+        moves = _moves(todo, files, known)
+        going = {} if through is not None else moves  # who vouches for all names none of them
+        if foreign := _foreign(session, files, known, going):  # they say nothing of this database
             raise HistoryConflict.of("history.conflict", foreign)
-        moves = moves or _moves(todo, files, known)
         if chosen is not None:
             numbers.refuse_marked(files, todo)
 

@@ -44,7 +44,7 @@ CREATE TABLE {schema}.takeovers (
 """
 _COLUMNS = "tool, place, said, newest, at, tool_version, run_id, told"
 _ABSENT = "absent"  # in place of the newest version, where there is no table yet
-# what a table says there that was so before a file of that version could run here
+# how a version was recorded that was there before any file of it ran here
 _THERE = ("adopted", "vouched", "taken_over")
 _FEW = 5  # names in a sentence
 _ONE = "One of the two has to migrate this database."
@@ -54,14 +54,6 @@ _GONE = (
     psycopg.errors.InvalidSchemaName,
     psycopg.errors.InsufficientPrivilege,
 )
-
-
-_IS = """
-SELECT c.oid IS NOT NULL, c.relkind IN ('r', 'p') AND (pg_catalog.pg_has_role(c.relowner, 'MEMBER')
- OR pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE'))
-FROM pg_catalog.pg_database d LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(%s)
-WHERE d.datname = pg_catalog.current_database()
-"""
 
 
 class Kept(NamedTuple):
@@ -116,7 +108,7 @@ def begin(session: Session, layout: Foreign, found: Found | None = None) -> None
         return
     if found is None:
         nothing = Found(takeover.usual(session, layout), Said({}))
-        if not _readable(session, nothing.place, there=True):
+        if takeover.believed(session, nothing.place) is None:
             remember(session, layout, nothing, _ABSENT)
     elif takeover.usual(session, layout) == found.place and _shares(session, layout, found):
         remember(session, layout, found)
@@ -126,13 +118,6 @@ def _any(session: Session) -> bool:
     query = f"SELECT EXISTS (SELECT FROM ONLY {session.config.schema}.takeovers)"  # noqa: S608 -- a checked name
     (row,) = session.execute(query).fetchall()
     return bool(row[0])
-
-
-def _readable(session: Session, place: str, *, there: bool = False) -> bool:
-    """Tell whether a table is there, and one that may be believed unless that is no matter."""
-    (row,) = session.execute(_IS, [place]).fetchall()
-    exists, believed = row
-    return bool(exists if there else believed)
 
 
 def _shares(session: Session, layout: Foreign, found: Found) -> bool:
@@ -325,10 +310,9 @@ def _taken_back(session: Session, theirs: Foreign, kept: Kept, now: Found) -> li
 
     Of what an older version kept that is what was taken over.
     """
-    how = "taken_over" if kept.said is None else None
     try:
         with session.connection.transaction():
-            records = _recorded(session, how)
+            records = _recorded(session, taken_over=kept.said is None)
     except psycopg.errors.InsufficientPrivilege:
         return []
     said = _telling(theirs, kept.said) if kept.said else lambda _: True
@@ -336,9 +320,9 @@ def _taken_back(session: Session, theirs: Foreign, kept: Kept, now: Found) -> li
     return [each for each in records if each.state == "done" and said(each) and not says(each)]
 
 
-def _recorded(session: Session, how: str | None = None) -> list[Record]:
-    """Return what is recorded, in any way or in one."""
-    where = "WHERE m.how = 'taken_over'" if how else ""
+def _recorded(session: Session, *, taken_over: bool = False) -> list[Record]:
+    """Return what is recorded, in any way or from the other tool alone."""
+    where = "WHERE m.how = 'taken_over'" if taken_over else ""
     rows = session.execute(  # a column that the table lacks is found one level further out
         f"""SELECT r.* FROM (SELECT NULL::text AS label) lacking,
  LATERAL (SELECT m.version, m.name, m.checksum, m.state, label
@@ -470,7 +454,7 @@ def _kept(session: Session) -> list[Kept]:
     for tool, home, table, digest, newest, told in rows:
         if newest == _ABSENT:
             place = takeover.usual(session, _layout(session, tool))
-            if not _readable(session, place):
+            if not takeover.believed(session, place):
                 continue
         elif table is None:
             continue

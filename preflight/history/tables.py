@@ -603,7 +603,7 @@ def add(session: Session, name: str, form: str, columns: str) -> None:
 
 
 def widen(session: Session, name: str, column: str, kind: str) -> None:
-    """Add a column to a table beside the history where it lacks that; everybody may read it."""
+    """Add a column to a table of ours where it lacks that; everybody may read it."""
     table = f"{session.config.schema}.{name}"
     query = """SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a
  WHERE a.attrelid = %s::pg_catalog.regclass AND a.attname = %s AND NOT a.attisdropped)"""
@@ -665,11 +665,7 @@ def open_columns(rows: Rows) -> tuple[str, ...]:
 
 def labelled(session: Session) -> None:
     """Make room for versions that are text, where there is none; call as `complete`."""
-    if "label" in open_columns(session.rows(look(session))):
-        return
-    schema = session.config.schema
-    _alter(session, f"{schema}.migrations ADD COLUMN label pg_catalog.text UNIQUE")
-    define(session, f"GRANT SELECT (label) ON {schema}.migrations TO PUBLIC")
+    widen(session, "migrations", "label", "pg_catalog.text UNIQUE")
 
 
 def ready_to_take_over(session: Session) -> None:

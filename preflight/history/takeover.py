@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from preflight.files.migrations import Migration
     from preflight.server.sessions import Session
 
-# Tables of anybody with the columns that are looked for. What is read is believed, so it has to
-# belong to this role, or to one that could do anything here anyway.
+# What is read is believed, so it has to belong to this role, or to one that could do anything here
+# anyway.
+_BELIEVED = """(pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+  OR pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE'))"""
+# Tables of anybody with the columns that are looked for.
 _LIKE = """
 SELECT n.nspname::text, c.relname::text, c.relkind::text,
- pg_catalog.pg_has_role(c.relowner, 'MEMBER')
-  OR pg_catalog.pg_has_role(c.relowner, d.datdba, 'USAGE') AS believed,
+ {believed} AS believed,
  pg_catalog.pg_get_userbyid(c.relowner)::text,
  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -39,7 +41,12 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schem
  AND %s::text[] <@ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 ORDER BY 1, 2
-"""
+""".replace("{believed}", _BELIEVED)
+_IS = """
+SELECT c.relkind IN ('r', 'p') AND {believed} FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+WHERE c.oid = pg_catalog.to_regclass(%s)
+""".replace("{believed}", _BELIEVED)
 # the schemas in which this role finds what it names without one, in their order
 _PATH = f"{{theirs}}; SELECT pg_catalog.current_schemas(false)::text[] AS path; SET LOCAL {PATH}"
 _KEPT_BACK = """SELECT pg_catalog.has_table_privilege(%s::pg_catalog.regclass, 'SELECT')
@@ -201,6 +208,12 @@ def usual(session: Session, layout: Foreign) -> str:
     if not schema:
         schema = layout.tool if layout.table.apart else (*_path(session), "public")[0]
     return f"{quoting.name(schema)}.{quoting.name(table)}"
+
+
+def believed(session: Session, place: str) -> bool | None:
+    """Tell whether what is called so is a table whose word counts; None: nothing is."""
+    row = session.execute(_IS, [place]).fetchone()
+    return row[0] if row else None
 
 
 def seen(session: Session, layout: Foreign) -> bool:

@@ -19,13 +19,6 @@ LIBPQ = frozenset(
     ("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGCHANNELBINDING", "PGPASSFILE",
      "PGSSLNEGOTIATION", "PGGSSENCMODE", "PGREQUIREAUTH", "PGAPPNAME", "PGDATA")
 )  # fmt: skip
-# of these the files, and where libpq looks without them; a key it does not open where it is none
-OPENED = (
-    ("PGPASSFILE", ".pgpass"),
-    ("PGSSLROOTCERT", ".postgresql/root.crt"),
-    ("PGSSLCERT", ".postgresql/postgresql.crt"),
-    ("PGSSLCRL", ".postgresql/root.crl"),
-)
 TIMEOUT = "PGCONNECT_TIMEOUT"
 KNOWN = (
     LIBPQ
@@ -152,7 +145,7 @@ def _require_files(environ: Environment) -> None:
     At a pipe it would wait for ever, and nothing could end that.
     """
     home = os.environb.get(b"HOME", b"").decode("utf-8", "surrogateescape")
-    for variable, default in OPENED:
+    for _, variable, default in plain.OPENED:
         try:
             mode = os.stat(environ.get(variable) or f"{home}/{default}").st_mode  # noqa: PTH116 -- likewise
         except OSError:

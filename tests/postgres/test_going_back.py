@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -312,47 +313,52 @@ def test_who_may_only_read_is_told_what_is_pending(
     assert (3, ["applied", "pending"]) == (result.code, states(result)), str(result)
 
 
-@pytest.mark.parametrize("born", ["here", "under an older release"])
-def test_neighbour_whose_numbers_fit_is_no_tool_of_ours(
-    born: str, run: Run, database: servers.Database, folder: Path
-) -> None:
-    """Another app in the same schema: a table of another name says nothing of these files."""
-    write(folder, forth("1_a", A))
-    assert 0 == run(env=MEANWHILE).code
-    if born != "here":
-        database.script("DROP TABLE preflight.takeovers")
-    database.script(
+class Neighbour(NamedTuple):
+    """Our files, and another app's table in the same schema: as it is made, and as it moves on."""
+
+    files: dict[str, str]
+    later: dict[str, str]
+    table: str
+    moves: str
+
+
+NEIGHBOURS = {
+    "its numbers fit, under another name": Neighbour(
+        forth("1_a", A),
+        forth("2_row", ROW),
         "CREATE TABLE b_migrations (version bigint, dirty boolean);"
-        "INSERT INTO b_migrations VALUES (5, false)"
-    )
-    write(folder, forth("2_row", ROW))
-
-    first = run(env=MEANWHILE)
-    database.script("UPDATE b_migrations SET version = 6")
-
-    assert (0, ["2_row"]) == (first.code, first.finished["applied"]), str(first)
-    assert [0, 0] == [run("check").code, run(env=MEANWHILE).code]
+        "INSERT INTO b_migrations VALUES (5, false)",
+        "UPDATE b_migrations SET version = 6",
+    ),
+    "Rails has the name and the column of dbmate's": Neighbour(
+        {"20240101000000_a.sql": both(A)},
+        {"20240102000000_row.sql": both(ROW)},
+        "CREATE TABLE schema_migrations (version varchar PRIMARY KEY);"
+        "INSERT INTO schema_migrations VALUES ('20230101101010')",
+        "INSERT INTO schema_migrations VALUES ('20250101101010')",
+    ),
+}
 
 
 @pytest.mark.parametrize("born", ["here", "under an older release"])
-def test_table_of_rails_beside_a_folder_of_dbmate_is_no_alarm(
-    born: str, run: Run, database: servers.Database, folder: Path
+@pytest.mark.parametrize("case", NEIGHBOURS)
+def test_neighbour_is_no_alarm(
+    case: str, born: str, run: Run, database: servers.Database, folder: Path
 ) -> None:
-    """Same name, same column, other versions: nothing in it is recorded here."""
-    write(folder, {"20240101000000_a.sql": both(A)})
+    """Nothing in its table is recorded here, or it is no table that the tool would look into."""
+    files, later, table, moves = NEIGHBOURS[case]
+    write(folder, files)
     assert 0 == run(env=MEANWHILE).code
     if born != "here":
         database.script("DROP TABLE preflight.takeovers")
-    database.script(
-        "CREATE TABLE schema_migrations (version varchar PRIMARY KEY);"
-        "INSERT INTO schema_migrations VALUES ('20230101101010')"
-    )
-    write(folder, {"20240102000000_row.sql": both(ROW)})
+    database.script(table)
+    write(folder, later)
 
     first = run(env=MEANWHILE)
-    database.script("INSERT INTO schema_migrations VALUES ('20250101101010')")
+    database.script(moves)
 
-    assert (0, ["20240102000000_row"]) == (first.code, first.finished["applied"]), str(first)
+    (name,) = {each.partition(".")[0] for each in later}
+    assert (0, [name]) == (first.code, first.finished["applied"]), str(first)
     assert [0, 0] == [run("check").code, run(env=MEANWHILE).code]
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -446,6 +446,14 @@ def others(
     }
 
 
+def said(command: Sequence[str], env: Mapping[str, str], timeout: float = 60) -> program.Result:
+    """Run a command as somebody else, whose directory is nobody's."""
+    done = subprocess.run(
+        command, env=env, cwd="/proc", capture_output=True, text=True, timeout=timeout, check=False
+    )
+    return program.Result(done.returncode, done.stdout, done.stderr, 0.0)
+
+
 @needs_root
 def test_limit_of_processes_is_told_as_what_passes(
     outside: Path, others: dict[str, str], database: servers.Database
@@ -453,17 +461,7 @@ def test_limit_of_processes_is_told_as_what_passes(
     """Wherever the next thread cannot be started: run again, with the limit named, and no bug."""
     codes = []
     for most in range(1, 12):
-        command = ["prlimit", f"--nproc={most}", *UP]
-        done = subprocess.run(
-            command,
-            env=others,
-            cwd="/proc",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        result = program.Result(done.returncode, done.stdout, done.stderr, 0.0)
+        result = said(["prlimit", f"--nproc={most}", *UP], others)
         codes.append(result.code)
         if result.code == 0:
             break
@@ -523,18 +521,10 @@ def test_service_without_a_user_is_named_where_ours_has_no_name(
     env = {name: value for name, value in others.items() if not name.startswith("PG")}
     env |= {"PGSERVICE": "live", "PGSERVICEFILE": str(outside / "services")}
     env |= {"PREFLIGHT_WAIT_TIMEOUT_S": "50"}
-    done = subprocess.run(
-        [*UP, "check"],
-        env=env,
-        cwd="/proc",
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    error = program.Result(done.returncode, done.stdout, done.stderr, 0.0).finished["error"]
+    result = said([*UP, "check"], env, timeout=30)
+    error = result.finished["error"]
 
-    assert (20, "config.connection") == (done.returncode, error["code"])
+    assert (20, "config.connection") == (result.code, error["code"])
     assert "no user is said" in error["message"]
     assert "PGUSER" in error["hint"]
 
