@@ -26,6 +26,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,6 +288,10 @@ def _dies_with_us() -> Callable[[], object] | None:
 
 # --- a server -------------------------------------------------------------------------------------
 
+# What initdb has made, by major version, and no server that lives was copied from: a copy costs a
+# tenth, and any two servers that live at once have system identifiers of their own.
+_BLANKS: defaultdict[int, list[Path]] = defaultdict(list)
+
 
 class Server:
     """One PostgreSQL server in a directory of its own.
@@ -299,7 +304,7 @@ class Server:
     password = PASSWORD
 
     def __init__(self, major: int, settings: Mapping[str, str | int]) -> None:
-        """Initialise the data directory; start() is what starts it."""
+        """Make the data directory; start() is what starts it."""
         self.major = major
         self.bin = installation(major) / "bin"
         self.home = _temporary(f"{major}")
@@ -308,7 +313,9 @@ class Server:
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
         _give(self.home)
-        self._initdb()
+        unused = _BLANKS[major]
+        self._blank: Path | None = unused.pop() if unused else self._initdb()
+        subprocess.run(["/bin/cp", "-a", self._blank, self.data], check=True)
         self.configure(**{**SETTINGS, **settings})
 
     def __repr__(self) -> str:
@@ -419,6 +426,9 @@ class Server:
         """Stop it and remove everything it had."""
         self.stop("immediate")
         shutil.rmtree(self.home, ignore_errors=True)
+        if self._blank:
+            _BLANKS[self.major].append(self._blank)
+            self._blank = None
 
     # Talking to it
 
@@ -456,13 +466,15 @@ class Server:
 
     # What the above is made of
 
-    def _initdb(self) -> None:
-        password_file = self.home / "password"
+    def _initdb(self) -> Path:
+        home = _temporary(f"{self.major}-blank")
+        _give(home)
+        password_file, made = home / "password", home / "data"
         password_file.write_text(PASSWORD, encoding="utf-8")
         _give(password_file)
         command: list[Path | str] = [
             *(self.bin / "initdb", "--no-sync", "--encoding=UTF8", "--auth=scram-sha-256"),
-            *(f"--username={SUPERUSER}", f"--pwfile={password_file}", f"--pgdata={self.data}"),
+            *(f"--username={SUPERUSER}", f"--pwfile={password_file}", f"--pgdata={made}"),
         ]
         for locale in ("C.UTF-8", "C"):  # not every system has the first
             done = self._call([*command, f"--locale={locale}"])
@@ -471,6 +483,7 @@ class Server:
         else:
             raise Broken(f"initdb of PostgreSQL {self.major} failed:\n{done.stderr}")
         password_file.unlink()
+        return made
 
     def _call(self, command: list[Path | str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

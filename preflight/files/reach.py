@@ -47,14 +47,15 @@ _SCHEMAS_AWAY = (
     r"azure_(?:storage|ai|openai|cognitive|ml)\.\w+|(?:pglogical|spock|bdr)\.\w+|"
     r"net\.http_(?:get|post|delete)|supabase_functions\.http_request"
 )
-_CALLED = re.compile(rf"(?:.*\.)?(?:{_CALLS})|{_SCHEMAS_AWAY}", re.DOTALL)
-_CALLED_AWAY = re.compile(rf"(?:.*\.)?(?:{_CALLS_AWAY})|{_SCHEMAS_AWAY}", re.DOTALL)
+# these are large, and most files need none of them: compiled where one is first asked
+_CALLED = rf"(?s)(?:.*\.)?(?:{_CALLS})|{_SCHEMAS_AWAY}"
+_CALLED_AWAY = rf"(?s)(?:.*\.)?(?:{_CALLS_AWAY})|{_SCHEMAS_AWAY}"
 _MAY_CALL = re.compile(
     rb"(?i)\b(?:%b|cron|aws_\w+|azure_\w+|pglogical|spock|bdr|net)\b" % _CALLS.encode()
 )
 _SAID_AWAY = _SCHEMAS_AWAY.replace(r"\.", r" \. ")  # as words
 # for a body that no parser reads: its words, without comments and quotes
-_WORDS = re.compile(
+_WORDS = (
     r"(?i)\b(?:create|alter|drop|comment on|security label on) (?:role|"
     r"user(?! mapping)|group|tablespace|database|subscription)\b|"
     r"\b(?:grant|revoke) (?:(?!on\b|;)\S+ )+on (?:database|tablespace|parameter)\b|"
@@ -70,18 +71,18 @@ _WORDS = re.compile(
 _TEXT_OR_COMMENT = re.compile(r"('(?:[^']|'')*')|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _PIECE = re.compile(r"[\w$]+|[^\w\s]")
 # without one of these, nothing of the words above and below is there
-_MAY_SAY = re.compile(
+_MAY_SAY = (
     rb"(?i)\b(?:role|user|group|tablespace|database|subscription|parameter|owned|grant|revoke|system|"
     rb"program|import|pg_\w+)\b|%b" % _MAY_CALL.pattern.removeprefix(b"(?i)")
 )
 _MAY_EXECUTE = re.compile(rb"(?i)\bexecute\b")
-_WORDS_AWAY = re.compile(
+_WORDS_AWAY = (
     r"(?i)\b(?:create|alter|drop|comment on|security label on) subscription\b|"
     r"\bcreate tablespace\b|\bimport foreign schema\b|\bcopy [^;]*\b(?:program\b)|"
     r"\b(?:insert into|update|delete from|truncate) (?:pg_catalog \. )?pg_subscription\b|"
     rf"\b(?:{_CALLS_AWAY}|{_SAID_AWAY}) \("
 )
-_WORDS_LEFT = re.compile(rf"{_WORDS_AWAY.pattern}|\b(?:{_CALLS}) \(")
+_WORDS_LEFT = rf"{_WORDS_AWAY}|\b(?:{_CALLS}) \("
 _SHARED = {  # what belongs to the whole server, as the parser names kinds of objects
     "OBJECT_DATABASE", "OBJECT_ROLE", "OBJECT_TABLESPACE", "OBJECT_PARAMETER_ACL",
     "OBJECT_SUBSCRIPTION",
@@ -221,7 +222,8 @@ def _named(node: Node, text: bytes, bounds: Bounds) -> str | None:
         kind = str(inner.WhichOneof("node"))
         if kind == "func_call":
             name = ".".join(part.string.sval for part in inner.func_call.funcname).lower()
-            if (_CALLED_AWAY if bounds.server and not bounds.calls else _CALLED).fullmatch(name):
+            called = _CALLED_AWAY if bounds.server and not bounds.calls else _CALLED
+            if re.fullmatch(called, name):
                 return f"calls {name}, which reaches beyond the database"
         elif kind.endswith("_stmt") and (
             found := _of_kind(inner, kind, bounds)
@@ -274,10 +276,10 @@ def in_routine(language: str, body: str) -> str | None:
 
     Where nobody can read what EXECUTE runs, the words of its texts say it: no word, no reach.
     """
-    if not _MAY_SAY.search(body.encode()):
+    if not re.search(_MAY_SAY, body.encode()):
         return None
     said = _TEXT_OR_COMMENT.sub(lambda found: found[1] or " ", body)
-    words = _WORDS.search(" ".join(_PIECE.findall(said)).lower())
+    words = re.search(_WORDS, " ".join(_PIECE.findall(said)).lower())
     quote = "$preflight_routine$"
     made = f'CREATE FUNCTION f() RETURNS trigger LANGUAGE "{language}" AS {quote}{body}{quote}'
     return words[0][:60] if words and beyond(made.encode()) else None
@@ -465,11 +467,11 @@ def _folded(node: Node) -> str | None:  # noqa: PLR0911 -- one line a kind of ex
 def _by_words(text: bytes, bounds: Bounds, at: int = 0, end: int | None = None) -> Reach | None:
     """Look at the words of what no parser reads, without comments and quotes, some at a time."""
     end = len(text) if end is None else end
-    if not _MAY_SAY.search(text, at, end):
+    if not re.compile(_MAY_SAY).search(text, at, end):
         return None
     wide = _WORDS_LEFT if bounds.calls else _WORDS_AWAY
     pattern = wide if bounds.server else _WORDS
     for words, _ in scan.windows(text, at, end):
-        if found := pattern.search(" ".join(words).lower()):
+        if found := re.search(pattern, " ".join(words).lower()):
             return Reach(_BODY.format(found[0][:60]))
     return None
