@@ -181,5 +181,5 @@ def answered(
         raise BackupFailed(
             "backup.command_not_started",
             str(failed),
-            f"Is it in this image, executable, and on PATH? {NOTHING}",
+            f"{failed.hint or 'Is it in this image, executable, and on PATH?'} {NOTHING}",
         ) from failed

@@ -30,11 +30,15 @@ STOP, CONT = (17, 19) if sys.platform == "darwin" else (19, 18)
 
 
 class ClientFailed(Exception):
-    """A client program failed; `hope` is `busy`, `passing`, `unknown` or `none`."""
+    """A client program failed; `hope` is `busy`, `passing`, `unknown` or `none`.
 
-    def __init__(self, text: str, hope: str) -> None:
+    `hint` says what to do about it, where that is known.
+    """
+
+    def __init__(self, text: str, hope: str, hint: str = "") -> None:
         super().__init__(text)
         self.hope = hope
+        self.hint = hint
 
 
 _NONE = re.compile(
@@ -74,8 +78,9 @@ def started(
     fed: bool = False,
 ) -> Iterator[tuple[subprocess.Popen[bytes], _Words]]:
     """Run a client program; it ends with us: by signal here, by its broken pipe after kill -9."""
-    try:
-        child = subprocess.Popen(  # noqa: S603 -- a command that we built
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 -- a command that we built
             list(command),
             env=dict(environment),
             stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
@@ -83,8 +88,12 @@ def started(
             stderr=subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is ours to handle
         )
+
+    try:
+        child = threads.process(start)
     except OSError as error:
-        raise ClientFailed(f"{command[0]} does not start: {error.strerror}", "none") from error
+        why = f"{command[0]} does not start: {error.strerror}"
+        raise ClientFailed(why, "none", threads.room(error)) from error
     words = _Words(child, hear)
     try:
         yield child, words
@@ -130,9 +139,16 @@ def guarded(child: subprocess.Popen[bytes]) -> Iterator[None]:
 def _guard(child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
     """Start a process that notices our end by its end of a pipe, and then ends a client."""
     command = [sys.executable, "-I", "-S", "-c", _GUARD, str(child.pid), str(KILL)]
-    return subprocess.Popen(  # noqa: S603 -- a command that we built
-        command, stdin=subprocess.PIPE, start_new_session=True
-    )
+    return _watching(command)
+
+
+def _watching(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 -- a command that we built
+            command, stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    return threads.process(start)
 
 
 _REMOVER = """import os, shutil, sys, time
@@ -151,9 +167,7 @@ def removed_with_us(folder: Path) -> Callable[[], None]:
     It is removed then, too, if it is still there.
     """
     command = [sys.executable, "-I", "-S", "-c", _REMOVER, str(folder)]
-    guard = subprocess.Popen(  # noqa: S603 -- a command that we built
-        command, stdin=subprocess.PIPE, start_new_session=True
-    )
+    guard = _watching(command)
 
     def end() -> None:
         guard.communicate()

@@ -68,7 +68,7 @@ def clients(config: Config, session: Session) -> Clients:
     try:
         version, problem = _said_version(pg_dump, tuple(config.child_env.items()))
     except children.ClientFailed as failure:
-        version, problem = "", str(failure)
+        version, problem, hint = "", str(failure), failure.hint or hint
     number = re.search(r"\d+", version)
     if number is None:
         raise BackupFailed(
@@ -82,6 +82,11 @@ def clients(config: Config, session: Session) -> Clients:
             hint,
         )
     return Clients(pg_dump, pg_restore, version)
+
+
+def unusable(failure: children.ClientFailed) -> BackupFailed:
+    """Return the failure of a client that was there a moment ago."""
+    return BackupFailed("backup.no_client", str(failure), failure.hint or "Reinstall the client.")
 
 
 _UNABLE = re.compile(

@@ -30,7 +30,7 @@ from preflight.backup import (
     sealing,
 )
 from preflight.base import stop
-from preflight.base.errors import BackupFailed, BackupUnverified
+from preflight.base.errors import BackupUnverified
 
 if TYPE_CHECKING:
     import io
@@ -363,5 +363,5 @@ def rows_of(
     except children.ClientFailed as failure:
         if failure.hope == "none" and "does not start" not in str(failure):
             raise BackupUnverified("backup.unreadable", str(failure), clients.HINT) from failure
-        raise BackupFailed("backup.no_client", str(failure), "Reinstall the client.") from failure
+        raise clients.unusable(failure) from failure
     return dict(rows)

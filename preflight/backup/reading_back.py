@@ -226,7 +226,7 @@ def rows_of(
                     bar.show(share, f"{found:,} of {expected:,} rows")
             code, said = children.wait(child), words.said()
     except children.ClientFailed as failure:
-        raise BackupFailed("backup.no_client", str(failure), "Reinstall the client.") from failure
+        raise clients.unusable(failure) from failure
     return judged(counter, programs, code, said)
 
 
@@ -266,8 +266,7 @@ def _counted(
         try:
             child, words = stack.enter_context(children.started(command, environment, fed=True))
         except children.ClientFailed as failure:
-            why = str(failure)
-            raise BackupFailed("backup.no_client", why, "Reinstall the client.") from failure
+            raise clients.unusable(failure) from failure
         assert child.stdin is not None  # noqa: S101 -- it is fed
         assert child.stdout is not None  # noqa: S101 -- and heard
         with suppress(OSError):  # of one that has ended

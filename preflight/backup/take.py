@@ -386,10 +386,11 @@ def _dumped(
             snapshots.Moved,
         ) as error:
             hope, before, said = _hope_of(error), said, str(error).strip()
+            hint = getattr(error, "hint", "") or _HINT
             if into.way and (by_one := into.way.after(error)):
                 hope, into.way = "passing", by_one
         if hope == "none" or (hope == "unknown" and said == before):
-            raise BackupFailed("backup.pg_dump", f"the dump failed: {said}", _HINT)
+            raise BackupFailed("backup.pg_dump", f"the dump failed: {said}", hint)
         others = _lockers(session)
         patient = time.monotonic() - began < session.config.lock_retry_s
         if not tries_again(hope, attempt, patient=patient):

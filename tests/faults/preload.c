@@ -4,7 +4,7 @@
  * FAULT_DIRSYNC, FAULT_FLOCK errno for fsync of a directory, and for flock
  * FAULT_PASSFILE             errno for the file that the password is in
  * FAULT_TEMPORARY            errno for the file that Python tries a temporary directory with
- * FAULT_FORK                 errno for every new process
+ * FAULT_FORK, FAULT_FORKS    errno for every new process, or for the first so many of each parent
  * FAULT_NOW                  the time of day, standing still
  * FAULT_RESOLVER             "hangs", "fails", or a file: names are known once it is there
  */
@@ -104,7 +104,11 @@ pid_t fork(void) {
     static pid_t (*real)(void);
     if (!real)
         real = dlsym(RTLD_NEXT, "fork");
-    return refused(answer("FAULT_FORK")) ? -1 : real();
+    static int so_far;
+    int most = answer("FAULT_FORKS");
+    if ((!most || so_far++ < most) && refused(answer("FAULT_FORK")))
+        return -1;
+    return real();
 }
 
 pid_t vfork(void) { /* a real vfork cannot be handed on from here */

@@ -61,13 +61,39 @@ def test_f137_process_that_cannot_be_started_is_no_backup(
     backup_dir: Path,
     answers: Answers,
 ) -> None:
-    """EAGAIN of a pids limit: told, and nothing is migrated."""
+    """EAGAIN of a pids limit: told, with what limits it, and nothing is migrated."""
     migrations({"001_a.sql": "CREATE TABLE a ();"})
     result = run(env=answers(fork=errno.EAGAIN))
+    error = result.finished["error"]
 
-    assert (23, "backup.no_client") == (result.code, result.finished["error"]["code"]), str(result)
+    assert (23, "backup.no_client") == (result.code, error["code"]), str(result)
+    assert "pids.max" in error["hint"]
     assert [] == list(backup_dir.iterdir())
     assert [None] == database.query("SELECT to_regclass('a')")
+
+
+def test_process_that_can_be_started_a_moment_later_is_waited_for(
+    run: Run, database: servers.Database, migrations: WriteMigrations, answers: Answers
+) -> None:
+    """Somebody else's process ends in between: there is a backup, and the file runs."""
+    migrations({"001_a.sql": "CREATE TABLE a ();"})
+    result = run(env=answers(fork=errno.EAGAIN, forks=2))
+
+    assert (0, "applied") == (result.code, result.finished["outcome"]), str(result)
+    assert 1 == len(result.event("backup.verified"))
+    assert ["a"] == database.query("SELECT to_regclass('a')::text")
+
+
+def test_command_that_cannot_be_started_for_want_of_room_is_told_so(
+    run: Run, answers: Answers
+) -> None:
+    """It is there, and its rights are right: what is to be changed is the limit."""
+    env = {"PREFLIGHT_BACKUP": "off", **answers(fork=errno.ENOMEM)}
+    result = run("wrap", "--always", "--", "true", env=env)
+    error = result.finished["error"]
+
+    assert (20, "wrap.not_started") == (result.code, error["code"]), str(result)
+    assert "pids.max" in error["hint"]
 
 
 @pytest.mark.fault("F145")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from preflight.base import masks, stop
+from preflight.base import masks, stop, threads
 from preflight.base.errors import RehearsalFailed
 from preflight.commands.wrapping import keeper, program, said, wall
 
@@ -149,8 +149,9 @@ class _Running:
         status, theirs = os.pipe()
         ports = keeper.NO_WALL if around is None else ",".join(map(str, around.ports))
         start = [sys.executable, "-I", "-S", "-c", _KEEP, str(ROOT), str(theirs), ports, *command]
-        try:
-            self.keeper = subprocess.Popen(  # noqa: S603 -- COMMAND, as it was given
+
+        def begin() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(  # noqa: S603 -- COMMAND, as it was given
                 start,
                 env={"LC_ALL": "C.UTF-8"},
                 stdin=subprocess.PIPE,
@@ -160,9 +161,12 @@ class _Running:
                 pass_fds=[theirs],
                 start_new_session=True,  # a terminal's Ctrl-C is ours to handle
             )
+
+        try:
+            self.keeper = threads.process(begin)
         except (OSError, ValueError) as error:
             os.close(status)
-            raise program.not_started(command[0], str(error)) from error
+            raise program.not_started(command[0], str(error), threads.room(error)) from error
         finally:
             os.close(theirs)
         self.heard: dict[int, said.Heard | None] = {status: None}
@@ -256,7 +260,9 @@ class _Running:
     def _code(self) -> int:
         what, number = self.result or ("ended", -signal.SIGKILL)
         if what == "failed":
-            raise program.not_started(self.command[0], os.strerror(number))
+            why = os.strerror(number)
+            hint = threads.room(OSError(number, why))
+            raise program.not_started(self.command[0], why, hint)
         if what == "unwalled":
             raise RehearsalFailed(
                 "wrap.no_wall",
