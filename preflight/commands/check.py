@@ -18,7 +18,7 @@ from preflight.base.errors import (
     Pending,
     SchemaAhead,
 )
-from preflight.commands import command, results, wrap
+from preflight.commands import command, results
 from preflight.files import folder
 from preflight.history import journal, ledger, numbers, plan
 from preflight.server import lock, sessions
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 def run(config: Config, *, form: str | None = None, **wrapped: Any) -> None:  # noqa: ANN401 -- options
     """Show every migration and its state; raises what stands in the way, then Pending."""
     if wrapped:
-        wrap.check(config, wrapped, form)
+        from preflight.commands.wrapping import story  # noqa: PLC0415 -- only of a wrapped one
+
+        story.check(config, wrapped, form)
         return
     files = folder.load(config)
     with sessions.connect(config) as session:

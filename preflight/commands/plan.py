@@ -11,7 +11,7 @@ import structlog
 from preflight import gate
 from preflight.apply import contact
 from preflight.base import console
-from preflight.commands import check, command, results, wrap
+from preflight.commands import check, command, results
 from preflight.files import due, folder, planned
 from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
@@ -42,7 +42,9 @@ def run(
     `tried` is what it took on a copy, where others were tried there, too.
     """
     if wrapped:
-        wrap.plan(config, wrapped, form, rehearse=rehearse)
+        from preflight.commands.wrapping import story  # noqa: PLC0415 -- only of a wrapped one
+
+        story.plan(config, wrapped, form, rehearse=rehearse)
         return
     files = folder.load(config)
     with sessions.connect(config) as session:

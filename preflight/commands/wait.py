@@ -11,7 +11,7 @@ import structlog
 
 from preflight.base import stop
 from preflight.base.errors import ConfigInvalid, FilesInvalid, Pending
-from preflight.commands import command, wrap
+from preflight.commands import command
 from preflight.files import folder
 from preflight.history import ledger, numbers, plan
 from preflight.server import sessions
@@ -28,7 +28,9 @@ FILES = -1  # `--schema` without a version: what is on disk
 def run(config: Config, *, schema: int | str | None = None, **wrapped: Any) -> None:  # noqa: ANN401 -- options
     """Wait for the server; with `schema` until that version, or FILES, is there. Raises Pending."""
     if wrapped:
-        wrap.wait(config, wrapped, schema=schema)
+        from preflight.commands.wrapping import story  # noqa: PLC0415 -- only of a wrapped one
+
+        story.wait(config, wrapped, schema=schema)
         return
     if schema is None:
         with sessions.connect(config, asked=True):
