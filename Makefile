@@ -73,7 +73,7 @@ fix: setup ## format, and repair what the linter can repair
 	@$(PY) -m ruff format
 
 bench: setup ## measure beside other tools, and write docs/benchmarks.md (QUICK=1, ARGS='gate', ARGS=--help)
-	@$(PY) -m tests.bench $(ARGS)
+	@BUILD_TOOLS=1 $(PY) -m tests.bench $(ARGS)
 
 schema: setup ## write SCHEMA.md anew from a database that the migrations made
 	@$(PY) -m tests.schema_doc

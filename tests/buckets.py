@@ -42,7 +42,7 @@ def libraries() -> Path:
 def _install(place: Path) -> None:
     if not place.is_dir():
         new = place.with_name(f"{place.name}.{os.getpid()}")
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input"]
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
         install += ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
         subprocess.run([*install, "--target", str(new), "--requirement", str(LOCK)], check=True)
         new.rename(place)

@@ -133,13 +133,14 @@ def running() -> Iterator[Callable[[int], servers.Server]]:
         server.remove()
 
 
-@pytest.fixture(
-    params=[
-        # One worker runs all tests of one version, so that its server is made once.
-        pytest.param(major, id=f"pg{major}", marks=pytest.mark.xdist_group(f"pg{major}"))
-        for major in servers.MAJORS
-    ]
-)
+# One worker runs all tests of one version, so that its server is made once.
+_EVERY = [
+    pytest.param(major, id=f"pg{major}", marks=pytest.mark.xdist_group(f"pg{major}"))
+    for major in servers.MAJORS
+]
+
+
+@pytest.fixture(params=_EVERY)
 def any_server(
     request: pytest.FixtureRequest, running: Callable[[int], servers.Server]
 ) -> servers.Server:
@@ -147,17 +148,29 @@ def any_server(
     return running(request.param)
 
 
+@pytest.fixture(params=_EVERY if os.environ.get("EVERY_MAJOR") else [_EVERY[0], _EVERY[-1]])
+def outer_server(
+    request: pytest.FixtureRequest, running: Callable[[int], servers.Server]
+) -> servers.Server:
+    """Give a server of the oldest and of the newest version, for what hardly looks at the version.
+
+    It is `server` then, as `any_server` is. EVERY_MAJOR=1 has those between as well.
+    """
+    return running(request.param)
+
+
 @pytest.fixture
 def server(
     request: pytest.FixtureRequest, running: Callable[[int], servers.Server]
 ) -> servers.Server:
-    """Give the server to test with: 17, or the one of `any_server`.
+    """Give the server to test with: 17, or the one of `any_server` or `outer_server`.
 
     It is shared: leave it as it is.
     """
-    if "any_server" in request.fixturenames:
-        shared: servers.Server = request.getfixturevalue("any_server")
-        return shared
+    for each in ("any_server", "outer_server"):
+        if each in request.fixturenames:
+            shared: servers.Server = request.getfixturevalue(each)
+            return shared
     return running(DEFAULT_MAJOR)
 
 

@@ -32,6 +32,8 @@ GO = {
 RUST = {"sqlx": ("sqlx-cli@0.9.0", "postgres,rustls"), "diesel": ("diesel_cli@2.3.14", "postgres")}
 DBMATE = "2.36.0"
 INSTALL_S = 600
+PIP = (sys.executable, "-m", "pip")
+SLOW = {"sql-migrate", *RUST}  # to build; of the first is measured how fast it is, and nothing else
 LACKING = "another tool is not to be had: "  # no promise of ours: said, also where all must run
 
 
@@ -74,6 +76,7 @@ def found(program: str) -> str:
 def go(name: str) -> Path:
     """Return a tool that is written in Go; skips the test where it cannot be built."""
     module, tags = GO[name]
+    _require_wanted(name, f"go-{name}-{module.rpartition('@')[2]}")
 
     def build(home: Path) -> None:
         environment = {"GOBIN": str(home), "CGO_ENABLED": "0"}
@@ -84,16 +87,19 @@ def go(name: str) -> Path:
 
 @functools.cache
 def rust(name: str) -> Path:
-    """Return a tool that is written in Rust; skips the test where nobody had it built.
-
-    That takes minutes, so it is done only where BUILD_TOOLS is set.
-    """
+    """Return a tool that is written in Rust; skips the test where nobody had it built."""
     package, features = RUST[name]
     home = f"rust-{package}"
-    if not (CACHE / home / "complete").exists() and not os.environ.get("BUILD_TOOLS"):
-        lacking(f"{package} is built only with BUILD_TOOLS=1")
+    _require_wanted(name, home)
     options = ("--debug", "--locked", "--no-default-features", "--features", features)
     return made(home, lambda home: _cargo(home, package, *options)) / "bin" / name
+
+
+def _require_wanted(name: str, home: str) -> None:
+    """Skip the test where a tool is slow to build, and nobody has set BUILD_TOOLS."""
+    there = (CACHE / home / "complete").exists()
+    if name in SLOW and not there and not os.environ.get("BUILD_TOOLS"):
+        lacking(f"{name} is built only with BUILD_TOOLS=1")
 
 
 def _cargo(home: Path, package: str, *options: str) -> None:
@@ -106,8 +112,9 @@ def python(*packages: str) -> Path:
     """Return a Python that has these packages; skips the test where they cannot be installed."""
 
     def fill(home: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        install(home / "bin/pip", "install", "--quiet", *packages)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+        quickly = ("--quiet", "--disable-pip-version-check", "--no-compile")
+        install(*PIP, "--python", home / "bin/python", "install", *quickly, *packages)
 
     return made(f"python-{_digest(packages)}", fill) / "bin/python"
 

@@ -733,12 +733,12 @@ def test_index_that_an_operator_builds_this_moment_is_left_to_him(
 
 @pytest.mark.usefixtures("table")
 def test_index_with_a_name_like_a_leftover_is_nobodys_leftover(
-    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+    outer_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """REINDEX CONCURRENTLY cleans up copies of indexes, and not what only has such a name."""
     database.script("CREATE INDEX t_b ON t (a)")
     migrations({"001_a.sql": MARK + "REINDEX (VERBOSE) TABLE CONCURRENTLY t;"})
-    with any_server.connect(database.name) as operator:
+    with outer_server.connect(database.name) as operator:
         with pytest.raises(Exception, match="unique"):
             operator.execute(UNIQUE.replace("t_a", "t_b_ccnew"))
         operator.execute("BEGIN; INSERT INTO t VALUES (3)")
@@ -1077,7 +1077,7 @@ def test_statement_whose_mark_waits_in_vain_is_partial(
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("what", ["TABLE CONCURRENTLY t", "INDEX CONCURRENTLY public.t_b"])
 def test_failed_reindex_is_named_and_cleaned_up(
-    any_server: servers.Server,
+    outer_server: servers.Server,
     run: Run,
     database: servers.Database,
     migrations: WriteMigrations,
@@ -1086,7 +1086,7 @@ def test_failed_reindex_is_named_and_cleaned_up(
     """The half-made copy is INVALID and would stay for ever, kept up to date at every write."""
     database.script("ALTER TABLE t ADD b text; CREATE INDEX t_b ON t (b)")
     migrations({"001_a.sql": MARK + f"-- preflight: lock-timeout 100ms\nREINDEX {what};"})
-    with any_server.connect(database.name) as blocker:
+    with outer_server.connect(database.name) as blocker:
         blocker.execute("BEGIN; INSERT INTO t VALUES (3)")
         failed = run()
         blocker.execute("COMMIT")

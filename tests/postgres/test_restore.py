@@ -1168,16 +1168,16 @@ def test_restored_database_of_an_older_version_is_told_as_one(
 
 
 def test_restored_database_that_nobody_touched_is_believed(
-    any_server: servers.Server, run: Run, filled: servers.Database
+    outer_server: servers.Server, run: Run, filled: servers.Database
 ) -> None:
     """Also after VACUUM, a temporary table, and with settings that print values another way.
 
     For a swap no parallel worker compares, which not every server lets into a closed database.
     """
-    assert any_server is filled.server
+    assert outer_server is filled.server
     tells = filled.query("SHOW server_version_num")[0] >= "180000"  # how many workers there were
     filled.script("CREATE TABLE d (at timestamptz DEFAULT '2020-01-02 03:04:05+00', x int)")
-    with any_server.connect() as connection:
+    with outer_server.connect() as connection:
         for query in (
             "ALTER DATABASE {} SET datestyle TO 'SQL, DMY'",
             "ALTER DATABASE {} SET timezone TO 'Asia/Tokyo'",

@@ -588,10 +588,10 @@ def test_failed_file_without_transaction_can_be_taken_back(
 
 
 def test_rollback_without_transaction_resumes_where_it_stopped(
-    any_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
+    outer_server: servers.Server, run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
     """A done statement is not run twice; until it is through, `up` does not touch the file."""
-    assert any_server is database.server
+    assert outer_server is database.server
     migrations(
         A
         | {
@@ -737,13 +737,13 @@ def catalog(database: servers.Database) -> tuple[str, dict[str, list[Any]]]:
 
 
 def test_there_and_back_and_there_again_is_the_same_as_there(
-    any_server: servers.Server,
+    outer_server: servers.Server,
     run: Run,
     database: servers.Database,
     create_database: CreateDatabase,
 ) -> None:
     """The repository's own migrations leave nothing behind, on every version of the server."""
-    once = create_database(any_server)
+    once = create_database(outer_server)
     assert 0 == run(env={**REPOSITORY, **once.env()}).code
     empty = catalog(database)
     assert 0 == run(env=REPOSITORY).code

@@ -16,6 +16,7 @@ from preflight.commands import arguments, registry
 from preflight.history import tables
 from tests import codes, house, servers
 
+pytestmark = pytest.mark.xdist_group("sources")  # whoever has read them all keeps them
 ROOT = servers.REPOSITORY
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "migrations/README.md"]

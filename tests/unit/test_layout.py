@@ -9,6 +9,7 @@ import pytest
 
 from tests import house
 
+pytestmark = pytest.mark.xdist_group("sources")  # whoever has read them all keeps them
 ONLY_IN: dict[str, set[str]] = {
     "os.environ": {"base.config", "base.unloadable"},  # the second can rely on no other room
     "os.environb": {"base.config", "quick.told"},
