@@ -288,8 +288,8 @@ def _dies_with_us() -> Callable[[], object] | None:
 
 # --- a server -------------------------------------------------------------------------------------
 
-# What initdb has made, by major version, and no server that lives was copied from: a copy costs a
-# tenth, and any two servers that live at once have system identifiers of their own.
+# What initdb has made, by major version, and no server that lives was copied from: a copy takes an
+# eighth of the time, and any two servers that live at once have system identifiers of their own.
 _BLANKS: defaultdict[int, list[Path]] = defaultdict(list)
 
 
