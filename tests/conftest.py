@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     given = getattr(config, "workerinput", {}).get("codes")
     codes.NOTES.directory = Path(given or tempfile.mkdtemp(prefix="pg-preflight-codes-"))
     codes.watch()
+    servers.PLACE.of_servers = servers.in_memory()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -41,6 +41,7 @@ SUPERUSER = "postgres"
 # Everything a password may hold that a URL, a passfile, a shell or a conninfo string trips over.
 PASSWORD = "sup er'\"us\\er:100%@né"  # noqa: S105 - of servers that live for a minute
 START_TIMEOUT_S = 30.0
+ENOUGH = 8 << 30  # bytes of memory for the servers of a whole test run, and as many besides
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SETTINGS: Mapping[str, str | int] = {
@@ -83,6 +84,16 @@ _NPM = {
         "ape8eUuz4O2KrO8mySDMEKuHYEppJ71EJ4IanBa1fH6LOui9wifm4+iJnhFkaY+WGBa/Rgw/of+RlFHO2i+bLg==",
     ),
 }
+
+
+@dataclass
+class Place:
+    """Where the servers of this process live; None is where temporary files do."""
+
+    of_servers: Path | None = None
+
+
+PLACE = Place()
 
 
 class Unavailable(Exception):
@@ -256,13 +267,33 @@ def _reachable(path: Path) -> bool:
     return all(each.stat().st_mode & 0o001 for each in (path, *path.parents))
 
 
-def _temporary(purpose: str) -> Path:
+def _temporary(purpose: str, place: Path | None = None) -> Path:
     """Make a directory below one that the server's user can enter; it is removed at exit."""
     places = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - by mkdtemp
-    place = next((each for each in places if each.is_dir() and _reachable(each)), places[0])
-    made = Path(tempfile.mkdtemp(prefix=f"pg-preflight-{purpose}-", dir=place))
+    there = next((each for each in places if each.is_dir() and _reachable(each)), places[0])
+    prefix = f"pg-preflight-{purpose}-{os.getpid()}-"
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=place or there))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
+
+
+def in_memory() -> Path | None:
+    """Return where servers of a test run may live in memory; None where there is little of it.
+
+    To make and drop a database takes a third of what it takes on a disk there. What a run left that
+    was killed is removed first.
+    """
+    place = Path("/dev/shm")  # noqa: S108 - by mkdtemp
+    if not (place.is_dir() and os.access(place, os.W_OK) and _reachable(place)):
+        return None
+    for each in place.glob("pg-preflight-*-*-*"):
+        whose = each.name.split("-")[-2]
+        if whose.isdecimal() and not Path("/proc", whose).exists():
+            shutil.rmtree(each, ignore_errors=True)
+    said = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    memory = int(said["MemAvailable"].split()[0]) << 10
+    free = shutil.disk_usage(place).free
+    return place if min(memory, free) >= ENOUGH else None
 
 
 def _give(path: Path) -> None:
@@ -307,7 +338,7 @@ class Server:
         """Make the data directory; start() is what starts it."""
         self.major = major
         self.bin = installation(major) / "bin"
-        self.home = _temporary(f"{major}")
+        self.home = _temporary(f"{major}", PLACE.of_servers)
         self.data = self.home / "data"
         self.log = self.home / "postgres.log"
         self.port = 0
@@ -467,7 +498,7 @@ class Server:
     # What the above is made of
 
     def _initdb(self) -> Path:
-        home = _temporary(f"{self.major}-blank")
+        home = _temporary(f"{self.major}-blank", PLACE.of_servers)
         _give(home)
         password_file, made = home / "password", home / "data"
         password_file.write_text(PASSWORD, encoding="utf-8")
