@@ -334,11 +334,13 @@ class Server:
     superuser = SUPERUSER
     password = PASSWORD
 
-    def __init__(self, major: int, settings: Mapping[str, str | int]) -> None:
-        """Make the data directory; start() is what starts it."""
+    def __init__(
+        self, major: int, settings: Mapping[str, str | int], place: Path | None = None
+    ) -> None:
+        """Make the data directory, in a place of its own or where all are; start() starts it."""
         self.major = major
         self.bin = installation(major) / "bin"
-        self.home = _temporary(f"{major}", PLACE.of_servers)
+        self.home = _temporary(f"{major}", place or PLACE.of_servers)
         self.data = self.home / "data"
         self.log = self.home / "postgres.log"
         self.port = 0
@@ -562,7 +564,15 @@ def start(major: int, **settings: str | int) -> Server:
 
     Raises Unavailable when this machine cannot have one.
     """
-    server = Server(major, settings)
+    return _started(Server(major, settings))
+
+
+def start_on(place: Path, major: int, **settings: str | int) -> Server:
+    """Start one on a disk of its own, as `start` does."""
+    return _started(Server(major, settings, place))
+
+
+def _started(server: Server) -> Server:
     atexit.register(server.remove)
     server.start()
     return server

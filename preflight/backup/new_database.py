@@ -155,6 +155,7 @@ SELECT pg_catalog.pg_terminate_backend(c.pid) FROM ({_CALLED}) c;
 {{back}}
 """  # noqa: S608 -- what is given is quoted
 ENDED_S = 5.0  # what a session is given to end that was told to
+GIVE_BACK_S = 5.0  # how long the tables of a database that is too large are tried to be dropped
 # what this role does not own in a database, and so may not fill
 _THEIRS = """
 SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
@@ -606,12 +607,29 @@ def _give_back(session: Session, name: str, settings: Mapping[str, str]) -> None
     """Drop the tables of a database that its server has no room for, the largest first.
 
     DROP DATABASE asks for a checkpoint before it frees anything, and a server that finds no room at
-    a checkpoint ends for everybody; a table's room is back when its DROP is committed.
+    a checkpoint ends for everybody; a table's room is back when its DROP is committed. Who needs a
+    page of memory whose own place on the disk is not there yet fails, too, and may get another one
+    the next time.
     """
-    with suppress(Failure, psycopg.Error), sessions.beside(session, name, settings) as inside:
-        for (table,) in inside.execute(_TABLES).fetchall():
-            with suppress(psycopg.Error):  # another one may go
-                inside.execute(f"DROP TABLE IF EXISTS {table} CASCADE".encode())
+    for waited in stop.looks(0.02, 0.1):
+        with suppress(Failure, psycopg.Error), sessions.beside(session, name, settings) as inside:
+            tables = inside.execute(_TABLES).fetchall()
+            done = [_dropped(inside, table) for (table,) in tables]  # each: another one may go
+            if all(done):
+                return
+        if waited >= GIVE_BACK_S:
+            return
+
+
+def _dropped(inside: Session, table: str) -> bool:
+    """Drop a table, and return whether that need not be tried again."""
+    try:
+        inside.execute(f"DROP TABLE IF EXISTS {table} CASCADE".encode())
+    except psycopg.errors.DiskFull:
+        return False
+    except psycopg.Error:  # as what belongs to an extension
+        return True
+    return True
 
 
 def make_anew(session: Session, name: str) -> None:
