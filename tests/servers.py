@@ -35,6 +35,8 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import conninfo, sql
 
+from preflight.base import memory
+
 MAJORS = (13, 14, 15, 16, 17, 18)
 HOST = "127.0.0.1"
 SUPERUSER = "postgres"
@@ -280,7 +282,7 @@ def _temporary(purpose: str, place: Path | None = None) -> Path:
 def in_memory() -> Path | None:
     """Return where servers of a test run may live in memory; None where there is little of it.
 
-    To make and drop a database takes a third of what it takes on a disk there. What a run left that
+    To make and drop a database takes a third there of what it takes on a disk. What a run left that
     was killed is removed first.
     """
     place = Path("/dev/shm")  # noqa: S108 - by mkdtemp
@@ -290,10 +292,8 @@ def in_memory() -> Path | None:
         whose = each.name.split("-")[-2]
         if whose.isdecimal() and not Path("/proc", whose).exists():
             shutil.rmtree(each, ignore_errors=True)
-    said = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    memory = int(said["MemAvailable"].split()[0]) << 10
-    free = shutil.disk_usage(place).free
-    return place if min(memory, free) >= ENOUGH else None
+    left = [shutil.disk_usage(place).free, *(each for each, _ in memory.left())]
+    return place if min(left) >= ENOUGH else None
 
 
 def _give(path: Path) -> None:
