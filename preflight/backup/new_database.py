@@ -625,10 +625,8 @@ def _dropped(inside: Session, table: str) -> bool:
     """Drop a table, and return whether that need not be tried again."""
     try:
         inside.execute(f"DROP TABLE IF EXISTS {table} CASCADE".encode())
-    except psycopg.errors.DiskFull:
-        return False
-    except psycopg.Error:  # as what belongs to an extension
-        return True
+    except psycopg.Error as error:  # another reason, as that it belongs to an extension, stays
+        return not isinstance(error, psycopg.errors.DiskFull)
     return True
 
 

@@ -742,7 +742,7 @@ def test_there_and_back_and_there_again_is_the_same_as_there(
     database: servers.Database,
     create_database: CreateDatabase,
 ) -> None:
-    """The repository's own migrations leave nothing behind, on every version of the server."""
+    """The repository's own migrations leave nothing behind, on an old server or a new one."""
     once = create_database(outer_server)
     assert 0 == run(env={**REPOSITORY, **once.env()}).code
     empty = catalog(database)
