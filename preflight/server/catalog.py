@@ -74,7 +74,7 @@ SELECT r.kind || ' ' || r.name, true,
    THEN r.relpersistence END,
   r.relispartition,
   r.oid NOT IN (SELECT u.oid FROM unfilled u), r.relrowsecurity, r.relforcerowsecurity),
- pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), r.reloptions,
+ pg_catalog.concat_ws(' ', pg_catalog.pg_get_userbyid(r.relowner), {relation_options},
   pg_catalog.obj_description(r.oid, 'pg_class'), {relation_acl}, r.relreplident,
   r.relispopulated, r.relpersistence,
   CASE WHEN r.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(r.oid) END,
@@ -90,16 +90,16 @@ SELECT pg_catalog.format('column %s.%I', r.name, a.attname), true,
    a.atthasdef AND pg_catalog.pg_get_expr(d.adbin, d.adrelid) !~ '^NULL(::|$)') END,
   'i' || a.attidentity::text, 'g' || a.attgenerated::text),
  pg_catalog.concat_ws(' ', a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-  pg_catalog.col_description(r.oid, a.attnum), a.attacl, a.attcollation::regcollation, a.attstorage,
-  a.attoptions)
+  pg_catalog.col_description(r.oid, a.attnum), {column_acl}, a.attcollation::regcollation,
+  a.attstorage, {column_options})
 FROM relations r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = r.oid AND d.adnum = a.attnum
 WHERE r.relkind <> 'S' AND a.attnum > 0 AND NOT a.attisdropped
 UNION ALL
 SELECT pg_catalog.format('index %I.%I', n.nspname, c.relname), true,
  pg_catalog.concat_ws(' ', r.name, i.indisunique, i.indisprimary, i.indnatts, i.indnkeyatts),
- pg_catalog.concat_ws(' ', pg_catalog.pg_get_indexdef(c.oid),
-  pg_catalog.obj_description(c.oid, 'pg_class'), i.indisclustered, i.indisreplident, i.indisvalid)
+ pg_catalog.concat_ws(' ', {index}, pg_catalog.obj_description(c.oid, 'pg_class'),
+  i.indisclustered, i.indisreplident, i.indisvalid)
 FROM pg_catalog.pg_index i JOIN relations r ON r.oid = i.indrelid
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -124,7 +124,7 @@ WHERE NOT t.tgisinternal AND t.tgparentid = 0::oid
 UNION ALL
 SELECT pg_catalog.format('policy %I on %s', p.polname, r.name), true,
  pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive),
- pg_catalog.concat_ws(' ', p.polroles::regrole[], pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+ pg_catalog.concat_ws(' ', {policy_roles}, pg_catalog.pg_get_expr(p.polqual, p.polrelid),
   pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
 FROM pg_catalog.pg_policy p JOIN relations r ON r.oid = p.polrelid
 UNION ALL
@@ -140,7 +140,7 @@ SELECT pg_catalog.format('function %I.%I(%s)', n.nspname, p.proname,
   AND d.refclassid = 'pg_catalog.pg_type'::regclass AND d.deptype = 'i'),
  pg_catalog.concat_ws(' ', p.prokind, l.lanname, p.prosecdef, p.provolatile, p.proisstrict,
   pg_catalog.pg_get_function_result(p.oid)),
- pg_catalog.concat_ws(' ', CASE WHEN p.prokind <> 'a' THEN pg_catalog.pg_get_functiondef(p.oid) END,
+ pg_catalog.concat_ws(' ', CASE WHEN p.prokind <> 'a' THEN {function} END,
   pg_catalog.pg_get_userbyid(p.proowner), pg_catalog.obj_description(p.oid, 'pg_proc'),
   {function_acl})
 FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace
@@ -177,7 +177,7 @@ FROM (
  UNION ALL SELECT 'text search configuration', t.cfgname, t.cfgnamespace, t.oid,
   'pg_catalog.pg_ts_config'::regclass, t.cfgowner::text FROM pg_catalog.pg_ts_config t
  UNION ALL SELECT 'text search dictionary', t.dictname, t.dictnamespace, t.oid,
-  'pg_catalog.pg_ts_dict'::regclass, t.dictinitoption FROM pg_catalog.pg_ts_dict t
+  'pg_catalog.pg_ts_dict'::regclass, {dictionary_options} FROM pg_catalog.pg_ts_dict t
  UNION ALL SELECT 'operator family', f.opfname, f.opfnamespace, f.oid,
   'pg_catalog.pg_opfamily'::regclass, f.opfowner::text FROM pg_catalog.pg_opfamily f
  UNION ALL SELECT 'conversion', c.conname, c.connamespace, c.oid,
@@ -192,11 +192,12 @@ FROM pg_catalog.pg_cast c WHERE c.oid >= 16384::oid AND NOT EXISTS (SELECT FROM 
  WHERE m.classid = 'pg_catalog.pg_cast'::regclass AND m.objid = c.oid)
 UNION ALL
 SELECT 'foreign data wrapper ' || pg_catalog.quote_ident(w.fdwname::text), true, '',
- pg_catalog.concat_ws(' ', w.fdwoptions, w.fdwhandler)
+ pg_catalog.concat_ws(' ', {wrapper_options}, w.fdwhandler)
 FROM pg_catalog.pg_foreign_data_wrapper w WHERE NOT EXISTS (SELECT FROM members m
  WHERE m.classid = 'pg_catalog.pg_foreign_data_wrapper'::regclass AND m.objid = w.oid)
 UNION ALL
-SELECT 'foreign server ' || pg_catalog.quote_ident(s.srvname::text), true, '', s.srvoptions::text
+SELECT 'foreign server ' || pg_catalog.quote_ident(s.srvname::text), true, '',
+ {server_options}::text
 FROM pg_catalog.pg_foreign_server s
 UNION ALL
 SELECT 'event trigger ' || pg_catalog.quote_ident(e.evtname::text), true, e.evtevent::text,
@@ -212,11 +213,39 @@ SELECT 'large objects', true, count(*)::text, '' FROM pg_catalog.pg_largeobject_
 """
 _ACL = """(SELECT pg_catalog.string_agg(a::text, ',' ORDER BY a::text) FROM pg_catalog.unnest(
  coalesce({acl}, pg_catalog.acldefault('{kind}', {owner}))) AS a)"""
-_ACLS = {
+# What is set or granted anew comes last: what went and came back is the same in another order.
+_SORTED = """CASE WHEN pg_catalog.cardinality({these}) > 1 THEN (SELECT
+ pg_catalog.array_agg(o ORDER BY o::text) FROM pg_catalog.unnest({these}) AS o) ELSE {these} END"""
+_APART = """CASE WHEN pg_catalog.cardinality({these}) > 1 THEN pg_catalog.concat_ws(' ',
+ pg_catalog.regexp_replace({whole}, '{part}', ''), {sorted}) ELSE {whole} END"""
+
+
+def _sorted(these: str) -> str:
+    return _SORTED.format(these=these)
+
+
+def _sorted_apart(whole: str, part: str, these: str) -> str:
+    """Return SQL that reads a definition, and what is a list in it apart from the rest."""
+    return _APART.format(whole=whole, part=part, these=these, sorted=_sorted(these))
+
+
+_OPTIONS = "pg_catalog.string_to_array(t.dictinitoption, ', ')"
+_PARTS = {
     "schema_acl": _ACL.format(acl="n.nspacl", kind="n", owner="n.nspowner"),
     "relation_acl": _ACL.format(acl="r.relacl", kind="r", owner="r.relowner"),
     "function_acl": _ACL.format(acl="p.proacl", kind="f", owner="p.proowner"),
     "type_acl": _ACL.format(acl="t.typacl", kind="T", owner="t.typowner"),
+    "column_acl": _sorted("a.attacl"),
+    "policy_roles": _sorted("p.polroles::regrole[]"),
+    "relation_options": _sorted("r.reloptions"),
+    "column_options": _sorted("a.attoptions"),
+    "wrapper_options": _sorted("w.fdwoptions"),
+    "server_options": _sorted("s.srvoptions"),
+    "dictionary_options": f"pg_catalog.array_to_string({_sorted(_OPTIONS)}, ', ')",
+    "index": _sorted_apart("pg_catalog.pg_get_indexdef(c.oid)", r" WITH \([^)]*\)", "c.reloptions"),
+    "function": _sorted_apart(
+        "pg_catalog.pg_get_functiondef(p.oid)", r"(?:\n SET [^\n]+)+", "p.proconfig"
+    ),
 }
 _LARGE = "large objects"
 _BORDER = "\0"  # between a shape and a digest
@@ -576,7 +605,7 @@ def shapes(session: sessions.Place, schemas: Sequence[str] = ()) -> packed.Packe
     Of all schemas, or of these and what lies in them.
     No definition is computed for it: in production others may be dropping what it is made of.
     """
-    query = _OBJECTS.format(columns="name, shape, dumped", only=only(schemas), **_ACLS)
+    query = _OBJECTS.format(columns="name, shape, dumped", only=only(schemas), **_PARTS)
 
     def kept(rows: Iterator[tuple[Any, ...]]) -> packed.Packed:
         dumped = (row for row in rows if row[2] and _within(schemas, row[0]))
@@ -587,7 +616,7 @@ def shapes(session: sessions.Place, schemas: Sequence[str] = ()) -> packed.Packe
 
 def definitions(session: sessions.Place) -> packed.Packed:
     """Return each object with its shape and the digest of all else that is known of it."""
-    query = _OBJECTS.format(columns="name, shape, definition", only="", **_ACLS)
+    query = _OBJECTS.format(columns="name, shape, definition", only="", **_PARTS)
 
     def kept(rows: Iterator[tuple[Any, ...]]) -> packed.Packed:
         return packed.Packed((name, _defined(same)) for name, same in _named_alike(rows))

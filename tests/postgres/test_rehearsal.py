@@ -673,6 +673,53 @@ def test_rollback_that_makes_the_same_again_is_no_difference(
     ), result
 
 
+LISTS = """
+CREATE TABLE app (id int, n int) WITH (autovacuum_vacuum_scale_factor = 0.05, fillfactor = 80);
+ALTER TABLE app ALTER n SET (n_distinct = 7, n_distinct_inherited = 3);
+GRANT SELECT (n) ON app TO pg_monitor, pg_read_all_stats;
+CREATE INDEX app_n ON app (n) WITH (fillfactor = 60, deduplicate_items = off);
+CREATE POLICY mine ON app TO pg_monitor, pg_read_all_stats;
+CREATE FUNCTION f() RETURNS int LANGUAGE sql SET work_mem = '4MB' SET jit = off AS 'SELECT 1';
+CREATE FOREIGN DATA WRAPPER w OPTIONS (one '1', two '2');
+CREATE SERVER far FOREIGN DATA WRAPPER w OPTIONS (one '1', two '2');
+CREATE TEXT SEARCH DICTIONARY plain (TEMPLATE = simple, accept = true, stopwords = english);
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "back"),
+    [
+        ("ALTER TABLE app SET (autovacuum_vacuum_scale_factor = 0.01)",
+         "ALTER TABLE app SET (autovacuum_vacuum_scale_factor = 0.05)"),
+        ("ALTER TABLE app ALTER n SET (n_distinct = 5)",
+         "ALTER TABLE app ALTER n SET (n_distinct = 7)"),
+        ("REVOKE SELECT (n) ON app FROM pg_monitor", "GRANT SELECT (n) ON app TO pg_monitor"),
+        ("ALTER INDEX app_n SET (fillfactor = 50)", "ALTER INDEX app_n SET (fillfactor = 60)"),
+        ("ALTER POLICY mine ON app TO pg_monitor",
+         "ALTER POLICY mine ON app TO pg_read_all_stats, pg_monitor"),
+        ("ALTER FUNCTION f RESET work_mem", "ALTER FUNCTION f SET work_mem = '4MB'"),
+        ("ALTER FOREIGN DATA WRAPPER w OPTIONS (DROP one)",
+         "ALTER FOREIGN DATA WRAPPER w OPTIONS (ADD one '1')"),
+        ("ALTER SERVER far OPTIONS (DROP one)", "ALTER SERVER far OPTIONS (ADD one '1')"),
+        ("ALTER TEXT SEARCH DICTIONARY plain (accept = false)",
+         "ALTER TEXT SEARCH DICTIONARY plain (accept = true)"),
+    ],
+)  # fmt: skip
+def test_order_of_what_has_none_is_no_difference(
+    run: Run, database: servers.Database, migrations: WriteMigrations, there: str, back: str
+) -> None:
+    """The server puts last what is set or granted anew; what was not set back is one still."""
+    database.script(LISTS)
+    migrations({"001_one.sql": f"{there};", "001_one_rollback.sql": f"{back};"})
+    same = run("plan", "--rehearse", env={"PREFLIGHT_REHEARSE": "always"})
+    migrations({"001_one.sql": f"{there};", "001_one_rollback.sql": "SELECT;"})
+    other = run("plan", "--rehearse", env={"PREFLIGHT_REHEARSE": "always"})
+
+    assert 0 == same.code, str(same)
+    assert [] == same.event("rehearsal.warned")
+    assert "rehearsal.rollback_differs" == other.finished["error"]["code"], str(other)
+
+
 def test_file_that_goes_on_has_no_way_back_to_compare(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
