@@ -161,7 +161,7 @@ class Meter:
     def __init__(self, known: Mapping[int, Table] | None = None) -> None:
         # by file and place: one that is retried counts once
         self.found: dict[tuple[str, int], Measured] = {}
-        self.passed: set[int] = set()  # versions whose file came to its end
+        self.passed: set[str] = set()  # names of migrations whose file came to its end
         self._counts: dict[str, int] = {}  # of each file's statements
         self._queries = 0  # of the file under way, which were short and looked at
         self._last = -1
@@ -185,7 +185,7 @@ class Meter:
             yield
         finally:
             session.observe = session.ending = None
-        self.passed.add(migration.version)
+        self.passed.add(migration.name)
 
     def _begin(self) -> None:
         for oid in self._held:
@@ -354,7 +354,7 @@ class Meter:
     def costs(self) -> dict[tuple[str, int], dict[str, Any]]:
         """Return what each statement took, by file and place, of the files that passed."""
         items = self.found.items()
-        return {at: item.data() for at, item in items if item.migration.version in self.passed}
+        return {at: item.data() for at, item in items if item.migration.name in self.passed}
 
     @property
     def took_s(self) -> float:
@@ -363,7 +363,7 @@ class Meter:
 
     def told(self) -> dict[str, Any]:
         """Return what an event has room for: strong locks, rewrites, and what took longest."""
-        found = [item for item in self.found.values() if item.migration.version in self.passed]
+        found = [item for item in self.found.values() if item.migration.name in self.passed]
         worst, room = set(), MOST_BYTES
         data = {
             id(item): {"file": item.script.file, "line": item.place()[0], **item.data()}

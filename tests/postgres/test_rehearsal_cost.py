@@ -218,6 +218,25 @@ def test_measures_of_what_passed_are_told_when_a_later_file_fails(
     assert "ACCESS EXCLUSIVE on users, 0." in table.stdout
 
 
+def test_file_without_a_version_is_measured_as_itself(
+    run: Run, database: servers.Database, migrations: WriteMigrations
+) -> None:
+    """All such files share the number 0: that one has passed says nothing of the next."""
+    database.script(USERS)
+    migrations(
+        {
+            "R__a.sql": "SELECT pg_sleep(0.12);",
+            "R__b.sql": "ALTER TABLE users ALTER n TYPE bigint;\nSELECT pg_sleep(0.11);\n"
+            "SELECT 1 / 0;",
+        }
+    )
+    result = run(env={"PREFLIGHT_LAYOUT": "flyway"})
+
+    assert 27 == result.code, str(result)
+    (measured,) = result.event("rehearsal.measured")
+    assert ["R__a.sql"] == [each["file"] for each in measured["statements"]]
+
+
 def test_size_before_a_rewrite_is_that_which_earlier_files_left(
     run: Run, database: servers.Database, migrations: WriteMigrations
 ) -> None:
