@@ -71,13 +71,9 @@ def run(config: Config, *, to: int | str | None = None) -> None:
 
 def _again(known: History, newest: int) -> str:
     """Say how the newest migration is taken back where it may be gone already: not one more."""
-    below = max((version for version in known.records if version < newest), default=None)
-    said = "0" if below is None else known.records[below].written
-    if below == 0 and said == "0":  # which would be below it, too
-        said = "000"
     return (
-        f"Run `rollback --to {said}`, which does nothing if this one came through: without --to "
-        "one migration more would be taken back."
+        f"Run `rollback --to {known.kept_below(newest)}`, which does nothing if this one came "
+        "through: without --to one migration more would be taken back."
     )
 
 

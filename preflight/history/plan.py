@@ -30,6 +30,11 @@ class Record:
         """Its version as people write it."""
         return self.label or str(self.version)
 
+    @property
+    def kept(self) -> str:
+        """Its version as `rollback --to` takes it to leave it there: 0 is below version 000."""
+        return self.written if self.version or self.written != "0" else "000"
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -43,6 +48,11 @@ class History:
     def done(self, version: int) -> bool:
         """Tell whether a version was applied completely."""
         return version in self.records and self.records[version].state == "done"
+
+    def kept_below(self, version: int) -> str:
+        """Return to what `rollback --to` takes that version back, all above it, and no more."""
+        below = max((each for each in self.records if each < version), default=None)
+        return "0" if below is None else self.records[below].kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +258,7 @@ def _taken_back(record: Record, history: History) -> str:
     """Say which command takes a version back: the newest alone needs no number."""
     if record.version == max(history.records):
         return "`rollback` takes it back"
-    below = [version for version in history.records if version < record.version]
-    to = history.records[max(below)].written if below else "0"
-    return f"`rollback --to {to}` takes it back, and all above it"
+    return f"`rollback --to {history.kept_below(record.version)}` takes it back, and all above it"
 
 
 def late(todo: Sequence[Migration], history: History) -> list[Problem]:

@@ -88,6 +88,26 @@ def test_missing_file_below_a_pending_one_is_a_conflict() -> None:
         plan.make(files(1, 3), plan.History(applied(1, 2)))
 
 
+@pytest.mark.parametrize(
+    ("recorded", "gone", "way"),
+    [
+        ((1, 2), 1, "`rollback --to 0`"),
+        ((0, 1, 2), 1, "`rollback --to 000`"),
+        ((0, 1, 2, 3), 2, "`rollback --to 1`"),
+        ((0, 1), 1, "`rollback`"),
+    ],
+)
+def test_way_back_to_before_a_missing_file_takes_no_earlier_version_along(
+    recorded: tuple[int, ...], gone: int, way: str
+) -> None:
+    """0 is below version 000, which is written so where it is to stay."""
+    there = [version for version in (*recorded, 9) if version != gone]
+    with pytest.raises(HistoryConflict) as raised:
+        plan.make(files(*there), plan.History(applied(*recorded)))
+
+    assert f"come back, {way} takes it back" in str(raised.value.problem.hint)
+
+
 @pytest.mark.fault("B042")
 def test_database_may_be_ahead() -> None:
     """An older image starts on a newer schema, and the plan says what it does not know."""
