@@ -33,6 +33,8 @@ _SAYS_MODES = re.compile(
     r"(?:(?P<set>SET (?:LOCAL |SESSION )?TRANSACTION)|BEGIN(?: WORK| TRANSACTION)?"
     r"|START TRANSACTION)(?: (?P<modes>.+))?"
 )
+_LEVELS = {"SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED", "READ UNCOMMITTED"}
+_NAMED = re.compile(rb"(?is)SET\b[^=]{1,200}?\btransaction_isolation\b")
 _MODES_WORDS = 60  # of a statement that says each of them several times
 READING = {"SELECT", "WITH", "VALUES", "TABLE"}
 _DOUBTFUL = {"VACUUM", "REINDEX", "CLUSTER", "DISCARD"}
@@ -71,10 +73,12 @@ class Modes(NamedTuple):
 
 
 def modes(text: bytes) -> Modes | None:
-    """Return what a BEGIN or a SET TRANSACTION says; None of anything else.
+    """Return what a BEGIN, a SET TRANSACTION or a SET transaction_isolation says; None of others.
 
     DEFERRABLE is left out, which does nothing in a transaction that may write.
     """
+    if _NAMED.match(text):
+        return _named(text)
     said = _SAYS_MODES.fullmatch(" ".join(scan.words(text, _MODES_WORDS)))
     if said is None or (said["set"] and not said["modes"]):
         return None
@@ -87,6 +91,17 @@ def modes(text: bytes) -> Modes | None:
         elif each["access"]:
             found = found._replace(read_only=each["access"] == "ONLY")
     return found
+
+
+def _named(text: bytes) -> Modes | None:
+    """Return the level that a SET gives to the setting of that name."""
+    node = parser.parsed(text)
+    if node is None or node.WhichOneof("node") != "variable_set_stmt":
+        return None
+    said = node.variable_set_stmt
+    level = said.args[0].a_const.sval.sval.upper() if len(said.args) == 1 else ""
+    named = said.name.lower() == "transaction_isolation" and level in _LEVELS
+    return Modes(level) if named else None
 
 
 def opens_transaction(text: bytes) -> bool:

@@ -896,6 +896,8 @@ LEVEL = "SELECT current_setting('transaction_isolation')"
          "repeatable read"),
         ("BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE;\n{};\nCOMMIT;", "serializable"),
         ("START TRANSACTION ISOLATION LEVEL READ UNCOMMITTED;\n{};\nCOMMIT;", "read committed"),
+        ("BEGIN;\nSET LOCAL transaction_isolation = 'repeatable read';\n{};\nCOMMIT;",
+         "repeatable read"),
     ],
 )  # fmt: skip
 def test_file_runs_at_the_level_that_it_says(

@@ -169,12 +169,16 @@ def test_transaction_around_the_file_is_dropped(
         ("BEGIN ISOLATION LEVEL SERIALIZABLE; SET TRANSACTION ISOLATION LEVEL READ COMMITTED;",
          "COMMIT;", ""),
         ("SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED;", "", ""),
+        ("SET transaction_isolation = 'repeatable read';", "", "REPEATABLE READ"),
+        ('BEGIN; SET/**/local "transaction_isolation" TO Serializable;', "COMMIT;",
+         "SERIALIZABLE"),
+        ("SET LOCAL TRANSACTION READ WRITE; SET transaction_isolation = 'Read Committed';", "", ""),
     ],
 )  # fmt: skip
 def test_level_of_the_transaction_is_said_before_anything_else(
     migrations: WriteMigrations, head: str, tail: str, expected: str
 ) -> None:
-    """By a BEGIN around the file or by SET TRANSACTION, which is not run; the last word counts."""
+    """By a BEGIN around the file, or by a SET, which is not run; the last word counts."""
     (one,) = load(migrations({"001_a.sql": f"{head}\nSELECT 1;\n{tail}"}))
 
     assert expected == one.up.isolation
@@ -191,6 +195,9 @@ def test_level_that_the_server_would_refuse_there_is_left_to_it(
         f"-- preflight: no-transaction\n{level}; SELECT 1",
         "SET TRANSACTION SNAPSHOT 'x'; SELECT 1",
         "SET TRANSACTION; SELECT 1",
+        "SET transaction_isolation = 'chaos'; SELECT 1",
+        "SET transaction_isolation TO DEFAULT; SELECT 1",
+        "SET a.b = 'set transaction_isolation = serializable'; SELECT 1",
         "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1",
     ):
         (one,) = load(migrations({"001_a.sql": text}))
