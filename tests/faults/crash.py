@@ -572,6 +572,8 @@ class World:
         self.loading = False
         more = {"PREFLIGHT_REHEARSE": strike.rehearse} | self._straight(strike) | self.message()
         more |= self.steps(strike.module) if strike.module else {}
+        if strike.victim == "postmaster":
+            more |= {"PREFLIGHT_WAIT_TIMEOUT_S": "5"}  # nobody starts it before the run gives up
         main = program.Program({**self.environment, **more}, self.home)
 
         def blow(backend: int) -> None:
